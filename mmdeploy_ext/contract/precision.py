@@ -20,10 +20,11 @@ PRECISIONS = ('fp32', 'fp16', 'bf16')
 
 
 def with_half_features(spec: GraphSpec) -> GraphSpec:
-    """Return the contract of an image model with float16 images and outputs, for `--fp16-io`.
+    """Return `spec`, the contract of an image model, with float16 images and features, for `--fp16-io`.
 
-    Sizes and ratios stay float32; so do pixels, since float16 rounds to half a pixel from 512 on, and
-    detections, which are computed in float32.
+    Float32 inputs of four axes become float16; others are sizes and ratios. So do float32 outputs that are
+    compared value by value (`compare='values'`) and have no unit of pixels. Pixels stay float32, since
+    float16 rounds to half a pixel from 512 on, and so do detections, which are computed in float32.
     """
     inputs = tuple(_as_float16(tensor) if len(tensor.axes) == 4 else tensor for tensor in spec.inputs)
     outputs = []
@@ -39,9 +40,10 @@ def _as_float16(tensor: TensorSpec) -> TensorSpec:
 
 
 def written_precision(model: onnx.ModelProto) -> str:
-    """Return the precision of a graph: 'fp16' if one of its constants or casts is float16, else 'fp32'.
+    """Return the precision that `model` was written in: 'fp16' or 'fp32'.
 
-    Those in bodies of its nodes (If, Loop) and of its functions count, too.
+    It is 'fp16' if an initializer or a constant is float16, or a Cast goes to float16, also in the bodies of
+    nodes (If, Loop) and of functions; types of inputs and outputs do not count.
     """
     from onnx import TensorProto
 

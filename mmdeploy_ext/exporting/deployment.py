@@ -81,10 +81,10 @@ class Deployment:
     shared: dict[Hashable, Any] | None = dataclasses.field(default=None, repr=False)
 
     def cache_export(self, key: Any, model: onnx.ModelProto) -> onnx.ModelProto:
-        """Keep an export in `exports` for a proof that may follow, and return it; it must not be changed.
+        """Keep an export in `exports` for a proof that may follow, and return `model`, the exported graph.
 
-        `key` is the name of the graph and the options of the export. Older exports than the last
-        `CACHED_EXPORTS` are dropped.
+        The graph must not be changed afterwards. `key` is (name of the graph, options of the export). Older
+        exports than the last `CACHED_EXPORTS` are dropped.
         """
         self.exports[key] = model
         while len(self.exports) > CACHED_EXPORTS:
@@ -103,9 +103,11 @@ class Deployment:
         return self.shared[key]
 
     def normalise_with(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-        """Replace the config's mean and std by `--mean` and `--std`; None keeps the config's.
+        """Replace the config's mean and std by `mean` and `std`, three numbers of pixel values each.
 
-        Padding before the normalisation is normalised, too, so the rule is read again from changed steps.
+        They are `--mean` and `--std` of the command line, in the order of the channels of the input; None
+        keeps the config's. `normalisation` and `rule` are set, `cfg` is not changed. Padding before the
+        normalisation is normalised, too, so the rule is read again from changed steps.
         """
         options = dict(mean=mean, std=std)
         self.normalisation = {name: tuple(values) for name, values in options.items() if values}
@@ -139,7 +141,10 @@ class Deployment:
 
 
 def check_device(device: str) -> torch.device:
-    """Return a device of PyTorch; EngineError if there is none of that name on this machine."""
+    """Return the device of PyTorch that `device` names: 'cpu', 'cuda' (the current GPU) or 'cuda:N'.
+
+    EngineError: it is another text, torch sees no GPU, or GPU N is not on this machine.
+    """
     try:
         parsed = torch.device(device)
     except RuntimeError:
@@ -148,17 +153,25 @@ def check_device(device: str) -> torch.device:
         raise EngineError(f"--device {device}: expected 'cpu', 'cuda' or 'cuda:N'")
     if parsed.type == 'cuda' and not torch.cuda.is_available():
         raise EngineError(f'--device {device}: this torch {torch.__version__} sees no GPU; use --device cpu')
+    if parsed.type == 'cuda' and (parsed.index or 0) >= torch.cuda.device_count():
+        raise EngineError(
+            f'--device {device}: torch sees {torch.cuda.device_count()} GPU(s), numbered from cuda:0 on'
+        )
     return parsed
 
 
 def resolve_opset(options: Options, model: torch.nn.Module) -> Options:
-    """Return export options with opset 0 replaced by the model's default; sparse graphs have their own.
+    """Return export options with the opset that the file of `model` gets.
+
+    Opset 0, the user's default, becomes `exporter.default_opset`. Options without an opset (sparse graphs)
+    are returned as they are; options that fix it, since their graphs leave out what would need another one,
+    get the fixed opset.
 
     UsageError: an opset that the exporter cannot write, or that lacks an operator of the model.
     """
     if 'opset' not in options:
         return options
-    if 'opset' in options.fixed:  # of graphs that leave out what would need another one
+    if 'opset' in options.fixed:
         return options.replace(opset=options.fixed['opset'][1])
     opset = options.opset or default_opset(model, options.exporter)
     check_opset(opset, options.exporter)
@@ -175,10 +188,14 @@ def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[st
         num_classes: number of classes of the model.
 
     Returns:
-        The first list of `num_classes` names among those of `meta`, of the config and of the class of its
-        data set; else 'class 0', 'class 1', ...
+        The first list or tuple of `num_classes` names among `CLASSES` of `meta`; `classes` of `data.test`
+        (of its first data set if it is a list), names or the path of a file with one on each line; `classes`
+        and `class_names` of the config; and `CLASSES` of the data set's class in mmdet. If none fits: 'class
+        0', 'class 1', ...
 
     Raises:
+        ConfigError: the config's data set names a file of classes, `meta` has no fitting list, and the file
+            cannot be read.
         UsageError: a name cannot be encoded as UTF-8.
     """
     from mmcv import list_from_file
@@ -187,17 +204,23 @@ def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[st
     dataset = (cfg.get('data') or {}).get('test') or {}
     if isinstance(dataset, list | tuple):
         dataset = dataset[0]
-    listed = dataset.get('classes')
-    if isinstance(listed, str):  # a file of names
-        listed = list_from_file(listed)
     dataset_class = DATASETS.get(str(dataset.get('type')))
-    for names in (
+    candidates = (
         meta.get('CLASSES'),
-        listed,
+        dataset.get('classes'),
         cfg.get('classes'),
         cfg.get('class_names'),
         getattr(dataset_class, 'CLASSES', None),
-    ):
+    )
+    for position, names in enumerate(candidates):
+        if position == 1 and isinstance(names, str):  # a file, which need not be here if `meta` has the names
+            try:
+                names = list_from_file(names)
+            except (OSError, UnicodeError) as error:
+                raise ConfigError(
+                    f'data.test.classes={names!r}: this file of class names cannot be read ({error}); '
+                    f'correct the path, or give the names themselves'
+                ) from error
         if isinstance(names, list | tuple) and len(names) == num_classes:
             break
     else:
@@ -237,7 +260,10 @@ def load(
             from the shapes, 'spconv1', 'spconv2' or 'spconv2-rskc'.
 
     Raises:
-        UsageError: something is wrong with config or checkpoint; the message names the file.
+        EngineError: there is no such device, see `check_device`.
+        ConfigError: the config cannot be read or built, no family exports the product of its model, or the
+            exported file cannot describe its test pipeline; the message names the file.
+        CheckpointError: the checkpoint cannot be read, or is of another model; the message names the file.
     """
     target = check_device(device)
     cfg = load_config(config, cfg_options)
@@ -280,12 +306,21 @@ def load(
 
 
 def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Module) -> Options:
-    """Return the options of an export of a model with the default opset and size.
+    """Return the options of an export with what the user left open filled in by `resolve`.
 
-    A UsageError names an option that the model of mmcv's config `cfg` cannot have, or a size that a file of
-    any size would be traced with and does not take.
     Values that no model can have were refused by `Options.check` before, when the command line, config or
     file was read.
+
+    Args:
+        options: options of the export.
+        cfg: mmcv's config of the model.
+        family: family of the model.
+        model: upstream's model; its weights do not matter.
+
+    Raises:
+        UsageError: names an option that this model cannot have, or a height or width below the least with
+            which a file of any size can be traced.
+        ConfigError: the family cannot export a setting of the config.
     """
     resolved = resolve(options, model, family.preprocess_rule(cfg))
     family.check(cfg, resolved)
@@ -302,8 +337,10 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
 def resolve(options: Options, model: torch.nn.Module, rule: PreprocessRule) -> Options:
     """Return the options with values in place of those that the user left open.
 
-    Opset 0 becomes the model's default, height and width 0 the size that the config's test pipeline gives,
-    which `rule` states, and `group_norm` '' of a float32 file that of `default_group_norm`.
+    Opset 0 becomes that of `resolve_opset`, which also says what it raises. Height and width 0 become the
+    size, in pixels, of a padded picture of the config's test pipeline, which `rule` states: of a landscape
+    picture that fills the test scale if the pipeline keeps its ratio. `group_norm` '' of a float32 file
+    becomes that of `default_group_norm`. Options that lack one of these stay without it.
     """
     options, changes = resolve_opset(options, model), {}
     if options.get('height') == 0 and options.width == 0:
@@ -316,9 +353,10 @@ def resolve(options: Options, model: torch.nn.Module, rule: PreprocessRule) -> O
 
 
 def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, width: int) -> PreparedImage:
-    """Prepare an image (h, w, 3) uint8 BGR for an input of exactly `height` x `width` pixels.
+    """Prepare `image_bgr`, (h, w, 3) uint8, for an input of exactly `height` x `width` pixels.
 
-    It is resized to fit, then padded; `rule` decides about the rest.
+    The image is resized to fit, then padded; `rule` decides about the rest: interpolation, ratio, colours,
+    normalisation.
     """
     return dataclasses.replace(rule, size=(height, width)).apply(image_bgr)
 
@@ -336,11 +374,14 @@ def rule_of(deployment: Deployment, options: Options) -> Any:
 def with_normalisation(
     rule: PreprocessRule, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> PreprocessRule:
-    """Return the config's rule with `--mean` and `--std`; None keeps the config's."""
+    """Return the config's rule with `mean` and `std`, three numbers each; None keeps the config's."""
     options = dict(mean=mean, std=std)
     return dataclasses.replace(rule, **{name: tuple(value) for name, value in options.items() if value})
 
 
 def file_rule(rule: PreprocessRule, metadata: Metadata) -> PreprocessRule:
-    """Return the config's rule with the normalisation that the file was exported with (`--mean`, `--std`)."""
+    """Return the config's rule with the mean and std of `metadata`, that of an exported file.
+
+    They differ from the config's if the file was exported with `--mean` or `--std`.
+    """
     return with_normalisation(rule, metadata.preprocess.mean, metadata.preprocess.std)

@@ -40,7 +40,7 @@ _translations: dict[tuple[int, ...], Any] = {}
 
 @contextlib.contextmanager
 def translations_read_once() -> Iterator[None]:
-    """Inside the block each export gets a copy of a registry that was read once."""
+    """Inside the block each export gets a copy of a registry that is read once per opset and process."""
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     read = ONNXRegistry.from_torchlib
@@ -83,10 +83,18 @@ def decomposed_where_needed(translated: Container[Any]) -> Iterator[None]:
 
 
 def make_functional(module: torch.fx.GraphModule, is_translated: Callable[[Any], bool]) -> bool:
-    """Replace in-place operators and those of `SAME`, in place, if that is sure to change nothing.
+    """Replace the in-place operators and those of `SAME` in a graph if that is sure to change nothing.
 
-    Return whether the graph is now functional and all of its operators are translated; if not, it is
-    unchanged.
+    An in-place operator becomes its functional form, and later nodes read its result. It is kept, and with it
+    the graph, if the tensor that it writes into may be seen through another one (an input, a parameter, a
+    view), or has another type than the functional form gives.
+
+    Args:
+        module: graph of torch.export, with the values of its nodes in `meta['val']`; it is changed in place.
+        is_translated: takes the target of a call; returns whether the exporter translates it.
+
+    Returns:
+        Whether the graph is now functional and all of its calls are translated; if not, it is unchanged.
     """
     calls = [node for node in module.graph.nodes if node.op == 'call_function']
     in_place = [

@@ -33,12 +33,14 @@ def export_stages(
 
     Args:
         stages: the chain; the outputs of a stage are inputs of later ones by name.
-        example: graph input name -> tensor, of the traced shapes.
+        example: graph input name -> tensor, of the traced shapes, on the device of the modules.
         spec: the contract of the merged graph.
-        options: opset, exporter, dynamic axes, group normalisation, simplification.
+        options: opset, exporter, dynamic axes, group normalisation, simplification; the exporter and the
+            operator form of a stage come before those of the options and of `operators_as`.
 
     Raises:
-        ExportError: the exporter failed, or wrote another opset than the one asked for.
+        ExportError: the exporter failed, or wrote another opset than the one asked for; the message names the
+            stage.
     """
     tensors = dict(example)
     # tensor name -> dynamic axis -> name of its symbolic dimension
@@ -107,9 +109,12 @@ export_module = functools.partial(exporter.export_module, finish=finish)
 
 
 def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = None) -> None:
-    """Check a model, add `metadata` to its properties, and write it atomically.
+    """Add `metadata` to the properties of a model, in place, check it, and write it to a file, `path`.
 
-    A model in libspconv's dialect is no valid ONNX and is not checked. Without `metadata` nothing is added.
+    An older file is replaced at once, or stays if something fails. A model in libspconv's dialect is no valid
+    ONNX and is not checked. With None no metadata are added.
+
+    ExportError: onnx.checker refuses the model; Mm2OnnxError: the file cannot be written.
     """
     if metadata is not None:
         props = {entry.key: entry.value for entry in model.metadata_props}

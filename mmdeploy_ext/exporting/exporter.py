@@ -87,7 +87,7 @@ def default_opset(module: torch.nn.Module, exporter: str) -> int:
 
 
 def default_group_norm(module: torch.nn.Module) -> str:
-    """Return 'exact' for a network whose backbone normalises by groups, else ''.
+    """Return 'exact', a value of the option `group_norm`, if `module.backbone` normalises by groups; else ''.
 
     A backbone has fifty and more group normalisations in a row; for the heads' up to five the operator is
     enough.
@@ -125,7 +125,11 @@ def run(
         dynamic: input or output name -> dynamic axis -> name of its symbolic dimension.
         opset: opset of the file.
         finish: `ops.forms.finish`.
-        multiples: input name -> the number of which its height and width are multiples; 1 by default.
+        multiples: input name -> the number of which its height and width are multiples; 1 for names that it
+            lacks, and for all with None. Only the dynamo exporter uses it.
+
+    Raises:
+        ExportError: the exporter failed, for whatever reason; the message names the stage.
     """
     try:
         # warnings of the exporters are left out: the proof finds what they warn of
@@ -162,11 +166,12 @@ def export_module(
     """Export a module of flat tensors as it is: no spec, no merge, no clean-up. Any script may call it.
 
     Args:
-        module: takes `args` by position, returns a tensor or a tuple of tensors.
+        module: takes `args` by position, returns a tensor or a tuple of tensors. Call `eval()` on it before:
+            the dynamo exporter writes the dropout of a module in training mode.
         args: example tensors.
         exporter: 'torchscript' or 'dynamo'.
-        opset: opset of the file; by default 17, or the lowest that the exporter writes.
-        input_names: by default input_0, input_1, ...
+        opset: opset of the file; by default 17, or the lowest that the exporter writes if that is higher.
+        input_names: names of all inputs, by position; input_0, input_1, ... by default.
         output_names: names of the first outputs; the others are output_0, output_1, ... by position.
         dynamic: input or output name -> dynamic axis -> name of its symbolic dimension, with both exporters;
             other axes of inputs are fixed; None: all sizes are fixed.

@@ -52,9 +52,12 @@ def check_output(output: str, options: Options, family: Family, option: str = '-
 
 
 def make_metadata(deployment: Deployment, options: Options, graph: Graph | None = None) -> Metadata:
-    """Return the metadata of the file of a graph, by default of the last one, which gives the outputs.
+    """Return the metadata of the file of a graph.
 
-    `options` are those of the export, resolved.
+    Args:
+        deployment: the model that was exported.
+        options: options of the export, with opset and size resolved, see `deployment.resolve`.
+        graph: by default the last one of the family, which gives the outputs.
     """
     family = deployment.family
     graph = graph or family.graphs(deployment.model, options)[-1]
@@ -75,7 +78,10 @@ def make_metadata(deployment: Deployment, options: Options, graph: Graph | None 
 
 
 def plain_options(value: Any) -> Any:
-    """Return overrides of a config as JSON has them: keys are strings, tuples become lists."""
+    """Return `value`, overrides of a config, as JSON has them: keys are strings, tuples become lists.
+
+    Other values than dicts, lists and tuples are returned as they are.
+    """
     if isinstance(value, dict):
         return {str(key): plain_options(item) for key, item in value.items()}
     return [plain_options(item) for item in value] if isinstance(value, list | tuple) else value
@@ -87,11 +93,17 @@ def export_graph(
     keep_fp32: Sequence[str] = (),
     example: Mapping[str, torch.Tensor] | None = None,
 ) -> onnx.ModelProto:
-    """Export one graph with the names, types and opset of its spec and in its precision.
+    """Export one graph with the names and types of its spec, in the opset and precision of the options.
 
-    A graph that has its ONNX model already (`graph.model`) is not exported again. `keep_fp32` are patterns of
-    names of nodes that stay float32 in the family's float16 files; `example`, input name -> tensor, is traced
-    instead of the graph's own example, if it is not None.
+    Args:
+        graph: one that has its ONNX model already (`graph.model`) is not exported again.
+        options: options of the export, with the opset resolved.
+        keep_fp32: patterns of names of nodes that stay float32 in float16 files of the graph's family, beside
+            those of the options.
+        example: input name -> tensor that is traced; with None or an empty dict the graph's own example.
+
+    Raises:
+        ExportError: as `export.export_stages`.
     """
     model = graph.model
     if model is None:
@@ -107,7 +119,8 @@ def export_graphs(
     Args:
         deployment: the model.
         options: with opset and size resolved, see `deployment.resolve`.
-        images: only for models of images: one or more of the traced shape, repeated to the batch.
+        images: prepared pictures of the traced shape for families whose graphs have no example of their own,
+            at least one; the family repeats them to the size of its batch. Others take none.
 
     Returns:
         Graph and metadata of each file.
@@ -137,10 +150,21 @@ def export_graphs(
 def export_files(
     deployment: Deployment, options: Options, output: str, images: Sequence[PreparedImage] = ()
 ) -> tuple[list[str], float]:
-    """Export a model and write its file, or its folder of graphs, to the path `output`, atomically.
+    """Export a model and write its file, or its folder of graphs.
 
-    For the other arguments and the errors see `export_graphs`. Returns the paths of the graphs in the order
-    in which a sample goes through them, and the seconds it took. If it raises, nothing was written.
+    Args:
+        deployment: the model; its `exports` get the graphs.
+        options: with opset and size resolved, as `export_graphs` takes them.
+        output: path of the file, or of the folder if the family writes several graphs or companions. Files of
+            an older export of the family there are replaced at once.
+        images: as `export_graphs` takes them.
+
+    Returns:
+        The paths of the graphs in the order in which a sample goes through them, and the seconds it took.
+
+    Raises:
+        ExportError, UsageError: as `export_graphs`, or onnx.checker refuses a graph; nothing was written.
+        Mm2OnnxError: a file cannot be written; an older export stays.
     """
     start = time.perf_counter()
     exported = export_graphs(deployment, options, images)
@@ -191,9 +215,13 @@ class ExportedFiles:
 
 
 def read_files(path: str) -> ExportedFiles:
-    """Read the metadata of an exported folder or file.
+    """Read the metadata of the exported file, or of all .onnx files of the exported folder, at `path`.
 
-    ModelFileError: no such file, not exported by this package, or files of different exports in one folder.
+    A folder that lacks a graph is read, too: it is refused when its graphs are opened.
+
+    Raises:
+        ModelFileError: there is no such file or no .onnx file, one was not exported by this package, files
+            are of different exports, or have other names than their graphs.
     """
     metadata_of = {str(file): read_metadata(str(file)) for file in model_files(path)}
     check_same_export(metadata_of)

@@ -60,9 +60,10 @@ def fuse(model: nn.Module) -> nn.Module:
 
     As mmcv's `fuse_conv_bn` does, a batch normalisation is folded into the `nn.Conv2d` before it among the
     children of one module, if the convolution is linear in its weight: one that standardises its weight
-    (DetectoRS) would take the factors out again. The normalisation becomes an `nn.Identity`. `Summed` modules
-    fold themselves. A convolution that several modules share, each with a normalisation of its own
-    (RetinaSepBNHead), becomes one of each.
+    (DetectoRS) would take the factors out again. In an `nn.Sequential` nothing but an `nn.Identity` may stand
+    between the two. The normalisation becomes an `nn.Identity`. `Summed` modules fold themselves. A
+    convolution that several modules share, each with a normalisation of its own (RetinaSepBNHead), becomes
+    one of each.
     """
     fused = copy.deepcopy(model).eval()
     for module in list(fused.modules()):
@@ -80,9 +81,11 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 def fold_pair(conv: nn.Conv2d, norm: nn.Module) -> Folded:
-    """Return a convolution with the normalisation after it folded in.
+    """Return the weight and bias of `conv` with the normalisation after it folded in; both stay as they are.
 
-    An `nn.Identity` in place of the normalisation means that it was folded before: nothing is changed.
+    `norm` is a `BatchNorm` with running statistics. If it is an `nn.Identity`, it was folded before, and the
+    convolution's own weight and bias are returned. A convolution without a bias, and a normalisation without
+    weight and bias, count as those with zeros and ones.
     """
     weight = _double(conv.weight)
     bias = np.zeros(len(weight)) if conv.bias is None else _double(conv.bias)
@@ -115,6 +118,9 @@ def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
             conv = name
         else:
             yield from _pairs(child)
+            # the children of other modules may run in another order than that of their registration
+            if type(module).forward is nn.Sequential.forward and not isinstance(child, nn.Identity):
+                conv = None
 
 
 def _is_linear(conv: nn.Conv2d) -> bool:

@@ -26,7 +26,10 @@ class SameBytes(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Call the replacement of a function, if it has one, else the function."""
+        """Call the replacement of `func`, if it has one, else `func`, and return the result.
+
+        Torch calls this method with the types, `args` and `kwargs` of every call inside the context.
+        """
         return FUNCTIONS.get(func, func)(*args, **(kwargs or {}))
 
 

@@ -6,7 +6,6 @@ import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -54,19 +53,27 @@ of older versions hold the `MessageHub` itself."""
 def with_class_names(meta: Mapping[str, Any]) -> dict[str, Any]:
     """Return `meta` with the names of classes as `CLASSES`, as in mmdet 2; mmdet 3 has `dataset_meta`.
 
+    Without a list or tuple of names there, `meta` is returned as it is, in a new dict.
+
     Source: mmdet 3.3.0, `init_detector`: `dataset_meta` goes before `CLASSES`, its keys in any case.
     """
     dataset = meta.get('dataset_meta')
     entries = dataset.items() if isinstance(dataset, dict) else ()
     classes = {str(key).lower(): value for key, value in entries}.get('classes')
-    return {**meta, 'CLASSES': classes} if classes else dict(meta)
+    return {**meta, 'CLASSES': classes} if isinstance(classes, list | tuple) and classes else dict(meta)
 
 
 def conversion_advice(path: str, stage: str, keys: Collection[Any] = ()) -> str:
     """Return the message for an unconverted checkpoint of a repository that this project converts; else ''.
 
-    `stage` is how far the file was read: 'unreadable' (PyTorch failed; no keys), 'content' (a dict without a
-    state dict; `keys` are its keys) or 'tensors' (a state dict; `keys` are its names).
+    Args:
+        path: path of the file.
+        stage: how far the file was read: 'unreadable' (PyTorch failed), 'content' (a dict without a state
+            dict) or 'tensors' (a state dict).
+        keys: none if it is unreadable, the keys of the dict, or the names of the tensors.
+
+    Returns:
+        A whole message with the path and the command that converts the file; of 'content' the end of one.
     """
     messages = (names.advice(path, stage, keys) for names in (mmdet3_names, rtdetr_names, solo_names))
     return next(filter(None, messages), '')
@@ -99,7 +106,10 @@ def naming(path: str | Path) -> Iterator[None]:
 
 
 def read_content(path: str | Path) -> Any:
-    """Read the content of a checkpoint file with `weights_only=True`; errors as of `load_checkpoint`."""
+    """Return what `torch.save` wrote into the file at `path`, on the CPU, without running code of the file.
+
+    CheckpointError: it is missing, a folder, cannot be read, is no checkpoint, is damaged, or would run code.
+    """
     path = str(path)
     if Path(path).is_dir():
         raise CheckpointError(f'{path}: is a folder; give the file of the checkpoint in it')
@@ -118,10 +128,9 @@ def read_content(path: str | Path) -> Any:
             return torch.load(path, map_location='cpu', weights_only=True)
     except OSError as error:
         raise CheckpointError(f'{path}: cannot be read ({error.strerror or error})') from error
-    except (
-        UnpicklingError, RuntimeError, EOFError, ValueError, LookupError,
-        AttributeError, TypeError, ImportError,  # of damaged pickles
-    ) as error:  # fmt: skip
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged pickles may raise anything: struct.error, AssertionError
         code = re.search(r'GLOBAL ([\w.]+)', str(error))
         if code and 'nsupported' in str(error):
             message = (
@@ -145,8 +154,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     first.
 
     Raises:
-        CheckpointError: the file is missing, truncated, not a checkpoint, or would run code; it has a key
-            with and without `module.`, or a tensor without numbers.
+        CheckpointError: the file at `path` is missing, truncated, not a checkpoint, or would run code; it has
+            no tensor, or `plain_tensors` refuses one.
     """
     path = str(path)
     content = read_content(path)
@@ -170,7 +179,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 def plain_tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Return the tensors of a state dict by their names without the `module.` that wrappers add.
 
-    CheckpointError: two keys get the same name, or a tensor cannot be a weight; the caller names the file.
+    `content` is key -> value; values that are no tensors are left out.
+
+    CheckpointError: two keys get the same name, or a tensor cannot be a weight, since it is quantised, sparse
+    or on the device `meta`, without numbers; the caller names the file.
     """
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     names = {key: str(key).removeprefix('module.') for key in tensors}
@@ -198,7 +210,8 @@ def _torch_name(value: torch.dtype | torch.layout) -> str:
 def check_types(path: str | Path, tensors: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError for tensors that are not float although those of the model are.
 
-    Names that the model lacks are skipped; integers of the model (counters) accept any type.
+    `tensors` and `model` are name -> tensor of the file at `path` and of the model. Names that the model
+    lacks are skipped; integers of the model (counters) accept any type.
     """
     codes = [
         f'{key}: {_torch_name(tensor.dtype)} in the file, {_torch_name(model[key].dtype)} in the model'
@@ -213,7 +226,7 @@ def check_types(path: str | Path, tensors: Mapping[str, Tensor], model: Mapping[
 
 
 def listed(keys: Sequence[str]) -> str:
-    """Return the number of keys and the first ten."""
+    """Return the number of keys and the first ten as text, such as '2 (a, b)' or '12 (a, ... and 2 more)'."""
     rest = f' ... and {len(keys) - MAX_KEYS} more' if len(keys) > MAX_KEYS else ''
     return f'{len(keys)} ({", ".join(keys[:MAX_KEYS])}{rest})'
 
@@ -223,8 +236,12 @@ def check_finite(
 ) -> None:
     """Raise CheckpointError for NaN and infinite weights, with which every output would be meaningless.
 
-    With the tensors of the built `model` those of the file are first cast to their types, as loading does,
-    and may be infinite if the model's are. Without a model they are checked as they are.
+    Args:
+        path: path of the file, for the message.
+        tensors: name -> tensor of the file; integers are skipped.
+        model: name -> tensor of the model as it was built. A tensor of the file is first cast to the type of
+            the model's, as loading does, and is skipped if the model's is not finite itself (a mask). With
+            None, and for names that the model lacks, tensors are checked as they are.
     """
     broken = []
     for key, tensor in tensors.items():
@@ -245,22 +262,51 @@ def check_finite(
 
 
 def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes: Sequence[str] = ()) -> None:
-    """Load the weights into the model of a config, in place.
+    """Load the weights of `checkpoint` into the model of a config, in place.
 
-    Keys with one of the `ignored_prefixes`, which inference does not use, may be missing or unexpected.
+    Modules that know older names of their tensors, such as mmdet's `FCOSHead`, take these, too.
+
+    Args:
+        model: the built model.
+        checkpoint: what `load_checkpoint` returned.
+        ignored_prefixes: keys that begin with one of them, which inference does not use, may be missing or
+            unexpected, of any type, and not finite.
 
     Raises:
         CheckpointError: missing or unexpected keys, shapes or types that differ, or weights that are not
-            finite; it names ten of them and the count.
+            finite; it names ten of them and the count. The model may then have some of the weights.
     """
     built, weights, ignored = model.state_dict(), checkpoint.state_dict, tuple(ignored_prefixes)
+    renamed: dict[str, Tensor] = {}
+
+    def check_renamed(module: torch.nn.Module, state_dict: dict[str, Tensor], *_: Any) -> None:
+        """Check the tensors that modules have given new names to, before they are copied."""
+        tensors = {
+            key: tensor
+            for key, tensor in state_dict.items()
+            if key in built and key not in weights and key not in renamed
+        }
+        renamed.update(tensors)
+        used = {key: tensor for key, tensor in tensors.items() if not key.startswith(ignored)}
+        check_types(checkpoint.path, used, built)
+        check_finite(checkpoint.path, used, built)
+        for key, tensor in tensors.items():
+            if tensor.shape != built[key].shape:  # it is reported with the others
+                del state_dict[key]
+
     fitting = {
         key: tensor for key, tensor in weights.items() if key not in built or built[key].shape == tensor.shape
     }
     used = {key: tensor for key, tensor in fitting.items() if key in built and not key.startswith(ignored)}
     check_types(checkpoint.path, used, built)
     check_finite(checkpoint.path, used, built)
-    result = model.load_state_dict(fitting, strict=False)
+    hooks = [module.register_load_state_dict_pre_hook(check_renamed) for module in model.modules()]
+    try:
+        result = model.load_state_dict(fitting, strict=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    weights = {**weights, **renamed}
     both = weights.keys() & built.keys()  # `misfits` compares their shapes
     missing, unexpected = (
         [key for key in keys if not key.startswith(ignored) and key not in both]
@@ -282,7 +328,11 @@ def misfits(
 ) -> str:
     """Return the differences of a file's tensors from a model's in one text; '' if there are none.
 
-    Differing shapes are found here; `missing` keys of the model and `unexpected` ones of the file are added.
+    Args:
+        model: name -> tensor of the model.
+        tensors: name -> tensor of the file; shapes of the names that both have are compared.
+        missing: names that the model alone has, as the caller counts them; they are only listed.
+        unexpected: names that the file alone has, likewise.
     """
     shapes = [
         f'{key}: {tuple(tensor.shape)} in the file, {tuple(model[key].shape)} in the model'

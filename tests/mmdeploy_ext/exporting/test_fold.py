@@ -131,6 +131,15 @@ def test_a_normalisation_by_the_statistics_of_its_input_is_not_folded():
     assert isinstance(fuse(model)[1], nn.BatchNorm2d)
 
 
+@pytest.mark.parametrize(('between', 'is_folded'), [(nn.ReLU(), False), (nn.Identity(), True)])
+def test_a_normalisation_behind_another_layer_of_a_sequence_is_not_folded(between, is_folded):
+    model = fill(nn.Sequential(nn.Conv2d(3, 4, 1), between, nn.BatchNorm2d(4)))
+    image, fused = numbers(48, 7).reshape(1, 3, 4, 4), fuse(model)
+    with torch.no_grad():
+        assert (fused(image) - model(image)).abs().max() < 1e-5
+    assert isinstance(fused[2], nn.Identity) == is_folded
+
+
 def test_a_repvgg_block_is_the_sum_of_its_branches_rounded_once():
     import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
     from mmdeploy_ext.models.rtdetr.layers import RepVggBlock

@@ -98,6 +98,39 @@ def test_buffers_that_are_infinite_by_design_and_unused_weights_may_be_infinite(
     assert model.anchors.tolist() == [1.0, float('inf')]
 
 
+class Renamed(nn.Linear):
+    """A layer that takes the old name of its weight, as mmdet's `FCOSHead` does."""
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        if f'{prefix}old' in state_dict:
+            state_dict[f'{prefix}weight'] = state_dict.pop(f'{prefix}old')
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+@pytest.mark.parametrize(('tensor', 'message'), [
+    (torch.ones(3, 2), ''),
+    (torch.full((3, 2), float('nan')), r'not finite: 1 \(0\.weight: 6 NaN of 6'),
+    (torch.ones(3, 2, dtype=torch.int8), r'types differ for 1 \(0\.weight: int8 in the file, float32 in'),
+    (torch.ones(5, 2), r'shapes differ for 1 \(0\.weight: \(5, 2\) in the file, \(3, 2\)[^;]*$'),
+])
+def test_a_tensor_of_an_old_name_is_checked_as_those_of_new_names_are(tensor, message):
+    model = nn.Sequential(Renamed(2, 3, bias=False))
+    file = Checkpoint('w.pth', {'0.old': tensor}, {})
+    if message:
+        with pytest.raises(CheckpointError, match=message):
+            load_strict(model, file)
+    else:
+        load_strict(model, file)
+        assert torch.equal(model[0].weight, tensor)
+    assert not model[0]._load_state_dict_pre_hooks
+
+
+def test_a_damaged_pickle_is_refused_whatever_its_reader_raises(tmp_path):
+    (tmp_path / 'w.pth').write_bytes(b'\x80\x02X\x01')  # a text whose length is cut off: struct.error
+    with pytest.raises(CheckpointError, match=r'w\.pth: is not a PyTorch checkpoint, or is truncated'):
+        load_checkpoint(tmp_path / 'w.pth')
+
+
 @pytest.mark.parametrize('wrapped', [True, False])
 def test_the_prefix_of_a_parallel_wrapper_goes(wrapped, tmp_path):
     weights = {f'module.{key}': value for key, value in tiny().state_dict().items()}

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmdeploy_ext.core.errors import CheckpointError
-from mmdeploy_ext.exporting.deployment import class_names
+from mmdeploy_ext.core.errors import CheckpointError, ConfigError, EngineError
+from mmdeploy_ext.exporting.deployment import check_device, class_names
 from mmdeploy_ext.weights.checkpoint import (
     IgnoredObject,
     ignored_getattr,
@@ -65,7 +65,31 @@ def test_class_names_are_those_of_dataset_meta(key):
     assert class_names({}, meta, 2) == names
 
 
-@pytest.mark.parametrize('meta', [{}, *({'dataset_meta': named} for named in ({}, None, {'x': 1}))])
+def test_a_file_of_class_names_is_read_only_where_the_checkpoint_has_no_names(tmp_path):
+    path = tmp_path / 'names.txt'
+    cfg = {'data': {'test': {'classes': str(path)}}}
+    assert class_names(cfg, {'CLASSES': ('a', 'b')}, 2) == ('a', 'b')
+    with pytest.raises(ConfigError, match=r'data\.test\.classes=.*names\.txt.*cannot be read'):
+        class_names(cfg, {}, 2)
+    path.write_text('circle\nsquare\n')
+    assert class_names(cfg, {}, 2) == ('circle', 'square')
+    assert class_names(cfg, {}, 3) == ('class 0', 'class 1', 'class 2')
+
+
+@pytest.mark.parametrize(('count', 'is_there'), [(1, False), (8, True)])
+def test_a_gpu_that_is_not_there_is_refused_by_its_number(count, is_there, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: count)
+    assert check_device('cuda').index is None
+    if is_there:
+        assert check_device('cuda:7').index == 7
+    else:
+        with pytest.raises(EngineError, match=r'--device cuda:7: torch sees 1 GPU'):
+            check_device('cuda:7')
+
+
+@pytest.mark.parametrize('meta', [
+    {}, *({'dataset_meta': named} for named in ({}, None, {'x': 1}, {'classes': torch.ones(2)}))])
 def test_meta_without_class_names_stays_as_it_is(meta):
     assert with_class_names(meta) == meta
     assert with_class_names({**meta, 'CLASSES': ('a',)})['CLASSES'] == ('a',)
