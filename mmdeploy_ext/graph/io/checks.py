@@ -17,11 +17,12 @@ from onnx import numpy_helper
 
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.printable import shortened
+from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import all_nodes, all_tensors, node_label, reads, writes
 from mmdeploy_ext.proving.tensors import shape_text
 
 FileName = str | os.PathLike[str]
-"""Path of a file."""
+"""Path of a file; a message has its text."""
 EXPORT_AGAIN = 'export it again, or download it again if it came from elsewhere'
 """Advice in messages about damaged files."""
 DEFAULT_DOMAINS = ('', 'ai.onnx')
@@ -31,11 +32,11 @@ SPARSE_OPERATORS = ('SparseConvolution', 'ScatterDense')
 _DTYPES = onnx.TensorProto
 WHOLE_BYTES = frozenset(range(_DTYPES.FLOAT, _DTYPES.BFLOAT16 + 1))
 WHOLE_BYTES -= {_DTYPES.STRING, _DTYPES.COMPLEX64, _DTYPES.COMPLEX128}
-"""Data types of which every element is one number of whole bytes."""
+"""Data types whose elements are single numbers of 8 bits and more, without float8."""
 
 
 def is_sparse(model: onnx.ModelProto) -> bool:
-    """Return whether a model is in the libspconv dialect, which is no valid ONNX."""
+    """Return whether a model is in the libspconv dialect: its main graph has one of `SPARSE_OPERATORS`."""
     return any(node.op_type in SPARSE_OPERATORS for node in model.graph.node)
 
 
@@ -49,7 +50,10 @@ def check_ordinary(model: onnx.ModelProto) -> None:
 
 
 def check_opsets(model: onnx.ModelProto, name: FileName) -> None:
-    """Raise ModelFileError for a model that states no opset, or one that the installed onnx does not know."""
+    """Raise ModelFileError for a model without opsets, or of a version that is newer than the installed onnx.
+
+    The versions are those of ONNX's own opset and of the IR; opsets of other domains are not looked at.
+    """
     if not model.opset_import:
         raise ModelFileError(
             f'{name}: states no opset; it was cut short, or is not an ONNX file: {EXPORT_AGAIN}'
@@ -69,7 +73,11 @@ def check_opsets(model: onnx.ModelProto, name: FileName) -> None:
 
 
 def check_names(model: onnx.ModelProto, name: FileName) -> None:
-    """Raise ModelFileError for a name that is not UTF-8, which protobuf gives as bytes."""
+    """Raise ModelFileError for a name that is not UTF-8, which protobuf gives as bytes.
+
+    The names are those of nodes, of their tensors and attributes, and of constants, also in bodies and
+    functions; and of the main graph itself, its inputs, outputs, stated inner tensors and their axes.
+    """
     for owner, text in _names(model):
         if isinstance(text, bytes):
             raise ModelFileError(
@@ -99,23 +107,24 @@ def _names(model: onnx.ModelProto) -> Iterator[tuple[str, str | bytes]]:
 def check_bytes(model: onnx.ModelProto, name: FileName) -> None:
     """Raise ModelFileError for a constant with more or fewer bytes than its shape takes, by its name.
 
-    Of data types that are not in `WHOLE_BYTES` (texts, complex numbers, less than 16 bits) the values have to
-    be readable.
+    The constants are those of `all_tensors`, with their external data loaded. Of texts, complex numbers,
+    float8, and of small numbers that are not stored as raw data, the values have to be readable. A data type
+    that onnx does not know is refused.
     """
     for tensor in all_tensors(model):
-        if tensor.data_type not in WHOLE_BYTES:
+        is_packed = types.type_name(tensor.data_type) in types.PACKED_BITS and tensor.HasField('raw_data')
+        if tensor.data_type not in WHOLE_BYTES and not is_packed:
             try:
                 numpy_helper.to_array(tensor)
-            except (TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError) as error:
                 raise ModelFileError(
                     f'{name}: the values of {tensor.name!r} cannot be read ({error}): {EXPORT_AGAIN}'
                 ) from error
             continue
-        item_size = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-        stored, expected = len(tensor.raw_data), math.prod(tensor.dims) * item_size
+        stored, expected = len(tensor.raw_data), types.byte_size(tensor.data_type, math.prod(tensor.dims))
         if not tensor.HasField('raw_data'):
             field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
-            stored = len(getattr(tensor, field)) * item_size
+            stored = types.byte_size(tensor.data_type, len(getattr(tensor, field)))
         if stored != expected:
             raise ModelFileError(
                 f'{name}: the weights of {tensor.name!r} are {stored} bytes, and its shape '
@@ -125,7 +134,11 @@ def check_bytes(model: onnx.ModelProto, name: FileName) -> None:
 
 
 def check_order(model: onnx.ModelProto, name: FileName = 'the model') -> None:
-    """Raise ModelFileError for nodes in a cycle, out of order, or that read what nothing makes."""
+    """Raise ModelFileError for nodes in a cycle, out of order, or that read what nothing makes.
+
+    They are the nodes of the main graph, with what their bodies read from outside; also an output of the
+    graph that nothing makes is an error.
+    """
     graph = model.graph
     available = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
     available.update(entry.values.name for entry in graph.sparse_initializer)
@@ -163,7 +176,10 @@ def _cycle(graph: onnx.GraphProto, producers: dict[str, int]) -> list[str]:
 
 
 def names_without_shape(values: Sequence[onnx.ValueInfoProto]) -> list[str]:
-    """Return the names of the tensors that state no shape, not even one with open axes."""
+    """Return the names of the tensors that state no shape, not even one with open axes.
+
+    Sequences and values without a type are not among them.
+    """
     return [
         value.name
         for value in values
@@ -174,8 +190,8 @@ def names_without_shape(values: Sequence[onnx.ValueInfoProto]) -> list[str]:
 def check_valid(model: onnx.ModelProto | Path, name: FileName) -> None:
     """Raise ModelFileError, with onnx.checker's message, for a model that is not valid ONNX.
 
-    `model` is the path of its file if it is too large for one message. Graphs of the libspconv dialect are
-    not looked at.
+    `model` is the path of its file if it is too large for one message. A path is always checked, a model not
+    if it is of the libspconv dialect.
     """
     if isinstance(model, onnx.ModelProto) and is_sparse(model):
         return

@@ -16,7 +16,10 @@ ATTRIBUTE_DTYPES = {
 
 
 def dense_values(sparse: onnx.SparseTensorProto) -> np.ndarray:
-    """Return a sparse tensor as a dense array; its indices are flat, or coordinates."""
+    """Return a sparse tensor as a dense array, 0 where it has no value.
+
+    Its indices (N,) are places in the flat array, or (N, rank) coordinates.
+    """
     values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
     array = np.zeros(tuple(sparse.dims), values.dtype)
     if indices.ndim == 1:
@@ -27,7 +30,11 @@ def dense_values(sparse: onnx.SparseTensorProto) -> np.ndarray:
 
 
 def constant_value(node: onnx.NodeProto) -> np.ndarray | None:
-    """Return the value of a Constant node; None for another node, or the argument of a function."""
+    """Return the value of a Constant node, whichever attribute has it; None for another node.
+
+    None also if it has not exactly one attribute, or one that is an argument of the function around it. Texts
+    are an array of objects, bytes or str.
+    """
     if node.op_type != 'Constant' or node.domain not in ('', 'ai.onnx') or len(node.attribute) != 1:
         return None
     (attribute,) = node.attribute
@@ -55,8 +62,8 @@ def array_bytes(array: np.ndarray) -> bytes:
 def constants_to_initializers(graph: onnx.GraphProto, data_type: int | None = None) -> None:
     """Turn the Constant nodes of a graph into initializers, in place; constants of strings stay nodes.
 
-    With `data_type`, a `TensorProto.DataType`, only the constants of that type become initializers. Without
-    it all become initializers.
+    Bodies of the graph stay as they are. With `data_type`, a `TensorProto.DataType`, only the constants of
+    that type become initializers; None: all do.
     """
     initializers = {}
     for node in graph.node:

@@ -39,7 +39,13 @@ SMALLEST_EXTERNAL = 1024
 
 
 def read(path: FileName) -> onnx.ModelProto:
-    """Read an ONNX file as it is, broken graphs too, without external data; else raise ModelFileError."""
+    """Read an ONNX file as it is, broken graphs too, without its external data.
+
+    Raises:
+        ModelFileError: no such file, one that cannot be read or is larger than protobuf can hold, is no ONNX
+            file, has no node in its main graph, or a name that is not UTF-8.
+        UsageError: it is a pipe or a device.
+    """
     try:
         check_regular(path)
         check_onnx_size(path)
@@ -52,6 +58,8 @@ def read(path: FileName) -> onnx.ModelProto:
         raise ModelFileError(f'{path}: may not be read; change its permissions') from error
     except UsageError:
         raise
+    except OSError as error:
+        raise ModelFileError(f'{path}: cannot be read ({error.strerror})') from error
     except (DecodeError, ValueError) as error:
         raise ModelFileError(
             f'{path}: is not a readable ONNX file ({type(error).__name__}); it was cut short, or is of '
@@ -66,7 +74,8 @@ def read(path: FileName) -> onnx.ModelProto:
 def read_shapes(path: FileName) -> onnx.ModelProto:
     """Read an ONNX file as `read` does, and of its external data the small tensors: shapes, not weights.
 
-    Tensors whose data are missing or damaged stay external.
+    Small are tensors of up to `SMALLEST_EXTERNAL` elements. Those whose data are missing or damaged stay
+    external. The errors are those of `read`.
     """
     model = read(path)
     for tensor in all_tensors(model):
@@ -97,7 +106,8 @@ def load(path: FileName) -> onnx.ModelProto:
 def external_files(model: onnx.ModelProto, folder: Path) -> dict[str, Path]:
     """Return tensor name -> path of its data file, of all tensors of a model that are stored outside of it.
 
-    `folder` is that of the model's file.
+    `folder` is that of the model's file; a tensor that names no file has `folder` itself as its path. The
+    files need not exist.
     """
     locations = {}
     for tensor in all_tensors(model):
@@ -128,7 +138,7 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
 
 
 def save(model: onnx.ModelProto, path: FileName, *, inputs: Sequence[FileName] = ()) -> list[Path]:
-    """Check a model and write it; an older file stays as it is until the new one is whole.
+    """Check a model, which stays as it is, and write it; an older file remains until the new one is whole.
 
     A model that is too large for one protobuf message gets its large tensors in `NAME.data` beside it, or in
     `NAME.2.data` where the old model uses the former. Graphs of the libspconv dialect are no valid ONNX and
@@ -139,7 +149,7 @@ def save(model: onnx.ModelProto, path: FileName, *, inputs: Sequence[FileName] =
 
     Raises:
         UsageError: `path` is one of `inputs`, which the model was made from, or cannot be written.
-        ModelFileError: the model is not valid: the checker's message.
+        ModelFileError: the nodes are not in order, or the model is not valid: the checker's message.
     """
     path = Path(path)
     external = is_large(model)
@@ -161,9 +171,11 @@ def save(model: onnx.ModelProto, path: FileName, *, inputs: Sequence[FileName] =
 
 
 def with_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model whose outputs have the inferred shapes if they state none.
+    """Return a model whose outputs have the inferred types and shapes if they state no shape.
 
-    ONNX Runtime runs files without them, and some exporters write such; onnx calls them not valid.
+    ONNX Runtime runs files without them, and some exporters write such; onnx calls them not valid. An output
+    whose rank cannot be inferred stays as it is. The model itself is returned if no shape is missing or if it
+    is of the libspconv dialect, else a copy.
     """
     missing = checks.names_without_shape(model.graph.output)
     if is_sparse(model) or not missing:
@@ -185,7 +197,12 @@ def check_targets(targets: Sequence[FileName], inputs: Sequence[FileName]) -> No
 def save_external(model: onnx.ModelProto, path: Path, data: Path, *, checked: bool = True) -> None:
     """Write a model to `path` and its large tensors to `data`, which lies beside it.
 
-    Data files of an older model at `path` are removed at the end. With `checked` the model has to be valid.
+    Large are tensors of `SMALLEST_EXTERNAL` bytes and more. Data files of an older model at `path`, if they
+    have a name that `save` gives, are removed at the end.
+
+    Raises:
+        ModelFileError: `checked`, and the model is not valid; files that were there stay. The libspconv
+            dialect is not checked.
     """
     import onnx_ir
 
@@ -233,7 +250,10 @@ def is_large(model: onnx.ModelProto) -> bool:
 
 
 def write(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model as it is for another program to read, with `NAME.data` beside it if it is large."""
+    """Write a model to `path` unchecked, for another program, with `NAME.data` beside it if it is large.
+
+    The write is not atomic unless the model is large.
+    """
     if is_large(model):
         save_external(model, path, path.with_name(f'{path.name}.data'), checked=False)
     else:
@@ -242,7 +262,10 @@ def write(model: onnx.ModelProto, path: Path) -> None:
 
 @contextlib.contextmanager
 def openable(model: onnx.ModelProto) -> Iterator[str | bytes]:
-    """Yield what ONNX Runtime opens: bytes, or a file when the model is too large for one message."""
+    """Yield what ONNX Runtime opens: the bytes of a model, or a file if it is too large for one message.
+
+    The file is given as its path, and removed at the end of the body.
+    """
     if not is_large(model):
         yield model.SerializeToString()
         return

@@ -34,7 +34,10 @@ def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 def all_graphs(
     model: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto,
 ) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
-    """Yield the main graph, the functions and every body in them; of a part, it and its bodies."""
+    """Yield the main graph, the functions and every body in them; of a graph or function, it and its bodies.
+
+    The order is not that of the file.
+    """
     waiting = [model.graph, *model.functions] if isinstance(model, onnx.ModelProto) else [model]
     while waiting:
         graph = waiting.pop()
@@ -49,7 +52,10 @@ def all_nodes(model: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto) -> 
 
 
 def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Yield every constant tensor: initializers and attributes, also of bodies and functions."""
+    """Yield every constant tensor: initializers and attributes, also of bodies and functions.
+
+    Sparse tensors are not among them, neither as initializers nor as attributes.
+    """
     for graph in all_graphs(model):
         yield from getattr(graph, 'initializer', ())
         for node in graph.node:
@@ -60,7 +66,10 @@ def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def captured(node: onnx.NodeProto) -> list[str]:
-    """Return the outer tensors that a node's bodies read, in order, each once."""
+    """Return the outer tensors that a node's bodies read or give as outputs, in order, each once.
+
+    Bodies inside of bodies count. A name that a body has itself is no outer one, wherever in the body it is.
+    """
     names: list[str] = []
     for body in bodies(node):
         inner = {'', *(value.name for value in (*body.input, *body.initializer))}
@@ -72,7 +81,10 @@ def captured(node: onnx.NodeProto) -> list[str]:
 
 
 def reads(node: onnx.NodeProto) -> list[str]:
-    """Return every tensor that a node needs: its inputs, then what its bodies read from outside."""
+    """Return every tensor that a node needs: its inputs, then what its bodies read from outside.
+
+    Each is there once, and inputs that the node leaves out are not: places say nothing of operands.
+    """
     return list(dict.fromkeys([name for name in node.input if name] + captured(node)))
 
 
@@ -93,7 +105,7 @@ def refill(message: Message, **fields: Iterable[Message]) -> None:
 
 
 def node_label(nodes: Sequence[onnx.NodeProto], position: int) -> str:
-    """Return a node's name, or '#12 (Conv)' when it has none."""
+    """Return the name of the node at a position of `nodes`, or '#12 (Conv)' when it has none."""
     node = nodes[position]
     return node.name or f'#{position} ({node.op_type})'
 
@@ -118,12 +130,15 @@ def claim_name(name: str, used_names: set[str]) -> str:
 
 
 def join_names(names: Sequence[str], limit: int) -> str:
-    """Return names joined by commas: the first `limit`, and how many more there are."""
+    """Return names joined by commas: the first `limit` of them, then ' and 3 more' if there are more."""
     return ', '.join(names[:limit]) + (f' and {len(names) - limit} more' if len(names) > limit else '')
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """Return '; did you mean a, b?' with the candidates that resemble a name, '' if none does."""
+    """Return '; did you mean a, b?' with up to three candidates that resemble a name, '' if none does.
+
+    Those that resemble it most come first, then those that contain it.
+    """
     candidates = list(candidates)
     similar = difflib.get_close_matches(name, candidates, 3, 0.6)
     similar += [text for text in candidates if name and name in text and text not in similar]
@@ -137,9 +152,9 @@ class Index:
 
     Attributes:
         model: it must not change while the index is used; `graph` is its main graph.
-        nodes: nodes of the main graph; a node's position in it is its handle.
-        inputs: graph inputs that have to be fed, i.e. have no initializer.
-        constants: initializers by name.
+        nodes: nodes of the main graph; a node's position in it, from 0, is its handle.
+        inputs: names of the graph inputs that have to be fed, i.e. have no initializer.
+        constants: initializers by name, those of inputs with a default too; sparse ones are not there.
         outputs: names of the graph's outputs.
 
     Raises:
@@ -168,23 +183,23 @@ class Index:
         self._names.pop('', None)
 
     def producer(self, tensor: str) -> int | None:
-        """Return the position of the node that writes a tensor, None for inputs and initializers."""
+        """Return the position of the node that writes a tensor, None for every other name."""
         return self._producers.get(tensor)
 
     def consumers(self, tensor: str) -> list[int]:
-        """Return the positions of the nodes that read a tensor, ascending."""
+        """Return the positions of the nodes that read a tensor, ascending; [] also for an unknown name."""
         return list(self._consumers.get(tensor, ()))
 
     def reads(self, position: int) -> list[str]:
-        """Return every tensor that a node needs, those of its bodies included."""
+        """Return every tensor that the node at `position` needs, as the function `reads` does."""
         return self._reads[position]
 
     def writes(self, position: int) -> list[str]:
-        """Return the outputs that a node has."""
+        """Return the outputs that the node at `position` has, without those that it leaves out."""
         return writes(self.nodes[position])
 
     def label(self, position: int) -> str:
-        """Return a node's name, or '#12 (Conv)' when it has none."""
+        """Return the name of the node at `position`, or '#12 (Conv)' when it has none."""
         return node_label(self.nodes, position)
 
     @property
@@ -194,7 +209,7 @@ class Index:
         return list(dict.fromkeys([*values, *self.constants, *self._producers]))
 
     def has_tensor(self, name: str) -> bool:
-        """Return whether the main graph has a tensor of that name."""
+        """Return whether the main graph has a tensor of that name; sparse initializers do not count."""
         return name in self._producers or name in self.constants or name in self.inputs
 
     def check_tensor(self, name: str) -> str:
@@ -236,7 +251,7 @@ class Index:
         raise UsageError(f'there is no node {name!r} in the graph{hint}')
 
     def ancestors(self, outputs: Iterable[str], stops: Iterable[str] = ()) -> list[int]:
-        """Return the nodes, ascending, that are needed to make `outputs` from graph inputs and constants.
+        """Return the positions, ascending, of the nodes that make `outputs` from graph inputs and constants.
 
         The walk up ends at `stops`, tensors that are there already; an output that is one needs nothing.
         """
@@ -259,12 +274,18 @@ class Index:
         return sorted(positions)
 
     def leaves(self, positions: Iterable[int], stops: Iterable[str] = ()) -> list[str]:
-        """Return the graph inputs that a set of nodes reads and that are not in `stops`, in graph order."""
+        """Return the names of graph inputs that some nodes read and that are not in `stops`, in graph order.
+
+        `positions` are those of the nodes. Inputs with a default are not among them.
+        """
         names = {name for position in positions for name in self.reads(position)} - set(stops)
         return [name for name in self.inputs if name in names]
 
     def constant_nodes(self) -> set[int]:
-        """Return the nodes that depend on no graph input; random operators do not count as constant."""
+        """Return the positions of nodes that depend on no graph input, also on none with a default.
+
+        Random operators, and what depends on them, do not count as constant.
+        """
         random = [position for position, node in enumerate(self.nodes) if node.op_type in RANDOM]
         varying = [value.name for value in self.graph.input]
         varying += [name for position in random for name in self.writes(position)]

@@ -45,7 +45,10 @@ def sources(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def module_of(node: onnx.NodeProto) -> tuple[str, str]:
-    """Return (module name, source) of one node; see `module_scopes`."""
+    """Return (module name, source) of one node; source is a key of `SOURCES`, see `module_scopes`.
+
+    A node whose metadata name no module is ('', 'metadata'): the other sources are not tried.
+    """
     for entry in node.metadata_props:
         if entry.key == SCOPES:
             try:
@@ -64,7 +67,10 @@ def module_of(node: onnx.NodeProto) -> tuple[str, str]:
 
 
 def without_repetition(parts: Iterable[str]) -> list[str]:
-    """Drop containers that the next part repeats: layer1/layer1.0 is layer1.0, a member of a Sequential."""
+    """Return the parts of a name, outermost first, without empty ones and containers that the next repeats.
+
+    ['layer1', 'layer1.0'] becomes ['layer1.0'], a member of a Sequential.
+    """
     words: list[str] = []
     for part in filter(None, parts):
         if words and part.startswith(f'{words[-1]}.'):

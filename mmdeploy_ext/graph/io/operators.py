@@ -28,7 +28,10 @@ def opsets_of(model: onnx.ModelProto | onnx.FunctionProto) -> dict[str, int]:
 
 
 def schema_of(node: onnx.NodeProto, opsets: Mapping[str, int]) -> onnx.defs.OpSchema | None:
-    """Return the schema of a node's operator in these opsets (domain -> version), None when ONNX has none."""
+    """Return the schema of a node's operator in these opsets (domain -> version), None when ONNX has none.
+
+    A domain that `opsets` lacks counts as version 1.
+    """
     domain = '' if node.domain == 'ai.onnx' else node.domain
     return _schema(node.op_type, domain, opsets.get(domain, 1))
 
@@ -42,9 +45,10 @@ def _schema(op_type: str, domain: str, version: int) -> onnx.defs.OpSchema | Non
 
 
 def defaults_of(node: onnx.NodeProto, opsets: Mapping[str, int]) -> dict[str, Any]:
-    """Return name -> default value of the attributes of a node's operator that have one.
+    """Return name -> default value of the attributes of a node's operator that have one, whatever it states.
 
-    `opsets` is domain -> version, as `opsets_of` returns it.
+    `opsets` is domain -> version, as `opsets_of` returns it. Texts are bytes. {} for an operator without a
+    schema.
     """
     schema = schema_of(node, opsets)
     entries = [entry.default_value for entry in schema.attributes.values()] if schema else []
@@ -64,7 +68,7 @@ def fill_window(
     `LEFT_OUT`, which are removed.
 
     Args:
-        values: attributes of the node by name.
+        values: attributes of the node by name, with the defaults of `defaults_of`; changed in place.
         node: any node; one without a window, or whose rank nothing shows, stays as it is.
         opsets: domain -> version, as `opsets_of` returns it.
         shape_of_constant: returns the shape of a tensor that is a constant, and None for any other.

@@ -30,7 +30,7 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Read named tensors: an .npz file, a dump of this project, or a folder of .npy files.
 
     Returns:
-        Name -> array. A .npy file's name is its tensor's, with '%2F' for '/'.
+        Name -> array. A .npy file's name is its tensor's, with '%2F' for '/'; `path` may be one such file.
 
     Raises:
         DataError: nothing there, or it cannot be read without running code in it.
@@ -63,7 +63,10 @@ def _read_file(path: Path) -> np.ndarray | np.lib.npyio.NpzFile:
 
 
 def save_tensors(tensors: Mapping[str, np.ndarray], folder: str | os.PathLike[str]) -> None:
-    """Write one .npy per tensor (name -> array) into a folder, for `load_tensors`; texts as numpy's str."""
+    """Write one .npy per tensor (name -> array) into a folder, for `load_tensors`; texts as numpy's str.
+
+    The folder is made if it is not there; other files in it stay.
+    """
     for name, array in tensors.items():
         array = array.astype(str) if array.dtype == object else array
         file = Path(folder) / f'{quote(name, safe=" ")}.npy'
@@ -72,7 +75,10 @@ def save_tensors(tensors: Mapping[str, np.ndarray], folder: str | os.PathLike[st
 
 
 def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write an .npz file of name -> array; `np.savez` cannot write an array called 'file'."""
+    """Write an .npz file of name -> array, texts as numpy's str, over a file that is there.
+
+    `np.savez` cannot write an array called 'file'.
+    """
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():
             array = np.asarray(array)

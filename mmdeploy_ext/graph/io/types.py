@@ -19,6 +19,9 @@ from onnx.reference import ReferenceEvaluator
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.io.constants import constant_value
 
+PACKED_BITS = {'INT2': 2, 'UINT2': 2, 'INT4': 4, 'UINT4': 4, 'FLOAT4E2M1': 4}
+PACKED_BITS |= {'FLOAT6E2M3': 6, 'FLOAT6E3M2': 6}
+"""Name of a data type whose elements share bytes in raw data -> bits of an element."""
 LARGEST_SHAPE = 1024
 """Elements: larger constants are no shapes, and their values are left out when shapes are inferred."""
 INVENTED = 'unk__'
@@ -35,8 +38,9 @@ SHAPE_OPERATORS = frozenset(_SHAPE_OPERATORS.split())
 def infer(model: onnx.ModelProto, *, strict: bool = False) -> dict[str, onnx.TypeProto]:
     """Return tensor name -> type of all tensors of the main graph whose type can be told.
 
-    Weights are not copied. With `strict`, nodes and shapes that do not fit together are an error; without,
-    what follows from them has no type.
+    The model is not changed, and its weights are not copied. An input with a default counts with that value:
+    shapes that follow from it are those without another feed. With `strict`, nodes and shapes that do not fit
+    together are an error; without, what follows from them has no type.
 
     Raises:
         ModelFileError: `strict`, and onnx found a node that cannot work; its message names the node.
@@ -64,7 +68,11 @@ def _infer_once(slim: onnx.ModelProto, strict: bool) -> dict[str, onnx.TypeProto
 
 
 def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy without the values of large initializers: what shape inference reads, in few bytes."""
+    """Return a copy without the values of large initializers: what shape inference reads, in few bytes.
+
+    Initializers of more than `LARGEST_SHAPE` elements keep name, data type and shape. Metadata, documentation
+    and annotations are left out; nodes and functions are whole.
+    """
     slim = onnx.ModelProto(ir_version=model.ir_version)
     slim.opset_import.extend(model.opset_import)
     slim.functions.extend(model.functions)
@@ -83,7 +91,8 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
 def fold_shapes(model: onnx.ModelProto, types: Mapping[str, onnx.TypeProto]) -> int:
     """Replace nodes whose values follow from shapes by Constant nodes, in place; return how many.
 
-    The model is a `skeleton`; `types` is tensor name -> inferred type.
+    The model is a `skeleton`; `types` is tensor name -> inferred type. A value has at most `LARGEST_SHAPE`
+    elements. Sub-graphs stay as they are.
     """
     tensors = {tensor.name: _small_array(tensor) for tensor in model.graph.initializer}
     constants = {name: array for name, array in tensors.items() if array is not None}
@@ -175,7 +184,7 @@ def shapes(values: Iterable[onnx.ValueInfoProto]) -> dict[str, list[int | str] |
 
 
 def dtype(data_type: int) -> str:
-    """Return the lower-case name of a `TensorProto.DataType`, e.g. 'int64'; the number if it has none."""
+    """Return the lower-case name of a `TensorProto.DataType`, e.g. 'int64'; '99' for 99, which has none."""
     names = {number: name for name, number in onnx.TensorProto.DataType.items()}
     return names.get(data_type, str(data_type)).lower()
 
@@ -183,7 +192,8 @@ def dtype(data_type: int) -> str:
 def text(value_type: onnx.TypeProto | None) -> str:
     """Return e.g. 'float[1,3,h,w]'; 'sequence' or the like for no tensor, '?' when nothing is known.
 
-    `value_type` is None if the type is not stated.
+    A scalar is 'float[]', a tensor of unknown rank 'float[...]', an axis of unknown size '?'. `value_type` is
+    None if the type is not stated.
     """
     if value_type is None or value_type.WhichOneof('value') is None:
         return '?'
@@ -195,12 +205,24 @@ def text(value_type: onnx.TypeProto | None) -> str:
 
 
 def shape_label(value_type: onnx.TypeProto | None) -> str:
-    """Return e.g. '1x3xhxw', '' when nothing is known.
+    """Return e.g. '1x3xhxw', 'scalar' without axes, '' if the rank is unknown or it is the type of no tensor.
 
-    `value_type` is None if the type is not stated.
+    `value_type` is None if the type is not stated. An axis of unknown size is '?'.
     """
     sizes = shape(value_type)
     return '' if sizes is None else 'x'.join(map(str, sizes)) or 'scalar'
+
+
+def byte_size(data_type: int, count: int) -> int:
+    """Return how many bytes `count` elements of a `TensorProto.DataType` take as raw data.
+
+    Texts, which have no raw data, count as 8 bytes each.
+
+    Raises:
+        KeyError, ValueError: the number is no data type.
+    """
+    bits = PACKED_BITS.get(type_name(data_type)) or 8 * helper.tensor_dtype_to_np_dtype(data_type).itemsize
+    return -(-count * bits // 8)
 
 
 def type_name(elem_type: int) -> str:

@@ -58,7 +58,7 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
         operators=dict(collections.Counter(operator_name(node) for node in nodes).most_common()),
         functions=[f'{entry.domain}.{entry.name}' for entry in model.functions],
         parameters=sum(size for size, _ in sizes),
-        bytes=sum(size * _item_bytes(data_type) for size, data_type in sizes),
+        bytes=sum(_byte_size(data_type, size) for size, data_type in sizes),
         dtypes=dict(collections.Counter(types.dtype(data_type) for _, data_type in sizes)),
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
@@ -73,9 +73,9 @@ def _describe_value(value: onnx.ValueInfoProto) -> dict[str, Any]:
     return dict(name=value.name, dtype=dtype, shape=shape, type=types.text(value.type))
 
 
-def _item_bytes(data_type: int) -> int:
+def _byte_size(data_type: int, count: int) -> int:
     try:
-        return onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize
+        return types.byte_size(data_type, count)
     except (KeyError, ValueError):
         return 0
 

@@ -14,6 +14,7 @@ from mmdeploy_ext.core.errors import DataError, ModelFileError, UsageError
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import checks, files, tensors
 from mmdeploy_ext.graph.run import run
+from mmdeploy_ext.graph.show.summary import describe
 from toy_graphs import conv_net, model_of, random_graph, same, steps
 
 
@@ -51,6 +52,8 @@ def test_what_is_missing_empty_or_no_model_is_refused(tmp_path):
         ('', 'is a folder'),
         ('empty.onnx', 'holds no graph'),
         ('text.onnx', 'readable'),
+        ('text.onnx/inner', 'cannot be read'),
+        ('n' * 300, 'cannot be read'),
     ):
         with pytest.raises(ModelFileError, match=words):
             files.load(tmp_path / name)
@@ -96,13 +99,30 @@ def test_a_tensor_of_another_size_than_its_shape_is_named(tmp_path, held):
         files.load(path)
 
 
-@pytest.mark.parametrize('data_type', ['FLOAT8E4M3FN', 'INT4', 'COMPLEX64'])
-def test_a_tensor_of_a_rare_type_that_was_cut_short_is_named(tmp_path, data_type):
-    model, data_type = conv_net(), TensorProto.DataType.Value(data_type)
-    model.graph.initializer.add(name='rare', data_type=data_type, dims=[5], raw_data=b'1')
+@pytest.mark.parametrize(
+    ('data_type', 'length', 'words'),
+    [
+        (TensorProto.FLOAT8E4M3FN, 1, 'cannot be read'),
+        (TensorProto.COMPLEX64, 1, 'cannot be read'),
+        (99, 5, 'cannot be read'),
+        (TensorProto.INT4, 1, 'are 1 bytes, and its shape 5 takes 3'),
+        (TensorProto.INT4, 4, 'are 4 bytes, and its shape 5 takes 3'),
+    ],
+)
+def test_a_tensor_of_a_rare_type_with_other_bytes_than_its_shape_is_named(tmp_path, data_type, length, words):
+    model = conv_net()
+    model.graph.initializer.add(name='rare', data_type=data_type, dims=[5], raw_data=bytes(length))
     (tmp_path / 'x.onnx').write_bytes(model.SerializeToString())
-    with pytest.raises(ModelFileError, match="'rare' cannot be read"):
+    with pytest.raises(ModelFileError, match=f"'rare' {words}"):
         files.load(tmp_path / 'x.onnx')
+
+
+def test_packed_numbers_of_the_right_length_are_read(tmp_path):
+    model = conv_net()
+    model.graph.initializer.add(name='rare', data_type=TensorProto.INT4, dims=[5], raw_data=bytes(3))
+    (tmp_path / 'x.onnx').write_bytes(model.SerializeToString())
+    content = describe(files.load(tmp_path / 'x.onnx'))
+    assert content['bytes'] == describe(conv_net())['bytes'] + 3
 
 
 def test_newer_opsets_and_ir_versions_are_refused(tmp_path):
