@@ -40,8 +40,9 @@ class Signature:
 
     Attributes:
         nodes: digest of a node and all that it is computed from -> number of such nodes.
-        interface: a text for each input (type and default), output (type and digest) and opset.
-        tensors: tensor of the main graph -> digest.
+        interface: a text for each input (name, type and default), output (name, type and digest), in their
+            order, and for the opset of each domain that a node is of.
+        tensors: tensor of the main graph -> digest, inputs and constants included.
         node_digests: digest of each node of the main graph, in file order; '' for a node that is a constant.
     """
 
@@ -51,7 +52,7 @@ class Signature:
     node_digests: tuple[str, ...]
 
     def equals(self, other: Signature) -> bool:
-        """Return whether both are of the same graph."""
+        """Return whether both are of the same graph; both have to be made with the same `float_values`."""
         return self.nodes == other.nodes and self.interface == other.interface
 
     @property
@@ -63,10 +64,15 @@ class Signature:
 def compute_signature(model: onnx.ModelProto, float_values: bool = True) -> Signature:
     """Return the signature of a model.
 
+    What the model computes does not depend on names inside of it, on metadata, on how a constant is stored,
+    or on whether an attribute that has its default is stated; these do not count. Bits count: 0.0 and -0.0
+    are two constants.
+
     Args:
-        model: the model.
-        float_values: False: floating-point constants count by type and shape alone, so that a network with
-            other weights has the same signature.
+        model: the model, with its external data loaded and its nodes in order.
+        float_values: False: floating-point and complex constants count by type and shape alone, so that a
+            network with other weights has the same signature. Tensors in attributes count by value all the
+            same.
     """
     graph = model.graph
     tensors = {value.name: _digest('input', value.name) for value in graph.input}
@@ -75,12 +81,15 @@ def compute_signature(model: onnx.ModelProto, float_values: bool = True) -> Sign
         for function in model.functions
     }
     node_digests = _Scope(model, functions, float_values).digest_nodes(graph, tensors)
-    defaults = {tensor.name: tensor for tensor in graph.initializer}
+    defaults = {sparse.values.name: dense_values(sparse) for sparse in graph.sparse_initializer}
+    names = {value.name for value in graph.input}
+    fed = (tensor for tensor in graph.initializer if tensor.name in names)
+    defaults.update((tensor.name, numpy_helper.to_array(tensor)) for tensor in fed)
     interface = []
     for value in graph.input:
         default = 'needed'
         if value.name in defaults:
-            default = _constant_digest(numpy_helper.to_array(defaults[value.name]), float_values)
+            default = _constant_digest(defaults[value.name], float_values)
         interface.append(f'input {_typed(value)} {default}')
     interface += [f'output {_typed(value)} {tensors.get(value.name)}' for value in graph.output]
     # the opset of a domain that no node is of decides nothing
@@ -92,7 +101,7 @@ def compute_signature(model: onnx.ModelProto, float_values: bool = True) -> Sign
 
 
 def count_nodes(model: onnx.ModelProto) -> int:
-    """Return how many nodes of the main graph are no constants."""
+    """Return how many nodes of the main graph are no Constant, as `Signature.size` without its digests."""
     return sum(node.op_type != 'Constant' for node in model.graph.node)
 
 
@@ -121,7 +130,8 @@ class _Scope:
             if tensor.name not in inputs:
                 tensors[tensor.name] = self._digest_constant(numpy_helper.to_array(tensor))
         for sparse in getattr(graph, 'sparse_initializer', ()):
-            tensors[sparse.values.name] = self._digest_constant(dense_values(sparse))
+            if sparse.values.name not in inputs:
+                tensors[sparse.values.name] = self._digest_constant(dense_values(sparse))
         return [self._digest_node(node, tensors) for node in graph.node]
 
     def _digest_constant(self, array: np.ndarray) -> str:
@@ -202,7 +212,8 @@ def _digest(*parts: str) -> str:
 
 def _constant_digest(array: np.ndarray, float_values: bool) -> str:
     """Return the digest of a constant: its type, shape and bytes, the latter of floats only if they count."""
-    if not (float_values or np.issubdtype(array.dtype, np.integer) or array.dtype in (np.bool_, object)):
+    is_integer = array.dtype.name.startswith(('int', 'uint'))  # int4, which numpy lacks, is no np.integer
+    if not (float_values or is_integer or array.dtype in (np.bool_, object)):
         return _digest('constant', str(array.dtype), str(array.shape))
     values = hashlib.blake2b(array_bytes(array), digest_size=16).hexdigest()
     return _digest('constant', str(array.dtype), str(array.shape), values)
@@ -236,7 +247,7 @@ class GraphDifference:
 
     @property
     def text(self) -> str:
-        """All in one line."""
+        """Place, module, number of other nodes and detail in one line."""
         module = f' (module {self.module})' if self.module else ''
         nodes = f' and {self.more} more' if self.more else ''
         return f'{self.where}{module}{nodes}: {self.detail}'
@@ -247,7 +258,9 @@ def differences(
 ) -> list[GraphDifference]:
     """Return the differences of a model from a reference, in topological order; [] if the graph is the same.
 
-    `signatures` are those of `model` and of `reference`, if they are computed already; None if not.
+    The list is not empty if the signatures differ, but it may lack a difference that is inside of a body or
+    function when there are others. `signatures` are those of `model` and of `reference`, if they are computed
+    already; None if not.
     """
     signature, expected = signatures or (compute_signature(model), compute_signature(reference))
     if signature.equals(expected):
@@ -281,5 +294,5 @@ def _unexplained(model: onnx.ModelProto, signature: Signature, expected: Signatu
     ]
     changed = [entry for entry in signature.interface if entry not in expected.interface]
     unlike += [GraphDifference('interface', entry.split()[1], '', UNLIKE) for entry in changed]
-    order = 'nodes are there another number of times, or in another order of outputs'
+    order = 'nodes are there another number of times, or inputs or outputs are in another order'
     return unlike or [GraphDifference('node', 'graph', '', order)]

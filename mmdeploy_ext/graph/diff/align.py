@@ -22,7 +22,8 @@ Keys = dict[int, Hashable]
 def align(program: Program, reference: Program) -> Alignment:
     """Return the pairs of nodes, and of tensors, of a graph on trial and its reference.
 
-    Both programs must have been made with the same `Constants`, so that equal constants are one object.
+    Each node and tensor is in one pair at most; those without a counterpart are left out. Both programs must
+    have been made with the same `Constants`, so that equal constants are one object.
     """
     return _Aligner(program, reference).align()
 

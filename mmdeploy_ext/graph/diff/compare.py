@@ -6,21 +6,23 @@ with the reference's values.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
 
 from mmdeploy_ext.core.errors import InferenceError, Mm2OnnxError, UsageError
-from mmdeploy_ext.graph import run
+from mmdeploy_ext.graph import run, signature
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.findings import Bars, Comparison, Entry, finite
 from mmdeploy_ext.graph.diff.program import Constants, NodeRunner, Program
-from mmdeploy_ext.graph.diff.structure import changes
-from mmdeploy_ext.graph.diff.walk import ReferenceTensor, Walk, compare, walk
+from mmdeploy_ext.graph.diff.structure import Change, changes
+from mmdeploy_ext.graph.diff.walk import EQUAL, UNKNOWN, ReferenceTensor, Walk, compare, walk
 from mmdeploy_ext.graph.feeds import check_feeds, random_feeds
 from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.graph.io.index import join_names
+from mmdeploy_ext.graph.io.operators import random_nodes
 from mmdeploy_ext.proving.tensors import shape_text
 
 
@@ -68,15 +70,25 @@ def diff_files(
         rtol: error of one node, relative to the largest value of a tensor, above which the node is at fault;
             None takes that of `Bars`, or of `HALF` if a file computes in float16.
 
+    Returns:
+        The comparison. An output is 'unknown', and so not equal, if the reference's holds no finite value, or
+        is empty and the files have another structure. What differs inside of bodies and functions is among
+        the changes if there are no others.
+
     Raises:
         UsageError: the inputs of the two cannot be paired.
+        ShapeError: `feeds` are not what the reference takes.
         InferenceError: a node of the reference fails.
+        ModelFileError: a file cannot be read, see `files.load`.
     """
     constants, runner = Constants(), NodeRunner()
     reference, candidate = (Program(files.load(file), constants) for file in (reference_path, path))
     bars = (findings.HALF if reference.is_half() or candidate.is_half() else Bars()).at(rtol)
     pairs = align(candidate, reference)
     structure = changes(candidate, reference, pairs)
+    if all(change.kind in signature.IGNORED_CHANGES for change in structure):
+        unexplained = signature.differences(candidate.index.model, reference.index.model)
+        structure += [Change('inside', difference.where, difference.detail) for difference in unexplained]
     is_random = feeds is None
     feeds = dict(random_feeds(reference.index.model, seed) if feeds is None else feeds)
     check_feeds(reference.index, feeds)
@@ -91,21 +103,22 @@ def diff_files(
         for name, mate in pairs.tensors.items()
         if mate in reference_walk.free and candidate.index.producer(name) is not None
     }
+    mates = {name: pairs.tensors.get(name, name) for name in (*candidate.index.inputs, *candidate.defaults)}
     candidate_feeds = {
-        name: candidate.fitting(name, feeds[pairs.tensors[name]]) for name in candidate.index.inputs
+        name: candidate.fitting(name, feeds[mate]) for name, mate in mates.items() if mate in feeds
     }
-    candidate_feeds.update((name, value) for name, value in feeds.items() if name in candidate.defaults)
     candidate_walk = walk(candidate, candidate_feeds, references, runner)
     entries = findings.entries_of(candidate_walk, bars)
     entries += _constant_outputs(candidate_walk, pairs.tensors, reference_walk, bars, len(entries))
     notes = engine_notes(candidate.index.model, candidate_feeds, candidate_walk, bars)
+    notes += _notes_on_evidence((reference_walk, candidate_walk), entries)
     if is_random:
         notes.append(f'fed with random numbers (seed {seed}); --input feeds real ones')
     if failures := [row.reason for row in reference_walk.rows.values() if row.reason]:
         raise InferenceError(f'{reference_path}: {failures[0]}')
     reference_outputs = reference.index.outputs
-    mates = {name: pairs.tensors.get(name) for name in candidate.index.outputs}
-    return Comparison(
+    output_mates = {name: pairs.tensors.get(name) for name in candidate.index.outputs}
+    comparison = Comparison(
         dict(kind='files', reference=str(reference_path), file=str(path), inputs=findings.shape_texts(feeds)),
         entries,
         findings.differences_of(candidate_walk, bars, findings.explain_by(structure)),
@@ -113,10 +126,41 @@ def diff_files(
         [dataclasses.asdict(change) for change in structure],
         notes,
         bars,
-        missing=[name for name in reference_outputs if name not in mates.values()],
-        additional=[name for name, mate in mates.items() if mate not in reference_outputs],
-        renamed={mate: name for name, mate in mates.items() if mate in reference_outputs and mate != name},
+        missing=[name for name in reference_outputs if name not in output_mates.values()],
+        additional=[name for name, mate in output_mates.items() if mate not in reference_outputs],
+        renamed={
+            mate: name for name, mate in output_mates.items() if mate in reference_outputs and mate != name
+        },
     )
+    for entry in comparison.outputs:
+        if entry.state == EQUAL:
+            expected = reference_walk.free[entry.paired]
+            if expected.size == 0 and comparison.restructured:
+                entry.state, entry.reason = UNKNOWN, 'is empty, which shows nothing in another structure'
+            elif expected.dtype.kind in 'fc' and expected.size and not np.isfinite(expected).any():
+                entry.state, entry.reason = UNKNOWN, 'holds no finite value, which shows nothing'
+    return comparison
+
+
+def _notes_on_evidence(walks: tuple[Walk, Walk], entries: Sequence[Entry]) -> list[str]:
+    """Return notes on what counts as equal without being shown to be: shares of integers, and random results.
+
+    `walks` are those of the reference and of the graph on trial, `entries` the latter's.
+    """
+    notes, values = [], walks[1].free
+    shares = [entry.tensor for entry in entries if entry.state == EQUAL and (entry.error or entry.born)]
+    shares = [name for name in shares if values[name].dtype.kind in 'biuOSU']
+    if shares:
+        notes.append(
+            f'some integers, booleans or texts of {join_names(shares, 5)} differ: too few of them to count'
+        )
+    drawn = list(dict.fromkeys(name for walk in walks for name in random_nodes(walk.program.index.model)))
+    if drawn:
+        notes.append(
+            f'the results of {join_names(drawn, 5)} are random: equal nodes share one draw here, which shows '
+            f'nothing about them'
+        )
+    return notes
 
 
 def _constant_outputs(

@@ -44,6 +44,8 @@ NO_REFERENCE = ReferenceTensor(np.empty(0), how='')
 class Bars:
     """The errors above which values differ, relative to the largest value of a tensor.
 
+    Of integers, booleans and texts the error is the share of values that differ, see `walk.compare`.
+
     Attributes:
         born: for the result of one node that was fed with the reference's values.
         free: for what the whole model computes from its inputs.
@@ -205,10 +207,11 @@ class Comparison:
 
 
 def entries_of(walk: Walk, bars: Bars, module: Callable[[int], str] | None = None) -> list[Entry]:
-    """Return the rows of a walk for tables.
+    """Return the rows of a walk for tables, an entry per row in the same order.
 
     `bars` decide about the states of the entries. `module` is a function: position of a node -> path of the
-    PyTorch module that it was exported from; None takes that from the node's name or metadata.
+    PyTorch module that it was exported from; None takes that from the node's name or metadata. A module that
+    the reference names comes first.
     """
     index, entries = walk.program.index, []
     for depth, row in enumerate(walk.rows.values()):
@@ -239,7 +242,7 @@ def finite(value: float | None) -> float | None:
 def differences_of(
     walk: Walk, bars: Bars, explain: Callable[[int], list[str]], module: Callable[[int], str] | None = None
 ) -> list[Divergence]:
-    """Return where errors are born in the graph of a walk.
+    """Return where errors are born in the graph of a walk, a `Divergence` per region of `regions`.
 
     `explain` is a function: position of a node -> observations about it, for `Divergence.evidence`; for
     `bars` and `module` see `entries_of`. Without `module` the module is read from the node's name.
@@ -295,13 +298,13 @@ def explain_by(changes: Sequence[Change]) -> Callable[[int], list[str]]:
 
 
 def outputs_of(program: Program, entries: Sequence[Entry]) -> list[Entry]:
-    """Return the entries of a graph's outputs, in the graph's order."""
+    """Return the entries of a graph's outputs, in its order; an output without an entry is left out."""
     by_name = {entry.tensor: entry for entry in entries}
     return [by_name[name] for name in program.index.outputs if name in by_name]
 
 
 def shape_texts(feeds: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Return name -> shape of the array as text, e.g. '1x3x320x320'."""
+    """Return name -> shape of the array as text, e.g. '1x3x320x320', or 'scalar'."""
     return {name: shape_text(array.shape) for name, array in feeds.items()}
 
 

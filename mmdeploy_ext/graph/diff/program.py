@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import InferenceError
 from mmdeploy_ext.graph.io.constants import array_bytes, constant_value, dense_values
-from mmdeploy_ext.graph.io.index import RANDOM, Index, bodies
+from mmdeploy_ext.graph.io.index import RANDOM, Index, bodies, operator_name
 from mmdeploy_ext.graph.run import open_session
 
 SHAPE_READERS = ('Shape', 'Size')
@@ -28,7 +28,7 @@ class Constants:
         self._arrays: dict[tuple[str, tuple[int, ...], bytes], np.ndarray] = {}
 
     def unique(self, array: np.ndarray) -> np.ndarray:
-        """Return the first array that was given with these values."""
+        """Return the first array that was given with this dtype, shape and bits; it may be `array` itself."""
         digest = hashlib.sha256(array_bytes(array)).digest()
         return self._arrays.setdefault((str(array.dtype), array.shape, digest), array)
 
@@ -62,7 +62,7 @@ class Program:
         self.steps: list[int] = []
         self.static: set[str] = set()
         for position, node in enumerate(self.index.nodes):
-            is_identity = node.op_type == 'Identity'
+            is_identity = operator_name(node) == 'Identity'
             value = self.constants.get(node.input[0]) if is_identity else constant_value(node)
             if value is not None:
                 self.constants[node.output[0]] = constants.unique(value)
@@ -74,7 +74,7 @@ class Program:
                 self.static.update(self.index.writes(position))
 
     def shape_of_constant(self, name: str) -> tuple[int, ...] | None:
-        """Return the shape of a constant, None for a tensor that is none."""
+        """Return the shape of the constant `name`; None for other tensors, also for inputs with a default."""
         array = self.constants.get(name)
         return None if array is None else array.shape
 
@@ -85,7 +85,10 @@ class Program:
         return onnx.TensorProto.FLOAT16 in elements or any(array.dtype == np.float16 for array in arrays)
 
     def fitting(self, name: str, feed: np.ndarray) -> np.ndarray:
-        """Return a float feed in the float dtype that the input `name` takes; other feeds as they are."""
+        """Return a float feed in the float dtype that the input `name` takes; other feeds as they are.
+
+        `name` is a graph input, with a default or not.
+        """
         elements = {value.name: value.type.tensor_type.elem_type for value in self.index.graph.input}
         dtype = helper.tensor_dtype_to_np_dtype(elements[name]) if elements[name] else feed.dtype
         return feed.astype(dtype) if {dtype.kind, feed.dtype.kind} == {'f'} else feed
@@ -105,7 +108,7 @@ class Alignment:
 
 
 class NodeRunner:
-    """Runs single nodes in ONNX Runtime; the same node on the same arrays runs once.
+    """Runs single nodes in ONNX Runtime; the same node on the same arrays runs once, a random one too.
 
     Arrays are told apart by identity, so none that was given or returned may be changed.
     """
@@ -129,7 +132,7 @@ class NodeRunner:
         """
         node, names = program.index.nodes[position], program.index.reads(position)
         arrays = [values[name] for name in names]
-        if node.op_type == 'Identity':
+        if operator_name(node) == 'Identity':
             return arrays
         opsets = tuple((entry.domain, entry.version) for entry in program.index.model.opset_import)
         key = (_definition(node), opsets, program.functions, tuple(map(id, arrays)))

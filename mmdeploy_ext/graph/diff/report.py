@@ -35,7 +35,7 @@ COLOURS = {'equal': 'green', 'born here': 'bold red', 'passed on': 'yellow', 'in
 
 
 def figure(value: float | None, entry: Entry | None = None) -> str:
-    """Return an error as text; None, which stands for an infinite or missing error, as 'differs' or '-'.
+    """Return an error as text, e.g. '1.2e-05'; None, an infinite or missing error, as 'differs' or '-'.
 
     None is 'differs' if `entry` is a tensor at which an error is born, with a reason why there is no number,
     and '-' otherwise, also without an entry.
@@ -46,7 +46,7 @@ def figure(value: float | None, entry: Entry | None = None) -> str:
 
 
 def headline(comparison: Comparison) -> str:
-    """Return the result of a comparison in one sentence."""
+    """Return the result of a comparison in one sentence: outputs of one side, numbers, another graph."""
     parts = [*_output_names(comparison), _numbers(comparison)]
     if comparison.graph:
         parts.append(f'the graph is another one, whatever these inputs give: {comparison.graph}')
@@ -114,7 +114,8 @@ def _with_operator(divergence: Divergence) -> str:
 def print_comparison(comparison: Comparison, console: Console, everything: bool = False) -> None:
     """Print a table of tensors, the result, what is known about the first difference, and notes.
 
-    The table has the entries of `selected_entries`, with `everything` all of them.
+    The table has the entries of `selected_entries`, with `everything` all of them. Of more than `MAX_CHANGES`
+    changes of structure the rest is counted.
     """
     word, colour = ('EQUAL', 'bold green') if comparison.equal else ('DIFFERS', 'bold red')
     console.print(_table(comparison, everything))
@@ -159,7 +160,11 @@ def _table(comparison: Comparison, everything: bool) -> Table:
 
 
 def selected_entries(comparison: Comparison) -> list[Entry]:
-    """Return the entries of the outputs, those around the first difference, and those of the next ones."""
+    """Return the entries of the outputs, those around the first difference, and those of the next ones.
+
+    Around are `AROUND` entries on either side, the first ones of the graph without a difference; of tensors
+    where an error is born there are the first `AROUND`.
+    """
     born = [entry.depth for entry in comparison.entries if entry.state == 'born here']
     depths = {entry.depth for entry in comparison.outputs}.union(born[:AROUND])
     middle = comparison.first_depth if comparison.first is not None else -1

@@ -27,7 +27,7 @@ class Change:
 
     Attributes:
         kind: 'attribute', 'initializer', 'wiring', 'node', 'input', 'output', 'opset', 'metadata',
-            'function' or 'domain'.
+            'function' or 'domain'; 'inside' for one that `compare.diff_files` adds, of a body or function.
         where: node, tensor or key, by the left graph's name when it has one.
         detail: what differs; the left graph is the one on trial, the right one the reference.
         left: position of the node in the left graph, None if the change is of no node, or of one that only
@@ -49,7 +49,9 @@ def changes(program: Program, reference: Program, pairs: Alignment) -> list[Chan
     """Return what differs between a graph and its reference.
 
     Nodes come in topological order of the graph, then those that only the reference has, then inputs,
-    outputs, opsets, metadata, functions and domains. `pairs` is the result of `align` for the two.
+    outputs, opsets, metadata, functions (by name and number of nodes) and domains. What is inside of bodies
+    and functions, the values of defaults and the order of inputs and outputs are not compared:
+    `graph.signature` finds those. `pairs` is the result of `align` for the two.
     """
     result: list[Change] = []
     for position in program.steps:
@@ -133,11 +135,16 @@ def _constant_change(array: np.ndarray, expected: np.ndarray) -> tuple[str, floa
     if array.shape != expected.shape or array.dtype != expected.dtype:
         sides = [f'{side.dtype} {shape_text(side.shape)}' for side in (array, expected)]
         return f'is {sides[0]}, reference {sides[1]}', None
-    detail = f'{int((array != expected).sum())} of {array.size} values differ'
     if array.dtype.kind not in 'fiu':
-        return detail, None
+        return f'{int((array != expected).sum())} of {array.size} values differ', None
     distance = ArrayDistance(array, expected)
-    detail += f', by {distance.max_abs:.3g} at most'
+    if not distance.max_abs:
+        return (
+            'the same numbers in other bits (0.0 and -0.0, or another NaN)',
+            0.0 if distance.scale else None,
+        )
+    count = int((distance.differences > 0).sum())
+    detail = f'{count} of {array.size} values differ, by {distance.max_abs:.3g} at most'
     if array.size <= 4:
         detail += f' ({_short(array)}, reference {_short(expected)})'
     elif np.array_equal(np.sort(array, axis=None), np.sort(expected, axis=None)):
@@ -152,9 +159,13 @@ def attributes(
 ) -> dict[str, Any]:
     """Return name -> value of a node's attributes, defaults of the operator included.
 
-    Sub-graphs are left out, and what refers to an attribute of the function that the node is in.
-    `model`, which may be a local function, states the opsets; `shape_of_constant` returns the shape of a
-    tensor that is a constant, by its name, and None for any other.
+    Sub-graphs are left out, and what refers to an attribute of the function that the node is in. A text is
+    bytes, a tensor an array. The window of a convolution or pooling is in the form of `fill_window`.
+
+    Args:
+        node: any node.
+        model: the model or local function whose opsets the node is of.
+        shape_of_constant: returns the shape of a tensor that is a constant, by its name, None for any other.
     """
     opsets = opsets_of(model)
     values = defaults_of(node, opsets)
@@ -169,7 +180,11 @@ def attributes(
 
 
 def exact_text(value: Any) -> str:
-    """Return a value as a text that equals another one's only if all its numbers do."""
+    """Return the value of an attribute as a text that equals another one's only if the values do.
+
+    0.0 and -0.0, arrays of other dtypes and an integer and a float are not equal, a list and a tuple are, and
+    so are all NaN that are no element of an array.
+    """
     if isinstance(value, np.ndarray):
         return f'{value.dtype}{value.shape}{array_bytes(value).hex()}'
     return repr(list(value)) if isinstance(value, list | tuple) else repr(value)

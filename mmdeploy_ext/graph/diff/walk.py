@@ -79,10 +79,10 @@ class Row:
     reason: str = ''
 
     def state(self, born_rtol: float = BORN_RTOL, rtol: float = FREE_RTOL) -> str:
-        """Return the state of the tensor.
+        """Return the state of the tensor: the first of these that is true.
 
         - 'born here': the error of the fed value is above `born_rtol`.
-        - 'passed on': only the error of the free value is above `rtol`: an earlier node is at fault.
+        - 'passed on': the error of the free value is above `rtol`: an earlier node is at fault.
         - 'inner': it has no reference.
         - 'unknown': it could not be computed or compared.
         - 'equal': else.
@@ -133,7 +133,9 @@ def walk(
         references: tensor -> the values that it should have, if they are known before the walk.
         runner: runs the nodes; walks that share one do not run equal nodes on equal values again.
         lookup: returns a reference for a tensor that has none, or None; called with the walk so far, the
-            tensor, the position of its node and the fed value.
+            tensor, the position of its node and the fed value. None: nothing is looked up.
+
+    A node that fails is no error here: its rows have the reason, and what depends on it is not computed.
     """
     base = {**program.constants, **program.defaults, **feeds}
     result = Walk(program, rows={}, free=dict(base), good=dict(base))
@@ -173,8 +175,11 @@ def walk(
 def compare(got: Any, want: Any) -> tuple[float | None, str]:
     """Return the error of a tensor, and why the error is infinite; the latter is '' if it is not.
 
-    The error is the largest difference over the largest value of `want`; of integers, booleans and texts it
-    is the share of values that differ. It is None if one of the two is no array.
+    The error is the largest difference over the largest finite value of `want`; of integers, booleans, texts
+    and bfloat16 it is the share of values that differ, so that few of many pass a bar. Floats may be of
+    another width, integers of another type. Infinite are another shape, a float against an integer, and NaN
+    or infinity on one side alone; on both sides they are equal, and so are two empty arrays. It is None, with
+    '', if one of the two is no array (a sequence, or a value that is missing).
     """
     if not isinstance(got, np.ndarray) or not isinstance(want, np.ndarray):
         return None, ''
@@ -194,7 +199,10 @@ def compare(got: Any, want: Any) -> tuple[float | None, str]:
 
 
 def is_informative(value: np.ndarray) -> bool:
-    """Return whether a tensor's values can show that what made them is right: floats, not all the same."""
+    """Return whether a tensor's values can show that what made them is right.
+
+    That takes more than `FEW_VALUES` floats that are not all the same; NaN counts as 0.
+    """
     return value.dtype.kind == 'f' and value.size > FEW_VALUES and float(np.ptp(np.nan_to_num(value))) > 0
 
 

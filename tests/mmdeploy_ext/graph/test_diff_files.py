@@ -194,6 +194,70 @@ def test_other_numbers_are_told_in_another_structure_too(tmp_path, forms):
         assert f'at one of {", ".join(found.first.nodes)[:20]}' in headline(found)
 
 
+def parsed(body: str, functions: str = '') -> onnx.ModelProto:
+    """Return a model of an input x and an output y."""
+    return onnx.parser.parse_model(f"""
+        <ir_version: 10, opset_import: ["": 17, "own": 1]>
+        g (float[8] x) => (float[N] y) <float[1] two = {{2}}, float big = {{1000}}> {{ {body} }} {functions}
+    """)
+
+
+def test_an_empty_output_shows_nothing_in_another_structure(tmp_path):
+    end = 'c = Greater(x, big) y = Compress(v, c)'
+    paths = saved(tmp_path, a=parsed(f'v = Mul(x, two) {end}'), b=parsed(f'w = Add(x, two) v = Neg(w) {end}'))
+    comparison = diff.diff_files(*paths)
+    assert comparison.restructured and not comparison.equal and 'y: is empty' in headline(comparison)
+    assert diff.diff_files(paths[0], paths[0]).equal
+
+
+def test_an_output_without_a_finite_value_is_not_equal(tmp_path):
+    paths = saved(tmp_path, a=parsed('a = Abs(x) b = Neg(a) v = Sqrt(b) y = Mul(v, two)'))
+    comparison = diff.diff_files(*paths * 2)
+    assert not comparison.equal and 'y: holds no finite value' in headline(comparison)
+
+
+def test_what_differs_inside_of_a_branch_that_does_not_run_is_a_change(tmp_path):
+    text = """s = ReduceMax<keepdims = 0>(x) c = Greater(s, big) [choice] y = If(c) <
+        then_branch = t () => (float[8] u) {{ u = {}(x) }},
+        else_branch = e () => (float[8] w) {{ w = Neg(x) }}>"""
+    comparison = diff.diff_files(*saved(tmp_path, a=parsed(text.format('Sin')), b=parsed(text.format('Cos'))))
+    assert comparison.equal
+    assert {change['kind'] for change in comparison.changes} == {'inside'}
+    assert comparison.changes[0]['where'] == 'choice'
+
+
+def test_an_operator_of_another_domain_that_is_called_identity_is_run(tmp_path):
+    function = '<domain: "own", opset_import: ["": 17]> Identity (a) => (b) { b = Neg(a) }'
+    models = (parsed(f'y = {domain}Identity(x)', function) for domain in ('', 'own.'))
+    assert not diff.diff_files(*saved(tmp_path, **dict(zip('ab', models, strict=True)))).equal
+
+
+def test_a_feed_reaches_a_default_that_has_another_name(tmp_path):
+    models = []
+    for name in 'st':
+        models.append(parsed(f'y = Mul(x, {name})'))
+        models[-1].graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]))
+        models[-1].graph.initializer.append(numpy_helper.from_array(np.float32([3]), name))
+    feeds = dict(x=np.ones(8, np.float32), s=np.float32([5]))
+    comparison = diff.diff_files(*saved(tmp_path, a=models[0], b=models[1]), feeds)
+    assert comparison.equal
+
+
+def test_what_counts_as_equal_and_is_not_shown_to_be_is_a_note(tmp_path):
+    many = np.zeros(200_000, np.int64)
+    models = []
+    for value in (0, 4):
+        many[7] = value
+        x, y = (helper.make_tensor_value_info(name, TensorProto.INT64, many.shape) for name in 'xy')
+        node = helper.make_node('Add', ['x', 'w'], ['y'])
+        graph = helper.make_graph([node], 'g', [x], [y], [numpy_helper.from_array(many.copy(), 'w')])
+        models.append(helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=9))
+    notes = diff.diff_files(*saved(tmp_path, a=models[0], b=models[1])).notes
+    assert any('some integers, booleans or texts of y differ' in note for note in notes)
+    drawn = parsed('r = RandomNormalLike(x) y = Add(x, r)')
+    assert any('are random' in note for note in diff.diff_files(*saved(tmp_path, a=drawn, b=drawn)).notes)
+
+
 def test_sums_in_another_order_are_equal_numbers_though_inner_tensors_differ(tmp_path):
     texts = ['t = Add (x, one) y = Mul (t, two)', 't = Mul (x, two) y = Add (t, two)']
     models = [

@@ -237,6 +237,46 @@ def test_padding_that_the_operator_computes_is_not_the_default():
     assert differences(none, window_model('Conv', pads=[0] * 4)) == []
 
 
+def test_inputs_in_another_order_are_another_graph_and_named():
+    def subtraction(order):
+        y, *values = (helper.make_tensor_value_info(name, TensorProto.FLOAT, (2,)) for name in f'y{order}')
+        node = helper.make_node('Sub', ['x', 'z'], ['y'])
+        return helper.make_model(helper.make_graph([node], 'g', values, [y]))
+
+    (difference,) = differences(subtraction('xz'), subtraction('zx'))
+    assert 'inputs or outputs are in another order' in difference.text
+
+
+def test_a_sparse_default_of_an_input_is_no_constant():
+    def scaled(name):
+        places = numpy_helper.from_array(np.array([0]), 'p')
+        weight = helper.make_sparse_tensor(numpy_helper.from_array(WEIGHT[0, :1], name), places, [3])
+        values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (3,)) for name in 'xsy']
+        node = helper.make_node('Mul', ['x', name], ['y'])
+        graph = helper.make_graph([node], 'g', values[:2], values[2:], sparse_initializer=[weight])
+        return helper.make_model(graph)
+
+    assert compute_signature(scaled('s')).equals(compute_signature(scaled('s')))
+    assert not compute_signature(scaled('s')).equals(compute_signature(scaled('w')))
+
+
+@pytest.mark.parametrize('data_type', [TensorProto.INT4, TensorProto.UINT4, TensorProto.INT64])
+def test_integers_count_also_where_the_values_of_floats_do_not(data_type):
+    def concatenated(*values):
+        model = model_of(*constant())
+        model.graph.initializer.append(helper.make_tensor('rare', data_type, [2], values))
+        model.graph.node.append(helper.make_node('Concat', ['rare', 'rare'], ['unread'], axis=0))
+        return compute_signature(model, float_values=False)
+
+    assert concatenated(1, 2).equals(concatenated(1, 2))
+    assert not concatenated(1, 2).equals(concatenated(1, 3))
+
+
+def test_zeros_of_another_sign_are_told_in_words():
+    (difference,) = differences(model_of(*constant(-0.0 * WEIGHT)), model_of(*constant(np.abs(0.0 * WEIGHT))))
+    assert 'the same numbers in other bits' in difference.detail
+
+
 def test_an_attribute_that_a_function_is_called_with_counts():
     def called(kernel):
         pool = helper.make_node('MaxPool', ['x'], ['y'])
