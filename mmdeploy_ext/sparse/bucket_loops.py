@@ -49,7 +49,7 @@ def choose(counts, buckets):
 
     Args:
         counts: (2^g,) number of rows of each pattern.
-        buckets: B. A bucket that no row needs has pattern 1.
+        buckets: B, at least 1. A bucket that no row needs has pattern 1.
     """
     patterns = np.ones(buckets, np.int64)
     union = np.int64(0)
@@ -103,7 +103,7 @@ def arrange(table, no_neighbour, buckets, last, rows, lengths, sizes, offsets, p
         table: (g, M) int32, the input row at each offset of each output row.
         no_neighbour: entry of the table where there is no neighbour, the number of a row of zeros behind the
             input rows.
-        buckets: B.
+        buckets: B, at least 1.
         last: 1 if the bias alone is result T and a row of zeros result T + 1; 0 if result T is the zeros.
         rows: written, room for g*M int32: the input rows, bucket after bucket, output row by output row.
         lengths: written, (B,) number of entries of `rows` in each bucket.

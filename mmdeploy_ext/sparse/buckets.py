@@ -61,7 +61,7 @@ class Layout:
 
     @classmethod
     def of(cls, kernel_size: Triple) -> Layout:
-        """Return the layout of a kernel."""
+        """Return the layout of a kernel with offsets (k0, k1, k2), each at least 1."""
         size = math.prod(kernel_size)
         group = min(GROUP, size)
         groups = tuple((first, min(first + group, size)) for first in range(0, size, group))
@@ -100,8 +100,8 @@ def arrange(
     Args:
         tables: name -> (K, M) int32 input rows, N for no neighbour, as in `Rulebook.tables`.
         rows_in: name -> N.
-        layouts: name -> layout of the table's kernel.
-        threads: how many threads sort.
+        layouts: name -> layout of the table's kernel; same names as `tables`.
+        threads: how many threads sort, at least 1.
     """
     jobs = [(name, group) for name in tables for group in range(len(layouts[name].groups))]
     arranged: dict[tuple[str, int], tuple[np.ndarray, ...]] = {}
@@ -143,6 +143,12 @@ def feeds(plan: Plan, rulebook: Rulebook, form: str = 'buckets', threads: int = 
     Names begin with that of a table or scatter of the plan: SCATTER.cells (M,), and per table TABLE.table
     (M, K) in the form 'tables', or in the form 'buckets' TABLE.rows, .lengths, .offsets, .sizes (G*B, 1) and,
     per group, .position0, .position1, ... as in `Arrangement`. They do not depend on the number of threads.
+
+    Args:
+        plan: plan of the file.
+        rulebook: what `rulebook.build` gave for this plan.
+        form: form of the file, one of `FORMS`.
+        threads: how many threads sort, at least 1.
     """
     arrays = {f'{name}.cells': cells for name, cells in rulebook.cells.items()}
     if form == 'tables':

@@ -46,7 +46,8 @@ def run(
             are the sites of `rulebook.level(node.output)`; with None nothing is called.
         transform: called before every node with the node, its inputs and its weight (None without one);
             returns the inputs and the weight to compute with, for fake quantisation.
-        rulebook: rulebook of these coordinates, which then are not read; None: it is built.
+        rulebook: rulebook of these coordinates for this graph; the coordinates then are not read. None: it is
+            built.
 
     Raises:
         PointsError: voxels that the graph cannot take.
@@ -74,6 +75,11 @@ def run(
 
 def checked_features(features: np.ndarray, rows: int, channels: int) -> np.ndarray:
     """Return features as contiguous float32, (rows, channels).
+
+    Args:
+        features: numbers of any dtype.
+        rows: number of voxels.
+        channels: features per voxel of the network.
 
     Raises:
         PointsError: another shape, or values that are not finite.

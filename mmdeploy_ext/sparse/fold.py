@@ -24,15 +24,16 @@ def fold(graph: SparseGraph, precision: str = 'fp32', fp16_modules: Collection[s
     """Return the graph with every BatchNorm folded and every ReLU that follows a convolution fused.
 
     Names and tensor ids are counted anew. A convolution without a bias gets one (zeros, if no BatchNorm
-    follows it), because libspconv reads one without checking that there is one. Folding a folded graph
-    changes nothing.
+    follows it), because libspconv reads one without checking that there is one. Folding again
+    in the same precision changes nothing.
 
     Args:
         graph: graph as `exporting.sparse_backbone.trace` gives it.
         precision: 'fp32' folds in float32 (what NVIDIA's PTQ path does; weights stay float32 until a writer
             rounds them), 'fp16' rounds after every operation (what its plain exporters do after
             `model.half()`; weights are float16). 45 % of the weights differ between the two, by up to 3 ulp.
-        fp16_modules: module paths of convolutions that are folded in fp16 whatever the precision.
+        fp16_modules: module paths of convolutions that are folded in fp16 whatever the precision; other paths
+            have no effect.
 
     Raises:
         UsageError: another precision.

@@ -39,7 +39,11 @@ class Names:
         return {*self.keys.values(), *(f'{path}.bias' for path, _ in self.folded.values())}
 
     def module_path(self, path: str) -> str:
-        """Return the path in the module for a path in the file: of a submodule or of something below one."""
+        """Return the path in the module for a path in the file.
+
+        Args:
+            path: of a submodule, or of something below one, whose last parts stay; others stay as they are.
+        """
         head, tail = path, ''
         while head and head not in self.paths:
             head, _, last = head.rpartition('.')
@@ -49,7 +53,7 @@ class Names:
     def norm_tensors(
         self, state_dict: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """Return tensors for the BatchNorms that the file lacks, by key of the module.
+        """Return float32 tensors (C,) for the BatchNorms that the file lacks, by key of the module.
 
         They make a BatchNorm only add the bias that the file has for its convolution; the bias of the
         convolution itself becomes zero, if the module has one.
@@ -72,10 +76,14 @@ class Names:
 
 
 def match_names(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> Names:
-    """Return the names of a module's tensors in a file; `weights` are the file's, without prefix.
+    """Return the names of a module's tensors in a file.
 
     A BatchNorm counts as folded if the file has no tensor of it and a bias for the convolution before it;
     everywhere else the names are those of the module.
+
+    Args:
+        module: the backbone, with its BatchNorms.
+        weights: the file's tensors by key, without the prefix before the backbone's keys; only keys are read.
     """
     names = Names()
     _add_names(module, '', '', weights, names)

@@ -33,9 +33,18 @@ ONE_MASK = 1
 
 
 class ImplicitGemm:
-    """Writes the nodes of one folded graph into `writer`; a set of sites is a tensor with suffix `.sites`."""
+    """Writes the nodes of one sparse graph into an ONNX graph; call `write` once.
+
+    Names of tensors are `sparse/` and the node's name; a set of sites has the suffix `.sites`.
+    """
 
     def __init__(self, graph: SparseGraph, writer: NodeWriter) -> None:
+        """Keep both.
+
+        Args:
+            graph: folded, with names of rulebooks by `plan.name_rulebooks`.
+            writer: takes the nodes and the initializers.
+        """
         self.graph, self.writer = graph, writer
         self._values: dict[str, str] = {}  # tensor id of the graph -> name of its values
         self._sites: dict[str, str] = {}  # tensor id of the graph -> name of its sites
@@ -44,11 +53,13 @@ class ImplicitGemm:
     def write(self, sites: str, features: str) -> str:
         """Add all nodes; return the name of the result, (1, C, H, W) float32.
 
-        `sites` is the name of (V, 4) int32, sample 0 and the axes in the graph's order, `features` of (V, C)
-        float32.
+        Args:
+            sites: name of the tensor of sites, (V, 4) int32: sample 0, and the axes in the graph's order.
+            features: name of the tensor of their features, (V, C) float32.
 
         Raises:
-            ExportError: a node that the plug-ins do not have.
+            ExportError: a node that the plug-ins do not have (an inverse, transposed or grouped convolution,
+                a BatchNorm), or a sum of two tensors whose sites different nodes make.
         """
         self._values['0'], self._sites['0'] = features, sites
         for node in self.graph.nodes:

@@ -203,7 +203,10 @@ PREFIXES = {'BatchNorm': 'bn', 'SparseConvolution': 'conv', 'ScatterDense': 'sca
 
 
 def renumber(graph: SparseGraph) -> SparseGraph:
-    """Return the graph with names per operation from 0 (conv0, conv1, add0, ...), tensors from '1' on."""
+    """Return the graph with names per operation from 0 (conv0, conv1, add0, ...), tensors from '1' on.
+
+    KeyError: a node before one that gives its input.
+    """
     ids, counts, nodes = {'0': '0'}, collections.Counter(), []
     for node in graph.nodes:
         inputs, kind = tuple(ids[name] for name in node.inputs), node.op_type

@@ -59,9 +59,9 @@ REQUIRED: Any = object()
 def write(
     graph: SparseGraph, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a folded graph, in its coordinate order, as a libspconv file, atomically; see `to_onnx`.
+    """Write a folded graph, in its coordinate order, as a libspconv file, atomically.
 
-    `metadata` are key -> value of the file, None: none.
+    `graph`, `metadata` and the errors are those of `to_onnx`; Mm2OnnxError: `path` cannot be written.
     """
     model = to_onnx(graph, metadata)
     with atomic_path(path) as temporary:
@@ -190,8 +190,9 @@ def from_onnx(model: onnx.ModelProto, path: object = 'the file') -> SparseGraph:
     `path` is only for messages.
 
     Raises:
-        ModelFileError: an unknown operation, a missing or mistyped attribute, a tensor that no node before
-            gives, an initializer that is missing or damaged; node and attribute are named.
+        ModelFileError: an unknown operation, a node without a name or with that of another, a missing or
+            mistyped attribute, a tensor that no node before gives, an initializer that is missing or damaged;
+            node and attribute are named.
     """
     reader = _Reader(model, path)
     nodes = tuple(reader.node(node) for node in model.graph.node)
@@ -215,6 +216,7 @@ class _Reader:
         # of several of one name the engine takes the first
         self._initializers = {tensor.name: tensor for tensor in reversed(model.graph.initializer)}
         self._tensors = {info.name for info in model.graph.input}
+        self._names: set[str] = set()
         text = next((entry.value for entry in model.metadata_props if entry.key == MODULES), '{}')
         try:
             self._modules = json.loads(text)
@@ -244,6 +246,10 @@ class _Reader:
         if node_class is None:
             operators = ', '.join(NODE_CLASSES)
             raise self.error(name, f'has op_type {node.op_type!r}, expected one of {operators}')
+        if not node.name or node.name in self._names:  # tables and ranges belong to names
+            problem = 'is the name of two nodes' if node.name else 'a node has no name'
+            raise self.error(name, f'{problem}; expected a name for each node')
+        self._names.add(node.name)
         count = 2 if node_class is ir.Add else 1
         if len(node.output) != 1 or len(node.input) < count:
             raise self.error(

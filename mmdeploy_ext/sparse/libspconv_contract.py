@@ -55,7 +55,10 @@ LAYOUTS = ('', 'NCHW', 'NCHW32', 'NHWzC')
 
 
 def order_of_name(path: str | os.PathLike[str]) -> str:
-    """Return the coordinate order in a file's name ('lidar.backbone.xyz.onnx'), '' if there is none."""
+    """Return the coordinate order in a file's name ('xyz' of 'lidar.backbone.xyz.onnx'), '' if there is none.
+
+    It stands between dots, in small or capital letters; the folder does not count.
+    """
     words = Path(os.fspath(path)).name.lower().split('.')
     return next((order for order in ORDERS if order in words), '')
 
@@ -347,7 +350,13 @@ class TensorWalk:
     """
 
     def __init__(self, graph: onnx.GraphProto, nodes: list[ParsedNode], max_voxels: int | None) -> None:
-        """Walk; `max_voxels` are the most voxels of a sweep, None: the usual number, as a warning."""
+        """Walk.
+
+        Args:
+            graph: graph of the file.
+            nodes: its nodes, as `EngineParser` gives them.
+            max_voxels: most voxels of a sweep, as in `check`.
+        """
         self.violations: list[Violation] = []
         self.tensors = {entry.name: TensorFacts(sites='input') for entry in graph.input}
         self._max_voxels = max_voxels

@@ -32,7 +32,7 @@ NO_ACTIVATION = ('Sigmoid', 'LeakyReLU')
 
 
 def rules_of_convolution(node: ParsedNode) -> Iterator[tuple[str, str, str, str]]:
-    """Yield attribute, rule, message and severity of each violation of a convolution."""
+    """Yield attribute, rule, message and severity of each violation of a convolution, if it has any."""
     values, weight = node.values, node.weight
     if weight.ndim == 5 and (weight.shape[-1], weight.shape[0]) not in CHANNELS:
         pairs = ', '.join(f'{inputs} -> {outputs}' for inputs, outputs in CHANNELS)
@@ -56,9 +56,14 @@ def rules_of_convolution(node: ParsedNode) -> Iterator[tuple[str, str, str, str]
 
 
 def rules_of_grid(node: ParsedNode) -> Iterator[tuple[str, str, str, str]]:
-    """Yield attribute, rule, message and severity if the grid of a file's first convolution is too large."""
+    """Yield attribute, rule, message and severity for each axis along which a grid is too large.
+
+    `node` is the first convolution of a file; nothing is said of a grid without three sizes.
+    """
     grid = node.unread['input_spatial_shape']
-    for axis, (cells, largest) in enumerate(zip(grid, LARGEST_GRID, strict=False)):
+    if len(grid) != 3:
+        return
+    for axis, (cells, largest) in enumerate(zip(grid, LARGEST_GRID, strict=True)):
         if cells > largest:
             advice = ''
             if axis == 0 and cells <= LARGEST_GRID[2] and grid[2] <= LARGEST_GRID[0]:

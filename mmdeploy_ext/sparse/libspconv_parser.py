@@ -148,10 +148,12 @@ class EngineParser:
 
     The parser reads attributes by field, never looks at their declared type, takes defaults in silence, reads
     inputs by position without counting them, and goes on with an empty array if an initializer does not suit
-    it. Here every such step leaves a `Violation` with the engine's behaviour.
+    it. Here every such step leaves a `Violation` with the engine's behaviour. Nodes of operators that the
+    engine does not have are in `violations` alone.
     """
 
     def __init__(self, graph: onnx.GraphProto) -> None:
+        """Read all nodes; no graph is refused."""
         self.violations: list[Violation] = []
         self.nodes: list[ParsedNode] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
@@ -236,6 +238,8 @@ class EngineParser:
             rule = 'initializer-bytes'
             problem = f'has {len(tensor.raw_data)} bytes of raw_data{elsewhere}, expected {size} for '
             problem += f'{list(tensor.dims)}'
+        elif not size:
+            rule, problem = 'initializer-bytes', f'has the shape {list(tensor.dims)}'
         if problem:
             message = f'initializer {name!r} {problem}; the engine logs it and goes on with no values'
             self._report(node, name, rule, message)

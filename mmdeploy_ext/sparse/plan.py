@@ -77,7 +77,10 @@ class Plan(JsonDataclass):
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Plan:
-        """Return the plan of which `content` is the `to_json`; also after a round through JSON text."""
+        """Return the plan of which `content` is the `to_json`; also after a round through JSON text.
+
+        KeyError, TypeError: an entry is missing or unknown.
+        """
         tables = [Table.from_json(table) for table in content['tables']]
         scatters = [Scatter.from_json(scatter) for scatter in content['scatters']]
         return super().from_json({**content, 'tables': tables, 'scatters': scatters})
@@ -175,7 +178,10 @@ def site_levels(graph: SparseGraph) -> dict[str, int]:
 
 
 def keeps_sites(node: SparseConvolution) -> bool:
-    """Return whether the output sites are the input sites: submanifold, or a plain 1x1x1 kernel."""
+    """Return whether the output sites are the input sites.
+
+    They are for a submanifold convolution, and for a 1x1x1 kernel without stride and padding.
+    """
     pointwise = node.kernel_size == node.stride == (1, 1, 1) and node.padding == (0, 0, 0)
     return node.subm or pointwise
 
@@ -183,7 +189,10 @@ def keeps_sites(node: SparseConvolution) -> bool:
 def dense_output_shape(
     shape: Triple, kernel: Triple, stride: Triple, padding: Triple, dilation: Triple
 ) -> Triple:
-    """Return the grid after a convolution, as for a dense one."""
+    """Return the grid after a convolution that is not submanifold, as for a dense one.
+
+    `shape` is the grid before it. All are numbers per axis; a result below 1 is of a kernel that has no room.
+    """
     sizes = zip(shape, kernel, stride, padding, dilation, strict=True)
     return tuple((size + 2 * pad - dil * (k - 1) - 1) // step + 1 for size, k, step, pad, dil in sizes)
 

@@ -77,7 +77,7 @@ class NodeRange(JsonDataclass):
 
 @dataclasses.dataclass(frozen=True)
 class Ranges:
-    """Ranges of a whole graph.
+    """Ranges of a whole graph; UsageError: one of them is no positive number up to 1e30.
 
     Attributes:
         nodes: node name -> ranges.
@@ -123,7 +123,10 @@ class Ranges:
         return value
 
     def complete(self, graph: SparseGraph) -> list[str]:
-        """Return the ranges that the graph needs and that are missing, e.g. ['conv3.input_amax']."""
+        """Return the ranges that the graph needs and that are missing, e.g. ['conv3.input_amax']; [] if none.
+
+        UsageError: `graph` is not folded.
+        """
         missing = []
         for node in quantised(graph):
             fields = ['input_amax']
@@ -210,7 +213,10 @@ class Ranges:
         return dict(head, nodes=self._nodes_json())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON, atomically: one line per value, so that it can be edited."""
+        """Write the JSON, atomically: one line per value, so that it can be edited.
+
+        Mm2OnnxError: it cannot be written.
+        """
         content = self.to_json()
         nodes = content.pop('nodes')
         blocks = [f'  {json.dumps(name)}: {{\n{_lines(node, 3)}\n  }}' for name, node in nodes.items()]
@@ -220,12 +226,18 @@ class Ranges:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Ranges:
-        """Read a file that `save` wrote, edited or not; another format, key or value is a UsageError."""
+        """Read a file that `save` wrote, edited or not.
+
+        UsageError: it is missing, no JSON, of another format or version, lacks `nodes`, or has a wrong value.
+        """
         return dataclasses.replace(cls.from_json(read_json(path), str(path)), path=str(path))
 
     @classmethod
     def from_json(cls, content: Any, title: str = 'ranges') -> Ranges:
-        """Return the ranges of which `content` is the `to_json`; `title` begins the messages."""
+        """Return the ranges of which `content` is the `to_json`; `title` begins the messages.
+
+        Only `format`, `version` and `nodes` have to be there. UsageError: as for `load`.
+        """
         if not isinstance(content, dict) or content.get('format') != FORMAT:
             raise UsageError(
                 f'{title}: is not a file of ranges ("format" has to be "{FORMAT}"); make one with '

@@ -121,7 +121,10 @@ def _submanifold(level: Level, kernel_size: Sequence[int], dilation: Sequence[in
 
 
 def on_threads(work: Callable[[int], None], threads: int) -> None:
-    """Call `work` with 0 .. threads-1, each on a thread of its own."""
+    """Call `work` with 0 .. threads-1, 0 on this thread, the others on one each; return when all have ended.
+
+    `threads` is at least 1. An error of `work` is raised.
+    """
     with ThreadPoolExecutor(max(threads - 1, 1)) as pool:
         futures = [pool.submit(work, thread) for thread in range(1, threads)]
         work(0)
@@ -184,8 +187,17 @@ def pairs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the sites (M, 4) int32 that one convolution writes, and its table (K, M) int32.
 
-    The geometry is kernel size, stride, padding and dilation, per axis; a submanifold convolution centres its
-    kernel and ignores stride and padding. For the errors see `Level`.
+    In the table N stands for no neighbour.
+
+    Args:
+        coordinates: (N, 4) integers, sample and axes; every site once, which is not checked.
+        spatial_shape: grid of the sites, per axis.
+        subm: whether it is submanifold: it then centres its kernel and ignores stride and padding.
+        *geometry: kernel size, stride, padding and dilation, per axis.
+
+    Raises:
+        PointsError: coordinates of another shape or dtype, or outside the grid; a grid that is smaller than
+            the kernel.
     """
     search = _search(Level(coordinates, spatial_shape), subm, *geometry)
     if search.count:
@@ -225,10 +237,11 @@ def build(plan: Plan, coordinates: np.ndarray, threads: int = 1) -> Rulebook:
     Args:
         plan: layers and grids of the network.
         coordinates: (N, 4) int32, sample and the axes in the graph's order; every voxel once; N may be 0.
-        threads: number of threads that look up neighbours; the result does not depend on it.
+        threads: number of threads that look up neighbours, at least 1; the result does not depend on it.
 
     Raises:
-        PointsError: coordinates outside the grid, duplicates, or more than one sample for a dense output.
+        PointsError: coordinates of another shape or dtype, outside the grid, or twice; more than one sample
+            for a dense output; a grid that is smaller than a kernel.
     """
     levels: list[Level] = [Level(coordinates, plan.spatial_shape)]
     if plan.scatters and len(levels[0]) and levels[0].coordinates[:, 0].any():

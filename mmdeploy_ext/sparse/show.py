@@ -43,7 +43,8 @@ def sparse_layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
 
     Keys: `name`, `op_type`, `number` among the nodes of its title, `inputs`, `output`, those of `ATTRIBUTES`
     that the operator has, `in_channels` and `out_channels` of a convolution, and of the output the `grid`,
-    `sites`, `shape` and `dense` of `libspconv_contract.TensorFacts`.
+    `sites`, `shape` and `dense` of `libspconv_contract.TensorFacts`. Nodes of operators that the engine does
+    not have are left out.
     """
     nodes = EngineParser(model.graph).nodes
     tensors = TensorWalk(model.graph, nodes, None).tensors
@@ -113,7 +114,7 @@ def _details(row: dict[str, Any]) -> str:
 def precision_text(row: dict[str, Any], arrow: str = '→') -> str:
     """Return 'fp16 → int8' of an entry of `sparse_layers`, '' if the node states no precision.
 
-    `arrow` stands between the precisions.
+    A precision that is '' beside one that is stated is 'fp16'. `arrow` stands between the precisions.
     """
     precision, output_precision = row.get('precision'), row.get('output_precision')
     if not precision and not output_precision:
@@ -127,9 +128,16 @@ def by(sizes: list[int]) -> str:
 
 
 def draw_sparse(model: onnx.ModelProto, target: str | os.PathLike[str], title: str = '') -> None:
-    """Draw a sparse graph into an SVG, PNG or PDF file; a UsageError refuses another suffix.
+    """Draw a sparse graph into an SVG, PNG or PDF file, one column per set of active sites.
 
-    It has one column per set of active sites, from the voxels to the dense map.
+    Args:
+        model: content of a libspconv file.
+        target: file to write; its suffix decides the format.
+        title: text above the picture; '' for none.
+
+    Raises:
+        UsageError: another suffix.
+        ModuleNotFoundError: pygraphviz is not installed.
     """
     check_suffix(target)
     picture, layers = new_picture(title), sparse_layers(model)

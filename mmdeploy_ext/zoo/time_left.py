@@ -34,13 +34,17 @@ class TimeLeft:
         return sum(outcome.seconds for outcome in outcomes) if all(outcomes) else 0.0
 
     def end(self, record: Record) -> None:
-        """Note that the model of a record is done."""
+        """Count a model as done.
+
+        Args:
+            record: its record; it costs the CPU seconds of the exports of this run that were tried.
+        """
         outcomes = (getattr(record, kind) for kind in self.export_kinds)
         self.costs[record.config] = sum(outcome.seconds for outcome in outcomes if outcome)
 
     @property
     def seconds(self) -> float | None:
-        """The wall seconds that are left; None before the first model has ended."""
+        """The wall seconds that are left; None as long as no model that is done has cost CPU time."""
         spent = sum(self.costs.values())
         if not spent:
             return None
@@ -52,6 +56,10 @@ class TimeLeft:
 
 
 def duration_text(seconds: float) -> str:
-    """Return a duration in hours and minutes."""
+    """Return a duration in words, to the nearest minute: '1 min' at least, '1 h 23 min' from an hour on.
+
+    Args:
+        seconds: the duration, finite, 0 or more.
+    """
     minutes = round(seconds / 60)
     return f'{minutes // 60} h {minutes % 60} min' if minutes >= 60 else f'{max(minutes, 1)} min'

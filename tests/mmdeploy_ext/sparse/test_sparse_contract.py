@@ -124,6 +124,13 @@ FAULTS = {
     'values not raw': (XYZ, values_in_another_field, 'conv3', 'initializer-bytes'),
     'sizes beyond any memory': (XYZ, dims('spconv3.bias', 2**32, 2**32), 'conv3', 'initializer-bytes'),
     'sizes below 0': (XYZ, dims('spconv3.bias', -2, -8), 'conv3', 'initializer-bytes'),
+    'bias of no values': (XYZ, dims('spconv3.bias', 0), 'conv3', 'initializer-bytes'),
+    'grid of one axis': (
+        XYZ,
+        attribute('conv0', 'input_spatial_shape', [1500], 'INTS'),
+        'conv1',
+        'spatial-shape',
+    ),
     'bytes cut': (
         XYZ,
         lambda model: setattr(weights(model, 'spconv3.bias'), 'raw_data', b'12'),

@@ -284,6 +284,8 @@ DAMAGES = {
     'graph output: there are 0, expected 1': lambda model: model.graph.output.pop(),
     "the output: reads tensor '99'": lambda model: setattr(model.graph.output[0], 'name', '99'),
     "conv1: gives tensor '1' a second time": lambda model: model.graph.node[1].output.__setitem__(0, '1'),
+    'conv0: is the name of two nodes': lambda model: setattr(model.graph.node[1], 'name', 'conv0'),
+    'SparseConvolution: a node has no name': lambda model: setattr(model.graph.node[1], 'name', ''),
     'scn_modules: is not JSON': lambda model: setattr(model.metadata_props[0], 'value', '{'),
     'add0: has the input ranges 1.0 and 2.0': (
         lambda model: add_attribute(model, 3, input0_dynamic_range=1.0, input1_dynamic_range=2.0)
