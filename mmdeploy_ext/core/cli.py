@@ -35,13 +35,13 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse whose errors are one line that begins with `error:`, exit status 2."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the message and exit."""
+        """Print `error: MESSAGE (see PROG --help)` on stderr; SystemExit with status 2."""
         print(printable(f'error: {message} (see {self.prog} --help)'), file=sys.stderr)
         raise SystemExit(2)
 
 
 def add_debug_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--debug`, which shows the traceback of an error."""
+    """Add the flag `--debug`, which lets `run` print the traceback of an error before its line."""
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
 
 
@@ -56,23 +56,23 @@ def wait_passively() -> None:
 
 
 def check_minimums(args: argparse.Namespace, **minimums: int) -> None:
-    """Refuse numbers that are smaller than the minimum of their argument; None passes.
+    """Refuse numbers that are smaller than the minimum of their argument, and NaN; None passes.
 
     Args:
         args: the parsed arguments.
         minimums: name of an argument -> the smallest value that it may have.
 
     Raises:
-        UsageError: a number is too small.
+        UsageError: a number is too small, or NaN.
     """
     for name, minimum in minimums.items():
         value = getattr(args, name)
-        if value is not None and value < minimum:
+        if value is not None and not value >= minimum:
             raise UsageError(f'--{name.replace("_", "-")} {value:g}: expected {minimum} or more')
 
 
 def one_line(message: object) -> str:
-    """Fold a message into one line."""
+    """Return the text of a message as one line: spaces, tabs and line ends in a row become one space."""
     return ' '.join(str(message).split())
 
 
@@ -91,8 +91,13 @@ def run(
         argv: words of the command line without the program; None means those of `sys.argv`.
 
     Returns:
-        The exit status: what `body` returns, or the exit code of the error. `CLOSED_PIPE` if nobody reads
-        stdout; the body runs to its end all the same, so that its files are written.
+        The exit status: what `body` returns, or that of the error: its `exit_code` (`Mm2OnnxError`), 2 of a
+        package that is not installed, 130 of Ctrl-C, 1 of an OSError or MemoryError. `CLOSED_PIPE` if nobody
+        reads stdout; the body runs to its end all the same, so that its files are written.
+
+    Raises:
+        SystemExit: `--help`, or an option that the parser refuses.
+        Exception: any other error of `body`, which is a fault of the program.
     """
     with console_streams() as (out, _):
         try:
@@ -172,7 +177,10 @@ def stderr() -> Console:
 
 
 def say(console: Console, text: str, word: str = '', colour: str = '') -> None:
-    """Print `text` as one line, however long; before it `word` in a `colour` of rich, such as 'bold red'."""
+    """Print `text` as one line, however long; before it `word` in a `colour` of rich, such as 'bold red'.
+
+    With '' as the word the text stands alone. `text` is printed as it is, without markup, `word` is markup.
+    """
     if word:
         console.print(f'[{colour}]{word}[/{colour}] ', end='')
     console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
@@ -210,7 +218,10 @@ def progress(title: str, total: int | None = None, *columns: Any) -> Iterator[Ca
 
 
 def add(parser: Any, names: str, text: str = '', default: Any = None, **settings: Any) -> argparse.Action:
-    """Add an argument: '--max-iter N' has a value, '--images PATH...' several, '--all' is a flag.
+    """Add an argument and return it.
+
+    '--max-iter N' has a value, '--size H W' two, '--images PATH...' one or more, '--all' is a flag; without a
+    metavar but with settings, '--seed' has what these say.
 
     Args:
         parser: an `ArgumentParser`, or an argument group of one.
@@ -244,7 +255,7 @@ def adder(parser: Any) -> Callable[..., argparse.Action]:
 
 
 def writes(action: argparse.Action, *files: str) -> argparse.Action:
-    """Mark an argument as one that names an output, not an input; `--json` needs no mark.
+    """Mark an argument as one that names an output, not an input, and return it; `--json` needs no mark.
 
     Args:
         action: returned by `add_argument`.
@@ -262,6 +273,9 @@ def check_files(run: RunFiles, parser: argparse.ArgumentParser, args: argparse.N
         run: files of this run; those of the command line are registered in it.
         parser: parser of the command line; `writes` has marked its outputs.
         args: the parsed arguments.
+
+    Raises:
+        UsageError: there is such an output, or an input is a pipe or a device.
     """
     for action in _actions(parser, args):
         value = getattr(args, action.dest, None)

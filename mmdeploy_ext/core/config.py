@@ -32,7 +32,12 @@ CATALOGUE = 'mmdeploy_ext.models.catalogue'
 def mmdet_config(relative: str, library: str = 'mmdet') -> str:
     """Return the absolute path of a config of an installed library, for use in `_base_`.
 
-    `relative` is below its `configs/`, e.g. 'atss/atss_r50_fpn_1x_coco.py'.
+    Args:
+        relative: path below its `configs/`, e.g. 'atss/atss_r50_fpn_1x_coco.py'.
+        library: package that has the config, such as 'mmdet' or 'mmdet3d'.
+
+    Raises:
+        ConfigError: the library is not installed, or has no such config.
     """
     package = importlib.util.find_spec(library)
     if package is None or package.origin is None:
@@ -53,7 +58,7 @@ def mmdet3d_config(relative: str) -> str:
 
 @contextlib.contextmanager
 def refused_by_name(cfg: Any) -> Iterator[None]:
-    """Let the message of every ConfigError in the block begin with the file name of a config, an mmcv one."""
+    """Let messages of each ConfigError in the block begin with the file name of `cfg`, an `mmcv.Config`."""
     try:
         yield
     except ConfigError as error:
@@ -163,7 +168,7 @@ installed library. Configs of 3D plugins take their bases from such a checkout b
 
 @contextlib.contextmanager
 def replaced_entry(config: dict[str, Any], key: str, value: Any) -> Iterator[None]:
-    """Replace the value of a key inside the block; afterwards it is as before, or absent again."""
+    """Set `config[key]` to `value` inside the block; afterwards it is as before, or absent again."""
     absent = object()
     before = config.get(key, absent)
     config[key] = value
@@ -236,7 +241,7 @@ def _import_plugins(cfg: Any, path: str) -> None:
 def config_sha256(cfg: Any) -> str:
     """Return a SHA-256 (hexadecimal) of what decides a graph: the model and the test pipeline.
 
-    Paths and schedules are not in it.
+    Paths and schedules are not in it. ConfigError: the config has no test pipeline.
     """
     decisive = {'model': cfg.get('model'), 'pipeline': test_pipeline(cfg)}
     return hashlib.sha256(_canonical(decisive).encode()).hexdigest()
@@ -253,7 +258,11 @@ def _canonical(value: Any) -> str:
 def test_pipeline(cfg: Any) -> list[dict[str, Any]]:
     """Return the steps of the test pipeline of a config, each a dict with `type`.
 
-    It is that of `data.test`, or of the data set that it wraps; else of `data.val`, else `test_pipeline`.
+    It is that of `data.test`, of the data set that it wraps, or of the first of several; else that of
+    `data.val`, else `test_pipeline`.
+
+    Args:
+        cfg: an `mmcv.Config`.
 
     Raises:
         ConfigError: the config has none.

@@ -40,17 +40,17 @@ class ConsoleStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write a text; return the number of its characters."""
+        """Write a text; return the number of its characters, also if a closed pipe has dropped it."""
         with self._noticing():
             self._stream.write(writable(text, getattr(self._stream, 'encoding', None)))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """Write several texts."""
+        """Write several texts, one behind the other, without line ends between them."""
         self.write(''.join(lines))
 
     def flush(self) -> None:
-        """Write buffered text."""
+        """Write buffered text to the stream; a closed pipe is noted in `unread`, other errors are raised."""
         with self._noticing():
             self._stream.flush()
 

@@ -34,7 +34,7 @@ class Ranks:
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
-        """Make the group of the exchange; all processes come here."""
+        """Make the group of the exchange; if `size` is above 1, every process of the run has to come here."""
         self.rank, self.size = rank, size
         self._over, self._group = size == 1, None  # over: there is nobody left to tell of a failure
         if size > 1:
@@ -43,7 +43,9 @@ class Ranks:
             self._group = dist.new_group(backend='gloo', timeout=WORK_TIMEOUT)
 
     def gather(self, value: Any = None) -> list[Any]:
-        """Return the value of every rank, in their order, on every rank; values have to be picklable.
+        """Return the value of every rank, in their order, on every rank; without a launcher a list of one.
+
+        Values have to be picklable; every rank has to call it, and waits for the others.
 
         Raises:
             RankError: another rank has failed or ended.
@@ -61,7 +63,14 @@ class Ranks:
     def to_first(self, value: Any, gpu: bool = False) -> list[Any] | None:
         """Return the value of every rank, in their order, on rank 0, and None elsewhere.
 
-        `gpu` is whether the values are sent by the launcher's backend in place of gloo.
+        Values have to be picklable; every rank has to call it.
+
+        Args:
+            value: the value of this rank.
+            gpu: whether the values are sent by the launcher's backend in place of gloo.
+
+        Raises:
+            RankError: another rank has failed or ended.
         """
         self.gather()  # nobody sends to one that has failed
         if self.size == 1:
@@ -76,7 +85,10 @@ class Ranks:
         return values
 
     def fail(self, error: Exception) -> None:
-        """Send the others the reason why this process stops, unless the run is over for all."""
+        """Send the others the reason why this process stops, unless the run is over for all.
+
+        Their next `gather` raises a RankError with its text and exit status; here nothing is raised.
+        """
         if not self._over:
             self._over = True
             message = (
@@ -121,9 +133,12 @@ def join(launcher: str, local_rank: int = 0, timeout: datetime.timedelta = JOIN_
     the end of the block: none waits for a process that has ended.
 
     Args:
-        launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
+        launcher: 'none' (no other processes), 'pytorch', 'slurm' or 'mpi'.
         local_rank: number of this process on its machine, if the launcher has not set LOCAL_RANK.
         timeout: how long to wait for the others to come; that of Slurm is PyTorch's own.
+
+    Yields:
+        The processes of the run.
 
     Raises:
         UsageError: the launcher's variables are not set.

@@ -21,7 +21,7 @@ LONGEST_NAME = 180
 
 
 def file_name(name: str, array: np.ndarray, suffixes: Mapping[str, str] | None = None) -> str:
-    """Return 'NAME_1x3x256x256.bin'; a scalar is 'NAME_scalar.bin'.
+    """Return the name of a tensor's file, 'NAME_1x3x256x256.bin'; that of a scalar is 'NAME_scalar.bin'.
 
     A character that no file name may have becomes '%2F', with its number; the end of a very long name is
     replaced by its hash. Two names never give the same file name.
@@ -55,6 +55,9 @@ def save_dump(
         facts: further entries of the manifest, in plain JSON types: config, checkpoint hash, image ...
         meanings: name of a tensor -> one sentence about it; None: '' for all.
         suffixes: see `file_name`; with None nothing is added.
+
+    Raises:
+        Mm2OnnxError: a file cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,10 +79,11 @@ def save_dump(
 
 
 def load_dump(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read what `save_dump` wrote into a folder; return name -> array, and the manifest.
+    """Read what `save_dump` wrote into a folder; return name -> array, which is read-only, and the manifest.
 
     Raises:
-        DataError: a file is missing, or its content is not what the manifest says.
+        UsageError: there is no manifest, or it is no JSON.
+        DataError: a file of a tensor is missing, or its content is not what the manifest says.
     """
     folder = Path(folder)
     manifest = load_manifest(folder)
@@ -113,9 +117,13 @@ def load_dump(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
 
 
 def load_manifest(folder: str | Path) -> dict[str, Any]:
-    """Return the manifest of a dump; DataError if it is not one that `save_dump` writes.
+    """Return the manifest of a dump.
 
     Its `tensors` are name -> `file`, `dtype`, `shape`, `sha256` and `meaning`; the other entries are facts.
+
+    Raises:
+        UsageError: it is missing, or no JSON.
+        DataError: it is not one that `save_dump` writes.
     """
     path = Path(folder) / MANIFEST
     manifest = read_json(path)
@@ -131,7 +139,10 @@ def load_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 def list_samples(folder: str | Path) -> list[Path]:
-    """Return the sample folders of a dump, in order, without incomplete ones, which have no manifest."""
+    """Return the sample folders of a dump, sorted by path, without incomplete ones, which have no manifest.
+
+    The list is empty if there is no such folder.
+    """
     return sorted(path.parent for path in Path(folder).glob(f'*/{MANIFEST}'))
 
 
@@ -152,7 +163,7 @@ class DumpWriter:
     tensors: Sequence[str] | None = None
 
     def wants(self, index: int) -> bool:
-        """Return whether the sample of an index in the data set is written."""
+        """Return whether the sample with this index in the data set, from 0, is written."""
         return index < self.samples if isinstance(self.samples, int) else index in self.samples
 
     def write(
@@ -163,7 +174,7 @@ class DumpWriter:
         meanings: Mapping[str, str] | None = None,
         suffixes: Mapping[str, str] | None = None,
     ) -> None:
-        """Write those tensors of a sample that the config names.
+        """Write those tensors of a sample that the config names, into the sub-folder of its index (000012).
 
         Args:
             index: index of the sample in the data set.

@@ -78,7 +78,10 @@ class RankError(Mm2OnnxError):
 
 @contextlib.contextmanager
 def named(name: object) -> Iterator[None]:
-    """Let the message of every `Mm2OnnxError` in the block begin with `name`: a file, or a frame of one."""
+    """Let the message of every `Mm2OnnxError` in the block begin with `name`: a file, or a frame of one.
+
+    The class and the exit status stay; a message that begins with the name already stays, too.
+    """
     try:
         yield
     except Mm2OnnxError as error:

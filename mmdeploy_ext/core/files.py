@@ -1,4 +1,4 @@
-"""Files that are written atomically."""
+"""Files that are written atomically, and never over what the same run reads."""
 
 import contextlib
 import contextvars
@@ -39,7 +39,12 @@ class RunFiles:
     def reads(self, title: str, paths: Iterable[AnyPath]) -> None:
         """Register files that are read; of a folder its data, of an ONNX file its external data too.
 
-        `title`, such as 'the checkpoint', is for the UsageError if one of them is to be written.
+        Args:
+            title: what they are, such as 'the checkpoint', for messages.
+            paths: files and folders; they need not exist.
+
+        Raises:
+            UsageError: one of them is an output of this run, or a pipe or a device.
         """
         for path in map(Path, paths):
             if _is_special(path):
@@ -53,7 +58,11 @@ class RunFiles:
             self._open()
 
     def writes(self, option: str, paths: Iterable[AnyPath]) -> None:
-        """Register files that an option is going to write; they need not exist.
+        """Register files that an option is going to write.
+
+        Args:
+            option: name of the option, for messages.
+            paths: the files; they need not exist.
 
         Raises:
             UsageError: a name is empty, of a file that is read, or of what another option writes.
@@ -141,7 +150,7 @@ _RUN: contextvars.ContextVar[RunFiles] = contextvars.ContextVar('files of this r
 def watched_run() -> Iterator[RunFiles]:
     """Inside the block `will_read` and `will_write` register files, and what a run reads is never written.
 
-    `atomic_path` and `check_writable` refuse it.
+    `atomic_path` and `check_writable` refuse it. The files are yielded; a block in a block has its own.
     """
     run = RunFiles()
     token = _RUN.set(run)
@@ -152,13 +161,19 @@ def watched_run() -> Iterator[RunFiles]:
 
 
 def will_read(title: str, paths: Iterable[AnyPath]) -> None:
-    """Register files that the run of a tool reads, see `RunFiles.reads`; does nothing outside of a run."""
+    """Register files that the run of a tool reads; does nothing outside of `watched_run`.
+
+    Arguments and errors are those of `RunFiles.reads`.
+    """
     if (run := _RUN.get(None)) is not None:
         run.reads(title, paths)
 
 
 def will_write(option: str, paths: Iterable[AnyPath]) -> None:
-    """Register files that the run of a tool is going to write, see `RunFiles.writes`."""
+    """Register files that the run of a tool is going to write; does nothing outside of `watched_run`.
+
+    Arguments and errors are those of `RunFiles.writes`.
+    """
     if (run := _RUN.get(None)) is not None:
         run.writes(option, paths)
 
@@ -169,6 +184,9 @@ def check_outputs(outputs: Mapping[str, Iterable[AnyPath]], inputs: Mapping[str,
     Args:
         outputs: option -> files that it names.
         inputs: title of files -> files that are read.
+
+    Raises:
+        UsageError: an output is an input, has no name, or is what another option writes.
     """
     run = RunFiles()
     for title, paths in inputs.items():
@@ -205,7 +223,7 @@ def _refuse_read(target: Path) -> None:
 
 
 def write_error(target: AnyPath, error: OSError) -> Mm2OnnxError:
-    """Return the error of a file or folder that could not be written."""
+    """Return the error of a file or folder that could not be written; `error` is what the system raised."""
     return Mm2OnnxError(
         f'{target}: could not be written ({error.strerror or error}); free some space or choose another '
         f'folder'
@@ -238,7 +256,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_json(target: str | os.PathLike[str], content: Any) -> None:
-    """Write `content` as indented JSON, atomically."""
+    """Write `content`, of plain JSON types, as indented JSON; `atomic_path` has the errors."""
     with atomic_path(target) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
 
@@ -287,7 +305,7 @@ def check_onnx_size(path: AnyPath) -> None:
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """Return the hex SHA-256 of a file."""
+    """Return the SHA-256 of a file's bytes, 64 hexadecimal digits; OSError: it cannot be read."""
     with open(path, 'rb') as stream:
         return hashlib.file_digest(stream, 'sha256').hexdigest()
 
@@ -295,7 +313,11 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 def check_writable(target: str | os.PathLike[str]) -> None:
     """Refuse an output path that cannot be written, before hours are spent on making its content.
 
-    The folder is read-only, a folder or device stands where the file should be, or this run reads the file.
+    Neither it nor its folder need exist, and none is made.
+
+    Raises:
+        UsageError: the name is empty, the folder is read-only, a folder or device stands where the file
+            should be, or this run reads the file.
     """
     if not str(target).strip():
         raise UsageError("'': is not the name of a file to write")

@@ -26,7 +26,9 @@ of the CPU seconds of a cascade with masks a quarter was the kernel's.
 
 
 def resident_bytes(pid: int | str | None = 'self') -> int:
-    """Return the memory of a process including shared pages; 0 if it cannot be read, as outside Linux.
+    """Return the bytes in memory of a process, shared pages included; 0 if they cannot be read.
+
+    They cannot outside Linux, nor of a process that has ended.
 
     `pid` is that of the process, 'self' of this one, None of one that has not started.
     """

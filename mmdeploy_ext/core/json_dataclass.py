@@ -6,15 +6,18 @@ from typing import Any, Self
 
 
 class JsonDataclass:
-    """The base class of such a dataclass."""
+    """The base class of a dataclass whose fields are numbers, texts, None, dicts, or tuples of them."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as plain JSON types, for the metadata of a file."""
+        """Return field -> value, in plain JSON types but for tuples; for the metadata of a file."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Rebuild an object from `to_json`, also after JSON text has made lists of its tuples."""
+        """Rebuild an object from `to_json`, also after JSON text has made lists of its tuples.
+
+        A list becomes a tuple, lists in it stay lists. TypeError: a field is missing or unknown.
+        """
         return cls(
             **{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
         )

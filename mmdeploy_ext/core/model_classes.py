@@ -51,6 +51,8 @@ class ModelClass:
 def model_classes(model: Any) -> tuple[ModelClass, ...]:
     """Return the classes of a model that no installed library has, in the order in which modules appear.
 
+    Base classes are among them, and methods of a library's class that a plugin replaced; each occurs once.
+
     Args:
         model: a `torch.nn.Module`.
     """
@@ -63,7 +65,11 @@ def model_classes(model: Any) -> tuple[ModelClass, ...]:
 
 
 def classes_of(model: Any) -> Iterator[type]:
-    """Yield the classes of the modules of a model and of their attributes, each as often as it occurs."""
+    """Yield the classes of the modules of a model and of their attributes, each as often as it occurs.
+
+    Of an attribute that is a list or a tuple those of its entries are yielded; entries of dicts and
+    attributes of attributes are not looked at. `model` is a `torch.nn.Module`.
+    """
     for module in model.modules():
         yield type(module)
         for value in vars(module).values():
@@ -106,7 +112,10 @@ def _replaced_methods(kind: type) -> Iterator[ModelClass]:
 
 
 def changed_classes(exported: Iterable[Mapping[str, Any]], present: Iterable[ModelClass]) -> list[str]:
-    """Return a sentence for each class that has changed since a file was exported.
+    """Return a sentence for each class that has changed since a file was exported; [] if none has.
+
+    A class has changed if it is in one of the two alone, or if its hash differs: one whose source can be read
+    on neither side has not.
 
     Args:
         exported: entries of the file's metadata, see `ModelClass.to_json`.

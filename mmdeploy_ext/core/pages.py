@@ -20,6 +20,9 @@ def template(file: str, name: str, **options: Any) -> jinja2.Template:
         file: `__file__` of the module that the template lies beside.
         name: file name of the template.
         options: options of the `jinja2.Environment`, such as `autoescape`.
+
+    Raises:
+        jinja2.TemplateNotFound: there is no such file.
     """
     import jinja2
 
@@ -34,7 +37,10 @@ def template(file: str, name: str, **options: Any) -> jinja2.Template:
 
 
 def embedded_json(content: Mapping[str, Any]) -> Markup:
-    """Return JSON that may stand inside a `<script>` element: no character that HTML reads."""
+    """Return JSON that may stand inside a `<script>` element: no character that HTML reads.
+
+    `content` has plain JSON types. ValueError: a number is NaN or infinite.
+    """
     from markupsafe import Markup
 
     text = json.dumps(content, allow_nan=False)

@@ -37,7 +37,7 @@ class StoredType:
         self._name, self._order = str(name).removeprefix('|'), ''
 
     def __setstate__(self, state: Any) -> None:
-        """Take the byte order; the rest of the state follows from the name."""
+        """Take the byte order, the second entry of the state; the rest follows from the name."""
         self._order = state[1] if state[1] in ('<', '>') else ''
 
     def dtype(self) -> np.dtype:
@@ -53,7 +53,10 @@ class StoredArray:
     values: np.ndarray | None = None
 
     def __setstate__(self, state: Any) -> None:
-        """Take what NumPy has written: version, shape, type, whether in Fortran's order, and the values."""
+        """Take what NumPy has written: version, shape, type, whether in Fortran's order, and the values.
+
+        DataError: the type is none that infos have, or the values are damaged; ValueError: they do not fit.
+        """
         shape, stored, fortran, content = state[-4:]
         self.values = _array(content, stored, shape, 'F' if fortran else 'C')
 

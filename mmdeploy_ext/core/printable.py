@@ -24,14 +24,14 @@ def printable(text: object) -> str:
 
 
 def escape(text: object) -> str:
-    """Return a text from a file for a console of rich: printable, and without markup."""
+    """Return a text from a file for a console of rich: in one line, see `printable`, and without markup."""
     from rich import markup
 
     return markup.escape(printable(text))
 
 
 def shortened(value: object) -> str:
-    """Return a value from a file for a message: printable, and short however large the value is.
+    """Return a value from a file for a message: printable, and at most `LONGEST` + 3 characters long.
 
     A text is in quotes; of one that is cut, '...' replaces the end and the closing quote.
     """

@@ -23,5 +23,8 @@ the model that the file holds.
 
 
 def providers_with_options(names: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
-    """Return each execution provider with its options, as an `InferenceSession` takes them."""
+    """Return (name, options) of each execution provider, as an `InferenceSession` takes them.
+
+    The options are those of `PROVIDER_OPTIONS`, {} of others; the order is that of `names`.
+    """
     return [(name, PROVIDER_OPTIONS.get(name, {})) for name in names]

@@ -118,14 +118,20 @@ def _definition(path: Path, key: str | int) -> Definition | None:
 
 
 def source_of_class(kind: type) -> SourceLines:
-    """Return the lines that define a class; lines 0 and an empty hash if its source cannot be read."""
+    """Return the lines that define a class.
+
+    If its source cannot be read, both lines are 0 and the hash is ''.
+    """
     path = file_of_class(kind)
     definition = None if path is None else _definition(path, kind.__qualname__)
     return _lines(kind.__module__, path, definition)
 
 
 def source_of_function(function: Callable[..., Any]) -> SourceLines:
-    """Return the lines that define a Python function and its decorators; see `source_of_class`."""
+    """Return the lines of a Python function, from its `def` on; its decorators are only in the hash.
+
+    If its source cannot be read, both lines are 0 and the hash is ''.
+    """
     code = function.__code__
     path = Path(code.co_filename)
     definition = _definition(path, code.co_firstlineno)
@@ -172,14 +178,20 @@ def file_of_class(kind: type) -> Path | None:
 def is_installed(package: str, path: Path) -> bool:
     """Return whether a file is one that a distribution of OpenMMLab installed, and nobody has edited.
 
-    `package` is a key of `DISTRIBUTIONS`; of other packages no file is. Neither are copies of mmdet in a
-    user's repository, editable installs and files that were changed in place.
+    Copies of mmdet in a user's repository, editable installs, files that were changed in place, and files
+    that were put into the installed package are not.
+
+    Args:
+        package: name of the package that the file is in; only the keys of `DISTRIBUTIONS` have such files.
+        path: the file, which exists.
     """
     root, digests = _installed_files(package)
     if root is None or not path.resolve().is_relative_to(root):
         return False
+    if not digests:  # installed without a list of its files
+        return True
     name = path.resolve().relative_to(root.parent).as_posix()
-    return name not in digests or _sha256_urlsafe(path, path.stat().st_mtime_ns) == digests[name]
+    return name in digests and _sha256_urlsafe(path, path.stat().st_mtime_ns) == digests[name]
 
 
 @functools.lru_cache
@@ -229,7 +241,7 @@ def sources_of_module(module: ModuleType) -> dict[str, SourceLines]:
     """Return the functions, methods and classes of a Python module by qualified name.
 
     The hash of a function counts those in it, that of a class not its methods; `<module>` is what is outside
-    of both, but for imports.
+    of both, but for imports. The module has a file; OSError, SyntaxError: that cannot be read.
     """
     path = Path(str(module.__file__))
     tree = ast.parse(path.read_bytes())

@@ -15,7 +15,7 @@ _collector: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextV
 
 
 def tap(name: str, tensor: Any) -> Any:
-    """Return a tensor unchanged; inside `collect_taps` it is collected by this name."""
+    """Return `tensor` unchanged; inside `collect_taps` it is collected by this name, without a copy."""
     if (collected := _collector.get()) is not None:
         collected[name] = tensor
     return tensor

@@ -36,12 +36,12 @@ Only mmdet3d has older copies: the ranges of the others begin at 0.
 
 
 def has_copy(folder: Path, library: str) -> bool:
-    """Return whether a folder has a package `library`, such as 'mmdet', whose version fits."""
+    """Return whether a folder has a package `library`, a key of `FITTING_VERSIONS`, whose version fits."""
     return _major_version(folder / library) in FITTING_VERSIONS[library]
 
 
 def is_older_copy(folder: Path, library: str) -> bool:
-    """Return whether a folder has a package `library`, such as 'mmdet', that is older than those that fit."""
+    """Return whether a folder has a package `library`, a key of `FITTING_VERSIONS`, that is too old."""
     major = _major_version(folder / library)
     return major is not None and major < FITTING_VERSIONS[library].start
 
@@ -115,7 +115,10 @@ def named_imports(path: str, key: str, names: Sequence[str]) -> Iterator[None]:
 
 
 def parsed_config(path: str) -> ast.Module:
-    """Return the syntax tree of a config; it is empty if the file is not Python, which its reader reports."""
+    """Return the syntax tree of a config; it is empty if the file is not Python, which its reader reports.
+
+    OSError: it cannot be read.
+    """
     try:
         return ast.parse(Path(path).read_bytes())
     except (SyntaxError, ValueError):
@@ -123,7 +126,10 @@ def parsed_config(path: str) -> ast.Module:
 
 
 def imported_modules(path: str) -> list[str]:
-    """Return the dotted names of the modules that a config imports, without relative imports."""
+    """Return the dotted names of the modules that a config imports anywhere, without relative imports.
+
+    `import a.b` and `from a.b import c` give 'a.b'. The list is empty if the file is not Python.
+    """
     modules = []
     for node in ast.walk(parsed_config(path)):
         if isinstance(node, ast.Import):
@@ -262,7 +268,11 @@ def _refuse_module_of_checkout(module: str, path: str) -> None:
 
 
 def import_failure(error: BaseException) -> str:
-    """Return the message of an error of importing a plugin, with the file and line that raised it."""
+    """Return the message of an error of importing a plugin, with the file and line that raised it.
+
+    If a registry of mmcv refused a class, the message has the class that has its name. Of an error without a
+    text the first error of its chain is described. The place is left out if it is only in `MACHINERY`.
+    """
     cause = error if str(error) else root_cause(error)
     text = f'{type(cause).__name__}: {cause}'
     if isinstance(cause, KeyError):

@@ -22,7 +22,7 @@ PACKAGES = {
 
 
 def versions() -> dict[str, str]:
-    """Return the version of this project and of every package of `PACKAGES` that is imported or installed.
+    """Return 'mm2onnx' and each distribution of `PACKAGES` that is imported or installed -> its version.
 
     That of an imported module is its own: another copy than the installed one may have been imported.
     """
@@ -37,7 +37,7 @@ def versions() -> dict[str, str]:
 
 
 def other_copies() -> dict[str, str]:
-    """Return package -> folder of every imported module that is not of the installed distribution."""
+    """Return distribution -> folder of its module, if one is imported that is not of the installed one."""
     folders = {}
     for package, module in PACKAGES.items():
         file = getattr(sys.modules.get(module), '__file__', None)
@@ -50,7 +50,7 @@ def other_copies() -> dict[str, str]:
 
 
 def versions_with_places() -> dict[str, str]:
-    """Return `versions`; a module that is not of the installed distribution has its folder behind it."""
+    """Return `versions`; behind the version of a module of `other_copies` stands its folder in brackets."""
     folders = other_copies()
     return {
         package: f'{version} ({folders[package]})' if package in folders else version

@@ -23,8 +23,12 @@ def read_yaml_config(path: str) -> dict[str, Any]:
     Source: torchpack 0.3.1, `Config.load(path, recursive=True)`, and `recursive_eval` of
     mit-han-lab/bevfusion 326653d, mmdet3d/utils/config.py.
 
+    Expressions are run as code of the config; their values may have expressions again.
+
     Raises:
-        ConfigError: a file is no mapping, or an expression cannot be evaluated.
+        ConfigError: a file is no YAML or no mapping, or an expression cannot be evaluated or leads back to
+            itself.
+        OSError: `path` cannot be read.
     """
     file = Path(path).absolute()
     defaults = [folder / f'default{file.suffix}' for folder in reversed(file.parents)]

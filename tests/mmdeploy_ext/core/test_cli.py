@@ -1,5 +1,6 @@
 """What all tools share: one `error:` line, exit codes, tracebacks only with --debug."""
 
+import argparse
 import io
 import json
 import os
@@ -91,6 +92,14 @@ def test_a_package_that_is_not_installed_is_one_line_that_names_the_environment(
         cli.run(raising(error), parser(), [])
     assert cli.run(raising(AbsentPackageError('a.py:3 calls einops.x', name='einops')), parser(), []) == 2
     assert capsys.readouterr().err == 'error: a.py:3 calls einops.x\n'
+
+
+@pytest.mark.parametrize('seconds', [-1.0, float('nan')])
+def test_a_number_below_its_minimum_and_one_that_is_no_number_are_refused(seconds):
+    cli.check_minimums(argparse.Namespace(max_seconds=None), max_seconds=0)
+    cli.check_minimums(argparse.Namespace(max_seconds=0.0), max_seconds=0)
+    with pytest.raises(UsageError, match=r'--max-seconds.*expected 0 or more'):
+        cli.check_minimums(argparse.Namespace(max_seconds=seconds), max_seconds=0)
 
 
 def test_the_words_of_an_argument_say_how_many_values_it_has():
