@@ -37,19 +37,23 @@ def check(
 ) -> Report:
     """Report what an export of a module will get wrong, with the lines of code and what to write instead.
 
-    The module runs twice on copies: once observed, once on `other_inputs`; it stays as it was.
+    The module runs on copies, observed on the inputs and on `other_inputs`, and further times where an input
+    seems to reach no output; it stays as it was, unless it cannot be copied.
 
     Args:
         module: any module that torch can run.
-        example_inputs: its positional arguments; tensors may be nested in lists, tuples and dicts.
+        example_inputs: tuple of its positional arguments; tensors may be nested in lists, tuples and dicts.
         other_inputs: arguments of the same structure that the graph will meet later, of other sizes
             where sizes may differ. With them, only sizes that really differ count as dynamic; None: all do.
         input_names: names of the arguments; by default those of `forward`.
         dynamic: sizes may differ from the example's; False leaves out everything about sizes.
         exporters: 'torchscript', 'dynamo' or both; a pitfall that both of them handle is a note.
-        opset: opset of the trial exports; by default 17 (torchscript) and 18 (dynamo).
+        opset: opset of the trial exports, see `trial.try_export`; None: the default of each exporter.
         try_exports: also export with each exporter; its errors are in the report with their lines.
         name: name of the module, in the report; '' for that of its class.
+
+    Returns:
+        The findings, the worst first; none if nothing will go wrong.
 
     Raises:
         UsageError: inputs that are no tuple, hold no tensor or that forward does not take, or an unknown
@@ -194,11 +198,13 @@ def _changes_outputs(module: torch.nn.Module, example_inputs: Sequence[Any], ind
     tensor = list(tensors_in(args))[index]
     if tensor.dtype == torch.bool:
         tensor.logical_not_()
+    elif tensor.is_floating_point():
+        tensor.add_(1 + tensor.abs() / 64)  # 1 alone is lost in a time stamp of float32
     else:
         tensor.add_(torch.ones_like(tensor))
     try:
         changed = list(leaves(_run(module, args)))
-    except (RuntimeError, ValueError, IndexError):  # its values decide whether the module runs at all
+    except Exception:  # its values decide whether the module runs at all
         return True
     return len(expected) != len(changed) or not all(map(are_equal, expected, changed))
 
@@ -206,10 +212,12 @@ def _changes_outputs(module: torch.nn.Module, example_inputs: Sequence[Any], ind
 def are_equal(expected: Any, value: Any) -> bool:
     """Return whether an output equals the expected one; arrays and tensors do if all their elements do.
 
-    A NaN equals a NaN in the same place.
+    A NaN equals a NaN in the same place. An array, a tensor and a number never equal one another, nor do
+    tensors of different shapes; data types are not compared.
     """
-    if isinstance(expected, torch.Tensor | np.ndarray):
-        if expected.shape != value.shape:
+    arrays = (torch.Tensor, np.ndarray)
+    if isinstance(expected, arrays) or isinstance(value, arrays):
+        if type(expected) is not type(value) or expected.shape != value.shape:
             return False
         return bool(((expected == value) | ((expected != expected) & (value != value))).all())
     return bool(expected == value or (expected != expected and value != value))

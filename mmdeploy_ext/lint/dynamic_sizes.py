@@ -37,7 +37,8 @@ def check_dynamic_parts(model: torch.nn.Module, multiple: int = 1, smallest: int
     if they are not, the linter finds the lines that depend on sizes.
 
     Args:
-        model: a detector of pictures, in evaluation mode.
+        model: a detector of pictures, in evaluation mode; its parts are those of its attributes `PARTS` that
+            are there.
         multiple: sides of the input are multiples of it, pixels.
         smallest: smallest side of the input, pixels.
 
@@ -77,7 +78,10 @@ def _failure(part: torch.nn.Module, inputs: Sequence[Any], expected: Any) -> str
         except RuntimeError as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
             return f'fails: {lines[-1].strip()}'
-    for output, reference in zip(tensors_in(outputs), tensors_in(expected), strict=True):
+    maps, references = list(tensors_in(outputs)), list(tensors_in(expected))
+    if len(maps) != len(references):
+        return f'gives {len(maps)} maps, PyTorch {len(references)}'
+    for output, reference in zip(maps, references, strict=True):
         if output.shape != reference.shape:
             return f'gives maps of {tuple(output.shape)}, PyTorch of {tuple(reference.shape)}'
         error = float((output - reference).abs().max() / reference.abs().max().clamp(min=1e-12))

@@ -10,7 +10,7 @@ from mmdeploy_ext.lint.record import plain
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors of nested lists, tuples, dicts and slices."""
+    """Yield, in order, the tensors of nested lists, tuples, dicts (their values) and slices."""
     return (leaf for leaf in leaves(value) if isinstance(leaf, torch.Tensor))
 
 
@@ -38,7 +38,7 @@ def without_sizes(value: Any) -> Any:
 
 
 def copy_of(module: torch.nn.Module) -> torch.nn.Module:
-    """Return a copy of a module; the module itself if it cannot be copied."""
+    """Return a deep copy of a module; the module itself if it cannot be copied."""
     try:
         return copy.deepcopy(module)
     except (RuntimeError, TypeError, NotImplementedError):  # non-leaf tensors, locks, script modules
@@ -46,7 +46,7 @@ def copy_of(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def copies(value: Any) -> Any:
-    """Return nested lists, tuples and dicts with every tensor copied and detached."""
+    """Return nested lists, tuples and dicts with every tensor copied and detached; the rest is shared."""
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if isinstance(value, dict):

@@ -64,24 +64,27 @@ class Marks:
         self._of = WeakIdKeyDictionary()
 
     def put(self, tensor: torch.Tensor, mark: Mark) -> None:
-        """Set the mark of a tensor."""
+        """Set the mark of a tensor, in place of an earlier one; that of its base stays."""
         self._of[tensor] = mark
 
     def of(self, tensor: torch.Tensor) -> Mark:
-        """Return the mark of a tensor: its own, together with that of the tensor of which it is a view."""
+        """Return the mark of a tensor: its own, together with that of the tensor of which it is a view.
+
+        It is `NOTHING` if neither has one.
+        """
         mark = self._of.get(tensor, NOTHING)
         base = tensor._base
         return mark if base is None else mark | self._of.get(base, NOTHING)
 
     def of_all(self, values: Any) -> Mark:
-        """Return the mark of all tensors in nested values."""
+        """Return the marks of all tensors in nested lists, tuples and dicts as one; `NOTHING` without any."""
         mark = NOTHING
         for tensor in tensors_in(values):
             mark |= self.of(tensor)
         return mark
 
     def add(self, tensor: torch.Tensor, mark: Mark) -> None:
-        """Note that a tensor was written in place: it, and the tensor of which it is a view, get the mark."""
+        """Add a mark to that of a tensor that was written in place, and of the one of which it is a view."""
         self.put(tensor, self.of(tensor) | mark)
         if tensor._base is not None:
             self.put(tensor._base, self._of.get(tensor._base, NOTHING) | mark)
@@ -113,7 +116,7 @@ class Call:
         return self.name == '__setitem__' or (self.name.endswith('_') and not self.name.endswith('__'))
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """Return the argument of a position or name, however it was passed."""
+        """Return the argument of a position or name, however it was passed; `default` if it was not."""
         return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
 
     def add(self, rule: str, detail: str, through_torch: bool = False, sizes: bool = False) -> None:
@@ -195,7 +198,7 @@ class Observer(TorchFunctionMode):
         return self.see(Call(name, args, kwargs, result, mark, self))
 
     def see(self, call: Call) -> Any:
-        """Show a call to the watches, mark its results and return them."""
+        """Show a call to the watches, mark its results, and return `call.result`."""
         for watch in self.watches:
             watch(call)
         self._mark_results(call)

@@ -76,7 +76,7 @@ class Recorder:
         self.events.append(Event(rule, site, detail, origins))
 
     def read_sizes(self, site: Site, shape: tuple[int, ...]) -> list[Origins]:
-        """Note that the line `site` read a shape; return the origins of each of its sizes."""
+        """Note that the line `site` read a shape; return a set of one origin for each of its sizes."""
         count = self._reads[site.text]
         self._reads[site.text] += 1
         keys = [(site.text, count, axis) for axis in range(len(shape))]
@@ -114,7 +114,10 @@ class Recorder:
             self.add('size-changed-in-place', 'a size is changed in place', site, origins)
 
     def fixed_sizes(self, second_run: Recorder) -> Origins:
-        """Return the origins of the sizes that were the same in `second_run`, that of other inputs."""
+        """Return the origins of the sizes that were the same in `second_run`, that of other inputs.
+
+        Sizes that only one of the runs read are not among them.
+        """
         return frozenset(key for key, size in self.sizes.items() if second_run.sizes.get(key) == size)
 
 
@@ -135,7 +138,8 @@ class SizeFloat(float):
 def mark_size(value: Any, origins: Origins, recorder: Recorder) -> Any:
     """Return `value`, an int, a float or a tuple of such, as sizes that `recorder` watches.
 
-    Other values stay as they are. `origins` are the sizes of inputs that it follows from.
+    Other values stay as they are, among them bools and sizes that are marked already. `origins` are the sizes
+    of inputs that it follows from.
     """
     if isinstance(value, tuple):
         return tuple(mark_size(item, origins, recorder) for item in value)
@@ -147,7 +151,7 @@ def mark_size(value: Any, origins: Origins, recorder: Recorder) -> Any:
 
 
 def origins_of(*values: Any) -> Origins:
-    """Return the origins of the marked sizes among the values."""
+    """Return the origins of the marked sizes among the values, together; an empty set if there are none."""
     return frozenset().union(*(value.origins for value in values if is_size(value)))
 
 

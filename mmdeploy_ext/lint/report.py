@@ -80,7 +80,7 @@ class Report:
 
     @property
     def failed(self) -> bool:
-        """Whether there is a finding of severity error, or an exporter refused."""
+        """Whether there is a finding of severity error, or an exporter refused; False of an empty report."""
         return any(finding.severity == 'error' for finding in self) or any(
             trial.refused for trial in self.trials
         )
@@ -154,7 +154,10 @@ MAX_DETAILS = 2
 
 
 def print_report(report: Report, console: Console, notes: bool = False) -> None:
-    """Print a report; findings of severity 'note' are only counted, unless `notes` is True."""
+    """Print a report on a console of rich: trials, findings with their lines, and the numbers of findings.
+
+    A rule is explained at its first finding. Notes are only counted, unless `notes` is True.
+    """
     from rich.markup import escape
 
     console.print(f'[bold]{escape(report.name)}[/bold]')
@@ -196,7 +199,10 @@ def _print_finding(finding: Finding, console: Console, explain: bool) -> None:
 
 
 def summary(report: Report, notes: bool = True) -> str:
-    """Return the numbers of findings by severity as text, with a hint unless the `notes` were printed."""
+    """Return the numbers of findings as text: '2 errors, 1 note'; 'nothing found' without any.
+
+    A hint to --notes follows if there are notes, unless `notes` says that they were printed.
+    """
     counts = collections.Counter(finding.severity for finding in report)
     if not counts:
         return 'nothing found'

@@ -43,12 +43,12 @@ class Rule:
     otherwise: str = 'note'
 
     def severity(self, exporters: Sequence[str]) -> str:
-        """Return 'error' where one of the exporters goes wrong with it, else `otherwise`."""
+        """Return 'error' if an exporter of `exporters` goes wrong with it, else `otherwise`."""
         return 'error' if any(self.outcomes[name] != RIGHT for name in exporters) else self.otherwise
 
 
 def check_exporters(exporters: Sequence[str]) -> None:
-    """Raise UsageError, with the known exporters, if there is an unknown one or none."""
+    """Raise UsageError, with the known exporters, if there is one that is not in `EXPORTERS`, or none."""
     if not exporters or not set(exporters) <= set(EXPORTERS):
         raise UsageError(f'exporters {list(exporters)}: expected some of {", ".join(EXPORTERS)}')
 

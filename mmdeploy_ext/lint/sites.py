@@ -69,7 +69,8 @@ def caller(through_torch: bool = False) -> Site | None:
     """Return the innermost line of the call stack outside of torch and of the linter.
 
     Code without a file ('<string>', a console) is passed over. If torch made the call for itself, the result
-    is None; with `through_torch` it is the line outside of torch that led there.
+    is None; with `through_torch` it is the line outside of torch that led there. It is None, too, if there is
+    no such line.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and (_is_machinery(frame) or _file(frame) in THIN):
@@ -119,7 +120,8 @@ def _plain_site(frame: FrameType) -> Site:
 def site_at(file: str, line: int, function: str = '') -> Site:
     """Return a line of a file, which is a path, as a site, without `via` and `waiting`.
 
-    `function` is the name of the function that the line is in; '' if it is not known.
+    `function` is the name of the function that the line is in; '' if it is not known. A file that cannot be
+    read, or has no such line, gives a site without code.
     """
     return Site(
         _displayed_path(file), line, function, linecache.getline(file, line).strip(), _is_library(file)

@@ -50,7 +50,7 @@ class Trial:
     events: tuple[Event, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types."""
+        """Return attribute -> value in plain JSON types, without `events`."""
         return {key: value for key, value in vars(self).items() if key != 'events'}
 
 
@@ -66,6 +66,9 @@ def try_export(
         opset: None for the exporter's default; one that the exporter lacks becomes the nearest that it has.
         ends_process: the module does something that can end the process under the dynamo exporter (the rules
             `tensor-data` and `parameter-data`), which is skipped then.
+
+    Returns:
+        The result; an export that fails is one that was refused, and no error.
     """
     low, high = OPSETS[exporter]
     opset = min(max(opset or default_opset(module, exporter), low), high)

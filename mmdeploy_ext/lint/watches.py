@@ -1,7 +1,8 @@
 """Watches look for pitfalls in an observed run: each function gets every call of torch and adds events.
 
-The first line of a watch's docstring is what it looks for, as code or in words; the ids of rules are those of
-`rules.py`. `parts` alone adds no event.
+A watch takes a call that has just been made, and returns nothing: it adds events of the rules of `rules.py`
+to the recorder of the call's observer, or none. The first line of its docstring is what it looks for, as code
+or in words. `parts` alone adds no event.
 """
 
 import math
@@ -207,9 +208,9 @@ def absolute_time(call: Call) -> None:
 
 
 def largest_finite(tensor: torch.Tensor) -> float:
-    """Return the largest absolute value in a tensor that may be a time or a position; 0 if there is none.
+    """Return the largest absolute value in a tensor of numbers that may be a time or a position, or 0.
 
-    Such a value is below `LARGEST_TIME`.
+    Such a value is below `LARGEST_TIME`; NaN and infinity are not.
     """
     values = tensor.detach().abs().double()
     values = values[values < LARGEST_TIME]
@@ -217,7 +218,7 @@ def largest_finite(tensor: torch.Tensor) -> float:
 
 
 def step_text(value: float) -> str:
-    """Return the distance of a number to the next float32, as text."""
+    """Return the distance of a finite number above 0 to the next larger float32, as text: '128' of 1.5e9."""
     return f'{2.0 ** (math.frexp(value)[1] - 24):g}'
 
 
@@ -252,6 +253,6 @@ WATCHES = (
 
 
 def inputs_text(call: Call) -> str:
-    """Return which inputs a call's arguments depend on: 'input 0' or 'inputs 0, 2'."""
+    """Return which inputs a call's arguments depend on, at least one: 'input 0' or 'inputs 0, 2'."""
     numbers = [str(index) for index in range(len(call.observer.inputs)) if call.mark.inputs >> index & 1]
     return f'input{"s" if len(numbers) > 1 else ""} {", ".join(numbers)}'

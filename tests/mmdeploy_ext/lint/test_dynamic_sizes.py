@@ -33,6 +33,12 @@ class Reshaped(Fixed):
         return (x.flatten(2).reshape(-1, 4, height, width),)
 
 
+class Levels(Fixed):
+    def forward(self, x):
+        x = self.conv(x)
+        return (x,) * (1 + int(x.shape[2] > 64))
+
+
 class Free(Fixed):
     def forward(self, x):
         x = self.conv(x)
@@ -66,6 +72,11 @@ def test_a_backbone_that_keeps_its_size_is_refused_with_the_line(backbones, name
     said = str(error.value)
     assert f'--dynamic-export: {name} (' in said and 'user_backbones.py' in said and line in said, said
     assert 'traced at 128x160' in said and 'at 192x288' in said and 'export a fixed --shape' in said
+
+
+def test_a_backbone_with_more_maps_at_other_sizes_is_refused(backbones):
+    with pytest.raises(UsageError, match=r'Levels.*gives 1 maps, PyTorch 2 at 192x288'):
+        check_dynamic_parts(Detector(backbones.Levels()))
 
 
 def test_a_backbone_of_any_size_passes_and_one_of_mmdet_is_not_tried(backbones, monkeypatch):

@@ -182,6 +182,8 @@ def test_only_sizes_that_differ_in_the_other_inputs_count():
 @pytest.mark.parametrize(('forward', 'rule'), [
     (lambda self, x, n: x * 2, 'unused-input'),
     (lambda self, x, n: x * int(n), 'frozen-input'),
+    (lambda self, x, n: x * {2: 1}[int(n)], 'frozen-input'),  # a KeyError with any other value
+    (lambda self, x, n: x if int(n) == 2 else 1.0, 'frozen-input'),
     (lambda self, x, n: x + n, None),
     (lambda self, x, n: x[:n], None),
     (lambda self, x, n: (x - 1).log(), 'unused-input'),  # NaN equals NaN
@@ -189,6 +191,11 @@ def test_only_sizes_that_differ_in_the_other_inputs_count():
 def test_inputs_are_frozen_unused_or_used(forward, rule):
     found = rules(forward, X, torch.tensor(2))
     assert (rule is None and not found & {'unused-input', 'frozen-input'}) or rule in found
+
+
+def test_a_time_stamp_that_the_outputs_depend_on_is_no_unused_input():
+    found = rules(lambda self, x, time_s: x * int(time_s), X, torch.tensor(1.5e9))
+    assert 'frozen-input' in found and 'unused-input' not in found
 
 
 def test_an_input_that_gives_its_sizes_alone_is_used_where_sizes_differ():
