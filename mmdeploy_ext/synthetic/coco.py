@@ -52,8 +52,13 @@ def start_sample(
 ) -> tuple[np.random.Generator, tuple[int, int], int]:
     """Make the first draws of a picture: its size, and the number of shapes to try.
 
-    Other makers of pictures begin with it, so that their sizes are those of this set. `seed`, `split` and
-    `index` are those of `sample`; so is `size`, in whose place one is drawn in any case.
+    Other makers of pictures begin with it, so that their sizes are those of this set.
+
+    Args:
+        seed: seed of the set, 0 or more.
+        split: `train2017`, `val2017` or `picture`; any other is a KeyError.
+        index: number of the picture in its split, from 0.
+        size: (H, W) in pixels, which is returned; None: one of `SIZES`, which is drawn in any case.
 
     Returns:
         The random generator after these draws, (H, W) in pixels, and the number of shapes, 0 for an empty
@@ -75,8 +80,8 @@ def sample(
 
     Args:
         seed: seed of the set, 0 or more.
-        split: `train2017`, `val2017`, or `picture` for pictures that are in neither.
-        index: number of the picture in its split.
+        split: `train2017`, `val2017`, or `picture` for pictures that are in neither; any other is a KeyError.
+        index: number of the picture in its split, from 0.
         size: (H, W) in pixels; None draws one of `SIZES`.
         proposals: number of shapes to try, of which not all find room; None draws 1 to `MAX_PROPOSALS`, or 0
             for an empty picture.
@@ -210,11 +215,12 @@ def ensure_toy_coco(
 def run(args: argparse.Namespace) -> int:
     """Make the set or the picture of the command line, and return 0.
 
-    The picture has the index 0 of the split 'picture'.
+    The picture has the index 0 of the split 'picture'. `args` are those of `add_arguments`.
 
     Raises:
         UsageError: an option is out of range, or goes with another one.
         DataError: as `ensure_toy_coco`.
+        Mm2OnnxError: the picture cannot be written.
     """
     size = tuple(args.size) if args.size else None
     cli.check_minimums(args, shapes=0)
@@ -234,7 +240,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `run` to a parser."""
+    """Add the options of `run` to a parser: those of `staging.add_pictures`, --size, --picture, --shapes."""
     staging.add_pictures(parser, 'data/toy_coco', TRAIN_IMAGES, VAL_IMAGES)
     parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='one size (default: a mix)')
     text = 'write one picture of no split, not a set'
@@ -244,7 +250,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the set, or one picture as the set has them; return the exit status."""
+    """Make the set, or one picture as the set has them; return the exit status of `cli.run`.
+
+    `argv` are the words of the command line, None those of `sys.argv`.
+    """
     parser = cli.ArgumentParser(prog='mm2onnx synthetic coco', description=__doc__.splitlines()[0])
     add_arguments(parser)
     return cli.run(run, parser, argv)

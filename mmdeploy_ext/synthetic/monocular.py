@@ -61,7 +61,7 @@ NEAR_M, SMALLEST_PX = 0.5, 2.0
 
 
 def rotation(quaternion: Sequence[float]) -> np.ndarray:
-    """Return the matrix (3, 3) of a quaternion w x y z."""
+    """Return the rotation matrix (3, 3) of a quaternion w x y z, of any length above 0."""
     w, x, y, z = np.asarray(quaternion) / np.linalg.norm(quaternion)
     return np.array(
         [
@@ -73,14 +73,20 @@ def rotation(quaternion: Sequence[float]) -> np.ndarray:
 
 
 def to_global(record: dict[str, Any]) -> np.ndarray:
-    """Return the matrix (4, 4) of a table's record with `rotation` and `translation`."""
+    """Return the matrix (4, 4) from a frame to the one that the record of a table gives its pose in.
+
+    The record has `rotation`, a quaternion w x y z, and `translation`, metres.
+    """
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = rotation(record['rotation']), record['translation']
     return matrix
 
 
 def from_global(image: dict[str, Any]) -> np.ndarray:
-    """Return the matrix (4, 4) from the global frame to that of a picture's camera; see `Tables.image`."""
+    """Return the matrix (4, 4) from the global frame to that of a picture's camera, metres.
+
+    `image` is an entry of `Tables.image`.
+    """
     ego = dict(rotation=image['ego2global_rotation'], translation=image['ego2global_translation'])
     camera = dict(rotation=image['cam2ego_rotation'], translation=image['cam2ego_translation'])
     return np.linalg.inv(to_global(ego) @ to_global(camera))
@@ -90,7 +96,7 @@ class Tables:
     """The tables of a set: name -> token -> record; and what is seen in a picture of a key frame."""
 
     def __init__(self, root: Path) -> None:
-        """Read the tables; UsageError: a file of them is missing."""
+        """Read the tables of the set at `root`; UsageError: a file of them is missing or damaged."""
         self.root = root
         names = ('sample', 'sample_data', 'calibrated_sensor', 'ego_pose', 'scene', 'sensor')
         names += ('sample_annotation', 'instance', 'category', 'attribute')
@@ -108,7 +114,11 @@ class Tables:
         return self.tables['sensor'][sensor['sensor_token']]['channel']
 
     def pictures(self, scenes: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Yield the record of each picture of the key frames of scenes, by name: six of each, in order."""
+        """Yield the records, in the table sample_data, of the pictures of key frames.
+
+        Those of scenes that are not among the names `scenes` are left out. They are in the order of the
+        scenes' names, of time, and of `CAMERAS`: six of each key frame.
+        """
         by_sample: dict[str, dict[str, dict[str, Any]]] = {}
         for record in self.tables['sample_data'].values():
             channel = self.channel(record)
@@ -125,7 +135,8 @@ class Tables:
     def sweep(self, image: dict[str, Any]) -> np.ndarray:
         """Return the sweep of a picture's key frame as KITTI has it, (P, 4) float32.
 
-        `image` is an entry of `image`; the intensities are from 0 to 1.
+        Its columns are x, y, z in metres, in the frame of `LIDAR_TO_CAMERA`, and the intensity from 0 to 1.
+        `image` is an entry of the method `image`.
         """
         record = next(
             record
@@ -163,14 +174,22 @@ class Tables:
         )
 
     def velocity(self, record: dict[str, Any]) -> np.ndarray:
-        """Return the velocity (3,) of an annotated object in the global frame, m/s; 0 if it is seen once."""
+        """Return the velocity (3,) of an annotated object in the global frame, m/s; 0 if it is seen once.
+
+        It is the mean from its annotation before to that after `record`, its record in sample_annotation.
+        """
         ends = [self.tables['sample_annotation'].get(record[key], record) for key in ('prev', 'next')]
         first_s, last_s = (self.tables['sample'][end['sample_token']]['timestamp'] / 1e6 for end in ends)
         moved = np.subtract(ends[1]['translation'], ends[0]['translation'])
         return moved / (last_s - first_s) if last_s > first_s else np.zeros(3)
 
     def objects(self, image: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield the objects that are seen in a picture, an entry of `image`, as mmdet3d's annotations."""
+        """Yield the objects that are seen in a picture, as mmdet3d's annotations.
+
+        An object has `bbox` x y w h in pixels, `bbox_cam3d` (middle, length, height, width in metres, yaw in
+        radians about y), `velo_cam3d` (x, z in m/s) and `center2d` (pixels, depth in metres) in the camera's
+        frame, and its class and attribute by name and number. `image` is an entry of the method `image`.
+        """
         to_camera = from_global(image)
         intrinsic, size = np.array(image['cam_intrinsic']), (image['width'], image['height'])
         for record in self.annotations.get(image['token'], ()):
@@ -205,9 +224,9 @@ def seen_box(
     """Return x1 y1 x2 y2 of a box in a picture, cut at its borders; None if it is behind or hardly seen.
 
     Args:
-        box: (4, 4) from the frame of the box (x along its length) to that of the camera.
-        sides: length, width, height.
-        intrinsic: (3, 3).
+        box: (4, 4) from the frame of the box (x along its length) to that of the camera, metres.
+        sides: length, width, height, metres.
+        intrinsic: (3, 3), from the camera's frame to pixels.
         size: (w, h) of the picture, pixels.
     """
     signs = np.stack(np.meshgrid(*[(-0.5, 0.5)] * 3, indexing='ij'), -1).reshape(8, 3)
@@ -221,7 +240,11 @@ def seen_box(
 
 
 def annotated(tables: Tables, scenes: Sequence[str]) -> dict[str, Any]:
-    """Return the annotations of the pictures of scenes, as `NuScenesMonoDataset` reads them."""
+    """Return the annotations of the pictures of scenes, as `NuScenesMonoDataset` reads them.
+
+    They are `images` (`Tables.image`), `annotations` (`Tables.objects` with `id` and `image_id`) and
+    `categories`. `scenes` are names; those that the set does not have are left out.
+    """
     images = [tables.image(index, record) for index, record in enumerate(tables.pictures(scenes))]
     objects = [dict(entry, image_id=image['id']) for image in images for entry in tables.objects(image)]
     annotations = [dict(entry, id=index) for index, entry in enumerate(objects)]
@@ -232,7 +255,8 @@ def annotated(tables: Tables, scenes: Sequence[str]) -> dict[str, Any]:
 def as_kitti(content: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the annotations and the infos of pictures of `annotated`, for `KittiMonoDataset`.
 
-    Pictures without a car, cyclist or pedestrian are left out: mmdet3d's evaluator of KITTI takes none.
+    Pictures without a car, cyclist or pedestrian are left out: mmdet3d's evaluator of KITTI takes none. The
+    others, and their objects, are numbered anew; an info is one of `kitti_info`.
     """
     labels, annotations, infos, images = list(KITTI), [], [], []
     for image in content['images']:
@@ -263,7 +287,7 @@ def kitti_info(
     Args:
         index: number of the picture in the data set.
         image: entry of the picture.
-        camera: (4, 4).
+        camera: (4, 4), its intrinsic matrix, from the camera's frame to pixels.
         objects: entries of `Tables.objects` in the picture.
     """
     boxes = np.array([entry['bbox_cam3d'] for entry in objects]).reshape(-1, 7)
@@ -308,7 +332,15 @@ def write_sweeps(tables: Tables, split: str, content: dict[str, Any], infos: lis
 
 
 def write_annotations(root: Path) -> dict[str, int]:
-    """Write the files of the set at `root`; return name of a file -> number of its pictures."""
+    """Write the files beside the tables of the set at `root`; files that exist are replaced.
+
+    Returns:
+        Name of a file of annotations -> number of its pictures.
+
+    Raises:
+        UsageError: a table of the set is missing or damaged.
+        Mm2OnnxError: a file cannot be written.
+    """
     from nuscenes.utils import splits
 
     tables, counts = Tables(root), {}
@@ -326,7 +358,7 @@ def write_annotations(root: Path) -> dict[str, int]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the annotations of the command line."""
+    """Write the annotations of the set at `args.root`, and return 0; the errors are `write_annotations`'s."""
     root = Path(args.root)
     for name, count in write_annotations(root).items():
         print(f'{root / name}: {count} pictures')
@@ -334,6 +366,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `run` to a parser."""
+    """Add the options of `run` to a parser: --root, and --debug."""
     staging.add_folder(parser, '--root', 'data/toy_nuscenes')
     cli.add_debug_option(parser)

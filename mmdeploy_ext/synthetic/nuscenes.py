@@ -60,7 +60,11 @@ OPTIONS = (
 
 
 def check_options(options: SetOptions) -> None:
-    """Raise UsageError for values out of range."""
+    """Raise UsageError for values out of range.
+
+    There are at least 1 scene of each kind, 2 to `MAX_FRAMES` key frames, and 32 pixels each way; seed and
+    sweeps are 0 or more, the share is 0 to 1.
+    """
     minima = dict(train_scenes=1, val_scenes=1, frames=2, seed=0, sweeps=0)
     for name, minimum in minima.items():
         if getattr(options, name) < minimum:
@@ -197,7 +201,7 @@ def ensure_toy_nuscenes(
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the set of the command line."""
+    """Make the set of the command line, and return 0; the errors are those of `ensure_toy_nuscenes`."""
     args.image_size = tuple(args.image_size)
     options = SetOptions(**{field.name: getattr(args, field.name) for field in fields(SetOptions)})
     was_made = ensure_toy_nuscenes(args.root, options, jobs=args.jobs, force=args.force)
@@ -207,7 +211,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `run` to a parser."""
+    """Add the options of `run` to a parser: --root, `OPTIONS`, --jobs, --force and --debug."""
     staging.add_folder(parser, '--root', 'data/toy_nuscenes')
     for (name, metavar, text), field in zip(OPTIONS, fields(SetOptions), strict=True):
         value = (
@@ -220,7 +224,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the set."""
+    """Make the set unless it is there already; return the exit status of `cli.run`.
+
+    `argv` are the words of the command line, None those of `sys.argv`.
+    """
     parser = cli.ArgumentParser(prog='mm2onnx synthetic nuscenes', description=__doc__.splitlines()[0])
     add_arguments(parser)
     return cli.run(run, parser, argv)

@@ -57,7 +57,7 @@ LOCATIONS = ('singapore-onenorth', 'boston-seaport')
 
 
 def token(*parts: object) -> str:
-    """Return a token of 32 hexadecimal digits, the hash of the texts of `parts`."""
+    """Return a token of 32 hexadecimal digits, the hash of the texts of `parts`, joined by '/'."""
     return hashlib.blake2b('/'.join(map(str, parts)).encode(), digest_size=16).hexdigest()
 
 
@@ -103,7 +103,10 @@ def attribute_name(thing: Thing) -> str | None:
 
 
 def calibrated_sensor(scene: str, sensor: Sensor) -> Record:
-    """Return the record of one sensor on the car of one scene."""
+    """Return the record of one sensor on the car of one scene, in the table calibrated_sensor.
+
+    `scene` is `Scene.key`.
+    """
     return {
         'token': token(scene, 'calibrated_sensor', sensor.channel),
         'sensor_token': token('sensor', sensor.channel),
@@ -211,7 +214,7 @@ def instances(annotations: list[Record], things: tuple[Thing, ...], scene: str) 
 
 
 def link(records: list[Record]) -> None:
-    """Link records in the order of time by their `prev` and `next`."""
+    """Set `prev` and `next` of records that are in the order of time, in place; the ends keep theirs."""
     for earlier, later in pairwise(records):
         earlier['next'], later['prev'] = later['token'], earlier['token']
 
@@ -258,13 +261,21 @@ class SetOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ScenePlan(SetOptions):
-    """The parameters of one scene: its name in the devkit, and its number in the set."""
+    """The parameters of one scene, with those of its set.
+
+    Attributes:
+        name: its name in the devkit, such as 'scene-0103'.
+        number: its number in the set, from 0.
+    """
 
     name: str
     number: int
 
     def rng(self, *purpose: int) -> np.random.Generator:
-        """Return a random stream for one purpose in this scene; it depends on the name, not on the number."""
+        """Return a random stream for one purpose in this scene; it depends on the name, not on the number.
+
+        `purpose` are whole numbers that tell the streams of a scene apart.
+        """
         return np.random.default_rng([self.seed, int(self.name.split('-')[1]), *purpose])
 
 
@@ -297,12 +308,12 @@ class Scene:
         return f'toy{self.plan.seed:03d}-{self.plan.name}'
 
     def timestamp(self, time_s: float) -> int:
-        """Return the time stamp of a time in the scene, us."""
+        """Return the time stamp, in microseconds, of a time in the scene in seconds since its start."""
         return FIRST_TIMESTAMP_US + self.plan.number * SCENE_GAP_US + round(time_s * 1e6)
 
 
 def make_scene(plan: ScenePlan) -> Scene:
-    """Make the content of a scene without writing anything."""
+    """Make the content of a scene without writing anything; equal plans give equal scenes."""
     world = make_world(plan.rng(0), plan.frames, plan.drop_share)
     rig = make_rig(plan.rng(1), *plan.image_size)
     lenses = {channel: make_lens(rig[channel], *plan.image_size) for channel in CAMERAS}

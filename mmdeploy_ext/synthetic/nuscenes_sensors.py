@@ -75,7 +75,8 @@ def _to_ego(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
 def make_rig(rng: np.random.Generator, width: int, height: int) -> dict[str, Sensor]:
     """Draw the sensors of a car, name -> sensor: each within half a degree and 1.5 cm of the usual mounting.
 
-    `rng` is the random generator; width and height are those of the pictures, px.
+    Names are those of `CAMERAS` and `LIDAR`. `rng` is the random generator; width and height are those of the
+    pictures, pixels.
     """
     rig = {}
     for channel, (x, y, z, yaw, view, _) in _CAMERAS.items():
@@ -121,8 +122,8 @@ def ray_box(
         half: (3,) half sizes of the box.
 
     Returns:
-        (n,) bool: whether the ray enters the box; (n,): distance of the entry in multiples of the ray; (n,)
-        int: axis 0..2 across whose face it enters.
+        (n,) bool: whether the ray enters the box, from outside; (n,): distance of the entry in multiples of
+        the ray; (n,) int: axis 0..2 across whose face it enters. Both mean nothing of rays that do not enter.
     """
     with np.errstate(divide='ignore', invalid='ignore'):
         inverse = 1 / rays
@@ -360,6 +361,9 @@ def render(
         time_s: seconds since the start of the scene.
         dropped: kind of drop-out as in `World.dropped`; it does not change the numbers of pixels.
         rng: for the noise.
+
+    Returns:
+        The picture, and the pixels of each of `things`, in their order.
     """
     xy, yaw = world.drive.pose(time_s)
     boxes = boxes_in(pose_matrix(xy, float(yaw)) @ lens.sensor.to_ego, things, time_s)
@@ -399,7 +403,7 @@ def measure_sweep(
 
     Returns:
         Points (n, 5) float32 as in nuScenes' .pcd.bin, x y z in the LiDAR frame in m, intensity 0..255, ring
-        0..31; and the number of points on each object.
+        0..31; and the number of points on each of `things`, (objects,) int, in their order.
     """
     xy, yaw = world.drive.pose(time_s)
     to_global = pose_matrix(xy, float(yaw)) @ sensor.to_ego

@@ -75,7 +75,10 @@ class Drive:
     yaw: np.ndarray
 
     def pose(self, time_s: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return position (..., 2) and yaw (...) at times of the scene, from -1 s on."""
+        """Return position (..., 2) in m and yaw (...) in radians at times of the scene, in seconds.
+
+        Before -1 s and after the end they are the first and the last ones.
+        """
         grid = np.arange(len(self.yaw)) * STEP_S - 1
         x, y = (np.interp(time_s, grid, column) for column in self.xy.T)
         return np.stack([x, y], axis=-1), np.interp(time_s, grid, self.yaw)
@@ -110,7 +113,10 @@ class Thing:
         return KINDS[self.label]
 
     def pose(self, time_s: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return position (..., 2) and yaw (...) at times of the scene: straight ahead, or on a circle."""
+        """Return position (..., 2) in m and yaw (...) in radians at times of the scene, in seconds.
+
+        It moves straight ahead, or on a circle, before `anchor_s` as after it.
+        """
         elapsed_s = np.asarray(time_s, np.float64) - self.anchor_s
         turn = elapsed_s * self.turn_rate
         chord = self.speed * elapsed_s * np.sinc(turn / (2 * math.pi))
@@ -143,7 +149,7 @@ class World:
 def make_drive(rng: np.random.Generator, frames: int) -> Drive:
     """Draw a drive at 0 to 5 m/s, with turns and stops, from a second before the first key frame on.
 
-    `frames` is the number of key frames.
+    `rng` is the random generator, `frames` the number of key frames.
     """
     duration = frames * KEY_FRAME_S + 2
     knots = np.arange(0, duration + 2.5, 2.5)
@@ -240,10 +246,13 @@ def _collides(
 
 
 def make_world(rng: np.random.Generator, frames: int, drop_share: float) -> World:
-    """Make the world of a scene of `frames` key frames, at 2 Hz.
+    """Make the world of a scene, at random; equal generators give equal worlds.
 
-    `drop_share` is the chance that a good camera drops out in the next key frame; it never does so in the
-    first frame or twice in a row.
+    Args:
+        rng: random generator.
+        frames: number of key frames, at 2 Hz.
+        drop_share: chance, 0 to 1, that a good camera drops out in the next key frame; it never does so in
+            the first frame or twice in a row.
     """
     drive = make_drive(rng, frames)
     things, active = _populate(rng, drive, frames)

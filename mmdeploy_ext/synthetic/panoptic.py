@@ -37,8 +37,13 @@ def ground_and_shapes(
     """Return the pattern of the ground (index into `STUFF`), the shapes, and the size of one picture.
 
     The random stream is read in the same order as in `coco.sample`, so that the shapes are those of the
-    picture. `seed` is that of the set, `index` the number of the picture in its `split`, such as 'train2017';
-    `size` is (H, W) in pixels, None draws one.
+    picture. They are in order from front to back; the size is (H, W) in pixels.
+
+    Args:
+        seed: seed of the set.
+        split: 'train2017' or 'val2017'.
+        index: number of the picture in its split, from 0.
+        size: (H, W) of all pictures of the set; None if each has its own.
     """
     rng, (height, width), proposals = start_sample(seed, split, index, size)
     shapes = layout(rng, height, width, proposals)
@@ -51,7 +56,9 @@ def segments_of(
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Return the segments (H, W) int64 of a picture and their entries in COCO's JSON.
 
-    The ground is segment 1, shapes are numbered from 2; 0 are the soft edges.
+    The ground is segment 1, shapes are numbered from 2; 0 are the soft edges. An entry has `id`,
+    `category_id` (those of `CLASSES` from 1 on, then those of `STUFF`), `iscrowd`, `area` in pixels and
+    `bbox` x y w h; a segment without pixels has none.
 
     Args:
         ground: pattern of the ground, index into `STUFF`.
@@ -96,7 +103,11 @@ def _write_split(folder: Path, split: str, parameters: dict[str, Any]) -> dict[s
 
 
 def ensure_toy_panoptic(root: str | os.PathLike[str] = 'data/toy_coco', **parameters: Any) -> bool:
-    """Make the annotations unless they exist, and a missing set by the parameters of `ensure_toy_coco`.
+    """Make the annotations unless they exist, and a missing set first.
+
+    Args:
+        root: folder of the set.
+        parameters: keyword arguments of `ensure_toy_coco` for a missing set; a set that is there has its own.
 
     Returns:
         True if annotations were made, False if they existed.
@@ -131,14 +142,17 @@ def ensure_toy_panoptic(root: str | os.PathLike[str] = 'data/toy_coco', **parame
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the annotations of the set in `--out`."""
+    """Make the annotations of the set in `args.out`, and return 0; `ensure_toy_panoptic` has the errors."""
     was_made = ensure_toy_panoptic(args.out)
     print(f'{args.out}: panoptic annotations {"made" if was_made else "already there, nothing to do"}')
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool."""
+    """Make the annotations unless they are there already; return the exit status of `cli.run`.
+
+    `argv` are the words of the command line, None those of `sys.argv`.
+    """
     parser = cli.ArgumentParser(
         prog='python -m projects.toydata.panoptic', description=__doc__.splitlines()[0]
     )

@@ -65,7 +65,7 @@ def place_outline(
 
     Args:
         loops: one of `OUTLINES`.
-        centre: (x, y) in pixels.
+        centre: (x, y) in pixels, where the origin of the outline comes to be.
         side: square root of the area in pixels.
         aspect: width over height before turning.
         angle: angle in radians, clockwise on the screen.
@@ -82,8 +82,13 @@ def place_outline(
 def coverage(loops: list[np.ndarray], height: int, width: int) -> np.ndarray:
     """Draw an outline in pixels, (H, W) uint8, 0 outside to 255 inside; `>= 128` is the instance mask.
 
-    The edges are soft; OpenCV's fill includes it, so that shapes are half a pixel wider. An outline may
-    reach outside the image.
+    The edges are soft; OpenCV's fill includes it, so that shapes are half a pixel wider. Points of the
+    outline may lie outside of the picture.
+
+    Args:
+        loops: (P, 2) points each, x and y in pixels: the outer edge, then holes.
+        height: H.
+        width: W.
     """
     canvas = np.zeros((height, width), np.uint8)
     for index, loop in enumerate(loops):
@@ -141,9 +146,13 @@ PATTERNS = (_noise, _stripes, _checker, _gradient, _blobs)
 
 
 def texture(rng: np.random.Generator, height: int, width: int, colours: np.ndarray) -> np.ndarray:
-    """Fill a rectangle with a random pattern between two colours (2, 3) BGR in 0..255, under uneven light.
+    """Return a rectangle (H, W, 3) float32 BGR, about 0..255, with a random pattern under uneven light.
 
-    Returned is (H, W, 3) float32, BGR, about 0..255.
+    Args:
+        rng: random generator.
+        height: H.
+        width: W.
+        colours: (2, 3) BGR in 0..255, between which the pattern changes.
     """
     pattern = PATTERNS[rng.integers(len(PATTERNS))](rng, height, width)
     light = 1 + 0.2 * (_gradient(rng, height, width) - 0.5)
@@ -158,11 +167,15 @@ def colour_pair(
     unlike: np.ndarray | None = None,
     distance: float = 0.0,
 ) -> np.ndarray:
-    """Draw two colours of one fill, (2, 3) float32 BGR.
+    """Draw two colours of one fill, (2, 3) float32 BGR in 0..255.
 
-    The second lies between the first and an unrelated colour: `contrast` is the smallest and largest share of
-    the way. The mean is at least `distance` (Euclidean, 0..255) from the colour `unlike` (3,), if there is
-    one.
+    The second lies between the first and an unrelated colour. They are drawn until they are unlike enough.
+
+    Args:
+        rng: random generator.
+        contrast: smallest and largest share of the way from the first to the unrelated colour.
+        unlike: (3,) BGR, a colour that the mean of both has to differ from; None: there is none.
+        distance: smallest Euclidean distance of the mean from it, in units of 0..255.
     """
     while True:
         first, unrelated = rng.uniform(20, 235, (2, 3)).astype(np.float32)
@@ -216,9 +229,15 @@ def _propose(rng: np.random.Generator, height: int, width: int) -> tuple[int, li
 
 
 def layout(rng: np.random.Generator, height: int, width: int, proposals: int) -> list[Instance]:
-    """Place up to `proposals` shapes from front to back; those that are mostly hidden are left out.
+    """Place shapes at random; return them from front to back, without those that are mostly hidden.
 
-    The masks of the shapes do not overlap. Height and width are those of the picture, pixels.
+    The masks of the shapes do not overlap.
+
+    Args:
+        rng: random generator.
+        height: H of the picture.
+        width: W of the picture.
+        proposals: number of shapes that are tried, 0 or more.
     """
     covered = np.zeros((height, width), bool)
     instances = []
@@ -239,7 +258,7 @@ def make_scene(
 ) -> tuple[np.ndarray, list[Instance]]:
     """Lay out and paint one picture, (H, W, 3) uint8 BGR; equal generators give equal pictures.
 
-    The instances are those of `layout`, front to back; `proposals` is the number of shapes that are tried.
+    The instances are those of `layout`, front to back; the arguments are its, too.
     """
     instances = layout(rng, height, width, proposals)
     ground = colour_pair(rng, (0.1, 0.45))

@@ -74,7 +74,10 @@ SCENE_SHAPES = 12
 
 
 def seeded_picture(seed: int, height: int = 320, width: int = 416) -> torch.Tensor:
-    """Return a picture (1, 3, height, width) float32 with structure at all scales and unit variance."""
+    """Return a picture (1, 3, height, width) float32 with structure at all scales and unit variance.
+
+    Its values are drawn around 0; `seed` is 0 or more, sides are in pixels.
+    """
     rng = np.random.default_rng(seed)
     picture = np.zeros((3, height, width), np.float32)
     for cell in (8, 16, 32, 64):
@@ -88,8 +91,12 @@ def seeded_scene(
 ) -> torch.Tensor:
     """Return a normalised BGR picture of the generated data set, (1, 3, height, width) float32.
 
-    `expose` takes the picture (height, width, 3) uint8 and returns it darker or brighter; None leaves it as
-    it is.
+    Args:
+        seed: seed of the picture, 0 or more.
+        height: pixels.
+        width: pixels.
+        expose: takes the picture (height, width, 3) uint8 and returns it darker or brighter; None leaves it
+            as it is.
     """
     picture, _ = make_scene(np.random.default_rng(seed), height, width, SCENE_SHAPES)
     picture = expose(picture) if expose else picture
@@ -196,7 +203,8 @@ def normalised_deviation(std: tuple[float, ...]) -> float:
 def normalised_photograph(cfg: Any) -> tuple[float, float]:
     """Return standard deviation and mean of a photograph after the test pipeline of a config of mmdet 2.x.
 
-    Without a step `Normalize` they are those of 0 to 255. ConfigError: the config has no test pipeline.
+    Without a step `Normalize` they are those of 0 to 255; the mean is 0 if the step subtracts one.
+    ConfigError: the config has no test pipeline.
     """
     step = _find_step(test_pipeline(cfg), 'Normalize') or {}
     std, mean = step.get('std', (1.0,)), step.get('mean', (0.0,))
@@ -261,7 +269,10 @@ def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write a checkpoint for a config; 0 written, 2 usage, also if OUT exists."""
+    """Write a checkpoint for a config; return the exit status of `cli.run`: 0 written, 2 usage.
+
+    `argv` are the words of the command line, None those of `sys.argv`.
+    """
     parser = cli.ArgumentParser(prog='mm2onnx synthetic seeded', description=__doc__.splitlines()[0])
     staging.add_seeded(parser)
     return cli.run(run, parser, argv)

@@ -32,7 +32,10 @@ def name_rng(name: str) -> np.random.Generator:
 def state_dict_by_name(
     shapes: Shapes, rule: Callable[[str, tuple[int, ...]], np.ndarray]
 ) -> dict[str, torch.Tensor]:
-    """Return a float32 state dict with values that a rule computes from names and shapes; counters are 0."""
+    """Return a float32 state dict with values that a rule computes from names and shapes.
+
+    `rule` takes a key and its shape, and returns an array of as many values. Counters are 0, int64.
+    """
     state_dict = {}
     for key, shape in shapes.items():
         if key.endswith(COUNTER):
@@ -46,24 +49,30 @@ def state_dict_by_name(
 def centred(normal: np.ndarray, gain: float | np.ndarray, axes: tuple[int, ...] | None = None) -> np.ndarray:
     """Return a kernel made of normal numbers: centred rows, times a gain over the root of their length.
 
-    `axes` are those over which a mean is 0; None: all but the first, which counts the rows.
+    Args:
+        normal: (rows, ...) standard normal numbers.
+        gain: of all rows, or an array that broadcasts to `normal`.
+        axes: axes over which a mean becomes 0; None: all but the first, which counts the rows.
     """
     rows = normal - normal.mean(axis=axes or tuple(range(1, normal.ndim)), keepdims=True)
     return rows * gain / math.sqrt(math.prod(normal.shape[1:]))
 
 
 def projection_gain(rows: int, query_key_gain: float, value_gain: float) -> np.ndarray:
-    """Return the gain (rows, 1) of a projection whose first two thirds are queries and keys."""
+    """Return the gain (rows, 1) of a projection: of queries and keys, its first two thirds, and of values."""
     return np.where(np.arange(rows) < rows * 2 // 3, query_key_gain, value_gain)[:, None]
 
 
 def first_match(rules: Mapping[str, Any], key: str) -> Any:
-    """Return the value of the first pattern that is in a key."""
+    """Return the value of the first pattern, a regular expression, that is found anywhere in a key.
+
+    StopIteration: none is.
+    """
     return next(value for pattern, value in rules.items() if re.search(pattern, key))
 
 
 def norms_of(shapes: Shapes) -> set[str]:
-    """Return the names of normalisations: modules whose weight is a vector."""
+    """Return the names of normalisations, without '.weight': modules whose weight is a vector."""
     return {
         key.removesuffix('.weight')
         for key, shape in shapes.items()
@@ -72,7 +81,10 @@ def norms_of(shapes: Shapes) -> set[str]:
 
 
 def vector_of(key: str, normal: np.ndarray, norms: Container[str]) -> np.ndarray:
-    """Return the values of a bias, or of a vector of a normalisation of `norms_of`, from normal numbers."""
+    """Return the values of a bias, or of a vector of a normalisation, from as many normal numbers.
+
+    `norms` has the names of `norms_of`; `key` is that of the state dict.
+    """
     if key.endswith('running_var'):
         return 1 + 0.1 * np.abs(normal)
     if key.endswith('running_mean'):
@@ -107,7 +119,8 @@ def sparse_weights(shapes: Shapes, prefix: str = '') -> dict[str, np.ndarray]:
 def fill_sparse_module(module: torch.nn.Module, prefix: str = '') -> dict[str, np.ndarray]:
     """Fill a module on spconv 2, whose kernels are (O, k0, k1, k2, I), in place; return `sparse_weights`.
 
-    `prefix` is that of `sparse_weights`; k0, k1, k2 are the kernel's size, I and O its channels.
+    k0, k1, k2 are the kernel's size, I and O its channels. `prefix` precedes every key when its numbers are
+    drawn; the keys of the result are those of the module.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     spconv1_shapes = {
@@ -149,7 +162,7 @@ RTDETR_BASIC_BLOCK = r'^backbone\.res_layers\..*\.branch2b\.conv\.weight$'
 
 
 def rtdetr_weights(shapes: Shapes) -> dict[str, torch.Tensor]:
-    """Return the state dict of an RT-DETR with the original repository's names."""
+    """Return the float32 state dict of an RT-DETR with the original repository's names, those of `shapes`."""
     bottlenecks = any('.branch2c.' in key for key in shapes)
 
     def rule(key: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -215,7 +228,7 @@ STREAMPETR_GAINS = {
 
 
 def streampetr_weights(shapes: Shapes) -> dict[str, torch.Tensor]:
-    """Return the state dict of a StreamPETR."""
+    """Return the float32 state dict of a StreamPETR with the names of `shapes`, which has them all."""
     return state_dict_by_name(shapes, functools.partial(_streampetr_values, norms_of(shapes)))
 
 
@@ -255,7 +268,10 @@ SOLO_RESIDUAL_GAIN = 0.25
 
 
 def solo_weights(shapes: Shapes) -> dict[str, torch.Tensor]:
-    """Return the state dict of a SOLO; names of the original repository and mmdet's give the same values."""
+    """Return the float32 state dict of a SOLO with the names of `shapes`.
+
+    Names of the original repository and those of mmdet give the same values.
+    """
     decoupled = any('conv_mask_list_x.' in key for key in shapes)
     originals = {key: original_name(key, decoupled) for key in shapes}
     bottlenecks = {name.rpartition('.bn3.')[0] for name in originals.values() if '.bn3.' in name}
@@ -285,7 +301,7 @@ def _solo_values(bottlenecks: Container[str], name: str, shape: tuple[int, ...])
 
 
 def solo_image(height: int, width: int) -> torch.Tensor:
-    """Return a normalised input (1, 3, H, W) float32 of SOLO: coarse blocks and noise."""
+    """Return a normalised input (1, 3, H, W) float32 of SOLO, H x W pixels: coarse blocks and noise."""
     rng = name_rng('img')
     noise = rng.standard_normal((1, 3, height, width))
     blocks = rng.standard_normal((1, 3, math.ceil(height / 64), math.ceil(width / 64)))

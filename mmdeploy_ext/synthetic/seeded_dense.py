@@ -122,7 +122,7 @@ BOXES_OF_HEADS = {
 
 
 def calibration_of(model: nn.Module) -> NetworkCalibration:
-    """Return the calibration of a detector."""
+    """Return the calibration of a detector, which follows from the classes of its head, backbone and neck."""
     if _is_atss(getattr(model, 'bbox_head', None)):
         return ATSS_CALIBRATION
     types = [type(part).__name__ for part in model.modules()]
@@ -178,7 +178,10 @@ def _last_layers(head: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def for_head(head: nn.Module, features: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-    """Return the features for one call of a head; those of guided anchors take one picture at a time."""
+    """Return the features (B, C, H, W) of each level for one call of a head.
+
+    Those of guided anchors take one picture at a time: they get the first.
+    """
     masked = any(type(module).__name__ == 'MaskedConv2d' for module in head.modules())
     return [level[:1] for level in features] if masked else features
 
@@ -273,12 +276,15 @@ favoured classes there are 31 to 81, of fewer classes."""
 
 
 def is_cornered(model: nn.Module) -> bool:
-    """Return whether boxes of a detector are pairs of corners."""
+    """Return whether boxes of a detector are pairs of corners: its head has a layer `tl_heat`."""
     return hasattr(getattr(model, 'bbox_head', None), 'tl_heat')
 
 
 def scale_corners(model: nn.Module, features: Sequence[torch.Tensor]) -> None:
-    """Rescale the last layers of a detector of corners in place, given features of each hourglass stage."""
+    """Rescale the last layers of a detector of corners (`is_cornered`) in place.
+
+    `features` are those of each hourglass stage, (B, C, H, W).
+    """
     head = model.bbox_head
     layers = {
         getattr(head, f'{corner}_{branch}')[-1][-1].conv: branch
@@ -301,7 +307,7 @@ def scale_corners(model: nn.Module, features: Sequence[torch.Tensor]) -> None:
 
 
 def build_student(cfg: Any) -> nn.Module:
-    """Return the detector of a config, without weights and without a teacher."""
+    """Return the detector of a config, without weights and without a teacher; `cfg` stays as it is."""
     from mmdet.models import build_detector
 
     from mmdeploy_ext.families.parts.detector_parts import without_teacher
@@ -312,7 +318,7 @@ def build_student(cfg: Any) -> nn.Module:
 
 
 def is_supported(head: nn.Module) -> bool:
-    """Return whether the last layer of a head's class scores has a name in `LAYERS`."""
+    """Return whether a stage of a head has a convolution for class scores with a name in `LAYERS`."""
     return any(role in ('class', 'mixed') for stage in stages_of(head) for role, _ in _last_layers(stage))
 
 
@@ -322,7 +328,11 @@ def stages_of(head: nn.Module) -> Sequence[nn.Module]:
 
 
 def check_supported(model: nn.Module, filename: str) -> None:
-    """Raise ConfigError, which names config file, head and layers, for a head that is not supported."""
+    """Raise ConfigError, which names config file, head and layers, for a head that is not supported.
+
+    It is `bbox_head`, or else `rpn_head`; a detector of regions without either passes. `filename` is that of
+    the config.
+    """
     head = getattr(model, 'bbox_head', None) or getattr(model, 'rpn_head', None)
     if head is None and getattr(model, 'roi_head', None) is not None:
         return  # `seeded_regions.py` has the names of its layers

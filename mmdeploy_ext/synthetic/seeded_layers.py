@@ -30,7 +30,16 @@ of GCNet's layers as large as PyTorch's own, PyTorch keeps 87 to 92 of its own 1
 
 
 def fill_network(model: nn.Module, seed: int, residual: float) -> None:
-    """Draw the weights of a network in place; `residual` scales the last normalisation of residual blocks."""
+    """Draw the weights of a network in place.
+
+    They are those of convolutions, linear layers, attention and embeddings of positions, and biases of the
+    first two; normalisations keep theirs, apart from the last one of each residual block.
+
+    Args:
+        model: the network, of layers of mmcv and mmdet.
+        seed: seed of the weights.
+        residual: weight of the last normalisation of every residual block of convolutions.
+    """
     generator = torch.Generator().manual_seed(seed)
     _draw_weights(model, generator)
     _draw_attention(model, generator)
@@ -116,15 +125,22 @@ def _residual_norms(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def norms_of(model: nn.Module) -> list[nn.Module]:
-    """Return the batch normalisations of a network."""
+    """Return the batch normalisations of a network, in the order of its modules."""
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def calibrate_norms(norms: Iterable[nn.Module], run: Callable[[], Any]) -> Any:
     """Set running statistics to those of the inputs during a run, the mean over all calls of a layer.
 
-    Each normalisation in evaluation mode has its statistics before it is applied, so that later layers see
-    normalised inputs. The result of the run is returned.
+    Each normalisation has its statistics before it is applied, so that later layers see normalised inputs.
+
+    Args:
+        norms: batch normalisations in evaluation mode; what they are given has more than one value per
+            channel. Those that the run does not call stay as they are.
+        run: runs the network.
+
+    Returns:
+        What `run` returned.
     """
     calls: dict[nn.Module, int] = {}
 
@@ -148,12 +164,19 @@ class Target(NamedTuple):
 
 
 def outputs_of(layer: nn.Module, run: Callable[[], Any]) -> torch.Tensor:
-    """Return the outputs of a layer during a run, all calls together, (channels, all positions)."""
+    """Return the outputs of a layer during a run, all calls together, (channels, all positions).
+
+    `run` runs a network that calls the layer at least once; channels are the last axis of a linear layer's
+    outputs, the second one of others.
+    """
     return torch.cat(*outputs_of_all([layer], run), 1)
 
 
 def outputs_of_all(layers: Sequence[nn.Module], run: Callable[[], Any]) -> list[list[torch.Tensor]]:
-    """Return the outputs of several layers during one run, by call, (channels, all positions)."""
+    """Return, for each of several layers, its outputs in each call of one run, (channels, all positions).
+
+    Layer and run are those of `outputs_of`; the list of a layer that is not called is empty.
+    """
     outputs: dict[nn.Module, list[torch.Tensor]] = {layer: [] for layer in layers}
 
     def hook(layer: nn.Module, inputs: Any, output: torch.Tensor) -> None:
@@ -173,8 +196,14 @@ Numbers = float | torch.Tensor
 def rescale(layer: nn.Module, outputs: torch.Tensor, mean: Numbers, deviation: Numbers) -> None:
     """Change weight and bias in place so that every channel of the outputs gets this mean and deviation.
 
-    A channel whose outputs hardly differ gets less deviation, see `MIN_SPREAD`. Outputs are those of
-    `outputs_of`.
+    A channel whose outputs hardly differ gets less deviation, see `MIN_SPREAD`; layers that norm their weight
+    get the mean alone.
+
+    Args:
+        layer: convolution or linear layer with a bias.
+        outputs: (C, n), those of `outputs_of`.
+        mean: mean that a channel shall have.
+        deviation: standard deviation that it shall have.
     """
     centre = outputs.mean(1)
     spread = (outputs - centre[:, None]).square().mean(1).sqrt()
@@ -182,14 +211,13 @@ def rescale(layer: nn.Module, outputs: torch.Tensor, mean: Numbers, deviation: N
     gain = torch.as_tensor(deviation) / spread.clamp(min=MIN_SPREAD * float(spread.mean()))
     if hasattr(layer, 'tempearture'):  # mmdet's spelling, of layers that norm their weight
         gain = torch.ones_like(gain)
-    bias = torch.zeros_like(centre) if layer.bias is None else layer.bias
     # transposed convolutions with groups have several rows per channel
     rows = gain.repeat_interleave(len(layer.weight) // len(gain))
     layer.weight.mul_(rows.view(-1, *[1] * (layer.weight.dim() - 1)))
-    layer.bias.copy_(mean - gain * (centre - bias))
+    layer.bias.copy_(mean - gain * (centre - layer.bias))
 
 
 def targets_of(targets: Sequence[Target]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return means and deviations (C,) of the targets of all channels."""
+    """Return means and deviations, (C,) float32 each, of the targets of C channels."""
     mean, deviation = torch.tensor(targets).unbind(1)
     return mean, deviation

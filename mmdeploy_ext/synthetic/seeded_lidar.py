@@ -80,9 +80,15 @@ FUSION_TARGETS = {
 
 
 def fill_lidar(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0) -> nn.Module:
-    """Fill a LiDAR detector of mmdet3d in place, and return it; its sparse encoder has weights by name.
+    """Fill a LiDAR detector of mmdet3d in place, and return it in evaluation mode.
 
-    `cfg` and `family` tell how the sweeps that it is calibrated on are made.
+    Its sparse encoder has weights by name, which do not depend on the seed.
+
+    Args:
+        model: the detector.
+        cfg: its config, which says how points become voxels.
+        family: its family, which makes the sweeps that it is calibrated on.
+        seed: seed of the other weights.
     """
     from mmdeploy_ext.families.parts.lidar_parts import parts_of
 
@@ -102,7 +108,10 @@ def fill_lidar(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0
 
 
 def fill_point_fusion(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0) -> nn.Module:
-    """Fill a detector in which points take features of a picture; see `fill_lidar`."""
+    """Fill a detector in which points take features of a picture, such as MVX-Net, and return it.
+
+    Arguments and weights are those of `fill_lidar`; it is calibrated on frames of a sweep and a picture.
+    """
     from mmdeploy_ext.families.parts.lidar_parts import parts_of
 
     parts = parts_of(model.eval())
@@ -134,7 +143,7 @@ def _bird_eye_map(model: nn.Module, parts: Parts, points: torch.Tensor) -> torch
 
 
 def head_outputs(parts: Parts, maps: torch.Tensor) -> Any:
-    """Return the outputs of the head for bird's-eye maps (B, C, H, W)."""
+    """Return the outputs of the head, as it returns them, for bird's-eye maps (B, C, H, W)."""
     features = parts.backbone(maps)
     return parts.head(features if parts.neck is None else parts.neck(features))
 
@@ -142,7 +151,8 @@ def head_outputs(parts: Parts, maps: torch.Tensor) -> Any:
 def scale_last_layers(parts: Parts, maps: torch.Tensor) -> None:
     """Rescale the last layers of the head in place, those of the scores first.
 
-    The norms before them are calibrated in the same run. The maps are those of sweeps, (B, C, H, W).
+    The norms of backbone, neck and head are calibrated in the same run. `parts` are those of the detector,
+    whose head has layers named as in `CLASS_LAYERS`; `maps` are those of sweeps, (B, C, H, W).
     """
     convolutions = {name: layer for name, layer in parts.head.named_modules() if isinstance(layer, nn.Conv2d)}
     score_layers = {name: layer for name, layer in convolutions.items() if re.fullmatch(CLASS_LAYERS, name)}
@@ -218,9 +228,15 @@ def _match_targets(
 
 
 def fill_fusion(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0) -> nn.Module:
-    """Fill a BEVFusion in place, and return it; its sparse encoder has weights by name.
+    """Fill a BEVFusion in place, and return it in evaluation mode.
 
-    `cfg` and `family` tell how the frames that it is calibrated on are made.
+    Its sparse encoder, if it has one, has weights by name, which do not depend on the seed.
+
+    Args:
+        model: the detector, with cameras, a LiDAR or both.
+        cfg: its config, which says how its inputs are prepared.
+        family: its family, which makes the frames that it is calibrated on.
+        seed: seed of the other weights.
     """
     frames = list(family.generated_sweeps(family.preprocess_rule(cfg), FRAMES))
     reference = family.reference(model.eval())

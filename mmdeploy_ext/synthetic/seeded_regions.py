@@ -74,7 +74,15 @@ def regions_of(pictures: torch.Tensor) -> torch.Tensor:
 def forwards(
     roi_head: nn.Module, maps: Sequence[torch.Tensor], boxes: torch.Tensor
 ) -> Iterator[tuple[Sequence[nn.Module], Callable[[], Any]]]:
-    """Yield each head of regions, and a function that runs it on `region_maps` and boxes (B, K, 4)."""
+    """Yield the heads of regions that are run together, and a function that runs them.
+
+    Heads of masks and grids run on fewer of the boxes, see `STEP` and `MANY_CLASSES`.
+
+    Args:
+        roi_head: the heads of regions of a detector of mmdet.
+        maps: the features of each level that regions are pooled from, see `region_maps`.
+        boxes: (B, K, 4) xyxy in pixels.
+    """
     for stage in range(stages_of(roi_head)):
         branch = RegionBranch(roi_head, 'bbox', stage)
         yield [branch.head], functools.partial(branch, maps, boxes)
@@ -133,7 +141,11 @@ def run_heads(
 ) -> None:
     """Run those heads of a two-stage detector that have batch normalisations.
 
-    Pictures are (B, 3, H, W), normalised; features are those of each level.
+    Args:
+        model: the detector.
+        pictures: (B, 3, H, W), normalised.
+        features: features of each level.
+        rule: rule of the heads of regions.
     """
     if _has_norms(getattr(model, 'rpn_head', None)):
         _propose(model.rpn_head, pictures, features)
@@ -155,7 +167,13 @@ def scale_heads(
 ) -> None:
     """Rescale all last layers of a two-stage detector in place so that their outputs have their targets.
 
-    Pictures are (B, 3, H, W), normalised; features are those of each level.
+    Heads that the detector does not have are left out.
+
+    Args:
+        model: the detector.
+        pictures: (B, 3, H, W), normalised.
+        features: features of each level.
+        rule: rule of the heads of regions.
     """
     if getattr(model, 'rpn_head', None) is not None:
         run = functools.partial(_propose, model.rpn_head, pictures, features)

@@ -15,7 +15,16 @@ from mmdeploy_ext.synthetic.seeded_by_name import solo_image
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write `input`, `img_shape` and `ori_shape` as .npz."""
+    """Write the arrays of the command line as .npz, and return 0.
+
+    They are `input` (1, 3, H, W) float32, and `img_shape` and `ori_shape`, (height, width) in pixels.
+
+    Args:
+        args: `size` (H, W), `img_shape` or None for `size`, `ori_shape`, and `out`, the name of the file.
+
+    Raises:
+        UsageError: a size that is no multiple of 32, a side below 1, or a file that is no .npz.
+    """
     height, width = args.size
     if height % 32 or width % 32 or min(args.size) < 1:
         raise UsageError(f'--size {height} {width}: expected multiples of 32, as networks are fed')
@@ -32,7 +41,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool: 0 written, 2 usage."""
+    """Write the file; return the exit status of `cli.run`: 0 written, 2 usage.
+
+    `argv` are the words of the command line, None those of `sys.argv`.
+    """
     parser = cli.ArgumentParser(
         prog='python -m projects.toydata.seeded_solo', description=__doc__.splitlines()[0]
     )

@@ -33,7 +33,7 @@ EXISTS = 'already there with the same parameters, nothing to do'
 
 
 def staging_folder(root: Path) -> Path:
-    """Return the folder beside `root` in which it is made."""
+    """Return the folder beside `root` in which it is made: `.NAME.part`; it need not exist."""
     return root.with_name(f'.{root.name}.part')
 
 
@@ -70,11 +70,14 @@ def is_ready(root: Path, parameters: dict[str, Any]) -> bool:
 
     Raises:
         DataError: `root` has files of another origin, or a set that lost files or has other parameters.
+        UsageError: its manifest is no JSON.
     """
     check_replaceable(root)
     if not (root / MANIFEST).is_file():
         return False
     manifest = read_json(root / MANIFEST)
+    if not isinstance(manifest, dict) or not {'parameters', 'sha256'} <= manifest.keys():
+        raise DataError(f'{root / MANIFEST}: is not the manifest of a generated set; choose another folder')
     existing = manifest['parameters']
     keys = sorted(key for key in {*existing, *parameters} if existing.get(key) != parameters.get(key))
     if keys:
@@ -155,8 +158,8 @@ def make_set(
         True if the set was made, False if it existed.
 
     Raises:
-        DataError: `root` is another folder, the working directory, a set with other parameters, or one that
-            lost files.
+        DataError: `root` is another folder, the working directory, or, without `force`, a set with other
+            parameters, or one that lost files.
     """
     if root.resolve() == Path.cwd():
         raise DataError(f'{root}: is the working directory, which a finished set would replace; name another')
@@ -187,13 +190,17 @@ def add_seeded(parser: argparse.ArgumentParser) -> None:
 
 
 def add_folder(parser: argparse.ArgumentParser, option: str, default: str) -> None:
-    """Add the option `option` that names the folder of a set, with its default."""
+    """Add an option that names the folder of a set: `option`, such as '--out', with its default."""
     text = 'folder of the set (default: %(default)s)'
     cli.writes(parser.add_argument(option, default=default, help=text), '')
 
 
 def add_pictures(parser: argparse.ArgumentParser, default: str, train_images: int, val_images: int) -> None:
-    """Add the options of a set of training and validation pictures, with their defaults."""
+    """Add the options of a set of training and validation pictures.
+
+    They are --out (the folder, whose default is `default`), --seed, --train-images and --val-images (numbers
+    of pictures, with these defaults), and --force.
+    """
     add_folder(parser, '--out', default)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--train-images', type=int, default=train_images, metavar='N')
