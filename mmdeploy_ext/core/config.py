@@ -52,7 +52,10 @@ def mmdet_config(relative: str, library: str = 'mmdet') -> str:
 
 
 def mmdet3d_config(relative: str) -> str:
-    """Return the absolute path of a config of the installed mmdet3d, like `mmdet_config`."""
+    """Return the absolute path of a config of the installed mmdet3d, with the errors of `mmdet_config`.
+
+    `relative` is below its `configs/`.
+    """
     return mmdet_config(relative, 'mmdet3d')
 
 
@@ -107,7 +110,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
 def read_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     """Return the `mmcv.Config` of a file with overrides as in `load_config`; none of its modules is imported.
 
-    Whatever mmcv raises about the file is raised here.
+    Whatever mmcv raises about the file is raised here; `path` is as in `load_config`, too.
     """
     from mmcv import Config
 
@@ -241,7 +244,7 @@ def _import_plugins(cfg: Any, path: str) -> None:
 def config_sha256(cfg: Any) -> str:
     """Return a SHA-256 (hexadecimal) of what decides a graph: the model and the test pipeline.
 
-    Paths and schedules are not in it. ConfigError: the config has no test pipeline.
+    Paths and schedules are not in it. `cfg` is an `mmcv.Config`; ConfigError: it has no test pipeline.
     """
     decisive = {'model': cfg.get('model'), 'pipeline': test_pipeline(cfg)}
     return hashlib.sha256(_canonical(decisive).encode()).hexdigest()

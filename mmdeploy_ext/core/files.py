@@ -79,7 +79,8 @@ class RunFiles:
     def refuse_read(self, path: AnyPath, option: str = '') -> None:
         """Refuse to write a file that this run reads.
 
-        `option`, which names the file on the command line, begins the message of the UsageError.
+        Files in a folder that is read, and external weights, are among these. `option`, which names `path` on
+        the command line, begins the message of the UsageError.
         """
         if not os.path.isdir(path):
             if os.path.exists(path):
@@ -256,7 +257,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_json(target: str | os.PathLike[str], content: Any) -> None:
-    """Write `content`, of plain JSON types, as indented JSON; `atomic_path` has the errors."""
+    """Write `content`, of plain JSON types, to `target` as indented JSON; `atomic_path` has the errors."""
     with atomic_path(target) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
 

@@ -33,7 +33,7 @@ class StoredType:
     """
 
     def __init__(self, name: Any, *flags: Any) -> None:
-        """Take the arguments of `numpy.dtype`."""
+        """Take the arguments of `numpy.dtype`: the name, such as 'f4', is kept, the flags are not."""
         self._name, self._order = str(name).removeprefix('|'), ''
 
     def __setstate__(self, state: Any) -> None:
@@ -62,7 +62,7 @@ class StoredArray:
 
 
 def loads(content: bytes) -> Any:
-    """Return what a pickle holds: numbers, texts, bytes, containers, arrays, numbers and types of NumPy.
+    """Return what the bytes of a pickle hold: numbers, texts, bytes, containers, NumPy's arrays and types.
 
     Arrays are copies that can be written to. Complex numbers of Python are refused, those of NumPy are read.
     Two things that infos do not have come back in another form: an array or a type of NumPy that is a key of

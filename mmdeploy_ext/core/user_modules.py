@@ -142,9 +142,9 @@ def imported_modules(path: str) -> list[str]:
 def user_folders(path: str) -> list[Path]:
     """Return the folders that may hold the modules of a config: the current one, and those above the file.
 
-    It is the order in which research repositories find them, whose scripts run in their root with
-    `PYTHONPATH=.`. A checkout of this project, whose `projects/` has the names of many of them, comes last,
-    and only for its own configs and if its root is the current folder.
+    `path` is that of the config. It is the order in which research repositories find them, whose scripts run
+    in their root with `PYTHONPATH=.`. A checkout of this project, whose `projects/` has the names of many of
+    them, comes last, and only for its own configs and if its root is the current folder.
     """
     config, current = Path(path).resolve(), Path.cwd()
     folders = [folder for folder in dict.fromkeys([current, *config.parents]) if folder != CHECKOUT]

@@ -35,8 +35,11 @@ class NodeWriter:
     ) -> str:
         """Add a node, which is named after its first output; return that output.
 
-        `output` is the name of its output, or the names of several; `attributes` are those of
-        `onnx.helper.make_node`: attributes of the operator, and `domain`.
+        Args:
+            op_type: operator, such as 'Gather'.
+            inputs: names of its input tensors.
+            output: name of its output, or the names of several.
+            attributes: those of `onnx.helper.make_node`: attributes of the operator, and `domain`.
         """
         outputs = [output] if isinstance(output, str) else list(output)
         self.nodes.append(helper.make_node(op_type, list(inputs), outputs, name=outputs[0], **attributes))

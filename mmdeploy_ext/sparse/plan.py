@@ -180,7 +180,7 @@ def site_levels(graph: SparseGraph) -> dict[str, int]:
 def keeps_sites(node: SparseConvolution) -> bool:
     """Return whether the output sites are the input sites.
 
-    They are for a submanifold convolution, and for a 1x1x1 kernel without stride and padding.
+    They are if `node` is submanifold, or has a 1x1x1 kernel without stride and padding.
     """
     pointwise = node.kernel_size == node.stride == (1, 1, 1) and node.padding == (0, 0, 0)
     return node.subm or pointwise
@@ -191,7 +191,8 @@ def dense_output_shape(
 ) -> Triple:
     """Return the grid after a convolution that is not submanifold, as for a dense one.
 
-    `shape` is the grid before it. All are numbers per axis; a result below 1 is of a kernel that has no room.
+    `shape` is the grid before it, in sites; the others are its geometry. All are numbers per axis; a result
+    below 1 is of a kernel that has no room.
     """
     sizes = zip(shape, kernel, stride, padding, dilation, strict=True)
     return tuple((size + 2 * pad - dil * (k - 1) - 1) // step + 1 for size, k, step, pad, dil in sizes)

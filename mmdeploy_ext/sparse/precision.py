@@ -38,7 +38,9 @@ def apply_precision(
 
     Args:
         graph: folded.
-        precision: 'fp16' or 'int8', of all nodes that no override names.
+        precision: 'fp16' or 'int8', of all nodes that no override names. With 'int8' the last convolution
+            stores int8, too, which `libspconv_contract.check` finds fault with, unless an override has its
+            output precision: see `fp16_ends`.
         overrides: pattern -> precision, or (precision, output precision). Patterns (fnmatch) are compared
             with node names ('conv3') and module paths ('conv_input.*'); the last that fits counts.
         ranges: None if nothing is int8.

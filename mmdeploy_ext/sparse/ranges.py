@@ -113,7 +113,7 @@ class Ranges:
         return self._amax(name, 'input_amax')
 
     def weight_amax(self, name: str) -> np.ndarray:
-        """Return (O,) float32, the ranges of a convolution's channels; UsageError if they are missing."""
+        """Return (O,) float32, the ranges of the channels of the convolution `name`; UsageError: missing."""
         return np.array(self._amax(name, 'weight_amax'), np.float32)
 
     def _amax(self, name: str, field: str) -> Any:

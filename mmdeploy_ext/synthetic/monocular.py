@@ -243,7 +243,7 @@ def annotated(tables: Tables, scenes: Sequence[str]) -> dict[str, Any]:
     """Return the annotations of the pictures of scenes, as `NuScenesMonoDataset` reads them.
 
     They are `images` (`Tables.image`), `annotations` (`Tables.objects` with `id` and `image_id`) and
-    `categories`. `scenes` are names; those that the set does not have are left out.
+    `categories`. `tables` are those of the set; names in `scenes` that it does not have are left out.
     """
     images = [tables.image(index, record) for index, record in enumerate(tables.pictures(scenes))]
     objects = [dict(entry, image_id=image['id']) for image in images for entry in tables.objects(image)]
@@ -318,7 +318,11 @@ def kitti_info(
 def write_sweeps(tables: Tables, split: str, content: dict[str, Any], infos: list[dict[str, Any]]) -> None:
     """Write the sweeps of KITTI's pictures of a split, and name them in the infos.
 
-    `content` has the pictures as `annotated` returns them, `infos` are those of `as_kitti`.
+    Args:
+        tables: tables of the set, below whose folder they are written.
+        split: 'train' or 'val', the folder.
+        content: pictures, as `annotated` returns them.
+        infos: those of `as_kitti`; each gets an entry `point_cloud`, in place.
     """
     images = {image['file_name']: image for image in content['images']}
     folder = Path(split, SWEEPS)

@@ -81,7 +81,10 @@ def check_options(options: SetOptions) -> None:
 
 
 def plans(options: SetOptions) -> list[ScenePlan]:
-    """Return the plans of all scenes, training scenes first; UsageError: the devkit has fewer names."""
+    """Return the plans of all scenes of a set, training scenes first, numbered from 0.
+
+    UsageError: the devkit has fewer names of scenes.
+    """
     from nuscenes.utils import splits
 
     scene_names = []

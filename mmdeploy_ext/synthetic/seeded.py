@@ -201,7 +201,7 @@ def normalised_deviation(std: tuple[float, ...]) -> float:
 
 
 def normalised_photograph(cfg: Any) -> tuple[float, float]:
-    """Return standard deviation and mean of a photograph after the test pipeline of a config of mmdet 2.x.
+    """Return standard deviation and mean of a photograph after the test pipeline of a config (mmdet 2.x).
 
     Without a step `Normalize` they are those of 0 to 255; the mean is 0 if the step subtracts one.
     ConfigError: the config has no test pipeline.

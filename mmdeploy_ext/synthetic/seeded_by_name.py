@@ -101,8 +101,10 @@ def vector_of(key: str, normal: np.ndarray, norms: Container[str]) -> np.ndarray
 def sparse_weights(shapes: Shapes, prefix: str = '') -> dict[str, np.ndarray]:
     """Return the state dict of a sparse backbone: float32, counters int64.
 
-    Kernels are in spconv 1.x layout (k0, k1, k2, I, O). The prefix, e.g. 'encoders.lidar.backbone.', precedes
-    every key when its numbers are drawn.
+    Args:
+        shapes: shapes of its tensors, kernels in spconv 1.x layout (k0, k1, k2, I, O).
+        prefix: what precedes every key when its numbers are drawn, e.g. 'encoders.lidar.backbone.'; the keys
+            of the result have none.
     """
 
     def rule(key: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -104,8 +104,11 @@ def scale_queries(
 ) -> None:
     """Draw the parameters of a head of queries and rescale its last layers, in place.
 
-    Pictures, and exposed ones (dark and bright), are (B, 3, H, W), normalised; features are those of each
-    level of the pictures.
+    Args:
+        model: detector with such a head (`is_query`).
+        pictures: (B, 3, H, W), normalised.
+        exposed_pictures: pictures in the dark and in bright light, of the same size.
+        features: features of the pictures, of each level.
     """
     head = next(filter(None, (getattr(model, name, None) for name in HEADS)))
     size = tuple(pictures.shape[2:])
@@ -252,7 +255,10 @@ def _rescale_linear(layer: nn.Module, run: Callable[[], Any], targets: Sequence[
 def scale_region_queries(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
     """Draw the learned boxes of queries with regions, and rescale the last layers of all stages, in place.
 
-    Pictures are (B, 3, H, W), normalised; features are those of each level.
+    Args:
+        model: detector whose queries have regions (`is_regional`).
+        pictures: (B, 3, H, W), normalised.
+        features: features of the pictures, of each level.
     """
     from mmdeploy_ext.families.query.regions import RegionsFullForm, RegionsNetwork  # imports mmdet
     from mmdeploy_ext.synthetic.seeded_regions import STEP, TARGETS
