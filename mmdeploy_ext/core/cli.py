@@ -162,7 +162,7 @@ def _not_installed(error: ModuleNotFoundError) -> str:
 
 
 def stdout() -> Console:
-    """Return a console for tables on stdout; wide enough for them when the output is a file."""
+    """Return a console of rich for tables on stdout; 150 columns wide if that is no terminal."""
     from rich.console import Console
 
     console = Console()
@@ -170,7 +170,7 @@ def stdout() -> Console:
 
 
 def stderr() -> Console:
-    """Return a console for progress and logs on stderr."""
+    """Return a console of rich for progress and logs on stderr."""
     from rich.console import Console
 
     return Console(stderr=True)

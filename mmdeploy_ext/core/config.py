@@ -125,7 +125,7 @@ def read_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
 
 
 def is_config3(cfg: Mapping[str, Any]) -> bool:
-    """Return whether a config is one of mmdet 3, which normalises in the model and has loaders for data."""
+    """Return whether a config is one of mmdet 3, by `data_preprocessor` of its model or `test_dataloader`."""
     return 'data_preprocessor' in (cfg.get('model') or ()) or 'test_dataloader' in cfg
 
 

@@ -44,7 +44,7 @@ class ModelClass:
     ours: bool
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types, as the metadata of a file have them."""
+        """Return attribute -> value, as the metadata of a file have them."""
         return dataclasses.asdict(self)
 
 

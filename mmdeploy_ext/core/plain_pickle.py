@@ -41,7 +41,7 @@ class StoredType:
         self._order = state[1] if state[1] in ('<', '>') else ''
 
     def dtype(self) -> np.dtype:
-        """Return the type; DataError for one that infos have no use for."""
+        """Return the type with its byte order; DataError: its name does not match `PLAIN_TYPE`."""
         if not PLAIN_TYPE.fullmatch(self._name):
             raise DataError(f'has an array of type {self._name!r}, expected numbers, texts or plain objects')
         return np.dtype(object if self._name[0] == 'O' else f'{self._order}{self._name}')

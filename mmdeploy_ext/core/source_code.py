@@ -222,7 +222,10 @@ def _sha256_urlsafe(path: Path, _modified_ns: int) -> str:
 
 
 def functions_behind(function: Any) -> Iterator[Callable[..., Any]]:
-    """Yield a method's Python function and those that its decorators wrap, the outermost first."""
+    """Yield a method's Python function and those that its decorators wrap, the outermost first.
+
+    `function` may be bound, a partial, or decorated by `DECORATORS`; nothing is yielded of a built-in one.
+    """
     function = getattr(function, '__func__', function)
     if isinstance(function, functools.partial) and module_of(function.func) in DECORATORS:
         function = next((value for value in function.args if hasattr(value, '__code__')), function.func)

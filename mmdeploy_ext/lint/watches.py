@@ -37,7 +37,12 @@ LARGEST_TIME = 1e19
 
 
 def values_to_python(call: Call) -> None:
-    """`.item()`, `int(t)`, `.tolist()`, `if t:`, `for i in range(t)`: a number, fixed when it is traced."""
+    """`.item()`, `int(t)`, `.tolist()`, `if t:`, `for i in range(t)`: a number, fixed when it is traced.
+
+    Of a tensor that depends on inputs, the rule is `value-in-loop` if a loop or a `range` uses the number,
+    `value-in-branch` if it is a bool or an `if` or assert uses it, else `value-to-python`. Of one that
+    depends on sizes alone it is `size-to-python`, and a bool is none.
+    """
     if call.name not in TO_BOOL and call.name not in TO_NUMBER:
         return
     if not call.mark.inputs:
@@ -60,13 +65,16 @@ def values_to_python(call: Call) -> None:
 
 
 def values_to_numpy(call: Call) -> None:
-    """`.numpy()`, `np.f(t)`: what numpy computes is a constant."""
+    """`.numpy()`, `np.f(t)` of a tensor that depends on inputs: `value-to-numpy`."""
     if call.name in TO_NUMPY and call.mark.inputs:
         call.add('value-to-numpy', f'values that depend on {inputs_text(call)} go to numpy')
 
 
 def values_to_new_tensor(call: Call) -> None:
-    """`torch.tensor([a.max(), b.max()])`: takes numbers out of tensors on its way."""
+    """`torch.tensor([a.max(), b.max()])`: takes numbers out of tensors on its way.
+
+    The rule is `value-to-python`, if one of these depends on inputs; a single tensor as the argument is none.
+    """
     if call.name not in ('tensor', 'as_tensor') or not call.mark.inputs:
         return
     if not isinstance(call.argument(0, 'data'), torch.Tensor):
@@ -74,7 +82,11 @@ def values_to_new_tensor(call: Call) -> None:
 
 
 def iteration(call: Call) -> None:
-    """`for row in t`, `len(t)`: the number of rows is fixed when it is traced."""
+    """`for row in t`, `len(t)`: the number of rows is fixed when it is traced.
+
+    A loop is `size-in-loop`, unless it assigns the rows to a tuple of names. `len` is `size-in-branch` in the
+    condition of an `if`, none if a guard alone uses it, else `size-to-python`.
+    """
     # frames: this, Observer.see, Observer.__torch_function__, who called unbind
     is_loop = call.name == 'unbind' and sys._getframe(3).f_code.co_name == '__iter__'
     if call.name != '__len__' and not is_loop:
@@ -92,7 +104,10 @@ def iteration(call: Call) -> None:
 
 
 def topk(call: Call) -> None:
-    """`t.topk(min(k, t.shape[0]))`: K is fixed when it is traced."""
+    """`t.topk(min(k, t.shape[0]))`, `kthvalue`: K is fixed when it is traced.
+
+    The rule is `topk-from-size`, if K is a size, or a number that the same function compared with one.
+    """
     if call.name not in ('topk', 'kthvalue'):
         return
     k, site = call.argument(1, 'k'), caller()
@@ -109,7 +124,7 @@ def topk(call: Call) -> None:
 
 
 def tensor_data(call: Call) -> None:
-    """`t.data`: the tracer does not see it."""
+    """`t.data`, read or written: `tensor-data` if it depends on inputs, else `parameter-data`."""
     if call.name not in ('data.__get__', 'data.__set__'):
         return
     if call.mark.inputs:
@@ -119,7 +134,12 @@ def tensor_data(call: Call) -> None:
 
 
 def writes(call: Call) -> None:
-    """`t[i] = v`, `t[a:b].add_(v)`, `t.view(-1).zero_()`: also writes into inputs and into state."""
+    """`t[i] = v`, `t[a:b].add_(v)`, `t.view(-1).zero_()`: also writes into inputs and into state.
+
+    The rules are `input-written` and `state-written`, also through views; `index-put-many-ranks`,
+    `index-put-negative` and `slice-assigned` by the indices; and of a view, if it or the values depend on
+    inputs, `slice-assigned` if exporters follow it (`Observer.parts`), else `write-to-view`.
+    """
     if not call.in_place or not call.args or not isinstance(call.args[0], torch.Tensor):
         return
     target, observer = call.args[0], call.observer
@@ -182,7 +202,10 @@ def _add_index_kinds(call: Call, index: Any) -> None:
 
 
 def float64(call: Call) -> None:
-    """`t.double()`, `t.to(torch.float64)`: a tensor becomes float64."""
+    """`t.double()`, `t.to(torch.float64)`: the result of a call is float64, and none of its arguments was.
+
+    The rule is `float64`, if the arguments depend on inputs.
+    """
     if not call.mark.inputs or _has_float64((call.args, call.kwargs)):
         return
     if _has_float64(call.result):
@@ -194,7 +217,11 @@ def _has_float64(values: Any) -> bool:
 
 
 def absolute_time(call: Call) -> None:
-    """Large numbers become float32: times and positions lose their last digits."""
+    """Large numbers become float32: times and positions lose their last digits.
+
+    The rule is `absolute-time`, if a float64 or int64 tensor that depends on inputs becomes one of float32 or
+    float16 of the same shape, and holds `LARGEST_EXACT` or more.
+    """
     if not call.mark.inputs or not call.args or not isinstance(call.args[0], torch.Tensor):
         return
     source, result = call.args[0], call.result
@@ -223,7 +250,11 @@ def step_text(value: float) -> str:
 
 
 def operators(call: Call) -> None:
-    """`t.inverse()`, `torch.rand()`, `MyFunction.apply(t)`: inverses, random numbers, own functions."""
+    """`t.inverse()`, `torch.rand()`, `MyFunction.apply(t)`: inverses, random numbers, own functions.
+
+    The rules are `matrix-inverse`, `random` (dropout counts in training with p above 0),
+    `function-with-symbolic` and `function-without-symbolic`.
+    """
     if call.name in INVERSES:
         call.add('matrix-inverse', f'{call.name} of {tuple(call.args[0].shape)}', through_torch=True)
     is_training = call.argument(2, 'training', default=True)

@@ -262,12 +262,16 @@ def quantised(graph: SparseGraph) -> tuple[SparseConvolution | Add, ...]:
 
 
 def weight_norm(node: SparseConvolution) -> float:
-    """Return the Frobenius norm of a convolution's kernel."""
+    """Return the Frobenius norm of a convolution's kernel, computed in float64."""
     return float(np.linalg.norm(node.weight.astype(np.float64)))
 
 
 def graph_digest(graph: SparseGraph) -> str:
-    """Return the hex SHA-256 of a graph's sparse part without weights; equal in both coordinate orders."""
+    """Return the hex SHA-256 of a graph's sparse part; it is equal in both coordinate orders.
+
+    In it are grid, channels, connections and geometry of convolutions, additions and ReLUs; not in it are
+    weights, precisions, names of rulebooks and the dense tail.
+    """
     facts: list[Any] = [_canonical(graph, graph.spatial_shape), graph.in_channels]
     for node in graph.nodes:
         if isinstance(node, SparseConvolution | Add | Relu):  # the dense tail depends on the order

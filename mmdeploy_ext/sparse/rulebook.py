@@ -227,7 +227,7 @@ class Rulebook:
     level_of: dict[str, int]
 
     def level(self, tensor: str) -> Level:
-        """Return the sites of a sparse tensor."""
+        """Return the sites of a sparse tensor, by its id in the graph; KeyError: it is dense or unknown."""
         return self.levels[self.level_of[tensor]]
 
 

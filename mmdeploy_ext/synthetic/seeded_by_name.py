@@ -25,7 +25,7 @@ ROOT2 = math.sqrt(2)
 
 
 def name_rng(name: str) -> np.random.Generator:
-    """Return the random generator of a name."""
+    """Return a new random generator, whose numbers depend on the name alone."""
     return np.random.default_rng(zlib.crc32(name.encode()))
 
 
