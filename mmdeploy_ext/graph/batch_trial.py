@@ -41,7 +41,8 @@ def try_sizes(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 0)
         The sizes that were tried, as text; '' if `before` takes all of them, and nothing was run.
 
     Raises:
-        InferenceError: a size is baked into the graph.
+        InferenceError: the edited graph does not run at these sizes: a size is baked into it.
+        ModelFileError: ONNX Runtime can load neither of the two.
     """
     old_shapes, sizes = types.shapes(before.graph.input), trial_sizes(before, after)
     pairs = [pair for name, shape in sizes.items() for pair in zip(shape, old_shapes[name], strict=True)]
@@ -64,6 +65,7 @@ def trial_sizes(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, li
 
     An axis of fixed size has that size, one that is fixed in `before` and open in `after` gets twice its old
     size, and one that is open in both gets the default of `random_feeds`: 1 if it is the first axis, else 64.
+    Opened axes of one name have one size. Inputs with a default, or without a known rank, are left out.
     """
     inputs, old_shapes = Index(after).inputs, types.shapes(before.graph.input)
     doubled: dict[str, int] = {}
@@ -180,7 +182,11 @@ class BatchTrial:
         return random_feeds(self.index.model, seed, {**self.inputs, **shapes})
 
     def judge(self) -> tuple[str, str]:
-        """Return two texts: what is wrong with the batch, and what could not be checked; '' for nothing."""
+        """Return two texts: what is wrong with the batch, and what could not be checked; '' for nothing.
+
+        Only outputs behind a node that folds the batch into another axis, or takes images by a constant, are
+        looked at. The second text is '' if something is wrong.
+        """
         index = self.index
         separate = {name for name in self.shapes if self.batch_axis(name) is not None}
         faulty = self._faulty_nodes()
@@ -205,7 +211,10 @@ class BatchTrial:
         return '', ''
 
     def changed_axes(self, name: str) -> list[int]:
-        """Return the axes of a tensor whose sizes change with the batch; [] if the rank changes too."""
+        """Return the axes of a tensor whose sizes change with the batch; [] if the rank changes too.
+
+        [] also for a tensor that does not depend on the images, or that no output needs.
+        """
         old, new = self.shapes.get(name, ((), ()))
         return [axis for axis, size in enumerate(old) if size != new[axis]] if len(old) == len(new) else []
 

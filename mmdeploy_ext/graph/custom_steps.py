@@ -34,7 +34,14 @@ PLUGIN_FIELDS = 'plugin_version', 'plugin_namespace'
 
 @dataclasses.dataclass(frozen=True)
 class CustomStep:
-    """A node that Python computes: its kernel, inputs, output and attributes."""
+    """A node that Python computes.
+
+    Attributes:
+        kernel: computes the node.
+        inputs: names of the tensors that it reads, '' for one that is left out.
+        output: name of its first output, the only one that is computed.
+        attributes: name -> value, without those of `PLUGIN_FIELDS`; a text is bytes.
+    """
 
     kernel: Kernel
     inputs: tuple[str, ...]
@@ -42,7 +49,10 @@ class CustomStep:
     attributes: dict[str, Any]
 
     def run(self, tensors: dict[str, np.ndarray]) -> None:
-        """Add the node's output to the tensors; the kernel gets None for inputs that the node leaves out."""
+        """Add the node's output to `tensors` (name -> array), in place.
+
+        The kernel gets None for inputs that the node leaves out; its errors are not caught.
+        """
         inputs = [tensors[name] if name else None for name in self.inputs]
         tensors[self.output] = self.kernel(*inputs, **self.attributes)
 
@@ -61,7 +71,11 @@ class EngineStep:
     outputs: tuple[str, ...]
 
     def run(self, tensors: dict[str, np.ndarray]) -> None:
-        """Add the outputs of the session to the tensors."""
+        """Add the outputs of the session to `tensors` (name -> array), in place.
+
+        Raises:
+            InferenceError: ONNX Runtime failed, or an input is missing.
+        """
         try:
             values = self.session.run(list(self.outputs), {name: tensors[name] for name in self.inputs})
         except Exception as error:
@@ -89,12 +103,13 @@ class SteppedModel:
 
         Args:
             model: operators outside of ONNX's domains have one output, float32.
-            kernels: `op_type` of such an operator -> its kernel.
+            kernels: `op_type` of such an operator, whatever its domain -> its kernel.
             optimization: level of optimisation of the sessions, see `graph.run.Runner`.
             threads: number of threads of the sessions; 0 leaves the choice to ONNX Runtime.
 
         Raises:
-            ModelFileError: an operator has no kernel, or ONNX Runtime cannot load a step.
+            ModelFileError: an operator has no kernel, ONNX Runtime cannot load a step, or the type of a
+                tensor between two steps cannot be inferred.
         """
         index = Index(model)
         custom_nodes = [
@@ -135,7 +150,14 @@ class SteppedModel:
         }
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return output name -> array, for feeds input -> array; InferenceError if a step fails."""
+        """Return output name -> array, for feeds input -> array.
+
+        An input with a default that is not fed has its default. The feeds are not checked before they are
+        used.
+
+        Raises:
+            InferenceError: a step of ONNX Runtime fails; what a kernel raises is not caught.
+        """
         tensors = {**self._constants, **feeds}
         for step in self.steps:
             step.run(tensors)
@@ -184,7 +206,9 @@ def _engine_step(
     if not outputs:
         return None
     operands = dict.fromkeys(name for position in positions for name in index.reads(position))
-    inputs = [name for name in operands if name not in produced and name not in index.constants]
+    graph_inputs = {value.name for value in index.graph.input}  # those with a default can be fed
+    constants = index.constants.keys() - graph_inputs
+    inputs = [name for name in operands if name not in produced and name not in constants]
     if untyped := [name for name in inputs if name not in tensor_types]:
         raise ModelFileError(f'the type of {untyped[0]!r} cannot be inferred')
     values = [onnx.ValueInfoProto(name=name, type=tensor_types[name]) for name in inputs]

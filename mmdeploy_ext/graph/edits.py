@@ -36,6 +36,7 @@ def record(model: onnx.ModelProto, command: str, arguments: Mapping[str, Any], *
 
     Raises:
         ModelFileError: this project exported the file, and it has no record, or one that is no JSON list.
+        importlib.metadata.PackageNotFoundError: one of `packages` is not installed.
     """
     props = {entry.key: entry for entry in model.metadata_props}
     if f'{PREFIX}family' not in props:
@@ -45,9 +46,11 @@ def record(model: onnx.ModelProto, command: str, arguments: Mapping[str, Any], *
     versions = {package: importlib.metadata.version(package) for package in packages}
     edit = dict(command=command, arguments=dict(arguments), versions=versions)
     try:
-        recorded = [*json.loads(props[KEY].value)]
-    except (TypeError, ValueError) as error:
+        recorded = json.loads(props[KEY].value)
+    except ValueError as error:
         raise ModelFileError(f'the file has a damaged {KEY} ({error}); export it again') from error
+    if not isinstance(recorded, list):
+        raise ModelFileError(f'the file has a damaged {KEY} (it is no list); export it again')
     props[KEY].value = json.dumps([*recorded, edit])
 
 
@@ -56,7 +59,7 @@ def repeat(
     edits: Sequence[Mapping[str, Any]],
     family_commands: Mapping[str, Callable[..., onnx.ModelProto]] | None = None,
 ) -> onnx.ModelProto:
-    """Return what recorded commands make of a fresh export.
+    """Return what recorded commands make of a fresh export; without any, `model` itself.
 
     Args:
         model: the fresh export.
@@ -65,12 +68,13 @@ def repeat(
             there are none.
 
     Raises:
-        ModelFileError: an unknown command or argument, or one that fails on the model.
+        ModelFileError: an entry without a command, an unknown command or argument, or one that fails on the
+            model.
     """
     commands = {**REPEATED, **(family_commands or {})}
     for edit in edits:
-        name = edit['command']
-        if name not in commands:
+        name = edit.get('command') if isinstance(edit, Mapping) else edit
+        if not isinstance(name, str) or name not in commands:
             raise ModelFileError(
                 f'{KEY}: the command {name!r} cannot be done again on a fresh export; these can: '
                 f'{", ".join(commands)}'
@@ -83,9 +87,9 @@ def repeat(
 
 
 def other_versions(edits: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return, as text, the packages of which a record states another version than the installed one.
+    """Return a sentence for each package of which a record states another version than the installed one.
 
-    `edits` are the entries of the record, see `repeat`.
+    `edits` are the entries of the record, see `repeat`; [] if all versions agree.
     """
     lines = []
     for edit in edits:
@@ -126,7 +130,7 @@ the proof judges its results in another way; the comments say which.
 
 
 def judged_by_inputs(edits: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return, as text, the recorded replacements that are not equal by construction.
+    """Return the recorded replacements that are not equal by construction, each as 'replace: RULE'.
 
     Only runs on inputs show whether they are equal. These are the rules that a user wrote, and the named ones
     of `APPROXIMATE`. `edits` is the record, see `repeat`.

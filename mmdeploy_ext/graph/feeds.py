@@ -24,7 +24,8 @@ INTEGER_END = 8
 def check_feeds(index: Index, feeds: Mapping[str, np.ndarray]) -> None:
     """Raise ShapeError for a feed that is missing, unknown, or of another dtype, rank or fixed size.
 
-    `index` is that of the graph; `feeds` is name of an input -> array.
+    `index` is that of the graph; `feeds` is name of an input -> array. Inputs with a default need no feed. Of
+    an input without a stated type or shape that part is not checked; values are not looked at.
     """
     values = {value.name: value for value in index.graph.input}
     missing = [name for name in index.inputs if name not in feeds]
@@ -130,9 +131,10 @@ def _integer_range(index: Index, name: str) -> tuple[int, int]:
 def common_feeds(
     before: onnx.ModelProto, after: onnx.ModelProto, renamed: Mapping[str, str], seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Return random feeds of a graph that its edited version takes as well.
+    """Return random feeds of a graph, by its own names, that its edited version takes as well.
 
-    Axes that only the edited graph fixes have that size.
+    Axes that only the edited graph fixes have that size. Inputs that only the edited graph has (after a cut)
+    are not looked at.
 
     Args:
         before: the graph, by whose names the feeds go.
@@ -160,7 +162,10 @@ def common_feeds(
 
 
 def sizes_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int | str]]) -> dict[str, list[int]]:
-    """Return shapes of inputs (name -> shape) in which `random_feeds`' default sizes replace named axes."""
+    """Return shapes of inputs in which `random_feeds`' default sizes replace named axes.
+
+    `shapes` is name -> shape, of inputs of the model that have to be fed; each has the rank of its input.
+    """
     arrays = random_feeds(model)
     return {name: _filled(shape, arrays[name].shape) for name, shape in shapes.items()}
 

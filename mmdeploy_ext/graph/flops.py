@@ -32,8 +32,8 @@ def count(
 ) -> dict[int, int | None]:
     """Return position of a node -> its FLOPs, of the nodes of the main graph whose operator is counted.
 
-    The value is None if shapes are open. `tensor_types` is tensor name -> type, if `types.infer` gave it
-    already; None if not.
+    The value is None if shapes are open, and for an Einsum with an ellipsis. A bias counts one FLOP per
+    output element. `tensor_types` is tensor name -> type, if `types.infer` gave it already; None if not.
     """
     tensor_types = types.infer(model) if tensor_types is None else tensor_types
     flops: dict[int, int | None] = {}
@@ -50,7 +50,8 @@ def count(
 
 def _node_flops(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
     """Return the FLOPs of a node; raise TypeError or IndexError if a shape is unknown or has names."""
-    has_bias = any(node.input[2:3])
+    bias_place = 3 if node.op_type == 'DeformConv' else 2  # its third input are the offsets
+    has_bias = any(node.input[bias_place : bias_place + 1])
     match node.op_type:
         case (
             'Conv' | 'ConvInteger' | 'DeformConv'
@@ -83,7 +84,7 @@ def _product(shape: Shape) -> int:
 
 
 def text(flops: int | None) -> str:
-    """Return e.g. '2.08 GFLOPs'; '?' for None, if the number is unknown."""
+    """Return e.g. '2.08 GFLOPs' or '12 FLOPs', in powers of 1000; '?' for None, if the number is unknown."""
     if flops is None:
         return '?'
     for size, unit in ((1e12, 'T'), (1e9, 'G'), (1e6, 'M'), (1e3, 'k')):

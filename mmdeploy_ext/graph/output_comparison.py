@@ -21,9 +21,10 @@ order once a constant is an input."""
 
 
 def spec_of(model: onnx.ModelProto) -> GraphSpec:
-    """Return the inputs and outputs of a graph as a spec, for a file that states none.
+    """Return the inputs and outputs of a graph as a spec called 'model', for a file that states none.
 
-    Inputs with a default are not among them.
+    Inputs with a default are not among them. A tensor of unknown dtype is float32, one of unknown rank has no
+    axes, and an axis of unknown size is '?'.
     """
     fed = Index(model).inputs
 
@@ -59,13 +60,19 @@ def compare_models(
         before: the reference.
         after: the model on trial.
         feeds: sets of inputs, each a mapping of input name -> array, as `before` takes them.
-        rtol: tolerance relative to the largest absolute value of each reference output.
+        rtol: tolerance of floats, relative to the largest absolute finite value of each reference output;
+            other outputs have to be equal.
         any_float: inputs are cast to the dtypes that each model takes, and float outputs may have another
-            width.
+            width; those of `after` are compared in the width of `before`.
 
     Returns:
-        For each set of inputs, a row for each output. An output that only one model has, or that holds no
-        finite value, fails.
+        For each set of inputs, a row for each output; [] without inputs. An output that only one model has,
+        that is empty, or that holds no finite value, fails. Infinities and NaN have to be in the same places.
+
+    Raises:
+        ModelFileError: ONNX Runtime cannot load one of the models.
+        ShapeError: feeds that a model does not take.
+        InferenceError: ONNX Runtime failed on one of them.
     """
     runners = [(Runner(model), {}) for model in (before, after)]
     if any_float:
@@ -100,11 +107,13 @@ def compare_edited(
         renamed: name of a tensor in `before` -> its name in `after`, if they differ; None: no name differs.
 
     Returns:
-        A row for each output of `after`.
+        A row for each output of `after`; those that only `before` has are not compared. What fails, fails as
+        in `compare_models`; the tolerance is `ROUNDING`.
 
     Raises:
         ShapeError: no inputs suit both.
         InferenceError: ONNX Runtime failed on one of them.
+        UsageError: an input or output of `after` is no tensor of `before`.
     """
     renamed = renamed or {}
     old_names = {new: old for old, new in renamed.items()}
@@ -132,15 +141,17 @@ def compare_merged(
         seed: seed of the random inputs.
 
     Returns:
-        A row for each output of `merged`.
+        A row for each output of `merged`, which fails as in `compare_models`; the tolerance is `ROUNDING`.
     """
     feeds = random_feeds(merged, seed)
     tensors: dict[str, Any] = dict(feeds)
-    sources = {entry: out for out, entry in connections.items()}
+    produced: set[str] = set()
     for model in models:
-        inputs = Index(model).inputs
-        arrays = {name: tensors[sources[name] if sources.get(name) in tensors else name] for name in inputs}
-        tensors.update(Runner(model).run(arrays))
+        sources = {entry: output for output, entry in connections.items() if output in produced}
+        arrays = {name: tensors[sources.get(name, name)] for name in Index(model).inputs}
+        outputs = Runner(model).run(arrays)
+        tensors.update(outputs)
+        produced.update(outputs)
     candidate = Runner(merged).run(feeds)
     return _compare_outputs({name: tensors[name] for name in candidate}, candidate, ROUNDING)
 

@@ -22,6 +22,11 @@ def part(
         inputs: inputs of the new model; an initializer of the same name is left out. If one of the nodes
             writes a tensor of such a name, that output is renamed, and nothing reads it.
         outputs: outputs of the new model, tensors that the nodes write.
+
+    Returns:
+        The model, with the opsets, metadata and documentation of the graph; an input with a default that is
+        not in `inputs` is a constant of it. It is not checked: a tensor that the nodes read and that is in
+        neither `inputs` nor the constants has no source.
     """
     source, model = index.model, onnx.ModelProto()
     for field in ('ir_version', 'producer_name', 'producer_version', 'domain', 'model_version', 'doc_string'):
@@ -78,6 +83,9 @@ def drop_functions(model: onnx.ModelProto) -> None:
 
 
 def drop_metadata(model: onnx.ModelProto) -> None:
-    """Remove this project's metadata, which describe the whole exported graph, in place."""
+    """Remove the entries of this project from a model's metadata, in place: they describe the whole export.
+
+    The record of edits is one of them.
+    """
     entries = [entry for entry in model.metadata_props if not entry.key.startswith(PREFIX)]
     refill(model, metadata_props=entries)

@@ -97,7 +97,10 @@ class Runner:
         return {name: tensors[name] for name in self.names}
 
     def types(self) -> dict[str, onnx.TypeProto]:
-        """Return name -> type, as ONNX Runtime infers it, of those of `names` that nodes compute."""
+        """Return name -> type, as ONNX Runtime infers it, of those of `names` that nodes compute.
+
+        Those that are no tensors, such as sequences, are left out.
+        """
         data_types, tensor_types = dict(onnx.TensorProto.DataType.items()), {}
         for output in self._session.get_outputs() if self._session else ():
             dtype = output.type.removeprefix('tensor(').removesuffix(')').upper()
@@ -112,10 +115,10 @@ def run(
     names: Sequence[str] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Run a model once and return name -> array of any of its tensors.
+    """Run a model once and return name -> array of any of its tensors, as `Runner.run` does.
 
-    `feeds` is input -> array; `names` and the options are those of `Runner`. Without `names` all outputs are
-    returned.
+    `feeds` is input -> array; `names`, the options and the errors are those of `Runner`. Without `names` all
+    outputs are returned.
     """
     return Runner(model, names, **options).run(feeds)
 
@@ -144,7 +147,7 @@ def open_session(
 
 
 def typed_values(index: Index, names: Sequence[str]) -> list[onnx.ValueInfoProto]:
-    """Return typed declarations of tensors, by name; UsageError if the type of one is unknown.
+    """Return typed declarations of tensors in the order of `names`; UsageError if a type is unknown.
 
     onnx infers the types; where it cannot, because of operators of other domains, ONNX Runtime does.
     """

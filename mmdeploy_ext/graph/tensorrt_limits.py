@@ -95,8 +95,11 @@ class Refusal:
 def find_refusals(model: onnx.ModelProto, *, rtx: bool) -> list[Refusal]:
     """Return everything in a graph that TensorRT cannot take, inputs first, then nodes in file order.
 
-    `rtx` is True for TensorRT-RTX, which has fewer operators, and False for TensorRT. A graph of the
-    libspconv dialect, which TensorRT reads through libspconv alone, is a ModelFileError.
+    Nodes of bodies and functions count, and a call of a local function is an operator of its domain. `rtx`
+    is True for TensorRT-RTX, which has fewer operators, and False for TensorRT.
+
+    Raises:
+        ModelFileError: a graph of the libspconv dialect, which TensorRT reads through libspconv alone.
     """
     check_ordinary(model)
     refusals = []
@@ -132,7 +135,7 @@ def check_turing(model: onnx.ModelProto, architectures: Collection[int], file: s
     """Raise EngineError for float32 matrix products for SM 7.5, which tensorrt-rtx 1.7.1 does not compile.
 
     Convolutions of float32, and matrix products of float16, build. `architectures` are e.g. (75, 86); without
-    75 nothing is checked. `file` is the file's name, for the message.
+    75 nothing is checked. `file` is the file's name, for the message. Only nodes of the main graph count.
     """
     if TURING not in architectures:
         return
@@ -209,9 +212,10 @@ class _Rules:
 
     def _attribute_reason(self, node: onnx.NodeProto) -> str:
         operator = node.op_type
-        if operator == 'TopK':
-            tensor = self.constants.get(node.input[1])
-            k = 0 if tensor is None else int(numpy_helper.to_array(tensor).ravel()[0])
+        if operator == 'TopK':  # before opset 10 K is an attribute
+            k = next((entry.i for entry in node.attribute if entry.name == 'k'), 0)
+            tensors = [self.constants[name] for name in node.input[1:2] if name in self.constants]
+            k = int(numpy_helper.to_array(tensors[0]).ravel()[0]) if tensors else k
             if k > LARGEST_K:
                 return (
                     f'K={k}, and TensorRT sorts {LARGEST_K} at most: export with a smaller --max-candidates, '

@@ -127,6 +127,8 @@ def walk(
 ) -> Walk:
     """Walk a graph whose tensors should have the values of `references`.
 
+    A node that fails is no error here: its rows have the reason, and what depends on it is not computed.
+
     Args:
         program: the graph.
         feeds: input -> array.
@@ -134,8 +136,6 @@ def walk(
         runner: runs the nodes; walks that share one do not run equal nodes on equal values again.
         lookup: returns a reference for a tensor that has none, or None; called with the walk so far, the
             tensor, the position of its node and the fed value. None: nothing is looked up.
-
-    A node that fails is no error here: its rows have the reason, and what depends on it is not computed.
     """
     base = {**program.constants, **program.defaults, **feeds}
     result = Walk(program, rows={}, free=dict(base), good=dict(base))

@@ -110,7 +110,7 @@ def replace_deform_conv(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
 
     Any size and batch work, also dynamic ones. The result is the same up to rounding: GridSample takes places
     as shares of a side, whose last bit is worth some 1e-7 * W pixels. In memory at a time: the samples of all
-    images, B * C * K * h * w.
+    images, B * C * K * h * w. The model stays as it is, and is returned itself if nothing changed.
     """
     if all(operator_name(node) != 'DeformConv' for node in model.graph.node):
         return model, False

@@ -24,19 +24,22 @@ def cut(
 
     - Nodes that the outputs do not need are dropped, and so are their weights.
     - A tensor in `inputs` that a node made, or that was a constant, becomes an input; an input with a default
-      that is not in `inputs` becomes a constant.
+      loses it if it is in `inputs`, and becomes a constant if it is not.
     - Metadata of this project is dropped if the inputs or outputs changed, since it describes the whole
       graph.
-    Does not fire when the graph has these inputs and outputs already.
+    Does not fire, so that an equal copy is returned, when the graph has these inputs and outputs already and
+    needs all its nodes.
 
     Args:
-        model: the graph.
+        model: the graph, which stays as it is.
         inputs: names of tensors; None for those of the graph's inputs that the outputs need.
         outputs: names of tensors that nodes make; None for the graph's outputs.
 
     Raises:
         UsageError: an unknown tensor; an output that is also an input or that no node makes; outputs that
-            need more graph inputs than `inputs`, or none of them, or not all of them.
+            need more graph inputs than `inputs`, or none of them, or not all of them; a type that cannot be
+            inferred.
+        ModelFileError: a graph of the libspconv dialect.
     """
     check_ordinary(model)
     index = Index(model)
@@ -80,12 +83,16 @@ def extract(model: onnx.ModelProto, positions: Iterable[int]) -> onnx.ModelProto
 
     `positions` are of nodes of the main graph.
 
-    - Nodes that compute constants for them (shapes, axes) become part of it; the constants are no inputs.
-    - What the nodes write and nothing reads, and graph outputs, are outputs.
-    Does not fire when all nodes are chosen.
+    - Nodes that compute constants for them (shapes, axes) become part of it; the constants are no inputs, and
+      inputs with a default become constants.
+    - What the nodes write and nothing reads, and graph outputs, are outputs, too. What a node of constants
+      writes is none, unless it is an output of the graph.
+    - Metadata of this project is dropped if the inputs or outputs changed.
+    Does not fire, so that an equal copy is returned, when all nodes are chosen.
 
     Raises:
-        UsageError: no nodes, or only nodes that depend on constants alone.
+        UsageError: no nodes, only nodes that depend on constants alone, or a type that cannot be inferred.
+        ModelFileError: a graph of the libspconv dialect.
     """
     check_ordinary(model)
     index = Index(model)
@@ -140,10 +147,12 @@ def insert_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelPr
     """Return a model with inner tensors as further outputs, after those that it has.
 
     `names` are of tensors that nodes make, or patterns such as '/head/*'. Does not fire on tensors that are
-    outputs already. The outputs that were there keep their values.
+    outputs already. The outputs that were there keep their values, and metadata stay.
 
     Raises:
-        UsageError: an unknown tensor, a pattern that no tensor fits, an input or a constant.
+        UsageError: an unknown tensor, a pattern that no tensor fits, an input or a constant, or a type that
+            cannot be inferred.
+        ModelFileError: a graph of the libspconv dialect.
     """
     check_ordinary(model)
     index = Index(model)

@@ -31,8 +31,9 @@ def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model that TensorRT's parser reads as ONNX means it.
 
     - An initializer that is an input too is removed; other initializers stay.
-    - A Loop without a condition gets a constant one, true; a Loop that has one stays.
-    A second run changes nothing.
+    - A Loop without a condition gets a constant one, true; a Loop that has one stays, and so does one inside
+      of another body.
+    The model itself stays as it is; a second run changes nothing.
     """
     result = copy.deepcopy(model)
     graph = result.graph
@@ -56,8 +57,11 @@ def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) 
     file states. If sizes inside depend on the values of an input, this makes them known: the frame of SOLO's
     masks follows from `img_shape`.
 
+    The model stays as it is, and is returned itself if `values` is empty. An axis of open size has size 1.
+
     Raises:
-        UsageError: no such input, no default, or a value of another number of elements.
+        UsageError: no such input, no default, a value of another number of elements, or one that is not whole
+            for an input of integers.
     """
     if not values:
         return model
@@ -79,6 +83,10 @@ def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) 
                 shape = 'x'.join(map(str, sizes))
                 raise UsageError(f'--constant {name}: {array.size} values, the input has {shape}')
             dtype = helper.tensor_dtype_to_np_dtype(element)
+            with np.errstate(invalid='ignore'):  # NaN and infinity as integers
+                is_whole = dtype.kind not in 'iub' or np.array_equal(array, array.astype(dtype))
+            if not is_whole:
+                raise UsageError(f'--constant {name}: the input takes {dtype}, got {array.tolist()}')
             tensor = numpy_helper.from_array(array.astype(dtype).reshape(sizes), name)
             constants = [constant for constant in graph.initializer if constant.name != name]
             refill(graph, initializer=[*constants, tensor])
@@ -88,6 +96,8 @@ def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) 
 
 def parse_constants(texts: Sequence[str]) -> dict[str, np.ndarray | None]:
     """Return name -> values, float64 and flat, of texts NAME=VALUE,VALUE,...; None for a text NAME.
+
+    Of two texts with one name the last counts.
 
     Raises:
         UsageError: a value that is no number.
@@ -105,8 +115,9 @@ def parse_constants(texts: Sequence[str]) -> dict[str, np.ndarray | None]:
 def engine_spec(model: onnx.ModelProto, fixed: Collection[str] = ()) -> GraphSpec:
     """Return the inputs and outputs, with types and axes, of the engine of a file.
 
-    They are those that a file of this project states in its metadata, and of another file those of its graph,
-    as `output_comparison.spec_of` reads them.
+    They are those that a file of this project states in its metadata, and of another file, or one whose
+    metadata are damaged, those of its graph, as `output_comparison.spec_of` reads them. Inputs with a default
+    are among them; an axis without a name is then 'INPUT.PLACE'.
 
     `fixed` are names of inputs that became constants, which are left out.
     """

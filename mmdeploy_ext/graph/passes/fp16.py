@@ -46,10 +46,10 @@ SINGLE_OPERANDS = {'Resize': (1, 2)}
 
 
 def to_fp16(model: onnx.ModelProto, spec: GraphSpec, keep: Sequence[str] = ()) -> onnx.ModelProto:
-    """Return the model in mixed precision; a model that is already in it comes back the same.
+    """Return the model in mixed precision; of a model that is already in it an equal one comes back.
 
     Args:
-        model: its inputs and outputs are the spec's.
+        model: its inputs and outputs are the spec's; it stays as it is.
         spec: inputs marked `single` start a float32 island and outputs marked so end one; inputs and outputs
             whose dtype in it is float16 become float16, all others keep their dtypes.
         keep: patterns ('*', '?', '[...]') of node names, operators or tensors that nodes write; these nodes

@@ -15,6 +15,8 @@ def replace_by_functions(
 ) -> tuple[onnx.ModelProto, bool]:
     """Return a model in which nodes of the main graph are replaced, and whether any was.
 
+    The model stays as it is, and is returned itself if no node is replaced. Other functions of it stay.
+
     Args:
         model: the graph.
         domain: domain of the functions until they are inlined; no node of the model is of it.

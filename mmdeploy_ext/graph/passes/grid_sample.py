@@ -5,6 +5,7 @@ Why: TensorRT 10.14 to 11.1 gives other detections on DETR-like graphs with Grid
 Glossary: N batch, C channels, H, W of the sampled map, h, w of the grid.
 """
 
+import collections
 import copy
 from collections.abc import Iterable, Mapping
 
@@ -25,17 +26,20 @@ def replace_grid_sample(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
     - GridSample(X (N, C, H, W), grid (N, h, w, 2)), bilinear, zeros outside, corners not aligned ->
       four GatherElements over the flattened map, weighted; positions outside have weight 0.
     - Not fired: other modes and paddings, corners aligned, volumes (N, C, D, H, W), other types than float32,
-      and sub-graphs. They stay as they are.
+      and sub-graphs. They stay as they are. A type or rank that cannot be inferred counts as float32 and 4.
 
-    Any shape works, also a dynamic one. The result is the same up to rounding (float32).
+    Any shape works, also a dynamic one. The result is the same up to rounding (float32). The model stays as
+    it is; the new one is a copy.
     """
     result = copy.deepcopy(model)
     if all(operator_name(node) != 'GridSample' for node in model.graph.node):
         return result, False
     nodes, changed, tensor_types = [], False, types.infer(model)
+    names = collections.Counter(node.name for node in model.graph.node)
     for index, node in enumerate(model.graph.node):
         if operator_name(node) == 'GridSample' and _is_supported(node, tensor_types):
-            nodes.extend(_Gathers(node, f'{node.name or index}/gather').nodes())
+            name = node.name if names[node.name] == 1 else ''  # several nodes may share one
+            nodes.extend(_Gathers(node, f'{name or index}/gather').nodes())
             changed = True
         else:
             nodes.append(node)

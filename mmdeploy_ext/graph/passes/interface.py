@@ -22,8 +22,10 @@ def apply_spec(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
     - An input with a default gets an initializer of that value, which feeding overrides.
     - Declared shapes are the spec's, with its names of dynamic axes.
 
+    The model stays as it is. That the graph's own types agree with the spec's is not checked.
+
     Raises:
-        ExportError: the graph takes or gives a tensor that the spec does not have.
+        ExportError: the graph takes a tensor that the spec does not have, or lacks an output of the spec.
     """
     result = copy.deepcopy(model)
     graph = result.graph
@@ -71,6 +73,8 @@ def name_ends(
       elsewhere that the exporter gave the same name as one of these change with it.
     A second run changes nothing.
 
+    The model itself stays as it is. Axes count from 0.
+
     Raises:
         UsageError: a name or an axis that the graph lacks, more names than outputs, or one name twice.
     """
@@ -105,7 +109,8 @@ def name_ends(
 def check_axes(inputs: Mapping[str, Any], dynamic: Mapping[str, Mapping[int, str]]) -> None:
     """Raise UsageError for axes that the example inputs lack, before an exporter meets them.
 
-    `inputs` is name -> example tensor, `dynamic` name -> axis -> name of the axis.
+    `inputs` is name -> example tensor, `dynamic` name -> axis, from 0 -> name of the axis. Names that are no
+    inputs, and inputs without a shape, are not looked at.
     """
     for name, axes in dynamic.items():
         if hasattr(inputs.get(name), 'shape'):

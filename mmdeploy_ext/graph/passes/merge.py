@@ -26,10 +26,12 @@ def concatenate(
 
     Inputs that no earlier model gives become graph inputs; models may share them. The default of an input is
     left out where an earlier model gives the tensor. One model alone is renamed likewise, so that names do
-    not depend on how many stages there are.
+    not depend on how many stages there are. Metadata and functions are those of the first model. The result
+    is not checked: `files.save` refuses one in which two tensors have one name.
 
     Args:
-        models: models in the order of execution; the same opset and no functions.
+        models: models in the order of execution, at least one; the same opsets and no functions. They stay
+            as they are.
         prefixes: one per model, put before the names of its nodes and inner values.
         outputs: names of the merged graph's outputs, which are outputs of the models.
 
@@ -102,16 +104,23 @@ def merge(
     """Merge models of any origin: outputs of one feed the inputs of later ones.
 
     Args:
-        models: models in the order of execution.
+        models: models in the order of execution, at least one; they stay as they are.
         names: one per model, put before the names of its nodes and inner tensors; all different.
-        connections: output of an earlier model -> input of a later one. Equal names connect by themselves;
-            None: names are equal wherever models are connected.
-        outputs: names of the merged graph's outputs; None for every output that no later model takes.
+        connections: output of an earlier model -> input that it feeds in every later one; of several outputs
+            for one input the last that is there feeds it. Equal names connect by themselves; None: names are
+            equal wherever models are connected.
+        outputs: names of the merged graph's outputs, each once; None for every output that no later model
+            takes.
+
+    Returns:
+        The merged model, without this project's metadata.
 
     Raises:
         UsageError: names that are not there or not connected, several models that give the same name,
-            tensors whose dtypes or shapes do not fit, those of inputs that models share, too.
+            tensors whose dtypes or shapes do not fit, those of inputs that models share, too; one function
+            with two contents.
         ExportError: the opsets of a domain differ, or the defaults of an input.
+        ModelFileError: a graph of the libspconv dialect.
     """
     for model in models:
         check_ordinary(model)
@@ -138,8 +147,8 @@ def merge(
     for name in outputs or ():
         if name not in produced:
             raise UsageError(f'--outputs {name}: no model gives it{did_you_mean(name, produced)}')
-    ends = [name for name in produced if name not in consumed] if outputs is None else outputs
-    merged = concatenate(_with_same_opsets(models), names, ends)
+    ends = [name for name in produced if name not in consumed] if outputs is None else dict.fromkeys(outputs)
+    merged = concatenate(_with_same_opsets(models), names, list(ends))
     _add_functions(merged, models[1:])
     drop_metadata(merged)
     return merged
@@ -147,9 +156,11 @@ def merge(
 
 def _add_functions(merged: onnx.ModelProto, models: Sequence[onnx.ModelProto]) -> None:
     """Add the functions of models to the merged one, which has those of the first."""
-    functions = {(function.domain, function.name): function for function in merged.functions}
+    functions = {
+        (function.domain, function.name, function.overload): function for function in merged.functions
+    }
     for function in (function for model in models for function in model.functions):
-        key = function.domain, function.name
+        key = function.domain, function.name, function.overload
         if key not in functions:
             functions[key] = function
             merged.functions.append(function)

@@ -63,10 +63,10 @@ def named_rule(name: str) -> Rule:
 def replace_all(
     model: onnx.ModelProto, rules: Sequence[str], named: Sequence[str]
 ) -> tuple[onnx.ModelProto, list[Replacements]]:
-    """Return a model after several replacements, one after the other, and a report of each.
+    """Return a model after several replacements, one after the other, and a report of each, in that order.
 
     Args:
-        model: the graph.
+        model: the graph, which stays as it is.
         rules: rules as text, see `parse_rule`; they come first.
         named: keys of `NAMED` and `PASSES`; those of `PASSES` come last.
 

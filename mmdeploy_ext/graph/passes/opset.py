@@ -30,12 +30,13 @@ In the other direction it refuses Hardmax, and flattens what Softmax and LogSoft
 def convert_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
     """Return the model in opset `version` of ONNX's own domain.
 
-    Other domains stay as they are. A copy is returned if the model is in this opset already. The converter
-    does not compare results, so compare the outputs; what it is known to change is refused, see
-    `SAME_AXIS_OTHER_MEANING`.
+    Other domains stay as they are, and so does the model itself: the result is a copy, also if it is in this
+    opset already. The converter does not compare results, so compare the outputs; what it is known to change
+    is refused, see `SAME_AXIS_OTHER_MEANING`. It does not enter bodies and functions: operators there that
+    changed between the two opsets are refused.
 
     Raises:
-        UsageError: an opset that the installed onnx does not know.
+        UsageError: an opset before `OLDEST`, or one that the installed onnx does not know.
         ModelFileError: the model imports no opset of ONNX.
         ExportError: a node that cannot be converted, by name; or the result is not valid.
     """

@@ -84,7 +84,9 @@ def parse_rule(text: str, name: str = '') -> Rule:
     """Read `pattern -> replacement`; `name` is that of a named rule, for messages.
 
     Raises:
-        UsageError: bad syntax, a replacement that reads what the pattern does not bind, another result.
+        UsageError: bad syntax, no arrow or several, an empty side, a sub-graph, one result twice, one name
+            for a tensor and an attribute, a replacement that reads what the pattern does not bind or has
+            another result, or a statement of the pattern that its result does not depend on.
     """
     parts = _split(text, ('->',))
     if len(parts) != 2:

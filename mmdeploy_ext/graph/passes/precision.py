@@ -29,7 +29,7 @@ def in_precision(
 ) -> onnx.ModelProto:
     """Return a finished graph in the precision of its options, and state in its metadata what was done.
 
-    A graph that is in it already comes back the same.
+    Of 'fp32' the model itself comes back; of 'fp16' and a graph that is float16 already an equal one does.
 
     Args:
         model: float32; its inputs and outputs are the spec's.
@@ -41,7 +41,7 @@ def in_precision(
             here, since several graphs share them; see `check_patterns`.
 
     Raises:
-        ExportError: a constant exceeds float16.
+        ExportError: a constant exceeds float16, or a sub-graph reads an input that becomes float16.
     """
     if options.precision == 'fp32':
         return model
@@ -62,7 +62,8 @@ def half(model: onnx.ModelProto, io: str, keep_fp32: Sequence[str]) -> tuple[onn
     """Return a float32 model with float16 written into it, and how many nodes a pattern keeps in float32.
 
     `io` is the precision of float inputs and outputs: 'fp16' makes them float16, 'fp32' leaves them.
-    `keep_fp32` are patterns of nodes that stay float32, besides those of `fp32_patterns`.
+    `keep_fp32` are patterns of nodes that stay float32, besides those of `fp32_patterns`; the number is of
+    nodes that one of all these fits. The errors are those of `fp16.to_fp16`.
     """
     spec, patterns = spec_of(model), [*fp32_patterns(model), *keep_fp32]
     count = len(matching_nodes(model.graph.node, patterns))
@@ -124,6 +125,9 @@ def with_fp16_metadata(model: onnx.ModelProto, fp16_io: bool, keep_fp32: Sequenc
 
 
 def check_patterns(models: Iterable[onnx.ModelProto], patterns: Sequence[str]) -> None:
-    """Raise UsageError, with similar names, for patterns that fit no node of the graphs of an export."""
+    """Raise UsageError, with similar names, for a pattern that fits no node in all graphs of an export.
+
+    The patterns are those of --keep-fp32, see `select.matching_nodes`.
+    """
     if patterns:
         matching_nodes([node for model in models for node in model.graph.node], patterns)

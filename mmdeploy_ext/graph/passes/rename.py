@@ -31,13 +31,16 @@ def rename(
       names that begin with it already are left alone.
     - `fill` gives nodes without a name one: operator and position, e.g. 'Conv_12'.
     Does not fire on an old name that is gone while the new one is there: a second run changes nothing.
-    Metadata of this project is dropped if an input or output gets another name.
+    Metadata of this project is dropped if an input, with a default or not, or an output gets another name.
+    Tensors that only a body has get no other name than one with the prefix; functions keep their names. The
+    model itself stays as it is.
 
     Raises:
-        UsageError: an unknown name, or a new name that another tensor or node has.
+        UsageError: an unknown name, an empty new one, or a new name that another tensor or node has.
     """
     result = copy.deepcopy(model)
     index = Index(result)
+    ends = {value.name for value in (*result.graph.input, *result.graph.output)}
     node_names = {node.name for node in index.nodes}
     node_keys = node_names.union(f'#{position}' for position in range(len(index.nodes)))
     new_node_names = {index.find_node(old): new for old, new in _pending(nodes, node_keys, prefix).items()}
@@ -56,7 +59,7 @@ def rename(
     rename_tensors(result.graph, lambda name: new_names.get(name, name))
     if prefix:
         _add_prefix(result, prefix)
-    if {*index.inputs, *index.outputs} & new_names.keys():
+    if ends & new_names.keys():
         drop_metadata(result)
     return result
 
@@ -82,7 +85,7 @@ def _check_distinct(renamed: Mapping[str, str], present: set[str], kind: str) ->
 
 
 def all_tensor_names(model: onnx.ModelProto) -> list[str]:
-    """Return the names of every tensor of the main graph and of the bodies in it."""
+    """Return the names of every tensor of the main graph and of the bodies in it, in no order, some twice."""
     graphs = list(all_graphs(model.graph))
     names = [value.name for graph in graphs for value in (*graph.input, *graph.initializer)]
     names += [sparse.values.name for graph in graphs for sparse in graph.sparse_initializer]
@@ -90,9 +93,10 @@ def all_tensor_names(model: onnx.ModelProto) -> list[str]:
 
 
 def rename_tensors(graph: onnx.GraphProto, new: Callable[[str], str]) -> None:
-    """Rename every tensor of a graph and of the bodies in it, in place.
+    """Rename every tensor of a graph and of the bodies in it, in place, also in declarations and annotations.
 
-    `new` returns the new name for an old one; it is not called for '', which stays.
+    `new` returns the new name for an old one; it is not called for '', which stays. That no two tensors get
+    one name is the caller's concern.
     """
 
     def renamed(name: str) -> str:

@@ -54,7 +54,8 @@ def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replac
     """Return a model in which every place that a rule's pattern matches has the rule's replacement.
 
     - Fires where operators, attributes, numbers and the structure agree; the operands of commutative
-      operators may be swapped.
+      operators may be swapped. Numbers agree to 1e-6; one of the pattern fits a constant of one element,
+      whatever its shape.
     - Not fired where an inner result is read elsewhere or is an output of the graph (which the report
       states), and where operators of the pattern lie in different graphs (an If's branch and the graph around
       it).
@@ -63,8 +64,9 @@ def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replac
         The new model, or an equal copy when there was nothing to do; and the report.
 
     Raises:
-        UsageError: an operator that the model's opset does not have, or has with fewer inputs; or a
-            replacement that holds its own pattern, so that no end would be reached.
+        UsageError: an operator that the model's opset does not have, or has with fewer inputs; a domain that
+            the model does not import; more than `LARGEST_PATTERN` operators of two operands; or a replacement
+            that holds its own pattern, so that no end would be reached.
     """
     import onnx_ir as ir
     from onnx_ir.passes.common import RemoveUnusedNodesPass

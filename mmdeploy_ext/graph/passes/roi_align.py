@@ -154,7 +154,8 @@ def replace_roi_align(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
     - Not fired: mode 'max', before opset 16, sub-graphs. They stay as they are.
 
     Any shape works, also a dynamic one. The result is the same up to rounding. In memory at a time:
-    some tensors (R, h, w, C), and the map with its channels last.
+    some tensors (R, h, w, C), and the map with its channels last. The model stays as it is, and is returned
+    itself if nothing changed.
     """
     opset = opsets_of(model).get('', 0)
 

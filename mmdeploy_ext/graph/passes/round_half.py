@@ -21,8 +21,8 @@ from mmdeploy_ext.graph.passes.fp16 import HALF, SINGLE
 def round_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model that computes in float32 and rounds each value that the float16 model stores.
 
-    Inputs, outputs and metadata stay the same. Fires on nodes that write float16. A model without float16
-    comes back the same.
+    Inputs, outputs and metadata stay the same, and so does the model: the result is a copy. Fires on nodes
+    that write float16. A model without float16 is returned itself.
 
     Raises:
         ExportError: a sub-graph computes in float16.

@@ -16,8 +16,10 @@ WILDCARDS = '*?['
 def select_nodes(index: Index, patterns: Iterable[str]) -> list[int]:
     """Return the positions, ascending, of the nodes that patterns name: '/backbone/*', a name, or '#12'.
 
+    A pattern that is the name of a node stands for this node alone.
+
     Raises:
-        UsageError: a pattern fits no node.
+        UsageError: a pattern fits no node, or is the name of several.
     """
     positions: set[int] = set()
     names = [node.name for node in index.nodes]
@@ -47,10 +49,12 @@ def match_tensors(index: Index, pattern: str) -> list[str]:
 
 
 def matching_nodes(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> list[int]:
-    """Return the positions of the nodes whose name, operator, module or output fits one of the patterns.
+    """Return the positions, ascending, of the nodes whose name, operator, module or output fits a pattern.
+
+    A module is that of `modules.module_of`. Without patterns there are none.
 
     Raises:
-        UsageError: a pattern fits none; the message has similar names.
+        UsageError: a pattern fits none; the message names --keep-fp32 and similar names.
     """
     matches = match_patterns(nodes, patterns)
     for pattern, positions in matches.items():

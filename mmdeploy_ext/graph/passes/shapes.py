@@ -8,7 +8,7 @@ import onnx
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.checks import check_ordinary
-from mmdeploy_ext.graph.io.index import Index, bodies, did_you_mean
+from mmdeploy_ext.graph.io.index import Index, all_graphs, did_you_mean
 
 UNKNOWN = '?'
 """Stands for an open axis without a name."""
@@ -31,8 +31,9 @@ def set_shapes(
     `graph/batch_trial.py` finds that out).
 
     Raises:
-        UsageError: no such input or axis, another rank, a size below 1.
-        ModelFileError: the shapes do not fit the nodes; names the node.
+        UsageError: no such input or axis, another rank, a size below 1. Inputs with a default are none here.
+        ModelFileError: the shapes do not fit the nodes, which it names, or a shape that the output of a body
+            states; or the graph is of the libspconv dialect.
     """
     check_ordinary(model)
     shapes, axes, index = dict(shapes or {}), dict(axes or {}), Index(model)
@@ -107,7 +108,7 @@ def _infer_outputs(model: onnx.ModelProto, new_sizes: Mapping[str, int | str]) -
     """
     graph = model.graph
     stated_shapes = types.shapes(graph.output)
-    for outdated in (graph, *(body for node in graph.node for body in bodies(node))):
+    for outdated in all_graphs(graph):
         outdated.ClearField('value_info')
     for value in graph.output:
         if value.type.HasField('tensor_type'):
@@ -139,8 +140,11 @@ def _infer_outputs(model: onnx.ModelProto, new_sizes: Mapping[str, int | str]) -
 def set_by_text(model: onnx.ModelProto, texts: Sequence[str]) -> onnx.ModelProto:
     """Return what `set_shapes` makes of a model; each text is one that `parse` reads.
 
-    The name in a text is that of an input, with the whole shape, or that of an axis, with its size; each name
-    stands in one text.
+    The name in a text is that of an input, with the whole shape, or that of an axis, with its size; a name of
+    both is the input.
+
+    Raises:
+        UsageError: a name stands in two texts; or see `parse` and `set_shapes`.
     """
     parsed, inputs = dict(map(parse, texts)), Index(model).inputs
     if len(parsed) < len(texts):
@@ -150,7 +154,11 @@ def set_by_text(model: onnx.ModelProto, texts: Sequence[str]) -> onnx.ModelProto
 
 
 def parse(text: str) -> tuple[str, list[int | str]]:
-    """Return name and sizes of 'images=1x3x640x640', 'images=batch,3,h,w' or 'batch=1'; else UsageError."""
+    """Return name and sizes of 'images=1x3x640x640', 'images=batch,3,h,w' or 'batch=1'; else UsageError.
+
+    Sizes are joined by 'x', if all are numbers or '?', or else by commas; a word that is no whole number is
+    the name of an axis.
+    """
     name, sign, sizes = text.rpartition('=')
     if not sign or not name or not sizes:
         raise UsageError(
@@ -160,4 +168,5 @@ def parse(text: str) -> tuple[str, list[int | str]]:
     words = sizes.split(',') if ',' in sizes or not is_numeric else sizes.split('x')
     if not all(word.strip() for word in words):
         raise UsageError(f'{text!r}: an axis is empty')
-    return name, [int(word) if word.strip().lstrip('-').isdecimal() else word.strip() for word in words]
+    words = [word.strip() for word in words]
+    return name, [int(word) if word.removeprefix('-').isdecimal() else word for word in words]

@@ -38,6 +38,8 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     - Not fired on random operators, inputs with a default (they can be fed) and tensors over
       `FOLDING_LIMITS`.
 
+    The model stays as it is.
+
     Raises:
         ExportError: onnxscript made a constant of a random operator.
     """
@@ -63,10 +65,10 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a simplified model.
 
     Constants are folded, pairs of nodes fused, duplicates merged, unused nodes removed. Inputs,
-    outputs, defaults, random operators and metadata stay.
+    outputs, defaults, random operators and metadata stay, and so does the model itself.
 
     Raises:
-        ExportError: onnxslim failed on the model, or changed what has to stay.
+        ExportError: the model is larger than 2 GiB, onnxslim failed on it, or changed what has to stay.
     """
     import onnxslim
 
@@ -125,7 +127,7 @@ def _check_random(result: onnx.ModelProto, model: onnx.ModelProto, library: str)
 
 @contextlib.contextmanager
 def suppress_output() -> Iterator[None]:
-    """Keep a library's prints and log lines off the console."""
+    """Keep what Python code prints on stdout, and all log lines, off the console during the body."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

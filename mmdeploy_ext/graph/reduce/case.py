@@ -68,9 +68,9 @@ class Case:
         return tuple(range(len(self.index.nodes)))
 
     def outputs_of(self, positions: Collection[int]) -> list[str]:
-        """Return the tensors that nodes outside of a part read or that are graph outputs, without sequences.
+        """Return the tensors of a part that nodes outside of it read or that are graph outputs.
 
-        `positions` are of the part's nodes.
+        `positions` are of the part's nodes. Sequences are left out; the order is that of the nodes.
         """
         nodes, graph_outputs = set(positions), set(self.index.outputs)
         outputs = [name for position in sorted(nodes) for name in self.index.writes(position)]
@@ -112,7 +112,11 @@ class Case:
         return Candidate(nodes, model, feeds, tuple(names))
 
     def trivial(self) -> Candidate:
-        """Return a graph of the same inputs and outputs that computes nothing: its outputs are zeros."""
+        """Return a graph of the same inputs and outputs that computes nothing: its outputs are zeros.
+
+        Each input needs a recorded value. Outputs without one are left out; if there are no others, the only
+        output is a single zero called 'nothing'.
+        """
         outputs = {
             name: np.zeros_like(self.values[name]) for name in self.index.outputs if name in self.values
         }
@@ -136,7 +140,7 @@ def _declaration(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
 
 
 def prepare(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.ModelProto:
-    """Return a copy in which constants are initializers, and nodes that no output needs are gone.
+    """Return a copy in which constants but texts are initializers, and nodes that no output needs are gone.
 
     Inputs with a default become constants, whose value is that in `feeds` (name -> array), or the default.
     """

@@ -55,7 +55,7 @@ class Check:
         self.tolerance = tolerance
 
     def shows(self, candidate: Candidate) -> bool:
-        """Return whether a candidate shows the fault."""
+        """Return whether a candidate shows the fault, the same one as the whole model; see `check_whole`."""
         raise NotImplementedError
 
     def check_whole(self, whole_model: Candidate) -> bool:
@@ -339,7 +339,11 @@ NUMERIC = {check.kind: check for check in (NotFinite, Engines, Reference)}
 
 
 def parse_check(text: str) -> CheckText:
-    """Read the text of --check; UsageError for no text, too few or many files, a word that is no command."""
+    """Read the text of --check: a built-in check, 'differs OTHER.onnx', or a command of the shell.
+
+    Raises:
+        UsageError: no text, too few or many files, or a single word that is no command.
+    """
     words = text.split()
     if not words:
         raise UsageError(f'--check: is empty; expected a command or one of {", ".join(BUILT_IN)}')

@@ -47,7 +47,7 @@ EXPECTED = {
 
 
 def check_folder(target: str | os.PathLike[str]) -> None:
-    """Raise UsageError for a file or a folder that is not empty, and for one that cannot be made."""
+    """Raise UsageError if `target` is a file or a folder that is not empty, or cannot be made or written."""
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f'--output {target}: is there already; give the name of a new folder')

@@ -151,6 +151,7 @@ def reduce(
         check: decides whether a candidate shows the fault.
         most_checks: number of candidates to check; then the smallest part so far is the result.
         good: candidates without the fault, e.g. `Case.trivial`: a check that reports it for them is refused.
+            They do not count as checks.
         progress: called with the number of checks so far and the number of nodes that are left; with None
             nothing is called.
 

@@ -82,7 +82,8 @@ def new_picture(title: str) -> AGraph:
 def label(lines: Iterable[str]) -> str:
     """Return Graphviz's HTML for the text of a box or title: the first line bold, further ones smaller.
 
-    There is at least one line; if the first is '', the result is '', whatever follows.
+    `lines` are plain texts, which are escaped, at least one; if the first is '', the result is '', whatever
+    follows.
     """
     first, *rest = map(html.escape, lines)
     small = ''.join(f'<br/><font point-size="10">{line}</font>' for line in rest)
@@ -95,7 +96,7 @@ def tooltip(text: str) -> str:
 
 
 def save_picture(picture: AGraph, target: FileName) -> None:
-    """Lay out a picture by Graphviz's library, which pygraphviz has, and write it atomically.
+    """Lay out a picture by Graphviz's library, which pygraphviz has, and write it to `target` atomically.
 
     The suffix decides the format; UsageError: it is not one of `FORMATS`.
     """
@@ -104,7 +105,7 @@ def save_picture(picture: AGraph, target: FileName) -> None:
 
 
 def check_suffix(target: FileName) -> str:
-    """Return the format of a file by its suffix; UsageError if it is none of `FORMATS`."""
+    """Return the format of a file by its suffix, e.g. 'svg'; UsageError if it is none of `FORMATS`."""
     suffix = Path(target).suffix.lower()
     if suffix not in FORMATS:
         raise UsageError(f'--output {target}: expected a name that ends in {", ".join(FORMATS)}')

@@ -37,8 +37,9 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
           version), `functions` (names) and `metadata` (key -> text);
         - `inputs`, `defaults` (inputs that need not be fed) and `outputs`: dicts of `name`, `dtype`, `shape`
           ([] if it is unknown) and `type` (as text);
-        - `nodes` (number, bodies included) and `operators` (name -> number);
-        - `parameters` and `bytes`: elements and size of the weights; `dtypes`: name -> number of tensors;
+        - `nodes` (number, bodies included, functions not) and `operators` (name -> number, most first);
+        - `parameters` and `bytes`: elements and size of the weights, see `parameters`; `dtypes`: name ->
+          number of tensors;
         - if `kind` is 'onnx', `flops`, and `flops_unknown`: number of nodes whose shapes are open.
     """
     graph = model.graph
@@ -83,7 +84,7 @@ def _byte_size(data_type: int, count: int) -> int:
 def parameters(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """Yield the weights: initializers, also of bodies; in a file without any (Paddle) the Constant nodes.
 
-    Of Constant nodes only floating-point tensors with an axis count.
+    Of Constant nodes only float32 and float16 tensors with an axis count.
     """
     graphs = list(all_graphs(graph))
     initializers = [tensor for body in graphs for tensor in body.initializer]
@@ -91,7 +92,10 @@ def parameters(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def parameter_sizes(graph: onnx.GraphProto) -> dict[str, int]:
-    """Return tensor name -> number of elements, of the weights of the main graph; see `parameters`."""
+    """Return tensor name -> number of elements, of the weights of the main graph; see `parameters`.
+
+    Constant nodes count if the main graph has no initializer.
+    """
     initializers = [(tensor.name, tensor) for tensor in graph.initializer]
     return {name: math.prod(tensor.dims) for name, tensor in initializers or _float_constants(graph)}
 
@@ -108,6 +112,8 @@ def _float_constants(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorP
 
 def node_rows(model: onnx.ModelProto, pattern: str = '*') -> list[dict[str, Any]]:
     """Return the nodes of the main graph whose name, operator or output fits a pattern, as plain JSON types.
+
+    `pattern` has '*', '?' and '[...]' as in `fnmatch`, and counts capitals.
 
     Returns:
         Per node `position`, `name`, `operator`, `inputs`, `outputs`, `shapes` (types of the outputs, as
@@ -182,7 +188,8 @@ def describe_edit(before: Sequence[onnx.ModelProto], after: onnx.ModelProto) -> 
     `before` are the models that `after` was made from, several if they were merged.
 
     Returns:
-        A dict of `nodes` (numbers before and after), `operators` (op_type -> difference of their numbers),
+        A dict of `nodes` (numbers before and after, of main graphs), `operators` (op_type -> difference of
+        their numbers),
         `inputs` and `outputs` (dicts of `added`, `removed` and `changed`, each name -> type as text),
         `metadata_removed` (keys) and `changed` (whether the edit changed anything).
     """

@@ -37,7 +37,11 @@ class Branch:
 
 
 def build(model: onnx.ModelProto) -> Branch:
-    """Return the tree of modules of a model."""
+    """Return the tree of modules of a model: the root, which stands for the whole of it.
+
+    Modules are those of `modules.module_scopes`; nodes of unknown modules count at the root alone, nodes of
+    bodies and functions not at all.
+    """
     node_flops = flops.count(model, types.infer(model))
     sizes = parameter_sizes(model.graph)
     root, counted = Branch(''), set()
@@ -62,8 +66,8 @@ def build(model: onnx.ModelProto) -> Branch:
 def lines(root: Branch, depth: int | None = None) -> Iterator[str]:
     """Yield the tree as text, a module per line, down to `depth` levels below the root; None for all levels.
 
-    A line has name, nodes, parameters and FLOPs of a module, and its operators unless `depth` cuts off its
-    children.
+    A line has name, nodes, parameters and FLOPs of a module, and its own operators unless `depth` cuts off
+    its children. '?' stands for nodes whose FLOPs are not known; the root is called 'model'.
     """
     rows = list(_rows(root, depth, '', ''))
     printed = {id(branch) for _, branch in rows}

@@ -45,6 +45,14 @@ def test_a_kernel_gets_none_for_an_input_that_is_left_out():
     assert SteppedModel(model, kernels, threads=1).run(feeds)['last'][0].tolist() == [6, 8, 10]
 
 
+def test_an_input_with_a_default_can_be_fed():
+    text = TEXT.replace('float[3] y)', 'float[3] y, float two)')
+    x, y = np.ones((2, 3), np.float32), np.zeros(3, np.float32)
+    model = SteppedModel(onnx.parser.parse_model(text), KERNELS, threads=1)
+    assert model.run(dict(x=x, y=y))['last'][0].tolist() == [6, 8, 10]
+    assert model.run(dict(x=x, y=y, two=np.array(3, np.float32)))['last'][0].tolist() == [11, 13, 15]
+
+
 def test_an_operator_without_a_kernel_is_named():
     with pytest.raises(ModelFileError, match='no kernel in Python for Join; there are Power'):
         SteppedModel(onnx.parser.parse_model(TEXT), {'Power': KERNELS['Power']})

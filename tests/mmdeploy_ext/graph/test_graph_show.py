@@ -55,6 +55,14 @@ def test_flops_are_two_per_multiply_add_and_one_per_bias(case):
     assert show.describe(model)['flops_unknown'] == (expected is None)
 
 
+def test_the_offsets_of_a_deformable_convolution_are_no_bias():
+    inputs = [('x', [1, 4, 6, 6]), ('w', [2, 4, 3, 3]), ('o', [1, 18, 4, 4])]
+    for names, bias in (['x', 'w', 'o'], 0), (['x', 'w', 'o', 'b'], 1):
+        node = helper.make_node('DeformConv', names, ['z'])
+        model = model_of([node], inputs, [('z', [1, 2, 4, 4])], [weight('b', 2)], opset=19)
+        assert flops.count(model) == {0: 2 * 16 * (2 * 4 * 9 + bias)}
+
+
 def test_flops_of_a_node_that_is_not_counted_are_zero():
     cost = flops.count(conv_net())
     assert sorted(cost) == [0, 2, 5]

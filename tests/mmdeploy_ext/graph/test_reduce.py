@@ -341,6 +341,8 @@ def test_differences_are_never_missed():
         assert difference(dict(y=other), one) == float('inf')
     assert difference(dict(y=np.ones(3)), dict(y=np.zeros(3))) == float('inf')
     assert difference(dict(y=np.array(['a'])), dict(y=np.array(['b']))) == float('inf')
+    assert difference(dict(y=np.array([2**62 + 1])), dict(y=np.array([2**62]))) > 0
+    assert difference(dict(y=np.array([2 + 1j])), dict(y=np.array([2 + 0j]))) == 0.5
     assert not_finite(dict(y=np.array([1, -np.inf], np.float16))) == 'inf'
     assert not_finite(dict(y=np.array([3]))) == ''
 

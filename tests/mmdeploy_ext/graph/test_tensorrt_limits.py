@@ -169,6 +169,12 @@ def test_a_type_that_onnx_does_not_know_is_refused_by_its_number():
     assert 'of type 99' in find_refusals(model, rtx=True)[0].reason
 
 
+@pytest.mark.parametrize(('k', 'count'), [(3840, 0), (3841, 1)])
+def test_before_opset_10_topk_has_its_number_in_an_attribute(k, count):
+    model = parse(f'y, at = TopK<k = {k}>(x)', 'float[1,5000] x', f'float[1,{k}] y', opset=9)
+    assert len(find_refusals(model, rtx=True)) == count
+
+
 def test_many_nodes_of_one_kind_are_one_line():
     body = ' '.join(f'[n{number}] y{number} = Unique(x)' for number in range(5))
     model = parse(body, 'float[3] x', ', '.join(f'float[N] y{number}' for number in range(5)))

@@ -2,13 +2,14 @@
 
 import dataclasses
 
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
-from mmdeploy_ext.graph.edits import judged_by_inputs, repeat
+from mmdeploy_ext.graph.edits import judged_by_inputs, record, repeat
 from mmdeploy_ext.proving.provenance import (
     asked_checks,
     companion_checks,
@@ -92,6 +93,20 @@ def test_damaged_arguments_of_a_record_are_no_traceback(arguments):
     model = helper.make_model(helper.make_graph([node], 'g', ends[:1], ends[1:]))
     with pytest.raises(ModelFileError, match=r'mm2onnx\.edits'):
         repeat(model, [dict(command='rename', arguments=arguments, versions={})])
+
+
+@pytest.mark.parametrize('entry', [{}, 'fold', dict(command=['fold']), dict(command='fold')])
+def test_a_damaged_entry_of_a_record_is_no_traceback(entry):
+    with pytest.raises(ModelFileError, match=r'mm2onnx\.edits'):
+        repeat(onnx.ModelProto(), [entry])
+
+
+@pytest.mark.parametrize('content', ['{"command": "fold"}', '"fold"', '7', '['])
+def test_a_record_that_is_no_list_is_refused(content):
+    model = onnx.ModelProto()
+    onnx.helper.set_model_props(model, {'mm2onnx.family': '"atss"', 'mm2onnx.edits': content})
+    with pytest.raises(ModelFileError, match=r'damaged mm2onnx\.edits'):
+        record(model, 'fold', {})
 
 
 def test_a_text_beside_the_graphs_that_is_no_utf8_is_told_so(tmp_path):

@@ -93,6 +93,13 @@ def test_wrong_constants_are_refused(text, message):
         fix_inputs(with_default(), parse_constants([text]))
 
 
+@pytest.mark.parametrize('value', ['2.5', 'nan', '1e30'])
+def test_a_constant_that_is_no_integer_is_refused_for_an_input_of_integers(value):
+    model = parse('n = Cast<to = 1>(size) y = Mul(x, n)', 'float[2,3] x, int64[1] size')
+    with pytest.raises(UsageError, match='the input takes int64, got'):
+        fix_inputs(model, parse_constants([f'size={value}']))
+
+
 def test_both_sides_of_an_equality_of_floats_stay_float32():
     body = 'c = Conv(x, w) s = Sigmoid(c) p = MaxPool<kernel_shape = [1, 1]>(s) e = Equal(s, p) '
     body += 'f = Cast<to = 1>(e)'

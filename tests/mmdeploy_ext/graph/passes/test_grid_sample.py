@@ -47,6 +47,14 @@ def test_values_are_the_same_inside_at_the_border_and_outside(shape):
     assert not changed and again == replaced
 
 
+def test_nodes_of_one_name_get_tensors_of_two():
+    model = sampling(name='sampling')
+    second = helper.make_node('GridSample', ['x', 'grid'], ['z'], name='sampling')
+    model.graph.node.append(second)
+    replaced, _ = replace_grid_sample(model)
+    onnx.checker.check_model(replaced)
+
+
 @pytest.mark.parametrize(
     'attributes',
     [dict(mode='nearest'), dict(padding_mode='border'), dict(align_corners=1), dict(mode='bicubic')],

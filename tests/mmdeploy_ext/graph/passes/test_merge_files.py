@@ -47,6 +47,25 @@ def neg(start, end, shape=(2,), dtype=1, opset=17):
     return model_of([helper.make_node('Neg', [start], [end])], values[:1], values[1:], opset=opset)
 
 
+def test_an_input_that_two_models_have_is_fed_by_the_last_output_before_each():
+    models, connections = [neg('x', 'a'), neg('p', 'b'), neg('p', 'c')], {'a': 'p', 'b': 'p'}
+    merged = merge(models, ['one', 'two', 'three'], connections=connections, outputs=['c', 'c'])
+    assert [list(node.input) for node in merged.graph.node] == [['x'], ['a'], ['b']]
+    assert Index(merged).outputs == ['c'] and is_exact(compare_merged(models, merged, connections))
+
+
+def test_functions_that_differ_by_overload_are_two():
+    models = []
+    for start, end in ('xp', 'pz'):
+        models.append(neg(start, end))
+        for overload in 'ab':
+            body = helper.make_node('Abs' if overload == 'a' else 'Neg', ['i'], ['o'])
+            opsets = [helper.make_opsetid('', 17)]
+            function = helper.make_function('own', 'F', ['i'], ['o'], [body], opsets, overload=overload)
+            models[-1].functions.append(function)
+    assert [function.overload for function in merge(models, ['one', 'two']).functions] == ['a', 'b']
+
+
 def test_parts_that_do_not_fit_are_refused():
     cases = (
         ([neg('x', 'p'), neg('p', 'z', (3,))], {}, 'second takes .p. as float.3., but .* gives is float.2.'),

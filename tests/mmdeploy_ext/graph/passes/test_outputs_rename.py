@@ -76,6 +76,14 @@ def test_what_is_renamed_is_renamed_everywhere():
     assert 'mm2onnx' not in str(rename(model, {'images': 'x'}))
 
 
+def test_the_metadata_of_an_input_with_a_default_do_not_outlive_its_name():
+    model = conv_net()
+    model.graph.input.append(onnx.helper.make_tensor_value_info('size', 1, [1]))
+    model.graph.initializer.append(onnx.helper.make_tensor('size', 1, [1], [2.0]))
+    model.metadata_props.add(key='mm2onnx.spec', value='{}')
+    assert 'mm2onnx' not in str(rename(model, {'size': 'length'}))
+
+
 BAD = {
     'an unknown tensor': (dict(tensors={'bb': 'c1'}), "no tensor 'bb'"),
     'an unknown node': (dict(nodes={'/stem/Con': 'x'}), 'did you mean /stem/Conv'),

@@ -90,6 +90,21 @@ def test_a_size_that_is_baked_in_is_found_by_the_trial():
         try_sizes(model, fixed)
 
 
+def test_stated_types_of_bodies_inside_of_bodies_are_inferred_anew():
+    def choice(end, body):
+        branches = {f'{name}_branch': body for name in ('then', 'else')}
+        return helper.make_node('If', ['yes'], [end], **branches)
+
+    inner = [helper.make_node('Neg', ['x'], ['k']), helper.make_node('Neg', ['k'], ['u'])]
+    values = {name: helper.make_tensor_value_info(name, 1, None) for name in 'uv'}
+    stated = helper.make_tensor_value_info('k', 1, [1, 4])
+    body = helper.make_graph(inner, 'inner', [], [values['u']], value_info=[stated])
+    body = helper.make_graph([choice('v', body)], 'outer', [], [values['v']])
+    yes = onnx.numpy_helper.from_array(np.array(True), 'yes')
+    model = model_of([choice('y', body)], [('x', [1, 4])], [('y', [1, 4])], [yes])
+    assert types.shape(set_shapes(model, {'x': [2, 4]}).graph.output[0].type) == [2, 4]
+
+
 def test_shapes_that_no_node_can_work_with_are_refused_by_its_name():
     weight = onnx.numpy_helper.from_array(np.ones((4, 2), np.float32), 'w')
     node = helper.make_node('MatMul', ['x', 'w'], ['z'], name='product')
@@ -104,6 +119,7 @@ BAD = {
     'another rank': (['images=3x8x8'], 'has 3 axes, the input has 4'),
     'a size of zero': (['images=0x3x8x8'], 'at least 1'),
     'a negative size': (['batch=-1'], 'at least 1'),
+    'two signs': (['images=--1,3,8,8,8'], 'has 5 axes'),
     'no sizes': (['images='], 'expected NAME=SIZES'),
     'no sign': (['images'], 'expected NAME=SIZES'),
     'an empty axis': (['images=1,,8,8'], 'an axis is empty'),
