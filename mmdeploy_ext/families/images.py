@@ -300,6 +300,13 @@ class ImageFamily(Family):
         """Return how many rows the list named `first` can have at the size of the options."""
         return sys.maxsize
 
+    def bytes_per_result(self, model: torch.nn.Module) -> int:
+        """Return the bytes of the largest output that a layer behind the choice of results has for one.
+
+        0 if no layer runs on results; masks are not meant, whose size is that of the picture.
+        """
+        return 0
+
     def first_inputs(self, model: torch.nn.Module, images: Sequence[PreparedImage]) -> dict[str, np.ndarray]:
         """Return name -> what `first_trial` takes besides the inputs of the graph and `network_outputs`."""
         return {}

@@ -260,6 +260,9 @@ class TwoStageFamily(ImageFamily):
     def first_trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
         return [graphs.proposals_stage(model)], (SCORED_PROPOSALS,)
 
+    def bytes_per_result(self, model: nn.Module) -> int:
+        return boxes.grid_bytes(roi_head_of(model))
+
     def network_outputs(
         self, model: nn.Module, options: Options, feeds: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ import contextlib
 import functools
 import hashlib
 import math
+import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -58,6 +59,12 @@ MAX_BOXES = 2500
 """Boxes that a raised limit leaves at most: more would take longer than the rest of a proof."""
 MAX_MASK_PIXELS = 1 << 24
 """Pixels of all masks together that a limit leaves at most, for the same reason."""
+MAX_LAYER_BYTES = 1 << 28
+"""Bytes of a layer's outputs for all results together that a limit leaves at most.
+
+A head holds several such outputs at a time, and each engine its own. Measured: with few candidates a model
+with 80 classes has 7,000 results; the layers that Grid R-CNN runs on each of them took more than 5 GB.
+"""
 MIN_GAP = 2e-5
 """Smallest difference of the scores on both sides of a threshold: rounding changes them by far less."""
 COVERED_FROM, COVERED_STEP = 0.95, 1.02
@@ -147,6 +154,16 @@ class Trials:
     def max_masks(self) -> int:
         """Number of masks of the size of the picture that are compared at most."""
         return MAX_MASK_PIXELS // math.prod(self.image.ori_shape)
+
+    @property
+    def max_results(self) -> int:
+        """Number of results that a limit leaves at most, by the pixels of masks and the bytes of layers."""
+        family, most = self.deployment.family, [sys.maxsize]
+        if not matches_many(family):
+            most.append(self.max_masks)
+        if bytes_of_one := family.bytes_per_result(self.deployment.model):
+            most.append(MAX_LAYER_BYTES // bytes_of_one)
+        return min(most)
 
     @property
     def capped(self) -> bool:
@@ -444,13 +461,11 @@ class LimitsLowered(Trial):
             values.append((limit, cut_at_gap(scores, limit.minimum) or lowered(limit)))
         if last is None:
             return values
-        # few candidates have few results: the limit is raised so that all of them remain, if so many masks
-        # can be compared
+        # few candidates have few results: the limit is raised so that all of them remain, if so many can be
+        # compared
         unlimited = last.value
-        if few_candidates and matches_many(family):
-            unlimited = last.available
-        elif few_candidates:
-            unlimited = min(max(last.value, trials.max_masks), last.available)
+        if few_candidates:
+            unlimited = min(max(last.value, trials.max_results), last.available)
         scores = self.scores_with([*values, (last, unlimited)], last.list)
         return [*values, (last, cut_at_gap(scores, last.minimum) or lowered(last))]
 
@@ -472,8 +487,7 @@ class LimitsRaised(Trial):
         (last,) = [limit for limit in limits if limit.kind is Kind.ROWS] or [None]
         if last is None:
             return values + self._thresholds(values, '', 0, MAX_BOXES)
-        max_compared = MAX_BOXES if matches_many(self.trials.deployment.family) else self.trials.max_masks
-        max_results = max(max_compared, raised(last))
+        max_results = max(min(MAX_BOXES, self.trials.max_results), raised(last))
         max_rows = min(max_results, last.available)
         values += self._thresholds([*values, (last, max_rows)], last.list, last.value, max_rows)
         return [*values, (last, self._limit(last, [*values, (last, max_rows)], max_rows))]

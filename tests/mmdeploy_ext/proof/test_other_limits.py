@@ -15,7 +15,13 @@ from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import files
 from mmdeploy_ext.families.limits import Kind, Limit, changed, lowered, raised
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.levels.other_limits import LimitsLowered, LimitsRaised, Trials, cut_at_gap
+from mmdeploy_ext.proving.levels.other_limits import (
+    MAX_LAYER_BYTES,
+    LimitsLowered,
+    LimitsRaised,
+    Trials,
+    cut_at_gap,
+)
 from mmdeploy_ext.runtime.panoptic import OFFSET, Segments
 from planted_boxes import OF_SUPPRESSION
 from planting import argument, arguments, replaced, result, settings
@@ -276,6 +282,30 @@ def test_thresholds_are_lowered_until_raised_limits_of_candidates_let_rows_in(na
     )
     raised_limits = [] if name else [(candidates, 550)]
     assert LimitsRaised(trials)._thresholds(raised_limits, '', 100, 2500) == [(threshold, 0.5 * share)]
+
+
+@pytest.mark.matrix
+def test_results_that_layers_run_on_are_as_many_as_memory_holds():
+    family = vars(load('retinanet').family)
+    with replaced_entry(family, 'bytes_per_result', lambda model: MAX_LAYER_BYTES // 150):
+        few, more = cases('retinanet', LOWERED, RAISED)
+    assert few.passed and more.passed
+    assert 100 < more.detections[0].reference <= 150 >= few.detections[0].reference
+
+
+@pytest.mark.matrix
+def test_the_bytes_of_a_grid_are_those_of_its_largest_layer_for_one_box():
+    from mmdet.models.builder import build_head
+
+    from mmdeploy_ext.families.two_stage.boxes import grid_bytes
+
+    head, sizes = build_head(dict(type='GridHead', num_convs=2, in_channels=32, point_feat_channels=8)), []
+    for layer in head.modules():
+        layer.register_forward_hook(
+            lambda *given: sizes.append(given[-1].nbytes if torch.is_tensor(given[-1]) else 0)
+        )
+    head.eval()(torch.zeros(1, 32, 14, 14))
+    assert max(sizes) == grid_bytes(SimpleNamespace(grid_head=head)) and grid_bytes(None) == 0
 
 
 def test_corners_of_every_second_band_point_at_centres_of_small_boxes():
