@@ -13,6 +13,7 @@ import numpy as np
 
 from mmdeploy_ext.proving.tasks import mask, matching
 from mmdeploy_ext.proving.tasks.mask import fit_pair
+from mmdeploy_ext.runtime.panoptic import OFFSET
 
 if TYPE_CHECKING:
     from mmdeploy_ext.proving.results import DetectionRow
@@ -42,8 +43,10 @@ def pair_up(
 ) -> Pairing:
     """Pair the segments of two maps one to one, within a class; the nearness is the IoU of their pixels.
 
-    A pair must have the same id, class and number, in both maps. With an `iou_bar` below that of float32, as
-    for files in less than float32, the numbers may differ: a segment that is missing changes those behind it.
+    A pair must have the same id, class and number, in both maps. A thing that one map lacks is in all numbers
+    behind it, so that these are compared without it, see `numbers_of_both`: it is one difference, not one for
+    each thing behind it. With an `iou_bar` below that of float32, as for files in less than float32, the
+    numbers may differ.
 
     Args:
         reference: segments of PyTorch's map.
@@ -54,8 +57,26 @@ def pair_up(
     iou = mask.class_iou(reference, candidate)
     near = iou >= iou_bar
     if iou_bar >= mask.IOU_BAR:
-        near &= np.equal.outer(reference.ids, candidate.ids)
+        near &= np.equal.outer(*numbers_of_both(reference, candidate, iou))
     return matching.pair_lists(reference, candidate, near, iou, mask.PAIR_IOU, score_bar)
+
+
+def numbers_of_both(
+    reference: Segments, candidate: Segments, iou: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers (R,) and (C,) of two maps' segments, without the things that one map alone has.
+
+    Of the number of a thing as many are taken as there are things before it that the other map lacks; stuff
+    has the number 0. Segments of a map share no pixel, so that two with more than half of their pixels in
+    common, by their `iou` (R, C) within a class, are the same in both.
+    """
+    in_both = iou > mask.PAIR_IOU
+    numbers = []
+    for side, axis in ((reference, 1), (candidate, 0)):
+        given = side.ids // OFFSET
+        alone = np.sort(given[~in_both.any(axis) & (given > 0)])
+        numbers.append(given - np.searchsorted(alone, given))
+    return numbers[0], numbers[1]
 
 
 draw_pair = functools.partial(mask.draw_pair, pair_by=pair_up)

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.proving.results import Pair
-from mmdeploy_ext.proving.tasks import boxed_mask
+from mmdeploy_ext.proving.tasks import boxed_mask, panoptic
 from mmdeploy_ext.proving.tasks.mask import class_iou, draw_pair, fit_pair, match_detections
 from mmdeploy_ext.proving.tensors import without_ties
 from mmdeploy_ext.runtime.detections import Instances, bounding_box, run_lengths
 from mmdeploy_ext.runtime.draw import draw_instances
+from mmdeploy_ext.runtime.panoptic import Segments
 
 SIZE = (80, 100)
 
@@ -170,3 +171,30 @@ def test_pixels_of_the_one_row_of_a_sliver_may_be_on_the_other_side_of_the_thres
         Instances(mask, np.array([0.9], np.float32), np.array([0]), box) for mask in masks
     )
     assert boxed_mask.match_detections('image', reference, candidate).passed is passes
+
+
+def bands(*ids):
+    """Return the segments of a map in bands, each of ten pixels, with these values; 9 is in no segment."""
+    return Segments.of_map(np.repeat(ids, 10).reshape(-1, 10), 9)
+
+
+@pytest.mark.parametrize(
+    ('ids', 'differences'),
+    [
+        ((1001, 2002, 3001, 4), (0, 0, 0)),
+        ((1001, 9, 2001, 4), (1, 0, 0)),  # the second thing is missing
+        ((1001, 9, 3001, 4), (1, 0, 1)),  # and yet it is in the number of the third one
+        ((9, 9, 1001, 4), (2, 0, 0)),
+        ((2001, 3002, 4001, 4), (0, 0, 3)),
+        ((1001, 3002, 2001, 4), (0, 0, 2)),
+        ((1001, 2003, 3001, 4), (1, 1, 0)),  # another class
+        ((1001, 2002, 3001, 9), (1, 0, 0)),
+    ],
+)
+def test_a_thing_that_one_map_lacks_is_one_difference_whatever_is_behind_it(ids, differences):
+    right, other = bands(1001, 2002, 3001, 4), bands(*ids)
+    row = panoptic.match_detections('image', right, other)
+    assert (row.missing, row.extra, row.outside) == differences
+    missing, extra, outside = differences
+    row = panoptic.match_detections('image', other, right)
+    assert (row.missing, row.extra, row.outside) == (extra, missing, outside)
