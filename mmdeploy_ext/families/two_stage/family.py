@@ -80,7 +80,7 @@ def _exaggerated_regions(head: nn.Module) -> Callable[[Any], Any]:
     box = torch.tensor(QUADRANT) / torch.tensor(head.bbox_coder.stds)
 
     def change(outputs: Any) -> Any:
-        scores, deltas = outputs
+        scores, deltas, *shared = outputs  # SCNet gives the features of its regions besides
         columns = torch.arange(deltas.shape[1], device=deltas.device)
         label, delta = torch.div(columns, 4, rounding_mode='floor') % 3, columns % 4
         if head.reg_class_agnostic:
@@ -89,7 +89,7 @@ def _exaggerated_regions(head: nn.Module) -> Callable[[Any], Any]:
         else:
             wide, high = label == 1, label == 2
         changed = (wide & (delta % 2 == 0) | high & (delta % 2 == 1)).expand_as(deltas)
-        return scores, torch.where(changed, box.to(deltas).repeat(deltas.shape[1] // 4), deltas)
+        return scores, torch.where(changed, box.to(deltas).repeat(deltas.shape[1] // 4), deltas), *shared
 
     return change
 

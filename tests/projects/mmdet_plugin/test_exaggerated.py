@@ -29,7 +29,9 @@ def test_some_boxes_of_regions_are_beyond_the_limit_of_a_width_and_others_of_a_h
     coder = types.SimpleNamespace(stds=(0.1, 0.1, 0.2, 0.2))
     head = types.SimpleNamespace(bbox_coder=coder, reg_class_agnostic=agnostic)
     deltas = torch.randn(40, 4 if agnostic else 12, generator=torch.Generator().manual_seed(0))
-    scores, changed = _exaggerated_regions(head)((torch.zeros(40, 4), deltas))
+    shared = torch.ones(40, 8)  # SCNet's heads give it, too
+    scores, changed, features = _exaggerated_regions(head)((torch.zeros(40, 4), deltas, shared))
+    assert features is shared and len(_exaggerated_regions(head)((scores, deltas))) == 2
     widths, heights = (changed[:, column::4] > 20 for column in (2, 3))
     assert widths.any() and heights.any() and not (widths & heights).any()
     assert not (widths | heights).all() and not scores.any()
