@@ -177,7 +177,7 @@ class BatchTrial:
         }
 
     def feeds(self, batch: int, seed: int) -> dict[str, np.ndarray]:
-        """Return random inputs (name -> array), drawn from `seed`, with `batch` images."""
+        """Return random inputs of the graph (name -> array), drawn from `seed`, with `batch` images each."""
         shapes = {name: [batch, *self.inputs[name][1:]] for name in self.images}
         return random_feeds(self.index.model, seed, {**self.inputs, **shapes})
 
@@ -219,7 +219,11 @@ class BatchTrial:
         return [axis for axis, size in enumerate(old) if size != new[axis]] if len(old) == len(new) else []
 
     def batch_axis(self, name: str) -> int | None:
-        """Return which axis of a tensor is the batch: the first, or the only one that changes; else None."""
+        """Return which axis of a tensor is the batch; None if none is.
+
+        It is the first axis whose size changes, if its sizes are the two batches, and if it is axis 0 or the
+        only one that changes.
+        """
         changed = self.changed_axes(name)
         if not changed or tuple(shape[changed[0]] for shape in self.shapes[name]) != self.batches:
             return None
@@ -236,7 +240,10 @@ class BatchTrial:
         return old[:1] == new[:1] and (self.batches[0] == 1 or old[:1] == self.batches[:1])
 
     def keeps_old_batch(self, name: str) -> bool:
-        """Return whether a tensor holds more for more images while its first axis stays the old batch."""
+        """Return whether a tensor grows in proportion to the batch while its first axis stays the old batch.
+
+        False for one that is empty, or that has a batch axis.
+        """
         if not self.loses_batch(name) or self.shapes[name][0][:1] != self.batches[:1]:
             return False
         old, new = (math.prod(shape) for shape in self.shapes[name])

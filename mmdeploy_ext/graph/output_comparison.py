@@ -38,7 +38,7 @@ def spec_of(model: onnx.ModelProto) -> GraphSpec:
 
 
 def with_half_ends(spec: GraphSpec) -> GraphSpec:
-    """Return a spec whose float32 inputs and outputs are float16."""
+    """Return a spec whose float32 inputs and outputs are float16; all else is as in `spec`."""
 
     def half(tensor: TensorSpec) -> TensorSpec:
         return dataclasses.replace(tensor, dtype='float16') if tensor.dtype == 'float32' else tensor

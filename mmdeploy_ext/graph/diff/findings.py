@@ -174,18 +174,21 @@ class Comparison:
 
     @property
     def compared(self) -> int:
-        """How many tensors were compared."""
+        """How many tensors were compared: entries whose state is neither 'inner' nor 'unknown'."""
         return sum(entry.state not in (INNER, UNKNOWN) for entry in self.entries)
 
     @property
     def restructured(self) -> bool:
-        """Whether two files have other nodes, or nodes that are joined in another way."""
+        """Whether two files have other nodes, or nodes that are joined in another way, see `STRUCTURE`.
+
+        False if the reference is not a file.
+        """
         kinds = {change['kind'] for change in self.changes}
         return self.subject.get('kind') == 'files' and not kinds.isdisjoint(STRUCTURE)
 
     @property
     def equal(self) -> bool:
-        """Whether both have the same outputs, up to their names, and numbers and graph agree."""
+        """Whether both have the same outputs, up to their names, numbers agree and `graph` is ''."""
         return self.agreeing and not self.missing and not self.additional and not self.graph
 
     @property

@@ -79,7 +79,7 @@ class Program:
         return None if array is None else array.shape
 
     def is_half(self) -> bool:
-        """Return whether a constant, a default or an input is float16."""
+        """Return whether a constant, a default or an input of the main graph is float16."""
         arrays = (*self.constants.values(), *self.defaults.values())
         elements = [value.type.tensor_type.elem_type for value in self.index.graph.input]
         return onnx.TensorProto.FLOAT16 in elements or any(array.dtype == np.float16 for array in arrays)

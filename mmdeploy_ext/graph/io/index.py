@@ -24,7 +24,10 @@ RANDOM = ('Bernoulli', 'Multinomial', *_DRAWS)
 
 
 def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """Yield the graphs in a node's attributes: the branches of If, the bodies of Loop and Scan."""
+    """Yield the graphs in a node's attributes: the branches of If, the bodies of Loop and Scan.
+
+    What is inside of nodes of these graphs is not among them.
+    """
     for attribute in node.attribute:
         if attribute.HasField('g'):
             yield attribute.g
@@ -111,7 +114,7 @@ def node_label(nodes: Sequence[onnx.NodeProto], position: int) -> str:
 
 
 def operator_name(node: onnx.NodeProto) -> str:
-    """Return the operator of a node, with its domain if that is not ONNX's own."""
+    """Return the operator of a node, with its domain if that is not ONNX's own: 'Conv', 'my.domain.Conv'."""
     return f'{node.domain}.{node.op_type}' if node.domain not in ('', 'ai.onnx') else node.op_type
 
 
@@ -213,7 +216,11 @@ class Index:
         return name in self._producers or name in self.constants or name in self.inputs
 
     def check_tensor(self, name: str) -> str:
-        """Return `name` when the graph has such a tensor; else a UsageError has similar names."""
+        """Return `name` when the graph has such a tensor.
+
+        Raises:
+            UsageError: it has none; the message has similar names, or what the node of that name writes.
+        """
         if self.has_tensor(name):
             return name
         if name in self._names:
@@ -265,7 +272,7 @@ class Index:
         return sorted(positions)
 
     def descendants(self, inputs: Iterable[str]) -> list[int]:
-        """Return the positions of all nodes that depend on `inputs`, ascending."""
+        """Return the positions, ascending, of all nodes that read `inputs`, tensors, or depend on them."""
         positions, waiting = set(), list(inputs)
         while waiting:
             new_readers = set(self.consumers(waiting.pop())) - positions

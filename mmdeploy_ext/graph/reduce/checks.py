@@ -118,21 +118,29 @@ class NotFinite(Check):
         return run.not_finite(_compute(candidate, optimized=False) or {})
 
     def check_whole(self, whole_model: Candidate) -> bool:
-        """Return whether an output of the whole model has NaN or infinity, and remember which of the two."""
+        """Return whether an output of the whole model has NaN or infinity, and remember which of the two.
+
+        Raises:
+            UsageError: an input of the whole model is not finite.
+        """
         if run.not_finite(whole_model.feeds):
             raise UsageError('--check nan: the inputs themselves are not finite; give finite ones')
         self.outcome = self._outcome(whole_model)
         return bool(self.outcome)
 
     def shows(self, candidate: Candidate) -> bool:
-        """Return whether the outputs have NaN, or infinity, as the whole model's have."""
+        """Return whether the outputs have NaN, or infinity, as the whole model's have.
+
+        False if an input is not finite. After `narrow` either of the two is the fault, which `outcome` then
+        states, and constants have to be finite, too.
+        """
         outcome = self._outcome(candidate)
         if self._narrowed and outcome:
             self.outcome = outcome
         return outcome == self.outcome
 
     def narrow(self) -> bool:
-        """Take infinity for the fault, too."""
+        """Take infinity for the fault, too, if the fault is NaN; returns whether it is."""
         self._narrowed = self.outcome == 'nan'
         return self._narrowed
 
@@ -157,7 +165,11 @@ class Compared(Check):
         raise NotImplementedError
 
     def shows(self, candidate: Candidate) -> bool:
-        """Return whether an output differs by more than the tolerance."""
+        """Return whether an output differs from what is right by more than the tolerance.
+
+        False if what is right cannot be told. A candidate that ONNX Runtime refuses has the fault if
+        `refusal` is True.
+        """
         outputs, right = _compute(candidate, self.optimized), self.right(candidate)
         if not right or outputs is None:
             return bool(right) and self.refusal
@@ -223,7 +235,7 @@ class Differs(Compared):
             }
 
     def right(self, candidate: Candidate) -> dict[str, np.ndarray]:
-        """Return output -> array of the other model."""
+        """Return output -> array of the other model, without outputs that it does not have."""
         return {name: self.values[name] for name in candidate.outputs if name in self.values}
 
 
@@ -291,7 +303,11 @@ class Command(Check):
         return status
 
     def check_whole(self, whole_model: Candidate) -> bool:
-        """Return whether the command exits with 0; UsageError: it cannot be run or does not end."""
+        """Return whether the command exits with 0 on the whole model.
+
+        Raises:
+            UsageError: the shell cannot run it, or it does not end in time.
+        """
         status = self._status(whole_model)
         if status is None:
             raise UsageError(
@@ -303,7 +319,11 @@ class Command(Check):
         return status == 0
 
     def shows(self, candidate: Candidate) -> bool:
-        """Return whether the command exits with 0; False if it runs into its time limit."""
+        """Return whether the command exits with 0; False if it runs into its time limit.
+
+        Raises:
+            Stopped: it ran into the limit for the `MAX_TIMEOUTS`th time.
+        """
         status = self._status(candidate)
         if status is None:
             self.timeouts += 1

@@ -102,21 +102,34 @@ def judge(folder: Path, case: Mapping[str, Any]) -> bool:
 
     `case` is the content of case.json: `check` (its kind: 'nan', 'engines', 'reference', 'differs', 'crash'
     or 'command'), `tolerance` (largest relative difference that is no fault), `outcome` (which fault was
-    found: 'nan', 'inf', 'signal 11' ...), `outputs` (names that are compared), and, of some checks, `timeout`
-    (seconds) or `command` (that showed the fault).
+    found: 'nan', 'inf', 'signal 11', 'does not end' ...), `outputs` (names that are compared), and, of some
+    checks, `timeout` (seconds) or `command` (that showed the fault). Exceptions of ONNX Runtime are not
+    caught, unless they are the fault.
     """
     kind, source = case['check'], str(folder / 'model.onnx')
     if kind == 'crash':  # in a process of its own, which may die
         command = [sys.executable, __file__, '--child']
-        child = subprocess.run(command, capture_output=True, text=True, timeout=case['timeout'])
-        outcome = f'signal {-child.returncode}'
-        if child.returncode >= 0:
-            print(child.stderr, end='', file=sys.stderr)
-            outcome = child.stdout.strip().splitlines()[-1]
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
+        try:
+            child = subprocess.run(command, timeout=case['timeout'], **pipes)
+            *messages, outcome = child.stdout.strip().splitlines() or ['dies']
+            for message in messages:
+                print(message, file=sys.stderr)
+            if child.returncode < 0:
+                outcome = f'signal {-child.returncode}'
+        except subprocess.TimeoutExpired:
+            outcome = 'does not end'
         print(f'ended with: {outcome}; recorded: {case["outcome"]}')
         return outcome == case['outcome']
     feeds, expected = _arrays(folder / 'inputs.npz'), _arrays(folder / 'expected.npz')
-    outputs = compute(source, feeds, optimized=kind in ('engines', 'reference'))
+    try:
+        outputs = compute(source, feeds, optimized=kind in ('engines', 'reference'))
+    except Exception as error:
+        if kind != 'engines':
+            raise
+        compute(source, feeds, optimized=False)  # if this fails as well, the optimisations are not at fault
+        print(f'with all optimisations: {error}', file=sys.stderr)
+        return True
     outputs = {name: outputs[name] for name in case['outputs']}
     for name, array in outputs.items():
         print(f'{name}: {np.asarray(array).dtype} {np.shape(array)}, {not_finite({name: array}) or "finite"}')

@@ -17,6 +17,7 @@ from mmdeploy_ext.graph import run
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.tensors import load_tensors, save_npz
+from mmdeploy_ext.graph.reduce import run as reduce_run
 from mmdeploy_ext.graph.reduce.case import Case, prepare, record
 from mmdeploy_ext.graph.reduce.checks import (
     Check,
@@ -323,6 +324,40 @@ def test_the_folder_shows_the_fault_alone_and_not_once_it_is_corrected(tmp_path,
         onnx.save(model, folder / 'model.onnx')
         done = subprocess.run([sys.executable, folder / 'run.py'], capture_output=True, text=True)
         assert done.returncode == 1 and 'NOT shown' in done.stdout
+
+
+@pytest.mark.parametrize(
+    ('script', 'timeout', 'outcome'),
+    [
+        ('import time; time.sleep(9)', 0.2, 'does not end'),
+        ('', 60, 'dies'),
+        ('import os; os.kill(os.getpid(), 9)', 60, 'signal 9'),
+        ('print("NoSuchFile")', 60, 'NoSuchFile'),
+    ],
+)
+def test_the_script_tells_every_end_that_the_check_tells(tmp_path, monkeypatch, script, timeout, outcome):
+    (tmp_path / 'run.py').write_text(script)
+    monkeypatch.setattr(reduce_run, '__file__', str(tmp_path / 'run.py'))
+    for recorded in (outcome, 'runs'):
+        case = dict(check='crash', outcome=recorded, timeout=timeout)
+        assert reduce_run.judge(tmp_path, case) == (recorded == outcome)
+
+
+def test_the_script_shows_that_the_optimisations_refuse_a_model(tmp_path, monkeypatch):
+    def compute(source, feeds, optimized):
+        if optimized or source in refused:
+            raise RuntimeError('not implemented')
+        return {}
+
+    refused: list[str] = []
+    monkeypatch.setattr(reduce_run, 'compute', compute)
+    for name in ('inputs', 'expected'):
+        save_npz(tmp_path / f'{name}.npz', {})
+    case = dict(check='engines', outputs=[], tolerance=0.0)
+    assert reduce_run.judge(tmp_path, case)
+    refused.append(str(tmp_path / 'model.onnx'))
+    with pytest.raises(RuntimeError, match='not implemented'):
+        reduce_run.judge(tmp_path, case)
 
 
 def test_tensors_of_any_name_are_stored(tmp_path):
