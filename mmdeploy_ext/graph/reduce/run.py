@@ -97,6 +97,20 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
         return {name: stored[name] for name in stored.files}
 
 
+def _outcome_of_child(timeout_s: float) -> str:
+    """Return how a run of the folder's model ends in a process of its own, as `checks.Crash` tells it."""
+    command = [sys.executable, __file__, '--child']
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
+    try:
+        child = subprocess.run(command, timeout=timeout_s, **pipes)
+    except subprocess.TimeoutExpired:
+        return 'does not end'
+    *messages, outcome = child.stdout.strip().splitlines() or ['dies']
+    for message in messages:
+        print(message, file=sys.stderr)
+    return f'signal {-child.returncode}' if child.returncode < 0 else outcome
+
+
 def judge(folder: Path, case: Mapping[str, Any]) -> bool:
     """Run the model of a folder and print what it gives; return whether the fault is shown.
 
@@ -108,17 +122,7 @@ def judge(folder: Path, case: Mapping[str, Any]) -> bool:
     """
     kind, source = case['check'], str(folder / 'model.onnx')
     if kind == 'crash':  # in a process of its own, which may die
-        command = [sys.executable, __file__, '--child']
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
-        try:
-            child = subprocess.run(command, timeout=case['timeout'], **pipes)
-            *messages, outcome = child.stdout.strip().splitlines() or ['dies']
-            for message in messages:
-                print(message, file=sys.stderr)
-            if child.returncode < 0:
-                outcome = f'signal {-child.returncode}'
-        except subprocess.TimeoutExpired:
-            outcome = 'does not end'
+        outcome = _outcome_of_child(case['timeout'])
         print(f'ended with: {outcome}; recorded: {case["outcome"]}')
         return outcome == case['outcome']
     feeds, expected = _arrays(folder / 'inputs.npz'), _arrays(folder / 'expected.npz')
