@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import TensorProto, helper
 
-from mmdeploy_ext.core.errors import InferenceError, ModelFileError
+from mmdeploy_ext.core.errors import InferenceError, ModelFileError, ShapeError
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS
 from mmdeploy_ext.graph.io.index import Index
@@ -102,7 +102,8 @@ class SteppedModel:
         """Cut the model, and open a session for each step of ONNX Runtime.
 
         Args:
-            model: operators outside of ONNX's domains have one output, float32.
+            model: operators outside of ONNX's domains have one output, float32. Inputs with a default become
+                constants.
             kernels: `op_type` of such an operator, whatever its domain -> its kernel.
             optimization: level of optimisation of the sessions, see `graph.run.Runner`.
             threads: number of threads of the sessions; 0 leaves the choice to ONNX Runtime.
@@ -127,6 +128,7 @@ class SteppedModel:
         targets = [index.reads(position) for position in custom_nodes] + [index.outputs]
         groups = _groups(index, targets, custom_nodes)
         self.outputs = list(index.outputs)
+        self._defaults = index.constants.keys() & {value.name for value in index.graph.input}
         self.steps: list[CustomStep | EngineStep] = []
         for step_index, positions in enumerate(groups):
             read_afterwards = {name for names in targets[step_index:] for name in names}
@@ -150,14 +152,15 @@ class SteppedModel:
         }
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return output name -> array, for feeds input -> array.
-
-        An input with a default that is not fed has its default. The feeds are not checked before they are
-        used.
+        """Return output name -> array, for feeds input -> array, whose types and shapes each step checks.
 
         Raises:
+            ShapeError: a feed of an input with a default, which is a constant of the steps.
             InferenceError: a step of ONNX Runtime fails; what a kernel raises is not caught.
         """
+        if constants := self._defaults.intersection(feeds):
+            name = min(constants)
+            raise ShapeError(f'feed {name!r}: has a default, which is a constant of the steps')
         tensors = {**self._constants, **feeds}
         for step in self.steps:
             step.run(tensors)
@@ -206,9 +209,7 @@ def _engine_step(
     if not outputs:
         return None
     operands = dict.fromkeys(name for position in positions for name in index.reads(position))
-    graph_inputs = {value.name for value in index.graph.input}  # those with a default can be fed
-    constants = index.constants.keys() - graph_inputs
-    inputs = [name for name in operands if name not in produced and name not in constants]
+    inputs = [name for name in operands if name not in produced and name not in index.constants]
     if untyped := [name for name in inputs if name not in tensor_types]:
         raise ModelFileError(f'the type of {untyped[0]!r} cannot be inferred')
     values = [onnx.ValueInfoProto(name=name, type=tensor_types[name]) for name in inputs]

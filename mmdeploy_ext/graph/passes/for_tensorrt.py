@@ -30,7 +30,8 @@ LOOP_CONDITION = 'always'
 def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model that TensorRT's parser reads as ONNX means it.
 
-    - An initializer that is an input too is removed; other initializers stay.
+    - An initializer that is an input too is removed; other initializers stay. Up to IR 3 all stay: there each
+      weight is an input, and none can be fed.
     - A Loop without a condition gets a constant one, true; a Loop that has one stays, and so does one inside
       of another body.
     The model itself stays as it is; a second run changes nothing.
@@ -38,7 +39,8 @@ def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
     result = copy.deepcopy(model)
     graph = result.graph
     inputs = {value.name for value in graph.input}
-    refill(graph, initializer=[tensor for tensor in graph.initializer if tensor.name not in inputs])
+    if result.ir_version > 3:
+        refill(graph, initializer=[tensor for tensor in graph.initializer if tensor.name not in inputs])
     loops = [node for node in graph.node if node.op_type == 'Loop' and not node.input[1]]
     if loops:
         used = {name for inner in all_graphs(graph) for node in inner.node for name in writes(node)}

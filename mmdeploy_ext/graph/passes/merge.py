@@ -24,10 +24,12 @@ def concatenate(
 ) -> onnx.ModelProto:
     """Merge models into one: an input of a model is the output of an earlier model with the same name.
 
-    Inputs that no earlier model gives become graph inputs; models may share them. The default of an input is
-    left out where an earlier model gives the tensor. One model alone is renamed likewise, so that names do
-    not depend on how many stages there are. Metadata and functions are those of the first model. The result
-    is not checked: `files.save` refuses one in which two tensors have one name.
+    Inputs that no earlier model gives become graph inputs; models may share them, and the default that one of
+    them states is that of all. The default of an input is left out where an earlier model gives the tensor.
+    One model alone is renamed likewise, so that names do not depend on how many stages there are.
+
+    Metadata and functions are those of the first model. The result is not checked: `files.save` refuses one
+    in which two tensors have one name.
 
     Args:
         models: models in the order of execution, at least one; the same opsets and no functions. They stay

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.core.errors import ModelFileError, ShapeError
 from mmdeploy_ext.graph.custom_steps import SteppedModel
 
 TEXT = """
@@ -45,12 +45,13 @@ def test_a_kernel_gets_none_for_an_input_that_is_left_out():
     assert SteppedModel(model, kernels, threads=1).run(feeds)['last'][0].tolist() == [6, 8, 10]
 
 
-def test_an_input_with_a_default_can_be_fed():
+def test_an_input_with_a_default_is_a_constant_that_cannot_be_fed():
     text = TEXT.replace('float[3] y)', 'float[3] y, float two)')
     x, y = np.ones((2, 3), np.float32), np.zeros(3, np.float32)
     model = SteppedModel(onnx.parser.parse_model(text), KERNELS, threads=1)
     assert model.run(dict(x=x, y=y))['last'][0].tolist() == [6, 8, 10]
-    assert model.run(dict(x=x, y=y, two=np.array(3, np.float32)))['last'][0].tolist() == [11, 13, 15]
+    with pytest.raises(ShapeError, match="'two': has a default"):
+        model.run(dict(x=x, y=y, two=np.array(3, np.float32)))
 
 
 def test_an_operator_without_a_kernel_is_named():

@@ -38,6 +38,13 @@ def test_inputs_with_a_default_have_to_be_fed():
     np.testing.assert_array_equal(fed['y'], Runner(model).run({'x': X})['y'])
 
 
+def test_the_weights_of_an_old_file_stay():
+    model = with_default()
+    model.ir_version = 3
+    assert for_tensorrt(model) == model
+    assert [tensor.name for tensor in engine_spec(model).inputs] == ['x']
+
+
 def test_the_condition_of_a_loop_gets_a_name_that_no_tensor_has():
     model = loop()
     model.graph.node.append(helper.make_node('Neg', ['x'], ['always']))
