@@ -1,6 +1,6 @@
 """Dense heads as mmdet runs them, unpatched: what a proof compares the graphs with.
 
-Glossary: B batch.
+Glossary: B batch, H, W network input in pixels.
 """
 
 import contextlib
@@ -29,7 +29,8 @@ def tensors(
 ) -> dict[str, np.ndarray]:
     """Return the outputs by name of the form 'raw' or 'decode', by mmdet's own head, priors and box coder.
 
-    `feeds` hold `input`; `score_form` is the option of the file.
+    `feeds` hold `input` (B, 3, H, W) float32; `score_form` is the option of the file: with 'product' scores
+    are multiplied by the head's score factor, which is left out. Other options have no effect.
     """
     with torch.no_grad():
         image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
@@ -81,7 +82,8 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
     network input.
 
     Rows that are no results are left out: boxes without an area if boxes vote, for which upstream divides
-    zero by zero, and those of score 0, by which upstream fills up a list of peaks.
+    zero by zero, and those of score 0, by which upstream fills up a list of peaks. The images are of one
+    size.
     """
     test_cfg, description = model.bbox_head.test_cfg, described(model)
     deployed = contextlib.nullcontext()
@@ -104,8 +106,9 @@ def candidate_bounds(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return 'candidates' -> least and largest number (B,) of (prior, class) pairs that pass the threshold.
 
-    A score that differs from the threshold by no more than `slack` may pass or not. Of each level those count
-    that `contract.dense_head.Head.choose` lets through. See `ImageFamily.candidate_bounds`.
+    A score that differs from the threshold by no more than `slack`, or an objectness from that of its
+    own (YOLOv3), may pass or not. Of each level those count that `contract.dense_head.Head.choose` lets
+    through. `feeds` hold `input`; limits of the file are not used.
     """
     config, description = thresholds(model.bbox_head), described(model)
     generator = generator_of(model.bbox_head)
@@ -115,8 +118,6 @@ def candidate_bounds(
     if description.root:
         ranks = np.sqrt(np.maximum(ranks, 0))
     judged = ranks if description.judged == 'product' else scores
-    if description.conf_thr > 0:
-        judged = np.where(factor[..., None] >= description.conf_thr, judged, -1)
     nms_pre = config.nms_pre if config.nms_pre > 0 else np.iinfo(np.int64).max
 
     raw, name = tensors(model, feeds, 'raw'), description.names[0]
@@ -124,18 +125,25 @@ def candidate_bounds(
         int(np.prod(raw[f'{name}_{level}'].shape[2:])) for level in range(len(generator.num_base_priors))
     ]
     ends = np.cumsum(np.multiply(generator.num_base_priors, cells))[:-1]
-    lower, upper = 0, 0
-    for level_judged, level_ranks in zip(np.split(judged, ends, 1), np.split(ranks, ends, 1), strict=True):
-        if description.choose == 'best':
-            level_judged = level_judged.max(2)
-        elif description.choose == 'priors':
-            rows = np.argsort(-level_ranks.max(2), 1, kind='stable')[:, :nms_pre]
-            level_judged = np.take_along_axis(level_judged, rows[..., None], 1)
-        level_lower, level_upper = count_bounds(level_judged, config.score_thr, slack)
-        if description.choose == 'pairs':
-            level_lower, level_upper = np.minimum(level_lower, nms_pre), np.minimum(level_upper, nms_pre)
-        lower, upper = lower + level_lower, upper + level_upper
-    return dict(candidates=(lower, upper))
+    counts = []
+    for bound, step in enumerate((slack, -slack)):
+        passing, count = judged, 0
+        if description.conf_thr > 0:
+            passing = np.where(factor[..., None] >= description.conf_thr + step, judged, -1)
+        for level_judged, level_ranks in zip(
+            np.split(passing, ends, 1), np.split(ranks, ends, 1), strict=True
+        ):
+            if description.choose == 'best':
+                level_judged = level_judged.max(2)
+            elif description.choose == 'priors':
+                rows = np.argsort(-level_ranks.max(2), 1, kind='stable')[:, :nms_pre]
+                level_judged = np.take_along_axis(level_judged, rows[..., None], 1)
+            level_count = count_bounds(level_judged, config.score_thr, slack)[bound]
+            if description.choose == 'pairs':
+                level_count = np.minimum(level_count, nms_pre)
+            count = count + level_count
+        counts.append(count)
+    return dict(candidates=tuple(counts))
 
 
 def interchangeable_zeros(
@@ -145,8 +153,7 @@ def interchangeable_zeros(
 
     If two cells of a heatmap differ by rounding, PyTorch and an engine may take different ones for the peak,
     and set the other one to zero. The result is `scores`, of the shape of that output: the score before it
-    became zero, NaN where there is no tie; {} for heads without peaks. See
-    `ImageFamily.interchangeable_zeros`.
+    became zero, NaN where there is no tie; {} for heads without peaks. `feeds` hold `input`.
     """
     description = described(model)
     if not description.peaks:

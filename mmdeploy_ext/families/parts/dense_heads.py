@@ -18,7 +18,7 @@ from torch import nn
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.contract.dense_head import Head, factor_head
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.postprocess.suppression import positive
+from mmdeploy_ext.exporting.postprocess.suppression import number, positive
 from mmdeploy_ext.exporting.same_bytes import SameBytes
 from mmdeploy_ext.models.rtmdet import RTMDetSepBNHead
 
@@ -150,6 +150,7 @@ def strides(head: nn.Module) -> list[int]:
 class HeadKind:
     """One kind of head; this one decodes by `BaseDenseHead.get_bboxes` and the box coder of the config.
 
+    Subclasses override the methods whose results differ for their heads; arguments and results are the same.
     Its methods take a live head of mmdet of this kind. `rows` are name of an output -> its rows
     (A, columns), `priors` (A, 4) xyxy or (A, 2) points in pixels; both are of one level and one image, and
     `level` is its index.
@@ -389,7 +390,7 @@ class YoloKind(HeadKind):
             factor='objectness',
             factor_from=('pred_map', 4),
             choose='all',
-            conf_thr=float(head.test_cfg.get('conf_thr', -1)),
+            conf_thr=number('conf_thr', head.test_cfg.get('conf_thr', -1), float),
         )
 
     def coder(self, head: nn.Module) -> dict[str, Any]:
@@ -429,7 +430,10 @@ class YoloxKind(HeadKind):
 
 
 def peak_window(test_cfg: Mapping[str, Any]) -> int:
-    """Return the side of the square, in cells, of which a peak is the highest; ConfigError: it is even."""
+    """Return `local_maximum_kernel`: the side of the square, in cells, of which a peak is the highest.
+
+    ConfigError: it is missing, or no odd whole number above 0.
+    """
     side = positive('local_maximum_kernel', test_cfg.get('local_maximum_kernel'))
     if side % 2 == 0:
         raise ConfigError(f'test_cfg.local_maximum_kernel={side}: expected an odd number')

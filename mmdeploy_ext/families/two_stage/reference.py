@@ -12,7 +12,6 @@ from torch import nn
 
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.families.parts.mmdet_reference import RegionInputs, batch_of, metas_of_images, tested
-from mmdeploy_ext.families.parts.proposals import needed, thresholds
 from mmdeploy_ext.families.parts.regions import feature_names, flat, part_of
 from mmdeploy_ext.families.two_stage.boxes import output_names
 from mmdeploy_ext.families.two_stage.graphs import proposal_names
@@ -29,6 +28,7 @@ def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: A
     """Return the outputs by name that are compared by value, of the form 'proposals' or 'regions'.
 
     They are the features and the outputs of the RPN head, or the inputs and outputs of the heads of regions.
+    `feeds` are the inputs of the graph by name; other options of the file have no effect.
     """
     if form != PROPOSALS:
         return _region_tensors(model, feeds, {})
@@ -71,8 +71,14 @@ def choose_as(
 ) -> dict[str, np.ndarray]:
     """Return the reference with the engine's regions as inputs of the heads of later stages.
 
-    See `ImageFamily.choose_as`. Regions that differ by rounding may be pooled from other levels, and with
-    other numbers of samples.
+    Regions that differ by rounding may be pooled from other levels, and with other numbers of samples.
+
+    Args:
+        model: the unpatched detector.
+        feeds: inputs of a graph of regions by name.
+        outputs: outputs of the engine by name, of which `regions_<stage>` are taken.
+        reference: outputs of `tensors`, which are returned if there are no later stages, or others.
+        ties_rtol: has no effect.
     """
     later = {name: array for name, array in outputs.items() if name.startswith('regions_')}
     fitting = later and all(array.shape == reference[name].shape for name, array in later.items())
@@ -147,11 +153,11 @@ def candidate_bounds(
     max_proposals: int = 0,
     max_candidates: int = 0,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return name -> bounds of the outputs that count candidates, see `ImageFamily.candidate_bounds`.
+    """Return output that counts candidates -> bounds of its right values.
 
     `max_proposals` and `max_candidates` are the options of the file, 0 if it has no such limit. The bounds
     are the least and the largest number (B,); a score that differs from its threshold by no more than `slack`
-    may pass or not.
+    may pass or not. `feeds` hold `input` and, if it is padded, `img_shape`.
     """
     bounds = {}
     with torch.no_grad():
@@ -174,23 +180,27 @@ def candidate_bounds(
 def _needed_proposals(
     head: nn.Module, maps: Sequence[torch.Tensor], metas: Sequence[dict[str, Any]], cap: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the least and the largest number of boxes (B,) that the suppression has to look at."""
-    config, outputs = thresholds(head), head(maps)
+    """Return the least and the largest number of boxes (B,) that the suppression has to look at.
 
-    def counts(iou_threshold: float, step: float, max_per_img: int) -> torch.Tensor:
+    The graph counts by `proposals.needed`; this is other code, so that a fault there shows.
+    """
+    outputs, iou_threshold = head(maps), head.test_cfg.nms.iou_threshold
+    max_per_img = head.test_cfg.max_per_img
+
+    def counts(iou_threshold: float, step: float, max_per_img: int) -> np.ndarray:
         cfg = copy.deepcopy(head.test_cfg)
         cfg.update(nms=dict(cfg.nms, iou_threshold=iou_threshold), max_per_img=max_per_img)
         if cfg.get('min_bbox_size', -1) > 0:
             cfg.min_bbox_size += step
-        return torch.tensor([len(boxes) for boxes in head.get_bboxes(*outputs, img_metas=metas, cfg=cfg)])
+        return np.array([len(boxes) for boxes in head.get_bboxes(*outputs, img_metas=metas, cfg=cfg)])
 
     needed_counts = []
     for step in (-EDGE, EDGE):
         all_candidates = counts(1.0, step, sum(logits[0].numel() for logits in outputs[0]))
         for edge in (-EDGE, 0.0, EDGE):
-            rows = counts(config.iou_threshold + edge, step, head.test_cfg.max_per_img)
-            labels = torch.where(torch.arange(max(int(rows.max()), 1)) < rows[:, None], 0, -1)
-            needed_counts.append(needed(all_candidates, labels, cap, config.max_per_img).numpy())
+            is_full = counts(iou_threshold + edge, step, max_per_img) == max_per_img
+            capped = np.minimum(all_candidates, cap) if max_per_img <= cap else all_candidates
+            needed_counts.append(np.where(is_full, capped, all_candidates))
     return np.min(needed_counts, 0), np.max(needed_counts, 0)
 
 

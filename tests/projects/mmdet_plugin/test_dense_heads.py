@@ -323,3 +323,22 @@ def test_the_number_of_peaks_is_all_that_limits_results_of_centernet():
 
     limits = dense_heads.FAMILY.limits(Detector())
     assert [limit.key for limit in limits] == ['topk']
+
+
+def test_an_objectness_within_rounding_of_its_threshold_may_pass_or_not(monkeypatch):
+    head = make_head('YOLOV3Head', conf_thr=0.3)
+    factors = np.zeros((1, 9), np.float32)
+    factors[0, :3] = 0.3 - 5e-5, 0.3 + 5e-5, 0.4
+    forms = dict(
+        raw={name: np.zeros((1, 3, 1, 1), np.float32) for name in raw_names(detector(head))},
+        decode=dict(scores=np.full((1, 9, 5), 0.9, np.float32), objectness=factors),
+    )
+    monkeypatch.setattr(reference, 'tensors', lambda model, feeds, form: forms[form])
+    bounds = reference.candidate_bounds(detector(head), {}, slack=1e-4)
+    assert [count.tolist() for count in bounds['candidates']] == [[5], [15]]
+
+
+@pytest.mark.parametrize('conf_thr', [None, '0.1', True])
+def test_a_threshold_of_objectness_that_is_no_number_is_refused(conf_thr):
+    with pytest.raises(ConfigError, match=f'test_cfg.conf_thr={conf_thr!r}: expected a number'):
+        heads.described(make_head('YOLOV3Head', conf_thr=conf_thr))
