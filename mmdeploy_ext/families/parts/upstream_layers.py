@@ -63,10 +63,12 @@ class RepeatedPriors:
         self.repeats: Any = 1
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__['generator'], name)
+        if name == 'generator':  # of a copy, before it has its attributes
+            raise AttributeError(name)
+        return getattr(self.generator, name)
 
     def single_level_grid_priors(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Return (repeats * A, 4) xyxy."""
+        """Return the priors of a level, A anchors xyxy in pixels, `repeats` times: (repeats * A, 4)."""
         return self.generator.single_level_grid_priors(*args, **kwargs).repeat(self.repeats, 1)
 
     def count(self, head: nn.Module, inputs: tuple) -> None:
@@ -86,6 +88,7 @@ def repeat_priors(module: nn.Module) -> None:
 def pooled(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Return maxima (B, C, H, W) of adaptive windows of (B, C, h, w), as PyTorch does; H <= h, W <= w.
 
+    `size` is H and W.
     Window i of n covers rows `floor(i * h / n)` to `ceil((i + 1) * h / n) - 1`; its last row is repeated if
     other windows have one more.
     """
@@ -102,7 +105,9 @@ def _windows(length: int, count: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def merged_size(x: torch.Tensor, size: Sequence[int], mode: str) -> torch.Tensor:
-    """Return (B, C, h, w) enlarged, or padded with zeros and pooled, to `size`, as mmcv's merge cells do.
+    """Return a map (B, C, h, w) of another `size`, height and width, as mmcv's merge cells do.
+
+    It is enlarged, or padded with zeros and pooled.
 
     `mode` is that of `torch.nn.functional.interpolate`, by which maps are enlarged.
     The traced sizes decide which of them happens: a level is the finer one at every size.

@@ -1,11 +1,14 @@
 """Parts of mmdet that no exporter follows, as their exported copies compute them at sizes never traced."""
 
+import copy
+
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 from dense_heads import FAMILY, make_head
 from mmcv.cnn import ConvModule
+from mmdet.core.anchor import AnchorGenerator
 from mmdet.models.necks import BFP, NASFPN
 from mmdet.models.necks.nasfcos_fpn import NASFCOS_FPN
 from torch import nn
@@ -15,7 +18,7 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.families.parts.upstream_layers import pooled
+from mmdeploy_ext.families.parts.upstream_layers import RepeatedPriors, pooled
 
 SEEN, UNSEEN = (1, 64, 96), ((2, 88, 56), (1, 130, 201), (3, 64, 64))
 
@@ -109,6 +112,14 @@ class First(nn.Module):
 
     def forward(self, maps):
         return maps[0]
+
+
+def test_repeated_priors_can_be_copied():
+    repeated = RepeatedPriors(AnchorGenerator(strides=[8], ratios=[1.0], scales=[8]))
+    repeated.repeats = 3
+    other = copy.deepcopy(repeated)
+    assert other.strides == [(8, 8)] and other.generator is not repeated.generator
+    assert len(other.single_level_grid_priors((2, 2), 0, device='cpu')) == 3 * 4
 
 
 @pytest.mark.matrix

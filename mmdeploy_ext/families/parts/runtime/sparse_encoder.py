@@ -77,6 +77,7 @@ class ScnOnnx(contextlib.ExitStack):
 
         Raises:
             ModelFileError: missing, corrupt, or not a portable sparse backbone.
+            ConfigError: no such backend, or one that does not have these options.
             EngineError: a provider that is not there.
         """
         super().__init__()
@@ -90,7 +91,7 @@ class ScnOnnx(contextlib.ExitStack):
             self.callback(self.session.deactivate)
             self.props = self.session.session.get_modelmeta().custom_metadata_map
         else:
-            if 'threads' in BACKENDS[engine].keys:
+            if engine in BACKENDS and 'threads' in BACKENDS[engine].keys:
                 options = dict(threads=self.threads, **options)
             self.session = self.enter_context(build_backend(engine, str(path), **options))
             self.props = read_props(path)
