@@ -100,6 +100,13 @@ def test_a_sweep_of_more_voxels_than_the_maximum_gives_the_same_boxes(kind):
             'of which mmdet3d makes 31',
         ),
         ('dynamic', {'load_dim=5, use_dim=5': 'load_dim=5, use_dim=4'}, 'gives 4 values per point'),
+        ('kitti', {'voxel_layer=layer': 'voxel_layer=None'}, 'has no point_cloud_range, voxel_size'),
+        ('kitti', {'output_shape=[32, 32]': 'output_shape=None'}, 'has no output_shape'),
+        (
+            'kitti',
+            {'voxel_size=[0.4, 0.4, 3.2], max_voxels': "voxel_size=[0.4, 0.4, '3.2'], max_voxels"},
+            'expected 6 and 3 finite numbers',
+        ),
     ],
 )
 def test_grids_and_widths_that_do_not_fit_are_refused_by_name(tmp_path, kind, words, message):

@@ -1,7 +1,7 @@
 """The family of dense heads: which configs it claims and refuses, and what else the base classes leave to it.
 
-What the attributes and methods of `DenseFamily` without a docstring are for is documented where they are
-defined first: `families/base.py` and `families/images.py`.
+What the attributes of `DenseFamily` are for is documented where they are defined first: `families/base.py`
+and `families/images.py`.
 """
 
 import contextlib
@@ -86,6 +86,16 @@ class DenseFamily(ImageFamily):
         return Claim.PART if issubclass(head, BaseDenseHead) else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
+        """Refuse what does not export, before weights load; the head is built alone.
+
+        Args:
+            cfg: the config.
+            options: options of the export.
+
+        Raises:
+            ConfigError: the head, a part or a setting of it; the message names file and key.
+            UsageError: an option that does not fit the model, such as a size.
+        """
         with refused_by_name(cfg):
             head = self.head(cfg)
             check_library_head(head)
@@ -123,6 +133,7 @@ class DenseFamily(ImageFamily):
         return super().build(cfg)
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
+        """Yield the methods of a live detector, of its head and coders, that the graphs compute."""
         return followed.replaced_in(model, ['bbox_head'], FOLLOWED)
 
     def takes(self, model: nn.Module, options: Options, height: int, width: int) -> bool:
@@ -136,6 +147,7 @@ class DenseFamily(ImageFamily):
         return min(height, width) >= max(int(stride[0]) for stride in generator_of(model.bbox_head).strides)
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
+        """Return the entry of `test_cfg` that limits results: `topk` of heads of peaks or `max_per_img`."""
         return ResultLimit(model.bbox_head.test_cfg, kind_of(model.bbox_head).limit)
 
     def limits(self, model: nn.Module) -> list[Limit]:
@@ -154,6 +166,10 @@ class DenseFamily(ImageFamily):
 
     @contextlib.contextmanager
     def exaggerated(self, model: nn.Module) -> Iterator[None]:
+        """Inside the block the head gives some extreme boxes, and high scores at both ends of every level.
+
+        The outputs of its `forward` are changed, for the reference and for a graph that is exported inside.
+        """
         head = model.bbox_head
         kind, description, num_levels = kind_of(head), described(head), len(generator_of(head).strides)
         coder = kind.coder(head)
@@ -176,11 +192,18 @@ class DenseFamily(ImageFamily):
         return kind_of(model.bbox_head).limit == 'topk'
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """Return name -> value of what `families/dense/runtime.py` reads, see `options.POSTPROCESS`."""
+        """Return name -> setting that files tell: thresholds, and what `facts_of` returns of the head.
+
+        `head` among them considers a neck that rounds sizes of maps down.
+        """
         facts = facts_of(model.bbox_head) | dict(head=json_of(graphs.described(model)))
         return thresholds(model.bbox_head).to_json() | facts
 
     def results_left_out(self, options: Mapping[str, Any]) -> str:
+        """Return why a proof does not compare the results of a file; '' if it does.
+
+        `options` are name -> value of its export: without class scores a threshold means another one.
+        """
         if options.get('score_form') != 'product':
             return ''
         return (

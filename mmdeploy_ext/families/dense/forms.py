@@ -46,7 +46,10 @@ def raw_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def flat_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
-    """Return the head's outputs of images, named by `raw_names`; ConfigError: there are more or fewer."""
+    """Return the head's outputs of images (B, 3, H, W), in the order of `raw_names`.
+
+    ConfigError: there are more or fewer than these names.
+    """
     outputs = kind_of(model.bbox_head).flatten(model.bbox_head(model.extract_feat(image)))
     if len(outputs) != len(raw_names(model)):
         raise ConfigError(
@@ -90,7 +93,8 @@ class Decode(nn.Module):
     ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor | None]]:
         """Return per level boxes (B, A, 4), class scores (B, A, C) and score factors (B, A) or None.
 
-        Boxes are xyxy in pixels, not clipped.
+        Boxes are xyxy in pixels, not clipped. `raw` are the outputs of the head (B, a*columns, h, w), in the
+        order of `raw_names`.
         """
         count = len(raw) // len(self.outputs)
         levels = [LevelRows(self.outputs, self._peaks(raw[level::count])) for level in range(count)]
@@ -126,9 +130,10 @@ class DecodeForm(nn.Module):
         self.product = product
 
     def forward(self, *raw: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return boxes (B, A, 4), scores (B, A, C), factors (B, A) and priors per level (L,).
+        """Return boxes (B, A, 4), scores (B, A, C), factors (B, A) and priors per level (L,) int64.
 
-        The last two are left out of some models and forms, see `decode_names`.
+        The last two are left out of some models and forms, see `decode_names`. `raw` are the outputs of the
+        head (B, a*columns, h, w), in the order of `raw_names`.
         """
         mlvl_boxes, mlvl_scores, mlvl_factors = self.decode(*raw)
         sizes = [boxes.shape[1] for boxes in mlvl_boxes]
@@ -146,7 +151,11 @@ class DecodeForm(nn.Module):
 
 
 def decode_names(model: nn.Module, options: Options) -> tuple[str, ...]:
-    """Return the names of the outputs of the `decode` form."""
+    """Return the names of the outputs of the `decode` form.
+
+    The score factor is one of them if the option `score_form` is 'separate' and the head has one, and
+    `level_sizes` if the sizes of maps do not follow from the strides.
+    """
     head, names = described(model), ['boxes', 'scores']
     if head.factor and options.score_form == 'separate':
         names.append(head.factor)
@@ -159,7 +168,11 @@ class DenseFullForm(nn.Module):
     """What the `full` form adds to the network: raw outputs to detections."""
 
     def __init__(self, model: nn.Module, cap: int = 0) -> None:
-        """Read the thresholds from the head's test_cfg; `cap` as in `DenseBoxPostprocess`."""
+        """Read the thresholds from the head's test_cfg.
+
+        `cap`, the option `max_candidates`, is the largest number of candidates that enter the suppression,
+        the best by score, with which all shapes are constant; 0 lets all in.
+        """
         super().__init__()
         head = model.bbox_head
         self.decode = Decode(head)

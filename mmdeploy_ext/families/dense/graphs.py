@@ -71,11 +71,18 @@ BOX_MEANINGS = dict(
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of a form.
+    """Return the contract of the form of the options.
+
+    The outputs of 'raw' are those of the head, of 'decode' boxes and scores of all priors, of 'full' results.
+
+    Args:
+        model: the detector.
+        options: options of the export.
 
     Raises:
         ConfigError: the maps have another stride than the head decodes by.
-        UsageError: a fixed size that the file itself would refuse, see `detector_parts.smallest`.
+        UsageError: a fixed size that is smaller than the head takes (`detector_parts.smallest`), or that the
+            model does not run on.
     """
     _check_stride(model)
     bordered, stride = described(model).bordered, max(facts_of(model.bbox_head)['strides'])
@@ -127,7 +134,10 @@ def _raw_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
 
 
 def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
-    """Return (h, w) of each level at the size of an export; UsageError: the model does not take it."""
+    """Return (h, w) of each level at the size of an export; of a dynamic one (0, 0) each.
+
+    UsageError: the model does not take the size.
+    """
     return detector_parts.map_sizes(model, flat_outputs, num_levels(model), options)
 
 
@@ -145,10 +155,10 @@ def _check_stride(model: nn.Module) -> None:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and what the form adds to it; see `ImageFamily.stages`.
+    """Return the stages of the graph: the network, and what the form of the options adds to it.
 
-    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
-    is.
+    With `fold` batch normalisation is folded into the convolutions of a copy of the network; without, the
+    model itself runs.
     """
     network, head = fuse(model) if fold else model, described(model)
     return dense_graphs.form_stages(

@@ -16,6 +16,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import NmsConfig, nms_config, positive
 from mmdeploy_ext.families.parts import followed
 from mmdeploy_ext.families.parts.dense_heads import KINDS, HeadKind
+from mmdeploy_ext.families.parts.detector_parts import check_settings
 
 MlvlPointGenerator = mmdet_module('mmdet.core.anchor.point_generator').MlvlPointGenerator
 detectors = mmdet_module('mmdet.models.detectors')
@@ -122,12 +123,8 @@ def thresholds(head: nn.Module) -> NmsConfig:
     ConfigError: `test_cfg` lacks an entry that upstream reads, or has one that the graph does not reproduce.
     """
     kind = kind_of(head)
-    test_cfg = head.test_cfg or {}
-    if missing := [key for key in kind.needed if test_cfg.get(key) is None]:
-        raise ConfigError(
-            f'model.test_cfg has no {", ".join(missing)}, which {type(head).__name__} reads; expected '
-            f'{", ".join(kind.needed)}'
-        )
+    test_cfg = head.test_cfg
+    check_settings(test_cfg, 'model.test_cfg', kind.needed, type(head).__name__)
     if kind.limit == 'topk':  # the best cells, without a suppression
         topk = positive('topk', test_cfg['topk'])
         return NmsConfig(score_thr=0.0, nms_pre=topk, iou_threshold=1.0, max_per_img=topk)

@@ -31,7 +31,7 @@ def check_anchor_head(filename: str, key: str, head: Mapping[str, Any]) -> None:
     """
     for part, type_name, allowed in (
         ('anchor_generator', (head.get('anchor_generator') or {}).get('type'), tuple(GENERATORS)),
-        ('bbox_coder', (head.get('bbox_coder') or dict(type=CODER))['type'], (CODER,)),
+        ('bbox_coder', (head.get('bbox_coder') or dict(type=CODER)).get('type'), (CODER,)),
     ):
         if type_name not in allowed:
             raise ConfigError(f'{filename}: {key}.{part}.type={type_name!r}, expected {" or ".join(allowed)}')
@@ -56,7 +56,12 @@ def flat_outputs(outputs: tuple[list[torch.Tensor], ...]) -> tuple[torch.Tensor,
 
 
 def anchor_rule(head: nn.Module, cells: tuple[int, ...] = ()) -> AnchorRule:
-    """Return the settings by which an `Anchor3DHead` decodes; for `cells` see `AnchorRule`."""
+    """Return the settings by which an `Anchor3DHead` decodes.
+
+    `cells` are rows and columns of the map of each range of anchors, one after the other, for a head whose
+    ranges have maps of their own; () for others. `test_cfg` of the head has `nms_thr`, `use_rotate_nms` and
+    `max_num`.
+    """
 
     def flat(rows: Any) -> tuple[float, ...]:
         return tuple(float(value) for row in rows for value in row)

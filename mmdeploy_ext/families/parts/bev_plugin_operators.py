@@ -127,9 +127,13 @@ def turn_view(cells: Tensor, degrees: Tensor, center: Sequence[float], height: i
 
 
 def attend_views(module: nn.Module, query: Tensor, position: Tensor, views: SeenViews) -> Tensor:
-    """Return what `bev_attention.attend_views` returns (1, Q, C), before the shortcut.
+    """Return what `TemporalSelfAttention` computes before its shortcut (1, Q, C).
 
-    `query` and `position` are (1, Q, C), and `views` are the last view and the present one.
+    Args:
+        module: the attention, whose number of heads and linear layers are used.
+        query: (1, Q, C).
+        position: embedding of the cells, of the same shape.
+        views: the last view and the present one, and where each cell looks in both.
     """
     both = torch.cat([views.cells[:1], query + position], -1)
     per_view = (module.num_heads, 2, -1)
@@ -145,10 +149,14 @@ def attend_views(module: nn.Module, query: Tensor, position: Tensor, views: Seen
 def attend_cameras(
     module: nn.Module, query: Tensor, maps: Sequence[Tensor], places: Tensor, is_seen: Tensor
 ) -> Tensor:
-    """Return what `bev_attention.attend_cameras` returns (1, Q, C), before the shortcut.
+    """Return what `SpatialCrossAttention` computes before its shortcut (1, Q, C).
 
-    `query` is (1, Q, C), `maps` are (N, C, h, w) of each level, `places` (N, Q, Z, 2) are in shares of the
-    pictures, and `is_seen` (N, Q, Z) tells which of them are inside.
+    Args:
+        module: the attention; its `deformable_attention` samples.
+        query: (1, Q, C).
+        maps: of each level (N, C, h, w), embeddings of camera and level added.
+        places: (N, Q, Z, 2), where each camera sees each point of a pillar, x and y in shares of the picture.
+        is_seen: (N, Q, Z) bool, which of the points are in the pictures.
     """
     sampler = module.deformable_attention
     tokens = torch.cat([level.flatten(2) for level in maps], -1).transpose(1, 2)
@@ -165,9 +173,12 @@ def attend_cameras(
 
 
 def attend_view(module: nn.Module, query: Tensor, view: SeenViews) -> Tensor:
-    """Return what `bev_attention.attend_view` returns (1, Q, C), before the shortcut.
+    """Return what the decoder's deformable attention computes before its shortcut (1, Q, C).
 
-    `query` is (1, Q, C) with positions, and `view` is one view.
+    Args:
+        module: the attention, whose number of heads and linear layers are used.
+        query: (1, Q, C), positions added.
+        view: one view, and where each query looks in it.
     """
     values = module.value_proj(view.cells).unflatten(-1, (module.num_heads, -1))
     offsets, logits = (

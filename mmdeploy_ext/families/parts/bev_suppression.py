@@ -34,11 +34,11 @@ def suppressed(
     Boxes of each class are compared on a plane of their own.
 
     Args:
-        above: (B, A, 5) boxes as `rotated_keep` takes them, in metres.
+        above: (B, A, 5) boxes from above: x, y of the centre, two sizes, metres, and yaw, radians.
         scores: (B, A, C) in 0..1.
         score_thr: threshold that scores have to exceed.
-        nms_thr: IoU from which on the worse of two boxes is dropped.
-        max_per_img: largest number of results of an image; -1 is no limit.
+        nms_thr: IoU, above 0, from which on the worse of two boxes is dropped.
+        max_per_img: largest number of results of an image; below 0 is no limit.
     """
     classes = scores.shape[2]
     passing = scores > score_thr

@@ -37,7 +37,8 @@ def state_convention(model: nn.Module, cfg: Any) -> None:
 def note_convention(model: nn.Module, checkpoint: Any) -> None:
     """Set `box_convention` of a model by the version in a checkpoint, unless the config states it.
 
-    The version is `mmdet3d_version` of the checkpoint's `meta`; without one the convention stays.
+    The version is `mmdet3d_version` of the checkpoint's `meta`, a dict; without one the convention stays.
+    `model` is one that `state_convention` has set.
     """
     version = str(checkpoint.meta.get('mmdet3d_version', ''))
     if version and not model.states_boxes:

@@ -1,7 +1,7 @@
 """The base of families of several cameras, and of those whose queries become boxes without NMS.
 
-What the attributes and methods of the classes without a docstring are for is documented where they are
-defined first: `families/sequence.py` and `families/base.py`.
+What the other attributes of the classes are for is documented where they are defined first:
+`families/sequence.py` and `families/base.py`.
 """
 
 import abc
@@ -69,12 +69,16 @@ class CameraFamily(SequenceFamily):
         return part_cfg(model, self.head_key)
 
     def claims(self, cfg: Any) -> Claim:
+        """Return `NO` unless the head is one of `heads`, `DETECTOR` if the detector is one of `detectors`.
+
+        Of another detector with such a head it is `HEAD`, which `check` refuses by the detector's name.
+        """
         if self.head_of(cfg.model).get('type') not in self.heads:
             return Claim.NO  # other models have a detector of the same type
         return Claim.DETECTOR if cfg.model.get('type') in self.detectors else Claim.HEAD
 
     def check_model(self, cfg: Any) -> None:
-        """Refuse types and settings of a config's model that are not exported."""
+        """Refuse (ConfigError) types and settings of a config's model that are not exported."""
         types = (
             ('type', cfg.model, self.detectors),
             (f'{self.head_key}.type', self.head_of(cfg.model), self.heads),
@@ -94,9 +98,14 @@ class CameraFamily(SequenceFamily):
             )
 
     def check(self, cfg: Any, options: Options) -> None:
+        """Do what `check_model` does; the options are not read."""
         self.check_model(cfg)
 
     def build(self, cfg: Any) -> nn.Module:
+        """Return the model of a config, without weights, in evaluation mode; it has `input_sizes`.
+
+        ConfigError: it is not exported, or cannot be built.
+        """
         self.check_model(cfg)
         register_named(cfg)  # several models have a detector of the same type
         model = build_without_weights(cfg, build_model, 'img_backbone')
@@ -113,6 +122,10 @@ class CameraFamily(SequenceFamily):
         return test_pipeline(cfg)
 
     def preprocess_rule(self, cfg: Any) -> MultiViewRule:
+        """Return the rule by which the config's test pipeline prepares the pictures of all cameras.
+
+        ConfigError: `num_cams` is no whole number above 0, or a step is not one of the rule's.
+        """
         cameras = self.settings_of_cameras(cfg).get('num_cams', DEFAULT_CAMERAS)
         if type(cameras) is not int or cameras < 1:
             raise ConfigError(f'{cfg.filename}: num_cams={cameras!r}, expected a number of cameras')
@@ -125,7 +138,8 @@ class CameraQueryFamily(CameraFamily):
     """A family of cameras whose best pairs of query and class become boxes.
 
     Attributes:
-        columns: of the model's box code, see `query_limits.synthetic_outputs`.
+        columns: of the model's box code: for each of its ten numbers the index in x, y, z, three sizes, sine
+            and cosine of the yaw, velocity in x and y.
     """
 
     compared = PREDICTIONS
@@ -137,7 +151,11 @@ class CameraQueryFamily(CameraFamily):
         """Return the number of queries in the outputs of the head."""
 
     def box_facts(self, model: nn.Module) -> dict[str, Any]:
-        """Return the entries of `postprocess_facts` that every decoding of queries to boxes reads."""
+        """Return the entries of `postprocess_facts` that every decoding of queries to boxes reads.
+
+        They are `max_num`, `post_center_range` (6 numbers, m), `score_threshold` (None: there is none) and
+        `num_classes`.
+        """
         coder = model.pts_bbox_head.bbox_coder
         return dict(
             max_num=int(coder.max_num),
@@ -149,12 +167,17 @@ class CameraQueryFamily(CameraFamily):
     def synthetic_outputs(
         self, model: nn.Module, runner: Stepper, spec: GraphSpec
     ) -> Iterable[tuple[str, Mapping[str, Any]]]:
+        """Yield titles and outputs of the head by name that reach the limits of decoding them.
+
+        The limits are those of the metadata of `runner`, the files on an engine; `spec` is not used.
+        """
         queries, classes = self.num_queries(model), self.num_classes(model)
         return synthetic_outputs(runner.metadata.postprocess, queries, classes, self.columns)
 
     def other_limits(
         self, model: nn.Module, runner: Stepper, spec: GraphSpec
     ) -> Iterable[tuple[str, AbstractContextManager[None]]]:
+        """Yield titles, and contexts in which a model and `runner`, its files, decode with other limits."""
         pairs = self.num_queries(model) * self.num_classes(model)
         return other_limits(model.pts_bbox_head.bbox_coder, runner.metadata.postprocess, pairs)
 
@@ -163,6 +186,10 @@ class ConventionFamily(CameraQueryFamily):
     """A family whose models were trained with boxes of mmdet3d 0.17 or of 1.x, see `box_conventions`."""
 
     def build(self, cfg: Any) -> nn.Module:
+        """Return the model as `CameraFamily` does, with `box_convention` and `states_boxes` of the config.
+
+        ConfigError: also if the config names another box coder than its head has.
+        """
         model = super().build(cfg)
         coder = (self.head_of(cfg.model).get('bbox_coder') or {}).get('type')
         if coder != CODER and isinstance(model.pts_bbox_head.bbox_coder, QueryBoxCoder):
@@ -174,9 +201,17 @@ class ConventionFamily(CameraQueryFamily):
         return model
 
     def load(self, model: nn.Module, path: str, weight_layout: str = 'auto') -> Any:
+        """Read a checkpoint into the model and return it; sets `box_convention` by the version in it.
+
+        `weight_layout` has no effect. CheckpointError: no such file, damaged, or of another model.
+        """
         checkpoint = super().load(model, path, weight_layout)
         note_convention(model, checkpoint)
         return checkpoint
 
     def added_settings(self, cfg: Any, meta: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the right `box_convention` by other code than `build` and `load` have.
+
+        A proof compares the model's with it; `meta` is that of the checkpoint.
+        """
         return dict(box_convention=trained_convention(cfg, meta))

@@ -34,6 +34,7 @@ class CameraReference(abc.ABC):
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
+        """Keep a detector in evaluation mode, with an empty memory."""
         self.model, self.head = model, model.pts_bbox_head
         self.device = next(model.parameters()).device
         self.convention: str = getattr(model, 'box_convention', '')
@@ -45,7 +46,7 @@ class CameraReference(abc.ABC):
 
     @abc.abstractmethod
     def step(self, frame: Frame) -> StepResult:
-        """Run one frame and keep the memory for the next."""
+        """Run one frame and keep the memory for the next; return tensors by name, and the boxes."""
 
     @property
     def notes(self) -> list[str]:
@@ -55,11 +56,14 @@ class CameraReference(abc.ABC):
         return [f'trained with boxes of mmdet3d {self.convention}; results are compared as boxes of 1.x']
 
     def detections(self, result: Mapping[str, Any]) -> Detections3D:
-        """Return `pts_bbox` of the detector's result of one sample as boxes of mmdet3d 1.x."""
+        """Return the detector's result of one sample as boxes of mmdet3d 1.x, best first.
+
+        `result` is its `pts_bbox`: `boxes_3d`, `scores_3d` and `labels_3d`.
+        """
         return as_trained(result, self.convention)
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes that the head itself decodes from its outputs."""
+        """Return the boxes that the head's own `get_bboxes` decodes from its outputs, name -> array."""
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
         meta = dict(box_type_3d=LiDARInstance3DBoxes)
         with torch.no_grad():

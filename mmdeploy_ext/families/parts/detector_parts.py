@@ -206,9 +206,24 @@ def check_tokens(num_tokens: int, options: Options, key: str, num_queries: int) 
         )
 
 
+def check_settings(test_cfg: Mapping[str, Any] | None, key: str, needed: Sequence[str], reader: str) -> None:
+    """Refuse (ConfigError) a `test_cfg` without settings that upstream reads and has no default for.
+
+    Args:
+        test_cfg: the settings of a head; None or empty if the config has none for it.
+        key: their key in the config, for the message.
+        needed: names of the settings, of which none may be missing or None.
+        reader: name of the class that reads them, for the message.
+    """
+    if missing := [name for name in needed if (test_cfg or {}).get(name) is None]:
+        raise ConfigError(
+            f'{key} has no {", ".join(missing)}, which {reader} reads; expected {", ".join(needed)}'
+        )
+
+
 def check_limit(key: str, limit: Any, available: int) -> None:
     """Refuse (ConfigError) a limit of results, the entry `key` of `test_cfg`, above the `available` ones."""
-    if not isinstance(limit, int) or not 0 < limit <= available:
+    if type(limit) is not int or not 0 < limit <= available:  # True is an int, too
         raise ConfigError(f'model.test_cfg.{key}={limit}; expected 1 to {available}, as many as there are')
 
 

@@ -88,7 +88,10 @@ def changed_forward(head: nn.Module, change: Callable[[Any], Any]) -> Iterator[N
 
 
 def exchanged(outputs: Any, changes: dict[int, torch.Tensor]) -> Any:
-    """Return nested outputs with other tensors; `changes` are id of a tensor -> the tensor in its place."""
+    """Return outputs of a head, tensors in lists and tuples of any depth, with other tensors in some places.
+
+    `changes` are id of a tensor -> the tensor in its place; anything else stays as it is.
+    """
     if isinstance(outputs, torch.Tensor):
         return changes.get(id(outputs), outputs)
     if isinstance(outputs, list | tuple):

@@ -45,7 +45,10 @@ def mask_feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.n
 
 
 def one_size(sizes: Iterable[tuple[int, int]], results: str) -> np.ndarray:
-    """Return the only size (2,) int64 of a batch; ShapeError names the `results` if there are several."""
+    """Return the only size (2,) int64, height and width, of the images of a batch, of which there is one.
+
+    ShapeError: there are several sizes; `results` is the word for what has that size, in the message.
+    """
     different = sorted(set(sizes))
     if len(different) > 1:
         raise ShapeError(
@@ -69,7 +72,10 @@ def grouped(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
 
 
 def proposals_of(image: PreparedImage) -> np.ndarray:
-    """Return the proposals (K, 4) float32 of an image, or windows of several sizes all over its content."""
+    """Return the proposals (K, 4) float32 of an image, or windows of several sizes all over its content.
+
+    They are xyxy in pixels of the network input.
+    """
     if image.proposals is not None:
         return image.proposals[:, :4].astype(np.float32)
     windows = []

@@ -16,9 +16,13 @@ from mmdeploy_ext.exporting.postprocess.suppression import capped
 def image_input(
     options: Options, smallest: int, multiple: int, padded: str = 'bottom and right'
 ) -> TensorSpec:
-    """Return `input` (B, 3, H, W); a dynamic file takes any size.
+    """Return `input` (B, 3, H, W); a dynamic file takes any batch and size.
 
-    `smallest` and `multiple` are those of `TensorSpec`; `padded` says on which sides of images padding is.
+    Args:
+        options: options of the export.
+        smallest: least height and width, pixels.
+        multiple: number of which height and width have to be multiples; 1 allows all.
+        padded: on which sides of images padding is, for the description.
     """
     size = ('B', 3, 'H', 'W') if options.dynamic else (options.batch, 3, options.height, options.width)
     meaning = f'normalised images, padded {padded}'

@@ -55,13 +55,18 @@ def generated_dataset(
     views: MultiViewRule | None = None,
     voxels: VoxelRule | None = None,
 ) -> dict[str, Any]:
-    """Write two moments and return the config of a data set of them; see `SequenceFamily.generated_dataset`.
+    """Write two moments and return the config of a data set of them, to prove a model without a data set.
 
-    `folder` has to exist; files of the same names in it are replaced. `default` is the type of the data set
-    if that of `data.test` in the config is no `NuScenesDataset` and not derived from it. `views` and `voxels`
-    are the rules of the model's cameras and points; None: it takes none. Test-time augmentation is left out:
-    no exported graph takes several samples. The result has `type`, `pipeline`, `ann_file` and what else the
-    type needs; `evaluation.build_dataset` builds it, in test mode.
+    Test-time augmentation is left out: no exported graph takes several samples. The result has `type`,
+    `pipeline`, `ann_file` and what else the type needs; `evaluation.build_dataset` builds it, in test mode.
+
+    Args:
+        folder: an existing folder; files of the same names in it are replaced.
+        cfg: config of the model, which is not changed.
+        default: type of the data set if that of `data.test` in the config is no `NuScenesDataset` and not
+            derived from it.
+        views: rule of the model's cameras; None: it takes no pictures.
+        voxels: rule of its points; None: it takes none.
 
     Raises:
         ConfigError: the config has no test pipeline.

@@ -1,7 +1,7 @@
 """The base of families of LiDAR detectors: which configs they refuse, how models are built, and sweeps.
 
-What the attributes and methods of `LidarFamily` without a docstring are for is documented where they are
-defined first: `families/sequence.py` and `families/base.py`.
+What the attributes of `LidarFamily` are for is documented where they are defined first:
+`families/sequence.py` and `families/base.py`.
 """
 
 import abc
@@ -82,6 +82,7 @@ class LidarFamily(SequenceFamily):
     compared = ()  # all outputs of the head's graph, see `SequenceFamily.compared`
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
+        """Yield the methods of a live detector, its parts and its coder that files or runtimes compute."""
         parts = parts_of(model)
         for part in (model, parts.voxel_encoder, parts.middle_encoder, parts.head):
             yield from replaced_of_class(part, self.followed)
@@ -96,9 +97,11 @@ class LidarFamily(SequenceFamily):
         """
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: VoxelRule) -> dict[str, Any]:
+        """Write two generated sweeps into a folder and return the config of a data set that reads them."""
         return generated_dataset(folder, cfg, 'NuScenesDataset', voxels=rule)
 
     def check(self, cfg: Any, options: Options) -> None:
+        """Refuse (ConfigError, UsageError) parts, pipelines and options that are not exported, by name."""
         if options.fp16_io:
             raise UsageError(f'--fp16-io: points and the map between both graphs of {self.name} stay float32')
         self.check_parts(cfg.filename, cfg.model)
@@ -111,13 +114,19 @@ class LidarFamily(SequenceFamily):
         return parts_of(model).voxel_layer, 'zyx', self.reference(model).width
 
     def crowded_sweeps(self, rule: VoxelRule, options: Options) -> Iterable[Sweep]:
+        """Return a sweep with more voxels, and more points in some, than the rule takes."""
         return crowded(rule)
 
     def plain_sample(self, rule: VoxelRule, sample: Sweep) -> Sweep:
+        """Return a sweep of one of the points of another."""
         return plain_sweep(sample, rule.point_cloud_range)
 
     @contextlib.contextmanager
     def with_limit(self, model: nn.Module, runner: Stepper, detections: Detections3D) -> Iterator[int]:
+        """Inside the block model and files keep fewer results: a number that cuts off some of `detections`.
+
+        The context is that number; 0 if the limit stays, as for files of a node that have no such rule.
+        """
         box_rule, limit = getattr(runner, 'box_rule', None), 0
         if box_rule is not None:  # nodes of Autoware have none
             limit = limit_between(detections, box_rule.groups(detections.labels))
@@ -146,6 +155,10 @@ class LidarFamily(SequenceFamily):
         yield 'all limits raised', _with_limits(model, runner, raised)
 
     def build(self, cfg: Any) -> nn.Module:
+        """Return mmdet3d's detector of a config, without weights, in evaluation mode.
+
+        ConfigError: a part is not exported, cannot be built, or contradicts the grid of another.
+        """
         self.check_parts(cfg.filename, cfg.model)
         model = build_without_weights(cfg, build_model, 'img_backbone')
         if not has_pillars(model):
@@ -153,14 +166,17 @@ class LidarFamily(SequenceFamily):
         return model
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
-        """Load a checkpoint, with kernels of sparse convolutions in either spconv layout."""
+        """Load a checkpoint, with kernels of sparse convolutions in either spconv layout.
+
+        CheckpointError: the weights are not those of the model.
+        """
         if has_pillars(model):
             super().load_weights(model, checkpoint)
         else:
             load_whole(model, checkpoint, f'{parts_of(model).prefix}middle_encoder')
 
     def preprocess_rule(self, cfg: Any) -> VoxelRule:
-        """Return how points become voxels."""
+        """Return how points become voxels; ConfigError: a part of the config is not exported."""
         self.check_parts(cfg.filename, cfg.model)
         prefix = prefix_of(cfg.model)
         if cfg.model[f'{prefix}middle_encoder'].type != SCATTER:
@@ -168,6 +184,10 @@ class LidarFamily(SequenceFamily):
         return rule_of_layer(cfg.model[f'{prefix}voxel_layer'], points_width(cfg.model)[1], 'zyx')
 
     def frame(self, data: Mapping[str, Any]) -> Sweep:
+        """Return a collated sample of the test loader, by key, as a sweep.
+
+        DataError: `points` or `img_metas` is missing, or there are several samples.
+        """
         check_given(data, ('points', 'img_metas'))
         points, meta = only(data['points'], 'points'), only(data['img_metas'], 'img_metas')
         return Sweep(
@@ -190,10 +210,12 @@ class LidarFamily(SequenceFamily):
             yield Sweep(sweeps.points(info), str(info.get('token', '')), points_file=sweeps.name(info))
 
     def dumped_frame(self, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Sweep:
+        """Return the sweep of a dump, whose tensors are by name; DataError: it has no `points`."""
         check_dumped(tensors, ['points'])
         return Sweep(np.ascontiguousarray(tensors['points']), str(manifest.get('frame', '')))
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
+        """Return the methods, (owner, name), whose time is that of `backbone` and of `boxes`."""
         parts = parts_of(model)
         encoders = parts.voxel_encoder, parts.middle_encoder
         return dict(
@@ -262,7 +284,9 @@ def check_points_side(filename: str, model: Mapping[str, Any], detector: str, he
 def _check_pillars(filename: str, model: Mapping[str, Any]) -> None:
     """Refuse pillars whose number of points does not fit the detector, or whose map upstream cuts short."""
     key, dynamic = f'model.{prefix_of(model)}voxel_layer', is_dynamic(model)
-    layer = model[f'{prefix_of(model)}voxel_layer']
+    layer = model.get(f'{prefix_of(model)}voxel_layer') or {}
+    if missing := [name for name in ('point_cloud_range', 'voxel_size') if layer.get(name) is None]:
+        raise ConfigError(f'{filename}: {key} has no {", ".join(missing)}')
     max_num_points = int(layer.get('max_num_points', -1))
     if (max_num_points < 1) != dynamic:
         raise ConfigError(
@@ -272,6 +296,8 @@ def _check_pillars(filename: str, model: Mapping[str, Any]) -> None:
     limits, sizes = layer['point_cloud_range'], layer['voxel_size']
     cells = grid_size(limits, sizes, f'{filename}: {key}')
     scatter = f'{prefix_of(model)}middle_encoder'
+    if model[scatter].get('output_shape') is None:
+        raise ConfigError(f'{filename}: model.{scatter} has no output_shape (rows, columns)')
     rows, columns = model[scatter]['output_shape']
     if columns < cells[0] or rows < cells[1]:
         raise ConfigError(

@@ -62,6 +62,7 @@ class OfModel(nn.Module):
     """The base of modules that run parts of a detector; parameters keep their names below `model.`."""
 
     def __init__(self, model: nn.Module) -> None:
+        """Keep the detector itself, no copy."""
         super().__init__()
         self.model = model
 

@@ -49,7 +49,7 @@ class LidarReference(abc.ABC):
         """Nothing to do: there is no memory."""
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the head's own boxes of its outputs by name; see `SequenceFamily.synthetic_outputs`."""
+        """Return the boxes that the head's own `get_bboxes` makes of its outputs, name -> array (1, ...)."""
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
         meta = dict(box_type_3d=LiDARInstance3DBoxes)
         with torch.no_grad():
@@ -61,7 +61,10 @@ class LidarReference(abc.ABC):
         """Return `tensors`, outputs of the head by name, as the arguments that its `get_bboxes` takes."""
 
     def step(self, sweep: Sweep) -> StepResult:
-        """Run one sweep through `simple_test`; unusable points raise what `LidarOnnx` raises."""
+        """Run one sweep through `simple_test`; return its boxes, and `bev` and the head's outputs by name.
+
+        DataError: points of another width, NaN, or none in range.
+        """
         check_in_range(
             check_points(sweep.points, self.width, sweep.name),
             self.parts.voxel_layer.point_cloud_range,

@@ -71,7 +71,10 @@ def side_of(roi_head: nn.Module) -> int:
 
 
 class StagedMaskHeads(nn.Module):
-    """Mask heads that take the features of their own regions; for `constant` see `Regions`."""
+    """Mask heads of a live head of regions that take the features of their own regions.
+
+    `constant`: no shape of the graph may depend on values.
+    """
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
         super().__init__()
@@ -81,7 +84,8 @@ class StagedMaskHeads(nn.Module):
     def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> FeaturesAndLogits:
         """Return the features of the last stage, and the logits of every stage.
 
-        `maps` are those of `regions.feature_names`, boxes (B, n, 4) in pixels of the network input.
+        `maps` are the features of all levels (B, channels, h, w), then those of the whole image that HTC and
+        SCNet add; boxes (B, n, 4) are xyxy in pixels of the network input.
         """
         features = [branch.features(maps, boxes) for branch in self.branches]
         pairs = zip(self.branches, features, strict=True)
@@ -91,7 +95,7 @@ class StagedMaskHeads(nn.Module):
 class ChainedMaskHeads(Regions):
     """Mask heads of HTC: all take the regions of the last one, and the features of the head before them.
 
-    For `constant` see `Regions`.
+    `constant`: no shape of the graph may depend on values.
     """
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
@@ -110,7 +114,7 @@ class ChainedMaskHeads(Regions):
 class RelayedMaskHead(Regions):
     """The mask head of SCNet, whose features include those of the box head of the last stage.
 
-    For `constant` see `Regions`.
+    `constant`: no shape of the graph may depend on values.
     """
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
@@ -128,7 +132,7 @@ class RelayedMaskHead(Regions):
 def logits_of(roi_head: nn.Module, constant: bool = False) -> nn.Module:
     """Return the module that computes the logits of all mask heads, as `StagedMaskHeads` does.
 
-    For `constant` see `exporting.ops.roi_align.pool_level`.
+    With `constant` no shape of the graph depends on values.
     """
     if hasattr(roi_head, 'mask_info_flow'):
         return ChainedMaskHeads(roi_head, constant)

@@ -43,7 +43,10 @@ def metas_of(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
 
 
 def metas_of_images(images: Sequence[PreparedImage], rescale: bool) -> list[dict[str, Any]]:
-    """Return `metas_of` images whose masks are pasted into images of `image_feeds.pasted_size`."""
+    """Return `metas_of` images for a test path that pastes masks.
+
+    With `rescale` their `ori_shape` is `image_feeds.pasted_size`, without it that of the original.
+    """
     metas = metas_of(images)
     for meta, image in zip(metas, images, strict=True):
         size = pasted_size(image, rescale=True) if rescale else image.ori_shape
@@ -79,7 +82,7 @@ def tested(
 def recorded(owner: Any, name: str, record: Callable[..., None]) -> Iterator[None]:
     """Inside the block `record(result, *arguments)` is called after each call of a method of upstream.
 
-    `name` is that of the method of `owner`.
+    `name` is that of the method of `owner`; `arguments` are those of the call without a keyword.
     """
     method = getattr(owner, name)
 
@@ -93,7 +96,10 @@ def recorded(owner: Any, name: str, record: Callable[..., None]) -> Iterator[Non
 
 
 def box_detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
-    """Return the boxes of the test path of a detector without regions; with `rescale` in original pixels."""
+    """Return the boxes of each image by the test path of a detector without regions.
+
+    With `rescale` they are in pixels of the originals, otherwise of the network input.
+    """
     return [boxes_of_classes(result) for result in tested(model, images, metas_of(images), rescale)]
 
 

@@ -81,7 +81,8 @@ def create_infos(
 
     Raises:
         UsageError: An option is out of its range.
-        DataError: A table, a sensor or a file of the data set is missing.
+        DataError: A table is missing or damaged, no scene is there, or a key frame lacks a sensor or a file.
+            Files of past sweeps are listed without a look.
     """
     if max_sweeps < 0:
         raise UsageError(f'--max-sweeps: got {max_sweeps}, expected 0 or more')

@@ -115,9 +115,10 @@ NUMBERS_PER_ENTRY = dict(ranges=6, sizes=3, cells=2)
 
 
 def check_anchors(facts: Mapping[str, Any], key: str) -> None:
-    """Refuse incomplete entries, and numbers of ranges, sizes, maps and levels that do not fit together.
+    """Refuse (Mismatch) incomplete entries, and ranges, sizes, maps and levels that do not fit together.
 
-    `facts` is the entry of the metadata; `key`, its place, is not used.
+    `facts` is the entry of the metadata, with the attributes of an `AnchorRule`, of which some may be
+    missing; `key`, its place, is not used.
     """
     counts = {}
     for name, entry_length in NUMBERS_PER_ENTRY.items():

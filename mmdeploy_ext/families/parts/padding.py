@@ -99,6 +99,7 @@ class SinePositions(nn.Module):
     """mmdet's `SinePositionalEncoding` of the cells of the image; those of padding get some position."""
 
     def __init__(self, encoding: nn.Module) -> None:
+        """Read the settings of the live encoding of mmdet."""
         super().__init__()
         self.register_buffer('periods', periods(encoding.num_feats, encoding.temperature), persistent=False)
         self.normalize, self.scale = encoding.normalize, encoding.scale
@@ -132,6 +133,7 @@ class PaddedSinePositions(SinePositions):
             self.register_buffer('none', waves(zero, self.periods), persistent=False)
 
     def forward(self, level: PaddedMap) -> torch.Tensor:
+        """Return the positions (B, h * w, D) of the cells of a map, those of its padding like mmdet's."""
         y = waves(self._along(level.rows), self.periods)
         x = waves(self._along(level.columns), self.periods)
         row_is_inside, column_is_inside = level.rows.inside > 0, level.columns.inside > 0

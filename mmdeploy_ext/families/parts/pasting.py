@@ -202,6 +202,7 @@ class Paste(nn.Module):
     """From masks in the frame of boxes to masks of images: pixels whose probability reaches a threshold."""
 
     def __init__(self, threshold: float) -> None:
+        """Keep the probability, 0..1, that pixels have to reach."""
         super().__init__()
         self.threshold = threshold
 

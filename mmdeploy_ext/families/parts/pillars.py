@@ -39,6 +39,7 @@ class PillarsOnMap(nn.Module):
     """The parts of a detector that compute features of pillars and put them on a map."""
 
     def __init__(self, encoder: nn.Module, scatter: nn.Module) -> None:
+        """Keep a live encoder of pillars of mmdet3d, no copy, and the size of the map of its live scatter."""
         super().__init__()
         self.encoder, self.rows, self.columns = encoder, int(scatter.ny), int(scatter.nx)
         origin = encoder.x_offset, encoder.y_offset, encoder.z_offset

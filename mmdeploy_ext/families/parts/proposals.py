@@ -42,6 +42,8 @@ from mmdeploy_ext.families.parts.runtime.box_coders import CODERS, boxes_of, sco
 
 HEADS = (heads.GARPNHead, heads.CascadeRPNHead, heads.RPNHead)
 """Heads of proposals that export."""
+NEEDED = ('nms', 'max_per_img', 'min_bbox_size')
+"""Settings of `test_cfg.rpn` that these heads read without a default."""
 METHODS = (
     'simple_test_rpn',
     'get_bboxes',
@@ -77,6 +79,7 @@ def check_head(head: nn.Module) -> None:
             raise ConfigError('model.rpn_head.stages: Cascade RPN has one anchor per cell')
         if not head.stages[-1].with_cls:
             raise ConfigError('model.rpn_head.stages[-1].with_cls=False: the last stage gives the scores')
+    detector_parts.check_settings(head.test_cfg, 'model.test_cfg.rpn', NEEDED, type(head).__name__)
     thresholds(head)
     positive('rpn.max_per_img', head.test_cfg.get('max_per_img'))  # upstream leaves out the last one by -1
     if is_guided(head):
@@ -86,7 +89,10 @@ def check_head(head: nn.Module) -> None:
 
 
 def thresholds(head: nn.Module) -> NmsConfig:
-    """Return the settings of `test_cfg.rpn`, which has no threshold of scores."""
+    """Return the settings of `test_cfg.rpn` of a head, which has no threshold of scores.
+
+    ConfigError: a type or setting of the suppression that the graph does not reproduce.
+    """
     return nms_config(dict(head.test_cfg, score_thr=0.0), key='model.test_cfg.rpn')
 
 
@@ -251,7 +257,8 @@ class Proposals(nn.Module):
     def __init__(self, head: nn.Module, trimmed: bool = False, cap: int = 0) -> None:
         """Keep the generator of the anchors, and the settings; none of the head's layers is used.
 
-        `trimmed` cuts off rows that no image of the batch has; for `cap` see `Suppression`.
+        `trimmed` cuts off rows that no image of the batch has. `cap` is the largest number of boxes that
+        enter the suppression, the best by score, with which all shapes are constant; 0 lets all in.
         """
         super().__init__()
         self.trimmed, self.cap = trimmed, cap

@@ -217,6 +217,7 @@ class QueryNetwork(nn.Module):
     """Detector and head behind flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
+        """Keep the detector itself, no copy."""
         super().__init__()
         self.model = model
         self.positions = SinePositions(self.head.positional_encoding)

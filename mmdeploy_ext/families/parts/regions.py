@@ -123,7 +123,10 @@ class Pool(nn.Module):
     """An extractor of regions: every region from the level of its size, or from all levels."""
 
     def __init__(self, extractor: nn.Module, constant: bool = False) -> None:
-        """Keep the extractor and the sizes at which its levels begin; `constant`: see `pool_level`."""
+        """Keep the extractor and the sizes at which its levels begin.
+
+        `constant`: no shape of the graph may depend on values, such as the number of regions of a level.
+        """
         super().__init__()
         self.extractor, self.constant = extractor, constant
         self.begins = [_smallest_ratio(level) for level in range(1, extractor.num_inputs)]
@@ -263,7 +266,10 @@ class AddedContext(nn.Module):
     """The features that HTC and SCNet add to those of regions: of a semantic map, and of the whole image."""
 
     def __init__(self, roi_head: nn.Module, kind: str, constant: bool = False) -> None:
-        """Keep the parts; `kind` is 'bbox' or 'mask', for `constant` see `pool_level`."""
+        """Keep the parts; `kind` is 'bbox' or 'mask', `constant` as of `Pool`.
+
+        ConfigError: cells of the semantic map do not fit those of the regions.
+        """
         super().__init__()
         self.names = context_names(roi_head)
         fused = 'semantic' in self.names and kind in getattr(roi_head, 'semantic_fusion', (kind,))
@@ -318,7 +324,10 @@ class Regions(nn.Module):
     """Features of the regions of a batch, by an extractor, added context, and shared layers."""
 
     def __init__(self, roi_head: nn.Module, kind: str, stage: int, constant: bool = False) -> None:
-        """Keep the parts of one stage; `kind` is 'bbox' or 'mask', for `constant` see `pool_level`."""
+        """Keep the parts of a stage, an index; `kind` is 'bbox' or 'mask', `constant` as of `Pool`.
+
+        ConfigError: as of `AddedContext`.
+        """
         super().__init__()
         self.pool = Pool(part_of(roi_head, f'{kind}_roi_extractor', stage), constant)
         self.added = AddedContext(roi_head, kind, constant) if context_names(roi_head) else None

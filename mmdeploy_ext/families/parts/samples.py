@@ -1,7 +1,7 @@
 """Values of the test loader's samples and of dumps, and detections from and to results of mmdet3d."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,7 @@ def camera_frame(images: Any, lidar2img: Any, meta: Mapping[str, Any], **fields:
 
 
 def dumped_cameras(
-    tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any], names: Iterable[str], **fields: Any
+    tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any], names: Collection[str], **fields: Any
 ) -> Frame:
     """Return a dumped frame of N cameras as the model got it.
 
@@ -97,7 +97,7 @@ def dumped_cameras(
 
 
 def arrays(model: torch.nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Return all tapped tensors as arrays; see `SequenceFamily.dump_tensors`."""
+    """Return all tensors that a model passed to `core.taps.tap`, name -> array; `model` is not used."""
     return {name: value.detach().cpu().numpy() for name, value in taps.items()}
 
 

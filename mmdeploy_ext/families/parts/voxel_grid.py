@@ -1,5 +1,6 @@
 """The grid of voxels of a config: the rule by which points become voxels, and its size."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,12 +36,15 @@ def grid_size(
     config.
 
     Raises:
-        ConfigError: sizes that are not positive, or voxels that do not fill the range.
+        ConfigError: not 6 and 3 finite numbers, sizes that are not positive, or voxels that do not fill the
+            range.
     """
-    if len(point_cloud_range) != 6 or len(voxel_size) != 3:
+    values = (*point_cloud_range, *voxel_size)
+    is_finite = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    if len(point_cloud_range) != 6 or len(voxel_size) != 3 or not is_finite:
         raise ConfigError(
             f'{key}: point_cloud_range={list(point_cloud_range)} and voxel_size={list(voxel_size)}; '
-            f'expected 6 and 3 numbers'
+            f'expected 6 and 3 finite numbers'
         )
     cells = []
     for axis, low, high, size in zip(

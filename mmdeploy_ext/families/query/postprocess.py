@@ -28,8 +28,8 @@ FULL_NAMES = ('dets', 'labels')
 
 
 def max_per_img(head: nn.Module) -> int:
-    """Return how many results a head gives."""
-    return int(head.test_cfg.get('max_per_img', head.num_query))
+    """Return `max_per_img` of a head, how many results it gives: as many as there are queries without it."""
+    return head.test_cfg.get('max_per_img', head.num_query)
 
 
 def pairs(head: nn.Module) -> int:

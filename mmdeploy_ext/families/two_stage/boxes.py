@@ -38,6 +38,8 @@ METHODS = ('get_bboxes', 'regress_by_class', 'refine_bboxes')
 """Methods of box heads that the graphs compute by themselves."""
 HEADS = (bbox_heads.BBoxHead, bbox_heads.SABLHead)
 """Box heads that export."""
+NEEDED = ('score_thr', 'nms', 'max_per_img')
+"""Settings of `test_cfg.rcnn` that these heads read without a default."""
 SPLIT_BY_IMAGE = (2, 14)
 """Release of mmdet since which regions of a batch are split by their image. Before it heads of one stage took
 regions whose lower side is at 0 for padding, and put zeros in place of what the head gives (compared: 2.11.0,
@@ -52,7 +54,10 @@ def check_head(head: nn.Module) -> None:
 
 
 def thresholds(test_cfg: Mapping[str, Any]) -> NmsConfig:
-    """Return the settings of `test_cfg.rcnn`, which may have `soft_nms`."""
+    """Return the settings of `test_cfg.rcnn`, a `SoftNmsConfig` if its suppression is `soft_nms`.
+
+    ConfigError: a type or setting of the suppression that the graph does not reproduce.
+    """
     return nms_config(test_cfg, soft=True, key='model.test_cfg.rcnn')
 
 
@@ -78,7 +83,11 @@ class Boxes(nn.Module):
     """All stages of the box heads, and the post-processing of the last one."""
 
     def __init__(self, roi_head: nn.Module, config: NmsConfig, cap: int = 0) -> None:
-        """Keep the heads; `config` has the thresholds of the results; for `cap` see `Suppression`."""
+        """Keep the heads; `config` has the thresholds of the results.
+
+        `cap` is the largest number of candidates that enter the suppression, the best by score, with which
+        all shapes are constant; 0 lets all in.
+        """
         super().__init__()
         self.stages = nn.ModuleList(
             RegionBranch(roi_head, 'bbox', stage, bool(cap)) for stage in range(stages_of(roi_head))
@@ -95,7 +104,9 @@ class Boxes(nn.Module):
         scale_factor: torch.Tensor,
         stage_tensors: list[dict[str, torch.Tensor]] | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """Return dets (B, n, 5) and labels (B, n), with a cap also candidates (B,), see `Suppression`.
+        """Return dets (B, n, 5) and labels (B, n) int64, with a cap also the number of candidates (B,) int64.
+
+        dets are x1 y1 x2 y2 score, best first; rows that an image does not have are zero with label -1.
 
         Args:
             maps: features of all levels, (B, channels, h, w) each.
@@ -170,7 +181,10 @@ class Grid(nn.Module):
     """
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
-        """Keep extractor and head, and which points lie on which side; for `constant` see `pool_level`."""
+        """Keep extractor and head, and which points lie on which side.
+
+        `constant`: no shape of the graph may depend on values.
+        """
         super().__init__()
         self.pool, self.head = Pool(roi_head.grid_roi_extractor, constant), grid_of(roi_head)
         side, points = self.head.grid_size, range(self.head.grid_points)

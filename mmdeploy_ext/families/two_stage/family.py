@@ -1,7 +1,9 @@
 """The family of two-stage detectors: what it claims and refuses, and what the other modules give.
 
-What the attributes and methods of the classes without a docstring are for is documented where they are
-defined first: `families/base.py` and `families/images.py`.
+What the other attributes of the classes are for is documented where they are defined first:
+`families/base.py` and `families/images.py`, whose head also explains forms, feeds, lists and trials. The list
+named 'proposals' holds the proposals that regions are made from, and 'instances' those that are laid over a
+semantic map.
 """
 
 import contextlib
@@ -119,25 +121,33 @@ class TwoStageFamily(ImageFamily):
     inner_inputs, choose_as = staticmethod(reference.inner_inputs), staticmethod(reference.choose_as)
 
     def spec(self, model: nn.Module, options: Options) -> GraphSpec:
+        """Return the contract of the form of the options: of one graph, or of one of two."""
         if options.form in split_graphs.FORMS:
             return split_graphs.spec(model, options)
         return graphs.spec(model, options)
 
     def stages(self, model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+        """Return the stages of the form of the options.
+
+        With `fold` batch normalisation is folded into convolutions of a copy; without, the model itself runs.
+        """
         if options.form in split_graphs.FORMS:
             return split_graphs.stages(model, options, fold)
         return graphs.stages(model, options, fold)
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
+        """Return the one graph of the form; that of regions is traced on seeded features and proposals."""
         (graph,) = super().graphs(model, options)
-        if options.form == split_graphs.REGIONS:  # no picture becomes features
+        if options.form == split_graphs.REGIONS:
             graph = dataclasses.replace(graph, example=split_graphs.example(model, options))
         return [graph]
 
     def picture(self, model: nn.Module, options: Options) -> TensorSpec:
-        return graphs.spec(model, options).inputs[0]  # a graph of regions has none of its own
+        """Return the contract of the pictures, also for a graph of regions, which has no such input."""
+        return graphs.spec(model, options).inputs[0]
 
     def claims(self, cfg: Any) -> Claim:
+        """Return `HEAD` for detectors of mmdet with the same heads (`proposes`, `with_masks`), else `NO`."""
         if not detector_parts.detects(cfg, DETECTOR_CLASSES):
             return Claim.NO
         has_masks = bool(detector_parts.part_cfg(cfg.model, 'roi_head').get('mask_head'))
@@ -145,14 +155,23 @@ class TwoStageFamily(ImageFamily):
         return Claim.HEAD if parts == (self.proposes, self.with_masks) else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
+        """Refuse what does not export, before weights load; the heads are built alone.
+
+        Args:
+            cfg: the config.
+            options: options of the export.
+
+        Raises:
+            ConfigError: a head, a part or a setting of one; the message names file and key.
+            UsageError: an option that does not fit the model, such as a size or a limit.
+        """
         with refused_by_name(cfg):
             check_detector(cfg.model)
             heads = self.heads(cfg)
             if 'rpn_head' in heads:
                 proposals.check_head(heads['rpn_head'])
             if 'roi_head' in heads:
-                check_roi_head(heads['roi_head'])
-                boxes.thresholds(heads['roi_head'].test_cfg)
+                check_roi_head(heads['roi_head'], result_key(DETECTORS.get(cfg.model.type)))
         detector_parts.check(cfg.model, options)
         if 'rpn_head' in heads:
             strides = proposals.generator_of(heads['rpn_head']).strides
@@ -164,7 +183,10 @@ class TwoStageFamily(ImageFamily):
             pasting.check(mask_heads.threshold(heads['roi_head'].test_cfg), options)
 
     def heads(self, cfg: Any) -> dict[str, nn.Module]:
-        """Return key -> head of proposals and of regions, of those that the config has."""
+        """Return key ('rpn_head', 'roi_head') -> live head without weights, of those that the config has.
+
+        ConfigError: one cannot be built.
+        """
         test_cfg, result = detector_parts.test_cfg_of(cfg), result_key(DETECTORS.get(cfg.model.type))
         return {
             key: detector_parts.tested_head(cfg, key, test_cfg.get(part))
@@ -173,6 +195,7 @@ class TwoStageFamily(ImageFamily):
         }
 
     def num_classes(self, model: nn.Module) -> int:
+        """Return the number of classes of the results; proposals alone are of one."""
         roi_head = roi_head_of(model)
         head = proposals.last_stage(model.rpn_head) if roi_head is None else boxes.last_head(roi_head)
         return int(head.num_classes)
@@ -186,12 +209,26 @@ class TwoStageFamily(ImageFamily):
         images: Sequence[PreparedImage],
         rescale: bool,
     ) -> list[Detections]:
+        """Return the results of each image that a proof compares.
+
+        Of a graph of proposals mmdet's head of regions makes them, from its features and proposals; of others
+        the runtime does.
+
+        Args:
+            model: the unpatched detector.
+            metadata: metadata of the file.
+            outputs: outputs of the engine by name.
+            feeds: inputs of the graph by name.
+            images: the images that the feeds were made of.
+            rescale: whether results are in pixels of the originals, not of the network input.
+        """
         if metadata.form != split_graphs.PROPOSALS:
             return super().results(model, metadata, outputs, feeds, images, rescale)
         maps_and_proposals = reference.outputs_of_first(model, outputs)
         return mmdet_reference.detections(model, images, rescale, maps_and_proposals)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        """Return name -> setting of the results that files tell, with those of proposals as `proposals`."""
         first = proposals.thresholds(model.rpn_head) if self.proposes else None
         last = first if roi_head_of(model) is None else boxes.thresholds(result_cfg(model))
         facts = dict(last.to_json(), num_classes=self.num_classes(model))
@@ -203,9 +240,11 @@ class TwoStageFamily(ImageFamily):
 
     @property
     def first(self) -> str:
+        """Name of the list that results are made from: the proposals; '' if they are an input."""
         return graphs.PROPOSALS if self.proposes else ''
 
     def limits(self, model: nn.Module) -> list[Limit]:
+        """Return the limits and thresholds that a detector reads, those of proposals first."""
         limits = super().limits(model)
         if not self.makes_proposals_first(model):
             return limits
@@ -223,6 +262,10 @@ class TwoStageFamily(ImageFamily):
     def lists(
         self, model: nn.Module, images: Sequence[PreparedImage], rescale: bool
     ) -> dict[str, Sequence[Any]]:
+        """Return the results of each image as '', and their proposals by mmdet's test path as 'proposals'.
+
+        With `rescale` results are in pixels of the originals; proposals are in pixels of the network input.
+        """
         if not self.makes_proposals_first(model):
             return super().lists(model, images, rescale)
         rows: list[Detections] = []
@@ -234,13 +277,16 @@ class TwoStageFamily(ImageFamily):
             return super().lists(model, images, rescale) | {graphs.PROPOSALS: rows}
 
     def first_list(self, model: nn.Module, images: Sequence[PreparedImage]) -> Sequence[Detections]:
+        """Return the proposals of each image, pixels of the network input, without what follows them."""
         return reference.proposals_alone(model, images)
 
     def scores_of(self, model: nn.Module, images: Sequence[PreparedImage], name: str) -> np.ndarray:
+        """Return the scores (n,) of the list `name` of the first image, without computing masks."""
         with reference.without_masks(roi_head_of(model)):
             return super().scores_of(model, images, name)
 
     def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Return the proposals among the outputs of a trial of one image, by name; {} if there are none."""
         image_proposals = outputs.get(graphs.PROPOSALS)
         # an input has 4 columns, and so has the output of a graph that ends with it
         if image_proposals is None or image_proposals.shape[-1] == 4:
@@ -250,6 +296,7 @@ class TwoStageFamily(ImageFamily):
         return {graphs.PROPOSALS: Detections(rows[:, :4], rows[:, 4], np.zeros(len(rows), np.int64))}
 
     def trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
+        """Return the stages behind the network, and their outputs, of which the proposals are one."""
         chain, outputs = self.stages(model, options), self.spec(model, options).outputs
         if options.form == split_graphs.REGIONS:  # has no network before it
             return chain, outputs
@@ -258,6 +305,7 @@ class TwoStageFamily(ImageFamily):
         return graphs.with_proposals(chain[1:], outputs)
 
     def first_trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
+        """Return the stage behind the network that makes proposals alone, and its output."""
         return [graphs.proposals_stage(model)], (SCORED_PROPOSALS,)
 
     def bytes_per_result(self, model: nn.Module) -> int:
@@ -266,14 +314,16 @@ class TwoStageFamily(ImageFamily):
     def network_outputs(
         self, model: nn.Module, options: Options, feeds: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
+        """Return name -> what the stages of `trial` take, by the model's layers, for inputs `feeds`."""
         if options.form == split_graphs.REGIONS:
             return reference.inner_inputs(model, feeds, options.form)
         return super().network_outputs(model, options, feeds)
 
     @contextlib.contextmanager
     def exaggerated(self, model: nn.Module) -> Iterator[None]:
-        """Inside the block heads of proposals and of regions give extreme boxes, see `ImageFamily`.
+        """Inside the block heads of proposals and of regions give some extreme boxes.
 
+        Outputs of layers are changed, for the reference and for a graph that is exported inside.
         Of a cascade whose classes share one box only the last stage does: later stages would pool the boxes
         of earlier ones. If masks are pasted into boxes that no head clips, no head does: mmdet cannot paste
         masks outside of the image.
@@ -295,6 +345,7 @@ class TwoStageFamily(ImageFamily):
             yield
 
     def exaggerated_first(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the head of proposals gives some extreme boxes."""
         return changed_outputs(model.rpn_head, _exaggerated_proposals(model.rpn_head))
 
     def sizes_choose_levels(self, model: nn.Module) -> bool:
@@ -302,12 +353,15 @@ class TwoStageFamily(ImageFamily):
         return self.makes_proposals_first(model)
 
     def last_level_side(self, model: nn.Module) -> float:
+        """Return the side, pixels, from which on squares are pooled from the last level; 0 if all are."""
         return last_level_side(model.roi_head)
 
     def finds_always(self, model: nn.Module) -> bool:
-        return roi_head_of(model) is None  # proposals have no threshold of their scores
+        """Return True for detectors of proposals alone, which have no threshold of scores."""
+        return roi_head_of(model) is None
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
+        """Return `max_per_img` of the settings by which boxes become results."""
         return ResultLimit(result_cfg(model))
 
 
@@ -324,6 +378,7 @@ class TwoStageMasksFamily(TwoStageFamily):
     feeds = staticmethod(image_feeds.feeds_with_sizes)
 
     def without_masks(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model gives boxes alone."""
         return reference.without_masks(roi_head_of(model))
 
 
@@ -346,6 +401,7 @@ class TwoStagePanopticFamily(TwoStageFamily):
     rounded_choices = staticmethod(panoptic.rounded_choices)
 
     def limits(self, model: nn.Module) -> list[Limit]:
+        """Return the limits and thresholds of proposals, then those of instances and of stuff."""
         limits = entries_of(model.rpn_head.test_cfg, 'rpn', graphs.PROPOSALS)
         for limit in entries_of(model.test_cfg.panoptic, 'panoptic', panoptic.INSTANCES):
             if limit.key == 'stuff_area_limit':
@@ -356,6 +412,10 @@ class TwoStagePanopticFamily(TwoStageFamily):
     def lists(
         self, model: nn.Module, images: Sequence[PreparedImage], rescale: bool
     ) -> dict[str, Sequence[Any]]:
+        """Return name -> list of each image: the segments as '', 'proposals' and 'instances'.
+
+        `rescale` has no effect on segments; instances are the boxes that mmdet's fusion gets.
+        """
         instances: list[Detections] = []
 
         def record(result: Any, dets: torch.Tensor, labels: torch.Tensor, *_: Any) -> None:
@@ -366,9 +426,11 @@ class TwoStagePanopticFamily(TwoStageFamily):
             return super().lists(model, images, rescale) | {panoptic.INSTANCES: instances}
 
     def scores_of(self, model: nn.Module, images: Sequence[PreparedImage], name: str) -> np.ndarray:
-        return ImageFamily.scores_of(self, model, images, name)  # the fusion needs masks
+        """Return the scores (n,) of the list `name` of the first image; masks are made, for the fusion."""
+        return ImageFamily.scores_of(self, model, images, name)
 
     def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Return the proposals and instances among the outputs of a trial of one image, by name."""
         if 'dets' not in outputs:
             return super().inner_lists(outputs)
         (dets,), (labels,) = outputs['dets'], outputs['labels']
@@ -377,6 +439,7 @@ class TwoStagePanopticFamily(TwoStageFamily):
         return super().inner_lists(outputs) | {panoptic.INSTANCES: instances}
 
     def trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
+        """Return the stages behind the network, and their outputs, with the instances and the proposals."""
         specs = {tensor.name: tensor for tensor in self.spec(model, options).outputs}
         specs.pop(panoptic.SEMANTIC, None)  # an output of the network
         for tensor in box_outputs(1, 'n'):  # the instances
@@ -384,20 +447,25 @@ class TwoStagePanopticFamily(TwoStageFamily):
         return graphs.with_proposals(self.stages(model, options)[1:], tuple(specs.values()))
 
     def picture(self, model: nn.Module, options: Options) -> TensorSpec:
+        """Return the contract of the pictures."""
         return self.spec(model, options).inputs[0]
 
     def claims(self, cfg: Any) -> Claim:
+        """Return `DETECTOR` for panoptic two-stage detectors of mmdet, else `NO`."""
         return Claim.DETECTOR if detector_parts.detects(cfg, PANOPTIC) else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
+        """Refuse what `TwoStageFamily` does, and (ConfigError) heads and settings of the fusion."""
         super().check(cfg, options)
         with refused_by_name(cfg):
             panoptic.check_heads(cfg, self.heads(cfg)['roi_head'])
 
     def num_classes(self, model: nn.Module) -> int:
-        return int(model.panoptic_fusion_head.num_classes)  # things and stuff
+        """Return the number of classes of things and stuff together."""
+        return int(model.panoptic_fusion_head.num_classes)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        """Return name -> setting of the instances, the proposals and the fusion that files tell."""
         return super().postprocess_facts(model) | panoptic.facts_of(model)
 
 
@@ -411,10 +479,15 @@ class GivenProposalsFamily(TwoStageFamily):
     forms = ('full',)
 
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
+        """Return the inputs of images of one size by name, of which `proposals` (B, K, 4) float32 are one.
+
+        Rows that an image does not have are zero. With `rescale` there is `scale_factor`, too.
+        """
         image_proposals = [image_feeds.proposals_of(image) for image in images]
         return dict(image_feeds.feeds(images, rescale), proposals=reference.stacked(image_proposals))
 
     def check_dataset(self, cfg: Any, dataset: Any) -> None:
+        """Refuse (ConfigError) a data set without a file of proposals, or whose pipeline leaves them out."""
         if getattr(dataset, 'proposals', None) is None:
             raise ConfigError(
                 f'{cfg.filename}: data.test.proposal_file is missing; {cfg.model.type} looks at proposals '

@@ -75,6 +75,7 @@ class TwoStageNetwork(nn.Module):
     """Backbone, neck and the head of proposals behind flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
+        """Keep the detector itself, no copy; `names` are those of the outputs, in order."""
         super().__init__()
         self.model = model
         self.names = (*feature_names(model), *proposal_names(model))
@@ -113,7 +114,8 @@ class TwoStageFullForm(nn.Module):
     def __init__(self, model: nn.Module, max_proposals: int = 0, max_candidates: int = 0) -> None:
         """Keep the heads of regions, and the settings of all post-processing.
 
-        For `max_proposals` and `max_candidates`, which are options of the export, see `Suppression.cap`.
+        `max_proposals` and `max_candidates`, options of the export, are the largest numbers of boxes that
+        enter the suppression of proposals and of results; 0 lets all in. With them all shapes are constant.
         """
         super().__init__()
         self.shows_proposals = False
@@ -242,7 +244,7 @@ def clips_regions(model: nn.Module) -> bool:
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of a form."""
+    """Return the contract of the graph from pictures to results, of a detector with these options."""
     image = image_input(options, smallest_input(model), detector_parts.multiple(model))
     batch, roi_head = image.axes[0], roi_head_of(model)
     cap = options.get('max_proposals' if roi_head is None else 'max_candidates')
@@ -266,10 +268,10 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and the part of the form behind it; see `ImageFamily.stages`.
+    """Return the stages of the graph of `spec`: the network, and the part behind it that makes results.
 
-    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
-    is.
+    With `fold` batch normalisation is folded into the convolutions of a copy of the model; without, the model
+    itself runs.
     """
     folded = fuse(model) if fold else model
     network = TwoStageNetwork(folded)

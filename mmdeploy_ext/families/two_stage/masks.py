@@ -27,6 +27,8 @@ from mmdeploy_ext.families.parts.regions import sampled
 
 POINT_METHODS = ('_mask_point_forward_test', '_get_fine_grained_point_feats')
 """Methods of a PointRend head that the graphs compute by themselves."""
+POINT_SETTINGS = ('subdivision_steps', 'subdivision_num_points', 'scale_factor')
+"""Settings of `test_cfg.rcnn` that a PointRend head reads without a default."""
 
 
 def check_head(head: nn.Module) -> None:
@@ -92,6 +94,7 @@ class Points(nn.Module):
     """
 
     def __init__(self, roi_head: nn.Module) -> None:
+        """Keep the head of points of a live head of regions, and the settings of its `test_cfg`."""
         super().__init__()
         self.head, config = points_of(roi_head), roi_head.test_cfg
         self.scales = [1.0 / stride for stride in roi_head.mask_roi_extractor.featmap_strides]

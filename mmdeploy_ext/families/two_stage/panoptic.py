@@ -26,12 +26,14 @@ from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing_of
 from mmdeploy_ext.exporting.postprocess.panoptic import InstanceFusion, map_output
+from mmdeploy_ext.exporting.postprocess.suppression import number
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.image_feeds import feeds, grouped, one_size, pasted_size
 from mmdeploy_ext.families.parts.image_tensors import box_outputs, image_input, optional_inputs
 from mmdeploy_ext.families.parts.mask_heads import side_of, threshold
 from mmdeploy_ext.families.parts.pasting import Paste
 from mmdeploy_ext.families.parts.proposals import smallest_input
+from mmdeploy_ext.families.parts.regions import stages_of
 from mmdeploy_ext.families.two_stage import graphs
 from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -51,7 +53,10 @@ TIE_SCORE = 1e-6
 
 
 def check_heads(cfg: Any, roi_head: nn.Module) -> None:
-    """Refuse (ConfigError) heads that the graph does not repeat, or whose numbers of classes differ."""
+    """Refuse (ConfigError) heads or settings of a fusion that the graph does not repeat.
+
+    Also numbers of classes that differ between the heads of a config; `roi_head` is its live head of regions.
+    """
     for key, upstream in (
         ('semantic_head', seg_heads.PanopticFPNHead),
         ('panoptic_fusion_head', seg_heads.HeuristicFusionHead),
@@ -60,6 +65,11 @@ def check_heads(cfg: Any, roi_head: nn.Module) -> None:
         head = HEADS.get(name or '')
         if head is None or not issubclass(head, upstream):
             raise ConfigError(f'model.{key}.type={name}: expected {upstream.__name__}')
+    if stages_of(roi_head) > 1:
+        raise ConfigError(
+            f'model.roi_head.type={type(roi_head).__name__}: mmdet tests panoptic detectors of one stage '
+            f'of regions alone'
+        )
     fusion, things = cfg.model.panoptic_fusion_head, int(roi_head.bbox_head.num_classes)
     stuff = cfg.model.semantic_head.get('num_stuff_classes', 53)
     got = fusion.get('num_things_classes', 80), fusion.get('num_stuff_classes', 53)
@@ -68,9 +78,15 @@ def check_heads(cfg: Any, roi_head: nn.Module) -> None:
             f'model.panoptic_fusion_head has {got[0]} things and {got[1]} stuff classes; expected {things}, '
             f'those of bbox_head, and {stuff}, those of semantic_head'
         )
-    overlap = detector_parts.test_cfg_of(cfg)['panoptic'].get('mask_overlap')
+    settings = detector_parts.test_cfg_of(cfg)['panoptic']
+    overlap = settings.get('mask_overlap')
     if not isinstance(overlap, int | float) or not 0 <= overlap < 1:
         raise ConfigError(f'model.test_cfg.panoptic.mask_overlap={overlap}: expected 0 or more, below 1')
+    area = number('panoptic.stuff_area_limit', settings.get('stuff_area_limit'), int)
+    if not 0 <= area <= LARGEST_AREA:
+        raise ConfigError(
+            f'model.test_cfg.panoptic.stuff_area_limit={area}: expected 0 to {LARGEST_AREA} pixels'
+        )
 
 
 def facts_of(model: nn.Module) -> dict[str, Any]:
@@ -103,7 +119,8 @@ class PanopticNetwork(graphs.TwoStageNetwork):
     ) -> list[torch.Tensor]:
         """Return the tensors of `names`; the logits of stuff (B, S + 1, H4, W4) come last.
 
-        For the arguments see `TwoStageNetwork.head_outputs`.
+        `maps` are those of all levels (B, channels, h, w). Of `image` (B, 3, H, W) and `img_shape`, height
+        and width (B, 2) before padding or None, only a head of proposals of several stages uses any.
         """
         return [*super().head_outputs(maps, image, img_shape), self.model.semantic_head(maps)['seg_preds']]
 
@@ -112,6 +129,7 @@ class RegionMapFullForm(nn.Module):
     """The end of a `full` graph: instances and stuff at the size of the original, fused into a map."""
 
     def __init__(self, model: nn.Module) -> None:
+        """Read the settings of the detector's fusion, see `facts_of`."""
         super().__init__()
         facts = facts_of(model)
         self.paste, self.fusion = Paste(facts['mask_thr']), InstanceFusion(facts)
@@ -139,7 +157,7 @@ class RegionMapFullForm(nn.Module):
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of a form."""
+    """Return the contract of the form of the options: 'full' gives maps, 'raw' instances and stuff logits."""
     step = max(detector_parts.multiple(model), MULTIPLE)
     image = image_input(options, max(step, smallest_input(model)), step)
     batch = image.axes[0]
@@ -167,8 +185,8 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the network, the part that looks at regions, and for `full` the fusion behind both.
 
-    See `ImageFamily.stages`. With `fold` batch normalisation is folded into the network's convolutions;
-    without, the model runs as it is.
+    With `fold` batch normalisation is folded into the convolutions of a copy of the model; without, the model
+    itself runs.
     """
     folded = fuse(model) if fold else model
     network, regions = PanopticNetwork(folded), graphs.TwoStageFullForm(folded)
@@ -208,7 +226,10 @@ def other_order(scores: torch.Tensor) -> torch.Tensor:
 
 
 def rounded_choices(model: nn.Module) -> Iterator[contextlib.AbstractContextManager[None]]:
-    """Yield a context in which ties of the scores of instances are decided otherwise; see `ImageFamily`."""
+    """Yield a context in which mmdet's fusion decides ties of the scores of instances the other way round.
+
+    Rounding decides them, so that an engine's map may be that of either order.
+    """
     simple_test = model.panoptic_fusion_head.simple_test
 
     def laid_otherwise(

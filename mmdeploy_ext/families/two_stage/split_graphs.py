@@ -164,7 +164,10 @@ def _tensor(name: str, options: Options, shape: Sequence[int], of_regions: bool)
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of one of the two graphs."""
+    """Return the contract of one of the two graphs, that of the form of the options.
+
+    UsageError: the model does not take the size of the options.
+    """
 
     def tensors(names: Sequence[str], of_regions: bool = False) -> tuple[TensorSpec, ...]:
         shape_of = shapes(model, options)
@@ -190,10 +193,10 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the chain of modules of one of the two graphs; see `ImageFamily.stages`.
+    """Return the stages of one of the two graphs, that of the form of the options.
 
-    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
-    is.
+    With `fold` batch normalisation is folded into the convolutions of a copy of the model; without, the model
+    itself runs.
     """
     folded = fuse(model) if fold else model
     if options.form == REGIONS:

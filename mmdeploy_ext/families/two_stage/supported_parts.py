@@ -10,7 +10,8 @@ from torch import nn
 from mmdeploy_ext.compat.older_mmdet import mmdet_module, mmdet_release
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts import followed, proposals
-from mmdeploy_ext.families.parts.mask_heads import check_flow, threshold
+from mmdeploy_ext.families.parts.detector_parts import check_settings
+from mmdeploy_ext.families.parts.mask_heads import check_flow, points_of, threshold
 from mmdeploy_ext.families.parts.regions import (
     EXTRACTORS,
     Regions,
@@ -130,15 +131,19 @@ def check_detector(model: Mapping[str, Any]) -> None:
         raise ConfigError('model.roi_head.test_branch_idx=-1: TridentNet exports with the index of a branch')
 
 
-def check_roi_head(roi_head: nn.Module) -> None:
-    """Refuse (ConfigError) a head of regions, or a part of it, that the graph does not repeat.
+def check_roi_head(roi_head: nn.Module, key: str = 'rcnn') -> None:
+    """Refuse (ConfigError) a head of regions, a part of it, or settings that the graph does not repeat.
 
-    It has a bbox_head, as those of mmdet's detectors have.
+    Args:
+        roi_head: a live head with a bbox_head, as those of mmdet's detectors have.
+        key: key of its settings in the config's `test_cfg`, see `result_key`.
     """
+    name = type(roi_head).__name__
     if not isinstance(roi_head, ROI_HEADS):
-        raise ConfigError(
-            f'model.roi_head.type={type(roi_head).__name__}: no head of regions that is exported'
-        )
+        raise ConfigError(f'model.roi_head.type={name}: no head of regions that is exported')
+    needed = boxes.NEEDED if points_of(roi_head) is None else (*boxes.NEEDED, *masks.POINT_SETTINGS)
+    check_settings(roi_head.test_cfg, f'model.test_cfg.{key}', needed, name)
+    boxes.thresholds(roi_head.test_cfg)
     has_grid = grid_of(roi_head) is not None
     for stage in range(stages_of(roi_head)):
         check_extractor(part_of(roi_head, 'bbox_roi_extractor', stage))

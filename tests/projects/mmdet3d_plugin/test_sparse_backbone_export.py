@@ -121,7 +121,7 @@ def test_features_that_are_no_means_and_a_layer_without_a_range_are_refused():
     ):
         find_family(cfg, BACKBONE).preprocess_rule(cfg)
     cfg = load(BEVFUSION, model__voxel_layer__point_cloud_range=[0, 0, 0])
-    with pytest.raises(ConfigError, match='expected 6 and 3 numbers'):
+    with pytest.raises(ConfigError, match='expected 6 and 3 finite numbers'):
         find_family(cfg, BACKBONE).preprocess_rule(cfg)
     cfg = load(BEVFUSION, model__voxel_layer__point_cloud_range=None)
     with pytest.raises(ConfigError, match=r'model.voxel_layer.*point_cloud_range'):

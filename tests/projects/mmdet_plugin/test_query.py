@@ -88,6 +88,8 @@ LEARNED = dict(type='LearnedPositionalEncoding', num_feats=16)
 REFUSED = {
     'LearnedPositionalEncoding: no part of a transformer': change('bbox_head.positional_encoding', LEARNED),
     'max_per_img=400; expected 1 to 360': change('test_cfg.max_per_img', 400),
+    'max_per_img=True; expected 1 to 360': change('test_cfg.max_per_img', True),
+    'max_per_img=None; expected 1 to 360': change('test_cfg.max_per_img', None),
     'encoder: self_attn is MultiheadAttention; expected MultiScaleDeformableAttention': change(
         'bbox_head.transformer.encoder.transformerlayers.attn_cfgs',
         dict(type='MultiheadAttention', embed_dims=32, num_heads=4),

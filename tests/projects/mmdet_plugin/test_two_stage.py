@@ -176,6 +176,9 @@ REFUSED = {
     'mask_info_flow=False': change('roi_head.mask_info_flow', False, 'htc'),
     'rpn.max_per_img': change('test_cfg.rpn.max_per_img', -1),
     'rpn.min_bbox_size': change('test_cfg.rpn.min_bbox_size', 'small'),
+    'model.test_cfg.rpn has no nms, max_per_img, min_bbox_size': change('test_cfg', None),
+    'model.test_cfg.rcnn has no score_thr, nms, max_per_img': change('test_cfg.rcnn', None),
+    'model.test_cfg.rcnn has no max_per_img': change('test_cfg.rcnn.max_per_img', None),
     'model.roi_head cannot be built': change('roi_head.bbox_head.num_clases', 3),
 }
 

@@ -21,6 +21,7 @@ from mmdeploy_ext.proving.tasks.panoptic import match_detections
 from mmdeploy_ext.runtime.panoptic import fuse_instances
 from planting import altered
 from toy_two_stage import family_of, images, options_of, run_stages, seeded, toy
+from two_stage_parts import cascade
 
 FAMILY, CLASSES = family_of('panoptic'), 11
 ORIGINAL = (150, 210)
@@ -175,10 +176,15 @@ def refused(change, said):
 
 def test_what_cannot_be_fused_is_refused_by_name():
     refused(lambda model: model.panoptic_fusion_head.update(num_stuff_classes=9), '6 things and 9 stuff')
+    refused(lambda model: (cascade(model), model.update(type='PanopticFPN')), 'CascadeRoIHead: .* one stage')
     refused(lambda model: model.semantic_head.update(type='FusedSemanticHead'), 'semantic_head.type=Fused')
     for overlap in (1.0, -1, None, '0.5'):
         wrong = dict(mask_overlap=overlap)
         refused(lambda model, wrong=wrong: model.test_cfg.panoptic.update(wrong), f'mask_overlap={overlap}:')
+    for area in (None, -1, 2 * 10**9):
+        wrong = dict(stuff_area_limit=area)
+        refused(lambda model, wrong=wrong: model.test_cfg.panoptic.update(wrong), f'stuff_area_limit={area}:')
+    refused(lambda model: model.test_cfg.update(panoptic=None), 'test_cfg.panoptic has no score_thr')
     cfg = copy.deepcopy(toy('panoptic'))
     cfg.model.test_cfg.panoptic.mask_overlap = 0  # as good as 0.0
     FAMILY.check(cfg, options_of('panoptic'))

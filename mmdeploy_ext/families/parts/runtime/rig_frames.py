@@ -56,7 +56,7 @@ class CameraRuntime(Runtime):
         scene_token: str | None = None,
         camera_times_s: np.ndarray | None = None,
     ) -> Detections3D:
-        """Return the boxes in the images of one moment, in its LiDAR frame; raises what `step` raises.
+        """Return the boxes in the images of one moment, in its LiDAR frame, best first.
 
         Args:
             images_bgr: N images (h, w, 3) uint8 as OpenCV reads them, in the order of `rule.cameras`.
@@ -65,6 +65,11 @@ class CameraRuntime(Runtime):
             timestamp_s: seconds, absolute or from any fixed point.
             scene_token: a change means a new scene; None leaves the scene as it was.
             camera_times_s: (N,) of the pictures; None: all at `timestamp_s`.
+
+        Raises:
+            ShapeError: images of another number or size.
+            DataError: a calibration, pose or time that is missing or no valid one.
+            InferenceError: the engine failed or gave NaN.
         """
         images, (lidar2img, intrinsics) = self.rule.apply(images_bgr), calibration or (None, None)
         frame = Frame(
@@ -79,13 +84,16 @@ class CameraRuntime(Runtime):
         return self.step(frame).detections
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes of the outputs of a frame, best first; see `runtime/family_runtime.py`."""
+        """Return the boxes of the outputs of a frame, name -> array, by the family's runtime, best first."""
         return runtime_of(self.metadata.family).boxes_of_outputs(self.metadata, outputs)
 
     def moment(
         self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
     ) -> Frame:
-        """Return a frame of a data set's infos as `step` takes it; see `frame_of_rig`."""
+        """Return a frame of a data set's infos as `step` takes it; see `frame_of_rig`.
+
+        `root`, the folder of the data set, is not used: everything is in `images_bgr` and `rig`.
+        """
         return frame_of_rig(images_bgr, rig, self.rule)
 
     def begins_scene(self, last: StreamState | None, timestamp_s: float, scene_token: str | None) -> bool:
@@ -170,10 +178,14 @@ def moments(
     root: str | Path | None = None,
     frame_of: Callable[[Sequence[np.ndarray], RigFrame, MultiViewRule], Frame] | None = None,
 ) -> Iterator[Frame]:
-    """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`.
+    """Yield the frames of infos as `mm2onnx run` prepares them.
 
-    `root` is the folder of the data set; None: files are at the paths of the infos, or beside them.
-    `frame_of` makes a frame of its pictures; None: `frame_of_rig` does.
+    Args:
+        cfg: config of the model, which is not used.
+        rule: how pictures are prepared.
+        infos: path of the file of infos.
+        root: folder of the data set; None: files are at the paths of the infos, or beside them.
+        frame_of: makes a frame of its pictures; None: `frame_of_rig` does.
     """
     frame_of = frame_of or frame_of_rig
     for rig in read_frames(infos, rule, root):
