@@ -59,7 +59,7 @@ def one_size(sizes: Iterable[tuple[int, int]], results: str) -> np.ndarray:
 
 
 def batches(images: Sequence[PreparedImage]) -> list[list[int]]:
-    """Return the images (indices) that one run may take together: masks of one batch have one size."""
+    """Return lists of indices of the images that one run may take together: those of one original size."""
     return grouped([tuple(image.ori_shape) for image in images])
 
 

@@ -74,7 +74,10 @@ def last_head(roi_head: nn.Module) -> nn.Module:
 
 
 def activated(head: nn.Module, logits: torch.Tensor) -> torch.Tensor:
-    """Return class scores (..., C) in 0..1; the background, the last column, is left out."""
+    """Return class scores (..., C) in 0..1 of a box head's class logits, whose last axis is their columns.
+
+    The background, the last column of the scores, is left out.
+    """
     scores = head.loss_cls.get_activation(logits) if head.custom_cls_channels else softmax(logits)
     return scores[..., :-1]
 
