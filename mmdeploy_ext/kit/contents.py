@@ -58,12 +58,16 @@ RESULTS = {cls.__name__: cls for cls in (Detections, Instances, Segments, Detect
 
 
 def file_stem(name: str) -> str:
-    """Return the name of the file of a tensor: its own, with what file names must not hold as '%2F'."""
+    """Return the name, without a suffix, of the file of a tensor.
+
+    Letters, digits and `_.-~:+@,=()[]` stay; of other characters the bytes in UTF-8 become '%' and two
+    hexadecimal digits, '/' for example '%2F'.
+    """
     return urllib.parse.quote(name, safe='.:+-_@,=()[]')
 
 
 def name_of_stem(stem: str) -> str:
-    """Return the name of the tensor whose file is called `stem`; see `file_stem`."""
+    """Return the name of the tensor whose file is called `stem`, without a suffix: undoes `file_stem`."""
     return urllib.parse.unquote(stem)
 
 
@@ -79,11 +83,12 @@ class ArrayFolder:
         self._files: dict[bytes, str] = {}
 
     def write(self, place: str, arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-        """Write arrays, unless a file of the same bytes is there already.
+        """Write arrays; one whose bytes this object wrote before, under any name and shape, gets that file.
 
         Args:
-            place: folder inside of that of the kit, such as 'inputs/000'.
-            arrays: name -> array.
+            place: folder inside of that of the kit, such as 'inputs/000'; no two calls have the same, since
+                a file that is there is not replaced.
+            arrays: name -> array of numbers or truth values.
 
         Returns:
             Their entries in the manifest: name -> dict of `file`, the path in the kit, `dtype` and `shape`.
@@ -102,9 +107,10 @@ class ArrayFolder:
 
 
 def read_array(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
-    """Return the array of an entry of the manifest; DataError if its file is missing or has another size.
+    """Return the array of an entry of the manifest, a copy that may be changed, in the machine's byte order.
 
     `folder` is that of the kit; `entry` has `file`, `dtype` and `shape`, as `ArrayFolder.write` returns them.
+    DataError: the file is missing, or has another number of bytes.
     """
     path = folder / entry['file']
     if not path.is_file():
@@ -122,7 +128,10 @@ def read_arrays(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> dict[
 
 
 def result_classes(family: str = '') -> dict[str, type]:
-    """Return name -> class of the results that a kit holds: `RESULTS`, and `RESULT` of a family's runtime."""
+    """Return name -> class of the results that a kit holds: `RESULTS`, and `RESULT` of a family's runtime.
+
+    `family` is the name of a family; of '', and of one without a runtime or a `RESULT`, it is `RESULTS`.
+    """
     family_class = getattr(runtime_of(family), 'RESULT', None) if has_runtime(family) else None
     return RESULTS if family_class is None else RESULTS | {family_class.__name__: family_class}
 
@@ -146,14 +155,17 @@ def result_type(results: Any, family: str = '') -> str:
 def result_arrays(results: Any, family: str = '') -> dict[str, np.ndarray]:
     """Return name -> array of the fields of an image's results, without those that are None or no array.
 
-    The fields are those of the class that `result_type` names.
+    The fields are those of the class that `result_type` names, which also has the error.
     """
     fields = _result_fields(results, family)
     return {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
 
 
 def result_facts(results: Any, family: str = '') -> dict[str, Any]:
-    """Return name -> value of the fields of an image's results that are no arrays, which JSON can hold."""
+    """Return name -> value of the fields of an image's results that are neither None nor an array.
+
+    JSON can hold them. The fields and the error are those of `result_arrays`.
+    """
     fields = _result_fields(results, family)
     return {name: value for name, value in fields.items() if not isinstance(value, np.ndarray)}
 
@@ -182,7 +194,10 @@ class KitGraph:
     spec: GraphSpec
 
     def to_json(self) -> dict[str, Any]:
-        """Return the graph's entry in the manifest."""
+        """Return the graph's entry in the manifest.
+
+        It has `name` and `file`, and the plain texts of `metadata`, or, of a graph without, its `spec`.
+        """
         entry: dict[str, Any] = dict(name=self.name, file=self.file)
         if self.metadata is not None:
             return entry | dict(metadata=self.metadata.to_props())
@@ -190,7 +205,7 @@ class KitGraph:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> KitGraph:
-        """Rebuild a graph from its entry in the manifest."""
+        """Rebuild a graph from its entry in the manifest; ModelFileError: its metadata are damaged."""
         if 'metadata' in entry:
             metadata = Metadata.from_props(entry['metadata'], entry['file'])
             return cls(entry['name'], entry['file'], metadata, metadata.spec)
@@ -226,10 +241,13 @@ class KitCase:
     def write(self, folder: ArrayFolder, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Write the arrays into the folder of a kit; return the case's entry in the manifest.
 
-        Its keys are `name`, `graph`, `title`, `images`; `inputs`, `beside` and `tensors`, which are what
-        `ArrayFolder.write` returns; `results`, per image `type`, a key of `result_classes`, `fields`, arrays
-        too, and, if there are any, `facts`, the fields that are none; and `output_shapes`, output -> shape,
-        of `outputs`, those of ONNX Runtime on this machine.
+        `outputs` are the outputs of the graph by name, those of ONNX Runtime on this machine, of which only
+        the shapes are kept.
+
+        The keys of the entry are `name`, `graph`, `title`, `images`; `inputs`, `beside` and `tensors`, which
+        are what `ArrayFolder.write` returns; `results`, per image `type`, a key of `result_classes`,
+        `fields`, arrays too, and, if there are any, `facts`, the fields that are none; and `output_shapes`,
+        output -> shape.
 
         Raises:
             UsageError: results that kits cannot hold, see `result_type`.
@@ -259,7 +277,11 @@ class KitCase:
 
     @classmethod
     def read(cls, folder: Path, entry: Mapping[str, Any], family: str = '') -> KitCase:
-        """Return a case from its entry in the manifest, and its family; for the errors see `read_array`."""
+        """Return a case from its entry in the manifest, as `write` returns it, with its arrays.
+
+        `folder` is that of the kit, `family` the name of the case's family, '' if none; for the errors see
+        `read_array`.
+        """
         classes = result_classes(family)
         results = [
             classes[image['type']](**read_arrays(folder, image['fields']), **image.get('facts', {}))
@@ -295,7 +317,7 @@ class ChainedFrame:
 
     @property
     def outputs(self) -> str:
-        """Name under which the outputs of the last file are written."""
+        """Name under which the outputs of the last file are written: `chain_NAME`."""
         return f'chain_{self.name}'
 
     @property
@@ -304,13 +326,16 @@ class ChainedFrame:
         return self.steps[-1][0]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the frame's entry in the manifest."""
+        """Return the frame's entry in the manifest: its attributes, and `outputs`.
+
+        `steps` is a list of dicts of `case` and `computed`.
+        """
         steps = [dict(case=case, computed=computed) for case, computed in self.steps]
         return dict(dataclasses.asdict(self), steps=steps, outputs=self.outputs)
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> ChainedFrame:
-        """Rebuild a frame from its entry in the manifest."""
+        """Rebuild a frame from its entry in the manifest, as `to_json` returns it."""
         steps = tuple((step['case'], step['computed']) for step in entry['steps'])
         fields = {key: value for key, value in entry.items() if key != 'outputs'}
         return cls(**{**fields, 'steps': steps})
@@ -324,13 +349,19 @@ def hashes_of(folder: Path) -> dict[str, str]:
 
 
 def kit_hash(manifest: Mapping[str, Any]) -> str:
-    """Return the SHA-256 (hexadecimal) that a kit is recognised by: that of its manifest with all others."""
+    """Return the SHA-256 (hexadecimal) by which a kit is recognised.
+
+    It is that of the manifest as JSON with sorted keys, without the key `kit_sha256`. The manifest has the
+    hashes of all files, so that no file can change without it.
+    """
     content = {key: value for key, value in manifest.items() if key != 'kit_sha256'}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a kit after its files were compared with the hashes in it.
+
+    `folder` is that of the kit; files in it that the manifest does not name are not looked at.
 
     Raises:
         DataError: no manifest, one of another format, or a file that is missing or was changed.
@@ -357,7 +388,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def write_lines(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write `manifest.txt`: the cases and frames of a manifest as lines of words, for programs without JSON.
 
-    Words are separated by single blanks; tensors are called as in `file_stem`. The lines of a case follow it:
+    `folder` is that of the kit; of the manifest `graphs`, `cases` and `frames` are read. Words are separated
+    by single blanks; tensors are called as in `file_stem`. AXES is the number of axes, and SIZE the size of
+    each. The lines of a case or a frame follow it:
 
         case CASE FILE.onnx
         input NAME DTYPE AXES SIZE... FILE.bin

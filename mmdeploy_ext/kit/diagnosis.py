@@ -34,7 +34,10 @@ long as the judgement of the results. Of four axes those are channels last, chan
 
 
 def misfit(array: np.ndarray, tensor: TensorSpec) -> str:
-    """Return why dtype or shape of an array are not those of a tensor of a graph; '' if they are."""
+    """Return why dtype or shape of an array are not those of a tensor of a graph; '' if they are.
+
+    An axis of the tensor that has a name instead of a size may be of any size.
+    """
     if array.dtype != np.dtype(tensor.dtype):
         return f'dtype: got {array.dtype}, expected {tensor.dtype}'
     fits = array.ndim == len(tensor.axes) and all(
@@ -45,14 +48,22 @@ def misfit(array: np.ndarray, tensor: TensorSpec) -> str:
 
 
 def is_constant(array: np.ndarray) -> bool:
-    """Return whether an array of floats has several values, and all are the same one."""
+    """Return whether an array of floats has several values, and all are the same one, which is not NaN.
+
+    Of whole numbers, truth values and texts it is False.
+    """
     return array.size > 1 and array.dtype.kind == 'f' and bool((array == array.flat[0]).all())
 
 
 def diagnose(expected: np.ndarray, got: np.ndarray) -> str:
     """Return what a wrong output looks like: constant, rounded, PyTorch's values in another order; else ''.
 
-    `expected` is PyTorch's tensor, `got` the engine's.
+    It is '' also of sides of fewer than two values or of different numbers of values, of values that are not
+    finite, and of outputs that are no real numbers.
+
+    Args:
+        expected: PyTorch's tensor.
+        got: the engine's, of any shape.
     """
     if is_constant(got) and not is_constant(expected):
         return f'every value is {got.flat[0]:g}'
@@ -94,6 +105,9 @@ def with_other_layout(
 ) -> list[DetectionRow]:
     """Return rows, whose failing ones name an output that was written with its axes in another order.
 
+    Outputs are read again one at a time, in the orders of `LAYOUTS`, until one makes all results equal; if
+    none does, the rows are as they were.
+
     Args:
         rows: level 3 of each image.
         outputs: name -> output of the engine, in the shapes of the file.
@@ -124,7 +138,8 @@ def with_mixed_up_images(
         rows: level 3 of each image.
         references: PyTorch's results of each image.
         candidates: the engine's.
-        match: `match_detections` of the task, see `proving/tasks`.
+        match: takes the title of an image, its reference and a candidate, and returns their row: that is
+            `match_detections` of the task, see `proving/tasks`.
     """
     named = []
     for index, row in enumerate(rows):

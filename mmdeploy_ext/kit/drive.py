@@ -45,9 +45,9 @@ class DriveJudge:
         """Begin without frames.
 
         Args:
-            manifest: manifest of the kit.
-            graph: the last file, which gives results and memory.
-            precision: by whose bars the frames are judged.
+            manifest: manifest of the kit, with `memory` and `task`.
+            graph: the last file, which gives results and memory; it has metadata.
+            precision: 'fp32', 'fp16' or 'int8', by whose bars the frames are judged.
         """
         self.graph, self.memory = graph, MemorySpec.from_json(manifest['memory'])
         of_outputs = {name: self.memory.tensors[name] for name in self.memory.outputs}
@@ -61,11 +61,13 @@ class DriveJudge:
     def add(self, mode: str, frame: ChainedFrame, case: KitCase, arrays: Mapping[str, np.ndarray]) -> None:
         """Judge the outputs of one frame in a mode; frames are added in order.
 
+        Outputs of which the runtime of the family makes no results are a fault of the frame, no exception.
+
         Args:
             mode: 'teacher' or 'free'.
             frame: the frame, as the kit's manifest describes it.
             case: case of the frame's last file, with PyTorch's tensors and results.
-            arrays: name -> output of the engine.
+            arrays: name -> output of the engine; all outputs of the file are there.
         """
         run, metadata = self.runs[mode], self.graph.metadata
         pose = np.asarray(frame.ego_pose, np.float64)
@@ -93,7 +95,7 @@ class DriveJudge:
         run.add(Moment(moment_frame, *outputs, *states))
 
     def finish(self) -> list[SequenceRow]:
-        """Return the judgement of each mode of which there were frames."""
+        """Return the judgement of each mode of which there were frames, 'teacher' first."""
         return [run.finish() for run in self.runs.values() if run.series['name'] or run.faults]
 
     @property

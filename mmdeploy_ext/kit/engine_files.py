@@ -29,7 +29,8 @@ TRITON_TYPES = dict(
 def write_engine_files(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the runners, `run_trtexec.sh` and the folder `triton` into the folder of a kit.
 
-    That of a sparse backbone gets the runner of its engine alone.
+    That of a sparse backbone gets the runner of its engine alone. Of the manifest `engine`, `graphs` and
+    `cases` are read; an older `triton` must not be there.
     """
     if manifest.get('engine') == LIBSPCONV:
         shutil.copyfile(RUNNERS / SPARSE_RUNNER, folder / SPARSE_RUNNER)
@@ -46,7 +47,10 @@ def write_engine_files(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def shapes_of(case: Mapping[str, Any]) -> str:
-    """Return the shapes of a case's inputs as trtexec takes them, 'img:1x3x64x64'; without scalars."""
+    """Return the shapes of a case's inputs as trtexec takes them, 'img:1x3x64x64,time:1'; without scalars.
+
+    `case` is its entry in the manifest, see `KitCase.write`.
+    """
     inputs = case['inputs'].items()
     return ','.join(
         f'{name}:{"x".join(map(str, entry["shape"]))}' for name, entry in inputs if entry['shape']
@@ -59,7 +63,11 @@ def is_dynamic(graph: KitGraph) -> bool:
 
 
 def shape_ranges(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[int]]]:
-    """Return 'min', 'opt' (that of the first case) and 'max' -> input -> shape, of all cases of a graph."""
+    """Return 'min', 'opt' (that of the first case) and 'max' -> input -> shape, of all cases of a graph.
+
+    `cases` are their entries in the manifest, at least one. Least and largest size are of each axis by
+    itself; inputs without axes are left out.
+    """
     ranges: dict[str, dict[str, list[int]]] = {}
     for option, choose in (('min', min), ('opt', None), ('max', max)):
         ranges[option] = {}
@@ -76,7 +84,7 @@ def trtexec_build(graph: KitGraph, cases: Sequence[Mapping[str, Any]], engine: s
 
     Args:
         graph: the file that is built.
-        cases: its entries in the manifest, see `KitCase.write`.
+        cases: entries of its cases in the manifest, see `KitCase.write`; at least one.
         engine: path of the engine that is written.
     """
     words = ['trtexec', f'--onnx={graph.file}', f'--saveEngine={engine}']
@@ -88,7 +96,7 @@ def trtexec_build(graph: KitGraph, cases: Sequence[Mapping[str, Any]], engine: s
 
 
 def trtexec_run(graph: KitGraph, case: Mapping[str, Any], engine: str, outputs: str) -> list[str]:
-    """Return the words of the command that runs a case of a graph.
+    """Return the words of the command that runs a case, by its entry in the manifest, of a graph.
 
     `engine` is the path of the engine, `outputs` the folder into which the command writes `CASE.json`.
     """
@@ -106,7 +114,10 @@ def trtexec_run(graph: KitGraph, case: Mapping[str, Any], engine: str, outputs: 
 
 
 def trtexec_script(manifest: Mapping[str, Any]) -> str:
-    """Return a script that builds an engine per file of a kit and runs all its cases."""
+    """Return the text of a shell script that builds an engine per file of a kit and runs all its cases.
+
+    Frames of several files it does not run. Of the manifest `graphs` and `cases` are read.
+    """
     lines = [
         '#!/bin/sh',
         '# Run the inputs of this kit in TensorRT: sh run_trtexec.sh OUTPUTS [FLAG...]',
@@ -137,7 +148,10 @@ def _quoted(word: str) -> str:
 
 
 def polygraphy_command(graph: KitGraph, cases: Sequence[Mapping[str, Any]]) -> str:
-    """Return the commands of Polygraphy that run all cases of a graph in TensorRT and write their outputs."""
+    """Return the commands of Polygraphy that run all cases of a graph in TensorRT and write their outputs.
+
+    They are two lines; the second writes into the folder `outputs`. `cases` are as in `trtexec_build`.
+    """
     words = ['polygraphy', 'run', graph.file, '--trt', '--data-loader-script', 'run_polygraphy.py']
     if is_dynamic(graph):
         for option, shapes in shape_ranges(cases).items():
@@ -149,7 +163,10 @@ def polygraphy_command(graph: KitGraph, cases: Sequence[Mapping[str, Any]]) -> s
 
 
 def benchmark_command(graph: KitGraph, case: Mapping[str, Any]) -> str:
-    """Return the command of OpenVINO's benchmark_app that times a case on its own inputs."""
+    """Return the command of OpenVINO's benchmark_app that times a case of a graph on its own inputs.
+
+    `case` is its entry in the manifest.
+    """
     shapes = ','.join(
         f'{name}[{",".join(map(str, entry["shape"]))}]' for name, entry in case['inputs'].items()
     )
@@ -158,7 +175,10 @@ def benchmark_command(graph: KitGraph, case: Mapping[str, Any]) -> str:
 
 
 def triton_config(graph: KitGraph) -> str:
-    """Return Triton's config.pbtxt of a graph: every axis is in `dims`, none is Triton's batch."""
+    """Return the text of Triton's config.pbtxt of a graph: every axis is in `dims`, none is Triton's batch.
+
+    An axis of any size is -1.
+    """
     lines = [
         f'name: "{graph.name}"',
         'platform: "onnxruntime_onnx"',

@@ -47,6 +47,8 @@ def write_frames(
 ) -> dict[str, Any]:
     """Write the files and their cases into the folder of a kit; return their entries of the manifest.
 
+    They are `graphs`, `cases`, `frames` and `teacher_forced`, and `memory` if the last file gives it.
+
     Args:
         deployment: the model in PyTorch, from config and checkpoint, of a family of frames or sweeps.
         paths: paths of the exported files, in the order in which a frame goes through them.
@@ -54,8 +56,8 @@ def write_frames(
         folder: folder of the kit.
 
     Raises:
-        UsageError: a contract whose runner computes tensors between the files, or frames
-            in which a file does not run.
+        UsageError: a contract whose runner computes tensors between the files, frames in which a file does
+            not run, or results that kits cannot hold.
         ModelFileError: see `ladder.prove`.
     """
     family = deployment.family

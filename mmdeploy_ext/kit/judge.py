@@ -101,7 +101,7 @@ class Judgement:
         return failures
 
     def to_json(self) -> dict[str, Any]:
-        """Return `verdict` (the title), `equal`, `failures` and all attributes in plain JSON types."""
+        """Return `verdict` (the title), `equal`, `failures` and all attributes as plain JSON types."""
         content = dataclasses.asdict(self) | dict(cases=[case.to_json() for case in self.cases])
         return dict(verdict=self.title, equal=self.equal, failures=self.failures) | content
 
@@ -116,8 +116,12 @@ def judge(kit: str | Path, outputs: str | Path, *, told: str = '', precision: st
         precision: 'fp32', or 'fp16' or 'int8', whose wider bars are those of the proof; None: that of the
             file.
 
+    Returns:
+        The judgement. Outputs that are missing, cannot be read, or have another name, dtype or shape are
+        failures in it.
+
     Raises:
-        DataError: a kit that is not whole, or outputs of another kit.
+        DataError: a kit that is not whole, no folder of outputs, or outputs of another kit.
         UsageError: another precision.
     """
     return _Judge(Path(kit), Path(outputs), told, precision).judge()
@@ -213,7 +217,10 @@ class _Judge:
         return KitCase.read(self.kit, entry, metadata.family if metadata else '')
 
     def _read(self, entry: Mapping[str, Any], name: str) -> tuple[dict[str, np.ndarray], list[TensorRow]]:
-        """Return the outputs of a case that are called `name`, or failing rows for what they lack."""
+        """Return the outputs of a case that are called `name`, and failing rows for what they lack.
+
+        float16 becomes float32, unless PyTorch's tensor is float16.
+        """
         spec = self.graphs[entry['graph']].spec
         shapes = {output: tuple(shape) for output, shape in entry['output_shapes'].items()}
         try:
@@ -235,7 +242,10 @@ class _Judge:
             array = _in_dtype_of_spec(array, tensor.dtype)
             if reason := misfit(array, tensor):
                 rows.append(failed_row(output, reason, array))
-            outputs[output] = array.astype(np.float32) if array.dtype == np.float16 else array
+            is_compared_as_half = entry['tensors'].get(output, {}).get('dtype') == 'float16'
+            if array.dtype == np.float16 and not is_compared_as_half:
+                array = array.astype(np.float32)
+            outputs[output] = array
         return outputs, rows
 
     def _judge(self, entry: Mapping[str, Any], name: str) -> results.Case:

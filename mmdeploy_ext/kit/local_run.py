@@ -28,18 +28,21 @@ if TYPE_CHECKING:
 
 
 def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = False) -> str:
-    """Run all inputs and frames of a kit on an engine of this machine.
+    """Run all inputs and frames of a kit on an engine of this machine, and write what `judge` reads.
 
     Args:
         kit: the folder of the kit.
         outputs: folder to write, in which engines and files of float16 are kept, too; new or empty.
         engine: one of `ENGINES`.
-        fp16: write float16 into the graphs first; otherwise the files run as they are.
+        fp16: write float16 into the graphs first; otherwise the files run as they are. On a CPU ONNX Runtime
+            computes float16 in float32.
 
     Returns:
-        What ran: device, engine, its version, and the median milliseconds of each file.
+        What ran: device, engine, its version, and the median milliseconds of each file, its first run
+        included.
 
     Raises:
+        DataError: a kit that is not whole.
         UsageError: another engine, a kit for libspconv, or a folder that is not empty.
         EngineError: the engine, or the GPU that it needs, is not here, or it cannot take a file.
         InferenceError: the engine failed to run one.
@@ -89,7 +92,10 @@ def _raised_as(kind: type[Mm2OnnxError], subject: str) -> Iterator[None]:
 
 
 def device_of(engine: str) -> str:
-    """Return the device, name and version of one of `ENGINES`; EngineError: it, or its GPU, is not here."""
+    """Return what one of `ENGINES` runs on, as text: device, name and version of the engine.
+
+    EngineError: the engine, or the GPU that it needs, is not here.
+    """
     if engine == 'tensorrt':
         from mmdeploy_ext.engines.tensorrt.package import find_package
 

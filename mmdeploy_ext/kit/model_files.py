@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def copy_model(path: str | Path, folder: Path, graph: KitGraph) -> dict[str, str]:
-    """Copy an ONNX file into the folder of a kit; return `source_sha256`, the hash of the user's file.
+    """Copy an ONNX file, with its external data, into the folder of a kit.
 
     TensorRT, OpenVINO and onnxruntime-node take an input with a default for a constant. The cases of a kit
     feed every input, so that in its file these have no defaults; and a Loop without a condition, which
@@ -25,6 +25,12 @@ def copy_model(path: str | Path, folder: Path, graph: KitGraph) -> dict[str, str
         path: path of the user's file, beside which its external data lies.
         folder: folder of the kit.
         graph: to which the copy belongs; its `file` is the path of the copy in the kit.
+
+    Returns:
+        A dict of `source_sha256`, the hash of the user's file, without its external data.
+
+    Raises:
+        ModelFileError: the file is missing or no readable ONNX file.
     """
     path, target = Path(path), folder / graph.file
     model = files.read(path)

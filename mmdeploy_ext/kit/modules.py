@@ -76,15 +76,18 @@ def write_module_kit(
         path: path of the ONNX file.
         inputs: samples; those of a model with a state are the frames of one sequence, in order.
         out: folder of the kit, see `write_kit`.
-        rtol: allowed difference, relative to the largest value of an output.
-        state: input of the file -> output of the file that is its value in the next frame.
-        rows: outputs whose rows belong together and may come in any order.
+        rtol: allowed difference, 0 or more and below 1, relative to the largest value of an output on that
+            input; a tenth of it, relative to the largest value on any sample, is allowed, too.
+        state: input of the file -> output of the file that is its value in the next frame; None: no state.
+        rows: outputs whose rows (first axis) belong together and may come in any order.
         generate: whether the kit has generated inputs as well, if there is no state.
         seed: seed of the generated inputs.
         pictures: `name` and `licence` of what the inputs were made of.
 
     Raises:
-        UsageError: the file does not compute what the module computes; see also `prove_module`.
+        UsageError: the file does not compute what the module computes, or the folder is not empty; see also
+            `prove_module`.
+        ModelFileError: see `prove_module`.
     """
     proof = _RecordingProof(module, str(path), list(inputs), None, rtol, dict(state or {}), tuple(rows), seed)
     proof.compare_samples()

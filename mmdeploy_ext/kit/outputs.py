@@ -25,14 +25,17 @@ if TYPE_CHECKING:
 
 
 def has_outputs(folder: Path, name: str) -> bool:
-    """Return whether a folder of outputs has a file or a folder of this name; see `read_outputs`."""
+    """Return whether a folder of outputs has NAME.npz, NAME.json or a folder NAME, of whatever content."""
     return any((folder / f'{name}{suffix}').exists() for suffix in ('.npz', '.json', ''))
 
 
 def read_outputs(
     folder: Path, name: str, spec: GraphSpec, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    """Return the outputs of one run of a graph by name.
+    """Return the outputs of one run of a graph by name, in the dtypes and shapes that they were written in.
+
+    NAME.npz is read, if it is missing NAME.json, else all .npy and .bin of the folder NAME. Names and shapes
+    need not be those of the graph, but of .bin, which has neither dtype nor shape.
 
     Args:
         folder: folder of the outputs of all runs.
@@ -41,7 +44,8 @@ def read_outputs(
         shapes: name of an output -> its shape, of the manifest, for raw files.
 
     Raises:
-        DataError: there is nothing of this name, or a file that cannot be read.
+        DataError: there is nothing of this name, a file that cannot be read, or a raw file of another number
+            of bytes, or of no output of the graph.
     """
     archive, listing, single = folder / f'{name}.npz', folder / f'{name}.json', folder / name
     if archive.is_file():
@@ -113,10 +117,10 @@ def _read_trtexec(file: Path, spec: GraphSpec) -> dict[str, np.ndarray]:
 
 
 def check_kit(folder: Path, expected: str) -> bool:
-    """Return whether a folder of outputs has a file `KIT_HASH`, which has to hold the hash `expected`.
+    """Return whether a folder of outputs has a file `KIT_HASH`; its first word has to be the hash `expected`.
 
     Raises:
-        DataError: the outputs are of another kit.
+        DataError: it is another one: the outputs are of another kit.
     """
     path = folder / KIT_HASH
     if path.is_file() and path.read_bytes().split()[:1] != [expected.encode()]:

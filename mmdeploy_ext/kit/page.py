@@ -92,12 +92,12 @@ def write_page(folder: Path, graph: KitGraph, task: str | None) -> dict[str, flo
 
 
 def has_page(manifest: Mapping[str, Any]) -> bool:
-    """Return whether a kit has a page, from its manifest."""
+    """Return whether a kit has a page, by the `files` of its manifest."""
     return INDEX in manifest['files']
 
 
 def check_page(kit: Path) -> dict[str, Any]:
-    """Return the manifest of a kit with a page; DataError: it is no kit, was changed, or has no page."""
+    """Return the manifest of the kit in a folder; DataError: it is no kit, was changed, or has no page."""
     manifest = read_manifest(kit)
     if not has_page(manifest):
         raise DataError(
@@ -108,7 +108,7 @@ def check_page(kit: Path) -> dict[str, Any]:
 
 
 def add_library(kit: Path) -> None:
-    """Write onnxruntime-web into a kit, which any web server can show then.
+    """Write onnxruntime-web into the folder of a kit, which any web server can show then.
 
     For errors see `check_page` and `web_library.package`; after one the kit is as it was before.
     """
@@ -118,10 +118,11 @@ def add_library(kit: Path) -> None:
 
 
 def write_single_file(kit: Path) -> Path:
-    """Write the whole kit as one page, which a browser also opens from disk; return its path.
+    """Write the whole kit as one page, `SINGLE_FILE` in its folder, which a browser also opens from disk.
 
     Scripts are modules at addresses of their text; the model, the arrays, the manifest and the WebAssembly
     are elements of the page, compressed in base64. For the errors see `check_page` and `web_library.package`.
+    Returned is the page's path.
     """
     manifest = check_page(kit)
     files = {file: kit / file for file in manifest['files'] if file.endswith(('.onnx', '.bin'))}

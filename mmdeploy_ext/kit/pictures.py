@@ -28,6 +28,9 @@ def write_pictures(
 ) -> dict[str, Any]:
     """Write the file and its cases into the folder of a kit; return their entries of the manifest.
 
+    They are `file`, `graphs`, `cases`, `frames`, an empty list, and `bars`, those of the page, see
+    `page.write_page`.
+
     Args:
         deployment: the model in PyTorch, from config and checkpoint.
         path: path of the ONNX file.
@@ -35,6 +38,7 @@ def write_pictures(
         folder: folder of the kit.
 
     Raises:
+        UsageError: results that kits cannot hold, see `contents.result_type`.
         ModelFileError: see `ladder.prove`.
     """
     proof = open_proof(deployment, path, samples)

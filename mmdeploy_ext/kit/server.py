@@ -44,7 +44,10 @@ class KitRequest(http.server.SimpleHTTPRequestHandler):
         super().__init__(*request, directory=directory)
 
     def translate_path(self, path: str) -> str:
-        """Return the file of an address: of the kit, or else of the library."""
+        """Return the path of the file of an address, `path`: of the kit, or else of the library.
+
+        The file need not exist; none is outside of both folders, but by links in them.
+        """
         file = Path(super().translate_path(path))
         in_library = self.library / file.name
         is_library = file.parent == Path(self.directory, LIBRARY)
@@ -56,7 +59,7 @@ class KitRequest(http.server.SimpleHTTPRequestHandler):
         super().end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Print nothing: the page tells what could not be loaded."""
+        """Print no line for a request: the page tells what could not be loaded."""
 
 
 @contextlib.contextmanager

@@ -37,12 +37,14 @@ def write_voxels(
 ) -> dict[str, Any]:
     """Write the file and its cases into the folder of a kit; return their entries of the manifest.
 
+    They are `graphs`, `cases`, `frames`, an empty list, `engine` and `precision`.
+
     Args:
         deployment: the model in PyTorch, from config and checkpoint, of a family of backbones.
-        path: of the file.
+        path: path of the file.
         samples: real voxels, with coordinates in the model's order of axes. A file of float16 is run on the
             synthetic sets of a proof, too; INT8 on real voxels alone, for which its ranges were made.
-        folder: of the kit.
+        folder: folder of the kit.
 
     Raises:
         UsageError: a file of the portable form, or an INT8 file without samples.
@@ -101,7 +103,11 @@ def _spec(network: SparseGraph) -> GraphSpec:
 
 
 def open_interpreted(path: Path) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Return a function from the inputs of a case to `dense`, which interprets the file in numpy."""
+    """Return a function from the inputs of a case to `dense` in float16, which interprets a file in numpy.
+
+    Inputs and outputs are arrays by name, as at the top of this module; `grid` is not read. ModelFileError:
+    the file at `path` is no graph of libspconv.
+    """
     network = libspconv.read(path)
 
     def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -38,7 +38,7 @@ def cache_folder() -> Path:
 
 
 def package() -> Path:
-    """Return the package in the cache, after a download if it is not there.
+    """Return the path of the package in the cache, after a download if it is not there.
 
     Raises:
         UsageError: there is no npm, or it cannot download the package.
@@ -81,7 +81,10 @@ def _download(path: Path) -> None:
 
 
 def unpack(folder: Path) -> None:
-    """Write the library and its licences into a folder; for the errors see `package`."""
+    """Write `LOADERS`, their WebAssembly and `LICENCES` into a folder, which is made if it is missing.
+
+    For the errors see `package`.
+    """
     import onnxruntime  # of any of its distributions
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ Needs numpy and onnxruntime. Afterwards, where mm2onnx is: mm2onnx judge KIT OUT
 
 import json
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,12 +23,21 @@ def read(kit: Path, entry: dict) -> np.ndarray:
     return np.fromfile(kit / entry['file'], dtype).reshape(entry['shape']).astype(entry['dtype'])
 
 
+def save(path: Path, arrays: dict) -> None:
+    """Write arrays by name as .npz, also one of the name 'file', which `np.savez` does not take."""
+    with zipfile.ZipFile(path, 'w') as archive:
+        for name, array in arrays.items():
+            with archive.open(f'{name}.npy', 'w', force_zip64=True) as stream:
+                np.lib.format.write_array(stream, np.asarray(array))
+
+
 def open_file(path: Path, *providers: str) -> Callable[[dict], dict]:
     """Return a function from inputs to outputs of an ONNX file, both dicts of arrays by name.
 
     `providers` are execution providers of ONNX Runtime, the preferred one first; without any it chooses. By
     default CUDA rounds the factors of float32 products to 10 bits (TF32); asked for here, it does not. The
-    program ends with a message if the preferred provider does not start.
+    program ends with a message if the preferred provider does not start; what ONNX Runtime raises for a file
+    that it cannot load, or for inputs, is raised.
     """
     import onnxruntime
 
@@ -73,14 +83,14 @@ def main(*words: str, kit: Path = KIT, opens: Callable = open_file) -> None:
         return {name: results[name] for name in case['output_shapes']}
 
     for name, case in cases.items():  # each file on inputs of PyTorch
-        np.savez(folder / f'{name}.npz', **run(case, {}))
+        save(folder / f'{name}.npz', run(case, {}))
     tensors = {}  # name of an output -> its last value
     for frame in manifest['frames']:  # each file on what those before it computed, memory included
         for step in frame['steps']:
             computed = {name: tensors[output] for name, output in step['computed'].items()}
             last = run(cases[step['case']], computed)
             tensors |= last
-        np.savez(folder / f'{frame["outputs"]}.npz', **last)
+        save(folder / f'{frame["outputs"]}.npz', last)
     (folder / 'kit.txt').write_text(manifest['kit_sha256'])
 
 

@@ -10,7 +10,12 @@ from pathlib import Path
 
 
 def open_file(path: Path, device: str = 'CPU', precision: str = 'f32') -> Callable[[dict], dict]:
-    """Return a function from inputs to outputs of an ONNX file, both dicts of arrays by name."""
+    """Return a function from inputs to outputs of an ONNX file, both dicts of arrays by name.
+
+    `device` and `precision` are those of the command line. OpenVINO raises a RuntimeError here for a file or
+    device that it cannot take, and in the function for inputs that do not fit; inputs that no node reads may
+    be there.
+    """
     import numpy
     import openvino
 

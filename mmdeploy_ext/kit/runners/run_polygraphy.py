@@ -21,14 +21,17 @@ KIT = Path(__file__).resolve().parent
 
 
 def cases() -> list[dict]:
-    """Return the entries of the cases of the file that KIT_GRAPH names; without it of the first file."""
+    """Return the entries in the manifest of the cases of the file that KIT_GRAPH names.
+
+    Without that variable they are of the first file, and of a name that no file has there are none.
+    """
     manifest = json.loads((KIT / 'manifest.json').read_text())
     graph = os.environ.get('KIT_GRAPH', manifest['graphs'][0]['name'])
     return [case for case in manifest['cases'] if case['graph'] == graph]
 
 
 def load_data() -> Iterator[dict]:
-    """Yield the inputs of each case by name."""
+    """Yield the inputs of each case of `cases` by name."""
     for case in cases():
         yield {
             name: np.fromfile(KIT / entry['file'], entry['dtype']).reshape(entry['shape'])
@@ -37,14 +40,19 @@ def load_data() -> Iterator[dict]:
 
 
 def main(results: str, outputs: str) -> None:
-    """Write the results of Polygraphy, the path of a JSON file, as outputs of the cases into a folder."""
+    """Write the results of Polygraphy as outputs of `cases` into a folder, with the hash of the kit.
+
+    `results` is the path of the JSON file of --save-outputs, of which the last engine counts; `outputs` is
+    the folder, which is made if it is missing. ValueError: the file has not one result for each case.
+    """
     from polygraphy.comparator import RunResults
+    from run_onnxruntime import save
 
     _, iterations = RunResults.load(results)[-1]
     folder = Path(outputs)
     folder.mkdir(parents=True, exist_ok=True)
     for case, arrays in zip(cases(), iterations, strict=True):
-        np.savez(folder / f'{case["name"]}.npz', **{name: np.asarray(arrays[name]) for name in arrays})
+        save(folder / f'{case["name"]}.npz', {name: arrays[name] for name in arrays})
     (folder / 'kit.txt').write_text((KIT / 'kit.txt').read_text())
 
 

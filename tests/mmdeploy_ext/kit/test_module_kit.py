@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.cli import kit_app
 from mmdeploy_ext.core.errors import UsageError
@@ -157,3 +157,17 @@ def test_a_file_that_is_not_the_module_makes_no_kit(folder, tmp_path):
 def test_options_of_another_kind_of_model_are_refused(words, message, tmp_path, capsys):
     assert kit_app.main(['m.onnx', *words, '--out', str(tmp_path / 'kit')]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_output_in_float16_and_of_the_name_file_is_judged_as_any_other(tmp_path):
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, [2, 3]) for name in ('x', 'file')]
+    graph = helper.make_graph([helper.make_node('Add', ['x', 'x'], ['file'])], 'g', tensors[:1], tensors[1:])
+    opsets = [helper.make_opsetid('', 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / 'half.onnx')
+    sample = torch.arange(6).reshape(2, 3).half()
+    kit = tmp_path / 'kit'
+    write_module_kit(lambda x: x + x, tmp_path / 'half.onnx', [sample], kit, generate=False)
+    run_onnxruntime.main(str(tmp_path / 'outputs'), kit=kit)
+    assert judge(kit, tmp_path / 'outputs').title == 'EQUAL ON 1 INPUTS'
+    judgement = judge(kit, run_changed(kit, tmp_path / 'wrong', lambda inputs: {'x': inputs['x'] + 1}))
+    assert judgement.title == 'NOT EQUAL' and 'file: 6 of 6 values differ' in judgement.failures[0]
