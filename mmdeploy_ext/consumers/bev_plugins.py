@@ -31,7 +31,7 @@ ENGINE, PROVIDERS = 'OnnxRuntimeBackend', ('CPUExecutionProvider',)
 
 
 def rotate(image: np.ndarray, angle: np.ndarray, center: np.ndarray, interpolation: int = 0) -> np.ndarray:
-    """Return a picture (C, H, W) turned about a point, what comes from outside as 0.
+    """Return a picture (C, H, W) float32 turned about a point, what comes from outside as 0.
 
     Args:
         image: (C, H, W) float32.
@@ -71,7 +71,7 @@ def rotate(image: np.ndarray, angle: np.ndarray, center: np.ndarray, interpolati
 def attend(
     value: np.ndarray, shapes: np.ndarray, references: np.ndarray, offsets: np.ndarray, logits: np.ndarray
 ) -> np.ndarray:
-    """Return the weighted samples of all maps, summed (B, Q, M, D).
+    """Return the weighted samples of all maps, summed (B, Q, M, D) float32; places outside of a map are 0.
 
     Args:
         value: (B, S, M, D) float32, the maps one after the other, each row by row.
@@ -80,6 +80,9 @@ def attend(
         references: (B, Q, 1, 2 Z), x and y in shares of a map.
         offsets: (B, Q, M, L P 2), x and y in pixels; point p of a map is around reference p mod Z.
         logits: (B, Q, M, L P), whose softmax weighs the points of all maps.
+
+    Raises:
+        InferenceError: the shapes are not int64.
     """
     if shapes.dtype != np.int64:
         raise InferenceError(
@@ -135,7 +138,7 @@ class PluginBackend(Backend):
     Args:
         path: path of the file.
         threads: number of threads of ONNX Runtime; 0: as many as it chooses.
-        graph_optimization: level of ONNX Runtime's optimisation, such as 'all' or 'disable'.
+        graph_optimization: level of ONNX Runtime's optimisation: 'none', 'basic', 'extended' or 'all'.
     """
 
     engine = 'ONNX Runtime, plug-ins in numpy'
@@ -144,7 +147,13 @@ class PluginBackend(Backend):
         self.path, self.threads, self.graph_optimization = path, threads, graph_optimization
 
     def activate(self) -> None:
-        """Cut the file at its plug-ins; ModelFileError: it has an operator that is none of them."""
+        """Cut the file at its plug-ins.
+
+        Raises:
+            ModelFileError: the file is missing, has no metadata of mm2onnx, has an operator of another domain
+                that is no plug-in, or is one that ONNX Runtime cannot load.
+            ConfigError: no such level of optimisation.
+        """
         import onnx
 
         from mmdeploy_ext.graph.custom_steps import SteppedModel
@@ -155,7 +164,7 @@ class PluginBackend(Backend):
         self.model = SteppedModel(onnx.load(self.path), KERNELS, **settings)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run all steps."""
+        """Run all steps; InferenceError: one failed."""
         return self.model.run(feeds)
 
 
@@ -167,7 +176,15 @@ def open_with_plugins(
     providers: Sequence[str] = PROVIDERS,
     **settings: Any,
 ) -> PluginBackend:
-    """Return the engine of a file with plug-ins; other settings of sessions have no effect.
+    """Return the engine of a file with plug-ins, not active yet.
+
+    Args:
+        engine: registered name of a backend; only `ENGINE` will do.
+        path: path of the file.
+        threads: number of threads of ONNX Runtime; 0: as many as it chooses.
+        graph_optimization: level of ONNX Runtime's optimisation, see `PluginBackend`.
+        providers: execution providers; only `PROVIDERS` will do.
+        settings: other settings of sessions, which have no effect.
 
     Raises:
         EngineError: another engine or provider than ONNX Runtime and the CPU's.

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import onnx
 
 Shape = tuple[int | None, ...]
-"""Sizes of the axes; None for an axis that is not fixed."""
+"""Sizes of the axes; None for an axis that is not fixed. () is a scalar, or a tensor of unknown rank."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class GraphTensors:
 
 
 def graph_tensors(model: onnx.ModelProto) -> GraphTensors:
-    """Return the inputs and outputs of a model."""
+    """Return the inputs without an initializer and the outputs of a model."""
     from mmdeploy_ext.graph.io.types import type_name
 
     inputs, outputs = fed_inputs(model), list(model.graph.output)
@@ -45,17 +45,17 @@ def graph_tensors(model: onnx.ModelProto) -> GraphTensors:
 
 
 def fed_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    """Return the inputs that have no initializer."""
+    """Return the inputs of a model that have no initializer, in its order."""
     stored = {tensor.name for tensor in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in stored]
 
 
 def shape_of(value: onnx.ValueInfoProto) -> Shape:
-    """Return the axes of an input or output; None for an axis that is not fixed."""
+    """Return the sizes of the axes of an input or output, see `Shape`."""
     axes = value.type.tensor_type.shape.dim
     return tuple(axis.dim_value if axis.HasField('dim_value') else None for axis in axes)
 
 
 def shape_text(shape: Shape) -> str:
-    """Return a shape as messages have it, 1x?x3."""
+    """Return a shape as messages have it, '1x?x3'; of () it is ''."""
     return 'x'.join('?' if size is None else str(size) for size in shape)

@@ -311,6 +311,19 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(stream, 'sha256').hexdigest()
 
 
+def sha256_onnx(path: str | os.PathLike[str]) -> str:
+    """Return the hex SHA-256 of an ONNX file, by which its weights are known, too, if they lie beside it.
+
+    Without external data it is that of the file, else that of a text of the digests of all these files. One
+    that is missing has no digest.
+    """
+    path, digests = Path(path), [sha256_file(path)]
+    for location in sorted(external_locations(path)):
+        data = path.parent / location
+        digests.append(f'{location} {sha256_file(data) if data.is_file() else ""}')
+    return digests[0] if len(digests) == 1 else hashlib.sha256('\n'.join(digests).encode()).hexdigest()
+
+
 def check_writable(target: str | os.PathLike[str]) -> None:
     """Refuse an output path that cannot be written, before hours are spent on making its content.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from typing import TYPE_CHECKING, Self
 
-from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.core.errors import InferenceError, ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -48,7 +48,7 @@ class Backend(abc.ABC):
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the network on feeds that `infer` has checked; return output name -> array, in any order.
 
-        Users call `infer`. InferenceError: the engine failed.
+        Users call `infer`. InferenceError: the network was freed, or the engine failed.
         """
 
     def deactivate(self) -> None:
@@ -56,7 +56,7 @@ class Backend(abc.ABC):
         return
 
     def select_inputs(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the feeds that are inputs of the network.
+        """Return the feeds that are inputs of the active network, the arrays themselves.
 
         Other exported forms of a model ('full', 'raw', ...) have further inputs, which `infer` refuses.
         """
@@ -71,8 +71,10 @@ class Backend(abc.ABC):
         Raises:
             ShapeError: the spec does not allow the feeds (a name, dtype or shape; the same on every engine),
                 or the engine gave no array for an output of the spec.
-            InferenceError: the engine failed.
+            InferenceError: the network is not active, or the engine failed.
         """
+        if not hasattr(self, 'spec'):
+            raise InferenceError(f'{self.engine} is not active: use it in a with block, or call activate()')
         feeds = self.spec.rounded(feeds)
         self.spec.check_feeds(feeds)
         if self.metadata is not None and self.metadata.family in FEED_CHECKS:

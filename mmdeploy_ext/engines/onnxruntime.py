@@ -61,7 +61,7 @@ class OnnxRuntimeBackend(Backend):
         plan_memory: bool = True,
         round_fp16: bool = False,
     ) -> None:
-        """Keep the options.
+        """Keep the options; ConfigError: a `spinning` or `graph_optimization` that there is not.
 
         Args:
             path: the ONNX file.
@@ -122,7 +122,11 @@ class OnnxRuntimeBackend(Backend):
         return options
 
     def activate(self) -> None:
-        """Open the session and read the file's metadata."""
+        """Open the session and read the file's metadata.
+
+        ModelFileError: it has none of mm2onnx, damaged ones, or those of another graph; for the other errors
+        see `open_session`.
+        """
         self.open_session()
         self.metadata = Metadata.from_props(self.session.get_modelmeta().custom_metadata_map, self.path)
         self.spec = self.metadata.spec
@@ -186,7 +190,7 @@ class OnnxRuntimeBackend(Backend):
         return outputs
 
     def deactivate(self) -> None:
-        """Close the session."""
+        """Close the session; nothing happens if none is open."""
         self.session = None
 
 
@@ -200,7 +204,8 @@ def _tensors(values: Iterable[onnxruntime.NodeArg]) -> dict[str, tuple[str, Sequ
 def check_active(requested: Sequence[str], active: Sequence[str]) -> None:
     """Refuse a session that fell back: ONNX Runtime goes on without a provider that cannot start.
 
-    `requested` are the execution providers that were asked for, `active` those of the session.
+    `requested` are the execution providers that were asked for, `active` those of the session. EngineError:
+    one that was asked for is not active.
     """
     inactive = [name for name in requested if name not in active]
     if inactive:

@@ -27,7 +27,10 @@ UNFUSED = dict(SNIPPETS_MODE='DISABLE')
 
 
 def require_openvino(packages: str = 'openvino') -> ModuleType:
-    """Import OpenVINO; an EngineError says which packages to install."""
+    """Import OpenVINO and return the module; EngineError: it is not installed.
+
+    `packages` are what the message says to install, as pip takes them.
+    """
     try:
         import openvino
     except ImportError as error:
@@ -48,7 +51,8 @@ def compiled(source: str | bytes, threads: int = 0, device: str = 'CPU', precisi
         An `openvino.CompiledModel`.
 
     Raises:
-        RuntimeError: OpenVINO cannot read or compile the model.
+        EngineError: OpenVINO is not installed.
+        RuntimeError: OpenVINO cannot read or compile the model, or has no such device.
     """
     settings: dict[str, Any] = {'INFERENCE_PRECISION_HINT': HINTS[precision]}
     if threads:
@@ -64,7 +68,10 @@ def compiled(source: str | bytes, threads: int = 0, device: str = 'CPU', precisi
 
 
 def readable(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model in operators that OpenVINO reads: it has no deformable convolutions of ONNX."""
+    """Return a model in operators that OpenVINO reads: it has no deformable convolutions of ONNX.
+
+    A model without these is returned itself.
+    """
     from mmdeploy_ext.graph.passes.deform_conv import replace_deform_conv
 
     return replace_deform_conv(model)[0]
@@ -100,7 +107,14 @@ class OpenVinoBackend(Backend):
         self.compiled: Any = None
 
     def activate(self) -> None:
-        """Compile the model; an input with a default becomes an ordinary input, fed with the default."""
+        """Compile the model; an input with a default becomes an ordinary input, fed with the default.
+
+        Raises:
+            EngineError: OpenVINO is not installed, has no such device, or lacks an operator; or the device
+                does not compute in the precision.
+            ModelFileError: the file is missing or has no metadata of mm2onnx; a LoadError: OpenVINO cannot
+                compile it.
+        """
         openvino = require_openvino()
         core = openvino.Core()
         kinds = {device.partition('.')[0] for device in core.available_devices}  # several GPUs are GPU.0, ...
@@ -141,7 +155,12 @@ class OpenVinoBackend(Backend):
         return readable(model).SerializeToString()
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the compiled model; it may lack inputs that no node reads."""
+        """Run the compiled model; it may lack inputs that no node reads.
+
+        InferenceError: it was freed, or OpenVINO failed.
+        """
+        if self.compiled is None:
+            raise InferenceError(f'{self.path}: is closed; open it again')
         compiled_inputs = {name for port in self.compiled.inputs for name in port.get_names()}
         unused = {tensor.name for tensor in self.spec.inputs if tensor.unused} - compiled_inputs
         complete = self.spec.with_defaults(feeds)

@@ -91,7 +91,7 @@ class EngineInfo:
         return dict(self.options(threads), engine=self.backend)
 
     def open(self, path: str, threads: int) -> Backend:
-        """Return its backend for a file; not active yet."""
+        """Return its backend for the file at `path`, not active yet; see `options` and `build_backend`."""
         return build_backend(self.backend, path, **self.options(threads))
 
     def absence(self) -> str:
@@ -172,7 +172,10 @@ def file_engines() -> dict[str, EngineInfo]:
 
 
 def engines_of(kind: str) -> list[str]:
-    """Return the names of the engines that run a kind of model: 'images', 'stream' or 'sparse'."""
+    """Return the names of the engines that run a kind of model: 'images', 'stream' or 'sparse'.
+
+    They need not be installed; the baseline is the first.
+    """
     return [row.name for row in ROWS if kind in row.runs]
 
 
@@ -200,7 +203,8 @@ def build_exact(kind: str, path: str, **options: Any) -> Backend:
     """Make a backend, not active yet, for a file whose graph computes in float64.
 
     `kind` is the registered name of the backend, `options` are its options. If its engine rounds float64 to
-    float32, ONNX Runtime's backend is made instead, with those of the options that it has too.
+    float32, ONNX Runtime's backend is made instead, with those of the options that it has too. ConfigError:
+    the backend does not have these options.
     """
     if not BACKENDS[kind].float64:
         kind, options = DEFAULT.backend, {key: options[key] for key in options.keys() & set(DEFAULT.keys)}
@@ -235,7 +239,10 @@ def check_names(names: Sequence[str], option: str) -> None:
 
 
 def present() -> list[str]:
-    """Return the names of the engines that a benchmark runs by default on this machine, baseline first."""
+    """Return the names of the engines that a benchmark runs by default on this machine, baseline first.
+
+    They are those that can run here and compute in the precision of the file.
+    """
     return [row.name for row in ROWS if not row.on_request and not row.absence()]
 
 
@@ -259,7 +266,8 @@ def engine_settings(
         `engine`, the registered name of its backend, and those of the other options that are set.
 
     Raises:
-        UsageError: an option that the engine does not have, or a number of threads below 0.
+        UsageError: no such engine, an option that it does not have, or a number of threads below 0.
+        ConfigError: another `inference_precision`.
         EngineError: the engine, or an execution provider, is not installed.
     """
     if engine not in file_engines():

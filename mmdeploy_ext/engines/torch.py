@@ -32,12 +32,15 @@ class TorchBackend(Backend):
         self.stages, self.spec, self.device = list(stages), spec, torch.device(device)
 
     def activate(self) -> None:
-        """Move the modules to the device."""
+        """Put the modules into evaluation mode and move them to the device."""
         for stage in self.stages:
             stage.module.eval().to(self.device)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the stages one after the other; optional inputs that are not fed take their defaults."""
+        """Run the stages one after the other; optional inputs that are not fed take their defaults.
+
+        What a module raises is raised as it is.
+        """
         complete = self.spec.with_defaults(feeds)
         # torch takes no reversed axes, such as those of a picture whose channels were turned round
         arrays = {name: np.asarray(array, order='C') for name, array in complete.items()}

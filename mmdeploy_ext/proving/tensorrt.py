@@ -11,7 +11,7 @@ import numpy as np
 from onnx import numpy_helper
 
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.core.files import sha256_onnx
 from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files
@@ -47,7 +47,7 @@ def compare(engine: str, source: str, seed: int = 0) -> list[TensorRow]:
     """
     backend = TensorRtBackend(engine)
     backend.open_session()
-    if backend.record.onnx_sha256 != sha256_file(source):
+    if backend.record.onnx_sha256 != sha256_onnx(source):
         raise ModelFileError(f'{engine}: was built from another file than {source} (another SHA-256)')
     model = fix_inputs(files.load(source), parse_constants(backend.record.constants))
     feeds = proof_feeds(model, backend.record, seed)

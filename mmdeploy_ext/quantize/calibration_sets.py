@@ -61,7 +61,7 @@ class CalibrationSet:
         return map(self.feeds, self.items)
 
     def first(self, number: int) -> CalibrationSet:
-        """Return a set of at most `number` of the items, spread evenly over all."""
+        """Return a set of at most `number` of the items, spread evenly over all; 0 takes all."""
         return dataclasses.replace(self, items=evenly(self.items, number))
 
 
@@ -105,7 +105,8 @@ def quantised_graph(family: str) -> str:
 def calibration_images(metadata: Metadata, paths: list[Path]) -> CalibrationSet:
     """Return image files as a set that prepares them by the rule in the metadata of the model file.
 
-    ModelFileError: the model takes more than one picture.
+    A file is read when its item is fed. ModelFileError: the model takes more than one picture, or an input
+    that no picture gives.
     """
     if not isinstance(metadata.preprocess, PreprocessRule):
         raise ModelFileError(
@@ -189,7 +190,8 @@ def camera_frames(source: str | Path, rule: MultiViewRule, root: str | Path | No
 
     Args:
         source: infos of mmdet3d (.pkl, .json) with `cams`, or a folder with a folder of pictures per camera,
-            such as nuScenes' or its `samples`.
+            such as nuScenes' or its `samples`: the n-th frame is the n-th picture of each by name, and there
+            are as many as the camera with the fewest pictures has.
         rule: pre-processing rule of the model.
         root: folder of the data set, for paths of infos that do not exist as they are; None: they are at the
             paths of the infos, or beside them.

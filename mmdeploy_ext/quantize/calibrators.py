@@ -154,7 +154,7 @@ def _largest(values: np.ndarray) -> float:
 
 
 def fake_quantise(values: np.ndarray, amax: float | np.ndarray, ties: str = 'even') -> np.ndarray:
-    """Round values to 8 bits: to the nearest multiple of amax/127 from -amax to amax.
+    """Return values rounded to 8 bits: to the nearest multiple of amax/127 from -amax to amax.
 
     `amax` is a number above 0 (for float32 at least 1e-36), or an array whose shape broadcasts with that of
     `values` to the shape of the result. Ties go to 'even', as by NVIDIA's calibration and most engines, or
@@ -173,7 +173,7 @@ def fake_quantise(values: np.ndarray, amax: float | np.ndarray, ties: str = 'eve
 
 
 def fake_quantise_kernel(weight: np.ndarray, amax: np.ndarray, ties: str = 'even') -> np.ndarray:
-    """Round a kernel (O, k0, k1, k2, I) to 8 bits, each output channel by its range in `amax` (O,).
+    """Return a kernel (O, k0, k1, k2, I) rounded to 8 bits, each output channel by its range in `amax` (O,).
 
     `ties` is that of `fake_quantise`.
     """
@@ -181,6 +181,6 @@ def fake_quantise_kernel(weight: np.ndarray, amax: np.ndarray, ties: str = 'even
 
 
 def fake_half(values: np.ndarray) -> np.ndarray:
-    """Round values to fp16; those that round beyond 65504 (from 65520 on) become infinite."""
+    """Return values rounded to fp16, as float32; those beyond 65504 (from 65520 on) become infinite."""
     with np.errstate(over='ignore'):
         return values.astype(np.float16).astype(np.float32)

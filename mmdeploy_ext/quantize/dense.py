@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from mmdeploy_ext.core.errors import ExportError, InferenceError, Mm2OnnxError, ModelFileError
+from mmdeploy_ext.core.errors import DataError, ExportError, InferenceError, Mm2OnnxError, ModelFileError
 from mmdeploy_ext.graph import edits
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import reads, refill
@@ -71,19 +71,31 @@ class DenseQuantiser:
         method: str = MINMAX,
         percentile: float = PERCENTILE,
     ) -> None:
-        """Measure the range of every activation; InferenceError: ONNX Runtime failed.
+        """Measure the range of every activation, in place of what was measured before.
 
         Args:
             batches: input name -> array; surplus inputs are ignored. They are iterated once, or twice if
-                `method` needs a histogram.
+                `method` needs a histogram: then a generator does not do.
             method: 'minmax', 'percentile' or 'mse' (the last two clip the ranges of minmax).
-            percentile: percentile of |x|, in percent.
+            percentile: percentile of |x|, in percent, above 0 and at most 100; for the method of that name.
+
+        Raises:
+            DataError: there is no batch, or none the second time.
+            UsageError: an unknown method or percentile.
+            InferenceError: ONNX Runtime failed.
         """
         input_names = [value.name for value in self.graph.network.graph.input]
 
         def feeds(title: str) -> Iterator[dict[str, np.ndarray]]:
+            is_empty = True
             for batch in tracked(batches, title):
+                is_empty = False
                 yield {name: batch[name] for name in input_names}
+            if is_empty:
+                raise DataError(
+                    f'{title}: there is no batch; give at least one, and for a histogram a list, which is '
+                    f'iterated twice'
+                )
 
         ranges = _minmax_ranges(self._typed_network, feeds('calibrating'))
         self.ranges = {name: ends for name, ends in ranges.items() if np.isfinite(ends).all()}
@@ -94,18 +106,23 @@ class DenseQuantiser:
         runner = Runner(self.graph.network, list(calibrators))
         for feed in feeds('histograms'):
             for name, values in runner.run(feed).items():
-                calibrators[name].collect(values)
+                try:
+                    calibrators[name].collect(values)
+                except ValueError:  # NaN, which the minimum and maximum of ONNX Runtime pass over
+                    self._infinite.add(name)
+        self.ranges = {name: ends for name, ends in self.ranges.items() if name not in self._infinite}
         for name, (low, high) in self.ranges.items():
             bound = np.asarray(calibrators[name].amax(), low.dtype)
             if bound > 0:
                 self.ranges[name] = (np.maximum(low, -bound), np.minimum(high, bound))
 
     def network(self, layers: Sequence[str]) -> onnx.ModelProto:
-        """Return the network with these layers in INT8; without any, the float network.
+        """Return the network with these layers, by their names, in INT8; without any, the float network.
 
         Raises:
             InferenceError: an activation of these layers is not finite. Others may be: RT-DETR's anchors at
-                the border of an image are infinite.
+                the border of an image are infinite. 'minmax' finds infinite values alone and leaves NaN out
+                of the range; `Probe` finds NaN that reaches the outputs.
         """
         from onnxruntime.quantization import QDQQuantizer, QuantType, TensorsData
         from onnxruntime.quantization.calibrate import CalibrationMethod
@@ -149,7 +166,10 @@ class DenseQuantiser:
         return network
 
     def used_ranges(self, layers: Sequence[str]) -> dict[str, Range]:
-        """Return the ranges of the tensors that the nodes of these layers read and write."""
+        """Return the ranges of the tensors that these layers, and the INT8 nodes between, read and write.
+
+        Constants, and tensors whose range is not finite, have none.
+        """
         nodes = self._int8_nodes(layers)
         names = dict.fromkeys(name for node in nodes for name in (*node.input, *node.output))
         return {name: self.ranges[name] for name in names if name in self.ranges}
@@ -160,7 +180,16 @@ class DenseQuantiser:
 
 
 def layers_in_int8(graph: DenseGraph, network: onnx.ModelProto, layers: Sequence[str]) -> list[str]:
-    """Return those of the layers whose weights are int8 codes in a network; ExportError: there are none."""
+    """Return those of the layers whose weights are int8 codes in a network, in their order.
+
+    Args:
+        graph: the float model.
+        network: its network after quantisation.
+        layers: names of layers that were to be in INT8.
+
+    Raises:
+        ExportError: there are none.
+    """
     producers = {name: node.op_type for node in network.graph.node for name in node.output}
     int8_nodes = {
         node.name
@@ -178,7 +207,10 @@ def layers_in_int8(graph: DenseGraph, network: onnx.ModelProto, layers: Sequence
 
 
 def finish_model(graph: DenseGraph, network: onnx.ModelProto, facts: Mapping[str, Any]) -> onnx.ModelProto:
-    """Return the model with an INT8 network, compact; `facts` become metadata `int8.KEY`, as text."""
+    """Return the model `graph` with an INT8 network in place of its own, compact.
+
+    The entries of `facts` are added to its metadata, as `int8.KEY` with `str` of the value.
+    """
     model = compact(graph.joined(network))
     for key, value in facts.items():
         model.metadata_props.add(key=f'int8.{key}', value=str(value))
@@ -238,7 +270,10 @@ def _minmax_ranges(model: onnx.ModelProto, feeds: Iterator[dict[str, np.ndarray]
 
 
 def check_weights(graph: DenseGraph, path: object) -> None:
-    """Raise ModelFileError for a float model whose layers have NaN or infinite weights or biases."""
+    """Raise ModelFileError for a float model whose layers have NaN or infinite weights or biases.
+
+    `path` is that of the model, for the message.
+    """
     nodes = {node.name: node for node in graph.network.graph.node}
     broken = []
     for layer in graph.layers:
@@ -260,7 +295,8 @@ def record(model: onnx.ModelProto, quantiser: object, layers: Sequence[str]) -> 
 
     The record has the ranges of the activations; scales of weights follow from the weights. So the proof
     compares every layer, code and scale of the file with those that the checkpoint gives. NNCF cannot be
-    repeated.
+    repeated. `quantiser` is the `DenseQuantiser` that made the model, or anything else for NNCF; `layers` are
+    the names of the layers in INT8.
     """
     if not isinstance(quantiser, DenseQuantiser):
         edits.record(model, f'{QUANTISE} --engine openvino', dict(layers=list(layers)), 'nncf')
@@ -279,9 +315,14 @@ def quantise_again(
     `ranges` is tensor -> its smallest and largest value, `reduce_range` whether weights have 7 bits.
 
     Raises:
-        UsageError: the model lacks a layer.
-        InferenceError: a range is missing or not finite.
+        ModelFileError: see `DenseGraph`.
+        KeyError: the model lacks a layer.
+        InferenceError: a range is not finite.
+        ValueError: a range is missing.
     """
+    for name, ends in ranges.items():
+        if not np.isfinite(ends).all():
+            raise InferenceError(f'the range of {name!r} is {list(ends)}, expected finite numbers')
     graph = DenseGraph(model)
     quantiser = DenseQuantiser(graph, reduce_range)
     quantiser.ranges = {

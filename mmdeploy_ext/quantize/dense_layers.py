@@ -103,7 +103,7 @@ class DenseGraph:
         self.network = self._cut_network()
 
     def layer(self, name: str) -> Layer:
-        """Return a layer by its name."""
+        """Return a layer by its name; KeyError: there is none of this name."""
         return self._by_name[name]
 
     def _sorted_layers(self) -> set[str]:
@@ -137,9 +137,10 @@ class DenseGraph:
         return part(index, self._positions, inputs, typed_values(index, outputs))
 
     def matching(self, patterns: Iterable[str]) -> list[str]:
-        """Return the layers whose name, or the name of one of their nodes, matches a pattern ('*', '?').
+        """Return names of the layers whose name, or the name of one of their nodes, matches a pattern.
 
-        UsageError: a pattern matches no layer.
+        In a pattern '*' stands for any text, '?' for any character and '[ab]' for one of several. The names
+        are in file order, without patterns []. UsageError: a pattern matches no layer.
         """
         matches: set[str] = set()
         for pattern in patterns:
@@ -155,10 +156,10 @@ class DenseGraph:
         return [layer.name for layer in self.layers if layer.name in matches]
 
     def int8_nodes(self, layers: Iterable[str]) -> list[str]:
-        """Return the nodes to quantise: those of the layers, and those that stay INT8 between them.
+        """Return names of the nodes to quantise: those of the layers, and those that stay INT8 behind them.
 
         An addition is INT8 if both of its inputs are, but not a sum with a constant (the shift of a
-        normalisation).
+        normalisation). `layers` are names; KeyError: there is no layer of one.
         """
         layer_nodes = {node for name in layers for node in self.layer(name).nodes}
         int8_tensors: set[str] = set()
@@ -171,7 +172,7 @@ class DenseGraph:
         return nodes
 
     def joined(self, network: onnx.ModelProto) -> onnx.ModelProto:
-        """Return the model with its network replaced by a quantised one."""
+        """Return a copy of the model with its network replaced by a quantised one of the same outputs."""
         positions = set(self._positions)
         rest = [node for position, node in enumerate(self.index.nodes) if position not in positions]
         model = copy.deepcopy(self.model)
@@ -190,7 +191,7 @@ class DenseGraph:
 
 
 def is_quantised(model: onnx.ModelProto) -> bool:
-    """Return whether a model has INT8 operators."""
+    """Return whether a model has one of `INT8_OPERATORS`, also in the bodies of its nodes."""
     return any(node.op_type in INT8_OPERATORS for node in all_nodes(model))
 
 

@@ -37,14 +37,17 @@ class NncfQuantiser:
     """Quantises layers of a graph with NNCF; the counterpart of `dense.DenseQuantiser`.
 
     Every call of `network` runs all batches (input name -> array; surplus inputs are ignored): NNCF's ranges
-    depend on the layers that are quantised.
+    depend on the layers that are quantised. EngineError: NNCF is not installed.
     """
 
     def __init__(self, graph: DenseGraph, batches: Collection[Mapping[str, np.ndarray]]) -> None:
         self.graph, self._nncf, self._batches = graph, require_nncf(), _TrackedBatches(batches)
 
     def network(self, layers: Sequence[str]) -> onnx.ModelProto:
-        """Return the network with these layers in INT8; without any, the float network."""
+        """Return the network with these layers, by their names, in INT8; without any, the float network.
+
+        InferenceError: NNCF failed.
+        """
         model = copy.deepcopy(self.graph.network)
         if not layers:
             return model

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import ExportError, InferenceError, ModelFileError
+from mmdeploy_ext.core.errors import DataError, ExportError, InferenceError, ModelFileError
 from mmdeploy_ext.core.json_dataclass import JsonDataclass
 from mmdeploy_ext.engines.openvino import compiled, readable, require_openvino
 from mmdeploy_ext.graph.run import Runner
@@ -74,7 +74,7 @@ class Outputs:
         return float(np.min([difference.cosine for difference in self.by_layer.values()]))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures by output."""
+        """Return name of a last layer -> figures of its difference, see `Difference.to_json`."""
         return {name: difference.to_json() for name, difference in self.by_layer.items()}
 
 
@@ -91,7 +91,7 @@ class LayerSensitivity:
     outputs: Outputs
 
     def to_json(self) -> dict[str, Any]:
-        """Return name, operator, parameters, error and cosine."""
+        """Return `name`, `operator`, `parameters` of the layer, `error` and `cosine` of the worst output."""
         return dict(
             name=self.layer.name,
             operator=self.layer.operator,
@@ -119,8 +119,12 @@ class Exclusion(JsonDataclass):
 class Probe:
     """The float network's outputs on a few batches (input name -> array), with which others are compared.
 
-    All networks run on `engine` with `threads` within an operator; 0 leaves the number to the engine.
-    InferenceError: an output of the float network is not finite.
+    All networks run on `engine`, 'onnxruntime' or 'openvino', with `threads` within an operator; 0 leaves the
+    number to the engine. Compared are the outputs of the layers `DenseGraph.compared`.
+
+    Raises:
+        DataError: there is no batch.
+        InferenceError: an output of the float network is not finite, or the engine failed.
     """
 
     def __init__(
@@ -135,6 +139,8 @@ class Probe:
         self._names = [name for names in self._tensors_of_layer.values() for name in names]
         self._threads, self._engine = threads, engine
         self._feeds = [{name: batch[name] for name in input_names} for batch in batches]
+        if not self._feeds:
+            raise DataError('there is no batch to compare networks on; give at least one')
         runner = self._runner(graph.network)
         self._references = [runner.run(feeds) for feeds in self._feeds]
         for name, tensors in self._tensors_of_layer.items():
@@ -152,7 +158,11 @@ class Probe:
         return Runner(network, self._names, optimization='all', threads=self._threads)
 
     def compare(self, network: onnx.ModelProto) -> Outputs:
-        """Run a network on the same batches and return the differences of its outputs."""
+        """Run a network on the same batches and return the differences of its outputs from the float ones.
+
+        The network has the inputs and the compared tensors of the float one. InferenceError: the engine
+        failed.
+        """
         runner = self._runner(network)
         differences = {name: Difference() for name in self._tensors_of_layer}
         for feeds, reference in zip(self._feeds, self._references, strict=True):

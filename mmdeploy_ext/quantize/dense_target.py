@@ -47,7 +47,10 @@ class Target:
         return str(self.output.parent if self.is_folder else self.output)
 
     def save(self, model: onnx.ModelProto) -> None:
-        """Write the INT8 file; a folder is made beside an older one and replaces it when it is complete."""
+        """Write the INT8 file; a folder is made beside an older one and replaces it when it is complete.
+
+        ModelFileError: the model is not valid.
+        """
         if not self.is_folder:
             files.save(model, self.output, inputs=[self.model])
             return
@@ -105,7 +108,8 @@ def find_target(model: str, output: str | None) -> Target:
 def refuse_stale(path: str | os.PathLike[str], reason: str) -> None:
     """Raise ModelFileError for an INT8 file that a test loop would replace by a float32 export.
 
-    `reason` says why the file is not up to date, for the message: 'another checkpoint' or the like.
+    Nothing happens for any other ONNX file. `reason` says why the file is not up to date, for the message:
+    'another checkpoint' or the like.
     """
     if is_quantised(files.load(path)):
         raise ModelFileError(

@@ -16,6 +16,8 @@ def severity(error: float) -> float:
 class Difference:
     """Cosine and errors of a tensor against a reference, over several samples.
 
+    Before a sample, and after empty ones alone, the cosine is 1 and all errors are 0.
+
     Attributes:
         largest_error: largest absolute difference.
         largest: largest absolute value of the reference.
@@ -26,12 +28,17 @@ class Difference:
         self.largest_error = self.largest = 0.0
 
     def add(self, reference: np.ndarray, values: np.ndarray) -> None:
-        """Add a tensor and its reference, of one size.
+        """Add a tensor of floats and its reference.
 
         NaN makes cosine and error NaN, and the largest values that it is among; infinity makes them NaN or
-        infinite.
+        infinite. If the reference has been zeros alone so far, NaN gives a cosine of 0 and an infinite error.
+
+        Raises:
+            ValueError: they have different numbers of values.
         """
         reference, values = reference.ravel(), values.ravel()
+        if reference.size != values.size:
+            raise ValueError(f'{values.size} values, expected {reference.size} as the reference has')
         if reference.size == 0:
             return
         errors = values - reference
@@ -53,13 +60,13 @@ class Difference:
 
     @property
     def error(self) -> float:
-        """Norm of the difference over the norm of the reference."""
+        """Norm of the difference over the norm of the reference; of a reference of zeros 0 or infinity."""
         if self._reference_squares == 0:
             return 0.0 if self._error_squares == 0 else float('inf')
         return float(np.sqrt(self._error_squares / self._reference_squares))
 
     def to_json(self) -> dict[str, float]:
-        """Return cosine, relative error, largest error and the reference's largest value."""
+        """Return `cosine`, `error`, `largest_error` and `largest`."""
         return dict(
             cosine=self.cosine, error=self.error, largest_error=self.largest_error, largest=self.largest
         )

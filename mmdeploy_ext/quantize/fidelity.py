@@ -69,7 +69,7 @@ class Row:
         return severity(self.local.error if self.output is None else self.output.error)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types: the attributes, `own` being `local`."""
+        """Return the attributes as plain JSON types, `local` as `own`, with `Difference.to_json` of each."""
         return dict(
             name=self.name,
             module=self.module,
@@ -87,8 +87,8 @@ class Fidelity:
 
     Attributes:
         rows: one per convolution and addition, in order.
-        int8, fp16: difference of the network's output.
-        fp16_layers: layers that advice keeps in fp16, with the cosine of the output after each.
+        int8, fp16: difference of the network's output, over all sweeps.
+        fp16_layers: layers that advice keeps in fp16, with the cosine of the first sweep's output after each.
         sweeps: number of sweeps.
         target: cosine that advice aimed at.
         calibrator: method of the ranges.
@@ -107,22 +107,30 @@ class Fidelity:
         return sorted(self.rows, key=lambda row: row.sensitivity, reverse=True)
 
     def advice(self) -> tuple[str, ...]:
-        """Return the names of the layers to keep in fp16; none if int8 reaches the target without."""
+        """Return the names of the layers to keep in fp16.
+
+        There is none if int8 reaches the target without on the first sweep, or advice was not asked for.
+        """
         return tuple(name for name, _ in self.fp16_layers)
 
     def advice_text(self) -> str:
         """Return the advice as one sentence or two."""
         start = f'int8 gives the output a cosine of {self.int8.cosine:.5f} (fp16: {self.fp16.cosine:.7f})'
         if not self.fp16_layers:
-            reached = self.int8.cosine >= self.target
-            return f'{start}; ' + ('no layer has to stay fp16' if reached else 'advice was not asked for')
+            if self.int8.cosine >= self.target:
+                return f'{start}; no layer has to stay fp16'
+            if any(row.output is not None for row in self.rows):
+                return (
+                    f'{start}; the first sweep, which advice is made from, reaches the target: give another'
+                )
+            return f'{start}; advice was not asked for, or no layer is in int8'
         steps = ', '.join(f'{name} ({cosine:.5f})' for name, cosine in self.fp16_layers)
         reached = self.fp16_layers[-1][1] >= self.target
         end = '' if reached else f'; the target of {self.target:g} is not reached'
         return f'{start}. Keep in fp16, cosine after each: {steps}{end}'
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types: the attributes, `keep_fp16` being `fp16_layers` and `layers` the rows."""
+        """Return the attributes as plain JSON types; `keep_fp16` is `fp16_layers`, and `layers` the rows."""
         return {
             'calibrator': self.calibrator,
             'sweeps': self.sweeps,
@@ -238,7 +246,7 @@ class Finding:
     default: Difference
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types: the attributes."""
+        """Return the attributes as plain JSON types, differences as `Difference.to_json`."""
         return {
             'assumption': dataclasses.asdict(self.assumption),
             'fp32': self.fp32.to_json(),
@@ -247,9 +255,9 @@ class Finding:
 
 
 def compare_assumptions(graph: SparseGraph, ranges: Ranges, sweeps: Iterable[Sweep]) -> tuple[Finding, ...]:
-    """Run the int8 network once per assumption and sweep; arguments and errors are those of `fidelity`.
+    """Run the int8 network once per assumption and sweep; return one finding for each of `ASSUMPTIONS`.
 
-    Returns one finding for each of `ASSUMPTIONS`.
+    Arguments and errors are those of `fidelity`.
     """
     ranges.check(graph)
     int8_nodes = {node.name for node in quantised(graph) if node.precision != 'fp16'}

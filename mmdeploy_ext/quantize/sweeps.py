@@ -132,11 +132,14 @@ class Sweeps:
                 yield self.voxelise(self.points(item))
 
     def name(self, item: Path | Mapping[str, Any]) -> str:
-        """Return the name of the file of an item."""
+        """Return the name of the file of an item; DataError: an info has none."""
         return item.name if isinstance(item, Path) else Path(_lidar_path(item, self.source)).name
 
     def points(self, item: Path | Mapping[str, Any]) -> np.ndarray:
-        """Return the points (P, D) float32 of an item, by the rule."""
+        """Return the points (P, D) float32 of an item, a file of points or an info, by the rule.
+
+        DataError: a file is missing or cannot be read, or its points do not fit the rule.
+        """
         if isinstance(item, Path):
             return np.ascontiguousarray(self._load(item)[:, list(self.rule.use_dim)])
         return self._merged_points(item)
@@ -193,7 +196,10 @@ def sweep_items(source: str | Path) -> list[Any]:
 
 
 def evenly(items: list[Any], limit: int) -> list[Any]:
-    """Return at most `limit` of the items, spread over all of them; 0 takes all."""
+    """Return at most `limit` of the items, spread over all from the first to the last; 1 takes the first.
+
+    0 takes all.
+    """
     if limit <= 0 or limit >= len(items):
         return items
     return [items[index] for index in np.linspace(0, len(items) - 1, limit).round().astype(int)]

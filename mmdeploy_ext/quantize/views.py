@@ -49,7 +49,7 @@ def table(*titles: str, text_columns: int = 1, **options: str | None) -> Table:
 
 @contextlib.contextmanager
 def png(path: str | Path, width: float, height: float, font: int = 9, dpi: int = 100) -> Iterator[Figure]:
-    """Yield a figure, which is written to `path` when the block ends.
+    """Yield a figure, which is written to `path` when the block ends, and not if it raises an exception.
 
     Width and height are in inches, the size of the font in points, `dpi` is pixels per inch.
     """
@@ -78,7 +78,7 @@ def draw_bars(
 
 
 def label_rows(axes: Axes, names: Sequence[str]) -> None:
-    """Label the rows of a chart, the first one on top, and hide the frame."""
+    """Label the rows of a chart with names, the first one on top, and hide its upper and right edge."""
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.spines[['top', 'right']].set_visible(False)
@@ -86,7 +86,7 @@ def label_rows(axes: Axes, names: Sequence[str]) -> None:
 
 
 def clip_error(error: float) -> float:
-    """Return an error clipped to the ends of the axis."""
+    """Return an error clipped to the ends of the axis, NaN and infinity as `MAX_ERROR`."""
     return min(max(error, MIN_ERROR), MAX_ERROR) if math.isfinite(error) else MAX_ERROR
 
 

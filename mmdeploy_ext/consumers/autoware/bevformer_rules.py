@@ -84,7 +84,7 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
 
     Shapes are compared with the parameters, as far as these are valid. An input that the node does not feed
     is a violation, a further output is none. Without an error so far the graph is loaded in ONNX Runtime and
-    run on zeros, unless it has plug-ins.
+    run on zeros, unless it has plug-ins. ModelFileError: PyYAML is not installed.
     """
     file = f'{GRAPH}.onnx'
     paths = {name: folder / name for name in (file, MANIFEST) if (folder / name).is_file()}
@@ -156,8 +156,9 @@ def _plugin_rules(file: str, graph: onnx.ModelProto) -> Iterator[Violation]:
 
     from mmdeploy_ext.graph.io import types
     from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS
+    from mmdeploy_ext.graph.io.index import all_nodes
 
-    plugin_nodes = [node for node in graph.graph.node if node.domain not in DEFAULT_DOMAINS]
+    plugin_nodes = [node for node in all_nodes(graph) if node.domain not in DEFAULT_DOMAINS]
     inferred = types.infer(graph) if plugin_nodes else {}
     for node in plugin_nodes:
         title = f'{file}: {node.name or node.op_type}'

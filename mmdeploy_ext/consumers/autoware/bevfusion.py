@@ -117,8 +117,11 @@ class AutowareBEVFusion(FusionRuntime):
     def step(self, frame: FusedFrame) -> StepResult:
         """Detect in one sweep; return the outputs of all queries, and the boxes that the model's limits keep.
 
-        The latter are not those that the node publishes, see `objects`. DataError: points of another width,
-        not finite, or all outside of the range.
+        The latter are not those that the node publishes, see `objects`.
+
+        Raises:
+            DataError: points of another width, not finite, or all outside of the range.
+            InferenceError: ONNX Runtime failed, or an output is not finite.
         """
         points, _ = checked_inputs(frame, self.rule)
         start = time.perf_counter()
@@ -133,7 +136,7 @@ class AutowareBEVFusion(FusionRuntime):
         return StepResult({BEV: bev, **outputs}, self.boxes_of(outputs))
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes of the file's outputs that nothing suppresses, best first."""
+        """Return the boxes of the file's outputs that nothing suppresses, best first; see `detections`."""
         facts = self.metadata.postprocess
         return suppress(detections(outputs, facts['coder']), facts['nms'])
 
@@ -150,9 +153,10 @@ class AutowareBEVFusion(FusionRuntime):
 def halves(model: onnx.ModelProto, tensor: str, name: str) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """Return the part of a model that ends in a tensor, and the part that begins with it.
 
+    `tensor` is its name, `name` that of the file, for the message.
+
     Raises:
-        ModelFileError: no node has the tensor as its output, or the second part reads the inputs, too; names
-            the file.
+        ModelFileError: no node has the tensor as its output, or the second part reads the inputs, too.
     """
     from onnx import ValueInfoProto
 
@@ -199,8 +203,7 @@ def published(
 ) -> NodeObjects:
     """Return the objects that the node publishes of a file's outputs, best first, before its remapper.
 
-    For the outputs see `detections`.
-    `coder` is of the file's facts; the manifest has the same numbers.
+    For the outputs see `detections`. `coder` is of the file's facts; the manifest has the same numbers.
     """
     values, labels = outputs['bbox_pred'].astype(np.float32), outputs['label_pred']
     pedestrians = [index for index, name in enumerate(settings.class_names) if name == 'PEDESTRIAN']

@@ -111,9 +111,9 @@ def passing(
 
 
 def suppressed(objects: NodeObjects, settings: Any) -> NodeObjects:
-    """Return the objects, best first, that the two suppressions of a node keep.
+    """Return the objects that the two suppressions of a node keep; they are given and returned best first.
 
-    The settings have `class_names`, `circle_m`, `iou` and `iou_search_m`.
+    The settings have `class_names`, `circle_m`, `iou` and `iou_search_m`, as `CenterPointSettings` has them.
     """
     if settings.circle_m > 0:
         radius2 = np.nextafter(np.float64(settings.circle_m) ** 2, 0)  # the node keeps what is exactly as far
@@ -125,10 +125,11 @@ def suppressed(objects: NodeObjects, settings: Any) -> NodeObjects:
 def overlap_nms(
     objects: NodeObjects, separate_labels: set[int], threshold: float, search_m: float
 ) -> np.ndarray:
-    """Return the rows whose IoU with every better object is at most a threshold.
+    """Return the ascending rows (m,) int64 whose IoU with every better object is at most a threshold.
 
-    Better objects that are dropped themselves count, too. Objects are seen from above; labels in
-    `separate_labels` are compared only with equal labels, and no objects further apart than `search_m`.
+    Better objects are those before it, also if they are dropped themselves. Objects are seen from above;
+    labels in `separate_labels` are compared only with equal labels, and no objects whose centres are further
+    apart than `search_m`.
     """
     flat = np.concatenate([objects.places[:, :2], objects.sizes[:, :2], objects.yaws[:, None]], axis=1)
     corners = bev_corners(flat.astype(np.float64))

@@ -57,10 +57,11 @@ class AutowareCenterPoint(Runtime):
         """Open the folder, or its two files; `options` are those of the engine, such as `threads`.
 
         `node` holds `circle_m`, `iou` or `iou_search_m`, see `CenterPointSettings`, if they differ from the
-        node's defaults. `engine` is the registered name of a backend.
+        node's defaults; None: none does. `engine` is the registered name of a backend.
 
         Raises:
             ModelFileError: one of the two is missing, or the node would reject the folder or read it wrongly.
+            TypeError: `node` has another key.
         """
         super().__init__()
         files = files_by_name(paths, GRAPHS)
@@ -84,7 +85,9 @@ class AutowareCenterPoint(Runtime):
         return self._run(points, '')[1]
 
     def step(self, sweep: Sweep) -> StepResult:
-        """Detect in one sweep, whose values beside x, y, z may be anything; for the errors see `objects`.
+        """Detect in one sweep, whose values beside x, y, z may be anything finite.
+
+        For the errors see `objects`, but that columns are not checked.
 
         The outputs include the tensors between the files; pillars are in the order of their cells, since the
         node has no order of its own.

@@ -31,9 +31,10 @@ DOMAIN = 'autoware'
 
 
 def read_graph(path: Path) -> tuple[onnx.ModelProto | None, list[Violation]]:
-    """Return a file's model, and the violations for which no engine could load it; None if it holds no model.
+    """Return the model of the file at `path`, and the violations for which no engine could load it.
 
-    The weights are in the model unless a violation says that they cannot be read.
+    The model is None if the file cannot be read as one, which is a violation. The weights are in the model
+    unless a violation says that they cannot be read.
     """
     from mmdeploy_ext.graph.io.files import load, read
 
@@ -51,7 +52,7 @@ def _model_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
     from onnx import checker, numpy_helper, shape_inference
 
     from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS
-    from mmdeploy_ext.graph.io.index import all_tensors
+    from mmdeploy_ext.graph.io.index import all_nodes, all_tensors
 
     opsets = [entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS]
     if len(opsets) != 1 or not OLDEST_OPSET <= opsets[0] <= NEWEST_OPSET:
@@ -62,7 +63,7 @@ def _model_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
     try:
         checker.check_model(model)
         # ONNX Runtime, which loads the others, has no operators of plug-ins
-        if any(node.domain not in DEFAULT_DOMAINS for node in model.graph.node):
+        if any(node.domain not in DEFAULT_DOMAINS for node in all_nodes(model)):
             shape_inference.infer_shapes(model, strict_mode=True)
     except (checker.ValidationError, shape_inference.InferenceError, ValueError, UnicodeDecodeError) as error:
         yield Violation(file, '', 'onnx', f'{file}: onnx.checker: {" ".join(str(error).split())[:300]}')
@@ -104,7 +105,11 @@ def bind_by_index(
 ) -> Iterator[Violation]:
     """Yield the violations for a node that counts tensors; names are free, but not in another order.
 
-    The first `input_count` of the bounds are inputs.
+    Args:
+        file: name of the file, for messages.
+        tensors: inputs and outputs of the file, which the node numbers from 0, inputs first.
+        bounds: what the node takes, in its order.
+        input_count: number of the bounds that are inputs; they are the first ones.
     """
     names = [*tensors.inputs, *tensors.outputs]
     if (len(tensors.inputs), len(names)) != (input_count, len(bounds)):
@@ -196,7 +201,10 @@ def _axis_rules(file: str, shape: Shape, bound: Bound) -> Iterator[Violation]:
 
 
 def fixed_rules(file: str, tensors: GraphTensors) -> Iterator[Violation]:
-    """Yield the violation of every tensor with an axis that is not fixed, for nodes that give no profile."""
+    """Yield a violation for each input and output with an axis that is not fixed, for nodes without profiles.
+
+    `file` is the name of the file, for messages.
+    """
     for name, shape in tensors.shapes.items():
         if None in shape:
             message = f'{file}: {name} is {shape_text(shape)}; the node gives no sizes: export it static'
@@ -208,13 +216,19 @@ def operator_rules(
 ) -> Iterator[Violation]:
     """Yield operators that TensorRT does not have in a node, and weights of a precision that it makes itself.
 
-    `plugins`: operator of `DOMAIN` that the node loads -> attributes that its plug-in counts on.
+    Operators are looked for in the bodies of nodes, too.
+
+    Args:
+        file: name of the file, for messages.
+        model: its model.
+        plugins: operator of `DOMAIN` that the node loads -> attributes that its plug-in counts on.
     """
     from onnx import TensorProto
 
     from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS
+    from mmdeploy_ext.graph.io.index import all_nodes
 
-    for node in model.graph.node:
+    for node in all_nodes(model):
         if node.domain in DEFAULT_DOMAINS:
             continue
         operator, title = f'{node.domain}::{node.op_type}', f'{file}: {node.name or node.op_type}'

@@ -55,7 +55,11 @@ MODEL_FOLDER = '$(var model_path)/'
 
 
 def read_parameters(path: Path) -> tuple[dict[str, Any], list[Violation]]:
-    """Return the parameters of a file, and the violations if it has none that reach a node."""
+    """Return the parameters of a file, key -> value as ROS 2 reads it, and the violations.
+
+    If it has none that reach a node, or cannot be read, they are {} and one violation. ModelFileError: PyYAML
+    is not installed.
+    """
     try:
         content = read_parameter_file(path)
     except ParameterFileError as error:
@@ -164,7 +168,7 @@ def _wrong_path(file: str, key: str, problem: str) -> Violation:
 
 
 def missing_files(names: Sequence[str], paths: Collection[str]) -> list[Violation]:
-    """Return a violation for each of the names without a path."""
+    """Return a violation for each of the names of files that is not among `paths`, names of files, too."""
     consequence = 'is not there; the node is given its path'
     return [
         Violation(name, '', 'missing-file', f'{name} {consequence}') for name in names if name not in paths
@@ -237,21 +241,24 @@ def are_reals(value: Any) -> bool:
 
 
 def ascending(value: Any, name: str) -> None:
-    """Check that `value` is a list of numbers, each larger than the one before; `name` is for messages."""
+    """Check that `value` is a list of one number or more, each larger than the one before.
+
+    `name` is that of the value, for the Mismatch that is raised otherwise.
+    """
     items(METRES, 1)(value, name)
     if any(later <= sooner for sooner, later in itertools.pairwise(value)):
         raise Mismatch(f'{name} is {value}, expected ascending numbers')
 
 
 def cuboid(value: Any, name: str) -> None:
-    """Check that `value` is six numbers: the lower corner and the upper one, in metres."""
+    """Check that `value` is six numbers: the lower corner and the upper one, in metres; see `ascending`."""
     exactly(6, METRES)(value, name)
     if any(low >= high for low, high in zip(value[:3], value[3:], strict=True)):
         raise Mismatch(f'{name} is {value}: a lower bound is not below its upper one')
 
 
 def interval(value: Any, name: str) -> None:
-    """Check that `value` is a lower bound, an upper bound and a step, in metres."""
+    """Check that `value` is a lower bound, a larger upper bound and a step, in metres; see `ascending`."""
     exactly(3, METRES)(value, name)
     CELL_METRES(value[2], f'{name}[2]')
     if value[0] >= value[1]:
@@ -264,7 +271,14 @@ def interval(value: Any, name: str) -> None:
 def class_rules(
     file: str, names: Sequence[str], words: Sequence[str], key: str = f'{MODEL_PREFIX}class_names'
 ) -> Iterator[Violation]:
-    """Yield class names, at a key of a file, that are no words of a node: it publishes them as UNKNOWN."""
+    """Yield the violations of class names that are no words of a node, which publishes them as UNKNOWN.
+
+    Args:
+        file: name of the manifest.
+        names: the class names in it.
+        words: all class names that the node knows.
+        key: key of the names, for messages.
+    """
 
     def message(texts: str) -> str:
         return f'{key} has {texts}, which the node publishes as UNKNOWN; it knows {", ".join(words)}'
@@ -279,10 +293,15 @@ def class_rules(
 def grid_rules(
     file: str, cloud: Sequence[float], size: Sequence[float], prefix: str = MODEL_PREFIX
 ) -> Iterator[Violation]:
-    """Yield axes of which the node's float32 quotient has another number of cells than the grid.
+    """Yield a violation for each axis of which the node's float32 quotient has other cells than the grid.
 
-    `cloud` is point_cloud_range, `size` voxel_size in metres, of x and y alone if the node has no cells along
-    z; `prefix` is that of both keys.
+    A number of cells that is not whole is a warning.
+
+    Args:
+        file: name of the manifest.
+        cloud: point_cloud_range: the lower corner x, y, z, then the upper one, in metres.
+        size: voxel_size in metres, of x and y alone if the node has no cells along z.
+        prefix: text before both keys in messages.
     """
     key = f'{prefix}point_cloud_range'
     for axis, low, high, step in zip('xyz', cloud[:3], cloud[3:], size, strict=False):
@@ -299,13 +318,15 @@ def grid_rules(
 def node_cells(low: float, high: float, step: float) -> int:
     """Return how many cells of a step a node counts between two bounds: a float32 quotient, cut off.
 
+    All three are in metres, the step above 0.
+
     Source: autoware_lidar_centerpoint centerpoint_config.hpp:95-102.
     """
     return int((np.float32(high) - np.float32(low)) / np.float32(step))
 
 
 def remapper_rules(path: Path) -> Iterator[Violation]:
-    """Yield the violations in a remapper of classes: three matrices of label x label."""
+    """Yield the violations in the remapper of classes at a path: three matrices of label x label."""
 
     def matrix(entry: Check) -> Check:
         return either(*(exactly(size, entry) for size in REMAPPER_SIZES))
@@ -331,7 +352,7 @@ def remapper_rules(path: Path) -> Iterator[Violation]:
 
 
 def parameter_text(parameters: Mapping[str, Any]) -> str:
-    """Return a ROS 2 parameter file."""
+    """Return the text of a ROS 2 parameter file that gives all nodes these parameters, key -> value."""
     import yaml
 
     content = {ANY_NODE: {PARAMETERS: dict(parameters)}}
@@ -339,7 +360,7 @@ def parameter_text(parameters: Mapping[str, Any]) -> str:
 
 
 def remapper_text() -> str:
-    """Return a remapper that changes no class."""
+    """Return the text of a remapper that changes no class."""
     count = REMAPPER_LABELS**2
     return parameter_text({ALLOWED: [0] * count, SMALLEST: [0.0] * count, LARGEST: [0.0] * count})
 
@@ -362,7 +383,10 @@ def class_words(names: Sequence[str], words: Sequence[str], place: str) -> list[
 
 
 def translate_classes(names: Sequence[str], words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return class names in a node's words, see `class_words`, and the names for which it has no word."""
+    """Return class names in a node's words, see `class_words`, and the names for which it has no word.
+
+    Among the former these are in upper case.
+    """
     translated = [_word_of(name, words) or name.upper() for name in names]
     return translated, [name for name in names if not _word_of(name, words)]
 

@@ -49,6 +49,8 @@ class ParameterFileError(ValueError):
 def read_parameter_file(path: Path) -> Any:
     """Return the content of a parameter file: nested dicts of truth values, numbers, texts and lists of them.
 
+    An empty or null value, and the content of an empty file, is None.
+
     Raises:
         ModelFileError: PyYAML is not installed.
         ParameterFileError: the file cannot be read, is no YAML, or is YAML that ROS 2 refuses.

@@ -33,9 +33,9 @@ def densified(
     """Return points (P, 4 or 5) float32 of sweeps in the frame of the newest one, with time lags in seconds.
 
     Args:
-        sweeps: newest first: points (P, 3 or 4), x, y, z in metres and the intensity 0..255; time stamp in
-            seconds; pose (4, 4) from the vehicle to the map.
-        past: num_past_frames, the number of older sweeps that are used.
+        sweeps: at least one, newest first: points (P, 3 or 4), x, y, z in metres and the intensity 0..255;
+            time stamp in seconds; pose (4, 4) from the vehicle to the map.
+        past: num_past_frames, the largest number of older sweeps that are used, 0 or more.
         capacity: points of all sweeps; an older sweep that would go beyond it ends the list.
 
     Raises:
@@ -110,7 +110,10 @@ def _features(
 
 
 def scattered(features: np.ndarray, cells: np.ndarray, settings: CenterPointSettings) -> np.ndarray:
-    """Return the map (1, 32, H, W) of features (n, 1, 32) of pillars in the cells (n, 2) y, x."""
+    """Return the map (1, 32, H, W) float32 of features (n, 1, 32) of pillars in the cells (n, 2) y, x.
+
+    Cells without a pillar are 0.
+    """
     columns, rows = settings.grid
     canvas = np.zeros((1, CHANNELS, rows, columns), np.float32)
     canvas[0, :, cells[:, 0], cells[:, 1]] = features[:, 0]

@@ -40,11 +40,14 @@ TOLERANCE = 1e-3
 
 
 def convention_rules(file: str, model: onnx.ModelProto, outputs: Sequence[str]) -> Iterator[Violation]:
-    """Yield a box convention of CenterPoint's head that no training has.
+    """Yield the violation of a box convention of CenterPoint's head that no training has.
+
+    One that could not be probed, and one that is right of mmdet3d 0.x alone, is a warning.
 
     The node takes the boxes of mmdet3d 0.x. A model of mmdet3d 1.0 or later needs `dim` with its first two
     rows swapped and `rot` (sine, cosine) as (-cosine, -sine); the sizes and angles that come out tell whether
-    a graph has that. `outputs` are the names of heatmap, reg, height, dim, rot, vel.
+    a graph has that. `file` is its name for messages, `outputs` are the names of heatmap, reg, height, dim,
+    rot, vel.
     """
     dim, rot = outputs[3:5]
     treatments = {dim: _treatment_of_dim(model, dim), rot: _treatment_of_rot(model, rot)}
@@ -149,9 +152,10 @@ def _last_layers(index: Index, name: str) -> list[str]:
 
 
 def memory_rules(file: str, model: onnx.ModelProto, tensors: GraphTensors) -> Iterator[Violation]:
-    """Yield changes of the memory by a head of the right names and sizes that the node does not expect.
+    """Yield a violation for each change of the memory by StreamPETR's head that the node does not expect.
 
-    `file` is its name for messages, `tensors` are those of `graph_tensors(model)`.
+    `file` is its name for messages, `model` has the names and sizes of the node, and `tensors` are those of
+    `graph_tensors(model)`. A head that ONNX Runtime cannot run is a warning.
     """
     from mmdeploy_ext.graph.run import run
 

@@ -92,10 +92,11 @@ class CenterPointSettings:
 
 
 def read_settings(folder: str | Path) -> CenterPointSettings:
-    """Return the settings of a folder.
+    """Return the settings that the manifest of a folder states.
 
     Raises:
-        ModelFileError: the node would reject the folder or read it wrongly; names the first violation.
+        ModelFileError: the node would reject the folder or read it wrongly, and the message has the first
+            violation; or a remapper that changes classes.
     """
     from mmdeploy_ext.consumers.autoware.centerpoint_rules import MANIFEST, REMAPPER_KEY, check
 

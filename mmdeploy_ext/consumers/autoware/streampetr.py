@@ -83,8 +83,9 @@ class NodeContract:
     def run(self, images: np.ndarray, calibration: Calibration, moment: FrameMotion) -> dict[str, np.ndarray]:
         """Run one frame as the node does, and keep its memory; the memory is emptied at a first frame.
 
-        Images are (N, 3, H, W), prepared as the model was trained; `moment` has pose and time of the frame,
-        and whether it goes on from the one before.
+        Images are (N, 3, H, W) float32, prepared as the model was trained; `calibration` is that of the
+        cameras; `moment` has pose and time of the frame, and whether it goes on from the one before.
+        InferenceError: an engine failed.
 
         Returns:
             `all_cls_scores` (1, 1, Q, K), `all_bbox_preds` (1, 1, Q, 10) of the last decoder layer.
@@ -113,7 +114,10 @@ class NodeContract:
         return {name: outputs[name].transpose(0, 2, 1)[None] for name in PREDICTIONS}
 
     def node_planes(self, images: np.ndarray) -> np.ndarray:
-        """Return pictures (N, 3, H, W), normalised as the model was trained, as the node normalises them."""
+        """Return pictures (N, 3, H, W), normalised as the model was trained, as the node normalises them.
+
+        Planes are in the node's order, values float64.
+        """
         planes = (images - self.shift) / self.scale  # in float64: without a change the same to the bit
         return planes[:, ::-1] if self.reverses else planes
 

@@ -100,7 +100,11 @@ def from_node(
 
 
 def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
-    """Return the violations in a folder, and file name -> path of those of its files that are there."""
+    """Return the violations in a folder, and file name -> path of those of its files that are there.
+
+    What is wrong with a file is a violation; without an error the graphs are tried, see `trial.trial_rules`.
+    ModelFileError: PyYAML is not installed.
+    """
     names = (*(f'{name}.onnx' for name in FILES), MANIFEST)
     paths = {name: folder / name for name in names if (folder / name).is_file()}
     violations = missing_files(names, paths)

@@ -49,15 +49,18 @@ START = (
 def trial_rules(graphs: Sequence[tuple[Path, onnx.ModelProto, str]]) -> list[Violation]:
     """Return the violations that ONNX Runtime and the probes reveal in files without an error so far.
 
+    A process that ends otherwise than by itself is a violation of the file that it tried last.
+
     Args:
         graphs: path, model, and `LOAD` or a probe. Files with operators of plug-ins are left out.
     """
     from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS
+    from mmdeploy_ext.graph.io.index import all_nodes
     from mmdeploy_ext.graph.reduce.checks import run_limited
 
     arguments = []
     for path, model, probe in graphs:
-        if all(node.domain in DEFAULT_DOMAINS for node in model.graph.node):
+        if all(node.domain in DEFAULT_DOMAINS for node in all_nodes(model)):
             arguments += [str(path), probe]
     if not arguments:
         return []
@@ -78,7 +81,10 @@ def trial_rules(graphs: Sequence[tuple[Path, onnx.ModelProto, str]]) -> list[Vio
 
 
 def main() -> None:
-    """Try the files of the command line within the limits; the last line printed holds the violations."""
+    """Try the files of the command line, path and probe of each in turn, within the limits.
+
+    The last line printed is a JSON list of the violations, each a dict of the attributes of `Violation`.
+    """
     paths, probes = [Path(path) for path in sys.argv[2::2]], sys.argv[3::2]
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource

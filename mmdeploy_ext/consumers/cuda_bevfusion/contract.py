@@ -56,9 +56,10 @@ HEAD_ROWS = dict(rot=2, dim=3, reg=2, height=1, vel=2)
 
 
 def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
-    """Return the violations in a folder, and the paths of its files by name without `.onnx`.
+    """Return the violations in a folder, and the paths of those of its files that are there.
 
-    The `node` of a violation is the name of a file, and of the node in it if there is one.
+    They are by name without `.onnx`. The `node` of a violation is the name of a file, and of the node in it
+    if there is one.
 
     Raises:
         ModelFileError: no such folder, or a file in it that is not ONNX.
@@ -146,7 +147,9 @@ def _type_rules(value: onnx.ValueInfoProto) -> Iterator[Violation]:
 def _node_rules(model: onnx.ModelProto, standard_domains: tuple[str, ...]) -> Iterator[Violation]:
     import onnx
 
-    for node in model.graph.node:
+    from mmdeploy_ext.graph.io.index import all_nodes
+
+    for node in all_nodes(model):
         if node.domain in standard_domains:
             continue
         if (node.domain, node.op_type) != ('nv', PLUGIN):

@@ -90,8 +90,9 @@ class CudaBEVFusion(FusionRuntime):
     def step(self, frame: FusedFrame) -> StepResult:
         """Detect in one moment of all sensors; the outputs include the tensors between the files.
 
-        DataError: points, pictures or matrices that do not fit the model, or no point in its range.
-        InferenceError: the outputs are not finite.
+        Raises:
+            DataError: points, pictures or matrices that do not fit the model, or no point in its range.
+            InferenceError: an engine failed, or the outputs are not finite.
         """
         points, images = checked_inputs(frame, self.rule)
         start = time.perf_counter()
@@ -114,7 +115,7 @@ class CudaBEVFusion(FusionRuntime):
         return StepResult({**between, **maps, **outputs}, self.boxes_of(outputs))
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes of the head's outputs that nothing suppresses, best first."""
+        """Return the boxes of the head's outputs that nothing suppresses, best first; see `detections`."""
         facts = self.metadata.postprocess
         return suppress(detections(outputs, facts['coder']), facts['nms'])
 

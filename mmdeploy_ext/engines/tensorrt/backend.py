@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.core.errors import ConfigError, EngineError, ModelFileError, ShapeError
+from mmdeploy_ext.core.errors import ConfigError, EngineError, InferenceError, ModelFileError, ShapeError
 from mmdeploy_ext.engines.base import Backend
 from mmdeploy_ext.engines.tensorrt.binding import Session, check_ports
 from mmdeploy_ext.engines.tensorrt.cuda import GpuMemory, find_gpu
@@ -53,11 +53,11 @@ class TensorRtBackend(Backend):
         self._runtime: Any = None
 
     def activate(self) -> None:
-        """Load the engine and its metadata.
+        """Load the engine and its metadata; of an ONNX file see `engine_beside` for further errors.
 
         Raises:
             ModelFileError: no engine, no record, a truncated engine, renamed tensors, or no mm2onnx metadata.
-            EngineError: no GPU, another GPU, another version.
+            EngineError: no TensorRT, no GPU, another GPU, another version.
         """
         self.open_session()
         self.metadata = Metadata.from_props(self.record.metadata, self.path)
@@ -91,7 +91,7 @@ class TensorRtBackend(Backend):
         self.session, self._engine = session, engine
 
     def layers(self) -> str:
-        """Return the report of the engine's inspector about its layers, dtypes included, as JSON."""
+        """Return what the inspector of the loaded engine reports of its layers, dtypes included, as JSON."""
         json_format = find_package(self.record.package).module.LayerInformationFormat.JSON
         return self._engine.create_engine_inspector().get_engine_information(json_format)
 
@@ -101,8 +101,12 @@ class TensorRtBackend(Backend):
         An input that the build made a constant may be fed with that constant.
 
         Raises:
-            ShapeError: an input that is a constant of the engine is fed with another value.
+            ShapeError: an input that is a constant of the engine is fed with another value, or sizes are
+                outside of those that the engine was built for.
+            InferenceError: the engine was freed, or failed.
         """
+        if self.session is None:
+            raise InferenceError(f'{self.path}: is closed; open it again')
         defaults = {tensor.name: tensor.default for tensor in self.spec.inputs}
         for name, value in parse_constants(self.record.constants).items():
             feed = feeds.get(name)

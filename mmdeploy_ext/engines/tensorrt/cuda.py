@@ -34,7 +34,7 @@ def _driver() -> Any:
 
 
 def find_gpu(index: int = 0) -> Gpu | None:
-    """Return a GPU by its index, or None."""
+    """Return a GPU by its index, 0 or more; None if there is no such GPU, or no driver that starts."""
     driver, count = _driver(), ctypes.c_int()
     if driver is None or driver.cuDeviceGetCount(ctypes.byref(count)) or index >= count.value:
         return None
@@ -80,7 +80,7 @@ class GpuMemory:
             raise InferenceError(f'{function} failed: {(words.value or b"").decode()} ({status})')
 
     def empty(self, nbytes: int) -> int:
-        """Allocate a block of so many bytes and return its address."""
+        """Allocate a block of so many bytes, at least one, and return its address."""
         block = ctypes.c_uint64()
         self._call('cuMemAlloc_v2', ctypes.byref(block), ctypes.c_size_t(nbytes))
         return block.value

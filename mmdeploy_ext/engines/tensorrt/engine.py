@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from onnx import helper
 
 from mmdeploy_ext.core.errors import EngineError, ModelFileError
-from mmdeploy_ext.core.files import check_writable, sha256_file
+from mmdeploy_ext.core.files import check_writable, sha256_onnx
 from mmdeploy_ext.engines.tensorrt import package as tensorrt_package
 from mmdeploy_ext.engines.tensorrt import shapes as tensorrt_shapes
 from mmdeploy_ext.engines.tensorrt.binding import Port
@@ -149,8 +149,9 @@ def build_file(
 ) -> tuple[Record, Built]:
     """Build an engine and write it to `output`, with its record beside it; return the record and the engine.
 
-    `progress` is called with the name of a phase, the number of steps done, and that of all its steps; the
-    errors are those of `build`. Without `progress` nothing is called.
+    `job` is what `prepare` returned without `only_check`. `progress` is called with the name of a phase, the
+    number of steps done, and that of all its steps; without it nothing is called. The errors are those of
+    `build`; an older engine stays if it fails.
     """
     architectures = job.architectures if job.package.builds_for_others else ()
     built = build(job.model, job.package, architectures, job.profiles, tf32=job.tf32, progress=progress)
@@ -171,7 +172,7 @@ def _record_of(job: Job) -> dict[str, Any]:
         package=job.package.name,
         version=job.package.version,
         onnx=job.source.name,
-        onnx_sha256=sha256_file(job.source),
+        onnx_sha256=sha256_onnx(job.source),
         inputs=_ports(job.model.graph.input),
         outputs=_ports(job.model.graph.output),
         profiles={name: [list(shape) for shape in shapes] for name, shapes in job.profiles.items()},
@@ -192,9 +193,10 @@ def engine_beside(source: str, device: int, shapes: Sequence[str], constants: Se
     """Return the path of an engine of an ONNX file in the file's own dtypes, without TF32.
 
     For `m.onnx` these are `m.engine` and `m.sm86.engine` (of SM 8.6). One that lies there is taken if a build
-    now would be equal to it in package version, file, shapes and constants; else a new one is written to the
-    latter, in place of what lies there. `device` is the index of the GPU, `shapes` and `constants` are as
-    `prepare` takes them; without shapes those of an engine of this file that lies beside it are used.
+    now would be equal to it in package version, file with its external data, shapes and constants; else a new
+    one is written to the latter, in place of what lies there. `device` is the index of the GPU, `shapes` and
+    `constants` are as `prepare` takes them; without shapes those of an engine of this file that lies beside
+    it are used.
 
     Raises:
         EngineError: no package, no GPU, or a file that TensorRT cannot take.
@@ -227,7 +229,7 @@ def _recorded_shapes(source: str, candidates: Sequence[Path]) -> list[str]:
     for path in filter(Path.is_file, candidates):
         with contextlib.suppress(ModelFileError):
             record = read_record(path)
-            if record.onnx_sha256 == sha256_file(source):
+            if record.onnx_sha256 == sha256_onnx(source):
                 texts = []
                 for port in record.inputs:
                     if -1 in port.shape:

@@ -73,7 +73,7 @@ class Package:
 
 
 def is_installed(name: str) -> bool:
-    """Return whether a package is installed; imports nothing."""
+    """Return whether a package, a key of `MODULES`, is installed; imports nothing."""
     return importlib.util.find_spec(MODULES[name]) is not None
 
 
@@ -110,7 +110,7 @@ def find_package(name: str = 'auto', architectures: Sequence[int] = ()) -> Packa
 
 
 def check_architectures(package: Package, architectures: Sequence[int], local: int | None) -> None:
-    """Refuse architectures that a package cannot build for.
+    """Refuse, with an EngineError, architectures that a package cannot build for.
 
     `architectures` are e.g. (86, 89), or () for the GPU of this machine, whose architecture is `local`; None:
     it has no GPU.

@@ -40,7 +40,7 @@ class Record:
         version: version of the package; no other version loads the engine.
         architectures: GPU architectures that it was built for, e.g. (86,) for SM 8.6.
         sha256, nbytes: digest and size of the engine file.
-        onnx, onnx_sha256: name and digest of the ONNX file that it was built from.
+        onnx, onnx_sha256: name of the ONNX file that it was built from, and `sha256_onnx` of it.
         precision: `AS_GIVEN`, or 'fp16' if the build wrote float16 into the graph.
         keep_fp32: patterns of nodes that stayed float32 in a build for 'fp16'.
         constants: inputs of the ONNX file that are constants in the engine, as they were written: NAME or
@@ -107,7 +107,7 @@ class Record:
 
 
 def record_path(engine: str | os.PathLike[str]) -> Path:
-    """Return the path of an engine's record."""
+    """Return the path of the record of the engine at a path, which need not be there: `m.engine.json`."""
     return Path(f'{os.fspath(engine)}.json')
 
 
@@ -123,7 +123,11 @@ def write_engine(path: str | os.PathLike[str], data: bytes, record: Record) -> N
 
 
 def read_record(path: str | os.PathLike[str]) -> Record:
-    """Read the record of an engine; ModelFileError if the engine is another one or incomplete."""
+    """Read the record of the engine at a path.
+
+    ModelFileError: the engine or its record is missing, the record is damaged, or the engine is another one
+    or incomplete by its size and SHA-256.
+    """
     path = Path(path)
     if not path.is_file():
         raise ModelFileError(f'{path}: no such engine; build it with {tool("tensorrt")}')

@@ -1,15 +1,27 @@
 """Files appear whole or not at all, whatever happens while they are written."""
 
+import copy
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
-from mmdeploy_ext.core.files import atomic_path, check_writable, read_json, sha256_file, write_json
+from mmdeploy_ext.core.files import (
+    atomic_path,
+    check_writable,
+    read_json,
+    sha256_file,
+    sha256_onnx,
+    write_json,
+)
+from toy_engines import two_outputs
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 WRITER = """
@@ -146,3 +158,21 @@ def test_targets_that_are_no_files_are_refused(tmp_path):
         with pytest.raises(UsageError, match=message):
             check_writable(tmp_path / target)
     assert names(tmp_path) == ['file', 'pipe']
+
+
+def test_the_digest_of_an_onnx_file_has_the_weights_beside_it(tmp_path):
+    path = tmp_path / 'm.onnx'
+    model = two_outputs()
+    onnx.save(model, path)
+    assert sha256_onnx(path) == sha256_file(path)
+    weight = numpy_helper.from_array(np.zeros(300, np.float32), 'weight')
+    model.graph.initializer.append(weight)
+    digests = []
+    for value in range(2):
+        stored = copy.deepcopy(model)
+        stored.graph.initializer[-1].raw_data = np.full(300, value, np.float32).tobytes()
+        onnx.save_model(stored, path, save_as_external_data=True, location='m.data', size_threshold=0)
+        digests.append((sha256_file(path), sha256_onnx(path)))
+        (tmp_path / 'm.data').unlink()
+    (graph, first), (same_graph, second) = digests
+    assert graph == same_graph and len({graph, first, second, sha256_onnx(path)}) == 4

@@ -36,6 +36,7 @@ from mmdeploy_ext.engines.onnxruntime import SPINNING, OnnxRuntimeBackend, check
 from mmdeploy_ext.engines.openvino import OpenVinoBackend
 from mmdeploy_ext.engines.registry import ENGINES as ENGINE_ROWS
 from mmdeploy_ext.engines.registry import ROWS
+from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
 from mmdeploy_ext.engines.torch import TorchBackend
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
@@ -188,6 +189,17 @@ def test_a_closed_session_says_so(files):
     with open_backend('OnnxRuntimeBackend', files) as backend:
         backend.infer(feeds())
     with pytest.raises(InferenceError, match=r'\.onnx: is closed; open it again'):
+        backend.infer(feeds())
+    with pytest.raises(InferenceError, match='onnxruntime is not active: use it in a with block'):
+        OnnxRuntimeBackend(files['dynamic']).infer(feeds())
+
+
+@pytest.mark.parametrize('cls', [OpenVinoBackend, TensorRtBackend])
+def test_an_engine_that_was_freed_says_so(cls):
+    backend = cls('m.onnx')
+    backend.spec = DYNAMIC
+    backend.deactivate()
+    with pytest.raises(InferenceError, match=r'm\.onnx: is closed; open it again'):
         backend.infer(feeds())
 
 

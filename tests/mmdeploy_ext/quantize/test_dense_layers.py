@@ -9,11 +9,18 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.cli.quantize_app import int8_layers
-from mmdeploy_ext.core.errors import InferenceError, Mm2OnnxError, ModelFileError, UsageError
+from mmdeploy_ext.core.errors import DataError, InferenceError, Mm2OnnxError, ModelFileError, UsageError
 from mmdeploy_ext.graph import run
-from mmdeploy_ext.quantize.dense import OPERATORS, DenseQuantiser, check_weights, finish_model
+from mmdeploy_ext.quantize.dense import (
+    OPERATORS,
+    DenseQuantiser,
+    check_weights,
+    finish_model,
+    quantise_again,
+)
 from mmdeploy_ext.quantize.dense_layers import DenseGraph
 from mmdeploy_ext.quantize.dense_sensitivity import Probe, exclude, rank
+from mmdeploy_ext.quantize.difference import Difference
 
 SIZE = 16
 RNG = np.random.default_rng(0)
@@ -308,6 +315,33 @@ def test_values_that_are_not_finite_are_named():
     made.calibrate(broken)
     with pytest.raises(InferenceError, match=r"'input'"):
         made.network(['net/stem'])
+
+
+def test_nan_that_the_minimum_passes_over_is_named_by_histograms():
+    made = DenseQuantiser(DenseGraph(residual_model()))
+    broken = batches(2)
+    broken[1]['input'][0, 0, 0, 5] = np.nan
+    made.calibrate(broken, 'mse')
+    with pytest.raises(InferenceError, match=r"'input'"):
+        made.network(['net/stem'])
+
+
+def test_no_batch_is_neither_calibrated_on_nor_compared_on():
+    graph = DenseGraph(residual_model())
+    with pytest.raises(DataError, match='calibrating: there is no batch'):
+        DenseQuantiser(graph).calibrate([])
+    with pytest.raises(DataError, match=r'histograms: there is no batch.*twice'):
+        DenseQuantiser(graph).calibrate(iter(batches(1)), 'percentile')
+    with pytest.raises(DataError, match='no batch to compare'):
+        Probe(graph, [])
+    with pytest.raises(ValueError, match='3 values, expected 1'):
+        Difference().add(np.ones(1), np.ones(3))
+
+
+@pytest.mark.parametrize('end', [np.nan, np.inf])
+def test_a_recorded_range_that_is_not_finite_is_refused(end):
+    with pytest.raises(InferenceError, match=r"range of 'x' is \[0\.0, (nan|inf)\]"):
+        quantise_again(residual_model(), ['net/stem'], {'x': [0.0, end]}, False)
 
 
 def changed(name, change):

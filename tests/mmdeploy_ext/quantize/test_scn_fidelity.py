@@ -124,6 +124,20 @@ def test_a_target_beyond_reach_is_said(graph, ranges):
     assert result.advice_text().endswith('the target of 1.5 is not reached')
 
 
+def test_a_target_that_the_first_sweep_alone_reaches_is_said(graph, ranges):
+    cosines = {
+        index: fidelity(graph, ranges, [sweep], advise=False).int8.cosine
+        for index, sweep in enumerate(SWEEPS)
+    }
+    best_first = sorted(cosines, key=cosines.get, reverse=True)
+    sweeps = [SWEEPS[index] for index in best_first]
+    result = fidelity(graph, ranges, sweeps, target=max(cosines.values()))
+    assert result.advice() == () and result.int8.cosine < result.target
+    assert 'the first sweep, which advice is made from, reaches the target' in result.advice_text()
+    result = fidelity(graph, ranges, SWEEPS, target=1.5, advise=False)
+    assert 'advice was not asked for' in result.advice_text()
+
+
 def test_layers_that_the_graph_keeps_in_fp16_are_not_int8(graph, ranges):
     bad = with_range(ranges, 'conv1', 0.05)
     kept = fidelity(with_precision(graph, conv1='fp16', conv0='int8'), bad, SWEEPS, target=0.999)

@@ -102,6 +102,17 @@ def operator(file, domain):
     return graph_of(file, edit)
 
 
+def operator_in_body(file, domain):
+    def edit(graph):
+        output = helper.make_tensor_value_info('odd', TensorProto.FLOAT, None)
+        odd = helper.make_node('Odd', [graph.input[0].name], ['odd'], domain=domain, name='odd')
+        body = helper.make_graph([odd], 'body', [], [output])
+        graph.initializer.append(numpy_helper.from_array(np.array(True), 'always'))
+        graph.node.append(helper.make_node('If', ['always'], ['out'], then_branch=body, else_branch=body))
+
+    return graph_of(file, edit)
+
+
 def without(file, node, attribute):
     def edit(graph):
         (found,) = (one for one in graph.node if one.name == node)
@@ -232,6 +243,7 @@ CENTERPOINT = {
     'places and angles': (reorder(HEAD, 'output', 0, 4, 2, 3, 1, 5), HEAD, 'rot', 'order'),
     'halves': (retype(HEAD, 'heatmap', TensorProto.FLOAT16), HEAD, 'heatmap', 'type'),
     'an operator of nobody': (operator(HEAD, 'custom'), HEAD, 'odd', 'operator'),
+    'an operator of nobody in a body': (operator_in_body(HEAD, 'custom'), HEAD, 'odd', 'operator'),
     'sizes as mmdet3d 1.0 has them': (stored(HEAD, 'dim_order', [0, 1, 2]), HEAD, 'rot', 'convention'),
     'sizes in another order': (stored(HEAD, 'dim_order', [2, 1, 0]), HEAD, 'dim', 'convention'),
     'only the cosine turned': (

@@ -225,6 +225,15 @@ def plug_in(epsilon):
     return lambda folder: changed(folder / 'head.bbox.onnx', change)
 
 
+def operator_in_body(folder):
+    def change(model):
+        helper, output = onnx.helper, onnx.helper.make_tensor_value_info('y', onnx.TensorProto.FLOAT, None)
+        body = helper.make_graph([helper.make_node('Odd', ['x'], ['y'], domain='odd')], 'body', [], [output])
+        model.graph.node.append(helper.make_node('If', ['c'], ['z'], then_branch=body, else_branch=body))
+
+    changed(folder / 'head.bbox.onnx', change)
+
+
 def axis_of_softmax(folder):
     def change(model):
         (node,) = (one for one in model.graph.node if one.op_type == 'Softmax')
@@ -259,6 +268,7 @@ BROKEN = {
     'the plug-in by no epsilon': (plug_in(float('nan')), 'head.bbox.onnx', 'attribute'),
     'the plug-in by a word': (plug_in('small'), 'head.bbox.onnx', 'attribute'),
     'two samples': (resize('head.bbox', 'score', 2, 10, 40), 'head.bbox.onnx', 'shape'),
+    'an operator of nobody in a body': (operator_in_body, 'head.bbox.onnx', 'operator'),
     'bins along rows': (axis_of_softmax, 'camera.backbone.onnx', 'axes'),
 }
 WARNED = {
