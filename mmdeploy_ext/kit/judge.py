@@ -72,14 +72,21 @@ class Judgement:
 
     @property
     def equal(self) -> bool:
-        """Whether every tensor and every result of every case is PyTorch's, and something was compared."""
+        """Whether all tensors and results of all cases keep the bars of `precision`, and there were some.
+
+        Those of float32 are the tolerances of the files and, for results, of a proof.
+        """
         matched = sum(row.matched for case in self.cases for row in case.detections)
         compared = matched or any(row.tensors for row in (*self.cases, *self.sequences))
         return bool(compared) and not self.failures
 
     @property
     def title(self) -> str:
-        """The claim, which is only about these inputs, with what the user told of the device."""
+        """The claim, which is only about these inputs, with what the user told of the device.
+
+        It is 'EQUAL ON 9 INPUTS', in less than float32 'WITHIN FP16 BARS ON 9 INPUTS', both with ' AND 3
+        FRAMES' if there were some, or 'NOT EQUAL'; at the end '(DEVICE)' if anything is known of it.
+        """
         claim = 'EQUAL' if self.precision == 'fp32' else f'WITHIN {self.precision.upper()} BARS'
         device = self.ran
         if self.told:
@@ -92,7 +99,7 @@ class Judgement:
 
     @property
     def failures(self) -> list[str]:
-        """A sentence for each tensor and image that differs: case, name and reason."""
+        """`reasons`, and a sentence for each tensor and image that differs: case, name and reason."""
         failures = list(self.reasons)
         for row in self.sequences:
             failures += [f'{row.title}: {reason}' for reason in row.reasons]

@@ -34,8 +34,8 @@ def read_outputs(
 ) -> dict[str, np.ndarray]:
     """Return the outputs of one run of a graph by name, in the dtypes and shapes that they were written in.
 
-    NAME.npz is read, if it is missing NAME.json, else all .npy and .bin of the folder NAME. Names and shapes
-    need not be those of the graph, but of .bin, which has neither dtype nor shape.
+    They are in NAME.npz, in NAME.json, or in .npy and .bin of the folder NAME. Names and shapes need not be
+    those of the graph, but of .bin, which has neither dtype nor shape.
 
     Args:
         folder: folder of the outputs of all runs.
@@ -44,26 +44,33 @@ def read_outputs(
         shapes: name of an output -> its shape, of the manifest, for raw files.
 
     Raises:
-        DataError: there is nothing of this name, a file that cannot be read, or a raw file of another number
-            of bytes, or of no output of the graph.
+        DataError: there is nothing of this name, a file that cannot be read, a raw file of another number of
+            bytes or of no output of the graph, or the same outputs in two ways, of which one is of another
+            run.
     """
     archive, listing, single = folder / f'{name}.npz', folder / f'{name}.json', folder / name
-    if archive.is_file():
-        return _load(archive)
-    if listing.is_file():
-        return _read_trtexec(listing, spec)
-    files = sorted(single.iterdir()) if single.is_dir() else []
-    arrays = {}
-    for file in files:
-        if file.suffix == '.npy':
-            arrays |= _load(file, name_of_stem(file.stem))
-        elif file.suffix == '.bin':
-            arrays[name_of_stem(file.stem)] = _read_raw(file, spec, shapes)
-    if not arrays:
+    arrays_in_folder = [path for path in sorted(single.glob('*')) if path.suffix in ('.npy', '.bin')]
+    stems = [path.stem for path in arrays_in_folder]
+    sources = [path for path in (archive, listing) if path.is_file()]
+    sources += arrays_in_folder[:1] if len(set(stems)) == len(stems) else arrays_in_folder
+    if not sources:
         raise DataError(
             f'{folder}: has no outputs of {name}: expected {name}.npz, {name}.json of trtexec, or '
             f'{name}/NAME.npy or .bin'
         )
+    if len(sources) > 1:
+        names = ', '.join(str(path.relative_to(folder)) for path in sources)
+        raise DataError(f'{folder}: has outputs of {name} twice: {names}; give every run a new folder')
+    if archive.is_file():
+        return _load(archive)
+    if listing.is_file():
+        return _read_trtexec(listing, spec)
+    arrays = {}
+    for file in arrays_in_folder:
+        if file.suffix == '.npy':
+            arrays |= _load(file, name_of_stem(file.stem))
+        else:
+            arrays[name_of_stem(file.stem)] = _read_raw(file, spec, shapes)
     return arrays
 
 

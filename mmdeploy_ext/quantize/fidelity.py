@@ -65,7 +65,10 @@ class Row:
 
     @property
     def sensitivity(self) -> float:
-        """Error of the network's output if only this layer is int8; of the layer's output if not measured."""
+        """Error of the network's output if only this layer is int8; of the layer's output if not measured.
+
+        NaN counts as infinite.
+        """
         return severity(self.local.error if self.output is None else self.output.error)
 
     def to_json(self) -> dict[str, Any]:
@@ -89,7 +92,7 @@ class Fidelity:
         rows: one per convolution and addition, in order.
         int8, fp16: difference of the network's output, over all sweeps.
         fp16_layers: layers that advice keeps in fp16, with the cosine of the first sweep's output after each.
-        sweeps: number of sweeps.
+        sweeps: number of sweeps that have a voxel.
         target: cosine that advice aimed at.
         calibrator: method of the ranges.
     """
@@ -114,7 +117,10 @@ class Fidelity:
         return tuple(name for name, _ in self.fp16_layers)
 
     def advice_text(self) -> str:
-        """Return the advice as one sentence or two."""
+        """Return the advice as one sentence or two: the layers to keep in fp16, or why there are none.
+
+        They begin with the cosines of the output over all sweeps; those after each layer are of the first.
+        """
         start = f'int8 gives the output a cosine of {self.int8.cosine:.5f} (fp16: {self.fp16.cosine:.7f})'
         if not self.fp16_layers:
             if self.int8.cosine >= self.target:
@@ -155,14 +161,15 @@ def fidelity(
     Args:
         graph: folded graph. Nodes whose precision is 'fp16' stay fp16 in the int8 network.
         ranges: ranges of this graph.
-        sweeps: (features, coordinates) each; memory is that of all activations of one sweep.
+        sweeps: (features, coordinates) each, those of `Simulation.prepare`; one without a voxel shows nothing
+            and is left out. Memory is that of all activations of one sweep.
         target: cosine of the output that advice aims at.
         advise: also run the first sweep with each layer alone in int8, and choose the layers to keep in fp16.
             It takes the time of about 30 more runs.
 
     Raises:
         UsageError: ranges of another graph, or incomplete ones.
-        DataError: no sweep.
+        DataError: no sweep with a voxel.
     """
     ranges.check(graph)
     nodes, simulation = quantised(graph), Simulation(graph, ranges)
@@ -172,6 +179,8 @@ def fidelity(
     clipped, sizes = dict.fromkeys(simulation.names, 0), dict.fromkeys(simulation.names, 0)
     first, count = None, 0
     for features, coordinates in tracked(sweeps, 'comparing'):
+        if not len(features):
+            continue
         count += 1
         sweep = simulation.prepare(features, coordinates)
         reference = simulation.tensors(sweep)
@@ -191,7 +200,10 @@ def fidelity(
                 clipped[node.name] += int((np.abs(reference[name]) > limit).sum())
                 sizes[node.name] += reference[name].size
     if first is None:
-        raise DataError('fidelity: has no sweep to compare on; give a folder or an infos file that has some')
+        raise DataError(
+            'fidelity: has no sweep to compare on, or none with a voxel in the range of the model; give a '
+            'folder or an infos file that has some'
+        )
     single_layer, fp16_layers = {}, ()
     if advise:
         sweep, reference = first
@@ -265,6 +277,8 @@ def compare_assumptions(graph: SparseGraph, ranges: Ranges, sweeps: Iterable[Swe
     findings = [Finding(assumption, Difference(), Difference()) for assumption in ASSUMPTIONS]
     reference = None
     for features, coordinates in tracked(sweeps, 'assuming'):
+        if not len(features):
+            continue
         sweep = simulations[0].prepare(features, coordinates)
         reference = simulations[0].output(sweep, (), 'fp32')
         outputs = [simulation.output(sweep, int8_nodes, 'fp16') for simulation in simulations]
@@ -272,5 +286,8 @@ def compare_assumptions(graph: SparseGraph, ranges: Ranges, sweeps: Iterable[Swe
             finding.fp32.add(reference, output)
             finding.default.add(outputs[0], output)
     if reference is None:
-        raise DataError('assumptions: has no sweep to compare on; give a folder or infos that have some')
+        raise DataError(
+            'assumptions: has no sweep to compare on, or none with a voxel in the range of the model; give a '
+            'folder or infos that have some'
+        )
     return tuple(findings)

@@ -60,7 +60,8 @@ class PointRule:
     def from_pipeline(cls, steps: list[Mapping[str, Any]], in_channels: int) -> PointRule:
         """Return the rule of mmdet3d's LoadPointsFromFile and LoadPointsFromMultiSweeps, steps of a pipeline.
 
-        Without them files have the `in_channels` values of the model.
+        Without the first files have the `in_channels` values of the model, and the second is not looked for.
+        ConfigError: a `time_dim` other than `AGE`, or columns that a file does not have.
         """
         step_of = {step.get('type'): step for step in steps}
         file_step = step_of.get('LoadPointsFromFile')
@@ -81,7 +82,10 @@ class PointRule:
 
 
 def point_rule(cfg: Any, in_channels: int) -> PointRule:
-    """Return the rule of the config's test pipeline; without a pipeline files have `in_channels` values."""
+    """Return the rule of the config's test pipeline; without a pipeline files have `in_channels` values.
+
+    ConfigError: see `PointRule`.
+    """
     try:
         steps = test_pipeline(cfg)
     except ConfigError:
@@ -183,7 +187,11 @@ class Sweeps:
 
 
 def sweep_items(source: str | Path) -> list[Any]:
-    """Return the items of a source: paths of sweeps, or infos of a file; DataError: it has none."""
+    """Return the items of a source: paths of sweeps, or infos of a file.
+
+    They are the file itself unless it ends as `INFOS`, the files of a folder that end in `ENDINGS`, by name,
+    or the entries of an infos file. DataError: the source is missing, cannot be read, or has none.
+    """
     source = Path(source)
     if source.is_file() and source.suffix not in INFOS:
         return [source]

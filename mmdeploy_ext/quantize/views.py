@@ -192,7 +192,10 @@ def fidelity_table(result: Fidelity, limit: int | None = None) -> Table:
 
 
 def draw_fidelity(result: Fidelity, path: str | Path) -> None:
-    """Draw a PNG file: the sensitivity of each layer, worst first, and the error at each depth."""
+    """Draw the PNG file `path`: the sensitivity of each layer, worst first, and the error at each depth.
+
+    `result` has one row or more.
+    """
     with png(path, 11, 2.2 + 0.2 * len(result.rows)) as figure:
         layers, growth = figure.subplots(1, 2)
         rows = result.worst()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from browser_pages import change_manifest
 from mmdeploy_ext.cli import judge_app, kit_app
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import DataError, EngineError, InferenceError, UsageError
 from mmdeploy_ext.families.monocular import task as monocular_task
 from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
@@ -20,6 +22,7 @@ from mmdeploy_ext.kit import local_run
 from mmdeploy_ext.kit.contents import ArrayFolder, KitCase
 from mmdeploy_ext.kit.diagnosis import diagnose
 from mmdeploy_ext.kit.judge import judge
+from mmdeploy_ext.kit.outputs import read_outputs
 from numpy_alone import run_command
 
 MODEL = ('configs/demo/atss_toy.py', 'demo/checkpoints/atss_toy.pth')
@@ -135,6 +138,22 @@ def test_outputs_of_another_kit_and_a_changed_kit_are_refused(kit, outputs, tmp_
     array.write_bytes(array.read_bytes()[:-1] + b'\1')
     with pytest.raises(DataError, match=array.name):
         judge(edited, outputs)
+
+
+@pytest.mark.parametrize(
+    ('first', 'second', 'names'),
+    [
+        (as_trtexec, changed(), '000.npz, 000.json'),
+        (changed(), as_raw_files, '000.npz, 000/dets.bin'),
+        (as_raw_files, lambda target, arrays: np.save(target / 'dets.npy', arrays['dets']), '000/dets.bin, '),
+    ],
+)
+def test_outputs_of_a_case_by_two_runs_are_refused(tmp_path, first, second, names):
+    outputs = (TensorSpec('dets', 'float32', (2,)),)
+    for write in (first, second):
+        write(tmp_path / '000', {'dets': np.zeros(2, np.float32)})
+    with pytest.raises(DataError, match=f'has outputs of 000 twice: {re.escape(names)}'):
+        read_outputs(tmp_path, '000', GraphSpec('g', (), outputs), {'dets': (2,)})
 
 
 def test_a_case_without_outputs_fails_by_name(kit, outputs, tmp_path):

@@ -153,9 +153,15 @@ def test_ranges_of_another_checkpoint_are_refused(ranges):
         fidelity(toy_sparse_graph.graph(seed=1), ranges, SWEEPS)
 
 
-def test_no_sweep_is_refused(graph, ranges):
-    with pytest.raises(DataError, match='no sweep to compare on'):
-        fidelity(graph, ranges, [])
+def test_no_sweep_and_none_with_a_voxel_are_refused(graph, ranges):
+    empty = tuple(array[:0] for array in SWEEPS[0])
+    for sweeps in ([], [empty]):
+        with pytest.raises(DataError, match='no sweep to compare on'):
+            fidelity(graph, ranges, sweeps)
+    with pytest.raises(DataError, match='none with a voxel'):
+        compare_assumptions(graph, ranges, [empty])
+    result = fidelity(graph, ranges, [empty, SWEEPS[0]], target=1.0)
+    assert result.sweeps == 1 and len(result.advice()) > 1, 'an empty first sweep gives no advice'
 
 
 def test_views(graph, ranges, tmp_path):
