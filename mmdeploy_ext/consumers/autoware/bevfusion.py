@@ -56,7 +56,7 @@ class BEVFusionSettings:
     Attributes:
         class_names: names by label, in the node's words, e.g. 'CAR'; they are in the manifest.
         limits: upper ends of the bins of distance, m; objects beyond the largest are dropped.
-        scores: least score, for all classes and bins.
+        scores: least score, for all classes and bins; a score of 0 is never enough.
         yaw_norm: least length of (sine, cosine) of the yaw; not demanded of pedestrians.
         circle_m: an object whose centre is closer than this to a better one's is dropped; 0: none is.
         iou: an object that overlaps a better one by more than this is dropped.
@@ -219,7 +219,7 @@ def published(
         scores=scores,
         labels=labels,
     )
-    passes = inside & (scores >= np.float32(settings.scores))
+    passes = inside & (scores >= np.float32(settings.scores)) & (scores > 0)
     return suppressed(objects[passes].best_first(), settings)
 
 

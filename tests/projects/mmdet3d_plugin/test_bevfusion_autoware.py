@@ -176,6 +176,8 @@ def test_what_is_published_follows_the_rules_of_the_node(folder, known):
     np.testing.assert_allclose(found.places, [[0, 0, 1], [12.8, 0, 1]], atol=1e-5)
     np.testing.assert_allclose(found.sizes, [[4, 2, 1.5]] * 2, rtol=1e-5)
     np.testing.assert_allclose(found.yaws, [np.pi / 2] * 2, rtol=1e-6)
+    settings = bevfusion.BEVFusionSettings(names, limits=(5.0, 15.0), scores=0.0)
+    np.testing.assert_allclose(bevfusion.published(given, coder, settings).scores, [0.9, 0.6])
 
 
 def test_all_queries_come_out_of_a_sweep_and_the_node_publishes_some(folder, frames):
