@@ -200,7 +200,7 @@ def build_backend(kind: str, *args: Any, **options: Any) -> Backend:
 
 
 def build_exact(kind: str, path: str, **options: Any) -> Backend:
-    """Make a backend, not active yet, for a file whose graph computes in float64.
+    """Make a backend, not active yet, for the file at `path`, whose graph computes in float64.
 
     `kind` is the registered name of the backend, `options` are its options. If its engine rounds float64 to
     float32, ONNX Runtime's backend is made instead, with those of the options that it has too. ConfigError:
@@ -228,7 +228,7 @@ def gpu_name() -> str:
 def check_names(names: Sequence[str], option: str) -> None:
     """Refuse engines that are unknown or named twice (UsageError) or cannot run here (EngineError).
 
-    `option` is the option with its value, for the message.
+    Without any `names` that is a UsageError, too. `option` is the option with its value, for the message.
     """
     if not names or len(set(names)) < len(names) or not set(names) <= ENGINES.keys():
         raise UsageError(f'{option}: expected some of {",".join(ENGINES)}, each once')

@@ -139,6 +139,8 @@ def result_classes(family: str = '') -> dict[str, type]:
 def result_type(results: Any, family: str = '') -> str:
     """Return the key in `result_classes` of the class of an image's results, or of its base that is there.
 
+    `results` are those of one image or frame, `family` is the name of its family, '' if none.
+
     Raises:
         UsageError: none is; kits cannot hold such results.
     """

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 
 def has_outputs(folder: Path, name: str) -> bool:
-    """Return whether a folder of outputs has NAME.npz, NAME.json or a folder NAME, of whatever content."""
+    """Return whether a folder of outputs has NAME.npz, NAME.json or a folder NAME, whatever is in it.
+
+    `name` is that of a run, see `read_outputs`.
+    """
     return any((folder / f'{name}{suffix}').exists() for suffix in ('.npz', '.json', ''))
 
 

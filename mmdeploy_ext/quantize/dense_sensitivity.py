@@ -176,8 +176,8 @@ class Probe:
 def rank(quantiser: DenseQuantiser, probe: Probe, layers: Sequence[str]) -> list[LayerSensitivity]:
     """Quantise one layer at a time; return the sensitivities, the most sensitive layer first.
 
-    The outputs of each network are compared by `probe`; `layers` are the names of the layers. An error of NaN
-    counts as the largest.
+    `quantiser` is calibrated; the outputs of each network are compared by `probe`; `layers` are the names of
+    the layers. An error of NaN counts as the largest.
     """
     sensitivities = [
         LayerSensitivity(quantiser.graph.layer(name), probe.compare(quantiser.network([name])))

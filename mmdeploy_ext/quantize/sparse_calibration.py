@@ -77,7 +77,8 @@ class Calibration:
 def calibrate(deployment: Deployment, source: str | Path, options: Calibration) -> Ranges:
     """Return the ranges of a backbone, measured on the sweeps of `source`, a folder or infos file.
 
-    `Sweeps` tells what these hold; `deployment` is that of the backbone.
+    `Sweeps` tells what these hold; `deployment` is that of the backbone. For the errors see
+    `calibrate_sweeps`, `Sweeps` and `kernels_before_folding`.
     """
     from mmdeploy_ext.exporting.sparse_backbone import trace  # imports torch
 
@@ -119,7 +120,7 @@ def config_sweeps(
 
 
 def checkpoint_ranges(deployment: Deployment, half: bool | None = None) -> Ranges | None:
-    """Return the ranges in the checkpoint (NVIDIA's PTQ files have some); None if it has none.
+    """Return the ranges in the checkpoint of a deployment (NVIDIA's PTQ files have some), None without any.
 
     `half` is that of `Calibration`. UsageError: some ranges are missing.
     """
@@ -218,8 +219,15 @@ def kernels_before_folding(
     """Return node name -> kernel before batch normalisation was folded into it, for some modules' paths.
 
     The reference takes the weight ranges of CenterPoint's `conv_input.0` from that kernel: its normalisation
-    is folded only when the file is written. Every other range is of the folded kernel. UsageError: a path
-    belongs to no convolution.
+    is folded only when the file is written. Every other range is of the folded kernel.
+
+    Args:
+        traced: graph before folding.
+        folded: the same graph after it, whose nodes have the names.
+        modules: paths of modules.
+
+    Raises:
+        UsageError: a path belongs to no convolution.
     """
     kernels = {node.module: node.weight for node in traced.convolutions()}
     for module in modules:

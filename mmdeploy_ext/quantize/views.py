@@ -68,7 +68,7 @@ def png(path: str | Path, width: float, height: float, font: int = 9, dpi: int =
 def draw_bars(
     axes: Axes, names: Sequence[str], errors: Sequence[float], float_names: Collection[str], note: str
 ) -> None:
-    """Draw the errors of layers (`names`) as bars, the first on top.
+    """Draw the errors of layers (`names`) as bars into matplotlib's `axes`, the first on top.
 
     Those among `float_names`, which stay float, get another colour and the note behind their names.
     """
@@ -166,7 +166,7 @@ def draw_layers(
 
 
 def fidelity_table(result: Fidelity, limit: int | None = None) -> Table:
-    """Return a table of the worst layers, at most `limit`, and of the network's output; see `TITLES`.
+    """Return a table of a result: the worst layers, at most `limit`, and the network's output; see `TITLES`.
 
     `limit` of None shows all layers.
     """
@@ -222,7 +222,7 @@ def draw_fidelity(result: Fidelity, path: str | Path) -> None:
 
 
 def assumption_table(findings: Iterable[Finding]) -> Table:
-    """Return a table of the output's cosine with fp32 and errors under each assumption about the engine.
+    """Return a table of findings: the output's cosine with fp32 and errors under each assumption.
 
     The last column is the error from the output under the default assumption, which the other tables show.
     """

@@ -70,7 +70,7 @@ class Motion:
 
 
 def absolute(motion: Motion) -> np.ndarray:
-    """Return the node's record (18,) float32 of a frame, before the frame before is subtracted.
+    """Return the node's record (18,) float32 of the motion in a frame, before the frame before is subtracted.
 
     The heading is from 0 to a whole turn.
     """

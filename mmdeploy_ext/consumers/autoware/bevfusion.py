@@ -115,9 +115,10 @@ class AutowareBEVFusion(FusionRuntime):
         self.seconds = dict.fromkeys(('encoder', 'head'), 0.0)
 
     def step(self, frame: FusedFrame) -> StepResult:
-        """Detect in one sweep; return the outputs of all queries, and the boxes that the model's limits keep.
+        """Detect in the points (P, F) of a frame, of which nothing else is read but the name.
 
-        The latter are not those that the node publishes, see `objects`.
+        Returned are the outputs of all queries, and the boxes that the model's limits keep. The latter are
+        not those that the node publishes, see `objects`.
 
         Raises:
             DataError: points of another width, not finite, or all outside of the range.
@@ -203,7 +204,10 @@ def published(
 ) -> NodeObjects:
     """Return the objects that the node publishes of a file's outputs, best first, before its remapper.
 
-    For the outputs see `detections`. `coder` is of the file's facts; the manifest has the same numbers.
+    Args:
+        outputs: see `detections`.
+        coder: coder of the file's facts; the manifest has the same numbers.
+        settings: thresholds and class names of the node.
     """
     values, labels = outputs['bbox_pred'].astype(np.float32), outputs['label_pred']
     pedestrians = [index for index, name in enumerate(settings.class_names) if name == 'PEDESTRIAN']
@@ -224,7 +228,7 @@ def published(
 
 
 def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
-    """Return an evaluator of a graph of standard operators and the two plug-ins of spconv.
+    """Return an evaluator, in numpy, of a graph of standard operators and the two plug-ins of spconv.
 
     Pairs are (K, W) rows of the input, -1 for none. Masks and their order, which the plug-in of the engine
     needs to be quick, are zeros here: nothing else reads them.

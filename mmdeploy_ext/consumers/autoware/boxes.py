@@ -61,7 +61,7 @@ class NodeObjects(Rows):
 
 
 def decode(outputs: Arrays, settings: CenterPointSettings) -> NodeObjects:
-    """Return one object for each cell that passes the thresholds, best first; nothing is suppressed.
+    """Return one object for each cell that passes the settings' thresholds, best first, none suppressed.
 
     `outputs` are those of `OUTPUTS`, in this order: (1, K, H, W) logits, (1, 2, H, W) x, y within the cell,
     (1, 1, H, W) z in m, (1, 3, H, W) logarithms of width, length, height in m, (1, 2, H, W) sine and cosine

@@ -54,7 +54,7 @@ class AutowareCenterPoint(Runtime):
         node: dict[str, float] | None = None,
         **options: Any,
     ) -> None:
-        """Open the folder, or its two files; `options` are those of the engine, such as `threads`.
+        """Open `paths`, the folder or its two files; `options` are those of the engine, such as `threads`.
 
         `node` holds `circle_m`, `iou` or `iou_search_m`, see `CenterPointSettings`, if they differ from the
         node's defaults; None: none does. `engine` is the registered name of a backend.
@@ -119,6 +119,8 @@ class AutowareCenterPoint(Runtime):
 
 def check_columns(points: np.ndarray, settings: CenterPointSettings) -> None:
     """Refuse points (P, D), at least one, with intensities or time lags that the node never has.
+
+    `settings` are those of the manifest: intensities are looked at if its points have 5 values.
 
     Raises:
         PointsError: with the range of the values.

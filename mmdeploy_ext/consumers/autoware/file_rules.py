@@ -203,7 +203,7 @@ def _axis_rules(file: str, shape: Shape, bound: Bound) -> Iterator[Violation]:
 def fixed_rules(file: str, tensors: GraphTensors) -> Iterator[Violation]:
     """Yield a violation for each input and output with an axis that is not fixed, for nodes without profiles.
 
-    `file` is the name of the file, for messages.
+    `file` is the name of the file, for messages, `tensors` are its inputs and outputs.
     """
     for name, shape in tensors.shapes.items():
         if None in shape:

@@ -112,7 +112,7 @@ def _features(
 def scattered(features: np.ndarray, cells: np.ndarray, settings: CenterPointSettings) -> np.ndarray:
     """Return the map (1, 32, H, W) float32 of features (n, 1, 32) of pillars in the cells (n, 2) y, x.
 
-    Cells without a pillar are 0.
+    H and W are those of the settings' grid; cells without a pillar are 0.
     """
     columns, rows = settings.grid
     canvas = np.zeros((1, CHANNELS, rows, columns), np.float32)

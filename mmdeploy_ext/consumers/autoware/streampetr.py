@@ -210,8 +210,11 @@ class StreamSettings:
 def objects_of(scores: np.ndarray, boxes: np.ndarray, settings: StreamSettings) -> NodeObjects:
     """Return the objects that the node publishes of one frame, best first; it has no velocities.
 
-    Scores are (1, K, P) logits, boxes (1, 10, P): x, y, z of the centre in metres, logarithms of length,
-    width, height in m, sine and cosine of the yaw, velocities.
+    Args:
+        scores: (1, K, P) logits.
+        boxes: (1, 10, P): x, y, z of the centre in metres, logarithms of length, width, height in m, sine and
+            cosine of the yaw, velocities.
+        settings: thresholds and class names of the node.
     """
     logits, codes = scores[0].astype(np.float32), boxes[0].astype(np.float32)
     scores_by_class = sigmoid(logits)

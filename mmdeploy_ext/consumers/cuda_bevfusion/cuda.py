@@ -90,6 +90,8 @@ class CudaBEVFusion(FusionRuntime):
     def step(self, frame: FusedFrame) -> StepResult:
         """Detect in one moment of all sensors; the outputs include the tensors between the files.
 
+        `frame` has points, pictures, and as calibration the matrices `MATRICES`.
+
         Raises:
             DataError: points, pictures or matrices that do not fit the model, or no point in its range.
             InferenceError: an engine failed, or the outputs are not finite.

@@ -112,7 +112,7 @@ def record_path(engine: str | os.PathLike[str]) -> Path:
 
 
 def write_engine(path: str | os.PathLike[str], data: bytes, record: Record) -> None:
-    """Write an engine, whose content is `data`, and its record beside it.
+    """Write an engine, whose content is `data`, to a path, and its record beside it.
 
     An old record is removed first, so that no record lies beside another engine than its own.
     """
