@@ -93,7 +93,8 @@ class CudaBEVFusion(FusionRuntime):
         `frame` has points, pictures, and as calibration the matrices `MATRICES`.
 
         Raises:
-            DataError: points, pictures or matrices that do not fit the model, or no point in its range.
+            ShapeError: pictures are missing, or pictures or matrices have another shape.
+            DataError: invalid points or matrices, or no point in the range of the model.
             InferenceError: an engine failed, or the outputs are not finite.
         """
         points, images = checked_inputs(frame, self.rule)
