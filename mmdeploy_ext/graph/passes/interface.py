@@ -56,8 +56,11 @@ def apply_spec(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
             shape = [axis if isinstance(axis, int) else 1 for axis in tensor.axes]
             values = np.full(shape, tensor.default, tensor.dtype)
             defaults[tensor.name] = numpy_helper.from_array(values, tensor.name)
-    constants = [tensor for tensor in graph.initializer if tensor.name not in defaults]
-    refill(graph, input=inputs, output=outputs, initializer=[*constants, *defaults.values()])
+    for place in reversed(range(len(graph.initializer))):
+        if graph.initializer[place].name in defaults:
+            del graph.initializer[place]
+    graph.initializer.extend(defaults.values())
+    refill(graph, input=inputs, output=outputs)
     result.ir_version = max(result.ir_version, 4)
     return result
 

@@ -45,44 +45,51 @@ def concatenate(
     }
     if len(opsets) > 1:
         raise ExportError(f'the stages were written with different opsets: {sorted(opsets)}')
-    merged = copy.deepcopy(models[0])
-    plain = 'node', 'sparse_initializer', 'quantization_annotation'
-    for field in (*plain, 'initializer', 'input', 'output', 'value_info'):
-        merged.graph.ClearField(field)
-    values: dict[str, onnx.ValueInfoProto] = {}
-    produced: set[str] = set()
-    constants: dict[str, onnx.TensorProto] = {}
-    for model, prefix in zip(models, prefixes, strict=True):
-        graph = copy.deepcopy(model.graph)
-        _add_prefix(graph, prefix)
-        for value in graph.input:
+    merged = copy.deepcopy(models[0])  # into which the others are put: it may have most of the weights
+    graph = merged.graph
+    _add_prefix(graph, prefixes[0])
+    graph.ClearField('value_info')
+    values = {value.name: value for value in (*graph.input, *graph.output)}
+    produced = {value.name for value in graph.output}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for model, prefix in zip(models[1:], prefixes[1:], strict=True):
+        added = copy.deepcopy(model.graph)
+        _add_prefix(added, prefix)
+        for value in added.input:
             if value.name not in values:
                 values[value.name] = value
-                merged.graph.input.append(value)
-        _add_constants(constants, graph, produced)
-        values.update((value.name, value) for value in graph.output)
-        produced.update(value.name for value in graph.output)
-        for field in plain:
-            getattr(merged.graph, field).extend(getattr(graph, field))
+                graph.input.append(value)
+        graph.initializer.extend(_new_constants(constants, added, produced))
+        values.update((value.name, value) for value in added.output)
+        produced.update(value.name for value in added.output)
+        for field in ('node', 'sparse_initializer', 'quantization_annotation'):
+            getattr(graph, field).extend(getattr(added, field))
         merged.ir_version = max(merged.ir_version, model.ir_version)
     missing = [name for name in outputs if name not in values]
     if missing:
         raise ExportError(f'outputs {missing} are given by no stage; there are {sorted(values)}')
-    merged.graph.initializer.extend(constants.values())
-    merged.graph.output.extend(values[name] for name in outputs)
-    merged.graph.name = 'mm2onnx'
+    refill(graph, output=[values[name] for name in outputs])
+    graph.name = 'mm2onnx'
     return merged
 
 
-def _add_constants(
+def _new_constants(
     constants: dict[str, onnx.TensorProto], graph: onnx.GraphProto, produced: Collection[str]
-) -> None:
-    """Add the initializers of a graph to `constants`, by name, but for defaults of what is `produced`."""
+) -> list[onnx.TensorProto]:
+    """Return the initializers of a graph that `constants` lacks, and add them to it by name.
+
+    Defaults of what is `produced` are left out. ExportError: an input has another default in `constants`.
+    """
+    added = []
     for tensor in graph.initializer:
-        if tensor.name not in produced:
-            first = constants.setdefault(tensor.name, tensor)
-            if first is not tensor and first != tensor:
-                raise ExportError(f'the input {tensor.name!r} has another default in another model')
+        if tensor.name in produced:
+            continue
+        if tensor.name not in constants:
+            constants[tensor.name] = tensor
+            added.append(tensor)
+        elif constants[tensor.name] != tensor:
+            raise ExportError(f'the input {tensor.name!r} has another default in another model')
+    return added
 
 
 def _add_prefix(graph: onnx.GraphProto, prefix: str) -> None:
