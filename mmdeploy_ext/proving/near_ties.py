@@ -60,7 +60,11 @@ found 97; five of those six results were explained by two draws, the last one by
 
 
 def near_ties(
-    model: torch.nn.Module, run: Callable[[], Any], keys: Sequence[str] = KEYS, choices: Contexts = ()
+    model: torch.nn.Module,
+    run: Callable[[], Any],
+    keys: Sequence[str] = KEYS,
+    choices: Contexts = (),
+    run_moved: Callable[[], Any] | None = None,
 ) -> Iterator[Any]:
     """Yield the results of runs with moved thresholds, in the contexts `choices`, and with other rounding.
 
@@ -69,8 +73,10 @@ def near_ties(
         run: runs the model and returns its results.
         keys: names of the thresholds of overlaps in the `test_cfg` of the model's heads.
         choices: contexts in which the model decides ties of its own kind otherwise; it runs in each of them.
+        run_moved: does what `run` does where thresholds alone are moved, and may reuse what does not depend
+            on them; None: `run`.
     """
-    yield from with_moved_thresholds(model, run, keys)
+    yield from with_moved_thresholds(model, run_moved or run, keys)
     yield from _in_each(choices, run)
     yield from with_other_rounding(model, run)
 

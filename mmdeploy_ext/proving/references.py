@@ -18,6 +18,7 @@ from mmdeploy_ext.proving.inputs.inputs import (
     zoomed_input,
 )
 from mmdeploy_ext.proving.near_ties import near_ties
+from mmdeploy_ext.proving.part_outputs import PartOutputs
 from mmdeploy_ext.runtime.detections import bounding_box
 from mmdeploy_ext.runtime.panoptic import OFFSET, Segments
 
@@ -61,7 +62,9 @@ class ImageReference:
         feeds = family.feeds(self.images, proof_input.rescale)
         self.feeds = {name: array for name, array in feeds.items() if name not in proof_input.left_out}
         self._computed: dict[Hashable, Any] = {}
-        self._ties = near_ties(model, self._results, family.tie_keys, family.rounded_choices(model))
+        self._parts = PartOutputs(model, {})
+        choices = family.rounded_choices(model)
+        self._ties = near_ties(model, self._results, family.tie_keys, choices, self._results_of_parts)
 
     @functools.cached_property
     def results(self) -> list[Any]:
@@ -99,6 +102,11 @@ class ImageReference:
         family, model = self.deployment.family, self.deployment.model
         return family.reference_detections(model, self.images, self.input.rescale)
 
+    def _results_of_parts(self) -> list[Any]:
+        """Return the results; parts of the model that had equal inputs in an earlier call do not run."""
+        with self._parts.computed_once(self.deployment.family.limits(self.deployment.model)):
+            return self._results()
+
     def compute(self, method: Callable[..., Any], *arguments: Hashable, **options: Hashable) -> Any:
         """Return the result of a method of the family, such as `reference_tensors`, for these feeds.
 
@@ -117,6 +125,7 @@ class ImageReference:
     def forget(self) -> None:
         """Free the tensors, which are large; they are computed again when they are needed."""
         self._computed.clear()
+        self._parts.outputs.clear()
 
 
 def options_besides_form(deployment: Deployment, metadata: Metadata) -> dict[str, Any]:

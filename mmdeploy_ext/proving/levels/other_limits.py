@@ -13,7 +13,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
-import hashlib
 import math
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,19 +23,19 @@ import torch
 from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
-from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import files
 from mmdeploy_ext.families.limits import Kind, changed, lowered, raised
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.proving.levels.run_twice import FAILURES, failed_detections
 from mmdeploy_ext.proving.near_ties import near_ties
+from mmdeploy_ext.proving.part_outputs import PartOutputs
 from mmdeploy_ext.proving.results import Case
 from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.runtime.panoptic import OFFSET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import onnx
 
@@ -70,8 +69,6 @@ MIN_GAP = 2e-5
 COVERED_FROM, COVERED_STEP = 0.95, 1.02
 """The largest share of a mask that may be covered in the search of `Trial.with_covered_share` (the smallest
 is 1 minus that), and the ratio of its bounds at which the search ends."""
-MAX_KEPT_BYTES = 1 << 30
-"""Bytes of outputs of parts of the detector that are kept for equal inputs: pooled regions are 50 MB."""
 PASSING = (0.75, 0.5, 0.25, 0.125)
 """Shares of the scores of a full list, one of which a raised threshold leaves at most."""
 BISECTIONS = 12
@@ -92,7 +89,7 @@ class Trials:
             its own.
         title: title of the picture.
         image: the picture, prepared.
-        rounding: whether layers round in another way at the moment, so that no output of a layer is reused.
+        parts: the outputs of parts of the model, which trials share.
         threads: of the exports in ONNX Runtime; 0 leaves the choice to it.
     """
 
@@ -109,8 +106,8 @@ class Trials:
         self.deployment, self.options = deployment, options.replace(**fitting, keep_fp32=())
         self.title, image_bgr = picture
         self.image = deploy.prepare_fixed(deployment.rule, image_bgr, options.height, options.width)
-        self.file, self.rounding, self.threads = file, False, threads
-        self._outputs: dict[Hashable, Any] = deployment.share('outputs of parts', dict)
+        self.file, self.threads = file, threads
+        self.parts = PartOutputs(deployment.model, deployment.share('outputs of parts', dict))
 
     def cases(self, *, finds_nothing: bool) -> list[Trial]:
         """Return the trials that fit the model; none if results are not compared, or nothing is limited.
@@ -170,50 +167,9 @@ class Trials:
         """Whether the file was exported with a limit of candidates (`LIMITS` of `contract/options.py`)."""
         return any(self.options.get(name) for name in LIMITS)
 
-    @contextlib.contextmanager
-    def computed_once(self) -> Iterator[None]:
-        """Inside the block the parts of the detector whose outputs no limit changes run once per input.
-
-        Exports have to be made outside of it.
-        """
-        model = self.deployment.model
-        limiting = {id(limit.config) for limit in self.limits}
-        with contextlib.ExitStack() as stack:
-            extract = self._once(model, model.extract_feat)
-            stack.enter_context(replaced_entry(vars(model), 'extract_feat', extract))
-            for part in _parts_with_forward(model):
-                if id(vars(part)) not in limiting:
-                    stack.enter_context(replaced_entry(vars(part), 'forward', self._once(part, part.forward)))
-            yield
-
-    def _once(self, part: torch.nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function that calls `run` once for equal arguments, and returns copies of its result.
-
-        `run` is a method of `part`. Hooks on the layers inside it change what it returns, see
-        `ImageFamily.exaggerated`; PyTorch gives their numbers once only.
-        """
-        hooks = tuple(number for layer in part.modules() for number in layer._forward_hooks)
-
-        def once(*args: Any, **kwargs: Any) -> Any:
-            if self.rounding:
-                return run(*args, **kwargs)
-            key = (run, hooks, *_content_of((args, kwargs)))
-            if key not in self._outputs:
-                self._keep(key, run(*args, **kwargs))
-            return _copied(self._outputs[key])
-
-        return once
-
-    def _keep(self, key: Hashable, outputs: Any) -> None:
-        """Keep the outputs of a part, and of the others the last ones that memory is allowed for."""
-        self._outputs[key] = outputs
-        sizes = {kept: _bytes_of(values) for kept, values in self._outputs.items()}
-        excess = sum(sizes.values()) - MAX_KEPT_BYTES
-        for kept in list(sizes)[:-1]:  # the oldest first
-            if excess <= 0:
-                break
-            excess -= sizes[kept]
-            del self._outputs[kept]
+    def computed_once(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which parts whose outputs no limit changes run once, see `PartOutputs`."""
+        return self.parts.computed_once(self.limits)
 
     def lists(self) -> dict[str, Any]:
         """Return the lists of rows of upstream's test path for the picture, by name."""
@@ -228,11 +184,11 @@ class Trials:
         """
         family, model = self.deployment.family, self.deployment.model
         choices = family.rounded_choices(model)
-        self.rounding = True
+        self.parts.rounding = True
         try:
             yield from (rows[name] for rows in near_ties(model, lists, family.tie_keys, choices))
         finally:
-            self.rounding = False
+            self.parts.rounding = False
 
     def run_export(
         self,
@@ -651,46 +607,3 @@ def cut_at_gap(scores: np.ndarray, minimum: int) -> int:
         return 0
     first = max(minimum, int(CUT_FROM * last))
     return first + int(np.argmax(scores[first - 1 : last] - scores[first : last + 1]))
-
-
-def _parts_with_forward(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """Yield the outermost parts that are called as modules; heads of regions call theirs by methods."""
-    for part in module.children():
-        if type(part).forward is torch.nn.Module.forward:  # has none
-            yield from _parts_with_forward(part)
-        else:
-            yield part
-
-
-def _bytes_of(value: Any) -> int:
-    """Return the bytes of the tensors in nested outputs."""
-    if isinstance(value, torch.Tensor):
-        return value.nbytes
-    if isinstance(value, dict):
-        return sum(map(_bytes_of, value.values()))
-    return sum(map(_bytes_of, value)) if isinstance(value, list | tuple) else 0
-
-
-def _copied(value: Any) -> Any:
-    """Return a copy of nested outputs, which callers may change."""
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {key: _copied(entry) for key, entry in value.items()}
-    return type(value)(map(_copied, value)) if isinstance(value, list | tuple) else value
-
-
-def _content_of(value: Any) -> Iterator[Any]:
-    """Yield what distinguishes arguments: hashes of tensors and arrays, `repr` of everything else."""
-    if isinstance(value, torch.Tensor | np.ndarray):
-        array = np.ascontiguousarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
-        yield array.shape, hashlib.blake2b(array.tobytes()).digest()
-    elif isinstance(value, dict):
-        for key, entry in value.items():
-            yield key
-            yield from _content_of(entry)
-    elif isinstance(value, list | tuple):
-        for entry in value:
-            yield from _content_of(entry)
-    else:
-        yield repr(value)

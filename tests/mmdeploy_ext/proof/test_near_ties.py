@@ -7,7 +7,8 @@ import pytest
 import torch
 from mmcv.ops import batched_nms
 
-from mmdeploy_ext.proving.near_ties import TIE_IOU, with_moved_thresholds, with_other_rounding
+from mmdeploy_ext.proving.near_ties import TIE_IOU, near_ties, with_moved_thresholds, with_other_rounding
+from mmdeploy_ext.proving.part_outputs import PartOutputs
 from mmdeploy_ext.proving.results import Case
 from mmdeploy_ext.proving.tasks.bbox2d import match_detections
 from mmdeploy_ext.proving.totals import total_reasons
@@ -191,3 +192,36 @@ def test_runs_are_made_until_all_is_explained_and_no_more_where_nothing_is(expla
 
     row = match_detections('a.jpg', whole, rest, near_ties=runs)
     assert (len(made), row.ties, row.missing) == (asked, ties, 1 - ties)
+
+
+class Detector(torch.nn.Module):
+    """A network whose runs are counted, and a head with a threshold."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head, self.runs = torch.nn.Conv2d(1, 1, 1), Head(), 0
+
+    def extract_feat(self, image):
+        self.runs += 1
+        return self.conv(image)
+
+    def found(self):
+        with torch.no_grad():
+            feature = float(self.extract_feat(torch.ones(1, 1, 1, 1)))
+        return feature, self.head.test_cfg['nms']['iou_threshold']
+
+
+def test_the_network_runs_once_for_all_moved_thresholds_and_again_for_other_rounding():
+    model = Detector()
+    parts = PartOutputs(model, {})
+
+    def found_again():
+        with parts.computed_once([]):
+            return model.found()
+
+    runs = near_ties(model, model.found, run_moved=found_again)
+    (feature, lower), (same_feature, higher) = next(runs), next(runs)
+    assert model.runs == 1 and feature == same_feature
+    assert (lower, higher) == (THRESHOLD - TIE_IOU, THRESHOLD + TIE_IOU)
+    _, threshold = next(runs)
+    assert model.runs == 2 and threshold == THRESHOLD

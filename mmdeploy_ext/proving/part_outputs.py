@@ -1,0 +1,121 @@
+"""Outputs of parts of a detector, kept while its limits and thresholds alone change from run to run."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mmdeploy_ext.core.config import replaced_entry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator, Sequence
+
+    from mmdeploy_ext.families.limits import Limit
+
+MAX_KEPT_BYTES = 1 << 30
+"""Bytes of outputs of parts of the detector that are kept for equal inputs: pooled regions are 50 MB."""
+
+
+class PartOutputs:
+    """The outputs of the parts of a detector for the inputs that they had.
+
+    Attributes:
+        model: the detector.
+        outputs: part, hooks on its layers and contents of its inputs -> outputs.
+        rounding: whether layers round in another way at the moment, so that no output is kept or reused.
+    """
+
+    def __init__(self, model: torch.nn.Module, outputs: dict[Hashable, Any]) -> None:
+        self.model, self.outputs, self.rounding = model, outputs, False
+
+    @contextlib.contextmanager
+    def computed_once(self, limits: Sequence[Limit]) -> Iterator[None]:
+        """Inside the block the parts of the detector whose outputs no limit changes run once per input.
+
+        Exports have to be made outside of it. `limits` are those of the detector.
+        """
+        model = self.model
+        limiting = {id(limit.config) for limit in limits}
+        with contextlib.ExitStack() as stack:
+            extract = self._once(model, model.extract_feat)
+            stack.enter_context(replaced_entry(vars(model), 'extract_feat', extract))
+            for part in _parts_with_forward(model):
+                if id(vars(part)) not in limiting:
+                    stack.enter_context(replaced_entry(vars(part), 'forward', self._once(part, part.forward)))
+            yield
+
+    def _once(self, part: torch.nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that calls `run` once for equal arguments, and returns copies of its result.
+
+        `run` is a method of `part`. Hooks on the layers inside it change what it returns, see
+        `ImageFamily.exaggerated`; PyTorch gives their numbers once only.
+        """
+        hooks = tuple(number for layer in part.modules() for number in layer._forward_hooks)
+
+        def once(*args: Any, **kwargs: Any) -> Any:
+            if self.rounding:
+                return run(*args, **kwargs)
+            key = (run, hooks, *_content_of((args, kwargs)))
+            if key not in self.outputs:
+                self._keep(key, run(*args, **kwargs))
+            return _copied(self.outputs[key])
+
+        return once
+
+    def _keep(self, key: Hashable, outputs: Any) -> None:
+        """Keep the outputs of a part, and of the others the last ones that memory is allowed for."""
+        self.outputs[key] = outputs
+        sizes = {kept: _bytes_of(values) for kept, values in self.outputs.items()}
+        excess = sum(sizes.values()) - MAX_KEPT_BYTES
+        for kept in list(sizes)[:-1]:  # the oldest first
+            if excess <= 0:
+                break
+            excess -= sizes[kept]
+            del self.outputs[kept]
+
+
+def _parts_with_forward(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Yield the outermost parts that are called as modules; heads of regions call theirs by methods."""
+    for part in module.children():
+        if type(part).forward is torch.nn.Module.forward:  # has none
+            yield from _parts_with_forward(part)
+        else:
+            yield part
+
+
+def _bytes_of(value: Any) -> int:
+    """Return the bytes of the tensors in nested outputs."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        return sum(map(_bytes_of, value.values()))
+    return sum(map(_bytes_of, value)) if isinstance(value, list | tuple) else 0
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy of nested outputs, which callers may change."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _copied(entry) for key, entry in value.items()}
+    return type(value)(map(_copied, value)) if isinstance(value, list | tuple) else value
+
+
+def _content_of(value: Any) -> Iterator[Any]:
+    """Yield what distinguishes arguments: hashes of tensors and arrays, `repr` of everything else."""
+    if isinstance(value, torch.Tensor | np.ndarray):
+        array = np.ascontiguousarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+        yield array.shape, hashlib.blake2b(array.tobytes()).digest()
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            yield key
+            yield from _content_of(entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _content_of(entry)
+    else:
+        yield repr(value)
