@@ -1,5 +1,6 @@
 """The forms of operator nodes after the export: standard operators, local functions, Python, plugins."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -66,13 +67,12 @@ def _write_output_shapes(model: onnx.ModelProto, opset: int) -> None:
     TorchScript infers no shape behind a node that is not of ONNX, and invents names for all of its axes; the
     graphs of torch.export have the sizes and the names of dynamic axes.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for value in copy.graph.output:
+    slim = types.skeleton(model)
+    for value in slim.graph.output:
         value.type.tensor_type.ClearField('shape')
-    copy.graph.ClearField('value_info')
-    copy = _with_functions(copy, opset, lambda *args: function_body(*args, opset, 'torchscript'))
-    inferred = types.infer(to_standard(copy))
+    slim.graph.ClearField('value_info')
+    slim = _with_functions(slim, opset, lambda *args: function_body(*args, opset, 'torchscript'))
+    inferred = types.infer(to_standard(slim))
     for value in model.graph.output:
         stated = value.type.tensor_type.shape.dim
         sizes = inferred[value.name].tensor_type.shape.dim if value.name in inferred else ()
@@ -99,9 +99,12 @@ def to_standard(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model with its local functions inlined; without any it is returned unchanged."""
     if not model.functions:
         return model
-    inlined = inliner.inline_local_functions(model)
-    refill(inlined, opset_import=[entry for entry in inlined.opset_import if entry.domain != DOMAIN])
-    return inlined
+    inlined = inliner.inline_local_functions(types.skeleton(model))  # which would write and read all weights
+    result = copy.deepcopy(model)
+    result.ClearField('functions')
+    refill(result.graph, node=inlined.graph.node, value_info=inlined.graph.value_info)
+    refill(result, opset_import=[entry for entry in inlined.opset_import if entry.domain != DOMAIN])
+    return result
 
 
 def _with_functions(
