@@ -95,6 +95,8 @@ EVERY = (
     in_folder('bevformer', 'BEVFormer/bevformer_toy.py'),
     *(_seeded(name, f'PETR/{name}_toy.py', folder=True) for name in ('petr', 'petrv2')),
     _seeded('sparse4d', 'Sparse4D/sparse4d_toy.py', folder=True),
+    _seeded('imvoxelnet', 'ImVoxelNet/imvoxelnet_toy.py', *CAMERA),
+    _seeded('mvxnet', 'MVXNet/mvxnet_toy.py', folder=True),
 )
 KITS: dict[str, Toy] = {toy.name: toy for toy in EVERY}
 """Name -> toy of the kit."""

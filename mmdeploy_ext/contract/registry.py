@@ -41,6 +41,7 @@ class Registration:
     runtime: str = ''
     library: str = ''
     training_keys: tuple[str, ...] = ()
+    keep_fp32: tuple[str, ...] = ()
 
     def load_family(self) -> Any:
         """Import the family's class, and return an instance.
@@ -87,6 +88,7 @@ def register_family(
     runtime: str = '',
     library: str = '',
     training_keys: tuple[str, ...] = (),
+    keep_fp32: tuple[str, ...] = (),
 ) -> None:
     """Make a family known to every command and function.
 
@@ -109,12 +111,14 @@ def register_family(
             'mmdet3d': the family is looked at after all others, and left out if the library is not installed.
         training_keys: keys of `model` in the configs of `library` that only training reads, such as losses of
             boxes. Configs that differ in them alone are one model of the zoo, which is proven once.
+        keep_fp32: patterns of names of nodes that stay float32 in its float16 files, besides those of every
+            family; those that fit no node of a file are left out.
 
     Raises:
         ConfigError: another family has the name, or the name or `family` is not of that form.
     """
     registration = Registration(
-        name, family, tuple(options), postprocess, runtime, library, tuple(training_keys)
+        name, family, tuple(options), postprocess, runtime, library, tuple(training_keys), tuple(keep_fp32)
     )
     if not re.fullmatch(r'[a-z][\w-]*', name):
         raise ConfigError(
@@ -154,6 +158,12 @@ def options_of(family: str) -> tuple[Option, ...]:
     """Return the options that a family has besides those of all; empty if it is not registered."""
     registration = registered().get(family)
     return registration.options if registration else ()
+
+
+def keep_fp32_of(family: str) -> tuple[str, ...]:
+    """Return the patterns of nodes that a family keeps in float32; empty if it is not registered."""
+    registration = registered().get(family)
+    return registration.keep_fp32 if registration else ()
 
 
 def detector_options() -> tuple[Option, ...]:

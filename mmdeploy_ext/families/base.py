@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from mmdeploy_ext.contract.options import Option, Options
-from mmdeploy_ext.contract.registry import detector_options, registered
+from mmdeploy_ext.contract.registry import detector_options, keep_fp32_of, registered
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
@@ -68,7 +68,6 @@ class Family(abc.ABC):
         files: names of the graphs that its folders hold, in the order in which a sample goes through them;
             empty for families of one file.
         ignored_prefixes: beginnings of the keys of a checkpoint that inference does not use.
-        keep_fp32: patterns of nodes that stay float32 in a float16 file, besides those of every family.
         options: options of its exports, in the order of the metadata.
         of_config: what configs of the family fix, for the message about an option that it does not have.
         exported_by: command of `core/commands.py` that writes its files.
@@ -90,7 +89,6 @@ class Family(abc.ABC):
     memory: ClassVar[bool] = False
     files: ClassVar[tuple[str, ...]] = ()
     ignored_prefixes: ClassVar[tuple[str, ...]] = ()
-    keep_fp32: ClassVar[tuple[str, ...]] = ()
     options: tuple[Option, ...] = ()
     of_config: ClassVar[str] = ''
     exported_by: ClassVar[str] = 'export'
@@ -99,6 +97,11 @@ class Family(abc.ABC):
     similar_names: ClassVar[tuple[str, ...]] = ()
     followed: ClassVar[Followed] = ()
     compared_with_own_kernels: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def keep_fp32(self) -> tuple[str, ...]:
+        """Patterns of nodes that stay float32 in its float16 files, as it was registered."""
+        return keep_fp32_of(self.name)
 
     def choose(self, /, **values: Any) -> Options:
         """Return options with these values, by name of the option; the others have the family's defaults.

@@ -132,12 +132,14 @@ register_family(
     options=query.OPTIONS,
     postprocess=query.PANOPTIC_POSTPROCESS,
     runtime='mmdeploy_ext.families.query.runtime',
+    keep_fp32=query.PANOPTIC_KEEP_FP32,
 )
 register_family(
     'query_regions',
     'mmdeploy_ext.families.query.family:QueryRegionsFamily',
     postprocess=query.POSTPROCESS,
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
+    keep_fp32=query.REGION_KEEP_FP32,
 )
 register_family(
     'query_regions_masks',
@@ -145,6 +147,7 @@ register_family(
     options=query.REGION_MASK_OPTIONS,
     postprocess=query.REGION_MASK_POSTPROCESS,
     runtime='mmdeploy_ext.families.parts.runtime.pasted_masks',
+    keep_fp32=query.REGION_KEEP_FP32,
 )
 register_family(
     'rtdetr',
@@ -152,6 +155,7 @@ register_family(
     options=rtdetr.OPTIONS,
     postprocess=rtdetr.POSTPROCESS,
     runtime='mmdeploy_ext.families.rtdetr.runtime',
+    keep_fp32=rtdetr.KEEP_FP32,
 )
 register_family(
     'smoke',
@@ -192,6 +196,7 @@ register_family(
     options=two_stage.OPTIONS,
     postprocess=two_stage.POSTPROCESS,
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
+    keep_fp32=two_stage.KEEP_FP32,
 )
 register_family(
     'two_stage_masks',
@@ -199,18 +204,21 @@ register_family(
     options=two_stage.MASK_OPTIONS,
     postprocess=two_stage.MASK_POSTPROCESS,
     runtime='mmdeploy_ext.families.parts.runtime.pasted_masks',
+    keep_fp32=two_stage.KEEP_FP32,
 )
 register_family(
     'two_stage_panoptic',
     'mmdeploy_ext.families.two_stage.family:TwoStagePanopticFamily',
     postprocess=two_stage.PANOPTIC_POSTPROCESS,
     runtime='mmdeploy_ext.families.two_stage.runtime.panoptic',
+    keep_fp32=two_stage.PANOPTIC_KEEP_FP32,
 )
 register_family(
     'two_stage_regions',
     'mmdeploy_ext.families.two_stage.family:GivenProposalsFamily',
     postprocess=two_stage.POSTPROCESS,
     runtime='mmdeploy_ext.families.two_stage.runtime.regions',
+    keep_fp32=two_stage.KEEP_FP32,
 )
 register_family(
     'yolact',

@@ -129,14 +129,15 @@ def _shapes(graph: KitGraph, cases: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _in_float16(path: Path, folder: Path) -> Path:
-    """Write a file in mixed precision into a folder, as `onnx2tensorrt.py --fp16` does; return its path."""
+    """Write a file in mixed precision into a folder, as `graph.py fp16` does; return its path."""
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.graph.passes.for_tensorrt import engine_spec
     from mmdeploy_ext.graph.passes.fp16 import to_fp16
-    from mmdeploy_ext.graph.passes.precision import fp32_patterns
+    from mmdeploy_ext.graph.passes.precision import family_patterns, fp32_patterns
 
     model, target = files.load(path), folder / f'{path.stem}.fp16.onnx'
-    files.save(to_fp16(model, engine_spec(model, {}), fp32_patterns(model)), target)
+    patterns = [*fp32_patterns(model), *family_patterns(model)]
+    files.save(to_fp16(model, engine_spec(model, {}), patterns), target)
     return target
 
 

@@ -135,14 +135,15 @@ def run_opset(args: argparse.Namespace) -> int:
 def run_fp16(args: argparse.Namespace) -> int:
     """Write float16 into a graph."""
     from mmdeploy_ext.graph import edits
-    from mmdeploy_ext.graph.passes.precision import half, with_fp16_metadata
+    from mmdeploy_ext.graph.passes.precision import family_patterns, half, with_fp16_metadata
     from mmdeploy_ext.graph.passes.select import matching_nodes
 
     model = proving.begin(args)
     matching_nodes(model.graph.node, args.keep_fp32)
-    result, float_nodes = half(model, args.io, args.keep_fp32)
-    result = with_fp16_metadata(result, args.io == 'fp16', args.keep_fp32)
-    edits.record(result, 'fp16', dict(io=args.io, keep_fp32=args.keep_fp32))
+    patterns = list(dict.fromkeys((*family_patterns(model), *args.keep_fp32)))
+    result, float_nodes = half(model, args.io, patterns)
+    result = with_fp16_metadata(result, args.io == 'fp16', patterns)
+    edits.record(result, 'fp16', dict(io=args.io, keep_fp32=patterns))
     before, after = (
         sum(node.op_type == 'Cast' for node in nodes) for nodes in (model.graph.node, result.graph.node)
     )

@@ -214,7 +214,6 @@ class QueryPanopticFamily(QueryMasksFamily):
     task = 'panoptic'
     fuses = True
     forms = ('full', 'raw')
-    keep_fp32 = ('fusion/*',)  # numbers of pixels are larger than float16 has
     tie_keys = (*ImageFamily.tie_keys, 'object_mask_thr', 'iou_thr')
     spec, stages = staticmethod(graphs.panoptic_spec), staticmethod(graphs.panoptic_stages)
     reference_tensors = staticmethod(reference.mask_tensors)
@@ -274,7 +273,6 @@ class QueryRegionsFamily(ImageFamily):
     with_masks = False
     followed, replaced = supported_parts.FOLLOWED, staticmethod(supported_parts.replaced_methods)
     forms = ('full',)
-    keep_fp32 = ('network/[!bn]*', 'postprocess/*')  # all but backbone and neck, as of two-stage detectors
     spec, stages = staticmethod(graphs.regions_spec), staticmethod(graphs.regions_stages)
     feeds = staticmethod(image_feeds.feeds)
     reference_detections = staticmethod(reference.regions)

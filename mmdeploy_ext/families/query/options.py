@@ -7,6 +7,10 @@ OPTIONS = (GRID_SAMPLE,)
 """Options of detectors that give boxes."""
 REGION_MASK_OPTIONS = (PASTE_MASKS,)
 """Options of detectors of regions that give boxes with masks."""
+REGION_KEEP_FP32 = ('network/[!bn]*', 'postprocess/*')
+"""Nodes of detectors of regions that stay float32: all but backbone and neck, as of two-stage detectors."""
+PANOPTIC_KEEP_FP32 = ('fusion/*',)
+"""The same of panoptic maps, whose numbers of pixels are larger than float16 has."""
 POSTPROCESS = open_record(max_per_img=COUNT, num_classes=COUNT)
 """The entry `postprocess` of the metadata, of boxes."""
 REGION_MASK_POSTPROCESS = open_record(max_per_img=COUNT, num_classes=COUNT, mask_thr=FRACTION)

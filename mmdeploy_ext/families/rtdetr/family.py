@@ -50,7 +50,6 @@ class RtDetrFamily(ImageFamily):
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
     choose_as = staticmethod(reference.choose_as)
-    keep_fp32 = ('*.backbone.conv1*', '*.decoder*')  # measured in docs/half-precision.md
 
     followed = FOLLOWED
 

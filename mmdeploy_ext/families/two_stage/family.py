@@ -112,7 +112,6 @@ class TwoStageFamily(ImageFamily):
     task = 'bbox2d'
     proposes, with_masks = True, False
     forms = ('full', *split_graphs.FORMS)
-    keep_fp32 = ('proposals/*', 'regions/*', 'paste/*')  # boxes in float16 are half a pixel coarse
     feeds = staticmethod(image_feeds.feeds)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(mmdet_reference.detections)
@@ -392,7 +391,6 @@ class TwoStagePanopticFamily(TwoStageFamily):
     with_masks = True
     trial_rows = TwoStageMasksFamily.trial_rows
     forms = ('full', 'raw')
-    keep_fp32 = (*TwoStageFamily.keep_fp32, 'fusion/*')
     tie_keys = (*TwoStageFamily.tie_keys, 'score_thr', 'mask_overlap')
     spec, stages = staticmethod(panoptic.spec), staticmethod(panoptic.stages)
     feeds = staticmethod(panoptic.feeds_with_size)

@@ -8,6 +8,10 @@ OPTIONS = (MAX_CANDIDATES, MAX_PROPOSALS)
 """Options of detectors that give boxes."""
 MASK_OPTIONS = (*OPTIONS, PASTE_MASKS)
 """Options of detectors that give boxes with masks."""
+KEEP_FP32 = ('proposals/*', 'regions/*', 'paste/*')
+"""Nodes that stay float32 in float16 files: boxes in float16 are half a pixel coarse."""
+PANOPTIC_KEEP_FP32 = (*KEEP_FP32, 'fusion/*')
+"""The same of panoptic maps."""
 LIMITS = dict(
     score_thr=number(), nms_pre=LIMIT, iou_threshold=FRACTION, max_per_img=LIMIT, class_agnostic=FLAG
 )

@@ -9,7 +9,8 @@ from typing import Any
 
 import onnx
 
-from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.metadata import PREFIX, Metadata, read_entry
+from mmdeploy_ext.contract.registry import keep_fp32_of
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.io import types
@@ -99,6 +100,19 @@ def fp32_patterns(model: onnx.ModelProto) -> list[str]:
             producers = {index.producer(name) for name in floats.intersection(index.reads(position))}
             waiting.extend(producers - {None})
     return stages + [glob.escape(index.writes(position)[0]) for position in sorted(compared)]
+
+
+def family_patterns(model: onnx.ModelProto) -> list[str]:
+    """Return the patterns of nodes that the family of a model keeps in float32, those that fit its nodes.
+
+    The family is that of the metadata; a model without metadata of this project has no such patterns.
+    ModelFileError: the entry is damaged.
+    """
+    props = {entry.key: entry.value for entry in model.metadata_props}
+    if f'{PREFIX}family' not in props:
+        return []
+    positions = match_patterns(model.graph.node, keep_fp32_of(read_entry(props, 'family', 'the file')))
+    return [pattern for pattern, nodes in positions.items() if nodes]
 
 
 def with_fp16_metadata(model: onnx.ModelProto, fp16_io: bool, keep_fp32: Sequence[str]) -> onnx.ModelProto:

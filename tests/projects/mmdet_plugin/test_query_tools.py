@@ -9,6 +9,7 @@ import test_yolact
 
 import toy_query
 from instances_json import decoded
+from mmdeploy_ext.cli import graph_app
 from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import export_files
@@ -90,12 +91,18 @@ def test_tensorrt_rtx_takes_what_has_one_form_for_every_picture(kind, made):
 
 
 @pytest.mark.matrix
-def test_half_precision_finds_the_regions_of_queries(made, tmp_path):
+@pytest.mark.parametrize('converted_later', [False, True])
+def test_half_precision_finds_the_regions_of_queries(made, tmp_path, converted_later):
     """With boxes in float16 one result of five was another."""
-    deployment, _ = made('regions_masks')
-    options = deployment.family.choose(height=SIZE[0], width=SIZE[1], opset=17, precision='fp16')
-    picture = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), *SIZE)
-    export_files(deployment, options, str(tmp_path / 'm.onnx'), [picture])
-    cases = prove(deployment, str(tmp_path / 'm.onnx'), [('toy.jpg', read_image(PICTURE))], {})[0].cases
-    rows = [row for case in cases for row in case.detections]
+    deployment, single = made('regions_masks')
+    half = str(tmp_path / 'm.onnx')
+    if converted_later:
+        assert graph_app.main(['fp16', str(single), '--output', half, '--no-proof']) == 0
+    else:
+        options = deployment.family.choose(height=SIZE[0], width=SIZE[1], opset=17, precision='fp16')
+        picture = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), *SIZE)
+        export_files(deployment, options, half, [picture])
+    verdict, _ = prove(deployment, half, [('toy.jpg', read_image(PICTURE))], {})
+    assert verdict.passed, verdict.failures
+    rows = [row for case in verdict.cases for row in case.detections]
     assert sum(row.matched for row in rows) == sum(row.reference for row in rows) > 100

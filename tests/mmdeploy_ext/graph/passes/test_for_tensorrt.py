@@ -5,9 +5,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.graph.passes.for_tensorrt import engine_spec, fix_inputs, for_tensorrt, parse_constants
-from mmdeploy_ext.graph.passes.precision import fp32_patterns
+from mmdeploy_ext.graph.passes.precision import family_patterns, fp32_patterns
 from mmdeploy_ext.graph.run import Runner
 from toy_engines import parse, two_outputs
 
@@ -118,6 +118,20 @@ def test_both_sides_of_an_equality_of_floats_stay_float32():
     )
     assert fp32_patterns(model) == ['s', 'p', 'e']
     assert fp32_patterns(parse('y = Relu(x)')) == []
+
+
+def test_a_file_has_the_float32_patterns_of_its_family_that_fit_it():
+    model = parse('a = Relu(x) y = Neg(a)')
+    for node, name in zip(model.graph.node, ('network/neck/Relu', 'network/pool/Neg'), strict=True):
+        node.name = name
+    assert family_patterns(model) == []
+    helper.set_model_props(model, {'mm2onnx.family': '"query_regions"'})
+    assert family_patterns(model) == ['network/[!bn]*']
+    helper.set_model_props(model, {'mm2onnx.family': '"a package that is not here"'})
+    assert family_patterns(model) == []
+    helper.set_model_props(model, {'mm2onnx.family': '['})
+    with pytest.raises(ModelFileError, match=r'mm2onnx\.family'):
+        family_patterns(model)
 
 
 def test_axes_without_a_name_are_not_mixed_up():
