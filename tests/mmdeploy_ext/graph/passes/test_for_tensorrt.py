@@ -127,7 +127,7 @@ def test_a_file_has_the_float32_patterns_of_its_family_that_fit_it():
     assert family_patterns(model) == []
     helper.set_model_props(model, {'mm2onnx.family': '"query_regions"'})
     assert family_patterns(model) == ['network/[!bn]*']
-    helper.set_model_props(model, {'mm2onnx.family': '"a package that is not here"'})
+    helper.set_model_props(model, {'mm2onnx.family': '"circles"'})
     assert family_patterns(model) == []
     helper.set_model_props(model, {'mm2onnx.family': '['})
     with pytest.raises(ModelFileError, match=r'mm2onnx\.family'):
