@@ -24,7 +24,10 @@ PICTURE_WIDTH = 1100
 
 
 def check_report_targets(args: argparse.Namespace) -> None:
-    """Refuse a folder of a report that cannot be written, before the weights load."""
+    """Raise UsageError for a folder of --report that cannot be written, before the weights load.
+
+    `args.report` is the folder, or None without the option.
+    """
     if args.report:
         check_writable(Path(args.report) / 'report.html')
 
@@ -62,7 +65,9 @@ def show(verdict: Verdict, pictures: Sequence[Pair], deployment: Deployment, arg
 def draw_pairs(pictures: Sequence[Pair], deployment: Deployment) -> np.ndarray:
     """Draw both engines' detections of up to four images, one image per row, as (h, w, 3) uint8 BGR.
 
-    `pictures` are the results of both engines on samples; `deployment` is the PyTorch model.
+    `pictures` are the results of both engines on samples, at least one; of samples of one image, by the
+    beginning of their titles up to a comma, the last is drawn. `deployment` is the PyTorch model, of whose
+    task and classes the drawing is. Each row is `PICTURE_WIDTH` pixels wide.
     """
     import cv2
     import numpy as np

@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     details are in docs/prove-module.md.
 
     Raises:
-        UsageError: there are no samples; the module, its function or a sample cannot be loaded, or an option
-            cannot be read.
+        UsageError: neither --inputs nor --samples is given; the module, its function or a sample cannot be
+            loaded, or an option cannot be read.
     """
     cli.wait_passively()
     if not args.inputs and not args.samples:

@@ -40,7 +40,11 @@ OURS = Path(__file__).resolve().parents[1]
 
 
 class AbsentModule(ModuleType):
-    """A module of a package that is not installed: each of its names is a function that raises."""
+    """A module of a package that is not installed.
+
+    Each of its names, but those that begin with two underscores, is a function of any arguments that raises
+    AbsentPackageError, with the command that installs the package.
+    """
 
     __path__: Sequence[str] = ()
 
@@ -125,7 +129,7 @@ def _lines_in_try(file: Path) -> frozenset[int]:
 
 
 def offer() -> None:
-    """Offer modules of absent packages to modules of users, behind all other finders."""
+    """Offer modules of absent `PACKAGES` to modules of users, behind all other finders; once in all."""
     if not any(isinstance(finder, _AbsentFinder) for finder in sys.meta_path):
         sys.meta_path.append(_AbsentFinder())
 

@@ -107,7 +107,10 @@ def installed_version(distribution: str) -> str | None:
 
 
 def check_python() -> Finding:
-    """Compare the version of Python with 3.11, which everything is pinned for."""
+    """Compare the version of Python with 3.11, which everything is pinned for.
+
+    An older one is a 'problem', a newer one 'differs'.
+    """
     version = platform.python_version()
     if sys.version_info < (3, 11):  # noqa: UP036 (this is the check)
         return Finding(
@@ -117,10 +120,15 @@ def check_python() -> Finding:
 
 
 def check_version(distribution: str, expected: str, frozen: bool = False) -> Finding:
-    """Compare the installed version of a distribution with the one that was tried, `expected`.
+    """Compare the installed version of a distribution with the one that was tried.
 
-    Another version of a frozen one is a problem (the later majors of the OpenMMLab 1.x packages have other
-    interfaces), not just something that nobody tried.
+    It is a 'problem' if none is installed. What follows a '+' in a version, as in 2.13.0+cpu, does not count.
+
+    Args:
+        distribution: name of the distribution, as pip has it.
+        expected: the version that was tried.
+        frozen: whether another version is a 'problem' and does not just differ: later majors of the OpenMMLab
+            1.x packages have other interfaces.
     """
     install = f'pip install {"--no-deps --no-build-isolation " if frozen else ""}{distribution}=={expected}'
     if distribution == 'mmcv-full':
@@ -138,9 +146,10 @@ def probe(name: str, code: str, fix: str = '', timeout_s: float = 120) -> Findin
 
     Args:
         name: name of the probe.
-        code: the lines; an exception is a problem, and so is a crash.
-        fix: of the problem, see `Finding`.
-        timeout_s: after which the probe is a problem, too.
+        code: the lines. If they end with an exception, whose last line is what is found, or by a signal, that
+            is a 'problem'; else the probe is 'ok'.
+        fix: `fix` of the finding if it is a problem.
+        timeout_s: seconds after which they are stopped, which is a problem, too.
     """
     try:
         process = subprocess.run(
@@ -188,7 +197,10 @@ def examine(runtime_only: bool = False, progress: Callable[[str], None] = lambda
 
 
 def print_report(findings: Sequence[Finding]) -> None:
-    """Print one table, then one line with a fix for each problem."""
+    """Print the findings as a table, the patches in effect, each problem with its fix, and a summary.
+
+    Of the finding of the patches the table has a row only if it is a problem.
+    """
     from rich.markup import escape
     from rich.table import Table
 
@@ -208,7 +220,10 @@ def print_report(findings: Sequence[Finding]) -> None:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """Return the last line of a report without problems, which names what differs from what was tried."""
+    """Return the last line of a report without problems.
+
+    It is 'healthy', and names the findings whose verdict is 'differs', if there are any.
+    """
     differing = [f'{f.name} {f.found} for {f.expected}' for f in findings if f.verdict == 'differs']
     if not differing:
         return 'healthy'
@@ -232,7 +247,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check the installation and print the findings: 0 healthy, 1 a problem."""
+    """Check the installation and print the findings; return 0 if no finding is a problem, else 1.
+
+    `argv` are the words of the command line, by default those of the process.
+    """
     return cli.run(_run, build_parser(), argv)
 
 

@@ -27,12 +27,14 @@ def plain_attention(
 ) -> Tensor:
     """Return the attention (B, T, H, D) of queries (B, T, H, D) to keys and values (B, S, 2, H, D).
 
+    The result of a query that sees no key is NaN.
+
     Args:
         q: queries.
         kv: on axis 2 keys, then values.
         softmax_scale: factor of the scores; the default is D ** -0.5.
         causal: query T - i sees the keys up to S - i and none after it, as in flash_attn 2.1.
-        key_padding_mask: (B, S) bool, True for keys that are seen; if it is None, all are.
+        key_padding_mask: (B, S) bool, or a number that is not 0, for keys that are seen; None: all are.
     """
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     queries = q.transpose(1, 2) * scale
@@ -85,7 +87,10 @@ def use_plain_attention(model: nn.Module) -> list[str]:
 
 
 def notes_on(model: nn.Module) -> list[str]:
-    """Return a sentence for a verdict of each class of a model that computes without its kernel."""
+    """Return a sentence for a verdict of each class of a model that `use_plain_attention` has changed.
+
+    They are in the order of the classes' names; [] if it has changed none.
+    """
     kinds = {type(module) for module in model.modules() if type(module).forward is _forward}
     return [
         f"{kind.__module__}.{kind.__qualname__} computes by operators of PyTorch, in its inputs' type, and "

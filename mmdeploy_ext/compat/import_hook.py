@@ -79,11 +79,14 @@ class Patches:
         return [patch for name, patch in self._patches.items() if name in self._effective]
 
     def names_module(self, name: str) -> bool:
-        """Return whether a patch is for this module."""
+        """Return whether a patch is for the module of this full name."""
         return any(name in patch.modules for patch in self._patches.values())
 
     def run(self, module: ModuleType, execute: Execute) -> None:
-        """Execute a module inside all the patches that name it."""
+        """Execute a module inside all the patches that name it, the one that was registered last outermost.
+
+        `execute` runs the code of the module; it is called once if every patch calls it.
+        """
         for patch in self._patches.values():
             if module.__name__ in patch.modules:
                 execute = functools.partial(self._run_patch, patch, module, execute)
@@ -156,12 +159,23 @@ class _PatchingFinder(importlib.abc.MetaPathFinder):
 
 @contextlib.contextmanager
 def patched(target: object, **attributes: object) -> Iterator[None]:
-    """Set attributes of `target` inside the block; class methods of a class are such again after it."""
+    """Set attributes of `target` to other values inside the block.
+
+    After it, also after an exception, they are as before: class methods are such again, and what a class
+    inherits it inherits again.
+
+    Raises:
+        AttributeError: `target` has no such attribute; none is set then.
+    """
     before = {name: vars(target).get(name, getattr(target, name)) for name in attributes}
+    inherited = [name for name in attributes if isinstance(target, type) and name not in vars(target)]
     for name, value in attributes.items():
         setattr(target, name, value)
     try:
         yield
     finally:
         for name, value in before.items():
-            setattr(target, name, value)
+            if name in inherited:
+                delattr(target, name)
+            else:
+                setattr(target, name, value)

@@ -14,7 +14,9 @@ OF_UNION, OF_FIRST, OF_SECOND = -1, 0, 1
 def overlaps(
     boxes: np.ndarray, query_boxes: np.ndarray, criterion: int = OF_UNION, device_id: int = 0
 ) -> np.ndarray:
-    """Return the overlap (N, K) of each box with each query box.
+    """Return the overlap (N, K) of each box with each query box, in the float type of `boxes`.
+
+    Of integers the type is float64. Boxes without an area have no overlap, 0.
 
     Args:
         boxes: (N, 5) x, y, sizes along both axes, angle in radians, clockwise.
@@ -36,4 +38,5 @@ def overlaps(
     union = areas[0][:, None] + areas[1][None] - shared
     divisors = {OF_UNION: union, OF_FIRST: areas[0][:, None], OF_SECOND: areas[1][None]}
     divisor = np.broadcast_to(divisors.get(criterion, np.ones(1)), shared.shape)
-    return np.divide(shared, divisor, out=np.zeros_like(shared), where=divisor > 0).astype(boxes.dtype)
+    shares = np.divide(shared, divisor, out=np.zeros_like(shared), where=divisor > 0)
+    return shares.astype(np.result_type(boxes, np.float32))

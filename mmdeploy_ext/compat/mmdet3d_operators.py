@@ -42,9 +42,9 @@ def cells_of_points(
 def dynamic_voxelize(
     points: Tensor, cells: Tensor, voxel_size: Sequence[float], limits: Sequence[float], axes: int = 3
 ) -> None:
-    """Write the cell of each point (P, V) into `cells` (P, D), -1 for a point outside of the limits.
+    """Write the cell of each point (P, V) into `cells` (P, D), x first; -1 on all axes outside of the limits.
 
-    For `voxel_size`, `limits` and `axes` see `cells_of_points`.
+    `cells` are integers. For `voxel_size`, `limits` and `axes` see `cells_of_points`.
     """
     point_cells, inside = cells_of_points(points, voxel_size, limits, axes)
     cells.copy_(torch.where(inside[:, None], point_cells, -1))
@@ -133,6 +133,9 @@ def get_indice_pairs(
         out_padding: padding of the output of transposed convolutions.
         subm: whether the convolution is submanifold.
         transpose: has to be 0.
+
+    Raises:
+        NotImplementedError: `transpose` is not 0.
     """
     if transpose:
         raise NotImplementedError('sparse_conv_ext: transposed sparse convolutions have no CPU form here')
@@ -216,7 +219,7 @@ def bev_pool_forward(
         cells: (P, 4) row, column, depth and sample of each point.
         lengths: (L,) points of each interval of points of one cell; together the intervals are all points.
         starts: (L,) first point of each interval.
-        samples: number of samples of the grid.
+        samples: number of samples of the grid. Cells without a point are 0.
         depth: number of cells of the grid along z.
         rows: number of cells of the grid along its first axis.
         columns: number of cells of the grid along its second axis.

@@ -40,7 +40,10 @@ class OlderModule:
 
 @functools.cache
 def missing_class(name: str, module: str = '') -> type:
-    """Return the class that stands for one of this name, of a module, that cannot be imported."""
+    """Return the empty class that stands for the class `name` of `module`, which cannot be imported.
+
+    It is the same class at every call with the same arguments.
+    """
     return type(name, (), {'__module__': module, '__doc__': f'No class {name} can be imported.'})
 
 
@@ -53,5 +56,9 @@ def mmdet_release() -> tuple[int, int]:
 
 
 def mmdet_module(name: str) -> ModuleType | OlderModule:
-    """Return a module of mmdet by its full name; see `OlderModule` for an mmdet older than 2.28."""
+    """Return a module of mmdet by its full name, such as 'mmdet.models.dense_heads'.
+
+    Of an mmdet older than 2.28 it is an `OlderModule`, which imports when a name is looked up. ImportError: a
+    newer mmdet has no such module.
+    """
     return importlib.import_module(name) if mmdet_release() >= TRIED else OlderModule(name)

@@ -20,12 +20,12 @@ FIGURES = ('pq', 'sq', 'rq')
 
 
 def rgb2id(colour: np.ndarray) -> np.ndarray:
-    """Return the segments (h, w) int64 of a picture (h, w, 3) uint8: red + 256 green + 256^2 blue."""
+    """Return the numbers of segments (h, w) int64 of a picture (h, w, 3) uint8, RGB: r + 256 g + 256^2 b."""
     return np.asarray(colour).astype(np.int64) @ np.array([1, 256, 256**2])
 
 
 def id2rgb(segments: np.ndarray) -> np.ndarray:
-    """Return the picture (h, w, 3) uint8 of segments (h, w), integers below `OFFSET`; see `rgb2id`."""
+    """Return the picture (h, w, 3) uint8, RGB, of numbers of segments (h, w), integers in 0..`OFFSET` - 1."""
     segments = np.asarray(segments, np.int64)
     return np.stack([segments // 256**place % 256 for place in range(3)], axis=-1).astype(np.uint8)
 

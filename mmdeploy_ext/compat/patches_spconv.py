@@ -114,7 +114,11 @@ def convolution_on_cpu(indice_conv: Function, activate: Function) -> Function:
 
 
 def gradient_on_cpu(indice_conv_backward: Function) -> Function:
-    """Return an `indice_conv_backward` that takes no voxel, too; gradients are 0."""
+    """Return an `indice_conv_backward` that takes no input voxel, too, which spconv's CPU kernel refuses.
+
+    `indice_conv_backward` takes features and filters as those of `convolution_on_cpu`, and more, and returns
+    the gradients of both; without a voxel on the CPU these are 0. All else goes to it unchanged.
+    """
 
     @functools.wraps(indice_conv_backward)
     def gradient(features: torch.Tensor, filters: torch.Tensor, *args: Any, **kwargs: Any) -> tuple:

@@ -155,7 +155,8 @@ def sparse4d_without_extension(module: ModuleType, execute: Execute) -> bool:
     from mmdeploy_ext.compat.plain_kernels import SPARSE4D_EXTENSION, deformable_aggregation
 
     name = f'{module.__package__}.{SPARSE4D_EXTENSION}'
-    if importlib.util.find_spec(name) is not None:
+    is_replaced = name in sys.modules and sys.modules[name].__spec__ is None  # by an import that failed later
+    if not is_replaced and importlib.util.find_spec(name) is not None:
         execute()
         return False
     extension = ModuleType(name)

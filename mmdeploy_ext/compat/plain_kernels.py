@@ -22,7 +22,9 @@ SPARSE4D_EXTENSION = 'deformable_aggregation_ext'
 
 
 def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int) -> Tensor:
-    """Enlarge maps (B, C, h, w): a new cell is a sum of those around its old one, weighted by its own kernel.
+    """Return maps (B, C, h * scale_factor, w * scale_factor), enlarged by kernels of their own.
+
+    A new cell is a sum of the cells around its old one, weighted by its own kernel.
 
     Args:
         features: (B, C, h, w).
@@ -51,7 +53,8 @@ def masked_conv2d(
     """Return the convolution of features (1, C, h, w) inside the mask (1, h, w), and zero outside of it.
 
     The mask is that of the result: bool, or a number that is above 0 inside. `weight`, `bias`, `padding` and
-    `stride` are those of `torch.nn.functional.conv2d`.
+    `stride` are those of `torch.nn.functional.conv2d`. ValueError: features of several images, or a mask of
+    another number of axes.
     """
     if features.shape[0] != 1 or mask.dim() != 3:
         raise ValueError(
@@ -124,7 +127,12 @@ def dynamic_scatter(feats: Tensor, coors: Tensor, reduce_type: str = 'max') -> t
         coors: (N, D) integer voxel of each point; points with a negative one belong to no voxel.
         reduce_type: 'mean', 'sum' or 'max' over the points of a voxel; of equal greatest values the gradient
             goes to the first point.
+
+    Raises:
+        ValueError: another `reduce_type`.
     """
+    if reduce_type not in ('mean', 'sum', 'max'):
+        raise ValueError(f"dynamic_scatter: got reduce_type {reduce_type!r}; expected 'mean', 'sum' or 'max'")
     inside = (coors >= 0).all(1)
     feats, coors = feats[inside], coors[inside]
     voxels, point_to_voxel, counts = torch.unique(coors, dim=0, return_inverse=True, return_counts=True)
@@ -261,7 +269,11 @@ def deformable_aggregation(
 
 
 def notes_on(model: nn.Module) -> list[str]:
-    """Return a sentence of a verdict for each class of a model that computes without its compiled kernel."""
+    """Return a sentence of a verdict for each class of a model that computes without its compiled kernel.
+
+    The kernels are those of flash_attn, of `MMCV_MODULES` on the CPU, of DCNv3 and of Sparse4D's aggregation;
+    [] if the model has none of them.
+    """
     kinds = sorted({type(module) for module in model.modules()}, key=lambda kind: kind.__qualname__)
     device = next((parameter.device.type for parameter in model.parameters()), 'cpu')
     notes = flash_attention.notes_on(model)

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 def runtime_of(family: str) -> ModuleType:
-    """Return the runtime of a family.
+    """Return the runtime of a family, which is given by its name, such as 'corner'.
 
     Raises:
-        ModelFileError: nobody has registered the family.
+        ModelFileError: nobody has registered the family; the message names those that are.
         ConfigError: it was registered without a runtime.
     """
     if family not in registered():
@@ -41,12 +41,20 @@ def runtime_of(family: str) -> ModuleType:
 
 
 def has_runtime(family: str) -> bool:
-    """Return whether a family is registered, and with a runtime."""
+    """Return whether the family of this name is registered, and with a runtime."""
     return family in registered() and bool(registered()[family].runtime)
 
 
 def runner_of(family: str, form: str) -> str:
-    """Return the command of `core/commands.py` that draws a file's results in pictures; '' if none does."""
+    """Return the command that draws a file's results in pictures, a key of `commands.RUNNERS`.
+
+    It is '' if none does: of a family of frames or sweeps, or one that is not registered or has no runtime.
+
+    Args:
+        family: name of the family, as in the metadata of the file.
+        form: form of the file, such as 'full' or 'raw', by which `RUNNERS` of the runtime decides; a runtime
+            of images without `RUNNERS` has 'run' for every form.
+    """
     runtime = runtime_of(family) if has_runtime(family) else None
     if hasattr(runtime, 'RUNNERS'):
         return runtime.RUNNERS.get(form, '')

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 def interpolation(source: int, target: int) -> np.ndarray:
-    """Return the weights (target, source) float32 of one bilinear resize with half-pixel centres."""
+    """Return the weights (target, source) float32 of one bilinear resize with half-pixel centres.
+
+    The product of the weights and a column of `source` pixels is the column of `target` pixels; beyond its
+    ends the outermost pixel counts. Both numbers are 1 or more.
+    """
     scale = np.float32(source) / np.float32(target)
     place = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
     place = np.clip(place, 0, source - 1).astype(np.float32)
@@ -24,19 +28,29 @@ def interpolation(source: int, target: int) -> np.ndarray:
 
 
 def composed(size: int, crop: int, target: int, ratio: int) -> np.ndarray:
-    """Return the weights (target, size) of: resize to `size * ratio`, cut to `crop`, resize to `target`."""
+    """Return the weights (target, size) float32 of an axis of a mask: resize, cut, resize again.
+
+    Args:
+        size: pixels of the mask along the axis.
+        crop: pixels that are left, from the first on, after the resize to `size * ratio`, 1 or more.
+        target: pixels of the result.
+        ratio: pixels after the first resize per pixel of the mask.
+    """
     return interpolation(crop, target) @ interpolation(size, size * ratio)[:crop]
 
 
 def resizing(
     size: Sequence[int], img_shape: Sequence[float], ori_shape: Sequence[int], ratio: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weights of rows (h, H4) and of columns (w, W4): resize to the input, crop, resize.
+    """Return the weights of rows (h, H4) and of columns (w, W4), float32, of both resizes and the cut.
+
+    A mask (H4, W4) becomes `rows @ mask @ columns.T`, (h, w).
 
     Args:
         size: H4, W4.
-        img_shape: height and width before padding; 0 means all of the input.
-        ori_shape: height and width of the results; 0 means those of the input.
+        img_shape: height and width of the input before padding, a fraction is dropped; 0, and what is more
+            than the input, means all of it.
+        ori_shape: height and width of the results; 0 means those of the padded input.
         ratio: pixels of the input per pixel of the masks.
     """
     weights = []

@@ -86,5 +86,7 @@ def test_overlaps_of_turned_boxes_are_those_of_kitti_without_its_cuda_kernel():
     np.testing.assert_allclose(overlaps(boxes, boxes, OF_UNION)[0], [1, 4 / 12, 4 / 8, 0], atol=1e-6)
     np.testing.assert_allclose(overlaps(boxes, boxes, OF_FIRST)[2], [1, 2 / 4, 1, 0], atol=1e-6)
     turned = np.array([[0, 0, 4, 1, np.pi / 4], [1.2, -1.2, 0.5, 0.5, 0]], np.float32)
+    whole = np.array([[0, 0, 2, 2, 0], [0, 0, 2, 4, 0]])
+    np.testing.assert_allclose(overlaps(whole, whole), [[1, 0.5], [0.5, 1]], atol=1e-6)
     assert overlaps(turned[:1], turned[1:])[0, 0] > 0  # angles are clockwise: the long side goes down
     assert overlaps(turned[:1], turned[1:] * (1, -1, 1, 1, 1))[0, 0] == 0

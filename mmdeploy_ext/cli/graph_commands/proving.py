@@ -58,13 +58,16 @@ def proof(tolerance: float) -> tuple[AddArgument, ...]:
 
 
 def check_tolerance(tolerance: float) -> None:
-    """Refuse a tolerance below 0, or of 1 and more."""
+    """Raise UsageError for a tolerance below 0, of 1 and more, or NaN."""
     if not 0 <= tolerance < 1:
         raise UsageError(f'--tolerance {tolerance:g}: expected a number from 0 to below 1, e.g. 1e-4')
 
 
 def parse_sizes(texts: Sequence[str]) -> dict[str, int]:
-    """Return axis -> size of texts `AXIS=N`."""
+    """Return axis -> size of texts `AXIS=N`; of an axis that is given twice the last counts.
+
+    UsageError: a text of another form, or N below 1.
+    """
     sizes = {}
     for text in texts:
         name, _, number = text.rpartition('=')
@@ -77,7 +80,16 @@ def parse_sizes(texts: Sequence[str]) -> dict[str, int]:
 def read_feeds(
     args: argparse.Namespace, model: onnx.ModelProto, count: int = SEEDS
 ) -> list[dict[str, np.ndarray]]:
-    """Return the inputs of --inputs, or `count` sets of random inputs."""
+    """Return sets of inputs, each input name -> array: the one of --inputs, or `count` random ones.
+
+    Args:
+        args: parsed arguments, those of `FEEDS`; random set i has the seed `args.seed + i`.
+        model: the model whose inputs they are.
+        count: number of random sets.
+
+    Raises:
+        UsageError: --size or --seed beside --inputs, or a --size of another form than AXIS=N.
+    """
     from mmdeploy_ext.graph.feeds import random_feeds
     from mmdeploy_ext.graph.io.tensors import load_tensors
 
@@ -105,11 +117,16 @@ def finish(
         before: the model of `args.file`.
         after: the result.
         content: facts of the command for --json.
-        any_float: as `graph.output_comparison.compare_models`.
-        hint: advice for different numbers.
+        any_float: whether an output may have another type of floats, as those of float16.
+        hint: advice that is printed if the numbers differ.
 
     Returns:
-        0 written; 1 the numbers differ and nothing was written.
+        0: written, with --no-proof without a comparison. 1: the numbers of an output differ, or there is no
+        output to compare; nothing was written.
+
+    Raises:
+        ModelFileError: one of the models cannot be run, or the result is not valid.
+        UsageError: options of the inputs that do not go together, see `read_feeds`.
     """
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.graph.output_comparison import compare_models
@@ -149,7 +166,11 @@ def finish(
 
 
 def rows_json(rows: Sequence[TensorRow], tolerance: float) -> dict[str, Any]:
-    """Return a comparison as plain JSON types: `equal`, `exact`, `tolerance` and the rows as `outputs`."""
+    """Return a comparison as plain JSON types.
+
+    They are `equal` (all rows passed, and there is one), `exact` (equal bit for bit), `tolerance`, which the
+    rows were judged by, and `outputs`, a dict of `JSON_FIELDS` for each of `rows`.
+    """
     from mmdeploy_ext.proving.tensors import is_equal, is_exact
 
     outputs = [{name: getattr(row, name) for name in JSON_FIELDS} for row in rows]
@@ -157,7 +178,10 @@ def rows_json(rows: Sequence[TensorRow], tolerance: float) -> dict[str, Any]:
 
 
 def load(path: str) -> onnx.ModelProto:
-    """Read a file; a graph of the libspconv dialect, which ONNX Runtime cannot run, is refused."""
+    """Read the ONNX file `path` with its weights.
+
+    ModelFileError: it cannot be read, or has a graph of the libspconv dialect, which ONNX Runtime cannot run.
+    """
     from mmdeploy_ext.graph.io import checks, files
 
     model = files.load(path)
@@ -166,7 +190,12 @@ def load(path: str) -> onnx.ModelProto:
 
 
 def begin(args: argparse.Namespace) -> onnx.ModelProto:
-    """Read `args.file`, after checks of the tolerance and of the output."""
+    """Return the model of `args.file`, after checks of `args.tolerance` and of the file `args.output`.
+
+    Raises:
+        UsageError: the tolerance is not in 0..1 without 1, or the output is the input or cannot be written.
+        ModelFileError: see `load`.
+    """
     from mmdeploy_ext.graph.io import files
 
     check_tolerance(args.tolerance)
@@ -175,7 +204,7 @@ def begin(args: argparse.Namespace) -> onnx.ModelProto:
 
 
 def print_rows(rows: Sequence[TensorRow], console: Console) -> None:
-    """Print a line per output, the worst of all sets of inputs."""
+    """Print a line per output on a console: its worst row of all sets of inputs, 'equal' or 'differs'."""
     from rich import box
     from rich.table import Table
 

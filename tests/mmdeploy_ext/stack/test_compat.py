@@ -146,6 +146,14 @@ def test_a_patch_runs_on_a_module_that_was_imported_before(toy_module):
     assert toy_patched.value == 2
 
 
+def test_after_patched_a_class_inherits_what_it_inherited_before():
+    base = type('Base', (), dict(name=classmethod(lambda cls: cls.__name__)))
+    middle = type('Middle', (base,), {})
+    with patched(middle, name=lambda: 'patched'):
+        assert middle.name() == 'patched'
+    assert 'name' not in vars(middle) and type('Last', (middle,), {}).name() == 'Last'
+
+
 def test_patched_restores_after_an_error():
     target = types.SimpleNamespace(a=1)
     with pytest.raises(KeyError), patched(target, a=2):

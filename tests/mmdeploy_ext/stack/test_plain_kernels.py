@@ -166,9 +166,15 @@ def test_sparse4d_has_a_stand_in_for_its_extension_and_the_verdict_notes_it(monk
     layer = type('DeformableFeatureAggregation', (nn.Module,), dict(__module__='repository.models.blocks'))()
     assert not plain_kernels.notes_on(layer)
     assert sparse4d_without_extension(module, lambda: None)
+    assert sparse4d_without_extension(module, lambda: None)  # the first import failed later on
     compute = sys.modules[extension].deformable_aggregation_forward
     assert compute is plain_kernels.deformable_aggregation
     (note,) = plain_kernels.notes_on(layer)
     assert note.startswith('repository.models.blocks.DeformableFeatureAggregation computes by the reference')
     sys.modules[extension].__spec__ = types.SimpleNamespace()  # as of a compiled one
     assert not sparse4d_without_extension(module, lambda: None)
+
+
+def test_dynamic_scatter_refuses_a_reduction_that_the_kernel_does_not_have():
+    with pytest.raises(ValueError, match="reduce_type 'min'; expected 'mean', 'sum' or 'max'"):
+        plain_kernels.dynamic_scatter(torch.zeros(1, 2), torch.zeros(1, 3, dtype=torch.int64), 'min')
