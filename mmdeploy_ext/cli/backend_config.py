@@ -28,7 +28,10 @@ before every frame, which measures its gain."""
 
 
 def graph_keys(family: Family) -> tuple[str, ...]:
-    """Return the keys of `backend_config` about graphs and files that a family has."""
+    """Return the keys of `backend_config` about graphs and files that a family has.
+
+    They are those of its options, `RUN_KEYS`, and 'memory' if its models have one.
+    """
     keys = tuple(option.key for option in family.options if option.key) + RUN_KEYS
     return (*keys, 'memory') if family.memory else keys
 
@@ -92,7 +95,10 @@ def _read_dump(prefix: str, dump: Any, family: Family) -> dict[str, Any] | None:
 
 
 def engine_options(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that are options of an ONNX engine, for `build_backend`."""
+    """Return those of `settings` that are options of their backend, such as `threads`, for `build_backend`.
+
+    `settings` have at least `type`, the registered name of the backend.
+    """
     return {key: settings[key] for key in BACKENDS[settings['type']].keys if key in settings}
 
 
@@ -148,7 +154,7 @@ def precision(settings: dict[str, Any]) -> str:
 
 
 def check_targets(settings: dict[str, Any], work_dir: Path) -> None:
-    """Refuse a file of metrics in `work_dir`, or a folder of dumps, that cannot be written.
+    """Raise UsageError for a file of metrics in `work_dir`, or a folder of dumps, that cannot be written.
 
     `settings` are those of `read_settings`. The path of the exported model is checked later, when it is known
     whether the export is a file or a folder.

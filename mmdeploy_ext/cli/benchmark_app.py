@@ -137,7 +137,8 @@ def _check_engines(args: argparse.Namespace, engines: Sequence[str]) -> None:
 def benchmark_of(family: Family, args: argparse.Namespace) -> type[Benchmark]:
     """Return the benchmark of the models of a family: in full, or the sparse backbone of a LiDAR model alone.
 
-    `voxels`, `no_racing` and a portable file in `onnx` select the backbone of a detector.
+    `args` are those of `build_parser`: `voxels`, `no_racing` and a portable file in `onnx` select the
+    backbone of a detector of LiDAR sweeps. ModelFileError: a file of `onnx` cannot be read.
     """
     from mmdeploy_ext.benchmark.images import ImageBenchmark
     from mmdeploy_ext.benchmark.sparse import SparseBenchmark
@@ -152,7 +153,10 @@ def benchmark_of(family: Family, args: argparse.Namespace) -> type[Benchmark]:
 
 
 def is_portable(path: str) -> bool:
-    """Return whether the file at `path` is a sparse backbone alone, in standard operators."""
+    """Return whether the file at `path` is a sparse backbone alone, in standard operators.
+
+    A folder, and a path where nothing is, are none.
+    """
     from mmdeploy_ext.contract.metadata import PREFIX, read_props
 
     return Path(path).is_file() and read_props(path).get(f'{PREFIX}form') == '"portable"'
@@ -161,7 +165,8 @@ def is_portable(path: str) -> bool:
 def run(args: argparse.Namespace) -> int:
     """Measure all contenders, print and write the figures, and return 0.
 
-    UsageError: options that do not go together or with the kind of the model.
+    `args` are those of `build_parser`; of several processes the first writes. UsageError: options that do not
+    go together or with the kind of the model.
     """
     engines = _check(args)
 
@@ -195,5 +200,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status; `argv` and the errors are those of `cli.run`."""
+    """Run the tool and return its exit status: 0 measured, 1 an engine failed, 2 usage.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(run, build_parser(), argv)

@@ -23,5 +23,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool: 0 no finding, 1 findings, 2 usage."""
+    """Run the tool and return its exit status: 0 no finding, 1 findings, 2 usage.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(run_check, build_parser(), argv)

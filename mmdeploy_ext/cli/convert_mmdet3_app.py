@@ -15,10 +15,16 @@ from mmdeploy_ext.core.config import load_config
 
 
 class Parser(cli.ArgumentParser):
-    """A single file is the output, which only a config may lack; of two the first is the input."""
+    """Parser of `in_file` and `out_file`, each of which may be left out.
+
+    A single file is the output, of a config that is translated; of two the first is the input.
+    """
 
     def parse_known_args(self, *positional: Any, **named: Any) -> Any:
-        """Return the arguments, a single file as `out_file`, and the words that are left over."""
+        """Return the arguments, a single file as `out_file`, and the words that are left over.
+
+        It is called as that of `argparse.ArgumentParser`; a file that is not there is None.
+        """
         args, rest = super().parse_known_args(*positional, **named)
         if args.out_file is None and len(rest) == 1 and not rest[0].startswith('-'):
             args.out_file, rest = rest[0], []  # argparse takes no second file behind an option
@@ -31,7 +37,7 @@ def convert(args: argparse.Namespace) -> int:
     """Convert the checkpoint `args.in_file`, or, if it is None, the config `args.config`, to `args.out_file`.
 
     A config is printed if `args.out_file` is None. Return 0; for what is raised see `convert_file` and
-    `translate_file`.
+    `translate_file` of `weights.convert.mmdet3`.
     """
     compat.apply()
     from mmdeploy_ext.families.base import load_families
@@ -70,5 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0 done, 1 failed, 2 usage. `argv` and the errors are those of `cli.run`."""
+    """Run the tool and return its exit status: 0 done, 1 failed, 2 usage.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(convert, build_parser(), argv)

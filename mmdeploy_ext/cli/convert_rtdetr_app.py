@@ -17,7 +17,8 @@ from mmdeploy_ext.core.config import load_config
 def convert(args: argparse.Namespace) -> int:
     """Convert the checkpoint, and print what was renamed, added and left out.
 
-    `args` are those of `build_parser`. Return 0; for what is raised see `convert_file`.
+    `args` are those of `build_parser`. Return 0; for what is raised see `convert_file` of
+    `weights.convert.rtdetr`.
     """
     compat.apply()
     from mmdeploy_ext.families.base import load_families
@@ -53,5 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0 done, 1 failed, 2 usage. `argv` and the errors are those of `cli.run`."""
+    """Run the tool and return its exit status: 0 done, 1 failed, 2 usage.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(convert, build_parser(), argv)

@@ -14,7 +14,10 @@ from mmdeploy_ext.core.config import load_config
 
 
 def convert(args: argparse.Namespace) -> int:
-    """Convert the checkpoint, and print how many tensors it has and what was changed in the config."""
+    """Convert the checkpoint, and print how many tensors it has and what was changed in the config.
+
+    `args` are those of `build_parser`. Return 0; for what is raised see `weights.convert.solo.convert_file`.
+    """
     compat.apply()
     from mmdeploy_ext.weights.convert.solo import convert_file
 
@@ -41,5 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0 done, 1 failed, 2 usage. `argv` and the errors are those of `cli.run`."""
+    """Run the tool and return its exit status: 0 done, 1 failed, 2 usage.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(convert, build_parser(), argv)

@@ -32,8 +32,8 @@ OTHER_FILES = ('.avi', '.gif', '.jpg', '.mkv', '.mov', '.png', '.webm')
 def add_options(parser: argparse.ArgumentParser, engine: str | None, engine_text: str) -> None:
     """Add --engine, --score-thr, --cfg-options and --threads.
 
-    `engine` is the default of --engine, `engine_text` that default in words. It is None if the default
-    depends on other options.
+    `engine` is the default of --engine, a key of `ENGINES` or 'both', or None if the default depends on other
+    options; `engine_text` is that default in words, for the help.
     """
     add = cli.adder(parser)
     add('--engine', f'engine to run (default: {engine_text})', engine, choices=(*ENGINES, 'both'))
@@ -43,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser, engine: str | None, engine_text
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuse invalid numbers."""
+    """Raise UsageError for `args.score_thr` outside of 0..1, or `args.threads` below 0."""
     if not 0 <= args.score_thr <= 1:
         raise UsageError(f'--score-thr {args.score_thr}: expected a value in 0..1')
     cli.check_minimums(args, threads=0)
@@ -52,11 +52,13 @@ def check_options(args: argparse.Namespace) -> None:
 def draw_boxes(
     pair: Pair, detections: Mapping[str, Detections3D], classes: Sequence[str], score_thr: float
 ) -> np.ndarray:
-    """Draw the boxes of one or both engines into the pictures of a sample; differences of both are marked.
+    """Return the pictures of a sample in one, (h, w, 3) uint8 BGR, with the boxes of one or both engines.
+
+    Boxes that only one of two engines has, or that differ, are marked.
 
     Args:
         pair: the sample, with the boxes of both engines if there are two.
-        detections: key of `ENGINES` -> boxes.
+        detections: key of `ENGINES` -> boxes, of one engine or of both.
         classes: names, by label.
         score_thr: boxes of a smaller score are not drawn.
     """
@@ -70,7 +72,7 @@ def draw_boxes(
 
 
 def is_video(out: Path) -> bool:
-    """Return whether an output is one video file."""
+    """Return whether an output is one video file: its suffix is .mp4, in small or capital letters."""
     return out.suffix.lower() == '.mp4'
 
 
@@ -79,7 +81,8 @@ def open_writer(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]
     """Yield the function that writes the next picture, (h, w, 3) uint8 BGR, to a video or a folder `out`.
 
     A video has `fps` frames per second and appears when it is complete; pictures of a folder are called
-    '0000.png' and so on. ImageError: the next picture of a video has another size than the first.
+    '0000.png' and so on. ImageError: the next picture of a video has
+    another size than the first. UsageError: OpenCV cannot write the video, or not under this name.
     """
     from mmdeploy_ext.runtime.draw import write_picture
 

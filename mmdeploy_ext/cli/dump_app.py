@@ -53,7 +53,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def samples_of(folder: str) -> dict[str, Path]:
-    """Return sample name -> folder of a dump; a folder of one sample is a dump of that sample."""
+    """Return sample name -> folder of the dump in `folder`; a folder of one sample is a dump of that sample.
+
+    DataError: there is no manifest in the folder or in its folders.
+    """
     root = Path(folder)
     if (root / MANIFEST).is_file():
         return {root.name: root}
@@ -162,12 +165,20 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command of the command line, and return its exit status."""
+    """Run the command of the command line: 0 done or equal, 1 the dumps differ or nothing was compared.
+
+    `args` are those of `build_parser`. DataError: no dump, or one of other samples or without a tensor that
+    --tensors names. UsageError: a tolerance below 0, or not finite.
+    """
     return dict(list=_list, show=_show, compare=_compare)[args.command](args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool: 0 done or equal, 1 different, 2 usage."""
+    """Run the tool and return its exit status: 0 done or equal, 1 different, 2 usage.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(run, build_parser(), argv)
 
 

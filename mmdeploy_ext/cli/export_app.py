@@ -107,7 +107,8 @@ class Export:
     def values(self) -> dict[str, Any]:
         """Return name -> value of the options on the command line, after checks that need no config.
 
-        Opset 0 stands for the model's default.
+        Opset 0 stands for the model's default. `engine` is set to what --engine and its options say.
+        UsageError: options that do not go together, or values that are out of range.
         """
         args = self.args
         self.engine, values = shared.engine_options(args), shared.graph_values(args)
@@ -121,7 +122,11 @@ class Export:
         return {'opset': 0, **values}
 
     def run(self) -> int:
-        """Export, and prove when asked to; returns the exit status."""
+        """Export, and prove with --verify; with --check print what would be exported.
+
+        Return the exit status: 0 exported, checked or proven, 1 not proven. UsageError: options that do not
+        go together or with the model; further errors are those of config, checkpoint and export.
+        """
         cli.wait_passively()
         args, values = self.args, self.values()
         cfg_options = shared.parse_cfg_options(args.cfg_options)
@@ -145,7 +150,7 @@ class Export:
         return self.export(Samples(self.family, args.test_img or [], args.frames, self.samples_option))
 
     def check_family(self) -> None:
-        """Refuse a family that the tool is not for, and arguments that the family does not have."""
+        """Raise UsageError for a family that the tool is not for, and arguments that it does not have."""
         args, family = self.args, self.family
         if self.only and family.name != self.only:
             raise UsageError(
@@ -160,7 +165,7 @@ class Export:
     def export(self, samples: Samples) -> int:
         """Write the files; with --verify prove them on the samples, else print the command that does.
 
-        Returns the exit status.
+        Returns the exit status: 0 written, or proven; 1 not proven.
         """
         args, family = self.args, self.family
         args.output_file = args.output_file or family.default_output(Path(args.config).stem, self.options)
@@ -173,12 +178,15 @@ class Export:
         return 0
 
     def check(self) -> None:
-        """Refuse, before the weights load, outputs that cannot be written."""
+        """Raise UsageError, before the weights load, for a picture of --show that cannot be written."""
         if self.args.show:
             will_write('--show', [f'{self.args.output_file}.png'])
 
     def write(self, samples: Samples) -> Exported:
-        """Write the files, and print what they are; `samples` are those of the proof."""
+        """Write the files, and print what they are; with --show also the graph, and a picture.
+
+        `samples` are those of the proof, which are read if --verify is given.
+        """
         args = self.args
         exported = export_source(
             self.source,
@@ -248,7 +256,11 @@ def print_exports(cfg: Any, family: Family, options: Options) -> int:
     `cfg` is mmcv's config, `options` are those of the requested export.
 
     Returns:
-        0: the requested export can be made; if not, the error of the export is raised.
+        0: the requested export can be made.
+
+    Raises:
+        Mm2OnnxError: it cannot, for example ConfigError or UsageError, before anything is printed. Other
+            exports that are refused are rows of the table, with the reason.
     """
     from rich.console import Console
     from rich.table import Table

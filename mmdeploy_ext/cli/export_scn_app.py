@@ -94,7 +94,11 @@ class BackboneExport(Export):
     samples_option = '--input'
 
     def values(self) -> dict[str, Any]:
-        """Return the options of a backbone, after checks that need no config."""
+        """Return name -> value of the options of a backbone, after checks that need no config.
+
+        Ranges of --ranges are read to `args.loaded_ranges`, and what the proof holds the file to is put into
+        `claims`. UsageError: options that do not go together, or values that are out of range.
+        """
         from mmdeploy_ext.sparse.libspconv_contract import order_of_name
 
         args = self.args
@@ -114,7 +118,10 @@ class BackboneExport(Export):
         return {'order': order_of_name(args.output_file or ''), **values}
 
     def export(self, samples: Samples) -> int:
-        """Write and prove the file, or with `--verify-only` prove that which is there; return the status."""
+        """Write and prove the file, or with `--verify-only` prove that which is there.
+
+        `samples` are those of the proof. Return the exit status: 0 written or proven, 1 not proven.
+        """
         if not self.args.verify_only:
             return super().export(samples)
         from mmdeploy_ext.cli.verify_app import prove_files
@@ -125,7 +132,7 @@ class BackboneExport(Export):
         return prove_files(self.args, self.source, samples, self.engine, **claims)
 
     def check(self) -> None:
-        """Refuse outputs that cannot be written, and a name of the file with another order."""
+        """Raise UsageError for outputs that cannot be written, or a name of the file with another order."""
         from mmdeploy_ext.sparse.libspconv_contract import order_of_name
 
         path = self.args.output_file
@@ -163,7 +170,11 @@ class BackboneExport(Export):
         return Exported([path], options, seconds, deployment, samples=proof_samples)
 
     def ranges(self, deployment: Deployment) -> Ranges | None:
-        """Return the ranges to write: of a file, measured, or of the checkpoint; None without precisions."""
+        """Return the ranges to write: of --ranges, measured by --calibrate, or of the checkpoint.
+
+        None: the options name no precision, or one without int8 and there are no ranges. UsageError: a layer
+        is int8, and there are none.
+        """
         from mmdeploy_ext.exporting.sparse_backbone import has_int8, has_precision
 
         args = self.args
@@ -179,7 +190,7 @@ class BackboneExport(Export):
         return int8_ranges
 
     def proof_command(self) -> list[str]:
-        """Return the command with `--verify-only`."""
+        """Return the command that proves the file, with `--verify-only`, and its words."""
         args = self.args
         words = ['export-backbone', args.config, args.checkpoint]
         words += ['--output-file', args.output_file, '--verify-only']
@@ -211,5 +222,9 @@ def _check_proof(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status; `argv` and the errors are those of `cli.run`."""
+    """Run the tool and return its exit status: 0 exported or proven, 1 not proven, 2 usage.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(lambda args: BackboneExport(args).run(), build_parser(), argv)

@@ -34,7 +34,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the subcommand of the command line, and return its exit status."""
+    """Run the subcommand of the command line, and return its exit status: 0 done, 1 checked and failed.
+
+    `args` are those of `build_parser`: `command` is a key of `COMMANDS`. An `Mm2OnnxError` begins with the
+    name of the file.
+    """
     with naming(getattr(args, 'file', None)):
         return COMMANDS[args.command].run(args)
 
@@ -54,5 +58,9 @@ def naming(file: str | None) -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool: 0 done, 1 checked and failed, 2 usage; `argv` None stands for `sys.argv`."""
+    """Run the tool and return its exit status: 0 done, 1 checked and failed, 2 usage.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(run, build_parser(), argv)

@@ -47,7 +47,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the metadata of the files and the verdict of --report, write them to --json, and return 0."""
+    """Print the metadata of the files and the verdict of --report, write them to --json, and return 0.
+
+    `args` are those of `build_parser`. ModelFileError: files without metadata, or of different exports;
+    DataError: see `read_proof`.
+    """
     files = [describe(path) for path in model_files(args.model)]
     for file in files[1:]:
         for key in SHARED:
@@ -74,6 +78,9 @@ def describe(path: Path) -> dict[str, Any]:
         `contract.metadata.Metadata`: `family`, `form` (the graph's name in a folder, else 'full', 'decode' or
         'raw'), `options`, `preprocess` and others. A file of a sparse backbone has `voxels`, and neither
         `spec`, `classes` nor `postprocess`.
+
+    Raises:
+        ModelFileError: the file cannot be read, or has no metadata, or such as cannot be read.
     """
     from mmdeploy_ext.contract.metadata import Metadata, read_props
     from mmdeploy_ext.contract.metadata_schema import FIELDS
@@ -192,7 +199,7 @@ def tensors(file: Mapping[str, Any]) -> Table:
 
 
 def class_text(classes: Sequence[str]) -> str:
-    """Return the number of classes and the first names."""
+    """Return the number of classes and the first `MOST_CLASSES` names, such as '2: car, bus'; '' of none."""
     ellipsis = ', ...' if len(classes) > MOST_CLASSES else ''
     return f'{len(classes)}: {", ".join(classes[:MOST_CLASSES])}{ellipsis}' if classes else ''
 
@@ -223,5 +230,9 @@ def proof_text(proof: Mapping[str, Any] | None) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool: 0 done, 2 usage, a file without metadata, or a verdict about another file."""
+    """Run the tool; 0 done, 2 usage, a file without metadata, or a verdict about another file.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(run, build_parser(), argv)

@@ -8,7 +8,10 @@ from mmdeploy_ext.core import cli
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the info files of the data set, and return 0."""
+    """Make the info files of the data set, print their paths and numbers of key frames, and return 0.
+
+    `args` are those of `build_parser`; for what is raised see `nuscenes_infos.create_infos`.
+    """
     compat.apply()
     from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
 
@@ -42,5 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool: 0 done, 2 usage."""
+    """Run the tool and return its exit status: 0 done, 2 usage.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(run, build_parser(), argv)

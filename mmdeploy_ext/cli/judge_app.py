@@ -43,7 +43,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Judge the outputs of a device and print the verdict: 0 equal to PyTorch's, 1 not."""
+    """Judge the outputs of a device and print the verdict: 0 equal to PyTorch's, 1 not.
+
+    `args` are those of `build_parser`; with --run an engine of this machine makes the outputs first.
+    UsageError: --told beside --run. Further errors are those of a kit or outputs that cannot be read.
+    """
     ran = ''
     if args.run:
         if args.told:
@@ -72,18 +76,29 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_drift(row: SequenceRow) -> None:
-    """Print a line per frame of a drive, `row`: its worst tensor by tolerance, and the matched results."""
+    """Print a line per frame of a drive, `row`: its worst tensor by tolerance, and the matched results.
+
+    A tensor that was not or could not be compared at a frame, or has no tolerance, does not count there.
+    """
     print(f'{"ok    " if row.passed else "FAILED"} {row.title}: {row.frames} frames, {row.resets} resets')
     series = row.series
     for index, name in enumerate(series['name']):
         ratios = {tensor: values[index] for tensor, values in series['ratios'].items() if index < len(values)}
-        worst = max(ratios, key=lambda tensor: ratios[tensor] or 0.0, default='')
-        drift = f'{worst} {ratios[worst] or 0.0:.2g} of its tolerance' if worst else 'no tensor was compared'
+        worst, ratio = max(
+            ((tensor, ratio) for tensor, ratio in ratios.items() if ratio is not None),
+            key=lambda pair: pair[1],
+            default=('', 0.0),
+        )
+        drift = f'{worst} {ratio:.2g} of its tolerance' if worst else 'no tensor was compared'
         reset = ', memory emptied' if series['reset'][index] else ''
         matched = f'{series["matched"][index]} of {series["reference"][index]} results matched'
         print(f'       {name}: {drift}, {matched}{reset}')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status; `argv` and the errors are those of `cli.run`."""
+    """Run the tool and return its exit status: 0 equal to PyTorch's results, 1 not, 2 usage.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(run, build_parser, argv)

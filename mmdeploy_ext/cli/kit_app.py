@@ -74,7 +74,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write a kit, or serve one over HTTP with --serve; return the exit status."""
+    """Write a kit, or serve one over HTTP with --serve until Ctrl+C; return 0.
+
+    `args` are those of `build_parser`. UsageError: options that do not go together, or are missing; further
+    errors are those of the model, its file and the samples.
+    """
     return _serve(args) if args.serve else _write(args)
 
 
@@ -125,7 +129,12 @@ def _write(args: argparse.Namespace) -> int:
 
 
 def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
-    """Write the kit of a file, or a folder of files, that mm2onnx exported; return its manifest."""
+    """Write the kit of a file, or a folder of files, that mm2onnx exported; return its manifest.
+
+    The manifest is the content of the kit's JSON file; it has `cases` and `frames`, both lists. `args` are
+    those of `build_parser`, with `onnx_file`, `config`, `checkpoint` and `out`. UsageError: --frames of a
+    model of pictures.
+    """
     from mmdeploy_ext.api import ModelSource
     from mmdeploy_ext.kit.writer import write_detector_kit
     from mmdeploy_ext.proving.inputs.samples import Samples
@@ -145,7 +154,11 @@ def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_of_module(args: argparse.Namespace) -> dict[str, Any]:
-    """Write the kit of a module of the user and any file; return its manifest."""
+    """Write the kit of a module of the user and any file; return its manifest, as `write_of_detector`.
+
+    `args` are those of `build_parser`, with `onnx_file`, `module` and `out`. UsageError: there are neither
+    --inputs nor --samples, or the module, its function or a sample cannot be loaded.
+    """
     if not args.inputs and not args.samples:
         raise UsageError('--inputs or --samples: expected samples to run on')
 
@@ -174,5 +187,9 @@ def write_of_module(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status; `argv` and the errors are those of `cli.run`."""
+    """Run the tool and return its exit status: 0 written or served, 1 failed, 2 usage.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(run, build_parser, argv)

@@ -57,7 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Detect boxes in a sweep by PyTorch and the exported files, compare and draw them.
 
-    Returns 0, or 1 if the engines differ. That the files of --onnx are of the config is left to the user.
+    `args` are those of `build_parser`. Returns 0, or 1 if the engines differ. That the files of --onnx are of
+    the config is left to the user. UsageError: options that do not go together, or are out of range;
+    DataError: the sweep cannot be read.
     """
     from mmdeploy_ext.runtime.frames import Sweep
     from mmdeploy_ext.runtime.points import read_points
@@ -175,5 +177,9 @@ def show(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status; `argv` and the errors are those of `cli.run`."""
+    """Run the tool and return its exit status: 0 drawn, 1 the engines differ, 2 usage.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(run, build_parser(), argv)

@@ -64,7 +64,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Observe the stages of a model's graphs, print the findings, and write them to --json: 1 on errors."""
+    """Observe the stages of a model's graphs, print the findings, and write them to --json.
+
+    `args` are those of `build_parser`. Return 1 if a finding is an error or an export was refused, else 0.
+    UsageError: options that are out of range, or that models of frames or sweeps do not have.
+    """
     cli.wait_passively()
     compat.apply()
     from mmdeploy_ext.exporting import deployment as deploy
@@ -140,5 +144,9 @@ def lint(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool: 0 clean, 1 findings of severity error or an export that is refused, 2 usage."""
+    """Run the tool; 0 clean, 1 findings of severity error or an export that is refused, 2 usage.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(run, build_parser(), argv)

@@ -29,12 +29,12 @@ class Upstream(torch.nn.Module):
     """Calls `simple_test` of a detector, with the metadata of a picture that was not resized."""
 
     def __init__(self, detector: torch.nn.Module) -> None:
-        """Keep the detector."""
+        """Keep the detector, a model of mmdet with `simple_test`."""
         super().__init__()
         self.detector = detector
 
     def forward(self, img: torch.Tensor) -> Any:
-        """Return what the detector returns for pictures (B, 3, H, W)."""
+        """Return the detector's results of pictures (B, 3, H, W) float32, normalised: one for each."""
         batch, _, height, width = (int(size) for size in img.detach().numpy().shape)
         shape = (height, width, 3)
         meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=1.0, flip=False)
@@ -74,6 +74,9 @@ def parts_of(
         options: form, shape and whether sizes are dynamic.
         picture: file of the input; by default the demo's.
         upstream: observe the detector's `simple_test` instead of the exported modules.
+
+    Raises:
+        UsageError: `upstream` of a model that does not take single pictures.
     """
     family, takes_images = deployment.family, deployment.family.samples == 'images'
     if upstream and not takes_images:

@@ -88,15 +88,17 @@ def add_module_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_state(words: Sequence[str] | None) -> dict[str, str]:
-    """Return input -> output of the words of --state, `INPUT=OUTPUT`; UsageError: another form.
+    """Return input -> output of the words of --state, `INPUT=OUTPUT`; `words` of None give {}.
 
-    `words` of None give {}.
+    UsageError: a word of another form, or two for one input.
     """
     pairs = {}
     for word in words or ():
         name, separator, output = word.partition('=')
         if not separator or not name or not output:
             raise UsageError(f'--state {word}: expected INPUT=OUTPUT, names of the file')
+        if name in pairs:
+            raise UsageError(f'--state {word}: input {name} is the value of {pairs[name]} already')
         pairs[name] = output
     return pairs
 
@@ -110,7 +112,10 @@ def add_normalisation_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_normalisation(args: argparse.Namespace) -> None:
-    """Refuse --mean and --std that are not finite, and standard deviations that are not positive."""
+    """Raise UsageError for `args.mean` and `args.std` that are not finite, and for an `std` not above 0.
+
+    Each is three numbers, or None without the option, which passes.
+    """
     for name in ('mean', 'std'):
         values = getattr(args, name)
         if values and not all(math.isfinite(value) and (value > 0 or name == 'mean') for value in values):
@@ -119,7 +124,10 @@ def check_normalisation(args: argparse.Namespace) -> None:
 
 
 def proof_words(args: argparse.Namespace) -> list[str]:
-    """Return the options that a later proof needs again, as words: --mean, --std and --cfg-options."""
+    """Return the options that a later proof needs again, as words: --mean, --std and --cfg-options.
+
+    Those of `args` that are None, empty or missing are left out.
+    """
     words: list[str] = []
     for name in ('mean', 'std', 'cfg_options'):
         if values := getattr(args, name, None):
@@ -159,7 +167,10 @@ def parser_for(
 
 
 def add_declared(parser: argparse.ArgumentParser, declared: Iterable[Option]) -> None:
-    """Add declared options, each to the group of arguments that it names."""
+    """Add declared options to a parser, each to the group of arguments that it names.
+
+    Options that are not `typed`, which only configs have, are left out.
+    """
     groups: dict[str, Any] = {'': parser}
     for option in declared:
         if option.group not in groups:
@@ -169,13 +180,17 @@ def add_declared(parser: argparse.ArgumentParser, declared: Iterable[Option]) ->
 
 
 def option_values(args: argparse.Namespace, declared: Iterable[Option]) -> dict[str, Any]:
-    """Return name -> value of the declared options on the command line."""
+    """Return name -> value of the declared options on the command line; those that are None are left out."""
     values = {option.name: getattr(args, option.name, None) for option in declared}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def graph_values(args: argparse.Namespace) -> dict[str, Any]:
-    """Return name -> value of the options of `add_graph_arguments`; contradictions are refused."""
+    """Return name -> value of the options of `add_graph_arguments` on the command line.
+
+    `height` and `width` are there if --shape is. UsageError: options that contradict each other, an opset
+    that the exporter does not write, or sizes that are not positive.
+    """
     from mmdeploy_ext.exporting.exporter import check_opset
 
     values = option_values(args, detector_options())
@@ -220,7 +235,12 @@ def add_proof_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return backend name and options for `build_backend(engine, path, **options)`."""
+    """Return the arguments of `build_backend` besides the path: `engine`, a backend's name, and its options.
+
+    `args` are those of `add_proof_arguments`; only options that are set are returned. UsageError: the engine
+    does not have an option, or a number of threads below 0. EngineError: the engine, or an execution
+    provider, is not installed.
+    """
     return engine_settings(
         args.engine,
         threads=args.threads,

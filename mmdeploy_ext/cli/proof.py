@@ -39,7 +39,7 @@ def show(verdict: Verdict, pictures: Sequence[Pair], deployment: Deployment, arg
         verdict: verdict of the proof.
         pictures: results of both engines on samples, which are drawn in the report.
         deployment: the PyTorch model.
-        args: parsed arguments of the command line: file of --json, and folder of --report, each None without
+        args: parsed arguments of the command line: `json`, a file, and `report`, a folder, each None without
             the option.
     """
     from mmdeploy_ext.proving.views.table import print_verdict

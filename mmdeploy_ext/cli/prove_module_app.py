@@ -88,5 +88,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool on the words `argv`, by default those of the command line, and return its exit status."""
+    """Run the tool and return its exit status: 0 proven, 1 not, 2 usage.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(run, build_parser, argv)

@@ -18,8 +18,8 @@ META_KEYS = ('CLASSES', 'config', 'exp_name', 'seed', 'epoch', 'iter', 'mmcv_ver
 def plain(value: Any) -> Any:
     """Return a value with numpy's scalars and arrays, and tensors, as numbers and lists.
 
-    Every safe loader takes these. Lists and tuples are converted entry by entry; other values, dicts too, are
-    returned as they are.
+    Every safe loader takes these. An array without axes becomes a number. Lists and tuples are converted
+    entry by entry; other values, dicts too, are returned as they are.
     """
     if isinstance(value, list | tuple):
         return type(value)(plain(item) for item in value)
@@ -68,5 +68,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0 done, 1 failed, 2 usage. `argv` and the errors are those of `cli.run`."""
+    """Run the tool and return its exit status: 0 done, 1 failed, 2 usage.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(publish, build_parser(), argv)

@@ -127,7 +127,12 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Quantise a file, measure and save it; return 1 if `--max-error` was not reached within `--budget`."""
+    """Quantise a file, measure and save it; return 1 if `--max-error` was not reached within `--budget`.
+
+    `args` are those of `build_parser`; `args.percentile` is completed. Else 0 is returned. UsageError:
+    options that do not go together or are out of range, or no layer is left to quantise; further errors are
+    those of a model or of images that cannot be read.
+    """
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.quantize.calibration_sets import calibration_set
@@ -200,7 +205,16 @@ def _quantisers(
 
 
 def int8_layers(graph: DenseGraph, keep_float: Sequence[str], last: bool) -> list[str]:
-    """Return the layers to quantise: none that fits `keep_float`; the last ones only with `last`."""
+    """Return the names of the layers to quantise, in the order of the graph.
+
+    Args:
+        graph: graph of the float file.
+        keep_float: patterns of layers that stay float, by name with '*' and '?'.
+        last: whether the last layers, which give logits, deltas, kernels or masks, are quantised, too.
+
+    Raises:
+        UsageError: a pattern that no layer fits, or all layers stay float.
+    """
     float_layers = set(graph.matching(keep_float))
     if not last:
         float_layers |= set(graph.last)
@@ -371,5 +385,9 @@ def _exclusion_text(exclusion: Exclusion, max_error: float) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool."""
+    """Run the tool and return its exit status: 0 done, 1 --max-error is not reached, 2 usage.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(run, build_parser(), argv)

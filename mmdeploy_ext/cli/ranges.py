@@ -53,7 +53,11 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse --calibrate without sweeps, and with --ranges, which are read to `args.loaded_ranges`."""
+    """Check the options of `add_arguments`, and read --ranges to `args.loaded_ranges`, else None.
+
+    UsageError or DataError: --calibrate beside --ranges or without sweeps, --batches below 0, or a file of
+    ranges that cannot be read.
+    """
     from mmdeploy_ext.quantize.sweeps import sweep_items
     from mmdeploy_ext.sparse.ranges import Ranges
 

@@ -60,7 +60,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the model on all samples, draw its results, and return the exit status."""
+    """Run the model on all samples, draw its results, and return the exit status of `run_images.finish`.
+
+    `args` are those of `build_parser`. ModelFileError: the file is a sparse backbone alone, a folder of image
+    models, or gives no boxes; UsageError: see `check_inputs`.
+    """
     from mmdeploy_ext.contract.metadata import Metadata, read_props
 
     run_images.check_options(args)
@@ -82,7 +86,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_inputs(args: argparse.Namespace, samples: str) -> None:
-    """Refuse files of another kind than the model takes; `samples` is a key of `TAKES`."""
+    """Raise UsageError for files of another kind than the model takes, and for options of other kinds.
+
+    `args` are those of `build_parser`; `samples` is the kind that the model takes, a key of `TAKES`.
+    """
     for path in map(Path, args.images):
         suffix = path.suffix.lower()
         kind = next((name for name, endings in ENDINGS.items() if suffix in endings), 'images')
@@ -223,7 +230,11 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
 
 
 def once(note: str) -> Callable[[Callable[[], Any]], None]:
-    """Return a function that runs its argument once in all, and prints the note if that takes long."""
+    """Return a function that calls its argument, a function without arguments, unless it has done so before.
+
+    If the call takes more than `NOTE_AFTER_S` the note is printed on stderr. A call that raises does not
+    count, so that the next one is made.
+    """
     done: list[bool] = []
 
     def run_first(function: Callable[[], Any]) -> None:
@@ -272,5 +283,9 @@ def entry_of(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool: 0 done, 1 an engine failed, 2 usage."""
+    """Run the tool and return its exit status: 0 done, 1 an engine failed, 2 usage.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(run, build_parser(), argv)

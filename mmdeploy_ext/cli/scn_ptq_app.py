@@ -72,7 +72,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse options that do not go together, sources without sweeps and targets that cannot be written."""
+    """Refuse options that do not go together, sources without sweeps and targets that cannot be written.
+
+    `args` are those of `build_parser`; --ranges are read to `args.loaded_ranges`. UsageError or DataError.
+    """
     from mmdeploy_ext.quantize.calibrators import make_calibrator
     from mmdeploy_ext.quantize.sweeps import sweep_items
 
@@ -95,7 +98,10 @@ def check(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Calibrate, or read ranges; with --fidelity compare the precisions. Return 0."""
+    """Calibrate, or read ranges; with --fidelity compare the precisions. Return 0.
+
+    `args` are those of `build_parser`. UsageError: see `check`, or there are no ranges anywhere.
+    """
     check(args)
     cli.wait_passively()
     compat.apply()
@@ -164,5 +170,9 @@ def _compare(args: argparse.Namespace, deployment: Deployment, int8_ranges: Rang
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status; `argv` and the errors are those of `cli.run`."""
+    """Run the tool and return its exit status: 0 done, 1 failed, 2 usage.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(run, build_parser(), argv)

@@ -20,7 +20,7 @@ def add_seeded(parser: argparse.ArgumentParser) -> None:
 
 
 def run_seeded(args: argparse.Namespace) -> int:
-    """Write a checkpoint of seeded weights, and return the exit status."""
+    """Write a checkpoint of seeded weights, and return the exit status; `args` are those of `add_seeded`."""
     from mmdeploy_ext.synthetic import seeded
 
     return seeded.run(args, parse_cfg_options(args.cfg_options))
@@ -49,5 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool: 0 done, 2 usage."""
+    """Run the tool and return its exit status: 0 done, 2 usage.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(lambda args: KINDS[args.kind][1](args), build_parser(), argv)

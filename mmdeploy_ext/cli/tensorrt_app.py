@@ -82,7 +82,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build (and compare with --verify), or describe an engine; 1 if outputs differ or were not compared."""
+    """Build (and compare with --verify), or describe an engine; 1 if outputs differ or were not compared.
+
+    `args` are those of `build_parser`; `args.onnx` becomes the one file unless --table is given. Else 0 is
+    returned. UsageError: options that have no effect together. EngineError: TensorRT cannot take the graph,
+    or cannot build it here.
+    """
     from mmdeploy_ext.engines.tensorrt import engine
 
     _check_together(args)
@@ -242,5 +247,9 @@ def _verify(engine_path: str, onnx_path: str | None) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool: 0 built (and equal when asked), 1 built and not equal or not compared, 2 usage."""
+    """Run the tool; 0 built (and equal when asked), 1 built and not equal or not compared, 2 usage.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(run, build_parser(), argv)

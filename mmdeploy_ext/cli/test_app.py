@@ -58,7 +58,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def resolve_device(device: str) -> str:
-    """Return the device of this process; 'auto' is its GPU, or the CPU without one."""
+    """Return the device of this process as PyTorch names it, such as 'cpu' or 'cuda:1'.
+
+    `device` is returned as it is, unless it is 'auto': then it is the GPU of this process on its machine, by
+    the environment's LOCAL_RANK, or the CPU without one.
+    """
     import torch
 
     if device != 'auto':
@@ -69,7 +73,11 @@ def resolve_device(device: str) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate the model on the data set; return the exit status."""
+    """Evaluate the model on the data set; return 0, or 1 if it disagrees with the run in PyTorch.
+
+    `args` are those of `build_parser`. UsageError: there is nothing to do, or options do not go together;
+    further errors are those of config, checkpoint, data set and exported files.
+    """
     cli.wait_passively()
     compat.apply()
     if not (args.out or args.eval or args.format_only or args.show_dir):
@@ -148,7 +156,7 @@ def open_network(deployment: Deployment, tested: TestedModel, ranks: Ranks) -> I
 
 
 def threads_per_process() -> int:
-    """Return this process's share of the cores of its machine."""
+    """Return this process's share of the cores that it may use, by LOCAL_WORLD_SIZE; 1 at least."""
     return max(len(os.sched_getaffinity(0)) // int(os.environ.get('LOCAL_WORLD_SIZE', 1)), 1)
 
 
@@ -258,5 +266,9 @@ def finish(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status; `argv` and the errors are those of `cli.run`."""
+    """Run the tool; 0 done, 1 metrics or tensors disagree with those of PyTorch, 2 usage.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(run, build_parser(), argv)

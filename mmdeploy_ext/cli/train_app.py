@@ -45,7 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
 def load_train_config(args: argparse.Namespace) -> Any:
     """Return the mmcv `Config` with the command line's work_dir, seed, device and gpu_ids filled in.
 
-    The random generators of this process are seeded, and it joins the others of a launcher.
+    `args` are those of `build_parser`. The random generators of this process are seeded, and it joins the
+    others of a launcher.
     """
     from mmcv.runner import get_dist_info, init_dist
     from mmdet.apis import init_random_seed, set_random_seed
@@ -72,7 +73,10 @@ def load_train_config(args: argparse.Namespace) -> Any:
 
 
 def build_model(cfg: Any) -> Any:
-    """Build `cfg.model` by the library that has its type: mmdet, or mmdet3d and its plugins."""
+    """Return the model of `cfg`, mmcv's config, built by the library that has its type.
+
+    That is mmdet3d if mmdet does not have the type, or if mmdet3d is imported already; else it is mmdet.
+    """
     from mmdet.models import DETECTORS
     from mmdet.models import build_detector as build
 
@@ -99,7 +103,11 @@ def configured_loaders(cfg: Any) -> contextlib.AbstractContextManager[None]:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Build the model and its data from the config and run mmdet's training loop."""
+    """Build the model and its data from the config, run mmdet's training loop, and return 0.
+
+    `args` are those of `build_parser`. A copy of the config, the log and the checkpoints are written to the
+    work directory. UsageError: the copy cannot be written.
+    """
     compat.apply()
     import mmdet
     from mmdet.apis import train_detector
@@ -139,5 +147,9 @@ def train(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0 done, 1 failed, 2 usage. `argv` and the errors are those of `cli.run`."""
+    """Run the tool and return its exit status: 0 done, 1 failed, 2 usage.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(train, build_parser(), argv)

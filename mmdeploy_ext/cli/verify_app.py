@@ -63,7 +63,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read config and file, prove the file, show the verdict, and return the exit status: 0 if proven."""
+    """Read config and file, prove the file, show the verdict, and return the exit status: 0 proven, 1 not.
+
+    `args` are those of `build_parser`. UsageError: options that do not go together or with the model; further
+    errors are those of a config, checkpoint, file or sample that cannot be read.
+    """
     cli.wait_passively()
     shared.check_normalisation(args)
     engine = shared.engine_options(args)
@@ -77,7 +81,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any]) -> None:
-    """Refuse options that models of a family do not have; `engine` is that of `options.engine_options`."""
+    """Raise UsageError for options that models of a family do not have.
+
+    `args` are those of `build_parser`, `engine` is what `options.engine_options` returns for them.
+    """
     if family.samples == 'images':
         shared.refuse_options(args, build_parser(), ('frames',), 'goes with streaming models only')
         return
@@ -113,5 +120,9 @@ def prove_files(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status; `argv` and the errors are those of `cli.run`."""
+    """Run the tool and return its exit status: 0 proven, 1 not, 2 usage.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(run, build_parser(), argv)

@@ -83,7 +83,11 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw a scene and return 0."""
+    """Draw a scene of `data.test` and return 0.
+
+    `args` are those of `build_parser`. UsageError: see `engines_to_run`, `check_options` and `scene_indices`;
+    ConfigError: see `find_3d_family` and `load_steppers`.
+    """
     cli.wait_passively()
     engines = engines_to_run(args)
     check_options(args)
@@ -209,5 +213,9 @@ def draw_scene(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status; `argv` and the errors are those of `cli.run`."""
+    """Run the tool and return its exit status: 0 drawn, 1 failed, 2 usage.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(run, build_parser(), argv)

@@ -79,7 +79,11 @@ def seeded(cfg: Any, family: Family) -> torch.nn.Module:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export and prove all configs; one line per config, and zoo.json."""
+    """Export and prove all configs; print a line per config, and write zoo.json to --out.
+
+    `args` are those of `build_parser`. Return 1 if a config of a known family is not proven, else 0; with
+    --list 0, and nothing is proven. UsageError: numbers that are out of range, or no config is left.
+    """
     for name in ('height', 'width', 'timeout', 'memory', 'sweeps'):
         if getattr(args, name) <= 0:
             raise UsageError(f'--{name} {getattr(args, name)}: expected more than 0')
@@ -175,5 +179,9 @@ def _text(outcome: Outcome | None) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool: 0 every config of a known family is proven, 1 one is not, 2 usage."""
+    """Run the tool; 0 every config of a known family is proven, 1 one is not, 2 usage.
+
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
+    """
     return cli.run(run, build_parser(), argv)

@@ -26,7 +26,7 @@ DEFAULT_SEED = 0
 
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that a comparison of two files has, too."""
+    """Add --input, --seed, --rtol, --all and --report, which a comparison of two files has, too."""
     add = cli.adder(parser)
     add('--input PATH', 'inputs by name: .npz, a folder of .npy, or a dump of a _pth run')
     add('--seed SEED', 'of random inputs for two files (default: 0)', type=int)
@@ -61,7 +61,16 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     takes_file=False,
 )
 def run_diff(args: argparse.Namespace) -> int:
-    """Compare, write and print: 0 equal, 1 not."""
+    """Compare two files, or a file with its PyTorch model; write and print: 0 equal, 1 not.
+
+    Args:
+        args: parsed arguments: `models`, the words of the command line, and the options of `diff`.
+
+    Raises:
+        UsageError: another number of models, options that do not go together, or an --rtol that is not
+            positive.
+        ModelFileError: a file cannot be read or run, or is not of this config.
+    """
     from pathlib import Path
 
     if len(args.models) not in (2, 3):

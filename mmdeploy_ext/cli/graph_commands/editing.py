@@ -107,7 +107,11 @@ def _comparison_text(rows: Sequence[TensorRow]) -> str:
     *OUTPUT,
 )
 def run_extract(args: argparse.Namespace) -> int:
-    """Write some nodes as a model of their own."""
+    """Write the nodes of --nodes, and those that make the tensors of --tensors, as a model of their own.
+
+    `args` are the parsed arguments of this command. Return 0, or 1 if --prove finds that outputs differ; the
+    file is written either way. UsageError: neither option is given, or the output cannot be written.
+    """
     from mmdeploy_ext.graph.io.index import Index
     from mmdeploy_ext.graph.passes.extract import extract
     from mmdeploy_ext.graph.passes.select import match_tensors, select_nodes
@@ -130,7 +134,11 @@ def run_extract(args: argparse.Namespace) -> int:
     *OUTPUT,
 )
 def run_cut(args: argparse.Namespace) -> int:
-    """Write the part of a graph between tensors."""
+    """Write the part of a graph between the tensors of --inputs and those of --outputs.
+
+    `args` are the parsed arguments of this command. Return 0, or 1 if --prove finds that outputs differ; the
+    file is written either way. UsageError: neither option is given, or the output cannot be written.
+    """
     from mmdeploy_ext.graph.passes.extract import cut
 
     if not args.inputs and not args.outputs:
@@ -146,7 +154,11 @@ def run_cut(args: argparse.Namespace) -> int:
     *OUTPUT,
 )
 def run_insert_outputs(args: argparse.Namespace) -> int:
-    """Write a file that also gives inner tensors."""
+    """Write a file whose outputs are also the inner tensors that `tensors` names.
+
+    `args` are the parsed arguments of this command. Return 0, or 1 if --prove finds that outputs differ; the
+    file is written either way. UsageError: the output cannot be written.
+    """
     from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.extract import insert_outputs
 
@@ -166,7 +178,12 @@ def run_insert_outputs(args: argparse.Namespace) -> int:
     *OUTPUT,
 )
 def run_rename(args: argparse.Namespace) -> int:
-    """Write the graph with other names."""
+    """Write the graph with other names of tensors and nodes.
+
+    `args` are the parsed arguments of this command. Return 0, or 1 if --prove finds that outputs differ; the
+    file is written either way. UsageError: no option is given, one name is given two new ones, or the
+    output cannot be written.
+    """
     from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.rename import rename
 
@@ -194,7 +211,11 @@ def run_rename(args: argparse.Namespace) -> int:
     *OUTPUT,
 )
 def run_set_shape(args: argparse.Namespace) -> int:
-    """Write the graph with other input shapes, after a trial run at them."""
+    """Write the graph with other input shapes, after a trial run at them without --no-trial.
+
+    `args` are the parsed arguments of this command. Return 0, or 1 if --prove finds that outputs differ; the
+    file is written either way. UsageError: the output cannot be written.
+    """
     from mmdeploy_ext.graph import batch_trial, edits
     from mmdeploy_ext.graph.passes import shapes
 
@@ -229,7 +250,12 @@ def run_set_shape(args: argparse.Namespace) -> int:
     takes_file=False,
 )
 def run_merge(args: argparse.Namespace) -> int:
-    """Write several files as one."""
+    """Write several files as one, in which outputs of earlier files feed inputs of later ones.
+
+    `args` are the parsed arguments of this command. Return 0, or 1 if --prove finds that outputs differ; the
+    file is written either way. UsageError: fewer than two files, another number of names, one output
+    connected twice, or the output cannot be written.
+    """
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.graph.output_comparison import compare_merged
     from mmdeploy_ext.graph.passes.merge import merge

@@ -65,6 +65,10 @@ def find_contract(args: argparse.Namespace, attribute: str) -> tuple[str, Any]:
     The contract is that of --contract; without it the only one that has an entry, whatever is in the folder,
     or of several the one with most files there.
 
+    Args:
+        args: parsed arguments: `contract`, a name or None, and `folder`, a path.
+        attribute: 'CONTRACTS' or 'TABLES', see `contracts`.
+
     Raises:
         UsageError: no contract with an entry has the name of --contract, or none of several has a file there.
     """
@@ -106,7 +110,11 @@ def _folder(text: str) -> tuple[AddArgument, AddArgument]:
     argument('--strict', 'warnings fail, too'),
 )
 def run_scn(args: argparse.Namespace) -> int:
-    """Check a file against the engine's contract and print the findings."""
+    """Check a file against the rules of libspconv and print the findings.
+
+    `args` are the parsed arguments of this command. Return 0, or 1 if a rule is broken, with --strict also
+    after warnings. UsageError: --max-voxels below 1. ModelFileError: the file cannot be read.
+    """
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.sparse import libspconv_contract
 
@@ -125,7 +133,11 @@ def run_scn(args: argparse.Namespace) -> int:
     takes_file=False,
 )
 def run_check(args: argparse.Namespace) -> int:
-    """Check a folder against a contract and print the findings."""
+    """Check a folder against a contract and print the findings.
+
+    `args` are the parsed arguments of this command. Return 0, or 1 if the contract is broken, with --strict
+    also after warnings. UsageError: see `find_contract`.
+    """
     name, read = find_contract(args, 'CONTRACTS')
     violations, files = read(args.folder)
     names = {key: str(path) for key, path in files.items()}
@@ -179,7 +191,11 @@ def _print_violations(violations: Sequence[Violation], console: Console) -> None
     takes_file=False,
 )
 def run_tables(args: argparse.Namespace) -> int:
-    """Write the tables of a rig and print their sizes."""
+    """Write the tables of a rig, print their sizes and return 0.
+
+    `args` are the parsed arguments of this command. UsageError: see `find_contract`, or the output cannot be
+    written; errors of the calibration are those of the contract.
+    """
     name, write = find_contract(args, 'TABLES')
     check_writable(args.output)
     facts = write(args.folder, args.calibration, args.output)

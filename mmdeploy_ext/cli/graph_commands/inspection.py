@@ -46,7 +46,11 @@ def _read(args: argparse.Namespace) -> onnx.ModelProto:
     SHAPE,
 )
 def run_show(args: argparse.Namespace) -> int:
-    """Print the content of a file."""
+    """Print the content of a file, and with --nodes its nodes, and return 0.
+
+    `args` are the parsed arguments of this command. UsageError: no node fits --nodes, or --shape cannot be
+    read. ModelFileError: the file cannot be read.
+    """
     from mmdeploy_ext.graph.show import summary
     from mmdeploy_ext.sparse.show import trace_lines
 
@@ -82,7 +86,11 @@ def _describe(model: onnx.ModelProto) -> dict[str, Any]:
     SHAPE,
 )
 def run_tree(args: argparse.Namespace) -> int:
-    """Print the graph as a tree of modules."""
+    """Print the graph as a tree of modules, to the level --depth, and return 0.
+
+    `args` are the parsed arguments of this command. UsageError: --depth below 0, or --shape cannot be read.
+    ModelFileError: the file cannot be read.
+    """
     from mmdeploy_ext.graph.io import modules
     from mmdeploy_ext.graph.show import tree
 
@@ -107,7 +115,11 @@ def run_tree(args: argparse.Namespace) -> int:
     argument('--depth N', 'steps up and down from --node that are drawn (default: 3)', type=int),
 )
 def run_draw(args: argparse.Namespace) -> int:
-    """Draw a graph, sparse or ordinary."""
+    """Draw a graph, sparse or ordinary, or what is around --node, and return 0.
+
+    `args` are the parsed arguments of this command. UsageError: --depth without --node or below 0, --node of
+    a sparse graph, or a picture that cannot be written. ModelFileError: the file cannot be read.
+    """
     from pathlib import Path
 
     from mmdeploy_ext.graph.io import checks, files

@@ -34,7 +34,11 @@ output, relative to its largest value."""
     *proving.proof(TOLERANCE),
 )
 def run_replace(args: argparse.Namespace) -> int:
-    """Replace patterns of nodes."""
+    """Replace the patterns of --rule, --rules and --named, and save the graph.
+
+    `args` are the parsed arguments of this command. Return 0 written, 1 an output differs, see
+    `proving.finish`. UsageError: no rule, or one that cannot be read.
+    """
     from pathlib import Path
 
     from mmdeploy_ext.graph import edits
@@ -67,7 +71,11 @@ def run_replace(args: argparse.Namespace) -> int:
 
 @COMMANDS.add('fold', 'Compute what depends on constants alone', *proving.proof(TOLERANCE))
 def run_fold(args: argparse.Namespace) -> int:
-    """Compute what depends on constants alone, and save the graph."""
+    """Compute what depends on constants alone, and save the graph.
+
+    `args` are the parsed arguments of this command. Return 0 written, 1 an output differs, see
+    `proving.finish`.
+    """
     from mmdeploy_ext.graph.passes.simplify import fold
 
     return _shrink(args, 'fold', fold)
@@ -75,7 +83,11 @@ def run_fold(args: argparse.Namespace) -> int:
 
 @COMMANDS.add('simplify', 'Simplify a graph with onnxslim', *proving.proof(TOLERANCE))
 def run_simplify(args: argparse.Namespace) -> int:
-    """Simplify a graph by onnxslim, and save it."""
+    """Simplify a graph by onnxslim, and save it.
+
+    `args` are the parsed arguments of this command. Return 0 written, 1 an output differs, see
+    `proving.finish`.
+    """
     from mmdeploy_ext.graph.passes.simplify import simplify
 
     return _shrink(args, 'simplify', simplify, 'onnxslim')
@@ -107,7 +119,12 @@ def _shrink(args: argparse.Namespace, command: str, change: object, *packages: s
     *proving.proof(TOLERANCE),
 )
 def run_opset(args: argparse.Namespace) -> int:
-    """Convert to another opset."""
+    """Convert a graph to the opset --opset, and save it.
+
+    `args` are the parsed arguments of this command. Return 0 written, 1 an output differs, see
+    `proving.finish`. For what is raised if the opset is unknown or an operator has no
+    form in it see `graph.passes.opset.convert_opset`.
+    """
     from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.io.operators import opsets_of
     from mmdeploy_ext.graph.passes.opset import convert_opset
@@ -133,7 +150,11 @@ def run_opset(args: argparse.Namespace) -> int:
     *proving.proof(FP16_TOLERANCE),
 )
 def run_fp16(args: argparse.Namespace) -> int:
-    """Write float16 into a graph."""
+    """Write float16 into a graph, but for the nodes of --keep-fp32, and save it.
+
+    `args` are the parsed arguments of this command. Return 0 written, 1 an output differs, see
+    `proving.finish`. UsageError: a pattern of --keep-fp32 that no node fits.
+    """
     from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.precision import family_patterns, half, with_fp16_metadata
     from mmdeploy_ext.graph.passes.select import matching_nodes

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -113,6 +114,15 @@ def test_the_first_frame_and_tensor_that_differ_are_named(stream, tmp_path, caps
     printed = capsys.readouterr().out
     assert 'frame 001 (scene 0 frame 1)' in printed and f'first difference: {first}' in printed
     assert 'ok     free-running: 4 frames, 1 resets' in printed and printed.endswith('NOT EQUAL\n')
+
+
+def test_a_tensor_that_could_not_be_compared_is_no_0_of_its_tolerance(capsys):
+    series = dict(name=['a', 'b'], reset=[True, False], matched=[1, 1], reference=[1, 1])
+    row = SimpleNamespace(passed=False, title='free-running', frames=2, resets=1)
+    row.series = dict(series, ratios=dict(scores=[None, None], boxes=[None, 0.5]))
+    judge_app.print_drift(row)
+    first, second = capsys.readouterr().out.splitlines()[1:]
+    assert 'a: no tensor was compared, 1 of 1' in first and 'b: boxes 0.5 of its tolerance' in second
 
 
 @pytest.mark.parametrize('fault', ['a (scene 0)', 'a (scene 0) (rows 3)', 'b (scene 0)'])

@@ -583,6 +583,7 @@ def test_the_command_proves_and_refuses(folder, samples, tmp_path, capsys):
         ([*words, '--inputs', f'{folder}/module.py'], '.npz'),
         ([*words, *more, '--state', 'memory'], '--state'),
         ([*words, *more, '--state', 'memory=other'], 'other'),
+        ([*words, *more, '--state', 'memory=memory_out', 'memory=other'], 'the value of memory_out already'),
         ([f'{folder}/none.py:make', *words[1:], *more], 'none.py'),
     ]
     for line, word in refused:
