@@ -61,8 +61,9 @@ MAX_MASK_PIXELS = 1 << 24
 MAX_LAYER_BYTES = 1 << 28
 """Bytes of a layer's outputs for all results together that a limit leaves at most.
 
-A head holds several such outputs at a time, and each engine its own. Measured: with few candidates a model
-with 80 classes has 7,000 results; the layers that Grid R-CNN runs on each of them took more than 5 GB.
+A head holds several such outputs at a time, and each engine its own. With few candidates a model with 80
+classes has some thousands of results: where Grid R-CNN ran its layers on each of them, the process grew from
+3 GB to more than 8 GB.
 """
 MIN_GAP = 2e-5
 """Smallest difference of the scores on both sides of a threshold: rounding changes them by far less."""
