@@ -45,7 +45,7 @@ def multi_head(
         bias: (3 * E,); None adds nothing.
         heads: M.
         mask: bool, broadcast to (B, M, Q, K); True where a query must not look at a key. The values of a
-            query that may look at no key are NaN.
+            query that may look at no key are NaN. None hides no key.
     """
     shifts = (None,) * 3 if bias is None else bias.chunk(3)
     query, key, value = (  # (B, Q or K, E) as (B, M, Q or K, D)
@@ -65,7 +65,7 @@ def attend_maps(values: Sequence[Tensor], locations: Tensor, weights: Tensor) ->
     Args:
         values: per map (B * M, D, h, w).
         locations: (B, Q, M, L, P, 2) x, y; -1 and 1 are the outer edges of a map, outside is 0.
-        weights: (B * M, 1, Q, L * P).
+        weights: (B * M, 1, Q, L * P), map by map, as `point_weights` returns them.
     """
     sampled = []
     for level, value in enumerate(values):
@@ -106,6 +106,9 @@ def attend_tokens(
         keep: (B, S, 1) float32, 0 where a token is padding, else 1.
         sizes: (h, w) of each map, integers, or the symbols of an exporter.
         reference_points: as `sampling_locations` takes them.
+
+    Raises:
+        ShapeError: as `sampling_locations`.
     """
     split = (module.num_heads, module.num_levels, module.num_points, 2)
     offsets = module.sampling_offsets(query).unflatten(-1, split)
@@ -277,10 +280,10 @@ def sampling_locations(reference_points: Tensor, offsets: Tensor, spatial_shapes
     """Return (B, Q, M, L, P, 2) x, y relative to the maps: 0 and 1 are the outer edges; none is clipped.
 
     Args:
-        reference_points: (B, Q, L, 2) points, or (B, Q, L, 4) boxes cx, cy, w, h, relative to the maps.
-        offsets: (B, Q, M, L, P, 2) from a point in pixels of the map, from the centre of a box in 1 / P of
-            half its width and height.
-        spatial_shapes: (L, 2) h, w.
+        reference_points: (B, Q, L, 2) points x, y, or (B, Q, L, 4) boxes cx, cy, w, h, relative to the maps.
+        offsets: (B, Q, M, L, P, 2) x, y, from a point in pixels of the map, from the centre of a box in 1 / P
+            of half its width and height.
+        spatial_shapes: (L, 2) integers h, w in pixels; not used for boxes.
 
     Raises:
         ShapeError: reference points are neither.

@@ -29,7 +29,10 @@ class CornerPadding(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the padded map of a map (B, C, h, w)."""
+        """Return the map `x` (B, C, h, w), with zeros below and right if the kernel does not cover it.
+
+        ExportError: `padding` is not 'corner', or the kernel is smaller than the stride.
+        """
         if self.padding != 'corner':
             raise ExportError(f'a patch embedding with padding={self.padding!r}: expected "corner"')
         if self.stride == (1, 1) and self.kernel_size == (1, 1):
@@ -52,7 +55,10 @@ class ShiftedWindows(nn.Module):
     """Attention inside windows of a map, shifted or not: mmdet's `ShiftWindowMSA` of Swin."""
 
     def forward(self, query: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """Return the tokens (B, L, C) after attention; `hw_shape` is (h, w) of their map."""
+        """Return the tokens (B, L, C) after attention, of the tokens `query` (B, L, C).
+
+        `hw_shape` is (h, w) of their map, L = h * w.
+        """
         (height, width), window, shift = hw_shape, self.window_size, self.shift_size
         channels = query.shape[2]
         rows, columns = (height + window - 1) // window, (width + window - 1) // window
@@ -94,9 +100,9 @@ class ReducedAttention(nn.Module):
     """Attention to a coarser map of the same tokens: mmdet's `SpatialReductionAttention` of PVT."""
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int], identity: Tensor | None = None) -> Tensor:
-        """Return the tokens (B, L, C) after attention, added to `identity`, else to `x`.
+        """Return the tokens (B, L, C) after attention of the tokens `x` (B, L, C), added to `identity`.
 
-        `hw_shape` is (h, w) of their map.
+        `hw_shape` is (h, w) of their map, L = h * w. `identity` is (B, L, C); None stands for `x`.
         """
         source = x
         if self.sr_ratio > 1:
@@ -120,7 +126,10 @@ SIZED = dict(
 
 @contextlib.contextmanager
 def sizes_traced(module: nn.Module) -> Iterator[None]:
-    """Inside the block the parts of a module that `SIZED` has a class for are of that class."""
+    """Inside the block the parts of a module that `SIZED` has a class for are of that class.
+
+    The classes are found by name, so that subclasses of other names stay as they are.
+    """
     parts = [part for part in module.modules() if type(part).__name__ in SIZED]
     classes = [type(part) for part in parts]
     try:

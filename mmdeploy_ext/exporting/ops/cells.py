@@ -206,9 +206,9 @@ def sum_by_tables(sums: torch.Tensor, tables: Sequence[torch.Tensor], slots: tor
     """Return the sums per cell (K, C).
 
     Args:
-        sums: (R, C), the sum of the points of each row of the first table.
+        sums: (R, C), the sum of the points of each row of the first table; 0 in row 0.
         tables: the second and the third table of `CellTables`.
-        slots: (K,) rows of the three tables one behind the other.
+        slots: (K,) int64 rows of the three tables one behind the other; a cell of slot 0 has the sum 0.
     """
     levels = [sums]
     for table in tables:

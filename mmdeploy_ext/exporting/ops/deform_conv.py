@@ -39,11 +39,16 @@ class LeadingOffsets(torch.nn.Module):
     """
 
     def __init__(self, conv: torch.nn.Module) -> None:
+        """Keep `conv`, mmcv's `ModulatedDeformConv2d` of stride 1 and a kernel of 3 x 3 cells."""
         super().__init__()
         self.conv = conv
 
     def forward(self, x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Convolve x (B, C, h, w) with offsets (B, 18, H, W) and mask (B, 9, H, W); h <= H, w <= W."""
+        """Return the convolution (B, D, h, w) of maps `x` (B, C, h, w).
+
+        Of `offset` (B, 18, H, W), pixels, and `mask` (B, 9, H, W), h <= H and w <= W, each image's first
+        18 * h * w and 9 * h * w numbers count, in memory order.
+        """
         return self.conv(x, _leading(offset, x), _leading(mask, x))
 
 

@@ -18,8 +18,9 @@ def without_empty_writes() -> Iterator[None]:
     The exporter makes a Reshape with a side of 0 of it, and fails with an internal assertion. The block is
     for a trace by TorchScript in which all sizes but the batch are fixed; it holds for the whole process.
 
-    A mask, positions or a bound that are computed from values may select elements for other inputs, and are
-    written in any case. So is a tensor that has no elements itself.
+    A mask, positions or a bound that are computed from values may select elements for other inputs: such a
+    write is traced in any case. So is one into a tensor that has no elements itself, and, outside of a trace,
+    one by tensors.
     """
     write = torch.Tensor.__setitem__
 

@@ -27,7 +27,6 @@ def finish(model: onnx.ModelProto, exporter: str, opset: int) -> onnx.ModelProto
     """Give every operator node of an exported model the form that `operators_as` chose.
 
     - No node of the domain `mm2onnx`: the model is returned as it is.
-    - A node whose operator is not registered: an ExportError.
     - 'standard': each node is replaced by the standard operators that it stands for.
     - 'function': nodes stay, and the model gets a local function for each.
     - 'python': nodes stay, and the model gets local functions that call Python.
@@ -37,6 +36,13 @@ def finish(model: onnx.ModelProto, exporter: str, opset: int) -> onnx.ModelProto
         model: model as the exporter wrote it; it is changed.
         exporter: exporter that wrote it, 'torchscript' or 'dynamo'.
         opset: opset of the model.
+
+    Returns:
+        `model`, or a new one in the form 'standard'.
+
+    Raises:
+        ExportError: an operator is not registered, its ONNX text cannot be read, or its traceable form cannot
+            be exported at this opset.
     """
     nodes = list(operator_nodes(model))
     if not nodes:
@@ -86,9 +92,9 @@ def _write_output_shapes(model: onnx.ModelProto, opset: int) -> None:
 def operator_nodes(
     part: onnx.ModelProto | onnx.FunctionProto,
 ) -> Iterator[tuple[onnx.NodeProto, Operator]]:
-    """Yield the nodes of this domain of a model or a function, with their operators.
+    """Yield the nodes of the domain `mm2onnx` in a model or a function, `part`, with their operators.
 
-    ExportError: an operator is not registered.
+    Nodes in bodies (If, Loop) are among them. ExportError: an operator is not registered.
     """
     for node in all_nodes(part):
         if node.domain == DOMAIN:
@@ -96,7 +102,7 @@ def operator_nodes(
 
 
 def to_standard(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with its local functions inlined; without any it is returned unchanged."""
+    """Return a new model with its local functions inlined; without any, the model itself as it is."""
     if not model.functions:
         return model
     inlined = inliner.inline_local_functions(types.skeleton(model))  # which would write and read all weights
@@ -177,7 +183,8 @@ def function_body(
         exporter: exporter of the traceable form, 'torchscript' or 'dynamo'.
 
     Raises:
-        ExportError: the text cannot be parsed, or defines another operator.
+        ExportError: the text cannot be parsed, or defines another operator; or the traceable form cannot be
+            exported.
     """
     if operator.body is None:
         return _exported(operator, name, attributes, opset, exporter)

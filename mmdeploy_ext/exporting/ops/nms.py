@@ -86,7 +86,7 @@ def batched_nms(bboxes_xyxy: Tensor, scores: Tensor, iou_threshold: float, max_o
     second column is 0. Boxes that may not suppress each other must not overlap.
 
     Args:
-        bboxes_xyxy: (B, N, 4) float32, of several classes as `class_offsets` returns them.
+        bboxes_xyxy: (B, N, 4) float32 x1 y1 x2 y2, of several classes as `class_offsets` returns them.
         scores: (B, G, N) float32 of each group of boxes; `NMS_SCORE_THRESHOLD` or less marks a row that is no
             candidate, or of another group.
         iou_threshold: an overlap above this suppresses.
@@ -97,18 +97,19 @@ def batched_nms(bboxes_xyxy: Tensor, scores: Tensor, iou_threshold: float, max_o
 
 
 def class_offsets(bboxes_xyxy: Tensor, labels: Tensor, candidates: Tensor) -> Tensor:
-    """Shift the boxes (B, N, 4) of each class apart, so that one NMS suppresses within classes only.
+    """Shift the boxes of each class apart, so that one NMS suppresses within classes only.
 
-    Each box moves by its label times the largest coordinate of its image plus 1, rounded as in mmcv's
-    `batched_nms`.
+    Both coordinates of a box move by its label times (the largest coordinate of its image plus 1), rounded as
+    in mmcv's `batched_nms`. Classes are apart if no coordinate of a candidate is negative.
 
     Args:
-        bboxes_xyxy: (B, N, 4).
-        labels: (B, N) int64.
-        candidates: (B, N) bool; only boxes that are True count for the largest coordinate.
+        bboxes_xyxy: (B, N, 4) pixels.
+        labels: (B, N) int64, 0 or more.
+        candidates: (B, N) bool; only boxes that are True count for the largest coordinate. In an image
+            without any the result means nothing.
 
     Returns:
-        (B, N, 4).
+        The moved boxes (B, N, 4), those of label 0 unmoved.
     """
     visible = torch.where(candidates[..., None], bboxes_xyxy, torch.full_like(bboxes_xyxy, BELOW_ALL))
     largest = visible.flatten(1).max(dim=1, keepdim=True)[0]
@@ -116,9 +117,9 @@ def class_offsets(bboxes_xyxy: Tensor, labels: Tensor, candidates: Tensor) -> Te
 
 
 def pairwise_iou(bboxes_xyxy: Tensor) -> Tensor:
-    """Return (B, K, K) the intersection over union of all pairs of (B, K, 4), rounded as mmcv rounds it.
+    """Return (B, K, K), the intersection over union of all pairs of the boxes `bboxes_xyxy` (B, K, 4).
 
-    Two boxes without an area give NaN, which exceeds no threshold, as in mmcv.
+    It is rounded as in mmcv. Two boxes without an area give NaN, which exceeds no threshold, as in mmcv.
     """
     left, top, right, bottom = bboxes_xyxy.unbind(dim=2)
     areas = (right - left) * (bottom - top)
@@ -134,11 +135,11 @@ def _shared(low: Tensor, high: Tensor) -> Tensor:
 
 
 def nms_of_sorted(bboxes_xyxy: Tensor, iou_threshold: float) -> Tensor:
-    """Return (B, K) bool, True for the boxes that greedy suppression keeps.
+    """Return (B, K) bool, True for the boxes that greedy suppression keeps in each image.
 
     Args:
-        bboxes_xyxy: (B, K, 4) float32, by descending score; boxes that may not suppress each other must not
-            overlap (`class_offsets`).
+        bboxes_xyxy: (B, K, 4) float32, by descending score in each image; boxes that may not suppress each
+            other must not overlap (`class_offsets`).
         iou_threshold: an overlap above this suppresses.
     """
     ranks = torch.arange(bboxes_xyxy.shape[1], device=bboxes_xyxy.device)

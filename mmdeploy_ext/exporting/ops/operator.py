@@ -77,6 +77,9 @@ class Operator:
         reference: numpy form, for `python` nodes and tests; by default the eager form runs there.
         plugin: the TensorRT node, if an engine has a plugin for it.
 
+    Raises:
+        ExportError: it has neither or both of `traceable` and `body`, or a body without `shapes`.
+
     Source of the idea that one node serves both exporters: `torch.library.custom_op`, PyTorch 2.13.
     """
 
@@ -108,7 +111,11 @@ class Operator:
         return getattr(getattr(torch.ops, DOMAIN), self.qualified.split('::')[1]).default
 
     def __call__(self, *args: Any) -> Any:
-        """Run the eager form; while exporting, the form that `operators_as` chose."""
+        """Return what the eager form does; while a module is traced, what the export of the operator needs.
+
+        `args` are the tensors, then the attributes. Traced are the traceable form, if there is one and
+        `operators_as` chose 'standard', else one node.
+        """
         if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
             return self.eager(*args)
         if self.traceable is not None and _form.get() == 'standard':
@@ -118,12 +125,14 @@ class Operator:
 
 @contextlib.contextmanager
 def operators_as(form: str) -> Iterator[None]:
-    """Inside the block exports write operators as `form`.
+    """Inside the block exports of this thread write operators as `form`; blocks nest.
 
     - 'standard' (default): operators that every engine has.
     - 'function': one node, and a local function in the same file that defines it.
     - 'python': one node that ONNX Runtime runs in Python; see `mmdeploy_ext/exporting/ops/python_nodes.py`.
     - 'plugin': one node for TensorRT's plugin, where the operator names one; the others are standard.
+
+    UsageError: it is none of these.
     """
     if form not in FORMS:
         raise UsageError(f'operator form {form!r}: expected one of {", ".join(FORMS)}')
@@ -145,6 +154,9 @@ def operator_of(node: str, name: str, error: type[Mm2OnnxError] = ExportError) -
         node: name of the node that calls it, for the message.
         name: `op_type` of the node.
         error: class of the error that is raised if no operator of this name is registered.
+
+    Raises:
+        Mm2OnnxError: of the class `error`; it names the node and the operators that are registered.
     """
     if name not in OPERATORS:
         raise error(
@@ -155,14 +167,17 @@ def operator_of(node: str, name: str, error: type[Mm2OnnxError] = ExportError) -
 
 
 def attribute_letters(operator: Operator) -> dict[str, str]:
-    """Return attribute -> first letter of its type in the schema, a key of `TYPES`."""
+    """Return attribute -> letter of its type, a key of `TYPES`, of the attributes of `operator`, in order."""
     return {argument.name: str(argument.type)[0] for argument in _attributes(operator)}
 
 
 def attribute_values(operator: Operator, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return name -> value of the attributes of a node as the eager form takes them, in its order.
+    """Return name -> value of a node's attributes as the eager form of `operator` takes them, in its order.
 
-    ONNX keeps a bool as an integer and a text as bytes; what the node leaves out has its default.
+    `attributes` is name -> value in the node: ONNX keeps a bool as an integer and a text as bytes. What the
+    node leaves out has its default; names that the operator lacks are left out.
+
+    KeyError: an attribute without a default is missing.
     """
     values = {**_default_values(operator), **attributes}
     plain = {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
@@ -181,6 +196,8 @@ def _default_values(operator: Operator) -> dict[str, Any]:
 
 def register(operator: Operator) -> Operator:
     """Make an operator known to PyTorch and to both exporters, and return it.
+
+    It is then in `OPERATORS`, `torch.ops.mm2onnx` and `translations`.
 
     Raises:
         ExportError: an operator of this name is registered already.
@@ -224,7 +241,10 @@ def _register_torchscript(operator: Operator) -> None:
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
-    """Return `custom_translation_table` of the dynamo exporter for every operator."""
+    """Return the dynamo exporter's `custom_translation_table`: overload -> function that writes its node.
+
+    It has every operator that is registered so far.
+    """
     return {operator.overload: _translation(operator) for operator in OPERATORS.values()}
 
 

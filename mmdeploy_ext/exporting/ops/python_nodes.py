@@ -40,7 +40,7 @@ onnxruntime-extensions."""
 
 
 def node_attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """Return name of an attribute -> its value in Python."""
+    """Return name -> value in Python of the attributes of `node`; texts are bytes."""
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 

@@ -60,7 +60,7 @@ class CornerMaximum(nn.Module):
     mode: str
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the maxima of maps (B, C, h, w), of the same shape."""
+        """Return the maxima of maps `x` (B, C, h, w), of the same shape; no side is above 4,096 (`STEPS`)."""
         axis, along = AXES[self.mode]
         for step in range(STEPS):
             moved = 2**step
@@ -76,15 +76,17 @@ REPLACED = dict(Conv2dAdaptivePadding=SamePadding, CornerPool=CornerMaximum)
 
 
 def replace_class(module: nn.Module) -> None:
-    """Change the class of a module in place, if `REPLACED` has one for it."""
+    """Change the class of a module in place, if `REPLACED` has one for the name of its class."""
     if kind := REPLACED.get(type(module).__name__):
         module.__class__ = kind
 
 
 def keep_position_bias(module: nn.Module) -> None:
-    """Keep the rows that a window attention (Swin) looks up in `relative_position_bias_table` as a buffer.
+    """Add the buffer `relative_position_bias` to `module`, if it is a window attention (Swin).
 
-    The exporter folds the lookup, and the structure check compares the constant with this buffer.
+    It holds (M, T, T), M heads and T tokens of a window: the rows that the module looks up in
+    `relative_position_bias_table`. Modules without such a table stay as they are. The exporter folds the
+    lookup, and the structure check compares the constant with this buffer.
     """
     if hasattr(module, 'relative_position_bias_table'):
         rows = module.relative_position_bias_table[module.relative_position_index.flatten()]

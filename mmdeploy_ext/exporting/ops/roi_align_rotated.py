@@ -197,11 +197,13 @@ def pool_rotated(
     """Return the features (R, C, h, w) of rotated regions, each of its own level.
 
     Args:
-        maps: (B, C, H, W) of each level.
-        boxes: (R, 5) x, y, width, height in pixels of the network input, angle in radians.
+        maps: (B, C, H, W) float32 of each level.
+        boxes: (R, 5) float32 x, y of the centre, width, height in pixels of the network input, angle in
+            radians, in the direction that `clockwise` of the layers states.
         images: (R,) int64 index into the batch.
         levels: (R,) int64 index of `maps`.
-        layers: mmcv's layer of each level; `check_rotated_layer` has passed them.
+        layers: mmcv's layer of each level; `check_rotated_layer` has passed them. They differ in their scale
+            alone: the other settings are those of the first.
     """
     layer = layers[0]
     height, width = layer.output_size

@@ -61,8 +61,9 @@ rotated_nms = register(
 )
 """(boxes, scores, iou_threshold) -> (n,) int64 indices of kept boxes, by descending score; (0,) for no boxes.
 
-A box is kept unless a better one that is kept overlaps it by the threshold (above 0) or more. Boxes (N, 5)
-are float32 x, y, width, height, angle in radians, clockwise or not: the same for all; scores (N,).
+Of equal scores the first row goes first. A box is kept unless a better one that is kept overlaps it by the
+threshold (above 0) or more. Boxes (N, 5) are float32 x, y, width, height, angle in radians, clockwise or not:
+the same for all; scores (N,).
 
 Source: mmcv 1.7.2 `nms_rotated` on the CPU."""
 

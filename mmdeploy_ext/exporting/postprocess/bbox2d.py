@@ -61,10 +61,10 @@ class DenseBoxPostprocess(nn.Module):
         """Turn decoded levels into detections.
 
         Args:
-            mlvl_bboxes: per level (B, A, 4) xyxy, not clipped.
+            mlvl_bboxes: per level (B, A, 4) float32 xyxy, pixels, not clipped.
             mlvl_scores: per level (B, A, C) class scores in 0..1; negative ones are never candidates.
-            mlvl_factors: per level (B, A) score factors in 0..1, or None.
-            clip_hw: (B or 1, 2) float32 height and width that boxes are clipped to.
+            mlvl_factors: per level (B, A) score factors in 0..1, or None in all levels for a head without.
+            clip_hw: (B or 1, 2) float32 height and width in pixels that boxes are clipped to.
             scale_factor: (B or 1, 4) float32 `w h w h`; boxes are divided by it.
             border: (B or 1, 2) float32 padding above and left of the image in pixels, which is subtracted
                 from boxes after they are clipped and before they are divided; with None nothing is

@@ -69,7 +69,8 @@ def mask_config(test_cfg: Mapping[str, Any]) -> MaskConfig:
     """Return the settings of an mmdet `test_cfg`, which has to have all names of `MaskConfig`.
 
     Raises:
-        ConfigError: one is missing or None, is no finite number, or is out of the range of `MaskConfig`.
+        ConfigError: one is missing or None, is no finite number (a whole one for `LIMITS`), or is a threshold
+            or a kernel that `MaskConfig` does not allow. The sign of `sigma` is not checked.
     """
     names = [*MaskConfig.__annotations__]
     missing = [name for name in names if test_cfg.get(name) is None]

@@ -87,7 +87,8 @@ def interpolation(source: Tensor, target: Tensor, columns: Tensor) -> Tensor:
     """Return bilinear weights (..., t, c): the result is their product with the c lines of the source.
 
     Args:
-        source: (..., 1, 1) float32, how many lines the source has; pixels have their centres at 0.5, 1.5, ...
+        source: (..., 1, 1) float32, how many lines the source has, also a fraction; lines have their
+            centres at 0.5, 1.5, ...
         target: (t, 1) float32, 0, 1, 2 ...: positions of the result.
         columns: (c,) float32, 0, 1, 2 ...: positions of the source and beyond, whose weight is 0.
     """
@@ -102,7 +103,7 @@ def composed(size: Tensor, crop: Tensor, target: Tensor, ratio: int) -> Tensor:
 
     Args:
         size: () int64, lines of the map.
-        crop: (B, 1, 1) float32, lines that the crop leaves.
+        crop: (B, 1, 1) float32, lines that the crop leaves, the first ones: 1 to size * ratio.
         target: () int64, lines of the result.
         ratio: lines after the first resize per line of the map.
     """
@@ -117,7 +118,7 @@ def resizing_of(maps: Tensor, img_shape: Tensor, ori_shape: Tensor, ratio: int) 
 
     Args:
         maps: (B, n, H4, W4); only its size is used.
-        img_shape: (B, 2) float32 height and width before padding; 0 means all of the input.
+        img_shape: (B or 1, 2) float32 height and width before padding, pixels of the input; 0 means all.
         ori_shape: (2,) int64 height and width of the results; 0 means those of the input.
         ratio: pixels of the input per pixel of the maps.
     """

@@ -105,7 +105,10 @@ Source of the algorithm: mmdet 2.28.2 `panoptic_fusion_heads/heuristic_fusion_he
 
 
 def map_output(batch: int | str) -> tuple[TensorSpec, ...]:
-    """Return the spec of the output of maps; `batch` is its size or the name of its dynamic axis."""
+    """Return the spec of the one output `panoptic`, maps (batch, h, w) int32.
+
+    `batch` is a number, or the name of the dynamic axis.
+    """
     meaning = (
         f'segments: class + number * {OFFSET}, the number of things from 1 on and 0 of stuff; the number of '
         f'classes where there is none'
@@ -128,7 +131,10 @@ def ids_of(labels: torch.Tensor, accepted: torch.Tensor, things: int) -> torch.T
 
 
 def pixels(inside: torch.Tensor) -> torch.Tensor:
-    """Return how many pixels (B, n) float32 of masks (B, n, h, w) bool are set; exact below 2 ** 24."""
+    """Return how many pixels (B, n) float32 of the masks `inside` (B, n, h, w) bool are set.
+
+    It is exact below 2 ** 24 pixels.
+    """
     return inside.to(torch.float32).sum((2, 3))
 
 
@@ -156,6 +162,8 @@ class QueryFusion(nn.Module):
         Its keys are `num_classes` (of things and of stuff), `num_things`, and mmdet's `object_mask_thr`
         (scores must exceed it), `iou_thr` (least share of its own mask that a segment must keep)
         and `filter_low_score` (whether pixels outside of the mask of their query get no segment).
+
+        ConfigError: there are `OFFSET` classes or more.
         """
         super().__init__()
         self.classes, self.things = _classes_of(facts)
@@ -198,6 +206,8 @@ class InstanceFusion(nn.Module):
         Its keys are `num_classes` (of things and of stuff), `num_things`, and mmdet's `mask_overlap` (the
         largest share of a mask that better ones may cover) and `stuff_area_limit` (the least pixels of a
         segment of stuff).
+
+        ConfigError: there are `OFFSET` classes or more.
         """
         super().__init__()
         self.classes, self.things = _classes_of(facts)
@@ -208,8 +218,8 @@ class InstanceFusion(nn.Module):
 
         Args:
             masks: (B, n, h, w) bool, in descending order of scores; empty where a row is padding.
-            labels: (B, n) int64.
-            semantic: (B, S + 1, h, w) logits of stuff; the last class is no stuff.
+            labels: (B, n) int64 of things, any number where a row is padding.
+            semantic: (B, S + 1, h, w) float32 logits of stuff; the last class is no stuff.
         """
         laid = LAY_MASKS(masks, labels, self.overlap)
         stuff, free = semantic.argmax(1, keepdim=True), laid == 0

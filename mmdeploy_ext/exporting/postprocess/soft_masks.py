@@ -79,7 +79,10 @@ instructions: twice as fast as with none."""
 
 
 def piece_bounds(size: torch.Tensor | int) -> Iterator[tuple[torch.Tensor | int, torch.Tensor | int]]:
-    """Yield start and stop of PIECES nearly equal parts; some are empty where `size` is smaller."""
+    """Yield start and stop of `PIECES` nearly equal parts of `size` elements, one behind the other.
+
+    Some are empty if there are fewer elements than parts.
+    """
     for piece in range(PIECES):
         yield size * piece // PIECES, size * (piece + 1) // PIECES
 
@@ -147,13 +150,13 @@ class DynamicMasks(SoftMasks):
         self.features = features.flatten(2)
 
     def pieces(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Yield the sigmoid of each piece of the product."""
+        """Yield the sigmoid of each piece of the product of kernels and features, for `cells` (B, m)."""
         picked = pick_rows(self.kernels, cells)
         for start, stop in piece_bounds(self.features.shape[2]):
             yield (picked @ self.features[:, :, start:stop]).sigmoid()
 
     def maps(self, cells: torch.Tensor) -> torch.Tensor:
-        """Return the sigmoid of the whole product."""
+        """Return the sigmoid of the whole product, for `cells` (B, m)."""
         flat = (pick_rows(self.kernels, cells) @ self.features).sigmoid()
         return flat.reshape(flat.shape[0], cells.shape[1], *self.size)
 
@@ -174,12 +177,12 @@ class ProductMasks(SoftMasks):
         )
 
     def pieces(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Yield the product of each piece of the columns and rows."""
+        """Yield the products of each piece of the columns and rows of `cells` (B, m)."""
         for start, stop in piece_bounds(self.columns.shape[2]):
             yield self._product(cells, self.columns[:, :, start:stop], self.rows[:, :, start:stop])
 
     def maps(self, cells: torch.Tensor) -> torch.Tensor:
-        """Return the product of whole columns and rows."""
+        """Return the products of the whole columns and rows of `cells` (B, m)."""
         flat = self._product(cells, self.columns, self.rows)
         return flat.reshape(flat.shape[0], cells.shape[1], *self.size)
 
@@ -216,7 +219,7 @@ class LevelMasks(SoftMasks):
         self.level_of = torch.tensor(levels, device=features[0].device)
 
     def pieces(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Yield bands of rows, resized from each level."""
+        """Yield bands of rows of the masks of `cells` (B, m), resized from each level."""
         levels, places = self._levels(cells)
         for start, stop in piece_bounds(self.size[0]):
             bands = [

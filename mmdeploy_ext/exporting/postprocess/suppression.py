@@ -61,7 +61,8 @@ class SoftNmsConfig(NmsConfig):
 def nms_config(test_cfg: Mapping[str, Any], soft: bool = False, key: str = 'model.test_cfg') -> NmsConfig:
     """Read an mmdet `test_cfg`; with `soft` the type `soft_nms` is read, too, as a `SoftNmsConfig`.
 
-    `deploy_nms_pre` in `test_cfg` replaces `nms_pre`; -1 is no limit in both.
+    `nms.iou_threshold` is required; `score_thr` is 0 by default, `nms_pre` and `max_per_img` are -1, which is
+    no limit. `deploy_nms_pre` in `test_cfg` replaces `nms_pre`. `nms.split_thr` is allowed and not read.
 
     Args:
         test_cfg: `test_cfg` of a head.
@@ -69,7 +70,8 @@ def nms_config(test_cfg: Mapping[str, Any], soft: bool = False, key: str = 'mode
         key: key of `test_cfg` in the config, for messages.
 
     Raises:
-        ConfigError: an NMS type or option that the graph does not reproduce.
+        ConfigError: an NMS type or option that the graph does not reproduce, or a value that is no number or
+            out of range; with `soft_nms` also `max_per_img` without a limit.
     """
     if not isinstance(test_cfg.get('nms') or {}, Mapping):
         raise ConfigError(f'test_cfg.nms={test_cfg["nms"]!r}: expected a dict of type and iou_threshold')
@@ -151,7 +153,7 @@ def positive(key: str, value: Any) -> int:
 
 
 def capped(*limits: int) -> int:
-    """Return the smallest of several limits; those of 0 or below limit nothing."""
+    """Return the smallest of several limits; those of 0 or below limit nothing, and one is above 0."""
     return min(value for value in limits if value > 0)
 
 
@@ -166,9 +168,9 @@ def gather_rows(values: Tensor, rows: Tensor) -> Tensor:
 
 
 def clip_to(bboxes: Tensor, clip_hw: Tensor, inset: float = 0.0) -> Tensor:
-    """Return boxes (B, N, 4) xyxy, pixels, clipped to images of heights and widths `clip_hw` (B or 1, 2).
+    """Return `bboxes` (B, N, 4) xyxy, clipped to images of heights and widths `clip_hw` (B or 1, 2).
 
-    At the right and the lower border boxes end `inset` pixels before.
+    All are in pixels. At the right and the lower border boxes end `inset` pixels before.
     """
     upper = torch.cat([clip_hw[:, 1:], clip_hw[:, :1]], dim=1).repeat(1, 2)[:, None]
     if inset:
@@ -187,10 +189,10 @@ class Suppression:
         suppresses: whether boxes suppress others at all; if not, only the best `max_per_img` are chosen.
         inverted: whether some boxes may end before they begin. Upstream never suppresses these, nor others by
             them.
-        cap: largest number of boxes that enter, the best by score; 0 lets all in. With a cap every shape is
-            constant, and the suppression is written in standard operators.
+        cap: number of boxes that enter, the best by score, N at most; 0 lets all in. With a cap every shape
+            is constant, and the suppression is written in standard operators.
         trimmed: whether rows behind the largest count of the batch are cut off; else there are `max_per_img`
-            rows.
+            rows, or N without `soft` if N is less. With a cap they are never cut off.
         soft: settings of soft NMS, by which boxes lose score in place of being removed; not with a cap.
     """
 
