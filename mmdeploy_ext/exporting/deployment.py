@@ -337,10 +337,10 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
 def resolve(options: Options, model: torch.nn.Module, rule: PreprocessRule) -> Options:
     """Return the options with values in place of those that the user left open.
 
-    Opset 0 becomes that of `resolve_opset`, which also says what it raises. Height and width 0 become the
-    size, in pixels, of a padded picture of the config's test pipeline, which `rule` states: of a landscape
-    picture that fills the test scale if the pipeline keeps its ratio. `group_norm` '' of a float32 file
-    becomes that of `default_group_norm`. Options that lack one of these stay without it.
+    Opset 0 becomes that of `resolve_opset` for `model`, which also says what it raises. Height and width 0
+    become the size, in pixels, of a padded picture of the config's test pipeline, which `rule` states: of a
+    landscape picture that fills the test scale if the pipeline keeps its ratio. `group_norm` '' of a float32
+    file becomes that of `default_group_norm`. Options that lack one of these stay without it.
     """
     options, changes = resolve_opset(options, model), {}
     if options.get('height') == 0 and options.width == 0:

@@ -27,7 +27,8 @@ from mmdeploy_ext.sparse.ranges import Ranges
 def trace(deployment: Deployment) -> SparseGraph:
     """Return the graph of the deployment's encoder in the encoder's axis order, BatchNorm and Relu as nodes.
 
-    ConfigError: the encoder gives another shape than the config says.
+    ConfigError: the encoder gives another shape than the config says; ExportError, ShapeError: as
+    `sparse.trace.trace`.
     """
     from mmdeploy_ext.exporting.sparse import trace as tracing
 
@@ -53,7 +54,7 @@ def has_precision(options: Options) -> bool:
 
 
 def has_int8(options: Options) -> bool:
-    """Return whether a layer of a file computes or stores in INT8."""
+    """Return whether the export options let a layer compute or store in INT8."""
     return options.precision == 'int8' or any('int8' in entry[1:] for entry in options.layer_precision)
 
 
@@ -98,15 +99,20 @@ def make_graph(
 def fp16_modules(options: Options, family: SparseFamily) -> tuple[str, ...]:
     """Return the paths of the convolutions that are folded in fp16, whatever `options.fold`.
 
-    They are those of NVIDIA's INT8 file, if the option `int8_fp16_io` is set, else none.
+    They are those of NVIDIA's INT8 file of this `family`, if the option `int8_fp16_io` is set, else ().
     """
     return family.int8.fp16_folded if options.int8_fp16_io else ()
 
 
 def overrides(graph: SparseGraph, options: Options, family: SparseFamily) -> dict[str, tuple[str, str]]:
-    """Return pattern of layers -> (precision, output precision).
+    """Return pattern of layers -> (precision, output precision); of the patterns of a layer the last counts.
 
-    Those of NVIDIA's INT8 file (option `int8_fp16_io`) come before those of the user (`layer_precision`).
+    Args:
+        graph: the folded graph; its first and last layers are those of NVIDIA's INT8 file if the family does
+            not state them.
+        options: with `int8_fp16_io` the patterns of that file come first; those of `layer_precision`, the
+            user's, follow in their order, the last entry of a pattern alone.
+        family: family of the model.
     """
     from mmdeploy_ext.sparse.precision import fp16_ends
 
@@ -120,9 +126,12 @@ def overrides(graph: SparseGraph, options: Options, family: SparseFamily) -> dic
 
 
 def metadata_props(deployment: Deployment, options: Options, ranges: Ranges | None = None) -> dict[str, str]:
-    """Return the metadata of the file of an export, key -> JSON text; no engine reads them.
+    """Return the metadata of the file of an export, key with `PREFIX` -> JSON text; no engine reads them.
 
-    `ranges` are those of INT8, None of a file in floating point.
+    Args:
+        deployment: the model.
+        options: options of the export.
+        ranges: those of INT8; None of a file in floating point, which then has no entry `ranges`.
     """
     values = dict(
         family=deployment.family.name,
@@ -144,10 +153,18 @@ def metadata_props(deployment: Deployment, options: Options, ranges: Ranges | No
 def write_file(
     deployment: Deployment, graph: SparseGraph, options: Options, path: str, ranges: Ranges | None = None
 ) -> None:
-    """Write a graph to a file of the target in `options`, atomically, with the metadata of `metadata_props`.
+    """Write a graph to a file, atomically, with the metadata of `metadata_props`.
 
-    ExportError: the target cannot express a part of the graph; Mm2OnnxError: the file cannot be written.
-    `ranges` are those of INT8; None for other precisions.
+    Args:
+        deployment: the model.
+        graph: what `make_graph` returned.
+        options: options of the export; `target` is 'libspconv', or the portable file in the form `form`.
+        path: path of the file; an older one is replaced at once, or stays after an error.
+        ranges: those of INT8; None for other precisions.
+
+    Raises:
+        ExportError: the target cannot express a part of the graph.
+        Mm2OnnxError: the file cannot be written.
     """
     props = metadata_props(deployment, options, ranges)
     if options.target == 'libspconv':
@@ -167,8 +184,14 @@ def export_file(
 ) -> tuple[SparseGraph, float]:
     """Trace, fold and write a backbone; return the graph that was written and the seconds it took.
 
-    `ranges` are those of the quantisers, which INT8 needs. For the errors see `trace`, `make_graph` and
-    `write_file`. They are None for other precisions.
+    Args:
+        deployment: the model.
+        options: options of the export.
+        path: path of the file, which is written atomically.
+        ranges: ranges of the quantisers, which INT8 needs; None for other precisions.
+
+    Raises:
+        ConfigError, UsageError, ExportError, Mm2OnnxError: as `trace`, `make_graph` and `write_file`.
     """
     start = time.perf_counter()
     graph = make_graph(trace(deployment), options, deployment.family, ranges, deployment.checkpoint_sha256)

@@ -59,6 +59,7 @@ class StandIn:
         """Take any arguments."""
 
     def __setstate__(self, state: Any) -> None:
+        """Keep the state, of a module the dict of its attributes."""
         self.state = state
 
     def __call__(self, *args: Any, **kwargs: Any) -> StandIn:
@@ -75,7 +76,10 @@ class InertUnpickler(pickle.Unpickler):
     """Loads the allowed functions, and a stand-in for every other name."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the allowed function of this name, or a stand-in class."""
+        """Return the function `module.name` if it is in `ALLOWED`, else a new subclass of `StandIn`.
+
+        Nothing is imported. The class attribute `name` of the subclass is 'module.name'.
+        """
         path = f'{module}.{name}'
         allowed = ALLOWED.get(path)
         if isinstance(allowed, FunctionType):
@@ -99,13 +103,13 @@ INERT_PICKLE = SimpleNamespace(Unpickler=InertUnpickler, load=_load, loads=_load
 def read_pickled(path: str | Path) -> dict[str, torch.Tensor]:
     """Return the state dict of a pickled module, or of a checkpoint with other objects in it.
 
-    The file is of `torch.save(model)`, of a wrapper with the model in `.module`, or of a dict with
-    `state_dict` (or `model`) beside objects. Names are without the `module.` of wrappers; quantisers' `_amax`
-    are among the buffers.
+    The file at `path` is of `torch.save(model)`, of a wrapper with the model in `.module`, or of a dict with
+    `state_dict` (or `model`) beside objects. Tensors are on the CPU. Names are without the `module.` of
+    wrappers; quantisers' `_amax` are among the buffers; buffers that are not persistent are left out.
 
     Raises:
-        CheckpointError: it has no module and no state dict, or cannot be read this way, and the message says
-            how to convert it; or two names are equal without `module.`, or a tensor cannot be a weight.
+        CheckpointError: there is no such file; it has no module and no state dict, or cannot be read this
+            way, and the message says how to convert it; or `checkpoint.plain_tensors` refuses its tensors.
     """
     try:
         if not _is_pickle(path):

@@ -94,9 +94,10 @@ class Source:
 
 
 def read_source(path: str | Path) -> Source:
-    """Read a file of weights; a pickled module is read without running its code.
+    """Read the file of weights at `path`; a pickled module is read without running its code.
 
-    CheckpointError: the file is missing, damaged, or holds no weights.
+    CheckpointError: the file is missing, damaged, or holds no weights; see `load_checkpoint`, and
+    `read_pickled` for files that name other objects than tensors and plain values.
     """
     try:
         return Source(str(path), 'state dict', load_checkpoint(path).state_dict)
@@ -126,6 +127,7 @@ def load_model(
             its shapes leave open, values that are not finite, or some but not all of the model's other
             weights; or the model has no sparse convolution. Nothing was changed then.
         UsageError: unknown layout.
+        AttributeError: the model has no module at `encoder`.
     """
     source = read_source(path)
     parameters = model.state_dict(keep_vars=True) if encoder else {}

@@ -46,7 +46,7 @@ class Kernel:
     pointwise: bool
 
     def shape(self, layout: str) -> tuple[int, ...]:
-        """Return the shape of this kernel in a layout."""
+        """Return the shape of this kernel in `layout`, one of `LAYOUTS`."""
         if layout == 'spconv1':
             return (*self.size, self.inputs, self.outputs)
         if layout == 'spconv2':
@@ -54,11 +54,14 @@ class Kernel:
         return (*self.size, self.outputs, self.inputs)
 
     def candidates(self, shape: Iterable[int]) -> list[str]:
-        """Return the layouts in which the kernel has this shape."""
+        """Return the layouts in which the kernel has this shape, in the order of `LAYOUTS`; [] for none."""
         return [layout for layout in LAYOUTS if self.shape(layout) == tuple(shape)]
 
     def convert(self, weight: torch.Tensor, layout: str) -> torch.Tensor:
-        """Return a weight of a layout in the layout of the module."""
+        """Return `weight`, of the shape of this kernel in `layout`, in the layout of the module, contiguous.
+
+        The memory of a pointwise kernel is not permuted, whatever `layout` is.
+        """
         if self.pointwise:
             return weight.contiguous().reshape(self.shape(self.layout))
         ndim = len(self.size)
@@ -77,7 +80,10 @@ class Kernel:
 
 
 def find_kernels(module: torch.nn.Module) -> dict[str, Kernel]:
-    """Return the kernels of all sparse convolutions of a module, of spconv 2 or mmcv.ops, by key."""
+    """Return the kernels of all sparse convolutions of a module, of spconv 2 or mmcv.ops, by key.
+
+    The key is that of the weight in the module's state dict. {} if there are none.
+    """
     kernels = {}
     for path, part in module.named_modules():
         bases = [base for base in type(part).__mro__ if base.__name__ == 'SparseConvolution']
@@ -101,8 +107,11 @@ def decide_layouts(
     Args:
         path: path of the file, for messages.
         shapes: key of a kernel in the module -> its shape in the file.
-        kernels: what `find_kernels` returned, by the same keys.
+        kernels: what `find_kernels` returned; it has all keys of `shapes`.
         choice: 'auto', or a layout, which every shape has to fit.
+
+    Returns:
+        Key of each kernel in `shapes` -> its layout, one of `LAYOUTS`.
 
     Raises:
         UsageError: unknown choice.

@@ -95,6 +95,7 @@ class Operator:
     plugin: Plugin | None = None
 
     def __post_init__(self) -> None:
+        """Refuse combinations of fields as the class says."""
         if (self.traceable is None) == (self.body is None):
             raise ExportError(f'operator {self.name}: expected either a traceable form or an ONNX body')
         if self.body is not None and self.shapes is None:

@@ -82,6 +82,7 @@ class Recorder:
     def __init__(
         self, features: torch.Tensor, coordinates: torch.Tensor, spatial_shape: Triple, order: str
     ) -> None:
+        """Begin with no node; the class describes the arguments; `features` are tensor '0'."""
         self.nodes: list[Node] = []
         self.order = order
         self._paused = 0
@@ -107,9 +108,10 @@ class Recorder:
         return self._values.get(id(tensor)) if isinstance(tensor, torch.Tensor) else None
 
     def use(self, tensor: torch.Tensor, user: str) -> Value:
-        """Return what a tensor is in the graph; ExportError if the dialect cannot express it.
+        """Return what a tensor is in the graph.
 
-        `user` is what takes the tensor, for the message.
+        `user` is what takes the tensor, for the message. ExportError: the tensor does not come from the
+        voxels, or the dialect cannot express how it was computed.
         """
         value = self._value(tensor)
         if value is None:
@@ -121,20 +123,24 @@ class Recorder:
         return value
 
     def lookup(self, tensor: object) -> Value:
-        """Return the value of an operand of a function; UnsupportedOperatorError if it is not tracked."""
+        """Return the value of `tensor`, an operand of a function.
+
+        UnsupportedOperatorError: it is no tensor, or none that comes from the voxels.
+        """
         value = self._value(tensor)
         if value is None:
             raise UnsupportedOperatorError('combines the voxels with something that does not come from them')
         return value
 
     def add(self, node_type: type[Node], inputs: tuple[Value, ...], sparse: bool, **fields: Any) -> Value:
-        """Append a node and return its output.
+        """Append a node of the module that runs, and return its output.
 
         Args:
             node_type: class of the node.
             inputs: its input tensors.
-            sparse: whether its output holds features of sites.
-            fields: the other fields of the class.
+            sparse: whether its output holds features of sites: those of the first input unless the node is a
+                convolution.
+            **fields: the other fields of the class.
         """
         output = f't{len(self.nodes)}'
         names = tuple(value.name for value in inputs)
@@ -150,7 +156,11 @@ class Recorder:
         return patched(self, _paused=self._paused + 1)
 
     def function(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        """Run a torch function on its arguments, record its node in the graph, and return its result."""
+        """Return `func(*args, **kwargs)`, a call of a torch function, and record what it is in the graph.
+
+        Nothing is recorded of a call without a tracked tensor, or while recording is paused. If no node
+        stands for the call, its results are marked with the reason, and it goes on.
+        """
         operands = [] if self._paused else _tensors((args, kwargs))
         tracked = [value for tensor in operands if (value := self._value(tensor))]
         result = func(*args, **kwargs)
@@ -184,7 +194,11 @@ class Recorder:
     # ---- modules
 
     def hook(self, path: str, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
-        """Hook the submodule of a path; the handles that are returned remove the hooks."""
+        """Hook the submodule of a path; the handles that are returned remove the hooks.
+
+        A forward pass then raises an ExportError, or a ShapeError of a wrong number of features, for a sparse
+        convolution whose call cannot be recorded, and a NoSiteLeftError if no site is left behind it.
+        """
         leave = self._leave_convolution if isinstance(module, ConvolutionModule) else self._leave
 
         def enter(part: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -266,7 +280,10 @@ class Recorder:
         )
 
     def dense(self, tensor: SparseConvTensor, channels_first: bool, result: torch.Tensor) -> None:
-        """Record a call of `tensor.dense(channels_first)` that returned `result`."""
+        """Record a call of `tensor.dense(channels_first)` that returned `result`, (1, C, ...) or (1, ..., C).
+
+        Nothing is recorded if `tensor` does not come from the voxels.
+        """
         value = self._value(tensor.features)
         if self._paused or value is None:
             return
@@ -285,12 +302,14 @@ class Functions(TorchFunctionMode):
     """Passes every torch function of the thread to a recorder while it is open."""
 
     def __init__(self, recorder: Recorder) -> None:
+        """Keep the recorder that calls are passed to."""
         super().__init__()
         self._recorder = recorder
 
     def __torch_function__(
         self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
+        """Return the result of a call of `func` with `args` and `kwargs`, by `Recorder.function`."""
         return self._recorder.function(func, args, kwargs or {})
 
 
@@ -322,10 +341,10 @@ def _changed(func: Callable, args: tuple, kwargs: dict) -> list[torch.Tensor]:
 
 
 def record(recorder: Recorder, func: Callable, args: tuple, kwargs: dict, result: Any) -> Value:
-    """Record the node of a torch function that was called.
+    """Record the node of a torch function that was called with a tracked tensor.
 
     Args:
-        recorder: gets the node.
+        recorder: gets the node; none if the result is the same tensor in the graph, as of `clone`.
         func: the function.
         args: its positional arguments.
         kwargs: its keyword arguments.
@@ -335,7 +354,7 @@ def record(recorder: Recorder, func: Callable, args: tuple, kwargs: dict, result
         What the result is in the graph.
 
     Raises:
-        UnsupportedOperatorError: the dialect has no operation for it.
+        UnsupportedOperatorError: the dialect has no operation for it, or not with these arguments.
     """
     if func == torch.Tensor.data.__get__:
         return recorder.lookup(args[0])
@@ -446,7 +465,11 @@ HANDLERS = {name: handler for handler, names in NAMES.items() for name in names.
 
 
 def convolution_input(path: str, args: tuple, kwargs: dict) -> SparseConvTensor:
-    """Return the sparse tensor that a module is called with; ExportError if there is another argument."""
+    """Return the sparse tensor that the convolution at `path` is called with.
+
+    `args` and `kwargs` are the arguments of the call. ExportError: the first is no SparseConvTensor, or
+    another one is not None.
+    """
     values = [*args, *kwargs.values()]
     if sum(value is not None for value in values) != 1 or not isinstance(values[0], SparseConvTensor):
         raise ExportError(
@@ -456,7 +479,10 @@ def convolution_input(path: str, args: tuple, kwargs: dict) -> SparseConvTensor:
 
 
 def convolution_problem(path: str, module: ConvolutionModule) -> str:
-    """Return a message about what the dialect cannot express of the convolution at a path, or ''."""
+    """Return a message about what the dialect cannot express of `module`, the convolution at `path`, or ''.
+
+    It expresses three dimensions, one group, and no activation or ReLU; no transposed convolution.
+    """
     class_name = type(module).__name__
     if module.ndim != 3:
         return f'{path}: {class_name} has {module.ndim} dimensions; the dialect knows 3'
@@ -470,9 +496,10 @@ def convolution_problem(path: str, module: ConvolutionModule) -> str:
 
 
 def refuse_small_grid(path: str, module: ConvolutionModule, source: SparseConvTensor) -> None:
-    """Raise an ExportError if the kernel of a convolution does not fit on the grid of its input, `source`.
+    """Raise an ExportError if the kernel of a convolution does not fit on the padded grid of its input.
 
-    `path` is that of the convolution, for the message.
+    `module` is the convolution, `path` its path for the message, and `source` its input. Submanifold, inverse
+    and transposed convolutions keep or restore a grid and are not checked.
     """
     if module.subm or module.inverse or module.transposed:
         return
@@ -489,7 +516,8 @@ def convolution_fields(module: ConvolutionModule) -> dict[str, Any]:
     """Return those fields of the graph's node that follow from the module, not from its input.
 
     They are, by the names of `ir.SparseConvolution`, the geometry, `weight`, `bias` (None if it has none),
-    `subm`, `inverse`, `rulebook` (the indice key), `activation` and `output_bound`.
+    `subm`, `inverse`, `rulebook` (the indice key, None if it has none), `activation` ('ReLU' or 'None') and
+    `output_bound`.
 
     The weight is (O, k0, k1, k2, I) float32, O and I output and input channels. spconv 2 reads the memory of
     a 1x1x1 kernel as (I, O), whatever its shape (its issue 556); such a kernel is transposed accordingly.

@@ -60,9 +60,12 @@ def trace(
         in_channels: features per voxel, also if `features` are given.
 
     Raises:
-        UsageError: bad coordinates, features or order.
+        UsageError: another order; coordinates of another shape, none, or outside the grid; features of
+            another shape, or without coordinates.
+        NoSiteLeftError: an ExportError; no site is left behind a convolution.
+        ShapeError: a convolution gets another number of features than it takes.
         ExportError: the forward takes other arguments or returns something else; a parameter is not float32;
-            no site is left at the end; or the module does something that no node of `sparse.ir` stands for
+            or the module does something that no node of `sparse.ir` stands for
             (the message names the submodule).
     """
     if order not in ORDERS:

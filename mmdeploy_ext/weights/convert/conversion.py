@@ -36,8 +36,16 @@ def model_tensors(cfg: Any) -> Tensors:
 def in_model_order(tensors: Tensors, model: Tensors, config: str, advice: str) -> Tensors:
     """Return converted tensors in the order of the model's, which have the same names and shapes.
 
-    CheckpointError: they differ. The message names the config and ends with `advice`; the caller names the
-    checkpoint.
+    Types are not compared.
+
+    Args:
+        tensors: converted tensors by the model's names.
+        model: what `model_tensors` returned.
+        config: name of the config, for the message.
+        advice: end of the message.
+
+    Raises:
+        CheckpointError: names or shapes differ; the caller names the checkpoint.
     """
     missing = [key for key in model if key not in tensors]
     unexpected = [key for key in tensors if key not in model]
@@ -50,15 +58,17 @@ def check_numbers(source: str | Path, tensors: Mapping[str, torch.Tensor], model
     """Raise CheckpointError for weights that are not finite, or integers in place of floating-point numbers.
 
     `source`, the path of the file, is for the message; `tensors` are by the names of the model's, `model`.
+    Numbers that are too large for the model's type are not found here, but when the model is loaded.
     """
     check_types(source, tensors, model)
     check_finite(source, tensors)
 
 
 def check_output(source: str | Path, target: str | Path, config: str | Path | None = None) -> None:
-    """Raise UsageError for a target that is an input, has a foreign suffix, or cannot be written.
+    """Raise UsageError for a target that is an input, has one of `FOREIGN_SUFFIXES`, or cannot be written.
 
-    Inputs are the checkpoint `source` and, if there is one, the file of the config.
+    `target` is the path of the file to write; inputs are the checkpoint `source` and the file `config`, if it
+    is not None.
     """
     target = Path(target)
     if target.suffix in FOREIGN_SUFFIXES:
@@ -73,7 +83,7 @@ def save_checkpoint(
 ) -> None:
     """Write the dict `{'meta': ..., 'state_dict': ...}` to a file, `target`, for `torch.load`, atomically.
 
-    After a failure an older file remains.
+    Mm2OnnxError: it cannot be written; an older file remains.
     """
     with atomic_path(target) as temporary, open(temporary, 'wb') as stream:
         try:

@@ -10,7 +10,7 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path, check_outputs, check_writable
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint, naming
 from mmdeploy_ext.weights.convert import conversion
-from mmdeploy_ext.weights.convert.mmdet3_config import read_mmdet3_config, to_mmdet2_config
+from mmdeploy_ext.weights.convert.mmdet3_config import config_text, read_mmdet3_config, to_mmdet2_config
 from mmdeploy_ext.weights.convert.mmdet3_names import COMMAND, UNUSED_PREFIXES, to_mmdet2_name
 
 KEPT_META = ('epoch', 'iter', 'seed', 'mmengine_version')
@@ -46,7 +46,7 @@ def convert(source: Checkpoint, cfg: Any) -> Converted:
     Tensors keep their values, shapes and types.
 
     Raises:
-        CheckpointError: keys or shapes of file and model differ.
+        CheckpointError: keys or shapes of file and model differ, or two keys of the file get one name.
         ConfigError: the config's model cannot be built.
     """
     model_tensors = conversion.model_tensors(cfg)
@@ -65,13 +65,13 @@ def convert(source: Checkpoint, cfg: Any) -> Converted:
 def convert_file(source: str | Path, target: str | Path, cfg: Any) -> Converted:
     """Convert the checkpoint `source` for `cfg`, a config of mmdet 2.28, and write it to the file `target`.
 
-    The file gets the `CLASSES` of the checkpoint's `dataset_meta`.
+    The file gets the `CLASSES` of the checkpoint's `dataset_meta`. It replaces an older one at once.
 
     Raises:
-        CheckpointError: as `convert`; or weights that are not finite, or are integers (quantised) where the
-            model has floating-point numbers.
+        CheckpointError: as `load_checkpoint` and `convert`; or weights that are not finite, or are integers
+            (quantised) where the model has floating-point numbers.
         ConfigError: as `convert`.
-        UsageError: the target cannot be written.
+        UsageError: the target is the source or the config, is no name of a checkpoint, or cannot be written.
     """
     conversion.check_output(source, target, cfg.filename)
     checkpoint = load_checkpoint(source)
@@ -86,11 +86,17 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any) -> Converted:
 
 
 def translate_file(source: str | Path, target: str | Path | None) -> str:
-    """Return a config of mmdet 3 as the text of a config of mmdet 2.28; write it if a target is given.
+    """Return a config of mmdet 3 as the text of a config of mmdet 2.28.
+
+    Args:
+        source: path of the config, or of a checkpoint of mmengine that has it.
+        target: path of the file, ending with .py, that the text is written to; with None nothing is written.
 
     Raises:
-        ConfigError: names the file, and the part or key that mmdet 2.28 lacks.
-        UsageError: the target cannot be written, or is the source.
+        CheckpointError: the checkpoint cannot be read.
+        ConfigError: as `read_mmdet3_config`, `to_mmdet2_config` and `config_text`; it names the file, and the
+            part or key that mmdet 2.28 lacks.
+        UsageError: the target does not end with .py, cannot be written, or is the source.
     """
     if target is not None:
         if not str(target).endswith('.py'):
@@ -98,7 +104,7 @@ def translate_file(source: str | Path, target: str | Path | None) -> str:
         check_outputs({'': [target]}, {'the config': [source]})
         check_writable(target)
     cfg = to_mmdet2_config(read_mmdet3_config(source))
-    text = f'# {source} of mmdet 3 as a config of mmdet 2.28, by {tool(COMMAND)}\n{cfg.pretty_text}'
+    text = f'# {source} of mmdet 3 as a config of mmdet 2.28, by {tool(COMMAND)}\n{config_text(cfg)}'
     if target is not None:
         with atomic_path(target) as temporary:
             temporary.write_text(text, encoding='utf-8')

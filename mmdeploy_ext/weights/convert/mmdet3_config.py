@@ -46,7 +46,8 @@ def to_mmdet2_config(cfg: Any) -> Any:
     and mmengine's Runner read (`optim_wrapper`, `default_hooks`, ...) are left out.
 
     Raises:
-        ConfigError: names the file, and the part or key that mmdet 2.28 lacks.
+        ConfigError: it is no config of mmdet 3, has a part, a key or a value that mmdet 2.28 lacks, or a
+            value of a wrong type; the message names the file and, but for types, the key.
     """
     from mmcv import Config
 
@@ -154,12 +155,14 @@ def _mmdet2_types() -> Iterable[str]:
 def read_mmdet3_config(path: str | Path) -> Any:
     """Return a config of mmdet 3 as an mmcv `Config`.
 
-    `path` is that of the config, whose bases are read, too, or of a checkpoint of mmengine that has it.
+    `path` is that of the config, which is run and whose bases are read, too, or of a checkpoint of mmengine
+    (`CHECKPOINTS`) that has it as text, which is not run.
 
     Raises:
         CheckpointError: those of `load_checkpoint`.
-        ConfigError: no such file, a syntax error, a missing base, or a kind of config that mmcv 1.7.2 cannot
-            read: `with read_base():`, bases of other packages (`mmdet::...`).
+        ConfigError: no such file, a syntax error or another one while it runs, a missing base, two bases with
+            one key, or a kind of config that mmcv 1.7.2 cannot read: `with read_base():`, bases of other
+            packages (`mmdet::...`); or the checkpoint has no config, or not one of plain values.
     """
     from mmcv import Config
 
@@ -197,6 +200,22 @@ def _parse_value(node: ast.expr) -> Any:
     if isinstance(node, ast.Tuple):
         return tuple(_parse_value(element) for element in node.elts)
     return ast.literal_eval(node)
+
+
+def config_text(cfg: Any) -> str:
+    """Return the text of `cfg`, an mmcv `Config`, from which mmcv reads the same config.
+
+    ConfigError: it holds a value that is no number, text, list, tuple or dict, or an infinite number.
+    """
+    try:
+        text = cfg.pretty_text
+        _parse_values(str(cfg.filename), text)
+    except Exception as error:  # of yapf, for values that are no Python
+        raise ConfigError(
+            f'{cfg.filename}: holds values that cannot be written as a config ({type(error).__name__}); '
+            f'expected plain ones: finite numbers, texts, lists, dicts'
+        ) from error
+    return text
 
 
 def _run_config(path: Path, users: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -264,6 +283,8 @@ def _remove_bases(path: Path, tree: ast.Module) -> list[Path]:
         raise ConfigError(f'{path}: _base_ is no list of files: {error}') from error
     names = names if isinstance(names, list | tuple) else [names]
     for name in names:
-        if '::' in str(name):
+        if not isinstance(name, str):
+            raise ConfigError(f'{path}: _base_ holds {name!r}; expected names of files')
+        if '::' in name:
             raise ConfigError(f'{path}: _base_ {name!r} is a file of another package; {ADVICE}')
     return [path.parent / name for name in names]

@@ -52,7 +52,9 @@ STACK_KEYS = {'num_layers', 'layer_cfg', 'init_cfg', 'return_intermediate', 'pos
 def parts(config: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield path and dict of every part of a config that has a `type`, outer parts first.
 
-    The path of `config` itself is `path`; those inside are 'model.neck', 'model.bbox_head.loss_cls'.
+    The path of `config` itself is `path`, such as 'model'; those inside are 'model.neck',
+    'model.bbox_head.loss_cls', and with an index in lists 'model.bbox_head.0'. Only dicts, lists and tuples
+    are searched.
     """
     if isinstance(config, dict):
         if isinstance(config.get('type'), str):
@@ -83,8 +85,12 @@ def without_scope(path: str, config: Any) -> Any:
 def to_mmdet2_model(config: dict[str, Any]) -> dict[str, Any]:
     """Return the model of a config of mmdet 3 as mmdet 2.28 takes it, without a `data_preprocessor`.
 
+    `config` is its entry `model`, of plain dicts; it is not changed.
+
     Raises:
         ConfigError: a detector or a key that mmdet 2.28 lacks; the caller names the file.
+        KeyError: the detector has not all parts that mmdet 3 has.
+        AttributeError, TypeError: a value has another type than in mmdet 3.
     """
     model = without_scope('model', config)
     model.pop('data_preprocessor', None)
@@ -120,11 +126,15 @@ def _rename_match_costs(model: dict[str, Any]) -> None:
             part.update(type=assigner, **dict(zip(COSTS[assigner], part.pop('match_costs'), strict=True)))
 
 
-# ---------------------------------------------------------------- detectors; each converts a model in place
+# ---------------------------------------------------------------- detectors; each converts `model` in place,
+# the entry `model` of a config without scopes, and raises what `to_mmdet2_model` does
 
 
 def convert_centernet(model: dict[str, Any]) -> None:
-    """Rename the channels of head and neck."""
+    """Rename the channels of head and neck in `model`, in place.
+
+    ConfigError: the head is another one than CenterNetHead.
+    """
     head, neck = model['bbox_head'], model['neck']
     if head.get('type') != 'CenterNetHead':
         raise ConfigError(
@@ -136,7 +146,10 @@ def convert_centernet(model: dict[str, Any]) -> None:
 
 
 def convert_rtmdet(model: dict[str, Any]) -> None:
-    """Remove the assigner of training, which mmdet 2.28 lacks; only detectors of boxes are supported."""
+    """Remove the assigner of training, which mmdet 2.28 lacks, from `model`, in place.
+
+    ConfigError: it is no detector of boxes, whose head is RTMDetSepBNHead.
+    """
     head = model['bbox_head'].get('type')
     if head != 'RTMDetSepBNHead':
         raise ConfigError(
@@ -147,7 +160,10 @@ def convert_rtmdet(model: dict[str, Any]) -> None:
 
 
 def convert_yolact(model: dict[str, Any]) -> None:
-    """Add a head of segmentation beside the prototypes; in mmdet 3 it is a branch of them."""
+    """Add to `model`, in place, a head of segmentation, in mmdet 3 a branch of the prototypes.
+
+    ConfigError: another threshold of masks than 0.5.
+    """
     head, test_cfg = model['mask_head'], model.get('test_cfg') or {}
     loss, has_branch = head.pop('loss_segm', None), head.pop('with_seg_branch', True)
     if has_branch:
@@ -159,14 +175,20 @@ def convert_yolact(model: dict[str, Any]) -> None:
 
 
 def convert_panoptic_fpn(model: dict[str, Any]) -> None:
-    """Copy into `test_cfg.panoptic` the keys that mmdet 3 reads from `rcnn`."""
+    """Copy into `test_cfg.panoptic` of `model`, in place, the keys that mmdet 3 reads from `test_cfg.rcnn`.
+
+    Keys that `panoptic` has stay; without `panoptic` nothing is changed.
+    """
     test_cfg = model.get('test_cfg') or {}
     if 'panoptic' in test_cfg:
         test_cfg['panoptic'] = {**copy.deepcopy(test_cfg.get('rcnn') or {}), **test_cfg['panoptic']}
 
 
 def convert_detr(model: dict[str, Any]) -> None:
-    """Move the transformer into the head; ConfigError: the neck is not the projection of DETR."""
+    """Move transformer, encoding and neck of `model` into its head, in place.
+
+    ConfigError: the neck is not the projection of DETR, or a layer has a key that is not known here.
+    """
     neck = model.pop('neck')
     for key, value in dict(kernel_size=1, act_cfg=None, norm_cfg=None, num_outs=1).items():
         if neck.get(key, value) != value:
@@ -190,7 +212,10 @@ def convert_detr(model: dict[str, Any]) -> None:
 
 
 def convert_deformable_detr(model: dict[str, Any]) -> None:
-    """Move the transformer into the head."""
+    """Move transformer and encoding of `model` into its head, in place.
+
+    ConfigError: a layer has a key that is not known here.
+    """
     head, num_levels = model['bbox_head'], model.pop('num_feature_levels', 4)
     head.pop('embed_dims', None)
     two_stage, num_queries = model.pop('as_two_stage', False), model.pop('num_queries')
@@ -215,7 +240,10 @@ def convert_deformable_detr(model: dict[str, Any]) -> None:
 
 
 def convert_dino(model: dict[str, Any]) -> None:
-    """Move the transformer into the head, and remove denoising, which is part of training."""
+    """Do with `model` what `convert_deformable_detr` does, and remove denoising and assigner, in place.
+
+    Only training uses these. ConfigError: a layer has a key that is not known here.
+    """
     model.pop('dn_cfg', None)
     model['train_cfg'] = None
     convert_deformable_detr(model)
@@ -225,7 +253,10 @@ def convert_dino(model: dict[str, Any]) -> None:
 
 
 def convert_mask_former(model: dict[str, Any]) -> None:
-    """Convert the layers of MaskFormer and Mask2Former."""
+    """Convert the layers and encodings of `model`, a MaskFormer or Mask2Former, in place.
+
+    ConfigError: a layer has a key that is not known here.
+    """
     head, is_mask2former = model['panoptic_head'], model['type'] == 'Mask2Former'
     pixel_decoder, path = head['pixel_decoder'], 'model.panoptic_head'
     attention = DEFORMABLE if is_mask2former else MULTIHEAD

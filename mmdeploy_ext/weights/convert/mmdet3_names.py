@@ -78,9 +78,10 @@ DINO's denoising queries, which only training uses."""
 
 
 def to_mmdet2_name(key: str, detector: str) -> str:
-    """Return mmdet 2's name of the tensor `key` of mmdet 3; other names stay as they are.
+    """Return mmdet 2's name of the tensor `key` of mmdet 3; names without a rule stay as they are.
 
-    `detector` is the type of the detector, the same in both versions.
+    `detector` is the type of the detector, the same in both versions; of types that `RULES` lacks all names
+    stay.
     """
     for pattern, replacement in RULES.get(detector, ()):
         name, count = re.subn(pattern, replacement, key, count=1)

@@ -54,8 +54,17 @@ def to_mmdet2_pipeline(
 ) -> list[dict[str, Any]]:
     """Return a test pipeline of mmdet 2 for mmdet 3's `test_pipeline` and `model.data_preprocessor`.
 
+    Args:
+        steps: the steps of `test_pipeline`, with types without a scope; annotations are left out.
+        preprocessor: `model.data_preprocessor`; {} normalises and pads nothing.
+
+    Returns:
+        The steps: LoadImageFromFile, and a MultiScaleFlipAug with the others.
+
     Raises:
-        ConfigError: a step, a key or an order that mmdet 2 does not support; the caller names the file.
+        ConfigError: a step, a key, a value or a combination that mmdet 2 does not support, a step that is
+            there twice, or no LoadImageFromFile; the caller names the file.
+        KeyError, AttributeError, TypeError: a key is missing, or a value has another type than in mmdet 3.
     """
     _check_preprocessor(preprocessor)
     for index, step in enumerate(steps):

@@ -82,7 +82,7 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any, weights: str 
         CheckpointError: as `read_source` and `convert`; or weights that are not finite, or are integers
             (quantised) where the model has floating-point numbers.
         ConfigError: as `convert`.
-        UsageError: the target cannot be written.
+        UsageError: the target is the source or the config, is no name of a checkpoint, or cannot be written.
     """
     conversion.check_output(source, target, cfg.filename)
     with naming(source):
@@ -95,8 +95,12 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any, weights: str 
 def convert(source: Source, cfg: Any) -> Converted:
     """Rename, join and complete the tensors of a file, `source`, for the model of `cfg`, a config of RT-DETR.
 
+    Tensors keep their values and types. Joined are queries, keys and values of transformers; added are
+    counters of batches (0) and the padding row of the denoising embedding (zeros), where the file lacks them.
+
     Raises:
-        CheckpointError: keys, shapes or the number of classes of file and model differ.
+        CheckpointError: keys, shapes or the number of classes of file and model differ, or two keys of the
+            file are spellings of one name; the caller names the file.
         ConfigError: the config of another model, or one that cannot be built.
     """
     detector = (cfg.get('model') or {}).get('type')
@@ -205,11 +209,12 @@ def read_source(path: str | Path, weights: str = 'auto') -> Source:
     Args:
         path: path of the file: .pth, .bin or .safetensors.
         weights: which of the weights in the file: 'ema', the moving average of a training, 'model', the plain
-            ones, or 'auto', the moving average if the file has it.
+            ones, or 'auto', the moving average if the file has it, else the plain ones.
 
     Raises:
-        CheckpointError: the file is missing, unsafe, of Paddle, or has neither RT-DETR's names nor the chosen
-            weights; or `weights` is a choice and the file has one set of weights.
+        CheckpointError: the file is missing, damaged, unsafe, of Paddle, has other names than RT-DETR's, or
+            not the chosen weights; or `weights` is not 'auto' and the file has one set of weights, which says
+            not which.
     """
     path = Path(path)
     if path.is_file() and names.is_paddle_file(path):
@@ -294,9 +299,12 @@ def _has_tensors(value: Any) -> bool:
 
 
 def read_safetensors(path: Path) -> Tensors:
-    """Return name -> tensor of a .safetensors file: a JSON header of names, types and offsets, then numbers.
+    """Return name -> tensor of the .safetensors file at `path`, on the CPU.
 
-    CheckpointError: it is missing, truncated, or has types that RT-DETR does not use; the caller names it.
+    The file is a JSON header of names, types, shapes and offsets, then the numbers.
+
+    CheckpointError: it is missing, truncated or damaged, has a name twice, an empty tensor, or types other
+    than `SAFETENSORS_DTYPES`; the caller names the file.
     """
     try:
         content = path.read_bytes()

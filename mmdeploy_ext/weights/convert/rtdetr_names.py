@@ -75,7 +75,10 @@ PADDLE_NORM = re.compile(r'\.(?:_mean|_variance)$')
 
 
 def original_name(key: str) -> str:
-    """Return the original's name of the tensor `key` of transformers; other names stay as they are."""
+    """Return the original's name of the tensor `key` of transformers; names without a rule stay as they are.
+
+    Names of queries, keys and values stay apart, see `SPLIT_PROJECTION`.
+    """
     for pattern, name in _RULES:
         if pattern.match(key):
             return pattern.sub(name, key, count=1)
@@ -98,7 +101,10 @@ def is_paddle(keys: Iterable[str]) -> bool:
 
 
 def is_paddle_file(path: str | Path) -> bool:
-    """Return whether Paddle wrote the file at `path`: another kind of pickle, linear layers transposed."""
+    """Return whether Paddle wrote the file at `path`, by its suffix or by marks in its bytes.
+
+    False if there is no such file, or an empty one, unless the suffix is one of `PADDLE_SUFFIXES`.
+    """
     path = Path(path)
     if path.suffix in PADDLE_SUFFIXES:
         return True
@@ -123,6 +129,9 @@ def paddle_refusal(path: str | Path) -> str:
 
 def advice(path: str, stage: str, keys: Collection[Any]) -> str:
     """Return the message for a checkpoint of RT-DETR, '' for others; see `checkpoint.conversion_advice`.
+
+    A file of Paddle is refused at the stage 'unreadable'. A dict with `ema` or `model` may be one of the
+    original repository; names of transformers are those of RT-DETR. The original's names are the model's.
 
     Args:
         path: path of the file.

@@ -86,18 +86,19 @@ def convert(source: Checkpoint, cfg: Any) -> Converted:
 def convert_file(source: str | Path, target: str | Path, cfg: Any) -> tuple[Converted, Path | None]:
     """Convert the file `source` for mmdet's config `cfg` and write it to the file `target`.
 
-    The new file has `state_dict` and `meta`, as mmdet's own. An older file of its name is replaced. If the
-    config had to be changed (in place, see `convert`), it is written beside `target`, with the suffix `.py`;
-    otherwise an older config there stays as it is.
+    The new file has `state_dict` and `meta`, as mmdet's own. An older file of its name is replaced at once.
+    If the config had to be changed (in place, see `convert`), it is written beside `target`, with the suffix
+    `.py`; otherwise an older config there stays as it is.
 
     Returns:
         What was converted, and the path of the new config, None if it was not changed.
 
     Raises:
-        CheckpointError: as `convert`; or weights that are not finite, or are integers (quantised) where the
-            model has floating-point numbers.
+        CheckpointError: as `load_checkpoint` and `convert`; or weights that are not finite, or are integers
+            (quantised) where the model has floating-point numbers.
         ConfigError: as `convert`; or the config has values that cannot be written as text.
-        UsageError: the target cannot be written, or a config with other content has the name of the new one.
+        UsageError: the target is the source or the config, is no name of a checkpoint, or cannot be written;
+            or a config with other content has the name of the new one.
     """
     target = Path(target)
     check_config(cfg)

@@ -42,9 +42,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def check_config(cfg: Any) -> None:
-    """Raise ConfigError for mmcv's `Config` of another model than SOLO, or with a value of a wrong type.
+    """Raise ConfigError if `cfg`, mmcv's `Config`, is not of SOLO or has a value of a wrong type.
 
-    Only values that the conversion uses are checked.
+    Only values that the conversion uses are checked; the message names the file and the key.
     """
 
     def require(key: str, value: object, fits: bool, expected: str) -> None:
@@ -82,10 +82,11 @@ def check_head(cfg: Any, head: str, shapes: Shapes, text: object = None) -> None
     SOLOv2's layers do not depend on the grids: they are those of the config in the checkpoint.
 
     Args:
-        cfg: the config.
+        cfg: mmcv's `Config`, which `check_config` has passed.
         head: mmdet's type of the checkpoint's head.
-        shapes: shapes of the checkpoint's tensors.
-        text: the config in the checkpoint; without one the grids of SOLOv2 are not compared.
+        shapes: shapes of the checkpoint's tensors, by mmdet's names.
+        text: text of the config in the checkpoint; without one, or without its grids, those of SOLOv2 are not
+            compared.
     """
     config_head = (cfg.model.get('mask_head') or {}).get('type')
     if config_head != head:
@@ -128,7 +129,8 @@ def config_grids(text: object) -> list[int]:
 def fit_config(cfg: Any, shapes: Shapes) -> list[str]:
     """Change a config in place so that it builds the checkpoint's model, and tests as the original does.
 
-    The config has the checkpoint's type of head, and `shapes` are those of the checkpoint's tensors.
+    `cfg` is mmcv's `Config`; `check_config` and `check_head` have passed it. `shapes` are those of the
+    checkpoint's tensors.
 
     Returns:
         The changes, `key: old -> new`.
@@ -225,7 +227,11 @@ def _fit_towers(head: Any, shapes: Shapes) -> None:
 
 
 def find_test_pipelines(cfg: Any) -> Iterator[tuple[str, Any]]:
-    """Yield key and steps of every pipeline of test and validation, also those of nested data sets."""
+    """Yield key and steps of every pipeline of test and validation in `cfg`, mmcv's `Config`.
+
+    They are those of `data.test` and `data.val`, also of data sets nested in them or in lists (the key is
+    'data.val[0].pipeline'), and `test_pipeline`. Steps are yielded as they are, of whatever type.
+    """
     data = cfg.get('data') or {}
     for split in ('test', 'val'):
         yield from _pipelines_of(f'data.{split}', data.get(split) if isinstance(data, dict) else None)
@@ -245,7 +251,10 @@ def _pipelines_of(key: str, dataset: Any) -> Iterator[tuple[str, Any]]:
 
 
 def set_light_dcn_scale(pipeline: Any) -> None:
-    """Set the original's test size of light models with DCN in a pipeline."""
+    """Set `LIGHT_DCN_SCALE` in the MultiScaleFlipAug steps of `pipeline`, in place.
+
+    A step with this size in either order stays as it is.
+    """
     for step in pipeline:
         if step.get('type') != 'MultiScaleFlipAug':
             continue

@@ -49,9 +49,9 @@ def original_head(keys: Iterable[str]) -> str:
 def modern_offset_name(key: str, keys: Collection[str]) -> str:
     """Return the present name of `key` if it is of the offset layer of a deformable convolution, else `key`.
 
-    Old checkpoints write `conv2_offset.weight` for `conv2.conv_offset.weight`. In a tower the convolution
-    itself is called `conv`, so that the old name `0.conv_offset.weight` looks like a new one; the two differ
-    in the path of the convolution's weight.
+    `keys` are all names of the state dict. Old checkpoints write `conv2_offset.weight` for
+    `conv2.conv_offset.weight`. In a tower the convolution itself is called `conv`, so that the old name
+    `0.conv_offset.weight` looks like a new one; the two differ in the path of the convolution's weight.
 
     Source: the two spellings of mmcv-full 1.7.2, `mmcv/ops/modulated_deform_conv.py`, before version 2.
     """
@@ -83,9 +83,10 @@ def converted_names(keys: Collection[str]) -> dict[str, str]:
 
 
 def original_name(key: str, decoupled: bool = False) -> str:
-    """Return the original repository's name of a tensor of mmdet; original names are returned as they are.
+    """Return the original repository's name of `key`, a tensor of mmdet; other names stay as they are.
 
-    `decoupled`: the head is a decoupled SOLO, whose layers of classes the original calls `dsolo_cate`.
+    `decoupled` is whether the head is a decoupled SOLO, whose layers of classes the original calls
+    `dsolo_cate`, not `solo_cate`.
     """
     pairs = reversed(MODULES) if decoupled else MODULES
     return next((name for original, new in pairs if (name := _move(key, new, original))), key)

@@ -8,7 +8,7 @@ from mmcv import Config
 
 from mmdeploy_ext.core.config import mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.weights.convert.mmdet3_config import read_mmdet3_config, to_mmdet2_config
+from mmdeploy_ext.weights.convert.mmdet3_config import config_text, read_mmdet3_config, to_mmdet2_config
 from mmdeploy_ext.weights.convert.mmdet3_pipeline import to_mmdet2_pipeline
 
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
@@ -168,6 +168,15 @@ def test_a_value_of_a_wrong_type_is_refused_by_file(key):
         to_mmdet2_config(cfg)
 
 
+@pytest.mark.parametrize('value', [float('inf'), object(), torch.ones(1).numpy()])
+def test_a_value_that_a_config_cannot_hold_as_text_is_refused_by_file(value):
+    cfg = to_mmdet2_config(config3('atss/atss_r50_fpn_1x_coco.py'))
+    assert Config.fromstring(config_text(cfg), '.py').model == cfg.model
+    cfg.model.test_cfg.score_thr = value
+    with pytest.raises(ConfigError, match=r'^config3\.py: holds values that cannot be written as a config'):
+        config_text(cfg)
+
+
 def test_a_config_of_mmdet_2_is_not_translated():
     cfg = Config.fromfile(mmdet_config('atss/atss_r50_fpn_1x_coco.py'))
     with pytest.raises(ConfigError, match=r'is no config of mmdet 3'):
@@ -190,6 +199,7 @@ def test_bases_are_read_as_mmengine_does(tmp_path):
     ('with read_base():\n    from .x import *\n', r'read_base.*only mmengine reads'),
     ("_base_ = 'mmdet::atss/atss_r50_fpn_1x_coco.py'\n", r'is a file of another package'),
     ("_base_ = 'nowhere.py'\n", r'nowhere\.py: no such config file'),
+    ('_base_ = [None]\n', r'_base_ holds None; expected names of files'),
     ('a = (\n', r'syntax error'),
     ("work_dir = '{{ fileDirname }}'\n", r'is filled in by mmengine'),
     ('a = nothing\n', r'cannot be read: NameError'),
