@@ -205,7 +205,7 @@ def _parse_value(node: ast.expr) -> Any:
 def config_text(cfg: Any) -> str:
     """Return the text of `cfg`, an mmcv `Config`, from which mmcv reads the same config.
 
-    ConfigError: it holds a value that is no number, text, list, tuple or dict, or an infinite number.
+    ConfigError: it holds a value whose text is no literal of Python, such as an object or an infinite number.
     """
     try:
         text = cfg.pretty_text
