@@ -169,7 +169,10 @@ class Benchmark(abc.ABC):
 
     @contextlib.contextmanager
     def open_contenders(self) -> Iterator[list[Contender]]:
-        """Open every engine on every file, PyTorch first; if the user named no file, export before."""
+        """Open every engine on every file, PyTorch first; if the user named no file, export before.
+
+        Yields the contenders, which are closed after the block. EngineError: none is left.
+        """
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='mm2onnx_benchmark_'))
             if not self.files and any(ENGINES[name].files for name in self.engines):
@@ -212,7 +215,10 @@ class Benchmark(abc.ABC):
         return contenders
 
     def run(self) -> dict[str, Any]:
-        """Measure memory, then times; return the content of the JSON file."""
+        """Measure memory, then times; return the content of the JSON file, see `result`.
+
+        `load` has to be called before. EngineError: every engine refused every file, or a contender fails.
+        """
         memories = {}
         with self.open_contenders() as contenders:
             if self.ranks.rank == 0 and not self.args.no_memory and memory.is_supported():
@@ -318,9 +324,11 @@ def load_notes(other_load: float | None) -> list[str]:
 
 
 def doubts(contenders: Sequence[dict[str, Any]], other_load: float | None = None) -> list[str]:
-    """Return notes about what makes the figures of contenders (rows of the JSON file) doubtful.
+    """Return notes about what makes the figures of contenders doubtful; [] if nothing does.
 
-    `other_load` is that of `load_notes`.
+    That is a load by other processes, that nothing was found, or numbers of detections that differ by more
+    than `COUNT_TOLERANCE` of the largest. `contenders` are rows of the JSON file, at least one, of which
+    `detections_per_image` is read; `other_load` is that of `load_notes`.
     """
     counts, notes = sorted(row['detections_per_image'] for row in contenders), load_notes(other_load)
     if counts[-1] == 0:
@@ -336,7 +344,7 @@ def doubts(contenders: Sequence[dict[str, Any]], other_load: float | None = None
 def bar_rows(values: Sequence[tuple[str, float | None, float]]) -> list[dict[str, Any]]:
     """Return dicts of `name`, `value`, `bar` (the largest value that passes) and `passed`.
 
-    `values` are triples of name, value and bar; those whose value is None are skipped.
+    `values` are triples of name, value and bar; those whose value is None are skipped, and NaN does not pass.
     """
     return [
         dict(name=name, value=value, bar=bar, passed=value <= bar)

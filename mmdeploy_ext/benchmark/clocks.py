@@ -18,7 +18,7 @@ class NetworkClock:
     Attributes:
         handles: handles of the hooks on them, which are removed at the end.
         layers: modules of `model` that have parameters themselves.
-        seconds: the moment on the clock of `time.perf_counter`.
+        seconds: the moment on the clock of `time.perf_counter`; 0 before one of them has run.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -42,6 +42,9 @@ class NetworkClock:
 
 class PartClock:
     """Context manager that measures the time in functions of objects; nested calls count for the outer one.
+
+    It can be entered again after it was left, and goes on counting. A function that is in two parts counts
+    for the later one.
 
     Attributes:
         methods: part -> pairs of an object (or module) and the name of its function, which is replaced by a
@@ -69,7 +72,7 @@ class PartClock:
         return run
 
     def since(self, before: Mapping[str, float]) -> dict[str, float]:
-        """Return the seconds of each part since `seconds` were `before`."""
+        """Return part -> seconds since `before`, a copy of `seconds` that was made then."""
         return {part: self.seconds[part] - start for part, start in before.items()}
 
     def __enter__(self) -> PartClock:
@@ -80,7 +83,8 @@ class PartClock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for owner, name, original in self._originals:
+        while self._originals:  # backwards, since a function may be in two parts
+            owner, name, original = self._originals.pop()
             if original is None:
                 delattr(owner, name)  # the class has it
             else:

@@ -184,8 +184,13 @@ def read_files(args: argparse.Namespace) -> tuple[list[Metadata], Options]:
 
     Height and width are 0 if neither fixes them.
 
+    Returns:
+        The metadata of each file of `args.onnx`, in their order; and options of which only `height`, `width`
+        and `batch`, 1 if nobody fixes it, are other than the default.
+
     Raises:
-        UsageError: two of them fix different sizes or batches.
+        UsageError: two of them fix different sizes or batches, or --prepared cannot be read.
+        ModelFileError: a file cannot be read, or is none of this project.
     """
     # pairs of where a value comes from, and the value
     sizes, batches = [], []

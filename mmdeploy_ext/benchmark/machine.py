@@ -52,7 +52,7 @@ def machine() -> dict[str, Any]:
 
 
 def measured_gpu() -> str:
-    """Return the name of the GPU that PyTorch can run on; '' without one."""
+    """Return the name of the GPU if PyTorch can run on it; '' without one, or with a PyTorch for the CPU."""
     import torch
 
     return gpu_name() if torch.cuda.is_available() else ''

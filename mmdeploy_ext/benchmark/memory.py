@@ -34,7 +34,7 @@ HOW = (
 
 
 def is_supported() -> bool:
-    """Return whether this system has these figures."""
+    """Return whether this system has the figures of memory, in `/proc/self/status`."""
     return Path('/proc/self/status').is_file()
 
 
@@ -55,7 +55,7 @@ def reset_peak() -> int:
 
 
 def reset_peak_with(model: torch.nn.Module) -> int:
-    """Reset the peak and return the resident set in kB without the weights of a model."""
+    """Reset the peak, see `reset_peak`; return the resident set in kB less the bytes of a model's weights."""
     return reset_peak() - sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) // 1024
 
 
@@ -76,7 +76,10 @@ class Source:
     threads: int
 
     def prepare(self, *modules: str) -> None:
-        """Import the libraries, the families and some modules, whose memory does not count."""
+        """Import the libraries, the families and the `modules` of these names, whose memory does not count.
+
+        PyTorch gets the number of threads.
+        """
         import torch
 
         from mmdeploy_ext.families.base import load_families

@@ -191,9 +191,9 @@ def _set_parts(result: Row) -> Iterator[str | Table]:
 
 
 def write_chart(result: Row, target: str | Path) -> None:
-    """Draw `result`, the content of a JSON file, into the PNG `target`.
+    """Draw `result`, the content of the JSON file of a benchmark, into the PNG `target`.
 
-    They are bars of all contenders, or of sparse backbones times over numbers of voxels.
+    The chart has a bar for each contender; of a sparse backbone it has lines of times over numbers of voxels.
     """
     height = 6 if 'sets' in result else 1.9 + 0.62 * len(result['contenders'])
     draw = _draw_lines if 'sets' in result else _draw_bars

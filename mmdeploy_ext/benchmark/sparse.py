@@ -119,7 +119,10 @@ class SparseBenchmark(Benchmark):
     def file_contenders(
         self, stack: contextlib.ExitStack, engine: str, label: str, path: str
     ) -> list[Contender]:
-        """Return a contender for each number of threads."""
+        """Return a contender for each number of threads, which are opened at once.
+
+        `engine` is a key of `STEPS`, `label` and `path` are those of the portable file.
+        """
         contenders = []
         for threads in self.threads:
             run = STEPS[engine](path, threads, self.graph.order)

@@ -106,9 +106,10 @@ def points_in(coordinates: np.ndarray, rule: VoxelRule) -> np.ndarray:
 
 
 def growth_exponent(counts: Sequence[int], milliseconds: Sequence[float]) -> float | None:
-    """Return the slope of log(time) over log(voxels) by least squares; None for fewer than two sizes.
+    """Return the slope of log(time) over log(voxels) by least squares.
 
-    `counts` are numbers of voxels, `milliseconds` the times for them; 1 means that time grows with voxels.
+    It is None for fewer than two different numbers of voxels, or if a time is 0; 1 means that time grows in
+    proportion to the voxels. `counts` are numbers of voxels, `milliseconds` the times for them.
     """
     if len(set(counts)) < 2 or min(milliseconds) <= 0:
         return None
@@ -118,7 +119,9 @@ def growth_exponent(counts: Sequence[int], milliseconds: Sequence[float]) -> flo
 def pair_flops(graph: SparseGraph, coordinates: np.ndarray) -> dict[str, Any]:
     """Return how much a graph has to compute for voxels (N, 4), whose axes are in its order.
 
-    The entries are `pairs` of voxels and weights, their `gflop`, and the `sites` of the largest level.
+    The entries are `pairs`, the number of pairs of an input voxel and a place of a kernel in all
+    convolutions, `gflop`, 1e9 multiplications and additions of them, and `sites`, the number of voxels of the
+    level that has most. `coordinates` are integers, the index in the batch first.
     """
     plan = plan_of(graph)
     rulebook = build(plan, coordinates)
@@ -197,7 +200,7 @@ def work_growth(entries: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def thread_count(threads: int) -> str:
-    """Return '1 thread', '2 threads' ..."""
+    """Return the number in words: '1 thread', '2 threads' and so on."""
     return f'{threads} thread{"" if threads == 1 else "s"}'
 
 
@@ -259,8 +262,9 @@ def voxelise_ms(rule: VoxelRule, voxels: VoxelSet) -> dict[str, float]:
 def racing_spconv(deployment: Deployment, voxels: VoxelSet, cores: int) -> dict[str, Any]:
     """Run spconv on voxels with as many threads as `cores`, with which its kernels race.
 
-    The entries that are returned are `threads`, `voxels`, `runs`, `worst_rel`, the largest error relative to
-    the largest value of the result of one thread, and `median_ms`.
+    The entries that are returned are `threads`, `voxels`, their number, `runs`, `worst_rel`, the largest
+    error in all runs relative to the largest value of the result of one thread, infinite if a value is NaN,
+    and `median_ms`. `deployment` is a sparse backbone, in whose order the coordinates of `voxels` are.
     """
     from threadpoolctl import threadpool_limits
 

@@ -221,6 +221,13 @@ def test_the_clock_counts_a_nested_part_once_and_leaves_nothing_behind():
         assert clock.seconds['a'] > 0 == clock.seconds['b']
         assert model.inner() == 7 and clock.seconds['b'] > 0
     assert not vars(model)
+    before = dict(clock.seconds)
+    with clock:  # goes on
+        assert model.inner() == 7 and clock.since(before)['b'] > 0
+    original = Model.inner
+    with PartClock(dict(a=[(Model, 'inner'), (model, 'inner')], b=[(Model, 'inner'), (model, 'inner')])):
+        assert model.inner() == 7
+    assert Model.inner is original and not vars(model)
 
 
 def test_memory_and_growth_have_bars_for_the_contract_of_their_family():
