@@ -128,7 +128,10 @@ class ImageBenchmark(Benchmark):
         return [[*batches[shift:], *batches[:shift]]]
 
     def torch_contenders(self, stack: contextlib.ExitStack) -> list[Contender]:
-        """Return the model in eager PyTorch, and with `--fuse-conv-bn` its fused copy."""
+        """Return the model in eager PyTorch, and with `--fuse-conv-bn` its fused copy.
+
+        On the CPU their networks are timed by hooks, which are removed when `stack` closes.
+        """
         models = {BASELINE: self.deployment.model}
         if self.args.fuse_conv_bn:
             models[FUSED] = fold.fuse(self.deployment.model)
@@ -140,7 +143,11 @@ class ImageBenchmark(Benchmark):
     def file_contenders(
         self, stack: contextlib.ExitStack, engine: str, label: str, path: str
     ) -> list[Contender]:
-        """Return the graph of a file on an engine, with the post-processing that its form leaves out."""
+        """Return the graph of a file on an engine, with the post-processing that its form leaves out.
+
+        `engine` is a key of `ENGINES`, `label` and `path` are those of the file in `files`; `stack` closes
+        the engine. With `--skip-refused` it runs one batch here, and raises what it refuses.
+        """
         backend = stack.enter_context(ENGINES[engine].open(path, self.threads[0]))
         contender = backend_contender(self.deployment.family, backend, engine, label, path)
         if self.args.skip_refused:  # an engine may refuse a graph only when it runs it
@@ -148,7 +155,10 @@ class ImageBenchmark(Benchmark):
         return [contender]
 
     def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
-        """Compile the model by `torch.compile` on one batch and return a function that runs it."""
+        """Compile a copy of the model by `torch.compile` on one batch; return a function that runs a batch.
+
+        `stack` stays as it is. EngineError: the model cannot be compiled.
+        """
         model = compiled.compiled(self.deployment.model)
         run = torch_contender(self.deployment.family, model).run
         compiled.first_run(lambda: run(self.prepare()))

@@ -103,7 +103,10 @@ class SparseBenchmark(Benchmark):
         return dict(portable=path)
 
     def torch_contenders(self, stack: contextlib.ExitStack) -> list[Contender]:
-        """Return the unpatched model on spconv with one thread, its only correct mode."""
+        """Return the unpatched model on spconv with one thread, its only correct mode.
+
+        Until `stack` closes, the function of spconv that finds the pairs is timed.
+        """
         family, model = self.deployment.family, self.deployment.model
         ops = importlib.import_module('spconv.pytorch.ops')
         clock = stack.enter_context(PartClock(dict(rulebook=[(ops, 'get_indice_pairs')])))
@@ -221,7 +224,10 @@ def synthetic_sets(deployment: Deployment, sizes: Sequence[int]) -> list[VoxelSe
 
 
 def export_seconds(deployment: Deployment) -> dict[str, float]:
-    """Return target of an export, 'libspconv' or 'portable', -> seconds that it takes, with tracing."""
+    """Return target of an export, 'libspconv' or 'portable', -> seconds that it takes, with tracing.
+
+    `deployment` is a sparse backbone; the files are written to a temporary folder.
+    """
     seconds_of = {}
     with tempfile.TemporaryDirectory(prefix='mm2onnx_benchmark_') as folder:
         for target in deployment.family.options[0].choices:

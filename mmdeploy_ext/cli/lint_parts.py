@@ -34,7 +34,7 @@ class Upstream(torch.nn.Module):
         self.detector = detector
 
     def forward(self, img: torch.Tensor) -> Any:
-        """Return the detector's results of pictures (B, 3, H, W) float32, normalised: one for each."""
+        """Return what the detector's `simple_test` returns for pictures `img` (B, 3, H, W), normalised."""
         batch, _, height, width = (int(size) for size in img.detach().numpy().shape)
         shape = (height, width, 3)
         meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=1.0, flip=False)

@@ -66,7 +66,10 @@ def add_model_arguments(
 
 
 def add_module_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the comparison of a file with any PyTorch module takes besides file, module and --samples."""
+    """Add what the comparison of a file with any PyTorch module takes besides file, module and --samples.
+
+    These are --inputs, --tolerance, --state, --rows, --seed and --no-generated; `parser` may be a group.
+    """
     from mmdeploy_ext.contract.spec import DEFAULT_RTOL  # numpy: the help of other tools needs none
 
     add = cli.adder(parser)
@@ -104,7 +107,7 @@ def parse_state(words: Sequence[str] | None) -> dict[str, str]:
 
 
 def add_normalisation_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --mean and --std."""
+    """Add --mean and --std to a parser, or to a group of one: three numbers each, None without the option."""
     cli.add(parser, '--mean MEAN', 'per-channel mean (default: from the config)', type=float, nargs=3)
     cli.add(
         parser, '--std STD', 'per-channel standard deviation (default: from the config)', type=float, nargs=3
@@ -210,7 +213,10 @@ def graph_values(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_proof_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --frames, and the options of the engine that proves the file."""
+    """Add --frames and the options of the engine that proves the file to a parser.
+
+    The latter are --engine, --providers, --threads and --inference-precision.
+    """
     add = cli.adder(parser)
     add(
         '--frames N',
@@ -266,7 +272,7 @@ def parse_shape(shape: Any, option: str = '--shape') -> tuple[int, int]:
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --report and --json."""
+    """Add --report, a folder, and --json, a file, to a parser; both are None without the option."""
     cli.add(
         parser,
         '--report DIR',

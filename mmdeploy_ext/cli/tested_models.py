@@ -61,7 +61,11 @@ class TestedModel(abc.ABC):
         self.target = str(self.settings.get('onnx_file') or default)
 
     def check(self, cfg: Any, family: Family, model: Any) -> None:
-        """Complete the options by the model; refuse, before the weights load, what cannot be exported."""
+        """Complete the options by the model; refuse, before the weights load, what cannot be exported.
+
+        `cfg` is mmcv's config, `family` the one that exports the model, `model` the model without weights.
+        ConfigError: the options do not go with the model, or the file or folder cannot be written.
+        """
         from mmdeploy_ext.exporting import deployment as deploy
         from mmdeploy_ext.exporting.files import check_output
 
@@ -82,23 +86,26 @@ class TestedModel(abc.ABC):
 
     @abc.abstractmethod
     def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> AbstractContextManager[Network]:
-        """Return the model in PyTorch; `dump` writes its tensors, unless it is None."""
+        """Return a context manager that yields the model of `deployment` in PyTorch, for the loop.
+
+        `dump` writes its tensors, unless it is None.
+        """
 
     def expected_metadata(self, deployment: Deployment) -> list[Metadata]:
-        """Return the metadata of the files that an export would write."""
+        """Return the metadata of the files that an export of `deployment` would write, in their order."""
         from mmdeploy_ext.exporting.files import make_metadata
 
         graphs = deployment.family.graphs(deployment.model, self.options)
         return [make_metadata(deployment, self.options, graph) for graph in graphs]
 
     def export(self, deployment: Deployment) -> float:
-        """Export the model to `target`; return the seconds that it took."""
+        """Export the model of `deployment` to `target`; return the seconds that it took."""
         from mmdeploy_ext.exporting.files import export_files
 
         return export_files(deployment, self.options, self.target, self.example_images(deployment))[1]
 
     def example_images(self, deployment: Deployment) -> list[PreparedImage]:
-        """Return the images that an export traces; [] if the graphs have examples."""
+        """Return the images that an export of `deployment` traces; [] if the graphs have examples."""
         return []
 
     @abc.abstractmethod
@@ -151,7 +158,7 @@ class ImageModel(TestedModel):
         return BackendDetector(backend, deployment.family, metadata, dump, show)
 
     def example_images(self, deployment: Deployment) -> list[PreparedImage]:
-        """Return the demo's picture."""
+        """Return the demo's picture, prepared by the rule of `deployment` in the size of the options."""
         from mmdeploy_ext.exporting import deployment as deploy
         from mmdeploy_ext.preprocess.pictures import read_image
 
@@ -163,7 +170,10 @@ class ImageModel(TestedModel):
     def on_engine(
         self, deployment: Deployment, engine: Mapping[str, Any]
     ) -> Iterator[tuple[Network, DumpComparer]]:
-        """Yield the file on its engine."""
+        """Yield the file on its engine, with the post-processing that its form leaves out, and its comparer.
+
+        `deployment` is the PyTorch model; `engine` are options of the backend.
+        """
         from mmdeploy_ext.proving.against_dump import ImageDumpComparer
 
         with build_backend(self.settings['type'], self.target, **engine) as backend:
@@ -201,7 +211,10 @@ class FrameModel(TestedModel):
     def on_engine(
         self, deployment: Deployment, engine: Mapping[str, Any]
     ) -> Iterator[tuple[Network, DumpComparer]]:
-        """Yield the files on their engine."""
+        """Yield the files on their engine, for the loop, and what compares them with a dump.
+
+        `deployment` is the PyTorch model; `engine` are options of the backend.
+        """
         from mmdeploy_ext.exporting.files import read_files
         from mmdeploy_ext.proving.against_dump import FrameDumpComparer
 

@@ -72,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def seeded(cfg: Any, family: Family) -> torch.nn.Module:
-    """Return the detector of a config of a family with seeded weights: repeatable random ones."""
+    """Return the detector of mmcv's config `cfg`, of a family, with seeded, repeatable random weights."""
     from mmdeploy_ext.synthetic.seeded import seeded_model
 
     return seeded_model(cfg, family)

@@ -77,7 +77,7 @@ class OperatorFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
-        """Return an `OperatorModule`."""
+        """Return an `OperatorModule` of the name of the spec."""
         return OperatorModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:

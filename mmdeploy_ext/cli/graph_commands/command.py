@@ -39,7 +39,7 @@ class Command:
     Attributes:
         help: one line, without a full stop.
         run: returns the exit status: 0 done, 1 checked and failed.
-        arguments: besides --json and --debug.
+        arguments: functions that add its arguments besides --json and --debug.
         takes_file: whether the first argument is one ONNX file, `args.file`.
     """
 
@@ -69,6 +69,6 @@ class Commands(dict[str, Command]):
 
 
 def write_json(args: argparse.Namespace, content: dict[str, Any]) -> None:
-    """Write the findings of a command to the file of --json, if there is one."""
+    """Write `content`, the findings of a command, to the file `args.json`, unless that is None."""
     if args.json:
         core_files.write_json(args.json, content)

@@ -204,7 +204,11 @@ def begin(args: argparse.Namespace) -> onnx.ModelProto:
 
 
 def print_rows(rows: Sequence[TensorRow], console: Console) -> None:
-    """Print a line per output on a console: its worst row of all sets of inputs, 'equal' or 'differs'."""
+    """Print a line per output on a console: its worst row of all sets of inputs, 'equal' or 'differs'.
+
+    `rows` are the outputs of each set, by their names in `tensor`. The worst is one that did not pass, and of
+    several the one with the largest `max_rel`.
+    """
     from rich import box
     from rich.table import Table
 
