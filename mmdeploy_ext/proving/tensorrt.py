@@ -93,8 +93,8 @@ def compare_outputs(
         reference: output name -> array of ONNX Runtime.
         got: output name -> array of the engine, each converted to the dtype of the reference before it is
             compared: TensorRT has no float64 and narrows int64.
-        half: whether floats are judged by their cosine (`half_bars.BARS`), as those of a float16 engine, in
-            place of `LARGEST_DIFFERENCE`.
+        half: whether floats are judged by `half_bars.BARS`, as those of a float16 engine, in place of
+            `LARGEST_DIFFERENCE`.
     """
     outputs = {name: array.astype(reference.get(name, array).dtype) for name, array in got.items()}
     rows = compare_named(reference, outputs, LARGEST_DIFFERENCE, 'the ONNX file')

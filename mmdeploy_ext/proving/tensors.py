@@ -5,6 +5,7 @@ is a `TensorRow`. `ArrayDistance` measures two arrays.
 """
 
 import dataclasses
+import functools
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ class TensorRow:
         tensor: output name; with the group's name if there are several.
         shape: shape of the reference, '1x80x76x76'.
         max_abs: largest absolute difference, in the unit of the tensor; None if nothing could be compared, as
-            are `max_rel`, `cosine` and `tolerance` then.
+            are `max_rel`, `cosine`, `tolerance` and `norm_ratio` then.
         max_rel: the same over the largest absolute reference value of the group; None also for a reference of
             zeros.
         cosine: cosine of both tensors flattened.
@@ -34,6 +35,8 @@ class TensorRow:
         histogram: counts of log10(|difference| / scale) in bins of one decade from -12 to 0 (13 counts: the
             first one is "equal or below 1e-12").
         at: name of the frame of these figures, if a row stands for the worst of a sequence.
+        norm_ratio: norm of the candidate's values over that of the reference's, which the cosine does not
+            see; None also for a reference of zeros.
     """
 
     tensor: str
@@ -46,6 +49,7 @@ class TensorRow:
     reason: str = ''
     histogram: tuple[int, ...] = ()
     at: str = ''
+    norm_ratio: float | None = None
 
 
 def is_equal(rows: Collection[TensorRow]) -> bool:
@@ -110,12 +114,26 @@ class ArrayDistance:
     @property
     def cosine(self) -> float:
         """Cosine of both as vectors; 1 for two zero vectors, 0 for one."""
-        largest = max(float(np.abs(side).max(initial=0)) for side in (self._array, self._reference))
-        if largest == 0:
+        array, reference = self._scaled
+        if not (array.any() or reference.any()):
             return 1.0
-        array, reference = self._array / largest, self._reference / largest
         norms = float(np.linalg.norm(reference) * np.linalg.norm(array))
         return min(max(float(reference @ array) / norms, -1.0), 1.0) if norms > 0 else 0.0
+
+    @property
+    def norm_ratio(self) -> float:
+        """Norm of the array over the reference's; 1 for two zero vectors, infinite for a zero reference."""
+        norm, reference_norm = (float(np.linalg.norm(side)) for side in self._scaled)
+        if reference_norm == 0:
+            return float('inf') if norm > 0 else 1.0
+        return norm / reference_norm
+
+    @functools.cached_property
+    def _scaled(self) -> tuple[np.ndarray, np.ndarray]:
+        """The array and the reference over the largest absolute value of both: no square overflows."""
+        sides = self._array, self._reference
+        largest = max(float(np.abs(side).max(initial=0)) for side in sides)
+        return sides if largest == 0 else (sides[0] / largest, sides[1] / largest)
 
     @property
     def histogram(self) -> tuple[int, ...]:
@@ -325,8 +343,17 @@ def _compare_group(name: str, group: ColumnGroup, reference: np.ndarray, candida
         reason = f'{over} of {candidate.size} values differ by more than {tolerance:.3g}'
         reason += f' {group.unit}' if group.unit else ''
     max_rel = distance.max_rel if np.isfinite(distance.max_rel) else None
+    norm_ratio = distance.norm_ratio if np.isfinite(distance.norm_ratio) else None
     figures = (distance.max_abs, max_rel, distance.cosine, tolerance)
-    return TensorRow(name, shape_text(reference.shape), *figures, not reason, reason, distance.histogram)
+    return TensorRow(
+        name,
+        shape_text(reference.shape),
+        *figures,
+        not reason,
+        reason,
+        distance.histogram,
+        norm_ratio=norm_ratio,
+    )
 
 
 def _not_finite(side: str, values: np.ndarray) -> str:

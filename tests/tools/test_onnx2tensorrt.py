@@ -82,6 +82,7 @@ def test_without_a_gpu_verify_says_so_and_is_no_proof(net, tmp_path, capsys):
         ('float32', 1.01, 'NOT EQUAL', 1),
         ('float16', 1.01, 'WITHIN FP16 BARS ON 1 INPUT', 0),
         ('float16', -1, 'NOT WITHIN FP16 BARS', 1),
+        ('float16', 2, 'NOT WITHIN FP16 BARS', 1),
     ],
 )
 def test_an_engine_that_was_compared_with_its_file_is_equal_and_never_proven(

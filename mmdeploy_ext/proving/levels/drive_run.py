@@ -68,7 +68,8 @@ class DriveBars:
             of the sorted lists may belong to rows whose scores differ by 2e.)
         near_counts: whether pairs outside the bars count as matched, too (half precision): those of one class
             that are as near as the task takes for one object.
-        cosine: smallest cosine of tensors (half precision); None: the tolerances decide.
+        cosine: smallest cosine of tensors (half precision), from which the bar of their norms follows; None:
+            the tolerances decide.
     """
 
     frames: int = 100
@@ -91,7 +92,7 @@ SHORT_DRIVE = dataclasses.replace(FULL_DRIVE, frames=2, resets=0)
 def default_bars(precision: str) -> DriveBars:
     """Return the bars of a drive of a precision: 'fp32', 'fp16', 'bf16' or 'int8'.
 
-    Below float32 tensors are judged by their cosines.
+    Below float32 tensors are judged by their cosines and norms, see `half_bars.out_of_bars`.
     """
     half = half_bars.bars_of(precision)
     if half is None:
@@ -223,7 +224,7 @@ class Modes:
         compared = tuple(tensor for tensor in run.outputs if tensor.name in first.outputs)
         sides = ({tensor.name: side.outputs[tensor.name] for tensor in compared} for side in (first, second))
         for row in compare_tensors(*sides, GraphSpec('', (), compared)):
-            near = min_cosine is not None and row.cosine is not None and row.cosine >= min_cosine
+            near = min_cosine is not None and not half_bars.out_of_bars(row, min_cosine)
             if not row.passed and not near:
                 run.faults[f'a second run of the same frame gives another {row.tensor}'].append(frame.name)
 
@@ -509,7 +510,7 @@ class WorstRows:
 
         Args:
             free: in a free run only rows fail that cannot be compared.
-            cosine: smallest cosine that passes; None judges by the tolerances.
+            cosine: smallest cosine that passes, see `half_bars.out_of_bars`; None judges by the tolerances.
         """
         self.free, self.cosine = free, cosine
         self.worst: dict[str, TensorRow] = {}
@@ -518,12 +519,13 @@ class WorstRows:
 
     def add(self, row: TensorRow, name: str, count: int) -> None:
         """Judge the row of a tensor at the frame `name`, which is the `count`-th of the drive, from 1."""
-        if row.max_abs is None:
-            passed = False
-        elif self.free or self.cosine is None:
-            passed = row.passed or self.free
-        else:
-            passed = row.cosine is not None and row.cosine >= self.cosine
+        reason = row.reason
+        if row.max_abs is not None:
+            if self.free:
+                reason = ''
+            elif self.cosine is not None:
+                reason = half_bars.out_of_bars(row, self.cosine)
+        passed = not reason
         ratio = error_ratio(row) if row.max_abs is not None and row.tolerance else None
         for key, value in (('errors', row.max_abs), ('ratios', ratio)):
             values = self.series[key].setdefault(row.tensor, [])
@@ -531,7 +533,6 @@ class WorstRows:
             values.append(value)
         if not passed:
             self.failed.setdefault(row.tensor, []).append(name)
-        reason = '' if passed else row.reason or f'cosine {row.cosine:.6f} below {self.cosine}'
         row = dataclasses.replace(row, passed=passed, reason=reason, at=name)
         if worst := self.worst.get(row.tensor):
             both = worst.histogram, row.histogram

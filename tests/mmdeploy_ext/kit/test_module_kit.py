@@ -133,6 +133,19 @@ def test_wrong_inputs_of_a_program_are_refused(kit, tmp_path, fault):
     assert judgement.title == 'NOT EQUAL' and any('out/logits' in text for text in judgement.failures)
 
 
+@pytest.mark.parametrize(('precision', 'factor'), [('fp16', 1.01), ('fp16', 2), ('int8', 1.1), ('int8', 0.5)])
+def test_outputs_times_a_factor_are_beyond_the_bars_of_float16_and_int8(kit, tmp_path, precision, factor):
+    for path in kit[1].glob('0*.npz'):
+        with np.load(path) as arrays:
+            np.savez(tmp_path / path.name, **{name: arrays[name] * np.float32(factor) for name in arrays})
+    judgement = judge(kit[0], tmp_path, precision=precision)
+    claim = f'WITHIN {precision.upper()} BARS'
+    if factor in (1.01, 1.1):
+        assert judgement.title == f'{claim} ON 3 INPUTS', judgement.failures
+    else:
+        assert judgement.title == f'NOT {claim}' and f'norm {factor} times' in judgement.failures[0]
+
+
 def test_a_file_that_is_not_the_module_makes_no_kit(folder, tmp_path):
     model = onnx.load(folder / 'm.onnx')
     weight = next(tensor for tensor in model.graph.initializer if tensor.name == 'head.weight')

@@ -266,9 +266,10 @@ def test_the_distance_of_arrays_is_relative_to_the_largest_reference_value():
     assert (off.max_abs, off.scale, off.max_rel) == (0.5, 4, 0.125)
     assert off.differences.tolist() == [0, 0, 0.5] and 0.99 < off.cosine < 1
     zero = distance([0, 0], [0, 0])
-    assert (zero.max_abs, zero.max_rel, zero.cosine) == (0, 0, 1)
+    assert (zero.max_abs, zero.max_rel, zero.cosine, zero.norm_ratio) == (0, 0, 1, 1)
     nothing = distance([1e-9, 0], [0, 0])
-    assert nothing.max_rel == np.inf and nothing.cosine == 0
+    assert nothing.max_rel == nothing.norm_ratio == np.inf and nothing.cosine == 0
+    assert distance([6, 8], [3, 4]).norm_ratio == 2
     assert distance([], []).max_rel == 0
 
 

@@ -461,11 +461,16 @@ def test_only_the_last_layer_is_compared_where_the_graph_gives_only_that():
     assert row.passed, said(row)
 
 
-def test_half_precision_is_judged_by_the_cosine():
+def test_half_precision_is_judged_by_the_cosine_and_the_norm():
+    def doubled(_, frame, result):
+        return dataclasses.replace(result, outputs=scaled(result.outputs, 'all_bbox_preds', 2))
+
     bars = dataclasses.replace(FEW, cosine=0.999, match_rate=0.95, near_counts=True)
     assert both(lambda: ToyStepper(noise=3e-3), bars=bars)['teacher'].passed
     row = both(lambda: ToyStepper(seed=1), bars=bars)['teacher']
     assert not row.passed and 'all_cls_scores' in said(row)
+    row = both(altered(doubled), bars=bars)['teacher']
+    assert 'all_bbox_preds [velocity]: 12 of 12 frames fail' in said(row) and 'norm 2 times' in said(row)
 
 
 @pytest.mark.parametrize('mode', ['teacher', 'free'])

@@ -1,9 +1,13 @@
-"""A proof needs a least number of matched results, in several inputs; in float16 an engine that rounds."""
+"""A proof needs a least number of matched results, in several inputs; the bars of float16 and INT8."""
 
+import types
+
+import numpy as np
 import pytest
 
-from mmdeploy_ext.proving.half_bars import CPU, proof_engine
+from mmdeploy_ext.proving.half_bars import CPU, bars_of, proof_engine
 from mmdeploy_ext.proving.results import Case, DetectionRow
+from mmdeploy_ext.proving.tensors import compare_named
 from mmdeploy_ext.proving.totals import MIN_INPUTS, MIN_MATCHED, SECOND_RUN, too_few, total_reasons
 
 
@@ -72,3 +76,40 @@ def test_float16_is_rounded_on_the_cpu_however_it_is_named(providers):
     assert proof_engine('OnnxRuntimeBackend', engine) == dict(engine, round_fp16=True)
     on_gpu = dict(providers=['CUDAExecutionProvider', CPU])
     assert proof_engine('OnnxRuntimeBackend', on_gpu) == on_gpu
+
+
+VALUES = np.float32([[3, -4, 12], [84, 0.5, -1]])
+
+
+def judged(reference, candidate, precision):
+    rows = compare_named(dict(y=np.asarray(reference)), dict(y=np.asarray(candidate)), 1.0)
+    (row,) = bars_of(precision).judge(rows)
+    return row
+
+
+@pytest.mark.parametrize('values', [VALUES, VALUES[:1, :1], VALUES - 1000, VALUES * np.float32(1e-30)])
+@pytest.mark.parametrize(('precision', 'inside', 'outside'), [('fp16', 0.044, 0.046), ('int8', 0.19, 0.21)])
+def test_a_constant_factor_is_beyond_the_bars_though_no_cosine_changes(values, precision, inside, outside):
+    for sign in (1, -1):
+        assert judged(values, values * np.float32(1 + sign * inside), precision).passed
+        row = judged(values, values * np.float32(1 + sign * outside), precision)
+        assert not row.passed and "times the reference's" in row.reason and row.cosine > 0.999999
+    assert 'norm 2 times' in judged(values, values * 2, precision).reason
+    assert 'cosine' in judged(values, -values, precision).reason
+
+
+def test_zeros_and_nan_and_whole_numbers_have_no_norm_to_judge():
+    zeros = np.zeros_like(VALUES)
+    assert judged(zeros, zeros, 'fp16').passed
+    for sides in ((zeros, zeros + np.float32(1e-9)), (VALUES, zeros), (VALUES, VALUES * np.nan)):
+        row = judged(*sides, 'int8')
+        assert not row.passed and row.reason
+    assert judged(np.int64([1, 2]), np.int64([1, 2]), 'fp16').passed
+    assert 'values differ' in judged(np.int64([100, 200]), np.int64([100, 201]), 'fp16').reason
+
+
+def test_matched_pairs_have_bars_of_size_and_only_the_cosine_of_scores():
+    """One score of 0.3 that is 0.03 higher is within the bar of a pair, and 10 % larger."""
+    sides = (types.SimpleNamespace(scores=np.float32([score])) for score in (0.3, 0.33))
+    (row,) = bars_of('fp16').matched_rows(*sides, {0: 0})
+    assert row.passed and row.tensor == 'matched scores'
