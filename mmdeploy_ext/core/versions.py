@@ -1,4 +1,7 @@
-"""The versions of the packages that decide about an exported file. Imports none of them."""
+"""The versions of the packages that decide about an exported file. Imports none of them.
+
+They build a model, or write, simplify or run its graph. The distribution `mm2onnx` installs `mmdeploy_ext`.
+"""
 
 import contextlib
 import importlib.metadata
@@ -25,6 +28,7 @@ def versions() -> dict[str, str]:
     """Return 'mm2onnx' and each distribution of `PACKAGES` that is imported or installed -> its version.
 
     That of an imported module is its own: another copy than the installed one may have been imported.
+    Packages that are neither imported nor installed have no entry.
     """
     by_package = {'mm2onnx': mmdeploy_ext.__version__}
     for package, module in PACKAGES.items():
@@ -37,7 +41,11 @@ def versions() -> dict[str, str]:
 
 
 def other_copies() -> dict[str, str]:
-    """Return distribution -> folder of its module, if one is imported that is not of the installed one."""
+    """Return distribution -> folder of its module, if one is imported that is not of the installed one.
+
+    The checkout of an editable install is the installed one, also of one by a link (`.egg-link`). A module
+    that is imported without any installed distribution is listed.
+    """
     folders = {}
     for package, module in PACKAGES.items():
         file = getattr(sys.modules.get(module), '__file__', None)

@@ -12,7 +12,11 @@ from mmdeploy_ext.families.unregistered import missing_types, unregistered
 PARTS = ('head', 'decoder', 'transformer', 'middle_encoder', 'lidar_encoder')
 """What the keys of parts end in that decide a family; backbones and necks do not."""
 SENSOR_KEYS, SENSOR_STEPS = ('pts_', 'img_', 'voxel_'), ('Points', 'MultiView')
-"""What keys of a model begin with, and names of steps of a pipeline have, of points or several cameras."""
+"""What keys of a model begin with, and names of steps of a pipeline have, of points or several cameras.
+
+mmdet3d's models have `img_backbone` and `pts_backbone`, since they may have both; mmdet's detectors of one
+picture have `backbone`.
+"""
 ALIKE = 0.75
 """Share of equal letters from which on two names are alike."""
 ADVICE = 'the families and their configs are in README.md'
@@ -20,7 +24,15 @@ ADVICE = 'the families and their configs are in README.md'
 
 
 class Described(Protocol):
-    """The attributes of a `Family` that describe it; see there."""
+    """The attributes of a `Family` that describe it; see `families.base`.
+
+    Attributes:
+        name: name of the family.
+        exports: the models that it exports, and its page, in words; '' if it is not to be named as nearest.
+        similar_names: words in the names of similar detectors and heads.
+        samples: kind of its samples: 'images' of one camera, or 'frames' of a drive, 'sweeps' of a LiDAR or
+            'fused' frames of both.
+    """
 
     name: str
     exports: str
@@ -49,7 +61,18 @@ def part_types(model: Any, prefix: str = '') -> dict[str, str]:
 def refusal(cfg: Any, families: Sequence[Described], reason: str) -> ConfigError:
     """Return the error of a config that no family claims: its parts, the nearest family, what to do.
 
-    `reason` is the predicate of the message, e.g. 'belongs to no family that mm2onnx exports'.
+    If the user's tree defines a type of the model that is not registered, the error tells how to register it,
+    and nothing else (`unregistered`). A type that is neither registered nor defined there (`missing_types`)
+    is named beside the nearest family.
+
+    Args:
+        cfg: an `mmcv.Config` with a `model`, a dict; `find_family` refuses others before.
+        families: those that the message names as known, and of which it names the nearest: the imported ones
+            of the product that the caller wants.
+        reason: predicate of the message, e.g. 'belongs to no family that mm2onnx exports'.
+
+    Returns:
+        The error, which the caller raises.
     """
     if missing := unregistered(cfg):
         return ConfigError(f'{cfg.filename}: {missing}')

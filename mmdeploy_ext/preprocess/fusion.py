@@ -66,11 +66,17 @@ class PastSweeps:
     ) -> np.ndarray:
         """Return the points (P, D) float32 of a key frame and of past sweeps, in its coordinates.
 
+        Column `AGE` of each is the time from its measurement to the key frame, seconds. `remove_close` leaves
+        out points of past sweeps, by their places in the frame of their own sweep, and none of the key frame.
+
         Args:
             points: (P, D) float32 of the key frame, D at least 5; their ages are set to 0 in place.
             sweeps: sweeps of its info, the last one first.
             now_s: seconds, absolute, of the key frame.
-            read: returns the points (P, D) float32 of a path, in an array that is changed.
+            read: returns the points (P, D) float32 of a path, in an array that is changed; its errors pass.
+
+        Raises:
+            ValueError: points of a past sweep have another D than the key frame.
         """
         points[:, AGE] = 0
         if not sweeps and self.pad_empty:
@@ -117,7 +123,7 @@ class FusionRule(JsonDataclass):
     remove_close: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types; `kind` tells this rule from others."""
+        """Return plain JSON types, but for the tuple `use_dim`; `kind` tells this rule from others."""
         return dict(
             kind=KIND,
             views=self.views and self.views.to_json(),
@@ -127,7 +133,10 @@ class FusionRule(JsonDataclass):
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> FusionRule:
-        """Rebuild a rule from `to_json`."""
+        """Rebuild a rule from `to_json`, also after JSON text has made a list of the tuple.
+
+        `content['kind']` is not read, see `contract.metadata.rule_from_json`. KeyError: a field is missing.
+        """
         views, voxels = content['views'], content['voxels']
         pictures = MultiViewRule if views and 'kind' in views else PreprocessRule
         rules = views and pictures.from_json(views), voxels and VoxelRule.from_json(voxels)
@@ -140,8 +149,12 @@ class FusionRule(JsonDataclass):
         return PastSweeps(self.sweeps, self.pad_empty_sweeps, self.remove_close) if self.sweeps else None
 
     def img_aug_matrix(self) -> np.ndarray:
-        """Return (N, 4, 4) from pixels of the cameras' pictures to pixels of the network input.
+        """Return (N, 4, 4), from pixels of the cameras' pictures to pixels of the network input.
 
-        The type is that of `MultiViewRule.crop_matrix`; a rule without pictures, or of one picture, has none.
+        They map (x, y, depth, 1), of which x and y are pixels, already divided by the depth, see
+        `runtime.frames.of_rays`. The type is that of `MultiViewRule.crop_matrix`.
+
+        Raises:
+            AttributeError: a rule without pictures, or of one picture, which has no such matrices.
         """
         return np.tile(self.views.crop_matrix(4), (self.views.num_cameras, 1, 1))

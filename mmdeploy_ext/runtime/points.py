@@ -36,14 +36,17 @@ UNLIKE = 3.0
 def read_points(path: str | Path, width: int) -> np.ndarray:
     """Return a sweep (P, width) float32 of a file of raw float32 (nuScenes' `.pcd.bin`, KITTI's `.bin`).
 
+    It has all columns of the file, at least one point, and is a new array that may be changed.
+
     Args:
         path: path of the file.
-        width: number of values per point.
+        width: number of values per point in the file (`load_dim` of a config), above 0; of these a model may
+            take only some.
 
     Raises:
-        DataError: the file is not there, a pipe, empty or larger than `MAX_BYTES`; its size is not a multiple
-            of a point; a value is none that a sensor measures; or the spread of the columns shows that points
-            have another number of values, one of `WIDTHS`.
+        DataError: the file is not there, a pipe, empty (`PointsError`) or larger than `MAX_BYTES`; its size
+            is not a multiple of a point; a value is none that a sensor measures; or the spread of the columns
+            shows that points have another number of values, one of `WIDTHS`.
     """
     try:
         check_regular(path)
@@ -79,6 +82,11 @@ def check_plausible(
     points: np.ndarray, path: str | Path, advice: str = 'repair the file, or remove it'
 ) -> None:
     """Refuse points (P, D) of a file with a value that is NaN, infinite or beyond +-`LARGEST_VALUE`.
+
+    Args:
+        points: (P, D) of a floating-point type, x, y, z first; P may be 0.
+        path: path of their file, for the message.
+        advice: end of the message, which tells what to do.
 
     Raises:
         DataError: its message names the file `path`, row and column of the first such value, and their
@@ -119,6 +127,9 @@ def _contrast(values: np.ndarray, width: int) -> float:
 def check_points(points: np.ndarray, width: int, name: str = '') -> np.ndarray:
     """Return points as a contiguous array (P, width) float32; the same one if it is that already.
 
+    It is `preprocess.points.check_points`, and refuses a sweep without points, too, by its name. Any finite
+    value passes, see `check_plausible`.
+
     Args:
         points: (P, width) of integers or floating-point numbers, also nested lists.
         width: number of values per point.
@@ -139,7 +150,10 @@ def check_points(points: np.ndarray, width: int, name: str = '') -> np.ndarray:
 
 
 def check_in_range(points: np.ndarray, point_cloud_range: Sequence[float], name: str = '') -> None:
-    """Refuse a sweep that has not a single point in the range of the model; points outside are no error.
+    """Refuse a sweep that has not a single point in the range of the model.
+
+    Points outside are no error: a LiDAR sees farther than most models, and the voxels leave them out
+    (`preprocess.points`).
 
     Args:
         points: (P, 3 or more) float32, x, y, z first, in metres in the LiDAR frame; P is not 0.

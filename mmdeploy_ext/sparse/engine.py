@@ -1,7 +1,11 @@
 """An engine for sparse graphs in numpy: slow, plain, and the reference of every other one. Needs no torch.
 
+Other engines are compared with it within tolerances: the order in which float32 numbers are added is no part
+of the contract.
+
 Glossary: N sites (rows) that a node reads, M that it writes, C channels, I and O those of a convolution, K
-offsets of its kernel (k0, k1, k2); H, W cells of the bird's-eye view.
+offsets of its kernel (k0, k1, k2), the last axis fastest, in the order of axes that the graph names ('xyz' or
+'zyx'); H, W cells of the bird's-eye view.
 """
 
 from __future__ import annotations
@@ -37,20 +41,24 @@ def run(
 ) -> np.ndarray:
     """Run a graph on one sweep; return (1, C, H, W) float32.
 
+    C is the number of channels of the view, in which the cells of the vertical axis may be channels.
+
     Args:
         graph: traced, or folded, with its batch normalisation in the convolutions, see `fold.py`; float16
             weights are computed with in float32.
-        coordinates: (N, 4) integers, sample and axes in the graph's order, every voxel once; N may be 0.
-        features: (N, C) of the voxels.
+        coordinates: (N, 4) integers, sample, which is 0, and axes in the graph's order, every voxel once; N
+            may be 0. `rulebook.build` refuses others.
+        features: (N, `graph.in_channels`) of the voxels, in the order of the coordinates.
         observe: called after every node with its name and its output: (M, C) of a sparse tensor, whose rows
-            are the sites of `rulebook.level(node.output)`; with None nothing is called.
+            are the sites of `rulebook.level(node.output)`, or a dense one. It must not change the output.
+            With None nothing is called.
         transform: called before every node with the node, its inputs and its weight (None without one);
             returns the inputs and the weight to compute with, for fake quantisation.
-        rulebook: rulebook of these coordinates for this graph; the coordinates then are not read. None: it is
-            built.
+        rulebook: rulebook of these coordinates, in this order, for this graph; the coordinates then are
+            neither read nor checked. None: it is built.
 
     Raises:
-        PointsError: voxels that the graph cannot take.
+        PointsError: voxels that the graph cannot take, or features of another shape or not finite.
         ExportError: a graph that it cannot run, such as one with another activation than ReLU (`plan_of`).
     """
     plan = plan_of(graph)
@@ -135,7 +143,8 @@ def gathered(features: np.ndarray, weight: np.ndarray, table: np.ndarray) -> np.
     Args:
         features: (N, I) float32.
         weight: (O, k0, k1, k2, I).
-        table: (K, M) rows of the features; numbers from N on stand for no neighbour, and none is negative.
+        table: (K, M) rows of the features, K = k0*k1*k2 in row-major order; numbers from N on stand for no
+            neighbour, and none is negative.
     """
     kernels = np.asarray(weight, np.float32).transpose(1, 2, 3, 4, 0)
     kernels = kernels.reshape(-1, weight.shape[4], weight.shape[0])

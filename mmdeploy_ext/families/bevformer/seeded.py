@@ -55,15 +55,19 @@ DECODER_VALUES = re.compile(r'decoder\.layers\.\d+\.attentions\.1\.value_proj\.w
 """Kernels by which the decoder reads the bird's-eye view."""
 LARGEST_UNSCALED_VIEW = 50
 """Cells along the longer side of the bird's-eye view above which `for_view` scales the decoder."""
-LOGITS_BIAS = re.compile(r'pts_bbox_head\.cls_branches\.(\d+)\.6\.bias')
-"""Biases of the logits, by the number of the decoder layer."""
+LOGITS_BIAS = re.compile(r'pts_bbox_head\.cls_branches\.\d+\.6\.bias')
+"""Biases of the logits of all decoder layers."""
 
 
 def kernel_of(key: str, numbers: np.ndarray) -> np.ndarray:
-    """Return the values of a kernel, float64, from standard normal numbers of its shape (out, in, ...).
+    """Return the values of a kernel (out, in, ...) float64, with rows as `GAINS` and `centred` describe.
 
-    Rows of `in_proj_weight` are those of queries and keys up to 512, twice the 256 channels of all published
-    models, then those of values. Rows 0, 1 and 4 of the last layer of boxes are x, y and z.
+    Rows of `in_proj_weight` (out, in) are those of queries and keys up to 512, twice the 256 channels of all
+    published models, then those of values. Rows 0, 1 and 4 of the last layer of boxes are x, y and z.
+
+    Args:
+        key: key of the kernel in the state dict.
+        numbers: (out, in, ...) standard normal numbers.
     """
     gain = by_name.first_match(GAINS, key)
     if key.endswith('in_proj_weight'):
@@ -74,9 +78,15 @@ def kernel_of(key: str, numbers: np.ndarray) -> np.ndarray:
 
 
 def values_of(key: str, shape: tuple[int, ...], prefix: str, norms: Container[str]) -> np.ndarray:
-    """Return the values of a key in float64; the generator is seeded by `prefix` and key together.
+    """Return the values of a key, but for the counters `num_batches_tracked`, in float64.
 
-    `norms` are the names of normalisation layers. `code_weights` are ten constants, whatever the shape.
+    Vectors are those of `by_name.vector_of`. `code_weights` are ten constants, whatever the shape.
+
+    Args:
+        key: key of the state dict.
+        shape: shape of its tensor.
+        prefix: text before the key in the seed of its generator.
+        norms: names of the normalisation layers, which are their keys without '.weight', see `norms_of`.
     """
     if key.endswith('code_weights'):
         return np.array([1.0] * 8 + [0.2] * 2)
@@ -91,13 +101,15 @@ def values_of(key: str, shape: tuple[int, ...], prefix: str, norms: Container[st
 
 
 def bevformer_weights(shapes: Mapping[str, Sequence[int]], prefix: str = '') -> dict[str, torch.Tensor]:
-    """Return key -> seeded tensor: float32, but int64 for the counters `num_batches_tracked`.
+    """Return key -> seeded tensor, the keys of `shapes` in their order: float32, but the counters int64.
 
     For views of more than `LARGEST_UNSCALED_VIEW` cells the caller passes the result on to `for_view`.
+    RuntimeError: the shape of `code_weights` is not (10,).
 
     Args:
         shapes: key of a state dict, buffers included -> shape.
-        prefix: text before each key in the seed of its generator: another prefix gives other weights.
+        prefix: text before each key in the seed of its generator: another prefix gives other weights. The
+            reference data has '', and 'heldout:' for a second set.
     """
     norms = by_name.norms_of(shapes)
     weights = by_name.state_dict_by_name(shapes, lambda key, shape: values_of(key, shape, prefix, norms))
@@ -108,13 +120,13 @@ def bevformer_weights(shapes: Mapping[str, Sequence[int]], prefix: str = '') -> 
 
 
 def for_view(weights: Mapping[str, torch.Tensor], side: int) -> dict[str, torch.Tensor]:
-    """Return weights whose decoder reads the bird's-eye view more weakly the finer the view is.
+    """Return a dict of weights whose decoder reads the bird's-eye view more weakly the finer the view is.
 
     Neighbouring cells of seeded views differ as much in a fine view as in a coarse one, so that a reference
     point that is moved by rounding changes the decoder's result in proportion to the cells along a side. The
     weights that read the view are therefore divided by that; a bias adds the same for every point, and stays.
     At 150 cells the logits of PyTorch's own decoder were 5.4e-4 apart in float32 and float64, with this
-    factor 3.8e-5.
+    factor 3.8e-5. It is a step of its own because the reference data was made without it.
 
     Args:
         weights: key of the state dict -> tensor.

@@ -2,7 +2,8 @@
 
 Source of the algorithm: mmdet3d 1.0.0rc6, core/post_processing/box3d_nms.py `box3d_multiclass_nms`.
 
-Glossary: B batch, A rows of all levels, C classes, n results.
+Glossary: B batch, A rows (of one level for `best_rows`, of all levels for `suppressed`), at least 1, C
+classes without background, n results.
 """
 
 import torch
@@ -15,9 +16,11 @@ from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
 
 
 def best_rows(level: dict[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:
-    """Return the rows of a level with the best scores of any class, `count` of them; 0 or less takes all.
+    """Return the rows of a level with the best scores of any class, by descending score; ties in any order.
 
-    `level` has tensors (B, A, columns) by name, of which `scores` decide.
+    Args:
+        level: name -> tensor (B, A, columns); `scores` (B, A, C) decide.
+        count: number of rows of each image, A if there are fewer. 0 or less returns `level` itself.
     """
     if count <= 0:
         return level
@@ -29,16 +32,19 @@ def best_rows(level: dict[str, torch.Tensor], count: int) -> dict[str, torch.Ten
 def suppressed(
     above: torch.Tensor, scores: torch.Tensor, score_thr: float, nms_thr: float, max_per_img: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return scores, rows and labels (B, n) of the results; scores behind them are `NO_CANDIDATE`.
+    """Return scores, rows and labels (B, n) of the results of each image, by descending score.
 
-    Boxes of each class are compared on a plane of their own.
+    Boxes of each class are compared on a plane of their own, so that a row may come with several labels. n is
+    the largest number of results of an image, maybe 0. Behind the results of an image scores are
+    `NO_CANDIDATE`, -1, and rows and labels mean nothing.
 
     Args:
-        above: (B, A, 5) boxes from above: x, y of the centre, two sizes, metres, and yaw, radians.
+        above: (B, A, 5) boxes from above: x, y of the centre, sizes along x and y before the box is turned,
+            metres, and yaw, radians, by which it is turned from the x axis towards the y axis.
         scores: (B, A, C) in 0..1.
         score_thr: threshold that scores have to exceed.
-        nms_thr: IoU, above 0, from which on the worse of two boxes is dropped.
-        max_per_img: largest number of results of an image; below 0 is no limit.
+        nms_thr: IoU, above 0, from which on the worse of two boxes is dropped, as by mmcv on the CPU.
+        max_per_img: largest number of results of an image; 0 gives none, below 0 is no limit.
     """
     classes = scores.shape[2]
     passing = scores > score_thr
@@ -58,9 +64,14 @@ def suppressed(
 
 
 def padded(results: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Return results (B, n, ...), in the order of their names, with zeros and label -1 where there is none.
+    """Return the values of `results`, in the order of the dict, with zeros and label -1 where there is none.
 
-    There is none where `scores` are `NO_CANDIDATE`.
+    There is none where `scores` are `NO_CANDIDATE`. Each value is a tap of its name (`core/taps.py`), which
+    adds nothing to the graph.
+
+    Args:
+        results: name -> tensor (B, n) or (B, n, columns); `scores` (B, n) is one of them, and `labels` are
+            padded with -1.
     """
     present, outputs = results['scores'] > NO_CANDIDATE, []
     for name, tensor in results.items():

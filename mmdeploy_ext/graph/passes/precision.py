@@ -1,4 +1,9 @@
-"""A finished graph in half precision, as the options of an export or a command ask for it."""
+"""A finished graph in half precision, as the options of an export or a command ask for it.
+
+A pattern ('*', '?', '[...]', see `fnmatch`) fits a node by its name, operator, module or output, see
+`select.matching_nodes`. Nodes inside sub-graphs are no nodes of the graph here. No function changes the model
+that it is given.
+"""
 
 import copy
 import dataclasses
@@ -32,6 +37,11 @@ def in_precision(
 
     Of 'fp32' the model itself comes back; of 'fp16' and a graph that is float16 already an equal one does.
 
+    The entries of `metadata_props` are `fp16.keep_fp32`, the patterns of the options as JSON, and the numbers
+    `fp16.kept_nodes`, of the nodes that a pattern fits, and `fp16.nodes`, of all nodes, before float16 was
+    written. They are for a reader of the file; an entry that it has already stays, and files that become
+    float16 later have none (`with_fp16_metadata`).
+
     Args:
         model: float32; its inputs and outputs are the spec's.
         spec: states by dtype which inputs and outputs are float16, and by `single` what is computed in
@@ -62,9 +72,16 @@ def in_precision(
 def half(model: onnx.ModelProto, io: str, keep_fp32: Sequence[str]) -> tuple[onnx.ModelProto, int]:
     """Return a float32 model with float16 written into it, and how many nodes a pattern keeps in float32.
 
-    `io` is the precision of float inputs and outputs: 'fp16' makes them float16, 'fp32' leaves them.
-    `keep_fp32` are patterns of nodes that stay float32, besides those of `fp32_patterns`; the number is of
-    nodes that one of all these fits. The errors are those of `fp16.to_fp16`.
+    The number is of nodes that one of all patterns fits. Metadata stay as they are.
+
+    Args:
+        model: float32.
+        io: precision of float inputs and outputs: 'fp16' makes them float16, 'fp32' leaves them.
+        keep_fp32: patterns of nodes that stay float32, besides those of `fp32_patterns`.
+
+    Raises:
+        UsageError: a pattern of `keep_fp32` fits no node.
+        ExportError: see `in_precision`.
     """
     spec, patterns = spec_of(model), [*fp32_patterns(model), *keep_fp32]
     count = len(matching_nodes(model.graph.node, patterns))
@@ -75,9 +92,10 @@ def fp32_patterns(model: onnx.ModelProto) -> list[str]:
     """Return patterns of the nodes that stay float32 by default when float16 is written into a model.
 
     - The stages after the network, `STAGES`.
-    - An Equal of floats, and what it compares back to the last product with a weight: SOLO keeps the cells
-      that equal the maximum of their neighbourhood, and an engine that keeps one side of the comparison in
-      more digits than the other finds no such cell (measured on the toy SOLOv2 in ONNX Runtime: cosine 0.03).
+    - An Equal of floats, and what it compares back to the last product, an operator of `PRODUCTS` (MatMul,
+      Gemm, Conv, ConvTranspose), also one of two computed tensors: SOLO keeps the cells that equal the
+      maximum of their neighbourhood, and an engine that keeps one side of the comparison in more digits than
+      the other finds no such cell (measured on the toy SOLOv2 in ONNX Runtime: cosine 0.03).
     """
     names = [node.name for node in model.graph.node]
     stages = [pattern for pattern in STAGES if any(name.startswith(pattern[:-1]) for name in names)]
@@ -105,7 +123,8 @@ def fp32_patterns(model: onnx.ModelProto) -> list[str]:
 def family_patterns(model: onnx.ModelProto) -> list[str]:
     """Return the patterns of nodes that the family of a model keeps in float32, those that fit its nodes.
 
-    The family is that of the metadata; a model without metadata of this project has no such patterns.
+    The family is that of the metadata. A model without metadata of this project, or of a family that is not
+    registered, has no such patterns.
     ModelFileError: the entry is damaged.
     """
     props = {entry.key: entry.value for entry in model.metadata_props}
@@ -116,12 +135,13 @@ def family_patterns(model: onnx.ModelProto) -> list[str]:
 
 
 def with_fp16_metadata(model: onnx.ModelProto, fp16_io: bool, keep_fp32: Sequence[str]) -> onnx.ModelProto:
-    """Return a model that became float16 after its export, with metadata that state that.
+    """Return a copy of a model that became float16 after its export, with metadata that state that.
 
-    A model without metadata of this project comes back as it is.
+    The options and, with `fp16_io`, the spec are changed. A model without metadata of this project, or with
+    damaged ones, comes back as it is.
 
     Args:
-        model: model in float16.
+        model: model in float16, which is not converted here.
         fp16_io: its inputs and outputs became float16, too.
         keep_fp32: patterns of nodes that stayed float32.
     """

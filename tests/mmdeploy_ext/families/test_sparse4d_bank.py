@@ -4,11 +4,12 @@ import dataclasses
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.core.errors import ModelFileError, ShapeError
 from mmdeploy_ext.families.sparse4d.runtime.bank import (
     COSINE,
     NO_ID,
@@ -20,7 +21,8 @@ from mmdeploy_ext.families.sparse4d.runtime.bank import (
     project_anchors,
 )
 from mmdeploy_ext.families.sparse4d.runtime.boxes import boxes_of_anchors, decode
-from mmdeploy_ext.runtime.frames import relative_motion
+from mmdeploy_ext.families.sparse4d.runtime.model import PREDICTIONS, Sparse4DOnnx
+from mmdeploy_ext.runtime.frames import Frame, relative_motion
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SHIPPED = REPOSITORY.parent / 'shared/golden/sparse4d'
@@ -437,6 +439,55 @@ def test_a_state_of_another_bank_is_refused_by_name(name, change, message):
         tensors[name] = changed
     with pytest.raises(ShapeError, match=f'{name}.*{message}|{message}.*{name}'):
         bank.load(tensors, np.eye(4), START)
+
+
+class FakeGraph:
+    """An engine whose graph gives the same instances for every frame."""
+
+    def __init__(self, form):
+        facts = dataclasses.asdict(SMALL) | dict(max_num=6)
+        self.metadata = SimpleNamespace(form=form, postprocess=facts, require=lambda *rest: None)
+        axes = dict(img=(2, 3, 4, 8), pred_instance_feature=(1, 6, CHANNELS))
+        self.spec = SimpleNamespace(tensor=lambda name: SimpleNamespace(axes=axes[name]))
+
+    def infer(self, feeds):
+        outputs = *outputs_of(SMALL), np.zeros((1, 6, 2), np.float32)
+        return dict(zip(PREDICTIONS, outputs, strict=True))
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Return a function that opens files of some names, without any files."""
+    monkeypatch.setattr(Sparse4DOnnx, 'opened', lambda self, engine, path, options: FakeGraph(path))
+    return lambda *names, **settings: Sparse4DOnnx(names, **settings)
+
+
+def frame_at(seconds, token):
+    images = np.zeros((2, 3, 4, 8), np.float32)
+    return Frame(images, np.stack([np.eye(4)] * 2), None, np.eye(4), START + seconds, token)
+
+
+def test_a_repaired_scene_begins_with_another_token_and_not_without_one(opened):
+    runner = opened('sparse4d', repairs=('scene',))
+    tokens = [None, None, 'a', None, 'a', 'b']
+    resets = [runner.step(frame_at(0.5 * index, token)).was_reset for index, token in enumerate(tokens)]
+    assert resets == [True, False, False, False, False, True]
+    runner.reset()
+    runner.step(frame_at(0, None))
+    runner.state = runner.state
+    assert not runner.step(frame_at(0.5, None)).was_reset
+
+
+@pytest.mark.parametrize(
+    ('names', 'missing'),
+    [
+        (('sparse4dbackbone', 'sparse4dhead1st'), 'sparse4dhead2nd'),
+        (('sparse4dhead2nd',), 'sparse4dbackbone, sparse4dhead1st'),
+    ],
+)
+def test_files_that_lack_a_graph_of_their_export_are_refused(opened, names, missing):
+    with pytest.raises(ModelFileError, match=f'{names[-1]}: {missing} of this export is missing'):
+        opened(*names)
 
 
 def test_the_example_of_the_page_prints_what_the_page_shows(capsys):

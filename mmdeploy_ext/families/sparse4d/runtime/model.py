@@ -6,7 +6,8 @@
 
 Needs numpy, OpenCV and ONNX Runtime, no PyTorch.
 
-Glossary: N cameras, H, W network input in pixels, h, w pictures as taken, A instances, K classes.
+Glossary: N cameras, H, W network input in pixels, h, w pictures as taken, A instances, C channels, K classes.
+The columns of an anchor (11) are in `bank.py`; the two of the quality are logits of centerness and yaw.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.families.parts.runtime import frame_checks
-from mmdeploy_ext.families.parts.runtime.rig_frames import CameraRuntime
+from mmdeploy_ext.families.parts.runtime.rig_frames import CameraRuntime, scene_of
 from mmdeploy_ext.families.sparse4d.runtime.bank import BankRule, InstanceBank, TemporalInputs
 from mmdeploy_ext.families.sparse4d.runtime.boxes import InstanceBoxes, decode
 from mmdeploy_ext.runtime.exported import check_finite, check_forms, model_files
@@ -49,10 +51,14 @@ PREDICTIONS = ('pred_instance_feature', 'pred_anchor', 'pred_class_score', 'pred
 
 
 class Sparse4DOnnx(CameraRuntime):
-    """An exported Sparse4D with its instance bank: a `Stepper` of frames.
+    """An exported Sparse4D with its instance bank: a `Stepper` of frames. For `detect` see `CameraRuntime`.
 
     Attributes:
         bank: the memory.
+        graphs: name of each graph -> the engine with its file.
+        is_portable: whether it is the one graph of the contract `portable`.
+        constants: the constant inputs of the heads of `deploy` by name; empty for `portable`.
+        seconds: `network` is the sum of all frames.
     """
 
     def __init__(
@@ -66,14 +72,16 @@ class Sparse4DOnnx(CameraRuntime):
         """Open the files.
 
         Args:
-            paths: the files of an export, or their folder.
-            repairs: names of `bank.REPAIRS`: behaviour of the published model that is left out.
+            paths: the files of an export, the one file of `portable`, or the folder of an export and of no
+                other. Graphs are known by their metadata, whatever the names of their files.
+            repairs: keys of `bank.REPAIRS`: behaviour of the published model that is left out.
             engine: see `Runtime.opened`.
             options: see `Runtime.opened`.
 
         Raises:
-            ModelFileError: one is missing, or of another family.
+            ModelFileError: one is missing, or of another family or export.
             EngineError: the engine is not here.
+            ValueError: there is no such repair.
         """
         super().__init__()
         files = model_files(paths) if isinstance(paths, str) or hasattr(paths, 'is_dir') else list(paths)
@@ -83,6 +91,7 @@ class Sparse4DOnnx(CameraRuntime):
             backend = self.opened(engine, file, options)
             backend.metadata.require(file, FAMILY)
             self.graphs[backend.metadata.form], by_form[backend.metadata.form] = backend, file
+        _check_complete(by_form)
         check_forms(by_form, {form: graph.metadata for form, graph in self.graphs.items()}, FAMILY)
         self.is_portable = PORTABLE in self.graphs
         images, last = (PORTABLE, PORTABLE) if self.is_portable else (BACKBONE, NEXT)
@@ -98,22 +107,29 @@ class Sparse4DOnnx(CameraRuntime):
     def reset(self) -> None:
         """Forget everything: the next frame is the first one, and its ids begin at 0."""
         self.bank.reset()
-        self._scene: str | None = None
+        self._scene = ''
         self.was_reset = False
 
     def step(self, frame: Frame) -> StepResult:
-        """Run a prepared frame and keep its instances.
+        """Run a prepared frame, see `Frame`, and keep its instances.
+
+        The result has all outputs of the graphs that ran, and of the bank `instance_id` (1, A) int64 and
+        `confidence` (1, A) float32. It says `was_reset` if no frame before belongs to this one, also after a
+        longer gap than the bank's `max_time_interval`.
 
         Raises:
             ShapeError: images of another shape.
-            DataError: a pose, a time or a calibration that is not of finite numbers.
-            InferenceError: the network gave NaN or infinity; the bank stays as it was.
+            DataError: a pose that is not rigid, a time or a calibration that is not of finite numbers, or one
+                that is missing.
+            InferenceError: the network gave NaN or infinity; the bank stays as it was, or is empty if this
+                frame begins a scene and the repair `scene` has emptied it.
         """
         images = frame_checks.check_prepared(frame.images, self.image_shape)
         lidar2img = frame_checks.check_lidar2img(frame.lidar2img, self.num_cameras)
         pose = frame_checks.check_pose(frame.ego_pose)
         timestamp_s = frame_checks.check_time(frame.timestamp_s)
-        if 'scene' in self.bank.rule.repairs and self._scene not in (None, frame.scene_token):
+        last = self.state
+        if 'scene' in self.bank.rule.repairs and self.begins_scene(last, timestamp_s, frame.scene_token):
             self.bank.reset()
         inputs = self.bank.get(pose, timestamp_s)
         start = time.perf_counter()
@@ -123,7 +139,7 @@ class Sparse4DOnnx(CameraRuntime):
         feature, anchor, logits, quality = (outputs[name] for name in PREDICTIONS)
         update = self.bank.update(inputs, feature, anchor, logits)
         outputs |= dict(instance_id=update.ids, confidence=update.confidence)
-        self._scene, self.was_reset = frame.scene_token, not inputs.mask[0]
+        self._scene, self.was_reset = scene_of(frame.scene_token, last), not inputs.mask[0]
         rule, facts = self.bank.rule, self.metadata.postprocess
         boxes = decode(logits, anchor, quality, facts, update.ids, rule.repairs)
         return StepResult(outputs, boxes, self.was_reset)
@@ -153,11 +169,14 @@ class Sparse4DOnnx(CameraRuntime):
 
     @property
     def state(self) -> StreamState | None:
-        """A copy of the bank after the last frame, None before the first one."""
+        """A copy of the bank after the last frame, with the tensors of `InstanceBank.shapes`.
+
+        It is None before the first frame. The token of a scene that no frame has named is ''.
+        """
         tensors = self.bank.tensors
         if tensors is None:
             return None
-        return StreamState(tensors, self.bank.ego_pose, self.bank.timestamp_s, self._scene or '')
+        return StreamState(tensors, self.bank.ego_pose, self.bank.timestamp_s, self._scene)
 
     @state.setter
     def state(self, state: StreamState | None) -> None:
@@ -165,6 +184,16 @@ class Sparse4DOnnx(CameraRuntime):
         if state is not None:
             self.bank.load(state.tensors, state.ego_pose, state.timestamp_s)
             self._scene = state.scene_token
+
+
+def _check_complete(by_form: Mapping[str, Any]) -> None:
+    """Refuse files, by their form, that lack a graph of their contract: ModelFileError names those graphs."""
+    contract = (PORTABLE,) if PORTABLE in by_form else DEPLOY_FILES
+    if missing := [form for form in contract if form not in by_form]:
+        raise ModelFileError(
+            f'{", ".join(map(str, by_form.values()))}: {", ".join(missing)} of this export is missing; give '
+            f'its folder, or export it again with {tool("export")}'
+        )
 
 
 def read_constants(head: str | Path, spec: GraphSpec) -> dict[str, np.ndarray]:
@@ -190,7 +219,9 @@ def read_constants(head: str | Path, spec: GraphSpec) -> dict[str, np.ndarray]:
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> InstanceBoxes:
     """Return the boxes of a frame's outputs; see `mmdeploy_ext/runtime/family_runtime.py`.
 
-    Without `instance_id`, which the bank gives, instances are numbered by their rows.
+    `outputs` have those of `PREDICTIONS` but for the features. Without `instance_id`, which the bank gives,
+    instances are numbered by their rows. Boxes are those of `step`; only their `class_scores` are in the
+    published order, as no repair is applied.
     """
     _, anchor, logits, quality = (outputs.get(name) for name in PREDICTIONS)
     rows = np.arange(logits.shape[1])[None]
