@@ -32,7 +32,7 @@ class ImageError(UsageError):
 
 
 class DataError(UsageError):
-    """A data set that is empty, or whose annotation file is missing."""
+    """A data set that is empty, or of which a file or a value is missing, damaged or out of its range."""
 
 
 class PointsError(DataError):
@@ -44,7 +44,10 @@ class ModelFileError(UsageError):
 
 
 class LoadError(ModelFileError):
-    """An ONNX file that an engine can read but not load; this is the verdict of a proof."""
+    """An ONNX file that an engine can read but not load.
+
+    The proof of such a file fails with this reason, exit status 1; other commands refuse the file.
+    """
 
 
 class EngineError(UsageError):
@@ -64,7 +67,10 @@ class ExportError(Mm2OnnxError):
 
 
 class AbsentPackageError(ModuleNotFoundError):
-    """A package that the user's code calls is not installed; the message has the pip command."""
+    """A package that the user's code calls is not installed; the message has the pip command.
+
+    The command line prints it as one `error:` line, too, and ends with exit status 2.
+    """
 
 
 class RankError(Mm2OnnxError):
@@ -80,7 +86,8 @@ class RankError(Mm2OnnxError):
 def named(name: object) -> Iterator[None]:
     """Let the message of every `Mm2OnnxError` in the block begin with `name`: a file, or a frame of one.
 
-    The class and the exit status stay; a message that begins with the name already stays, too.
+    The class, which has to take the message alone, and the exit status stay; a message that begins with the
+    name already stays, too.
     """
     try:
         yield

@@ -203,10 +203,10 @@ def build_exact(kind: str, path: str, **options: Any) -> Backend:
     """Make a backend, not active yet, for the file at `path`, whose graph computes in float64.
 
     `kind` is the registered name of the backend, `options` are its options. If its engine rounds float64 to
-    float32, ONNX Runtime's backend is made instead, with those of the options that it has too. ConfigError:
-    the backend does not have these options.
+    float32, ONNX Runtime's backend is made instead, with those of the options that it has too. For the errors
+    see `build_backend`.
     """
-    if not BACKENDS[kind].float64:
+    if kind in BACKENDS and not BACKENDS[kind].float64:
         kind, options = DEFAULT.backend, {key: options[key] for key in options.keys() & set(DEFAULT.keys)}
     return build_backend(kind, path, **options)
 

@@ -26,7 +26,9 @@ KEY = f'{PREFIX}edits'
 
 
 def record(model: onnx.ModelProto, command: str, arguments: Mapping[str, Any], *packages: str) -> None:
-    """Append a command to the record of a model, in place; a file that this project did not export has none.
+    """Append a command to the record of a model, in place.
+
+    A file that this project did not export has no record, gets none, and cannot be proven.
 
     Args:
         model: the edited graph.
@@ -61,6 +63,8 @@ def repeat(
 ) -> onnx.ModelProto:
     """Return what recorded commands make of a fresh export; without any, `model` itself.
 
+    The commands of `REPEATED` leave the model that they are given as it is.
+
     Args:
         model: the fresh export.
         edits: the record, in order: dicts of `command`, `arguments` and `versions`.
@@ -89,7 +93,7 @@ def repeat(
 def other_versions(edits: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a sentence for each package of which a record states another version than the installed one.
 
-    `edits` are the entries of the record, see `repeat`; [] if all versions agree.
+    `edits` are the entries of the record, see `repeat`, each with its `versions`; [] if all versions agree.
     """
     lines = []
     for edit in edits:
@@ -122,6 +126,10 @@ REPEATED: dict[str, Callable[..., onnx.ModelProto]] = {
     'fp16': lambda model, io, keep_fp32: half(model, io, keep_fp32)[0],
 }
 """Commands of graph.py -> function of a model and the recorded arguments that does them again.
+
+The arguments are those of the functions, as the command line gives them: `rules` are texts for `parse_rule`,
+`named` names of rules, `shapes` texts for `shapes.parse` such as 'batch=1', `tensors` names or patterns, `io`
+'fp16' or 'fp32', `keep_fp32` patterns of nodes; those of `rename` are its parameters.
 
 The proof repeats the record on a fresh export and compares the graphs, so that a command which changes what
 is computed would change both sides, and go unnoticed. Therefore a command has to be equal by construction, or

@@ -184,7 +184,7 @@ class DetectionRow:
         matched: number of pairs of one class with IoU (or distance) and score difference within the bars.
         missing: number of detections of the reference without a partner.
         extra: number of detections of the candidate without a partner.
-        worst_iou: smallest IoU of a pair; 1.0 when there is none.
+        worst_iou: smallest IoU of a pair; 1.0 when there is none, also of tasks that match by distance.
         worst_score: largest score difference of a pair.
         passed: whether the results could be compared, nothing is missing, nothing extra, and all pairs are
             within the bars.
@@ -237,7 +237,7 @@ class Case:
 
     @property
     def passed(self) -> bool:
-        """Whether every row passed; outputs that cannot be compared have a row that fails."""
+        """Whether every row passed; a case has some: outputs that cannot be compared have one that fails."""
         return all(row.passed for row in (*self.tensors, *self.detections))
 
     @property
@@ -247,7 +247,7 @@ class Case:
         return [f'{self.name}: {title}: {row.reason}' for title, row in rows if not row.passed]
 
     def to_json(self) -> dict[str, Any]:
-        """Return all attributes, and `passed`, in plain types."""
+        """Return all attributes, and `passed`, in types that `json` writes: dicts, tuples, texts, numbers."""
         return dataclasses.asdict(self) | dict(passed=self.passed)
 
 
@@ -293,11 +293,12 @@ class SequenceRow:
         resets: number of times that the reference's memory was emptied after the first frame.
         time_jumps: gaps of at least twice the usual one within a scene.
         reference: number of detections of the reference at or above the score threshold, of all frames.
-        matched: number of those with an equal on the other side.
+        matched: number of those with a partner within the bars.
         missing: number of those without a partner.
         extra: number of results of the candidate, at or above the score threshold, without a partner.
         outside: number of pairs outside the bars.
-        match_rate: share of matched in the longer of both lists; None when there was nothing to match.
+        match_rate: share of `matched` in the longer of both lists, `reference` or `matched` + `outside` +
+            `extra`; below float32 `outside` counts as matched, too. None when there was nothing to match.
         match_bar: smallest rate that passes.
         worst_distance: largest distance of a pair, metres; None if the task does not measure one.
         worst_score: largest score difference of a pair.
@@ -312,8 +313,9 @@ class SequenceRow:
         tensors: the worst row per column group of the outputs and of the memory, `at` its frame. In a free
             run only NaN, shapes and missing tensors fail a row.
         reasons: why the run fails; empty when it passes.
-        series: figures of each frame: `name`, `reset`, `gap_s`, `reference`, `matched`, `extra` and `ties` ->
-            list with an entry per frame; `errors` (largest absolute difference) and `ratios` (the same over
+        series: figures of each frame: `name`, `reset`, `gap_s` (seconds since the frame before; None for the
+            first one of a scene), `reference`, `matched` (as in `match_rate`), `extra` and `ties` -> list
+            with an entry per frame; `errors` (largest absolute difference) and `ratios` (the same over
             its tolerance) -> tensor -> such a list, see `WorstRows.series`.
     """
 

@@ -68,12 +68,14 @@ class Runtime(contextlib.ExitStack):
             engine: registered name of the backend.
             path: path of the file.
             options: options of the backend, for example `providers`, `threads`.
-            build: makes the engine of its name, the path and the options.
+            build: makes the engine of its name, the path and the options, and raises the errors of
+                `build_backend`.
 
         Several share the cores: a thread pool that still spins slows the next one (StreamPETR of R50 on 2
         cores: 1131 against 1101 ms per frame).
         """
-        return self.enter_context(build(engine, str(path), **{**BACKENDS[engine].shared, **options}))
+        shared = BACKENDS[engine].shared if engine in BACKENDS else {}  # `build` refuses an unknown one
+        return self.enter_context(build(engine, str(path), **{**shared, **options}))
 
     def passed(self, part: str, start: float) -> float:
         """Count the seconds since `start` (of `time.perf_counter`) for a part; return the present time."""

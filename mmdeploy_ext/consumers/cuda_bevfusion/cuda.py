@@ -45,10 +45,11 @@ GRAPHS = (*DENSE[:3], *SPARSE, DENSE[3])
 DEPTH, POOLED, CELLS = 'depth', 'feat_in', 'cells'
 """Tensors that are computed between the files."""
 OTHER_ORDER, UNROUNDED = 'lidar (z, y, x)', 'lidar, weights of the checkpoint'
-"""Names of two more maps of the LiDAR with `to_compare`.
+"""Names of two more maps of the LiDAR with `to_compare`, of the same shape and axes as the first one.
 
-The first is that of the second sparse file. The second is that of the first file once more, under the name
-with which a proof compares it with the map by the weights before they were rounded to fp16.
+The first is that of the second sparse file, and equal to that of the first file. The second is the map of the
+first file once more, by that file's weights, which are rounded to float16: under this name a proof compares
+it with PyTorch's map by the weights of the checkpoint.
 """
 
 
@@ -56,7 +57,8 @@ class CudaBEVFusion(FusionRuntime):
     """The files of CUDA-BEVFusion: a `runtime.frames.Stepper` of fused frames, without a memory.
 
     Attributes:
-        seconds: time spent so far, by the name of a file or 'pooling'.
+        seconds: time spent so far, by the name of a file or 'pooling'. Depth maps count for
+            'camera.backbone', voxels for the first sparse file, the tables of a calibration for 'pooling'.
         view: how pictures are lifted into the bird's-eye view.
         sparse: name of a sparse file -> its graph.
         sessions: name of a file of ordinary ONNX -> its session.
@@ -70,8 +72,12 @@ class CudaBEVFusion(FusionRuntime):
         """Open the files; `engine` and its `options` are for the graphs that are ordinary ONNX.
 
         With `to_compare` the second sparse file is run, too, and all maps of the LiDAR are outputs. `paths`
-        is the folder of an export, or its files in the order of `GRAPHS`. ModelFileError: one is missing,
-        damaged, or of another export.
+        is the folder of an export, or its files in the order of `GRAPHS`; all six have to be there.
+
+        Raises:
+            ModelFileError: a file is missing, damaged, or of another export.
+            ConfigError: there is no such engine, or it does not have these options.
+            EngineError: the engine is not available here.
         """
         from mmdeploy_ext.sparse.libspconv import read
 
@@ -90,7 +96,8 @@ class CudaBEVFusion(FusionRuntime):
     def step(self, frame: FusedFrame) -> StepResult:
         """Detect in one moment of all sensors; the outputs include the tensors between the files.
 
-        `frame` has points, pictures, and as calibration the matrices `MATRICES`.
+        `frame` has points, pictures, and as calibration the matrices `MATRICES`, see `FusedFrame`. Only the
+        outputs of the four ordinary graphs are checked for NaN and infinity.
 
         Raises:
             ShapeError: pictures are missing, or pictures or matrices have another shape.
@@ -108,6 +115,7 @@ class CudaBEVFusion(FusionRuntime):
         outputs |= self._run('camera.vtransform', feat_in=cells)
         start = self.passed('camera.vtransform', start)
         maps = self._lidar_maps(points)
+        start = time.perf_counter()  # the maps have been counted for the sparse files
         outputs |= self._run('fuser', camera=outputs['feat_out'], lidar=next(iter(maps.values())))
         start = self.passed('fuser', start)
         outputs |= self._run('head.bbox', middle=outputs['middle'])
@@ -118,7 +126,10 @@ class CudaBEVFusion(FusionRuntime):
         return StepResult({**between, **maps, **outputs}, self.boxes_of(outputs))
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes of the head's outputs that nothing suppresses, best first; see `detections`."""
+        """Return the boxes of the head's outputs (name -> array) that nothing suppresses, best first.
+
+        See `detections`, and `suppress`, which reads the entry `nms` of the metadata's `postprocess`.
+        """
         facts = self.metadata.postprocess
         return suppress(detections(outputs, facts['coder']), facts['nms'])
 
@@ -144,11 +155,15 @@ class CudaBEVFusion(FusionRuntime):
 
 
 def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> Detections3D:
-    """Return the boxes of the head's outputs, best first; `coder` is that of the file's facts.
+    """Return the boxes of the head's outputs, best first, without suppression; at most one per query.
 
-    The outputs are `score` (1, K, Q), `rot` (1, 2, Q) sine and cosine of the yaw, `dim` (1, 3, Q) logarithms
-    of sizes in metres, `reg` (1, 2, Q) x, y in cells, `height` (1, 1, Q) z of the centre in metres, `vel`
-    (1, 2, Q) in m/s.
+    The outputs are `score` (1, K, Q) in 0..1, `rot` (1, 2, Q) sine and cosine of the yaw from -y clockwise,
+    `dim` (1, 3, Q) logarithms of width, length and height in metres, `reg` (1, 2, Q) x, y of the centre in
+    cells of the map from its corner, `height` (1, 1, Q) z of the centre in metres, `vel` (1, 2, Q) in m/s.
+    The boxes have the columns and the yaw of `Detections3D`, see `in_lidar_columns`.
+
+    `coder` is the entry of that name in the metadata's `postprocess`: `voxel_size` and `pc_range` in metres,
+    `out_size_factor` in voxels per cell, and the limits of `filter_boxes`.
 
     Source: mit-han-lab/bevfusion db75150, core/bbox/coders/transfusion_bbox_coder.py.
     """

@@ -16,13 +16,13 @@ from mmdeploy_ext.families.parts.lidar_graphs import points_and_head
 from mmdeploy_ext.families.parts.pillars import points_facts
 
 UNITS = dict(reg='cell', height='m', dim='log m', rot='', vel='m/s', heatmap='logit')
-"""Output of a task of `CenterHead` -> unit."""
+"""Output of a task of `CenterHead` -> unit, see `runtime.decode`; `reg` is an offset from a cell's corner."""
 
 
 def flat_outputs(task_outputs: tuple[list[dict[str, torch.Tensor]], ...]) -> tuple[torch.Tensor, ...]:
     """Return the outputs of `CenterHead.forward` as one tuple, in the order of `BoxRule.output_names`.
 
-    `task_outputs` has for each task a list of levels, here of one, with the outputs by name.
+    `task_outputs` has for each task a list of levels, here of one, with the outputs (1, C, H, W) by name.
     """
     names = (*VALUES, 'heatmap')
     return tuple(outputs[name] for (outputs,) in task_outputs for name in names if name in outputs)
@@ -35,9 +35,14 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
 
 
 def head_outputs(model: nn.Module) -> dict[str, tuple[str, str]]:
-    """Return the name of each output of the head, as `BoxRule.output_names` -> its meaning and unit."""
-    names = {name: name.rsplit('_', 1) for name in box_rule(model.pts_bbox_head).output_names}
-    return {name: (f'{output} of task {task}', UNITS[output]) for name, (output, task) in names.items()}
+    """Return the name of each output of the head, as `BoxRule.output_names` -> its meaning and unit.
+
+    The sizes `dim` are in metres, not their logarithms, if the head does not have `norm_bbox`.
+    """
+    rule = box_rule(model.pts_bbox_head)
+    units = UNITS if rule.norm_bbox else UNITS | dict(dim='m')
+    names = {name: name.rsplit('_', 1) for name in rule.output_names}
+    return {name: (f'{output} of task {task}', units[output]) for name, (output, task) in names.items()}
 
 
 def postprocess_facts(model: nn.Module) -> dict[str, Any]:
@@ -46,7 +51,7 @@ def postprocess_facts(model: nn.Module) -> dict[str, Any]:
 
 
 def box_rule(head: nn.Module) -> BoxRule:
-    """Return the settings by which a `CenterHead` decodes."""
+    """Return the settings by which a `CenterHead` decodes; its `test_cfg` is `test_cfg.pts` of the config."""
 
     def floats(values: Iterable[Any]) -> tuple[float, ...]:
         return tuple(float(value) for value in values)

@@ -1,6 +1,8 @@
 """Dense heads as mmdet runs them, unpatched: what a proof compares the graphs with.
 
-Glossary: B batch, H, W network input in pixels.
+Models are of heads that `heads.described` describes, which was asked before: it refuses all others.
+
+Glossary: B batch, N priors of all levels, C classes without the background, H, W network input in pixels.
 """
 
 import contextlib
@@ -21,7 +23,7 @@ from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, count_bounds
 
 TIE = 1e-5
-"""Scores of neighbouring cells this close, of the largest one, are a tie: engines round them differently."""
+"""Largest difference of two scores that engines may round to a tie, relative to the batch's largest score."""
 
 
 def tensors(
@@ -29,8 +31,9 @@ def tensors(
 ) -> dict[str, np.ndarray]:
     """Return the outputs by name of the form 'raw' or 'decode', by mmdet's own head, priors and box coder.
 
-    `feeds` hold `input` (B, 3, H, W) float32; `score_form` is the option of the file: with 'product' scores
-    are multiplied by the head's score factor, which is left out. Other options have no effect.
+    `feeds` hold `input` (B, 3, H, W) float32, normalised; `score_form` is the option of the file: with
+    'product' the scores of the form 'decode' are multiplied by the head's score factor, which is left out.
+    Other options have no effect. The outputs are those of `decode_by_mmdet`, or the maps that it takes.
     """
     with torch.no_grad():
         image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
@@ -46,7 +49,13 @@ def tensors(
 def decode_by_mmdet(model: nn.Module, raw: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors of `decode` by mmdet's own functions, level by level and image by image.
 
-    `raw` are the outputs of the form 'raw' by name, `<name>_<level>`.
+    `raw` are the outputs of the form 'raw' by name: `<name>_<level>` (B, priors of a cell * columns, h, w).
+
+    Returns:
+        `boxes` (B, N, 4) x1 y1 x2 y2 in pixels of the network input, not clipped; `scores` (B, N, C); the
+        score factor (B, N) under its name if the head has one; `level_sizes`, int64, the number of priors of
+        each level, if the sizes of the maps do not follow from the strides. Priors are in the order of
+        levels, then rows, columns, and priors of a cell.
     """
     head, kind, description = model.bbox_head, kind_of(model.bbox_head), described(model)
     generator = generator_of(head)
@@ -108,7 +117,8 @@ def candidate_bounds(
 
     A score that differs from the threshold by no more than `slack`, or an objectness from that of its
     own (YOLOv3), may pass or not. Of each level those count that `contract.dense_head.Head.choose` lets
-    through. `feeds` hold `input`; limits of the file are not used.
+    through; with 'priors' the best `nms_pre` priors are those of this run, also where ranks differ by
+    rounding. `feeds` hold `input` as for `tensors`; limits of the file are not used.
     """
     config, description = thresholds(model.bbox_head), described(model)
     generator = generator_of(model.bbox_head)
@@ -152,8 +162,9 @@ def interchangeable_zeros(
     """Return the scores of ties between neighbouring cells that are no results.
 
     If two cells of a heatmap differ by rounding, PyTorch and an engine may take different ones for the peak,
-    and set the other one to zero. The result is `scores`, of the shape of that output: the score before it
-    became zero, NaN where there is no tie; {} for heads without peaks. `feeds` hold `input`.
+    and set the other one to zero. The result is `scores` (B, N, C), as that output: in all cells of a tie,
+    each of which may be the peak, the score before any became zero, and NaN elsewhere; {} for heads without
+    peaks. Scores that reach the lowest result of their image are left out. `feeds` hold `input`.
     """
     description = described(model)
     if not description.peaks:

@@ -3,7 +3,8 @@
 Scenes of neither split, and scenes without their files, are left out. Boxes are rows x y z l w h yaw in the
 LiDAR frame of their key frame, centre of the box, yaw in radians counter-clockwise from x (mmdet3d 1.0's
 `LiDARInstance3DBoxes` with `origin=(0.5, 0.5, 0.5)`); velocities are vx vy in that frame, m/s, NaN if the
-devkit has none.
+devkit has none. Rotations from a table are quaternions w x y z, translations are in metres, timestamps in
+microseconds.
 
 Sources of the format, as facts: mmdetection3d v1.0.0rc6 `tools/data_converter/nuscenes_converter.py`,
 exiawsh/StreamPETR@68c1bdf `tools/data_converter/nuscenes_converter.py`. Differs in: pictures are not opened,
@@ -69,8 +70,10 @@ def create_infos(
     """Write the info files of all splits of a version, real or generated.
 
     Args:
-        root: Folder with the version's tables, `samples/` and `maps/`; the paths in the infos begin with it.
-        out_dir: Folder of the info files.
+        root: Folder with the version's tables, `samples/` and `maps/`; the paths in the infos begin with it,
+            or are relative to the working folder if they lie below that.
+        out_dir: Folder of the info files, which is made if it is missing; older files of these names are
+            replaced. The names do not tell the version.
         tag: Begins their names (`info_paths`).
         version: One of `SPLITS`.
         max_sweeps: LiDAR sweeps before a key frame to list.
@@ -80,7 +83,7 @@ def create_infos(
         Path of each file -> number of its key frames.
 
     Raises:
-        UsageError: An option is out of its range.
+        UsageError: An option is out of its range, or a file cannot be written.
         DataError: A table is missing or damaged, no scene is there, or a key frame lacks a sensor or a file.
             Files of past sweeps are listed without a look.
     """
@@ -176,7 +179,10 @@ def load_tables(root: Path, version: str) -> NuScenes:
 
 @contextlib.contextmanager
 def whole_tables(folder: Path) -> Iterator[None]:
-    """Turn the devkit's errors inside the block into a DataError about the tables in `folder`."""
+    """Turn the devkit's errors inside the block into a DataError about the tables in `folder`.
+
+    These are a file that is no JSON, a missing record or field (any KeyError), and a failed assertion.
+    """
     try:
         yield
     except json.JSONDecodeError as error:
@@ -287,10 +293,15 @@ def _data_path(nusc: NuScenes, data: Record) -> str:
 def sample_info(
     nusc: NuScenes, sample: Record, frame_idx: int, max_sweeps: int, annotated: bool
 ) -> dict[str, Any]:
-    """Return the entry (key -> value) of one key frame, number `frame_idx` of its scene.
+    """Return the entry (key -> value) of one key frame, number `frame_idx` of its scene, from 0.
 
-    Up to `max_sweeps` LiDAR sweeps before it are listed; versions that are not `annotated` have no ground
-    truth.
+    Up to `max_sweeps` LiDAR sweeps before it are listed, the latest first; versions that are not `annotated`
+    have no ground truth. `prev` and `next` are tokens of key frames, '' at the ends of a scene.
+    `sensor2lidar_rotation` (3, 3) and `sensor2lidar_translation` (3,) turn points of a sensor at its own time
+    into the LiDAR frame of the key frame: R p + t.
+
+    Ground truth of pictures is a list per camera. `bboxes3d_cams` (n, 7) are x y z l h w in the camera frame,
+    and the negative yaw that the devkit computes of the box there, about the camera's z axis.
     """
     data = nusc.get('sample_data', sample['data'][LIDAR])
     lidar = _sensor_pose(nusc, data)

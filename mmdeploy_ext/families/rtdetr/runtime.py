@@ -4,7 +4,8 @@ A graph of the form 'full' ends with the results, one of the form 'raw' with the
 
 Source of the algorithm: lyuwenyu/RT-DETR 068dfde, src/zoo/rtdetr/rtdetr_postprocessor.py.
 
-Glossary: B batch, C classes, Q queries, n detections, H, W network input in pixels, h, w original image.
+Glossary: B batch, C classes, Q queries, n detections, H, W network input in pixels, multiples of 32, h, w
+original image.
 """
 
 from __future__ import annotations
@@ -96,10 +97,14 @@ def postprocess_image(
     """Return the best (query, class) pairs of one image as the `full` graph does: n of them, no threshold.
 
     Args:
-        logits: (Q, C).
+        logits: (Q, C), before the sigmoid.
         boxes: (Q, 4) cxcywh in 0..1.
         size_wh: width and height that boxes are multiplied with.
-        max_per_img: n.
+        max_per_img: n, if there are as many pairs.
+
+    Returns:
+        The pairs in descending order of scores, equal ones by query, then class; boxes, not clipped, in
+        pixels of the image of `size_wh`.
     """
     scores = sigmoid(logits).reshape(-1)
     order = np.argsort(-scores, kind='stable')[:max_per_img]
@@ -116,15 +121,15 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
         metadata: metadata of the file: `form`, and `postprocess` with `num_queries`, `num_classes` and
             `max_per_img`.
         outputs: outputs of the graph by name: of the form 'full' `labels` (B, n) int64, `boxes` (B, n, 4)
-            x1 y1 x2 y2 and `scores` (B, n); of the form 'raw' `logits` (B, Q, C) and `boxes` (B, Q, 4) cxcywh
-            in 0..1.
+            x1 y1 x2 y2 in pixels of `orig_target_sizes` and `scores` (B, n), whose order stays; of the form
+            'raw' `logits` (B, Q, C) and `boxes` (B, Q, 4) cxcywh in 0..1.
         feeds: inputs of the graph by name, and what is known besides: `orig_target_sizes` (B, 2), width and
             height that boxes are stretched to; and, if it is there, `ori_shape` (2,), height and width of
-            all images, with which they have to agree.
+            all images, with which they have to agree. Leave it out if the images differ in size.
 
     Raises:
-        ShapeError: other numbers of queries or classes than the metadata states, or sizes that are zero, in
-            the wrong order or of another image.
+        ShapeError: of the form 'raw', other numbers of queries or classes than the metadata states; sizes
+            that are zero, or, with `ori_shape`, in the wrong order or of another image.
     """
     sizes, shape = feeds[SIZES], feeds.get('ori_shape')
     shapes = sizes.reshape(-1, 2)[:, ::-1] if shape is None else [shape] * len(sizes)

@@ -34,11 +34,13 @@ def concatenate(
     Args:
         models: models in the order of execution, at least one; the same opsets and no functions. They stay
             as they are.
-        prefixes: one per model, put before the names of its nodes and inner values.
-        outputs: names of the merged graph's outputs, which are outputs of the models.
+        prefixes: one per model, put with '/' before the names of its nodes and inner values.
+        outputs: names of the merged graph's outputs, which are outputs of the models; an input of one of them
+            is taken, too.
 
     Raises:
-        ExportError: the opsets differ, an output is given by no model, or an input has two defaults.
+        ExportError: the opsets differ, an output is the name of no model's output or input, or an input has
+            two defaults.
     """
     opsets = {
         tuple(sorted((entry.domain, entry.version) for entry in model.opset_import)) for model in models
@@ -112,22 +114,25 @@ def merge(
 ) -> onnx.ModelProto:
     """Merge models of any origin: outputs of one feed the inputs of later ones.
 
+    One output feeds inputs of two names only if one of these is renamed first.
+
     Args:
         models: models in the order of execution, at least one; they stay as they are.
         names: one per model, put before the names of its nodes and inner tensors; all different.
         connections: output of an earlier model -> input that it feeds in every later one; of several outputs
-            for one input the last that is there feeds it. Equal names connect by themselves; None: names are
-            equal wherever models are connected.
-        outputs: names of the merged graph's outputs, each once; None for every output that no later model
-            takes.
+            for one input the last of them that an earlier model gives feeds it. Equal names connect by
+            themselves; None: names are equal wherever models are connected.
+        outputs: names of the merged graph's outputs, at least one, in this order; a repeated one counts once.
+            None for every output that no later model takes.
 
     Returns:
-        The merged model, without this project's metadata.
+        The merged model, with the metadata of the first one but for this project's (`part.drop_metadata`). It
+        is not checked further, see `concatenate`.
 
     Raises:
-        UsageError: names that are not there or not connected, several models that give the same name,
-            tensors whose dtypes or shapes do not fit, those of inputs that models share, too; one function
-            with two contents.
+        UsageError: names that are not there, a connection that feeds no input, several models that give the
+            same name, or one that gives the name of an input of an earlier one, tensors whose dtypes or
+            shapes do not fit, those of inputs that models share, too; one function with two contents.
         ExportError: the opsets of a domain differ, or the defaults of an input.
         ModelFileError: a graph of the libspconv dialect.
     """
@@ -150,6 +155,13 @@ def merge(
         if repeated:
             raise UsageError(
                 f'{name} and an earlier model both give {", ".join(repeated)}; rename one first '
+                f'(graph.py rename)'
+            )
+        inputs = {value.name for value in model.graph.input}
+        taken = [value.name for value in model.graph.output if value.name in shared.keys() - inputs]
+        if taken:
+            raise UsageError(
+                f'{name} gives {", ".join(taken)}, which is an input of an earlier model; rename one first '
                 f'(graph.py rename)'
             )
         produced.update((value.name, value.type) for value in model.graph.output)
@@ -180,12 +192,16 @@ def _add_functions(merged: onnx.ModelProto, models: Sequence[onnx.ModelProto]) -
 def _connect(models: Sequence[onnx.ModelProto], connections: Mapping[str, str]) -> list[onnx.ModelProto]:
     """Rename inputs to the outputs that feed them."""
     produced: set[str] = set()
+    replaced: dict[str, str] = {}
     pending, connected = dict(connections), []
     for model in models:
         inputs = {value.name for value in model.graph.input}
         feeding = {
             entry: output for output, entry in connections.items() if entry in inputs and output in produced
         }
+        for output, entry in connections.items():
+            if output in produced and entry in feeding:
+                replaced[output] = feeding[entry]
         for output in feeding.values():
             pending.pop(output, None)
         connected.append(_rename_inputs(model, feeding) if feeding else model)
@@ -195,6 +211,8 @@ def _connect(models: Sequence[onnx.ModelProto], connections: Mapping[str, str]) 
         problem = f'no later model has an input {entry!r}{did_you_mean(entry, inputs)}'
         if output not in produced:
             problem = f'{output!r} is not an output{did_you_mean(output, produced)}'
+        elif output in replaced:
+            problem = f'{replaced[output]!r}, which is connected to it later, feeds it in every model'
         raise UsageError(f'--connect {output} {entry}: {problem}')
     return connected
 

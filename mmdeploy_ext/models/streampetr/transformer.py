@@ -4,8 +4,12 @@ Source: exiawsh/StreamPETR 95f6470, models/utils/petr_transformer.py; parameter 
 Inside, tensors are sequence first, (n, B, C), as mmcv's attention takes them; `query_decoder.py` has the
 attentions and the sequence of layers.
 
-Glossary: B batch, C channels, Q queries, T tokens, M memory rows that are no queries, L decoder layers, n any
-of Q, T, M.
+The classes are offered for mmcv's and mmdet's registries, see `catalogue.py`: they are registered for a
+config that names them, unless other code has registered the name.
+
+Glossary: B batch, C channels, Q queries (new and propagated ones; in training denoising queries, too),
+T tokens, M memory rows that are no queries, L outputs, one per decoder layer, or 1 if the decoder does not
+have `return_intermediate`, n any of Q, T, M.
 """
 
 from typing import Any
@@ -52,8 +56,9 @@ class PETRTemporalDecoderLayer(AttentionLayer):
         """Return the queries (Q, B, C) after the layer.
 
         Positions are added to queries and keys, of which they have the shapes; tokens (T, B, C) are keys and
-        values of the cross attention, the rows of the memory (M, B, C) further ones of the self attention.
-        The mask (Q, Q + M) of the self attention is True where a query must not look.
+        values of the cross attention, the rows of the memory (M, B, C) further ones of the self attention,
+        behind the queries; M may be 0. The mask (Q, Q + M) of the self attention, one for all samples and
+        heads, is True where a query must not look; None lets each look at all.
         """
         identity = query
         attentions, norms, ffns = iter(self.attentions), iter(self.norms), iter(self.ffns)
@@ -84,7 +89,7 @@ class PETRTemporalTransformer(DecoderTransformer):
     """A `DecoderTransformer` for tensors whose first axis is the batch."""
 
     def init_weights(self) -> None:
-        """Xavier-uniform weights for every matrix, as DETR has it."""
+        """Give every matrix Xavier-uniform weights, and its module zeros as bias, as mmdet's DETR does."""
         for module in self.modules():
             if isinstance(getattr(module, 'weight', None), Tensor) and module.weight.dim() > 1:
                 xavier_init(module, distribution='uniform')
@@ -100,6 +105,10 @@ class PETRTemporalTransformer(DecoderTransformer):
         temp_pos: Tensor,
         attn_mask: Tensor | None = None,
     ) -> Tensor:
-        """Return the outputs (L, B, Q, C) for (B, n, C) inputs; see `PETRTemporalDecoderLayer.compute`."""
+        """Return the outputs (L, B, Q, C) of the layers in turn for (B, n, C) inputs.
+
+        For the inputs, and the mask, which has no batch axis, see `PETRTemporalDecoderLayer.compute`; for the
+        norm of the outputs see `query_decoder.PETRTransformerDecoder`.
+        """
         sequences = (tgt, query_pos, tokens, tokens_pos, temp_memory, temp_pos)
         return self.decoder(*(sequence.transpose(0, 1) for sequence in sequences), attn_mask).transpose(1, 2)

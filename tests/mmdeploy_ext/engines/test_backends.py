@@ -40,6 +40,7 @@ from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
 from mmdeploy_ext.engines.torch import TorchBackend
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
+from mmdeploy_ext.runtime.exported import Runtime
 
 
 class First(nn.Module):
@@ -284,6 +285,12 @@ def test_threads_that_wait_may_give_their_cores_away(files, spinning):
 def test_unknown_backends_and_options_are_refused_by_name(files, kind, options, message):
     with pytest.raises(ConfigError, match=message):
         build_backend(kind, files['dynamic'], **options)
+
+
+@pytest.mark.parametrize('build', [build_backend, build_exact])
+def test_a_model_of_several_files_refuses_an_unknown_backend_by_name(build):
+    with pytest.raises(ConfigError, match="'onnxruntime': expected one of TorchBackend, OnnxRuntime"):
+        Runtime().opened('onnxruntime', 'model.onnx', {}, build)
 
 
 def plain_model():

@@ -1,6 +1,7 @@
 """CenterPoint's boxes without PyTorch equal mmdet3d's own `get_bboxes`."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from mmdet3d.models import build_head
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.families.centerpoint.graphs import box_rule
+from mmdeploy_ext.families.centerpoint.graphs import box_rule, head_outputs
 from mmdeploy_ext.families.centerpoint.runtime import BoxRule, decode
 from mmdeploy_ext.runtime.bev_nms import circle_nms, rotated_nms
 
@@ -155,3 +156,9 @@ def test_circle_nms_compares_squared_distances_as_upstream():
 @pytest.mark.parametrize('suppress', [circle_nms, rotated_nms])
 def test_nms_of_nothing_is_nothing(suppress):
     assert suppress(np.zeros((0, 5), np.float32), 0.2).shape == (0,)
+
+
+@pytest.mark.parametrize(('norm_bbox', 'unit'), [(True, 'log m'), (False, 'm')])
+def test_the_contract_states_the_unit_in_which_the_head_gives_sizes(norm_bbox, unit):
+    outputs = head_outputs(types.SimpleNamespace(pts_bbox_head=make_head(norm_bbox=norm_bbox)))
+    assert {outputs[f'dim_{task}'][1] for task in range(len(TASKS))} == {unit}

@@ -1,5 +1,6 @@
 """CUDA-BEVFusion's files: the contract's names and shapes, proven on frames of other rigs, faults refused."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -305,6 +306,14 @@ def test_the_command_reads_a_folder_and_ends_with_its_verdict(copied, tmp_path, 
     assert 'CONTRACT BROKEN' in capsys.readouterr().out
     assert main(['check-folder', str(copied / 'nowhere')]) == 2
     assert main(['check-folder', str(copied), '--contract', 'other']) == 2
+
+
+def test_no_second_counts_for_two_parts(folder, frames, monkeypatch):
+    ticks = itertools.count()
+    with cuda.CudaBEVFusion(folder) as runtime, monkeypatch.context() as clock:
+        clock.setattr('time.perf_counter', lambda: float(next(ticks)))  # equal parts read it equally often
+        runtime.step(frames[0])
+    assert 0 < runtime.seconds['fuser'] == runtime.seconds['head.bbox']
 
 
 def test_the_tables_of_a_rig_are_written_as_the_runtime_has_them(copied, frames, tmp_path, capsys):

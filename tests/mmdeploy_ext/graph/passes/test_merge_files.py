@@ -54,6 +54,12 @@ def test_an_input_that_two_models_have_is_fed_by_the_last_output_before_each():
     assert Index(merged).outputs == ['c'] and is_exact(compare_merged(models, merged, connections))
 
 
+def test_an_output_that_a_later_one_replaces_everywhere_is_refused_by_the_name_of_that_one():
+    models = [neg('x', 'a'), neg('y', 'b'), neg('p', 'c')]
+    with pytest.raises(UsageError, match="--connect a p: 'b', which is connected to it later, feeds it"):
+        merge(models, ['one', 'two', 'three'], connections={'a': 'p', 'b': 'p'})
+
+
 def test_functions_that_differ_by_overload_are_two():
     models = []
     for start, end in ('xp', 'pz'):
@@ -74,6 +80,7 @@ def test_parts_that_do_not_fit_are_refused():
         ([neg('x', 'p'), neg('q', 'p')], {}, 'both give p'),
         ([neg('x', 'p'), neg('q', 'z')], {'pp': 'q'}, "'pp' is not an output; did you mean p"),
         ([neg('x', 'p'), neg('q', 'z')], {'p': 'r'}, 'no later model has an input'),
+        ([neg('x', 'p'), neg('p', 'x')], {}, 'second gives x, which is an input of an earlier model'),
     )
     for models, connections, words in cases:
         with pytest.raises(UsageError, match=words):
