@@ -192,7 +192,8 @@ class DetectionRow:
         outside: number of pairs of one class whose IoU, distance or score difference is outside the bars.
         worst_distance: largest distance of a pair, of tasks that match by distance (metres of boxes in 3D);
             None of those that match by IoU.
-        broken: whether the results could not be compared at all, which fails.
+        broken: whether the results could not be compared at all, which fails: `reference` and `extra` are
+            then all results of either side, `worst_iou` is 0 and `worst_score` 1.
         low: number of results of both sides below the score threshold, which are judged over the whole proof;
             of the candidate's also those above it by no more than the bar of scores.
         low_alone: number of those without a partner within the bars.
