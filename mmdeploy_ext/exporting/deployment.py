@@ -205,15 +205,16 @@ def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[st
     if isinstance(dataset, list | tuple):
         dataset = dataset[0]
     dataset_class = DATASETS.get(str(dataset.get('type')))
+    listed = dataset.get('classes')
     candidates = (
         meta.get('CLASSES'),
-        dataset.get('classes'),
+        listed,
         cfg.get('classes'),
         cfg.get('class_names'),
         getattr(dataset_class, 'CLASSES', None),
     )
-    for position, names in enumerate(candidates):
-        if position == 1 and isinstance(names, str):  # a file, which need not be here if `meta` has the names
+    for names in candidates:
+        if names is listed and isinstance(names, str):  # a file; not read if `meta` has the names
             try:
                 names = list_from_file(names)
             except (OSError, UnicodeError) as error:

@@ -519,13 +519,13 @@ class WorstRows:
 
     def add(self, row: TensorRow, name: str, count: int) -> None:
         """Judge the row of a tensor at the frame `name`, which is the `count`-th of the drive, from 1."""
-        reason = row.reason
+        passed, reason = row.passed and row.max_abs is not None, row.reason
         if row.max_abs is not None:
             if self.free:
-                reason = ''
+                passed, reason = True, ''
             elif self.cosine is not None:
                 reason = half_bars.out_of_bars(row, self.cosine)
-        passed = not reason
+                passed = not reason
         ratio = error_ratio(row) if row.max_abs is not None and row.tolerance else None
         for key, value in (('errors', row.max_abs), ('ratios', ratio)):
             values = self.series[key].setdefault(row.tensor, [])
