@@ -14,9 +14,7 @@ from mmdeploy_ext.runtime import run_images
 
 sys.path.remove(str(Path(__file__).resolve().parents[2]))
 
-main = functools.partial(
-    run_images.main, runner='with_postprocess', description=__doc__.splitlines()[0]
-)
+main = functools.partial(run_images.main, runner='with_postprocess', description=__doc__.splitlines()[0])
 
 if __name__ == '__main__':
     sys.exit(main())

@@ -93,9 +93,7 @@ def pair_up(
     nearness = -np.linalg.norm(places, axis=-1)
     nearness[reference.labels[:, None] != candidate.labels[None]] = -np.inf
     turns = np.abs(difference[..., 6])
-    near_seam, other_near_seam = (
-        np.abs(np.pi - np.abs(side[:, 6])) <= other_bar for side in (rows, columns)
-    )
+    near_seam, other_near_seam = (np.abs(np.pi - np.abs(side[:, 6])) <= other_bar for side in (rows, columns))
     at_seam = near_seam[:, None] & other_near_seam[None]
     turns[at_seam] = np.abs((difference[..., 6][at_seam] + np.pi) % (2 * np.pi) - np.pi)
     gaps = [
