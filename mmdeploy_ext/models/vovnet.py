@@ -188,6 +188,7 @@ class VoVNet(BaseModule):
         inputs = (spec.stem[2], *spec.out_channels[:-1])
         for i, (name, channels) in enumerate(zip(STAGES, inputs, strict=True)):
             self.add_module(name, self._stage(spec, i, channels, with_cp))
+        self._freeze()  # now, too: parallel training lists the parameters that learn before it calls `train`
 
     @staticmethod
     def _stem(spec: Spec, input_ch: int) -> nn.Sequential:
@@ -226,7 +227,7 @@ class VoVNet(BaseModule):
         return stage
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the maps of `out_features`, in the order of their strides, of images (B, 3, H, W)."""
+        """Return the maps of `out_features`, in the order of their strides, of images (B, input_ch, H, W)."""
         outputs = []
         for name in ('stem', *STAGES):
             x = getattr(self, name)(x)
@@ -237,14 +238,16 @@ class VoVNet(BaseModule):
     def train(self, mode: bool = True) -> Self:
         """Set the mode; frozen parts and, with `norm_eval`, all norms stay in evaluation mode."""
         super().train(mode)
-        frozen = ('stem', *STAGES)[: self.frozen_stages + 1]
-        for name in frozen:
-            getattr(self, name).eval().requires_grad_(False)
+        self._freeze()
         if mode and self.norm_eval:
             for module in self.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
+
+    def _freeze(self) -> None:
+        for name in ('stem', *STAGES)[: self.frozen_stages + 1]:
+            getattr(self, name).eval().requires_grad_(False)
 
 
 @offered(BACKBONES)

@@ -26,8 +26,9 @@ class BEVFusionSparseEncoder(SparseEncoder):
 
     Parameters have the same names. The last convolution goes along z, which is the last axis here, and the
     blocks of a stage share neighbours by the indice key 'subm<stage>' (the input convolution too: subm1), as
-    NVIDIA's exporter writes them; upstream's blocks have no key and compute the same. A stage but the last
-    ends in a stride of 2.
+    NVIDIA's exporter writes them; upstream's blocks have no key and compute the same. With the block type
+    'basicblock', which the published configs give, each stage but the last ends in a stride of 2; with
+    mmdet3d's default, 'conv_module', each stage but the first begins with one.
 
     Args:
         in_channels, output_channels: I and C.

@@ -175,7 +175,7 @@ class Petr3D(MVXTwoStageDetector):
         return self.pts_bbox_head(self.extract_img_feat(img), img_metas, **data)
 
     def forward_train(self, **data: object) -> dict[str, Tensor]:
-        """Return the losses of one batch.
+        """Return the losses of one batch; the first one after a test starts without memory.
 
         Args:
             data: as the data loader gives it. Tensors: `img` (B, T, N, 3, H, W), `lidar2img`, `intrinsics`,
@@ -188,6 +188,9 @@ class Petr3D(MVXTwoStageDetector):
             `frame_{i}_{name}` of every frame i with losses; names as in `training.head_losses` and
             `FocalHead.loss`.
         """
+        if self.prev_scene_token is not None:  # the memory is that of a test, such as a run's evaluation
+            self.prev_scene_token = None
+            self.pts_bbox_head.reset_memory()
         present = [key for key in PER_FRAME if data.get(key) is not None]
         annotations = {key: list(zip(*data.pop(key), strict=True)) for key in present}  # [B][T] to [T][B]
         tensors = {key: value for key, value in data.items() if isinstance(value, torch.Tensor)}

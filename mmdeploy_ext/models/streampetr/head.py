@@ -44,7 +44,7 @@ class StreamPETRHead(FrameSteps, HeadLayers):
     memory: Memory | None = None
 
     def reset_memory(self) -> None:
-        """Forget the state: the next frame starts a stream."""
+        """Forget the state: the next frame starts a stream, if its `prev_exists` is 0; else it sees zeros."""
         self.memory = None
 
     def forward(

@@ -72,8 +72,8 @@ def collect(img_metas: list[dict], groups: int, device: torch.device) -> tuple[G
 def add_noise(truth: GroundTruth, head: nn.Module) -> tuple[Tensor, Tensor]:
     """Return noised centres (G, 3) relative to the range, clamped to [0, 1], and labels (G,).
 
-    A centre moves by up to half its box times `noise_scale` along each axis; one that moved by more than
-    `split` of that (Euclidean norm of the three parts) becomes background.
+    A centre moves by up to (half its box + `noise_trans` in m) times `noise_scale` along each axis; one that
+    moved by more than `split` of that (Euclidean norm of the three parts) becomes background.
     """
     low, high = head.pc_range[:3], head.pc_range[3:6]
     shift = torch.rand_like(truth.bboxes[:, :3]) * 2 - 1

@@ -30,7 +30,8 @@ MAX_TURN = 0.4
 class GeometryWarmupHook(Hook):
     """Run `warm_up` before the first iteration of a new run, with the calibrations of its batch.
 
-    The arguments are those of `warm_up`: the number of steps, the learning rate, and the points of a step.
+    The arguments are those of `warm_up`: the number of steps (0 for no warm-up), the learning rate, and the
+    points of a step.
     """
 
     def __init__(self, iters: int = 800, lr: float = 1e-3, num_points: int = 256) -> None:
@@ -38,7 +39,7 @@ class GeometryWarmupHook(Hook):
 
     def before_train_iter(self, runner: Any) -> None:
         """Warm up the head of the runner's detector, on all ranks alike."""
-        if runner.iter > 0:
+        if runner.iter > 0 or not self.iters:
             return
         model = runner.model.module if is_module_wrapper(runner.model) else runner.model
         head = model.pts_bbox_head
@@ -117,7 +118,7 @@ def warm_up(
 
     There are R calibrations (R, N, 4, 4), which take turns, each turned about z anew; images of (H, W, ...)
     px; `lr` is Adam's, `num_points` are drawn per step, of which there are `iters`. Returned is the loss of
-    each step: the mean cross entropy in nats.
+    each step: the mean cross entropy in nats. The head is left without gradients.
     """
     attentions = [layer.attentions[1].attn for layer in head.transformer.decoder.layers]  # cross attention
     modules = [head.position_encoder, head.query_embedding, head.featurized_pe, *attentions]
@@ -147,4 +148,5 @@ def warm_up(
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
+    head.zero_grad(set_to_none=True)  # a run that accumulates gradients does not begin with zeroing them
     return losses

@@ -164,6 +164,18 @@ def test_the_previous_frame_changes_the_loss():
     assert values[0] != values[1]
 
 
+def test_training_after_a_test_does_not_read_the_memory_of_the_test(monkeypatch: pytest.MonkeyPatch):
+    model = toy.build(img_roi_head=None)
+    head, memories = model.pts_bbox_head, []
+    model.eval()(return_loss=False, **toy.test_inputs())
+    monkeypatch.setattr(model, 'obtain_history_memory', lambda *_: memories.append(head.memory) or {})
+    for _ in range(2):
+        model.train()(return_loss=True, **toy.batch(((1,),), first_frame=1))
+        head.memory = 'of training'
+    assert memories == [None, 'of training']
+    model.eval()(return_loss=False, **toy.test_inputs())  # of the scene that the last test ended with
+
+
 def test_evaluation_mode_is_put_back_after_an_error():
     model = toy.build()
     with pytest.raises(RuntimeError), without_gradients(model):

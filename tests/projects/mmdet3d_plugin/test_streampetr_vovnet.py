@@ -73,9 +73,10 @@ def test_recomputing_gives_the_same_gradients():
 
 
 def test_frozen_stages_and_norms():
-    model = make(frozen_stages=1).train()
+    model = make(frozen_stages=1)
     trainable = {name.split('.')[0] for name, p in model.named_parameters() if p.requires_grad}
     assert trainable == {'stage3', 'stage4', 'stage5'}
+    model.train()
     assert not model.stem.training and model.stage3.training
     assert not any(m.training for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
     assert any(

@@ -49,11 +49,12 @@ def test_the_attention_learns_where_points_are():
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in head.parameters())
 
 
-@pytest.mark.parametrize(('iteration', 'runs'), [(0, True), (250, False)])
-def test_a_new_run_begins_with_it_and_a_resumed_one_does_not(iteration, runs):
+@pytest.mark.parametrize(('iteration', 'iters', 'runs'), [(0, 2, True), (250, 2, False), (0, 0, False)])
+def test_a_new_run_begins_with_it_and_a_resumed_one_does_not(iteration, iters, runs):
     model, batch = toy.build(), toy.batch()
     data = {key: DataContainer([batch[key]]) for key in ('lidar2img', 'intrinsics', 'img_metas')}
     runner = SimpleNamespace(iter=iteration, model=model, data_batch=data, logger=logging.getLogger('test'))
     before = model.pts_bbox_head.position_encoder[0].weight.clone()
-    GeometryWarmupHook(iters=2, num_points=16).before_train_iter(runner)
+    GeometryWarmupHook(iters=iters, num_points=16).before_train_iter(runner)
     assert torch.equal(before, model.pts_bbox_head.position_encoder[0].weight) != runs
+    assert all(parameter.grad is None for parameter in model.parameters())
