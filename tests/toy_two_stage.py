@@ -41,6 +41,15 @@ def toy(kind='faster', **test_cfg):
     return cfg
 
 
+def image_branch():
+    """Return the config of a toy of ImVoteNet's first stage: the Faster R-CNN by other names."""
+    cfg = toy()
+    parts = {f'img_{key}': cfg.model[key] for key in ('backbone', 'neck', 'rpn_head', 'roi_head')}
+    test_cfg = {f'img_{key}': value for key, value in cfg.model.test_cfg.items()}
+    cfg.model = dict(type='ImVoteNet', test_cfg=test_cfg, **parts)
+    return cfg
+
+
 def write_config(cfg, path):
     """Write a config as Python, which keeps its tuples; returns the path."""
     content = cfg._cfg_dict.to_dict()

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / 'docs/architecture.md'
 BEGIN, END = '<!-- families -->', '<!-- end of families -->'
-MODULES = ('family.py', 'graphs.py', 'reference.py', 'samples.py', 'README.md')
+MODULES = ('graphs.py', 'reference.py', 'samples.py', 'README.md')
 
 
 def link(path: Path) -> str:
@@ -33,8 +33,8 @@ def table() -> str:
     for name, family in sorted(FAMILIES.items()):
         if not type(family).__module__.startswith('mmdeploy_ext.'):
             continue  # tests register toys in the same process
-        package = Path(inspect.getfile(type(family))).resolve().parent
-        files = [package / module for module in MODULES]
+        module_file = Path(inspect.getfile(type(family))).resolve()
+        files = [module_file, *(module_file.parent / module for module in MODULES)]
         modules = ', '.join(link(path) for path in files if path.is_file())
         runtime = registered()[name].runtime
         consumer = link(ROOT / f'{runtime.replace(".", "/")}.py') if runtime else ''

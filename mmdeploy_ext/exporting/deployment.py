@@ -289,12 +289,13 @@ def load(
     report = family.load(model, checkpoint, weight_layout)
     classes = class_names(cfg, getattr(report, 'meta', {}), family.num_classes(model))
     model.CLASSES = classes
+    model.eval()  # by itself, since the `train` of some detectors returns None
     return Deployment(
         cfg=cfg,
         config=config,
         cfg_options=dict(cfg_options or {}),
         family=family,
-        model=model.eval().to(target),
+        model=model.to(target),
         checkpoint=checkpoint,
         checkpoint_sha256=sha256_file(checkpoint),
         classes=classes,

@@ -65,7 +65,8 @@ def fuse(model: nn.Module) -> nn.Module:
     convolution that several modules share, each with a normalisation of its own (RetinaSepBNHead), becomes
     one of each.
     """
-    fused = copy.deepcopy(model).eval()
+    fused = copy.deepcopy(model)
+    fused.eval()  # by itself, since the `train` of some detectors returns None
     for module in list(fused.modules()):
         for prepare in PREPARATIONS:
             prepare(module)

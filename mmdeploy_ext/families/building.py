@@ -80,7 +80,8 @@ def build_without_weights(
     try:
         with warnings.catch_warnings(), _without_progress():
             warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
-            model = build(model_cfg, test_cfg=cfg.get('test_cfg')).eval()
+            model = build(model_cfg, test_cfg=cfg.get('test_cfg'))
+            model.eval()  # returns None for ImVoteNet of mmdet3d 1.0.0rc6
             use_plain_attention(model)
             return model
     except Exception as error:

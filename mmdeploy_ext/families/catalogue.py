@@ -199,6 +199,15 @@ register_family(
     keep_fp32=two_stage.KEEP_FP32,
 )
 register_family(
+    'two_stage_image_branch',
+    'mmdeploy_ext.families.two_stage.image_branch:ImageBranchFamily',
+    options=two_stage.OPTIONS,
+    postprocess=two_stage.POSTPROCESS,
+    runtime='mmdeploy_ext.families.parts.runtime.padded_results',
+    keep_fp32=two_stage.KEEP_FP32,
+    library=MMDET3D,
+)
+register_family(
     'two_stage_masks',
     'mmdeploy_ext.families.two_stage.family:TwoStageMasksFamily',
     options=two_stage.MASK_OPTIONS,

@@ -145,6 +145,7 @@ def _deploy(config: Config, cfg: Any, settings: Settings) -> deploy.Deployment:
     else:
         family.check(cfg, family.choose(opset=0))
     model = settings.seeded(cfg, family)
+    model.eval()  # by itself, since the `train` of some detectors returns None
     model.CLASSES = deploy.class_names(cfg, meta={}, num_classes=family.num_classes(model))
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
@@ -155,7 +156,7 @@ def _deploy(config: Config, cfg: Any, settings: Settings) -> deploy.Deployment:
         config=config.path,
         cfg_options={},
         family=family,
-        model=model.eval(),
+        model=model,
         checkpoint=WEIGHTS,
         checkpoint_sha256=digest.hexdigest(),
         classes=model.CLASSES,

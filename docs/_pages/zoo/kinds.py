@@ -32,7 +32,7 @@ class Kind:
     in_3d: bool = False
 
 
-TWO_STAGES = 'two_stage', 'two_stage_regions'
+TWO_STAGES = 'two_stage', 'two_stage_regions', 'two_stage_image_branch'
 QUERIES = 'query', 'query_regions', 'query_masks', 'query_regions_masks'
 PANOPTIC = 'two_stage_panoptic', 'query_panoptic'
 ANCHORS = 'anchor3d', 'mvxnet'

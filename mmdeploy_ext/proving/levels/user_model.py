@@ -109,9 +109,11 @@ def built_by_class(model_class: type, config: Any) -> nn.Module | None:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
         try:
-            return model_class(**arguments).eval()
+            model = model_class(**arguments)
         except FileNotFoundError:
             return None
+    model.eval()  # by itself, since the `train` of some detectors returns None
+    return model
 
 
 def model_difference(

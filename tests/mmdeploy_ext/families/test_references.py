@@ -24,6 +24,7 @@ CONFIGS = dict(
     two_stage_masks=demo('mask_rcnn'),
     two_stage_panoptic=demo('panoptic_fpn'),
     two_stage_regions=lambda: toy_two_stage.toy('fast'),
+    two_stage_image_branch=toy_two_stage.image_branch,
     query=toy_query.toy,
     query_masks=lambda: toy_query.toy('instances'),
     query_panoptic=lambda: toy_query.toy('panoptic'),

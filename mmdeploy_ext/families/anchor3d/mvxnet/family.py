@@ -67,7 +67,7 @@ class MvxNetFamily(AnchorFamily):
 
     name = FAMILY
     exports = 'MVX-Net with PointFusion (mmdeploy_ext/families/anchor3d/mvxnet/README.md)'
-    similar_names = ('MVX', 'PointFusion', 'VoteFusion', 'ImVoteNet')
+    similar_names = ('MVX', 'PointFusion', 'VoteFusion')
     of_config = "the grid and the picture are the config's"
     used_by: ClassVar[Mapping[str, str]] = {'': 'run {file} INFOS.pkl'}
     files = MvxNetOnnx.graphs

@@ -1,0 +1,94 @@
+"""ImVoteNet's first stage: a two-stage detector of pictures in mmdet3d, whose parts have the prefix `img_`.
+
+It is trained by itself, before the branch of points is added (`configs/imvotenet/imvotenet_faster_rcnn_*.py`
+of mmdet3d 1.0.0rc6). Its layers and heads are those of a Faster R-CNN of mmdet, and so are its results; what
+differs is what its parts are called.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelines
+from mmdet.models.builder import DETECTORS
+from mmdet3d.models import build_detector, detectors
+from torch import nn
+
+from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.building import build_without_weights, names_of_class
+from mmdeploy_ext.families.replaced import Replaced, replaced_of_class
+from mmdeploy_ext.families.two_stage.family import TwoStageFamily
+from mmdeploy_ext.families.two_stage.supported_parts import FOLLOWED as FOLLOWED_BY_TWO_STAGE
+from mmdeploy_ext.families.two_stage.supported_parts import replaced_methods
+
+PREFIX = 'img_'
+"""What the keys of the parts, and of their settings in `test_cfg`, begin with."""
+PARTS = ('backbone', 'neck', 'rpn_head', 'roi_head')
+"""Parts of a two-stage detector of mmdet."""
+DETECTOR = (detectors.ImVoteNet, ('forward', 'forward_test', 'simple_test_img_only', 'extract_img_feat'))
+"""The class of the detector, and its methods in a test on one picture without points."""
+
+
+class ImageBranchFamily(TwoStageFamily):
+    """mmdet3d's `ImVoteNet` without its branch of points.
+
+    The model is the user's own, with the names that mmdet has for its parts as further attributes, see
+    `with_names_of_mmdet`.
+    """
+
+    name = 'two_stage_image_branch'
+    exports = "ImVoteNet's first stage (mmdeploy_ext/families/two_stage/README.md)"
+    similar_names = ('ImVoteNet',)
+    followed = (DETECTOR, *FOLLOWED_BY_TWO_STAGE)
+
+    def claims(self, cfg: Any) -> Claim:
+        """Return `DETECTOR` for an ImVoteNet with heads of pictures and without a branch of points."""
+        model = cfg.model
+        if detectors.ImVoteNet.__name__ not in names_of_class(DETECTORS, model.get('type')):
+            return Claim.NO
+        has_points = any(model.get(key) for key in model if key.startswith('pts_'))
+        has_heads = all(model.get(f'{PREFIX}{part}') for part in ('rpn_head', 'roi_head'))
+        return Claim.DETECTOR if has_heads and not has_points else Claim.NO
+
+    def check(self, cfg: Any, options: Options) -> None:
+        """Refuse what `TwoStageFamily` does; messages name the keys without the prefix `img_`."""
+        super().check(as_two_stage(cfg), options)
+
+    def replaced(self, model: nn.Module) -> Iterable[Replaced]:
+        """Yield the methods of the detector and of its heads that the graphs compute by themselves."""
+        yield from replaced_of_class(model, (DETECTOR,))
+        yield from replaced_methods(model)
+
+    def build(self, cfg: Any) -> nn.Module:
+        """Build the user's detector without weights, and give its parts mmdet's names besides."""
+        return with_names_of_mmdet(build_without_weights(cfg, build_detector, f'{PREFIX}backbone'))
+
+
+def as_two_stage(cfg: Any) -> Any:
+    """Return a copy of a config whose `model` has mmdet's keys and type; the config itself stays.
+
+    Entries of `test_cfg` lose the prefix, too.
+    """
+    result = copy.deepcopy(cfg)
+    model = _without_prefix(cfg.model)
+    model.update(type='FasterRCNN', test_cfg=_without_prefix(cfg.model.get('test_cfg') or {}))
+    result.model = model
+    return result
+
+
+def _without_prefix(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.removeprefix(PREFIX): copy.deepcopy(value) for key, value in settings.items()}
+
+
+def with_names_of_mmdet(model: nn.Module) -> nn.Module:
+    """Give a live ImVoteNet the attributes of mmdet's two-stage detectors; return it.
+
+    `backbone`, `neck`, `rpn_head` and `roi_head` are the parts themselves, and `extract_feat` is its
+    `extract_img_feat`. None of them is registered with the module a second time: its weights keep their
+    names, and its test path runs as before.
+    """
+    for part in PARTS:
+        vars(model)[part] = getattr(model, f'{PREFIX}{part}', None)
+    vars(model)['extract_feat'] = model.extract_img_feat
+    return model
