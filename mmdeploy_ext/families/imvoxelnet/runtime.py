@@ -33,7 +33,8 @@ class PictureDetections3D(Detections3D):
     """Boxes in the frame of the voxels that were found in one picture.
 
     Attributes:
-        camera: four rows of the matrix from that frame to pixels of the picture times depth, to draw with.
+        camera: four rows of the matrix from that frame to pixels of the picture times depth, to draw with;
+            empty if the picture has none.
     """
 
     camera: tuple[tuple[float, ...], ...] = ()
@@ -41,7 +42,7 @@ class PictureDetections3D(Detections3D):
     def scaled(self, scale_factor: np.ndarray) -> PictureDetections3D:
         """Return them with the camera divided by `scale_factor` (4,), `w h w h`; boxes are in metres."""
         rows = np.array(self.camera).reshape(-1, 4)
-        rows[:2] /= scale_factor[:2, None]
+        rows[:2] /= scale_factor[:2, None][: len(rows)]  # of no camera there are no rows
         return dataclasses.replace(self, camera=tuple(map(tuple, rows.tolist())))
 
     def place(self, index: int) -> dict[str, Any]:

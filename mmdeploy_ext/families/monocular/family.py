@@ -194,9 +194,9 @@ class SmokeFamily(MonocularFamily):
         if list(head.dim_channel) != [3, 4, 5] or list(head.ori_channel) != [6, 7]:
             raise ConfigError('model.bbox_head: expected dim_channel=[3, 4, 5] and ori_channel=[6, 7]')
         for step in steps_of(test_pipeline(cfg), 'AffineResize'):
-            if step['down_ratio'] != smoke_graphs.STRIDE:
+            if (down_ratio := step.get('down_ratio')) != smoke_graphs.STRIDE:
                 raise ConfigError(
-                    f'test pipeline step AffineResize: down_ratio={step["down_ratio"]}, expected '
+                    f'test pipeline step AffineResize: down_ratio={down_ratio}, expected '
                     f'{smoke_graphs.STRIDE}, the stride of the maps'
                 )
 

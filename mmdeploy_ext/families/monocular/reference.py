@@ -88,14 +88,13 @@ def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: A
         image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
         outputs = head(model.extract_feat(image))
         if not hasattr(head, 'scales'):
-            return {name: maps.numpy() for name, (maps,) in zip(SMOKE_NAMES, outputs, strict=True)}
-        listed = dict(zip(outputs_in_order(head), outputs, strict=True))
-        raw = {name: listed[name] for name in output_names(head)}
+            return {name: maps.cpu().numpy() for name, (maps,) in zip(SMOKE_NAMES, outputs, strict=True)}
+        raw = dict(zip(outputs_in_order(head), outputs, strict=True))
         if form == 'raw':
             return {
                 f'{name}_{level}': maps.cpu().numpy()
-                for name, levels in raw.items()
-                for level, maps in enumerate(levels)
+                for name in output_names(head)
+                for level, maps in enumerate(raw[name])
             }
         return {name: array.cpu().numpy() for name, array in decoded_by_mmdet3d(model, raw, feeds).items()}
 
@@ -107,17 +106,17 @@ def outputs_in_order(head: nn.Module) -> tuple[str, ...]:
 
 
 def decoded_by_mmdet3d(
-    model: nn.Module, raw: Mapping[str, Sequence[torch.Tensor]], feeds: Mapping[str, np.ndarray]
+    model: nn.Module, raw: Mapping[str, Sequence[torch.Tensor | None]], feeds: Mapping[str, np.ndarray]
 ) -> dict[str, torch.Tensor]:
     """Return the outputs of 'decode', as mmdet3d's `get_bboxes` hands them to its suppression.
 
     Args:
         model: a detector with a head of FCOS3D or PGD.
-        raw: name of an output of the head -> its maps of all levels.
+        raw: name of each of `outputs_in_order` -> its maps of all levels, None in place of a map if the head
+            does not have the output.
         feeds: inputs by name.
     """
     head, batch = model.bbox_head, []
-    absent = [None] * len(head.strides)
     cfg = type(head.test_cfg)(dict(head.test_cfg, nms_pre=-1))
     sizes = feeds.get('img_shape')
     if sizes is None:
@@ -131,7 +130,7 @@ def decoded_by_mmdet3d(
             box_type_3d=CameraInstance3DBoxes,
         )
         levels = [
-            [None if maps is None else maps[index : index + 1].clone() for maps in raw.get(name, absent)]
+            [None if maps is None else maps[index : index + 1].clone() for maps in raw[name]]
             for name in outputs_in_order(head)
         ]
         batch.append(_before_suppression(head, levels, meta, cfg))
@@ -161,15 +160,13 @@ def _before_suppression(
         boxes, _, scores, *_ = arguments
         rows['boxes'] = CameraInstance3DBoxes(boxes, box_dim=boxes.shape[1], origin=(0.5, 0.5, 0.5)).tensor
         rows['scores'] = scores[:, :-1].clone()
-        if len(arguments) > 8:
+        if head.pred_bbox2d:
             rows['bboxes'] = arguments[8].clone()
         nothing = [argument[:0] if isinstance(argument, torch.Tensor) else argument for argument in arguments]
         return suppress(*nothing)
 
     with replaced_entry(names, 'box3d_multiclass_nms', record):
         head.get_bboxes(*levels, [meta], cfg=cfg, rescale=False)
-    if not head.pred_bbox2d:
-        rows.pop('bboxes', None)
     return rows
 
 

@@ -17,6 +17,7 @@ from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.evaluate import detector
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.families.imvoxelnet import graphs, reference, samples
+from mmdeploy_ext.families.imvoxelnet.runtime import PictureDetections3D
 from mmdeploy_ext.preprocess.cam2img import check_projection
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.references import references
@@ -224,6 +225,11 @@ def test_the_test_loop_takes_the_camera_from_the_meta_of_a_picture():
     assert np.array_equal(samples.original_camera(prepared), meta['lidar2img'])
     prepared = detector._prepared(expected.tensor, dict(meta, cam2img=np.eye(3)), camera='lidar2img')
     assert np.array_equal(samples.original_camera(prepared), meta['lidar2img'])
+
+
+def test_results_without_a_camera_are_those_of_the_original_picture_too():
+    boxes = PictureDetections3D(np.zeros((1, 9), np.float32), np.float32([0.9]), np.zeros(1, np.int64))
+    assert boxes.scaled(np.float32([2, 4, 2, 4])).camera == ()
 
 
 def test_what_the_graphs_do_not_reproduce_is_refused_by_its_key():

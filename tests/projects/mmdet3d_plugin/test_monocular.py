@@ -3,23 +3,27 @@
 import dataclasses
 import functools
 import json
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from mmdet3d.datasets.pipelines.transforms_3d import AffineResize
+from mmdet3d.models.builder import build_head
 
 from marking import in_suite
 from mmdeploy_ext.cli import run_app
+from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.evaluate import detector
 from mmdeploy_ext.families.monocular import cameras, graphs, networks, reference, smoke_graphs, task
-from mmdeploy_ext.families.monocular.runtime import decoding
+from mmdeploy_ext.families.monocular.runtime import decoding, results
 from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
 from mmdeploy_ext.families.parts import mmdet_reference
 from mmdeploy_ext.preprocess.cam2img import camera_for, cameras_of, check_camera, square_matrix
+from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.references import references
 from proofs import run_cases
@@ -209,6 +213,36 @@ def test_a_yaw_is_a_turn_off_only_where_the_turns_begin(yaw, other, passed):
     assert task.match_detections('picture', boxes(yaw), boxes(other)).passed == passed
 
 
+def test_results_without_a_camera_are_those_of_the_original_picture_too():
+    corners = np.float32([[2, 4, 6, 8]])
+    boxes = np.zeros((1, 9), np.float32), np.float32([0.9]), np.zeros(1, np.int64)
+    (scaled,) = results.in_original_pixels(
+        [MonocularDetections(*boxes, bboxes_xyxy=corners)], dict(scale_factor=np.float32([[2, 4, 2, 4]]))
+    )
+    assert scaled.bboxes_xyxy.tolist() == [[1, 1, 3, 2]] and scaled.camera == ()
+
+
+def test_a_pgd_without_boxes_in_the_picture_and_without_bins_of_depth_is_decoded_as_mmdet3d_does():
+    """Its weights of depths, which nothing reads then, are not missing, either."""
+    cfg = toy('pgd').model
+    changes = dict(pred_bbox2d=False, use_depth_classifier=False)
+    dims, branches = cfg.bbox_head.group_reg_dims[:-1], cfg.bbox_head.reg_branch[:-1]
+    changes |= dict(group_reg_dims=dims, reg_branch=branches, test_cfg=cfg.test_cfg)
+    torch.manual_seed(0)
+    head = build_head(dict(cfg.bbox_head, **changes, train_cfg=None)).eval()
+    with torch.no_grad():
+        outputs = head([torch.randn(1, 16, side, side) for side in (8, 4, 2, 1)])
+        maps = dict(zip(reference.outputs_in_order(head), outputs, strict=True))
+        feeds = dict(input=np.zeros((1, 3, 64, 64), np.float32), cam2img=np.eye(4)[None])
+        decoded = reference.decoded_by_mmdet3d(SimpleNamespace(bbox_head=head), maps, feeds)
+    products = [
+        (scores.sigmoid() * centerness.sigmoid()).permute(0, 2, 3, 1).flatten(1, 2)
+        for scores, centerness in zip(maps['cls_score'], maps['centerness'], strict=True)
+    ]
+    assert decoded['boxes'].shape == (1, 85, 7) and set(decoded) == {'boxes', 'scores'}
+    torch.testing.assert_close(decoded['scores'], torch.cat(products, 1))
+
+
 def test_mm2onnx_run_takes_a_file_of_cameras_and_gives_the_boxes_of_pytorch(tmp_path, capsys):
     file, (_, image) = exported('smoke', tmp_path / 'm.onnx'), picture()
     intrinsics, photo = [[250.0, 0, 160, 9], [0, 240.0, 50, 1], [0, 0, 1, 0.01]], tmp_path / 'a.png'
@@ -307,3 +341,8 @@ def test_what_the_graphs_do_not_reproduce_is_refused_by_its_key():
             cfg.model[part].update(values)
         with pytest.raises(ConfigError, match=message):
             seeded(kind).family.check(cfg, options(kind))
+    cfg = toy('smoke')
+    (step,) = steps_of(test_pipeline(cfg), 'AffineResize')
+    del step['down_ratio']
+    with pytest.raises(ConfigError, match='down_ratio=None, expected 4'):
+        seeded('smoke').family.check(cfg, options('smoke'))

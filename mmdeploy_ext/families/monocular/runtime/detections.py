@@ -38,11 +38,14 @@ class MonocularDetections(Scored):
     code_size: int = 9
 
     def scaled(self, scale_factor: np.ndarray) -> MonocularDetections:
-        """Return the boxes in the picture, and the camera, divided by `scale_factor` (4,), `w h w h`."""
+        """Return the boxes in the picture, and the camera, divided by `scale_factor` (4,), `w h w h`.
+
+        Results without boxes in the picture, or without a camera, are still without them.
+        """
         ratios = scale_factor.astype(np.float32)
         corners = None if self.bboxes_xyxy is None else self.bboxes_xyxy / ratios
         rows = np.array(self.camera).reshape(-1, 4)
-        rows[:2] /= ratios[:2, None]
+        rows[:2] /= ratios[:2, None][: len(rows)]  # of no camera there are no rows
         return dataclasses.replace(self, bboxes_xyxy=corners, camera=tuple(map(tuple, rows.tolist())))
 
     def place(self, index: int) -> dict[str, Any]:
