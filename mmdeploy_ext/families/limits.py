@@ -37,7 +37,7 @@ class Kind(enum.Enum):
     COVERED = enum.auto()
     """The share of a mask, 0..1, that better ones may cover."""
     NUMBER = enum.auto()
-    """Any positive number."""
+    """Any positive number, whole or not."""
     SIDE = enum.auto()
     """How long the sides of a box have to be, pixels."""
     AREA = enum.auto()
@@ -180,13 +180,16 @@ def changed(values: Iterable[tuple[Limit, Any]]) -> Iterator[None]:
 def lowered(limit: Limit) -> Any:
     """Return the value of an entry while limits are lowered: fewer candidates or rows, or a smaller share.
 
-    An IoU becomes one that suppresses nothing; sides of boxes and switches stay.
+    An IoU becomes one that suppresses nothing; sides of boxes and switches stay. Thresholds of scores are not
+    meant: a trial chooses them by the scores of its picture.
     """
     if limit.kind is Kind.OVERLAP:
         return limit.keeps_all
     if limit.kind in (Kind.SHARE, Kind.COVERED):
         return limit.value * OTHER_SHARE
-    if limit.kind in (Kind.NUMBER, Kind.AREA):
+    if limit.kind is Kind.NUMBER:
+        return limit.value / OTHER_NUMBER
+    if limit.kind is Kind.AREA:
         return type(limit.value)(limit.value / OTHER_NUMBER)
     if limit.kind in (Kind.SIDE, Kind.SWITCH):
         return limit.value
@@ -196,11 +199,13 @@ def lowered(limit: Limit) -> Any:
 def raised(limit: Limit) -> Any:
     """Return the value of an entry while limits are raised: more candidates or rows, or a larger share.
 
-    Sides become longer, and a switch is set the other way.
+    Sides become longer, and a switch is set the other way. Thresholds of scores are not meant, see `lowered`.
     """
     if limit.kind in (Kind.OVERLAP, Kind.SHARE, Kind.COVERED):
         return 1 - (1 - limit.value) * OTHER_SHARE
-    if limit.kind in (Kind.NUMBER, Kind.AREA):
+    if limit.kind is Kind.NUMBER:
+        return limit.value * OTHER_NUMBER
+    if limit.kind is Kind.AREA:
         return type(limit.value)(limit.value * OTHER_NUMBER)
     if limit.kind is Kind.SIDE:
         return max(limit.value, 0) + LONGER

@@ -20,7 +20,8 @@ def module_settings(model: nn.Module) -> dict[str, tuple[str, dict[str, Any]]]:
     """Return name of a module -> its class as text, and its settings; the model itself has the name ''.
 
     Settings are attributes with plain values and arrays, lists and dicts of these, and the same of objects
-    that modules hold, such as box coders and generators of priors. Weights are none.
+    that modules hold, such as box coders and generators of priors. Weights, other buffers, functions, and
+    attributes whose names begin with an underscore are none.
     """
     return {
         name: (f'{type(module).__module__}.{type(module).__qualname__}', settings(vars(module), depth=2))

@@ -50,9 +50,9 @@ class BoxRule(HeadRule):
         nms_thr: IoU in the bird's-eye view from which on the worse of two boxes is dropped ('rotate').
         nms_score_threshold: a second threshold before NMS, inclusive ('rotate').
         pre_max_size: boxes per task that go into NMS ('rotate'); None takes all.
-        post_max_size: boxes per task that come out of NMS.
+        post_max_size: boxes per task that come out of NMS; None takes all.
         min_radius: per task the squared distance of centres, m2, up to which the worse of two boxes is
-            dropped ('circle').
+            dropped ('circle'); empty for 'rotate' if the config has none.
         post_center_limit_range: range of box centres in metres after NMS, ends included ('rotate'); an empty
             one keeps all boxes.
     """
@@ -105,7 +105,8 @@ def decode(outputs: Mapping[str, np.ndarray], rule: BoxRule) -> Detections3D:
     """Decode the head's outputs of one sweep, best first; of equal scores the earlier task comes first.
 
     The outputs of task t are `heatmap_t` (1, K, H, W) logits, `reg_t` (1, 2, H, W) cells, `height_t`
-    (1, 1, H, W) m, `dim_t` (1, 3, H, W), `rot_t` (1, 2, H, W) sine and cosine, `vel_t` (1, 2, H, W) m/s.
+    (1, 1, H, W) m, `dim_t` (1, 3, H, W) m or their logarithms (`norm_bbox`), `rot_t` (1, 2, H, W) sine and
+    cosine, and `with_velocity` `vel_t` (1, 2, H, W) m/s.
 
     Source: mmdet3d 1.0.0rc6, models/dense_heads/centerpoint_head.py `get_bboxes` and
     core/bbox/coders/centerpoint_bbox_coders.py.

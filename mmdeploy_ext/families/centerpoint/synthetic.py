@@ -94,7 +94,10 @@ def _maps(
 def _about_limits(
     rule: BoxRule, shapes: Mapping[str, Any], of_places: bool, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Return few small boxes, all of which are kept, with scores or centres on both sides of their limits."""
+    """Return few small boxes, all of which are kept, with scores or centres on both sides of their limits.
+
+    If fewer boxes are kept than there are limits, those of the first axes have some.
+    """
     outputs = {}
     step = np.float32(rule.voxel_size) * rule.out_size_factor
     counts = (MAX_BOXES_ABOUT_LIMITS, rule.max_num, rule.post_max_size, rule.pre_max_size)

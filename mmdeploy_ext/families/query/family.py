@@ -69,7 +69,7 @@ class QueryFamily(ImageFamily):
         with refused_by_name(cfg):
             key, test_cfg = supported_parts.head_key(cfg), detector_parts.test_cfg_of(cfg)
             if key == 'query_head':
-                supported_parts.check_co_detr(cfg.model)
+                supported_parts.check_co_detr(cfg.model, test_cfg)
                 test_cfg = test_cfg[0]
             else:
                 supported_parts.check_class(
@@ -97,12 +97,13 @@ class QueryFamily(ImageFamily):
         return bool(graphs.num_proposals(model))
 
     def finds_always(self, model: nn.Module) -> bool:
-        # the best pairs have no threshold, unless they are suppressed
-        return not (hasattr(model, 'query_head') and query_head(model).test_cfg.get('nms'))
+        # the best pairs have no threshold, but those of Co-DETR, which may also be suppressed
+        test_cfg = query_head(model).test_cfg
+        return not (hasattr(model, 'query_head') and (test_cfg.get('nms') or test_cfg.get('score_thr')))
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
         head = query_head(model)
-        suppressed = not self.finds_always(model)
+        suppressed = hasattr(model, 'query_head') and head.test_cfg.get('nms')
         return ResultLimit(
             head.test_cfg,
             default=postprocess.max_per_img(head),

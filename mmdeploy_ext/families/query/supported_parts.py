@@ -146,8 +146,11 @@ def head_key(cfg: Any) -> str:
     return 'query_head' if is_co_detr(detector_parts.detector_of(cfg)) else 'bbox_head'
 
 
-def check_co_detr(model: Mapping[str, Any]) -> None:
-    """Refuse (ConfigError) a CoDETR whose results are not the boxes of its head of queries."""
+def check_co_detr(model: Mapping[str, Any], test_cfg: Any) -> None:
+    """Refuse (ConfigError) a CoDETR whose results are not the boxes of its head of queries.
+
+    `model` is that of a config, `test_cfg` its settings of tests: a list, the first for the head of queries.
+    """
     kind = (model.get('query_head') or {}).get('type')
     if kind != CO_DINO_HEAD:
         raise ConfigError(
@@ -163,6 +166,10 @@ def check_co_detr(model: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f'model.{key}: masks of Co-DETR are not exported; expected a config of boxes alone'
             )
+    if not isinstance(test_cfg, list | tuple) or not (test_cfg and isinstance(test_cfg[0], Mapping)):
+        raise ConfigError(
+            f'model.test_cfg={test_cfg!r:.80}: expected a list of dicts, the first for query_head'
+        )
 
 
 def samples_points(head: nn.Module) -> bool:

@@ -360,6 +360,8 @@ def test_limits_are_restored_where_something_fails():
         (Kind.OVERLAP, 0.5, 1.0, 0.6),
         (Kind.SHARE, 0.5, 0.4, 0.6),
         (Kind.NUMBER, 2.0, 1.6, 2.5),
+        (Kind.NUMBER, 1, 0.8, 1.25),
+        (Kind.AREA, 100, 80, 125),
         (Kind.SIDE, 0, 0, 6.0),
         (Kind.SWITCH, False, False, True),
     ],

@@ -14,6 +14,7 @@ from mmdet3d.models import build_head
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.families.centerpoint.graphs import box_rule, head_outputs
+from mmdeploy_ext.families.centerpoint.options import POSTPROCESS
 from mmdeploy_ext.families.centerpoint.runtime import BoxRule, decode
 from mmdeploy_ext.runtime.bev_nms import circle_nms, rotated_nms
 
@@ -116,8 +117,10 @@ def test_nothing_found_is_an_empty_result():
 
 
 def test_rule_survives_its_json_and_names_what_is_missing():
-    rule = box_rule(make_head())
-    assert BoxRule.from_json(rule.to_json()) == rule
+    for head in (make_head(), make_head(pre_max_size=None, post_max_size=None)):
+        rule = box_rule(head)
+        POSTPROCESS(rule.to_json(), 'postprocess')
+        assert BoxRule.from_json(rule.to_json()) == rule
     content = dict(rule.to_json())
     del content['nms_thr']
     with pytest.raises(ModelFileError, match=r'm\.onnx: .*nms_thr'):

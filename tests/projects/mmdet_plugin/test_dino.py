@@ -173,6 +173,21 @@ def test_co_detr_suppresses_as_many_of_the_best_pairs_as_it_has_queries(model, n
     assert labels[0].tolist() == [*classes.tolist(), *[-1] * (6 - count)] and dets.shape == (1, 6, 5)
 
 
+@pytest.mark.parametrize(('test_cfg', 'finds_always', 'per_query'), [
+    (dict(max_per_img=6), True, False), (dict(max_per_img=6, score_thr=0.4), False, False),
+    (dict(max_per_img=6, nms=dict(type='nms', iou_threshold=0.3)), False, True)])
+def test_a_co_detr_may_find_nothing_if_it_has_a_threshold_or_a_suppression(
+    model, test_cfg, finds_always, per_query
+):
+    from mmdeploy_ext.families.query.family import QueryFamily
+
+    detector = CoDETR(model, test_cfg)
+    head, family = detector.query_head, QueryFamily()
+    assert family.finds_always(detector) is finds_always
+    available = head.num_query * (1 if per_query else head.num_classes)
+    assert family.result_limit(detector).available == available
+
+
 @pytest.mark.parametrize(('change', 'message'), [
     (dict(eval_module='two-stage'), "model.eval_module='two-stage': .* expected 'detr'"),
     (dict(query_head=dict(type='CoDeformDETRHead')), "query_head.type='CoDeformDETRHead'.*CoDINOHead"),
@@ -181,7 +196,19 @@ def test_a_co_detr_whose_results_are_others_is_refused_by_the_part(change, messa
     from mmdeploy_ext.families.query.supported_parts import check_co_detr
 
     with pytest.raises(ConfigError, match=message):
-        check_co_detr(dict(type='CoDETR', query_head=dict(type='CoDINOHead')) | change)
+        check_co_detr(dict(type='CoDETR', query_head=dict(type='CoDINOHead')) | change, [{}])
+
+
+@pytest.mark.parametrize('test_cfg', [{}, dict(max_per_img=300), [], [None, {}]])
+def test_a_co_detr_without_settings_of_its_head_of_queries_is_refused(test_cfg, monkeypatch):
+    from mmcv import Config
+
+    from mmdeploy_ext.families.query.family import QueryFamily
+
+    monkeypatch.setitem(builder.DETECTORS.module_dict, 'CoDETR', CoDETR)
+    cfg = Config(dict(model=dict(type='CoDETR', query_head=dict(type='CoDINOHead'), test_cfg=test_cfg)))
+    with pytest.raises(ConfigError, match=r'model\.test_cfg=.*a list of dicts, the first for query_head'):
+        QueryFamily().check(cfg, None)
 
 
 def test_a_list_of_heads_is_claimed_by_no_other_family():
