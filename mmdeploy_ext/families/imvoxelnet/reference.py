@@ -63,7 +63,10 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
 
 
 def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
-    """Return the outputs of the head by name, by mmdet3d's own network, for inputs by name."""
+    """Return the outputs of the head by name, by mmdet3d's own network, for inputs by name.
+
+    These are the outputs of the form 'raw'; `form` and further options are not read.
+    """
     device = next(model.parameters()).device
     image = torch.from_numpy(feeds['input'])
     ratios = feeds.get('scale_factor', np.ones((len(image), 4), np.float32))

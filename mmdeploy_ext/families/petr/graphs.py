@@ -131,7 +131,10 @@ class Head(OfModel):
         self.register_buffer('padding', padding.to(device) if padding.any() else None, persistent=False)
 
     def detect(self, features: Tensor, rays: Tensor, seconds: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Return logits and box codes of features and positions (1, F N, C, h, w)."""
+        """Return logits and box codes of features and positions (1, F N, C, h, w).
+
+        `seconds` divides displacements: of PETRv2 (1,), the mean time since the frame before; of PETR 1.
+        """
         head = self.model.pts_bbox_head
         tokens = head.input_proj(features[0])
         positions = gated(head, rays[0], tokens) + self.sine_part
@@ -150,7 +153,10 @@ class PtsHead(Head):
         img2lidar: Tensor,
         *before: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Return logits and box codes; `before` are the same four of the frame before, and the time."""
+        """Return logits and box codes.
+
+        `before` are the same four of the frame before, and `mean_time_stamp` (1,), seconds; none for PETR.
+        """
         stale, seconds = difference_of(embedded_img2lidar, img2lidar), 1.0
         if before:
             features, positions, embedded, matrices, seconds = before

@@ -1,6 +1,6 @@
 """PETR and PETRv2 in PyTorch as a stepper: the test path of the user's detector or of ours, unpatched."""
 
-import dataclasses
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,6 +94,7 @@ class PetrReference(CameraReference):
         frame_checks.check_matrices('lidar2img', frame.lidar2img, len(frame.images))
         if self.frames > 1:
             frame_checks.check_pose(frame.ego_pose)
+            frame_checks.check_time(frame.timestamp_s)
         is_first = self._last is None or self._last.scene_token != frame.scene_token
         count = len(frame.images)
         hooks = {
@@ -107,7 +108,7 @@ class PetrReference(CameraReference):
         for name, value in (taps | values | self._inputs(frame, is_first)).items():
             tap(name, value)  # for `collect_taps` around this step
         outputs = {name: value.detach().cpu().numpy().copy() for name, value in values.items()}
-        self._last = dataclasses.replace(frame, images=np.array(frame.images))
+        self._last = copy.deepcopy(frame)  # the caller may change its arrays
         self._maps = outputs['img_feats']
         return StepResult(outputs, self.detections(results[0]['pts_bbox']), is_first)
 

@@ -20,6 +20,7 @@ from mmdeploy_ext.core.errors import ConfigError, DataError, InferenceError
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.families.base import Claim, find_family
 from mmdeploy_ext.families.petr import runtime
+from mmdeploy_ext.families.petr.reference import PetrReference
 from mmdeploy_ext.families.petr.runtime import PetrOnnx
 from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.proving.ladder import prove
@@ -162,6 +163,21 @@ def test_times_that_give_no_velocity_are_refused(deployments, exports):
         runner.step(dataclasses.replace(frame, camera_times_s=np.full(6, np.nan)))
     with pytest.raises(DataError, match='ego_pose: is missing'):
         runner.step(dataclasses.replace(frame, ego_pose=None))
+
+
+def test_the_stepper_in_pytorch_keeps_the_last_frame_as_it_was(deployments):
+    deployment = deployments['petrv2']
+    reference = PetrReference(deployment.model)
+    (frame,) = drive(deployment, 1)
+    changed = copy.deepcopy(frame)
+    reference.step(changed)
+    kept = copy.deepcopy(reference.state)
+    for array in (changed.ego_pose, changed.lidar2img):
+        array *= 2
+    assert np.array_equal(reference.state.ego_pose, kept.ego_pose)
+    assert np.array_equal(reference.state.tensors['lidar2img'], kept.tensors['lidar2img'])
+    with pytest.raises(DataError, match='timestamp_s: got None'):
+        reference.step(dataclasses.replace(frame, timestamp_s=None, camera_times_s=np.zeros(6)))
 
 
 def test_a_long_gap_begins_a_scene_unless_the_published_model_is_compared(exports, deployments):
