@@ -224,11 +224,16 @@ def _sha256_urlsafe(path: Path, _modified_ns: int) -> str:
 def functions_behind(function: Any) -> Iterator[Callable[..., Any]]:
     """Yield a method's Python function and those that its decorators wrap, the outermost first.
 
-    `function` may be bound, a partial, or decorated by `DECORATORS`; nothing is yielded of a built-in one.
+    `function` may be bound, decorated by `DECORATORS`, or the partial that such a decorator makes; nothing is
+    yielded of a built-in one and of other partials, which change arguments.
     """
     function = getattr(function, '__func__', function)
-    if isinstance(function, functools.partial) and module_of(function.func) in DECORATORS:
-        function = next((value for value in function.args if hasattr(value, '__code__')), function.func)
+    if (
+        isinstance(function, functools.partial)
+        and hasattr(function.func, '__code__')
+        and module_of(function.func) in DECORATORS
+    ):
+        function = next((value for value in function.args if hasattr(value, '__code__')), function)
     while function is not None:
         if hasattr(function, '__code__'):
             yield function

@@ -78,7 +78,8 @@ def replaced_parts(
         followed: this package's classes and methods of them.
         upstream: name of a class -> its methods.
         functions: name of a class -> functions that its module, or that of a base of it, has; the table has
-            them as "functions of" the class.
+            them as "functions of" the class. Of modules that have different ones all count, since an
+            inherited method calls those of its own module.
     """
     for part, name in parts.items():
         if is_ours:
@@ -88,8 +89,11 @@ def replaced_parts(
     for part, name in parts.items():
         if name in functions and not is_ours:
             modules = [sys.modules[base.__module__] for base in type(part).__mro__]
-            module = next((module for module in modules if hasattr(module, functions[name][0])), modules[0])
-            yield Replaced(module, f'functions of {name}', functions[name])
+            for function in functions[name]:
+                having = [module for module in reversed(modules) if hasattr(module, function)]
+                versions = {id(getattr(module, function)): module for module in having}
+                for module in versions.values():
+                    yield Replaced(module, f'functions of {name}', (function,))
 
 
 LAYERS: list[tuple[type, tuple[str, ...]]] = []
@@ -115,7 +119,7 @@ class DifferingMethod:
     Attributes:
         name: class and method, such as `StreamPETRHead.forward`.
         file: file that defines it, relative to the folder that it was imported from; '' if there is no such
-            method.
+            method, its type if it is no function written in Python, such as `a partial`.
         first: number of its first line; 0 if its source cannot be read.
         last: number of its last line.
         upstream: name of the class whose method the graphs follow.
@@ -165,7 +169,7 @@ def _differing_source(method: Any, hashes: Sequence[str]) -> SourceLines | None:
     """Return the source of a method that has none of these hashes; None if it has one of them."""
     functions = list(functions_behind(method))
     if not functions:
-        return SourceLines('', 0, 0, '')
+        return SourceLines('' if method is None else f'a {type(method).__name__}', 0, 0, '')
     for function in functions:
         source = source_of_function(function)
         if source.sha256[:DIGITS] in hashes:

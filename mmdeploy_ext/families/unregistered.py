@@ -79,10 +79,16 @@ def files_of_classes(folder: Path, names: Iterable[str]) -> dict[str, Path]:
 
 
 def module_to_import(path: Path, folder: Path) -> str:
-    """Return the module that registers the classes of a file: its package, or itself if it is in none."""
-    relative = path.relative_to(folder)
-    in_package = path.parent != folder and (path.parent / '__init__.py').is_file()
-    module = relative.parent if in_package else relative.with_suffix('')
+    """Return the module that registers the classes of a file when it is imported.
+
+    It is the package of the file if its `__init__.py` names the file, else the file's own module.
+    """
+    relative, package = path.relative_to(folder), path.with_name('__init__.py')
+    by_package = False
+    if path.parent != folder and package.is_file():
+        text = package.read_text(encoding='utf-8', errors='replace')
+        by_package = path == package or bool(re.search(rf'\b{re.escape(path.stem)}\b', text))
+    module = relative.parent if by_package else relative.with_suffix('')
     return '.'.join(module.parts)
 
 

@@ -14,7 +14,9 @@ from torch import nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.exporting.postprocess.suppression import positive
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
@@ -79,10 +81,16 @@ class RtDetrFamily(ImageFamily):
             )
         decoder = cfg.model.decoder
         queries = decoder.get('num_queries', 300)
+        if type(queries) is not int or queries < 1:
+            raise ConfigError(
+                f'{cfg.filename}: model.decoder.num_queries={queries!r}, expected a positive number'
+            )
         tokens = runtime.count_tokens(options.height, options.width)
         detector_parts.check_tokens(tokens, options, 'num_queries', queries)
         pairs = queries * decoder.num_classes
-        max_per_img = (cfg.model.get('test_cfg') or {}).get('max_per_img', MAX_PER_IMG)
+        with refused_by_name(cfg):
+            test_cfg = cfg.model.get('test_cfg') or {}
+            max_per_img = positive('max_per_img', test_cfg.get('max_per_img', MAX_PER_IMG))
         if max_per_img > pairs:
             raise ConfigError(
                 f'{cfg.filename}: model.test_cfg.max_per_img={max_per_img}, more than {pairs} pairs of query '

@@ -83,7 +83,8 @@ class SoloFamily(ImageFamily):
         ]
 
     def claims(self, cfg: Any) -> Claim:
-        return Claim.HEAD if (cfg.model.get('mask_head') or {}).get('type') in LEVELS else Claim.NO
+        head = cfg.model.get('mask_head')
+        return Claim.HEAD if isinstance(head, dict) and head.get('type') in LEVELS else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
         if options.layout == 'fork' and options.dynamic:

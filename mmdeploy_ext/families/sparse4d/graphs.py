@@ -165,7 +165,10 @@ def specs(model: nn.Module, options: Options) -> dict[str, GraphSpec]:
         return TensorSpec(name, dtype, axes, meaning, groups=groups, single=single)
 
     anchor = 'x y z (m) log l w h sin cos (yaw) vx vy vz (m/s)'
-    interval = tensor('time_interval', (1,), 'seconds since the last frame, 0.5 if 0 or more than 2')
+    default, longest = f'{bank.default_time_interval:g}', f'{bank.max_time_interval:g}'
+    seconds = f'seconds since the last frame, {default} if 0 or more than {longest}'
+    is_near = f'1 if the last frame is at most {longest} s away, else 0'
+    interval = tensor('time_interval', (1,), seconds)
     temporal = (
         tensor('temp_instance_feature', (1, kept, channels), "the last frame's kept instances"),
         tensor('temp_anchor', (1, kept, 11), 'their anchors, projected into this frame'),
@@ -181,7 +184,7 @@ def specs(model: nn.Module, options: Options) -> dict[str, GraphSpec]:
         tensor('lidar2img', (cameras, 4, 4), 'LiDAR frame to pixels times depth'),
         interval,
         *temporal,
-        tensor('mask', (1,), '1 if the last frame is at most 2 s away, else 0'),
+        tensor('mask', (1,), is_near),
         tensor('has_temp', (1,), '0 at a first frame, where the last instances may be any finite numbers'),
     )
     rows = tensor('feature', (1, cells, channels), 'features by camera, level, row, column', (ROWS,))
@@ -198,7 +201,7 @@ def specs(model: nn.Module, options: Options) -> dict[str, GraphSpec]:
         tensor('lidar2img', (1, cameras, 4, 4), 'LiDAR frame to pixels times depth'),
     )
     memory = (
-        tensor('mask', (1,), '1 if the last frame is at most 2 s away, else 0', dtype='int32'),
+        tensor('mask', (1,), is_near, dtype='int32'),
         tensor('track_id', (1, instances), 'ids of the kept instances, then -1', dtype='int32'),
     )
     ids = tensor('pred_track_id', (1, instances), 'track_id where mask is 1, else -1', dtype='int32')

@@ -46,13 +46,15 @@ def voxel_rule(cfg: Any, order: str) -> VoxelRule:
     """
     parts = parts_of(cfg)
     grid_size(cfg, parts)  # refuses layers that lack a key
-    channels = int(cfg.model[parts['encoder']]['in_channels'])
+    if (channels := cfg.model[parts['encoder']].get('in_channels')) is None:
+        raise ConfigError(f'model.{parts["encoder"]} has no in_channels; expected the values of a voxel')
+    channels = int(channels)
     means = cfg.model.get(parts['means']) if parts['means'] else None
     if means is not None:
         key = f'model.{parts["means"]}'
-        if means['type'] not in MEANS:
+        if means.get('type') not in MEANS:
             raise ConfigError(
-                f'{key}.type is {means["type"]}; expected one of {", ".join(MEANS)}: means of points'
+                f'{key}.type is {means.get("type")}; expected one of {", ".join(MEANS)}: means of points'
             )
         num_features = means.get('num_features', 4) if means['type'] == 'HardSimpleVFE' else channels
         if num_features != channels:

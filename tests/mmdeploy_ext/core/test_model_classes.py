@@ -11,7 +11,14 @@ from torch import nn
 
 from mmdeploy_ext.core import source_code
 from mmdeploy_ext.core.model_classes import changed_classes, model_classes
-from mmdeploy_ext.core.source_code import code_sha256, functions_behind, is_installed, source_of_function
+from mmdeploy_ext.core.source_code import (
+    DECORATORS,
+    code_sha256,
+    functions_behind,
+    is_installed,
+    module_of,
+    source_of_function,
+)
 
 PLUGIN = '''
 """A plugin."""
@@ -143,3 +150,11 @@ def test_what_decorators_wrap_is_found_and_a_wrapper_is_seen(plugin):
     sources = [source_of_function(function) for function in functions_behind(wrapped)]
     assert sources[0].file.endswith('test_model_classes.py') and sources[0].sha256 != sources[1].sha256
     assert sources[1].file == 'toy_projects/plugin/head.py' and sources[1].first == 23
+
+
+def test_a_partial_with_other_arguments_is_not_the_function_that_it_calls():
+    from mmdet.models.dense_heads import ATSSHead
+
+    assert module_of(ATSSHead.get_bboxes) in DECORATORS
+    for function in (ATSSHead.get_bboxes, nn.Identity(), print):
+        assert list(functions_behind(functools.partial(function, None))) == []

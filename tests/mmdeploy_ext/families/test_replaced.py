@@ -1,6 +1,8 @@
 """What graphs compute in place of methods of a model: which versions they follow, and which differ."""
 
 import functools
+import sys
+import types
 
 import pytest
 
@@ -128,6 +130,37 @@ def test_methods_that_were_replaced_elsewhere_are_said(deployment, monkeypatch, 
         wrapper='ATSS.simple_test',
     )[owner]
     assert text.startswith(f'{name} differs from ')
+
+
+def test_functions_of_the_module_of_an_inherited_method_are_looked_at(monkeypatch):
+    def followed(rows):
+        return rows
+
+    def changed(rows):
+        return rows + 1
+
+    modules = {name: types.ModuleType(name) for name in ('plugin_head', 'user_head')}
+    modules['plugin_head'].gather, modules['plugin_head'].refresh = followed, changed
+    modules['user_head'].gather = followed
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    kind = type('Head', (), dict(__module__='plugin_head'))
+    part = type('UserHead', (kind,), dict(__module__='user_head'))()
+    methods = replaced.replaced_parts(
+        {part: 'Head'}, False, (), dict(Head=()), dict(Head=('gather', 'refresh'))
+    )
+    digest = replaced.hash_of(followed)
+    table = {'Head': {}, 'functions of Head': dict(gather=[digest], refresh=[digest])}
+    (method,) = replaced.differing_methods(methods, table)
+    assert method.name == 'plugin_head.refresh'
+
+
+def test_a_method_that_is_no_python_function_differs_and_is_not_called_absent(deployment, monkeypatch):
+    head = deployment.model.bbox_head
+    monkeypatch.setattr(head, 'get_bboxes', functools.partial(head.get_bboxes, cfg=None), raising=False)
+    (text,) = differing(deployment)
+    assert text.startswith('ATSSHead.get_bboxes differs from ')
+    assert text.endswith('(a partial, whose source cannot be read)')
 
 
 def test_inputs_decide_where_a_method_differs():

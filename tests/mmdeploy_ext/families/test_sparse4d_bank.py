@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mmdeploy_ext.core.errors import ModelFileError, ShapeError
+from mmdeploy_ext.core.errors import DataError, ModelFileError, ShapeError
 from mmdeploy_ext.families.sparse4d.runtime.bank import (
     COSINE,
     NO_ID,
@@ -476,6 +476,50 @@ def test_a_repaired_scene_begins_with_another_token_and_not_without_one(opened):
     runner.step(frame_at(0, None))
     runner.state = runner.state
     assert not runner.step(frame_at(0.5, None)).was_reset
+
+
+def test_a_state_is_a_copy_and_a_refused_one_leaves_the_memory(opened):
+    runner = opened('sparse4d')
+    runner.step(frame_at(0, 'a'))
+    state = runner.state
+    state.ego_pose[0, 3] = 7
+    assert runner.state.ego_pose[0, 3] == 0
+    wrong = [
+        (ShapeError, dict(tensors=state.tensors | dict(confidence=np.zeros((1, 1), np.float32)))),
+        (DataError, dict(ego_pose=np.full((4, 4), np.nan))),
+        (DataError, dict(timestamp_s=float('nan'))),
+    ]
+    for error, change in wrong:
+        with pytest.raises(error):
+            runner.state = dataclasses.replace(state, **change)
+    assert runner.state.scene_token == 'a' and not runner.step(frame_at(0.5, 'a')).was_reset
+    runner.state = None
+    assert runner.state is None
+
+
+def test_two_files_of_one_graph_are_refused(opened):
+    with pytest.raises(ModelFileError, match=r'sparse4d, sparse4d: both have the graph sparse4d'):
+        opened('sparse4d', 'sparse4d')
+
+
+def test_the_contract_states_the_intervals_of_the_model(monkeypatch):
+    from mmdeploy_ext.families.sparse4d import graphs
+
+    monkeypatch.setattr(graphs, 'map_sizes', lambda *model: (np.ones((1, 1, 2), int), None))
+    bank = SimpleNamespace(
+        num_anchor=6,
+        num_temp_instances=4,
+        instance_feature=np.zeros((6, CHANNELS)),
+        default_time_interval=0.1,
+        max_time_interval=3.0,
+    )
+    layer = SimpleNamespace(cls_layers=[SimpleNamespace(out_features=3)])
+    head = SimpleNamespace(instance_bank=bank, layers=[layer])
+    model = SimpleNamespace(input_sizes=(1, 4, 8), head=head)
+    spec = graphs.specs(model, SimpleNamespace(precision='fp32'))['sparse4d']
+    interval, mask = (spec.tensor(name).meaning for name in ('time_interval', 'mask'))
+    assert interval == 'seconds since the last frame, 0.1 if 0 or more than 3'
+    assert mask == '1 if the last frame is at most 3 s away, else 0'
 
 
 @pytest.mark.parametrize(

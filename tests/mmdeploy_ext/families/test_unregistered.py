@@ -30,7 +30,7 @@ def repository(tmp_path, monkeypatch):
     folder = tmp_path / 'own_code' / 'nets'
     folder.mkdir(parents=True)
     (tmp_path / 'configs').mkdir()
-    (folder / '__init__.py').write_text('')
+    (folder / '__init__.py').write_text('from .user_net import UserNet\n')
     (folder / 'user_net.py').write_text(BACKBONE)
     (folder / 'copy_of_it.py').write_text('class UserNet:\n    """Not registered."""\n')
     monkeypatch.chdir(tmp_path)
@@ -51,6 +51,16 @@ def test_the_refusal_names_the_file_of_the_class_and_what_imports_it(repository)
     assert 'RoIAlign' not in said and 'nms' not in said and 'own_code' not in sys.modules
 
 
+def test_a_file_that_its_package_does_not_import_is_imported_itself(repository):
+    folder = repository / 'own_code' / 'nets'
+    (folder / '__init__.py').write_text('from .user_network import *\n')
+    load_families()
+    assert 'custom_imports.imports=own_code.nets.user_net,' in unregistered(read(repository))
+    (folder / '__init__.py').write_text(BACKBONE)
+    (folder / 'user_net.py').unlink()
+    assert 'custom_imports.imports=own_code.nets,' in unregistered(read(repository))
+
+
 def test_a_detector_that_nobody_registered_is_not_said_to_be_near_a_family(repository):
     with pytest.raises(ConfigError, match=r"model\.type='UserDetector'") as error:
         find_family(read(repository, 'UserDetector'))
@@ -62,6 +72,13 @@ def test_a_backbone_that_nobody_registered_is_named_when_the_model_is_built(repo
     family = find_family(cfg)
     with pytest.raises(ConfigError, match=r'UserNet.*own_code/nets/user_net\.py'):
         family.build(cfg)
+
+
+def test_mask_heads_in_a_list_are_no_family_s_and_no_error_of_python(repository):
+    cfg = read(repository)
+    cfg.model = dict(type='UserDetector', mask_head=[dict(type='SOLOHead')])
+    with pytest.raises(ConfigError, match=r"mask_head='SOLOHead'"):
+        find_family(cfg)
 
 
 def test_a_class_that_is_nowhere_needs_a_module_in_custom_imports(repository):

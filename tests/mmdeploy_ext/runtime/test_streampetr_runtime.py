@@ -383,6 +383,26 @@ def test_files_of_two_exports_are_refused(folder, tmp_path):
         StreamPetrOnnx([paths[0], paths[1], folder / 'pts_head_memory.onnx'])
 
 
+def test_two_files_of_one_graph_are_refused(folder):
+    paths = [
+        folder / f'{name}.onnx' for name in ('extract_img_feat', 'position_embedding', 'pts_head_memory')
+    ]
+    with pytest.raises(ModelFileError, match='both have the graph pts_head_memory'):
+        StreamPetrOnnx([*paths, paths[-1]])
+
+
+@pytest.mark.parametrize('contract', ['deploy', 'fork'])
+def test_a_state_is_a_copy(folder, fork, contract):
+    with StreamPetrOnnx(folder if contract == 'deploy' else fork, threads=1) as opened:
+        opened.step(toy.frame(0))
+        state, again = opened.state, opened.state
+        for values in (*state.tensors.values(), state.ego_pose):
+            values += 1
+        for name, values in opened.state.tensors.items():
+            np.testing.assert_array_equal(values, again.tensors[name])
+        np.testing.assert_array_equal(opened.state.ego_pose, again.ego_pose)
+
+
 def test_an_incomplete_folder_is_refused_by_name(folder, tmp_path):
     (tmp_path / 'extract_img_feat.onnx').write_bytes((folder / 'extract_img_feat.onnx').read_bytes())
     with pytest.raises(ModelFileError, match=r'position_embedding\.onnx.*pts_head_memory\.onnx'):

@@ -79,7 +79,7 @@ class Sparse4DOnnx(CameraRuntime):
             options: see `Runtime.opened`.
 
         Raises:
-            ModelFileError: one is missing, or of another family or export.
+            ModelFileError: one is missing, of another family or export, or there twice.
             EngineError: the engine is not here.
             ValueError: there is no such repair.
         """
@@ -90,7 +90,10 @@ class Sparse4DOnnx(CameraRuntime):
         for file in files:
             backend = self.opened(engine, file, options)
             backend.metadata.require(file, FAMILY)
-            self.graphs[backend.metadata.form], by_form[backend.metadata.form] = backend, file
+            form = backend.metadata.form
+            if form in by_form:
+                raise ModelFileError(f'{by_form[form]}, {file}: both have the graph {form}; give one of them')
+            self.graphs[form], by_form[form] = backend, file
         _check_complete(by_form)
         check_forms(by_form, {form: graph.metadata for form, graph in self.graphs.items()}, FAMILY)
         self.is_portable = PORTABLE in self.graphs
@@ -172,18 +175,23 @@ class Sparse4DOnnx(CameraRuntime):
         """A copy of the bank after the last frame, with the tensors of `InstanceBank.shapes`.
 
         It is None before the first frame. The token of a scene that no frame has named is ''.
+
+        ShapeError: an assigned one has other tensors or shapes than the bank, or NaN. DataError: its pose or
+            time is not valid. The bank stays as it was then.
         """
         tensors = self.bank.tensors
         if tensors is None:
             return None
-        return StreamState(tensors, self.bank.ego_pose, self.bank.timestamp_s, self._scene)
+        return StreamState(tensors, self.bank.ego_pose.copy(), self.bank.timestamp_s, self._scene)
 
     @state.setter
     def state(self, state: StreamState | None) -> None:
-        self.reset()
-        if state is not None:
-            self.bank.load(state.tensors, state.ego_pose, state.timestamp_s)
-            self._scene = state.scene_token
+        if state is None:
+            self.reset()
+            return
+        pose = frame_checks.check_pose(state.ego_pose, 'state: ego_pose')
+        self.bank.load(state.tensors, pose, frame_checks.check_time(state.timestamp_s))
+        self._scene, self.was_reset = state.scene_token or '', False
 
 
 def _check_complete(by_form: Mapping[str, Any]) -> None:

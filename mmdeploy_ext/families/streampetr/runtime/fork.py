@@ -121,12 +121,12 @@ class ForkContract:
         }
 
     def read_state(self, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
-        """Return the memory after the last frame in its LiDAR frame: field -> (1, rows, ...) float32.
+        """Return a copy of the memory after the last frame: field -> (1, rows, ...) float32.
 
-        `ego_pose` and `timestamp_s` are pose and time of that frame, which other contracts need. It is empty
-        before the first frame.
+        It is in the LiDAR frame of that frame, and empty before the first one. `ego_pose` and `timestamp_s`
+        are pose and time of that frame, which other contracts need.
         """
-        return dict(self.memory)
+        return {field: values.copy() for field, values in self.memory.items()}
 
     def write_state(self, tensors: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> None:
         """Replace the memory by one as `read_state` returns it, of a last frame of this pose and time.

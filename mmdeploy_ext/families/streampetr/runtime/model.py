@@ -72,8 +72,8 @@ class StreamPetrOnnx(CameraRuntime):
             options: options of the backend, for example `providers`, `threads`.
 
         Raises:
-            ModelFileError: a file is missing, of another model family, or not of the same export, or its
-                preprocessing makes images of another shape than the graph takes.
+            ModelFileError: a file is missing, there twice, of another model family, or not of the same
+                export, or its preprocessing makes images of another shape than the graph takes.
             EngineError: the engine is not installed, or is OpenVINO, which runs fork files wrongly.
         """
         super().__init__()
@@ -107,7 +107,12 @@ class StreamPetrOnnx(CameraRuntime):
         for file in files:
             backend = self.opened(engine, file, options)
             backend.metadata.require(file, FAMILY)
-            backends[backend.metadata.form] = backend
+            form = backend.metadata.form
+            if form in backends:
+                raise ModelFileError(
+                    f'{backends[form].path}, {file}: both have the graph {form}; give one of them'
+                )
+            backends[form] = backend
         if set(backends) in (set(GRAPHS), set(NODE_GRAPHS)):
             check_same_export({backend.path: backend.metadata for backend in backends.values()})
         elif len(files) != 1 or set(backends) & {*GRAPHS, *NODE_GRAPHS}:
@@ -166,7 +171,7 @@ class StreamPetrOnnx(CameraRuntime):
 
     @property
     def state(self) -> StreamState | None:
-        """The memory after the last frame, None when it is empty; assign one to go on from it.
+        """A copy of the memory after the last frame, None when it is empty; assign one to go on from it.
 
         ShapeError: an assigned memory has other tensors or shapes than the files. DataError: its pose or time
             is not valid.
@@ -175,7 +180,7 @@ class StreamPetrOnnx(CameraRuntime):
             return None
         last = self._last
         tensors = self.contract.read_state(last.ego_pose, last.timestamp_s)
-        return dataclasses.replace(last, tensors=tensors)
+        return dataclasses.replace(last, tensors=tensors, ego_pose=last.ego_pose.copy())
 
     @state.setter
     def state(self, state: StreamState | None) -> None:
