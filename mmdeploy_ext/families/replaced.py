@@ -201,10 +201,11 @@ def hash_of(method: Any) -> str:
 
 def installed_hashes(followed: Followed) -> dict[str, dict[str, str]]:
     """Return class -> method -> hash of the installed versions, of methods that the classes have."""
-    return {
-        kind.__name__: {name: hash_of(getattr(kind, name)) for name in methods if hasattr(kind, name)}
-        for kind, methods in followed
-    }
+    installed: dict[str, dict[str, str]] = {}
+    for kind, methods in followed:  # which may have several entries of one module
+        digests = {name: hash_of(getattr(kind, name)) for name in methods if hasattr(kind, name)}
+        installed.setdefault(kind.__name__, {}).update(digests)
+    return installed
 
 
 def changed_hashes(table: Table, installed: Mapping[str, Mapping[str, str]]) -> Iterator[str]:

@@ -3,7 +3,8 @@
 A two-stage Deformable DETR, DINO and Co-DINO score all tokens of the encoder; the boxes of the best are what
 queries begin with. mmdet's transformer is watched as it chooses them, and its decoder does not run.
 
-Glossary: B batch, S tokens of all levels, Q queries, D embedding, h, w size of a map.
+Glossary: B batch, H, W network input in pixels, S tokens of all levels, Q queries, D embedding, h, w size of
+a map.
 """
 
 import contextlib
@@ -56,9 +57,13 @@ class QueryTokensForm(nn.Module):
     def forward(
         self, image: torch.Tensor, img_shape: torch.Tensor, memory: torch.Tensor, *maps: torch.Tensor
     ) -> tuple[torch.Tensor]:
-        """Return boxes with scores (B, Q, 5) xyxy, as if the image filled the input.
+        """Return boxes with scores (B, Q, 5) xyxy, pixels: shares of the image times the size of the input.
 
-        `memory` (B, S, D) are the tokens of the encoder; of images and maps only the sizes are used.
+        Args:
+            image: (B, 3, H, W); only its size is used.
+            img_shape: (B, 2) height and width of the images before padding; 0 means the input size.
+            memory: (B, S, D) tokens of the encoder.
+            maps: input maps (B, D, h, w) of the transformer, level by level; only their sizes are used.
         """
         content = content_size(self.network.model, image, img_shape)
         levels = [PaddedMap(content, image, level_map) for level_map in maps]
@@ -82,7 +87,10 @@ def inputs_of(model: nn.Module, images: Sequence[PreparedImage]) -> dict[str, np
 
 
 def chosen_boxes(model: nn.Module, images: Sequence[PreparedImage]) -> list[Detections]:
-    """Return the boxes of the tokens that the unpatched transformer chooses, per image."""
+    """Return the boxes of the tokens that the unpatched transformer chooses, per image.
+
+    They are as those of `QueryTokensForm`; the images have one size, that of the network input.
+    """
     record = recorded(model, images)
     (height, width), scores = images[0].tensor.shape[1:], record.best[-1].values.sigmoid()
     corners = cxcywh_to_xyxy(record.boxes) * record.boxes.new_tensor([width, height, width, height])

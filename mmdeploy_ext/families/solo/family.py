@@ -137,12 +137,13 @@ def check_grids(head: nn.Module, checkpoint: Checkpoint) -> None:
 
 
 def _grids_of(filename: str, head: Mapping[str, Any]) -> list[int]:
-    """Return the grids of a head of a config; ConfigError if they are not as many as its strides."""
-    grids, strides = head.get('num_grids') or [], head.get('strides') or (4, 8, 16, 32, 64)
-    if len(grids) != len(strides):  # a bare assert of mmdet
+    """Return the grids of a head of a config; ConfigError unless there is a positive number per stride."""
+    grids, strides = head.get('num_grids'), head.get('strides') or (4, 8, 16, 32, 64)
+    are_numbers = isinstance(grids, list | tuple) and all(type(grid) is int and grid > 0 for grid in grids)
+    if not are_numbers or len(grids) != len(strides):  # a bare assert of mmdet
         raise ConfigError(
-            f'{filename}: model.mask_head has num_grids={list(grids)} and strides={list(strides)}; '
-            f'expected as many of each'
+            f'{filename}: model.mask_head has num_grids={grids} and strides={list(strides)}; expected a '
+            f'positive number for each stride'
         )
     return list(grids)
 

@@ -180,7 +180,10 @@ def _tied(scores: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _ties_decided(head: nn.Module, keep: bool) -> Iterator[None]:
-    """Inside the block logits of ties equal their rival, which keeps them, or fall just below it."""
+    """Inside the block logits of ties equal their rival, which keeps them, or fall just below it.
+
+    Of a chain of ties, in which a rival is a tie itself, the second one is kept and the third may not be.
+    """
 
     def decide(module: nn.Module, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
         rivals = _rivals(logits)

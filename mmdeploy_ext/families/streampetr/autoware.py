@@ -102,7 +102,7 @@ class NodeMemoryHead(HeadStep):
         (1, n, 4, 4) and `velo` (1, n, 2), n rows, newest first. Returned are all_cls_scores (1, K, Q),
         all_bbox_preds (1, 10, Q), and the memory after the frame.
         """
-        prev_exists = egopose.abs().sum().view(1)  # 0 for a memory that the node has zeroed
+        prev_exists = egopose.abs().sum().view(1)  # 0 for a memory that the node has zeroed, else above 0
         state = Memory(embedding, reference_point, timestamp, egopose, velo)
         no_time = 0.0 * prev_exists
         outputs, _, after = self.step(x, pos_embed, cone, state, data_ego_pose_inv, no_time, prev_exists)

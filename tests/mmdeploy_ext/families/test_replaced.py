@@ -132,6 +132,15 @@ def test_methods_that_were_replaced_elsewhere_are_said(deployment, monkeypatch, 
     assert text.startswith(f'{name} differs from ')
 
 
+def test_all_entries_of_one_module_have_hashes():
+    from mmdet.core.post_processing import bbox_nms
+
+    (methods,) = replaced.installed_hashes(
+        ((bbox_nms, ('multiclass_nms',)), (bbox_nms, ('fast_nms',)))
+    ).values()
+    assert sorted(methods) == ['fast_nms', 'multiclass_nms']
+
+
 def test_functions_of_the_module_of_an_inherited_method_are_looked_at(monkeypatch):
     def followed(rows):
         return rows

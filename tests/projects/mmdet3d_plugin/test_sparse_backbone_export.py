@@ -120,6 +120,13 @@ def test_features_that_are_no_means_and_a_layer_without_a_range_are_refused():
         ConfigError, match=r'num_features.*4.*model.pts_middle_encoder.in_channels.*5'
     ):
         find_family(cfg, BACKBONE).preprocess_rule(cfg)
+    cfg = load(CENTERPOINT)
+    del cfg.model.pts_voxel_encoder['type']
+    with pytest.raises(ConfigError, match=r'pts_voxel_encoder.type is None; expected one of HardSimpleVFE'):
+        find_family(cfg, BACKBONE).preprocess_rule(cfg)
+    del cfg.model.pts_middle_encoder['in_channels']
+    with pytest.raises(ConfigError, match=r'model.pts_middle_encoder has no in_channels'):
+        find_family(cfg, BACKBONE).preprocess_rule(cfg)
     cfg = load(BEVFUSION, model__voxel_layer__point_cloud_range=[0, 0, 0])
     with pytest.raises(ConfigError, match='expected 6 and 3 finite numbers'):
         find_family(cfg, BACKBONE).preprocess_rule(cfg)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -306,6 +307,22 @@ def test_pipelines_that_pad_are_refused(toy):
             step['keep_ratio'] = True
     with pytest.raises(ConfigError, match='keeps the ratio or pads'):
         toy.family.preprocess_rule(cfg)
+
+
+@pytest.mark.parametrize(
+    ('section', 'values', 'message'),
+    [
+        ('test_cfg', dict(max_per_img='50'), r"test_cfg\.max_per_img='50': expected a whole number"),
+        ('test_cfg', dict(max_per_img=0), r'test_cfg\.max_per_img=0: expected a positive number'),
+        ('test_cfg', dict(max_per_img=10**6), 'max_per_img=1000000, more than'),
+        ('decoder', dict(num_queries='60'), r"decoder\.num_queries='60', expected a positive number"),
+    ],
+)
+def test_limits_that_are_no_numbers_of_results_are_refused(toy, section, values, message):
+    cfg = copy.deepcopy(toy.cfg)
+    cfg.model[section] = dict(cfg.model.get(section) or {}, **values)
+    with pytest.raises(ConfigError, match=message):
+        toy.family.check(cfg, SimpleNamespace(height=128, width=160, opset=17))
 
 
 def test_sizes_of_zero_and_images_of_other_sizes_are_refused(full):

@@ -332,8 +332,10 @@ def test_more_classes_than_a_panoptic_map_tells_apart_are_refused(fusion):
         fusion(dict(num_classes=1203, num_things=1203))
 
 
-@pytest.mark.parametrize('head', [{}, dict(num_grids=None)])
+@pytest.mark.parametrize(
+    'head', [{}, dict(num_grids=None), dict(num_grids=40), dict(num_grids=[0] * 5), dict(num_grids=[9])]
+)
 def test_a_head_without_grids_is_refused_before_anything_is_built(head):
     cfg = ConfigDict(model=dict(mask_head=dict(type='SOLOHead', **head)), filename='solo.py')
-    with pytest.raises(ConfigError, match=r'^solo.py: model.mask_head has num_grids=\[\]'):
+    with pytest.raises(ConfigError, match=r'^solo.py: model.mask_head has num_grids=.*a positive number'):
         family.SoloFamily().check(cfg, types.SimpleNamespace(layout='own', dynamic=False))
