@@ -74,7 +74,8 @@ def replaced_parts(
 
     Args:
         parts: live part -> name of the class of upstream that it is, whatever the user calls it.
-        is_ours: whether the model is this package's, whose methods are by `followed` alone.
+        is_ours: whether the model is this package's, whose methods are by `followed`; those of a part that is
+            derived from none of these classes are by `upstream`.
         followed: this package's classes and methods of them.
         upstream: name of a class -> its methods.
         functions: name of a class -> functions that its module, or that of a base of it, has; the table has
@@ -82,18 +83,16 @@ def replaced_parts(
             inherited method calls those of its own module.
     """
     for part, name in parts.items():
-        if is_ours:
-            yield from replaced_of_class(part, followed)
-        else:
-            yield Replaced(part, name, upstream[name])
-    for part, name in parts.items():
-        if name in functions and not is_ours:
-            modules = [sys.modules[base.__module__] for base in type(part).__mro__]
-            for function in functions[name]:
-                having = [module for module in reversed(modules) if hasattr(module, function)]
-                versions = {id(getattr(module, function)): module for module in having}
-                for module in versions.values():
-                    yield Replaced(module, f'functions of {name}', (function,))
+        if is_ours and (entries := list(replaced_of_class(part, followed))):
+            yield from entries
+            continue
+        yield Replaced(part, name, upstream[name])
+        modules = [sys.modules.get(base.__module__) for base in reversed(type(part).__mro__)]
+        for function in functions.get(name, ()):
+            having = [module for module in modules if hasattr(module, function)]
+            versions = {id(getattr(module, function)): module for module in having}
+            for module in versions.values():
+                yield Replaced(module, f'functions of {name}', (function,))
 
 
 LAYERS: list[tuple[type, tuple[str, ...]]] = []

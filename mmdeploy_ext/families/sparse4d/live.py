@@ -8,6 +8,7 @@ Source of the names: HorizonRobotics/Sparse4D c41df4b (no code).
 
 from collections.abc import Iterator
 
+from mmcv.cnn.bricks.transformer import MultiheadAttention
 from torch import nn
 
 from mmdeploy_ext.families.replaced import Followed, Replaced, replaced_parts
@@ -22,8 +23,9 @@ FOLLOWED: Followed = (
     (blocks.SparseBox3DEncoder, ('forward',)),
     (blocks.SparseBox3DRefinementModule, ('forward',)),
     (blocks.SparseBox3DKeyPointsGenerator, ('forward', 'anchor_projection')),
+    (MultiheadAttention, ('forward',)),
 )
-"""This package's classes, and methods of them that graphs and runtime compute by other code."""
+"""Classes of this package and mmcv, and methods of them that graphs and runtime compute by other code."""
 UPSTREAM = dict(
     Sparse4D=('extract_feat', 'forward', 'forward_test', 'simple_test'),
     Sparse4DHead=('forward', 'graph_model', 'post_process'),
@@ -33,8 +35,16 @@ UPSTREAM = dict(
     SparseBox3DEncoder=('forward',),
     SparseBox3DRefinementModule=('forward',),
     SparseBox3DKeyPointsGenerator=('forward', 'anchor_projection'),
+    MultiheadAttention=('forward',),
 )
 """The same of upstream's."""
+LAYERS = dict(
+    gnn='MultiheadAttention',
+    temp_gnn='MultiheadAttention',
+    deformable='DeformableFeatureAggregation',
+    refine='SparseBox3DRefinementModule',
+)
+"""Kind of an operation -> class of upstream of its layer, if the graphs compute its `forward`."""
 FUNCTIONS = dict(Sparse4D=('feature_maps_format',), InstanceBank=('topk',))
 """Class of upstream -> functions that its module uses."""
 
@@ -45,10 +55,23 @@ def is_ours(model: nn.Module) -> bool:
 
 
 def replaced(model: nn.Module) -> Iterator[Replaced]:
-    """Return the methods and functions of a live model that graphs and runtime compute by other code."""
-    parts = {}
-    for part in (model, model.head.decoder, *model.head.modules()):
-        names = [base.__name__ for base in type(part).__mro__ if base.__name__ in UPSTREAM]
-        if names:
-            parts[part] = names[0]
+    """Return the methods and functions of a live model that graphs and runtime compute by other code.
+
+    Parts are known by their place in the model, whatever the user calls their classes.
+    """
+    live_head = model.head
+    instance_bank = live_head.instance_bank
+    parts = {
+        model: 'Sparse4D',
+        live_head: 'Sparse4DHead',
+        live_head.decoder: 'SparseBox3DDecoder',
+        instance_bank: 'InstanceBank',
+        getattr(instance_bank, 'anchor_handler', None): 'SparseBox3DKeyPointsGenerator',
+        live_head.anchor_encoder: 'SparseBox3DEncoder',
+    }
+    for kind, layer in zip(live_head.operation_order, live_head.layers, strict=True):
+        if kind in LAYERS:
+            parts[layer] = LAYERS[kind]
+        if kind == 'deformable':
+            parts[layer.kps_generator] = 'SparseBox3DKeyPointsGenerator'
     return replaced_parts(parts, is_ours(model), FOLLOWED, UPSTREAM, FUNCTIONS)

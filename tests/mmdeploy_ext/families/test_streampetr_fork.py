@@ -59,6 +59,18 @@ def test_a_class_derived_from_ours_is_named_where_it_has_methods_of_its_own(monk
     assert method.name == 'Higher.get_bboxes'
 
 
+def test_a_coder_that_is_derived_from_nothing_known_is_named(monkeypatch):
+    deployment = deployed.deployment()
+
+    class OwnCoder:
+        def decode(self, predictions):
+            return []
+
+    monkeypatch.setattr(deployment.model.pts_bbox_head, 'bbox_coder', OwnCoder())
+    names = [method.name for method in deployment.family.differing_methods(deployment.model)]
+    assert names[0] == 'OwnCoder.decode'
+
+
 def test_a_head_without_the_layers_that_graphs_run_is_refused_by_their_names():
     model, head = nn.Module(), nn.Module()
     model.pts_bbox_head = head

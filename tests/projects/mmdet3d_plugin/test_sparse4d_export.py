@@ -6,6 +6,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from marking import in_suite
 from mmdeploy_ext.core.config import load_config
@@ -34,6 +35,14 @@ def test_one_graph_is_proven_as_a_stream(deployment, paths):
     verdict, _ = prove(deployment, paths, drive(deployment))
     assert verdict.passed, verdict.reasons
     assert verdict.summary()['matched'] >= 300
+
+
+@pytest.mark.parametrize('name', ['anchor_encoder', 'instance_bank', 'layers.0.kps_generator', 'layers.4'])
+def test_a_part_that_is_derived_from_nothing_known_is_named(deployment, monkeypatch, name):
+    differing = deployment.family.differing_methods
+    assert differing(deployment.model) == []
+    monkeypatch.setattr(deployment.model.head.get_submodule(name), '__class__', type('Own', (nn.Module,), {}))
+    assert {method.name.partition('.')[0] for method in differing(deployment.model)} == {'Own'}
 
 
 @pytest.mark.parametrize(
