@@ -69,7 +69,11 @@ class SoloFamily(ImageFamily):
     followed = FOLLOWED
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        return followed.replaced_in(model, ['mask_head'], FOLLOWED)
+        """Yield the methods of the head and of the detector, which may be derived from no class of mmdet."""
+        yield from followed.replaced_in(model, ['mask_head'], FOLLOWED)
+        segmentor, methods = FOLLOWED[0]
+        if not list(followed.replaced_of_class(model, FOLLOWED[:1])):
+            yield Replaced(model, segmentor.__name__, methods)
 
     def full_size(self, image: PreparedImage) -> tuple[int, int]:
         """Return height and width of soft masks, pixels: the input's rounded up to multiples of 8."""

@@ -70,7 +70,7 @@ def grid_size(cfg: Any, parts: Mapping[str, str]) -> tuple[int, int, int]:
 
     `parts` are those of `parts_of`.
     """
-    layer, name = cfg.model[parts['voxels']], f'model.{parts["voxels"]}'
+    layer, name = cfg.model[parts['voxels']] or {}, f'model.{parts["voxels"]}'
     for key in ('point_cloud_range', 'voxel_size', 'max_num_points'):
         if layer.get(key) is None:
             raise ConfigError(

@@ -5,6 +5,7 @@ import sys
 import types
 
 import pytest
+from torch import nn
 
 import toy_query
 from mmdeploy_ext.core.config import load_config
@@ -139,6 +140,17 @@ def test_all_entries_of_one_module_have_hashes():
         ((bbox_nms, ('multiclass_nms',)), (bbox_nms, ('fast_nms',)))
     ).values()
     assert sorted(methods) == ['fast_nms', 'multiclass_nms']
+
+
+def test_a_detector_of_solo_that_is_derived_from_nothing_known_is_named():
+    class OwnSolo(nn.Module):
+        def simple_test(self, img, img_metas, rescale=False):
+            return self.mask_head.simple_test(self.extract_feat(img), img_metas)
+
+    detector = OwnSolo()
+    detector.mask_head = nn.Identity()
+    names = [method.name for method in FAMILIES['solo'].differing_methods(detector)]
+    assert 'OwnSolo.simple_test' in names
 
 
 def test_functions_of_the_module_of_an_inherited_method_are_looked_at(monkeypatch):

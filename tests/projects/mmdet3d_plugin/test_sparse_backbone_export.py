@@ -130,9 +130,10 @@ def test_features_that_are_no_means_and_a_layer_without_a_range_are_refused():
     cfg = load(BEVFUSION, model__voxel_layer__point_cloud_range=[0, 0, 0])
     with pytest.raises(ConfigError, match='expected 6 and 3 finite numbers'):
         find_family(cfg, BACKBONE).preprocess_rule(cfg)
-    cfg = load(BEVFUSION, model__voxel_layer__point_cloud_range=None)
-    with pytest.raises(ConfigError, match=r'model.voxel_layer.*point_cloud_range'):
-        find_family(cfg, BACKBONE).preprocess_rule(cfg)
+    for change in (dict(model__voxel_layer__point_cloud_range=None), dict(model__voxel_layer=None)):
+        cfg = load(BEVFUSION, **change)
+        with pytest.raises(ConfigError, match=r'model.voxel_layer.*point_cloud_range'):
+            find_family(cfg, BACKBONE).preprocess_rule(cfg)
 
 
 def test_a_model_that_cannot_be_built_says_why():
