@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import LoadError, ModelFileError, after_weights
+from mmdeploy_ext.core.errors import LoadError, ModelFileError, UsageError, after_weights
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind, engine_settings
 from mmdeploy_ext.families.base import BACKBONE, DETECTOR, FAMILIES, Family, find_family
@@ -444,6 +444,9 @@ def prove(
         UsageError: the call is refused before the weights were loaded, such as a file that is not there.
         Mm2OnnxError: a sample cannot be read or run after that; its exit status is 1.
     """
+    for name, value in dict(samples=samples, metrics=metrics).items():
+        if isinstance(value, str | Path):  # whose letters would be taken for the entries
+            raise UsageError(f'{name}={str(value)!r}: expected a list, [{str(value)!r}]')
     source = ModelSource.read(config, checkpoint, cfg_options, device, file=str(onnx_file))
     settings = engine_settings(
         engine, threads=threads, providers=providers, inference_precision=inference_precision

@@ -69,13 +69,14 @@ def build_without_weights(
     """Return the model of a config in evaluation mode, without the weights that training would start from.
 
     `build` is `build_detector` of a library, `backbone` the key of a part that would load pretrained weights
-    of its own. ConfigError: it cannot be built; the message names the file and the reason.
+    of its own; its `init_cfg` becomes None in `cfg` itself. ConfigError: it cannot be built; the message names
+    the file and the reason.
     """
     from mmdeploy_ext.compat.flash_attention import use_plain_attention
 
     model_cfg = cfg.model.copy()
     model_cfg.pop('pretrained', None)
-    if model_cfg.get(backbone, {}).get('init_cfg'):
+    if (model_cfg.get(backbone) or {}).get('init_cfg'):  # a part that is None is not there
         model_cfg[backbone].init_cfg = None
     try:
         with warnings.catch_warnings(), _without_progress():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import mmdeploy_ext
+from mmdeploy_ext.core.errors import UsageError
 
 PUBLIC = {'Family', 'export', 'open_model', 'prove', 'prove_module', 'register_family'}
 OPTIONAL = {
@@ -56,3 +57,9 @@ def test_the_page_of_the_api_has_every_name_and_argument(name):
         shown = re.search(rf'`{name}\((.*?)\)` [a-z]', section)[1]
         parameters = inspect.signature(getattr(mmdeploy_ext, name)).parameters
         assert not [parameter for parameter in parameters if not re.search(rf'\b{parameter}\b', shown)]
+
+
+@pytest.mark.parametrize('argument', [dict(samples='demo.jpg'), dict(samples=Path('a')), dict(metrics='bbox')])
+def test_a_text_for_a_list_is_refused_by_its_name(argument):
+    with pytest.raises(UsageError, match=rf'{next(iter(argument))}=.*expected a list'):
+        mmdeploy_ext.prove('no.py', 'no.pth', 'no.onnx', **argument)

@@ -246,6 +246,12 @@ def test_a_head_without_a_loss_has_mmdet3ds_and_one_without_anchors_is_refused(t
         family.check(cfg, family.choose(opset=0))
 
 
+def test_a_part_that_a_config_sets_to_none_is_not_there(tmp_path):
+    toy_anchor3d.register()
+    cfg = load_config(toy_anchor3d.write_config(tmp_path, 'nuscenes'), {'model.img_backbone': None})
+    assert not find_family(cfg, 'detector').build(cfg).with_img_backbone
+
+
 def test_all_configs_of_the_installed_mmdet3d_pass_the_check_of_the_exporter():
     toy_anchor3d.register()
     counts = dict(

@@ -237,8 +237,9 @@ def test_configs_that_are_not_exported_are_refused_by_their_key(tmp_path, name):
     cfg = load_config(toy_mvxnet.write_config(tmp_path, words=words))
     family = find_family(cfg)
     assert family.name == 'mvxnet'
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as refused:
         family.check(cfg, family.choose(opset=0))
+    assert str(refused.value).count(cfg.filename) == 1
 
 
 FRAMES = {

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from pyquaternion import Quaternion
 
-from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, camera_matrices, frame_of_rig
 from mmdeploy_ext.families.parts import proof_samples
@@ -59,7 +59,9 @@ def fusion_rule(cfg: Any, width: int) -> FusionRule:
     if points.past is not None:
         raise ConfigError(f'{cfg.filename}: LoadPointsFromMultiSweeps: past sweeps are not exported')
     voxels = rule_of_layer(cfg.model.pts_voxel_layer, width, 'zyx')
-    picture = rule_from_pipeline(_picture_steps(test_pipeline(cfg)))
+    steps = test_pipeline(cfg)
+    with refused_by_name(cfg):
+        picture = rule_from_pipeline(_picture_steps(steps))
     return FusionRule(picture, voxels, load_dim=points.load_dim, use_dim=points.use_dim)
 
 
