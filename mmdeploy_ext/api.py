@@ -109,11 +109,17 @@ class ModelSource:
         `mean` and `std` are those of `export`.
 
         Raises:
-            UsageError: what `check` raised; a ConfigError, CheckpointError or EngineError about the config,
-                the checkpoint or the device.
+            UsageError: what `check` raised; `mean` or `std` of a model that takes no single pictures; a
+                ConfigError, CheckpointError or EngineError about the config, the checkpoint or the device.
         """
         from mmdeploy_ext.exporting import deployment as deploy
 
+        for name, values in dict(mean=mean, std=std).items():
+            if values and self.family.samples != 'images':
+                raise UsageError(
+                    f'{name}={list(values)}: goes with models of single pictures; family '
+                    f'{self.family.name!r} normalises as its config states: leave {name} out'
+                )
         deployment = deploy.load(
             self.config,
             self.checkpoint,
@@ -301,7 +307,8 @@ def export(
             folder with the name of the config. It appears whole or not at all.
         picture: path of the picture that is traced, for models of pictures; '': one of this package.
         mean: a value per channel in the order of the network's input (R G B if the config has `to_rgb=True`),
-            in the unit of the pictures, 0..255; None: that of the config.
+            in the unit of the pictures, 0..255; None: that of the config. It and `std` are for models of
+            pictures alone.
         std: standard deviation per channel, in the same order and unit; None: that of the config.
         cfg_options: key, with dots for nested ones, -> value that replaces that of the config; with None
             nothing is replaced.

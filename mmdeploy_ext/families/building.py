@@ -69,8 +69,9 @@ def build_without_weights(
     """Return the model of a config in evaluation mode, without the weights that training would start from.
 
     `build` is `build_detector` of a library, `backbone` the key of a part that would load pretrained weights
-    of its own; its `init_cfg` becomes None in `cfg` itself. ConfigError: it cannot be built; the message names
-    the file and the reason.
+    of its own; its `init_cfg` becomes None in `cfg` itself.
+
+    ConfigError: it cannot be built; the message names the file and the reason.
     """
     from mmdeploy_ext.compat.flash_attention import use_plain_attention
 

@@ -14,7 +14,7 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, PointsError, ShapeError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.bevfusion.runtime.boxes import suppress
-from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES, checked_inputs
+from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES, check_calibration, checked_inputs
 from mmdeploy_ext.runtime.detections3d import Detections3D
 
 GOLDEN = Path(__file__).resolve().parents[3] / 'shared/golden/bevfusion/state_dict_swint.json'
@@ -94,6 +94,16 @@ def test_a_frame_that_cannot_be_is_refused_by_name(rule, frame, kind):
     checked_inputs(frame, rule)
     with pytest.raises(error, match=words):
         checked_inputs(dataclasses.replace(frame, **change(frame)), rule)
+
+
+@pytest.mark.parametrize('last', [(0, 0, 0, 0), (0, 0, 0, 2)])
+def test_matrices_of_another_last_row_are_judged_by_what_the_network_reads_of_them(frame, last):
+    calibration = {name: matrix.copy() for name, matrix in frame.calibration.items()}
+    calibration['camera2lidar'][:, 3] = last
+    check_calibration(calibration, 6)
+    calibration['lidar2image'][:, :3, 3] *= 2
+    with pytest.raises(DataError, match='matrices of camera 0 disagree'):
+        check_calibration(calibration, 6)
 
 
 CONFIGS = {

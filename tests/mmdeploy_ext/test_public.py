@@ -5,10 +5,12 @@ import inspect
 import pkgutil
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import mmdeploy_ext
+from mmdeploy_ext.api import ModelSource
 from mmdeploy_ext.core.errors import UsageError
 
 PUBLIC = {'Family', 'export', 'open_model', 'prove', 'prove_module', 'register_family'}
@@ -59,7 +61,17 @@ def test_the_page_of_the_api_has_every_name_and_argument(name):
         assert not [parameter for parameter in parameters if not re.search(rf'\b{parameter}\b', shown)]
 
 
-@pytest.mark.parametrize('argument', [dict(samples='demo.jpg'), dict(samples=Path('a')), dict(metrics='bbox')])
-def test_a_text_for_a_list_is_refused_by_its_name(argument):
-    with pytest.raises(UsageError, match=rf'{next(iter(argument))}=.*expected a list'):
-        mmdeploy_ext.prove('no.py', 'no.pth', 'no.onnx', **argument)
+@pytest.mark.parametrize(
+    ('name', 'value'), [('samples', 'a.jpg'), ('samples', Path('a')), ('metrics', 'bbox')]
+)
+def test_a_text_for_a_list_is_refused_by_its_name(name, value):
+    with pytest.raises(UsageError, match=rf"{name}='{value}': expected a list"):
+        mmdeploy_ext.prove('no.py', 'no.pth', 'no.onnx', **{name: value})
+
+
+@pytest.mark.parametrize('name', ['mean', 'std'])
+def test_a_normalisation_of_frames_is_refused_before_anything_is_loaded(name):
+    family = SimpleNamespace(name='bevformer', samples='frames')
+    source = ModelSource('no.py', 'no.pth', {}, 'cpu', None, family)
+    with pytest.raises(UsageError, match=rf'{name}=.*pictures; family .bevformer. normalises'):
+        source.load(lambda *_: None, **{'mean': None, 'std': None, name: [1.0, 2.0, 3.0]})

@@ -265,6 +265,22 @@ def interval(value: Any, name: str) -> None:
         raise Mismatch(f'{name} is {value}: expected lower below upper')
 
 
+def value_differences(path: Path, expected: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each parameter of the file at a path that has another value than the expected one.
+
+    Args:
+        path: path of the file; one that cannot be read has no parameters.
+        expected: name of a parameter -> value; dots separate the keys above it, which are not in the lines.
+    """
+    parameters, _ = read_parameters(path)
+    for name, value in expected.items():
+        got: Any = parameters
+        for key in name.split('.'):
+            got = got.get(key) if isinstance(got, dict) else None
+        if got != value:
+            yield f'{path.name}: {name.rpartition(".")[2]} is {got}, expected {value}'
+
+
 # ---- rules that several manifests share
 
 

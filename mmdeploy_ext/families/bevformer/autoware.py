@@ -4,6 +4,8 @@ Source: autoware_universe, autoware_tensorrt_bevformer (names, shapes, order of 
 facts, no code); commits in `consumers/autoware/bevformer_rules.py`.
 """
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,14 +13,17 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.consumers.autoware import bevformer_rules as node
 from mmdeploy_ext.consumers.autoware.bevformer import TRAINED_ORDER
-from mmdeploy_ext.consumers.autoware.manifest import parameter_text
+from mmdeploy_ext.consumers.autoware.manifest import parameter_text, value_differences
+from mmdeploy_ext.contract.metadata import Metadata, read_props
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.bevformer.graphs import DeployedFrame, deployed_spec, spec, with_sampling
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
+from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 
 SCORE_THRESHOLD = 0.2
 """Score that a box has to exceed, the node's default; tune it there."""
@@ -94,3 +99,37 @@ def companions(model: nn.Module) -> dict[str, str]:
         ),
     )
     return {node.MANIFEST: parameter_text(parameters)}
+
+
+def parameter_differences(folder: Path, cfg: Any) -> Iterator[str]:
+    """Yield how the parameters in a folder differ from a config, and from the classes of the graph.
+
+    No result of a proof shows the parameters: its runtime reads the metadata of the graph.
+    """
+    graph = folder / f'{node.GRAPH}.onnx'
+    classes = Metadata.from_props(read_props(graph), graph).classes
+    kinds = 'MultiScaleFlipAug3D', 'NormalizeMultiviewImage', 'RandomScaleImageMultiViewImage'
+    steps = {step['type']: step for step in steps_of(test_pipeline(cfg), *kinds, 'PadMultiViewImage')}
+    augmentation, normalise = steps[kinds[0]], steps[kinds[1]]
+    width, height = augmentation['img_scale']
+    (scale,) = steps.get(kinds[2], {}).get('scales', (1.0,))
+    head = cfg.model['pts_bbox_head']
+    coder, transformer = head['bbox_coder'], head['transformer']
+    expected = {
+        'data_params.input_width': width,
+        'data_params.input_height': height,
+        'data_params.mean': list(normalise['mean']),
+        'data_params.std': list(normalise['std']),
+        'data_params.to_rgb': normalise.get('to_rgb', True),
+        'data_params.pad_divisor': steps.get('PadMultiViewImage', {}).get('size_divisor') or 1,
+        'data_params.scale_factor': scale,
+        'model_params.nb_dec': transformer['decoder']['num_layers'],
+        'model_params.num_classes': len(classes),
+        'post_process_params.class_names': list(classes),
+        'post_process_params.max_num': coder.get('max_num', 100),
+        'post_process_params.pc_range': list(coder['pc_range']),
+        'post_process_params.post_center_range': list(coder['post_center_range']),
+    }
+    stated = (key for key in ('bev_h', 'bev_w', 'num_query') if key in head)
+    expected |= {f'model_params.{key}': head[key] for key in stated}
+    yield from value_differences(folder / node.MANIFEST, expected)

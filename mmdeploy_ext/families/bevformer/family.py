@@ -99,6 +99,9 @@ class BevFormerFamily(ConventionFamily):
     def companions(self, model: nn.Module, options: Options) -> Mapping[str, str]:
         return autoware.companions(model) if options.contract == AUTOWARE else {}
 
+    def companion_differences(self, folder: Path, cfg: Any) -> list[str]:
+        return list(autoware.parameter_differences(folder, cfg))
+
     def reference_of(self, model: nn.Module, options: Options) -> Stepper:
         return BevFormerReference(model, as_node=options.contract == AUTOWARE)
 

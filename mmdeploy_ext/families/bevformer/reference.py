@@ -97,7 +97,8 @@ class BevFormerReference(CameraReference):
     def step(self, frame: Frame) -> StepResult:
         """Run one frame through `forward_test`; outputs are those of the head by name."""
         self._note_ties(frame)
-        was_first = self.model.prev_frame_info['scene_token'] != frame.scene_token
+        last = self.model.prev_frame_info
+        was_first = last['prev_bev'] is None or last['scene_token'] != frame.scene_token
         hooks = {self.head: lambda inputs, outputs: outputs}
         with torch.no_grad(), collect_taps() as taps, watching(hooks) as head_outputs:
             results = self.model(return_loss=False, rescale=True, **self._data(frame))

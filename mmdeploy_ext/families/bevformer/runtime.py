@@ -67,7 +67,10 @@ def record_of(frame: Frame, orientation: str = '') -> np.ndarray:
     `orientation` is the kind of records that the model was trained with, of `bev_motion.ORIENTATIONS`; ''
     takes any. DataError: the record is of another kind, or not of finite numbers.
     """
-    record = _any_record(frame)
+    if frame.can_bus is None:
+        record = record_of_pose(frame_checks.check_pose(frame.ego_pose))
+    else:
+        record = check_record(frame.can_bus)  # a copy: the next frame compares its position with it
     if orientation and (kind := orientation_of(record)) != orientation:
         got = ORIENTATIONS.get(kind, 'neither of both kinds')
         raise DataError(
@@ -78,10 +81,9 @@ def record_of(frame: Frame, orientation: str = '') -> np.ndarray:
     return record
 
 
-def _any_record(frame: Frame) -> np.ndarray:
-    if frame.can_bus is None:
-        return record_of_pose(frame_checks.check_pose(frame.ego_pose))
-    record = np.array(frame.can_bus, np.float64)  # a copy: the next frame compares its position with it
+def check_record(can_bus: np.ndarray) -> np.ndarray:
+    """Return a copy of a record (18,) as float64; DataError: another shape, or not of finite numbers."""
+    record = np.array(can_bus, np.float64)
     if record.shape != (CAN_BUS,) or not np.isfinite(record).all():
         raise DataError(
             f'can_bus: got {record.tolist()}, expected {CAN_BUS} finite numbers: position, orientation, '
@@ -139,8 +141,12 @@ class BevFormerOnnx(CameraRuntime):
             calibration: of `rule.calibrate`.
             can_bus: (18,) record of the motion, see `bev_motion.can_bus_record`.
             scene_token: a change begins a scene; None leaves the scene as it was.
+
+        Raises:
+            DataError: the record is not of 18 finite numbers, or of another kind than the model was trained
+                with; also what `step` raises.
         """
-        record = np.asarray(can_bus, np.float64)
+        record = check_record(can_bus)
         images, pose = self.rule.apply(images_bgr), place_of(record)
         return self.step(Frame(images, *calibration, pose, 0.0, scene_token, can_bus=record)).detections
 
@@ -224,7 +230,7 @@ class BevFormerOnnx(CameraRuntime):
 
 
 def place_of(record: np.ndarray) -> np.ndarray:
-    """Return the pose (4, 4) of a car that is where its record (18,) says, and does not turn."""
+    """Return the pose (4, 4) float64 of a car that is where its record (18,) states, m, and does not turn."""
     pose = np.eye(4)
     pose[:3, 3] = record[:3]
     return pose

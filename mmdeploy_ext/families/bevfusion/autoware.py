@@ -11,7 +11,8 @@ Glossary: B batch, V voxels, C channels, X, Y cells of the bird's-eye view, Q qu
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,19 +28,24 @@ from mmdeploy_ext.consumers.autoware.manifest import (
     parameter_text,
     remapper_text,
     translate_classes,
+    value_differences,
 )
+from mmdeploy_ext.contract.metadata import Metadata, read_props
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph, Stage
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.parts.sparse_graph import backbone_graph
+from mmdeploy_ext.families.parts.voxel_grid import rule_of_layer
 from mmdeploy_ext.sparse.implicit_gemm import DOMAIN, VERSION, ImplicitGemm
 from mmdeploy_ext.sparse.ir import SparseGraph
 from mmdeploy_ext.sparse.node_writer import NodeWriter
 
 logger = logging.getLogger(__name__)
 
+MANIFEST = f'ml_package_{node.LIDAR}.param.yaml'
+"""File name of the manifest."""
 MAX_SITES = 256_000
 """Largest number of sites of a level of the sparse encoder for which the plug-in has room."""
 CAMERA_PARAMETERS = dict(
@@ -213,16 +219,17 @@ def check(cfg: Any) -> None:
             f'{prefix}encoders.lidar.backbone.in_channels={point_values}, expected 4 (x, y, z, time lag) '
             f'or 5 (with intensity)'
         )
-    if (max_voxels := max_voxels_at_test_time(voxels)) > MAX_SITES:
+    rule = rule_of_layer(voxels, point_values, 'xyz')
+    if rule.mode == 'dynamic':
         raise ConfigError(
-            f'{prefix}encoders.lidar.voxelize.max_voxels={max_voxels}: the plug-in has room for {MAX_SITES}'
+            f'{prefix}encoders.lidar.voxelize: max_num_points={rule.max_points}, max_voxels='
+            f'{rule.max_voxels}: the node has limits of both; expected numbers above 0'
         )
-
-
-def max_voxels_at_test_time(layer: Any) -> int:
-    """Return `max_voxels` of a voxel layer, or of its config, at test time; a pair is (training, test)."""
-    count = layer.max_voxels
-    return int(count[1] if isinstance(count, list | tuple) else count)
+    if rule.max_voxels > MAX_SITES:
+        raise ConfigError(
+            f'{prefix}encoders.lidar.voxelize.max_voxels={rule.max_voxels}: the plug-in has room for '
+            f'{MAX_SITES}'
+        )
 
 
 def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
@@ -235,7 +242,8 @@ def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
     point_range, voxel_size = (
         [float(value) for value in values] for values in (voxels.point_cloud_range, voxels.voxel_size)
     )
-    max_voxels, stride = max_voxels_at_test_time(voxels), int(coder.out_size_factor)
+    _, max_voxels = voxels.max_voxels  # of training and of tests
+    stride = int(coder.out_size_factor)
     names, unknown = translate_classes(classes, node.CLASSES)
     if unknown:
         logger.warning('%s: the node publishes these classes as UNKNOWN', ', '.join(unknown))
@@ -245,7 +253,7 @@ def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
     }
     return dict(
         class_names=names,
-        voxels_num=[1, max_voxels // 2, max_voxels],
+        voxels_num=[1, int(max_voxels) // 2, int(max_voxels)],
         point_cloud_range=point_range,
         voxel_size=voxel_size,
         num_proposals=int(model.heads['object'].num_proposals),
@@ -259,5 +267,30 @@ def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
 
 def companions(model: nn.Module, classes: Sequence[str]) -> dict[str, str]:
     """Return name -> text of the files beside the graph; `classes` as in `parameters`."""
-    manifest = parameter_text(parameters(model, classes))
-    return {f'ml_package_{node.LIDAR}.param.yaml': manifest, REMAPPER: remapper_text()}
+    return {MANIFEST: parameter_text(parameters(model, classes)), REMAPPER: remapper_text()}
+
+
+def manifest_differences(folder: Path, model: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how the manifest in a folder differs from a config's `model`, and from the classes of the graph.
+
+    No result of a proof shows the manifest: its runtime reads the metadata of the graph.
+    """
+    graph = folder / f'{node.LIDAR}.onnx'
+    classes = Metadata.from_props(read_props(graph), graph).classes
+    lidar, head = model['encoders']['lidar'], model['heads']['object']
+    rule = rule_of_layer(lidar['voxelize'], lidar['backbone']['in_channels'], 'xyz')
+    low, high, size = rule.point_cloud_range[:3], rule.point_cloud_range[3:], rule.voxel_size
+    stride = head['bbox_coder']['out_size_factor']
+    expected = dict(
+        class_names=[name.upper().replace('MOTORBIKE', 'MOTORCYCLE') for name in classes],
+        voxels_num=[1, rule.max_voxels // 2, rule.max_voxels],
+        point_cloud_range=[*low, *high],
+        voxel_size=[*size],
+        x_bound=[low[0], high[0], size[0] * stride],
+        y_bound=[low[1], high[1], size[1] * stride],
+        num_proposals=head['num_proposals'],
+        out_size_factor=stride,
+        max_points_per_voxel=rule.max_points,
+        use_intensity=rule.in_channels == 5,
+    )
+    yield from value_differences(folder / MANIFEST, expected)

@@ -179,6 +179,9 @@ class BEVFusionFamily(SequenceFamily):
     def companions(self, model: nn.Module, options: Options) -> Mapping[str, str]:
         return autoware.companions(model, model.CLASSES) if options.contract == AUTOWARE else {}
 
+    def companion_differences(self, folder: Path, cfg: Any) -> list[str]:
+        return list(autoware.manifest_differences(folder, cfg.model))
+
     def model_classes(self, model: nn.Module) -> tuple[ModelClass, ...]:
         """Return the classes of a repository, which run as the reference, before those of the graphs."""
         classes = super().model_classes(model)

@@ -72,7 +72,8 @@ def heads_with_other_limits(
 ) -> Iterator[tuple[str, Detections3D, Detections3D | Exception]]:
     """Yield title, boxes of the head in PyTorch, and boxes of its export, with lowered and raised limits.
 
-    An error of the export or of its run takes the place of its boxes.
+    An error of the export or of its run takes the place of its boxes. Limits for which `_count`
+    gives none are left out.
 
     Args:
         model: the detector.

@@ -12,7 +12,7 @@ import numpy as np
 
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, DataError
-from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES, NO_POINTS, frame_of_rig, points_of
+from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES, NO_POINTS, frame_of_rig
 from mmdeploy_ext.families.parts import proof_samples
 from mmdeploy_ext.families.parts.samples import check_dumped, only, picture_files
 from mmdeploy_ext.families.parts.voxel_grid import rule_of_layer
@@ -123,7 +123,7 @@ def moments(cfg: Any, rule: FusionRule, infos: Path, root: str | Path | None = N
     no_cameras = np.zeros((0, 3, 3)), np.zeros((0, 4, 4)), np.eye(4)
     for info in read_infos(infos):
         rig = RigFrame(str(info['token']), (), *no_cameras, info['timestamp'] / 1e6, None, info, infos)
-        yield FusedFrame(points_of(rig, rule, root), rig.name)
+        yield frame_of_rig((), rig, rule, root)
 
 
 def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:

@@ -21,11 +21,13 @@ from mmdeploy_ext.consumers.autoware import centerpoint_rules as node
 from mmdeploy_ext.consumers.autoware.boxes import OUTPUTS
 from mmdeploy_ext.consumers.autoware.centerpoint import PILLARS, SPATIAL
 from mmdeploy_ext.consumers.autoware.manifest import (
+    MODEL_PREFIX,
     REMAPPER,
     class_words,
     node_cells,
     parameter_text,
     remapper_text,
+    value_differences,
 )
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
@@ -34,6 +36,7 @@ from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.parts.lidar_graphs import DenseHead, head_spec
 from mmdeploy_ext.families.parts.lidar_parts import parts_of, prefix_of
 from mmdeploy_ext.families.parts.pillars import SCATTER
+from mmdeploy_ext.families.parts.voxel_grid import rule_of_layer
 
 MEANINGS = dict(
     heatmap=('of each class', 'logit'),
@@ -221,23 +224,13 @@ def companions(model: nn.Module, classes: Sequence[str]) -> dict[str, str]:
 
 def manifest_differences(folder: Path, model: Mapping[str, Any]) -> Iterator[str]:
     """Yield how the manifest in a folder differs from a config's model in what no result of a proof shows."""
-    import yaml
-
-    (node_parameters,) = yaml.safe_load((folder / node.MANIFEST).read_text()).values()
-    manifest = node_parameters['ros__parameters']
     prefix = prefix_of(model)
-    voxels = model[f'{prefix}voxel_layer']['max_voxels']
+    layer = rule_of_layer(model[f'{prefix}voxel_layer'], 0, 'zyx')
     tasks = model[f'{prefix}bbox_head']['tasks']
     names = [str(name).upper() for task in tasks for name in task['class_names']]
-    params = manifest['model_params']
-    for key, got, expected in (
-        ('trt_precision', manifest['trt_precision'], 'fp32'),
-        (
-            'max_voxel_size',
-            params['max_voxel_size'],
-            voxels[-1] if isinstance(voxels, list | tuple) else voxels,
-        ),
-        ('class_names', [name.replace('MOTORBIKE', 'MOTORCYCLE') for name in params['class_names']], names),
-    ):
-        if got != expected:
-            yield f'{node.MANIFEST}: {key} is {got}, the config has {expected}'
+    expected = {
+        'trt_precision': 'fp32',
+        f'{MODEL_PREFIX}max_voxel_size': layer.max_voxels,
+        f'{MODEL_PREFIX}class_names': [name.replace('MOTORCYCLE', 'MOTORBIKE') for name in names],
+    }
+    yield from value_differences(folder / node.MANIFEST, expected)

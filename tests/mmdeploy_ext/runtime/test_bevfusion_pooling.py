@@ -138,6 +138,12 @@ def test_files_without_cameras_and_calibrations_that_were_cut_off_are_refused_by
         rig.write_bytes(cut)
         with pytest.raises(DataError, match=r'rig\.npz: cannot be read'):
             read_calibration(rig)
+    np.savez_compressed(rig, camera_intrinsics=np.arange(96.0).reshape(6, 4, 4))
+    damaged = bytearray(rig.read_bytes())
+    damaged[80:200] = bytes(255 - value for value in damaged[80:200])
+    rig.write_bytes(damaged)
+    with pytest.raises(DataError, match=r'rig\.npz: cannot be read'):
+        read_calibration(rig)
     lidar = SimpleNamespace(postprocess={}, require=lambda path, family: None)
     monkeypatch.setattr(pooling, 'model_files', lambda folder: ['frame.onnx'])
     monkeypatch.setattr(pooling, 'read_props', lambda path: {})

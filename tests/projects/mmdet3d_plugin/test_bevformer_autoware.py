@@ -102,6 +102,15 @@ def plugin_with_int32(folder):
     onnx.save(model, path)
 
 
+def test_the_parameters_are_compared_with_the_config_itself(deployment, folder):
+    family = deployment.family
+    assert family.companion_differences(folder, deployment.cfg) == []
+    with_parameter('data_params', 'std', [1.0, 1.0, 1.0])(folder)
+    with_parameter('post_process_params', 'class_names', list(deployment.classes[::-1]))(folder)
+    wrong = family.companion_differences(folder, deployment.cfg)
+    assert [line.split()[1] for line in wrong] == ['std', 'class_names']
+
+
 BROKEN = {
     'another size of the view': (with_parameter('model_params', 'bev_h', 21), 'prev_bev is 400x1x64'),
     'four cameras': (with_parameter('data_params', 'CAM_NUM', 4), 'CAM_NUM'),

@@ -255,7 +255,7 @@ def test_records_of_another_kind_than_the_model_was_trained_with_are_refused(dep
     runner = deployment.family.runner(paths, dict(engine='OnnxRuntimeBackend'))
     assert runner.metadata.postprocess['can_bus_orientation'] == 'wwww'
     for stepper in (runner, deployment.family.reference(deployment.model)):
-        stepper.step(dataclasses.replace(frame, can_bus=RECORD))
+        assert stepper.step(dataclasses.replace(frame, can_bus=RECORD, scene_token=None)).was_reset
         with pytest.raises(
             DataError, match='a unit quaternion w, x, y, z; the model was trained with the real'
         ):
@@ -288,5 +288,9 @@ def test_options_of_the_encoder_that_our_layer_reads_otherwise_are_refused(deplo
 @pytest.mark.parametrize(('record', 'named'), [(np.zeros(17), '18 finite'), (RECORD * np.nan, '18 finite')])
 def test_a_record_that_is_none_is_refused(deployment, paths, record, named):
     frame = dataclasses.replace(next(iter(drive(deployment, 1))), can_bus=record)
+    runner = deployment.family.runner(paths, dict(engine='OnnxRuntimeBackend'))
     with pytest.raises(DataError, match=named):
-        deployment.family.runner(paths, dict(engine='OnnxRuntimeBackend')).step(frame)
+        runner.step(frame)
+    for can_bus in (record, None, record[:2]):
+        with pytest.raises(DataError, match=named):
+            runner.detect([], None, can_bus)

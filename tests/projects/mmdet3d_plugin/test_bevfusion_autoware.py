@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ from mmdeploy_ext.consumers.autoware import bevfusion, bevfusion_rules
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, EngineError, ModelFileError, PointsError
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.bevfusion.autoware import MANIFEST
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.views.commands import next_command
 from mmdeploy_ext.runtime.frames import FusedFrame
@@ -31,7 +33,7 @@ CLASSES = ('car', 'truck', 'construction_vehicle', 'bus', 'trailer', 'barrier', 
 @pytest.fixture(scope='module')
 def known(tmp_path_factory):
     found = toy_bevfusion.toy(tmp_path_factory.mktemp('lidar'), **toy_bevfusion.alone('lidar'))
-    found.model.CLASSES = (*CLASSES, 'pedestrian', 'traffic_cone')
+    found.model.CLASSES = found.classes = (*CLASSES, 'pedestrian', 'traffic_cone')
     return found
 
 
@@ -158,6 +160,16 @@ def test_a_manifest_of_another_model_is_refused(known, folder, frames, tmp_path)
     assert 'ml_package_bevfusion_lidar.param.yaml' in f'{failed.name} {failed.detail}'
 
 
+def test_a_manifest_is_compared_with_the_config_itself(known, folder, tmp_path):
+    assert known.family.companion_differences(folder, known.cfg) == []
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    manifest = tmp_path / MANIFEST
+    text = manifest.read_text().replace('CAR, TRUCK', 'TRUCK, CAR').replace('160000', '150000')
+    manifest.write_text(text)
+    wrong = known.family.companion_differences(tmp_path, known.cfg)
+    assert [line.split()[1] for line in wrong] == ['class_names', 'voxels_num']
+
+
 def test_what_is_published_follows_the_rules_of_the_node(folder, known):
     coder = dict(voxel_size=[0.2, 0.2], out_size_factor=8, pc_range=[-19.2, -19.2])
     boxes = np.zeros((10, 6), np.float32)
@@ -215,6 +227,8 @@ def test_models_that_the_node_has_no_place_for_are_refused(tmp_path):
     refused('in_channels=3, expected 4', **toy_bevfusion.merged(alone, three))
     many = dict(encoders=dict(lidar=dict(voxelize=dict(max_voxels=[1, 300000]))))
     refused('max_voxels=300000: the plug-in has room', **toy_bevfusion.merged(alone, many))
+    unlimited = dict(encoders=dict(lidar=dict(voxelize=dict(max_num_points=-1, max_voxels=-1))))
+    refused('max_num_points=-1, max_voxels=-1: the node', **toy_bevfusion.merged(alone, unlimited))
     still = dict(
         heads=dict(
             object=dict(

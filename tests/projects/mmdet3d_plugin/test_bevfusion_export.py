@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_bevfusion
+from mmdeploy_ext.families.bevfusion.runtime.model import BEVFusionOnnx
 from mmdeploy_ext.models.bevfusion.rig import Rig
 from mmdeploy_ext.proving.ladder import prove
 from planting import arguments, replaced, result, when_traced
@@ -130,6 +132,14 @@ def test_the_files_are_proven_on_frames_of_other_rigs(known, frames, tmp_path, e
     verdict, _ = prove(known, paths, frames)
     assert verdict.passed, verdict.reasons
     assert verdict.summary()['matched'] >= 60
+
+
+@pytest.mark.matrix
+def test_points_of_another_type_are_converted_for_every_file(known, frames, tmp_path):
+    with BEVFusionOnnx(toy_bevfusion.export(known, tmp_path)) as runtime:
+        expected = runtime.feeds(frames[0])
+        got = runtime.feeds(dataclasses.replace(frames[0], points=frames[0].points.astype(np.float64)))
+    assert all(np.array_equal(got[name], array) for name, array in expected.items())
 
 
 @pytest.mark.matrix  # of the suite are the faults of test_bevfusion_autoware.py

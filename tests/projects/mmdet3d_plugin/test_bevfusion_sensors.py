@@ -14,6 +14,7 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError, UsageError
 from mmdeploy_ext.families.bevfusion.runtime.model import OPENS
 from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.runtime.infos import RigFrame
 from planting import arguments, replaced, result, when_traced
 from proofs import refuted
 
@@ -39,7 +40,7 @@ def files(toys, tmp_path_factory):
 
 @pytest.mark.matrix
 @pytest.mark.parametrize('sensor', in_suite(FILES, 'lidar'))
-def test_one_sensor_is_exported_in_its_files_and_proven(toys, files, sensor):
+def test_one_sensor_is_exported_in_its_files_and_proven(toys, files, tmp_path, sensor):
     toy, paths = toys[sensor], files(sensor)
     assert [path.rsplit('/', 1)[1] for path in paths] == [f'{name}.onnx' for name in FILES[sensor]]
     frames = list(toy.family.generated_sweeps(toy.rule, 3))
@@ -55,6 +56,11 @@ def test_one_sensor_is_exported_in_its_files_and_proven(toys, files, sensor):
         else:
             with pytest.raises(DataError, match='the sweep is empty'):
                 runtime.step(dataclasses.replace(frames[0], points=np.zeros((0, 5), np.float32)))
+            sweep = tmp_path / 'sweep.bin'
+            frames[0].points.tofile(sweep)
+            no_cameras = np.zeros((0, 3, 3)), np.zeros((0, 4, 4)), np.eye(4)
+            rig = RigFrame('a', (), *no_cameras, 0.0, None, dict(lidar_path=str(sweep)), sweep)
+            assert np.array_equal(runtime.detect((), rig).boxes, found.detections.boxes)
 
 
 def column(boxes, index, values):

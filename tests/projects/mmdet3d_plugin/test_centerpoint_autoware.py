@@ -1,5 +1,6 @@
 """CenterPoint for lidar_centerpoint: proven through the node's loop, faults in each part refused."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -350,6 +351,12 @@ def test_a_manifest_is_compared_with_the_config_itself(toy, tmp_path):
     copied(folder, tmp_path)
     family = deployment.family
     assert family.companion_differences(tmp_path, deployment.cfg) == []
+    renamed = copy.deepcopy(deployment.cfg)
+    for task in renamed.model.pts_bbox_head.tasks:  # the node's own word, and that of nuScenes
+        task.class_names = [dict(bus='motorbike').get(name, name) for name in task.class_names]
+    names = [name.upper() for task in renamed.model.pts_bbox_head.tasks for name in task.class_names]
+    key(ML, 'model_params.class_names', names)(tmp_path)
+    assert family.companion_differences(tmp_path, renamed) == []
     key(ML, 'trt_precision', 'fp16')(tmp_path)
     key(ML, 'model_params.class_names', ['BUS', 'CAR', 'PEDESTRIAN'])(tmp_path)
     wrong = family.companion_differences(tmp_path, deployment.cfg)

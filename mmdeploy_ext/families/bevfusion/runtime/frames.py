@@ -89,7 +89,8 @@ def frame_of_rig(
     """Return one moment of a data set as the inputs of a model.
 
     Args:
-        images_bgr: its N pictures (h, w, 3) uint8 BGR, in the order of the cameras.
+        images_bgr: its N pictures (h, w, 3) uint8 BGR, in the order of the cameras; a model without cameras
+            reads none.
         rig: the moment as `runtime.infos.read_frames` gives it: calibration, pose, and paths of its files.
         rule: how pictures and points are prepared.
         root: folder of the data set, for files that are not at the paths of the info; None: they are searched
@@ -99,6 +100,8 @@ def frame_of_rig(
         DataError: a sweep is missing, or does not fit.
         ShapeError: pictures of another size.
     """
+    if rule.views is None:
+        return FusedFrame(points_of(rig, rule, root), rig.name)
     images = rule.views.apply(images_bgr)
     intrinsics = np.tile(np.eye(4), (len(images), 1, 1))
     intrinsics[:, :3, :3] = rig.intrinsics
@@ -175,7 +178,7 @@ def check_calibration(matrices: Mapping[str, np.ndarray], cameras: int, name: st
     """Refuse an invalid calibration for a number of cameras; `matrices` are those of `MATRICES` by name.
 
     `name` is that of the frame, for messages. They are (N, 4, 4), one per camera, that of the augmentation of
-    points (4, 4).
+    points (4, 4). Last rows are taken for 0, 0, 0, 1.
 
     Raises:
         DataError: a matrix is missing, holds NaN, lacks a needed inverse, or disagrees with others.
@@ -189,12 +192,14 @@ def check_calibration(matrices: Mapping[str, np.ndarray], cameras: int, name: st
         singular = np.flatnonzero(np.abs(np.linalg.det(square)) < 1e-12)
         if key in INVERTED and len(singular):
             raise DataError(f'{name}: {key}: matrix {singular[0]} has no inverse; mend the calibration')
-    # both ways from the LiDAR to a picture have to be the same
+    # both ways from the LiDAR to a picture have to be the same; the network reads no last row
     cameras_matrices = (
         matrices[key].astype(np.float64) for key in ('camera_intrinsics', 'camera2lidar', 'lidar2image')
     )
+    last_row = np.array([[0.0, 0.0, 0.0, 1.0]])
     for index, (intrinsics, camera2lidar, lidar2image) in enumerate(zip(*cameras_matrices, strict=True)):
-        gap = np.abs(intrinsics @ np.linalg.inv(camera2lidar) - lidar2image)[:3].max()
+        lidar2camera = np.linalg.inv(np.concatenate([camera2lidar[:3], last_row]))
+        gap = np.abs(intrinsics[:3] @ lidar2camera - lidar2image[:3]).max()
         if not gap <= LIDAR2IMAGE_RTOL * np.abs(lidar2image[:3]).max():
             raise DataError(
                 f'{name}: matrices of camera {index} disagree: lidar2image is not camera_intrinsics times '

@@ -116,7 +116,9 @@ class BEVFusionOnnx(FusionRuntime):
     def _tensors_before_frame(self, frame: FusedFrame) -> dict[str, np.ndarray]:
         """Return the frame's tensors and the outputs of all files before the last one."""
         points, images = checked_inputs(frame, self.rule)
-        tensors, start = dict(frame.calibration, img=images, points=frame.points[:, :3]), time.perf_counter()
+        tensors, start = dict(frame.calibration, img=images), time.perf_counter()
+        if points is not None:
+            tensors['points'] = points[:, :3]
         if images is not None:
             names = self.sessions['rig'].metadata.spec.input_names
             tensors |= self.of_rig(frame.calibration, names, lambda matrices: self._infer('rig', matrices))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,7 +102,7 @@ def read_calibration(path: str | Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path) as stored:
             matrices = {name: np.asarray(stored[name], np.float32) for name in MATRICES if name in stored}
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f'{path}: cannot be read; expected an .npz file of {", ".join(MATRICES)}') from error
     return {'lidar_aug_matrix': np.eye(4, dtype=np.float32), **matrices}
 
