@@ -77,6 +77,10 @@ class BEVFusionCenterHead(CenterHead):
             raise ConfigError(
                 f'CenterHead: test_cfg.nms_type={kinds}; expected circle or rotate, or {tasks} of them'
             )
+        needed = ('post_max_size', 'nms_thr') if 'rotate' in kinds else ('post_max_size',)
+        missing = [key for key in needed if test.get(key) is None]
+        if missing:
+            raise ConfigError(f'CenterHead: test_cfg.{missing[0]} is missing; expected a number')
         lengths = [len(factors) if isinstance(factors, list | tuple) else 0 for factors in scales]
         if lengths != list(self.counts):
             raise ConfigError(f'CenterHead: test_cfg.nms_scale={scales}; expected one for each class')

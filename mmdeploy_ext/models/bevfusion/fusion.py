@@ -21,7 +21,7 @@ from mmdet3d.models.builder import (
 )
 from torch import Tensor, nn
 
-from mmdeploy_ext.core.errors import ConfigError, ShapeError
+from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.families.bevfusion.runtime.boxes import in_lidar_columns
 from mmdeploy_ext.models.bevfusion.rig import Rig, read_rig
 from mmdeploy_ext.models.bevfusion.view_transform import build_view_transform
@@ -157,15 +157,17 @@ class BEVFusion(BaseModule):
         return self.decoder['neck'](self.decoder['backbone'](joint))[0]
 
     def predictions(
-        self, img: Tensor | None, points: Sequence[Tensor], metas: Sequence[Mapping[str, Any]]
+        self, img: Tensor | None, points: Sequence[Tensor] | None, metas: Sequence[Mapping[str, Any]]
     ) -> Any:
         """Return the head's predictions, see its `forward`.
 
         Images are (B, N, 3, H, W), points (P, in_channels) per sample in the augmented LiDAR frame; for the
-        matrices of the metas see `rig.read_rig`.
+        matrices of the metas see `rig.read_rig`. ShapeError: pictures of another shape, or no points.
         """
         maps = []
         for sensor in self.sensors:
+            if points is None and (sensor == 'lidar' or self.encoders[sensor]['vtransform'].uses_points):
+                raise ShapeError('points are None; expected a cloud (P, in_channels) for each sample')
             if sensor == 'lidar':
                 maps.append(self.lidar_view(points))
                 continue
@@ -214,9 +216,13 @@ class BEVFusion(BaseModule):
     ) -> list[dict[str, Any]]:
         """Return the results of a batch, see `simple_test`.
 
-        Lists of one, as the test pipeline gives them, are unwrapped.
+        Lists of one, as the test pipeline gives them, are unwrapped. DataError: several augmentations.
         """
         if isinstance(img_metas[0], list):
+            if len(img_metas) != 1:
+                raise DataError(
+                    f'BEVFusion tests one augmentation, and got {len(img_metas)}; use flip=False and one scale'
+                )
             img_metas = img_metas[0]
             points = points[0] if points is not None else None
             img = img[0] if img is not None else None

@@ -22,8 +22,10 @@ UNLIMITED = dict(nuScenes=(8, 9), Waymo=(1, 2))
 """Data set -> classes of small objects, of which every cell may be a query, not peaks alone."""
 FIRST_LOGIT = -2.19
 """Bias of the class logits before training: one of ten cells has an object."""
+CIRCLES = dict(nuScenes=(8, 9), Waymo=(0, 1, 2))
+"""Data set -> classes to which circle NMS applies, each on its own."""
 RADII_M2, MAX_BOXES = dict(nuScenes=0.175, Waymo=0.7), 83
-"""Circle NMS of these classes: data set -> squared distance in m2; largest number of boxes of a class."""
+"""Circle NMS: data set -> squared distance in m2; largest number of boxes of a class."""
 
 
 class PositionEmbedding(nn.Module):
@@ -189,6 +191,12 @@ class TransFusionHead(nn.Module):
             raise ConfigError(
                 f'TransFusionHead: test_cfg.dataset={dataset!r}, expected {" or ".join(UNLIMITED)}'
             )
+        needed = max(UNLIMITED[dataset]) + 1
+        if num_classes < needed:
+            raise ConfigError(
+                f'TransFusionHead: num_classes={num_classes}, expected {needed} or more: '
+                f'test_cfg.dataset={dataset!r} has settings for its class {needed - 1}'
+            )
         self.bbox_coder = build_bbox_coder(bbox_coder)
         self.shared_conv = nn.Conv2d(in_channels, hidden_channel, 3, padding=1)
         self.heatmap_head = nn.Sequential(
@@ -306,7 +314,7 @@ class TransFusionHead(nn.Module):
         if self.test_cfg.get('nms_type') is None:
             return None
         dataset = self.test_cfg['dataset']
-        return dict(classes=list(UNLIMITED[dataset]), radius=RADII_M2[dataset], most=MAX_BOXES)
+        return dict(classes=list(CIRCLES[dataset]), radius=RADII_M2[dataset], most=MAX_BOXES)
 
     def suppress(self, boxes: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the boxes of one sample that circle NMS keeps; argument and result as in `get_bboxes`."""

@@ -16,8 +16,10 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.bevfusion.view_transform import conv_block
 from mmdeploy_ext.models.catalogue import offered
 
-BILINEAR = dict(mode='bilinear', align_corners=False)
-"""How maps are enlarged if the config does not say."""
+BATCH_NORM, RELU = dict(type='BN2d'), dict(type='ReLU')
+"""Normalisation and activation if the config does not say."""
+BILINEAR = dict(mode='bilinear', align_corners=True)
+"""How maps are enlarged if the config does not say; the published configs say `align_corners=False`."""
 
 
 @offered(NECKS)
@@ -25,8 +27,8 @@ class GeneralizedLSSFPN(nn.Module):
     """Levels from the coarsest down: the map above is enlarged, joined, and convolved by 1x1 and 3x3.
 
     Levels are those of the backbone, the finest first; the last two are joined first. `in_channels` are the
-    channels of each level, `out_channels` is C; `norm_cfg` and `act_cfg` are configs, None for batch
-    normalisation and ReLU. `num_outs` is not used, and `start_level` has to be 0; upstream's configs have
+    channels of each level, `out_channels` is C; `norm_cfg` and `act_cfg` are configs of normalisation and
+    activation, None for none; `upsample_cfg` are options of PyTorch's `interpolate`. `num_outs` is not used, and `start_level` has to be 0; upstream's configs have
     both.
 
     Source: mit-han-lab/bevfusion db75150, models/necks/generalized_lss.py.
@@ -38,14 +40,14 @@ class GeneralizedLSSFPN(nn.Module):
         out_channels: int,
         num_outs: int = 0,
         start_level: int = 0,
-        norm_cfg: Mapping[str, Any] | None = None,
-        act_cfg: Mapping[str, Any] | None = None,
+        norm_cfg: Mapping[str, Any] | None = BATCH_NORM,
+        act_cfg: Mapping[str, Any] | None = RELU,
         upsample_cfg: Mapping[str, Any] = BILINEAR,
     ) -> None:
         super().__init__()
         if start_level:
             raise ConfigError(f'GeneralizedLSSFPN: start_level={start_level}; expected 0')
-        options = dict(norm_cfg=norm_cfg or dict(type='BN2d'), act_cfg=act_cfg or dict(type='ReLU'))
+        options = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
         self.upsample_cfg = dict(upsample_cfg)
         self.lateral_convs, self.fpn_convs = nn.ModuleList(), nn.ModuleList()
         for level, channels in enumerate(in_channels[:-1]):

@@ -120,6 +120,8 @@ REFUSED = {
     'a range that cuts': (
         dict(post_center_limit_range=[-9.0, -9.0, -9.0, 9.0, 9.0, 9.0]), 'leaves out a part of',
     ),
+    'no number of boxes': (dict(post_max_size=None), 'post_max_size is missing; expected a number'),
+    'no overlap': (dict(nms_thr=None), 'nms_thr is missing; expected a number'),
     'peaks by pooling': (dict(max_pool_nms=True), 'max_pool_nms=True; expected False'),
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ from marking import in_suite
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError, UsageError
 from mmdeploy_ext.families.bevfusion.runtime.model import OPENS
+from mmdeploy_ext.models.bevfusion.neck import GeneralizedLSSFPN
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.infos import RigFrame
 from planting import arguments, replaced, result, when_traced
@@ -133,6 +134,25 @@ def test_depth_of_points_without_points_is_refused_by_name(tmp_path):
     toy = toy_bevfusion.find_family(cfg)
     with pytest.raises(ConfigError, match=r"'DepthLSSTransform'.*LiDAR"):
         toy.check(cfg, toy.choose())
+
+
+def test_a_detector_refuses_several_augmentations_and_a_batch_without_points(toys):
+    model = toys['lidar'].model
+    with pytest.raises(DataError, match='tests one augmentation, and got 2'):
+        model.forward_test([[{}], [{}]], points=[[None], [None]])
+    with pytest.raises(ShapeError, match='points are None'):
+        model.forward_test([{}])
+
+
+def test_a_neck_enlarges_maps_as_the_original_does_if_its_config_does_not_say():
+    torch.manual_seed(0)
+    neck, maps = GeneralizedLSSFPN([2, 3], 4).eval(), (torch.rand(1, 2, 6, 6), torch.rand(1, 3, 3, 3))
+    corners = dict(mode='bilinear', align_corners=True)
+    named = GeneralizedLSSFPN([2, 3], 4, upsample_cfg=corners).eval()
+    named.load_state_dict(neck.state_dict())
+    assert torch.equal(neck(maps)[0], named(maps)[0])
+    bare = GeneralizedLSSFPN([2, 3], 4, norm_cfg=None, act_cfg=None)
+    assert not [key for key in bare.state_dict() if '.bn.' in key] and bare(maps)[0].min() < 0
 
 
 def test_the_form_of_a_sparse_backbone_is_refused_without_lidar_and_with_files_of_another_engine(toys):

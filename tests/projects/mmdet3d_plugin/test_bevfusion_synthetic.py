@@ -12,6 +12,7 @@ import toy_bevfusion
 from mmdeploy_ext.consumers.autoware import bevfusion as node
 from mmdeploy_ext.consumers.cuda_bevfusion import cuda
 from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.bevfusion.head_limits import heads_with_other_limits
 from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference
@@ -47,6 +48,32 @@ def judged(model_head, boxes_of, count=200):
     made = list(synthetic_outputs(model_head.nms, 10, count))
     assert all(outputs['boxes'].shape == (count, 9) for _, outputs in made)
     return [case.name for case in synthetic_cases(reference, runner, made) if not case.passed]
+
+
+def small_head(dataset, classes):
+    coder = dict(type='TransFusionBBoxCoder', pc_range=[-9, -9], out_size_factor=8, voxel_size=[0.1, 0.1])
+    return TransFusionHead(
+        in_channels=8,
+        hidden_channel=8,
+        num_classes=classes,
+        ffn_channel=8,
+        test_cfg=dict(dataset=dataset, nms_type='circle'),
+        bbox_coder=coder,
+    )
+
+
+def test_circle_nms_thins_out_each_class_of_waymo():
+    scores, labels = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5, 0.4]), torch.tensor([0, 0, 1, 1, 2, 2])
+    remaining = small_head('Waymo', 3).suppress(
+        dict(bboxes=torch.zeros(6, 9), scores=scores, labels=labels)
+    )
+    assert remaining['scores'].tolist() == scores[::2].tolist()
+
+
+@pytest.mark.parametrize(('dataset', 'classes', 'needed'), [('nuScenes', 9, 10), ('Waymo', 2, 3)])
+def test_fewer_classes_than_those_of_the_data_set_are_refused_by_name(dataset, classes, needed):
+    with pytest.raises(ConfigError, match=f'num_classes={classes}, expected {needed} or more'):
+        small_head(dataset, classes)
 
 
 def right(nms):
