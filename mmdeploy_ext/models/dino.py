@@ -31,7 +31,7 @@ inverse_sigmoid = transformer.inverse_sigmoid
 HEIGHT_FIRST, TEMPERATURE = [1, 0, 2, 3], 10000
 """Order in which the numbers of a box cxcywh are encoded: y, x, width, height; and the longest period."""
 LEAST_ODDS = 1e-3
-"""Smallest odds of the numbers of a box that a layer before the last one moves."""
+"""Least distance from 0 and 1 that counts for the numbers of a box that a layer before the last one moves."""
 TRAINS = 'DINO is trained by mmdet 3: its head has no loss here'
 """What a call of the loss says."""
 
@@ -186,11 +186,17 @@ class DINOHead(dense_heads.DeformableDETRHead):
     """The branches of a two-stage Deformable DETR with box refinement, and its queries."""
 
     def __init__(self, *args: Any, transformer: Mapping[str, Any], **kwargs: Any) -> None:
-        """Build it; ConfigError: one stage, or no refinement."""
+        """Build it; ConfigError: one stage, no refinement, or other numbers of queries and of their boxes."""
         for key in ('as_two_stage', 'with_box_refine'):
             if not kwargs.get(key, False):
                 raise ConfigError(f'model.bbox_head.{key}=False: expected True, as DINO has it')
         super().__init__(*args, transformer=dict(transformer), **kwargs)
+        boxes = getattr(self.transformer, 'two_stage_num_proposals', self.num_query)
+        if boxes != self.num_query:
+            raise ConfigError(
+                f'model.bbox_head.transformer.two_stage_num_proposals={boxes}: expected num_query='
+                f'{self.num_query}, a box for each query'
+            )
         self.query_embedding = nn.Embedding(self.num_query, self.embed_dims)
 
     def forward(

@@ -102,7 +102,15 @@ class QueryBoxCoder:
         Returns:
             'bboxes' (n, 9): centre x, y, z, width, length, height in m, yaw in rad, velocity x, y in m/s;
             'scores' (n,), falling; 'labels' (n,).
+
+        Raises:
+            ConfigError: the coder has another K than the logits, and would take boxes of other queries.
         """
+        if logits.shape[-1] != self.num_classes:
+            raise ConfigError(
+                f'{type(self).__name__}: bbox_coder.num_classes={self.num_classes}, expected '
+                f'{logits.shape[-1]}, the number of classes of the head'
+            )
         scores, pairs = logits.sigmoid().view(-1).topk(min(self.max_num, logits.numel()))
         bboxes = self.boxes_of(codes[torch.div(pairs, self.num_classes, rounding_mode='floor')])
         low, high = bboxes.new_tensor(self.post_center_range).split(3)

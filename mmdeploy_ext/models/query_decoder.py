@@ -79,8 +79,9 @@ class PETRMultiheadFlashAttention(PETRMultiheadAttention):
 class AttentionLayer(BaseTransformerLayer):
     """One layer of attentions and feed-forward networks, in the order that `operation_order` gives.
 
-    `with_cp` recomputes it in the backward pass instead of keeping its activations. The options of `FFN_KEYS`
-    belong to the feed-forward network, and take precedence over `ffn_cfgs`.
+    `with_cp` is kept for layers that are trained: they recompute their activations in the backward pass
+    instead of keeping them. The options of `FFN_KEYS` belong to the feed-forward networks, and take
+    precedence over `ffn_cfgs`, the config of all of them or a list with one for each.
     """
 
     def __init__(
@@ -88,9 +89,11 @@ class AttentionLayer(BaseTransformerLayer):
     ) -> None:
         network = {new: options.pop(old) for old, new in FFN_KEYS.items() if old in options}
         ffn_cfgs = options.pop('ffn_cfgs', dict(type='FFN', act_cfg=dict(type='ReLU', inplace=True)))
+        # copies: mmcv writes into the dicts
         if isinstance(ffn_cfgs, dict):
-            # a copy: mmcv writes into the dict
             ffn_cfgs = {**ffn_cfgs, **network}
+        else:
+            ffn_cfgs = [{**cfg, **network} for cfg in ffn_cfgs]
         super().__init__(attn_cfgs=attn_cfgs, ffn_cfgs=ffn_cfgs, operation_order=operation_order, **options)
         self.with_cp = with_cp
 

@@ -14,6 +14,7 @@ from mmcv.runner.base_module import BaseModule
 from mmdet.models.utils.builder import TRANSFORMER
 from torch import nn
 
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS
 from mmdeploy_ext.models.catalogue import offered
 from mmdeploy_ext.models.query_decoder import AttentionLayer
@@ -28,7 +29,7 @@ class BEVFormerLayer(AttentionLayer):
         operation_order: names of the steps.
         act_cfg: activation of the feed-forward network; None: ReLU.
         norm_cfg: normalisation; None: a layer normalisation.
-        options: of `AttentionLayer`.
+        options: of `AttentionLayer`; `ffn_cfgs` has no effect, and the family refuses it.
     """
 
     def __init__(
@@ -50,7 +51,8 @@ class BEVFormerEncoder(TransformerLayerSequence):
 
     Args:
         pc_range: of the bird's-eye view and its pillars: x, y, z low, then high, m.
-        num_points_in_pillar: points of a pillar that are projected into the pictures.
+        num_points_in_pillar: points of a pillar that are projected into the pictures; the samples of an
+            attention that looks into them, `num_points`, are a multiple of it (ConfigError).
         return_intermediate, dataset_type: not used at test time.
     """
 
@@ -65,6 +67,13 @@ class BEVFormerEncoder(TransformerLayerSequence):
     ) -> None:
         super().__init__(*layers, **settings)
         self.pc_range, self.num_points_in_pillar = pc_range, num_points_in_pillar
+        for attention in (attention for layer in self.layers for attention in layer.attentions):
+            sampler = getattr(attention, 'deformable_attention', None)
+            if getattr(sampler, 'num_points', 0) % num_points_in_pillar:
+                raise ConfigError(
+                    f'BEVFormerEncoder: num_points_in_pillar={num_points_in_pillar}, but the attention has '
+                    f'num_points={sampler.num_points}; expected a multiple'
+                )
 
 
 @offered(TRANSFORMER_LAYER_SEQUENCE)

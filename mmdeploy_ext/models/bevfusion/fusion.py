@@ -221,7 +221,7 @@ class BEVFusion(BaseModule):
         if isinstance(img_metas[0], list):
             if len(img_metas) != 1:
                 raise DataError(
-                    f'BEVFusion tests one augmentation, and got {len(img_metas)}; use flip=False and one scale'
+                    f'BEVFusion tests one augmentation, and got {len(img_metas)}; name one in its pipeline'
                 )
             img_metas = img_metas[0]
             points = points[0] if points is not None else None

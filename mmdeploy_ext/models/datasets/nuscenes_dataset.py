@@ -197,11 +197,17 @@ def scene_lengths(scene_tokens: Sequence[str]) -> list[int]:
 
 
 def lidar_to_global(info: dict[str, Any], sample: str) -> np.ndarray:
-    """Return ego-to-global @ LiDAR-to-ego, (4, 4) float32; `sample` names the info in messages."""
+    """Return ego-to-global @ LiDAR-to-ego, (4, 4) float32; `sample` names the info in messages.
+
+    Of each of both an info has a quaternion, its real part first, and a translation in metres.
+
+    Raises:
+        DataError: of `read_calibration`.
+    """
 
     def matrix(name: str) -> np.ndarray:
-        turn = Quaternion(_finite(info, f'{name}_rotation', sample)).rotation_matrix
-        return rigid_matrix(turn, _finite(info, f'{name}_translation', sample))
+        turn = Quaternion(read_calibration(info, f'{name}_rotation', sample, (4,))).rotation_matrix
+        return rigid_matrix(turn, read_calibration(info, f'{name}_translation', sample, (3,)))
 
     return matrix('ego2global') @ matrix('lidar2ego')
 
@@ -220,11 +226,10 @@ def camera_inputs(cameras: dict[str, dict[str, Any]], sample: str) -> dict[str, 
     rows = []
     for name, camera in cameras.items():
         title = f'{sample}, {name}'
-        pose = (_finite(camera, f'sensor2lidar_{part}', title) for part in ('rotation', 'translation'))
-        extrinsic, intrinsic = rigid_inverse(rigid_matrix(*pose)), np.eye(4)
-        intrinsic[:3, :3] = _finite(camera, 'cam_intrinsic', title)
-        if abs(np.linalg.det(intrinsic)) < 1e-9:
-            raise DataError(f'{title}: cam_intrinsic is singular: {intrinsic[:3, :3].tolist()}')
+        turn = read_calibration(camera, 'sensor2lidar_rotation', title, (3, 3))
+        pose = rigid_matrix(turn, read_calibration(camera, 'sensor2lidar_translation', title, (3,)))
+        extrinsic, intrinsic = rigid_inverse(pose), np.eye(4)
+        intrinsic[:3, :3] = read_calibration(camera, 'cam_intrinsic', title, (3, 3))
         time_s = camera['timestamp'] / 1e6
         rows.append((time_s, camera['data_path'], intrinsic @ extrinsic, intrinsic, extrinsic))
     return dict(zip(CAMERA_KEYS, map(list, zip(*rows, strict=True)), strict=True))
@@ -244,10 +249,25 @@ def rigid_inverse(matrix: np.ndarray) -> np.ndarray:
     return rigid_matrix(rotation_t, -(rotation_t @ matrix[:3, 3]))
 
 
-def _finite(record: dict[str, Any], key: str, title: str) -> np.ndarray:
+def read_calibration(record: dict[str, Any], key: str, title: str, *shapes: tuple[int, ...]) -> np.ndarray:
+    """Return a matrix (3, 3), a quaternion (4,) or a translation (3,) of an info or of its camera; float64.
+
+    Args:
+        record: the info or camera.
+        key: name of the entry.
+        title: name of the record in messages.
+        shapes: the shapes that the entry may have.
+
+    Raises:
+        DataError: the entry is missing, not finite, of another shape, or a singular matrix or quaternion.
+    """
     if key not in record:
         raise DataError(f'{title}: has no {key}; make the info file again with tools/create_data.py')
     value = np.asarray(record[key], dtype=np.float64)
-    if not np.isfinite(value).all():
-        raise DataError(f'{title}: {key}: got {value.tolist()}, expected finite numbers')
+    if value.shape not in shapes or not np.isfinite(value).all():
+        sizes = ' or '.join(' x '.join(map(str, shape)) for shape in shapes)
+        raise DataError(f'{title}: {key}: got {value.tolist()}, expected {sizes} finite numbers')
+    is_singular = abs(np.linalg.det(value)) < 1e-9 if value.ndim == 2 else len(value) == 4 and not value.any()
+    if is_singular:
+        raise DataError(f'{title}: {key} is singular: {value.tolist()}')
     return value

@@ -15,18 +15,24 @@ from mmdet3d.datasets import NuScenesDataset
 from PIL import Image
 from pyquaternion import Quaternion
 
+from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.datasets.nuscenes_dataset import read_calibration
 
 
-def rigid(rotation: Any, translation: Any) -> np.ndarray:
-    """Return the (4, 4) float64 of a rotation and a translation (3,).
+def read_pose(record: dict[str, Any], name: str, title: str) -> np.ndarray:
+    """Return the pose (4, 4) float64 of the entries `NAME_rotation` and `NAME_translation` of an info.
 
-    The rotation is a matrix (3, 3) or a quaternion (4,), its real part first.
+    The rotation is a matrix (3, 3) or a quaternion (4,), its real part first; the translation is (3,) m.
+    `record` is the info or a camera of it, `title` its name in messages.
+
+    Raises:
+        DataError: of `read_calibration`.
     """
-    rotation = np.asarray(rotation, np.float64)
+    rotation = read_calibration(record, f'{name}_rotation', title, (3, 3), (4,))
     matrix = np.eye(4)
     matrix[:3, :3] = Quaternion(rotation).rotation_matrix if rotation.shape == (4,) else rotation
-    matrix[:3, 3] = translation
+    matrix[:3, 3] = read_calibration(record, f'{name}_translation', title, (3,))
     return matrix
 
 
@@ -60,18 +66,20 @@ class NuScenes3DDetTrackDataset(NuScenesDataset):
             `sample_idx`, `scene_token`; `timestamp` s; `lidar2global` (4, 4) float64; `aug_config`, the
             `resize` and `crop` (left, top, right, bottom) of pictures; per camera, in the order of the info:
             `img_filename`, `lidar2img` (4, 4) float64, in pixels of the pictures as they are taken.
+
+        Raises:
+            DataError: there is no camera, or a pose or calibration is missing, not finite or singular.
         """
         info = self.data_infos[index]
-        poses = {
-            name: rigid(info[f'{name}_rotation'], info[f'{name}_translation'])
-            for name in ('ego2global', 'lidar2ego')
-        }
+        title = f'{self.ann_file}: sample {info["token"]}'
+        if not info.get('cams'):
+            raise DataError(f'{title}: got no camera in `cams`, expected at least one')
+        poses = {name: read_pose(info, name, title) for name in ('ego2global', 'lidar2ego')}
         lidar2img = []
-        for camera in info['cams'].values():
-            pose = rigid(camera['sensor2lidar_rotation'], camera['sensor2lidar_translation'])
+        for name, camera in info['cams'].items():
             intrinsic = np.eye(4)
-            intrinsic[:3, :3] = camera['cam_intrinsic']
-            lidar2img.append(intrinsic @ np.linalg.inv(pose))
+            intrinsic[:3, :3] = read_calibration(camera, 'cam_intrinsic', f'{title}, {name}', (3, 3))
+            lidar2img.append(intrinsic @ np.linalg.inv(read_pose(camera, 'sensor2lidar', f'{title}, {name}')))
         return dict(
             sample_idx=info['token'],
             scene_token=info.get('scene_token', ''),

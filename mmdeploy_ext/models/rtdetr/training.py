@@ -3,6 +3,7 @@
 Denoising queries are noised ground truth that the decoder learns to undo, beside the matched queries.
 
 Source: lyuwenyu/RT-DETR 068dfde, src/zoo/rtdetr/{rtdetr_criterion,matcher,denoising,rtdetr_decoder}.py.
+Differs in: each process divides its losses by the number of its own objects, not by the mean of all of them.
 
 Glossary: B images, C classes, D embedding, n objects of an image, G largest n, R repetitions, N = 2 G R
 denoising queries, Q matched queries.

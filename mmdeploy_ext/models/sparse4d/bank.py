@@ -27,13 +27,20 @@ NO_ID = -1
 def read_anchors(anchor: str | Sequence, count: int) -> Tensor:
     """Return the first `count` anchors of a file of numpy or of a list, (count, 11) float32.
 
-    A file that is absent gives zeros, as every checkpoint has the anchors.
+    A file that is absent gives zeros, as every checkpoint has the anchors. ConfigError: there are fewer
+    anchors, or they have other numbers.
     """
     if isinstance(anchor, str):
         if not Path(anchor).is_file():
             return torch.zeros(count, NUMBERS)
         anchor = np.load(anchor)
-    return torch.tensor(np.asarray(anchor)[:count], dtype=torch.float32)
+    anchors = torch.tensor(np.asarray(anchor)[:count], dtype=torch.float32)
+    if anchors.shape != (count, NUMBERS):
+        raise ConfigError(
+            f'InstanceBank: anchor has {tuple(anchors.shape)} numbers, expected num_anchor={count} rows of '
+            f'{NUMBERS}'
+        )
+    return anchors
 
 
 @offered(PLUGIN_LAYERS)

@@ -11,7 +11,7 @@ from mmcv.utils import build_from_cfg
 from mmdet.models import DETECTORS, build_backbone, build_head, build_neck
 from torch import Tensor
 
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.models.catalogue import offered
 from mmdeploy_ext.models.sparse4d.aggregation import Features, flatten_maps
@@ -61,12 +61,17 @@ class Sparse4D(BaseModule):
 
         Raises:
             NotImplementedError: in training mode.
+            DataError: several augmentations.
         """
         if self.training:
             raise NotImplementedError(
                 'Sparse4D of mm2onnx runs at test time; train with the repository of Sparse4D'
             )
         if isinstance(img, list):
+            if len(img) != 1:
+                raise DataError(
+                    f'Sparse4D tests one augmentation, and got {len(img)}; name one in its pipeline'
+                )
             img = img[0]
             data = {key: value[0] if isinstance(value, list) else value for key, value in data.items()}
         data.pop('return_loss', None), data.pop('rescale', None)

@@ -96,7 +96,7 @@ class Sparse4DHead(BaseModule):
         instance_bank, anchor_encoder, graph_model, norm_layer, ffn, deformable_model, refine_layer,
             temp_graph_model, decoder: configs.
         num_single_frame_decoder: refinements before the remembered instances come in; -1: they never do.
-        operation_order: kind of each operation.
+        operation_order: kind of each operation; the last one is a refinement.
         decouple_attn: True, as in the published configs.
         training: options that training alone reads.
     """
@@ -120,15 +120,21 @@ class Sparse4DHead(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         self.operation_order = list(operation_order)
-        if not decouple_attn or {*self.operation_order} - {*OPERATIONS}:
+        is_known = not {*self.operation_order} - {*OPERATIONS} and self.operation_order[-1:] == ['refine']
+        if not decouple_attn or not is_known:
             raise ConfigError(
-                f'Sparse4DHead: decouple_attn={decouple_attn}, operations '
-                f'{sorted({*self.operation_order})}; expected True, and {", ".join(OPERATIONS)}'
+                f'Sparse4DHead: decouple_attn={decouple_attn}, operation_order={self.operation_order}; '
+                f'expected True, and operations of {", ".join(OPERATIONS)}, the last one refine'
             )
         self.num_single_frame_decoder = num_single_frame_decoder
         self.instance_bank = build_from_cfg(instance_bank, PLUGIN_LAYERS)
         self.anchor_encoder = build_from_cfg(anchor_encoder, POSITIONAL_ENCODING)
         self.decoder = build_from_cfg(decoder, BBOX_CODERS)
+        if self.decoder.num_output > self.instance_bank.num_anchor:
+            raise ConfigError(
+                f'Sparse4DHead: decoder.num_output={self.decoder.num_output} is more than '
+                f'instance_bank.num_anchor={self.instance_bank.num_anchor}'
+            )
         configs = dict(
             temp_gnn=(temp_graph_model, ATTENTION),
             gnn=(graph_model, ATTENTION),

@@ -9,12 +9,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from mmcv.cnn.bricks.transformer import build_transformer_layer_sequence
 from mmdet3d.models import build_head, build_model
 
 import bevformer_golden as golden
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from marking import in_suite
 from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import collect_taps
 from mmdeploy_ext.families.parts.bev_grid import (
     pillar_points,
@@ -117,6 +119,13 @@ def test_rotations_copy_the_cells_that_torchvision_copies():
         source, is_inside = rotated_cells(matrix, side, side)
         cells = np.where(is_inside, source, -1)
         assert (cells != stored[name]).sum() <= NEAR_TIES.get(name, 0), name
+
+
+def test_pillars_that_the_samples_cannot_be_shared_among_are_refused():
+    transformer = load_config(MODELS.format('tiny')).model.pts_bbox_head.transformer
+    encoder = dict(transformer.encoder, num_points_in_pillar=3)
+    with pytest.raises(ConfigError, match='num_points_in_pillar=3, but the attention has num_points=8'):
+        build_transformer_layer_sequence(encoder)
 
 
 def test_the_coder_filters_by_score_and_place():

@@ -11,6 +11,7 @@ from mmdeploy_ext.cli import export_app, test_app
 from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.dump import list_samples, load_dump, save_dump
+from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.families.bevfusion.runtime.boxes import in_lidar_columns
 from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES
@@ -74,6 +75,13 @@ def test_one_matrix_moves_the_points_as_all_steps_of_training_did(dataset, seed)
     moved = before['points'][:, :3].numpy() @ matrix[:3, :3].T + matrix[:3, 3]
     assert np.abs(moved - after['points'].tensor[:, :3].numpy()).max() < 1e-4
     assert not np.allclose(matrix, np.eye(4), atol=0.01)
+
+
+def test_two_steps_whose_notes_overwrite_each_other_are_refused():
+    from mmdeploy_ext.models.datasets.pipelines.fusion import LidarAugMatrix
+
+    with pytest.raises(DataError, match='GlobalRotScaleTrans is in the pipeline twice'):
+        LidarAugMatrix()(dict(transformation_3d_flow=['R', 'S', 'T', 'HF', 'R', 'S', 'T']))
 
 
 @pytest.mark.parametrize('turns', [(0.0, 0.0), (-20.0, 20.0)])

@@ -17,6 +17,7 @@ from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
 from mmdeploy_ext.models.datasets.loaders import build_dataloader
 from mmdeploy_ext.models.datasets.nuscenes_dataset import camera_inputs, rigid_inverse
+from mmdeploy_ext.models.datasets.track_nuscenes_dataset import NuScenes3DDetTrackDataset
 from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
 from projects.configs.nuscenes_stream import CLASS_NAMES, image_augmentation, stream_data
 
@@ -176,15 +177,23 @@ def test_ground_truth_as_predictions_scores_one(root, capsys):
     (lambda info: info['cams']['CAM_BACK'].pop('cam_intrinsic'), 'CAM_BACK: has no cam_intrinsic'),
     (lambda info: info['cams']['CAM_BACK'].update(cam_intrinsic=np.zeros((3, 3))), 'intrinsic is singular'),
     (lambda info: info['cams']['CAM_BACK'].pop('sensor2lidar_rotation'), 'CAM_BACK: has no sensor2lidar_rot'),
+    (lambda info: info['cams']['CAM_BACK'].update(sensor2lidar_rotation=np.zeros((3, 3))),
+     'CAM_BACK.*sensor2lidar_rotation is singular'),
+    (lambda info: info['cams']['CAM_BACK'].update(sensor2lidar_translation=[1.0]), 'got .*, expected 3 fin'),
+    (lambda info: info.update(lidar2ego_rotation=[0.0] * 4), 'lidar2ego_rotation is singular'),
     (lambda info: info['cams'].clear(), 'got no camera'),
     (lambda info: info.pop('cams'), 'got no camera'),
-], ids=['NaN pose', 'no intrinsics', 'singular', 'no extrinsics', 'no camera', 'no cams'])
+], ids=['NaN pose', 'no intrinsics', 'singular', 'no extrinsics', 'singular extrinsics', 'shape',
+        'zero quaternion', 'no camera', 'no cams'])
 def test_a_broken_calibration_is_refused_by_sample_and_camera(root, change, message):
     dataset = val_set(root)
     info = dataset.data_infos[0] = copy.deepcopy(dataset.data_infos[0])
     change(info)
-    with pytest.raises(DataError, match=f'sample {info["token"]}.*{message}'):
-        dataset[0]
+    track_set = NuScenes3DDetTrackDataset.__new__(NuScenes3DDetTrackDataset)
+    track_set.data_infos, track_set.ann_file = [info], dataset.ann_file
+    for get in (dataset.__getitem__, track_set.get_data_info):
+        with pytest.raises(DataError, match=f'sample {info["token"]}.*{message}'):
+            get(0)
 
 
 @pytest.mark.skipif(not GOLDEN.is_file(), reason='skipped: ../shared/golden/streampetr not found')

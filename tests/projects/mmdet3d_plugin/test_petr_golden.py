@@ -18,9 +18,12 @@ import petr_golden as golden
 from marking import in_suite
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.core.taps import collect_taps
+from mmdeploy_ext.families.parts.runtime.query_boxes import above
 from mmdeploy_ext.models.catalogue import register_named
+from mmdeploy_ext.models.petr.head import PetrBoxCoder
 from mmdeploy_ext.models.petr.positions import image_to_lidar, ray_codes, token_corners
 from mmdeploy_ext.models.petr.steps import depths_of, padding_mask
+from mmdeploy_ext.models.query_decoder import AttentionLayer
 from projects.configs.petr_model import R50_DCN, VOVNET_99
 
 METRES = [0, 1]
@@ -135,6 +138,23 @@ def test_a_displacement_is_divided_by_the_time_between_the_frames():
         close(seconds, inputs[f'v2_f{frame}_mean_time_stamp'][0], 1e-6)
     with pytest.raises(DataError, match='timestamp: both frames have the same times'):
         head.seconds(dict(timestamp=np.zeros(12)))
+
+
+@pytest.mark.parametrize('threshold', [None, 0.0, 0.2])
+def test_the_coder_keeps_the_scores_that_the_runtime_keeps(threshold):
+    scores = np.float32([0.5, 0.2, 0.0])
+    coder = PetrBoxCoder([0] * 6, post_center_range=[0] * 6, score_threshold=threshold)
+    assert coder.passing(torch.from_numpy(scores)).tolist() == above(scores, threshold).tolist()
+
+
+@pytest.mark.parametrize('is_list', [False, True])
+def test_options_of_a_layer_take_precedence_over_its_feed_forward_networks(is_list):
+    network = dict(type='FFN', embed_dims=8, feedforward_channels=16, act_cfg=dict(type='GELU'))
+    attention = dict(type='MultiheadAttention', embed_dims=8, num_heads=2)
+    steps = ('self_attn', 'norm', 'ffn', 'norm')
+    networks = [network] if is_list else network
+    layer = AttentionLayer([attention], steps, ffn_cfgs=networks, feedforward_channels=32)
+    assert isinstance(layer.ffns[0].activate, torch.nn.GELU) and layer.ffns[0].feedforward_channels == 32
 
 
 def test_settings_that_no_published_config_has_are_refused():

@@ -10,11 +10,12 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from mmdet3d.models import build_model
+from mmdet3d.models import build_head, build_model
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import sparse4d_golden as golden
 from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.core.taps import collect_taps
 from mmdeploy_ext.families.sparse4d.border_points import nearest_decision
 from mmdeploy_ext.families.sparse4d.seeded import for_width, sparse4d_weights
@@ -61,6 +62,25 @@ def test_seeded_weights_read_the_maps_of_wider_pictures_more_weakly(width, share
         'head.layers.2.attn.out_proj.weight': torch.ones(1),
     }
     assert [float(tensor) for tensor in for_width(weights, width).values()] == [share, 1.0]
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'operation_order': ['gnn', 'refine', 'norm']}, 'the last one refine'),
+        ({'decoder.num_output': 901}, r'num_output=901.*num_anchor=900'),
+        ({'instance_bank.anchor': [[0.0] * 11] * 3}, r'anchor has \(3, 11\).*num_anchor=900 rows of 11'),
+    ],
+)
+def test_a_head_that_cannot_run_is_refused_by_name(change, message):
+    cfg = load_config(MODEL, {f'model.head.{key}': value for key, value in change.items()})
+    with pytest.raises(ConfigError, match=message):
+        build_head(cfg.model.head)
+
+
+def test_a_detector_refuses_several_augmentations(model):
+    with pytest.raises(DataError, match='tests one augmentation, and got 2'):
+        model([torch.zeros(1)] * 2)
 
 
 def same_anchors(anchor, expected):

@@ -61,6 +61,11 @@ def test_the_range_stays_what_the_config_says():
     assert one.post_center_range == WIDE
 
 
+def test_another_number_of_classes_than_that_of_the_logits_is_refused():
+    with pytest.raises(ConfigError, match='num_classes=10, expected 3'):
+        coder().decode_single(torch.zeros(2, 3), torch.zeros(2, 10))
+
+
 def test_a_coder_without_a_range_is_refused():
     with pytest.raises(ConfigError, match='post_center_range'):
         NMSFreeCoder(PC_RANGE)

@@ -106,6 +106,13 @@ def test_one_stage_or_no_refinement_is_refused(key):
         builder.build_detector(config)
 
 
+def test_other_numbers_of_queries_and_boxes_are_refused():
+    config = to_mmdet2_model(copy.deepcopy(golden.MODEL))
+    config['bbox_head']['transformer']['two_stage_num_proposals'] += 1
+    with pytest.raises(ConfigError, match=r'two_stage_num_proposals=\d+: expected num_query='):
+        builder.build_detector(config)
+
+
 def test_it_says_that_it_is_not_trained_here(model):
     with pytest.raises(NotImplementedError, match=r'DINO.*3'):
         model.bbox_head.loss()

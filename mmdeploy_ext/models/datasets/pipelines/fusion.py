@@ -114,13 +114,18 @@ class ImageNormalize(NormalizeMultiviewImage):
 class LidarAugMatrix:
     """Write `lidar_aug_matrix` (4, 4): LiDAR frame to that of the points behind mmdet3d's earlier steps.
 
-    These are GlobalRotScaleTrans and RandomFlip3D, in any order; they note what they did.
+    These are GlobalRotScaleTrans, once at most, and RandomFlip3D, in any order; they note what they did.
     """
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Compose the notes in the order of the steps."""
-        matrix = np.eye(4)
-        for step in results.get('transformation_3d_flow', ()):
+        """Compose the notes in the order of the steps.
+
+        DataError: GlobalRotScaleTrans ran twice, which overwrites what it noted first.
+        """
+        matrix, steps = np.eye(4), results.get('transformation_3d_flow', [])
+        if steps.count('R') > 1:
+            raise DataError('LidarAugMatrix: GlobalRotScaleTrans is in the pipeline twice; expected once')
+        for step in steps:
             change = np.eye(4)
             # rotation, scale, translation, and flips of y ('horizontal') and x ('vertical')
             if step == 'R':  # mmdet3d multiplies points as rows
