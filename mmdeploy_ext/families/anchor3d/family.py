@@ -1,6 +1,6 @@
 """The family of LiDAR detectors with anchors: the configs that it claims and refuses, and its modules.
 
-What the attributes and methods of `AnchorFamily` without a docstring are for is documented where they are
+What the attributes and methods of the classes without a docstring are for is documented where they are
 defined first: `families/base.py`, `families/sequence.py` and `families/parts/lidar_family.py`.
 """
 
@@ -44,30 +44,10 @@ FOLLOWED = (
 """Classes of mmdet3d, and methods of them whose results the graphs compute by other code; coder last."""
 
 
-class AnchorFamily(LidarFamily):
-    """mmdet3d's `VoxelNet`, `DynamicVoxelNet`, `SASSD` and `MVXFasterRCNN` of points, without a memory."""
+class AnchorHead:
+    """What a family has before `LidarFamily` if its head is one of anchors."""
 
-    name = 'anchor3d'
-    exports = 'PointPillars, SECOND and SSN with Anchor3DHead (mmdeploy_ext/families/anchor3d/README.md)'
-    similar_names = (
-        'Anchor3DHead', 'FreeAnchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'PartAggregationROIHead',
-        'PointRCNNRoIHead', 'SSD3DHead', 'VoteHead', 'H3DRoIHead', 'SASSD',
-    )  # fmt: skip
-    followed = FOLLOWED
-    graphs, result = staticmethod(graphs), staticmethod(result)
-    postprocess_facts = staticmethod(postprocess_facts)
-    reference = staticmethod(AnchorReference)
-
-    def claims(self, cfg: Any) -> Claim:
-        if not set(names_of_class(builder.DETECTORS, cfg.model.get('type'))) & set(DETECTORS):
-            return Claim.NO
-        head = cfg.model.get(f'{prefix_of(cfg.model)}bbox_head') or {}
-        heads = set(names_of_class(builder.HEADS, head.get('type')))
-        return Claim.DETECTOR if heads & set(HEADS) and REGION_PROPOSAL_HEAD not in heads else Claim.NO
-
-    def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
-        check_points_side(filename, model, 'a LiDAR detector with anchors', HEADS)
-        self.check_head(filename, model)
+    result, postprocess_facts = staticmethod(result), staticmethod(postprocess_facts)
 
     def check_head(self, filename: str, model: Mapping[str, Any]) -> None:
         """Refuse (ConfigError) heads whose settings are not exported; see `check_parts`."""
@@ -76,6 +56,7 @@ class AnchorFamily(LidarFamily):
         check_anchor_head(filename, f'model.{key}', head)
 
     def check(self, cfg: Any, options: Options) -> None:
+        """Do what `LidarFamily` does, and refuse (ConfigError) what the head cannot have in `test_cfg`."""
         super().check(cfg, options)
         key, test = 'model.test_cfg', test_cfg_of(cfg)
         if prefix_of(cfg.model):
@@ -88,10 +69,36 @@ class AnchorFamily(LidarFamily):
     def synthetic_outputs(
         self, model: nn.Module, runner: Stepper, spec: GraphSpec
     ) -> Iterable[tuple[str, Mapping[str, Any]]]:
+        """Yield titles and outputs of the head by name that reach the limits of decoding them."""
         return synthetic_outputs(runner.box_rule, spec)
 
     def num_classes(self, model: nn.Module) -> int:
+        """Return the number of classes of the head."""
         return int(parts_of(model).head.num_classes)
+
+
+class AnchorFamily(AnchorHead, LidarFamily):
+    """mmdet3d's `VoxelNet`, `DynamicVoxelNet`, `SASSD` and `MVXFasterRCNN` of points, without a memory."""
+
+    name = 'anchor3d'
+    exports = 'PointPillars, SECOND and SSN with Anchor3DHead (mmdeploy_ext/families/anchor3d/README.md)'
+    similar_names = (
+        'Anchor3DHead', 'FreeAnchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'PartAggregationROIHead',
+        'PointRCNNRoIHead', 'SSD3DHead', 'VoteHead', 'H3DRoIHead', 'SASSD',
+    )  # fmt: skip
+    followed = FOLLOWED
+    graphs, reference = staticmethod(graphs), staticmethod(AnchorReference)
+
+    def claims(self, cfg: Any) -> Claim:
+        if not set(names_of_class(builder.DETECTORS, cfg.model.get('type'))) & set(DETECTORS):
+            return Claim.NO
+        head = cfg.model.get(f'{prefix_of(cfg.model)}bbox_head') or {}
+        heads = set(names_of_class(builder.HEADS, head.get('type')))
+        return Claim.DETECTOR if heads & set(HEADS) and REGION_PROPOSAL_HEAD not in heads else Claim.NO
+
+    def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
+        check_points_side(filename, model, 'a LiDAR detector with anchors', HEADS)
+        self.check_head(filename, model)
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         return AnchorOnnx(paths, **engine)

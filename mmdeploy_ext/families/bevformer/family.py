@@ -26,7 +26,7 @@ from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx, frame_with_re
 from mmdeploy_ext.families.bevformer.samples import driven, dumped_frame, frame
 from mmdeploy_ext.families.bevformer.seeded import bevformer_weights, for_view
 from mmdeploy_ext.families.parts.box_conventions import stated
-from mmdeploy_ext.families.parts.camera_family import ConventionFamily
+from mmdeploy_ext.families.parts.camera_family import BoxConvention, CameraFamily, QueryBoxes
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
@@ -66,7 +66,7 @@ def check_encoder(filename: str, transformer: Mapping[str, Any]) -> None:
             )
 
 
-class BevFormerFamily(ConventionFamily):
+class BevFormerFamily(BoxConvention, QueryBoxes, CameraFamily):
     """`BEVFormer` with `BEVFormerHead`."""
 
     detectors, heads = ('BEVFormer', 'BEVFormer_fp16'), ('BEVFormerHead',)

@@ -1,5 +1,7 @@
-"""The base of families of several cameras, and of those whose queries become boxes without NMS.
+"""The base of families of several cameras, and two classes that families derive from beside it.
 
+These are `QueryBoxes`, of queries that become boxes without NMS, and `BoxConvention`, of models that were
+trained with boxes of mmdet3d 0.17 or of 1.x: `class PetrFamily(BoxConvention, QueryBoxes, CameraFamily)`.
 What the other attributes of the classes are for is documented where they are defined first:
 `families/sequence.py` and `families/base.py`.
 """
@@ -134,8 +136,8 @@ class CameraFamily(SequenceFamily):
             return multiview_rule(steps, cameras)
 
 
-class CameraQueryFamily(CameraFamily):
-    """A family of cameras whose best pairs of query and class become boxes.
+class QueryBoxes(abc.ABC):
+    """What a family has beside `CameraFamily` if its best pairs of query and class become boxes.
 
     Attributes:
         columns: of the model's box code: for each of its ten numbers the index in x, y, z, three sizes, sine
@@ -182,8 +184,11 @@ class CameraQueryFamily(CameraFamily):
         return other_limits(model.pts_bbox_head.bbox_coder, runner.metadata.postprocess, pairs)
 
 
-class ConventionFamily(CameraQueryFamily):
-    """A family whose models were trained with boxes of mmdet3d 0.17 or of 1.x, see `box_conventions`."""
+class BoxConvention:
+    """What a family has before `CameraFamily` if its models know boxes of mmdet3d 0.17 and of 1.x.
+
+    See `box_conventions`. Its methods do what `CameraFamily` does, and more.
+    """
 
     def build(self, cfg: Any) -> nn.Module:
         """Return the model as `CameraFamily` does, with `box_convention` and `states_boxes` of the config.

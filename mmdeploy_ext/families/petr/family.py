@@ -16,7 +16,7 @@ from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, TensorSpec
 from mmdeploy_ext.core.config import test_pipeline
-from mmdeploy_ext.families.parts.camera_family import ConventionFamily
+from mmdeploy_ext.families.parts.camera_family import BoxConvention, CameraFamily, QueryBoxes
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
@@ -50,7 +50,7 @@ from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
 
 
-class PetrFamily(ConventionFamily):
+class PetrFamily(BoxConvention, QueryBoxes, CameraFamily):
     """`Petr3D` with `PETRHead`, which sees one frame.
 
     Attributes:

@@ -17,7 +17,7 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.parts.camera_family import CameraQueryFamily
+from mmdeploy_ext.families.parts.camera_family import CameraFamily, QueryBoxes
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import after_a_turn, changed_drive
@@ -69,7 +69,7 @@ def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
     )
 
 
-class StreamPetrFamily(CameraQueryFamily):
+class StreamPetrFamily(QueryBoxes, CameraFamily):
     """`Petr3D` with `StreamPETRHead`; in the deployment fork their names end in PTH and ONNX."""
 
     detectors = ('Petr3D', 'Petr3DPTH', 'Petr3DONNX')

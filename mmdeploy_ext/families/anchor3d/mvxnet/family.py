@@ -16,7 +16,7 @@ from torch import nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.anchor3d.family import FOLLOWED as FOLLOWED_BY_ANCHORS
-from mmdeploy_ext.families.anchor3d.family import HEADS, AnchorFamily
+from mmdeploy_ext.families.anchor3d.family import HEADS, AnchorHead
 from mmdeploy_ext.families.anchor3d.mvxnet.graphs import graphs
 from mmdeploy_ext.families.anchor3d.mvxnet.reference import MvxNetReference
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import FAMILY, MvxNetOnnx
@@ -33,7 +33,7 @@ from mmdeploy_ext.families.anchor3d.mvxnet.samples import (
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.parts.anchor_heads import CODER
-from mmdeploy_ext.families.parts.lidar_family import DETECTOR_METHODS, points_width
+from mmdeploy_ext.families.parts.lidar_family import DETECTOR_METHODS, LidarFamily, points_width
 from mmdeploy_ext.families.parts.lidar_parts import parts_of
 from mmdeploy_ext.families.parts.proof_samples import crowded
 from mmdeploy_ext.families.replaced import Replaced, replaced_of_class
@@ -62,7 +62,7 @@ FOLLOWED = (
 """Classes of mmdet3d, and methods of them whose results the graphs compute by other code; coder last."""
 
 
-class MvxNetFamily(AnchorFamily):
+class MvxNetFamily(AnchorHead, LidarFamily):
     """mmdet3d's `DynamicMVXFasterRCNN` with `PointFusion` and `Anchor3DHead`, without a memory."""
 
     name = FAMILY
