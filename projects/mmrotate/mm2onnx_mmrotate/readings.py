@@ -20,21 +20,30 @@ ANGLE_EPS = 1e-3
 within 1e-4 give angles within that."""
 SQUARE_EPS = 1e-3
 """Difference of w and h, relative to the larger, up to which rounding decides which side is longer."""
+MOST_TURNS = 3
+"""Quarter turns between two of the four readings of a rectangle at most."""
 
 
 def quarter_turns(angles: np.ndarray, other_angles: np.ndarray) -> np.ndarray:
-    """Return by how many whole quarter turns other angles, radians, are larger; the arrays are broadcast."""
+    """Return by how many whole quarter turns other angles, radians, are larger; the arrays are broadcast.
+
+    It is NaN or infinite if an angle is.
+    """
     return np.rint((other_angles.astype(np.float64) - angles) / QUARTER)
 
 
 def is_wrap(boxes: np.ndarray, turns: np.ndarray, version: str) -> np.ndarray:
-    """Return whether rounding decides between boxes (..., 5) and readings that are `turns` (...) apart."""
+    """Return whether rounding decides between boxes (..., 5) and readings that are `turns` (...) apart.
+
+    It never does between angles that are four quarter turns or more apart, or not finite.
+    """
     width, height, angle = np.moveaxis(boxes[..., 2:].astype(np.float64), -1, 0)
     square = np.abs(width - height) <= SQUARE_EPS * np.maximum(width, height)
     across, start = WRAPS[version]
     end = start + across * QUARTER
     at_end = np.minimum(np.abs(angle - start), np.abs(angle - end)) <= ANGLE_EPS
-    return square | (at_end & (np.abs(turns) == across))
+    distance = np.abs(turns)
+    return (square & (distance <= MOST_TURNS)) | (at_end & (distance == across))
 
 
 def read_as(boxes: np.ndarray, others: np.ndarray, version: str) -> np.ndarray:

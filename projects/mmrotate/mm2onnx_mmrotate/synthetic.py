@@ -223,6 +223,12 @@ def write_png(path: Path, image_bgr: np.ndarray) -> None:
     path.write_bytes(encoded.tobytes())
 
 
+def check_seed(seed: int) -> None:
+    """Raise UsageError for a seed below 0."""
+    if seed < 0:
+        raise UsageError(f'--seed: got {seed}, expected 0 or more')
+
+
 def ensure_toy_dota(
     root: str | os.PathLike[str] = 'data/toy_dota',
     *,
@@ -250,8 +256,7 @@ def ensure_toy_dota(
         DataError: `root` is another folder, or a set with other parameters.
         UsageError: a parameter is out of range.
     """
-    if seed < 0:
-        raise UsageError(f'--seed: got {seed}, expected 0 or more')
+    check_seed(seed)
     for option, count in {'--train-images': train_images, '--val-images': val_images}.items():
         if count < 1:
             raise UsageError(f'{option}: got {count}, expected at least 1')
@@ -267,8 +272,11 @@ def ensure_toy_dota(
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the set or the picture of the command line."""
+    """Make the set or the picture of the command line; UsageError: an option is out of range."""
     if args.picture:
+        check_seed(args.seed)
+        if not args.picture.lower().endswith('.png'):
+            raise UsageError(f'--picture {args.picture}: expected a .png file')
         with atomic_path(args.picture) as temporary:
             write_png(temporary, sample(args.seed, 'picture', 0).image_bgr)
         print(f'{args.picture}: written')

@@ -37,8 +37,6 @@ Raised limits come with boxes far beyond the picture. Measured with Oriented R-C
 618 boxes found no partner, 10 of them without height and 16,000 to 421,000 pixels wide, since their widths
 differed by up to 5e-6 of themselves.
 """
-ANY_TURN = 3
-"""A bar that lets every reading of a rectangle pass."""
 
 
 problem = functools.partial(matching.broken_boxes, 'boxes', 5)
@@ -46,8 +44,8 @@ problem = functools.partial(matching.broken_boxes, 'boxes', 5)
 
 
 def half_bars(bars: HalfBars) -> dict[str, float]:
-    """Return the bars of `pair_up` for float16 and INT8 files, which may read a rectangle otherwise."""
-    return dict(matching.overlap_bars(bars), turn_bar=ANY_TURN)
+    """Return the bars of `pair_up` for float16 and INT8 files, which may give any reading of a rectangle."""
+    return dict(matching.overlap_bars(bars), turn_bar=readings.MOST_TURNS)
 
 
 half_text = matching.overlap_text

@@ -1,6 +1,7 @@
 """Exported one-stage detectors of rotated boxes against PyTorch, at a size and batch that were not traced."""
 
 import dataclasses
+import functools
 import types
 
 import numpy as np
@@ -119,6 +120,14 @@ def test_what_is_refused_is_named():
     with pytest.raises(Exception, match=r'test_cfg.nms: got .* expected iou_thr'):
         family.check(cfg, options)
     assert dataclasses.is_dataclass(family.preprocess_rule(cfg))
+    cfg = small_models.config('retina_oc')
+    chosen = functools.partial(family.choose, height=64, width=96, form='full')
+    pairs = (96 + 24 + 6 + 2) * 3 * small_models.CLASSES
+    family.check(cfg, chosen(max_candidates=pairs))
+    with pytest.raises(UsageError, match=f'the model has only {pairs} candidates at 64 x 96'):
+        family.check(cfg, chosen(max_candidates=pairs + 1))
+    with pytest.raises(UsageError, match='export it without --dynamic-export'):
+        family.check(cfg, chosen(max_candidates=5, dynamic=True))
 
 
 def test_only_files_of_any_size_refuse_maps_that_are_smaller_than_a_kernel():

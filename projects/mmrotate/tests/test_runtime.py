@@ -1,8 +1,12 @@
 """Sizes and ratios that results are made with where a program feeds them as the contracts allow."""
 
 import numpy as np
+import pytest
 
+from mm2onnx_mmrotate.dense import options as dense
 from mm2onnx_mmrotate.runtime import sizes_of
+from mm2onnx_mmrotate.two_stage import options as two_stage
+from mmdeploy_ext.contract.schema import Mismatch
 
 INPUT = np.zeros((2, 3, 64, 96), np.float32)
 
@@ -16,3 +20,16 @@ def test_a_size_of_zero_is_that_of_the_input_and_one_row_is_for_all_images():
     )
     content, ratios = sizes_of(feeds, 2)
     assert content.tolist() == [[60, 96], [64, 90]] and ratios.tolist() == [[2] * 4] * 2
+
+
+def test_settings_that_the_decoding_reads_must_be_there():
+    coder = dict(means=[0.0] * 5, stds=[1.0] * 5, wh_ratio_clip=0.016, norm_factor=0.0, edge_swap=False)
+    coder.update(proj_xy=False, ctr_clamp=0.0, version='le90')
+    angles = dict(width=4.0, range=180.0, offset=90.0, sigmoid=True)
+    dense.check_coder(dict(coder, type='delta', angles=angles, replaced=True), 'coder')
+    with pytest.raises(Mismatch, match="coder has no 'replaced'"):
+        dense.check_coder(dict(coder, type='delta', angles=angles), 'coder')
+    two_stage.check_coder(dict(coder, type='rotated_delta'), 'coder')
+    del coder['ctr_clamp']
+    with pytest.raises(Mismatch, match="coder has no 'ctr_clamp'"):
+        two_stage.check_coder(dict(coder, type='rotated_delta'), 'coder')

@@ -135,6 +135,7 @@ def test_a_square_has_no_angle_of_its_own_but_a_place(quarters):
     square = (50, 60, 30, 30.001, 0.4)
     assert match(detections(square), detections(turned(square, quarters))).passed
     assert not match(detections(square), detections((*square[:4], 0.42))).passed
+    assert not match(detections(square), detections(turned(square, quarters + 3))).passed
     almost = (50, 60, 30, 31, 0.4)
     assert not match(detections(almost), detections(turned(almost, quarters))).passed
 
@@ -199,12 +200,15 @@ def test_a_pair_is_drawn_with_what_differs():
         ((50, 40, 60, 20, -HALF + 2e-4), 'le90', 1, False),
         ((50, 40, 60, 20, -HALF / 2 + 2e-4), 'le90', 2, False),
         ((50, 40, 30, 31, 0.4), 'le90', 1, False),
+        ((50, 40, 30, 30.01, 0.4), 'le90', 4, False),
+        ((50, 40, 30, 30.01, 0.4), 'le90', np.inf, False),
     ],
 )
 def test_tensors_of_boxes_are_compared_in_the_engines_reading_only_where_rounding_decides(
     box, version, turns, follows
 ):
-    reference, engine = (np.array([[value]], np.float32) for value in (box, turned(box, turns)))
+    reading = (*box[:4], turns) if np.isinf(turns) else turned(box, turns)
+    reference, engine = (np.array([[value]], np.float32) for value in (box, reading))
     chosen = readings.read_as(reference, engine, version)
     np.testing.assert_allclose(chosen, engine if follows else reference, atol=0.02 if follows else 0)
     np.testing.assert_allclose(chosen[..., 4], engine[..., 4] if follows else reference[..., 4], atol=1e-6)

@@ -69,6 +69,12 @@ def test_its_boxes_are_drawn_and_written_with_their_corners(exported, data, tmp_
     np.testing.assert_allclose(corners_of(boxes), corners, atol=5e-3)
 
 
+@pytest.mark.parametrize('words', [['boxes.jpg'], ['boxes.png', '--seed', '-1']])
+def test_a_picture_that_cannot_be_made_ends_with_the_status_of_usage(words, tmp_path, capsys):
+    assert synthetic.main(['--picture', str(tmp_path / words[0]), *words[1:]]) == 2
+    assert 'expected' in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize('name', TOYS)
 def test_both_engines_have_the_same_map(name, data, tmp_path):
     """Run what tools/dist_test_pth.sh and tools/dist_test_onnx.sh run.

@@ -48,7 +48,10 @@ def check_coder(value: Any, key: str) -> None:
     """Refuse the settings of an unknown coder, and settings that lack an entry; a check of `schema`."""
     record(dict(type=one_of(*CODERS)), ('type',), closed=False)(value, key)
     settings = CODERS[value['type']]
-    record(dict(settings, **OPTIONAL[value['type']], type=anything), tuple(settings))(value, key)
+    required = tuple(settings)
+    if value['type'] == 'delta' and 'angles' in value:
+        required = (*required, 'replaced')
+    record(dict(settings, **OPTIONAL[value['type']], type=anything), required)(value, key)
 
 
 POSTPROCESS = full_record(

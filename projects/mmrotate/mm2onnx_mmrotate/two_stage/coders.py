@@ -46,7 +46,7 @@ def rotated_delta(xp: ModuleType, regions: Any, rows: Rows, coder: Settings, cli
 def gliding_vertex(xp: ModuleType, regions: Any, rows: Rows, coder: Settings, clip_hw: Any) -> Any:
     """`GVBBoxHead`: an upright box, how far its corners glide along its sides, and how much of it is covered.
 
-    A box that is covered up to `ratio_thr` or more stays upright.
+    A box stays upright if its covered share exceeds `ratio_thr`.
     """
     upright = UPRIGHT_CODERS['delta'](xp, regions, rows, coder, 0)
     if coder['clip']:

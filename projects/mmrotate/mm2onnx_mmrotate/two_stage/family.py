@@ -147,7 +147,7 @@ class RotatedTwoStageFamily(ImageFamily):
         rows: list[Any] = []
 
         def record(result: Sequence[Any], *_: Any) -> None:
-            rows.extend(reference.rows_of_proposals(result))
+            rows.extend(reference.rows_of_proposals(result, model.rpn_head.version))
 
         with recorded(model.rpn_head, 'simple_test_rpn', record):
             return super().lists(model, images, rescale) | {graphs.PROPOSALS: rows}

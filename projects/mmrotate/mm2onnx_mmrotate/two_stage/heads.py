@@ -56,10 +56,15 @@ def midpoint_settings(coder: Any) -> dict[str, Any]:
 def coder_of(head: nn.Module) -> dict[str, Any]:
     """Return the settings of the coder of a head of boxes, one of `coders.CODERS`.
 
-    ConfigError: the head has another.
+    ConfigError: the head has another, or two angle versions.
     """
     coder = head.bbox_coder
     if isinstance(head, bbox_heads.GVBBoxHead):
+        if head.version != head.fix_coder.version:
+            raise ConfigError(
+                f'model.roi_head.bbox_head: version={head.version!r}, but its fix_coder has '
+                f'angle_range={head.fix_coder.version!r}; give both the same'
+            )
         if type(coder) is DeltaXYWHBBoxCoder:
             return dict(
                 upright_settings(coder),

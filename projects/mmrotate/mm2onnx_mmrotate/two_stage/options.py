@@ -40,7 +40,9 @@ def check_coder(value: Any, key: str) -> None:
     """Refuse the settings of an unknown coder, and settings that lack an entry; a check of `schema`."""
     record(dict(type=one_of(*CODERS)), ('type',), closed=False)(value, key)
     settings = CODERS[value['type']]
-    required = tuple(name for name in settings if name != 'ctr_clamp')
+    required = tuple(settings)
+    if value['type'] == 'gliding_vertex':
+        required = tuple(name for name in settings if name != 'ctr_clamp')
     record(dict(settings, type=anything), required)(value, key)
 
 

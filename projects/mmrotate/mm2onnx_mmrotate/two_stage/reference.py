@@ -29,18 +29,22 @@ def proposals_alone(model: nn.Module, images: Sequence[PreparedImage]) -> list[R
     """Return the proposals of mmrotate's head of proposals."""
     with torch.no_grad():
         maps = model.extract_feat(batch_of(model, images).contiguous())
-        return rows_of_proposals(model.rpn_head.simple_test_rpn(maps, metas_of(images)))
+        proposals = model.rpn_head.simple_test_rpn(maps, metas_of(images))
+    return rows_of_proposals(proposals, model.rpn_head.version)
 
 
-def rows_of_proposals(proposals: Sequence[torch.Tensor]) -> list[RotatedDetections]:
-    """Return proposals with scores (K, 5 or 6) of every image as boxes of one class."""
-    return [boxes_of_rows(rows.cpu().numpy()) for rows in proposals]
+def rows_of_proposals(proposals: Sequence[torch.Tensor], version: str) -> list[RotatedDetections]:
+    """Return proposals with scores (K, 5 or 6) of every image as boxes of one class and angle version."""
+    return [boxes_of_rows(rows.cpu().numpy(), version) for rows in proposals]
 
 
-def boxes_of_rows(rows: np.ndarray) -> RotatedDetections:
-    """Return proposals with scores (K, 5 or 6) of an image as boxes of one class; upright: angle 0."""
+def boxes_of_rows(rows: np.ndarray, version: str = 'le90') -> RotatedDetections:
+    """Return proposals with scores (K, 5 or 6) of an image as boxes of one class; upright: angle 0.
+
+    A comparison reads the angle version of the reference alone.
+    """
     boxes = rows[:, :-1]
     if boxes.shape[1] == 4:
         centres, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
         boxes = np.concatenate([centres, sides, np.zeros_like(sides[:, :1])], 1)
-    return RotatedDetections(boxes, rows[:, -1], np.zeros(len(rows), np.int64))
+    return RotatedDetections(boxes, rows[:, -1], np.zeros(len(rows), np.int64), version)
