@@ -74,8 +74,8 @@ def replaced_parts(
 
     Args:
         parts: live part -> name of the class of upstream that it is, whatever the user calls it.
-        is_ours: whether the model is this package's, whose methods are by `followed`; those of a part that is
-            derived from none of these classes are by `upstream`.
+        is_ours: whether the model is this package's, whose methods are by `followed` alone; those of a part
+            in it that is derived from no class of this package are by `upstream`.
         followed: this package's classes and methods of them.
         upstream: name of a class -> its methods.
         functions: name of a class -> functions that its module, or that of a base of it, has; the table has
@@ -83,8 +83,9 @@ def replaced_parts(
             inherited method calls those of its own module.
     """
     for part, name in parts.items():
-        if is_ours and (entries := list(replaced_of_class(part, followed))):
-            yield from entries
+        package = __name__.partition('.')[0]
+        if is_ours and any(base.__module__.partition('.')[0] == package for base in type(part).__mro__):
+            yield from replaced_of_class(part, followed)
             continue
         yield Replaced(part, name, upstream[name])
         modules = [sys.modules.get(base.__module__) for base in reversed(type(part).__mro__)]

@@ -153,6 +153,13 @@ def test_a_detector_of_solo_that_is_derived_from_nothing_known_is_named():
     assert 'OwnSolo.simple_test' in names
 
 
+def test_a_part_of_this_package_that_no_entry_follows_is_as_its_graph_has_it():
+    ours = replaced.DifferingMethod('', '', 0, 0, '')
+    parts = {ours: 'Part', type('Own', (), {})(): 'Part'}
+    entries = list(replaced.replaced_parts(parts, True, (), dict(Part=('text',)), {}))
+    assert [type(entry.part).__name__ for entry in entries] == ['Own']
+
+
 def test_functions_of_the_module_of_an_inherited_method_are_looked_at(monkeypatch):
     def followed(rows):
         return rows
