@@ -27,10 +27,13 @@ OPTIONS = LIDAR_OPTIONS
 def check_lengths(facts: Mapping[str, Any], key: str) -> None:
     """Refuse radii of circle NMS that are not one per task, and a range of other than six numbers.
 
-    `facts` is the entry of the metadata, `key` its place, for messages.
+    Circle NMS without a limit of results is refused, too: mmdet3d's compares with it. `facts` is the entry of
+    the metadata, `key` its place, for messages.
     """
     if facts.get('nms_type') == 'circle':
         equal_lengths('num_classes', 'min_radius')(facts, key)
+        if facts.get('post_max_size', 0) is None:
+            raise Mismatch('post_max_size is None, expected the limit that circle NMS needs')
     if (count := len(facts.get('post_center_limit_range', ()))) not in (0, 6):
         raise Mismatch(f'post_center_limit_range has {count} numbers, expected 6 or none')
 

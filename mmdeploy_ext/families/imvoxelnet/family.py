@@ -85,6 +85,7 @@ class ImVoxelNetFamily(ImageFamily):
         self.check_parts(cfg.filename, model)
         with refused_by_name(cfg):
             positive('max_num', test.get('max_num'))
+            number('nms_pre', test.get('nms_pre', -1), int)
             for key in ('score_thr', 'nms_thr'):
                 number(key, test.get(key), float)
             if not test.get('use_rotate_nms'):

@@ -19,7 +19,7 @@ from torch import nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.postprocess.suppression import positive
+from mmdeploy_ext.exporting.postprocess.suppression import number, positive
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
@@ -155,9 +155,9 @@ class PointsFamily(MonocularFamily):
     def check_head(self, cfg: Any, head: nn.Module) -> None:
         test = head.test_cfg or {}
         positive('max_per_img', test.get('max_per_img'))
+        number('nms_pre', test.get('nms_pre', -1), int)
         for key in ('score_thr', 'nms_thr'):
-            if not isinstance(test.get(key), int | float):
-                raise ConfigError(f'model.test_cfg.{key}={test.get(key)!r}: expected a number')
+            number(key, test.get(key), float)
         if not test.get('use_rotate_nms'):
             raise ConfigError(
                 'model.test_cfg.use_rotate_nms: expected True, boxes are compared as they are turned'

@@ -222,6 +222,7 @@ class QueryPanopticFamily(QueryMasksFamily):
 
     def check_results(self, head: nn.Module, fusion: nn.Module) -> None:
         supported_parts.check_panoptic(head, fusion)
+        masks.facts_of(fusion)  # refuses thresholds that are no numbers
 
     def num_classes(self, model: nn.Module) -> int:
         return int(model.panoptic_fusion_head.num_classes)  # things and stuff

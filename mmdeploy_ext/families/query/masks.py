@@ -26,6 +26,7 @@ from mmdeploy_ext.exporting.postprocess.mask_resize import resizing_of
 from mmdeploy_ext.exporting.postprocess.panoptic import QueryFusion
 from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.exporting.postprocess.soft_masks import pick_rows
+from mmdeploy_ext.exporting.postprocess.suppression import number
 from mmdeploy_ext.exporting.same_bytes import SameBytes
 from mmdeploy_ext.families.parts.padding import PaddedMap, PaddedSinePositions, SinePositions, tokens_of
 from mmdeploy_ext.families.parts.query_networks import (
@@ -196,8 +197,8 @@ class Mask2FormerNetwork(nn.Module):
         keys = [tokens + self.level_positions(1, index, levels[index]) for index, tokens in enumerate(values)]
         places = head.query_embed.weight[None]
         query = head.query_feat.weight[None].expand(features.shape[0], -1, -1)
-        for number, layer in enumerate(head.transformer_decoder.layers):
-            index = number % len(values)
+        for layer_index, layer in enumerate(head.transformer_decoder.layers):
+            index = layer_index % len(values)
             outside = self._outside(query, features, sources[index])
 
             def look(
@@ -258,8 +259,8 @@ class MasksFullForm(nn.Module):
 
 
 def max_per_image(fusion: nn.Module) -> int:
-    """Return how many results a fusion head gives."""
-    return int(fusion.test_cfg.get('max_per_image', 100))
+    """Return how many results a fusion head gives; ConfigError: it is no whole number."""
+    return number('max_per_image', fusion.test_cfg.get('max_per_image', 100), int)
 
 
 class QueryMapFullForm(nn.Module):
@@ -282,12 +283,13 @@ def facts_of(fusion: nn.Module) -> dict[str, Any]:
     """Return name -> setting of mmdet's fusion head, as files tell them to `families/query/runtime.py`.
 
     The names are `num_classes`, `num_things`, `object_mask_thr`, `iou_thr` and `filter_low_score`.
+    ConfigError: a threshold is no number.
     """
     test_cfg = fusion.test_cfg
     return dict(
         num_classes=int(fusion.num_classes),
         num_things=int(fusion.num_things_classes),
-        object_mask_thr=float(test_cfg.get('object_mask_thr', 0.8)),
-        iou_thr=float(test_cfg.get('iou_thr', 0.8)),
+        object_mask_thr=number('object_mask_thr', test_cfg.get('object_mask_thr', 0.8), float),
+        iou_thr=number('iou_thr', test_cfg.get('iou_thr', 0.8), float),
         filter_low_score=bool(test_cfg.get('filter_low_score', False)),
     )

@@ -12,6 +12,7 @@ from mmdet3d.core.post_processing import circle_nms as upstream_circle_nms
 from mmdet3d.models import build_head
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+from mmdeploy_ext.contract.schema import Mismatch
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.families.centerpoint.graphs import box_rule, head_outputs
 from mmdeploy_ext.families.centerpoint.options import POSTPROCESS
@@ -121,6 +122,8 @@ def test_rule_survives_its_json_and_names_what_is_missing():
         rule = box_rule(head)
         POSTPROCESS(rule.to_json(), 'postprocess')
         assert BoxRule.from_json(rule.to_json()) == rule
+    with pytest.raises(Mismatch, match='post_max_size is None'):
+        POSTPROCESS(dataclasses.replace(rule, nms_type='circle').to_json(), 'postprocess')
     content = dict(rule.to_json())
     del content['nms_thr']
     with pytest.raises(ModelFileError, match=r'm\.onnx: .*nms_thr'):

@@ -237,6 +237,7 @@ def test_what_the_graphs_do_not_reproduce_is_refused_by_its_key():
         (dict(test_cfg=dict(use_rotate_nms=False)), 'use_rotate_nms'),
         (dict(test_cfg=dict(nms_thr=None)), 'nms_thr=None'),
         (dict(test_cfg=dict(max_num=0)), 'max_num=0'),
+        (dict(test_cfg=dict(nms_pre='all')), "nms_pre='all'"),
         (dict(coord_type='CAMERA'), "coord_type='CAMERA'"),
         (dict(bbox_head=dict(use_direction_classifier=False)), 'use_direction_classifier'),
     ]

@@ -333,6 +333,8 @@ def test_what_the_graphs_do_not_reproduce_is_refused_by_its_key():
         ('fcos3d', dict(test_cfg=dict(use_rotate_nms=False)), 'use_rotate_nms'),
         ('fcos3d', dict(test_cfg=dict(nms_thr=None)), 'nms_thr=None'),
         ('fcos3d', dict(test_cfg=dict(max_per_img=-1)), 'max_per_img=-1'),
+        ('fcos3d', dict(test_cfg=dict(nms_pre='all')), "nms_pre='all'"),
+        ('fcos3d', dict(test_cfg=dict(score_thr=float('nan'))), 'score_thr=nan'),
         ('smoke', dict(bbox_head=dict(dim_channel=[0, 1, 2])), 'dim_channel'),
     ]
     for kind, change, message in changes:

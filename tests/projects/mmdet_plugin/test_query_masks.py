@@ -124,3 +124,10 @@ def test_what_gives_no_instances_is_refused_by_name(config, said):
     with pytest.raises(ConfigError, match=said) as refused:
         find_family(cfg).check(cfg, options_of(family='query_masks'))
     assert cfg.filename in str(refused.value) and '\n' not in str(refused.value)
+
+
+@pytest.mark.parametrize('value', [None, 'all', 10.5])
+def test_a_limit_that_is_no_whole_number_is_refused_by_its_key(value):
+    fusion = types.SimpleNamespace(test_cfg=dict(instance_on=True, max_per_image=value))
+    with pytest.raises(ConfigError, match=r'test_cfg\.max_per_image=.*: expected a whole number'):
+        FAMILY.check_results(None, fusion)

@@ -212,3 +212,11 @@ def test_what_cannot_be_fused_is_refused_by_name():
     with pytest.raises(ConfigError, match=r'instance_on.*panoptic_on') as refused:
         find_family(cfg).check(cfg, options_of(family='query_masks'))
     assert cfg.filename in str(refused.value) and '\n' not in str(refused.value)
+
+
+@pytest.mark.parametrize(('key', 'value'), [('object_mask_thr', 'high'), ('iou_thr', float('nan'))])
+def test_a_threshold_that_is_no_number_is_refused_by_its_key(key, value):
+    classes = dict(num_things_classes=2, num_stuff_classes=1, num_classes=3)
+    part = types.SimpleNamespace(**classes, test_cfg={key: value})
+    with pytest.raises(ConfigError, match=f'test_cfg.{key}=.*: expected a number'):
+        FAMILY.check_results(part, part)
