@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError, ModelFileError
+from mmdeploy_ext.core.errors import DataError, ModelFileError, ShapeError
 from mmdeploy_ext.families.parts.runtime import frame_checks
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS, above, decode
 from mmdeploy_ext.families.parts.runtime.rig_frames import CameraRuntime, scene_of
@@ -279,11 +279,25 @@ class PetrOnnx(CameraRuntime):
 
     @property
     def state(self) -> StreamState | None:
-        """A copy of what is kept of the last frame, None before the first one; see `memory_of`."""
+        """A copy of what is kept of the last frame, None before the first one; see `memory_of`.
+
+        ShapeError: a memory that is assigned is that of another model.
+        """
         return copy.deepcopy(self._last)
 
     @state.setter
     def state(self, state: StreamState | None) -> None:
+        if state is not None and self.frames > 1:
+            backbone = self.backbone.spec
+            maps = backbone.outputs[0] if self.contract == PORTABLE else backbone.inputs[1]  # prev.0
+            shapes = dict(
+                img_feats=tuple(maps.axes),
+                lidar2img=(self.num_cameras, 4, 4),
+                camera_times_s=(self.num_cameras,),
+            )
+            got = {tensor: np.shape(array) for tensor, array in state.tensors.items()}
+            if got != shapes:
+                raise ShapeError(f'state: got {got}, expected {shapes}; it is the memory of another model')
         self.reset()
         self._last = copy.deepcopy(state)
 

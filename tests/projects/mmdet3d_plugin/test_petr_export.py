@@ -16,7 +16,7 @@ import toy_frames
 from marking import in_suite
 from mmdeploy_ext.contract.metadata import Metadata, read_props
 from mmdeploy_ext.core.config import replaced_entry
-from mmdeploy_ext.core.errors import ConfigError, DataError, InferenceError
+from mmdeploy_ext.core.errors import ConfigError, DataError, InferenceError, ShapeError
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.families.base import Claim, find_family
 from mmdeploy_ext.families.petr import runtime
@@ -178,6 +178,20 @@ def test_the_stepper_in_pytorch_keeps_the_last_frame_as_it_was(deployments):
     assert np.array_equal(reference.state.tensors['lidar2img'], kept.tensors['lidar2img'])
     with pytest.raises(DataError, match='timestamp_s: got None'):
         reference.step(dataclasses.replace(frame, timestamp_s=None, camera_times_s=np.zeros(6)))
+
+
+def test_a_memory_of_another_model_is_refused(deployments, exports):
+    deployment = deployments['petrv2']
+    runner = deployment.family.runner(exports('petrv2'), ENGINE)
+    for frame in drive(deployment, 2):
+        runner.step(frame)
+    state = runner.state
+    runner.state = state
+    for name in (None, *state.tensors):  # None: that of a PETR, which has no tensors
+        tensors = state.tensors | {name: state.tensors[name][..., :1]} if name else {}
+        with pytest.raises(ShapeError, match='it is the memory of another model'):
+            runner.state = dataclasses.replace(state, tensors=tensors)
+    assert runner.state.timestamp_s == state.timestamp_s
 
 
 def test_a_long_gap_begins_a_scene_unless_the_published_model_is_compared(exports, deployments):
