@@ -17,10 +17,13 @@ from mmdet3d.models.builder import build_loss
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.bevfusion.runtime.boxes import in_lidar_columns
 
 VALUES = ('center', 'height', 'dim', 'rot', 'vel')
 """Predictions of a query that make up its box."""
+COSTS = dict(cls_cost='FocalLossCost', reg_cost='BBoxBEVL1Cost', iou_cost='IoU3DCost')
+"""Costs of the assigner -> their types."""
 LEAST_PROBABILITY = 1e-4
 """Smallest probability of the heat map, whose logarithm the loss takes; the largest is 1 minus it."""
 
@@ -34,6 +37,9 @@ class HeadLosses:
             `out_size_factor`, `gaussian_overlap` and `min_radius`.
         coder: box coder of the head.
         classes: K.
+
+    Raises:
+        ConfigError: a cost of another type than in `COSTS`, or a `pos_weight`: matched queries weigh 1.
     """
 
     def __init__(
@@ -45,6 +51,14 @@ class HeadLosses:
         coder: Any,
         classes: int,
     ) -> None:
+        rule = train_cfg.get('assigner') or {}
+        types = {name: (rule.get(name) or {}).get('type') for name in COSTS}
+        pos_weight = train_cfg.get('pos_weight', -1)
+        if types != COSTS or pos_weight > 0:
+            raise ConfigError(
+                f'TransFusionHead: train_cfg has pos_weight={pos_weight} and an assigner with costs {types}; '
+                f'expected pos_weight=-1 and {COSTS}'
+            )
         self.cls, self.heatmap, self.bbox = (build_loss(dict(cfg)) for cfg in (cls, heatmap, bbox))
         self.train_cfg, self.coder, self.classes = train_cfg, coder, classes
 

@@ -11,7 +11,7 @@ from mmdeploy_ext.cli import export_app, test_app
 from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.dump import list_samples, load_dump, save_dump
-from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.families.bevfusion.runtime.boxes import in_lidar_columns
 from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES
@@ -209,6 +209,18 @@ def test_each_box_has_one_query_and_one_peak(cfg, dataset):
     losses.draw_centres(heat, boxes, labels)
     cells = coder.encode(boxes)[:, :2].long()
     assert (heat[labels, cells[:, 0], cells[:, 1]] == 1).all()
+
+
+@pytest.mark.parametrize('name', ['cls_cost', 'pos_weight'])
+def test_costs_and_weights_that_training_would_leave_out_are_refused(name):
+    from mmdeploy_ext.models.bevfusion.losses import COSTS, HeadLosses
+
+    costs = {cost: dict(type=kind, weight=1.0) for cost, kind in COSTS.items()}
+    train_cfg = dict(assigner=dict(costs, cls_cost=dict(type='ClassificationCost', weight=1.0)))
+    if name == 'pos_weight':
+        train_cfg = dict(assigner=costs, pos_weight=2.0)
+    with pytest.raises(ConfigError, match=f'train_cfg has.*{name}'):
+        HeadLosses({}, {}, {}, train_cfg, None, 10)
 
 
 # ---- the test loop
