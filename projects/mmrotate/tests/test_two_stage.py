@@ -16,7 +16,7 @@ from mm2onnx_mmrotate.two_stage.coders import midpoint_offset
 from mm2onnx_mmrotate.two_stage.heads import midpoint_settings
 from mm2onnx_mmrotate.two_stage.reference import boxes_of_rows, proposals_alone
 from mm2onnx_mmrotate.two_stage.runtime import detections
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.synthetic.seeded import seeded_model, seeded_picture
@@ -157,6 +157,17 @@ def test_two_angle_versions_in_a_head_are_refused():
     family = find_family(cfg)
     with pytest.raises(ConfigError, match="version='oc', but its fix_coder has angle_range='le90'"):
         family.check(cfg, family.choose())
+
+
+def test_raw_files_of_scores_that_are_no_softmax_are_refused():
+    cfg = toy('faster_rcnn')
+    cfg.model.roi_head.bbox_head.loss_cls = dict(type='SeesawLoss', num_classes=5)
+    family = find_family(cfg)
+    decode, raw = (family.choose(height=128, width=160, form=form) for form in ('decode', 'raw'))
+    family.check(cfg, decode)
+    with pytest.raises(UsageError, match='scores of SeesawLoss are no softmax'):
+        family.check(cfg, raw)
+    family.check(toy('gliding_vertex'), raw)
 
 
 def test_redet_is_refused_by_its_layer():

@@ -22,7 +22,7 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import refused_by_name, test_pipeline
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.limits import Limit, entries_of
@@ -93,6 +93,12 @@ class RotatedTwoStageFamily(ImageFamily):
             thresholds(rpn_head)
             least_side(rpn_head)
             rotated_nms_config(roi_head.test_cfg)
+        last_head = heads.last_head(roi_head)
+        if options.form == 'raw' and last_head.custom_cls_channels:
+            raise UsageError(
+                f'--postprocess raw: scores of {type(last_head.loss_cls).__name__} are no softmax of logits, '
+                'which is what the runtime makes of a raw file; export decode or full'
+            )
         detector_parts.check(cfg.model, options)
         strides = generator_of(rpn_head).strides
         detector_parts.check_smallest((int(stride[0]) for stride in strides), options)
