@@ -92,11 +92,16 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
         limit = MEMORY_BYTES + MEMORY_PER_BYTE * sum(path.stat().st_size for path in paths)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    print(try_files(paths, probes))
+
+
+def try_files(paths: Sequence[Path], probes: Sequence[str]) -> str:
+    """Try each file with its probe and return what `main` prints last; print the name of each before."""
     violations = []
     for path, probe in zip(paths, probes, strict=True):
         print(f'{TRYING}{path.name}', flush=True)
         violations += _try_file(path, probe)
-    print(json.dumps([dataclasses.asdict(violation) for violation in violations]))
+    return json.dumps([dataclasses.asdict(violation) for violation in violations])
 
 
 def _try_file(path: Path, probe: str) -> list[Violation]:
