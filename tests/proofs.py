@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -12,6 +13,7 @@ from mmdeploy_ext.proving.levels.cases import judge_outputs, run_case
 from mmdeploy_ext.proving.levels.drive import DriveProof, Shifted
 from mmdeploy_ext.proving.levels.drive_run import Modes
 from mmdeploy_ext.proving.levels.frames import SweepProof
+from mmdeploy_ext.proving.levels.other_limits import Trials
 from mmdeploy_ext.proving.levels.run_twice import attempt
 
 if TYPE_CHECKING:
@@ -35,15 +37,24 @@ def check_files(deployment: Any, paths: Any, samples: Any = (), edited: bool = F
     return open_proof(deployment, paths, samples).check(edited)
 
 
-def prove_samples(
-    deployment: Any, paths: Any, samples: Any, engine: Any = None
-) -> tuple[Verdict, list[Any]]:
-    """Do what `prove` does, on the given frames or sweeps alone.
+@contextlib.contextmanager
+def samples_alone() -> Iterator[None]:
+    """Inside the block proofs run on what is made of the given pictures, frames or sweeps alone.
 
     A proof has further inputs, of limits and of special rigs, which take most of its time.
     """
-    further = mock.patch.object(DriveProof, 'run_special_frames', lambda _: None)
-    with further, mock.patch.object(SweepProof, 'at_limits', lambda _: iter(())):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(DriveProof, 'run_special_frames', lambda _: None))
+        stack.enter_context(mock.patch.object(SweepProof, 'at_limits', lambda _: iter(())))
+        stack.enter_context(mock.patch.object(Trials, 'cases', lambda *_, **__: []))
+        yield
+
+
+def prove_samples(
+    deployment: Any, paths: Any, samples: Any, engine: Any = None
+) -> tuple[Verdict, list[Any]]:
+    """Do what `prove` does, on the given pictures, frames or sweeps alone; see `samples_alone`."""
+    with samples_alone():
         return prove(deployment, paths, samples, engine)
 
 

@@ -19,7 +19,7 @@ from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import files as deployed_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving import ladder
-from proofs import check_files
+from proofs import check_files, samples_alone
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
 
 
@@ -227,7 +227,8 @@ def test_a_file_that_was_exported_with_another_threshold_is_refused_by_the_name_
     assert status == 1 and content['verdict'] == 'not proven'
     assert 'model.test_cfg.score_thr: the file says 0.3, the config 0.05' in out
     assert '--cfg-options model.test_cfg.score_thr=0.3' in out
-    status, out, _ = verdict_of(tmp_path, capsys, path, '--cfg-options', 'model.test_cfg.score_thr=0.3')
+    with samples_alone():
+        status, out, _ = verdict_of(tmp_path, capsys, path, '--cfg-options', 'model.test_cfg.score_thr=0.3')
     assert status == 0 and out.startswith('graph: equal to a fresh export')
 
 

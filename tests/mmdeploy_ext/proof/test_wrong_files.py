@@ -14,6 +14,7 @@ from marking import in_suite
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
+from proofs import prove_samples
 
 PICTURE = read_image(toy_atss.PICTURE)
 SMALL = PICTURE[::2, ::2]
@@ -182,5 +183,5 @@ def test_a_wrong_file_is_not_proven_and_the_reason_is_said(honest, tmp_path, nam
 @pytest.mark.parametrize('name', in_suite(['atss', 'solo_capped', 'rtdetr', 'solo'], 'atss'))
 def test_the_files_that_were_changed_are_proven_as_they_are(honest, name):
     deployment, path = honest(name)
-    verdict, _ = prove(deployment, path, pictures(deployment))
+    verdict, _ = prove_samples(deployment, path, pictures(deployment))
     assert verdict.proven, verdict.failures

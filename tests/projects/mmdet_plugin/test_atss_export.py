@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -24,6 +25,7 @@ from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.tasks.bbox2d import match_detections
 from mmdeploy_ext.synthetic import coco
 from mmdeploy_ext.synthetic.seeded import fill_seeded
+from proofs import prove_samples
 
 PUBLISHED = mmdet_config('atss/atss_r50_fpn_1x_coco.py')
 SMALL = {
@@ -244,14 +246,10 @@ def test_the_torch_backend_runs_the_same_chain(deployment, form):
         np.testing.assert_allclose(outputs[name], wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
-def test_exporting_twice_gives_identical_bytes(deployment, tmp_path):
-    written = []
-    for index in range(2):
-        path = tmp_path / f'{index}.onnx'
-        options = options_for(form='full', dynamic=True)
-        export_files(deployment, options, str(path), [prepared(deployment, 0)])
-        written.append(path.read_bytes())
-    assert written[0] == written[1]
+def test_exporting_twice_gives_identical_bytes(deployment, files, tmp_path):
+    path, options = tmp_path / 'again.onnx', options_for(form='full', dynamic=True)
+    export_files(deployment, options, str(path), [prepared(deployment, 0)])
+    assert path.read_bytes() == Path(files(form='full', dynamic=True)).read_bytes()
 
 
 def training_loss(model):
@@ -296,18 +294,18 @@ def garbage(tmp_path):
     return path
 
 
-def proof_of(deployment, path, **changes):
+def proof_of(deployment, path, proof=prove, **changes):
     """Export a file and return the verdict about it and the options."""
     options = options_for(opset=0, **{'height': 128, 'width': 160, **changes})
     options = deploy.resolve(options, deployment.model, deployment.rule)
     traced = prepared(deployment, 0, (options.height, options.width))
     export_files(deployment, options, str(path), [traced])
-    verdict, _ = prove(deployment, str(path), [('a', picture(0)), ('b', picture(1))])
+    verdict, _ = proof(deployment, str(path), [('a', picture(0)), ('b', picture(1))])
     return verdict, options
 
 
-def prove_file(deployment, path, **changes):
-    verdict, options = proof_of(deployment, path, **changes)
+def prove_file(deployment, path, proof=prove, **changes):
+    verdict, options = proof_of(deployment, path, proof, **changes)
     assert verdict.proven, verdict.to_json()
     return options, onnx.load(str(path))
 
@@ -315,7 +313,7 @@ def prove_file(deployment, path, **changes):
 @pytest.mark.parametrize('kind', [pytest.param('DCN', marks=pytest.mark.matrix), 'DCNv2'])
 def test_deformable_backbones_default_to_opset_19_and_are_proven(tmp_path, kind):
     deployment = load(tmp_path, {**SMALL, **DCN[kind]})
-    options, model = prove_file(deployment, tmp_path / 'm.onnx', form='raw', dynamic=True)
+    options, model = prove_file(deployment, tmp_path / 'm.onnx', prove_samples, form='raw', dynamic=True)
     assert options.opset == MIN_OPSET == 19
     assert [node.op_type for node in model.graph.node].count('DeformConv') == 3
 
@@ -382,7 +380,7 @@ def with_transformer(name):
 )
 def test_transformer_backbones_are_proven_at_one_size_and_at_any(tmp_path, name, dynamic):
     deployment = load(tmp_path, with_transformer(name))
-    prove_file(deployment, tmp_path / 'm.onnx', form='raw', dynamic=dynamic)
+    prove_file(deployment, tmp_path / 'm.onnx', prove_samples, form='raw', dynamic=dynamic)
 
 
 @pytest.mark.matrix  # in the suite: test_backbone_attention.py names the method
