@@ -257,7 +257,11 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize('fault', FAULTS)
+REPEATED = 'transposed kernel', 'one channel', 'another padding'
+"""Faults of the matrix; the same comparisons find a mirrored kernel, another bias and another stride."""
+
+
+@pytest.mark.parametrize('fault', in_suite(FAULTS, *(fault for fault in FAULTS if fault not in REPEATED)))
 def test_a_planted_fault_is_found_by_structure_and_by_figures(deployment, tmp_path, fault):
     path = str(tmp_path / 'x.onnx')
     deploy.export_file(deployment, deployment.family.choose(order='xyz'), path)

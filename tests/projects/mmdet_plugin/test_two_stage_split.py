@@ -194,9 +194,15 @@ REGION_FAULTS = {
     features_of_the_second_stage: ('cascade', 'region_features_1'),
 }
 """Fault -> kind, and the first tensor that differs."""
+BY_RESULTS = not_aligned, sampling_ratio, shifted_levels
+"""Faults of the matrix: in the suite results show them (`test_two_stage_faults.py`), this tensor others."""
 
 
-@pytest.mark.parametrize('plant', REGION_FAULTS, ids=lambda plant: plant.__name__)
+@pytest.mark.parametrize(
+    'plant',
+    in_suite(REGION_FAULTS, *(plant for plant in REGION_FAULTS if plant not in BY_RESULTS)),
+    ids=lambda plant: plant.__name__,
+)
 def test_a_fault_of_the_second_graph_is_told_by_the_tensor_in_which_it_is(plant):
     kind, name = REGION_FAULTS[plant]
     stages = family_of(kind).stages(seeded(kind), options_of(kind, form='regions', batch=2))
