@@ -247,7 +247,6 @@ REPEATED = 'the threshold', 'the order of classes', 'the IoU'
 def test_a_planted_fault_gives_other_detections(fault):
     name, plant, *settings = FAULTS[fault]
     head = make_head(name, max_per_img=10_000, **(settings[0] if settings else {}))
-    differs = []
     for seed in range(6):
         raw, clips, scales = images(head, seed)
         form = DenseFullForm(detector(head))
@@ -255,8 +254,8 @@ def test_a_planted_fault_gives_other_detections(fault):
         try:
             same(eager(form, raw, clips, scales), by_mmdet(head, raw, clips, scales), max(SIZE))
         except (AssertionError, RuntimeError, TypeError):
-            differs.append(seed)
-    assert differs, 'no output of six told the fault'
+            return
+    pytest.fail('no output of six told the fault')
 
 
 def test_a_head_that_is_derived_from_another_is_of_its_kind():
