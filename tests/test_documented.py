@@ -8,7 +8,6 @@ import os
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -104,15 +103,22 @@ def names_of(command):
     return names | LIBRARIES.get(re.sub(r'dist_test_\w+', 'dist_test', tool), set())
 
 
+@functools.cache
+def source_of(path):
+    """Return the text of a file of tests with that of what it imports from here, and its functions' names."""
+    source = (REPOSITORY / path).read_text(encoding='utf-8')
+    functions = {node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+    imported = set(re.findall(r'\b(?:import|from) (\w+)', source))
+    helpers = [REPOSITORY / 'tests' / f'{word}.py' for word in imported]
+    texts = [helper.read_text(encoding='utf-8') for helper in helpers if helper.is_file()]
+    return source + ''.join(texts), functions
+
+
 @pytest.mark.parametrize('test', sorted({entry.test for entry in ENTRIES} - {''}))
 def test_a_named_test_is_there_and_about_the_same_tool(test):
     path, name = test.split('::')
-    source = (REPOSITORY / path).read_text(encoding='utf-8')
-    tree = ast.parse(source)
-    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-    imported = set(re.findall(r'\b(?:import|from) (\w+)', source))
-    helpers = [REPOSITORY / 'tests' / f'{word}.py' for word in imported]
-    text = source + ''.join(helper.read_text(encoding='utf-8') for helper in helpers if helper.is_file())
+    text, functions = source_of(path)
+    assert name in functions
     for command in (command for command in COMMANDS if entry_of(command) and entry_of(command).test == test):
         names = names_of(command)
         assert any(word in text for word in names), f'{command}: {test} has none of {names}'
@@ -192,12 +198,11 @@ class Session:
         return self.done[words]
 
     def run_program(self, code):
-        """Run a Python block in a process of its own."""
-        done = subprocess.run(
-            [sys.executable, '-c', code], cwd=self.folder, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        """Run a Python block in this process, which has the libraries; return what it prints."""
+        output = io.StringIO()
+        with contextlib.chdir(self.folder), contextlib.redirect_stdout(output):
+            exec(code, dict(__name__='__main__'))
+        return output.getvalue()
 
 
 def check_shown(shown, output):
