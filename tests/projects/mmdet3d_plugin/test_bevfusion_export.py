@@ -9,11 +9,12 @@ import torch
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_bevfusion
+from marking import in_suite
 from mmdeploy_ext.families.bevfusion.runtime.model import BEVFusionOnnx
 from mmdeploy_ext.models.bevfusion.rig import Rig
 from mmdeploy_ext.proving.ladder import prove
 from planting import arguments, replaced, result, when_traced
-from proofs import refuted
+from proofs import prove_samples, refuted
 
 HERE = 'mmdeploy_ext.families.bevfusion'
 VIEW = 'mmdeploy_ext.models.bevfusion.view_transform:ViewTransform'
@@ -126,10 +127,16 @@ def test_the_tables_pool_what_the_cells_say_where_all_cameras_look_at_one_place(
     assert len(tables[3]) > 20  # cells of more than two tables hold
 
 
-@pytest.mark.parametrize('exporter', ['torchscript', pytest.param('dynamo', marks=pytest.mark.matrix)])
-def test_the_files_are_proven_on_frames_of_other_rigs(known, frames, tmp_path, exporter):
+@pytest.mark.parametrize(
+    ('exporter', 'proof'),  # in the suite: the whole proof of such files (test_bevfusion_fork.py)
+    in_suite(
+        [('torchscript', prove_samples), ('torchscript', prove), ('dynamo', prove)],
+        ('torchscript', prove_samples),
+    ),
+)
+def test_the_files_are_proven_on_frames_of_other_rigs(known, frames, tmp_path, exporter, proof):
     paths = toy_bevfusion.export(known, tmp_path, exporter=exporter)
-    verdict, _ = prove(known, paths, frames)
+    verdict, _ = proof(known, paths, frames)
     assert verdict.passed, verdict.reasons
     assert verdict.summary()['matched'] >= 60
 
