@@ -114,7 +114,7 @@ def read_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     """
     from mmcv import Config
 
-    with _closed_temporary_files(), _installed_bases():
+    with _closed_temporary_files(), installed_bases():
         if Path(path).suffix in SUFFIXES and '_base_' not in Path(path).read_text(encoding='utf-8'):
             cfg = Config(read_yaml_config(path), filename=path)  # as torchpack reads it
         else:
@@ -184,7 +184,7 @@ def replaced_entry(config: dict[str, Any], key: str, value: Any) -> Iterator[Non
 
 
 @contextlib.contextmanager
-def _installed_bases() -> Iterator[None]:
+def installed_bases() -> Iterator[None]:
     """Let `_base_` paths into a missing checkout of mmdet3d or mmdet mean the installed package's configs.
 
     It changes how mmcv 1.7.2 reads one file, for the time of the body.

@@ -12,6 +12,8 @@ from torch import nn
 
 ONLY_TRAINING = ('training', 'train_cfg', 'init_cfg', 'pretrained')
 """Attributes of modules and entries of configs that inference does not read."""
+HOOKS = ('_forward_pre_hooks', '_forward_hooks')
+"""Attributes of modules that hold functions which change what a module takes and gives."""
 MAX_NUMBERS = 1_000
 """Largest size of an array that is kept as numbers, which messages can show; a larger one is hashed."""
 
@@ -20,13 +22,42 @@ def module_settings(model: nn.Module) -> dict[str, tuple[str, dict[str, Any]]]:
     """Return name of a module -> its class as text, and its settings; the model itself has the name ''.
 
     Settings are attributes with plain values and arrays, lists and dicts of these, and the same of objects
-    that modules hold, such as box coders and generators of priors. Weights, other buffers, functions, and
-    attributes whose names begin with an underscore are none.
+    that modules hold, such as box coders and generators of priors. Weights, functions, and attributes whose
+    names begin with an underscore are none; `hidden_settings` has those of them that count.
     """
     return {
-        name: (f'{type(module).__module__}.{type(module).__qualname__}', settings(vars(module), depth=2))
+        name: (
+            f'{type(module).__module__}.{type(module).__qualname__}',
+            settings(vars(module), depth=2) | hidden_settings(module),
+        )
         for name, module in model.named_modules()
     }
+
+
+def hidden_settings(module: nn.Module) -> dict[str, Any]:
+    """Return what else decides what a module computes, and is neither a plain attribute nor a weight.
+
+    These are the names of its hooks, those of functions in the place of methods of its class, and the buffers
+    that no checkpoint has.
+    """
+    attributes = vars(module)
+    hooks = {name: [_name_of(hook) for hook in attributes[name].values()] for name in HOOKS}
+    methods = {
+        name: _name_of(value)
+        for name, value in attributes.items()
+        if callable(value) and callable(getattr(type(module), name, None))
+    }
+    buffers = {
+        name: settings(buffer)
+        for name, buffer in module.named_buffers(recurse=False)
+        if name in module._non_persistent_buffers_set
+    }
+    return dict(hooks, methods=methods, buffers=buffers)
+
+
+def _name_of(function: Any) -> str:
+    """Return the qualified name of a function, or of the class of another object that is called."""
+    return str(getattr(function, '__qualname__', type(function).__qualname__))
 
 
 def settings(value: Any, depth: int = 1) -> Any:

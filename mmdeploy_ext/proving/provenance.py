@@ -74,10 +74,7 @@ def class_names_check(deployment: Deployment, names: Sequence[str]) -> Check:
 def _class_sources(deployment: Deployment) -> Iterator[tuple[str, list[str]]]:
     """Yield title and class names by label of each source: what was trained first, defaults last."""
     meta, cfg = getattr(deployment.report, 'meta', None) or {}, deployment.cfg
-    dataset_meta = meta.get('dataset_meta') or {}  # mmengine's
-    for key in ('classes', 'CLASSES'):
-        yield 'checkpoint', _names(dataset_meta.get(key))
-    yield 'checkpoint', _names(meta.get('CLASSES'))
+    yield from (('checkpoint', names) for names in names_in_checkpoint(meta))
     dataset_class, classes = _test_set(cfg)
     if classes is not None:  # a list, or the name of a file of names, which mmdet's data sets read
         # a data set that is not derived from mmdet's takes a list as it is
@@ -86,6 +83,26 @@ def _class_sources(deployment: Deployment) -> Iterator[tuple[str, list[str]]]:
     for key in ('classes', 'class_names'):
         yield f'config ({key})', _names(cfg.get(key))
     yield 'class of the data set', _names(getattr(dataset_class, 'CLASSES', None))
+
+
+def names_in_checkpoint(meta: Mapping[str, Any]) -> list[list[str]]:
+    """Return the lists of class names in the `meta` of a checkpoint, mmengine's first."""
+    dataset_meta = meta.get('dataset_meta') or {}
+    listed = [_names(dataset_meta.get(key)) for key in ('classes', 'CLASSES')]
+    return [names for names in (*listed, _names(meta.get('CLASSES'))) if names]
+
+
+def class_name_notes(deployment: Deployment) -> list[str]:
+    """Return a note if classes are called by their numbers although a source names other than so many."""
+    count = deployment.family.num_classes(deployment.model)
+    sources = [(source, names) for source, names in _class_sources(deployment) if names]
+    if not count or not sources or any(len(names) == count for _, names in sources):
+        return []
+    source, names = sources[0]
+    return [
+        f'the file calls its classes class 0 to class {count - 1}: the model has {count}, the {source} names '
+        f'{len(names)}'
+    ]
 
 
 def _test_set(cfg: Any) -> tuple[type | None, Any]:

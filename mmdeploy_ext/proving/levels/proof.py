@@ -24,7 +24,13 @@ from mmdeploy_ext.proving.fresh_export import compare_with_fresh_export
 from mmdeploy_ext.proving.levels.sparse_file import check_dialect
 from mmdeploy_ext.proving.levels.structure import check_structure
 from mmdeploy_ext.proving.levels.user_model import user_model_checks
-from mmdeploy_ext.proving.provenance import asked_checks, hash_checks, override_notes, provenance
+from mmdeploy_ext.proving.provenance import (
+    asked_checks,
+    class_name_notes,
+    hash_checks,
+    override_notes,
+    provenance,
+)
 from mmdeploy_ext.proving.results import EDITED, GraphResult
 from mmdeploy_ext.proving.totals import ADVICE_FOR_IMAGES, total_reasons
 from mmdeploy_ext.proving.verdict import Verdict
@@ -310,7 +316,8 @@ class ExportedProof(Proof):
 
     def notes(self) -> list[str]:
         subject = 'the files were' if self.deployment.family.files else 'the file was'
-        return override_notes(self.deployment, self.metadata[-1], subject)
+        overrides = override_notes(self.deployment, self.metadata[-1], subject)
+        return [*overrides, *class_name_notes(self.deployment)]
 
 
 def data_hashes(paths: Iterable[str | Path]) -> dict[str, dict[str, str]]:

@@ -2,7 +2,8 @@
 
 Graphs and reference outputs both come from `Deployment.model`, so that a fault of what reads configs, builds
 models or loads weights would be in both, and no input could show it. Here mmcv reads the config once more,
-the class of the model builds it once more, and PyTorch alone puts the tensors of the checkpoint into that.
+the class of the model builds it once more, and PyTorch alone reads the checkpoint and puts its tensors into
+that: no function that `exporting/deployment.py` loads a model by is called.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from mmdeploy_ext.core.config import read_config
+from mmdeploy_ext.compat import numpy_checkpoint_globals
+from mmdeploy_ext.core.config import installed_bases, read_config
+from mmdeploy_ext.core.yaml_config import SUFFIXES
 from mmdeploy_ext.families.module_settings import module_settings, settings
-from mmdeploy_ext.proving.provenance import setting_at
+from mmdeploy_ext.proving.provenance import names_in_checkpoint, setting_at
 from mmdeploy_ext.proving.results import Check
-from mmdeploy_ext.weights.checkpoint import read_content
+from mmdeploy_ext.weights.checkpoint import MMENGINE_GLOBALS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,11 +57,11 @@ def user_model_checks(deployment: Deployment) -> list[Check]:
     """
     if not Path(deployment.config).is_file() or not Path(deployment.checkpoint).is_file():
         return []
-    config = read_config(deployment.config, deployment.cfg_options)
+    config = config_by_mmcv(deployment.config, deployment.cfg_options)
     built_from = deployment.unbuilt_cfg or deployment.cfg
     config_text = config_difference(built_from.get('as_read', built_from), config)
     checks = [Check('config as mmcv reads it', not config_text, config_text)]
-    content = read_content(deployment.checkpoint)
+    content = content_by_torch(deployment.checkpoint)
     if added := deployment.family.added_settings(config, content.get('meta') or {}):
         of_model = settings({name: getattr(deployment.model, name, None) for name in added})
         of_config = settings(added)
@@ -80,8 +83,50 @@ def user_model_checks(deployment: Deployment) -> list[Check]:
         checks.append(Check('model as its class builds it', not model_text, model_text))
         weights = deployment.model.state_dict()
         tensors = loaded_tensors(fresh, tensors)
-    weights_text = weights_difference(weights, tensors)
+    weights_text = weights_difference(weights, tensors) or names_difference(deployment.report, content)
     return [*checks, Check('weights as in the checkpoint', not weights_text, weights_text)]
+
+
+def names_difference(report: Any, content: Mapping[str, Any]) -> str:
+    """Return how the class names that were read of a checkpoint differ from those in it; '' if they do not.
+
+    Args:
+        report: what `Family.load` returned; without `meta` no names were read.
+        content: what the checkpoint holds.
+    """
+    if getattr(report, 'meta', None) is None:
+        return ''
+    meta = content.get('meta') if 'state_dict' in content else None
+    got, expected = (
+        next(iter(names_in_checkpoint(source)), []) for source in (report.meta, dict(meta or {}))
+    )
+    return f'its class names are read as {got}, expected {expected}'[:MAX_TEXT] if got != expected else ''
+
+
+def config_by_mmcv(path: str, overrides: Mapping[str, Any]) -> Any:
+    """Return the `mmcv.Config` of a file as mmcv reads it, with overrides, key with dots -> value.
+
+    A YAML config, which mmcv 1.7.2 reads without the bases that torchpack gives it, is read as for the
+    export.
+    """
+    from mmcv import Config
+
+    if Path(path).suffix in SUFFIXES:
+        return read_config(path, overrides)
+    with installed_bases():
+        config = Config.fromfile(path, import_custom_modules=False)
+    config.merge_from_dict(copy.deepcopy(dict(overrides)))  # mmcv removes `_delete_` from it
+    return config
+
+
+def content_by_torch(path: str) -> Any:
+    """Return what `torch.save` wrote into a checkpoint that was loaded before, on the CPU."""
+    allowed = [*numpy_checkpoint_globals(), *MMENGINE_GLOBALS]
+    listed = torch.serialization.get_safe_globals()  # the context takes those off again that were there, too
+    added = torch.serialization.safe_globals([entry for entry in allowed if entry not in listed])
+    with added, warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of newer pickles, which can be read
+        return torch.load(path, map_location='cpu', weights_only=True)
 
 
 def config_difference(config: Mapping[str, Any], expected: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ import types
 import pytest
 
 from mmdeploy_ext.exporting.deployment import class_names
-from mmdeploy_ext.proving.provenance import class_names_check
+from mmdeploy_ext.proving.provenance import class_name_notes, class_names_check
 
 CLASSES = ('dog', 'cat', 'ant')
 
@@ -53,3 +53,17 @@ def test_names_in_a_file_and_those_of_a_published_data_set(tmp_path):
     assert class_names({}, {}, 2) == ('class 0', 'class 1')
     assert class_names_check(deployment(count=2), ('class 0', 'class 1')).passed
     assert not class_names_check(deployment(count=2), ('class 1', 'class 2')).passed
+
+
+@pytest.mark.parametrize(
+    ('count', 'meta', 'cfg', 'note'),
+    [
+        (4, dict(CLASSES=CLASSES), {}, 'class 0 to class 3: the model has 4, the checkpoint names 3'),
+        (3, dict(CLASSES=('of', 'another')), dict(classes=CLASSES), ''),
+        (4, {}, {}, ''),
+        (0, dict(CLASSES=CLASSES), {}, ''),
+    ],
+)
+def test_numbers_in_the_place_of_names_are_told_if_a_source_has_names(count, meta, cfg, note):
+    notes = class_name_notes(deployment(cfg, meta, count))
+    assert len(notes) == bool(note) and ''.join(notes).endswith(note)

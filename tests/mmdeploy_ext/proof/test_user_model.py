@@ -1,5 +1,6 @@
 """The model of a proof is the user's: config, settings of every module and weights, read once more."""
 
+import contextlib
 import copy
 from unittest import mock
 
@@ -9,16 +10,19 @@ import torch
 from torch import nn
 
 import remembered
+from mmdeploy_ext.core import config as core_config
 from mmdeploy_ext.exporting import deployment
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.module_settings import settings
+from mmdeploy_ext.proving.levels import user_model
 from mmdeploy_ext.proving.levels.user_model import (
     loaded_tensors,
     under_names_of,
     user_model_checks,
     weights_difference,
 )
+from mmdeploy_ext.weights import checkpoint
 from toy_atss import CHECKPOINT, CONFIG
 
 
@@ -39,6 +43,22 @@ def other_class(model):
     model.bbox_head.cls_convs[0].activate = torch.nn.ReLU6()
 
 
+def larger_maps(model):
+    model.neck.register_forward_hook(lambda _, __, maps: tuple(level * 1.05 for level in maps))
+
+
+def other_forward(model):
+    model.neck.forward = model.neck.forward
+
+
+def moved_bias(content):
+    content['state_dict']['bbox_head.atss_cls.bias'] += 0.05
+
+
+def reversed_names(read):
+    read.meta['CLASSES'] = read.meta['CLASSES'][::-1]
+
+
 def other_channels(cfg):
     cfg.data.test.pipeline[1].transforms[2].to_rgb = False
 
@@ -53,6 +73,15 @@ def after(owner, name, change):
         return result
 
     return mock.patch.object(owner, name, changed)
+
+
+def wherever_it_is_called(module, name, change):
+    """Return a context in which `change` alters a copy of the result of a function for all its callers."""
+    right, stack = getattr(module, name), contextlib.ExitStack()
+    for caller in (module, user_model, deployment):
+        if getattr(caller, name, None) is right:
+            stack.enter_context(after(caller, name, change))
+    return stack
 
 
 def weights_moved():
@@ -76,6 +105,17 @@ FAULTS = {
         ImageFamily, 'build', other_class
     ),
     'bbox_head.atss_cls.bias not as in the file': weights_moved,
+    'neck._forward_hooks': lambda: after(ImageFamily, 'build', larger_maps),
+    'neck.methods.forward': lambda: after(ImageFamily, 'build', other_forward),
+    'model.test_cfg.nms.iou_threshold is 0.3, expected 0.6': lambda: wherever_it_is_called(
+        core_config, 'read_config', lower_iou_threshold
+    ),
+    'bbox_head.atss_cls.bias not as in the': lambda: wherever_it_is_called(
+        checkpoint, 'read_content', moved_bias
+    ),
+    "its class names are read as ['cross'": lambda: wherever_it_is_called(
+        checkpoint, 'load_checkpoint', reversed_names
+    ),
 }
 
 
