@@ -797,7 +797,7 @@ ENTRIES = (
         test=PROJECTS + 'toydata/test_coco.py::test_a_ready_set_is_left_alone',
     ),
     Entry(
-        r'python -m projects.toydata.panoptic',
+        r'mm2onnx synthetic panoptic',
         why='minutes',
         test=PROJECTS + 'toydata/test_panoptic.py::test_a_folder_of_something_else_is_left_alone',
     ),

@@ -11,6 +11,7 @@ from mmdeploy_ext import compat
 from mmdeploy_ext.cli import demo
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import ConfigError, UsageError, after_weights
 from mmdeploy_ext.core.files import check_writable
 from mmdeploy_ext.runtime.exported import export_files as files_of
@@ -46,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--checkpoint CHECKPOINT', 'default: %(default)s', CHECKPOINT)
     add(
         '--onnx FOLDER',
-        f'what pytorch2onnx.py wrote (default: exported to {EXPORT_FOLDER} from config and checkpoint)',
+        f'what {tool("export")} wrote (default: exported to {EXPORT_FOLDER} from config and checkpoint)',
     )
     demo.add_options(parser, 'both', 'both')
     add('--out FILE', 'default: %(default)s', Path('work_dirs/lidar_demo/sweep.png'), writes='{}')

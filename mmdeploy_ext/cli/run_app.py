@@ -16,7 +16,7 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import DataError, ModelFileError, UsageError, named
 from mmdeploy_ext.runtime import run_images
 from mmdeploy_ext.runtime.exported import Runtime, model_files
-from mmdeploy_ext.runtime.family_runtime import has_runtime, runner_of, runtime_of
+from mmdeploy_ext.runtime.family_runtime import check_registered, has_runtime, runner_of, runtime_of
 
 if TYPE_CHECKING:
     import argparse
@@ -110,8 +110,9 @@ def check_inputs(args: argparse.Namespace, samples: str) -> None:
 def opened(args: argparse.Namespace, metadata: Metadata) -> Runtime:
     """Open the files of a model of sweeps or frames, by the class that the runtime of its family names.
 
-    `metadata` are those of the last file. ModelFileError: the family gives no boxes.
+    `metadata` are those of the last file. ModelFileError: the family gives no boxes, or is not registered.
     """
+    check_registered(metadata.family)
     cls = getattr(runtime_of(metadata.family), 'OPENS', None) if has_runtime(metadata.family) else None
     if cls is None:
         raise ModelFileError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext.cli.options import CFG_OPTIONS_HELP, parse_cfg_options
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.synthetic import coco, monocular, nuscenes, staging
+from mmdeploy_ext.synthetic import coco, monocular, nuscenes, panoptic, staging
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +34,7 @@ KINDS = {
         'annotations of single pictures of a nuScenes set of drives',
     ),
     'nuscenes': (nuscenes.add_arguments, nuscenes.run, 'a nuScenes set of drives: cameras and LiDAR'),
+    'panoptic': (panoptic.add_arguments, panoptic.run, 'panoptic annotations of the COCO set'),
     'seeded': (add_seeded, run_seeded, 'a checkpoint of seeded weights for a config'),
 }
 """Name -> function that adds its options, function that runs it, and a line of help."""

@@ -195,10 +195,9 @@ def check_entry_names(
         ModelFileError: not written by mm2onnx, by other rules, without an entry, or with one too many.
     """
     if f'{PREFIX}family' not in props:
-        script = 'pytorch2onnx.py' if entries is FILE_ENTRIES else 'export_scn.py'
+        exporter = tool('export' if entries is FILE_ENTRIES else 'export-backbone')
         raise ModelFileError(
-            f'{path}: has no mm2onnx metadata ({PREFIX}family is missing); export it with '
-            f'tools/deployment/{script}'
+            f'{path}: has no mm2onnx metadata ({PREFIX}family is missing); export it with {exporter}'
         )
     rules = read_entry(props, 'rules', path) if f'{PREFIX}rules' in props else 'not stated'
     if rules != GRAPH_RULES:

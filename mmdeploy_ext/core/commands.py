@@ -3,12 +3,14 @@
 A command has a name, such as 'verify'. A checkout of the repository has a script for most of them in its
 folder `tools/`; the sub-command `mm2onnx NAME` does the same from any folder, for the commands of `RUNNERS`
 `mm2onnx run`. Messages name the sub-command if `mm2onnx` was started or if there are no scripts, as in an
-installed wheel, otherwise the script; 'run' has none, see `command`.
+installed wheel, otherwise the script, with the folder in front that the user typed in front of the script
+that runs; 'run' has none, see `command`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,6 +67,20 @@ def sub_commands() -> Iterator[None]:
         _names_scripts = before
 
 
+def _as_typed(script: str) -> str:
+    """Return the path of a script from the folder in which the user started the one that runs.
+
+    It is relative to the checkout unless the user typed more, such as `../mm2onnx/tools/test.py`. What is no
+    script, but an option of Python, stays as it is.
+    """
+    typed = sys.argv[0]
+    with contextlib.suppress(ValueError):  # what runs is not of this checkout
+        running = Path(typed).resolve().relative_to(CHECKOUT).as_posix()
+        if script.endswith('.py') and typed.endswith(f'/{running}'):
+            return typed.removesuffix(running) + script
+    return script
+
+
 def tool(name: str) -> str:
     """Return a command as messages name it: the path of its script, or `mm2onnx NAME`.
 
@@ -72,9 +88,9 @@ def tool(name: str) -> str:
     KeyError.
     """
     if name in RUNNERS:
-        return RUNNERS[name] if _names_scripts else 'mm2onnx run'
+        return _as_typed(RUNNERS[name]) if _names_scripts else 'mm2onnx run'
     script = SCRIPTS[name]
-    return script if _names_scripts and script.endswith('.py') else f'mm2onnx {name}'
+    return _as_typed(script) if _names_scripts and script.endswith('.py') else f'mm2onnx {name}'
 
 
 def command(name: str) -> str:
@@ -83,4 +99,6 @@ def command(name: str) -> str:
     `name` is that of `tool`. In a checkout 'run' gives `python -m mmdeploy_ext run`, which works without an
     installation, too.
     """
-    return f'python {SCRIPTS.get(name) or RUNNERS[name]}' if _names_scripts else tool(name)
+    if not _names_scripts:
+        return tool(name)
+    return f'python {_as_typed(SCRIPTS.get(name) or RUNNERS[name])}'

@@ -25,6 +25,15 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 
+def check_registered(family: str) -> None:
+    """Raise ModelFileError if nobody has registered the family of this name; it names those that are."""
+    if family not in registered():
+        raise ModelFileError(
+            f'family {family!r} is not registered here; there are {", ".join(sorted(registered()))}. Install '
+            f'the package that the file was exported with'
+        )
+
+
 def runtime_of(family: str) -> ModuleType:
     """Return the runtime of a family, which is given by its name, such as 'corner'.
 
@@ -32,11 +41,7 @@ def runtime_of(family: str) -> ModuleType:
         ModelFileError: nobody has registered the family; the message names those that are.
         ConfigError: it was registered without a runtime.
     """
-    if family not in registered():
-        raise ModelFileError(
-            f'family {family!r} is not registered here; there are {", ".join(sorted(registered()))}. Install '
-            f'the package that the file was exported with'
-        )
+    check_registered(family)
     return registered()[family].load_runtime()
 
 

@@ -27,7 +27,7 @@ from mmdeploy_ext.core.errors import (
 )
 from mmdeploy_ext.core.files import check_outputs, check_writable, will_write, write_json
 from mmdeploy_ext.core.printable import printable
-from mmdeploy_ext.runtime.family_runtime import runner_of
+from mmdeploy_ext.runtime.family_runtime import check_registered, runner_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -213,8 +213,9 @@ def finish(
 def check_file(path: str, metadata: Metadata, runner: str) -> None:
     """Refuse a file that this tool cannot finish: ModelFileError names the tool that takes it.
 
-    For `runner` see `main`.
+    It says so if the family of the file is not registered here. For `runner` see `main`.
     """
+    check_registered(metadata.family)
     expected = runner_of(metadata.family, metadata.form)
     if not expected or expected != runner:
         advice = f'use {tool(expected)} for it' if expected else 'no tool for pictures takes it'

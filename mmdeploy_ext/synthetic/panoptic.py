@@ -1,4 +1,4 @@
-"""Panoptic annotations of the generated set: `python -m projects.toydata.panoptic --out data/toy_coco`.
+"""Panoptic annotations of the generated set: `mm2onnx synthetic panoptic --out data/toy_coco`.
 
 The shapes are things; the ground is stuff, with a class for each of its five patterns. The soft edges of
 shapes belong to no segment. The layout is COCO's: `annotations/panoptic_*2017.json`, and a folder of the same
@@ -148,16 +148,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `run` to a parser: --out."""
+    staging.add_folder(parser, '--out', 'data/toy_coco')
+    cli.add_debug_option(parser)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the annotations unless they are there already; return the exit status of `cli.run`.
 
     `argv` are the words of the command line, None those of `sys.argv`.
     """
-    parser = cli.ArgumentParser(
-        prog='python -m projects.toydata.panoptic', description=__doc__.splitlines()[0]
-    )
-    staging.add_folder(parser, '--out', 'data/toy_coco')
-    cli.add_debug_option(parser)
+    parser = cli.ArgumentParser(prog='mm2onnx synthetic panoptic', description=__doc__.splitlines()[0])
+    add_arguments(parser)
     return cli.run(run, parser, argv)
 
 

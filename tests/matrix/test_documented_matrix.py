@@ -24,7 +24,7 @@ TYPED = (
         r'python -m mmdeploy_ext synthetic coco --out data/toy_coco$',
         {'_coco': '_coco --train-images 48 --val-images 24'},
     ),
-    (r'python -m projects.toydata.panoptic --out data/toy_coco$', {}),
+    (r'(mm2onnx|python -m mmdeploy_ext) synthetic panoptic --out data/toy_coco$', {}),
     (
         # few of the training, all of the evaluation: in some frames one box at a threshold is 0.003 of an AP
         r'python -m mmdeploy_ext synthetic nuscenes --root data/toy_nuscenes$',

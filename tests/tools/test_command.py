@@ -183,6 +183,15 @@ def test_messages_name_the_command_where_it_is_what_was_typed():
     assert commands.tool('verify') == 'tools/deployment/verify.py' and commands.tool('run') == 'mm2onnx run'
 
 
+def test_messages_name_scripts_from_the_folder_in_which_they_were_typed(monkeypatch):
+    folder = f'../{REPOSITORY.name}'
+    monkeypatch.chdir(REPOSITORY / 'tools')
+    monkeypatch.setattr(sys, 'argv', [f'../{folder}/tools/deployment/pytorch2onnx.py', 'config.py'])
+    assert commands.command('verify') == f'python ../{folder}/tools/deployment/verify.py'
+    assert commands.tool('with_postprocess') == f'../{folder}/tools/onnx/onnx_with_postprocess.py'
+    assert commands.command('run') == 'python -m mmdeploy_ext run'
+
+
 def test_every_command_of_a_message_is_one_that_can_be_typed():
     assert set(commands.SCRIPTS) <= set(command.TOOLS)
     scripts = [script for script in commands.SCRIPTS.values() if script.endswith('.py')]

@@ -1,4 +1,4 @@
-# toy_coco.py with panoptic annotations, made by `python -m projects.toydata.panoptic --out data/toy_coco`.
+# toy_coco.py with panoptic annotations, made by `mm2onnx synthetic panoptic --out data/toy_coco`.
 _base_ = './toy_coco.py'
 dataset_type = 'CocoPanopticDataset'
 data_root = 'data/toy_coco/'

@@ -9,6 +9,7 @@ from typing import Any
 from mmdet.datasets import DATASETS
 from mmdet3d.datasets import NuScenesDataset
 
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.parts.runtime.bev_motion import can_bus_record
 from mmdeploy_ext.models.catalogue import offered
@@ -41,7 +42,7 @@ class BevNuScenesDataset(NuScenesDataset):
         name = f'{self.ann_file}: sample {info["token"]}'
         cameras = camera_inputs(info.get('cams') or {}, name)
         if 'scene_token' not in info:
-            raise DataError(f'{name}: has no scene_token; make the info file again with tools/create_data.py')
+            raise DataError(f'{name}: has no scene_token; make the info file again with {tool("infos")}')
         return dict(
             sample_idx=info['token'],
             scene_token=info['scene_token'],

@@ -16,6 +16,7 @@ from mmdet.datasets import DATASETS
 from mmdet3d.datasets import NuScenesDataset
 from pyquaternion import Quaternion
 
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.models.catalogue import offered
 
@@ -262,7 +263,7 @@ def read_calibration(record: dict[str, Any], key: str, title: str, *shapes: tupl
         DataError: the entry is missing, not finite, of another shape, or a singular matrix or quaternion.
     """
     if key not in record:
-        raise DataError(f'{title}: has no {key}; make the info file again with tools/create_data.py')
+        raise DataError(f'{title}: has no {key}; make the info file again with {tool("infos")}')
     value = np.asarray(record[key], dtype=np.float64)
     if value.shape not in shapes or not np.isfinite(value).all():
         sizes = ' or '.join(' x '.join(map(str, shape)) for shape in shapes)

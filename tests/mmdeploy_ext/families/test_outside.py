@@ -2,6 +2,7 @@
 
 import json
 import sys
+import types
 from pathlib import Path
 
 import onnx
@@ -18,6 +19,7 @@ from mmdeploy_ext.core.errors import ConfigError, ModelFileError
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.tasks import task_module
+from mmdeploy_ext.runtime import run_images
 from mmdeploy_ext.runtime.family_runtime import runtime_of
 
 OUTSIDE = Path(__file__).resolve().parents[2] / 'outside_package'
@@ -138,6 +140,9 @@ def test_what_is_missing_is_named(registered):
         runtime_of('bare')
     with pytest.raises(ModelFileError, match=r"'absent'"):
         runtime_of('absent')
+    metadata = types.SimpleNamespace(family='absent', form='raw')
+    with pytest.raises(ModelFileError, match=r"'absent' is not registered here.*Install the package"):
+        run_images.check_file('m.onnx', metadata, 'run')
     with pytest.raises(ConfigError, match=r"'rbbox'.*bbox2d"):
         task_module('rbbox')
     with pytest.raises(ConfigError, match=r"'json'.*match_detections.*pair_up"):
