@@ -1,4 +1,4 @@
-"""The page about the architecture follows a picture and a frame: its files take part, and none is left out."""
+"""The page about the architecture follows a picture and a frame: its files take part, none is left out."""
 
 import fnmatch
 import json
