@@ -8,6 +8,7 @@ decoder layers, R queries, K classes, n boxes.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ from mmdeploy_ext.consumers.autoware import bevformer as node
 from mmdeploy_ext.consumers.autoware.bevformer_rules import GRAPH as NODE_GRAPH
 from mmdeploy_ext.consumers.bev_plugins import open_with_plugins
 from mmdeploy_ext.contract.metadata import Metadata, read_props
-from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.core.errors import DataError, ShapeError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families.bevformer.options import PORTABLE, TRT_PLUGIN
 from mmdeploy_ext.families.parts.options import AUTOWARE
@@ -207,26 +208,35 @@ class BevFormerOnnx(CameraRuntime):
         self.check_outputs(outputs, frame)
         place = dict(position=record[:3], heading=record[[YAW_DEG]])
         scene = scene_of(frame.scene_token, self._last)
-        self._last = StreamState(place, frame.ego_pose, frame.timestamp_s, scene)
+        self._last = StreamState(place, copy.copy(frame.ego_pose), frame.timestamp_s, scene)
         self._view, self.was_reset = outputs['bev_embed'], is_first
         return StepResult(outputs, self.boxes_of(outputs), is_first)
 
     @property
     def state(self) -> StreamState | None:
-        """A copy of the view and the record of the last frame, None before the first one."""
+        """A copy of the view and the place of the last frame, None before the first one.
+
+        Its tensors are `bev_embed` (Q, 1, C) float32, and float64 `position` (3,), m, and `heading` (1,),
+        degrees, both in the map. ShapeError: an assigned one has others; the memory stays as it was then.
+        """
         if self._last is None:
             return None
-        tensors = dict(bev_embed=self._view.copy(), **self._last.tensors)
-        return dataclasses.replace(self._last, tensors=tensors)
+        return copy.deepcopy(
+            dataclasses.replace(self._last, tensors=dict(bev_embed=self._view, **self._last.tensors))
+        )
 
     @state.setter
     def state(self, state: StreamState | None) -> None:
-        self.reset()
         if state is None:
+            self.reset()
             return
+        shapes = dict(bev_embed=self._view.shape, position=(3,), heading=(1,))
+        for name, expected in shapes.items():
+            if (shape := np.shape(state.tensors.get(name))) != expected:
+                raise ShapeError(f'state: {name} is of shape {shape}, expected {expected}')
         self._view = np.array(state.tensors['bev_embed'], np.float32)
         place = {name: np.array(state.tensors[name], np.float64) for name in ('position', 'heading')}
-        self._last = dataclasses.replace(state, tensors=place)
+        self._last = dataclasses.replace(state, tensors=place, ego_pose=copy.copy(state.ego_pose))
 
 
 def place_of(record: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from marking import in_suite
-from mmdeploy_ext.core.errors import ConfigError, DataError
+from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.families.bevformer import graphs, runtime
 from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx
@@ -54,6 +54,14 @@ def test_the_first_frame_takes_any_finite_view(deployment, paths):
     noise = runner.step(frame).outputs
     for name, values in empty.items():
         np.testing.assert_array_equal(values, noise[name])
+    state, expected = runner.state, runner.state
+    for values in (*state.tensors.values(), state.ego_pose):
+        values += 1
+    with pytest.raises(ShapeError, match=r'position is of shape \(2,\), expected \(3,\)'):
+        runner.state = dataclasses.replace(state, tensors=state.tensors | dict(position=np.zeros(2)))
+    for name, values in expected.tensors.items():
+        np.testing.assert_array_equal(runner.state.tensors[name], values)
+    np.testing.assert_array_equal(runner.state.ego_pose, expected.ego_pose)
 
 
 @pytest.mark.matrix

@@ -11,7 +11,7 @@ import torch
 import toy_bevfusion
 from marking import in_suite
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError, UsageError
+from mmdeploy_ext.core.errors import ConfigError, DataError, ModelFileError, ShapeError, UsageError
 from mmdeploy_ext.families.bevfusion.runtime.model import OPENS
 from mmdeploy_ext.models.bevfusion.neck import GeneralizedLSSFPN
 from mmdeploy_ext.proving.ladder import prove
@@ -57,6 +57,11 @@ def test_one_sensor_is_exported_in_its_files_and_proven(toys, files, tmp_path, s
         else:
             with pytest.raises(DataError, match='the sweep is empty'):
                 runtime.step(dataclasses.replace(frames[0], points=np.zeros((0, 5), np.float32)))
+            for wrong in (paths[-1], [*paths, paths[0]]):
+                with pytest.raises(ModelFileError, match=r'expected lidar\.onnx, frame\.onnx of one'):
+                    OPENS(wrong)
+            with pytest.raises(ModelFileError, match=r'got no frame\.onnx'):
+                OPENS(paths[:1])
             sweep = tmp_path / 'sweep.bin'
             frames[0].points.tofile(sweep)
             no_cameras = np.zeros((0, 3, 3)), np.zeros((0, 4, 4)), np.eye(4)

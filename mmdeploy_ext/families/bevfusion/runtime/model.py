@@ -16,6 +16,7 @@ import numpy as np
 
 from mmdeploy_ext.consumers.cuda_bevfusion.cuda import DENSE, CudaBEVFusion
 from mmdeploy_ext.contract.metadata import Metadata, read_props
+from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.engines import build_backend, build_exact
 from mmdeploy_ext.families.bevfusion.runtime.boxes import in_lidar_columns, suppress
 from mmdeploy_ext.families.bevfusion.runtime.frames import FAMILY, FusionRuntime, checked_inputs
@@ -57,11 +58,11 @@ class BEVFusionOnnx(FusionRuntime):
             options: options of the backend, for example `providers`, `threads`.
 
         Raises:
-            ModelFileError: a file is missing, of another model family, or not of the same export.
+            ModelFileError: a file is missing, there twice, of another model family, or of another export.
             EngineError: the engine is not here.
         """
         super().__init__()
-        files = {path.stem: path for path in self._files(paths)}
+        files = self._files(paths)
         self.sessions = {
             name: self.opened(engine, path, options, build_exact if name in EXACT else build_backend)
             for name, path in files.items()
@@ -80,20 +81,30 @@ class BEVFusionOnnx(FusionRuntime):
         self._between = (*exact_outputs, BEV)
 
     @staticmethod
-    def _files(paths: Paths) -> list[Path]:
-        """Return the files of an export.
+    def _files(paths: Paths) -> dict[str, Path]:
+        """Return name -> file of an export; the sensors in the metadata of the last one need the others.
 
-        Of a folder those that the model's sensors need; the metadata of the last one has the sensors.
+        ModelFileError: one of them is missing, or there twice.
         """
-        if not isinstance(paths, str | Path):
-            return [Path(path) for path in paths]
-        (last,) = export_files(paths, GRAPHS[-1:])
+        files = export_files(paths, GRAPHS[-1:])
+        last = next((path for path in files if path.stem == GRAPHS[-1]), None)
+        if last is None:
+            raise ModelFileError(f'{", ".join(map(str, files))}: got no {GRAPHS[-1]}.onnx of an export')
         metadata = Metadata.from_props(read_props(last), last)
         metadata.require(last, FAMILY, GRAPHS[-1:])
         facts = metadata.postprocess
         needed = dict(rig='camera' in facts['sensors'], depth='depth' in metadata.spec.input_names)
         needed |= dict(lidar='lidar' in facts['sensors'], frame=True)
-        return export_files(paths, [name for name in GRAPHS if needed[name]])
+        names = [name for name in GRAPHS if needed[name]]
+        if isinstance(paths, str | Path) and Path(paths).is_dir():
+            files = export_files(paths, names)
+        by_name = {path.stem: path for path in files}
+        if not by_name.keys() >= set(names) or len(by_name) < len(files):
+            needed_files = ', '.join(f'{name}.onnx' for name in names)
+            raise ModelFileError(
+                f'{", ".join(map(str, files))}: expected {needed_files} of one export, each once'
+            )
+        return by_name
 
     def step(self, frame: FusedFrame) -> StepResult:
         tensors = self._tensors_before_frame(frame)
