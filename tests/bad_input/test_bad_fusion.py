@@ -117,6 +117,8 @@ CONFIGS = {
     'another encoder': (
         dict(encoders=dict(lidar=dict(backbone=dict(type='SparseEncoder')))),
         'expected BEVFusionSparseEncoder'),
+    'no voxels': (dict(encoders=dict(lidar=dict(voxelize=None))), 'encoders.lidar has no voxelize'),
+    'no view': (dict(encoders=dict(camera=dict(vtransform=None))), 'encoders.camera has no vtransform'),
     'depth in two axes': (
         dict(encoders=dict(camera=dict(vtransform=dict(zbound=[-10.0, 10.0, 5.0])))), 'makes 4 cells, not 1'),
 }  # fmt: skip

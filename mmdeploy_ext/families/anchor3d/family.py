@@ -22,7 +22,7 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.parts import lidar_family
 from mmdeploy_ext.families.parts.anchor_heads import PER_CLASS_HEAD, check_anchor_head
-from mmdeploy_ext.families.parts.detector_parts import test_cfg_of
+from mmdeploy_ext.families.parts.detector_parts import part_cfg, test_cfg_of
 from mmdeploy_ext.families.parts.lidar_family import DYNAMIC_DETECTOR, LidarFamily, check_points_side
 from mmdeploy_ext.families.parts.lidar_parts import parts_of, prefix_of
 from mmdeploy_ext.families.parts.samples import result
@@ -92,7 +92,7 @@ class AnchorFamily(AnchorHead, LidarFamily):
     def claims(self, cfg: Any) -> Claim:
         if not set(names_of_class(builder.DETECTORS, cfg.model.get('type'))) & set(DETECTORS):
             return Claim.NO
-        head = cfg.model.get(f'{prefix_of(cfg.model)}bbox_head') or {}
+        head = part_cfg(cfg.model, f'{prefix_of(cfg.model)}bbox_head')
         heads = set(names_of_class(builder.HEADS, head.get('type')))
         return Claim.DETECTOR if heads & set(HEADS) and REGION_PROPOSAL_HEAD not in heads else Claim.NO
 

@@ -63,7 +63,8 @@ from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 CAMERAS = 6
 """Number of cameras in the graphs of CUDA-BEVFusion."""
-
+READ = dict(lidar=('voxelize', 'backbone'), camera=('backbone', 'vtransform'))
+"""Sensor -> parts of its encoder that every model has."""
 
 FOLLOWED: Followed = (
     (BEVFusion, ('forward', 'forward_test', 'simple_test', 'predictions', 'camera_view', 'lidar_view')),
@@ -295,6 +296,10 @@ def check_model(cfg: Any) -> None:
         check_parts(model.get('encoders') or {}, model.get('fuser'), model.get('heads') or {})
     except ConfigError as error:
         raise ConfigError(f'{name}: {error}') from error
+    for sensor, keys in READ.items():
+        encoder = model.encoders.get(sensor)
+        if encoder and (missing := [key for key in keys if not encoder.get(key)]):
+            raise ConfigError(f'{name}.encoders.{sensor} has no {" and no ".join(missing)}')
     lidar, camera = model.encoders.get('lidar'), model.encoders.get('camera')
     if not lidar and camera.vtransform.type != 'LSSTransform':
         raise ConfigError(

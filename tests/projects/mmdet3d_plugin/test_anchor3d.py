@@ -244,6 +244,9 @@ def test_a_head_without_a_loss_has_mmdet3ds_and_one_without_anchors_is_refused(t
     del cfg.model.bbox_head.anchor_generator
     with pytest.raises(ConfigError, match=r'anchor_generator\.type=None'):
         family.check(cfg, family.choose(opset=0))
+    cfg.model.bbox_head = [cfg.model.bbox_head]
+    with pytest.raises(ConfigError, match='belongs to no family'):
+        find_family(cfg, 'detector')
 
 
 def test_a_part_that_a_config_sets_to_none_is_not_there(tmp_path):

@@ -218,6 +218,10 @@ CONFIGS = {
         {"type='PointFusion'": "type='PointFusion', coord_type='CAMERA'"},
         "coord_type='CAMERA'; expected LIDAR",
     ),
+    'no frame': (
+        {"type='PointFusion'": "type='PointFusion', coord_type=None"},
+        'coord_type=None; expected LIDAR',
+    ),
     'another grid of the encoder': (
         {"voxel_size=layer['voxel_size']": 'voxel_size=[0.4, 0.4, 0.8]'},
         'voxel_size is not that of model.pts_voxel_layer',

@@ -136,7 +136,7 @@ def check_encoder(filename: str, model: Mapping[str, Any]) -> None:
     fusion = encoder.get('fusion_layer') or {}
     if 'PointFusion' not in names_of_class(builder.FUSION_LAYERS, fusion.get('type')):
         raise ConfigError(f'{filename}: {key}.fusion_layer.type={fusion.get("type")!r}; expected PointFusion')
-    if fusion.get('coord_type', 'LIDAR').upper() != 'LIDAR':
+    if str(fusion.get('coord_type', 'LIDAR')).upper() != 'LIDAR':
         raise ConfigError(
             f'{filename}: {key}.fusion_layer.coord_type={fusion["coord_type"]!r}; expected LIDAR'
         )
