@@ -288,7 +288,7 @@ def manifest_differences(folder: Path, model: Mapping[str, Any]) -> Iterator[str
         voxel_size=[*size],
         x_bound=[low[0], high[0], size[0] * stride],
         y_bound=[low[1], high[1], size[1] * stride],
-        num_proposals=head['num_proposals'],
+        num_proposals=head.get('num_proposals', 128),
         out_size_factor=stride,
         max_points_per_voxel=rule.max_points,
         use_intensity=rule.in_channels == 5,

@@ -1,5 +1,6 @@
 """BEVFusion of LiDAR alone for Autoware: its file is proven, faults in each part are refused."""
 
+import copy
 import dataclasses
 import logging
 import shutil
@@ -168,6 +169,10 @@ def test_a_manifest_is_compared_with_the_config_itself(known, folder, tmp_path):
     manifest.write_text(text)
     wrong = known.family.companion_differences(tmp_path, known.cfg)
     assert [line.split()[1] for line in wrong] == ['class_names', 'voxels_num']
+    silent = copy.deepcopy(known.cfg)
+    del silent.model.heads.object.num_proposals  # the head's default is 128
+    (wrong,) = known.family.companion_differences(folder, silent)
+    assert wrong.endswith('num_proposals is 40, expected 128')
 
 
 def test_what_is_published_follows_the_rules_of_the_node(folder, known):
