@@ -53,7 +53,8 @@ class ModelSource:
         cfg: mmcv's `Config` with `cfg_options` applied.
         family: the family that claims the config.
         weight_layout: axis order of the kernels of a sparse backbone in the checkpoint: 'spconv1', 'spconv2',
-            'spconv2-rskc', or 'auto', which finds it from their shapes; other models have none.
+            'spconv2-rskc', or 'auto', which finds it from their shapes. For a family of `BACKBONE`, `load`
+            refuses another value with a UsageError; families of detectors ignore it.
     """
 
     config: str
@@ -106,7 +107,8 @@ class ModelSource:
     def load(self, check: Check, mean: Sequence[float] | None, std: Sequence[float] | None) -> Deployment:
         """Return the model with its weights; `check` is called between building it and reading them.
 
-        `mean` and `std` are those of `export`.
+        `mean` and `std` are those of `export`. The model is that of the family which claims most of the
+        config among those of `family.product`; `check` and the deployment have it.
 
         Raises:
             UsageError: what `check` raised; `mean` or `std` of a model that takes no single pictures; a
@@ -158,10 +160,12 @@ class Exported:
         traced: ((file name, picture), path) of the picture that was traced, (h, w, 3) uint8 BGR; None for
             models of frames and sweeps.
         samples: a pair, as `Samples.of` returns it: what `prove` compares on besides `traced`, and a sentence
-            about where frames and sweeps are from ('' for pictures). Pictures are (file name, (h, w, 3) uint8
-            BGR), others `runtime.frames.Frame`s or `Sweep`s. None: only `traced`, or the default samples of a
-            family of frames or sweeps.
-        sample_files: paths of the pictures in `samples`; () if the user named none, or for frames and sweeps.
+            about where frames and sweeps are from ('' for pictures and voxels). Pictures are (file name,
+            (h, w, 3) uint8 BGR); for other detectors they are `runtime.frames.Frame`s or `Sweep`s, for a
+            backbone alone `VoxelSet`s. None: only `traced`, or the default samples of a family of frames or
+            sweeps.
+        sample_files: paths of the pictures in `samples`; empty if the user named none, or for frames and
+            sweeps.
     """
 
     files: list[str]
@@ -237,7 +241,7 @@ def export_source(
 
     Args:
         source: config, checkpoint and family.
-        output_file: the `.onnx` file or the folder to write; '' is not allowed.
+        output_file: the `.onnx` file or the folder to write; '' is refused.
         options: options of the export; opset 0 and size 0 x 0 (pixels) are replaced by the model's defaults.
         samples: samples for a call of `Exported.prove` that follows; they are read now, before the export.
             With None that call has the picture that is traced alone, or the default samples of a family of
@@ -251,7 +255,9 @@ def export_source(
         The files, the options and the model.
 
     Raises:
-        UsageError: as `export`, and what `before_weights` raises.
+        UsageError: as `export`, and what `before_weights` raises. After the weights were loaded, but with
+            exit status 2 as well: a backbone or neck of the user's own that keeps the sizes it was traced at
+            and is exported with `dynamic`; a file of `samples` with sweeps or frames that cannot be read.
         ExportError: as `export`.
     """
     from mmdeploy_ext.exporting import deployment as deploy
@@ -303,8 +309,10 @@ def export(
         config: path of an mmcv 1.x config. Modules of its `custom_imports` are imported.
         checkpoint: path of the weights.
         output_file: the `.onnx` file to write, or the folder of a model of several graphs; an older one there
-            is replaced. '': in the current folder, the file `tmp.onnx`, or of a model of several graphs a
-            folder with the name of the config. It appears whole or not at all.
+            is replaced. '': in the current folder, what `Family.default_output` returns: the file `tmp.onnx`,
+            of a model of several graphs a folder with the name of the config, or, if its `contract` is the
+            one file 'fork', `<name of the config>_fork.onnx`; `Exported.files` has the paths. It appears
+            whole or not at all.
         picture: path of the picture that is traced, for models of pictures; '': one of this package.
         mean: a value per channel in the order of the network's input (R G B if the config has `to_rgb=True`),
             in the unit of the pictures, 0..255; None: that of the config. It and `std` are for models of
@@ -318,8 +326,8 @@ def export(
             `simplify`. Models of pictures have `form` (how much of the post-processing is in the graph:
             'full', the results; 'decode', boxes and scores before their suppression; 'raw', the outputs of
             the head), `height`, `width` (pixels), `batch` and `dynamic`, too; models of frames and sweeps may
-            have `contract` (which set of files is written). `contract.options` has all values and defaults,
-            the `options.py` of a family its own ones.
+            have `contract` (which set of files is written). `contract.options` has all types, values and
+            defaults, the `options.py` of a family its own ones.
 
     Returns:
         The files, the options and the model.
@@ -327,7 +335,8 @@ def export(
     Raises:
         UsageError: the call is refused before the weights are loaded, for example a config that cannot be
             read or an option that the family does not have. The message says what failed, what there was and
-            what is expected.
+            what is expected. A backbone or neck of the user's own that keeps the sizes it was traced at is
+            refused for `dynamic` after they were loaded.
         ExportError: the exporter failed, or wrote something other than what was asked for.
     """
     source = ModelSource.read(config, checkpoint, cfg_options, device)
@@ -367,8 +376,10 @@ def prove_source(
         model in PyTorch.
 
     Raises:
-        UsageError: the file, the model or the data set of `metrics` is refused before the weights load.
-        Mm2OnnxError: a sample cannot be read or run later; its exit status is 1.
+        UsageError: the file, the model or the data set of `metrics` is refused before the weights load; or,
+            after that but with exit status 2 as well, a file of sweeps or frames that the user named cannot
+            be read.
+        Mm2OnnxError: a frame of a data set cannot be read, or a sample cannot be run; its exit status is 1.
     """
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.proving.ladder import prove as climb
@@ -426,17 +437,19 @@ def prove(
         samples: files and folders to compare on: pictures; LiDAR sweeps (`.bin`, `.npy`); or an info file, in
             which mmdet3d's `create_data.py` lists the frames of a data set with their poses and calibrations
             (`.pkl`). If it is empty: a picture of this package, or frames and sweeps of the config's data
-            set, else generated ones.
-        frames: number of frames or sweeps; None: 12. Models of pictures take the first 8 pictures.
+            set, else generated ones; the voxels that every proof of a backbone alone has.
+        frames: number of frames or sweeps; None: 12. Models of pictures ignore it: they take the first 8
+            pictures, and a line is printed if there are more.
         mean: that of the export, if one was given there; None: that of the config.
         std: that of the export, if one was given there; None: that of the config.
         cfg_options: those of the export; with None nothing is replaced.
         device: device of PyTorch: 'cpu', 'cuda' or 'cuda:N'. TensorRT runs on the GPU in any case.
-        engine: name of the engine that runs the file: 'onnxruntime', 'openvino', 'tensorrt'.
-        providers: execution providers of ONNX Runtime, in order; None: the CPU's.
+        engine: name of the engine that runs the file: 'onnxruntime', 'openvino', 'tensorrt'. Models of
+            frames or sweeps do not run on 'tensorrt', which is refused for them.
+        providers: execution providers of ONNX Runtime, in order, or the name of one; None: the CPU's.
         threads: number of threads of the engine, within an operator; 0: it decides.
         inference_precision: type that OpenVINO computes in, 'fp32', 'bf16' or 'fp16'; None: 'fp32'. Other
-            engines refuse it.
+            engines refuse it, and models of frames or sweeps all but 'fp32'.
         metrics: names of the data set's metrics, such as 'bbox', that both engines are evaluated by; none are
             compared by default.
         edited: whether the file was edited on purpose: then inputs alone decide, its graph is not compared.
@@ -448,8 +461,9 @@ def prove(
         docs/proof.md, `verdict.title`, `verdict.to_json()`. What the file does wrong is in it.
 
     Raises:
-        UsageError: the call is refused before the weights were loaded, such as a file that is not there.
-        Mm2OnnxError: a sample cannot be read or run after that; its exit status is 1.
+        UsageError: the call is refused before the weights were loaded, such as a file that is not there; or,
+            after that but with exit status 2 as well, a file of sweeps or frames in `samples` cannot be read.
+        Mm2OnnxError: a frame of a data set cannot be read, or a sample cannot be run; its exit status is 1.
     """
     for name, value in dict(samples=samples, metrics=metrics).items():
         if isinstance(value, str | Path):  # whose letters would be taken for the entries

@@ -2,8 +2,9 @@
 
 Glossary: a level is the feature map of one stride, with the same priors in each of its cells; a prior is an
 anchor (x1, y1, x2, y2) or a point (x, y), in pixels. A coder makes a box of a prior and the head's outputs
-for it. A score factor is a second score of each prior, such as centerness, that class scores are multiplied
-with. A candidate is a box with a class, before boxes that overlap a better one are suppressed.
+for it; `families/parts/runtime/box_coders.py` has all of them. A score factor is a second score of each
+prior, such as centerness, that class scores are multiplied with. A candidate is a box with a class, before
+boxes that overlap a better one are suppressed.
 """
 
 import dataclasses
@@ -38,7 +39,8 @@ class Head(JsonDataclass):
 
     Attributes:
         outputs: (name, columns per prior) of each kind of output; the graph's are `<name>_<level>`
-            (B, priors per cell * columns, h, w).
+            (B, priors per cell * columns, h, w), in which the columns of a prior are side by side: channel
+            `prior * columns + column`.
         scores: name of the output with class scores.
         first_class: column of this output that has the first class.
         activation: function from logits to scores: 'sigmoid', 'softmax' (the background is the last column)
@@ -52,7 +54,8 @@ class Head(JsonDataclass):
         judged: what the score threshold is compared with: 'class' scores, or their 'product' with the factor.
         inclusive: whether a score that equals the threshold passes.
         conf_thr: candidates with a smaller factor are left out; 0 leaves none out.
-        votes: whether boxes are replaced by the mean of the candidates that overlap them.
+        votes: whether boxes are replaced by a mean of the boxes of their class that overlap them (IoU above
+            0.01) and pass the score threshold, with the weights exp(-(1 - IoU)^2 / 0.025) * score, as in PAA.
         clip_inset: pixels between the right and bottom border of the image and the one to which boxes are
             clipped.
         visible: name of the output with logits (B, 1, h, w) of cells with priors; '' if every cell has some.
@@ -95,9 +98,10 @@ class Head(JsonDataclass):
 
 
 def factor_head(num_classes: int, factor: str) -> Head:
-    """Return the head of ATSS, FCOS and similar: sigmoid scores, deltas and an output for the factor.
+    """Return the head of ATSS, FCOS and similar: sigmoid scores, four box columns and one for the factor.
 
-    `factor` is the name of that output, 'centerness' of most.
+    The four columns of `bbox_pred` are what the coder takes: deltas of ATSS, distances of FCOS. `num_classes`
+    does not count the background; `factor` is the name of the factor's output, 'centerness' of most.
     """
     outputs = (('cls_score', num_classes), ('bbox_pred', 4), (factor, 1))
     return Head(outputs, factor=factor, factor_from=(factor, 0))
@@ -120,18 +124,27 @@ CODERS: dict[str, dict[str, Check]] = dict(
     centre=dict(strides=STRIDES),
     bucket=dict(buckets=COUNT, num_buckets=COUNT, scale_factor=POSITIVE),
 )
-"""Coder of `families/parts/runtime/box_coders.py` -> checks of the settings that it reads."""
+"""Coder of `families/parts/runtime/box_coders.py` -> checks of the settings that it reads.
+
+`bins` is the number of entries of a side's distribution. An anchor, enlarged by `scale_factor`, is cut into
+`num_buckets` along an axis, of which a side may be in the `buckets` of its half.
+"""
 OPTIONAL = dict(delta=dict(ctr_clamp=number(0), pixel=number(0)), guided=dict(ctr_clamp=number(0)))
-"""Coder -> checks of settings that may be missing."""
+"""Coder -> checks of settings that may be missing.
+
+`ctr_clamp` is the largest move of a centre, pixels; without it none is limited. `pixel` is what sizes of
+anchors have more than their corners are apart: 1 in mmdet 1.x.
+"""
 ANCHOR_CODERS = ('delta', 'guided', 'tblr', 'yolo', 'bucket')
 POINT_CODERS = ('base_length', 'yolox', 'centre')
 """Coders that take only anchors (priors of 4 numbers), and those that take only points (2 numbers)."""
 
 
 def coder(value: Any, key: str) -> None:
-    """Refuse the settings of an unknown coder, and settings that lack an entry; a check of `schema`.
+    """Refuse, with a Mismatch, an unknown coder, and settings that it lacks or does not have.
 
-    The value is a dict of `type`, a key of `CODERS`, and the settings that this coder reads.
+    It is a check of `schema`. The value is a dict of `type`, a key of `CODERS`, and the settings that this
+    coder reads; `key` is its place in the metadata, for the message.
     """
     record(dict(type=one_of(*CODERS)), ('type',), closed=False)(value, key)
     needed, optional = CODERS[value['type']], OPTIONAL.get(value['type'], {})
@@ -195,9 +208,9 @@ HEAD = full_record(
 
 
 def check_consistency(facts: Mapping[str, Any], key: str) -> None:
-    """Refuse a head, a coder, classes and priors that contradict each other; a check of `schema`.
+    """Refuse, with a Mismatch, a head, a coder, classes and priors that contradict each other.
 
-    Missing entries pass: the code that reads them refuses them.
+    It is a check of `schema`. Missing entries pass: the code that reads them refuses them.
 
     Args:
         facts: `postprocess` of the metadata, of which `head`, `coder`, `num_classes`, `strides` and

@@ -28,8 +28,9 @@ class ThingKind:
 
     Attributes:
         name, category: names in mmdet3d and in nuScenes.
-        wlh: nuScenes' mean sizes, m.
-        hue, pattern: look of its objects.
+        wlh: nuScenes' mean width, length and height, m.
+        hue, pattern: look of its objects: degrees, and 'plain', 'vertical' or 'horizontal' (stripes), or
+            'checker'.
         near, far: distances from the ego at which objects are placed, m.
         horizon: distance from which on they are neither drawn nor annotated, m.
         moving_share: share of moving objects.
@@ -95,7 +96,7 @@ class Thing:
         xy: position (2,), m.
         heading: yaw, radians.
         speed, turn_rate: steady motion, m/s and radians/s.
-        tint: hue offset and brightness of its colour.
+        tint: degrees that are added to the hue of its kind, and the value (HSV, 0 to 1) of its colour.
     """
 
     label: int
@@ -134,8 +135,9 @@ class World:
         things: all objects.
         active: (frames, objects) bool, whether an object is within the horizon in a key frame.
         night: whether it is night.
-        gain: brightness of pictures.
-        dropped: (frames, 6) int, 0 for a good picture, 1 for a dark one, 2 for one washed out by glare.
+        gain: factor of the brightness of pictures.
+        dropped: (frames, 6) int, a column per camera in the order of `nuscenes_sensors.CAMERAS`: 0 for a good
+            picture, 1 for a dark one, 2 for one washed out by glare.
     """
 
     drive: Drive
@@ -250,7 +252,7 @@ def make_world(rng: np.random.Generator, frames: int, drop_share: float) -> Worl
 
     Args:
         rng: random generator.
-        frames: number of key frames, at 2 Hz.
+        frames: number of key frames, at 2 Hz, 1 or more.
         drop_share: chance, 0 to 1, that a good camera drops out in the next key frame; it never does so in
             the first frame or twice in a row.
     """

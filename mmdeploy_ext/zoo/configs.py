@@ -133,7 +133,8 @@ def read_configs(files: Sequence[Path], heads: Sequence[str] = ()) -> Iterator[C
     """Yield the config of each file, and None for a file that does not belong to the zoo.
 
     Such a file has no model, or none of the `heads` (class names; no names select all), or it has a
-    `backend_config`, as the deployment configs of mmdeploy. A file that cannot be read belongs to the zoo.
+    `backend_config`, as the deployment configs of mmdeploy. A file that cannot be read belongs to the zoo if
+    no `heads` are named, since nothing is known of its own; its `Config` has empty parts and no digest.
     """
     for path in files:
         digest = ''
@@ -231,7 +232,11 @@ def _types(part: Any) -> str:
 
 
 def without_augmentation(cfg: Any) -> tuple[str, ...]:
-    """Remove test-time augmentation from a config in place; return notes about what was removed."""
+    """Remove test-time augmentation from a config in place; return notes about what was removed.
+
+    It is that of `data.test`, and of the data set that this wraps; nothing is removed from a list of data
+    sets. The keys of directions, such as `pcd_horizontal_flip`, stay: without `flip` they have no effect.
+    """
     removed = []
     dataset = (cfg.get('data') or {}).get('test') or {}
     while isinstance(dataset, dict):  # a wrapper holds its data set as `dataset`

@@ -35,14 +35,29 @@ YAW, REST, SMOKE_VALUES = Target(0.5, 1.5), Target(0.5, 1.0), Target(0.0, 0.7)
 
 
 def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
-    """Fill a detector in place, by the normalisation of its config, and return it."""
+    """Fill a detector with seeded weights in place, set it to evaluation mode and return it.
+
+    The outputs of its last layers get their targets on drawn pictures, with the mean and deviation that a
+    photograph has after the normalisation of the config.
+
+    Args:
+        model: FCOS3D, PGD or SMOKE of mmdet3d, on the CPU, where the pictures are.
+        cfg: its mmcv `Config`.
+        seed: seed of weights and pictures, 0 or more; equal seeds give equal weights.
+
+    Raises:
+        ConfigError: the config has no test pipeline.
+    """
     return fill_seeded(model, seed, *normalised_photograph(cfg), head_steps=_head_steps)
 
 
 def _head_steps(
     model: nn.Module, pictures: torch.Tensor, exposed_pictures: torch.Tensor
 ) -> tuple[HeadStep, HeadStep]:
-    """Return the step that runs the head, and the step that rescales its last layers."""
+    """Return the step that runs the head, and the step that rescales its last layers.
+
+    `exposed_pictures` are in the dark and in bright light; no class logit exceeds `MAX_LOGIT` on them.
+    """
     return model.bbox_head, functools.partial(_scale, model, exposed_pictures)
 
 

@@ -1,5 +1,9 @@
 """The head of Sparse4D: a list of operations on instances, in the order that its config gives.
 
+An anchor has the 11 columns of `blocks.py`: x, y, z of the centre (m), logarithms of length, width and
+height, sine and cosine of the yaw (radians), velocity in x, y and z (m/s). Anchors and boxes are in the LiDAR
+frame of the present.
+
 Glossary: B batch, N cameras, A instances of a frame, M of them remembered, C channels, K classes.
 
 Source of names and algorithm: HorizonRobotics/Sparse4D c41df4b, models/sparse4d_head.py and
@@ -38,8 +42,8 @@ class SparseBox3DDecoder:
     """The best instances of a frame as boxes.
 
     Args:
-        num_output: number of boxes.
-        score_threshold: smallest score, before it is multiplied by the centerness; None keeps all boxes.
+        num_output: number of boxes, at most A.
+        score_threshold: smallest score of a box, before it is multiplied by the centerness; None keeps all.
         sorted: True, as in the published configs.
     """
 
@@ -58,7 +62,8 @@ class SparseBox3DDecoder:
             quality: (B, A, 2) logits of centerness and yawness.
 
         Returns:
-            `boxes_3d` (n, 10): x, y, z of the centre, length, width, height, yaw, velocity x, y, z;
+            `boxes_3d` (n, 10): x, y, z of the centre, length, width, height (m), yaw (radians, -pi to pi),
+            velocity x, y, z (m/s);
             `scores_3d` (n,), times the centerness; `labels_3d`, `instance_ids` (n,); `cls_scores` (n,)
             without the centerness, in the order of their own, which is upstream's: row i is not of box i.
         """
@@ -95,10 +100,15 @@ class Sparse4DHead(BaseModule):
     Args:
         instance_bank, anchor_encoder, graph_model, norm_layer, ffn, deformable_model, refine_layer,
             temp_graph_model, decoder: configs.
-        num_single_frame_decoder: refinements before the remembered instances come in; -1: they never do.
+        num_single_frame_decoder: refinements after which the remembered instances replace the worst of this
+            frame's; -1: they never do. 'temp_gnn' attends to them in any case.
         operation_order: kind of each operation; the last one is a refinement.
         decouple_attn: True, as in the published configs.
         training: options that training alone reads.
+
+    Raises:
+        ConfigError: another `decouple_attn` or kind of operation, a last one that is no refinement, or a
+            decoder that gives more boxes than the bank has instances.
     """
 
     def __init__(
@@ -155,12 +165,15 @@ class Sparse4DHead(BaseModule):
     def forward(self, features: Features, metas: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the layers predict, and keep instances and ids for the next frame.
 
-        `metas` has what `InstanceBank.get` takes, `projection_mat` (B, N, 4, 4) and `image_wh` (B, N, 2).
+        Args:
+            features: feature maps of the cameras, see `aggregation.Features`.
+            metas: `timestamp` and `img_metas`, see `InstanceBank.get`; `projection_mat` (B, N, 4, 4), from
+                the LiDAR frame to pixels; `image_wh` (B, N, 2), width and height of the pictures in pixels.
 
         Returns:
             'prediction', 'classification' and 'quality': lists with a tensor per refinement, (B, A, 11),
-            (B, A, K) and (B, A, 2); the latter two have None where they are not computed. 'instance_id':
-            (B, A) int64.
+            (B, A, K) and (B, A, 2); the latter two have None but for the refinement
+            `num_single_frame_decoder` and the last one. 'instance_id': (B, A) int64.
         """
         bank, encode, last_operation = self.instance_bank, self.anchor_encoder, len(self.layers) - 1
         feature, anchor, interval = bank.get(metas)

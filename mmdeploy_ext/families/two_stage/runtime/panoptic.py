@@ -1,8 +1,9 @@
 """Two-stage detectors that give panoptic maps, without PyTorch: numpy fusion of the form 'raw'.
 
 A graph of the form 'full' ends with the maps, one of the form 'raw' with boxes, their masks and a semantic
-map. Glossary: B batch, n boxes, m side of a mask, S classes of stuff, H4, W4 size of the semantic map, h, w
-size of the original.
+map. A pixel of a panoptic map is class + 1000 * number of the thing (0 of stuff), or the number of classes
+if it is in no segment. Glossary: B batch, n boxes, m side of a mask, S classes of stuff, H4, W4 size of the
+semantic map, h, w size of the original.
 """
 
 from __future__ import annotations
@@ -29,13 +30,17 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Segme
         metadata: metadata of the file: `form`, and `postprocess` with what `fuse_instances` reads, and
             `mask_thr`, the value 0..1 from which on a pixel belongs to a mask.
         outputs: outputs of the graph by name: of the form 'full' `panoptic` (B, h, w) int32; of the form
-            'raw' `dets` (B, n, 5) x1 y1 x2 y2 score in pixels of the original, `labels` (B, n) int64, -1 for
-            padding, `masks` (B, n, m, m) 0..1 in the frame of the box, and `semantic_logits` (B, S + 1, H4,
-            W4).
+            'raw' `dets` (B, n, 5) x1 y1 x2 y2 score in pixels of the original, the best first, `labels`
+            (B, n) int64, -1 for padding, `masks` (B, n, m, m) 0..1 in the frame of the box, and
+            `semantic_logits` (B, S + 1, H4, W4), whose last channel is no stuff. Where masks overlap, the
+            earlier box has the pixel.
         feeds: inputs of the graph by name, and what results need besides, for the form 'raw': `ori_shape`
             (2,), height and width of the map; and, if they are there, `img_shape` (B or 1, 2), those of the
             images before padding (0: all of the input), and `scale_factor` (B or 1, 4), by which boxes were
             divided.
+
+    Raises:
+        ModelFileError: a pixel of `panoptic` is no such value.
     """
     facts = metadata.postprocess
     if metadata.form == 'full':

@@ -31,9 +31,21 @@ FAR = 1e30
 
 
 def smallest_rectangle(xp: ModuleType, x: Any, y: Any, version: str) -> Any:
-    """Return the rectangles (B, A, 5) around points x and y (B, A, P): centre, width, height, angle.
+    """Return the rectangles (B, A, 5) around points: centre x and y, width, height, angle.
 
-    In the version `oc` the angle is in 0..pi/2, in others the width is the longer side.
+    Places and sizes are in the unit of the points. The angle is that of the side called width, in radians
+    from x towards y. Where it is pi/2 numpy warns of a division by zero, whose result is right.
+
+    Args:
+        xp: numpy or torch, the module of the points.
+        x: (B, A, P) floats, P 2 or more.
+        y: (B, A, P) floats.
+        version: key of `angles.VERSIONS`, the version of the angle. In 'oc' it is in 0..pi/2, ends included,
+            and the width may be the shorter side. In 'le90' it is in -pi/2..pi/2 and in 'le135' in
+            -pi/4..3 pi/4, without the upper end, and the width is the longer side.
+
+    Raises:
+        KeyError: another version.
     """
     pairs = np.array(list(itertools.combinations(range(x.shape[-1]), 2)))
     dx, dy = (values[..., pairs[:, 1]] - values[..., pairs[:, 0]] for values in (x, y))
