@@ -123,11 +123,12 @@ class Deployment:
         return self.family.model_classes(self.model)
 
     def differing_methods(self, any_size: bool) -> list[DifferingMethod]:
-        """Return the methods of the model that the graphs replace by other code than theirs.
+        """Return the methods of the model, and steps of its pipeline, that files replace by other code.
 
         `any_size` is whether the graphs have open axes.
         """
-        return self.family.differing_methods(self.model, any_size)
+        family = self.family
+        return [*family.differing_methods(self.model, any_size), *family.differing_steps(self.cfg)]
 
     @property
     def replaced_kernels(self) -> list[str]:

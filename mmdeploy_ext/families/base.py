@@ -278,6 +278,10 @@ class Family(abc.ABC):
         table = {**table_of(LAYERS_FOLDER), **table_of(folder_of(self))}
         return differing_methods([*replaced_layers(model, any_size), *self.replaced(model)], table)
 
+    def differing_steps(self, cfg: Any) -> list[DifferingMethod]:
+        """Return the steps of the test pipeline of a config that are not the ones which its rule follows."""
+        return []
+
     def postprocess_facts(self, model: torch.nn.Module) -> dict[str, Any]:
         """Return the metadata's entry `postprocess`, name -> value: decoding of the outputs, memory."""
         return {}

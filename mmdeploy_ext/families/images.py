@@ -34,8 +34,9 @@ from mmdeploy_ext.core.config import replaced_entry, test_pipeline
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.families.building import build_without_weights, has_head, head_of
 from mmdeploy_ext.families.limits import Kind, Limit, limits_of
+from mmdeploy_ext.families.replaced import DifferingMethod, differing_steps
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
-from mmdeploy_ext.preprocess.pipeline_rule import rule_from_pipeline
+from mmdeploy_ext.preprocess.pipeline_rule import KNOWN, rule_from_pipeline, steps_of
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.family_runtime import runtime_of
 
@@ -104,6 +105,11 @@ class ImageFamily(Family):
 
     def preprocess_rule(self, cfg: Any) -> PreprocessRule:
         return rule_from_pipeline(test_pipeline(cfg))
+
+    def differing_steps(self, cfg: Any) -> list[DifferingMethod]:
+        from mmdet.datasets.builder import PIPELINES
+
+        return differing_steps(steps_of(test_pipeline(cfg), *KNOWN), PIPELINES)
 
     @abc.abstractmethod
     def spec(self, model: torch.nn.Module, options: Options) -> GraphSpec:

@@ -14,14 +14,16 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
+from mmdeploy_ext.core.foreign_functions import foreign_functions, is_foreign
 from mmdeploy_ext.core.source_code import (
     DECORATORS,
     SourceLines,
     functions_behind,
     module_of,
+    source_of_class,
     source_of_function,
 )
 
@@ -145,8 +147,9 @@ def differing_methods(replaced: Iterable[Replaced], table: Table) -> list[Differ
 
     ValueError: the table has no such class.
     """
-    differing = {}
-    for entry in replaced:
+    differing: dict[str, DifferingMethod] = {}
+    entries = list(replaced)
+    for entry in entries:
         followed = table.get(entry.upstream)
         if followed is None:
             raise ValueError(f'{TABLE}: has no class {entry.upstream!r}; expected one that a family follows')
@@ -159,10 +162,51 @@ def differing_methods(replaced: Iterable[Replaced], table: Table) -> list[Differ
             if source is not None:
                 owner = entry.part if isinstance(entry.part, ModuleType) else type(entry.part)
                 name = f'{owner.__name__}.{method}'
-                differing[name] = DifferingMethod(
-                    name, source.file, source.first, source.last, entry.upstream
-                )
+                differing[name] = _described(name, source, entry.upstream)
+    live = (getattr(entry.part, method, None) for entry in entries for method in entry.methods)
+    for method in called_of_others(function for function in live if function is not None):
+        differing.setdefault(method.name, method)
     return list(differing.values())
+
+
+def differing_steps(steps: Iterable[Mapping[str, Any]], registry: Any) -> list[DifferingMethod]:
+    """Return the steps of a test pipeline that have a library's name, and are the user's or call its code.
+
+    The rule in a file follows the library's steps, so that the pictures of a proof judge others.
+
+    Args:
+        steps: the steps that a rule knows by their names.
+        registry: mmcv's registry of pipeline steps.
+    """
+    differing: dict[str, DifferingMethod] = {}
+    for name in dict.fromkeys(str(step.get('type')) for step in steps):
+        kind = registry.get(name)
+        methods = [value for base in getattr(kind, '__mro__', ()) for value in vars(base).values()]
+        functions = [getattr(value, '__func__', value) for value in methods]
+        functions = [function for function in functions if isinstance(function, FunctionType)]
+        if kind is not None and not kind.__module__.startswith(('mmdet.', 'mmdet3d.', 'mmdeploy_ext.')):
+            differing[name] = _described(name, source_of_class(kind), f'mmdet.{name}')
+            continue
+        for function in filter(is_foreign, functions):
+            method = function.__qualname__
+            differing[method] = _described(method, source_of_function(function), f'mmdet.{name}')
+        differing |= {method.name: method for method in called_of_others(functions)}
+    return list(differing.values())
+
+
+def called_of_others(functions: Iterable[Any]) -> list[DifferingMethod]:
+    """Return the functions of the user's code that `functions` of a library call in the place of a library's.
+
+    They count as methods that differ: neither the code of `functions` nor that of a graph shows them.
+    """
+    return [
+        _described(name, source_of_function(function), name.rpartition('.')[0])
+        for name, function in foreign_functions(functions).items()
+    ]
+
+
+def _described(name: str, source: SourceLines, upstream: str) -> DifferingMethod:
+    return DifferingMethod(name, source.file, source.first, source.last, upstream)
 
 
 def _differing_source(method: Any, hashes: Sequence[str]) -> SourceLines | None:

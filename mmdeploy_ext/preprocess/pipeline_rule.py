@@ -17,6 +17,8 @@ NEUTRAL = (
     'LoadImageFromFileMono3D', 'RandomFlip3D', 'DefaultFormatBundle3D', 'Collect3D',
 )  # fmt: skip
 """Steps that change no pixel of a test."""
+KNOWN = ('MultiScaleFlipAug', *ORDERED, *NEUTRAL)
+"""Steps that the rule reads, by their names."""
 FLIPS = dict(RandomFlip='flip_ratio', RandomFlip3D='flip_ratio_bev_horizontal')
 """Step that flips pictures -> its option with the share of them."""
 REQUIRED = {
