@@ -158,7 +158,7 @@ OF_PAGES = {
         Entry(
             'mm2onnx prove-module ',
             why='own module',
-            test=SELF + 'proof/test_prove_module.py::test_the_command_proves_and_refuses',
+            test=SELF + 'proving/test_prove_module.py::test_the_command_proves_and_refuses',
         ),
     ),
     'docs/half-precision.md': (
@@ -272,12 +272,12 @@ ENTRIES = (
     Entry(r'make demo(-stream|-lidar|-fusion)?$', why='steps'),
     Entry(r'make site$', why='site', test='tests/test_site.py::test_no_link_and_no_anchor_dangles'),
     Entry(
-        r'make doctor$', why='doctor', test=SELF + 'stack/test_doctor.py::test_exit_status_report_and_json'
+        r'make doctor$', why='doctor', test=SELF + 'compat/test_doctor.py::test_exit_status_report_and_json'
     ),
     Entry(
         r'python -m mmdeploy_ext\.compat\.doctor',
         why='long',
-        test=SELF + 'stack/test_doctor.py::test_exit_status_report_and_json',
+        test=SELF + 'compat/test_doctor.py::test_exit_status_report_and_json',
     ),
     # ---- a model of the repository, from the export to the failed verdict
     Entry(r'[A-Z]+=\S+$|LOOP=', run=True),
