@@ -176,12 +176,13 @@ def _with_centers(model):
     return model.eval()
 
 
-def toy(folder, **more):
-    """Return the deployment of the toy; more as of `write_config`."""
+def toy(folder, classes=(), **more):
+    """Return the deployment of the toy; its checkpoint has the names `classes`. More as of `write_config`."""
     from mmdeploy_ext.core.config import load_config
 
     config = write_config(folder / 'm.py', **more)
-    torch.save(dict(state_dict=seeded(load_config(config)).state_dict()), folder / 'm.pth')
+    weights, meta = seeded(load_config(config)).state_dict(), dict(CLASSES=classes) if classes else {}
+    torch.save(dict(meta=meta, state_dict=weights), folder / 'm.pth')
     return deploy.load(config, str(folder / 'm.pth'))
 
 

@@ -77,6 +77,25 @@ def classes_of(model: Any) -> Iterator[type]:
             yield from (type(entry) for entry in several)
 
 
+def files_of_users_classes(model: Any) -> set[Path]:
+    """Return the files, absolute, that define the user's classes among those of a `torch.nn.Module`.
+
+    They are those of `model_classes` that are not `ours`. Methods of a library's class that a plugin
+    replaced are in the plugin's file.
+    """
+    files = set()
+    for base in dict.fromkeys(base for kind in classes_of(model) for base in kind.__mro__):
+        if all(entry.ours for entry in _described(base)):
+            continue
+        path = file_of_class(base)
+        if is_installed(base.__module__.partition('.')[0], path):
+            replaced = _replaced_functions(base).values()
+            files.update(Path(function.__code__.co_filename) for function in replaced)
+        else:
+            files.add(path)
+    return {file.resolve() for file in files}
+
+
 def _described(kind: type) -> Iterator[ModelClass]:
     """Yield the entry of a class; of a library's class those of its replaced methods, if there are any."""
     package = kind.__module__.partition('.')[0]
@@ -86,17 +105,20 @@ def _described(kind: type) -> Iterator[ModelClass]:
     if path is None:
         return
     if is_installed(package, path):
-        yield from _replaced_methods(kind)
+        for name, function in _replaced_functions(kind).items():
+            source = source_of_function(function)
+            yield ModelClass(f'{kind.__qualname__}.{name}', source.file, source.sha256, ours=False)
         return
     source = source_of_class(kind)
     yield ModelClass(kind.__qualname__, source.file, source.sha256, path.resolve().is_relative_to(OURS))
 
 
-def _replaced_methods(kind: type) -> Iterator[ModelClass]:
-    """Yield the methods of a library's class that the user's code has replaced.
+def _replaced_functions(kind: type) -> dict[str, Any]:
+    """Return name -> function of the methods of a library's class that the user's code has replaced.
 
     Those that `mmdeploy_ext` itself replaced are left out; they are in `compat`.
     """
+    functions = {}
     for name, value in vars(kind).items():
         function = getattr(value, '__func__', value)
         code = getattr(function, '__code__', None)
@@ -107,8 +129,8 @@ def _replaced_methods(kind: type) -> Iterator[ModelClass]:
         if package in (*LIBRARIES, mmdeploy_ext.__name__) or package in sys.stdlib_module_names:
             continue
         if not is_installed(package, path):
-            source = source_of_function(function)
-            yield ModelClass(f'{kind.__qualname__}.{name}', source.file, source.sha256, ours=False)
+            functions[name] = function
+    return functions
 
 
 def changed_classes(exported: Iterable[Mapping[str, Any]], present: Iterable[ModelClass]) -> list[str]:

@@ -45,6 +45,7 @@ class Site:
             (the condition of a `while`, or what a `for` goes through), 'counted' (a `range`, directly or by a
             name), 'unpack' (an assignment to a tuple of names); 'handled' if it is none of these and the
             function tests for torch.Tensor by `isinstance`; else ''.
+        path: absolute path of the file.
     """
 
     file: str
@@ -54,6 +55,7 @@ class Site:
     library: bool = False
     via: Site | None = dataclasses.field(default=None, compare=False)
     waiting: str = ''
+    path: str = dataclasses.field(default='', compare=False)
 
     @property
     def text(self) -> str:
@@ -124,7 +126,12 @@ def site_at(file: str, line: int, function: str = '') -> Site:
     read, or has no such line, gives a site without code.
     """
     return Site(
-        _displayed_path(file), line, function, linecache.getline(file, line).strip(), _is_library(file)
+        _displayed_path(file),
+        line,
+        function,
+        linecache.getline(file, line).strip(),
+        _is_library(file),
+        path=os.path.abspath(file),
     )
 
 

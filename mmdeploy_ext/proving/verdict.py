@@ -15,6 +15,7 @@ from mmdeploy_ext.proving.results import SHOWN
 if TYPE_CHECKING:
     from mmdeploy_ext.core.model_classes import ModelClass
     from mmdeploy_ext.families.replaced import DifferingMethod
+    from mmdeploy_ext.proving.levels.traced_lines import TracedLine
     from mmdeploy_ext.proving.results import (
         Case,
         Check,
@@ -39,6 +40,8 @@ class Verdict:
         model_classes: classes of the model that no installed library has: the user's, and ours.
         differing_methods: methods of the model whose code differs from that which the graphs compute in their
             place; equal graphs prove nothing then, and inputs decide.
+        traced_lines: lines of the user's code that choose by values or sizes; a graph has one of their ways,
+            and inputs decide.
         trials: level 3 of exports of the post-processing with other limits.
         sequence: level 4; empty for models without a memory.
         metrics: level 5; empty when no data set was evaluated.
@@ -60,6 +63,7 @@ class Verdict:
     trials: list[Case] = dataclasses.field(default_factory=list)
     model_classes: list[ModelClass] = dataclasses.field(default_factory=list)
     differing_methods: list[DifferingMethod] = dataclasses.field(default_factory=list)
+    traced_lines: list[TracedLine] = dataclasses.field(default_factory=list)
 
     @property
     def precision(self) -> str:
@@ -84,11 +88,14 @@ class Verdict:
 
     @property
     def by_inputs(self) -> str:
-        """Why inputs decide in place of graphs: edits, or methods that differ; '' if graphs decide."""
+        """Why inputs decide in place of graphs: edits, methods that differ, lines that choose; '' if none."""
         reasons = [graph.by_inputs for graph in self.graphs if graph.by_inputs]
         reasons += [f'{method.name} differs' for method in self.differing_methods[:SHOWN]]
         if len(self.differing_methods) > SHOWN:
             reasons.append(f'{len(self.differing_methods) - SHOWN} more methods differ')
+        reasons += [line.reason for line in self.traced_lines[:SHOWN]]
+        if len(self.traced_lines) > SHOWN:
+            reasons.append(f'{len(self.traced_lines) - SHOWN} more lines choose so')
         return ', '.join(dict.fromkeys(reasons))
 
     @property
@@ -181,6 +188,8 @@ class Verdict:
                 plain['text'] = difference.text
         for method, entry in zip(self.differing_methods, content['differing_methods'], strict=True):
             entry['text'] = method.text
+        for line, entry in zip(self.traced_lines, content['traced_lines'], strict=True):
+            entry['text'] = line.text
         if self.preprocessing is not None:
             content['preprocessing'].update(text=self.preprocessing.text, passed=self.preprocessing.passed)
         for entry in content['metrics']:

@@ -247,7 +247,7 @@ DATA = {
     'singular extrinsics': (
         lambda i: camera(i).update(sensor2lidar_rotation=np.zeros((3, 3))),
         1,
-        'lidar2img of camera 3 is singular',
+        'CAM_BACK: sensor2lidar_rotation is singular',
     ),
     'a rotation that is none': (
         lambda i: camera(i).update(sensor2lidar_rotation=np.eye(3) * 1.2),

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.proving.fresh_export import FreshExport
+    from mmdeploy_ext.proving.levels.traced_lines import TracedLine
     from mmdeploy_ext.proving.results import Case, Check, PreprocessingResult
 
 ROUNDED = (
@@ -168,6 +169,7 @@ class Proof(abc.ABC):
             for file in self.files
         ]
         verdict.differing_methods = self.deployment.differing_methods(any(open_axes))
+        verdict.traced_lines = self.traced_lines()
         verdict.structure += user_model_checks(self.deployment)
         verdict.structure += asked_checks(self.files[-1].options, asked or {})
         verdict.notes += [
@@ -177,6 +179,13 @@ class Proof(abc.ABC):
         verdict.notes += self.deployment.replaced_kernels
         verdict.preprocessing = self.preprocessing()
         return verdict
+
+    def traced_lines(self) -> list[TracedLine]:
+        """Return the lines of the user's code that choose by values or sizes, see `traced_lines.py`.
+
+        Here there are none: only proofs of pictures run the model's stages under observation.
+        """
+        return []
 
     @abc.abstractmethod
     def start(self, stack: contextlib.ExitStack) -> None:

@@ -70,9 +70,9 @@ def print_structure(checks: Sequence[Check], console: Console) -> None:
 
 
 def code_lines(verdict: Verdict) -> list[str]:
-    """Return lines about classes of the model that no library has, and about methods that differ.
+    """Return lines about classes of the model that no library has, and about why inputs decide.
 
-    They are `Verdict.model_classes` and `Verdict.differing_methods`.
+    They are `Verdict.model_classes`, `Verdict.differing_methods` and `Verdict.traced_lines`.
     """
     users = [entry for entry in verdict.model_classes if not entry.ours]
     ours = [entry.name for entry in verdict.model_classes if entry.ours]
@@ -88,6 +88,10 @@ def code_lines(verdict: Verdict) -> list[str]:
     if len(methods) > MAX_REASONS:
         count = len(methods) - MAX_REASONS
         lines.append(f'inputs decide: {count} more methods differ; the JSON file has them all')
+    lines += [f'inputs decide: {line.text}' for line in verdict.traced_lines[:MAX_REASONS]]
+    if len(verdict.traced_lines) > MAX_REASONS:
+        count = len(verdict.traced_lines) - MAX_REASONS
+        lines.append(f'inputs decide: {count} more lines choose so; the JSON file has them all')
     return lines
 
 

@@ -1,0 +1,130 @@
+"""Lines of the user's code that choose by what an export writes as a constant, so that inputs have to judge.
+
+A graph has the way that the traced example took: an `if` on values is not in it, nor is one on sizes in a
+file of any size. A fresh export takes the same way, so equal graphs say nothing about the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from mmdeploy_ext.core.model_classes import files_of_users_classes
+from mmdeploy_ext.families.images import run_stage
+from mmdeploy_ext.lint import check
+from mmdeploy_ext.lint.rules import RIGHT, RULES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import numpy as np
+
+    from mmdeploy_ext.contract.stages import Stage
+    from mmdeploy_ext.lint.report import Finding
+
+VALUES = ('value-to-python', 'value-to-numpy', 'value-in-branch', 'value-in-loop')
+SIZES = ('size-to-python', 'size-in-branch', 'size-in-loop', 'size-changed-in-place')
+"""Rules of the linter about numbers that a trace has as constants: values of tensors, and sizes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TracedLine:
+    """A line of the user's code that chooses by values or sizes.
+
+    Attributes:
+        file: as the linter shows it: relative to the working directory, or its name.
+        line: its number, from 1 on; 0 if the code could not be observed.
+        code: its text without indentation; for line 0 the reason.
+        by: 'values' or 'sizes'.
+    """
+
+    file: str
+    line: int
+    code: str
+    by: str
+
+    @property
+    def reason(self) -> str:
+        """Why inputs decide, in a few words for the claim of a verdict."""
+        if not self.line:
+            return f'{self.file} could not be observed'
+        return f'{self.file}:{self.line} chooses by {self.by}'
+
+    @property
+    def text(self) -> str:
+        """The sentence of the verdict about it."""
+        if not self.line:
+            return f'{self.reason}: {self.code}'
+        return f'{self.reason} (`{self.code}`); the graph has what the traced input chose'
+
+
+def traced_lines(
+    chain: Sequence[Stage], runs: Sequence[Mapping[str, np.ndarray]], exporter: str, any_size: bool
+) -> list[TracedLine]:
+    """Return the lines of the user's code in a chain of modules that choose by values, or by sizes.
+
+    Stages without a module of the user's are only run, as far as later ones need their outputs.
+
+    Args:
+        chain: the modules as PyTorch runs them, see `Family.stages`.
+        runs: the inputs of the chain, name -> array, of one run, or of two of other sizes.
+        exporter: the exporter of the file, 'torchscript' or 'dynamo', for stages that have none of their own;
+            what it follows is left out.
+        any_size: whether sizes may differ, so that lines that choose by them count.
+    """
+    files_of = [files_of_users_classes(stage.module) for stage in chain]
+    lines: list[TracedLine] = []
+    feeds = [dict(run) for run in runs]
+    for index, (stage, files) in enumerate(zip(chain, files_of, strict=True)):
+        if not any(files_of[index:]):
+            break
+        if files:
+            lines += _lines_of_stage(stage, feeds, stage.exporter or exporter, any_size, files)
+        if any(files_of[index + 1 :]):
+            for arrays in feeds:
+                arrays.update(run_stage(stage, arrays))
+    return list(dict.fromkeys(lines))
+
+
+def _lines_of_stage(
+    stage: Stage,
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    exporter: str,
+    any_size: bool,
+    files: Iterable[Path],
+) -> list[TracedLine]:
+    """Return the lines of one stage; one that says so if the stage cannot be observed."""
+    parameter = next(stage.module.parameters(), None)
+    device = torch.device('cpu') if parameter is None else parameter.device
+    inputs = [tuple(torch.from_numpy(arrays[name]).to(device) for name in stage.inputs) for arrays in feeds]
+    try:
+        report = check(
+            stage.module,
+            inputs[0],
+            other_inputs=inputs[1] if len(inputs) > 1 else None,
+            dynamic=any_size,
+            exporters=(exporter,),
+            try_exports=False,
+        )
+    except Exception as error:  # the user's code may do with a watched size what no plain number minds
+        return [TracedLine(stage.name, 0, f'{type(error).__name__}: {error}'[:200], 'values')]
+    folders = {file.parent for file in files}
+    rules = VALUES + SIZES if any_size else VALUES
+    rules = tuple(rule for rule in rules if RULES[rule].outcomes[exporter] != RIGHT)
+    return [_line(finding) for finding in report if finding.rule in rules and _is_in(finding, folders)]
+
+
+def _is_in(finding: Finding, folders: Iterable[Path]) -> bool:
+    """Return whether a finding is at a line of the user's folders that is no assert nor the like."""
+    site = finding.site
+    if site is None or site.library or site.waiting == 'guard':
+        return False
+    return any(Path(site.path).is_relative_to(folder) for folder in folders)
+
+
+def _line(finding: Finding) -> TracedLine:
+    by = 'values' if finding.rule in VALUES else 'sizes'
+    return TracedLine(finding.site.file, finding.site.line, finding.site.code, by)

@@ -1,0 +1,82 @@
+"""Lines of the user's code that choose by values or sizes: a graph has one of their ways."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+
+from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.proving.levels.traced_lines import traced_lines
+from mmdeploy_ext.proving.verdict import Verdict
+
+NECK = """
+import torch
+
+
+class Neck(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        assert x.max() < 1e6
+        {line}
+        return self.conv(x)
+"""
+INPUT, LARGER = (np.full((1, 3, *size), 0.5, np.float32) for size in ((8, 8), (16, 24)))
+VALUE = 'if x.max() > 9: x = x * 2'
+SIZE = 'if x.shape[2] > 900: x = x * 2'
+
+
+def neck(folder, line):
+    path = folder / 'users_neck.py'
+    path.write_text(NECK.format(line=line))
+    spec = importlib.util.spec_from_file_location('users_neck', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Neck().eval()
+
+
+def lines_of(module, any_size=False, exporter='torchscript'):
+    chain = [
+        Stage('scale', torch.nn.Identity(), ('image',), ('scaled',)),
+        Stage('network', module, ('scaled',), ('maps',)),
+    ]
+    runs = [{'image': array} for array in ((INPUT, LARGER) if any_size else (INPUT,))]
+    return traced_lines(chain, runs, exporter, any_size)
+
+
+@pytest.mark.parametrize(
+    ('line', 'any_size', 'by'),
+    [(VALUE, False, 'values'), (VALUE, True, 'values'), (SIZE, True, 'sizes'), (SIZE, False, None)],
+)
+def test_a_line_that_chooses_makes_inputs_decide(tmp_path, line, any_size, by):
+    verdict = Verdict({}, traced_lines=lines_of(neck(tmp_path, line), any_size))
+    assert [(entry.line, entry.code, entry.by) for entry in verdict.traced_lines] == (
+        [(12, line, by)] if by else []
+    )
+    assert verdict.by_inputs == (f'users_neck.py:12 chooses by {by}' if by else '')
+
+
+def test_what_the_exporter_follows_does_not_count(tmp_path):
+    line = 'x = x * x.max().item()'
+    assert lines_of(neck(tmp_path, line), exporter='dynamo') == []
+    (entry,) = lines_of(neck(tmp_path, line))
+    assert entry.by == 'values' and line in entry.text
+
+
+def test_arithmetic_and_sizes_as_they_are_choose_nothing(tmp_path):
+    line = 'x = torch.where(x > 9, x * 2, x) + x.shape[2] // 2'
+    assert lines_of(neck(tmp_path, line), any_size=True) == []
+
+
+def test_code_that_cannot_be_observed_makes_inputs_decide(tmp_path):
+    line = 'x = x if type(x.shape[2]) is int else x.missing'
+    (entry,) = lines_of(neck(tmp_path, line), any_size=True)
+    assert entry.line == 0 and 'could not be observed' in entry.reason
+
+
+def test_a_library_s_module_is_not_run(monkeypatch):
+    monkeypatch.setattr(torch.nn.Conv2d, 'forward', None)
+    assert lines_of(torch.nn.Conv2d(3, 4, 1)) == []
