@@ -35,6 +35,7 @@ JUDGES = (
     'graph',
     'models',
     'preprocess',
+    'lint',
     'proving',
     'runtime',
     'sparse',
