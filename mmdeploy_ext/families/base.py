@@ -218,6 +218,10 @@ class Family(abc.ABC):
         """
         return {}
 
+    def with_further_names(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Give the parts of a model that its class built the names that `build` adds, and return it."""
+        return model
+
     def config_sha256(self, cfg: Any) -> str:
         """Return a hash of the model and the test pipeline of the config, which decide the graph."""
         return config_sha256(cfg)

@@ -62,7 +62,10 @@ class ImageBranchFamily(TwoStageFamily):
 
     def build(self, cfg: Any) -> nn.Module:
         """Build the user's detector without weights, and give its parts mmdet's names besides."""
-        return with_names_of_mmdet(build_without_weights(cfg, build_detector, f'{PREFIX}backbone'))
+        return self.with_further_names(build_without_weights(cfg, build_detector, f'{PREFIX}backbone'))
+
+    def with_further_names(self, model: nn.Module) -> nn.Module:
+        return with_names_of_mmdet(model)
 
 
 def as_two_stage(cfg: Any) -> Any:

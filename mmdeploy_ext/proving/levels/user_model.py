@@ -79,7 +79,8 @@ def user_model_checks(deployment: Deployment) -> list[Check]:
         weights = deployment.family.checkpoint_weights(deployment.model)
     else:
         loaded = deployment.loaded_settings or module_settings(deployment.model)
-        model_text = model_difference(loaded, module_settings(fresh))
+        named = deployment.family.with_further_names(fresh)
+        model_text = model_difference(loaded, module_settings(named))
         checks.append(Check('model as its class builds it', not model_text, model_text))
         weights = deployment.model.state_dict()
         tensors = loaded_tensors(fresh, tensors)
