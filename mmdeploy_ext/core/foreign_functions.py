@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import sysconfig
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,8 @@ from mmdeploy_ext.core.source_code import functions_behind, is_installed, module
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-SITE_PACKAGES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ('purelib', 'platlib'))
-"""Folders of the packages that libraries import; a plugin is in a folder of the user."""
+PACKAGE_FOLDERS = ('site-packages', 'dist-packages')
+"""Names of the folders of installed packages; a plugin is in a folder of the user."""
 
 
 def foreign_functions(functions: Iterable[Any]) -> dict[str, Callable[..., Any]]:
@@ -55,7 +54,7 @@ def is_foreign(function: Callable[..., Any]) -> bool:
     package, path = module_of(function).partition('.')[0], Path(function.__code__.co_filename)
     if package in (*LIBRARIES, mmdeploy_ext.__name__) or package in sys.stdlib_module_names:
         return False
-    in_packages = any(path.resolve().is_relative_to(folder) for folder in SITE_PACKAGES)
+    in_packages = any(folder in path.resolve().parts for folder in PACKAGE_FOLDERS)
     return not in_packages and not is_installed(package, path)
 
 
