@@ -16,7 +16,7 @@ def overlaps(
 ) -> np.ndarray:
     """Return the overlap (N, K) of each box with each query box, in the float type of `boxes`.
 
-    Of integers the type is float64. Boxes without an area have no overlap, 0.
+    Of integers from 32 bits on the type is float64. Boxes without an area have no overlap, 0.
 
     Args:
         boxes: (N, 5) x, y, sizes along both axes, angle in radians, clockwise.

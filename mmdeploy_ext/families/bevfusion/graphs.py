@@ -26,7 +26,9 @@ TABLES = ('first', 'pixels', 'second', 'third', 'slots')
 """Outputs of the rig's graph that are inputs of the frame's, see `ViewTransform.pool_tables`.
 
 They replace a scatter by gathers: a row of `first` lists points that are added up, a row of `second` rows of
-`first`, a row of `third` rows of `second`; `slots` has for each cell the row with its sum.
+`first`, a row of `third` rows of `second`; `slots` has for each cell the row with its sum. Row 0 of each
+table is empty and stands for none: entry k of `second` or `third` is row k, but entry k of `first` is
+point k - 1.
 """
 TABLE_MEANINGS = dict(
     cells='cell of each point of the frustum, x * Y + y; X * Y for none',

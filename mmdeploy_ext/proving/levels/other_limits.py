@@ -438,7 +438,10 @@ class LimitsRaised(Trial):
         return self.trials.deployment.family.exaggerated(self.trials.deployment.model)
 
     def values(self) -> Values:
-        """Return raised limits; that of the results is above what passes, so that thresholds decide."""
+        """Return raised limits; that of the results is above what passes, so that thresholds decide.
+
+        If at least as many pass as can be compared, it cuts some rows off.
+        """
         limits = [limit for limit in self.trials.limits if not self._is_first(limit)]
         values = [(limit, raised(limit)) for limit in limits if limit.kind not in COUNTED]
         (last,) = [limit for limit in limits if limit.kind is Kind.ROWS] or [None]
