@@ -26,23 +26,25 @@ class MemorySpec:
     tells such ties from errors by `places`, which show the query that a row was copied from.
 
     Attributes:
-        tensors: name of a tensor of `StreamState` -> its tolerance in float32.
-        outputs: name of such a tensor -> output of a graph that becomes it; in less than float32 the
-            tolerance of the output counts.
+        tensors: name of a tensor of `runtime.frames.StreamState` -> its tolerance in float32.
+        outputs: name of such a tensor -> output of a graph that becomes it; a proof of a file in less than
+            float32 takes the tolerance of the output, see `judged_by`.
         needed: outputs that every engine has to give; layers are on the first axis, and a graph may give the
             last layer alone.
         per_query: outputs with the queries on the axis before the last.
-        scores: the output of logits (layers, 1, Q, classes) by which rows are chosen; '' if scores never tie.
-        places: what rows copy from the outputs of their query, in m and m/s: (name in `tensors`, name of an
-            output, indices of those columns of the output that are the columns of the tensor).
-        topk: K.
-        propagated: P.
+        scores: the output of logits (layers, 1, Q, classes) by which rows are chosen; '' if they are chosen
+            by `confidence`, if none are chosen, or if K is not known.
+        places: what rows copy from the outputs of their query: (name in `tensors`, name of an output, indices
+            of those columns of the output that are all columns of the tensor, in its order). Neither is moved
+            before the two are compared: the memory after a frame is in the coordinates of that frame.
+        topk: K; 0 without `scores`.
+        propagated: P; 0 without `scores`.
         confidence: the output of confidences (1, Q) by which all rows are chosen anew in every frame; '' for
             a memory that keeps older rows.
-        first_scores: of a memory with a `confidence`, the reference's output (1, Q) of the scores by which a
-            frame's own instances are put in order; NaN for kept ones.
-        ids: of a memory with a `confidence`, the output of track ids (1, Q), the tensor of those of its rows,
-            and that of the next id; () without tracks.
+        first_scores: of a memory with a `confidence`, PyTorch's output (1, Q) of the scores by which a
+            frame's own instances are put in order; NaN for those that it took over from the last frame.
+        ids: of a memory with a `confidence`, the output of track ids (1, Q), -1 for none, the tensor of those
+            of its rows, and that of the next id; () without a `confidence`.
     """
 
     tensors: Mapping[str, ColumnGroup] = dataclasses.field(default_factory=dict)
@@ -60,7 +62,8 @@ class MemorySpec:
     def judged_by(self, spec: GraphSpec) -> Self:
         """Return the memory with the tolerances of those outputs of a graph that become its tensors.
 
-        `spec` is the contract of the graph. Tensors of which it has no output keep theirs. Such an output has
+        `spec` is the contract of the graph. Callers ask for it if the precision of a file is not float32,
+        which is not checked here. Tensors of which the graph has no output keep theirs. Such an output has
         one column group: of several the first is taken, and as the columns of the others are then in no
         group, every comparison of the tensor fails.
         """

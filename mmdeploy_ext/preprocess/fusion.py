@@ -104,8 +104,8 @@ class FusionRule(JsonDataclass):
     """The rules of both sensors.
 
     Attributes:
-        views: rule of the pictures of several cameras, or that of one picture of any size; None for a model
-            of LiDAR alone.
+        views: rule of the pictures of several cameras, or that of one picture of any size (MVX-Net); None for
+            a model of LiDAR alone.
         voxels: rule of the points; None for a model of cameras alone.
         load_dim: values per point in a file.
         use_dim: columns that the model takes, after sweeps of the past were merged.
@@ -150,6 +150,8 @@ class FusionRule(JsonDataclass):
 
     def img_aug_matrix(self) -> np.ndarray:
         """Return (N, 4, 4), from pixels of the cameras' pictures to pixels of the network input.
+
+        All N are the same: a `MultiViewRule` has one scale and one crop for all cameras.
 
         They map (x, y, depth, 1), of which x and y are pixels, already divided by the depth, see
         `runtime.frames.of_rays`. The type is that of `MultiViewRule.crop_matrix`.

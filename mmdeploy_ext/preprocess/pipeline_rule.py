@@ -27,14 +27,19 @@ REQUIRED = {
     'Resize': dict(interpolation='bilinear', ratio_range=None, override=False),
     'RandomCenterCropPad': dict(test_mode=True),
 }
-"""Options that have to keep these values."""
+"""Options that have to keep these values; a step that lacks one counts as if it had the value, whatever the
+library's own default is. Options that are not here, such as `multiscale_mode`, have no effect on a test."""
 
 
 def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
     """Read the rule out of an mmdet 2.x test pipeline, `MultiScaleFlipAug` included.
 
+    The padding's value is that after normalisation, in the order of the network's channels.
+
     Raises:
         ConfigError: a step, option or order that the rule cannot express; the message names it.
+        KeyError: a step lacks an option that it needs: `mean` or `std` of Normalize, `mean` of
+            RandomCenterCropPad, or `img_scale` of AffineResize, which has to be one (w, h).
     """
     values: dict[str, Any] = dict(to_rgb=False)
     order = []

@@ -61,8 +61,8 @@ class DenseGraph:
         index: index of the model.
         network: part that ends in the last layers; its outputs are the tensors that the rest reads.
         layers: layers in file order.
-        last: names of the layers that no other layer follows, or whose values a top-k sorts: they compute
-            logits, deltas, kernels, masks.
+        last: names of the layers that no layer follows, or whose values a top-k sorts: they compute logits,
+            deltas, kernels, masks. A layer with two nodes, one of which follows the other, follows itself.
         compared: those of `last` whose values can be compared one by one. Rows that follow a top-k inside the
             network (RT-DETR's queries) are in an order that rounding changes.
 
@@ -72,6 +72,7 @@ class DenseGraph:
 
     Raises:
         ModelFileError: the model is quantised, of an opset without scales per channel, or has no layer.
+        UsageError: the type of an output of the network cannot be inferred.
     """
 
     def __init__(self, model: onnx.ModelProto, path: object = 'the model') -> None:
@@ -172,7 +173,11 @@ class DenseGraph:
         return nodes
 
     def joined(self, network: onnx.ModelProto) -> onnx.ModelProto:
-        """Return a copy of the model with its network replaced by a quantised one of the same outputs."""
+        """Return a copy of the model with its network replaced by a quantised one of the same outputs.
+
+        `network` has to be made from `self.network`: its opsets, and that its names are none of the rest's,
+        are not checked.
+        """
         positions = set(self._positions)
         rest = [node for position, node in enumerate(self.index.nodes) if position not in positions]
         model = copy.deepcopy(self.model)

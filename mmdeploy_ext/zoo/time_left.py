@@ -17,8 +17,9 @@ class TimeLeft:
         """Begin the run.
 
         Args:
-            earlier: record of an earlier run for each model of this run; None if there is none.
-            export_kinds: exports that the run makes.
+            earlier: record of an earlier run for each model of this run; None if there is none. No config
+                comes twice.
+            export_kinds: exports that the run makes, of `records.EXPORT_KINDS`.
         """
         self.export_kinds = export_kinds
         self.expected_costs = {

@@ -31,14 +31,22 @@ HEAD = dict(
     height='of the centre, m',
     vel='m/s, x first',
 )
-"""Outputs of the head, in order; rows are channels, columns queries."""
+"""Outputs of the head, in order -> their meaning; each is (1, channels, Q).
+
+The yaw is counted from -y, clockwise, and the centre from the corner of the map: a box is not in the columns
+of `Detections3D` before `cuda_bevfusion.cuda.detections` has decoded it."""
 
 
 class CameraBackbone(OfModel):
     """From pictures and depth maps to features, channels last, and the weights of the depth bins."""
 
     def forward(self, img: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (N, h, w, C) and (N, D, h, w) of pictures (1, N, 3, H, W) and depth maps (1, N, 1, H, W)."""
+        """Return the features (N, h, w, C) and the weights (N, D, h, w), which add up to 1 over D.
+
+        Args:
+            img: (1, N, 3, H, W) pictures, normalised by the rule in the metadata.
+            depth: (1, N, 1, H, W) depths of the LiDAR's points in m, 0 where a pixel has none.
+        """
         weights, features = transform_of(self.model).lift(self.model.camera_maps(img[0]), depth[0])
         return features.permute(0, 2, 3, 1), weights
 
@@ -47,7 +55,7 @@ class Fuser(OfModel):
     """From the maps of both sensors to the input map of the head."""
 
     def forward(self, camera: Tensor, lidar: Tensor) -> Tensor:
-        """Return the map (1, C, X, Y) of those of both sensors, which have other numbers of channels."""
+        """Return the map (1, C, X, Y) of one of each sensor; their numbers of channels differ from C."""
         return self.model.joined([camera, lidar])
 
 
@@ -65,7 +73,12 @@ class BoxValueHead(nn.Module):
 
 
 def graphs(model: nn.Module, cameras: int) -> list[Graph]:
-    """Return the graphs of a detector for `cameras` cameras, in the order of `cuda_bevfusion.cuda.GRAPHS`."""
+    """Return the graphs of a detector for `cameras` cameras, in the order of `cuda_bevfusion.cuda.GRAPHS`.
+
+    The detector stays as it is: dense graphs run a copy in evaluation mode with folded normalisations. Those
+    of `SPARSE` are finished files, one for each order of the coordinates. Results decoded from the outputs of
+    the last graph are matched, and the outputs of the other dense graphs are compared value by value.
+    """
     folded, sparse = fuse(model), backbone_graph(model.encoders['lidar'].encoder)
     sizes = _sizes(model, cameras, sparse.output_shape)
     camera_outputs = dict(
@@ -130,11 +143,16 @@ def _graph(
 
 
 HALF = ColumnGroup(rtol=5e-3)
-"""Tolerance of float16 weights against the model's float32 ones; that of the sparse backbone alone, too."""
+"""Tolerance of float16 weights against the model's float32 ones; where the sparse backbone is exported alone,
+its proof has the same one."""
 
 
 def between() -> tuple[TensorSpec, ...]:
-    """Return the tensors that a runner computes between the files; cells have to be equal."""
+    """Return the tensors that a runner computes between the files; cells have to be equal.
+
+    They have names and tolerances and no axes: the shape `()` stands for any. Tensors without groups have the
+    default tolerance, `spec.DEFAULT_RTOL`.
+    """
     exact, rounded = (ColumnGroup(rtol=0.0),), (ColumnGroup(rtol=1e-6),)
     return (
         TensorSpec(DEPTH, 'float32', (), 'what the LiDAR measured in each pixel', 'm', rounded),

@@ -116,7 +116,11 @@ CO_DETR_FOLLOWED = (
 
 
 def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
-    """Yield the methods that the graphs of a detector compute by themselves, see `Family.replaced`."""
+    """Yield the methods that the graphs of a detector compute by themselves, see `Family.replaced`.
+
+    They are those of the detector, of the parts of its heads and of their box coders, and functions of mmdet.
+    A proof names those of the user that differ from the versions in `replaced_methods.json`.
+    """
     heads = ['bbox_head', 'panoptic_head', 'panoptic_fusion_head', 'rpn_head', 'roi_head']
     if is_co_detr(type(model)):
         heads = ['query_head']
@@ -142,7 +146,10 @@ def has_name(part: nn.Module, names: Sequence[str]) -> bool:
 
 
 def head_key(cfg: Any) -> str:
-    """Return the key of the head of queries in the `model` of a config."""
+    """Return the key of the head of queries in the `model` of a config.
+
+    It is 'bbox_head' also if the detector is not registered.
+    """
     return 'query_head' if is_co_detr(detector_parts.detector_of(cfg)) else 'bbox_head'
 
 
@@ -188,7 +195,7 @@ def check_class(kind: type, exported: tuple[type, ...], role: str) -> None:
 
 
 def check_head(head: nn.Module) -> None:
-    """Refuse (ConfigError) a head, or a part of it, that the graphs do not repeat."""
+    """Refuse (ConfigError) a head of boxes, or a part of it, that the graphs do not repeat."""
     if not has_name(head, (CO_DINO_HEAD,)):
         check_class(type(head), HEADS, 'head of queries')
     transformer, kind = head.transformer, kind_of(head)
@@ -240,12 +247,15 @@ def attends_inside_masks(head: nn.Module) -> bool:
 
 
 def fuses(cfg: Any) -> bool:
-    """Return whether the config of a detector of queries makes a panoptic map of its masks."""
+    """Return whether the config of a `MASKFORMER` makes a panoptic map of its masks.
+
+    That is so unless its `test_cfg` has a `panoptic_on` that is false. The detector is not looked at.
+    """
     return bool(detector_parts.test_cfg_of(cfg).get('panoptic_on', True))
 
 
 def check_instances(fusion: nn.Module) -> None:
-    """Refuse (ConfigError) a fusion head that gives no instances."""
+    """Refuse (ConfigError) a fusion head that gives no instances, of a config without a map (`fuses`)."""
     if not fusion.test_cfg.get('instance_on', False):
         raise ConfigError(
             'model.test_cfg.instance_on is False, and so is panoptic_on: it gives neither instances nor a map'
@@ -267,7 +277,10 @@ def check_panoptic(head: nn.Module, fusion: nn.Module) -> None:
 
 
 def check_region_heads(parts: Mapping[str, nn.Module]) -> None:
-    """Refuse (ConfigError) heads of queries with regions, key -> head, that the graphs do not repeat."""
+    """Refuse (ConfigError) heads of queries with regions that the graphs do not repeat.
+
+    `parts` are the `rpn_head` and the `roi_head` by these keys.
+    """
     for name, part in parts.items():
         check_class(type(part), (REGION_PARTS[name],), name)
     roi_head = parts['roi_head']

@@ -4,7 +4,8 @@ Linear layers, norms and feed-forward networks run as they are; attentions, key 
 instances and the loop over operations are computed here, by other code than the models'.
 
 Glossary: N cameras, L levels, A instances of a frame, M remembered ones, P key points, G groups, C channels,
-K classes, S cells of all maps.
+K classes, S cells of all maps. The 11 numbers of an anchor are those of `runtime/bank.py`: centre x, y, z,
+logarithms of length, width, height, sine and cosine of the yaw, and velocity, in m and m/s.
 
 Source of the algorithm: HorizonRobotics/Sparse4D c41df4b, models/{sparse4d_head,instance_bank,blocks}.py and
 models/detection3d/detection3d_blocks.py.
@@ -42,7 +43,7 @@ class Pictures:
         sizes, starts: (N, L, 2) height and width of each map, and (N, L) where it begins in S; int32.
         lidar2img: (N, 4, 4), LiDAR frame to pixels times depth.
         image_wh: (N, 2), width and height of the pictures, px.
-        grid_sample: see `aggregate`.
+        grid_sample: whether a graph of standard operators samples the maps by GridSample or by gathers.
     """
 
     rows: Tensor
@@ -133,7 +134,10 @@ def point_weights(layer: nn.Module, query: Tensor, lidar2img: Tensor) -> Tensor:
 def gather(
     layer: nn.Module, feature: Tensor, anchor: Tensor, embedding: Tensor, pictures: Pictures
 ) -> Tensor:
-    """Return the projected sum of what key points gather, beside the features (1, A, 2 C)."""
+    """Return the projected sum of what key points gather, beside the features (1, A, 2 C).
+
+    Before it is projected, the sum is the tap 'dfa', a tensor that a dump or a search for differences reads.
+    """
     points = key_points(layer.kps_generator, anchor, feature)
     locations = project(points, pictures.lidar2img, pictures.image_wh)
     weights = point_weights(layer, feature + embedding, pictures.lidar2img)
@@ -148,7 +152,7 @@ def attend(
 ) -> Tensor:
     """Return features (1, A, C) of queries (1, A, 2 C) that attend to keys and values of 2 C channels.
 
-    `mask` is that of `multi_head`.
+    `mask` is that of `multi_head`: True for a key that is left out; None leaves out none.
     """
     attention = layer.attn
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
@@ -171,7 +175,7 @@ def take_over(
     """Return features and anchors of the last frame's instances, then of the best ones of this frame.
 
     Those of this frame, features (1, A, C) and anchors (1, A, 11), stay as they are unless the last frame is
-    near. The best ones are in the order of their scores, which `logits` (1, A, K) give.
+    near. The best ones are in the order of their scores, which `logits` (1, A, K) give. `head` is not used.
     """
     count = anchor.shape[1] - last.anchor.shape[1]
     _, best = logits.amax(-1)[0].topk(count)
@@ -190,6 +194,10 @@ class LastFrame:
         last: the instances; None if the graph is that of a first frame.
         mask: (1, 1, 1, A) bool, which keys are none: the rows behind M if there is a last frame; None if the
             graph knows whether there is one.
+        position: (1, M, C) embeddings of the anchors of the last frame, which `run_head` replaces by those of
+            this frame's first M anchors after later refinements, as upstream does, even if the last frame is
+            not near; `keys_and_values` reads it. There is none without a last frame.
+        values: (1, M, 2 C); there are none without a last frame.
     """
 
     def __init__(self, head: nn.Module, last: Remembered | None, instances: int) -> None:
@@ -228,10 +236,12 @@ def run_head(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return features (1, A, C), anchors (1, A, 11), class logits (1, A, K) and quality logits (1, A, 2).
 
+    The latter are of centerness and of the yaw, in this order.
+
     Args:
         head: a `Sparse4DHead`.
         pictures: of the frame.
-        time_interval: (1,) seconds since the last frame, or the default.
+        time_interval: (1,) seconds since the last frame, or the default, which stands for 0, too.
         last: its instances; None at a first frame.
         learned: features (1, A, C) and anchors (1, A, 11) with which a frame begins; None: those of the
             head.

@@ -22,10 +22,12 @@ def draw_bev(pair: Pair) -> np.ndarray:
     """Draw both maps (largest magnitude over the channels) and their difference.
 
     Args:
-        pair: sample whose results are maps (C, H, W), spconv's and the engine's.
+        pair: sample whose results are maps (C, H, W), spconv's as `reference` and the engine's as
+            `candidate`; rows go down. Which of x and y the rows are, the detector decides.
 
     Returns:
-        (h, w, 3) uint8 BGR.
+        (466, 1276, 3) uint8 BGR. A NaN of the engine is drawn as brightest in its own cell; one of the
+        reference leaves no scale, and everything is brightest.
     """
     reference, candidate = (np.abs(side).max(axis=0) for side in (pair.reference, pair.candidate))
     difference = np.abs(pair.reference - pair.candidate).max(axis=0)
