@@ -27,14 +27,15 @@ REQUIRED = {
     'Resize': dict(interpolation='bilinear', ratio_range=None, override=False),
     'RandomCenterCropPad': dict(test_mode=True),
 }
-"""Options that have to keep these values; a step that lacks one counts as if it had the value, whatever the
-library's own default is. Options that are not here, such as `multiscale_mode`, have no effect on a test."""
+"""Options that have to keep these values."""
 
 
 def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
     """Read the rule out of an mmdet 2.x test pipeline, `MultiScaleFlipAug` included.
 
     The padding's value is that after normalisation, in the order of the network's channels.
+    A step that lacks an option of `REQUIRED` counts as if it had the value, whatever the library's own
+    default is. Other options of a step, such as `multiscale_mode`, are not read.
 
     Raises:
         ConfigError: a step, option or order that the rule cannot express; the message names it.

@@ -31,10 +31,7 @@ HEAD = dict(
     height='of the centre, m',
     vel='m/s, x first',
 )
-"""Outputs of the head, in order -> their meaning; each is (1, channels, Q).
-
-The yaw is counted from -y, clockwise, and the centre from the corner of the map: a box is not in the columns
-of `Detections3D` before `cuda_bevfusion.cuda.detections` has decoded it."""
+"""Outputs of the head, in order; rows are channels, columns queries."""
 
 
 class CameraBackbone(OfModel):
@@ -67,7 +64,11 @@ class BoxValueHead(nn.Module):
         self.head = head
 
     def forward(self, middle: Tensor) -> tuple[Tensor, ...]:
-        """Return the outputs that `HEAD` names, (1, channels, Q) each, of the input map (1, C, X, Y)."""
+        """Return the outputs that `HEAD` names, (1, channels, Q) each, of the input map (1, C, X, Y).
+
+        The yaw is counted from -y, clockwise, and the centre from the corner of the map: they are not in the
+        columns of `Detections3D` before `cuda_bevfusion.cuda.detections` has decoded them.
+        """
         values = self.head(middle)
         return self.head.scores(values), *(values[name] for name in ('rot', 'dim', 'center', 'height', 'vel'))
 
@@ -143,8 +144,7 @@ def _graph(
 
 
 HALF = ColumnGroup(rtol=5e-3)
-"""Tolerance of float16 weights against the model's float32 ones; where the sparse backbone is exported alone,
-its proof has the same one."""
+"""Tolerance of float16 weights against the model's float32 ones; that of the sparse backbone alone, too."""
 
 
 def between() -> tuple[TensorSpec, ...]:
