@@ -10,8 +10,8 @@ import torch
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
-from mmdeploy_ext.proving.inputs.pictures import other_view
 from mmdeploy_ext.proving.inputs.samples import read_images
+from mmdeploy_ext.proving.levels.traced_lines import observed_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 Feeds = dict[str, torch.Tensor]
 """Name of a tensor -> its values: the inputs of a graph, and the outputs of the stages that have run."""
-LARGER = 64
-"""Pixels by which the second picture is larger, so that sizes differ; a multiple of every family's stride."""
 
 
 class Upstream(torch.nn.Module):
@@ -113,14 +111,10 @@ def _stages(deployment: Deployment, options: Options, runs: Sequence[Feeds]) -> 
 
 
 def _feeds(deployment: Deployment, picture: str | None, options: Options) -> list[Feeds]:
-    """Return the inputs of two runs: a picture, and another one, larger if sizes are dynamic."""
+    """Return the inputs of two runs, see `observed_inputs`, of a picture's file or of the demo's."""
     ((_, image),) = read_images([picture or DEFAULT_PICTURE], 1)
     device = next(deployment.model.parameters()).device
-    runs = []
-    for view, extra in ((image, 0), (other_view(image), LARGER if options.dynamic else 0)):
-        prepared = deploy.prepare_fixed(
-            deployment.rule, view, options.height + extra, options.width + 2 * extra
-        )
-        feeds = deployment.family.feeds([prepared], rescale=True)
-        runs.append({name: torch.from_numpy(array).to(device) for name, array in feeds.items()})
-    return runs
+    return [
+        {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+        for arrays in observed_inputs(deployment, options, image)
+    ]

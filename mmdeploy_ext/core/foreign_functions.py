@@ -7,8 +7,7 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-import mmdeploy_ext
-from mmdeploy_ext.core.model_classes import LIBRARIES
+from mmdeploy_ext.core.model_classes import is_users
 from mmdeploy_ext.core.source_code import functions_behind, is_installed, module_of
 
 if TYPE_CHECKING:
@@ -50,12 +49,9 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Callable[..., Any]]
 
 
 def is_foreign(function: Callable[..., Any]) -> bool:
-    """Return whether a Python function is neither a package's, Python's nor of `mmdeploy_ext`."""
-    package, path = module_of(function).partition('.')[0], Path(function.__code__.co_filename)
-    if package in (*LIBRARIES, mmdeploy_ext.__name__) or package in sys.stdlib_module_names:
-        return False
-    in_packages = any(folder in path.resolve().parts for folder in PACKAGE_FOLDERS)
-    return not in_packages and not is_installed(package, path)
+    """Return whether a Python function is the user's, and not one of a package that a library imports."""
+    path = Path(function.__code__.co_filename).resolve()
+    return is_users(function) and not any(folder in path.parts for folder in PACKAGE_FOLDERS)
 
 
 def _python_functions(value: Any) -> list[FunctionType]:

@@ -121,16 +121,17 @@ def _replaced_functions(kind: type) -> dict[str, Any]:
     functions = {}
     for name, value in vars(kind).items():
         function = getattr(value, '__func__', value)
-        code = getattr(function, '__code__', None)
-        if code is None or module_of(function) == kind.__module__:
-            continue
-        package = module_of(function).partition('.')[0]
-        path = Path(code.co_filename)
-        if package in (*LIBRARIES, mmdeploy_ext.__name__) or package in sys.stdlib_module_names:
-            continue
-        if not is_installed(package, path):
+        if hasattr(function, '__code__') and module_of(function) != kind.__module__ and is_users(function):
             functions[name] = function
     return functions
+
+
+def is_users(function: Any) -> bool:
+    """Return whether a Python function is neither an installed library's, Python's nor `mmdeploy_ext`'s."""
+    package = module_of(function).partition('.')[0]
+    if package in (*LIBRARIES, mmdeploy_ext.__name__) or package in sys.stdlib_module_names:
+        return False
+    return not is_installed(package, Path(function.__code__.co_filename))
 
 
 def changed_classes(exported: Iterable[Mapping[str, Any]], present: Iterable[ModelClass]) -> list[str]:

@@ -17,7 +17,7 @@ from mmdeploy_ext.core.files import external_locations
 from mmdeploy_ext.engines import BACKENDS, build_backend
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.engines.base import Backend
@@ -76,6 +76,36 @@ class Runtime(contextlib.ExitStack):
         """
         shared = BACKENDS[engine].shared if engine in BACKENDS else {}  # `build` refuses an unknown one
         return self.enter_context(build(engine, str(path), **{**shared, **options}))
+
+    def opened_by_form(
+        self,
+        files: Iterable[str | Path],
+        engine: str,
+        options: Mapping[str, Any],
+        families: Sequence[str],
+    ) -> dict[str, Backend]:
+        """Return name of a graph, the `form` of its metadata -> engine with the file, open until `close`.
+
+        Args:
+            files: paths of files of one model, each of another graph.
+            engine: registered name of the backend.
+            options: options of the backend, for example `providers`, `threads`.
+            families: names of the families that the files may be of, at least one.
+
+        Raises:
+            ModelFileError: a file is of another family, or of the same graph as an earlier one.
+        """
+        backends: dict[str, Backend] = {}
+        for file in files:
+            backend = self.opened(engine, file, options)
+            family, form = backend.metadata.family, backend.metadata.form
+            backend.metadata.require(file, family if family in families else families[0])
+            if form in backends:
+                raise ModelFileError(
+                    f'{backends[form].path}, {file}: both have the graph {form}; give one of them'
+                )
+            backends[form] = backend
+        return backends
 
     def passed(self, part: str, start: float) -> float:
         """Count the seconds since `start` (of `time.perf_counter`) for a part; return the present time."""

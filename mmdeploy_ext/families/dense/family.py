@@ -6,6 +6,7 @@ and `families/images.py`.
 
 import contextlib
 import copy
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import refused_by_name
-from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.dense import graphs, reference
@@ -115,8 +116,10 @@ class DenseFamily(ImageFamily):
         detector_parts.check_smallest(facts['strides'], options)
         if facts['head']['visible']:
             detector_parts.check_one_image(head, options)
-        if options.max_candidates:
-            check_max_candidates(head, facts, options)
+        # the sizes of maps that do not follow from the strides are not known here
+        by_stride = facts['head']['maps_by_stride']
+        available = largest_num_candidates(head, facts, options) if by_stride else sys.maxsize
+        detector_parts.check_max_candidates(options, available)
 
     def head(self, cfg: Any) -> nn.Module:
         """Return the head of a config without the rest of the detector, without weights.
@@ -209,26 +212,6 @@ class DenseFamily(ImageFamily):
         return (
             'score_form=product keeps no class scores, so detections are not compared: a threshold on the '
             'product is not the one that get_bboxes applies'
-        )
-
-
-def check_max_candidates(head: nn.Module, facts: Mapping[str, Any], options: Options) -> None:
-    """Refuse (UsageError) `--max-candidates` for a dynamic file, or above the candidates of the head.
-
-    The latter is checked only if the sizes of maps follow from the strides.
-
-    Args:
-        head: the head of the model.
-        facts: what `facts_of` returns for it, which becomes an entry of the metadata.
-        options: options of the export, with `max_candidates`.
-    """
-    option = f'--max-candidates {options.max_candidates}'
-    if options.dynamic:
-        raise UsageError(f'{option}: its shapes are constant; export it without --dynamic-export')
-    largest = largest_num_candidates(head, facts, options)
-    if facts['head']['maps_by_stride'] and options.max_candidates > largest:
-        raise UsageError(
-            f'{option}: the model has only {largest} candidates at {options.height} x {options.width}'
         )
 
 

@@ -150,15 +150,10 @@ class PetrOnnx(CameraRuntime):
             EngineError: the engine is not here.
         """
         super().__init__()
-        backends = {}
         names = names_in(paths, PORTABLE_FILES, *map(bound_files, FAMILIES.values()))
-        for file in export_files(paths, names):
-            backend = self.opened(engine, file, options)
-            family = backend.metadata.family
-            backend.metadata.require(file, family if family in FAMILIES else next(iter(FAMILIES)))
-            backends[backend.metadata.form] = backend
+        backends = self.opened_by_form(export_files(paths, names), engine, options, list(FAMILIES))
         check_same_export({backend.path: backend.metadata for backend in backends.values()})
-        self.frames = FAMILIES[family]
+        self.frames = FAMILIES[next(iter(backends.values())).metadata.family]
         bound = bound_files(self.frames)
         if set(backends) == set(PORTABLE_FILES):
             self.backbone, self.embedding, self.head = (backends[name] for name in PORTABLE_FILES)

@@ -20,7 +20,7 @@ from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.limits import Limit
-from mmdeploy_ext.families.parts import followed, image_feeds
+from mmdeploy_ext.families.parts import detector_parts, followed, image_feeds
 from mmdeploy_ext.families.replaced import Replaced
 from mmdeploy_ext.families.solo import graphs, reference
 from mmdeploy_ext.families.solo.networks import LEVELS
@@ -170,8 +170,7 @@ def _check_head(filename: str, head: Mapping[str, Any], options: Options) -> Non
             f'model, {max(grids)} pixels'
         )
     cells = sum(grid**2 for grid in grids) * int(head.get('num_classes', 80))
-    if options.max_candidates > cells:
-        raise UsageError(f'--max-candidates {options.max_candidates}: the model has only {cells} candidates')
+    detector_parts.check_max_candidates(options, cells, any_size=True)
     multiple = graphs.SIZE_MULTIPLE
     if head['type'] == 'SOLOV2Head' and any(side % multiple for side in (options.height, options.width)):
         raise UsageError(

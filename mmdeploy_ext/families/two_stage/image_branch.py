@@ -34,7 +34,7 @@ class ImageBranchFamily(TwoStageFamily):
     """mmdet3d's `ImVoteNet` without its branch of points.
 
     The model is the user's own, with the names that mmdet has for its parts as further attributes, see
-    `with_names_of_mmdet`.
+    `with_further_names`.
     """
 
     name = 'two_stage_image_branch'
@@ -65,7 +65,16 @@ class ImageBranchFamily(TwoStageFamily):
         return self.with_further_names(build_without_weights(cfg, build_detector, f'{PREFIX}backbone'))
 
     def with_further_names(self, model: nn.Module) -> nn.Module:
-        return with_names_of_mmdet(model)
+        """Give a live ImVoteNet the attributes of mmdet's two-stage detectors; return it.
+
+        `backbone`, `neck`, `rpn_head` and `roi_head` are the parts themselves, and `extract_feat` is its
+        `extract_img_feat`. None of them is registered with the module a second time: its weights keep their
+        names, and its test path runs as before.
+        """
+        for part in PARTS:
+            vars(model)[part] = getattr(model, f'{PREFIX}{part}', None)
+        vars(model)['extract_feat'] = model.extract_img_feat
+        return model
 
 
 def as_two_stage(cfg: Any) -> Any:
@@ -82,16 +91,3 @@ def as_two_stage(cfg: Any) -> Any:
 
 def _without_prefix(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key.removeprefix(PREFIX): copy.deepcopy(value) for key, value in settings.items()}
-
-
-def with_names_of_mmdet(model: nn.Module) -> nn.Module:
-    """Give a live ImVoteNet the attributes of mmdet's two-stage detectors; return it.
-
-    `backbone`, `neck`, `rpn_head` and `roi_head` are the parts themselves, and `extract_feat` is its
-    `extract_img_feat`. None of them is registered with the module a second time: its weights keep their
-    names, and its test path runs as before.
-    """
-    for part in PARTS:
-        vars(model)[part] = getattr(model, f'{PREFIX}{part}', None)
-    vars(model)['extract_feat'] = model.extract_img_feat
-    return model

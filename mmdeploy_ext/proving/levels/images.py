@@ -12,12 +12,11 @@ from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import make_metadata
 from mmdeploy_ext.proving import fresh_export
 from mmdeploy_ext.proving.inputs.inputs import more_inputs, proof_inputs
-from mmdeploy_ext.proving.inputs.pictures import other_view
 from mmdeploy_ext.proving.levels.cases import run_case, timing
 from mmdeploy_ext.proving.levels.other_limits import NothingPasses, Trial, Trials
 from mmdeploy_ext.proving.levels.preprocessing import compare_pictures
 from mmdeploy_ext.proving.levels.proof import ExportedFile, ExportedProof
-from mmdeploy_ext.proving.levels.traced_lines import traced_lines
+from mmdeploy_ext.proving.levels.traced_lines import observed_inputs, traced_lines
 from mmdeploy_ext.proving.provenance import normalisation_notes
 from mmdeploy_ext.proving.references import (
     ImageReference,
@@ -39,9 +38,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.inputs.inputs import ProofInput
     from mmdeploy_ext.proving.levels.traced_lines import TracedLine
     from mmdeploy_ext.proving.results import Case, Pair, PreprocessingResult
-
-LARGER = 128
-"""Pixels by which a second picture is higher, so that sizes differ; a multiple of what any part asks for."""
 
 
 class ImageProof(ExportedProof):
@@ -129,14 +125,7 @@ class ImageProof(ExportedProof):
             return []
         family = deployment.family
         options = fresh_export.options_of_export(self.export_options, file.metadata)
-        picture, sizes = self.samples[0][1], [(options.height, options.width)]
-        if options.dynamic:
-            sizes.append((options.height + LARGER, options.width + 2 * LARGER))
-        runs = []
-        for view, size in zip((picture, other_view(picture)), sizes, strict=False):
-            prepared = deploy.prepare_fixed(deployment.rule, view, *size)
-            feeds = family.feeds([prepared], rescale=True)
-            runs.append(feeds | family.inner_inputs(deployment.model, feeds, options.form))
+        runs = observed_inputs(deployment, options, self.samples[0][1])
         chain = family.stages(deployment.model, options, fold=False)
         return traced_lines(chain, runs, options.exporter, bool(options.dynamic))
 

@@ -12,22 +12,30 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mmdeploy_ext.core.model_classes import files_of_users_classes
+from mmdeploy_ext.core.model_classes import OURS, files_of_users_classes
+from mmdeploy_ext.exporting.deployment import prepare_fixed
 from mmdeploy_ext.families.images import run_stage
 from mmdeploy_ext.lint import check
 from mmdeploy_ext.lint.rules import RIGHT, RULES
+from mmdeploy_ext.proving.inputs.pictures import other_view
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
 
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.stages import Stage
+    from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.lint.report import Finding
 
 VALUES = ('value-to-python', 'value-to-numpy', 'value-in-branch', 'value-in-loop')
 SIZES = ('size-to-python', 'size-in-branch', 'size-in-loop', 'size-changed-in-place')
 """Rules of the linter about numbers that a trace has as constants: values of tensors, and sizes."""
+
+
+LARGER = 128
+"""Pixels by which a second picture is higher, so that sizes differ; a multiple of what any part asks for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +69,26 @@ class TracedLine:
         return f'{self.reason} (`{self.code}`); the graph has what the traced input chose'
 
 
+def observed_inputs(
+    deployment: Deployment, options: Options, image_bgr: np.ndarray
+) -> list[dict[str, np.ndarray]]:
+    """Return the inputs of two runs of a model of pictures, by name.
+
+    They are a picture, and another view of it, which is larger if sizes are dynamic.
+
+    Args:
+        deployment: the model.
+        options: options of the export, with height and width resolved, pixels.
+        image_bgr: the picture (h, w, 3) uint8.
+    """
+    family, runs = deployment.family, []
+    for view, extra in ((image_bgr, 0), (other_view(image_bgr), LARGER if options.dynamic else 0)):
+        size = options.height + extra, options.width + 2 * extra
+        feeds = family.feeds([prepare_fixed(deployment.rule, view, *size)], rescale=True)
+        runs.append(feeds | family.inner_inputs(deployment.model, feeds, options.form))
+    return runs
+
+
 def traced_lines(
     chain: Sequence[Stage], runs: Sequence[Mapping[str, np.ndarray]], exporter: str, any_size: bool
 ) -> list[TracedLine]:
@@ -70,7 +98,7 @@ def traced_lines(
 
     Args:
         chain: the modules as PyTorch runs them, see `Family.stages`.
-        runs: the inputs of the chain, name -> array, of one run, or of two of other sizes.
+        runs: the inputs of the chain, name -> array, of two runs; of other sizes if these may differ.
         exporter: the exporter of the file, 'torchscript' or 'dynamo', for stages that have none of their own;
             what it follows is left out.
         any_size: whether sizes may differ, so that lines that choose by them count.
@@ -104,7 +132,7 @@ def _lines_of_stage(
         report = check(
             stage.module,
             inputs[0],
-            other_inputs=inputs[1] if len(inputs) > 1 else None,
+            other_inputs=inputs[1],
             dynamic=any_size,
             exporters=(exporter,),
             try_exports=False,
@@ -120,7 +148,7 @@ def _lines_of_stage(
 def _is_in(finding: Finding, folders: Iterable[Path]) -> bool:
     """Return whether a finding is at a line of the user's folders that is no assert nor the like."""
     site = finding.site
-    if site is None or site.library or site.waiting == 'guard':
+    if site is None or site.library or site.waiting == 'guard' or Path(site.path).is_relative_to(OURS):
         return False
     return any(Path(site.path).is_relative_to(folder) for folder in folders)
 

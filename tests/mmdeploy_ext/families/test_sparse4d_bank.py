@@ -446,7 +446,10 @@ class FakeGraph:
 
     def __init__(self, form):
         facts = dataclasses.asdict(SMALL) | dict(max_num=6)
-        self.metadata = SimpleNamespace(form=form, postprocess=facts, require=lambda *rest: None)
+        self.path = form
+        self.metadata = SimpleNamespace(
+            family='sparse4d', form=form, postprocess=facts, require=lambda *rest: None
+        )
         axes = dict(img=(2, 3, 4, 8), pred_instance_feature=(1, 6, CHANNELS))
         self.spec = SimpleNamespace(tensor=lambda name: SimpleNamespace(axes=axes[name]))
 

@@ -43,7 +43,7 @@ def lines_of(module, any_size=False, exporter='torchscript'):
         Stage('scale', torch.nn.Identity(), ('image',), ('scaled',)),
         Stage('network', module, ('scaled',), ('maps',)),
     ]
-    runs = [{'image': array} for array in ((INPUT, LARGER) if any_size else (INPUT,))]
+    runs = [{'image': array} for array in (INPUT, LARGER if any_size else INPUT)]
     return traced_lines(chain, runs, exporter, any_size)
 
 
@@ -75,6 +75,13 @@ def test_code_that_cannot_be_observed_makes_inputs_decide(tmp_path):
     line = 'x = x if type(x.shape[2]) is int else x.missing'
     (entry,) = lines_of(neck(tmp_path, line), any_size=True)
     assert entry.line == 0 and 'could not be observed' in entry.reason
+
+
+def test_lines_of_this_package_are_none_of_the_users(tmp_path, monkeypatch):
+    module = neck(tmp_path, VALUE)
+    assert lines_of(module)
+    monkeypatch.setattr('mmdeploy_ext.proving.levels.traced_lines.OURS', tmp_path)
+    assert lines_of(module) == []
 
 
 def test_a_library_s_module_is_not_run(monkeypatch):

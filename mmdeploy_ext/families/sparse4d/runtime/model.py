@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.spec import GraphSpec
-    from mmdeploy_ext.engines.base import Backend
     from mmdeploy_ext.runtime.exported import Paths
 
 FAMILY = 'sparse4d'
@@ -85,15 +84,8 @@ class Sparse4DOnnx(CameraRuntime):
         """
         super().__init__()
         files = model_files(paths) if isinstance(paths, str) or hasattr(paths, 'is_dir') else list(paths)
-        self.graphs: dict[str, Backend] = {}
-        by_form = {}
-        for file in files:
-            backend = self.opened(engine, file, options)
-            backend.metadata.require(file, FAMILY)
-            form = backend.metadata.form
-            if form in by_form:
-                raise ModelFileError(f'{by_form[form]}, {file}: both have the graph {form}; give one of them')
-            self.graphs[form], by_form[form] = backend, file
+        self.graphs = self.opened_by_form(files, engine, options, [FAMILY])
+        by_form = {form: graph.path for form, graph in self.graphs.items()}
         _check_complete(by_form)
         check_forms(by_form, {form: graph.metadata for form, graph in self.graphs.items()}, FAMILY)
         self.is_portable = PORTABLE in self.graphs

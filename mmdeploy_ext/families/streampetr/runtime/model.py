@@ -103,16 +103,7 @@ class StreamPetrOnnx(CameraRuntime):
     def _open(self, paths: Paths, engine: str, options: Mapping[str, Any]) -> dict[str, Backend]:
         """Return `form` -> backend: those of `GRAPHS` or of `NODE_GRAPHS`, or a single other one."""
         files = export_files(paths, names_in(paths, GRAPHS, NODE_GRAPHS))
-        backends: dict[str, Backend] = {}
-        for file in files:
-            backend = self.opened(engine, file, options)
-            backend.metadata.require(file, FAMILY)
-            form = backend.metadata.form
-            if form in backends:
-                raise ModelFileError(
-                    f'{backends[form].path}, {file}: both have the graph {form}; give one of them'
-                )
-            backends[form] = backend
+        backends = self.opened_by_form(files, engine, options, [FAMILY])
         if set(backends) in (set(GRAPHS), set(NODE_GRAPHS)):
             check_same_export({backend.path: backend.metadata for backend in backends.values()})
         elif len(files) != 1 or set(backends) & {*GRAPHS, *NODE_GRAPHS}:

@@ -28,7 +28,7 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import refused_by_name, test_pipeline
-from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.dense.runtime import level_shapes
@@ -87,8 +87,7 @@ class RotatedDenseFamily(ImageFamily):
                 check_inner_head(key, part_of(cfg.model, key))
         detector_parts.check(cfg.model, options)
         detector_parts.check_smallest(facts['strides'], options)
-        if options.max_candidates:
-            check_max_candidates(facts, config.nms_pre, options)
+        detector_parts.check_max_candidates(options, largest_num_candidates(facts, config.nms_pre, options))
 
     def preprocess_rule(self, cfg: Any) -> PreprocessRule:
         return preprocess_rule(test_pipeline(cfg))
@@ -172,23 +171,16 @@ def part_of(model_cfg: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return part if isinstance(part, Mapping) else {}
 
 
-def check_max_candidates(facts: Mapping[str, Any], nms_pre: int, options: Options) -> None:
-    """Refuse (UsageError) `--max-candidates` for a dynamic file, or above the candidates of the head.
+def largest_num_candidates(facts: Mapping[str, Any], nms_pre: int, options: Options) -> int:
+    """Return how many candidates a head has at the size of the options.
 
     `facts` are those of `facts_of`; candidates are all classes of the `nms_pre` best priors of a level.
     """
-    option = f'--max-candidates {options.max_candidates}'
-    if options.dynamic:
-        raise UsageError(f'{option}: its shapes are constant; export it without --dynamic-export')
     shapes = level_shapes(options.height, options.width, facts['strides'])
-    largest = sum(
+    return sum(
         capped(height * width * len(priors), nms_pre) * facts['num_classes']
         for (height, width), priors in zip(shapes, facts['base_priors'], strict=True)
     )
-    if options.max_candidates > largest:
-        raise UsageError(
-            f'{option}: the model has only {largest} candidates at {options.height} x {options.width}'
-        )
 
 
 def check_inner_head(key: str, settings: Mapping[str, Any]) -> None:
