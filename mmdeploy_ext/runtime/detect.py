@@ -40,8 +40,11 @@ def detect(
 
     Raises:
         UsageError: a detector of boxes in 3D without a camera.
-        InferenceError: the engine failed, or the scores, boxes or logits of the network are NaN, of which
-            every threshold would leave an empty list. Rows of padding may be NaN.
+        ShapeError: no such image, a camera that the graph would read wrongly, or an image of a size that the
+            graph does not take.
+        InferenceError: the engine failed, or a score of a result is NaN, or any value of an output that is
+            compared value by value, such as logits; every threshold would leave an empty list.
+        ModelFileError: the file was exported with a limit of candidates that the image exceeds.
     """
     metadata = backend.metadata
     if cam2img is None and (name := camera_key(metadata.spec.input_names)):
@@ -105,8 +108,9 @@ def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndar
 def camera_feeds(camera: np.ndarray, prepared: PreparedImage, name: str) -> dict[str, np.ndarray]:
     """Return the camera (4, 4) of a picture by the name of the input that takes it.
 
-    That is `lidar2img`, or else `cam2img` with `unmoved_cam2img` beside it. `camera` is for pixels of the
-    network input.
+    That is `lidar2img`, for pixels of the picture before it is resized, or else `cam2img`, for pixels of the
+    network input as `camera` is, with `unmoved_cam2img` beside it. ShapeError: the graph would read it
+    wrongly.
     """
     if name == PROJECTION:
         lidar2img = original(camera, prepared.to_input).astype(np.float32)

@@ -79,8 +79,8 @@ class Scored(Rows, abc.ABC):
     def scaled(self, scale_factor: np.ndarray) -> Self:
         """Return the results with their places divided by `scale_factor` (4,), `w h w h`.
 
-        Here they stay as they are: masks are of the original size already. Classes of boxes or points
-        override it.
+        Here they stay as they are: masks are of the original size already, and boxes of a LiDAR in metres.
+        Classes with places in pixels override it.
         """
         return self
 
@@ -182,7 +182,7 @@ def mask_place(mask: np.ndarray) -> dict[str, Any]:
 
 
 def bounding_box(mask: np.ndarray) -> list[int]:
-    """Return x1 y1 x2 y2 of a mask (h, w), its last column and row not included; zeros for an empty one."""
+    """Return x1 y1 x2 y2 of a mask (h, w); x2, y2 are one behind its last pixels, all 0 of an empty mask."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return [0, 0, 0, 0]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Instances, Scored
 
 FONT, NEAREST = cv2.FONT_HERSHEY_SIMPLEX, cv2.INTER_NEAREST
-"""Font of labels, and how small pictures are enlarged."""
+"""Font of labels, and how masks of another size are resized to the picture."""
 Box, Colour = tuple[int, int, int, int], tuple[int, int, int]
 """x1, y1, x2, y2 in pixels; blue, green, red."""
 PALETTE_BGR: tuple[Colour, ...] = (
@@ -236,7 +236,7 @@ def enlarged(
 ) -> tuple[np.ndarray, Detections]:
     """Enlarge a small image (h, w, 3), and detections in its pixels, by a whole factor: labels cover less.
 
-    The longer side is then `side` at most; larger images stay as they are.
+    The longer side is then `side` at most; images of more than half of `side` stay as they are.
     """
     factor = side // max(image_bgr.shape[:2])
     if factor < 2:

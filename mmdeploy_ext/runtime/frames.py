@@ -101,14 +101,15 @@ class FusedFrame(Sweep):
 
 @dataclasses.dataclass(frozen=True)
 class StreamState:
-    """The memory after a frame, in the LiDAR coordinates of that frame and with ages counted from it.
+    """The memory after a frame; of StreamPETR in the LiDAR frame of it, with ages counted from it.
 
     Attributes:
-        tensors: `embedding` (1, n, C), `reference_point` (1, n, 3) m, `timestamp` (1, n, 1) age in s,
-            `egopose` (1, n, 4, 4), `velo` (1, n, 2) m/s; float32.
-        ego_pose: (4, 4) float64 of that frame, LiDAR to global.
-        timestamp_s: seconds, absolute, of that frame.
-        scene_token: token of the scene of that frame.
+        tensors: of StreamPETR `embedding` (1, n, C), `reference_point` (1, n, 3) m, `timestamp` (1, n, 1) age
+            in s, `egopose` (1, n, 4, 4), `velo` (1, n, 2) m/s; float32. The `state` of other models has other
+            ones, some of them in the map or in absolute seconds.
+        ego_pose: (4, 4) float64 of that frame, LiDAR to global; None if it has none and the model needs none.
+        timestamp_s: seconds, absolute, of that frame; likewise.
+        scene_token: token of the scene of that frame; '' if no frame has named one.
     """
 
     tensors: dict[str, np.ndarray]
@@ -125,7 +126,8 @@ class StepResult:
         outputs: by the names of the contract; of StreamPETR `all_cls_scores` (L, 1, Q, K) logits,
             `all_bbox_preds` (L, 1, Q, 10), and all other outputs of the engine.
         detections: decoded from them.
-        was_reset: the memory was empty or emptied before this frame (first frame, scene change, time gap).
+        was_reset: the memory was empty or emptied before this frame (first frame, scene change, time gap);
+            False of models of sweeps and of `FusedFrame`, which have none.
     """
 
     outputs: dict[str, np.ndarray]
@@ -152,8 +154,8 @@ class Stepper(Protocol):
     """A streaming or LiDAR model on any engine: state in, state out, one frame at a time."""
 
     state: StreamState | None
-    """The memory after the last frame; assigning one continues from it, None is an empty memory, and always
-    that of a model without one."""
+    """The memory after the last frame; assigning one continues from it. None is an empty memory, and always
+    that of a model of sweeps or of `FusedFrame`."""
 
     def reset(self) -> None:
         """Empty the memory."""

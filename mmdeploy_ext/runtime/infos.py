@@ -55,6 +55,7 @@ def read_infos(path: str | Path) -> list[Mapping[str, Any]]:
     Raises:
         DataError: missing, damaged, of another kind, empty, of more than `MAX_BYTES`, or a pickle with code
             in it.
+        UsageError: a pipe or a device.
     """
     path = Path(path)
     if not path.exists():
@@ -95,7 +96,7 @@ def find_file(
         subfolder: folder below that of the data set for names without a folder.
 
     Raises:
-        DataError: there is no such file.
+        DataError: there is no such file, or `name` is no text.
     """
     if not isinstance(name, str):
         raise DataError(f'{source}: the path of its {kind} is {shortened(name)}, expected a text')
@@ -119,7 +120,8 @@ def find_file(
 def camera_names(info: Mapping[str, Any], rule: MultiViewRule, source: Path) -> list[str]:
     """Return the cameras of a rule in its order; DataError if an info has no picture of one.
 
-    `source` is the file of the infos, for the message.
+    Of a rule without names they are the first of the info, as many as the rule takes. `source` is the file of
+    the infos, for the message.
     """
     cameras = info.get('cams')
     cameras = cameras if isinstance(cameras, dict) else {}
@@ -137,8 +139,10 @@ def camera_names(info: Mapping[str, Any], rule: MultiViewRule, source: Path) -> 
 class RigFrame:
     """One frame of all cameras as infos describe it, before its pictures are read.
 
+    Infos of KITTI have neither pose nor time: the unit matrix and 0 stand for them.
+
     Attributes:
-        name: token of the info, or its number.
+        name: token of the info, or its number; of KITTI the index of its picture.
         pictures: files, in the order of the cameras of the rule; None for a missing one.
         intrinsics: (N, 3, 3) float64 of these pictures.
         lidar2cam: (N, 4, 4) float64, LiDAR frame to camera frame.
@@ -172,7 +176,8 @@ class RigFrame:
         """Return N pictures (h, w, 3) uint8, BGR; a black one for a camera whose picture is missing.
 
         Raises:
-            DataError: a file that is no picture, or all pictures are missing.
+            ImageError: a file that is no picture.
+            DataError: all pictures are missing.
         """
         from mmdeploy_ext.preprocess.pictures import read_image
 

@@ -40,7 +40,7 @@ class ImageModel(Runtime):
         runtime_of(self.metadata.family)
 
     def __call__(self, image_bgr: np.ndarray, cam2img: np.ndarray | None = None) -> Detections | Instances:
-        """Return the results of a picture, in its pixels, in descending order of score.
+        """Return the results of a picture, in its pixels or, in 3D, in metres, in descending order of score.
 
         Args:
             image_bgr: (h, w, 3) uint8, blue, green, red.
@@ -52,6 +52,7 @@ class ImageModel(Runtime):
             ShapeError, InferenceError: the graph does not take or cannot compute the picture.
             UsageError: a detector of boxes in 3D without `cam2img`.
             ValueError: `cam2img` has another shape, or a number that is not finite.
+            ModelFileError: the file was exported with a limit of candidates that the picture exceeds.
         """
         return detect(self.backend, image_bgr, None if cam2img is None else square_matrix(cam2img))
 
@@ -70,11 +71,14 @@ def open_model(
 
     Returns:
         Of a model of pictures an `ImageModel`: `model(image_bgr)` with a (h, w, 3) uint8 picture returns
-        `Detections` or `Instances` in its pixels. Of a model of frames or sweeps the runtime of its family:
-        `model.step(frame)`, see `mmdeploy_ext.runtime.frames`; `model.reset()` empties a memory.
+        `Detections` or `Instances` in its pixels, or another class of `Scored`, of turned boxes, boxes in 3D
+        or panoptic segments. Of a model of frames or sweeps the runtime of its family: `model.step(frame)`,
+        see `mmdeploy_ext.runtime.frames`; `model.reset()` empties a memory.
 
     Raises:
-        ModelFileError: no such file, not written by mm2onnx, or a family that is not registered here.
+        ModelFileError: no such file, not written by mm2onnx, a family that is not registered here, or a
+            folder without the files of one model.
+        ConfigError: the family is registered without a runtime.
         EngineError: an execution provider that is not here.
     """
     files = model_files(str(path))

@@ -83,8 +83,7 @@ def segments_of(outputs: Mapping[str, np.ndarray], classes: int) -> list[Segment
     `classes` is the number of classes, of things and of stuff.
 
     Raises:
-        ModelFileError: the map holds a class that the model, of things and of stuff, does not have, or a
-            number outside of the segments.
+        ModelFileError: the map holds a negative value, or one of a class that the model does not have.
     """
     panoptic = outputs['panoptic']
     wrong = (panoptic < 0) | ((panoptic % OFFSET >= classes) & (panoptic != classes))
@@ -108,6 +107,9 @@ def resized(logits: np.ndarray, img_shape: Sequence[float], ori_shape: Sequence[
 
 def fuse_queries(logits: np.ndarray, values: np.ndarray, facts: Mapping[str, Any]) -> np.ndarray:
     """Return a map (h, w) int32 in which every pixel belongs to the query that is surest of it.
+
+    That is the one, of those above `object_mask_thr`, with the largest product of its class score and the
+    sigmoid of its mask there. Pixels of a query that `iou_thr` refuses are in no segment.
 
     Args:
         logits: (Q, C + 1) of the classes; the last column is no class.

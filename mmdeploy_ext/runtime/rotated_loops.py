@@ -158,7 +158,7 @@ def convex_hulls(points, counts):
     """Return the number (n,) int64 of the points of each convex hull, which are left in `points`.
 
     points (n, `POINTS`, 2) float32 are relative to the first of them, the lowest and of these the leftmost;
-    those of a pair from counts (n,) int64 on are none.
+    those of a pair from counts (n,) int64 on are none. Of fewer than two points the number is 1.
     """
     sizes = np.ones(len(points), np.int64)
     for i in range(len(points)):

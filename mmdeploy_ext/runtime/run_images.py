@@ -141,6 +141,7 @@ def plan_pictures(
     Raises:
         UsageError: `out` names one file for several images, an image itself, or a kind of file that is not
             written.
+        ImageError: an input is not there, or a folder without images; of `list_files` its own errors.
     """
     from mmdeploy_ext.preprocess.pictures import list_images
 
@@ -170,7 +171,7 @@ def plan_pictures(
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuse invalid numbers."""
+    """Refuse invalid numbers: UsageError."""
     if not 0 <= args.score_thr <= 1:
         raise UsageError(f'--score-thr {args.score_thr}: expected a value in 0..1')
     if args.threads is not None and args.threads < 1:
@@ -178,7 +179,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def check_targets(args: argparse.Namespace, targets: Collection[Path]) -> None:
-    """Refuse pictures and a JSON file that cannot be written, or are read."""
+    """Refuse (UsageError) pictures and a JSON file that cannot be written, or that this run reads."""
     will_write('--out', targets)
     for target in (*targets, *([args.json] if args.json else [])):
         check_writable(target)
@@ -304,7 +305,7 @@ def run_all(
     kind: str,
     fail_fast: bool = False,
 ) -> list[dict[str, Any]]:
-    """Run samples, by the picture to write, one printed line each, above a bar on stderr if a terminal.
+    """Run samples, by the picture to write, one printed line each; of several above a bar, on a terminal.
 
     A sample that cannot be used is reported and has its error in its entry; if it is the only one, or with
     `fail_fast`, the error is raised.

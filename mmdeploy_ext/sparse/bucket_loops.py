@@ -49,7 +49,7 @@ def choose(counts, buckets):
 
     Args:
         counts: (2^g,) number of rows of each pattern.
-        buckets: B, at least 1. A bucket that no row needs has pattern 1.
+        buckets: B, at least 1. If no candidate saves anything, the buckets that are left have pattern 1.
     """
     patterns = np.ones(buckets, np.int64)
     union = np.int64(0)

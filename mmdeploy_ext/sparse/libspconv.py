@@ -71,7 +71,7 @@ def write(
 def to_onnx(graph: SparseGraph, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
     """Return a graph in the dialect; float32 weights are rounded to fp16 here.
 
-    `metadata` are `metadata_props` to add, which the engine does not read; None adds nothing.
+    `metadata` are `metadata_props` to add to `MODULES`, which the engine does not read; None adds none.
 
     Raises:
         ExportError: a BatchNorm that is not folded, a convolution without a bias, weights beyond fp16; the
@@ -366,10 +366,11 @@ class _Reader:
 
 
 def to_node_list(model: onnx.ModelProto) -> dict[str, Any]:
-    """Return a file as plain data, for comparison: everything but `metadata_props`, initializers by hash.
+    """Return a file as plain data, for comparison, without `metadata_props`.
 
     Keys are `meta` (of the model: its versions, producer and counts), `inputs`, `outputs`, `nodes` and
-    `initializers`, as in the stored node lists of the reference exporter (golden INDEX.md).
+    `initializers`, with the hash of their `raw_data`, as in the stored node lists of the reference exporter
+    (golden INDEX.md).
     """
     graph = model.graph
     properties = ['ir_version', 'producer_name', 'producer_version', 'domain', 'model_version', 'doc_string']

@@ -57,7 +57,7 @@ LAYOUTS = ('', 'NCHW', 'NCHW32', 'NHWzC')
 def order_of_name(path: str | os.PathLike[str]) -> str:
     """Return the coordinate order in a file's name ('xyz' of 'lidar.backbone.xyz.onnx'), '' if there is none.
 
-    It stands between dots, in small or capital letters; the folder does not count.
+    It is one of the parts between which dots stand, in small or capital letters; the folder does not count.
     """
     words = Path(os.fspath(path)).name.lower().split('.')
     return next((order for order in ORDERS if order in words), '')
@@ -68,13 +68,14 @@ def check(
 ) -> list[Violation]:
     """Return the violations of the engine's rules: what it refuses, or does otherwise than it was meant.
 
-    They are sorted by node in file order, those of no node first.
+    They are sorted by node in file order, those of no node, or of one with an unknown operator, first.
 
     Args:
         source: file or model.
-        max_voxels: most voxels of one sweep; an output bound below it is an error, or a warning behind a
-            stride, whose number of sites is another. None: the 160,000 of the published test configs, and
-            warnings alone.
+        max_voxels: most voxels of one sweep; an output bound below it, or below the cells of a smaller grid,
+            is an error, or a warning behind a stride, whose number of sites is another. None: the 160,000 of
+            the published test configs, and warnings alone. A bound below the rows of the trace is an error
+            in any case.
         name: file name for a model that has none, e.g. 'lidar.backbone.xyz.onnx'.
 
     Raises:
@@ -330,7 +331,7 @@ class TensorFacts:
         channels: channels of a sparse tensor; 0 if unknown.
         grid: cells per axis; () if unknown.
         sites: name of its set of active sites: tensors with the same one have their rows in the same places.
-        shape: shape of a dense tensor; () of a sparse one.
+        shape: shape of a dense tensor; () of a sparse one, or if unknown.
         dense: whether it is dense.
     """
 

@@ -41,7 +41,7 @@ class Field:
 
 
 PRECISION_FIELDS = (Field('precision', 'STRING', ''), Field('output_precision', 'STRING', ''))
-"""Attributes of every node that computes."""
+"""Attributes of convolutions and additions."""
 ADD_FIELDS = (
     Field('input0_dynamic_range', 'FLOAT', 0.0),
     Field('input1_dynamic_range', 'FLOAT', 0.0),
@@ -99,7 +99,8 @@ class ParsedNode:
         inputs, output: names of tensors, without the initializers.
         values: every attribute that the parser reads, defaults filled in.
         unread: attributes of a convolution that the parser does not read.
-        weight: (O, k0, k1, k2, I) float16; empty if the parser could not take it.
+        weight: (O, k0, k1, k2, I) float16, in the file's own shape if that is another; empty if the parser
+            could not take it, and of other nodes than convolutions.
         bias: (O,) float16; likewise.
     """
 
@@ -144,7 +145,7 @@ def _decoded(name: str | bytes) -> str:
 
 
 class EngineParser:
-    """Reads a graph as the engine does: `nodes` in file order, `violations` that it silently accepts.
+    """Reads a graph as the engine does: `nodes` in file order, `violations`, most of them silently accepted.
 
     The parser reads attributes by field, never looks at their declared type, takes defaults in silence, reads
     inputs by position without counting them, and goes on with an empty array if an initializer does not suit

@@ -21,7 +21,8 @@ def reorder(graph: SparseGraph, order: str) -> SparseGraph:
     """Return the same network on coordinates in another axis order, 'xyz' or 'zyx'; the dense output stays.
 
     Kernels are permuted, never mirrored. The first Transpose behind a ScatterDense takes the change up; if
-    there is none, one is put in, one that would do nothing is taken out. There and back is the same graph.
+    there is none, one is put in, one that would do nothing is taken out. There and back is the same graph,
+    unless it has a Transpose that does nothing.
 
     Raises:
         UsageError: another order.

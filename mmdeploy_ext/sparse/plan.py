@@ -94,7 +94,8 @@ def plan_of(graph: SparseGraph) -> Plan:
 
     Raises:
         ExportError: a node that has no rulebook here (inverse, transposed or grouped convolution, even
-            submanifold kernel), sites that do not fit together, or shapes that the geometry does not give.
+            submanifold kernel, another activation than ReLU), sites that do not fit together, or shapes that
+            the geometry does not give.
     """
     for node in graph.convolutions():
         _check_convolution(node)
@@ -246,13 +247,13 @@ def _title(node: Node) -> str:
 
 
 def name_rulebooks(graph: SparseGraph) -> SparseGraph:
-    """Return the graph with rulebook names that convolutions with the same neighbours share, and only they.
+    """Return the graph with rulebook names that only convolutions with the same neighbours share.
 
     A convolution's own name (its module's indice_key) stays. A submanifold convolution without one takes the
     name of another with the same sites, kernel and dilation, or else `subm{level + 1}`: that is what the
     reference exporter writes for the blocks of BEVFusion's stages. Strided convolutions without a name keep
-    none. A name that already stands for other neighbours gets the kernel appended: spconv does not look at
-    the key of a 1x1x1 convolution, but an engine does.
+    none. A name that already stands for other neighbours gets the kernel appended, and a number if that is
+    taken, too: spconv does not look at the key of a 1x1x1 convolution, but an engine does.
 
     Raises:
         ExportError: as `site_levels`.

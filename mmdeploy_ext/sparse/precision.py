@@ -46,7 +46,8 @@ def apply_precision(
         ranges: None if nothing is int8.
 
     Raises:
-        UsageError: an unknown precision, a pattern that fits no node, an int8 node without ranges.
+        UsageError: an unknown precision, a pattern that fits no node, or a node without a usable range that
+            computes in int8 or reads what another one stores in int8.
 
     Source: golden ALGORITHM.md, section 5.
     """

@@ -57,7 +57,8 @@ class NodeRange(JsonDataclass):
         module: path of the module that it comes from; for the reader of the file.
         input_amax: amax of its input, or None if it is unknown.
         weight_amax: (O,) per output channel; None for an addition, or if it is unknown.
-        weight_norm: Frobenius norm of the folded kernel that the ranges were made for; None for an addition.
+        weight_norm: Frobenius norm of the folded kernel that the ranges were made for; None for an addition,
+            or if it is unknown: it is not compared then.
     """
 
     module: str = ''
@@ -66,7 +67,7 @@ class NodeRange(JsonDataclass):
     weight_norm: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return field -> value, without the entries that an addition does not have."""
+        """Return field -> value, without `weight_amax` and `weight_norm` where they are None."""
         content = {'module': self.module, 'input_amax': self.input_amax}
         if self.weight_amax is not None:
             content['weight_amax'] = list(self.weight_amax)
@@ -269,8 +270,8 @@ def weight_norm(node: SparseConvolution) -> float:
 def graph_digest(graph: SparseGraph) -> str:
     """Return the hex SHA-256 of a graph's sparse part; it is equal in both coordinate orders.
 
-    In it are grid, channels, connections and geometry of convolutions, additions and ReLUs; not in it are
-    weights, precisions, names of rulebooks and the dense tail.
+    In it are grid, channels, names, connections, geometry and activations of convolutions, additions and
+    ReLUs; not in it are weights, precisions, names of rulebooks and the dense tail.
     """
     facts: list[Any] = [_canonical(graph, graph.spatial_shape), graph.in_channels]
     for node in graph.nodes:
@@ -326,7 +327,8 @@ def from_amax(
 
     Raises:
         CheckpointError: two names of one quantiser.
-        UsageError: a range has another number of values than output channels, or is not positive.
+        UsageError: a range has another number of values than output channels, or is not positive; the graph
+            is not folded.
     """
     paths = {
         key: re.sub(r'\._(?=(input|weight)_quantizer)', '.', re.sub(r'\._?amax$', '', key)) for key in amax

@@ -190,14 +190,14 @@ def pairs(
     In the table N stands for no neighbour.
 
     Args:
-        coordinates: (N, 4) integers, sample and axes; every site once, which is not checked.
+        coordinates: (N, 4) integers, sample and axes; every site once, which a strided one does not check.
         spatial_shape: grid of the sites, per axis.
         subm: whether it is submanifold: it then centres its kernel and ignores stride and padding.
         *geometry: kernel size, stride, padding and dilation, per axis.
 
     Raises:
-        PointsError: coordinates of another shape or dtype, or outside the grid; a grid that is smaller than
-            the kernel.
+        PointsError: coordinates of another shape or dtype, or outside the grid; a site twice, of a
+            submanifold one of several offsets; a grid that is smaller than the kernel of a strided one.
     """
     search = _search(Level(coordinates, spatial_shape), subm, *geometry)
     if search.count:

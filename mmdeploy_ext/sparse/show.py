@@ -41,10 +41,10 @@ HEAVY = 20
 def sparse_layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
     """Return the nodes of a sparse graph as the engine reads them, one dictionary for each.
 
-    Keys: `name`, `op_type`, `number` among the nodes of its title, `inputs`, `output`, those of `ATTRIBUTES`
-    that the operator has, `in_channels` and `out_channels` of a convolution, and of the output the `grid`,
-    `sites`, `shape` and `dense` of `libspconv_contract.TensorFacts`. Nodes of operators that the engine does
-    not have are left out.
+    Keys: `name`, `op_type`, `number` among the nodes of its title from 0, `inputs`, `output`, those of
+    `ATTRIBUTES` that the engine reads of the operator, with its defaults, `in_channels` and `out_channels` of
+    a convolution with a weight, and of the output the `grid`, `sites`, `shape` and `dense` of
+    `libspconv_contract.TensorFacts`. Nodes of operators that the engine does not have are left out.
     """
     nodes = EngineParser(model.graph).nodes
     tensors = TensorWalk(model.graph, nodes, None).tensors
@@ -70,7 +70,7 @@ def sparse_layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
 def trace_lines(layers: list[dict[str, Any]]) -> Iterator[str]:
     """Yield a line per entry of `sparse_layers` in the words of the reference exporter's trace, and details.
 
-    E.g. `--> SparseConvolution0[subm] -> Input 0, Output 1   5 -> 16, 3x3x3 on 1440x1440x41, ReLU`.
+    E.g. `--> SparseConvolution0[subm] -> Input 0, Output 1  5 -> 16, 3x3x3, on 1440x1440x41, ReLU`.
     """
     lines = []
     for row in layers:

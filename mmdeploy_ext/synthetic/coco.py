@@ -195,7 +195,8 @@ def ensure_toy_coco(
         True if the set was made, False if it existed.
 
     Raises:
-        DataError: `root` is another folder, a set with other parameters, or one that lost files.
+        DataError: `root` is another folder, the working directory, or, without `force`, a set that has other
+            parameters or lost files.
         UsageError: a parameter is out of range.
     """
     _check(seed, {'--train-images': train_images, '--val-images': val_images}, size)
@@ -240,7 +241,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `run` to a parser: those of `staging.add_pictures`, --size, --picture, --shapes."""
+    """Add the options of `run` to a parser.
+
+    They are those of `staging.add_pictures`, --size, --picture, --shapes and --debug.
+    """
     staging.add_pictures(parser, 'data/toy_coco', TRAIN_IMAGES, VAL_IMAGES)
     parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='one size (default: a mix)')
     text = 'write one picture of no split, not a set'

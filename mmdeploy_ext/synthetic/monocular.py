@@ -221,7 +221,9 @@ class Tables:
 def seen_box(
     box: np.ndarray, sides: tuple[float, float, float], intrinsic: np.ndarray, size: tuple[int, int]
 ) -> list[float] | None:
-    """Return x1 y1 x2 y2 of a box in a picture, cut at its borders; None if it is behind or hardly seen.
+    """Return x1 y1 x2 y2 of a box in a picture, cut at its borders, whether or not others hide it.
+
+    None: a corner is behind the camera or nearly so, or a side is shorter than `SMALLEST_PX`.
 
     Args:
         box: (4, 4) from the frame of the box (x along its length) to that of the camera, metres.

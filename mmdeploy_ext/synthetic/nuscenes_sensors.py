@@ -73,9 +73,10 @@ def _to_ego(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
 
 
 def make_rig(rng: np.random.Generator, width: int, height: int) -> dict[str, Sensor]:
-    """Draw the sensors of a car, name -> sensor: each within half a degree and 1.5 cm of the usual mounting.
+    """Draw the sensors of a car, name -> sensor, each near the usual mounting.
 
-    Names are those of `CAMERAS` and `LIDAR`. `rng` is the random generator; width and height are those of the
+    They are turned by up to 0.6 degrees, the LiDAR by 1.2, and moved by up to 1.5 cm along each axis. Names
+    are those of `CAMERAS` and `LIDAR`. `rng` is the random generator; width and height are those of the
     pictures, pixels.
     """
     rig = {}
@@ -384,7 +385,7 @@ ELEVATIONS_DEG = (-30.67, 10.67)
 AZIMUTHS = 360
 """Number of directions in a turn, for each of which a beam has a point at most."""
 MAX_RANGE_M = 70.0
-"""Farthest point, metres."""
+"""Farthest point before the noise, metres."""
 RANGE_NOISE_M = 0.01
 """Standard deviation of measured distances, metres."""
 

@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `run` to a parser: --out."""
+    """Add the options of `run` to a parser: --out and --debug."""
     staging.add_folder(parser, '--out', 'data/toy_coco')
     cli.add_debug_option(parser)
 

@@ -202,7 +202,7 @@ def fill_seeded(
 
 
 def normalised_deviation(std: tuple[float, ...]) -> float:
-    """Return the standard deviation of a photograph of values 0 to 255 that was divided by `std`.
+    """Return the standard deviation, to 0.1, of a photograph of values 0 to 255 that was divided by `std`.
 
     `std` has one value per channel, in the same unit; ImageNet's gives 1.0.
     """
@@ -278,7 +278,7 @@ def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write a checkpoint for a config; return the exit status of `cli.run`: 0 written, 2 usage.
+    """Write a checkpoint for a config; return the exit status of `cli.run`, 0 if it is written.
 
     `argv` are the words of the command line, None those of `sys.argv`.
     """

@@ -148,8 +148,8 @@ def scale_outputs(
     Args:
         head: head of a one-stage detector, or of proposals.
         features: features of each level, (B, C, H, W).
-        exposed_features: returns those of dark and bright pictures, on which class logits are bounded;
-            without them logits are not bounded.
+        exposed_features: returns those of dark and bright pictures, on which class logits are bounded by
+            `MAX_LOGIT`; without them, of ATSSHead and beside a background logits are not bounded.
         run: runs the head; by default it is called on the features.
     """
     run = run or (lambda: head(for_head(head, features)))

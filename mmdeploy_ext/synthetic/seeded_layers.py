@@ -32,8 +32,8 @@ of GCNet's layers as large as PyTorch's own, PyTorch keeps 87 to 92 of its own 1
 def fill_network(model: nn.Module, seed: int, residual: float) -> None:
     """Draw the weights of a network in place.
 
-    They are those of convolutions, linear layers, attention and embeddings of positions, and biases of the
-    first two; normalisations keep theirs, apart from the last one of each residual block.
+    They are those of convolutions, linear layers, attention and embeddings, and biases of the first two;
+    normalisations keep theirs, apart from L2 norms and the last one of each residual block.
 
     Args:
         model: the network, of layers of mmcv and mmdet.

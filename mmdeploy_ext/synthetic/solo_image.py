@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the file; return the exit status of `cli.run`: 0 written, 2 usage.
+    """Write the file; return the exit status of `cli.run`, 0 if it is written.
 
     `argv` are the words of the command line, None those of `sys.argv`.
     """

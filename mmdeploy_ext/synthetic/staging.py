@@ -160,6 +160,8 @@ def make_set(
     Raises:
         DataError: `root` is another folder, the working directory, or, without `force`, a set with other
             parameters, or one that lost files.
+        UsageError: without `force`, a set whose manifest is no JSON.
+        Mm2OnnxError: a file cannot be written.
     """
     if root.resolve() == Path.cwd():
         raise DataError(f'{root}: is the working directory, which a finished set would replace; name another')

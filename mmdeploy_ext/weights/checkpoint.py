@@ -86,7 +86,8 @@ class Checkpoint:
     Attributes:
         path: path of the file.
         state_dict: tensors by their names without the `module.` that wrappers add.
-        meta: `meta` of a checkpoint of mmcv or mmengine, with `CLASSES`; empty for a bare state dict.
+        meta: `meta` of a checkpoint of mmcv or mmengine, with `CLASSES` if it has names of classes; empty for
+            a bare state dict.
     """
 
     path: str

@@ -96,7 +96,8 @@ def convert(source: Source, cfg: Any) -> Converted:
     """Rename, join and complete the tensors of a file, `source`, for the model of `cfg`, a config of RT-DETR.
 
     Tensors keep their values and types. Joined are queries, keys and values of transformers; added are
-    counters of batches (0) and the padding row of the denoising embedding (zeros), where the file lacks them.
+    counters of batches (0) and the padding row of the denoising embedding (zeros), where the file lacks them;
+    left out are counters that the model lacks, second names of heads, and the sums of `deploy()`.
 
     Raises:
         CheckpointError: keys, shapes or the number of classes of file and model differ, or two keys of the
