@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Instances, Scored
 
 FONT, NEAREST = cv2.FONT_HERSHEY_SIMPLEX, cv2.INTER_NEAREST
-"""Font of labels, and how masks of another size are resized to the picture."""
+"""Font of labels, and how small pictures are enlarged."""
 Box, Colour = tuple[int, int, int, int], tuple[int, int, int]
 """x1, y1, x2, y2 in pixels; blue, green, red."""
 PALETTE_BGR: tuple[Colour, ...] = (
@@ -162,7 +162,7 @@ def draw_instances(
 ) -> np.ndarray:
     """Draw masks, tinted and outlined, with class names and scores, if any; better ones lie on top.
 
-    Masks of another size are brought to that of the image.
+    Masks of another size are brought to that of the image by `NEAREST`.
 
     Args:
         image_bgr: (h, w, 3) uint8, which stays as it is; a copy with the masks is returned.

@@ -154,8 +154,8 @@ class Stepper(Protocol):
     """A streaming or LiDAR model on any engine: state in, state out, one frame at a time."""
 
     state: StreamState | None
-    """The memory after the last frame; assigning one continues from it. None is an empty memory, and always
-    that of a model of sweeps or of `FusedFrame`."""
+    """The memory after the last frame; assigning one continues from it, None is an empty memory, and always
+    that of a model without one."""
 
     def reset(self) -> None:
         """Empty the memory."""

@@ -41,7 +41,7 @@ class Field:
 
 
 PRECISION_FIELDS = (Field('precision', 'STRING', ''), Field('output_precision', 'STRING', ''))
-"""Attributes of convolutions and additions."""
+"""Attributes of every node that computes."""
 ADD_FIELDS = (
     Field('input0_dynamic_range', 'FLOAT', 0.0),
     Field('input1_dynamic_range', 'FLOAT', 0.0),

@@ -385,7 +385,7 @@ ELEVATIONS_DEG = (-30.67, 10.67)
 AZIMUTHS = 360
 """Number of directions in a turn, for each of which a beam has a point at most."""
 MAX_RANGE_M = 70.0
-"""Farthest point before the noise, metres."""
+"""Farthest point, metres."""
 RANGE_NOISE_M = 0.01
 """Standard deviation of measured distances, metres."""
 
@@ -400,7 +400,7 @@ def measure_sweep(
         world: the scene, with the drive of the car.
         things: objects of the scene.
         time_s: the instant, seconds since the scene began.
-        rng: random generator, for noise.
+        rng: random generator, for noise, which may carry a point beyond `MAX_RANGE_M`.
 
     Returns:
         Points (n, 5) float32 as in nuScenes' .pcd.bin, x y z in the LiDAR frame in m, intensity 0..255, ring

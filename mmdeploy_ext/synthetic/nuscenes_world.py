@@ -13,10 +13,7 @@ KEY_FRAME_S = 0.5
 STEP_S = 0.01
 """Seconds of a step of the simulation."""
 START_XY = (950.0, 250.0)
-"""Start of a scene within 30 m along each axis.
-
-nuScenes' maps have such coordinates, and their masks begin at the origin.
-"""
+"""Start of a scene within 30 m; nuScenes' maps have such coordinates, and their masks begin at the origin."""
 MIN_ACTIVE, MAX_ACTIVE = 7, 13
 """Number of objects around the ego in every key frame, as far as there is room."""
 MAX_PROPOSALS = 600
@@ -154,7 +151,8 @@ class World:
 def make_drive(rng: np.random.Generator, frames: int) -> Drive:
     """Draw a drive at 0 to 5 m/s, with turns and stops, from a second before the first key frame on.
 
-    `rng` is the random generator, `frames` the number of key frames.
+    It begins within 30 m of `START_XY` along each axis. `rng` is the random generator, `frames` the number of
+    key frames.
     """
     duration = frames * KEY_FRAME_S + 2
     knots = np.arange(0, duration + 2.5, 2.5)

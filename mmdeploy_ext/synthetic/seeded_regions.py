@@ -53,7 +53,7 @@ DIRECTIONS = 8
 """Number of differences of inputs to which layers with normed weights respond: with random weights, in all
 1,024 directions, the logits of all classes are within 0.3."""
 HIGH_THRESHOLD = 0.3
-"""Score threshold above which class logits need more deviation (panoptic detectors have 0.6)."""
+"""Score threshold from which on class logits need more deviation (panoptic detectors have 0.6)."""
 HIGH_THRESHOLD_FACTOR = 2.0
 """Factor of that deviation."""
 
@@ -167,7 +167,8 @@ def scale_heads(
 ) -> None:
     """Rescale all last layers of a two-stage detector in place so that their outputs have their targets.
 
-    Heads that the detector does not have are left out.
+    Heads that the detector does not have are left out. Class logits have more deviation if the threshold of
+    the results is above `HIGH_THRESHOLD`.
 
     Args:
         model: the detector.

@@ -39,8 +39,8 @@ class Config:
     """One config of a zoo.
 
     Attributes:
-        name: path below mmdet's configs or the working folder; '<library>/...' for one of another library's
-            configs, such as 'mmdet3d/...'.
+        name: path below mmdet's configs or the working folder, or the whole path; '<library>/...' for one of
+            another library's configs, such as 'mmdet3d/...'.
         path: path of the file.
         parts: class names of the model, see `part_types`.
         test_digest: see `test_digest`; '' if the config cannot be read.
@@ -76,7 +76,8 @@ def config_files(patterns: Sequence[str]) -> list[Path]:
             'mmdet3d/second/*.py'. Without any, all configs of mmdet are returned.
 
     Raises:
-        UsageError: a pattern matches no config.
+        UsageError: a pattern matches no config, or mmdet with its configs, if they are looked up, is not
+            installed.
     """
     if not patterns:
         return _leaf_configs(installed_folder())

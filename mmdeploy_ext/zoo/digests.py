@@ -71,7 +71,7 @@ def export_digest(models: Sequence[onnx.ModelProto]) -> str:
 def proof_rules(family: Family) -> str:
     """Return a hash of the code that makes and judges exports of a family, and of the libraries' versions.
 
-    Comments and docstrings do not count: the hash is of what the code does.
+    Comments, and docstrings of modules, classes and functions, do not count; texts below constants do.
     """
     digest = hashlib.sha256(repr(sorted(versions().items())).encode())
     for pattern in JUDGES:

@@ -51,9 +51,10 @@ class Outcome:
         proven: whether the exported file is proven to be the same model.
         reason: one of `REASONS` if it is not.
         why: the error message; a trace if PyTorch failed.
-        digest: hash of the exported graphs, see `digests.graph_digest`; '' if nothing was exported.
-        rules: hash of the code that judged it, see `digests.proof_rules`.
-        shape: (H, W) of the network's input, pixels; (0, 0) of models of sweeps.
+        digest: hash of the exported graphs, see `digests.graph_digest`; '' if the export or the proof ended
+            with an error.
+        rules: hash of the code that judged it, see `digests.proof_rules`; likewise.
+        shape: (H, W) of the network's input, pixels; (0, 0) of models of sweeps, and after an error.
         inputs: number of samples, not of the graph's inputs, that both engines ran.
         reference: number of PyTorch's detections, in all samples, of at least the score from which on a proof
             needs a partner for each (`matching.match_lists`, `score_thr`).

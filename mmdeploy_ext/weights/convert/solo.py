@@ -58,7 +58,7 @@ def convert(source: Checkpoint, cfg: Any) -> Converted:
     Raises:
         CheckpointError: it is not an original SOLO checkpoint, has another head or other grids than the
             config, or its tensors differ in names or shapes from those of the config's model.
-        ConfigError: the config is not of SOLO.
+        ConfigError: the config is not of SOLO, has a value of a wrong type, or its model cannot be built.
     """
     check_config(cfg)
     with naming(source.path):

@@ -117,7 +117,7 @@ def checkpoint_grids(shapes: Shapes) -> list[int]:
 
 
 def config_grids(text: object) -> list[int]:
-    """Return the grids in the text of a config; empty if it has none, several or no list."""
+    """Return the grids in the text of a config; empty if it has none, different ones or no list."""
     lists = {match.group(1) for match in CONFIG_GRIDS.finditer(text)} if isinstance(text, str) else set()
     try:
         grids = ast.literal_eval(lists.pop()) if len(lists) == 1 else ()
