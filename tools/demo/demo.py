@@ -37,7 +37,7 @@ def steps(out: str) -> list[tuple[str, list[str]]]:
 
 
 def val_images() -> list[str]:
-    """Return a few pictures of the validation set; known once the data set is there."""
+    """Return the names of up to four pictures of the validation set; [] as long as there is no data set."""
     folder = ROOT / DATA / 'val2017'
     names = sorted(path.name for path in folder.glob('*.*')) if folder.is_dir() else []
     return [*names[:2], *names[3:5]]

@@ -48,8 +48,8 @@ def best_of(scores: np.ndarray, count: int) -> np.ndarray:
 def suppressed(candidates: RotatedDetections, iou_threshold: float, max_per_img: int) -> RotatedDetections:
     """Return the candidates that greedy NMS within classes keeps, best first, `max_per_img` at most.
 
-    Centres of each class are moved by its label times the largest coordinate of a centre plus the largest
-    side plus 1, rounded to float32 as in mmrotate.
+    All are returned if that is not positive. Centres of each class are moved by its label times the largest
+    coordinate of a centre plus the largest side plus 1, rounded to float32 as in mmrotate.
     """
     candidates = candidates.best_first()
     if not len(candidates):

@@ -46,7 +46,10 @@ class RotatedNmsConfig(JsonDataclass):
 
 
 def rotated_nms_config(test_cfg: Mapping[str, Any]) -> RotatedNmsConfig:
-    """Read a `test_cfg` of mmrotate; ConfigError: an entry is missing, or is no number."""
+    """Read a `test_cfg` of mmrotate; a limit of `LIMITS` that is missing, or not positive, becomes -1.
+
+    ConfigError: `score_thr` or `nms.iou_thr` is missing, or an entry is no number.
+    """
     nms = test_cfg.get('nms') or {}
     if nms.get('iou_thr') is None:
         raise ConfigError(f'test_cfg.nms: got {dict(nms)}; expected iou_thr')

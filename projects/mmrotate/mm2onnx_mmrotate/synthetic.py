@@ -216,7 +216,10 @@ def _write_split(folder: Path, seed: int, count: int) -> Iterator[int]:
 
 
 def write_png(path: Path, image_bgr: np.ndarray) -> None:
-    """Write a picture (H, W, 3) uint8 as PNG, the only kind that mmrotate's `DOTADataset` reads."""
+    """Write a picture (H, W, 3) uint8 as PNG, the only kind that mmrotate's `DOTADataset` reads.
+
+    DataError: OpenCV cannot encode it.
+    """
     done, encoded = cv2.imencode('.png', image_bgr)
     if not done:
         raise DataError(f'{path}: OpenCV could not encode the picture of shape {image_bgr.shape}')
@@ -253,7 +256,8 @@ def ensure_toy_dota(
         True if the set was made, False if it existed.
 
     Raises:
-        DataError: `root` is another folder, or a set with other parameters.
+        DataError: `root` is another folder, the working directory, or, without `force`, a set that has other
+            parameters or lost files.
         UsageError: a parameter is out of range.
     """
     check_seed(seed)
@@ -286,7 +290,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the set, or one picture of the same world: 0 done, 2 usage."""
+    """Make the set, or one picture of the same world; return the exit status of `cli.run`, 0 if it is done."""
     parser = cli.ArgumentParser(
         prog='python -m mm2onnx_mmrotate.synthetic', description="Generate a data set in DOTA's format."
     )

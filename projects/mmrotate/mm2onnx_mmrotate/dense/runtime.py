@@ -35,6 +35,10 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Rotat
 
     For the feeds see `mm2onnx_mmrotate.runtime.sizes_of`; with `scale_factor` boxes are in pixels of the
     originals.
+
+    Raises:
+        ShapeError: as `decode_raw`, or the boxes of 'decode' are not as many as the input's size gives.
+        ModelFileError: a file of the form 'full' left out candidates, see `check_cap`.
     """
     facts = metadata.postprocess
     if metadata.form == 'full':

@@ -27,7 +27,10 @@ def version_of(head: nn.Module) -> str:
 
 
 def base_priors(head: nn.Module) -> list[list[list[float]]]:
-    """Return the priors of the first cell of each level: anchors xyxy or points x, y; pixels."""
+    """Return the priors of the first cell of each level: anchors xyxy or points x, y; pixels.
+
+    Of a refined head it is one point 0, 0, which stands for the box that the network gives.
+    """
     generator = generator_of(head)
     if described(head).refined:  # a box per cell, which the network gives
         return [[[0.0, 0.0]] for _ in generator.strides]
