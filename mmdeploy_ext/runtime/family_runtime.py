@@ -51,7 +51,7 @@ def has_runtime(family: str) -> bool:
 
 
 def runner_of(family: str, form: str) -> str:
-    """Return the command that draws a file's results in pictures, a key of `commands.RUNNERS`.
+    """Return the command that draws a file's results in pictures, 'run' or a key of `commands.RUNNERS`.
 
     It is '' if none does: of a family of frames or sweeps, or one that is not registered or has no runtime.
 

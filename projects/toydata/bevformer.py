@@ -66,8 +66,8 @@ class Moment:
 def start_values(model: nn.Module, seed: int) -> None:
     """Set the linear layers outside of the backbone and the embeddings, with which training begins.
 
-    torch's seed is set first; convolutions and normalisations stay. Sampling points lie around their reference
-    (`point_around`), scores are about 0.01, boxes near their reference.
+    torch's seed is set first; convolutions and normalisations stay. Sampling points lie around their
+    reference (`point_around`), scores are about 0.01, boxes near their reference.
     """
     torch.manual_seed(seed)
     for name, module in model.named_modules():

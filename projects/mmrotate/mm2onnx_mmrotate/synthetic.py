@@ -290,7 +290,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the set, or one picture of the same world; return the exit status of `cli.run`, 0 if it is done."""
+    """Make the set, or one picture of the same world; return the exit status of `cli.run`."""
     parser = cli.ArgumentParser(
         prog='python -m mm2onnx_mmrotate.synthetic', description="Generate a data set in DOTA's format."
     )
