@@ -68,7 +68,7 @@ def detect(
 def prepare(metadata: Metadata, image_bgr: np.ndarray, cam2img: np.ndarray | None = None) -> PreparedImage:
     """Resize, pad and normalise by the rule in a file's metadata, to the size of a graph with a fixed shape.
 
-    `image_bgr` is (h, w, 3) uint8, `cam2img` its camera (4, 4), or None.
+    `image_bgr` is (h, w, 3) uint8, else ShapeError; `cam2img` its camera (4, 4), or None.
     """
     height, width = metadata.spec.inputs[0].axes[2:]
     rule = metadata.preprocess

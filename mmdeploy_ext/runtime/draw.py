@@ -325,7 +325,10 @@ def _encode(suffix: str, image_bgr: np.ndarray, *options: int) -> bytes:
 
 
 def write_picture(path: Path, image_bgr: np.ndarray) -> None:
-    """Write a picture atomically: as PNG if its suffix is .png or missing, else as JPEG."""
+    """Write a picture atomically: as PNG if its suffix is .png or missing, else as JPEG.
+
+    ImageError: it cannot be encoded; Mm2OnnxError: the file cannot be written.
+    """
     encode = encode_png if path.suffix.lower() in ('', '.png') else encode_jpeg
     with atomic_path(path) as temporary:
         temporary.write_bytes(encode(image_bgr))

@@ -93,7 +93,9 @@ class Runtime(contextlib.ExitStack):
             families: names of the families that the files may be of, at least one.
 
         Raises:
-            ModelFileError: a file is of another family, or of the same graph as an earlier one.
+            ModelFileError: a file cannot be read, is of another family, or of the same graph as an earlier one.
+            EngineError: the engine or a provider is not here.
+            ConfigError: no such engine, or one without these options.
         """
         backends: dict[str, Backend] = {}
         for file in files:
@@ -196,7 +198,7 @@ def files_of_family(folder: str | Path, family: str) -> set[str]:
 
 
 def check_forms(files: Mapping[str, Path], metadata: Mapping[str, Metadata], family: str) -> None:
-    """Refuse files, by their form, that are of another form or family, or of several exports."""
+    """Refuse (ModelFileError) files, by their form, of another form or family, or of several exports."""
     for form, file_metadata in metadata.items():
         file_metadata.require(files[form], family, (form,))
     check_same_export({files[form]: file_metadata for form, file_metadata in metadata.items()})

@@ -136,7 +136,7 @@ def draw_sparse(model: onnx.ModelProto, target: str | os.PathLike[str], title: s
         title: text above the picture; '' for none.
 
     Raises:
-        UsageError: another suffix.
+        UsageError: another suffix, or pygraphviz is there and cannot be imported.
         ModuleNotFoundError: pygraphviz is not installed.
     """
     check_suffix(target)
