@@ -93,7 +93,7 @@ class Runtime(contextlib.ExitStack):
             families: names of the families that the files may be of, at least one.
 
         Raises:
-            ModelFileError: a file cannot be read, is of another family, or of the same graph as an earlier one.
+            ModelFileError: a file cannot be read, or is of another family or of the graph of an earlier one.
             EngineError: the engine or a provider is not here.
             ConfigError: no such engine, or one without these options.
         """
