@@ -24,7 +24,7 @@ def printable(text: object) -> str:
 
 
 def escape(text: object) -> str:
-    """Return a text from a file for a console of rich: in one line, see `printable`, and without markup."""
+    """Return a text from a file for a console of rich: one line, see `printable`, in which markup is text."""
     from rich import markup
 
     return markup.escape(printable(text))

@@ -48,9 +48,9 @@ class SourceLines:
 
     Attributes:
         file: path relative to the folder that it was imported from, such as `projects/plugin/head.py`.
-        first: number of the first line.
-        last: number of the last line.
-        sha256: of the normalised syntax tree, 64 hexadecimal digits.
+        first: number of the line with `class` or `def`, behind its decorators; 0 if no source can be read.
+        last: number of the last line, or 0.
+        sha256: of the normalised syntax tree with its decorators, 64 hexadecimal digits, or ''.
     """
 
     file: str
@@ -164,7 +164,8 @@ def file_of_class(kind: type) -> Path | None:
     """Return the file that a class was defined in; None of classes of C extensions and the interpreter.
 
     It is the file of one of its methods, if it has methods: another module of the same name may have been
-    imported since.
+    imported since. Methods that were made from a text have no file but '<string>', which is returned for a
+    dataclass without methods of its own.
     """
     for value in vars(kind).values():
         function = inspect.unwrap(getattr(value, '__func__', value)) if callable(value) else None
@@ -179,7 +180,8 @@ def is_installed(package: str, path: Path) -> bool:
     """Return whether a file is one that a distribution of OpenMMLab installed, and nobody has edited.
 
     Copies of mmdet in a user's repository, editable installs, files that were changed in place, and files
-    that were put into the installed package are not.
+    that were put into the installed package are not. But of a distribution without a list of its files, such
+    as a checkout that is linked by an `.egg-link`, all files are.
 
     Args:
         package: name of the package that the file is in; only the keys of `DISTRIBUTIONS` have such files.
@@ -248,8 +250,10 @@ def functions_behind(function: Any) -> Iterator[Callable[..., Any]]:
 def sources_of_module(module: ModuleType) -> dict[str, SourceLines]:
     """Return the functions, methods and classes of a Python module by qualified name.
 
-    The hash of a function counts those in it, that of a class not its methods; `<module>` is what is outside
-    of both, but for imports. The module has a file; OSError, SyntaxError: that cannot be read.
+    The hash of a function counts those in it, that of a class neither its methods nor classes in it.
+    `<module>`, whose lines are 0, is what is outside of both; the imports of a module or class, but for those
+    inside of a statement such as `if`, count nowhere, and definitions inside of one count with it. The module
+    has a file; OSError, SyntaxError: that cannot be read.
     """
     path = Path(str(module.__file__))
     tree = ast.parse(path.read_bytes())

@@ -17,8 +17,9 @@ SUFFIXES = '.yaml', '.yml'
 def read_yaml_config(path: str) -> dict[str, Any]:
     """Return the values of a YAML config, over those of the `default.yaml` of every folder above it.
 
-    Mappings are merged, all else is replaced; then each text that is `${EXPRESSION}` becomes the value of the
-    Python expression, whose names are the top-level keys.
+    The folder of the config counts, too; the defaults end as the config does, in `.yaml` or `.yml`. Mappings
+    are merged, all else is replaced; then each text that is `${EXPRESSION}` becomes the value of the Python
+    expression, whose names are the top-level keys with their values as they are written.
 
     Source: torchpack 0.3.1, `Config.load(path, recursive=True)`, and `recursive_eval` of
     mit-han-lab/bevfusion 326653d, mmdet3d/utils/config.py.
@@ -28,7 +29,7 @@ def read_yaml_config(path: str) -> dict[str, Any]:
     Raises:
         ConfigError: a file is no YAML or no mapping, or an expression cannot be evaluated or leads back to
             itself.
-        OSError: `path` cannot be read.
+        OSError: `path`, or a default, cannot be read.
     """
     file = Path(path).absolute()
     defaults = [folder / f'default{file.suffix}' for folder in reversed(file.parents)]

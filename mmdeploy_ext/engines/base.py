@@ -29,7 +29,7 @@ class Backend(abc.ABC):
 
     Attributes:
         engine: name for tables.
-        spec: contract of the network; set by `activate`.
+        spec: contract of the network; set by `activate`, of PyTorch before.
         metadata: metadata of the file; None when the network did not come from a file.
         computes_in: 'fp16' or 'bf16' if the engine computes with less precision than the dtypes of the file,
             else ''.
@@ -69,9 +69,11 @@ class Backend(abc.ABC):
         spec states float16, and float16 outputs are returned as float32.
 
         Raises:
-            ShapeError: the spec does not allow the feeds (a name, dtype or shape; the same on every engine),
-                or the engine gave no array for an output of the spec.
-            InferenceError: the network is not active, or the engine failed.
+            ShapeError: the spec does not allow the feeds (a name, dtype or shape, or a number that has to be
+                positive; the same on every engine), a check of `FEED_CHECKS` or the engine refuses a size, or
+                the engine gave no array for an output of the spec.
+            InferenceError: the network is not active, or the engine failed; a module of PyTorch raises its
+                own errors.
         """
         if not hasattr(self, 'spec'):
             raise InferenceError(f'{self.engine} is not active: use it in a with block, or call activate()')

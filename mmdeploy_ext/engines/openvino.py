@@ -68,9 +68,10 @@ def compiled(source: str | bytes, threads: int = 0, device: str = 'CPU', precisi
 
 
 def readable(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model in operators that OpenVINO reads: it has no deformable convolutions of ONNX.
+    """Return a model in which deformable convolutions, which OpenVINO does not read, are other operators.
 
-    A model without these is returned itself.
+    Those that `replace_deform_conv` does not support, such as float64, stay. A model without these is
+    returned itself, and `model` is not changed.
     """
     from mmdeploy_ext.graph.passes.deform_conv import replace_deform_conv
 
@@ -96,7 +97,8 @@ class OpenVinoBackend(Backend):
             path: the ONNX file.
             threads: for inference; 0 leaves the choice to OpenVINO.
             device: OpenVINO's name of the device that runs the model, such as 'CPU', 'GPU' or 'GPU.1'.
-            inference_precision: 'fp32', 'bf16' or 'fp16', in which it computes whatever the file holds.
+            inference_precision: 'fp32', 'bf16' or 'fp16', in which it computes whatever the file holds;
+                another one is a ConfigError.
         """
         if inference_precision not in HINTS:
             raise ConfigError(

@@ -95,7 +95,10 @@ class EngineInfo:
         return build_backend(self.backend, path, **self.options(threads))
 
     def absence(self) -> str:
-        """Return why it cannot run on this machine; '' when it can."""
+        """Return which package, execution provider or GPU it lacks on this machine; '' if none.
+
+        Whether the hardware computes in the precision of its preset shows when a file is opened.
+        """
         if self.package is None:
             return f'{self.name} is not installed; install it with: {self.install}'
         if 'providers' in self.preset:
@@ -188,7 +191,7 @@ def build_backend(kind: str, *args: Any, **options: Any) -> Backend:
         options: its other arguments.
 
     Raises:
-        ConfigError: no such backend, or one that does not have these options.
+        ConfigError: no such backend, or one that does not have these options or refuses a value of them.
     """
     if kind not in BACKENDS:
         raise ConfigError(f'backend_config.type={kind!r}: expected one of {", ".join(BACKENDS)}')
@@ -268,7 +271,8 @@ def engine_settings(
     Raises:
         UsageError: no such engine, an option that it does not have, or a number of threads below 0.
         ConfigError: another `inference_precision`.
-        EngineError: the engine, or an execution provider, is not installed.
+        EngineError: the engine, an execution provider or the device is not there, or the device does not
+            compute in the precision.
     """
     if engine not in file_engines():
         raise UsageError(f'--engine {engine}: expected one of {", ".join(file_engines())}')
@@ -297,7 +301,8 @@ def check_engine(kind: str, options: Mapping[str, Any]) -> None:
     Raises:
         UsageError: a number of threads below 0.
         ConfigError: an unknown backend, or an option or value that it does not have.
-        EngineError: what the options name is not installed.
+        EngineError: what the options name is not installed or not there, or the device does not compute in
+            the precision.
     """
     threads = options.get('threads', 0)
     if not isinstance(threads, int) or threads < 0:

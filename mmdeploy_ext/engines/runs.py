@@ -1,7 +1,7 @@
 """Runs of files in ONNX Runtime, recorded while a block of code lasts: which file, its inputs, its outputs.
 
 A kit (`mmdeploy_ext/kit`) needs what the runtime of a model feeds to each of its files. Outside of a block of
-`record_runs` nothing is kept.
+`record_runs`, and in threads that are started in it, nothing is kept.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def note_run(path: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, 
 
 @contextlib.contextmanager
 def record_runs() -> Iterator[list[Run]]:
-    """Record the runs inside the block: a list to which each run is appended."""
+    """Record the runs inside the block: a list to which each run is appended; an inner block has its own."""
     runs: list[Run] = []
     token = _runs.set(runs)
     try:

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class TorchBackend(Backend):
-    """A chain of stages in PyTorch: each has a module, and the names of its input and output tensors."""
+    """A chain of stages in PyTorch: each has a module, and the names of its input and output tensors.
+
+    `spec` is there from the start, and `deactivate` frees nothing: the modules are the caller's.
+    """
 
     engine = 'torch'
 

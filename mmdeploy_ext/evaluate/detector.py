@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class PublishedDetector(Network):
-    """mmdet's detector, in evaluation mode, called as mmdet's test loop calls it."""
+    """mmdet's detector, which the caller put into evaluation mode, called as mmdet's test loop calls it."""
 
     def __init__(self, model: nn.Module) -> None:
         from mmcv.parallel import MMDataParallel
@@ -80,7 +80,7 @@ class BackendDetector(Network):
         metas themselves; `indices` are those of the samples, for dumps.
 
         Raises:
-            ShapeError: test-time augmentation.
+            ShapeError: test-time augmentation, or the backend does not take the images.
         """
         from mmcv.parallel import scatter_kwargs
 
@@ -159,7 +159,10 @@ class FrameDetector(Network):
     keep_memory: bool = True
 
     def start(self, dataset: Dataset) -> list[str] | None:
-        """Reset the memory; return the scene of every sample, or None for a model without a memory."""
+        """Reset the memory; return the scene of every sample, or None for a model without a memory.
+
+        DataError: see `scene_tokens`.
+        """
         self.stepper.reset()
         return scene_tokens(dataset) if self.family.memory else None
 

@@ -78,8 +78,8 @@ def build_dataset(cfg: Any) -> Dataset:
     Its pipeline is wrapped: a sample that cannot be prepared raises a DataError that names its file.
 
     Raises:
-        DataError: its files are missing or cannot be read, or it has no sample.
-        ConfigError: the config has no data set there, or a list of several.
+        DataError: its files are missing, its class is unknown or refuses them, or it has no sample.
+        ConfigError: the config has no data set there, or a list of data sets.
     """
     dataset_cfg = (cfg.get('data') or {}).get('test')
     if not isinstance(dataset_cfg, dict):

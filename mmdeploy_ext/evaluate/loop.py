@@ -53,7 +53,8 @@ class Network(abc.ABC):
 def scene_tokens(dataset: Dataset, required: bool = True) -> list[str]:
     """Return the scene token of every sample of an mmdet3d nuScenes data set.
 
-    If its info file has none, as mmdet3d's, every token is '', or a DataError if they are `required`.
+    If an entry of its info file has none, as mmdet3d's, every token is '', or a DataError if they are
+    `required`.
     """
     infos = getattr(dataset, 'data_infos', [])
     if not infos or not all('scene_token' in info for info in infos):
@@ -130,7 +131,7 @@ def run_dataset(
         gpu_collect: see `collect`.
 
     Returns:
-        One result per sample in data-set order on rank 0, None elsewhere.
+        One result per sample in data-set order on rank 0, with run-length encoded masks; None elsewhere.
     """
     ranks = ranks or Ranks()
     scenes = network.start(dataset) or range(len(dataset))

@@ -27,7 +27,10 @@ SPLITS = {'v1.0-mini': 'mini_val', 'v1.0-trainval': 'val'}
 THRESHOLD = 0.2
 """Smallest score of a box that takes part, which is Sparse4D's `tracking_threshold`."""
 RATES = ('amota', 'amotp', 'recall', 'motar', 'mota', 'motp')
-"""Metrics that are compared between engines; the devkit's counts, such as `ids`, are no shares of 1."""
+"""Metrics that are compared between engines: shares of 1, but for `amotp` and `motp`, which are metres.
+
+The devkit's counts, such as `ids`, are left out.
+"""
 
 
 def is_by_devkit(dataset: Dataset, metrics: Sequence[str]) -> bool:
@@ -67,7 +70,8 @@ def track_entries(dataset: Any, results: Sequence[Any]) -> dict[str, list[dict[s
         dataset: mmdet3d's nuScenes data set; a `tracking_threshold` of its own stands for `THRESHOLD`.
         results: per sample `boxes_3d`, `scores_3d`, `labels_3d`, `instance_ids` (n,), and perhaps
             `cls_scores` (n,), to which the threshold is applied then, row by row; or a dict with one such
-            entry. Boxes without an id, -1, and of classes that are not tracked are left out.
+            entry. Boxes without an id, -1, of classes that are not tracked, and beyond the range in which
+            nuScenes evaluates their class are left out. Positions are metres in the global frame.
 
     Raises:
         DataError: results without track ids.

@@ -266,6 +266,7 @@ def load(
         ConfigError: the config cannot be read or built, no family exports the product of its model, or the
             exported file cannot describe its test pipeline; the message names the file.
         CheckpointError: the checkpoint cannot be read, or is of another model; the message names the file.
+        UsageError: see `class_names`. What `before_weights` raises is raised as it is.
     """
     target = check_device(device)
     cfg = load_config(config, cfg_options)
@@ -342,7 +343,8 @@ def resolve(options: Options, model: torch.nn.Module, rule: PreprocessRule) -> O
 
     Opset 0 becomes that of `resolve_opset` for `model`, which also says what it raises. Height and width 0
     become the size, in pixels, of a padded picture of the config's test pipeline, which `rule` states: of a
-    landscape picture that fills the test scale if the pipeline keeps its ratio. `group_norm` '' of a float32
+    landscape picture that fills the test scale (without one 640 x 640) if the pipeline keeps its ratio.
+    `group_norm` '' of a float32
     file becomes that of `default_group_norm`. Options that lack one of these stay without it.
     """
     options, changes = resolve_opset(options, model), {}
@@ -358,8 +360,8 @@ def resolve(options: Options, model: torch.nn.Module, rule: PreprocessRule) -> O
 def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, width: int) -> PreparedImage:
     """Prepare `image_bgr`, (h, w, 3) uint8, for an input of exactly `height` x `width` pixels.
 
-    The image is resized to fit, then padded; `rule` decides about the rest: interpolation, ratio, colours,
-    normalisation.
+    The image is resized to fit and padded, or resized to just that size if `rule` does not keep the ratio;
+    `rule` decides about the rest: interpolation, colours, normalisation.
     """
     return dataclasses.replace(rule, size=(height, width)).apply(image_bgr)
 

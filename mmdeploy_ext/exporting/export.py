@@ -39,8 +39,9 @@ def export_stages(
             operator form of a stage come before those of the options and of `operators_as`.
 
     Raises:
-        ExportError: the exporter failed, or wrote another opset than the one asked for; the message names the
-            stage.
+        ExportError: the exporter failed, and the message names the stage; or the merged graph has another
+            opset than the one asked for, or other inputs or outputs than the spec. What a module raises when
+            it is run before its export is raised as it is.
     """
     tensors = dict(example)
     # tensor name -> dynamic axis -> name of its symbolic dimension
@@ -114,7 +115,8 @@ def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = N
     An older file is replaced at once, or stays if something fails. A model in libspconv's dialect is no valid
     ONNX and is not checked. With None no metadata are added.
 
-    ExportError: onnx.checker refuses the model; Mm2OnnxError: the file cannot be written.
+    ExportError: onnx.checker refuses the model; UsageError: the file is one that this run reads;
+    Mm2OnnxError: it cannot be written.
     """
     if metadata is not None:
         props = {entry.key: entry.value for entry in model.metadata_props}

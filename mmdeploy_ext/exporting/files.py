@@ -34,7 +34,8 @@ def check_output(output: str, options: Options, family: Family, option: str = '-
         option: what the user calls the path, for messages: an option with a space, or a key with '='.
 
     Raises:
-        UsageError: a file name for a folder of graphs, or the other way round, or not writable.
+        UsageError: a file name for a folder of graphs, or the other way round; the working folder or a mount
+            point; a path that cannot be written, or that this run reads.
     """
     one_file = family.one_file(options)
     if output.endswith('.onnx') != one_file and family.files:
@@ -103,7 +104,7 @@ def export_graph(
         example: input name -> tensor that is traced; with None or an empty dict the graph's own example.
 
     Raises:
-        ExportError: as `export.export_stages`.
+        ExportError: as `export.export_stages`, or a constant exceeds float16.
     """
     model = graph.model
     if model is None:

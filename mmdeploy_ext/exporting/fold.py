@@ -61,7 +61,8 @@ def fuse(model: nn.Module) -> nn.Module:
     As mmcv's `fuse_conv_bn` does, a batch normalisation is folded into the `nn.Conv2d` before it among the
     children of one module, if the convolution is linear in its weight: one that standardises its weight
     (DetectoRS) would take the factors out again. In an `nn.Sequential` nothing but an `nn.Identity` may stand
-    between the two. The normalisation becomes an `nn.Identity`. `Summed` modules fold themselves. A
+    between the two. The normalisation becomes an `nn.Identity`; one without running statistics stays, and so
+    does one that mmcv's ConvModule runs before its convolution. `Summed` modules fold themselves. A
     convolution that several modules share, each with a normalisation of its own (RetinaSepBNHead), becomes
     one of each.
     """

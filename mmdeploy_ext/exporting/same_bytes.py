@@ -20,7 +20,8 @@ class SameBytes(TorchFunctionMode):
     and those of other dtypes are rounded to float32 before they get their dtype. Torch's `+ - * /` on a CPU
     are rounded correctly and left as they are, and so is every function that `FUNCTIONS` lacks, such as
     `matmul`, `pow` or `sum`, although its bytes differ by CPU: `tests/mmdeploy_ext/exporting/
-    test_same_bytes.py` shows that the constants of the exports do not come from them.
+    test_same_bytes.py` shows that the constants of the exports do not come from them. A `layer_norm` over
+    more than the last axis is a NotImplementedError.
     """
 
     def __torch_function__(

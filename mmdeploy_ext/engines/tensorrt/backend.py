@@ -58,6 +58,7 @@ class TensorRtBackend(Backend):
         Raises:
             ModelFileError: no engine, no record, a truncated engine, renamed tensors, or no mm2onnx metadata.
             EngineError: no TensorRT, no GPU, another GPU, another version.
+            InferenceError: the memory of the GPU is too small, or the CUDA driver failed.
         """
         self.open_session()
         self.metadata = Metadata.from_props(self.record.metadata, self.path)

@@ -62,10 +62,10 @@ def read_ports(engine: Any) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
 
 
 def check_ports(ports: Sequence[Port], recorded: Sequence[Port], side: str, path: object) -> None:
-    """Refuse an engine whose tensors are not those of its record, in any order.
+    """Refuse an engine whose tensors are not those of its record: names, dtypes and numbers of axes.
 
-    `ports` are those of the engine, `recorded` those of the record. `side` is 'inputs' or 'outputs' and
-    `path` the engine, for the ModelFileError.
+    `ports` are those of the engine, `recorded` those of the record, each in any order; sizes of axes are not
+    compared. `side` is 'inputs' or 'outputs' and `path` the engine, for the ModelFileError.
     """
     actual, expected = {port.name: port for port in ports}, {port.name: port for port in recorded}
     missing, extra = sorted(expected.keys() - actual), sorted(actual.keys() - expected)
@@ -94,7 +94,10 @@ class Session:
     """
 
     def __init__(self, engine: Any, memory: GpuMemory) -> None:
-        """Read the ports of an `ICudaEngine` and make its execution context."""
+        """Read the ports of an `ICudaEngine` and make its execution context.
+
+        InferenceError: the GPU has no room for it.
+        """
         self.memory = memory
         self.inputs, self.outputs = read_ports(engine)
         self.context = engine.create_execution_context()
@@ -105,8 +108,10 @@ class Session:
         """Run the engine on input name -> array; return output name -> array.
 
         Raises:
-            ShapeError: a feed is missing, or outside of the sizes that the engine was built for.
-            InferenceError: the run failed, or an output's size is known only after it.
+            ShapeError: a feed is missing, of another dtype, or outside of the sizes that the engine was built
+                for.
+            InferenceError: the run or a call of the driver failed, or an output's size is known only after
+                it.
         """
         blocks: list[int] = []
         try:

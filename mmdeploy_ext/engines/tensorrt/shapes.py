@@ -60,7 +60,8 @@ def profiles_of(spec: GraphSpec, requested: Mapping[str, Profile]) -> dict[str, 
             gives an axis hold for all inputs that have it, and for axes that follow from it ('M0+1').
 
     Raises:
-        UsageError: an unknown name, a shape that the input does not take, or an axis without sizes.
+        UsageError: an unknown name, a shape that the input does not take, two names that give an axis
+            different sizes, or an axis without sizes.
     """
     axes = _axes(spec, requested)
     profiles, missing = {}, []

@@ -31,7 +31,7 @@ class CornerPadding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the map `x` (B, C, h, w), with zeros below and right if the kernel does not cover it.
 
-        ExportError: `padding` is not 'corner', or the kernel is smaller than the stride.
+        ExportError: `padding` is not 'corner', or the kernel, with its dilation, is smaller than the stride.
         """
         if self.padding != 'corner':
             raise ExportError(f'a patch embedding with padding={self.padding!r}: expected "corner"')

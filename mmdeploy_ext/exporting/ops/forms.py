@@ -38,7 +38,7 @@ def finish(model: onnx.ModelProto, exporter: str, opset: int) -> onnx.ModelProto
         opset: opset of the model.
 
     Returns:
-        `model`, or a new one in the form 'standard'.
+        `model`; in the forms 'standard' and 'plugin' a new one if it has local functions to inline.
 
     Raises:
         ExportError: an operator is not registered, its ONNX text cannot be read, or its traceable form cannot

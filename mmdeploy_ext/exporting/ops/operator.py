@@ -202,6 +202,7 @@ def register(operator: Operator) -> Operator:
 
     Raises:
         ExportError: an operator of this name is registered already.
+        ValueError: the eager form lacks annotations, or has one that no schema allows.
     """
     if operator.name in OPERATORS:
         raise ExportError(f'operator {operator.name} is registered twice')

@@ -71,8 +71,9 @@ def python_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     ONNX Runtime has one thread within an operator. `model` was exported inside `operators_as('python')`.
 
     Raises:
-        EngineError: onnxruntime-extensions is not installed; a node's operator is not registered here, or
-            does not run on its own example with the attributes of the node.
+        EngineError: onnxruntime-extensions is not installed; a node's operator is not registered here, does
+            not run on its own example with the attributes of the node, has a dtype that is not in
+            `ELEMENT_NAMES`, or other dtypes than an operator of its name had before in this process.
     """
     import onnxruntime
 

@@ -105,7 +105,7 @@ Source of the algorithm: mmdet 2.28.2 `panoptic_fusion_heads/heuristic_fusion_he
 
 
 def map_output(batch: int | str) -> tuple[TensorSpec, ...]:
-    """Return the spec of the one output `panoptic`, maps (batch, h, w) int32.
+    """Return the spec of the one output `panoptic`, maps (batch, h, w) int32, in a tuple.
 
     `batch` is a number, or the name of the dynamic axis.
     """
@@ -160,8 +160,8 @@ class QueryFusion(nn.Module):
         """Read the settings from `facts`, the metadata's entry `postprocess`.
 
         Its keys are `num_classes` (of things and of stuff), `num_things`, and mmdet's `object_mask_thr`
-        (scores must exceed it), `iou_thr` (least share of its own mask that a segment must keep)
-        and `filter_low_score` (whether pixels outside of the mask of their query get no segment).
+        (scores must exceed it), `iou_thr` (least ratio of the pixels that belong to a query to those of its
+        mask) and `filter_low_score` (whether pixels outside of the mask of their query get no segment).
 
         ConfigError: there are `OFFSET` classes or more.
         """

@@ -29,7 +29,8 @@ class NmsConfig(JsonDataclass):
     """The settings of `test_cfg` that decide about dense post-processing.
 
     Attributes:
-        score_thr: threshold that class scores (before the score factor) must exceed.
+        score_thr: threshold that class scores (before the score factor) must exceed, unless the head's
+            variant of `get_bboxes` compares otherwise.
         nms_pre: largest number of (prior, class) pairs of a level, by class score; -1 is no limit.
         iou_threshold: IoU above which the NMS within classes drops the worse of two boxes.
         max_per_img: largest number of detections of an image; -1 is no limit.
@@ -225,9 +226,9 @@ class Suppression:
 
         Returns:
             dets (B, n, 5) x1 y1 x2 y2 score, or (B, n, D + 1) with `results`, labels (B, n); n is the largest
-            number of results of an image in the batch, with a cap a constant; rows that an image does not
-            have are zero with label -1. With a cap also (B,) int64, the number of candidates, of which the
-            cap may have left out some.
+            number of results of an image in the batch, or as `trimmed` says, and with a cap a constant; rows
+            that an image does not have are zero with label -1. With a cap also (B,) int64, the number of
+            candidates, of which the cap may have left out some.
         """
         results = bboxes if results is None else results
         if self.cap:

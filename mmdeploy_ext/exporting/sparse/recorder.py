@@ -197,7 +197,8 @@ class Recorder:
         """Hook the submodule of a path; the handles that are returned remove the hooks.
 
         A forward pass then raises an ExportError, or a ShapeError of a wrong number of features, for a sparse
-        convolution whose call cannot be recorded, and a NoSiteLeftError if no site is left behind it.
+        convolution that is called with other arguments or on another grid than can be recorded, and a
+        NoSiteLeftError if no site is left behind it. One that no node stands for gets a `problem` alone.
         """
         leave = self._leave_convolution if isinstance(module, ConvolutionModule) else self._leave
 
