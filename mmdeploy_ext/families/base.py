@@ -106,7 +106,7 @@ class Family(abc.ABC):
     def choose(self, /, **values: Any) -> Options:
         """Return options with these values, by name of the option; the others have the family's defaults.
 
-        UsageError: an option that only other families have.
+        UsageError: an option that the family does not have; the message names those that have it.
         """
         for name in sorted(values.keys() - {option.name for option in self.options}):
             raise UsageError(self.missing_option_message(name, values))
@@ -356,8 +356,8 @@ def find_family(cfg: Any, product: str = '') -> Family:
         product: product of the family, see `Family.product`; '' takes any.
 
     Raises:
-        ConfigError: no family claims the model (the message names its heads and the nearest family), or two
-            claim it equally.
+        ConfigError: there is no `model`, no family claims it (the message names its heads and the nearest
+            family), two claim it equally, or `Family.adapt` refuses it.
     """
     if not cfg.get('model'):
         raise ConfigError(f'{cfg.filename}: has no `model`; expected {WANTED[product or DETECTOR]}')

@@ -56,7 +56,10 @@ PORTABLE_NAMES = dict(outputs_classes='all_cls_scores', outputs_coords='all_bbox
 
 
 def contract_of(file: Path) -> str:
-    """Return the contract of a file, `--contract` of its export; ModelFileError: it is of another family."""
+    """Return the contract of a file, `--contract` of its export.
+
+    ModelFileError: it is of another family, or no exported file.
+    """
     metadata = Metadata.from_props(read_props(file), file)
     metadata.require(file, FAMILY)
     return metadata.options['contract']
@@ -174,7 +177,8 @@ class BevFormerOnnx(CameraRuntime):
 
         Raises:
             ShapeError: images of another shape.
-            DataError: a record or a calibration that is not of finite numbers.
+            DataError: a record or a calibration of another shape or not of finite numbers, or a record of
+                another kind than the model was trained with.
             InferenceError: the network gave NaN or infinity; the view is forgotten then.
         """
         images = frame_checks.check_prepared(frame.images, self.image_shape)

@@ -115,7 +115,8 @@ def adapt(cfg: Any) -> None:
     Any other config stays as it is.
 
     Raises:
-        ConfigError: the test pipeline has a step that no file of this family can express.
+        ConfigError: the test pipeline has a step that no file of this family can express, or the features of
+            voxels are no means (`voxelize_reduce=False`).
     """
     root = root_of(cfg.filename)
     if root is None or 'fork' in cfg or 'encoders' not in cfg.model:
@@ -247,6 +248,8 @@ class ForkProcess:
 
         `rounding` are the arguments seed and size of `proving.near_ties.other_rounding`, which changes the
         roundings of the model's layers in this call; None changes nothing.
+
+        InferenceError: the repository's code raised, or its process ended; so it is when the process starts.
         """
         inputs, outputs = (Path(self.folder.name, name) for name in ('input.npz', 'output.npz'))
         np.savez(inputs, **arrays)

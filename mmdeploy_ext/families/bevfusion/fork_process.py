@@ -163,7 +163,7 @@ class ForkModel:
 
         Returns:
             `boxes` (n, 7 or 9), whose columns `box_convention` tells, `scores` (n,) and `labels` (n,) int64;
-            `bev`, `depth` and `cells` as far as the model has the sensors.
+            `bev` with a LiDAR, `cells` with cameras, and `depth` of a view transform with depth maps.
         """
         from mmdet3d.core import LiDARInstance3DBoxes
 

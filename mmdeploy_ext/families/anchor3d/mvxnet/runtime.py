@@ -110,7 +110,8 @@ def check_camera(frame: FusedFrame) -> None:
 
     Raises:
         ShapeError: not one picture (1, 3, H, W), or matrices that are not (1, 4, 4).
-        DataError: a matrix is missing or holds NaN, or does more to a picture than to scale and move it.
+        DataError: a matrix is missing or not finite, does more to a picture than to scale, move and flip it,
+            or moves the points.
     """
     name = frame.name or 'frame'
     shape = np.shape(frame.images)
@@ -128,7 +129,9 @@ def check_camera(frame: FusedFrame) -> None:
 
 
 def camera_matrices(lidar2image: np.ndarray, picture2input: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the calibration of a `FusedFrame` of one camera.
+    """Return the calibration of a `FusedFrame` of one camera, matrices float32 by name.
+
+    They are (1, 4, 4), and the unit matrix (4, 4) as `lidar_aug_matrix`, which moves no points.
 
     Args:
         lidar2image: (4, 4) LiDAR to the picture as it was taken.
@@ -154,6 +157,8 @@ def frame_of_rig(
 
     Raises:
         DataError: the sweep is missing, or does not fit.
+        ShapeError: the picture is none.
+        ValueError: there is not one picture.
     """
     (picture,) = images_bgr
     prepared = rule.views.apply(picture)

@@ -39,8 +39,8 @@ def filter_boxes(
         scores: (Q,) in 0..1.
         labels: (Q,) class indices.
         coder: entry `coder` of the metadata's `postprocess`: `post_center_range`, x, y, z of the lowest and
-            of the highest centre, metres, and `score_threshold`, which scores have to exceed; None for no
-            limit.
+            of the highest centre, metres, and `score_threshold`, which scores have to exceed; None, and of
+            the score 0, for no limit.
     """
     valid = np.ones(len(scores), bool)
     if coder['post_center_range'] is not None:
@@ -56,7 +56,7 @@ def suppress(
     """Return detections, best first, without those too near to a better one of their group of classes.
 
     `nms` is the entry `nms` of the metadata's `postprocess`: a list of groups, see `rows_after_nms`; one dict
-    stands for a group of each of its classes; None suppresses nothing.
+    stands for a group of each of its classes; None suppresses nothing. Classes of no group stay.
     """
     if nms is None:
         return detections
@@ -73,8 +73,8 @@ def rows_after_nms(boxes: np.ndarray, labels: np.ndarray, group: Mapping[str, An
 
     Boxes are (n, 9), best first, `labels` their classes (n,). A group has `classes`, ascending; `most`, the
     largest number of results; and either `radius`, a squared distance in m2, or `overlap`, an IoU in the
-    bird's-eye view, with `scales` of the sizes of each class and `first`, the number of boxes that are
-    compared.
+    bird's-eye view, with `scales` of the sizes of each class and `first`, the number of the best boxes that
+    are compared, of which the results are (None: all).
     """
     if 'radius' in group:
         return circle_nms(boxes[:, :2], group['radius'])[: group['most']]
