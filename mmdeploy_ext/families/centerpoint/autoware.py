@@ -111,9 +111,10 @@ def between() -> tuple[TensorSpec, ...]:
 
 
 def check(filename: str, model: Mapping[str, Any]) -> None:
-    """Raise ConfigError, which lists every difference, for a config that does not fit the node.
+    """Raise ConfigError, which lists the differences, for a config that does not fit the node.
 
-    `filename` is that of the config, for messages; `model` its entry `model`.
+    Of other encoders than the node's that alone is listed, and names of classes come last. `filename` is that
+    of the config, for messages; `model` its entry `model`.
     """
     differences = _differences(model)
     if differences:

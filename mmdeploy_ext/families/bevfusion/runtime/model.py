@@ -150,7 +150,7 @@ class BEVFusionOnnx(FusionRuntime):
 def detections(outputs: Arrays) -> Detections3D:
     """Return the boxes of the outputs of the frame's file, best first, without those labelled -1.
 
-    These are out of range.
+    These are those that the limits of the head's coder drop.
     """
     boxes, labels = in_lidar_columns(outputs['boxes']), outputs['labels'].astype(np.int64)
     return Detections3D(boxes, outputs['scores'], labels)[labels >= 0].best_first()
@@ -173,7 +173,7 @@ def is_cuda(paths: Paths) -> bool:
 
 
 def opened(paths: Paths, **options: Any) -> BEVFusionOnnx | CudaBEVFusion:
-    """Open an export of the portable contract or of CUDA-BEVFusion's; arguments are those of both classes."""
+    """Open an export of the portable contract or of CUDA-BEVFusion's; `options` are those of its class."""
     return (CudaBEVFusion if is_cuda(paths) else BEVFusionOnnx)(paths, **options)
 
 
