@@ -225,7 +225,7 @@ def postprocess_image(
     facts: Mapping[str, Any],
     border: Sequence[float] = (0.0, 0.0),
 ) -> Detections:
-    """Return the detections of one image, exactly as the 'full' graph and mmdet's `get_bboxes` give them.
+    """Return the detections of one image as the 'full' graph and mmdet's `get_bboxes` choose them.
 
     Args:
         priors: decoded priors of all levels, level after level.

@@ -40,7 +40,7 @@ class PictureDetections3D(Detections3D):
     camera: tuple[tuple[float, ...], ...] = ()
 
     def scaled(self, scale_factor: np.ndarray) -> PictureDetections3D:
-        """Return them with the camera divided by `scale_factor` (4,), `w h w h`; boxes are in metres."""
+        """Return them with the camera's x and y divided by `scale_factor` (4,), `w h w h`; boxes stay."""
         rows = np.array(self.camera).reshape(-1, 4)
         rows[:2] /= scale_factor[:2, None][: len(rows)]  # of no camera there are no rows
         return dataclasses.replace(self, camera=tuple(map(tuple, rows.tolist())))

@@ -47,6 +47,8 @@ def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarra
     They are `input` (B, 3, H, W), `lidar2img` (B, 4, 4), `scale_factor` (B, 4) `w h w h`, input / picture on
     disk, and to draw `drawn_camera` (B, 4, 4), that of the picture on disk with `rescale`, otherwise that of
     the network input.
+
+    ShapeError: a camera is not finite, or its last row is not 0 0 0 1.
     """
     cameras = np.stack([original_camera(image) for image in images])
     for camera in cameras:

@@ -39,8 +39,10 @@ def generated_camera(image: PreparedImage) -> np.ndarray:
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
     """Return the inputs of a batch of pictures of one size by name, and what the runtime needs of them.
 
-    They are those of `image_feeds.feeds`, `cam2img` (B, 4, 4) float32, and to draw with `unmoved_cam2img`
-    (B, 4, 4), see `preprocess.cam2img.unmoved`.
+    They are those of `image_feeds.feeds` but for `border`, `cam2img` (B, 4, 4) float32, and to draw with
+    `unmoved_cam2img` (B, 4, 4), see `preprocess.cam2img.unmoved`.
+
+    ShapeError: a camera that `preprocess.cam2img.check_camera` refuses.
     """
     cameras = [camera_of(image) for image in images]
     for camera in cameras:

@@ -127,7 +127,10 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def map_sizes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
-    """Return (h, w) of each level at the size of an export; UsageError: the model does not take it."""
+    """Return (h, w) of each level at the size of an export; of a dynamic one (0, 0) each.
+
+    UsageError: the model does not take the size.
+    """
     head = model.bbox_head
     return detector_parts.map_sizes(
         model, lambda detector, image: detector.extract_feat(image), len(head.strides), options

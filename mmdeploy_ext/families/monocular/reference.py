@@ -81,7 +81,7 @@ def _as_detections(result: Mapping[str, Any], image: PreparedImage) -> Monocular
 def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
     """Return the outputs by name of the forms 'raw' and 'decode', by mmdet3d's own head and coders.
 
-    `feeds` are those of `cameras.feeds`.
+    SMOKE has those of 'raw' alone, whatever the form. `feeds` are those of `cameras.feeds`.
     """
     head = model.bbox_head
     with torch.no_grad():
