@@ -20,7 +20,8 @@ class Violation:
 
     Attributes:
         node: name of the node, or of the file if a folder is checked; '' for the file as a whole.
-        attribute: attribute, initializer, tensor or key that it is about; '' for the node as a whole.
+        attribute: attribute, initializer, tensor or key that it is about, or node if a folder is checked; ''
+            for the node as a whole.
         rule: short name of the rule, e.g. 'missing-bias'.
         message: value in the file, expected value, and what the engine does with it.
         severity: 'error': wrong or no results; 'warning': probably not what was meant.

@@ -28,7 +28,7 @@ class Backend(abc.ABC):
     """One network on one engine; a context manager.
 
     Attributes:
-        engine: name for tables.
+        engine: name of the engine, such as 'onnxruntime', for messages and figures.
         spec: contract of the network; set by `activate`, of PyTorch before.
         metadata: metadata of the file; None when the network did not come from a file.
         computes_in: 'fp16' or 'bf16' if the engine computes with less precision than the dtypes of the file,

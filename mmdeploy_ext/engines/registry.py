@@ -79,7 +79,7 @@ class EngineInfo:
 
     @property
     def on_request(self) -> bool:
-        """Whether a benchmark runs it only if it is named: it computes in less than the file holds."""
+        """Whether it computes in less than the file holds, so that `present` leaves it out."""
         return 'inference_precision' in self.preset
 
     def options(self, threads: int) -> dict[str, Any]:
@@ -242,9 +242,9 @@ def check_names(names: Sequence[str], option: str) -> None:
 
 
 def present() -> list[str]:
-    """Return the names of the engines that a benchmark runs by default on this machine, baseline first.
+    """Return the names of the engines that can run here in the precision of the file, baseline first.
 
-    They are those that can run here and compute in the precision of the file.
+    The benchmarks of the documentation run them; `benchmark.py` runs those that it is told.
     """
     return [row.name for row in ROWS if not row.on_request and not row.absence()]
 

@@ -68,7 +68,8 @@ class ImageFamily(Family):
         forms: how much of the post-processing its graphs may contain.
         tie_keys: thresholds of overlaps and scores in its `test_cfg` at which rounding decides whether there
             is a result; see `proving/near_ties.py`.
-        trial_rows: number of results that a trial asks for at least, so that every threshold decides some.
+        trial_rows: number of results for which a trial lowers thresholds of scores, so that every threshold
+            decides some; a picture may have fewer.
         makes_masks_last: whether masks are made of the boxes of results, so that these are the same without
             masks, see `without_masks`.
         first: name of the list that the results are made from, such as proposals or the tokens that become

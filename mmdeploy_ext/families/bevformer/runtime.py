@@ -109,6 +109,7 @@ class BevFormerOnnx(CameraRuntime):
 
         Raises:
             ModelFileError: it is missing, or of another family.
+            ConfigError: there is no such engine, or it does not have these options.
             EngineError: the engine is not here.
         """
         super().__init__()

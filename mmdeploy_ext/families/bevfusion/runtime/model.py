@@ -59,6 +59,7 @@ class BEVFusionOnnx(FusionRuntime):
 
         Raises:
             ModelFileError: a file is missing, there twice, of another model family, or of another export.
+            ConfigError: there is no such engine, or it does not have these options.
             EngineError: the engine is not here.
         """
         super().__init__()
