@@ -105,12 +105,13 @@ class SteppedModel:
             model: operators outside of ONNX's domains have one output, float32. Inputs with a default become
                 constants.
             kernels: `op_type` of such an operator, whatever its domain -> its kernel.
-            optimization: level of optimisation of the sessions, see `graph.run.Runner`.
+            optimization: level of optimisation of the sessions, see `graph.run.Runner`; another text is a
+                KeyError.
             threads: number of threads of the sessions; 0 leaves the choice to ONNX Runtime.
 
         Raises:
-            ModelFileError: an operator has no kernel, ONNX Runtime cannot load a step, or the type of a
-                tensor between two steps cannot be inferred.
+            ModelFileError: an operator has no kernel, ONNX Runtime cannot load a step, the type of a tensor
+                between two steps cannot be inferred, or two nodes write one tensor.
         """
         index = Index(model)
         custom_nodes = [
@@ -152,11 +153,13 @@ class SteppedModel:
         }
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return output name -> array, for feeds input -> array, whose types and shapes each step checks.
+        """Return output name -> array, for feeds input -> array.
+
+        ONNX Runtime checks types and shapes of what its steps read; feeds of other names are ignored.
 
         Raises:
             ShapeError: a feed of an input with a default, which is a constant of the steps.
-            InferenceError: a step of ONNX Runtime fails; what a kernel raises is not caught.
+            InferenceError: a step of ONNX Runtime fails, or lacks a feed; what a kernel raises is not caught.
         """
         if constants := self._defaults.intersection(feeds):
             name = min(constants)

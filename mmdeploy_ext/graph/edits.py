@@ -91,7 +91,7 @@ def repeat(
 
 
 def other_versions(edits: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a sentence for each package of which a record states another version than the installed one.
+    """Return a sentence for each version in a record that is not the installed one, also of one package.
 
     `edits` are the entries of the record, see `repeat`, each with its `versions`; [] if all versions agree.
     """

@@ -24,8 +24,9 @@ INTEGER_END = 8
 def check_feeds(index: Index, feeds: Mapping[str, np.ndarray]) -> None:
     """Raise ShapeError for a feed that is missing, unknown, or of another dtype, rank or fixed size.
 
-    `index` is that of the graph; `feeds` is name of an input -> array. Inputs with a default need no feed. Of
-    an input without a stated type or shape that part is not checked; values are not looked at.
+    `index` is that of the graph; `feeds` is name of an input -> array. Inputs with a default need no feed. A
+    feed of an input without a stated dtype is not checked, of one without a stated shape only its dtype, of
+    texts only the shape; values are not looked at.
     """
     values = {value.name: value for value in index.graph.input}
     missing = [name for name in index.inputs if name not in feeds]
@@ -54,8 +55,9 @@ def random_feeds(
 ) -> dict[str, np.ndarray]:
     """Return random values for every input of a model that has to be fed.
 
-    Floats are normal with mean 0 and deviation 1, booleans fair, uint8 0..255; integers that are indices
-    stay below the size of what they index, those that are sizes are 1, others are 0..7.
+    Floats are normal with mean 0 and deviation 1, booleans fair, uint8 0..255, texts 'text'; other integers
+    are 0..7, those that index a constant below its size, too, and those that are sizes are 1. An input
+    without a stated shape gets a scalar.
 
     Args:
         model: its inputs with a default need no values.
@@ -133,7 +135,8 @@ def common_feeds(
 ) -> dict[str, np.ndarray]:
     """Return random feeds of a graph, by its own names, that its edited version takes as well.
 
-    Axes that only the edited graph fixes have that size. Inputs that only the edited graph has (after a cut)
+    Axes that only the edited graph fixes have that size; of an axis with two fixed sizes they have the first
+    graph's, which the edited one refuses when it is run. Inputs that only the edited graph has (after a cut)
     are not looked at.
 
     Args:
@@ -143,7 +146,7 @@ def common_feeds(
         seed: see `random_feeds`.
 
     Raises:
-        ShapeError: no inputs suit both.
+        UsageError: an input is no tensor.
     """
     index, new_shapes, shapes = Index(before), types.shapes(after.graph.input), {}
     for name, shape in types.shapes(before.graph.input).items():

@@ -33,7 +33,8 @@ def count(
     """Return position of a node -> its FLOPs, of the nodes of the main graph whose operator is counted.
 
     The value is None if shapes are open, and for an Einsum with an ellipsis. A bias counts one FLOP per
-    output element. `tensor_types` is tensor name -> type, if `types.infer` gave it already; None if not.
+    output element, that of QLinearConv nothing, and the zero point of a ConvInteger's input as a bias.
+    `tensor_types` is tensor name -> type, if `types.infer` gave it already; None if not.
     """
     tensor_types = types.infer(model) if tensor_types is None else tensor_types
     flops: dict[int, int | None] = {}

@@ -113,7 +113,8 @@ def compare_edited(
     Raises:
         ShapeError: no inputs suit both.
         InferenceError: ONNX Runtime failed on one of them.
-        UsageError: an input or output of `after` is no tensor of `before`.
+        ModelFileError: it cannot load one of them.
+        UsageError: an input or output of `after` is no tensor of `before`, or an input of `before` is none.
     """
     renamed = renamed or {}
     old_names = {new: old for old, new in renamed.items()}

@@ -51,7 +51,7 @@ class Runner:
 
         Raises:
             UsageError: the graph has no tensor of that name.
-            ModelFileError: ONNX Runtime cannot load the model.
+            ModelFileError: ONNX Runtime cannot load the model, or two nodes write one tensor.
             ConfigError: no such optimisation.
         """
         if optimization not in GRAPH_OPTIMIZATION:
@@ -128,7 +128,8 @@ def open_session(
 ) -> onnxruntime.InferenceSession:
     """Return a session of a model on the CPU.
 
-    `optimization`, `threads` and `shapes_first`, and the errors, are those of `Runner`.
+    `optimization`, a key of `GRAPH_OPTIMIZATION`, `threads` and `shapes_first` are those of `Runner`.
+    ModelFileError: ONNX Runtime cannot load it.
     """
     import onnxruntime
 

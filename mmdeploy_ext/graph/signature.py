@@ -256,7 +256,7 @@ class GraphDifference:
 def differences(
     model: onnx.ModelProto, reference: onnx.ModelProto, signatures: tuple[Signature, Signature] | None = None
 ) -> list[GraphDifference]:
-    """Return the differences of a model from a reference, in topological order; [] if the graph is the same.
+    """Return the differences of a model from a reference, nodes first; [] if the graph is the same.
 
     The list is not empty if the signatures differ, but it may lack a difference that is inside of a body or
     function when there are others. `signatures` are those of `model` and of `reference`, if they are computed

@@ -1,7 +1,8 @@
 """The nodes of a graph that TensorRT cannot take, before anything is built. Needs onnx only.
 
 Measured on tensorrt-rtx 1.7.1 (parser and builder, no GPU). Not refused, because measured to build: tensors
-with an axis of size 0, int64 and bool inputs and outputs, ScatterND, GridSample, Mod, Einsum, If.
+with an axis of size 0, int64 and bool inputs and outputs, ScatterND without a reduction, GridSample, Mod,
+Einsum, If.
 """
 
 import dataclasses
@@ -93,13 +94,15 @@ class Refusal:
 
 
 def find_refusals(model: onnx.ModelProto, *, rtx: bool) -> list[Refusal]:
-    """Return everything in a graph that TensorRT cannot take, inputs first, then nodes in file order.
+    """Return everything in a graph that TensorRT cannot take: inputs, outputs, then nodes.
 
-    Nodes of bodies and functions count, and a call of a local function is an operator of its domain. `rtx`
-    is True for TensorRT-RTX, which has fewer operators, and False for TensorRT.
+    Nodes of bodies and functions count, and a call of a local function is an operator of its domain; those of
+    one graph, body or function are in file order. `rtx` is True for TensorRT-RTX, which has fewer operators,
+    and False for TensorRT.
 
     Raises:
-        ModelFileError: a graph of the libspconv dialect, which TensorRT reads through libspconv alone.
+        ModelFileError: a graph of the libspconv dialect, which TensorRT reads through libspconv alone, or
+            damaged metadata of this project.
     """
     check_ordinary(model)
     refusals = []
@@ -122,7 +125,7 @@ def check_limits(model: onnx.ModelProto, *, rtx: bool, file: str) -> None:
     """Raise EngineError for a graph that TensorRT cannot take.
 
     The message names the nodes, up to three for each operator and reason, and what to change. `rtx` is True
-    for TensorRT-RTX; `file` is the file's name, for the message.
+    for TensorRT-RTX; `file` is the file's name, for the message. ModelFileError: see `find_refusals`.
     """
     refusals = find_refusals(model, rtx=rtx)
     if refusals:

@@ -15,13 +15,14 @@ frames say in which order the cases run, and which inputs are then outputs of ca
 
 The manifest is a dict: `format`; `engine` (`LIBSPCONV` if that engine alone reads the file) and `precision`
 (whose bars outputs have to keep, of such a file); `title` and `origin`, which are a name of the model and a
-sentence about it;
-`task` (that matches results; None without results); `graphs` (`KitGraph`), `cases` (what `KitCase.write`
-returns) and `frames` (`ChainedFrame`), each a list; `file` (that of a model of one file); `memory`
-(`MemorySpec`, of a model whose last file gives it); `teacher_forced` (whether a memory is updated outside of
-the files, and PyTorch's is an input of every frame); `tolerance` and `rows` (of a module, see `modules.py`);
-`pictures` (`name` and `licence` of each); `made_with` (package -> version), `python`; `files` (path in the
-kit -> SHA-256), and `kit_sha256`, see `kit_hash`.
+sentence about it; `task` (that matches results; None without results); `graphs` (`KitGraph`, and
+`source_sha256`, the hash of the user's file), `cases` (what `KitCase.write` returns) and `frames`
+(`ChainedFrame`), each a list; `file` (that of a model of one file in ONNX); `memory` (`MemorySpec`, of a
+model whose last file gives it); `teacher_forced` (of frames: whether a memory is updated outside of the
+files, and PyTorch's is an input of every frame); `bars` (of pictures and modules: those of the page, {}
+without a page); `config` and `checkpoint_sha256` (of an exported model); `tolerance` and `rows` (of a module,
+see `modules.py`); `pictures` (`name` and `licence` of each); `made_with` (package -> version), `python`;
+`files` (path in the kit -> SHA-256), and `kit_sha256`, see `kit_hash`.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ RESULTS = {cls.__name__: cls for cls in (Detections, Instances, Segments, Detect
 def file_stem(name: str) -> str:
     """Return the name, without a suffix, of the file of a tensor.
 
-    Letters, digits and `_.-~:+@,=()[]` stay; of other characters the bytes in UTF-8 become '%' and two
+    ASCII letters, digits and `_.-~:+@,=()[]` stay; of other characters the bytes in UTF-8 become '%' and two
     hexadecimal digits, '/' for example '%2F'.
     """
     return urllib.parse.quote(name, safe='.:+-_@,=()[]')
@@ -366,7 +367,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     `folder` is that of the kit; files in it that the manifest does not name are not looked at.
 
     Raises:
-        DataError: no manifest, one of another format, or a file that is missing or was changed.
+        DataError: no manifest, one that is no JSON, of another format or was changed, or a file that is
+            missing or was changed.
     """
     path = folder / MANIFEST
     if not path.is_file():

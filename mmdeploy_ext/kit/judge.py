@@ -125,7 +125,7 @@ def judge(kit: str | Path, outputs: str | Path, *, told: str = '', precision: st
 
     Returns:
         The judgement. Outputs that are missing, cannot be read, or have another name, dtype or shape are
-        failures in it.
+        failures in it; whole numbers may have another dtype of whole numbers or truth values.
 
     Raises:
         DataError: a kit that is not whole, no folder of outputs, or outputs of another kit.

@@ -19,7 +19,8 @@ def copy_model(path: str | Path, folder: Path, graph: KitGraph) -> dict[str, str
 
     TensorRT, OpenVINO and onnxruntime-node take an input with a default for a constant. The cases of a kit
     feed every input, so that in its file these have no defaults; and a Loop without a condition, which
-    TensorRT does not read, gets one that is always true. ONNX Runtime computes the same from both files.
+    TensorRT does not read, gets one that is always true. ONNX Runtime computes the same from both files. A
+    file that lists weights as inputs, as old exporters do, is copied as it is.
 
     Args:
         path: path of the user's file, beside which its external data lies.
@@ -31,6 +32,7 @@ def copy_model(path: str | Path, folder: Path, graph: KitGraph) -> dict[str, str
 
     Raises:
         ModelFileError: the file is missing or no readable ONNX file.
+        UsageError: it is a pipe or a device.
     """
     path, target = Path(path), folder / graph.file
     model = files.read(path)

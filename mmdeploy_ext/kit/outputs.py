@@ -38,7 +38,8 @@ def read_outputs(
     """Return the outputs of one run of a graph by name, in the dtypes and shapes that they were written in.
 
     They are in NAME.npz, in NAME.json, or in .npy and .bin of the folder NAME. Names and shapes need not be
-    those of the graph, but of .bin, which has neither dtype nor shape.
+    those of the graph, but of .bin, which has neither dtype nor shape. JSON has no dtypes: an array has that
+    of the graph's output, float64 if that would cut its numbers, and float32 if the graph has no such output.
 
     Args:
         folder: folder of the outputs of all runs.

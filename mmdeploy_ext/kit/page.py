@@ -35,7 +35,7 @@ PLACE = 'web'
 LIBRARY = f'{PLACE}/ort'
 """Folder of onnxruntime-web in a kit."""
 TASKS = ('bbox2d', 'boxed_mask', 'mask', 'panoptic')
-"""Tasks whose results the page compares; of others it compares tensors alone."""
+"""Tasks whose results the page compares; of a module, which has none, it compares tensors."""
 IMPORT_MAP, FILES_MARK = '{"imports": {"kit/": "./web/"}}', '<!-- files -->'
 """Texts of the page that a single file replaces."""
 SINGLE_FILE = 'kit.html'

@@ -71,8 +71,8 @@ def serving(kit: Path, port: int = 0) -> Iterator[http.server.ThreadingHTTPServe
         port: port of the address; 0 takes a free one.
 
     Raises:
-        DataError: see `check_page`.
-        UsageError: the library cannot be had, or the port is taken.
+        DataError: see `check_page` and `web_library.package`.
+        UsageError: the library cannot be had, or the port cannot be opened.
     """
     check_page(kit)
     with tempfile.TemporaryDirectory(prefix='mm2onnx') as unpacked:

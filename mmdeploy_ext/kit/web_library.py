@@ -29,7 +29,7 @@ LOADERS = {
 LICENCES = ('LICENSE', 'ThirdPartyNotices.txt')
 """Files of the Python package onnxruntime, which is of the same sources: that of npm has no licence file."""
 SECONDS = 600
-"""Limit of a download: 33 MB."""
+"""Time that a download, of 33 MB, may take."""
 
 
 def cache_folder() -> Path:

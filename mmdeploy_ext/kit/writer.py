@@ -46,7 +46,8 @@ def write_detector_kit(
         pictures: `name` and `licence` of the pictures, frames or sweeps, which the kit gives away.
 
     Raises:
-        UsageError: see `write_kit` and `frames.write_frames`.
+        UsageError: see `write_kit`, `pictures.write_pictures`, `frames.write_frames` and
+            `voxels.write_voxels`.
         ModelFileError: see `ladder.prove`.
     """
     from mmdeploy_ext.exporting.files import read_files
@@ -96,6 +97,7 @@ def write_kit(
 
     Raises:
         UsageError: a folder that is not empty, or a file whose results on this machine differ from PyTorch's.
+            What `write_contents` and `opens` raise is not caught.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -47,13 +47,13 @@ def check(
             where sizes may differ. With them, only sizes that really differ count as dynamic; None: all do.
         input_names: names of the arguments; by default those of `forward`.
         dynamic: sizes may differ from the example's; False leaves out everything about sizes.
-        exporters: 'torchscript', 'dynamo' or both; a pitfall that both of them handle is a note.
+        exporters: 'torchscript', 'dynamo' or both; a pitfall that all of these handle is a note or a warning.
         opset: opset of the trial exports, see `trial.try_export`; None: the default of each exporter.
         try_exports: also export with each exporter; its errors are in the report with their lines.
         name: name of the module, in the report; '' for that of its class.
 
     Returns:
-        The findings, the worst first; none if nothing will go wrong.
+        The findings, the worst first; none if nothing was noticed.
 
     Raises:
         UsageError: inputs that are no tuple, hold no tensor or that forward does not take, or an unknown

@@ -43,7 +43,8 @@ def check_dynamic_parts(model: torch.nn.Module, multiple: int = 1, smallest: int
         smallest: smallest side of the input, pixels.
 
     Raises:
-        UsageError: a part keeps its sizes; the message names its class, its file and these lines.
+        UsageError: a part keeps its sizes; the message names its class, its file and these lines. What
+            `torch.jit.trace` raises for a part that it cannot trace is not caught.
     """
     parts = [part for part in (getattr(model, name, None) for name in PARTS) if part is not None]
     if all(_is_of_library(type(part)) for part in parts):

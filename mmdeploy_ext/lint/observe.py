@@ -95,7 +95,7 @@ class Call:
     """One call of torch.
 
     Attributes:
-        name: name of the function without its module: 'item', '__setitem__', 'shape.__get__', 'topk'; or
+        name: name of the function without its module: 'item', '__setitem__', 'data.__get__', 'topk'; or
             'Function.apply', whose first argument is the class of the `torch.autograd.Function`.
         args, kwargs: its arguments; sizes among them are marked.
         result: value that it returned.
@@ -145,12 +145,12 @@ def name_of(func: Callable[..., Any]) -> str:
 class Observer(TorchFunctionMode):
     """Sees every call, sets the marks of its results and calls the watches.
 
-    `watches` are called with each call that is seen.
+    Of calls that read sizes, `shape` and `size()`, the results are marked sizes, and no watch is called.
 
     Args:
         inputs: the tensors whose values may change later: bit 0 of the marks is the first.
         module: the module that runs; its parameters and buffers are state.
-        watches: each is called with every call of torch.
+        watches: each is called with every other call of torch.
 
     Attributes:
         recorder: the events and sizes of the run.

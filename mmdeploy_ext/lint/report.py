@@ -31,7 +31,7 @@ class Finding:
         severity: 'note', 'warning' or 'error', for the exporters that were asked for.
         site: the line; None if it is about the module or an input as a whole.
         details: texts on what was done there, each text once.
-        count: how often it happened in the observed run.
+        count: how often it happened in the observed run and the trial exports; 1 without a line.
     """
 
     rule: str
@@ -64,7 +64,8 @@ class Report:
 
     Attributes:
         name: name of the module.
-        findings: the worst first, then by file and line.
+        findings: the worst first; of these those without a line, then lines of the user, then of libraries,
+            by file and line.
         trials: the trial exports.
         exporters: names of those that were asked for: 'torchscript', 'dynamo'.
     """

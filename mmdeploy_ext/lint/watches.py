@@ -245,7 +245,7 @@ def largest_finite(tensor: torch.Tensor) -> float:
 
 
 def step_text(value: float) -> str:
-    """Return the distance of a finite number above 0 to the next larger float32, as text: '128' of 1.5e9."""
+    """Return the distance of neighbouring float32 at a finite number above 0, as text: '128' of 1.5e9."""
     return f'{2.0 ** (math.frexp(value)[1] - 24):g}'
 
 

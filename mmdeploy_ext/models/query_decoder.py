@@ -38,8 +38,8 @@ class PETRMultiheadAttention(MultiheadAttention):
     """Multi-head attention with identity connection and positions.
 
     `dropout` is one rate for the attention weights and for the shortcut; it replaces `attn_drop` and
-    `dropout_layer`, unless it is None. `fp16`, in training, is refused: mixed precision is set for the whole
-    model.
+    `dropout_layer`, unless it is None. `fp16=True` is refused (ConfigError): mixed precision is set for the
+    whole model.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class PETRMultiheadFlashAttention(PETRMultiheadAttention):
 class AttentionLayer(BaseTransformerLayer):
     """One layer of attentions and feed-forward networks, in the order that `operation_order` gives.
 
-    `with_cp` is kept for layers that are trained: they recompute their activations in the backward pass
-    instead of keeping them. The options of `FFN_KEYS` belong to the feed-forward networks, and take
+    `with_cp` is kept for subclasses that recompute their activations in the backward pass instead of keeping
+    them; this class does not. The options of `FFN_KEYS` belong to the feed-forward networks, and take
     precedence over `ffn_cfgs`, the config of all of them or a list with one for each.
     """
 
@@ -120,8 +120,8 @@ class DecoderTransformer(BaseModule):
 class PETRTransformerDecoder(TransformerLayerSequence):
     """The layers in turn; a shared norm makes each layer's output, but is not applied between layers.
 
-    `return_intermediate` gives every layer's output, not the last one's alone; without `post_norm_cfg` there
-    is no norm.
+    `return_intermediate` gives every layer's output, not the last one's alone; with `post_norm_cfg` None
+    there is no norm.
     """
 
     def __init__(

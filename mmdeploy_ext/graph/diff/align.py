@@ -2,7 +2,8 @@
 
 Names say little: exporters number tensors, and tools rename them. So two nodes are paired if they compute the
 same from the inputs on (all nodes before a difference), or if the same is computed from them (all nodes
-behind it). The nodes that are left, the differences themselves, are paired by their neighbours.
+behind it). The nodes that are left, the differences themselves, are paired by their neighbours, by equal
+names, or by their places if the operator is another one.
 
 Glossary: `program` is the graph on trial, `reference` the one that it is compared with; `position` and `name`
 are a node and a tensor of the graph on trial, `mate` and `mate_name` their counterparts in the reference.
@@ -22,8 +23,10 @@ Keys = dict[int, Hashable]
 def align(program: Program, reference: Program) -> Alignment:
     """Return the pairs of nodes, and of tensors, of a graph on trial and its reference.
 
-    Each node and tensor is in one pair at most; those without a counterpart are left out. Both programs must
-    have been made with the same `Constants`, so that equal constants are one object.
+    Each node of both is in one pair at most, and each tensor of the graph on trial; those without a
+    counterpart are left out. An output of the reference may be in two pairs: with the output of its name, and
+    with what the counterpart of its node writes. Both programs must have been made with the same `Constants`,
+    so that equal constants are one object.
     """
     return _Aligner(program, reference).align()
 

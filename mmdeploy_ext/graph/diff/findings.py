@@ -73,7 +73,7 @@ class Entry:
         op_type: operator of that node.
         module: PyTorch module that the node was exported from, '' if unknown.
         tensor: its name.
-        shape: shape as text; '-' if a node before it failed.
+        shape: shape as text; '-' if its node or one before it failed.
         paired: label of the tensor that it was compared with, '' if there was none.
         how: by what the two were paired: 'structure' of two files; 'name', 'value', 'module', 'order',
             'values' or 'export' of a file and PyTorch, see `walk.ReferenceTensor`; '' without a counterpart.
@@ -107,7 +107,8 @@ class Divergence:
             module and output.
         paired: label of the tensor of PyTorch, or of the other file, that the first wrong tensor was compared
             with.
-        born: error of the first wrong tensor, of its node alone; None if it is infinite.
+        born: error of the first wrong tensor, of its node alone; None if it is infinite, or if no tensor of
+            the place has a reference.
         error: error of the same tensor in the whole model.
         record: number of what PyTorch made there, in the order in which it ran; -1 if that is not known.
         nodes: all nodes that may be at fault, in topological order.
@@ -193,10 +194,10 @@ class Comparison:
 
     @property
     def agreeing(self) -> bool:
-        """Whether all outputs that both have agree, something was compared, and no error is born anywhere.
+        """Whether all outputs agree, something was compared, and no error is born anywhere.
 
-        In two files of another structure inner tensors may differ, and which of them belong together is a
-        guess: there the outputs decide.
+        An output for which the reference has no tensor does not agree. In two files of another structure
+        inner tensors may differ, and which of them belong together is a guess: there the outputs decide.
         """
         agree = all(entry.state == 'equal' for entry in self.outputs)
         inside = not self.differences or (self.restructured and bool(self.outputs))
@@ -248,7 +249,8 @@ def differences_of(
     """Return where errors are born in the graph of a walk, a `Divergence` per region of `regions`.
 
     `explain` is a function: position of a node -> observations about it, for `Divergence.evidence`; for
-    `bars` and `module` see `entries_of`. Without `module` the module is read from the node's name.
+    `bars` and `module` see `entries_of`, but the module that the reference names is taken only if `module`,
+    or the node, gives ''.
     """
     return [_divergence(walk, region, explain, module) for region in regions(walk, bars.born)]
 
@@ -327,7 +329,7 @@ class Region:
 def regions(walk: Walk, born_rtol: float = BORN_RTOL) -> list[Region]:
     """Return the regions of a walk in topological order of their first tensors.
 
-    Of several regions with the same first tensor the smallest is returned.
+    Of several regions with the same first tensor the one with the fewest tensors is returned.
 
     `born_rtol` is the error above which the result of a node is wrong, see `Bars.born`.
     """

@@ -96,7 +96,7 @@ class Program:
 
 @dataclasses.dataclass
 class Alignment:
-    """The nodes and tensors of two graphs that belong together; constants are not among them.
+    """The nodes and tensors of two graphs that belong together; constants that are no outputs are left out.
 
     Attributes:
         nodes: position in the left graph, which is on trial -> position in the right one, the reference.

@@ -64,9 +64,8 @@ class Row:
         tensor: its name.
         shape: shape of the free value; None if this node or one before it failed.
         reference: the values that it should have; None if there is no counterpart.
-        error: error of the free value, relative to the largest value of the reference; inf if shapes differ
-            or one is not finite; None if there is no reference.
-        born: error of the fed value, likewise.
+        error: error of the free value, see `compare`; None if there is no reference, or no value.
+        born: error of the fed value, likewise; inf also if the node fails on the reference's values.
         reason: why it cannot be compared by numbers, or why the node failed; '' if it was compared.
     """
 
@@ -83,7 +82,7 @@ class Row:
 
         - 'born here': the error of the fed value is above `born_rtol`.
         - 'passed on': the error of the free value is above `rtol`: an earlier node is at fault.
-        - 'inner': it has no reference.
+        - 'inner': it was computed, and has no reference.
         - 'unknown': it could not be computed or compared.
         - 'equal': else.
         """
@@ -173,13 +172,14 @@ def walk(
 
 
 def compare(got: Any, want: Any) -> tuple[float | None, str]:
-    """Return the error of a tensor, and why the error is infinite; the latter is '' if it is not.
+    """Return the error of a tensor, and why the error is infinite; '' if it is not, or `want` is all zeros.
 
     The error is the largest difference over the largest finite value of `want`; of integers, booleans, texts
     and bfloat16 it is the share of values that differ, so that few of many pass a bar. Floats may be of
-    another width, integers of another type. Infinite are another shape, a float against an integer, and NaN
-    or infinity on one side alone; on both sides they are equal, and so are two empty arrays. It is None, with
-    '', if one of the two is no array (a sequence, or a value that is missing).
+    another width, integers of another type. Infinite are another shape, a float against another kind, any
+    difference of floats from a `want` of zeros, and NaN or infinity on one side alone; on both sides they are
+    equal, and so are two empty arrays. It is None, with '', if one of the two is no array (a sequence, or a
+    value that is missing).
     """
     if not isinstance(got, np.ndarray) or not isinstance(want, np.ndarray):
         return None, ''

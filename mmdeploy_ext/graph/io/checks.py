@@ -1,6 +1,6 @@
 """Checks of a graph before it is used: opsets, order, bytes, ONNX's own rules. Needs onnx only.
 
-In all of them `name` is the file that the model is from, for the message.
+Where one takes `name`, it is the file that the model is from, for the message.
 
 The libspconv dialect: NVIDIA's libspconv, an engine of sparse convolutions, reads files in ONNX's format
 whose operators and attributes are its own, and which are no valid ONNX.

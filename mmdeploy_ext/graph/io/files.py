@@ -93,7 +93,8 @@ def load(path: FileName) -> onnx.ModelProto:
     Raises:
         ModelFileError: missing, empty, corrupt; external data missing; a tensor with more or fewer bytes than
             its shape takes; an opset that the installed onnx does not know; nodes in a cycle or out of
-            order; a tensor that nothing makes.
+            order; a tensor that nothing makes; and what `read` refuses.
+        UsageError: it is a pipe or a device.
     """
     model = read(path)
     checks.check_opsets(model, path)
@@ -141,8 +142,8 @@ def save(model: onnx.ModelProto, path: FileName, *, inputs: Sequence[FileName] =
     """Check a model, which stays as it is, and write it; an older file remains until the new one is whole.
 
     A model that is too large for one protobuf message gets its large tensors in `NAME.data` beside it, or in
-    `NAME.2.data` where the old model uses the former. Graphs of the libspconv dialect are no valid ONNX and
-    are written unchecked.
+    `NAME.2.data` where the old model uses the former. An output that states no shape gets the inferred one.
+    Graphs of the libspconv dialect are no valid ONNX: only the order of their nodes is checked.
 
     Returns:
         The files that were written, the model first.

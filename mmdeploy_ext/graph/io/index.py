@@ -291,7 +291,7 @@ class Index:
     def constant_nodes(self) -> set[int]:
         """Return the positions of nodes that depend on no graph input, also on none with a default.
 
-        Random operators, and what depends on them, do not count as constant.
+        Random operators of the main graph, and what depends on them, do not count as constant.
         """
         random = [position for position, node in enumerate(self.nodes) if node.op_type in RANDOM]
         varying = [value.name for value in self.graph.input]

@@ -33,8 +33,9 @@ WRAPPER = 'model'
 def module_scopes(model: onnx.ModelProto) -> list[tuple[str, str]]:
     """Return (module name, source) per node of the main graph, e.g. ('backbone.layer1.0.conv1', 'names').
 
-    The names are those of `named_modules` of what was exported; the stages that this project merges come
-    first ('network.backbone...'). ('', '') if no source names a module.
+    The names are those of `named_modules` of what was exported, where TorchScript writes a number behind that
+    of a repeated call ('relu_1'); the stages that this project merges come first ('network.backbone...').
+    The name is '' if no source names a module, see `module_of`.
     """
     return [module_of(node) for node in model.graph.node]
 
@@ -47,7 +48,8 @@ def sources(model: onnx.ModelProto) -> dict[str, int]:
 def module_of(node: onnx.NodeProto) -> tuple[str, str]:
     """Return (module name, source) of one node; source is a key of `SOURCES`, see `module_scopes`.
 
-    A node whose metadata name no module is ('', 'metadata'): the other sources are not tried.
+    A node whose metadata name no module is ('', 'metadata'), one called '/Add' is ('', 'names'): the other
+    sources are not tried. ('', '') if there is none.
     """
     for entry in node.metadata_props:
         if entry.key == SCOPES:
@@ -94,10 +96,12 @@ def module_path(node: onnx.NodeProto, modules: Collection[str] | None = None) ->
     - TorchScript writes it into the name, with a number for repeated calls:
       `network/backbone/layer1/layer1.0/relu_1/Relu` is the second call of `backbone.layer1.0.relu`.
     - dynamo writes it into the metadata of the node.
+    Names of weights are not looked at.
 
     Args:
         node: node of an exported file.
-        modules: paths of the model's modules; the result is one of them, or ''. None takes the name as it is.
+        modules: paths of the model's modules; of a path in a name the result is one of them, or ''. None
+            takes the name as it is, and that in metadata is always taken so.
     """
     path, source = module_of(node)
     if source == 'metadata':

@@ -65,7 +65,7 @@ def fill_window(
 
     The schemas have no default for kernel, strides, dilations and pads, because its length is the rank of the
     kernel; the specification of the operators has it in words. Defaults are added, but for those of
-    `LEFT_OUT`, which are removed.
+    `LEFT_OUT`, which are removed if they are stated.
 
     Args:
         values: attributes of the node by name, with the defaults of `defaults_of`; changed in place.
@@ -96,8 +96,8 @@ def random_nodes(model: onnx.ModelProto) -> list[str]:
     """Return the nodes whose results are random, also of bodies and functions, as 'name (operator)'.
 
     Their results differ between engines, so that no number of runs shows that two of them agree. Dropout
-    counts where it can be in training mode: its third input is there and is not a constant false (before
-    opset 12 it has none, and never draws).
+    counts where it can be in training mode: its third input is there and is not a constant false (in opsets 7
+    to 11 it has none, and never draws).
     """
     return [
         f'{node.name or f"#{position}"} ({node.op_type})'

@@ -88,7 +88,8 @@ def extract(model: onnx.ModelProto, positions: Iterable[int]) -> onnx.ModelProto
     - What the nodes write and nothing reads, and graph outputs, are outputs, too. What a node of constants
       writes is none, unless it is an output of the graph.
     - Metadata of this project is dropped if the inputs or outputs changed.
-    Does not fire, so that an equal copy is returned, when all nodes are chosen.
+    Does not fire, so that an equal copy is returned, when all nodes are chosen, these read all inputs, and
+    what nothing reads is an output already.
 
     Raises:
         UsageError: no nodes, only nodes that depend on constants alone, or a type that cannot be inferred.

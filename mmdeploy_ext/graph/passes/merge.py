@@ -130,9 +130,10 @@ def merge(
         is not checked further, see `concatenate`.
 
     Raises:
-        UsageError: names that are not there, a connection that feeds no input, several models that give the
-            same name, or one that gives the name of an input of an earlier one, tensors whose dtypes or
-            shapes do not fit, those of inputs that models share, too; one function with two contents.
+        UsageError: equal `names`, outputs that are not there, a connection that feeds no input, several
+            models that give the same name, or one that gives the name of an input of an earlier one, tensors
+            whose dtypes or shapes do not fit, those of inputs that models share, too; one function with two
+            contents.
         ExportError: the opsets of a domain differ, or the defaults of an input.
         ModelFileError: a graph of the libspconv dialect.
     """

@@ -121,7 +121,7 @@ def parse_rule(text: str, name: str = '') -> Rule:
 
 
 def rule_lines(text: str) -> list[str]:
-    """Return the rules in the text of a file, one per line, without empty lines and comments (`# ...`).
+    """Return the rules in the text of a file, one per line, without empty lines and lines that begin with #.
 
     Raises:
         UsageError: the file has no rule.

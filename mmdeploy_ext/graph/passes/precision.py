@@ -52,7 +52,7 @@ def in_precision(
             here, since several graphs share them; see `check_patterns`.
 
     Raises:
-        ExportError: a constant exceeds float16, or a sub-graph reads an input that becomes float16.
+        ExportError: a constant exceeds float16, or a sub-graph reads an input or output that becomes float16.
     """
     if options.precision == 'fp32':
         return model

@@ -27,8 +27,9 @@ def rename(
 
     - `tensors` and `nodes` map an old name to a new one; a node without a name is '#12'. Names swap when
       both ways are asked for.
-    - `prefix` goes before the names of all nodes and of all tensors but the graph's inputs and outputs;
-      names that begin with it already are left alone.
+    - `prefix` goes before the names of all nodes and of all tensors but the graph's inputs and outputs, in
+      place of a '/' at their beginning; names that begin with it already are left alone, and so are nodes
+      without a name.
     - `fill` gives nodes without a name one: operator and position, e.g. 'Conv_12'.
     Does not fire on an old name that is gone while the new one is there: a second run changes nothing.
     Metadata of this project is dropped if an input, with a default or not, or an output gets another name.

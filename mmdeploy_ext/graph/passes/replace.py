@@ -37,12 +37,13 @@ TOLERANCE = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Replacements:
-    """The report of a rule.
+    """The report of a rule, or of one of `named_rules.PASSES`.
 
     Attributes:
         rule: its name or text.
         count: number of places that were replaced.
-        kept: a sentence for each place that matches and was not replaced: why.
+        kept: a sentence for each place that matches and was not replaced, of a pass for each node of its
+            operator that is left: why.
     """
 
     rule: str
@@ -61,7 +62,8 @@ def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replac
       it).
 
     Returns:
-        The new model, or an equal copy when there was nothing to do; and the report.
+        The new model, without the nodes that no output needs, or an equal copy when there was nothing to do;
+        and the report.
 
     Raises:
         UsageError: an operator that the model's opset does not have, or has with fewer inputs; a domain that

@@ -41,7 +41,7 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     The model stays as it is.
 
     Raises:
-        ExportError: onnxscript made a constant of a random operator.
+        ExportError: onnxscript made a constant of a random operator, or dropped one that nothing needs.
     """
     from onnxscript import optimizer
 

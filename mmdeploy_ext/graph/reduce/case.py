@@ -162,11 +162,12 @@ def record(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, apart: bo
     Args:
         model: the graph.
         feeds: input -> array; further names are left out.
-        apart: compute node by node in a process of its own, since a node may crash it. Without, that is done
-            if a run of the whole graph fails.
+        apart: compute node by node in a process of its own, since a node may crash it; after `MAX_CRASHES`
+            crashes it ends with what it has. Without, that is done if a run of the whole graph fails.
 
     Raises:
         InferenceError: not one node could be computed.
+        ShapeError: without `apart`, feeds that the graph does not take.
     """
     index = Index(model)
     inputs = {name: np.asarray(array) for name, array in feeds.items() if name in index.inputs}

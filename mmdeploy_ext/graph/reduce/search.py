@@ -1,4 +1,4 @@
-"""The smallest part of a graph that still shows a fault.
+"""A small part of a graph that still shows a fault: no node of it can be left out alone.
 
 Delta debugging over nodes (A. Zeller, R. Hildebrandt: Simplifying and Isolating Failure-Inducing Input, IEEE
 TSE 28(2), 2002), after two bisections along the topological order. A part gets the values that the whole
@@ -25,7 +25,7 @@ Part = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Reduction:
-    """The smallest part of a graph that shows the fault.
+    """A part of a graph that shows the fault, and would not without one of its nodes, unless `stopped`.
 
     Attributes:
         candidate: the part.
@@ -144,7 +144,7 @@ def reduce(
     good: Sequence[Candidate] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Reduction:
-    """Find the smallest part of a graph that shows the fault.
+    """Find a part of a graph that shows the fault, and of which no single node can be left out.
 
     Args:
         case: the graph with its recorded values.
@@ -156,8 +156,8 @@ def reduce(
             nothing is called.
 
     Raises:
-        UsageError: the check does not show the fault of the whole graph, shows one of a good graph, or gives
-            two answers for one graph.
+        UsageError: the graph has no output to check or an input without a value; the check does not show the
+            fault of the whole graph, shows one of a good graph, or gives two answers for one graph.
     """
     case.rounding = check.rounding
     whole_model = case.candidate(case.everything)

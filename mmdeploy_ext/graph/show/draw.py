@@ -131,7 +131,8 @@ def draw(
 ) -> int:
     """Draw a graph, or the surroundings of a node, and return how many nodes are in the picture.
 
-    Nodes that make constants are left out, unless there are no others.
+    Nodes that make constants are left out, unless there are no others. A box shows the attributes of `SHOWN`
+    that a node states, but for values as in `DEFAULTS`.
 
     Args:
         model: the graph.
@@ -142,8 +143,8 @@ def draw(
         depth: number of steps up and down from that node.
 
     Raises:
-        UsageError: another suffix than `FORMATS`, a negative depth, or a node that is not there or whose name
-            several nodes have.
+        UsageError: another suffix than `FORMATS`, a negative depth, a node that is not there or whose name
+            several nodes have, or a pygraphviz that cannot be imported.
         ModuleNotFoundError: pygraphviz is not installed.
     """
     check_suffix(target)

@@ -40,7 +40,7 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
         - `nodes` (number, bodies included, functions not) and `operators` (name -> number, most first);
         - `parameters` and `bytes`: elements and size of the weights, see `parameters`; `dtypes`: name ->
           number of tensors;
-        - if `kind` is 'onnx', `flops`, and `flops_unknown`: number of nodes whose shapes are open.
+        - if `kind` is 'onnx', `flops`, and `flops_unknown`: number of nodes of which `flops.count` has None.
     """
     graph = model.graph
     weights = list(parameters(graph))

@@ -23,7 +23,7 @@ class Branch:
         operators: op_type -> number of nodes, without those of its children.
         parameters: elements of the weights that its nodes read; a weight counts at its first reader.
         flops: sum of the FLOPs of the nodes whose number is known.
-        unknown: number of nodes whose FLOPs are not known because their shapes are open.
+        unknown: number of nodes whose FLOPs are not known, see `flops.count`.
         children: last part of the name -> module inside of it.
     """
 

@@ -53,7 +53,7 @@ def open_file(path: Path, *providers: str) -> Callable[[dict], dict]:
 
 
 def main(*words: str, kit: Path = KIT, opens: Callable = open_file) -> None:
-    """Run every case, then the frames of a model of several files, and write their outputs.
+    """Run every case, then every frame, and write their outputs.
 
     Written are NAME.npz with the outputs of each case, OUTPUTS.npz with those of the last step of each frame,
     and kit.txt, which tells `mm2onnx judge` of which kit they are. Of `manifest.json` these entries are read:

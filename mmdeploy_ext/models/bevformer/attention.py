@@ -62,7 +62,8 @@ class DeformableSampler(BaseModule):
 class TemporalSelfAttention(DeformableSampler):
     """Cells of the bird's-eye view look into the last view and into the present one.
 
-    `im2col_step`, `dropout`, `batch_first` and `norm_cfg` are not used at test time.
+    `num_levels` has to be 1 and `num_bev_queue` 2 (ConfigError). `im2col_step`, `dropout`, `batch_first` and
+    `norm_cfg` are not used at test time.
     """
 
     def __init__(

@@ -110,7 +110,8 @@ class BEVFusionCenterHead(CenterHead):
     def candidates(self, tasks: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the best boxes of each task before suppression; columns of mmdet3d 0.x, bottom centre.
 
-        Boxes are (B, T Q, 9), scores (B, T Q), labels (B, T Q), which are -1 if the coder drops a box.
+        Boxes are (B, T Q, 9), scores (B, T Q), labels (B, T Q), which are -1 if the coder drops a box, or if
+        its score is below `score_threshold`.
         """
         pairs = zip(tasks, self.nms, strict=True)
         boxes, scores, labels = zip(*(self._candidates_of_task(*pair) for pair in pairs), strict=True)

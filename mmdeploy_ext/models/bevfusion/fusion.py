@@ -162,7 +162,8 @@ class BEVFusion(BaseModule):
         """Return the head's predictions, see its `forward`.
 
         Images are (B, N, 3, H, W), points (P, in_channels) per sample in the augmented LiDAR frame; for the
-        matrices of the metas see `rig.read_rig`. ShapeError: pictures of another shape, or no points.
+        matrices of the metas, and their errors, see `rig.read_rig`. ShapeError: pictures of another shape, or
+        no points.
         """
         maps = []
         for sensor in self.sensors:
@@ -195,7 +196,7 @@ class BEVFusion(BaseModule):
         img: Tensor | None = None,
         **ignored: Any,
     ) -> dict[str, Tensor]:
-        """Return the losses of a batch by name, see `HeadLosses`.
+        """Return the losses of a batch by name, see the head's `loss`.
 
         `gt_bboxes_3d` are boxes of mmdet3d per sample, `gt_labels_3d` their classes (n,); the other arguments
         are those of `predictions`.

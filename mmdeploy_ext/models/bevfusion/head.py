@@ -299,7 +299,7 @@ class TransFusionHead(nn.Module):
         """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample.
 
         The columns of boxes are x, y, z of the bottom's centre and three sizes, m, yaw, rad, and velocity in
-        x and y, m/s. `predictions` are those of `forward`.
+        x and y, m/s, which they lack if `common_heads` has no 'vel'. `predictions` are those of `forward`.
         """
         values = (predictions[name] for name in VALUES if name in predictions)
         boxes = self.bbox_coder.decode(self.scores(predictions), *values)

@@ -36,7 +36,8 @@ class BevNuScenesDataset(NuScenesDataset):
             `lidar2img` and `intrinsics` (4, 4) float64.
 
         Raises:
-            DataError: a pose or calibration that is missing, not finite or singular.
+            DataError: no camera, no scene_token, or a pose or calibration that is missing, not finite or
+                singular.
         """
         info = self.data_infos[index]
         name = f'{self.ann_file}: sample {info["token"]}'

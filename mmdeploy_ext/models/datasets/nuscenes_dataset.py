@@ -77,10 +77,11 @@ class CustomNuScenesDataset(NuScenesDataset):
             `sample_idx`, `scene_token`, `frame_idx`, `prev_idx`, `next_idx`, `pts_filename`, `sweeps`;
             per camera, in the order of the info: `img_filename`, `img_timestamp` (s), `intrinsics` (4, 4)
             float64, `extrinsics` (4, 4) float32 LiDAR to camera, `lidar2img` (4, 4) float64. In training also
-            `prev_exists` (the frame before belongs to the same sequence) and `ann_info`.
+            `prev_exists` (in sequence mode the frame before belongs to the same sequence; otherwise
+            `prepare_train_data` decides) and `ann_info`.
 
         Raises:
-            DataError: a pose or calibration that is missing, not finite or singular.
+            DataError: no camera, or a pose or calibration that is missing, not finite or singular.
         """
         info = self.data_infos[index]
         name = f'{self.ann_file}: sample {info["token"]}'
@@ -154,7 +155,7 @@ class FusionNuScenesDataset(NuScenesDataset):
         `lidar2image` and `img_aug_matrix` (unit matrices); `lidar_aug_matrix` is (4, 4).
 
         Raises:
-            DataError: a calibration that is missing, not finite or singular.
+            DataError: no camera, or a calibration that is missing, not finite or singular.
         """
         data, info = super().get_data_info(index), self.data_infos[index]
         cameras = camera_inputs(info.get('cams') or {}, f'{self.ann_file}: sample {info["token"]}')

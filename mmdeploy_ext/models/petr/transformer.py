@@ -26,7 +26,7 @@ class PETRTransformerDecoderLayer(AttentionLayer):
 
 @offered(TRANSFORMER)
 class PETRTransformer(DecoderTransformer):
-    """A `DecoderTransformer` for tokens by camera."""
+    """A `DecoderTransformer` for tokens by camera; ConfigError: layers that begin with a norm."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -77,7 +77,7 @@ class DeformableAttention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Queries look at each other, then at the maps, then at themselves.
+    """Queries look at each other, then at the maps, and then pass a feed-forward network.
 
     `dim` is D, `feedforward` the width of the feed-forward network; for `num_points` see
     `DeformableAttention`.

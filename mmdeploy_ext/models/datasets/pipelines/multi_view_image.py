@@ -52,7 +52,7 @@ class RandomScaleImageMultiViewImage:
         (self.scale,) = scales
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Resize results['img'], a list of (H, W, 3)."""
+        """Resize results['img'], a list of (H, W, 3); `img_shape` and `ori_shape` become the new shapes."""
         sizes = [(int(img.shape[1] * self.scale), int(img.shape[0] * self.scale)) for img in results['img']]
         scale = np.diag([self.scale, self.scale, 1.0, 1.0])
         results['img'] = [mmcv.imresize(img, size) for img, size in zip(results['img'], sizes, strict=True)]
