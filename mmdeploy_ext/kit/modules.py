@@ -69,7 +69,8 @@ def write_module_kit(
 ) -> dict[str, Any]:
     """Write the kit of a PyTorch module and an ONNX file; return its manifest.
 
-    Both are compared here first, as `prove_module` does, whose arguments these are, too.
+    Both are compared on the inputs here first, as `prove_module` does, whose arguments these are, too; the
+    structure of the file is not checked.
 
     Args:
         module: an `nn.Module` in evaluation mode, or any function of tensors.
