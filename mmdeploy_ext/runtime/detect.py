@@ -83,7 +83,7 @@ BESIDE = ('img_shape', 'scale_factor', 'border', 'orig_target_sizes', 'ori_shape
 
 
 def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndarray]:
-    """Return name -> every input that a graph may have, for one prepared image.
+    """Return name -> every input that a graph may have, but proposals, for one prepared image.
 
     By the file's `metadata` it is repeated if the graph has a fixed batch. Besides the picture these are
     `BESIDE`, and of a picture with a camera those of `camera_feeds`.
