@@ -67,7 +67,7 @@ class NodeRange(JsonDataclass):
     weight_norm: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return field -> value, without `weight_amax` and `weight_norm` where they are None."""
+        """Return field -> value, without `weight_amax` and `weight_norm` if they are None."""
         content = {'module': self.module, 'input_amax': self.input_amax}
         if self.weight_amax is not None:
             content['weight_amax'] = list(self.weight_amax)

@@ -184,7 +184,7 @@ class Tables:
         return moved / (last_s - first_s) if last_s > first_s else np.zeros(3)
 
     def objects(self, image: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield the objects that are seen in a picture, as mmdet3d's annotations.
+        """Yield the objects that are in a picture, also hidden ones, as mmdet3d's annotations.
 
         An object has `bbox` x y w h in pixels, `bbox_cam3d` (middle, length, height, width in metres, yaw in
         radians about y), `velo_cam3d` (x, z in m/s) and `center2d` (pixels, depth in metres) in the camera's
