@@ -29,7 +29,8 @@ class Frame:
     Attributes:
         images: (N, 3, H, W) float32, normalised.
         lidar2img: (N, 4, 4) float64, LiDAR frame to pixels of the network input.
-        intrinsics: (N, 4, 4) float64 of the network input.
+        intrinsics: (N, 4, 4) float64 of the network input; unit matrices stand for unknown ones, which some
+            models do not read.
         ego_pose: (4, 4) float64, LiDAR frame to global frame (upstream's misleading name).
         timestamp_s: seconds, absolute.
         scene_token: a change means a new scene; None: unknown.
@@ -77,13 +78,14 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class FusedFrame(Sweep):
-    """One moment of all cameras and of the LiDAR.
+    """One moment of all cameras and of the LiDAR; a model without LiDAR gets no points, (0, D).
 
     Attributes:
-        images: (N, 3, H, W) float32, normalised.
+        images: (N, 3, H, W) float32, normalised; None for a model without cameras.
         calibration: float32 `camera_intrinsics`, `camera2lidar`, `lidar2image`, `img_aug_matrix` (N, 4, 4),
             `lidar_aug_matrix` (4, 4): camera to picture as it was taken, camera to LiDAR, LiDAR to picture as
-            it was taken, that picture to the network's, and LiDAR to the frame that the points are in.
+            it was taken, that picture to the network's, and LiDAR to the frame that the points are in. Of
+            MVX-Net it is the last three, of a model without cameras empty.
         image_files: one path per camera, for pictures; empty when there are none.
     """
 
@@ -93,7 +95,10 @@ class FusedFrame(Sweep):
 
     @property
     def lidar2img(self) -> np.ndarray:
-        """(N, 4, 4) float64: the frame that the points are in, to pixels of the network input."""
+        """(N, 4, 4) float64: the frame that the points are in, to pixels of the network input.
+
+        KeyError: the calibration lacks a matrix, as that of a model without cameras does.
+        """
         names = 'img_aug_matrix', 'lidar2image', 'lidar_aug_matrix'
         img_aug, lidar2image, lidar_aug = (np.asarray(self.calibration[name], np.float64) for name in names)
         return of_rays(img_aug) @ lidar2image @ np.linalg.inv(lidar_aug)
