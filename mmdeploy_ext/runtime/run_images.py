@@ -97,7 +97,7 @@ def make_parser(
 
 
 def run_files(args: argparse.Namespace, runner: str) -> int:
-    """Run a file by the options; everything is checked before the model is opened.
+    """Run a file by the options; these, and the files to write, are checked before the model is opened.
 
     For `runner` and the result see `main`.
     """

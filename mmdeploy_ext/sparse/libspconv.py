@@ -3,7 +3,7 @@
 It is no valid ONNX, by the engine's choice: SparseConvolution and ScatterDense stand in the default domain,
 Reshape and Transpose carry an attribute `dims`, the coordinates are no input, and the opset's domain is the
 literal 'ai.onnx'. ONNX checkers and shape inference fail on it; `libspconv_contract.check` has the engine's
-rules. Reading here demands everything that the writer writes, and no more.
+rules. Reading here demands what the writer writes of every node, but `ndim` and a bias, and no more.
 
 Source: golden ALGORITHM.md, sections 1 and 2.
 """
