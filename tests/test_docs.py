@@ -161,6 +161,16 @@ def test_make_targets_in_commands_exist(page):
         assert re.search(rf'^{target}:', makefile, re.M), target
 
 
+def test_make_names_tests_that_exist():
+    variables = re.findall(r'^FAST(_FOLDERS)? := \{(.*)\}', text('Makefile'), re.M)
+    assert len(variables) == 2
+    for folders, names in variables:
+        prefix = 'mmdeploy_ext/' if folders else 'test_'
+        for name in names.split(','):
+            path = f'tests/{prefix}{name}' + ('' if folders else '.py')
+            assert (REPOSITORY / path).exists(), path
+
+
 @pytest.mark.parametrize('page', CHINESE)
 def test_both_languages_have_the_same_blocks_headings_tables_and_pictures(page):
     assert blocks(page) == blocks(CHINESE[page])
