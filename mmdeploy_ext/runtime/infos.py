@@ -204,7 +204,8 @@ def read_frames(
         missing: allow frames in which the picture of a camera is missing.
 
     Raises:
-        DataError: infos that lack a camera, a calibration or a pose, or whose pictures are missing.
+        DataError: infos that lack a camera, a calibration or a pose, or whose pictures are missing; for the
+            file see `read_infos`.
     """
     source = Path(path)
     frames = []

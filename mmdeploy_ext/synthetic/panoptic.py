@@ -113,7 +113,9 @@ def ensure_toy_panoptic(root: str | os.PathLike[str] = 'data/toy_coco', **parame
         True if annotations were made, False if they existed.
 
     Raises:
-        DataError: `root` is not a generated set of pictures, or one of an older world.
+        DataError: `root` is not a generated set of pictures, or one of an older world, or a picture cannot be
+            written.
+        UsageError: a parameter of a missing set is out of range.
     """
     root = Path(root)
     if not (root / staging.MANIFEST).is_file():

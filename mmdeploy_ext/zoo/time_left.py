@@ -9,8 +9,9 @@ from mmdeploy_ext.zoo.records import Record
 class TimeLeft:
     """The rest of a run, from what its configs cost in CPU time and how fast the run gets on.
 
-    A config that was run before is taken to cost what it cost then, and any other as much as those of which
-    the costs are known do in the mean.
+    A config of which all exports of this run were tried before is taken to cost what it cost then. Any other,
+    such as a model of sweeps, which has one export, is taken to cost what those of which the costs are known
+    do in the mean.
     """
 
     def __init__(self, earlier: Sequence[Record | None], export_kinds: Sequence[str]) -> None:
