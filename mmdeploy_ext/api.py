@@ -255,9 +255,9 @@ def export_source(
         The files, the options and the model.
 
     Raises:
-        UsageError: as `export`, and what `before_weights` raises. After the weights were loaded, but with
-            exit status 2 as well: a backbone or neck of the user's own that keeps the sizes it was traced at
-            and is exported with `dynamic`; a file of `samples` with sweeps or frames that cannot be read.
+        UsageError: as `export`, and what `before_weights` raises. After the weights were loaded, with exit
+            status 1: a backbone or neck of the user's own that keeps the sizes it was traced at and is
+            exported with `dynamic`; a file of `samples` with sweeps or frames that cannot be read.
         ExportError: as `export`.
     """
     from mmdeploy_ext.exporting import deployment as deploy
@@ -274,11 +274,11 @@ def export_source(
         check_output(output_file, resolved[0], family)
 
     deployment, options = source.load(check, mean, std), resolved[0]
-    if family.samples == 'images' and options.dynamic and options.exporter == 'torchscript':
-        picture_spec = family.picture(deployment.model, options)
-        check_dynamic_parts(deployment.model, picture_spec.multiple, picture_spec.smallest)
-    proof_samples = samples.of(deployment) if samples else None
     with after_weights():
+        if family.samples == 'images' and options.dynamic and options.exporter == 'torchscript':
+            picture_spec = family.picture(deployment.model, options)
+            check_dynamic_parts(deployment.model, picture_spec.multiple, picture_spec.smallest)
+        proof_samples = samples.of(deployment) if samples else None
         images = []
         if traced is not None:
             image = traced[0][1]
@@ -376,10 +376,8 @@ def prove_source(
         model in PyTorch.
 
     Raises:
-        UsageError: the file, the model or the data set of `metrics` is refused before the weights load; or,
-            after that but with exit status 2 as well, a file of sweeps or frames that the user named cannot
-            be read.
-        Mm2OnnxError: a frame of a data set cannot be read, or a sample cannot be run; its exit status is 1.
+        UsageError: the file, the model or the data set of `metrics` is refused before the weights load.
+        Mm2OnnxError: a sweep or frame cannot be read, or a sample cannot be run; its exit status is 1.
     """
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.proving.ladder import prove as climb
@@ -461,9 +459,8 @@ def prove(
         docs/proof.md, `verdict.title`, `verdict.to_json()`. What the file does wrong is in it.
 
     Raises:
-        UsageError: the call is refused before the weights were loaded, such as a file that is not there; or,
-            after that but with exit status 2 as well, a file of sweeps or frames in `samples` cannot be read.
-        Mm2OnnxError: a frame of a data set cannot be read, or a sample cannot be run; its exit status is 1.
+        UsageError: the call is refused before the weights were loaded, such as a file that is not there.
+        Mm2OnnxError: a sweep or frame cannot be read, or a sample cannot be run; its exit status is 1.
     """
     for name, value in dict(samples=samples, metrics=metrics).items():
         if isinstance(value, str | Path):  # whose letters would be taken for the entries

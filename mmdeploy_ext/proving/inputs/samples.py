@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.cli import one_line
-from mmdeploy_ext.core.errors import ConfigError, DataError, UsageError
+from mmdeploy_ext.core.errors import ConfigError, DataError, UsageError, after_weights
 from mmdeploy_ext.core.files import IMAGE_SUFFIXES
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 
@@ -79,9 +79,12 @@ class Samples:
     def of(self, deployment: Deployment) -> tuple[Collection[Any], str]:
         """Return the samples, see `ladder.prove`, and a text about the source of frames and sweeps.
 
-        The text is '' for pictures.
+        The text is '' for pictures. The errors of `proof_samples` have exit status 1: the weights are loaded.
         """
-        return (self.pictures, '') if self.pictures else proof_samples(deployment, self.count, self.paths)
+        if self.pictures:
+            return self.pictures, ''
+        with after_weights():
+            return proof_samples(deployment, self.count, self.paths)
 
 
 def check_paths(

@@ -13,7 +13,7 @@ from marking import in_suite
 from mmdeploy_ext.cli import export_app, export_scn_app, verify_app
 from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.proving.inputs.samples import check_paths, proof_samples
+from mmdeploy_ext.proving.inputs.samples import Samples, check_paths, proof_samples
 from toy_atss import REPO
 
 MEMORY = types.SimpleNamespace(memory=True, samples='frames')
@@ -95,6 +95,14 @@ def test_voxels_are_refused_where_points_are_wanted(toy, tmp_path):
     )
     with pytest.raises(DataError, match=r'a.npz'):
         proof_samples(toy[0], 1, [str(tmp_path / 'a.npz')])
+
+
+def test_a_sweep_that_cannot_be_read_once_the_weights_are_loaded_has_exit_status_1(toy, tmp_path):
+    (tmp_path / 'a.bin').write_bytes(bytes(7))
+    samples = Samples(SWEEPS, [str(tmp_path / 'a.bin')])
+    with pytest.raises(DataError, match=r'a.bin') as error:
+        samples.of(toy[0])
+    assert error.value.exit_code == 1
 
 
 @pytest.mark.matrix  # in the suite: its sweeps above, a backbone by verify below
