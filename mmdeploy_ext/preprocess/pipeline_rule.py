@@ -25,17 +25,15 @@ REQUIRED = {
     'LoadImageFromFile': dict(color_type='color', channel_order='bgr'),
     'LoadImageFromFileMono3D': dict(color_type='color', channel_order='bgr'),
     'Resize': dict(interpolation='bilinear', ratio_range=None, override=False),
-    'RandomCenterCropPad': dict(test_mode=True),
 }
-"""Options that have to keep these values."""
+"""Options that have to keep these values, the defaults of mmdet and mmdet3d."""
 
 
 def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
     """Read the rule out of an mmdet 2.x test pipeline, `MultiScaleFlipAug` included.
 
     The padding's value is that after normalisation, in the order of the network's channels.
-    A step that lacks an option of `REQUIRED` counts as if it had the value, whatever the library's own
-    default is. Other options of a step, such as `multiscale_mode`, are not read.
+    Options of a step that are neither in `REQUIRED` nor of the rule, such as `multiscale_mode`, are not read.
 
     Raises:
         ConfigError: a step, option or order that the rule cannot express; the message names it.
@@ -201,6 +199,11 @@ def _read_pad(step: Mapping[str, Any], values: dict[str, Any]) -> None:
 
 
 def _read_centre_pad(step: Mapping[str, Any], values: dict[str, Any]) -> None:
+    if not (test_mode := step.get('test_mode', False)):
+        raise ConfigError(
+            f'test pipeline step RandomCenterCropPad: test_mode={test_mode!r} crops pictures at random; '
+            f'expected True'
+        )
     mode, operand = step.get('test_pad_mode', ('logical_or', 127))
     values['centred'] = True
     if mode == 'logical_or':

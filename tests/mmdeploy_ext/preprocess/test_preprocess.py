@@ -248,6 +248,7 @@ def reordered(*kinds):
         (with_step('MultiScaleFlipAug', scale_factor=[1.5], img_scale=None), r'scale_factor=\[1.5\]'),
         ([*centred()[:1], dict(centred()[1], flip=True)], 'flip=True'),
         (centred(test_mode=False), 'test_mode=False'),
+        ([dict(type='RandomCenterCropPad', mean=[0] * 3)], 'test_mode=False'),  # mmdet's default
         ([*centred(), dict(type='Pad', size_divisor=32)], 'both pad the image'),
         ([dict(type='LoadImageFromFile'), dict(type='RandomFlip', flip_ratio=0.5)], 'flip_ratio=0.5'),
         (reordered('Pad', 'Resize', 'Normalize'), 'Pad, Resize, Normalize'),
