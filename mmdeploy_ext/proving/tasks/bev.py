@@ -26,12 +26,13 @@ def draw_bev(pair: Pair) -> np.ndarray:
             `candidate`; rows go down. Which of x and y the rows are, the detector decides.
 
     Returns:
-        (466, 1276, 3) uint8 BGR. A NaN of the engine is drawn as brightest in its own cell; one of the
-        reference leaves no scale, and everything is brightest.
+        (466, 1276, 3) uint8 BGR. The scale is the largest finite value of both maps; NaN and infinity of
+        either are drawn as brightest in their own cells.
     """
     reference, candidate = (np.abs(side).max(axis=0) for side in (pair.reference, pair.candidate))
     difference = np.abs(pair.reference - pair.candidate).max(axis=0)
-    scale = float(max(reference.max(initial=0), candidate.max(initial=0))) or 1.0
+    finite = (side[np.isfinite(side)] for side in (reference, candidate))
+    scale = max(float(values.max(initial=0)) for values in finite) or 1.0
     with np.errstate(divide='ignore'):
         decades = np.log10(np.nan_to_num(difference / scale, nan=1.0))
     brightness = np.clip(decades / DECADES + 1, 0, 1)

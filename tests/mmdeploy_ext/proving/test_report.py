@@ -28,6 +28,7 @@ from mmdeploy_ext.proving.results import (
     PreprocessingResult,
 )
 from mmdeploy_ext.proving.tasks.bbox2d import match_detections
+from mmdeploy_ext.proving.tasks.bev import draw_bev
 from mmdeploy_ext.proving.tensors import compare_tensors
 from mmdeploy_ext.proving.verdict import Verdict
 from mmdeploy_ext.proving.views import report
@@ -387,6 +388,17 @@ def test_nothing_is_proven_without_preprocessing(task):
     verdict.subject['task'], verdict.preprocessing = task, None
     assert verdict.failures == ["preprocessing was not compared with the config's test pipeline"]
     assert not verdict.passed
+
+
+@pytest.mark.parametrize('side', ['reference', 'candidate'])
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_a_value_that_is_not_finite_is_bright_in_its_own_cell_of_a_map_alone(side, value):
+    cells = np.linspace(0.01, 1, 36, dtype=np.float32).reshape(1, 6, 6)
+    pair = Pair('sweep', None, cells, cells)
+    broken = cells.copy()
+    broken[0, 0, 0] = value
+    changed = draw_bev(dataclasses.replace(pair, **{side: broken})) != draw_bev(pair)
+    assert 0.01 < changed.any(-1).mean() < 0.06  # a cell of two of the three panels, and a number
 
 
 def test_a_failed_full_form_points_to_the_raw_form():
