@@ -169,13 +169,11 @@ def refine(
     return anchor + torch.cat([step[..., : VELOCITY.start], velocity], -1)
 
 
-def take_over(
-    head: nn.Module, feature: Tensor, anchor: Tensor, logits: Tensor, last: Remembered
-) -> list[Tensor]:
+def take_over(feature: Tensor, anchor: Tensor, logits: Tensor, last: Remembered) -> list[Tensor]:
     """Return features and anchors of the last frame's instances, then of the best ones of this frame.
 
     Those of this frame, features (1, A, C) and anchors (1, A, 11), stay as they are unless the last frame is
-    near. The best ones are in the order of their scores, which `logits` (1, A, K) give. `head` is not used.
+    near. The best ones are in the order of their scores, which `logits` (1, A, K) give.
     """
     count = anchor.shape[1] - last.anchor.shape[1]
     _, best = logits.amax(-1)[0].topk(count)
@@ -264,7 +262,7 @@ def run_head(
             anchor = refine(layer, feature, anchor, position, time_interval)
             if done == head.num_single_frame_decoder and last is not None:
                 logits = tap('first_logits', layer.cls_layers(feature))
-                feature, anchor = take_over(head, feature, anchor, logits, last)
+                feature, anchor = take_over(feature, anchor, logits, last)
             if number == len(operations) - 1:
                 return feature, anchor, layer.cls_layers(feature), layer.quality_layers(feature + position)
             position = embed(head.anchor_encoder, anchor)

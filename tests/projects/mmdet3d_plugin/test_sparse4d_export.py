@@ -159,8 +159,8 @@ FAULTS = {
         changed(
             take_over,
             lambda *given: (
-                *given[:4],
-                dataclasses.replace(given[4], is_near=torch.ones_like(given[4].is_near)),
+                *given[:3],
+                dataclasses.replace(given[3], is_near=torch.ones_like(given[3].is_near)),
             ),
         ),
     ),
