@@ -25,20 +25,19 @@ NO_ID = -1
 
 
 def read_anchors(anchor: str | Sequence, count: int) -> Tensor:
-    """Return the first `count` anchors of a file of numpy or of a list, (count, 11) float32.
+    """Return the first `count` anchors of a file of numpy or of a list, or all if there are fewer.
 
-    A file that is absent gives zeros, as every checkpoint has the anchors. ConfigError: there are fewer
-    anchors, or they have other numbers.
+    They are (A, 11) float32. A file that is absent gives `count` rows of zeros, as every checkpoint has the
+    anchors. ConfigError: the rows have other numbers.
     """
     if isinstance(anchor, str):
         if not Path(anchor).is_file():
             return torch.zeros(count, NUMBERS)
         anchor = np.load(anchor)
     anchors = torch.tensor(np.asarray(anchor)[:count], dtype=torch.float32)
-    if anchors.shape != (count, NUMBERS):
+    if anchors.ndim != 2 or anchors.shape[1] != NUMBERS:
         raise ConfigError(
-            f'InstanceBank: anchor has {tuple(anchors.shape)} numbers, expected num_anchor={count} rows of '
-            f'{NUMBERS}'
+            f'InstanceBank: anchor has {tuple(anchors.shape)} numbers, expected rows of {NUMBERS}'
         )
     return anchors
 
@@ -48,7 +47,8 @@ class InstanceBank(BaseModule):
     """The learned instances, and those that were kept of the last frame.
 
     Args:
-        num_anchor, embed_dims, num_temp_instances: A, C, M.
+        num_anchor: largest A; A is the number of anchors if there are fewer.
+        embed_dims, num_temp_instances: C, M.
         anchor: see `read_anchors`.
         anchor_handler: config of the module that moves anchors to another frame.
         default_time_interval: seconds that stand for the interval in a first frame, and where the true one is
@@ -87,12 +87,19 @@ class InstanceBank(BaseModule):
                 f'InstanceBank: anchor_handler={anchor_handler}, num_temp_instances={num_temp_instances}; '
                 f'expected a config and a positive number, as in Sparse4D v3'
             )
-        self.num_anchor, self.embed_dims, self.num_temp_instances = num_anchor, embed_dims, num_temp_instances
+        anchors = read_anchors(anchor, num_anchor)
+        if num_temp_instances >= len(anchors):
+            raise ConfigError(
+                f'InstanceBank: num_temp_instances={num_temp_instances} of {len(anchors)} anchors; expected '
+                f'fewer than there are'
+            )
+        self.num_anchor = len(anchors)
+        self.embed_dims, self.num_temp_instances = embed_dims, num_temp_instances
         self.default_time_interval, self.max_time_interval = default_time_interval, max_time_interval
         self.confidence_decay = confidence_decay
         self.anchor_handler = build_from_cfg(anchor_handler, PLUGIN_LAYERS)
-        self.anchor = nn.Parameter(read_anchors(anchor, num_anchor), requires_grad=False)
-        self.instance_feature = nn.Parameter(torch.zeros(num_anchor, embed_dims), requires_grad=False)
+        self.anchor = nn.Parameter(anchors, requires_grad=False)
+        self.instance_feature = nn.Parameter(torch.zeros(self.num_anchor, embed_dims), requires_grad=False)
         self.reset()
 
     def reset(self) -> None:

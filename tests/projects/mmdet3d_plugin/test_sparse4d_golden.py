@@ -69,13 +69,22 @@ def test_seeded_weights_read_the_maps_of_wider_pictures_more_weakly(width, share
     [
         ({'operation_order': ['gnn', 'refine', 'norm']}, 'the last one refine'),
         ({'decoder.num_output': 901}, r'num_output=901.*num_anchor=900'),
-        ({'instance_bank.anchor': [[0.0] * 11] * 3}, r'anchor has \(3, 11\).*num_anchor=900 rows of 11'),
+        ({'instance_bank.anchor': [[0.0] * 10] * 900}, r'anchor has \(900, 10\).*rows of 11'),
+        ({'instance_bank.anchor': [[0.0] * 11] * 3}, r'num_temp_instances=600 of 3 anchors'),
     ],
 )
 def test_a_head_that_cannot_run_is_refused_by_name(change, message):
     cfg = load_config(MODEL, {f'model.head.{key}': value for key, value in change.items()})
     with pytest.raises(ConfigError, match=message):
         build_head(cfg.model.head)
+
+
+@pytest.mark.parametrize(('rows', 'instances'), [(3, 3), (4, 4), (9, 4)])
+def test_instances_are_the_first_anchors_at_most_num_anchor_as_upstream(rows, instances):
+    anchors, handler = np.arange(rows * 11.0).reshape(rows, 11), dict(type='SparseBox3DKeyPointsGenerator')
+    small = bank.InstanceBank(4, 8, anchors.tolist(), handler, num_temp_instances=2)
+    assert small.num_anchor == instances and small.instance_feature.shape == (instances, 8)
+    np.testing.assert_array_equal(small.anchor, anchors[:instances])
 
 
 def test_a_detector_refuses_several_augmentations(model):
