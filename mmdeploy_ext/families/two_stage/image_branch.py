@@ -6,6 +6,7 @@ differs is what its parts are called.
 """
 
 import copy
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from mmdet3d.models import build_detector, detectors
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights, names_of_class
 from mmdeploy_ext.families.replaced import Replaced, replaced_of_class
@@ -26,6 +28,8 @@ PREFIX = 'img_'
 """What the keys of the parts, and of their settings in `test_cfg`, begin with."""
 PARTS = ('backbone', 'neck', 'rpn_head', 'roi_head')
 """Parts of a two-stage detector of mmdet."""
+KEYS = re.compile(r'\b(model|test_cfg)\.(?=(backbone|neck|rpn_head|roi_head|rpn|rcnn)\b)')
+"""What stands in messages before a key that has the prefix here: a part, or its settings."""
 DETECTOR = (detectors.ImVoteNet, ('forward', 'forward_test', 'simple_test_img_only', 'extract_img_feat'))
 """The class of the detector, and its methods in a test on one picture without points."""
 
@@ -52,8 +56,11 @@ class ImageBranchFamily(TwoStageFamily):
         return Claim.DETECTOR if has_heads and not has_points else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
-        """Refuse what `TwoStageFamily` does; messages name the keys without the prefix `img_`."""
-        super().check(as_two_stage(cfg), options)
+        """Refuse what `TwoStageFamily` does; messages name the keys of the user's config, with `img_`."""
+        try:
+            super().check(as_two_stage(cfg), options)
+        except UsageError as error:
+            raise type(error)(KEYS.sub(rf'\g<0>{PREFIX}', str(error))) from error
 
     def replaced(self, model: nn.Module) -> Iterable[Replaced]:
         """Yield the methods of the detector and of its heads that the graphs compute by themselves."""

@@ -75,6 +75,21 @@ def test_a_changed_test_path_is_named_and_is_the_reference(seeded, monkeypatch):
     assert len(before.scores) != len(after.scores) or abs(before.scores - after.scores).max() > 1e-2
 
 
+@pytest.mark.parametrize(
+    ('key', 'value', 'message'),
+    [
+        ('test_cfg.img_rpn.nms', None, r'model\.test_cfg\.img_rpn has no nms'),
+        ('test_cfg.img_rcnn.nms', None, r'model\.test_cfg\.img_rcnn has no nms'),
+        ('img_roi_head.bbox_head.with_reg', False, r'model\.img_roi_head\.bbox_head\.with_reg=False'),
+    ],
+)
+def test_refusals_name_the_keys_of_the_users_config(seeded, key, value, message):
+    family, cfg = seeded[0], image_branch()
+    cfg.merge_from_dict({f'model.{key}': value})
+    with pytest.raises(ConfigError, match=message):
+        family.check(cfg, family.choose(height=SIZE[0], width=SIZE[1], opset=17))
+
+
 def test_a_branch_of_points_is_not_claimed():
     cfg = image_branch()
     cfg.model.pts_backbone = dict(type='PointNet2SASSG', in_channels=4)
