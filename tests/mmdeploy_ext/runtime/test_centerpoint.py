@@ -194,6 +194,12 @@ def test_files_that_are_no_export_are_refused(graphs, tmp_path, spoil, expected)
         CenterPointOnnx(folder)
 
 
+def test_a_file_that_is_given_twice_is_refused(graphs, tmp_path):
+    files = [graphs / 'backbone.onnx', graphs / 'head.onnx', tmp_path / 'head.onnx']
+    with pytest.raises(ModelFileError, match=r'both are head\.onnx'):
+        CenterPointOnnx(files)
+
+
 def test_a_list_of_files_lacks_one(graphs):
     with pytest.raises(ModelFileError, match=r'head\.onnx'):
         CenterPointOnnx([graphs / 'backbone.onnx'])

@@ -105,11 +105,16 @@ class LidarOnnx(Runtime):
             options: of the backend, for example `providers`, `threads`.
 
         Raises:
-            ModelFileError: a file is missing, of another model family, or not of the same export.
+            ModelFileError: a file is missing, there twice, of another model family, or not of the same
+                export.
             EngineError: the engine is not here.
         """
         super().__init__()
-        self.files = files = {path.stem: path for path in export_files(paths, self.graphs)}
+        self.files = files = {}
+        for path in export_files(paths, self.graphs):
+            if path.stem in files:
+                raise ModelFileError(f'{files[path.stem]}, {path}: both are {path.name}; give one of them')
+            files[path.stem] = path
         if missing := [f'{name}.onnx' for name in self.graphs if name not in files]:
             raise ModelFileError(
                 f'{", ".join(map(str, files.values()))}: got no {" and no ".join(missing)}; expected '
