@@ -13,13 +13,16 @@ classes.
 
 import dataclasses
 import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmdeploy_ext.consumers.autoware import streampetr_rules as node
-from mmdeploy_ext.consumers.autoware.manifest import parameter_text
+from mmdeploy_ext.consumers.autoware.manifest import MODEL_PREFIX, parameter_text, value_differences
+from mmdeploy_ext.contract.metadata import Metadata, read_props
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
@@ -177,3 +180,29 @@ def companions(model: nn.Module, size: spec.Sizes) -> dict[str, str]:
         post_memory_length=size.state,
     )
     return {node.MANIFEST: parameter_text(dict(model_params=parameters))}
+
+
+def manifest_differences(folder: Path, limits: Sequence[float]) -> Iterator[str]:
+    """Yield how the manifest in a folder differs from the graphs beside it, and from the config.
+
+    No result of a proof shows the manifest: its runtime reads the metadata of the graphs.
+
+    Args:
+        folder: folder of the files.
+        limits: `post_center_range` of the box coder in the config, m.
+    """
+    files = (folder / f'{name}.onnx' for name in (node.BACKBONE, node.HEAD))
+    images, head = (Metadata.from_props(read_props(file), file) for file in files)
+    _, cameras, _, height, width = images.spec.tensor('img').axes
+    expected = dict(
+        class_names=[name.upper() for name in head.classes],
+        detection_range=list(limits),
+        input_image_height=height,
+        input_image_width=width,
+        num_proposals=head.spec.tensor('all_cls_scores').axes[2],
+        rois_number=cameras,
+        pre_memory_length=head.spec.tensor('pre_memory_embedding').axes[1],
+        post_memory_length=head.spec.tensor('post_memory_embedding').axes[1],
+    )
+    named = {f'{MODEL_PREFIX}{key}': value for key, value in expected.items()}
+    yield from value_differences(folder / node.MANIFEST, named)

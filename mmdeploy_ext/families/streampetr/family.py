@@ -147,6 +147,10 @@ class StreamPetrFamily(QueryBoxes, CameraFamily):
             return {}
         return autoware.companions(model, sizes(model, *model.input_sizes, layers='last'))
 
+    def companion_differences(self, folder: Path, cfg: Any) -> list[str]:
+        limits = self.head_of(cfg.model)['bbox_coder']['post_center_range']
+        return list(autoware.manifest_differences(folder, limits))
+
     def between_files(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
         if options.contract != AUTOWARE:
             return ()

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -40,7 +41,9 @@ CLASSES = (
 def toy():
     deployment = deployed.deployment()
     deployment.model.CLASSES = CLASSES
-    return deployment
+    named = mock.patch.dict(deployment.cfg._cfg_dict, classes=list(CLASSES))
+    with named, mock.patch.object(deployment, 'classes', CLASSES):
+        yield deployment
 
 
 @pytest.fixture(scope='module')
@@ -276,6 +279,18 @@ def test_another_manifest_is_told(toy, folder, tmp_path):
     (tmp_path / 'ml_package_camera_streampetr.param.yaml').unlink()
     (told,) = [check for check in check_files(toy, paths(tmp_path)).structure if not check.passed]
     assert told.detail == 'is not there'
+
+
+def test_the_manifest_is_compared_with_graphs_and_config_themselves(toy, folder, tmp_path):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert toy.family.companion_differences(tmp_path, toy.cfg) == []
+    file = 'ml_package_camera_streampetr.param.yaml'
+    names = [name.upper() for name in CLASSES[::-1]]
+    for name, value in dict(class_names=names, rois_number=7, detection_range=[-1.0] * 6).items():
+        key(file, f'model_params.{name}', value)(tmp_path)
+    wrong = toy.family.companion_differences(tmp_path, toy.cfg)
+    assert [line.split()[1] for line in wrong] == ['class_names', 'detection_range', 'rois_number']
 
 
 def test_half_precision_is_refused(toy):
