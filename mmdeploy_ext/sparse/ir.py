@@ -66,15 +66,16 @@ class SparseConvolution(Node):
 
     Attributes:
         weight: (O, k0, k1, k2, I), also of inverse and transposed convolutions; float32 of a traced module,
-            float16 if it was read from a file of the libspconv dialect.
+            float16 of one that was folded in fp16, or if it was read from a file of the libspconv dialect.
         bias: (O,) of the same type; None before folding if the module has none.
         kernel_size, stride, padding, dilation, output_padding: numbers per axis, as the module has them; a
             submanifold convolution centres its kernel and ignores stride and padding.
         subm: whether it is submanifold: the output sites are the input sites.
         inverse: whether it is spconv's inverse convolution, whose output sites are the input sites of an
-            earlier convolution with the same rulebook.
-        transposed: whether it is spconv's transposed convolution; no file can be written of one.
-        groups: number of groups; no file can be written of more than 1.
+            earlier convolution with the same rulebook; portable files have none.
+        transposed: whether it is spconv's transposed convolution, of which no file is written: libspconv's
+            engine computes an ordinary one.
+        groups: number of groups; no file is written of more than 1: libspconv's engine computes one.
         rulebook: key shared by convolutions with the same neighbours (spconv's indice_key); None if it shares
             them with no other.
         activation: 'ReLU' or 'None'.
@@ -230,7 +231,8 @@ def prune(graph: SparseGraph) -> SparseGraph:
 def differences(graph: SparseGraph, other_graph: SparseGraph) -> list[str]:
     """Return the differences of two graphs in words; an empty list if they are equal, arrays bit for bit.
 
-    If one has more nodes, the surplus is counted, not described.
+    If one has more nodes, the surplus is counted, not described. Arrays are shown by type and shape: two that
+    differ in values alone have the same text twice.
     """
     lines = []
     for field in dataclasses.fields(SparseGraph):

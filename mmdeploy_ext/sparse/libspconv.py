@@ -74,8 +74,8 @@ def to_onnx(graph: SparseGraph, metadata: Mapping[str, str] | None = None) -> on
     `metadata` are `metadata_props` to add to `MODULES`, which the engine does not read; None adds none.
 
     Raises:
-        ExportError: a BatchNorm that is not folded, a convolution without a bias, weights beyond fp16; the
-            node and its module are named.
+        ExportError: a BatchNorm that is not folded, a convolution without a bias, a transposed one or one of
+            several groups, weights beyond fp16; the node and its module are named.
     """
     nodes, initializers = [], []
     for node in graph.nodes:
@@ -124,6 +124,13 @@ def _attributes(node: Node, order: str) -> dict[str, Any]:
 
 
 def _convolution_attributes(node: SparseConvolution) -> dict[str, Any]:
+    """Return the attributes of a convolution; ExportError: one that the engine computes as another."""
+    if node.transposed or node.groups != 1:
+        kind = 'is transposed' if node.transposed else f'has {node.groups} groups'
+        raise ExportError(
+            f'{node.name} ({node.module}): {kind}, which the engine never reads: it computes an ordinary '
+            f'convolution of one group'
+        )
     attributes: dict[str, Any] = {name: list(getattr(node, name)) for name in TRIPLES}
     attributes |= dict(
         ndim=3,

@@ -174,6 +174,18 @@ def test_an_unfolded_graph_is_refused_by_node(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ('change', 'message'), [(dict(transposed=True), 'is transposed'), (dict(groups=2), 'has 2 groups')]
+)
+def test_a_convolution_that_the_engine_computes_as_another_is_refused_by_layer(change, message):
+    first, *others = graph().nodes
+    changed = dataclasses.replace(graph(), nodes=(dataclasses.replace(first, **change), *others))
+    with pytest.raises(ExportError, match=rf'conv0 \(conv_input.0\): {message}.*one group'):
+        libspconv.to_onnx(changed)
+    inverse = dataclasses.replace(graph(), nodes=(dataclasses.replace(first, inverse=True), *others))
+    assert libspconv.from_onnx(libspconv.to_onnx(inverse)).convolutions()[0].inverse
+
+
 def test_weights_beyond_fp16_are_refused(tmp_path):
     first = graph().nodes[0]
     first = dataclasses.replace(first, weight=first.weight.astype(np.float32) + 7e4)
