@@ -108,7 +108,8 @@ def prove_config(
         settings: settings of the run.
         earlier: record of an earlier run. Its proofs hold if graph and rules are equal; its outcomes of
             exports that this run leaves out stay; None if there is none.
-        keep: called with the record after each export, since the next one may kill the process.
+        keep: called with the record after each export of the family, also after one that this run leaves
+            out, since the next one may kill the process.
     """
     record, made_from = Record(config.name, config.parts), origin_digest(config, settings)
     try:

@@ -54,9 +54,10 @@ class ConfigProcess:
 
     Below the folder `out` of the run, `records/` has a JSON file for each config, a file with the suffix
     '.unfinished' from the first export that ended until its process has, and `logs/` has the output of its
-    process. Both files of an earlier run are removed first. `log`, `record_path` and
-    `unfinished_path` are these files of the config, `start_s` is when it began, by `time.monotonic`, and
-    `export_kinds` are the exports of the run, in their order.
+    process. An unfinished file and a log of an earlier run are removed first; its record stays until this
+    process replaces it. `log`, `record_path` and `unfinished_path` are these files of the config, `start_s`
+    is when it began, by `time.monotonic`, `export_kinds` are the exports of the run, in their order, and
+    `is_done.value` is whether the process has written its record.
     """
 
     def __init__(self, config: Config, settings: Settings, out: Path, limits: Limits) -> None:
@@ -68,6 +69,7 @@ class ConfigProcess:
         for path in (self.unfinished_path, self.log):  # of another run: this process may die before it writes
             path.unlink(missing_ok=True)
         context = multiprocessing.get_context('fork')  # the libraries take seconds to import
+        self.is_done = context.Value('b', False, lock=False)  # a killed process would keep a lock
         self.process = context.Process(target=self._run, args=(settings, limits))
         self.process.start()
         self.start_s = time.monotonic()
@@ -87,6 +89,7 @@ class ConfigProcess:
             self.config, settings, earlier, lambda record: record.write(self.unfinished_path)
         )
         record.write(self.record_path)
+        self.is_done.value = True
         self.unfinished_path.unlink(missing_ok=True)
         sys.stdout.flush()
 
@@ -110,11 +113,12 @@ class ConfigProcess:
         """Return the record of the ended process; one of a process that failed is made and written here.
 
         The failure is the outcome of the first export that was asked for, and is one of its family, of which
-        there is no outcome. If there is none, the process failed after its work, and the outcomes stay.
-        `limit` is the reason for which it was killed; '' if it ended by itself.
+        there is no outcome. If there is none, or the process had written its record, it failed after its
+        work, and the outcomes stay. `limit` is the reason for which it was killed; '' if it ended by itself.
         """
         status, empty = self.process.exitcode, Record(self.config.name, self.config.parts)
-        if not limit and status == 0:
+        if self.is_done.value:
+            self.unfinished_path.unlink(missing_ok=True)
             return read_record(self.record_path) or empty
         record = read_record(self.unfinished_path) or empty
         lines = self.log.read_text(errors='replace').splitlines()[-LOG_LINES:] if self.log.is_file() else []

@@ -217,6 +217,7 @@ def test_a_process_that_died_left_out_an_export_that_was_asked_for(tmp_path, ask
     job = object.__new__(processes.ConfigProcess)
     job.config, job.export_kinds = types.SimpleNamespace(name='one.py', parts={}), asked
     job.process, job.log = types.SimpleNamespace(exitcode=-9), tmp_path / 'none.txt'
+    job.is_done = types.SimpleNamespace(value=False)
     job.record_path, job.unfinished_path = tmp_path / 'one.json', tmp_path / 'one.unfinished'
     if done:
         family = 'centerpoint' if 'lidar' in done else ''
@@ -247,6 +248,22 @@ def test_a_process_that_dies_at_once_leaves_nothing_of_an_earlier_run(tmp_path, 
     record = job.record('')
     assert (record.fixed.reason, record.fixed.why) == (records.CRASH, 'exit status 3')
     assert records.read_record(job.record_path) == record and not unfinished.exists()
+
+
+@pytest.mark.parametrize('limit', ['', records.TIME])
+def test_a_process_that_dies_after_its_work_keeps_its_record(tmp_path, monkeypatch, limit):
+    config = types.SimpleNamespace(name='one.py', slug='one', parts={}, path='one.py', test_digest='')
+    for name in ('records', 'logs'):
+        (tmp_path / name).mkdir()
+    finished = records.Record('one.py', {}, fixed=records.Outcome(True))
+    monkeypatch.setattr(processes, 'prove_config', lambda *_: finished)
+    stdout = types.SimpleNamespace(flush=lambda: os._exit(3))
+    monkeypatch.setattr(processes, 'sys', types.SimpleNamespace(stdout=stdout))
+    settings = types.SimpleNamespace(export_kinds=('fixed',))
+    job = processes.ConfigProcess(config, settings, tmp_path, processes.Limits())
+    job.process.join()
+    assert job.process.exitcode == 3 and job.record(limit) == finished
+    assert records.read_record(job.record_path) == finished
 
 
 def no_proof(*given, **named):
