@@ -124,8 +124,8 @@ class OnnxRuntimeBackend(Backend):
     def activate(self) -> None:
         """Open the session and read the file's metadata.
 
-        ModelFileError: it has none of mm2onnx, damaged ones, or those of another graph; for the other errors
-        see `open_session`.
+        ModelFileError: it has none of mm2onnx, damaged ones, or those of another graph, see `check_graph`;
+        the session then stays open until `deactivate`. For the other errors see `open_session`.
         """
         self.open_session()
         self.metadata = Metadata.from_props(self.session.get_modelmeta().custom_metadata_map, self.path)

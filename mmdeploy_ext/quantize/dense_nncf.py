@@ -46,7 +46,7 @@ class NncfQuantiser:
     def network(self, layers: Sequence[str]) -> onnx.ModelProto:
         """Return the network with these layers, by their names, in INT8; without any, the float network.
 
-        InferenceError: NNCF failed.
+        What NNCF prints on stdout and logs is suppressed. InferenceError: NNCF failed.
         """
         model = copy.deepcopy(self.graph.network)
         if not layers:

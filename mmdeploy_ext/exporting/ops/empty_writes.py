@@ -17,6 +17,7 @@ def without_empty_writes() -> Iterator[None]:
 
     The exporter makes a Reshape with a side of 0 of it, and fails with an internal assertion. The block is
     for a trace by TorchScript in which all sizes but the batch are fixed; it holds for the whole process.
+    No index may be empty for the traced batch alone: that write would be lost for other batches, too.
 
     A mask, positions or a bound that are computed from values may select elements for other inputs: such a
     write is traced in any case. So is one into a tensor that has no elements itself, and, outside of a trace,
@@ -42,7 +43,7 @@ def _is_empty(tensor: torch.Tensor, index: Any) -> bool:
 
 
 def _is_fixed(index: Any) -> bool:
-    """Return whether an index selects the same elements for all inputs of these sizes."""
+    """Return whether an index selects the same elements for all inputs of these sizes, of the batch too."""
     if isinstance(index, torch.Tensor):
         return not _depends_on_values(index)
     if isinstance(index, slice):

@@ -53,7 +53,7 @@ def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) -> onnx.ModelProto:
-    """Return a model in which inputs are constants, with all that depends on constants alone computed.
+    """Return a model in which inputs are constants, with what depends on constants alone computed by `fold`.
 
     Fires on the inputs of `values`: name of an input -> its value, flat, or None for the default that the
     file states. If sizes inside depend on the values of an input, this makes them known: the frame of SOLO's
@@ -64,6 +64,7 @@ def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) 
     Raises:
         UsageError: no such input, no default, a value of another number of elements, or one that is not whole
             for an input of integers.
+        ExportError: see `fold`.
     """
     if not values:
         return model

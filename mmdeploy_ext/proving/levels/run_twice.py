@@ -83,7 +83,7 @@ class Clock:
     def medians(self, *engines: str) -> dict[str, float]:
         """Return engine -> median milliseconds if all of them ran, else nothing.
 
-        The first run does not count: it computes what later ones reuse.
+        The first run does not count if there are others: it computes what later ones reuse.
         """
         if not all(engine in self.seconds for engine in engines):
             return {}
