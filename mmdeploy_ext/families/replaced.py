@@ -236,7 +236,10 @@ def folder_of(family: object) -> Path:
 
 
 def hash_of(method: Any) -> str:
-    """Return the hash of a method as tables have it; decorators of `DECORATORS` do not count."""
+    """Return the hash of a method as tables have it; decorators of `DECORATORS` do not count.
+
+    ValueError: it is no function written in Python.
+    """
     for function in functions_behind(method):
         if module_of(function) not in DECORATORS:
             return source_of_function(function).sha256[:DIGITS]

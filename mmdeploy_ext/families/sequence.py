@@ -173,7 +173,7 @@ class SequenceFamily(Family):
 
     @abc.abstractmethod
     def frame(self, data: Mapping[str, Any]) -> Frame | Sweep:
-        """Return one collated sample of the test loader (batch 1) as a frame."""
+        """Return one collated sample of the test loader (batch 1) as a frame; DataError: it lacks a key."""
 
     @abc.abstractmethod
     def reference(self, model: torch.nn.Module) -> Stepper:

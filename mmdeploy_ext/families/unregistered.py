@@ -95,7 +95,7 @@ def module_to_import(path: Path, folder: Path) -> str:
 def repository_of(config: str) -> Path:
     """Return the root of the user's tree: the current folder, or that of a config which is outside of it.
 
-    That is the nearest folder above the config that is a checkout, or the one that holds its `configs`.
+    That is the nearest folder above the config that is a checkout or holds `configs`, else the config's own.
     """
     path, current = Path(config).resolve(), Path.cwd()
     if path.is_relative_to(current):

@@ -96,7 +96,8 @@ def check_batch(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 
         seed: seed of the random inputs.
 
     Returns:
-        What could not be checked, and why; '' if everything was checked, or the batch is the same.
+        What could not be checked, and why; '' if everything was checked, or if the batch is the same, or only
+        the length of inputs of one axis.
 
     Raises:
         InferenceError: the graph mixes or drops images; the message names the first node and output.
@@ -140,7 +141,8 @@ class BatchTrial:
         images: names of the inputs whose first axis is the batch.
         batches: the old number of images and the new one.
         seed: seed of the random inputs.
-        shapes: tensor that depends on the images -> its shapes with the old and with the new number.
+        shapes: tensor that depends on the images, and that an output needs -> its shapes with the old and
+            with the new number; also the images themselves.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from mmdeploy_ext.families.parts.options import CONVENTIONS
 
 
 def stated(cfg: Any, key: str, choices: Sequence[str]) -> str:
-    """Return the value of a key at the top of a config, one of `choices`; '' if the config lacks the key.
+    """Return the value of a key at the top of a config, one of `choices`; '' if it lacks the key.
 
     ConfigError: the value is none of the choices.
     """
@@ -28,7 +28,7 @@ def state_convention(model: nn.Module, cfg: Any) -> None:
     """Set two attributes of a model, in place.
 
     They are `box_convention`, one of `CONVENTIONS`, the first if the config has no key of that name, and
-    `states_boxes`, whether the config has it.
+    `states_boxes`, whether the config has it. ConfigError: the value of the key is none of `CONVENTIONS`.
     """
     boxes = stated(cfg, 'box_convention', CONVENTIONS)
     model.box_convention, model.states_boxes = boxes or CONVENTIONS[0], bool(boxes)

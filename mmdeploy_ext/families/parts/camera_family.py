@@ -42,7 +42,9 @@ CODER = 'NMSFreeCoder'
 
 
 class CameraFamily(SequenceFamily):
-    """Frames of cameras in, boxes out; a memory between frames.
+    """Frames of cameras in, boxes out, in the order of a drive.
+
+    Most models keep tensors in a memory between frames; PETR, which sees one frame, keeps pose and time.
 
     A model that it builds has `input_sizes`: the number of cameras, and the height and the width of their
     pictures in the network's input.
@@ -126,7 +128,8 @@ class CameraFamily(SequenceFamily):
     def preprocess_rule(self, cfg: Any) -> MultiViewRule:
         """Return the rule by which the config's test pipeline prepares the pictures of all cameras.
 
-        ConfigError: `num_cams` is no whole number above 0, or a step is not one of the rule's.
+        ConfigError: `num_cams` is no whole number above 0, there is no test pipeline, or a step is not one of
+        the rule's.
         """
         cameras = self.settings_of_cameras(cfg).get('num_cams', DEFAULT_CAMERAS)
         if type(cameras) is not int or cameras < 1:
@@ -193,7 +196,8 @@ class BoxConvention:
     def build(self, cfg: Any) -> nn.Module:
         """Return the model as `CameraFamily` does, with `box_convention` and `states_boxes` of the config.
 
-        ConfigError: also if the config names another box coder than its head has.
+        ConfigError: also if the config names another box coder than its head has, or a `box_convention` that
+        there is not.
         """
         model = super().build(cfg)
         coder = (self.head_of(cfg.model).get('bbox_coder') or {}).get('type')

@@ -209,7 +209,8 @@ def check_tokens(num_tokens: int, options: Options, key: str, num_queries: int) 
 def check_max_candidates(options: Options, available: int, any_size: bool = False) -> None:
     """Refuse (UsageError) `--max-candidates` above the `available` ones at the size of the options.
 
-    A dynamic file is refused, too, unless the model has as many at `any_size`; without the option nothing is.
+    A dynamic file is refused, too, unless the model has as many at any size (`any_size`); without the option
+    nothing is.
     """
     if not options.max_candidates:
         return

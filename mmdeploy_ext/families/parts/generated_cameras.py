@@ -5,12 +5,12 @@ import numpy as np
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 MIDDLE, SKEW = 0.1, 0.02
-"""Largest distance of the middle of a generated camera from that of the picture, over its sides, and largest
-skew, over the focal length."""
+"""Largest distance of the middle of a generated camera from that of the picture, over half of its sides, and
+largest skew, over the focal length."""
 
 
 def numbers_of_pixels(image: PreparedImage) -> np.random.Generator:
-    """Return random numbers that the pixels of a prepared picture alone decide."""
+    """Return random numbers that the size and some of the pixels of a prepared picture decide."""
     pixels = np.frombuffer(np.ascontiguousarray(image.tensor[:, ::7, ::5]).tobytes(), np.uint8)
     return np.random.default_rng([int(pixels.astype(np.int64).sum()), *image.tensor.shape[1:]])
 

@@ -77,8 +77,8 @@ def results_and_candidates(
         pairs: what is paired with a class to be a candidate.
 
     Returns:
-        The outputs of `results`; with a limit their sizes are constant, and `candidates` has the number of
-        candidates of each image before it.
+        The outputs of `results`; with `--max-candidates` the number of results of an image is constant, and
+        `candidates` has the number of candidates of each image before the limit.
     """
     batch, cap = 'B' if options.dynamic else options.batch, options.max_candidates
     if not cap:

@@ -110,7 +110,7 @@ class LidarFamily(SequenceFamily):
         check_form(cfg.filename, options, encoder.type != SCATTER)
 
     def voxel_layer(self, model: nn.Module) -> tuple[nn.Module, str, int]:
-        """Return the detector's layer; mmdet3d's encoders take z, y, x."""
+        """Return the detector's layer, the order of mmdet3d's encoders, and the number of point values."""
         return parts_of(model).voxel_layer, 'zyx', self.reference(model).width
 
     def crowded_sweeps(self, rule: VoxelRule, options: Options) -> Iterable[Sweep]:
@@ -314,7 +314,7 @@ def _check_pillars(filename: str, model: Mapping[str, Any]) -> None:
 
 
 def check_points_loaded(cfg: Any) -> None:
-    """Refuse a test pipeline that loads points of another width than the model takes."""
+    """Refuse (ConfigError) a test pipeline with points of another width than the model's, or that is none."""
     key, in_channels = points_width(cfg.model)
     loaders = [step for step in test_pipeline(cfg) if step.get('type') in COLUMNS]
     if not loaders:

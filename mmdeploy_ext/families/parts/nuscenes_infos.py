@@ -1,10 +1,10 @@
 """Info files of nuScenes, as mmdet3d 1.0.0rc6 and StreamPETR read them, from the devkit's tables.
 
-Scenes of neither split, and scenes without their files, are left out. Boxes are rows x y z l w h yaw in the
-LiDAR frame of their key frame, centre of the box, yaw in radians counter-clockwise from x (mmdet3d 1.0's
-`LiDARInstance3DBoxes` with `origin=(0.5, 0.5, 0.5)`); velocities are vx vy in that frame, m/s, NaN if the
-devkit has none. Rotations from a table are quaternions w x y z, translations are in metres, timestamps in
-microseconds.
+Scenes of no split of the version, and scenes without the file of their first sweep, are left out. Boxes are
+rows x y z l w h yaw in the LiDAR frame of their key frame, centre of the box, yaw in radians
+counter-clockwise from x (mmdet3d 1.0's `LiDARInstance3DBoxes` with `origin=(0.5, 0.5, 0.5)`); velocities are
+vx vy in that frame, m/s, NaN if the devkit has none. Rotations from a table are quaternions w x y z,
+translations are in metres, timestamps in microseconds.
 
 Sources of the format, as facts: mmdetection3d v1.0.0rc6 `tools/data_converter/nuscenes_converter.py`,
 exiawsh/StreamPETR@68c1bdf `tools/data_converter/nuscenes_converter.py`. Differs in: pictures are not opened,
@@ -125,7 +125,8 @@ def info_paths(out_dir: str | os.PathLike[str], tag: str, split: str) -> tuple[P
 def split_infos(nusc: NuScenes, split: str, max_sweeps: int, quiet: bool) -> list[dict[str, Any]]:
     """Return the entries of all key frames of a split, scene by scene, each in the order of time.
 
-    For `max_sweeps` and `quiet` see `create_infos`; `nusc` are the tables of `load_tables`.
+    For `max_sweeps` and `quiet` see `create_infos`; `nusc` are the tables of `load_tables`. DataError: a key
+    frame lacks a sensor or a file.
     """
     from nuscenes.utils.splits import create_splits_scenes
 
@@ -226,7 +227,10 @@ def check_sample(nusc: NuScenes, sample: Record) -> None:
 
 
 def present_scenes(nusc: NuScenes, names: list[str]) -> list[Record]:
-    """Return the scenes of these names whose first sweep is there: nuScenes may be unpacked in parts."""
+    """Return the scenes of these names whose first sweep is there: nuScenes may be unpacked in parts.
+
+    Scenes whose first key frame lists no LiDAR are among them, for `check_sample` to refuse.
+    """
     scenes = []
     for scene in nusc.scene:
         data = nusc.get('sample', scene['first_sample_token'])['data']

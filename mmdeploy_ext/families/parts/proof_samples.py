@@ -61,7 +61,8 @@ def crowded(rule: VoxelRule) -> Iterator[Sweep]:
     """Yield a sweep of more voxels, and of more points in some voxels, than a model takes.
 
     Some points are on the edge of the range; all others are away from the faces of voxels, where float32
-    decides. Rules without a limit, or with one over `MOST_VOXELS` or `MOST_PILLARS`, get that many voxels.
+    decides. Rules without a limit get `MOST_VOXELS` voxels at most; others no more than that, or than
+    `MOST_PILLARS` for one layer, even if the limit is higher; no grid gets more than it has.
     """
     rng, grid = np.random.default_rng(0), np.array(rule.grid_size)
     count = MOST_VOXELS
@@ -119,7 +120,7 @@ def _focal(matrices: np.ndarray, camera: int, factor: float) -> np.ndarray:
 
 
 def changed_drive(frame: Frame) -> Iterator[Frame]:
-    """Yield frames of one drive: as it is, each with one more change of its rig, and one without pictures.
+    """Yield frames of one drive: as it is, each with one more change of its rig, and one with empty pictures.
 
     A frame differs from the one before it in one thing alone, so that a cache of the last rig has to compare
     all of it.

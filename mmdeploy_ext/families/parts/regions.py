@@ -405,7 +405,9 @@ def coder_of(head: nn.Module) -> dict[str, Any]:
 def decoded(
     head: nn.Module, regions: torch.Tensor, outputs: Sequence[torch.Tensor], clip_hw: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return boxes (B, K, G, 4) xyxy, clipped to `clip_hw` (B, 2), and score factors (B, K) or None.
+    """Return boxes (B, K, G, 4) xyxy in pixels, and score factors (B, K) or None.
+
+    Boxes are clipped to `clip_hw` if the head's coder clips: mmdet 1.x's and side-aware ones a pixel inside.
 
     Args:
         head: mmdet's head.

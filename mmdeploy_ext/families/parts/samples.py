@@ -30,7 +30,7 @@ def check_dumped(tensors: Mapping[str, np.ndarray], names: Iterable[str]) -> Non
 def only(value: Any, key: str) -> Any:
     """Return the only value inside lists and containers of mmcv; a list of matrices is a value.
 
-    DataError: there are several; the message names the `key`.
+    DataError: there are several, or none; the message names the `key`.
     """
     while True:
         if isinstance(value, DataContainer):

@@ -37,7 +37,8 @@ def _traced(encoder: nn.Module) -> SparseGraph:
 def half_encoder(encoder: nn.Module) -> nn.Module:
     """Return a copy of an encoder of spconv with the kernels of a libspconv file.
 
-    Batch normalisation, which is behind every convolution, is folded in, then kernels are rounded to float16.
+    Batch normalisation, which is behind every convolution, is folded in, then kernels and biases are rounded
+    to float16.
     """
     traced = _traced(encoder)
     sources, rounded = layer_sources(traced), copy.deepcopy(encoder)
@@ -70,9 +71,9 @@ def check_form(filename: str, options: Options, sparse: bool) -> None:
 def portable_graph(encoder: nn.Module, name: str, family: str, options: Options) -> Graph:
     """Return the graph of a sparse encoder in standard operators.
 
-    Its inputs are voxels, whose features are points' coordinates: float32 up to the first kernel, also in a
-    float16 file. `name` is that of the graph and its file, `family` that of the family, which the name of the
-    contract begins with.
+    Its inputs are tables of indices, and voxels, whose features are points' coordinates: float32 up to the
+    first kernel, also in a float16 file. `name` is that of the graph and its file, `family` that of the
+    family, which the name of the contract begins with.
     """
     model = portable.to_onnx(backbone_graph(encoder), opset=options.opset, form=options.sparse_form)
     spec = model_spec(model, f'{family}/{name}')

@@ -20,7 +20,8 @@ KEYS = ('img', 'lidar2img', 'intrinsics', 'timestamp', 'ego_pose', 'ego_pose_inv
 def stream_frame(data: Mapping[str, Any]) -> Frame:
     """Return `data`, one collated sample of the test loader (batch 1, one augmentation) by key, as a frame.
 
-    The loader's lists and containers are taken off.
+    The loader's lists and containers are taken off. DataError: a key or the `scene_token` of `img_metas` is
+    missing, or there are several samples.
     """
     check_given(data, KEYS)
     values = {key: only(data[key], key) for key in KEYS}

@@ -37,8 +37,8 @@ def grid_size(
     config.
 
     Raises:
-        ConfigError: not 6 and 3 finite numbers, sizes that are not positive, or voxels that do not fill the
-            range.
+        ConfigError: not 6 and 3 finite numbers, a range or sizes that are not positive, or voxels that do not
+            fill the range.
     """
     values = (*point_cloud_range, *voxel_size)
     is_finite = all(isinstance(value, int | float) and math.isfinite(value) for value in values)

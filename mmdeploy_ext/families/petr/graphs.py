@@ -143,7 +143,7 @@ class Head(OfModel):
 
 
 class PtsHead(Head):
-    """The portable head, which gives NaN if an embedding is of other matrices than those of the frame."""
+    """The portable head, whose logits are NaN if an embedding is of other matrices than the frame's."""
 
     def forward(
         self,

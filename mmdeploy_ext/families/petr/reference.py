@@ -74,7 +74,10 @@ class PetrReference(CameraReference):
 
     @property
     def state(self) -> StreamState | None:
-        """What is kept of the last frame, see `runtime.memory_of`; its pictures are not in it."""
+        """What is kept of the last frame, None before the first; see `runtime.memory_of`.
+
+        Its pictures are not in it: DataError if a state is assigned to PETRv2.
+        """
         if self._last is None:
             return None
         maps = self._maps if self.frames > 1 else None
@@ -90,7 +93,10 @@ class PetrReference(CameraReference):
             )
 
     def step(self, frame: Frame) -> StepResult:
-        """Run one frame through `forward_test`; an invalid calibration, pose or time raises a DataError."""
+        """Run one frame through `forward_test`.
+
+        DataError: an invalid calibration or time, of PETRv2 also an invalid pose.
+        """
         frame_checks.check_matrices('lidar2img', frame.lidar2img, len(frame.images))
         if self.frames > 1:
             frame_checks.check_pose(frame.ego_pose)

@@ -184,7 +184,8 @@ class PetrOnnx(CameraRuntime):
         Raises:
             ShapeError: images of another shape.
             DataError: an invalid calibration, or for PETRv2 an invalid pose, or a time that is not later.
-            InferenceError: the network gave NaN or infinity; the last frame is forgotten then.
+            InferenceError: the engine failed, or the network gave NaN or infinity; then the last frame is
+                forgotten.
         """
         images = frame_checks.check_prepared(frame.images, self.image_shape)
         img2lidar = inverse_of(frame_checks.check_matrices('lidar2img', frame.lidar2img, self.num_cameras))

@@ -32,7 +32,8 @@ def frame(data: Mapping[str, Any]) -> Frame:
     """Return one collated sample of the test loader (batch 1, one augmentation) as a frame.
 
     Samples of PETR's own data set have neither pose nor scene, nor a time of their own; those of PETRv2 have
-    the frame before behind the present one, which is left out: the steppers keep the last frame.
+    the frame before behind the present one, which is left out: the steppers keep the last frame. DataError: a
+    key is missing, or there are several samples.
     """
     check_given(data, ('img', 'img_metas'))
     if 'lidar2img' in data:
@@ -57,7 +58,7 @@ def camera_steps(steps: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def check_sweeps(filename: str, steps: Sequence[Mapping[str, Any]], frames: int) -> None:
-    """Refuse a test pipeline that loads other frames than the `frames` that the head sees."""
+    """Refuse (ConfigError) a test pipeline that loads other frames than the `frames` that the head sees."""
     for step in steps:
         if step['type'] == SWEEPS and step.get('sweeps_num') != frames - 1:
             raise ConfigError(

@@ -46,7 +46,7 @@ SIZE_RATIO = 4.0
 
 
 class QueryFamily(ImageFamily):
-    """mmdet's detectors whose decoder asks the same queries of every image."""
+    """Detectors of boxes by queries without regions: DETR, Deformable DETR, DINO, and a user's Co-DETR."""
 
     name = 'query'
     exports = 'DETR, Deformable DETR, DINO and Co-DINO (mmdeploy_ext/families/query/README.md)'

@@ -76,7 +76,7 @@ class SoloFamily(ImageFamily):
             yield Replaced(model, segmentor.__name__, methods)
 
     def full_size(self, image: PreparedImage) -> tuple[int, int]:
-        """Return height and width of soft masks, pixels: the input's rounded up to multiples of 8."""
+        """Return height and width, pixels, that 0 stands for: the input's, rounded up to multiples of 8."""
         return tuple(-(-side // 8) * 8 for side in image.tensor.shape[1:])
 
     def limits(self, model: nn.Module) -> list[Limit]:

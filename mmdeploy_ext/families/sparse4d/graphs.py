@@ -80,8 +80,8 @@ class Backbone(OfModel):
 class DeployHead(nn.Module):
     """The base of the heads of `deploy`.
 
-    The inputs that a checkpoint has, learned instances and anchors, and the sizes of maps are inputs of the
-    node, too; the latter two have to be those of the model.
+    Learned instances and anchors, which a checkpoint has, and the sizes and beginnings of maps are inputs, as
+    the node feeds them; the last two have to be those of the model.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -30,7 +30,10 @@ MEANS = ('HardSimpleVFE', 'DynamicSimpleVFE')
 
 
 def parts_of(cfg: Any) -> dict[str, str] | None:
-    """Return the keys of a config's parts, the encoder's under 'encoder'; None without a sparse encoder."""
+    """Return the keys of a config's parts, the encoder's under 'encoder'.
+
+    None: it has no sparse encoder, or none with a voxel layer.
+    """
     model = cfg.get('model') or {}
     for key, parts in PARTS.items():
         if isinstance(model.get(key), dict) and parts['voxels'] in model:
@@ -42,7 +45,8 @@ def voxel_rule(cfg: Any, order: str) -> VoxelRule:
     """Return the rule by which points become voxels with coordinates in an order, 'xyz' or 'zyx'.
 
     Raises:
-        ConfigError: a key is missing, or a voxel's features are not the mean of all its points.
+        ConfigError: a key is missing, voxels do not fill the range, or a voxel's features are not the mean of
+            its points.
     """
     parts = parts_of(cfg)
     grid_size(cfg, parts)  # refuses layers that lack a key
@@ -66,9 +70,10 @@ def voxel_rule(cfg: Any, order: str) -> VoxelRule:
 
 
 def grid_size(cfg: Any, parts: Mapping[str, str]) -> tuple[int, int, int]:
-    """Return the numbers of voxels along x, y, z; ConfigError: the voxel layer lacks a key.
+    """Return the numbers of voxels along x, y, z.
 
-    `parts` are those of `parts_of`.
+    `parts` are those of `parts_of`. ConfigError: the voxel layer lacks a key, or voxels do not fill the
+    range.
     """
     layer, name = cfg.model[parts['voxels']] or {}, f'model.{parts["voxels"]}'
     for key in ('point_cloud_range', 'voxel_size', 'max_num_points'):
@@ -93,7 +98,7 @@ def encoder(model: nn.Module) -> nn.Module:
 
 
 def settings(cfg: Any, model: nn.Module) -> EncoderSettings:
-    """Return order of axes, grid and channels of the encoder of a config, checked against each other."""
+    """Return order of axes, grid and channels of the encoder of a config; ConfigError: they do not agree."""
     parts, module = parts_of(cfg), encoder(model)
     order, shape = axes(module), module.sparse_shape
     voxels = grid_size(cfg, parts)

@@ -185,7 +185,10 @@ class ForkFrame10(ForkFrame):
         ref_point: Tensor,
         velo: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Compute one frame as `ForkFrame`; `timestamp` (1,) and `in_timestamp` (1, n, 1) are float64."""
+        """Compute one frame as `ForkFrame`.
+
+        `timestamp` (1,), `in_timestamp` (1, n, 1) and the returned ages are float64.
+        """
         age = (in_timestamp + timestamp.view(1, 1, 1)).float()
         state = (embedding, age, egopose, ref_point, velo)
         outputs = super().forward(img, img2lidar, intrinsic, ego_pose, ego_pose_inv, prev_exists, *state)

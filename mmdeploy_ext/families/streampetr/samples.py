@@ -53,6 +53,7 @@ def dumped_frame(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any])
     """Return a dumped frame as the model got it.
 
     `tensors` are by the names of `DUMP_NAMES`; `manifest` may have `scene_token` and `frame`, its name.
+    DataError: the dump lacks a tensor.
     """
     check_dumped(tensors, ('img', *CALIBRATION, 'ego_pose', 'ego_pose_inv', 'timestamp'))
     return Frame(

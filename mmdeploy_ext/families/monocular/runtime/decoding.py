@@ -79,8 +79,9 @@ def mixed_depth(xp: ModuleType, direct: Any, logits: Any, depth: Mapping[str, An
 def scores_of(xp: ModuleType, rows: Mapping[str, Any], facts: Mapping[str, Any]) -> Any:
     """Return the scores (B, A, C) in 0..1 that FCOS3D and PGD compare with thresholds and with each other.
 
-    They are those of the class times the centerness, and of PGD times the confidence of the depth: the mean
-    of the two likeliest bins, and of some models a factor of the uncertainty. `rows` are as for `boxes_of`.
+    They are those of the class times the centerness, and of a PGD with bins of depth times the confidence of
+    the depth: the mean of the two likeliest bins, and of some models a factor of the uncertainty. `rows` are
+    as for `boxes_of`.
     """
     scores = sigmoid(xp, rows['cls_score']) * sigmoid(xp, rows['centerness'])
     if facts['depth']:

@@ -57,7 +57,7 @@ def can_bus_record(
 def record_of_pose(ego_pose: np.ndarray) -> np.ndarray:
     """Return the record of a car whose LiDAR, with y ahead as nuScenes', is at a pose (4, 4) in the map.
 
-    Rates and accelerations are 0.
+    Accelerations, rates and velocities are 0.
     """
     ahead, leftward, up = ego_pose[:3, 1], -ego_pose[:3, 0], ego_pose[:3, 2]
     trace = ahead[0] + leftward[1] + up[2]

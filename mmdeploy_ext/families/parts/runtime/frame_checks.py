@@ -29,7 +29,7 @@ def check_pose(pose: np.ndarray, name: str = 'ego_pose') -> np.ndarray:
 
 
 def check_time(timestamp_s: float) -> float:
-    """Return a time in seconds as a float; DataError for anything else."""
+    """Return a time in seconds, a number or an array of one, as a float; DataError: anything else, or NaN."""
     try:
         value = float(np.asarray(timestamp_s, np.float64).reshape(()))
     except (TypeError, ValueError):
@@ -66,7 +66,10 @@ def check_calibration(calibration: Calibration | None, num_cameras: int) -> Cali
 
 
 def check_lidar2img(matrices: np.ndarray, num_cameras: int) -> np.ndarray:
-    """Return matrices (N, 4, 4) as float64, N being `num_cameras`; DataError: another shape, or NaN."""
+    """Return matrices (N, 4, 4) as float64, N being `num_cameras`.
+
+    DataError: another shape, no numbers, NaN or infinity.
+    """
     matrices = _copied(matrices, 'lidar2img')
     if matrices.shape != (num_cameras, 4, 4) or not np.isfinite(matrices).all():
         raise DataError(

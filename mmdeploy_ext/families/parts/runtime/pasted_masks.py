@@ -39,7 +39,8 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Insta
             divided.
 
     Raises:
-        ModelFileError: a file with `--max-proposals` or `--max-candidates` may have left some out.
+        ModelFileError: a file with `--max-proposals` or `--max-candidates` may have left some out, or gives
+            proposals.
     """
     check_form(metadata)
     batch = len(outputs['labels'])

@@ -77,8 +77,9 @@ class ScnOnnx(contextlib.ExitStack):
 
         Raises:
             ModelFileError: missing, corrupt, or not a portable sparse backbone.
-            ConfigError: no such backend, or one that does not have these options.
-            EngineError: a provider that is not there.
+            ConfigError: no such backend, or one beside ONNX Runtime that does not have these options.
+            TypeError: ONNX Runtime's backend does not have these options.
+            EngineError: an engine or a provider that is not there.
         """
         super().__init__()
         if not threads:
@@ -151,7 +152,7 @@ class ScnOnnx(contextlib.ExitStack):
         return {VOXELS: features, **table_feeds(self.plan, rulebook, self.form, self.threads)}
 
     def voxels(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the voxels of points, features and coordinates in `order`; PointsError: there are none.
+        """Return the voxels of points, features and coordinates in `order`; for PointsError see `step`.
 
         Features are (N, values of a voxel), coordinates (N, 4) of sample and axes.
         """

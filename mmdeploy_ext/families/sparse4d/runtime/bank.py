@@ -60,7 +60,8 @@ class BankRule:
             `max_time_interval` away, or if both have one time.
         max_time_interval: seconds; largest distance of two frames, forwards or backwards, that still belong
             together. The distance is rounded to float32 before it is compared, as PyTorch's is.
-        score_threshold: smallest confidence of an instance that gets a new id; None: every one gets one.
+        score_threshold: smallest score, before the decay, of an instance that gets a new id; None: every one
+            gets one.
         repairs: keys of `REPAIRS`.
     """
 
@@ -92,7 +93,8 @@ class TemporalInputs(NamedTuple):
         temp_anchor: (1, M, 11) float32, its anchors projected into this frame; zeros if there is none.
         time_interval: (1,) float32, seconds since the last frame, or the default.
         mask: (1,) float32, 1 if the last frame belongs to this one, else 0.
-        exists: whether there is a last frame, however long ago. Without one the graph is another one.
+        exists: whether there is a last frame, however long ago; with the repair `gap` only one that is near.
+            Without one the graph is another one.
         track_id: (1, A) int64, the ids of the last frame's instances, then `NO_ID`; not yet masked.
         ego_pose: (4, 4) float64 of this frame, LiDAR to global.
         timestamp_s: seconds, absolute, of this frame.
@@ -196,7 +198,7 @@ class InstanceBank:
             timestamp_s: its time, absolute.
 
         Raises:
-            ShapeError: one is missing, has another shape, or NaN.
+            ShapeError: one is missing, has another shape, NaN or infinity.
         """
         loaded = {}
         for name, shape in self.shapes.items():

@@ -116,8 +116,8 @@ class Sparse4DOnnx(CameraRuntime):
             ShapeError: images of another shape.
             DataError: a pose that is not rigid, a time or a calibration that is not of finite numbers, or one
                 that is missing.
-            InferenceError: the network gave NaN or infinity; the bank stays as it was, or is empty if this
-                frame begins a scene and the repair `scene` has emptied it.
+            InferenceError: the engine failed, or the network gave NaN or infinity; the bank stays as it was,
+                or is empty if this frame begins a scene and the repair `scene` has emptied it.
         """
         images = frame_checks.check_prepared(frame.images, self.image_shape)
         lidar2img = frame_checks.check_lidar2img(frame.lidar2img, self.num_cameras)
@@ -166,7 +166,7 @@ class Sparse4DOnnx(CameraRuntime):
     def state(self) -> StreamState | None:
         """A copy of the bank after the last frame, with the tensors of `InstanceBank.shapes`.
 
-        It is None before the first frame. The token of a scene that no frame has named is ''.
+        It is None before the first frame after a reset. The token of a scene that no frame has named is ''.
 
         ShapeError: an assigned one has other tensors or shapes than the bank, or NaN. DataError: its pose or
             time is not valid. The bank stays as it was then.

@@ -123,7 +123,7 @@ class StreamPetrOnnx(CameraRuntime):
 
         Raises:
             ShapeError: wrong number or size of images.
-            DataError: an invalid calibration or pose, or a time before that of the last frame.
+            DataError: an invalid calibration, pose or time, or a time before that of the last frame.
             InferenceError: the engine failed, which leaves the memory as it was, or gave NaN or infinity in
                 the last decoder layer, after which the memory is empty.
         """
