@@ -16,7 +16,7 @@ CELLS = 17
 """Three of so many cells are changed, each in another way."""
 LOGIT_RANGE, HIGHEST = 8.0, 2.0
 """Logits within plus or minus the first differ by up to 0.8 in the first and the last cell; the second is
-added to the highest one of several channels, which becomes a score of 0.83 to 0.92."""
+added to the highest one, which becomes a score of 0.83 to 0.92."""
 FACTOR, SHIFT = 8.0, 5.0
 """Factor of outputs in some cells, and sum that is added in others."""
 LARGEST = 1000 / 16
@@ -44,8 +44,8 @@ def raised_corners(logits: torch.Tensor) -> torch.Tensor:
 
     Trained weights rarely find anything there, so that a prior that is left out at either end would not show.
     The first channel of the first cell and the last one of the last cell have the highest scores, which no
-    other box of the cell suppresses. Each channel of a cell is raised by another number; if there
-    is one channel, it gets a score of 0.4 to 0.6.
+    other box of the cell suppresses. Each channel of a cell is raised by another number. A single channel
+    is raised by 0, and has scores of 0.4 to 0.6 there.
     """
     raised, steps = logits.clone(), torch.linspace(0, HIGHEST, logits.shape[1]).to(logits)
     raised[..., 0, 0] = torch.tanh(logits[..., 0, 0] / LOGIT_RANGE) / 2 + steps.flip(0)
