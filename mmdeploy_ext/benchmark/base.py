@@ -106,8 +106,8 @@ class Benchmark(abc.ABC):
     ) -> list[Contender]:
         """Return the contenders of an engine, a key of `ENGINES`, on a file; the stack closes what they open.
 
-        `label` and `path` are those of the file in `files`. With `--skip-refused` they are run here once, so
-        that an engine that cannot raises its error now, and is left out.
+        `label` and `path` are those of the file in `files`. With `--skip-refused` those of pictures and
+        frames are run here once, so that an engine that cannot raises its error now, and is left out.
         """
 
     def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
@@ -171,7 +171,8 @@ class Benchmark(abc.ABC):
     def open_contenders(self) -> Iterator[list[Contender]]:
         """Open every engine on every file, PyTorch first; if the user named no file, export before.
 
-        Yields the contenders, which are closed after the block. EngineError: none is left.
+        Yields the contenders, which are closed after the block. EngineError: none is left. Without
+        `--skip-refused` the error of an engine that refuses one of the user's files is raised, too.
         """
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='mm2onnx_benchmark_'))
@@ -217,7 +218,9 @@ class Benchmark(abc.ABC):
     def run(self) -> dict[str, Any]:
         """Measure memory, then times; return the content of the JSON file, see `result`.
 
-        `load` has to be called before. EngineError: every engine refused every file, or a contender fails.
+        `load` has to be called before. The first process measures memory, unless `--no-memory` is given or
+        the system has no figures of it. EngineError: the measurement of memory fails; see `open_contenders`,
+        too. What a contender raises while it is timed is raised as it is.
         """
         memories = {}
         with self.open_contenders() as contenders:
@@ -270,17 +273,21 @@ class Benchmark(abc.ABC):
         return memory.Source(model.config, model.checkpoint, model.cfg_options, self.threads[0])
 
     def other_load(self, runs: Sequence[Runs]) -> float | None:
-        """Return the share of the cores that other processes used during all runs, 0..1; None if unknown."""
+        """Return the share of the cores that other processes used during all runs, 0..1.
+
+        None: it is unknown, or several processes measure.
+        """
         return measure.mean_load(runs) if self.ranks.size == 1 else None
 
     def common_facts(self, runs: Sequence[Runs]) -> dict[str, Any]:
         """Return the entries of every JSON file about model, machine and rounds.
 
         These are `tool`, config and checkpoint with their hashes, `cfg_options`, `family`, `device`,
-        `threads`, `processes` that measured at a time, `rounds`, `warmup`, `spare_rounds` that were allowed
-        (none with several processes, which run in step), `machine`, `memory_method`, `other_load` (share of
-        the cores, None if unknown), `preprocess_ms`, `profiles` (title of a graph -> times of its operators)
-        and `refused`, the files that engines refused: `engine`, `label`, `file` and `reason` of each.
+        `threads`, `processes` that measured at a time, `rounds` of the first group, `warmup`, `spare_rounds`
+        that were allowed (none with several processes, which run in step), `machine`, `memory_method`,
+        `other_load`, `preprocess_ms`, None, and `profiles`, {}, which benchmarks of pictures replace (title
+        of a graph -> times of its operators), and `refused`, the files that engines refused: `engine`,
+        `label`, `file` and `reason` of each.
         """
         deployment, args = self.deployment, self.args
         names = ('config', 'checkpoint', 'cfg_options', 'config_sha256', 'checkpoint_sha256')

@@ -6,7 +6,6 @@ import functools
 import math
 import sys
 import time
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import fold
 from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.graph.io.tensors import CANNOT_READ
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.preprocess.pictures import PreparedImage, list_images, read_image
 from mmdeploy_ext.proving.provenance import refuse_other_settings
@@ -308,14 +308,15 @@ def read_prepared(path: str | Path) -> PreparedImage:
     size of the original image: height and width in pixels.
 
     Raises:
-        UsageError: the file is missing or damaged, lacks an array, or has one of another shape.
+        UsageError: the file is missing or damaged, lacks an array, or has one of another shape or type; a
+            value is not finite, or `img_shape` is larger than the input.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in PREPARED_ARRAYS if key in stored.files}
     except FileNotFoundError as error:
         raise UsageError(f'{path}: no such file') from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except (*CANNOT_READ, TypeError) as error:  # TypeError: a file of one array, .npy
         expected = ', '.join(PREPARED_ARRAYS)
         raise UsageError(f'{path}: is no .npz of arrays ({error}); it needs {expected}') from error
     missing = [key for key in PREPARED_ARRAYS if key not in arrays]
@@ -338,7 +339,7 @@ def _check_prepared(path: str | Path, tensor: np.ndarray, sizes: list[list[float
     if not np.isfinite(tensor).all():
         raise UsageError(f'{path}: input has values that are not finite; no network result means anything')
     for key, size in zip(PREPARED_ARRAYS[1:], sizes, strict=True):
-        if len(size) != 2 or not all(1 <= side < math.inf for side in size):
+        if len(size) != 2 or not all(isinstance(side, int | float) and 1 <= side < math.inf for side in size):
             raise UsageError(f'{path}: {key} is {size}, expected height and width in pixels')
     if sizes[0][0] > tensor.shape[1] or sizes[0][1] > tensor.shape[2]:
         raise UsageError(

@@ -119,8 +119,8 @@ def interleave(
             is called.
         spare: number of rounds that may be repeated because other processes used more than `QUIET_SHARE` of
             the cores; an unknown load repeats none.
-        seconds: time since the end of the warm-up after which no round begins, once `MIN_ROUNDS` count; 0
-            runs all rounds.
+        seconds: time since the beginning of the first round that counts after which no round begins, once
+            `MIN_ROUNDS` count; 0 runs all rounds.
 
     Raises:
         UsageError: there is no contender, or two have one name.
@@ -168,7 +168,7 @@ def time_files(
         float_file: path of the float file.
         int8_file: path of the INT8 file.
         batches: dicts of input name -> array, the images (B, C, H, W) first.
-        rounds: number of rounds after the warm-up; as many that other processes disturbed are repeated.
+        rounds: number of rounds after the warm-up; up to as many that other processes disturbed are repeated.
         threads: number of threads; 0 leaves it to the engine.
         engine: name in `registry.ENGINES` of an engine that runs files.
 

@@ -28,8 +28,8 @@ def profile_graph(path: str, feeds: Mapping[str, np.ndarray], threads: int) -> d
 
     Returns:
         `operators`: the ten slowest operator types with calls and milliseconds per run and their share;
-        `nodes`: the same of the ten slowest nodes; `parts`: the same of the stages of the exported module,
-        by the prefix of node names; `runs`: profiled runs.
+        `nodes`: the same of the ten slowest nodes; `parts`: the same of all stages of the exported module,
+        by the prefix of node names, and of nodes without one as 'layout changes'; `runs`: profiled runs.
     """
     with tempfile.TemporaryDirectory(prefix='mm2onnx_profile_') as folder:
         prefix = str(Path(folder) / 'ort')

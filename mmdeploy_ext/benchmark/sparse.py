@@ -167,8 +167,9 @@ class SparseBenchmark(Benchmark):
         """Return the content of the JSON file.
 
         Beside the common facts it has `sets`, an entry for each set of voxels, `growth` and `work_growth`,
-        exponents of time and of multiplications in the number of voxels, `racing`, how wrong spconv is with
-        all threads, `export_s`, target -> seconds, `bars` and what they are of (`bars_of`), and `notes`.
+        exponents of time and of multiplications in the number of voxels over the generated sets, `racing`,
+        how wrong spconv is with all threads (None if that was not measured), `export_s`, target -> seconds,
+        `bars` and what they are of (`bars_of`), and `notes`.
         """
         roofline = {threads: figures.gemm_flops(threads) for threads in {1, *self.threads}}
         entries = []

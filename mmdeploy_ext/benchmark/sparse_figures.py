@@ -165,8 +165,8 @@ def _torch_threads(threads: int) -> Iterator[None]:
 def add_roofline(rows: Sequence[dict[str, Any]], gflop: float, roofline: Mapping[int, float]) -> None:
     """Add to rows the time of a GEMM of the same work, and the ratio of the network's time to it.
 
-    They are `roofline_ms` and `of_roofline`, None without work. Rows are those of contenders in the JSON
-    file; `gflop` is the work of the pairs of this set, `roofline` is threads -> FLOP/s of a large GEMM.
+    They are `roofline_ms`, and `of_roofline`, which is None without work. Rows are those of contenders in the
+    JSON file; `gflop` is the work of the pairs of this set, `roofline` is threads -> FLOP/s of a large GEMM.
     """
     for row in rows:
         gemm_ms = gflop / roofline[row['threads']] * 1e12
@@ -207,7 +207,10 @@ def thread_count(threads: int) -> str:
 def check_bars(
     entry: Mapping[str, Any], exponents: Mapping[str, float | None], export_s: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """Return the `bar_rows` of the portable file on ONNX Runtime, as far as its figures were measured.
+    """Return the `bar_rows` of the figures that were measured.
+
+    They are times and memory of the portable file on ONNX Runtime, growth on each engine that runs the file,
+    and the seconds of the export to libspconv.
 
     Args:
         entry: entry of the main set in the JSON file.

@@ -303,7 +303,7 @@ def run_model(
             runs as it is.
 
     Returns:
-        The resident memory of the process before loading, kB, and the object that has to stay alive.
+        kB of the process before the model had weights, and the object that has to stay alive.
     """
     baseline_kb, deployment = source.load(change)
     return baseline_kb, _run_steps(deployment.family.reference(deployment.model), samples)

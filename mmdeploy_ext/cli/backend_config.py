@@ -19,8 +19,8 @@ RUN_KEYS = ('onnx_file', 'check_dump', 'dump_dir')
 """Keys that every family has besides those of its options.
 
 `onnx_file` is the path of the exported file or folder. Before an engine evaluates, its tensors are compared
-with those that a run in PyTorch has dumped, unless `check_dump` is False; `dump_dir` is the folder of that
-dump, if it is not the default one.
+with those that a run in PyTorch has dumped, if there are any, unless `check_dump` is False; `dump_dir` is the
+folder of that dump, if it is not the default one.
 """
 MEMORY = ('keep', 'reset')
 """Values of the key `memory`: 'keep', the default, passes the memory from frame to frame; 'reset' empties it
@@ -43,8 +43,8 @@ def read_settings(cfg: Any, family: Family) -> dict[str, Any]:
         The keys of the config, checked. `type`, the registered name of a backend, is always there, and so is
         `dump`, which tensors a run in PyTorch writes to files: None, or a dict of
 
-        - `samples`, of models of frames `frames`: the number of the first ones; of frames also a list of
-          indices;
+        - `samples`, of models of frames or sweeps `frames`: the number of the first ones; of `frames` also a
+          list of indices;
         - `tensors`: a list of their names, None for all;
         - `dir`: the folder, None for the default in the work directory.
 
@@ -103,7 +103,7 @@ def engine_options(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def graph_options(cfg: Any, settings: dict[str, Any], family: Family) -> Options:
-    """Return the export options of a config; sizes are dynamic unless the config has a `shape`.
+    """Return the export options of a config; without `dynamic` sizes are dynamic unless it has a `shape`.
 
     Values that the config leaves open are 0: the opset, height and width, which `deployment.resolve` replaces
     by the model's defaults.

@@ -11,7 +11,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = cli.ArgumentParser(
         description='Say what a perception node of Autoware would reject or read wrongly in a folder of ONNX '
-        'files and manifests. Exit status 1 with findings.'
+        'files and manifests. Exit status 1 with errors.'
     )
     add = cli.adder(parser)
     add('folder FOLDER', 'of ONNX files and manifests, whoever wrote them')
@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 no finding, 1 findings, 2 usage.
+    """Run the tool and return its exit status: 0 no error, 1 errors, with --strict also warnings, 2 usage.
 
     `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
     option that the parser refuses, which is status 2.

@@ -49,8 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Print the metadata of the files and the verdict of --report, write them to --json, and return 0.
 
-    `args` are those of `build_parser`. ModelFileError: files without metadata, or of different exports;
-    DataError: see `read_proof`.
+    `args` are those of `build_parser`. ModelFileError: files without metadata, or of different exports. For
+    the errors of --report see `read_proof`.
     """
     files = [describe(path) for path in model_files(args.model)]
     for file in files[1:]:
@@ -75,9 +75,10 @@ def describe(path: Path) -> dict[str, Any]:
 
     Returns:
         `file`, `bytes`, `sha256`, and the metadata that the file has, by the names of the fields of
-        `contract.metadata.Metadata`: `family`, `form` (the graph's name in a folder, else 'full', 'decode' or
-        'raw'), `options`, `preprocess` and others. A file of a sparse backbone has `voxels`, and neither
-        `spec`, `classes` nor `postprocess`.
+        `contract.metadata.Metadata`: `family`, `form` (the graph's name of a model of several graphs, else
+        'full', 'decode' or 'raw'), `options`, `preprocess` and others; and `precision`. A file of a sparse
+        backbone has `voxels`, its `form` is 'libspconv' or 'portable', and it has neither `precision`,
+        `spec`, `classes`, `preprocess` nor `postprocess`.
 
     Raises:
         ModelFileError: the file cannot be read, or has no metadata, or such as cannot be read.
@@ -100,7 +101,9 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def read_proof(report: str, files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what `overview` shows of a verdict; DataError if it is none, or about other files.
+    """Return what `overview` shows of a verdict.
+
+    DataError: it is none, or about other files; UsageError: there is no JSON at `report`.
 
     Args:
         report: folder of `verify.py --report`, or file of its --json.
@@ -205,7 +208,10 @@ def class_text(classes: Sequence[str]) -> str:
 
 
 def plain_text(facts: Mapping[str, Any]) -> str:
-    """Return facts as words: 'size_divisor 32'; None and lists of lists, which --json has, are left out."""
+    """Return facts as words: 'size_divisor 32'.
+
+    None, dicts, empty lists, and lists of lists or dicts, which --json has, are left out.
+    """
     texts = []
     for key, value in facts.items():
         entries = value if isinstance(value, list) else [value]

@@ -33,7 +33,7 @@ class Upstream(torch.nn.Module):
 
     def forward(self, img: torch.Tensor) -> Any:
         """Return what the detector's `simple_test` returns for pictures `img` (B, 3, H, W), normalised."""
-        batch, _, height, width = (int(size) for size in img.detach().numpy().shape)
+        batch, _, height, width = (int(size) for size in img.detach().cpu().numpy().shape)
         shape = (height, width, 3)
         meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=1.0, flip=False)
         meta.update(batch_input_shape=shape[:2], border=(0, height, 0, width))

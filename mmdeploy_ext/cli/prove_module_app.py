@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UsageError: neither --inputs nor --samples is given; the module, its function or a sample cannot be
             loaded, or an option cannot be read.
+        ModelFileError: the ONNX file is missing, damaged, or nothing that ONNX Runtime loads.
     """
     cli.wait_passively()
     if not args.inputs and not args.samples:

@@ -298,7 +298,7 @@ def measure(
 
     Returns:
         `engine`, `float_bytes`, `int8_bytes`, `size_ratio` (INT8 over float), `outputs` (their errors) and
-        `time` (of the first image, by `time_files`; None without --rounds).
+        `time` (of the first image, by `time_files`; None with --rounds 0).
     """
     from mmdeploy_ext.benchmark.measure import time_files
 

@@ -123,9 +123,9 @@ def opened(args: argparse.Namespace, metadata: Metadata) -> Runtime:
 
 
 def list_sweeps(paths: Iterable[Path]) -> list[Path]:
-    """Return the files of `paths`, folders replaced by the sweeps (.bin) in them, sorted.
+    """Return the files of `paths` in their order; a folder is replaced by the sweeps (.bin) in it, sorted.
 
-    DataError: a folder without a sweep.
+    Those in folders of the folder are among them. DataError: a folder without a sweep.
     """
     sweeps: list[Path] = []
     for path in paths:
@@ -284,7 +284,7 @@ def entry_of(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 done, 1 an engine failed, 2 usage.
+    """Run the tool and return its exit status: 0 done, 1 an engine or one of several samples failed, 2 usage.
 
     `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
     option that the parser refuses, which is status 2.

@@ -26,10 +26,10 @@ class Row:
         precision: 'fp32' (the file as it is) or 'fp16'.
         nodes: their number in the ONNX file.
         built: architectures that an engine was built for.
-        nbytes: bytes of one engine for all of them, or 0.
+        nbytes: bytes of the engine for most of them, which is for all unless several had to be built; or 0.
         halves: number of layers that multiply weights in float16, and of all that multiply weights.
         cosine: worst of all float outputs, the float16 graph against the file, both in ONNX Runtime on the
-            same random inputs; None for fp32.
+            same random inputs; None for fp32, without an engine, and if all these outputs are zeros.
         refused: why there is no engine for some or all architectures, or ''.
     """
 

@@ -166,7 +166,8 @@ def export_if_stale(deployment: Deployment, tested: TestedModel) -> None:
     `deployment` is the PyTorch model, `tested` its settings and files.
 
     Raises:
-        ModelFileError: they are stale and one is quantised: an export would put a float32 file in its place.
+        ModelFileError: they cannot be read, or are stale and one is quantised: an export would put a float32
+            file in its place.
     """
     from mmdeploy_ext.exporting.files import read_files
     from mmdeploy_ext.proving.provenance import stale_reason
@@ -239,7 +240,8 @@ def finish(
         processes: number of processes of the run.
 
     Returns:
-        The exit status: 1 if a metric differs too much from PyTorch's, or there is none.
+        The exit status: 1 if a metric differs too much from PyTorch's, or if there is a run in PyTorch and no
+            metric has a value to compare; else 0.
     """
     import pickle
 

@@ -226,7 +226,8 @@ class FrameModel(TestedModel):
 def check_dataset(cfg: Any, tested: TestedModel, family: Family, dataset: Dataset) -> None:
     """Refuse a data set that does not fit the model, and a dump of samples or tensors that do not exist.
 
-    `cfg` is mmcv's config, `dataset` that of its `data.test`.
+    `cfg` is mmcv's config, `dataset` that of its `data.test`. ConfigError or DataError. A number of samples
+    beyond those of the data set passes, indices beyond them do not.
     """
     from mmdeploy_ext.evaluate.loop import scene_tokens
 

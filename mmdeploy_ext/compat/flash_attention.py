@@ -65,7 +65,7 @@ def use_plain_attention(model: nn.Module) -> list[str]:
     `forward`, so that other models of these classes have it, too.
 
     Returns:
-        The names of these classes.
+        The names of these classes, without those that an earlier call has changed.
 
     Raises:
         ValueError: a module takes other arguments than those of flash_attn's own.

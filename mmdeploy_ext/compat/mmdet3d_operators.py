@@ -116,10 +116,10 @@ def get_indice_pairs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return which voxels a sparse convolution joins.
 
-    These are the voxels behind it (M, 1 + D) int32, sample first, in the order of their cells (of a
-    submanifold convolution those before it); pairs (K, 2, N) int32 of the rows before and behind it, -1 where
-    there are fewer; and how many pairs each cell of the kernel has, (K,) int32. Cells of the kernel are
-    numbered row by row.
+    These are the voxels behind it (M, 1 + D) of the dtype of `indices`, sample first, in the order of their
+    cells (of a submanifold convolution those before it); pairs (K, 2, N) int32 of the rows before and behind
+    it, -1 where there are fewer; and how many pairs each cell of the kernel has, (K,) int32. Cells of the
+    kernel are numbered row by row.
 
     Args:
         indices: (N, 1 + D) sample and cell of each voxel.

@@ -186,7 +186,10 @@ def dynamic_scatter_without_gpu(module: ModuleType) -> None:
 
 @after('mmcv.ops.masked_conv', versions='mmcv-full 1.7.2')
 def masked_conv_without_gpu(module: ModuleType) -> None:
-    """MaskedConv2d, which convolves inside a mask, has only a CUDA kernel; the CPU convolves everywhere."""
+    """MaskedConv2d, which convolves inside a mask, has only a CUDA kernel.
+
+    The CPU convolves everywhere, and puts zeros outside of the mask.
+    """
     _on_cpu(module, 'masked_conv2d')
 
 

@@ -79,7 +79,10 @@ class Metadata:
 
     @property
     def samples(self) -> str:
-        """What goes in: 'images', 'frames' of cameras, 'sweeps' of a LiDAR, or 'fused' frames of both."""
+        """What goes in: 'images', 'frames' of cameras, 'sweeps' of a LiDAR, or 'fused' frames of both.
+
+        A `FusionRule` is 'fused' also if it is of cameras or of LiDAR alone.
+        """
         if isinstance(self.preprocess, PreprocessRule):
             return 'images'
         if isinstance(self.preprocess, cameras.MultiViewRule):
@@ -246,7 +249,7 @@ def _distinct_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_entries(props: Mapping[str, str], path: object) -> None:
-    """Check all entries of the file of a sparse graph, also those that its reader does not use.
+    """Check all entries of a file, of a detector or a sparse backbone, also those that no reader uses.
 
     For errors see `check_entry_names` and `read_entry`.
     """
@@ -344,7 +347,10 @@ def check_graph(
 
 
 def read_metadata(path: str) -> Metadata:
-    """Read the metadata of an ONNX file; ModelFileError: missing or corrupt, or without mm2onnx metadata."""
+    """Read the metadata of an ONNX file.
+
+    ModelFileError: it is missing or corrupt, or has no mm2onnx metadata; for other errors see `read_props`.
+    """
     return Metadata.from_props(read_props(path), path)
 
 
@@ -354,7 +360,11 @@ def least_precision(files: Iterable[Metadata]) -> str:
 
 
 def read_props(path: object) -> dict[str, str]:
-    """Return the `metadata_props` of a file; ModelFileError: missing, corrupt, or with an entry twice."""
+    """Return the `metadata_props` of a file.
+
+    ModelFileError: it is missing or corrupt, has a text that is not UTF-8, or a `mm2onnx.` entry twice.
+    UsageError: it is a pipe or a device.
+    """
     import onnx
 
     try:

@@ -80,7 +80,9 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
         An `mmcv.Config`.
 
     Raises:
-        ConfigError: missing file, syntax error, failing import, or an override that does not fit.
+        ConfigError: missing file, syntax error, failing import, an override that does not fit, or a config of
+            mmdet 3.
+        UsageError: a file of the config, or an annotation file that it names, is an output of this run.
     """
     if not Path(path).is_file():
         raise ConfigError(f'{path}: no such config file')

@@ -58,6 +58,7 @@ def save_dump(
 
     Raises:
         Mm2OnnxError: a file cannot be written.
+        OSError: the folder cannot be made, or files of an earlier dump cannot be removed.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +84,8 @@ def load_dump(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
 
     Raises:
         UsageError: there is no manifest, or it is no JSON.
-        DataError: a file of a tensor is missing, or its content is not what the manifest says.
+        DataError: the manifest is not one that `save_dump` writes, a file of a tensor is missing, or its
+            content is not what the manifest says.
     """
     folder = Path(folder)
     manifest = load_manifest(folder)

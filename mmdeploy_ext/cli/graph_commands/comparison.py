@@ -70,6 +70,8 @@ def run_diff(args: argparse.Namespace) -> int:
         UsageError: another number of models, options that do not go together, or an --rtol that is not
             positive.
         ModelFileError: a file cannot be read or run, or is not of this config.
+        ConfigError, CheckpointError, ImageError, DataError: config, checkpoint, a picture or the file of
+            --input cannot be read.
     """
     from pathlib import Path
 

@@ -110,7 +110,8 @@ def run_extract(args: argparse.Namespace) -> int:
     """Write the nodes of --nodes, and those that make the tensors of --tensors, as a model of their own.
 
     `args` are the parsed arguments of this command. Return 0, or 1 if --prove finds that outputs differ; the
-    file is written either way. UsageError: neither option is given, or the output cannot be written.
+    file is written either way. UsageError: neither option is given, a name fits nothing, the nodes depend on
+    constants alone, or the output cannot be written.
     """
     from mmdeploy_ext.graph.io.index import Index
     from mmdeploy_ext.graph.passes.extract import extract
@@ -137,7 +138,8 @@ def run_cut(args: argparse.Namespace) -> int:
     """Write the part of a graph between the tensors of --inputs and those of --outputs.
 
     `args` are the parsed arguments of this command. Return 0, or 1 if --prove finds that outputs differ; the
-    file is written either way. UsageError: neither option is given, or the output cannot be written.
+    file is written either way. UsageError: neither option is given, the tensors do not bound a part, or the
+    output cannot be written.
     """
     from mmdeploy_ext.graph.passes.extract import cut
 
@@ -157,7 +159,7 @@ def run_insert_outputs(args: argparse.Namespace) -> int:
     """Write a file whose outputs are also the inner tensors that `tensors` names.
 
     `args` are the parsed arguments of this command. Return 0, or 1 if --prove finds that outputs differ; the
-    file is written either way. UsageError: the output cannot be written.
+    file is written either way. UsageError: a name fits no inner tensor, or the output cannot be written.
     """
     from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.extract import insert_outputs
@@ -181,8 +183,8 @@ def run_rename(args: argparse.Namespace) -> int:
     """Write the graph with other names of tensors and nodes.
 
     `args` are the parsed arguments of this command. Return 0, or 1 if --prove finds that outputs differ; the
-    file is written either way. UsageError: no option is given, one name is given two new ones, or the
-    output cannot be written.
+    file is written either way. UsageError: no option is given, one name is given two new ones, an old name
+    is unknown or a new one taken, or the output cannot be written.
     """
     from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.rename import rename
@@ -211,10 +213,11 @@ def run_rename(args: argparse.Namespace) -> int:
     *OUTPUT,
 )
 def run_set_shape(args: argparse.Namespace) -> int:
-    """Write the graph with other input shapes, after a trial run at them without --no-trial.
+    """Write the graph with other input shapes; unless --no-trial is given it is run at new sizes before.
 
     `args` are the parsed arguments of this command. Return 0, or 1 if --prove finds that outputs differ; the
-    file is written either way. UsageError: the output cannot be written.
+    file is written either way. UsageError: a shape cannot be read or does not fit the graph, or the output
+    cannot be written. InferenceError: the trial fails; no file is written.
     """
     from mmdeploy_ext.graph import batch_trial, edits
     from mmdeploy_ext.graph.passes import shapes
@@ -254,7 +257,7 @@ def run_merge(args: argparse.Namespace) -> int:
 
     `args` are the parsed arguments of this command. Return 0, or 1 if --prove finds that outputs differ; the
     file is written either way. UsageError: fewer than two files, another number of names, one output
-    connected twice, or the output cannot be written.
+    connected twice, names or tensors that do not go together, or the output cannot be written.
     """
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.graph.output_comparison import compare_merged

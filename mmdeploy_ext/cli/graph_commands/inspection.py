@@ -118,7 +118,8 @@ def run_draw(args: argparse.Namespace) -> int:
     """Draw a graph, sparse or ordinary, or what is around --node, and return 0.
 
     `args` are the parsed arguments of this command. UsageError: --depth without --node or below 0, --node of
-    a sparse graph, or a picture that cannot be written. ModelFileError: the file cannot be read.
+    a sparse graph or that is not there, or a picture that cannot be written. ModelFileError: the file cannot
+    be read. ModuleNotFoundError: pygraphviz is not installed.
     """
     from pathlib import Path
 

@@ -88,7 +88,9 @@ def read_feeds(
         count: number of random sets.
 
     Raises:
-        UsageError: --size or --seed beside --inputs, or a --size of another form than AXIS=N.
+        UsageError: --size, or a --seed other than 0, beside --inputs, or a --size of another form than
+            AXIS=N.
+        DataError: --inputs cannot be read.
     """
     from mmdeploy_ext.graph.feeds import random_feeds
     from mmdeploy_ext.graph.io.tensors import load_tensors
@@ -122,7 +124,7 @@ def finish(
 
     Returns:
         0: written, with --no-proof without a comparison. 1: the numbers of an output differ, or there is no
-        output to compare; nothing was written.
+        output to compare; the result was not written.
 
     Raises:
         ModelFileError: one of the models cannot be run, or the result is not valid.

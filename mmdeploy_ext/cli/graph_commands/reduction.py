@@ -49,7 +49,8 @@ def run_reduce(args: argparse.Namespace) -> int:
 
     `args` are the parsed arguments of this command. UsageError: an option is out of range, the folder cannot
     be written, --check cannot be read, or another model does not take the inputs. Further errors are those of
-    `reduce`, for example if the check does not see the fault in the whole graph.
+    files and inputs that cannot be read, and of `reduce`, for example if the check does not see the fault in
+    the whole graph.
     """
     from pathlib import Path
 

@@ -37,7 +37,7 @@ def run_replace(args: argparse.Namespace) -> int:
     """Replace the patterns of --rule, --rules and --named, and save the graph.
 
     `args` are the parsed arguments of this command. Return 0 written, 1 an output differs, see
-    `proving.finish`. UsageError: no rule, or one that cannot be read.
+    `proving.finish`. UsageError: no rule, or one that is unknown or cannot be read.
     """
     from pathlib import Path
 
@@ -122,8 +122,8 @@ def run_opset(args: argparse.Namespace) -> int:
     """Convert a graph to the opset --opset, and save it.
 
     `args` are the parsed arguments of this command. Return 0 written, 1 an output differs, see
-    `proving.finish`. For what is raised if the opset is unknown or an operator has no
-    form in it see `graph.passes.opset.convert_opset`.
+    `proving.finish`. For what is raised if the opset is unknown or an operator has no form in it see
+    `graph.passes.opset.convert_opset`.
     """
     from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.io.operators import opsets_of

@@ -58,7 +58,8 @@ class BEVFusionSettings:
         limits: upper ends of the bins of distance, m; objects beyond the largest are dropped.
         scores: least score, for all classes and bins; a score of 0 is never enough.
         yaw_norm: least length of (sine, cosine) of the yaw; not demanded of pedestrians.
-        circle_m: an object whose centre is closer than this to a better one's is dropped; 0: none is.
+        circle_m: an object whose centre is closer than this to that of a better one which stays is dropped;
+            0: none is.
         iou: an object that overlaps a better one by more than this is dropped.
         iou_search_m: objects whose centres are further apart are not compared for `iou`.
     """

@@ -3,7 +3,7 @@
     runtime = AutowareCenterPoint('work_dirs/autoware')    # written with --contract autoware
     objects = runtime.objects(points)
 
-Needs numpy, onnx, PyYAML and ONNX Runtime. No node was run here; see docs/autoware.md.
+Needs numpy, numba, onnx, PyYAML and ONNX Runtime. No node was run here; see docs/autoware.md.
 
 Glossary: P points, D values of a point.
 """
@@ -60,7 +60,9 @@ class AutowareCenterPoint(Runtime):
         node's defaults; None: none does. `engine` is the registered name of a backend.
 
         Raises:
-            ModelFileError: one of the two is missing, or the node would reject the folder or read it wrongly.
+            ModelFileError: one of the two is missing, the node would reject the folder or read it wrongly, or
+                its remapper changes classes.
+            ConfigError: no such backend, or an option that it does not have.
             TypeError: `node` has another key.
         """
         super().__init__()

@@ -40,8 +40,8 @@ class CenterPointSettings:
         yaw_norms: (K,) least length of a box's (sine, cosine) of the yaw; boxes with less are not published.
         limits: (B,) upper bounds of distance, metres, ascending.
         scores: (B, K) least scores; those below 0, and those of 1 and more, are 0 here.
-        circle_m: boxes nearer to a better one are dropped, whatever their class; of the node's own file, as
-            are those below.
+        circle_m: boxes nearer to a better one that stays are dropped, whatever their class; of the node's own
+            file, as are those below.
         iou: boxes that overlap a better one by more are dropped; above 1 it is off.
         iou_search_m: boxes further apart are not compared.
     """

@@ -1,6 +1,6 @@
 """camera_streampetr between its three files: poses, times and memory as the node keeps them, and its objects.
 
-Needs numpy only.
+Needs numpy, and `objects_of` numba.
 
 Differs from the node in: memories begin as zeros (there they are whatever the device memory held; open pull
 requests 13161, 13267); another calibration is embedded again (there the first one stays for good); pictures
@@ -81,7 +81,7 @@ class NodeContract:
         self.graphs = dict(backbone=self.backbone, embedding=self.embedding, head=self.head)
 
     def run(self, images: np.ndarray, calibration: Calibration, moment: FrameMotion) -> dict[str, np.ndarray]:
-        """Run one frame as the node does, and keep its memory; the memory is emptied at a first frame.
+        """Run one frame as the node does, and keep its memory; at a first frame `reset` is called before.
 
         Images are (N, 3, H, W) float32, prepared as the model was trained; `calibration` is that of the
         cameras; `moment` has pose and time of the frame, and whether it goes on from the one before.

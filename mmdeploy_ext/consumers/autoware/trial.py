@@ -34,7 +34,7 @@ MEMORY_BYTES, MEMORY_PER_BYTE = 900 << 20, 16
 MOST_FLOPS = 50_000_000_000
 """Operations of a graph above which it is not run on zeros: a few seconds on one core."""
 LOAD, CONVENTION, MEMORY = 'load', 'convention', 'memory'
-"""Whether a file is only loaded, or a probe of `probes.py` is sent through it."""
+"""Whether a file is only loaded and run on zeros, or a probe of `probes.py` is sent through it, too."""
 TRYING = 'trying '
 """Beginning of the line that the process prints before each file."""
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -15,6 +15,7 @@ import torch
 from mmdeploy_ext.benchmark import compiled, measure, memory, ort_profile, report
 from mmdeploy_ext.benchmark.base import doubts
 from mmdeploy_ext.benchmark.clocks import NetworkClock
+from mmdeploy_ext.benchmark.images import read_prepared
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.cli import benchmark_app
 from mmdeploy_ext.core.errors import EngineError, UsageError
@@ -359,6 +360,14 @@ def test_a_network_input_that_does_not_fit_is_refused(replaced, words, toy, tmp_
     error = capsys.readouterr().err
     assert error.startswith('error: ') and error.count('\n') == 1
     assert all(word in error for word in words), error
+
+
+def test_one_array_and_sizes_that_are_texts_are_no_network_input(tmp_path):
+    np.save(tmp_path / 'one.npy', np.zeros((3, 8, 8), np.float32))
+    prepared_input(tmp_path / 'texts.npz', (3, 8, 8), img_shape=('8', '8'))
+    for name, words in (('one.npy', 'one.npy: is no .npz of arrays'), ('texts.npz', 'img_shape is ')):
+        with pytest.raises(UsageError, match=words):
+            read_prepared(tmp_path / name)
 
 
 @pytest.mark.parametrize(
