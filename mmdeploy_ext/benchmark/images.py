@@ -200,7 +200,7 @@ def read_files(args: argparse.Namespace) -> tuple[list[Metadata], Options]:
 
     Raises:
         UsageError: two of them fix different sizes or batches, or --prepared cannot be read.
-        ModelFileError: a file cannot be read, or is none of this project.
+        ModelFileError: a file cannot be read, or is none of this project, or of no model of pictures.
     """
     # pairs of where a value comes from, and the value
     sizes, batches = [], []

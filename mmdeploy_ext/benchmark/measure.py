@@ -43,7 +43,8 @@ class Run:
     Attributes:
         total_s: time from the prepared sample to the detections.
         network_s: time until the network (or the graph) has computed its tensors; None if unknown.
-        detections: number of detections in the sample, of all images of a batch together.
+        detections: number of detections in the sample, of all images of a batch together; of sparse
+            backbones that of voxels, and 0 of graphs that `timed` runs.
         other_load: share of all cores of the machine that other processes used in this round, 0..1; None if
             unknown. Processes that measure in step count as others, too.
         parts_s: part of a model, such as 'backbone', or 'cpu' for the CPU time of this process -> seconds.

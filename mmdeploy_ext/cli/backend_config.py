@@ -51,6 +51,7 @@ def read_settings(cfg: Any, family: Family) -> dict[str, Any]:
     Raises:
         ConfigError: unknown type or key, or a value of the wrong kind.
         EngineError: an engine or execution provider that is not installed.
+        UsageError: a number of threads below 0.
     """
     prefix = f'{cfg.filename}: backend_config'
     settings = cfg.get('backend_config') or dict(type='TorchBackend')

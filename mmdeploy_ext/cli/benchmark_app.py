@@ -155,7 +155,7 @@ def benchmark_of(family: Family, args: argparse.Namespace) -> type[Benchmark]:
 def is_portable(path: str) -> bool:
     """Return whether the file at `path` is a sparse backbone alone, in standard operators.
 
-    A folder, and a path where nothing is, are none.
+    A folder, and a path where nothing is, are none. ModelFileError: the file cannot be read.
     """
     from mmdeploy_ext.contract.metadata import PREFIX, read_props
 

@@ -167,8 +167,8 @@ def _compare(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace) -> int:
     """Run the command of the command line: 0 done or equal, 1 the dumps differ or nothing was compared.
 
-    `args` are those of `build_parser`. DataError: no dump, or one of other samples or without a tensor that
-    --tensors names. UsageError: a tolerance below 0, or not finite.
+    `args` are those of `build_parser`. DataError: no dump, a damaged one, or one of other samples or without
+    a tensor that --tensors names. UsageError: a tolerance below 0 or not finite, a manifest that is no JSON.
     """
     return dict(list=_list, show=_show, compare=_compare)[args.command](args)
 

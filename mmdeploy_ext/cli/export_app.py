@@ -207,7 +207,7 @@ class Export:
         return exported
 
     def proof_command(self) -> list[str]:
-        """Return the command that proves the files, and its words without `proof_words`."""
+        """Return the name of the command that proves the files, and its words without `proof_words`."""
         return ['verify', self.args.config, self.args.checkpoint, self.args.output_file]
 
 

@@ -190,7 +190,7 @@ class BackboneExport(Export):
         return int8_ranges
 
     def proof_command(self) -> list[str]:
-        """Return the command that proves the file, with `--verify-only`, and its words."""
+        """Return the name of the command that proves the file, and its words, `--verify-only` among them."""
         args = self.args
         words = ['export-backbone', args.config, args.checkpoint]
         words += ['--output-file', args.output_file, '--verify-only']

@@ -75,10 +75,10 @@ def describe(path: Path) -> dict[str, Any]:
 
     Returns:
         `file`, `bytes`, `sha256`, and the metadata that the file has, by the names of the fields of
-        `contract.metadata.Metadata`: `family`, `form` (the graph's name of a model of several graphs, else
-        'full', 'decode' or 'raw'), `options`, `preprocess` and others; and `precision`. A file of a sparse
-        backbone has `voxels`, its `form` is 'libspconv' or 'portable', and it has neither `precision`,
-        `spec`, `classes`, `preprocess` nor `postprocess`.
+        `contract.metadata.Metadata`: `family`, `form` (of models of pictures the option --postprocess, such
+        as 'full', of others the graph's name), `options`, `preprocess` and others; and `precision`. A file of
+        a sparse backbone has `voxels`, its `form` is 'libspconv' or 'portable', and it has neither
+        `precision`, `spec`, `classes`, `preprocess` nor `postprocess`.
 
     Raises:
         ModelFileError: the file cannot be read, or has no metadata, or such as cannot be read.

@@ -1,4 +1,4 @@
-"""Compiled operators that mmdet3d 0.x and copies of it bring along, in PyTorch; only for inference.
+"""Compiled operators that mmdet3d 0.x and copies of it bring along, in PyTorch; for inference on the CPU.
 
 A copy of mmdet3d in a research repository builds its operators for CUDA when it is installed. `MODULES` names
 those of its modules whose functions are here. The results are those of the compiled ones of

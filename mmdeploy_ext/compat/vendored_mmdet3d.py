@@ -39,7 +39,7 @@ A report names them, as their results are those of PyTorch and not of the extens
 
 
 class OperatorModule(ModuleType):
-    """An extension module whose functions are those of `MODULES`, on CPU tensors as on others.
+    """An extension module whose functions are those of `MODULES`, which are made for tensors on the CPU.
 
     Every name that has no two leading underscores is a function, since `from module import name` happens at
     import; one that `MODULES` lacks raises NotImplementedError when it is called.

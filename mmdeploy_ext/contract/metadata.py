@@ -37,7 +37,7 @@ class Metadata:
     Attributes:
         family: model family, e.g. 'dense'.
         form: what the graph contains of the post-processing: 'full', 'decode' or 'raw'; of a model of several
-            graphs, which one it is.
+            graphs, and of any model of frames or sweeps, which one it is.
         spec: names, shapes and tolerances of its tensors.
         preprocess: how samples become its input.
         classes: class names, by label.

@@ -402,7 +402,7 @@ MAX_PROPOSALS = dataclasses.replace(
 LIMITS = (MAX_CANDIDATES.name, MAX_PROPOSALS.name)
 """Limits of the candidates of a suppression; an output of the graph counts all candidates."""
 DRIVE = (PRECISION, FP16_IO, OPSET, EXPORTER, SIMPLIFY, KEEP_FP32)
-"""What every family of frames or sweeps has."""
+"""What every family of detectors in frames or sweeps has."""
 
 CONTRACT = Option(
     'contract', '', 'which files are written, and what they take', key='contract', stated=True,

@@ -66,7 +66,10 @@ class Registration:
         return family
 
     def load_runtime(self) -> ModuleType:
-        """Import what makes results of the outputs of its files; ConfigError: the family names no module."""
+        """Import what makes results of the outputs of its files.
+
+        ConfigError: the family names no module; ImportError: the module is not there.
+        """
         if not self.runtime:
             raise ConfigError(
                 f'family {self.name!r} has no runtime, which turns the outputs of its files into results; '

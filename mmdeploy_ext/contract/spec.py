@@ -172,8 +172,8 @@ class GraphSpec:
         """Refuse feeds (input name -> array) that the graph does not take, the same way on every engine.
 
         Raises:
-            ShapeError: a required input is missing, an unknown one is given, dtype or shape differ, or values
-                of an input of positive numbers are not positive.
+            ShapeError: a required input is missing, an unknown one is given, dtype or shape differ, a batch
+                is empty, or values of an input of positive numbers are not positive.
         """
         names = self.input_names
         if unknown := [name for name in feeds if name not in names]:

@@ -186,7 +186,7 @@ class DumpWriter:
             suffixes: see `save_dump`.
 
         Raises:
-            ConfigError: `tensors` of the config names an unknown one.
+            ConfigError: `tensors` of the config names an unknown one; for other errors see `save_dump`.
         """
         names = tensors if self.tensors is None else self.tensors
         if unknown := sorted(set(names) - tensors.keys()):

@@ -314,8 +314,9 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 def sha256_onnx(path: str | os.PathLike[str]) -> str:
     """Return the hex SHA-256 of an ONNX file, by which its weights are known, too, if they lie beside it.
 
-    Without external data it is that of the file, else that of a text of the digests of all these files. One
-    that is missing has no digest.
+    Without external data it is that of the file, else that of a text of the digests of all these files. A
+    file of weights that is missing has no digest. OSError: one that is there, or the ONNX file, cannot be
+    read.
     """
     path, digests = Path(path), [sha256_file(path)]
     for location in sorted(external_locations(path)):

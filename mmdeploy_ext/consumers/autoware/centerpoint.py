@@ -41,7 +41,7 @@ class AutowareCenterPoint(Runtime):
     """The files of lidar_centerpoint: a `runtime.frames.Stepper` of sweeps, without a memory.
 
     Attributes:
-        seconds: time spent so far, by these names and 'boxes'.
+        seconds: time spent so far, by the names of `GRAPHS` and 'boxes'.
         sessions: name of a file of `GRAPHS` -> its session.
         settings: settings of its manifest.
     """
