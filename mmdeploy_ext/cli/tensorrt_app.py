@@ -85,8 +85,9 @@ def run(args: argparse.Namespace) -> int:
     """Build (and compare with --verify), or describe an engine; 1 if outputs differ or were not compared.
 
     `args` are those of `build_parser`; `args.onnx` becomes the one file unless --table is given. Else 0 is
-    returned. UsageError: options that have no effect together. EngineError: TensorRT cannot take the graph,
-    or cannot build it here.
+    returned. UsageError: options that have no effect together, are malformed or fit nothing. ModelFileError:
+    a file cannot be read. EngineError: TensorRT cannot take the graph, is not installed, or has no GPU to
+    build for. ExportError: the build fails.
     """
     from mmdeploy_ext.engines.tensorrt import engine
 

@@ -51,7 +51,8 @@ class TestedModel(abc.ABC):
     def __init__(self, cfg: Any, family: Family, args: argparse.Namespace, work_dir: Path) -> None:
         """Read the settings of mmcv's config `cfg`; those that such models do not have are refused.
 
-        `family` is the one that exports the model.
+        `family` is the one that exports the model. For the errors see `read_settings`, `graph_options` and
+        `check_targets` of `backend_config`.
         """
         self.args, self.work_dir = args, work_dir
         self.settings = backend_config.read_settings(cfg, family)
@@ -186,7 +187,10 @@ class FrameModel(TestedModel):
     unit = 'frames'
 
     def file_suffix(self) -> str:
-        """Return the contract as the name of a folder; the contract 'fork' has one file, 'fork.onnx'."""
+        """Return the contract as the name of a folder; the contract 'fork' has one file, 'fork.onnx'.
+
+        EngineError or UsageError: the engine of the settings runs no such models, see `check_engine_kind`.
+        """
         check_engine_kind(self.settings['type'], self.settings.get('inference_precision'))
         return 'fork.onnx' if self.options.contract == 'fork' else self.options.contract
 
