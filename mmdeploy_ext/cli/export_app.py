@@ -330,7 +330,7 @@ def main(argv: Sequence[str] | None = None, only: str = '') -> int:
         only: the one family that the tool takes; '' takes all.
 
     Returns:
-        0 exported (and proven with --verify), 1 checked and failed, 2 usage.
+        0 exported (and proven with --verify), 1 not proven, or failed after the weights were read, 2 usage.
     """
     only_check = '--check' in (sys.argv[1:] if argv is None else argv)
     build = functools.partial(shared.parser_for, functools.partial(build_parser, only_check), argv)

@@ -385,7 +385,7 @@ def _exclusion_text(exclusion: Exclusion, max_error: float) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 done, 1 --max-error is not reached, 2 usage.
+    """Run the tool and return its exit status: 0 done, 1 failed, or --max-error is not reached, 2 usage.
 
     `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
     option that the parser refuses, which is status 2.

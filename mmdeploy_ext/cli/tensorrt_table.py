@@ -22,7 +22,7 @@ class Row:
     """One graph in one precision.
 
     Attributes:
-        name: folder and name of the file.
+        name: folder and name of the file, without its suffix.
         precision: 'fp32' (the file as it is) or 'fp16'.
         nodes: their number in the ONNX file.
         built: architectures that an engine was built for.

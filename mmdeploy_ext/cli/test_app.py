@@ -268,7 +268,7 @@ def finish(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0 done, 1 metrics or tensors disagree with those of PyTorch, 2 usage.
+    """Run the tool; 0 done, 1 metrics or tensors disagree with those of PyTorch, or a failure, 2 usage.
 
     `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
     option that the parser refuses, which is status 2.

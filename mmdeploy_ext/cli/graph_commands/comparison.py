@@ -69,7 +69,8 @@ def run_diff(args: argparse.Namespace) -> int:
     Raises:
         UsageError: another number of models, options that do not go together, or an --rtol that is not
             positive.
-        ModelFileError: a file cannot be read or run, or is not of this config.
+        ModelFileError: a file cannot be read or loaded, or is not of this config.
+        InferenceError, ShapeError: a file cannot be run, or does not take the inputs.
         ConfigError, CheckpointError, ImageError, DataError: config, checkpoint, a picture or the file of
             --input cannot be read.
     """

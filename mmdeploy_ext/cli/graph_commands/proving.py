@@ -88,8 +88,8 @@ def read_feeds(
         count: number of random sets.
 
     Raises:
-        UsageError: --size, or a --seed other than 0, beside --inputs, or a --size of another form than
-            AXIS=N.
+        UsageError: --size, or a --seed other than 0, beside --inputs; a --size of another form than AXIS=N or
+            of an axis that the model does not have; random inputs of a model that takes more than tensors.
         DataError: --inputs cannot be read.
     """
     from mmdeploy_ext.graph.feeds import random_feeds
@@ -127,8 +127,10 @@ def finish(
         output to compare; the result was not written.
 
     Raises:
-        ModelFileError: one of the models cannot be run, or the result is not valid.
-        UsageError: options of the inputs that do not go together, see `read_feeds`.
+        ModelFileError: ONNX Runtime cannot load one of the models, or the result is not valid.
+        InferenceError: ONNX Runtime fails on one of them.
+        ShapeError: --inputs that a model does not take.
+        UsageError, DataError: see `read_feeds`.
     """
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.graph.output_comparison import compare_models

@@ -98,6 +98,7 @@ class AutowareBEVFusion(FusionRuntime):
         Raises:
             ModelFileError: it is missing, of another model family, or does not begin as the node's.
             EngineError: another engine or provider than ONNX Runtime and the CPU's.
+            ConfigError: no such level of optimisation.
         """
         import onnx
 
