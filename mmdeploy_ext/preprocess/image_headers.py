@@ -17,7 +17,10 @@ TIFF_WIDTH, TIFF_HEIGHT = 256, 257
 
 
 def size_in_header(content: bytes) -> tuple[int, int] | None:
-    """Return (height, width) of a JPEG, PNG, BMP, WebP or TIFF; None for other or damaged files."""
+    """Return (height, width) of a JPEG, PNG, BMP, WebP or TIFF; None if no size is read, as of other files.
+
+    Nothing behind the size is checked.
+    """
     for signature, read in READERS.items():
         if content.startswith(signature):
             try:

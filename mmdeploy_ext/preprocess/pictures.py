@@ -90,8 +90,8 @@ class PreprocessRule(JsonDataclass):
             with a bitwise or.
         centred: whether the middle of the content is the middle of the input, both rounded down.
         pad_size: (H, W) that is padded to instead; sides that are larger after the resize stay.
-        size: (H, W) that a graph with a fixed shape takes: the image is resized to fit inside, and padded to
-            it, whatever the attributes above say.
+        size: (H, W) that a graph with a fixed shape takes: the image is resized to fit inside, or, without
+            `keep_ratio`, to it, and padded to it, whatever scale and padding the attributes above state.
         pad_val: value of the padding per channel, applied after normalisation as mmdet does.
         resize: library of the bilinear interpolation, 'cv2' or 'pillow'; 'warp': OpenCV's affine warp, which
             scales by the widths, keeps the middle in the middle, and cuts off or leaves black what is above
@@ -312,9 +312,10 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def list_images(paths: Iterable[str | Path]) -> list[Path]:
-    """Return image files, folders replaced by the images in them, sorted; ImageError if there are none.
+    """Return image files in the order of `paths`, for a folder the images in and below it, sorted.
 
-    Pipes and devices in a folder are returned too: `read_image` refuses them, one by one.
+    Pipes and devices in a folder are returned too: `read_image` refuses them, one by one. ImageError: a path
+    is no file or folder, or a folder has no image; files are returned whatever their suffix is.
     """
     images: list[Path] = []
     for path in map(Path, paths):

@@ -1,4 +1,6 @@
-"""A sweep made into voxels, each with its points or with the mean of them. Needs numba, no torch.
+"""A sweep made into voxels, each with its points or with the mean of them. Needs no torch.
+
+The loops are compiled by numba; without it they run in Python, which is slow.
 
 Source: mmcv 1.7.2 `Voxelization` on CPU (cells in float32; hard: the first `max_points` points of the first
 `max_voxels` voxels, in order of their first point) and mmdet3d 1.0.0rc6 `HardSimpleVFE`, `DynamicSimpleVFE`

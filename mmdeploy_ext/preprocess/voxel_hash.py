@@ -1,7 +1,8 @@
-"""Compiled loops: a hash of active sites, behind the rulebook and behind the voxels of points. Needs numba.
+"""Compiled loops: a hash of active sites, behind the rulebook and behind the voxels of points.
 
-Each loop releases the interpreter lock and writes to places of its own, so that any number of Python threads
-gives the same arrays. numba's own threads are not used: they die in forked workers and in concurrent callers.
+numba compiles them; without it they run in Python, which is slow. Each loop releases the interpreter lock and
+writes to places of its own, so that any number of Python threads gives the same arrays. numba's own threads
+are not used: they die in forked workers and in concurrent callers.
 
 A hash from keys to rows is `slots`, int64, a power of two of them, each a key or `EMPTY`; `rows`, int32, the
 row of the key in each slot; and `shift`; `empty_slots` returns slots and shift. A key is the row-major index
@@ -194,7 +195,7 @@ def assign(points, low, size, grid, slots, rows, shift, coordinates, voxel_rows)
 
 
 def empty_slots(sites: int) -> tuple[np.ndarray, np.uint64]:
-    """Return free slots, at least two per site and a power of two, and the shift that hashes into them.
+    """Return free slots, more than two per site, a power of two from 128 on, and the shift to hash by.
 
     `sites` is the number of keys that the hash has to take.
     """

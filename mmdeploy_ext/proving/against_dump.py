@@ -161,7 +161,8 @@ class FrameDumpComparer:
         """Keep what runs and what is compared.
 
         `names` and `spec` are then the outputs that are compared and their contract; `bars` those of a file
-        in float16 or INT8, None for float32; `previous` is the index of the last frame.
+        in float16 or INT8, None for float32; `previous` is the index of the last frame, None before the first
+        and after one that could not be compared.
 
         Args:
             stepper: the files on their engine.

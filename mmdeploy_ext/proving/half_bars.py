@@ -122,8 +122,8 @@ def norm_bar(cosine: float) -> float:
 def out_of_bars(row: TensorRow, cosine: float) -> str:
     """Return why a row that could be compared is not within a smallest cosine and its `norm_bar`, or ''.
 
-    Zeros have no ratio of norms: their cosine is 1 if both sides are zeros, else 0. Of a single number the
-    cosine is only the sign, and the norm judges the value.
+    A reference of zeros has no ratio of norms if the candidate is other than that: their cosine is 0 then, 1
+    if both are zeros. Of a single number the cosine is only the sign, and the norm judges the value.
     """
     if row.cosine is None or not row.cosine >= cosine:
         return f'cosine {row.cosine or 0:.6f} below {cosine}'

@@ -89,7 +89,8 @@ def prove(
         edited: whether the files were edited on purpose: then only inputs decide, not their graphs.
         asked: name of an option of the export -> value that the file must have been exported with; with None
             nothing is demanded.
-        timed: whether both engines run a few more times, for the times in the verdict, which decide nothing.
+        timed: whether the verdict has times, which decide nothing; for them the engines run a model of
+            pictures a few more times.
         settings: keyword arguments of the kind of proof, see its class.
 
     Returns:
@@ -97,6 +98,7 @@ def prove(
 
     Raises:
         ModelFileError: a file is not there, not ours, or of another model family.
+        UsageError: the engine is not installed, or has no such option.
     """
     proof = open_proof(deployment, paths, samples, engine, **settings)
     proof.timed = timed

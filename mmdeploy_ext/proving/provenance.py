@@ -1,6 +1,6 @@
 """Level 1 of metadata: was a file made from this config and checkpoint, and do its entries agree with them?
 
-Needs neither torch nor onnx.
+Its import needs neither torch nor onnx.
 """
 
 from __future__ import annotations

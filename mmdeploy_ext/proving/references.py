@@ -210,7 +210,8 @@ def zoomed_reference(
 
     Most objects are small and belong to the finer levels of a pyramid: a wrong last level does not show in
     them. Parts around objects are tried until an object is large enough for the last level; if none is, the
-    one with the largest object is returned. None if PyTorch finds no object in the traced picture.
+    one with the largest object is returned. None if PyTorch finds no object in the traced picture, or only
+    such as fill more than `LARGEST_OBJECT` of it.
 
     Args:
         deployment: config and checkpoint.

@@ -181,15 +181,19 @@ class DetectionRow:
     Attributes:
         image: name of the image.
         reference: number of detections of the reference at or above the score threshold.
-        matched: number of pairs of one class with IoU (or distance) and score difference within the bars.
-        missing: number of detections of the reference without a partner.
-        extra: number of detections of the candidate without a partner.
+        matched: number of those that have a partner of their class with IoU (or distance) and score
+            difference within the bars.
+        missing: number of those without any partner.
+        extra: number of detections of the candidate without a partner, of those that are above the score
+            threshold by the bar of scores or more.
         worst_iou: smallest IoU of a pair; 1.0 when there is none, also of tasks that match by distance.
         worst_score: largest score difference of a pair.
         passed: whether the results could be compared, nothing is missing, nothing extra, and all pairs are
-            within the bars.
-        reason: why it failed; empty when passed.
-        outside: number of pairs of one class whose IoU, distance or score difference is outside the bars.
+            within the bars. Below float32 it is True of all that could be compared if the share of matched
+            results of all cases passes, see `half_bars.accept_rate`.
+        reason: what is missing, extra or outside, or why it failed otherwise; '' if nothing is wrong.
+        outside: number of pairs of one class whose IoU, distance or score difference is outside the bars, of
+            those of which a result is above the threshold.
         worst_distance: largest distance of a pair, of tasks that match by distance (metres of boxes in 3D);
             None of those that match by IoU.
         broken: whether the results could not be compared at all, which fails: `reference` and `extra` are
@@ -296,7 +300,7 @@ class SequenceRow:
         reference: number of detections of the reference at or above the score threshold, of all frames.
         matched: number of those with a partner within the bars.
         missing: number of those without a partner.
-        extra: number of results of the candidate, at or above the score threshold, without a partner.
+        extra: as in `DetectionRow`, of all frames.
         outside: number of pairs outside the bars.
         match_rate: share of `matched` in the longer of both lists, `reference` or `matched` + `outside` +
             `extra`; below float32 `outside` counts as matched, too. None when there was nothing to match.

@@ -27,16 +27,18 @@ class TensorRow:
         max_abs: largest absolute difference, in the unit of the tensor; None if nothing could be compared, as
             are `max_rel`, `cosine`, `tolerance` and `norm_ratio` then.
         max_rel: the same over the largest absolute reference value of the group; None also for a reference of
-            zeros.
+            zeros that the candidate differs from.
         cosine: cosine of both tensors flattened.
-        tolerance: the absolute difference that is allowed here.
-        passed: whether it is finite, of the same shape and dtype, not empty, and within tolerance.
+        tolerance: the absolute difference that is allowed here; None also for a row that is judged by its
+            cosine, see `half_bars.py`.
+        passed: whether it is finite, of the same shape and dtype, not empty, within tolerance, and not all
+            zero unless the reference is.
         reason: why it failed; empty when passed.
         histogram: counts of log10(|difference| / scale) in bins of one decade from -12 to 0 (13 counts: the
             first one is "equal or below 1e-12").
         at: name of the frame of these figures, if a row stands for the worst of a sequence.
         norm_ratio: norm of the candidate's values over that of the reference's, which the cosine does not
-            see; None also for a reference of zeros.
+            see; None also for a reference of zeros that the candidate differs from.
     """
 
     tensor: str

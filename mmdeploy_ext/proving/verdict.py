@@ -100,7 +100,10 @@ class Verdict:
 
     @property
     def inputs(self) -> int:
-        """Number of inputs that both engines ran: pictures, sweeps, voxels, or frames of a drive."""
+        """Number of cases, which are inputs of both engines, or of the frames of a drive, if they are more.
+
+        A second run of an input that gave other outputs is a case of its own.
+        """
         return max([len(self.cases), *(row.frames for row in self.sequence)])
 
     @property
@@ -149,9 +152,9 @@ class Verdict:
         """Return the figures of all cases together.
 
         Counts are `inputs`, `sequence_frames`, `unseen_inputs` (that were not traced), `checks`, `tensors`
-        and `images`, and how many of these failed (`checks_failed` ...); of results `reference`, `matched`,
-        `missing`, `extra` and `ties`. `worst_rel`, `worst_iou` and `worst_score` are None if nothing was
-        compared; `histogram` is the sum of those of all tensors.
+        and `images`, and how many of the last three failed (`checks_failed` ...); of results `reference`,
+        `matched`, `missing`, `extra` and `ties`. `worst_rel`, `worst_iou` and `worst_score` are None if
+        nothing was compared; `histogram` is the sum of those of all tensors. Trials are not counted.
         """
         tensors = [row for case in self.cases for row in case.tensors]
         images = [row for case in self.cases for row in case.detections]

@@ -134,6 +134,7 @@ def image_files(source: str | Path, root: str | Path | None = None) -> list[Path
     Raises:
         ImageError: no such file, or a folder without an image.
         DataError: annotations without images, or whose images are missing.
+        UsageError: annotations that are missing or no JSON.
     """
     source = Path(source)
     if source.suffix.lower() != '.json':

@@ -81,8 +81,10 @@ class DenseQuantiser:
 
         Raises:
             DataError: there is no batch, or none the second time.
+            KeyError: a batch lacks an input of the network.
             UsageError: an unknown method or percentile.
             InferenceError: ONNX Runtime failed.
+            Mm2OnnxError: a temporary copy of the network cannot be written.
         """
         input_names = [value.name for value in self.graph.network.graph.input]
 
@@ -123,6 +125,8 @@ class DenseQuantiser:
             InferenceError: an activation of these layers is not finite. Others may be: RT-DETR's anchors at
                 the border of an image are infinite. 'minmax' finds infinite values alone and leaves NaN out
                 of the range; `Probe` finds NaN that reaches the outputs.
+            KeyError: there is no layer of a name.
+            ValueError: an activation has no range, as before `calibrate`.
         """
         from onnxruntime.quantization import QDQQuantizer, QuantType, TensorsData
         from onnxruntime.quantization.calibrate import CalibrationMethod
@@ -315,7 +319,7 @@ def quantise_again(
     `ranges` is tensor -> its smallest and largest value, `reduce_range` whether weights have 7 bits.
 
     Raises:
-        ModelFileError: see `DenseGraph`.
+        ModelFileError, UsageError: see `DenseGraph`.
         KeyError: the model lacks a layer.
         InferenceError: a range is not finite.
         ValueError: a range is missing.

@@ -40,7 +40,7 @@ class Layer:
     """The nodes that multiply with one weight; there are several if a head runs on several levels.
 
     Attributes:
-        name: name of the module, from the first node's name.
+        name: name of the module, from the first node's name, with apostrophes if layers before it have it.
         operator: Conv, Gemm ...
         nodes, outputs: names of the nodes, and of the tensors that they write.
         parameters: number of values of the weight.
@@ -63,8 +63,8 @@ class DenseGraph:
         layers: layers in file order.
         last: names of the layers that no layer follows, or whose values a top-k sorts: they compute logits,
             deltas, kernels, masks. A layer with two nodes, one of which follows the other, follows itself.
-        compared: those of `last` whose values can be compared one by one. Rows that follow a top-k inside the
-            network (RT-DETR's queries) are in an order that rounding changes.
+        compared: those of `last` whose values can be compared one by one, all of them if none can. Rows that
+            follow a top-k inside the network (RT-DETR's queries) are in an order that rounding changes.
 
     Args:
         model: float model, which stays as it is.

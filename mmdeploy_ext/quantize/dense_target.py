@@ -70,7 +70,7 @@ def find_target(model: str, output: str | None) -> Target:
     Raises:
         ModelFileError: a folder has neither the graph that its family quantises nor exactly one graph that
             takes pictures alone.
-        UsageError: the output is the input, or cannot be written.
+        UsageError: the output is the input, or a file for a folder of graphs, or cannot be written.
     """
     source = Path(model)
     if not source.is_dir():

@@ -159,7 +159,7 @@ def calibrate_sweeps(
         checkpoint_sha256: hash of the checkpoint for the file of ranges.
 
     Raises:
-        UsageError: an unknown method, a graph that is not folded.
+        UsageError: an unknown method or percentile, a graph that is not folded, weights that are not finite.
         DataError: no sweep; values that are not finite; an input that was 0 in all sweeps.
     """
     nodes = quantised(graph)

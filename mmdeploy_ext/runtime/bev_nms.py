@@ -1,4 +1,6 @@
-"""Non-maximum suppression of boxes seen from above, as mmdet3d does it. Rotated boxes need numba.
+"""Non-maximum suppression of boxes seen from above, as mmdet3d does it.
+
+The loops of rotated boxes are compiled by numba; without it they run in Python, which is slow.
 
 Glossary: n boxes in descending score order.
 """

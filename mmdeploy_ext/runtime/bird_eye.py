@@ -99,7 +99,7 @@ def bird_eye(
         classes: names by label.
         side: side of the picture, pixels.
         extent: metres from the ego to the edge.
-        forward: (2,) direction in the LiDAR frame that points up; nuScenes' y where None.
+        forward: (2,) direction of length 1 in the LiDAR frame that points up; None: nuScenes' y.
         points: (P, 3 or more) of the sweep, metres, drawn below the boxes, higher ones brighter.
     """
     canvas = np.full((side, side, 3), DARK, np.uint8)

@@ -62,6 +62,7 @@ class BoundGraph:
         """Run the graph from and into buffers by name.
 
         An input may be an array on the CPU, which is read in place; names that are no inputs are ignored.
+        InferenceError: ONNX Runtime failed.
         """
         self.binding.clear_binding_inputs()
         self.binding.clear_binding_outputs()
@@ -102,7 +103,7 @@ class FedGraph:
         return np.zeros(tensor.axes, tensor.dtype)
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
-        """Run the graph from and into buffers by name."""
+        """Run the graph from and into buffers by name; InferenceError: the engine failed."""
         start = time.perf_counter()
         computed = self.backend.infer({name: inputs[name] for name in self.spec.input_names})
         self.seconds += time.perf_counter() - start
@@ -116,7 +117,10 @@ def bound(backend: Backend) -> BoundGraph | FedGraph:
 
 
 def fill(buffer: Buffer, values: np.ndarray) -> int:
-    """Copy values into a buffer, cast to its type; return how many bytes that were."""
+    """Copy values into a buffer, cast to its type; return the number of bytes of the buffer.
+
+    An `OrtValue` has one of the types `ELEMENTS`; KeyError: it has another.
+    """
     if isinstance(buffer, np.ndarray):
         buffer[...] = np.reshape(values, buffer.shape)
         return buffer.nbytes

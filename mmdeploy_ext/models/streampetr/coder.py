@@ -45,8 +45,8 @@ def denormalize_bbox(normalized: Tensor, pc_range: list[float] | Tensor | None =
 class NMSFreeCoder(QueryBoxCoder, BaseBBoxCoder):
     """The best (query, class) pairs as boxes; codes are those of `normalize_bbox`.
 
-    Scores below `score_threshold` are dropped; None or 0 drops none. `pc_range` is kept for the head that
-    reads it.
+    Scores below `score_threshold` are dropped; None or 0 drops none. Boxes whose centre is outside of
+    `post_center_range` are dropped, too. `pc_range` is kept for the head that reads it.
     """
 
     def passing(self, scores: Tensor) -> Tensor:
@@ -62,6 +62,7 @@ class NMSFreeCoder(QueryBoxCoder, BaseBBoxCoder):
     def decode(self, preds_dicts: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """Return the `decode_single` of every sample, of the last decoder layer.
 
+        It is a dict of `bboxes` (n, 9), centre x, y, z first, `scores` (n,), best first, and `labels` (n,).
         `preds_dicts` has 'all_cls_scores' (L, B, Q, K), logits, and 'all_bbox_preds' (L, B, Q, 10).
         """
         last = zip(preds_dicts['all_cls_scores'][-1], preds_dicts['all_bbox_preds'][-1], strict=True)

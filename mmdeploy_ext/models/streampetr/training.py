@@ -197,7 +197,10 @@ def layer_losses(
 
 
 def classification_loss(head: nn.Module, scores: Tensor, labels: Tensor, positives: float) -> Tensor:
-    """Return the loss of logits (..., K) against labels (...), divided by max(positives, 1)."""
+    """Return the loss of logits (..., K) against labels (...), divided by max(positives, 1).
+
+    If the head has `sync_cls_avg_factor`, the ranks' mean of `positives` is taken.
+    """
     factor = scores.new_tensor(float(positives))
     if head.sync_cls_avg_factor:
         factor = reduce_mean(factor)

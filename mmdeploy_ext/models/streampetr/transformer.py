@@ -89,7 +89,10 @@ class PETRTemporalTransformer(DecoderTransformer):
     """A `DecoderTransformer` for tensors whose first axis is the batch."""
 
     def init_weights(self) -> None:
-        """Give every matrix Xavier-uniform weights, and its module zeros as bias, as mmdet's DETR does."""
+        """Give every `weight` of two axes or more Xavier-uniform values, and its module zeros as bias.
+
+        mmdet's DETR does the same.
+        """
         for module in self.modules():
             if isinstance(getattr(module, 'weight', None), Tensor) and module.weight.dim() > 1:
                 xavier_init(module, distribution='uniform')

@@ -191,8 +191,8 @@ def _subject_of_graph(
 def unseen(example: np.ndarray, seed: int) -> np.ndarray:
     """Return an input with the shape and dtype of a float `example`, not empty, and other values.
 
-    They are those of `example` plus noise (`JITTER`) that `seed` draws; if none of these is negative, their
-    absolute value.
+    They are those of `example` plus noise (`JITTER`) that `seed` draws; if `example` has no negative value,
+    the absolute values of these.
     """
     rng = np.random.default_rng([7, seed])
     spread = float(example.std()) or 1.0

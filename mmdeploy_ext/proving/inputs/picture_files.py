@@ -66,6 +66,8 @@ def portrait_size(edge: int | None) -> tuple[int, int]:
 def landscape_size(edge: int | None) -> tuple[int, int]:
     """Return (h, w) of a wide landscape whose resized height mmcv rounds down, and `ceil` up.
 
+    If no height gives one, it is `LANDSCAPE_HEIGHT`.
+
     Args:
         edge: pixels that the width is resized to; None: pictures are not resized to an edge.
     """

@@ -69,6 +69,10 @@ class Samples:
                 of the config's data set, or generated ones if that is missing.
             frames: number of frames or sweeps; None: `DEFAULT_FRAMES`.
             option: option that named the files, for messages.
+
+        Raises:
+            ImageError: a picture is missing or cannot be read.
+            UsageError: see `check_paths`.
         """
         takes_pictures = family.samples == 'images'
         self.paths = paths

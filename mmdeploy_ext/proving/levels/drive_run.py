@@ -142,6 +142,9 @@ class Modes:
             memory: the family's description of its memory.
             bars: the limits that the drive is judged by; None: the defaults of `DriveBars`.
             task: name of the module of `proving/tasks` that matches results.
+
+        Raises:
+            ValueError: another name of a mode.
         """
         if unknown := [mode for mode in candidates if mode not in MODES]:
             raise ValueError(f'mode {unknown[0]!r}: expected one of {", ".join(MODES)}')
@@ -250,7 +253,7 @@ class PairRun:
             before the first.
         tied: counts of ties, of the frames with one, of those that one affects, and of those after which a
             free candidate went on with the reference's memory.
-        pairing: which rows of the memory belong together; None for a memory without scores.
+        pairing: which rows of the memory belong together; None for a memory without scores and confidences.
         outputs: specs of the outputs that are no state.
         faults: what went wrong -> names of the frames.
         stopped: why the candidate runs no more; '' while it runs.

@@ -53,7 +53,7 @@ class FramesProof(ExportedProof):
         spec: outputs and state of all files together.
         reference: PyTorch's side, frame by frame.
         runner: the files on their engine, frame by frame.
-        clock: seconds of both sides, by the names in `engine_titles`.
+        clock: seconds of both sides, by the names in `engine_titles`; unused by a `DriveProof`.
         engine_titles: title of PyTorch, and of the engine, in the table of times.
     """
 
@@ -242,10 +242,11 @@ class SweepProof(FramesProof):
         self.verdict.cases += self.at_limits()
 
     def at_limits(self) -> Iterator[Case]:
-        """Yield cases of crowded, special and plain sweeps, of heads with other limits, and of a lower limit.
+        """Yield cases of crowded, special and plain sweeps, and, in float32, of the decoding and its limits.
 
-        Only the tensors of crowded sweeps are compared: they are unlike anything that a model was trained on,
-        so that all results may have the same score.
+        The latter are synthetic outputs, heads with other limits, and a lower limit. Only the tensors of
+        crowded sweeps are compared: they are unlike anything that a model was trained on, so that all results
+        may have the same score.
         """
         family, model, rule = self.deployment.family, self.deployment.model, self.deployment.rule
         for crowd in family.crowded_sweeps(rule, self.export_options):

@@ -175,7 +175,7 @@ class ImageProof(ExportedProof):
         return [*inputs, *trials]
 
     def more_inputs(self) -> Sequence[ProofInput]:
-        """Return ten more pictures if ties are a larger share of the results than the bar allows.
+        """Return up to ten more pictures if ties are a larger share of the results than the bar allows.
 
         Of the 500 results that five pictures have, one decision of a suppression is 0.4 %: too few results
         for a share. The bar is then applied to the results of all pictures.

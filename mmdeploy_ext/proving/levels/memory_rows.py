@@ -141,8 +141,8 @@ class RowPairing:
     description of its memory.
 
     Attributes:
-        rows: (n,) int64, the candidate's memory row for each of the reference; -1 for none; None while the
-            memories are equal.
+        rows: (n,) int64, the candidate's memory row for each of the reference; -1 for none; None at the
+            beginning, when the memories are equal.
     """
 
     def __init__(self, spec: MemorySpec) -> None:

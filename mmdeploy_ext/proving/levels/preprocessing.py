@@ -87,7 +87,8 @@ def compare_pictures(
             to make; None: inputs are not compared.
 
     Returns:
-        The result, and the pictures of the pipeline, those of `files` first; [] if something failed.
+        The result, and the pictures of the pipeline, those of `files` first; [] if the result has an error or
+        a difference.
     """
     options = metadata.options
     size = None if options['dynamic'] else (options['height'], options['width'])
@@ -207,7 +208,7 @@ def compare_moments(
 ) -> PreprocessingResult:
     """Compare samples prepared by the rule and by the data set class: frames or sweeps ("moments").
 
-    They are generated ones, and two of the data set that a proof runs on, if it runs on one.
+    They are generated ones, and up to two of the data set that a proof runs on, if it runs on one.
 
     Args:
         deployment: the config and checkpoint.

@@ -65,7 +65,7 @@ class Proof(abc.ABC):
         files: what `read` returned for each path.
         verdict: the results so far.
         pictures: samples with the results of both engines, to be drawn in the report, each a `Pair`.
-        timed: whether `conclude` runs both engines for their times.
+        timed: whether `conclude` puts the times of both engines into the verdict, see `timing`.
     """
 
     unit: ClassVar[str] = 'input'

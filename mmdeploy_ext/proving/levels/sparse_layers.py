@@ -197,7 +197,7 @@ class DialectRunner:
 
 
 class PortableRunner:
-    """A portable file on ONNX Runtime, with the attributes of `DialectRunner`.
+    """A portable file on ONNX Runtime; `title`, `timed`, `failure` and `rtol` are as in `DialectRunner`.
 
     A second session has the outputs of the file's convolutions, as far as the file has tensors of their
     names, as further outputs. The dense map comes from the first session: ONNX Runtime cannot fuse such

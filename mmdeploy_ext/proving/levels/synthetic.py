@@ -36,7 +36,8 @@ def limit_between(detections: Detections3D, groups: np.ndarray) -> int:
         groups: (n,) group of each result; the limit holds for each group.
 
     Returns:
-        The limit; 0 if no cut has a gap of at least `MIN_GAP`.
+        The limit, that of the widest gap, at least a quarter of the largest group; 0 if no gap is above
+        `MIN_GAP`.
     """
     ordered = [-np.sort(-detections.scores[groups == group]) for group in np.unique(groups)]
     longest = max(map(len, ordered), default=0)

@@ -129,7 +129,7 @@ def read_call(
         file_inputs: names of the file's inputs.
 
     Raises:
-        UsageError: a name that neither the module nor the file has, or arguments that do not fit.
+        UsageError: a name that neither the module nor the file has, arguments that do not fit, or no tensor.
     """
     signature = inspect.signature(forward_of(module))
     args, kwargs = _arguments(signature, module, sample, title, file_inputs)

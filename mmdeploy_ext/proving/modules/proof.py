@@ -114,7 +114,8 @@ def prove_module(
             output has the tolerance `rtol`.
         rtol: allowed difference, 0 or more and below 1, relative to the largest value of an output in the
             reference on this input; a tenth of it, relative to its largest value on any sample, is allowed,
-            too. With a `spec` it decides alone whether the module repeats its results.
+            too. With a `spec` it decides only whether the module repeats its results, and which `rows` are
+            the same.
         state: input of the file -> output of the file that is its value in the next frame; None: no state.
         rows: outputs whose rows (first axis) belong together and may come in any order, such as boxes, scores
             and labels.
@@ -126,7 +127,8 @@ def prove_module(
         The verdict: `proven`, `title` ('PROVEN', 'PROVEN ON N INPUTS', 'NOT PROVEN') and `to_json()`.
 
     Raises:
-        UsageError: samples or names that do not fit the module or the file; a tolerance out of range.
+        UsageError: samples or names that do not fit the module or the file; a tolerance out of range; a
+            module in training mode, or one that raises or returns no tensor on a sample.
         ModelFileError: the file is missing, damaged, or nothing that ONNX Runtime loads.
     """
     proof = ModuleProof(module, str(path), list(inputs), spec, rtol, dict(state or {}), tuple(rows), seed)

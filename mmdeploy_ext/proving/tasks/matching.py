@@ -109,8 +109,8 @@ def match_lists(
 
     A list that was cut off at `capacity` may have swapped results of equal score at the cut. If both lists
     are exactly that long, results without a partner whose score is within `score_bar` of the last one of
-    their list, on both sides, are ties: neither missing nor extra. Without `capacity` no tie at a cut is
-    excused.
+    their list are ties, as many on either side: neither missing nor extra. Without `capacity` no tie at a
+    cut is excused.
 
     Results of lower scores are only counted (`low`, `low_alone`); `totals` judges them together.
 
@@ -130,7 +130,8 @@ def match_lists(
             at the cut is excused only if the candidate's result is in that list, too.
         near_ties: returns the reference's lists of runs with other rounding, see `near_ties.py`. A result
             without a partner is excused if one of these lists lacks (of the reference) or has it (of the
-            candidate). None: no such result is excused.
+            candidate), unless too many have none (`ALLOWED_UNPAIRED`, `MAX_UNPAIRED_SHARE`). None: no such
+            result is excused.
         bars: further keyword arguments of `pair_by`.
 
     Returns:
