@@ -135,7 +135,8 @@ class FusionRule(JsonDataclass):
     def from_json(cls, content: Mapping[str, Any]) -> FusionRule:
         """Rebuild a rule from `to_json`, also after JSON text has made a list of the tuple.
 
-        `content['kind']` is not read, see `contract.metadata.rule_from_json`. KeyError: a field is missing.
+        `content['kind']` is not read, see `contract.metadata.rule_from_json`. KeyError: a field is missing;
+        TypeError: one of `views` or `voxels` is missing or unknown.
         """
         views, voxels = content['views'], content['voxels']
         pictures = MultiViewRule if views and 'kind' in views else PreprocessRule

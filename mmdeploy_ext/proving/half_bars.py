@@ -68,7 +68,8 @@ class HalfBars:
     def judge(self, rows: Sequence[TensorRow]) -> list[TensorRow]:
         """Judge rows that could be compared by `out_of_bars` instead of by a tolerance.
 
-        Indices have no cosine: a row of whole numbers keeps its own verdict (see `compare_tensors`).
+        Indices have no cosine: a row with the tolerance 0, as of whole numbers, keeps its own verdict (see
+        `compare_tensors`).
         """
         judged = []
         for row in rows:

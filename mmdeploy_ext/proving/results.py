@@ -242,7 +242,10 @@ class Case:
 
     @property
     def passed(self) -> bool:
-        """Whether every row passed; a case has some: outputs that cannot be compared have one that fails."""
+        """Whether every row passed; True of a case without rows, such as one whose outputs are all empty.
+
+        Outputs that cannot be compared have a row that fails.
+        """
         return all(row.passed for row in (*self.tensors, *self.detections))
 
     @property

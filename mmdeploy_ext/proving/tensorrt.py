@@ -41,7 +41,7 @@ def compare(engine: str, source: str, seed: int = 0) -> list[TensorRow]:
         seed: seed of the feeds.
 
     Raises:
-        ModelFileError: the engine was built from another file, or it or its record is missing or damaged.
+        ModelFileError: the engine was built from another file, or a file or the record is missing or damaged.
         EngineError: there is no GPU, or the engine is for another GPU or version.
         InferenceError: the engine failed.
     """

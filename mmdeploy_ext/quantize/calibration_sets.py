@@ -44,7 +44,7 @@ class CalibrationSet:
 
     Attributes:
         items: the file of an image, the files of a frame of all cameras, or what `feeds` takes otherwise.
-        feeds: turns an item into input name -> array; ImageError: an image cannot be read.
+        feeds: turns an item into input name -> array; ImageError, DataError: a file cannot be read.
         title: name of the items for reports.
         heads: whether the graph ends in heads, whose last layers stay float.
     """
@@ -82,6 +82,7 @@ def calibration_set(
         ModelFileError: the model takes none of these, or a graph of the export is missing.
         ImageError: no such source, or no picture in it.
         DataError: nothing in it that the model takes, or files that it names are missing.
+        UsageError: annotations that are missing or no JSON.
     """
     if metadata.form == quantised_graph(metadata.family):
         model = runtime_of(metadata.family).OPENS(path.parent)

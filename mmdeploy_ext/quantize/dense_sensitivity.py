@@ -34,7 +34,7 @@ class OpenVinoRunner:
     def __init__(self, model: onnx.ModelProto, names: Sequence[str], threads: int) -> None:
         """Compile the network; `names` are the outputs that `run` returns, 0 `threads` are OpenVINO's choice.
 
-        ModelFileError: OpenVINO cannot compile it.
+        ModelFileError: OpenVINO cannot compile it. EngineError: it is not installed.
         """
         require_openvino('openvino nncf')
         try:

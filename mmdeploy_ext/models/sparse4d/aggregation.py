@@ -129,6 +129,7 @@ class DeformableFeatureAggregation(BaseModule):
     def project(points: Tensor, projection: Tensor, image_wh: Tensor) -> Tensor:
         """Return where points are in the pictures (B, N, A, P, 2): x and y in shares of width and height.
 
+        `aggregate` leaves out those that are not between 0 and 1, as of points beside or behind a camera.
         `points` are (B, A, P, 3) in the LiDAR frame, m; `projection` and `image_wh` are those of `forward`.
         """
         homogeneous = torch.cat([points, torch.ones_like(points[..., :1])], -1)

@@ -145,8 +145,9 @@ class Petr3D(MVXTwoStageDetector):
         return self.simple_test(img_metas[0], img=img, **single)
 
     def simple_test(self, img_metas: list[dict], img: Tensor, **data: Tensor) -> list[dict]:
-        """Detect in one frame (B = 1): return a list of one dict, `pts_bbox` -> boxes, scores and labels.
+        """Detect in one frame (B = 1): return a list of one dict, `pts_bbox` -> a dict on the CPU.
 
+        It has `boxes_3d` of the type in the metas, `scores_3d` and `labels_3d`, see `get_bboxes` of the head.
         `img` is (N, 3, H, W) or (1, N, 3, H, W), normalised; `data` are further tensors of the sample.
         """
         img = img.unsqueeze(0) if img.dim() == 4 else img

@@ -69,6 +69,7 @@ class ConfigPipeline:
                 those of the config.
 
         Raises:
+            KeyError: the config has no test pipeline.
             Exception: whatever mmdet raises about a step.
         """
         steps = [copy.deepcopy(dict(step)) for step in test_steps(cfg)]

@@ -32,12 +32,13 @@ class InputSizes:
     """Sizes (H, W) of a dynamic graph's inputs, pixels.
 
     Attributes:
-        landscape: small, H an odd multiple of `step`, W larger.
-        portrait: small, H larger than W and an odd multiple of `step`; an even one where the aligned
-            `unaligned` is a square.
+        landscape: about as large as `unaligned`, H an odd multiple of `step`, W larger.
+        portrait: about as large as `unaligned`, H larger than W and an odd multiple of `step`; an even one
+            where the aligned `unaligned` is a square.
         wide: W more than twice H, over `LONG` and over the traced W.
         tall: H more than twice W, over `LONG` and over the traced H.
-        unaligned: small, no multiple of `STRIDE`; the size before padding.
+        unaligned: the size before padding, rarely a multiple of `STRIDE`; smaller than the traced one, or, if
+            the graph takes none so small, larger.
         fine: about the same size, which is not padded, if the graph takes it, else None.
         larger: than the traced size on both sides, or None, see `LARGEST`.
         step: px; `unaligned` is padded to multiples of it. It is the least common multiple of `STRIDE` and of

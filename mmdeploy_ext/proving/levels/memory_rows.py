@@ -120,7 +120,7 @@ class Followed:
         queries: (Q,) index of the candidate's query for each of the reference's, -1 for none; None: equal
             indices belong together.
         rows: (n,) the same of the memory's rows.
-        ties: number of new rows that differ because of a tie.
+        ties: number of new rows that differ because of a tie; of an `InstancePairing` also of queries.
         fault: why rows differ by more than a tie, or ''.
         parted: whether the memories held the same rows before this frame, in any order, and do not after it,
             because of scores that differ by no more than the bar of ties, without any allowance for errors.

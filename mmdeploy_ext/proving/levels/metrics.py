@@ -129,6 +129,9 @@ def keep_metrics(
     Returns:
         False when a metric differs from PyTorch's by more than the bar, or when no metric has a value to
         compare. True when there is nothing of PyTorch's to compare with, or only that of another run.
+
+    Raises:
+        UsageError: the file of PyTorch's metrics cannot be read, or is no JSON.
     """
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     target, reference_path = folder / BACKENDS[kind].metrics, folder / BACKENDS['TorchBackend'].metrics
