@@ -71,6 +71,11 @@ def proposal_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(f'rpn_{kind}_{level}' for kind in output_kinds(model.rpn_head) for level in levels)
 
 
+def network_inputs(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the inputs of the network; a Cascade RPN clips its anchors to the images."""
+    return ('input', 'img_shape') if proposes(model) and is_staged(model.rpn_head) else ('input',)
+
+
 class TwoStageNetwork(nn.Module):
     """Backbone, neck and the head of proposals behind flat tensors."""
 
@@ -276,11 +281,13 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
     folded = fuse(model) if fold else model
     network = TwoStageNetwork(folded)
     form = TwoStageFullForm(folded, options.get('max_proposals', 0), options.get('max_candidates', 0))
-    first = ('input', 'img_shape') if proposes(model) and is_staged(model.rpn_head) else ('input',)
     inputs = ('input', 'img_shape', 'scale_factor')
     inputs += network.names if proposes(model) else (PROPOSALS, *network.names)
     outputs = tuple(spec(model, options).output_names)
-    chain = [Stage('network', network, first, network.names), Stage('regions', form, inputs, outputs)]
+    chain = [
+        Stage('network', network, network_inputs(model), network.names),
+        Stage('regions', form, inputs, outputs),
+    ]
     return with_pasting(chain, options, threshold(result_cfg(model))) if has_masks(model) else chain
 
 

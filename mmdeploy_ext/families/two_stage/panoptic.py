@@ -191,7 +191,7 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
     folded = fuse(model) if fold else model
     network, regions = PanopticNetwork(folded), graphs.TwoStageFullForm(folded)
     inputs = ('input', 'img_shape', 'scale_factor', *network.names[:-1])
-    first = Stage('network', network, ('input',), network.names)
+    first = Stage('network', network, graphs.network_inputs(model), network.names)
     if options.form == 'raw':
         return [first, Stage('regions', regions, inputs, ('dets', 'labels', 'masks'))]
     outputs = ('dets', 'labels', 'box_masks')

@@ -21,7 +21,7 @@ from mmdeploy_ext.proving.tasks.panoptic import match_detections
 from mmdeploy_ext.runtime.panoptic import fuse_instances
 from planting import altered
 from toy_two_stage import family_of, images, options_of, run_stages, seeded, toy
-from two_stage_parts import cascade
+from two_stage_parts import cascade, staged
 
 FAMILY, CLASSES = family_of('panoptic'), 11
 ORIGINAL = (150, 210)
@@ -188,6 +188,17 @@ def test_what_cannot_be_fused_is_refused_by_name():
     cfg = copy.deepcopy(toy('panoptic'))
     cfg.model.test_cfg.panoptic.mask_overlap = 0  # as good as 0.0
     FAMILY.check(cfg, options_of('panoptic'))
+
+
+def test_a_cascade_of_proposals_clips_its_anchors_to_the_image():
+    cfg = copy.deepcopy(toy('panoptic'))
+    other = copy.deepcopy(cfg.model)
+    staged(other)
+    cfg.model.rpn_head, cfg.model.train_cfg = other.rpn_head, None
+    model, options = FAMILY.build(cfg), options_of('panoptic', size=(64, 64))
+    feeds = dict(input=np.zeros((1, 3, 64, 64), np.float32), img_shape=np.float32([[48, 56]]))
+    anchors = run_stages(FAMILY.stages(model, options)[:1], feeds)['rpn_prior_0']
+    assert anchors.min() == 0 and anchors[..., 2].max() == 56 and anchors[..., 3].max() == 48
 
 
 def test_instances_of_the_same_score_are_laid_the_other_way_round_and_no_others():
