@@ -30,7 +30,7 @@ from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 
 CACHED_EXPORTS = 4
-"""Exported graphs that a `Deployment` keeps: as many as the model with the most graphs has."""
+"""Exported graphs that a `Deployment` keeps: as many as the portable contract has of any model."""
 
 
 @dataclasses.dataclass
@@ -85,7 +85,7 @@ class Deployment:
 
         The graph must not be changed afterwards. `key` is (name of the graph, options of the export). Older
         exports than the last `CACHED_EXPORTS` are dropped: of the six graphs of CUDA-BEVFusion the first two,
-        which a proof makes again; no portable contract has more than four.
+        which a proof makes again.
         """
         self.exports[key] = model
         while len(self.exports) > CACHED_EXPORTS:

@@ -16,7 +16,7 @@ CELLS = 17
 """Three of so many cells are changed, each in another way."""
 LOGIT_RANGE, HIGHEST = 8.0, 2.0
 """Logits within plus or minus the first differ by up to 0.8 in the first and the last cell; the second is
-added to the highest one, which becomes a score of 0.83 to 0.92."""
+added to the highest one of several channels, which becomes a score of 0.83 to 0.92."""
 FACTOR, SHIFT = 8.0, 5.0
 """Factor of outputs in some cells, and sum that is added in others."""
 LARGEST = 1000 / 16

@@ -5,8 +5,8 @@ import numpy as np
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 MIDDLE, SKEW = 0.1, 0.02
-"""Largest distance of the middle of a generated camera from that of the picture, over its sides, and largest
-skew, over the focal length."""
+"""Largest distance of the middle of a generated camera from that of the picture, over half of its sides, and
+largest skew, over the focal length."""
 
 
 def numbers_of_pixels(image: PreparedImage) -> np.random.Generator:
@@ -23,8 +23,6 @@ def drawn_intrinsics(
     stretch_range: tuple[float, float],
 ) -> np.ndarray:
     """Return the intrinsics (4, 4) float64 of a camera, which `numbers` decide.
-
-    Its middle is up to `MIDDLE` times half a side of the picture away from that of the picture.
 
     Args:
         numbers: random numbers.

@@ -1,7 +1,4 @@
-"""Options that several families declare, and schemas of facts that several of them have.
-
-`BOX_FACTS` is the schema of the result of `box_facts` of a family derived from `QueryBoxes`.
-"""
+"""Options that several families declare, and schemas of facts that several of them have."""
 
 import dataclasses
 import functools
@@ -40,7 +37,7 @@ clockwise; length, width, height and yaw from x counter-clockwise."""
 AUTOWARE = 'autoware'
 """Choice of `--contract`: the files that a node of Autoware loads."""
 BOX_FACTS = dict(max_num=COUNT, post_center_range=RANGE, score_threshold=maybe(number()), num_classes=COUNT)
-"""Schema of `CameraQueryFamily.box_facts`."""
+"""Schema of the result of `QueryBoxes.box_facts`."""
 STREAM_GROUP = 'multi-camera models (StreamPETR)'
 """Heading of these options in the help text."""
 STREAM_CONTRACT = dataclasses.replace(

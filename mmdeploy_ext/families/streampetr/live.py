@@ -50,10 +50,7 @@ DETECTOR_METHODS = (
 )
 """The same of the detector."""
 CODER_METHODS = ('decode', 'decode_single')
-"""Methods of a user's head, detector and box coder whose results the graphs compute by other code.
-
-`check_parts` requires those of the head.
-"""
+"""The same of the box coder. Of a user's model `check_parts` requires those of the head alone."""
 FOLLOWED: Followed = (
     (StreamPETRHead, ('forward', 'reset_memory', 'embed_positions', '_state', '_outputs', 'get_bboxes')),
     (Petr3D, ('forward', 'forward_test', 'simple_test', 'run_frame')),
