@@ -314,7 +314,7 @@ def _check_pillars(filename: str, model: Mapping[str, Any]) -> None:
 
 
 def check_points_loaded(cfg: Any) -> None:
-    """Refuse (ConfigError) a test pipeline with points of another width than the model's, or that is none."""
+    """Refuse (ConfigError) a test pipeline whose points have another width than the model takes, or none."""
     key, in_channels = points_width(cfg.model)
     loaders = [step for step in test_pipeline(cfg) if step.get('type') in COLUMNS]
     if not loaders:

@@ -120,7 +120,7 @@ def _focal(matrices: np.ndarray, camera: int, factor: float) -> np.ndarray:
 
 
 def changed_drive(frame: Frame) -> Iterator[Frame]:
-    """Yield frames of one drive: as it is, each with one more change of its rig, and one with empty pictures.
+    """Yield frames of one drive: as it is, each with one more change of its rig, and one of a single colour.
 
     A frame differs from the one before it in one thing alone, so that a cache of the last rig has to compare
     all of it.

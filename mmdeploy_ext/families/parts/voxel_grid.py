@@ -13,7 +13,8 @@ def rule_of_layer(layer: Mapping[str, Any], channels: int, order: str) -> VoxelR
 
     `order` is the order of axes in the coordinates of voxels, 'xyz' or 'zyx'. Of two limits of voxels the
     second one counts, that of tests; without any it is 20,000, mmcv's default. If a limit is -1 the mode is
-    'dynamic': voxels have all their points, and there are as many as there are.
+    'dynamic': voxels have all their points, and there are as many as there are. ConfigError: the numbers are
+    those of no rule.
     """
     max_voxels, max_points = layer.get('max_voxels', 20000), int(layer['max_num_points'])
     max_voxels = int(max_voxels[1] if isinstance(max_voxels, list | tuple) else max_voxels)

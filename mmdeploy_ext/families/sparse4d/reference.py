@@ -129,7 +129,7 @@ class Sparse4DReference:
         was empty, or the bank left it out after a gap, with the memory still there.
 
         Raises:
-            ShapeError or DataError: of `frame_checks`, before anything is run.
+            DataError: an invalid pose or time, before anything is run.
         """
         self._points = BorderPoints()
         return self._run(frame, self._points)

@@ -55,7 +55,8 @@ class StreamPetrReference(CameraReference):
         The outputs are tensors that the model taps: `all_cls_scores`, `all_bbox_preds`, `outs_dec`, and the
         memory after the frame, `post_memory_` and a name of `FIELDS`, as `state` has it.
 
-        An invalid calibration, pose or time raises the same DataError as of `StreamPetrOnnx`.
+        An invalid calibration, pose or time raises the same DataError as of `StreamPetrOnnx`; a time before
+        that of the last frame raises none here.
         """
         frame_checks.check_calibration(Calibration(frame.lidar2img, frame.intrinsics), len(frame.images))
         frame_checks.check_pose(frame.ego_pose)
