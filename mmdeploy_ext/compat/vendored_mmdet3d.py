@@ -32,7 +32,7 @@ COMPILED = (
 """Last names of mmdet3d 0.x's extension modules; those that `MODULES` lacks can be imported, not called."""
 
 executed_operators: dict[str, None] = {}
-"""Operators of `MODULES` that were called in this process, by the first call: 'voxel_layer.hard_voxelize'.
+"""Operators of `MODULES` that ran in this process, in order, such as 'voxel_layer.hard_voxelize'.
 
 A report names them, as their results are those of PyTorch and not of the extension.
 """
@@ -42,7 +42,8 @@ class OperatorModule(ModuleType):
     """An extension module whose functions are those of `MODULES`, which are made for tensors on the CPU.
 
     Every name that has no two leading underscores is a function, since `from module import name` happens at
-    import; one that `MODULES` lacks raises NotImplementedError when it is called.
+    import; one that `MODULES` lacks raises NotImplementedError when it is called. The first call of another
+    puts it at the end of `executed_operators`, before it runs.
     """
 
     __path__: tuple[str, ...] = ()

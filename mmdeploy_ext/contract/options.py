@@ -2,7 +2,8 @@
 
 Argument parsers, keys of `backend_config`, metadata of files and the commands that export again derive from
 these declarations. A family lists in its `options` those that it has; options that only one family has are
-registered with it, see `registry.py`. Needs neither torch nor mmcv.
+registered with it, see `registry.py`. Sparse backbones have those of `SPARSE` alone. Needs neither torch nor
+mmcv.
 """
 
 from __future__ import annotations
@@ -402,7 +403,7 @@ MAX_PROPOSALS = dataclasses.replace(
 LIMITS = (MAX_CANDIDATES.name, MAX_PROPOSALS.name)
 """Limits of the candidates of a suppression; an output of the graph counts all candidates."""
 DRIVE = (PRECISION, FP16_IO, OPSET, EXPORTER, SIMPLIFY, KEEP_FP32)
-"""What every family of detectors in frames or sweeps has."""
+"""What every family of frames or sweeps has."""
 
 CONTRACT = Option(
     'contract', '', 'which files are written, and what they take', key='contract', stated=True,
