@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     --list 0, and nothing is proven. UsageError: numbers that are out of range, or no config is left.
     """
     for name in ('height', 'width', 'timeout', 'memory', 'sweeps'):
-        if getattr(args, name) <= 0:
+        if not 0 < getattr(args, name) < math.inf:
             raise UsageError(f'--{name} {getattr(args, name)}: expected more than 0')
     if args.jobs < 0:
         raise UsageError(f'--jobs {args.jobs}: expected 0 (one per core) or more')

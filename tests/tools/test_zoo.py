@@ -559,6 +559,12 @@ def test_shards_have_every_config_once_and_the_same_models_together(capsys):
         assert 'expected K/N' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('words', [['--memory', 'nan'], ['--memory', 'inf'], ['--height', '0']])
+def test_limits_and_sizes_are_finite_numbers_above_zero(words, tmp_path, capsys):
+    assert zoo_app.main([*words, '--out', str(tmp_path)]) == 2
+    assert 'expected more than 0' in capsys.readouterr().err
+
+
 def test_a_run_that_was_stopped_leaves_alone_what_is_done_until_the_code_changes(tmp_path, monkeypatch):
     (config,) = configs.read_configs(configs.config_files(['ssd/ssd300_coco.py']))
     same = dataclasses.replace(config, name='same.py')
