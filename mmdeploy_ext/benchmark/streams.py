@@ -126,7 +126,8 @@ class StreamBenchmark(Benchmark):
     def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
         """Compile a copy of the model by `torch.compile` and return a function that runs it on a sample.
 
-        It is compiled on two samples, the first without a memory, the second with one.
+        It is compiled on two samples, the first without a memory, the second with one. Until the stack
+        closes, the methods of the copy that the family names are timed. EngineError: it cannot be compiled.
         """
         family, model = self.deployment.family, compiled.compiled(self.deployment.model)
         stepper = family.reference(model)

@@ -70,8 +70,9 @@ def replaced_folder(
         patience_s: seconds to wait for another process; 0 to try once.
 
     Raises:
-        UsageError: `check_replaceable` refuses the folder, a folder in it that is to be kept cannot be moved,
-            or another process is writing it for more than `patience_s`.
+        UsageError: the folder is a file, the working folder, a mount point or cannot be written, a folder in
+            it that is to be kept cannot be moved, or another process is writing it for more than
+            `patience_s`.
         Mm2OnnxError: an OSError, here or in the body; `target` is as it was before, unless the message says
             where what could not be moved is. Other exceptions of the body go through.
     """
