@@ -102,8 +102,8 @@ class SteppedModel:
         """Cut the model, and open a session for each step of ONNX Runtime.
 
         Args:
-            model: operators outside of ONNX's domains have one output, float32. Inputs with a default become
-                constants.
+            model: operators of another domain than ONNX's own, calls of local functions, too, have one output
+                that counts, float32 if no type is stated. Inputs with a default become constants.
             kernels: `op_type` of such an operator, whatever its domain -> its kernel.
             optimization: level of optimisation of the sessions, see `graph.run.Runner`; another text is a
                 KeyError.

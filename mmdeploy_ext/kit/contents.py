@@ -307,7 +307,7 @@ class ChainedFrame:
         reset: whether the memory is emptied before the frame: then its inputs are those of the case.
         scene: scene of the frame; frames of another scene follow a reset.
         timestamp_s: seconds, absolute.
-        ego_pose: (4, 4) LiDAR frame to global frame, as lists; None of a model without a memory.
+        ego_pose: (4, 4) LiDAR frame to global frame, as lists; None if the last file gives no memory.
     """
 
     name: str

@@ -37,7 +37,7 @@ class Site:
         line: its number, from 1 on.
         function: name of the function that it is in; '' if it is not known.
         code: its text without indentation; '' if the file cannot be read.
-        library: whether the file belongs to an installed package.
+        library: whether the file is in a folder site-packages or dist-packages, where packages are installed.
         via: for a line in a library, the innermost line outside of libraries that led there; None if there
             is none, or if no function on the way is called `forward`.
         waiting: what uses the value of the call: 'branch' (the condition of an `if`, or what a `match`

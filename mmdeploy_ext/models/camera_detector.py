@@ -21,7 +21,7 @@ class CameraDetector(MVXTwoStageDetector):
     """Backbone, neck and head of cameras.
 
     Args:
-        use_grid_mask: of training.
+        use_grid_mask: of training, not used.
         modules: backbone, neck and head, as mmdet3d's detectors take them.
     """
 

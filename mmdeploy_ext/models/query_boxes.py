@@ -1,6 +1,7 @@
 """From decoder outputs of queries to boxes, without NMS: the branches of a head, and its coder.
 
-BEVFormer and PETR share them, StreamPETR the coder.
+BEVFormer and PETR share them, StreamPETR the coder; PETR and StreamPETR have thresholds of their own, and
+StreamPETR other codes.
 
 Source: fundamentalvision/BEVFormer 66b65f3 and megvii-research/PETR f7525f9,
 `core/bbox/coders/nms_free_coder.py`, `core/bbox/util.py`.

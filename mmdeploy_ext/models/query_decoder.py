@@ -1,5 +1,7 @@
 """Parts of decoders over image tokens that PETR and StreamPETR share: attentions, layers, and these in turn.
 
+BEVFormer's encoder has the layer, too.
+
 Source: exiawsh/StreamPETR 95f6470 and megvii-research/PETR f7525f9, `models/utils/petr_transformer.py`;
 parameter names are the checkpoints'. Differs in: the attention is mmcv's, which has the same parameters
 (`attn.in_proj_weight`, ...) and computes the same; there is no half-precision path and no CUDA kernel.

@@ -83,7 +83,8 @@ class InfiniteGroupEachSampleInBatchSampler(Sampler):
     Position p of all P = samples_per_gpu * num_replicas takes sequences p, p + P, p + 2P, ... of an endless
     chain of seeded permutations of the sequences, so no two positions share a sequence of one permutation.
     `num_replicas` is the number of ranks, `rank` this one. The data set's `flag` (frames,) is the sequence of
-    each frame; the seed is the same on all ranks, None is 0.
+    each frame; the seed is the same on all ranks, None is 0. Its length is the number of the data set's
+    frames, whatever the size of a batch.
 
     Source: exiawsh/StreamPETR 95f6470, datasets/samplers/group_sampler.py.
     """
