@@ -1,10 +1,10 @@
 """The models of this package by the type in a config, registered only if no other code registers the type.
 
 Research repositories register many of the same types: StreamPETR 23 of them, Far3D 19. Their classes are the
-user's, and ours are for configs without such code. So importing a model of this package registers nothing:
-`core.config.load_config` calls `register_named` when the plugin of a config has been imported, and importing
-`mmdeploy_ext.models.mmdet` or `.mmdet3d` registers all types that are free, for programs that read a config
-by mmcv alone.
+user's, and ours are for configs without such code. So importing a model of this package registers nothing in
+OpenMMLab's registries: `core.config.load_config` calls `register_named` when the plugin of a config has been
+imported, and importing `mmdeploy_ext.models.mmdet` or `.mmdet3d` registers all types that are free, for
+programs that read a config by mmcv alone.
 """
 
 import contextlib

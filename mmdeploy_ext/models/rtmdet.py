@@ -201,7 +201,7 @@ class CSPNeXt(BaseModule):
         return tuple(maps)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode; frozen stages stay as they are, and normalisation with `norm_eval`."""
+        """Set the mode; frozen stages, and normalisation with `norm_eval`, stay in evaluation mode."""
         super().train(mode)
         for name in self.layers[: self.frozen_stages + 1]:
             stage = getattr(self, name).eval()

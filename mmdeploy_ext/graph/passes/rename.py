@@ -31,7 +31,8 @@ def rename(
       place of a '/' at their beginning; names that begin with it already are left alone, and so are nodes
       without a name.
     - `fill` gives nodes without a name one: operator and position, e.g. 'Conv_12'.
-    Does not fire on an old name that is gone while the new one is there: a second run changes nothing.
+    Does not fire on an old name that is gone while the new one is there: a second run changes nothing, unless
+    a new name is an old one, too.
     Metadata of this project is dropped if an input, with a default or not, or an output gets another name.
     Tensors that only a body has get no other name than one with the prefix; functions keep their names. The
     model itself stays as it is.
