@@ -34,6 +34,7 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     Raises:
         DataError: nothing there, or it cannot be read without running code in it.
+        UsageError: the manifest of a dump is no JSON.
     """
     path = Path(path)
     if path.is_dir():

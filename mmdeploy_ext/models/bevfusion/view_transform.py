@@ -125,7 +125,10 @@ class ViewTransform(nn.Module):
         return first, points // depths * pixels + points % pixels, *further_tables
 
     def pool_by_tables(self, weights: Tensor, features: Tensor, tables: Sequence[Tensor]) -> Tensor:
-        """Return the sums of `pool` for one sample, (1, C, X, Y), by gathers alone; see `pool_tables`."""
+        """Return the sums of `pool` for one sample, (1, C, X, Y), by gathers alone; see `pool_tables`.
+
+        They are added in another order, and so differ by rounding.
+        """
         first, pixels, second, third, slots = tables
         factors = torch.nn.functional.pad(weights.flatten(), (1, 0))[first]
         rows = features.permute(0, 2, 3, 1).reshape(-1, self.C)[pixels]
