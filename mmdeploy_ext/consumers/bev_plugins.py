@@ -152,7 +152,7 @@ class PluginBackend(Backend):
         Raises:
             ModelFileError: the file is missing, has no metadata of mm2onnx, has an operator of another domain
                 that is no plug-in, or is one that ONNX Runtime cannot load.
-            KeyError: no such level of optimisation.
+            ConfigError: no such level of optimisation.
         """
         import onnx
 

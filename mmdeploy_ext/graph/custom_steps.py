@@ -105,13 +105,13 @@ class SteppedModel:
             model: operators of another domain than ONNX's own, calls of local functions, too, have one output
                 that counts, float32 if no type is stated. Inputs with a default become constants.
             kernels: `op_type` of such an operator, whatever its domain -> its kernel.
-            optimization: level of optimisation of the sessions, see `graph.run.Runner`; another text is a
-                KeyError.
+            optimization: level of optimisation of the sessions, see `graph.run.Runner`.
             threads: number of threads of the sessions; 0 leaves the choice to ONNX Runtime.
 
         Raises:
             ModelFileError: an operator has no kernel, ONNX Runtime cannot load a step, the type of a tensor
                 between two steps cannot be inferred, or two nodes write one tensor.
+            ConfigError: no such optimisation.
         """
         index = Index(model)
         custom_nodes = [

@@ -25,6 +25,8 @@ OPERATORS = (
     'QLinearConv',
 )
 """Operators that are counted."""
+BIAS_PLACES = {'ConvInteger': 4, 'DeformConv': 3, 'QLinearConv': 8}
+"""Operator -> place of its bias, if that is not the third input; ConvInteger has none, and four inputs."""
 
 
 def count(
@@ -33,8 +35,7 @@ def count(
     """Return position of a node -> its FLOPs, of the nodes of the main graph whose operator is counted.
 
     The value is None if shapes are open, and for an Einsum with an ellipsis. A bias counts one FLOP per
-    output element, that of QLinearConv nothing, and the zero point of a ConvInteger's input as a bias.
-    `tensor_types` is tensor name -> type, if `types.infer` gave it already; None if not.
+    output element. `tensor_types` is tensor name -> type, if `types.infer` gave it already; None if not.
     """
     tensor_types = types.infer(model) if tensor_types is None else tensor_types
     flops: dict[int, int | None] = {}
@@ -51,7 +52,7 @@ def count(
 
 def _node_flops(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
     """Return the FLOPs of a node; raise TypeError or IndexError if a shape is unknown or has names."""
-    bias_place = 3 if node.op_type == 'DeformConv' else 2  # its third input are the offsets
+    bias_place = BIAS_PLACES.get(node.op_type, 2)
     has_bias = any(node.input[bias_place : bias_place + 1])
     match node.op_type:
         case (
@@ -59,7 +60,7 @@ def _node_flops(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int
         ):  # per output element the weights of one filter, and its bias
             return _product(output) * (2 * _product(inputs[1][1:]) + has_bias)
         case 'QLinearConv':
-            return _product(output) * 2 * _product(inputs[3][1:])
+            return _product(output) * (2 * _product(inputs[3][1:]) + has_bias)
         case 'ConvTranspose':  # every input element is spread with the weights of its channel; then the bias
             return 2 * _product(inputs[0]) * _product(inputs[1][1:]) + has_bias * _product(output)
         case 'Gemm':

@@ -54,9 +54,7 @@ class Runner:
             ModelFileError: ONNX Runtime cannot load the model, or two nodes write one tensor.
             ConfigError: no such optimisation.
         """
-        if optimization not in GRAPH_OPTIMIZATION:
-            expected = ', '.join(GRAPH_OPTIMIZATION)
-            raise ConfigError(f'optimization={optimization!r}: expected one of {expected}')
+        check_optimization(optimization)
         self.index = index = Index(model)
         self.names = list(dict.fromkeys(index.outputs if names is None else names))
         for name in self.names:
@@ -123,15 +121,24 @@ def run(
     return Runner(model, names, **options).run(feeds)
 
 
+def check_optimization(optimization: str) -> None:
+    """Raise ConfigError for a text that is no key of `GRAPH_OPTIMIZATION`."""
+    if optimization not in GRAPH_OPTIMIZATION:
+        expected = ', '.join(GRAPH_OPTIMIZATION)
+        raise ConfigError(f'optimization={optimization!r}: expected one of {expected}')
+
+
 def open_session(
     model: onnx.ModelProto, optimization: str, threads: int, shapes_first: bool = False
 ) -> onnxruntime.InferenceSession:
     """Return a session of a model on the CPU.
 
-    `optimization`, a key of `GRAPH_OPTIMIZATION`, `threads` and `shapes_first` are those of `Runner`.
-    ModelFileError: ONNX Runtime cannot load it.
+    `optimization`, `threads` and `shapes_first` are those of `Runner`. ModelFileError: ONNX Runtime cannot
+    load it. ConfigError: no such optimisation.
     """
     import onnxruntime
+
+    check_optimization(optimization)
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

@@ -165,14 +165,15 @@ def walk(
             row.reason = row.reason or reason
             if free is not None:
                 is_same = is_tied and np.array_equal(free[place], value)
-                row.error = 0.0 if is_same else compare(free[place], want)[0]
+                row.error, reason = (0.0, '') if is_same else compare(free[place], want)
+                row.reason = row.reason or reason
             if value is None and fed_failure:
                 row.born = math.inf
     return result
 
 
 def compare(got: Any, want: Any) -> tuple[float | None, str]:
-    """Return the error of a tensor, and why the error is infinite; '' if it is not, or `want` is all zeros.
+    """Return the error of a tensor, and why the error is infinite, which is '' if it is not.
 
     The error is the largest difference over the largest finite value of `want`; of integers, booleans, texts
     and bfloat16 it is the share of values that differ, so that few of many pass a bar. Floats may be of
@@ -195,7 +196,7 @@ def compare(got: Any, want: Any) -> tuple[float | None, str]:
     distance = ArrayDistance(got, want)
     if math.isinf(distance.max_abs):
         return math.inf, 'NaN or infinity where the reference has a number, or the other way round'
-    return distance.max_rel, ''
+    return distance.max_rel, 'the reference is 0 everywhere' if math.isinf(distance.max_rel) else ''
 
 
 def is_informative(value: np.ndarray) -> bool:

@@ -23,7 +23,7 @@ from mmdeploy_ext.graph.part import part
 from mmdeploy_ext.graph.run import Runner
 
 MAX_CRASHES = 8
-"""Nodes that may crash the recording process before recording is given up."""
+"""Nodes that may crash the recording process before recording ends with what it has."""
 
 
 @dataclasses.dataclass(frozen=True)

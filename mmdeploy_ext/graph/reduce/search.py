@@ -178,10 +178,10 @@ def reduce(
         part = search.smallest(case.everything)
         search.try_single_outputs(part)
         search.narrow(part)
+        if not check.shows(search.best):
+            raise UsageError(
+                '--check: says yes and then no to the same graph; make it deterministic (seeds, threads)'
+            )
     except Stopped as reason:
         stopped = str(reason)
-    if not stopped and not check.shows(search.best):
-        raise UsageError(
-            '--check: says yes and then no to the same graph; make it deterministic (seeds, threads)'
-        )
     return Reduction(search.best, len(case.everything), search.checks, stopped)

@@ -43,7 +43,7 @@ FACE, MARKED, INK, SOFT, EDGE = '#e9eef3', '#b3541e', '#1b2330', '#6a7684', '#44
 """Colours: of boxes of other operators, of the marked node's border, of text, of faint text, of lines."""
 _WINDOW = ('kernel_shape', 'strides', 'pads', 'dilations', 'group')
 SHOWN = (*_WINDOW, 'axis', 'axes', 'perm', 'to', 'mode', 'epsilon')
-"""Attributes that a box shows unless they have their default."""
+"""Attributes that a box shows if a node states them, but for values as in `DEFAULTS`."""
 WORDS = {'kernel_shape': 'kernel', 'strides': 'stride', 'dilations': 'dilation'}
 """Name of an attribute -> its word in a box, if that is another one."""
 DEFAULTS = {'group': '1', 'dilations': '1x1', 'strides': '1x1', 'pads': '0x0x0x0'}
@@ -131,8 +131,7 @@ def draw(
 ) -> int:
     """Draw a graph, or the surroundings of a node, and return how many nodes are in the picture.
 
-    Nodes that make constants are left out, unless there are no others. A box shows the attributes of `SHOWN`
-    that a node states, but for values as in `DEFAULTS`.
+    Nodes that make constants are left out, unless there are no others.
 
     Args:
         model: the graph.

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from mmdeploy_ext.core.errors import ModelFileError, ShapeError
+from mmdeploy_ext.core.errors import ConfigError, ModelFileError, ShapeError
 from mmdeploy_ext.graph.custom_steps import SteppedModel
 
 TEXT = """
@@ -57,3 +57,5 @@ def test_an_input_with_a_default_is_a_constant_that_cannot_be_fed():
 def test_an_operator_without_a_kernel_is_named():
     with pytest.raises(ModelFileError, match='no kernel in Python for Join; there are Power'):
         SteppedModel(onnx.parser.parse_model(TEXT), {'Power': KERNELS['Power']})
+    with pytest.raises(ConfigError, match="'fast': expected one of"):
+        SteppedModel(onnx.parser.parse_model(TEXT), KERNELS, optimization='fast')

@@ -419,8 +419,9 @@ def test_errors_are_relative_and_shapes_nan_and_types_are_infinite():
     one = np.array([1.0, -2.0, 4.0], np.float32)
     assert compare(one + np.float32(4e-3), one)[0] == pytest.approx(1e-3, rel=1e-3)
     assert compare(one, one.copy())[0] == 0
-    for other in (one[:2], one[None], np.array([1, np.nan, 4], np.float32), one.astype(np.int64)):
-        error, reason = compare(other, one)
+    others = one[:2], one[None], np.array([1, np.nan, 4], np.float32), one.astype(np.int64)
+    for other, reference in [*((other, one) for other in others), (one, np.zeros_like(one))]:
+        error, reason = compare(other, reference)
         assert error == np.inf and reason
     assert compare(np.array([1, 2, 3, 5]), np.array([1, 2, 3, 4]))[0] == 0.25
     infinite = np.array([1.0, -np.inf], np.float32)

@@ -63,6 +63,22 @@ def test_the_offsets_of_a_deformable_convolution_are_no_bias():
         assert flops.count(model) == {0: 2 * 16 * (2 * 4 * 9 + bias)}
 
 
+@pytest.mark.parametrize(
+    ('operator', 'names', 'bias'),
+    [
+        ('ConvInteger', 'x w p', 0),
+        ('QLinearConv', 'x s p w s p s p', 0),
+        ('QLinearConv', 'x s p w s p s p b', 1),
+    ],
+)
+def test_zero_points_of_integers_are_no_bias(operator, names, bias):
+    names, outputs = names.split(), [('z', [1, 2, 4, 4])]
+    inputs = [(name, [1, 4, 6, 6] if name == 'x' else [1]) for name in dict.fromkeys(names) if name != 'w']
+    node = helper.make_node(operator, names, ['z'])
+    model = model_of([node], inputs, outputs, [weight('w', 2, 4, 3, 3)])
+    assert flops.count(model) == {0: 2 * 16 * (2 * 4 * 9 + bias)}
+
+
 def test_flops_of_a_node_that_is_not_counted_are_zero():
     cost = flops.count(conv_net())
     assert sorted(cost) == [0, 2, 5]

@@ -27,6 +27,7 @@ from mmdeploy_ext.graph.reduce.checks import (
     Engines,
     NotFinite,
     Reference,
+    Stopped,
     parse_check,
     run_limited,
 )
@@ -239,6 +240,17 @@ def test_a_command_that_hangs_on_candidates_is_stopped(tmp_path):
     found = reduce(case_of(chain(12)), Impatient(f'sh {script}', 60))
     assert 'did not end within 0.2 s 3 times' in found.stopped
     assert len(names(found)) == 12
+
+
+def test_a_check_that_stops_at_the_last_time_leaves_the_part_so_far():
+    class Tired(Holds):
+        def shows(self, candidate):
+            if candidate.positions in self.asked:
+                raise Stopped('enough')
+            return super().shows(candidate)
+
+    found = reduce(case_of(chain(12)), Tired('mm4'))
+    assert found.stopped == 'enough' and names(found) == ['mm4']
 
 
 def test_all_that_a_command_started_is_ended_with_it(tmp_path):
