@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from onnx_ir import Model, Node, Value
 
 LARGEST_PATTERN = 8
-"""Commutative operators in a pattern: each doubles the forms that are looked for."""
+"""Operators of two operands in a pattern: each doubles the forms that are looked for if it is commutative."""
 TOLERANCE = 1e-6
 """Relative tolerance at which numbers are equal: the text of a rule has fewer digits than float32."""
 
