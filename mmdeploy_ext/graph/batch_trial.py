@@ -43,6 +43,7 @@ def try_sizes(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 0)
     Raises:
         InferenceError: the edited graph does not run at these sizes: a size is baked into it.
         ModelFileError: ONNX Runtime can load neither of the two.
+        UsageError: an input is no tensor of known type.
     """
     old_shapes, sizes = types.shapes(before.graph.input), trial_sizes(before, after)
     pairs = [pair for name, shape in sizes.items() for pair in zip(shape, old_shapes[name], strict=True)]
@@ -101,6 +102,7 @@ def check_batch(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 
 
     Raises:
         InferenceError: the graph mixes or drops images; the message names the first node and output.
+        UsageError: an input is no tensor of known type.
     """
     sizes = trial_sizes(before, after)
     old_shapes, new_shapes = types.shapes(before.graph.input), types.shapes(after.graph.input)

@@ -182,7 +182,10 @@ class HeadKind:
         return dataclasses.replace(description, **_scores_and_sizes(head, head.prior_generator))
 
     def coder(self, head: nn.Module) -> dict[str, Any]:
-        """Return the coder's settings, as `families/parts/runtime/box_coders.py` reads them."""
+        """Return the coder's settings, as `families/parts/runtime/box_coders.py` reads them.
+
+        ConfigError: the coder is none of `CODERS`.
+        """
         return chosen_coder(head)
 
     def clips(self, head: nn.Module) -> bool:

@@ -203,7 +203,7 @@ class LidarFamily(SequenceFamily):
 
         `root` is the folder of the data set; None: files are at the paths of the infos, or beside them. The
         exported file takes points, and does not record how they were read. Calibration reads infos this way,
-        too.
+        too. ConfigError, DataError: a step of the pipeline is not known, or infos or a sweep cannot be read.
         """
         sweeps = Sweeps(infos, lambda points: (points, points), point_rule(cfg, rule.in_channels), root)
         for info in sweeps.items:

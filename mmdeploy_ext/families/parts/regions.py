@@ -396,6 +396,7 @@ def coder_of(head: nn.Module) -> dict[str, Any]:
     """Return the settings of the coder of a box head, as `parts/runtime/box_coders.py` reads them.
 
     They are `type`, its name in `box_coders.CODERS`, and what that coder reads, such as `means` and `stds`.
+    ConfigError: the coder is none that is exported.
     """
     if isinstance(head, bbox_heads.SABLHead):
         return bucket_settings(head)

@@ -37,7 +37,7 @@ def pipeline_settings(cfg: Any) -> dict[str, Any]:
 def picture_times(frame: Frame) -> np.ndarray:
     """Return the absolute times (N,) of a frame's pictures by other code than `camera_times`.
 
-    That refuses what are no times; else a runner with wrong ones would agree with itself.
+    That refuses (DataError) what are no times; else a runner with wrong ones would agree with itself.
     """
     camera_times(frame)
     times = frame.timestamp_s if frame.camera_times_s is None else frame.camera_times_s

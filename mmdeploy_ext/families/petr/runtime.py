@@ -90,7 +90,7 @@ def memory_of(frame: Frame, scene_token: str, maps: np.ndarray | None) -> Stream
 
     Of PETRv2 that is `img_feats` (1, N, C, h, w), its first feature map, `lidar2img` (N, 4, 4) and
     `camera_times_s` (N,), absolute seconds. Of PETR, whose `maps` are None, it is pose and time alone, for
-    which a unit matrix and 0 stand if the frame has none.
+    which a unit matrix and 0 stand if the frame has none. DataError: of PETRv2, a time is not finite.
     """
     pose = np.eye(4) if frame.ego_pose is None else np.array(frame.ego_pose, np.float64)
     tensors = {}
@@ -148,6 +148,7 @@ class PetrOnnx(CameraRuntime):
         Raises:
             ModelFileError: a file is missing, of another family, or not of the same export.
             EngineError: the engine is not here.
+            ConfigError: no such engine, or one without these options.
         """
         super().__init__()
         names = names_in(paths, PORTABLE_FILES, *map(bound_files, FAMILIES.values()))

@@ -68,7 +68,10 @@ class ImageBranchFamily(TwoStageFamily):
         yield from replaced_methods(model)
 
     def build(self, cfg: Any) -> nn.Module:
-        """Build the user's detector without weights, and give its parts mmdet's names besides."""
+        """Build the user's detector without weights, and give its parts mmdet's names besides.
+
+        ConfigError: it cannot be built.
+        """
         return self.with_further_names(build_without_weights(cfg, build_detector, f'{PREFIX}backbone'))
 
     def with_further_names(self, model: nn.Module) -> nn.Module:

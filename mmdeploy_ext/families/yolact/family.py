@@ -82,7 +82,7 @@ class YolactFamily(ImageFamily):
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
         """Return the inputs of `image_feeds.feeds`, and `ori_shape` (2,) int64, height and width of masks.
 
-        Masks are of the original size whatever `rescale` says.
+        Masks are of the original size whatever `rescale` says. ShapeError: the images have several.
         """
         return image_feeds.mask_feeds(images, rescale) | image_feeds.feeds(images, rescale)
 

@@ -108,6 +108,7 @@ class LidarOnnx(Runtime):
             ModelFileError: a file is missing, there twice, of another model family, or not of the same
                 export.
             EngineError: the engine is not here.
+            ConfigError: no such engine, or one without these options.
         """
         super().__init__()
         self.files = files = {}

@@ -186,6 +186,11 @@ def moments(
         infos: path of the file of infos.
         root: folder of the data set; None: files are at the paths of the infos, or beside them.
         frame_of: makes a frame of its pictures; None: `frame_of_rig` does.
+
+    Raises:
+        DataError: infos, a picture or a calibration is missing or not valid.
+        ImageError: a file is no picture.
+        ShapeError: wrong number or size of pictures.
     """
     frame_of = frame_of or frame_of_rig
     for rig in read_frames(infos, rule, root):

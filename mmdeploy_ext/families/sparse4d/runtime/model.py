@@ -80,6 +80,7 @@ class Sparse4DOnnx(CameraRuntime):
         Raises:
             ModelFileError: one is missing, of another family or export, or there twice.
             EngineError: the engine is not here.
+            ConfigError: no such engine, or one without these options.
             ValueError: there is no such repair.
         """
         super().__init__()

@@ -75,6 +75,7 @@ class StreamPetrOnnx(CameraRuntime):
             ModelFileError: a file is missing, there twice, of another model family, or not of the same
                 export, or its preprocessing makes images of another shape than the graph takes.
             EngineError: the engine is not installed, or is OpenVINO, which runs fork files wrongly.
+            ConfigError: no such engine, or one without these options.
         """
         super().__init__()
         backends = self._open(paths, engine, options)
