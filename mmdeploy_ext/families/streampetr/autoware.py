@@ -190,6 +190,9 @@ def manifest_differences(folder: Path, limits: Sequence[float]) -> Iterator[str]
     Args:
         folder: folder of the files.
         limits: `post_center_range` of the box coder in the config, m.
+
+    Raises:
+        ModelFileError: a graph is missing or cannot be read. A missing manifest has other values.
     """
     files = (folder / f'{name}.onnx' for name in (node.BACKBONE, node.HEAD))
     images, head = (Metadata.from_props(read_props(file), file) for file in files)
