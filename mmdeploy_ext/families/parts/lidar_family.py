@@ -97,7 +97,7 @@ class LidarFamily(SequenceFamily):
         """
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: VoxelRule) -> dict[str, Any]:
-        """Write two generated sweeps into a folder and return the config of a data set that reads them."""
+        """Write two generated moments of sweeps into a folder; return the config of a data set of them."""
         return generated_dataset(folder, cfg, 'NuScenesDataset', voxels=rule)
 
     def check(self, cfg: Any, options: Options) -> None:
@@ -114,7 +114,7 @@ class LidarFamily(SequenceFamily):
         return parts_of(model).voxel_layer, 'zyx', self.reference(model).width
 
     def crowded_sweeps(self, rule: VoxelRule, options: Options) -> Iterable[Sweep]:
-        """Return a sweep with more voxels, and more points in some, than the rule takes."""
+        """Yield a sweep with more voxels, and more points in some, than the rule takes; see `crowded`."""
         return crowded(rule)
 
     def plain_sample(self, rule: VoxelRule, sample: Sweep) -> Sweep:

@@ -14,6 +14,7 @@ import toy_sparse
 from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX
 from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError, PointsError
+from mmdeploy_ext.families.parts.runtime.lidar import PillarsOnnx
 from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.preprocess.points import VoxelRule, voxelise
 from mmdeploy_ext.sparse import buckets, engine, portable
@@ -129,8 +130,9 @@ def test_files_that_are_something_else(path, tmp_path):
 
     with pytest.raises(ModelFileError, match='ONNX'):
         ScnOnnx(tmp_path / 'none.onnx')
-    with pytest.raises(ConfigError, match=r"backend_config\.type='onnxruntime': expected one of "):
-        ScnOnnx(tmp_path / 'none.onnx', engine='onnxruntime')
+    for opens in (ScnOnnx, PillarsOnnx):
+        with pytest.raises(ConfigError, match=r"backend_config\.type='onnxruntime': expected one of "):
+            opens(tmp_path / 'none.onnx', engine='onnxruntime')
     (tmp_path / 'cut.onnx').write_bytes(Path(path).read_bytes()[:5000])
     with pytest.raises(ModelFileError, match=r'cut\.onnx.*ONNX'):
         ScnOnnx(tmp_path / 'cut.onnx')

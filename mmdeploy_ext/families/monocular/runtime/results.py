@@ -22,7 +22,10 @@ are drawn: x, z, -y."""
 
 
 def rows_of_camera(feeds: Arrays, index: int) -> tuple[tuple[float, ...], ...]:
-    """Return the camera of an index in the batch as `MonocularDetections` has it, before it is scaled."""
+    """Return the camera of an index in the batch as `MonocularDetections` has it, before it is scaled.
+
+    It is `unmoved_cam2img` of the feeds; () if that is not fed.
+    """
     if 'unmoved_cam2img' not in feeds:
         return ()
     return tuple(tuple(map(float, row)) for row in feeds['unmoved_cam2img'][index])

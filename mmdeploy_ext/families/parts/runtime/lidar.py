@@ -50,7 +50,8 @@ class PillarsOnnx(contextlib.ExitStack):
     def __init__(self, path: str | Path, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:
         """Open the file; errors and arguments as of `LidarOnnx`."""
         super().__init__()
-        options = {**BACKENDS[engine].shared, **options}
+        if engine in BACKENDS:  # `build_backend` refuses others
+            options = {**BACKENDS[engine].shared, **options}
         self.session = self.enter_context(build_backend(engine, str(path), **options))
         self.rule, self.props = self.session.metadata.preprocess, self.session.metadata.to_props()
         axes = {tensor.name: tensor.axes for tensor in self.session.spec.inputs}
