@@ -97,7 +97,7 @@ def in_order_of_columns(sweep: Sweep, rule: VoxelRule) -> Sweep:
 def plain_sweep(sweep: Sweep, limits: Sequence[float]) -> Sweep:
     """Return a sweep of a single point: the one in range that is the furthest from the LiDAR in x and y.
 
-    It is the first point if none is in range. `limits` is the range: the least corner x, y, z, then the
+    It is the first point if none is in range; the sweep has points. `limits` is the range: the least corner x, y, z, then the
     greatest, metres.
     """
     low, high = np.float32(limits[:3]), np.float32(limits[3:])

@@ -324,8 +324,8 @@ class TwoStageFamily(ImageFamily):
 
         Outputs of layers are changed, for the reference and for a graph that is exported inside.
         Of a cascade whose classes share one box only the last stage does: later stages would pool the boxes
-        of earlier ones. If masks are pasted into boxes that no head clips, no head does: mmdet cannot paste
-        masks outside of the image.
+        of earlier ones. If masks are pasted into boxes that the last head does not clip, no head does: mmdet
+        cannot paste masks outside of the image.
         """
         roi_head = roi_head_of(model)
         count = 0 if roi_head is None else stages_of(roi_head)
