@@ -61,8 +61,8 @@ def crowded(rule: VoxelRule) -> Iterator[Sweep]:
     """Yield a sweep of more voxels, and of more points in some voxels, than a model takes.
 
     Some points are on the edge of the range; all others are away from the faces of voxels, where float32
-    decides. Rules without a limit get `MOST_VOXELS` voxels at most; others no more than that, or than
-    `MOST_PILLARS` for one layer, even if the limit is higher; no grid gets more than it has.
+    decides. Rules without a limit get about `MOST_VOXELS` voxels; others about as many, or `MOST_PILLARS`
+    in one layer, if the limit is higher, and a small grid has fewer.
     """
     rng, grid = np.random.default_rng(0), np.array(rule.grid_size)
     count = MOST_VOXELS
@@ -97,8 +97,8 @@ def in_order_of_columns(sweep: Sweep, rule: VoxelRule) -> Sweep:
 def plain_sweep(sweep: Sweep, limits: Sequence[float]) -> Sweep:
     """Return a sweep of a single point: the one in range that is the furthest from the LiDAR in x and y.
 
-    It is the first point if none is in range; the sweep has points. `limits` is the range: the least corner x, y, z, then the
-    greatest, metres.
+    It is the first point if none is in range; the sweep has points. `limits` is the range: the least corner
+    x, y, z, then the greatest, metres.
     """
     low, high = np.float32(limits[:3]), np.float32(limits[3:])
     inside = ((sweep.points[:, :3] > low) & (sweep.points[:, :3] < high)).all(1)
