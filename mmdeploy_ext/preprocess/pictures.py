@@ -82,7 +82,8 @@ class PreprocessRule(JsonDataclass):
         mean, std: a pixel of 0 to 255 becomes (pixel - mean) / std; per channel, in the order after `to_rgb`.
         to_rgb: whether OpenCV's BGR is swapped to RGB before it is normalised.
         img_scale: (long edge, short edge) in pixels, in either order, that the resized image fits in, as
-            mmdet's `Resize` has it; without `keep_ratio` the image becomes (w, h) of it. None: no resize.
+            mmdet's `Resize` has it; without `keep_ratio`, and warped, the image becomes (w, h) of it. None:
+            no resize.
         keep_ratio: whether the aspect ratio stays.
         size_divisor: H and W are padded to multiples of it, below and right of the content, or all around if
             `centred`.

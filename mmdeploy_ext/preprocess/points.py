@@ -34,7 +34,7 @@ class VoxelRule(JsonDataclass):
         max_points: points of a voxel that are used; -1 with mode 'dynamic'.
         max_voxels: later voxels are left out, as mmcv does; -1 with mode 'dynamic'.
         order: axis order of the coordinates, 'xyz' or 'zyx'.
-        in_channels: D values per point, which is C features per voxel.
+        in_channels: D values per point, and of the mean of a voxel.
         mode: 'hard' or 'dynamic'.
     """
 

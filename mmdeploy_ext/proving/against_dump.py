@@ -62,7 +62,7 @@ def check_dump(comparer: DumpComparer, deployment: Deployment, folder: Path) -> 
         folder: folder of the dump, with one sub-folder per sample.
 
     Raises:
-        DataError: a sample's files are damaged.
+        DataError, UsageError: a sample's files are damaged.
     """
     agrees, samples = True, list_samples(folder)
     if not samples:

@@ -42,6 +42,7 @@ def compare(engine: str, source: str, seed: int = 0) -> list[TensorRow]:
 
     Raises:
         ModelFileError: the engine was built from another file, or a file or the record is missing or damaged.
+        UsageError, ExportError: the constants in the record do not fit the ONNX file.
         EngineError: there is no GPU, or the engine is for another GPU or version.
         InferenceError: the engine failed.
     """

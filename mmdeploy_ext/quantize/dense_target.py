@@ -47,9 +47,10 @@ class Target:
         return str(self.output.parent if self.is_folder else self.output)
 
     def save(self, model: onnx.ModelProto) -> None:
-        """Write the INT8 file; a folder is made beside an older one and replaces it when it is complete.
+        """Write the INT8 file; a folder is made beside an older one and takes its place when it is complete.
 
-        ModelFileError: the model is not valid.
+        Files of the older one that are no graphs of the family stay. ModelFileError: the model is not valid;
+        UsageError, Mm2OnnxError: it cannot be written.
         """
         if not self.is_folder:
             files.save(model, self.output, inputs=[self.model])

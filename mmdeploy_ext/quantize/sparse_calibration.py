@@ -122,7 +122,8 @@ def config_sweeps(
 def checkpoint_ranges(deployment: Deployment, half: bool | None = None) -> Ranges | None:
     """Return the ranges in the checkpoint of a deployment (NVIDIA's PTQ files have some), None without any.
 
-    `half` is that of `Calibration`. UsageError: some ranges are missing.
+    `half` is that of `Calibration`. UsageError: some ranges are missing; ExportError, ShapeError: the model
+    cannot be traced or folded.
     """
     from mmdeploy_ext.exporting.sparse_backbone import trace
 

@@ -94,6 +94,7 @@ class HungarianAssigner3D(BaseAssigner):
         Predicted boxes are (Q, 10) as `normalize_bbox` writes them, logits (Q, K); ground truth is (G, 9):
         gravity centre, sizes, yaw, velocity, in m, rad, m/s in the LiDAR frame, and (G,) int64.
         `code_weights` (10,) are factors of the columns; `with_velo` says whether the velocity counts.
+        ValueError: there are boxes to ignore.
         """
         refuse_ignored(gt_bboxes_ignore)
         if len(gt_bboxes) == 0 or len(bbox_pred) == 0:
@@ -142,7 +143,7 @@ class HungarianAssigner2D(BaseAssigner):
 
         Predicted boxes (T, 4) cxcywh and centres (T, 2) are relative to the padded image's size, in 0..1,
         `cls_pred` logits (T, K). Ground truth are boxes (G, 4) xyxy, labels (G,) and projected 3D centres
-        (G, 2), in pixels.
+        (G, 2), in pixels. ValueError: there are boxes to ignore.
         """
         refuse_ignored(gt_bboxes_ignore)
         if len(gt_bboxes) == 0 or len(bbox_pred) == 0:

@@ -136,6 +136,8 @@ def read_sparse_file(deployment: Deployment, path: str, ranges: Ranges | None) -
 
     Raises:
         ModelFileError: damaged, or of another family.
+        UsageError: `ranges` are of another network or missing.
+        ExportError, ShapeError: the model cannot be traced or folded.
     """
     model = files.read(path)
     if not is_sparse(model):
