@@ -20,7 +20,7 @@ from mmdeploy_ext.core.compiled import njit
 EMPTY = np.int64(-1)
 """Marks a free slot."""
 LEAST_SLOTS = 64
-"""Slots of the smallest hash."""
+"""A hash has more slots than this; the smallest one twice as many."""
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: neighbouring keys spread over the whole table
 
 
