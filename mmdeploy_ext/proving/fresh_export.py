@@ -159,8 +159,8 @@ def compare_with_fresh_export(
 
     Names of nodes and tensors, and the order of nodes, do not count (`graph/signature.py`). A fresh export
     that fails is the `error` of the result, in at most 500 characters. `equal` of the result is also True if
-    edits were repeated that replace parts of a graph by rules of a user: `by_inputs` then names the rules,
-    which both sides have alike and inputs have to judge.
+    edits were repeated that replace parts of a graph by rules of a user, or by approximate ones: `by_inputs`
+    then names the rules, which both sides have alike and inputs have to judge.
 
     Args:
         model: the file.
@@ -186,10 +186,10 @@ def compare_with_fresh_export(
 
 
 def rules_text(recorded: Sequence[Mapping[str, Any]]) -> str:
-    """Return the names of the rules in recorded edits in one line, `SHOWN` at most; '' if there is none.
+    """Return the rules in recorded edits that inputs have to judge in one line, `SHOWN` at most; '' for none.
 
-    A rule is a replacement of a part of a graph that a user wrote, so that no comparison of graphs, but only
-    inputs can judge it. `recorded` are the edits of `Metadata.edits`.
+    A rule replaces a part of a graph. No comparison of graphs can judge those that a user wrote, and named
+    ones that are approximate. Each is 'replace: RULE'. `recorded` are the edits of `Metadata.edits`.
     """
     rules = edits.judged_by_inputs(recorded)
     if len(rules) > SHOWN:

@@ -20,8 +20,8 @@ LONG = 640
 NARROW = 224
 """Pixels. The short side of these two inputs, for speed."""
 SMALL = 320
-"""Pixels. About the longest side of the sizes that only have to differ from the traced one, if the graph takes
-them."""
+"""Pixels. About the longest side of the sizes that only have to differ from the traced one, if the graph
+takes them."""
 LARGEST = 1_000_000
 """Pixels, height times width. No input that is larger than the traced one on both sides has more."""
 Size = tuple[int, int]
