@@ -182,10 +182,10 @@ class ModuleProof:
         inputs: input of the file -> name of the module's tensor.
         outputs: output of the file -> name of the module's result.
         compared: outputs that were not empty on at least one input so far.
-        first: results of the module for the first call; {} before it.
+        first: results of the module for the first call on which the file ran; {} before it.
         results_differ: whether the module has given other results than `first` for any call.
         failing: position among the cases -> comparison, of those with a failing row.
-        scales: output of floats -> its largest finite value on any sample so far.
+        scales: output of floats -> its largest absolute finite value on any sample so far.
     """
 
     def __init__(

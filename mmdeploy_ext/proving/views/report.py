@@ -51,6 +51,9 @@ def write_report(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[s
         pictures: images or frames with both engines' detections, or both engines' feature maps.
         classes: names by label.
         folder: made when it is missing; other files in it stay.
+
+    Raises:
+        Mm2OnnxError: a file cannot be written.
     """
     folder = Path(folder)
     page = render(verdict, pictures, classes)
