@@ -57,8 +57,9 @@ class DriveBars:
     Attributes:
         frames: smallest number of frames that have to run.
         resets: smallest number of resets of the memory after the first frame.
-        score_thr: score in 0..1; each detection of this score or more needs a partner, those below it are
-            judged by the share that has none (`lone_low_results`).
+        score_thr: score in 0..1; each detection of this score or more needs a partner, of the candidate's
+            those that are above it by `score`; the others are judged by the share that has none
+            (`lone_low_results`).
         distance_m: largest distance of the centres of a matched pair, metres.
         score: largest score difference of a matched pair.
         match_rate: smallest share, in 0..1, of the longer of both lists of detections that is matched, over
