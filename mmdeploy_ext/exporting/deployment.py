@@ -361,8 +361,9 @@ def resolve(options: Options, model: torch.nn.Module, rule: PreprocessRule) -> O
 def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, width: int) -> PreparedImage:
     """Prepare `image_bgr`, (h, w, 3) uint8, for an input of exactly `height` x `width` pixels.
 
-    The image is resized to fit and padded, or resized to just that size if `rule` does not keep the ratio;
-    `rule` decides about the rest: interpolation, colours, normalisation.
+    The image is resized to fit and padded, or resized to just that size if `rule` does not keep the ratio, or
+    warped by the widths (`PreprocessRule.resize`). `rule` decides about the rest: interpolation, colours,
+    normalisation.
     """
     return dataclasses.replace(rule, size=(height, width)).apply(image_bgr)
 

@@ -127,7 +127,10 @@ class ImageFamily(Family):
         return self.feeds([images[index % len(images)] for index in range(options.batch)], rescale=True)
 
     def takes(self, model: torch.nn.Module, options: Options, height: int, width: int) -> bool:
-        """Return whether a dynamic graph with these options takes images of this size, pixels."""
+        """Return whether images of this size, pixels, are large enough for a dynamic graph of these options.
+
+        That their sides are multiples of what `picture` states is not checked here.
+        """
         return min(height, width) >= self.picture(model, options).smallest
 
     def picture(self, model: torch.nn.Module, options: Options) -> TensorSpec:
@@ -160,7 +163,7 @@ class ImageFamily(Family):
         return [list(range(len(images)))]
 
     def full_size(self, image: PreparedImage) -> tuple[int, int]:
-        """Return the height and width, pixels, that a graph takes for those of an image without its sizes."""
+        """Return the height and width, pixels, that a graph assumes if it is not fed those of an image."""
         return tuple(image.tensor.shape[1:])
 
     def reference_tensors(

@@ -51,7 +51,10 @@ def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
 
 
 def check_encoder(filename: str, transformer: Mapping[str, Any]) -> None:
-    """Refuse options of the encoder's layers that this package's layer reads otherwise than upstream's."""
+    """Refuse (ConfigError) options of the encoder's layers that this package's layer does not read alike.
+
+    These are another activation than ReLU, settings of the feed-forward network, and normalisation first.
+    """
     layers = transformer['encoder']['transformerlayers']
     for layer in layers if isinstance(layers, list | tuple) else [layers]:
         differs = dict(

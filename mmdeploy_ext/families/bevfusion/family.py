@@ -275,7 +275,7 @@ def check_head(cfg: Any, contract: str) -> None:
 
 
 def check_cuda(cfg: Any) -> None:
-    """Refuse models that CUDA-BEVFusion does not run: those of one sensor, or without depth maps."""
+    """Refuse (ConfigError) models that CUDA-BEVFusion does not run: of one sensor, or without depth maps."""
     encoders = cfg.model.encoders
     missing = [name for name in SENSORS if not encoders.get(name)]
     if missing:

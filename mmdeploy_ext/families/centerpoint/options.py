@@ -25,7 +25,7 @@ OPTIONS = LIDAR_OPTIONS
 
 
 def check_lengths(facts: Mapping[str, Any], key: str) -> None:
-    """Refuse radii of circle NMS that are not one per task, and a range of other than six numbers.
+    """Refuse (Mismatch) radii of circle NMS that are not one per task, and a range of other than six numbers.
 
     Circle NMS without a limit of results is refused, too: mmdet3d's compares with it. `facts` is the entry of
     the metadata, `key` its place, for messages.

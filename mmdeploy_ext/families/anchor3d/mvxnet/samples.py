@@ -238,7 +238,8 @@ def plain_frame(frame: FusedFrame, limits: Sequence[float]) -> FusedFrame:
 def generated_dataset(folder: Path, cfg: Any, rule: FusionRule) -> dict[str, Any]:
     """Write two frames in the layout of KITTI, and return the config of a data set of them.
 
-    See `SequenceFamily.generated_dataset`; the second picture has other sides than the first.
+    See `SequenceFamily.generated_dataset`; the second picture has other sides than the first. OSError: a file
+    cannot be written.
     """
     cfg = copy.deepcopy(cfg)
     without_augmentation(cfg)

@@ -121,7 +121,10 @@ def write_tables(folder: str, calibration: str, output: str) -> dict[str, int]:
 
     Raises:
         ModelFileError: the export is missing, of another family, or of LiDAR alone.
-        DataError: the calibration is invalid.
+        DataError: the calibration cannot be read or is invalid.
+        ShapeError: a matrix of it has another shape.
+        UsageError: the tables cannot be written to `output`, which this run reads; Mm2OnnxError: the write
+            failed.
     """
     path = model_files(folder)[0]
     metadata = Metadata.from_props(read_props(path), path)
