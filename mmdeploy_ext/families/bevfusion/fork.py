@@ -304,7 +304,7 @@ class RepositoryMoments(torch.utils.data.Dataset):
     Args:
         ann_file: path of the info file.
         fork: the repository.
-        data_root: folder of the files.
+        data_root: folder of the data set, which is kept; the files are found as the repository finds them.
         ignored: further arguments of mmdet3d's data sets.
 
     Attributes:
