@@ -205,6 +205,8 @@ class Show:
             image: (3, H, W), normalised.
             meta: mmdet's `img_metas` of the image.
             detections: boxes with scores of that image.
+
+        ImageError: the picture cannot be encoded; Mm2OnnxError: its file cannot be written.
         """
         from mmcv.image import imresize, tensor2imgs
 

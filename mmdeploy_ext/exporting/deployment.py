@@ -260,7 +260,8 @@ def load(
             None nothing is called.
         product: the part of the model that is exported: DETECTOR or BACKBONE of `families.base`.
         weight_layout: layout of the kernels of a sparse backbone in the checkpoint: 'auto', which finds it
-            from the shapes, 'spconv1', 'spconv2' or 'spconv2-rskc'.
+            from the shapes, 'spconv1', 'spconv2' or 'spconv2-rskc'; families of detectors ignore it, others
+            refuse another value with a UsageError.
 
     Raises:
         EngineError: there is no such device, see `check_device`.

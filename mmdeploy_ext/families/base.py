@@ -188,8 +188,8 @@ class Family(abc.ABC):
     def load(self, model: torch.nn.Module, path: str, weight_layout: str = 'auto') -> Any:
         """Read a checkpoint into the model; return the checkpoint, with `meta` if the file has it.
 
-        `weight_layout` is that of the kernels of sparse convolutions, for families that have some.
-        CheckpointError: no such file, damaged, or of another model.
+        `weight_layout` is that of the kernels of sparse convolutions; families of detectors ignore it, also
+        those that have some. CheckpointError: no such file, damaged, or of another model.
         """
         from mmdeploy_ext.weights.checkpoint import load_checkpoint
 

@@ -398,7 +398,8 @@ class ImageFamily(Family):
     ) -> list[Detections] | list[Instances]:
         """Turn outputs of a graph of any form into detections as the family's runtime does, without torch.
 
-        `outputs` and `feeds`, its inputs, are by name and of one batch; `metadata` are the file's.
+        `outputs` and `feeds`, its inputs, are by name and of one batch; `metadata` are the file's. What the
+        runtime raises is raised as it is.
         """
         return runtime_of(self.name).detections(metadata, outputs, feeds)
 

@@ -309,6 +309,10 @@ class RepositoryMoments(torch.utils.data.Dataset):
 
     Attributes:
         data_infos: the entries of the info file, one a moment.
+
+    Raises:
+        DataError: the info file holds something else than plain values.
+        InferenceError: of a sample, see `ForkProcess.call`.
     """
 
     picture_rtol = 1e-6

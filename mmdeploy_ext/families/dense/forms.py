@@ -28,7 +28,10 @@ from mmdeploy_ext.families.parts.runtime.box_coders import boxes_of, factors_of,
 
 
 def described(model: nn.Module) -> Head:
-    """Return the description of a detector's head; a neck may round the sizes of its maps down."""
+    """Return the description of a detector's head; a neck may round the sizes of its maps down.
+
+    ConfigError: the head is none that exports, here and in all that reads its description.
+    """
     head = heads.described(model.bbox_head)
     return dataclasses.replace(
         head, maps_by_stride=head.maps_by_stride and not detector_parts.round_down(model)

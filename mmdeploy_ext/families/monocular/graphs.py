@@ -113,7 +113,7 @@ def box_groups(head: nn.Module) -> tuple[ColumnGroup, ...]:
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of a form."""
+    """Return the contract of a form; UsageError: see `map_sizes`."""
     head = model.bbox_head
     smallest = detector_parts.smallest(head, max(head.strides)) if options.dynamic else 1
     image = image_input(options, smallest, detector_parts.multiple(model))

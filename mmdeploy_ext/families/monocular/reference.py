@@ -46,7 +46,7 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
     """Return the results of the detector's own test path, picture by picture, in descending score order.
 
     Of a batch mmdet3d gives the results of the first picture alone if the model has boxes in the picture.
-    Those are in pixels of the originals with `rescale`.
+    Those are in pixels of the originals with `rescale`. ShapeError: a camera, see `cameras.feeds`.
     """
     results = []
     for image, meta in zip(images, metas(images), strict=True):

@@ -137,7 +137,10 @@ def moments(cfg: Any, rule: FusionRule, infos: Path, root: str | Path | None = N
 
 
 def dumped(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> FusedFrame:
-    """Return a dumped frame as the model got it; `tensors` are by name, `manifest` may name the `frame`."""
+    """Return a dumped frame as the model got it; `tensors` are by name, `manifest` may name the `frame`.
+
+    DataError: a tensor is missing.
+    """
     check_dumped(tensors, ['points', 'images', *CAMERA])
     return FusedFrame(
         np.ascontiguousarray(tensors['points']),
