@@ -345,14 +345,15 @@ def resolve(options: Options, model: torch.nn.Module, rule: PreprocessRule) -> O
 
     Opset 0 becomes that of `resolve_opset` for `model`, which also says what it raises. Height and width 0
     become the size, in pixels, of a padded picture of the config's test pipeline, which `rule` states: of a
-    landscape picture that fills the test scale (without one 640 x 640) if the pipeline keeps its ratio.
-    `group_norm` '' of a float32
-    file becomes that of `default_group_norm`. Options that lack one of these stay without it.
+    landscape picture that fills the test scale if the pipeline keeps its ratio, and of one of 640 x 640 if it
+    has no scale. `group_norm` '' of a float32 file becomes that of `default_group_norm`. Options that lack
+    one of these stay without it.
     """
     options, changes = resolve_opset(options, model), {}
     if options.get('height') == 0 and options.width == 0:
         long_edge, short_edge = max(rule.img_scale or (640, 640)), min(rule.img_scale or (640, 640))
-        height, width = (short_edge, long_edge) if rule.keep_ratio else rule.resized_shape(1, 1)
+        is_stretched = rule.img_scale is not None and not rule.keep_ratio
+        height, width = rule.resized_shape(1, 1) if is_stretched else (short_edge, long_edge)
         changes['height'], changes['width'] = rule.size or rule.padded_shape(height, width)
     if options.get('group_norm') == '' and options.precision == 'fp32':
         changes['group_norm'] = default_group_norm(model)

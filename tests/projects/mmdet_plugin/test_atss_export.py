@@ -21,6 +21,7 @@ from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import export_files, export_graphs
 from mmdeploy_ext.exporting.ops.deform_conv import MIN_OPSET
 from mmdeploy_ext.families.base import FAMILIES, find_family
+from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.tasks.bbox2d import match_detections
 from mmdeploy_ext.synthetic import coco
@@ -285,6 +286,13 @@ def check(opset=17, cfg_options=SMALL, checkpoint=None, **changes):
     options.check()
     hook = functools.partial(deploy.check_options, options)
     deploy.load(PUBLISHED, str(checkpoint), copy.deepcopy(cfg_options), before_weights=hook)
+
+
+def test_a_pipeline_that_stretches_without_a_scale_is_traced_at_640_pixels():
+    options = options_for(opset=17, height=0, width=0)
+    rule = PreprocessRule(keep_ratio=False, size_divisor=32)
+    resolved = deploy.resolve(options, torch.nn.Identity(), rule)
+    assert (resolved.height, resolved.width) == (640, 640)
 
 
 @pytest.fixture
