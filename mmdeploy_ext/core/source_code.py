@@ -163,25 +163,27 @@ def _relative(module_name: str, path: Path | None) -> str:
 def file_of_class(kind: type) -> Path | None:
     """Return the file that a class was defined in; None of classes of C extensions and the interpreter.
 
-    It is the file of one of its methods, if it has methods: another module of the same name may have been
-    imported since. Methods that were made from a text have no file but '<string>', which is returned for a
-    dataclass without methods of its own.
+    It is the file of one of its methods, if it has methods in a file: another module of the same name may
+    have been imported since. Those that `dataclasses` makes are in none; of a class without a file at all,
+    such as one of an interactive session, the name is one in angle brackets.
     """
+    without_file = None
     for value in vars(kind).values():
         function = inspect.unwrap(getattr(value, '__func__', value)) if callable(value) else None
         code = getattr(function, '__code__', None)
         if code is not None and function.__qualname__ == f'{kind.__qualname__}.{code.co_name}':
-            return Path(code.co_filename)
+            if not code.co_filename.startswith('<'):
+                return Path(code.co_filename)
+            without_file = Path(code.co_filename)
     file = getattr(sys.modules.get(kind.__module__), '__file__', None)
-    return Path(file) if file and file.endswith('.py') else None
+    return Path(file) if file and file.endswith('.py') else without_file
 
 
 def is_installed(package: str, path: Path) -> bool:
     """Return whether a file is one that a distribution of OpenMMLab installed, and nobody has edited.
 
     Copies of mmdet in a user's repository, editable installs, files that were changed in place, and files
-    that were put into the installed package are not. But of a distribution without a list of its files, such
-    as a checkout that is linked by an `.egg-link`, all files are.
+    that were put into the installed package are not. Of a distribution without a list of its files all are.
 
     Args:
         package: name of the package that the file is in; only the keys of `DISTRIBUTIONS` have such files.
@@ -200,7 +202,7 @@ def is_installed(package: str, path: Path) -> bool:
 def _installed_files(package: str) -> tuple[Path | None, dict[str, str]]:
     """Return the folder of an installed package, and path -> hash of its files as they were installed.
 
-    None and nothing of a package that is not OpenMMLab's.
+    None and nothing of a package that is not OpenMMLab's, or that is used from its checkout.
     """
     for name in DISTRIBUTIONS.get(package, ()):
         try:
@@ -212,7 +214,10 @@ def _installed_files(package: str) -> tuple[Path | None, dict[str, str]]:
             path, _, rest = line.rpartition(',sha256=')
             if path.endswith('.py'):
                 digests[path] = rest.split(',')[0]
-        return Path(str(distribution.locate_file(package))).resolve(), digests
+        folder = Path(str(distribution.locate_file(package))).resolve()
+        if not digests and (folder.parent / 'setup.py').is_file():  # an `.egg-link` leads to the checkout
+            return None, {}
+        return folder, digests
     return None, {}
 
 

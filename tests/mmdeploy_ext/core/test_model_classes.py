@@ -136,6 +136,23 @@ def test_a_file_of_mmdet_that_was_edited_in_place_is_not_the_installed_one(tmp_p
     assert not is_installed('mmdet', tmp_path / 'fork' / 'mmdet' / 'head.py')
 
 
+def test_a_checkout_of_mmdet_that_an_egg_link_installs_is_not_the_installed_one(tmp_path, monkeypatch):
+    for folder in ('mmdet', 'mmdet.egg-info'):
+        (tmp_path / folder).mkdir()
+    (tmp_path / 'mmdet.egg-info' / 'PKG-INFO').write_text('Metadata-Version: 2.1\nName: mmdet\nVersion: 2\n')
+    head = tmp_path / 'mmdet' / 'head.py'
+    head.write_text('x = 1\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(source_code, '_installed_files', source_code._installed_files.__wrapped__)
+    assert is_installed('mmdet', head), 'a distribution without a list of its files'
+    (tmp_path / 'setup.py').touch()
+    assert not is_installed('mmdet', head)
+
+
+def test_a_dataclass_without_methods_is_in_the_file_of_its_module():
+    assert str(source_code.file_of_class(source_code.SourceLines)) == source_code.__file__
+
+
 def test_what_decorators_wrap_is_found_and_a_wrapper_is_seen(plugin):
     from mmdet.core.bbox.coder import delta_xywh_bbox_coder
 
