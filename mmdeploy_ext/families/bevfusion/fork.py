@@ -412,13 +412,14 @@ class ForkReference(BEVFusionReference):
     def notes(self) -> list[str]:
         """Lines about this reference that a reader of the proof has to know."""
         facts, fork = self.process.facts, self.model.fork
+        convention = facts['box_convention']
+        turned = '' if convention == '1.x' else '; they were turned into those of mmdet3d 1.x to be compared'
         lines = [
             f'the reference is the code of {facts["root"]}, through its test path, in a process of its own',
             _graphs_note(fork),
             'preprocessing was compared with its test pipeline, without annotations, maps and radar, and '
             'with the nearest sweeps of the past; pictures by rounding alone (1e-6)',
-            f'its boxes are those of {CONVENTIONS[facts["box_convention"]]}; they were turned into those of '
-            f'mmdet3d 1.x to be compared',
+            f'its boxes are those of {CONVENTIONS[convention]}{turned}',
             *(f'patched in the reference: {patch["name"]}: {patch["reason"]}' for patch in facts['patches']),
         ]
         if self.process.operators:

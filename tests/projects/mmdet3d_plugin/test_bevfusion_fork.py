@@ -172,6 +172,15 @@ def test_a_changed_line_of_the_repository_is_not_proven(toy, tmp_path, change):
     assert any(not case.passed for case in verdict.cases)
 
 
+@pytest.mark.parametrize('convention', ['0.x', '1.x'])
+def test_boxes_of_mmdet3d_1_are_compared_as_they_are(convention):
+    facts = dict(root='repository', patches=[], box_convention=convention)
+    process, model = SimpleNamespace(facts=facts, operators=[]), SimpleNamespace(sensors=())
+    model.fork = Fork('repository', {}, layers=('fuser',))
+    notes = ' '.join(fork.ForkReference.notes.fget(SimpleNamespace(process=process, model=model)))
+    assert f'mmdet3d {convention}' in notes and ('turned' in notes) == (convention == '0.x')
+
+
 def test_the_config_is_put_into_the_terms_of_the_family(repository):
     cfg = load_config(repository[1])
     family = find_family(cfg)
