@@ -176,7 +176,8 @@ def collect(
         results: results of this process, by sample index.
         samples: size of the data set.
         ranks: the processes.
-        tmpdir: a folder that all of them share, for their parts; None sends the parts.
+        tmpdir: a folder that all of them share, for the parts of several processes, which are removed at the
+            end, and the folder if nothing else is in it; None sends the parts.
         gpu_collect: send the parts from GPU to GPU.
 
     Raises:

@@ -223,7 +223,10 @@ class Family(abc.ABC):
         return model
 
     def config_sha256(self, cfg: Any) -> str:
-        """Return a hash of the model and the test pipeline of the config, which decide the graph."""
+        """Return a hash of the model and the test pipeline of the config, which decide the graph.
+
+        Of a backbone the model alone decides it.
+        """
         return config_sha256(cfg)
 
     @abc.abstractmethod

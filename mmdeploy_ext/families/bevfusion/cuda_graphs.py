@@ -148,10 +148,10 @@ HALF = ColumnGroup(rtol=5e-3)
 
 
 def between() -> tuple[TensorSpec, ...]:
-    """Return the tensors that a runner computes between the files; cells have to be equal.
+    """Return the tensors that a runner computes between the files, and two more maps of the LiDAR.
 
-    They have names and tolerances and no axes: the shape `()` stands for any. Tensors without groups have the
-    default tolerance, `spec.DEFAULT_RTOL`.
+    They have names and tolerances and no axes: the shape `()` stands for any. Cells have to be equal; tensors
+    without groups have the default tolerance, `spec.DEFAULT_RTOL`.
     """
     exact, rounded = (ColumnGroup(rtol=0.0),), (ColumnGroup(rtol=1e-6),)
     return (

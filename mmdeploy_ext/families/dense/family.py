@@ -71,10 +71,11 @@ class DenseFamily(ImageFamily):
     interchangeable_zeros = staticmethod(reference.interchangeable_zeros)
 
     def claims(self, cfg: Any) -> Claim:
-        """Claim every config with a dense head.
+        """Claim every config of a one-stage detector with a dense head, but for heads of queries.
 
         The claim is `HEAD` if the head is derived from one in `KINDS`, and `PART` for any other dense head,
-        which a family of a user's package may claim more of; else `check` refuses it, with the reason.
+        which a family of a user's package may claim more of; else `check` refuses it, with the reason. The
+        detector may be one that nobody has registered.
         """
         head = HEADS.get(detector_parts.part_cfg(cfg.model, 'bbox_head').get('type') or '')
         detector = DETECTORS.get(cfg.model.get('type') or '')
