@@ -1,6 +1,6 @@
-"""Synthetic outputs of a head with anchors that reach every limit of its decoding.
+"""Synthetic outputs of a head with anchors for the limits of its decoding.
 
-The outputs are those that `anchors3d.decode` takes.
+The outputs are those that `anchors3d.decode` takes. Nothing here checks that a limit is reached.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,9 @@
 """mit-han-lab/bevfusion and forks of it: their configs in this family's terms, their code as the reference.
 
-Such a repository has a copy of mmdet3d 0.x, which cannot be imported beside the installed mmdet3d: its model
-runs in another process. The graphs are those of this package's implementation with the weights of the
-checkpoint; the proof compares them with what the repository's classes give through their test path.
+Such a repository has a copy of mmdet3d 0.x, which cannot stay imported beside the installed mmdet3d: its
+model runs in another process. The graphs are those of this package's implementation with the weights of the
+checkpoint, and with the repository's own layers that `live.py` could take; the proof compares them with what
+the repository's classes give through their test path.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Synthetic outputs of CenterPoint's head that reach every limit of its decoding.
+"""Synthetic outputs of CenterPoint's head for the limits of its decoding.
 
 The outputs are those that `runtime.decode` takes: the maps `BoxRule.output_names`, as a head always has them,
 float32. What they reach depends on the rule: with a score threshold above 0.98 nothing of the first three is

@@ -109,7 +109,7 @@ class CornerFamily(ImageFamily):
     def limits(self, model: nn.Module) -> list[Limit]:
         """Return the limits of corners, of pairs, and of their suppression.
 
-        A proof runs PyTorch and the file with other values of each: every decision is taken both ways.
+        A proof runs PyTorch and an export with other values of each, so that decisions are taken both ways.
         `distance_threshold` is that of embeddings, and of a CentripetalNet that of the shifted corners from
         the centre of their box.
         """

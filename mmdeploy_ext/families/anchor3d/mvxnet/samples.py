@@ -125,7 +125,8 @@ def frame(data: Mapping[str, Any]) -> FusedFrame:
 def moments(cfg: Any, rule: FusionRule, infos: Path, root: str | Path | None = None) -> Iterator[FusedFrame]:
     """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`.
 
-    Sweeps are in the folder that the config's data set names (`pts_prefix`), whatever the infos say.
+    Sweeps are in the folder that the config's data set names (`pts_prefix`), if it names one, whatever the
+    infos say.
     """
     prefix = ((cfg.get('data') or {}).get('test') or {}).get('pts_prefix')
     for rig in read_frames(infos, rule.views, root):
