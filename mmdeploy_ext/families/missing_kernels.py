@@ -1,4 +1,7 @@
-"""Parts of mmdet3d whose operators run on a GPU alone, so that no file of theirs could be proven on a CPU."""
+"""Parts of mmdet3d whose operators run on a GPU alone, or are in a library that this project does not have.
+
+No file of theirs could be proven on a CPU.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
