@@ -143,6 +143,12 @@ def compare_merged(
 
     Returns:
         A row for each output of `merged`, which fails as in `compare_models`; the tolerance is `ROUNDING`.
+
+    Raises:
+        ShapeError: a model does not take what an earlier one gives, or a random input.
+        InferenceError: ONNX Runtime failed on one of them.
+        ModelFileError: it cannot load one of them.
+        UsageError: an input is no tensor.
     """
     feeds = random_feeds(merged, seed)
     tensors: dict[str, Any] = dict(feeds)

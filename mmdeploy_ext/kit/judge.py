@@ -85,7 +85,8 @@ class Judgement:
         """The claim, which is only about these inputs, with what the user told of the device.
 
         It is 'EQUAL ON 9 INPUTS', in less than float32 'WITHIN FP16 BARS ON 9 INPUTS', both with ' AND 3
-        FRAMES' if there were some, or 'NOT EQUAL'; at the end '(DEVICE)' if anything is known of it.
+        FRAMES' if there were some, or 'NOT EQUAL', or 'NOT WITHIN FP16 BARS'; at the end '(DEVICE)' if
+        anything is known of it.
         """
         claim = 'EQUAL' if self.precision == 'fp32' else f'WITHIN {self.precision.upper()} BARS'
         device = self.ran

@@ -47,7 +47,10 @@ class Program:
     """
 
     def __init__(self, model: onnx.ModelProto, constants: Constants) -> None:
-        """Read the constants of a model; all programs whose results are compared share `constants`."""
+        """Read the constants of a model; all programs whose results are compared share `constants`.
+
+        ModelFileError: two nodes write one tensor.
+        """
         self.index = Index(model)
         texts = sorted(function.SerializeToString(deterministic=True) for function in model.functions)
         self.functions = hashlib.sha256(repr(texts).encode()).digest()
