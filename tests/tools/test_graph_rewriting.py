@@ -275,6 +275,16 @@ def test_the_good_model_has_to_be_good(file, tmp_path, capsys):
     assert 'says yes to the good model' in refused(capsys, *words)
 
 
+def test_a_good_model_without_tensors_as_outputs_is_refused(file, tmp_path, capsys):
+    good, listed = onnx.load(file), tmp_path / 'good.onnx'
+    good.graph.node.add(op_type='SequenceConstruct', input=['t14'], output=['all'])
+    del good.graph.output[:]
+    good.graph.output.append(helper.make_tensor_sequence_value_info('all', TensorProto.FLOAT, None))
+    onnx.save(good, listed)
+    words = ['reduce', file, '--check', 'grep -q mm4', '--good', listed, '--output', tmp_path / 'out']
+    assert 'has no output that is a tensor' in refused(capsys, *words)
+
+
 def test_a_large_untidy_file_of_others_is_reduced(tmp_path):
     path = WEIGHTS / 'yunet_mmdet' / 'yunet_n_dynamic.onnx'
     if not path.is_file():

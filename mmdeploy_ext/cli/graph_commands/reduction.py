@@ -112,14 +112,20 @@ def _check(args: argparse.Namespace, text: CheckText, case: Case, feeds: dict[st
 def _good(
     args: argparse.Namespace, case: Case, feeds: dict[str, np.ndarray], text: CheckText
 ) -> list[Candidate]:
-    """Return graphs on which the check has to fail: of zeros with a command, and the file of --good."""
+    """Return graphs on which the check has to fail: of zeros with a command, and the file of --good.
+
+    UsageError: that file gives no tensor.
+    """
     from mmdeploy_ext.graph.reduce.case import Case, prepare, record
 
     good = [case.trivial()] if text.kind == 'command' else []
     if args.good:
         ready = prepare(_comparable(args.good, feeds), feeds)
         good_case = Case(ready, record(ready, feeds))
-        good.append(good_case.candidate(good_case.everything))
+        candidate = good_case.candidate(good_case.everything)
+        if candidate is None:
+            raise UsageError(f'--good {args.good}: has no output that is a tensor; give a model that has one')
+        good.append(candidate)
     return good
 
 
