@@ -145,11 +145,10 @@ class SteppedModel:
                     attributes.pop(name, None)
                 step = CustomStep(kernels[node.op_type], tuple(node.input), node.output[0], attributes)
                 self.steps.append(step)
+        used = {*self.outputs, *(name for step in self.steps for name in step.inputs)}
         self._constants = {
             name: onnx.numpy_helper.to_array(index.constants[name])
-            for step in self.steps
-            for name in step.inputs
-            if name in index.constants
+            for name in used & index.constants.keys()
         }
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

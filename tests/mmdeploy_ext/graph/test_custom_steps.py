@@ -54,6 +54,13 @@ def test_an_input_with_a_default_is_a_constant_that_cannot_be_fed():
         model.run(dict(x=x, y=y, two=np.array(3, np.float32)))
 
 
+def test_an_output_may_be_a_constant():
+    text = TEXT.replace('float[2, 3] last)', 'float[2, 3] last, float two)')
+    model = SteppedModel(onnx.parser.parse_model(text), KERNELS, threads=1)
+    feeds = dict(x=np.ones((2, 3), np.float32), y=np.zeros(3, np.float32))
+    assert model.run(feeds)['two'] == 2
+
+
 def test_an_operator_without_a_kernel_is_named():
     with pytest.raises(ModelFileError, match='no kernel in Python for Join; there are Power'):
         SteppedModel(onnx.parser.parse_model(TEXT), {'Power': KERNELS['Power']})
