@@ -38,9 +38,9 @@ SHAPE_OPERATORS = frozenset(_SHAPE_OPERATORS.split())
 def infer(model: onnx.ModelProto, *, strict: bool = False) -> dict[str, onnx.TypeProto]:
     """Return tensor name -> type of all tensors of the main graph whose type can be told.
 
-    The model is not changed, and its weights are not copied. An input with a default counts with that value:
-    shapes that follow from it are those without another feed. With `strict`, nodes and shapes that do not fit
-    together are an error; without, what follows from them has no type.
+    The model is not changed, and its large initializers are not copied. An input with a default counts with
+    that value: shapes that follow from it are those without another feed. With `strict`, nodes and shapes
+    that do not fit together are an error; without, what follows from them has no type.
 
     Raises:
         ModelFileError: `strict`, and onnx found a node that cannot work; its message names the node.
