@@ -209,8 +209,8 @@ def check_bars(
 ) -> list[dict[str, Any]]:
     """Return the `bar_rows` of the figures that were measured.
 
-    They are times and memory of the portable file on ONNX Runtime, growth on each engine that runs the file,
-    and the seconds of the export to libspconv.
+    They are times and memory of the portable file on ONNX Runtime with 1 and 2 threads, the growth of all
+    contenders but spconv, and the seconds of the export to libspconv.
 
     Args:
         entry: entry of the main set in the JSON file.

@@ -191,8 +191,8 @@ def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> D
     """Return the boxes of the file's outputs within the model's own limits, best first.
 
     Args:
-        outputs: `bbox_pred` (10, Q): the centre's x, y in cells and z in metres, logarithms of three sizes in
-            metres, sine and cosine of the yaw, velocity in m/s; `score` (Q,), `label_pred` (Q,).
+        outputs: `bbox_pred` (10, Q): the centre's x, y in cells and z in metres, logarithms of length, width
+            and height in metres, sine and cosine of the yaw, velocity in m/s; `score` and `label_pred` (Q,).
         coder: coder of the file's facts.
     """
     values, sizes = outputs['bbox_pred'], np.exp(outputs['bbox_pred'][3:6]).T
