@@ -17,7 +17,14 @@ from mmdeploy_ext import compat
 from mmdeploy_ext.cli.options import parse_cfg_options
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.files import check_writable
+
+READ_ENTRIES = (
+    'model', 'data.train', 'optimizer', 'optimizer_config', 'lr_config', 'runner', 'checkpoint_config',
+    'log_config', 'log_level', 'load_from', 'workflow',
+)  # fmt: skip
+"""Entries of a config that mmdet's loop reads without a default; `total_epochs` stands for `runner`."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,13 +53,20 @@ def load_train_config(args: argparse.Namespace) -> Any:
     """Return the mmcv `Config` with the command line's work_dir, seed, device and gpu_ids filled in.
 
     `args` are those of `build_parser`. The random generators of this process are seeded, and it joins the
-    others of a launcher.
+    others of a launcher. ConfigError: the config cannot be read, or lacks one of `READ_ENTRIES`.
     """
     from mmcv.runner import get_dist_info, init_dist
     from mmdet.apis import init_random_seed, set_random_seed
     from mmdet.utils import get_device, replace_cfg_vals, setup_multi_processes, update_data_root
 
     cfg = replace_cfg_vals(load_config(args.config, parse_cfg_options(args.cfg_options)))
+    present = {*cfg, *(f'data.{key}' for key in cfg.get('data', ()))}
+    present |= {'runner'} if 'total_epochs' in cfg else set()
+    if missing := [name for name in READ_ENTRIES if name not in present]:
+        raise ConfigError(
+            f'{args.config}: has no {", ".join(missing)}, which training reads; most of them are in '
+            f"mmdet's _base_/default_runtime.py and _base_/schedules"
+        )
     update_data_root(cfg)
     setup_multi_processes(cfg)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
