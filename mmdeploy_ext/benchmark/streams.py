@@ -68,8 +68,8 @@ class StreamBenchmark(Benchmark):
         """Load the model, and make one sample per round.
 
         `samples` begins with those of the rounds that count; those of the warm-up, which are the first of the
-        drive, are its end. `files` is contract (or path, if two have one contract) -> path. UsageError:
-        `--sweep` of a model that takes pictures alone.
+        drive, are its end. A round that is repeated runs its sample again. `files` is contract (or path, if
+        two have one contract) -> path. UsageError: `--sweep` of a model that takes pictures alone.
         """
         args = self.args
         files_metadata = [read_files(path).metadata for path in args.onnx]

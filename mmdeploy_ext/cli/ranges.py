@@ -72,7 +72,8 @@ def check(args: argparse.Namespace) -> None:
 def find(args: argparse.Namespace, deployment: Deployment, target: str, **fields: Any) -> Ranges | None:
     """Return the ranges of `--ranges`, those that `--calibrate` measures and writes, or of the checkpoint.
 
-    None: the options name no ranges, and the checkpoint has none.
+    None: the options name no ranges, and the checkpoint has none. `--fp16-ranges` rounds them to float16;
+    without it those of `--ranges` stay as they are.
 
     Args:
         args: parsed arguments, see `add_arguments`, after `check`.

@@ -74,7 +74,7 @@ def hard_voxelize(
         max_points: largest number of points of a voxel; later ones are dropped; -1 is no limit.
         max_voxels: points of voxels that appear later are dropped; -1 takes all.
         axes: axes of the grid.
-        deterministic: is always true here.
+        deterministic: not used; the result is the same at every call.
     """
     point_cells, inside = cells_of_points(points, voxel_size, limits, axes)
     points, point_cells = points[inside], point_cells[inside]
