@@ -201,7 +201,10 @@ def _table(args: argparse.Namespace) -> int:
         raise UsageError('--table: give the architectures by --sm')
     page = Path(args.table)
     check_writable(page)
-    before = page.read_text(encoding='utf-8') if page.is_file() else ''
+    try:
+        before = page.read_text(encoding='utf-8') if page.is_file() else ''
+    except UnicodeDecodeError as error:
+        raise UsageError(f'--table {page}: is no text in UTF-8 ({error})') from error
     tensorrt_table.insert_table(before, '', args.mark)  # refuses a page without the marks
     version = find_package('tensorrt-rtx').version
     with _progress() as progress:

@@ -60,8 +60,11 @@ def load_train_config(args: argparse.Namespace) -> Any:
     from mmdet.utils import get_device, replace_cfg_vals, setup_multi_processes, update_data_root
 
     cfg = replace_cfg_vals(load_config(args.config, parse_cfg_options(args.cfg_options)))
-    present = {*cfg, *(f'data.{key}' for key in cfg.get('data', ()))}
-    present |= {'runner'} if 'total_epochs' in cfg else set()
+    data, present = cfg.get('data'), set(cfg)
+    if isinstance(data, dict):
+        present.update(f'data.{key}' for key in data)
+    if 'total_epochs' in cfg:
+        present.add('runner')
     if missing := [name for name in READ_ENTRIES if name not in present]:
         raise ConfigError(
             f'{args.config}: has no {", ".join(missing)}, which training reads; most of them are in '

@@ -178,6 +178,13 @@ def test_outputs_of_zeros_alone_have_no_cosine(tmp_path):
     assert [line.split(' | ')[-1] for line in text.splitlines() if '/m |' in line] == [' |', '- |']
 
 
+def test_a_page_that_is_no_text_is_refused(tmp_path, capsys):
+    page = tmp_path / 'page.md'
+    page.write_bytes(b'\xff\xfe')
+    assert tensorrt_app.main(['m.onnx', '--sm', '86', '--table', str(page)]) == 2
+    assert f'--table {page}: is no text in UTF-8' in capsys.readouterr().err
+
+
 def test_a_page_of_something_else_is_refused_and_an_empty_one_gets_the_table_alone():
     for text in ('# My page\n', '<!-- table -->\nno end\n'):
         with pytest.raises(UsageError, match='the page has no lines <!-- table --> and <!-- /table -->'):

@@ -52,6 +52,7 @@ def test_a_published_checkpoint_is_plain_data_with_the_same_weights(trained, tmp
     ([CONFIG, '--launcher', 'rocket'], 'rocket'),
     ([CONFIG, '--cfg-options', 'epochs'], '--cfg-options epochs: expected key=value'),
     (['configs/_base_/models/atss_toy.py'], 'atss_toy.py: has no data.train, optimizer, '),
+    ([CONFIG, '--cfg-options', 'data=1'], 'atss_toy.py: has no data.train, which'),
 ])
 def test_bad_options_end_with_one_line_and_status_2(words, message, capsys, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
