@@ -38,7 +38,10 @@ class PETRTemporalDecoderLayer(AttentionLayer):
             )
 
     def forward(self, query: Tensor, *args: Any) -> Tensor:
-        """Run the layer; the arguments are those of `compute`."""
+        """Run the layer; the arguments are those of `compute`.
+
+        In training its activations are computed again for the gradients, unless `with_cp` is False.
+        """
         if self.with_cp and self.training and torch.is_grad_enabled():
             return checkpoint(self.compute, query, *args, use_reentrant=False)
         return self.compute(query, *args)

@@ -1,7 +1,8 @@
 """Parts of synthetic outputs of a head: scores near thresholds, headings near -pi and pi.
 
-Values are distinct, and so far from the thresholds that rounding decides nothing: both engines have to give
-the same boxes. Scores are so if thresholds are below `HIGH` and no two of them are nearer than `SHARES` are.
+Values are so far from the thresholds that rounding decides nothing, and scores are distinct: both engines
+have to give the same boxes. Scores are so if thresholds are below `HIGH` and no two of them are nearer than
+`SHARES` are.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ SIDES = 3, 4, 5, 6
 
 
 def headings(count: int, rng: np.random.Generator, ends: Sequence[float] = (np.pi,)) -> np.ndarray:
-    """Return headings (count,) float64 in radians: most are near `ends`, on both sides, the rest in -3..3.
+    """Return headings (count,) float64 in radians: some near `ends`, on both sides, others in -3..3.
 
-    Those behind an end of pi are larger than pi.
+    All are near one if `count` is at most 24 for each end. Those behind an end of pi are larger than pi.
     """
     near = [end + sign * gap for end in ends for gap in FROM_WRAP for sign in (-1, 1)]
     anywhere = rng.uniform(-3, 3, max(count // 4, 1))
@@ -34,8 +35,8 @@ def headings(count: int, rng: np.random.Generator, ends: Sequence[float] = (np.p
 def scores_about(thresholds: Sequence[float], count: int, rng: np.random.Generator) -> np.ndarray:
     """Return scores (count,) in random order, below and above each of `thresholds` that is inside 0..1.
 
-    8 are near a threshold, 0.1 if none is inside; the rest is spread over `HIGH`. Of a `count` below 8 for
-    each threshold only the first ones are there.
+    8 are near each of them, near 0.1 if none is inside; the rest is spread over `HIGH`. Of a `count` below 8
+    for each threshold only the first ones are there.
     """
     inner = [value for value in thresholds if 0 < value < 1] or [0.1]
     about = [value * (1 + sign * share) for value in inner for share in SHARES for sign in (-1, 1)]

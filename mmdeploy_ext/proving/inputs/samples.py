@@ -191,11 +191,11 @@ def proof_samples(
 def choose_frames(tokens: Sequence[str], count: int) -> list[int]:
     """Return sample indices for a proof: the first frames of the first scenes, so that a memory is emptied.
 
-    They are spread over `PROOF_SCENES` scenes, or more if these have too few.
+    They are spread over up to `PROOF_SCENES` scenes, two or more of each, or over more if these have too few.
 
     Args:
         tokens: scene token of every sample of the data set.
-        count: number of frames to choose.
+        count: number of frames to choose; all are chosen if there are fewer.
     """
     scenes: dict[str, list[int]] = {}
     for index, token in enumerate(tokens):

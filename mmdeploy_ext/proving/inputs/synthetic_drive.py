@@ -58,7 +58,8 @@ class SyntheticDrive:
         seed: equal drives for equal seeds.
         scenes: number of parts of about equal length, 1 or more; each change resets the memory.
         period_s: time between frames.
-        jump_s: one gap of this length within the first scene, too short to reset a memory; 0: no such gap.
+        jump_s: one gap of this length within the first scene, too short to reset a memory; 0, or a first
+            scene of one frame: no such gap.
         origin_m: (x, y) of the first frame in the global frame; (7e5, 4e6) is like UTM. Near 0 by default:
             the published model keeps its memory in float32 and in global coordinates, so that it is itself
             less exact far away (at 1600 m its boxes move by several mm).
