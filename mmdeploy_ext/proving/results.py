@@ -112,7 +112,7 @@ class PreprocessingDifference:
 
     Attributes:
         sample: title of the picture, frame or sweep.
-        name: name of the value: 'tensor', or a key of its metadata, such as 'img_shape'.
+        name: name of the value, such as 'tensor', 'img_shape', 'lidar2img' or 'input images'.
         got: the value by the rule in the file's metadata, in words.
         expected: the value by the config's test pipeline, in words.
     """
@@ -139,7 +139,8 @@ class PreprocessingResult:
         samples: titles of the samples that were compared.
         unit: name of one sample: 'picture', 'frame' or 'sweep'.
         differences: every value that differs.
-        note: how the pipeline was changed to the options of the file, e.g. 'at 608x608'.
+        note: how the pipeline was changed to the options of the file, e.g. 'at 608x608', and which values the
+            samples lack, so that they were not compared.
         error: why the pipeline or the rule could not run at all.
         source: name of what the rule is compared with, for the text.
     """
@@ -179,7 +180,7 @@ class DetectionRow:
     to keep.
 
     Attributes:
-        image: name of the image.
+        image: title of the row, such as the name of the image.
         reference: number of detections of the reference at or above the score threshold.
         matched: number of those that have a partner of their class with IoU (or distance) and score
             difference within the bars.

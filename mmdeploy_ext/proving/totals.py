@@ -100,10 +100,10 @@ def total_reasons(
     found_in: str = 'image',
     advice: str = ADVICE_FOR_IMAGES,
 ) -> list[str]:
-    """Return why a proof fails beyond single cases; [] if it does not, or if a case failed.
+    """Return why a proof fails beyond single cases; [] if it does not.
 
-    Nothing was compared or found, too little was matched, too many results are ties, or, in float32, too many
-    below the score threshold have no partner.
+    Nothing was compared or found; or, if no case failed, too little was matched, too many results are ties,
+    or, in float32, too many below the score threshold have no partner.
 
     Args:
         cases: all cases of the proof.

@@ -66,7 +66,7 @@ class SparseBox3DDecoder:
             velocity x, y, z (m/s);
             `scores_3d` (n,), times the centerness; `labels_3d`, `instance_ids` (n,); `cls_scores` (n,)
             without the centerness, in the order of their own, which is upstream's: row i is not of box i, and
-            with a `score_threshold` some are of boxes that are left out.
+            with a `score_threshold` some may be of boxes that are left out.
         """
         scores, labels = logits.sigmoid().max(-1)
         first, rows = scores.topk(self.num_output, 1, sorted=self.sorted)
