@@ -2,7 +2,7 @@
 
 Images are files, folders or a data set in COCO's format. Frames are infos or nuScenes' folders; an image
 backbone processes each picture alone, so that those of a frame need not be of one moment. All are prepared as
-the model file says. Needs numpy and OpenCV only.
+the model file says. Needs numpy and OpenCV, and ONNX Runtime if other graphs come before it.
 """
 
 from __future__ import annotations
