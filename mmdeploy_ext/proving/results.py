@@ -320,7 +320,7 @@ class SequenceRow:
         low: number of results of both sides below the score threshold, of all frames, see `DetectionRow`.
         low_alone: number of those without a partner within the bars.
         tensors: the worst row per column group of the outputs and of the memory, `at` its frame. In a free
-            run only NaN, shapes and missing tensors fail a row.
+            run a row fails only if it cannot be compared, as with NaN, another shape or a missing tensor.
         reasons: why the run fails; empty when it passes.
         series: figures of each frame: `name`, `reset`, `gap_s` (seconds since the frame before; None for the
             first one of a scene), `reference`, `matched` (as in `match_rate`), `extra` and `ties` -> list

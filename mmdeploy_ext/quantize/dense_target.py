@@ -69,8 +69,8 @@ def find_target(model: str, output: str | None) -> Target:
     by default with `.int8` added to its name.
 
     Raises:
-        ModelFileError: a folder has neither the graph that its family quantises nor exactly one graph that
-            takes pictures alone.
+        ModelFileError: a folder has neither the graph that its family quantises nor, among several, exactly
+            one graph that takes pictures alone.
         UsageError: the output is the input, or a file for a folder of graphs, or cannot be written.
     """
     source = Path(model)

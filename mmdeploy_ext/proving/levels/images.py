@@ -1,4 +1,4 @@
-"""Levels 1 to 3 (graph, tensors, results) of a model of pictures, on inputs that its export never saw."""
+"""Levels 1 to 3 (graph, tensors, results) of a model of pictures, on the traced input and on others."""
 
 from __future__ import annotations
 
