@@ -57,7 +57,7 @@ class DeformableFeatureAggregation(BaseModule):
         embed_dims, num_groups, num_levels, num_cams: C, G, L, N.
         use_deformable_func: True: the rule of the kernel; False is another function.
         use_camera_embed: True, and `residual_mode` 'cat', as in the published configs.
-        kps_generator: config of the key points.
+        kps_generator: config of the key points, not None.
         training: options that training alone reads.
     """
 

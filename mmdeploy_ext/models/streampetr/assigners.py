@@ -93,8 +93,8 @@ class HungarianAssigner3D(BaseAssigner):
 
         Predicted boxes are (Q, 10) as `normalize_bbox` writes them, logits (Q, K); ground truth is (G, 9):
         gravity centre, sizes, yaw, velocity, in m, rad, m/s in the LiDAR frame, and (G,) int64.
-        `code_weights` (10,) are factors of the columns; `with_velo` says whether the velocity counts.
-        ValueError: there are boxes to ignore.
+        `code_weights` (10,) are factors of the columns, None is 1 for all; `with_velo` says whether the
+        velocity counts. ValueError: there are boxes to ignore.
         """
         refuse_ignored(gt_bboxes_ignore)
         if len(gt_bboxes) == 0 or len(bbox_pred) == 0:
@@ -113,7 +113,8 @@ class HungarianAssigner3D(BaseAssigner):
 class HungarianAssigner2D(BaseAssigner):
     """Match image tokens with 2D boxes by class, L1 and GIoU of boxes and L1 of projected 3D centres.
 
-    The costs are configs of mmdet's match costs.
+    The costs are configs of mmdet's match costs; None takes the class's probability, the L1 distances and the
+    GIoU with the weight 1.
     """
 
     def __init__(
