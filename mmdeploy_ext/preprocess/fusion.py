@@ -49,7 +49,8 @@ class PastSweeps:
 
     Attributes:
         max_sweeps: the first sweeps of the info, up to this number.
-        pad_empty: if the info has none, the points of the key frame are repeated for each of them.
+        pad_empty: if the info has none, the points of the key frame are added `max_sweeps` times, by
+            `remove_close` without those close to the car.
         remove_close: points that are close to the car are left out.
     """
 
@@ -67,7 +68,8 @@ class PastSweeps:
         """Return the points (P, D) float32 of a key frame and of past sweeps, in its coordinates.
 
         Column `AGE` of each is the time from its measurement to the key frame, seconds. `remove_close` leaves
-        out points of past sweeps, by their places in the frame of their own sweep, and none of the key frame.
+        out points of past sweeps, by their places in the frame of their own sweep, and none of the key frame
+        itself.
 
         Args:
             points: (P, D) float32 of the key frame, D at least 5; their ages are set to 0 in place.

@@ -75,7 +75,7 @@ def other_sizes(size: int, axis: int) -> tuple[int, ...]:
 
 
 def other_values(calls: Sequence[ModuleCall], names: Sequence[str], seed: int) -> Iterator[ModuleCall]:
-    """Yield calls like the first one with values that no sample has.
+    """Yield calls like the first one with generated values.
 
     One call for each tensor that alone is random, if there are several; then all of them are random; each
     value is the smallest or the largest; and floats are 0, if there are floats. The values before the zeros

@@ -244,5 +244,5 @@ def figure(value: float | None) -> str:
 
 
 def cosine_text(value: float | None) -> str:
-    """Return a cosine with seven digits, at most 1; '-' for None."""
+    """Return a cosine with seven decimals, at most 1; '-' for None."""
     return '-' if value is None else f'{min(value, 1.0):.7f}'
