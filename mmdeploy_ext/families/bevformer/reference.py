@@ -70,7 +70,7 @@ class BevFormerReference(CameraReference):
 
     @property
     def state(self) -> StreamState | None:
-        """The view and the place of the last frame, see `Stepper.state`."""
+        """The view and the place of the last frame, None before the first one; see `Stepper.state`."""
         last_info = self.model.prev_frame_info
         if last_info['prev_bev'] is None or self._last is None:
             return None

@@ -59,7 +59,10 @@ def _differing(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Add a version of the repository to the table; `argv` has its name and the paths of configs."""
+    """Add a version of the repository to the table and return 0.
+
+    `argv` has its name and the paths of configs; None stands for the command line.
+    """
     from mmdeploy_ext.families.bevfusion.fork import Fork, ForkProcess, root_of
 
     version, *configs = sys.argv[1:] if argv is None else argv

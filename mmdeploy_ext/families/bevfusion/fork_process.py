@@ -307,7 +307,10 @@ def run(fork: ForkModel, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Answer requests until standard input ends; `argv` has the path of the job."""
+    """Answer requests until standard input ends, and return 0; 1 if the model cannot be built.
+
+    `argv` has the path of the job; None stands for the command line.
+    """
     (job,) = sys.argv[1:] if argv is None else argv
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)

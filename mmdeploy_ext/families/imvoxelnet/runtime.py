@@ -95,7 +95,10 @@ def draw(
     score_thr: float = 0.3,
     marked: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw boxes of at least `score_thr` into a copy of a picture (h, w, 3), marked ones with white lines."""
+    """Draw boxes of at least `score_thr` into a copy of a picture (h, w, 3), marked ones with white lines.
+
+    `classes` are names by label, `marked` is (n,) bool; None marks none.
+    """
     drawn = results.scores >= score_thr
     layer = BoxLayer('', results[drawn], None if marked is None else marked[drawn])
     return draw_camera(image_bgr, np.asarray(results.camera), layer, classes)
