@@ -157,7 +157,7 @@ def frame_of_rig(
 
     Raises:
         DataError: the sweep is missing, or does not fit.
-        ShapeError: the picture is none.
+        ShapeError: the picture is not (h, w, 3) uint8.
         ValueError: there is not one picture.
     """
     (picture,) = images_bgr
