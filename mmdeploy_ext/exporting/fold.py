@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 PROBE = 8
-"""A convolution is tested on an image whose sides are those of its dilated kernel and this many pixels."""
+"""A convolution is tested on an image in which its dilated kernel has this many places along each side."""
 BatchNorm = nn.modules.batchnorm._BatchNorm
 """Base of all batch normalisations, of `nn.SyncBatchNorm`, too."""
 

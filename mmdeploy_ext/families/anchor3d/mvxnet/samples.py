@@ -43,7 +43,7 @@ FOCAL, HEIGHT_M = (0.5, 0.7), (-0.3, 0.3)
 YAWS = 0.0, 0.9, np.pi
 """Yaw of the camera of each generated frame, one after the other, radians: ahead, to the left, behind."""
 CROWD = 64
-"""Number of points of one frame that are in a single voxel."""
+"""Number of points that are added to a single voxel of each generated frame."""
 OTHER_SIZES = (1.0, 1.0), (0.8, 1.1), (1.3, 0.6)
 """Factors of the height and the width of the pictures of generated frames, one after the other."""
 EVERY_POINT = 4
