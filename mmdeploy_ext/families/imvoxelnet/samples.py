@@ -32,7 +32,7 @@ def original_camera(image: PreparedImage) -> np.ndarray:
 
 
 def generated_camera(image: PreparedImage) -> np.ndarray:
-    """Return a camera (4, 4) float32 of a picture on disk, which depends on its prepared pixels alone."""
+    """Return a camera (4, 4) float32 of a picture on disk, which its prepared pixels and its scale decide."""
     numbers = numbers_of_pixels(image)
     height, width = np.divide(image.tensor.shape[1:], image.scale_factor[1::-1])
     intrinsics, pose = drawn_intrinsics(numbers, height, width, FOCAL, STRETCH), np.eye(4)
