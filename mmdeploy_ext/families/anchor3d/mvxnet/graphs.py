@@ -52,7 +52,11 @@ class VoxelFeatures(nn.Module):
         rows: torch.Tensor,
         coors: torch.Tensor,
     ) -> torch.Tensor:
-        """Return the features (N, C) float32 of voxels; for the arguments see `voxels_spec`."""
+        """Return the features (N, C) float32 of voxels.
+
+        Points are (P, D), rows (P,) the voxel of each, as a row of coors (N, 4): sample 0, z, y, x. For the
+        other arguments see `voxels_spec`.
+        """
         maps = self.img_backbone(img)
         if self.img_neck is not None:
             maps = self.img_neck(maps)
