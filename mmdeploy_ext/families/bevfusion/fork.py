@@ -247,8 +247,9 @@ class ForkProcess:
     ) -> dict[str, np.ndarray]:
         """Return the result of a method of `fork_process.ForkModel` for some arrays, whose names it tells.
 
-        `rounding` are the arguments seed and size of `proving.near_ties.other_rounding`, which changes the
-        roundings of the model's layers in this call; None changes nothing.
+        `method` is a key of `fork_process.REQUESTS`. `rounding` are the arguments seed and size of
+        `proving.near_ties.other_rounding`, which changes the roundings of the model's layers in this call;
+        None changes nothing.
 
         InferenceError: the repository's code raised, or its process ended; so it is when the process starts.
         """

@@ -6,9 +6,9 @@ The root of the repository is first on PYTHONPATH, so that `mmdet3d` is the copy
 request per line from standard input and answers each with one line of JSON on standard output; arrays are
 exchanged by .npz files. Output of the repository's code goes to standard error.
 
-A request has the keys `method` (of `ForkModel`), `input` and `output` (paths of .npz files) and `rounding`
-(null, or seed and size of `other_rounding`). The first line that the program writes has the facts of
-`ForkModel.facts`, or else `error`; an answer has `operators`, names of the repository's compiled operators
+A request has the keys `method` (a key of `REQUESTS`), `input` and `output` (paths of .npz files) and
+`rounding` (null, or seed and size of `other_rounding`). The first line that the program writes has the facts
+of `ForkModel.facts`, or else `error`; an answer has `operators`, names of the repository's compiled operators
 whose stand-ins in PyTorch ran so far, or else `error`.
 
 Glossary: N cameras, H, W pictures of the network, D depth bins, h, w cells of a feature map, X, Y cells of
@@ -24,7 +24,7 @@ import os
 import pickle
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -230,6 +230,15 @@ class ForkModel:
         return dict(boxes=boxes.tensor.numpy(), scores=scores.float().numpy(), labels=labels.long().numpy())
 
 
+REQUESTS: Mapping[str, Callable[[ForkModel, Mapping[str, np.ndarray]], dict[str, np.ndarray]]] = dict(
+    boxes_of=ForkModel.boxes_of,
+    moment=ForkModel.moment,
+    step=ForkModel.step,
+    weight_shapes=ForkModel.weight_shapes,
+)
+"""`method` of a request -> what answers it."""
+
+
 def cells_of(geometry: torch.Tensor, transform: torch.nn.Module) -> torch.Tensor:
     """Return the cell `x * Y + y` (N, D, h, w) of points (1, N, D, h, w, 3) of a frustum; X * Y outside.
 
@@ -302,7 +311,7 @@ def run(fork: ForkModel, request: Mapping[str, Any]) -> dict[str, Any]:
     with np.load(request['input']) as arrays, contextlib.ExitStack() as stack:
         if request.get('rounding'):
             stack.enter_context(other_rounding(fork.model, *request['rounding']))
-        np.savez(request['output'], **getattr(fork, request['method'])(dict(arrays)))
+        np.savez(request['output'], **REQUESTS[request['method']](fork, dict(arrays)))
     return dict(operators=list(executed_operators))
 
 

@@ -30,8 +30,9 @@ class DenseHead(nn.Module):
 
     Its submodules have the names that they have in the detector, which become those of nodes.
 
+    Its submodules run in the order in which they were added.
+
     Attributes:
-        names: names of the submodules, in the order in which they run.
         flatten: makes one tuple of what the head returns.
     """
 
@@ -40,16 +41,16 @@ class DenseHead(nn.Module):
         super().__init__()
         parts = parts_of(model)
         dense = dict(backbone=parts.backbone, neck=parts.neck, bbox_head=parts.head)
-        named = {f'{parts.prefix}{name}': part for name, part in dense.items() if part is not None}
-        for name, part in named.items():
-            self.add_module(name, part)
-        self.names, self.flatten = list(named), flatten
+        for name, part in dense.items():
+            if part is not None:
+                self.add_module(f'{parts.prefix}{name}', part)
+        self.flatten = flatten
 
     def forward(self, bev: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the head's raw outputs, a tuple by `flatten`, of the view (1, C, H, W) float32."""
         outputs: Any = bev
-        for name in self.names:
-            outputs = getattr(self, name)(outputs)
+        for part in self.children():
+            outputs = part(outputs)
         return self.flatten(outputs)
 
 

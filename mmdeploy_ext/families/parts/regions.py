@@ -96,9 +96,12 @@ def region_maps(model: nn.Module, levels: Sequence[torch.Tensor]) -> list[torch.
     if roi_head is None:
         return []
     names = context_names(roi_head)
-    num_levels = len(feature_names(model)) - len(names)
-    heads = dict(semantic='semantic_head', context='glbctx_head')
-    return [*levels[:num_levels], *(getattr(roi_head, heads[name])(levels)[1] for name in names)]
+    maps = list(levels[: len(feature_names(model)) - len(names)])
+    if 'semantic' in names:
+        maps.append(roi_head.semantic_head(levels)[1])
+    if 'context' in names:
+        maps.append(roi_head.glbctx_head(levels)[1])
+    return maps
 
 
 # --- pooling --------------------------------------------------------------------------------------------

@@ -28,8 +28,8 @@ from mmdeploy_ext.families.sparse4d.runtime.bank import CENTRE, COSINE, LOG_SIZE
 if TYPE_CHECKING:
     from torch import nn
 
-ENCODERS = dict(pos_fc=CENTRE, size_fc=LOG_SIZE, yaw_fc=slice(6, 8), vel_fc=VELOCITY)
-"""Network of the embedding of anchors -> columns that it takes."""
+YAW = slice(SINE, COSINE + 1)
+"""Columns of an anchor with the sine and the cosine of the yaw."""
 NEAREST_DEPTH = 1e-5
 """A smaller depth of a point, m, is taken for this one when the point is projected."""
 
@@ -89,7 +89,13 @@ def feature_rows(model: nn.Module, img: Tensor) -> Tensor:
 
 def embed(encoder: nn.Module, anchor: Tensor) -> Tensor:
     """Return the embeddings (1, A, C) of anchors (1, A, 11)."""
-    return torch.cat([getattr(encoder, name)(anchor[..., part]) for name, part in ENCODERS.items()], -1)
+    embeddings = [
+        encoder.pos_fc(anchor[..., CENTRE]),
+        encoder.size_fc(anchor[..., LOG_SIZE]),
+        encoder.yaw_fc(anchor[..., YAW]),
+        encoder.vel_fc(anchor[..., VELOCITY]),
+    ]
+    return torch.cat(embeddings, -1)
 
 
 def key_points(generator: nn.Module, anchor: Tensor, feature: Tensor) -> Tensor:
