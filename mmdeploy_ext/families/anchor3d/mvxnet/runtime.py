@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, ShapeError
-from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx
 from mmdeploy_ext.families.parts.runtime.anchors3d import AnchorRule, decode
-from mmdeploy_ext.families.parts.runtime.lidar import DYNAMIC_INPUTS, GRAPHS
+from mmdeploy_ext.families.parts.runtime.lidar import DYNAMIC_INPUTS, GRAPHS, LidarOnnx
 from mmdeploy_ext.preprocess.points import assigned
 from mmdeploy_ext.runtime.exported import check_forms
 from mmdeploy_ext.runtime.frames import FusedFrame, check_matrix
@@ -44,7 +43,7 @@ FEATURES = 'voxel_features'
 """Output of the first graph."""
 
 
-class MvxNetOnnx(AnchorOnnx):
+class MvxNetOnnx(LidarOnnx):
     """An exported MVX-Net: a `Stepper` of frames of one picture and one sweep.
 
     Attributes:
@@ -53,6 +52,8 @@ class MvxNetOnnx(AnchorOnnx):
 
     family = FAMILY
     graphs = ('voxels', *GRAPHS)
+    rules = AnchorRule
+    decode = staticmethod(decode)
 
     def __init__(self, paths: Paths, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:
         """Open the files; errors and arguments as of `LidarOnnx`."""
