@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.proving.tensors import ArrayDistance
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -71,15 +73,13 @@ def diagnose(expected: np.ndarray, got: np.ndarray) -> str:
         return ''
     if not (np.isfinite(expected).all() and np.isfinite(got).all()):
         return ''
-    largest = float(np.abs(expected).max(initial=0))
-    if expected.shape == got.shape and largest > 0:
-        share = float(np.abs(got.astype(np.float64) - expected).max()) / largest
-        if share <= ROUNDED:
-            return (
-                f"within {100 * share:.2g} % of PyTorch's largest value everywhere, as where factors are "
-                f'rounded: is TF32 on, or float16?'
-            )
-    tolerance = RTOL * largest
+    distance = ArrayDistance(got, expected)
+    if expected.shape == got.shape and distance.scale > 0 and distance.max_rel <= ROUNDED:
+        return (
+            f"within {100 * distance.max_rel:.2g} % of PyTorch's largest value everywhere, as where factors "
+            f'are rounded: is TF32 on, or float16?'
+        )
+    tolerance = RTOL * distance.scale
     orders = list(itertools.permutations(range(expected.ndim))) if expected.ndim <= MAX_AXES else []
     for order in orders[1:]:
         turned = expected.transpose(order)  # in a raw file it has the shape of the output all the same

@@ -273,6 +273,7 @@ def _distance(value: np.ndarray | None, reference: np.ndarray) -> float:
     """Return |value - reference| / |reference|; a large number if they cannot be compared."""
     if value is None or value.size != reference.size or not is_informative(value):
         return 1e3
+    # not `ArrayDistance`: it is the norm that ranks records, and an infinity on both sides has to give NaN
     value, reference = value.reshape(-1).astype(np.float64), reference.reshape(-1).astype(np.float64)
     length = float(np.linalg.norm(reference))
     return float(np.linalg.norm(value - reference)) / length if length else 1e3
