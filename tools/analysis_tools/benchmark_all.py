@@ -7,5 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from docs._pages.benchmarks.tool import main
 
+sys.path.remove(str(Path(__file__).resolve().parents[2]))
+
 if __name__ == '__main__':
     sys.exit(main())

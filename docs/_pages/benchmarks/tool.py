@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from docs._pages.benchmarks import cases as case_lists
+from docs._pages.benchmarks import page, prepare, whole, whole_results
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
-
-    from docs._pages.benchmarks.whole import Settings
 
 FULL = dict(work_dir='work_dirs/benchmark', page='docs/benchmarks.md', rounds=20, warmup=3, seconds=90)
 QUICK = dict(
@@ -137,9 +137,7 @@ def _fill(args: argparse.Namespace) -> None:
         will_write(option, [path])
 
 
-def _settings(args: argparse.Namespace, cores: int) -> Settings:
-    from docs._pages.benchmarks import whole
-    from docs._pages.benchmarks.prepare import ROOT
+def _settings(args: argparse.Namespace, cores: int) -> whole.Settings:
     from mmdeploy_ext.benchmark.machine import measured_gpu
 
     return whole.Settings(
@@ -151,7 +149,7 @@ def _settings(args: argparse.Namespace, cores: int) -> Settings:
         seconds=args.case_seconds,
         memory=not args.no_memory,
         only_files=args.prepare,
-        sweeps=[os.path.relpath(path, ROOT) for path in args.sweep],
+        sweeps=[os.path.relpath(path, prepare.ROOT) for path in args.sweep],
     )
 
 
@@ -159,7 +157,6 @@ def _measure(args: argparse.Namespace, cases: Sequence[Any], words: Sequence[str
     """Run the cases; what is finished is in the JSON file at once."""
     from rich.progress import Progress
 
-    from docs._pages.benchmarks import prepare, whole, whole_results
     from mmdeploy_ext.benchmark.machine import machine
     from mmdeploy_ext.core.files import write_json
 
@@ -203,9 +200,6 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> int:
         0 done, 1 when a file could not be made or a run failed.
     """
     _fill(args)
-    from docs._pages.benchmarks import cases as case_lists
-    from docs._pages.benchmarks import page, whole, whole_results
-
     cases = whole.choose(case_lists.TOYS if args.quick else case_lists.CASES, args.only)
     if args.list:
         return _list(cases)

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from docs._pages.exporters import page as exporters_page
 from docs._pages.exporters import rows as exporters
 from docs._pages.exporters.rows import EXPORTERS, MODELS
 from mmdeploy_ext.core import cli
@@ -53,7 +54,6 @@ def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext import compat
 
     compat.apply()
-    from docs._pages.exporters import page as exporters_page
     from mmdeploy_ext.exporting.exporter import check_opset
 
     cli.check_minimums(args, rounds=1)
