@@ -43,8 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = cli.adder(parser)
     add('sweep', "raw float32 points: nuScenes' .pcd.bin, or .bin with the model's values per point")
-    add('--config CONFIG', 'default: %(default)s', CONFIG)
-    add('--checkpoint CHECKPOINT', 'default: %(default)s', CHECKPOINT)
+    default = 'default: %(default)s, which is in a checkout of the repository; needed elsewhere'
+    add('--config CONFIG', default, CONFIG)
+    add('--checkpoint CHECKPOINT', default, CHECKPOINT)
     add(
         '--onnx FOLDER',
         f'what {tool("export")} wrote (default: exported to {EXPORT_FOLDER} from config and checkpoint)',
