@@ -77,7 +77,7 @@ class ModelSource:
         weight_layout: str = 'auto',
         file: str = '',
     ) -> ModelSource:
-        """Read the config and find its family, after `compat.apply()`.
+        """Read the config and find the family that claims most of its model, after `compat.apply()`.
 
         That is for the whole process: it lets the versions of mmcv, mmdet and mmdet3d that are installed work
         with this PyTorch, by patches of single functions that are made when their modules are imported.
@@ -91,9 +91,8 @@ class ModelSource:
             product: the part of the model that is exported, `DETECTOR` or `BACKBONE` of `families.base`, if
                 `file` does not decide.
             weight_layout: the attribute of that name.
-            file: path of an exported file. The family in its metadata is taken, whatever its product, if it
-                claims the config. Otherwise, and if `file` is '', a folder, or not readable, it is the family
-                of `product` that claims most of the model.
+            file: path of an exported file. If the family in its metadata claims the config, its product
+                replaces `product`. A file that is '', a folder, or not readable decides nothing.
 
         Raises:
             ConfigError: the config cannot be read, or no family claims it. The checkpoint is not looked at.
@@ -101,14 +100,14 @@ class ModelSource:
         compat.apply()
         cfg_options = dict(cfg_options or {})
         cfg = load_config(str(config), cfg_options)
-        family = (_family_of(cfg, file) if file else None) or find_family(cfg, product)
+        family_of_file = _family_of(cfg, file) if file else None
+        family = find_family(cfg, family_of_file.product if family_of_file else product)
         return cls(str(config), str(checkpoint), cfg_options, device, cfg, family, weight_layout)
 
     def load(self, check: Check, mean: Sequence[float] | None, std: Sequence[float] | None) -> Deployment:
         """Return the model with its weights; `check` is called between building it and reading them.
 
-        `mean` and `std` are those of `export`. The model is that of the family which claims most of the
-        config among those of `family.product`; `check` and the deployment have it.
+        `mean` and `std` are those of `export`.
 
         Raises:
             UsageError: what `check` raised; `mean` or `std` of a model that takes no single pictures; a
@@ -128,8 +127,8 @@ class ModelSource:
             self.cfg_options,
             self.device,
             check,
-            self.family.product,
-            self.weight_layout,
+            weight_layout=self.weight_layout,
+            read=(self.cfg, self.family),
         )
         deployment.normalise_with(mean, std)
         return deployment

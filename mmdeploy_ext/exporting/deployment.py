@@ -248,6 +248,7 @@ def load(
     before_weights: Callable[[Any, Family, torch.nn.Module], None] | None = None,
     product: str = DETECTOR,
     weight_layout: str = 'auto',
+    read: tuple[Any, Family] | None = None,
 ) -> Deployment:
     """Read config and checkpoint, and move the model to a device.
 
@@ -262,6 +263,8 @@ def load(
         weight_layout: layout of the kernels of a sparse backbone in the checkpoint: 'auto', which finds it
             from the shapes, 'spconv1', 'spconv2' or 'spconv2-rskc'; families of detectors ignore it, others
             refuse another value with a UsageError.
+        read: the config, which is not changed, and its family by `find_family`, if both are known already.
+            With None they are read and found here; only then `product` counts.
 
     Raises:
         EngineError: there is no such device, see `check_device`.
@@ -271,8 +274,11 @@ def load(
         UsageError: see `class_names`. What `before_weights` raises is raised as it is.
     """
     target = check_device(device)
-    cfg = load_config(config, cfg_options)
-    family = find_family(cfg, product)
+    if read is None:
+        cfg = load_config(config, cfg_options)
+        family = find_family(cfg, product)
+    else:
+        cfg, family = copy.deepcopy(read[0]), read[1]
     try:
         rule = family.preprocess_rule(cfg)
         check_rule(rule.to_json(), '')
