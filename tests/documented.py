@@ -807,7 +807,7 @@ ENTRIES = (
         test=PROJECTS + 'toydata/test_nuscenes.py::test_a_ready_set_is_left_alone_and_another_one_is_refused',
     ),
     Entry(
-        r'python -m projects.toydata.seeded_solo',
+        r'mm2onnx synthetic seeded-image',
         why='minutes',
         test='tests/test_full_size_solo.py::test_full_finds_mmdets_instances_at_a_size_it_never_saw',
     ),

@@ -18,7 +18,7 @@ CONFIG = 'configs/solov2/solov2_light_r34.py'
 
 
 def prepared(height, width, img_shape, ori_shape):
-    """Return the picture that `python -m projects.toydata.seeded_solo` writes."""
+    """Return the picture that `mm2onnx synthetic seeded-image` writes."""
     return PreparedImage(solo_image(height, width)[0].numpy(), img_shape, np.ones(4, np.float32), ori_shape)
 
 

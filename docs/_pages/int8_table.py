@@ -145,10 +145,10 @@ def _chosen(names: Sequence[str], engine: str) -> list[Toy]:
 def _make_data(kinds: set[str], args: argparse.Namespace) -> None:
     """Make the generated data sets that are missing."""
     if 'coco' in kinds and not Path(args.coco, 'annotations').is_dir():
-        _call('python', '-m', 'projects.toydata.coco', '--out', args.coco)
+        _call('python', '-m', 'mmdeploy_ext', 'synthetic', 'coco', '--out', args.coco)
     infos = Path(args.nuscenes, 'toy_nuscenes2d_temporal_infos_val.pkl')
     if 'nuscenes' in kinds and not infos.is_file():
-        _call('python', '-m', 'projects.toydata.nuscenes', '--root', args.nuscenes)
+        _call('python', '-m', 'mmdeploy_ext', 'synthetic', 'nuscenes', '--root', args.nuscenes)
         names = ['--root-path', args.nuscenes, '--extra-tag', 'toy_nuscenes']
         _call('python', 'tools/create_data.py', 'nuscenes', *names)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext.cli.options import CFG_OPTIONS_HELP, parse_cfg_options
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.synthetic import coco, monocular, nuscenes, panoptic, staging
+from mmdeploy_ext.synthetic import coco, monocular, nuscenes, panoptic, seeded_image, staging
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +36,11 @@ KINDS = {
     'nuscenes': (nuscenes.add_arguments, nuscenes.run, 'a nuScenes set of drives: cameras and LiDAR'),
     'panoptic': (panoptic.add_arguments, panoptic.run, 'panoptic annotations of the COCO set'),
     'seeded': (add_seeded, run_seeded, 'a checkpoint of seeded weights for a config'),
+    'seeded-image': (
+        seeded_image.add_arguments,
+        seeded_image.run,
+        'a seeded input image of reference tensors, with its sizes',
+    ),
 }
 """Name -> function that adds its options, function that runs it, and a line of help."""
 

@@ -32,11 +32,11 @@ class Step:
     shared: bool = False
 
 
-CHECKPOINT = Step('checkpoint', 'seeded.pth', '-m projects.toydata.seeded {config} {out}')
+CHECKPOINT = Step('checkpoint', 'seeded.pth', '-m mmdeploy_ext synthetic seeded {config} {out}')
 PICTURES = Step(
     'pictures',
     'toy_coco',
-    '-m projects.toydata.coco --out {out} --train-images 8 --val-images 1',
+    '-m mmdeploy_ext synthetic coco --out {out} --train-images 8 --val-images 1',
     shared=True,
 )
 RAW = Step('raw', 'raw.onnx', f'{SIZED} --postprocess raw', 'raw')
@@ -49,7 +49,7 @@ RAW_HALF = Step(
 FRAMES = Step(
     'frames',
     'toy_nuscenes',
-    '-m projects.toydata.nuscenes --root {out} --train-scenes 1 --val-scenes 1 --frames 4 '
+    '-m mmdeploy_ext synthetic nuscenes --root {out} --train-scenes 1 --val-scenes 1 --frames 4 '
     '--image-size 1600 900',
     shared=True,
 )

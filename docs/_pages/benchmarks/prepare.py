@@ -35,8 +35,11 @@ class StepError(Mm2OnnxError):
 
 
 def shown(words: Sequence[str]) -> str:
-    """Return a command as people type it, from the root of the repository."""
-    return shlex.join(['python', *map(from_root, words)])
+    """Return a command as people type it, from the root of the repository; `words` follow `python`."""
+    program, words = ['python'], list(map(from_root, words))
+    if words[:2] == ['-m', 'mmdeploy_ext']:
+        program, words = ['mm2onnx'], words[2:]
+    return shlex.join([*program, *words])
 
 
 def from_root(text: str) -> str:

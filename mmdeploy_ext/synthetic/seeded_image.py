@@ -1,6 +1,6 @@
 """Writes the seeded input image of SOLO's reference tensors.
 
-`python -m projects.toydata.seeded_solo --size 448 672 --ori-shape 427 640 --out input.npz`
+`mm2onnx synthetic seeded-image --size 448 672 --ori-shape 427 640 --out input.npz`
 """
 
 import argparse
@@ -11,7 +11,6 @@ import numpy as np
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path
-from mmdeploy_ext.synthetic.seeded_by_name import solo_image
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,6 +24,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UsageError: a size that is no multiple of 32, a side below 1, or a file that is no .npz.
     """
+    from mmdeploy_ext.synthetic.seeded_by_name import solo_image
+
     height, width = args.size
     if height % 32 or width % 32 or min(args.size) < 1:
         raise UsageError(f'--size {height} {width}: expected multiples of 32, as networks are fed')
@@ -40,6 +41,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `run` to a parser: --size, --img-shape, --ori-shape, --out, and --debug."""
+    size = dict(type=int, nargs=2, metavar=('H', 'W'))
+    parser.add_argument('--size', **size, required=True, help='of the network input, multiples of 32')
+    parser.add_argument('--img-shape', **size, help='of the content before padding (default: --size)')
+    parser.add_argument('--ori-shape', **size, required=True, help='of the original image, which masks get')
+    cli.writes(parser.add_argument('--out', required=True, metavar='FILE.npz'))
+    cli.add_debug_option(parser)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the file; return the exit status of `cli.run`, 0 if it is written.
 
@@ -48,12 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.ArgumentParser(
         prog='python -m projects.toydata.seeded_solo', description=__doc__.splitlines()[0]
     )
-    size = dict(type=int, nargs=2, metavar=('H', 'W'))
-    parser.add_argument('--size', **size, required=True, help='of the network input, multiples of 32')
-    parser.add_argument('--img-shape', **size, help='of the content before padding (default: --size)')
-    parser.add_argument('--ori-shape', **size, required=True, help='of the original image, which masks get')
-    cli.writes(parser.add_argument('--out', required=True, metavar='FILE.npz'))
-    cli.add_debug_option(parser)
+    add_arguments(parser)
     return cli.run(run, parser, argv)
 
 
