@@ -787,12 +787,12 @@ ENTRIES = (
     ),
     # ---- data and training
     Entry(
-        r'(python -m projects\.toydata\.|mm2onnx synthetic )coco --picture',
+        r'mm2onnx synthetic coco --picture',
         why='minutes',
         test=PROJECTS + 'toydata/test_coco.py::test_a_single_picture_can_be_asked_for',
     ),
     Entry(
-        r'(python -m projects\.toydata\.|mm2onnx synthetic )coco',
+        r'mm2onnx synthetic coco',
         why='minutes',
         test=PROJECTS + 'toydata/test_coco.py::test_a_ready_set_is_left_alone',
     ),
@@ -802,7 +802,7 @@ ENTRIES = (
         test=PROJECTS + 'toydata/test_panoptic.py::test_a_folder_of_something_else_is_left_alone',
     ),
     Entry(
-        r'(python -m projects\.toydata\.|mm2onnx synthetic )nuscenes',
+        r'mm2onnx synthetic nuscenes',
         why='minutes',
         test=PROJECTS + 'toydata/test_nuscenes.py::test_a_ready_set_is_left_alone_and_another_one_is_refused',
     ),
@@ -812,7 +812,7 @@ ENTRIES = (
         test='tests/test_full_size_solo.py::test_full_finds_mmdets_instances_at_a_size_it_never_saw',
     ),
     Entry(
-        r'(python -m projects\.toydata\.|mm2onnx synthetic )seeded',
+        r'mm2onnx synthetic seeded',
         why='minutes',
         test='tests/test_full_size.py::test_raw_tensors_have_the_published_shapes_and_equal_mmdet',
     ),
