@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmdet.core.utils import misc
+from mmdet.models.builder import HEADS
 from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
@@ -18,6 +19,7 @@ from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.limits import Limit
 from mmdeploy_ext.families.parts import detector_parts, followed, image_feeds
@@ -49,7 +51,7 @@ NO_SCORE = 1 - 2.0**-20
 
 
 class SoloFamily(ImageFamily):
-    """mmdet's `SOLO`, `DecoupledSOLO` and `SOLOv2` detectors with any of the four heads."""
+    """Detectors of mmdet with one of the four heads of SOLO, or with a head that is derived from one."""
 
     name = 'solo'
     exports = 'SOLO, Decoupled SOLO and SOLOv2 with their mask_head (mmdeploy_ext/families/solo/README.md)'
@@ -87,8 +89,8 @@ class SoloFamily(ImageFamily):
         ]
 
     def claims(self, cfg: Any) -> Claim:
-        head = cfg.model.get('mask_head')
-        return Claim.HEAD if isinstance(head, dict) and head.get('type') in LEVELS else Claim.NO
+        names = names_of_class(HEADS, detector_parts.part_cfg(cfg.model, 'mask_head').get('type'))
+        return Claim.HEAD if set(names) & set(LEVELS) else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
         if options.layout == 'fork' and options.dynamic:
@@ -111,7 +113,7 @@ class SoloFamily(ImageFamily):
         head = model.mask_head
         return dict(
             mask_config(head.test_cfg).to_json(),
-            head=type(head).__name__,
+            head=graphs.kind(head),
             num_classes=int(head.cls_out_channels),
             num_grids=[int(grid) for grid in head.num_grids],
             strides=[int(stride) for stride in head.strides],
@@ -172,7 +174,8 @@ def _check_head(filename: str, head: Mapping[str, Any], options: Options) -> Non
     cells = sum(grid**2 for grid in grids) * int(head.get('num_classes', 80))
     detector_parts.check_max_candidates(options, cells, any_size=True)
     multiple = graphs.SIZE_MULTIPLE
-    if head['type'] == 'SOLOV2Head' and any(side % multiple for side in (options.height, options.width)):
+    is_solov2 = 'SOLOV2Head' in names_of_class(HEADS, head['type'])
+    if is_solov2 and any(side % multiple for side in (options.height, options.width)):
         raise UsageError(
             f'--shape {options.height} {options.width}: SOLOv2 takes sizes that are multiples of {multiple}'
         )

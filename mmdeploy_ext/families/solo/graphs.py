@@ -47,8 +47,8 @@ ROWS = 'level after level, each row by row'
 
 
 def kind(head: nn.Module) -> str:
-    """Return the registered name of a head."""
-    return type(head).__name__
+    """Return the name of mmdet's head, one of `LEVELS`, that a head is, is a copy of, or is derived from."""
+    return next(base.__name__ for base in type(head).__mro__ if base.__name__ in LEVELS)
 
 
 def fork_is_flat(head: nn.Module) -> bool:

@@ -194,3 +194,25 @@ def test_a_change_of_the_mask_convolutions_in_the_post_processing_is_found(model
     onnx.save(model, tmp_path / 'm.onnx')
     (graph,) = check_files(deployment, str(tmp_path / 'm.onnx'), [('picture', picture(0))]).graphs
     assert not graph.passed and weight.name in graph.text
+
+
+@pytest.mark.parametrize(
+    ('name', 'head'),
+    [('solov2', 'SOLOV2Head'), pytest.param('decoupled_light', 'DecoupledSOLOLightHead', marks=MATRIX)],
+)
+def test_a_head_that_a_user_derives_is_exported_as_the_nearest_head_of_mmdet(name, head, models, tmp_path):
+    from mmdet.models import dense_heads
+    from mmdet.models.builder import HEADS as REGISTRY
+
+    base = models(name)
+    derived = type(f'My{head}', (getattr(dense_heads, head),), dict(loss=lambda *args, **kwargs: {}))
+    REGISTRY.register_module(module=derived, force=True)
+    mine = load_toy(name, tmp_path, {'model.mask_head.type': derived.__name__})
+    assert isinstance(mine.model.mask_head, derived) and mine.family.name == 'solo'
+    assert mine.family.postprocess_facts(mine.model) == base.family.postprocess_facts(base.model)
+    paths = []
+    for deployment in (base, mine):
+        paths.append(str(tmp_path / f'{len(paths)}.onnx'))
+        export_files(deployment, options_for(opset=17, form='raw'), paths[-1], [prepared(deployment, 0)])
+    graphs = [onnx.load(path).graph.SerializeToString() for path in paths]
+    assert graphs[0] == graphs[1]
