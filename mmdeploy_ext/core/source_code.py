@@ -33,11 +33,12 @@ DECORATORS = (
     'mmcv.runner.fp16_utils',
     'mmcv.utils.misc',
     'mmcv.utils.parrots_jit',
+    'mmdet3d.core.utils.array_converter',
     'torch.utils._contextlib',
     'fairscale.nn.checkpoint.checkpoint_activations',
 )
 """Modules whose decorators leave what a function computes as it is: choice of precision, older names of
-arguments, no gradients, and activations that are computed again for the gradients."""
+arguments, arrays as tensors, no gradients, and activations that are computed again for the gradients."""
 LEFT_OUT = ('kind', 'type_comment', 'type_params', 'type_ignores')
 """Fields of syntax trees that change nothing, or that only newer versions of Python have."""
 

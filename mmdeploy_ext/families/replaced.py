@@ -65,6 +65,13 @@ def replaced_of_class(part: Any, followed: Iterable[tuple[Any, tuple[str, ...]]]
             return
 
 
+def replaced_functions(followed: Iterable[tuple[Any, tuple[str, ...]]]) -> Iterator[Replaced]:
+    """Yield those of the followed classes and modules that are modules, whose functions are followed."""
+    for module, names in followed:
+        if isinstance(module, ModuleType):
+            yield Replaced(module, module.__name__, names)
+
+
 def replaced_parts(
     parts: Mapping[Any, str],
     is_ours: bool,

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mmdet3d.core.bbox.coders import DeltaXYZWLHRBBoxCoder
+from mmdet3d.core.bbox.structures import utils as box_utils
+from mmdet3d.core.post_processing import box3d_nms
 from mmdet3d.models import builder, dense_heads
 from torch import nn
 
@@ -39,6 +41,8 @@ READ = ('use_rotate_nms', 'nms_thr', 'max_num')
 FOLLOWED = (
     *lidar_family.FOLLOWED,
     *((getattr(dense_heads, name), ('get_bboxes', 'get_bboxes_single')) for name in HEADS),
+    (box3d_nms, ('box3d_multiclass_nms',)),
+    (box_utils, ('limit_period', 'xywhr2xyxyr')),
     (DeltaXYZWLHRBBoxCoder, ('decode',)),
 )
 """Classes of mmdet3d, and methods of them whose results the graphs compute by other code; coder last."""

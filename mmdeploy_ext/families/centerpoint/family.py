@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mmdet3d.core.bbox.coders import CenterPointBBoxCoder
+from mmdet3d.core.bbox.structures import utils as box_utils
+from mmdet3d.core.post_processing import box3d_nms
 from mmdet3d.models.builder import DETECTORS
 from mmdet3d.models.dense_heads import CenterHead
 from torch import nn
@@ -38,6 +40,8 @@ from mmdeploy_ext.runtime.frames import Stepper, Sweep
 FOLLOWED = (
     *lidar_family.FOLLOWED,
     (CenterHead, ('get_bboxes', 'get_task_detections')),
+    (box3d_nms, ('nms_bev',)),
+    (box_utils, ('xywhr2xyxyr',)),
     (CenterPointBBoxCoder, ('decode', '_topk', '_gather_feat', '_transpose_and_gather_feat')),
 )
 """Classes of mmdet3d, and methods of them whose results the graphs compute by other code; coder last."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from mmdet.models.utils import gaussian_target
 from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
@@ -38,9 +39,15 @@ METHODS = (
     'decode_heatmap',
 )
 """Methods of heads that the graph computes by itself."""
+MAP_FUNCTIONS = ('get_local_maximum', 'get_topk_from_heatmap', 'transpose_and_gather_feat', 'gather_feat')
+"""Functions of maps of corners that the graph computes by itself."""
 FOLLOWED = (
     (detectors.CornerNet, followed.DETECTOR_METHODS),
     *((head, METHODS) for head in HEADS),
+    (
+        gaussian_target,
+        ('get_local_maximum', 'get_topk_from_heatmap', 'transpose_and_gather_feat', 'gather_feat'),
+    ),
     *followed.FUNCTIONS,
 )
 """Classes and modules of mmdet, and the methods that the graph computes, as `Family.followed` has them."""

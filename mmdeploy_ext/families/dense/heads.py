@@ -31,7 +31,9 @@ METHODS = (
     '_bbox_post_process',
     '_bboxes_nms',
     '_bbox_decode',
+    'anchor_center',
     'decode_heatmap',
+    'score_voting',
 )
 """Methods of heads that the graphs compute by themselves."""
 FOLLOWED = (

@@ -32,7 +32,7 @@ from mmdeploy_ext.families.missing_kernels import missing_operators
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.anchor_heads import PER_CLASS_HEAD, check_anchor_head
 from mmdeploy_ext.families.parts.samples import only
-from mmdeploy_ext.families.replaced import Replaced, replaced_of_class
+from mmdeploy_ext.families.replaced import Replaced, replaced_functions, replaced_of_class
 from mmdeploy_ext.preprocess.cam2img import PROJECTION
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 
@@ -120,8 +120,7 @@ class ImVoxelNetFamily(ImageFamily):
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
         for part in (model, model.bbox_head, model.bbox_head.bbox_coder):
             yield from replaced_of_class(part, [entry for entry in FOLLOWED if entry not in FUNCTIONS])
-        for module, names in FUNCTIONS:
-            yield Replaced(module, module.__name__, names)
+        yield from replaced_functions(FUNCTIONS)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         return graphs.postprocess_facts(model)

@@ -11,6 +11,7 @@ from typing import Any
 import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelines
 import torch
 from mmdet3d.core.bbox.coders import FCOS3DBBoxCoder, PGDBBoxCoder, SMOKECoder
+from mmdet3d.core.bbox.structures import utils as box_utils
 from mmdet3d.core.post_processing import box3d_nms
 from mmdet3d.models import builder, dense_heads, detectors
 from mmdet3d.models.dense_heads.anchor_free_mono3d_head import AnchorFreeMono3DHead
@@ -27,7 +28,7 @@ from mmdeploy_ext.families.limits import Kind, Limit
 from mmdeploy_ext.families.monocular import cameras, graphs, reference, smoke_graphs
 from mmdeploy_ext.families.monocular.seeded import seeded_detector
 from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.replaced import Replaced, replaced_of_class
+from mmdeploy_ext.families.replaced import Replaced, replaced_functions, replaced_of_class
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.runtime.detections import rows_with_scores
 
@@ -53,6 +54,7 @@ FOLLOWED = (
     (FCOS3DBBoxCoder, ('decode', 'decode_yaw')),
     (SMOKECoder, ('decode', '_decode_depth', '_decode_location', '_decode_dimension', '_decode_orientation')),
     (box3d_nms, ('box3d_multiclass_nms', 'nms_bev')),
+    (box_utils, ('points_img2cam', 'limit_period', 'xywhr2xyxyr')),
 )
 """Classes and functions of mmdet3d, and the methods that the graphs compute, see `Family.followed`."""
 
@@ -112,7 +114,7 @@ class MonocularFamily(ImageFamily):
         yield from replaced_of_class(model, FOLLOWED)
         yield from replaced_of_class(model.bbox_head, FOLLOWED)
         yield from replaced_of_class(model.bbox_head.bbox_coder, FOLLOWED)
-        yield Replaced(box3d_nms, box3d_nms.__name__, ('box3d_multiclass_nms', 'nms_bev'))
+        yield from replaced_functions(FOLLOWED)
 
     def result(self, detections: Any, num_classes: int) -> dict[str, Any]:
         return mmdet3d_result(detections, num_classes)

@@ -3,15 +3,15 @@
 import importlib
 import sys
 from collections.abc import Iterable, Iterator
-from types import ModuleType
 from typing import Any
 
 from mmdet.core.bbox import transforms
 from mmdet.core.post_processing import bbox_nms
 from mmdet.core.utils import misc
+from mmdet.models.roi_heads.mask_heads import fcn_mask_head
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
-from mmdeploy_ext.families.replaced import Followed, Replaced, replaced_of_class
+from mmdeploy_ext.families.replaced import Followed, Replaced, replaced_functions, replaced_of_class
 
 coders = mmdet_module('mmdet.core.bbox.coder')
 DETECTOR_METHODS = ('forward', 'forward_test', 'simple_test')
@@ -36,6 +36,11 @@ FUNCTIONS: Followed = (
     (transforms, ('bbox2result',)),
 )
 """Functions that choose boxes, and make results of them."""
+MASK_FUNCTIONS: Followed = (
+    (importlib.import_module('mmcv.ops.point_sample'), ('point_sample', 'rel_roi_point_to_rel_img_point')),
+    (fcn_mask_head, ('_do_paste_mask',)),
+)
+"""Functions that read maps at points of regions, and paste masks into pictures."""
 
 
 def replaced_in(detector: Any, heads: Iterable[str], followed: Followed) -> Iterator[Replaced]:
@@ -54,7 +59,7 @@ def replaced_in(detector: Any, heads: Iterable[str], followed: Followed) -> Iter
     for part in parts:
         yield from replaced_of_class(part, followed)
     yield from replaced_coders(parts)
-    yield from replaced_functions(followed)
+    yield from replaced_functions(entry for entry in followed if entry not in CODERS)
 
 
 def replaced_coders(parts: Iterable[Any]) -> Iterator[Replaced]:
@@ -67,10 +72,3 @@ def replaced_coders(parts: Iterable[Any]) -> Iterator[Replaced]:
         for coder_class, names in CODER_FUNCTIONS.items():
             if type(coder).__name__ == coder_class.__name__:
                 yield Replaced(sys.modules[type(coder).__module__], coder_class.__module__, names)
-
-
-def replaced_functions(followed: Followed) -> Iterator[Replaced]:
-    """Yield those entries of `followed` that are functions of modules, without those of box coders."""
-    for module, names in followed:
-        if isinstance(module, ModuleType) and (module, names) not in CODERS:
-            yield Replaced(module, module.__name__, names)

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from mmdet3d.models import build_model, detectors, middle_encoders, voxel_encoders
 from mmdet3d.models.builder import DETECTORS, HEADS
+from mmdet3d.models.voxel_encoders import utils as voxel_utils
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
@@ -30,7 +31,7 @@ from mmdeploy_ext.families.parts.proof_samples import crowded, generated, plain_
 from mmdeploy_ext.families.parts.samples import arrays, check_dumped, check_given, only
 from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
 from mmdeploy_ext.families.parts.voxel_grid import grid_size, rule_of_layer
-from mmdeploy_ext.families.replaced import Replaced, replaced_of_class
+from mmdeploy_ext.families.replaced import Replaced, replaced_functions, replaced_of_class
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.proving.levels.synthetic import limit_between
@@ -54,8 +55,9 @@ FOLLOWED = (
     *((kind, DETECTOR_METHODS) for kind in (detectors.VoxelNet, detectors.DynamicVoxelNet, detectors.SASSD)),
     *((getattr(voxel_encoders, name), ('forward',)) for name in (*ENCODERS, DYNAMIC_ENCODER, *MEANS)),
     (middle_encoders.PointPillarsScatter, ('forward', 'forward_single', 'forward_batch')),
+    (voxel_utils, ('get_paddings_indicator',)),
 )
-"""Classes of mmdet3d, and the methods that graphs and runtimes compute, as `Family.followed` has them."""
+"""Classes and modules of mmdet3d, and the methods and functions that graphs and runtimes compute."""
 COLUMNS = dict(LoadPointsFromFile=[0, 1, 2], LoadPointsFromMultiSweeps=[0, 1, 2, 4])
 """Step that loads points -> columns that it keeps if the config names none."""
 DYNAMIC_DETECTOR = 'DynamicVoxelNet'
@@ -88,6 +90,7 @@ class LidarFamily(SequenceFamily):
             yield from replaced_of_class(part, self.followed)
         coder, methods = self.followed[-1]
         yield Replaced(parts.head.bbox_coder, coder.__name__, methods)
+        yield from replaced_functions(self.followed)
 
     @abc.abstractmethod
     def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:

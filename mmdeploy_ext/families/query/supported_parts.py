@@ -9,6 +9,8 @@ from typing import Any
 
 from mmcv.cnn.bricks import transformer as bricks
 from mmcv.ops import multi_scale_deform_attn as deformable
+from mmdet.core.bbox import transforms
+from mmdet.core.mask import utils as mask_utils
 from mmdet.models.utils import positional_encoding
 from torch import nn
 
@@ -102,9 +104,13 @@ FOLLOWED = (
     *((decoder, METHODS) for decoders in MASK_HEADS.values() for decoder in decoders),
     (seg_heads.MaskFormerFusionHead, METHODS),
     *((kind, METHODS) for kind in REGION_PARTS.values()),
-    *((kind, ('forward',)) for kind in EXTRACTORS),
+    *EXTRACTORS.items(),
     *followed.CODERS,
     *followed.FUNCTIONS,
+    *followed.MASK_FUNCTIONS,
+    (transforms, ('bbox_cxcywh_to_xyxy', 'bbox2roi')),
+    (transformer, ('inverse_sigmoid',)),
+    (mask_utils, ('mask2bbox',)),
 )
 """Classes of mmdet and mmcv, modules of functions, and the methods that the graphs compute by themselves."""
 CO_DETR_FOLLOWED = (

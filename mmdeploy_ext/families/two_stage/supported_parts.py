@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmdet.core.bbox import transforms
+from mmdet.core.post_processing import merge_augs
 from mmdet.models.builder import DETECTORS
 from torch import nn
 
@@ -39,6 +41,7 @@ ROI_METHODS = (
     'simple_test_mask',
     '_mask_forward',
     '_fuse_glbctx',
+    'merge_trident_bboxes',
     *masks.POINT_METHODS,
 )
 """Methods of heads of regions that the graphs compute by themselves."""
@@ -63,7 +66,7 @@ FOLLOWED = (
     *((kind, proposals.METHODS) for kind in proposals.HEADS),
     (dense_heads.StageCascadeRPNHead, proposals.STAGE_METHODS),
     *((kind, ROI_METHODS) for kind in ROI_HEADS),
-    *((kind, ('forward',)) for kind in EXTRACTORS),
+    *EXTRACTORS.items(),
     *((kind, boxes.METHODS) for kind in boxes.HEADS),
     (mask_heads.FCNMaskHead, ('get_seg_masks',)),
     (mask_heads.GridHead, ('forward', 'get_bboxes', 'calc_sub_regions')),
@@ -71,6 +74,9 @@ FOLLOWED = (
     (seg_heads.HeuristicFusionHead, ('simple_test', '_lay_masks')),
     *followed.CODERS,
     *followed.FUNCTIONS,
+    *followed.MASK_FUNCTIONS,
+    (transforms, ('bbox2roi',)),
+    (merge_augs, ('merge_aug_masks',)),
 )
 """Classes of mmdet and their methods, modules and their functions, that the graphs compute by themselves.
 

@@ -1,8 +1,10 @@
 """What graphs compute in place of methods of a model: which versions they follow, and which differ."""
 
 import functools
+import importlib
 import sys
 import types
+from types import FunctionType
 
 import pytest
 from torch import nn
@@ -11,6 +13,7 @@ import toy_query
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families import replaced
 from mmdeploy_ext.families.base import FAMILIES, LAYERS_FOLDER, find_family, load_families
+from mmdeploy_ext.families.parts.regions import check_extractor
 from mmdeploy_ext.proving.results import Check, GraphResult
 from mmdeploy_ext.proving.verdict import Verdict
 from mmdeploy_ext.proving.views.table import code_lines
@@ -201,3 +204,67 @@ def test_inputs_decide_where_a_method_differs():
     assert method.text.endswith('differs from the one this export follows (plugin/head.py lines 120-163)')
     (entry,) = verdict.to_json()['differing_methods']
     assert entry['text'] == method.text and entry['first'] == 120
+
+
+@pytest.mark.parametrize(
+    ('config', 'module', 'function'),
+    [
+        (
+            'configs/demo/mask_rcnn_toy.py',
+            'mmdet.models.roi_heads.mask_heads.fcn_mask_head',
+            '_do_paste_mask',
+        ),
+        ('configs/demo/deformable_detr_toy.py', 'mmdet.core.bbox.transforms', 'bbox_cxcywh_to_xyxy'),
+        (
+            'projects/configs/PointPillars/pointpillars_toy.py',
+            'mmdet3d.core.bbox.structures.utils',
+            'limit_period',
+        ),
+        (
+            'projects/configs/Autoware/centerpoint_pillar_toy.py',
+            'mmdet3d.core.post_processing.box3d_nms',
+            'nms_bev',
+        ),
+        ('projects/configs/Monocular/fcos3d_toy.py', 'mmdet3d.core.bbox.structures.utils', 'points_img2cam'),
+        (
+            'projects/configs/ImVoxelNet/imvoxelnet_toy.py',
+            'mmdet3d.core.bbox.structures.utils',
+            'points_cam2img',
+        ),
+    ],
+)
+def test_a_changed_function_of_a_library_is_named_also_behind_its_decorator(
+    config, module, function, monkeypatch
+):
+    library = importlib.import_module(module)
+    cfg = load_config(str(REPO / config))
+    family = find_family(cfg)
+    model = family.build(cfg)
+    assert family.differing_methods(model) == []
+    original = getattr(library, function)
+    changed = FunctionType(change.__code__, globals(), function)
+    if hasattr(original, '__wrapped__'):  # the file of the library was edited: the same decorator around it
+        monkeypatch.setattr(original, '__wrapped__', changed)
+    else:
+        monkeypatch.setattr(library, function, changed)
+    assert f'{module}.{function}' in [method.name for method in family.differing_methods(model)]
+
+
+def change(*args, **kwargs):
+    return args, kwargs
+
+
+def test_an_extractor_that_is_derived_from_mmdets_is_taken_and_what_it_overrides_is_named(monkeypatch):
+    from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+
+    class Coarser(SingleRoIExtractor):
+        def map_roi_levels(self, rois, num_levels):
+            return super().map_roi_levels(rois * 1.5, num_levels)
+
+    cfg = load_config(str(REPO / 'configs/demo/mask_rcnn_toy.py'))
+    family = find_family(cfg)
+    model = family.build(cfg)
+    for extractor in (model.roi_head.bbox_roi_extractor, model.roi_head.mask_roi_extractor):
+        monkeypatch.setattr(extractor, '__class__', Coarser)
+        check_extractor(extractor)
+    assert [method.name for method in family.differing_methods(model)] == ['Coarser.map_roi_levels']

@@ -116,7 +116,9 @@ class MvxNetFamily(AnchorHead, LidarFamily):
         yield from super().replaced(model)
         fusion = parts_of(model).voxel_encoder.fusion_layer
         yield from replaced_of_class(fusion, FOLLOWED)
-        yield Replaced(sys.modules[type(fusion).__module__], point_fusion.__name__, FUNCTIONS)
+        module = sys.modules[type(fusion).__module__]
+        if module is not point_fusion:  # a copy in the user's repository
+            yield Replaced(module, point_fusion.__name__, FUNCTIONS)
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         return MvxNetOnnx(paths, **engine)
