@@ -176,7 +176,7 @@ def proof_samples(
         )
         print(f'{source} used, since there is no data set: {one_line(error)}')
         if family.memory:
-            scenes = PROOF_SCENES if count > PROOF_SCENES else 1  # else every frame would empty the memory
+            scenes = min(PROOF_SCENES, max(count - 1, 1))  # one has two frames, the second with a memory
             return synthetic_drive(count, rule, scenes=scenes), 'synthetic drive'
         return list(family.generated_sweeps(rule, count)), 'generated sweeps'
     if family.memory:
