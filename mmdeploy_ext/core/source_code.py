@@ -236,6 +236,7 @@ def functions_behind(function: Any) -> Iterator[Callable[..., Any]]:
     yielded of a built-in one and of other partials, which change arguments.
     """
     function = getattr(function, '__func__', function)
+    function = getattr(function, 'py_func', function)  # what numba has compiled
     if (
         isinstance(function, functools.partial)
         and hasattr(function.func, '__code__')

@@ -40,7 +40,7 @@ from mmdeploy_ext.runtime.frames import Stepper, Sweep
 FOLLOWED = (
     *lidar_family.FOLLOWED,
     (CenterHead, ('get_bboxes', 'get_task_detections')),
-    (box3d_nms, ('nms_bev',)),
+    (box3d_nms, ('nms_bev', 'circle_nms')),
     (box_utils, ('xywhr2xyxyr',)),
     (CenterPointBBoxCoder, ('decode', '_topk', '_gather_feat', '_transpose_and_gather_feat')),
 )

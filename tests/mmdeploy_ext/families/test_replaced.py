@@ -223,7 +223,7 @@ def test_inputs_decide_where_a_method_differs():
         (
             'projects/configs/Autoware/centerpoint_pillar_toy.py',
             'mmdet3d.core.post_processing.box3d_nms',
-            'nms_bev',
+            'circle_nms',
         ),
         ('projects/configs/Monocular/fcos3d_toy.py', 'mmdet3d.core.bbox.structures.utils', 'points_img2cam'),
         (
