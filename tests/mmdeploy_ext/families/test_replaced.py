@@ -243,7 +243,9 @@ def test_a_changed_function_of_a_library_is_named_also_behind_its_decorator(
     assert family.differing_methods(model) == []
     original = getattr(library, function)
     changed = FunctionType(change.__code__, globals(), function)
-    if hasattr(original, '__wrapped__'):  # the file of the library was edited: the same decorator around it
+    if isinstance(original, FunctionType) and hasattr(
+        original, '__wrapped__'
+    ):  # the file of the library was edited: the same decorator around it
         monkeypatch.setattr(original, '__wrapped__', changed)
     else:
         monkeypatch.setattr(library, function, changed)
