@@ -93,16 +93,19 @@ def names_in_checkpoint(meta: Mapping[str, Any]) -> list[list[str]]:
 
 
 def class_name_notes(deployment: Deployment) -> list[str]:
-    """Return a note if classes are called by their numbers although a source names other than so many."""
+    """Return a note if the first source of names has other than so many, by which mmdet would call classes.
+
+    The file then has the names of a source that fits, else numbers.
+    """
     count = deployment.family.num_classes(deployment.model)
     sources = [(source, names) for source, names in _class_sources(deployment) if names]
-    if not count or not sources or any(len(names) == count for _, names in sources):
+    if not count or not sources or len(sources[0][1]) == count:
         return []
+    fitting = next((source for source, names in sources if len(names) == count), '')
+    numbers = f'the file calls its classes class 0 to class {count - 1}'
+    words = f'the file calls its classes as the {fitting} does' if fitting else numbers
     source, names = sources[0]
-    return [
-        f'the file calls its classes class 0 to class {count - 1}: the model has {count}, the {source} names '
-        f'{len(names)}'
-    ]
+    return [f'{words}: the model has {count}, the {source} names {len(names)}']
 
 
 def _test_set(cfg: Any) -> tuple[type | None, Any]:

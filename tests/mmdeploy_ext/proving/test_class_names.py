@@ -59,11 +59,17 @@ def test_names_in_a_file_and_those_of_a_published_data_set(tmp_path):
     ('count', 'meta', 'cfg', 'note'),
     [
         (4, dict(CLASSES=CLASSES), {}, 'class 0 to class 3: the model has 4, the checkpoint names 3'),
-        (3, dict(CLASSES=('of', 'another')), dict(classes=CLASSES), ''),
+        (
+            3,
+            dict(CLASSES=('of', 'another')),
+            dict(classes=CLASSES),
+            'as the config (classes) does: the model has 3, the checkpoint names 2',
+        ),
+        (3, dict(CLASSES=('x', 'y', 'z')), dict(classes=CLASSES), ''),  # those of the checkpoint, as mmdet
         (4, {}, {}, ''),
         (0, dict(CLASSES=CLASSES), {}, ''),
     ],
 )
-def test_numbers_in_the_place_of_names_are_told_if_a_source_has_names(count, meta, cfg, note):
+def test_other_names_than_those_of_the_first_source_are_told(count, meta, cfg, note):
     notes = class_name_notes(deployment(cfg, meta, count))
     assert len(notes) == bool(note) and ''.join(notes).endswith(note)
