@@ -14,12 +14,14 @@ from mmdeploy_ext.contract.metadata import least_precision
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.core.model_classes import files_of_users_classes
 from mmdeploy_ext.engines import title_of
 from mmdeploy_ext.proving import fresh_export, half_bars
 from mmdeploy_ext.proving.levels.preprocessing import compare_moments, compare_voxels
 from mmdeploy_ext.proving.levels.proof import ExportedFile, ExportedProof
 from mmdeploy_ext.proving.levels.run_twice import Clock, attempt, failed_detections, run_twice
 from mmdeploy_ext.proving.levels.synthetic import cases_of_family, match_all
+from mmdeploy_ext.proving.levels.traced_lines import traced_lines_of_graphs
 from mmdeploy_ext.proving.near_ties import near_ties
 from mmdeploy_ext.proving.provenance import companion_checks
 from mmdeploy_ext.proving.results import Case, Check, DetectionRow, Pair
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import TensorSpec
     from mmdeploy_ext.contract.stages import Graph
+    from mmdeploy_ext.proving.levels.traced_lines import TracedLine
     from mmdeploy_ext.proving.results import PreprocessingResult
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Stepper, StepResult, Sweep
@@ -117,6 +120,12 @@ class FramesProof(ExportedProof):
                     Check('texts beside the graphs as in the config', False, '; '.join(differences))
                 )
         return checks
+
+    def traced_lines(self) -> list[TracedLine]:
+        if not files_of_users_classes(self.deployment.model):
+            return []
+        options = fresh_export.options_of_export(self.export_options, self.metadata[0])
+        return traced_lines_of_graphs(self.graphs.values(), options.exporter)
 
     def preprocessing(self) -> PreprocessingResult:
         """Compare frames prepared by the rule in the last file with those of the config's test pipeline.

@@ -183,7 +183,7 @@ class Proof(abc.ABC):
     def traced_lines(self) -> list[TracedLine]:
         """Return the lines of the user's code that choose by values or sizes, see `traced_lines.py`.
 
-        Here there are none: only proofs of pictures run the model's stages under observation.
+        Here there are none: a backbone alone is not run under observation.
         """
         return []
 

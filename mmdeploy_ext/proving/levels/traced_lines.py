@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.contract.stages import Stage
+    from mmdeploy_ext.contract.stages import Graph, Stage
     from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.lint.report import Finding
 
@@ -114,6 +114,24 @@ def traced_lines(
         if any(files_of[index + 1 :]):
             for arrays in feeds:
                 arrays.update(run_stage(stage, arrays))
+    return list(dict.fromkeys(lines))
+
+
+def traced_lines_of_graphs(graphs: Iterable[Graph], exporter: str) -> list[TracedLine]:
+    """Return the lines of the user's code in the graphs of a model of frames or sweeps that choose by values.
+
+    Each graph runs on the example that it is traced on. Lines that choose by sizes, such as the number of
+    voxels, are not found, nor are those in a finished graph, which has no stages.
+
+    Args:
+        graphs: the graphs of the model.
+        exporter: the exporter of the files, as of `traced_lines`.
+    """
+    lines: list[TracedLine] = []
+    for graph in graphs:
+        example = {name: tensor.cpu().numpy() for name, tensor in graph.example.items()}
+        stages = [dataclasses.replace(stage, name=stage.name or graph.name) for stage in graph.stages]
+        lines += traced_lines(stages, [example, example], exporter, any_size=False)
     return list(dict.fromkeys(lines))
 
 

@@ -1,12 +1,15 @@
 """Lines of the user's code that choose by values or sizes: a graph has one of their ways."""
 
 import importlib.util
+import types
 
 import numpy as np
 import pytest
 import torch
 
-from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph, Stage
+from mmdeploy_ext.proving.levels.frames import FramesProof
 from mmdeploy_ext.proving.levels.traced_lines import traced_lines
 from mmdeploy_ext.proving.verdict import Verdict
 
@@ -57,6 +60,26 @@ def test_a_line_that_chooses_makes_inputs_decide(tmp_path, line, any_size, by):
         [(12, line, by)] if by else []
     )
     assert verdict.by_inputs == (f'users_neck.py:12 chooses by {by}' if by else '')
+
+
+@pytest.mark.parametrize(('line', 'by'), [(VALUE, ['values']), (SIZE, []), ('x = x.missing', ['values'])])
+def test_graphs_of_frames_are_observed_on_the_inputs_that_are_traced(tmp_path, line, by):
+    def tensors(name):
+        return (TensorSpec(name, 'float32', (1, 3, 8, 8)),)
+
+    module, example = neck(tmp_path, line), {'img': torch.from_numpy(INPUT)}
+    graphs = [
+        Graph('finished', None, GraphSpec('a', tensors('voxels'), tensors('bev')), {}, model=object()),
+        Graph('backbone', module, GraphSpec('b', tensors('img'), tensors('maps')), example),
+    ]
+    proof = object.__new__(FramesProof)
+    proof.deployment = types.SimpleNamespace(model=module)
+    proof.graphs = {graph.name: graph for graph in graphs}
+    proof.export_options = types.SimpleNamespace(exporter='torchscript')
+    proof.files = [types.SimpleNamespace(metadata=types.SimpleNamespace(edits=()))]
+    entries = proof.traced_lines()
+    assert [entry.by for entry in entries] == by
+    assert all(entry.file == ('users_neck.py' if entry.line else 'backbone') for entry in entries)
 
 
 def test_what_the_exporter_follows_does_not_count(tmp_path):
