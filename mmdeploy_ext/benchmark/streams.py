@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     import contextlib
     from collections.abc import Callable, Mapping, Sequence
 
+    import numpy as np
+
     from mmdeploy_ext.benchmark.base import Runs
     from mmdeploy_ext.runtime.frames import Frame, Stepper
 
@@ -69,23 +71,32 @@ class StreamBenchmark(Benchmark):
 
         `samples` begins with those of the rounds that count; those of the warm-up, which are the first of the
         drive, are its end. A round that is repeated runs its sample again. `files` is contract (or path, if
-        two have one contract) -> path. UsageError: `--sweep` of a model that takes pictures alone.
+        two have one contract) -> path. UsageError: `--sweep` of a model that takes pictures alone; DataError:
+        a sweep cannot be read. Both are raised before weights are read.
         """
         args = self.args
         files_metadata = [read_files(path).metadata for path in args.onnx]
         contracts = [metadata.options.get('contract', metadata.family) for metadata in files_metadata]
         self.files = short_labels(args.onnx, contracts)
-        self.deployment = deploy.load(args.config, args.checkpoint, args.cfg_options, args.device)
+        sweeps: list[tuple[str, np.ndarray]] = []
+
+        def read_sweeps(cfg: Any, family: Any, _model: Any) -> None:
+            rule = family.preprocess_rule(cfg)
+            voxels = getattr(rule, 'voxels', rule)
+            if args.sweep and voxels is None:
+                raise UsageError(f'--sweep {args.sweep[0]}: {args.config} takes pictures alone')
+            for path in args.sweep:
+                sweeps.extend(points_of(path, cfg, voxels, limit=1))
+
+        self.deployment = deploy.load(
+            args.config, args.checkpoint, args.cfg_options, args.device, read_sweeps
+        )
         rule, family = self.deployment.rule, self.deployment.family
         if family.memory:
             drive = list(synthetic_drive(max(DRIVE_FRAMES, len(args.sweep)), rule, scenes=1))
         else:
             drive = list(family.generated_sweeps(rule, len(args.sweep) or SWEEPS))
-        voxels = getattr(rule, 'voxels', rule)
-        if args.sweep and voxels is None:
-            raise UsageError(f'--sweep {args.sweep[0]}: {args.config} takes pictures alone')
-        for index, path in enumerate(args.sweep):
-            ((name, points),) = points_of(path, self.deployment.cfg, voxels, limit=1)
+        for index, (name, points) in enumerate(sweeps):
             drive[index] = dataclasses.replace(drive[index], points=points, name=name)
         count = args.warmup + args.max_iter * args.repeat_num + args.spare_rounds
         samples = [

@@ -15,6 +15,7 @@ from mmdeploy_ext.benchmark import streams
 from mmdeploy_ext.benchmark.clocks import PartClock
 from mmdeploy_ext.benchmark.streams import StreamBenchmark, check_bars, growth
 from mmdeploy_ext.cli import benchmark_app
+from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.families.bevformer.family import BevFormerFamily
 from mmdeploy_ext.families.streampetr.family import StreamPetrFamily
 from mmdeploy_ext.runtime.frames import Sweep
@@ -78,16 +79,41 @@ def test_one_run_measures_pytorch_and_both_contracts_part_by_part(place, tmp_pat
     assert (tmp_path / 'b.png').stat().st_size > 1000
 
 
-def test_a_drive_has_a_frame_for_every_sweep(monkeypatch):
+def benchmark_of_sweeps(rule, monkeypatch, weights):
+    """Return a benchmark of 30 sweeps whose model is loaded by `weights()`, and given back by it."""
     benchmark = object.__new__(StreamBenchmark)
     benchmark.args = SimpleNamespace(
-        onnx=[], config='', checkpoint='', cfg_options={}, device='cpu', sweep=['a.bin'] * 30,
+        onnx=[], config='c.py', checkpoint='', cfg_options={}, device='cpu', sweep=['a.bin'] * 30,
         warmup=0, max_iter=30, repeat_num=1, spare_rounds=0,
     )  # fmt: skip
+    family = SimpleNamespace(memory=True, preprocess_rule=lambda cfg: rule)
+    deployment = SimpleNamespace(rule=rule, family=family)
+
+    def load(config, checkpoint, options, device, before_weights):
+        before_weights({}, family, None)
+        weights()
+        return deployment
+
+    monkeypatch.setattr(streams.deploy, 'load', load)
+    return benchmark
+
+
+@pytest.mark.parametrize('voxels', [None, SimpleNamespace()])
+def test_sweeps_that_cannot_be_used_are_refused_before_the_weights_load(voxels, monkeypatch):
+    def damaged(path, *_, **__):
+        raise DataError(f'{path}: no sweep')
+
+    monkeypatch.setattr(streams, 'points_of', damaged)
+    benchmark = benchmark_of_sweeps(SimpleNamespace(voxels=voxels), monkeypatch, pytest.fail)
+    with pytest.raises(UsageError, match=r'a\.bin') as error:
+        benchmark.load()
+    assert error.value.exit_code == 2
+
+
+def test_a_drive_has_a_frame_for_every_sweep(monkeypatch):
     rule = SimpleNamespace(voxels=SimpleNamespace())
-    deployment = SimpleNamespace(rule=rule, family=SimpleNamespace(memory=True), cfg=None)
+    benchmark = benchmark_of_sweeps(rule, monkeypatch, lambda: None)
     frames = [Sweep(np.zeros((1, 5), np.float32))] * 40
-    monkeypatch.setattr(streams.deploy, 'load', lambda *_: deployment)
     monkeypatch.setattr(streams, 'synthetic_drive', lambda count, *_, **__: frames[:count])
     monkeypatch.setattr(streams, 'points_of', lambda *_, **__: [('real', np.ones((2, 5), np.float32))])
     benchmark.load()
