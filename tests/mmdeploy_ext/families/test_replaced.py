@@ -243,9 +243,8 @@ def test_a_changed_function_of_a_library_is_named_also_behind_its_decorator(
     assert family.differing_methods(model) == []
     original = getattr(library, function)
     changed = FunctionType(change.__code__, globals(), function)
-    if isinstance(original, FunctionType) and hasattr(
-        original, '__wrapped__'
-    ):  # the file of the library was edited: the same decorator around it
+    is_decorated = isinstance(original, FunctionType) and hasattr(original, '__wrapped__')
+    if is_decorated:  # a library's file that was edited has the same decorator around the function
         monkeypatch.setattr(original, '__wrapped__', changed)
     else:
         monkeypatch.setattr(library, function, changed)
