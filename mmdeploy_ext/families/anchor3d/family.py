@@ -7,9 +7,6 @@ defined first: `families/base.py`, `families/sequence.py` and `families/parts/li
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mmdet3d.core.bbox.coders import DeltaXYZWLHRBBoxCoder
-from mmdet3d.core.bbox.structures import utils as box_utils
-from mmdet3d.core.post_processing import box3d_nms
 from mmdet3d.models import builder, dense_heads
 from torch import nn
 
@@ -22,7 +19,7 @@ from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx
 from mmdeploy_ext.families.anchor3d.synthetic import synthetic_outputs
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class
-from mmdeploy_ext.families.parts import lidar_family
+from mmdeploy_ext.families.parts import anchor_heads, lidar_family
 from mmdeploy_ext.families.parts.anchor_heads import PER_CLASS_HEAD, check_anchor_head
 from mmdeploy_ext.families.parts.detector_parts import part_cfg, test_cfg_of
 from mmdeploy_ext.families.parts.lidar_family import DYNAMIC_DETECTOR, LidarFamily, check_points_side
@@ -41,9 +38,7 @@ READ = ('use_rotate_nms', 'nms_thr', 'max_num')
 FOLLOWED = (
     *lidar_family.FOLLOWED,
     *((getattr(dense_heads, name), ('get_bboxes', 'get_bboxes_single')) for name in HEADS),
-    (box3d_nms, ('box3d_multiclass_nms',)),
-    (box_utils, ('limit_period', 'xywhr2xyxyr')),
-    (DeltaXYZWLHRBBoxCoder, ('decode',)),
+    *anchor_heads.FOLLOWED,
 )
 """Classes of mmdet3d, and methods of them whose results the graphs compute by other code; coder last."""
 

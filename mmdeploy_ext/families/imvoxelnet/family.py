@@ -10,9 +10,7 @@ from typing import Any
 import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelines
 import torch
 from mmdet3d.core.bbox import LiDARInstance3DBoxes, bbox3d2result
-from mmdet3d.core.bbox.coders import DeltaXYZWLHRBBoxCoder
 from mmdet3d.core.bbox.structures import utils
-from mmdet3d.core.post_processing import box3d_nms
 from mmdet3d.models import builder, dense_heads, detectors
 from mmdet3d.models.fusion_layers import point_fusion
 from torch import nn
@@ -29,24 +27,19 @@ from mmdeploy_ext.families.imvoxelnet.runtime import COLUMNS
 from mmdeploy_ext.families.imvoxelnet.seeded import seeded_detector
 from mmdeploy_ext.families.limits import Kind, Limit
 from mmdeploy_ext.families.missing_kernels import missing_operators
-from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts import anchor_heads, detector_parts
 from mmdeploy_ext.families.parts.anchor_heads import PER_CLASS_HEAD, check_anchor_head
 from mmdeploy_ext.families.parts.samples import only
 from mmdeploy_ext.families.replaced import Replaced, replaced_functions, replaced_of_class
 from mmdeploy_ext.preprocess.cam2img import PROJECTION
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 
-FUNCTIONS = (
-    (point_fusion, ('point_sample',)),
-    (utils, ('points_cam2img', 'get_proj_mat_by_coord_type')),
-    (box3d_nms, ('box3d_multiclass_nms', 'nms_bev')),
-)
-"""Modules of mmdet3d, and functions of them that the graphs compute."""
 FOLLOWED = (
     (detectors.ImVoxelNet, ('forward_test', 'simple_test', 'extract_feat')),
     (dense_heads.Anchor3DHead, ('get_bboxes', 'get_bboxes_single')),
-    (DeltaXYZWLHRBBoxCoder, ('decode',)),
-    *FUNCTIONS,
+    (point_fusion, ('point_sample',)),
+    (utils, ('points_cam2img', 'get_proj_mat_by_coord_type')),
+    *anchor_heads.FOLLOWED,
 )
 """Classes and functions of mmdet3d, and the methods that the graphs compute, see `Family.followed`."""
 READ = ('nms_pre', 'score_thr')
@@ -118,9 +111,10 @@ class ImVoxelNetFamily(ImageFamily):
         return seeded_detector(self.build(cfg), cfg, seed)
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        for part in (model, model.bbox_head, model.bbox_head.bbox_coder):
-            yield from replaced_of_class(part, [entry for entry in FOLLOWED if entry not in FUNCTIONS])
-        yield from replaced_functions(FUNCTIONS)
+        head = model.bbox_head
+        for part in (model, head, head.anchor_generator, head.bbox_coder):
+            yield from replaced_of_class(part, FOLLOWED)
+        yield from replaced_functions(FOLLOWED)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         return graphs.postprocess_facts(model)

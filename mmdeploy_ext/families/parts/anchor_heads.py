@@ -4,12 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from mmdet.core.anchor.builder import ANCHOR_GENERATORS
+from mmdet.core.bbox.builder import BBOX_CODERS
+from mmdet3d.core import anchor as anchors
+from mmdet3d.core.bbox.coders import DeltaXYZWLHRBBoxCoder
+from mmdet3d.core.bbox.structures import utils as box_utils
+from mmdet3d.core.post_processing import box3d_nms
 from mmdet3d.models.builder import HEADS
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.parts.runtime.anchors3d import AnchorRule
+from mmdeploy_ext.families.replaced import Followed
 
 PER_CLASS = 'AlignedAnchor3DRangeGeneratorPerCls'
 """Anchor generator of heads in which classes have maps of their own."""
@@ -19,6 +26,20 @@ PER_CLASS_HEAD = 'ShapeAwareHead'
 """Head of SSN, in which classes have maps of their own."""
 CODER = 'DeltaXYZWLHRBBoxCoder'
 """The one box coder that the runtime repeats."""
+ANCHOR_METHODS = (
+    'grid_anchors',
+    'single_level_grid_anchors',
+    'multi_cls_grid_anchors',
+    'anchors_single_range',
+)
+"""Methods of generators of anchors that `AnchorRule` repeats."""
+FOLLOWED: Followed = (
+    *((getattr(anchors, name), ANCHOR_METHODS) for name in GENERATORS),
+    (box3d_nms, ('box3d_multiclass_nms', 'nms_bev', 'nms_normal_bev')),
+    (box_utils, ('limit_period', 'xywhr2xyxyr')),
+    (DeltaXYZWLHRBBoxCoder, ('decode',)),
+)
+"""Classes and modules of mmdet3d that `AnchorRule` and the suppression repeat; coder last."""
 
 
 def check_anchor_head(filename: str, key: str, head: Mapping[str, Any]) -> None:
@@ -29,16 +50,21 @@ def check_anchor_head(filename: str, key: str, head: Mapping[str, Any]) -> None:
         key: key of the head in it.
         head: its entry.
     """
-    for part, type_name, allowed in (
-        ('anchor_generator', (head.get('anchor_generator') or {}).get('type'), tuple(GENERATORS)),
-        ('bbox_coder', (head.get('bbox_coder') or dict(type=CODER)).get('type'), (CODER,)),
+    generator_type = (head.get('anchor_generator') or {}).get('type')
+    generators = names_of_class(ANCHOR_GENERATORS, generator_type)
+    coder_type = (head.get('bbox_coder') or dict(type=CODER)).get('type')
+    for part, type_name, names, allowed in (
+        ('anchor_generator', generator_type, generators, tuple(GENERATORS)),
+        ('bbox_coder', coder_type, names_of_class(BBOX_CODERS, coder_type), (CODER,)),
     ):
-        if type_name not in allowed:
-            raise ConfigError(f'{filename}: {key}.{part}.type={type_name!r}, expected {" or ".join(allowed)}')
-    generator = head['anchor_generator']['type']
-    if (PER_CLASS_HEAD in names_of_class(HEADS, head['type'])) != (generator == PER_CLASS):
+        if not set(names) & set(allowed):
+            raise ConfigError(
+                f'{filename}: {key}.{part}.type={type_name!r}, expected {" or ".join(allowed)}, or a class '
+                f'derived from it'
+            )
+    if (PER_CLASS_HEAD in names_of_class(HEADS, head['type'])) != (PER_CLASS in generators):
         raise ConfigError(
-            f'{filename}: {key}.anchor_generator.type={generator!r} of {head["type"]}: {PER_CLASS} and '
+            f'{filename}: {key}.anchor_generator.type={generator_type!r} of {head["type"]}: {PER_CLASS} and '
             f'{PER_CLASS_HEAD} go together'
         )
     if not head.get('loss_cls', dict(use_sigmoid=True)).get('use_sigmoid', False):
@@ -66,18 +92,19 @@ def anchor_rule(head: nn.Module, cells: tuple[int, ...] = ()) -> AnchorRule:
     def flat(rows: Any) -> tuple[float, ...]:
         return tuple(float(value) for row in rows for value in row)
 
-    anchors, test = head.anchor_generator, head.test_cfg
+    generator, test = head.anchor_generator, head.test_cfg
+    kind = next(base.__name__ for base in type(generator).__mro__ if base.__name__ in GENERATORS)
     return AnchorRule(
         num_classes=int(head.num_classes),
         code_size=int(head.box_code_size),
-        levels=int(anchors.num_levels),
-        aligned=GENERATORS[type(anchors).__name__],
-        align_corner=bool(getattr(anchors, 'align_corner', False)),
-        ranges=flat(anchors.ranges),
-        sizes=flat(anchors.sizes),
-        rotations=tuple(map(float, anchors.rotations)),
-        scales=tuple(map(float, anchors.scales)),
-        size_per_range=bool(anchors.size_per_range),
+        levels=int(generator.num_levels),
+        aligned=GENERATORS[kind],
+        align_corner=bool(getattr(generator, 'align_corner', False)),
+        ranges=flat(generator.ranges),
+        sizes=flat(generator.sizes),
+        rotations=tuple(map(float, generator.rotations)),
+        scales=tuple(map(float, generator.scales)),
+        size_per_range=bool(generator.size_per_range),
         dir_offset=float(head.dir_offset),
         dir_limit_offset=float(head.dir_limit_offset),
         nms_pre=int(test.get('nms_pre', -1)),

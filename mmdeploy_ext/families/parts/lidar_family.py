@@ -86,7 +86,8 @@ class LidarFamily(SequenceFamily):
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
         """Yield the methods of a live detector, its parts and its coder that files or runtimes compute."""
         parts = parts_of(model)
-        for part in (model, parts.voxel_encoder, parts.middle_encoder, parts.head):
+        generator = getattr(parts.head, 'anchor_generator', None)
+        for part in (model, parts.voxel_encoder, parts.middle_encoder, parts.head, generator):
             yield from replaced_of_class(part, self.followed)
         coder, methods = self.followed[-1]
         yield Replaced(parts.head.bbox_coder, coder.__name__, methods)

@@ -269,3 +269,32 @@ def test_an_extractor_that_is_derived_from_mmdets_is_taken_and_what_it_overrides
         monkeypatch.setattr(extractor, '__class__', Coarser)
         check_extractor(extractor)
     assert [method.name for method in family.differing_methods(model)] == ['Coarser.map_roi_levels']
+
+
+def test_anchors_and_a_coder_that_a_user_derives_are_taken_and_what_they_override_is_named(monkeypatch):
+    from mmdet.core.anchor.builder import ANCHOR_GENERATORS
+    from mmdet.core.bbox.builder import BBOX_CODERS
+    from mmdet3d.core.anchor import AlignedAnchor3DRangeGenerator
+    from mmdet3d.core.bbox.coders import DeltaXYZWLHRBBoxCoder
+
+    class HigherAnchors(AlignedAnchor3DRangeGenerator):
+        def anchors_single_range(self, *args, **kwargs):
+            anchors = super().anchors_single_range(*args, **kwargs)
+            return anchors + anchors.new_tensor([0, 0, 0.1, 0, 0, 0, 0])
+
+    class LargerBoxes(DeltaXYZWLHRBBoxCoder):
+        @staticmethod
+        def decode(anchors, deltas):
+            return DeltaXYZWLHRBBoxCoder.decode(anchors, deltas) * 1.01
+
+    for registry, kind in ((ANCHOR_GENERATORS, HigherAnchors), (BBOX_CODERS, LargerBoxes)):
+        monkeypatch.setitem(registry.module_dict, kind.__name__, kind)
+    config = str(REPO / 'projects/configs/PointPillars/pointpillars_toy.py')
+    types_of_parts = dict(anchor_generator='HigherAnchors', bbox_coder='LargerBoxes')
+    cfg = load_config(
+        config, {f'model.pts_bbox_head.{part}.type': name for part, name in types_of_parts.items()}
+    )
+    family = find_family(cfg)
+    family.check_parts(config, cfg.model)
+    methods = [method.name for method in family.differing_methods(family.build(cfg))]
+    assert methods == ['HigherAnchors.anchors_single_range', 'LargerBoxes.decode']

@@ -32,7 +32,7 @@ from mmdeploy_ext.families.anchor3d.mvxnet.samples import (
 )
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class
-from mmdeploy_ext.families.parts.anchor_heads import CODER
+from mmdeploy_ext.families.parts import anchor_heads
 from mmdeploy_ext.families.parts.lidar_family import DETECTOR_METHODS, LidarFamily, points_width
 from mmdeploy_ext.families.parts.lidar_parts import parts_of
 from mmdeploy_ext.families.parts.proof_samples import crowded
@@ -57,7 +57,8 @@ FOLLOWED = (
     (voxel_encoders.DynamicVFE, ('forward', 'map_voxel_center_to_point')),
     (fusion_layers.PointFusion, ('forward', 'obtain_mlvl_feats', 'sample_single')),
     (point_fusion, FUNCTIONS),
-    *(entry for entry in FOLLOWED_BY_ANCHORS if entry[0].__name__ in (*HEADS, CODER)),
+    *(entry for entry in FOLLOWED_BY_ANCHORS if entry[0].__name__ in HEADS),
+    *anchor_heads.FOLLOWED,
 )
 """Classes of mmdet3d, and methods of them whose results the graphs compute by other code; coder last."""
 
