@@ -259,8 +259,8 @@ def print_exports(cfg: Any, family: Family, options: Options) -> int:
         0: the requested export can be made.
 
     Raises:
-        Mm2OnnxError: it cannot, for example ConfigError or UsageError, before anything is printed. Other
-            exports that are refused are rows of the table, with the reason.
+        Mm2OnnxError: it cannot, for example ConfigError or UsageError; there is no table then. Other exports
+            that are refused are rows of the table, with the reason.
     """
     from rich.console import Console
     from rich.table import Table
@@ -330,7 +330,8 @@ def main(argv: Sequence[str] | None = None, only: str = '') -> int:
         only: the one family that the tool takes; '' takes all.
 
     Returns:
-        0 exported (and proven with --verify), 1 not proven, or failed after the weights were read, 2 usage.
+        0 exported (and proven with --verify) or checked, 1 not proven, or failed after the weights were
+            read, 2 usage.
     """
     only_check = '--check' in (sys.argv[1:] if argv is None else argv)
     build = functools.partial(shared.parser_for, functools.partial(build_parser, only_check), argv)

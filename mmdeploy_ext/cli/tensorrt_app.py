@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.engines.tensorrt.record import Record
 
 PRODUCTS = ('CONVOLUTION', 'DECONVOLUTION', 'MATRIX_MULTIPLY')
-"""Kinds of layers that multiply with weights."""
+"""Kinds of layers that convolve or multiply matrices."""
 NO_GPU = 'NOT COMPARED: no GPU is here'
 BUILD_OPTIONS = ('output', 'package', 'fp16', 'keep_fp32', 'tf32', 'layers', 'check')
 """Options of a single build."""

@@ -27,9 +27,9 @@ class Row:
         nodes: their number in the ONNX file.
         built: architectures that an engine was built for.
         nbytes: bytes of the engine for most of them, which is for all unless several had to be built; or 0.
-        halves: number of layers that multiply weights in float16, and of all that multiply weights.
-        cosine: worst of all float outputs, the float16 graph against the file, both in ONNX Runtime on the
-            same random inputs; None for fp32, without an engine, and if all these outputs are zeros.
+        halves: number of layers that convolve or multiply matrices in float16, and of all that do.
+        cosine: worst of all float outputs that are not all zeros, the float16 graph against the file, both in
+            ONNX Runtime on the same random inputs; None for fp32, without an engine or such outputs.
         refused: why there is no engine for some or all architectures, or ''.
     """
 

@@ -130,7 +130,7 @@ def open_network(deployment: Deployment, tested: TestedModel, ranks: Ranks) -> I
     """Yield the model on the engine of its config; None when it disagrees with the dump of the `_pth` run.
 
     `deployment` is the PyTorch model, `tested` its settings and files, `ranks` the processes of the run.
-    Files that are missing, or were made from another config or checkpoint, are exported first, by rank 0.
+    Files that are missing or stale are exported first, by rank 0, see `export_if_stale`.
     The PyTorch weights are freed before an ONNX engine evaluates.
     """
     from mmdeploy_ext.proving.against_dump import check_dump
@@ -161,7 +161,9 @@ def threads_per_process() -> int:
 
 
 def export_if_stale(deployment: Deployment, tested: TestedModel) -> None:
-    """Export unless the files were made from this config, checkpoint and these options.
+    """Export unless the files are there and have the metadata that a new export would have.
+
+    That is, among others, the same config, checkpoint, options, versions and classes.
 
     `deployment` is the PyTorch model, `tested` its settings and files.
 
@@ -240,8 +242,8 @@ def finish(
         processes: number of processes of the run.
 
     Returns:
-        The exit status: 1 if a metric differs too much from PyTorch's, or if there is a run in PyTorch and no
-            metric has a value to compare; else 0.
+        The exit status: 1 if a metric differs too much from PyTorch's, or if there is a run in PyTorch to
+            compare with and no metric has a value; else 0.
     """
     import pickle
 

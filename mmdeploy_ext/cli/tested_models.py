@@ -209,7 +209,8 @@ class FrameModel(TestedModel):
         from mmdeploy_ext.evaluate.detector import FrameDetector
 
         keep = self.settings.get('memory') != 'reset'
-        return FrameDetector(stepper, deployment.family, dump, deployment.model, keep)
+        model = deployment.model if dump is not None else None  # which would keep the weights in memory
+        return FrameDetector(stepper, deployment.family, dump, model, keep)
 
     @contextlib.contextmanager
     def on_engine(

@@ -49,7 +49,7 @@ class ClassCount:
     def figures(self) -> dict[str, float] | None:
         """Return `pq`, `sq` and `rq`, panoptic, segmentation and recognition quality in 0..1.
 
-        They are None of a class that does not occur.
+        None is returned of a class that does not occur.
         """
         weight = self.tp + 0.5 * self.fp + 0.5 * self.fn
         if not weight:

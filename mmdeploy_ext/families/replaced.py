@@ -126,12 +126,13 @@ class DifferingMethod:
     """A method of the user's model that is not the one that the graphs follow.
 
     Attributes:
-        name: class and method, such as `StreamPETRHead.forward`.
+        name: class and method, such as `StreamPETRHead.forward`; of the user's step of a pipeline its class.
         file: file that defines it, relative to the folder that it was imported from; '' if there is no such
             method, its type if it is no function written in Python, such as `a partial`.
         first: number of its first line; 0 if its source cannot be read.
         last: number of its last line.
-        upstream: name of the class whose method the graphs follow.
+        upstream: name of the class whose method the graphs follow, such as `mmdet.Resize` of a step; of a
+            function of `called_of_others` what stands before its name.
     """
 
     name: str
@@ -152,7 +153,8 @@ class DifferingMethod:
 def differing_methods(replaced: Iterable[Replaced], table: Table) -> list[DifferingMethod]:
     """Return those of the methods `replaced` of a model that have none of their hashes in a table, each once.
 
-    ValueError: the table has no such class.
+    After them come the functions that they call, see `called_of_others`. ValueError: the table has no such
+    class.
     """
     differing: dict[str, DifferingMethod] = {}
     entries = list(replaced)
@@ -254,7 +256,7 @@ def hash_of(method: Any) -> str:
 
 
 def installed_hashes(followed: Followed) -> dict[str, dict[str, str]]:
-    """Return class -> method -> hash of the installed versions, of methods that the classes have."""
+    """Return class or module -> method or function -> hash of the installed version, of those that exist."""
     installed: dict[str, dict[str, str]] = {}
     for kind, methods in followed:  # which may have several entries of one module
         digests = {name: hash_of(getattr(kind, name)) for name in methods if hasattr(kind, name)}

@@ -183,7 +183,9 @@ def _parameters(node: SparseConvolution) -> list[TensorProto]:
 
 
 def read(path: str | os.PathLike[str]) -> SparseGraph:
-    """Return the graph of a libspconv file; what `write` wrote comes back equal, with fp16 weights.
+    """Return the graph of a libspconv file.
+
+    What `write` wrote comes back equal, with fp16 weights, and ranges rounded to float32.
 
     Raises:
         ModelFileError: a missing or damaged file, or one of another kind; see `from_onnx`.

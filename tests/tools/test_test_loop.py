@@ -404,3 +404,25 @@ def test_each_process_takes_a_gpu_of_its_own_where_there_are_any(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     monkeypatch.setenv('LOCAL_RANK', '3')
     assert test_app.resolve_device('auto') == 'cuda:1'
+
+
+def test_the_weights_of_a_streaming_model_are_freed_before_its_files_run(monkeypatch):
+    import weakref
+    from types import SimpleNamespace
+
+    import torch
+
+    from mmdeploy_ext.cli.tested_models import FrameModel
+    from mmdeploy_ext.exporting import files
+    from mmdeploy_ext.proving import against_dump
+
+    monkeypatch.setattr(files, 'read_files', lambda target: SimpleNamespace(paths=[], all_metadata=[]))
+    monkeypatch.setattr(against_dump, 'FrameDumpComparer', lambda *arguments: None)
+    tested = FrameModel.__new__(FrameModel)
+    tested.settings, tested.target = dict(type='OnnxRuntimeBackend', check_dump=False), ''
+    family = SimpleNamespace(runner=lambda paths, engine: None)
+    deployment = SimpleNamespace(family=family, model=torch.nn.Linear(1, 1))
+    weights = weakref.ref(deployment.model)
+    ranks = SimpleNamespace(rank=1, size=1, gather=lambda value=None: [value])
+    with test_app.open_network(deployment, tested, ranks) as network:
+        assert network is not None and weights() is None

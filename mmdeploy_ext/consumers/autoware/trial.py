@@ -1,7 +1,8 @@
 """Loads the graphs of a folder in ONNX Runtime and sends probes through them, in a process of its own.
 
 A file from anybody may crash ONNX Runtime, fill the memory or never end; the process has limits of CPU time,
-wall time and memory, and its end is a violation of the file. Needs onnx and ONNX Runtime.
+wall time and memory, and a crash or a limit that it meets is a violation of the file. Needs onnx and ONNX
+Runtime.
 """
 
 from __future__ import annotations

@@ -179,9 +179,9 @@ def _differences(model: Mapping[str, Any]) -> list[str]:
 def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
     """Return name -> value of the parameters in the node's manifest, for a model that `check` accepts.
 
-    `classes` are the names of the classes, in the order of the labels. A class that the node does not know
-    raises ConfigError. They are the paths of the graphs and of the remapper, `trt_precision`, and
-    `model_params` with classes, ranges, voxels and thresholds.
+    The parameters are the version, the file names of graphs, engines and remapper, `trt_precision`, and
+    `model_params` with classes, ranges, voxels and thresholds. `classes` are the names of the classes, in the
+    order of the labels. A class that the node does not know raises ConfigError.
     """
     parts = parts_of(model)
     layer, head = parts.voxel_layer, parts.head

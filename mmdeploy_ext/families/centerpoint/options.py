@@ -25,7 +25,7 @@ OPTIONS = LIDAR_OPTIONS
 
 
 def check_lengths(facts: Mapping[str, Any], key: str) -> None:
-    """Refuse (Mismatch) radii of circle NMS that are not one per task, and a range of other than six numbers.
+    """Refuse (Mismatch) radii of circle NMS that are not one per task, and ranges of neither 0 nor 6 numbers.
 
     Circle NMS without a limit of results is refused, too: mmdet3d's compares with it. `facts` is the entry of
     the metadata, `key` its place, for messages.
@@ -58,4 +58,5 @@ POSTPROCESS = open_record(
     post_center_limit_range=items(number(), 0, 6),
     also=check_lengths,
 )
-"""Schema of `graphs.postprocess_facts`; its keys are explained by `BoxRule`."""
+"""Schema of `graphs.postprocess_facts`; its keys are explained by `BoxRule`, but `points`, which files with
+pillars have."""

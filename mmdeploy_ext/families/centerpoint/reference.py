@@ -52,10 +52,10 @@ class CenterPointReference(LidarReference):
 class NodeReference(CenterPointReference):
     """The unpatched detector, whose head has one task, with the boxes that Autoware's node selects.
 
-    mmdet3d decodes a box in every cell; the node's thresholds and suppressions select among them. Thresholds
-    are read from the head, and both suppressions are computed by mmdet3d's and mmcv's operators, so that a
-    fault of the manifest, or of our port of the node, is not in the reference as well. Voxels, decoration,
-    network, decoding and convention of the boxes are mmdet3d's.
+    mmdet3d decodes a box in every cell; the node's thresholds and suppressions select among them. The
+    threshold of scores is read from the head, and both suppressions are computed by mmdet3d's and mmcv's
+    operators, so that a fault of the manifest, or of our port of the node, is not in the reference as well.
+    Voxels, decoration, network, decoding and convention of the boxes are mmdet3d's.
     """
 
     def step(self, sweep: Sweep) -> StepResult:

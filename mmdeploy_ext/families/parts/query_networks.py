@@ -228,7 +228,7 @@ class QueryNetwork(nn.Module):
         return query_head(self.model)
 
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return class logits (B, Q, C) and boxes cxcywh (B, Q, 4) relative to the image without its padding.
+        """Return class logits (B, Q, C) and boxes cxcywh (B, Q, 4) relative to the part of `content_size`.
 
         `image` is (B, 3, H, W); `img_shape` (B, 2) is height and width before padding, 0 means H, W.
         """
@@ -252,7 +252,7 @@ class DetrNetwork(QueryNetwork):
     """`DETRHead`: all tokens of one map attend to each other, and queries to them."""
 
     def maps(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Return the last map alone."""
+        """Return the last map alone, projected to D channels."""
         return [self.head.input_proj(super().maps(image)[-1])]
 
     def queries(

@@ -79,7 +79,7 @@ def stage_of(model: nn.Module) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
 
 
 def inputs_of(model: nn.Module, images: Sequence[PreparedImage]) -> dict[str, np.ndarray]:
-    """Return the inputs of the stage of `stage_of` besides pictures, by name, from the model's own layers."""
+    """Return the maps and tokens that the stage of `stage_of` takes, by name, from the model's own layers."""
     record = recorded(model, images)
     maps = zip(_map_names(model), record.maps, strict=True)
     memory = record.memory.transpose(0, 1)

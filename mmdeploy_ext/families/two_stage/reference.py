@@ -41,7 +41,7 @@ def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: A
 
 
 def inner_inputs(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str) -> dict[str, np.ndarray]:
-    """Return the features and the proposals that a graph of regions takes, by name, of the unpatched model.
+    """Return features, `proposals` and `img_shape` for a graph of regions, by name, of the unpatched model.
 
     Other forms take none: {}.
     """
@@ -77,7 +77,8 @@ def choose_as(
         model: the unpatched detector.
         feeds: inputs of a graph of regions by name.
         outputs: outputs of the engine by name, of which `regions_<stage>` are taken.
-        reference: outputs of `tensors`, which are returned if there are no later stages, or others.
+        reference: outputs of `tensors`, which are returned if the engine gives no regions of later stages, or
+            another number of them.
         ties_rtol: has no effect.
     """
     later = {name: array for name, array in outputs.items() if name.startswith('regions_')}

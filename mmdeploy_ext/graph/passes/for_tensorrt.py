@@ -1,4 +1,4 @@
-"""Make a graph one that TensorRT reads correctly; each step changes nothing in ONNX Runtime.
+"""Make a graph one that TensorRT reads correctly; ONNX Runtime computes the same of the same inputs.
 
 TensorRT's parser takes an input that has an initializer for a constant, so that feeding it would do nothing:
 such an input becomes an ordinary one, and the runtime feeds its default. A Loop without a condition gets one

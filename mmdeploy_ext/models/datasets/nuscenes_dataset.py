@@ -39,7 +39,7 @@ class CustomNuScenesDataset(NuScenesDataset):
     Args:
         collect_keys: keys of a frame that training stacks to (T, ...).
         seq_mode: streaming training: a sample is one frame, and `flag` groups the frames of one sequence.
-        seq_split_num: into how many sequences a scene is cut, or 'all' for one frame each.
+        seq_split_num: into at most how many sequences a scene is cut, or 'all' for one frame each.
         num_frame_losses: how many of the last frames must have boxes, where empty ones are filtered.
         queue_length: T, frames per training sample; 1 in sequence mode.
         random_length: frames that are dropped at random from the T - 1 + random_length before the last.
@@ -181,7 +181,7 @@ def sequence_flags(scene_tokens: Sequence[str], split: int | str = 1) -> np.ndar
     """Number the sequences: every frame's sequence, (frames,) int64, ascending.
 
     The scene tokens are those of all frames in order of time; a change begins a new sequence. A scene is
-    split into sequences of ceil(frames / split) frames, the last one shorter; 'all': one per frame.
+    split into sequences of ceil(frames / split) frames, the last one may be shorter; 'all': one per frame.
     """
     if split == 'all':
         return np.arange(len(scene_tokens), dtype=np.int64)

@@ -43,9 +43,9 @@ class ResidualBlock(nn.Module):
                 self.short = nn.Sequential(OrderedDict(pool=pool, conv=self.short))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the sum of the shortcut and of all other layers in turn, for maps (B, in_channels, h, w).
+        """Return the sum of the shortcut and of all other layers in turn, behind a ReLU.
 
-        It is (B, out_channels, h / stride, w / stride).
+        For maps (B, in_channels, h, w) it is (B, out_channels, h / stride, w / stride).
         """
         short = features if self.short is None else self.short(features)
         for name, layer in self.named_children():

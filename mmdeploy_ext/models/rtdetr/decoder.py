@@ -47,8 +47,8 @@ class Anchors(nn.Module):
         """Return the anchors of maps (B, D, h, w), and which of them count.
 
         Returns:
-            (N, 4) logits of cx, cy, w, h, infinite for those that do not count; (N, 1) float32, 1 for those
-            that count, 0 for those at the border.
+            (N, 4) logits of cx, cy, w, h, infinite for those that do not count; (N, 1) of the same dtype, 1
+            for those that count, 0 for those at the border.
         """
         levels = [self._level(features, level) for level, features in enumerate(maps)]
         anchors, valid = (torch.cat(parts) for parts in zip(*levels, strict=True))
@@ -165,7 +165,7 @@ class RTDETRDecoder(BaseModule):
         return [project(level) for project, level in zip(self.input_proj, features, strict=True)]
 
     def tokens(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return token content (B, N, D), class logits (B, N, C) and anchors (N, 4).
+        """Return token content (B, N, D), class logits (B, N, C) and logits of anchors (N, 4).
 
         Tokens of border anchors are all the same: that of a zero vector.
         """

@@ -22,7 +22,7 @@ from mmdeploy_ext.models.rtdetr.layers import ACTIVATIONS, ConvNorm, RepVggBlock
 REP_BLOCKS = 3
 """Number of RepVGG blocks of a `CSPRepLayer`."""
 TEMPERATURE = 10000.0
-"""Longest period of the position embedding, in cells and divided by 2 pi."""
+"""Upper bound of the periods of the position embedding, in cells and divided by 2 pi."""
 LAYOUTS = ('original', 'row_major')
 """Values of `position_layout`, see `PositionEmbedding`."""
 

@@ -211,7 +211,7 @@ def classification_loss(head: nn.Module, scores: Tensor, labels: Tensor, positiv
 def box_loss(head: nn.Module, boxes: Tensor, targets: Tensor, count: int) -> Tensor:
     """Return the weighted L1 loss of boxes (n, 10) to targets (n, 9), divided by the ranks' mean `count`.
 
-    Targets that have no finite form (a size of 0, a NaN velocity) are left out.
+    It is divided by 1 at least. Targets that have no finite form (a size of 0, a NaN velocity) are left out.
     """
     codes = normalize_bbox(targets, head.pc_range)
     finite = torch.isfinite(codes).all(dim=-1)
@@ -223,7 +223,7 @@ def box_loss(head: nn.Module, boxes: Tensor, targets: Tensor, count: int) -> Ten
 def denoising_losses(head: nn.Module, mask_dict: dict) -> list[tuple[Tensor, Tensor]]:
     """Return the pairs of losses of L layers of the denoising queries, which know their box.
 
-    `mask_dict` is that of `prepare_denoising`.
+    `mask_dict` is that of `preds_dicts` of `head_losses`.
     """
     truth, labels = mask_dict['known'], mask_dict['labels']
     all_scores, all_boxes = mask_dict['output_known_lbs_bboxes']

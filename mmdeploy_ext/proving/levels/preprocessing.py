@@ -49,7 +49,7 @@ COLLECTED = ('ori_shape', 'img_shape', 'pad_shape', 'scale_factor', 'flip')
 OF_DATASET = 2
 """Number of samples of the user's data set that are compared besides the generated ones."""
 EXACT = ('images', 'points', 'timestamp_s', 'camera_times_s', 'scene_token')
-"""Values that the rules promise bit for bit."""
+"""Values that the rules promise bit for bit, but `images` of a data set that has a `picture_rtol`."""
 NEAR = ('lidar2img', 'intrinsics', 'ego_pose')
 """Matrices, which data sets keep in float32."""
 OPTIONAL = ('ego_pose', 'timestamp_s', 'camera_times_s', 'scene_token')

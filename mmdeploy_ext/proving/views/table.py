@@ -1,4 +1,4 @@
-"""The verdict on the console: failed structure checks, one table, one last line."""
+"""The verdict on the console: lines about files and samples, tables, the claim, and what to do next."""
 
 from __future__ import annotations
 
