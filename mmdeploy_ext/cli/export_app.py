@@ -40,7 +40,7 @@ ENGINE_OPTIONS = ('engine', 'providers', 'threads', 'inference_precision')
 
 
 def build_parser(only_check: bool = False) -> argparse.ArgumentParser:
-    """Return the parser; names and meaning are those of mmdet 2.28's pytorch2onnx.py.
+    """Return the parser; options of mmdet 2.28's pytorch2onnx.py have their names and meaning.
 
     `only_check`: the command line has --check, which needs no checkpoint.
     """

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser; names and meaning are those of mmdet 2.28's test.py."""
+    """Return the parser; options of mmdet 2.28's test.py have their names and meaning."""
     parser = cli.ArgumentParser(
         description='Evaluate a detector with PyTorch (X_pth.py) or an ONNX engine (X_onnx.py).'
     )

@@ -106,7 +106,10 @@ def replaced_parts(
 
 
 LAYERS: list[tuple[type, tuple[str, ...]]] = []
-"""Layers of the libraries that every export replaces, wherever they are in a model, and their methods."""
+"""Layers of the libraries that every export replaces, wherever they are in a model, and their methods.
+
+`families/parts/upstream_layers.py` fills this list and the next.
+"""
 SIZED_LAYERS: list[tuple[type, tuple[str, ...]]] = []
 """Layers that exports of any size or batch replace, too: `exporting/ops/backbone_attention.py`."""
 

@@ -187,8 +187,9 @@ def accept_rate(cases: Sequence[Case], bars: HalfBars) -> tuple[list[Case], str]
     """Judge the results of all cases together.
 
     Returns:
-        The cases, in which single results without a partner no longer fail, and ''; or the unchanged cases
-        and the reason why all of them fail together. Results that could not be compared fail as before.
+        The cases, in which single results without a partner within the bars no longer fail, and ''; or the
+        unchanged cases and the reason why all of them fail together. Results that could not be compared fail
+        as before.
     """
     rows = [row for case in cases for row in case.detections if not row.broken]
     counted = sum(max(row.reference, row.matched + row.outside + row.extra) for row in rows)

@@ -1,7 +1,7 @@
 """Seeded weights that depend on names and shapes alone, so that they are the same on every machine.
 
-All numbers come from numpy's PCG64, seeded by the CRC of a name, and are float64 until the end. Source of the
-rules: FILL.md of the goldens in shared/golden, which were made with these weights.
+All random numbers come from numpy's PCG64, seeded by the CRC of a name, and are float64 until the end. Source
+of the rules: FILL.md of the goldens in shared/golden, which were made with these weights.
 """
 
 import functools

@@ -48,7 +48,7 @@ FOLLOWED = (
 
 
 class CenterPointFamily(LidarFamily):
-    """mmdet3d's `CenterPoint` of points alone, with `SparseEncoder` and `CenterHead`; it has no memory."""
+    """mmdet3d's `CenterPoint` of points alone: `SparseEncoder` or pillars, and `CenterHead`; no memory."""
 
     name = 'centerpoint'
     exports = 'CenterPoint of points with CenterHead (mmdeploy_ext/families/centerpoint/README.md)'

@@ -21,7 +21,7 @@ from mmdeploy_ext.families.replaced import Followed
 PER_CLASS = 'AlignedAnchor3DRangeGeneratorPerCls'
 """Anchor generator of heads in which classes have maps of their own."""
 GENERATORS = {'Anchor3DRangeGenerator': False, 'AlignedAnchor3DRangeGenerator': True, PER_CLASS: True}
-"""Anchor generator -> whether anchors lie in the middle of cells."""
+"""Anchor generator -> whether anchors lie in the middle of cells, or with `align_corner` at their corner."""
 PER_CLASS_HEAD = 'ShapeAwareHead'
 """Head of SSN, in which classes have maps of their own."""
 CODER = 'DeltaXYZWLHRBBoxCoder'

@@ -17,7 +17,8 @@ from mmdeploy_ext.preprocess.pictures import PreparedImage
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[RotatedDetections]:
     """Return the results of the detector's own test path.
 
-    Without `rescale` the ratios are 1: mmrotate's `GVBBoxHead` fails if it does not divide by any.
+    Without `rescale` the ratios are 1, so that boxes are in pixels of the network input: mmrotate's
+    `GVBBoxHead` fails if it does not divide by any.
     """
     if not rescale:
         ones = np.ones(4, np.float32)
