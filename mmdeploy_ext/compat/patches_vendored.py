@@ -30,7 +30,7 @@ def _string_constants(module: ModuleType) -> dict[str, str]:
 
 
 def _release(version: str) -> Sequence[int]:
-    """Return a version as numbers; a part that is no number ends it."""
+    """Return a version as numbers; a part that is no number is left out."""
     parts = version.split('+')[0].split('.')
     return [int(part) for part in parts if part.isdigit()]
 

@@ -240,7 +240,10 @@ class ImageFamily(Family):
 
     @contextlib.contextmanager
     def raised_result_limit(self, model: torch.nn.Module) -> Iterator[None]:
-        """Let upstream's test path give twice as many results per image, to see those that were cut off."""
+        """Let upstream's test path give up to twice as many results per image: those that were cut off, too.
+
+        The number is `ResultLimit.available` at most, and stays as it is if it is unlimited.
+        """
         limit = self.result_limit(model)
         maximum = limit.config.get(limit.key, limit.default)
         if maximum <= 0:

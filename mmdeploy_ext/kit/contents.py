@@ -84,7 +84,7 @@ class ArrayFolder:
         self._files: dict[bytes, str] = {}
 
     def write(self, place: str, arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-        """Write arrays; one whose bytes this object wrote before, under any name and shape, gets that file.
+        """Write arrays; one whose bytes this object wrote before, of any name, type or shape, gets that file.
 
         Args:
             place: folder inside of that of the kit, such as 'inputs/000'; no two calls have the same, since

@@ -77,7 +77,7 @@ def voxelise(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarra
     """Make voxels of one sweep.
 
     Args:
-        points: (P, D) of a float type, x, y, z in metres first, LiDAR frame; P may be 0.
+        points: (P, D) floats or integers, x, y, z in metres first, LiDAR frame; P may be 0.
         rule: range, sizes and limits.
 
     Returns:

@@ -36,8 +36,8 @@ MOVES = (
 class NncfQuantiser:
     """Quantises layers of a graph with NNCF; the counterpart of `dense.DenseQuantiser`.
 
-    Every call of `network` runs all batches (input name -> array; surplus inputs are ignored): NNCF's ranges
-    depend on the layers that are quantised. EngineError: NNCF is not installed.
+    A call of `network` with layers runs all batches (input name -> array; surplus inputs are ignored): NNCF's
+    ranges depend on the layers that are quantised. EngineError: NNCF is not installed.
     """
 
     def __init__(self, graph: DenseGraph, batches: Collection[Mapping[str, np.ndarray]]) -> None:

@@ -40,7 +40,8 @@ FOLLOWED = (
     *((getattr(dense_heads, name), ('get_bboxes', 'get_bboxes_single')) for name in HEADS),
     *anchor_heads.FOLLOWED,
 )
-"""Classes of mmdet3d, and methods of them whose results the graphs compute by other code; coder last."""
+"""Classes and modules of mmdet3d, and their methods and functions whose results the graphs compute by other
+code; the coder is last."""
 
 
 class AnchorHead:

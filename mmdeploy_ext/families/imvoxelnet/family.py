@@ -43,7 +43,7 @@ FOLLOWED = (
 )
 """Classes and functions of mmdet3d, and the methods that the graphs compute, see `Family.followed`."""
 READ = ('nms_pre', 'score_thr')
-"""Limits in `test_cfg` that the head reads; `min_bbox_size` is not one of them."""
+"""Limits in `test_cfg` that the head reads besides `max_num` and `nms_thr`; it reads no `min_bbox_size`."""
 FRAME, HEAD = 'LIDAR', 'Anchor3DHead'
 """`coord_type` of detectors that export, and their head, or a base of it."""
 MOVED = ('AffineResize', 'RandomCenterCropPad')

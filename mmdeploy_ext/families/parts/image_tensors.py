@@ -16,7 +16,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import capped
 def image_input(
     options: Options, smallest: int, multiple: int, padded: str = 'bottom and right'
 ) -> TensorSpec:
-    """Return `input` (B, 3, H, W); a dynamic file takes any batch and size.
+    """Return `input` (B, 3, H, W); a dynamic file takes any batch, and the sizes that the arguments allow.
 
     Args:
         options: options of the export.

@@ -10,7 +10,10 @@ from mmdeploy_ext.contract.stages import Graph
 
 
 def with_examples(model: nn.Module, parts: Sequence[tuple[str, nn.Module, GraphSpec]]) -> list[Graph]:
-    """Return graphs of (name, module, contract) triples, with examples to trace, on the model's device."""
+    """Return graphs of (name, module, contract) triples, with examples to trace, on the model's device.
+
+    The modules are set to evaluation mode and moved to it in place. Sizes in the contracts are numbers.
+    """
     device = next(model.parameters()).device
     return [
         Graph(name, module.eval().to(device), contract, _example(contract, device))

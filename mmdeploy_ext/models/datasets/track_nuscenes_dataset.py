@@ -125,7 +125,7 @@ class ResizeCropFlipImage:
 
 @offered(PIPELINES)
 class NuScenesSparse4DAdaptor:
-    """Makes the tensors that Sparse4D takes."""
+    """Makes what Sparse4D takes: pictures as a tensor, the rest as arrays of numpy."""
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Add `projection_mat` (N, 4, 4), `image_wh` (N, 2), and `T_global` (4, 4) with `T_global_inv`.

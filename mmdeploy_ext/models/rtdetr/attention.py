@@ -65,7 +65,7 @@ class DeformableAttention(nn.Module):
         return self.output_proj(mixed.reshape(query.shape[0], query.shape[2], -1).transpose(1, 2))
 
     def locations(self, query: torch.Tensor, boxes_cxcywh: torch.Tensor) -> torch.Tensor:
-        """Return (B, Q, M, L, P, 2) x, y in -1..1, as `grid_sample` takes them."""
+        """Return (B, Q, M, L, P, 2) x, y for `grid_sample`: -1..1 is the map, beyond which points may lie."""
         shape = (self.heads, self.num_levels, self.num_points, 2)
         offsets = self.sampling_offsets(query).unflatten(-1, shape)
         centre, size = boxes_cxcywh[:, :, None, None, None].chunk(2, -1)

@@ -181,9 +181,9 @@ class ModuleProof:
         verdict: the results so far.
         inputs: input of the file -> name of the module's tensor.
         outputs: output of the file -> name of the module's result.
-        compared: outputs that were not empty on at least one input so far.
+        compared: outputs that were not empty on at least one input so far on which the file ran.
         first: results of the module for the first call on which the file ran; {} before it.
-        results_differ: whether the module has given other results than `first` for any call.
+        results_differ: whether the module gave other results than `first` for a later call on which it ran.
         failing: position among the cases -> comparison, of those with a failing row.
         scales: output of floats -> its largest absolute finite value on any sample so far.
     """

@@ -105,7 +105,8 @@ class Aerial:
 
     Attributes:
         image_bgr: (H, W, 3) uint8.
-        boxes: (n, 5) float64 cx, cy, length and width in pixels, and angle in radians.
+        boxes: (n, 5) float64 cx, cy, length and width in pixels, and angle in radians, from x to y: clockwise
+            as the picture is shown.
         labels: (n,) int64 indices into `CLASSES`.
     """
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 RESULTS, PLACE = 'rotated boxes', 'worst IoU'
 MATCHES_MANY = True
+"""Thousands of results are matched within a second, see `proving.tasks`."""
 fit_pair = bbox2d.fit_pair
 CORNER_SHARE = 1e-5
 """Share of the longer side by which corners may differ; from 500 pixels on it is more than `CORNER_EPS`.

@@ -8,7 +8,7 @@ import numpy as np
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """Return the sigmoid of logits of any shape, computed in float64 and rounded once to float32.
 
-    So scores that differ in PyTorch differ here, too, however small they are.
+    So the score of a logit below -88, at which exp of float32 overflows, is not 0 at once.
     """
     logits = np.asarray(logits, np.float64)
     with np.errstate(over='ignore'):

@@ -62,7 +62,8 @@ class BankRule:
             together. The distance is rounded to float32 before it is compared, as PyTorch's is.
         score_threshold: smallest score, before the decay, of an instance that gets a new id; None: every one
             gets one.
-        repairs: keys of `REPAIRS`.
+        repairs: keys of `REPAIRS`. The bank itself follows `yaw` and `gap`; `scene` is for who calls it, and
+            `class_scores` for the decoder of boxes.
     """
 
     num_instances: int

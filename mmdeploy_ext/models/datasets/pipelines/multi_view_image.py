@@ -101,7 +101,7 @@ class PadMultiViewImage:
 
 @offered(PIPELINES)
 class PETRFormatBundle3D(DefaultFormatBundle3D):
-    """mmdet3d's bundle, plus `collect_keys` as float32 tensors, and times as float64.
+    """mmdet3d's bundle, plus `collect_keys` as tensors: float32, `FLOAT64_KEYS` among them float64.
 
     Source: exiawsh/StreamPETR 95f6470, datasets/pipelines/formating.py.
     """
