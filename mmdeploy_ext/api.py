@@ -50,7 +50,7 @@ class ModelSource:
         checkpoint: path of the weights.
         cfg_options: key of the config, with dots for nested ones -> value that replaces its own.
         device: device of PyTorch: 'cpu', 'cuda' or 'cuda:N'.
-        cfg: mmcv's `Config` with `cfg_options` applied.
+        cfg: mmcv's `Config` with `cfg_options` applied, and adapted by the family (`Family.adapt`).
         family: the family that claims the config.
         weight_layout: axis order of the kernels of a sparse backbone in the checkpoint: 'spconv1', 'spconv2',
             'spconv2-rskc', or 'auto', which finds it from their shapes. For a family of `BACKBONE`, `load`

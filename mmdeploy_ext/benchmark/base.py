@@ -151,6 +151,8 @@ class Benchmark(abc.ABC):
     ) -> dict[str, Any]:
         """Return the content of the JSON file: `common_facts`, `facts`, `contenders`, `forms` and `notes`.
 
+        An entry of `facts` replaces a common one of its name.
+
         `runs` has the runs of each group of samples, of which there has to be one; `memories` are those of
         `rows`. `contenders` are the rows of `rows`, `forms` those of `measure.compare_forms`, `notes` what
         makes the figures doubtful.

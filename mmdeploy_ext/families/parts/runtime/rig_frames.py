@@ -32,10 +32,12 @@ logger = logging.getLogger(__name__)
 class CameraRuntime(Runtime):
     """An exported model of cameras.
 
+    A new scene empties the memory, unless the published model goes on with it: subclasses decide that.
+
     Attributes:
         image_shape: (N, 3, H, W) of prepared images; set by the model.
-        max_gap_s: a longer gap between two frames begins a scene; None never does.
-        was_reset: whether the last frame began a scene.
+        max_gap_s: a longer gap between two frames begins a scene, see `begins_scene`; None never does.
+        was_reset: whether the last frame had no frame before that counted for it.
     """
 
     image_shape: tuple[int, ...]
@@ -97,7 +99,7 @@ class CameraRuntime(Runtime):
         return frame_of_rig(images_bgr, rig, self.rule)
 
     def begins_scene(self, last: StreamState | None, timestamp_s: float, scene_token: str | None) -> bool:
-        """Return whether a frame begins a scene; why it does is logged.
+        """Return whether a frame begins a scene; a change of scene and a gap are logged.
 
         Args:
             last: the memory of the frame before; None if there is none.

@@ -3,7 +3,8 @@
 Source: mmrotate 0.3.4 `models/roi_heads`, `bbox_heads/rotated_bbox_head.py`, `bbox_heads/gv_bbox_head.py`.
 
 Glossary: B batch, K regions of an image, R = B * K, C classes, G boxes per region (C, or 1 if the regression
-is class-agnostic), h, w of the pooled cells of a region.
+is class-agnostic), h, w of the pooled cells of a region. The 5 numbers of a rotated box are x, y of the
+centre, width, height in pixels, and angle in radians, see `detections.py`.
 """
 
 from collections.abc import Sequence

@@ -8,8 +8,9 @@ A coder is a function of `CODERS`. It returns boxes (B, K, G, 5), and takes
 - `coder`: its settings, those of `options.CODERS`.
 - `clip_hw`: (B, 2) height and width that boxes, or their centres, are clipped to; not used by all.
 
-Glossary: B images, K regions, G boxes per region (as many as classes, or 1), A anchors of a level. Source:
-mmrotate 0.3.4 `core/bbox/coder`, `models/roi_heads/bbox_heads/gv_bbox_head.py`.
+Glossary: B images, K regions, G boxes per region (as many as classes, or 1), A anchors of a level; the 5
+numbers of a box are x, y of the centre, width, height in pixels, and angle in radians, see `detections.py`.
+Source: mmrotate 0.3.4 `core/bbox/coder`, `models/roi_heads/bbox_heads/gv_bbox_head.py`.
 """
 
 from collections.abc import Callable, Mapping
