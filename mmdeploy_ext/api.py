@@ -256,7 +256,8 @@ def export_source(
     Raises:
         UsageError: as `export`, and what `before_weights` raises. After the weights were loaded, with exit
             status 1: a backbone or neck of the user's own that keeps the sizes it was traced at and is
-            exported with `dynamic`; a file of `samples` with sweeps or frames that cannot be read.
+            exported with `dynamic` by 'torchscript'; a file of `samples` with sweeps or frames that cannot be
+            read.
         ExportError: as `export`.
     """
     from mmdeploy_ext.exporting import deployment as deploy
@@ -335,7 +336,7 @@ def export(
         UsageError: the call is refused before the weights are loaded, for example a config that cannot be
             read or an option that the family does not have. The message says what failed, what there was and
             what is expected. A backbone or neck of the user's own that keeps the sizes it was traced at is
-            refused for `dynamic` after they were loaded.
+            refused for `dynamic` by 'torchscript' after they were loaded.
         ExportError: the exporter failed, or wrote something other than what was asked for.
     """
     source = ModelSource.read(config, checkpoint, cfg_options, device)

@@ -45,7 +45,9 @@ def run(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def naming(file: str | None) -> Iterator[None]:
-    """Put the name of the file before each `Mm2OnnxError` inside that does not have it; passes have no name.
+    """Put the name of the file before the text of an `Mm2OnnxError` inside, unless it is in the text already.
+
+    The functions that work on a graph do not know the name.
 
     `file` is None for a command without a file, whose errors stay as they are, as all others do.
     """
