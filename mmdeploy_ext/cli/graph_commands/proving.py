@@ -164,7 +164,7 @@ def finish(
     worst = max(row.max_rel or 0 for row in rows)
     text = f'largest difference {worst:.2g} of the largest value, allowed {args.tolerance:g}'
     if is_exact(rows):
-        text = 'every output is the same, bit for bit'
+        text = 'no value of any output differs'
     cli.say(console, f'{args.output}: {text}', claim, 'bold green')
     return 0
 
@@ -172,8 +172,8 @@ def finish(
 def rows_json(rows: Sequence[TensorRow], tolerance: float) -> dict[str, Any]:
     """Return a comparison as plain JSON types.
 
-    They are `equal` (all rows passed, and there is one), `exact` (equal bit for bit), `tolerance`, which the
-    rows were judged by, and `outputs`, a dict of `JSON_FIELDS` for each of `rows`.
+    They are `equal` (all rows passed, and there is one), `exact` (no value differs; 0.0 and -0.0 do not),
+    `tolerance`, which the rows were judged by, and `outputs`, a dict of `JSON_FIELDS` for each of `rows`.
     """
     from mmdeploy_ext.proving.tensors import is_equal, is_exact
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from onnx import helper
+from onnx import TensorProto, helper
 from torch.utils import _pytree as pytree
 
 from mmdeploy_ext.core.errors import UsageError
@@ -46,11 +46,13 @@ class FileTensor:
         """Return what a file states of one of its tensors; `path` is that of the file, for messages.
 
         Raises:
-            UsageError: it is a sequence, a map or an optional.
+            UsageError: it is a sequence, a map or an optional, or holds texts.
         """
         tensor_type = value.type.tensor_type
         if not value.type.HasField('tensor_type') or not tensor_type.elem_type:
             raise UsageError(f'{path}: {value.name!r} is no tensor; expected inputs and outputs of tensors')
+        if tensor_type.elem_type == TensorProto.STRING:
+            raise UsageError(f'{path}: {value.name!r} holds texts; expected inputs and outputs of numbers')
         axes = None
         if tensor_type.HasField('shape'):
             axes = tuple(

@@ -465,6 +465,18 @@ def test_a_sample_of_fewer_axes_than_the_file_has_fails(tmp_path):
     assert not mmdeploy_ext.prove_module(lambda values: values + 1, path, [torch.rand(4)]).proven
 
 
+def test_a_file_that_gives_texts_is_refused(tmp_path):
+    path = tmp_path / 'more.onnx'
+    write_node('Add', path, [1.0])
+    model = onnx.load(path)
+    text = onnx.helper.make_tensor('text', onnx.TensorProto.STRING, [1], [b'car'])
+    model.graph.node.append(onnx.helper.make_node('Constant', [], ['text'], value=text))
+    model.graph.output.append(onnx.helper.make_tensor_value_info('text', onnx.TensorProto.STRING, [1]))
+    onnx.save(model, path)
+    with pytest.raises(UsageError, match="'text' holds texts"):
+        mmdeploy_ext.prove_module(lambda values: (values + 1, values), path, [torch.rand(4)])
+
+
 @pytest.mark.parametrize('rtol', [float('nan'), float('inf'), -1e-4, 1])
 def test_a_tolerance_out_of_range_is_refused(folder, net, samples, rtol):
     with pytest.raises(UsageError, match='tolerance'):
