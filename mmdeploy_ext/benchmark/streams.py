@@ -1,4 +1,4 @@
-"""The benchmark of models of frames and sweeps: PyTorch and exports of every contract on one drive.
+"""The benchmark of models of frames and sweeps: PyTorch and exports of several contracts on one drive.
 
 Every contender, which is PyTorch or one export on one engine, runs the same drive and has its own memory of
 earlier frames. Its time begins with a prepared frame, or the points of a sweep, and ends with decoded boxes.
@@ -137,8 +137,8 @@ class StreamBenchmark(Benchmark):
     def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
         """Compile a copy of the model by `torch.compile` and return a function that runs it on a sample.
 
-        It is compiled on two samples, the first without a memory, the second with one. Until the stack
-        closes, the methods of the copy that the family names are timed. EngineError: it cannot be compiled.
+        It is compiled on the first two samples; of a model with a memory the second one has it. Until the
+        stack closes, the methods of the copy that the family names are timed. EngineError: it cannot be compiled.
         """
         family, model = self.deployment.family, compiled.compiled(self.deployment.model)
         stepper = family.reference(model)
@@ -152,8 +152,8 @@ class StreamBenchmark(Benchmark):
     ) -> list[Contender]:
         """Return the files of a contract on an engine.
 
-        With `--skip-refused` two samples are run here, the second with a memory; what they raise lets the
-        caller leave the engine out.
+        With `--skip-refused` the first two samples are run here; what they raise lets the caller leave the
+        engine out.
         """
         options = ENGINES[engine].runner_options(self.threads[0])
         runner = stack.enter_context(self.deployment.family.runner(read_files(path).paths, options))

@@ -14,9 +14,10 @@ OF_UNION, OF_FIRST, OF_SECOND = -1, 0, 1
 def overlaps(
     boxes: np.ndarray, query_boxes: np.ndarray, criterion: int = OF_UNION, device_id: int = 0
 ) -> np.ndarray:
-    """Return the overlap (N, K) of each box with each query box, in the float type of `boxes`.
+    """Return the overlap (N, K) of each box with each query box.
 
-    Of integers from 32 bits on the type is float64. Boxes without an area have no overlap, 0.
+    It is float32; of `boxes` of float64, or of integers from 32 bits on, it is float64. Boxes without an
+    area have no overlap, 0.
 
     Args:
         boxes: (N, 5) x, y, sizes along both axes, angle in radians, clockwise.

@@ -172,7 +172,7 @@ def keep_fp32_of(family: str) -> tuple[str, ...]:
 def detector_options() -> tuple[Option, ...]:
     """Return the options of all families of detectors, each option once.
 
-    The help of an option that only some families of images have begins with the names of these families.
+    The help of an option names families if only some families of images have it, or if their texts differ.
     """
     options: dict[str, dict[str, Option]] = {}
     for registration in registered().values():

@@ -80,7 +80,7 @@ class GpuMemory:
             raise InferenceError(f'{function} failed: {(words.value or b"").decode()} ({status})')
 
     def empty(self, nbytes: int) -> int:
-        """Allocate a block of so many bytes, at least one, and return its address."""
+        """Allocate a block of `nbytes`, which is at least 1, and return its address."""
         block = ctypes.c_uint64()
         self._call('cuMemAlloc_v2', ctypes.byref(block), ctypes.c_size_t(nbytes))
         return block.value

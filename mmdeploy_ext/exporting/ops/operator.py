@@ -128,7 +128,7 @@ class Operator:
 def operators_as(form: str) -> Iterator[None]:
     """Inside the block exports of this thread write operators as `form`; blocks nest.
 
-    - 'standard' (default): operators that every engine has.
+    - 'standard' (default): operators of standard ONNX, of which an engine may lack some.
     - 'function': one node, and a local function in the same file that defines it.
     - 'python': one node that ONNX Runtime runs in Python; see `mmdeploy_ext/exporting/ops/python_nodes.py`.
     - 'plugin': one node for TensorRT's plugin, where the operator names one; the others are standard.

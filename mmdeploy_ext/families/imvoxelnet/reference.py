@@ -121,7 +121,7 @@ def projected_in(order: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) ->
 
 
 def rounded_choices(model: nn.Module) -> Iterator[contextlib.AbstractContextManager[None]]:
-    """Yield contexts in which voxels half-way between cells take the other one."""
+    """Yield a context for each of `ORDERS`, in which voxels half-way between cells may take the other one."""
     yield from map(projected_in, ORDERS)
 
 

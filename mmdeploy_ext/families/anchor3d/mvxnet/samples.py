@@ -155,7 +155,7 @@ def dumped(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Fu
 
 
 def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
-    """Yield `count` frames of generated pictures and sweeps, each with a camera and a size of its own.
+    """Yield `count` frames of generated pictures and sweeps, each with a camera of its own; sizes alternate.
 
     Cameras look ahead, to the side and back, so that points are behind them and outside of their pictures.
     Some voxels have a single point, one of each frame gets `CROWD` more.
