@@ -137,8 +137,9 @@ class StreamBenchmark(Benchmark):
     def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
         """Compile a copy of the model by `torch.compile` and return a function that runs it on a sample.
 
-        It is compiled on the first two samples; of a model with a memory the second one has it. Until the
-        stack closes, the methods of the copy that the family names are timed. EngineError: it cannot be compiled.
+        It is compiled on the first two samples, the second with what the first one left in a memory. Until
+        the stack closes, the methods of the copy that the family names are timed. EngineError: it cannot be
+        compiled.
         """
         family, model = self.deployment.family, compiled.compiled(self.deployment.model)
         stepper = family.reference(model)

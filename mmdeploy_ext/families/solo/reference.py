@@ -109,7 +109,7 @@ def interchangeable_zeros(
 def rounded_choices(model: nn.Module) -> Iterator[contextlib.AbstractContextManager[None]]:
     """Yield contexts in which ties are decided otherwise; see `ImageFamily.rounded_choices`.
 
-    Points NMS with every tie kept and with every tie dropped; and the threshold of soft masks moved by
+    Points NMS with ties kept and with ties dropped; and the threshold of soft masks moved by
     rounding: a pixel more or less changes a small mask's IoU with another, and with it the decay of matrix
     NMS.
     """

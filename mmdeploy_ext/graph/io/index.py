@@ -207,7 +207,7 @@ class Index:
 
     @property
     def tensors(self) -> list[str]:
-        """Every tensor of the main graph: inputs, initializers, then node outputs in file order."""
+        """The tensors of the main graph: inputs, dense initializers, then node outputs in file order."""
         values = [value.name for value in self.graph.input]
         return list(dict.fromkeys([*values, *self.constants, *self._producers]))
 

@@ -30,7 +30,7 @@ class InstanceBoxes(Detections3D):
     Attributes:
         class_scores: (n,) float32, the scores without centerness, which the published tracking evaluation
             compares with its threshold. As published, they are in descending order of their own: entry i
-            belongs to another box than row i, unless the repair `class_scores` is on.
+            may belong to another box than row i, unless the repair `class_scores` is on.
     """
 
     class_scores: np.ndarray | None = None
@@ -46,8 +46,8 @@ def decode(
 ) -> InstanceBoxes:
     """Decode the outputs of the last decoder layer to boxes, best first, with z at the bottom.
 
-    No NMS and no range: there is one box for each of the `max_num` best instances. Of equal scores the first
-    row is first.
+    No NMS and no range: there is one box for each of the `max_num` best instances that reaches the threshold.
+    Of equal scores the first row is first.
 
     Args:
         logits: (1, A, K), before the sigmoid.
