@@ -17,7 +17,7 @@ LONGEST = 100_000
 
 
 class Mismatch(ValueError):
-    """A value that is not what its schema says; the message names the key, but for that of the whole."""
+    """A value that is not what its schema says; the message is mostly `KEY is GOT, expected WHAT`."""
 
 
 def mismatch(value: Any, key: str, expected: str) -> Mismatch:

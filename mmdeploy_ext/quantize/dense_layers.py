@@ -59,7 +59,8 @@ class DenseGraph:
     Attributes:
         model: copy of the model with constants as initializers and unique names of nodes.
         index: index of the model.
-        network: part that ends in the last layers; its outputs are the tensors that the rest reads.
+        network: part that ends in the last layers; its outputs are those of these layers, and the tensors
+            that the rest reads or that are outputs of the model.
         layers: layers in file order.
         last: names of the layers that no layer follows, or whose values a top-k sorts: they compute logits,
             deltas, kernels, masks. A layer with two nodes, one of which follows the other, follows itself.

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 FAMILY = 'bevformer'
 """Name of the family in the metadata."""
 PORTABLE_NAMES = dict(outputs_classes='all_cls_scores', outputs_coords='all_bbox_preds')
-"""Output of a graph with plug-ins -> its name in the portable one, and in results."""
+"""Output of a graph of another contract -> its name in the portable one, and in results."""
 
 
 def contract_of(file: Path) -> str:

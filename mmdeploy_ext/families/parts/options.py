@@ -83,7 +83,7 @@ NODE_IMAGES = Option(
     group=STREAM_GROUP,
 )
 STREAM_OPTIONS = (STREAM_CONTRACT, FORK_VERSION, FORK_IMG2LIDAR, LAYERS, NODE_IMAGES)
-"""Options of models of frames of several cameras."""
+"""Options of models with the contracts of `STREAM_CONTRACT`; other models of cameras have their own."""
 
 EXPORT_SCN = 'export_scn.py writes the sparse backbone for other engines'
 """What the error about a wrong choice of a LiDAR detector says to do."""

@@ -41,7 +41,7 @@ PRODUCTS = {'MatMul': 1, 'Gemm': 1, 'Conv': 1, 'ConvTranspose': 1}
 SINGLE_OPS = frozenset({'Pow', 'ReduceMean', 'Sqrt', 'Reciprocal', 'Exp', 'Log', 'Sin', 'Cos', 'Range'})
 """Squares overflow float16 and an epsilon of 1e-5 is one of its smallest numbers; these stay float32."""
 TYPED_OPS = {'Cast', 'CastLike', 'Constant', 'ConstantOfShape', 'EyeLike', 'RandomNormal', 'RandomUniform'}
-"""Operators whose attributes state the type of their output; they are left as they are."""
+"""Operators that state the type of their output by an attribute or an operand; they are left as they are."""
 SINGLE_OPERANDS = {'Resize': (1, 2)}
 """Operator -> places of the operands that it takes in float32 alone."""
 

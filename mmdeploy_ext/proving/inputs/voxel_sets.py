@@ -83,7 +83,7 @@ def points_of(source: str, cfg: Any, rule: VoxelRule, limit: int) -> Iterator[tu
         source: raw float32 points (.bin), an array (.npy), a folder of them, or infos of mmdet3d.
         cfg: the config, for the columns of the files and the folder of the data set.
         rule: how points become voxels.
-        limit: number of sweeps of a folder or of infos, evenly chosen.
+        limit: number of sweeps of a folder or of infos, evenly chosen; 0 takes all.
 
     Raises:
         DataError: a file that is none of these, or voxels, which have no points.
@@ -105,7 +105,7 @@ def sweep_sets(
         rule: how points become voxels, in the encoder's order of axes.
         cfg: the config, as for `points_of`.
         settings: settings of the encoder, which voxels of files must fit.
-        limit: number of sweeps of a folder or of infos, evenly chosen.
+        limit: number of sweeps of a folder or of infos, evenly chosen; 0 takes all.
 
     Raises:
         DataError: a file that is none, has no points, or voxels that the encoder cannot take.

@@ -80,7 +80,10 @@ def _raw_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
 
 
 def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
-    """Return (h, w) of each level at the size of an export; UsageError: the model does not take it."""
+    """Return (h, w) of each level at the size of an export, (0, 0) if it takes any size.
+
+    UsageError: the model does not take the size.
+    """
     return detector_parts.map_sizes(model, flat_outputs, num_levels(model), options)
 
 

@@ -37,7 +37,10 @@ OPTIONAL: dict[str, dict[str, Check]] = dict(
 )
 """Coder -> checks of settings that may be missing."""
 PRIORS = items(items(items(number(), 2, 4), 1, 1024), 1, 64)
-"""Of each level the priors of its first cell: x, y, width, height of an anchor, or x, y of a point."""
+"""Of each level the priors of its first cell, pixels: x1, y1, x2, y2 of an anchor, or x, y of a point.
+
+Of a head whose priors are an output of the network it is the point 0, 0.
+"""
 OUTPUTS = items(items(anything, 2, 2), 1, 8)
 HEAD = full_record(
     outputs=OUTPUTS, activation=one_of('sigmoid', 'softmax'), factor=text(), refined=FLAG, clips=FLAG
