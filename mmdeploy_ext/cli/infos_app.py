@@ -45,7 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 done, 1 failed, 2 usage.
+    """Run the tool and return its exit status: 0 done, 2 usage or a data set that is missing or damaged.
+
+    It is 1 of a failure of the system, such as a full disk.
 
     `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
     option that the parser refuses, which is status 2.

@@ -137,8 +137,8 @@ class RecordIndex:
     def module_path(self, program: Program, position: int) -> str:
         """Return the path of the PyTorch module of a node of a graph; '' if it is unknown.
 
-        The path is in the node's name, or is that of the module whose weight the node reads. `position` is
-        the node's index in the graph.
+        The path is in the node's name or metadata, or is that of the module whose weight the node reads.
+        `position` is the node's index in the graph.
         """
         node = program.index.nodes[position]
         if scope := module_path(node, self.modules):
