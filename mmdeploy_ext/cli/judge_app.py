@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Judge the outputs of a device and print the verdict: 0 equal to PyTorch's, 1 not.
+    """Judge the outputs of a device and print the verdict: 0 if they keep the bars of a precision, 1 if not.
 
     `args` are those of `build_parser`; with --run an engine of this machine makes the outputs first.
     UsageError: --told beside --run. Further errors are those of a kit or outputs that cannot be read.
@@ -96,7 +96,7 @@ def print_drift(row: SequenceRow) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 equal to PyTorch's results, 1 not, 2 usage.
+    """Run the tool and return its exit status: 0 the outputs keep the bars, 1 not, 2 usage.
 
     `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
     option that the parser refuses, which is status 2.

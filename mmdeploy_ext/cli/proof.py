@@ -33,7 +33,9 @@ def check_report_targets(args: argparse.Namespace) -> None:
 
 
 def show(verdict: Verdict, pictures: Sequence[Pair], deployment: Deployment, args: argparse.Namespace) -> int:
-    """Write a verdict as JSON and report, and print its table; return the exit status: 0 proven, 1 not.
+    """Write a verdict as JSON and report, and print its table; return the exit status: 0 passed, 1 not.
+
+    A verdict below float32 passes within the bars of its precision; its title does not say PROVEN then.
 
     Args:
         verdict: verdict of the proof.

@@ -46,9 +46,10 @@ def run(args: argparse.Namespace) -> int:
 
     Samples are those of `--inputs` (a .npz file each, arrays by name), then those of `--samples`, of tensors
     or arrays; all are in memory at once. Names in a dict are those of the module's arguments or of the
-    file's inputs. A file is proven if every output on every input is within the tolerance, relative to the
-    largest value of that output, and the graph computes what a fresh export of the module computes; the
-    details are in docs/prove-module.md.
+    file's inputs. A file is proven if every output on every input, generated ones too, is within the
+    tolerance, and no attribute or constant of the graph differs by more than rounding from those of a fresh
+    export that has the same nodes. A graph that is another one, or is not compared, is no failure: inputs
+    decide then. The details are in docs/prove-module.md.
 
     Raises:
         UsageError: neither --inputs nor --samples is given; the module, its function or a sample cannot be

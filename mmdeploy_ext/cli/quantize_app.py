@@ -297,8 +297,9 @@ def measure(
     `network` is the part of the INT8 file whose outputs are compared with the float ones of `probe`.
 
     Returns:
-        `engine`, `float_bytes`, `int8_bytes`, `size_ratio` (INT8 over float), `outputs` (their errors) and
-        `time` (of the first image, by `time_files`; None with --rounds 0).
+        `engine`, `float_bytes`, `int8_bytes` (of the files without external data), `size_ratio` (INT8 over
+        float), `outputs` (their errors) and `time` (of the first image, by `time_files`; None with --rounds
+        0).
     """
     from mmdeploy_ext.benchmark.measure import time_files
 

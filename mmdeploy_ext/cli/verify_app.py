@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read config and file, prove the file, show the verdict, and return the exit status: 0 proven, 1 not.
+    """Read config and file, prove the file, show the verdict, and return the exit status of `proof.show`.
 
     `args` are those of `build_parser`. UsageError: options that do not go together or with the model; further
     errors are those of a config, checkpoint, file or sample that cannot be read.
@@ -97,7 +97,7 @@ def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any
 def prove_files(
     args: argparse.Namespace, source: ModelSource, samples: Samples, engine: dict[str, Any], **claims: Any
 ) -> int:
-    """Prove files that were exported earlier, and show the verdict; return the exit status.
+    """Prove files that were exported earlier, and show the verdict; return the exit status of `proof.show`.
 
     Args:
         args: parsed arguments of the command line, with `onnx_file`.
@@ -120,7 +120,7 @@ def prove_files(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 proven, 1 not, 2 usage.
+    """Run the tool and return its exit status: 0 proven, or within the bars of a precision, 1 not, 2 usage.
 
     `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
     option that the parser refuses, which is status 2.

@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def scene_indices(tokens: Sequence[str], scene: int, frames: int | None) -> list[int]:
-    """Return the indices of the samples of a scene, in the order of the data set, which is that of time.
+    """Return the indices of the samples of a scene, in the order of the data set.
 
     Args:
         tokens: the scene token of each sample of the data set.

@@ -24,9 +24,10 @@ class ColumnGroup:
         name: what the columns are in words, e.g. 'size', for the table of the verdict.
         columns: their indices along the last axis; None: all of them.
         unit: of the values, e.g. 'logit', 'pixel' or 'm'; '' for a ratio.
-        rtol: tolerance of floats, relative to the group's largest absolute reference value; whole numbers and
-            booleans have to be equal.
-        atol: absolute tolerance in `unit`, also of whole numbers; the larger of both counts.
+        rtol: tolerance of floats, relative to the group's largest absolute reference value; it does not count
+            for whole numbers and booleans.
+        atol: absolute tolerance in `unit`, also of whole numbers and booleans; of floats the larger of both
+            counts.
     """
 
     name: str = ''

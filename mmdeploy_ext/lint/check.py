@@ -56,8 +56,8 @@ def check(
         The findings, the worst first; none if nothing was noticed.
 
     Raises:
-        UsageError: inputs that are no tuple, hold no tensor or that forward does not take, or an unknown
-            exporter.
+        UsageError: inputs that are neither a tuple nor a list, hold no tensor or that forward does not take,
+            or an unknown exporter.
     """
     check_exporters(exporters)
     for argument, inputs in (('example_inputs', example_inputs), ('other_inputs', other_inputs)):

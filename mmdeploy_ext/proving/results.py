@@ -311,8 +311,8 @@ class SequenceRow:
         match_bar: smallest rate that passes.
         worst_distance: largest distance of a pair, metres; None if the task does not measure one.
         worst_score: largest score difference of a pair.
-        ties: memory rows that differ between the engines because scores in the top-k were equal within
-            rounding; not errors.
+        ties: number of memory rows, and of queries if a memory is chosen anew in every frame, that differ
+            between the engines because scores were equal within rounding; not errors.
         tied_frames: frames with a tie.
         affected_frames: frames whose memory holds rows of a tie, of this frame or of an earlier one.
         taken_over: frames after which a free-running candidate went on with the reference's memory, since a

@@ -95,7 +95,7 @@ def text_colour(background_bgr: Colour) -> Colour:
 
 
 def class_name(label: int, classes: Sequence[str]) -> str:
-    """Return the name of a class in `classes`, as it can be printed; its index if it has none."""
+    """Return the name of a class in `classes`, as it can be printed; 'class 7' for 7 if there is none."""
     return printable(classes[label]) if 0 <= label < len(classes) else f'class {label}'
 
 

@@ -66,7 +66,11 @@ class TensorRtBackend(Backend):
         self.computes_in = self.record.computes_in
 
     def open_session(self) -> None:
-        """Load the engine without reading mm2onnx's metadata, which engines need not have; see `activate`."""
+        """Load the engine without reading mm2onnx's metadata, which engines need not have; see `activate`.
+
+        `session` runs it then; `run` needs the metadata. `path` becomes that of the engine, and `record` is
+        what is beside it.
+        """
         if not self.path.endswith('.engine'):
             self.path = str(engine_beside(self.path, self.device, self.shapes, self.constants))
         self.record = read_record(self.path)

@@ -185,8 +185,8 @@ class PetrOnnx(CameraRuntime):
         Raises:
             ShapeError: images of another shape.
             DataError: an invalid calibration, or for PETRv2 an invalid pose, or a time that is not later.
-            InferenceError: the engine failed, or the network gave NaN or infinity; then the last frame is
-                forgotten.
+            InferenceError: the engine failed, which leaves the last frame as it was, or the network gave NaN
+                or infinity, after which it is forgotten.
         """
         images = frame_checks.check_prepared(frame.images, self.image_shape)
         img2lidar = inverse_of(frame_checks.check_matrices('lidar2img', frame.lidar2img, self.num_cameras))

@@ -62,7 +62,10 @@ def num_proposals(model: nn.Module) -> int:
 
 
 def smallest(model: nn.Module) -> int:
-    """Return the smallest side of an input, pixels: a square of it has as many tokens as become queries."""
+    """Return the smallest side of an input, pixels: its square has at least as many tokens as become queries.
+
+    It is 1 where queries are learned.
+    """
     fewest = num_proposals(model)
     return next(side for side in itertools.count(1) if count_tokens(model, side, side) >= fewest)
 

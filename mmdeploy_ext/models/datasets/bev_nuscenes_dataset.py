@@ -20,8 +20,8 @@ from mmdeploy_ext.models.datasets.nuscenes_dataset import camera_inputs, lidar_t
 class BevNuScenesDataset(NuScenesDataset):
     """mmdet3d's nuScenes data set, plus the matrices of cameras and the motion of the car.
 
-    Infos are those of mmdet3d, with a `scene_token`; a `can_bus` (18,) of BEVFormer's converter is used where
-    an info has one.
+    Infos are those of mmdet3d, with a `scene_token`; of a `can_bus` (18,) of BEVFormer's converter, if an
+    info has one, acceleration, rotation rate and velocity are used.
 
     Source: fundamentalvision/BEVFormer 66b65f3, datasets/nuscenes_dataset.py. Differs in: the infos stay as
     they are; tests alone.

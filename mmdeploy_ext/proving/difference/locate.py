@@ -56,8 +56,8 @@ class Subject:
         fresh_export: makes the export of the modules with the options in the file; None if only the modules
             are compared (`fresh=False`).
         title: name of the input, for the reader.
-        beside: name -> input of the unpatched model, also those that the graph does not have; {} for models
-            of frames and sweeps.
+        beside: name -> input of the unpatched model, also those that the graph does not have; {} unless it
+            is a model of pictures.
     """
 
     stages: Sequence[Stage]

@@ -91,8 +91,8 @@ def select_queries(
 
     Args:
         outputs: name -> output of the frame.
-        memory: name -> tensor of the memory after the frame; None or without places: only scores decide.
-        spec: names of the scores and places, and K (`topk`).
+        memory: name -> tensor of the memory after the frame; None or fewer rows than K: only scores decide.
+        spec: names of the scores and places, at least one place, and K (`topk`).
     """
     scores = best_scores(outputs[spec.scores])
     expected = np.argsort(-scores, kind='stable')[: spec.topk]

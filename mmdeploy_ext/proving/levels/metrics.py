@@ -48,8 +48,8 @@ def metric_rows(
 ) -> list[MetricRow]:
     """Compare metrics by name; a metric that only one engine has fails.
 
-    NaN or -1 means that the data set has no such object (COCO's convention); if both sides have it they are
-    equal.
+    NaN or -1 means that the data set has no such object (COCO's convention); NaN on both sides is equal, and
+    so is -1.
 
     Args:
         reference: name -> value of PyTorch.

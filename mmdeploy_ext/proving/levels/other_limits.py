@@ -576,7 +576,10 @@ class OnePasses(Trial):
     name = 'one passes'
 
     def values(self) -> Values:
-        """Return a threshold that one row passes, by bisection; a limit of one if there is no threshold."""
+        """Return a threshold by bisection, until one row passes or `BISECTIONS` were tried.
+
+        Without a threshold it is the smallest limit of the results.
+        """
         thresholds = self.of_kind(Kind.SCORE)
         if not thresholds:
             return [(limit, limit.minimum) for limit in self.of_kind(Kind.ROWS)[-1:]]

@@ -145,7 +145,8 @@ def smoke_boxes(
     Args:
         xp: numpy or torch.
         values: (B, K, 8) of the map of boxes at the peaks: offset of the depth, offsets x and y of the
-            centre in cells, three logarithms of sizes, sine and cosine of the angle of view.
+            centre in cells, three logarithms of sizes over those of the class, sine and cosine of the angle
+            of view.
         cells: (B, K, 2) x and y of the peaks.
         labels: (B, K) int64 classes of the peaks.
         cam2img: (B, 4, 4) cameras.
