@@ -150,7 +150,8 @@ def show(
 ) -> int:
     """Write the picture; print whether the boxes of two engines are equal, and return 1 if not.
 
-    Equal boxes match within the tolerances of `bbox3d.match_detections`; the picture alone has --score-thr.
+    Boxes of scores from `bbox3d.SCORE_THR` on are compared, within the tolerances of
+    `bbox3d.match_detections`; the picture alone has --score-thr.
 
     Args:
         args: parsed arguments of the command line.

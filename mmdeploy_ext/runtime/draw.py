@@ -102,9 +102,10 @@ def class_name(label: int, classes: Sequence[str]) -> str:
 def draw_results(
     family: str, image_bgr: np.ndarray, results: Scored, classes: Sequence[str], score_thr: float = 0.3
 ) -> np.ndarray:
-    """Draw results by `draw` of the runtime of their family, by name; without one they are boxes or masks.
+    """Draw results by `draw` of the runtime of a family (its name); without a `draw` as boxes or masks.
 
-    The other arguments, and the result, are those of `draw_detections` and `draw_instances`.
+    The other arguments, and the result, are those of `draw_detections` and `draw_instances`. A family without
+    a runtime is refused, see `runtime_of`.
     """
     draw = draw_detections if isinstance(results, Detections) else draw_instances
     return getattr(runtime_of(family), 'draw', draw)(image_bgr, results, classes, score_thr)

@@ -207,7 +207,8 @@ class LidarFamily(SequenceFamily):
 
         `root` is the folder of the data set; None: files are at the paths of the infos, or beside them. The
         exported file takes points, and does not record how they were read. Calibration reads infos this way,
-        too. ConfigError, DataError: a step of the pipeline is not known, or infos or a sweep cannot be read.
+        too; other steps of the pipeline are not looked at. ConfigError: see `PointRule`; DataError: infos or
+        a sweep cannot be read.
         """
         sweeps = Sweeps(infos, lambda points: (points, points), point_rule(cfg, rule.in_channels), root)
         for info in sweeps.items:
@@ -318,7 +319,10 @@ def _check_pillars(filename: str, model: Mapping[str, Any]) -> None:
 
 
 def check_points_loaded(cfg: Any) -> None:
-    """Refuse (ConfigError) a test pipeline whose points have another width than the model takes, or none."""
+    """Refuse (ConfigError) a test pipeline whose points have another width than the model takes.
+
+    One without a step that loads points passes.
+    """
     key, in_channels = points_width(cfg.model)
     loaders = [step for step in test_pipeline(cfg) if step.get('type') in COLUMNS]
     if not loaders:

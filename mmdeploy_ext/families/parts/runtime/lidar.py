@@ -64,7 +64,8 @@ class PillarsOnnx(contextlib.ExitStack):
         """Return the bird's-eye view (1, C, H, W) float32 of one sweep.
 
         Args:
-            points: (P, D) in metres, LiDAR frame; those outside the range are left out.
+            points: (P, D) in metres, LiDAR frame; those outside the range are left out, and those beyond the
+                largest numbers of voxels and of points of a voxel, if the rule has such.
 
         Raises:
             PointsError: points of another width, or not finite.

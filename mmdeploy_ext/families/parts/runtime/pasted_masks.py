@@ -30,10 +30,10 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Insta
     Args:
         metadata: metadata of the file; `mask_thr` of its `postprocess` is the value 0..1 from which on a
             pixel belongs to a mask.
-        outputs: outputs of the graph by name: `dets` (B, n, 5) x1 y1 x2 y2 score in pixels of the original,
-            `labels` (B, n) int64, -1 for padding, and `masks` (B, n, m, m) float32, 0..1 in the frame of the
-            box, or, of a file with `--paste-masks`, (B, n, h, w) bool. Heads that score masks also give
-            `mask_scores` (B, n).
+        outputs: outputs of the graph by name: `dets` (B, n, 5) x1 y1 x2 y2 score in pixels of images of
+            `ori_shape`, `labels` (B, n) int64, -1 for padding, and `masks` (B, n, m, m) float32, 0..1 in the
+            frame of the box, or, of a file with `--paste-masks`, (B, n, h, w) bool. Heads that score masks
+            also give `mask_scores` (B, n).
         feeds: inputs of the graph by name, and what results need besides: `ori_shape` (2,) or (B, 2), height
             and width of the images, and, if it is there, `scale_factor` (B or 1, 4), by which boxes were
             divided.
