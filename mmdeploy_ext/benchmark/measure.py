@@ -252,7 +252,7 @@ def summarise(
         contenders: contenders in the order of the result.
         runs: name -> runs that `interleave` returned; of several processes those of all, one process after
             the other.
-        batch: number of images in a run.
+        batch: number of images, frames or sweeps in a run.
         processes: number of processes that measured at the same time.
     """
     rows = []

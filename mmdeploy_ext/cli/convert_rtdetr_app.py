@@ -1,7 +1,7 @@
 """Convert a checkpoint of the original RT-DETR repository (PyTorch) or of transformers.
 
 `python tools/convert/rtdetr.py IN OUT.pth --config CONFIG`: .pth of lyuwenyu/RT-DETR (EMA weights where the
-file holds them); .bin, .pth or .safetensors of transformers' RTDetrForObjectDetection, whichever version.
+file holds them); .bin, .pth or .safetensors of RTDetrForObjectDetection of transformers 4 or 5.
 """
 
 import argparse

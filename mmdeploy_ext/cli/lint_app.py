@@ -104,8 +104,9 @@ def lint(
 ) -> Iterator[Report]:
     """Yield a report of each part, see `lint_parts.parts_of`: a stage, or a graph of one stage.
 
-    A part runs under observation on its example, with --dynamic-export also on a larger one; then each
-    exporter exports it for trial, without --no-export and --upstream.
+    A part runs under observation on its example; those of images also on another view of the picture, which
+    is larger with --dynamic-export. Then each exporter exports it for trial, without --no-export and
+    --upstream.
 
     Args:
         deployment: the trained model.

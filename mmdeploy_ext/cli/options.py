@@ -139,7 +139,10 @@ def proof_words(args: argparse.Namespace) -> list[str]:
 
 
 def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options about the graphs of detectors; an option that is left out is None."""
+    """Add the options about the graphs of detectors.
+
+    An option that is left out is None; `skip_postprocess` is False.
+    """
     add_declared(parser, detector_options())
     cli.add(parser, '--skip-postprocess', 'the same as --postprocess raw')
 

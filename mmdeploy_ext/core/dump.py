@@ -50,7 +50,7 @@ def save_dump(
     """Write tensors and their manifest; the manifest comes last, so that a folder with one is complete.
 
     Args:
-        folder: made when missing; files of an earlier dump in it are replaced.
+        folder: made when missing; its manifest and all its .bin files are removed first.
         tensors: name -> array; written in C order, little endian.
         facts: further entries of the manifest, in plain JSON types: config, checkpoint hash, image ...
         meanings: name of a tensor -> one sentence about it; None: '' for all.
@@ -58,7 +58,7 @@ def save_dump(
 
     Raises:
         Mm2OnnxError: a file cannot be written.
-        OSError: the folder cannot be made, or files of an earlier dump cannot be removed.
+        OSError: the folder cannot be made, or these files cannot be removed.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

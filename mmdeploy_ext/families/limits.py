@@ -142,7 +142,8 @@ class Limit:
 def limits_of(model: torch.nn.Module) -> list[Limit]:
     """Return the entries of `KINDS` that heads of a detector have in their `test_cfg`, in order of the heads.
 
-    The detector itself is left out: its heads have the settings that are read.
+    The detector itself is left out: its heads have the settings that are read. So are entries without an
+    effect, such as an `nms_pre` of 0.
     """
     heads = {name: getattr(head, 'test_cfg', None) for name, head in model.named_modules() if name}
     configs = {name: config for name, config in heads.items() if isinstance(config, dict)}
@@ -155,7 +156,8 @@ def limits_of(model: torch.nn.Module) -> list[Limit]:
 def entries_of(config: dict[str, Any], head: str, name: str = '') -> list[Limit]:
     """Return the entries of `KINDS` in the settings of a head that limit the list `name`, at any depth.
 
-    `head` is the name of the head in the model, '' if messages leave it out.
+    `head` is the name of the head in the model, '' if messages leave it out. Entries that leave nothing out
+    are not returned.
     """
     limits = []
     for key, value in config.items():

@@ -32,7 +32,7 @@ def record(model: onnx.ModelProto, command: str, arguments: Mapping[str, Any], *
 
     Args:
         model: the edited graph.
-        command: one of `REPEATED`, or a command of a family (see `repeat`).
+        command: one of `REPEATED`, or another one, such as that of `quantize.py`.
         arguments: parameter -> value of the command's function, in plain JSON types.
         packages: names of the Python packages that decide about the result; their versions are recorded.
 

@@ -29,7 +29,8 @@ TRITON_TYPES = dict(
 def write_engine_files(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the runners, `run_trtexec.sh` and the folder `triton` into the folder of a kit.
 
-    That of a sparse backbone gets the runner of its engine alone. Of the manifest `engine`, `graphs` and
+    `triton` gets a folder with the config.pbtxt of each graph; the ONNX files are not copied there. The kit
+    of a sparse backbone gets the runner of its engine alone. Of the manifest `engine`, `graphs` and
     `cases` are read; an older `triton` must not be there.
     """
     if manifest.get('engine') == LIBSPCONV:

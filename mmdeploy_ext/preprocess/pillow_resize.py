@@ -27,7 +27,7 @@ FILTERS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
     'bilinear': (lambda x: np.maximum(1 - np.abs(x), 0), 1.0),
     'bicubic': (_bicubic, 2.0),
 }
-"""Name -> kernel and its radius in output pixels."""
+"""Name -> kernel and its radius, in pixels of the smaller one of source and output."""
 
 
 def resize_pillow(

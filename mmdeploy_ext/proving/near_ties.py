@@ -138,7 +138,7 @@ class _RoundedSigmoids(TorchFunctionMode):
 
 @contextlib.contextmanager
 def other_rounding(model: torch.nn.Module, seed: int, size: float) -> Iterator[None]:
-    """Inside the block outputs of convolutions and linear layers are changed by up to `size` of themselves.
+    """Inside the block outputs of `nn.Conv2d` and `nn.Linear` are changed by up to `size` of themselves.
 
     Scores of sigmoids are changed, too, see `SIGMOID_ROUNDING`. `seed` is that of the random changes; a
     negative `size` reverses their signs.

@@ -36,9 +36,9 @@ class PartOutputs:
     def computed_once(self, limits: Sequence[Limit]) -> Iterator[None]:
         """Inside the block the parts of the detector whose outputs no limit changes run once per input.
 
-        Exports have to be made outside of it, and hooks registered before it. `limits` are those of the
-        detector; that of a layer inside a part is not seen: what depends on it has to run the part's own
-        `forward`.
+        They run again while `rounding` is set, or if outputs were dropped for `MAX_KEPT_BYTES`. Exports
+        have to be made outside of it, and hooks registered before it. `limits` are those of the detector;
+        that of a layer inside a part is not seen: what depends on it has to run the part's own `forward`.
         """
         model = self.model
         limiting = {id(limit.config) for limit in limits}

@@ -339,7 +339,10 @@ def normalisation_notes(deployment: Deployment) -> list[str]:
 
 
 def override_notes(deployment: Deployment, metadata: Metadata, subject: str = 'the file was') -> list[str]:
-    """Return a note on the overrides of the config that a file was exported with; `subject` begins it."""
+    """Return a note on the overrides of the config that a file was exported with; `subject` begins it.
+
+    It also has those that PyTorch ran with; [] if there are neither.
+    """
     both = metadata.options.get('cfg_options') or {}, deployment.cfg_options
     if not any(both):
         return []

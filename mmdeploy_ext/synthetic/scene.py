@@ -195,9 +195,9 @@ MIN_PIXELS = 48
 SIDE_RANGES = ((12.0, 31.0), (33.0, 95.0), (97.0, 150.0))
 """Ranges of the square root of the area in pixels: COCO's small, medium and large."""
 SIDE_SHARES = (0.3, 0.5, 0.2)
-"""Share of the instances of each range."""
+"""Share of the shapes that are tried in each range."""
 COLOUR_DISTANCE = 60.0
-"""Distance between the mean colours of a fill and of the ground, 0..255, so that shapes are visible."""
+"""Smallest distance of the mean colours of a fill and of the ground, 0..255, so that shapes are visible."""
 
 
 @dataclass(frozen=True)

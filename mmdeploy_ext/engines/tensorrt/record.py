@@ -97,6 +97,7 @@ class Record:
                 )
             for name in ('architectures', 'keep_fp32', 'constants'):
                 fields[name] = tuple(fields[name])
+            fields['nbytes'] = int(fields['nbytes'])
             return cls(**fields)
         except ModelFileError:  # is a ValueError, too
             raise

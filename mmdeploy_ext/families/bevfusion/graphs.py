@@ -104,7 +104,7 @@ def boxes_of_map(head: nn.Module, joined: Tensor) -> tuple[Tensor, ...]:
     """Return `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,) of the input map of a head, (1, C, X, Y).
 
     A box is x, y, z of the bottom, w, l, h, yaw and the velocity vx, vy, in the LiDAR's frame, m, rad and
-    m/s; the label is -1 for one that the head's coder drops.
+    m/s; the label is -1 for one that the head drops by its range or score. No box is suppressed.
     """
     return tuple(rows[0] for rows in head.candidates(head(joined)))
 

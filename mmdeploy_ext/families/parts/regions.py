@@ -155,15 +155,17 @@ class Pool(nn.Module):
             boxes: (R, 4) xyxy, pixels of the network input, image by image, equally many of each.
             images: (R,) int64 index into the batch.
             factor: of the sides of boxes before pooling; levels are those of the boxes as they are; None
-                keeps the size of boxes.
+                keeps the size of boxes, and so does an extractor of one level, as mmdet's do.
         """
         layers = self.extractor.roi_layers
         pairs = list(zip(layers, maps[: len(layers)], strict=True))
+        factor = None if len(pairs) == 1 else factor
         shape = (boxes.shape[0], maps[0].shape[1], *layers[0].output_size)
         pooled = maps[0].new_zeros(shape)
-        if any(isinstance(layer, SimpleRoIAlign) for layer in layers):
-            return self._joined([pool_points(layer, level_map, boxes) for layer, level_map in pairs])
         if isinstance(self.extractor, extractors.GenericRoIExtractor):
+            boxes = _enlarged(boxes, factor)
+            if any(isinstance(layer, SimpleRoIAlign) for layer in layers):
+                return self._joined([pool_points(layer, level_map, boxes) for layer, level_map in pairs])
             levels = torch.zeros_like(images)
             return self._joined(
                 [
@@ -172,9 +174,7 @@ class Pool(nn.Module):
                 ]
             )
         levels = self.levels(boxes)
-        if factor is not None:  # as `roi_rescale` of the extractor
-            centre, half = (boxes[:, :2] + boxes[:, 2:]) * 0.5, (boxes[:, 2:] - boxes[:, :2]) * factor * 0.5
-            boxes = torch.cat([centre - half, centre + half], dim=1)
+        boxes = _enlarged(boxes, factor)
         for level, (layer, level_map) in enumerate(pairs):
             pool = pool_moved if isinstance(layer, MOVING_LAYERS) else pool_level
             pooled = pool(pooled, level_map, boxes, images, levels, level, layer, self.constant)
@@ -201,6 +201,14 @@ class Pool(nn.Module):
         for begin in self.begins:
             level = level + (ratio >= begin).to(torch.int64)
         return level
+
+
+def _enlarged(boxes: torch.Tensor, factor: float | None) -> torch.Tensor:
+    """Return boxes (R, 4) xyxy with sides `factor` times as long, as `roi_rescale` of an extractor."""
+    if factor is None:
+        return boxes
+    centre, half = (boxes[:, :2] + boxes[:, 2:]) * 0.5, (boxes[:, 2:] - boxes[:, :2]) * factor * 0.5
+    return torch.cat([centre - half, centre + half], dim=1)
 
 
 def _smallest_ratio(level: int) -> float:

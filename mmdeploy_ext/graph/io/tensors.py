@@ -66,7 +66,7 @@ def _read_file(path: Path) -> np.ndarray | np.lib.npyio.NpzFile:
 def save_tensors(tensors: Mapping[str, np.ndarray], folder: str | os.PathLike[str]) -> None:
     """Write one .npy per tensor (name -> array) into a folder, for `load_tensors`; texts as numpy's str.
 
-    The folder is made if it is not there; other files in it stay.
+    The folder is made with the first tensor if it is not there; other files in it stay.
     """
     for name, array in tensors.items():
         array = array.astype(str) if array.dtype == object else array

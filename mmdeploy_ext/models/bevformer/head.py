@@ -28,7 +28,8 @@ class BEVFormerHead(BaseModule):
     """Test-time head: from feature maps of all cameras to the bird's-eye view and to objects.
 
     Args:
-        num_classes, in_channels, num_query: K, C, R.
+        num_classes, num_query: K, R.
+        in_channels: not used; C is `embed_dims` of the transformer.
         bev_h, bev_w: rows and columns of the bird's-eye view.
         with_box_refine, as_two_stage: have to be True and False, as in all published configs.
         transformer, bbox_coder, positional_encoding: configs.

@@ -34,7 +34,7 @@ class PETRTransformer(DecoderTransformer):
             raise ConfigError('PETRTransformer: operation_order begins with a norm; expected self_attn first')
 
     def forward(self, tokens: Tensor, positions: Tensor, query_pos: Tensor, padding: Tensor | None) -> Tensor:
-        """Return the outputs (L, 1, R, C) of all layers.
+        """Return the outputs (L, 1, R, C) of all layers; L is 1 if the decoder lacks `return_intermediate`.
 
         Tokens and their positions are (T, C), camera by camera, row by row; the queries' positions (R, C);
         `padding` (T,) is True where a token shows no picture, None if none does so.

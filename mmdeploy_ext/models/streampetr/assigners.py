@@ -58,7 +58,7 @@ def refuse_ignored(gt_bboxes_ignore: Tensor | None) -> None:
         )
 
 
-@offered(BBOX_ASSIGNERS)
+@offered(BBOX_ASSIGNERS, builds=('BBox3DL1Cost',))
 class HungarianAssigner3D(BaseAssigner):
     """Match queries with 3D boxes by classification cost and weighted L1 distance of the regression targets.
 
@@ -75,7 +75,7 @@ class HungarianAssigner3D(BaseAssigner):
         pc_range: list[float] | None = None,
     ) -> None:
         self.cls_cost = build_match_cost(cls_cost or dict(type='ClassificationCost', weight=1.0))
-        self.reg_cost = build_match_cost(reg_cost or dict(type='BBoxL1Cost', weight=1.0))
+        self.reg_cost = build_match_cost(reg_cost or dict(type='BBox3DL1Cost', weight=1.0))
         self.iou_cost = build_match_cost(iou_cost or dict(type='IoUCost', weight=0.0))
         self.pc_range = pc_range
 
@@ -109,7 +109,7 @@ class HungarianAssigner3D(BaseAssigner):
         return to_result(cost, gt_labels, len(bbox_pred))
 
 
-@offered(BBOX_ASSIGNERS)
+@offered(BBOX_ASSIGNERS, builds=('BBox3DL1Cost',))
 class HungarianAssigner2D(BaseAssigner):
     """Match image tokens with 2D boxes by class, L1 and GIoU of boxes and L1 of projected 3D centres.
 

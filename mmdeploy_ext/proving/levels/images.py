@@ -119,7 +119,10 @@ class ImageProof(ExportedProof):
         return result
 
     def traced_lines(self) -> list[TracedLine]:
-        """Observe the stages on the traced picture; for a file of any size on a larger one, too."""
+        """Observe the stages on the traced picture, and on another view of it.
+
+        That is larger for a file of any size. [] for a model without classes of the user.
+        """
         deployment, (file,) = self.deployment, self.files
         if not files_of_users_classes(deployment.model):
             return []

@@ -101,6 +101,8 @@ def test_a_record_with_damaged_ports_is_named(ports):
     assert Record.from_json(record.to_json()) == record
     with pytest.raises(ModelFileError, match=r'^m\.json'):
         Record.from_json({**record.to_json(), 'inputs': ports}, 'm.json')
+    with pytest.raises(ModelFileError, match=r'^m\.json'):
+        Record.from_json({**record.to_json(), 'nbytes': 'all'}, 'm.json')
 
 
 def test_a_scalar_is_fed_without_an_axis(monkeypatch):

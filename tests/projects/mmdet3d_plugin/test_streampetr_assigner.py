@@ -40,6 +40,15 @@ def cheapest(cost: torch.Tensor) -> float:
     )
 
 
+def test_without_costs_of_a_config_boxes_are_matched_by_their_distance():
+    _, _, boxes, labels = random_case(1, 4, 0)
+    logits = torch.zeros(4, 10)
+    result = build_assigner(dict(type='HungarianAssigner3D')).assign(
+        normalize_bbox(boxes.flip(0)), logits, boxes, labels
+    )
+    assert result.gt_inds.tolist() == [4, 3, 2, 1]
+
+
 @pytest.mark.parametrize('with_velo', [False, True])
 @pytest.mark.parametrize('seed', range(4))
 def test_3d_matching_is_the_cheapest_of_all(seed: int, with_velo: bool):

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from mmdet.models.builder import DETECTORS
+from mmdet.models.builder import DETECTORS, build_roi_extractor
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import ConfigError, UsageError
@@ -142,6 +142,18 @@ def test_levels_are_those_of_mmdet_also_at_their_borders():
     rois = torch.cat([torch.zeros(len(boxes), 1), boxes], 1)
     wanted = extractor.map_roi_levels(rois, 4)
     assert torch.equal(Pool(extractor).levels(boxes), wanted) and set(wanted.tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize('strides', [[8], [8, 16]])
+@pytest.mark.parametrize('kind', ['SingleRoIExtractor', 'GenericRoIExtractor'])
+def test_regions_are_enlarged_where_mmdet_enlarges_them(kind, strides):
+    layer = dict(type='RoIAlign', output_size=7, sampling_ratio=2)
+    extractor = build_roi_extractor(dict(type=kind, roi_layer=layer, out_channels=2, featmap_strides=strides))
+    maps = [torch.rand(1, 2, 64 // stride, 64 // stride) for stride in strides]
+    boxes, factor = torch.tensor([[10.0, 12.0, 40.0, 44.0]]), 1.3
+    wanted = extractor(maps, torch.nn.functional.pad(boxes, (1, 0)), roi_scale_factor=factor)
+    pooled = Pool(extractor)(maps, boxes, torch.zeros(1, dtype=torch.int64), factor)
+    assert torch.allclose(pooled, wanted, atol=1e-6)
 
 
 def change(path, value, kind='faster'):
