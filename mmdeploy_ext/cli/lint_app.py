@@ -147,7 +147,7 @@ def lint(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; 0 clean, 1 findings of severity error, a refused export, or a failure, 2 usage.
 
-    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
-    option that the parser refuses, which is status 2.
+    Other statuses are those of `core.cli.run`. `argv` are the words of the command line, by default those of
+    the process. SystemExit: --help, or an option that the parser refuses, which is status 2.
     """
     return cli.run(run, build_parser(), argv)

@@ -49,7 +49,8 @@ class Metadata:
         checkpoint_sha256: hash of the checkpoint file.
         versions: versions of the packages that made the file.
         model_classes: classes of the model that no installed library has, each with `name`, `file` (relative
-            to the folder it was imported from), `sha256` of its source, and whether it is `ours`.
+            to the folder it was imported from), `sha256` of its normalised source, and whether it is `ours`;
+            and methods of library classes that a plugin replaced.
         rules: number of the graph rules that the file was written by, see `GRAPH_RULES`.
         edits: commands that changed the graph after the export, in order: each a dict of `command`,
             `arguments` and the `versions` of packages that did it.

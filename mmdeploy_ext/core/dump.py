@@ -23,8 +23,8 @@ LONGEST_NAME = 180
 def file_name(name: str, array: np.ndarray, suffixes: Mapping[str, str] | None = None) -> str:
     """Return the name of a tensor's file, 'NAME_1x3x256x256.bin'; that of a scalar is 'NAME_scalar.bin'.
 
-    A character that no file name may have becomes '%2F', with its number; the end of a very long name is
-    replaced by its hash. Two names never give the same file name.
+    A character of `UNSAFE`, and a dot at the beginning, becomes its number, such as '%2F'; the end of a very
+    long name is replaced by its hash. Two names never give the same file name.
 
     Args:
         name: name of a tensor.
