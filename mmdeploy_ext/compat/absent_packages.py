@@ -42,8 +42,8 @@ OURS = Path(__file__).resolve().parents[1]
 class AbsentModule(ModuleType):
     """A module of a package that is not installed.
 
-    Each of its names, but those that begin with two underscores, is a function of any arguments that raises
-    AbsentPackageError, with the command that installs the package.
+    Each of its names, but those that begin with two underscores and those of submodules that were imported,
+    is a function of any arguments that raises AbsentPackageError, with the command that installs the package.
     """
 
     __path__: Sequence[str] = ()

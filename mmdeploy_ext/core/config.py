@@ -110,8 +110,9 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
 
 
 def read_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
-    """Return the `mmcv.Config` of a file with overrides as in `load_config`; none of its modules is imported.
+    """Return the `mmcv.Config` of a file with overrides as in `load_config`, without importing its plugins.
 
+    These are the modules of `custom_imports` and `plugin_dir`. A Python config is run, with its own imports.
     Whatever mmcv raises about the file is raised here; `path` is as in `load_config`, too.
     """
     from mmcv import Config
@@ -246,7 +247,8 @@ def _import_plugins(cfg: Any, path: str) -> None:
 def config_sha256(cfg: Any) -> str:
     """Return a SHA-256 (hexadecimal) of what decides a graph: the model and the test pipeline.
 
-    Paths and schedules are not in it. `cfg` is an `mmcv.Config`; ConfigError: it has no test pipeline.
+    Schedules and the paths of data sets are not in it; paths in the model, such as that of pretrained
+    weights, are. `cfg` is an `mmcv.Config`; ConfigError: it has no test pipeline.
     """
     decisive = {'model': cfg.get('model'), 'pipeline': test_pipeline(cfg)}
     return hashlib.sha256(_canonical(decisive).encode()).hexdigest()

@@ -44,7 +44,7 @@ class OnnxRuntimeBackend(Backend):
     """One file in one ONNX Runtime session.
 
     Attributes:
-        session: the open session; None before `activate` and after `deactivate`.
+        session: the open session; None before `activate` or `open_session`, and after `deactivate`.
         seconds: time of all runs so far.
     """
 

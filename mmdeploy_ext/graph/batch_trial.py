@@ -139,7 +139,7 @@ class BatchTrial:
 
     Attributes:
         index: the graph, by the names of its tensors and nodes.
-        inputs: input -> its shape with the new batch, of all inputs.
+        inputs: input -> its shape with the new batch, as `trial_sizes` returns it.
         images: names of the inputs whose first axis is the batch.
         batches: the old number of images and the new one.
         seed: seed of the random inputs.

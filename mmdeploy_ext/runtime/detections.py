@@ -104,7 +104,8 @@ class Detections(Scored):
     """Boxes of one image, see `Scored` for the scores and labels.
 
     Attributes:
-        bboxes_xyxy: (n, 4) float32, in pixels of the network input; once `scaled`, of the original image.
+        bboxes_xyxy: (n, 4) float32, in pixels of the network input; once they are divided by the scale
+            factor, by `scaled` or in a `full` graph, of the original image.
     """
 
     bboxes_xyxy: np.ndarray

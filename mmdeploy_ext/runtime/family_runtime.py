@@ -7,7 +7,8 @@ and masks, it may have `draw(image_bgr, results, classes, score_thr)`, and `RESU
 of arrays and what JSON can hold, without which there are no kits. It may have `RUNNERS`: form of a file ->
 the command that draws its results, a key of `commands.RUNNERS`.
 
-The runtime of a family of frames or sweeps has `OPENS`, the class that runs the files of an export, and
+The runtime of a family of frames or sweeps has `OPENS`, a class that runs the files of an export or a
+function that returns an object of one, called with the path and options of the engine, and
 `boxes_of_outputs(metadata, outputs)`, which returns the boxes of a frame, best first, from the metadata and
 the outputs of the last file; it runs no file. If one of these graphs is fed by the others and has the layers
 that `quantize.py` puts in INT8, `QUANTISED` is its name, and `feeds` of the class returns its inputs for a

@@ -97,7 +97,7 @@ class Checkpoint:
 
 @contextlib.contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Prefix each CheckpointError that is raised inside the block with the path of the file."""
+    """Let the message of each CheckpointError in the block begin with the path of the file, once."""
     try:
         yield
     except CheckpointError as error:

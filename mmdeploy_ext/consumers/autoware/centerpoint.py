@@ -63,7 +63,8 @@ class AutowareCenterPoint(Runtime):
             ModelFileError: one of the two is missing, the node would reject the folder or read it wrongly, or
                 its remapper changes classes.
             ConfigError: no such backend, or an option that it does not have.
-            TypeError: `node` has another key.
+            TypeError: `node` has a key that is no field of `CenterPointSettings`; those of the manifest are
+                replaced, too.
         """
         super().__init__()
         files = files_by_name(paths, GRAPHS)

@@ -58,8 +58,8 @@ HEAD_ROWS = dict(rot=2, dim=3, reg=2, height=1, vel=2)
 def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
     """Return the violations in a folder, and the paths of those of its files that are there.
 
-    They are by name without `.onnx`. The `node` of a violation is the name of a file, and of the node in it
-    if there is one.
+    They are by name without `.onnx`. The `node` of a violation is the name of a file, of a sparse file with
+    that of the node behind it; '' if neither sparse file is there. Of other files the message names the node.
 
     Raises:
         ModelFileError: no such folder, or a file in it that is not ONNX.

@@ -39,8 +39,9 @@ class RegionsNetwork(nn.Module):
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return class logits (B, Q, C) and boxes (B, Q, 4) xyxy, pixels of the input (B, 3, H, W).
 
-        With masks also the queries after they have looked at each other in the last stage (B, Q, D), and the
-        maps of all levels. `img_shape` (B, 2) is h, w before padding; 0 means the input size.
+        The logits have a column more, for the background, if scores are by a softmax. With masks also the
+        queries after they have looked at each other in the last stage (B, Q, D), and the maps of all levels.
+        `img_shape` (B, 2) is the height and width before padding; 0 means the input size.
         """
         maps = self.model.extract_feat(image)
         outputs = (*self.look(maps, clip_size(image, img_shape)), *maps)
@@ -112,5 +113,5 @@ class RegionsFullForm(nn.Module):
 
 
 def pairs(model: nn.Module) -> int:
-    """Return how many results there can be: pairs of query and class."""
+    """Return the number of pairs of query and class, of which the best `max_per_img` become results."""
     return int(model.rpn_head.num_proposals) * int(model.roi_head.bbox_head[-1].num_classes)

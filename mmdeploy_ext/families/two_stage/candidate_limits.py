@@ -28,7 +28,7 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
         options: options of the export.
 
     Raises:
-        UsageError: the message begins with the first limit as the user typed it.
+        UsageError: the message begins with a limit as the user typed it.
     """
     limits = {name: options[name] for name in LIMITS if options.get(name)}
     if not limits:

@@ -1,6 +1,6 @@
 """YOLACT without PyTorch: a graph of the form 'full' does all but taking the padding away.
 
-Glossary: B batch, n results of the image that has most, h, w size of the masks.
+Glossary: B batch, n rows of an image, `max_per_img` of the head, h, w size of the masks.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Polygons of four points to rotated boxes and back, for numpy and PyTorch (`xp`), by angle version.
 
-Glossary: ... any axes. Source: mmrotate 0.3.4 `core/bbox/transforms.py`: `poly2obb`, `hbb2obb`, `obb2xyxy`.
+Rotated boxes are x, y of the centre, width and height in pixels, and the angle in radians; `version` is a key
+of `angles.VERSIONS`. Glossary: ... any axes. Source: mmrotate 0.3.4 `core/bbox/transforms.py`: `poly2obb`,
+`hbb2obb`, `obb2xyxy`.
 """
 
 from types import ModuleType

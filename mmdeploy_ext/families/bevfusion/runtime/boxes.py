@@ -38,9 +38,9 @@ def filter_boxes(
         boxes: (Q, 9) in the columns of `Detections3D`, z at the bottom.
         scores: (Q,) in 0..1.
         labels: (Q,) class indices.
-        coder: entry `coder` of the metadata's `postprocess`: `post_center_range`, x, y, z of the lowest and
-            of the highest centre, metres, and `score_threshold`, which scores have to exceed; None, and of
-            the score 0, for no limit.
+        coder: entry `coder` of the metadata's `postprocess`: `post_center_range`, the lowest and then the
+            highest x, y, z of a box, the z of its bottom, metres, and `score_threshold`, which scores have to
+            exceed; None, and of the score 0, for no limit.
     """
     valid = np.ones(len(scores), bool)
     if coder['post_center_range'] is not None:
@@ -55,8 +55,9 @@ def suppress(
 ) -> Detections3D:
     """Return detections, best first, without those too near to a better one of their group of classes.
 
-    `nms` is the entry `nms` of the metadata's `postprocess`: a list of groups, see `rows_after_nms`; one dict
-    stands for a group of each of its classes; None suppresses nothing. Classes of no group stay.
+    Of a group no more than its `most` stay. `nms` is the entry `nms` of the metadata's `postprocess`: a list
+    of groups, see `rows_after_nms`; one dict stands for a group of each of its classes; None suppresses
+    nothing. Classes of no group stay.
     """
     if nms is None:
         return detections
