@@ -52,7 +52,8 @@ class Head(JsonDataclass):
         choose: which candidates of a level remain. 'pairs': the `nms_pre` best (prior, class) pairs;
             'priors': all classes of the `nms_pre` best priors; 'best': the best class of each prior; 'all':
             all pairs.
-        judged: what the score threshold is compared with: 'class' scores, or their 'product' with the factor.
+        judged: what the score threshold is compared with: 'class' scores, or their 'product' with the factor,
+            of which `root` takes the root.
         inclusive: whether a score that equals the threshold passes.
         conf_thr: candidates with a smaller factor are left out; 0 leaves none out.
         votes: whether boxes are replaced by a mean of the boxes of their class that overlap them (IoU above

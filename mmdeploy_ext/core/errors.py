@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 
 class Mm2OnnxError(ValueError):
-    """Base of all errors that the command line prints as one `error:` line.
+    """Base of the errors of this project, which the command line prints as one `error:` line.
 
     `exit_code` is 2 when the input was refused before the weights were loaded, 1 afterwards.
     """
@@ -14,13 +14,16 @@ class Mm2OnnxError(ValueError):
 
 
 class UsageError(Mm2OnnxError):
-    """An option, a file or a combination of them that is refused before any weight is loaded."""
+    """An option, a file or a combination of them that is refused, before weights are loaded as a rule.
+
+    Where it is raised later, `after_weights` makes its exit status 1.
+    """
 
     exit_code = 2
 
 
 class ConfigError(UsageError):
-    """A config file that cannot be read, built, or that belongs to no known family."""
+    """A config that cannot be read or built or is of no known family, or a setting that there is not."""
 
 
 class CheckpointError(UsageError):
@@ -28,11 +31,14 @@ class CheckpointError(UsageError):
 
 
 class ImageError(UsageError):
-    """An image that cannot be read."""
+    """An image that cannot be read or encoded."""
 
 
 class DataError(UsageError):
-    """A data set that is empty, or of which a file or a value is missing, damaged or out of its range."""
+    """Data that are empty, or of which a file or a value is missing, damaged or out of its range.
+
+    Such are data sets, calibrations, and the folders of kits.
+    """
 
 
 class PointsError(DataError):
@@ -40,7 +46,10 @@ class PointsError(DataError):
 
 
 class ModelFileError(UsageError):
-    """An ONNX file that is corrupt, of another family, or not written by this project."""
+    """An ONNX file or a folder of such files that cannot be used.
+
+    It is missing, corrupt, of another family or export, or not written by this project.
+    """
 
 
 class LoadError(ModelFileError):
@@ -55,15 +64,15 @@ class EngineError(UsageError):
 
 
 class InferenceError(Mm2OnnxError):
-    """An engine that loaded a file and then failed to run it."""
+    """An engine that loaded a file and then failed to run it, or gave meaningless results, such as NaN."""
 
 
 class ShapeError(Mm2OnnxError):
-    """A tensor whose shape or dtype is not the one that the graph's spec states."""
+    """A tensor, picture or matrix that is missing, or of another shape or dtype than a graph or model takes."""
 
 
 class ExportError(Mm2OnnxError):
-    """The exporter failed, or wrote something else than the options state."""
+    """The exporter or an edit of a graph failed, or wrote something else than the options state."""
 
 
 class AbsentPackageError(ModuleNotFoundError):

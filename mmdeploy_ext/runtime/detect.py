@@ -32,6 +32,8 @@ def detect(
 ) -> Detections | Instances:
     """Return the results of a file in an image, in pixels of the image, best first, whatever its form is.
 
+    Their class is that of the family's runtime, which may be another `Scored`, such as `MonocularDetections`.
+
     Args:
         backend: an active session of the file.
         image_bgr: (h, w, 3) uint8 BGR.

@@ -113,7 +113,8 @@ class TwoStageFullForm(nn.Module):
     """The part of a `full` graph behind the network: proposals, regions, results.
 
     Attributes:
-        shows_proposals: whether the proposals are an output, too; False unless it is set.
+        shows_proposals: whether the proposals are an output, too; False unless it is set. It counts for a
+            model that finds proposals and looks at their regions.
     """
 
     def __init__(self, model: nn.Module, max_proposals: int = 0, max_candidates: int = 0) -> None:
