@@ -68,7 +68,7 @@ class InferenceError(Mm2OnnxError):
 
 
 class ShapeError(Mm2OnnxError):
-    """A tensor, picture or matrix that is missing, or of another shape or dtype than a graph or model takes."""
+    """A tensor, picture or matrix that is missing, or whose shape or dtype a graph or model does not take."""
 
 
 class ExportError(Mm2OnnxError):
