@@ -48,8 +48,8 @@ OTHER_ORDER, UNROUNDED = 'lidar (z, y, x)', 'lidar, weights of the checkpoint'
 """Names of two more maps of the LiDAR with `to_compare`, of the same shape and axes as the first one.
 
 The first is that of the second sparse file, and but for rounding that of the first file. The second is the
-map of the first file once more, by that file's weights, which are rounded to float16: under this name a proof compares
-it with PyTorch's map by the weights of the checkpoint.
+map of the first file once more, by that file's weights, which are rounded to float16: under this name a proof
+compares it with PyTorch's map by the weights of the checkpoint.
 """
 
 
