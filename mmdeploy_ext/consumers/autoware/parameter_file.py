@@ -35,7 +35,7 @@ FALSE_WORDS = frozenset(['N', 'n', 'no', 'No', 'NO', 'false', 'False', 'FALSE', 
 INTEGER = re.compile(r'[-+]?(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)')
 """Words that are whole numbers."""
 REAL = re.compile(r'[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?')
-"""Words that are numbers with a point or an exponent."""
+"""Words that are numbers with a point or an exponent, and such as 09, which begins as octal numbers do."""
 NOT_FINITE = {'.nan': math.nan, '.inf': math.inf, '+.inf': math.inf, '-.inf': -math.inf}
 """Word -> the number that it stands for."""
 TYPE_NAMES = {bool: 'truth values', int: 'whole numbers', float: 'numbers with a point', str: 'texts'}

@@ -25,8 +25,8 @@ class TensorRtBackend(Backend):
 
     The record beside the engine says which package, version and architecture it is for; others are refused
     before the engine is loaded. Tensors are bound by name. For an ONNX file the engine beside it is loaded,
-    which is built if there is none for this GPU (`engine_beside`). `session` runs the engine; it is None
-    before `activate` and after `deactivate`.
+    which is built if there is none of this file for this GPU (`engine_beside`). `session` runs the engine; it
+    is None before `activate` and after `deactivate`.
     """
 
     engine = 'tensorrt'

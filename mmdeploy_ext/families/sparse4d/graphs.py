@@ -43,7 +43,10 @@ class PortableFrame(nn.Module):
     """One frame, whether it is the first one or not; the sizes of maps are constants."""
 
     def __init__(self, model: nn.Module, size: tuple[int, int, int], grid_sample: bool) -> None:
-        """Keep the model; `size` is N, H and W, for `grid_sample` see `aggregate`."""
+        """Keep the model; `size` is N, H and W.
+
+        With `grid_sample` a graph of standard operators samples the maps by GridSample, else by gathers.
+        """
         super().__init__()
         self.model, self.size, self.grid_sample = model, size, grid_sample
         sizes, starts = map_sizes(model, *size)
