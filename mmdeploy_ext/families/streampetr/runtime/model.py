@@ -125,8 +125,9 @@ class StreamPetrOnnx(CameraRuntime):
         Raises:
             ShapeError: wrong number or size of images.
             DataError: an invalid calibration, pose or time, or a time before that of the last frame.
-            InferenceError: the engine failed, which leaves the memory as it was, or gave NaN or infinity in
-                the last decoder layer, after which the memory is empty.
+            InferenceError: the engine failed, which leaves the memory as it was (that of 'autoware' may be
+                zero if the frame begins a scene), or gave NaN or infinity in the last decoder layer, after
+                which the memory is empty.
         """
         images = frame_checks.check_prepared(frame.images, self.image_shape)
         calibration = None
