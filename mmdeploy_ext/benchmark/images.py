@@ -165,7 +165,7 @@ class ImageBenchmark(Benchmark):
         return run
 
     def memory_call(self, contender: Contender) -> Callable[[], tuple[int, object]]:
-        """Return a function that runs the contender on the first batch in a child process."""
+        """Return a function that runs the contender on the first batch; it is called in a child process."""
         batch = self.prepare()
         if not ENGINES[contender.engine].files:
             changes = {FUSED: fold.fuse, f'{COMPILED} {COMPILED_FORM}': compiled.compiled_in_child}

@@ -171,7 +171,7 @@ def time_files(
         batches: dicts of input name -> array, the images (B, C, H, W) first.
         rounds: number of rounds after the warm-up; up to as many that other processes disturbed are repeated.
         threads: number of threads; 0 leaves it to the engine.
-        engine: name in `registry.ENGINES` of an engine that runs files.
+        engine: one of `registry.QUANTISED`.
 
     Returns:
         `ratio`: INT8 time over float time, per round; `cpu_ratio`: the same of the CPU time. With one thread
