@@ -1,4 +1,4 @@
-"""Compiled loops that sort output rows by which neighbours they have. Needs numba.
+"""Compiled loops that sort output rows by which neighbours they have; without numba they run in Python.
 
 Glossary: a group is up to nine consecutive kernel offsets, g of them; M output rows; B buckets; a pattern is
 the set of a group's offsets at which an output row has a neighbour, bit k for offset k; a bucket holds rows

@@ -3,8 +3,8 @@
     runtime = AutowareBEVFusion('work_dirs/autoware')      # written with --contract autoware
     detections = runtime.step(FusedFrame(points)).detections
 
-The node's plug-ins run in numpy, the operators behind them in ONNX Runtime (ORT). Needs numpy, numba, onnx
-and ONNX Runtime. No node was run here; see docs/autoware.md.
+The node's plug-ins run in numpy, the operators behind them in ONNX Runtime (ORT). Needs numpy, onnx and
+ONNX Runtime; without numba it is slow. No node was run here; see docs/autoware.md.
 
 Source: autoware_universe 5e12a711, autoware_bevfusion, lib/preprocess/preprocess_kernel.cu and
 lib/postprocess/postprocess_kernel.cu:50-121 (formulas and defaults, no code).

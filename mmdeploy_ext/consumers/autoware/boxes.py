@@ -1,4 +1,4 @@
-"""From the head's outputs to objects, as lidar_centerpoint computes and publishes them. Needs numba.
+"""From the head's outputs to objects, as lidar_centerpoint computes and publishes them; slow without numba.
 
 Source: autoware_universe 5e12a711, autoware_lidar_centerpoint, lib/postprocess/{postprocess_kernel.cu,
 circle_nms_kernel.cu,non_maximum_suppression.cpp}, lib/ros_utils.cpp (formulas, no code).

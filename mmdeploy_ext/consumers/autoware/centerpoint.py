@@ -3,7 +3,8 @@
     runtime = AutowareCenterPoint('work_dirs/autoware')    # written with --contract autoware
     objects = runtime.objects(points)
 
-Needs numpy, numba, onnx, PyYAML and ONNX Runtime. No node was run here; see docs/autoware.md.
+Needs numpy, onnx, PyYAML and ONNX Runtime; without numba it is slow. No node was run here; see
+docs/autoware.md.
 
 Glossary: P points, D values of a point.
 """

@@ -1,6 +1,6 @@
 """camera_streampetr between its three files: poses, times and memory as the node keeps them, and its objects.
 
-Needs numpy, and `objects_of` numba.
+Needs numpy; without numba `objects_of` is slow.
 
 Differs from the node in: memories begin as zeros (there they are whatever the device memory held; open pull
 requests 13161, 13267); another calibration is embedded again (there the first one stays for good); pictures

@@ -35,7 +35,7 @@ MEMORY_BYTES, MEMORY_PER_BYTE = 900 << 20, 16
 MOST_FLOPS = 50_000_000_000
 """Operations of a graph above which it is not run on zeros: a few seconds on one core."""
 LOAD, CONVENTION, MEMORY = 'load', 'convention', 'memory'
-"""Whether a file is only loaded, or a probe of `probes.py` is sent through it."""
+"""Whether a file is only loaded and run on zeros, or a probe of `probes.py` is sent through it, too."""
 TRYING = 'trying '
 """Beginning of the line that the process prints before each file."""
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -50,8 +50,9 @@ START = (
 def trial_rules(graphs: Sequence[tuple[Path, onnx.ModelProto, str]]) -> list[Violation]:
     """Return the violations that ONNX Runtime and the probes reveal in files without an error so far.
 
-    A process that ends otherwise than by itself is a violation of the file that it tried last. Every file is
-    loaded and run on zeros, unless it has more arithmetic than `MOST_FLOPS`, before a probe is sent through.
+    A process that crashes, fails or meets a limit is a violation of the file that it tried last. Every file
+    is loaded and run on zeros, unless it has more arithmetic than `MOST_FLOPS`, before a probe is sent
+    through.
 
     Args:
         graphs: path, model, and `LOAD` or a probe. Files with operators of plug-ins are left out.

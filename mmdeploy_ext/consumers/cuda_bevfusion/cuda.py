@@ -6,7 +6,7 @@ sparse backbone (interpreted, so slow), boxes. A right file gives what the detec
     runtime = CudaBEVFusion('work_dirs/bevfusion')         # written with --contract cuda-bevfusion
     detections = runtime.step(FusedFrame(points, images=images, calibration=matrices)).detections
 
-Needs numpy, numba, onnx and ONNX Runtime, no PyTorch. Glossary: K classes, Q queries.
+Needs numpy, onnx and ONNX Runtime, no PyTorch; without numba it is slow. Glossary: K classes, Q queries.
 """
 
 from __future__ import annotations

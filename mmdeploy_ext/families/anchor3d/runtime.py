@@ -3,8 +3,8 @@
     runtime = AnchorOnnx('work_dirs/pointpillars')     # the folder that pytorch2onnx.py wrote
     boxes = runtime.detect(read_points('000008.bin', runtime.width))
 
-The head's outputs become boxes by `parts/runtime/anchors3d.py`. Needs numpy, numba and ONNX Runtime, no
-PyTorch.
+The head's outputs become boxes by `parts/runtime/anchors3d.py`. Needs numpy and ONNX Runtime, no PyTorch;
+without numba it is slow.
 """
 
 from __future__ import annotations

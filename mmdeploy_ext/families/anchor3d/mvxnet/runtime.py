@@ -4,8 +4,8 @@
     for rig in read_frames('kitti_infos_val.pkl', runtime.rule.views, 'data/kitti'):
         boxes = runtime.detect(rig.read_pictures(), rig, 'data/kitti')
 
-Needs numpy, numba, OpenCV and ONNX Runtime, no PyTorch. Glossary: P points, D values of one, N voxels, H, W
-picture of the network, h, w picture as taken.
+Needs numpy, OpenCV and ONNX Runtime, no PyTorch; without numba it is slow. Glossary: P points, D values of
+one, N voxels, H, W picture of the network, h, w picture as taken.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Anchors of `Anchor3DHead`, and from its outputs to boxes, without PyTorch.
 
 Boxes are decoded from anchors and deltas, suppressed class by class in the bird's-eye view, and turned by the
-direction classifier. Needs numpy and numba. What graphs compute, too, is written once for numpy and PyTorch:
-`xp` is either of the two modules.
+direction classifier. Needs numpy; slow without numba. What graphs compute, too, is written once for numpy and
+PyTorch: `xp` is either of the two modules.
 
 Source: mmdet3d 1.0.0rc6, models/dense_heads/{anchor3d,shape_aware}_head.py `get_bboxes_single`, core/anchor/
 anchor_3d_generator.py, core/bbox/coders/delta_xyzwhlr_bbox_coder.py, core/post_processing/box3d_nms.py.
