@@ -171,7 +171,7 @@ def instances_all_filtered(module: ModuleType) -> None:
 
 @after('mmdet.models.dense_heads.tood_head', versions='mmdet 2.28.2')
 def geometric_mean_without_gradient(module: ModuleType) -> None:
-    """TOOD's scores are an autograd.Function, which no exporter sees into.
+    """TOOD's scores are an autograd.Function, which the TorchScript exporter does not see into.
 
     Where no gradient is needed, their formula in operators of torch stands in its place.
     """

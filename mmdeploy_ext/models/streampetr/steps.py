@@ -1,7 +1,7 @@
 """The steps of a frame of StreamPETR's head and the rays of its tokens: pure functions of tensors, weights.
 
-Everything here traces by TorchScript at opset 11 with batch 1: no slice is assigned to, no branch depends on
-values. 4x4 inverses stay outside, so do absolute positions and times.
+Everything here but `embed_positions`, which inverts matrices, traces by TorchScript at opset 11 with batch 1:
+no slice is assigned to, no branch depends on values. Absolute positions and times stay outside.
 
 Source: exiawsh/StreamPETR 95f6470, models/dense_heads/streampetr_head.py, models/utils/positional_encoding.py
 (`pos2posemb1d`, `pos2posemb3d`, `nerf_positional_encoding`), models/utils/misc.py (`locations`).

@@ -1,4 +1,4 @@
-"""What every proof has: level 1 of its files, inputs for both engines, and the judgement of all results.
+"""What proofs of exported models have: level 1 of files, inputs of both engines, judgement of all results.
 
 `ladder.prove` calls the methods of `Proof`; `ExportedProof` is what proofs of files with `Metadata` share,
 which the files of sparse backbones lack.
