@@ -80,8 +80,8 @@ def count_rows(
 ) -> list[TensorRow]:
     """Return a failing row for each number of candidates that is not that of the reference.
 
-    A file exported with `--max-candidates` gives this number before its cut, which tells whether boxes were
-    left out.
+    A file exported with `--max-candidates` or `--max-proposals` gives this number before its cut, which tells
+    whether boxes were left out.
 
     Args:
         outputs: outputs of the graph, some of them (B,) numbers of candidates.

@@ -62,7 +62,7 @@ class HalfBars:
     metric: float = METRIC
 
     def of_task(self, task: str) -> dict[str, float]:
-        """Return the keyword arguments of `match_detections` of a task, a module of `proving/tasks`."""
+        """Return the keyword arguments of `match_detections` of a task, a name that `task_module` takes."""
         return task_module(task).half_bars(self)
 
     def judge(self, rows: Sequence[TensorRow]) -> list[TensorRow]:
@@ -80,7 +80,9 @@ class HalfBars:
         return judged
 
     def matched_rows(self, reference: Any, candidate: Any, pairs: Mapping[int, int]) -> list[TensorRow]:
-        """Return rows with the cosines of boxes, masks and scores of an image's matched results.
+        """Return rows with the cosines of upright boxes, masks and scores of an image's matched results.
+
+        What the results do not have has no row.
 
         Their norms are not judged: the bars of a pair are bars of size, and the norm of few scores moves by
         more than `norm_bar` within the score bar.
@@ -101,7 +103,7 @@ class HalfBars:
         return self.judge([dataclasses.replace(row, norm_ratio=None) for row in rows])
 
     def text(self, task: str) -> str:
-        """Return the bars in words; `task` is the name of a module of `proving/tasks`."""
+        """Return the bars in words; `task` is a name that `task_module` takes."""
         place = task_module(task).half_text(self)
         return (
             f'{tensor_text(self.cosine)}, {100 * self.match_rate:g} % of the results matched within {place} '

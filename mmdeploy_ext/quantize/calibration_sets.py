@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
 
 IMAGE_INPUT = 'img'
-"""The only input that frames of cameras can feed."""
+"""The one input of a graph that `calibration_frames` feeds."""
 SAMPLES = 'samples'
 """nuScenes' folder that holds the cameras' folders."""
 MAX_MISSING_NAMES = 3

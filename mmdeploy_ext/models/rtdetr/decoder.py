@@ -113,9 +113,10 @@ class RTDETRDecoder(BaseModule):
     ) -> None:
         """Make the decoder: C classes, D `hidden_dim`, Q queries, of the encoder's maps.
 
-        `num_points` are per head and map, `feedforward` a width; in training there are about twice
-        `num_denoising` denoising queries (0 has none), `label_noise` is twice the share of their labels that
-        are drawn anew, `box_noise` the size of the noise in half box sizes.
+        `num_points` are per head and map, `feedforward` a width; in training there are at most twice
+        `num_denoising` denoising queries (2 for each object of an image with more; 0 has none), `label_noise`
+        is twice the share of their labels that are drawn anew, `box_noise` the size of the noise in half box
+        sizes.
         """
         super().__init__(init_cfg)
         self.num_classes, self.num_queries, self.num_layers = num_classes, num_queries, num_layers
