@@ -70,7 +70,8 @@ def parts_of(
     Args:
         deployment: the trained model.
         options: form, shape and whether sizes are dynamic.
-        picture: file of the input; by default the demo's.
+        picture: file of the input of a model of images; by default the demo's. Others run on the examples of
+            their graphs.
         upstream: observe the detector's `simple_test` instead of the exported modules.
 
     Raises:
