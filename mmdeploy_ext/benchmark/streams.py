@@ -233,7 +233,7 @@ def runner_contender(stepper: Any, engine: str, form: str, file: str) -> Contend
     """Return a contender that runs exported files of a contract on an engine.
 
     `stepper` is what `SequenceFamily.runner` returns for them: its `graph_seconds()` are part -> seconds so
-    far, the part `DECODING` among them, which does not count as time of the network. `form` is the contract,
+    far; a part `DECODING` in them does not count as time of the network. `form` is the contract,
     `file` the path of the files.
     """
 
