@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,17 +111,23 @@ class ModelSource:
         `mean` and `std` are those of `export`.
 
         Raises:
-            UsageError: what `check` raised; `mean` or `std` of a model that takes no single pictures; a
-                ConfigError, CheckpointError or EngineError about the config, the checkpoint or the device.
+            UsageError: what `check` raised; `mean` or `std` of a model that takes no single pictures, or that
+                are not three finite numbers, above 0 in `std`; a ConfigError, CheckpointError or EngineError
+                about the config, the checkpoint or the device.
         """
         from mmdeploy_ext.exporting import deployment as deploy
 
+        mean, std = (None if values is None else [*map(float, values)] for values in (mean, std))
         for name, values in dict(mean=mean, std=std).items():
             if values and self.family.samples != 'images':
                 raise UsageError(
-                    f'{name}={list(values)}: goes with models of single pictures; family '
+                    f'{name}={values}: goes with models of single pictures; family '
                     f'{self.family.name!r} normalises as its config states: leave {name} out'
                 )
+            if values and (len(values) != 3 or not all(map(math.isfinite, values))):
+                raise UsageError(f'{name}={values}: expected three finite numbers')
+        if std and min(std) <= 0:
+            raise UsageError(f'std={std}: expected three positive numbers')
         deployment = deploy.load(
             self.config,
             self.checkpoint,

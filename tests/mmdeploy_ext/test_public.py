@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import mmdeploy_ext
@@ -75,3 +76,13 @@ def test_a_normalisation_of_frames_is_refused_before_anything_is_loaded(name):
     source = ModelSource('no.py', 'no.pth', {}, 'cpu', None, family)
     with pytest.raises(UsageError, match=rf'{name}=.*pictures; family .bevformer. normalises'):
         source.load(lambda *_: None, **{'mean': None, 'std': None, name: [1.0, 2.0, 3.0]})
+
+
+@pytest.mark.parametrize(
+    ('name', 'values', 'word'),
+    [('mean', [1, 2], 'finite'), ('mean', np.full(3, np.nan), 'finite'), ('std', [1, 0, 1], 'positive')],
+)
+def test_a_normalisation_that_is_none_is_refused_before_anything_is_loaded(name, values, word):
+    source = ModelSource('no.py', 'no.pth', {}, 'cpu', None, SimpleNamespace(name='dense', samples='images'))
+    with pytest.raises(UsageError, match=rf'{name}=.*expected three {word} numbers'):
+        source.load(lambda *_: None, **{'mean': None, 'std': None, name: values})
