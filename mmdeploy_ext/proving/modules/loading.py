@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-import zipfile
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,7 @@ import numpy as np
 
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.graph.io.tensors import CANNOT_READ
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,20 +68,21 @@ def read_samples(files: Sequence[str]) -> list[dict[str, np.ndarray]]:
     """Return a sample per .npz file, in the order of `files`: name -> array.
 
     Raises:
-        UsageError: a file that is missing, damaged, no .npz file, empty, or holds pickled objects.
+        UsageError: a file that is missing, damaged, no .npz file, without an array, or holds pickled objects.
     """
     samples = []
     for file in files:
         try:
-            with np.load(file, allow_pickle=False) as arrays:
-                if not hasattr(arrays, 'files'):
-                    raise UsageError(f'{file}: is a single array; expected a .npz file with one per argument')
+            arrays = np.load(file, allow_pickle=False)
+            if isinstance(arrays, np.ndarray):
+                raise UsageError(f'{file}: is a single array; expected a .npz file with one per argument')
+            with arrays:
                 sample = {name: arrays[name] for name in arrays.files}
         except FileNotFoundError as error:
             raise UsageError(f'{file}: no such file') from error
         except UsageError:
             raise
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except CANNOT_READ as error:
             raise UsageError(f'{file}: is no .npz file of plain arrays: {one_line(error)}') from error
         if not sample:
             raise UsageError(f'{file}: holds no array; expected one per argument of the module')

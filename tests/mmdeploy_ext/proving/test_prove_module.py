@@ -582,6 +582,12 @@ def test_a_damaged_compressed_sample_is_refused(tmp_path):
         read_samples([str(path)])
 
 
+def test_a_sample_of_one_array_is_refused(tmp_path):
+    np.save(path := tmp_path / 'sample.npy', np.zeros(3))
+    with pytest.raises(UsageError, match='single array'):
+        read_samples([str(path)])
+
+
 def test_the_command_proves_and_refuses(folder, samples, tmp_path, capsys):
     np.savez(folder / 's.npz', image=samples[0][0].numpy(), memory=samples[0][1].numpy())
     words = [f'{folder}/module.py:make', '--onnx', f'{folder}/m.onnx']
