@@ -118,6 +118,14 @@ def module_title(module: Callable[..., Any]) -> str:
     return type(module).__name__ if isinstance(module, torch.nn.Module) else getattr(module, '__name__', 'it')
 
 
+def signature_of(module: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of a module or function; of a built-in one that has none, any by position."""
+    try:
+        return inspect.signature(forward_of(module))
+    except ValueError:
+        return inspect.signature(lambda *arguments: None)
+
+
 def read_call(
     module: Callable[..., Any], sample: Any, title: str, file_inputs: Sequence[str] = ()
 ) -> ModuleCall:
@@ -133,7 +141,7 @@ def read_call(
     Raises:
         UsageError: a name that neither the module nor the file has, arguments that do not fit, or no tensor.
     """
-    signature = inspect.signature(forward_of(module))
+    signature = signature_of(module)
     args, kwargs = _arguments(signature, module, sample, title, file_inputs)
     try:
         bound = signature.bind(*args, **kwargs)

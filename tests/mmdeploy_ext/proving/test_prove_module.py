@@ -582,6 +582,13 @@ def test_a_damaged_compressed_sample_is_refused(tmp_path):
         read_samples([str(path)])
 
 
+def test_a_built_in_function_takes_its_arguments_by_position():
+    sample = torch.rand(3)
+    call = read_call(torch.sigmoid, sample, 'sample 0', ['x'])
+    assert np.array_equal(call.run(torch.sigmoid)['result'], sample.sigmoid())
+    assert read_call(torch.sigmoid, dict(x=sample), 'sample 0', ['x']).names == call.names
+
+
 def test_a_sample_of_one_array_is_refused(tmp_path):
     np.save(path := tmp_path / 'sample.npy', np.zeros(3))
     with pytest.raises(UsageError, match='single array'):
