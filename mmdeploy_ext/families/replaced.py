@@ -28,7 +28,10 @@ from mmdeploy_ext.core.source_code import (
 )
 
 TABLE = 'replaced_methods.json'
-"""File in the folder of a family: class -> method -> hashes of the versions that its graphs follow."""
+"""File in the folder of a family: class -> method -> hashes of the versions that its graphs follow.
+
+The one in `families/parts` is of `LAYERS` and `SIZED_LAYERS`.
+"""
 DIGITS = 16
 """Number of hexadecimal digits of a hash in a table."""
 

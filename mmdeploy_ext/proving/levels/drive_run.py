@@ -142,7 +142,7 @@ class Modes:
                 that both engines give are compared.
             memory: the family's description of its memory.
             bars: the limits that the drive is judged by; None: the defaults of `DriveBars`.
-            task: name of the module of `proving/tasks` that matches results.
+            task: name of the task that matches results, as `task_module` takes it.
 
         Raises:
             ValueError: another name of a mode.
