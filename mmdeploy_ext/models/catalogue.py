@@ -10,6 +10,7 @@ programs that read a config by mmcv alone.
 import contextlib
 import dataclasses
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -148,8 +149,23 @@ def offered(
 
 def registered_types() -> set[str]:
     """Return the types in the registries of the libraries, whoever registered them."""
-    distinct = {id(registry): registry for registry in registries(LIBRARIES)}
-    return {name for registry in distinct.values() for name in registry.module_dict}
+    return {name for registry in _distinct_registries() for name in registry.module_dict}
+
+
+def known_type(name: Any) -> Any:
+    """Return the type of this package that a config's type is, or that its class is derived from.
+
+    The class is the one that is registered in any library; of several bases it is the nearest. `name` itself
+    is returned if nobody has registered it, and if none of its bases is a type of this package.
+    """
+    for registry in _distinct_registries():
+        if inspect.isclass(kind := registry.module_dict.get(name)):
+            return next((base.__name__ for base in inspect.getmro(kind) if base.__name__ in MODULES), name)
+    return name
+
+
+def _distinct_registries() -> list[Any]:
+    return list({id(registry): registry for registry in registries(LIBRARIES)}.values())
 
 
 def register(names: Iterable[str], config_types: Iterable[str] = ()) -> None:
@@ -182,8 +198,13 @@ def register(names: Iterable[str], config_types: Iterable[str] = ()) -> None:
 
 
 def register_named(cfg: Any) -> None:
-    """Register the types of this package that an mmcv Config names and that nobody has registered."""
-    types = sorted({name for _, name in types_of(dict(cfg.items()))})
+    """Register the types of this package that an mmcv Config names and that nobody has registered.
+
+    Beside a class that a user derives from one of this package, such as a head of StreamPETR of another name,
+    the detector of that model is taken.
+    """
+    named = {name for _, name in types_of(dict(cfg.items()))}
+    types = sorted(named | {known_type(name) for name in named})
     register(types, types)
 
 

@@ -28,7 +28,7 @@ from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.parts.runtime.rig_frames import moments
 from mmdeploy_ext.families.parts.samples import arrays, result
 from mmdeploy_ext.families.sequence import SequenceFamily
-from mmdeploy_ext.models.catalogue import register_named
+from mmdeploy_ext.models.catalogue import known_type, register_named
 from mmdeploy_ext.models.query_boxes import QueryBoxCoder
 from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
 from mmdeploy_ext.runtime.frames import Stepper
@@ -39,6 +39,11 @@ DEFAULT_CAMERAS = 6
 """Number of cameras of a config without `num_cams`."""
 CODER = 'NMSFreeCoder'
 """Type of the box coder that this package's heads have, whatever a config names."""
+
+
+def is_one_of(types: Sequence[str], part: Mapping[str, Any]) -> bool:
+    """Return whether the type of a part of a config is one of `types`, or its class is derived from one."""
+    return known_type(part.get('type')) in types
 
 
 class CameraFamily(SequenceFamily):
@@ -75,11 +80,12 @@ class CameraFamily(SequenceFamily):
     def claims(self, cfg: Any) -> Claim:
         """Return `NO` unless the head is one of `heads`, `DETECTOR` if the detector is one of `detectors`.
 
-        Of another detector with such a head it is `HEAD`, which `check` refuses by the detector's name.
+        A class that is derived from one of these counts as it. Of another detector with such a head it is
+        `HEAD`, which `check` refuses by the detector's name.
         """
-        if self.head_of(cfg.model).get('type') not in self.heads:
+        if not is_one_of(self.heads, self.head_of(cfg.model)):
             return Claim.NO  # other models have a detector of the same type
-        return Claim.DETECTOR if cfg.model.get('type') in self.detectors else Claim.HEAD
+        return Claim.DETECTOR if is_one_of(self.detectors, cfg.model) else Claim.HEAD
 
     def check_model(self, cfg: Any) -> None:
         """Refuse (ConfigError) types and settings of a config's model that are not exported."""
@@ -88,7 +94,7 @@ class CameraFamily(SequenceFamily):
             (f'{self.head_key}.type', self.head_of(cfg.model), self.heads),
         )
         for key, part, exported in types:
-            if part.get('type') not in exported:
+            if not is_one_of(exported, part):
                 raise ConfigError(
                     f'{cfg.filename}: model.{key}={part.get("type")!r}; expected {" or ".join(exported)}'
                 )

@@ -84,9 +84,10 @@ def chosen_coder(head: nn.Module, key: str = 'model.bbox_head') -> dict[str, Any
     """Return the settings of the coder that the config chose; ConfigError names the head by its `key`.
 
     They are `type`, its name in `box_coders.CODERS`, and what that coder reads, such as `means` and `stds`.
+    A coder of the user that is derived from one of `CODERS` counts as it; a proof names what it overrides.
     """
     for coder_class, settings in CODERS.items():
-        if type(head.bbox_coder) is coder_class:
+        if isinstance(head.bbox_coder, coder_class):
             return settings(head.bbox_coder)
     exported = ', '.join(coder_class.__name__ for coder_class in CODERS)
     raise ConfigError(f'{key}.bbox_coder is {type(head.bbox_coder).__name__}; expected {exported}')

@@ -70,5 +70,6 @@ def replaced_coders(parts: Iterable[Any]) -> Iterator[Replaced]:
             continue
         yield from replaced_of_class(coder, CODERS)
         for coder_class, names in CODER_FUNCTIONS.items():
-            if type(coder).__name__ == coder_class.__name__:
-                yield Replaced(sys.modules[type(coder).__module__], coder_class.__module__, names)
+            for base in type(coder).__mro__:
+                if base.__name__ == coder_class.__name__:
+                    yield Replaced(sys.modules[base.__module__], coder_class.__module__, names)

@@ -25,7 +25,8 @@ from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec
 from mmdeploy_ext.core.config import replaced_entry, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.parts.camera_family import CameraFamily
+from mmdeploy_ext.families.parts.camera_family import CameraFamily, is_one_of
+from mmdeploy_ext.families.parts.detector_parts import part_cfg
 from mmdeploy_ext.families.parts.info_files import write_infos
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
 from mmdeploy_ext.families.parts.samples import dumped_cameras
@@ -121,10 +122,10 @@ class Sparse4DFamily(CameraFamily):
     graphs = staticmethod(graphs)
 
     def claims(self, cfg: Any) -> Claim:
-        if cfg.model.get('type') in self.detectors:
+        if is_one_of(self.detectors, cfg.model):
             return Claim.DETECTOR
-        heads = [cfg.model.get(key) or {} for key in ('head', 'pts_bbox_head')]
-        is_head = any(isinstance(head, dict) and head.get('type') in self.heads for head in heads)
+        heads = [part_cfg(cfg.model, key) for key in ('head', 'pts_bbox_head')]
+        is_head = any(is_one_of(self.heads, head) for head in heads)
         return Claim.HEAD if is_head else Claim.NO
 
     def check_model(self, cfg: Any) -> None:

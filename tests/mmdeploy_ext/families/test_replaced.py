@@ -298,3 +298,47 @@ def test_anchors_and_a_coder_that_a_user_derives_are_taken_and_what_they_overrid
     family.check_parts(config, cfg.model)
     methods = [method.name for method in family.differing_methods(family.build(cfg))]
     assert methods == ['HigherAnchors.anchors_single_range', 'LargerBoxes.decode']
+
+
+@pytest.mark.parametrize(
+    ('config', 'key', 'module', 'name'),
+    [
+        ('StreamPETR/stream_petr_toy.py', 'pts_bbox_head', 'streampetr.head', 'StreamPETRHead'),
+        ('PETR/petr_toy.py', 'pts_bbox_head', 'petr.head', 'PETRHead'),
+        ('BEVFormer/bevformer_toy.py', 'pts_bbox_head', 'bevformer.head', 'BEVFormerHead'),
+        ('Sparse4D/sparse4d_toy.py', 'head', 'sparse4d.head', 'Sparse4DHead'),
+    ],
+)
+def test_a_head_of_cameras_that_a_user_derives_is_taken_beside_the_detector_of_its_model(
+    config, key, module, name, monkeypatch
+):
+    from mmdet.models.builder import HEADS
+
+    base = getattr(importlib.import_module(f'mmdeploy_ext.models.{module}'), name)
+    derived = type(f'My{name}', (base,), dict(loss=lambda head, *args: {}))
+    monkeypatch.setitem(HEADS.module_dict, derived.__name__, derived)
+    cfg = load_config(str(REPO / 'projects/configs' / config), {f'model.{key}.type': derived.__name__})
+    family = find_family(cfg)
+    model = family.build(cfg)
+    assert type(getattr(model, key)) is derived
+    assert type(model).__module__ == f'mmdeploy_ext.models.{module.partition(".")[0]}.detector'
+    assert family.differing_methods(model) == []
+    monkeypatch.setattr(derived, 'forward', lambda head, *args, **kwargs: base.forward(head, *args, **kwargs))
+    names = [method.name for method in family.differing_methods(model)]
+    assert names == [f'My{name}.forward']
+
+
+def test_a_box_coder_that_a_user_derives_is_taken_and_what_it_overrides_is_named(monkeypatch):
+    from mmdet.core.bbox.coder import DeltaXYWHBBoxCoder
+
+    class LargerBoxes(DeltaXYWHBBoxCoder):
+        def decode(self, *args, **kwargs):
+            return super().decode(*args, **kwargs) * 1.01
+
+    cfg = load_config(str(REPO / 'configs/demo/retinanet_toy.py'))
+    family = find_family(cfg)
+    model = family.build(cfg)
+    before = family.postprocess_facts(model)
+    monkeypatch.setattr(model.bbox_head.bbox_coder, '__class__', LargerBoxes)
+    assert family.postprocess_facts(model) == before
+    assert [method.name for method in family.differing_methods(model)] == ['LargerBoxes.decode']
