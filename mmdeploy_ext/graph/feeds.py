@@ -61,13 +61,17 @@ def random_feeds(
 
     Args:
         model: its inputs with a default need no values.
-        seed: seed of the generator; each input has a stream of its own, so a cut graph keeps its values.
+        seed: seed of the generator, 0 or more; each input has a stream of its own, so a cut graph keeps its
+            values.
         sizes: name of a symbolic axis -> size, or name of an input -> its whole shape. An axis without one
             is 1 when it comes first, else 64.
 
     Raises:
-        UsageError: a name in `sizes` that the model does not have, or an input that is no tensor.
+        UsageError: a seed below 0, a name in `sizes` that the model does not have, or an input that is no
+            tensor.
     """
+    if seed < 0:
+        raise UsageError(f'seed {seed}: expected 0 or more')
     sizes, index = dict(sizes or {}), Index(model)
     feeds, known_names = {}, set(index.inputs)
     for value in model.graph.input:

@@ -31,7 +31,8 @@ def set_shapes(
     `graph/batch_trial.py` finds that out).
 
     Raises:
-        UsageError: no such input or axis, another rank, a size below 1. Inputs with a default are none here.
+        UsageError: no such input or axis, another rank, a size below 1 or beyond int64. Inputs with a default
+            are none here.
         ModelFileError: the shapes do not fit the nodes, which it names, or a shape that the output of a body
             states; or the graph is of the libspconv dialect.
     """
@@ -82,8 +83,8 @@ def _check_shapes(
             hint = did_you_mean(name, axis_names)
             raise UsageError(f'{name!r} is not a named input axis{hint}; there are: {text}')
     for name, size in [*axes.items(), *((name, size) for name, shape in shapes.items() for size in shape)]:
-        if isinstance(size, int) and size < 1:
-            raise UsageError(f'{name}={size}: a size is at least 1')
+        if isinstance(size, int) and not 1 <= size < 2**63:
+            raise UsageError(f'{name}={size}: a size is at least 1, and an integer of 64 bits')
 
 
 def _set_shape(value: onnx.ValueInfoProto, shape: Shape) -> None:

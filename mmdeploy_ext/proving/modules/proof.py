@@ -121,14 +121,14 @@ def prove_module(
             and labels.
         generate: whether to compare on generated inputs as well.
         fresh: whether to export the module again, and compare its graph with that of the file.
-        seed: seed of the generated inputs.
+        seed: seed of the generated inputs, 0 or more.
 
     Returns:
         The verdict: `proven`, `title` ('PROVEN', 'PROVEN ON N INPUTS', 'NOT PROVEN') and `to_json()`.
 
     Raises:
-        UsageError: samples or names that do not fit the module or the file; a tolerance out of range; a
-            module in training mode, or one that raises or returns no tensor on a sample.
+        UsageError: samples or names that do not fit the module or the file; a tolerance or seed out of range;
+            a module in training mode, or one that raises or returns no tensor on a sample.
         ModelFileError: the file is missing, damaged, or nothing that ONNX Runtime loads.
     """
     proof = ModuleProof(module, str(path), list(inputs), spec, rtol, dict(state or {}), tuple(rows), seed)
@@ -207,6 +207,8 @@ class ModuleProof:
         self.state, self.rows = state, rows
         if not 0 <= rtol < 1:
             raise UsageError(f'tolerance {rtol:g}: expected 0 or more and below 1, such as {DEFAULT_RTOL:g}')
+        if seed < 0:
+            raise UsageError(f'seed {seed}: expected 0 or more')
         for tensor in spec.outputs if spec else ():
             if tensor.compare != 'values':
                 raise UsageError(f"spec: {tensor.name!r} has compare={tensor.compare!r}, expected 'values'")

@@ -47,6 +47,11 @@ def test_optimisation_levels_agree_and_unknown_ones_are_refused():
         run(model, feeds, optimization='fast')
 
 
+def test_a_seed_below_zero_is_refused():
+    with pytest.raises(UsageError, match='seed -1: expected 0 or more'):
+        random_feeds(conv_net(), -1)
+
+
 def test_a_model_over_the_limit_of_protobuf_runs_from_a_file(monkeypatch):
     model = conv_net()
     feeds = random_feeds(model)

@@ -481,6 +481,8 @@ def test_a_file_that_gives_texts_is_refused(tmp_path):
 def test_a_tolerance_out_of_range_is_refused(folder, net, samples, rtol):
     with pytest.raises(UsageError, match='tolerance'):
         mmdeploy_ext.prove_module(net, folder / 'm.onnx', samples, rtol=rtol)
+    with pytest.raises(UsageError, match='seed -1'):
+        mmdeploy_ext.prove_module(net, folder / 'm.onnx', samples, seed=-1)
 
 
 def test_whole_numbers_at_the_ends_of_their_type_are_generated():

@@ -119,6 +119,7 @@ BAD = {
     'another rank': (['images=3x8x8'], 'has 3 axes, the input has 4'),
     'a size of zero': (['images=0x3x8x8'], 'at least 1'),
     'a negative size': (['batch=-1'], 'at least 1'),
+    'a size beyond int64': ([f'batch={2**63}'], '64 bits'),
     'two signs': (['images=--1,3,8,8,8'], 'has 5 axes'),
     'no sizes': (['images='], 'expected NAME=SIZES'),
     'no sign': (['images'], 'expected NAME=SIZES'),
