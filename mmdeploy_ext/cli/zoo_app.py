@@ -82,8 +82,8 @@ def seeded(cfg: Any, family: Family) -> torch.nn.Module:
 def run(args: argparse.Namespace) -> int:
     """Export and prove all configs; print a line per config, and write zoo.json to --out.
 
-    Configs that an earlier run into --out has finished are counted in one line, and are in the file, too.
-    With --shard the file is zoo-K-of-N.json.
+    Of configs that are the same model the first is run for all. Those that an earlier run into --out has
+    finished are counted in one line, and are in the file, too. With --shard it is zoo-K-of-N.json.
 
     `args` are those of `build_parser`. Return 1 if a config of a known family is not proven, else 0; with
     --list 0, and nothing is proven. UsageError: numbers that are out of range, or no config is left.

@@ -156,6 +156,8 @@ def export_files(paths: Paths, names: Sequence[str]) -> list[Path]:
 def files_by_name(paths: Paths, names: Sequence[str]) -> dict[str, Path]:
     """Return name -> file of an export that has one file for each of the names, see `export_files`.
 
+    Several paths are taken in the order of the names, whatever the files are called.
+
     Raises:
         ModelFileError: as `export_files`, or another number of files.
     """

@@ -57,6 +57,7 @@ class AutowareCenterPoint(Runtime):
     ) -> None:
         """Open `paths`, the folder or its two files; `options` are those of the engine, such as `threads`.
 
+        The files are in the order of `GRAPHS`; settings are those of the manifest beside the first one.
         `node` holds `circle_m`, `iou` or `iou_search_m`, see `CenterPointSettings`, if they differ from the
         node's defaults; None: none does. `engine` is the registered name of a backend.
 

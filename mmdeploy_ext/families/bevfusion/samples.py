@@ -127,11 +127,12 @@ def moments(cfg: Any, rule: FusionRule, infos: Path, root: str | Path | None = N
 
 
 def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
-    """Yield `count` frames of a synthetic drive with sweeps of a generated world, each with another rig.
+    """Yield `count` frames of a synthetic drive with sweeps of a generated world.
 
-    Every other frame is augmented as in training: its points are rotated, scaled and moved, and each camera's
-    picture stands for another crop of the camera's image. Behind some of the points, as seen from a camera,
-    there is another point, before or after it in the sweep. Without cameras they are plain sweeps.
+    The second frame, the fourth and so on are augmented as in training: points are rotated, scaled and moved,
+    and each camera's picture stands for another crop of the camera's image; the others have one rig. Behind
+    some of the points, as seen from a camera, there is another point, before or after it in the sweep.
+    Without cameras they are plain sweeps.
     """
     if rule.views is None:
         for index, sweep in enumerate(proof_samples.generated(rule.voxels, count)):
