@@ -120,12 +120,14 @@ class Call:
         return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
 
     def add(self, rule: str, detail: str, through_torch: bool = False, sizes: bool = False) -> None:
-        """Add an event at the line of the user's code that made the call.
+        """Add an event at the line outside of torch that made the call, of the user's code or of a library.
+
+        Without such a line, or if torch made the call for itself, none is added.
 
         Args:
             rule: id of the rule.
             detail: text on what was done there, for the report.
-            through_torch: also add it if torch made the call for itself, at the user's line that led there.
+            through_torch: also add it if torch made the call for itself, at the line that led there.
             sizes: the event counts only if sizes differ on which the arguments depend.
         """
         if (site := caller(through_torch)) is not None:

@@ -38,11 +38,12 @@ class CenterPointSettings:
         voxel: voxel_size, metres.
         stride: voxels of a cell of the head.
         yaw_norms: (K,) least length of a box's (sine, cosine) of the yaw; boxes with less are not published.
-        limits: (B,) upper bounds of distance, metres, ascending.
+        limits: (B,) upper bounds of distance, metres, ascending; boxes from the last on are not published.
         scores: (B, K) least scores; those below 0, and those of 1 and more, are 0 here.
-        circle_m: boxes nearer to a better one that stays are dropped, whatever their class; of the node's own
-            file, as are those below.
-        iou: boxes that overlap a better one by more are dropped; above 1 it is off.
+        circle_m: boxes nearer to a better one that stays are dropped, whatever their class; 0 is off. Of the
+            node's own file, as are those below.
+        iou: boxes that overlap a better one by more, also one that is dropped itself, are dropped; above 1 it
+            is off. Pedestrians are not compared with other classes.
         iou_search_m: boxes further apart are not compared.
     """
 
