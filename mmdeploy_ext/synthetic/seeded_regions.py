@@ -139,7 +139,7 @@ def run_heads(
     features: Sequence[torch.Tensor],
     rule: RegionRule = MMDET_RULE,
 ) -> None:
-    """Run the head of proposals, and the heads of regions, if one of them has batch normalisations.
+    """Run the head of proposals if it has batch normalisations, and likewise the heads of regions.
 
     Args:
         model: the detector.
@@ -167,8 +167,9 @@ def scale_heads(
 ) -> None:
     """Rescale all last layers of a two-stage detector in place so that their outputs have their targets.
 
-    Heads that the detector does not have are left out. Class logits have more deviation if the threshold of
-    the results is above `HIGH_THRESHOLD`.
+    Heads that the detector does not have are left out. Layers that norm their weights get new ones before,
+    see `draw_normed_weights`. Class logits have more deviation if the threshold of the results is above
+    `HIGH_THRESHOLD`.
 
     Args:
         model: the detector.
