@@ -20,7 +20,7 @@ from mmdeploy_ext.lint.sites import caller
 SHAPE_ONLY = {
     'zeros_like', 'ones_like', 'full_like', 'empty_like', 'rand_like', 'randn_like', 'randint_like',
     'new_zeros', 'new_ones', 'new_full', 'new_empty', 'new_tensor', 'dim', 'size', 'numel',
-    'stride', 'ndimension', 'nelement', 'is_floating_point', 'type', 'element_size', 'is_contiguous',
+    'stride', 'ndimension', 'nelement', 'is_floating_point', 'element_size', 'is_contiguous',
     'get_device', 'data_ptr',
 }  # fmt: skip
 """Functions of torch whose result does not depend on the values of the tensor that they are called on."""

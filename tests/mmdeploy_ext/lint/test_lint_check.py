@@ -58,6 +58,7 @@ def test_dependence_goes_through_operators_writes_and_views():
         return x * made.sum().item()
 
     assert 'value-to-python' in rules(through)
+    assert 'value-to-python' in rules(lambda self, x: x * x.type(torch.float64).sum().item())
     assert 'value-to-python' in rules(lambda self, x: x * torch.cat([x, x]).sort(0)[0][0, 1].item())
     assert 'value-to-python' in rules(lambda self, x: x * torch.where(x > 0, self.table[0], 1.0).max().item())
 
