@@ -75,7 +75,8 @@ def dataset_builder() -> Callable[[Mapping[str, Any]], Dataset]:
 def build_dataset(cfg: Any) -> Dataset:
     """Build the test data set of a config, `data.test`, in test mode.
 
-    Its pipeline is wrapped: a sample that cannot be prepared raises a DataError that names its file.
+    Its pipeline is wrapped: a sample that cannot be prepared raises a DataError that names its file. Those of
+    data sets inside another, as mmdet's ConcatDataset has them, stay as they are.
 
     Raises:
         DataError: its files are missing, its class is unknown or refuses them, or it has no sample.

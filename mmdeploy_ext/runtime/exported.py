@@ -182,7 +182,10 @@ def names_in(paths: Paths, *contracts: Sequence[str]) -> Sequence[str]:
 
 
 def model_files(path: str | Path) -> list[Path]:
-    """Return the ONNX files of a folder, or the file itself; ModelFileError if there are none."""
+    """Return the ONNX files of a folder, sorted, or the path itself if it is no folder, even if nothing is there.
+
+    ModelFileError: a folder without such files.
+    """
     files = sorted(Path(path).glob('*.onnx')) if Path(path).is_dir() else [Path(path)]
     if not files:
         raise ModelFileError(f'{path}: no .onnx file in this folder; export with {tool("export")}')
