@@ -73,7 +73,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def seeded(cfg: Any, family: Family) -> torch.nn.Module:
-    """Return the detector of mmcv's config `cfg`, of a family, with seeded, repeatable random weights."""
+    """Return the detector of mmcv's config `cfg`, of a family, with seeded, repeatable random weights.
+
+    ConfigError: it cannot be built, or there is no rule for the weights of its head.
+    """
     from mmdeploy_ext.synthetic.seeded import seeded_model
 
     return seeded_model(cfg, family)

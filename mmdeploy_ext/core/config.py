@@ -247,8 +247,8 @@ def _import_plugins(cfg: Any, path: str) -> None:
 def config_sha256(cfg: Any) -> str:
     """Return a SHA-256 (hexadecimal) of what decides a graph: the model and the test pipeline.
 
-    Schedules and the paths of data sets are not in it; paths in the model, such as that of pretrained
-    weights, are. `cfg` is an `mmcv.Config`; ConfigError: it has no test pipeline.
+    Schedules and the paths of data sets are not in it; a path in the model's config, such as one of
+    pretrained weights, is. `cfg` is an `mmcv.Config`; ConfigError: it has no test pipeline.
     """
     decisive = {'model': cfg.get('model'), 'pipeline': test_pipeline(cfg)}
     return hashlib.sha256(_canonical(decisive).encode()).hexdigest()

@@ -182,7 +182,7 @@ def names_in(paths: Paths, *contracts: Sequence[str]) -> Sequence[str]:
 
 
 def model_files(path: str | Path) -> list[Path]:
-    """Return the ONNX files of a folder, sorted, or the path itself if it is no folder, also of no file.
+    """Return the ONNX files of a folder, sorted, or the path itself if it is no folder; it may be of no file.
 
     ModelFileError: a folder without such files.
     """

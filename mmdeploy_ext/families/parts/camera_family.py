@@ -114,6 +114,8 @@ class CameraFamily(SequenceFamily):
     def build(self, cfg: Any) -> nn.Module:
         """Return the model of a config, without weights, in evaluation mode; it has `input_sizes`.
 
+        The `init_cfg` of its `img_backbone` becomes None in `cfg` itself.
+
         ConfigError: it is not exported, or cannot be built.
         """
         self.check_model(cfg)
