@@ -140,9 +140,10 @@ def _arrange_group(
 def feeds(plan: Plan, rulebook: Rulebook, form: str = 'buckets', threads: int = 1) -> dict[str, np.ndarray]:
     """Return the inputs of a portable file for one set of voxels, all but the features.
 
-    Names begin with that of a table or scatter of the plan: SCATTER.cells (M,), and per table TABLE.table
-    (M, K) in the form 'tables', or in the form 'buckets' TABLE.rows, .lengths, .offsets, .sizes (G*B, 1) and,
-    per group, .position0, .position1, ... as in `Arrangement`. They do not depend on the number of threads.
+    Names begin with that of a table or scatter of the plan: SCATTER.cells (n,) int64, the place of each of
+    the n sites of its level in the flattened dense grid, and per table TABLE.table (M, K) in the form
+    'tables', or in the form 'buckets' TABLE.rows, .lengths, .offsets, .sizes (G*B, 1) and, per group,
+    .position0, .position1, ... as in `Arrangement`. They do not depend on the number of threads.
 
     Args:
         plan: plan of the file.

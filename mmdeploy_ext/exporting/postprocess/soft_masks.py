@@ -88,13 +88,14 @@ def piece_bounds(size: torch.Tensor | int) -> Iterator[tuple[torch.Tensor | int,
 
 
 def pick_rows(table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Return rows of each image's table, (B, m, D).
+    """Return rows of each image's table, (B, m, ...).
 
     It is one Gather; `suppression.gather_rows` is a GatherElements, with an index for every value.
 
     Args:
-        table: (B, R, D).
-        rows: (B, m) int64 indices of 0..R-1; others are not refused and pick wrong rows.
+        table: (B, R, ...).
+        rows: (B, m) int64 indices of 0..R-1; others pick rows of another image, or are an IndexError behind
+            the last one.
     """
     batch, count = table.shape[0], table.shape[1]
     shift = torch.arange(batch, device=rows.device)[:, None] * count

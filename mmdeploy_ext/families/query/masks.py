@@ -242,8 +242,8 @@ class MasksFullForm(nn.Module):
 
         Empty masks, and classes that are no things, have score 0 and label -1, and come last. `ori_shape`
         (2,) int64 is height and width of the results, `img_shape` (B, 2) float32 height and width of the
-        images before padding; 0 means the input size. Logits of masks are resized to the input, cut to the
-        image, and resized to the original. `logits` are (B, Q, C + 1), `masks` (B, Q, H4, W4).
+        images before padding; 0 means the input size in both. Logits of masks are resized to the input, cut
+        to the image, and resized to the original. `logits` are (B, Q, C + 1), `masks` (B, Q, H4, W4).
         """
         scores, labels, query = best_pairs(logits.softmax(2)[..., :-1], self.max_per_image)
         rows, columns = resizing_of(masks, img_shape, ori_shape, RATIO)
@@ -273,7 +273,10 @@ class QueryMapFullForm(nn.Module):
     def forward(
         self, img_shape: torch.Tensor, ori_shape: torch.Tensor, logits: torch.Tensor, masks: torch.Tensor
     ) -> tuple[torch.Tensor]:
-        """Return the map (B, h, w) int32; its inputs are those of `MasksFullForm.forward`."""
+        """Return the map (B, h, w) int32, see `exporting/postprocess/panoptic.py` for its numbers.
+
+        The inputs are those of `MasksFullForm.forward`.
+        """
         rows, columns = resizing_of(masks, img_shape, ori_shape, RATIO)
         values = rows[:, None] @ (masks @ columns.transpose(1, 2)[:, None])
         return (tap('panoptic', self.fusion(logits, values)),)

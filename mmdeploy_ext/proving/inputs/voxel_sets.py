@@ -87,6 +87,7 @@ def points_of(source: str, cfg: Any, rule: VoxelRule, limit: int) -> Iterator[tu
 
     Raises:
         DataError: a file that is none of these, or voxels, which have no points.
+        ConfigError: the columns of points in the config do not fit, see `point_rule`.
     """
     sweeps = _sweeps(source, cfg, rule, limit)
     for item in sweeps.items:
@@ -109,6 +110,7 @@ def sweep_sets(
 
     Raises:
         DataError: a file that is none, has no points, or voxels that the encoder cannot take.
+        ConfigError: as of `points_of`.
     """
     sweeps = _sweeps(source, cfg, rule, limit)
     for item in sweeps.items:

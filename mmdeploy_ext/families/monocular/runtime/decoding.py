@@ -42,7 +42,8 @@ def located(xp: ModuleType, centres: Any, depths: Any, cam2img: Any) -> Any:
     Args:
         xp: numpy or torch.
         centres: (B, A, 2) x and y, pixels of the network input.
-        depths: (B, A), metres.
+        depths: (B, A), metres: what the camera multiplies pixels by, z plus the third entry of its
+            translation.
         cam2img: (B, 4, 4) cameras.
     """
     rows = [cam2img[:, row, :3] for row in range(3)]
@@ -77,11 +78,11 @@ def mixed_depth(xp: ModuleType, direct: Any, logits: Any, depth: Mapping[str, An
 
 
 def scores_of(xp: ModuleType, rows: Mapping[str, Any], facts: Mapping[str, Any]) -> Any:
-    """Return the scores (B, A, C) in 0..1 that FCOS3D and PGD compare with thresholds and with each other.
+    """Return the scores (B, A, C) that FCOS3D and PGD compare with thresholds and with each other.
 
     They are those of the class times the centerness, and of a PGD with bins of depth times the confidence of
-    the depth: the mean of the two likeliest bins, and of some models a factor of the uncertainty. `rows` are
-    as for `boxes_of`.
+    the depth: the mean of the two likeliest bins, and of some models a factor of the uncertainty, without
+    which they are in 0..1. `rows` are as for `boxes_of`.
     """
     scores = sigmoid(xp, rows['cls_score']) * sigmoid(xp, rows['centerness'])
     if facts['depth']:
@@ -96,12 +97,13 @@ def scores_of(xp: ModuleType, rows: Mapping[str, Any], facts: Mapping[str, Any])
 def boxes_of(
     xp: ModuleType, rows: Mapping[str, Any], points: Any, cam2img: Any, facts: Mapping[str, Any]
 ) -> Any:
-    """Return the boxes (B, A, D) of a level of FCOS3D or PGD.
+    """Return the boxes (B, A, D) of a level of FCOS3D or PGD; the yaw may be outside of -pi..pi.
 
     Args:
         xp: numpy or torch.
-        rows: name of an output of the head -> its values in the cells, (B, A, columns).
-        points: (A, 2) x and y of the middle of each cell, pixels.
+        rows: name of an output of the head -> its values in the cells, (B, A, columns); for those of
+            `bbox_pred` see `networks.decoded_maps`.
+        points: (A, 2) x and y of the middle of each cell, pixels of the network input.
         cam2img: (B, 4, 4) cameras.
         facts: entry `postprocess` of the metadata.
     """
@@ -145,8 +147,8 @@ def smoke_boxes(
     Args:
         xp: numpy or torch.
         values: (B, K, 8) of the map of boxes at the peaks: offset of the depth, offsets x and y of the
-            centre in cells, three logarithms of sizes over those of the class, sine and cosine of the angle
-            of view.
+            centre in cells, three logarithms of sizes over those of the class, sine and cosine of the yaw as
+            it is seen along the ray, plus a quarter turn.
         cells: (B, K, 2) x and y of the peaks.
         labels: (B, K) int64 classes of the peaks.
         cam2img: (B, 4, 4) cameras.
