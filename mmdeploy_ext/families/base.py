@@ -163,7 +163,10 @@ class Family(abc.ABC):
         """
 
     def check(self, cfg: Any, options: Options) -> None:  # noqa: B027 some families take whatever they claim
-        """Refuse settings that cannot be exported, by name; runs before the weights load."""
+        """Refuse settings that cannot be exported, by name, before the weights load.
+
+        ConfigError for an entry of the config, UsageError for an option, such as the size.
+        """
 
     @abc.abstractmethod
     def build(self, cfg: Any) -> torch.nn.Module:

@@ -271,7 +271,7 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
         model: the built model.
         checkpoint: what `load_checkpoint` returned.
         ignored_prefixes: keys that begin with one of them, which inference does not use, may be missing or
-            unexpected, of any type, and not finite.
+            unexpected, of any type, and not finite; their shapes have to fit.
 
     Raises:
         CheckpointError: missing or unexpected keys, shapes or types that differ, or weights that are not

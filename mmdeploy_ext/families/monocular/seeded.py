@@ -28,8 +28,8 @@ PLACES = {
     True: (Target(0.0, 0.6), Target(0.0, 0.5), Target(0.0, 0.2)),
     False: (Target(0.0, 0.6), Target(2.8, 0.5), Target(0.8, 0.4)),
 }
-"""Targets of offsets of centres in strides, of depths and of sizes, by whether they are relative to means;
-otherwise depths and sizes are logarithms of metres."""
+"""Targets of offsets of centres in strides (the same in both), of depths and of sizes, by whether the latter
+two are relative to means; otherwise these are logarithms of metres."""
 YAW, REST, SMOKE_VALUES = Target(0.5, 1.5), Target(0.5, 1.0), Target(0.0, 0.7)
 """Targets of yaws, of the other columns of boxes of FCOS3D and PGD, and of all columns of SMOKE."""
 

@@ -34,7 +34,7 @@ from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 SIZE_DEFAULT = '0 means those of the input'
 """Meaning of a size of 0."""
 MASK_MULTIPLE = 32
-"""Sides of an input of Mask2Former, whose masks are a quarter of it, are multiples of this."""
+"""Sides of an input of graphs of masks, which are a quarter of it, are multiples of this."""
 PROBE = 256
 """Side of the input from whose maps strides are measured, pixels."""
 _STRIDES: weakref.WeakKeyDictionary[nn.Module, tuple[int, ...]] = weakref.WeakKeyDictionary()
@@ -169,7 +169,10 @@ def panoptic_stages(model: nn.Module, options: Options, fold: bool = True) -> li
 
 
 def regions_spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of a graph of queries with regions."""
+    """Return the contract of a graph of queries with regions.
+
+    With `--paste-masks` it has the input `ori_shape`, and masks of the size of the original.
+    """
     image = image_input(options, smallest=1, multiple=detector_parts.multiple(model))
     batch, rows = image.axes[0], int(model.roi_head.test_cfg.max_per_img)
     outputs = box_outputs(batch, rows)
@@ -181,8 +184,9 @@ def regions_spec(model: nn.Module, options: Options) -> GraphSpec:
 def regions_stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the network, and the part of the form behind it; see `ImageFamily.stages`.
 
-    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
-    is.
+    With `--paste-masks` a stage `paste` follows, which puts the masks into the original pictures; else they
+    stay in the frames of their boxes. With `fold` batch normalisation is folded into the network's
+    convolutions; without, the model runs as it is.
     """
     folded = fuse(model) if fold else model
     network, form = regions.RegionsNetwork(folded), regions.RegionsFullForm(folded)

@@ -68,7 +68,7 @@ def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replac
     Raises:
         UsageError: an operator that the model's opset does not have, or has with fewer inputs; a domain that
             the model does not import; more than `LARGEST_PATTERN` operators of two operands; or a replacement
-            that holds its own pattern, so that no end would be reached.
+            that holds its own pattern or makes new places of it, so that no end would be reached.
     """
     import onnx_ir as ir
     from onnx_ir.passes.common import RemoveUnusedNodesPass

@@ -41,9 +41,9 @@ EMPTY_EVERY = 20
 """Every 20th picture shows only ground."""
 MAX_OBJECTS = 12
 TRIALS = 20
-"""Places that are tried for an object before it is left out."""
+"""Places that are tried per object, all objects of a picture together."""
 GAP = 3.0
-"""Pixels between two objects at least."""
+"""Pixels by which each object is grown on all sides, so that two are twice as far apart at least."""
 SPLITS = ('train', 'val')
 _STREAMS = {'train': 0, 'val': 1, 'picture': 2}
 
