@@ -129,15 +129,16 @@ class Offer:
 
 
 _OFFERS: dict[str, list[Offer]] = {}
-"""Type -> the classes that are offered."""
+"""Type -> the classes that this package has for it."""
 
 
-def offered(
+def registered_if_named(
     registry: Any, builds: Sequence[str] = (), beside: Sequence[str] = ()
 ) -> Callable[[Class], Class]:
-    """Return a decorator that offers a class for a registry of mmcv, and does not register it.
+    """Return a decorator that notes a class for a registry of mmcv; importing its module registers nothing.
 
-    The type is the name of the class; for `builds` and `beside` see `Offer`.
+    `register_named` registers it if a config names the type, its name, and no other code has registered that.
+    For `builds` and `beside` see `Offer`.
     """
 
     def note(cls: Class) -> Class:

@@ -22,7 +22,7 @@ from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 
 dense_heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
 transformer = mmdet_module('mmdet.models.utils.transformer')
@@ -36,7 +36,7 @@ TRAINS = 'DINO is trained by mmdet 3: its head has no loss here'
 """What a call of the loss says."""
 
 
-@offered(DETECTORS)
+@registered_if_named(DETECTORS)
 class DINO(detectors.DeformableDETR):
     """Deformable DETR whose head is `DINOHead`."""
 
@@ -54,7 +54,7 @@ class BoxPlaces(nn.Module):
         return second(first(encoded).relu())
 
 
-@offered(TRANSFORMER_LAYER_SEQUENCE)
+@registered_if_named(TRANSFORMER_LAYER_SEQUENCE)
 class DinoTransformerDecoder(transformer.DeformableDetrTransformerDecoder):
     """The layers of Deformable DETR; each gets positional embeddings of the boxes of its queries."""
 
@@ -95,7 +95,7 @@ class DinoTransformerDecoder(transformer.DeformableDetrTransformerDecoder):
         return torch.stack([angles.sin(), angles.cos()], -1).flatten(-3)
 
 
-@offered(TRANSFORMER)
+@registered_if_named(TRANSFORMER)
 class DinoTransformer(transformer.DeformableDetrTransformer):
     """The transformer of a two-stage Deformable DETR whose queries are learned, not made of proposals."""
 
@@ -181,7 +181,7 @@ class DinoTransformer(transformer.DeformableDetrTransformer):
         return (moves(rows) + proposals).gather(1, best[..., None].expand(-1, -1, 4)).sigmoid()
 
 
-@offered(HEADS)
+@registered_if_named(HEADS)
 class DINOHead(dense_heads.DeformableDETRHead):
     """The branches of a two-stage Deformable DETR with box refinement, and its queries."""
 

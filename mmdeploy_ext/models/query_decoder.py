@@ -25,7 +25,7 @@ from mmcv.utils import get_logger
 from torch import Tensor
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 
 LAYER_NORM = dict(type='LN')
 """Normalisation if the config names none."""
@@ -35,7 +35,7 @@ _announced: set[str] = set()
 """Warnings that were logged in this process."""
 
 
-@offered(ATTENTION)
+@registered_if_named(ATTENTION)
 class PETRMultiheadAttention(MultiheadAttention):
     """Multi-head attention with identity connection and positions.
 
@@ -66,7 +66,7 @@ class PETRMultiheadAttention(MultiheadAttention):
         super().__init__(embed_dims, num_heads, attn_drop, proj_drop, dropout_layer, **kwargs)
 
 
-@offered(ATTENTION)
+@registered_if_named(ATTENTION)
 class PETRMultiheadFlashAttention(PETRMultiheadAttention):
     """A config's flash attention, run as standard attention: same parameters, float32 instead of float16."""
 
@@ -118,7 +118,7 @@ class DecoderTransformer(BaseModule):
         self.embed_dims = self.decoder.embed_dims
 
 
-@offered(TRANSFORMER_LAYER_SEQUENCE)
+@registered_if_named(TRANSFORMER_LAYER_SEQUENCE)
 class PETRTransformerDecoder(TransformerLayerSequence):
     """The layers in turn; a shared norm makes each layer's output, but is not applied between layers.
 

@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 
 build_prior_generator = mmdet_module('mmdet.core').build_prior_generator
 CSPLayer = mmdet_module('mmdet.models.utils').CSPLayer
@@ -130,7 +130,7 @@ class CSPNeXtLayer(CSPLayer):
         return self.final_conv(self.attention(both))
 
 
-@offered(BACKBONES)
+@registered_if_named(BACKBONES)
 class CSPNeXt(BaseModule):
     """A stem of stride 2 and four or five stages that halve the size, each with a layer of blocks."""
 
@@ -217,7 +217,7 @@ NEAREST = dict(scale_factor=2, mode='nearest')
 """How maps are enlarged if the config does not say."""
 
 
-@offered(NECKS)
+@registered_if_named(NECKS)
 class CSPNeXtPAFPN(YOLOXPAFPN):
     """The path aggregation of mmdet's YOLOX with `CSPNeXtLayer`s, and 3x3 convolutions at its end."""
 
@@ -262,7 +262,7 @@ TRAINS = 'RTMDet is trained by mmdet 3: its head has no loss here'
 """What a call of the loss says."""
 
 
-@offered(DETECTORS)
+@registered_if_named(DETECTORS)
 class RTMDet(SingleStageDetector):
     """A detector of one stage; `use_syncbn` is a setting of training, which is not used."""
 
@@ -270,7 +270,7 @@ class RTMDet(SingleStageDetector):
         super().__init__(*args, **parts)
 
 
-@offered(HEADS)
+@registered_if_named(HEADS)
 class RTMDetSepBNHead(BaseDenseHead, BBoxTestMixin):
     """Scores and distances of each level; levels may share convolutions, but have norms of their own."""
 

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 
 STAGES = ('stage2', 'stage3', 'stage4', 'stage5')
 """Names of the stages, which `out_features` takes."""
@@ -145,7 +145,7 @@ class OSAModule(nn.Module):
         return y + x if self.identity else y
 
 
-@offered(BACKBONES)
+@registered_if_named(BACKBONES)
 class VoVNet(BaseModule):
     """VoVNetV2 backbone.
 
@@ -250,7 +250,7 @@ class VoVNet(BaseModule):
             getattr(self, name).eval().requires_grad_(False)
 
 
-@offered(BACKBONES)
+@registered_if_named(BACKBONES)
 class VoVNetCP(VoVNet):
     """VoVNet that recomputes its modules in the backward pass; the released configs use this one."""
 

@@ -23,7 +23,7 @@ from mmcv.runner.base_module import BaseModule
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 
 
 class DeformableSampler(BaseModule):
@@ -58,7 +58,7 @@ class DeformableSampler(BaseModule):
         return self.value_proj(tokens).unflatten(-1, (self.num_heads, -1))
 
 
-@offered(ATTENTION)
+@registered_if_named(ATTENTION)
 class TemporalSelfAttention(DeformableSampler):
     """Cells of the bird's-eye view look into the last view and into the present one.
 
@@ -115,7 +115,7 @@ class TemporalSelfAttention(DeformableSampler):
         return self.output_proj(attended.mean(0, keepdim=True))
 
 
-@offered(ATTENTION)
+@registered_if_named(ATTENTION)
 class MSDeformableAttention3D(DeformableSampler):
     """Samples around the points of a pillar in the feature maps of the cameras; it has no output layer.
 
@@ -155,7 +155,7 @@ class MSDeformableAttention3D(DeformableSampler):
         )
 
 
-@offered(ATTENTION, builds=('MSDeformableAttention3D',))
+@registered_if_named(ATTENTION, builds=('MSDeformableAttention3D',))
 class SpatialCrossAttention(BaseModule):
     """Cells of the bird's-eye view look into the cameras that see their pillars; the mean over these.
 
@@ -201,6 +201,6 @@ class SpatialCrossAttention(BaseModule):
         return self.output_proj(total / count.clamp(min=1))
 
 
-@offered(ATTENTION)
+@registered_if_named(ATTENTION)
 class CustomMSDeformableAttention(MultiScaleDeformableAttention):
     """Upstream's name for the deformable attention of its decoder, which is mmcv's."""

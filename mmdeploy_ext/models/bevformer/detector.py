@@ -11,10 +11,10 @@ from mmdet.models import DETECTORS
 from torch import Tensor
 
 from mmdeploy_ext.models.camera_detector import CameraDetector
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 
 
-@offered(DETECTORS)
+@registered_if_named(DETECTORS)
 class BEVFormer(CameraDetector):
     """Camera-only detector that runs a scene frame by frame.
 

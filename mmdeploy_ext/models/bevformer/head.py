@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.bevformer.view import run_decoder, run_encoder
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.query_boxes import QueryBoxCoder, box_branch, class_branch, decoded_samples
 
 CODE_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
 """Weights of the columns of a box in the loss; checkpoints have them."""
 
 
-@offered(HEADS)
+@registered_if_named(HEADS)
 class BEVFormerHead(BaseModule):
     """Test-time head: from feature maps of all cameras to the bird's-eye view and to objects.
 

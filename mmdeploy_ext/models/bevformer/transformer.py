@@ -16,11 +16,11 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.query_decoder import AttentionLayer
 
 
-@offered(TRANSFORMER_LAYER)
+@registered_if_named(TRANSFORMER_LAYER)
 class BEVFormerLayer(AttentionLayer):
     """One layer of the encoder, batch first.
 
@@ -45,7 +45,7 @@ class BEVFormerLayer(AttentionLayer):
         super().__init__(attn_cfgs, operation_order, **options)
 
 
-@offered(TRANSFORMER_LAYER_SEQUENCE)
+@registered_if_named(TRANSFORMER_LAYER_SEQUENCE)
 class BEVFormerEncoder(TransformerLayerSequence):
     """The layers of the encoder.
 
@@ -76,7 +76,7 @@ class BEVFormerEncoder(TransformerLayerSequence):
                 )
 
 
-@offered(TRANSFORMER_LAYER_SEQUENCE)
+@registered_if_named(TRANSFORMER_LAYER_SEQUENCE)
 class DetectionTransformerDecoder(TransformerLayerSequence):
     """The layers of the decoder; the predictions of all of them are kept.
 
@@ -87,7 +87,7 @@ class DetectionTransformerDecoder(TransformerLayerSequence):
         super().__init__(*layers, **settings)
 
 
-@offered(TRANSFORMER)
+@registered_if_named(TRANSFORMER)
 class PerceptionTransformer(BaseModule):
     """Encoder, decoder and what they share.
 

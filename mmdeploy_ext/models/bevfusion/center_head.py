@@ -17,7 +17,7 @@ from torch import Tensor
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.bevfusion.runtime.boxes import in_lidar_columns
 from mmdeploy_ext.models.bevfusion.coder import boxes_of_cells
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 
 KINDS = ('circle', 'rotate')
 """Values of `nms_type`: NMS by the distance of centres, and by the overlap of rotated boxes."""
@@ -25,7 +25,7 @@ VALUES = ('reg', 'height', 'dim', 'rot', 'vel')
 """Maps of a task besides its `heatmap`."""
 
 
-@offered(HEADS)
+@registered_if_named(HEADS)
 class BEVFusionCenterHead(CenterHead):
     """mmdet3d's CenterHead for maps whose rows are x, and boxes of mmdet3d 0.x; velocities are needed.
 

@@ -11,7 +11,7 @@ from mmdet.core.bbox import BaseBBoxCoder
 from mmdet.core.bbox.builder import BBOX_CODERS
 from torch import Tensor
 
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 
 
 def boxes_of_cells(
@@ -45,7 +45,7 @@ def boxes_of_cells(
     return torch.cat(columns, 1).transpose(1, 2)
 
 
-@offered(BBOX_CODERS)
+@registered_if_named(BBOX_CODERS)
 class TransFusionBBoxCoder(BaseBBoxCoder):
     """Cells to metres, logarithms to sizes, gravity centre to bottom centre.
 

@@ -25,7 +25,7 @@ from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.families.bevfusion.runtime.boxes import in_lidar_columns
 from mmdeploy_ext.models.bevfusion.rig import Rig, read_rig
 from mmdeploy_ext.models.bevfusion.view_transform import build_view_transform
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.sparse_backbone.model import LidarBackbone
 
 SENSORS = ('camera', 'lidar')
@@ -34,7 +34,7 @@ HEADS = dict(TransFusionHead='TransFusionHead', CenterHead='BEVFusionCenterHead'
 """Type in a config -> type that is built: mmdet3d's CenterHead takes maps (Y, X), those here are (X, Y)."""
 
 
-@offered(FUSION_LAYERS)
+@registered_if_named(FUSION_LAYERS)
 class ConvFuser(nn.Sequential):
     """The maps of all sensors side by side, and one 3x3 convolution to C channels.
 
@@ -56,7 +56,7 @@ class ConvFuser(nn.Sequential):
         return super().forward(torch.cat(tuple(maps), 1))
 
 
-@offered(DETECTORS, builds=('BEVFusionCenterHead',))
+@registered_if_named(DETECTORS, builds=('BEVFusionCenterHead',))
 class BEVFusion(BaseModule):
     """Cameras, LiDAR or both to boxes; parameters are named as in mit-han-lab's checkpoints.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.bevfusion.losses import VALUES, HeadLosses
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 
 UNLIMITED = dict(nuScenes=(8, 9), Waymo=(1, 2))
 """Data set -> classes of small objects, of which every cell may be a query, not peaks alone."""
@@ -120,7 +120,7 @@ class Predictor(nn.ModuleDict):
         return {name: layers(queries) for name, layers in self.items()}
 
 
-@offered(HEADS)
+@registered_if_named(HEADS)
 class TransFusionHead(nn.Module):
     """Queries from a heat map, refined by one decoder layer; for nuScenes, as BEVFusion has it.
 

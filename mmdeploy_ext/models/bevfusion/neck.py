@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.bevfusion.view_transform import conv_block
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 
 BATCH_NORM, RELU = dict(type='BN2d'), dict(type='ReLU')
 """Normalisation and activation if the config does not say."""
@@ -22,7 +22,7 @@ BILINEAR = dict(mode='bilinear', align_corners=True)
 """How maps are enlarged if the config does not say; the published configs say `align_corners=False`."""
 
 
-@offered(NECKS)
+@registered_if_named(NECKS)
 class GeneralizedLSSFPN(nn.Module):
     """Levels from the coarsest down: the map above is enlarged, joined, and convolved by 1x1 and 3x3.
 
@@ -67,7 +67,7 @@ class GeneralizedLSSFPN(nn.Module):
         return tuple(levels[:-1])
 
 
-@offered(BACKBONES)
+@registered_if_named(BACKBONES)
 class GeneralizedResNet(nn.ModuleList):
     """Stages of residual blocks, without a stem; `blocks` has (blocks, channels, stride) of each stage.
 
@@ -90,7 +90,7 @@ class GeneralizedResNet(nn.ModuleList):
         return maps
 
 
-@offered(NECKS)
+@registered_if_named(NECKS)
 class LSSFPN(nn.Module):
     """A coarse map enlarged to a fine one, both joined and convolved; the result enlarged once more.
 

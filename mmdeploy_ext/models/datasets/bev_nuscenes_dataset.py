@@ -12,11 +12,11 @@ from mmdet3d.datasets import NuScenesDataset
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.parts.runtime.bev_motion import can_bus_record
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.datasets.nuscenes_dataset import camera_inputs, lidar_to_global
 
 
-@offered(DATASETS)
+@registered_if_named(DATASETS)
 class BevNuScenesDataset(NuScenesDataset):
     """mmdet3d's nuScenes data set, plus the matrices of cameras and the motion of the car.
 

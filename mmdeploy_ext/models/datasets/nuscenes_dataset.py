@@ -18,7 +18,7 @@ from pyquaternion import Quaternion
 
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 
 LIST_KEYS = ('gt_bboxes_3d', 'gt_labels_3d', 'gt_bboxes', 'gt_labels', 'centers2d', 'depths')
 """Annotations, which a training sample has as lists of T entries, not stacked."""
@@ -30,7 +30,7 @@ INFO_KEYS_2D = dict(bboxes='bboxes2d', labels='labels2d') | {
 """Key of `ann_info` -> key of an info."""
 
 
-@offered(DATASETS)
+@registered_if_named(DATASETS)
 class CustomNuScenesDataset(NuScenesDataset):
     """mmdet3d's nuScenes data set, plus cameras, poses, 2D boxes and sequences.
 
@@ -140,7 +140,7 @@ class CustomNuScenesDataset(NuScenesDataset):
         return result
 
 
-@offered(DATASETS)
+@registered_if_named(DATASETS)
 class FusionNuScenesDataset(NuScenesDataset):
     """mmdet3d's nuScenes data set, plus the matrices that BEVFusion takes.
 

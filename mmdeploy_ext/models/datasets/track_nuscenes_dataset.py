@@ -16,7 +16,7 @@ from PIL import Image
 from pyquaternion import Quaternion
 
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.datasets.nuscenes_dataset import read_calibration
 
 
@@ -36,7 +36,7 @@ def read_pose(record: dict[str, Any], name: str, title: str) -> np.ndarray:
     return matrix
 
 
-@offered(DATASETS)
+@registered_if_named(DATASETS)
 class NuScenes3DDetTrackDataset(NuScenesDataset):
     """mmdet3d's nuScenes data set, plus matrices of cameras and the pose of the LiDAR.
 
@@ -104,7 +104,7 @@ class NuScenes3DDetTrackDataset(NuScenesDataset):
         return dict(resize=resize, crop=(left, top, left + width, top + height))
 
 
-@offered(PIPELINES)
+@registered_if_named(PIPELINES)
 class ResizeCropFlipImage:
     """Resizes and crops all cameras by `aug_config`, and their `lidar2img` with them; tests alone."""
 
@@ -123,7 +123,7 @@ class ResizeCropFlipImage:
         return results
 
 
-@offered(PIPELINES)
+@registered_if_named(PIPELINES)
 class NuScenesSparse4DAdaptor:
     """Makes what Sparse4D takes: pictures as a tensor, the rest as arrays of numpy."""
 

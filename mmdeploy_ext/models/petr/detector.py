@@ -6,10 +6,10 @@ Source: megvii-research/PETR f7525f9, `detectors/petr3d.py`.
 from mmdet.models import DETECTORS
 
 from mmdeploy_ext.models.camera_detector import CameraDetector
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 
 
-@offered(DETECTORS, beside=('PETRHead', 'PETRv2Head'))
+@registered_if_named(DETECTORS, beside=('PETRHead', 'PETRv2Head'))
 class Petr3D(CameraDetector):
     """Camera-only detector; `modules` are those of `CameraDetector`.
 

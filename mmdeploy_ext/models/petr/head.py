@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.petr.positions import image_to_lidar, token_corners
 from mmdeploy_ext.models.petr.steps import (
     QUERY_FEATS,
@@ -86,7 +86,7 @@ class PetrBoxCoder(QueryBoxCoder):
         return scores > self.score_threshold if self.score_threshold else super().passing(scores)
 
 
-@offered(HEADS)
+@registered_if_named(HEADS)
 class PETRHead(BaseModule):
     """Test-time head of PETR, for one frame of N cameras.
 
@@ -204,7 +204,7 @@ class PETRHead(BaseModule):
         return decoded_samples(self.bbox_coder, outputs, img_metas)
 
 
-@offered(HEADS)
+@registered_if_named(HEADS)
 class PETRv2Head(PETRHead):
     """Test-time head of PETRv2: 6 cameras of the frame, then 6 of a frame before; see `PETRHead`.
 

@@ -18,7 +18,7 @@ from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import Tensor
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.rays import frustum_points, lidar_points, sine_encoding
 
 EPSILON = 1e-6
@@ -66,7 +66,7 @@ def ray_codes(
     return codes.reshape(cameras, *size, -1).permute(0, 3, 1, 2)
 
 
-@offered(POSITIONAL_ENCODING)
+@registered_if_named(POSITIONAL_ENCODING)
 class SinePositionalEncoding3D(BaseModule):
     """Sines and cosines of the counts of cameras, rows and columns that are no padding.
 

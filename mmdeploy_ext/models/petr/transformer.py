@@ -15,16 +15,16 @@ from mmdet.models.utils.builder import TRANSFORMER
 from torch import Tensor
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.query_decoder import AttentionLayer, DecoderTransformer
 
 
-@offered(TRANSFORMER_LAYER)
+@registered_if_named(TRANSFORMER_LAYER)
 class PETRTransformerDecoderLayer(AttentionLayer):
     """An `AttentionLayer` whose steps are those of mmcv."""
 
 
-@offered(TRANSFORMER)
+@registered_if_named(TRANSFORMER)
 class PETRTransformer(DecoderTransformer):
     """A `DecoderTransformer` for tokens by camera; ConfigError: layers that begin with a norm."""
 

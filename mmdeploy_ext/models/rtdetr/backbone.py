@@ -15,7 +15,7 @@ from mmdet.models.builder import BACKBONES
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.rtdetr.layers import ConvNorm
 
 STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -109,7 +109,7 @@ class Stage(nn.Module):
         return features
 
 
-@offered(BACKBONES)
+@registered_if_named(BACKBONES)
 class PResNet(BaseModule):
     """ResNet-vd whose last three stages (strides 8, 16, 32) are the result.
 

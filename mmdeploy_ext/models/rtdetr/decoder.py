@@ -21,7 +21,7 @@ from torch import nn
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.rtdetr.attention import DecoderLayer
 from mmdeploy_ext.models.rtdetr.boxes import cxcywh_to_xyxy
 from mmdeploy_ext.models.rtdetr.layers import MLP
@@ -91,7 +91,7 @@ class Selection:
     logits: torch.Tensor  # (B, Q, C) class logits of the encoder
 
 
-@offered(HEADS)
+@registered_if_named(HEADS)
 class RTDETRDecoder(BaseModule):
     """Three maps to Q boxes with class logits; no NMS. `num_queries` is Q, `num_classes` C."""
 

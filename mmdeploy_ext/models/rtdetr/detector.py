@@ -16,7 +16,7 @@ from mmdet.models.builder import DETECTORS, build_backbone, build_head, build_ne
 from mmdet.models.detectors.base import BaseDetector
 
 from mmdeploy_ext.core.errors import ShapeError
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.rtdetr.boxes import xyxy_to_cxcywh
 from mmdeploy_ext.models.rtdetr.decoder import Postprocess
 from mmdeploy_ext.models.rtdetr.training import Objects, SetLoss, training_losses
@@ -27,7 +27,7 @@ MAX_PER_IMG = 300
 """Number of results if `test_cfg` names none."""
 
 
-@offered(DETECTORS)
+@registered_if_named(DETECTORS)
 class RTDETR(BaseDetector):
     """Backbone, hybrid encoder, decoder.
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.same_bytes import power
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.rtdetr.layers import ACTIVATIONS, ConvNorm, RepVggBlock, SelfAttention
 
 REP_BLOCKS = 3
@@ -122,7 +122,7 @@ class CSPRepLayer(nn.Module):
         return self.conv3(self.bottlenecks(self.conv1(features)) + self.conv2(features))
 
 
-@offered(NECKS)
+@registered_if_named(NECKS)
 class RTDETRHybridEncoder(BaseModule):
     """Three backbone maps to three maps of one width."""
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.deformable_aggregation import aggregate
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.sparse4d.blocks import normalised_layers
 
 NEAREST_DEPTH = 1e-5
@@ -49,7 +49,7 @@ def flatten_maps(maps: Sequence[Tensor]) -> Features:
     return Features(rows.flatten(1, 2), sizes.to(rows.device), starts.to(rows.device))
 
 
-@offered(ATTENTION)
+@registered_if_named(ATTENTION)
 class DeformableFeatureAggregation(BaseModule):
     """Key points of instances, their weights, and the features that they gather.
 

@@ -17,7 +17,7 @@ from mmcv.utils import build_from_cfg
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.sparse4d.blocks import NUMBERS
 
 NO_ID = -1
@@ -42,7 +42,7 @@ def read_anchors(anchor: str | Sequence, count: int) -> Tensor:
     return anchors
 
 
-@offered(PLUGIN_LAYERS)
+@registered_if_named(PLUGIN_LAYERS)
 class InstanceBank(BaseModule):
     """The learned instances, and those that were kept of the last frame.
 

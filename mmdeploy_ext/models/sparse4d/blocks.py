@@ -18,7 +18,7 @@ from mmcv.runner.base_module import BaseModule
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 
 CENTRE, LOG_SIZE, YAW, VELOCITY = slice(0, 3), slice(3, 6), slice(6, 8), slice(8, 11)
 """Columns of an anchor."""
@@ -55,7 +55,7 @@ class Scaled(nn.Module):
         return values * self.scale
 
 
-@offered(POSITIONAL_ENCODING)
+@registered_if_named(POSITIONAL_ENCODING)
 class SparseBox3DEncoder(BaseModule):
     """Anchors to embeddings: one network each for place, sizes, yaw and velocity, side by side.
 
@@ -97,7 +97,7 @@ class SparseBox3DEncoder(BaseModule):
         return torch.cat(parts, -1)
 
 
-@offered(PLUGIN_LAYERS)
+@registered_if_named(PLUGIN_LAYERS)
 class SparseBox3DRefinementModule(BaseModule):
     """Corrects anchors, and scores them.
 
@@ -157,7 +157,7 @@ class SparseBox3DRefinementModule(BaseModule):
         return refined, self.cls_layers(feature), self.quality_layers(both)
 
 
-@offered(FEEDFORWARD_NETWORK)
+@registered_if_named(FEEDFORWARD_NETWORK)
 class AsymmetricFFN(BaseModule):
     """Feed-forward network from `in_channels` to `embed_dims`, whose shortcut begins behind its norm.
 
@@ -200,7 +200,7 @@ class AsymmetricFFN(BaseModule):
         return self.identity_fc(normed) + self.layers(normed)
 
 
-@offered(PLUGIN_LAYERS)
+@registered_if_named(PLUGIN_LAYERS)
 class SparseBox3DKeyPointsGenerator(BaseModule):
     """Key points of an instance: some at fixed places in its box, some at learned ones.
 
@@ -257,7 +257,7 @@ class SparseBox3DKeyPointsGenerator(BaseModule):
         return torch.cat([centre, anchor[..., LOG_SIZE], cosine_sine, velocity], -1)
 
 
-@offered(PLUGIN_LAYERS)
+@registered_if_named(PLUGIN_LAYERS)
 class DenseDepthNet(BaseModule):
     """The depth branch of training: a container of its parameters, which checkpoints have."""
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.sparse4d.aggregation import Features, flatten_maps
 
 
-@offered(DETECTORS)
+@registered_if_named(DETECTORS)
 class Sparse4D(BaseModule):
     """Camera-only detector and tracker that runs a drive frame by frame.
 

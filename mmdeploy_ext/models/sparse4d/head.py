@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.sparse4d.aggregation import Features
 from mmdeploy_ext.models.sparse4d.blocks import CENTRE, LOG_SIZE, VELOCITY
 
@@ -37,7 +37,7 @@ OPERATIONS = ('temp_gnn', 'gnn', 'norm', 'deformable', 'ffn', 'refine')
 """Kinds of operations."""
 
 
-@offered(BBOX_CODERS)
+@registered_if_named(BBOX_CODERS)
 class SparseBox3DDecoder:
     """The best instances of a frame as boxes.
 
@@ -94,7 +94,7 @@ def boxes_of(anchor: Tensor) -> Tensor:
     return torch.cat([anchor[:, CENTRE], anchor[:, LOG_SIZE].exp(), yaw, anchor[:, VELOCITY]], -1)
 
 
-@offered(HEADS)
+@registered_if_named(HEADS)
 class Sparse4DHead(BaseModule):
     """Test-time head.
 

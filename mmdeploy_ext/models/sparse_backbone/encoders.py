@@ -14,13 +14,13 @@ from mmdet3d.ops import make_sparse_convmodule
 from spconv.pytorch import SparseConv3d, SparseConvTensor, SparseModule, SparseSequential, SubMConv3d
 from torch import nn
 
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 
 NORM = dict(type='BN1d', eps=1e-3, momentum=0.01)
 """Normalisation if the config names none."""
 
 
-@offered(MIDDLE_ENCODERS)
+@registered_if_named(MIDDLE_ENCODERS)
 class BEVFusionSparseEncoder(SparseEncoder):
     """mmdet3d's SparseEncoder with x, y, z axes, as mit-han-lab's BEVFusion has it.
 
@@ -112,7 +112,7 @@ class CenterPointBlock(SparseModule):
         return out.replace_feature(self.relu(out.features))
 
 
-@offered(MIDDLE_ENCODERS)
+@registered_if_named(MIDDLE_ENCODERS)
 class CenterPointSparseEncoder(nn.Module):
     """The published CenterPoint's encoder (SpMiddleResNetFHD), with det3d's parameter names; z, y, x axes.
 

@@ -12,10 +12,10 @@ from mmdet3d.models.builder import DETECTORS, build_middle_encoder
 from torch import nn
 
 from mmdeploy_ext.core.errors import DataError, ShapeError
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 
 
-@offered(DETECTORS)
+@registered_if_named(DETECTORS)
 class LidarBackbone(nn.Module):
     """Points to bird's-eye view, on CPU and GPU: a detector without its dense network.
 

@@ -15,7 +15,7 @@ from mmdet.core.bbox.transforms import bbox_cxcywh_to_xyxy
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.streampetr.coder import normalize_bbox
 
 WORST_COST = 100.0
@@ -58,7 +58,7 @@ def refuse_ignored(gt_bboxes_ignore: Tensor | None) -> None:
         )
 
 
-@offered(BBOX_ASSIGNERS, builds=('BBox3DL1Cost',))
+@registered_if_named(BBOX_ASSIGNERS, builds=('BBox3DL1Cost',))
 class HungarianAssigner3D(BaseAssigner):
     """Match queries with 3D boxes by classification cost and weighted L1 distance of the regression targets.
 
@@ -109,7 +109,7 @@ class HungarianAssigner3D(BaseAssigner):
         return to_result(cost, gt_labels, len(bbox_pred))
 
 
-@offered(BBOX_ASSIGNERS, builds=('BBox3DL1Cost',))
+@registered_if_named(BBOX_ASSIGNERS, builds=('BBox3DL1Cost',))
 class HungarianAssigner2D(BaseAssigner):
     """Match image tokens with 2D boxes by class, L1 and GIoU of boxes and L1 of projected 3D centres.
 
@@ -157,7 +157,7 @@ class HungarianAssigner2D(BaseAssigner):
         return to_result(cost, gt_labels, len(bbox_pred))
 
 
-@offered(MATCH_COST)
+@registered_if_named(MATCH_COST)
 class BBox3DL1Cost:
     """L1 distance of two sets of vectors, of any number of columns, times `weight`.
 

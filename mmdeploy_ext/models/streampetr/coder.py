@@ -13,7 +13,7 @@ from mmdet.core.bbox import BaseBBoxCoder
 from mmdet.core.bbox.builder import BBOX_CODERS
 from torch import Tensor
 
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.query_boxes import QueryBoxCoder
 
 
@@ -41,7 +41,7 @@ def denormalize_bbox(normalized: Tensor, pc_range: list[float] | Tensor | None =
     return torch.cat([normalized[..., :3], normalized[..., 3:6].exp(), yaw, normalized[..., 8:10]], dim=-1)
 
 
-@offered(BBOX_CODERS)
+@registered_if_named(BBOX_CODERS)
 class NMSFreeCoder(QueryBoxCoder, BaseBBoxCoder):
     """The best (query, class) pairs as boxes; codes are those of `normalize_bbox`.
 

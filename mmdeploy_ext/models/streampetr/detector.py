@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.streampetr.steps import token_centers
 
 PER_FRAME = ('gt_bboxes_3d', 'gt_labels_3d', 'gt_bboxes', 'gt_labels', 'centers2d', 'depths', 'img_metas')
@@ -70,7 +70,7 @@ class GridMask(nn.Module):
         return (rows[:, None] | columns).float()
 
 
-@offered(DETECTORS)
+@registered_if_named(DETECTORS)
 class Petr3D(MVXTwoStageDetector):
     """Camera-only detector that runs a scene frame by frame.
 
@@ -278,11 +278,11 @@ class Petr3D(MVXTwoStageDetector):
         return (centers / centers.new_tensor([width, height])).view(1, *img_feats.shape[-2:], 2)
 
 
-@offered(DETECTORS)
+@registered_if_named(DETECTORS)
 class Petr3DPTH(Petr3D):
     """The name that the deployment fork's `_pth` configs use."""
 
 
-@offered(DETECTORS)
+@registered_if_named(DETECTORS)
 class Petr3DONNX(Petr3D):
     """The name that the deployment fork's `_onnx` configs use."""

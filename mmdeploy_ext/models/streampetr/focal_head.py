@@ -21,7 +21,7 @@ from mmdet.models import HEADS, build_loss
 from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import Tensor, nn
 
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 
 SIGMOID_EPS = 1e-4
 """Smallest centerness whose logarithm the loss takes; the largest is 1 minus it."""
@@ -59,7 +59,7 @@ def draw_heatmap(centers: Tensor, bboxes: Tensor, shape: tuple[int, int], stride
     return torch.where(inside, gaussian, 0.0).amax(dim=0)
 
 
-@offered(HEADS)
+@registered_if_named(HEADS)
 class FocalHead(BaseModule):
     """2D boxes, centres and classes per token.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.streampetr import memory as temporal
 from mmdeploy_ext.models.streampetr import training
 from mmdeploy_ext.models.streampetr.head_layers import HeadLayers
@@ -21,7 +21,7 @@ from mmdeploy_ext.models.streampetr.memory import Memory
 from mmdeploy_ext.models.streampetr.steps import FrameSteps, tap_memory
 
 
-@offered(HEADS)
+@registered_if_named(HEADS)
 class StreamPETRHead(FrameSteps, HeadLayers):
     """Queries, some of them propagated from the last frame, become boxes; the best of them become memory.
 
@@ -116,11 +116,11 @@ class StreamPETRHead(FrameSteps, HeadLayers):
         return results
 
 
-@offered(HEADS)
+@registered_if_named(HEADS)
 class StreamPETRHeadPTH(StreamPETRHead):
     """The name that the deployment fork's `_pth` configs use."""
 
 
-@offered(HEADS)
+@registered_if_named(HEADS)
 class StreamPETRHeadONNX(StreamPETRHead):
     """The name that the deployment fork's `_onnx` configs use."""

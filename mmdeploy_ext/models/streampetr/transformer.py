@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.query_decoder import AttentionLayer, DecoderTransformer
 
 
-@offered(TRANSFORMER_LAYER)
+@registered_if_named(TRANSFORMER_LAYER)
 class PETRTemporalDecoderLayer(AttentionLayer):
     """An `AttentionLayer` whose self attention reads the memory, too."""
 
@@ -87,7 +87,7 @@ class PETRTemporalDecoderLayer(AttentionLayer):
         return query
 
 
-@offered(TRANSFORMER)
+@registered_if_named(TRANSFORMER)
 class PETRTemporalTransformer(DecoderTransformer):
     """A `DecoderTransformer` for tensors whose first axis is the batch."""
 

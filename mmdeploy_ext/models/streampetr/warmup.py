@@ -18,7 +18,7 @@ from mmcv.runner import HOOKS, Hook
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 
 MIN_DEPTH = 0.5
 """Depth in m from which on a camera sees a point."""
@@ -26,7 +26,7 @@ MAX_TURN = 0.4
 """Largest angle by which a calibration is turned, rad."""
 
 
-@offered(HOOKS)
+@registered_if_named(HOOKS)
 class GeometryWarmupHook(Hook):
     """Run `warm_up` before the first iteration of a new run, with the calibrations of its batch.
 

@@ -234,6 +234,6 @@ def test_the_catalogue_has_every_class_that_is_offered(library, modules):
 
 def test_every_module_that_offers_a_class_is_in_the_catalogue():
     folder = REPOSITORY / 'mmdeploy_ext/models'
-    files = [path for path in folder.rglob('*.py') if '@offered(' in path.read_text()]
+    files = [path for path in folder.rglob('*.py') if '@registered_if_named(' in path.read_text()]
     modules = {'.'.join(path.relative_to(folder).with_suffix('').parts) for path in files}
     assert modules == {*MODELS_2D, *MODELS_3D}

@@ -12,7 +12,7 @@ from mmdet.datasets.builder import PIPELINES
 from PIL import Image
 
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 
 # What PIL's `resize` without a filter means from Pillow 7 on; StreamPETR names none.
 RESAMPLE = Image.Resampling.BICUBIC
@@ -66,7 +66,7 @@ class ImageTransform:
         return corners[:, [2, 1, 0, 3]] if self.flip else corners
 
 
-@offered(PIPELINES)
+@registered_if_named(PIPELINES)
 class ResizeCropFlipRotImage:
     """Resize, crop and mirror all cameras alike, and their intrinsics, `lidar2img` and 2D boxes with them.
 
@@ -181,7 +181,7 @@ def visible(bboxes_xyxy: np.ndarray, depths: np.ndarray, size: tuple[int, int]) 
     return np.isin(np.arange(len(bboxes_xyxy)), owner)
 
 
-@offered(PIPELINES)
+@registered_if_named(PIPELINES)
 class GlobalRotScaleTransImage:
     """Rotate about z, scale and shift the LiDAR frame: boxes, `lidar2img`, `ego_pose`, `ego_pose_inv`.
 

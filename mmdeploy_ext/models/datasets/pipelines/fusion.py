@@ -13,12 +13,12 @@ from mmdet3d.datasets.builder import PIPELINES as PIPELINES_3D
 from PIL import Image
 
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.datasets.pipelines.augmentation import ImageTransform
 from mmdeploy_ext.models.datasets.pipelines.multi_view_image import NormalizeMultiviewImage
 
 
-@offered(PIPELINES)
+@registered_if_named(PIPELINES)
 class ImageAug3D:
     """Resize, crop, mirror and rotate each camera's picture; `img_aug_matrix` (N, 4, 4) has the transforms.
 
@@ -98,7 +98,7 @@ class ImageAug3D:
         return turned, turn @ matrix
 
 
-@offered(PIPELINES)
+@registered_if_named(PIPELINES)
 class ImageNormalize(NormalizeMultiviewImage):
     """Turn pictures from OpenCV's BGR to RGB, and normalise them: (value / 255 - mean) / std.
 
@@ -110,7 +110,7 @@ class ImageNormalize(NormalizeMultiviewImage):
         super().__init__(*(np.array(values, np.float64) * 255.0 for values in (mean, std)))
 
 
-@offered(PIPELINES)
+@registered_if_named(PIPELINES)
 class LidarAugMatrix:
     """Write `lidar_aug_matrix` (4, 4): LiDAR frame to that of the points behind mmdet3d's earlier steps.
 
@@ -143,7 +143,7 @@ class LidarAugMatrix:
         return results
 
 
-@offered(PIPELINES_3D)
+@registered_if_named(PIPELINES_3D)
 class FoldHeading:
     """Take the yaw of training boxes modulo half a turn, into 0..pi.
 

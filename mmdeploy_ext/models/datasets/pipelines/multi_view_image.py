@@ -13,12 +13,12 @@ from mmcv.parallel import DataContainer
 from mmdet.datasets.builder import PIPELINES
 from mmdet3d.datasets.pipelines import DefaultFormatBundle3D
 
-from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.catalogue import registered_if_named
 
 FLOAT64_KEYS = ('timestamp', 'img_timestamp')  # float32 has steps of 128 s at nuScenes' times
 
 
-@offered(PIPELINES)
+@registered_if_named(PIPELINES)
 class NormalizeMultiviewImage:
     """Normalise by (image - mean) / std per channel, with `to_rgb` after BGR to RGB; adds `img_norm_cfg`.
 
@@ -37,7 +37,7 @@ class NormalizeMultiviewImage:
         return results
 
 
-@offered(PIPELINES)
+@registered_if_named(PIPELINES)
 class RandomScaleImageMultiViewImage:
     """Resize every image by the one factor in `scales`, bilinearly, and `lidar2img` with it.
 
@@ -61,7 +61,7 @@ class RandomScaleImageMultiViewImage:
         return results
 
 
-@offered(PIPELINES)
+@registered_if_named(PIPELINES)
 class PadMultiViewImage:
     """Pad every image at the right and the bottom, to `size` (H, W) or to a multiple of `size_divisor`.
 
@@ -99,7 +99,7 @@ class PadMultiViewImage:
         return results
 
 
-@offered(PIPELINES)
+@registered_if_named(PIPELINES)
 class PETRFormatBundle3D(DefaultFormatBundle3D):
     """mmdet3d's bundle, plus `collect_keys` as tensors: float32, `FLOAT64_KEYS` among them float64.
 
