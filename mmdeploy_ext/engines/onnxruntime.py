@@ -137,8 +137,8 @@ class OnnxRuntimeBackend(Backend):
         """Open the session without reading the file's metadata, for files that need not have any.
 
         Raises:
-            EngineError: an execution provider is missing, or does not start; then the session stays open until
-                `deactivate`.
+            EngineError: an execution provider is missing, or does not start; the session then stays open
+                until `deactivate`.
             ModelFileError: no such file, too large a one, or a path that is not UTF-8; a LoadError: ONNX
                 Runtime cannot load it.
         """

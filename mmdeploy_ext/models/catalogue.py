@@ -150,23 +150,27 @@ def registered_if_named(
 
 def registered_types() -> set[str]:
     """Return the types in the registries of the libraries, whoever registered them."""
-    return {name for registry in _distinct_registries() for name in registry.module_dict}
+    distinct = {id(registry): registry for registry in registries(LIBRARIES)}
+    return {name for registry in distinct.values() for name in registry.module_dict}
 
 
-def known_type(name: Any) -> Any:
-    """Return the type of this package that a config's type is, or that its class is derived from.
+def type_of_class(kind: type) -> str | None:
+    """Return the type of this package that a class is, is a copy of, or is derived from.
 
-    The class is the one that is registered in any library; of several bases it is the nearest. `name` itself
-    is returned if nobody has registered it, and if none of its bases is a type of this package.
+    Classes are told by their names; of several bases it is the nearest; None if none is a type of this package.
     """
-    for registry in _distinct_registries():
-        if inspect.isclass(kind := registry.module_dict.get(name)):
-            return next((base.__name__ for base in inspect.getmro(kind) if base.__name__ in MODULES), name)
-    return name
+    return next((base.__name__ for base in inspect.getmro(kind) if base.__name__ in MODULES), None)
 
 
-def _distinct_registries() -> list[Any]:
-    return list({id(registry): registry for registry in registries(LIBRARIES)}.values())
+def _derived_types() -> dict[str, str]:
+    """Return name -> type of this package, of the classes that are derived from this package's."""
+    derived: dict[str, str] = {}
+    pending = [offer.cls for offers in _OFFERS.values() for offer in offers]
+    while pending:
+        for kind in pending.pop().__subclasses__():
+            derived[kind.__name__] = type_of_class(kind)
+            pending.append(kind)
+    return derived
 
 
 def register(names: Iterable[str], config_types: Iterable[str] = ()) -> None:
@@ -205,7 +209,7 @@ def register_named(cfg: Any) -> None:
     the detector of that model is taken.
     """
     named = {name for _, name in types_of(dict(cfg.items()))}
-    types = sorted(named | {known_type(name) for name in named})
+    types = sorted(named | {base for name, base in _derived_types().items() if name in named})
     register(types, types)
 
 

@@ -7,11 +7,14 @@ What the other attributes of the classes are for is documented where they are de
 """
 
 import abc
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
+from mmdet.models.builder import MODELS as MMDET_MODELS
 from mmdet3d.models import build_model
+from mmdet3d.models.builder import MODELS
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
@@ -28,7 +31,7 @@ from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.parts.runtime.rig_frames import moments
 from mmdeploy_ext.families.parts.samples import arrays, result
 from mmdeploy_ext.families.sequence import SequenceFamily
-from mmdeploy_ext.models.catalogue import known_type, register_named
+from mmdeploy_ext.models.catalogue import register_named, type_of_class
 from mmdeploy_ext.models.query_boxes import QueryBoxCoder
 from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
 from mmdeploy_ext.runtime.frames import Stepper
@@ -43,7 +46,11 @@ CODER = 'NMSFreeCoder'
 
 def is_one_of(types: Sequence[str], part: Mapping[str, Any]) -> bool:
     """Return whether the type of a part of a config is one of `types`, or its class is derived from one."""
-    return known_type(part.get('type')) in types
+    name = part.get('type')
+    for registry in (MMDET_MODELS, MODELS):
+        if inspect.isclass(kind := registry.module_dict.get(name)):
+            return (type_of_class(kind) or name) in types
+    return name in types
 
 
 class CameraFamily(SequenceFamily):
