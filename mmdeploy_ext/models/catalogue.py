@@ -157,7 +157,7 @@ def registered_types() -> set[str]:
 def type_of_class(kind: type) -> str | None:
     """Return the type of this package that a class is, is a copy of, or is derived from.
 
-    Classes are told by their names; of several bases it is the nearest; None if none is a type of this package.
+    Classes are told by their names; of several bases the nearest counts. None if none is a type of ours.
     """
     return next((base.__name__ for base in inspect.getmro(kind) if base.__name__ in MODULES), None)
 
