@@ -65,7 +65,7 @@ def check_ports(ports: Sequence[Port], recorded: Sequence[Port], side: str, path
     """Refuse an engine whose tensors are not those of its record: names, dtypes and numbers of axes.
 
     `ports` are those of the engine, `recorded` those of its record (see `record.py`), each in any order;
-    sizes of axes are not compared. `side` is 'inputs' or 'outputs', `path` the engine, for the ModelFileError.
+    sizes of axes are not compared. `side` is 'inputs' or 'outputs', `path` the engine, for a ModelFileError.
     """
     actual, expected = {port.name: port for port in ports}, {port.name: port for port in recorded}
     missing, extra = sorted(expected.keys() - actual), sorted(actual.keys() - expected)
