@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 LARGEST_PATTERN = 8
 """Operators of two operands in a pattern: each doubles the forms that are looked for if it is commutative."""
+VARIADIC = ('Max', 'Mean', 'Min', 'Sum')
+"""Commutative operators of any number of operands. A pattern in which one of them has other than two is found
+in the order of its operands alone."""
 TOLERANCE = 1e-6
 """Relative tolerance at which numbers are equal: the text of a rule has fewer digits than float32."""
 
@@ -55,8 +58,8 @@ def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replac
     """Return a model in which every place that a rule's pattern matches has the rule's replacement.
 
     - Fires where operators, attributes, numbers and the structure agree; the operands of commutative
-      operators may be swapped. Numbers agree to 1e-6; one of the pattern fits a constant of one element,
-      whatever its shape.
+      operators may be swapped, unless one of `VARIADIC` has other than two. Numbers agree to 1e-6; one of the
+      pattern fits a constant of one element, whatever its shape.
     - Not fired where an inner result is read elsewhere or is an output of the graph (which the report
       states), and where operators of the pattern lie in different graphs (an If's branch and the graph around
       it).
@@ -127,7 +130,9 @@ class _Rewriter:
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         names = ('__builder__', *self.rule.pattern.variables)
         target.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])
-        return pattern.RewriteRuleSet([pattern.RewriteRule(target, self.replacement)], commute=True)
+        # the rewriter swaps two operands, and asserts that there are no more
+        swaps = all(len(node.input) == 2 for node in self.rule.pattern.nodes if node.op_type in VARIADIC)
+        return pattern.RewriteRuleSet([pattern.RewriteRule(target, self.replacement)], commute=swaps)
 
     def target(self, op: Any, *variables: Any) -> Any:
         """Make the rewriter's pattern."""

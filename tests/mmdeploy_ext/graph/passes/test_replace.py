@@ -56,6 +56,15 @@ def test_a_pattern_is_replaced_in_every_place_also_with_swapped_operands():
     assert rows and all(row.passed for row in rows)
 
 
+def test_a_pattern_may_have_an_operator_of_three_operands():
+    model = model_of('m = Max(x, one, x) \n y = Relu(m)')
+    rule = 'm = Max(a, b, c); y = Relu(m) -> k = Max(a, b); n = Max(k, c); y = Relu(n)'
+    result, _ = replaced(model, rule)
+    assert operators(result) == ['Max', 'Max', 'Relu']
+    rows = compare_models(model, result, [random_feeds(model)], 1e-6)
+    assert rows and all(row.passed for row in rows)
+
+
 @pytest.mark.parametrize(
     ('body', 'outputs', 'why'),
     [
