@@ -232,8 +232,8 @@ def _sha256_urlsafe(path: Path, _modified_ns: int) -> str:
 def functions_behind(function: Any) -> Iterator[Callable[..., Any]]:
     """Yield a method's Python function and those that its decorators wrap, the outermost first.
 
-    `function` may be bound, decorated by `DECORATORS`, or the partial that such a decorator makes; nothing is
-    yielded of a built-in one and of other partials, which change arguments.
+    `function` may be bound, compiled by numba, decorated by `DECORATORS`, or the partial that such a
+    decorator makes; nothing is yielded of a built-in one and of other partials, which change arguments.
     """
     function = getattr(function, '__func__', function)
     function = getattr(function, 'py_func', function)  # what numba has compiled

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import ConfigError
@@ -30,6 +30,11 @@ def names_of_class(registry: Any, name: Any) -> list[str]:
     if registered_class is None:
         return [str(name)]
     return [str(name), *(base.__name__ for base in registered_class.__mro__)]
+
+
+def nearest_base(kind: type, names: Container[str]) -> str | None:
+    """Return the name of a class or of its nearest base that is one of `names`; None if there is none."""
+    return next((base.__name__ for base in kind.__mro__ if base.__name__ in names), None)
 
 
 def head_of(model: torch.nn.Module) -> torch.nn.Module:

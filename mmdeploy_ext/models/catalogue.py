@@ -10,12 +10,12 @@ programs that read a config by mmcv alone.
 import contextlib
 import dataclasses
 import importlib
-import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 from unittest import mock
 
+from mmdeploy_ext.families.building import nearest_base
 from mmdeploy_ext.families.unregistered import registries, types_of
 
 Class = TypeVar('Class', bound=type)
@@ -154,21 +154,13 @@ def registered_types() -> set[str]:
     return {name for registry in distinct.values() for name in registry.module_dict}
 
 
-def type_of_class(kind: type) -> str | None:
-    """Return the type of this package that a class is, is a copy of, or is derived from.
-
-    Classes are told by their names; of several bases the nearest counts. None if none is a type of ours.
-    """
-    return next((base.__name__ for base in inspect.getmro(kind) if base.__name__ in MODULES), None)
-
-
 def _derived_types() -> dict[str, str]:
-    """Return name -> type of this package, of the classes that are derived from this package's."""
+    """Return name of a class that is derived from one of this package -> the nearest type of this package."""
     derived: dict[str, str] = {}
     pending = [offer.cls for offers in _OFFERS.values() for offer in offers]
     while pending:
         for kind in pending.pop().__subclasses__():
-            derived[kind.__name__] = type_of_class(kind)
+            derived[kind.__name__] = nearest_base(kind, MODULES)
             pending.append(kind)
     return derived
 

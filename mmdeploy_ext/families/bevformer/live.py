@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from mmdeploy_ext.families.building import nearest_base
 from mmdeploy_ext.families.replaced import Followed, Replaced, replaced_parts
 from mmdeploy_ext.models import query_boxes
 from mmdeploy_ext.models.bevformer import attention, detector, head
@@ -66,7 +67,6 @@ def replaced(model: nn.Module) -> Iterator[Replaced]:
         **dict.fromkeys(transformer.encoder.layers, 'BEVFormerLayer'),
     }
     for module in transformer.modules():
-        names = [base.__name__ for base in type(module).__mro__ if base.__name__ in ATTENTIONS]
-        if names:
-            parts[module] = names[0]
+        if name := nearest_base(type(module), ATTENTIONS):
+            parts[module] = name
     return replaced_parts(parts, is_ours(model), FOLLOWED, UPSTREAM, FUNCTIONS)

@@ -44,10 +44,7 @@ MAP_FUNCTIONS = ('get_local_maximum', 'get_topk_from_heatmap', 'transpose_and_ga
 FOLLOWED = (
     (detectors.CornerNet, followed.DETECTOR_METHODS),
     *((head, METHODS) for head in HEADS),
-    (
-        gaussian_target,
-        ('get_local_maximum', 'get_topk_from_heatmap', 'transpose_and_gather_feat', 'gather_feat'),
-    ),
+    (gaussian_target, MAP_FUNCTIONS),
     *followed.FUNCTIONS,
 )
 """Classes and modules of mmdet, and the methods that the graph computes, as `Family.followed` has them."""

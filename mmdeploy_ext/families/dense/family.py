@@ -6,7 +6,6 @@ and `families/images.py`.
 
 import contextlib
 import copy
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,6 +21,7 @@ from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.building import nearest_base
 from mmdeploy_ext.families.dense import graphs, reference
 from mmdeploy_ext.families.dense.heads import (
     FOLLOWED,
@@ -83,7 +83,7 @@ class DenseFamily(ImageFamily):
             return Claim.NO
         if detector is not None and not issubclass(detector, SingleStageDetector):
             return Claim.NO  # an unregistered detector is claimed: building it fails with its name
-        if any(base.__name__ in KINDS for base in head.__mro__):
+        if nearest_base(head, KINDS):
             return Claim.HEAD
         return Claim.PART if issubclass(head, BaseDenseHead) else Claim.NO
 
@@ -119,7 +119,7 @@ class DenseFamily(ImageFamily):
             detector_parts.check_one_image(head, options)
         # the sizes of maps that do not follow from the strides are not known here
         by_stride = facts['head']['maps_by_stride']
-        available = largest_num_candidates(head, facts, options) if by_stride else sys.maxsize
+        available = largest_num_candidates(head, facts, options) if by_stride else None
         detector_parts.check_max_candidates(options, available)
 
     def head(self, cfg: Any) -> nn.Module:

@@ -14,6 +14,7 @@ from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.contract.dense_head import Head
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import NmsConfig, nms_config, positive
+from mmdeploy_ext.families.building import nearest_base
 from mmdeploy_ext.families.parts import followed
 from mmdeploy_ext.families.parts.dense_heads import KINDS, HeadKind
 from mmdeploy_ext.families.parts.detector_parts import check_settings
@@ -49,10 +50,10 @@ INVERTING_CODERS = ('tblr', 'distance', 'scaled', 'bucket')
 
 def kind_of(head: nn.Module) -> HeadKind:
     """Return the kind of a head; ConfigError: its class is derived from none that is exported."""
-    for base in type(head).__mro__:
-        if base.__name__ in KINDS:
-            return KINDS[base.__name__]
-    raise ConfigError(f'{type(head).__name__}: no kind of dense head that is exported')
+    name = nearest_base(type(head), KINDS)
+    if name is None:
+        raise ConfigError(f'{type(head).__name__}: no kind of dense head that is exported')
+    return KINDS[name]
 
 
 def check_library_head(head: nn.Module) -> None:

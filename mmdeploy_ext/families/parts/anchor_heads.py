@@ -14,7 +14,7 @@ from mmdet3d.models.builder import HEADS
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.building import names_of_class
+from mmdeploy_ext.families.building import names_of_class, nearest_base
 from mmdeploy_ext.families.parts.runtime.anchors3d import AnchorRule
 from mmdeploy_ext.families.replaced import Followed
 
@@ -93,12 +93,11 @@ def anchor_rule(head: nn.Module, cells: tuple[int, ...] = ()) -> AnchorRule:
         return tuple(float(value) for row in rows for value in row)
 
     generator, test = head.anchor_generator, head.test_cfg
-    kind = next(base.__name__ for base in type(generator).__mro__ if base.__name__ in GENERATORS)
     return AnchorRule(
         num_classes=int(head.num_classes),
         code_size=int(head.box_code_size),
         levels=int(generator.num_levels),
-        aligned=GENERATORS[kind],
+        aligned=GENERATORS[nearest_base(type(generator), GENERATORS)],
         align_corner=bool(getattr(generator, 'align_corner', False)),
         ranges=flat(generator.ranges),
         sizes=flat(generator.sizes),

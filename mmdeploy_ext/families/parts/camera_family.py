@@ -22,7 +22,7 @@ from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.building import build_without_weights
+from mmdeploy_ext.families.building import build_without_weights, nearest_base
 from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention
 from mmdeploy_ext.families.parts.camera_reference import trained_convention
 from mmdeploy_ext.families.parts.detector_parts import part_cfg
@@ -31,7 +31,7 @@ from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.parts.runtime.rig_frames import moments
 from mmdeploy_ext.families.parts.samples import arrays, result
 from mmdeploy_ext.families.sequence import SequenceFamily
-from mmdeploy_ext.models.catalogue import register_named, type_of_class
+from mmdeploy_ext.models.catalogue import MODULES, register_named
 from mmdeploy_ext.models.query_boxes import QueryBoxCoder
 from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
 from mmdeploy_ext.runtime.frames import Stepper
@@ -49,7 +49,7 @@ def is_one_of(types: Sequence[str], part: Mapping[str, Any]) -> bool:
     name = part.get('type')
     for registry in (MMDET_MODELS, MODELS):
         if inspect.isclass(kind := registry.module_dict.get(name)):
-            return (type_of_class(kind) or name) in types
+            return (nearest_base(kind, MODULES) or name) in types
     return name in types
 
 

@@ -206,18 +206,18 @@ def check_tokens(num_tokens: int, options: Options, key: str, num_queries: int) 
         )
 
 
-def check_max_candidates(options: Options, available: int, any_size: bool = False) -> None:
+def check_max_candidates(options: Options, available: int | None, any_size: bool = False) -> None:
     """Refuse (UsageError) `--max-candidates` above the `available` ones at the size of the options.
 
-    A dynamic file is refused, too, unless the model has as many at any size (`any_size`); without the option
-    nothing is.
+    None stands for a number that is not known, which is not checked. A dynamic file is refused, too, unless
+    the model has as many at any size (`any_size`); without the option nothing is.
     """
     if not options.max_candidates:
         return
     option = f'--max-candidates {options.max_candidates}'
     if options.dynamic and not any_size:
         raise UsageError(f'{option}: its shapes are constant; export it without --dynamic-export')
-    if options.max_candidates > available:
+    if available is not None and options.max_candidates > available:
         raise UsageError(
             f'{option}: the model has only {available} candidates at {options.height} x {options.width}'
         )

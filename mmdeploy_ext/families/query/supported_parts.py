@@ -16,6 +16,7 @@ from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import missing_class, mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.building import nearest_base
 from mmdeploy_ext.families.parts import detector_parts, followed
 from mmdeploy_ext.families.parts.dense_heads import chosen_coder
 from mmdeploy_ext.families.parts.regions import EXTRACTORS, check_extractor, part_of, stages_of
@@ -135,10 +136,10 @@ def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
 
 def kind_of(head: nn.Module) -> str:
     """Return the name of the upstream class that a head is derived from; ConfigError: there is none."""
-    for kind in type(head).__mro__:
-        if kind.__name__ in (*TRANSFORMERS, CO_DINO_HEAD):
-            return kind.__name__
-    raise ConfigError(f'{type(head).__name__}: no head of queries that is exported')
+    name = nearest_base(type(head), (*TRANSFORMERS, CO_DINO_HEAD))
+    if name is None:
+        raise ConfigError(f'{type(head).__name__}: no head of queries that is exported')
+    return name
 
 
 def is_co_detr(detector: type | None) -> bool:
@@ -148,7 +149,7 @@ def is_co_detr(detector: type | None) -> bool:
 
 def has_name(part: nn.Module, names: Sequence[str]) -> bool:
     """Return whether the class of a part, or one that it is derived from, has one of these names."""
-    return any(kind.__name__ in names for kind in type(part).__mro__)
+    return nearest_base(type(part), names) is not None
 
 
 def head_key(cfg: Any) -> str:

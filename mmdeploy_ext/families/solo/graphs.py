@@ -16,6 +16,7 @@ from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.mask import MaskPostprocess, mask_config
 from mmdeploy_ext.exporting.postprocess.soft_masks import DynamicMasks, LevelMasks, ProductMasks, SoftMasks
+from mmdeploy_ext.families.building import nearest_base
 from mmdeploy_ext.families.parts.image_tensors import (
     Axis,
     image_input,
@@ -48,7 +49,7 @@ ROWS = 'level after level, each row by row'
 
 def kind(head: nn.Module) -> str:
     """Return the name of mmdet's head, one of `LEVELS`, that a head is, is a copy of, or is derived from."""
-    return next(base.__name__ for base in type(head).__mro__ if base.__name__ in LEVELS)
+    return nearest_base(type(head), LEVELS)
 
 
 def fork_is_flat(head: nn.Module) -> bool:

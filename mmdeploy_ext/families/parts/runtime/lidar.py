@@ -6,13 +6,11 @@ voxels, M points of a voxel, C channels, H, W bird's-eye view.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.contract.metadata import Metadata, damaged
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.preprocess.points import assigned, pillars
 from mmdeploy_ext.runtime.exported import Runtime, check_finite, check_forms, export_files
@@ -38,22 +36,19 @@ DYNAMIC_INPUTS = ('points', 'rows', 'coors')
 """Inputs if voxels hold all their points: points in range, the voxel of each, and the voxels' places."""
 
 
-class PillarsOnnx(contextlib.ExitStack):
+class PillarsOnnx(Runtime):
     """The file from pillars to the bird's-eye view of an export, on any engine.
 
     Attributes:
         session: the engine that runs the file.
-        rule: how points become voxels.
         props: `metadata_props` of the file.
     """
 
     def __init__(self, path: str | Path, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:
         """Open the file; errors and arguments as of `LidarOnnx`."""
         super().__init__()
-        if engine in BACKENDS:  # `build_backend` refuses others
-            options = {**BACKENDS[engine].shared, **options}
-        self.session = self.enter_context(build_backend(engine, str(path), **options))
-        self.rule, self.props = self.session.metadata.preprocess, self.session.metadata.to_props()
+        self.session = self.opened(engine, path, options)
+        self.metadata, self.props = self.session.metadata, self.session.metadata.to_props()
         axes = {tensor.name: tensor.axes for tensor in self.session.spec.inputs}
         points = axes.get(INPUTS[0], ())[1:2]
         if self.rule.mode == 'hard' and points and points[0] != self.rule.max_points:
