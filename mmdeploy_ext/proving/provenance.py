@@ -211,11 +211,20 @@ def refuse_other_settings(cfg: Any, overrides: Mapping[str, Any], path: object) 
 
 
 def _differing_settings(cfg: Any, overrides: Mapping[str, Any]) -> str:
-    """Return a text about overrides of a file that a config lacks or has otherwise, with a remedy, or ''."""
+    """Return a text about overrides of a file that a config lacks or has otherwise, with a remedy, or ''.
+
+    One within a part that a later override replaces has no effect: mmcv drops it.
+    """
     cfg = cfg.get('as_read', cfg)  # overrides are of the config before a family translated it
-    settings = {key: _like(setting_at(cfg, key), value) for key, value in overrides.items()}
+    keys = list(overrides)
+    in_effect = {
+        key: overrides[key]
+        for place, key in enumerate(keys)
+        if not any(key.startswith(f'{later}.') for later in keys[place + 1 :])
+    }
+    settings = {key: _like(setting_at(cfg, key), value) for key, value in in_effect.items()}
     differing_keys = [
-        key for key, value in overrides.items() if settings[key] != value and _changes_export(cfg, key, value)
+        key for key, value in in_effect.items() if settings[key] != value and _changes_export(cfg, key, value)
     ]
     if not differing_keys:
         return ''

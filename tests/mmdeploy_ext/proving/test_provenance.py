@@ -33,6 +33,11 @@ OTHER = {'model.test_cfg.score_thr': 0.3}
         (OTHER, 'model.test_cfg.score_thr: the file says 0.3, the config 0.05; where that is meant, give'),
         ({'model.test_cfg.score_thr': 0.05}, ''),
         ({'data.workers_per_gpu': 0, 'data.no_such_key': 1}, ''),  # not of the model
+        (ABSENT | {'model.test_cfg': dict(score_thr=0.05)}, ''),  # mmcv drops the first of the two
+        (
+            {'model.test_cfg': dict(score_thr=0.05)} | ABSENT,
+            'model.test_cfg.nms.class_agnostic: the file says',
+        ),
     ],
 )
 def test_an_override_that_the_config_lacks_is_not_taken_from_the_file(overrides, detail):
