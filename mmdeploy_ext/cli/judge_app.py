@@ -46,7 +46,12 @@ def run(args: argparse.Namespace) -> int:
     """Judge the outputs of a device and print the verdict: 0 if they keep the bars of a precision, 1 if not.
 
     `args` are those of `build_parser`; with --run an engine of this machine makes the outputs first.
-    UsageError: --told beside --run. Further errors are those of a kit or outputs that cannot be read.
+
+    Raises:
+        UsageError: --told beside --run.
+        DataError: a kit that is not whole, no folder of outputs, or outputs of another kit. Outputs that
+            cannot be read are failures of the verdict.
+        EngineError, ExportError, InferenceError: with --run, see `run_kit`.
     """
     ran = ''
     if args.run:
@@ -96,7 +101,7 @@ def print_drift(row: SequenceRow) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 the outputs keep the bars, 1 not, 2 usage.
+    """Run the tool and return its exit status: 0 the outputs keep the bars, 1 not or failed, 2 usage.
 
     `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
     option that the parser refuses, which is status 2.

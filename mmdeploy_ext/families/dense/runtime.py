@@ -57,7 +57,8 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
             or 1, 2), pixels of padding above and left of the image.
 
     Raises:
-        ShapeError: outputs are missing, or are not of the size of the input.
+        ShapeError: of the form 'raw' outputs are missing; or they are not of the size of the input.
+        KeyError: of another form outputs are missing.
         ModelFileError: a file of the form 'full' left out candidates, see `check_cap`.
     """
     if metadata.form == 'full':
@@ -186,7 +187,9 @@ def _level_sizes(outputs: Arrays, height: int, width: int, facts: Mapping[str, A
         sizes = [int(size) for size in outputs['level_sizes']]
         expected = f'{sum(sizes)} by level_sizes'
     else:
-        raise ShapeError('level_sizes: is not an output of the graph, which head.maps_by_stride says it has')
+        raise ShapeError(
+            'level_sizes: is not an output of the graph, which needs it since head.maps_by_stride is False'
+        )
     if sum(sizes) != rows:
         raise ShapeError(f'boxes: got {rows} rows, expected {expected}')
     return sizes

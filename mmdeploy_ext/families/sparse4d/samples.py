@@ -1,4 +1,4 @@
-"""Frames from samples of the test loader and from dumps, and detections as results of the test loop."""
+"""Frames from samples of the test loader, the tensors of dumps that make one, results of the test loop."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -90,9 +90,10 @@ def driven(frame: Frame) -> Iterator[Frame]:
 def result(detections: InstanceBoxes) -> dict[str, Any]:
     """Return detections as one entry of the results of a test loop: `boxes_3d`, `scores_3d`, `labels_3d`.
 
-    These are tensors of one row per box; track ids are `instance_ids`. `cls_scores` (n,) are the scores
-    before they are multiplied by centerness, in the order of `InstanceBoxes.class_scores`; the published
-    tracking evaluation compares them with its threshold.
+    `boxes_3d` are `LiDARInstance3DBoxes`, the others tensors, with a row per box; track ids, if there are
+    any, are `instance_ids`. `cls_scores` (n,) are the scores before they are multiplied by centerness, in a
+    descending order of their own: entry i may be of another box than row i, unless the repair `class_scores`
+    is on. The published tracking evaluation compares them with its threshold.
 
     The entries are not inside `pts_bbox`, as mmdet3d has them: upstream's data set reads `img_bbox` instead,
     and both data sets take entries that are in neither.

@@ -190,8 +190,8 @@ def names_without_shape(values: Sequence[onnx.ValueInfoProto]) -> list[str]:
 def check_valid(model: onnx.ModelProto | Path, name: FileName) -> None:
     """Raise ModelFileError, with onnx.checker's message, for a model that is not valid ONNX.
 
-    `model` is the path of its file if it is too large for one message. A path is always checked, a model not
-    if it is of the libspconv dialect.
+    So it does for a path with no file or no model behind it. `model` is the path of its file if it is too
+    large for one message. A path is always checked, a model not if it is of the libspconv dialect.
     """
     if isinstance(model, onnx.ModelProto) and is_sparse(model):
         return

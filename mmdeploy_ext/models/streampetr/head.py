@@ -42,6 +42,7 @@ class StreamPETRHead(FrameSteps, HeadLayers):
     """
 
     memory: Memory | None = None
+    """State after the last frame in global coordinates, times minus the absolute ones; None before one."""
 
     def reset_memory(self) -> None:
         """Forget the state: the next frame starts a stream, if its `prev_exists` is 0; else it sees zeros."""
