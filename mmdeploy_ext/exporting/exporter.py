@@ -30,6 +30,9 @@ Finish = Callable[[onnx.ModelProto, str, int], onnx.ModelProto]
 OPSETS = {'torchscript': (11, 20), 'dynamo': (18, 20)}
 """Exporter -> first and last opset that it really writes in torch 2.13 (measured; dynamo writes 18 if asked
 for 11)."""
+STACK_TRACE = 'pkg.torch.onnx.stack_trace'
+"""Metadata of a node that the dynamo exporter writes: paths and lines of the source files that call it. They
+are left out, so that a file holds no source text and has the same bytes in every folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,4 +268,7 @@ def _export_dynamo(
             custom_translation_table=table,
             verbose=False,
         )
+    for graph in (program.model.graph, *program.model.functions.values()):
+        for node in graph.all_nodes():
+            node.metadata_props.pop(STACK_TRACE, None)
     return program.model_proto

@@ -91,6 +91,12 @@ def test_an_inner_tensor_that_has_the_name_of_an_output_makes_room():
     onnx.checker.check_model(model, full_check=True)
 
 
+def test_a_file_of_dynamo_holds_neither_paths_nor_lines_of_the_source():
+    written = export('dynamo').SerializeToString()
+    assert Path(__file__).name.encode() not in written
+    assert str(Path(torch.__file__).parent).encode() not in written
+
+
 @pytest.mark.parametrize(('options', 'message'), [
     (dict(dynamic={'x': {0: 'N'}}), r'dynamic names x: expected one of input_0, output_0'),
     (dict(dynamic={'input_0': {2: 'N'}}), r'dynamic axis 2 of input_0: the tensor has 2 axes'),
