@@ -147,8 +147,7 @@ class SteppedModel:
                 self.steps.append(step)
         used = {*self.outputs, *(name for step in self.steps for name in step.inputs)}
         self._constants = {
-            name: onnx.numpy_helper.to_array(index.constants[name])
-            for name in used & index.constants.keys()
+            name: onnx.numpy_helper.to_array(index.constants[name]) for name in used & index.constants.keys()
         }
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
