@@ -105,8 +105,8 @@ def lint(
     """Yield a report of each part, see `lint_parts.parts_of`: a stage, or a graph of one stage.
 
     A part runs under observation on its example; those of images also on another view of the picture, which
-    is larger with --dynamic-export. Then each exporter exports it for trial, without --no-export and
-    --upstream.
+    is larger with --dynamic-export. Then each exporter exports it for trial, unless --no-export or --upstream
+    is given.
 
     Args:
         deployment: the trained model.

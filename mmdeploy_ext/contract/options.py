@@ -69,7 +69,7 @@ class Option:
     def as_typed(self, prefix: str = '--', value: Any = None) -> str:
         """Return the option as the user wrote it: `--fp16-io`, or a key of a config behind `prefix`.
 
-        `value` tells `--x` from `--no-x`; by default it is `--x`.
+        Of an option that is True by default, the `value` False gives `--no-x`; all else gives `--x`.
         """
         if prefix != '--':
             return prefix + (self.key or self.name)

@@ -111,7 +111,8 @@ def register_family(
         runtime: module, without PyTorch, that turns the outputs of its files into results, see
             `mmdeploy_ext.runtime.family_runtime`; '' if the family overrides `detections`.
         library: import name of a library that the family needs and that takes long to import, such as
-            'mmdet3d': the family is looked at after all others, and left out if the library is not installed.
+            'mmdet3d': the family is imported only for configs that no family without a library claims, and
+            left out if the library cannot be imported.
         training_keys: keys of `model` in the configs of `library` that only training reads, such as losses of
             boxes. Configs that differ in them alone are one model of the zoo, which is proven once.
         keep_fp32: patterns of names of nodes that stay float32 in its float16 files, besides those of every

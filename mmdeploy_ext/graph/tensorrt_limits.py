@@ -32,7 +32,7 @@ NO_TURING = (
 LARGEST_K = 3840
 """Largest K of TopK that TensorRT takes."""
 INTEGERS = frozenset(map(TensorProto.DataType.Value, ('INT32', 'INT64', 'BOOL', 'UINT8')))
-"""Element types of integers that tensors may have."""
+"""Element types of integers and truth values that tensors may have."""
 _OTHERS = ('FLOAT', 'FLOAT16', 'BFLOAT16', 'INT8', 'INT4', 'FLOAT8E4M3FN', 'DOUBLE')
 SUPPORTED_TYPES = INTEGERS.union(map(TensorProto.DataType.Value, _OTHERS))
 """Element types that tensors may have; DOUBLE is computed in float32, and refused as input or output."""

@@ -300,14 +300,16 @@ class ChainedFrame:
     """One frame of a kit whose files run one after the other, each on what those before it computed.
 
     Attributes:
-        name: name of its outputs, `chain_NAME`, which are those of the last file.
+        name: its number, such as '000'; the outputs of its last file are called `chain_000`.
         title: title of the frame.
         steps: case, whose inputs are fed, and name of an input -> name of the last output of that name so
             far, in this frame or in an earlier one, that is fed in place of the case's own.
-        reset: whether the memory is emptied before the frame: then its inputs are those of the case.
-        scene: scene of the frame; frames of another scene follow a reset.
-        timestamp_s: seconds, absolute.
-        ego_pose: (4, 4) LiDAR frame to global frame, as lists; None if the last file gives no memory.
+        reset: whether the memory is emptied before the frame: then the inputs of the memory are those of the
+            case, too. True of every frame of a model without a memory.
+        scene: scene of the frame; frames of another scene follow a reset. '' if it has none.
+        timestamp_s: seconds, absolute; 0 of a module, whose frames have no time.
+        ego_pose: (4, 4) LiDAR frame to global frame, as lists; None if the last file gives no memory, and of
+            a module.
     """
 
     name: str

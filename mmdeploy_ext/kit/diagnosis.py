@@ -109,7 +109,7 @@ def with_other_layout(
     none does, the rows are as they were.
 
     Args:
-        rows: level 3 of each image.
+        rows: how the results of each image matched PyTorch's.
         outputs: name -> output of the engine, in the shapes of the file.
         is_equal: whether all results of such outputs are PyTorch's.
     """
@@ -135,7 +135,7 @@ def with_mixed_up_images(
     """Return rows, of which those of an image that has the results of another one of the batch say of which.
 
     Args:
-        rows: level 3 of each image.
+        rows: how the results of each image matched PyTorch's.
         references: PyTorch's results of each image.
         candidates: the engine's.
         match: takes the title of an image, its reference and a candidate, and returns their row: that is

@@ -41,7 +41,7 @@ def write_detector_kit(
         deployment: the model in PyTorch, from config and checkpoint.
         path: path of the ONNX file, or of the folder of an export.
         samples: (title, (h, w, 3) uint8 BGR) of each picture, of which the first counts as the one that was
-            traced; of a model of frames or sweeps those.
+            traced; of a model of frames or sweeps those; of a backbone `VoxelSet`s.
         out: the folder, see `write_kit`.
         pictures: `name` and `licence` of the pictures, frames or sweeps, which the kit gives away.
 

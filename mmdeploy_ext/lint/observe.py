@@ -40,7 +40,7 @@ class Mark:
 
     Attributes:
         inputs: bit i is set if its values depend on those of input i.
-        origins: the sizes of inputs from which its values were computed.
+        origins: the sizes, of shapes that were read, from which its values were computed.
     """
 
     inputs: int = 0

@@ -86,8 +86,8 @@ class Recorder:
     def compared(self, origins: Origins, values: list[Any]) -> None:
         """Note that a size was compared, or tested by `bool`; `SizeInt` and `SizeFloat` call it.
 
-        `origins` are those of the size, as in the methods below. `values` are the plain numbers: the size,
-        and what it was compared with.
+        `origins` are those of the size, and of the other one if two were compared. `values` are the plain
+        numbers: the size, and what it was compared with.
         """
         site = caller()
         if site is None:
@@ -102,13 +102,16 @@ class Recorder:
             self.add(rule, f'size {numbers} {verb}', site, origins)
 
     def converted(self, origins: Origins, name: str) -> None:
-        """Note that a size became a plain Python number; `name` is the method's, e.g. '__int__'."""
+        """Note that a size became a plain Python number; `name` is the method's, e.g. '__int__'.
+
+        `origins` are those of the size.
+        """
         site = caller()
         if site is not None and site.waiting != 'guard':
             self.add('size-to-python', f'{name.strip("_")}() of a size', site, origins)
 
     def changed_in_place(self, origins: Origins) -> None:
-        """Note that a size was changed by `+=` or the like."""
+        """Note that a size was changed by `+=` or the like; `origins` are those of the size."""
         site = caller()
         if site is not None:
             self.add('size-changed-in-place', 'a size is changed in place', site, origins)
@@ -138,8 +141,8 @@ class SizeFloat(float):
 def mark_size(value: Any, origins: Origins, recorder: Recorder) -> Any:
     """Return `value`, an int, a float or a tuple of such, as sizes that `recorder` watches.
 
-    Other values stay as they are, among them bools and sizes that are marked already. `origins` are the sizes
-    of inputs that it follows from.
+    Other values stay as they are, among them bools and sizes that are marked already. `origins` are the reads
+    of shapes that it follows from.
     """
     if isinstance(value, tuple):
         return tuple(mark_size(item, origins, recorder) for item in value)

@@ -97,10 +97,10 @@ class ChannelAttention(nn.Module):
 
 
 class CSPNeXtLayer(CSPLayer):
-    """mmdet's cross stage partial layer with `CSPNeXtBlock`s, and channel attention before its last layer.
+    """mmdet's cross stage partial layer with `CSPNeXtBlock`s.
 
-    `expand_ratio` is the width of a branch over that of the output; `channel_attention` may be left out. For
-    the others see `CSPNeXtBlock`.
+    With `channel_attention` there is a `ChannelAttention` before its last layer. `expand_ratio` is the width
+    of a branch over that of the output. For the others see `CSPNeXtBlock`.
     """
 
     def __init__(
@@ -154,9 +154,9 @@ class CSPNeXt(BaseModule):
 
         `deepen_factor` and `widen_factor` multiply the numbers of blocks and channels; `out_indices` are the
         stages whose maps are returned, 0 for the stem; stages up to `frozen_stages` do not learn, -1 freezes
-        none; with `use_depthwise` 3x3 convolutions are separable; with `norm_eval` statistics of
-        normalisation stay fixed in training. `arch` is a key of `ARCHITECTURES`; `expand_ratio` and
-        `channel_attention` are those of `CSPNeXtLayer`; `spp_kernel_sizes` are those of the poolings of a
+        none; with `use_depthwise` 3x3 convolutions are separable, but for those of the stem; with `norm_eval`
+        statistics of normalisation stay fixed in training. `arch` is a key of `ARCHITECTURES`; `expand_ratio`
+        and `channel_attention` are those of `CSPNeXtLayer`; `spp_kernel_sizes` are those of the poolings of a
         stage with spatial pyramid pooling.
 
         Raises:

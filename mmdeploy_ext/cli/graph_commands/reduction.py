@@ -45,12 +45,14 @@ CHECK_HELP = (
     argument('--max-checks N', 'most checks in all (default: %(default)s)', 400),
 )
 def run_reduce(args: argparse.Namespace) -> int:
-    """Find the smallest part of a graph that shows the fault, save it as a folder, and return 0.
+    """Find a part of a graph that shows the fault, and of which no single node can be left out.
+
+    It is saved as a folder and printed; the smallest so far if --max-checks ends the search. Return 0.
 
     `args` are the parsed arguments of this command. UsageError: an option is out of range, the folder cannot
-    be written, --check cannot be read, or another model does not take the inputs. Further errors are those of
-    files and inputs that cannot be read, and of `reduce`, for example if the check does not see the fault in
-    the whole graph.
+    be written or is not empty, --check cannot be read, or another model does not take the inputs. Further
+    errors are those of files and inputs that cannot be read, and of `reduce`, for example if the check does
+    not see the fault in the whole graph.
     """
     from pathlib import Path
 

@@ -89,7 +89,8 @@ class HeadStep(nn.Module):
 class PtsHeadMemory(HeadStep):
     """The head as a step without side effects: the memory goes in and comes out as five tensors.
 
-    They are in the LiDAR frame of the last frame; their times are ages in seconds.
+    Those that go in are in the LiDAR frame of the last frame, with ages in seconds at its time; those that
+    come out are in that of this frame, with ages at the time of this one.
     """
 
     def forward(

@@ -29,8 +29,8 @@ class Reduction:
 
     Attributes:
         candidate: the part.
-        nodes_before: nodes of the whole graph, constants not counted.
-        checks: how many candidates were checked.
+        nodes_before: nodes of the whole graph, without constants and nodes that no output needs.
+        checks: how many candidates were checked, the whole graph among them.
         stopped: why the search ended early, while nodes might still be left out; '' if it did not.
     """
 

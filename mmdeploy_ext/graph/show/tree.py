@@ -22,7 +22,7 @@ class Branch:
         nodes: number of nodes.
         operators: op_type -> number of nodes, without those of its children.
         parameters: elements of the weights that its nodes read; a weight counts at its first reader.
-        flops: sum of the FLOPs of the nodes whose number is known.
+        flops: sum of the FLOPs of its convolutions and matrix products whose number is known.
         unknown: number of nodes whose FLOPs are not known, see `flops.count`.
         children: last part of the name -> module inside of it.
     """

@@ -42,7 +42,7 @@ class DeployContract:
         rig, motion: inputs of the position embedding, and of the head about the motion since the last frame.
         features: output of the backbone.
         results: outputs of the head besides the memory.
-        nothing: a memory of zeros, which is read by the first frame.
+        nothing: a memory of zeros, which each frame reads that begins a scene.
         memories, current: two memories, and the index of the one that the last frame wrote.
         graphs: part of a frame, 'backbone', 'embedding' or 'head' -> graph.
         state_shapes: field of `FIELDS` -> shape.
@@ -111,7 +111,8 @@ class DeployContract:
     def read_state(self, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
         """Return a copy of the memory after the last frame, float32, in its LiDAR frame, by `FIELDS`.
 
-        Pose and time are for contracts whose memory is in other coordinates.
+        Before the first frame it is zeros. Pose and time are for contracts whose memory is in other
+        coordinates.
         """
         return {field: fetch(buffer) for field, buffer in self.memories[self.current].items()}
 

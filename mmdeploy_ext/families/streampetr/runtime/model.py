@@ -74,7 +74,8 @@ class StreamPetrOnnx(CameraRuntime):
         Raises:
             ModelFileError: a file is missing, there twice, of another model family, or not of the same
                 export, or its preprocessing makes images of another shape than the graph takes.
-            EngineError: the engine is not installed, or is OpenVINO, which runs fork files wrongly.
+            EngineError: the engine is not installed; or a fork file is to run on OpenVINO, which runs it
+                wrongly.
             ConfigError: no such engine, or one without these options.
         """
         super().__init__()
@@ -124,7 +125,8 @@ class StreamPetrOnnx(CameraRuntime):
 
         Raises:
             ShapeError: wrong number or size of images.
-            DataError: an invalid calibration, pose or time, or a time before that of the last frame.
+            DataError: an invalid calibration, pose or time, or a time before that of the last frame of the
+                same scene.
             InferenceError: the engine failed, which leaves the memory as it was (that of 'autoware' may be
                 zero if the frame begins a scene), or gave NaN or infinity in the last decoder layer, after
                 which the memory is empty.

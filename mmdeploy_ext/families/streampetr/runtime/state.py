@@ -33,7 +33,7 @@ class FrameMotion:
         timestamp_s: seconds, absolute.
         ego_motion: (4, 4) float64, last LiDAR frame to this one; the identity if there is no memory.
         delta_t_s: seconds since the last frame; 0 if there is no memory.
-        prev_exists: whether the memory belongs to this drive.
+        prev_exists: whether the frame goes on with the memory; False of the first frame of a scene.
     """
 
     ego_pose: np.ndarray
@@ -69,9 +69,9 @@ def _moved(memory: Arrays, transform: np.ndarray, seconds: float, time_dtype: ty
 
 
 def check_tensors(tensors: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ShapeError, which names the tensor, for a memory of other shapes, or with NaN or infinity.
+    """Raise ShapeError, which names the tensor, for a memory that lacks one, or has another shape or NaN.
 
-    `shapes` is field -> shape, of all `FIELDS`.
+    Infinity is refused, too. `shapes` is field -> shape, of all `FIELDS`.
     """
     for field in FIELDS:
         if field not in tensors:
