@@ -178,7 +178,10 @@ class Verdict:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types, the verdict first; NaN and infinity, which JSON has not, become null."""
+        """Return plain JSON types; NaN and infinity, which JSON has not, become null.
+
+        They are `verdict`, which is `title` in small letters, `by_inputs`, `summary`, and all attributes.
+        """
         first = dict(verdict=self.title.lower(), by_inputs=self.by_inputs, summary=self.summary())
         content = first | dataclasses.asdict(self)
         content['cases'] = [case.to_json() for case in self.cases]

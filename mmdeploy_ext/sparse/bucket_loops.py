@@ -44,8 +44,9 @@ def _candidates(counts):
 def choose(counts, buckets):
     """Return the patterns of the buckets, (B,) int64.
 
-    A row costs as many products as the smallest bucket that holds its pattern has offsets. The first bucket
-    holds every row; each further one is the candidate that saves most.
+    A row costs as many products as the smallest bucket that holds its pattern has offsets; a row without
+    neighbours costs none. The first bucket holds every other row; each further one is the candidate that
+    saves most.
 
     Args:
         counts: (2^g,) number of rows of each pattern.

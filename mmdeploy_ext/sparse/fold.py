@@ -24,10 +24,9 @@ def fold(graph: SparseGraph, precision: str = 'fp32', fp16_modules: Collection[s
     """Return the graph with every BatchNorm folded, and every ReLU fused into the convolution before it.
 
     A ReLU stays a node if it follows no convolution, one that has a ReLU, or one whose output has another
-    use.
-    Names and tensor ids are counted anew. A convolution without a bias gets one (zeros, if no BatchNorm
-    follows it), because libspconv reads one without checking that there is one. Folding again
-    in the same precision changes nothing.
+    use. Names and tensor ids are counted anew. A convolution without a bias gets one (zeros, if no BatchNorm
+    follows it), because libspconv reads one without checking that there is one. Folding again in the same
+    precision changes nothing.
 
     Args:
         graph: graph as `exporting.sparse_backbone.trace` gives it.

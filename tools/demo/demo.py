@@ -13,7 +13,7 @@ DATA = 'data/toy_coco'
 
 
 def steps(out: str) -> list[tuple[str, list[str]]]:
-    """Return what each step is for and its command."""
+    """Return what each step is for and its command; `out` is the folder of the report."""
     model = 'work_dirs/atss_toy/atss_toy_full.onnx'
     images = ['demo/toy.jpg', *(f'{DATA}/val2017/{name}' for name in val_images())]
     proof = f'python tools/deployment/verify.py {CONFIG}.py {CHECKPOINT} {model} --images'.split()

@@ -55,8 +55,8 @@ class DeformableFeatureAggregation(BaseModule):
 
     Args:
         embed_dims, num_groups, num_levels, num_cams: C, G, L, N.
-        use_deformable_func: True: the rule of the kernel; False is another function.
-        use_camera_embed: True, and `residual_mode` 'cat', as in the published configs.
+        use_deformable_func, use_camera_embed, residual_mode: True, True and 'cat', as in the published
+            configs; a ConfigError refuses others.
         kps_generator: config of the key points, not None.
         training: options that training alone reads.
     """

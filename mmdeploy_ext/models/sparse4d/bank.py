@@ -112,7 +112,8 @@ class InstanceBank(BaseModule):
     def get(self, metas: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Return learned features (B, A, C) and anchors (B, A, 11), and the time interval (B,), seconds.
 
-        The kept anchors are moved into the LiDAR frame of the present.
+        The kept anchors are moved into the LiDAR frame of the present. In a first frame, and in one of
+        another B than the last, everything is forgotten, as by `reset`.
 
         `metas` has `timestamp` (B,) float64 seconds and `img_metas`, a dict per sample with `T_global` and
         `T_global_inv` (4, 4) float64, LiDAR to global and back.
@@ -168,8 +169,8 @@ class InstanceBank(BaseModule):
     def get_instance_id(self, logits: Tensor, threshold: float | None = None) -> Tensor:
         """Return the ids (B, A) int64 of the instances of a frame after `cache`, and keep those of the kept.
 
-        Instances without one get the next ids, in the order of their rows; those with a score below
-        `threshold` stay without.
+        Instances without one get the next ids, in the order of their rows; those whose best class of `logits`
+        (B, A, K) has a score below `threshold` stay without, NO_ID; None: none does.
         """
         ids = torch.full(logits.shape[:2], NO_ID, dtype=torch.int64, device=logits.device)
         if self.instance_id is not None and len(self.instance_id) == len(ids):

@@ -33,7 +33,9 @@ def match(cost: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def to_result(cost: Tensor | None, gt_labels: Tensor, num_pred: int) -> AssignResult:
-    """Return mmdet's result: 0 for background, i + 1 for ground truth i.
+    """Return mmdet's result: `gt_inds` (num_pred,) is 0 for background, i + 1 for ground truth i.
+
+    Its `labels` (num_pred,) are those of the ground truth, -1 for background.
 
     Args:
         cost: (num_pred, G), see `match`; None stands for background alone.

@@ -116,9 +116,9 @@ class Proof(abc.ABC):
     def read(self, path: str) -> Any:
         """Read one file; return an object with its graph and its metadata.
 
-        Its attributes are `path`, `model`, `name` (of its graph, '' if the model is one file), `options`
-        (of its export, option -> value), `hashes` ('checkpoint' and 'config' -> hash that it was made from)
-        and `model_classes` (the entry of its metadata).
+        Its attributes are `path`, `model`, `name` (of its graph, for a model of frames or sweeps; else ''),
+        `options` (of its export, option -> value), `hashes` ('checkpoint' and 'config' -> hash that it was
+        made from) and `model_classes` (the entry of its metadata).
         """
 
     @abc.abstractmethod

@@ -27,8 +27,9 @@ def drift_plot(series: Mapping[str, Any], names: Sequence[str], label: str) -> M
     """Draw errors per frame of some tensors, each divided by its tolerance, with a line at 1.
 
     Args:
-        series: `SequenceRow.series`, with an entry per frame under each key: `name`, `reset` (whether the
-            memory was empty before), and under `ratios` the error over the tolerance of each tensor.
+        series: `SequenceRow.series`, with lists of an entry per frame: `name`, `reset` (whether the memory
+            was empty before), and `ratios`, tensor -> list of its error over its tolerance, None in a frame
+            in which it was not compared.
         names: names of the tensors.
         label: what the chart shows, for screen readers.
     """

@@ -96,7 +96,11 @@ def code_lines(verdict: Verdict) -> list[str]:
 
 
 def verdict_table(verdict: Verdict) -> Table:
-    """Return the table: per case one line per tensor and one per image, each level with its own headings."""
+    """Return the table: per case one line per tensor and one per image, each level with its own headings.
+
+    Of a case with more than `MAX_ROWS` lines, and of all cases if they have more than `MAX_LINES` together,
+    only the worst line of each kind is shown. Trials come behind the cases.
+    """
     cases = [*verdict.cases, *verdict.trials]
     tensors = any(case.tensors for case in cases)
     boxes = [row for case in cases for row in case.detections]

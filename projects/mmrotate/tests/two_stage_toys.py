@@ -20,7 +20,7 @@ UPRIGHT_RPN = dict(
 
 
 def upright_coder(version):
-    """Return the coder of upright regions, as mmrotate's configs of a version have it."""
+    """Return the coder of upright regions, by an angle version of mmrotate: 'oc', 'le90' or 'le135'."""
     swap = version != 'oc'
     return dict(
         type='DeltaXYWHAHBBoxCoder',
@@ -33,7 +33,7 @@ def upright_coder(version):
 
 
 def toy(kind, version='le90'):
-    """Return the config of a detector; its weights are not set."""
+    """Return the config of a detector: `kind` is one of `KINDS`, `version` that of its angles."""
     cfg = load_config(CONFIG)
     model = cfg.model
     rois, head = model.roi_head.bbox_roi_extractor, model.roi_head.bbox_head
