@@ -48,10 +48,11 @@ class Part:
         name: for the report.
         module: is run on the inputs.
         input_names: names of the inputs.
-        inputs: tensors of one run.
+        inputs: tensors of one run, in the order of `input_names`.
         other_inputs: those of a second run, of other sizes if these are dynamic; None of a graph that is run
             on its example alone.
-        exporters: the only ones for this part; () takes those that the user chose.
+        exporters: names of the only exporters that are tried on this part; () means those that the user
+            chose.
     """
 
     name: str

@@ -72,8 +72,9 @@ def check(args: argparse.Namespace) -> None:
 def find(args: argparse.Namespace, deployment: Deployment, target: str, **fields: Any) -> Ranges | None:
     """Return the ranges of `--ranges`, those that `--calibrate` measures and writes, or of the checkpoint.
 
-    None: the options name no ranges, and the checkpoint has none. `--fp16-ranges` rounds them to float16;
-    without it those of `--ranges` stay as they are.
+    None: the options name no ranges, and the checkpoint has none. `--fp16-ranges` rounds them to float16,
+    `--no-fp16-ranges` does not; with neither, those of `--ranges` stay as they are, and others are rounded if
+    the reference implementation of the model's family rounds its own.
 
     Args:
         args: parsed arguments, see `add_arguments`, after `check`.

@@ -167,7 +167,7 @@ OPENMMLAB = 'mmcv-full 1.7.2, mmdet 2.28.2, mmdet3d 1.0.0rc6'
 def numpy_aliases(module: ModuleType, execute: Execute) -> bool:
     """numpy 1.24 removed np.bool, np.int, np.float and np.long; data sets and evaluators use them.
 
-    They stand for Python's types again, for all modules that run later.
+    Those that numpy lacks stand for Python's types again, for all modules that run later.
     """
     import numpy as np
 

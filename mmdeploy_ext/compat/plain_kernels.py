@@ -71,8 +71,8 @@ def bins_of(
 ) -> Tensor:
     """Return the cells of regions (R, 4) as boxes (R * h * w, 4) xyxy, pixels, each moved by its offset.
 
-    Offsets (R, 2, h, w) are x before y, in sizes of the region over `gamma`; None moves nothing. `size` is h,
-    w; `scale` cells of the map per pixel.
+    Offsets (R, 2, h, w) are x before y; an offset of 1 moves a cell by `gamma` times the width or height of
+    its region, and None moves nothing. `size` is h, w; `scale` cells of the map per pixel.
     """
     low, high = boxes[:, :2] * scale - 0.5, boxes[:, 2:] * scale - 0.5
     region_size = (high - low)[:, None, None]
@@ -241,8 +241,10 @@ def deformable_aggregation(
     """Return what key points of instances gather from all cameras and levels (B, A, C).
 
     A point counts in a camera if it is strictly inside of its picture, 0 < u < 1 and 0 < v < 1, and takes the
-    four corners around it there, each by itself. This is the operator of Sparse4D, in the precision of the
-    features: camera by camera, level by level, by GridSample of the points in the pictures alone.
+    four cells around it there, of which those beyond the map are 0. This is the operator of Sparse4D, in the
+    precision of the features: camera by camera, level by level, by GridSample of the points in the pictures
+    alone. A is the number of instances, N that of cameras, L that of levels (maps of one camera), S that of
+    cells of all maps.
 
     Args:
         features: (B, S, C), camera by camera, level by level, row by row.

@@ -111,7 +111,10 @@ def factor_head(num_classes: int, factor: str) -> Head:
 
 BOX = exactly(4, number())
 PRIORS = items(items(items(number(), 2, 4), 1, 1024), 1, 64)
-"""Check of a list of lists of lists: of each level, the priors of one cell, each of 4 or of 2 numbers."""
+"""Check of a list of lists of lists: of each level, the priors of one cell, each of 2 to 4 numbers.
+
+`check_consistency` refuses those of 3.
+"""
 DELTA = dict(means=BOX, stds=exactly(4, POSITIVE), wh_ratio_clip=POSITIVE)
 CODERS: dict[str, dict[str, Check]] = dict(
     delta=DELTA,

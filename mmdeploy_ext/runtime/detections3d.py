@@ -76,8 +76,9 @@ class Detections3D(Scored):
     """Boxes of one frame, see `Scored`.
 
     Attributes:
-        boxes: (n, 9) float32: x, y, z of the bottom centre in metres, the three sizes in metres in the order
-            of mmdet3d's `LiDARInstance3DBoxes` columns, yaw in radians, vx, vy in m/s; LiDAR frame.
+        boxes: (n, 9) float32 in the LiDAR frame, with the columns of mmdet3d 1.x's `LiDARInstance3DBoxes`:
+            x, y, z of the bottom centre, length, width, height in metres, yaw in radians from the x axis
+            counter-clockwise, and velocity vx, vy in m/s.
         ids: (n,) int64, track ids of a model that follows objects, -1 for none; None of other models.
     """
 

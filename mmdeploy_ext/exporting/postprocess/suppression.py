@@ -31,7 +31,8 @@ class NmsConfig(JsonDataclass):
     Attributes:
         score_thr: threshold that class scores (before the score factor) must exceed, unless the head's
             variant of `get_bboxes` compares otherwise.
-        nms_pre: largest number of (prior, class) pairs of a level, by class score; -1 is no limit.
+        nms_pre: largest number of candidates of a level: (prior, class) pairs by class score, or priors with
+            all their classes, as `Head.choose` states; -1 is no limit.
         iou_threshold: IoU above which the NMS within classes drops the worse of two boxes.
         max_per_img: largest number of detections of an image; -1 is no limit.
         class_agnostic: whether boxes suppress those of other classes.

@@ -34,7 +34,8 @@ Sources = Mapping[str, Mapping[str, tuple[str, int, int]]]
 def differing_code(sources: Sources) -> list[DifferingMethod]:
     """Return the functions and classes of a repository that differ from those of a version of mit-han-lab's.
 
-    It is the version of the table with the fewest differences.
+    It is the version of the table with the fewest differences. What the repository lacks counts as a
+    difference, and a file that the version lacks counts as one.
     """
     table = json.loads(TABLE.read_text(encoding='utf-8'))
     versions = (list(_differing(sources, version, followed)) for version, followed in table.items())

@@ -52,7 +52,10 @@ SPARSE_ENCODER = 'encoders.lidar.backbone'
 ENCODERS = {'SparseEncoder': 'BEVFusionSparseEncoder'}
 """Type of a sparse encoder in these repositories -> the same one here."""
 META_KEYS = *MATRICES, 'filename', 'sample_idx', 'box_mode_3d', 'box_type_3d'
-"""Entries of the metadata of a sample that the process gets."""
+"""Entries of the metadata of a sample that the adapted test pipeline collects.
+
+Without cameras they are those behind 'filename'.
+"""
 TRUTH_STEPS = 'LoadRadarPointsMultiSweeps', 'LoadAnnotations3D', 'LoadBEVSegmentation', 'GTDepth'
 """Steps of test pipelines that load radar and annotations, which no model of cameras and LiDAR takes."""
 IGNORED_STEPS = (*TRUTH_STEPS, 'GlobalRotScaleTrans')

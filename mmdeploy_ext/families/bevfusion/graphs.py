@@ -103,8 +103,9 @@ class FrameNetwork(OfModel):
 def boxes_of_map(head: nn.Module, joined: Tensor) -> tuple[Tensor, ...]:
     """Return `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,) of the input map of a head, (1, C, X, Y).
 
-    A box is x, y, z of the bottom, w, l, h, yaw and the velocity vx, vy, in the LiDAR's frame, m, rad and
-    m/s; the label is -1 for one that the head drops by its range or score. No box is suppressed.
+    A box is x, y, z of the bottom, w, l, h, yaw from -y clockwise and the velocity vx, vy, in the LiDAR's
+    frame, m, rad and m/s; the label is -1 for one that the head drops by its range or score. No box is
+    suppressed.
     """
     return tuple(rows[0] for rows in head.candidates(head(joined)))
 

@@ -35,9 +35,9 @@ CONTRACT = dataclasses.replace(
 OPTIONS = (CONTRACT, dataclasses.replace(SPARSE_FORM, only_with=('contract', PORTABLE)))
 """Options of the family."""
 NUMBERS, TRIPLE = items(number(), 1), exactly(3, number())
-"""Lists of any number of numbers, and of three."""
+"""Checks of lists of one number or more, and of three."""
 CLASSES = items(number(0, 1000, integer=True), 1)
-"""Labels of classes."""
+"""Check of a list of one label of a class or more."""
 CIRCLE = full_record(classes=CLASSES, radius=number(0), most=COUNT)
 """Suppression of a group of classes by squared distances of centres, see `runtime.boxes.rows_after_nms`."""
 ROTATED = full_record(

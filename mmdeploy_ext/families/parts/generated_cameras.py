@@ -10,7 +10,7 @@ largest skew, over the focal length."""
 
 
 def numbers_of_pixels(image: PreparedImage) -> np.random.Generator:
-    """Return random numbers that the size and some of the pixels of a prepared picture decide."""
+    """Return a generator of random numbers, seeded by the size and some pixels of a prepared picture."""
     pixels = np.frombuffer(np.ascontiguousarray(image.tensor[:, ::7, ::5]).tobytes(), np.uint8)
     return np.random.default_rng([int(pixels.astype(np.int64).sum()), *image.tensor.shape[1:]])
 
@@ -22,10 +22,10 @@ def drawn_intrinsics(
     focal_range: tuple[float, float],
     stretch_range: tuple[float, float],
 ) -> np.ndarray:
-    """Return the intrinsics (4, 4) float64 of a camera, which `numbers` decide.
+    """Return the intrinsics (4, 4) float64 of a camera, drawn from `numbers`.
 
     Args:
-        numbers: random numbers.
+        numbers: generator of random numbers.
         height: height of the picture, pixels.
         width: width of the picture, pixels.
         focal_range: range of the focal length along x, over the width of the picture.

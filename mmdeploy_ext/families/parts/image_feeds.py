@@ -45,7 +45,7 @@ def mask_feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.n
 
 
 def one_size(sizes: Iterable[tuple[int, int]], results: str) -> np.ndarray:
-    """Return the only size (2,) int64, height and width, of the images of a batch, of which there is one.
+    """Return the one size (2,) int64, height and width, that all images of a batch have, at least one image.
 
     ShapeError: there are several sizes; `results` is the word for what has that size, in the message.
     """

@@ -81,9 +81,10 @@ def points_and_head(
 def points_graph(model: nn.Module, options: Options, family: str) -> Graph:
     """Return the graph 'backbone', from voxels or the points in pillars to the bird's-eye view (1, C, H, W).
 
-    It is the sparse encoder, whose inputs are the features (N, D) float32 and the coordinates (N, 4) int32 of
-    voxels (sample 0, then the encoder's axes), or the encoder of pillars (N, P, D) with the scatter into the
-    view, see `pillars.py`. The network that the detector calls its backbone is in the other graph.
+    It is the sparse encoder, whose inputs are the features `voxels` (N, D) float32 and tables of rows that
+    the runtime makes of the coordinates of the voxels, see `sparse_graph.portable_graph`; or the encoder of
+    pillars (N, P, D) with the scatter into the view, see `pillars.py`. The network that the detector calls
+    its backbone is in the other graph.
 
     Args:
         model: the detector in evaluation mode, with one of both kinds of encoders.

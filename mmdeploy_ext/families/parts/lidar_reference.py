@@ -96,7 +96,10 @@ class LidarReference(abc.ABC):
         return dict(points=[[torch.from_numpy(points).to(self.device)]], img_metas=[[meta]])
 
     def watched(self) -> dict[torch.nn.Module, Watch]:
-        """Return the modules whose outputs a step gives by name, in the order in which they run."""
+        """Return module -> function of its inputs and output, which returns outputs of a step by name.
+
+        The modules are in the order in which they run.
+        """
         return {
             self.parts.middle_encoder: lambda _, output: dict(bev=bev_of(output)),
             self.parts.head: lambda _, output: dict(head=output),

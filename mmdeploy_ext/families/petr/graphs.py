@@ -54,9 +54,10 @@ BOXES = (
 
 
 def valid_for(frames: int) -> dict[str, str]:
-    """Return for how long a value may be used again: inputs of the graphs of both contracts, constants.
+    """Return name of an input of a graph, or of a constant -> for how long a value of it may be used again.
 
-    `frames` is F: of PETRv2 the positions of DL4AGX's head are those of the frame before, too.
+    The inputs are those of both contracts; the time is `FRAME`, `RIG` or `MODEL`. `frames` is F: of PETRv2
+    the positions of DL4AGX's head are those of the frame before, too.
     """
     per_frame = ['img', 'img_feats', 'mlvl_feats.0']
     if frames > 1:

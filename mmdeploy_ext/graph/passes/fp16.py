@@ -53,7 +53,7 @@ def to_fp16(model: onnx.ModelProto, spec: GraphSpec, keep: Sequence[str] = ()) -
         model: its inputs and outputs are the spec's; it stays as it is.
         spec: inputs marked `single` start a float32 island and outputs marked so end one; inputs and outputs
             whose dtype in it is float16 become float16, all others keep their dtypes.
-        keep: patterns ('*', '?', '[...]') of node names, operators or tensors that nodes write; these nodes
+        keep: patterns ('*', '?', '[...]') of names of nodes, their operators, modules or outputs; these nodes
             stay float32.
 
     Raises:

@@ -47,7 +47,10 @@ def embed_rays(head: nn.Module, img2lidar: Tensor, corners: Tensor, size: Sequen
 
 
 def embed_counts(head: nn.Module, padding: Tensor) -> Tensor:
-    """Return the positions (N, C, h, w) by camera, row and column; `padding` (N, h, w) shows no picture."""
+    """Return the positions (N, C, h, w) by camera, row and column.
+
+    `padding` (N, h, w) bool is True for cells that show no picture.
+    """
     counts = tap('sine', head.positional_encoding(padding.unsqueeze(0))[0])
     return tap('sin_pe', head.adapt_pos3d(counts))
 

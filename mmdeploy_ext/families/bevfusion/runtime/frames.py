@@ -177,8 +177,8 @@ def check_images(frame: FusedFrame, size: tuple[int, int], cameras: int = 0) -> 
 def check_calibration(matrices: Mapping[str, np.ndarray], cameras: int, name: str = '') -> None:
     """Refuse an invalid calibration for a number of cameras; `matrices` are those of `MATRICES` by name.
 
-    `name` is that of the frame, for messages. They are (N, 4, 4), one per camera, that of the augmentation of
-    points (4, 4). Last rows are taken for 0, 0, 0, 1.
+    The matrices are (N, 4, 4), one per camera, that of the augmentation of points (4, 4). Their last rows are
+    taken for 0, 0, 0, 1. `name` is that of the frame, for messages.
 
     Raises:
         DataError: a matrix is missing, holds NaN, lacks a needed inverse, or disagrees with others.

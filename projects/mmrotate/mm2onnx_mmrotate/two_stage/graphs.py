@@ -216,7 +216,11 @@ def _raw_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and the part of the form behind it."""
+    """Return the network, and the part of the form behind it.
+
+    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
+    is.
+    """
     folded = fuse(model) if fold else model
     network = Network(folded)
     inputs = ('input', 'img_shape', 'scale_factor', *network.names)
