@@ -31,9 +31,9 @@ SPCONV = 'spconv, 1 thread'
 
 
 def headline(result: Row) -> str:
-    """Return model, input, rounds and machine in one line; of a sparse backbone model, grid and machine.
+    """Return config, input, threads, processes, rounds and machine in one line.
 
-    `result` is the content of the JSON file.
+    Of a sparse backbone these are config, grid and machine. `result` is the content of the JSON file.
     """
     machine = f'{result["machine"]["cpu"]}, {result["machine"]["cores"]} cores'
     if 'grid' in result:

@@ -122,9 +122,10 @@ class SparseBenchmark(Benchmark):
     def file_contenders(
         self, stack: contextlib.ExitStack, engine: str, label: str, path: str
     ) -> list[Contender]:
-        """Return a contender for each number of threads, which are opened at once.
+        """Return a contender for each number of threads, all of which have the file open from now on.
 
-        `engine` is a key of `STEPS`, `label` and `path` are those of the portable file.
+        `engine` is a key of `STEPS`, `label` and `path` are those of the portable file. `stack` is not used:
+        it does not close them.
         """
         contenders = []
         for threads in self.threads:
@@ -153,7 +154,8 @@ class SparseBenchmark(Benchmark):
     def complete(self, row: dict[str, Any], contender: Contender, runs: Sequence[Run]) -> None:
         """Add `parts_ms`, part -> `spread` of its times in ms, and `threads` to a row of the JSON file.
 
-        Figures that backbones do not have are removed from it.
+        Figures that backbones do not have are removed from it. `runs`, at least one, are those of the
+        `contender`.
         """
         parts = runs[0].parts_s
         row['parts_ms'] = {part: measure.milliseconds(run.parts_s[part] for run in runs) for part in parts}
@@ -169,7 +171,8 @@ class SparseBenchmark(Benchmark):
         Beside the common facts it has `sets`, an entry for each set of voxels, `growth` and `work_growth`,
         exponents of time and of multiplications in the number of voxels over the generated sets, `racing`,
         how wrong spconv is with all threads (None if that was not measured), `export_s`, target -> seconds,
-        `bars` and what they are of (`bars_of`), and `notes`.
+        `bars` and what they are of (`bars_of`), and `notes`. `runs` has those of each of `groups`, name of a
+        contender -> its runs; `memories` are those of the main set alone.
         """
         roofline = {threads: figures.gemm_flops(threads) for threads in {1, *self.threads}}
         entries = []
@@ -292,8 +295,8 @@ STEPS = {DEFAULT.name: onnxruntime_step, 'openvino': openvino_step}
 def run_spconv(source: memory.Source, voxels: VoxelSet) -> tuple[int, object]:
     """Run the model on a set of voxels in a child process, for `memory.measure`.
 
-    `source` has the config and the checkpoint. The kB of the process before loading, and the object that has
-    to stay alive, are returned.
+    `source` has the config and the checkpoint. Returned are the kB of the process after a first run on one
+    voxel, which loads all libraries, less those of the weights, and the object that has to stay alive.
     """
     source.prepare()
     deployment = load(source.config, source.checkpoint, source.cfg_options, product=BACKBONE)
@@ -306,9 +309,10 @@ def run_spconv(source: memory.Source, voxels: VoxelSet) -> tuple[int, object]:
 
 
 def run_portable(engine: str, path: str, threads: int, order: str, voxels: VoxelSet) -> tuple[int, object]:
-    """Run a portable file on a set of voxels in a child process; it returns what `run_spconv` does.
+    """Run a portable file on a set of voxels in a child process, for `memory.measure`.
 
-    `engine` is a key of `STEPS`; `path`, `threads` and `order` are the arguments of its function.
+    `engine` is a key of `STEPS`; `path`, `threads` and `order` are the arguments of its function. Returned
+    are the kB of the process before the file is opened, and the object that has to stay alive.
     """
     importlib.import_module(engine)
     baseline_kb, run = memory.reset_peak(), STEPS[engine](path, threads, order)

@@ -58,7 +58,7 @@ def surfaces(spatial_shape: Triple, order: str, count: int, seed: int = 0) -> np
     The columns are the index in the batch, 0, and the axes in `order`, 'xyz' or 'zyx', which is also that of
     `spatial_shape`. Pieces have one size, so that a voxel has as many neighbours in a small scene as in a
     large one. Pieces may overlap, more often when the grid fills. A small grid gets fewer voxels, see
-    `MAX_FILLED`.
+    `MAX_FILLED`. `seed` decides on the pieces.
     """
     shape = np.array(spatial_shape if order == 'xyz' else spatial_shape[::-1], np.int64)
     count = min(count, int(MAX_FILLED * shape.prod()))

@@ -151,10 +151,10 @@ class StreamBenchmark(Benchmark):
     def file_contenders(
         self, stack: contextlib.ExitStack, engine: str, label: str, path: str
     ) -> list[Contender]:
-        """Return the files of a contract on an engine.
+        """Return one contender, the files of a contract on an engine, which `stack` closes.
 
-        With `--skip-refused` the first two samples are run here; what they raise lets the caller leave the
-        engine out.
+        `label` becomes its form, `path` is that of the file or folder. With `--skip-refused` the first two
+        samples are run here; what they raise lets the caller leave the engine out.
         """
         options = ENGINES[engine].runner_options(self.threads[0])
         runner = stack.enter_context(self.deployment.family.runner(read_files(path).paths, options))
@@ -178,7 +178,8 @@ class StreamBenchmark(Benchmark):
     def facts(self) -> dict[str, Any]:
         """Return the entry `input_shape`, that of the first sample.
 
-        It is cameras x channels x height x width, such as '6x3x256x704', or points x values of a point.
+        It is cameras x channels x height x width, such as '6x3x256x704', of a frame of cameras; points x
+        values of a point of a sweep, and of a frame of cameras and a LiDAR (`FusedFrame`), which is a sweep.
         """
         first = self.samples[0]
         array = first.points if isinstance(first, Sweep) else first.images

@@ -135,10 +135,11 @@ def _check_engines(args: argparse.Namespace, engines: Sequence[str]) -> None:
 
 
 def benchmark_of(family: Family, args: argparse.Namespace) -> type[Benchmark]:
-    """Return the benchmark of the models of a family: in full, or the sparse backbone of a LiDAR model alone.
+    """Return the class of the benchmark for the models of a family.
 
-    `args` are those of `build_parser`: `voxels`, `no_racing` and a portable file in `onnx` select the
-    backbone of a detector of LiDAR sweeps. ModelFileError: a file of `onnx` cannot be read.
+    It is that of pictures, that of frames and sweeps, or that of sparse backbones alone. `args` are those of
+    `build_parser`: `voxels`, `no_racing` and a portable file in `onnx` select the backbone of a detector of
+    LiDAR sweeps. ModelFileError: a file of `onnx` cannot be read.
     """
     from mmdeploy_ext.benchmark.images import ImageBenchmark
     from mmdeploy_ext.benchmark.sparse import SparseBenchmark

@@ -148,8 +148,9 @@ def load_steppers(
 ) -> tuple[dict[str, Stepper], tuple[str, ...]]:
     """Return key of `demo.ENGINES` -> model, for the engines that run, and the name of each label.
 
-    ConfigError: checkpoint and files have other class names; further errors are those of a checkpoint or of
-    files that do not fit.
+    Names are those of the files if ONNX Runtime runs, else those of the checkpoint. `engines` are the keys
+    that run, `args` has the paths of checkpoint and files, which are of the `family`. ConfigError: checkpoint
+    and files have other class names; further errors are those of a checkpoint or of files that do not fit.
     """
     steppers: dict[str, Stepper] = {}
     classes: tuple[str, ...] = ()

@@ -10,6 +10,8 @@ Terms of its methods:
   the results has the name '';
 - trial: the post-processing, exported with other limits, that a proof runs on the network's outputs for one
   picture; see `proving/levels/other_limits.py`.
+
+Glossary: B batch, H, W network input in pixels, n rows of a list.
 """
 
 from __future__ import annotations
@@ -300,13 +302,16 @@ class ImageFamily(Family):
         return {}
 
     def trial(self, model: torch.nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-        """Return the stages behind the network, and their outputs: the results, and lists before them."""
+        """Return the stages behind the network, and the specs of their outputs: results, lists before them.
+
+        Both are those of a graph with these options.
+        """
         return self.stages(model, options)[1:], self.spec(model, options).outputs
 
     def first_trial(
         self, model: torch.nn.Module, options: Options
     ) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-        """Return the stages behind the network that make the list named `first`, and their outputs."""
+        """Return the stages behind the network that make the list named `first`, and their outputs' specs."""
         raise NotImplementedError(f'{self.name}: makes no list before its results')
 
     def most_first_rows(self, model: torch.nn.Module, options: Options) -> int:
@@ -393,7 +398,10 @@ class ImageFamily(Family):
         return self.detections(metadata, outputs, feeds)
 
     def result(self, detections: Any, num_classes: int) -> Any:
-        """Return what the detector's own test path returns for an image, as its data set evaluates it."""
+        """Return what the detector's own test path returns for an image, as its data set evaluates it.
+
+        `detections` are the results of the image, of the class that `detections` of the family returns.
+        """
         return detections.to_mmdet_result(num_classes)
 
     def detections(

@@ -31,7 +31,7 @@ class Kind(enum.Enum):
     SCORE = enum.auto()
     """Which score a row needs."""
     OVERLAP = enum.auto()
-    """The IoU from which on a row suppresses another."""
+    """The IoU that decides whether a row suppresses another."""
     SHARE = enum.auto()
     """Another share, 0..1, such as what a pixel of a mask has to reach."""
     COVERED = enum.auto()
@@ -172,7 +172,10 @@ def entries_of(config: dict[str, Any], head: str, name: str = '') -> list[Limit]
 
 @contextlib.contextmanager
 def changed(values: Iterable[tuple[Limit, Any]]) -> Iterator[None]:
-    """Inside the block the limits of a model have other values."""
+    """Inside the block the limits of a model have other values.
+
+    `values` are pairs of a limit and its new value; of several for one entry the last counts.
+    """
     with contextlib.ExitStack() as stack:
         for limit, value in values:
             stack.enter_context(replaced_entry(limit.config, limit.key, value))
@@ -180,10 +183,11 @@ def changed(values: Iterable[tuple[Limit, Any]]) -> Iterator[None]:
 
 
 def lowered(limit: Limit) -> Any:
-    """Return the value of an entry while limits are lowered: fewer candidates or rows, or a smaller share.
+    """Return the value of an entry while limits are lowered.
 
-    An IoU becomes one that suppresses nothing; sides of boxes and switches stay. Thresholds of scores are not
-    meant: a trial chooses them by the scores of its picture.
+    That is fewer candidates or rows, or a smaller share, number or area. An IoU becomes one that suppresses
+    nothing; sides of boxes and switches stay. Thresholds of scores are not meant: a trial chooses them by the
+    scores of its picture.
     """
     if limit.kind is Kind.OVERLAP:
         return limit.keeps_all
@@ -199,9 +203,10 @@ def lowered(limit: Limit) -> Any:
 
 
 def raised(limit: Limit) -> Any:
-    """Return the value of an entry while limits are raised: more candidates or rows, or a larger share.
+    """Return the value of an entry while limits are raised.
 
-    Sides become longer, and a switch is set the other way. Thresholds of scores are not meant, see `lowered`.
+    That is more candidates or rows, or a larger share (that of an IoU, too), number or area. Sides become
+    longer, and a switch is set the other way. Thresholds of scores are not meant, see `lowered`.
     """
     if limit.kind in (Kind.OVERLAP, Kind.SHARE, Kind.COVERED):
         return 1 - (1 - limit.value) * OTHER_SHARE

@@ -2,7 +2,8 @@
 
 Terms of its methods:
 
-- moment: one sample of a data set: a `Frame` of cameras or a `Sweep` of points;
+- moment: one sample of a data set: a `Frame` of cameras or a `Sweep` of points (such as a `FusedFrame`, which
+  has pictures, too);
 - infos: the file of a data set that lists its moments, with poses and calibrations;
 - rig: the cameras and the LiDAR of a vehicle, and their calibration;
 - contract: which program the files are for, an option of the export (`--contract`);
@@ -193,9 +194,10 @@ class SequenceFamily(Family):
 
     @abc.abstractmethod
     def timed_methods(self, model: torch.nn.Module) -> dict[str, list[tuple[object, str]]]:
-        """Return the functions that make up the parts of a sample, for the benchmark: part -> (owner, name).
+        """Return the functions that make up the parts of a sample, for the benchmark.
 
-        Parts have the names of `graph_seconds` of its runner; time outside of these functions is the head's.
+        The result is part -> list of (owner, name of its method). Parts have the names of `graph_seconds` of
+        its runner; time outside of these functions is the head's.
         """
 
     @abc.abstractmethod

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Contexts = Iterable[contextlib.AbstractContextManager[None]]
 
 TIE_IOU = 1e-4
-"""Difference of IoU by which a threshold is moved.
+"""Difference of IoU, and of scores, by which a threshold is moved.
 
 mmcv suppresses all classes at once, each shifted by its label times the largest coordinate, so that float32
 rounds a box of class 79 at 1344 pixels to 0.008 pixels: 5e-4 of the width of a box of 16. Measured: of two
@@ -71,7 +71,7 @@ def near_ties(
     Args:
         model: the detector.
         run: runs the model and returns its results.
-        keys: names of the thresholds of overlaps in the `test_cfg` of the model's heads.
+        keys: names of the thresholds of overlaps or scores to move, in the `test_cfg` of the model's heads.
         choices: contexts in which the model decides ties of its own kind otherwise; it runs in each of them.
         run_moved: does what `run` does where thresholds alone are moved, and may reuse what does not depend
             on them; None: `run`.
@@ -84,7 +84,10 @@ def near_ties(
 def with_moved_thresholds(
     model: torch.nn.Module, run: Callable[[], Any], keys: Sequence[str] = KEYS
 ) -> Iterator[Any]:
-    """Yield the results of runs with each threshold (of `keys`) of a detector's heads lower, and higher."""
+    """Yield the results of runs with each threshold (of `keys`) of a detector's heads lower, and higher.
+
+    One threshold is moved at a time, by `TIE_IOU`; whole numbers are left alone.
+    """
     configs = [getattr(head, 'test_cfg', None) for head in model.modules() if head is not model]
     thresholds = [threshold for config in configs for threshold in _thresholds(config, keys)]
     unique = {(id(config), key): (config, key) for config, key in thresholds}  # heads may share a config

@@ -200,7 +200,7 @@ class DetectionRow:
         broken: whether the results could not be compared at all, which fails: `reference` and `extra` are
             then all results of either side, `worst_iou` is 0 and `worst_score` 1.
         low: number of results of both sides below the score threshold, which are judged over the whole proof;
-            of the candidate's also those above it by no more than the bar of scores.
+            of the candidate's also those above it by less than the bar of scores.
         low_alone: number of those without a partner within the bars.
         ties: number of results of either side without a partner that PyTorch itself has, or lacks, with other
             rounding, see `near_ties.py`; they count neither as `missing` nor as `extra`.
@@ -313,10 +313,10 @@ class SequenceRow:
         worst_score: largest score difference of a pair.
         ties: number of memory rows, and of queries if a memory is chosen anew in every frame, that differ
             between the engines because scores were equal within rounding; not errors.
-        tied_frames: frames with a tie.
-        affected_frames: frames whose memory holds rows of a tie, of this frame or of an earlier one.
-        taken_over: frames after which a free-running candidate went on with the reference's memory, since a
-            tie alone decided which rows were kept.
+        tied_frames: number of frames with a tie.
+        affected_frames: number of frames whose memory holds rows of a tie, of this or of an earlier frame.
+        taken_over: number of frames after which a free-running candidate went on with the reference's memory,
+            since a tie alone decided which rows were kept.
         low: number of results of both sides below the score threshold, of all frames, see `DetectionRow`.
         low_alone: number of those without a partner within the bars.
         tensors: the worst row per column group of the outputs and of the memory, `at` its frame. In a free

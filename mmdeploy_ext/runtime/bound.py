@@ -112,7 +112,7 @@ class FedGraph:
 
 
 def bound(backend: Backend) -> BoundGraph | FedGraph:
-    """Return a graph with buffers in the memory that suits its engine best."""
+    """Return a `BoundGraph` of an active engine that is ONNX Runtime, and a `FedGraph` of any other."""
     return BoundGraph(backend) if backend.engine == 'onnxruntime' else FedGraph(backend)
 
 

@@ -200,7 +200,8 @@ def read_frames(
         path: infos of mmdet3d's kind (.pkl, .json) with `cams`, or infos of KITTI.
         rule: rule of the model, which has the cameras and their order; that of a single picture for infos of
             KITTI.
-        root: folder of the data set, if the pictures are not at their paths in the infos; None if they are.
+        root: folder of the data set, if the pictures are not at their paths in the infos; None: they are at
+            them, or below the folder of the infos. See `find_file`.
         missing: allow frames in which the picture of a camera is missing.
 
     Raises:

@@ -192,7 +192,7 @@ def finish(
     seconds: float,
     kind: str = '',
 ) -> int:
-    """Write all results to --json; print the number of detections of several samples.
+    """Write all results to --json; print the number of detections that are drawn, of several samples.
 
     `kind` is the word for the samples, by default that of the metadata. Returns the exit status: 1 if a
     sample could not be used. `entries` are those of the samples in the JSON file: `error`, or `drawn` and the

@@ -50,7 +50,8 @@ class Outcome:
     Attributes:
         proven: whether the exported file is proven to be the same model.
         reason: one of `REASONS` if it is not.
-        why: the error message; a trace if PyTorch failed.
+        why: what fails in the proof, or the message of the error that ended the export or the proof (a trace
+            if PyTorch failed); '' if it is proven.
         digest: hash of the exported graphs, see `digests.graph_digest`; '' if the export or the proof ended
             with an error.
         rules: hash of the code that judged it, see `digests.proof_rules`; likewise.

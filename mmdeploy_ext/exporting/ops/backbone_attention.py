@@ -29,8 +29,9 @@ class CornerPadding(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the map `x` (B, C, h, w), with zeros below and right if the kernel does not cover it.
+        """Return the map `x` (B, C, h, w) with as many zeros below and right as the convolution needs.
 
+        It needs them to give ceil(h / stride) rows and ceil(w / stride) columns; maybe there are none.
         ExportError: `padding` is not 'corner', or the kernel, with its dilation, is smaller than the stride.
         """
         if self.padding != 'corner':

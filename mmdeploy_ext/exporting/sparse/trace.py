@@ -4,6 +4,8 @@ Three things watch while the pass runs: forward hooks on the submodules (convolu
 others give the paths), a torch function mode (what happens to tensors between modules) and a replaced
 `SparseConvTensor.dense`. Nothing of the module changes: weights, buffers, training flags, hooks and indice
 keys are afterwards what they were. Needs torch and spconv 2.
+
+Glossary: N voxels, C channels, X, Y, Z cells of the result along each axis.
 """
 
 import contextlib

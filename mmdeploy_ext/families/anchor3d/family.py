@@ -50,13 +50,19 @@ class AnchorHead:
     result, postprocess_facts = staticmethod(result), staticmethod(postprocess_facts)
 
     def check_head(self, filename: str, model: Mapping[str, Any]) -> None:
-        """Refuse (ConfigError) heads whose settings are not exported; see `check_parts`."""
+        """Refuse (ConfigError) heads whose settings are not exported.
+
+        `model` is that of the config `filename`, whose name the message has.
+        """
         key = f'{prefix_of(model)}bbox_head'
         head = model[key]
         check_anchor_head(filename, f'model.{key}', head)
 
     def check(self, cfg: Any, options: Options) -> None:
-        """Do what `LidarFamily` does, and refuse (ConfigError) what the head cannot have in `test_cfg`."""
+        """Refuse what `LidarFamily` refuses, and (ConfigError) a `test_cfg` that the head cannot run with.
+
+        One of `READ` is missing in it, or `max_num` is below 1.
+        """
         super().check(cfg, options)
         key, test = 'model.test_cfg', test_cfg_of(cfg)
         if prefix_of(cfg.model):
@@ -69,7 +75,10 @@ class AnchorHead:
     def synthetic_outputs(
         self, model: nn.Module, runner: Stepper, spec: GraphSpec
     ) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        """Yield titles and outputs of the head by name that reach the limits of decoding them."""
+        """Yield pairs of a title and name -> array, outputs of the head that reach limits of the decoding.
+
+        `spec` is that of the head's graph, `runner` has its rule of boxes; `model` is not used.
+        """
         return synthetic_outputs(runner.box_rule, spec)
 
     def num_classes(self, model: nn.Module) -> int:

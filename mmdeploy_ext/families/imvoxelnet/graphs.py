@@ -7,7 +7,7 @@ Source of the algorithm: mmdet3d 1.0.0rc6, models/detectors/imvoxelnet.py `extra
 models/fusion_layers/point_fusion.py `point_sample`, models/dense_heads/anchor3d_head.py `get_bboxes_single`.
 
 Glossary: B batch, N voxels, X, Y, Z voxels along each axis, C channels, H, W network input in pixels, h, w
-maps of the picture, n results, K classes.
+maps of the picture, A anchors of a level, n results, K classes.
 """
 
 from typing import Any
@@ -86,7 +86,7 @@ def camera_inputs(batch: int | str) -> tuple[TensorSpec, TensorSpec]:
 
 
 def raw_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
-    """Return the outputs of the network; `batch` is a number, or 'B' if it is dynamic."""
+    """Return the contracts of the network's outputs; `batch` is a number, or 'B' if it is dynamic."""
     columns, rows = model.n_voxels[:2]
     outputs = []
     for name, axes in rule_of(model).output_axes.items():
@@ -96,7 +96,7 @@ def raw_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of a form."""
+    """Return the contract of the graph in the form of the options, 'raw' or 'full'."""
     image = image_input(options, SMALLEST, detector_parts.multiple(model))
     batch = image.axes[0]
     inputs = (image, *camera_inputs(batch))

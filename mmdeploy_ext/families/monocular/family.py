@@ -123,8 +123,8 @@ class MonocularFamily(ImageFamily):
 def mmdet3d_result(detections: Any, num_classes: int) -> dict[str, Any]:
     """Return what mmdet3d's monocular detectors return for a picture, of `MonocularDetections`.
 
-    It is `img_bbox`, with `boxes_3d`, `scores_3d`, `labels_3d` and `attrs_3d`, and of models with boxes in
-    the picture `img_bbox2d`, per class (n, 5) with scores.
+    It is `img_bbox`, with `boxes_3d`, `scores_3d`, `labels_3d` and, of models with attributes, `attrs_3d`;
+    and of models with boxes in the picture `img_bbox2d`, xyxy and score (n, 5) of each of `num_classes`.
     """
     from mmdet3d.core.bbox import CameraInstance3DBoxes
 

@@ -52,7 +52,7 @@ def camera_input(batch: int | str) -> TensorSpec:
 
 
 def code_size(head: nn.Module) -> int:
-    """Return the number of values of a box."""
+    """Return the number of values of a box in 3D: 7, or 9 with a velocity."""
     return int(head.bbox_coder.bbox_code_size)
 
 
@@ -113,7 +113,7 @@ def box_groups(head: nn.Module) -> tuple[ColumnGroup, ...]:
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of a form; UsageError: see `map_sizes`."""
+    """Return the contract of the graph in the form of the options; UsageError: see `map_sizes`."""
     head = model.bbox_head
     smallest = detector_parts.smallest(head, max(head.strides)) if options.dynamic else 1
     image = image_input(options, smallest, detector_parts.multiple(model))
@@ -138,7 +138,7 @@ def map_sizes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
 
 
 def raw_outputs(model: nn.Module, options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
-    """Return the outputs of the network; `batch` is a number, or 'B' if it is dynamic."""
+    """Return the contracts of the network's outputs; `batch` is a number, or 'B' if it is dynamic."""
     head, sizes, outputs = model.bbox_head, map_sizes(model, options), []
     columns = dict(
         cls_score=int(head.num_classes),
@@ -159,7 +159,7 @@ def raw_outputs(model: nn.Module, options: Options, batch: int | str) -> tuple[T
 
 
 def decode_outputs(model: nn.Module, options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
-    """Return the outputs of the form 'decode': a box of every cell."""
+    """Return the contracts of the outputs of the form 'decode': a box of every cell, its scores and so on."""
     head = model.bbox_head
     cells = 'A' if options.dynamic else sum(height * width for height, width in map_sizes(model, options))
     tensors = dict(
@@ -179,7 +179,7 @@ def decode_outputs(model: nn.Module, options: Options, batch: int | str) -> tupl
 
 
 def full_outputs(model: nn.Module, options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
-    """Return the outputs of the form 'full': results."""
+    """Return the contracts of the outputs of the form 'full': results, best first, with padding."""
 
     def result(name: str, dtype: str, columns: tuple[int, ...], meaning: str, unit: str = '') -> TensorSpec:
         return TensorSpec(name, dtype, (batch, 'n', *columns), meaning, unit, compare='detections')

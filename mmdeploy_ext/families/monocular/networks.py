@@ -141,7 +141,11 @@ class PeaksNetwork(nn.Module):
         self.model = model
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return scores (B, C, h, w) and values of boxes (B, 8, h, w) of images (B, 3, H, W) float32."""
+        """Return scores (B, C, h, w) and values of boxes (B, 8, h, w) of images (B, 3, H, W) float32.
+
+        Scores are within `CLIPPED` to 1 - `CLIPPED`. The values are offsets of the depth and of the centre,
+        logarithms of the ratios of sizes, within -0.5 to 0.5, and sine and cosine of the local yaw.
+        """
         head = self.model.bbox_head
         (maps,) = self.model.extract_feat(image)
         scores, values, *_ = AnchorFreeMono3DHead.forward_single(head, maps)

@@ -78,7 +78,10 @@ class SoloFamily(ImageFamily):
             yield Replaced(model, segmentor.__name__, methods)
 
     def full_size(self, image: PreparedImage) -> tuple[int, int]:
-        """Return height and width, pixels, that 0 stands for: the input's, rounded up to multiples of 8."""
+        """Return height and width, pixels: those of the input, rounded up to multiples of 8.
+
+        A 0 in the inputs `img_shape` and `ori_shape` of a graph stands for them.
+        """
         return tuple(-(-side // 8) * 8 for side in image.tensor.shape[1:])
 
     def limits(self, model: nn.Module) -> list[Limit]:

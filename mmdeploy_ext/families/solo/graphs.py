@@ -3,7 +3,7 @@
 Source of the fork layout: zhangjinsong3/SOLOv2.tensorRT 790835b.
 
 Glossary: B batch, C classes, S grid cells of all levels, G grid lines of all levels, E channels of a dynamic
-kernel, D channels of a level, H4, W4 a quarter of the network input.
+kernel, D channels of a level, H4, W4 a quarter of the network input, n instances, h, w size of their masks.
 """
 
 import torch
@@ -58,7 +58,10 @@ def fork_is_flat(head: nn.Module) -> bool:
 
 
 def fork_names(head: nn.Module, batch: int = 1) -> tuple[str, ...]:
-    """Return the fork's output names in its order; in a batch, the names of each image have its number."""
+    """Return the fork's output names in its order; all but `seg_pred` end in the level (`cate_pred_0`).
+
+    Heads of `fork_is_flat` have no levels: with a `batch` of several, all but `seg_pred` end in the image.
+    """
     levels = range(head.num_levels)
     if fork_is_flat(head):
         numbers = [''] if batch == 1 else [f'_{image}' for image in range(batch)]

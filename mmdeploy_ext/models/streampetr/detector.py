@@ -136,7 +136,8 @@ class Petr3D(MVXTwoStageDetector):
         """Unwrap the one augmentation that the test pipeline makes, and run; boxes are in m.
 
         The metas are [one augmentation][one sample]; data has [one augmentation] of `img` (1, N, 3, H, W)
-        and, each with a batch or list axis of 1, of the calibration and pose keys.
+        and, each with a batch or list axis of 1, of the calibration and pose keys. `rescale` is not used. For
+        the result see `simple_test`.
         """
         if not isinstance(img_metas, list) or len(img_metas) != 1:
             raise DataError('Petr3D tests one augmentation: img_metas has to be a list of one list')

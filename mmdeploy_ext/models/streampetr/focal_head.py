@@ -155,8 +155,9 @@ class FocalHead(BaseModule):
         img_metas: list[dict],
         gt_bboxes_ignore: None = None,
     ) -> dict[str, Tensor]:
-        """Return name -> each of the five losses of one frame.
+        """Return the losses of one frame by name.
 
+        They are `enc_loss_cls`, `enc_loss_bbox`, `enc_loss_iou`, `centers2d_losses` and `centerness_losses`.
         The annotations are lists [B][N]: boxes (G, 4) xyxy px, labels (G,), centres (G, 2) px; `depths` are
         unused. `preds_dicts` is what `forward` returned. `pad_shape[0]` of the first meta is every image's
         (H, W, 3).

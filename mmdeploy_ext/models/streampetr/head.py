@@ -106,7 +106,10 @@ class StreamPETRHead(FrameSteps, HeadLayers):
     def get_bboxes(
         self, preds_dicts: dict[str, Tensor], img_metas: list[dict], rescale: bool = False
     ) -> list[list]:
-        """Return, per sample, boxes (n, 9) of `img_metas`' box type, scores (n,) and labels (n,)."""
+        """Return, per sample, boxes (n, 9) of `img_metas`' box type, scores (n,) and labels (n,), best first.
+
+        `preds_dicts` is what `forward` returned, whose last layer counts; `rescale` is not used.
+        """
         results = []
         for decoded, meta in zip(self.bbox_coder.decode(preds_dicts), img_metas, strict=True):
             bboxes = decoded['bboxes'].clone()

@@ -36,7 +36,8 @@ def token_centers(
 ) -> Tensor:
     """Return the centres (T, 2) of the feature cells, x and y in px of the padded image.
 
-    `pad_shape` begins with its height and width, `stride` is in px per cell.
+    They are row by row, and the same for each camera. `pad_shape` begins with its height and width, `stride`
+    is in px per cell. ShapeError: a side is not a multiple of the stride.
     """
     pad_h, pad_w = int(pad_shape[0]), int(pad_shape[1])
     if pad_h % stride or pad_w % stride:
@@ -79,11 +80,14 @@ class FrameSteps:
     """The computation of a frame; `StreamPETRHead` builds the layers that it uses."""
 
     def token_centers(self, pad_shape: Sequence[int], num_cameras: int = 6) -> Tensor:
-        """Return the token centres (T, 2), px of the padded image."""
+        """Return the token centres (T, 2), px of the padded image, see the function `token_centers`."""
         return token_centers(pad_shape, self.stride, num_cameras, self.coords_d.device)
 
     def frustum(self, pad_shape: Sequence[int], num_cameras: int = 6) -> Tensor:
-        """Return the image points (T, D, 4) of every token and depth: a constant of the image size."""
+        """Return the image points (T, D, 4) of every token and depth: a constant of the image size.
+
+        They are x d, y d, d, 1 of a centre x, y in px and a depth d in m.
+        """
         points = frustum_points(self.token_centers(pad_shape, num_cameras), self.coords_d)
         tap('coords', points[None, ..., None])
         return points

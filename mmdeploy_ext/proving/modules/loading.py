@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def load_function(target: str) -> Callable[..., Any]:
-    """Return a function of a Python file; the file is run, and its folder stays on the path.
+    """Return a function of a Python file; the file is run in any case, and its folder stays on the path.
 
-    It is imported by its name without `.py`, unless a module of this name is there already.
+    The file becomes the module of its name without `.py` in `sys.modules`, unless that has one of this name.
 
     Args:
         target: 'FILE.py:function'.

@@ -167,7 +167,7 @@ class CallComparison:
 
     @property
     def passed(self) -> bool:
-        """Whether all outputs are equal."""
+        """Whether all outputs are equal within the tolerances, also if there is none to compare."""
         return all(row.passed for row in self.rows)
 
 

@@ -171,7 +171,7 @@ def side_by_side(
 
 
 def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
-    """Return a picture (h, w, 3) uint8 BGR with the boxes of both engines side by side, see `side_by_side`.
+    """Return a picture uint8 BGR with the boxes of both engines side by side, see `side_by_side`.
 
     `classes` are the names by label; boxes of less than `score_thr` are left out, to keep pictures clear.
     """

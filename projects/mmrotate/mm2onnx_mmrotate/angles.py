@@ -18,7 +18,9 @@ PI = float(np.pi)
 
 
 def norm_angle(xp: ModuleType, angle: Any, version: str) -> Any:
-    """Return angles in the interval of a version; `oc` leaves them as they are.
+    """Return angles, radians, in the interval of a version, whose upper end is not in it.
+
+    `oc` leaves them as they are. `xp` is numpy or torch.
 
     The rest of a division by pi is exact in `fmod`, which is one operator in ONNX; PyTorch's `%` would become
     a division that rounds.

@@ -55,10 +55,18 @@ def settings_of(coder: Any) -> dict[str, Any]:
 
 
 def boxes_of_deltas(xp: ModuleType, priors: Any, rows: Rows, coder: Settings, level: int = 0) -> Any:
-    """Return boxes (B, A, 5): moves in sizes of the prior, logarithms of size ratios, an angle that is added.
+    """Return boxes (B, A, 5) x, y, width, height in pixels, and angle in radians, which priors become.
 
-    With `angles` (CSL) the delta of the angle, or with `replaced` the angle, is that of the best class. For
-    the arguments see `dense/coders.py`; all levels have the same settings.
+    Deltas are moves in sizes of the prior, logarithms of the ratios of sizes, and an angle that is added.
+
+    Args:
+        xp: numpy or torch.
+        priors: (A, 5) or (B, A, 5) boxes.
+        rows: name of an output of the head -> its values at the priors: `bbox_pred` (B, A, 5), the deltas,
+            and of heads with classes of angles (CSL) `angle_cls` (B, A, classes).
+        coder: `SETTINGS`; with classes of angles also their settings `angles`, see `angle_of_class`, and
+            `replaced`, whether the best class is the angle of the box; else it is the delta of the angle.
+        level: is not used, since all levels have the same settings.
     """
     deltas = rows['bbox_pred']
     deltas = deltas * constant(coder['stds'], deltas) + constant(coder['means'], deltas)
@@ -93,9 +101,11 @@ def boxes_of_deltas(xp: ModuleType, priors: Any, rows: Rows, coder: Settings, le
 
 
 def angle_of_class(xp: ModuleType, logits: Any, angles: Settings) -> Any:
-    """`CSLCoder`: the middle, in radians, of the best class of angles, the first of equal ones.
+    """Return the middle (B, A), in radians, of the best class of angles, of equal ones the first.
 
-    `logits` are (B, A, classes) of an output, `angles` the settings of `dense.kinds.classes_of_angles`.
+    It is mmrotate's `CSLCoder`. `logits` are (B, A, classes) of an output. `angles` are `width` of a class,
+    `range` of all, and `offset`, which is subtracted, in degrees, and `sigmoid`, whether classes are compared
+    by scores and not by logits.
     """
     scores = sigmoid(xp, logits) if angles['sigmoid'] else logits
     classes = scores.argmax(-1)

@@ -49,8 +49,9 @@ def best_of(scores: np.ndarray, count: int) -> np.ndarray:
 def suppressed(candidates: RotatedDetections, iou_threshold: float, max_per_img: int) -> RotatedDetections:
     """Return the candidates that greedy NMS within classes keeps, best first, `max_per_img` at most.
 
-    All are returned if that is not positive. Centres of each class are moved by its label times the largest
-    coordinate of a centre plus the largest side plus 1, rounded to float32 as in mmrotate.
+    If that is not positive, NMS alone decides. It drops those whose IoU with a better one that is kept is
+    `iou_threshold` or more. Centres of each class are moved by its label times the largest coordinate of a
+    centre plus the largest side plus 1, rounded to float32 as in mmrotate.
     """
     candidates = candidates.best_first()
     if not len(candidates):

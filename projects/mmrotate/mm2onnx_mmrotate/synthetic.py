@@ -55,8 +55,8 @@ class Kind:
     Attributes:
         length: smallest and largest length, pixels.
         aspect: smallest and largest ratio of length to width.
-        outline: (points, 2) in the unit square, x along the object.
-        marks: lines on the object, each (2, 2) in the unit square, as wide as `mark_width` of its width.
+        outline: (points, 2) in the unit square around 0 (-0.5..0.5), x along the object.
+        marks: lines on the object, each (2, 2) in the same square, as wide as `mark_width` of its width.
     """
 
     length: tuple[float, float]
@@ -94,7 +94,7 @@ CLASSES = tuple(KINDS)
 UPRIGHT = ('storage-tank',)
 """Classes whose boxes are not turned: a disc has no direction."""
 COLOUR_DISTANCE = 70.0
-"""Distance between the mean colours of an object and of the ground, 0..255, so that objects are visible."""
+"""Least distance of the mean colours of an object and of the ground, in 0..255: objects are visible."""
 MARK_COLOURS = (30.0, 230.0)
 """Brightness of marks on bright and on dark objects."""
 

@@ -152,7 +152,10 @@ def voxels_graph(model: nn.Module) -> Graph:
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    """Return the graph of voxels, and the two behind it, see `lidar_graphs.points_and_head`."""
+    """Return three graphs: from a picture and points to voxels, to the bird's-eye view, and to raw outputs.
+
+    For the last two see `lidar_graphs.points_and_head`.
+    """
     bev_meaning = "bird's-eye view of the points"
     rest = points_and_head(model, options, FAMILY, flat_outputs, head_outputs(model), bev_meaning)
     return [voxels_graph(model), *rest]

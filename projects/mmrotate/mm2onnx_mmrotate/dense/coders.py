@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 
 def distance(xp: ModuleType, priors: Any, rows: Rows, coder: Settings, level: int) -> Any:
-    """`DistanceAnglePointCoder`: distances from a point to the sides of a box that is turned around it."""
+    """Return the boxes of distances from a point to the sides of a box that is turned around it.
+
+    It is mmrotate's `DistanceAnglePointCoder`; the sides are left, top, right and bottom, in pixels.
+    """
     sides, angle = rows['bbox_pred'], rows['angle_pred']
     angle = angle_of_class(xp, angle, coder['angles']) if 'angles' in coder else angle[..., 0]
     cos, sin = xp.cos(angle), xp.sin(angle)
@@ -46,7 +49,7 @@ def distance(xp: ModuleType, priors: Any, rows: Rows, coder: Settings, level: in
 
 
 def points(xp: ModuleType, priors: Any, rows: Rows, coder: Settings, level: int) -> Any:
-    """The heads of points: the smallest rectangle around points, which are offsets y, x in strides."""
+    """Return the smallest rectangles around points, which are offsets y, x in strides from a prior."""
     offsets = rows['pts_pred']
     boxes = smallest_rectangle(xp, offsets[..., 1::2], offsets[..., 0::2], coder['version'])
     boxes, stride = [boxes[..., column] for column in range(5)], coder['strides'][level]

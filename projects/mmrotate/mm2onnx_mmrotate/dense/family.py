@@ -184,7 +184,11 @@ def largest_num_candidates(facts: Mapping[str, Any], nms_pre: int, options: Opti
 
 
 def check_inner_head(key: str, settings: Mapping[str, Any]) -> None:
-    """Refuse (ConfigError) an inner head whose boxes the graphs do not make: one without deltas alone."""
+    """Refuse (ConfigError) an inner head, one before the last, whose boxes are not made of deltas alone.
+
+    A `RotatedRetinaHead` is taken, unless it has classes of angles. `key` is one of `heads_of`, `settings`
+    its entry in the config.
+    """
     head = HEADS.get(settings['type'])
     if not issubclass(head, RotatedRetinaHead) or issubclass(head, CSLRRetinaHead):
         raise ConfigError(f'model.{key} is {head.__name__}; expected a RotatedRetinaHead')
