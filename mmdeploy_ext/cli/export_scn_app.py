@@ -96,8 +96,9 @@ class BackboneExport(Export):
     def values(self) -> dict[str, Any]:
         """Return name -> value of the options of a backbone, after checks that need no config.
 
-        Ranges of --ranges are read to `args.loaded_ranges`, and what the proof holds the file to is put into
-        `claims`. UsageError: options that do not go together, or values that are out of range.
+        `order` is that of --order, else of the name of the output, '' if it has none. Ranges of --ranges are
+        read to `args.loaded_ranges`, and what the proof holds the file to is put into `claims`. UsageError:
+        options that do not go together, or values out of range. DataError: --calibrate has no sweeps.
         """
         from mmdeploy_ext.sparse.libspconv_contract import order_of_name
 
@@ -118,7 +119,7 @@ class BackboneExport(Export):
         return {'order': order_of_name(args.output_file or ''), **values}
 
     def export(self, samples: Samples) -> int:
-        """Write and prove the file, or with `--verify-only` prove that which is there.
+        """Write the file, and with `--verify` prove it; or with `--verify-only` prove that which is there.
 
         `samples` are those of the proof. Return the exit status: 0 written or proven, 1 not proven.
         """
@@ -132,7 +133,10 @@ class BackboneExport(Export):
         return prove_files(self.args, self.source, samples, self.engine, **claims)
 
     def check(self) -> None:
-        """Raise UsageError for outputs that cannot be written, or a name of the file with another order."""
+        """Raise UsageError if the name of the file says another order, or the file of ranges is an input.
+
+        The file of ranges is what --calibrate writes; it may not be what another option writes, either.
+        """
         from mmdeploy_ext.sparse.libspconv_contract import order_of_name
 
         path = self.args.output_file
@@ -146,7 +150,7 @@ class BackboneExport(Export):
             will_write('--calibrate', [f'{path}.ranges.json'])
 
     def write(self, samples: Samples) -> Exported:
-        """Write the file, and print what it is; `samples` are read if a proof follows."""
+        """Write the file, and print what it is; `samples` are read if `--verify` is given."""
         from mmdeploy_ext.exporting import deployment as deploy
         from mmdeploy_ext.exporting.files import check_output
         from mmdeploy_ext.exporting.sparse_backbone import export_file

@@ -36,8 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand of the command line, and return its exit status: 0 done, 1 checked and failed.
 
-    `args` are those of `build_parser`: `command` is a key of `COMMANDS`. An `Mm2OnnxError` of a command that
-    takes a file has its name in the message.
+    `args` are those of `build_parser`: `command` is a key of `COMMANDS`. The message of an `Mm2OnnxError` has
+    the name of the file, if the command takes one.
     """
     with naming(getattr(args, 'file', None)):
         return COMMANDS[args.command].run(args)

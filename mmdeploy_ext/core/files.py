@@ -187,7 +187,8 @@ def check_outputs(outputs: Mapping[str, Iterable[AnyPath]], inputs: Mapping[str,
         inputs: title of files -> files that are read.
 
     Raises:
-        UsageError: an output is an input, has no name, or is what another option writes.
+        UsageError: an output is an input, has no name, or is what another option writes; or an input is a
+            pipe or a device.
     """
     run = RunFiles()
     for title, paths in inputs.items():
@@ -239,7 +240,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         UsageError: `target` is a file that this run reads.
-        Mm2OnnxError: the disk is full or the write failed; `target` is as it was before.
+        Mm2OnnxError: an OSError, here or in the body, such as a full disk; `target` is as it was before.
     """
     target = Path(target)
     _refuse_read(target)
@@ -332,7 +333,7 @@ def check_writable(target: str | os.PathLike[str]) -> None:
 
     Raises:
         UsageError: the name is empty, the folder is read-only, a folder or device stands where the file
-            should be, or this run reads the file.
+            should be, or a file where a folder should be, or this run reads the file.
     """
     if not str(target).strip():
         raise UsageError("'': is not the name of a file to write")

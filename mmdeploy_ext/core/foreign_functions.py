@@ -49,7 +49,7 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Callable[..., Any]]
 
 
 def is_foreign(function: Callable[..., Any]) -> bool:
-    """Return whether a Python function is the user's, and not one of a package that a library imports."""
+    """Return whether a Python function is the user's (`is_users`), and in no folder of installed packages."""
     path = Path(function.__code__.co_filename).resolve()
     return is_users(function) and not any(folder in path.parts for folder in PACKAGE_FOLDERS)
 

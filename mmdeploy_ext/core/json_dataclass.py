@@ -16,7 +16,8 @@ class JsonDataclass:
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Rebuild an object from `to_json`, also after JSON text has made lists of its tuples.
 
-        A list becomes a tuple, lists in it stay lists. TypeError: a field is missing or unknown.
+        A list becomes a tuple, lists in it stay lists. TypeError: a field without a default is missing, or a
+        key is no field.
         """
         return cls(
             **{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}

@@ -33,7 +33,8 @@ def escape(text: object) -> str:
 def shortened(value: object) -> str:
     """Return a value from a file for a message: printable, and at most `LONGEST` + 3 characters long.
 
-    A text is in quotes; of one that is cut, '...' replaces the end and the closing quote.
+    A text is in quotes; of one that is cut, '...' replaces the end and the closing quote. Of other values
+    `reprlib` leaves out what is long before.
     """
     if isinstance(value, str):
         text = repr(printable(value)).replace('\\\\', '\\')  # the escapes of `printable` stay as they are

@@ -28,7 +28,7 @@ dense_heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module(
 transformer = mmdet_module('mmdet.models.utils.transformer')
 
 inverse_sigmoid = transformer.inverse_sigmoid
-HEIGHT_FIRST, TEMPERATURE = [1, 0, 2, 3], 10000
+Y_FIRST, TEMPERATURE = [1, 0, 2, 3], 10000
 """Order in which the numbers of a box cxcywh are encoded: y, x, width, height; and the longest period."""
 LEAST_ODDS = 1e-3
 """Least distance from 0 and 1 that counts for the numbers of a box that a layer before the last one moves."""
@@ -91,7 +91,7 @@ class DinoTransformerDecoder(transformer.DeformableDetrTransformerDecoder):
         """Return the encoding (B, Q, 2 * D) of boxes cxcywh (B, Q, 4): of y, x, width and height."""
         features = self.embed_dims // 2
         exponents = torch.arange(0, features, 2, dtype=boxes.dtype, device=boxes.device) / features
-        angles = boxes[..., HEIGHT_FIRST, None] * (2 * math.pi) / TEMPERATURE**exponents
+        angles = boxes[..., Y_FIRST, None] * (2 * math.pi) / TEMPERATURE**exponents
         return torch.stack([angles.sin(), angles.cos()], -1).flatten(-3)
 
 

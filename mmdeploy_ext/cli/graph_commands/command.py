@@ -17,8 +17,8 @@ Run = Callable[[argparse.Namespace], int]
 def argument(*words: Any, **settings: Any) -> AddArgument:
     """Return the function that adds an argument to a parser.
 
-    `words` and `settings` are those of `core.cli.add`: the names of the argument with its metavar, its help
-    and its default.
+    `words` and `settings` are those of `core.cli.add`: up to three words, which are the names of the argument
+    with its metavar in one text, its help and its default; and more arguments of argparse's `add_argument`.
     """
     return lambda parser: cli.add(parser, *words, **settings)
 

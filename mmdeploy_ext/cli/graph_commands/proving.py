@@ -41,7 +41,7 @@ FEEDS = (
 
 
 def proof(tolerance: float) -> tuple[AddArgument, ...]:
-    """Return --output and the arguments of the comparison with the input file.
+    """Return functions that add --output and the arguments of the comparison with the input file to a parser.
 
     `tolerance` is the default of --tolerance.
     """
@@ -119,7 +119,8 @@ def finish(
         before: the model of `args.file`.
         after: the result.
         content: facts of the command for --json.
-        any_float: whether an output may have another type of floats, as those of float16.
+        any_float: whether floats of the result may have another width than those of `before`, as in float16
+            files; inputs are cast to what each model takes.
         hint: advice that is printed if the numbers differ.
 
     Returns:
@@ -210,8 +211,8 @@ def begin(args: argparse.Namespace) -> onnx.ModelProto:
 def print_rows(rows: Sequence[TensorRow], console: Console) -> None:
     """Print a line per output on a console: its worst row of all sets of inputs, 'equal' or 'differs'.
 
-    `rows` are the outputs of each set, by their names in `tensor`. The worst is one that did not pass, and of
-    several the one with the largest `max_rel`.
+    `rows` are the outputs of each set, by their names in `tensor`. The worst is the row with the largest
+    `max_rel` among those that did not pass, or among all if all passed.
     """
     from rich import box
     from rich.table import Table

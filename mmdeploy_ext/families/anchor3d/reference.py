@@ -17,9 +17,9 @@ class AnchorReference(LidarReference):
         super().__init__(model, anchor_rule, flat_outputs)
 
     def head_outputs(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
-        """Return outputs by name (`cls_score_0`, ...) as `Anchor3DHead.get_bboxes` takes them.
+        """Return the first three arguments of `Anchor3DHead.get_bboxes`, each a list of a tensor per level.
 
-        These are its first three arguments, lists of a tensor per level.
+        `tensors` are the outputs of the head by name: `cls_score_0`, ...
         """
         levels = len(tensors) // len(OUTPUTS)
         return tuple([tensors[f'{name}_{level}'] for level in range(levels)] for name in OUTPUTS)

@@ -22,7 +22,8 @@ NUM_BOXES_ABOUT_THRESHOLD = 40
 def synthetic_outputs(rule: AnchorRule, spec: GraphSpec) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Yield titles and outputs of the head, by the names of its file, for a model that decodes by a rule.
 
-    Heads whose classes have maps of their own get no synthetic outputs.
+    `spec` is the contract of the head's file. Heads whose classes have maps of their own get no synthetic
+    outputs.
     """
     if rule.cells:
         return

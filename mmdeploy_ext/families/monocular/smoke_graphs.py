@@ -29,8 +29,11 @@ from mmdeploy_ext.families.parts.runtime.box_coders import peaks_of
 FULL_NAMES = ('boxes', 'scores', 'labels')
 """Outputs of the form 'full'."""
 PEAKS, WINDOW, SCORE_THR = 100, 3, 0.25
-"""Number of peaks, side of the square in which a cell is the highest, and least score: constants of mmdet3d's
-code, which does not read the `topK`, `local_maximum_kernel` and `max_per_img` of `test_cfg`."""
+"""Number of peaks, side of the square in which a cell is the highest, and the score that results exceed.
+
+They are constants of mmdet3d's code, which does not read the `topK`, `local_maximum_kernel` and `max_per_img`
+of `test_cfg`.
+"""
 STRIDE = 4
 """Pixels of a cell of the maps of DLA's neck, the `down_ratio` of the test pipeline."""
 

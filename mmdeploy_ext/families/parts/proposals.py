@@ -138,14 +138,17 @@ def last_stage(head: nn.Module) -> nn.Module:
 
 
 def generator_of(head: nn.Module) -> Any:
-    """Return the generator of the anchors of a head."""
+    """Return the generator of the anchors of a head, of a Cascade RPN that of its first stage.
+
+    Of guided anchors it is that of the squares which the network moves and shapes.
+    """
     if is_guided(head):
         return head.square_anchor_generator
     return (head.stages[0] if is_staged(head) else head).prior_generator
 
 
 def smallest_input(model: nn.Module) -> int:
-    """Return the smallest side of an input, pixels."""
+    """Return the smallest side of an input, pixels; 1 for a model without a head of proposals."""
     if getattr(model, 'rpn_head', None) is None:
         return 1
     return detector_parts.smallest(

@@ -41,7 +41,7 @@ BORDER = 0.01
 """Proposals with a number closer to 0 or 1 than this are left out."""
 PROPOSAL_FEATURES, TEMPERATURE = 128, 10000
 """Features per number of a box, and temperature, of the encoding of proposals."""
-HEIGHT_FIRST = [1, 0, 2, 3]
+Y_FIRST = [1, 0, 2, 3]
 """Order in which DINO encodes the numbers of a box: y before x, but width before height."""
 
 
@@ -413,7 +413,7 @@ class DinoNetwork(DeformableNetwork):
 
     def position_in_layer(self, query_position: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         """Return the encoding of the boxes, as shares of the finest map."""
-        encoded = waves(points[:, :, 0] * (2 * math.pi), self.waves)[..., HEIGHT_FIRST, :].flatten(2)
+        encoded = waves(points[:, :, 0] * (2 * math.pi), self.waves)[..., Y_FIRST, :].flatten(2)
         return self.head.transformer.decoder.ref_point_head(encoded)
 
     def output_queries(self, query: torch.Tensor) -> torch.Tensor:

@@ -91,7 +91,7 @@ def feature_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def region_maps(model: nn.Module, levels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return the maps of `feature_names`, of all levels that the detector has.
+    """Return the maps of `feature_names`; `levels` are the maps of all levels that the detector has.
 
     Maps of `context_names` are semantic features (B, C, h, w) and the context (B, C, 1, 1).
     """
@@ -427,6 +427,7 @@ def decoded(
     """Return boxes (B, K, G, 4) xyxy in pixels, and score factors (B, K) or None.
 
     Boxes are clipped to `clip_hw` if the head's coder clips: mmdet 1.x's and side-aware ones a pixel inside.
+    Those of a head without a regression are the regions, clipped.
 
     Args:
         head: mmdet's head.

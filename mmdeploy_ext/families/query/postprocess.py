@@ -83,7 +83,10 @@ class QueryFullForm(nn.Module):
         logits: torch.Tensor,
         boxes: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return dets (B, n, 5) and labels (B, n); rows behind the results are zero with label -1.
+        """Return dets (B, n, 5) and labels (B, n), best first.
+
+        Columns of dets are xyxy, pixels of the originals, and the score. Rows behind the results, which only
+        Co-DETR has, are zero with label -1.
 
         Args:
             image: the input of the network, of which only the size is used.

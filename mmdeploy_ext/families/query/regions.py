@@ -40,7 +40,8 @@ class RegionsNetwork(nn.Module):
         """Return class logits (B, Q, C) and boxes (B, Q, 4) xyxy, pixels of the input (B, 3, H, W).
 
         The logits have a column more, for the background, if scores are by a softmax. With masks also the
-        queries after they have looked at each other in the last stage (B, Q, D), and the maps of all levels.
+        queries after they have looked at each other in the last stage (B, Q, D), and the maps that regions
+        are pooled from.
         `img_shape` (B, 2) is the height and width before padding; 0 means the input size.
         """
         maps = self.model.extract_feat(image)

@@ -114,7 +114,7 @@ class TransformerRecord(TorchFunctionMode):
         maps: its inputs (B, D, h, w).
         memory: (S, B, D), the result of its encoder.
         best: results of `topk`, the last of which is the choice of tokens.
-        boxes: (B, Q, 4) cxcywh, an input of its decoder.
+        boxes: (B, Q, 4) cxcywh, shares of the image, an input of its decoder.
     """
 
     def __init__(self) -> None:

@@ -30,7 +30,7 @@ MEANS = ('HardSimpleVFE', 'DynamicSimpleVFE')
 
 
 def parts_of(cfg: Any) -> dict[str, str] | None:
-    """Return the keys of a config's parts, the encoder's under 'encoder'.
+    """Return the keys in a config's `model` of 'encoder', 'voxels', 'means' and 'backbone', see `PARTS`.
 
     None: it has no sparse encoder, or none with a voxel layer.
     """

@@ -214,7 +214,10 @@ def without_masks(roi_head: nn.Module | None) -> contextlib.AbstractContextManag
 
 @contextlib.contextmanager
 def all_boxes(roi_head: nn.Module, **test_cfg: Any) -> Iterator[None]:
-    """Inside the block a head of regions gives no masks, all boxes, and has other entries of `test_cfg`."""
+    """Inside the block a head of regions gives no masks, and any number of boxes that its suppression keeps.
+
+    `test_cfg` are entries of its `test_cfg` that have other values there.
+    """
     changed = copy.deepcopy(roi_head.test_cfg)
     changed.update(max_per_img=10**9, **test_cfg)
     with without_masks(roi_head), replaced_entry(vars(roi_head), 'test_cfg', changed):

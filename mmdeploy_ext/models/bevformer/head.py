@@ -1,5 +1,8 @@
 """The head of BEVFormer: queries of cells and of objects, and the branches of the decoder's layers.
 
+Glossary: N cameras, C channels, h, w feature map, H, W padded pictures in pixels, Q cells of the bird's-eye
+view, row by row, L decoder layers, R queries of objects, K classes.
+
 Source of names and shapes: fundamentalvision/BEVFormer 66b65f3, `dense_heads/bevformer_head.py`.
 """
 
@@ -90,13 +93,14 @@ class BEVFormerHead(BaseModule):
 
         Args:
             maps: feature maps of each level (1, N, C, h, w).
-            img_metas: one dict: `can_bus` (18,) of `motion_since`, `lidar2img` [N] of (4, 4), and
-                `pad_shape` [N] of (H, W, 3), the padded pictures; metas without it have them as `img_shape`,
-                as upstream's padding makes it.
+            img_metas: one dict: `can_bus` (18,), the record that `bev_motion.motion_since` returns,
+                `lidar2img` [N] of (4, 4), and `pad_shape` [N] of (H, W, 3), the padded pictures; metas
+                without it have them as `img_shape`, as upstream's padding makes it.
             prev_bev: the last bird's-eye view (Q, 1, C), not rotated; None at the first frame of a scene.
 
         Returns:
-            'bev_embed' (Q, 1, C), 'all_cls_scores' (L, 1, R, K), 'all_bbox_preds' (L, 1, R, 10).
+            'bev_embed' (Q, 1, C), the view; 'all_cls_scores' (L, 1, R, K), logits; 'all_bbox_preds' (L, 1, R,
+            10), for whose columns see `view.run_decoder`.
         """
         (meta,) = img_metas
         lidar2img = torch.from_numpy(np.asarray(meta['lidar2img'], np.float32)).to(maps[0].device)
@@ -112,5 +116,8 @@ class BEVFormerHead(BaseModule):
         return dict(bev_embed=view.transpose(0, 1), all_cls_scores=logits, all_bbox_preds=boxes)
 
     def get_bboxes(self, outputs: dict[str, Tensor], img_metas: list[dict]) -> list[list[Any]]:
-        """Return the results of each sample, see `query_boxes.decoded_samples`."""
+        """Return the list [boxes, scores (n,), labels (n,)] of each sample, see `decoded_samples`.
+
+        `outputs` are what `forward` returns; `img_metas` have `box_type_3d`, the class of the boxes.
+        """
         return decoded_samples(self.bbox_coder, outputs, img_metas)

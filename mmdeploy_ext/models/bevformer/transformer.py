@@ -95,9 +95,10 @@ class PerceptionTransformer(BaseModule):
         num_feature_levels: levels that have an embedding; a model may use fewer.
         num_cams: cameras.
         encoder, decoder: configs.
-        embed_dims: C.
+        embed_dims: channels of the maps and of all queries.
         rotate_prev_bev, use_shift: whether the last view is turned and shifted by the motion of the car.
-        use_can_bus, can_bus_norm: whether the motion is added to the queries, and normalised before.
+        use_can_bus: whether an embedding of the motion is added to the queries of cells.
+        can_bus_norm: whether that embedding ends with a layer normalisation.
         use_cams_embeds: whether tokens have an embedding of their camera.
         rotate_center: x and y of the point about which the last view turns, cells; (100, 100) is not the
             middle of every view, and trained weights rely on it.

@@ -60,7 +60,9 @@ def cells_of(size: tuple[int, int]) -> Tensor:
 def pillars_in_pictures(
     encoder: nn.Module, lidar2img: Tensor, picture: tuple[int, int], size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Return x, y (N, Q, Z, 2) of the pillars' points in shares of the pictures, and which are in them.
+    """Return x, y (N, Q, Z, 2) of the pillars' points in shares of the pictures, and (N, Q, Z) bool.
+
+    The latter is True for a point that is in the picture of the camera.
 
     `encoder` is a `BEVFormerEncoder`, `lidar2img` (N, 4, 4) from the LiDAR frame to pixels, `picture` the
     height and width of the padded pictures, px, and `size` (H, W).

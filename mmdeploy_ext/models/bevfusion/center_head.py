@@ -1,5 +1,8 @@
 """CenterPoint's head on BEVFusion's bird's-eye view, as mit-han-lab has it for cameras alone.
 
+Boxes have the columns of mmdet3d 0.x: x, y, z of the bottom's centre, width, length and height, m, yaw, rad,
+and velocity in x and y, m/s.
+
 Glossary: B samples, T tasks, X, Y cells of the bird's-eye view (rows are x), Q boxes of
 a task before suppression, n boxes after it, G boxes of the ground truth of a sample.
 """
@@ -108,7 +111,7 @@ class BEVFusionCenterHead(CenterHead):
         return 0.0 if 'radius' in group else float(self.test_cfg.get('score_threshold') or 0.0)
 
     def candidates(self, tasks: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the best boxes of each task before suppression; columns of mmdet3d 0.x, bottom centre.
+        """Return the best boxes of each task before suppression.
 
         Boxes are (B, T Q, 9), scores (B, T Q), labels (B, T Q), which are -1 if the coder drops a box, or if
         its score is below `score_threshold`.
@@ -141,7 +144,7 @@ class BEVFusionCenterHead(CenterHead):
     def get_bboxes(self, tasks: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
         """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample, by mmdet3d's coder.
 
-        `tasks` are what `forward` returns.
+        `tasks` are what `forward` returns. Labels are numbered through all tasks.
         """
         boxes_of_tasks = []
         for maps, group in zip(tasks, self.nms, strict=True):
@@ -194,7 +197,11 @@ class BEVFusionCenterHead(CenterHead):
     def loss(
         self, tasks: Sequence[Mapping[str, Tensor]], boxes: Sequence[Tensor], labels: Sequence[Tensor]
     ) -> dict[str, Tensor]:
-        """Return mmdet3d's losses of each task; boxes (G, 9) per sample are the model's, labels (G,)."""
+        """Return mmdet3d's losses of each task, by name.
+
+        Per sample there are boxes (G, 9) of the ground truth, in the columns of the module, and labels (G,),
+        which are numbered through all tasks.
+        """
         boxes_3d = [LiDARInstance3DBoxes(rows, box_dim=rows.shape[1]) for rows in boxes]
         return super().loss(boxes_3d, list(labels), tuple([x_last(maps)] for maps in tasks))
 
@@ -207,8 +214,7 @@ def x_last(maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def rows_after_nms(boxes: Tensor, scores: Tensor, labels: Tensor, group: Mapping[str, Any]) -> Tensor:
     """Return the rows (k,) int64, best first, of the boxes (n, 9) that the NMS of a group keeps.
 
-    Boxes have columns of mmdet3d 0.x; labels (n,) count within the group, which is one of
-    `BEVFusionCenterHead.nms`.
+    Labels (n,) count within the group, which is one of `BEVFusionCenterHead.nms`.
     """
     if not len(boxes):
         return labels

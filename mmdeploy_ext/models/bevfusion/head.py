@@ -229,8 +229,9 @@ class TransFusionHead(nn.Module):
 
         Returns:
             'center' (B, 2, Q) cells, x first; 'height' (B, 1, Q) m; 'dim' (B, 3, Q) log m; 'rot' (B, 2, Q)
-            sine and cosine; 'vel' (B, 2, Q) m/s; 'heatmap' (B, K, Q) logits; 'query_heatmap_score' (B, K, Q);
-            'query_labels' (B, Q); 'dense_heatmap' (B, K, H, W) logits.
+            sine and cosine; 'vel' (B, 2, Q) m/s; 'heatmap' (B, K, Q) logits; 'query_heatmap_score' (B, K, Q),
+            probabilities of the heat map in the queries' cells, 0 where `peaks` has 0; 'query_labels' (B, Q)
+            int64, the classes of the peaks; 'dense_heatmap' (B, K, H, W) logits.
         """
         shared = self.shared_conv(feats if isinstance(feats, Tensor) else feats[0])
         dense = self.heatmap_head(shared)
@@ -298,8 +299,9 @@ class TransFusionHead(nn.Module):
     def get_bboxes(self, predictions: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample.
 
-        The columns of boxes are x, y, z of the bottom's centre and three sizes, m, yaw, rad, and velocity in
-        x and y, m/s, which they lack if `common_heads` has no 'vel'. `predictions` are those of `forward`.
+        The columns of boxes are x, y, z of the bottom's centre, width, length and height, m, yaw, rad, and
+        velocity in x and y, m/s, which they lack if `common_heads` has no 'vel'. `predictions` are those of
+        `forward`.
         """
         values = (predictions[name] for name in VALUES if name in predictions)
         boxes = self.bbox_coder.decode(self.scores(predictions), *values)

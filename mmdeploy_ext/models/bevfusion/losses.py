@@ -67,7 +67,8 @@ class HeadLosses:
     ) -> dict[str, Tensor]:
         """Return the losses of the predictions of `TransFusionHead.forward` for a batch.
 
-        Per sample there are boxes (G, 9) with the model's columns and bottom centres, and labels (G,).
+        They are `loss_heatmap`, `layer_0_loss_cls` and `layer_0_loss_bbox`. Per sample there are boxes (G, 9)
+        of the ground truth, in the columns of `TransFusionHead.get_bboxes`, and labels (G,).
         """
         values = torch.cat([predictions[name] for name in VALUES if name in predictions], 1).transpose(1, 2)
         targets = torch.zeros_like(values)

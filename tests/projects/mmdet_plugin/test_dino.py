@@ -74,7 +74,7 @@ def test_names_shapes_and_outputs_are_those_of_mmdet_3(model, expected):
 
 FAULTS = {
     'by the first class': ('token_scores', lambda self, logits: logits[..., 0]),
-    'x before y': ('HEIGHT_FIRST', [0, 1, 2, 3]),
+    'x before y': ('Y_FIRST', [0, 1, 2, 3]),
     'other odds': ('least_odds', 0.3),
     'another temperature': ('TEMPERATURE', 20),
 }

@@ -96,9 +96,9 @@ class MvxNetOnnx(LidarOnnx):
 
 
 def sort_voxels(rows: np.ndarray, coors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the voxels of points (P,) and the coordinates (N, 4) with the voxels in the order of mmdet3d.
+    """Return the row of each point's voxel (P,) and the voxels' coordinates (N, 4), in the order of mmdet3d.
 
-    That is the ascending order of z, y, x. The arguments are those that `assigned` returns.
+    That is the ascending order of z, y, x. The arguments are the same of the order of `assigned`.
     """
     order = np.lexsort(coors.T[::-1])
     places = np.empty(len(order), rows.dtype)

@@ -60,7 +60,7 @@ def on_the_ground(xp: ModuleType, boxes: Any) -> Any:
 
 
 def seen_from_above(xp: ModuleType, boxes: Any) -> Any:
-    """Return x, z, both sizes on the ground and the angle (..., 5) of boxes (..., D), for a suppression."""
+    """Return x, z, sizes along x and z and minus the yaw (..., 5) of boxes (..., D), for a suppression."""
     parts = [boxes[..., 0], boxes[..., 2], boxes[..., 3], boxes[..., 5], -boxes[..., 6]]
     return xp.stack(parts, -1)
 

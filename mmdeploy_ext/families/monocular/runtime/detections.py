@@ -19,7 +19,7 @@ class MonocularDetections(Scored):
 
     Attributes:
         boxes: (n, 9) float32; velocities are 0 if the model has none.
-        scores: (n,) float32 in 0..1.
+        scores: (n,) float32 in 0..1; those of a PGD that predicts the uncertainty of depths may exceed 1.
         labels: (n,) int64 class indices.
         attributes: (n,) int64 index of the attribute, such as 'moving'; None of models without attributes.
         bboxes_xyxy: (n, 4) float32, boxes in the picture, pixels of the network input or of the original

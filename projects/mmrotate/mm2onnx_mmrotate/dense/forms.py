@@ -66,7 +66,10 @@ class DecodeForm(nn.Module):
         self.decode, self.product = Decode(last_head(model)), product
 
     def forward(self, *raw: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return boxes (B, A, 5), scores (B, A, C) and, of heads that have some, factors (B, A)."""
+        """Return boxes (B, A, 5), scores (B, A, C) and, if they are not multiplied in, factors (B, A).
+
+        `raw` are the outputs of the network; heads without factors give none.
+        """
         mlvl_boxes, mlvl_scores, mlvl_factors = self.decode(*raw)
         boxes, scores = torch.cat(mlvl_boxes, dim=1), torch.cat(mlvl_scores, dim=1)
         if mlvl_factors[0] is None:
@@ -90,7 +93,11 @@ class FullForm(nn.Module):
     def forward(
         self, image: torch.Tensor, img_shape: torch.Tensor, scale_factor: torch.Tensor, *raw: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """Return dets (B, n, 6), labels (B, n), and with a cap candidates (B,).
+        """Return dets (B, n, 6), best first, labels (B, n), and with a cap candidates (B,).
+
+        Columns of dets are x, y, width, height in pixels of the originals, angle in radians and score; rows
+        that an image does not have are zero with label -1. Candidates are the pairs of prior and class that
+        pass the threshold.
 
         Args:
             image: (B, 3, H, W); only its size is used.

@@ -26,7 +26,7 @@ from mmdeploy_ext.core.errors import ConfigError
 def classes_of_angles(coder: Any, sigmoid: bool) -> dict[str, Any]:
     """Return the settings of a `CSLCoder`, angles in degrees, by the names of `options.ANGLES`.
 
-    `sigmoid` says whether the head decodes scores, else it decodes logits.
+    `sigmoid` says whether the head decodes scores, else it decodes logits. ConfigError: it is another coder.
     """
     if type(coder) is not coders.CSLCoder:
         raise ConfigError(f'model.bbox_head.angle_coder is {type(coder).__name__}; expected CSLCoder')
@@ -41,8 +41,9 @@ def classes_of_angles(coder: Any, sigmoid: bool) -> dict[str, Any]:
 class RotatedKind:
     """A kind of head; this one has anchors, and boxes by a `DeltaXYWHAOBBoxCoder`.
 
-    Its methods take a live head of this kind. `rows` are name of an output -> its rows (A, columns), `priors`
-    (A, 5) boxes or (A, 2) points in pixels; both are of one level and one image, and `level` is its index.
+    Its methods take a live head of this kind. Boxes (A, 5) are x, y, width, height in pixels and angle in
+    radians. `rows` are name of an output -> its rows (A, columns), `priors` (A, 5) boxes or (A, 2) points in
+    pixels; both are of one level and one image, and `level` is its index.
 
     Attributes:
         upstream: the class whose methods the graphs repeat.

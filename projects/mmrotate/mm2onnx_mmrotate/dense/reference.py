@@ -47,7 +47,9 @@ def choose_as(
 ) -> dict[str, np.ndarray]:
     """Return the reference with boxes of `decode` in the engine's readings, where rounding decides of two.
 
-    See `ImageFamily.choose_as`; the bars are those of `readings.py`.
+    Readings are the ways to write a rectangle, which are quarter turns apart; `readings.py` has the bars
+    within which rounding decides. `outputs` are the engine's by name, `reference` those of `tensors`; see
+    `ImageFamily.choose_as`. `feeds` are not used.
     """
     chosen, boxes = dict(reference), outputs.get('boxes')
     if boxes is not None and boxes.shape == np.shape(reference.get('boxes')):
