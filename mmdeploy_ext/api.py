@@ -249,9 +249,10 @@ def export_source(
         source: config, checkpoint and family.
         output_file: the `.onnx` file or the folder to write; '' is refused.
         options: options of the export; opset 0 and size 0 x 0 (pixels) are replaced by the model's defaults.
-        samples: samples for a call of `Exported.prove` that follows; they are read now, before the export.
-            With None that call has the picture that is traced alone, or the default samples of a family of
-            frames or sweeps.
+        samples: samples for a call of `Exported.prove` that follows. They are chosen before the export, and
+            files of sweeps are read; the frames of a data set are read when they are proven on. With None
+            that call has the picture that is traced alone, or the default samples of a family of frames or
+            sweeps.
         picture: path of the picture that is traced; '': one of this package.
         mean: as in `export`.
         std: as in `export`.
@@ -443,8 +444,8 @@ def prove(
             which mmdet3d's `create_data.py` lists the frames of a data set with their poses and calibrations
             (`.pkl`). If it is empty: a picture of this package, or frames and sweeps of the config's data
             set, else generated ones; the voxels that every proof of a backbone alone has.
-        frames: number of frames or sweeps; None: 12. Models of pictures ignore it: they take the first 8
-            pictures, and a line is printed if there are more.
+        frames: largest number of frames, or of sweeps of each of `samples`; None: 12. Models of pictures
+            ignore it: they take the first 8 pictures, and a line is printed if there are more.
         mean: that of the export, if one was given there; None: that of the config.
         std: that of the export, if one was given there; None: that of the config.
         cfg_options: those of the export; with None nothing is replaced.

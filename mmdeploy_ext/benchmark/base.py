@@ -287,9 +287,9 @@ class Benchmark(abc.ABC):
         These are `tool`, config and checkpoint with their hashes, `cfg_options`, `family`, `device`,
         `threads`, `processes` that measured at a time, `rounds` of the first group, `warmup`, `spare_rounds`
         that were allowed (none with several processes, which run in step), `machine`, `memory_method`,
-        `other_load`, `preprocess_ms`, None, and `profiles`, {}, which benchmarks of pictures replace (title
-        of a graph -> times of its operators), and `refused`, the files that engines refused: `engine`,
-        `label`, `file` and `reason` of each.
+        `other_load`, and `refused`, the files that engines refused: `engine`, `label`, `file` and `reason` of
+        each. Benchmarks of pictures alone change `preprocess_ms`, None, and `profiles`, {}, which with
+        `--profile` has 'onnxruntime LABEL' -> times of the operators of that file, see `ort_profile`.
         """
         deployment, args = self.deployment, self.args
         names = ('config', 'checkpoint', 'cfg_options', 'config_sha256', 'checkpoint_sha256')

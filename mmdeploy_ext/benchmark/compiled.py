@@ -48,7 +48,7 @@ def compiled(model: torch.nn.Module) -> torch.nn.Module:
 
 @contextlib.contextmanager
 def while_compiling() -> Iterator[None]:
-    """Freeze weights into the code of models that are compiled inside the block; every run happens inside it.
+    """Freeze weights into the code of models that are compiled inside; all their runs have to be inside, too.
 
     Compiled code lies in a temporary folder: inductor's default one keeps a truncated file of a run that was
     killed, and every later run fails with it (`file too short`).

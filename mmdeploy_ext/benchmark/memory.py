@@ -55,7 +55,7 @@ def reset_peak() -> int:
 
 
 def reset_peak_with(model: torch.nn.Module) -> int:
-    """Reset the peak, see `reset_peak`; return the resident set in kB less the bytes of a model's weights."""
+    """Reset the peak, see `reset_peak`; return the resident set less the size of a model's weights, in kB."""
     return reset_peak() - sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) // 1024
 
 

@@ -2,7 +2,7 @@
 
 `python tools/convert/mmdet3.py IN.pth OUT.pth --config CONFIG2X` renames the weights of a checkpoint; without
 OUT.pth it is refused. `python tools/convert/mmdet3.py --config CONFIG3X.py [OUT.py]` translates a config, or
-prints it if there is no OUT.py. Either file may be there already and is replaced, but is no input.
+prints it if there is no OUT.py. An output that is there already is replaced, unless it is an input, too.
 """
 
 import argparse

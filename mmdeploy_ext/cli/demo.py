@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections3d import Detections3D
 
 ENGINES = {'torch': title_of(BASELINE), 'onnx': DEFAULT.title}
-"""--engine -> its title."""
+"""Value of --engine, but for 'both' -> title of the engine."""
 OTHER_FILES = ('.avi', '.gif', '.jpg', '.mkv', '.mov', '.png', '.webm')
 """Suffixes of single files that cannot be written; --out would make a folder of that name."""
 

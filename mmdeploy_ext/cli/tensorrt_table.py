@@ -59,15 +59,17 @@ def measure(
     constants: Sequence[str] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Row]:
-    """Build every file in both precisions, for as many of the architectures as take it.
+    """Build every file in both precisions, for as many of the architectures as take it; nothing is written.
+
+    Return a row for each file and precision, file by file.
 
     Args:
         paths: ONNX files.
         architectures: 86 for SM 8.6.
         shapes: options of --shapes, `NAME=MIN/OPT/MAX`; used for the files that have such an input or axis.
         constants: options of --constant, `NAME` or `NAME=VALUES`; used likewise.
-        progress: called with file and precision, the number of finished files and that of all; with None
-            nothing is called.
+        progress: called before each build with a text, 'FOLDER/STEM PRECISION', the number of finished files
+            and that of all; with None nothing is called.
     """
     rows = []
     for finished, path in enumerate(paths):

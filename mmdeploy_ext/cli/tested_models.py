@@ -43,7 +43,7 @@ class TestedModel(abc.ABC):
         settings: key -> value of the config's `backend_config`, as `backend_config.read_settings` returns it.
         options: options of the export; resolved once `check` has run.
         target: file or folder of the exported model.
-        unit: key of `backend_config.dump` with the number of samples or frames.
+        unit: key of `backend_config.dump` with the number, or the indices, of samples or frames to dump.
     """
 
     unit: ClassVar[str]
@@ -113,7 +113,7 @@ class TestedModel(abc.ABC):
     def on_engine(
         self, deployment: Deployment, engine: Mapping[str, Any]
     ) -> AbstractContextManager[tuple[Network, DumpComparer]]:
-        """Return the exported model on its engine, for the loop and for the samples of a dump.
+        """Return a context manager that yields the exported model on its engine, and what compares a dump.
 
         `engine` are options of the backend, such as `threads`, which `build_backend` takes by name.
         """

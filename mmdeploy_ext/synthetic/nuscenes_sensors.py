@@ -162,7 +162,7 @@ class Lens:
         ground: (H, W, 2) points in the ego frame at which they meet the ground.
         depth: (H, W) depth of these points, inf above the horizon.
         up: (H, W) sine of the elevation.
-        bearing: (H, W) angle in the ego frame.
+        bearing: (H, W) direction in the ego frame, radians from ahead to the left.
     """
 
     sensor: Sensor

@@ -183,8 +183,8 @@ def _image_options(family: Family, size: tuple[int, int], dynamic: bool) -> Opti
 def choose_options(deployment: deploy.Deployment, size: tuple[int, int], dynamic: bool) -> Options:
     """Return the options of an export at the next larger size (H, W) that the network takes.
 
-    `dynamic` exports take any size and batch. The size is increased to sides of `MIN_SIDE` if it is refused;
-    UsageError: so is that.
+    `dynamic` exports take any size and batch. If the size is refused, sides below `MIN_SIDE` are increased to
+    that; UsageError: so is that size.
     """
     try:
         return _options_at(deployment, size, dynamic)

@@ -33,8 +33,9 @@ def densified(
     """Return points (P, 4 or 5) float32 of sweeps in the frame of the newest one, with time lags in seconds.
 
     Args:
-        sweeps: at least one, newest first: points (P, 3 or 4), x, y, z in metres and the intensity 0..255;
-            time stamp in seconds; pose (4, 4) from the vehicle to the map.
+        sweeps: at least one, newest first: points (P, 3 or 4), x, y, z in metres in the frame of the vehicle
+            at that time, and the intensity 0..255; time stamp in seconds; pose (4, 4) from the vehicle to the
+            map.
         past: num_past_frames, the largest number of older sweeps that are used, 0 or more.
         capacity: points of all sweeps; an older sweep that would go beyond it ends the list.
 
@@ -65,7 +66,9 @@ def decorated(points: np.ndarray, settings: CenterPointSettings) -> tuple[np.nda
 
     Returns:
         (n, 32, F) float32, zeros after a pillar's last point, and (n, 2) int64 cells y, x of the pillars,
-        which are sorted by falling x, then by rising y; at most `settings.pillars`.
+        which are sorted by falling x, then by rising y; the first `settings.pillars` at most. The F values
+        are those of the point, its offset x, y, z from the mean of its pillar's points, and that from the
+        pillar's centre: x, y, and z unless F is 9.
     """
     low, high = np.float32(settings.cloud[:3]), np.float32(settings.cloud[3:])
     points = points[((points[:, :3] >= low) & (points[:, :3] < high)).all(1)]

@@ -93,7 +93,7 @@ class CenterPointSettings:
 
 
 def read_settings(folder: str | Path) -> CenterPointSettings:
-    """Return the settings that the manifest of a folder states.
+    """Return the settings that the manifest of a folder states; the fields with a default keep it.
 
     Raises:
         ModelFileError: the node would reject the folder or read it wrongly, and the message has the first

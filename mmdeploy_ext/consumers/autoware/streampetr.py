@@ -55,7 +55,8 @@ class NodeContract:
     Attributes:
         metadata, spec: those of the head's file.
         backbone, embedding, head: sessions of the three files, from `backends`, name of a file -> session.
-        memory: rows after the last frame, places relative to the first pose, times as the node has them.
+        memory: rows after the last frame, by `FIELDS`: places and poses are in the axes of the map, from
+            `origin` on; `timestamp` is minus the seconds of a row on the node's clock.
         origin: (3,) metres, translation of the first pose; None before it.
         started_s: time of the first frame, or of the last restart of the clock; None before.
         rows: number of rows of the memory that a frame reads; it leaves more.

@@ -117,8 +117,10 @@ class Boxes(nn.Module):
             present: (B, K) bool; other rows are padding.
             clip_hw: (B, 2) float32 height and width that boxes are clipped to.
             scale_factor: (B, 4) float32 `w h w h`; boxes are divided by it.
-            stage_tensors: if it is a list, a dict per stage is appended to it: the inputs and outputs of its
-                head by name, a row per region; None if nobody needs them.
+            stage_tensors: if it is a list, a dict per stage is appended to it, with `_` and the number of the
+                stage at the end of each name: `region_features` (B * K, channels, h, w), which its head
+                takes, the outputs of the head (B, K, columns), see `output_names`, and behind the first stage
+                its `regions` (B, K, 4); None if nobody needs them.
         """
         regions, logits = proposals, []
         for index, stage in enumerate(self.stages):
@@ -207,7 +209,7 @@ class Grid(nn.Module):
         """Return dets (B, n, 5) with the boxes that the points vote for, divided by `scale_factor` (B, 4).
 
         `dets` (B, n, 5) are boxes in pixels of the network input, and scores; labels are -1 where a
-        row is padding.
+        row is padding, which is zero in the result.
         """
         images = torch.arange(dets.shape[0], device=dets.device)[:, None].expand(-1, dets.shape[1])
         boxes = dets[..., :4].flatten(0, 1)

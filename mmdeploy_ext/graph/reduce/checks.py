@@ -63,9 +63,10 @@ class Check:
         return self.shows(whole_model)
 
     def expected(self, candidate: Candidate, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Return output -> array that a right engine gives for a candidate.
+        """Return output -> array that is kept beside a candidate: what is right, if that is known.
 
-        `values` is tensor name -> recorded value of the whole graph.
+        Here they are the values that were recorded in the whole graph, faults included: `values` is tensor
+        name -> value.
         """
         return {name: values[name] for name in candidate.outputs if name in values}
 

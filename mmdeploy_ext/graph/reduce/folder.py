@@ -70,7 +70,7 @@ def save_folder(
         reduction: its candidate is written.
         target: the folder, which is returned; there must be none yet, or an empty one.
         facts: of the check, from `Check.facts`; run.py reads them from case.json.
-        expected: output -> array that is right.
+        expected: output -> array, of `Check.expected`; `EXPECTED` says what that is.
         meaning: the fault in words.
         source: name of the file that was reduced.
     """

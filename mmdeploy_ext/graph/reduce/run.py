@@ -117,7 +117,8 @@ def judge(folder: Path, case: Mapping[str, Any]) -> bool:
     `case` is the content of case.json: `check` (its kind: 'nan', 'engines', 'reference', 'differs', 'crash'
     or 'command'), `tolerance` (largest relative difference that is no fault), `outcome` (which fault was
     found: 'nan', 'inf', 'signal 11', 'does not end' ...), `outputs` (names that are compared), and, of some
-    checks, `timeout` (seconds) or `command` (that showed the fault). Exceptions of ONNX Runtime are not
+    checks, `timeout` (seconds) or `command` (that showed the fault). A command is not run: of 'command' the
+    fault counts as shown if the outputs are those that were recorded. Exceptions of ONNX Runtime are not
     caught, unless they are the fault.
     """
     kind, source = case['check'], str(folder / 'model.onnx')

@@ -107,9 +107,10 @@ class CustomNuScenesDataset(NuScenesDataset):
         return data
 
     def prepare_train_data(self, index: int) -> dict[str, Any] | None:
-        """Run the pipeline on the T frames that end at `index`; None if they are filtered as empty.
+        """Run the pipeline on T frames up to `index`; None if they are filtered as empty.
 
-        The last frame's dict has `collect_keys` stacked to (T, ...) and the boxes as lists of T. With
+        Frame 0 stands for those before the first one. The last frame's dict is returned, with `collect_keys`
+        stacked to (T, ...), and the boxes and `img_metas` as lists of T. With
         `filter_empty_gt` frames are dropped if one of the last `num_frame_losses` has no box.
         """
         queue, scene = [], None

@@ -123,7 +123,11 @@ def decode(
 
 
 def boxes_of_predictions(codes: np.ndarray) -> np.ndarray:
-    """Return boxes (n, 9) float32 of mmdet3d 1.0, z at the bottom, of codes (n, 10) in order."""
+    """Return boxes (n, 9) float32 of mmdet3d 1.0, z at the bottom, of codes (n, 10).
+
+    Codes are x, y, z of the centre, logarithms of the sizes, sine and cosine of the yaw, velocity x, y; boxes
+    x, y, z, the sizes, the yaw, velocity x, y.
+    """
     sizes = np.exp(codes[:, 3:6])
     centre = codes[:, :3].copy()
     centre[:, 2] -= sizes[:, 2] * np.float32(0.5)

@@ -110,8 +110,8 @@ class ScnOnnx(contextlib.ExitStack):
         Args:
             points: (P, D) in metres, LiDAR frame; those outside the range are left out, and voxels beyond the
                 rule's `max_voxels` too, the last ones first, as in training.
-            voxels: features (N, C) and coordinates (N, 4) integers, sample 0 and the axes in `order`, every
-                voxel once. N = 0 gives the map of an empty scene, all zeros.
+            voxels: features (N, `in_channels`) and coordinates (N, 4) integers, sample 0 and the axes in
+                `order`, every voxel once. N = 0 gives the map of an empty scene, all zeros.
 
         Raises:
             PointsError: points of another width, not finite, or none in range (an empty sweep is a broken

@@ -45,7 +45,7 @@ def priors_per_cell(head: nn.Module) -> list[int]:
 
 
 def facts_of(head: nn.Module) -> dict[str, Any]:
-    """Return what the metadata tell about the decoding of a head: all of `POSTPROCESS` but its thresholds."""
+    """Return the metadata's entries, name -> value, about the decoding of a head, without its thresholds."""
     return dict(
         strides=[int(stride[0]) for stride in generator_of(head).strides],
         base_priors=base_priors(head),
