@@ -19,7 +19,7 @@ QUIET_SHARE = 0.05
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use; on Linux alone, as the benchmark as a whole."""
+    """Return the number of cores that this process may use; it works on Linux alone, as all benchmarks do."""
     return len(os.sched_getaffinity(0))
 
 

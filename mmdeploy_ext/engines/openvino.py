@@ -70,8 +70,8 @@ def compiled(source: str | bytes, threads: int = 0, device: str = 'CPU', precisi
 def readable(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model in which deformable convolutions, which OpenVINO does not read, are other operators.
 
-    Those that `replace_deform_conv` does not support, such as float64, stay. A model without these is
-    returned itself, and `model` is not changed.
+    Those that `replace_deform_conv` does not support, such as float64, stay. A model of which none is
+    replaced is returned itself, and `model` is not changed.
     """
     from mmdeploy_ext.graph.passes.deform_conv import replace_deform_conv
 

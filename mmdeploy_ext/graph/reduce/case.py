@@ -163,7 +163,8 @@ def record(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, apart: bo
         model: the graph.
         feeds: input -> array; further names are left out.
         apart: compute node by node in a process of its own, since a node may crash it; after `MAX_CRASHES`
-            crashes it ends with what it has. Without, that is done if a run of the whole graph fails.
+            crashes it ends with what it has, and sequences are left out. Without, that is done if a run of
+            the whole graph fails.
 
     Raises:
         InferenceError: not one node could be computed.
