@@ -98,7 +98,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Calibrate, or read ranges; with --fidelity compare the precisions. Return 0.
+    """Calibrate, or read ranges of a file or checkpoint; with --fidelity compare the precisions. Return 0.
 
     `args` are those of `build_parser`. UsageError: see `check`, or there are no ranges anywhere.
     """

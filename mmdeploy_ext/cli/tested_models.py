@@ -43,7 +43,8 @@ class TestedModel(abc.ABC):
         settings: key -> value of the config's `backend_config`, as `backend_config.read_settings` returns it.
         options: options of the export; resolved once `check` has run.
         target: file or folder of the exported model.
-        unit: key of `backend_config.dump` with the number, or the indices, of samples or frames to dump.
+        unit: key of `backend_config.dump` with what is dumped: 'samples', a number of them, or 'frames', a
+            number or a list of indices.
     """
 
     unit: ClassVar[str]

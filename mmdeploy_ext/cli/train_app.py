@@ -50,7 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def load_train_config(args: argparse.Namespace) -> Any:
-    """Return the mmcv `Config` with the command line's work_dir, seed, device and gpu_ids filled in.
+    """Return the mmcv `Config` with work_dir, resume_from, auto_resume, gpu_ids, device and seed filled in.
+
+    They are those of the command line, but for the device, which is the one that mmdet finds here.
 
     `args` are those of `build_parser`. The random generators of this process are seeded, and it joins the
     others of a launcher. ConfigError: the config cannot be read, or lacks one of `READ_ENTRIES`.
@@ -103,7 +105,7 @@ def build_model(cfg: Any) -> Any:
 
 
 def configured_loaders(cfg: Any) -> contextlib.AbstractContextManager[None]:
-    """Inside the block mmdet's loop builds mmdet3d's data sets, with the samplers that `cfg.data` names."""
+    """Inside the block mmdet's loop builds mmdet3d's data sets, too, with the samplers of `cfg.data`."""
     names = ('shuffler_sampler', 'nonshuffler_sampler')
     samplers = {name: cfg.data[name] for name in names if name in cfg.data}
     import mmdet.apis.train

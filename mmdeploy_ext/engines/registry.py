@@ -36,7 +36,8 @@ class EngineInfo:
         module: dotted name of the module that defines the subclass.
         packages: importable modules; one of them has to be installed.
         install: the command that installs it, for messages.
-        keys: keys of `backend_config` that it accepts, which are parameters of the subclass.
+        keys: keys of `backend_config` that it accepts: parameters of the subclass; of PyTorch `dump`, which
+            the test loop reads.
         suffix: suffix of its metrics, `metrics_<suffix>.json`.
         runs: kinds of models: 'images', 'stream' (frames of a drive, or sweeps), 'sparse' (backbones).
         files: whether it runs exported files.

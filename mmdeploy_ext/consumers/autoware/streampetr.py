@@ -61,7 +61,9 @@ class NodeContract:
         started_s: time of the first frame, or of the last restart of the clock; None before.
         rows: number of rows of the memory that a frame reads; it leaves more.
         reverses, scale, shift: from the node's pictures to those of the training, see `from_node`.
-        image_shape, fed_bytes, state_shapes, rig, calibration_key, graphs: as those of `DeployContract`.
+        rig: outputs of the position embedding, inputs of the head that stay until the calibration changes.
+        fed_bytes: bytes of all inputs of the head in the last frame.
+        image_shape, state_shapes, calibration_key, graphs: as those of `DeployContract`.
     """
 
     def __init__(self, backends: Mapping[str, Backend]) -> None:

@@ -15,11 +15,10 @@ AXES = dict(bottom=(2, 1), top=(2, -1), right=(3, 1), left=(3, -1))
 class SamePadding(nn.Conv2d):
     """A convolution whose output has `ceil(size / stride)` cells.
 
-    It pads both ends of an axis alike, or the last one by one cell more.
-
-    It replaces mmcv 1.7.2's `Conv2dAdaptivePadding`, which divides sizes as floats and rounds up; in a trace
-    of TorchScript that becomes a division of integers, which rounds down. Here all numbers are integers, so
-    that a graph is right for every size.
+    It pads both ends of an axis alike, or the last one by one cell more. It replaces mmcv 1.7.2's
+    `Conv2dAdaptivePadding`, which divides sizes as floats and rounds up; in a trace of TorchScript that
+    becomes a division of integers, which rounds down. Here all numbers are integers, so that a graph is right
+    for every size.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

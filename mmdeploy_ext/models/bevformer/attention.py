@@ -30,7 +30,7 @@ class DeformableSampler(BaseModule):
     """The linear layers of a deformable attention.
 
     Args:
-        embed_dims: C, channels of queries and values.
+        embed_dims: C, channels of queries and values; a ConfigError unless it is a multiple of M.
         num_heads: M.
         num_levels: feature maps that are sampled.
         num_points: samples of a query per head and map.

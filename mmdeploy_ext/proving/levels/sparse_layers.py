@@ -132,7 +132,7 @@ class SparseReference:
     """The results of spconv for one set of voxels.
 
     Attributes:
-        dense: the dense map, float32.
+        dense: the dense map (1, C, H, W) float32.
         layers: path of a convolution -> its output.
         milliseconds: time in ms of the run.
     """
