@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     `args` are those of `build_parser`; with --run an engine of this machine makes the outputs first.
 
     Raises:
-        UsageError: --told beside --run.
+        UsageError: --told beside --run; with --run also a kit for libspconv, or OUTPUTS that is not empty.
         DataError: a kit that is not whole, no folder of outputs, or outputs of another kit. Outputs that
             cannot be read are failures of the verdict.
         EngineError, ExportError, InferenceError: with --run, see `run_kit`.
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_drift(row: SequenceRow) -> None:
-    """Print a line per frame of a drive, `row`: its worst tensor by tolerance, and the matched results.
+    """Print a line about a drive, `row`, and one per frame: its worst tensor by tolerance, matched results.
 
     A tensor that was not or could not be compared at a frame, or has no tolerance, does not count there.
     """
@@ -101,7 +101,10 @@ def print_drift(row: SequenceRow) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 the outputs keep the bars, 1 not or failed, 2 usage.
+    """Run the tool and return its exit status: 0 the outputs keep the bars, 1 they do not, 2 usage.
+
+    It is 2, too, of a damaged kit, of outputs of another kit, and of an engine that is not here or cannot
+    take a file; 1 of an engine that fails to run one.
 
     `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
     option that the parser refuses, which is status 2.

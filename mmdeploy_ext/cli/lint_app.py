@@ -104,9 +104,9 @@ def lint(
 ) -> Iterator[Report]:
     """Yield a report of each part, see `lint_parts.parts_of`: a stage, or a graph of one stage.
 
-    A part runs under observation on its example; those of images also on another view of the picture, which
-    is larger with --dynamic-export. Then each exporter exports it for trial, unless --no-export or --upstream
-    is given.
+    A part of a model of images runs under observation on the picture, and on another view of it, which is
+    larger with --dynamic-export; parts of other models run on the example of their graph alone. Then each
+    exporter exports the part for trial, unless --no-export or --upstream is given.
 
     Args:
         deployment: the trained model.

@@ -356,7 +356,7 @@ def read_metadata(path: str) -> Metadata:
 
 
 def least_precision(files: Iterable[Metadata]) -> str:
-    """Return the precision by which files of one export are judged: that of one below float32, or 'fp32'."""
+    """Return the precision by which files of one export are judged: the first below float32, or 'fp32'."""
     return next((metadata.precision for metadata in files if metadata.precision != 'fp32'), 'fp32')
 
 

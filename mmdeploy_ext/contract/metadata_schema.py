@@ -1,4 +1,8 @@
-"""What each `mm2onnx.*` entry of a file may be: a check for each. Needs neither torch nor numpy."""
+"""What each `mm2onnx.*` entry of a file may be: a check for each. Needs neither torch nor numpy.
+
+A check is a function of a value and its key, which is for the message; it raises `Mismatch` if the value is
+not allowed, see `schema`.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -106,9 +110,6 @@ FUSION = full_record(
 """Check of the JSON form of a `FusionRule`, of cameras and LiDAR."""
 
 
-# functions of a value and its key are checks, see `schema`
-
-
 def rule_of_points(value: Any, key: str) -> None:
     """Check the rule of a sweep, or that of a frame of cameras and points, which has it under `voxels`."""
     (FUSION if isinstance(value, dict) and 'voxels' in value else VOXELS)(value, key)
@@ -179,7 +180,10 @@ SPEC = full_record(
 
 
 def checks_of_options() -> dict[str, Check]:
-    """Return name -> check of every option of the families that are registered now."""
+    """Return name -> check of every option of detectors, of the families that are registered now.
+
+    `cfg_options`, the overrides of the config, are among them.
+    """
     return dict(schemas((*detector_options(), *options.DRIVE)), cfg_options=mapping(anything))
 
 

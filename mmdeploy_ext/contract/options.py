@@ -23,7 +23,7 @@ class Option:
 
     Attributes:
         name: key in the metadata, and attribute of `Options`.
-        default: its value if the user does not choose one.
+        default: its value in `Options` that are given none.
         help: text for the command line.
         choices: all values that it can have; if empty, any value that passes `schema`.
         schema: check of its value in the metadata of a file.

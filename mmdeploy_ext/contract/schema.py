@@ -186,12 +186,13 @@ FLAG = one_of(True, False)
 NAME = text(r'(?s).+', 'a text that is not empty')
 """Checks of a bool, and of any text but ''."""
 SIZE = number(0, 16_384, integer=True)
-"""Pixels; 0 means that the size is not fixed."""
+"""Check of a side of a network's input in pixels; 0 stands for that of the config's test pipeline."""
 COUNT = number(1, 100_000, integer=True)
 PIXELS = number(1, 16_384, integer=True)
 """Checks of a number of things, and of a side of a picture in pixels; neither is 0."""
 LIMIT = number(-1, 10**9, integer=True)
-"""Limit of the number of results; -1 and 0 mean that there is no limit."""
+"""Check of a limit, such as that of the number of results: -1 or more. Settings whose -1 is no limit mostly
+have no limit with 0, too."""
 POSITIVE = number(above=0)
 FRACTION = number(0, 1)
 TRIPLE = exactly(3, COUNT)

@@ -305,7 +305,7 @@ class ChainedFrame:
         steps: case, whose inputs are fed, and name of an input -> name of the last output of that name so
             far, in this frame or in an earlier one, that is fed in place of the case's own.
         reset: whether the memory is emptied before the frame: then the inputs of the memory are those of the
-            case, too. True of every frame of a model without a memory.
+            case, too. True of every frame if the files hand on no memory.
         scene: scene of the frame; frames of another scene follow a reset. '' if it has none.
         timestamp_s: seconds, absolute; 0 of a module, whose frames have no time.
         ego_pose: (4, 4) LiDAR frame to global frame, as lists; None if the last file gives no memory, and of

@@ -59,7 +59,7 @@ def shapes_of(case: Mapping[str, Any]) -> str:
 
 
 def is_dynamic(graph: KitGraph) -> bool:
-    """Return whether an input of a graph has an axis of any size, which an engine has to be given."""
+    """Return whether an input of a graph has an axis of any size, so that an engine has to be given sizes."""
     return any(tensor.dynamic_axes for tensor in graph.spec.inputs)
 
 

@@ -61,7 +61,7 @@ class Layout:
 
     @classmethod
     def of(cls, kernel_size: Triple) -> Layout:
-        """Return the layout of a kernel with offsets (k0, k1, k2), each at least 1."""
+        """Return the layout of a kernel of `kernel_size` (k0, k1, k2), each at least 1: k0 k1 k2 offsets."""
         size = math.prod(kernel_size)
         group = min(GROUP, size)
         groups = tuple((first, min(first + group, size)) for first in range(0, size, group))

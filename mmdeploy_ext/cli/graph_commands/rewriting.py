@@ -153,7 +153,7 @@ def run_fp16(args: argparse.Namespace) -> int:
     """Write float16 into a graph, but for nodes that stay float32, and save it.
 
     These are the nodes of --keep-fp32, those that the family of an exported file keeps, and those of
-    `graph.passes.precision.fp32_patterns`, such as all after the network.
+    `graph.passes.precision.fp32_patterns`, such as the post-processing.
 
     `args` are the parsed arguments of this command. Return 0 written, 1 an output differs, see
     `proving.finish`. UsageError: a pattern of --keep-fp32 that no node fits.

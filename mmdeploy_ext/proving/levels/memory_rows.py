@@ -123,7 +123,8 @@ class Followed:
         ties: number of new rows that differ because of a tie; of an `InstancePairing` also of queries.
         fault: why rows differ by more than a tie, or ''.
         parted: whether the memories held the same rows before this frame, in any order, and do not after it,
-            because of scores that differ by no more than the bar of ties, without any allowance for errors.
+            because of scores that differ by no more than the bar of ties, without any allowance for errors;
+            of an `InstancePairing` whatever they held before, since all rows are chosen anew.
     """
 
     queries: np.ndarray | None = None
