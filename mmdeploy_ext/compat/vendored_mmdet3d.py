@@ -98,8 +98,8 @@ def stand_in_for_operators() -> None:
 def mmdet3d_sparse_convolutions(module: ModuleType, execute: Execute) -> bool:
     """mmcv registers sparse convolutions under the names of mmdet3d 0.x since 1.5: the copy's replace them.
 
-    Models in the same process that name them in their config get those of the copy. Returned is whether mmcv
-    had registered any.
+    `execute` runs the code of `module`, which registers those of the copy; models in the same process that
+    name them in their config get these. Returned is whether mmcv had registered any.
     """
     from mmcv.cnn import CONV_LAYERS
 

@@ -204,7 +204,7 @@ class Show:
         Args:
             image: (3, H, W), normalised.
             meta: mmdet's `img_metas` of the image.
-            detections: boxes with scores of that image.
+            detections: results of that image with scores, boxes or masks.
 
         ImageError: the picture cannot be encoded; Mm2OnnxError: its file cannot be written.
         """

@@ -63,7 +63,7 @@ def _prepared(pipeline: Callable[[dict[str, Any]], Any], results: dict[str, Any]
 def dataset_builder() -> Callable[[Mapping[str, Any]], Dataset]:
     """Return the function `build_dataset` of mmdet3d if a config has imported it, otherwise that of mmdet.
 
-    mmdet3d's function builds mmdet's data sets, too. It takes the config of a data set and returns it.
+    It takes the config of a data set and returns the data set; mmdet3d's function builds mmdet's, too.
     """
     if 'mmdet3d.datasets' in sys.modules:
         from mmdet3d.datasets import build_dataset as build
@@ -218,7 +218,8 @@ def check_tables(cfg: Any, dataset: Dataset, metrics: Sequence[str] = ()) -> Non
     It is called before hours of inference; other data sets have no tables. `cfg` is for messages.
 
     Raises:
-        DataError: the folder that its evaluator reads is missing, or `metrics` are not evaluated on it.
+        DataError: the folder that its evaluator reads is missing, or 'tracking' is among the `metrics` and
+            the tables are of another version than those in `tracking.SPLITS`.
         UsageError: one of the `metrics` needs a package that is not installed.
     """
     if tracking.is_by_devkit(dataset, metrics):

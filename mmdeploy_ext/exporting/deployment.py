@@ -48,13 +48,15 @@ class Deployment:
         classes: names by label; () for a backbone.
         rule: how a sample becomes the input, of `Family.preprocess_rule`; of images a `PreprocessRule`.
         settings: what `Family.settings` returned; None for most families.
-        report: what `Family.load` returned: the tensors of the checkpoint that were loaded.
+        report: what `Family.load` returned: the checkpoint that was loaded; of a sparse backbone a
+            `LoadReport` about it.
         unbuilt_cfg: `cfg` before the model was built, for which mmcv takes entries out, such as
             `fallback_on_stride`.
         loaded_settings: `module_settings` of the model as it was loaded: runs fill memories and count on, and
             make tensors of lists. None of a model that `load` did not make.
         normalisation: `mean` and `std` of the command line that replace the config's; {} for none.
-        collected: entries that the config's test pipeline collects of a picture, for PyTorch's test path.
+        collected: entries that the config's test pipeline collects of a picture, for PyTorch's test path; {}
+            until a proof has run that pipeline.
         exports: the last exports of this model: (name of a graph, options) -> graph, see `cache_export`.
         shared: what proofs of several files of this model have in common, see `share`; None: nothing is kept,
             since there is one proof.
@@ -124,9 +126,10 @@ class Deployment:
         return self.family.model_classes(self.model)
 
     def differing_methods(self, any_size: bool) -> list[DifferingMethod]:
-        """Return the methods of the model, and steps of its pipeline, that files replace by other code.
+        """Return methods of the model and steps of its pipeline that differ from the code that files follow.
 
-        `any_size` is whether the graphs have open axes.
+        Graphs and rule compute these by themselves, as known versions of the libraries do; [] if the model
+        and the pipeline are of such versions. `any_size` is whether the graphs have open axes.
         """
         family = self.family
         return [*family.differing_methods(self.model, any_size), *family.differing_steps(self.cfg)]
@@ -263,8 +266,8 @@ def load(
         weight_layout: layout of the kernels of a sparse backbone in the checkpoint: 'auto', which finds it
             from the shapes, 'spconv1', 'spconv2' or 'spconv2-rskc'; families of detectors ignore it, others
             refuse another value with a UsageError.
-        read: the config, which is not changed, and its family by `find_family`, if both are known already.
-            With None they are read and found here; only then `product` counts.
+        read: the config with the overrides, which is not changed, and its family by `find_family`, if both
+            are known already. With None they are read and found here; only then `product` counts.
 
     Raises:
         EngineError: there is no such device, see `check_device`.

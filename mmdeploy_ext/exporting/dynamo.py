@@ -59,10 +59,10 @@ def translations_read_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def decomposed_where_needed(translated: Container[Any]) -> Iterator[None]:
-    """Inside the block `ExportedProgram.run_decompositions` returns a program that needs none itself.
+    """Inside the block `ExportedProgram.run_decompositions` returns a program as it is if it needs none.
 
-    `make_functional` has then changed its graph. `translated` are operators that the exporter translates
-    beside those of PyTorch.
+    `make_functional` has then changed its graph in place; other programs are decomposed. `translated` are
+    operators that the exporter translates beside those of PyTorch.
     """
     from onnxscript.function_libs.torch_lib.registration import default_registry
 

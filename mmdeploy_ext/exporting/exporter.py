@@ -103,7 +103,8 @@ def default_group_norm(module: torch.nn.Module) -> str:
 def check_opset(opset: int, exporter: str, option: str = '') -> None:
     """Refuse an opset that the exporter cannot write, and an unknown exporter, with a UsageError.
 
-    It names the `option` that asked for the opset; '' stands for `--opset-version` with its value.
+    A message about the opset begins with the `option` that asked for it; '' stands for `--opset-version` with
+    its value.
     """
     if exporter not in OPSETS:
         raise UsageError(f'--exporter {exporter}: expected one of {", ".join(OPSETS)}')

@@ -34,8 +34,9 @@ def check_output(output: str, options: Options, family: Family, option: str = '-
         option: what the user calls the path, for messages: an option with a space, or a key with '='.
 
     Raises:
-        UsageError: a file name for a folder of graphs, or the other way round; the working folder or a mount
-            point; a path that cannot be written, or that this run reads.
+        UsageError: a name in .onnx for a folder of graphs; another name for one file of a family that has
+            folders of graphs as well; the working folder or a mount point; a path that cannot be written, or
+            that this run reads.
     """
     one_file = family.one_file(options)
     if output.endswith('.onnx') != one_file and family.files:

@@ -129,7 +129,8 @@ def quaternion_of(w: float, heading: float) -> np.ndarray:
     """Return a unit quaternion w, x, y, z (4,) float64 with a given real part and a given heading.
 
     It is a turn about z by the heading, before which the car is tilted just so far that the real part is
-    right: about x alone if that suffices, otherwise about x and then by the same angle about y.
+    right: about x alone if that suffices, otherwise about x and then by the same angle, of either sign, about
+    y.
 
     Args:
         w: the real part, -1..1, of an orientation with this heading that is tilted by less than a right

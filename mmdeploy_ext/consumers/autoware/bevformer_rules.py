@@ -83,8 +83,9 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
     """Return the violations in a folder, and file name -> path of those of its two files that are there.
 
     Shapes are compared with the parameters, as far as these are valid. An input that the node does not feed
-    is a violation, a further output is none. Without an error so far the graph is loaded in ONNX Runtime and
-    run on zeros, unless it has plug-ins. ModelFileError: PyYAML is not installed.
+    is a violation, a further output is none. Without an error so far a graph without plug-ins is loaded in
+    ONNX Runtime, and run on zeros unless it is large (`trial.MOST_FLOPS`). ModelFileError: PyYAML is not
+    installed.
     """
     file = f'{GRAPH}.onnx'
     paths = {name: folder / name for name in (file, MANIFEST) if (folder / name).is_file()}
@@ -181,7 +182,7 @@ def _plugin_rules(file: str, graph: onnx.ModelProto) -> Iterator[Violation]:
 def read_entries(graph: onnx.ModelProto) -> set[int]:
     """Return which entries of `can_bus` (18,), 0 to 17, a graph reads, also in the bodies of its nodes.
 
-    Of a Gather those of its constant indices count, of any other node that takes `can_bus` all of them.
+    A Gather with constant indices reads those entries, any other node that takes `can_bus` reads all of them.
     """
     from onnx import numpy_helper
 

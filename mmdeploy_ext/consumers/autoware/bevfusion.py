@@ -55,12 +55,14 @@ class BEVFusionSettings:
 
     Attributes:
         class_names: names by label, in the node's words, e.g. 'CAR'; they are in the manifest.
-        limits: upper ends of the bins of distance, m; objects beyond the largest are dropped.
+        limits: upper ends of the bins of distance, m; objects at the largest and beyond are dropped, the
+            others decide nothing here.
         scores: least score, for all classes and bins; a score of 0 is never enough.
         yaw_norm: least length of (sine, cosine) of the yaw; not demanded of pedestrians.
         circle_m: an object whose centre is closer than this to that of a better one which stays is dropped;
             0: none is.
-        iou: an object that overlaps a better one by more than this is dropped.
+        iou: an object whose IoU with a better one, seen from above, is larger than this is dropped;
+            pedestrians are compared with pedestrians alone.
         iou_search_m: objects whose centres are further apart are not compared for `iou`.
     """
 
@@ -119,8 +121,8 @@ class AutowareBEVFusion(FusionRuntime):
     def step(self, frame: FusedFrame) -> StepResult:
         """Detect in the points (P, F) of a frame, of which nothing else is read but the name.
 
-        Returned are the outputs of all queries, and the boxes that the model's limits keep. The latter are
-        not those that the node publishes, see `objects`.
+        Returned are the outputs of all queries, the map `bev` between the two halves, and the boxes that the
+        model's limits and suppression keep. The latter are not those that the node publishes, see `objects`.
 
         Raises:
             DataError: points of another width, not finite, or all outside of the range.
@@ -139,7 +141,7 @@ class AutowareBEVFusion(FusionRuntime):
         return StepResult({BEV: bev, **outputs}, self.boxes_of(outputs))
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes of the file's outputs that nothing suppresses, best first; see `detections`."""
+        """Return the boxes of `detections` that the suppression of the file's metadata keeps, best first."""
         facts = self.metadata.postprocess
         return suppress(detections(outputs, facts['coder']), facts['nms'])
 

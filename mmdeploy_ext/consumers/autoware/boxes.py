@@ -51,7 +51,7 @@ class NodeObjects(Rows):
     variances: np.ndarray | None = None
 
     def detections(self) -> Detections3D:
-        """Return them as mmdet3d has boxes: z at the bottom, velocities along x and y."""
+        """Return them as mmdet3d 1.x has boxes: z at the bottom, velocities along x and y."""
         cos, sin = np.cos(self.yaws), np.sin(self.yaws)
         along, across = self.twists.T
         speed = np.stack([cos * along - sin * across, sin * along + cos * across], axis=1)
@@ -97,6 +97,8 @@ def passing(
     xy: np.ndarray, scores: np.ndarray, labels: np.ndarray, settings: CenterPointSettings
 ) -> np.ndarray:
     """Return (n,) bool: whether the score reaches the threshold of the class in the bin of the distance.
+
+    A score of 0, and a distance at the last limit or beyond, do not pass.
 
     Args:
         xy: (n, 2) centres in metres, whose distance is measured from the origin.

@@ -103,10 +103,11 @@ ENGINE_KEYS = ('encoder_engine_path', 'head_engine_path')
 
 
 def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
-    """Return the violations in a folder, and file name -> path of the manifest and files that it names.
+    """Return the violations in a folder, and file name -> path of the manifest and the files that it names.
 
-    Those that are not there have no path. What is wrong with a file is a violation; without an error both
-    graphs are loaded and run on zeros, and a probe is sent through the head, see `trial.trial_rules`.
+    These are the files that the node reads (`READ_KEYS`), as far as they are there. What is wrong with a file
+    is a violation; without an error both graphs are loaded and run on zeros, and a probe is sent through the
+    head, see `trial.trial_rules`.
     ModelFileError: PyYAML is not installed.
     """
     path = folder / MANIFEST

@@ -94,13 +94,15 @@ def prepare(
         package: 'tensorrt', 'tensorrt-rtx' or 'auto'.
         architectures: GPU architectures to build for, e.g. (86, 89); () for the GPU of this machine.
         tf32: products of float32 may round their factors to 10 bits.
-        only_check: nothing will be built: no package is needed, and open axes may be left open.
-        device: index of the GPU of this machine.
+        only_check: nothing will be built: no package is needed, and open axes may be left open; `shapes` are
+            read and not compared with the graph.
+        device: index of the GPU of this machine; not used with `only_check`.
 
     Raises:
         ModelFileError: the file cannot be read.
         UsageError: an option is malformed, or fits no input, node or axis.
         EngineError: TensorRT cannot take the graph, or cannot build it here.
+        ExportError: an edit of the graph failed, such as a weight that exceeds float16.
     """
     architectures = tuple(dict.fromkeys(architectures))
     requested = tensorrt_shapes.parse_shapes(shapes)

@@ -25,8 +25,7 @@ OUTPUTS = ('bev_embed', 'all_cls_scores', 'all_bbox_preds')
 def reference_record(frame: Frame, orientation: str = '') -> np.ndarray:
     """Return the record of the car's motion (18,) as `record_of` does, that of a pose by other code.
 
-    `record_of` refuses what is no record with a DataError; else a runner with a wrong one would agree with
-    itself.
+    By the same code a runner with a wrong one would agree with itself. DataError: see `record_of`.
     """
     record = record_of(frame, orientation)
     if frame.can_bus is not None:

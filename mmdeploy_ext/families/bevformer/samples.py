@@ -32,8 +32,11 @@ DUMPED = ('img', 'lidar2img', 'can_bus')
 def frame(data: Mapping[str, Any]) -> Frame:
     """Return one collated sample of the test loader (batch 1, one augmentation) as a frame.
 
-    BEVFormer's samples have neither intrinsics nor a pose of the LiDAR: unit matrices stand for the former,
-    and the position of the car for the latter.
+    BEVFormer's own samples have neither intrinsics nor a pose of the LiDAR: unit matrices stand for the
+    former, and for the latter, unless the metas have `ego_pose`, a pose at the position of the car without a
+    turn. Without `timestamp` the time is 0.
+
+    DataError: a key is missing, or `can_bus` has another shape.
     """
     check_given(data, KEYS)
     images, meta = (only(data[key], key) for key in KEYS)

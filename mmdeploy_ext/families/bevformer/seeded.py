@@ -62,8 +62,9 @@ LOGITS_BIAS = re.compile(r'pts_bbox_head\.cls_branches\.\d+\.6\.bias')
 def kernel_of(key: str, numbers: np.ndarray) -> np.ndarray:
     """Return the values of a kernel (out, in, ...) float64, with rows as `GAINS` and `centred` describe.
 
-    Rows of `in_proj_weight` (out, in) are those of queries and keys up to 512, twice the 256 channels of all
-    published models, then those of values. Rows 0, 1 and 4 of the last layer of boxes are x, y and z.
+    Two kernels have gains of their own, row by row: `in_proj_weight` (out, in), whose rows are those of
+    queries and keys up to 512, twice the 256 channels of all published models (0.7), then those of values
+    (1.5); and the last layer of boxes, whose rows 0, 1 and 4 are x, y and z (0.3, the others 1).
 
     Args:
         key: key of the kernel in the state dict.
@@ -124,7 +125,8 @@ def for_view(weights: Mapping[str, torch.Tensor], side: int) -> dict[str, torch.
 
     Neighbouring cells of seeded views differ as much in a fine view as in a coarse one, so that a reference
     point that is moved by rounding changes the decoder's result in proportion to the cells along a side. The
-    weights that read the view are therefore divided by that; a bias adds the same for every point, and stays.
+    weights that read the view are therefore multiplied by `LARGEST_UNSCALED_VIEW` over that number of cells,
+    or by 1 if that is less; a bias adds the same for every point, and stays.
     At 150 cells the logits of PyTorch's own decoder were 5.4e-4 apart in float32 and float64, with this
     factor 3.8e-5. It is a step of its own because the reference data was made without it.
 

@@ -114,8 +114,7 @@ class CornerFamily(ImageFamily):
         """Return the limits of corners, of pairs, and of their suppression.
 
         A proof runs PyTorch and an export with other values of each, so that decisions are taken both ways.
-        `distance_threshold` is that of embeddings, and of a CentripetalNet that of the shifted corners from
-        the centre of their box.
+        For `distance_threshold`, which is another quantity of a CentripetalNet, see `graphs.thresholds`.
         """
         config = model.bbox_head.test_cfg
         return [

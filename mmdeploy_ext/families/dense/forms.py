@@ -189,7 +189,9 @@ class DenseFullForm(nn.Module):
         scale_factor: torch.Tensor,
         *border_and_raw: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """Return dets (B, n, 5), labels (B, n), and with a cap candidates (B,).
+        """Return dets (B, n, 5), labels (B, n), and with a cap candidates (B,), their number before the cap.
+
+        Dets are x1 y1 x2 y2, in pixels of the network input over `scale_factor`, and score, the best first.
 
         Args:
             image: (B, 3, H, W); only its size is used.

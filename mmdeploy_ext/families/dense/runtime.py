@@ -49,16 +49,18 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
         metadata: metadata of the file: `form`, `postprocess` and, for 'full', `options`.
         outputs: outputs of the graph by name: of the form 'full' `dets` (B, n, 5) x1 y1 x2 y2 score and
             `labels` (B, n) int64, -1 for padding; of 'decode' `boxes` (B, A, 4) xyxy, pixels, `scores` (B, A,
-            C) and, of heads with such, the score factors (B, A), by the name in `head.factor` of the facts;
-            for those of 'raw' see `decode_raw`. The B of `input` is that of all of them.
+            C) and, of heads with such, the score factors (B, A), by the name in `head.factor` of the facts,
+            and `level_sizes` (L,), the priors of each level, unless `head.maps_by_stride`; for those of 'raw'
+            see `decode_raw`. The B of `input` is that of all of them.
         feeds: inputs of the graph by name, and what results need besides: `input` (B, 3, H, W); and, if they
             are there, `img_shape` (B or 1, 2), height and width that boxes are clipped to (0: those of the
             input), `scale_factor` (B or 1, 4) `w h w h`, by which boxes are divided (not 0), and `border` (B
             or 1, 2), pixels of padding above and left of the image.
 
     Raises:
-        ShapeError: of the form 'raw' outputs are missing; or they are not of the size of the input.
-        KeyError: of another form outputs are missing.
+        ShapeError: of the form 'raw' outputs, or of 'decode' `level_sizes`, are missing; or the outputs are
+            not of the size of the input.
+        KeyError: other outputs are missing.
         ModelFileError: a file of the form 'full' left out candidates, see `check_cap`.
     """
     if metadata.form == 'full':

@@ -143,7 +143,10 @@ def map_sizes(
 
 
 def check(model: Mapping[str, Any], options: Options) -> None:
-    """Refuse (UsageError) a size that a part of the config's `model` does not take, or any size at all."""
+    """Refuse (UsageError) a size that backbone or neck of the config's `model` do not take.
+
+    A file of any size (`dynamic`) is refused, too, if a backbone computes with the traced size.
+    """
     parts = []
     for key in ('backbone', 'neck'):
         part = model.get(key) or []

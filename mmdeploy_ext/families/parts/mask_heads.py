@@ -82,7 +82,7 @@ class StagedMaskHeads(nn.Module):
         self.branches = nn.ModuleList(RegionBranch(roi_head, 'mask', stage, constant) for stage in stages)
 
     def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> FeaturesAndLogits:
-        """Return the features of the last stage, and the logits of every stage.
+        """Return the features that the head of the last stage takes, and the logits of every stage.
 
         `maps` are the features of all levels (B, channels, h, w), then those of the whole image that HTC and
         SCNet add; boxes (B, n, 4) are xyxy in pixels of the network input.
@@ -103,7 +103,10 @@ class ChainedMaskHeads(Regions):
         self.heads = roi_head.mask_head
 
     def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> FeaturesAndLogits:
-        """Return the features of the last head, and all logits; for the arguments see `StagedMaskHeads`."""
+        """Return the features of the regions, and the logits of every head, in order.
+
+        For the arguments see `StagedMaskHeads`.
+        """
         features, passed_on, stage_logits = self.features(maps, boxes), None, []
         for head in self.heads:
             logits, passed_on = head(features, passed_on)
@@ -123,7 +126,7 @@ class RelayedMaskHead(Regions):
         self.box = RegionBranch(roi_head, 'bbox', stages_of(roi_head) - 1, constant)
 
     def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> FeaturesAndLogits:
-        """Return the features of the head, and its logits; for the arguments see `StagedMaskHeads`."""
+        """Return the features that the head takes and its logits; for the arguments see `StagedMaskHeads`."""
         shared = self.box.head(self.box.features(maps, boxes), return_shared_feat=True)[-1]
         features = self.features(maps, boxes) + self.relay(shared)
         return features, [self.head(features)]

@@ -140,7 +140,7 @@ class NextFrame(DeployHead):
         image_wh: Tensor,
         lidar2img: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Return the outputs of `run`, and the ids masked."""
+        """Return the outputs of `run`, and `track_id` (1, A) if `mask` is above 0, else -1 for all."""
         maps, learned = (feature, spatial_shapes, level_start_index), (instance_feature, anchor)
         last = Remembered(temp_instance_feature, temp_anchor, mask > 0)
         outputs = self.run(maps, (lidar2img, image_wh), time_interval, last, learned)

@@ -500,6 +500,9 @@ class PairRun:
 class WorstRows:
     """The worst row of every tensor of a drive, and its error at every frame.
 
+    A tensor with several column groups counts as one tensor for each of them, by the name of their rows
+    (`TensorRow.tensor`).
+
     Attributes:
         worst: tensor -> its worst row, with the name of its frame as `at` and the sum of all histograms.
         failed: tensor -> names of the frames at which it fails.
