@@ -110,7 +110,8 @@ def check_page(kit: Path) -> dict[str, Any]:
 def add_library(kit: Path) -> None:
     """Write onnxruntime-web into the folder of a kit, which any web server can show then.
 
-    For errors see `check_page` and `web_library.package`; after one the kit is as it was before.
+    DataError: the kit has no page, see `check_page`; for further errors see `web_library.package`. After an
+    error the kit is as it was before.
     """
     check_page(kit)
     with replaced_folder(kit / LIBRARY) as folder:
@@ -121,8 +122,8 @@ def write_single_file(kit: Path) -> Path:
     """Write the whole kit as one page, `SINGLE_FILE` in its folder, which a browser also opens from disk.
 
     Scripts are modules at addresses of their text; the model, the arrays, the manifest and the WebAssembly
-    are elements of the page, compressed in base64. For the errors see `check_page` and `web_library.package`.
-    Returned is the page's path.
+    are elements of the page, compressed in base64. Returned is the page's path. The errors are those of
+    `add_library`.
     """
     manifest = check_page(kit)
     files = {file: kit / file for file in manifest['files'] if file.endswith(('.onnx', '.bin'))}

@@ -93,9 +93,10 @@ def names_in_checkpoint(meta: Mapping[str, Any]) -> list[list[str]]:
 
 
 def class_name_notes(deployment: Deployment) -> list[str]:
-    """Return a note if the first source of names has other than so many, by which mmdet would call classes.
+    """Return a note if mmdet's source of class names has not as many as the model has classes; else [].
 
-    The file then has the names of a source that fits, else numbers.
+    That is the first source that has names. The file then has the names of the first source with as many,
+    else numbers.
     """
     count = deployment.family.num_classes(deployment.model)
     sources = [(source, names) for source, names in _class_sources(deployment) if names]

@@ -160,8 +160,8 @@ class Probe:
     def compare(self, network: onnx.ModelProto) -> Outputs:
         """Run a network on the same batches and return the differences of its outputs from the float ones.
 
-        The network has the inputs and the compared tensors of the float one. InferenceError: the engine
-        failed.
+        The network has the inputs and the compared tensors of the float one. ModelFileError: the engine
+        cannot load it; InferenceError: the engine failed.
         """
         runner = self._runner(network)
         differences = {name: Difference() for name in self._tensors_of_layer}

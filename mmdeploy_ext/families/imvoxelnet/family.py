@@ -130,7 +130,7 @@ class ImVoxelNetFamily(ImageFamily):
         return ResultLimit(model.bbox_head.test_cfg, 'max_num')
 
     def result(self, detections: Any, num_classes: int) -> dict[str, Any]:
-        """Return what mmdet3d's detector returns for a picture."""
+        """Return what mmdet3d's detector returns for a picture: `boxes_3d`, `scores_3d` and `labels_3d`."""
         rows = torch.tensor(detections.boxes[:, :COLUMNS])
         boxes, scores, labels = LiDARInstance3DBoxes(rows), detections.scores, detections.labels
         return bbox3d2result(boxes, torch.tensor(scores), torch.tensor(labels))

@@ -78,7 +78,10 @@ def padded_rows(outputs: Arrays) -> list[tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def decoded(metadata: Metadata, outputs: Arrays) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return the same of the outputs of the head, see `detections`."""
+    """Return boxes (n, 9), scores and labels (n,) of each picture, of the head's outputs, see `detections`.
+
+    `metadata` are those of the file.
+    """
     facts = metadata.postprocess
     rule = AnchorRule.from_json(dict(facts, max_num=facts['max_per_img']))
     images = []
@@ -95,9 +98,9 @@ def draw(
     score_thr: float = 0.3,
     marked: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw boxes of at least `score_thr` into a copy of a picture (h, w, 3), marked ones with white lines.
+    """Draw boxes of at least `score_thr` into a copy of a picture (h, w, 3), marked ones with white edges.
 
-    `classes` are names by label, `marked` is (n,) bool; None marks none.
+    `classes` are names by label, `marked` is (n,) bool; None marks none. The camera is that of the results.
     """
     drawn = results.scores >= score_thr
     layer = BoxLayer('', results[drawn], None if marked is None else marked[drawn])

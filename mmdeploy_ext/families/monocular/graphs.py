@@ -57,7 +57,12 @@ def code_size(head: nn.Module) -> int:
 
 
 def depth_facts(head: nn.Module) -> dict[str, Any] | None:
-    """Return how a PGD head mixes depths, see `options.DEPTH`; None for a head of direct depths."""
+    """Return how a PGD head mixes depths; None for a head of direct depths alone.
+
+    `bins` are the depths of the bins, metres, or the logarithms of these if `logarithms`; `direct` is the
+    share of the direct depth, 0..1, and `uncertain` whether the head has an output of weights, see
+    `decoding`.
+    """
     if not getattr(head, 'use_depth_classifier', False):
         return None
     (low, high), count, division = head.depth_range, int(head.num_depth_cls), head.division

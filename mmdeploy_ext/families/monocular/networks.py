@@ -77,8 +77,9 @@ def level_outputs(head: nn.Module, maps: torch.Tensor, level: int) -> dict[str, 
 def decoded_maps(head: nn.Module, boxes: torch.Tensor, scores: torch.Tensor, level: int) -> torch.Tensor:
     """Return `bbox_pred` (B, columns, h, w) of a level as the head outputs it in a test.
 
-    These are offsets of the centre in pixels, the depth and three sizes in metres, the yaw in radians, seen
-    along the ray; the velocity, PGD's key points and the distances to the sides in pixels, if it has them.
+    These are x and y of the cell's middle less those of the centre, in pixels, the depth and three sizes in
+    metres, the yaw in radians, seen along the ray; the velocity, PGD's key points and the distances to the
+    sides in pixels, if it has them.
 
     Args:
         head: head of FCOS3D or PGD.

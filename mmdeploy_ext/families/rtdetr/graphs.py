@@ -117,7 +117,7 @@ def token_rows(selection: Selection, size: torch.Tensor) -> torch.Tensor:
 
 
 def tokens_stage(model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-    """Return the stage that chooses tokens alone, and its output.
+    """Return the stage that chooses tokens alone, and the spec of its output, (B, Q, 5).
 
     A proof compares this choice, a list of boxes with scores, with PyTorch's before the decoder uses it.
     """
@@ -126,7 +126,7 @@ def tokens_stage(model: nn.Module, options: Options) -> tuple[list[Stage], tuple
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of a form."""
+    """Return the contract of the graph in the form of the options, 'raw' or 'full'."""
     batch = 'B' if options.dynamic or options.dynamic_batch else options.batch
     height, width = ('H', 'W') if options.dynamic else (options.height, options.width)
     meaning, shape = 'RGB / 255, resized without keeping the ratio', (batch, 3, height, width)

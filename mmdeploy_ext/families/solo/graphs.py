@@ -121,7 +121,7 @@ class SoloFullForm(nn.Module):
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of a graph."""
+    """Return the contract of the graph in the form of the options, 'full', or 'raw' in one of two layouts."""
     head = model.mask_head
     image = image_input(options, max(head.num_grids), SIZE_MULTIPLE if kind(head) == 'SOLOV2Head' else 1)
     batch = image.axes[0]

@@ -55,8 +55,9 @@ def open_file(path: Path, *providers: str) -> Callable[[dict], dict]:
 def main(*words: str, kit: Path = KIT, opens: Callable = open_file) -> None:
     """Run every case, then every frame, and write their outputs.
 
-    Written are NAME.npz with the outputs of each case, OUTPUTS.npz with those of the last step of each frame,
-    and kit.txt, which tells `mm2onnx judge` of which kit they are. Of `manifest.json` these entries are read:
+    Written are an .npz for each case, called after its `name`, with its outputs; one for each frame, called
+    after its `outputs`, with those of its last step; and kit.txt, which tells `mm2onnx judge` of which kit
+    they are. Of `manifest.json` these entries are read:
 
     - graphs: `name` and `file` of each ONNX file,
     - cases: `name`, `graph`, `inputs` (name -> entry of `read`) and `output_shapes`, whose keys are outputs,

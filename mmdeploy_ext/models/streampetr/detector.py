@@ -137,7 +137,7 @@ class Petr3D(MVXTwoStageDetector):
 
         The metas are [one augmentation][one sample]; data has [one augmentation] of `img` (1, N, 3, H, W)
         and, each with a batch or list axis of 1, of the calibration and pose keys. `rescale` is not used. For
-        the result see `simple_test`.
+        the result see `simple_test`. DataError: several augmentations or samples.
         """
         if not isinstance(img_metas, list) or len(img_metas) != 1:
             raise DataError('Petr3D tests one augmentation: img_metas has to be a list of one list')
@@ -149,7 +149,8 @@ class Petr3D(MVXTwoStageDetector):
         """Detect in one frame (B = 1): return a list of one dict, `pts_bbox` -> a dict on the CPU.
 
         It has `boxes_3d` of the type in the metas, `scores_3d` and `labels_3d`, see `get_bboxes` of the head.
-        `img` is (N, 3, H, W) or (1, N, 3, H, W), normalised; `data` are further tensors of the sample.
+        `img` is (N, 3, H, W) or (1, N, 3, H, W), normalised; `data` are further tensors of the sample, see
+        `run_frame`. DataError: a batch of several samples.
         """
         img = img.unsqueeze(0) if img.dim() == 4 else img
         if img.shape[0] != 1:

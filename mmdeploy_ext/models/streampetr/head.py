@@ -51,7 +51,7 @@ class StreamPETRHead(FrameSteps, HeadLayers):
     def forward(
         self, img_feats: Tensor, img_metas: list[dict], topk_indexes: None = None, **data: Tensor
     ) -> dict[str, Any]:
-        """Run one frame (B, N, C, h, w) and keep the state; `topk_indexes` of None, all tokens, is supported.
+        """Run one frame (B, N, C, h, w) and keep the state; ConfigError: `topk_indexes` is not None.
 
         Metas have 'pad_shape' (and the ground truth, for denoising); data are lidar2img, intrinsics (B, N, 4,
         4), ego_pose, ego_pose_inv (B, 4, 4), timestamp (B,) float64 s, prev_exists (B,) float32, and keys

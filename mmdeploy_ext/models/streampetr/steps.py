@@ -112,7 +112,10 @@ class FrameSteps:
     def embed_positions(
         self, lidar2img: Tensor, intrinsics: Tensor, pad_shape: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """Run `position_embedding` on `lidar2img`, `intrinsics` (B, N, 4, 4) and the padded size in px."""
+        """Run `position_embedding` on `lidar2img`, `intrinsics` (B, N, 4, 4) and the padded size in px.
+
+        `pad_shape` begins with height and width. ShapeError: one of them is not a multiple of the stride.
+        """
         num_cameras = lidar2img.shape[1]
         frustum = self.frustum(pad_shape, num_cameras)
         tokens_per_camera = frustum.shape[0] // num_cameras
@@ -210,8 +213,8 @@ class FrameSteps:
     ) -> tuple[Tensor, Tensor]:
         """Return logits (L, B, Q, K) and box codes (L, B, Q, 10) of decoder outputs (L, B, Q, C).
 
-        Every layer's centre is an offset to the same `reference_points` (B, Q, 3). The outputs begin with
-        those of the layer `first_layer`.
+        Every layer's centre is an offset, added before a sigmoid, to the same `reference_points` (B, Q, 3)
+        relative to the range of the boxes. The outputs begin with those of the layer `first_layer`.
         """
         codes = run_branches(self.reg_branches[first_layer:], outs_dec)
         low, high = self.pc_range[:3], self.pc_range[3:]

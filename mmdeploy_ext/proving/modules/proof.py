@@ -367,7 +367,10 @@ class ModuleProof:
         )
 
     def compare_samples(self) -> None:
-        """Compare on the samples: one by one, or as the frames of a sequence."""
+        """Compare on the samples: one by one, or as the frames of a sequence.
+
+        UsageError: the module raises, or returns no tensor, for one of them.
+        """
         if self.state:
             self._run_sequence()
             return
