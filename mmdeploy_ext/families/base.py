@@ -189,7 +189,7 @@ class Family(abc.ABC):
         return None
 
     def load(self, model: torch.nn.Module, path: str, weight_layout: str = 'auto') -> Any:
-        """Read a checkpoint into the model; return the checkpoint, with `meta` if the file has it.
+        """Read a checkpoint into the model; return the `Checkpoint`, whose `meta` is {} if the file has none.
 
         `weight_layout` is that of the kernels of sparse convolutions; families of detectors ignore it, also
         those that have some. CheckpointError: no such file, damaged, or of another model.
@@ -222,7 +222,10 @@ class Family(abc.ABC):
         return {}
 
     def with_further_names(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Give the parts of a model that its class built the names that `build` adds, and return it."""
+        """Give the parts of a model the further names that `build` adds, and return it.
+
+        The model was built by its class alone, as the user's code builds it, not by `build`.
+        """
         return model
 
     def config_sha256(self, cfg: Any) -> str:

@@ -65,7 +65,10 @@ def python_files(folder: Path) -> Iterator[Path]:
 
 
 def files_of_classes(folder: Path, names: Iterable[str]) -> dict[str, Path]:
-    """Return class -> file below a folder that defines it; files that register something come first."""
+    """Return class -> file below a folder that defines it; files that register something come first.
+
+    `names` are those of the classes; one that no file defines is left out.
+    """
     pattern = re.compile(rf'^class ({"|".join(map(re.escape, names))})\b', re.MULTILINE)
     registering: dict[str, Path] = {}
     not_registering: dict[str, Path] = {}

@@ -67,8 +67,8 @@ def run_diff(args: argparse.Namespace) -> int:
         args: parsed arguments: `models`, the words of the command line, and the options of `diff`.
 
     Raises:
-        UsageError: another number of models, options that do not go together, or an --rtol that is not
-            positive.
+        UsageError: another number of models, options that do not go together, an --rtol that is not positive,
+            or a file that was exported with other settings than the config has.
         ModelFileError: a file cannot be read or loaded, or is not of this config.
         InferenceError, ShapeError: a file cannot be run, or does not take the inputs.
         ConfigError, CheckpointError, ImageError, DataError: config, checkpoint, a picture or the file of

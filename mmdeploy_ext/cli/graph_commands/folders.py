@@ -41,9 +41,9 @@ def contracts(attribute: str) -> dict[str, Any]:
             - 'CONTRACTS': a function that takes a folder and returns two things, the list of its violations
               and a dict, key -> path, of its files;
             - 'FILES': patterns of the files in a folder, for `Path.glob`;
-            - 'TABLES': a function that writes the tables of a rig, which cell each point of the cameras is
-              added to. It takes an export's folder, the file of a calibration and the file to write, and
-              returns name -> number of what it wrote.
+            - 'TABLES': a function that writes the tables of a rig, which say to which cell each point of the
+              cameras is added. It takes an export's folder, the file of a calibration and the file to write,
+              and returns name -> number of what it counted, such as 'points'.
 
             Folders and files are texts, as on the command line, or paths.
     """

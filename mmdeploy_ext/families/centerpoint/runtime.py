@@ -108,6 +108,8 @@ def decode(outputs: Mapping[str, np.ndarray], rule: BoxRule) -> Detections3D:
     (1, 1, H, W) m, `dim_t` (1, 3, H, W) m or their logarithms (`norm_bbox`), `rot_t` (1, 2, H, W) sine and
     cosine, and `with_velocity` `vel_t` (1, 2, H, W) m/s.
 
+    Boxes (n, 9) are x, y, z of the bottom's centre, length, width, height, m, yaw, rad, and vx, vy, m/s.
+
     Source: mmdet3d 1.0.0rc6, models/dense_heads/centerpoint_head.py `get_bboxes` and
     core/bbox/coders/centerpoint_bbox_coders.py.
     """

@@ -290,9 +290,10 @@ class Proposals(nn.Module):
             clip_hw: (B, 2) float32 height and width that boxes are clipped to.
 
         Returns:
-            dets (B, K, D + 1) box and score, the best first, and levels (B, K) int64; rows that an image does
-            not have are zero with level -1. With a cap also (B,) int64: how many boxes had to enter the
-            suppression: all where there are fewer proposals than there may be, else no more than the cap.
+            dets (B, K, D + 1) box, in pixels of the network input, and score, the best first, and levels
+            (B, K) int64; rows that an image does not have are zero with level -1. With a cap also (B,) int64:
+            how many boxes had to enter the suppression: all where there are fewer proposals than there may
+            be, else no more than the cap.
         """
         config = self.config
         boxes, scores, levels = (

@@ -38,7 +38,11 @@ RADIUS_M, HEIGHT_M, SIZE_M = 52.0, (-0.6, 0.8), (4.0, 1.8, 1.7)
 
 
 def anchors_of(generator: np.random.Generator, count: int) -> np.ndarray:
-    """Return anchors (count, 11) around the car, see `models/sparse4d/blocks.py`."""
+    """Return anchors (count, 11) around the car.
+
+    They are x, y, z of the centre, the logarithms of length, width and height, sine and cosine of the yaw,
+    and the velocity in x, y and z; m and m/s.
+    """
     radius, angle, turn = generator.uniform(0, 1, (count, 3)).T
     numbers = generator.standard_normal((count, 7))
     radius, angle, turn = RADIUS_M * np.sqrt(radius), 2 * np.pi * angle, 2 * np.pi * turn

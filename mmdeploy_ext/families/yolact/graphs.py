@@ -136,6 +136,8 @@ class YolactFullForm(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Return dets (B, n, 5), labels (B, n) and masks (B, n, h, w) bool; label -1 where a row is padding.
 
+        Columns of dets are xyxy, pixels of the originals, and the score; the best come first.
+
         Args:
             image: (B, 3, H, W); only its size is used.
             img_shape: (B, 2) float32 height and width before padding; 0 means the input size.

@@ -35,7 +35,8 @@ def in_precision(
 ) -> onnx.ModelProto:
     """Return a finished graph in the precision of its options, and state in its metadata what was done.
 
-    Of 'fp32' the model itself comes back; of 'fp16' and a graph that is float16 already an equal one does.
+    Of 'fp32' the model itself comes back; of 'fp16' a copy, which differs in its metadata at most if the
+    graph is float16 already.
 
     The entries of `metadata_props` are `fp16.keep_fp32`, the patterns of the options as JSON, and the numbers
     `fp16.kept_nodes`, of the nodes that a pattern fits, and `fp16.nodes`, of all nodes, before float16 was

@@ -212,7 +212,10 @@ def _crowded(points: np.ndarray, rule: FusionRule, rng: np.random.Generator) -> 
 
 
 def changed_cameras(frame: FusedFrame) -> Iterator[FusedFrame]:
-    """Yield frames in each of which one more thing about the camera has changed, of fewer points."""
+    """Yield frames in each of which one more thing about the camera has changed, of fewer points.
+
+    The pixels of the picture stay those of `frame`; only the matrices change.
+    """
     lidar2image, img_aug = (np.float64(frame.calibration[name][0]) for name in CAMERA)
     to_input = np.eye(3)
     to_input[:2, :2], to_input[:2, 2] = img_aug[:2, :2], img_aug[:2, 3]
@@ -234,7 +237,11 @@ def changed_cameras(frame: FusedFrame) -> Iterator[FusedFrame]:
 
 
 def plain_frame(frame: FusedFrame, limits: Sequence[float]) -> FusedFrame:
-    """Return a frame of a black picture and of one point, twice: with a single one mmdet3d fails."""
+    """Return a frame of a picture of one colour and of one point, twice: with a single one mmdet3d fails.
+
+    The network's input of the picture is zeros. The point is the furthest one of `frame` in the range
+    `limits`: x, y, z of the least corner, then of the greatest, m.
+    """
     plain = proof_samples.plain_moment(frame, limits)
     return dataclasses.replace(plain, points=np.repeat(plain.points, 2, axis=0))
 

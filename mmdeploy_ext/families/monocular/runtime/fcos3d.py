@@ -45,8 +45,9 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Monoc
         feeds: inputs of the graph by name, and what results need besides: `input` (B, 3, H, W); `cam2img`
             (B, 4, 4) float32, cameras as in `decoding`, in pixels of the network input; and, each if it is
             known, `img_shape` (B, 2), height and width before padding, to which boxes in the picture are
-            clipped (0: those of the input), `scale_factor` (B, 4), by which results become those of the
-            original pictures, and `unmoved_cam2img` (B, 4, 4), to draw with (`preprocess.cam2img.unmoved`).
+            clipped (0: those of the input), `scale_factor` (B, 4) `w h w h`, input / original, by which boxes
+            in the picture are divided, and `unmoved_cam2img` (B, 4, 4), to draw with
+            (`preprocess.cam2img.unmoved`).
     """
     if metadata.form == 'full':
         return from_padded(outputs, feeds)

@@ -75,7 +75,9 @@ def in_original_pixels(images: Sequence[MonocularDetections], feeds: Arrays) -> 
 def upright_boxes(boxes: np.ndarray) -> np.ndarray:
     """Return boxes (n, 9) in the frame with z up of `TO_UPRIGHT`, of boxes in the frame of the camera.
 
-    Columns are as of `Detections3D`: the place of the bottom, sizes along the heading, across and up, yaw.
+    Columns of the result are those of `Detections3D`: x, y, z of the bottom's middle, sizes along the
+    heading, across and up, yaw about z, and velocity along x and y; of `boxes` those of
+    `MonocularDetections`.
     """
     moved = boxes @ np.eye(9)[:, [0, 2, 1, 3, 5, 4, 6, 7, 8]]
     moved[:, 2] *= -1

@@ -208,7 +208,7 @@ def decode_level(outputs: Arrays, rule: AnchorRule, level: int) -> tuple[np.ndar
 def decode_deltas(xp: ModuleType, anchors: Any, deltas: Any) -> Any:
     """Return boxes (..., n, D), z at the bottom, of anchors (n, D) and their deltas (..., n, D).
 
-    `xp` is numpy or torch.
+    `xp` is numpy or torch; the columns are those of `anchors_of`.
     """
     diagonal = xp.sqrt(anchors[:, 4] ** 2 + anchors[:, 3] ** 2)
     sizes = xp.exp(deltas[..., 3:6]) * anchors[:, 3:6]

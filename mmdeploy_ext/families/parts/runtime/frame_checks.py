@@ -13,7 +13,10 @@ from mmdeploy_ext.runtime.frames import not_rigid
 
 
 def check_pose(pose: np.ndarray, name: str = 'ego_pose') -> np.ndarray:
-    """Return a copy of a rigid pose (4, 4) as float64; DataError with its `name` for anything else."""
+    """Return a copy of a rigid pose (4, 4), LiDAR frame to global frame, as float64.
+
+    DataError, with its `name`, for anything else.
+    """
     if pose is None:
         raise DataError(
             f'{name}: is missing; expected the 4x4 matrix from the LiDAR frame to the global frame'

@@ -74,7 +74,10 @@ def decode(
 
 
 def boxes_of_anchors(anchor: np.ndarray) -> np.ndarray:
-    """Return (n, 9) float32 boxes of `Detections3D` for anchors (n, 11): z of the bottom, no vz."""
+    """Return boxes (n, 9) float32, with the columns of `Detections3D`, of anchors (n, 11).
+
+    They are x, y, z of the bottom's centre, length, width, height, yaw and velocity vx, vy; m, rad and m/s.
+    """
     anchor = np.asarray(anchor, np.float32)
     sizes, centre = np.exp(anchor[:, LOG_SIZE]), anchor[:, CENTRE].copy()
     centre[:, 2] -= sizes[:, 2] * np.float32(0.5)

@@ -57,7 +57,7 @@ class Sparse4DOnnx(CameraRuntime):
         graphs: name of each graph -> the engine with its file.
         is_portable: whether it is the one graph of the contract `portable`.
         constants: the constant inputs of the heads of `deploy` by name; empty for `portable`.
-        seconds: `network` is the sum of all frames.
+        seconds: spent so far, of all frames together, in the graphs: `network`.
     """
 
     def __init__(
