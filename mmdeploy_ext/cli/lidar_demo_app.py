@@ -93,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
 def load(args: argparse.Namespace) -> Any:
     """Return the `Deployment` of config and checkpoint, whose model detects in LiDAR sweeps, on the CPU.
 
+    `args` are those of `build_parser`; `config`, `checkpoint` and `cfg_options` are read.
+
     ConfigError: the model needs pictures. It is raised before the checkpoint is read.
     """
     compat.apply()

@@ -164,7 +164,10 @@ class Facts(dict):
 
 
 def damaged(path: object, name: str, error: object) -> ModelFileError:
-    """Return the error of one entry: its `name` without the prefix, and what is wrong with it (`error`)."""
+    """Return the error of one entry of a file: its `name` without the prefix, and what is wrong (`error`).
+
+    `path` is that of the file.
+    """
     return ModelFileError(
         f'{path}: its mm2onnx metadata is damaged ({PREFIX}{name}: {error}); export it again'
     )
@@ -173,7 +176,8 @@ def damaged(path: object, name: str, error: object) -> ModelFileError:
 def entries_of(metadata_props: Iterable[Any], path: object) -> dict[str, str]:
     """Return the `metadata_props` of a file as a dict; ModelFileError: a `mm2onnx.` key occurs twice.
 
-    Which of two values counts would depend on who reads the file. Entries have a `key` and a `value`.
+    Which of two values counts would depend on who reads the file. Entries have a `key` and a `value`; `path`
+    is that of the file, for the message.
     """
     props: dict[str, str] = {}
     for entry in metadata_props:
@@ -252,7 +256,7 @@ def _distinct_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def check_entries(props: Mapping[str, str], path: object) -> None:
     """Check all entries of a file, of a detector or a sparse backbone, also those that no reader uses.
 
-    For errors see `check_entry_names` and `read_entry`.
+    `props` and `path` are those of `check_entry_names`; for errors see there and `read_entry`.
     """
     is_detector = f'{PREFIX}preprocess' in props
     check_entry_names(props, path, FILE_ENTRIES if is_detector else BACKBONE_ENTRIES)

@@ -191,7 +191,7 @@ class Options(Mapping[str, Any]):
         return [option.name for option in self.declared if self[option.name] != option.default]
 
     def replace(self, **changes: Any) -> Options:
-        """Return the options with other values."""
+        """Return the options with other values: `changes` is name -> value; UsageError: no such option."""
         return Options(self.declared, **{**self, **changes})
 
     def check(self, prefix: str = '--', names: Iterable[str] | None = None) -> None:

@@ -169,7 +169,10 @@ def full_record(*, also: Check | None = None, closed: bool = True, **fields: Che
 
 
 def open_record(*, also: Check | None = None, **fields: Check) -> Check:
-    """Return a check of a dict in which any of these keys may be missing, and which may have others."""
+    """Return a check of a dict in which any of these keys may be missing, and which may have others.
+
+    `fields` is key -> check of its value; `also` is that of `record`.
+    """
     return record(fields, also=also, closed=False)
 
 

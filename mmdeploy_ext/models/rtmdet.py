@@ -125,7 +125,7 @@ class CSPNeXtLayer(CSPLayer):
         self.attention = ChannelAttention(2 * inside) if channel_attention else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return (B, out_channels, h, w)."""
+        """Return (B, out_channels, h, w) of maps (B, in_channels, h, w)."""
         both = torch.cat([self.blocks(self.main_conv(x)), self.short_conv(x)], 1)
         return self.final_conv(self.attention(both))
 
@@ -264,7 +264,10 @@ TRAINS = 'RTMDet is trained by mmdet 3: its head has no loss here'
 
 @registered_if_named(DETECTORS)
 class RTMDet(SingleStageDetector):
-    """A detector of one stage; `use_syncbn` is a setting of training, which is not used."""
+    """A detector of one stage; `use_syncbn` is a setting of training, which is not used.
+
+    The other arguments are those of mmdet's `SingleStageDetector`.
+    """
 
     def __init__(self, *args: Any, use_syncbn: bool = True, **parts: Any) -> None:
         super().__init__(*args, **parts)

@@ -197,7 +197,11 @@ class ForkFrame10(ForkFrame):
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    """Return the three graphs of the deploy contract, or the one graph of the fork's."""
+    """Return the three graphs of the deploy contract, or the one graph of the fork's.
+
+    `model` is the detector, whose batch normalisation is folded in a copy. Of `options` the contract, the
+    version of the fork, and whether all decoder layers or the last one give outputs, decide here.
+    """
     size, folded = spec.sizes(model, *model.input_sizes, options.layers), fuse(model)
     camera = (size.cameras, size.height, size.width)
     all_layers = options.layers == 'all'

@@ -113,10 +113,11 @@ class RTDETRDecoder(BaseModule):
     ) -> None:
         """Make the decoder: C classes, D `hidden_dim`, Q queries, of the encoder's maps.
 
-        `num_points` are per head and map, `feedforward` a width; in training there are at most twice
-        `num_denoising` denoising queries (2 for each object of an image with more; 0 has none), `label_noise`
-        is twice the share of their labels that are drawn anew, `box_noise` the size of the noise in half box
-        sizes.
+        `in_channels` are those of the maps, `num_layers`, `num_heads` and `dropout` of the decoder's layers
+        of attention; `num_points` are per head and map, `feedforward` a width; in training there are at most
+        twice `num_denoising` denoising queries (2 for each object of an image with more; 0 has none),
+        `label_noise` is twice the share of their labels that are drawn anew, `box_noise` the size of the
+        noise in half box sizes.
         """
         super().__init__(init_cfg)
         self.num_classes, self.num_queries, self.num_layers = num_classes, num_queries, num_layers
@@ -202,6 +203,8 @@ def _rows(table: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 class Postprocess(nn.Module):
     """Logits and boxes to detections: the best (query, class) pairs, in pixels; no threshold, no clipping.
+
+    `num_classes` is C, `max_per_img` n, at most Q C.
 
     Source: rtdetr_pytorch/src/zoo/rtdetr/rtdetr_postprocessor.py.
     """

@@ -142,8 +142,9 @@ class RTDETRHybridEncoder(BaseModule):
     ) -> None:
         """Make the encoder of the backbone's maps, strides 8, 16, 32; heads, layers and dropout are of AIFI.
 
-        `expansion` is the hidden width of the CSP blocks, relative to D; `encoder_act` is of AIFI, `act` of
-        the convolutions; `position_layout`, 'original' or 'row_major', differs for non-square maps only.
+        `in_channels` are those of the maps, from fine to coarse, `hidden_dim` is D, `feedforward` a width of
+        AIFI, `expansion` the hidden width of the CSP blocks, relative to D; `encoder_act` is of AIFI, `act`
+        of the convolutions; `position_layout`, 'original' or 'row_major', differs for non-square maps only.
         """
         super().__init__(init_cfg)
         dim, steps = hidden_dim, range(len(in_channels) - 1)

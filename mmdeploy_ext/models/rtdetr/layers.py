@@ -39,7 +39,10 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch normalisation, which if `frozen` never learns, activation `act`."""
+    """Convolution without bias, batch normalisation, which if `frozen` never learns, activation `act`.
+
+    `kernel` is the odd side of the convolution's square kernel.
+    """
 
     def __init__(
         self,
@@ -66,7 +69,10 @@ class SelfAttention(nn.Module):
     """Multi-head attention of tokens among each other; parameters as `nn.MultiheadAttention` names them."""
 
     def __init__(self, dim: int, heads: int) -> None:
-        """Initialise as `nn.MultiheadAttention` does."""
+        """Initialise as `nn.MultiheadAttention` does; `dim` is D.
+
+        ValueError: it is not a multiple of the number of `heads`.
+        """
         super().__init__()
         if dim % heads:
             raise ValueError(f'hidden_dim={dim} is not a multiple of num_heads={heads}')
@@ -98,7 +104,7 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in itertools.pairwise(widths))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return (..., out_dim)."""
+        """Return (..., out_dim) of tokens (..., in_dim)."""
         for layer in self.layers[:-1]:
             tokens = layer(tokens).relu()
         return self.layers[-1](tokens)

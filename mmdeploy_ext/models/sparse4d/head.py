@@ -213,7 +213,10 @@ class Sparse4DHead(BaseModule):
         return dict(predictions, instance_id=ids)
 
     def post_process(self, outputs: Mapping[str, Any]) -> list[dict[str, Tensor]]:
-        """Return the boxes of the last refinement, see `SparseBox3DDecoder.decode`."""
+        """Return the boxes of the last refinement, a dict per sample, see `SparseBox3DDecoder.decode`.
+
+        `outputs` are what `forward` returned.
+        """
         last = (outputs[name][-1] for name in ('classification', 'prediction', 'quality'))
         logits, anchor, quality = last
         return self.decoder.decode(logits, anchor, outputs['instance_id'], quality)

@@ -81,7 +81,7 @@ class BEVFusionSparseEncoder(SparseEncoder):
     ) -> torch.Tensor:
         """Return the bird's-eye view (B, C * Z', X', Y') of a batch, channel c * Z' + z: rows are x.
 
-        Features are (N, I), coordinates (N, 4): sample, x, y, z.
+        Features are (N, I), coordinates (N, 4): sample, x, y, z; `batch_size` is B, `kwargs` are ignored.
         """
         x = SparseConvTensor(voxel_features, coors.int(), self.sparse_shape, batch_size)
         x = self.conv_out(self.encoder_layers(self.conv_input(x)))
@@ -167,7 +167,7 @@ class CenterPointSparseEncoder(nn.Module):
     def forward(self, voxel_features: torch.Tensor, coors: torch.Tensor, batch_size: int) -> torch.Tensor:
         """Return the bird's-eye view (B, C * Z', Y', X') of a batch, channel c * Z' + z: rows are y.
 
-        Features are (N, I), coordinates (N, 4): sample, z, y, x.
+        Features are (N, I), coordinates (N, 4): sample, z, y, x; `batch_size` is B.
         """
         x = SparseConvTensor(voxel_features, coors.int(), self.sparse_shape, batch_size)
         for layers in (self.conv_input, self.conv1, self.conv2, self.conv3, self.conv4, self.extra_conv):

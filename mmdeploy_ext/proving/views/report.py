@@ -123,7 +123,10 @@ def look_up(content: Any, path: str) -> Any:
 
 
 def picture_uri(pair: Pair, classes: Sequence[str], task: str = 'bbox2d') -> str:
-    """Return the drawing of a pair as a `data:` address; `task` is that of the results, 'bev' of maps."""
+    """Return the drawing of a pair as a `data:` address; `task` is that of the results, 'bev' of maps.
+
+    `classes` are names by label, which maps do not need.
+    """
     if task == 'bev':
         return 'data:image/png;base64,' + base64.b64encode(encode_png(draw_bev(pair))).decode()
     drawing = task_module(task)

@@ -117,6 +117,9 @@ class DeployContract:
         return {field: fetch(buffer) for field, buffer in self.memories[self.current].items()}
 
     def write_state(self, tensors: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> None:
-        """Replace the memory by one as `read_state` returns it, of the right shapes."""
+        """Replace the memory by `tensors`, as `read_state` returns them, of the right shapes.
+
+        Pose and time are not read here, see `read_state`.
+        """
         for field, buffer in self.memories[self.current].items():
             fill(buffer, tensors[field])
