@@ -76,7 +76,10 @@ def parts_of(
         upstream: observe the detector's `simple_test` instead of the exported modules.
 
     Raises:
-        UsageError: `upstream` of a model that does not take single pictures.
+        UsageError: `upstream` of a model that does not take single pictures, or options that its files cannot
+            have.
+        ConfigError: an entry of the config cannot be exported; with `upstream` that is not checked.
+        ImageError: the picture cannot be read.
     """
     family, takes_images = deployment.family, deployment.family.samples == 'images'
     if upstream and not takes_images:

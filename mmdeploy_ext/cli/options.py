@@ -157,6 +157,9 @@ def parser_for(
     Args:
         build: makes the parser; it is called again after the config has registered its family.
         argv: words of the command line; None means those of `sys.argv`.
+
+    Raises:
+        ConfigError: the config is read, and cannot be.
     """
     parser, words = build(), sys.argv[1:] if argv is None else argv
     options = [word.split('=')[0] for word in words if word.startswith('--')]
@@ -247,8 +250,8 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of `build_backend` besides the path: `engine`, a backend's name, and its options.
 
     `args` are those of `add_proof_arguments`; only options that are set are returned. UsageError: the engine
-    does not have an option, or a number of threads below 0. EngineError: the engine, or an execution
-    provider, is not installed.
+    does not have an option, or a number of threads below 0. EngineError: the engine, an execution provider or
+    its device is not there, or the device does not compute in the precision.
     """
     return engine_settings(
         args.engine,

@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         UsageError: neither --inputs nor --samples is given; the module, its function or a sample cannot be
-            loaded, or an option cannot be read.
+            loaded; the module is in training mode, or raises on a sample; samples or names do not fit the
+            module or the file; or an option cannot be read or is out of range.
         ModelFileError: the ONNX file is missing, damaged, or nothing that ONNX Runtime loads.
     """
     cli.wait_passively()

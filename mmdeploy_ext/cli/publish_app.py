@@ -36,6 +36,7 @@ def publish(args: argparse.Namespace) -> int:
         CheckpointError: `in_file` is no checkpoint.
         UsageError: `out_file` is `in_file`, has the suffix of another kind of file or cannot be written; or
             `--half` with weights that float16 cannot hold.
+        Mm2OnnxError: the write failed; an older `out_file` remains.
     """
     from mmdeploy_ext.weights.checkpoint import load_checkpoint
     from mmdeploy_ext.weights.convert.conversion import check_output, save_checkpoint

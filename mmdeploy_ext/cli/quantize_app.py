@@ -129,9 +129,16 @@ def _check_numbers(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     """Quantise a file, measure and save it; return 1 if `--max-error` was not reached within `--budget`.
 
-    `args` are those of `build_parser`; `args.percentile` is completed. Else 0 is returned. UsageError:
-    options that do not go together or are out of range, or no layer is left to quantise; further errors are
-    those of a model or of images that cannot be read.
+    `args` are those of `build_parser`; `args.percentile` is completed. Else 0 is returned.
+
+    Raises:
+        UsageError: options that do not go together or are out of range, an output that cannot be written or
+            is an input, annotations that cannot be read, or no layer is left to quantise.
+        ModelFileError: the model is missing, damaged or not of this project, has weights that are not finite,
+            or takes neither pictures nor frames nor sweeps; or a folder has no graph to quantise, or several.
+        ImageError, DataError: nothing that the model takes is there by the name of --calibrate, or a file of
+            it cannot be read.
+        EngineError: the engine or its quantiser is not installed.
     """
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.graph.io import files

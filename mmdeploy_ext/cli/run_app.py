@@ -62,8 +62,14 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Run the model on all samples, draw its results, and return the exit status of `run_images.finish`.
 
-    `args` are those of `build_parser`. ModelFileError: the file is a sparse backbone alone, a folder of image
-    models, or gives no boxes; UsageError: see `check_inputs`.
+    `args` are those of `build_parser`.
+
+    Raises:
+        ModelFileError: the file is missing or damaged, a sparse backbone alone, a folder of image models, or
+            gives no boxes.
+        UsageError: see `check_inputs`; a number out of range, or a picture or report that cannot be written.
+        ImageError, DataError, ShapeError, InferenceError: infos cannot be read; or the only sample, or with
+            --fail-fast one of several, cannot be used: else such an error is in the entry of its sample.
     """
     from mmdeploy_ext.contract.metadata import Metadata, read_props
 
@@ -284,7 +290,10 @@ def entry_of(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 done, 1 an engine or one of several samples failed, 2 usage.
+    """Run the tool and return its exit status: 0 done, 1 failed, 2 usage, such as a file that cannot be read.
+
+    It is 1 if an engine failed, the only sample does not fit the model, one of several samples could not be
+    used, or a file could not be written.
 
     `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
     option that the parser refuses, which is status 2.

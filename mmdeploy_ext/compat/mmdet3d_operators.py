@@ -127,10 +127,10 @@ def get_indice_pairs(
         out_shape: cells of the grid behind the convolution.
         spatial_shape: not used.
         kernel_size: cells of the kernel along each axis.
-        stride: stride along each axis; of a submanifold convolution it is 1.
-        padding: padding along each axis; of a submanifold convolution it is half the kernel.
+        stride: stride along each axis; not used by a submanifold convolution, which takes 1.
+        padding: padding along each axis; not used by a submanifold convolution, which takes half the kernel.
         dilation: dilation along each axis.
-        out_padding: padding of the output of transposed convolutions.
+        out_padding: not used.
         subm: whether the convolution is submanifold.
         transpose: has to be 0.
 

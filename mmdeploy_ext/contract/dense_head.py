@@ -48,7 +48,7 @@ class Head(JsonDataclass):
         factor: name of the score factor in the `decode` form; '' if there is none.
         factor_from: (name of the output, column) of the factor's logits; empty if the coder computes it, or
             if there is none.
-        root: whether results are ordered by the root of score * factor instead of the product.
+        root: whether results have, and are ordered by, the root of score * factor instead of the product.
         choose: which candidates of a level remain. 'pairs': the `nms_pre` best (prior, class) pairs;
             'priors': all classes of the `nms_pre` best priors; 'best': the best class of each prior; 'all':
             all pairs.

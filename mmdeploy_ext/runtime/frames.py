@@ -112,8 +112,9 @@ class StreamState:
         tensors: of StreamPETR `embedding` (1, n, C), `reference_point` (1, n, 3) m, `timestamp` (1, n, 1) age
             in s, `egopose` (1, n, 4, 4), `velo` (1, n, 2) m/s; float32. The `state` of other models has other
             ones, some of them in the map or in absolute seconds.
-        ego_pose: (4, 4) float64 of that frame, LiDAR to global; None if it has none and the model needs none.
-        timestamp_s: seconds, absolute, of that frame; likewise.
+        ego_pose: (4, 4) float64 of that frame, LiDAR to global. For a frame without one, which a model that
+            needs none takes, it is None, of PETR the unit matrix.
+        timestamp_s: seconds, absolute, of that frame; likewise None, of PETR 0.
         scene_token: token of the scene of that frame; '' if no frame has named one.
     """
 

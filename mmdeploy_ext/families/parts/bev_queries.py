@@ -62,8 +62,8 @@ def cell_queries(head: nn.Module, can_bus: Tensor) -> tuple[Tensor, Tensor]:
     """Return the queries of the cells before the encoder and the embeddings of their places, (1, Q, C) both.
 
     `can_bus` (18,) is the motion of the car: by how much its position has changed since the last frame (m, 3
-    numbers), its orientation (4), acceleration, rotation rate and velocity (3 each), its heading in radians,
-    and by how much that has changed, in degrees.
+    numbers), its orientation (4: a quaternion w, x, y, z, or its w four times), acceleration, rotation rate
+    and velocity (3 each), its heading in radians, and by how much that has changed, in degrees.
     """
     queries = head.bev_embedding.weight[None]
     if head.transformer.use_can_bus:

@@ -50,7 +50,9 @@ def image_to_lidar(lidar2img: Sequence[np.ndarray]) -> Tensor:
 def ray_codes(
     img2lidar: Tensor, corners: Tensor, depths: Tensor, position_range: Tensor, size: Sequence[int]
 ) -> Tensor:
-    """Return the inverse sigmoids (N, 3 D, h, w) of the points of each token in its range.
+    """Return the inverse sigmoids (N, 3 D, h, w) of where the points of each token are in `position_range`.
+
+    The channels are x, y, z of the point at the first depth, then those of the next one.
 
     Args:
         img2lidar: (N, 4, 4), from pixels times depth to m of the LiDAR frame.
