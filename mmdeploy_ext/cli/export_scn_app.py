@@ -194,7 +194,10 @@ class BackboneExport(Export):
         return int8_ranges
 
     def proof_command(self) -> list[str]:
-        """Return the name of the command that proves the file, and its words, `--verify-only` among them."""
+        """Return the name of the command that proves the file, and its words without `options.proof_words`.
+
+        `--verify-only` is among them.
+        """
         args = self.args
         words = ['export-backbone', args.config, args.checkpoint]
         words += ['--output-file', args.output_file, '--verify-only']

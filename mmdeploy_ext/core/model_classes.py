@@ -1,6 +1,8 @@
 """The classes of a model that no installed library defines. Needs no torch.
 
 These are classes of modules and of their attributes: box coders, generators of priors, voxel layers.
+Installed libraries are here those of OpenMMLab, but for files of them that were edited, `LIBRARIES` and
+Python's own; classes of any other package count as the user's.
 """
 
 from __future__ import annotations
@@ -127,7 +129,10 @@ def _replaced_functions(kind: type) -> dict[str, Any]:
 
 
 def is_users(function: Any) -> bool:
-    """Return whether a Python function is neither an installed library's, Python's nor `mmdeploy_ext`'s."""
+    """Return whether a Python function is of no installed library, see the module, and not `mmdeploy_ext`'s.
+
+    One of any other package, installed or not, counts as the user's.
+    """
     package = module_of(function).partition('.')[0]
     if package in (*LIBRARIES, mmdeploy_ext.__name__) or package in sys.stdlib_module_names:
         return False

@@ -30,7 +30,7 @@ class EncoderSettings:
         order: axis order of its coordinates and weights, 'xyz' or 'zyx'.
         spatial_shape: grid size per axis, in that order.
         in_channels: features per voxel.
-        output_shape: (1, C, H, W) that the config states, or None.
+        output_shape: (1, C, H, W) that what follows the encoder takes; None if that is not known.
     """
 
     path: str

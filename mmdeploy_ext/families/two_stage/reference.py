@@ -231,7 +231,7 @@ def rows_of_proposals(proposals: Sequence[torch.Tensor]) -> list[Detections]:
 
 
 def proposals_alone(model: nn.Module, images: Sequence[PreparedImage]) -> list[Detections]:
-    """Return the proposals of each image by mmdet's head of proposals."""
+    """Return the proposals of each image by mmdet's head of proposals, in pixels of the network input."""
     with torch.no_grad():
         maps = model.extract_feat(batch_of(model, images).contiguous())
         metas = metas_of_images(images, rescale=True)
