@@ -127,7 +127,7 @@ AXIS_SIZE = number(0, 2**31, integer=True)
 
 
 def axis(value: Any, key: str) -> None:
-    """Check an axis of a tensor: a letter if it is dynamic, else its size."""
+    """Check an axis of a tensor: a name, such as a letter, if it is dynamic, else its size."""
     (NAME if isinstance(value, str) else AXIS_SIZE)(value, key)
 
 

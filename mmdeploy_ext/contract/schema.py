@@ -201,9 +201,9 @@ FRACTION = number(0, 1)
 TRIPLE = exactly(3, COUNT)
 """Check of three numbers of things, one per axis."""
 RANGE = exactly(6, number())
-"""Of points: the least x, y, z, then the greatest."""
+"""Check of six numbers: of a range of points the least x, y, z, then the greatest, which is not checked."""
 STRIDES = items(number(1, 4096, integer=True), 1, 64)
-"""Check of the strides of feature maps, pixels per cell, finest first."""
+"""Check of the strides of feature maps, pixels per cell; that they go from fine to coarse is not checked."""
 DIGEST = text('[0-9a-f]{64}', '64 hexadecimal digits')
 
 

@@ -50,7 +50,7 @@ class TensorSpec:
     Attributes:
         name: its ONNX name. Names are API.
         dtype: numpy name of the element type.
-        axes: an int for a fixed axis, a letter (B, H, W, ...) for a dynamic one.
+        axes: an int for a fixed axis, a name for a dynamic one, mostly a letter (B, H, W, ...).
         meaning: one sentence of documentation.
         unit: unit of all values, when there is only one.
         groups: column groups with their tolerances, which together have to cover all columns: one that no

@@ -365,5 +365,5 @@ class RTMDetSepBNHead(BaseDenseHead, BBoxTestMixin):
         return scores, distances
 
     def loss(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse to train."""
+        """Refuse to train by a NotImplementedError."""
         raise NotImplementedError(TRAINS)

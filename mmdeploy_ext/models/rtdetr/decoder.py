@@ -151,7 +151,7 @@ class RTDETRDecoder(BaseModule):
         """Return class logits (B, Q, C), boxes cxcywh (B, Q, 4) relative to the input, tokens (B, Q).
 
         Features are the encoder's levels (B, channels, h, w); `tokens` (B, Q) int64 replace the best ones, so
-        that proofs can give both engines the same.
+        that proofs can give both engines the same; None takes the best.
         """
         maps = self.project(features)
         selection = self.select(maps, tokens)

@@ -118,7 +118,7 @@ class RTDETR(BaseDetector):
         return self.postprocess(logits, boxes, orig_target_sizes)
 
     def aug_test(self, imgs: Sequence[torch.Tensor], img_metas: Any, **_: object) -> Any:
-        """Refuse test-time augmentation."""
+        """Refuse test-time augmentation by a NotImplementedError."""
         raise NotImplementedError('RT-DETR has no test-time augmentation; use flip=False and one img_scale')
 
 

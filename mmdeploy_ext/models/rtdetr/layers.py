@@ -88,7 +88,7 @@ class SelfAttention(nn.Module):
     ) -> torch.Tensor:
         """Attend: queries and keys are tokens (B, T, D) + position (B or 1, T, D), values are tokens.
 
-        `mask` (T, T) bool is True where a row must not look at a column.
+        `mask` (T, T) bool is True where a row must not look at a column; None: every row looks at all.
         """
         placed = tokens + position
         mixed = multi_head((placed, placed, tokens), self.in_proj_weight, self.in_proj_bias, self.heads, mask)

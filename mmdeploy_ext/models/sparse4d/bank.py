@@ -48,14 +48,18 @@ class InstanceBank(BaseModule):
 
     Args:
         num_anchor: largest A; A is the number of anchors if there are fewer.
-        embed_dims, num_temp_instances: C, M.
+        embed_dims: C.
+        num_temp_instances: M, above 0 and below A.
         anchor: see `read_anchors`.
-        anchor_handler: config of the module that moves anchors to another frame.
+        anchor_handler: config of the module that moves anchors to another frame; not None.
         default_time_interval: seconds that stand for the interval in a first frame, and where the true one is
             0 or too long.
         confidence_decay: share of its last confidence that a kept instance has at least.
         max_time_interval: seconds; after a longer gap the kept instances are not taken over.
         training: options that training alone reads.
+
+    Raises:
+        ConfigError: an `anchor_handler` or M that it cannot have; see also `read_anchors`.
 
     Attributes:
         cached_feature: (B, M, C) of the kept instances; None before the first frame.

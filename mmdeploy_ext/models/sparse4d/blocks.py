@@ -61,8 +61,8 @@ class SparseBox3DEncoder(BaseModule):
 
     Args:
         embed_dims: channels of the networks of place, sizes, yaw and velocity; C is their sum.
-        vel_dims: numbers of the velocity, 3.
-        mode, output_fc: 'cat' and False, as in the published configs.
+        vel_dims, mode, output_fc: 3, 'cat' and False, as in the published configs; a ConfigError refuses
+            others, among them the defaults of the latter two.
         in_loops, out_loops: see `normalised_layers`.
     """
 
@@ -103,9 +103,10 @@ class SparseBox3DRefinementModule(BaseModule):
 
     Args:
         embed_dims: C.
-        output_dim: numbers of an anchor.
-        num_cls: classes.
-        normalize_yaw, refine_yaw, with_quality_estimation: False, True and True, as in the published configs.
+        output_dim: numbers of an anchor, 11.
+        num_cls: K.
+        normalize_yaw, refine_yaw, with_quality_estimation: False, True and True, as in the published configs;
+            a ConfigError refuses others, among them the defaults of the latter two.
         with_cls_branch: whether it has layers for the classes.
     """
 
@@ -167,8 +168,11 @@ class AsymmetricFFN(BaseModule):
         feedforward_channels: channels between the two linear layers.
         num_fcs, add_identity: 2 and True, as in the published configs.
         pre_norm: config of the norm, which is a layer normalisation whatever it says; not None.
-        act_cfg: config of the activation, which has to be ReLU.
+        act_cfg: config of the activation, which has to be ReLU; not None.
         training: options that have no effect at test time.
+
+    Raises:
+        ConfigError: other values than these.
     """
 
     def __init__(

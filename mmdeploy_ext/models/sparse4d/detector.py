@@ -23,8 +23,8 @@ class Sparse4D(BaseModule):
 
     Args:
         img_backbone, img_neck, head: configs.
-        depth_branch: config of a container of parameters of training.
-        use_deformable_func: has to be True, as in the published configs.
+        depth_branch: config of a container of parameters of training; None: there is none.
+        use_deformable_func: has to be True, as in the published configs; ConfigError otherwise.
         training: options that training alone reads.
     """
 

@@ -81,7 +81,7 @@ class FramesProof(ExportedProof):
 
     @functools.cached_property
     def export_options(self) -> Options:
-        """The options that all files record as those of their export."""
+        """The options that all files record as those of their export; ModelFileError: they differ."""
         first = self.files[0]
         for file in self.files:
             if file.options != first.options:

@@ -208,7 +208,8 @@ def compare_moments(
 ) -> PreprocessingResult:
     """Compare samples prepared by the rule and by the data set class: frames or sweeps ("moments").
 
-    They are generated ones, and up to two of the data set that a proof runs on, if it runs on one.
+    They are generated ones, and up to two of the data set that a proof runs on, if it runs on one. An error
+    of this project (`Mm2OnnxError`) is not raised, but the `error` of the result.
 
     Args:
         deployment: the config and checkpoint.
