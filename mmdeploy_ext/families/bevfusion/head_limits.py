@@ -72,8 +72,8 @@ def heads_with_other_limits(
 ) -> Iterator[tuple[str, Detections3D, Detections3D | Exception]]:
     """Yield title, boxes of the head in PyTorch, and boxes of its export, with lowered and raised limits.
 
-    An error of the export or of its run takes the place of its boxes. Limits for which `_count`
-    gives none are left out.
+    An error of the export or of its run takes the place of its boxes. Lowered or raised limits are left out
+    if no number of boxes among them cuts between two scores of the sample that differ by `MIN_GAP`.
 
     Args:
         model: the detector.
