@@ -164,7 +164,8 @@ class CudaReference(BEVFusionReference):
         }
 
     def of_rig(self, rig: Rig) -> dict[str, torch.Tensor]:
-        return dict(cells=transform_of(self.model).cells(rig)[0])  # the runtime computes them, not a graph
+        """Return `cells` alone, which the runtime computes; the contract has no graph of the rig."""
+        return dict(cells=transform_of(self.model).cells(rig)[0])
 
     def other_tensors(self, predictions: dict[str, torch.Tensor], cloud: Any) -> dict[str, torch.Tensor]:
         features, coordinates = self.model.encoders['lidar'].voxelize(cloud)

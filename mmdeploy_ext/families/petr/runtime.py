@@ -184,7 +184,8 @@ class PetrOnnx(CameraRuntime):
 
         Raises:
             ShapeError: images of another shape.
-            DataError: an invalid calibration, or for PETRv2 an invalid pose, or a time that is not later.
+            DataError: an invalid calibration; for PETRv2 also an invalid pose or time, or pictures that are
+                not later than those of the last frame.
             InferenceError: the engine failed, which leaves the last frame as it was, or the network gave NaN
                 or infinity, after which it is forgotten.
         """

@@ -59,9 +59,9 @@ class FusionRuntime(Runtime):
         """Detect in one frame of all sensors.
 
         Raises:
-            ShapeError: pictures or matrices of other shapes.
-            DataError: invalid points or matrices.
-            InferenceError: the engine failed or gave NaN.
+            ShapeError: pictures are missing, or pictures or matrices have another shape.
+            DataError: invalid points or matrices, or no point in the range of the model.
+            InferenceError: the engine failed, or gave NaN or infinity.
         """
 
     def detect(
@@ -148,8 +148,8 @@ def checked_inputs(frame: FusedFrame, rule: FusionRule) -> tuple[np.ndarray | No
     Of a sensor that the model lacks, by its `rule`, they are None.
 
     Raises:
-        ShapeError: pictures or matrices of other shapes.
-        DataError: invalid points or matrices.
+        ShapeError: pictures are missing, or pictures or matrices have another shape.
+        DataError: invalid points or matrices, or no point in the range of the model.
     """
     points = images = None
     if rule.voxels is not None:

@@ -44,7 +44,7 @@ class RotatedPool(Pool):
     def forward(
         self, maps: Sequence[Tensor], boxes: Tensor, images: Tensor, factor: float | None = None
     ) -> Tensor:
-        """Return features (R, channels, h, w) of boxes (R, 5); see `Pool.forward`."""
+        """Return features (R, channels, h, w) of boxes (R, 5); see `Pool.forward`. `factor` is not used."""
         layers = self.extractor.roi_layers
         return pool_rotated(maps[: len(layers)], boxes, images, self.levels(boxes), layers)
 
