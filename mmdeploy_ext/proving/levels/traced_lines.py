@@ -43,8 +43,9 @@ class TracedLine:
     """A line of the user's code that chooses by values or sizes.
 
     Attributes:
-        file: as the linter shows it: relative to the working directory, or its name.
-        line: its number, from 1 on; 0 if the code could not be observed.
+        file: as the linter shows it: relative to the working directory, or its name; for line 0 the name of
+            the stage.
+        line: its number, from 1 on; 0 if the code of a stage could not be observed.
         code: its text without indentation; for line 0 the reason.
         by: 'values' or 'sizes'.
     """

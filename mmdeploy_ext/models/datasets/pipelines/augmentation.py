@@ -71,8 +71,9 @@ class ResizeCropFlipRotImage:
     """Resize, crop and mirror all cameras alike, and their intrinsics, `lidar2img` and 2D boxes with them.
 
     Args:
-        data_aug_conf: `H`, `W` of the source, `final_dim` (H, W), `bot_pct_lim` (part cut off at the bottom),
-            `resize_lim`, `rand_flip`, `rot_lim` (only (0, 0)).
+        data_aug_conf: `H`, `W` of the source, `final_dim` (H, W) of the result, `bot_pct_lim` (the share of
+            the height that is cut off at the bottom, from and to), `resize_lim` (a factor, from and to),
+            `rand_flip` (whether half of the frames are mirrored), `rot_lim` (only (0, 0)).
         with_2d: transform the 2D boxes too (training).
         filter_invisible: drop 2D boxes that nearer ones cover wholly.
         training: random values; otherwise the smallest scale that fills the image, mean bottom cut, centred,
