@@ -98,10 +98,11 @@ class PETRHead(BaseModule):
         LID: whether the steps of the depths grow.
         position_range: x, y, z low, then high, m, of the points along the rays; the last depth is near the
             fourth number.
-        with_multiview: has to be True: cameras are counted, too.
+        with_multiview: has to be True (ConfigError): cameras are counted, too.
         num_reg_fcs: hidden layers of the branches of classes and, in PETR, of boxes.
         code_weights: of a loss; a parameter of checkpoints.
-        training: options that training alone reads, and those that upstream does not read.
+        training: options that training alone reads, and those that upstream does not read; `normedlinear` and
+            `with_position` only with False and True (ConfigError).
     """
 
     _version = 2
@@ -209,7 +210,8 @@ class PETRv2Head(PETRHead):
     """Test-time head of PETRv2: 6 cameras of the frame, then 6 of a frame before; see `PETRHead`.
 
     Args:
-        with_fpe, with_time, with_multi: have to be True: gate, division by the time, and branches of boxes.
+        with_fpe, with_time, with_multi: have to be True (ConfigError): gate, division by the time, and
+            branches of boxes.
     """
 
     def __init__(
