@@ -173,8 +173,9 @@ class Benchmark(abc.ABC):
     def open_contenders(self) -> Iterator[list[Contender]]:
         """Open every engine on every file, PyTorch first; if the user named no file, export before.
 
-        Yields the contenders, which are closed after the block. EngineError: none is left. Without
-        `--skip-refused` the error of an engine that refuses one of the user's files is raised, too.
+        Yields the contenders, which are closed after the block. EngineError: none is left. If the user named
+        files, the error of an engine that refuses one, or of `torch.compile`, is raised, too, unless
+        `--skip-refused` is given.
         """
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='mm2onnx_benchmark_'))
