@@ -50,7 +50,8 @@ class CameraDetector(MVXTwoStageDetector):
     ) -> list[dict]:
         """Return a list of one dict, 'pts_bbox' -> boxes (m), scores and labels of one frame; B is 1.
 
-        The metas are [one augmentation][one sample], `img` is [one augmentation] of (1, N, 3, H, W).
+        The metas are [one augmentation][one sample], `img` is [one augmentation] of (1, N, 3, H, W);
+        `rescale` and further `data` are not used.
         """
         if not isinstance(img_metas, list) or len(img_metas) != 1:
             raise DataError(
@@ -63,5 +64,8 @@ class CameraDetector(MVXTwoStageDetector):
         return [{'pts_bbox': bbox3d2result(*boxes_scores_labels)} for boxes_scores_labels in samples]
 
     def run_frame(self, img_metas: list[dict], img: Tensor) -> dict[str, Tensor]:
-        """Return the head's outputs for one frame; its metas are those of one sample."""
+        """Return name -> output of the head for one frame.
+
+        `img_metas` are a list of the metas of one sample, `img` its pictures (1, N, 3, H, W).
+        """
         return self.pts_bbox_head(self.extract_img_feat(img), img_metas)

@@ -142,7 +142,7 @@ def contract_after(spec: GraphSpec, metadata: Metadata) -> GraphSpec:
     """Return the contract of a file after the commands that its metadata records.
 
     `spec` is the contract of its export. Of the commands the conversion to float16 with `--io fp16` alone
-    changes it: inputs and outputs become float16.
+    changes it: inputs and outputs of float32 become float16.
     """
     half_ends = any(edit['arguments'].get('io') == 'fp16' for edit in _half_edits(metadata))
     return with_half_ends(spec) if half_ends else spec

@@ -146,9 +146,12 @@ class AutowareBEVFusion(FusionRuntime):
         return suppress(detections(outputs, facts['coder']), facts['nms'])
 
     def objects(self, points: np.ndarray, settings: BEVFusionSettings | None = None) -> NodeObjects:
-        """Return the objects that the node publishes of one cloud (P, F); for the errors see `step`.
+        """Return the objects that the node publishes of one cloud; for the errors see `step`.
 
-        Without `settings` they are the node's defaults, with the class names of the file in capitals.
+        Args:
+            points: (P, F) x, y, z in metres in the LiDAR frame, intensity 0 to 255 if F is 5, time lag in
+                seconds last.
+            settings: settings of the node; None: its defaults, with the class names of the file in capitals.
         """
         outputs = self.step(FusedFrame(points)).outputs
         settings = settings or BEVFusionSettings(tuple(name.upper() for name in self.classes))

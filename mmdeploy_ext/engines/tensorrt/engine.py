@@ -89,7 +89,7 @@ def prepare(
         keep_fp32: patterns with `*` and `?` of the names, operators, modules or outputs of nodes that stay
             float32, in place of the default, None: the stages after the network, and float comparisons.
             Not used without `fp16`.
-        shapes: see `tensorrt_shapes.parse_shapes`.
+        shapes: sizes of inputs or of open axes, NAME=MIN/OPT/MAX, see `tensorrt_shapes.parse_shapes`.
         constants: NAME or NAME=VALUES: inputs that become constants (`for_tensorrt.fix_inputs`).
         package: 'tensorrt', 'tensorrt-rtx' or 'auto'.
         architectures: GPU architectures to build for, e.g. (86, 89); () for the GPU of this machine.

@@ -87,7 +87,7 @@ class BevFormerFrame(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the outputs of `forward`, of `last` as the present frame uses it.
 
-        For `by_plugins` see `bev_queries.encode_view`.
+        With `by_plugins` the attentions are operators of the plug-ins, else standard ones.
         """
         head = self.model.pts_bbox_head
         maps = feature_maps(self.model, img)
@@ -99,7 +99,7 @@ class BevFormerFrame(nn.Module):
 class DeployedFrame(BevFormerFrame):
     """One frame as TensorRT deployments feed it: shift and rotation are computed from the motion.
 
-    `by_plugins` is that of `bev_queries.encode_view`; the rotation is an operator of the plug-ins then, too.
+    With `by_plugins` the rotation and the attentions are operators of the plug-ins, else standard ones.
     """
 
     def __init__(self, model: nn.Module, size: tuple[int, int], by_plugins: bool) -> None:
@@ -215,7 +215,7 @@ def deployed_spec(portable: GraphSpec, contract: str = 'trt-plugin') -> GraphSpe
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    """Return the one graph of a contract."""
+    """Return the one graph of the contract that the options name, `trt-plugin` or `portable`."""
     _, height, width = model.input_sizes
     if options.contract == TRT_PLUGIN:
         module = DeployedFrame(fuse(model), (height, width), by_plugins=True)

@@ -104,8 +104,8 @@ class BevFormerOnnx(CameraRuntime):
 
         Args:
             paths: the file of an export, or its folder.
-            engine: see `Runtime.opened`.
-            options: see `Runtime.opened`.
+            engine: registered name of the engine's backend.
+            options: options of the backend, such as `providers` and `threads`.
 
         Raises:
             ModelFileError: it is missing, or of another family.
@@ -143,7 +143,7 @@ class BevFormerOnnx(CameraRuntime):
 
         Args:
             images_bgr: N images (h, w, 3) uint8 as OpenCV reads them, in the order of `rule.cameras`.
-            calibration: of `rule.calibrate`.
+            calibration: what `rule.calibrate` returns: lidar2img and intrinsics of the network input.
             can_bus: (18,) record of the motion, see `bev_motion.can_bus_record`.
             scene_token: a change begins a scene; None leaves the scene as it was.
 
@@ -264,7 +264,10 @@ def record_of_info(info: Mapping[str, Any], ego_pose: np.ndarray) -> np.ndarray:
 
 
 def frame_with_record(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: MultiViewRule) -> Frame:
-    """Return `rig_frames.frame_of_rig` with the record of the motion; raises what that raises."""
+    """Return the frame of `rig_frames.frame_of_rig` with the record of the motion in its info as `can_bus`.
+
+    The arguments and errors are those of that function.
+    """
     record = record_of_info(rig.info, rig.ego_pose)
     return dataclasses.replace(frame_of_rig(images_bgr, rig, rule), can_bus=record)
 

@@ -85,7 +85,7 @@ class Decode(nn.Module):
     """Priors, box decoding and scores for all levels."""
 
     def __init__(self, head: nn.Module) -> None:
-        """Keep the generator of the priors, and the settings; none of the head's layers is used."""
+        """Copy the generator of the priors and keep the settings; none of the head's layers is used."""
         super().__init__()
         self.priors = same_priors(generator_of(head))
         self.facts = facts_of(head)

@@ -178,7 +178,10 @@ def points_facts(model: nn.Module) -> dict[str, str]:
 
 
 def pillars_graph(parts: Parts, family: str) -> Graph:
-    """Return the graph from pillars to the bird's-eye view; `family` is the family's name."""
+    """Return the graph from pillars to the bird's-eye view.
+
+    `parts` are those of the live detector, `family` is the name of the family.
+    """
     encoder, scatter = parts.voxel_encoder, parts.middle_encoder
     width, device = point_width(encoder), next(encoder.parameters()).device
     if has_dynamic_pillars(encoder):

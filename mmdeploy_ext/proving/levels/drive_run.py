@@ -293,7 +293,7 @@ class PairRun:
         self.worst_score, self.parted, self.is_near = 0.0, False, True
 
     def add(self, moment: Moment) -> None:
-        """Judge one frame."""
+        """Judge one frame; `moment` has the results of both sides for it, and their memories after it."""
         frame, last = moment.frame, self.last
         name = frame.name or f'frame {len(self.series["name"])}'
         faults = self._count_faults()
