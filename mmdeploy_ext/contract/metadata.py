@@ -308,7 +308,9 @@ def _nested_facts(values: dict[str, Any], name: str) -> Facts:
 def check_graph(
     spec: GraphSpec, inputs: Mapping[str, tuple[str, Sequence[Any]]], outputs: Mapping[str, Any], path: object
 ) -> None:
-    """Refuse a spec that is not that of the graph in its file.
+    """Refuse a spec that is not that of the graph in its file: other names, dtypes or sizes.
+
+    Of outputs a size that one of the two leaves open is not compared.
 
     Args:
         spec: contract in the metadata of the file.

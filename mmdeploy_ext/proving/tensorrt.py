@@ -58,7 +58,7 @@ def compare(engine: str, source: str, seed: int = 0) -> list[TensorRow]:
 
 
 def holds_float16(record: Record) -> bool:
-    """Return whether a layer of an engine computes in float16, as the build or the ONNX file chose.
+    """Return whether a layer of an engine gives float16, as the build or the ONNX file chose.
 
     Engines of bfloat16, TF32 or INT8 are judged as those of float32.
     """

@@ -130,7 +130,9 @@ def calibration_images(metadata: Metadata, paths: list[Path]) -> CalibrationSet:
 def image_files(source: str | Path, root: str | Path | None = None) -> list[Path]:
     """Return the images of a source: an image, a folder, or annotations in COCO's format (.json).
 
-    `root` is the folder of the images that annotations name; by default the one that mmdet's layout has.
+    `root` is the folder of the images that annotations name; by default the first that has the first image of
+    these: the folder of the annotations; of `DATA/annotations/instances_X.json` also `DATA/X`, `DATA/images`
+    and `DATA`.
 
     Raises:
         ImageError: no such file, or a folder without an image.

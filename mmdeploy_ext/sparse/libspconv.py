@@ -199,9 +199,9 @@ def from_onnx(model: onnx.ModelProto, path: object = 'the file') -> SparseGraph:
     `path` is only for messages.
 
     Raises:
-        ModelFileError: an unknown operation, a node without a name or with that of another, a missing or
-            mistyped attribute, a tensor that no node before gives, an initializer that is missing or damaged;
-            node and attribute are named.
+        ModelFileError: no SparseConvolution or no ScatterDense; an unknown operation, a node without a name
+            or with that of another, a missing or mistyped attribute, a tensor that no node before gives, an
+            initializer that is missing or damaged; node and attribute are named.
     """
     reader = _Reader(model, path)
     nodes = tuple(reader.node(node) for node in model.graph.node)

@@ -59,7 +59,7 @@ def half_bars(bars: HalfBars) -> dict[str, float]:
 
 
 def half_text(bars: HalfBars) -> str:
-    """Return the bars of `half_bars` in words."""
+    """Return the bars of `half_bars` in words, but for that of scores, which `HalfBars.text` adds."""
     bar = bars.distance_m
     return f'{bar} m (sizes, too, yaws within {bar} rad and velocities within {bar} m/s)'
 

@@ -90,7 +90,7 @@ class RTDETR(BaseDetector):
         return training_losses(self.decoder, self.extract_feat(img), objects, self.loss)
 
     def forward_dummy(self, img: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits (B, Q, C) and boxes (B, Q, 4) for images (B, 3, H, W)."""
+        """Return logits (B, Q, C) and boxes (B, Q, 4), cxcywh in 0..1, for images (B, 3, H, W)."""
         return self.decoder(self.extract_feat(img))[:2]
 
     def simple_test(

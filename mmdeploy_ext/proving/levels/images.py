@@ -100,7 +100,10 @@ class ImageProof(ExportedProof):
         return fresh, deploy.rule_of(deployment, options), contract
 
     def preprocessing(self) -> PreprocessingResult:
-        """Compare pictures prepared by the rule in the file with those of the config's test pipeline."""
+        """Compare pictures prepared by the rule in the file with those of the config's test pipeline.
+
+        If they are equal, what the pipeline collects of the first one is kept in `deployment.collected`.
+        """
         (file,), deployment = self.files, self.deployment
 
         def feeds(image: PreparedImage, batch: int) -> Mapping[str, np.ndarray]:

@@ -16,7 +16,7 @@ A task module, one of these or one of the package that registers a family, has
 To prove files of float16 or INT8 it needs
 
 - `half_bars(bars) -> dict`, the bars of `pair_up` by keyword, from the `half_bars.HalfBars` of a precision,
-- `half_text(bars) -> str`, the same in words.
+- `half_text(bars) -> str`, the same in words, but for the bar of scores, which `HalfBars.text` adds.
 
 It may have
 

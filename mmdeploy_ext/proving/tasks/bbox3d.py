@@ -50,7 +50,7 @@ def half_bars(bars: HalfBars) -> dict[str, float]:
 
 
 def half_text(bars: HalfBars) -> str:
-    """Return the bars of `half_bars` in words."""
+    """Return the bar of distances in words, '0.1 m (corners, too)'; `HalfBars.text` adds that of scores."""
     return f'{bars.distance_m} m (corners, too)'
 
 

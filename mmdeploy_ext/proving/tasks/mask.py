@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 RESULTS, PLACE = 'masks', 'worst IoU'
 """Titles of columns in tables: that of the number of results, and that of `DetectionRow.worst_iou`."""
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
-"""The bars of files in float16 or INT8, as arguments of `match_detections` and in words."""
+"""The bars of files in float16 or INT8, as arguments of `match_detections`; that of the IoU in words."""
 IOU_BAR = 0.995
 """Smallest mask IoU of a matched pair."""
 SCORE_BAR = 1e-3

@@ -63,12 +63,15 @@ is enough for its thresholds, its choices of ties, and some runs with other roun
 
 
 def overlap_bars(bars: HalfBars) -> dict[str, float]:
-    """Return the bars of a task whose results are matched by IoU, for float16 and INT8 files."""
+    """Return `iou_bar` and `score_bar` of a task whose results are matched by IoU, for float16 and INT8.
+
+    They are arguments of its `match_detections`.
+    """
     return dict(iou_bar=bars.iou, score_bar=bars.score)
 
 
 def overlap_text(bars: HalfBars) -> str:
-    """Return the bars of `overlap_bars` in words."""
+    """Return the bar of the IoU in words, 'IoU 0.98'; `HalfBars.text` adds that of scores."""
     return f'IoU {bars.iou}'
 
 
@@ -186,7 +189,7 @@ def pair_lists(
         reference: with `scores` (R,).
         candidate: with `scores` (C,).
         near: (R, C) bool, whether a pair is near enough to match.
-        nearness: see `Pairing`.
+        nearness: (R, C), larger is nearer, see `Pairing`.
         floor: smallest nearness of a pair outside the bars.
         score_bar: largest score difference of a match.
         other_gaps: title, differences (R, C) and bar of each further value that the task measures.
