@@ -148,7 +148,10 @@ class SparseBenchmark(Benchmark):
         )
 
     def facts(self) -> dict[str, Any]:
-        """Return `grid`, such as '1440x1440x41', and `threads`, the numbers of threads."""
+        """Return `grid`, voxels along each axis in the graph's order, and `threads`, the numbers of threads.
+
+        A grid is a text such as '1440x1440x41'.
+        """
         return dict(grid='x'.join(map(str, self.graph.spatial_shape)), threads=list(self.threads))
 
     def complete(self, row: dict[str, Any], contender: Contender, runs: Sequence[Run]) -> None:

@@ -185,7 +185,10 @@ class SequenceFamily(Family):
         return self.reference(model)
 
     def between_files(self, model: torch.nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-        """Return what a runner computes between the files of a contract, which the proof compares, too."""
+        """Return the specs of what a runner computes between the files of a contract.
+
+        The proof compares these tensors, too.
+        """
         return ()
 
     @abc.abstractmethod

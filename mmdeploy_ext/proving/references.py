@@ -68,7 +68,7 @@ class ImageReference:
 
     @functools.cached_property
     def results(self) -> list[Any]:
-        """The results per image, as `Family.reference_detections` returns them."""
+        """The results per image, as `ImageFamily.reference_detections` returns them."""
         start = time.perf_counter()
         results = self._results()
         self.seconds = time.perf_counter() - start

@@ -51,7 +51,10 @@ def postprocess_facts(model: nn.Module) -> dict[str, Any]:
 
 
 def cells_of(model: nn.Module) -> tuple[int, ...]:
-    """Return `AnchorRule.cells` of a detector; a `ShapeAwareHead` has to run once to compute them."""
+    """Return rows and columns of the map of each range of anchors, one after the other; () for most heads.
+
+    Only those of a `ShapeAwareHead` have maps of their own; it has to run once to compute their sizes.
+    """
     parts = parts_of(model)
     if not hasattr(parts.head, 'featmap_sizes'):
         return ()

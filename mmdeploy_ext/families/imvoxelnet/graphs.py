@@ -52,7 +52,7 @@ FULL_NAMES = ('boxes', 'scores', 'labels')
 
 
 def voxel_points(model: nn.Module) -> torch.Tensor:
-    """Return the middles of all voxels (N, 3), metres, z by z, row by row."""
+    """Return x, y, z (N, 3) of the middles of all voxels, metres; x changes fastest, then y, then z."""
     with torch.no_grad(), SameBytes():
         (anchors,) = model.prior_generator.grid_anchors([model.n_voxels[::-1]], device='cpu')
     return anchors[:, :3]

@@ -109,7 +109,7 @@ ORDERS = (_in_pairs, _in_order, _fused)
 
 @contextlib.contextmanager
 def projected_in(order: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """Inside the block mmdet3d adds up the projections of voxels in another order."""
+    """Inside the block mmdet3d adds up the projections of voxels in another order, one of `ORDERS`."""
 
     def project(points: torch.Tensor, proj_mat: torch.Tensor) -> torch.Tensor:
         homogeneous = torch.cat([points, points.new_ones((len(points), 1))], 1)

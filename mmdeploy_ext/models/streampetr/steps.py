@@ -127,7 +127,10 @@ class FrameSteps:
         )
 
     def align_tokens(self, img_feats: Tensor, pos_embed_raw: Tensor, cone: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn features (B, N, C, h, w) into tokens (B, T, C) by their rays, and gate the positions."""
+        """Return tokens (B, T, C) of features (B, N, C, h, w), aligned by their rays, and gated positions.
+
+        Positions before and after the gate are (B, T, C); `cone` is (B, T, 8), see `position_embedding`.
+        """
         features = img_feats.permute(0, 1, 3, 4, 2).flatten(1, 3)
         tokens = self.spatial_alignment(self.memory_embed(features), cone)
         return tokens, self.featurized_pe(pos_embed_raw, tokens)

@@ -302,7 +302,10 @@ class FlatModule(torch.nn.Module):
         self._call, self._inputs, self._outputs = call, dict(inputs), dict(outputs)
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Call the module with tensors in the order of the file's inputs; it may write into them."""
+        """Call the module with tensors in the order of the file's inputs, into which it may write.
+
+        Its results are returned in the order of the file's outputs.
+        """
         by_name = dict(zip(self._inputs.values(), tensors, strict=True))
         values = self._call.replace('', by_name).values
         args, kwargs = pytree.tree_unflatten(list(values), self._call.tree)

@@ -71,7 +71,10 @@ class ModuleVerdict:
         return max((row.max_rel for row in rows if row.max_rel is not None), default=None)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types, the verdict first."""
+        """Return the attributes as plain JSON types, behind `verdict`, `failures` and `worst_rel`.
+
+        These are the title in small letters, all failures, and the worst relative error.
+        """
         first = dict(verdict=self.title.lower(), failures=self.failures, worst_rel=self.worst_relative_error)
         cases = [case.to_json() for case in self.cases]
         return plain_json(first | dataclasses.asdict(self) | dict(cases=cases))

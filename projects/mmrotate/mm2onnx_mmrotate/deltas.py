@@ -41,7 +41,7 @@ SETTINGS: dict[str, Check] = dict(
 
 
 def settings_of(coder: Any) -> dict[str, Any]:
-    """Return the `SETTINGS` of a live coder; that of upright priors has no `proj_xy`, which needs angles."""
+    """Return the `SETTINGS` of a live coder; of one of upright priors, without angles, `proj_xy` is False."""
     return dict(
         means=list(map(float, coder.means)),
         stds=list(map(float, coder.stds)),

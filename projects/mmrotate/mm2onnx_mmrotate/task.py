@@ -125,7 +125,7 @@ def class_iou(reference: RotatedDetections, candidate: RotatedDetections) -> np.
 
 
 def corner_distance(corners: np.ndarray, candidate_corners: np.ndarray) -> np.ndarray:
-    """Return the largest distance (P,) of corners (P, 4, 2), pixels, in the nearest reading."""
+    """Return the largest distance (P,) of the corners (P, 4, 2) of pairs, pixels, in the nearest reading."""
     readings = [np.roll(candidate_corners, turns, axis=1) for turns in range(4)]
     distances = [np.linalg.norm(corners - reading, axis=-1).max(1, initial=0) for reading in readings]
     return np.min(distances, axis=0)

@@ -143,7 +143,10 @@ class RotatedDenseFamily(ImageFamily):
             yield
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """Return what `dense/runtime.py` reads."""
+        """Return the metadata's entry `postprocess`: thresholds, limits, and the settings of the last head.
+
+        `dense/runtime.py` reads it.
+        """
         return thresholds(last_head(model)).to_json() | facts_of(last_head(model))
 
     def results_left_out(self, options: Mapping[str, Any]) -> str:
