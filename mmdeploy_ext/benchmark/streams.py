@@ -326,10 +326,11 @@ def run_model(
 def run_files(
     source: memory.Source, engine: str, path: str, samples: Sequence[Frame | Sweep]
 ) -> tuple[int, object]:
-    """Run the files of a contract on an engine in a child process; it returns what `run_model` does.
+    """Run the files of a contract on an engine in a child process, for `memory.measure`.
 
-    `engine` is a key of `ENGINES`, `path` that of the file or folder. Libraries are imported first, so that
-    their memory does not count.
+    `engine` is a key of `ENGINES`, `path` that of the file or folder; `source` and `samples` are those of
+    `run_model`. Returned are the kB of the process before the files are opened, with all libraries imported,
+    so that their memory does not count, and the object that has to stay alive.
     """
     source.prepare(ENGINES[engine].package)
     from mmdeploy_ext.core.config import load_config

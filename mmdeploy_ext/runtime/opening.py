@@ -33,7 +33,7 @@ class ImageModel(Runtime):
     """
 
     def __init__(self, path: str | Path, *, providers: Sequence[str], threads: int = 0) -> None:
-        """Open a file; the arguments, and the errors, are those of `open_model`."""
+        """Open the file at `path`, no folder; the arguments, and the errors, are those of `open_model`."""
         super().__init__()
         self.backend = self.enter_context(OnnxRuntimeBackend(str(path), providers, threads))
         self.metadata = self.backend.metadata

@@ -31,7 +31,8 @@ def in_order_of(
         reference: output -> array (R, ...).
         outputs: output -> array (R, ...) of numbers or booleans.
         names: names of the outputs whose rows belong together; the others stay as they are.
-        rtol: allowed difference of two equal rows, relative to the largest value of an output.
+        rtol: allowed difference of two equal rows, relative to the largest value of an output in the
+            reference; outputs that are no floats have to be equal.
         atol: output of floats -> difference that is allowed however small its values are; None: 0 for all.
 
     Returns:
