@@ -239,7 +239,9 @@ def zoomed_reference(
 
 
 def object_boxes(results: Any, size: tuple[int, int]) -> np.ndarray:
-    """Return the boxes (n, 4) xyxy of the results that are objects, not stuff, as shares of the picture.
+    """Return the boxes (n, 4) xyxy of the results that are objects, as shares of the picture.
+
+    These are no stuff, and have at least `SURE` of the best score.
 
     Args:
         results: the results of one image, as `match_detections` of the task takes them.
