@@ -158,9 +158,9 @@ class FocalHead(BaseModule):
         """Return the losses of one frame by name.
 
         They are `enc_loss_cls`, `enc_loss_bbox`, `enc_loss_iou`, `centers2d_losses` and `centerness_losses`.
-        The annotations are lists [B][N]: boxes (G, 4) xyxy px, labels (G,), centres (G, 2) px; `depths` are
-        unused. `preds_dicts` is what `forward` returned. `pad_shape[0]` of the first meta is every image's
-        (H, W, 3).
+        The annotations are lists [B][N]: boxes (G, 4) xyxy px, labels (G,), centres (G, 2) px; `depths` and
+        `gt_bboxes_ignore` are unused. `preds_dicts` is what `forward` returned. `pad_shape[0]` of the first
+        meta is every image's (H, W, 3).
 
         Raises:
             ValueError: the annotations are not those of M images.

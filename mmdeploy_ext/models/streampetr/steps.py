@@ -180,8 +180,8 @@ class FrameSteps:
         """Run the decoder on tokens (B, T, C), whose positions are added to the keys, and M rows of memory.
 
         The rows are in the current LiDAR frame. `queries` replace the learned ones, by denoising queries
-        before them or by constants. `attn_mask` (Q, Q - num_propagated + M) bool is that of the self
-        attention over [queries | memory], True if a query must not look.
+        before them or by constants; None replaces none. `attn_mask` (Q, Q - num_propagated + M) bool is that
+        of the self attention over [queries | memory], True if a query must not look; None: all look at all.
 
         Returns:
             outs_dec (L, B, Q, C), all_cls_scores (L, B, Q, K) logits, all_bbox_preds (L, B, Q, 10) with the
