@@ -1,6 +1,7 @@
 """Records the nodes of a sparse graph, and which tensor object is which tensor of it, while a module runs.
 
-The graph is one of `sparse/ir.py`. A tensor that comes from the voxels is tracked by identity. A function
+The graph is one of `sparse/ir.py`, whose nodes are called the dialect; an active site is a voxel that has
+features at a place of the network. A tensor that comes from the voxels is tracked by identity. A function
 that no node of such graphs stands for does not stop the pass: its results are marked with the reason, which
 is raised if the graph's output needs such a tensor. So a module may print a maximum of its features, but not
 compute its result from it.
