@@ -63,8 +63,8 @@ def generated_dataset(
     Args:
         folder: an existing folder; files of the same names in it are replaced.
         cfg: config of the model, which is not changed.
-        default: type of the data set if that of `data.test` in the config is no `NuScenesDataset` and not
-            derived from it.
+        default: type of the data set if the config has no `data.test`, or one whose type is neither
+            `NuScenesDataset` nor derived from it.
         views: rule of the model's cameras; None: it takes no pictures.
         voxels: rule of its points; None: it takes none.
 

@@ -96,7 +96,7 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
 
 
 def mask_image(model: nn.Module, options: Options) -> TensorSpec:
-    """Return the input of a graph of masks."""
+    """Return the contract of the input of a graph of masks: pictures (B, 3, H, W)."""
     step = max(detector_parts.multiple(model), MASK_MULTIPLE)
     return image_input(options, step, step)
 

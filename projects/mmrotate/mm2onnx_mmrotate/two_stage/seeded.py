@@ -39,9 +39,10 @@ def _head_steps(model: nn.Module, pictures: Tensor, exposed_pictures: Tensor) ->
 def forwards(
     model: nn.Module, features: Sequence[Tensor], regions: Tensor
 ) -> Iterator[tuple[Sequence[nn.Module], Callable[[], Any]]]:
-    """Yield the head of each stage, and a function that runs it on upright regions (B, K, 4) xyxy.
+    """Yield a list with the head of each stage, and a function without arguments that runs it.
 
-    Stages of rotated regions get the same ones, turned by angles within `TURN`.
+    It runs on upright `regions` (B, K, 4) xyxy; a stage of rotated regions gets the same ones, turned by
+    angles within `TURN`. `features` are the maps of each level that regions are pooled from.
     """
     centres, sides = (regions[..., :2] + regions[..., 2:]) / 2, regions[..., 2:] - regions[..., :2]
     turns = torch.linspace(-TURN, TURN, regions.shape[1]).to(regions)
@@ -53,6 +54,8 @@ def forwards(
 
 def factors(head: nn.Module, name: str) -> Tensor | float:
     """Return what the deviations of the outputs of a last layer are multiplied by, see `RegionRule`.
+
+    `name` is that of the layer in the head; the result is (channels,), or 1 for all of them.
 
     A coder with a `norm_factor` multiplies the delta of the angle by that times pi, and the delta of a
     trained detector is smaller by as much. Without this its turns would go around the circle, and carry six
