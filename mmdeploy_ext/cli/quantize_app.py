@@ -301,7 +301,12 @@ def measure(
 ) -> dict[str, Any]:
     """Return what was measured of the float file and the INT8 file.
 
-    `network` is the part of the INT8 file whose outputs are compared with the float ones of `probe`.
+    Args:
+        args: parsed arguments of the command line.
+        target: the float file and the INT8 file, which has been written.
+        probe: inputs on which outputs are compared, and those of the float file for them.
+        network: the part of the INT8 file whose outputs are compared.
+        images: the set whose first image is timed.
 
     Returns:
         `engine`, `float_bytes`, `int8_bytes` (of the files without external data), `size_ratio` (INT8 over

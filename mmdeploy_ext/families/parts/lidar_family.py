@@ -338,7 +338,10 @@ def check_points_loaded(cfg: Any) -> None:
 
 
 def points_width(model: Mapping[str, Any]) -> tuple[str, int]:
-    """Return the key of the part whose `in_channels` is the number of values of a point, and that number."""
+    """Return the key of the part whose `in_channels` is the number of values of a point, and that number.
+
+    `model` is that of a config; a part without `in_channels` has 4.
+    """
     prefix = prefix_of(model)
     part = 'middle_encoder' if model[f'{prefix}voxel_encoder']['type'] in MEANS else 'voxel_encoder'
     return prefix + part, int(model[prefix + part].get('in_channels', 4))

@@ -93,7 +93,7 @@ class BoundFeatures(OfModel):
     """Backbone and neck as DL4AGX has them: all levels, those of the frame before behind the present ones."""
 
     def forward(self, img: Tensor, *before: Tensor) -> tuple[Tensor, ...]:
-        """Return the maps of each level; see `bound`."""
+        """Return the map of each level; `bound` states what it holds, and what `before` does."""
         maps = feature_maps(self.model, img)
         if not before:
             return tuple(level.unsqueeze(1) for level in maps)
@@ -132,9 +132,10 @@ class Head(OfModel):
         self.register_buffer('padding', padding.to(device) if padding.any() else None, persistent=False)
 
     def detect(self, features: Tensor, rays: Tensor, seconds: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Return logits and box codes of features and positions (1, F N, C, h, w).
+        """Return logits (L, 1, R, K) and box codes (L, 1, R, 10) of features and positions (1, F N, C, h, w).
 
-        `seconds` divides displacements: of PETRv2 (1,), the mean time since the frame before; of PETR 1.
+        `rays` are the positions, before they are gated. `seconds` divides displacements: of PETRv2 (1,), the
+        mean time since the frame before; of PETR 1.
         """
         head = self.model.pts_bbox_head
         tokens = head.input_proj(features[0])
@@ -154,7 +155,7 @@ class PtsHead(Head):
         img2lidar: Tensor,
         *before: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Return logits and box codes.
+        """Return logits (L, 1, R, K) and box codes (L, 1, R, 10); `portable` states what the inputs hold.
 
         `before` are the same four of the frame before, and `mean_time_stamp` (1,), seconds; none for PETR.
         """
@@ -172,7 +173,7 @@ class BoundHead(Head):
     """The head as DL4AGX has it: what its caller computes is taken as it is."""
 
     def forward(self, features: Tensor, positions: Tensor, *seconds: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and box codes; see `bound`."""
+        """Return logits (L, 1, R, K) and box codes (L, 1, R, 10); `bound` states what the inputs hold."""
         return self.detect(features, positions, seconds[0] if seconds else 1.0)
 
 
@@ -204,7 +205,7 @@ class Sizes:
 
 
 def predictions(size: Sizes) -> tuple[TensorSpec, TensorSpec]:
-    """Return the specs of logits and box codes."""
+    """Return the specs of logits (L, 1, R, K) and box codes (L, 1, R, 10)."""
     return output_specs((size.layers, 1, size.queries), size.classes, (LOGITS,), BOXES)
 
 

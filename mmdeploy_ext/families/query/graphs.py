@@ -1,6 +1,6 @@
 """The graphs of detectors of queries: their contract, and the chain of modules that keeps it.
 
-Glossary: H, W network input in pixels.
+`model` is the detector, `options` are those of the export. Glossary: H, W network input in pixels.
 """
 
 import itertools

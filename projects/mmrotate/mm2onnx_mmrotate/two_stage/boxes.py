@@ -67,7 +67,8 @@ class Stage(nn.Module):
     def outputs(self, maps: Sequence[Tensor], regions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return class logits (B, K, C + 1) and name -> other outputs of the head (B, K, G, columns).
 
-        Regions are (B, K, 4) xyxy or (B, K, 5) boxes in pixels of the network input.
+        Regions are (B, K, 4) xyxy or (B, K, 5) boxes in pixels of the network input, `maps` those of each
+        level (B, channels, H, W) that they are pooled from.
         """
         rows = regions.shape[:2]
         images = torch.arange(rows[0], device=regions.device)[:, None].expand(-1, rows[1]).flatten()
@@ -78,7 +79,11 @@ class Stage(nn.Module):
         return logits.reshape(*rows, -1), named
 
     def decode(self, regions: Tensor, rows: dict[str, Tensor], clip_hw: Tensor) -> Tensor:
-        """Return boxes (B, K, G, 5); boxes, or their centres, are clipped to `clip_hw` (B, 2)."""
+        """Return boxes (B, K, G, 5); boxes, or their centres, are clipped to `clip_hw` (B, 2).
+
+        `rows` are the outputs of the head for the regions by name, see `outputs`. The coder 'upright_delta'
+        clips nothing.
+        """
         return CODERS[self.coder['type']](torch, regions[:, :, None], rows, self.coder, clip_hw)
 
     def activated(self, logits: Tensor) -> Tensor:
@@ -104,7 +109,7 @@ class Boxes(nn.Module):
         """Return the regions of the last stage, its outputs by name, and class logits.
 
         Regions are (B, K, 4 or 5), outputs (B, K, G, columns), and the logits (B, K, C + 1) the mean of all
-        stages. For the arguments see `Stage`.
+        stages. `proposals` are the regions of the first stage; for the other arguments see `Stage`.
         """
         regions, stage_logits = proposals, []
         for index, stage in enumerate(self.stages):

@@ -4,6 +4,8 @@ The rows of every form are proposals, which are chosen by their scores: engines 
 order them otherwise. So tensors behind the proposals are not compared row by row, but by the results that
 are made of them.
 
+`model` is mmrotate's detector, `options` are those of the export.
+
 Glossary: B batch, K proposals of an image, C classes, G boxes per region, n results, H, W network input in
 pixels.
 """

@@ -1,4 +1,8 @@
-"""Heads of mmrotate's two-stage detectors: which export, their outputs and the settings of their coders."""
+"""Heads of mmrotate's two-stage detectors: which export, their outputs and the settings of their coders.
+
+The `rpn_head` of a detector makes proposals, its `roi_head` looks at regions in one stage or more; each stage
+has a head of boxes, `bbox_head`, and an extractor that pools the features of its regions.
+"""
 
 from typing import Any
 

@@ -28,7 +28,11 @@ RESULT = RotatedDetections
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[RotatedDetections]:
-    """Return the results per image; with `scale_factor`, see `sizes_of`, in pixels of the originals."""
+    """Return the results per image; with `scale_factor`, see `sizes_of`, in pixels of the originals.
+
+    `metadata` are those of the file, `outputs` and `feeds` its outputs and inputs for a batch by name. A full
+    graph has divided boxes by its own input `scale_factor`; here they are as it gave them.
+    """
     facts = metadata.postprocess
     if metadata.form == 'full':
         return from_padded(outputs, facts['angle_version'])
