@@ -77,7 +77,7 @@ class BackendDetector(Network):
         """Run one batch; return the result of each image as mmdet's detectors give it.
 
         `data` has `img`, a (B, 3, H, W) tensor per test-time augmentation, and `img_metas`, or the tensor and
-        metas themselves; `indices` are those of the samples, for dumps.
+        metas themselves, and perhaps `proposals`; `indices` are those of the samples, for dumps.
 
         Raises:
             ShapeError: test-time augmentation, or the backend does not take the images.

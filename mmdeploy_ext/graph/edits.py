@@ -91,9 +91,10 @@ def repeat(
 
 
 def other_versions(edits: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a sentence for each version in a record that is not the installed one, also of one package.
+    """Return a sentence for each version in a record that is not the installed one.
 
-    `edits` are the entries of the record, see `repeat`, each with its `versions`; [] if all versions agree.
+    `edits` are the entries of the record, see `repeat`, each with its `versions`: a package has a sentence
+    for each entry. [] if all versions agree.
     """
     lines = []
     for edit in edits:

@@ -67,10 +67,10 @@ class HalfBars:
         return task_module(task).half_bars(self)
 
     def judge(self, rows: Sequence[TensorRow]) -> list[TensorRow]:
-        """Judge rows that could be compared by `out_of_bars` instead of by a tolerance.
+        """Return the rows; those that could be compared are judged by `out_of_bars`, not by a tolerance.
 
-        Indices have no cosine: a row with the tolerance 0, as of whole numbers, keeps its own verdict (see
-        `compare_tensors`).
+        The cosine of indices says nothing: a row with the tolerance 0, as of whole numbers, keeps its own
+        verdict (see `compare_tensors`).
         """
         judged = []
         for row in rows:

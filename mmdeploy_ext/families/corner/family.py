@@ -97,7 +97,10 @@ class CornerFamily(ImageFamily):
 
     @contextlib.contextmanager
     def exaggerated(self, model: nn.Module) -> Iterator[None]:
-        """Let half of the corners of a CentripetalNet point at centres of small boxes."""
+        """Inside the block half of the corners of a CentripetalNet point at centres of small boxes.
+
+        A head that pairs corners by embeddings stays as it is.
+        """
         head = model.bbox_head
         if head.with_corner_emb:
             yield

@@ -172,7 +172,8 @@ class DenseFamily(ImageFamily):
     def exaggerated(self, model: nn.Module) -> Iterator[None]:
         """Inside the block the head gives some extreme boxes, and high scores at both ends of every level.
 
-        The outputs of its `forward` are changed, for the reference and for a graph that is exported inside.
+        The outputs of its `forward` are changed, for the reference and for a graph that is exported inside:
+        those of `BOX_OUTPUTS`, and those of `LOGIT_OUTPUTS` if scores are sigmoids of them.
         """
         head = model.bbox_head
         kind, description, num_levels = kind_of(head), described(head), len(generator_of(head).strides)

@@ -87,7 +87,10 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
 
 
 def level_shapes(height: int, width: int, strides: Sequence[int]) -> list[tuple[int, int]]:
-    """Return (h, w) of each level's map, of `strides` pixels, for an input of `height` x `width` pixels."""
+    """Return (h, w) of each level's map for an input of `height` x `width` pixels.
+
+    They are the quotients by `strides`, pixels, rounded up.
+    """
     return [(-(-height // stride), -(-width // stride)) for stride in strides]
 
 

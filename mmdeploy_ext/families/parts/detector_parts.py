@@ -145,7 +145,8 @@ def map_sizes(
 def check(model: Mapping[str, Any], options: Options) -> None:
     """Refuse (UsageError) a size that backbone or neck of the config's `model` do not take.
 
-    A file of any size (`dynamic`) is refused, too, if a backbone computes with the traced size.
+    A file of any size (`dynamic`) is refused, too, if a backbone computes with the traced size; with the
+    dynamo exporter any backbone of `SIZED_ATTENTION` is.
     """
     parts = []
     for key in ('backbone', 'neck'):

@@ -27,7 +27,8 @@ class DistributedSampler(Sampler):
     """Gives each rank one run of consecutive frames; the last ranks repeat the first frames to fill up.
 
     A run may begin inside a scene, without the memory of the frames before; see `SceneSampler`.
-    `num_replicas` is the number of ranks, `rank` this one; `shuffle` has to be False, `seed` is not used.
+    `num_replicas` is the number of ranks, `rank` this one; `shuffle` has to be False (else ValueError),
+    `seed` is not used.
 
     Source: exiawsh/StreamPETR 95f6470, datasets/samplers/distributed_sampler.py.
     """
@@ -58,7 +59,7 @@ class SceneSampler(Sampler):
     (`indices` has those of this rank, in the order in which they are given). Scenes are never shuffled.
 
     The data set has `data_infos` with scene tokens. `num_replicas` is the number of ranks, `rank` this one;
-    `shuffle` has to be False, `seed` is not used.
+    `shuffle` has to be False (else ValueError), `seed` is not used.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class InfiniteGroupEachSampleInBatchSampler(Sampler):
     chain of seeded permutations of the sequences, so no two positions share a sequence of one permutation.
     `num_replicas` is the number of ranks, `rank` this one. The data set's `flag` (frames,) is the sequence of
     each frame; the seed is the same on all ranks, None is 0. Its length is the number of the data set's
-    frames, whatever the size of a batch.
+    frames, whatever the size of a batch. ValueError: there are fewer sequences than P.
 
     Source: exiawsh/StreamPETR 95f6470, datasets/samplers/group_sampler.py.
     """
