@@ -147,7 +147,8 @@ class FrameDetector(Network):
         stepper: the model on an engine.
         family: makes frames of samples, and results of detections.
         dump: writes tensors while it runs; needs `model`. None writes none.
-        model: the PyTorch model whose taps (named intermediate tensors, see `core/taps.py`) are written.
+        model: the PyTorch model whose taps (named intermediate tensors, see `core/taps.py`) are written; None
+            without `dump`.
         keep_memory: False empties the memory before every frame.
     """
 

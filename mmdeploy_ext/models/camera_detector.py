@@ -51,7 +51,7 @@ class CameraDetector(MVXTwoStageDetector):
         """Return a list of one dict, 'pts_bbox' -> boxes (m), scores and labels of one frame; B is 1.
 
         The metas are [one augmentation][one sample], `img` is [one augmentation] of (1, N, 3, H, W);
-        `rescale` and further `data` are not used.
+        `rescale` and further `data` are not used. DataError: several augmentations.
         """
         if not isinstance(img_metas, list) or len(img_metas) != 1:
             raise DataError(

@@ -22,8 +22,8 @@ class CPFPN(BaseModule):
     """Top-down pyramid; only the finest level passes through a 3x3 convolution.
 
     Levels come with the finest first; `in_channels` are the channels of each, `out_channels` those of all
-    results, and `num_outs` must be their number. `norm_cfg` and `act_cfg` are configs of normalisation and
-    activation, None for none, as in the released checkpoints.
+    results, and `num_outs` must be their number (else ConfigError). `norm_cfg` and `act_cfg` are configs of
+    normalisation and activation, None for none, as in the released checkpoints.
     """
 
     def __init__(

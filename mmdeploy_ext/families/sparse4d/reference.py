@@ -49,7 +49,10 @@ class Sparse4DReference:
 
     @property
     def state(self) -> StreamState | None:
-        """The kept instances and the next id, in the LiDAR frame of the last frame; see `Stepper.state`."""
+        """The kept instances and the next id, in the LiDAR frame of the last frame; see `Stepper.state`.
+
+        None before the first frame.
+        """
         bank = self.bank
         if bank.cached_anchor is None:
             return None

@@ -29,7 +29,7 @@ class GeneralizedLSSFPN(nn.Module):
     Levels are those of the backbone, the finest first; the last two are joined first. `in_channels` are the
     channels of each level, `out_channels` is C; `norm_cfg` and `act_cfg` are configs of normalisation and
     activation, None for none; `upsample_cfg` are options of PyTorch's `interpolate`. `num_outs` is not used,
-    and `start_level` has to be 0; upstream's configs have both.
+    and `start_level` has to be 0 (else ConfigError); upstream's configs have both.
 
     Source: mit-han-lab/bevfusion db75150, models/necks/generalized_lss.py.
     """

@@ -49,6 +49,9 @@ class ViewTransform(nn.Module):
         dbound: first, end and step of the depth bins, metres.
         downsample: 1, or 2: three convolutions behind the sums, the second with that stride.
 
+    Raises:
+        ConfigError: `zbound` makes another number of cells than one, or another `downsample`.
+
     Source: mit-han-lab/bevfusion db75150, models/vtransforms/base.py.
     """
 
@@ -177,7 +180,10 @@ class DepthLSSTransform(ViewTransform):
         )
 
     def lift(self, maps: Tensor, depth: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return weights and features of maps (S, in_channels, h, w) and depth (S, 1, H, W) metres."""
+        """Return weights and features of maps (S, in_channels, h, w), see `split`.
+
+        `depth` (S, 1, H, W) are the depth maps, metres; ShapeError: it is None.
+        """
         if depth is None:
             raise ShapeError('DepthLSSTransform takes depth maps, and got none')
         return self.split(self.depthnet(torch.cat([self.dtransform(depth), maps], 1)))
