@@ -440,10 +440,11 @@ def prove(
         config: path of an mmcv 1.x config.
         checkpoint: path of the weights.
         onnx_file: the file, or the folder of the graphs of one model, that was exported.
-        samples: files and folders to compare on: pictures; LiDAR sweeps (`.bin`, `.npy`); or an info file, in
-            which mmdet3d's `create_data.py` lists the frames of a data set with their poses and calibrations
-            (`.pkl`). If it is empty: a picture of this package, or frames and sweeps of the config's data
-            set, else generated ones; the voxels that every proof of a backbone alone has.
+        samples: files and folders to compare on: pictures; LiDAR sweeps (`.bin`, `.npy`), of a backbone alone
+            voxels, too (`.npz`); or an info file, in which mmdet3d's `create_data.py` lists the frames of a
+            data set with their poses and calibrations (`.pkl`). If it is empty: a picture of this package, or
+            frames and sweeps of the config's data set, else generated ones; the voxels that every proof of a
+            backbone alone has.
         frames: largest number of frames, or of sweeps of each of `samples`; None: 12. Models of pictures
             ignore it: they take the first 8 pictures, and a line is printed if there are more.
         mean: that of the export, if one was given there; None: that of the config.
