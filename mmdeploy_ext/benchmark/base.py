@@ -90,7 +90,7 @@ class Benchmark(abc.ABC):
 
     @abc.abstractmethod
     def export(self, folder: str) -> dict[str, str]:
-        """Export the files to measure to a folder, if the user named none; return label -> path."""
+        """Export the files to measure to a folder, since the user named none; return label -> path."""
 
     @abc.abstractmethod
     def groups(self) -> list[Sequence[Any]]:

@@ -130,7 +130,7 @@ class ImageModel(TestedModel):
         return f'{self.options.form}.onnx'
 
     def dump_facts(self) -> dict[str, Any]:
-        """Return the form."""
+        """Return `form`, the form of the graph."""
         return dict(form=self.options.form)
 
     @contextlib.contextmanager

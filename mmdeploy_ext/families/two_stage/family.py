@@ -295,7 +295,10 @@ class TwoStageFamily(ImageFamily):
         return {graphs.PROPOSALS: Detections(rows[:, :4], rows[:, 4], np.zeros(len(rows), np.int64))}
 
     def trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-        """Return the stages behind the network, and their outputs, of which the proposals are one."""
+        """Return the stages behind the network, if there is one, and their outputs.
+
+        Of a graph that makes proposals and results of them the proposals are an output, too.
+        """
         chain, outputs = self.stages(model, options), self.spec(model, options).outputs
         if options.form == split_graphs.REGIONS:  # has no network before it
             return chain, outputs

@@ -201,7 +201,10 @@ class PETRHead(BaseModule):
         return 1.0
 
     def get_bboxes(self, outputs: dict[str, Tensor], img_metas: list[dict]) -> list[list[Any]]:
-        """Return the results of each sample, see `query_boxes.decoded_samples`."""
+        """Return [boxes, scores (n,), labels (n,)] of each sample, from the last decoder layer.
+
+        Boxes are `box_type_3d` of the metas. For their columns see `query_boxes.decoded_samples`.
+        """
         return decoded_samples(self.bbox_coder, outputs, img_metas)
 
 

@@ -85,13 +85,13 @@ class SparseFile:
 
     @property
     def hashes(self) -> dict[str, str]:
-        """Hashes of the checkpoint and the config that it was made of."""
+        """Hashes of what it was made of, by 'checkpoint' and 'config'."""
         titles = 'checkpoint', 'config'
         return {title: read_fact(self.model, self.path, f'{title}_sha256') for title in titles}
 
     @property
     def model_classes(self) -> list[dict[str, Any]]:
-        """Classes of the model that no installed library has, as they were at the export."""
+        """Classes of the model that no installed library has, at the export: `ModelClass.to_json` of each."""
         return read_fact(self.model, self.path, 'model_classes')
 
     @property

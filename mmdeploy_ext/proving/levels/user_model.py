@@ -122,7 +122,10 @@ def config_by_mmcv(path: str, overrides: Mapping[str, Any]) -> Any:
 
 
 def content_by_torch(path: str) -> Any:
-    """Return what `torch.save` wrote into a checkpoint that was loaded before, on the CPU."""
+    """Return the content of the checkpoint at `path`, by `torch.load` alone; tensors are on the CPU.
+
+    It is one that was loaded before, and so can be read.
+    """
     allowed = [*numpy_checkpoint_globals(), *MMENGINE_GLOBALS]
     listed = torch.serialization.get_safe_globals()  # the context takes those off again that were there, too
     added = torch.serialization.safe_globals([entry for entry in allowed if entry not in listed])
