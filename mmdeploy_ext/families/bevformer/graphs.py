@@ -130,7 +130,7 @@ class DeployedFrame(BevFormerFrame):
         return can_bus
 
     def shift(self, can_bus: Tensor) -> Tensor:
-        """Return `runtime.bev_motion.bev_shift` (2,) of the motion (18,)."""
+        """Return `runtime.bev_motion.bev_shift` (2,) of the motion (18,), zeros if the model uses none."""
         head = self.model.pts_bbox_head
         if not head.transformer.use_shift:
             return 0 * can_bus[:2]

@@ -196,8 +196,8 @@ class LastFrame:
 
     Attributes:
         last: the instances; None if the graph is that of a first frame.
-        mask: (1, 1, 1, A) bool, which keys are none: the rows behind M if there is a last frame; None if the
-            graph knows whether there is one.
+        mask: (1, 1, 1, A) bool, True for a key that is left out: the rows behind M if there is a last frame;
+            None, which leaves out none, if the graph knows whether there is one.
         position: (1, M, C) embeddings of the anchors of the last frame, which `run_head` replaces by those of
             this frame's first M anchors after later refinements, as upstream does, even if the last frame is
             not near; `keys_and_values` reads it. There is none without a last frame.

@@ -81,7 +81,8 @@ def depth_maps(points: Sequence[Tensor], rig: Rig, size: tuple[int, int], last: 
 
     Of several points in one pixel the last of the cloud counts, on every device and for any number of
     threads; points behind a camera count as `NEAREST` metres away. Points are (P, 3 or more) per sample in
-    the augmented LiDAR frame. `size` is (H, W) of the network's pictures, `last` is for H * W cells.
+    the augmented LiDAR frame. `size` is (H, W) of the network's pictures; `last`, made for H * W cells, keeps
+    the last depth of each pixel.
 
     Source: mit-han-lab/bevfusion db75150, models/vtransforms/base.py:238-278. Differs in: there the device
     decides which point of a pixel counts, and points are shifted in place.
