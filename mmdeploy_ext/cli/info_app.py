@@ -180,7 +180,10 @@ def overview(model: str, files: Sequence[Mapping[str, Any]], proof: Mapping[str,
 
 
 def tensors(file: Mapping[str, Any]) -> Table:
-    """Return the table of the inputs and outputs of one file of `describe`."""
+    """Return the table of the first `MOST_TENSORS` inputs and outputs of one file of `describe`.
+
+    `file` is an entry that has a `spec`.
+    """
     from rich.table import Table
     from rich.text import Text
 

@@ -41,7 +41,7 @@ class Signature:
     Attributes:
         nodes: digest of a node and all that it is computed from -> number of such nodes.
         interface: a text for each input (name, type and default), output (name, type and digest), in their
-            order, and for the opset of each domain that a node is of.
+            order, and for the opsets of 'ai.onnx' and of each other domain that a node is of.
         tensors: tensor of the main graph -> digest, inputs and constants included.
         node_digests: digest of each node of the main graph, in file order; '' for a node that is a constant.
     """

@@ -83,7 +83,8 @@ class Refusal:
     """One node that TensorRT cannot take, or an input or output, which has no operator.
 
     Attributes:
-        node: name of the node, or '#12' if it has none; or name of the input or output.
+        node: name of the node; '#12' if it has none, with its position, from 0, in its graph, which may be a
+            branch or a body; or name of the input or output.
         operator: operator of the node, '' for an input or output.
         reason: what is wrong and what to change.
     """

@@ -47,8 +47,9 @@ class Calibrator:
 class HistogramCalibrator(Calibrator):
     """A histogram of |x|, from which `amax` chooses the range by 'mse' or 'percentile'.
 
-    It has `bins` bins up to the largest value of the first tensor that is not all zeros. `width` is that of a
-    bin, 0 before that tensor, and `counts` has the values in each bin.
+    It has `bins` bins up to the largest value of the first tensor that is not all zeros, and more for larger
+    values of later ones. `width` is that of a bin, 0 before the first such tensor, and `counts` has the
+    number of values in each bin.
     """
 
     def __init__(self, method: str = 'mse', percentile: float = PERCENTILE, bins: int = BINS) -> None:

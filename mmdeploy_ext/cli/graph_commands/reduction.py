@@ -47,7 +47,8 @@ CHECK_HELP = (
 def run_reduce(args: argparse.Namespace) -> int:
     """Find a part of a graph that shows the fault, and of which no single node can be left out.
 
-    It is saved as a folder and printed; the smallest so far if --max-checks ends the search. Return 0.
+    It is saved as a folder and printed; the smallest so far if --max-checks, or a check that often runs into
+    --timeout, ends the search. Return 0.
 
     `args` are the parsed arguments of this command. UsageError: an option is out of range, the folder cannot
     be written or is not empty, --check cannot be read, or another model does not take the inputs. Further

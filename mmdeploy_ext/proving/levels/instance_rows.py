@@ -137,8 +137,9 @@ def pair_rows(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
     """Return the candidate's row (Q,) int64 for each of the reference's, by their places (Q, n).
 
     Rows of the same index belong together if they are near, i.e. differ by no more than `SAME_ROW` in every
-    column. The others take the nearest of the rows that are left if it is near, and -1 if it is not. If none
-    of them has a near one, all keep their index, so that their values are compared and fail.
+    column. The others take the nearest of the rows that are left if it is near (two may take the same one),
+    and -1 if it is not. If none of them has a near one, all keep their index, so that their values are
+    compared and fail.
     """
     partners = np.arange(len(reference))
     with np.errstate(invalid='ignore'):

@@ -78,7 +78,8 @@ class DeployContract:
             moment: pose and time of the frame; the memory is ignored if its `prev_exists` is False.
 
         Returns:
-            `all_cls_scores` (L, 1, Q, K) logits and `all_bbox_preds` (L, 1, Q, 10).
+            `all_cls_scores` (L, 1, Q, K), logits, and `all_bbox_preds` (L, 1, Q, 10), boxes as `decode` in
+            `model.py` takes them.
         """
         self.fed_bytes = self._calibrate(calibration)
         images = np.ascontiguousarray(images, self.image_dtype)

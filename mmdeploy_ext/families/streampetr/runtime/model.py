@@ -124,7 +124,7 @@ class StreamPetrOnnx(CameraRuntime):
         """Run a prepared frame.
 
         Raises:
-            ShapeError: wrong number or size of images.
+            ShapeError: images of another number, size or dtype than float32.
             DataError: an invalid calibration, pose or time, or a time before that of the last frame of the
                 same scene.
             InferenceError: the engine failed, which leaves the memory as it was (that of 'autoware' may be
