@@ -65,6 +65,7 @@ class AutowareCenterPoint(Runtime):
             ModelFileError: one of the two is missing, the node would reject the folder or read it wrongly, or
                 its remapper changes classes.
             ConfigError: no such backend, or an option that it does not have.
+            EngineError: the engine, or an execution provider, is not available here.
             TypeError: `node` has a key that is no field of `CenterPointSettings`; those of the manifest are
                 replaced, too.
         """

@@ -160,7 +160,7 @@ def convert_rtmdet(model: dict[str, Any]) -> None:
 
 
 def convert_yolact(model: dict[str, Any]) -> None:
-    """Add to `model`, in place, a head of segmentation, in mmdet 3 a branch of the prototypes.
+    """Move the branch of segmentation of the prototypes, if there is one, into a head of `model`, in place.
 
     ConfigError: another threshold of masks than 0.5.
     """
@@ -242,7 +242,8 @@ def convert_deformable_detr(model: dict[str, Any]) -> None:
 def convert_dino(model: dict[str, Any]) -> None:
     """Do with `model` what `convert_deformable_detr` does, and remove denoising and assigner, in place.
 
-    Only training uses these. ConfigError: a layer has a key that is not known here.
+    Only training uses these. The transformer gets DINO's types. ConfigError: a layer has a key that is not
+    known here.
     """
     model.pop('dn_cfg', None)
     model['train_cfg'] = None
