@@ -1,4 +1,7 @@
-"""Options that several tools share, with mmdet's names and meaning. Imports neither torch nor mmcv."""
+"""Options that several tools share, with mmdet's names and meaning.
+
+The import of this module imports neither torch nor mmcv; `parse_cfg_options` and `parser_for` may need mmcv.
+"""
 
 import argparse
 import ast
@@ -21,7 +24,7 @@ CFG_OPTIONS_HELP = (
 
 
 def parse_cfg_options(pairs: list[str] | None, option: str = '--cfg-options') -> dict[str, Any]:
-    """Parse key=value pairs by mmcv's rules: lists as a,b or [a,b], nested `[(a,b),(c,d)]`.
+    """Parse key=value pairs by mmcv's rules: lists as a,b or [a,b], tuples as (a,b), nested `[(a,b),(c,d)]`.
 
     A dict literal is read as Python reads it; mmcv would split it at its commas. `option` is for messages;
     None in place of pairs gives {}.

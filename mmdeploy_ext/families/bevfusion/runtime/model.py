@@ -3,7 +3,7 @@
     runtime = BEVFusionOnnx('work_dirs/bevfusion')         # the folder that pytorch2onnx.py wrote
     detections = runtime.step(FusedFrame(points, images=images, calibration=matrices)).detections
 
-Needs numpy and ONNX Runtime, no PyTorch; without numba it is slow.
+Needs numpy, onnx and ONNX Runtime, no PyTorch; without numba it is slow.
 """
 
 from __future__ import annotations
