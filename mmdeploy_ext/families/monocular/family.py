@@ -100,7 +100,7 @@ class MonocularFamily(ImageFamily):
 
     @abc.abstractmethod
     def check_head(self, cfg: Any, head: nn.Module) -> None:
-        """Refuse (ConfigError) what the graphs do not reproduce of a built head."""
+        """Refuse (ConfigError) what graphs do not reproduce of a built head, or of the pipeline of `cfg`."""
 
     def check_dataset(self, cfg: Any, dataset: Any) -> None:
         steps = [step.get('type') for step in steps_of(test_pipeline(cfg), 'LoadImageFromFileMono3D')]
@@ -206,5 +206,5 @@ class SmokeFamily(MonocularFamily):
         return smoke_graphs.postprocess_facts(model)
 
     def limits(self, model: nn.Module) -> list[Limit]:
-        """Return none: mmdet3d reads no entry of the settings."""
+        """Return []: mmdet3d reads no entry of the settings."""
         return []

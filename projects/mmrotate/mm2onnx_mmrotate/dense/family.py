@@ -67,7 +67,7 @@ class RotatedDenseFamily(ImageFamily):
     candidate_bounds, choose_as = staticmethod(reference.candidate_bounds), staticmethod(reference.choose_as)
 
     def claims(self, cfg: Any) -> Claim:
-        """Claim every config of one of mmrotate's detectors whose last head is of a kind that is exported."""
+        """Return `Claim.HEAD` if the last head of a detector of mmrotate is of an exported kind, else NO."""
         detector, (*_, key) = DETECTORS.get(cfg.model.get('type') or ''), heads_of(cfg.model)
         head = HEADS.get(part_of(cfg.model, key).get('type') or '')
         if head is None or detector is None or not issubclass(detector, RotatedBaseDetector):
@@ -122,7 +122,10 @@ class RotatedDenseFamily(ImageFamily):
         ]
 
     def trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-        """Return the stages behind the network; its layers do not run, so that they are not folded."""
+        """Return the stages behind the network, and the specs of their outputs.
+
+        The network does not run here, so that its batch normalisation is not folded, which takes a copy.
+        """
         return graphs.stages(model, options, fold=False)[1:], graphs.spec(model, options).outputs
 
     @contextlib.contextmanager
