@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.verdict import Verdict
 
 PICTURE_WIDTH = 1100
-"""Pixels of the picture of `draw_pairs`."""
+"""Width of the picture of `draw_pairs`, pixels."""
 
 
 def check_report_targets(args: argparse.Namespace) -> None:

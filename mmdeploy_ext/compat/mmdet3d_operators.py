@@ -62,7 +62,7 @@ def hard_voxelize(
     axes: int = 3,
     deterministic: bool = True,
 ) -> int:
-    """Group points by voxel, in the order in which voxels appear; return how many voxels there are.
+    """Group points by voxel, in the order in which voxels appear; return how many voxels are filled.
 
     Args:
         points: (P, V) values of points, the coordinates first.

@@ -101,7 +101,7 @@ def deform_roi_pool(
         features: (B, C, H, W), of H rows and W columns.
         rois: (R, 5) index of the image, then xyxy in pixels.
         offset: see `bins_of`.
-        output_size: h, w.
+        output_size: h, w, or one number for both.
         spatial_scale: cells of the map per pixel.
         sampling_ratio: samples of a cell on each axis; 0 takes as many as it has cells of the map.
         gamma: factor of the offsets.

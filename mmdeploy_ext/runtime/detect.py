@@ -30,15 +30,16 @@ if TYPE_CHECKING:
 def detect(
     backend: OnnxRuntimeBackend, image_bgr: np.ndarray, cam2img: np.ndarray | None = None
 ) -> Detections | Instances:
-    """Return the results of a file in an image, in pixels of the image, best first, whatever its form is.
+    """Return the results of a file in an image, best first, whatever its form is.
 
-    Their class is that of the family's runtime, which may be another `Scored`, such as `MonocularDetections`.
+    Boxes and masks are in pixels of the image, boxes in 3D in metres. The class of the results is that of the
+    family's runtime, which may be another `Scored`, such as `MonocularDetections`.
 
     Args:
         backend: an active session of the file.
         image_bgr: (h, w, 3) uint8 BGR.
-        cam2img: (4, 4) camera of the image, from the camera's frame in metres to pixels times depth, for
-            detectors of boxes in 3D; None for others.
+        cam2img: (4, 4) from the camera's frame in metres, or from the LiDAR's for a file with the input
+            `lidar2img`, to pixels of the image times depth, for detectors of boxes in 3D; None for others.
 
     Raises:
         UsageError: a detector of boxes in 3D without a camera.
@@ -110,9 +111,9 @@ def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndar
 def camera_feeds(camera: np.ndarray, prepared: PreparedImage, name: str) -> dict[str, np.ndarray]:
     """Return the camera (4, 4) of a picture by the name of the input that takes it.
 
-    That is `lidar2img`, for pixels of the picture before it is resized, or else `cam2img`, for pixels of the
-    network input as `camera` is, with `unmoved_cam2img` beside it. ShapeError: the graph would read it
-    wrongly.
+    `camera` goes to pixels of the network input times depth; `name` is that of the input: `lidar2img`, which
+    takes it for pixels of the picture before it is resized, or else `cam2img`, which takes it as it is, with
+    `unmoved_cam2img` beside it. `prepared` is the picture. ShapeError: the graph would read it wrongly.
     """
     if name == PROJECTION:
         lidar2img = original(camera, prepared.to_input).astype(np.float32)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Instances, Scored
 
 FONT, NEAREST = cv2.FONT_HERSHEY_SIMPLEX, cv2.INTER_NEAREST
-"""Font of labels, and how small pictures are enlarged."""
+"""Font of labels, and how masks are brought to the size of their picture."""
 Box, Colour = tuple[int, int, int, int], tuple[int, int, int]
 """x1, y1, x2, y2 in pixels; blue, green, red."""
 PALETTE_BGR: tuple[Colour, ...] = (
