@@ -107,7 +107,8 @@ class Benchmark(abc.ABC):
         """Return the contenders of an engine, a key of `ENGINES`, on a file; the stack closes what they open.
 
         `label` and `path` are those of the file in `files`. With `--skip-refused` those of pictures and
-        frames are run here once, so that an engine that cannot raises its error now, and is left out.
+        frames are run here on the first samples, so that an engine that cannot run the file raises its error
+        now, and is left out.
         """
 
     def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:

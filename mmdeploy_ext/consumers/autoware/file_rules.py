@@ -215,9 +215,10 @@ def fixed_rules(file: str, tensors: GraphTensors) -> Iterator[Violation]:
 def operator_rules(
     file: str, model: onnx.ModelProto, plugins: Mapping[str, Sequence[str]]
 ) -> Iterator[Violation]:
-    """Yield operators that TensorRT does not have in a node, and weights of a precision that it makes itself.
+    """Yield a violation for each operator beside ONNX's own that is no plug-in, or lacks an attribute of one.
 
-    Operators are looked for in the bodies of nodes, too.
+    Operators are looked for in the bodies of nodes, too. Weights in float16 are a warning: the nodes make
+    that precision themselves.
 
     Args:
         file: name of the file, for messages.

@@ -84,7 +84,7 @@ class NodeContract:
         self.graphs = dict(backbone=self.backbone, embedding=self.embedding, head=self.head)
 
     def run(self, images: np.ndarray, calibration: Calibration, moment: FrameMotion) -> dict[str, np.ndarray]:
-        """Run one frame as the node does, and keep its memory; at a first frame `reset` is called before.
+        """Run one frame as the node does, and keep its memory; the first frame of a drive calls `reset`.
 
         Images are (N, 3, H, W) float32, prepared as the model was trained; `calibration` is that of the
         cameras; `moment` has pose and time of the frame, and whether it goes on from the one before.
