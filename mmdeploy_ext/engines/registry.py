@@ -264,7 +264,8 @@ def engine_settings(
         threads: 0 leaves the choice to the engine.
         providers: execution providers of ONNX Runtime, in order of preference; None leaves them to the
             engine.
-        inference_precision: type that OpenVINO computes in: 'fp32', 'bf16' or 'fp16'.
+        inference_precision: type that OpenVINO computes in: 'fp32', 'bf16' or 'fp16'; None leaves it to the
+            engine, which takes 'fp32'.
 
     Returns:
         `engine`, the registered name of its backend, and those of the other options that are set.

@@ -99,8 +99,8 @@ def batched_nms(bboxes_xyxy: Tensor, scores: Tensor, iou_threshold: float, max_o
 def class_offsets(bboxes_xyxy: Tensor, labels: Tensor, candidates: Tensor) -> Tensor:
     """Shift the boxes of each class apart, so that one NMS suppresses within classes only.
 
-    Both coordinates of a box move by its label times (the largest coordinate of its image plus 1), rounded as
-    in mmcv's `batched_nms`. Classes are apart if no coordinate of a candidate is negative.
+    All four coordinates of a box grow by its label times (the largest coordinate of its image plus 1),
+    rounded as in mmcv's `batched_nms`. Classes are apart if no coordinate of a candidate is negative.
 
     Args:
         bboxes_xyxy: (B, N, 4) pixels.

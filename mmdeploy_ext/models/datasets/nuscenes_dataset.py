@@ -110,8 +110,8 @@ class CustomNuScenesDataset(NuScenesDataset):
         """Run the pipeline on T frames up to `index`; None if they are filtered as empty.
 
         Frame 0 stands for those before the first one. The last frame's dict is returned, with `collect_keys`
-        stacked to (T, ...), and the boxes and `img_metas` as lists of T. With
-        `filter_empty_gt` frames are dropped if one of the last `num_frame_losses` has no box.
+        stacked to (T, ...), and the boxes and `img_metas` as lists of T. With `filter_empty_gt` frames are
+        dropped if one of the last `num_frame_losses` has no box.
         """
         queue, scene = [], None
         # queue_length - 1 of the frames before `index`, in order, and `index` itself
