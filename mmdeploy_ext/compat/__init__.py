@@ -7,8 +7,8 @@ needed. Call it before the first import of torchvision, mmcv, mmdet, mmdet3d or 
     compat.apply()
     import mmdet.apis
 
-It returns all the patches, `effective()` later those that changed something. See `import_hook.Patch` for what
-a patch takes and returns.
+It returns all the patches, `effective()` later those that changed something. See
+`import_hook.PatchFunction` for what a patch takes and returns.
 """
 
 from mmdeploy_ext.compat import (  # noqa: F401 - they register

@@ -33,7 +33,7 @@ def plain_attention(
         q: queries.
         kv: on axis 2 keys, then values.
         softmax_scale: factor of the scores; the default is D ** -0.5.
-        causal: query T - i sees the keys up to S - i and none after it, as in flash_attn 2.1.
+        causal: query T - i sees the keys up to S - i, i from 1 on, and none after it, as in flash_attn 2.1.
         key_padding_mask: (B, S) bool, or a number that is not 0, for keys that are seen; None: all are.
     """
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale

@@ -49,7 +49,7 @@ class Patches:
     def register(self, *modules: str, versions: str) -> Callable[[PatchFunction], PatchFunction]:
         """Make the decorated function the patch of `modules`; its docstring starts with the reason.
 
-        For `versions`, and what the function takes and returns, see `Patch`.
+        For `versions` see `Patch`; for what the function takes and returns, `PatchFunction`.
         """
 
         def decorate(function: PatchFunction) -> PatchFunction:

@@ -300,7 +300,7 @@ class SequenceRow:
             is judged alone, by the tolerances; 'free': each keeps its own memory, and the detections count.
         frames: number of frames that both engines ran.
         resets: number of times that the reference's memory was emptied after the first frame.
-        time_jumps: gaps of at least twice the usual one within a scene.
+        time_jumps: number of gaps of at least twice the usual one within a scene.
         reference: number of detections of the reference at or above the score threshold, of all frames.
         matched: number of those with a partner within the bars.
         missing: number of those without a partner.

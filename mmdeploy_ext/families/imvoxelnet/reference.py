@@ -49,8 +49,8 @@ def of_camera(lidar2img: np.ndarray) -> dict[str, Any]:
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[PictureDetections3D]:
     """Return the results of the detector's own test path, in descending order of scores.
 
-    With `rescale` they are drawn into the picture on disk, otherwise into the network input. ShapeError: a
-    camera, see `samples.feeds`.
+    Their camera, to draw them with, is that of the picture on disk with `rescale`, otherwise that of the
+    network input. ShapeError: a camera, see `samples.feeds`.
     """
     cameras = feeds(images, rescale)['drawn_camera']
     with torch.no_grad():

@@ -136,7 +136,8 @@ class MvxNetFamily(AnchorHead, LidarFamily):
 def check_encoder(filename: str, model: Mapping[str, Any]) -> None:
     """Refuse (ConfigError) encoders without a picture, and points that are not in the LiDAR's frame.
 
-    Voxels of a limited number of points, or of another grid than the encoder's, are refused, too.
+    Features returned by point, and voxels of a limited number of points or of another grid than the
+    encoder's, are refused, too.
     """
     key, encoder = 'model.pts_voxel_encoder', model['pts_voxel_encoder']
     fusion = encoder.get('fusion_layer') or {}
