@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -62,3 +63,13 @@ def mmdet_module(name: str) -> ModuleType | OlderModule:
     newer mmdet has no such module.
     """
     return importlib.import_module(name) if mmdet_release() >= TRIED else OlderModule(name)
+
+
+def lacks_part_of_mmdet(error: ImportError | AttributeError) -> bool:
+    """Return whether an import failed since the imported mmdet is older than 2.28 and lacks what it names.
+
+    What is missing is a module of mmdet, or a name that one of its modules does not have.
+    """
+    module = getattr(error, 'obj', None)  # of an AttributeError
+    name = module.__name__ if isinstance(module, ModuleType) else error.name or ''
+    return name.partition('.')[0] == 'mmdet' and 'mmdet' in sys.modules and mmdet_release() < TRIED

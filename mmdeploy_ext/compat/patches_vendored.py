@@ -122,6 +122,38 @@ def softmax_of_box_heads(module: ModuleType) -> bool | None:
     return None
 
 
+@patch('mmdet.datasets.coco', versions='mmdet 2.6.0 and 2.10.0')
+def coco_of_mmpycocotools(module: ModuleType, execute: Execute) -> bool:
+    """Before mmdet 2.11 data sets asked for mmpycocotools, a fork of pycocotools that is no longer kept.
+
+    The fork has another version, and its `COCO` has further names in snake case; the data sets get both from
+    pycocotools.
+    """
+    import pycocotools
+    from pycocotools.coco import COCO
+
+    asks = 'pycocotools.__version__' in (module.__spec__.loader.get_source(module.__name__) or '')
+    if not asks or hasattr(pycocotools, '__version__'):
+        execute()
+        return False
+    pycocotools.__version__ = '12.0.2'
+    try:
+        execute()
+    finally:
+        del pycocotools.__version__
+
+    class SnakeCaseCOCO(COCO):
+        """pycocotools' `COCO` with the further names of mmpycocotools 12.0.3."""
+
+        get_ann_ids, get_cat_ids, get_img_ids = COCO.getAnnIds, COCO.getCatIds, COCO.getImgIds
+        load_anns, load_cats, load_imgs = COCO.loadAnns, COCO.loadCats, COCO.loadImgs
+        img_ann_map = property(lambda self: self.imgToAnns)
+        cat_img_map = property(lambda self: self.catToImgs)
+
+    module.COCO = SnakeCaseCOCO
+    return True
+
+
 @patch('ops_dcnv3.functions.dcnv3_func', versions='InternImage 31c962d')
 def dcnv3_without_extension(module: ModuleType, execute: Execute) -> bool:
     """InternImage imports a compiled extension, DCNv3, which is built for GPUs; without it PyTorch computes.

@@ -150,6 +150,10 @@ def _not_installed(error: ModuleNotFoundError) -> str:
     name = (error.name or '').split('.')[0]
     if name in ('', 'mmdeploy_ext'):
         raise error
+    if name in sys.modules and error.name != name:
+        package = sys.modules[name]
+        version = getattr(package, '__version__', 'of an unknown version')
+        return f'{name} {version} of {Path(package.__file__ or "").parent} has no module {error.name}'
     if extra := EXTRAS.get(name):
         return (
             f'{name} is not installed for {sys.executable}; it comes with an extra: '

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
+from mmdeploy_ext.compat.older_mmdet import lacks_part_of_mmdet
 from mmdeploy_ext.contract.options import Option, Options
 from mmdeploy_ext.contract.registry import detector_options, keep_fp32_of, registered
 from mmdeploy_ext.core.commands import tool
@@ -322,6 +323,8 @@ class Families(dict[str, Family]):
 
 FAMILIES = Families()
 """Every family that is registered, by its name."""
+LEFT_OUT: dict[str, str] = {}
+"""Name of a family that needs more of mmdet than the imported, older copy has -> what is missing."""
 NOT_INSTALLED = 'not installed'
 """Why a library cannot be imported that is not there; messages leave its families out without a word."""
 WANTED = {DETECTOR: 'a detector config', BACKBONE: 'a LiDAR model with a sparse encoder'}
@@ -337,12 +340,18 @@ def load_families(library: str | None = None) -> None:
     """Import the families that were registered with a library, see `contract.registry.register_family`.
 
     `library` is its import name, such as 'mmdet3d'; '' stands for the families that name none, such as those
-    of mmdet; None for all families whose library can be imported.
+    of mmdet; None for all families whose library can be imported. A family that needs a part of mmdet which
+    the imported copy is too old to have is left out, and is in `LEFT_OUT`.
     """
     for registration in registered().values():
         needed = registration.library
         if needed == library or (library is None and not (needed and library_failure(needed))):
-            FAMILIES.get(registration.name)
+            try:
+                FAMILIES.get(registration.name)
+            except (ImportError, AttributeError) as error:
+                if not lacks_part_of_mmdet(error):
+                    raise
+                LEFT_OUT[registration.name] = str(error)
 
 
 @functools.cache
@@ -404,4 +413,11 @@ def _refuse(cfg: Any, product: str) -> NoReturn:
     for library in sorted(libraries):
         if (failure := library_failure(library)) not in ('', NOT_INSTALLED):
             reason += f' (families of {library} are left out: {failure})'
+    if LEFT_OUT:
+        import mmdet
+
+        reason += (
+            f' (mmdet {mmdet.__version__} of {Path(mmdet.__file__).parent} is too old for the families '
+            f'{", ".join(LEFT_OUT)}: {next(iter(LEFT_OUT.values()))})'
+        )
     raise refusal(cfg, [family for family in FAMILIES.values() if family.product == product], reason)

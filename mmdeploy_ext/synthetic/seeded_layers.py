@@ -90,13 +90,12 @@ def _gates_of(module: nn.Module) -> list[nn.Module]:
     """Return the last layers of the branches that compute gates or context from a map's mean."""
     from mmcv.cnn import ContextBlock
     from mmcv.ops import SAConv2d
-    from mmdet.models.backbones.resnest import SplitAttentionConv2d
 
     from mmdeploy_ext.compat.older_mmdet import mmdet_module
 
     if isinstance(module, mmdet_module('mmdet.models.utils').SELayer):
         return [module.conv2.conv]
-    if isinstance(module, SplitAttentionConv2d):
+    if isinstance(module, mmdet_module('mmdet.models.backbones.resnest').SplitAttentionConv2d):
         return [module.fc2]
     if isinstance(module, SAConv2d):
         return [module.pre_context, module.post_context]

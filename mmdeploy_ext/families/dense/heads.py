@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from mmdeploy_ext.compat.older_mmdet import mmdet_module
+from mmdeploy_ext.compat.older_mmdet import mmdet_module, mmdet_release
 from mmdeploy_ext.contract.dense_head import Head
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import NmsConfig, nms_config, positive
@@ -44,6 +44,9 @@ FOLLOWED = (
     *followed.FUNCTIONS,
 )
 """Classes and modules of mmdet, and the methods that the graphs compute, as `Family.followed` has them."""
+PAIRS_SINCE = (2, 18)
+"""First release of mmdet whose heads keep the `nms_pre` best pairs of prior and class of a level; before it
+they kept the best priors with all their classes (compared: 2.6.0, 2.10.0, 2.14.0, 2.17.0 and 2.18.0)."""
 INVERTING_CODERS = ('tblr', 'distance', 'scaled', 'bucket')
 """Coders whose boxes may end before they begin; those of the others have sizes that are no less than zero."""
 
@@ -91,7 +94,10 @@ def described(head: nn.Module) -> Head:
     """
     kind = kind_of(head)
     inverted = kind.coder(head)['type'] in INVERTING_CODERS
-    return dataclasses.replace(kind.describe(head), inverted=inverted)
+    description = dataclasses.replace(kind.describe(head), inverted=inverted)
+    if description.choose == 'pairs' and mmdet_release() < PAIRS_SINCE:
+        return dataclasses.replace(description, choose='priors')
+    return description
 
 
 def json_of(description: Head) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Parts of mmdet's detectors: heads as they are tested, backbones and necks that do not take every size."""
 
 import copy
+import inspect
 import sys
 import warnings
 import weakref
@@ -59,7 +60,8 @@ def part_cfg(model: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def without_teacher(model_cfg: Any) -> Any:
     """Return a config's `model`, of a distilled detector (LD, LAD) as the student alone; others as they are.
 
-    The teacher is not read: its config is a path of the working directory, its checkpoint a URL.
+    The teacher is not read: its config is a path of the working directory, its checkpoint a URL. Settings of
+    the distillation go with it: what the user's detector takes and a `SingleStageDetector` does not.
     """
     if not any(key.startswith('teacher') for key in model_cfg):
         return model_cfg
@@ -67,7 +69,11 @@ def without_teacher(model_cfg: Any) -> Any:
     methods = 'forward', 'forward_test', 'simple_test', 'extract_feat'
     if any(getattr(detector, method) is not getattr(student, method) for method in methods):
         return model_cfg
-    content = {key: value for key, value in model_cfg.items() if 'teacher' not in key}
+    parameters = [inspect.signature(cls.__init__).parameters for cls in (detector, student)]
+    of_distillation = set(parameters[0]) - set(parameters[1])
+    content = {
+        key: value for key, value in model_cfg.items() if 'teacher' not in key and key not in of_distillation
+    }
     return type(model_cfg)(content | dict(type='SingleStageDetector'))
 
 

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmdet.models import dense_heads as heads
 from torch import nn
 
-from mmdeploy_ext.compat.older_mmdet import mmdet_release
+from mmdeploy_ext.compat.older_mmdet import mmdet_module, mmdet_release
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.sizes import limit
 from mmdeploy_ext.exporting.postprocess.suppression import (
@@ -40,6 +39,7 @@ from mmdeploy_ext.families.parts.dense_heads import (
 )
 from mmdeploy_ext.families.parts.runtime.box_coders import CODERS, boxes_of, scores_of
 
+heads = mmdet_module('mmdet.models.dense_heads')
 HEADS = (heads.GARPNHead, heads.CascadeRPNHead, heads.RPNHead)
 """Heads of proposals that export."""
 NEEDED = ('nms', 'max_per_img', 'min_bbox_size')

@@ -11,7 +11,6 @@ from mmcv.cnn.bricks import transformer as bricks
 from mmcv.ops import multi_scale_deform_attn as deformable
 from mmdet.core.bbox import transforms
 from mmdet.core.mask import utils as mask_utils
-from mmdet.models.utils import positional_encoding
 from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import missing_class, mmdet_module
@@ -28,6 +27,7 @@ roi_heads = mmdet_module('mmdet.models.roi_heads')
 mask_heads = mmdet_module('mmdet.models.roi_heads.mask_heads')
 seg_heads, plugins = mmdet_module('mmdet.models.seg_heads'), mmdet_module('mmdet.models.plugins')
 transformer = mmdet_module('mmdet.models.utils.transformer')
+positional_encoding = mmdet_module('mmdet.models.utils.positional_encoding')
 
 DETECTORS = (dino.DINO, detectors.DETR, detectors.DeformableDETR)
 """Detectors of boxes, whose queries have no regions."""

@@ -146,3 +146,64 @@ def test_methods_of_an_older_mmdet_are_those_of_its_release(monkeypatch):
     older = of_release(entry)
     assert older.upstream == 'RPNHead of mmdet 2.11' and '_get_bboxes' in older.methods
     assert of_release(Replaced(object(), 'GridHead', ('forward',))).upstream == 'GridHead'
+
+
+@pytest.mark.parametrize(('version', 'choose'), [('2.17.0', 'priors'), ('2.18.0', 'pairs')])
+def test_an_older_mmdet_keeps_all_classes_of_the_best_priors(monkeypatch, version, choose):
+    from mmdet.models import build_head
+
+    from mmdeploy_ext.families.dense import heads
+
+    head = build_head(dict(type='ATSSHead', num_classes=3, in_channels=1, anchor_generator=dict(
+        type='AnchorGenerator', scales=[1], ratios=[1.0], strides=[8, 16, 32, 64, 128])))
+    monkeypatch.setattr(mmdet, '__version__', version)
+    assert heads.described(head).choose == choose
+
+
+DATA_SET = '''
+import pycocotools
+assert pycocotools.__version__ >= '12.0.2'
+from pycocotools.coco import COCO
+'''
+
+
+def test_a_data_set_that_asks_for_mmpycocotools_has_its_names(tmp_path):
+    module = run_patched(tmp_path, 'mmdet.datasets.coco', DATA_SET)
+    coco = module.COCO()
+    coco.dataset = dict(
+        images=[dict(id=5)],
+        categories=[dict(id=7, name='disc')],
+        annotations=[dict(id=9, image_id=5, category_id=7, iscrowd=0, area=4.0)],
+    )
+    coco.createIndex()
+    assert (coco.get_img_ids(), coco.get_cat_ids(['disc']), coco.get_ann_ids([5])) == ([5], [7], [9])
+    assert (coco.load_imgs(5), coco.load_cats(7), coco.load_anns(9)) == (
+        coco.dataset['images'], coco.dataset['categories'], coco.dataset['annotations'])
+    assert coco.img_ann_map == {5: coco.dataset['annotations']} and coco.cat_img_map == {7: [5]}
+    import pycocotools
+
+    assert not hasattr(pycocotools, '__version__')
+
+
+@pytest.mark.parametrize('error', [
+    ModuleNotFoundError("No module named 'mmdet.models.utils.builder'", name='mmdet.models.utils.builder'),
+    AttributeError("module 'mmdet.models' has no attribute 'X'", name='X', obj=mmdet),
+], ids=['module', 'name'])
+def test_a_family_that_an_older_mmdet_lacks_parts_of_is_left_out_and_named(monkeypatch, error):
+    from mmcv import Config
+
+    from mmdeploy_ext.contract.registry import Registration
+    from mmdeploy_ext.core.errors import ConfigError
+    from mmdeploy_ext.families import base
+
+    def load(registration):
+        raise error
+
+    monkeypatch.setattr(Registration, 'load_family', load)
+    monkeypatch.setattr(base, 'FAMILIES', base.Families())
+    monkeypatch.setattr(base, 'LEFT_OUT', {})
+    with pytest.raises(type(error)):
+        base.load_families('')
+    monkeypatch.setattr(mmdet, '__version__', '2.6.0')
+    with pytest.raises(ConfigError, match=f'mmdet 2.6.0 of .*{error}'):
+        base.find_family(Config(dict(model=dict(type='Mine'))))

@@ -6,6 +6,7 @@ import types
 import pytest
 import torch
 from mmcv import Config
+from mmdet.models import DETECTORS
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from marking import in_suite
@@ -151,6 +152,17 @@ def test_of_a_distilled_detector_only_the_student_is_built():
     )  # fmt: skip
     assert without_teacher(Config(dict(model=taught)).model) == student
     assert build_student(Config(dict(model=taught))).bbox_head.num_classes == 12
+
+
+def test_settings_of_the_distillation_go_with_the_teacher(monkeypatch):
+    class Distilled(DETECTORS.get('KnowledgeDistillationSingleStageDetector')):
+        def __init__(self, *args, output_feature=False, **kwargs):
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setitem(DETECTORS.module_dict, 'Distilled', Distilled)
+    student = with_fpn('GFLHead', anchor_generator=SINGLE, loss_cls=QUALITY, reg_max=16)
+    taught = dict(student, type='Distilled', teacher_config='configs/nowhere.py', output_feature=True)
+    assert without_teacher(Config(dict(model=taught)).model) == student
 
 
 def test_a_head_without_known_layers_is_refused_by_name():
