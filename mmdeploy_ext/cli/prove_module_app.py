@@ -6,6 +6,7 @@ It is `proving.modules.proof.prove_module` for the command line. The options `--
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.cli import options as shared
@@ -72,7 +73,10 @@ def run(args: argparse.Namespace) -> int:
     samples = read_samples(args.inputs or ())
     module = call_function(args.module)
     if args.samples:
-        samples += list(call_function(args.samples))
+        yielded = call_function(args.samples)
+        if not isinstance(yielded, Iterable):
+            raise UsageError(f'--samples {args.samples}: gives {yielded!r}; expected samples, one by one')
+        samples += yielded
     verdict = prove_module(
         module,
         args.onnx,

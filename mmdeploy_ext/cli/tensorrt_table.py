@@ -159,7 +159,7 @@ def markdown(rows: Sequence[Row], architectures: Sequence[int], version: str) ->
             cosine = f'{row.cosine:.5f}'
         lines.append(_line([row.name, str(row.nodes), row.precision, *marks, size, half, cosine]))
     if refused:
-        lines += ['', 'Refused before the build:', '']
+        lines += ['', 'Refused, with the reason:', '']
         lines += [f'- {", ".join(names)}: {reason}' for reason, names in refused.items()]
     return '\n'.join(lines) + '\n'
 

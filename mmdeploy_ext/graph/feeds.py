@@ -67,8 +67,8 @@ def random_feeds(
             is 1 when it comes first, else 64.
 
     Raises:
-        UsageError: a seed below 0, a name in `sizes` that the model does not have, or an input that is no
-            tensor.
+        UsageError: a seed below 0, a name in `sizes` that the model does not have, a single size for an
+            input, or an input that is no tensor.
     """
     if seed < 0:
         raise UsageError(f'seed {seed}: expected 0 or more')
@@ -92,6 +92,13 @@ def random_feeds(
             ]
         rng = np.random.default_rng([seed, *value.name.encode()])
         feeds[value.name] = _random_array(index, value.name, tensor_type.elem_type, shape, rng)
+    axes = {dim.dim_param for value in model.graph.input for dim in value.type.tensor_type.shape.dim}
+    for name in feeds.keys() & sizes.keys() - axes:
+        if not np.ndim(sizes[name]):
+            raise UsageError(
+                f'size {sizes[name]} of the input {name!r}: expected its whole shape, such as {name}='
+                f'{"x".join(map(str, feeds[name].shape)) or "()"}'
+            )
     unknown = [name for name in sizes if name not in known_names]
     if unknown:
         raise UsageError(
@@ -149,15 +156,18 @@ def common_feeds(
         seed: see `random_feeds`.
 
     Raises:
-        ShapeError: no inputs suit both: an axis has two fixed sizes.
+        ShapeError: no inputs suit both: an axis has two fixed sizes, or an input has fewer axes in one.
         UsageError: an input is no tensor.
     """
     index, new_shapes, shapes = Index(before), types.shapes(after.graph.input), {}
     for name, shape in types.shapes(before.graph.input).items():
         new_shape = new_shapes.get(renamed.get(name, name))
         if name in index.inputs and new_shape is not None and shape is not None:
-            sizes = zip(shape, new_shape, strict=True)
-            if any(isinstance(old, int) and isinstance(new, int) and old != new for old, new in sizes):
+            differs = len(shape) != len(new_shape) or any(
+                isinstance(old, int) and isinstance(new, int) and old != new
+                for old, new in zip(shape, new_shape, strict=True)
+            )
+            if differs:
                 texts = ['x'.join(map(str, sizes)) for sizes in (shape, new_shape)]
                 raise ShapeError(
                     f'no random inputs suit both the graph and its edited version, so that these cannot be '

@@ -279,7 +279,7 @@ NUMBERS = (
         id='absolute-time',
         title='Large numbers (time stamps, global positions) that become float32',
         why='The file is as wrong as PyTorch: float32 has steps of 128 s at time stamps of today (1.5e9 s),'
-        ' and of 6 cm at UTM coordinates. Differences of such numbers are noise.',
+        ' and of 0.5 m at northings of UTM (5e6 m). Differences of such numbers are noise.',
         fix='Subtract in float64 outside the graph; feed ages and relative positions.',
         outcomes=dict(torchscript=RIGHT, dynamo=RIGHT),
         otherwise='warning',

@@ -56,9 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     `argv` are the words of the command line, None those of `sys.argv`.
     """
-    parser = cli.ArgumentParser(
-        prog='python -m projects.toydata.seeded_solo', description=__doc__.splitlines()[0]
-    )
+    parser = cli.ArgumentParser(prog='mm2onnx synthetic seeded-image', description=__doc__.splitlines()[0])
     add_arguments(parser)
     return cli.run(run, parser, argv)
 

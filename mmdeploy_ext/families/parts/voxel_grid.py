@@ -13,9 +13,12 @@ def rule_of_layer(layer: Mapping[str, Any], channels: int, order: str) -> VoxelR
 
     `order` is the order of axes in the coordinates of voxels, 'xyz' or 'zyx'. Of two limits of voxels the
     second one counts, that of tests; without any it is 20,000, mmcv's default. If a limit is -1 the mode is
-    'dynamic': voxels have all their points, and there are as many as there are. ConfigError: the numbers are
-    those of no rule.
+    'dynamic': voxels have all their points, and there are as many as there are. ConfigError: a number is
+    missing, or they are those of no rule.
     """
+    missing = [key for key in ('point_cloud_range', 'voxel_size', 'max_num_points') if key not in layer]
+    if missing:
+        raise ConfigError(f'the layer of voxels has no {", ".join(missing)}')
     max_voxels, max_points = layer.get('max_voxels', 20000), int(layer['max_num_points'])
     max_voxels = int(max_voxels[1] if isinstance(max_voxels, list | tuple) else max_voxels)
     return VoxelRule(

@@ -41,14 +41,14 @@ def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
     inputs = {value.name for value in graph.input}
     if result.ir_version > 3:
         refill(graph, initializer=[tensor for tensor in graph.initializer if tensor.name not in inputs])
-    loops = [node for node in graph.node if node.op_type == 'Loop' and not node.input[1]]
+    loops = [node for node in graph.node if node.op_type == 'Loop' and not any(node.input[1:2])]
     if loops:
         used = {name for inner in all_graphs(graph) for node in inner.node for name in writes(node)}
         used.update(value.name for value in (*graph.input, *graph.initializer))
         name = free_name(LOOP_CONDITION, used) if LOOP_CONDITION in used else LOOP_CONDITION
         graph.initializer.append(numpy_helper.from_array(np.array(True), name))
         for loop in loops:
-            loop.input[1] = name
+            refill(loop, input=[loop.input[0], name, *loop.input[2:]])
     return result
 
 

@@ -113,7 +113,7 @@ class Predictor(nn.ModuleDict):
                 )
                 for index in range(layers - 1)
             ]  # fmt: skip
-            self[name] = nn.Sequential(*blocks, nn.Conv1d(hidden, count, 1))
+            self[name] = nn.Sequential(*blocks, nn.Conv1d(hidden if blocks else channels, count, 1))
 
     def forward(self, queries: Tensor) -> dict[str, Tensor]:
         """Return name -> (B, count, Q) of queries (B, C, Q)."""

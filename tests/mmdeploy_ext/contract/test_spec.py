@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdeploy_ext.contract.memory import MemorySpec
@@ -63,6 +63,7 @@ tensors = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(tensors, max_size=3).map(tuple), st.lists(tensors, max_size=3).map(tuple))
 def test_any_spec_survives_json(inputs, outputs):
     spec = GraphSpec('any', inputs, outputs, (('a', 'b'),))

@@ -42,6 +42,9 @@ def make():
 def make_training():
     return Net()
 
+def silent():
+    return None
+
 def samples():
     generator = torch.Generator().manual_seed(1)
     for _ in range(3):
@@ -607,6 +610,7 @@ def test_the_command_proves_and_refuses(folder, samples, tmp_path, capsys):
     refused = [
         ([*words], '--samples'),
         ([*words, '--samples', f'{folder}/module.py:nothing'], 'nothing'),
+        ([*words, '--samples', f'{folder}/module.py:silent'], 'gives None'),
         ([*words, '--inputs', f'{folder}/module.py'], '.npz'),
         ([*words, *more, '--state', 'memory'], '--state'),
         ([*words, *more, '--state', 'memory=other'], 'other'),

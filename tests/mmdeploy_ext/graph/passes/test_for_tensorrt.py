@@ -57,6 +57,12 @@ def test_other_initializers_stay():
     assert for_tensorrt(two_outputs()) == two_outputs()
 
 
+def test_a_loop_of_its_trip_count_alone_gets_a_condition():
+    body = 'step (int64 at, bool go) => (bool on, float[2,3] b) { on = Identity(go) b = Neg(x) }'
+    model = parse(f'y = Loop<body = {body}>(n)', constants='<int64 n = {3}>')
+    assert list(for_tensorrt(model).graph.node[0].input) == ['n', 'always']
+
+
 def test_a_loop_without_a_condition_gets_one():
     model = loop()
     after = for_tensorrt(model)
