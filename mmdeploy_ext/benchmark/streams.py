@@ -178,8 +178,8 @@ class StreamBenchmark(Benchmark):
     def facts(self) -> dict[str, Any]:
         """Return the entry `input_shape`, that of the first sample.
 
-        It is points x values of a point, such as '30000x5', of a sweep, and of a frame of cameras and a LiDAR;
-        of a frame without points it is cameras x channels x height x width, such as '6x3x256x704'.
+        It is points x values of a point, such as '30000x5', of a sweep, and of a frame of cameras and a
+        LiDAR; of a frame without points it is cameras x channels x height x width, such as '6x3x256x704'.
         """
         first = self.samples[0]
         array = first.points if isinstance(first, Sweep) and len(first.points) else first.images
