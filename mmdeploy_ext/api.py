@@ -165,8 +165,8 @@ class Exported:
         deployment: the model in PyTorch, with its weights.
         traced: ((file name, picture), path) of the picture that was traced, (h, w, 3) uint8 BGR; None for
             models of frames and sweeps.
-        samples: a pair, as `Samples.of` returns it: what `prove` compares on besides `traced`, and a sentence
-            about where frames and sweeps are from ('' for pictures and voxels). Pictures are (file name,
+        samples: a pair, as `Samples.of` returns it: what `prove` compares on besides `traced`, and some words
+            on where frames and sweeps are from ('' for pictures and voxels). Pictures are (file name,
             (h, w, 3) uint8 BGR); for other detectors they are `runtime.frames.Frame`s or `Sweep`s, for a
             backbone alone `VoxelSet`s. None: only `traced`, or the default samples of a family of frames or
             sweeps.

@@ -290,8 +290,9 @@ class Benchmark(abc.ABC):
         `threads`, `processes` that measured at a time, `rounds` of the first group, `warmup`, `spare_rounds`
         that were allowed (none with several processes, which run in step), `machine`, `memory_method`,
         `other_load`, and `refused`, the files that engines refused: `engine`, `label`, `file` and `reason` of
-        each. Benchmarks of pictures alone change `preprocess_ms`, None, and `profiles`, {}, which with
-        `--profile` has 'onnxruntime LABEL' -> times of the operators of that file, see `ort_profile`.
+        each. `preprocess_ms` is None and `profiles` {} here; only benchmarks of pictures replace them:
+        `profiles` then has, with `--profile`, 'onnxruntime LABEL' -> times of the operators of that file, see
+        `ort_profile`.
         """
         deployment, args = self.deployment, self.args
         names = ('config', 'checkpoint', 'cfg_options', 'config_sha256', 'checkpoint_sha256')

@@ -71,7 +71,8 @@ class Contender:
             `COMPILED_FORM` for `torch.compile`.
         run: runs the model on a sample and returns the times.
         file: path of the exported file or folder, '' if it runs no file.
-        threads: number of threads if contenders of one engine differ in it, else 0.
+        threads: number of threads of a contender of a sparse backbone; 0 of others, which all have the one
+            number of the benchmark.
     """
 
     name: str
@@ -246,7 +247,8 @@ def summarise(
 ) -> list[dict[str, Any]]:
     """Return one plain dict per contender: times in ms, ratio to PyTorch round by round, images per second.
 
-    `ratio_to_torch` is None without a contender named `registry.BASELINE`, other figures if `network_s` is.
+    `ratio_to_torch` is None without a contender named `registry.BASELINE`; `network_ms` and `postprocess_ms`
+    are None if the `network_s` of a run is.
 
     Args:
         contenders: contenders in the order of the result.
@@ -285,8 +287,9 @@ def compare_forms(contenders: Sequence[Contender], runs: Mapping[str, Sequence[R
     of both need their `network_s`. `runs` is name of a contender -> its runs.
 
     Returns:
-        A dict for each contender of another form: its name as `graph`, that of `raw`, and the `spread` over
-        the rounds of the `ratio` of the graphs' times, and of their difference, `postprocess_in_graph_ms`.
+        A dict for each contender of another form: `graph`, its name; `raw`, the name of the `raw` contender;
+        `ratio`, the `spread` over the rounds of the time of its graph divided by that of the raw one; and
+        `postprocess_in_graph_ms`, that of the time of its graph less that of the raw one.
     """
     raws = {contender.engine: contender for contender in reversed(contenders) if contender.form == 'raw'}
     rows = []

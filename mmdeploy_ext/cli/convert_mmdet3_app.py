@@ -23,7 +23,7 @@ class Parser(cli.ArgumentParser):
     def parse_known_args(self, *positional: Any, **named: Any) -> Any:
         """Return the arguments, a single file as `out_file`, and the words that are left over.
 
-        It is called as that of `argparse.ArgumentParser`; a file that is not there is None.
+        It is called as that of `argparse.ArgumentParser`; a file that the user did not name is None.
         """
         args, rest = super().parse_known_args(*positional, **named)
         if args.out_file is None and len(rest) == 1 and not rest[0].startswith('-'):

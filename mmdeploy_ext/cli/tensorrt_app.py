@@ -82,12 +82,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build (and compare with --verify), or describe an engine; 1 if outputs differ or were not compared.
+    """Build (and compare with --verify), or describe an engine, or write the table of --table; return 0 or 1.
 
-    `args` are those of `build_parser`; `args.onnx` becomes the one file unless --table is given. Else 0 is
-    returned. UsageError: options that have no effect together, are malformed or fit nothing. ModelFileError:
-    a file cannot be read. EngineError: TensorRT cannot take the graph, is not installed, or has no GPU to
-    build for. ExportError: the build fails.
+    It is 1 if --verify was given and outputs differ, or no GPU is here to compare them. `args` are those of
+    `build_parser`; `args.onnx` becomes the one file unless --table is given.
+
+    UsageError: options that have no effect together, are malformed or fit nothing. ModelFileError: a file
+    cannot be read. EngineError: TensorRT cannot take the graph, is not installed, or has no GPU to build for.
+    ExportError: the build fails.
     """
     from mmdeploy_ext.engines.tensorrt import engine
 

@@ -52,7 +52,10 @@ def build_parser() -> argparse.ArgumentParser:
 def load_train_config(args: argparse.Namespace) -> Any:
     """Return the mmcv `Config` with work_dir, resume_from, auto_resume, gpu_ids, device and seed filled in.
 
-    They are those of the command line, but for the device, which is the one that mmdet finds here.
+    `work_dir` is --work-dir, else that of the config, else work_dirs/ and the config's name; `resume_from`
+    is --resume-from, else that of the config. The device is the one that mmdet finds here. A seed that is not
+    given is drawn; with --diff-seed the rank is added to it. `gpu_ids` is [--gpu-id], with a launcher a
+    number from 0 on for each of its processes.
 
     `args` are those of `build_parser`. The random generators of this process are seeded, and it joins the
     others of a launcher. ConfigError: the config cannot be read, or lacks one of `READ_ENTRIES`.

@@ -11,7 +11,7 @@ def check_distinct(renames: Iterable[tuple[object, str]]) -> None:
     `renames` are (key in the file, its new name) of all entries.
 
     Raises:
-        CheckpointError: two keys become one name; the message has both, and no file.
+        CheckpointError: two keys become one name; the message has both keys, but not the name of the file.
     """
     keys: dict[str, object] = {}
     for key, name in renames:

@@ -29,7 +29,7 @@ class Backend(abc.ABC):
 
     Attributes:
         engine: name of the engine, such as 'onnxruntime', for messages and figures.
-        spec: contract of the network; set by `activate`, of PyTorch before.
+        spec: contract of the network; set by `activate`, or, of the backend of PyTorch, from the start.
         metadata: metadata of the file; None when the network did not come from a file.
         computes_in: 'fp16' or 'bf16' if the engine computes with less precision than the dtypes of the file,
             else ''.

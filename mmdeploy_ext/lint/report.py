@@ -88,7 +88,7 @@ class Report:
 
     @property
     def rules(self) -> set[str]:
-        """The ids of the rules that were met."""
+        """The ids of the rules, each of which names a pitfall, that the findings are of."""
         return {finding.rule for finding in self}
 
     def to_json(self) -> dict[str, Any]:

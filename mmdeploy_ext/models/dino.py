@@ -202,9 +202,10 @@ class DINOHead(dense_heads.DeformableDETRHead):
     def forward(
         self, mlvl_feats: Sequence[torch.Tensor], img_metas: Sequence[Mapping[str, Any]]
     ) -> tuple[torch.Tensor, torch.Tensor, None, None]:
-        """Return class logits (1, B, Q, C) and boxes cxcywh (1, B, Q, 4) of the last layer.
+        """Return class logits (1, B, Q, C) and boxes cxcywh (1, B, Q, 4) of the last layer, and None twice.
 
-        Features are maps (B, D, h, w) of the neck; metas have `batch_input_shape` and `img_shape`.
+        Boxes are in 0..1, shares of the image without its padding. Features are maps (B, D, h, w) of the
+        neck; metas have `batch_input_shape` and `img_shape`.
         """
         masks = self.masks(mlvl_feats, img_metas)
         query, reference = self.transformer(

@@ -33,7 +33,7 @@ NODES = dict(
 
 
 def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
-    """Return the violations in a folder, and the paths of its files by name.
+    """Return the violations in a folder, and file name -> path of those of the node's files that are there.
 
     The `node` of a violation is the name of the file that it is in.
 

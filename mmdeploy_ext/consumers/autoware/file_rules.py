@@ -31,11 +31,11 @@ DOMAIN = 'autoware'
 
 
 def read_graph(path: Path) -> tuple[onnx.ModelProto | None, list[Violation]]:
-    """Return the model of the file at `path`, and its violations whichever node it is for.
+    """Return the model of the file at `path`, and the violations of rules that hold for every node.
 
-    These are what no engine could load, and weights that are NaN. The model is None if the file cannot be
-    read as one, which is a violation. The weights are in the model unless a violation says that they cannot
-    be read.
+    Such are a file, an opset or a graph that no engine could load, and weights that are NaN. The model is
+    None if the file cannot be read as one, which is a violation. The weights are in the model unless a
+    violation says that they cannot be read.
     """
     from mmdeploy_ext.graph.io.files import load, read
 

@@ -168,7 +168,7 @@ def _wrong_path(file: str, key: str, problem: str) -> Violation:
 
 
 def missing_files(names: Sequence[str], paths: Collection[str]) -> list[Violation]:
-    """Return a violation for each of the names of files that is not among `paths`, names of files, too."""
+    """Return a violation for each of the file names that is not in `paths`, the names of files that exist."""
     consequence = 'is not there; the node is given its path'
     return [
         Violation(name, '', 'missing-file', f'{name} {consequence}') for name in names if name not in paths

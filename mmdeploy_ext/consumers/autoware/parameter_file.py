@@ -43,7 +43,10 @@ TYPE_NAMES = {bool: 'truth values', int: 'whole numbers', float: 'numbers with a
 
 
 class ParameterFileError(ValueError):
-    """A file that ROS 2 would refuse to load, or load otherwise than it reads; the message has the line."""
+    """A file that ROS 2 would refuse to load, or would load as something else than YAML states.
+
+    The message has the line, unless the file as a whole is refused.
+    """
 
 
 def read_parameter_file(path: Path) -> Any:

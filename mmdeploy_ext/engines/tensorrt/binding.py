@@ -32,7 +32,7 @@ DTYPES = {
 
 
 def dtype_name(kind: Any) -> str:
-    """Return the name of a TensorRT `DataType` (`kind`) as numpy writes it, e.g. 'float32'."""
+    """Return the name of a TensorRT `DataType`, `kind`, by `DTYPES`, e.g. 'float32'; most are numpy's."""
     return DTYPES.get(kind.name, kind.name.lower())
 
 
@@ -42,7 +42,7 @@ class Port(JsonDataclass):
 
     Attributes:
         name: its name in the ONNX file.
-        dtype: numpy's name of its element type.
+        dtype: name of its element type, as `dtype_name` returns it.
         shape: size of each axis, -1 for an open one.
     """
 

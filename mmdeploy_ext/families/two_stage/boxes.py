@@ -181,8 +181,9 @@ def grid_bytes(roi_head: nn.Module | None) -> int:
 class Grid(nn.Module):
     """The maps of points of every detection of Grid R-CNN, and the box that they vote for.
 
-    Each side of a box is where the points on it are the likeliest. mmdet clips a copy of the boxes: they
-    reach beyond the image.
+    A point is in the cell where it is the likeliest; the place of each side of a box is the mean of those of
+    the points on it, weighted by their probabilities. mmdet clips a copy of the boxes: they reach beyond the
+    image.
     """
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:

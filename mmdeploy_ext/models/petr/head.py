@@ -82,7 +82,7 @@ class PetrBoxCoder(QueryBoxCoder):
     """A coder whose threshold stays as it is, if nothing is above it."""
 
     def passing(self, scores: Tensor) -> Tensor:
-        """Return which scores (n,) are above the threshold; all are kept if it is None or 0."""
+        """Return (n,) bool, which scores (n,) are above the threshold; all are kept if it is None or 0."""
         return scores > self.score_threshold if self.score_threshold else super().passing(scores)
 
 

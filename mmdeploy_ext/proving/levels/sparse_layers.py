@@ -155,7 +155,7 @@ def run_reference(file: SparseFile, voxels: VoxelSet) -> SparseReference:
 class DialectRunner:
     """A libspconv file, interpreted in numpy: the engine itself needs a GPU.
 
-    `threads` of ONNX Runtime, 0 for its own choice, only matter to `PortableRunner`.
+    `threads` has no effect here; `PortableRunner` computes on as many, 0 being all cores of the process.
 
     Attributes:
         graph, plan: graph and plan of the file, as it is read.

@@ -146,7 +146,10 @@ class LidarOnnx(Runtime):
         return self.step(Sweep(points)).detections
 
     def step(self, sweep: Sweep) -> StepResult:
-        """Detect, and keep the bird's-eye view and the head's raw outputs; raises what `detect` raises."""
+        """Return the boxes, and as `outputs` the bird's-eye view and the head's raw outputs, by name.
+
+        It raises what `detect` raises.
+        """
         tensors = self.before_head(sweep)
         start = time.perf_counter()
         outputs = self.head.infer(dict(bev=tensors['bev']))

@@ -75,12 +75,12 @@ def passing(scores: np.ndarray, threshold: float | None) -> np.ndarray:
 
 
 def above(scores: np.ndarray, threshold: float | None) -> np.ndarray:
-    """Return which scores (n,) are above the threshold; all are kept if it is None or 0."""
+    """Return (n,) bool, which scores (n,) are above the threshold; all are kept if it is None or 0."""
     return scores > threshold if threshold else np.ones(len(scores), bool)
 
 
 def at_least(scores: np.ndarray, threshold: float | None) -> np.ndarray:
-    """Return which scores (n,) are the threshold or above it; all are kept if it is None or 0."""
+    """Return (n,) bool, which scores (n,) are the threshold or above it; all are kept if it is None or 0."""
     return scores >= (threshold or 0.0)
 
 

@@ -108,8 +108,9 @@ class ScnOnnx(contextlib.ExitStack):
         """Return the map (1, C, H, W) float32 of one sweep, given either way.
 
         Args:
-            points: (P, D) in metres, LiDAR frame; those outside the range are left out, and voxels beyond the
-                rule's `max_voxels` too, the last ones first, as in training.
+            points: (P, D) in metres, LiDAR frame; those outside the range are left out. So are voxels beyond
+                the rule's `max_voxels`, if it has such: the first ones stay, in the order of their first
+                points, as in training.
             voxels: features (N, `in_channels`) and coordinates (N, 4) integers, sample 0 and the axes in
                 `order`, every voxel once. N = 0 gives the map of an empty scene, all zeros.
 
