@@ -21,6 +21,8 @@ PARTS = ('backbone', 'neck')
 """Attributes of a detector: its parts that users write themselves; heads are those that a family exports."""
 SIZES = ((128, 160), (192, 288))
 """Height and width, pixels, that a part is traced at, and that it then runs at."""
+LIBRARIES = ('mmdeploy_ext', 'torch', 'torchvision')
+"""Packages whose modules need no trial, besides those of OpenMMLab."""
 RTOL = 1e-3
 """Tolerance relative to the largest value of a map; a wrong size changes maps by far more."""
 RULES = ('size-to-python', 'size-in-branch', 'size-in-loop', 'size-changed-in-place')
@@ -32,9 +34,10 @@ LISTED = 3
 def check_dynamic_parts(model: torch.nn.Module, multiple: int = 1, smallest: int = 1) -> None:
     """Refuse a dynamic export of a detector whose backbone or neck keeps the sizes that it was traced at.
 
-    Those of this project and of installed OpenMMLab packages are not tried: their exports are proven; nor are
-    classes that no file defines. The others are traced at one size and run at another, where the results have
-    to be those of the module itself; if they are not, the linter finds the lines that depend on sizes.
+    Parts all of whose modules are of this project, of PyTorch or of installed OpenMMLab packages are not
+    tried: their exports are proven; nor are classes that no file defines. The others are traced at one size and run at a
+    larger one, where the results have to be those of the module itself; if they are not, the linter finds the
+    lines that depend on sizes.
 
     Args:
         model: a detector of pictures, in evaluation mode; its parts are those of its attributes `PARTS` that
@@ -47,26 +50,28 @@ def check_dynamic_parts(model: torch.nn.Module, multiple: int = 1, smallest: int
             `torch.jit.trace` raises for a part that it cannot trace is not caught.
     """
     parts = [part for part in (getattr(model, name, None) for name in PARTS) if part is not None]
-    if all(_is_of_library(type(part)) for part in parts):
+    if all(map(_is_of_library, parts)):
         return
     device = next(model.parameters()).device
     draw = torch.Generator().manual_seed(0)
     sides = [[math.ceil(max(side, smallest) / multiple) * multiple for side in size] for size in SIZES]
+    sides[1] = [max(side, traced + multiple) for traced, side in zip(*sides, strict=True)]
     inputs: list[Any] = [torch.randn((1, 3, *size), generator=draw).to(device) for size in sides]
     for part in parts:
         with torch.no_grad():
             outputs = [part(value) for value in inputs]
-        if not _is_of_library(type(part)) and (failure := _failure(part, inputs, outputs[1])):
+        if not _is_of_library(part) and (failure := _failure(part, inputs, outputs[1])):
             raise UsageError(_refusal(part, inputs, sides, failure))
         inputs = outputs
 
 
-def _is_of_library(cls: type) -> bool:
-    """Return whether a class is of this project, or of an installed OpenMMLab package that nobody edited."""
-    package, path = cls.__module__.partition('.')[0], file_of_class(cls)
-    if path is None or package == 'mmdeploy_ext':
-        return True
-    return is_installed(package, path)
+def _is_of_library(part: torch.nn.Module) -> bool:
+    """Return whether all modules of a part are of `LIBRARIES`, or of installed, unedited OpenMMLab packages."""
+    for cls in {type(module) for module in part.modules()}:
+        package, path = cls.__module__.partition('.')[0], file_of_class(cls)
+        if path is not None and package not in LIBRARIES and not is_installed(package, path):
+            return False
+    return True
 
 
 def _failure(part: torch.nn.Module, inputs: Sequence[Any], expected: Any) -> str:

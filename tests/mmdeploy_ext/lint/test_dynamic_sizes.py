@@ -105,3 +105,24 @@ def test_sides_are_multiples_of_what_the_model_takes(backbones):
             return super().forward(x)
 
     check_dynamic_parts(Detector(Halved()), multiple=96, smallest=200)
+
+
+def test_the_second_size_is_another_one_with_large_sides(backbones):
+    with pytest.raises(UsageError, match='traced at 512x512.* at 513x513'):
+        check_dynamic_parts(Detector(backbones.Fixed()), smallest=512)
+    with pytest.raises(UsageError, match='traced at 320x320.* at 640x640'):
+        check_dynamic_parts(Detector(backbones.Fixed()), multiple=320)
+
+
+def test_a_users_layer_in_a_backbone_of_mmdet_is_tried(backbones):
+    from mmdet.models import build_backbone
+
+    class Scaled(nn.Module):
+        def forward(self, x):
+            side = int(x.shape[2])
+            return x * torch.linspace(0, 1, side)[:, None]
+
+    backbone = build_backbone(dict(type='ResNet', depth=18, norm_eval=False))
+    backbone.layer1[0].relu = Scaled()
+    with pytest.raises(UsageError, match='ResNet.*fails'):
+        check_dynamic_parts(Detector(backbone))
