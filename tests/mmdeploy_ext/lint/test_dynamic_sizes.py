@@ -108,9 +108,9 @@ def test_sides_are_multiples_of_what_the_model_takes(backbones):
 
 
 def test_the_second_size_is_another_one_with_large_sides(backbones):
-    with pytest.raises(UsageError, match='traced at 512x512.* at 513x513'):
+    with pytest.raises(UsageError, match=r'traced at 512x512.* at 513x513'):
         check_dynamic_parts(Detector(backbones.Fixed()), smallest=512)
-    with pytest.raises(UsageError, match='traced at 320x320.* at 640x640'):
+    with pytest.raises(UsageError, match=r'traced at 320x320.* at 640x640'):
         check_dynamic_parts(Detector(backbones.Fixed()), multiple=320)
 
 
@@ -124,5 +124,5 @@ def test_a_users_layer_in_a_backbone_of_mmdet_is_tried(backbones):
 
     backbone = build_backbone(dict(type='ResNet', depth=18, norm_eval=False))
     backbone.layer1[0].relu = Scaled()
-    with pytest.raises(UsageError, match='ResNet.*fails'):
+    with pytest.raises(UsageError, match=r'ResNet.*fails'):
         check_dynamic_parts(Detector(backbone))
