@@ -66,7 +66,7 @@ def check_dynamic_parts(model: torch.nn.Module, multiple: int = 1, smallest: int
 
 
 def _is_of_library(part: torch.nn.Module) -> bool:
-    """Return whether all modules of a part are of `LIBRARIES` or of installed OpenMMLab packages, unedited."""
+    """Return whether all modules of a part are of `LIBRARIES` or of OpenMMLab packages as installed."""
     for cls in {type(module) for module in part.modules()}:
         package, path = cls.__module__.partition('.')[0], file_of_class(cls)
         if path is not None and package not in LIBRARIES and not is_installed(package, path):
