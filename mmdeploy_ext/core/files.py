@@ -37,7 +37,10 @@ class RunFiles:
         self._closed: list[tuple[Path, str]] = []  # folders and ONNX files that `_open` has to look into
 
     def reads(self, title: str, paths: Iterable[AnyPath]) -> None:
-        """Register files that are read; of a folder its data, of an ONNX file its external data too.
+        """Register files that are read, of an ONNX file its external weights, too.
+
+        Of a folder these are the ONNX files at its top; without any, the files with `DATA_SUFFIXES` and the
+        `manifest.json` at any depth.
 
         Args:
             title: what they are, such as 'the checkpoint', for messages.

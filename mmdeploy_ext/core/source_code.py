@@ -165,8 +165,8 @@ def file_of_class(kind: type) -> Path | None:
     """Return the file that a class was defined in; None of classes of C extensions and the interpreter.
 
     It is the file of one of its methods, if it has methods in a file: another module of the same name may
-    have been imported since. Those that `dataclasses` makes are in none; of a class without a file at all,
-    such as one of an interactive session, the name is one in angle brackets.
+    have been imported since. Those that `dataclasses` makes are in none; of a class with methods and without
+    a file at all, such as one of an interactive session, the name is one in angle brackets.
     """
     without_file = None
     for value in vars(kind).values():

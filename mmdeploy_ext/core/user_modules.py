@@ -191,8 +191,8 @@ def find_modules(modules: Sequence[str], path: str) -> None:
         path: path of the config.
 
     Raises:
-        ConfigError: this process has imported a module of the same name from another folder, or the only one
-            is that of this project's checkout.
+        ConfigError: this process has imported a module of the same name from another folder, or the module is
+            only in this project's checkout, and the config is of another tree.
     """
     for module in map(str, modules):
         package = module.partition('.')[0]

@@ -134,7 +134,7 @@ class Family(abc.ABC):
         return self.choose(**values)
 
     def missing_option_message(self, name: str, values: Mapping[str, Any]) -> str:
-        """Return the message about an option that the family does not have, and which families have it.
+        """Return the message about an option that the family does not have, with the imported ones that do.
 
         `values` are name -> value of all options that were chosen, `name` is one of them.
         """
@@ -322,7 +322,7 @@ class Families(dict[str, Family]):
 
 
 FAMILIES = Families()
-"""Every family that is registered, by its name."""
+"""Name -> family, of every registered one; as a list of values it has those alone that are imported."""
 LEFT_OUT: dict[str, str] = {}
 """Name of a family that needs more of mmdet than the imported, older copy has -> what is missing."""
 NOT_INSTALLED = 'not installed'

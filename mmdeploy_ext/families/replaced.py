@@ -132,7 +132,8 @@ class DifferingMethod:
     """A method of the user's model that is not the one that the graphs follow.
 
     Attributes:
-        name: class and method, such as `StreamPETRHead.forward`; of the user's step of a pipeline its class.
+        name: class and method, such as `StreamPETRHead.forward`; of a function its module and name; of the
+            user's step of a pipeline its class.
         file: file that defines it, relative to the folder that it was imported from; '' if there is no such
             method, its type if it is no function written in Python, such as `a partial`.
         first: number of its first line; 0 if its source cannot be read.

@@ -82,7 +82,7 @@ class MultiViewRule(JsonDataclass):
     normalised_first: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types; `kind` tells this rule from that of single images."""
+        """Return plain JSON types, but for tuples; `kind` tells this rule from that of single images."""
         return dict(kind=KIND, **super().to_json())
 
     @classmethod

@@ -125,7 +125,7 @@ class FusionRule(JsonDataclass):
     remove_close: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types, but for the tuple `use_dim`; `kind` tells this rule from others."""
+        """Return plain JSON types, but for tuples; `kind` tells this rule from others."""
         return dict(
             kind=KIND,
             views=self.views and self.views.to_json(),
@@ -135,7 +135,7 @@ class FusionRule(JsonDataclass):
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> FusionRule:
-        """Rebuild a rule from `to_json`, also after JSON text has made a list of the tuple.
+        """Rebuild a rule from `to_json`, also after JSON text has made lists of the tuples.
 
         `content['kind']` is not read, see `contract.metadata.rule_from_json`. KeyError: a field is missing;
         TypeError: one of `views` or `voxels` is missing or unknown.

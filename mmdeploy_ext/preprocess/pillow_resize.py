@@ -44,7 +44,7 @@ def resize_pillow(
         height: height of the result.
         width: width of the result.
         resample: key of `FILTERS`.
-        rows: first row of the result that is computed, and the one after the last; by default all are.
+        rows: first row of the result that is computed and returned, and the one after the last; None: all.
     """
     removed_rows, removed_columns = image.shape[0] - height, image.shape[1] - width
     first, last = rows or (0, height)

@@ -53,7 +53,7 @@ DIRECTIONS = 8
 """Number of differences of inputs to which layers with normed weights respond: with random weights, in all
 1,024 directions, the logits of all classes are within 0.3."""
 HIGH_THRESHOLD = 0.3
-"""Score threshold from which on class logits need more deviation (panoptic detectors have 0.6)."""
+"""Score threshold above which class logits need more deviation (panoptic detectors have 0.6)."""
 HIGH_THRESHOLD_FACTOR = 2.0
 """Factor of that deviation."""
 

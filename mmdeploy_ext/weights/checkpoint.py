@@ -73,7 +73,8 @@ def conversion_advice(path: str, stage: str, keys: Collection[Any] = ()) -> str:
         keys: none if it is unreadable, the keys of the dict, or the names of the tensors.
 
     Returns:
-        A whole message with the path and the command that converts the file; of 'content' the end of one.
+        A whole message with the path, and the command that converts the file, or what to take instead of one
+        of PaddleDetection; of 'content' the end of a message, with the command.
     """
     messages = (names.advice(path, stage, keys) for names in (mmdet3_names, rtdetr_names, solo_names))
     return next(filter(None, messages), '')

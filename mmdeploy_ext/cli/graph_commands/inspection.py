@@ -49,7 +49,7 @@ def run_show(args: argparse.Namespace) -> int:
     """Print the content of a file, and with --nodes its nodes, and return 0.
 
     `args` are the parsed arguments of this command. UsageError: no node fits --nodes, or --shape cannot be
-    read. ModelFileError: the file cannot be read.
+    read or names no input. ModelFileError: the file cannot be read, or its nodes do not take --shape.
     """
     from mmdeploy_ext.graph.show import summary
     from mmdeploy_ext.sparse.show import trace_lines
@@ -88,8 +88,8 @@ def _describe(model: onnx.ModelProto) -> dict[str, Any]:
 def run_tree(args: argparse.Namespace) -> int:
     """Print the graph as a tree of modules, to the level --depth, and return 0.
 
-    `args` are the parsed arguments of this command. UsageError: --depth below 0, or --shape cannot be read.
-    ModelFileError: the file cannot be read.
+    `args` are the parsed arguments of this command. UsageError: --depth below 0, or --shape cannot be read or
+    names no input. ModelFileError: the file cannot be read, or its nodes do not take --shape.
     """
     from mmdeploy_ext.graph.io import modules
     from mmdeploy_ext.graph.show import tree
@@ -119,7 +119,7 @@ def run_draw(args: argparse.Namespace) -> int:
 
     `args` are the parsed arguments of this command. UsageError: --depth without --node or below 0, --node of
     a sparse graph or that is not there, or a picture that cannot be written. ModelFileError: the file cannot
-    be read. ModuleNotFoundError: pygraphviz is not installed.
+    be read, or nodes are out of order. ModuleNotFoundError: pygraphviz is not installed.
     """
     from pathlib import Path
 

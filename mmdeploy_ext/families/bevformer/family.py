@@ -39,7 +39,10 @@ from mmdeploy_ext.runtime.frames import Frame, Stepper
 
 
 def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
-    """Return what a proof knows about the memory of files: the view, and where the car was."""
+    """Return what a proof knows about the memory of files: the view, and where the car was.
+
+    It is the same for every file: `facts`, the metadata's entry `postprocess`, are not read.
+    """
     tensors = dict(
         bev_embed=BEV,
         position=ColumnGroup(unit='m', rtol=0.0, atol=1e-6),

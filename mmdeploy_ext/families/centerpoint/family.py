@@ -44,7 +44,7 @@ FOLLOWED = (
     (box_utils, ('xywhr2xyxyr',)),
     (CenterPointBBoxCoder, ('decode', '_topk', '_gather_feat', '_transpose_and_gather_feat')),
 )
-"""Classes of mmdet3d, and methods of them whose results the graphs compute by other code; coder last."""
+"""Classes and modules of mmdet3d -> names of their methods and functions that an export computes itself."""
 
 
 class CenterPointFamily(LidarFamily):

@@ -93,7 +93,7 @@ def feature_names(model: nn.Module) -> tuple[str, ...]:
 def region_maps(model: nn.Module, levels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Return the maps of `feature_names`; `levels` are the maps of all levels that the detector has.
 
-    Maps of `context_names` are semantic features (B, C, h, w) and the context (B, C, 1, 1).
+    Maps of `context_names` are semantic features (B, channels, H, W) and the context (B, channels, 1, 1).
     """
     roi_head = roi_head_of(model)
     if roi_head is None:
@@ -255,9 +255,9 @@ def pool_moved(
     layer: nn.Module,
     constant: bool,
 ) -> torch.Tensor:
-    """Return `pooled` (R, C, h, w) with the regions of one level filled in by a layer of `MOVING_LAYERS`.
+    """Return `pooled` (R, channels, h, w) with the regions of one level filled in by one of `MOVING_LAYERS`.
 
-    `maps` (B, C, H, W) are those of this `level`, `boxes` (R, 4) xyxy in pixels of the network input,
+    `maps` (B, channels, H, W) are those of this `level`, `boxes` (R, 4) xyxy in pixels of the network input,
     `images` and `levels` (R,) int64 say to which image and level each region belongs. With `constant` no
     shape of the graph depends on values.
     """

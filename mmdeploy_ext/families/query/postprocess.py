@@ -93,7 +93,8 @@ class QueryFullForm(nn.Module):
             img_shape: (B, 2) float32 height and width before padding; 0 means the input size.
             scale_factor: (B, 4) float32 `w h w h`, input / original, which boxes are divided by.
             logits: (B, Q, C), which may have a column more for the background.
-            boxes: (B, Q, 4) cxcywh relative to the image, without its padding.
+            boxes: (B, Q, 4) cxcywh relative to the part of the image that `content_size` gives: without its
+                padding, but for a Co-DETR that takes it.
         """
         if self.sigmoid:
             scores, labels, query = best_pairs(logits.sigmoid(), self.count)

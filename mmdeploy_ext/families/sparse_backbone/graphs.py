@@ -32,7 +32,8 @@ MEANS = ('HardSimpleVFE', 'DynamicSimpleVFE')
 def parts_of(cfg: Any) -> dict[str, str] | None:
     """Return the keys in a config's `model` of 'encoder', 'voxels', 'means' and 'backbone', see `PARTS`.
 
-    None: it has no sparse encoder, or none with a voxel layer.
+    None: it has no encoder of voxels, or none with a voxel layer. Whether the encoder is a sparse one, which
+    its type says, is not looked at.
     """
     model = cfg.get('model') or {}
     for key, parts in PARTS.items():
@@ -98,7 +99,10 @@ def encoder(model: nn.Module) -> nn.Module:
 
 
 def settings(cfg: Any, model: nn.Module) -> EncoderSettings:
-    """Return order of axes, grid and channels of the encoder of a config; ConfigError: they do not agree."""
+    """Return path, axes, grid, input channels and output of an encoder; ConfigError: they do not agree.
+
+    `cfg` is the config, `model` the model that was built of it.
+    """
     parts, module = parts_of(cfg), encoder(model)
     order, shape = axes(module), module.sparse_shape
     voxels = grid_size(cfg, parts)

@@ -204,7 +204,7 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
 
 
 def batches_of_one_size(images: Sequence[PreparedImage]) -> list[list[int]]:
-    """Return which images one run may take together: maps of one batch have one size."""
+    """Return the batches that runs may take, as lists of indices into `images`: their maps have one size."""
     return grouped([pasted_size(image, rescale=True) for image in images])
 
 

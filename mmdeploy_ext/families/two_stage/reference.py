@@ -206,7 +206,7 @@ def _needed_proposals(
 
 
 def without_masks(roi_head: nn.Module | None) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which a head of regions gives boxes alone; None: there is none."""
+    """Return a context in which a head of regions gives boxes alone; for None it does nothing."""
     if roi_head is None:
         return contextlib.nullcontext()
     return replaced_entry(roi_head._modules, 'mask_head', None)

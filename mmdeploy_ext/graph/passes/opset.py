@@ -23,7 +23,7 @@ ONE_AXIS_SINCE = 13
 SAME_AXIS_OTHER_MEANING = {True: ('Softmax', 'LogSoftmax'), False: ('Hardmax',)}
 """Whether the conversion goes below `ONE_AXIS_SINCE` -> operators of which the converter keeps the axis.
 
-In the other direction it refuses Hardmax, and flattens what Softmax and LogSoftmax read (onnx 1.23).
+Going below it refuses Hardmax, and going above it flattens what Softmax and LogSoftmax read (onnx 1.23).
 """
 
 

@@ -41,7 +41,7 @@ def shift_of(motion: np.ndarray, extent: Sequence[float]) -> np.ndarray:
     """Return the way of the car, x to the right and y ahead, in shares of the sides of the view.
 
     `motion` is the record (18,) since the last frame, `extent` the width and height of the view, m. The way
-    (2,) is measured by its length and direction.
+    (2,) is computed from its length and direction.
     """
     length = math.hypot(motion[DX], motion[DY])
     direction = math.degrees(motion[YAW_RAD]) - math.degrees(math.atan2(motion[DY], motion[DX]))

@@ -208,7 +208,10 @@ class BEVFusion(BaseModule):
         return head.loss(predictions, boxes, labels)
 
     def train_step(self, data: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
-        """Return `loss`, their sum, `log_vars`, figures for the log, and `num_samples` for mmcv's runners."""
+        """Return `loss`, the sum of all losses, `log_vars`, figures for the log, and `num_samples`.
+
+        mmcv's runners call it; `data` are the arguments of `forward`, `optimizer` is not used.
+        """
         loss, figures = BaseDetector._parse_losses(self, self(**data))
         return dict(loss=loss, log_vars=figures, num_samples=len(data['img_metas']))
 

@@ -252,9 +252,10 @@ class TransFusionHead(nn.Module):
         return dict(predictions, query_heatmap_score=score, query_labels=labels, dense_heatmap=dense)
 
     def peaks(self, heat: Tensor) -> Tensor:
-        """Return a heat map (B, K, H, W) of probabilities, 0 in cells that are not the largest of a window.
+        """Return a heat map (B, K, H, W) of probabilities, 0 in cells that are not the largest around them.
 
-        Cells of the border are in no window. Classes in `UNLIMITED` keep every cell.
+        That is in the window of `nms_kernel_size` with the cell in its middle; cells of the border, which has
+        no whole window, are 0. Classes in `UNLIMITED` keep every cell.
         """
         margin = self.nms_kernel_size // 2
         largest = nn.functional.max_pool2d(heat, self.nms_kernel_size, stride=1)

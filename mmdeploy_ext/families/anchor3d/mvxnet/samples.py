@@ -47,7 +47,7 @@ CROWD = 64
 OTHER_SIZES = (1.0, 1.0), (0.8, 1.1), (1.3, 0.6)
 """Factors of the height and the width of the pictures of generated frames, one after the other."""
 EVERY_POINT = 4
-"""Every so many points are in the frames whose camera changes."""
+"""Of this many points of a sweep one is in the frames of `changed_cameras`."""
 
 
 def fusion_rule(cfg: Any, width: int) -> FusionRule:

@@ -24,8 +24,8 @@ latter."""
 UNIT_TOLERANCE = 1e-3
 """Largest difference of a unit quaternion's length from 1; float32 records stay below 1e-6."""
 TIE_CELLS = 2e-5
-"""A source as near as this to the middle between two cells may be rounded to either by right float32 code:
-its coordinates, up to 100 cells, have steps of 8e-6 cells."""
+"""A source as near as this to the edge between two cells may be rounded to either by right float32 code: its
+coordinates, up to 100 cells, have steps of 8e-6 cells."""
 
 
 def can_bus_record(
@@ -57,7 +57,7 @@ def can_bus_record(
 def record_of_pose(ego_pose: np.ndarray) -> np.ndarray:
     """Return the record of a car whose LiDAR, with y ahead as nuScenes', is at a pose (4, 4) in the map.
 
-    Accelerations, rates and velocities are 0.
+    Accelerations, rates and velocities are 0; entries 3 to 6 are w four times.
     """
     ahead, leftward, up = ego_pose[:3, 1], -ego_pose[:3, 0], ego_pose[:3, 2]
     trace = ahead[0] + leftward[1] + up[2]
@@ -88,8 +88,8 @@ def motion_since(can_bus: np.ndarray, previous: np.ndarray | None) -> np.ndarray
         previous: the record of the frame before; None at the first frame of a scene, whose changes are 0.
 
     Returns:
-        (18,) float64. The heading in radians stays absolute. Its change in degrees is not wrapped: it is
-        near 360 where a turn crosses north, as the model saw it in its training.
+        (18,) float64. The heading in radians stays absolute. Its change in degrees is not wrapped: it is near
+        360 or -360 where the heading crosses 0, the x axis of the map, as the model saw it in its training.
     """
     changed = np.array(can_bus, np.float64)
     if previous is None:
@@ -150,7 +150,7 @@ def bev_rotation(degrees: float, center: Sequence[float], size: tuple[int, int])
 
 
 def rotation_ties(degrees: float, center: Sequence[float], size: tuple[int, int]) -> int:
-    """Return how many cells of a rotated view have their source within `TIE_CELLS` of two cells.
+    """Return how many cells of a rotated view have their source within `TIE_CELLS` of the edge of a cell.
 
     Right implementations may copy one or the other there. For the arguments see `bev_rotation`.
     """

@@ -260,4 +260,4 @@ def factors_of(xp: ModuleType, facts: Mapping[str, Any], rows: Rows) -> Any:
 SCORES: dict[str, Callable[..., Any]] = dict(
     sigmoid=sigmoid, softmax=lambda xp, logits: softmax(logits)[..., :-1], none=lambda xp, scores: scores
 )
-"""Activation -> class scores of the outputs; softmax has the background in the last column."""
+"""Activation -> class scores of the outputs; a softmax's last column, the background, is left out."""

@@ -116,7 +116,8 @@ class BankUpdate(NamedTuple):
 
     Attributes:
         ids: (1, A) int64, track ids of its rows; `NO_ID` for those without one.
-        confidence: (1, A) float32, their confidences after the decay, by which rows are handed on.
+        confidence: (1, A) float32, by which rows are handed on: the score of the best class, or of a row of
+            the last frame its confidence there times the decay, if that is larger.
         kept: (M,) int64, the rows that are handed on, the most confident first.
     """
 

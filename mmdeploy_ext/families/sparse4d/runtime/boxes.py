@@ -46,8 +46,9 @@ def decode(
 ) -> InstanceBoxes:
     """Decode the outputs of the last decoder layer to boxes, best first, with z at the bottom.
 
-    No NMS and no range: there is one box for each of the `max_num` best instances that reaches the threshold.
-    Of equal scores the first row is first.
+    No NMS and no range: there is one box for each of the `max_num` instances with the best scores of a class
+    that reaches the threshold. Scores of boxes are these times the centerness; of equal ones the first row is
+    first.
 
     Args:
         logits: (1, A, K), before the sigmoid.

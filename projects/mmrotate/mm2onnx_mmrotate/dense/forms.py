@@ -33,7 +33,8 @@ class Decode(nn.Module):
     ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor | None]]:
         """Return per level boxes (B, A, 5), class scores (B, A, C) and score factors (B, A) or None.
 
-        Boxes are x, y, width, height in pixels and angle in radians; their centres are not clipped.
+        Boxes are x, y, width, height in pixels and angle in radians; their centres are not clipped. `raw` are
+        the outputs of the network, in the order of `networks.raw_names`.
         """
         count = len(raw) // len(self.outputs)
         boxes, scores, factors = [], [], []
@@ -96,14 +97,14 @@ class FullForm(nn.Module):
         """Return dets (B, n, 6), best first, labels (B, n), and with a cap candidates (B,).
 
         Columns of dets are x, y, width, height in pixels of the originals, angle in radians and score; rows
-        that an image does not have are zero with label -1. Candidates are the pairs of prior and class that
-        pass the threshold.
+        that an image does not have are zero with label -1. Candidates are numbers of pairs of prior and class
+        that pass the threshold, among the `nms_pre` best priors of each level.
 
         Args:
             image: (B, 3, H, W); only its size is used.
             img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
             scale_factor: (B, 4) float32 `w h w h`, input / original.
-            raw: the raw outputs.
+            raw: the outputs of the network, in the order of `networks.raw_names`.
         """
         levels = [self._best(*level) for level in zip(*self.decode(*raw), strict=True)]
         boxes, scores, factors = (
