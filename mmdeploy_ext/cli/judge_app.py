@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit status: 0 the outputs keep the bars, 1 they do not, 2 usage.
 
     It is 2, too, of a damaged kit, of outputs of another kit, and of an engine that is not here or cannot
-    take a file; 1 of an engine that fails to run one.
+    take a file; 1 if an engine fails to run a file, or a file cannot be written in float16.
 
     `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
     option that the parser refuses, which is status 2.

@@ -104,9 +104,9 @@ def lint(
 ) -> Iterator[Report]:
     """Yield a report of each part, see `lint_parts.parts_of`: a stage, or a graph of one stage.
 
-    A part of a model of images runs under observation on the picture, and on another view of it, which is
-    larger with --dynamic-export; parts of other models run on the example of their graph alone. Then each
-    exporter exports the part for trial, unless --no-export or --upstream is given.
+    A part of a model of images runs under observation on the picture, with --dynamic-export also on a larger
+    view of it; parts of other models run on the example of their graph alone. Then each exporter exports the
+    part for trial, unless --no-export or --upstream is given.
 
     Args:
         deployment: the trained model.

@@ -101,7 +101,7 @@ class Metadata:
         """Rebuild from `metadata_props`, key -> JSON; `path` is that of the file, for messages.
 
         Raises:
-            ModelFileError: not written by mm2onnx, or damaged metadata.
+            ModelFileError: not written by mm2onnx, written by other graph rules, or damaged metadata.
         """
         check_entry_names(props, path)
         values = {field.name: read_entry(props, field.name, path) for field in dataclasses.fields(cls)}
@@ -310,7 +310,8 @@ def check_graph(
 ) -> None:
     """Refuse a spec that is not that of the graph in its file: other names, dtypes or sizes.
 
-    Of outputs a size that one of the two leaves open is not compared.
+    Of outputs a size that one of the two leaves open is not compared; an output of which the graph states no
+    axes is compared by its dtype alone.
 
     Args:
         spec: contract in the metadata of the file.

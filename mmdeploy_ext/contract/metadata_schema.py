@@ -111,7 +111,7 @@ FUSION = full_record(
 
 
 def rule_of_points(value: Any, key: str) -> None:
-    """Check the rule of a sweep, or that of a frame of cameras and points, which has it under `voxels`."""
+    """Check the rule of a sweep, or that of a frame of cameras and LiDAR, which has a sweep's in `voxels`."""
     (FUSION if isinstance(value, dict) and 'voxels' in value else VOXELS)(value, key)
 
 
@@ -188,12 +188,12 @@ def checks_of_options() -> dict[str, Check]:
 
 
 def options_of_detector(value: Any, key: str) -> None:
-    """Check the options of a detector's file."""
+    """Check the options of a detector's file: `opset` and `exporter` are needed, unknown ones pass."""
     record(checks_of_options(), ('opset', 'exporter'), closed=False)(value, key)
 
 
 def options_of_backbone(value: Any, key: str) -> None:
-    """Check the options of a sparse backbone's file."""
+    """Check the options of a sparse backbone's file: none is needed, unknown ones pass."""
     record(checks_of_options() | schemas(options.SPARSE), closed=False)(value, key)
 
 

@@ -53,8 +53,8 @@ class Judgement:
         frames: number of frames that were judged after the files ran one after the other.
         cases: one per input and frame, without those of `sequences`.
         sequences: of a model with a memory, its last file in all frames, teacher-forced and free-running.
-        first_difference: sentence about the first frame and tensor that differ; '' if none does, or the model
-            has no memory.
+        first_difference: sentence about the first frame that differs, and its first tensor, its results or
+            its fault; '' if none does, or the model has no memory.
         reasons: why all cases together fail.
         notes: what was not looked at.
     """

@@ -37,8 +37,8 @@ def check(
 ) -> Report:
     """Report what an export of a module will get wrong, with the lines of code and what to write instead.
 
-    The module runs on copies, observed on the inputs and on `other_inputs`, and further times where an input
-    seems to reach no output; it stays as it was, unless it cannot be copied.
+    The module runs on copies, observed on the inputs and, if `dynamic`, on `other_inputs`, and further times
+    where an input seems to reach no output; it stays as it was, unless it cannot be copied.
 
     Args:
         module: any module that torch can run.

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 PARTS = ('backbone', 'neck')
 """Attributes of a detector: its parts that users write themselves; heads are those that a family exports."""
 SIZES = ((128, 160), (192, 288))
-"""Height and width, pixels, that a part is traced at, and that it then runs at."""
+"""Height and width, pixels, of the picture on which parts are traced, and of that on which they then run.
+
+They are made larger if the detector needs it, see `check_dynamic_parts`.
+"""
 LIBRARIES = ('mmdeploy_ext', 'torch', 'torchvision')
 """Packages whose modules need no trial, besides those of OpenMMLab."""
 RTOL = 1e-3

@@ -74,8 +74,8 @@ def calibration_set(
         path: path of the model file; the other graphs of its export are beside it.
         metadata: metadata of the model file.
         source: images, see `image_files`; frames, see `camera_frames`; sweeps, or infos of sweeps or frames.
-        root: folder of the files that annotations or infos name; None: they are at the paths of the infos, or
-            beside them.
+        root: folder of the files that annotations or infos name; None: those of annotations are looked for as
+            `image_files` does, those of infos at their paths, or below the folder of the infos.
         limit: number of samples, spread evenly over all; 0 takes all.
 
     Raises:
@@ -198,7 +198,7 @@ def camera_frames(source: str | Path, rule: MultiViewRule, root: str | Path | No
             are as many as the camera with the fewest pictures has.
         rule: pre-processing rule of the model.
         root: folder of the data set, for paths of infos that do not exist as they are; None: they are at the
-            paths of the infos, or beside them.
+            paths of the infos, or below the folder of the infos.
 
     Raises:
         DataError: infos without these cameras, or whose pictures are missing.

@@ -13,7 +13,10 @@ KEY_FRAME_S = 0.5
 STEP_S = 0.01
 """Seconds of a step of the simulation."""
 START_XY = (950.0, 250.0)
-"""Start of a scene within 30 m; nuScenes' maps have such coordinates, and their masks begin at the origin."""
+"""Place near which a scene starts, up to 30 m away along each axis, m.
+
+nuScenes' maps have such coordinates, and their masks begin at the origin.
+"""
 MIN_ACTIVE, MAX_ACTIVE = 7, 13
 """Number of objects around the ego in every key frame, as far as there is room."""
 MAX_PROPOSALS = 600

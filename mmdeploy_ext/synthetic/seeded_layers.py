@@ -131,7 +131,8 @@ def norms_of(model: nn.Module) -> list[nn.Module]:
 def calibrate_norms(norms: Iterable[nn.Module], run: Callable[[], Any]) -> Any:
     """Set running statistics to those of the inputs during a run, the mean over all calls of a layer.
 
-    Each normalisation has its statistics before it is applied, so that later layers see normalised inputs.
+    To variances 1e-3 is added. Each normalisation has its statistics before it is applied, so that later
+    layers see normalised inputs.
 
     Args:
         norms: batch normalisations in evaluation mode; what they are given has more than one value per

@@ -52,8 +52,9 @@ class StreamPetrReference(CameraReference):
     def step(self, frame: Frame) -> StepResult:
         """Run one frame through `forward_test`.
 
-        The outputs are tensors that the model taps: `all_cls_scores`, `all_bbox_preds`, `outs_dec`, and the
-        memory after the frame, `post_memory_` and a name of `FIELDS`, as `state` has it.
+        The outputs are tensors that the model taps: `all_cls_scores` and `all_bbox_preds` of all decoder
+        layers, `outs_dec` of the last one alone, and the memory after the frame, `post_memory_` and a name of
+        `FIELDS`, as `state` has it.
 
         An invalid calibration, pose or time raises the same DataError as of `StreamPetrOnnx`; a time before
         that of the last frame raises none here.

@@ -156,8 +156,8 @@ def reduce(
             nothing is called.
 
     Raises:
-        UsageError: the graph has no output to check or an input without a value; the check does not show the
-            fault of the whole graph, shows one of a good graph, or gives two answers for one graph.
+        UsageError: the graph has no output to check or an input without a value; the check does not see the
+            fault in the whole graph, sees it in a good one, too, or gives two answers for one graph.
     """
     case.rounding = check.rounding
     whole_model = case.candidate(case.everything)

@@ -190,8 +190,8 @@ def describe_edit(before: Sequence[onnx.ModelProto], after: onnx.ModelProto) -> 
     Returns:
         A dict of `nodes` (numbers before and after, of main graphs), `operators` (op_type -> number after
         minus number before, if it is not 0), `inputs` and `outputs` (dicts of `added`, `removed` and
-        `changed`, each name -> type as text), `metadata_removed` (keys) and `changed` (whether the edit
-        changed anything).
+        `changed`, each name -> type as text, of `changed` the new one), `metadata_removed` (keys) and
+        `changed` (whether the edit changed anything; True of several models).
     """
     old_operators = [node.op_type for model in before for node in model.graph.node]
     counts = collections.Counter(node.op_type for node in after.graph.node)

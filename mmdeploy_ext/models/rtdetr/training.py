@@ -64,7 +64,10 @@ class SetLoss:
 
     @torch.no_grad()
     def match(self, logits: torch.Tensor, boxes: torch.Tensor, objects: Objects) -> Pairs:
-        """Return the cheapest one-to-one matching per image of logits (B, Q, C) and boxes (B, Q, 4)."""
+        """Return the cheapest one-to-one matching per image of logits (B, Q, C) and boxes (B, Q, 4).
+
+        Boxes are cxcywh in 0..1.
+        """
         pairs = []
         images = zip(logits.sigmoid(), boxes, objects.boxes, objects.labels, strict=True)
         for scores, predicted, targets, labels in images:

@@ -122,9 +122,9 @@ class ImageProof(ExportedProof):
         return result
 
     def traced_lines(self) -> list[TracedLine]:
-        """Observe the stages on the traced picture, and on another view of it.
+        """Observe the stages on the traced picture, and for a file of any size on a larger view of it, too.
 
-        That is larger for a file of any size. [] for a model without classes of the user.
+        Return [] for a model without classes of the user.
         """
         deployment, (file,) = self.deployment, self.files
         if not files_of_users_classes(deployment.model):

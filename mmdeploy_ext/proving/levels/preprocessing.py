@@ -348,7 +348,7 @@ def compare_voxels(
         layer: mmcv's `Voxelization` of the model, in evaluation mode.
         order: order of the axes of coordinates that the model's encoder takes, 'xyz' or 'zyx'.
         in_channels: D.
-        rule: entry `voxels` of the file's metadata.
+        rule: the voxel rule in the file's metadata, as `VoxelRule.to_json` returns it.
     """
     result = PreprocessingResult((), 'sweep', source=VOXEL_SOURCE)
     try:

@@ -190,7 +190,7 @@ class StreamPetrOnnx(CameraRuntime):
 
 
 def decode(cls_scores: np.ndarray, bbox_preds: np.ndarray, facts: Mapping[str, Any]) -> Detections3D:
-    """Return boxes, best first, of logits (L, 1, Q, K) and codes (L, 1, Q, 10) of the decoder's layers.
+    """Return boxes, best first, of logits (L, 1, Q, K) and codes (L, 1, Q, 10); the last layer alone counts.
 
     `facts` are the entry `postprocess` of the metadata, see `query_boxes.decode`.
     """
