@@ -16,9 +16,9 @@ class NetworkClock:
     """Context manager that records when the last layer with parameters has run; post-processing follows.
 
     Attributes:
-        handles: handles of the hooks on them, which are removed at the end.
         layers: modules of `model` that have parameters themselves.
-        seconds: the moment on the clock of `time.perf_counter`; 0 before one of them has run.
+        handles: handles of the hooks on these layers, inside the block; they are removed at its end.
+        seconds: when the last of them ended, on the clock of `time.perf_counter`; 0 before one of them has.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:

@@ -26,7 +26,8 @@ class Row:
         precision: 'fp32' (the file as it is) or 'fp16'.
         nodes: their number in the ONNX file.
         built: architectures that an engine was built for.
-        nbytes: bytes of the engine for most of them, which is for all unless several had to be built; or 0.
+        nbytes: size of the engine in bytes; if several had to be built, of the one for most architectures; 0
+            without one.
         halves: number of layers that convolve or multiply matrices in float16, and of all that do.
         cosine: worst of all float outputs that are not all zeros, the float16 graph against the file, both in
             ONNX Runtime on the same random inputs; None for fp32, without an engine or such outputs.

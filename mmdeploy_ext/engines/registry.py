@@ -263,7 +263,7 @@ def engine_settings(
         engine: its name on the command line, one of `file_engines()`.
         threads: 0 leaves the choice to the engine.
         providers: execution providers of ONNX Runtime, in order of preference; None leaves them to the
-            engine.
+            engine, which takes the CPU's.
         inference_precision: type that OpenVINO computes in: 'fp32', 'bf16' or 'fp16'; None leaves it to the
             engine, which takes 'fp32'.
 

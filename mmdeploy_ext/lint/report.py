@@ -64,8 +64,8 @@ class Report:
 
     Attributes:
         name: name of the module.
-        findings: the worst first; of these those without a line, then lines of the user, then of libraries,
-            by file and line.
+        findings: by falling severity; of equal ones those without a line come first, then lines of the user,
+            then of libraries, each by file and line.
         trials: the trial exports.
         exporters: names of those that were asked for: 'torchscript', 'dynamo'.
     """

@@ -140,10 +140,11 @@ def _export_kinds(record: Record) -> tuple[str, ...]:
 
 
 def finished_records(group: Sequence[Config], settings: Settings, out: Path) -> list[Record]:
-    """Return the records of configs that are the same model, if an earlier run into `out` ended the first.
+    """Return the records of a group, configs that are the same model, if the first has one that still holds.
 
-    Those of the others are written. The list is empty if a wanted export was not tried, if its process died
-    or exceeded a limit, or if anything changed that the outcome follows from.
+    That is one of an earlier run into `out`; the others get copies of it, which are written here. The list is
+    empty if there is none, if a wanted export was not tried, if its process died or exceeded a limit, or if
+    anything changed that the outcome follows from.
     """
     record = read_record(record_path(group[0], out))
     if record is None:

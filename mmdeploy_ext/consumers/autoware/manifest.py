@@ -35,11 +35,11 @@ MODEL_PREFIX = f'{MODEL_PARAMS}.'
 NOT_REAL = 'holds whole numbers without a point, integers to ROS 2: the node throws; write 64.0, not 64'
 """End of the message about a whole number where the node wants a floating point one."""
 METRES = number(-1e5, 1e5)
-"""A bound of a range, or an area: no sensor sees a hundred kilometres."""
+"""Check of a bound of a range, or of an area: no sensor sees a hundred kilometres."""
 CELL_METRES = number(1e-3, 1e3)
-"""Side of a voxel, or another step of a grid."""
+"""Check of the side of a voxel, or of another step of a grid."""
 WHOLE = 1e-3
-"""Distance from a whole number of cells that is rounding."""
+"""Largest distance from a whole number of cells that counts as rounding."""
 REMAPPER = 'detection_class_remapper.param.yaml'
 """Name of the file with the remapper, by which the node changes classes by the area of a box."""
 REMAPPER_LABELS = 8
@@ -401,7 +401,8 @@ def class_words(names: Sequence[str], words: Sequence[str], place: str) -> list[
 def translate_classes(names: Sequence[str], words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return class names in a node's words, see `class_words`, and the names for which it has no word.
 
-    Among the former these are in upper case.
+    The first list has a word for each name, in upper case if the node has none; the second the names as they
+    were given.
     """
     translated = [_word_of(name, words) or name.upper() for name in names]
     return translated, [name for name in names if not _word_of(name, words)]

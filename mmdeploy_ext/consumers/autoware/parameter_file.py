@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     import yaml
 
 LARGEST_FILE_BYTES = 1 << 20
-"""The largest published manifest has 6 kB."""
+"""Size of the largest file that is read; the largest published manifest has 6 kB."""
 DEEPEST = 16
-"""Nested mappings; the manifests have five."""
+"""Number of mappings inside each other that are read; the manifests have five."""
 LONGEST_NUMBER = 64
-"""Characters of a number; more digits than that have no meaning in 64 bits."""
+"""Characters of the longest number; a longer word is a text, as so many digits mean nothing in 64 bits."""
 TRUE_WORDS = frozenset(['Y', 'y', 'yes', 'Yes', 'YES', 'true', 'True', 'TRUE', 'on', 'On', 'ON'])
 """Words that YAML 1.1 takes for true."""
 FALSE_WORDS = frozenset(['N', 'n', 'no', 'No', 'NO', 'false', 'False', 'FALSE', 'off', 'Off', 'OFF'])

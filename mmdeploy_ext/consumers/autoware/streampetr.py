@@ -63,7 +63,10 @@ class NodeContract:
         reverses, scale, shift: from the node's pictures to those of the training, see `from_node`.
         rig: outputs of the position embedding, inputs of the head that stay until the calibration changes.
         fed_bytes: bytes of all inputs of the head in the last frame.
-        image_shape, state_shapes, calibration_key, graphs: as those of `DeployContract`.
+        image_shape: (N, 3, H, W) of the pictures.
+        state_shapes: field of `FIELDS` -> shape of its output, which has all rows.
+        calibration_key: bytes of the last calibration, by which another one is noticed; empty before.
+        graphs: part of a frame, 'backbone', 'embedding' or 'head' -> session.
     """
 
     def __init__(self, backends: Mapping[str, Backend]) -> None:
@@ -117,9 +120,9 @@ class NodeContract:
         return {name: outputs[name].transpose(0, 2, 1)[None] for name in PREDICTIONS}
 
     def node_planes(self, images: np.ndarray) -> np.ndarray:
-        """Return pictures (N, 3, H, W), normalised as the model was trained, as the node normalises them.
+        """Return pictures (N, 3, H, W) float64 with the node's normalisation and order of planes.
 
-        Planes are in the node's order, values float64.
+        `images` are the same pictures, normalised as the model was trained.
         """
         planes = (images - self.shift) / self.scale  # in float64: without a change the same to the bit
         return planes[:, ::-1] if self.reverses else planes

@@ -202,7 +202,7 @@ def scene_lengths(scene_tokens: Sequence[str]) -> list[int]:
 def lidar_to_global(info: dict[str, Any], sample: str) -> np.ndarray:
     """Return ego-to-global @ LiDAR-to-ego, (4, 4) float32; `sample` names the info in messages.
 
-    Of each of both an info has a quaternion, its real part first, and a translation in metres.
+    For each of these two an info has a quaternion, its real part first, and a translation in metres.
 
     Raises:
         DataError: of `read_calibration`.

@@ -81,7 +81,7 @@ class Clock:
         return result
 
     def medians(self, *engines: str) -> dict[str, float]:
-        """Return engine -> median milliseconds if all of them ran, else nothing.
+        """Return engine -> median milliseconds if all of `engines` ran, else {}.
 
         The first run does not count if there are others: it computes what later ones reuse.
         """

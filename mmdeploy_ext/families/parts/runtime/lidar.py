@@ -41,7 +41,7 @@ class PillarsOnnx(Runtime):
 
     Attributes:
         session: the engine that runs the file.
-        props: `metadata_props` of the file.
+        props: the file's metadata, as entries of `metadata_props`.
     """
 
     def __init__(self, path: str | Path, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:

@@ -20,8 +20,9 @@ PLACING, REFINING = Target(0.0, 0.1), Target(0.0, 0.2)
 """Deltas of boxes that place samples of features, and of the head behind them. With 0.4 in both, rounding of
 S2A-Net's features moves boxes of 2 pixels by 1e-3 (measured, R50 at 160x192): an IoU of 0.994."""
 DELTAS, LOGITS = Target(0.0, 0.4), Target(-6.0, 1.3)
-"""Logits of 15 classes: about one score of a hundred passes the threshold. With the -4.6 of mmdet's heads ten
-of a hundred do, of which a suppression of rotated boxes would compare thousands with each other."""
+"""Deltas of boxes of the other detectors, and logits of 15 classes: about one score of a hundred passes the
+threshold. With the -4.6 of mmdet's heads ten of a hundred do, of which a suppression of rotated boxes would
+compare thousands with each other."""
 TARGETS = {
     r'conv_angle': Target(0.0, 0.6),
     r'retina_angle_cls': Target(-4.6, 1.3),
@@ -29,7 +30,7 @@ TARGETS = {
     r'conv_centerness': Target(0.5, 1.0),
     r'(retina|odm|conv)_cls|reppoints_cls_out': LOGITS,
 }
-"""Names of last layers -> target of their outputs, boxes before scores."""
+"""Regular expression of the names of last layers -> target of their outputs, boxes before scores."""
 DISTANCES = {True: Target(2.0, 0.7), False: Target(3.4, 0.5)}
 """Target of the distances of a head of points: by whether they are in strides, or logarithms of pixels."""
 ANGLE_CLASSES = Target(-4.6, 1.3)
