@@ -74,7 +74,8 @@ class Judgement:
     def equal(self) -> bool:
         """Whether all tensors and results of all cases keep the bars of `precision`, and there were some.
 
-        Those of float32 are the tolerances of the files and, for results, of a proof.
+        Those of float32 are the tolerances of the files and, for results, of a proof. In float16 and INT8 a
+        share of the results may lack a partner, see `half_bars.accept_rate`.
         """
         matched = sum(row.matched for case in self.cases for row in case.detections)
         compared = matched or any(row.tensors for row in (*self.cases, *self.sequences))

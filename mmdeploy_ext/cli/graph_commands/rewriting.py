@@ -36,8 +36,8 @@ output, relative to its largest value."""
 def run_replace(args: argparse.Namespace) -> int:
     """Replace the patterns of --rule, --rules and --named, and save the graph.
 
-    `args` are the parsed arguments of this command. Return 0 written, 1 an output differs, see
-    `proving.finish`. UsageError: no rule, or one that is unknown or cannot be read.
+    `args` are the parsed arguments of this command. Return 0 written, 1 not written, as an output
+    differs, see `proving.finish`. UsageError: no rule, or one that is unknown or cannot be read.
     """
     from pathlib import Path
 
@@ -73,8 +73,8 @@ def run_replace(args: argparse.Namespace) -> int:
 def run_fold(args: argparse.Namespace) -> int:
     """Compute what depends on constants alone, and save the graph.
 
-    `args` are the parsed arguments of this command. Return 0 written, 1 an output differs, see
-    `proving.finish`.
+    `args` are the parsed arguments of this command. Return 0 written, 1 not written, as an output
+    differs, see `proving.finish`.
     """
     from mmdeploy_ext.graph.passes.simplify import fold
 
@@ -85,8 +85,8 @@ def run_fold(args: argparse.Namespace) -> int:
 def run_simplify(args: argparse.Namespace) -> int:
     """Simplify a graph by onnxslim, and save it.
 
-    `args` are the parsed arguments of this command. Return 0 written, 1 an output differs, see
-    `proving.finish`.
+    `args` are the parsed arguments of this command. Return 0 written, 1 not written, as an output
+    differs, see `proving.finish`.
     """
     from mmdeploy_ext.graph.passes.simplify import simplify
 
@@ -121,9 +121,9 @@ def _shrink(args: argparse.Namespace, command: str, change: object, *packages: s
 def run_opset(args: argparse.Namespace) -> int:
     """Convert a graph to the opset --opset, and save it.
 
-    `args` are the parsed arguments of this command. Return 0 written, 1 an output differs, see
-    `proving.finish`. For what is raised if the opset is unknown or an operator has no form in it see
-    `graph.passes.opset.convert_opset`.
+    `args` are the parsed arguments of this command. Return 0 written, 1 not written, as an output
+    differs, see `proving.finish`. For what is raised if the opset is unknown or an operator has no form in it
+    see `graph.passes.opset.convert_opset`.
     """
     from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.io.operators import opsets_of
@@ -155,8 +155,8 @@ def run_fp16(args: argparse.Namespace) -> int:
     These are the nodes of --keep-fp32, those that the family of an exported file keeps, and those of
     `graph.passes.precision.fp32_patterns`, such as the post-processing.
 
-    `args` are the parsed arguments of this command. Return 0 written, 1 an output differs, see
-    `proving.finish`. UsageError: a pattern of --keep-fp32 that no node fits.
+    `args` are the parsed arguments of this command. Return 0 written, 1 not written, as an output
+    differs, see `proving.finish`. UsageError: a pattern of --keep-fp32 that no node fits.
     """
     from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.precision import family_patterns, half, with_fp16_metadata

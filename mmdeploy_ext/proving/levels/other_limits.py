@@ -263,7 +263,7 @@ class Trial(abc.ABC):
 
     Attributes:
         name: begins the name of its case.
-        area: new limit of areas over the area of a segment of the picture; 0 keeps that of `values`.
+        area: new limit of areas over the median area of the picture's stuff; 0 keeps that of `values`.
         covered: how the largest share that better masks may cover is chosen: True: a mask of the picture is
             just accepted; False: it is just rejected; None: the share of `values` is kept.
         trials: the common part of all trials.
