@@ -133,7 +133,10 @@ def thresholds(head: nn.Module) -> NmsConfig:
     """
     kind = kind_of(head)
     test_cfg = head.test_cfg
-    check_settings(test_cfg, 'model.test_cfg', kind.needed, type(head).__name__)
+    reader = type(head).__name__
+    if type(head).get_bboxes is not kind.upstream.get_bboxes:
+        reader = f'{kind.upstream.__name__}.get_bboxes (in the graphs it stands for that of {reader})'
+    check_settings(test_cfg, 'model.test_cfg', kind.needed, reader)
     if kind.limit == 'topk':  # the best cells, without a suppression
         topk = positive('topk', test_cfg['topk'])
         return NmsConfig(score_thr=0.0, nms_pre=topk, iou_threshold=1.0, max_per_img=topk)
