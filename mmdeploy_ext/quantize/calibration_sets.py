@@ -1,8 +1,9 @@
 """Samples that calibrate a dense graph: images, frames of a camera rig, or outputs of the graphs before it.
 
 Images are files, folders or a data set in COCO's format. Frames are infos or nuScenes' folders; an image
-backbone processes each picture alone, so that those of a frame need not be of one moment. All are prepared as
-the model file says. Needs numpy and OpenCV, and ONNX Runtime if other graphs come before it.
+backbone processes each picture alone, so that those of a frame need not be of one moment. A graph with a
+memory runs over the frames by itself, and its inputs are recorded. All are prepared as the model file says.
+Needs numpy and OpenCV, and ONNX Runtime if other graphs come before it.
 """
 
 from __future__ import annotations
@@ -96,7 +97,10 @@ def calibration_set(
 
 
 def quantised_graph(family: str) -> str:
-    """Return the name of the graph in a family's folders that is quantised; '' if none is."""
+    """Return the constant `QUANTISED` of a family's runtime: which of its graphs is fed by a runtime.
+
+    '' if it has none: then the graph that takes pictures is quantised, if there is one, and is fed directly.
+    """
     return getattr(runtime_of(family), 'QUANTISED', '') if has_runtime(family) else ''
 
 
@@ -196,7 +200,8 @@ def camera_frames(source: str | Path, rule: MultiViewRule, root: str | Path | No
         source: infos of mmdet3d (.pkl, .json) with `cams`, or a folder with a folder of pictures per camera,
             such as nuScenes' or its `samples`: the n-th frame is the n-th picture of each by name, and there
             are as many as the camera with the fewest pictures has.
-        rule: pre-processing rule of the model.
+        rule: pre-processing rule of the model. If it names no cameras, the first ones of an info count, or in
+            a folder those of nuScenes' list, `CAMERAS`.
         root: folder of the data set, for paths of infos that do not exist as they are; None: they are at the
             paths of the infos, or below the folder of the infos.
 

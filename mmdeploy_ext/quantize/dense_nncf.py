@@ -34,7 +34,7 @@ MOVES = (
 
 
 class NncfQuantiser:
-    """Quantises layers of a graph with NNCF; the counterpart of `dense.DenseQuantiser`.
+    """Quantises layers of a graph with NNCF; `graph` and `network` are as those of `dense.DenseQuantiser`.
 
     A call of `network` with layers runs all batches (input name -> array; surplus inputs are ignored): NNCF's
     ranges depend on the layers that are quantised. EngineError: NNCF is not installed.
@@ -45,6 +45,9 @@ class NncfQuantiser:
 
     def network(self, layers: Sequence[str]) -> onnx.ModelProto:
         """Return the network with these layers, by their names, in INT8; without any, the float network.
+
+        Also in INT8 are nodes behind them whose inputs all are, see `DenseGraph.int8_nodes`, such as sums of
+        two of them, and operators that only move values.
 
         What NNCF prints on stdout and logs is suppressed. InferenceError: NNCF failed.
         """

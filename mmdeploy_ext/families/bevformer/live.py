@@ -54,7 +54,7 @@ def is_ours(model: nn.Module) -> bool:
 
 
 def replaced(model: nn.Module) -> Iterator[Replaced]:
-    """Return the methods and functions of a live model that graph and runtime compute by other code."""
+    """Return, for each part of a live model, its methods that graph and runtime compute by other code."""
     bev_head = model.pts_bbox_head
     transformer = bev_head.transformer
     parts = {

@@ -65,7 +65,7 @@ def run_decoder(
 
 
 def replaced(model: nn.Module) -> Iterator[Replaced]:
-    """Return the methods and functions of a live model that graphs and runtime compute by other code."""
+    """Return, for each part of a live model, its methods that graphs and runtime compute by other code."""
     live_head = model.pts_bbox_head
     parts = {
         model: 'Petr3D',

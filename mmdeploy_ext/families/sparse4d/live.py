@@ -55,7 +55,7 @@ def is_ours(model: nn.Module) -> bool:
 
 
 def replaced(model: nn.Module) -> Iterator[Replaced]:
-    """Return the methods and functions of a live model that graphs and runtime compute by other code.
+    """Return, for each part of a live model, its methods that graphs and runtime compute by other code.
 
     Parts are known by their place in the model, whatever the user calls their classes.
     """

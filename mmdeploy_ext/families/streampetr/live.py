@@ -222,7 +222,7 @@ def tap_geometry(model: nn.Module, lidar2img: Tensor, intrinsics: Tensor, images
 
 
 def replaced(model: nn.Module) -> Iterator[Replaced]:
-    """Return the methods and functions of a model, also of a user's, that graphs compute by other code."""
+    """Return, for each part of a model, also of a user's, its methods that graphs compute by other code."""
     head = model.pts_bbox_head
     parts = {head: 'StreamPETRHead', model: 'Petr3D', head.bbox_coder: 'NMSFreeCoder'}
     return replaced_parts(parts, is_ours(head), FOLLOWED, UPSTREAM, FUNCTIONS)
