@@ -39,7 +39,7 @@ class Command:
     Attributes:
         help: one line, without a full stop.
         run: returns the exit status: 0 done, 1 checked and failed.
-        arguments: functions that add its arguments besides --json and --debug.
+        arguments: functions that add its arguments besides the file of `takes_file`, --json and --debug.
         takes_file: whether the first argument is one ONNX file, `args.file`.
     """
 

@@ -213,11 +213,12 @@ def run_rename(args: argparse.Namespace) -> int:
     *OUTPUT,
 )
 def run_set_shape(args: argparse.Namespace) -> int:
-    """Write the graph with other input shapes; unless --no-trial is given it is run at new sizes before.
+    """Write the graph with other input shapes, after a run at sizes that it did not take before.
 
-    `args` are the parsed arguments of this command. Return 0, or 1 if --prove finds that outputs differ; the
-    file is written either way. UsageError: a shape cannot be read or does not fit the graph, or the output
-    cannot be written. InferenceError: the trial fails; no file is written.
+    There is no such run with --no-trial, or if there are no such sizes. `args` are the parsed arguments of
+    this command. Return 0, or 1 if --prove finds that outputs differ; the file is written either way.
+    UsageError: a shape cannot be read or does not fit the graph, or the output cannot be written.
+    InferenceError: the run fails, or mixes the images of a batch; no file is written.
     """
     from mmdeploy_ext.graph import batch_trial, edits
     from mmdeploy_ext.graph.passes import shapes

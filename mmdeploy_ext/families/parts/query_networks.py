@@ -307,9 +307,10 @@ class DeformableNetwork(QueryNetwork):
     def best_tokens(
         self, memory: torch.Tensor, levels: Sequence[PaddedMap], keep: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return boxes (B, Q, 4) cxcywh and scores (B, Q) of the best tokens, see `token_scores`.
+        """Return boxes (B, Q, 4) and logits (B, Q) of the tokens with the best `token_scores`, best first.
 
-        `memory` (B, S, D) are the tokens of the encoder, `keep` is the result of `tokens_inside`.
+        Boxes are cxcywh, shares of the image without its padding. `memory` (B, S, D) are the tokens of the
+        encoder, `levels` the padding of each map, and `keep` is the result of `tokens_inside`.
         """
         head = self.head
         transformer, last = head.transformer, head.transformer.decoder.num_layers
@@ -331,7 +332,10 @@ class DeformableNetwork(QueryNetwork):
         return logits.sigmoid(), best_scores
 
     def token_scores(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return the scores (B, S) by which tokens are chosen: their logits of the first class."""
+        """Return what tokens are chosen by, (B, S): here their logits of the first class.
+
+        `logits` (B, S, C) are those of all classes.
+        """
         return logits[..., 0]
 
     def _proposals(
@@ -397,7 +401,7 @@ class DinoNetwork(DeformableNetwork):
     least_odds = 1e-3
 
     def token_scores(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return the logits of the best class."""
+        """Return the logits (B, S) of each token's best class, as DINO chooses."""
         return logits.amax(-1)
 
     def _proposals(

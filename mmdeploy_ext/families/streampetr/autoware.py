@@ -103,7 +103,7 @@ class NodeMemoryHead(HeadStep):
         `data_ego_pose` (1, 4, 4) is from the vehicle to the map, `data_ego_pose_inv` its inverse. The memory
         is `embedding` (1, n, C), `reference_point` (1, n, 3), `timestamp` (1, n, 1), ages in s, `egopose`
         (1, n, 4, 4) and `velo` (1, n, 2), n rows, newest first. Returned are all_cls_scores (1, K, Q),
-        all_bbox_preds (1, 10, Q), and the memory after the frame.
+        all_bbox_preds (1, 10, Q), and the memory after the frame, with its rows before the others.
         """
         prev_exists = egopose.abs().sum().view(1)  # 0 for a memory that the node has zeroed, else above 0
         state = Memory(embedding, reference_point, timestamp, egopose, velo)
@@ -123,7 +123,10 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
 
 
 def specs(size: spec.Sizes, options: Options) -> list[GraphSpec]:
-    """Return the contracts of the three graphs, derived from those of the deploy contract."""
+    """Return the contracts of the three graphs, in the order of `graphs`, derived from the deploy contract's.
+
+    `size` are the numbers of the model that `spec.sizes` reads.
+    """
     image, position = spec.extract_img_feat(size, options), spec.position_embedding(size, options)
     head = spec.pts_head_memory(size, options)
     meaning = f'pictures as the node normalises them, planes in the order {", ".join(options.node_images)}'
@@ -158,13 +161,19 @@ def _rows(tensor: TensorSpec, rows: int, field: str) -> TensorSpec:
 
 
 def between(size: spec.Sizes, options: Options) -> tuple[TensorSpec, ...]:
-    """Return the specs of the results as a runner gives them: last layer, a row for each query."""
+    """Return the specs of the results as a runner gives them: last layer, a row for each query.
+
+    `size` are the numbers of the model that `spec.sizes` reads.
+    """
     head = spec.pts_head_memory(dataclasses.replace(size, layers=1), options)
     return head.tensor('all_cls_scores'), head.tensor('all_bbox_preds')
 
 
 def companions(model: nn.Module, size: spec.Sizes) -> dict[str, str]:
-    """Return name -> text of the manifest, the file beside the graphs."""
+    """Return name -> text of the manifest, the file beside the graphs; `size` as in `specs`.
+
+    A warning names the classes that the node does not know.
+    """
     names = [str(name).upper() for name in model.CLASSES]
     if unknown := [name for name in names if name not in node.CLASSES]:
         logger.warning('%s: the node publishes these classes as UNKNOWN', ', '.join(unknown))
