@@ -43,7 +43,8 @@ class PreparedImage:
         scale_factor: (4,) float32 `w h w h` ratios, network input / original.
         ori_shape: (h, w) of the original image, pixels.
         border: (rows of padding above the content, columns of padding left of it).
-        proposals: (K, 4) float32 xyxy, pixels of the network input, for detectors that take proposals.
+        proposals: (K, 4) float32 xyxy, pixels of the network input, for detectors that take proposals; None
+            if the picture came without some.
         cam2img: (4, 4) float64, camera of the network input, see `preprocess/cam2img.py`, for detectors of
             boxes in 3D; None if the picture came without one.
         warp: (3, 3) float64 matrix from pixels of the original to those of the input, of pictures that are
@@ -90,9 +91,11 @@ class PreprocessRule(JsonDataclass):
         pad_or, pad_more: unless `pad_or` is 0, each side is padded to (side | pad_or) + pad_more instead,
             with a bitwise or.
         centred: whether the middle of the content is the middle of the input, both rounded down.
-        pad_size: (H, W) that is padded to instead; sides that are larger after the resize stay.
+        pad_size: (H, W) that is padded to instead; sides that are larger after the resize stay. None: the
+            attributes above decide.
         size: (H, W) that a graph with a fixed shape takes: the image is resized to fit inside, or, without
-            `keep_ratio`, to it, and padded to it, whatever scale and padding the attributes above state.
+            `keep_ratio`, to it, and padded to it, whatever scale and padding the attributes above state; None
+            for graphs of any size.
         pad_val: value of the padding per channel, applied after normalisation as mmdet does.
         resize: library of the bilinear interpolation, 'cv2' or 'pillow'; 'warp': OpenCV's affine warp, which
             scales by the widths, keeps the middle in the middle, and cuts off or leaves black what is above

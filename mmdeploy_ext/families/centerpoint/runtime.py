@@ -3,8 +3,8 @@
     runtime = CenterPointOnnx('work_dirs/centerpoint')     # the folder that pytorch2onnx.py wrote
     boxes = runtime.detect(read_points('sweep.pcd.bin', runtime.width))
 
-Boxes are decoded at the peaks of the heat maps, and suppressed by NMS in the bird's-eye view. Needs numpy,
-numba and ONNX Runtime, no PyTorch.
+Boxes are decoded at the peaks of the heat maps, and suppressed by NMS in the bird's-eye view. Needs numpy and
+ONNX Runtime, no PyTorch; without numba it is slow.
 
 Glossary: K classes of a task, H, W heat map, n boxes.
 """

@@ -78,7 +78,7 @@ class Entry:
         how: by what the two were paired: 'structure' of two files; 'name', 'value', 'module', 'order',
             'values' or 'export' of a file and PyTorch, see `walk.ReferenceTensor`; '' without a counterpart.
         error: relative error in the whole model; None if it was not compared, or is infinite (see `state`).
-        born: relative error of the node alone, on the reference's inputs.
+        born: relative error of the node alone, on the reference's inputs; None likewise.
         state: 'equal'; 'born here', the node is at fault; 'passed on', an earlier node is; 'inner', without a
             counterpart; or 'unknown', not computed or not compared.
         reason: why it could not be compared by numbers, or why the node failed.
@@ -109,7 +109,7 @@ class Divergence:
             with.
         born: error of the first wrong tensor, of its node alone; None if it is infinite, or if no tensor of
             the place has a reference.
-        error: error of the same tensor in the whole model.
+        error: error of the same tensor in the whole model; None likewise.
         record: number of what PyTorch made there, in the order in which it ran; -1 if that is not known.
         nodes: all nodes that may be at fault, in topological order.
         exact: whether only one node can be at fault.

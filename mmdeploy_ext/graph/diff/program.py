@@ -38,8 +38,8 @@ class Program:
 
     Attributes:
         index: the graph, by the names of its tensors and nodes.
-        constants: name -> array of the initializers, sparse ones made dense, and of what Constant and
-            Identity nodes make of them.
+        constants: name -> array of the initializers that are no inputs, sparse ones made dense, of what
+            Constant nodes give, and of what Identity nodes copy of these.
         defaults: name -> array of the initializers that are inputs, too.
         steps: positions of all other nodes.
         static: tensors that depend on no value of an input, at most on its shape.

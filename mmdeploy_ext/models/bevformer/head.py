@@ -38,7 +38,7 @@ class BEVFormerHead(BaseModule):
         transformer, bbox_coder, positional_encoding: configs.
         num_reg_fcs: hidden layers of the branches of classes and of boxes; `num_cls_fcs` is not used.
         code_size: numbers of a box, which have to be 10.
-        code_weights: of a loss; a parameter of checkpoints.
+        code_weights: of a loss; a parameter of checkpoints. None: `CODE_WEIGHTS`.
         training: options that training alone reads.
     """
 

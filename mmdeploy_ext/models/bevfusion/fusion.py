@@ -162,8 +162,8 @@ class BEVFusion(BaseModule):
         """Return the head's predictions, see its `forward`.
 
         Images are (B, N, 3, H, W), points (P, in_channels) per sample in the augmented LiDAR frame; for the
-        matrices of the metas, and their errors, see `rig.read_rig`. ShapeError: pictures of another shape, or
-        no points.
+        matrices of the metas, and their errors, see `rig.read_rig`. What the model does not take may be None.
+        ShapeError: pictures of another shape, or no points.
         """
         maps = []
         for sensor in self.sensors:

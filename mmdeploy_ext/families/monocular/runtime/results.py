@@ -94,7 +94,8 @@ def draw(
 ) -> np.ndarray:
     """Draw boxes of at least `score_thr` into a copy of a picture (h, w, 3); marked ones are outlined white.
 
-    Results without a camera leave the picture as it is.
+    `marked` (n,) is True for those among all results; None marks none. Results without a camera leave the
+    picture as it is.
     """
     if not results.camera:
         return image_bgr.copy()

@@ -266,8 +266,8 @@ class InstanceBank:
                 where `mask` is 1.
             anchor: (1, A, 11), likewise.
             logits: (1, A, K), likewise.
-            kept: (M,) rows to hand on instead of the most confident ones: those of a reference, in which
-                equal confidences have another order.
+            kept: (M,) rows to hand on instead of the most confident ones, which None takes: those of a
+                reference, in which equal confidences have another order.
         """
         rule = self.rule
         raw = sigmoid(np.asarray(logits).max(-1))

@@ -66,7 +66,11 @@ def head_outputs(model: nn.Module, features: Maps) -> Maps:
 
 
 def aligned_outputs(model: nn.Module, features: Maps) -> Maps:
-    """Return the outputs of S2A-Net: a deformable convolution aligns to the boxes of the first head."""
+    """Return the outputs of S2A-Net: a deformable convolution aligns to the boxes of the first head.
+
+    They are class logits, deltas and these boxes (B, 5, h, w), each level by level; `features` has a map of
+    each level.
+    """
     rois = boxes_of_head(model.fam_head, model.fam_head(features))
     aligned = [
         align.relu(align.deform_conv(maps, align_offsets(boxes, align.kernel_size, align.stride)))
@@ -77,7 +81,10 @@ def aligned_outputs(model: nn.Module, features: Maps) -> Maps:
 
 
 def refined_outputs(model: nn.Module, features: Maps) -> Maps:
-    """Return the outputs of R3Det: each stage adds features from the centres of the boxes before it."""
+    """Return the outputs of R3Det: each stage adds features from the centres of the boxes before it.
+
+    They are the last stage's class logits, deltas and the boxes before it (B, 5, h, w), each level by level.
+    """
     rois = best_boxes_of_head(model.bbox_head, model.bbox_head(features))
     for stage, (align, head) in enumerate(zip(model.feat_refine_module, model.refine_head, strict=True)):
         if stage:
@@ -106,13 +113,19 @@ def decoded(
 
 
 def boxes_of_head(head: nn.Module, outputs: tuple[Maps, Maps], rois: Maps | None = None) -> Maps:
-    """Return the box (B, 5, h, w) of each cell of all levels, by a head with one prior per cell."""
+    """Return the box (B, 5, h, w) of each cell, level by level, by a head with one prior per cell.
+
+    The arguments are those of `decoded`.
+    """
     levels = range(len(outputs[1]))
     return [as_map(decoded(head, outputs, level, rois), outputs[1][level]) for level in levels]
 
 
 def best_boxes_of_head(head: nn.Module, outputs: tuple[Maps, Maps]) -> Maps:
-    """Return the box (B, 5, h, w) of each cell of all levels whose score of any class is the best."""
+    """Return the box (B, 5, h, w) of each cell, level by level: of its priors that with the best class score.
+
+    The arguments are those of `decoded`.
+    """
     best, count = [], head.num_anchors
     for level, scores in enumerate(outputs[0]):
         logits = rows_of(scores, count * head.cls_out_channels)
