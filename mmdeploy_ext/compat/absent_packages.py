@@ -11,10 +11,10 @@ import importlib.abc
 import importlib.machinery
 import sys
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import FrameType, ModuleType
+from typing import Any, NoReturn
 
 from mmdeploy_ext.compat.import_hook import after
 from mmdeploy_ext.core.errors import AbsentPackageError
@@ -39,28 +39,47 @@ OURS = Path(__file__).resolve().parents[1]
 """Folder of this project's package, whose imports are not those of a user."""
 
 
+class AbsentName:
+    """A name of a module that is not installed, which code may import, derive classes from and never call.
+
+    A call of it, and an object of a class that is derived from it, are an AbsentPackageError, which names the
+    line of the code and the command that installs the package.
+    """
+
+    def __init__(self, module: str, name: str) -> None:
+        self._module, self._name = module, name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        self._refuse(sys._getframe(1))
+
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type]:
+        def refuse(cls: type, *args: Any, **kwargs: Any) -> NoReturn:
+            self._refuse(sys._getframe(1))
+
+        return (type(self._name, (), {'__new__': refuse, '__module__': self._module}),)
+
+    def _refuse(self, caller: FrameType) -> NoReturn:
+        package = self._module.partition('.')[0]
+        raise AbsentPackageError(
+            f'{caller.f_code.co_filename}:{caller.f_lineno} calls {self._module}.{self._name}, and {package} '
+            f'is not installed: {sys.executable} -m pip install {ARGUMENTS[package]}',
+            name=self._module,
+        )
+
+
 class AbsentModule(ModuleType):
     """A module of a package that is not installed.
 
     Each of its names, but those that begin with two underscores and those of submodules that were imported,
-    is a function of any arguments that raises AbsentPackageError, with the command that installs the package.
+    is an `AbsentName`.
     """
 
     __path__: Sequence[str] = ()
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
+    def __getattr__(self, name: str) -> AbsentName:
         if name.startswith('__'):
             raise AttributeError(name)
-
-        def absent(*args: Any, **kwargs: Any) -> None:
-            package, caller = self.__name__.partition('.')[0], sys._getframe(1)
-            raise AbsentPackageError(
-                f'{caller.f_code.co_filename}:{caller.f_lineno} calls {self.__name__}.{name}, and {package} '
-                f'is not installed: {sys.executable} -m pip install {ARGUMENTS[package]}',
-                name=self.__name__,
-            )
-
-        return absent
+        return AbsentName(self.__name__, name)
 
 
 class _AbsentLoader(importlib.abc.Loader):

@@ -77,7 +77,11 @@ class SequenceFamily(Family):
         """Return the graphs of a contract, in the order in which a frame goes through them."""
 
     def memory_spec(self, facts: Mapping[str, Any]) -> MemorySpec:
-        """Return the description of the memory, from the `postprocess_facts` in a file."""
+        """Return the description of the memory, from the `postprocess_facts` in a file.
+
+        Families that are proven on a drive have one, which has no tensors if the model remembers none, as
+        PETR's. NotImplementedError: the other families.
+        """
         raise NotImplementedError(f'{self.name}: has no memory')
 
     @abc.abstractmethod
@@ -93,9 +97,10 @@ class SequenceFamily(Family):
     def moments(
         self, cfg: Any, rule: Any, infos: Path, root: str | Path | None = None
     ) -> Iterable[Frame | Sweep]:
-        """Yield the moments of infos as the runtime reads and prepares them by a rule; names are tokens.
+        """Yield the moments of infos as the runtime reads and prepares them by a rule.
 
-        `root` is the folder of the data set; None: files are at the paths of the infos, or beside them.
+        Names are the tokens of the infos, of KITTI the index of the picture; of infos without either they are
+        numbers or ''. `root` is the folder of the data set; None: files are at the paths of the infos, or beside them.
         """
 
     def generated_sweeps(self, rule: Any, count: int) -> Iterable[Sweep]:
@@ -113,13 +118,18 @@ class SequenceFamily(Family):
         return None
 
     def crowded_sweeps(self, rule: Any, options: Options) -> Iterable[Sweep]:
-        """Return sweeps, as points alone, that reach a rule's limits; only the tensors are compared."""
+        """Return sweeps, as points alone, some of whose voxels have more points than a rule takes.
+
+        Of pillars, and of small limits, there are more voxels, too. Only the tensors are compared.
+        """
         return ()
 
     def special_samples(self, rule: Any, sample: Frame | Sweep) -> Iterable[Frame | Sweep]:
-        """Yield samples, made of another one, each with one more change of the rig.
+        """Yield samples, made of another one, that a usual drive or sweep does not have.
 
-        Those of a model with a memory are one drive; in one of its frames the pictures have a single colour.
+        The rig may come first as it was, then with changes, such as another calibration or order of cameras.
+        Those of a model with a memory are one drive, at whose end only poses and times change, such as in a
+        turn; in one of its frames the pictures have a single colour.
         """
         return ()
 

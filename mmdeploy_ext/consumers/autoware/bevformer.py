@@ -128,9 +128,9 @@ def trained_record(record: np.ndarray, orientation: str) -> np.ndarray:
 def quaternion_of(w: float, heading: float) -> np.ndarray:
     """Return a unit quaternion w, x, y, z (4,) float64 with a given real part and a given heading.
 
-    It is a turn about z by the heading, before which the car is tilted just so far that the real part is
-    right: about x alone if that suffices, otherwise about x and then by the same angle, of either sign, about
-    y.
+    It is a turn about z by the heading, before which the car is tilted so that the real part is right: about
+    x alone if that suffices, otherwise about x and then by the same angle, of either sign, about y. Of all
+    such tilts it is not the smallest.
 
     Args:
         w: the real part, -1..1, of an orientation with this heading that is tilted by less than a right

@@ -118,7 +118,7 @@ class LidarFamily(SequenceFamily):
         return parts_of(model).voxel_layer, 'zyx', self.reference(model).width
 
     def crowded_sweeps(self, rule: VoxelRule, options: Options) -> Iterable[Sweep]:
-        """Yield a sweep with more voxels, and more points in some, than the rule takes; see `crowded`."""
+        """Yield a sweep with more points in some voxels, and often more voxels, than fit; see `crowded`."""
         return crowded(rule)
 
     def plain_sample(self, rule: VoxelRule, sample: Sweep) -> Sweep:

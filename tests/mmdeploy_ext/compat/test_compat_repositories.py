@@ -44,6 +44,19 @@ def test_a_users_module_imports_a_package_that_is_absent_and_a_call_says_so(tmp_
     assert re.search(r' flash_attn is not installed: .* -m pip install flash-attn$', last)
 
 
+def test_a_class_that_derives_from_an_absent_one_is_imported_and_no_object_is_made(tmp_path):
+    module = """
+        from detectron2.modeling import Backbone
+        class Mine(Backbone):
+            def __init__(self, depth):
+                self.depth = depth
+    """
+    outcome = run(tmp_path, module, 'import module\nprint(module.Mine.__name__)\nmodule.Mine(50)')
+    assert outcome.stdout.strip() == 'Mine', outcome.stderr
+    last = outcome.stderr.strip().splitlines()[-1]
+    assert re.search(r'AbsentPackageError: .* calls detectron2.modeling.Backbone, and ', last)
+
+
 @pytest.mark.parametrize(
     'module',
     [
