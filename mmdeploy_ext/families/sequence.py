@@ -100,7 +100,8 @@ class SequenceFamily(Family):
         """Yield the moments of infos as the runtime reads and prepares them by a rule.
 
         Names are the tokens of the infos, of KITTI the index of the picture; of infos without either they are
-        numbers or ''. `root` is the folder of the data set; None: files are at the paths of the infos, or beside them.
+        numbers or ''. `root` is the folder of the data set; None: files are at the paths of the infos, or
+        beside them.
         """
 
     def generated_sweeps(self, rule: Any, count: int) -> Iterable[Sweep]:

@@ -38,9 +38,9 @@ def check_dynamic_parts(model: torch.nn.Module, multiple: int = 1, smallest: int
     """Refuse a dynamic export of a detector whose backbone or neck keeps the sizes that it was traced at.
 
     Parts all of whose modules are of this project, of PyTorch or of installed OpenMMLab packages are not
-    tried: their exports are proven; nor are classes that Python code does not define. The others are traced at one size
-    and run at a larger one, where the results have to be those of the module itself; if they are not, the
-    linter finds the lines that depend on sizes.
+    tried: their exports are proven; nor are classes that Python code does not define. The others are traced
+    at one size and run at a larger one, where the results have to be those of the module itself; if they are
+    not, the linter finds the lines that depend on sizes.
 
     Args:
         model: a detector of pictures, in evaluation mode; its parts are those of its attributes `PARTS` that

@@ -58,7 +58,7 @@ def generated(rule: VoxelRule, count: int) -> Iterator[Sweep]:
 
 
 def crowded(rule: VoxelRule) -> Iterator[Sweep]:
-    """Yield a sweep with more points in some voxels than a model takes, and more voxels if the limit is small.
+    """Yield a sweep with more points in some voxels than a model takes, and more voxels for small limits.
 
     Some points are on the edge of the range; all others are away from the faces of voxels, where float32
     decides. Rules without a limit get about `MOST_VOXELS` voxels; others about as many, or `MOST_PILLARS`
