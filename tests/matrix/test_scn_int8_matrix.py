@@ -57,7 +57,7 @@ def test_advice(graph, sweep, ranges, tmp_path):
     print(found.advice_text())
     views.draw_fidelity(found, tmp_path / 'fidelity.png')
     print(tmp_path / 'fidelity.png')
-    cosines = [found.int8.cosine, *(cosine for _, cosine in found.kept)]
+    cosines = [found.int8.cosine, *(cosine for _, cosine in found.fp16_layers)]
     assert cosines == sorted(cosines)
     assert cosines[-1] > 0.998
 
