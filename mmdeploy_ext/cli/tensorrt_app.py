@@ -253,7 +253,9 @@ def _verify(engine_path: str, onnx_path: str | None) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0 built (and equal when asked), 1 not built, not equal or not compared, 2 usage.
+    """Run the tool; 0 done (and equal with --verify), 1 not built, not equal or not compared, 2 refused.
+
+    Refused are command lines and files, among them graphs that TensorRT cannot take; a build that fails is 1.
 
     `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
     option that the parser refuses, which is status 2.

@@ -322,8 +322,8 @@ def from_amax(
             `M.quant_add._input_quantizer` (or at M itself); a trailing `._amax` and names without
             the leading underscore are the same. A range that is not in it stays missing: see
             `Ranges.complete`.
-        source: source in words, for messages.
-        checkpoint_sha256: of the checkpoint file.
+        source: where the ranges are from, in words; it becomes `Ranges.source`.
+        checkpoint_sha256: of the checkpoint file; '' if it is unknown.
 
     Raises:
         CheckpointError: two names of one quantiser.

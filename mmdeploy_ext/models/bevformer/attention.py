@@ -60,7 +60,7 @@ class DeformableSampler(BaseModule):
 
 @registered_if_named(ATTENTION)
 class TemporalSelfAttention(DeformableSampler):
-    """Cells of the bird's-eye view look into the last view and into the present one.
+    """Cells of the bird's-eye view look into the last view and into the first queries of the present one.
 
     `num_levels` has to be 1 and `num_bev_queue` 2 (ConfigError). `im2col_step`, `dropout`, `batch_first` and
     `norm_cfg` are not used at test time.
@@ -95,7 +95,8 @@ class TemporalSelfAttention(DeformableSampler):
         Args:
             query: (1, Q, C).
             position: embedding of the cells, of the same shape.
-            views: (2, Q, C), the last view and the present one; without a last one the query twice.
+            views: (2, Q, C), the last view and the queries before the first layer of the encoder, in each of
+                its layers; without a last view `query` twice.
             places: (2, Q, 2), where each cell looks in each view, x and y in shares of its sides.
             size: rows and columns of the view.
         """
