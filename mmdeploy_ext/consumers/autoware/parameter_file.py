@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LARGEST_FILE_BYTES = 1 << 20
 """Size of the largest file that is read; the largest published manifest has 6 kB."""
 DEEPEST = 16
-"""Number of mappings inside each other that are read; the manifests have five."""
+"""Depth of nested mappings that is read; the manifests have five."""
 LONGEST_NUMBER = 64
 """Characters of the longest number; a longer word is a text, as so many digits mean nothing in 64 bits."""
 TRUE_WORDS = frozenset(['Y', 'y', 'yes', 'Yes', 'YES', 'true', 'True', 'TRUE', 'on', 'On', 'ON'])

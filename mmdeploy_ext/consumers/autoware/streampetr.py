@@ -214,7 +214,7 @@ class StreamSettings:
 
 
 def objects_of(scores: np.ndarray, boxes: np.ndarray, settings: StreamSettings) -> NodeObjects:
-    """Return the objects that the node publishes of one frame, best first; their twists are 0, as there.
+    """Return the objects that the node publishes of one frame, best first; their velocities are 0.
 
     Args:
         scores: (1, K, P) logits.
