@@ -54,11 +54,12 @@ class Graph:
     Attributes:
         name: the metadata's `form`; file stem in a folder of graphs, e.g. 'pts_head_memory'.
         module: takes the spec's inputs as positional tensors, returns a tuple in the order of its outputs;
-            None if there is a `model`, or several stages.
+            None if there is a `model`, or if `make` gives the modules.
         spec: its contract.
-        example: input name -> tensor that is traced; empty if samples are traced.
+        example: input name -> tensor that is traced; empty if samples are traced, or if there is a `model`.
         model: the finished graph of a part that no exporter of torch can trace, or None.
-        make: returns the chain of modules that the graph is made of, if it is more than one.
+        make: returns the chain of modules that the graph is made of, which then counts in place of `module`;
+            None if there is no such chain.
     """
 
     name: str
