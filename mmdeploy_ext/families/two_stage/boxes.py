@@ -54,8 +54,9 @@ def check_head(head: nn.Module) -> None:
 
 
 def thresholds(test_cfg: Mapping[str, Any]) -> NmsConfig:
-    """Return the settings of `test_cfg.rcnn`, a `SoftNmsConfig` if its suppression is `soft_nms`.
+    """Return the thresholds of results in `test_cfg`, a `SoftNmsConfig` if its suppression is `soft_nms`.
 
+    `test_cfg` is that of a head of regions: `rcnn` of the config's, or `panoptic` of Panoptic FPN.
     ConfigError: a type or setting of the suppression that the graph does not reproduce.
     """
     return nms_config(test_cfg, soft=True, key='model.test_cfg.rcnn')

@@ -26,9 +26,10 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
     Args:
         metadata: metadata of the file.
         outputs: outputs of the graph by name: `dets` (B, n, 5) x1 y1 x2 y2 score, in pixels of the original
-            if `scale_factor` was fed, else of the network input, and `labels` (B, n) int64, -1 for padding;
-            `masks` and `scores` in place of `dets` give `Instances`, see `results_from_padded`; and, of a
-            file with a limit, the numbers of candidates that it counts.
+            if `scale_factor` was fed, else of the network input, and `labels` (B, n) int64, -1 for padding.
+            `dets` may be replaced by `boxes` (B, n, 4) and `scores` (B, n), or by `masks` and `scores`, which
+            give `Instances`, see `results_from_padded`. Of a file with a limit also the numbers of candidates
+            that it counts.
         feeds: inputs of the graph by name, of which none is needed.
 
     Raises:
