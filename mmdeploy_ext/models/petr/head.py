@@ -57,7 +57,7 @@ class PositionGate(nn.Module):
         self.conv_expand = nn.Conv2d(channels, channels, 1)
 
     def forward(self, positions: Tensor, features: Tensor) -> Tensor:
-        """Multiply positions by a sigmoid that is made from features, both (N, C, h, w)."""
+        """Return the positions times a sigmoid that is made from the features; all are (N, C, h, w)."""
         return positions * self.conv_expand(self.conv_reduce(features).relu()).sigmoid()
 
 
@@ -193,7 +193,10 @@ class PETRHead(BaseModule):
         return dict(all_cls_scores=logits, all_bbox_preds=boxes)
 
     def gated(self, rays: Tensor, features: Tensor) -> Tensor:
-        """Return the codes of the rays, as they are: only PETRv2 has a gate."""
+        """Return the positions `rays` (N, C, h, w) of the tokens' rays as they are: only PETRv2 has a gate.
+
+        `features` (N, C, h, w) are the projected maps, from which that gate is computed.
+        """
         return rays
 
     def seconds(self, meta: dict) -> float:
