@@ -71,7 +71,10 @@ class CenterPointSettings:
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any]) -> CenterPointSettings:
-        """Return the settings of a manifest in which `centerpoint_rules.check` has no error."""
+        """Return the settings of a manifest in which `centerpoint_rules.check` has no error.
+
+        `parameters` are those that `read_parameters` returns for it; fields with a default keep it.
+        """
         model = parameters['model_params']
         thresholds = model['detection_score_thresholds']
         scores = np.array([thresholds['min_confidence_scores'][name] for name in model['class_names']])

@@ -210,8 +210,9 @@ class Grid(nn.Module):
     ) -> tuple[torch.Tensor]:
         """Return dets (B, n, 5) with the boxes that the points vote for, divided by `scale_factor` (B, 4).
 
-        `dets` (B, n, 5) are boxes in pixels of the network input, and scores; labels are -1 where a
-        row is padding, which is zero in the result.
+        `maps` are features of all levels, (B, channels, h, w) each. `dets` (B, n, 5) are boxes in pixels of
+        the network input, and scores; `labels` (B, n) are -1 where a row is padding, which is zero in the
+        result.
         """
         images = torch.arange(dets.shape[0], device=dets.device)[:, None].expand(-1, dets.shape[1])
         boxes = dets[..., :4].flatten(0, 1)

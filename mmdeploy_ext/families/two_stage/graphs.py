@@ -90,7 +90,7 @@ class TwoStageNetwork(nn.Module):
         """Return the maps that regions are pooled from, and the outputs of the head of proposals.
 
         `image` is (B, 3, H, W); `img_shape` (B, 2), see `TwoStageFullForm.forward`, is an input if several
-        stages refine anchors.
+        stages refine anchors, else None.
         """
         outputs = self.head_outputs(self.model.extract_feat(image), image, img_shape)
         return tuple(tap(name, tensor) for name, tensor in zip(self.names, outputs, strict=True))

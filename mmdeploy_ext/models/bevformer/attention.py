@@ -62,8 +62,9 @@ class DeformableSampler(BaseModule):
 class TemporalSelfAttention(DeformableSampler):
     """Cells of the bird's-eye view look into the last view and into the first queries of the present one.
 
-    `num_levels` has to be 1 and `num_bev_queue` 2 (ConfigError). `im2col_step`, `dropout`, `batch_first` and
-    `norm_cfg` are not used at test time.
+    `num_levels` has to be 1 and `num_bev_queue` 2 (ConfigError); `embed_dims`, `num_heads` and `num_points`
+    are those of `DeformableSampler`. `im2col_step`, `dropout`, `batch_first`, `norm_cfg` and `init_cfg` are
+    not used at test time.
     """
 
     def __init__(
@@ -120,7 +121,8 @@ class TemporalSelfAttention(DeformableSampler):
 class MSDeformableAttention3D(DeformableSampler):
     """Samples around the points of a pillar in the feature maps of the cameras; it has no output layer.
 
-    `im2col_step`, `dropout`, `batch_first` and `norm_cfg` are not used at test time.
+    `embed_dims`, `num_heads`, `num_levels` and `num_points` are those of `DeformableSampler`; the others are
+    not used at test time.
     """
 
     def __init__(
@@ -160,8 +162,9 @@ class MSDeformableAttention3D(DeformableSampler):
 class SpatialCrossAttention(BaseModule):
     """Cells of the bird's-eye view look into the cameras that see their pillars; the mean over these.
 
-    `deformable_attention` is the config of the attention that samples; None: `MSDeformableAttention3D` with
-    four levels. `pc_range`, `dropout`, `batch_first` and the options in `training` are not used at test time.
+    `embed_dims` is C, `num_cams` N. `deformable_attention` is the config of the attention that samples; None:
+    `MSDeformableAttention3D` with four levels. `pc_range`, `dropout`, `init_cfg`, `batch_first` and the
+    options in `training` are not used at test time.
     """
 
     def __init__(

@@ -44,7 +44,7 @@ TASK_SIZES = (2, 1, 3, 2, 2)
 
 
 def two_convolutions(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Return two 1x1 convolutions with a ReLU between them."""
+    """Return two 1x1 convolutions, `inputs` to `hidden` to `outputs` channels, with a ReLU between them."""
     return nn.Sequential(nn.Conv2d(inputs, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, outputs, 1))
 
 
@@ -93,14 +93,14 @@ class PETRHead(BaseModule):
     Args:
         num_classes, in_channels, num_query: K, C of the maps, R.
         embed_dims: C.
-        transformer, positional_encoding, bbox_coder: configs.
+        transformer, positional_encoding, bbox_coder: configs, none of which may be missing.
         depth_num, depth_start: D, and the first of the depths in m.
         LID: whether the steps of the depths grow.
         position_range: x, y, z low, then high, m, of the points along the rays; the last depth is near the
             fourth number.
         with_multiview: has to be True (ConfigError): cameras are counted, too.
         num_reg_fcs: hidden layers of the branches of classes and, in PETR, of boxes.
-        code_weights: of a loss; a parameter of checkpoints.
+        code_weights: of a loss; a parameter of checkpoints; None: ones.
         training: options that training alone reads, and those that upstream does not read; `normedlinear` and
             `with_position` only with False and True (ConfigError).
     """

@@ -103,6 +103,8 @@ class PadMultiViewImage:
 class PETRFormatBundle3D(DefaultFormatBundle3D):
     """mmdet3d's bundle, plus `collect_keys` as tensors: float32, `FLOAT64_KEYS` among them float64.
 
+    The other arguments are those of mmdet3d's `DefaultFormatBundle3D`.
+
     Source: exiawsh/StreamPETR 95f6470, datasets/pipelines/formating.py.
     """
 
