@@ -1,30 +1,70 @@
-"""Functions that a user's code has put in the place of those of an installed library. Needs no torch."""
+"""What a user's code has put in the place of functions and classes of an installed library. Needs no torch.
+
+The syntax tree of a library's module says where each of its names comes from: a definition in its file, an
+import, a number. So whatever else stands at a name is found, be it a function, a partial, an object that can
+be called, a class, or another function of the library.
+"""
 
 from __future__ import annotations
 
+import ast
+import builtins
+import dataclasses
+import dis
+import functools
+import importlib.util
 import sys
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.model_classes import is_users
-from mmdeploy_ext.core.source_code import functions_behind, is_installed, module_of
+import mmdeploy_ext
+from mmdeploy_ext.core.model_classes import LIBRARIES, is_users
+from mmdeploy_ext.core.source_code import (
+    SourceLines,
+    file_of_class,
+    functions_behind,
+    is_installed,
+    module_of,
+    source_of_class,
+    source_of_function,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 PACKAGE_FOLDERS = ('site-packages', 'dist-packages')
 """Names of the folders of installed packages; a plugin is in a folder of the user."""
+CALLED_OF_CLASSES = ('__init__', '__call__', 'forward')
+"""Methods that run without their name where a class, an object or a function of autograd is called."""
+PLAIN = (bool, int, float, str, tuple, type(None))
+"""Types of constants of a module that are compared."""
 
 
-def foreign_functions(functions: Iterable[Any]) -> dict[str, Callable[..., Any]]:
-    """Return dotted name -> function of the user's code in a module of an installed library of OpenMMLab.
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a name of a module comes from, by its code.
 
-    The modules are those that define `functions`, and those of the library's functions that these call by
-    their names or as attributes of a module, and so on. Of modules that are not installed, such as those of
-    a copy of the library in the user's repository, nothing is returned.
+    Attributes:
+        module: name of the module that it is imported from, which may begin with dots; '' if it is defined or
+            assigned in the file.
+        name: its name there.
+        value: the expression that is assigned, None if none is.
     """
-    foreign: dict[str, Callable[..., Any]] = {}
+
+    module: str
+    name: str
+    value: ast.expr | None = None
+
+
+def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
+    """Return dotted name -> what is not the library's own in a module of an installed library of OpenMMLab.
+
+    The modules are those that define `functions`, and those of the library's functions and classes that these
+    call by their names or as attributes of a module, and so on. Of modules that are not installed, such as
+    those of a copy of the library in the user's repository, nothing is returned.
+    """
+    foreign: dict[str, Any] = {}
     seen: set[int] = set()
     waiting = [behind for function in functions for behind in _python_functions(function)]
     while waiting:
@@ -34,24 +74,212 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Callable[..., Any]]
             continue
         seen.add(id(function))
         names = set(_names_in(function.__code__))
-        values = (vars(module).get(name) for name in names)
-        modules = [value for value in values if isinstance(value, ModuleType) and _is_of_library(value)]
+        modules = [vars(module)[name] for name in names & vars(module).keys()]
+        modules = [value for value in modules if isinstance(value, ModuleType)]
         # of its own module all names count: mmcv calls `nms` by a text
-        bound = [(module, vars(module)), *((other, names & vars(other).keys()) for other in modules)]
+        bound = [(module, vars(module).keys()), *((other, names & vars(other).keys()) for other in modules)]
         for place, listed in bound:
             for name in list(listed):
-                called = _python_functions(vars(place)[name])
-                if any(map(is_foreign, called)):
-                    foreign[f'{place.__name__}.{name}'] = next(filter(is_foreign, called))
-                elif name in names:
-                    waiting += called
+                value, is_named = vars(place)[name], name in names
+                if not (callable(value) or (is_named and isinstance(value, PLAIN))):
+                    continue
+                if not _belongs(place, name, value):
+                    foreign[f'{place.__name__}.{name}'] = value
+                elif is_named and isinstance(value, type):
+                    waiting += _methods_of_class(value, names, foreign)
+                elif is_named:
+                    waiting += _python_functions(value)
+    return foreign
+
+
+def foreign_globals(function: Any, original: Any) -> dict[str, Any]:
+    """Return dotted name -> what a user's copy of a library's function has there, and the library has not.
+
+    A copy whose text is the library's computes the same only if its names stand for the same. The copies that
+    it calls are compared with what the library's function calls, in the same way.
+
+    Args:
+        function: function of the user's code, with the text of `original`.
+        original: function of a library.
+    """
+    foreign: dict[str, Any] = {}
+    seen: set[int] = set()
+    waiting: list[tuple[Any, Any]] = [(function, original)]
+    while waiting:
+        copy, library = (_python_functions(one)[-1] for one in waiting.pop())
+        if id(copy) in seen or copy is library:
+            continue
+        seen.add(id(copy))
+        for name in _globals_in(copy.__code__):
+            value = copy.__globals__.get(name, getattr(builtins, name, None))
+            expected = library.__globals__.get(name, getattr(builtins, name, None))
+            pairs = _pairs_of_copies(value, expected)
+            if pairs is None:
+                foreign[f'{module_of(copy)}.{name}'] = value
+            else:
+                waiting += pairs
     return foreign
 
 
 def is_foreign(function: Callable[..., Any]) -> bool:
     """Return whether a Python function is the user's (`is_users`), and in no folder of installed packages."""
-    path = Path(function.__code__.co_filename).resolve()
-    return is_users(function) and not any(folder in path.parts for folder in PACKAGE_FOLDERS)
+    return is_users(function) and not _is_in_package(Path(function.__code__.co_filename))
+
+
+def source_of(value: Any) -> SourceLines:
+    """Return the lines of what stands in the place of a library's, or its value if it is a constant."""
+    if isinstance(value, functools.partial):
+        return source_of(value.func)
+    functions = _python_functions(value)
+    if functions:
+        return source_of_function(next(filter(is_foreign, functions), functions[0]))
+    if isinstance(value, PLAIN):
+        return SourceLines(f'{value!r}', 0, 0, '')
+    return source_of_class(value if isinstance(value, type) else type(value))
+
+
+def _belongs(place: ModuleType, name: str, value: Any) -> bool:
+    """Return whether a value is what the code of a module has at a name, or `mmdeploy_ext` put it there."""
+    if _is_ours(value):
+        return True
+    origins = _origins_of(place, name) if _is_of_library(place) else []
+    judged = [known for origin in origins if (known := _is_from(place, origin, value)) is not None]
+    return any(judged) if judged else not _is_users(value)
+
+
+def _is_from(place: ModuleType, origin: Origin, value: Any) -> bool | None:
+    """Return whether a value is what an origin of a module's name says; None if that cannot be told."""
+    if origin.module:
+        module = sys.modules.get(importlib.util.resolve_name(origin.module, _package_of(place)))
+        is_there = module is not None and hasattr(module, origin.name)
+        return _belongs(module, origin.name, value) if is_there else None
+    if origin.value is not None:
+        try:
+            return ast.literal_eval(origin.value) == value if isinstance(value, PLAIN) else None
+        except ValueError:
+            return None
+    if isinstance(value, type):
+        return (value.__module__, value.__qualname__) == (place.__name__, origin.name)
+    functions = _python_functions(value)
+    if not functions:
+        return None
+    is_there = Path(functions[-1].__code__.co_filename).resolve() == Path(str(place.__file__)).resolve()
+    return is_there and functions[-1].__name__ == origin.name and not any(map(is_users, functions))
+
+
+def _origins_of(place: ModuleType, name: str) -> list[Origin]:
+    """Return where the code of a module says that a name comes from; there may be several, or none."""
+    path = Path(str(place.__file__))
+    origins = _origins(str(path), path.stat().st_mtime_ns)
+    return origins.get(name) or [dataclasses.replace(star, name=name) for star in origins.get('*', ())]
+
+
+@functools.lru_cache(maxsize=1024)
+def _origins(path: str, _modified_ns: int) -> dict[str, list[Origin]]:
+    """Return name -> origins of the names of a file outside of its functions; '*' has imports of all."""
+    origins: dict[str, list[Origin]] = {}
+    waiting: list[ast.AST] = [ast.parse(Path(path).read_bytes())]
+    while waiting:
+        for node in ast.iter_child_nodes(waiting.pop()):
+            if isinstance(node, ast.stmt | ast.ExceptHandler):
+                bound = list(_bound_by(node))
+                for name, origin in bound:
+                    origins.setdefault(name, []).append(origin)
+                if not bound:  # `if` and `try` have statements of their own
+                    waiting.append(node)
+    return origins
+
+
+def _bound_by(node: ast.AST) -> Iterator[tuple[str, Origin]]:
+    """Yield the names that a definition, an assignment or an import from a module binds, and origins."""
+    if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        yield node.name, Origin('', node.name)
+    elif isinstance(node, ast.ImportFrom):
+        module = '.' * node.level + (node.module or '')
+        for alias in node.names:
+            yield alias.asname or alias.name, Origin(module, alias.name)
+    elif isinstance(node, ast.Assign):
+        for target in node.targets:
+            if isinstance(target, ast.Name):
+                yield target.id, Origin('', target.id, node.value)
+
+
+def _methods_of_class(kind: type, names: Iterable[str], foreign: dict[str, Any]) -> list[Any]:
+    """Return the methods of a library's class that have one of the names, or are called without one.
+
+    Those that are not the library's are put into `foreign`.
+    """
+    methods = []
+    for name in {*names, *CALLED_OF_CLASSES}:
+        owner = next((base for base in kind.__mro__ if name in vars(base)), object)
+        value = vars(owner).get(name)
+        method = getattr(value, '__func__', value)
+        module = sys.modules.get(owner.__module__)
+        if not callable(method) or module is None or not _is_of_library(module):
+            continue
+        functions = _python_functions(method)
+        is_foreign_method = any(map(is_users, functions)) if functions else _is_users(method)
+        if is_foreign_method and not _is_ours(method):
+            foreign[f'{owner.__module__}.{owner.__qualname__}.{name}'] = method
+        methods += functions
+    return methods
+
+
+def _pairs_of_copies(value: Any, expected: Any) -> list[tuple[Any, Any]] | None:
+    """Return the functions of a copy of a library's value beside the library's; None if it is another value.
+
+    Of values that are neither constants nor can be called nothing is said: the list is empty.
+    """
+    if value is expected or (isinstance(value, PLAIN) and value == expected):
+        return []
+    if isinstance(value, ModuleType) and isinstance(expected, ModuleType):
+        return None
+    if not callable(value):
+        return None if isinstance(value, PLAIN) else []
+    if isinstance(value, type) and isinstance(expected, type):
+        pairs = [(method, vars(expected).get(name)) for name, method in vars(value).items()]
+        pairs = [(method, other) for method, other in pairs if isinstance(method, FunctionType)]
+        same = source_of_class(value).sha256 == source_of_class(expected).sha256
+        return pairs if same and all(_python_functions(other) for _, other in pairs) else None
+    functions, originals = (list(functions_behind(one)) for one in (value, expected))
+    if not functions or not originals or any(map(is_users, functions[:-1])):
+        return None
+    digests = [source_of_function(behind[-1]).sha256 for behind in (functions, originals)]
+    return [(value, expected)] if digests[0] and digests[0] == digests[1] else None
+
+
+def _is_users(value: Any) -> bool:
+    """Return whether a function, a class, a partial, or the class of an object is the user's."""
+    if isinstance(value, functools.partial):
+        return any(map(_is_users, (value.func, *value.args, *value.keywords.values())))
+    functions = _python_functions(value)
+    if functions:
+        return any(map(is_foreign, functions))
+    kind = value if isinstance(value, type) else type(value)
+    package = kind.__module__.partition('.')[0]
+    if package in (mmdeploy_ext.__name__, *LIBRARIES, *sys.stdlib_module_names):
+        return False
+    path = file_of_class(kind)
+    return path is not None and not _is_in_package(path) and not is_installed(package, path)
+
+
+def _is_ours(value: Any) -> bool:
+    """Return whether a function, a class, or the class of an object is one of `mmdeploy_ext`."""
+    if isinstance(value, functools.partial):
+        return _is_ours(value.func)
+    functions = _python_functions(value)
+    kind = value if isinstance(value, type) else type(value)
+    name = module_of(functions[0]) if functions else kind.__module__
+    return name.partition('.')[0] == mmdeploy_ext.__name__
+
+
+def _is_in_package(path: Path) -> bool:
+    return any(folder in path.resolve().parts for folder in PACKAGE_FOLDERS)
+
+
+def _package_of(module: ModuleType) -> str:
+    is_package = Path(str(module.__file__)).stem == '__init__'
+    return module.__name__ if is_package else module.__name__.rpartition('.')[0]
 
 
 def _python_functions(value: Any) -> list[FunctionType]:
@@ -67,8 +295,20 @@ def _is_of_library(module: ModuleType) -> bool:
 
 
 def _names_in(code: CodeType) -> Iterator[str]:
-    """Yield the names of globals and attributes in the code of a function and of the functions in it."""
+    """Yield the names of globals and attributes in the code of a function and of the functions in it.
+
+    Its texts are among them, since mmcv's `batched_nms` calls the function of the name in its text `nms`.
+    """
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _names_in(constant)
+        elif isinstance(constant, str):
+            yield constant
+
+
+def _globals_in(code: CodeType) -> set[str]:
+    """Return the names of globals and built-ins in the code of a function and of the functions in it."""
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    names = {line.argval for line in dis.get_instructions(code) if line.opname == 'LOAD_GLOBAL'}
+    return names.union(*map(_globals_in, inner))

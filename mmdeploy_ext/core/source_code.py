@@ -39,6 +39,8 @@ DECORATORS = (
 )
 """Modules whose decorators leave what a function computes as it is: choice of precision, older names of
 arguments, arrays as tensors, no gradients, and activations that are computed again for the gradients."""
+CACHES = (type(functools.lru_cache(print)), classmethod, staticmethod)
+"""Types of objects that call the function they wrap as it is."""
 LEFT_OUT = ('kind', 'type_comment', 'type_params', 'type_ignores')
 """Fields of syntax trees that change nothing, or that only newer versions of Python have."""
 
@@ -233,7 +235,8 @@ def functions_behind(function: Any) -> Iterator[Callable[..., Any]]:
     """Yield a method's Python function and those that its decorators wrap, the outermost first.
 
     `function` may be bound, compiled by numba, decorated by `DECORATORS`, or the partial that such a
-    decorator makes; nothing is yielded of a built-in one and of other partials, which change arguments.
+    decorator makes; nothing is yielded of a built-in one, of other partials, which change arguments, and of
+    objects that call a function in a way of their own and have its name and text by `update_wrapper`.
     """
     function = getattr(function, '__func__', function)
     function = getattr(function, 'py_func', function)  # what numba has compiled
@@ -246,7 +249,8 @@ def functions_behind(function: Any) -> Iterator[Callable[..., Any]]:
     while function is not None:
         if hasattr(function, '__code__'):
             yield function
-        wrapped = getattr(function, '__wrapped__', None)
+        is_known = hasattr(function, '__code__') or isinstance(function, CACHES)
+        wrapped = getattr(function, '__wrapped__', None) if is_known else None
         if wrapped is None and hasattr(function, '__code__') and module_of(function) in DECORATORS:
             # mmcv's `jit` has no `__wrapped__`: its function is in the closure
             cells = [cell.cell_contents for cell in function.__closure__ or ()]

@@ -17,7 +17,13 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-from mmdeploy_ext.core.foreign_functions import foreign_functions, is_foreign
+from mmdeploy_ext.core.foreign_functions import (
+    foreign_functions,
+    foreign_globals,
+    is_foreign,
+    source_of,
+)
+from mmdeploy_ext.core.model_classes import is_users
 from mmdeploy_ext.core.source_code import (
     DECORATORS,
     SourceLines,
@@ -179,6 +185,8 @@ def differing_methods(replaced: Iterable[Replaced], table: Table) -> list[Differ
                 owner = entry.part if isinstance(entry.part, ModuleType) else type(entry.part)
                 name = f'{owner.__name__}.{method}'
                 differing[name] = _described(name, source, entry.upstream)
+            elif not isinstance(entry.part, ModuleType):
+                differing |= {called.name: called for called in called_of_copies(entry.part, method)}
     live = (getattr(entry.part, method, None) for entry in entries for method in entry.methods)
     for method in called_of_others(function for function in live if function is not None):
         differing.setdefault(method.name, method)
@@ -216,8 +224,27 @@ def called_of_others(functions: Iterable[Any]) -> list[DifferingMethod]:
     They count as methods that differ: neither the code of `functions` nor that of a graph shows them.
     """
     return [
-        _described(name, source_of_function(function), name.rpartition('.')[0])
-        for name, function in foreign_functions(functions).items()
+        _described(name, source_of(value), name.rpartition('.')[0])
+        for name, value in foreign_functions(functions).items()
+    ]
+
+
+def called_of_copies(part: Any, method: str) -> list[DifferingMethod]:
+    """Return what a user's copy of a library's method has at the names of the library's functions.
+
+    Args:
+        part: live part of the user's model, whose class is derived from one of a library or of this package.
+        method: name of a method that has the text of the library's.
+    """
+    copy = [*functions_behind(getattr(part, method))][-1]
+    versions = [vars(base)[method] for base in type(part).__mro__ if method in vars(base)]
+    originals = [function for version in versions for function in [*functions_behind(version)][-1:]]
+    originals = [function for function in originals if not is_users(function)]
+    if not is_users(copy) or not originals:
+        return []
+    return [
+        _described(name, source_of(value), module_of(originals[0]))
+        for name, value in foreign_globals(copy, originals[0]).items()
     ]
 
 

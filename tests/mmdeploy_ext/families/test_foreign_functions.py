@@ -3,11 +3,12 @@
 import functools
 import importlib
 import sys
+import types
 
 import pytest
 from mmdet.datasets.builder import PIPELINES
 from mmdet.datasets.pipelines import Resize
-from mmdet.models.dense_heads import base_dense_head
+from mmdet.models.dense_heads import ATSSHead, base_dense_head, yolo_head
 
 from mmdeploy_ext.core.foreign_functions import foreign_functions
 from mmdeploy_ext.exporting import deployment
@@ -15,6 +16,7 @@ from toy_atss import CHECKPOINT, CONFIG
 
 nms = importlib.import_module('mmcv.ops.nms')
 mmcv = sys.modules['mmcv']
+BaseDenseHead = base_dense_head.BaseDenseHead
 
 
 def around(function):
@@ -49,6 +51,59 @@ def test_a_function_of_a_plugin_in_the_place_of_a_librarys_is_named(monkeypatch,
     assert f'{named}.{name}' in differing()
 
 
+class Around:
+    """An object that is called as a function of a library, and has its name and text."""
+
+    def __init__(self, function):
+        functools.update_wrapper(self, function)
+        self.function = function
+
+    def __call__(self, *args, **settings):
+        return self.function(*args, **settings)
+
+
+@pytest.mark.parametrize(
+    ('owner', 'name', 'value', 'named'),
+    [
+        (
+            base_dense_head,
+            'batched_nms',
+            functools.partial(around(nms.batched_nms)),
+            base_dense_head.__name__,
+        ),
+        (base_dense_head, 'batched_nms', nms.nms_match, base_dense_head.__name__),
+        (nms, 'batched_nms', Around(nms.batched_nms), 'mmcv.ops.nms'),
+        (nms, 'NMSop', type('NMSop', (nms.NMSop,), {}), 'mmcv.ops.nms'),
+        (nms.NMSop, 'forward', staticmethod(around(nms.NMSop.forward)), 'mmcv.ops.nms.NMSop'),
+        (BaseDenseHead, 'get_bboxes', Around(BaseDenseHead.get_bboxes), 'ATSSHead'),
+        (yolo_head, 'batched_nms', nms.batched_nms, ''),
+    ],
+    ids=['partial', 'another', 'object', 'class', 'method', 'wrapper', 'its own'],
+)
+def test_what_is_no_function_and_another_of_the_library_in_its_place_are_named(
+    monkeypatch, owner, name, value, named
+):
+    monkeypatch.setattr(owner, name, value, raising=False)
+    assert differing() == ({f'{named}.{name}'} if named else set())
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'), [('batched_nms', around(nms.batched_nms)), ('torch', types.ModuleType('torch'))]
+)
+def test_a_copy_of_a_method_that_means_something_else_by_the_same_name_is_named(monkeypatch, name, value):
+    method = BaseDenseHead._bbox_post_process
+
+    def head_of(names):
+        names = {**method.__globals__, '__name__': 'users_head', **names}
+        copy = types.FunctionType(method.__code__, names, method.__name__, method.__defaults__)
+        return type('UsersHead', (ATSSHead,), dict(_bbox_post_process=copy))
+
+    loaded = deployment.load(CONFIG, CHECKPOINT)
+    for names, expected in (({}, []), ({name: value}, [f'users_head.{name}'])):
+        monkeypatch.setattr(loaded.model.bbox_head, '__class__', head_of(names))
+        assert [entry.name for entry in loaded.differing_methods(any_size=False)] == expected
+
+
 def test_a_step_of_a_plugin_under_the_name_of_a_librarys_is_named(monkeypatch):
     monkeypatch.setitem(PIPELINES.module_dict, 'Resize', OtherResize)
     assert differing() == {'Resize'}
@@ -56,4 +111,4 @@ def test_a_step_of_a_plugin_under_the_name_of_a_librarys_is_named(monkeypatch):
 
 def test_functions_of_packages_and_of_this_project_are_not_foreign():
     assert differing() == set()
-    assert foreign_functions([around, len, Resize.__call__, base_dense_head.BaseDenseHead.get_bboxes]) == {}
+    assert foreign_functions([around, len, Resize.__call__, BaseDenseHead.get_bboxes]) == {}
