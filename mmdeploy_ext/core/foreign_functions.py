@@ -31,7 +31,7 @@ from mmdeploy_ext.core.source_code import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 PACKAGE_FOLDERS = ('site-packages', 'dist-packages')
 """Names of the folders of installed packages; a plugin is in a folder of the user."""
@@ -65,6 +65,7 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
     those of a copy of the library in the user's repository, nothing is returned.
     """
     foreign: dict[str, Any] = {}
+    judged: set[str] = set()
     seen: set[int] = set()
     waiting = [behind for function in functions for behind in _python_functions(function)]
     while waiting:
@@ -74,21 +75,20 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
             continue
         seen.add(id(function))
         names = set(_names_in(function.__code__))
-        modules = [vars(module)[name] for name in names & vars(module).keys()]
-        modules = [value for value in modules if isinstance(value, ModuleType)]
-        # of its own module all names count: mmcv calls `nms` by a text
-        bound = [(module, vars(module).keys()), *((other, names & vars(other).keys()) for other in modules)]
-        for place, listed in bound:
-            for name in list(listed):
-                value, is_named = vars(place)[name], name in names
-                if not (callable(value) or (is_named and isinstance(value, PLAIN))):
-                    continue
+        if kind := _class_of_super(function):
+            waiting += _methods_of(kind.__mro__[1:], names, foreign)
+        for place, name, value in _bound_values(module, names):
+            key = f'{place.__name__}.{name}'
+            if key not in judged:
+                judged.add(key)
                 if not _belongs(place, name, value):
-                    foreign[f'{place.__name__}.{name}'] = value
-                elif is_named and isinstance(value, type):
-                    waiting += _methods_of_class(value, names, foreign)
-                elif is_named:
-                    waiting += _python_functions(value)
+                    foreign[key] = value
+            if key in foreign or name not in names:
+                continue
+            if isinstance(value, type):
+                waiting += _methods_of(value.__mro__, {*names, *CALLED_OF_CLASSES}, foreign)
+            else:
+                waiting += _python_functions(value)
     return foreign
 
 
@@ -136,6 +136,21 @@ def source_of(value: Any) -> SourceLines:
     if isinstance(value, PLAIN):
         return SourceLines(f'{value!r}', 0, 0, '')
     return source_of_class(value if isinstance(value, type) else type(value))
+
+
+def _bound_values(module: ModuleType, names: set[str]) -> Iterator[tuple[ModuleType, str, Any]]:
+    """Yield module, name and value of what a function of a module may mean by the names in its code.
+
+    Of its own module everything that can be called counts: mmcv calls `nms` by a text. Of modules that it
+    names, and of constants, those are yielded that it names.
+    """
+    named = [vars(module)[name] for name in names & vars(module).keys()]
+    modules = [value for value in named if isinstance(value, ModuleType)]
+    for place, listed in [(module, vars(module).keys()), *((other, names) for other in modules)]:
+        for name in listed & vars(place).keys():
+            value = vars(place)[name]
+            if callable(value) or (name in names and isinstance(value, PLAIN)):
+                yield place, name, value
 
 
 def _belongs(place: ModuleType, name: str, value: Any) -> bool:
@@ -204,14 +219,20 @@ def _bound_by(node: ast.AST) -> Iterator[tuple[str, Origin]]:
                 yield target.id, Origin('', target.id, node.value)
 
 
-def _methods_of_class(kind: type, names: Iterable[str], foreign: dict[str, Any]) -> list[Any]:
-    """Return the methods of a library's class that have one of the names, or are called without one.
+def _class_of_super(function: FunctionType) -> type | None:
+    """Return the class whose method calls `super()`; None if the function does not."""
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    return cells['__class__'].cell_contents if '__class__' in cells else None
+
+
+def _methods_of(order: Sequence[type], names: Iterable[str], foreign: dict[str, Any]) -> list[Any]:
+    """Return the methods of these names that classes of a library have; the first class that has one counts.
 
     Those that are not the library's are put into `foreign`.
     """
     methods = []
-    for name in {*names, *CALLED_OF_CLASSES}:
-        owner = next((base for base in kind.__mro__ if name in vars(base)), object)
+    for name in names:
+        owner = next((base for base in order if name in vars(base)), object)
         value = vars(owner).get(name)
         method = getattr(value, '__func__', value)
         module = sys.modules.get(owner.__module__)
@@ -289,8 +310,10 @@ def _python_functions(value: Any) -> list[FunctionType]:
 
 
 def _is_of_library(module: ModuleType) -> bool:
-    """Return whether a module is a file of an installed library of OpenMMLab."""
+    """Return whether a module is of an installed library of OpenMMLab, or of the models of `mmdeploy_ext`."""
     file = getattr(module, '__file__', None)
+    if module.__name__.startswith(f'{mmdeploy_ext.__name__}.models.'):
+        return True
     return bool(file) and is_installed(module.__name__.partition('.')[0], Path(str(file)))
 
 

@@ -5,16 +5,22 @@ the weight's own type at the end. torch's float32 `sqrt` is MKL's: its last bit 
 of CPU, and with it the bytes of every folded weight.
 """
 
+import ast
 import copy
 import dataclasses
+import inspect
 import itertools
+import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.weight_norm import WeightNorm
+
+from mmdeploy_ext.core.model_classes import is_users
 
 PROBE = 8
 """A convolution is tested on an image in which its dilated kernel has this many places along each side."""
@@ -61,11 +67,18 @@ def fuse(model: nn.Module) -> nn.Module:
     As mmcv's `fuse_conv_bn` does, a batch normalisation is folded into the `nn.Conv2d` before it among the
     children of one module, if the convolution is linear in its weight: one that standardises its weight
     (DetectoRS) would take the factors out again. In an `nn.Sequential` nothing but an `nn.Identity` may stand
-    between the two. The normalisation becomes an `nn.Identity`; one without running statistics stays, and so
-    does one that mmcv's ConvModule runs before its convolution. `Summed` modules fold themselves. A
-    convolution that several modules share, each with a normalisation of its own (RetinaSepBNHead), becomes
-    one of each.
+    between the two; in a module of the user the code has to call one with what the other returned, and
+    neither again. A normalisation with a `forward` or hooks of its own, and a convolution with hooks, such as
+    those of `weight_norm`, stay as they are. A folded normalisation becomes an `nn.Identity`; one without
+    running statistics stays, and so does one that mmcv's ConvModule runs before its convolution. `Summed`
+    modules fold themselves. A convolution that several modules share, each with a normalisation of its own
+    (RetinaSepBNHead), becomes one of each.
     """
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm):  # its weight is a result of others, which PyTorch does not copy
+                with torch.no_grad():
+                    hook(module, None)
     fused = copy.deepcopy(model)
     fused.eval()  # by itself, since the `train` of some detectors returns None
     for module in list(fused.modules()):
@@ -112,8 +125,8 @@ def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
             order = getattr(module, 'order', None)
             adjacent = not isinstance(order, tuple) or ('conv', 'norm') in itertools.pairwise(order)
             # without running statistics it takes those of its input
-            is_fixed = child.running_mean is not None
-            if conv is not None and adjacent and is_fixed and _is_linear(getattr(module, conv)):
+            is_fixed = child.running_mean is not None and _is_plain(child)
+            if conv is not None and adjacent and is_fixed and _are_called_in_turn(module, conv, name):
                 yield module, conv, name
             conv = None
         elif isinstance(child, nn.Conv2d):
@@ -125,19 +138,99 @@ def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
                 conv = None
 
 
+def _is_plain(norm: nn.Module) -> bool:
+    """Return whether a batch normalisation computes what PyTorch's does, and nothing else is done with it."""
+    plain = BatchNorm.forward, nn.SyncBatchNorm.forward
+    return type(norm).forward in plain and 'forward' not in vars(norm) and not _has_hooks(norm)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _are_called_in_turn(parent: nn.Module, conv: str, norm: str) -> bool:
+    """Return whether a linear convolution's output goes to the normalisation, and nowhere else.
+
+    Modules of the libraries, and of this package, call their children in turn. Of others the source of the
+    methods is read.
+    """
+    if not _is_linear(getattr(parent, conv)):
+        return False
+    methods = [value for kind in type(parent).__mro__ for value in vars(kind).values()]
+    users = [method for method in methods if inspect.isfunction(method) and is_users(method)]
+    if not users and 'forward' not in vars(parent):
+        return not isinstance(parent, nn.ModuleList | nn.ModuleDict)
+    try:
+        trees = [ast.parse(textwrap.dedent(inspect.getsource(method))) for method in users]
+    except (OSError, SyntaxError):
+        return False
+    names = [_names_of(parent, getattr(parent, child)) for child in (conv, norm)]
+    calls = [node.func for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    counts = [sum(_is_child(node, one) for node in calls) for one in names]
+    if counts == [0, 0]:  # what the class is derived from calls them
+        forward = type(parent).forward
+        return not is_users(forward) or 'super().forward(' in inspect.getsource(forward)
+    return counts == [1, 1] and any(_are_nested(tree, *names) for tree in trees)
+
+
+def _names_of(parent: nn.Module, child: nn.Module) -> set[str]:
+    """Return the names by which the code of a module has a child: its own, and those of properties."""
+    names = {name for name, value in parent.named_children() if value is child}
+    for kind in type(parent).__mro__:
+        properties = (name for name, value in vars(kind).items() if isinstance(value, property))
+        names.update(name for name in properties if getattr(parent, name, None) is child)
+    return names
+
+
+def _is_child(node: ast.AST, names: Iterable[str]) -> bool:
+    """Return whether an expression is `self.NAME` with one of the names."""
+    return (
+        isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == 'self'
+        and node.attr in names
+    )
+
+
+def _are_nested(tree: ast.AST, conv: Iterable[str], norm: Iterable[str]) -> bool:
+    """Return whether code calls the normalisation with the convolution's output.
+
+    It is `norm(conv(x))`, or `x = conv(x)` and in the next statement `x = ... norm(x) ...`, or a `return`.
+    """
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and len(node.args) == 1]
+    inner = [call.args[0] for call in calls if _is_child(call.func, norm)]
+    if any(isinstance(node, ast.Call) and _is_child(node.func, conv) for node in inner):
+        return True
+    for body in (getattr(node, 'body', ()) for node in ast.walk(tree)):
+        for first, second in itertools.pairwise(body if isinstance(body, list) else ()):
+            if not (isinstance(first, ast.Assign) and isinstance(first.value, ast.Call)):
+                continue
+            if not _is_child(first.value.func, conv) or not isinstance(first.targets[0], ast.Name):
+                continue
+            name = first.targets[0].id
+            reads = [node for node in ast.walk(second) if isinstance(node, ast.Name) and node.id == name]
+            targets = second.targets if isinstance(second, ast.Assign) else []
+            is_kept = isinstance(second, ast.Return) or [*map(ast.unparse, targets)] == [name]
+            if is_kept and len(reads) == 1 + len(targets) and any(node in inner for node in reads):
+                return True
+    return False
+
+
 def _is_linear(conv: nn.Conv2d) -> bool:
-    """Return whether twice the weight and bias give twice the output; a subclass is run to see it."""
-    if type(conv) is nn.Conv2d:
+    """Return whether the output is linear in weight and bias; a subclass is run with -2 times of both."""
+    if _has_hooks(conv):
+        return False
+    if type(conv) is nn.Conv2d and 'forward' not in vars(conv):
         return True
     twice = copy.deepcopy(conv).eval()
     sides = [rate * (size - 1) + PROBE for rate, size in zip(conv.dilation, conv.kernel_size, strict=True)]
     drawn = torch.rand(1, conv.in_channels, *sides, generator=torch.Generator().manual_seed(0))
     image = drawn.to(conv.weight)
     with torch.no_grad():
-        expected = 2 * twice(image)
+        expected = -2 * twice(image)  # a ReLU inside keeps a positive factor
         for parameter in (twice.weight, twice.bias):
             if parameter is not None:
-                parameter.mul_(2)
+                parameter.mul_(-2)
         return bool((twice(image) - expected).abs().max() <= 1e-4 * expected.abs().max())
 
 

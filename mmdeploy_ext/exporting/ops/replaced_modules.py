@@ -86,10 +86,11 @@ def keep_position_bias(module: nn.Module) -> None:
     """Add the buffer `relative_position_bias` to `module`, if it is a window attention (Swin).
 
     It holds (M, T, T), M heads and T tokens of a window: the rows that the module looks up in
-    `relative_position_bias_table`. Modules without such a table stay as they are. The exporter folds the
-    lookup, and the structure check compares the constant with this buffer.
+    `relative_position_bias_table`. Modules without such a table, or without its indices, stay as they are.
+    The exporter folds the lookup, and the structure check compares the constant with this buffer.
     """
-    if hasattr(module, 'relative_position_bias_table'):
+    index = getattr(module, 'relative_position_index', None)
+    if hasattr(module, 'relative_position_bias_table') and isinstance(index, torch.Tensor):
         rows = module.relative_position_bias_table[module.relative_position_index.flatten()]
         bias = rows.reshape(*module.relative_position_index.shape, -1).permute(2, 0, 1).contiguous()
         module.register_buffer('relative_position_bias', bias.detach())

@@ -138,7 +138,10 @@ class DenseFamily(ImageFamily):
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
         """Yield the methods of a live detector, of its head and coders, that the graphs compute."""
-        return followed.replaced_in(model, ['bbox_head'], FOLLOWED)
+        yield from followed.replaced_in(model, ['bbox_head'], FOLLOWED)
+        integral = getattr(model.bbox_head, 'integral', None)
+        if integral is not None:  # of GFL, whatever class a user gives it
+            yield Replaced(integral, 'Integral', ('forward',))
 
     def takes(self, model: nn.Module, options: Options, height: int, width: int) -> bool:
         """Return whether a dynamic graph takes prepared images of this size, in pixels.

@@ -20,7 +20,8 @@ from mmdeploy_ext.families.parts.dense_heads import KINDS, HeadKind
 from mmdeploy_ext.families.parts.detector_parts import check_settings
 
 MlvlPointGenerator = mmdet_module('mmdet.core.anchor.point_generator').MlvlPointGenerator
-detectors = mmdet_module('mmdet.models.detectors')
+detectors, dense_heads = mmdet_module('mmdet.models.detectors'), mmdet_module('mmdet.models.dense_heads')
+Integral = mmdet_module('mmdet.models.dense_heads.gfl_head').Integral
 
 QUERY_HEAD = mmdet_module('mmdet.models.dense_heads').DETRHead
 """Base class of mmdet's heads of queries, which are derived from dense heads but have no priors."""
@@ -40,6 +41,9 @@ METHODS = (
 FOLLOWED = (
     (detectors.SingleStageDetector, followed.DETECTOR_METHODS),
     *((kind.upstream, METHODS) for kind in KINDS.values()),
+    (dense_heads.SABLRetinaHead, (*METHODS, 'get_anchors')),
+    (Integral, ('forward',)),
+    *followed.GENERATORS,
     *followed.CODERS,
     *followed.FUNCTIONS,
 )

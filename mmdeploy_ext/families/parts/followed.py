@@ -13,7 +13,7 @@ from mmdet.models.roi_heads.mask_heads import fcn_mask_head
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.families.replaced import Followed, Replaced, replaced_functions, replaced_of_class
 
-coders = mmdet_module('mmdet.core.bbox.coder')
+anchors, coders = mmdet_module('mmdet.core.anchor'), mmdet_module('mmdet.core.bbox.coder')
 DETECTOR_METHODS = ('forward', 'forward_test', 'simple_test')
 """Methods of detectors around their parts, in a test on one image."""
 CODER_FUNCTIONS = {
@@ -24,6 +24,11 @@ CODER_FUNCTIONS = {
     coders.BucketingBBoxCoder: ('bucket2bbox',),
 }
 """Box coder of mmdet -> the function of its module that it decodes by."""
+GENERATORS: Followed = (
+    (anchors.AnchorGenerator, ('grid_priors',)),
+    (anchors.MlvlPointGenerator, ('grid_priors',)),
+)
+"""Methods that make the priors of all levels; graphs call `single_level_grid_priors` of a generator."""
 CODERS: Followed = (
     *((coder, ('decode',)) for coder in (*CODER_FUNCTIONS, coders.YOLOBBoxCoder)),
     *((sys.modules[coder.__module__], names) for coder, names in CODER_FUNCTIONS.items()),
@@ -46,7 +51,8 @@ MASK_FUNCTIONS: Followed = (
 def replaced_in(detector: Any, heads: Iterable[str], followed: Followed) -> Iterator[Replaced]:
     """Yield what the graphs of an image detector compute by themselves, as `Family.replaced` does.
 
-    That is methods of the detector, of the parts of its heads and of their box coders, and functions.
+    That is methods of the detector, of the parts of its heads, of their generators of priors and box coders,
+    and functions.
 
     Args:
         detector: the live detector.
@@ -58,8 +64,21 @@ def replaced_in(detector: Any, heads: Iterable[str], followed: Followed) -> Iter
     parts = [part for head in live_heads if head is not None for part in head.modules()]
     for part in parts:
         yield from replaced_of_class(part, followed)
+        for value in vars(part).values():
+            yield from replaced_generators(value, followed)
     yield from replaced_coders(parts)
     yield from replaced_functions(entry for entry in followed if entry not in CODERS)
+
+
+def replaced_generators(value: Any, followed: Followed) -> Iterator[Replaced]:
+    """Yield the followed methods of an attribute of a part if it is a generator of priors.
+
+    Methods that the generators of an older mmdet lack are left out.
+    """
+    if isinstance(value, tuple(kind for kind, _ in GENERATORS)):
+        for entry in replaced_of_class(value, followed):
+            present = tuple(name for name in entry.methods if hasattr(value, name))
+            yield Replaced(value, entry.upstream, present)
 
 
 def replaced_coders(parts: Iterable[Any]) -> Iterator[Replaced]:

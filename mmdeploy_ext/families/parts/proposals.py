@@ -57,6 +57,7 @@ STAGE_METHODS = (
     'forward',
     'forward_single',
     'anchor_offset',
+    'get_anchors',
     'refine_bboxes',
     'get_bboxes',
     '_get_bboxes_single',

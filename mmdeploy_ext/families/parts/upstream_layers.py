@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
+from mmdeploy_ext.core.model_classes import is_users
 from mmdeploy_ext.exporting.fold import PREPARATIONS
 from mmdeploy_ext.exporting.ops.deform_conv import CALLERS, LeadingOffsets
 from mmdeploy_ext.families.replaced import LAYERS, SIZED_LAYERS
@@ -152,7 +153,7 @@ def resize_by_integers(module: nn.Module) -> None:
 def run_as_torch_layer(module: nn.Module) -> None:
     """Let a layer of mmcv run as the layer of torch that it is derived from, in place."""
     cls = type(module)
-    if cls.__module__ == WRAPPERS:
+    if cls.__module__ == WRAPPERS and not is_users(cls.forward):
         module.forward = functools.partial(cls.__mro__[1].forward, module)
 
 

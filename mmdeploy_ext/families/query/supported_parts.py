@@ -18,7 +18,13 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.building import nearest_base
 from mmdeploy_ext.families.parts import detector_parts, followed
 from mmdeploy_ext.families.parts.dense_heads import chosen_coder
-from mmdeploy_ext.families.parts.regions import EXTRACTORS, check_extractor, part_of, stages_of
+from mmdeploy_ext.families.parts.regions import (
+    EXTRACTORS,
+    REGION_LAYERS,
+    check_extractor,
+    part_of,
+    stages_of,
+)
 from mmdeploy_ext.families.replaced import Replaced
 from mmdeploy_ext.models import dino
 
@@ -106,6 +112,8 @@ FOLLOWED = (
     (seg_heads.MaskFormerFusionHead, METHODS),
     *((kind, METHODS) for kind in REGION_PARTS.values()),
     *EXTRACTORS.items(),
+    *REGION_LAYERS,
+    (followed.anchors.MlvlPointGenerator, ('single_level_grid_priors', '_meshgrid')),
     *followed.CODERS,
     *followed.FUNCTIONS,
     *followed.MASK_FUNCTIONS,

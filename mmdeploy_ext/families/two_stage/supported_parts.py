@@ -16,6 +16,7 @@ from mmdeploy_ext.families.parts.detector_parts import check_settings
 from mmdeploy_ext.families.parts.mask_heads import check_flow, points_of, threshold
 from mmdeploy_ext.families.parts.regions import (
     EXTRACTORS,
+    REGION_LAYERS,
     Regions,
     check_extractor,
     context_names,
@@ -63,12 +64,18 @@ FOLLOWED = (
         (kind, (*followed.DETECTOR_METHODS, 'extract_feat'))
         for kind in (*DETECTOR_CLASSES, detectors.FastRCNN)
     ),
+    (PANOPTIC, (*followed.DETECTOR_METHODS, 'extract_feat', 'simple_test_mask')),
     *((kind, proposals.METHODS) for kind in proposals.HEADS),
     (dense_heads.StageCascadeRPNHead, proposals.STAGE_METHODS),
     *((kind, ROI_METHODS) for kind in ROI_HEADS),
     *EXTRACTORS.items(),
+    *REGION_LAYERS,
+    *followed.GENERATORS,
     *((kind, boxes.METHODS) for kind in boxes.HEADS),
+    (boxes.HEADS[1], (*boxes.METHODS, 'bbox_pred_split')),
     (mask_heads.FCNMaskHead, ('get_seg_masks',)),
+    (mask_heads.MaskIoUHead, ('get_mask_scores',)),
+    (mask_heads.MaskPointHead, ('get_roi_rel_points_test',)),
     (mask_heads.GridHead, ('forward', 'get_bboxes', 'calc_sub_regions')),
     (seg_heads.PanopticFPNHead, ('forward', 'simple_test')),
     (seg_heads.HeuristicFusionHead, ('simple_test', '_lay_masks')),

@@ -34,6 +34,7 @@ FOLLOWED = (
         dense_heads.YOLACTProtonet,
         ('simple_test', 'forward', 'crop', 'sanitize_coordinates', 'get_seg_masks'),
     ),
+    *followed.GENERATORS,
     *followed.CODERS,
     *followed.FUNCTIONS,
     (bbox_nms, ('fast_nms',)),

@@ -7,11 +7,14 @@ file of any size. A fresh export takes the same way, so equal graphs say nothing
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from mmdeploy_ext.core.foreign_functions import PACKAGE_FOLDERS, foreign_functions
 from mmdeploy_ext.core.model_classes import OURS, files_of_users_classes
 from mmdeploy_ext.exporting.deployment import prepare_fixed
 from mmdeploy_ext.families.images import run_stage
@@ -95,7 +98,7 @@ def traced_lines(
 ) -> list[TracedLine]:
     """Return the lines of the user's code in a chain of modules that choose by values, or by sizes.
 
-    Stages without a module of the user's are only run, as far as later ones need their outputs.
+    Stages without code of the user's are only run, as far as later ones need their outputs.
 
     Args:
         chain: the modules as PyTorch runs them, see `Family.stages`.
@@ -105,14 +108,18 @@ def traced_lines(
         any_size: whether sizes may differ, so that lines that choose by them count.
     """
     files_of = [files_of_users_classes(stage.module) for stage in chain]
+    has_users_code = [
+        bool(files) or _calls_users_functions(stage.module)
+        for stage, files in zip(chain, files_of, strict=True)
+    ]
     lines: list[TracedLine] = []
     feeds = [dict(run) for run in runs]
     for index, (stage, files) in enumerate(zip(chain, files_of, strict=True)):
-        if not any(files_of[index:]):
+        if not any(has_users_code[index:]):
             break
-        if files:
+        if has_users_code[index]:
             lines += _lines_of_stage(stage, feeds, stage.exporter or exporter, any_size, files)
-        if any(files_of[index + 1 :]):
+        if any(has_users_code[index + 1 :]):
             for arrays in feeds:
                 arrays.update(run_stage(stage, arrays))
     return list(dict.fromkeys(lines))
@@ -134,6 +141,16 @@ def traced_lines_of_graphs(graphs: Iterable[Graph], exporter: str) -> list[Trace
         stages = [dataclasses.replace(stage, name=stage.name or graph.name) for stage in graph.stages]
         lines += traced_lines(stages, [example, example], exporter, any_size=False)
     return list(dict.fromkeys(lines))
+
+
+def _calls_users_functions(module: torch.nn.Module) -> bool:
+    """Return whether classes of libraries in a module call a function of the user's in a library's place.
+
+    A plugin may have put one into `torch.nn.functional` or into a module of mmdet.
+    """
+    kinds = dict.fromkeys(base for part in module.modules() for base in type(part).__mro__)
+    methods = (value for kind in kinds for value in vars(kind).values() if inspect.isfunction(value))
+    return bool(foreign_functions(methods))
 
 
 def _lines_of_stage(
@@ -158,18 +175,24 @@ def _lines_of_stage(
         )
     except Exception as error:  # the user's code may do with a watched size what no plain number minds
         return [TracedLine(stage.name, 0, f'{type(error).__name__}: {error}'[:200], 'values')]
-    folders = {file.parent for file in files}
+    places = {file if file.parent.name in PACKAGE_FOLDERS else file.parent for file in files}
     rules = VALUES + SIZES if any_size else VALUES
     rules = tuple(rule for rule in rules if RULES[rule].outcomes[exporter] != RIGHT)
-    return [_line(finding) for finding in report if finding.rule in rules and _is_in(finding, folders)]
+    return [_line(finding) for finding in report if finding.rule in rules and _is_users(finding, places)]
 
 
-def _is_in(finding: Finding, folders: Iterable[Path]) -> bool:
-    """Return whether a finding is at a line of the user's folders that is no assert nor the like."""
+def _is_users(finding: Finding, places: Iterable[Path]) -> bool:
+    """Return whether a finding is at a line of the user's that is no assert nor the like.
+
+    That is one in the folders of the user's classes, or of no installed package and not of this one.
+    """
     site = finding.site
-    if site is None or site.library or site.waiting == 'guard' or Path(site.path).is_relative_to(OURS):
+    if site is None or site.waiting == 'guard':
         return False
-    return any(Path(site.path).is_relative_to(folder) for folder in folders)
+    path = Path(site.path)
+    if any(path.is_relative_to(folder) for folder in (OURS, sysconfig.get_path('stdlib'))):
+        return False
+    return not site.library or any(path.is_relative_to(place) for place in places)
 
 
 def _line(finding: Finding) -> TracedLine:

@@ -188,3 +188,87 @@ def test_a_convolution_that_changes_its_weight_keeps_its_normalisation(kind):
     assert isinstance(folded[1], nn.Identity) == kind.startswith('Conv2d')
     with torch.no_grad():
         torch.testing.assert_close(folded(image), model(image), rtol=1e-4, atol=1e-4)
+
+
+class Bounded(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x).clamp(max=0.1)
+
+
+class ConvReLU(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+class Block(nn.Module):
+    """A user's block: registered in the order convolution, normalisation."""
+
+    def __init__(self, conv=nn.Conv2d, norm=nn.BatchNorm2d):
+        super().__init__()
+        self.conv = conv(3, 4, 1)
+        self.bn = norm(4)
+
+    @property
+    def norm(self):
+        return self.bn
+
+
+class InTurn(Block):
+    def forward(self, x):
+        return self.norm(self.conv(x)).relu()
+
+
+class ByStatements(Block):
+    def forward(self, x):
+        x = self.conv(x)
+        x = self.bn(x)
+        return x.relu()
+
+
+class Derived(ByStatements):
+    def forward(self, x):
+        return super().forward(x * 2)
+
+
+class ActivatedFirst(Block):
+    def forward(self, x):
+        return self.bn(self.conv(x).relu())
+
+
+class OutputKept(Block):
+    def forward(self, x):
+        y = self.conv(x)
+        z = self.bn(y)
+        return y + z
+
+
+class CalledTwice(Block):
+    def forward(self, x):
+        return self.bn(self.conv(x)) + self.conv(x * 2)
+
+
+def weight_normed(*sizes):
+    return nn.utils.weight_norm(nn.Conv2d(*sizes))
+
+
+@pytest.mark.parametrize(
+    ('block', 'is_folded'),
+    [
+        (InTurn(), True),
+        (ByStatements(), True),
+        (Derived(), True),
+        (ActivatedFirst(), False),
+        (OutputKept(), False),
+        (CalledTwice(), False),
+        (InTurn(norm=Bounded), False),
+        (InTurn(conv=ConvReLU), False),
+        (InTurn(conv=weight_normed), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_users_block_computes_what_it_did_and_is_folded_where_its_code_calls_both_in_turn(block, is_folded):
+    image = numbers(48, 7).reshape(1, 3, 4, 4) - 0.4
+    fused = fuse(fill(block))
+    with torch.no_grad():
+        torch.testing.assert_close(fused(image), block(image))
+    assert isinstance(fused.bn, nn.Identity) == is_folded

@@ -342,3 +342,43 @@ def test_a_box_coder_that_a_user_derives_is_taken_and_what_it_overrides_is_named
     monkeypatch.setattr(model.bbox_head.bbox_coder, '__class__', LargerBoxes)
     assert family.postprocess_facts(model) == before
     assert [method.name for method in family.differing_methods(model)] == ['LargerBoxes.decode']
+
+
+def test_parts_that_a_graph_computes_are_looked_at_also_in_attributes_of_a_head(monkeypatch):
+    from mmcv.ops import RoIAlign
+    from mmdet.core.anchor import AnchorGenerator
+
+    class Anchors(AnchorGenerator):
+        def grid_priors(self, *args, **kwargs):
+            return super().grid_priors(*args, **kwargs)
+
+    class Align(RoIAlign):
+        def forward(self, *args):
+            return super().forward(*args)
+
+    cfg = load_config(str(REPO / 'configs/demo/mask_rcnn_toy.py'))
+    family = find_family(cfg)
+    model = family.build(cfg)
+    monkeypatch.setattr(model.rpn_head.prior_generator, '__class__', Anchors)
+    monkeypatch.setattr(model.roi_head.mask_roi_extractor.roi_layers[0], '__class__', Align)
+    names = [method.name for method in family.differing_methods(model)]
+    assert sorted(names) == ['Align.forward', 'Anchors.grid_priors']
+
+
+def test_a_distribution_of_gfl_of_any_class_is_looked_at():
+    family, detector = FAMILIES['dense'], nn.Module()
+    detector.bbox_head = nn.Module()
+    detector.bbox_head.integral = nn.Softmax(1)
+    (entry,) = [entry for entry in family.replaced(detector) if entry.part is detector.bbox_head.integral]
+    assert (entry.upstream, entry.methods) == ('Integral', ('forward',))
+
+
+def test_a_base_method_that_a_followed_method_calls_by_super_is_looked_at(monkeypatch):
+    from mmcv.cnn.bricks.transformer import TransformerLayerSequence
+
+    cfg = toy_query.toy('detr')
+    family = find_family(cfg)
+    model = family.build(cfg)
+    monkeypatch.setattr(TransformerLayerSequence, 'forward', change)
+    names = [method.name for method in family.differing_methods(model)]
+    assert names == ['mmcv.cnn.bricks.transformer.TransformerLayerSequence.forward']

@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from mmdet.models.necks import FPN
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph, Stage
@@ -98,6 +99,37 @@ def test_code_that_cannot_be_observed_makes_inputs_decide(tmp_path):
     line = 'x = x if type(x.shape[2]) is int else x.missing'
     (entry,) = lines_of(neck(tmp_path, line), any_size=True)
     assert entry.line == 0 and 'could not be observed' in entry.reason
+
+
+def test_a_line_of_the_users_counts_in_any_folder_and_in_the_place_of_a_function_of_pytorch(
+    tmp_path, monkeypatch
+):
+    helpers = tmp_path / 'elsewhere'
+    helpers.mkdir()
+    (helpers / 'helper_of_the_user.py').write_text(
+        'def tame(x, *args, **settings):\n    return x * 2 if x.max() > 9 else x\n'
+    )
+    monkeypatch.syspath_prepend(helpers)
+    line = 'import helper_of_the_user; x = helper_of_the_user.tame(x)'
+    (entry,) = lines_of(neck(tmp_path, line))
+    assert entry.file == 'helper_of_the_user.py' and entry.line == 2
+    tame = importlib.import_module('helper_of_the_user').tame
+    network = Upsampled()
+    assert lines_of(network) == []
+    monkeypatch.setattr(torch.nn.functional, 'interpolate', tame)
+    (entry,) = lines_of(network)
+    assert entry.file == 'helper_of_the_user.py'
+
+
+class Upsampled(torch.nn.Module):
+    """A neck of mmdet, which calls `F.interpolate`."""
+
+    def __init__(self):
+        super().__init__()
+        self.neck = FPN([3, 3], 3, 2).eval()
+
+    def forward(self, x):
+        return self.neck((x, x))
 
 
 def test_lines_of_this_package_are_none_of_the_users(tmp_path, monkeypatch):
