@@ -4,7 +4,7 @@ Source: `dense_heads/{rpn_head,ga_rpn_head,cascade_rpn_head}.py`.
 
 Glossary: B batch, a anchors of a cell (1 in a Cascade RPN), A anchors of a level, h, w size of a level's
 maps, K boxes of an image: of a level, then candidates of all levels, then proposals, n results of a
-suppression, D columns of a box.
+suppression, D columns of a box, C channels.
 """
 
 from collections.abc import Iterator, Sequence

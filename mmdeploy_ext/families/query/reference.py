@@ -1,6 +1,8 @@
 """Detectors of queries as mmdet runs them, unpatched: what a proof compares the graphs with.
 
 The images of one call are prepared to one size, except those for `regions`, which run one by one.
+
+Glossary: B batch, H, W network input in pixels, h, w size of the masks that the network gives.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,7 @@
-"""Two-stage detectors as mmdet runs them, unpatched: the reference of proofs."""
+"""Two-stage detectors as mmdet runs them, unpatched: the reference of proofs.
+
+Glossary: B batch, K proposals, h, w size of a level's maps.
+"""
 
 import contextlib
 import copy

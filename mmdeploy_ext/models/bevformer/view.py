@@ -4,7 +4,7 @@ A graph computes the same by other code, `families/parts/bev_queries.py` and `be
 compares two forms.
 
 Glossary: N cameras, H, W rows and columns of the view, Q = H W cells, row by row, C channels, Z points of a
-pillar, L decoder layers, R queries of objects, K classes.
+pillar, L decoder layers, R queries of objects, K classes, h, w feature map.
 
 Source of the algorithm: fundamentalvision/BEVFormer 66b65f3, `modules/{transformer,encoder,decoder}.py`.
 """

@@ -1,4 +1,7 @@
-"""Results of files whose graphs end with them, and their pictures, for FCOS3D, PGD and SMOKE alike."""
+"""Results of files whose graphs end with them, and their pictures, for FCOS3D, PGD and SMOKE alike.
+
+Glossary: B batch, n results, h, w original picture in pixels.
+"""
 
 from __future__ import annotations
 

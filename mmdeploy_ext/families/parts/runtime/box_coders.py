@@ -11,8 +11,8 @@ A coder is a function of `CODERS`. It returns boxes (B, A, 4) xyxy in pixels, no
 `facts` are the metadata's entry about a dense head: `facts['head']` has the fields of
 `contract.dense_head.Head`, `facts['coder']` the settings of the coder and its `type`.
 
-Glossary: B images, A priors of a level, C classes. Sources: mmdet 2.28.2 `core/bbox/coder`,
-`core/bbox/transforms.py` and the `_bbox_decode` of the heads that are named.
+Glossary: B images, A priors of a level, C classes, h, w size of a level's maps. Sources: mmdet 2.28.2
+`core/bbox/coder`, `core/bbox/transforms.py` and the `_bbox_decode` of the heads that are named.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The description of a head of rotated boxes, as plain data; the metadata of a file keep it."""
+"""The description of a head of rotated boxes, as plain data; the metadata of a file keep it.
+
+Glossary: B batch, h, w size of a level's maps.
+"""
 
 import dataclasses
 
