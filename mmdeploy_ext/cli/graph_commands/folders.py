@@ -192,7 +192,7 @@ def _print_violations(violations: Sequence[Violation], console: Console) -> None
     takes_file=False,
 )
 def run_tables(args: argparse.Namespace) -> int:
-    """Write the tables of a rig, print their sizes and return 0.
+    """Write the tables of a rig, print what their contract counted, see `contracts`, and return 0.
 
     `args` are the parsed arguments of this command. UsageError: see `find_contract`, or the output cannot be
     written; errors of the calibration are those of the contract.

@@ -86,8 +86,8 @@ class RegionsForm(graphs.TwoStageFullForm):
     ) -> tuple[torch.Tensor, ...]:
         """Return the outputs of the `full` form, and the tensors of `inner_names`, a row per region.
 
-        Boxes are clipped to `img_shape` (B, 2) h, w; `proposals` (B, K, 4) without an area are padding;
-        `features` are of all levels.
+        Boxes are clipped to `img_shape` (B, 2) h, w, and those of results divided by `scale_factor` (B, 4) `w
+        h w h`; `proposals` (B, K, 4) xyxy without an area are padding; `features` are of all levels.
         """
         results, inner = self.look(features, proposals, img_shape, scale_factor)
         return *results, *inner.values()

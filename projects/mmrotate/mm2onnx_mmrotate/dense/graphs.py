@@ -88,7 +88,7 @@ def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and what the form adds to it."""
+    """Return the network, and what the form adds to it; see `ImageFamily.stages`."""
     network = fuse(model) if fold else model
     return dense_graphs.form_stages(
         dense_graphs.RawNetwork(network, raw_names(model), flat_outputs),
