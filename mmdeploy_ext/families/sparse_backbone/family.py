@@ -100,4 +100,4 @@ class SecondEncoder(EncoderFamily):
     orders = ('zyx', 'xyz')
     encoder_types = ('SparseEncoder', 'SparseEncoderSASSD')
     int8 = Int8Reference(ENDS)
-    """The same as for BEVFusion, whose encoder differs in the order of axes alone."""
+    """Precisions as of BEVFusion's, whose encoder has another order of axes; ranges are not rounded."""

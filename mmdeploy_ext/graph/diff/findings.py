@@ -112,7 +112,7 @@ class Divergence:
         error: error of the same tensor in the whole model; None likewise.
         record: number of what PyTorch made there, in the order in which it ran; -1 if that is not known.
         nodes: all nodes that may be at fault, in topological order.
-        exact: whether only one node can be at fault.
+        exact: whether `node` alone is at fault: it is the only one of `nodes`, or evidence is about it.
         evidence: observations about the cause, for the reader.
     """
 
