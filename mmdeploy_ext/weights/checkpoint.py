@@ -55,7 +55,7 @@ def with_class_names(meta: Mapping[str, Any]) -> dict[str, Any]:
 
     Without a list or tuple of names there, `meta` is returned as it is, in a new dict.
 
-    Source: mmdet 3.3.0, `init_detector`: `dataset_meta` goes before `CLASSES`, its keys in either case of letters.
+    Source: mmdet 3.3.0, `init_detector`: `dataset_meta` goes before `CLASSES`; its keys may be capitals.
     """
     dataset = meta.get('dataset_meta')
     entries = dataset.items() if isinstance(dataset, dict) else ()
