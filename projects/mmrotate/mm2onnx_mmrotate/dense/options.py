@@ -48,7 +48,10 @@ HEAD = full_record(
 
 
 def check_coder(value: Any, key: str) -> None:
-    """Refuse the settings of an unknown coder, and settings that lack an entry; a check of `schema`."""
+    """Refuse (Mismatch) settings of an unknown coder, and those that lack an entry or have another one.
+
+    It is a check of `schema`: `value` is the entry `coder` of the metadata, `key` its place, for messages.
+    """
     record(dict(type=one_of(*CODERS)), ('type',), closed=False)(value, key)
     settings = CODERS[value['type']]
     required = tuple(settings)
