@@ -61,8 +61,9 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
     """Return dotted name -> what is not the library's own in a module of an installed library of OpenMMLab.
 
     The modules are those that define `functions`, and those of the library's functions and classes that these
-    call by their names or as attributes of a module, and so on. Of modules that are not installed, such as
-    those of a copy of the library in the user's repository, nothing is returned.
+    call by their names or as attributes of a module, and so on; modules in `mmdeploy_ext.models` count, too.
+    Of other modules that are not installed, such as those of a copy of the library in the user's repository,
+    nothing is returned.
     """
     foreign: dict[str, Any] = {}
     judged: set[str] = set()
@@ -285,7 +286,7 @@ def _is_users(value: Any) -> bool:
 
 
 def _is_ours(value: Any) -> bool:
-    """Return whether a function, a class, or the class of an object is one of `mmdeploy_ext`."""
+    """Return whether a function, also that of a partial, a class, or an object's is one of `mmdeploy_ext`."""
     if isinstance(value, functools.partial):
         return _is_ours(value.func)
     functions = _python_functions(value)

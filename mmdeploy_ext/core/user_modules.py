@@ -93,7 +93,7 @@ def named_imports(path: str, key: str, names: Sequence[str]) -> Iterator[None]:
 
     Raises:
         ConfigError: one of the names, or a module that one of them imports, does not exist; the message
-            names the config and the key that lists the names. Or an error of `find_modules`, which begins.
+            names the config and the key that lists the names. Or one of `find_modules`, which runs first.
     """
     find_modules(names, path)
     try:

@@ -141,7 +141,8 @@ class DifferingMethod:
         name: class and method, such as `StreamPETRHead.forward`; of a function its module and name; of the
             user's step of a pipeline its class.
         file: file that defines it, relative to the folder that it was imported from; '' if there is no such
-            method, its type if it is no function written in Python, such as `a partial`.
+            method, its type if it is no function written in Python, such as `a partial`; of a constant that a
+            user's code has changed its value.
         first: number of its first line; 0 if its source cannot be read.
         last: number of its last line.
         upstream: name of the class whose method the graphs follow, such as `mmdet.Resize` of a step; of a
@@ -219,7 +220,7 @@ def differing_steps(steps: Iterable[Mapping[str, Any]], registry: Any) -> list[D
 
 
 def called_of_others(functions: Iterable[Any]) -> list[DifferingMethod]:
-    """Return the functions of the user's code that `functions` of a library call in the place of a library's.
+    """Return what `functions` of a library call or use in the place of a library's, see `foreign_functions`.
 
     They count as methods that differ: neither the code of `functions` nor that of a graph shows them.
     """
@@ -230,7 +231,7 @@ def called_of_others(functions: Iterable[Any]) -> list[DifferingMethod]:
 
 
 def called_of_copies(part: Any, method: str) -> list[DifferingMethod]:
-    """Return what a user's copy of a library's method has at the names of the library's functions.
+    """Return what a user's copy of a library's method has where the library's has something else.
 
     Args:
         part: live part of the user's model, whose class is derived from one of a library or of this package.

@@ -3,8 +3,8 @@
     runtime = CenterPointOnnx('work_dirs/centerpoint')     # the folder that pytorch2onnx.py wrote
     boxes = runtime.detect(read_points('sweep.pcd.bin', runtime.width))
 
-Boxes are decoded at the peaks of the heat maps, and suppressed by NMS in the bird's-eye view. Needs numpy and
-ONNX Runtime, no PyTorch; without numba it is slow.
+Boxes are decoded where the heat maps are highest, and suppressed by NMS in the bird's-eye view. Needs numpy
+and ONNX Runtime, no PyTorch; without numba it is slow.
 
 Glossary: K classes of a task, H, W heat map, n boxes.
 """
@@ -41,8 +41,8 @@ class BoxRule(HeadRule):
         voxel_size: (x, y) metres.
         pc_origin: (x, y) metres of the first cell's corner.
         out_size_factor: voxels per cell of the heat map.
-        max_num: peaks that are decoded per task.
-        score_threshold: threshold that the score of a peak has to exceed; None or 0 keeps all peaks.
+        max_num: (class, cell) pairs with the best scores that are decoded per task; neighbours count, too.
+        score_threshold: threshold that the score of such a pair has to exceed; None or 0 keeps all.
         post_center_range: range of box centres in metres, ends included.
         norm_bbox: whether `dim` holds logarithms of the sizes.
         with_velocity: whether the head has an output `vel`.

@@ -416,7 +416,7 @@ class DinoNetwork(DeformableNetwork):
         return self.head.query_embedding.weight
 
     def position_in_layer(self, query_position: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """Return the encoding of the boxes, as shares of the finest map."""
+        """Return the encoding (B, Q, D) of the boxes, as shares of the finest map."""
         encoded = waves(points[:, :, 0] * (2 * math.pi), self.waves)[..., Y_FIRST, :].flatten(2)
         return self.head.transformer.decoder.ref_point_head(encoded)
 

@@ -30,6 +30,9 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Segme
         feeds: inputs of the graph by name, and what results need besides, for the form 'raw': `img_shape` (B
             or 1, 2) and `ori_shape` (2,), heights and widths of the images before padding and of the results,
             pixels; 0, or none in the feeds, means the input size.
+
+    Raises:
+        ModelFileError: a pixel of `panoptic` is no value of such a map, see `runtime.panoptic.segments_of`.
     """
     facts = metadata.postprocess
     if metadata.form == 'full':
