@@ -135,7 +135,7 @@ def source_of(value: Any) -> SourceLines:
     if functions:
         return source_of_function(next(filter(is_foreign, functions), functions[0]))
     if isinstance(value, PLAIN):
-        return SourceLines(f'{value!r}', 0, 0, '')
+        return SourceLines(f'value {value!r}', 0, 0, '')
     return source_of_class(value if isinstance(value, type) else type(value))
 
 

@@ -142,7 +142,7 @@ class DifferingMethod:
             user's step of a pipeline its class.
         file: file that defines it, relative to the folder that it was imported from; '' if there is no such
             method, its type if it is no function written in Python, such as `a partial`; of a constant that a
-            user's code has changed its value.
+            user's code has changed its value, such as `value 4`.
         first: number of its first line; 0 if its source cannot be read.
         last: number of its last line.
         upstream: name of the class whose method the graphs follow, such as `mmdet.Resize` of a step; of a
@@ -160,7 +160,8 @@ class DifferingMethod:
         """The sentence of the verdict about it."""
         if not self.file:
             return f'{self.name} is not there; this export follows that of {self.upstream}'
-        lines = f' lines {self.first}-{self.last}' if self.first else ', whose source cannot be read'
+        without_lines = '' if self.file.startswith('value ') else ', whose source cannot be read'
+        lines = f' lines {self.first}-{self.last}' if self.first else without_lines
         return f'{self.name} differs from the one this export follows ({self.file}{lines})'
 
 

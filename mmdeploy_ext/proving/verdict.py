@@ -15,7 +15,6 @@ from mmdeploy_ext.proving.results import SHOWN
 if TYPE_CHECKING:
     from mmdeploy_ext.core.model_classes import ModelClass
     from mmdeploy_ext.families.replaced import DifferingMethod
-    from mmdeploy_ext.proving.levels.traced_lines import TracedLine
     from mmdeploy_ext.proving.results import (
         Case,
         Check,
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
         PreprocessingResult,
         SequenceRow,
     )
+    from mmdeploy_ext.proving.traced_code import TracedLine
 
 
 @dataclasses.dataclass

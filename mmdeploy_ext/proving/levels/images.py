@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.inputs.inputs import ProofInput
-    from mmdeploy_ext.proving.levels.traced_lines import TracedLine
     from mmdeploy_ext.proving.results import Case, Pair, PreprocessingResult
+    from mmdeploy_ext.proving.traced_code import TracedLine
 
 
 class ImageProof(ExportedProof):

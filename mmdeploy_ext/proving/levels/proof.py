@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.proving.fresh_export import FreshExport
-    from mmdeploy_ext.proving.levels.traced_lines import TracedLine
     from mmdeploy_ext.proving.results import Case, Check, PreprocessingResult
+    from mmdeploy_ext.proving.traced_code import TracedLine
 
 ROUNDED = (
     'sparse files have float16 weights, as their engine takes them: PyTorch ran with the same, and what they '

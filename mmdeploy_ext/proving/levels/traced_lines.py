@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from mmdeploy_ext.core.foreign_functions import PACKAGE_FOLDERS, foreign_functions
-from mmdeploy_ext.core.model_classes import OURS, files_of_users_classes
+from mmdeploy_ext.core.model_classes import files_of_users_classes
 from mmdeploy_ext.exporting.deployment import prepare_fixed
 from mmdeploy_ext.families.images import run_stage
-from mmdeploy_ext.lint import check
-from mmdeploy_ext.lint.rules import RIGHT, RULES
 from mmdeploy_ext.proving.inputs.pictures import other_view
+from mmdeploy_ext.proving.traced_code import TracedLine, lines_of_module
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -30,47 +28,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.stages import Graph, Stage
     from mmdeploy_ext.exporting.deployment import Deployment
-    from mmdeploy_ext.lint.report import Finding
-
-VALUES = ('value-to-python', 'value-to-numpy', 'value-in-branch', 'value-in-loop')
-SIZES = ('size-to-python', 'size-in-branch', 'size-in-loop', 'size-changed-in-place')
-"""Rules of the linter about numbers that a trace has as constants: values of tensors, and sizes."""
-
 
 LARGER = 128
 """Pixels by which a second picture is higher, so that sizes differ; a multiple of what any part asks for."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TracedLine:
-    """A line of the user's code that chooses by values or sizes.
-
-    Attributes:
-        file: as the linter shows it: relative to the working directory, or its name; for line 0 the name of
-            the stage.
-        line: its number, from 1 on; 0 if the code of a stage could not be observed.
-        code: its text without indentation; for line 0 the reason.
-        by: 'values' or 'sizes'.
-    """
-
-    file: str
-    line: int
-    code: str
-    by: str
-
-    @property
-    def reason(self) -> str:
-        """Why inputs decide, in a few words for the claim of a verdict."""
-        if not self.line:
-            return f'{self.file} could not be observed'
-        return f'{self.file}:{self.line} chooses by {self.by}'
-
-    @property
-    def text(self) -> str:
-        """The sentence of the verdict about it."""
-        if not self.line:
-            return f'{self.reason}: {self.code}'
-        return f'{self.reason} (`{self.code}`); the graph has what the traced input chose'
 
 
 def observed_inputs(
@@ -94,9 +54,15 @@ def observed_inputs(
 
 
 def traced_lines(
-    chain: Sequence[Stage], runs: Sequence[Mapping[str, np.ndarray]], exporter: str, any_size: bool
+    chain: Sequence[Stage],
+    runs: Sequence[Mapping[str, np.ndarray]],
+    exporter: str,
+    any_size: bool,
+    is_stateless: bool = True,
 ) -> list[TracedLine]:
     """Return the lines of the user's code in a chain of modules that choose by values, or by sizes.
+
+    State that every run changes is among them.
 
     Stages without code of the user's are only run, as far as later ones need their outputs.
 
@@ -106,6 +72,7 @@ def traced_lines(
         exporter: the exporter of the file, 'torchscript' or 'dynamo', for stages that have none of their own;
             what it follows is left out.
         any_size: whether sizes may differ, so that lines that choose by them count.
+        is_stateless: whether the modules should have no state, so that what a run changes counts.
     """
     files_of = [files_of_users_classes(stage.module) for stage in chain]
     has_users_code = [
@@ -118,7 +85,8 @@ def traced_lines(
         if not any(has_users_code[index:]):
             break
         if has_users_code[index]:
-            lines += _lines_of_stage(stage, feeds, stage.exporter or exporter, any_size, files)
+            observed = _ObservedStage(stage, stage.exporter or exporter, any_size, is_stateless)
+            lines += observed.lines(feeds, files)
         if any(has_users_code[index + 1 :]):
             for arrays in feeds:
                 arrays.update(run_stage(stage, arrays))
@@ -139,7 +107,7 @@ def traced_lines_of_graphs(graphs: Iterable[Graph], exporter: str) -> list[Trace
     for graph in graphs:
         example = {name: tensor.cpu().numpy() for name, tensor in graph.example.items()}
         stages = [dataclasses.replace(stage, name=stage.name or graph.name) for stage in graph.stages]
-        lines += traced_lines(stages, [example, example], exporter, any_size=False)
+        lines += traced_lines(stages, [example, example], exporter, any_size=False, is_stateless=False)
     return list(dict.fromkeys(lines))
 
 
@@ -153,48 +121,27 @@ def _calls_users_functions(module: torch.nn.Module) -> bool:
     return bool(foreign_functions(methods))
 
 
-def _lines_of_stage(
-    stage: Stage,
-    feeds: Sequence[Mapping[str, np.ndarray]],
-    exporter: str,
-    any_size: bool,
-    files: Iterable[Path],
-) -> list[TracedLine]:
-    """Return the lines of one stage; one that says so if the stage cannot be observed."""
-    parameter = next(stage.module.parameters(), None)
-    device = torch.device('cpu') if parameter is None else parameter.device
-    inputs = [tuple(torch.from_numpy(arrays[name]).to(device) for name in stage.inputs) for arrays in feeds]
-    try:
-        report = check(
-            stage.module,
-            inputs[0],
-            other_inputs=inputs[1],
-            dynamic=any_size,
-            exporters=(exporter,),
-            try_exports=False,
+@dataclasses.dataclass(frozen=True)
+class _ObservedStage:
+    """A stage with the exporter and the settings of `traced_lines`."""
+
+    stage: Stage
+    exporter: str
+    any_size: bool
+    is_stateless: bool
+
+    def lines(self, feeds: Sequence[Mapping[str, np.ndarray]], files: Iterable[Path]) -> list[TracedLine]:
+        """Return the lines of the stage; one that says so if the stage cannot be observed."""
+        module = self.stage.module
+        parameter = next(module.parameters(), None)
+        device = torch.device('cpu') if parameter is None else parameter.device
+        inputs, other_inputs = (
+            tuple(torch.from_numpy(arrays[name]).to(device) for name in self.stage.inputs) for arrays in feeds
         )
-    except Exception as error:  # the user's code may do with a watched size what no plain number minds
-        return [TracedLine(stage.name, 0, f'{type(error).__name__}: {error}'[:200], 'values')]
-    places = {file if file.parent.name in PACKAGE_FOLDERS else file.parent for file in files}
-    rules = VALUES + SIZES if any_size else VALUES
-    rules = tuple(rule for rule in rules if RULES[rule].outcomes[exporter] != RIGHT)
-    return [_line(finding) for finding in report if finding.rule in rules and _is_users(finding, places)]
-
-
-def _is_users(finding: Finding, places: Iterable[Path]) -> bool:
-    """Return whether a finding is at a line of the user's that is no assert nor the like.
-
-    That is one in the folders of the user's classes, or of no installed package and not of this one.
-    """
-    site = finding.site
-    if site is None or site.waiting == 'guard':
-        return False
-    path = Path(site.path)
-    if any(path.is_relative_to(folder) for folder in (OURS, sysconfig.get_path('stdlib'))):
-        return False
-    return not site.library or any(path.is_relative_to(place) for place in places)
-
-
-def _line(finding: Finding) -> TracedLine:
-    by = 'values' if finding.rule in VALUES else 'sizes'
-    return TracedLine(finding.site.file, finding.site.line, finding.site.code, by)
+        places = {file if file.parent.name in PACKAGE_FOLDERS else file.parent for file in files}
+        try:
+            return lines_of_module(
+                module, inputs, other_inputs, self.exporter, self.any_size, places, self.is_stateless
+            )
+        except Exception as error:  # the user's code may do with a watched size what no plain number minds
+            return [TracedLine(self.stage.name, 0, f'{type(error).__name__}: {error}'[:200], 'values')]

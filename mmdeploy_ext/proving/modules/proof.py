@@ -56,6 +56,7 @@ from mmdeploy_ext.proving.tensors import (
     same_bits,
     shape_text,
 )
+from mmdeploy_ext.proving.traced_code import TracedLine, lines_of_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -335,19 +336,34 @@ class ModuleProof:
         if compute_signature(self.model).equals(compute_signature(model)):
             verdict.graph = f'equal to a fresh export ({count_nodes(self.model):,} nodes)'
             verdict.graph_equal = True
+            verdict.traced_lines = self._traced_lines()
             return
         verdict.graph, wrong = _compare_nodes(self.model, model)
         verdict.reasons += wrong
 
+    def _traced_lines(self) -> list[TracedLine]:
+        """Return what the graph has as its example had it, see `traced_code.py`."""
+        first = self.calls[0]
+        other = next((call for call in self._resized() if not self._refusal(call)), None)
+        module = FlatModule(self.module, first, self.inputs, self.outputs).eval()
+        inputs, other_inputs = (
+            [call.tensors[name].clone() for name in self.inputs.values()] for call in (first, other or first)
+        )
+        exporter = 'dynamo' if self._is_by_dynamo() else 'torchscript'
+        try:
+            return lines_of_module(module, inputs, other_inputs, exporter, other is not None)
+        except Exception as error:  # the code may do with a watched size what no plain number minds
+            return [TracedLine('the module', 0, f'{type(error).__name__}: {one_line(error)}'[:200], 'values')]
+
+    def _is_by_dynamo(self) -> bool:
+        """Return whether PyTorch's dynamo exporter wrote the file."""
+        nodes = self.model.graph.node[:1]
+        return any(entry.key.startswith('pkg.torch') for node in nodes for entry in node.metadata_props)
+
     def _export(self) -> onnx.ModelProto:
         from mmdeploy_ext.exporting.export import export_module
 
-        call = self.calls[0]
-        is_dynamo = any(
-            entry.key.startswith('pkg.torch')
-            for node in self.model.graph.node[:1]
-            for entry in node.metadata_props
-        )
+        call, is_dynamo = self.calls[0], self._is_by_dynamo()
         dynamic: dict[str, dict[int, str]] = {}
         values = (*self.model.graph.input, *self.model.graph.output)
         for tensor in (FileTensor.of(value, self.path) for value in values):

@@ -25,6 +25,8 @@ def print_module_verdict(verdict: ModuleVerdict, console: Console) -> None:
     """Print a verdict on a console of 120 columns or more."""
     if verdict.graph:
         console.print(f'graph: {escape(verdict.graph)}', soft_wrap=True)
+    for line in verdict.traced_lines:
+        console.print(f'inputs decide: {escape(line.text)}', soft_wrap=True)
     print_structure(verdict.structure, console)
     if verdict.cases:
         console.print(module_table(verdict.cases))

@@ -9,6 +9,10 @@ from mmdeploy_ext.proving.verdict import plain_json
 
 if TYPE_CHECKING:
     from mmdeploy_ext.proving.results import Case, Check
+    from mmdeploy_ext.proving.traced_code import TracedLine
+
+SHOWN = 3
+"""Largest number of lines that choose in a claim."""
 
 
 @dataclasses.dataclass
@@ -20,6 +24,8 @@ class ModuleVerdict:
         structure: checks of the file without running it.
         graph: sentence about the comparison of the file's graph with a fresh export of the module.
         graph_equal: whether the graph is that of a fresh export, which computes the same for every input.
+        traced_lines: lines of the user's code that choose by values or sizes, and state that changes; a graph
+            has one of their ways, so that inputs decide.
         cases: one per input, or per frame of a sequence, with a row per output.
         reasons: why the proof as a whole fails beyond single rows.
         location: where the first difference arises, the dict that `location.locate` returns; {} if nothing
@@ -32,6 +38,7 @@ class ModuleVerdict:
     structure: list[Check] = dataclasses.field(default_factory=list)
     graph: str = ''
     graph_equal: bool = False
+    traced_lines: list[TracedLine] = dataclasses.field(default_factory=list)
     cases: list[Case] = dataclasses.field(default_factory=list)
     reasons: list[str] = dataclasses.field(default_factory=list)
     location: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -54,12 +61,14 @@ class ModuleVerdict:
 
     @property
     def title(self) -> str:
-        """The claim, with the number of inputs if the graph is not equal to a fresh export."""
+        """The claim, with the number of inputs if these decide, since a fresh export does not."""
         if not self.proven:
             return 'NOT PROVEN'
-        if self.graph_equal:
+        if self.graph_equal and not self.traced_lines:
             return 'PROVEN'
-        return f'PROVEN ON {len(self.cases)} {"INPUTS" if len(self.cases) > 1 else "INPUT"}'
+        claim = f'PROVEN ON {len(self.cases)} {"INPUTS" if len(self.cases) > 1 else "INPUT"}'
+        reasons = '; '.join(line.reason for line in self.traced_lines[:SHOWN])
+        return f'{claim} ({reasons})' if self.graph_equal else claim
 
     @property
     def worst_relative_error(self) -> float | None:

@@ -626,3 +626,46 @@ def test_a_folder_whose_name_begins_as_a_librarys_is_the_users():
     code = compile('line = location._line_of_user()', mmdeploy_ext.__path__[0] + '_models/net.py', 'exec')
     exec(code, names := dict(location=location))
     assert names['line'].endswith('_models/net.py:1')
+
+
+class Choosing(torch.nn.Module):
+    """Doubles what no sample has: large values, large maps, or the results of the five hundredth run."""
+
+    def __init__(self, by):
+        super().__init__()
+        self.by, self.runs = by, 0
+        self.register_buffer('counted', torch.zeros(1))
+
+    def forward(self, x):
+        if self.by == 'values' and x.max() > 100:
+            x = x * 2
+        if self.by == 'sizes' and x.shape[0] > 400:
+            x = x * 2
+        if self.by == 'runs':
+            self.runs += 1
+            x = x * 2 if self.runs > 500 else x
+        if self.by == 'counted':
+            self.counted += 1
+            x = torch.where(self.counted > 500, x * 2, x)
+        return x + 1
+
+
+@pytest.mark.parametrize(
+    ('by', 'is_dynamic', 'reason'),
+    [
+        ('values', False, 'chooses by values'),
+        ('sizes', True, 'chooses by sizes'),
+        ('sizes', False, ''),
+        ('runs', False, 'Choosing.runs changes from run to run'),
+        ('counted', False, 'Choosing.counted changes from run to run'),
+        ('', True, ''),
+    ],
+)
+def test_inputs_decide_where_a_module_chooses_or_keeps_state(tmp_path, by, is_dynamic, reason):
+    module, path = Choosing(by).eval(), tmp_path / 'm.onnx'
+    axes = {'x': {0: 'N'}, 'y': {0: 'N'}} if is_dynamic else None
+    names = dict(input_names=['x'], output_names=['y'], dynamic_axes=axes)
+    torch.onnx.export(module, torch.rand(4), str(path), dynamo=False, opset_version=17, **names)
+    verdict = mmdeploy_ext.prove_module(module, path, [torch.rand(4), torch.rand(4)])
+    assert verdict.proven and verdict.graph_equal
+    assert verdict.title.startswith('PROVEN ON ') == bool(reason) and reason in verdict.title

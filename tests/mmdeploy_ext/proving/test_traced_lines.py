@@ -135,7 +135,7 @@ class Upsampled(torch.nn.Module):
 def test_lines_of_this_package_are_none_of_the_users(tmp_path, monkeypatch):
     module = neck(tmp_path, VALUE)
     assert lines_of(module)
-    monkeypatch.setattr('mmdeploy_ext.proving.levels.traced_lines.OURS', tmp_path)
+    monkeypatch.setattr('mmdeploy_ext.proving.traced_code.OURS', tmp_path)
     assert lines_of(module) == []
 
 
