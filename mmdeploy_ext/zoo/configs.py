@@ -155,7 +155,7 @@ def read_configs(files: Sequence[Path], heads: Sequence[str] = ()) -> Iterator[C
 
 
 def test_digest(cfg: Any, training_keys: Sequence[str] = ()) -> str:
-    """Return a hash of the model and its test pipeline without the keys that only training reads.
+    """Return a hash of `model`, `data.test` and `test_cfg` without keys that only training reads, and paths.
 
     Configs with equal hashes are the same model to export and to test, wherever their data are.
     `training_keys` are further keys of the model that only training reads.
