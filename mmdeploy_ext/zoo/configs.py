@@ -109,7 +109,10 @@ def _leaf_configs(folder: Path) -> list[Path]:
 
 
 def config_name(path: Path) -> str:
-    """Return the path below the configs of a library, or below the working folder, or the path itself."""
+    """Return the path below the configs of a library, or below the working folder, or the path itself.
+
+    The name of a library other than mmdet comes before the first of these.
+    """
     for folder in path.parents:
         if folder.parts[-2:] == INSTALLED:
             library = '' if library_of(path) == MMDET else library_of(path)
