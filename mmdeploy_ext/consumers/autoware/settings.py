@@ -34,9 +34,9 @@ class CenterPointSettings:
         point_width: values of a point: x, y, z, intensity if there are 5, time lag.
         features: values of a decorated point: 9, 10 or 11.
         pillars: rows of the encoder; further pillars are left out.
-        cloud: point_cloud_range, metres.
-        voxel: voxel_size, metres.
-        stride: voxels of a cell of the head.
+        cloud: point_cloud_range, metres: lower x, y, z, then upper.
+        voxel: voxel_size, metres, along x, y and z.
+        stride: number of voxels along a side of a cell of the head.
         yaw_norms: (K,) least length of a box's (sine, cosine) of the yaw; boxes with less are not published.
         limits: (B,) upper bounds of distance, metres, ascending; boxes from the last on are not published.
         scores: (B, K) least scores; those below 0, and those of 1 and more, are 0 here.
@@ -65,7 +65,7 @@ class CenterPointSettings:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Cells along x and y: float32 quotients, cut off."""
+        """Numbers of voxels along x and y: float32 quotients, cut off."""
         x, y = (node_cells(self.cloud[axis], self.cloud[axis + 3], self.voxel[axis]) for axis in (0, 1))
         return x, y
 
