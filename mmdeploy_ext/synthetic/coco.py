@@ -197,7 +197,9 @@ def ensure_toy_coco(
     Raises:
         DataError: `root` is another folder, the working directory, or, without `force`, a set that has other
             parameters or lost files.
-        UsageError: a parameter is out of range.
+        UsageError: a parameter is out of range, or, without `force`, the manifest of a set at `root` is no
+            JSON.
+        Mm2OnnxError: a file cannot be written.
     """
     _check(seed, {'--train-images': train_images, '--val-images': val_images}, size)
     root = Path(root)

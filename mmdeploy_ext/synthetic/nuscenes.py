@@ -187,7 +187,9 @@ def ensure_toy_nuscenes(
     Raises:
         DataError: `root` is another folder, the working directory, or, without `force`, a set that has other
             parameters or lost files.
-        UsageError: a parameter is out of range.
+        UsageError: a parameter is out of range, or, without `force`, the manifest of a set at `root` is no
+            JSON.
+        Mm2OnnxError: a file cannot be written.
     """
     options = options or SetOptions()
     check_options(options)

@@ -38,7 +38,10 @@ ANGLE_CLASSES = Target(-4.6, 1.3)
 
 
 def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
-    """Fill a detector in place, by the normalisation of its config, and return it."""
+    """Fill a detector in place with weights that follow from `seed`, set it to evaluation mode and return it.
+
+    `cfg` is mmcv's config, whose normalisation the pictures have by which its layers are scaled.
+    """
     return fill_seeded(model, seed, *normalised_photograph(cfg), head_steps=_head_steps)
 
 
