@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import ModuleType
+    from types import CodeType, ModuleType
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 DISTRIBUTIONS = {
@@ -135,12 +135,30 @@ def source_of_function(function: Callable[..., Any]) -> SourceLines:
 
     If its source cannot be read, both lines are 0 and the hash is ''.
     """
-    code = function.__code__
+    return source_of_code(function.__code__, module_of(function))
+
+
+def source_of_code(code: CodeType, module_name: str) -> SourceLines:
+    """Return the lines of the code object of a function of a module, as `source_of_function` does."""
     path = Path(code.co_filename)
     definition = _definition(path, code.co_firstlineno)
     if definition is None or definition.name != code.co_name:  # the file has changed since it was imported
-        definition = _definition(path, function.__qualname__)
-    return _lines(module_of(function), path, definition)
+        definition = _definition(path, code.co_qualname)
+    return _lines(module_name, path, definition)
+
+
+def is_as_installed(code: CodeType, package: str) -> bool:
+    """Return whether the installed `package` of OpenMMLab has code of a copy of it, under the same name.
+
+    Only functions and methods with a name are looked up: what is in another function is not as installed.
+    """
+    root, _ = _installed_files(package)
+    path = Path(code.co_filename)
+    if root is None or package not in path.parts:
+        return False
+    inside = path.parts[len(path.parts) - path.parts[::-1].index(package) :]
+    copied, installed = (_definition(file, code.co_qualname) for file in (path, root.joinpath(*inside)))
+    return None not in (copied, installed) and code_sha256(copied) == code_sha256(installed)
 
 
 def module_of(function: Callable[..., Any]) -> str:

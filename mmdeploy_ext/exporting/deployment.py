@@ -1,5 +1,6 @@
 """From config and checkpoint to an ONNX file: what `pytorch2onnx.py` and the `_onnx` configs call."""
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -19,8 +20,9 @@ from mmdeploy_ext.contract.schema import Mismatch
 from mmdeploy_ext.core.config import load_config, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, EngineError, Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.core.model_classes import ModelClass
+from mmdeploy_ext.core.model_classes import ModelClass, files_of_users_classes
 from mmdeploy_ext.core.printable import shortened
+from mmdeploy_ext.core.users_code import RanCode
 from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_group_norm, default_opset
 from mmdeploy_ext.families.base import DETECTOR, Family, find_family
 from mmdeploy_ext.families.module_settings import module_settings
@@ -58,6 +60,7 @@ class Deployment:
         collected: entries that the config's test pipeline collects of a picture, for PyTorch's test path; {}
             until a proof has run that pipeline.
         exports: the last exports of this model: (name of a graph, options) -> graph, see `cache_export`.
+        exported_code: the user's code that exports of this model ran, see `watching_exports`.
         shared: what proofs of several files of this model have in common, see `share`; None: nothing is kept,
             since there is one proof.
     """
@@ -80,6 +83,7 @@ class Deployment:
     normalisation: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     collected: dict[str, Any] = dataclasses.field(default_factory=dict)
     exports: dict[Any, onnx.ModelProto] = dataclasses.field(default_factory=dict, init=False, repr=False)
+    exported_code: RanCode = dataclasses.field(default_factory=RanCode, init=False, repr=False)
     shared: dict[Hashable, Any] | None = dataclasses.field(default=None, repr=False)
 
     def cache_export(self, key: Any, model: onnx.ModelProto) -> onnx.ModelProto:
@@ -93,6 +97,23 @@ class Deployment:
         while len(self.exports) > CACHED_EXPORTS:
             del self.exports[next(iter(self.exports))]
         return model
+
+    @functools.cached_property
+    def has_users_code(self) -> bool:
+        """Whether a class of the model, or a module that its config imports, may be the user's."""
+        imports = (self.cfg.get('custom_imports') or {}).get('imports') or []
+        names = [imports] if isinstance(imports, str) else imports
+        named = bool(self.cfg.get('plugin')) or any(not name.startswith('mmdeploy_ext.') for name in names)
+        return named or bool(files_of_users_classes(self.model))
+
+    def watching_exports(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the user's code that runs is recorded as that of exports.
+
+        Models of pictures are left out: their proofs do not compare it.
+        """
+        if self.family.samples == 'images' or not self.has_users_code:
+            return contextlib.nullcontext()
+        return self.exported_code.watched()
 
     def share(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         """Return what `compute` returns, which runs once for equal keys if several proofs share it.

@@ -169,7 +169,8 @@ def export_files(
         Mm2OnnxError: a file cannot be written; an older export stays.
     """
     start = time.perf_counter()
-    exported = export_graphs(deployment, options, images)
+    with deployment.watching_exports():
+        exported = export_graphs(deployment, options, images)
     if deployment.family.one_file(options):
         ((model, metadata),) = exported
         export.save(model, output, metadata)

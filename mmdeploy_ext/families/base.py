@@ -7,7 +7,7 @@ import enum
 import functools
 import importlib
 import importlib.util
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -27,6 +27,7 @@ from mmdeploy_ext.families.replaced import (
     Replaced,
     differing_methods,
     folder_of,
+    followed_functions,
     replaced_layers,
     table_of,
 )
@@ -291,6 +292,14 @@ class Family(abc.ABC):
         """
         table = {**table_of(LAYERS_FOLDER), **table_of(folder_of(self))}
         return differing_methods([*replaced_layers(model, any_size), *self.replaced(model)], table)
+
+    def followed_functions(self, model: torch.nn.Module, any_size: bool = False) -> list[Callable[..., Any]]:
+        """Return the live Python functions that `differing_methods` compares, with those of their decorators.
+
+        Functions of the user that these call in the place of a library's are among them.
+        """
+        table = {**table_of(LAYERS_FOLDER), **table_of(folder_of(self))}
+        return followed_functions([*replaced_layers(model, any_size), *self.replaced(model)], table)
 
     def differing_steps(self, cfg: Any) -> list[DifferingMethod]:
         """Return the steps of the test pipeline of a config that are not the ones which its rule follows."""

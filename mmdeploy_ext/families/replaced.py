@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -52,7 +52,7 @@ class Replaced:
     """Methods of a part of a model that the graphs compute by themselves.
 
     Attributes:
-        part: the live object, or the module of a function.
+        part: the live object, the class of a static method, or the module of a function.
         upstream: name of the class whose methods the graphs follow: a key of the family's table.
         methods: their names; a name that the table does not have for this class is left out.
     """
@@ -184,7 +184,7 @@ def differing_methods(replaced: Iterable[Replaced], table: Table) -> list[Differ
                 continue
             source = _differing_source(getattr(entry.part, method, None), followed[method])
             if source is not None:
-                owner = entry.part if isinstance(entry.part, ModuleType) else type(entry.part)
+                owner = entry.part if isinstance(entry.part, ModuleType | type) else type(entry.part)
                 name = f'{owner.__name__}.{method}'
                 differing[name] = _described(name, source, entry.upstream)
             elif not isinstance(entry.part, ModuleType):
@@ -193,6 +193,19 @@ def differing_methods(replaced: Iterable[Replaced], table: Table) -> list[Differ
     for method in called_of_others(function for function in live if function is not None):
         differing.setdefault(method.name, method)
     return list(differing.values())
+
+
+def followed_functions(replaced: Iterable[Replaced], table: Table) -> list[Callable[..., Any]]:
+    """Return the Python functions that `differing_methods` compares and names, see `functions_behind`."""
+    live = [
+        getattr(entry.part, method, None)
+        for entry in replaced
+        for method in entry.methods
+        if method in table.get(entry.upstream, {})
+    ]
+    functions = [function for method in live if method is not None for function in functions_behind(method)]
+    called = [behind for value in foreign_functions(functions).values() for behind in functions_behind(value)]
+    return [*functions, *called]
 
 
 def differing_steps(steps: Iterable[Mapping[str, Any]], registry: Any) -> list[DifferingMethod]:

@@ -108,7 +108,8 @@ def of_graph(
     def export() -> onnx.ModelProto:
         if graph is None:
             raise ModelFileError(f'the model has no graph {metadata.form!r} with the options in the file')
-        return files.export_graph(graph, export_options, deployment.family.keep_fp32)
+        with deployment.watching_exports():
+            return files.export_graph(graph, export_options, deployment.family.keep_fp32)
 
     return _made_once(deployment, export_options, metadata, export)
 

@@ -114,4 +114,5 @@ def prove(
             for sample in tracked(inputs, len(inputs), 'proving'):
                 proof.run(sample)
         proof.conclude()
+        proof.verdict.unexported_code = proof.unexported_code()
     return proof.verdict, proof.pictures

@@ -15,6 +15,7 @@ from mmdeploy_ext.proving.results import SHOWN
 if TYPE_CHECKING:
     from mmdeploy_ext.core.model_classes import ModelClass
     from mmdeploy_ext.families.replaced import DifferingMethod
+    from mmdeploy_ext.proving.levels.unexported_code import UnexportedCode
     from mmdeploy_ext.proving.results import (
         Case,
         Check,
@@ -42,6 +43,8 @@ class Verdict:
             place; equal graphs prove nothing then, and inputs decide.
         traced_lines: lines of the user's code that choose by values or sizes; a graph has one of their ways,
             and inputs decide.
+        unexported_code: the user's code that PyTorch's side ran and no export, and values that the user's
+            layers keep; inputs decide.
         trials: level 3 of exports of the post-processing with other limits.
         sequence: level 4; empty for models without a memory.
         metrics: level 5; empty when no data set was evaluated.
@@ -64,6 +67,7 @@ class Verdict:
     model_classes: list[ModelClass] = dataclasses.field(default_factory=list)
     differing_methods: list[DifferingMethod] = dataclasses.field(default_factory=list)
     traced_lines: list[TracedLine] = dataclasses.field(default_factory=list)
+    unexported_code: list[UnexportedCode] = dataclasses.field(default_factory=list)
 
     @property
     def precision(self) -> str:
@@ -88,7 +92,7 @@ class Verdict:
 
     @property
     def by_inputs(self) -> str:
-        """Why inputs decide in place of graphs: edits, methods that differ, lines that choose; '' if none."""
+        """Why inputs decide in place of graphs: edits, methods that differ, other code; '' if none."""
         reasons = [graph.by_inputs for graph in self.graphs if graph.by_inputs]
         reasons += [f'{method.name} differs' for method in self.differing_methods[:SHOWN]]
         if len(self.differing_methods) > SHOWN:
@@ -96,6 +100,9 @@ class Verdict:
         reasons += [line.reason for line in self.traced_lines[:SHOWN]]
         if len(self.traced_lines) > SHOWN:
             reasons.append(f'{len(self.traced_lines) - SHOWN} more lines choose so')
+        reasons += [code.reason for code in self.unexported_code[:SHOWN]]
+        if len(self.unexported_code) > SHOWN:
+            reasons.append(f'{len(self.unexported_code) - SHOWN} more parts of the code are so')
         return ', '.join(dict.fromkeys(reasons))
 
     @property
@@ -196,6 +203,8 @@ class Verdict:
             entry['text'] = method.text
         for line, entry in zip(self.traced_lines, content['traced_lines'], strict=True):
             entry['text'] = line.text
+        for code, entry in zip(self.unexported_code, content['unexported_code'], strict=True):
+            entry['text'] = code.text
         if self.preprocessing is not None:
             content['preprocessing'].update(text=self.preprocessing.text, passed=self.preprocessing.passed)
         for entry in content['metrics']:

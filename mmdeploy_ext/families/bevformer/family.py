@@ -19,7 +19,7 @@ from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.bevformer import autoware
 from mmdeploy_ext.families.bevformer.graphs import BEV, FORM, graphs, spec
-from mmdeploy_ext.families.bevformer.live import FOLLOWED, replaced
+from mmdeploy_ext.families.bevformer.live import FOLLOWED, check_parts, replaced
 from mmdeploy_ext.families.bevformer.options import PORTABLE, RECORDED
 from mmdeploy_ext.families.bevformer.reference import BevFormerReference
 from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx, frame_with_record
@@ -126,6 +126,7 @@ class BevFormerFamily(BoxConvention, QueryBoxes, CameraFamily):
 
     def build(self, cfg: Any) -> nn.Module:
         model = super().build(cfg)
+        check_parts(cfg.filename, model)
         if isinstance(model.pts_bbox_head.transformer.encoder.layers[0], BEVFormerLayer):
             check_encoder(cfg.filename, self.head_of(cfg.model)['transformer'])
         model.rule = self.preprocess_rule(cfg)  # for `autoware.companions`

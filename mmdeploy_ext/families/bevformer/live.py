@@ -10,6 +10,9 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.foreign_functions import is_foreign
+from mmdeploy_ext.core.source_code import source_of_function
 from mmdeploy_ext.families.building import nearest_base
 from mmdeploy_ext.families.replaced import Followed, Replaced, replaced_parts
 from mmdeploy_ext.models import query_boxes
@@ -41,11 +44,16 @@ UPSTREAM = dict(
     BEVFormerEncoder=('forward', 'get_reference_points', 'point_sampling'),
     DetectionTransformerDecoder=FORWARD,
     BEVFormerLayer=FORWARD,
+    GridMask=FORWARD,
     **ATTENTIONS,
 )  # fmt: skip
 """The same of upstream's classes, by name."""
 FUNCTIONS = dict(DetectionTransformerDecoder=('inverse_sigmoid',), NMSFreeCoder=('denormalize_bbox',))
 """Class of upstream -> functions that its module uses."""
+
+
+LOOPED = ('PerceptionTransformer', 'BEVFormerEncoder', 'DetectionTransformerDecoder', 'BEVFormerLayer')
+"""Parts that this package's head goes through by itself, so that it calls none of their methods."""
 
 
 def is_ours(model: nn.Module) -> bool:
@@ -56,17 +64,42 @@ def is_ours(model: nn.Module) -> bool:
 def replaced(model: nn.Module) -> Iterator[Replaced]:
     """Return, for each part of a live model, its methods that graph and runtime compute by other code."""
     bev_head = model.pts_bbox_head
-    transformer = bev_head.transformer
     parts = {
         model: 'BEVFormer',
         bev_head: 'BEVFormerHead',
         bev_head.bbox_coder: 'NMSFreeCoder',
-        transformer: 'PerceptionTransformer',
-        transformer.encoder: 'BEVFormerEncoder',
-        transformer.decoder: 'DetectionTransformerDecoder',
-        **dict.fromkeys(transformer.encoder.layers, 'BEVFormerLayer'),
+        **looped_parts(model),
     }
-    for module in transformer.modules():
+    if hasattr(model, 'grid_mask'):  # of upstream
+        parts[model.grid_mask] = 'GridMask'
+    for module in bev_head.transformer.modules():
         if name := nearest_base(type(module), ATTENTIONS):
             parts[module] = name
     return replaced_parts(parts, is_ours(model), FOLLOWED, UPSTREAM, FUNCTIONS)
+
+
+def looped_parts(model: nn.Module) -> dict[nn.Module, str]:
+    """Return the parts `LOOPED` of a live model, and the name of the class of upstream of each."""
+    transformer = model.pts_bbox_head.transformer
+    encoder, decoder = transformer.encoder, transformer.decoder
+    parts = dict(zip((transformer, encoder, decoder), LOOPED, strict=False))
+    return {**parts, **dict.fromkeys(encoder.layers, LOOPED[-1])}
+
+
+def check_parts(filename: str, model: nn.Module) -> None:
+    """Refuse parts of the user's in this package's head with methods that nothing calls, not even PyTorch.
+
+    `filename` is that of the config, for the message. ConfigError: it names the method and its file.
+    """
+    if not is_ours(model):
+        return
+    for part, name in looped_parts(model).items():
+        for method in UPSTREAM[name]:
+            function = getattr(type(part), method, None)
+            if hasattr(function, '__code__') and is_foreign(function):
+                source = source_of_function(function)
+                raise ConfigError(
+                    f'{filename}: {function.__qualname__} ({source.file} lines {source.first}-{source.last}) '
+                    f'is never called: BEVFormerHead of mm2onnx goes through the layers of encoder and '
+                    f'decoder by itself; use a head of your own code, by custom_imports'
+                )

@@ -29,6 +29,7 @@ UPSTREAM = dict(
     PETRv2Head=HEAD,
     PETRTransformer=('forward',),
     NMSFreeCoder=('decode', 'decode_single'),
+    GridMask=('forward',),
 )
 """The same of upstream's classes, by name."""
 FUNCTIONS = dict(PETRHead=('pos2posemb3d',), PETRv2Head=('pos2posemb3d',), NMSFreeCoder=('denormalize_bbox',))
@@ -73,4 +74,6 @@ def replaced(model: nn.Module) -> Iterator[Replaced]:
         live_head.transformer: 'PETRTransformer',
         live_head.bbox_coder: 'NMSFreeCoder',
     }
+    if hasattr(model, 'grid_mask'):  # of upstream
+        parts[model.grid_mask] = 'GridMask'
     return replaced_parts(parts, is_ours(live_head), FOLLOWED, UPSTREAM, FUNCTIONS)

@@ -6,6 +6,7 @@ them are functions of `network.py` and of `runtime/`.
 Source of the names: HorizonRobotics/Sparse4D c41df4b (no code).
 """
 
+import sys
 from collections.abc import Iterator
 
 from mmcv.cnn.bricks.transformer import MultiheadAttention
@@ -18,7 +19,7 @@ FOLLOWED: Followed = (
     (detector.Sparse4D, ('extract_feat', 'forward')),
     (head.Sparse4DHead, ('forward', 'post_process')),
     (head.SparseBox3DDecoder, ('decode',)),
-    (bank.InstanceBank, ('get', 'update', 'cache', 'get_instance_id')),
+    (bank.InstanceBank, ('get', 'update', 'cache', 'reset', 'get_instance_id')),
     (aggregation.DeformableFeatureAggregation, ('forward', 'weights_of', 'project')),
     (blocks.SparseBox3DEncoder, ('forward',)),
     (blocks.SparseBox3DRefinementModule, ('forward',)),
@@ -30,12 +31,13 @@ UPSTREAM = dict(
     Sparse4D=('extract_feat', 'forward', 'forward_test', 'simple_test'),
     Sparse4DHead=('forward', 'graph_model', 'post_process'),
     SparseBox3DDecoder=('decode', 'decode_box'),
-    InstanceBank=('get', 'update', 'cache', 'get_instance_id', 'update_instance_id'),
+    InstanceBank=('get', 'update', 'cache', 'reset', 'get_instance_id', 'update_instance_id'),
     DeformableFeatureAggregation=('forward', '_get_weights', 'project_points'),
     SparseBox3DEncoder=('forward',),
     SparseBox3DRefinementModule=('forward',),
     SparseBox3DKeyPointsGenerator=('forward', 'anchor_projection'),
     MultiheadAttention=('forward',),
+    GridMask=('forward',),
 )
 """The same of upstream's."""
 LAYERS = dict(
@@ -47,6 +49,8 @@ LAYERS = dict(
 """Kind of an operation -> class of upstream of its layer, if the graphs compute its `forward`."""
 FUNCTIONS = dict(Sparse4D=('feature_maps_format',), InstanceBank=('topk',))
 """Class of upstream -> functions that its module uses."""
+SAMPLER, KERNEL = 'DAF', 'DeformableAggregationFunction'
+"""Name by which upstream's aggregation calls the function that samples, and the class that this one runs."""
 
 
 def is_ours(model: nn.Module) -> bool:
@@ -69,9 +73,20 @@ def replaced(model: nn.Module) -> Iterator[Replaced]:
         getattr(instance_bank, 'anchor_handler', None): 'SparseBox3DKeyPointsGenerator',
         live_head.anchor_encoder: 'SparseBox3DEncoder',
     }
+    if hasattr(model, 'grid_mask'):  # of upstream
+        parts[model.grid_mask] = 'GridMask'
     for kind, layer in zip(live_head.operation_order, live_head.layers, strict=True):
         if kind in LAYERS:
             parts[layer] = LAYERS[kind]
         if kind == 'deformable':
             parts[layer.kps_generator] = 'SparseBox3DKeyPointsGenerator'
-    return replaced_parts(parts, is_ours(model), FOLLOWED, UPSTREAM, FUNCTIONS)
+    yield from replaced_parts(parts, is_ours(model), FOLLOWED, UPSTREAM, FUNCTIONS)
+    for module in {
+        sys.modules[type(layer).__module__] for layer in parts if parts[layer] == LAYERS['deformable']
+    }:
+        sampler = getattr(module, SAMPLER, None)
+        if sampler is None:  # ours, or upstream without its extension
+            continue
+        yield Replaced(module, f'functions of {LAYERS["deformable"]}', (SAMPLER,))
+        if kernel := getattr(sys.modules[sampler.__module__], KERNEL, None):
+            yield Replaced(kernel, KERNEL, ('forward',))

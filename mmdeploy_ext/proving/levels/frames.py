@@ -15,6 +15,7 @@ from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.core.model_classes import files_of_users_classes
+from mmdeploy_ext.core.users_code import RanCode
 from mmdeploy_ext.engines import title_of
 from mmdeploy_ext.proving import fresh_export, half_bars
 from mmdeploy_ext.proving.levels.preprocessing import compare_moments, compare_voxels
@@ -22,6 +23,7 @@ from mmdeploy_ext.proving.levels.proof import ExportedFile, ExportedProof
 from mmdeploy_ext.proving.levels.run_twice import Clock, attempt, failed_detections, run_twice
 from mmdeploy_ext.proving.levels.synthetic import cases_of_family, match_all
 from mmdeploy_ext.proving.levels.traced_lines import traced_lines_of_graphs
+from mmdeploy_ext.proving.levels.unexported_code import kept_attributes, unexported_code, users_settings
 from mmdeploy_ext.proving.near_ties import near_ties
 from mmdeploy_ext.proving.provenance import companion_checks
 from mmdeploy_ext.proving.results import Case, Check, DetectionRow, Pair
@@ -30,12 +32,13 @@ from mmdeploy_ext.proving.tensors import compare_tensors
 
 if TYPE_CHECKING:
     import contextlib
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import TensorSpec
     from mmdeploy_ext.contract.stages import Graph
+    from mmdeploy_ext.proving.levels.unexported_code import UnexportedCode
     from mmdeploy_ext.proving.results import PreprocessingResult
     from mmdeploy_ext.proving.traced_code import TracedLine
     from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -58,9 +61,18 @@ class FramesProof(ExportedProof):
         runner: the files on their engine, frame by frame.
         clock: seconds of both sides, by the names in `engine_titles`; unused by a `DriveProof`.
         engine_titles: title of PyTorch, and of the engine, in the table of times.
+        reference_code: the user's code that PyTorch's side ran.
+        first_settings: `users_settings` of the model after the first sample; None before, and if there is no
+            code of the user's.
     """
 
     unit = 'frame'
+
+    def __init__(self, *arguments: Any) -> None:
+        """Read the files as `Proof` does."""
+        super().__init__(*arguments)
+        self.reference_code = RanCode()
+        self.first_settings: dict[str, dict[str, Any]] | None = None
 
     def read(self, path: str) -> ExportedFile:
         file = super().read(path)
@@ -97,7 +109,9 @@ class FramesProof(ExportedProof):
     def graphs(self) -> dict[str, Graph]:
         """The graphs of the model with these options, by name."""
         options = fresh_export.options_of_export(self.export_options, self.metadata[0])
-        return {graph.name: graph for graph in self.deployment.family.graphs(self.deployment.model, options)}
+        with self.deployment.watching_exports():
+            graphs = self.deployment.family.graphs(self.deployment.model, options)
+        return {graph.name: graph for graph in graphs}
 
     def expected(self, file: ExportedFile) -> tuple[fresh_export.FreshExport, Any, GraphSpec | None]:
         """Return fresh export, preprocessing rule and contract (None if unknown) of a file, in this order."""
@@ -154,7 +168,29 @@ class FramesProof(ExportedProof):
         self.clock = Clock()
         self.engine_titles = f'PyTorch ({self.unit})', f'{self.verdict.subject["engine"]} ({self.unit})'
         self.reference: Stepper = family.reference_of(model, self.export_options)
+        if self.deployment.has_users_code:
+            self.reference.step = self.watched_step(self.reference.step)
         self.runner = self.open_runner(stack)
+
+    def watched_step(self, step: Callable[[Any], StepResult]) -> Callable[[Any], StepResult]:
+        """Return a `step` of PyTorch's side by which the user's code that runs is recorded."""
+
+        def watched(sample: Any) -> StepResult:
+            with self.reference_code.watched():
+                result = step(sample)
+            if self.first_settings is None:
+                self.first_settings = users_settings(self.deployment.model)
+            return result
+
+        return watched
+
+    def unexported_code(self) -> list[UnexportedCode]:
+        if self.first_settings is None:
+            return []
+        model, exported = self.deployment.model, self.deployment.exported_code
+        followed = self.deployment.family.followed_functions(model)
+        kept = kept_attributes(model, self.first_settings, followed)
+        return [*unexported_code(self.reference_code, exported, followed), *kept]
 
     def open_runner(self, stack: contextlib.ExitStack) -> Stepper:
         """Return a stepper that runs the files on the engine, whose sessions are closed with the stack."""

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.proving.fresh_export import FreshExport
+    from mmdeploy_ext.proving.levels.unexported_code import UnexportedCode
     from mmdeploy_ext.proving.results import Case, Check, PreprocessingResult
     from mmdeploy_ext.proving.traced_code import TracedLine
 
@@ -184,6 +185,13 @@ class Proof(abc.ABC):
         """Return the lines of the user's code that choose by values or sizes, see `traced_lines.py`.
 
         Here there are none: a backbone alone is not run under observation.
+        """
+        return []
+
+    def unexported_code(self) -> list[UnexportedCode]:
+        """Return the user's code that PyTorch's side ran and no export, after all inputs ran.
+
+        Here there is none: a model of pictures and a backbone alone are not watched.
         """
         return []
 

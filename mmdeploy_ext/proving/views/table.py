@@ -72,7 +72,7 @@ def print_structure(checks: Sequence[Check], console: Console) -> None:
 def code_lines(verdict: Verdict) -> list[str]:
     """Return lines about classes of the model that no library has, and about why inputs decide.
 
-    They are `Verdict.model_classes`, `Verdict.differing_methods` and `Verdict.traced_lines`.
+    They are `Verdict.model_classes`, `differing_methods`, `traced_lines` and `unexported_code`.
     """
     users = [entry for entry in verdict.model_classes if not entry.ours]
     ours = [entry.name for entry in verdict.model_classes if entry.ours]
@@ -92,6 +92,10 @@ def code_lines(verdict: Verdict) -> list[str]:
     if len(verdict.traced_lines) > MAX_REASONS:
         count = len(verdict.traced_lines) - MAX_REASONS
         lines.append(f'inputs decide: {count} more lines choose so; the JSON file has them all')
+    lines += [f'inputs decide: {code.text}' for code in verdict.unexported_code[:MAX_REASONS]]
+    if len(verdict.unexported_code) > MAX_REASONS:
+        count = len(verdict.unexported_code) - MAX_REASONS
+        lines.append(f'inputs decide: {count} more parts of the code are so; the JSON file has them all')
     return lines
 
 

@@ -7,16 +7,18 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from mmdet.models.utils.transformer import DetrTransformerDecoderLayer
 
 from marking import in_suite
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.exporting import deployment as deploy
-from mmdeploy_ext.families.bevformer import graphs, runtime
+from mmdeploy_ext.families.bevformer import graphs, live, runtime
 from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx
 from mmdeploy_ext.families.parts import bev_attention, bev_grid, bev_queries
 from mmdeploy_ext.families.parts.runtime import bev_motion
 from mmdeploy_ext.families.parts.runtime.bev_motion import can_bus_record, record_of_pose
 from mmdeploy_ext.graph.io.files import load
+from mmdeploy_ext.models.bevformer.transformer import BEVFormerLayer
 from mmdeploy_ext.proving.inputs.synthetic_drive import rig, synthetic_drive
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.provenance import unequal_entries
@@ -82,6 +84,33 @@ def test_gathers_stand_for_every_grid_sample(deployment, paths, tmp_path):
         results.append([runner.step(frame).outputs for frame in drive(deployment, 2)])
     for sampled, gathered in zip(*results, strict=True):
         np.testing.assert_allclose(gathered['bev_embed'], sampled['bev_embed'], rtol=0, atol=1e-5)
+
+
+class Clamped(DetrTransformerDecoderLayer):
+    def forward(self, query, *args, **kwargs):
+        return super().forward(query, *args, **kwargs).clamp(-3e4, 3e4)
+
+
+class Halved(BEVFormerLayer):
+    def forward(self, query, *args, **kwargs):
+        return query / 2
+
+
+def test_a_layer_of_the_users_that_the_graph_computes_by_itself_is_named(paths, tmp_path):
+    deployment = toy.load(tmp_path)
+    deployment.model.pts_bbox_head.transformer.decoder.layers[1].__class__ = Clamped
+    verdict, _ = prove(deployment, paths, drive(deployment, 2))
+    assert verdict.by_inputs == 'Clamped.forward is run by PyTorch alone'
+
+
+def test_a_layer_that_our_head_never_calls_is_refused(tmp_path):
+    model = toy.load(tmp_path).model
+    live.check_parts('toy.py', model)
+    model.pts_bbox_head.transformer.encoder.layers[1].__class__ = Halved
+    with pytest.raises(
+        ConfigError, match=r'toy.py: Halved.forward \(.*\) is never called: .* of your own code'
+    ):
+        live.check_parts('toy.py', model)
 
 
 def test_cells_between_two_cells_are_counted_as_ties():

@@ -1,0 +1,108 @@
+"""Which instructions of the user's code run inside a block. Needs no torch.
+
+Single instructions are recorded, not lines: both ways of `x if a else y` are on one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dis
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.foreign_functions import PACKAGE_FOLDERS
+from mmdeploy_ext.core.model_classes import LIBRARIES, OURS
+from mmdeploy_ext.core.source_code import DISTRIBUTIONS, is_as_installed, is_installed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import CodeType, FrameType
+
+
+class RanCode:
+    """The user's code that ran inside of `watched` blocks.
+
+    Attributes:
+        codes: id of a code object -> the object, and the name of its module.
+        instructions: the same id -> offsets of the instructions that ran.
+    """
+
+    def __init__(self) -> None:
+        self.codes: dict[int, tuple[CodeType, str]] = {}
+        self.instructions: dict[int, set[int]] = {}
+        self._are_users: dict[int, tuple[CodeType, bool]] = {}
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Record what runs inside the block in this thread; a debugger sees nothing of it meanwhile."""
+        before = sys.gettrace()
+        sys.settrace(self._on_call)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
+
+    def _on_call(self, frame: FrameType, event: str, argument: Any) -> Any:
+        code = frame.f_code
+        known = self._are_users.get(id(code))  # the code itself would be hashed by its content
+        if known is None:
+            module = str(frame.f_globals.get('__name__', ''))
+            known = self._are_users[id(code)] = code, is_users_code(code, module)
+            if known[1]:
+                self.codes[id(code)], self.instructions[id(code)] = (code, module), set()
+        if not known[1]:
+            return None
+        frame.f_trace_lines, frame.f_trace_opcodes = False, True
+        return self._on_instruction
+
+    def _on_instruction(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if event == 'opcode':
+            self.instructions[id(frame.f_code)].add(frame.f_lasti)
+        return self._on_instruction
+
+    def lines_beside(self, other: RanCode, key: int) -> list[int]:
+        """Return the lines of the code of an id that ran here and not in `other`, without those between."""
+        code, _ = self.codes[key]
+        alone = self.instructions[key] - other.instructions.get(key, set())
+        line, lines = 0, []
+        starts = dict(dis.findlinestarts(code))
+        for instruction in dis.get_instructions(code):
+            line = starts.get(instruction.offset) or line
+            if instruction.offset in alone and line not in lines:
+                lines.append(line)
+        return sorted(line for line in lines if line - 1 not in lines)
+
+
+def is_users_code(code: CodeType, module: str) -> bool:
+    """Return whether code of a module, by its name, is neither Python's, a library's nor `mmdeploy_ext`'s.
+
+    That of a copy of a library of OpenMMLab is the user's where it is not what the library has.
+    """
+    package, path = module.partition('.')[0], Path(code.co_filename)
+    if package in LIBRARIES or package in sys.stdlib_module_names or code.co_filename.startswith('<'):
+        return False
+    path = path.resolve()
+    if path.is_relative_to(OURS) or is_installed(package, path):
+        return False
+    if package not in DISTRIBUTIONS:
+        return not any(folder in path.parts for folder in PACKAGE_FOLDERS)
+    return not is_as_installed(code, package)
+
+
+def codes_in(code: CodeType) -> Iterator[CodeType]:
+    """Yield a code object and those of the functions, lambdas and comprehensions in it."""
+    yield code
+    for constant in code.co_consts:
+        if hasattr(constant, 'co_consts'):
+            yield from codes_in(constant)
+
+
+def attributes_read(code: CodeType) -> set[str]:
+    """Return the names of attributes that code reads, but not those that it calls."""
+    return {str(entry.argval) for entry in dis.get_instructions(code) if entry.opname == 'LOAD_ATTR'}
+
+
+def attributes_written(code: CodeType) -> set[str]:
+    """Return the names of attributes that code sets."""
+    return {str(entry.argval) for entry in dis.get_instructions(code) if entry.opname == 'STORE_ATTR'}

@@ -1,0 +1,129 @@
+"""The user's code that decides results of PyTorch, and that no export ran, so that inputs have to judge.
+
+A fresh export runs as much of the user's code as the export of a file did: what both left out is in neither
+graph. It is a layer that a graph computes by itself, a way that PyTorch takes outside of an export alone, or
+a value that a layer keeps from run to run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import linecache
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.foreign_functions import is_foreign
+from mmdeploy_ext.core.source_code import source_of_code
+from mmdeploy_ext.core.users_code import attributes_read, attributes_written, codes_in
+from mmdeploy_ext.families.module_settings import module_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from types import CodeType
+
+    from torch import nn
+
+    from mmdeploy_ext.core.users_code import RanCode
+
+ALONE, KEPT = 'is run by PyTorch alone', 'is kept from run to run'
+
+
+@dataclasses.dataclass(frozen=True)
+class UnexportedCode:
+    """A function, a line or an attribute of the user's code that a graph may not have.
+
+    Attributes:
+        name: `MyNeck.forward`, `my/neck.py:8`, or `MyNeck.calls`.
+        why: `ALONE` of functions and lines, `KEPT` of attributes.
+        place: lines of a function, text of a line, class of an attribute with its module in the model.
+    """
+
+    name: str
+    why: str
+    place: str
+
+    @property
+    def reason(self) -> str:
+        """Why inputs decide, in a few words for the claim of a verdict."""
+        return f'{self.name} {self.why}'
+
+    @property
+    def text(self) -> str:
+        """The sentence of the verdict about it."""
+        rest = 'the export does not run it' if self.why == ALONE else 'a graph keeps nothing of it'
+        return f'{self.reason} ({self.place}); {rest}'
+
+
+def unexported_code(
+    reference: RanCode, export: RanCode, followed: Iterable[Callable[..., Any]]
+) -> list[UnexportedCode]:
+    """Return the functions and lines of the user's code that PyTorch ran, and no export.
+
+    Args:
+        reference: what PyTorch's side of a proof ran.
+        export: what the export of all graphs ran.
+        followed: functions that a verdict names by itself if they differ, see `Family.followed_functions`.
+    """
+    left_out = {id(code) for function in followed for code in codes_in(function.__code__)}
+    found: list[UnexportedCode] = []
+    for key, (code, module) in reference.codes.items():
+        if key in left_out:
+            continue
+        lines = reference.lines_beside(export, key)
+        if lines:
+            left_out |= {id(inner) for inner in codes_in(code)}  # which run after it
+        if key in export.codes:
+            found += [_line(code, module, line) for line in lines]
+            continue
+        source = source_of_code(code, module)
+        place = f'{source.file} lines {source.first}-{source.last}' if source.first else source.file
+        found.append(UnexportedCode(code.co_qualname, ALONE, place))
+    return list(dict.fromkeys(found))
+
+
+def _line(code: CodeType, module: str, line: int) -> UnexportedCode:
+    file = source_of_code(code, module).file
+    text = linecache.getline(code.co_filename, line).strip()
+    return UnexportedCode(f'{file}:{line}', ALONE, f'`{text}`')
+
+
+def users_settings(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Return name of a module -> its settings, of modules whose class has methods of the user's code."""
+    users = {name for name, module in model.named_modules() if any(_methods(module, of_user=True))}
+    return {name: entry for name, (_, entry) in module_settings(model).items() if name in users}
+
+
+def kept_attributes(
+    model: nn.Module, before: Mapping[str, Mapping[str, Any]], followed: Iterable[Callable[..., Any]]
+) -> list[UnexportedCode]:
+    """Return the attributes of modules of the user's classes that runs change, and that these classes read.
+
+    Those that libraries, this package and the `followed` functions write are left out: they are the memories
+    that the families know.
+
+    Args:
+        model: the model after several runs.
+        before: its `users_settings` after the first run, which fills what is computed once.
+        followed: as in `unexported_code`.
+    """
+    known = {name for function in followed for name in attributes_written(function.__code__)}
+    modules, found = dict(model.named_modules()), []
+    for name, after in users_settings(model).items():
+        module, earlier = modules[name], before.get(name, {})
+        changed = {key for key, value in after.items() if earlier.get(key, ...) != value}
+        if not changed:
+            continue
+        read = set().union(*map(attributes_read, _methods(module, of_user=True)))
+        written = known.union(*map(attributes_written, _methods(module, of_user=False)))
+        place = f'module {name}' if name else 'the detector'
+        for key in sorted(changed & read - written):
+            found.append(UnexportedCode(f'{type(module).__name__}.{key}', KEPT, place))
+    return list(dict.fromkeys(found))
+
+
+def _methods(module: nn.Module, of_user: bool) -> Iterator[CodeType]:
+    """Yield the code of the methods of a module's classes that the user's code has, or of the others."""
+    for base in type(module).__mro__:
+        for value in vars(base).values():
+            function = getattr(value, '__func__', value)
+            if hasattr(function, '__code__') and is_foreign(function) == of_user:
+                yield from codes_in(function.__code__)

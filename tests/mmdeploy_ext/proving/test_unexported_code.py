@@ -1,0 +1,105 @@
+"""The user's code that PyTorch's side of a proof runs and no export, so that inputs have to judge."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from mmdeploy_ext.core.users_code import RanCode, is_users_code
+from mmdeploy_ext.proving.levels.unexported_code import kept_attributes, unexported_code, users_settings
+from mmdeploy_ext.proving.verdict import Verdict
+
+NECK = """
+import torch
+
+
+def halved(x):
+    return sum(value for value in [x]) / 2
+
+
+class Neck(torch.nn.Module):
+    exporting, calls, grid, seen, last = False, 0, None, None, None
+
+    def forward(self, x):
+        if self.grid is None:
+            self.grid = x[:1] * 0
+        {line}
+        return x + self.grid
+
+    def again(self, x):
+        return self.forward(x)
+"""
+
+
+def neck(folder, line='pass'):
+    path = folder / 'users_neck.py'
+    path.write_text(NECK.format(line=line))
+    spec = importlib.util.spec_from_file_location('users_neck', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Neck().eval()
+
+
+def ran(module, exporting=False):
+    code = RanCode()
+    with code.watched():
+        module.exporting = exporting
+        module(torch.ones(3))
+    return code
+
+
+@pytest.mark.parametrize(
+    ('line', 'reason'),
+    [
+        ('x = x if self.exporting else x.clamp(-9, 9)', 'users_neck.py:15 is run by PyTorch alone'),
+        ('x = x if self.exporting else halved(x)', 'users_neck.py:15 is run by PyTorch alone'),
+        ('if self.exporting: return x', 'users_neck.py:16 is run by PyTorch alone'),
+        ('x = halved(x) if self.exporting else x', 'users_neck.py:15 is run by PyTorch alone'),
+        ('x = halved(x)', ''),
+    ],
+)
+def test_what_an_export_leaves_out_makes_inputs_decide(tmp_path, line, reason):
+    module = neck(tmp_path, line)
+    export = ran(module, exporting=True)
+    module.grid = None  # as of another copy of the model
+    found = unexported_code(ran(module), export, ())
+    assert [code.reason for code in found][:1] == ([reason] if reason else [])
+    assert Verdict({}, unexported_code=found).by_inputs.startswith(reason)
+
+
+def test_a_function_that_no_export_runs_is_named_once(tmp_path):
+    module = neck(tmp_path, 'x = sum(value for value in [x])')
+    (found,) = unexported_code(ran(module), RanCode(), ())
+    assert found.text == (
+        'Neck.forward is run by PyTorch alone (users_neck.py lines 12-16); the export does not run it'
+    )
+    assert Verdict({}, unexported_code=[found]).to_json()['unexported_code'][0]['text'] == found.text
+    assert unexported_code(ran(module), RanCode(), [type(module).forward]) == []
+
+
+def test_code_of_libraries_and_ours_is_not_the_users(tmp_path):
+    from mmcv.cnn import ConvModule
+
+    from mmdeploy_ext.models.cp_fpn import CPFPN
+
+    for method in (ConvModule.forward, CPFPN.forward, torch.nn.Linear.forward, importlib.import_module):
+        assert not is_users_code(method.__code__, method.__module__), method
+    assert is_users_code(neck.__code__, __name__)
+
+
+@pytest.mark.parametrize(
+    ('line', 'kept'),
+    [
+        ('self.calls += 1', ['Neck.calls']),
+        ('self.last, x = x, x if self.last is None else x + self.last', ['Neck.last']),
+        ('self.seen = x', []),
+        ('pass', []),
+    ],
+)
+def test_values_that_a_layer_keeps_and_reads_make_inputs_decide(tmp_path, line, kept):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), neck(tmp_path, line))
+    model(torch.ones(3))
+    before = users_settings(model)
+    model(torch.ones(3) * 2)
+    assert [code.name for code in kept_attributes(model, before, ())] == kept
+    assert kept_attributes(model, before, [type(model[1]).forward]) == []  # of a memory that a family knows
