@@ -97,15 +97,16 @@ def kept_attributes(
 ) -> list[UnexportedCode]:
     """Return the attributes of modules of the user's classes that runs change, and that these classes read.
 
-    Those that libraries, this package and the `followed` functions write are left out: they are the memories
-    that the families know.
+    Those that the `followed` functions use, or libraries and this package write, are left out: they are the
+    memories that the families know.
 
     Args:
         model: the model after several runs.
         before: its `users_settings` after the first run, which fills what is computed once.
         followed: as in `unexported_code`.
     """
-    known = {name for function in followed for name in attributes_written(function.__code__)}
+    codes = [code for function in followed for code in codes_in(function.__code__)]
+    known = set().union(*map(attributes_read, codes), *map(attributes_written, codes))
     modules, found = dict(model.named_modules()), []
     for name, after in users_settings(model).items():
         module, earlier = modules[name], before.get(name, {})
