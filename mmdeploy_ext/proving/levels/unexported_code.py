@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.core.users_code import RanCode
 
-ALONE, KEPT = 'is run by PyTorch alone', 'is kept from run to run'
+ALONE, KEPT = 'is run by PyTorch alone', 'changes from run to run'
 
 
 @dataclasses.dataclass(frozen=True)
