@@ -30,7 +30,7 @@ def parse_cfg_options(pairs: list[str] | None, option: str = '--cfg-options') ->
     None in place of pairs gives {}.
 
     Raises:
-        UsageError: a pair without '=', or a value that mmcv cannot read.
+        UsageError: a pair without '=' or a key, or a value that cannot be read.
     """
     options: dict[str, Any] = {}
     for pair in pairs or []:

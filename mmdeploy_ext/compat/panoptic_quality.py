@@ -81,8 +81,8 @@ class PQStat(dict):
             isthing: True counts only things, False only stuff, None all.
 
         Returns:
-            `FIGURES` and `n`, the number of classes that occur, -> mean of these, NaN if `n` is 0; and
-            `category_id` -> its figures, which are 0 of a class that does not occur.
+            A dict of `FIGURES`, each the mean over the classes that occur, NaN if there are none, and of `n`,
+            their number; and `category_id` -> its figures, which are 0 of a class that does not occur.
         """
         by_category = {
             key: self[key].figures()

@@ -180,7 +180,7 @@ def numpy_aliases(module: ModuleType, execute: Execute) -> bool:
 
 @after('mmcv.ops.scatter_points', versions='mmcv-full 1.7.2')
 def dynamic_scatter_without_gpu(module: ModuleType) -> None:
-    """DynamicScatter, the mean of dynamic voxels, has only a CUDA kernel; the CPU gets torch's operators."""
+    """DynamicScatter, which pools dynamic voxels, has only a CUDA kernel; the CPU gets torch's operators."""
     _on_cpu(module, 'dynamic_scatter')
 
 

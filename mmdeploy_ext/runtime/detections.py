@@ -62,7 +62,10 @@ class Scored(Rows, abc.ABC):
         return self[self.scores >= score_thr]
 
     def to_json(self, classes: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-        """Return a dict per result: `label`, `name` in `classes`, `score` if `scored`, and its place."""
+        """Return a dict per result: `label`, `name`, `score` if `scored`, and the entries of `place`.
+
+        `name` is that of the label in `classes`, or the label as text if there is none.
+        """
         entries = []
         for index, (score, label) in enumerate(zip(self.scores, self.labels, strict=True)):
             name = classes[label] if label < len(classes) else str(label)
@@ -142,7 +145,7 @@ class Instances(Scored):
     mask_scores: np.ndarray | None = None
 
     def to_mmdet_result(self, num_classes: int) -> tuple[list[np.ndarray], Any]:
-        """Return boxes as `Detections` do, zeros if the detector has none, and the masks (h, w) per class.
+        """Return boxes as `Detections` do, with corners of 0 if it has none, and the masks (h, w) per class.
 
         If masks have scores of their own, the second is a pair: the masks, and per class the scores.
         """

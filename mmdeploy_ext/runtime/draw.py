@@ -170,7 +170,7 @@ def draw_instances(
         instances: the n instances of the image.
         classes: names by label.
         score_thr: instances below are left out.
-        marked: (n,) bool, instances that get another outline; None marks none.
+        marked: (n,) bool, instances that get a white outline and an exclamation mark; None marks none.
     """
     canvas = np.ascontiguousarray(image_bgr).copy()
     height, width = canvas.shape[:2]

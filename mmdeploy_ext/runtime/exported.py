@@ -39,7 +39,7 @@ class Runtime(contextlib.ExitStack):
         metadata: metadata of the file whose outputs are the results.
         state: the memory; None without one.
         fed_bytes: bytes copied to the engine for the last frame, besides the images; None if not counted.
-        seconds: spent so far, by part of the model; set by the model, but for an `ImageModel`.
+        seconds: spent so far, by part of the model; subclasses set it, an `ImageModel` does not have it.
         notes: sentences about the samples so far that a reader of the results has to know.
     """
 
@@ -133,7 +133,8 @@ def export_files(paths: Paths, names: Sequence[str]) -> list[Path]:
     """Return the files of an export.
 
     Args:
-        paths: a folder, in which files with these names are expected; one file, or several, as they are.
+        paths: a folder, in which files with these names are expected; one file, or several, which are
+            returned as they are, also if an `.onnx` file is missing.
         names: names of the files of a folder, without `.onnx`.
 
     Raises:

@@ -288,7 +288,7 @@ def weights_of_repository(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return name -> weight of a model for the classes of its repository, which may be on another spconv.
 
     Raises:
-        CheckpointError: a kernel of the repository has a shape of no layout.
+        CheckpointError: kernels of the repository have shapes of no layout, or that do not tell the layout.
     """
     weights = model.state_dict()
     shapes = model.fork.process.call('weight_shapes', {})
@@ -397,8 +397,8 @@ class ForkReference(BEVFusionReference):
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
         """Return the boxes of the repository's head for queries that have the boxes of the frame's graph.
 
-        `outputs` are those of the graph by name; other outputs become boxes by the code of
-        `BEVFusionReference`.
+        `outputs` are those of the graph by name; outputs without `boxes`, and those of a CenterPoint's head,
+        become boxes by the code of `BEVFusionReference`.
         """
         head = self.model.heads['object']
         if 'boxes' not in outputs or not hasattr(head, 'prediction_heads'):

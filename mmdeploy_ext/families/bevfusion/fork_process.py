@@ -194,8 +194,8 @@ class ForkModel:
     def moment(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return name -> array that the test pipeline makes of the moment `index` of the file `infos`.
 
-        Both are entries of `arrays`. Returned are `points` (P, V), `img` (N, 3, H, W), and the matrices of
-        `Collect3D`.
+        Both are entries of `arrays`. Returned are `points` (P, V), the matrices of `Collect3D`, and with
+        cameras `img` (N, 3, H, W).
         """
         from mmcv import ConfigDict
         from mmdet3d.datasets import build_dataset

@@ -206,10 +206,12 @@ def _table_specs(model: nn.Module, cameras: int) -> dict[str, TensorSpec]:
 
 
 def postprocess_facts(model: nn.Module) -> dict[str, Any]:
-    """Return the metadata's entry about the model: sensors, coder of the head, and with cameras the view.
+    """Return the metadata's entry `postprocess`, name -> fact about the model.
 
-    The view has the pixels (`columns`, `rows`) and metres (`depths`) of the frustum's points, and of each
-    axis of the bird's-eye view the centre of the first cell, the step and the count.
+    These are its `sensors`, number of `queries`, `uses_points` (whether it takes depth maps), the suppression
+    `nms` or None, the head's `coder`, and with cameras the `view`. The view has the `image_size`, the pixels
+    (`columns`, `rows`) and metres (`depths`) of the frustum's points, and of each axis of the bird's-eye view
+    the `centre` of the first cell, the `step` and the `count`.
     """
     coder = model.heads['object'].bbox_coder
     facts = dict(

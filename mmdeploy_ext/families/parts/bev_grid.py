@@ -49,7 +49,7 @@ def project_pillars(points: Tensor, lidar2img: Tensor, image_size: tuple[int, in
 
     Args:
         points: (Q, P, 4), see `pillar_points`.
-        lidar2img: (N, 4, 4), from the frame of the points to pixels.
+        lidar2img: (N, 4, 4), from the frame of the points to pixels times depth, m.
         image_size: height and width of the padded pictures, px.
 
     Returns:

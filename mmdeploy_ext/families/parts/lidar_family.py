@@ -84,7 +84,10 @@ class LidarFamily(SequenceFamily):
     compared = ()  # all outputs of the head's graph, see `SequenceFamily.compared`
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        """Yield the methods of a live detector, its parts and its coder that files or runtimes compute."""
+        """Yield the methods of a live detector, its parts, anchor generator and coder that are followed.
+
+        Files or runtimes compute them by other code; functions of mmdet3d that they use are among them.
+        """
         parts = parts_of(model)
         generator = getattr(parts.head, 'anchor_generator', None)
         for part in (model, parts.voxel_encoder, parts.middle_encoder, parts.head, generator):
@@ -114,7 +117,7 @@ class LidarFamily(SequenceFamily):
         check_form(cfg.filename, options, encoder.type != SCATTER)
 
     def voxel_layer(self, model: nn.Module) -> tuple[nn.Module, str, int]:
-        """Return the detector's layer, the order of mmdet3d's encoders, and the number of point values."""
+        """Return the layer of voxels, 'zyx' (mmdet3d's order of axes) and the number of values of a point."""
         return parts_of(model).voxel_layer, 'zyx', self.reference(model).width
 
     def crowded_sweeps(self, rule: VoxelRule, options: Options) -> Iterable[Sweep]:
@@ -140,7 +143,10 @@ class LidarFamily(SequenceFamily):
     def other_limits(
         self, model: nn.Module, runner: Stepper, spec: GraphSpec
     ) -> Iterator[tuple[str, contextlib.AbstractContextManager[None]]]:
-        """Yield trials with fewer candidates, with more results, and with more of both."""
+        """Yield title and context of trials with fewer candidates, with more results, and with more of both.
+
+        There are none for a node of Autoware, whose runner has no such limits.
+        """
         box_rule = getattr(runner, 'box_rule', None)
         if box_rule is None:
             return

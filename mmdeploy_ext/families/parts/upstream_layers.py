@@ -73,7 +73,10 @@ class RepeatedPriors:
         return self.generator.single_level_grid_priors(*args, **kwargs).repeat(self.repeats, 1)
 
     def count(self, head: nn.Module, inputs: tuple) -> None:
-        """Read the batch of the inputs of a head: a hook before its `forward`."""
+        """Set `repeats` by the inputs of a head: a hook before its `forward`.
+
+        It is the batch over that of the example of a trace, 1 without a trace.
+        """
         batch = inputs[0][0].shape[0]
         # 1 in PyTorch; in a trace int() is the batch of the example, which is how many copies the head joins
         self.repeats = batch // int(batch)

@@ -110,7 +110,7 @@ class PositionEmbedding(OfModel):
         self.register_buffer('corners', token_corners(size, map_size), persistent=False)
 
     def forward(self, img2lidar: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the positions (1, N, C, h, w) and the matrices that they are of, (1, N, 4, 4) both."""
+        """Return the positions (1, N, C, h, w) of matrices (1, N, 4, 4), and a copy of the matrices."""
         rays = embed_rays(self.model.pts_bbox_head, img2lidar[0], self.corners, self.map_size)
         return rays.unsqueeze(0), img2lidar + 0.0
 

@@ -23,7 +23,8 @@ from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 def pipeline_settings(cfg: Any) -> dict[str, Any]:
     """Return `picture_size` and `start_gap_s` as the test pipeline of a config has them.
 
-    `PetrFamily.build` reads them by other code, see `Family.added_settings`.
+    These are height and width of the pictures without padding, pixels, and the seconds that stand for the gap
+    before the first frame. `PetrFamily.build` reads them by other code, see `Family.added_settings`.
     """
     steps = {step['type']: step for step in test_pipeline(cfg)}
     resize = next(steps[name] for name in ('ResizeCropFlipImage', 'ResizeCropFlipRotImage') if name in steps)

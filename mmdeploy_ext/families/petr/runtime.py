@@ -75,7 +75,10 @@ def inverse_of(lidar2img: np.ndarray) -> np.ndarray:
 
 
 def camera_times(frame: Frame) -> np.ndarray:
-    """Return the absolute times (N,) float64 of a frame's pictures; DataError if one is not finite."""
+    """Return the absolute times (N,) float64, seconds, of a frame's pictures.
+
+    DataError: one is not finite, or there are not N of them.
+    """
     count = len(frame.images)
     if frame.camera_times_s is None:
         return np.full(count, frame_checks.check_time(frame.timestamp_s))
@@ -90,7 +93,7 @@ def memory_of(frame: Frame, scene_token: str, maps: np.ndarray | None) -> Stream
 
     Of PETRv2 that is `img_feats` (1, N, C, h, w), its first feature map, `lidar2img` (N, 4, 4) and
     `camera_times_s` (N,), absolute seconds. Of PETR, whose `maps` are None, it is pose and time alone, for
-    which a unit matrix and 0 stand if the frame has none. DataError: of PETRv2, a time is not finite.
+    which a unit matrix and 0 stand if the frame has none. DataError: of PETRv2, see `camera_times`.
     """
     pose = np.eye(4) if frame.ego_pose is None else np.array(frame.ego_pose, np.float64)
     tensors = {}

@@ -37,7 +37,7 @@ QUERY_KEY_GAIN, SELF_VALUE_GAIN, CROSS_VALUE_GAIN = 0.8, 0.7, 3.0
 
 
 def petr_weights(state_dict: Mapping[str, torch.Tensor], prefix: str = '') -> dict[str, torch.Tensor]:
-    """Return the seeded tensors of keys, float32, counters int64.
+    """Return key of the state dict -> seeded tensor, float32, of counters int64.
 
     Args:
         state_dict: state dict of the model; its shapes count.
@@ -63,7 +63,10 @@ def petr_weights(state_dict: Mapping[str, torch.Tensor], prefix: str = '') -> di
 
 
 def kernel_of(key: str, normal: np.ndarray) -> np.ndarray:
-    """Return the values of a matrix or a kernel from normal numbers."""
+    """Return the values of a matrix or a kernel from `normal`, normal numbers of its shape.
+
+    Its name in the state dict, `key`, decides the gain.
+    """
     axes = (2, 3) if key.startswith('img_neck.fpn_convs.') else None
     gain: float | np.ndarray = by_name.first_match(GAINS, key)
     if key.endswith('in_proj_weight'):

@@ -178,9 +178,10 @@ class QueryMasksFamily(ImageFamily):
             detector_parts.check_grid_sample(type(heads[0]).__name__, options)
 
     def check_results(self, head: nn.Module, fusion: nn.Module) -> None:
-        """Refuse (ConfigError) heads that do not give these results, or not as many.
+        """Refuse (ConfigError) heads without the results of the family: here instances, of a subclass maps.
 
-        `head` is the `panoptic_head`, `fusion` the `panoptic_fusion_head`.
+        Heads with fewer pairs of query and class than `max_per_image` are refused, too. `head` is the
+        `panoptic_head`, `fusion` the `panoptic_fusion_head`.
         """
         supported_parts.check_instances(fusion)
         detector_parts.check_limit(

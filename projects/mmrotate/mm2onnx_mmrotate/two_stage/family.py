@@ -121,7 +121,10 @@ class RotatedTwoStageFamily(ImageFamily):
         return {}
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """Return what `two_stage/runtime.py` reads."""
+        """Return the settings of `test_cfg.rcnn` by name, without `UNREAD`, and those of coder and proposals.
+
+        `two_stage/runtime.py` makes results by them.
+        """
         config = rotated_nms_config(model.roi_head.test_cfg).to_json()
         read = {key: value for key, value in config.items() if key not in UNREAD}
         coder = heads.coder_of(heads.last_head(model.roi_head))

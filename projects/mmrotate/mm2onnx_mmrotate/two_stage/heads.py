@@ -100,7 +100,7 @@ def last_head(roi_head: nn.Module) -> nn.Module:
 
 
 def version_of(model: nn.Module) -> str:
-    """Return the angle version of the results."""
+    """Return the angle version of the results, mmrotate's 'oc', 'le135' or 'le90'."""
     return coder_of(last_head(model.roi_head))['version']
 
 
@@ -156,7 +156,10 @@ def check_roi_head(roi_head: nn.Module, oriented: bool) -> None:
 
 
 def check_rois(extractor: nn.Module, rotated: bool) -> None:
-    """Refuse (ConfigError) an extractor that does not fit the regions, or that the graph does not repeat."""
+    """Refuse (ConfigError) an extractor that does not fit the regions, or that the graph does not repeat.
+
+    `rotated` is whether the regions are rotated boxes, not upright ones.
+    """
     if not rotated:
         check_extractor(extractor)
         if type(extractor) is not SingleRoIExtractor:

@@ -37,7 +37,11 @@ CODERS: dict[str, dict[str, Check]] = dict(
 
 
 def check_coder(value: Any, key: str) -> None:
-    """Refuse the settings of an unknown coder, and settings that lack an entry; a check of `schema`."""
+    """Refuse, with a Mismatch, an unknown coder, and settings that it lacks or does not have.
+
+    It is a check of `schema`. The value is a dict of `type`, a key of `CODERS`, and the settings that this
+    coder reads; `key` is its place in the metadata, for the message.
+    """
     record(dict(type=one_of(*CODERS)), ('type',), closed=False)(value, key)
     settings = CODERS[value['type']]
     required = tuple(settings)

@@ -39,7 +39,7 @@ def _head_steps(model: nn.Module, pictures: Tensor, exposed_pictures: Tensor) ->
 def forwards(
     model: nn.Module, features: Sequence[Tensor], regions: Tensor
 ) -> Iterator[tuple[Sequence[nn.Module], Callable[[], Any]]]:
-    """Yield a list with the head of each stage, and a function without arguments that runs it.
+    """Yield for each stage a list with its head, and a function without arguments that runs the stage.
 
     It runs on upright `regions` (B, K, 4) xyxy; a stage of rotated regions gets the same ones, turned by
     angles within `TURN`. `features` are the maps of each level that regions are pooled from.
