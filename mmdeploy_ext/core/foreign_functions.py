@@ -133,7 +133,10 @@ def source_of(value: Any) -> SourceLines:
         return source_of(value.func)
     functions = _python_functions(value)
     if functions:
-        return source_of_function(next(filter(is_foreign, functions), functions[0]))
+        function = next(filter(is_foreign, functions), functions[0])
+        lines, first = source_of_function(function), function.__code__.co_firstlineno
+        is_lambda = function.__name__ == '<lambda>'
+        return dataclasses.replace(lines, first=first, last=first) if is_lambda else lines
     if isinstance(value, PLAIN):
         return SourceLines(f'value {value!r}', 0, 0, '')
     return source_of_class(value if isinstance(value, type) else type(value))
@@ -160,7 +163,7 @@ def _belongs(place: ModuleType, name: str, value: Any) -> bool:
         return True
     origins = _origins_of(place, name) if _is_of_library(place) else []
     judged = [known for origin in origins if (known := _is_from(place, origin, value)) is not None]
-    return any(judged) if judged else not _is_users(value)
+    return any(judged) if judged else not is_users_value(value)
 
 
 def _is_from(place: ModuleType, origin: Origin, value: Any) -> bool | None:
@@ -240,7 +243,7 @@ def _methods_of(order: Sequence[type], names: Iterable[str], foreign: dict[str, 
         if not callable(method) or module is None or not _is_of_library(module):
             continue
         functions = _python_functions(method)
-        is_foreign_method = any(map(is_users, functions)) if functions else _is_users(method)
+        is_foreign_method = any(map(is_users, functions)) if functions else is_users_value(method)
         if is_foreign_method and not _is_ours(method):
             foreign[f'{owner.__module__}.{owner.__qualname__}.{name}'] = method
         methods += functions
@@ -270,10 +273,10 @@ def _pairs_of_copies(value: Any, expected: Any) -> list[tuple[Any, Any]] | None:
     return [(value, expected)] if digests[0] and digests[0] == digests[1] else None
 
 
-def _is_users(value: Any) -> bool:
+def is_users_value(value: Any) -> bool:
     """Return whether a function, a class, a partial, or the class of an object is the user's."""
     if isinstance(value, functools.partial):
-        return any(map(_is_users, (value.func, *value.args, *value.keywords.values())))
+        return any(map(is_users_value, (value.func, *value.args, *value.keywords.values())))
     functions = _python_functions(value)
     if functions:
         return any(map(is_foreign, functions))

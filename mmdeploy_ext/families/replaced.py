@@ -21,6 +21,7 @@ from mmdeploy_ext.core.foreign_functions import (
     foreign_functions,
     foreign_globals,
     is_foreign,
+    is_users_value,
     source_of,
 )
 from mmdeploy_ext.core.model_classes import is_users
@@ -189,6 +190,7 @@ def differing_methods(replaced: Iterable[Replaced], table: Table) -> list[Differ
                 differing[name] = _described(name, source, entry.upstream)
             elif not isinstance(entry.part, ModuleType):
                 differing |= {called.name: called for called in called_of_copies(entry.part, method)}
+        differing |= {hook.name: hook for hook in hooks_of(entry.part)}
     live = (getattr(entry.part, method, None) for entry in entries for method in entry.methods)
     for method in called_of_others(function for function in live if function is not None):
         differing.setdefault(method.name, method)
@@ -261,6 +263,17 @@ def called_of_copies(part: Any, method: str) -> list[DifferingMethod]:
         _described(name, source_of(value), module_of(originals[0]))
         for name, value in foreign_globals(copy, originals[0]).items()
     ]
+
+
+def hooks_of(part: Any) -> list[DifferingMethod]:
+    """Return the user's hooks of a live part, which run where a model calls the part, and not its `forward`.
+
+    A graph may call only the one of these that the model does not, or compute the part by itself.
+    """
+    kinds = ('_forward_pre_hooks', '_forward_hooks')
+    hooks = [hook for kind in kinds for hook in vars(part).get(kind, {}).values()]
+    name = f'a hook of {type(part).__name__}'
+    return [_described(name, source_of(hook), type(part).__name__) for hook in hooks if is_users_value(hook)]
 
 
 def _described(name: str, source: SourceLines, upstream: str) -> DifferingMethod:

@@ -382,3 +382,13 @@ def test_a_base_method_that_a_followed_method_calls_by_super_is_looked_at(monkey
     monkeypatch.setattr(TransformerLayerSequence, 'forward', change)
     names = [method.name for method in family.differing_methods(model)]
     assert names == ['mmcv.cnn.bricks.transformer.TransformerLayerSequence.forward']
+
+
+def test_a_users_hook_on_a_part_that_a_graph_computes_is_named():
+    cfg = toy_query.toy('detr')
+    family = find_family(cfg)
+    model = family.build(cfg)
+    attention = model.bbox_head.transformer.decoder.layers[0].attentions[0]
+    attention.register_forward_hook(lambda module, args, output: output.clamp(max=1e4))
+    (method,) = family.differing_methods(model)
+    assert method.name == 'a hook of MultiheadAttention' and method.first
