@@ -51,7 +51,8 @@ class HeadRule(JsonDataclass, abc.ABC):
     def check_outputs(self, spec: GraphSpec, path: object) -> None:
         """Refuse a rule that does not fit the head's graph; ModelFileError names the first output.
 
-        Without it a rule of 5,000 rotations makes anchors of 16 GB before they fail to fit the outputs.
+        `spec` is the contract of the graph, `path` is that of its file, for the message. Without the check a
+        rule of 5,000 rotations makes anchors of 16 GB before they fail to fit the outputs.
         """
         tensors = {tensor.name: tensor for tensor in spec.outputs}
         if ignored := [name for name in tensors if name not in self.output_axes]:

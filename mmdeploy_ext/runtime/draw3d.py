@@ -214,7 +214,9 @@ def compare_picture(
 def sweep_picture(
     title: str, points: np.ndarray, layers: Sequence[BoxLayer], classes: Sequence[str]
 ) -> np.ndarray:
-    """Draw points from above once per list of boxes, side by side, on one scale.
+    """Return a picture (h, w, 3) uint8 BGR of points from above, once per list of boxes, on one scale.
+
+    The views are side by side.
 
     Args:
         title: text above the picture.

@@ -47,9 +47,10 @@ ROTATED = full_record(
 
 
 def check_group(value: Any, key: str) -> None:
-    """Check the suppression of a group of classes by `CIRCLE` or, if it has an `overlap`, by `ROTATED`.
+    """Refuse, with a Mismatch, the suppression of a group of classes that does not pass its check.
 
-    `key` is the place of the value in the metadata, for messages.
+    The check is `ROTATED` if the value has an `overlap`, else `CIRCLE`. `key` is the place of the value in
+    the metadata, for messages.
     """
     (ROTATED if isinstance(value, dict) and 'overlap' in value else CIRCLE)(value, key)
 

@@ -49,7 +49,10 @@ class LastView:
 
 
 def with_embeddings(transformer: nn.Module, maps: Sequence[Tensor]) -> list[Tensor]:
-    """Return feature maps (N, C, h, w) of each level with the embeddings of their camera and level added."""
+    """Return feature maps (N, C, h, w) of each level with the embeddings of their level added.
+
+    Those of their camera are added, too, if `use_cams_embeds` of the transformer is set.
+    """
     embedded = []
     for level, features in enumerate(maps):
         if transformer.use_cams_embeds:
@@ -63,7 +66,8 @@ def cell_queries(head: nn.Module, can_bus: Tensor) -> tuple[Tensor, Tensor]:
 
     `can_bus` (18,) is the motion of the car: by how much its position has changed since the last frame (m, 3
     numbers), its orientation (4: a quaternion w, x, y, z, or its w four times), acceleration, rotation rate
-    and velocity (3 each), its heading in radians, and by how much that has changed, in degrees.
+    and velocity (3 each), its heading in radians, and by how much that has changed, in degrees. It is not
+    read unless `use_can_bus` of the transformer is set.
     """
     queries = head.bev_embedding.weight[None]
     if head.transformer.use_can_bus:

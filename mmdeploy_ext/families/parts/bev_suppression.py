@@ -34,9 +34,9 @@ def suppressed(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return scores, rows and labels (B, n) of the results of each image, by descending score.
 
-    Boxes of each class are compared on a plane of their own, so that a row may come with several labels. n is
-    the largest number of results of an image, maybe 0. Behind the results of an image scores are
-    `NO_CANDIDATE`, -1, and rows and labels mean nothing.
+    A row is the index of a box, 0 to A - 1. Boxes of each class are compared on a plane of their own, so that
+    a row may come with several labels. n is the largest number of results of an image, maybe 0. Behind the
+    results of an image scores are `NO_CANDIDATE`, -1, and rows and labels mean nothing.
 
     Args:
         above: (B, A, 5) boxes from above: x, y of the centre, sizes along x and y before the box is turned,
