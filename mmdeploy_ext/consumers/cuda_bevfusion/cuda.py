@@ -60,7 +60,7 @@ class CudaBEVFusion(FusionRuntime):
         seconds: time spent so far, by the name of a file or 'pooling'. Depth maps count for
             'camera.backbone', voxels for the first sparse file, the tables of a calibration for 'pooling'.
         view: how pictures are lifted into the bird's-eye view.
-        sparse: name of a sparse file -> its graph.
+        sparse: name of a sparse file -> its graph; the second file is there with `to_compare` alone.
         sessions: name of a file of ordinary ONNX -> its session.
         metadata: metadata of the last file.
         tables: tables of the last calibration; None before the first frame.
