@@ -17,7 +17,10 @@ from types import ModuleType
 Execute = Callable[[], None]
 """Function that runs the code of a module; it does nothing for a module that was imported before."""
 PatchFunction = Callable[[ModuleType, Execute], bool]
-"""(module that is being imported, `execute`) -> whether anything was changed; it has to call `execute`."""
+"""(module that is being imported, `execute`) -> whether anything was changed.
+
+It has to call `execute`, unless the code of the module is not to run at all.
+"""
 
 
 @dataclass(frozen=True)

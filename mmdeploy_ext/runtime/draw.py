@@ -167,7 +167,7 @@ def draw_instances(
 
     Args:
         image_bgr: (h, w, 3) uint8, which stays as it is; a copy with the masks is returned.
-        instances: the n instances of the image.
+        instances: the n instances of the image, or the segments of a panoptic map, which have no scores.
         classes: names by label.
         score_thr: instances below are left out.
         marked: (n,) bool, instances that get a white outline and an exclamation mark; None marks none.
