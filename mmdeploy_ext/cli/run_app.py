@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
         ModelFileError: the file is missing or damaged, a sparse backbone alone, a folder of image models, or
             gives no boxes.
         UsageError: see `check_inputs`; a number out of range, or a picture or report that cannot be written.
+        EngineError: ONNX Runtime or an execution provider is not here.
         ImageError, DataError, ShapeError, InferenceError: infos cannot be read; or the only sample, or with
             --fail-fast one of several, cannot be used: else such an error is in the entry of its sample.
     """

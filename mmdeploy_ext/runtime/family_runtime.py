@@ -41,6 +41,7 @@ def runtime_of(family: str) -> ModuleType:
     Raises:
         ModelFileError: nobody has registered the family; the message names those that are.
         ConfigError: it was registered without a runtime.
+        ImportError: the module of its runtime is not there.
     """
     check_registered(family)
     return registered()[family].load_runtime()
