@@ -52,7 +52,7 @@ def mmdet_version_check(module: ModuleType, execute: Execute) -> bool:
     return True
 
 
-@after('mmdet.core.anchor.anchor_generator', versions='mmdet 2.11.0 and 2.14.0')
+@after('mmdet.core.anchor.anchor_generator', versions='mmdet 2.6.0, 2.11.0 and 2.14.0')
 def priors_of_a_level(module: ModuleType) -> bool | None:
     """Before mmdet 2.16 the priors of a level were float32 anchors; families ask for priors of a type.
 
@@ -70,13 +70,10 @@ def priors_of_a_level(module: ModuleType) -> bool | None:
     ) -> Any:
         import torch
 
+        from mmdeploy_ext.compat.older_priors import shifted_priors
+
         base = self.base_anchors[level_idx].to(device=device, dtype=dtype or torch.float32)
-        (height, width), (stride_x, stride_y) = featmap_size, self.strides[level_idx]
-        y = torch.arange(height, device=device).to(base.dtype) * stride_y
-        x = torch.arange(width, device=device).to(base.dtype) * stride_x
-        rows, columns = torch.meshgrid(y, x, indexing='ij')
-        shifts = torch.stack([columns, rows, columns, rows], dim=-1)
-        return (shifts.reshape(-1, 1, 4) + base).reshape(-1, 4)
+        return shifted_priors(base, featmap_size, self.strides[level_idx])
 
     generator.single_level_grid_priors = single_level_grid_priors
     if not hasattr(generator, 'num_base_priors'):
@@ -84,15 +81,78 @@ def priors_of_a_level(module: ModuleType) -> bool | None:
     return None
 
 
-@after('mmdet.models.dense_heads.anchor_head', versions='mmdet 2.11.0 and 2.14.0')
+@after('mmdet.core.anchor.point_generator', versions='mmdet 2.14.0 and 2.17.0')
+def points_of_a_level(module: ModuleType) -> bool | None:
+    """Before mmdet 2.18 the points of a level were float32; families ask for points of a type.
+
+    They also took sizes of maps as constants. The generator of points gets the newer argument, `dtype`; with
+    strides (`with_stride`) it gives its own points.
+    """
+    generator = getattr(module, 'MlvlPointGenerator', None)
+    if generator is None or 'dtype' in inspect.signature(generator.single_level_grid_priors).parameters:
+        return False
+    own_priors = generator.single_level_grid_priors
+
+    def single_level_grid_priors(
+        self: Any,
+        featmap_size: Sequence[Any],
+        level_idx: int,
+        device: Any = 'cuda',
+        with_stride: bool = False,
+        *,
+        dtype: Any = None,
+    ) -> Any:
+        if with_stride:
+            return own_priors(self, featmap_size, level_idx, device=device, with_stride=True)
+        import torch
+
+        from mmdeploy_ext.compat.older_priors import shifted_priors
+
+        stride = self.strides[level_idx]
+        base = [[side * self.offset for side in stride]]
+        base = torch.tensor(base, device=device, dtype=dtype or torch.float32)
+        return shifted_priors(base, featmap_size, stride)
+
+    generator.single_level_grid_priors = single_level_grid_priors
+    return None
+
+
+@after(
+    'mmdet.models.dense_heads.anchor_head',
+    'mmdet.models.dense_heads.yolo_head',
+    versions='mmdet 2.6.0, 2.11.0 and 2.14.0',
+)
 def prior_generator_of_anchors(module: ModuleType) -> bool | None:
     """Before mmdet 2.18 the generator of a head's priors was called `anchor_generator`.
 
     Heads get the newer name, `prior_generator`, for it.
     """
-    if 'self.prior_generator' in inspect.getsource(module.AnchorHead.__init__):
+    head = getattr(module, 'AnchorHead', None) or module.YOLOV3Head
+    if 'self.prior_generator' in inspect.getsource(head.__init__):
         return False
-    module.AnchorHead.prior_generator = property(lambda self: self.anchor_generator)
+    from mmdeploy_ext.compat.older_priors import Default
+
+    head.prior_generator = Default(lambda head: head.anchor_generator)
+    return None
+
+
+@after(
+    'mmdet.models.dense_heads.anchor_free_head',
+    'mmdet.models.dense_heads.vfnet_head',
+    versions='mmdet 2.6.0, 2.10.0, 2.14.0 and 2.17.0',
+)
+def generator_and_coder_of_points(module: ModuleType) -> bool | None:
+    """Before mmdet 2.18 heads of points made points and boxes by functions, without generator and coder.
+
+    Heads get both under the newer names, `prior_generator` and `bbox_coder`; of VFNet, which has anchors for
+    its targets, the generator is that of the points.
+    """
+    head = getattr(module, 'AnchorFreeHead', None) or module.VFNetHead
+    if 'prior_generator' in inspect.getsource(head.__init__):
+        return False
+    from mmdeploy_ext.compat.older_priors import Default, DistanceCoder, points_of
+
+    head.prior_generator, head.bbox_coder = Default(points_of), Default(lambda head: DistanceCoder())
     return None
 
 

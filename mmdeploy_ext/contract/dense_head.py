@@ -30,6 +30,9 @@ from mmdeploy_ext.contract.schema import (
 )
 from mmdeploy_ext.core.json_dataclass import JsonDataclass
 
+PRIOR_CHOICES = ('priors', 'class_priors', 'factor_priors')
+"""Values of `Head.choose` by which priors remain with all their classes."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Head(JsonDataclass):
@@ -50,8 +53,9 @@ class Head(JsonDataclass):
             if there is none.
         root: whether results have, and are ordered by, the root of score * factor instead of the product.
         choose: which candidates of a level remain. 'pairs': the `nms_pre` best (prior, class) pairs;
-            'priors': all classes of the `nms_pre` best priors; 'best': the best class of each prior; 'all':
-            all pairs.
+            'priors': all classes of the `nms_pre` best priors, by the best number that a result of theirs
+            would be ordered by; 'class_priors' and 'factor_priors': the same, but the best by class scores
+            alone, or by the factor; 'best': the best class of each prior; 'all': all pairs.
         judged: what the score threshold is compared with: 'class' scores, or their 'product' with the factor,
             of which `root` takes the root.
         inclusive: whether a score that equals the threshold passes.
@@ -195,7 +199,7 @@ HEAD = full_record(
     factor=NAME,
     factor_from=either(exactly(0, anything), pair(number(0, 100_000, integer=True))),
     root=FLAG,
-    choose=one_of('pairs', 'priors', 'best', 'all'),
+    choose=one_of('pairs', *PRIOR_CHOICES, 'best', 'all'),
     judged=one_of('class', 'product'),
     inclusive=FLAG,
     conf_thr=number(),

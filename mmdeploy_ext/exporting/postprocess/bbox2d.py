@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.contract.dense_head import Head
+from mmdeploy_ext.contract.dense_head import PRIOR_CHOICES, Head
 from mmdeploy_ext.exporting.postprocess.sizes import limit
 from mmdeploy_ext.exporting.postprocess.suppression import (
     NO_CANDIDATE,
@@ -85,7 +85,8 @@ class DenseBoxPostprocess(nn.Module):
         threshold = self.config.score_thr
         candidates = judged >= threshold if self.head.inclusive else judged > threshold
         if self.head.conf_thr > 0:
-            candidates = candidates & (factors >= self.head.conf_thr)
+            confident = factors >= self.head.conf_thr
+            candidates = candidates & (confident[..., None] if candidates.dim() == 3 else confident)
         if self.clip_border:
             bboxes = clip_to(bboxes, clip_hw, self.head.clip_inset)
         if border is not None:
@@ -93,14 +94,14 @@ class DenseBoxPostprocess(nn.Module):
         bboxes = bboxes / scale_factor[:, None]
         scores = self._ranks(class_scores, factors)
         voters = bboxes, scores
-        if self.head.choose == 'priors':
+        if self.head.choose in PRIOR_CHOICES:
             # a row per (prior, class) pair
             classes = scores.shape[2]
             labels = torch.arange(classes, device=scores.device)
             labels = labels.expand(scores.shape[0], scores.shape[1], -1)
             bboxes = bboxes[:, :, None].expand(-1, -1, classes, -1).flatten(1, 2)
             scores, labels, candidates = (rows.flatten(1) for rows in (scores, labels, candidates))
-        like = scores if factors is None or self.head.choose == 'priors' else factors
+        like = scores if factors is None or self.head.choose in PRIOR_CHOICES else factors
         scores = torch.where(candidates, scores, torch.full_like(like, NO_CANDIDATE))
         suppress = Suppression(
             self.config.iou_threshold,
@@ -125,16 +126,16 @@ class DenseBoxPostprocess(nn.Module):
     def _choose(self, bboxes: Tensor, scores: Tensor, factors: Tensor | None) -> Candidates:
         """Pick the candidates of one level: boxes, class scores, factors and labels.
 
-        They are, by `Head.choose`, each prior's 'best' class; the 'priors' with the best scores of any class,
-        with all their classes (then there are no labels); the best 'pairs' of prior and class, or 'all'.
+        They are, by `Head.choose`, each prior's 'best' class; the best priors with all their classes (then
+        there are no labels); the best 'pairs' of prior and class, or 'all'.
         """
         if self.head.choose == 'best':
             best, labels = scores.max(dim=2)
             return bboxes, best, factors, labels
         nms_pre = self.config.nms_pre
-        if self.head.choose == 'priors':
+        if self.head.choose in PRIOR_CHOICES:
             if nms_pre > 0:
-                best = self._ranks(scores, factors).amax(dim=2)
+                best = self._ranks_of_priors(scores, factors)
                 _, rows = best.topk(limit(nms_pre, best.shape[1]), dim=1)
                 bboxes, scores = gather_rows(bboxes, rows), gather_rows(scores, rows)
                 factors = None if factors is None else factors.gather(1, rows)
@@ -149,6 +150,13 @@ class DenseBoxPostprocess(nn.Module):
         labels = pairs - anchors * num_classes
         bboxes = gather_rows(bboxes, anchors)
         return bboxes, values, None if factors is None else factors.gather(1, anchors), labels
+
+    def _ranks_of_priors(self, scores: Tensor, factors: Tensor | None) -> Tensor:
+        """Return the numbers (B, A) by which priors are chosen."""
+        if self.head.choose == 'factor_priors':
+            return factors
+        ranks = scores if self.head.choose == 'class_priors' else self._ranks(scores, factors)
+        return ranks.amax(dim=2)
 
     def _voted(self, dets: Tensor, labels: Tensor, bboxes: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
         """Replace each box by the weighted mean of the candidates of its class that overlap it.

@@ -14,6 +14,7 @@ from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors.single_stage import SingleStageDetector
 from torch import nn
 
+from mmdeploy_ext.contract.dense_head import PRIOR_CHOICES
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.contract.stages import Stage
@@ -226,8 +227,8 @@ def largest_num_candidates(head: nn.Module, facts: Mapping[str, Any], options: O
     Args:
         head: the head of the model.
         facts: what `facts_of` returns for it. `choose` of the head tells which pairs of a prior and a class
-            of a level are candidates: 'best' the best class of each prior, 'all' all pairs, 'priors' all
-            classes of the `nms_pre` best priors, 'pairs' the `nms_pre` best pairs.
+            of a level are candidates: 'best' the best class of each prior, 'all' all pairs, 'pairs' the
+            `nms_pre` best pairs, each of `PRIOR_CHOICES` all classes of the `nms_pre` best priors.
         options: options of the export, with `height` and `width` in pixels.
     """
     num_classes, nms_pre, choose = facts['num_classes'], thresholds(head).nms_pre, facts['head']['choose']
@@ -239,7 +240,7 @@ def largest_num_candidates(head: nn.Module, facts: Mapping[str, Any], options: O
             total += num_priors
         elif choose == 'all':
             total += num_priors * num_classes
-        elif choose == 'priors':
+        elif choose in PRIOR_CHOICES:
             total += capped(num_priors, nms_pre) * num_classes
         else:
             total += capped(num_priors * num_classes, nms_pre)

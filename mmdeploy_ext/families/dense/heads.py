@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module, mmdet_release
+from mmdeploy_ext.compat.older_priors import LevelPoints
 from mmdeploy_ext.contract.dense_head import Head
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import NmsConfig, nms_config, positive
@@ -86,6 +87,8 @@ def generator_of(head: nn.Module) -> Any:
 def base_priors(head: nn.Module) -> list[list[list[float]]]:
     """Return the priors of the first cell of each level: anchors xyxy or points x, y; pixels."""
     generator = generator_of(head)
+    if isinstance(generator, LevelPoints):
+        return [points.tolist() for points in generator.base_points]
     if isinstance(generator, MlvlPointGenerator):
         return [[[side * generator.offset for side in stride]] for stride in generator.strides]
     return [base.tolist() for base in generator.base_anchors]
@@ -100,7 +103,7 @@ def described(head: nn.Module) -> Head:
     inverted = kind.coder(head)['type'] in INVERTING_CODERS
     description = dataclasses.replace(kind.describe(head), inverted=inverted)
     if description.choose == 'pairs' and mmdet_release() < PAIRS_SINCE:
-        return dataclasses.replace(description, choose='priors')
+        return dataclasses.replace(description, choose=kind.choose_before_pairs)
     return description
 
 

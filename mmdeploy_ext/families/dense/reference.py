@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmdeploy_ext.contract.dense_head import PRIOR_CHOICES
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.families.dense.forms import described, flat_outputs, raw_names
 from mmdeploy_ext.families.dense.heads import generator_of, kind_of, thresholds
@@ -117,8 +118,8 @@ def candidate_bounds(
 
     A score that differs from the threshold by no more than `slack`, or an objectness from that of its
     own (YOLOv3), may pass or not. Of each level those count that `contract.dense_head.Head.choose` lets
-    through; with 'priors' the best `nms_pre` priors are those of this run, also where ranks differ by
-    rounding. `feeds` hold `input` as for `tensors`; limits of the file are not used.
+    through; the best `nms_pre` priors are those of this run, also where ranks differ by rounding.
+    `feeds` hold `input` as for `tensors`; limits of the file are not used.
     """
     config, description = thresholds(model.bbox_head), described(model)
     generator = generator_of(model.bbox_head)
@@ -128,6 +129,8 @@ def candidate_bounds(
     if description.root:
         ranks = np.sqrt(np.maximum(ranks, 0))
     judged = ranks if description.judged == 'product' else scores
+    by_class = description.choose == 'class_priors'
+    prior_ranks = factor if description.choose == 'factor_priors' else (scores if by_class else ranks).max(2)
     nms_pre = config.nms_pre if config.nms_pre > 0 else np.iinfo(np.int64).max
 
     raw, name = tensors(model, feeds, 'raw'), description.names[0]
@@ -141,12 +144,12 @@ def candidate_bounds(
         if description.conf_thr > 0:
             passing = np.where(factor[..., None] >= description.conf_thr + step, judged, -1)
         for level_judged, level_ranks in zip(
-            np.split(passing, ends, 1), np.split(ranks, ends, 1), strict=True
+            np.split(passing, ends, 1), np.split(prior_ranks, ends, 1), strict=True
         ):
             if description.choose == 'best':
                 level_judged = level_judged.max(2)
-            elif description.choose == 'priors':
-                rows = np.argsort(-level_ranks.max(2), 1, kind='stable')[:, :nms_pre]
+            elif description.choose in PRIOR_CHOICES:
+                rows = np.argsort(-level_ranks, 1, kind='stable')[:, :nms_pre]
                 level_judged = np.take_along_axis(level_judged, rows[..., None], 1)
             level_count = count_bounds(level_judged, config.score_thr, slack)[bound]
             if description.choose == 'pairs':

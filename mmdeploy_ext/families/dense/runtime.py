@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.contract.dense_head import PRIOR_CHOICES
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.families.parts.runtime.box_coders import (
     VOTE_SPREAD,
@@ -224,6 +225,13 @@ class DecodedPriors(Rows):
         product = self.scores * self.factors[:, None]
         return np.sqrt(np.maximum(product, 0)) if facts['head']['root'] else product
 
+    def ranks_of_priors(self, facts: Mapping[str, Any]) -> np.ndarray:
+        """Return the numbers (A,) by which priors of a level are chosen, see `Head.choose`."""
+        choose = facts['head']['choose']
+        if choose == 'factor_priors' and self.factors is not None:
+            return self.factors
+        return (self.scores if choose == 'class_priors' else self.ranks(facts)).max(1)
+
 
 def postprocess_image(
     priors: DecodedPriors,
@@ -254,8 +262,8 @@ def postprocess_image(
     priors = dataclasses.replace(priors, boxes=boxes)
     starts = np.concatenate([[0], np.cumsum(level_sizes)])
     levels = [priors[start:end] for start, end in itertools.pairwise(starts)]
-    if head['choose'] == 'priors':
-        levels = [level[_best(level.ranks(facts).max(1), facts['nms_pre'])] for level in levels]
+    if head['choose'] in PRIOR_CHOICES:
+        levels = [level[_best(level.ranks_of_priors(facts), facts['nms_pre'])] for level in levels]
     candidates = [_candidates(level, facts) for level in levels]
     boxes, scores, labels = (np.concatenate(columns) for columns in zip(*candidates, strict=True))
     if head['suppresses']:

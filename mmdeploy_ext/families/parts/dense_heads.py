@@ -15,7 +15,8 @@ import torch
 from mmdet.core.anchor.anchor_generator import SSDAnchorGenerator
 from torch import nn
 
-from mmdeploy_ext.compat.older_mmdet import mmdet_module
+from mmdeploy_ext.compat.older_mmdet import mmdet_module, mmdet_release
+from mmdeploy_ext.compat.older_priors import DistanceCoder
 from mmdeploy_ext.contract.dense_head import Head, factor_head
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import number, positive
@@ -31,6 +32,11 @@ Rows = 'Mapping[str, torch.Tensor]'
 
 CENTERNET_STRIDE = 4
 """Stride of CenterNet's maps behind its own neck, pixels."""
+YOLO_UNLIMITED_SINCE = (2, 17)
+"""First release of mmdet whose `YOLOV3Head` does not read `nms_pre`; before it the head kept the priors of a
+level with the best objectness (compared: 2.6.0, 2.10.0, 2.14.0, 2.16.0 and 2.17.0)."""
+GFL_CODER_SINCE = (2, 18)
+"""First release of mmdet whose `GFLHead` decodes by its coder (compared: 2.6.0, 2.14.0, 2.17.0, 2.18.0)."""
 FAR_PX = 1e6
 """Offset far from every border, for functions of upstream that always clip; in float64 nothing is lost."""
 
@@ -83,6 +89,7 @@ CODERS: dict[type, Callable[[Any], dict[str, Any]]] = {
     coders.LegacyDeltaXYWHBBoxCoder: legacy_delta,
     coders.TBLRBBoxCoder: lambda coder: dict(type='tblr', normalizer=coder.normalizer),
     coders.DistancePointBBoxCoder: lambda coder: dict(type='distance'),
+    DistanceCoder: lambda coder: dict(type='distance'),
 }
 """Coders that any head may have -> their settings."""
 
@@ -165,6 +172,7 @@ class HeadKind:
 
     Attributes:
         upstream: the class whose methods the graphs repeat.
+        choose_before_pairs: value of `Head.choose` for an mmdet whose heads kept priors in place of pairs.
         factor: name of a third output, the logits of a score factor; '' without one.
         has_generator: whether upstream's head has a generator of priors.
         fixed: entries of `test_cfg` that its `get_bboxes` does not read -> the values by which it behaves.
@@ -173,6 +181,7 @@ class HeadKind:
         unlimited: whether -1 of that limit keeps all detections; else upstream leaves out the last one.
     """
 
+    choose_before_pairs: ClassVar[str] = 'priors'
     has_generator: ClassVar[bool] = True
     fixed: ClassVar[Mapping[str, int]] = {}
     limit: ClassVar[str] = 'max_per_img'
@@ -241,7 +250,8 @@ class GflKind(HeadKind):
 
     def boxes(self, head: nn.Module, level: int, rows: Rows, priors: torch.Tensor) -> torch.Tensor:
         sides = head.integral(rows['bbox_pred']) * head.prior_generator.strides[level][0]
-        return head.bbox_coder.decode(head.anchor_center(priors), sides)
+        coder = head.bbox_coder if mmdet_release() >= GFL_CODER_SINCE else DistanceCoder()
+        return coder.decode(head.anchor_center(priors), sides)
 
 
 class ToodKind(HeadKind):
@@ -358,6 +368,8 @@ class GuidedKind(HeadKind):
 class SablKind(HeadKind):
     """`SABLRetinaHead`: each side of a box lies in a bucket; the coder returns score factors, too."""
 
+    choose_before_pairs = 'class_priors'
+
     def describe(self, head: nn.Module) -> Head:
         columns = 4 * head.side_num
         outputs = (('cls_score', int(head.cls_out_channels)), ('bbox_cls', columns), ('bbox_reg', columns))
@@ -390,8 +402,14 @@ class SablKind(HeadKind):
 class YoloKind(HeadKind):
     """`YOLOV3Head`: one output with the place, the size, the objectness and the classes of a box."""
 
-    fixed: ClassVar[Mapping[str, int]] = dict(nms_pre=-1)
     unlimited = True
+
+    @property
+    def fixed(self) -> Mapping[str, int]:
+        return {} if self._limits_priors() else dict(nms_pre=-1)
+
+    def _limits_priors(self) -> bool:
+        return mmdet_release() < YOLO_UNLIMITED_SINCE
 
     def describe(self, head: nn.Module) -> Head:
         return Head(
@@ -400,7 +418,7 @@ class YoloKind(HeadKind):
             first_class=5,
             factor='objectness',
             factor_from=('pred_map', 4),
-            choose='all',
+            choose='factor_priors' if self._limits_priors() else 'all',
             conf_thr=number('conf_thr', head.test_cfg.get('conf_thr', -1), float),
         )
 
