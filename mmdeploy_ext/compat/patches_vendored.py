@@ -144,8 +144,8 @@ def prior_generator_of_anchors(module: ModuleType) -> bool | None:
 def generator_and_coder_of_points(module: ModuleType) -> bool | None:
     """Before mmdet 2.18 heads of points made points and boxes by functions, without generator and coder.
 
-    Heads get both under the newer names, `prior_generator` and `bbox_coder`; of VFNet, which has anchors for
-    its targets, the generator is that of the points.
+    Heads get both under the newer names, `prior_generator` and `bbox_coder`, and `use_sigmoid_cls`, True: all
+    took sigmoids. Of VFNet, which has anchors for its targets, the generator is that of the points.
     """
     head = getattr(module, 'AnchorFreeHead', None) or module.VFNetHead
     if 'prior_generator' in inspect.getsource(head.__init__):
@@ -153,6 +153,7 @@ def generator_and_coder_of_points(module: ModuleType) -> bool | None:
     from mmdeploy_ext.compat.older_priors import Default, DistanceCoder, points_of
 
     head.prior_generator, head.bbox_coder = Default(points_of), Default(lambda head: DistanceCoder())
+    head.use_sigmoid_cls = True
     return None
 
 

@@ -30,6 +30,7 @@ from mmdeploy_ext.models import dino
 
 heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
 roi_heads = mmdet_module('mmdet.models.roi_heads')
+bbox_heads = mmdet_module('mmdet.models.roi_heads.bbox_heads')
 mask_heads = mmdet_module('mmdet.models.roi_heads.mask_heads')
 seg_heads, plugins = mmdet_module('mmdet.models.seg_heads'), mmdet_module('mmdet.models.plugins')
 transformer = mmdet_module('mmdet.models.utils.transformer')
@@ -51,7 +52,7 @@ REGION_DETECTORS = (detectors.SparseRCNN,)
 REGION_PARTS = dict(
     rpn_head=heads.EmbeddingRPNHead,
     roi_head=roi_heads.SparseRoIHead,
-    bbox_head=roi_heads.DIIHead,
+    bbox_head=bbox_heads.DIIHead,
     mask_head=mask_heads.DynamicMaskHead,
 )
 """Parts of detectors whose queries have regions."""

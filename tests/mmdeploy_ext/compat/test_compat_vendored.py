@@ -75,6 +75,8 @@ def test_priors_of_an_mmdet_that_has_them_stay(tmp_path):
      'class AnchorHead:\n    def __init__(self): self.anchor_generator = 3\n', dict(prior_generator=3)),
     ('mmdet.models.dense_heads.anchor_head',
      'class AnchorHead:\n    def __init__(self): self.prior_generator = 4\n', dict(prior_generator=4)),
+    ('mmdet.models.dense_heads.yolo_head',
+     'class YOLOV3Head:\n    def __init__(self): self.anchor_generator = 5\n', dict(prior_generator=5)),
     ('mmdet.core.bbox.coder.delta_xywh_bbox_coder',
      'class DeltaXYWHBBoxCoder:\n    def __init__(self): pass\n', dict(add_ctr_clamp=False)),
     ('mmdet.core.bbox.coder.delta_xywh_bbox_coder',
@@ -90,6 +92,73 @@ def test_parts_of_an_older_mmdet_have_what_families_read(tmp_path, name, source,
     (kind,) = (value for value in vars(module).values() if isinstance(value, type))
     part = kind()
     assert {key: getattr(part, key) for key in attributes} == attributes
+
+
+POINTS = '''
+import torch
+class AnchorFreeHead(torch.nn.Module):
+    strides = (4, 7)
+    def __init__(self):
+        super().__init__()
+    def _get_points_single(self, featmap_size, stride, dtype, device):
+        rows, columns = featmap_size
+        y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing='ij')
+        return {points}
+'''
+
+
+@pytest.mark.parametrize(('points', 'expected'), [
+    ('torch.stack([x.reshape(-1) * stride, y.reshape(-1) * stride], -1) + stride // 2',
+     [[3, 3], [10, 3], [17, 3], [3, 10], [10, 10], [17, 10]]),
+    ('(y + 0.5, x + 0.5)',
+     [[3.5, 3.5], [10.5, 3.5], [17.5, 3.5], [3.5, 10.5], [10.5, 10.5], [17.5, 10.5]]),
+], ids=['pixels', 'cells'])
+def test_heads_of_points_of_an_older_mmdet_have_a_generator_and_a_coder(tmp_path, points, expected):
+    source = POINTS.format(points=points)
+    head = run_patched(tmp_path, 'mmdet.models.dense_heads.anchor_free_head', source).AnchorFreeHead()
+    generator = head.prior_generator
+    priors = generator.single_level_grid_priors((2, 3), 1, device='cpu')
+    assert priors.tolist() == expected and priors.dtype == torch.float32
+    assert generator.strides == [(4, 4), (7, 7)] and generator.num_base_priors == [1, 1]
+    boxes = head.bbox_coder.decode(torch.tensor([[5.0, 6]]), torch.tensor([[1.0, 2, 3, 4]]))
+    assert boxes.tolist() == [[4, 4, 8, 10]] and head.use_sigmoid_cls
+    head.prior_generator = 'its own'
+    assert head.prior_generator == 'its own'
+
+
+LEVEL_POINTS = '''
+class MlvlPointGenerator:
+    strides, offset = [(4, 4), (8, 8)], 0.5
+    def single_level_grid_priors(self, featmap_size, level_idx, device='cuda', with_stride=False):
+        return 'own'
+'''
+
+
+def test_points_of_a_level_of_an_older_mmdet_are_of_a_type(tmp_path):
+    module = run_patched(tmp_path, 'mmdet.core.anchor.point_generator', LEVEL_POINTS)
+    generator = module.MlvlPointGenerator()
+    points = generator.single_level_grid_priors((1, 2), 1, dtype=torch.float64, device='cpu')
+    assert points.tolist() == [[4, 4], [12, 4]] and points.dtype == torch.float64
+    assert generator.single_level_grid_priors((1, 2), 1, with_stride=True) == 'own'
+
+
+@pytest.mark.parametrize(('name', 'version', 'choose', 'nms_pre'), [
+    ('SABLRetinaHead', '2.17.0', 'class_priors', 7), ('SABLRetinaHead', '2.18.0', 'pairs', 7),
+    ('YOLOV3Head', '2.16.0', 'factor_priors', 7), ('YOLOV3Head', '2.17.0', 'all', -1)])
+def test_an_older_mmdet_chooses_priors_by_class_or_objectness(monkeypatch, name, version, choose, nms_pre):
+    from mmcv import ConfigDict
+    from mmdet.models import build_head
+
+    from mmdeploy_ext.families.dense import heads
+
+    test_cfg = dict(score_thr=0.1, nms_pre=7, nms=dict(type='nms', iou_threshold=0.5), max_per_img=9)
+    head = build_head(dict(ConfigDict(
+        type=name, num_classes=3, **dict(
+            SABLRetinaHead=dict(in_channels=1, feat_channels=1),
+            YOLOV3Head=dict(in_channels=[1, 1, 1], out_channels=[1, 1, 1]))[name],
+        test_cfg=test_cfg)))
+    monkeypatch.setattr(mmdet, '__version__', version)
+    assert (heads.described(head).choose, heads.thresholds(head).nms_pre) == (choose, nms_pre)
 
 
 def test_a_class_that_an_older_mmdet_lacks_is_no_object_s_class(monkeypatch):

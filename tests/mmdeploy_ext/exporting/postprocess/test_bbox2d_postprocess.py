@@ -24,9 +24,12 @@ from hypothesis import strategies as st
 from mmdet.core.utils import filter_scores_and_topk
 
 from marking import in_suite
+from mmdeploy_ext.contract.dense_head import Head
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting import exporter
-from mmdeploy_ext.exporting.postprocess.suppression import nms_config
+from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess
+from mmdeploy_ext.exporting.postprocess.suppression import NmsConfig, nms_config
+from mmdeploy_ext.families.dense import runtime
 
 OPSETS = (11, 17, 20)
 SIZE = (96, 128)
@@ -315,3 +318,37 @@ def test_no_limit_means_all_of_them():
     assert_same(unpadded(*run(exported(head, 11), raw, SIZE)), wanted)
     assert_same(by_numpy(head, raw, SIZE), wanted)
     assert int(wanted[0][1].max()) < CLASSES
+
+
+@pytest.mark.parametrize(
+    ('choose', 'rank'),
+    [
+        ('priors', lambda scores, factor: scores.max() * factor),
+        ('class_priors', lambda scores, factor: scores.max()),
+        ('factor_priors', lambda scores, factor: factor),
+    ],
+)
+def test_priors_are_chosen_by_scores_and_factor_or_by_one_of_them(choose, rank):
+    generator = np.random.default_rng(3)
+    scores, factors = (generator.random(shape, np.float32) for shape in ((1, 9, CLASSES), (1, 9)))
+    corners = np.sort(generator.random((1, 9, 2, 2), np.float32), axis=2) * 30
+    boxes = corners.reshape(1, 9, 4)
+    config = NmsConfig(score_thr=0.2, nms_pre=4, iou_threshold=1.0, max_per_img=100)
+    head = Head((('cls_score', CLASSES),), factor='factor', choose=choose, conf_thr=0.3)
+    best = sorted(range(9), key=lambda prior: -rank(scores[0, prior], factors[0, prior]))[:4]
+    expected = sorted(
+        (float(scores[0, prior, label] * factors[0, prior]), label)
+        for prior in best
+        for label in range(CLASSES)
+        if scores[0, prior, label] > 0.2 and factors[0, prior] >= 0.3
+    )
+    size, no_scale = torch.tensor([[30.0, 30]]), torch.ones(1, 4)
+    levels = ([torch.from_numpy(level)] for level in (boxes, scores, factors))
+    dets, labels = DenseBoxPostprocess(config, head)(*levels, size, no_scale)
+    facts = dict(config.to_json(), head=head.to_json(), clip_border=True)
+    priors = runtime.DecodedPriors(boxes[0], scores[0], factors[0])
+    by_numpy = runtime.postprocess_image(priors, [9], (30, 30), np.ones(4, np.float32), facts)
+    for result_scores, result_labels in ((dets[0, :, 4], labels[0]), (by_numpy.scores, by_numpy.labels)):
+        found = sorted(zip(map(float, result_scores), map(int, result_labels), strict=True))
+        assert [label for _, label in found] == [label for _, label in expected]
+        assert np.allclose([score for score, _ in found], [score for score, _ in expected], atol=1e-6)
