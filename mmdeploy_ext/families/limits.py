@@ -58,6 +58,7 @@ KINDS = dict(
     min_score=Kind.SCORE,
     iou_threshold=Kind.OVERLAP,
     iou_thr=Kind.OVERLAP,
+    nms_thr=Kind.OVERLAP,
     mask_thr=Kind.SHARE,
     mask_thr_binary=Kind.SHARE,
     mask_overlap=Kind.COVERED,

@@ -27,6 +27,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     number,
     positive,
 )
+from mmdeploy_ext.families.limits import Kind, Limit, entries_of
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.dense_heads import (
     KINDS,
@@ -63,6 +64,9 @@ STAGE_METHODS = (
     '_get_bboxes_single',
 )
 """The same of the stages of a Cascade RPN."""
+NMS_ENTRY_SINCE = (2, 10)
+"""First release of mmdet whose heads of proposals read `nms` and `max_per_img` of `test_cfg.rpn` (compared:
+2.6.0 to 2.10.0); see `settings_of`."""
 GUIDED = KINDS['GuidedAnchorHead']
 """The kind of dense head whose anchors `GARPNHead` has."""
 STRICTLY_LONGER = {True: (2, 15), False: (2, 14)}
@@ -80,13 +84,54 @@ def check_head(head: nn.Module) -> None:
             raise ConfigError('model.rpn_head.stages: Cascade RPN has one anchor per cell')
         if not head.stages[-1].with_cls:
             raise ConfigError('model.rpn_head.stages[-1].with_cls=False: the last stage gives the scores')
-    detector_parts.check_settings(head.test_cfg, 'model.test_cfg.rpn', NEEDED, type(head).__name__)
+    needed = NEEDED
+    if mmdet_release() < NMS_ENTRY_SINCE:
+        needed = ('nms_thr', limit_entry(head), 'min_bbox_size')
+    detector_parts.check_settings(head.test_cfg, 'model.test_cfg.rpn', needed, type(head).__name__)
     thresholds(head)
-    positive('rpn.max_per_img', head.test_cfg.get('max_per_img'))  # upstream leaves out the last one by -1
+    positive(
+        'rpn.max_per_img', settings_of(head).get('max_per_img')
+    )  # upstream leaves out the last one by -1
     if is_guided(head):
         positive('rpn.nms_post', head.test_cfg.get('nms_post'))
     smallest_side(head)
     facts_of(head)
+
+
+def limit_entry(head: nn.Module) -> str:
+    """Return the key of `test_cfg` that limits the proposals of an image, by the imported mmdet."""
+    if mmdet_release() >= NMS_ENTRY_SINCE:
+        return 'max_per_img'
+    return 'max_num' if is_guided(head) else 'nms_post'
+
+
+def settings_of(head: nn.Module) -> dict[str, Any]:
+    """Return the `test_cfg` of a head of proposals by the names of mmdet 2.28.
+
+    An mmdet before `NMS_ENTRY_SINCE` reads the overlap from `nms_thr`, and the limit of the proposals from
+    `nms_post`, of guided anchors from `max_num`.
+    """
+    settings = dict(head.test_cfg)
+    if mmdet_release() < NMS_ENTRY_SINCE:
+        settings['nms'] = dict(type='nms', iou_threshold=settings['nms_thr'])
+        settings['max_per_img'] = settings[limit_entry(head)]
+    return settings
+
+
+def suppression_entries(head: nn.Module, iou_threshold: float, max_per_img: int) -> dict[str, Any]:
+    """Return the entries of the `test_cfg` of a head by which it has this overlap and this limit."""
+    if mmdet_release() < NMS_ENTRY_SINCE:
+        return {'nms_thr': iou_threshold, limit_entry(head): max_per_img}
+    return dict(nms=dict(head.test_cfg.nms, iou_threshold=iou_threshold), max_per_img=max_per_img)
+
+
+def limits_of_head(head: nn.Module, name: str) -> list[Limit]:
+    """Return the limits and thresholds that a head of proposals reads, which limit the list `name`."""
+    limits = entries_of(head.test_cfg, 'rpn', name)
+    if mmdet_release() >= NMS_ENTRY_SINCE:
+        return limits
+    last = Limit(head.test_cfg, limit_entry(head), Kind.ROWS, 'rpn', name)
+    return [*(limit for limit in limits if not limit.is_same_entry(last)), last]
 
 
 def thresholds(head: nn.Module) -> NmsConfig:
@@ -94,7 +139,7 @@ def thresholds(head: nn.Module) -> NmsConfig:
 
     ConfigError: a type or setting of the suppression that the graph does not reproduce.
     """
-    return nms_config(dict(head.test_cfg, score_thr=0.0), key='model.test_cfg.rpn')
+    return nms_config(dict(settings_of(head), score_thr=0.0), key='model.test_cfg.rpn')
 
 
 def smallest_side(head: nn.Module) -> float:

@@ -247,7 +247,7 @@ class TwoStageFamily(ImageFamily):
         limits = super().limits(model)
         if not self.makes_proposals_first(model):
             return limits
-        of_proposals = entries_of(model.rpn_head.test_cfg, 'rpn', graphs.PROPOSALS)
+        of_proposals = proposals.limits_of_head(model.rpn_head, graphs.PROPOSALS)
         return of_proposals + [
             dataclasses.replace(limit, head='rcnn')
             for limit in limits
@@ -363,7 +363,9 @@ class TwoStageFamily(ImageFamily):
         return roi_head_of(model) is None
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
-        """Return `max_per_img` of the settings by which boxes become results."""
+        """Return the entry that limits the results, of proposals alone by the name that mmdet reads."""
+        if roi_head_of(model) is None:
+            return ResultLimit(result_cfg(model), proposals.limit_entry(model.rpn_head))
         return ResultLimit(result_cfg(model))
 
 
@@ -403,7 +405,7 @@ class TwoStagePanopticFamily(TwoStageFamily):
 
     def limits(self, model: nn.Module) -> list[Limit]:
         """Return the limits and thresholds of proposals, then those of instances and of stuff."""
-        limits = entries_of(model.rpn_head.test_cfg, 'rpn', graphs.PROPOSALS)
+        limits = proposals.limits_of_head(model.rpn_head, graphs.PROPOSALS)
         for limit in entries_of(model.test_cfg.panoptic, 'panoptic', panoptic.INSTANCES):
             if limit.key == 'stuff_area_limit':
                 limit = dataclasses.replace(limit, never=panoptic.LARGEST_AREA)

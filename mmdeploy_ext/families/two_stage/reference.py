@@ -15,6 +15,7 @@ from torch import nn
 
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.families.parts.mmdet_reference import RegionInputs, batch_of, metas_of_images, tested
+from mmdeploy_ext.families.parts.proposals import settings_of, suppression_entries
 from mmdeploy_ext.families.parts.regions import feature_names, flat, part_of
 from mmdeploy_ext.families.two_stage.boxes import output_names
 from mmdeploy_ext.families.two_stage.graphs import proposal_names
@@ -188,12 +189,12 @@ def _needed_proposals(
 
     The graph counts by `proposals.needed`; this is other code, so that a fault there shows.
     """
-    outputs, iou_threshold = head(maps), head.test_cfg.nms.iou_threshold
-    max_per_img = head.test_cfg.max_per_img
+    outputs, settings = head(maps), settings_of(head)
+    iou_threshold, max_per_img = settings['nms']['iou_threshold'], settings['max_per_img']
 
     def counts(iou_threshold: float, step: float, max_per_img: int) -> np.ndarray:
         cfg = copy.deepcopy(head.test_cfg)
-        cfg.update(nms=dict(cfg.nms, iou_threshold=iou_threshold), max_per_img=max_per_img)
+        cfg.update(suppression_entries(head, iou_threshold, max_per_img))
         if cfg.get('min_bbox_size', -1) > 0:
             cfg.min_bbox_size += step
         return np.array([len(boxes) for boxes in head.get_bboxes(*outputs, img_metas=metas, cfg=cfg)])
