@@ -125,7 +125,7 @@ def points_of_a_level(module: ModuleType) -> bool | None:
 def prior_generator_of_anchors(module: ModuleType) -> bool | None:
     """Before mmdet 2.18 the generator of a head's priors was called `anchor_generator`.
 
-    Heads get the newer name, `prior_generator`, for it.
+    Heads get the newer name, `prior_generator`, for it, and `num_base_priors` for `num_anchors`.
     """
     head = getattr(module, 'AnchorHead', None) or module.YOLOV3Head
     if 'self.prior_generator' in inspect.getsource(head.__init__):
@@ -133,6 +133,7 @@ def prior_generator_of_anchors(module: ModuleType) -> bool | None:
     from mmdeploy_ext.compat.older_priors import Default
 
     head.prior_generator = Default(lambda head: head.anchor_generator)
+    head.num_base_priors = Default(lambda head: head.num_anchors)
     return None
 
 

@@ -72,7 +72,8 @@ def test_priors_of_an_mmdet_that_has_them_stay(tmp_path):
 
 @pytest.mark.parametrize(('name', 'source', 'attributes'), [
     ('mmdet.models.dense_heads.anchor_head',
-     'class AnchorHead:\n    def __init__(self): self.anchor_generator = 3\n', dict(prior_generator=3)),
+     'class AnchorHead:\n    def __init__(self): self.anchor_generator, self.num_anchors = 3, 9\n',
+     dict(prior_generator=3, num_base_priors=9)),
     ('mmdet.models.dense_heads.anchor_head',
      'class AnchorHead:\n    def __init__(self): self.prior_generator = 4\n', dict(prior_generator=4)),
     ('mmdet.models.dense_heads.yolo_head',
@@ -203,6 +204,30 @@ def test_proposals_as_small_as_the_minimum_are_kept_by_an_older_mmdet(monkeypatc
     boxes = torch.tensor([[[4., 4, 4, 4], [1, 1, 6, 6]]])
     _, _, candidates = Proposals(head)._large(boxes, torch.ones(1, 2), torch.tensor([[9.0, 9.0]]))
     assert (boxes[candidates][:, 2] - boxes[candidates][:, 0]).tolist() == sides
+
+
+@pytest.mark.parametrize(('version', 'kind', 'expected'), [
+    ('2.9.0', 'RPNHead', ('nms_post', 0.6, 11)), ('2.9.0', 'GARPNHead', ('max_num', 0.6, 22)),
+    ('2.10.0', 'RPNHead', ('max_per_img', 0.5, 33))])
+def test_proposals_of_an_older_mmdet_have_its_overlap_and_limit(monkeypatch, version, kind, expected):
+    from mmcv import ConfigDict
+    from mmdet.models import build_head
+
+    from mmdeploy_ext.families.limits import Kind
+    from mmdeploy_ext.families.parts import proposals
+
+    monkeypatch.setattr(mmdet, '__version__', version)
+    test_cfg = ConfigDict(
+        nms_pre=9, nms_thr=0.6, nms_post=11, max_num=22, min_bbox_size=0,
+        nms=dict(type='nms', iou_threshold=0.5), max_per_img=33)
+    head = build_head(dict(type=kind, in_channels=1, feat_channels=1, train_cfg=None, test_cfg=test_cfg))
+    config = proposals.thresholds(head)
+    assert (proposals.limit_entry(head), config.iou_threshold, config.max_per_img) == expected
+    limits = [limit.key for limit in proposals.limits_of_head(head, 'proposals') if limit.kind is Kind.ROWS]
+    assert limits[-1] == expected[0]
+    changed = dict(test_cfg, **proposals.suppression_entries(head, 0.4, 5))
+    head.test_cfg = ConfigDict(changed)
+    assert (proposals.thresholds(head).iou_threshold, proposals.thresholds(head).max_per_img) == (0.4, 5)
 
 
 def test_methods_of_an_older_mmdet_are_those_of_its_release(monkeypatch):
