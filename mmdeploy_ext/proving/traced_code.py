@@ -6,25 +6,43 @@ A graph has the way that its example took, and starts from the state that the mo
 from __future__ import annotations
 
 import dataclasses
+import sys
 import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.onnx._internal.torchscript_exporter import registration
 
+from mmdeploy_ext.core.foreign_functions import PACKAGE_FOLDERS, is_users_value
 from mmdeploy_ext.core.model_classes import OURS
 from mmdeploy_ext.lint import check
 from mmdeploy_ext.lint.nested import copies, copy_of, tensors_in
 from mmdeploy_ext.lint.rules import RIGHT, RULES
+from mmdeploy_ext.lint.sites import site_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from types import FrameType
 
     from mmdeploy_ext.lint.report import Finding
 
 VALUES = ('value-to-python', 'value-to-numpy', 'value-in-branch', 'value-in-loop')
 SIZES = ('size-to-python', 'size-in-branch', 'size-in-loop', 'size-changed-in-place')
 """Rules of the linter about numbers that a trace has as constants: values of tensors, and sizes."""
+
+
+REASONS = dict(
+    state='{} changes from run to run',
+    export='{} asks whether an export runs',
+    symbolic='{} has a symbolic of its own',
+)
+"""`TracedLine.by` -> why inputs decide, with the place for a line or a name."""
+QUESTIONS = (
+    torch.onnx.is_in_onnx_export, torch.jit.is_tracing, torch._C._get_tracing_state, torch._C._is_tracing,
+    torch.compiler.is_exporting, torch.compiler.is_compiling, torch.compiler.is_dynamo_compiling,
+)  # fmt: skip
+"""Functions by which code asks whether an export runs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +54,9 @@ class TracedLine:
             the stage.
         line: its number, from 1 on; 0 if the code of a stage could not be observed.
         code: its text without indentation; for line 0 the reason.
-        by: 'values', 'sizes', or 'state': then `file` is a class and its attribute, which every run changes.
+        by: 'values' or 'sizes'; 'export' if the line asks whether an export runs; 'state' if `file` is a
+            class and its attribute, which every run changes; 'symbolic' if `file` is a function of autograd
+            or an operator that the user's code writes into graphs in a form of its own.
     """
 
     file: str
@@ -47,8 +67,8 @@ class TracedLine:
     @property
     def reason(self) -> str:
         """Why inputs decide, in a few words for the claim of a verdict."""
-        if self.by == 'state':
-            return f'{self.file} changes from run to run'
+        if self.by in REASONS:
+            return REASONS[self.by].format(f'{self.file}:{self.line}' if self.line else self.file)
         if not self.line:
             return f'{self.file} could not be observed'
         return f'{self.file}:{self.line} chooses by {self.by}'
@@ -58,6 +78,10 @@ class TracedLine:
         """The sentence of the verdict about it."""
         if self.by == 'state':
             return f'{self.reason}; the graph has no state'
+        if self.by == 'symbolic':
+            return f'{self.reason}, which PyTorch does not run'
+        if self.by == 'export':
+            return f'{self.reason} (`{self.code}`); the graph has what it computes then'
         if not self.line:
             return f'{self.reason}: {self.code}'
         return f'{self.reason} (`{self.code}`); the graph has what the traced input chose'
@@ -95,8 +119,68 @@ def lines_of_module(
     rules = tuple(rule for rule in rules if RULES[rule].outcomes[exporter] != RIGHT)
     places = list(places)
     lines = [_line(finding) for finding in report if finding.rule in rules and _is_users(finding, places)]
+    lines += forms_of_exports(module, inputs, exporter, places)
     names = changing_state(module, inputs) if is_stateless else []
     return lines + [TracedLine(name, 0, '', 'state') for name in names]
+
+
+def forms_of_exports(
+    module: torch.nn.Module, inputs: Sequence[Any], exporter: str, places: Sequence[Path]
+) -> list[TracedLine]:
+    """Return where the user's code computes something else in an export than in PyTorch.
+
+    These are lines that ask whether an export runs, and of TorchScript forms that are written for functions
+    of autograd and for operators. Arguments are those of `lines_of_module`.
+    """
+    lines: dict[TracedLine, None] = {}
+    questions = {getattr(function, '__code__', function) for function in QUESTIONS}
+    apply = torch.autograd.Function.__dict__['apply'].__func__.__code__
+
+    def watch(frame: FrameType, event: str, arg: Any) -> None:
+        if event == 'call' and frame.f_code is apply and exporter == 'torchscript':
+            kind = frame.f_locals['cls']
+            if hasattr(kind, 'symbolic') and is_users_value(kind):
+                lines[TracedLine(kind.__name__, 0, '', 'symbolic')] = None
+        asks = frame.f_code in questions if event == 'call' else event == 'c_call' and arg in questions
+        caller = frame.f_back if event == 'call' else frame
+        if asks and caller is not None and _is_users_file(Path(caller.f_code.co_filename), places):
+            site = site_at(caller.f_code.co_filename, caller.f_lineno, caller.f_code.co_name)
+            lines[TracedLine(site.file, site.line, site.code, 'export')] = None
+
+    observed, previous = copy_of(module), sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        with torch.no_grad():
+            observed(*copies(list(inputs)))
+    finally:
+        sys.setprofile(previous)
+    registered = users_symbolics() if exporter == 'torchscript' else set()
+    if registered:
+        with torch.no_grad():
+            example = tuple(copies(list(inputs)))
+            graph = torch.jit.trace(copy_of(module), example, check_trace=False).inlined_graph
+        registered &= _operators(graph)
+    return [*lines, *(TracedLine(name, 0, '', 'symbolic') for name in sorted(registered))]
+
+
+def users_symbolics() -> set[str]:
+    """Return the names of the operators, such as aten::hardtanh, that the user's code writes into graphs."""
+    groups = registration.registry._registry.values()
+    return {
+        group._name
+        for group in groups
+        if any(is_users_value(group._functions[opset]) for opset in group._functions)
+    }
+
+
+def _operators(graph: Any) -> set[str]:
+    """Return the names of the operators in a graph of TorchScript, also in its blocks."""
+    names, waiting = set(), [graph]
+    while waiting:
+        for node in waiting.pop().nodes():
+            names.add(node.kind())
+            waiting += node.blocks()
+    return names
 
 
 def changing_state(module: torch.nn.Module, inputs: Sequence[Any]) -> list[str]:
@@ -146,12 +230,15 @@ def _is_users(finding: Finding, places: Iterable[Path]) -> bool:
     That is one in the folders of the user's classes, or of no installed package and not of this one.
     """
     site = finding.site
-    if site is None or site.waiting == 'guard':
+    return site is not None and site.waiting != 'guard' and _is_users_file(Path(site.path), places)
+
+
+def _is_users_file(path: Path, places: Iterable[Path]) -> bool:
+    """Return whether a file is in one of the user's places, or of no package, of Python and of this one."""
+    if path.is_relative_to(OURS) or path.is_relative_to(sysconfig.get_path('stdlib')):
         return False
-    path = Path(site.path)
-    if any(path.is_relative_to(folder) for folder in (OURS, sysconfig.get_path('stdlib'))):
-        return False
-    return not site.library or any(path.is_relative_to(place) for place in places)
+    is_packaged = any(folder in path.parts for folder in PACKAGE_FOLDERS) or path.name.startswith('<')
+    return not is_packaged or any(path.is_relative_to(place) for place in places)
 
 
 def _line(finding: Finding) -> TracedLine:

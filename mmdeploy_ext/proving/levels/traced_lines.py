@@ -18,7 +18,7 @@ from mmdeploy_ext.core.model_classes import files_of_users_classes
 from mmdeploy_ext.exporting.deployment import prepare_fixed
 from mmdeploy_ext.families.images import run_stage
 from mmdeploy_ext.proving.inputs.pictures import other_view
-from mmdeploy_ext.proving.traced_code import TracedLine, lines_of_module
+from mmdeploy_ext.proving.traced_code import TracedLine, lines_of_module, users_symbolics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -114,11 +114,12 @@ def traced_lines_of_graphs(graphs: Iterable[Graph], exporter: str) -> list[Trace
 def _calls_users_functions(module: torch.nn.Module) -> bool:
     """Return whether classes of libraries in a module call a function of the user's in a library's place.
 
-    A plugin may have put one into `torch.nn.functional` or into a module of mmdet.
+    A plugin may have put one into `torch.nn.functional` or into a module of mmdet, or have registered another
+    form of an operator with PyTorch's exporter.
     """
     kinds = dict.fromkeys(base for part in module.modules() for base in type(part).__mro__)
     methods = (value for kind in kinds for value in vars(kind).values() if inspect.isfunction(value))
-    return bool(foreign_functions(methods))
+    return bool(foreign_functions(methods) or users_symbolics())
 
 
 @dataclasses.dataclass(frozen=True)

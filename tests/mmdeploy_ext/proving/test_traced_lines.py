@@ -142,3 +142,51 @@ def test_lines_of_this_package_are_none_of_the_users(tmp_path, monkeypatch):
 def test_a_library_s_module_is_not_run(monkeypatch):
     monkeypatch.setattr(torch.nn.Conv2d, 'forward', None)
     assert lines_of(torch.nn.Conv2d(3, 4, 1)) == []
+
+
+@pytest.mark.parametrize(
+    'line',
+    [
+        'if not torch.onnx.is_in_onnx_export(): x = x.clamp(max=50)',
+        'if not torch.jit.is_tracing(): x = x.clamp(max=50)',
+    ],
+)
+def test_a_line_that_asks_whether_an_export_runs_makes_inputs_decide(tmp_path, line):
+    (entry,) = lines_of(neck(tmp_path, line))
+    assert (entry.file, entry.line, entry.code, entry.by) == ('users_neck.py', 12, line, 'export')
+
+
+def test_a_number_that_every_run_changes_makes_inputs_decide_and_one_that_is_set_anew_does_not(tmp_path):
+    (entry,) = lines_of(neck(tmp_path, 'self.runs = getattr(self, "runs", 0) + 1'))
+    assert entry.reason == 'Neck.runs changes from run to run'
+    assert lines_of(neck(tmp_path, 'self.rows, self.kept = x.shape[2], x')) == []
+
+
+class Bounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clamp(max=50)
+
+    @staticmethod
+    def symbolic(g, x):
+        return g.op('Identity', x)
+
+
+class BoundedMaps(torch.nn.Module):
+    def forward(self, x):
+        return Bounded.apply(torch.nn.functional.hardtanh(x, -50, 50))
+
+
+def test_forms_that_the_users_code_writes_into_graphs_make_inputs_decide(monkeypatch):
+    assert [entry.file for entry in lines_of(BoundedMaps())] == ['Bounded']
+    assert lines_of(BoundedMaps(), exporter='dynamo') == []
+    torch.onnx.register_custom_op_symbolic('aten::hardtanh', Bounded.symbolic, 17)
+    try:
+        entries = lines_of(BoundedMaps())
+        assert lines_of(Upsampled()) == []
+    finally:
+        torch.onnx.unregister_custom_op_symbolic('aten::hardtanh', 17)
+    assert [entry.reason for entry in entries] == [
+        'Bounded has a symbolic of its own',
+        'aten::hardtanh has a symbolic of its own',
+    ]
