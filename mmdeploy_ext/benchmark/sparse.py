@@ -138,7 +138,7 @@ class SparseBenchmark(Benchmark):
     def memory_call(self, contender: Contender) -> Callable[[], tuple[int, object]]:
         """Return a function that runs the contender on the main set of voxels in a child process.
 
-        It returns the kB of the process before loading, and the object that has to stay alive.
+        It is `run_spconv` or `run_portable` with its arguments, which tell what it returns.
         """
         if contender.engine == BASELINE:
             return functools.partial(run_spconv, self.source(), self.main_set)

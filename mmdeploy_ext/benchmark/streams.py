@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Frame, Stepper
 
 DRIVE_FRAMES = 24
-"""Frames of the synthetic drive; further rounds repeat it."""
+"""Frames of the synthetic drive, or the number of `--sweep` if that is larger; further rounds repeat it."""
 DECODING = 'boxes'
 """Name of the part that follows the graphs."""
 SWEEPS = 4

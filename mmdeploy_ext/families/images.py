@@ -361,7 +361,7 @@ class ImageFamily(Family):
         return contextlib.nullcontext()
 
     def last_level_side(self, model: torch.nn.Module) -> float:
-        """Return the side, pixels, from which on squares are looked at on the last level; 0 if none is."""
+        """Return the side, pixels of the input, from which on the last level looks at squares; 0 if never."""
         return 0.0
 
     def finds_always(self, model: torch.nn.Module) -> bool:

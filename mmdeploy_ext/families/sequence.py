@@ -51,7 +51,7 @@ class SequenceFamily(Family):
             last graph.
         unread_fields: fields of a `Frame` that the models do not read, and that data sets may lack; no proof
             compares them.
-        dump_suffixes: prefix of a dumped tensor's name -> what its file name ends in.
+        dump_suffixes: prefix of a dumped tensor's name -> what its file name has before '.bin', as '_pth'.
         measured: contracts that a benchmark exports if it is given no files; empty means the default one.
         dump_names: tensors that dump mode has; empty if they are unknown before a frame has run.
         bars: (name, figure, largest value) of each limit of its first contract in a benchmark; for the

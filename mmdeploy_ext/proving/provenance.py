@@ -55,6 +55,8 @@ def provenance(
 def class_names_check(deployment: Deployment, names: Sequence[str]) -> Check:
     """Compare the class names in a file with those of the first source that names all classes.
 
+    If none does, 'class 0', 'class 1' and so on are expected.
+
     `class_names` of `exporting/deployment.py`, which gives files their names, is not called: a fault in it
     would be on both sides.
     """

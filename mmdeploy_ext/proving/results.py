@@ -269,7 +269,8 @@ class MetricRow:
         reference: value by PyTorch; NaN if it gave none.
         candidate: value by the engine; NaN if it gave none.
         bar: largest absolute difference that passes.
-        passed: whether they differ by no more, or are both NaN, as the data set has no such object.
+        passed: whether they differ by no more, or are both NaN, as the data set has no such object; False of
+            the row that stands for a data set of which no metric has a value.
     """
 
     name: str

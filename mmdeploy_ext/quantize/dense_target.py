@@ -33,7 +33,7 @@ class Target:
         model: float file.
         output: INT8 file.
         beside: other files of the folder of an export, which are copied unchanged.
-        is_folder: whether the model is the folder of an export.
+        is_folder: whether the user named the folder of an export, of which `model` is one graph.
     """
 
     model: Path

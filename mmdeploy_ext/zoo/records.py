@@ -228,8 +228,9 @@ class Count:
     Attributes:
         configs: number of configs.
         referenced: number of configs that no missing CPU kernel keeps from a comparison with the libraries'
-            own code: those without `Record.own_kernels` whose export did not end with the reason 'no CPU
-            kernel in mmcv'. Configs that failed for another reason, or were not tried, are among them.
+            own code: those without `Record.own_kernels` whose export with one size did not end with the
+            reason 'no CPU kernel in mmcv'. Configs that failed for another reason, or were not tried, are
+            among them.
         fixed: number of referenced configs that are proven with one size.
         dynamic: number of referenced configs that are proven with any size.
         own_kernels: number of configs with `Record.own_kernels` that are proven with one size.

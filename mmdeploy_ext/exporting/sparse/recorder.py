@@ -483,7 +483,7 @@ def convolution_input(path: str, args: tuple, kwargs: dict) -> SparseConvTensor:
 def convolution_problem(path: str, module: ConvolutionModule) -> str:
     """Return a message about what the dialect cannot express of `module`, the convolution at `path`, or ''.
 
-    It expresses three dimensions, one group, and no activation or ReLU; no transposed convolution.
+    It expresses three dimensions, one group, ReLU or no activation, and no transposed convolution.
     """
     class_name = type(module).__name__
     if module.ndim != 3:

@@ -234,7 +234,7 @@ class FullForm(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Return boxes (B, A, 7) and scores (B, A, K) of anchors, and whether they are `turned` (B, A, 1).
 
-        The others are the outputs of the head at a level.
+        `logits`, `deltas` and `directions` are the outputs of the head at `level`, maps (B, columns, Y, X).
         """
         rule = self.rule
         logits, deltas, directions = (

@@ -96,8 +96,9 @@ def tied_selection(
 ) -> np.ndarray:
     """Return (B,) bool: whether the selected tokens (B, Q) are the `best` ones (B, Q), ties in any order.
 
-    At every rank the score, of (B, N) of all tokens, has to be that of the reference, within `rtol` of the
-    largest score, and no token may be selected twice.
+    Tokens are indices, `scores` (B, N) the scores of all tokens. At every rank the score of the selected
+    token has to be that of the best one, within `rtol` of the largest score of the image, and no token may be
+    selected twice.
     """
     tied = []
     for of_tokens, best_of_image, tokens in zip(scores, best, selected, strict=True):

@@ -42,7 +42,8 @@ class StreamPETRHead(FrameSteps, HeadLayers):
     """
 
     memory: Memory | None = None
-    """State after the last frame in global coordinates, times minus the absolute ones; None before one."""
+    """State after the last frame in global coordinates, its times the absolute ones with a minus sign; None
+    before the first frame and after `reset_memory`."""
 
     def reset_memory(self) -> None:
         """Forget the state: the next frame starts a stream, if its `prev_exists` is 0; else it sees zeros."""

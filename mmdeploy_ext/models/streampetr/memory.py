@@ -26,8 +26,8 @@ class Memory(NamedTuple):
     Attributes:
         embedding: (B, n, C) decoder outputs.
         reference_point: (B, n, 3) box centres in m, in the frame that the state is kept in.
-        timestamp: (B, n, 1) s; age inside a frame and in the local state, minus the absolute time of origin
-            in the global state.
+        timestamp: (B, n, 1) s; inside a frame and in the local state the age, in the global state the
+            absolute time of the row's origin with a minus sign.
         egopose: (B, n, 4, 4) from the LiDAR frame of the row's origin to the frame that the state is kept in.
         velo: (B, n, 2) m/s in the LiDAR frame of the row's origin; never moved.
     """

@@ -54,8 +54,9 @@ def token_centers(
 def focal_per_token(intrinsics: Tensor, tokens_per_camera: int) -> Tensor:
     """Return |fx|, |fy| in units of 1000 px per token, (B, T, 2), from `intrinsics` (B, N, 4, 4).
 
-    Token t gets the camera t MOD N, although t DIV N h w is the camera that it comes from: the published
-    weights were trained with this. The matrices of `lidar_points` belong to the right camera.
+    Token t gets the focal lengths of camera t modulo N, although it comes from camera t divided by h w,
+    rounded down: the published weights were trained with this. The matrices of `lidar_points` belong to the
+    right camera.
     """
     focal = torch.stack([intrinsics[..., 0, 0], intrinsics[..., 1, 1]], dim=-1).abs() / 1e3
     return focal.repeat(1, tokens_per_camera, 1)
@@ -179,9 +180,10 @@ class FrameSteps:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run the decoder on tokens (B, T, C), whose positions are added to the keys, and M rows of memory.
 
-        The rows are in the current LiDAR frame. `queries` replace the learned ones, by denoising queries
-        before them or by constants; None replaces none. `attn_mask` (Q, Q - num_propagated + M) bool is that
-        of the self attention over [queries | memory], True if a query must not look; None: all look at all.
+        The rows are in the current LiDAR frame. `queries` are those before the propagated ones: the learned
+        ones as constants, or with denoising queries in front; None: `learned_queries`. `attn_mask`
+        (Q, Q - num_propagated + M) bool is that of the self attention over [queries | memory], True if a
+        query must not look; None: all look at all.
 
         Returns:
             outs_dec (L, B, Q, C), all_cls_scores (L, B, Q, K) logits, all_bbox_preds (L, B, Q, 10) with the

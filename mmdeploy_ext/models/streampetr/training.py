@@ -113,8 +113,8 @@ def prepare_denoising(
 
     Returns:
         Reference points (B, pad + Q, 3), the attention mask, and the dict for `head_losses`: `pad_size`,
-        `known` and the noised `labels`; mask and dict are None without denoising queries. pad is `scalar`
-        times the largest number of boxes in a sample.
+        which is pad, `known`, a `GroundTruth`, and the noised `labels` (G,); mask and dict are None without
+        denoising queries. pad is `scalar` times the largest number of boxes in a sample.
     """
     points = reference_points.unsqueeze(0).repeat(batch_size, 1, 1)
     if not (head.training and head.with_dn):
@@ -162,9 +162,10 @@ def head_losses(
 
 
 def name_layers(layers: list[tuple[Tensor, Tensor]], prefix: str) -> dict[str, Tensor]:
-    """Return the pairs of losses of L layers under upstream's names, which begin with `prefix`.
+    """Return the pairs of losses (classes, boxes) of L layers under upstream's names.
 
-    The last layer has no number.
+    Layer i has `d{i}.` before the name, the last layer nothing; `prefix` comes right before 'loss_cls' and
+    'loss_bbox', as in 'd0.dn_loss_cls'.
     """
     named = {f'{prefix}loss_cls': layers[-1][0], f'{prefix}loss_bbox': layers[-1][1]}
     for i, (cls, bbox) in enumerate(layers[:-1]):

@@ -41,7 +41,7 @@ def print_module_verdict(verdict: ModuleVerdict, console: Console) -> None:
 
 
 def module_table(cases: list[Case]) -> Table:
-    """Return the table: per input its shapes and the output that differs most.
+    """Return the table: per input its shapes and the output that differs most, of those that fail if some do.
 
     An output that could not be compared, or whose reference alone is zero, differs most of all.
     """

@@ -35,7 +35,7 @@ class RotatedNmsConfig(JsonDataclass):
     Attributes:
         score_thr: class scores (before the score factor) must exceed this.
         nms_pre: priors kept per level, by their best score; -1 keeps all.
-        iou_threshold: of the NMS within a class.
+        iou_threshold: boxes whose IoU with a better one of their class is this or more are suppressed.
         max_per_img: results kept per image; -1 keeps all.
     """
 
@@ -85,7 +85,7 @@ class RotatedSuppression:
         Returns:
             dets (B, n, 6) x, y, width, height, angle, score, and labels (B, n); n is the largest count of the
             batch, with a cap constant; rows that an image does not have are zero with label -1. With a cap
-            also candidates (B,) int64, their number before it.
+            also candidates (B,) int64, the number of pairs above `score_thr`, maybe more than `cap`.
         """
         num_classes = scores.shape[2]
         candidates = (scores > self.config.score_thr).flatten(1)

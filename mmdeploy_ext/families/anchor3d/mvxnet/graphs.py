@@ -97,7 +97,7 @@ def fuse_picture(
         fusion: the fusion layer.
         maps: (1, C, h, w) of each level of the picture.
         grid: (P, 2) x, y of points in the picture, whose edges are at -1 and 1.
-        point_features: (P, C) features of the points' own.
+        point_features: (P, C) features that the encoder made of the points alone.
     """
     if fusion.lateral_convs is None:
         maps = maps[: len(fusion.img_levels)]  # as upstream, whatever the levels are
