@@ -37,7 +37,7 @@ are left out, so that a file holds no source text and has the same bytes in ever
 
 @dataclasses.dataclass(frozen=True)
 class LibraryOperator:
-    """An operator of a library that exports only while the library is patched; its module registers it.
+    """An operator of a library that needs an opset to export, and mostly a patch; its module registers it.
 
     Attributes:
         title: the operator of the library and that of ONNX, for messages.

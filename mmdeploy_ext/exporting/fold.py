@@ -99,8 +99,8 @@ def fold_pair(conv: nn.Conv2d, norm: nn.Module) -> Folded:
     """Return the weight and bias of `conv` with the normalisation after it folded in; both stay as they are.
 
     `norm` is a `BatchNorm` with running statistics. If it is an `nn.Identity`, it was folded before, and the
-    convolution's own weight and bias are returned. A convolution without a bias, and a normalisation without
-    weight and bias, count as those with zeros and ones.
+    convolution's own weight and bias are returned. Biases that are missing count as zeros, and a missing
+    weight of the normalisation as ones.
     """
     weight = _double(conv.weight)
     bias = np.zeros(len(weight)) if conv.bias is None else _double(conv.bias)

@@ -38,7 +38,7 @@ def slot(key, slots, shift):
 def fill(keys, slots, rows, shift):
     """Put every key into a hash with its row; return the first row whose key is in it already, or -1.
 
-    slots, rows, shift: the hash, of which slots and rows are filled.
+    Rows from that one on are not put in. slots, rows, shift: the hash, of which slots and rows are filled.
     """
     for row in range(keys.shape[0]):
         place = slot(keys[row], slots, shift)
@@ -70,7 +70,10 @@ def neighbours(sites, shape, steps, slots, rows, shift, table):
 
 @njit(cache=True, nogil=True)
 def mirror(table, mirrored):
-    """Write the same pairs of rows in the other direction: mirrored[k, j] = i if table[k, i] = j."""
+    """Write the pairs of rows in the other direction: mirrored[k, j] = i if table[k, i] = j.
+
+    Both are (K, N) int32, and N stands for no row.
+    """
     none = np.int32(table.shape[1])
     for k in range(table.shape[0]):
         mirrored[k] = none
@@ -131,7 +134,7 @@ def reach(sites, shape, axes, offsets, slots, rows, shift, table):
 
 @njit(cache=True, nogil=True)
 def voxel_of(point, low, size, grid, slots, rows, shift, coordinates, n):
-    """Return the row of a point's voxel, -1 if it has none, and the number of voxels so far.
+    """Return the row of a point's voxel, -1 if it gets none, and the number of voxels so far.
 
     A new voxel takes the next row of `coordinates` (n, 3) int32 in x, y, z, unless they are full. low and
     size (3,) float32 as mmcv computes in, grid (3,) int64; slots, rows, shift: a hash.
@@ -187,7 +190,10 @@ def gather(points, low, size, grid, slots, rows, shift, coordinates, voxel_point
 
 @njit(cache=True, nogil=True)
 def assign(points, low, size, grid, slots, rows, shift, coordinates, voxel_rows):
-    """Write the row of each point's voxel to voxel_rows (P,) int32, -1 out of range; else as `collect`."""
+    """Write the row of each point's voxel to voxel_rows (P,) int32, -1 without one; else as `collect`.
+
+    A point has none if it is out of range, or if its voxel is new and all n rows are taken.
+    """
     n = 0
     for p in range(points.shape[0]):
         voxel_rows[p], n = voxel_of(points[p], low, size, grid, slots, rows, shift, coordinates, n)

@@ -60,7 +60,7 @@ def driven(frame: Frame) -> Iterator[Frame]:
     """Yield the next frames of a drive, whose car moves along an axis of the map exactly, or turns.
 
     Pictures and rig stay those of `frame`. A direction that is computed by a quotient fails where a way has
-    no share along an axis, and a heading that crosses north changes by almost a whole turn.
+    no share along an axis, and a heading that crosses 0 degrees changes by almost a whole turn.
     """
     record = record_of(frame)
     for step, (name, x, y, degrees) in enumerate(WAYS, start=1):

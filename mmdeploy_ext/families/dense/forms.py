@@ -28,7 +28,7 @@ from mmdeploy_ext.families.parts.runtime.box_coders import boxes_of, factors_of,
 
 
 def described(model: nn.Module) -> Head:
-    """Return the description of a detector's head; a neck may round the sizes of its maps down.
+    """Return the description of a detector's head; if the neck rounds sizes down, maps follow no strides.
 
     ConfigError: the head is none that exports, here and in all that reads its description.
     """

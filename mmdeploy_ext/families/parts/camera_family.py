@@ -37,7 +37,7 @@ from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
 from mmdeploy_ext.runtime.frames import Stepper
 
 Z_AFTER_TWO_SIZES = (0, 1, 3, 4, 2, 5, 6, 7, 8, 9)
-"""Columns of a box code in the order of `query_limits.IN_ORDER`: the centre's z is between the sizes."""
+"""For each number of a box code its index in `query_limits.IN_ORDER`: the centre's z follows two sizes."""
 DEFAULT_CAMERAS = 6
 """Number of cameras of a config without `num_cams`."""
 CODER = 'NMSFreeCoder'

@@ -68,8 +68,8 @@ def same_priors(generator: Any) -> Any:
 def delta(coder: Any) -> dict[str, Any]:
     """Return the settings of a `DeltaXYWHBBoxCoder`, by their names in `contract.dense_head`.
 
-    `coder` is that of a head of mmdet. They are `type`, `means`, `stds`, `wh_ratio_clip` and, if centres move
-    no further, `ctr_clamp`.
+    `coder` is that of a head of mmdet. They are `type`, `means`, `stds`, `wh_ratio_clip` and, if the coder
+    limits how far centres move along an axis, `ctr_clamp`, that limit in pixels.
     """
     clamp = dict(ctr_clamp=coder.ctr_clamp) if coder.add_ctr_clamp else {}
     return dict(type='delta', means=list(coder.means), stds=list(coder.stds), wh_ratio_clip=0.016, **clamp)
@@ -318,7 +318,7 @@ def _unclipped(head: nn.Module, rows: Rows, points: torch.Tensor, level_size: fl
 
 
 class PaaKind(HeadKind):
-    """`PAAHead`: candidates are ranked by a root, and may vote."""
+    """`PAAHead`: candidates are ranked by the root of score times predicted IoU; their boxes may vote."""
 
     unlimited = True
 
@@ -499,7 +499,10 @@ class CenterNetKind(HeadKind):
         return dict(maps, heatmap=get_local_maximum(maps['heatmap'], head.test_cfg.local_maximum_kernel))
 
     def boxes(self, head: nn.Module, level: int, rows: Rows, points: torch.Tensor) -> torch.Tensor:
-        """Return the boxes of all cells by `decode_heatmap`, of scores that fall from cell to cell."""
+        """Return the boxes of all cells, in order, by `decode_heatmap`.
+
+        It takes boxes by their scores, which are made up here: they fall from cell to cell.
+        """
         num_cells, height = len(points), int(points[-1, 1]) // CENTERNET_STRIDE + 1
         falling = torch.arange(num_cells, 0, -1, dtype=torch.float32)[None]
         channels = [falling, rows['wh'].T, rows['offset'].T]
@@ -531,4 +534,4 @@ KINDS: dict[str, HeadKind] = dict(
     CenterNetHead=CenterNetKind(heads.CenterNetHead),
     YOLOXHead=YoloxKind(heads.YOLOXHead, 'objectness'),
 )
-"""Class of mmdet, or of mmdet 3 -> its kind; a subclass is of the same kind."""
+"""Name of a head's class, of mmdet 2.28 or 3 -> its kind; a subclass is of the same kind."""

@@ -60,6 +60,8 @@ def part_cfg(model: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def without_teacher(model_cfg: Any) -> Any:
     """Return a config's `model`, of a distilled detector (LD, LAD) as the student alone; others as they are.
 
+    One that is not tested by the methods of `SingleStageDetector` stays as it is, too.
+
     The teacher is not read: its config is a path of the working directory, its checkpoint a URL. Settings of
     the distillation go with it: what the user's detector takes and a `SingleStageDetector` does not.
     """
@@ -101,8 +103,8 @@ def round_down(model: Any) -> bool:
 def smallest(head: Any, stride: int, rounded: bool = False) -> int:
     """Return the smallest side of an input, pixels, for a built head whose largest stride is `stride`.
 
-    mmcv's first deformable convolution refuses maps that are smaller than its kernel; a level whose size is
-    rounded down (`rounded`, see `round_down`) is empty below its stride.
+    Version 1 of mmcv's deformable convolution refuses maps that are smaller than its kernel; a level whose
+    size is rounded down (`rounded`, see `round_down`) is empty below its stride.
     """
     from mmcv.ops import DeformConv2d
 
@@ -121,7 +123,7 @@ def map_sizes(
     levels: int,
     options: Options,
 ) -> list[tuple[int, int]]:
-    """Return height and width of the maps of each level at the size of an export; 0, 0 if it takes any size.
+    """Return height and width of the maps of each level at the size of an export; 0, 0 if that is dynamic.
 
     Args:
         model: the detector.
@@ -195,7 +197,10 @@ def check_grid_sample(name: str, options: Options) -> None:
 
 
 def check_one_image(head: nn.Module, options: Options) -> None:
-    """Refuse (UsageError) batches for a head of guided anchors, which has priors in visible cells alone."""
+    """Refuse (UsageError) batches and dynamic files for a head of guided anchors.
+
+    It has priors in visible cells alone.
+    """
     if options.batch > 1 or options.dynamic:
         raise UsageError(
             f'{type(head).__name__}: mmdet takes the mask of the first image for all of a batch; export '
@@ -249,7 +254,10 @@ def check_settings(test_cfg: Mapping[str, Any] | None, key: str, needed: Sequenc
 
 
 def check_limit(key: str, limit: Any, available: int) -> None:
-    """Refuse (ConfigError) a limit of results, the entry `key` of `test_cfg`, above the `available` ones."""
+    """Refuse (ConfigError) a limit of results that is no whole number from 1 to `available`.
+
+    It is the entry `key` of `test_cfg`.
+    """
     if type(limit) is not int or not 0 < limit <= available:  # True is an int, too
         raise ConfigError(f'model.test_cfg.{key}={limit}; expected 1 to {available}, as many as there are')
 
@@ -265,7 +273,7 @@ def check_smallest(strides: Iterable[int], options: Options) -> None:
 
 
 def test_cfg_of(cfg: Any) -> Any:
-    """Return `test_cfg` of a config; those of earlier mmdet have it beside the model."""
+    """Return `test_cfg` of a config, which earlier mmdet has beside the model; {} if it has none."""
     return cfg.model.get('test_cfg') or cfg.get('test_cfg') or {}
 
 

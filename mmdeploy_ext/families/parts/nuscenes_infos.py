@@ -115,8 +115,8 @@ def create_infos(
 def info_paths(out_dir: str | os.PathLike[str], tag: str, split: str) -> tuple[Path, Path]:
     """Return the paths of the temporal and the plain info file of a split (`train`, `val` or `test`).
 
-    The temporal one is `<tag>2d_temporal_infos_<split>.pkl`; a tag that ends with `2d`, as StreamPETR's own
-    command has it, gets no second one.
+    They are `<tag>2d_temporal_infos_<split>.pkl` and `<tag>_infos_<split>.pkl`; a `2d` at the end of the tag,
+    as StreamPETR's own command has it, is left out of both first.
     """
     stem = tag.removesuffix('2d')
     return Path(out_dir) / f'{stem}2d_temporal_infos_{split}.pkl', Path(out_dir) / f'{stem}_infos_{split}.pkl'

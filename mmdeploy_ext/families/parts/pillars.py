@@ -252,7 +252,7 @@ def point_width(encoder: nn.Module) -> int:
 
 
 def has_dynamic_pillars(module: nn.Module) -> bool:
-    """Return whether a module has an encoder of dynamic pillars or voxels, or of a derived class."""
+    """Return whether a module has one of `DYNAMIC_ENCODERS`, or an encoder of a class derived from one."""
     classes = (base for part in module.modules() for base in type(part).__mro__)
     return any(base.__name__ in DYNAMIC_ENCODERS for base in classes)
 

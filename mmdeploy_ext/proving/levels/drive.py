@@ -183,7 +183,10 @@ class DriveProof(FramesProof):
         return self.drive
 
     def run(self, sample: Frame) -> None:
-        """Run both sides on one frame in both modes; one without a memory needs no pose, time and scene."""
+        """Run both sides on one frame in both modes.
+
+        Of a model without a memory it needs no pose, time and scene.
+        """
         if not self.memory.tensors:
             sample = with_moment(sample, self.count)
         self.first = self.first or sample

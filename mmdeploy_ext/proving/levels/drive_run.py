@@ -115,10 +115,10 @@ class Modes:
     `PairRun.can_take_over` allows; after that its frames are compared without decisions.
 
     Attributes:
-        first: the first frame, and the result of the candidate 'teacher' for it, or None if it failed; None
-            before the first frame.
-        decided: the ties of frames that were compared with a decision, by the names of the frames.
-        before: state of the reference before the frame; None: its memory was empty.
+        first: the first frame, and the result of the candidate 'teacher' for it, or None if it failed or
+            there is none; None before the first frame.
+        decided: name of a frame that was compared with a decision -> its ties, in words.
+        before: state of the reference before the next frame; None: its memory is empty.
         clock: measures the times of the engines.
         runs: mode -> `PairRun`, which judges it.
     """
@@ -181,7 +181,7 @@ class Modes:
         return expected, results
 
     def finish(self) -> dict[str, SequenceRow]:
-        """Return mode -> the judgement of its candidate, after the first frame ran a second time."""
+        """Return mode -> the judgement of its candidate; 'teacher' runs the first frame again before that."""
         if self.first is not None and self.first[1] is not None and not self.runs['teacher'].stopped:
             self._run_again(*self.first)
         return {mode: run.finish() for mode, run in self.runs.items()}
@@ -313,11 +313,11 @@ class PairRun:
         self.is_near = is_equal and is_matched and self._count_faults() == faults
 
     def takes_over(self) -> bool:
-        """Return whether the candidate goes on with the reference's memory after the frame that was added.
+        """Return whether a free candidate goes on with the reference's memory after the frame that was added.
 
-        It does if only a tie decided which rows are kept, and all results of the frame are equal: with the
-        other row PyTorch itself might give other results from then on. A call that returns True is counted
-        in `tied`.
+        It does if only a tie decided which rows are kept, and all results of the frame are equal, as often as
+        `can_take_over` allows in a drive of `bars.frames`: with the other row PyTorch itself might give other
+        results from then on. A call that returns True is counted in `tied`. Teacher-forced it is False.
         """
         if self.mode != 'free' or not self.parted or not self.can_take_over(self.bars.frames):
             return False
