@@ -403,7 +403,7 @@ def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, widt
 def rule_of(deployment: Deployment, options: Options) -> Any:
     """Return the rule by which samples become the input of a file with these options.
 
-    It is the deployment's; for a file of fixed shape its `size` is the height and width of the options.
+    It is the deployment's; if the options have a `dynamic` that is off, its `size` is their height and width.
     """
     if options.get('dynamic', True):
         return deployment.rule

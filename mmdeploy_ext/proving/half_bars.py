@@ -163,7 +163,8 @@ def bars_of(precision: str) -> HalfBars | None:
 def widened(groups: Sequence[ColumnGroup], precision: str) -> tuple[ColumnGroup, ...]:
     """Return the tolerances of a tensor's columns in the contract of a file of a precision.
 
-    float32 keeps its own; those of the others are in the tables of a proof, which goes by the bars.
+    `groups` are those of float32, which keeps them; those of the others are in the tables of a proof, which
+    goes by the bars.
     """
     if precision == 'fp32':
         return tuple(groups)

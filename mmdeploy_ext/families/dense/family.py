@@ -211,7 +211,8 @@ class DenseFamily(ImageFamily):
     def results_left_out(self, options: Mapping[str, Any]) -> str:
         """Return why a proof does not compare the results of a file; '' if it does.
 
-        `options` are name -> value of its export: without class scores a threshold means another one.
+        `options` are name -> value of its export. It does not if `score_form` is 'product': the file has no
+        class scores, which the threshold of `get_bboxes` is for.
         """
         if options.get('score_form') != 'product':
             return ''

@@ -329,7 +329,10 @@ class PaaKind(HeadKind):
 
 
 class GuidedKind(HeadKind):
-    """`GuidedAnchorHead`: the network outputs the sizes of anchors, and the cells that have one."""
+    """`GuidedAnchorHead`: the network outputs the sizes of anchors, and the cells that have some.
+
+    The class scores of all other cells are -1.
+    """
 
     unlimited = True
 

@@ -161,7 +161,7 @@ class LSSTransform(ViewTransform):
 class DepthLSSTransform(ViewTransform):
     """The view transform whose depths come from pictures and from depth maps of points.
 
-    Source: mit-han-lab/bevfusion db75150, models/vtransforms/depth_lss.py; its HEAD takes six channels.
+    Source: mit-han-lab/bevfusion db75150, models/vtransforms/depth_lss.py; later commits take six channels.
     """
 
     uses_points = True

@@ -3,8 +3,8 @@
 The reference is PyTorch, the candidate the exported file. Teacher-forced, the candidate gets the reference's
 memory before each frame: every frame is judged by itself, by the tolerances. Free-running, each engine keeps
 its own memory as in a car: rounding accumulates, and the detections have to stay the same, apart from ties
-that decide which rows stay in memory, see `PairRun.takes_over`. Of each frame only figures are kept, no
-tensors: a drive may be of any length.
+that decide which rows stay in memory, see `PairRun.takes_over`. Of all frames but the first only figures are
+kept, no tensors: a drive may be of any length.
 
 `Modes` runs the engines, `PairRun` judges the candidate in one mode, and `WorstRows` collects its tensors. A
 stepper is a model on an engine that runs frame by frame and keeps its memory.
