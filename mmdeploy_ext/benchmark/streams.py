@@ -214,9 +214,9 @@ class StreamBenchmark(Benchmark):
 def torch_contender(stepper: Stepper, clock: PartClock) -> Contender:
     """Return a contender that runs the model in PyTorch, eager or compiled, as `stepper` does.
 
-    `clock` has the seconds of each timed part so far. Time that is in none of them, such as decoding, counts
-    for the part 'head'. Results are in numpy, so that a GPU has ended its work when a run ends; parts on a
-    GPU are the times of the calls.
+    `clock` has the seconds of each timed part so far. Time that is in none of them counts for the part
+    'head'. Results are in numpy, so that a GPU has ended its work when a run ends; parts on a GPU are the
+    times of the calls.
     """
 
     def run(sample: Frame | Sweep) -> Run:

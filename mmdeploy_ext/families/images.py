@@ -288,7 +288,7 @@ class ImageFamily(Family):
     def scores_of(self, model: torch.nn.Module, images: Sequence[PreparedImage], name: str) -> np.ndarray:
         """Return the scores (n,) of the list `name` of the first image, row by row; '' names the results.
 
-        Of the list named `first` no later step runs.
+        For the list named `first` the model runs no step behind it.
         """
         if name and name == self.first:
             return self.first_list(model, images)[0].scores

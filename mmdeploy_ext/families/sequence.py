@@ -112,9 +112,10 @@ class SequenceFamily(Family):
         raise NotImplementedError(f'{self.name}: takes no sweeps')
 
     def voxel_layer(self, model: torch.nn.Module) -> tuple[torch.nn.Module, str, int] | None:
-        """Return mmcv's `Voxelization` of a model, the order of axes behind it, and the values of a point.
+        """Return mmcv's `Voxelization` of a model, an order of axes, and the number of values of a point.
 
-        A proof compares the rule in a file with it; None of a model without voxels.
+        The order is that of coordinates of voxels in the model, 'xyz' or 'zyx'. A proof compares the rule in
+        a file with them; None of a model without voxels.
         """
         return None
 
@@ -192,7 +193,10 @@ class SequenceFamily(Family):
         """Return the unpatched PyTorch model as a stepper."""
 
     def reference_of(self, model: torch.nn.Module, options: Options) -> Stepper:
-        """Return the reference of files with these options; that of all, unless a contract shows more."""
+        """Return the reference of files with these options, by default that of `reference`.
+
+        Another one does what the program of a contract does, such as rounding weights or selecting boxes.
+        """
         return self.reference(model)
 
     def between_files(self, model: torch.nn.Module, options: Options) -> tuple[TensorSpec, ...]:

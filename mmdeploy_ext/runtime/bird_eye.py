@@ -72,8 +72,8 @@ class BoxLayer:
 def box_corners(boxes: np.ndarray) -> np.ndarray:
     """Return the corners (n, 8, 3) of boxes (n, 9): four below, then four above.
 
-    The columns of a box are x, y, z of the bottom, three sizes, yaw and velocity in x and y. The first two of
-    each four corners are the front, in the direction of the yaw; the first size lies along it.
+    The columns of a box are x, y, z of the bottom's middle, three sizes, yaw and velocity in x and y. The
+    first two of each four corners are the front, in the direction of the yaw; the first size lies along it.
     """
     boxes = np.asarray(boxes, np.float64)
     flat = bev_corners(boxes[:, [0, 1, 3, 4, 6]])[:, [0, 3, 2, 1]]
@@ -89,7 +89,9 @@ def bird_eye(
     forward: np.ndarray | None = None,
     points: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw boxes from above, (side, side, 3) uint8 BGR: rings, ego, headings, arrows to places in a second.
+    """Draw boxes from above, (side, side, 3) uint8 BGR, with rings, ego, headings, and arrows of velocities.
+
+    An arrow ends where the box is a second later; boxes slower than `MIN_SPEED` have none.
 
     The first layer is drawn in the colours of `BoxLayer.colour`, a second one over it as thin pale lines:
     where both agree, the pale line lies in the middle of the coloured one.

@@ -33,8 +33,9 @@ class StreamPETRHead(FrameSteps, HeadLayers):
         num_propagated: rows that become queries; the other rows are keys of the self attention.
         num_reg_fcs: hidden layers of the two branches.
         with_ego_pos: condition queries and memory on ego motion.
-        LID, depth_num, depth_start, position_range: the depth bins and the range that normalises their
-            points, in m.
+        LID, depth_num, depth_start: whether the steps between depth bins grow, the number of bins, and the
+            first depth, m; the end of the range in x, `position_range[3]`, would be the next one.
+        position_range: x, y, z low, then high, m: the range that normalises the points of the bins.
         normedlinear: cosine classifier.
         with_dn, scalar, noise_scale, noise_trans, dn_weight, split: denoising queries in training.
         ignored: `with_position` and `depth_step`, which upstream ignores too, and `code_size`, which must be
