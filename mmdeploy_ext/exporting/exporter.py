@@ -179,7 +179,7 @@ def export_module(
         exporter: 'torchscript' or 'dynamo'.
         opset: opset of the file; by default 17, or the lowest that the exporter writes if that is higher.
         input_names: names of all inputs, by position; input_0, input_1, ... by default.
-        output_names: names of the first outputs; the others are output_0, output_1, ... by position.
+        output_names: names of the first outputs; any other is output_<place>, its place among all, from 0.
         dynamic: input or output name -> dynamic axis -> name of its symbolic dimension, with both exporters;
             other axes of inputs are fixed; None: all sizes are fixed.
         finish: `ops.forms.finish`, with which `export.export_module` is this function.

@@ -61,8 +61,8 @@ class BEVFusionSettings:
         yaw_norm: least length of (sine, cosine) of the yaw; not demanded of pedestrians.
         circle_m: an object whose centre is closer than this to that of a better one which stays is dropped;
             0: none is.
-        iou: an object whose IoU with a better one, seen from above, is larger than this is dropped;
-            pedestrians are compared with pedestrians alone.
+        iou: an object whose IoU with a better one, seen from above, is larger than this is dropped, also if
+            the better one is dropped for that, too; pedestrians are compared with pedestrians alone.
         iou_search_m: objects whose centres are further apart are not compared for `iou`.
     """
 

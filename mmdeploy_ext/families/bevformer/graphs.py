@@ -141,7 +141,7 @@ class DeployedFrame(BevFormerFrame):
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of the graph."""
+    """Return the contract of the portable graph, whatever contract the options name."""
     head, (cameras, height, width) = model.pts_bbox_head, model.input_sizes
     cells, channels = head.bev_h * head.bev_w, head.transformer.embed_dims
     layers, queries = len(head.transformer.decoder.layers), head.query_embedding.num_embeddings

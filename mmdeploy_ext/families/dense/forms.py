@@ -191,7 +191,8 @@ class DenseFullForm(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Return dets (B, n, 5), labels (B, n), and with a cap candidates (B,), their number before the cap.
 
-        Dets are x1 y1 x2 y2, in pixels of the network input over `scale_factor`, and score, the best first.
+        Dets are x1 y1 x2 y2, in pixels of the network input over `scale_factor`, and score, the best first;
+        rows behind the results of an image are zero, with label -1.
 
         Args:
             image: (B, 3, H, W); only its size is used.

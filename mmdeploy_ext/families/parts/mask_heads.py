@@ -84,8 +84,9 @@ class StagedMaskHeads(nn.Module):
     def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> FeaturesAndLogits:
         """Return the features that the head of the last stage takes, and the logits of every stage.
 
-        `maps` are the features of all levels (B, channels, h, w), then those of the whole image that HTC and
-        SCNet add; boxes (B, n, 4) are xyxy in pixels of the network input.
+        `maps` are those of `regions.region_maps`: the features of the levels that regions are pooled from (B,
+        channels, h, w), then those of whole images that HTC and SCNet add; boxes (B, n, 4) are xyxy in pixels
+        of the network input.
         """
         features = [branch.features(maps, boxes) for branch in self.branches]
         pairs = zip(self.branches, features, strict=True)
