@@ -189,10 +189,10 @@ def _subject_of_graph(
 
 
 def unseen(example: np.ndarray, seed: int) -> np.ndarray:
-    """Return an input with the shape and dtype of a float `example`, not empty, and other values.
+    """Return an input with the shape and dtype of `example`, not empty, and other values.
 
     They are those of `example` plus noise (`JITTER`) that `seed` draws; if `example` has no negative value,
-    the absolute values of these.
+    the absolute values of these. Of whole numbers the fraction is cut off, so that some stay as they are.
     """
     rng = np.random.default_rng([7, seed])
     spread = float(example.std()) or 1.0
