@@ -21,7 +21,10 @@ RESIDUAL = 0.25
 
 
 def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
-    """Fill a detector in place, by the normalisation of its config, and return it.
+    """Give a detector random weights of a seed, in place, and return it.
+
+    They are fitted to generated pictures, whose mean and deviation are those of a photograph after the test
+    pipeline of the config `cfg`.
 
     Voxels outside of a picture score low, so that anchors that no voxel distinguishes are no results.
     """

@@ -45,8 +45,9 @@ def metas(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[MonocularDetections]:
     """Return the results of the detector's own test path, picture by picture, in descending score order.
 
-    Of a batch mmdet3d gives the results of the first picture alone if the model has boxes in the picture.
-    Those are in pixels of the originals with `rescale`. ShapeError: a camera, see `cameras.feeds`.
+    Each picture runs alone: of a batch mmdet3d gives the results of the first one alone if the model has
+    boxes in the picture. With `rescale` such boxes are in pixels of the originals, otherwise of the network
+    input; boxes in 3D are in metres. ShapeError: a camera, see `cameras.feeds`.
     """
     results = []
     for image, meta in zip(images, metas(images), strict=True):

@@ -114,7 +114,7 @@ def forward_of(module: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def module_title(module: Callable[..., Any]) -> str:
-    """Return what messages call a module: its class, or the name of the function."""
+    """Return what messages call a module: its class, or the name of the function, 'it' if that has none."""
     return type(module).__name__ if isinstance(module, torch.nn.Module) else getattr(module, '__name__', 'it')
 
 

@@ -12,7 +12,10 @@ ANGLE = ColumnGroup(name='angle', columns=(4,), unit='rad', atol=1e-4 * float(np
 
 
 def rotated_outputs(batch: Axis, rows: Axis) -> tuple[TensorSpec, ...]:
-    """Return `dets` and `labels` of a `full` graph, `rows` results per image."""
+    """Return the contracts of `dets` and `labels`, the outputs of a `full` graph.
+
+    `batch` is the number of images, `rows` that of results per image, or the letters of these axes.
+    """
     boxes = (
         'x y of the centre, width, height, angle in radians (clockwise), score, in descending score order; '
         'pixels of the network input, of the original image when scale_factor is fed; padded with zeros'
