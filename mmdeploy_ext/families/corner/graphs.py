@@ -95,7 +95,10 @@ def thresholds(test_cfg: Mapping[str, Any]) -> dict[str, float]:
 
 
 def suppression(test_cfg: Mapping[str, Any]) -> Suppression:
-    """Return the suppression of pairs, by `nms` or `soft_nms`; ConfigError names what ONNX has no form of."""
+    """Return the suppression of pairs by `test_cfg.nms` (in older configs `nms_cfg`), which may be soft.
+
+    ConfigError names what ONNX has no form of.
+    """
     config = nms_config(dict(test_cfg, nms=test_cfg.get('nms') or test_cfg.get('nms_cfg')), soft=True)
     return Suppression(
         config.iou_threshold,

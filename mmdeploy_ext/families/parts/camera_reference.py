@@ -34,7 +34,7 @@ class CameraReference(abc.ABC):
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        """Keep a detector in evaluation mode, with an empty memory."""
+        """Keep a detector, which is in evaluation mode, and empty its memory."""
         self.model, self.head = model, model.pts_bbox_head
         self.device = next(model.parameters()).device
         self.convention: str = getattr(model, 'box_convention', '')
