@@ -29,8 +29,8 @@ MULTIPLES = dict(
     YOLOV3Neck=32, YOLOXPAFPN=32, CSPNeXtPAFPN=32, HRNet=32, CTResNetNeck=32, FPN_CARAFE=64, FPG=128,
     PyramidVisionTransformer=32,
 )  # fmt: skip
-"""Parts that take sides that are multiples of this alone: they add or concatenate maps, which fit only then,
-or cut off the rest of a side (PVT)."""
+"""Class of a part -> number of which the sides of its input have to be multiples: it adds or concatenates
+maps, which fit only then, or cuts off the rest of a side (PVT)."""
 PATHS = dict(YOLOXPAFPN=3, CSPNeXtPAFPN=3)
 """Necks that take any number of maps -> the one for which `MULTIPLES` holds; each further one doubles it."""
 GRID_SAMPLE_OPSETS = (16, 20)

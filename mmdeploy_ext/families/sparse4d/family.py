@@ -67,7 +67,7 @@ SETTINGS = {
     'head.refine_layer.normalize_yaw': (False, False),
     'head.refine_layer.with_quality_estimation': (True, False),
 }
-"""Setting of a config's model -> the value with which it is exported, and that of a model without it."""
+"""Setting of a config's model -> the only value that is exported, and the value if the config has none."""
 DEFAULT_ORDER = ('refine',) * 6
 """Refinements of a head without `operation_order`."""
 
