@@ -306,10 +306,11 @@ def run_all(
     kind: str,
     fail_fast: bool = False,
 ) -> list[dict[str, Any]]:
-    """Run samples, by the picture to write, one printed line each; of several above a bar, on a terminal.
+    """Run samples, print a line for each, and return their entries for the JSON file, in the same order.
 
-    A sample that cannot be used is reported and has its error in its entry; if it is the only one, or with
-    `fail_fast`, the error is raised.
+    Of several samples, a bar on stderr shows the progress if that is a terminal. A sample that cannot be used
+    is reported and has its error in its entry; if it is the only one, or with `fail_fast`, the error is
+    raised.
 
     Args:
         targets: file of the sample -> picture to write.
