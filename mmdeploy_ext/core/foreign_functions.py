@@ -76,6 +76,7 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
             continue
         seen.add(id(function))
         names = set(_names_in(function.__code__))
+        foreign |= _methods_of_tensors(names)
         if kind := _class_of_super(function):
             waiting += _methods_of(kind.__mro__[1:], names, foreign)
         for place, name, value in _bound_values(module, names):
@@ -140,6 +141,17 @@ def source_of(value: Any) -> SourceLines:
     if isinstance(value, PLAIN):
         return SourceLines(f'value {value!r}', 0, 0, '')
     return source_of_class(value if isinstance(value, type) else type(value))
+
+
+def _methods_of_tensors(names: set[str]) -> dict[str, Any]:
+    """Return dotted name -> method of tensors of these names that the user's code put there."""
+    torch = sys.modules.get('torch')
+    methods = {} if torch is None else vars(torch.Tensor)
+    return {
+        f'torch.Tensor.{name}': methods[name]
+        for name in names & methods.keys()
+        if is_users_value(methods[name])
+    }
 
 
 def _bound_values(module: ModuleType, names: set[str]) -> Iterator[tuple[ModuleType, str, Any]]:

@@ -134,6 +134,7 @@ def forms_of_exports(
     """
     lines: dict[TracedLine, None] = {}
     questions = {getattr(function, '__code__', function) for function in QUESTIONS}
+    names = {function.__name__ for function in QUESTIONS}
     apply = torch.autograd.Function.__dict__['apply'].__func__.__code__
 
     def watch(frame: FrameType, event: str, arg: Any) -> None:
@@ -143,7 +144,9 @@ def forms_of_exports(
                 lines[TracedLine(kind.__name__, 0, '', 'symbolic')] = None
         asks = frame.f_code in questions if event == 'call' else event == 'c_call' and arg in questions
         caller = frame.f_back if event == 'call' else frame
-        if asks and caller is not None and _is_users_file(Path(caller.f_code.co_filename), places):
+        # a function of `torch.jit.script` asks by itself, and is in the graph with both of its ways
+        asks = asks and caller is not None and bool(names & {*caller.f_code.co_names})
+        if asks and _is_users_file(Path(caller.f_code.co_filename), places):
             site = site_at(caller.f_code.co_filename, caller.f_lineno, caller.f_code.co_name)
             lines[TracedLine(site.file, site.line, site.code, 'export')] = None
 

@@ -6,6 +6,7 @@ import sys
 import types
 
 import pytest
+import torch
 from mmdet.datasets.builder import PIPELINES
 from mmdet.datasets.pipelines import Resize
 from mmdet.models.dense_heads import ATSSHead, base_dense_head, yolo_head
@@ -77,8 +78,9 @@ class Around:
         (nms.NMSop, 'forward', staticmethod(around(nms.NMSop.forward)), 'mmcv.ops.nms.NMSop'),
         (BaseDenseHead, 'get_bboxes', Around(BaseDenseHead.get_bboxes), 'ATSSHead'),
         (yolo_head, 'batched_nms', nms.batched_nms, ''),
+        (torch.Tensor, 'sigmoid', around(torch.Tensor.sigmoid), 'torch.Tensor'),
     ],
-    ids=['partial', 'another', 'object', 'class', 'method', 'wrapper', 'its own'],
+    ids=['partial', 'another', 'object', 'class', 'method', 'wrapper', 'its own', 'tensor'],
 )
 def test_what_is_no_function_and_another_of_the_library_in_its_place_are_named(
     monkeypatch, owner, name, value, named

@@ -156,6 +156,22 @@ def test_a_line_that_asks_whether_an_export_runs_makes_inputs_decide(tmp_path, l
     assert (entry.file, entry.line, entry.code, entry.by) == ('users_neck.py', 12, line, 'export')
 
 
+@torch.jit.script
+def doubled_if_large(x):
+    if bool(x.max() > 9.0):
+        x = x * 2
+    return x
+
+
+class Scripted(torch.nn.Module):
+    def forward(self, x):
+        return doubled_if_large(x)
+
+
+def test_a_scripted_function_has_both_of_its_ways_in_a_graph():
+    assert lines_of(Scripted()) == []
+
+
 def test_a_number_that_every_run_changes_makes_inputs_decide_and_one_that_is_set_anew_does_not(tmp_path):
     (entry,) = lines_of(neck(tmp_path, 'self.runs = getattr(self, "runs", 0) + 1'))
     assert entry.reason == 'Neck.runs changes from run to run'
