@@ -192,8 +192,11 @@ def unseen(example: np.ndarray, seed: int) -> np.ndarray:
     """Return an input with the shape and dtype of `example`, not empty, and other values.
 
     They are those of `example` plus noise (`JITTER`) that `seed` draws; if `example` has no negative value,
-    the absolute values of these. Of whole numbers the fraction is cut off, so that some stay as they are.
+    the absolute values of these. Whole numbers other than pixels (uint8) stay as they are: they are sizes,
+    counts, cells or indices, which have to fit the other inputs.
     """
+    if example.dtype.kind != 'f' and example.dtype != np.uint8:
+        return example.copy()
     rng = np.random.default_rng([7, seed])
     spread = float(example.std()) or 1.0
     values = example + JITTER * spread * rng.standard_normal(example.shape)

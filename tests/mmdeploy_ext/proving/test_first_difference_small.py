@@ -10,7 +10,7 @@ from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.report import headline
-from mmdeploy_ext.proving.difference.locate import Search, Subject
+from mmdeploy_ext.proving.difference.locate import Search, Subject, unseen
 from mmdeploy_ext.proving.difference.record import record_stages
 from mmdeploy_ext.proving.fresh_export import FreshExport
 
@@ -136,3 +136,10 @@ def test_a_module_that_writes_into_its_input_leaves_the_feeds():
     feeds = dict(x=np.ones((3, 3), np.float32))
     Search(Subject([Stage('', Written(), ('x',), ('y',))], feeds, None, ''), findings.Bars())
     assert feeds['x'].min() == 1
+
+
+def test_sizes_and_cells_stay_where_other_inputs_get_noise():
+    sizes, pixels = np.array([[64, 176], [32, 88]]), np.arange(48, dtype=np.uint8)
+    assert np.array_equal(unseen(sizes, 0), sizes) and unseen(sizes, 0).dtype == sizes.dtype
+    assert not np.array_equal(unseen(pixels, 0), pixels)
+    assert not np.array_equal(unseen(np.ones(3, np.float32), 0), np.ones(3))
