@@ -201,13 +201,16 @@ def _are_nested(tree: ast.AST, conv: Iterable[str], norm: Iterable[str]) -> bool
     inner = [call.args[0] for call in calls if _is_child(call.func, norm)]
     if any(isinstance(node, ast.Call) and _is_child(node.func, conv) for node in inner):
         return True
-    for body in (getattr(node, 'body', ()) for node in ast.walk(tree)):
+    bodies = [getattr(node, field, None) for node in ast.walk(tree) for field in ('body', 'orelse')]
+    for body in bodies:
         for first, second in itertools.pairwise(body if isinstance(body, list) else ()):
             if not (isinstance(first, ast.Assign) and isinstance(first.value, ast.Call)):
                 continue
             if not _is_child(first.value.func, conv) or not isinstance(first.targets[0], ast.Name):
                 continue
             name = first.targets[0].id
+            if isinstance(second, ast.If) and not second.orelse:  # `if self.norm is not None`
+                second = second.body[0]
             reads = [node for node in ast.walk(second) if isinstance(node, ast.Name) and node.id == name]
             targets = second.targets if isinstance(second, ast.Assign) else []
             is_kept = isinstance(second, ast.Return) or [*map(ast.unparse, targets)] == [name]

@@ -225,6 +225,19 @@ class ByStatements(Block):
         return x.relu()
 
 
+class Otherwise(Block):
+    """As the stem of mmdet's ResNet, of which repositories have copies."""
+
+    def forward(self, x):
+        if self.training:
+            x = x * 2
+        else:
+            x = self.conv(x)
+            if self.norm is not None:
+                x = self.norm(x)
+        return x.relu()
+
+
 class Derived(ByStatements):
     def forward(self, x):
         return super().forward(x * 2)
@@ -256,6 +269,7 @@ def weight_normed(*sizes):
     [
         (InTurn(), True),
         (ByStatements(), True),
+        (Otherwise(), True),
         (Derived(), True),
         (ActivatedFirst(), False),
         (OutputKept(), False),
