@@ -192,6 +192,10 @@ def _is_child(node: ast.AST, names: Iterable[str]) -> bool:
     )
 
 
+def _reads(tree: ast.AST, names: Iterable[str]) -> bool:
+    return any(_is_child(node, names) for node in ast.walk(tree))
+
+
 def _are_nested(tree: ast.AST, conv: Iterable[str], norm: Iterable[str]) -> bool:
     """Return whether code calls the normalisation with the convolution's output.
 
@@ -209,8 +213,8 @@ def _are_nested(tree: ast.AST, conv: Iterable[str], norm: Iterable[str]) -> bool
             if not _is_child(first.value.func, conv) or not isinstance(first.targets[0], ast.Name):
                 continue
             name = first.targets[0].id
-            if isinstance(second, ast.If) and not second.orelse:  # `if self.norm is not None`
-                second = second.body[0]
+            if isinstance(second, ast.If) and not second.orelse and _reads(second.test, norm):
+                second = second.body[0]  # of `if self.norm is not None`
             reads = [node for node in ast.walk(second) if isinstance(node, ast.Name) and node.id == name]
             targets = second.targets if isinstance(second, ast.Assign) else []
             is_kept = isinstance(second, ast.Return) or [*map(ast.unparse, targets)] == [name]

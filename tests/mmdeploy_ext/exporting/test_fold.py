@@ -255,6 +255,16 @@ class OutputKept(Block):
         return y + z
 
 
+class LeftOut(Block):
+    is_used = False
+
+    def forward(self, x):
+        x = self.conv(x)
+        if self.is_used:
+            x = self.bn(x)
+        return x
+
+
 class CalledTwice(Block):
     def forward(self, x):
         return self.bn(self.conv(x)) + self.conv(x * 2)
@@ -274,6 +284,7 @@ def weight_normed(*sizes):
         (ActivatedFirst(), False),
         (OutputKept(), False),
         (CalledTwice(), False),
+        (LeftOut(), False),
         (InTurn(norm=Bounded), False),
         (InTurn(conv=ConvReLU), False),
         (InTurn(conv=weight_normed), False),
