@@ -91,16 +91,19 @@ def is_docstring(statement: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=256)
-def _definitions(path: str, _modified_ns: int) -> dict[str | int, Definition]:
-    """Return the classes and functions of a file by qualified name, and by the line they begin at."""
-    definitions: dict[str | int, Definition] = {}
+def _definitions(path: str, _modified_ns: int) -> dict[str | int | tuple[str, int], Definition]:
+    """Return the classes and functions of a file by qualified name, by the line they begin at, and by both.
+
+    By the name alone it is the last one: a property's getter and setter have one name.
+    """
+    definitions: dict[str | int | tuple[str, int], Definition] = {}
 
     def collect(node: ast.AST, prefix: str) -> None:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, Definition):
                 name = f'{prefix}{child.name}'
                 first = min([child.lineno, *(decorator.lineno for decorator in child.decorator_list)])
-                definitions[name] = definitions[first] = child
+                definitions[name] = definitions[first] = definitions[name, first] = child
                 collect(child, f'{name}.' if isinstance(child, ast.ClassDef) else f'{name}.<locals>.')
             else:
                 collect(child, prefix)
@@ -118,6 +121,16 @@ def _definition(path: Path, key: str | int) -> Definition | None:
         return _definitions(str(path), path.stat().st_mtime_ns).get(key)
     except OSError:
         return None
+
+
+def _definitions_named(path: Path, name: str) -> dict[int, Definition]:
+    """Return the definitions of a qualified name by the line that they begin at; empty if there is none."""
+    try:
+        definitions = _definitions(str(path), path.stat().st_mtime_ns)
+    except OSError:
+        return {}
+    keys = [key for key in definitions if isinstance(key, tuple) and key[0] == name]
+    return {key[1]: definitions[key] for key in keys}
 
 
 def source_of_class(kind: type) -> SourceLines:
@@ -157,8 +170,11 @@ def is_as_installed(code: CodeType, package: str) -> bool:
     if root is None or package not in path.parts:
         return False
     inside = path.parts[len(path.parts) - path.parts[::-1].index(package) :]
-    copied, installed = (_definition(file, code.co_qualname) for file in (path, root.joinpath(*inside)))
-    return None not in (copied, installed) and code_sha256(copied) == code_sha256(installed)
+    copied = _definitions_named(path, code.co_qualname)
+    at_line = [node for line, node in copied.items() if line == code.co_firstlineno] or [*copied.values()]
+    in_library = _definitions_named(root.joinpath(*inside), code.co_qualname)
+    installed = {code_sha256(node) for node in in_library.values()}
+    return bool(at_line) and all(code_sha256(node) in installed for node in at_line)
 
 
 def module_of(function: Callable[..., Any]) -> str:
@@ -279,7 +295,8 @@ def functions_behind(function: Any) -> Iterator[Callable[..., Any]]:
 def sources_of_module(module: ModuleType) -> dict[str, SourceLines]:
     """Return the functions, methods and classes of a Python module by qualified name.
 
-    The hash of a function counts those in it, that of a class neither its methods nor classes in it.
+    The hash of a function counts those in it, that of a class neither its methods nor classes in it; that of
+    a name which several have, such as a property's getter and setter, all of them.
     `<module>`, whose lines are 0, is what is outside of both; the imports of a module or class, but for those
     inside of a statement such as `if`, count nowhere, and definitions inside of one count with it. The module
     has a file; OSError, SyntaxError: that cannot be read.
@@ -289,7 +306,11 @@ def sources_of_module(module: ModuleType) -> dict[str, SourceLines]:
     sources: dict[str, SourceLines] = {}
 
     def add(name: str, node: Definition) -> None:
-        sources[name] = _lines(module.__name__, path, node)
+        lines = _lines(module.__name__, path, node)
+        if name in sources:  # a property's getter and setter, or one of several ways to define it
+            both = hashlib.sha256(f'{sources[name].sha256} {lines.sha256}'.encode()).hexdigest()
+            lines = dataclasses.replace(lines, first=sources[name].first, sha256=both)
+        sources[name] = lines
 
     def collect(body: list[ast.stmt], prefix: str) -> list[ast.stmt]:
         """Add the definitions of a body; return its other statements."""

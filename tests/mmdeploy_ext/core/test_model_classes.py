@@ -5,6 +5,7 @@ import functools
 import importlib
 import sys
 import textwrap
+import types
 
 import pytest
 from torch import nn
@@ -175,3 +176,39 @@ def test_a_partial_with_other_arguments_is_not_the_function_that_it_calls():
     assert module_of(ATSSHead.get_bboxes) in DECORATORS
     for function in (ATSSHead.get_bboxes, nn.Identity(), print):
         assert list(functions_behind(functools.partial(function, None))) == []
+
+
+PROPERTY = '''
+class Head:
+    @property
+    def stride(self):
+        return {getter}
+
+    @stride.setter
+    def stride(self, value):
+        self._stride = value
+'''
+
+
+def test_a_getter_that_was_edited_is_none_of_the_library_though_its_setter_is(tmp_path, monkeypatch):
+    for folder, getter in (('installed', 8), ('same', 8), ('edited', 9)):
+        (tmp_path / folder / 'mmdet').mkdir(parents=True)
+        (tmp_path / folder / 'mmdet' / 'head.py').write_text(PROPERTY.format(getter=getter))
+    monkeypatch.setattr(source_code, '_installed_files', lambda package: (tmp_path / 'installed/mmdet', {}))
+    for folder, equal in (('same', True), ('edited', False)):
+        path, names = tmp_path / folder / 'mmdet' / 'head.py', {}
+        exec(compile(path.read_text(), str(path), 'exec'), names)
+        stride = names['Head'].stride
+        assert source_code.is_as_installed(stride.fget.__code__, 'mmdet') is equal
+        assert source_code.is_as_installed(stride.fset.__code__, 'mmdet')
+
+
+def test_the_hash_of_a_property_counts_its_getter_and_its_setter(tmp_path):
+    hashes = []
+    for getter in (8, 9):
+        path = tmp_path / f'head_{getter}.py'
+        path.write_text(PROPERTY.format(getter=getter))
+        module = types.ModuleType('head')
+        module.__file__ = str(path)
+        hashes.append(source_code.sources_of_module(module)['Head.stride'].sha256)
+    assert hashes[0] != hashes[1]
