@@ -25,7 +25,10 @@ effective = PATCHES.effective
 numpy_checkpoint_globals = patches_mmcv.numpy_checkpoint_globals
 """Function that returns a list: what `torch.load(weights_only=True)` must allow for arrays of numpy."""
 single_thread = patches_spconv.single_thread
-"""Context manager: torch and all OpenMP runtimes have one thread inside; with more spconv's kernels race."""
+"""Returns a context in which torch and all OpenMP runtimes have one thread: with more spconv's kernels race.
+
+After it they have as many as before. It is called without arguments; its only one replaces the runtimes.
+"""
 
 
 def apply() -> list[Patch]:

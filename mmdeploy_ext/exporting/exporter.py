@@ -37,10 +37,10 @@ are left out, so that a file holds no source text and has the same bytes in ever
 
 @dataclasses.dataclass(frozen=True)
 class LibraryOperator:
-    """An operator of a library that needs an opset to export, and mostly a patch; its module registers it.
+    """An operator that needs a certain opset to export, and may need a patch; its module registers it.
 
     Attributes:
-        title: the operator of the library and that of ONNX, for messages.
+        title: the operator of PyTorch or of another library, and that of ONNX, for messages.
         opset: the first that has the ONNX operator.
         inside: takes a module and returns whether it uses the operator.
         patch: returns a context that is open during every export.
@@ -55,7 +55,7 @@ class LibraryOperator:
 
 
 LIBRARY_OPERATORS: list[LibraryOperator] = []
-"""Operators of libraries that are patched during every export; the modules of `ops` add theirs."""
+"""Operators whose patches, of those that have one, hold in every export; the modules of `ops` add theirs."""
 
 
 @contextlib.contextmanager

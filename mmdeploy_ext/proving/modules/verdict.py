@@ -26,7 +26,9 @@ class ModuleVerdict:
         graph_equal: whether the graph is that of a fresh export, which computes the same for every input.
         traced_lines: lines of the user's code that choose by values or sizes, and state that changes; a graph
             has one of their ways, so that inputs decide.
-        cases: one per input, or per frame of a sequence, with a row per output.
+        cases: one per input; of a sequence three per frame: with the module's state, with the file's own, and
+            with its own once more from the start. Each has a row per output, but none for outputs that are
+            empty on both sides, and a single one if the file could not run.
         reasons: why the proof as a whole fails beyond single rows.
         location: where the first difference arises, the dict that `location.locate` returns; {} if nothing
             differs, or nothing could be located.
@@ -61,7 +63,7 @@ class ModuleVerdict:
 
     @property
     def title(self) -> str:
-        """The claim, with the number of inputs if these decide, since a fresh export does not."""
+        """The claim, with the number of cases if inputs decide, since a fresh export does not."""
         if not self.proven:
             return 'NOT PROVEN'
         if self.graph_equal and not self.traced_lines:
@@ -72,9 +74,11 @@ class ModuleVerdict:
 
     @property
     def worst_relative_error(self) -> float | None:
-        """The largest difference of any tensor, relative to its largest value in the reference.
+        """The largest difference of any tensor, relative to the largest absolute value of its reference.
 
-        Tensors that could not be compared, or differ from zeros only, are left out; None: no tensor is left.
+        That is the value on the same input, or on any sample if only that scale lets the tensor pass. Tensors
+        that could not be compared, or whose reference is zero where they are not, are left out; None: no
+        tensor is left.
         """
         rows = (row for case in self.cases for row in case.tensors)
         return max((row.max_rel for row in rows if row.max_rel is not None), default=None)
