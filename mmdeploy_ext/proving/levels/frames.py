@@ -14,7 +14,6 @@ from mmdeploy_ext.contract.metadata import least_precision
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.core.model_classes import files_of_users_classes
 from mmdeploy_ext.core.users_code import RanCode
 from mmdeploy_ext.engines import title_of
 from mmdeploy_ext.proving import fresh_export, half_bars
@@ -22,7 +21,7 @@ from mmdeploy_ext.proving.levels.preprocessing import compare_moments, compare_v
 from mmdeploy_ext.proving.levels.proof import ExportedFile, ExportedProof
 from mmdeploy_ext.proving.levels.run_twice import Clock, attempt, failed_detections, run_twice
 from mmdeploy_ext.proving.levels.synthetic import cases_of_family, match_all
-from mmdeploy_ext.proving.levels.traced_lines import traced_lines_of_graphs
+from mmdeploy_ext.proving.levels.traced_lines import has_users_code, traced_lines_of_graphs
 from mmdeploy_ext.proving.levels.unexported_code import kept_attributes, unexported_code, users_settings
 from mmdeploy_ext.proving.near_ties import near_ties
 from mmdeploy_ext.proving.provenance import companion_checks
@@ -136,7 +135,7 @@ class FramesProof(ExportedProof):
         return checks
 
     def traced_lines(self) -> list[TracedLine]:
-        if not files_of_users_classes(self.deployment.model):
+        if not has_users_code(self.deployment.model):
             return []
         options = fresh_export.options_of_export(self.export_options, self.metadata[0])
         return traced_lines_of_graphs(self.graphs.values(), options.exporter)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.core.model_classes import files_of_users_classes
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import make_metadata
@@ -16,7 +15,7 @@ from mmdeploy_ext.proving.levels.cases import run_case, timing
 from mmdeploy_ext.proving.levels.other_limits import NothingPasses, Trial, Trials
 from mmdeploy_ext.proving.levels.preprocessing import compare_pictures
 from mmdeploy_ext.proving.levels.proof import ExportedFile, ExportedProof
-from mmdeploy_ext.proving.levels.traced_lines import observed_inputs, traced_lines
+from mmdeploy_ext.proving.levels.traced_lines import has_users_code, observed_inputs, traced_lines
 from mmdeploy_ext.proving.provenance import normalisation_notes
 from mmdeploy_ext.proving.references import (
     ImageReference,
@@ -124,16 +123,17 @@ class ImageProof(ExportedProof):
     def traced_lines(self) -> list[TracedLine]:
         """Observe the stages on the traced picture, and for a file of any size on a larger view of it, too.
 
-        Return [] for a model without classes of the user.
+        If the batch is open, the other view is there twice. Return [] for a model without code of the user.
         """
         deployment, (file,) = self.deployment, self.files
-        if not files_of_users_classes(deployment.model):
+        if not has_users_code(deployment.model):
             return []
         family = deployment.family
         options = fresh_export.options_of_export(self.export_options, file.metadata)
-        runs = observed_inputs(deployment, options, self.samples[0][1])
+        has_open_batch = bool(options.dynamic or options.get('dynamic_batch', False))
+        runs = observed_inputs(deployment, options, self.samples[0][1], 2 if has_open_batch else 1)
         chain = family.stages(deployment.model, options, fold=False)
-        return traced_lines(chain, runs, options.exporter, bool(options.dynamic))
+        return traced_lines(chain, runs, options.exporter, has_open_batch)
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """Open the file on the engine; it is closed with the stack."""

@@ -34,7 +34,7 @@ LARGER = 128
 
 
 def observed_inputs(
-    deployment: Deployment, options: Options, image_bgr: np.ndarray
+    deployment: Deployment, options: Options, image_bgr: np.ndarray, other_batch: int = 1
 ) -> list[dict[str, np.ndarray]]:
     """Return the inputs of two runs of a model of pictures, by name.
 
@@ -44,11 +44,13 @@ def observed_inputs(
         deployment: the model.
         options: options of the export, with height and width resolved, pixels.
         image_bgr: the picture (h, w, 3) uint8.
+        other_batch: how often the second run has its picture.
     """
     family, runs = deployment.family, []
-    for view, extra in ((image_bgr, 0), (other_view(image_bgr), LARGER if options.dynamic else 0)):
+    larger = LARGER if options.dynamic else 0
+    for view, extra, batch in ((image_bgr, 0, 1), (other_view(image_bgr), larger, other_batch)):
         size = options.height + extra, options.width + 2 * extra
-        feeds = family.feeds([prepare_fixed(deployment.rule, view, *size)], rescale=True)
+        feeds = family.feeds([prepare_fixed(deployment.rule, view, *size)] * batch, rescale=True)
         runs.append(feeds | family.inner_inputs(deployment.model, feeds, options.form))
     return runs
 
@@ -75,19 +77,16 @@ def traced_lines(
         is_stateless: whether the modules should have no state, so that what a run changes counts.
     """
     files_of = [files_of_users_classes(stage.module) for stage in chain]
-    has_users_code = [
-        bool(files) or _calls_users_functions(stage.module)
-        for stage, files in zip(chain, files_of, strict=True)
-    ]
+    has_users = [has_users_code(stage.module) for stage in chain]
     lines: list[TracedLine] = []
     feeds = [dict(run) for run in runs]
     for index, (stage, files) in enumerate(zip(chain, files_of, strict=True)):
-        if not any(has_users_code[index:]):
+        if not any(has_users[index:]):
             break
-        if has_users_code[index]:
+        if has_users[index]:
             observed = _ObservedStage(stage, stage.exporter or exporter, any_size, is_stateless)
             lines += observed.lines(feeds, files)
-        if any(has_users_code[index + 1 :]):
+        if any(has_users[index + 1 :]):
             for arrays in feeds:
                 arrays.update(run_stage(stage, arrays))
     return list(dict.fromkeys(lines))
@@ -111,15 +110,17 @@ def traced_lines_of_graphs(graphs: Iterable[Graph], exporter: str) -> list[Trace
     return list(dict.fromkeys(lines))
 
 
-def _calls_users_functions(module: torch.nn.Module) -> bool:
-    """Return whether classes of libraries in a module call a function of the user's in a library's place.
+def has_users_code(module: torch.nn.Module) -> bool:
+    """Return whether a module has classes of the user's, or calls what is in a library function's place.
 
     A plugin may have put one into `torch.nn.functional` or into a module of mmdet, or have registered another
     form of an operator with PyTorch's exporter.
     """
+    if files_of_users_classes(module) or users_symbolics():
+        return True
     kinds = dict.fromkeys(base for part in module.modules() for base in type(part).__mro__)
     methods = (value for kind in kinds for value in vars(kind).values() if inspect.isfunction(value))
-    return bool(foreign_functions(methods) or users_symbolics())
+    return bool(foreign_functions(methods))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,11 @@ import pytest
 import torch
 from mmdet.models.necks import FPN
 
+import toy_atss
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph, Stage
 from mmdeploy_ext.proving.levels.frames import FramesProof
-from mmdeploy_ext.proving.levels.traced_lines import traced_lines
+from mmdeploy_ext.proving.levels.traced_lines import has_users_code, observed_inputs, traced_lines
 from mmdeploy_ext.proving.verdict import Verdict
 
 NECK = """
@@ -115,10 +116,10 @@ def test_a_line_of_the_users_counts_in_any_folder_and_in_the_place_of_a_function
     assert entry.file == 'helper_of_the_user.py' and entry.line == 2
     tame = importlib.import_module('helper_of_the_user').tame
     network = Upsampled()
-    assert lines_of(network) == []
+    assert lines_of(network) == [] and not has_users_code(network.neck)
     monkeypatch.setattr(torch.nn.functional, 'interpolate', tame)
     (entry,) = lines_of(network)
-    assert entry.file == 'helper_of_the_user.py'
+    assert entry.file == 'helper_of_the_user.py' and has_users_code(network.neck)
 
 
 class Upsampled(torch.nn.Module):
@@ -206,3 +207,16 @@ def test_forms_that_the_users_code_writes_into_graphs_make_inputs_decide(monkeyp
         'Bounded has a symbolic of its own',
         'aten::hardtanh has a symbolic of its own',
     ]
+
+
+def test_where_the_batch_is_open_the_second_run_has_two_pictures_and_a_line_that_counts_is_named(
+    tmp_path,
+):
+    deployment = toy_atss.load_toy()
+    options = deployment.family.choose(height=256, width=256, dynamic=True, opset=17)
+    runs = observed_inputs(deployment, options, np.zeros((50, 60, 3), np.uint8), 2)
+    assert [run['input'].shape for run in runs] == [(1, 3, 256, 256), (2, 3, 384, 512)]
+    line = 'if x.shape[0] > 900: x = x * 2'
+    chain = [Stage('network', neck(tmp_path, line), ('input',), ('maps',))]
+    (entry,) = traced_lines(chain, runs, 'torchscript', any_size=True)
+    assert (entry.code, entry.by) == (line, 'sizes')
