@@ -26,6 +26,15 @@ class OlderModule:
     def __init__(self, name: str) -> None:
         self._name = name
 
+    def imported(self) -> ModuleType | None:
+        """Return the module itself, whose functions are compared by their code; None if mmdet lacks it."""
+        try:
+            return importlib.import_module(self._name)
+        except ModuleNotFoundError as error:
+            if not f'{self._name}.'.startswith(f'{error.name}.'):
+                raise
+            return None
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith('__'):
             raise AttributeError(name)

@@ -74,6 +74,18 @@ class RanCode:
         return sorted(line for line in lines if line - 1 not in lines)
 
 
+@contextlib.contextmanager
+def unwatched() -> Iterator[None]:
+    """Inside the block nothing is recorded, also if a `watched` block is around it."""
+    before = sys.gettrace()
+    if getattr(before, '__func__', None) is RanCode._on_call:
+        sys.settrace(None)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
 def is_users_code(code: CodeType, module: str) -> bool:
     """Return whether code of a module, by its name, is neither Python's, a library's nor `mmdeploy_ext`'s.
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
+from mmdeploy_ext.compat.older_mmdet import OlderModule
 from mmdeploy_ext.core.foreign_functions import (
     foreign_functions,
     foreign_globals,
@@ -68,7 +69,7 @@ def replaced_of_class(part: Any, followed: Iterable[tuple[Any, tuple[str, ...]]]
 
     A class of the same name counts, too: that of a copy of the library in the user's repository.
     """
-    methods = {kind.__name__: names for kind, names in followed}
+    methods = {kind.__name__: names for kind, names in followed if not isinstance(kind, OlderModule)}
     for base in type(part).__mro__:
         if base.__name__ in methods and not base.__module__.startswith('torch.'):
             yield Replaced(part, base.__name__, methods[base.__name__])
@@ -77,7 +78,8 @@ def replaced_of_class(part: Any, followed: Iterable[tuple[Any, tuple[str, ...]]]
 
 def replaced_functions(followed: Iterable[tuple[Any, tuple[str, ...]]]) -> Iterator[Replaced]:
     """Yield those of the followed classes and modules that are modules, whose functions are followed."""
-    for module, names in followed:
+    for kind, names in followed:
+        module = kind.imported() if isinstance(kind, OlderModule) else kind
         if isinstance(module, ModuleType):
             yield Replaced(module, module.__name__, names)
 

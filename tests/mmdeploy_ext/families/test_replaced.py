@@ -10,6 +10,7 @@ import pytest
 from torch import nn
 
 import toy_query
+from mmdeploy_ext.compat.older_mmdet import OlderModule
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families import replaced
 from mmdeploy_ext.families.base import FAMILIES, LAYERS_FOLDER, find_family, load_families
@@ -392,3 +393,11 @@ def test_a_users_hook_on_a_part_that_a_graph_computes_is_named():
     attention.register_forward_hook(lambda module, args, output: output.clamp(max=1e4))
     (method,) = family.differing_methods(model)
     assert method.name == 'a hook of MultiheadAttention' and method.first
+
+
+def test_the_functions_of_an_older_mmdet_are_looked_at():
+    entry, absent = (OlderModule(f'mmdet.models.utils.{name}') for name in ('transformer', 'nothing_there'))
+    followed = (entry, ('inverse_sigmoid',)), (absent, ('inverse_sigmoid',))
+    assert list(replaced.replaced_of_class(object(), followed)) == []
+    (found,) = replaced.replaced_functions(followed)
+    assert callable(found.part.inverse_sigmoid) and found.upstream == 'mmdet.models.utils.transformer'

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 
-from mmdeploy_ext.core.users_code import RanCode, is_users_code
+from mmdeploy_ext.core.users_code import RanCode, is_users_code, unwatched
 from mmdeploy_ext.proving.levels.unexported_code import kept_attributes, unexported_code, users_settings
 from mmdeploy_ext.proving.verdict import Verdict
 
@@ -103,3 +103,13 @@ def test_values_that_a_layer_keeps_and_reads_make_inputs_decide(tmp_path, line, 
     model(torch.ones(3) * 2)
     assert [code.name for code in kept_attributes(model, before, ())] == kept
     assert kept_attributes(model, before, [type(model[1]).forward]) == []  # of a memory that a family knows
+
+
+def test_what_runs_unwatched_is_not_recorded(tmp_path):
+    module, code = neck(tmp_path), RanCode()
+    with code.watched(), unwatched():
+        module(torch.ones(3))
+    assert code.codes == {}
+    with code.watched():
+        module(torch.ones(3))
+    assert [entry.co_name for entry, _ in code.codes.values()] == ['forward']
