@@ -1,8 +1,8 @@
 """The classes of a model that no installed library defines. Needs no torch.
 
 These are classes of modules and of their attributes: box coders, generators of priors, voxel layers.
-Installed libraries are here those of OpenMMLab, but for files of them that were edited, `LIBRARIES` and
-Python's own; classes of any other package count as the user's.
+Installed libraries are here mmcv, mmdet, mmdet3d and mmsegmentation, but for files of them that were edited,
+`LIBRARIES` and Python's own; classes of any other package, such as mmrotate, count as the user's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 LIBRARIES = ('torch', 'torchvision', 'numpy', 'addict', 'spconv', 'cumm', 'builtins')
-"""Packages whose classes are left out, beside those of OpenMMLab and of Python itself."""
+"""Packages whose classes are left out, beside the four of OpenMMLab and those of Python itself."""
 OURS = Path(mmdeploy_ext.__file__).resolve().parent
 
 

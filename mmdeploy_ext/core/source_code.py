@@ -163,7 +163,7 @@ def source_of_code(code: CodeType, module_name: str) -> SourceLines:
 def is_as_installed(code: CodeType, package: str) -> bool:
     """Return whether the installed `package` of OpenMMLab has code of a copy of it, under the same name.
 
-    Only functions and methods with a name are looked up: what is in another function is not as installed.
+    Functions and methods with a name are looked up; lambdas and comprehensions are not as installed.
     """
     root, _ = _installed_files(package)
     path = Path(code.co_filename)
@@ -268,9 +268,11 @@ def _sha256_urlsafe(path: Path, _modified_ns: int) -> str:
 def functions_behind(function: Any) -> Iterator[Callable[..., Any]]:
     """Yield a method's Python function and those that its decorators wrap, the outermost first.
 
-    `function` may be bound, compiled by numba, decorated by `DECORATORS`, or the partial that such a
-    decorator makes; nothing is yielded of a built-in one, of other partials, which change arguments, and of
-    objects that call a function in a way of their own and have its name and text by `update_wrapper`.
+    A Python function that a decorator makes and that has `__wrapped__` is followed, whoever wrote the
+    decorator; without it those of `DECORATORS` are, and the partials that they make. `function` may be
+    bound, or compiled by numba; nothing is yielded of a built-in one, of other partials, which change
+    arguments, and of objects that call a function in a way of their own and have its name and text by
+    `update_wrapper`.
     """
     function = getattr(function, '__func__', function)
     function = getattr(function, 'py_func', function)  # what numba has compiled

@@ -172,6 +172,7 @@ def convex_hulls(points, counts):
 def iou(box, other, corners, other_corners, points):
     """Return the intersection over union, float32, of two boxes (5,) float32.
 
+    It rounds as mmcv's kernel does: of boxes that lie almost on each other it may be 0, or above 1, up to 3.
     corners, other_corners (4, 2) and points (`POINTS`, 2) float32 are overwritten.
     """
     area, other_area = box[2] * box[3], other[2] * other[3]
@@ -195,7 +196,7 @@ def iou(box, other, corners, other_corners, points):
 
 @njit(cache=True, nogil=True)
 def ious(boxes, others):
-    """Return the intersection over union (n,) float32 of n pairs of boxes (n, 5) float32."""
+    """Return the intersection over union (n,) float32, as of `iou`, of n pairs of boxes (n, 5) float32."""
     corners, other_corners = np.empty((4, 2), np.float32), np.empty((4, 2), np.float32)
     points, values = np.empty((POINTS, 2), np.float32), np.empty(len(boxes), np.float32)
     for i in range(len(boxes)):

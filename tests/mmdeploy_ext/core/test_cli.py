@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,8 +86,14 @@ def test_an_error_of_our_own_making_is_not_hidden():
 
 
 def test_a_package_that_is_not_installed_is_one_line_that_names_the_environment(capsys):
-    assert cli.run(raising(ModuleNotFoundError("No module named 'cv2.x'", name='cv2.x')), parser(), []) == 2
-    assert capsys.readouterr().err.startswith(f'error: cv2 is not installed for {sys.executable}; activate ')
+    def lacking(name):
+        return raising(ModuleNotFoundError(f'No module named {name!r}', name=name))
+
+    assert cli.run(lacking('nowhere.x'), parser(), []) == 2
+    absent = f'error: nowhere is not installed for {sys.executable}; activate '
+    assert capsys.readouterr().err.startswith(absent)
+    assert cli.run(lacking('numpy.x'), parser(), []) == 2
+    assert re.match(r'error: numpy 1\S+ of .* has no module numpy\.x\n', capsys.readouterr().err)
     with pytest.raises(ModuleNotFoundError):
         error = ModuleNotFoundError("No module named 'mmdeploy_ext.x'", name='mmdeploy_ext.x')
         cli.run(raising(error), parser(), [])
