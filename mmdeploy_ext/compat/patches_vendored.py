@@ -188,8 +188,8 @@ def softmax_of_box_heads(module: ModuleType) -> bool | None:
 def coco_of_mmpycocotools(module: ModuleType, execute: Execute) -> bool:
     """Before mmdet 2.11 data sets asked for mmpycocotools, a fork of pycocotools that is no longer kept.
 
-    The fork has another version, and its `COCO` has further names in snake case; the data sets get both from
-    pycocotools.
+    The fork has another version, and its `COCO` has further names in snake case, also of arguments; the data
+    sets get both from pycocotools.
     """
     import pycocotools
     from pycocotools.coco import COCO
@@ -207,7 +207,17 @@ def coco_of_mmpycocotools(module: ModuleType, execute: Execute) -> bool:
     class SnakeCaseCOCO(COCO):
         """pycocotools' `COCO` with the further names of mmpycocotools 12.0.3."""
 
-        get_ann_ids, get_cat_ids, get_img_ids = COCO.getAnnIds, COCO.getCatIds, COCO.getImgIds
+        def get_ann_ids(
+            self, img_ids: Any = (), cat_ids: Any = (), area_rng: Any = (), iscrowd: bool | None = None
+        ) -> list[int]:
+            return self.getAnnIds(img_ids, cat_ids, area_rng, iscrowd)
+
+        def get_cat_ids(self, cat_names: Any = (), sup_names: Any = (), cat_ids: Any = ()) -> list[int]:
+            return self.getCatIds(cat_names, sup_names, cat_ids)
+
+        def get_img_ids(self, img_ids: Any = (), cat_ids: Any = ()) -> list[int]:
+            return self.getImgIds(img_ids, cat_ids)
+
         load_anns, load_cats, load_imgs = COCO.loadAnns, COCO.loadCats, COCO.loadImgs
         img_ann_map = property(lambda self: self.imgToAnns)
         cat_img_map = property(lambda self: self.catToImgs)

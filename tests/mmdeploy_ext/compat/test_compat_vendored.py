@@ -271,6 +271,8 @@ def test_a_data_set_that_asks_for_mmpycocotools_has_its_names(tmp_path):
     )
     coco.createIndex()
     assert (coco.get_img_ids(), coco.get_cat_ids(['disc']), coco.get_ann_ids([5])) == ([5], [7], [9])
+    assert coco.get_img_ids(cat_ids=[7]) == [5] and coco.get_cat_ids(cat_names=('disc',)) == [7]
+    assert (coco.get_ann_ids(img_ids=5), coco.get_ann_ids(img_ids=[5], cat_ids=[8])) == ([9], [])
     assert (coco.load_imgs(5), coco.load_cats(7), coco.load_anns(9)) == (
         coco.dataset['images'], coco.dataset['categories'], coco.dataset['annotations'])
     assert coco.img_ann_map == {5: coco.dataset['annotations']} and coco.cat_img_map == {7: [5]}
