@@ -186,7 +186,7 @@ class DenseFamily(ImageFamily):
         def change(outputs: Any) -> Any:
             output_names = [name for name in description.names for _ in range(num_levels)]
             changes = {}
-            for name, maps in zip(output_names, kind.flatten(outputs), strict=True):
+            for name, maps in zip(output_names, kind.flatten(kind.tested(head, outputs)), strict=True):
                 if name in BOX_OUTPUTS:
                     changes[id(maps)] = exaggerated_cells(maps, coder)
                 elif name in LOGIT_OUTPUTS and description.activation == 'sigmoid':

@@ -53,7 +53,8 @@ def flat_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
 
     ConfigError: there are more or fewer than these names.
     """
-    outputs = kind_of(model.bbox_head).flatten(model.bbox_head(model.extract_feat(image)))
+    head, kind = model.bbox_head, kind_of(model.bbox_head)
+    outputs = kind.flatten(kind.tested(head, head(model.extract_feat(image))))
     if len(outputs) != len(raw_names(model)):
         raise ConfigError(
             f'{type(model.bbox_head).__name__}: gives {len(outputs)} tensors, expected '

@@ -213,8 +213,12 @@ class HeadKind:
         """Return the generator of a head's priors."""
         return head.prior_generator
 
+    def tested(self, head: nn.Module, outputs: Any) -> Any:
+        """Return what mmdet 2.28 has as outputs of `forward` in a test; older heads may have more."""
+        return outputs
+
     def flatten(self, outputs: Any) -> list[torch.Tensor]:
-        """Return the outputs of `forward`, output by output and level by level."""
+        """Return the outputs of `tested`, output by output and level by level."""
         return [level for levels in outputs for level in levels]
 
     def maps(self, head: nn.Module, maps: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
@@ -254,6 +258,13 @@ class GflKind(HeadKind):
         return coder.decode(head.anchor_center(priors), sides)
 
 
+class VfnetKind(HeadKind):
+    """`VFNetHead`, which before mmdet 2.18 had the boxes before their refinement as an output, too."""
+
+    def tested(self, head: nn.Module, outputs: Any) -> Any:
+        return outputs[0], outputs[-1]
+
+
 class ToodKind(HeadKind):
     """`TOODHead`: the network outputs scores, and boxes in strides."""
 
@@ -274,7 +285,16 @@ class ToodKind(HeadKind):
 
 
 class RepPointsKind(HeadKind):
-    """`RepPointsHead`: boxes around points, in strides."""
+    """`RepPointsHead`: boxes around points, in strides.
+
+    Before mmdet 2.18 its outputs were points, twice, of which `get_bboxes` made boxes.
+    """
+
+    def tested(self, head: nn.Module, outputs: Any) -> Any:
+        if len(outputs) == 2:
+            return outputs
+        scores, _, points = outputs
+        return scores, [head.points2bbox(level) for level in points]
 
     def coder(self, head: nn.Module) -> dict[str, Any]:
         return dict(type='scaled', strides=list(head.point_strides), around_points=True)
@@ -524,7 +544,7 @@ KINDS: dict[str, HeadKind] = dict(
     FCOSHead=HeadKind(heads.FCOSHead, 'centerness'),
     AutoAssignHead=HeadKind(heads.AutoAssignHead, 'objectness'),
     DDODHead=HeadKind(heads.DDODHead, 'iou_pred'),
-    VFNetHead=HeadKind(heads.VFNetHead),
+    VFNetHead=VfnetKind(heads.VFNetHead),
     RTMDetSepBNHead=HeadKind(RTMDetSepBNHead),
     GFLHead=GflKind(heads.GFLHead),
     TOODHead=ToodKind(heads.TOODHead),

@@ -162,6 +162,16 @@ def test_an_older_mmdet_chooses_priors_by_class_or_objectness(monkeypatch, name,
     assert (heads.described(head).choose, heads.thresholds(head).nms_pre) == (choose, nms_pre)
 
 
+def test_outputs_of_an_older_head_become_those_that_it_has_in_a_test_since():
+    from mmdeploy_ext.families.parts.dense_heads import KINDS
+
+    head = types.SimpleNamespace(points2bbox=lambda level: level * 10)
+    for name, boxes in (('VFNetHead', [5, 6]), ('RepPointsHead', [50, 60])):
+        kind = KINDS[name]
+        assert kind.flatten(kind.tested(head, ([1, 2], [3, 4], [5, 6]))) == [1, 2, *boxes]
+        assert kind.flatten(kind.tested(head, ([1, 2], [5, 6]))) == [1, 2, 5, 6]
+
+
 def test_a_class_that_an_older_mmdet_lacks_is_no_object_s_class(monkeypatch):
     monkeypatch.setattr(mmdet, '__version__', '2.11.0')
     heads = mmdet_module('mmdet.models.dense_heads')
