@@ -2,7 +2,7 @@
 
 These are classes of modules and of their attributes: box coders, generators of priors, voxel layers.
 Installed libraries are here mmcv, mmdet, mmdet3d and mmsegmentation, but for files of them that were edited,
-`LIBRARIES` and Python's own; classes of any other package, such as mmrotate, count as the user's.
+`LIBRARIES` and Python's own; classes of any other package count as the user's.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from mmdeploy_ext.core.foreign_functions import PACKAGE_FOLDERS, foreign_functions
@@ -22,8 +23,6 @@ from mmdeploy_ext.proving.traced_code import TracedLine, lines_of_module, users_
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-
-    import numpy as np
 
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.stages import Graph, Stage
@@ -50,7 +49,9 @@ def observed_inputs(
     larger = LARGER if options.dynamic else 0
     for view, extra, batch in ((image_bgr, 0, 1), (other_view(image_bgr), larger, other_batch)):
         size = options.height + extra, options.width + 2 * extra
-        feeds = family.feeds([prepare_fixed(deployment.rule, view, *size)] * batch, rescale=True)
+        image = prepare_fixed(deployment.rule, view, *size)
+        feeds = family.feeds([image] * batch, rescale=True)
+        feeds.setdefault('border', np.zeros((batch, 2), np.float32))  # left out of feeds where it is zero
         runs.append(feeds | family.inner_inputs(deployment.model, feeds, options.form))
     return runs
 

@@ -216,6 +216,7 @@ def test_where_the_batch_is_open_the_second_run_has_two_pictures_and_a_line_that
     options = deployment.family.choose(height=256, width=256, dynamic=True, opset=17)
     runs = observed_inputs(deployment, options, np.zeros((50, 60, 3), np.uint8), 2)
     assert [run['input'].shape for run in runs] == [(1, 3, 256, 256), (2, 3, 384, 512)]
+    assert [run['border'].tolist() for run in runs] == [[[0, 0]], [[0, 0]] * 2]  # CornerNet takes it
     line = 'if x.shape[0] > 900: x = x * 2'
     chain = [Stage('network', neck(tmp_path, line), ('input',), ('maps',))]
     (entry,) = traced_lines(chain, runs, 'torchscript', any_size=True)
