@@ -253,12 +253,18 @@ def called_of_copies(part: Any, method: str) -> list[DifferingMethod]:
 
     Args:
         part: live part of the user's model, whose class is derived from one of a library or of this package.
-        method: name of a method that has the text of the library's.
+        method: name of a method that a table follows; one that has not the text of a library's, such as that
+            of a fork's own head, calls functions that no library has in that place.
     """
     copy = [*functions_behind(getattr(part, method))][-1]
     versions = [vars(base)[method] for base in type(part).__mro__ if method in vars(base)]
     originals = [function for version in versions for function in [*functions_behind(version)][-1:]]
-    originals = [function for function in originals if not is_users(function)]
+    text = source_of_function(copy).sha256
+    originals = [
+        function
+        for function in originals
+        if not is_users(function) and source_of_function(function).sha256 == text
+    ]
     if not is_users(copy) or not originals:
         return []
     return [
