@@ -43,7 +43,7 @@ PLAIN = (bool, int, float, str, tuple, type(None))
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where a name of a module comes from, by its code.
+    """States where a name of a module comes from, by its code.
 
     Attributes:
         module: name of the module that it is imported from, which may begin with dots; '' if it is defined or
@@ -67,14 +67,14 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
     """
     foreign: dict[str, Any] = {}
     judged: set[str] = set()
-    seen: set[int] = set()
+    visited: set[int] = set()
     waiting = [behind for function in functions for behind in _python_functions(function)]
     while waiting:
         function = waiting.pop()
         module = sys.modules.get(module_of(function))
-        if id(function) in seen or module is None or not _is_of_library(module):
+        if id(function) in visited or module is None or not _is_of_library(module):
             continue
-        seen.add(id(function))
+        visited.add(id(function))
         names = set(_names_in(function.__code__))
         foreign |= _methods_of_tensors(names)
         if kind := _class_of_super(function):
@@ -105,13 +105,13 @@ def foreign_globals(function: Any, original: Any) -> dict[str, Any]:
         original: function of a library.
     """
     foreign: dict[str, Any] = {}
-    seen: set[int] = set()
+    visited: set[int] = set()
     waiting: list[tuple[Any, Any]] = [(function, original)]
     while waiting:
-        copy, library = (_python_functions(one)[-1] for one in waiting.pop())
-        if id(copy) in seen or copy is library:
+        copy, library = (_python_functions(function)[-1] for function in waiting.pop())
+        if id(copy) in visited or copy is library:
             continue
-        seen.add(id(copy))
+        visited.add(id(copy))
         for name in _globals_in(copy.__code__):
             value = copy.__globals__.get(name, getattr(builtins, name, None))
             expected = library.__globals__.get(name, getattr(builtins, name, None))
@@ -162,7 +162,10 @@ def _bound_values(module: ModuleType, names: set[str]) -> Iterator[tuple[ModuleT
     """
     named = [vars(module)[name] for name in names & vars(module).keys()]
     modules = [value for value in named if isinstance(value, ModuleType)]
-    for place, listed in [(module, vars(module).keys()), *((other, names) for other in modules)]:
+    for place, listed in [
+        (module, vars(module).keys()),
+        *((named_module, names) for named_module in modules),
+    ]:
         for name in listed & vars(place).keys():
             value = vars(place)[name]
             if callable(value) or (name in names and isinstance(value, PLAIN)):
@@ -174,7 +177,8 @@ def _belongs(place: ModuleType, name: str, value: Any) -> bool:
     if _is_ours(value):
         return True
     origins = _origins_of(place, name) if _is_of_library(place) else []
-    judged = [known for origin in origins if (known := _is_from(place, origin, value)) is not None]
+    answers = [_is_from(place, origin, value) for origin in origins]
+    judged = [answer for answer in answers if answer is not None]
     return any(judged) if judged else not is_users_value(value)
 
 
@@ -275,10 +279,10 @@ def _pairs_of_copies(value: Any, expected: Any) -> list[tuple[Any, Any]] | None:
         return None if isinstance(value, PLAIN) else []
     if isinstance(value, type) and isinstance(expected, type):
         pairs = [(method, vars(expected).get(name)) for name, method in vars(value).items()]
-        pairs = [(method, other) for method, other in pairs if isinstance(method, FunctionType)]
+        pairs = [pair for pair in pairs if isinstance(pair[0], FunctionType)]
         same = source_of_class(value).sha256 == source_of_class(expected).sha256
-        return pairs if same and all(_python_functions(other) for _, other in pairs) else None
-    functions, originals = (list(functions_behind(one)) for one in (value, expected))
+        return pairs if same and all(_python_functions(original) for _, original in pairs) else None
+    functions, originals = ([*functions_behind(function)] for function in (value, expected))
     if not functions or not originals or any(map(is_users, functions[:-1])):
         return None
     digests = [source_of_function(behind[-1]).sha256 for behind in (functions, originals)]

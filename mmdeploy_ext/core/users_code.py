@@ -1,4 +1,4 @@
-"""Which instructions of the user's code run inside a block. Needs no torch.
+"""Records which instructions of the user's code run inside a block. Needs no torch.
 
 Single instructions are recorded, not lines: both ways of `x if a else y` are on one.
 """
@@ -45,13 +45,13 @@ class RanCode:
 
     def _on_call(self, frame: FrameType, event: str, argument: Any) -> Any:
         code = frame.f_code
-        known = self._are_users.get(id(code))  # the code itself would be hashed by its content
-        if known is None:
+        entry = self._are_users.get(id(code))  # the code itself would be hashed by its content
+        if entry is None:
             module = str(frame.f_globals.get('__name__', ''))
-            known = self._are_users[id(code)] = code, is_users_code(code, module)
-            if known[1]:
+            entry = self._are_users[id(code)] = code, is_users_code(code, module)
+            if entry[1]:
                 self.codes[id(code)], self.instructions[id(code)] = (code, module), set()
-        if not known[1]:
+        if not entry[1]:
             return None
         frame.f_trace_lines, frame.f_trace_opcodes = False, True
         return self._on_instruction
@@ -61,10 +61,10 @@ class RanCode:
             self.instructions[id(frame.f_code)].add(frame.f_lasti)
         return self._on_instruction
 
-    def lines_beside(self, other: RanCode, key: int) -> list[int]:
-        """Return the lines of the code of an id that ran here and not in `other`, without those between."""
+    def lines_beside(self, export: RanCode, key: int) -> list[int]:
+        """Return the lines of the code of an id that ran here and not in `export`, without those between."""
         code, _ = self.codes[key]
-        alone = self.instructions[key] - other.instructions.get(key, set())
+        alone = self.instructions[key] - export.instructions.get(key, set())
         line, lines = 0, []
         starts = dict(dis.findlinestarts(code))
         for instruction in dis.get_instructions(code):

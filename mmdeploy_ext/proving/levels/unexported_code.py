@@ -64,7 +64,7 @@ def unexported_code(
         followed: functions that a verdict names by itself if they differ, see `Family.followed_functions`.
     """
     left_out = {id(code) for function in followed for code in codes_in(function.__code__)}
-    found: list[UnexportedCode] = []
+    entries: list[UnexportedCode] = []
     for key, (code, module) in reference.codes.items():
         if key in left_out:
             continue
@@ -72,12 +72,12 @@ def unexported_code(
         if lines:
             left_out |= {id(inner) for inner in codes_in(code)}  # which run after it
         if key in export.codes:
-            found += [_line(code, module, line) for line in lines]
+            entries += [_line(code, module, line) for line in lines]
             continue
         source = source_of_code(code, module)
         place = f'{source.file} lines {source.first}-{source.last}' if source.first else source.file
-        found.append(UnexportedCode(code.co_qualname, ALONE, place))
-    return list(dict.fromkeys(found))
+        entries.append(UnexportedCode(code.co_qualname, ALONE, place))
+    return list(dict.fromkeys(entries))
 
 
 def _line(code: CodeType, module: str, line: int) -> UnexportedCode:
@@ -106,19 +106,19 @@ def kept_attributes(
         followed: as in `unexported_code`.
     """
     codes = [code for function in followed for code in codes_in(function.__code__)]
-    known = set().union(*map(attributes_read, codes), *map(attributes_written, codes))
-    modules, found = dict(model.named_modules()), []
+    of_families = set().union(*map(attributes_read, codes), *map(attributes_written, codes))
+    modules, entries = dict(model.named_modules()), []
     for name, after in users_settings(model).items():
         module, earlier = modules[name], before.get(name, {})
         changed = {key for key, value in after.items() if earlier.get(key, ...) != value}
         if not changed:
             continue
         read = set().union(*map(attributes_read, _methods(module, of_user=True)))
-        written = known.union(*map(attributes_written, _methods(module, of_user=False)))
+        of_libraries = of_families.union(*map(attributes_written, _methods(module, of_user=False)))
         place = f'module {name}' if name else 'the detector'
-        for key in sorted(changed & read - written):
-            found.append(UnexportedCode(f'{type(module).__name__}.{key}', KEPT, place))
-    return list(dict.fromkeys(found))
+        for key in sorted(changed & read - of_libraries):
+            entries.append(UnexportedCode(f'{type(module).__name__}.{key}', KEPT, place))
+    return list(dict.fromkeys(entries))
 
 
 def _methods(module: nn.Module, of_user: bool) -> Iterator[CodeType]:
