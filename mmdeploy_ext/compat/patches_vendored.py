@@ -52,9 +52,9 @@ def mmdet_version_check(module: ModuleType, execute: Execute) -> bool:
     return True
 
 
-@after('mmdet.core.anchor.anchor_generator', versions='mmdet 2.6.0, 2.11.0 and 2.14.0')
+@after('mmdet.core.anchor.anchor_generator', versions='mmdet 2.6.0, 2.10.0, 2.11.0 and 2.14.0')
 def priors_of_a_level(module: ModuleType) -> bool | None:
-    """Before mmdet 2.16 the priors of a level were float32 anchors; families ask for priors of a type.
+    """Before mmdet 2.18 the priors of a level were float32 anchors; families ask for priors of a type.
 
     mmdet 2.11 calls them anchors throughout, and takes sizes of maps as constants, which a graph of any size
     must not. The generator of anchors gets the newer method, `single_level_grid_priors`, and
