@@ -6,6 +6,7 @@ runs the module's code. It returns whether it changed anything; with `after`, No
 """
 
 import ast
+import functools
 import importlib.util
 import inspect
 import sys
@@ -171,16 +172,39 @@ def coder_without_clamped_centres(module: ModuleType) -> bool | None:
     return None
 
 
-@after('mmdet.models.roi_heads.bbox_heads.bbox_head', versions='mmdet 2.11.0 and 2.14.0')
+@after(
+    'mmdet.models.roi_heads.bbox_heads.bbox_head',
+    'mmdet.models.roi_heads.bbox_heads.sabl_head',
+    versions='mmdet 2.11.0, 2.14.0 and 2.17.0',
+)
 def softmax_of_box_heads(module: ModuleType) -> bool | None:
     """Before mmdet 2.15 every head of boxes gave softmax scores; none asked its loss for the activation.
 
-    The class of heads gets `custom_cls_channels` and `custom_activation`, both False, which say so.
+    SABL's did so longer. The class of heads gets `custom_cls_channels` and `custom_activation`, both False,
+    which say so.
     """
-    head = module.BBoxHead
+    head = getattr(module, 'BBoxHead', None) or module.SABLHead
     if hasattr(head, 'custom_cls_channels'):
         return False
     head.custom_cls_channels = head.custom_activation = False
+    return None
+
+
+@after('mmdet.models.dense_heads.paa_head', versions='mmdet 2.6.0')
+def votes_of_no_boxes(module: ModuleType) -> bool | None:
+    """Before mmdet 2.10 PAA's voting raises where no box passes the threshold; then there is no result."""
+    if 'with_score_voting and len(' in (module.__spec__.loader.get_source(module.__name__) or ''):
+        return False
+    head = module.PAAHead
+    own_voting = head.score_voting
+
+    @functools.wraps(own_voting)
+    def score_voting(self: Any, det_bboxes: Any, det_labels: Any, *args: Any) -> Any:
+        if len(det_bboxes) == 0:
+            return det_bboxes, det_labels
+        return own_voting(self, det_bboxes, det_labels, *args)
+
+    head.score_voting = score_voting
     return None
 
 

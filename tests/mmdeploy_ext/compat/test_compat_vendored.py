@@ -85,6 +85,8 @@ def test_priors_of_an_mmdet_that_has_them_stay(tmp_path):
      dict(add_ctr_clamp=1)),
     ('mmdet.models.roi_heads.bbox_heads.bbox_head', 'class BBoxHead: pass\n',
      dict(custom_cls_channels=False, custom_activation=False)),
+    ('mmdet.models.roi_heads.bbox_heads.sabl_head', 'class SABLHead: pass\n',
+     dict(custom_cls_channels=False, custom_activation=False)),
     ('mmdet.models.roi_heads.bbox_heads.bbox_head', 'class BBoxHead: custom_cls_channels = True\n',
      dict(custom_cls_channels=True)),
 ])
@@ -262,6 +264,20 @@ def test_an_older_mmdet_keeps_all_classes_of_the_best_priors(monkeypatch, versio
         type='AnchorGenerator', scales=[1], ratios=[1.0], strides=[8, 16, 32, 64, 128])))
     monkeypatch.setattr(mmdet, '__version__', version)
     assert heads.described(head).choose == choose
+
+
+VOTING = '''
+class PAAHead:
+    def _get_bboxes_single(self, boxes, labels):
+        return self.score_voting(boxes, labels, 1)
+    def score_voting(self, det_bboxes, det_labels, candidates):
+        return max(det_bboxes), det_labels
+'''
+
+
+def test_paa_of_an_older_mmdet_votes_for_no_boxes_without_an_error(tmp_path):
+    head = run_patched(tmp_path, 'mmdet.models.dense_heads.paa_head', VOTING).PAAHead()
+    assert head._get_bboxes_single([], []) == ([], []) and head._get_bboxes_single([3], [1]) == (3, [1])
 
 
 DATA_SET = '''
