@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from mmdeploy_ext.compat.import_hook import after
 from mmdeploy_ext.core.errors import AbsentPackageError
+from mmdeploy_ext.core.source_code import is_in_package
 
 PACKAGES = {
     'IPython': 'ipython',
@@ -33,8 +34,6 @@ LYFT = 'lyft_dataset_sdk'
 """Package of the Lyft data set, which mmdet3d imports; see `patches_mmdet.mmdet3d_without_lyft`."""
 ARGUMENTS = {**PACKAGES, LYFT: f'--no-deps {LYFT}'}
 """Package -> arguments of `pip install`; that of Lyft pins libraries of 2019."""
-INSTALLED = frozenset({'site-packages', 'dist-packages'})
-"""Folders of installed packages, also those of a user or of another environment."""
 OURS = Path(__file__).resolve().parents[1]
 """Folder of this project's package, whose imports are not those of a user."""
 
@@ -126,7 +125,7 @@ def _is_needed_by_user() -> bool:
         return False
     file = Path(name).resolve()
     installed = [Path(sysconfig.get_path(key)).resolve() for key in ('stdlib', 'purelib', 'platlib')]
-    if not file.is_file() or INSTALLED.intersection(file.parts):
+    if not file.is_file() or is_in_package(file):
         return False
     if any(file.is_relative_to(folder) for folder in (*installed, OURS)):
         return False

@@ -22,8 +22,10 @@ import mmdeploy_ext
 from mmdeploy_ext.core.model_classes import LIBRARIES, is_users
 from mmdeploy_ext.core.source_code import (
     SourceLines,
+    codes_in,
     file_of_class,
     functions_behind,
+    is_in_package,
     is_installed,
     module_of,
     source_of_class,
@@ -33,8 +35,6 @@ from mmdeploy_ext.core.source_code import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-PACKAGE_FOLDERS = ('site-packages', 'dist-packages')
-"""Names of the folders of installed packages; a plugin is in a folder of the user."""
 CALLED_OF_CLASSES = ('__init__', '__call__', 'forward')
 """Methods that run without their name where a class, an object or a function of autograd is called."""
 PLAIN = (bool, int, float, str, tuple, type(None))
@@ -125,7 +125,7 @@ def foreign_globals(function: Any, original: Any) -> dict[str, Any]:
 
 def is_foreign(function: Callable[..., Any]) -> bool:
     """Return whether a Python function is the user's (`is_users`), and in no folder of installed packages."""
-    return is_users(function) and not _is_in_package(Path(function.__code__.co_filename))
+    return is_users(function) and not is_in_package(Path(function.__code__.co_filename).resolve())
 
 
 def source_of(value: Any) -> SourceLines:
@@ -301,7 +301,7 @@ def is_users_value(value: Any) -> bool:
     if package in (mmdeploy_ext.__name__, *LIBRARIES, *sys.stdlib_module_names):
         return False
     path = file_of_class(kind)
-    return path is not None and not _is_in_package(path) and not is_installed(package, path)
+    return path is not None and not is_in_package(path.resolve()) and not is_installed(package, path)
 
 
 def _is_ours(value: Any) -> bool:
@@ -312,10 +312,6 @@ def _is_ours(value: Any) -> bool:
     kind = value if isinstance(value, type) else type(value)
     name = module_of(functions[0]) if functions else kind.__module__
     return name.partition('.')[0] == mmdeploy_ext.__name__
-
-
-def _is_in_package(path: Path) -> bool:
-    return any(folder in path.resolve().parts for folder in PACKAGE_FOLDERS)
 
 
 def _package_of(module: ModuleType) -> str:
@@ -342,16 +338,12 @@ def _names_in(code: CodeType) -> Iterator[str]:
 
     Its texts are among them, since mmcv's `batched_nms` calls the function of the name in its text `nms`.
     """
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names_in(constant)
-        elif isinstance(constant, str):
-            yield constant
+    for inner in codes_in(code):
+        yield from inner.co_names
+        yield from (constant for constant in inner.co_consts if isinstance(constant, str))
 
 
 def _globals_in(code: CodeType) -> set[str]:
     """Return the names of globals and built-ins in the code of a function and of the functions in it."""
-    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
-    names = {line.argval for line in dis.get_instructions(code) if line.opname == 'LOAD_GLOBAL'}
-    return names.union(*map(_globals_in, inner))
+    lines = (line for inner in codes_in(code) for line in dis.get_instructions(inner))
+    return {line.argval for line in lines if line.opname == 'LOAD_GLOBAL'}

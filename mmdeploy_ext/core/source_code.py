@@ -41,6 +41,8 @@ DECORATORS = (
 arguments, arrays as tensors, no gradients, and activations that are computed again for the gradients."""
 CACHES = (type(functools.lru_cache(print)), classmethod, staticmethod)
 """Types of objects that call the function they wrap as it is."""
+PACKAGE_FOLDERS = ('site-packages', 'dist-packages')
+"""Names of the folders of installed packages, also those of a user or of another environment."""
 LEFT_OUT = ('kind', 'type_comment', 'type_params', 'type_ignores')
 """Fields of syntax trees that change nothing, or that only newer versions of Python have."""
 
@@ -60,6 +62,19 @@ class SourceLines:
     first: int
     last: int
     sha256: str
+
+
+def is_in_package(path: Path) -> bool:
+    """Return whether a path is in a folder of installed packages; links are not followed."""
+    return any(folder in path.parts for folder in PACKAGE_FOLDERS)
+
+
+def codes_in(code: CodeType) -> Iterator[CodeType]:
+    """Yield a code object and those of the functions, lambdas and comprehensions in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, type(code)):
+            yield from codes_in(constant)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -11,9 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.foreign_functions import PACKAGE_FOLDERS
 from mmdeploy_ext.core.model_classes import LIBRARIES, OURS
-from mmdeploy_ext.core.source_code import DISTRIBUTIONS, is_as_installed, is_installed
+from mmdeploy_ext.core.source_code import DISTRIBUTIONS, is_as_installed, is_in_package, is_installed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,16 +97,8 @@ def is_users_code(code: CodeType, module: str) -> bool:
     if path.is_relative_to(OURS) or is_installed(package, path):
         return False
     if package not in DISTRIBUTIONS:
-        return not any(folder in path.parts for folder in PACKAGE_FOLDERS)
+        return not is_in_package(path)
     return not is_as_installed(code, package)
-
-
-def codes_in(code: CodeType) -> Iterator[CodeType]:
-    """Yield a code object and those of the functions, lambdas and comprehensions in it."""
-    yield code
-    for constant in code.co_consts:
-        if hasattr(constant, 'co_consts'):
-            yield from codes_in(constant)
 
 
 def attributes_read(code: CodeType) -> set[str]:

@@ -99,7 +99,7 @@ class Deployment:
         return model
 
     @functools.cached_property
-    def has_users_code(self) -> bool:
+    def may_run_users_code(self) -> bool:
         """Whether a class of the model, or a module that its config imports, may be the user's."""
         imports = (self.cfg.get('custom_imports') or {}).get('imports') or []
         names = [imports] if isinstance(imports, str) else imports
@@ -111,7 +111,7 @@ class Deployment:
 
         Models of pictures are left out: their proofs do not compare it.
         """
-        if self.family.samples == 'images' or not self.has_users_code:
+        if self.family.samples == 'images' or not self.may_run_users_code:
             return contextlib.nullcontext()
         return self.exported_code.watched()
 

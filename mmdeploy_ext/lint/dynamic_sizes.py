@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.source_code import file_of_class, is_installed
+from mmdeploy_ext.core.model_classes import files_of_users_classes
+from mmdeploy_ext.core.source_code import file_of_class
 from mmdeploy_ext.lint.check import check
 from mmdeploy_ext.lint.nested import tensors_in
 
@@ -24,8 +25,6 @@ SIZES = ((128, 160), (192, 288))
 
 They are made larger if the detector needs it, see `check_dynamic_parts`.
 """
-LIBRARIES = ('mmdeploy_ext', 'torch', 'torchvision')
-"""Packages whose modules need no trial, besides those of OpenMMLab."""
 RTOL = 1e-3
 """Tolerance relative to the largest value of a map; a wrong size changes maps by far more."""
 RULES = ('size-to-python', 'size-in-branch', 'size-in-loop', 'size-changed-in-place')
@@ -37,10 +36,9 @@ LISTED = 3
 def check_dynamic_parts(model: torch.nn.Module, multiple: int = 1, smallest: int = 1) -> None:
     """Refuse a dynamic export of a detector whose backbone or neck keeps the sizes that it was traced at.
 
-    Parts all of whose modules are of this project, of PyTorch or of installed OpenMMLab packages are not
-    tried: their exports are proven; nor are classes that Python code does not define. The others are traced
-    at one size and run at a larger one, where the results have to be those of the module itself; if they are
-    not, the linter finds the lines that depend on sizes.
+    Parts without a class of the user's (`files_of_users_classes`) are not tried; their exports are proven.
+    The others are traced at one size and run at a larger one, where the results have to be those of the
+    module itself; if they are not, the linter finds the lines that depend on sizes.
 
     Args:
         model: a detector of pictures, in evaluation mode; its parts are those of its attributes `PARTS` that
@@ -53,7 +51,7 @@ def check_dynamic_parts(model: torch.nn.Module, multiple: int = 1, smallest: int
             `torch.jit.trace` raises for a part that it cannot trace is not caught.
     """
     parts = [part for part in (getattr(model, name, None) for name in PARTS) if part is not None]
-    if all(map(_is_of_library, parts)):
+    if not any(map(files_of_users_classes, parts)):
         return
     device = next(model.parameters()).device
     draw = torch.Generator().manual_seed(0)
@@ -63,18 +61,9 @@ def check_dynamic_parts(model: torch.nn.Module, multiple: int = 1, smallest: int
     for part in parts:
         with torch.no_grad():
             outputs = [part(value) for value in inputs]
-        if not _is_of_library(part) and (failure := _failure(part, inputs, outputs[1])):
+        if files_of_users_classes(part) and (failure := _failure(part, inputs, outputs[1])):
             raise UsageError(_refusal(part, inputs, sides, failure))
         inputs = outputs
-
-
-def _is_of_library(part: torch.nn.Module) -> bool:
-    """Return whether all modules of a part are of `LIBRARIES` or of OpenMMLab packages as installed."""
-    for cls in {type(module) for module in part.modules()}:
-        package, path = cls.__module__.partition('.')[0], file_of_class(cls)
-        if path is not None and package not in LIBRARIES and not is_installed(package, path):
-            return False
-    return True
 
 
 def _failure(part: torch.nn.Module, inputs: Sequence[Any], expected: Any) -> str:

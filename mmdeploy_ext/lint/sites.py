@@ -13,6 +13,8 @@ from types import FrameType
 
 import torch
 
+from mmdeploy_ext.core.source_code import PACKAGE_FOLDERS, is_in_package
+
 MACHINERY = str(Path(__file__).parent)
 """Folder of the linter, whose frames, without those of its subfolders, are passed over."""
 TORCH = str(Path(torch.__file__).parent)
@@ -94,7 +96,7 @@ def _is_machinery(frame: FrameType) -> bool:
 
 
 def _is_library(file: str) -> bool:
-    return 'site-packages' in file or 'dist-packages' in file
+    return is_in_package(Path(file))
 
 
 def _site_of(frame: FrameType) -> Site:
@@ -137,7 +139,7 @@ def site_at(file: str, line: int, function: str = '') -> Site:
 
 def _displayed_path(file: str) -> str:
     """Return a path without what only this machine has."""
-    for folder in ('site-packages', 'dist-packages'):
+    for folder in PACKAGE_FOLDERS:
         if folder in file:
             return file.split(f'{folder}{os.sep}')[-1]
     relative = os.path.relpath(file)

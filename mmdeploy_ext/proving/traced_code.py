@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.onnx._internal.torchscript_exporter import registration
 
-from mmdeploy_ext.core.foreign_functions import PACKAGE_FOLDERS, is_users_value
+from mmdeploy_ext.core.foreign_functions import is_users_value
 from mmdeploy_ext.core.model_classes import OURS
+from mmdeploy_ext.core.source_code import is_in_package
 from mmdeploy_ext.lint import check
 from mmdeploy_ext.lint.nested import copies, copy_of, tensors_in
 from mmdeploy_ext.lint.rules import RIGHT, RULES
@@ -240,7 +241,7 @@ def _is_users_file(path: Path, places: Iterable[Path]) -> bool:
     """Return whether a file is in one of the user's places, or of no package, of Python and of this one."""
     if path.is_relative_to(OURS) or path.is_relative_to(sysconfig.get_path('stdlib')):
         return False
-    is_packaged = any(folder in path.parts for folder in PACKAGE_FOLDERS) or path.name.startswith('<')
+    is_packaged = is_in_package(path) or path.name.startswith('<')
     return not is_packaged or any(path.is_relative_to(place) for place in places)
 
 

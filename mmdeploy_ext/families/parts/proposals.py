@@ -89,9 +89,8 @@ def check_head(head: nn.Module) -> None:
         needed = ('nms_thr', limit_entry(head), 'min_bbox_size')
     detector_parts.check_settings(head.test_cfg, 'model.test_cfg.rpn', needed, type(head).__name__)
     thresholds(head)
-    positive(
-        'rpn.max_per_img', settings_of(head).get('max_per_img')
-    )  # upstream leaves out the last one by -1
+    # upstream leaves out the last one by -1
+    positive('rpn.max_per_img', settings_of(head).get('max_per_img'))
     if is_guided(head):
         positive('rpn.nms_post', head.test_cfg.get('nms_post'))
     smallest_side(head)

@@ -167,7 +167,7 @@ class FramesProof(ExportedProof):
         self.clock = Clock()
         self.engine_titles = f'PyTorch ({self.unit})', f'{self.verdict.subject["engine"]} ({self.unit})'
         self.reference: Stepper = family.reference_of(model, self.export_options)
-        if self.deployment.has_users_code:
+        if self.deployment.may_run_users_code:
             self.reference.step = self.watched_step(self.reference.step)
         self.runner = self.open_runner(stack)
 

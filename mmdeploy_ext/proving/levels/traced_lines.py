@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mmdeploy_ext.core.foreign_functions import PACKAGE_FOLDERS, foreign_functions
+from mmdeploy_ext.core.foreign_functions import foreign_functions
 from mmdeploy_ext.core.model_classes import files_of_users_classes
+from mmdeploy_ext.core.source_code import PACKAGE_FOLDERS
 from mmdeploy_ext.exporting.deployment import prepare_fixed
 from mmdeploy_ext.families.images import run_stage
 from mmdeploy_ext.proving.inputs.pictures import other_view

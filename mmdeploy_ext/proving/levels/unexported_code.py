@@ -12,8 +12,8 @@ import linecache
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.foreign_functions import is_foreign
-from mmdeploy_ext.core.source_code import source_of_code
-from mmdeploy_ext.core.users_code import attributes_read, attributes_written, codes_in
+from mmdeploy_ext.core.source_code import codes_in, source_of_code
+from mmdeploy_ext.core.users_code import attributes_read, attributes_written
 from mmdeploy_ext.families.module_settings import module_settings
 
 if TYPE_CHECKING:
