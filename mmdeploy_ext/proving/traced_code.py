@@ -168,12 +168,17 @@ def forms_of_exports(
 
 
 def users_symbolics() -> set[str]:
-    """Return the names of the operators, such as aten::hardtanh, that the user's code writes into graphs."""
+    """Return the names of the operators, such as aten::hardtanh, that the user's code writes into graphs.
+
+    PyTorch itself registers functions of autograd that it has exported, by names such as ::MyFunction, which
+    nobody else can register; `forms_of_exports` finds these where they run.
+    """
     groups = registration.registry._registry.values()
     return {
         group._name
         for group in groups
-        if any(is_users_value(group._functions[opset]) for opset in group._functions)
+        if not group._name.startswith('::')
+        and any(is_users_value(group._functions[opset]) for opset in group._functions)
     }
 
 

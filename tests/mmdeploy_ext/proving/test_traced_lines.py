@@ -1,6 +1,7 @@
 """Lines of the user's code that choose by values or sizes: a graph has one of their ways."""
 
 import importlib.util
+import io
 import types
 
 import numpy as np
@@ -207,6 +208,13 @@ def test_forms_that_the_users_code_writes_into_graphs_make_inputs_decide(monkeyp
         'Bounded has a symbolic of its own',
         'aten::hardtanh has a symbolic of its own',
     ]
+
+
+def test_a_function_of_autograd_that_was_exported_is_no_code_of_other_modules():
+    torch.onnx.export(
+        BoundedMaps(), (torch.ones(3),), io.BytesIO(), dynamo=False, opset_version=17, autograd_inlining=False
+    )
+    assert not has_users_code(torch.nn.Conv2d(3, 4, 1))
 
 
 def test_where_the_batch_is_open_the_second_run_has_two_pictures_and_a_line_that_counts_is_named(

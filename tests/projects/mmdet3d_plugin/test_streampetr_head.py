@@ -13,6 +13,7 @@ from mmdet3d.models import build_head, build_model
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_streampetr as toy
 from mmdeploy_ext.core.errors import ConfigError, ShapeError
+from mmdeploy_ext.models import catalogue
 from mmdeploy_ext.models.rays import lidar_points, point_encoding, sine_encoding
 from mmdeploy_ext.models.streampetr import memory as temporal
 from mmdeploy_ext.models.streampetr.memory import Memory
@@ -245,9 +246,15 @@ def test_what_is_not_supported_is_refused_by_name(changes, message):
         build_head(ConfigDict(toy.pts_head(**changes)))
 
 
+def detector_of(settings):
+    settings = ConfigDict(settings)
+    catalogue.register_named(dict(model=settings))  # a config of PETR has another detector of this type
+    return build_model(settings)
+
+
 def test_token_sampling_is_refused_by_the_detector_and_by_the_head(head):
     with pytest.raises(ConfigError, match='aux_2d_only=False'):
-        build_model(ConfigDict(toy.model_cfg(aux_2d_only=False)))
+        detector_of(toy.model_cfg(aux_2d_only=False))
     feats, data = frames(1)[0]
     with pytest.raises(ConfigError, match='token sampling'):
         head(feats, [dict(pad_shape=[SIZE])], torch.zeros(1, 4), **data)
@@ -255,7 +262,7 @@ def test_token_sampling_is_refused_by_the_detector_and_by_the_head(head):
 
 def test_detector_and_head_must_agree_on_the_stride():
     with pytest.raises(ConfigError, match=r"32.*head's.*16"):
-        build_model(ConfigDict(toy.model_cfg(stride=32)))
+        detector_of(toy.model_cfg(stride=32))
 
 
 def test_legacy_names_load_from_a_plain_dict_and_current_names_too(head):
