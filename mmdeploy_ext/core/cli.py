@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import sys
+import sysconfig
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -15,6 +16,8 @@ from mmdeploy_ext.core.console_streams import console_streams
 from mmdeploy_ext.core.errors import AbsentPackageError, Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import RunFiles, check_writable, watched_run
 from mmdeploy_ext.core.printable import printable
+from mmdeploy_ext.core.source_code import is_in_package
+from mmdeploy_ext.core.user_modules import PACKAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -97,7 +100,8 @@ def run(
 
     Raises:
         SystemExit: `--help`, or an option that the parser refuses.
-        Exception: any other error of `body`, which is a fault of the program.
+        Exception: any other error of `body`, which is a fault of the program. One that the user's own code
+            raised, such as the `forward` of a model, is one line, too, with exit status 1.
     """
     with console_streams() as (out, _):
         try:
@@ -128,19 +132,44 @@ def _run(
             return body(args), False
     except KeyboardInterrupt:
         status, message = 130, 'interrupted'
-    except ModuleNotFoundError as error:
-        status, message = 2, _not_installed(error)
+    except Exception as error:
+        status, message = _status_and_message(error)
         if getattr(args, 'debug', False):
             traceback.print_exc()
-    except (Mm2OnnxError, OSError, MemoryError) as error:
-        if getattr(args, 'debug', False):
-            traceback.print_exc()
-        status = error.exit_code if isinstance(error, Mm2OnnxError) else 1
+    print(printable(f'error: {message}'), file=sys.stderr)
+    return status, True
+
+
+def _status_and_message(error: Exception) -> tuple[int, str]:
+    """Return the exit status and the line of an error that users can act on; others are raised again."""
+    if isinstance(error, ModuleNotFoundError):
+        return 2, _not_installed(error)
+    if isinstance(error, (Mm2OnnxError, OSError, MemoryError)):
         message = one_line(error) or type(error).__name__
         if isinstance(error, BrokenPipeError):  # of another pipe than stdout and stderr, see `ConsoleStream`
             message += ': a process that this one was writing to has ended; --debug shows where'
-    print(printable(f'error: {message}'), file=sys.stderr)
-    return status, True
+        return error.exit_code if isinstance(error, Mm2OnnxError) else 1, message
+    if place := _place_in_users_code(error):
+        return 1, f'{place}: {type(error).__name__}: {one_line(error)} (--debug shows the traceback)'
+    raise error
+
+
+def _place_in_users_code(error: Exception) -> str:
+    """Return the innermost line of the user's own code, such as a `forward`, on the way of an error.
+
+    The text is 'FILE:LINE, in FUNCTION'; '' if this package called no such code.
+    """
+    places = traceback.extract_tb(error.__traceback__)
+    ours = [index for index, place in enumerate(places) if Path(place.filename).is_relative_to(PACKAGE)]
+    inside = places[ours[0] :] if ours else []
+    users = [place for place in inside if _is_users_file(Path(place.filename))]
+    return f'{users[-1].filename}:{users[-1].lineno}, in {users[-1].name}' if users else ''
+
+
+def _is_users_file(path: Path) -> bool:
+    """Return whether a file of code is neither of this package, nor of an installed one or of Python."""
+    folders = (PACKAGE, Path(sysconfig.get_path('stdlib')))
+    return path.is_file() and not is_in_package(path) and not any(map(path.is_relative_to, folders))
 
 
 def _not_installed(error: ModuleNotFoundError) -> str:

@@ -1,6 +1,7 @@
 """What all tools share: one `error:` line, exit codes, tracebacks only with --debug."""
 
 import argparse
+import functools
 import io
 import json
 import os
@@ -82,7 +83,17 @@ def test_debug_shows_the_traceback_before_the_line(error, capsys):
 
 def test_an_error_of_our_own_making_is_not_hidden():
     with pytest.raises(AttributeError):
-        cli.run(raising(AttributeError('a bug')), parser(), [])
+        cli.run(functools.partial(cli.check_minimums, missing=1), parser(), [])
+
+
+def test_an_error_that_the_users_code_raises_is_one_line_that_names_its_innermost_line(capsys):
+    def forward(_):
+        return [1][int('2')]
+
+    assert cli.run(forward, parser(), []) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    place = f'{Path(__file__)}:{forward.__code__.co_firstlineno + 1}, in forward'
+    assert line.startswith(f'error: {place}: IndexError: ')
 
 
 def test_a_package_that_is_not_installed_is_one_line_that_names_the_environment(capsys):
@@ -395,8 +406,7 @@ def test_what_was_found_is_on_the_disk_before_anything_is_printed(words, tmp_pat
     onnx.save(onnx.parser.parse_model(text), tmp_path / 'net.onnx')
     words = [word.format(net=tmp_path / 'net.onnx', folder=tmp_path) for word in words]
     monkeypatch.setattr(sys, 'stdout', Unprintable())
-    with pytest.raises(UnicodeEncodeError):
-        graph_app.main([*words, '--json', str(tmp_path / 'f.json')])
+    assert graph_app.main([*words, '--json', str(tmp_path / 'f.json')]) == 1
     assert json.loads((tmp_path / 'f.json').read_text())
     assert all(Path(word).exists() for word in words if word.startswith(str(tmp_path)))
 
