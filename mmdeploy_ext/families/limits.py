@@ -92,7 +92,7 @@ class Limit:
         key: key of the entry.
         kind: kind of the decision.
         head: name of the part of the model that reads it, '' if there is only one.
-        list: name of the list of rows that it limits, see `ImageFamily.lists`.
+        list: name of the list of rows that it limits, see `ImageFamily.lists`; '' are the results.
         default: value if the entry is missing.
         available: largest possible number of rows.
         minimum: smallest value that the model takes.

@@ -10,16 +10,16 @@ expected/000/cls_score_0.bin  PyTorch's tensors for it
 results/000/0/scores.bin      PyTorch's results for its first image
 
 A case is one input of one file, with PyTorch's outputs and results for it; 000 is its name. The cases of a
-model of several files are called after file and frame, `head_003`; arrays that are equal are one file. Its
+model of frames or sweeps are called after file and frame, `head_003`; arrays that are equal are one file. Its
 frames say in which order the cases run, and which inputs are then outputs of cases before: `ChainedFrame`.
 
 The manifest is a dict: `format`; `engine` (`LIBSPCONV` if that engine alone reads the file) and `precision`
 (whose bars outputs have to keep, of such a file); `title` and `origin`, which are a name of the model and a
 sentence about it; `task` (that matches results; None without results); `graphs` (`KitGraph`, and
 `source_sha256`, the hash of the user's file), `cases` (what `KitCase.write` returns) and `frames`
-(`ChainedFrame`), each a list; `file` (that of a model of one file in ONNX); `memory` (`MemorySpec`, of a
-model whose last file gives it); `teacher_forced` (of frames: whether a memory is updated outside of the
-files, and PyTorch's is an input of every frame); `bars` (of pictures and modules: those of the page, {}
+(`ChainedFrame`), each a list; `file` (of pictures and modules: that of the model); `memory` (`MemorySpec`,
+of a model whose last file gives it); `teacher_forced` (of frames: whether a memory is updated outside of
+the files, and PyTorch's is an input of every frame); `bars` (of pictures and modules: those of the page, {}
 without a page); `config` and `checkpoint_sha256` (of an exported model); `tolerance` and `rows` (of a module,
 see `modules.py`); `pictures` (`name` and `licence` of each); `made_with` (package -> version), `python`;
 `files` (path in the kit -> SHA-256), and `kit_sha256`, see `kit_hash`.
@@ -185,7 +185,7 @@ class KitGraph:
     """One ONNX file of a kit.
 
     Attributes:
-        name: name of the graph, in the names of its cases if there are several.
+        name: name of the graph, with which the names of its cases begin in a kit of frames or sweeps.
         file: its path in the kit.
         metadata: metadata of a file that mm2onnx exported; None of any other.
         spec: names, dtypes, axes and tolerances of its tensors.
@@ -208,7 +208,10 @@ class KitGraph:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> KitGraph:
-        """Rebuild a graph from its entry in the manifest; ModelFileError: its metadata are damaged."""
+        """Rebuild a graph from its entry in the manifest.
+
+        ModelFileError: its metadata are damaged, or of an mm2onnx with other rules of graphs.
+        """
         if 'metadata' in entry:
             metadata = Metadata.from_props(entry['metadata'], entry['file'])
             return cls(entry['name'], entry['file'], metadata, metadata.spec)
@@ -220,13 +223,14 @@ class KitCase:
     """One input of one file of a kit.
 
     Attributes:
-        name: name of its folders, such as '000', or 'head_000' in a kit of several files.
+        name: name of its folders, such as '000', or 'head_000' in a kit of frames or sweeps.
         graph: name of the `KitGraph` that it is for.
         title: the case in words, such as 'batch of 2', or the name of the frame.
         images: title of each image of the batch; empty if no results are compared.
         inputs: name -> input of the graph.
         beside: name -> array that is no input of the graph and that the post-processing outside of it takes.
-        tensors: name -> PyTorch's value of an output; empty if the graph's outputs are results.
+        tensors: name -> PyTorch's value of an output that is compared as a tensor; empty if all outputs are
+            results.
         results: PyTorch's results, one object of a class in `result_classes` per image.
         family: name of the family, whose runtime may have a class of results of its own; '' if none.
     """
@@ -244,8 +248,8 @@ class KitCase:
     def write(self, folder: ArrayFolder, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Write the arrays into the folder of a kit; return the case's entry in the manifest.
 
-        `outputs` are the outputs of the graph by name, those of ONNX Runtime on this machine, of which only
-        the shapes are kept.
+        `outputs` are the outputs of the graph by name, of which only the shapes are kept: those of ONNX
+        Runtime on this machine, or PyTorch's for a file of libspconv.
 
         The keys of the entry are `name`, `graph`, `title`, `images`; `inputs`, `beside` and `tensors`, which
         are what `ArrayFolder.write` returns; `results`, per image `type`, a key of `result_classes`,

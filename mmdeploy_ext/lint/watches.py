@@ -138,7 +138,8 @@ def writes(call: Call) -> None:
 
     The rules are `input-written` and `state-written`, also through views; `index-put-many-ranks`,
     `index-put-negative` and `slice-assigned` by the indices; and of a view, if it or the values depend on
-    inputs, `slice-assigned` if exporters follow it (`Observer.parts`), else `write-to-view`.
+    inputs, `slice-assigned` if exporters follow it, else `write-to-view`: they follow a call such as `add_`
+    on a view of `Observer.parts`, and `t[i][j] = v` if all indices are numbers.
     """
     if not call.in_place or not call.args or not isinstance(call.args[0], torch.Tensor):
         return

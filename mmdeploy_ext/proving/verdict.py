@@ -83,7 +83,7 @@ class Verdict:
     def title(self) -> str:
         """The claim: 'PROVEN', or 'WITHIN FP16 BARS' of a precision, with 'NOT' if the proof failed.
 
-        If inputs decide in place of a graph, the claim has their number and the reason.
+        If inputs decide in place of a graph, a claim without 'NOT' has their number and the reason.
         """
         claim = 'PROVEN' if self.precision == 'fp32' else f'WITHIN {self.precision.upper()} BARS'
         if not self.passed:

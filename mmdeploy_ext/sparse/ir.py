@@ -28,7 +28,8 @@ class Node:
     """One operation.
 
     Attributes:
-        name: as `renumber` makes it: conv0, add0, relu0, scatter0, transpose0, reshape0, ...
+        name: unique; `renumber` makes conv0, add0, relu0, scatter0, transpose0, reshape0, ...; while a module
+            is traced it is that of the output.
         module: path of the module that it comes from, e.g. 'encoder_layers.encoder_layer1.0.conv1'.
         inputs, output: ids of its tensors.
         op_type: name of the node's class, such as 'Add'.
@@ -130,7 +131,7 @@ TRIPLES = tuple(field.name for field in dataclasses.fields(SparseConvolution) if
 
 @dataclasses.dataclass(frozen=True)
 class Add(Node):
-    """Sum of two tensors on the same active sites: inputs are (convolution's output, identity).
+    """Sum of two tensors on the same active sites, in the order in which the module adds them.
 
     `precision` and `output_precision` are those of `SparseConvolution`.
     """

@@ -138,8 +138,8 @@ def site_levels(graph: SparseGraph) -> dict[str, int]:
     """Return tensor id -> level of sites of every sparse tensor, 0 being the voxels' own.
 
     Submanifold and 1x1x1 convolutions keep their sites; two strided convolutions with the same geometry on
-    the same sites give the same sites; an inverse convolution goes back to the sites of the convolution with
-    its rulebook.
+    the same sites give the same sites; an inverse convolution goes back to the input sites of the first
+    convolution before it with its rulebook that is not submanifold.
 
     Raises:
         ExportError: an addition of tensors on different sites, a convolution of a dense tensor, or an inverse

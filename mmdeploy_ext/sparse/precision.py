@@ -33,8 +33,9 @@ def apply_precision(
 ) -> SparseGraph:
     """Return the graph with a precision and an output precision on every convolution and addition.
 
-    The precision is the type in which the kernel computes, the output precision the type of its result. All
-    nodes that have ranges keep them, as in the reference's files, also those that compute in fp16.
+    The precision is the type in which the kernel computes, the output precision the type of its result. Each
+    convolution and addition gets the ranges that `ranges` has for it, as in the reference's files, also one
+    that computes in fp16. A rulebook of None becomes ''.
 
     Args:
         graph: folded.

@@ -125,7 +125,7 @@ def path_rules(
 def engine_rules(
     file: str, folder: Path, values: Mapping[str, Any], keys: Sequence[str], folder_text: str = ''
 ) -> Iterator[Violation]:
-    """Yield wrong paths of engines, which a node writes.
+    """Yield the violations of the paths of engines, which a node writes.
 
     `file`, `folder`, `values`, `keys` and `folder_text` are those of `path_rules`.
     """
@@ -179,7 +179,7 @@ def missing_files(names: Sequence[str], paths: Collection[str]) -> list[Violatio
 
 
 def model_params(file: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Violation]]:
-    """Return the parameters below `model_params`, and a violation if there are none.
+    """Return the parameters below `model_params`; {} and a violation if that is no dict of keys.
 
     `values` are those of the manifest with the name `file`.
     """
@@ -199,7 +199,7 @@ def key_rules(
     prefix: str = '',
     consequence: str = 'the node declares it without a default',
 ) -> Iterator[Violation]:
-    """Yield keys that are missing or that a node would refuse.
+    """Yield a violation for each key that is missing or whose value a node would refuse.
 
     Args:
         file: name of the manifest.

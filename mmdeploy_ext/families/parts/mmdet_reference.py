@@ -108,8 +108,9 @@ def detections(
 ) -> list[Detections]:
     """Return the results of the detector's own test path, or of that of its head of regions alone.
 
-    Boxes are in pixels of the originals with `rescale`. `regions` are maps and proposals in place of the
-    model's own; without them the whole detector runs.
+    They are `Instances` if its head of regions gives masks; those of an RPN alone are its proposals, as boxes
+    of class 0. Boxes are in pixels of the originals with `rescale`. `regions` are maps and proposals in place
+    of the model's own; without them the whole detector runs.
     """
     metas = metas_of_images(images, rescale)
     if regions is not None:

@@ -38,7 +38,7 @@ NAMES = ('logits', 'boxes')
 SIDE = 0.05
 """Side of a proposal of the finest level, share of the image; it doubles with each level."""
 BORDER = 0.01
-"""Proposals with a number closer to 0 or 1 than this are left out."""
+"""Proposals with a number closer to 0 or 1 than this count as padding: their tokens are zeros."""
 PROPOSAL_FEATURES, TEMPERATURE = 128, 10000
 """Features per number of a box, and temperature, of the encoding of proposals."""
 Y_FIRST = [1, 0, 2, 3]
@@ -52,7 +52,8 @@ def run_layer(layer: nn.Module, query: torch.Tensor, attend: Mapping[str, Attend
     """Run one `BaseTransformerLayer` of mmcv on (B, Q, D), and return as much.
 
     `attend` has a function per step of the layer: 'self_attn' and, of a decoder, 'cross_attn'. They take the
-    attention's module and the query, and return what is added to it.
+    attention's module and its query, and return what is added to that, or, in a layer whose first step is a
+    norm, to the query before its norm.
     """
     attentions, norms, ffns = iter(layer.attentions), iter(layer.norms), iter(layer.ffns)
     identity = query
@@ -271,7 +272,8 @@ class DeformableNetwork(QueryNetwork):
     """`DeformableDETRHead`: tokens and queries attend to a few points of every map.
 
     Attributes:
-        least_odds: bound of `inverse_sigmoid` for boxes that a layer before the last one moves.
+        least_odds: `eps` of `inverse_sigmoid` for boxes that a layer before the last one moves: numbers of a
+            box below it, and above 1 less it, count as that.
         least_odds_of_results: that for boxes that the last layer moves.
     """
 

@@ -89,10 +89,10 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def fold_shapes(model: onnx.ModelProto, types: Mapping[str, onnx.TypeProto]) -> int:
-    """Replace nodes whose values follow from shapes by Constant nodes, in place; return how many.
+    """Replace nodes whose values follow from shapes and small constants by Constant nodes, in place.
 
-    The model is a `skeleton`; `types` is tensor name -> inferred type. A value has at most `LARGEST_SHAPE`
-    elements. Sub-graphs stay as they are.
+    Returned is how many were replaced. The model is a `skeleton`; `types` is tensor name -> inferred type. A
+    value has at most `LARGEST_SHAPE` elements. Nodes of several outputs and sub-graphs stay as they are.
     """
     tensors = {tensor.name: _small_array(tensor) for tensor in model.graph.initializer}
     constants = {name: array for name, array in tensors.items() if array is not None}

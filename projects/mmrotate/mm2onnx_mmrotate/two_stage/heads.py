@@ -58,7 +58,7 @@ def midpoint_settings(coder: Any) -> dict[str, Any]:
 
 
 def coder_of(head: nn.Module) -> dict[str, Any]:
-    """Return the settings of the coder of a head of boxes, one of `coders.CODERS`.
+    """Return the settings of the coder of a head of boxes; `type` is a key of `two_stage.coders.CODERS`.
 
     ConfigError: the head has another, or two angle versions.
     """
