@@ -125,6 +125,7 @@ class Probe:
     Raises:
         DataError: there is no batch.
         InferenceError: an output of the float network is not finite, or the engine failed.
+        ModelFileError: the engine cannot load the float network.
     """
 
     def __init__(

@@ -59,7 +59,10 @@ def camera_steps(steps: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def check_sweeps(filename: str, steps: Sequence[Mapping[str, Any]], frames: int) -> None:
-    """Refuse (ConfigError) a test pipeline that loads other frames than the `frames` that the head sees."""
+    """Refuse (ConfigError) a test pipeline that loads another number of frames than the head sees.
+
+    `frames` is that number, with the present one; `filename` is the config's, for the message.
+    """
     for step in steps:
         if step['type'] == SWEEPS and step.get('sweeps_num') != frames - 1:
             raise ConfigError(
