@@ -37,12 +37,8 @@ class ImageError(UsageError):
 class DataError(UsageError):
     """Data that are empty, or of which a file or a value is missing, damaged or out of its range.
 
-    Such are data sets, calibrations, and the folders of kits.
+    Such are data sets, sweeps of points and voxels, calibrations, and the folders of kits.
     """
-
-
-class PointsError(DataError):
-    """A sweep of points, or voxels of one, that a network cannot take."""
 
 
 class ModelFileError(UsageError):

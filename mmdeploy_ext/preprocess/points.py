@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import ConfigError, PointsError
+from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.core.json_dataclass import JsonDataclass
 
 MODES = ('hard', 'dynamic')
@@ -85,7 +85,7 @@ def voxelise(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarra
         the axes in the rule's order. No point in range gives N = 0.
 
     Raises:
-        PointsError: another width than the rule's, or a value that is not finite.
+        DataError: another width than the rule's, or a value that is not finite.
     """
     is_hard = rule.mode == 'hard'
     loops, points, coordinates, grid = _buffers(points, rule)
@@ -146,17 +146,17 @@ def _ordered(axes: np.ndarray, rule: VoxelRule) -> np.ndarray:
 
 
 def check_points(points: np.ndarray, width: int) -> np.ndarray:
-    """Return points as contiguous (P, width) float32; PointsError for another width, or values not finite."""
+    """Return points as contiguous (P, width) float32; DataError for another width, or values not finite."""
     points = np.asarray(points)
     if points.ndim != 2 or points.shape[1] != width or points.dtype.kind not in 'fiu':
-        raise PointsError(
+        raise DataError(
             f'points: got {points.dtype} of shape {points.shape}, expected numbers (P, {width}): the '
             f'network was exported with {width} values per point'
         )
     points = np.ascontiguousarray(points, np.float32)
     if not np.isfinite(points).all():
         bad_rows = np.flatnonzero(~np.isfinite(points).all(1))
-        raise PointsError(
+        raise DataError(
             f'points: {len(bad_rows)} of {len(points)} have values that are not finite, first row '
             f'{bad_rows[0]}: {points[bad_rows[0]].tolist()}; remove them'
         )

@@ -2,7 +2,7 @@
 
 A sweep is one revolution of a LiDAR. Glossary: P points, D values of a point, of which the first three are x,
 y, z in metres in the sensor's frame; further ones, such as the intensity and the age in seconds, are as the
-data set has them. A `PointsError` is a `DataError`.
+data set has them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError, PointsError, UsageError
+from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.core.files import check_regular
 from mmdeploy_ext.preprocess.points import check_points as checked
 
@@ -44,7 +44,7 @@ def read_points(path: str | Path, width: int) -> np.ndarray:
             take only some.
 
     Raises:
-        DataError: the file is not there, a pipe, empty (`PointsError`) or larger than `MAX_BYTES`; its size
+        DataError: the file is not there, a pipe, empty or larger than `MAX_BYTES`; its size
             is not a multiple of a point; a value is none that a sensor measures; or the spread of the columns
             shows that points have another number of values, one of `WIDTHS`.
     """
@@ -136,16 +136,16 @@ def check_points(points: np.ndarray, width: int, name: str = '') -> np.ndarray:
         name: name of the sweep, for messages; '' for none.
 
     Raises:
-        PointsError: another number of values per point, another shape, no numbers, values that are not
+        DataError: another number of values per point, another shape, no numbers, values that are not
             finite, or no point at all.
     """
     prefix = f'{name}: ' if name else ''
     try:
         points = checked(points, width)
-    except PointsError as error:
-        raise PointsError(f'{prefix}{error}') from error
+    except DataError as error:
+        raise DataError(f'{prefix}{error}') from error
     if not len(points):
-        raise PointsError(f'{prefix}points: the sweep is empty, expected at least one point')
+        raise DataError(f'{prefix}points: the sweep is empty, expected at least one point')
     return points
 
 
@@ -161,13 +161,13 @@ def check_in_range(points: np.ndarray, point_cloud_range: Sequence[float], name:
         name: name of the sweep, for messages; '' for none.
 
     Raises:
-        PointsError: no point is in range; the message has the extent of the points.
+        DataError: no point is in range; the message has the extent of the points.
     """
     low, high = np.float32(point_cloud_range[:3]), np.float32(point_cloud_range[3:])
     if not ((points[:, :3] >= low) & (points[:, :3] < high)).all(axis=1).any():
         title = f'{name}: points' if name else 'points'
         lower, upper = points[:, :3].min(0).round(1).tolist(), points[:, :3].max(0).round(1).tolist()
-        raise PointsError(
+        raise DataError(
             f'{title}: none of {len(points)} is in the range {list(map(float, point_cloud_range))} of the '
             f'model; they reach from {lower} to {upper}: is this the LiDAR frame, in metres?'
         )

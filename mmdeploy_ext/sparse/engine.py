@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import ExportError, PointsError
+from mmdeploy_ext.core.errors import DataError, ExportError
 from mmdeploy_ext.sparse import ir
 from mmdeploy_ext.sparse.plan import plan_of
 from mmdeploy_ext.sparse.rulebook import build
@@ -58,7 +58,7 @@ def run(
             neither read nor checked. None: it is built.
 
     Raises:
-        PointsError: voxels that the graph cannot take, or features of another shape or not finite.
+        DataError: voxels that the graph cannot take, or features of another shape or not finite.
         ExportError: a graph that it cannot run, such as one with another activation than ReLU (`plan_of`).
     """
     plan = plan_of(graph)
@@ -90,18 +90,18 @@ def checked_features(features: np.ndarray, rows: int, channels: int) -> np.ndarr
         channels: features per voxel of the network.
 
     Raises:
-        PointsError: another shape, or values that are not finite.
+        DataError: another shape, or values that are not finite.
     """
     features = np.asarray(features)
     if features.shape != (rows, channels):
-        raise PointsError(
+        raise DataError(
             f'features: got shape {features.shape}, expected ({rows}, {channels}): one row per voxel, '
             f'as wide as the network was exported'
         )
     features = np.ascontiguousarray(features, np.float32)
     if not np.isfinite(features).all():
         row = int(np.flatnonzero(~np.isfinite(features).all(1))[0])
-        raise PointsError(f'features: row {row} is {features[row].tolist()}; expected finite values')
+        raise DataError(f'features: row {row} is {features[row].tolist()}; expected finite values')
     return features
 
 

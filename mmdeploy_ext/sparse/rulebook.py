@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import PointsError
+from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.preprocess import voxel_hash
 from mmdeploy_ext.preprocess.voxel_hash import LEAST_SLOTS, empty_slots
 from mmdeploy_ext.sparse.plan import dense_output_shape
@@ -29,7 +29,7 @@ class Level:
     """Active sites of one resolution, on a grid of `spatial_shape`; their hash is made when it is needed.
 
     `coordinates` are (N, 4) int32, sample and the three axes in the graph's order; other shapes, dtypes, and
-    sites outside the grid are a PointsError.
+    sites outside the grid are a DataError.
     """
 
     def __init__(self, coordinates: np.ndarray, spatial_shape: Sequence[int]) -> None:
@@ -57,14 +57,14 @@ class Level:
         """Hash table of the sites: slots, row of each slot, and shift, see `voxel_hash.fill`.
 
         Raises:
-            PointsError: a site is there twice.
+            DataError: a site is there twice.
         """
         slots, shift = empty_slots(len(self))
         rows, keys = np.empty(len(slots), np.int32), self.keys
         row = voxel_hash.fill(keys, slots, rows, shift)
         if row >= 0:
             first = int(np.flatnonzero(keys == keys[row])[0])
-            raise PointsError(
+            raise DataError(
                 f'coordinates: rows {first} and {row} are the same voxel {self.coordinates[row].tolist()}; '
                 f'expected every voxel once: merge the points of a voxel, as voxelise() of inputs.points does'
             )
@@ -73,14 +73,14 @@ class Level:
 
 def _checked(coordinates: np.ndarray, spatial_shape: Sequence[int]) -> np.ndarray:
     if coordinates.ndim != 2 or coordinates.shape[1] != 4 or coordinates.dtype.kind not in 'iu':
-        raise PointsError(
+        raise DataError(
             f'coordinates: got {coordinates.dtype} of shape {coordinates.shape}, expected integers (N, 4): '
             f'sample and the three axes'
         )
     upper = np.array([np.iinfo(np.int32).max, *spatial_shape])
     if len(coordinates) and (coordinates.min() < 0 or (coordinates.max(0) >= upper).any()):
         row = int(np.flatnonzero(((coordinates < 0) | (coordinates >= upper)).any(1))[0])
-        raise PointsError(
+        raise DataError(
             f'coordinates: row {row} is {coordinates[row].tolist()}, outside the grid (sample, '
             f'{", ".join(map(str, spatial_shape))}); check the axis order and the point cloud range'
         )
@@ -165,7 +165,7 @@ def _strided(
     """Return the search of a strided convolution: for each input site the output site that it reaches."""
     shape = dense_output_shape(level.spatial_shape, kernel_size, stride, padding, dilation)
     if min(shape) < 1:
-        raise PointsError(f'a grid of {level.spatial_shape} is smaller than the kernel {tuple(kernel_size)}')
+        raise DataError(f'a grid of {level.spatial_shape} is smaller than the kernel {tuple(kernel_size)}')
     targets = []  # per axis (kernel, size): the output position that an input reaches by an offset, or -1
     geometry = zip(level.spatial_shape, shape, kernel_size, stride, padding, dilation, strict=True)
     for size, output_size, kernel, step, pad, spread in geometry:
@@ -196,7 +196,7 @@ def pairs(
         *geometry: kernel size, stride, padding and dilation, per axis.
 
     Raises:
-        PointsError: coordinates of another shape or dtype, or outside the grid; a site twice, of a
+        DataError: coordinates of another shape or dtype, or outside the grid; a site twice, of a
             submanifold one of several offsets; a grid that is smaller than the kernel of a strided one.
     """
     search = _search(Level(coordinates, spatial_shape), subm, *geometry)
@@ -240,12 +240,12 @@ def build(plan: Plan, coordinates: np.ndarray, threads: int = 1) -> Rulebook:
         threads: number of threads that look up neighbours, at least 1; the result does not depend on it.
 
     Raises:
-        PointsError: coordinates of another shape or dtype, outside the grid, or twice; more than one sample
+        DataError: coordinates of another shape or dtype, outside the grid, or twice; more than one sample
             for a dense output; a grid that is smaller than a kernel.
     """
     levels: list[Level] = [Level(coordinates, plan.spatial_shape)]
     if plan.scatters and len(levels[0]) and levels[0].coordinates[:, 0].any():
-        raise PointsError('coordinates: the sample index is not 0 everywhere; expected one sweep at a time')
+        raise DataError('coordinates: the sample index is not 0 everywhere; expected one sweep at a time')
     _ = levels[0].hash  # refuses a site that is there twice
     searches: list[_Search] = []
     for table in plan.tables:

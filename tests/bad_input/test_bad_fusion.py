@@ -11,7 +11,7 @@ import torch
 import toy_bevfusion
 from mmdeploy_ext.cli import export_app
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError, DataError, PointsError, ShapeError
+from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.bevfusion.runtime.boxes import suppress
 from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES, check_calibration, checked_inputs
@@ -66,12 +66,12 @@ FRAMES = {
         lambda frame: dict(images=frame.images[..., :90]), ShapeError, r'expected \(6, 3, 64, 96\)'),
     'no pictures': (lambda frame: dict(images=None), ShapeError, 'there are none'),
     'points of four values': (
-        lambda frame: dict(points=frame.points[:, :4]), PointsError, r'\(\d+, 4\)'),
-    'no point': (lambda frame: dict(points=frame.points[:0]), PointsError, 'the sweep is empty'),
+        lambda frame: dict(points=frame.points[:, :4]), DataError, r'\(\d+, 4\)'),
+    'no point': (lambda frame: dict(points=frame.points[:0]), DataError, 'the sweep is empty'),
     'points elsewhere': (
-        lambda frame: dict(points=frame.points + np.float32(1000)), PointsError, 'is in the range'),
+        lambda frame: dict(points=frame.points + np.float32(1000)), DataError, 'is in the range'),
     'NaN in points': (
-        lambda frame: dict(points=np.where(frame.points > 5, np.nan, frame.points)), PointsError, 'finite'),
+        lambda frame: dict(points=np.where(frame.points > 5, np.nan, frame.points)), DataError, 'finite'),
     'no intrinsics': (without('camera_intrinsics'), DataError, 'the calibration has no camera_intrinsics'),
     'NaN in a matrix': (nan('camera2lidar'), DataError, 'camera2lidar holds NaN or infinity'),
     'a singular matrix': (

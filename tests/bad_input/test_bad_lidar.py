@@ -5,7 +5,7 @@ import pytest
 
 import toy_anchor3d
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError, DataError, PointsError
+from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx
 from mmdeploy_ext.families.base import DETECTOR, find_family
 from mmdeploy_ext.proving.ladder import prove
@@ -61,7 +61,7 @@ def test_points_that_cannot_be_are_refused_alike_by_both_engines(kind, change, m
     points = change(sweep(1))
     with AnchorOnnx(folder) as runtime:
         for engine in (runtime, deployment.family.reference(deployment.model)):
-            with pytest.raises(PointsError, match=message):
+            with pytest.raises(DataError, match=message):
                 engine.step(Sweep(points, 'one'))
 
 

@@ -21,7 +21,7 @@ from mmdeploy_ext.consumers.autoware.boxes import OUTPUTS, NodeObjects, decode, 
 from mmdeploy_ext.consumers.autoware.centerpoint_rules import ENCODER, HEAD
 from mmdeploy_ext.consumers.autoware.pillars import decorated, scattered
 from mmdeploy_ext.consumers.autoware.settings import CenterPointSettings, read_settings
-from mmdeploy_ext.core.errors import PointsError
+from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.runtime.exported import Runtime, check_finite, files_by_name
 from mmdeploy_ext.runtime.frames import StepResult
 from mmdeploy_ext.runtime.points import check_in_range, check_points
@@ -129,11 +129,11 @@ def check_columns(points: np.ndarray, settings: CenterPointSettings) -> None:
     `settings` are those of the manifest: intensities are looked at if its points have 5 values.
 
     Raises:
-        PointsError: with the range of the values.
+        DataError: with the range of the values.
     """
     lags = points[:, -1]
     if lags.min() < 0 or lags.max() > LONGEST_LAG_S:
-        raise PointsError(
+        raise DataError(
             f'points: the last column is {lags.min():g} to {lags.max():g}, expected time lags in seconds, 0 '
             f'to {LONGEST_LAG_S:g}; fill it with zeros for a single sweep'
         )
@@ -142,7 +142,7 @@ def check_columns(points: np.ndarray, settings: CenterPointSettings) -> None:
     intensities = points[:, 3]
     is_normalised = intensities.max() <= 1 and (intensities != np.rint(intensities)).any()
     if is_normalised or intensities.min() < 0 or intensities.max() > 255:
-        raise PointsError(
+        raise DataError(
             f'points: column 3 is {intensities.min():g} to {intensities.max():g}, expected intensities 0 to '
             f'255 as the node feeds them, not normalised'
         )

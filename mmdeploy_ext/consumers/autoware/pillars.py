@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.consumers.autoware.centerpoint_rules import CHANNELS, POINTS
-from mmdeploy_ext.core.errors import PointsError
+from mmdeploy_ext.core.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,10 +40,10 @@ def densified(
         capacity: points of all sweeps; an older sweep that would go beyond it ends the list.
 
     Raises:
-        PointsError: the newest sweep alone has more points.
+        DataError: the newest sweep alone has more points.
     """
     if len(sweeps[0][0]) > capacity:
-        raise PointsError(f'points: the newest sweep has {len(sweeps[0][0])}, expected at most {capacity}')
+        raise DataError(f'points: the newest sweep has {len(sweeps[0][0])}, expected at most {capacity}')
     newest_s, to_current = sweeps[0][1], np.linalg.inv(np.asarray(sweeps[0][2], np.float64))
     moved, count = [], 0
     for points, stamp_s, pose in sweeps[: past + 1]:

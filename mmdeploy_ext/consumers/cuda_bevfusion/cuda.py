@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.contract.metadata import Metadata, read_props
-from mmdeploy_ext.core.errors import PointsError
+from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.bevfusion.runtime import geometry
 from mmdeploy_ext.families.bevfusion.runtime.boxes import filter_boxes, in_lidar_columns, suppress
 from mmdeploy_ext.families.bevfusion.runtime.frames import FAMILY, MATRICES, FusionRuntime, checked_inputs
@@ -144,7 +144,7 @@ class CudaBEVFusion(FusionRuntime):
         start = time.perf_counter()
         features, coordinates = voxelise(points, self.rule.voxels)
         if not len(features):
-            raise PointsError('points: none is inside the range of the model')
+            raise DataError('points: none is inside the range of the model')
         maps = {}
         for name, graph in self.sparse.items():
             ordered = coordinates if graph.order == self.rule.voxels.order else coordinates[:, [0, 3, 2, 1]]

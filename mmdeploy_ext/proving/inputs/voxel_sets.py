@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError, PointsError
+from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.preprocess.points import voxelise
 from mmdeploy_ext.quantize.sweeps import Sweeps, point_rule
 from mmdeploy_ext.runtime.voxel_files import read_voxels
@@ -144,7 +144,7 @@ def _read_set(path: Path, rule: VoxelRule, settings: EncoderSettings) -> VoxelSe
         level = Level(coordinates, settings.spatial_shape)
         _ = level.hash  # finds voxels that are there twice
         checked_features(features, len(level), settings.in_channels)
-    except PointsError as error:
+    except DataError as error:
         raise DataError(f'{path}: {error}') from error
     return VoxelSet(path.name, features, coordinates)
 

@@ -10,7 +10,7 @@ import torch
 from mmcv.ops import Voxelization
 from mmdet3d.models.voxel_encoders import HardSimpleVFE
 
-from mmdeploy_ext.core.errors import ConfigError, PointsError
+from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.preprocess.points import VoxelRule, pillars, voxelise
 
 RULE = VoxelRule((-5.4, -5.4, -5.0, 5.4, 5.4, 3.0), (0.075, 0.075, 0.2), 10, 160000, 'zyx', 5)
@@ -100,7 +100,7 @@ def test_nothing_in_range_gives_no_voxel():
     ],
 )
 def test_bad_points_are_refused(points, message):
-    with pytest.raises(PointsError, match=message):
+    with pytest.raises(DataError, match=message):
         voxelise(points, RULE)
 
 

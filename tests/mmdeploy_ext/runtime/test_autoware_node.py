@@ -12,7 +12,7 @@ from mmdeploy_ext.consumers.autoware.centerpoint import AutowareCenterPoint, che
 from mmdeploy_ext.consumers.autoware.pillars import decorated, densified, scattered
 from mmdeploy_ext.consumers.autoware.settings import CenterPointSettings
 from mmdeploy_ext.consumers.cuda_bevfusion.cuda import CudaBEVFusion
-from mmdeploy_ext.core.errors import ModelFileError, PointsError
+from mmdeploy_ext.core.errors import DataError, ModelFileError
 
 HALF = math.sqrt(0.5)
 
@@ -97,7 +97,7 @@ def test_time_lags_are_those_of_the_nodes_test_and_past_points_are_moved():
 def test_a_sweep_beyond_the_capacity_is_refused_and_an_older_one_left_out():
     sweep = (np.zeros((3, 4)), 1.0, np.eye(4))
     assert len(densified([sweep, sweep], capacity=5)) == 3
-    with pytest.raises(PointsError, match='the newest sweep has 3, expected at most 2'):
+    with pytest.raises(DataError, match='the newest sweep has 3, expected at most 2'):
         densified([sweep, sweep], capacity=2)
 
 
@@ -203,7 +203,7 @@ def test_intensities_are_those_of_the_node(largest, right):
     if right:
         check_columns(given, settings(point_width=5, features=11))
     else:
-        with pytest.raises(PointsError, match=r'0.*255'):
+        with pytest.raises(DataError, match=r'0.*255'):
             check_columns(given, settings(point_width=5, features=11))
 
 

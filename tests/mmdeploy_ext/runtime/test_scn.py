@@ -13,7 +13,7 @@ import toy_seeded as seeded
 import toy_sparse
 from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX
-from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError, PointsError
+from mmdeploy_ext.core.errors import ConfigError, DataError, InferenceError, ModelFileError
 from mmdeploy_ext.families.parts.runtime.lidar import PillarsOnnx
 from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.preprocess.points import VoxelRule, voxelise
@@ -102,7 +102,7 @@ def bad_voxels():
 
 @pytest.mark.parametrize(('voxels', 'message'), bad_voxels())
 def test_bad_voxels_are_refused(path, voxels, message):
-    with ScnOnnx(path) as runtime, pytest.raises(PointsError, match=message):
+    with ScnOnnx(path) as runtime, pytest.raises(DataError, match=message):
         runtime.step(voxels=voxels)
 
 
@@ -116,12 +116,12 @@ def test_bad_voxels_are_refused(path, voxels, message):
     ],
 )
 def test_bad_sweeps_are_refused(path, sweep, message):
-    with ScnOnnx(path) as runtime, pytest.raises(PointsError, match=message):
+    with ScnOnnx(path) as runtime, pytest.raises(DataError, match=message):
         runtime.step(points=sweep)
 
 
 def test_one_of_points_and_voxels(path, tmp_path):
-    with ScnOnnx(path) as runtime, pytest.raises(PointsError, match='either points or voxels'):
+    with ScnOnnx(path) as runtime, pytest.raises(DataError, match='either points or voxels'):
         runtime.step()
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import toy_sparse
-from mmdeploy_ext.core.errors import PointsError
+from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.sparse import engine, ir
 from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.plan import plan_of
@@ -88,7 +88,7 @@ def test_transform_replaces_inputs_and_weights():
     ],
 )
 def test_bad_features_are_refused(features, message):
-    with pytest.raises(PointsError, match=message):
+    with pytest.raises(DataError, match=message):
         engine.run(toy_sparse.bevfusion(), toy_sparse.voxels()[1], features)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import toy_sparse
-from mmdeploy_ext.core.errors import ExportError, PointsError
+from mmdeploy_ext.core.errors import DataError, ExportError
 from mmdeploy_ext.sparse import buckets, ir
 from mmdeploy_ext.sparse.plan import Plan, dense_output_shape, plan_of
 from mmdeploy_ext.sparse.rulebook import Level, build
@@ -194,7 +194,7 @@ def test_what_has_no_rulebook_is_refused_by_name(change, message):
     ],
 )
 def test_bad_coordinates_are_refused(coordinates, message):
-    with pytest.raises(PointsError, match=message):
+    with pytest.raises(DataError, match=message):
         build(plan_of(toy_sparse.bevfusion()), np.array(coordinates))
 
 

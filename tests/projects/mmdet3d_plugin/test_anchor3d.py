@@ -15,7 +15,7 @@ from mmdeploy_ext.benchmark import memory
 from mmdeploy_ext.benchmark.streams import run_files
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError, PointsError
+from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx
@@ -201,7 +201,7 @@ def test_points_that_cannot_be_are_refused():
     _, folder, *_ = toy_anchor3d.exported('kitti')
     with AnchorOnnx(folder) as runtime:
         assert runtime.classes == toy_anchor3d.CLASSES
-        with pytest.raises(PointsError, match=r'expected numbers \(P, 5\)'):
+        with pytest.raises(DataError, match=r'expected numbers \(P, 5\)'):
             runtime.detect(np.zeros((10, 4), np.float32))
 
 
@@ -258,7 +258,13 @@ def test_a_part_that_a_config_sets_to_none_is_not_there(tmp_path):
 def test_all_configs_of_the_installed_mmdet3d_pass_the_check_of_the_exporter():
     toy_anchor3d.register()
     counts = dict(
-        pointpillars=14, second=5, centerpoint=16, ssn=4, regnet=8, free_anchor=6, dynamic_voxelization=3,
+        pointpillars=14,
+        second=5,
+        centerpoint=16,
+        ssn=4,
+        regnet=8,
+        free_anchor=6,
+        dynamic_voxelization=3,
         sassd=1,
     )
     augmented = []

@@ -16,7 +16,7 @@ from marking import in_suite
 from mmdeploy_ext.cli.check_autoware_app import main
 from mmdeploy_ext.consumers.autoware import bevfusion, bevfusion_rules
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError, EngineError, ModelFileError, PointsError
+from mmdeploy_ext.core.errors import ConfigError, DataError, EngineError, ModelFileError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.bevfusion.autoware import MANIFEST
 from mmdeploy_ext.proving.ladder import prove
@@ -200,7 +200,7 @@ def test_all_queries_come_out_of_a_sweep_and_the_node_publishes_some(folder, fra
     with bevfusion.AutowareBEVFusion(folder) as runtime:
         found, some = runtime.step(frames[0]).detections, runtime.objects(frames[0].points)
         assert 0 < len(some.scores) <= len(found)
-        with pytest.raises(PointsError, match='none of 1 is in the range'):
+        with pytest.raises(DataError, match='none of 1 is in the range'):
             runtime.step(FusedFrame(np.full((1, 5), 15, np.float32) * [1, 1, 9, 1, 0]))
         assert set(runtime.seconds) == {'encoder', 'head'}
 

@@ -13,7 +13,7 @@ from mmdeploy_ext.consumers.autoware import boxes, pillars
 from mmdeploy_ext.consumers.autoware.centerpoint import GRAPHS, AutowareCenterPoint
 from mmdeploy_ext.consumers.autoware.settings import read_settings
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError, ModelFileError, PointsError, UsageError
+from mmdeploy_ext.core.errors import ConfigError, DataError, ModelFileError, UsageError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.centerpoint.runtime import CenterPointOnnx
 from mmdeploy_ext.preprocess import points as inputs
@@ -248,7 +248,7 @@ BAD_POINTS = {
 @pytest.mark.parametrize('kind', BAD_POINTS)
 def test_points_that_cannot_be_are_refused(toy, kind):
     given, message = BAD_POINTS[kind]
-    with AutowareCenterPoint(toy[1]) as node, pytest.raises(PointsError, match=message):
+    with AutowareCenterPoint(toy[1]) as node, pytest.raises(DataError, match=message):
         node.objects(given.astype(np.float32))
 
 
@@ -278,9 +278,7 @@ def test_the_official_config_of_pillars_is_refused():
     toy_centerpoint.register()
     cfg = load_config(mmdet3d_config('centerpoint/centerpoint_02pillar_second_secfpn_4x8_cyclic_20e_nus.py'))
     family = find_family(cfg)
-    with pytest.raises(
-        ConfigError, match=r'max_num_points.*20.*64.*32.*6'
-    ):
+    with pytest.raises(ConfigError, match=r'max_num_points.*20.*64.*32.*6'):
         family.check(cfg, family.choose(opset=0, **AUTOWARE))
 
 

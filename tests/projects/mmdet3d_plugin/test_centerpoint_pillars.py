@@ -10,7 +10,7 @@ import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_centerpoint
 from marking import in_suite
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError, PointsError
+from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.centerpoint.runtime import CenterPointOnnx
 from mmdeploy_ext.families.parts import pillars
@@ -162,9 +162,9 @@ def test_points_that_cannot_be_are_refused(toy):
     _, folder, *_ = toy
     with CenterPointOnnx(folder) as runtime:
         assert runtime.width == 5
-        with pytest.raises(PointsError, match=r'expected numbers \(P, 5\)'):
+        with pytest.raises(DataError, match=r'expected numbers \(P, 5\)'):
             runtime.detect(np.zeros((10, 4), np.float32))
-        with pytest.raises(PointsError, match='none of 10 is in the range'):
+        with pytest.raises(DataError, match='none of 10 is in the range'):
             runtime.detect(np.full((10, 5), 500, np.float32))
 
 

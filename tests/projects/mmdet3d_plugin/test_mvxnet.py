@@ -15,7 +15,7 @@ import toy_mvxnet
 from marking import in_suite
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError, DataError, ModelFileError, PointsError, ShapeError
+from mmdeploy_ext.core.errors import ConfigError, DataError, ModelFileError, ShapeError
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.anchor3d.mvxnet import graphs
@@ -247,8 +247,8 @@ def test_configs_that_are_not_exported_are_refused_by_their_key(tmp_path, name):
 
 
 FRAMES = {
-    'no point in range': (dict(points=np.full((3, 4), 99, np.float32)), PointsError, 'none of 3'),
-    'no points': (dict(points=np.zeros((0, 4), np.float32)), PointsError, 'the sweep is empty'),
+    'no point in range': (dict(points=np.full((3, 4), 99, np.float32)), DataError, 'none of 3'),
+    'no points': (dict(points=np.zeros((0, 4), np.float32)), DataError, 'the sweep is empty'),
     'two pictures': (
         dict(images=np.zeros((2, 3, 96, 320), np.float32)),
         ShapeError,

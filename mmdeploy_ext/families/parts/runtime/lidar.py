@@ -63,7 +63,7 @@ class PillarsOnnx(Runtime):
                 largest numbers of voxels and of points of a voxel, if the rule has such.
 
         Raises:
-            PointsError: points of another width, or not finite.
+            DataError: points of another width, or not finite.
             InferenceError: the engine failed.
         """
         if self.rule.mode == 'dynamic':

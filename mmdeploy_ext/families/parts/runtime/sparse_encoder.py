@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.contract.metadata import PREFIX, check_entries, damaged, read_entry, read_props
 from mmdeploy_ext.contract.metadata_schema import rule_of_points
 from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError, PointsError
+from mmdeploy_ext.core.errors import ConfigError, DataError, InferenceError, ModelFileError
 from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
 from mmdeploy_ext.preprocess.points import VoxelRule, voxelise
@@ -115,20 +115,20 @@ class ScnOnnx(contextlib.ExitStack):
                 `order`, every voxel once. N = 0 gives the map of an empty scene, all zeros.
 
         Raises:
-            PointsError: points of another width, not finite, or none in range (an empty sweep is a broken
+            DataError: points of another width, not finite, or none in range (an empty sweep is a broken
                 sensor, not an empty scene); voxels outside the grid, duplicated, of another width or sample,
                 or more than the rule's `max_voxels`; neither or both given.
             InferenceError: the engine failed.
         """
         if (points is None) == (voxels is None):
-            raise PointsError('step: give either points or voxels')
+            raise DataError('step: give either points or voxels')
         start = time.perf_counter()
         if voxels is None:
             features, coordinates = self.voxels(points)
         else:
             features, coordinates = voxels
             if self.rule.mode == 'hard' and len(features) > self.rule.max_voxels:
-                raise PointsError(
+                raise DataError(
                     f'voxels: got {len(features)}, the model takes at most {self.rule.max_voxels} '
                     f'(max_voxels); leave some out, or give the points'
                 )
@@ -153,13 +153,13 @@ class ScnOnnx(contextlib.ExitStack):
         return {VOXELS: features, **table_feeds(self.plan, rulebook, self.form, self.threads)}
 
     def voxels(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the voxels of points, features and coordinates in `order`; for PointsError see `step`.
+        """Return the voxels of points, features and coordinates in `order`; for DataError see `step`.
 
         Features are (N, values of a voxel), coordinates (N, 4) of sample and axes.
         """
         features, coordinates = voxelise(points, self.rule)
         if not len(features):
-            raise PointsError(
+            raise DataError(
                 f'points: none of {len(points)} is inside the range {self.rule.point_cloud_range} m; '
                 f'check the frame and unit of the sweep'
             )
