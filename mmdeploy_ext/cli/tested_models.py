@@ -2,7 +2,7 @@
 
 Of a model there are two configs, X_pth.py and X_onnx.py; below, the `_pth` run is that in PyTorch, and the
 `_onnx` run that of the exported files. The contract of an export of frames or sweeps tells which graphs it
-has: 'fork', that of StreamPETR's deployment fork, has one, the others have several, in a folder.
+has: 'fork', that of StreamPETR's deployment fork, is one file, the others are folders of one graph or more.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class TestedModel(abc.ABC):
         """Read the settings of mmcv's config `cfg`; those that such models do not have are refused.
 
         `family` is the one that exports the model. For the errors see `read_settings`, `graph_options` and
-        `check_targets` of `backend_config`.
+        `check_targets` of `backend_config`, and `file_suffix`.
         """
         self.args, self.work_dir = args, work_dir
         self.settings = backend_config.read_settings(cfg, family)
@@ -233,7 +233,8 @@ def check_dataset(cfg: Any, tested: TestedModel, family: Family, dataset: Datase
     """Refuse a data set that does not fit the model, and a dump of samples or tensors that do not exist.
 
     `cfg` is mmcv's config, `dataset` that of its `data.test`. ConfigError or DataError. A number of samples
-    beyond those of the data set passes, indices beyond them do not.
+    beyond those of the data set passes, indices beyond them do not. Names of tensors are checked for families
+    with `dump_names` alone.
     """
     from mmdeploy_ext.evaluate.loop import scene_tokens
 

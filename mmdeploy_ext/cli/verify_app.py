@@ -27,7 +27,7 @@ EXPORT_OPTIONS = tuple(
 )
 """Options of the export that may be repeated for a proof."""
 IMAGE_OPTIONS = ('mean', 'std', *(option.name for option in EXPORT_OPTIONS))
-"""Options that only models of single pictures have."""
+"""Options that are refused for all models but those of single pictures."""
 DETECTOR_OPTIONS = ('eval', 'engine', 'providers', 'inference_precision', 'device')
 """Options that sparse backbones do not have."""
 
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any]) -> None:
-    """Raise UsageError for options that models of a family do not have.
+    """Raise UsageError for options that do not go with a family, or an engine that runs no such models.
 
     `args` are those of `build_parser`, `engine` is what `options.engine_options` returns for them.
     """

@@ -171,7 +171,7 @@ def keep_fp32_of(family: str) -> tuple[str, ...]:
 
 
 def detector_options() -> tuple[Option, ...]:
-    """Return the options of all families of detectors, each option once.
+    """Return the options of all families of detectors, each option once, with the choices of all of them.
 
     The help of an option names families if only some families of images have it, or if their texts differ.
     """

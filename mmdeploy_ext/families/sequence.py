@@ -99,9 +99,9 @@ class SequenceFamily(Family):
     ) -> Iterable[Frame | Sweep]:
         """Yield the moments of infos as the runtime reads and prepares them by a rule.
 
-        Names are the tokens of the infos, of KITTI the index of the picture; of infos without either they are
-        numbers or ''. `root` is the folder of the data set; None: files are at the paths of the infos, or
-        beside them.
+        Their names are the tokens of the infos, of KITTI the index of the picture; of infos without either
+        they are numbers or ''. A file is at its path in the infos, or below `root`, the folder of the data
+        set (None: not known), or below the folder of the infos.
         """
 
     def generated_sweeps(self, rule: Any, count: int) -> Iterable[Sweep]:
@@ -215,7 +215,7 @@ class SequenceFamily(Family):
         """Return the functions that make up the parts of a sample, for the benchmark.
 
         The result is part -> list of (owner, name of its method). Parts have the names of `graph_seconds` of
-        its runner; time outside of these functions is the head's.
+        its runner; time outside of these functions counts for a part 'head'.
         """
 
     @abc.abstractmethod

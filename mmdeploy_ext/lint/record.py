@@ -56,9 +56,9 @@ class Recorder:
         events: events in their order.
         sizes: origin -> size, of all sizes that were read.
         comparisons: (file and function, compared numbers, origins) of comparisons of sizes that are no
-            branch, loop or guard, such as that in `min(k, size)`; for top-k.
-        handled: origins of sizes that were compared in a function that also tests
-            `isinstance(size, torch.Tensor)`: in an export it takes other code.
+            branch, loop or guard, such as that in `min(k, size)`, and not `handled`; for top-k.
+        handled: origins of sizes whose comparison is no branch, loop or guard either, but in a function that
+            tests for torch.Tensor by `isinstance`: in an export it takes other code.
     """
 
     def __init__(self) -> None:

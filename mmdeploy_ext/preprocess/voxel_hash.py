@@ -136,8 +136,9 @@ def reach(sites, shape, axes, offsets, slots, rows, shift, table):
 def voxel_of(point, low, size, grid, slots, rows, shift, coordinates, n):
     """Return the row of a point's voxel, -1 if it gets none, and the number of voxels so far.
 
-    A new voxel takes the next row of `coordinates` (n, 3) int32 in x, y, z, unless they are full. low and
-    size (3,) float32 as mmcv computes in, grid (3,) int64; slots, rows, shift: a hash.
+    A new voxel takes row n of `coordinates`, int32 x, y, z, unless they are full: the argument n is the number
+    of voxels before this point. low and size (3,) float32 as mmcv computes in, grid (3,) int64; slots, rows,
+    shift: a hash.
     """
     x = np.floor((point[0] - low[0]) / size[0])
     y = np.floor((point[1] - low[1]) / size[1])
@@ -161,9 +162,9 @@ def voxel_of(point, low, size, grid, slots, rows, shift, coordinates, n):
 def collect(points, low, size, grid, slots, rows, shift, coordinates, sums, counts, max_points):
     """Sum the points of every voxel, voxels in the order of their first point; return the number of voxels.
 
-    points (P, D); the rest of the arguments as in `voxel_of`. Written are coordinates (n, 3) int32, sums
-    (n, D) float32 and counts (n,) int32 of at most max_points points. Points of more than n voxels are left
-    out.
+    points (P, D); the rest of the arguments as in `voxel_of`. Written are coordinates (n, 3) int32, and sums
+    (n, D) float32 and counts (n,) int32, both zeros before, of at most max_points points. Points of more than
+    n voxels are left out.
     """
     n = 0
     for p in range(points.shape[0]):

@@ -183,7 +183,7 @@ class Network(nn.Module):
     def volume(
         self, maps: torch.Tensor, image: torch.Tensor, cameras: torch.Tensor, scale_factor: torch.Tensor
     ) -> torch.Tensor:
-        """Return the features (B, C, X, Y, Z) of voxels; those outside of the picture are zero.
+        """Return the features (B, C, X, Y, Z) of voxels, zero for those outside of the padded input.
 
         `maps` are (B, C, h, w), of `image` only the size is used; the others are those of `forward`.
         """

@@ -89,8 +89,9 @@ class HeadStep(nn.Module):
 class PtsHeadMemory(HeadStep):
     """The head as a step without side effects: the memory goes in and comes out as five tensors.
 
-    Those that go in are in the LiDAR frame of the last frame, with ages in seconds at its time; those that
-    come out are in that of this frame, with ages at the time of this one.
+    Points and poses that go in are in the LiDAR frame of the last frame, with ages in seconds at its time;
+    those that come out are in that of this frame, with ages at the time of this one. Velocities stay in the
+    LiDAR frame of the row's origin.
     """
 
     def forward(
@@ -200,7 +201,8 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
     """Return the three graphs of the deploy contract, or the one graph of the fork's.
 
     `model` is the detector, whose batch normalisation is folded in a copy. Of `options` the contract, the
-    version of the fork, and whether all decoder layers or the last one give outputs, decide here.
+    version of the fork, and whether all decoder layers or the last one give outputs, choose the modules; for
+    what decides about their inputs and outputs see `spec.py`.
     """
     size, folded = spec.sizes(model, *model.input_sizes, options.layers), fuse(model)
     camera = (size.cameras, size.height, size.width)

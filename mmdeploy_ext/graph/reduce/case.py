@@ -157,7 +157,9 @@ def prepare(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.Mod
 
 
 def record(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, apart: bool = False) -> dict[str, Any]:
-    """Return tensor name -> array of everything in a graph of `prepare`; a sequence is a list.
+    """Return tensor name -> array of inputs and all outputs of nodes of a graph of `prepare`.
+
+    A sequence is a list.
 
     Args:
         model: the graph.

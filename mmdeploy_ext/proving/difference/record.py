@@ -193,8 +193,8 @@ def record_stages(
         recorder: the recorder that records, after what it has recorded before; None: a new one.
 
     Returns:
-        The records, in which outputs of the stages and taps have their names, but for taps without values or
-        with the name of an input or output.
+        The recorder, in whose records outputs of the stages and taps have their names, but for taps without
+        values or with the name of an input or output.
     """
     recorder, tensors = recorder or TensorRecorder(), dict(inputs)
     with torch.no_grad(), collect_taps() as taps:

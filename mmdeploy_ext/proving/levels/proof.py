@@ -338,7 +338,10 @@ class ExportedProof(Proof):
 
 
 def data_hashes(paths: Iterable[str | Path]) -> dict[str, dict[str, str]]:
-    """Return `data_sha256`: name -> hash of every file that ONNX files keep weights in, if there are any."""
+    """Return the entry `data_sha256`: name -> hash of every file that ONNX files keep weights in.
+
+    The result is {} if there are no such files.
+    """
     data_files = {
         file for path in paths for file in files.external_files(files.read(path), Path(path).parent).values()
     }

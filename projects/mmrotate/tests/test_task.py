@@ -122,7 +122,7 @@ def test_at_the_ends_of_its_interval_an_angle_may_be_at_the_other_end(version, a
 
 
 def test_an_exchanged_angle_version_fails():
-    """le90 and le135 read a rectangle that points up, say at -100 and at 80 degrees, half a turn apart."""
+    """le90 and le135 read a rectangle that points up, say at -80 and at 100 degrees, half a turn apart."""
     angles = np.linspace(-HALF, HALF, 16)[1:-1]
     boxes = [(50 + 9 * index, 60, 40, 20, angle) for index, angle in enumerate(angles)]
     others = [(*box[:4], (box[4] + HALF / 2) % np.pi - HALF / 2) for box in boxes]

@@ -43,13 +43,13 @@ def feeds(batch):
 
 
 def topk_by_index(values, count, dim=-1):
-    """Return the best values, equal ones by their index, as ONNX's TopK does; PyTorch's order is any."""
+    """Return the best values and their indices, equal ones in order, as by ONNX; PyTorch's order is any."""
     best, rows = values.sort(dim=dim, descending=True, stable=True)
     return best.narrow(dim, 0, int(count)), rows.narrow(dim, 0, int(count))
 
 
 def run(family, model, form, batch=2):
-    """Return the outputs of a form by name, in PyTorch, of layers that are not folded."""
+    """Return feeds and outputs of all stages of a form by name, in PyTorch, of layers that are not folded."""
     tensors = feeds(batch)
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, 'topk', topk_by_index)
