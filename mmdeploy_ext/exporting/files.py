@@ -157,8 +157,8 @@ def export_files(
     Args:
         deployment: the model; its `exports` get the graphs.
         options: with opset and size resolved, as `export_graphs` takes them.
-        output: path of the file, or of the folder if the family writes several graphs or companions. Files of
-            an older export of the family there are replaced at once.
+        output: path of the file, or of the folder, maybe of one graph alone, if not `Family.one_file`. Files
+            of an older export of the family there are replaced at once.
         images: as `export_graphs` takes them.
 
     Returns:

@@ -89,7 +89,7 @@ class SequenceFamily(Family):
         """Write generated moments as files into a folder; return the config of a data set that reads them.
 
         If `data.test` of the config reads infos of nuScenes' kind, it is that data set with another
-        `ann_file`; else it is the family's with the config's test pipeline. `rule`, that of
+        `ann_file` and `data_root`; else it is the family's with the config's test pipeline. `rule`, that of
         `preprocess_rule`, decides which files are written.
         """
 

@@ -196,8 +196,8 @@ def finish(
     """Write all results to --json; print the number of detections that are drawn, of several samples.
 
     `kind` is the word for the samples, and the key of their entries in the JSON file, by default that of the
-    metadata. Returns the exit status: 1 if a sample could not be used. `entries` are those of the samples in the JSON file: `error`, or `drawn` and the
-    results; `seconds` is the time of all.
+    metadata. Returns the exit status: 1 if a sample could not be used. `entries` are those of the samples:
+    `error`, or `drawn` and the results; `seconds` is the time of all.
     """
     kind = kind or metadata.samples
     if args.json:

@@ -59,7 +59,7 @@ class Proof(abc.ABC):
 
     Attributes:
         unit: name of one input in messages.
-        found_in: name of an input with results, in messages.
+        found_in: word for what has results, 'image' or 'sweep', in the message that nothing was found.
         advice: what the user can do if too few results were matched.
         by_rate: whether results of files in less than float32 are judged by the share that matched.
         max_pictures: largest number of pictures in the report.
@@ -316,7 +316,10 @@ class ExportedProof(Proof):
 
     @abc.abstractmethod
     def expected(self, file: ExportedFile) -> tuple[FreshExport, Any, GraphSpec | None]:
-        """Return the fresh export of a file, the rule by which samples become its input, and its contract."""
+        """Return the fresh export of a file, the rule by which samples become its input, and its contract.
+
+        The contract is None if the model has no graph of the file's name.
+        """
 
     def graph(self, file: ExportedFile) -> GraphResult:
         return compare_with_fresh_export(file.model, file.metadata, self.expected(file)[0], file.name)
