@@ -99,7 +99,7 @@ def resized(logits: np.ndarray, img_shape: Sequence[float], ori_shape: Sequence[
     """Return logits (n, h, w) of (n, H4, W4) resized to the input, cut to the image, resized to the original.
 
     `img_shape` is the height and width of the image in the input, before padding, `ori_shape` that of the
-    original, both in pixels.
+    original, both in pixels; 0 stands for the side of the whole input.
     """
     rows, columns = resizing(logits.shape[1:], img_shape, ori_shape, RATIO)
     return rows @ (logits @ columns.T)
