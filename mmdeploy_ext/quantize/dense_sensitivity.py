@@ -91,7 +91,10 @@ class LayerSensitivity:
     outputs: Outputs
 
     def to_json(self) -> dict[str, Any]:
-        """Return `name`, `operator`, `parameters` of the layer, `error` and `cosine` of the worst output."""
+        """Return `name`, `operator` and number of `parameters` of the layer, and `error` and `cosine`.
+
+        These two are each that of the output for which it is the worst.
+        """
         return dict(
             name=self.layer.name,
             operator=self.layer.operator,

@@ -50,7 +50,7 @@ def changes(program: Program, reference: Program, pairs: Alignment) -> list[Chan
 
     Nodes come in topological order of the graph, then those that only the reference has, then inputs,
     outputs, opsets, metadata, functions (by name and number of nodes) and domains. What is inside of bodies
-    and functions, the values of defaults and the order of inputs and outputs are not compared:
+    and functions, the default values of inputs and the order of inputs and outputs are not compared:
     `graph.signature` finds those. `pairs` is the result of `align` for the two.
     """
     result: list[Change] = []
