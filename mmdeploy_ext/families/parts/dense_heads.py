@@ -243,10 +243,20 @@ class HeadKind:
 # --- heads with a `_get_bboxes_single` of their own -----------------------------------------------------
 
 
+def _refuse_softmax(head: nn.Module, upstream: type) -> None:
+    """Refuse (ConfigError) a head for softmax whose `get_bboxes` takes sigmoids, also of the background."""
+    if not head.use_sigmoid_cls:
+        raise ConfigError(
+            f'model.bbox_head.loss_cls.use_sigmoid=False: {upstream.__name__} takes sigmoids all the same, '
+            f'also of the background; expected True'
+        )
+
+
 class GflKind(HeadKind):
     """`GFLHead`: boxes are means of distributions."""
 
     def describe(self, head: nn.Module) -> Head:
+        _refuse_softmax(head, self.upstream)
         return Head((('cls_score', int(head.cls_out_channels)), ('bbox_pred', 4 * (head.reg_max + 1))))
 
     def coder(self, head: nn.Module) -> dict[str, Any]:
@@ -310,11 +320,7 @@ class FoveaKind(HeadKind):
     """`FoveaHead`: logarithms of distances over a length per level."""
 
     def describe(self, head: nn.Module) -> Head:
-        if not head.use_sigmoid_cls:
-            raise ConfigError(
-                'model.bbox_head.loss_cls.use_sigmoid=False: FoveaHead takes sigmoids all the same, also of '
-                'the background; expected True'
-            )
+        _refuse_softmax(head, self.upstream)
         return dataclasses.replace(plain_head(head), clip_inset=1.0)
 
     def coder(self, head: nn.Module) -> dict[str, Any]:
@@ -343,6 +349,7 @@ class PaaKind(HeadKind):
     unlimited = True
 
     def describe(self, head: nn.Module) -> Head:
+        _refuse_softmax(head, self.upstream)
         description = factor_head(int(head.cls_out_channels), self.factor)
         votes = bool(head.with_score_voting)
         return dataclasses.replace(description, root=True, choose='priors', judged='product', votes=votes)
@@ -371,6 +378,11 @@ class GuidedKind(HeadKind):
         )
 
     def coder(self, head: nn.Module) -> dict[str, Any]:
+        for name in ('anchor_coder', 'bbox_coder'):
+            if not isinstance(coder := getattr(head, name), coders.DeltaXYWHBBoxCoder):
+                raise ConfigError(
+                    f'{type(head).__name__}: {name} is {type(coder).__name__}; expected DeltaXYWHBBoxCoder'
+                )
         anchors = dict(delta(head.anchor_coder), wh_ratio_clip=1e-6)
         return dict(delta(head.bbox_coder), type='guided', anchor_coder=anchors)
 

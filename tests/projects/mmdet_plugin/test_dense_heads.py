@@ -283,10 +283,19 @@ def test_no_limit_of_results_is_refused_where_mmdet_leaves_out_the_last(kind):
         dense_heads.FAMILY.check(cfg, dense_heads.FAMILY.choose(opset=0, height=512, width=512))
 
 
-def test_a_softmax_that_foveabox_does_not_take_is_refused():
-    cfg = load_config(str(CONFIGS / HEADS['FoveaHead']))
+@pytest.mark.parametrize('kind', ['FoveaHead', 'GFLHead', 'PAAHead'])
+def test_a_softmax_that_a_head_does_not_take_is_refused(kind):
+    cfg = load_config(str(CONFIGS / HEADS[kind]))
     cfg.model.bbox_head.loss_cls = dict(type='CrossEntropyLoss', use_sigmoid=False)
-    with pytest.raises(ConfigError, match=r'use_sigmoid=False: FoveaHead'):
+    with pytest.raises(ConfigError, match=f'use_sigmoid=False: {kind}'):
+        dense_heads.FAMILY.check(cfg, dense_heads.FAMILY.choose(opset=0, height=512, width=512))
+
+
+@pytest.mark.parametrize('key', ['anchor_coder', 'bbox_coder'])
+def test_guided_anchors_with_a_coder_of_no_deltas_are_refused(key):
+    cfg = load_config(str(CONFIGS / HEADS['GARetinaHead']))
+    cfg.model.bbox_head[key] = dict(type='TBLRBBoxCoder')
+    with pytest.raises(ConfigError, match=f'GARetinaHead: {key} is TBLRBBoxCoder'):
         dense_heads.FAMILY.check(cfg, dense_heads.FAMILY.choose(opset=0, height=512, width=512))
 
 
