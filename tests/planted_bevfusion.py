@@ -340,13 +340,6 @@ def _frame(change: Callable) -> tuple[str, Callable]:
     return STEP, arguments(lambda self, frame: (self, change(frame)))
 
 
-def _matrix(name: str, change: Callable) -> tuple[str, Callable]:
-    """Return a fault of one matrix of a frame's calibration, past the check of what the matrices are."""
-    return OF_RIG, arguments(
-        lambda self, matrices, *rest: (self, {**matrices, name: change(matrices[name])}, *rest)
-    )
-
-
 planted(
     'the second and the third camera have changed places',
     TOY,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from planting import argument, called, result, settings
+from planting import argument, called, result
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -191,8 +191,3 @@ def _turned(rows: Any) -> Any:
 
 frozen_limit = (LIMIT, result(lambda limit, *_: int(limit)))
 """How many are the best of a level is a number of the traced size."""
-
-
-def thresholds_of(place: str, **changes: Callable) -> Change:
-    """Return a fault of the settings that a function of ours reads."""
-    return place, settings(**changes)

@@ -8,7 +8,6 @@ from torch import nn
 
 CHANNELS = ((16, 16, 32), (32, 32, 64), (64, 64, 128), (128, 128))
 XYZ_PADDINGS = ((0, 0, 1), (0, 0, 1), (0, 0, (1, 1, 0)), (0, 0))
-ZYX_PADDINGS = ((0, 0, 1), (0, 0, 1), (0, 0, (0, 1, 1)), (0, 0))
 BEVFUSION_PREFIX = 'encoders.lidar.backbone.'
 CENTERPOINT_PREFIX = 'backbone.'
 

@@ -66,14 +66,12 @@ class Sweep:
         points: (P, D) float32: x, y, z in metres in the LiDAR frame, then other values of the sensor.
         name: name of the sweep, for display and for file names.
         scene_token, timestamp_s: scene, and seconds, absolute; a model without a memory reads neither.
-        points_file: path of the sweep; '' when there is none.
     """
 
     points: np.ndarray
     name: str = ''
     scene_token: str = ''
     timestamp_s: float = 0.0
-    points_file: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

@@ -203,7 +203,6 @@ class LidarFamily(SequenceFamily):
         return Sweep(
             points=np.ascontiguousarray(points.cpu().numpy(), np.float32),
             name=str(meta.get('sample_idx', '')),
-            points_file=str(meta.get('pts_filename', '')),
         )
 
     def moments(
@@ -218,7 +217,7 @@ class LidarFamily(SequenceFamily):
         """
         sweeps = Sweeps(infos, lambda points: (points, points), point_rule(cfg, rule.in_channels), root)
         for info in sweeps.items:
-            yield Sweep(sweeps.points(info), str(info.get('token', '')), points_file=sweeps.name(info))
+            yield Sweep(sweeps.points(info), str(info.get('token', '')))
 
     def dumped_frame(self, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Sweep:
         """Return the sweep of a dump, whose tensors are by name; DataError: it has no `points`."""

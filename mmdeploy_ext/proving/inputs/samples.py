@@ -162,7 +162,7 @@ def proof_samples(
         return [*itertools.chain(*sets)], ''
     if paths and not _has_cameras(family):
         sweeps = itertools.chain(*(points_of(path, cfg, rule, count) for path in paths))
-        return [Sweep(points, name, points_file=name) for name, points in sweeps], names
+        return [Sweep(points, name) for name, points in sweeps], names
     if paths:
         cfg = copy.deepcopy(cfg)
         cfg.merge_from_dict({'data.test.ann_file': str(Path(paths[0]).resolve())})

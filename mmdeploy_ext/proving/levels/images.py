@@ -14,7 +14,7 @@ from mmdeploy_ext.proving.inputs.inputs import more_inputs, proof_inputs
 from mmdeploy_ext.proving.levels.cases import run_case, timing
 from mmdeploy_ext.proving.levels.other_limits import NothingPasses, Trial, Trials
 from mmdeploy_ext.proving.levels.preprocessing import compare_pictures
-from mmdeploy_ext.proving.levels.proof import ExportedFile, ExportedProof
+from mmdeploy_ext.proving.levels.proof import ExportedFile, ExportedProof, open_file
 from mmdeploy_ext.proving.levels.traced_lines import has_users_code, observed_inputs, traced_lines
 from mmdeploy_ext.proving.provenance import normalisation_notes
 from mmdeploy_ext.proving.references import (
@@ -60,7 +60,7 @@ class ImageProof(ExportedProof):
 
     def read(self, path: str) -> ExportedFile:
         """Read the file; a ModelFileError refuses one whose form or options the model does not have."""
-        file, deployment = super().read(path), self.deployment
+        file, deployment = open_file(path), self.deployment
         metadata, family = file.metadata, deployment.family
         metadata.require(path, family.name, family.forms)
         self.export_options = family.exported_options(metadata.options, path)

@@ -168,7 +168,6 @@ def frame_of_rig(
     return FusedFrame(
         np.ascontiguousarray(points),
         rig.name,
-        points_file=str(path),
         images=prepared.tensor[None],
         calibration=camera_matrices(rig.lidar2img[0], prepared.to_input),
         image_files=tuple(str(file or '') for file in rig.pictures),

@@ -115,7 +115,6 @@ def frame(data: Mapping[str, Any]) -> FusedFrame:
     return FusedFrame(
         np.ascontiguousarray(points.cpu().numpy(), np.float32),
         str(meta.get('sample_idx', '')),
-        points_file=str(meta.get('pts_filename', '')),
         images=np.ascontiguousarray(image.reshape(1, *image.shape[-3:]), np.float32),
         calibration=camera_matrices(np.asarray(meta['lidar2img']), to_input),
         image_files=picture_files(meta),
