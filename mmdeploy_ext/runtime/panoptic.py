@@ -108,8 +108,9 @@ def resized(logits: np.ndarray, img_shape: Sequence[float], ori_shape: Sequence[
 def fuse_queries(logits: np.ndarray, values: np.ndarray, facts: Mapping[str, Any]) -> np.ndarray:
     """Return a map (h, w) int32 in which every pixel belongs to the query that is surest of it.
 
-    That is the one, of those above `object_mask_thr`, with the largest product of its class score and the
-    sigmoid of its mask there. Pixels of a query that `iou_thr` refuses are in no segment.
+    That is the one, of those above `object_mask_thr` whose best class is not "no class", with the largest
+    product of its class score and the sigmoid of its mask there. Pixels of a query that `iou_thr` refuses are
+    in no segment.
 
     Args:
         logits: (Q, C + 1) of the classes; the last column is no class.

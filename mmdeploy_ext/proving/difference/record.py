@@ -48,7 +48,8 @@ class TensorRecord:
         value: a copy of its values.
         operator: PyTorch's operator that made it, without its overload, e.g. 'convolution'; 'part of addmm'
             of a tensor inside it, see `PARTS`; 'view' of one that no recorded operator made.
-        module: path of the innermost module that ran, below the exported wrapper; '' outside of all.
+        module: path of the innermost module that ran, below the exported wrapper; '' of the detector itself,
+            and outside of all.
         names: its names as a tap and as a tensor of the graph.
         outputs_of: modules whose output it is, innermost first, and the number of the call, from 1, e.g.
             'bbox_head.atss_cls (call 2)'; all outputs of a call have its number.
