@@ -91,7 +91,7 @@ class Limit:
         config: the settings.
         key: key of the entry.
         kind: kind of the decision.
-        head: name of the part of the model that reads it, '' if there is only one.
+        head: what messages call the part of the model that reads it, '' if there is only one.
         list: name of the list of rows that it limits, see `ImageFamily.lists`; '' are the results.
         default: value if the entry is missing.
         available: largest possible number of rows.
@@ -157,8 +157,8 @@ def limits_of(model: torch.nn.Module) -> list[Limit]:
 def entries_of(config: dict[str, Any], head: str, name: str = '') -> list[Limit]:
     """Return the entries of `KINDS` in the settings of a head that limit the list `name`, at any depth.
 
-    `head` is the name of the head in the model, '' if messages leave it out. Entries that leave nothing out
-    are not returned.
+    `head` is what messages call the head, such as 'bbox_head' or 'rpn'; with '' they leave it out. Entries
+    that leave nothing out are not returned.
     """
     limits = []
     for key, value in config.items():
