@@ -8,9 +8,10 @@ a drive are in the order of time, and a round runs one of them.
 
 A contract is one of the sets of files that a family can write for a model, named by the option `contract`:
 StreamPETR has 'deploy', this project's graphs for any engine, and 'fork', the one graph of its deployment
-fork; Sparse4D and BEVFormer have 'portable' and those of the programs that they are for. Of files without
-such an option the contract has the name of the family. Rows of the result have the contract as their `form`.
-A bar is the largest value of a figure that passes.
+fork; Sparse4D and BEVFormer have 'portable' and those of the programs that they are for; the only one of
+CenterPoint and other LiDAR detectors is called 'deploy'. A file whose metadata lack the option has the name
+of the family as its contract. Rows of the result have the contract as their `form`. A bar is the largest
+value of a figure that passes.
 
 A stepper (`runtime.frames.Stepper`) computes one sample after the other: the reference is PyTorch's model, a
 runner the exported files on an engine.
