@@ -108,12 +108,11 @@ class ModelSource:
     def load(self, check: Check, mean: Sequence[float] | None, std: Sequence[float] | None) -> Deployment:
         """Return the model with its weights; `check` is called between building it and reading them.
 
-        `mean` and `std` are those of `export`.
+        `mean` and `std` are those of `export`, checked by `check_normalisation`.
 
         Raises:
-            UsageError: what `check` raised; `mean` or `std` of a model that takes no single pictures, or that
-                are not three finite numbers, above 0 in `std`; a ConfigError, CheckpointError or EngineError
-                about the config, the checkpoint or the device.
+            UsageError: what `check` raised; `mean` or `std` of a model that takes no single pictures; a
+                ConfigError, CheckpointError or EngineError about the config, the checkpoint or the device.
         """
         from mmdeploy_ext.exporting import deployment as deploy
 
@@ -124,10 +123,6 @@ class ModelSource:
                     f'{name}={values}: goes with models of single pictures; family '
                     f'{self.family.name!r} normalises as its config states: leave {name} out'
                 )
-            if values and (len(values) != 3 or not all(map(math.isfinite, values))):
-                raise UsageError(f'{name}={values}: expected three finite numbers')
-        if std and min(std) <= 0:
-            raise UsageError(f'std={std}: expected three positive numbers')
         deployment = deploy.load(
             self.config,
             self.checkpoint,
@@ -211,6 +206,19 @@ class Exported:
         if origin:
             verdict.notes.append(f'frames: {origin}')
         return verdict, pictures
+
+
+def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    """Refuse values that are not three finite numbers, above 0 in `std`; None, and no numbers, pass.
+
+    UsageError: it names the value by its option of the command line.
+    """
+    for name, values in dict(mean=mean, std=std).items():
+        numbers = [] if values is None else [*map(float, values)]
+        kind = 'finite' if name == 'mean' else 'positive'
+        fits = all(math.isfinite(number) and (number > 0 or name == 'mean') for number in numbers)
+        if numbers and not (fits and len(numbers) == 3):
+            raise UsageError(f'--{name} {" ".join(map(str, numbers))}: expected three {kind} numbers')
 
 
 def check_provable(family: Family) -> None:
@@ -347,6 +355,7 @@ def export(
             refused for `dynamic` by 'torchscript' after they were loaded.
         ExportError: the exporter failed, or wrote something other than what was asked for.
     """
+    check_normalisation(mean, std)
     source = ModelSource.read(config, checkpoint, cfg_options, device)
     export_options = source.family.choose(**{'opset': 0, **options})
     export_options.check(names=options)
@@ -474,6 +483,7 @@ def prove(
     for name, value in dict(samples=samples, metrics=metrics).items():
         if isinstance(value, str | Path):  # whose letters would be taken for the entries
             raise UsageError(f'{name}={str(value)!r}: expected a list, [{str(value)!r}]')
+    check_normalisation(mean, std)
     source = ModelSource.read(config, checkpoint, cfg_options, device, file=str(onnx_file))
     settings = engine_settings(
         engine, threads=threads, providers=providers, inference_precision=inference_precision

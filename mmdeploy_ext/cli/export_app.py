@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmdeploy_ext.api import Exported, ModelSource, check_provable, export_source
+from mmdeploy_ext.api import Exported, ModelSource, check_normalisation, check_provable, export_source
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import proof
 from mmdeploy_ext.core import cli
@@ -118,7 +118,7 @@ class Export:
         if not args.verify and not args.show:
             reason = 'goes with --verify; the export itself runs no engine'
             shared.refuse_options(args, build_parser(), ENGINE_OPTIONS, reason)
-        shared.check_normalisation(args)
+        check_normalisation(args.mean, args.std)
         return {'opset': 0, **values}
 
     def run(self) -> int:

@@ -5,7 +5,6 @@ The import of this module imports neither torch nor mmcv; `parse_cfg_options` an
 
 import argparse
 import ast
-import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -115,18 +114,6 @@ def add_normalisation_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add(
         parser, '--std STD', 'per-channel standard deviation (default: from the config)', type=float, nargs=3
     )
-
-
-def check_normalisation(args: argparse.Namespace) -> None:
-    """Raise UsageError for `args.mean` and `args.std` that are not finite, and for an `std` not above 0.
-
-    Each is three numbers, or None without the option, which passes.
-    """
-    for name in ('mean', 'std'):
-        values = getattr(args, name)
-        if values and not all(math.isfinite(value) and (value > 0 or name == 'mean') for value in values):
-            kind = 'finite' if name == 'mean' else 'positive'
-            raise UsageError(f'--{name} {" ".join(map(str, values))}: expected three {kind} numbers')
 
 
 def proof_words(args: argparse.Namespace) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.api import ModelSource, prove_source
+from mmdeploy_ext.api import ModelSource, check_normalisation, prove_source
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import proof
 from mmdeploy_ext.contract.options import FORM, MAX_CANDIDATES, MAX_PROPOSALS, OPSET
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     errors are those of a config, checkpoint, file or sample that cannot be read.
     """
     cli.wait_passively()
-    shared.check_normalisation(args)
+    check_normalisation(args.mean, args.std)
     engine = shared.engine_options(args)
     proof.check_report_targets(args)
     cfg_options = shared.parse_cfg_options(args.cfg_options)

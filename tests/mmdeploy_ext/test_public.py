@@ -1,5 +1,6 @@
 """What `mmdeploy_ext` offers to other programs: a few names, imported when they are used."""
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -83,6 +84,6 @@ def test_a_normalisation_of_frames_is_refused_before_anything_is_loaded(name):
     [('mean', [1, 2], 'finite'), ('mean', np.full(3, np.nan), 'finite'), ('std', [1, 0, 1], 'positive')],
 )
 def test_a_normalisation_that_is_none_is_refused_before_anything_is_loaded(name, values, word):
-    source = ModelSource('no.py', 'no.pth', {}, 'cpu', None, SimpleNamespace(name='dense', samples='images'))
-    with pytest.raises(UsageError, match=rf'{name}=.*expected three {word} numbers'):
-        source.load(lambda *_: None, **{'mean': None, 'std': None, name: values})
+    for function in (mmdeploy_ext.export, functools.partial(mmdeploy_ext.prove, onnx_file='no.onnx')):
+        with pytest.raises(UsageError, match=rf'--{name} .*expected three {word} numbers'):
+            function('no.py', 'no.pth', **{name: values})
