@@ -26,7 +26,7 @@ EXPORT_OPTIONS = tuple(
     for option in (FORM, OPSET, MAX_CANDIDATES, MAX_PROPOSALS)
 )
 """Options of the export that may be repeated for a proof."""
-IMAGE_OPTIONS = ('mean', 'std', *(option.name for option in EXPORT_OPTIONS))
+IMAGE_OPTIONS = ('mean', 'std')
 """Options that are refused for all models but those of single pictures."""
 DETECTOR_OPTIONS = ('eval', 'engine', 'providers', 'inference_precision', 'device')
 """Options that sparse backbones do not have."""
@@ -89,6 +89,11 @@ def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any
         shared.refuse_options(args, build_parser(), ('frames',), 'goes with streaming models only')
         return
     shared.refuse_options(args, build_parser(), IMAGE_OPTIONS, 'goes with models of single pictures only')
+    of_family = {option.name for option in family.options}
+    others = [option.name for option in EXPORT_OPTIONS if option.name not in of_family]
+    shared.refuse_options(
+        args, build_parser(), others, f'exports of family {family.name!r} have no such option'
+    )
     if family.product == BACKBONE:
         shared.refuse_options(args, build_parser(), DETECTOR_OPTIONS, 'sparse backbones do not have it')
     check_engine_kind(engine['engine'], engine.get('inference_precision'))

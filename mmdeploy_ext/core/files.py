@@ -335,11 +335,13 @@ def check_writable(target: str | os.PathLike[str]) -> None:
     Neither it nor its folder need exist, and none is made.
 
     Raises:
-        UsageError: the name is empty, the folder is read-only, a folder or device stands where the file
-            should be, or a file where a folder should be, or this run reads the file.
+        UsageError: the name is empty or has a character 0, the folder is read-only, a folder or device stands
+            where the file should be, or a file where a folder should be, or this run reads the file.
     """
     if not str(target).strip():
         raise UsageError("'': is not the name of a file to write")
+    if '\0' in str(target):
+        raise UsageError(f'{str(target)!r}: has a character 0, which no name of a file has')
     target = Path(target)
     _refuse_read(target)
     if target.is_dir():

@@ -125,14 +125,20 @@ def find_refusals(model: onnx.ModelProto, *, rtx: bool) -> list[Refusal]:
 def check_limits(model: onnx.ModelProto, *, rtx: bool, file: str) -> None:
     """Raise EngineError for a graph that TensorRT cannot take.
 
-    The message names the nodes, up to three for each operator and reason, and what to change. `rtx` is True
-    for TensorRT-RTX; `file` is the file's name, for the message. ModelFileError: see `find_refusals`.
+    The message counts and names the nodes, inputs and outputs, up to three for each operator and reason, and
+    says what to change. `rtx` is True for TensorRT-RTX; `file` is the file's name, for the message.
+    ModelFileError: see `find_refusals`.
     """
     refusals = find_refusals(model, rtx=rtx)
     if refusals:
         title = 'TensorRT-RTX' if rtx else 'TensorRT'
-        count = '1 node' if len(refusals) == 1 else f'{len(refusals)} nodes'
-        raise EngineError(f'{file}: {title} cannot take {count}: {_listed_by_reason(refusals)}')
+        nodes = sum(bool(refusal.operator) for refusal in refusals)
+        tensors = len(refusals) - nodes
+        counts = ['1 node' if nodes == 1 else f'{nodes} nodes'] if nodes else []
+        if tensors:
+            counts.append('1 input or output' if tensors == 1 else f'{tensors} inputs or outputs')
+        reasons = _listed_by_reason(refusals)
+        raise EngineError(f'{file}: {title} cannot take {" and ".join(counts)}: {reasons}')
 
 
 def check_turing(model: onnx.ModelProto, architectures: Collection[int], file: str) -> None:

@@ -198,6 +198,8 @@ def test_verify_refuses_what_it_cannot_prove(config, tmp_path, exported, checkpo
     (tmp_path / 'empty').mkdir()
     assert 'no .onnx file' in refused(capfd, verify_app, config, checkpoint, tmp_path / 'empty')
     assert 'no such ONNX file' in refused(capfd, verify_app, config, checkpoint, tmp_path / 'none.onnx')
+    line = refused(capfd, verify_app, config, checkpoint, exported, '--max-candidates', '9')
+    assert '--max-candidates: ' in line and 'have no such option' in line
     line = refused(capfd, verify_app, config, checkpoint, exported, '--images', 'a.jpg')
     assert '--images a.jpg: no such file or folder' in line
     (tmp_path / 'a.jpg').write_bytes(b'')

@@ -52,7 +52,8 @@ class TensorRecord:
             and outside of all.
         names: its names as a tap and as a tensor of the graph.
         outputs_of: modules whose output it is, innermost first, and the number of the call, from 1, e.g.
-            'bbox_head.atss_cls (call 2)'; all outputs of a call have its number.
+            'bbox_head.atss_cls (call 2)', of the exported wrapper 'the model (call 1)'; all outputs of a call
+            have its number.
     """
 
     value: np.ndarray
@@ -141,7 +142,7 @@ class TensorRecorder(TorchDispatchMode):
         self.stack.pop()
         self.calls[path] += 1
         for index in indices:
-            self.records[index].outputs_of.append(f'{path} (call {self.calls[path]})')
+            self.records[index].outputs_of.append(f'{path or "the model"} (call {self.calls[path]})')
 
     def _find(self, tensor: torch.Tensor) -> int:
         """Return the index of a tensor's last record, of a new one if none has its memory and values.

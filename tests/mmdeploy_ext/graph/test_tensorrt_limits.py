@@ -206,3 +206,9 @@ def test_the_installed_parser_knows_the_same_operators():
     unknown = {name for name in names if not parser.supports_operator(name)}
     assert unknown - {'DeformConv'} == UNSUPPORTED.keys()
     assert np.all([name in names for name in UNSUPPORTED])
+
+
+def test_nodes_and_inputs_are_counted_each_by_their_own():
+    model = parse('[found] y = NonZero(x)', 'double[3] x', 'int64[1,N] y')
+    with pytest.raises(EngineError, match=r'cannot take 1 node and 1 input or output: '):
+        check_limits(model, rtx=True, file='m.onnx')
