@@ -45,8 +45,9 @@ class ViewTransform(nn.Module):
     Args:
         in_channels, out_channels: channels of the feature maps, and C.
         image_size, feature_size: (H, W) of the network's pictures, pixels, and (h, w).
-        xbound, ybound, zbound: first, end and step of the cells, metres; one cell along z.
-        dbound: first, end and step of the depth bins, metres.
+        xbound, ybound, zbound: lower and upper border of the grid and step of its cells, metres; one cell
+            along z.
+        dbound: first depth, end (excluded) and step of the depth bins, metres.
         downsample: 1, or 2: three convolutions behind the sums, the second with that stride.
 
     Raises:
