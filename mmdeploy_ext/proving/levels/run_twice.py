@@ -32,8 +32,8 @@ def run_twice(
 
     Args:
         run: returns the result of one run.
-        judge: takes a result, or the exception that the engine raised, and returns a case and what the report
-            draws of it.
+        judge: takes a result, or the exception of `FAILURES` that the run raised, and returns a case and what
+            the report draws of it.
         outputs: returns the outputs of a result by name.
 
     Returns:
@@ -51,7 +51,7 @@ def run_twice(
 
 
 def attempt(run: Callable[[], Any]) -> Any:
-    """Return the result of a run, or the exception that it raises: an engine that fails is judged as such."""
+    """Return the result of a run, or the exception that it raises if that is one of `FAILURES`."""
     try:
         return run()
     except FAILURES as error:
