@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata import Metadata, read_props
+from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import EngineError, InferenceError
 from mmdeploy_ext.engines.base import Backend
 
@@ -158,7 +158,7 @@ class PluginBackend(Backend):
 
         from mmdeploy_ext.graph.custom_steps import SteppedModel
 
-        self.metadata = Metadata.from_props(read_props(self.path), self.path)
+        self.metadata = read_metadata(self.path)
         self.spec = self.metadata.spec
         settings = dict(optimization=self.graph_optimization, threads=self.threads)
         self.model = SteppedModel(onnx.load(self.path), KERNELS, **settings)

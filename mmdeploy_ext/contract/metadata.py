@@ -14,8 +14,8 @@ from mmdeploy_ext.contract.registry import registered
 from mmdeploy_ext.contract.schema import Check, Mismatch
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import LoadError, ModelFileError, UsageError
-from mmdeploy_ext.core.files import check_onnx_size, check_regular
+from mmdeploy_ext.core.errors import LoadError, ModelFileError
+from mmdeploy_ext.core.files import AnyPath, read_onnx
 from mmdeploy_ext.core.printable import printable, shortened
 from mmdeploy_ext.preprocess import cameras
 from mmdeploy_ext.preprocess.fusion import FusionRule
@@ -354,7 +354,7 @@ def check_graph(
                 )
 
 
-def read_metadata(path: str) -> Metadata:
+def read_metadata(path: AnyPath) -> Metadata:
     """Read the metadata of an ONNX file.
 
     ModelFileError: it is missing or corrupt, or has no mm2onnx metadata; for other errors see `read_props`.
@@ -367,24 +367,13 @@ def least_precision(files: Iterable[Metadata]) -> str:
     return next((metadata.precision for metadata in files if metadata.precision != 'fp32'), 'fp32')
 
 
-def read_props(path: object) -> dict[str, str]:
+def read_props(path: AnyPath) -> dict[str, str]:
     """Return the `metadata_props` of a file.
 
     ModelFileError: it is missing or corrupt, has a text that is not UTF-8, or a `mm2onnx.` entry twice.
     UsageError: it is a pipe or a device.
     """
-    import onnx
-
-    try:
-        check_regular(path)
-        check_onnx_size(path)
-        model = onnx.load(path, load_external_data=False)
-    except FileNotFoundError as error:
-        raise ModelFileError(f'{path}: no such ONNX file') from error
-    except UsageError:
-        raise
-    except Exception as error:
-        raise ModelFileError(f'{path}: is not a readable ONNX file ({type(error).__name__})') from error
+    model = read_onnx(path)
     texts = (text for entry in model.metadata_props for text in (entry.key, entry.value))
     for text in texts:
         if isinstance(text, bytes):  # protobuf's answer where it is not UTF-8

@@ -1,5 +1,7 @@
 """Files that are written atomically, and never over what the same run reads."""
 
+from __future__ import annotations
+
 import contextlib
 import contextvars
 import glob
@@ -10,10 +12,13 @@ import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError
 from mmdeploy_ext.core.printable import printable
+
+if TYPE_CHECKING:
+    import onnx
 
 AnyPath = str | os.PathLike[str]
 
@@ -22,6 +27,8 @@ DATA_SUFFIXES = (*IMAGE_SUFFIXES, '.onnx', '.data', '.npz', '.npy', '.bin', '.pc
 """Suffixes of the files in a folder that tools read; their reports have others."""
 PROTOBUF_LIMIT = 2**31 - 1
 """Bytes that one protobuf message, such as an ONNX file without its external data, can hold."""
+EXPORT_AGAIN = 'export it again, or download it again if it came from elsewhere'
+"""Advice in messages about damaged ONNX files."""
 
 
 class RunFiles:
@@ -123,13 +130,9 @@ def external_locations(path: Path) -> set[str]:
     The set is empty if the ONNX file cannot be read.
     """
     try:
-        import onnx
-
-        check_onnx_size(path)
-        model = onnx.load(path, load_external_data=False)
-    except Exception:  # the tool that reads the file reports what is wrong
+        return set(_locations(read_onnx(path)))
+    except (Mm2OnnxError, ImportError):  # the tool that reads the file reports what is wrong
         return set()
-    return set(_locations(model))
 
 
 def _locations(message: Any) -> Iterator[str]:
@@ -307,6 +310,37 @@ def check_onnx_size(path: AnyPath) -> None:
             f'{printable(path)}: has {size_bytes} bytes, expected an ONNX file of at most {PROTOBUF_LIMIT}, '
             f'which is what protobuf can hold; larger models have their weights in a file beside it'
         )
+
+
+def read_onnx(path: AnyPath) -> onnx.ModelProto:
+    """Read an ONNX file as it is, broken graphs too, without its external data.
+
+    Raises:
+        ModelFileError: no such file, one that cannot be read or is larger than protobuf can hold, or no ONNX
+            file.
+        UsageError: it is a pipe or a device.
+    """
+    import onnx
+
+    try:
+        check_regular(path)
+        check_onnx_size(path)
+        return onnx.load(os.fspath(path), load_external_data=False)
+    except FileNotFoundError as error:
+        raise ModelFileError(f'{path}: no such ONNX file') from error
+    except IsADirectoryError as error:
+        raise ModelFileError(f'{path}: is a folder, expected an ONNX file') from error
+    except PermissionError as error:
+        raise ModelFileError(f'{path}: may not be read; change its permissions') from error
+    except UsageError:
+        raise
+    except OSError as error:
+        raise ModelFileError(f'{path}: cannot be read ({error.strerror})') from error
+    except Exception as error:  # of protobuf, by the ending of the file's name
+        raise ModelFileError(
+            f'{path}: is not a readable ONNX file ({type(error).__name__}); it was cut short, or is of '
+            f'another kind: {EXPORT_AGAIN}'
+        ) from error
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

@@ -23,6 +23,7 @@ import numpy as np
 
 from mmdeploy_ext.consumers.autoware.bevfusion_rules import LIDAR
 from mmdeploy_ext.consumers.autoware.boxes import NodeObjects, suppressed
+from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import EngineError, ModelFileError
 from mmdeploy_ext.families.bevfusion.runtime.boxes import filter_boxes, suppress
 from mmdeploy_ext.families.bevfusion.runtime.frames import FAMILY, FusionRuntime, checked_inputs
@@ -104,14 +105,13 @@ class AutowareBEVFusion(FusionRuntime):
         """
         import onnx
 
-        from mmdeploy_ext.contract.metadata import Metadata, read_props
         from mmdeploy_ext.graph.run import Runner
 
         super().__init__()
         if engine != ENGINE or tuple(providers) != PROVIDERS:
             raise EngineError(f"{engine}: Autoware's plug-ins run in numpy here, what follows in {ENGINE}")
         path = files_by_name(paths, GRAPHS)[LIDAR]
-        self.metadata = Metadata.from_props(read_props(path), path)
+        self.metadata = read_metadata(path)
         self.metadata.require(path, FAMILY, GRAPHS)
         encoder, head = halves(onnx.load(path), BEV, str(path))
         self.encoder = evaluator(encoder)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata import Metadata, read_props
+from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.bevfusion.runtime import geometry
 from mmdeploy_ext.families.bevfusion.runtime.boxes import filter_boxes, in_lidar_columns, suppress
@@ -83,7 +83,7 @@ class CudaBEVFusion(FusionRuntime):
 
         super().__init__()
         files = files_by_name(paths, GRAPHS)
-        metadata = {name: Metadata.from_props(read_props(path), path) for name, path in files.items()}
+        metadata = {name: read_metadata(path) for name, path in files.items()}
         check_forms(files, metadata, FAMILY)
         self.metadata = metadata[GRAPHS[-1]]
         self.sessions = {name: self.opened(engine, files[name], options) for name in DENSE}

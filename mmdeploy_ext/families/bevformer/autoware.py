@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmdeploy_ext.consumers.autoware import bevformer_rules as node
 from mmdeploy_ext.consumers.autoware.bevformer import TRAINED_ORDER
 from mmdeploy_ext.consumers.autoware.manifest import parameter_text, value_differences
-from mmdeploy_ext.contract.metadata import Metadata, read_props
+from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import test_pipeline
@@ -107,7 +107,7 @@ def parameter_differences(folder: Path, cfg: Any) -> Iterator[str]:
     No result of a proof shows the parameters: its runtime reads the metadata of the graph.
     """
     graph = folder / f'{node.GRAPH}.onnx'
-    classes = Metadata.from_props(read_props(graph), graph).classes
+    classes = read_metadata(graph).classes
     kinds = 'MultiScaleFlipAug3D', 'NormalizeMultiviewImage', 'RandomScaleImageMultiViewImage'
     steps = {step['type']: step for step in steps_of(test_pipeline(cfg), *kinds, 'PadMultiViewImage')}
     augmentation, normalise = steps[kinds[0]], steps[kinds[1]]

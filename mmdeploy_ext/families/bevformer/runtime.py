@@ -19,7 +19,7 @@ import numpy as np
 from mmdeploy_ext.consumers.autoware import bevformer as node
 from mmdeploy_ext.consumers.autoware.bevformer_rules import GRAPH as NODE_GRAPH
 from mmdeploy_ext.consumers.bev_plugins import open_with_plugins
-from mmdeploy_ext.contract.metadata import Metadata, read_props
+from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.core.errors import DataError, ShapeError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families.bevformer.options import PORTABLE, TRT_PLUGIN
@@ -60,7 +60,7 @@ def contract_of(file: Path) -> str:
 
     ModelFileError: it is of another family, or no exported file.
     """
-    metadata = Metadata.from_props(read_props(file), file)
+    metadata = read_metadata(file)
     metadata.require(file, FAMILY)
     return metadata.options['contract']
 

@@ -30,7 +30,7 @@ from mmdeploy_ext.consumers.autoware.manifest import (
     translate_classes,
     value_differences,
 )
-from mmdeploy_ext.contract.metadata import Metadata, read_props
+from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph, Stage
 from mmdeploy_ext.core.errors import ConfigError
@@ -277,7 +277,7 @@ def manifest_differences(folder: Path, model: Mapping[str, Any]) -> Iterator[str
     No result of a proof shows the manifest: its runtime reads the metadata of the graph.
     """
     graph = folder / f'{node.LIDAR}.onnx'
-    classes = Metadata.from_props(read_props(graph), graph).classes
+    classes = read_metadata(graph).classes
     lidar, head = model['encoders']['lidar'], model['heads']['object']
     rule = rule_of_layer(lidar['voxelize'], lidar['backbone']['in_channels'], 'xyz')
     low, high, size = rule.point_cloud_range[:3], rule.point_cloud_range[3:], rule.voxel_size

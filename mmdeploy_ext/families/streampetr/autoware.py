@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.consumers.autoware import streampetr_rules as node
 from mmdeploy_ext.consumers.autoware.manifest import MODEL_PREFIX, parameter_text, value_differences
-from mmdeploy_ext.contract.metadata import Metadata, read_props
+from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
@@ -204,7 +204,7 @@ def manifest_differences(folder: Path, limits: Sequence[float]) -> Iterator[str]
         ModelFileError: a graph is missing or cannot be read. A missing manifest has other values.
     """
     files = (folder / f'{name}.onnx' for name in (node.BACKBONE, node.HEAD))
-    images, head = (Metadata.from_props(read_props(file), file) for file in files)
+    images, head = (read_metadata(file) for file in files)
     _, cameras, _, height, width = images.spec.tensor('img').axes
     expected = dict(
         class_names=[name.upper() for name in head.classes],

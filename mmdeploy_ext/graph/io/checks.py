@@ -8,7 +8,6 @@ whose operators and attributes are its own, and which are no valid ONNX.
 
 import graphlib
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,15 +15,12 @@ import onnx
 from onnx import numpy_helper
 
 from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.core.files import EXPORT_AGAIN, AnyPath
 from mmdeploy_ext.core.printable import shortened
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import all_nodes, all_tensors, node_label, reads, writes
 from mmdeploy_ext.proving.tensors import shape_text
 
-FileName = str | os.PathLike[str]
-"""Path of a file; a message has its text."""
-EXPORT_AGAIN = 'export it again, or download it again if it came from elsewhere'
-"""Advice in messages about damaged files."""
 DEFAULT_DOMAINS = ('', 'ai.onnx')
 """Both are names of ONNX's own domain."""
 SPARSE_OPERATORS = ('SparseConvolution', 'ScatterDense')
@@ -49,7 +45,7 @@ def check_ordinary(model: onnx.ModelProto) -> None:
         )
 
 
-def check_opsets(model: onnx.ModelProto, name: FileName) -> None:
+def check_opsets(model: onnx.ModelProto, name: AnyPath) -> None:
     """Raise ModelFileError for a model without opsets, or of a version that is newer than the installed onnx.
 
     The versions are those of ONNX's own opset and of the IR; opsets of other domains are not looked at.
@@ -72,7 +68,7 @@ def check_opsets(model: onnx.ModelProto, name: FileName) -> None:
         )
 
 
-def check_names(model: onnx.ModelProto, name: FileName) -> None:
+def check_names(model: onnx.ModelProto, name: AnyPath) -> None:
     """Raise ModelFileError for a name that is not UTF-8, which protobuf gives as bytes.
 
     The names are those of nodes, of their tensors and attributes, and of constants, also in bodies and
@@ -104,7 +100,7 @@ def _names(model: onnx.ModelProto) -> Iterator[tuple[str, str | bytes]]:
             yield f'an axis of {value.name}', axis.dim_param
 
 
-def check_bytes(model: onnx.ModelProto, name: FileName) -> None:
+def check_bytes(model: onnx.ModelProto, name: AnyPath) -> None:
     """Raise ModelFileError for a constant with more or fewer bytes than its shape takes, by its name.
 
     The constants are those of `all_tensors`, with their external data loaded. Of texts, complex numbers,
@@ -133,7 +129,7 @@ def check_bytes(model: onnx.ModelProto, name: FileName) -> None:
             )
 
 
-def check_order(model: onnx.ModelProto, name: FileName = 'the model') -> None:
+def check_order(model: onnx.ModelProto, name: AnyPath = 'the model') -> None:
     """Raise ModelFileError for nodes in a cycle, out of order, or that read what nothing makes.
 
     They are the nodes of the main graph, with what their bodies read from outside; also an output of the
@@ -187,7 +183,7 @@ def names_without_shape(values: Sequence[onnx.ValueInfoProto]) -> list[str]:
     ]
 
 
-def check_valid(model: onnx.ModelProto | Path, name: FileName) -> None:
+def check_valid(model: onnx.ModelProto | Path, name: AnyPath) -> None:
     """Raise ModelFileError, with onnx.checker's message, for a model that is not valid ONNX.
 
     So it does for a path with no file or no model behind it. `model` is the path of its file if it is too

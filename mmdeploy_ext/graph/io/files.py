@@ -13,21 +13,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import external_data_helper as external_data
 
-from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import (
+    EXPORT_AGAIN,
     PROTOBUF_LIMIT,
+    AnyPath,
     atomic_path,
-    check_onnx_size,
     check_outputs,
-    check_regular,
     check_writable,
     external_locations,
+    read_onnx,
 )
 from mmdeploy_ext.graph.io import checks, types
-from mmdeploy_ext.graph.io.checks import EXPORT_AGAIN, FileName, is_sparse
+from mmdeploy_ext.graph.io.checks import is_sparse
 from mmdeploy_ext.graph.io.index import all_nodes, all_tensors
 
 CANNOT_READ = (ValueError, OSError, onnx.checker.ValidationError)
@@ -38,7 +38,7 @@ SMALLEST_EXTERNAL = 1024
 """Bytes: smaller tensors (shapes, axes) stay in the model file, where shape inference sees them."""
 
 
-def read(path: FileName) -> onnx.ModelProto:
+def read(path: AnyPath) -> onnx.ModelProto:
     """Read an ONNX file as it is, broken graphs too, without its external data.
 
     Raises:
@@ -46,32 +46,14 @@ def read(path: FileName) -> onnx.ModelProto:
             file, has no node in its main graph, or a name that is not UTF-8.
         UsageError: it is a pipe or a device.
     """
-    try:
-        check_regular(path)
-        check_onnx_size(path)
-        model = onnx.load(os.fspath(path), load_external_data=False)
-    except FileNotFoundError as error:
-        raise ModelFileError(f'{path}: no such ONNX file') from error
-    except IsADirectoryError as error:
-        raise ModelFileError(f'{path}: is a folder, expected an ONNX file') from error
-    except PermissionError as error:
-        raise ModelFileError(f'{path}: may not be read; change its permissions') from error
-    except UsageError:
-        raise
-    except OSError as error:
-        raise ModelFileError(f'{path}: cannot be read ({error.strerror})') from error
-    except (DecodeError, ValueError) as error:
-        raise ModelFileError(
-            f'{path}: is not a readable ONNX file ({type(error).__name__}); it was cut short, or is of '
-            f'another kind: {EXPORT_AGAIN}'
-        ) from error
+    model = read_onnx(path)
     if not model.graph.node:
         raise ModelFileError(f'{path}: holds no graph: expected an ONNX file with nodes; {EXPORT_AGAIN}')
     checks.check_names(model, path)
     return model
 
 
-def read_shapes(path: FileName) -> onnx.ModelProto:
+def read_shapes(path: AnyPath) -> onnx.ModelProto:
     """Read an ONNX file as `read` does, and of its external data the small tensors: shapes, not weights.
 
     Small are tensors of up to `SMALLEST_EXTERNAL` elements. Those whose data are missing or damaged stay
@@ -87,7 +69,7 @@ def read_shapes(path: FileName) -> onnx.ModelProto:
     return model
 
 
-def load(path: FileName) -> onnx.ModelProto:
+def load(path: AnyPath) -> onnx.ModelProto:
     """Read an ONNX file with all its weights and make sure that it can be worked on.
 
     Raises:
@@ -138,7 +120,7 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
         ) from error
 
 
-def save(model: onnx.ModelProto, path: FileName, *, inputs: Sequence[FileName] = ()) -> list[Path]:
+def save(model: onnx.ModelProto, path: AnyPath, *, inputs: Sequence[AnyPath] = ()) -> list[Path]:
     """Check a model, which stays as it is, and write it; an older file remains until the new one is whole.
 
     A model that is too large for one protobuf message gets its large tensors in `NAME.data` beside it, or in
@@ -188,7 +170,7 @@ def with_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def check_targets(targets: Sequence[FileName], inputs: Sequence[FileName]) -> None:
+def check_targets(targets: Sequence[AnyPath], inputs: Sequence[AnyPath]) -> None:
     """Raise UsageError if one of `targets` is one of `inputs` or its external data, or cannot be written."""
     check_outputs({'--output': targets}, {'the input': inputs})
     for target in targets:

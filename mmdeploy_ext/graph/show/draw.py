@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING
 import onnx
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.files import atomic_path
+from mmdeploy_ext.core.files import AnyPath, atomic_path
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.checks import FileName
 from mmdeploy_ext.graph.io.index import Index
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def tooltip(text: str) -> str:
     return text.replace('\\', '\\\\')
 
 
-def save_picture(picture: AGraph, target: FileName) -> None:
+def save_picture(picture: AGraph, target: AnyPath) -> None:
     """Lay out a picture by Graphviz's library, which pygraphviz has, and write it to `target` atomically.
 
     The suffix decides the format; UsageError: it is not one of `FORMATS`.
@@ -104,7 +103,7 @@ def save_picture(picture: AGraph, target: FileName) -> None:
         picture.draw(str(temporary), format=check_suffix(target), prog='dot')
 
 
-def check_suffix(target: FileName) -> str:
+def check_suffix(target: AnyPath) -> str:
     """Return the format of a file by its suffix, e.g. 'svg'; UsageError if it is none of `FORMATS`."""
     suffix = Path(target).suffix.lower()
     if suffix not in FORMATS:
@@ -127,7 +126,7 @@ def _without_font_warnings() -> Iterator[None]:
 
 
 def draw(
-    model: onnx.ModelProto, target: FileName, *, title: str = '', node: str | None = None, depth: int = 3
+    model: onnx.ModelProto, target: AnyPath, *, title: str = '', node: str | None = None, depth: int = 3
 ) -> int:
     """Draw a graph, or the surroundings of a node, and return how many nodes are in the picture.
 

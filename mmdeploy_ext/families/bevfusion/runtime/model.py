@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.consumers.cuda_bevfusion.cuda import DENSE, CudaBEVFusion
-from mmdeploy_ext.contract.metadata import Metadata, read_props
+from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.engines import build_backend, build_exact
 from mmdeploy_ext.families.bevfusion.runtime.boxes import in_lidar_columns, suppress
@@ -91,7 +91,7 @@ class BEVFusionOnnx(FusionRuntime):
         last = next((path for path in files if path.stem == GRAPHS[-1]), None)
         if last is None:
             raise ModelFileError(f'{", ".join(map(str, files))}: got no {GRAPHS[-1]}.onnx of an export')
-        metadata = Metadata.from_props(read_props(last), last)
+        metadata = read_metadata(last)
         metadata.require(last, FAMILY, GRAPHS[-1:])
         facts = metadata.postprocess
         needed = dict(rig='camera' in facts['sensors'], depth='depth' in metadata.spec.input_names)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata import Metadata, read_props
+from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import DataError, ModelFileError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.families.bevfusion.runtime.frames import FAMILY, MATRICES, check_calibration
@@ -127,7 +127,7 @@ def write_tables(folder: str, calibration: str, output: str) -> dict[str, int]:
             failed.
     """
     path = model_files(folder)[0]
-    metadata = Metadata.from_props(read_props(path), path)
+    metadata = read_metadata(path)
     metadata.require(path, FAMILY)
     if 'view' not in metadata.postprocess:
         raise ModelFileError(f'{path}: is of LiDAR alone; expected an export with cameras, which are pooled')
