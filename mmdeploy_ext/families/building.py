@@ -26,10 +26,21 @@ def names_of_class(registry: Any, name: Any) -> list[str]:
     `registry` is one of mmcv's. Families compare names, not classes, so that a class of the user's repository
     counts as one of a library if it is derived from it, or is a copy of it with the same name.
     """
-    registered_class = registry.get(str(name))
-    if registered_class is None:
+    part_class = registered_class(registry, name)
+    if part_class is None:
         return [str(name)]
-    return [str(name), *(base.__name__ for base in registered_class.__mro__)]
+    return [str(name), *(base.__name__ for base in part_class.__mro__)]
+
+
+def registered_class(registry: Any, name: Any) -> type | None:
+    """Return the class of a name in `registry`, which is one of mmcv's, or in mmdet's registry of models.
+
+    None if neither has the name. mmdet3d's builders of detectors, backbones, necks and heads look in both, in
+    this order, so that a repository may register its own with either library.
+    """
+    from mmdet.models.builder import MODELS
+
+    return registry.get(str(name)) or MODELS.get(str(name))
 
 
 def nearest_base(kind: type, names: Container[str]) -> str | None:

@@ -24,7 +24,7 @@ from mmdeploy_ext.kit.diagnosis import (
 )
 from mmdeploy_ext.kit.drive import DriveJudge
 from mmdeploy_ext.kit.outputs import check_kit, has_outputs, read_outputs
-from mmdeploy_ext.proving import half_bars, results
+from mmdeploy_ext.proving import full_form, half_bars, results
 from mmdeploy_ext.proving.levels.run_twice import FAILURES
 from mmdeploy_ext.proving.modules.row_order import in_order_of
 from mmdeploy_ext.proving.tasks import task_module
@@ -274,6 +274,10 @@ class _Judge:
         detections: tuple[results.DetectionRow, ...] = ()
         if case.results and all(row.passed for row in rows):
             detections = self._match(case, arrays)
+            metadata = self.graphs[case.graph].metadata
+            if 'labels' in metadata.spec.output_names:  # matching depends neither on order nor on padding
+                num_classes = metadata.postprocess.get('num_classes') or len(metadata.classes)
+                rows += full_form.order_rows(arrays, num_classes)
         shapes = ', '.join('x'.join(map(str, array.shape)) for array in case.inputs.values())
         return results.Case(f'{name} {case.title}', shapes, False, tuple(rows), detections)
 

@@ -22,7 +22,7 @@ from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import number, positive
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.building import build_without_weights
+from mmdeploy_ext.families.building import build_without_weights, registered_class
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.limits import Kind, Limit
 from mmdeploy_ext.families.monocular import cameras, graphs, reference, smoke_graphs
@@ -79,8 +79,8 @@ class MonocularFamily(ImageFamily):
         """The heads that export, and bases of such."""
 
     def claims(self, cfg: Any) -> Claim:
-        head = builder.HEADS.get(detector_parts.part_cfg(cfg.model, 'bbox_head').get('type') or '')
-        detector = builder.DETECTORS.get(cfg.model.get('type') or '')
+        head = registered_class(builder.HEADS, detector_parts.part_cfg(cfg.model, 'bbox_head').get('type'))
+        detector = registered_class(builder.DETECTORS, cfg.model.get('type'))
         if head is None or detector is None or not issubclass(detector, detectors.SingleStageMono3DDetector):
             return Claim.NO
         return Claim.DETECTOR if issubclass(head, self.heads) else Claim.NO

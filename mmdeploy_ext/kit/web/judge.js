@@ -31,6 +31,7 @@ export function judgeCase(kitCase, outputs, kit) {
   }
   const isRight = tensors.every((row) => !row.reason);
   const results = isRight && hasResults(kit) ? matchImages(kitCase, typed, kit) : [];
+  if (isRight && hasResults(kit) && typed.labels) tensors.push(...brokenPromises(typed, kit.metadata));
   const failures = [...tensors, ...results]
     .filter((row) => row.reason)
     .map((row) => `${kitCase.name} ${kitCase.title}: ${row.name}: ${row.reason}`);
@@ -72,6 +73,40 @@ function constant(outputs) {
         !isWhole(dtype) && values.length > 1 && values.every((value) => value === values[0]),
     )
     .map(([name, { values }]) => failedRow(name, `every value is ${values[0]}, PyTorch has results`));
+}
+
+/**
+ * Return failing rows of what `full` files promise of order and padding, on which no matching depends.
+ *
+ * The rules are those of `order_rows` in mmdeploy_ext/proving/full_form.py.
+ */
+function brokenPromises({ dets, scores, labels }, { postprocess, classes }) {
+  const [name, array] = dets ? ['dets', dets] : ['scores', scores];
+  const [count, columns] = [labels.shape[1], dets ? dets.shape[2] : 1];
+  const numClasses = postprocess.num_classes || classes.length;
+  if (array.values.length !== labels.values.length * columns) {
+    return [failedRow('labels', `shape: got ${shapeText(labels.shape)}, expected that of ${name}`)];
+  }
+  const score = (place) => array.values[(place + 1) * columns - 1];
+  const rows = [];
+  const check = (output, title, isWrong) => {
+    const place = labels.values.findIndex((_, index) => isWrong(index, Number(labels.values[index])));
+    if (place < 0) return;
+    const where = `image ${Math.floor(place / count)}, row ${place % count}`;
+    rows.push(failedRow(output, `${title}: ${where}`));
+  };
+  const isAfterPadding = (place) =>
+    Array.from({ length: place % count }, (_, index) => score(place - index - 1)).includes(0);
+  check(name, 'a score is not finite', (place) => !Number.isFinite(score(place)));
+  check(name, 'scores do not descend', (place) => place % count > 0 && score(place) > score(place - 1));
+  check('labels', 'padding without label -1', (place, label) => score(place) === 0 && label !== -1);
+  check('labels', 'a negative score behind padding', (place) => score(place) < 0 && isAfterPadding(place));
+  check(
+    'labels',
+    `a label outside of 0..${numClasses - 1}`,
+    (place, label) => score(place) !== 0 && (label < 0 || label >= numClasses),
+  );
+  return rows;
 }
 
 function matchImages(kitCase, outputs, { metadata, manifest: { task, bars } }) {

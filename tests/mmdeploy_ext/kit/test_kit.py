@@ -111,6 +111,11 @@ FAULTS = {
     'images of a batch mixed up': changed(dets=lambda array: array[::-1], labels=lambda array: array[::-1]),
     'one box fewer': changed(labels=lambda array: np.where(np.arange(array.shape[1]) == 0, -1, array)),
     'NaN': changed(dets=lambda array: array * np.float32(np.nan)),
+    'the best result last': changed(dets=lambda array: array[:, ::-1], labels=lambda array: array[:, ::-1]),
+    'padding with a class': changed(
+        dets=lambda array: np.pad(array, ((0, 0), (0, 1), (0, 0))),
+        labels=lambda array: np.pad(array, ((0, 0), (0, 1))),
+    ),
 }
 FAULTS_OF_FILES = {  # which outputs in a browser cannot have
     'objects': changed(dets=lambda array: array.astype(object)),
@@ -237,7 +242,10 @@ def test_the_reason_names_what_is_wrong_with_an_output(kit, outputs, tmp_path, f
 def in_half_precision(target, arrays):
     noise = np.random.default_rng(0).normal(0, 2e-3, arrays['dets'].shape).astype(np.float32)
     noise[..., :4] *= 100
-    np.savez(target.with_suffix('.npz'), dets=arrays['dets'] + noise, labels=arrays['labels'])
+    dets = arrays['dets'] + noise
+    order = np.argsort(-dets[..., 4], axis=1, kind='stable')  # an engine sorts by its own scores
+    labels = np.take_along_axis(arrays['labels'], order, 1)
+    np.savez(target.with_suffix('.npz'), dets=np.take_along_axis(dets, order[..., None], 1), labels=labels)
 
 
 def overflowed(target, arrays):
@@ -295,7 +303,8 @@ def test_inputs_without_any_result_of_pytorch_are_not_equal_for_a_reason(kit, ou
     (tmp_path / 'kit/empty.bin').touch()
     change_manifest(tmp_path / 'kit', without_results)
     (tmp_path / 'outputs').mkdir()
-    rewritten(outputs, tmp_path / 'outputs', changed(labels=lambda labels: np.full_like(labels, -1)))
+    nothing = changed(dets=np.zeros_like, labels=lambda labels: np.full_like(labels, -1))
+    rewritten(outputs, tmp_path / 'outputs', nothing)
     (tmp_path / 'outputs/kit.txt').unlink()
     judgement = judge(tmp_path / 'kit', tmp_path / 'outputs')
     assert not judgement.equal and judgement.failures == [

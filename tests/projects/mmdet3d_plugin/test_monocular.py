@@ -9,8 +9,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.models.builder import MODELS as MMDET_MODELS
 from mmdet3d.datasets.pipelines.transforms_3d import AffineResize
 from mmdet3d.models.builder import build_head
+from mmdet3d.models.dense_heads import SMOKEMono3DHead
+from mmdet3d.models.detectors import SMOKEMono3D
 
 from marking import in_suite
 from mmdeploy_ext.cli import run_app
@@ -18,6 +21,7 @@ from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.evaluate import detector
+from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.monocular import cameras, graphs, networks, reference, smoke_graphs, task
 from mmdeploy_ext.families.monocular.runtime import decoding, results
 from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
@@ -326,6 +330,16 @@ def test_cameras_are_read_by_path_by_name_and_for_all():
         camera[row, column] = value
         with pytest.raises(ShapeError, match='expected positive focal lengths'):
             check_camera(camera)
+
+
+def test_parts_that_are_registered_with_mmdet_belong_to_the_family_of_their_bases(monkeypatch):
+    head, detector = type('MyHead', (SMOKEMono3DHead,), {}), type('MyDetector', (SMOKEMono3D,), {})
+    for part in (head, detector):
+        monkeypatch.setitem(MMDET_MODELS.module_dict, part.__name__, part)
+    cfg = toy('smoke')
+    cfg.model.type, cfg.model.bbox_head.type = 'MyDetector', 'MyHead'
+    family = find_family(cfg)
+    assert family.name == 'smoke' and type(family.build(cfg).bbox_head) is head
 
 
 def test_what_the_graphs_do_not_reproduce_is_refused_by_its_key():
