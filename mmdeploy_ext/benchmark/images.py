@@ -66,7 +66,9 @@ class ImageBenchmark(Benchmark):
     foreign = ('voxels', 'no_racing')
 
     def load(self) -> None:
-        """Load the model and the pictures; the size comes from files, command line or test pipeline.
+        """Load the model and the pictures.
+
+        The size comes from exported files, `--shape` or the `--prepared` input, else from the test pipeline.
 
         Files of another family, or with other overrides of the config, are refused before weights are read.
         """

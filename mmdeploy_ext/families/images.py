@@ -51,7 +51,7 @@ class ResultLimit:
     """The entry of a detector's settings that limits the number of results per image.
 
     Attributes:
-        config: its `test_cfg`.
+        config: the settings with the entry: the `test_cfg` of a head, or attributes of a module.
         key: key of the limit, whose value is -1 if the number is unlimited.
         default: value if the key is missing.
         available: largest possible number of results.
@@ -153,7 +153,8 @@ class ImageFamily(Family):
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
         """Batch prepared images of one size into graph inputs, and what the runtime needs of them besides.
 
-        Here: `images` (B, 3, H, W) float32, and with `rescale` the `scale_factor` (B, 4) float32.
+        Here: `images` (B, 3, H, W) float32, and with `rescale` the `scale_factor` (B, 4) float32,
+        `w h w h`, input / original.
         """
         feeds = dict(images=np.stack([image.tensor for image in images]))
         if rescale:
@@ -361,7 +362,10 @@ class ImageFamily(Family):
         return contextlib.nullcontext()
 
     def last_level_side(self, model: torch.nn.Module) -> float:
-        """Return the side, pixels of the input, from which on the last level looks at squares; 0 if never."""
+        """Return the side, pixels of the input, from which on the last level looks at squares.
+
+        0 if the size of a square does not decide about levels.
+        """
         return 0.0
 
     def finds_always(self, model: torch.nn.Module) -> bool:

@@ -173,10 +173,11 @@ def image_files(source: str | Path, root: str | Path | None = None) -> list[Path
 
 
 def calibration_frames(metadata: Metadata, frames: list[Frame]) -> CalibrationSet:
-    """Return frames of all cameras as a set that prepares them as the model file says: {'img': (N, 3, H, W)}.
+    """Return frames of all cameras as a set that prepares them as the model file says.
 
-    The heads of such a model are in another graph: all layers of this one compute features. ModelFileError:
-    the graph takes more than the pictures (a memory, calibrations).
+    Its feeds are {'img': (N, 3, H, W)}, or (1, N, 3, H, W) if the graph takes that. The heads of such a model
+    are in another graph: all layers of this one compute features. ModelFileError: the graph takes more than
+    the pictures (a memory, calibrations).
     """
     if not isinstance(metadata.preprocess, MultiViewRule) or metadata.spec.input_names != [IMAGE_INPUT]:
         raise ModelFileError(

@@ -193,7 +193,7 @@ def raise_scores(
         layer: layer with a bias.
         outputs: (C, B, n) of B sweeps, at n positions.
         empty: (C, m) of an empty map, at m positions.
-        count: number of the best cells of a sweep.
+        count: number of the best positions of a sweep; n / `CELLS_PER_BEST` are taken if that is less.
 
     Returns:
         Factor and summand (C, 1) by which the outputs change.

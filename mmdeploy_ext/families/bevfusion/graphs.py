@@ -27,8 +27,8 @@ TABLES = ('first', 'pixels', 'second', 'third', 'slots')
 
 They replace a scatter by gathers: a row of `first` lists points that are added up, a row of `second` rows of
 `first`, a row of `third` rows of `second`; `slots` has for each cell the row with its sum. Row 0 of each
-table is empty and stands for none: entry k of `second` or `third` is row k, but entry k of `first` is
-point k - 1.
+table is empty. An entry with the value k stands for row k of the table before in `second` and `third`, but
+for point k - 1 in `first`; 0 stands for none.
 """
 TABLE_MEANINGS = dict(
     cells='cell of each point of the frustum, x * Y + y; X * Y for none',

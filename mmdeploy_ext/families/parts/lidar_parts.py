@@ -54,7 +54,7 @@ def encode(encoder: nn.Module, features: Tensor, coordinates: Tensor) -> Tensor:
 
 
 def bev_of(output: Any) -> Tensor:
-    """Return the bird's-eye view that a middle encoder returned; SASSD's has a place for others behind it."""
+    """Return the bird's-eye view that a middle encoder returned; of a tuple, as SASSD's, the first entry."""
     return output[0] if isinstance(output, tuple) else output
 
 

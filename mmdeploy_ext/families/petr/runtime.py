@@ -77,7 +77,8 @@ def inverse_of(lidar2img: np.ndarray) -> np.ndarray:
 def camera_times(frame: Frame) -> np.ndarray:
     """Return the absolute times (N,) float64, seconds, of a frame's pictures.
 
-    DataError: one is not finite, or there are not N of them.
+    Without `camera_times_s` all are the time of the frame. DataError: one is not finite, or there are not N
+    of them.
     """
     count = len(frame.images)
     if frame.camera_times_s is None:

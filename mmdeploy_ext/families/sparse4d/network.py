@@ -178,8 +178,8 @@ def refine(
 def take_over(feature: Tensor, anchor: Tensor, logits: Tensor, last: Remembered) -> list[Tensor]:
     """Return features and anchors of the last frame's instances, then of the best ones of this frame.
 
-    Those of this frame, features (1, A, C) and anchors (1, A, 11), stay as they are unless the last frame is
-    near. The best ones are in the order of their scores, which `logits` (1, A, K) give.
+    Those of this frame, features (1, A, C) and anchors (1, A, 11), stay as they are unless there is a last
+    frame that is near. The best ones are in the order of their scores, which `logits` (1, A, K) give.
     """
     count = anchor.shape[1] - last.anchor.shape[1]
     _, best = logits.amax(-1)[0].topk(count)

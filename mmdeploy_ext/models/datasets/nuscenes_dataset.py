@@ -37,7 +37,8 @@ class CustomNuScenesDataset(NuScenesDataset):
     Infos are those of StreamPETR's `*2d_temporal_infos_*.pkl`, sorted by time.
 
     Args:
-        collect_keys: keys of a frame that training stacks to (T, ...).
+        collect_keys: keys of a frame that training stacks to (T, ...); if `img_metas` is one of them, it
+            becomes a list of T, and otherwise that of the last frame stays.
         seq_mode: streaming training: a sample is one frame, and `flag` groups the frames of one sequence.
         seq_split_num: into at most how many sequences a scene is cut, or 'all' for one frame each.
         num_frame_losses: how many of the last frames must have boxes, where empty ones are filtered.
@@ -110,8 +111,8 @@ class CustomNuScenesDataset(NuScenesDataset):
         """Run the pipeline on T frames up to `index`; None if they are filtered as empty.
 
         Frame 0 stands for those before the first one. The last frame's dict is returned, with `collect_keys`
-        stacked to (T, ...), and the boxes and `img_metas` as lists of T. With `filter_empty_gt` frames are
-        dropped if one of the last `num_frame_losses` has no box.
+        stacked to (T, ...), and the boxes, and `img_metas` among these keys, as lists of T. With
+        `filter_empty_gt` frames are dropped if one of the last `num_frame_losses` has no box.
         """
         queue, scene = [], None
         # queue_length - 1 of the frames before `index`, in order, and `index` itself

@@ -43,7 +43,7 @@ class ResidualBlock(nn.Module):
                 self.short = nn.Sequential(OrderedDict(pool=pool, conv=self.short))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the sum of the shortcut and of all other layers in turn, behind a ReLU.
+        """Return the ReLU of the shortcut plus what the other layers, one after the other, give.
 
         For maps (B, in_channels, h, w) it is (B, out_channels, h / stride, w / stride).
         """

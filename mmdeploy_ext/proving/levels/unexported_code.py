@@ -34,7 +34,8 @@ class UnexportedCode:
     Attributes:
         name: `MyNeck.forward`, `my/neck.py:8`, or `MyNeck.calls`.
         why: `ALONE` of functions and lines, `KEPT` of attributes.
-        place: lines of a function, text of a line, class of an attribute with its module in the model.
+        place: file and lines of a function, text of a line, or the module that has an attribute, as 'module
+            neck' or 'the detector'.
     """
 
     name: str

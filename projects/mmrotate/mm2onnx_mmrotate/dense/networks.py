@@ -142,7 +142,11 @@ def as_map(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def refined_features(align: nn.Module, features: Maps, rois: Maps) -> Maps:
-    """Return what `FeatureRefineModule` adds up: features, and those at the centres of boxes (B, 5, h, w)."""
+    """Return what `FeatureRefineModule` gives: the features plus `local`, plus `local` at the boxes' centres.
+
+    `local` (B, C, h, w) is what the convolutions of the module `align` make of the features of a level;
+    `rois` are the boxes (B, 5, h, w) of each.
+    """
     refined = []
     for maps, boxes, stride in zip(features, rois, align.featmap_strides, strict=True):
         local = align.conv_5_1(align.conv_1_5(maps)) + align.conv_1_1(maps)
