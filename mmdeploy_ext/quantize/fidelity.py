@@ -52,7 +52,8 @@ class Row:
         local: difference of its output in int8 if it is fed by the fp32 run.
         fp16: difference of its output in the fp16 network.
         clipped: share of the values of its input that are more than half a step beyond the range.
-        output: difference of the network's output if only this layer is int8; None if not measured.
+        output: difference of the network's output if only this layer is int8, all others fp32; None if not
+            measured.
     """
 
     name: str

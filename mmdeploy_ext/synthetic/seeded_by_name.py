@@ -119,10 +119,10 @@ def sparse_weights(shapes: Shapes, prefix: str = '') -> dict[str, np.ndarray]:
 
 
 def fill_sparse_module(module: torch.nn.Module, prefix: str = '') -> dict[str, np.ndarray]:
-    """Fill a module on spconv 2, whose kernels are (O, k0, k1, k2, I), in place; return `sparse_weights`.
+    """Fill a module on spconv 2, whose kernels are (O, k0, k1, k2, I), in place; return its weights.
 
     k0, k1, k2 are the kernel's size, I and O its channels. `prefix` precedes every key when its numbers are
-    drawn; the keys of the result are those of the module.
+    drawn; the keys of the result are those of the module, and its kernels (k0, k1, k2, I, O).
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     spconv1_shapes = {

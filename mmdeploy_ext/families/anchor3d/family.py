@@ -45,7 +45,7 @@ code; the coder is last."""
 
 
 class AnchorHead:
-    """What a family has before `LidarFamily` if its head is one of anchors."""
+    """What families of heads of anchors add to `LidarFamily`, before which they name it among their bases."""
 
     result, postprocess_facts = staticmethod(result), staticmethod(postprocess_facts)
 
