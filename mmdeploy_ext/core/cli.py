@@ -95,8 +95,9 @@ def run(
 
     Returns:
         The exit status: what `body` returns, or that of the error: its `exit_code` (`Mm2OnnxError`), 2 of a
-        package that is not installed, 130 of Ctrl-C, 1 of an OSError or MemoryError. `CLOSED_PIPE` if nobody
-        reads stdout; the body runs to its end all the same, so that its files are written.
+        package that is not installed, 130 of Ctrl-C, 1 of an OSError or MemoryError. If nobody reads stdout,
+        `CLOSED_PIPE` takes the place of what `body` returns, not of the status of an error; the body runs to
+        its end all the same, so that its files are written.
 
     Raises:
         SystemExit: `--help`, or an option that the parser refuses.

@@ -176,9 +176,11 @@ def source_of_code(code: CodeType, module_name: str) -> SourceLines:
 
 
 def is_as_installed(code: CodeType, package: str) -> bool:
-    """Return whether the installed `package` of OpenMMLab has code of a copy of it, under the same name.
+    """Return whether a copy of a package of OpenMMLab has a function as the installed package has it.
 
-    Functions and methods with a name are looked up; lambdas and comprehensions are not as installed.
+    `code` is that of the function in the copy, whose file lies below a folder of the name `package`, such as
+    'mmdet'. The function of the same file and qualified name in the installed package has to have the same
+    syntax tree. Lambdas and comprehensions are not as installed.
     """
     root, _ = _installed_files(package)
     path = Path(code.co_filename)

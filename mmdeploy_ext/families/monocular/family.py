@@ -76,7 +76,7 @@ class MonocularFamily(ImageFamily):
     @property
     @abc.abstractmethod
     def heads(self) -> tuple[type, ...]:
-        """The heads that export, and bases of such."""
+        """Classes of heads that export; a class that is derived from one of them counts, too."""
 
     def claims(self, cfg: Any) -> Claim:
         head = registered_class(builder.HEADS, detector_parts.part_cfg(cfg.model, 'bbox_head').get('type'))

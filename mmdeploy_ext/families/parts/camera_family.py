@@ -225,8 +225,9 @@ class BoxConvention:
         return model
 
     def load(self, model: nn.Module, path: str, weight_layout: str = 'auto') -> Any:
-        """Read a checkpoint into the model and return it; sets `box_convention` by the version in it.
+        """Read a checkpoint into the model and return the `Checkpoint`.
 
+        The model's `box_convention` is set by the version of mmdet3d in it, unless the config states one.
         `weight_layout` has no effect. CheckpointError: no such file, damaged, or of another model.
         """
         checkpoint = super().load(model, path, weight_layout)

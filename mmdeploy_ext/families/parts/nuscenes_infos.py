@@ -76,7 +76,7 @@ def create_infos(
             replaced. The names do not tell the version.
         tag: Begins their names (`info_paths`).
         version: One of `SPLITS`.
-        max_sweeps: LiDAR sweeps before a key frame to list.
+        max_sweeps: Largest number of LiDAR sweeps before a key frame that are listed.
         quiet: Show no progress bar.
 
     Returns:
@@ -125,8 +125,9 @@ def info_paths(out_dir: str | os.PathLike[str], tag: str, split: str) -> tuple[P
 def split_infos(nusc: NuScenes, split: str, max_sweeps: int, quiet: bool) -> list[dict[str, Any]]:
     """Return the entries of all key frames of a split, scene by scene, each in the order of time.
 
-    For `max_sweeps` and `quiet` see `create_infos`; `nusc` are the tables of `load_tables`. DataError: a key
-    frame lacks a sensor or a file.
+    `split` is one that `SPLITS` has for the version of the tables `nusc`, see `load_tables`; 'test' has no
+    ground truth. For `max_sweeps` and `quiet` see `create_infos`. DataError: a key frame lacks a sensor or a
+    file.
     """
     from nuscenes.utils.splits import create_splits_scenes
 

@@ -417,7 +417,8 @@ class TwoStagePanopticFamily(TwoStageFamily):
     ) -> dict[str, Sequence[Any]]:
         """Return name -> list of each image: the segments as '', 'proposals' and 'instances'.
 
-        `rescale` has no effect on segments; instances are the boxes that mmdet's fusion gets.
+        `rescale` has no effect: proposals are in pixels of the network input; instances, the boxes that
+        mmdet's fusion gets, are in pixels of the originals.
         """
         instances: list[Detections] = []
 
@@ -484,7 +485,8 @@ class GivenProposalsFamily(TwoStageFamily):
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
         """Return the inputs of images of one size by name, of which `proposals` (B, K, 4) float32 are one.
 
-        Rows that an image does not have are zero. With `rescale` there is `scale_factor`, too.
+        They are xyxy in pixels of the network input; rows that an image does not have are zero. With
+        `rescale` there is `scale_factor`, too.
         """
         image_proposals = [image_feeds.proposals_of(image) for image in images]
         return dict(image_feeds.feeds(images, rescale), proposals=reference.stacked(image_proposals))

@@ -138,7 +138,7 @@ def draw(
         title: title of the picture.
         node: name of the node in the middle, or '#12' for that at position 12 of the graph, from 0; None
             draws the whole graph.
-        depth: number of steps up and down from that node.
+        depth: largest number of edges between that node and another one that is drawn, see `neighbourhood`.
 
     Raises:
         UsageError: another suffix than `FORMATS`, a negative depth, a node that is not there or whose name
@@ -165,8 +165,9 @@ def draw(
 
 
 def neighbourhood(index: Index, start: int, depth: int) -> list[int]:
-    """Return the positions of nodes at most `depth` steps up or down from that at `start`, `start` included.
+    """Return the positions of nodes at most `depth` edges away from that at `start`, `start` included.
 
+    Edges count in both directions, so that at a depth of 2 there are also nodes that read what it reads.
     Other nodes that make constants are left out. `index` is that of the graph, positions are those in it.
     """
     constant, nodes, rim = index.constant_nodes(), {start}, {start}

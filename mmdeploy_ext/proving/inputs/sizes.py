@@ -18,12 +18,12 @@ STRIDE = 32
 LONG = 640
 """Pixels. The size at which most models are traced: one input of a proof is wider and one is higher."""
 NARROW = 224
-"""Pixels. The short side of these two inputs, for speed."""
+"""Pixels. About the short side of these two inputs, for speed."""
 SMALL = 320
 """Pixels. About the longest side of the sizes that only have to differ from the traced one, if the graph
 takes them."""
 LARGEST = 1_000_000
-"""Pixels, height times width. No input that is larger than the traced one on both sides has more."""
+"""Pixels, height times width. `InputSizes.larger` is None if it would have more."""
 Size = tuple[int, int]
 """Height and width, pixels."""
 
@@ -36,8 +36,8 @@ class InputSizes:
         landscape: about as large as `unaligned`, H an odd multiple of `step`, W larger.
         portrait: about as large as `unaligned`, H larger than W and an odd multiple of `step`; an even one
             where the aligned `unaligned` is a square.
-        wide: W more than twice H, over `LONG` and over the traced W.
-        tall: H more than twice W, over `LONG` and over the traced H.
+        wide: W more than twice H, if the graph takes one so low; W is over `LONG` and over the traced W.
+        tall: H more than twice W, if the graph takes one so narrow; H is over `LONG` and over the traced H.
         unaligned: the size before padding, rarely a multiple of `STRIDE`; smaller than the traced one, or, if
             the graph takes none so small, larger.
         fine: about the same size, which is not padded, if the graph takes it, else None.
