@@ -9,6 +9,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, Self
 
 from mmdeploy_ext.contract.spec import ColumnGroup
+from mmdeploy_ext.core.json_dataclass import JsonDataclass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class MemorySpec:
+class MemorySpec(JsonDataclass):
     """The tensors in the memory of a model, and how the rows of a frame get into it.
 
     Glossary: Q queries, K rows that a frame adds to the memory, P rows that become queries of the next frame.
@@ -70,10 +71,6 @@ class MemorySpec:
         groups = {tensor.name: tensor.column_groups[0] for tensor in spec.outputs}
         tensors = {name: groups.get(self.outputs.get(name), group) for name, group in self.tensors.items()}
         return dataclasses.replace(self, tensors=tensors)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the description as dicts, tuples, texts and numbers; JSON has lists in place of tuples."""
-        return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:

@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.core.json_dataclass import JsonDataclass
 
 DEFAULT_RTOL = 1e-4
 """Tolerance relative to the largest absolute reference value of a column group."""
@@ -96,7 +97,7 @@ class TensorSpec:
 
 
 @dataclasses.dataclass(frozen=True)
-class GraphSpec:
+class GraphSpec(JsonDataclass):
     """Inputs and outputs of a graph in order, and which output feeds which input of the next step.
 
     Attributes:
@@ -128,10 +129,6 @@ class GraphSpec:
             if tensor.name == name:
                 return tensor
         raise ShapeError(f'{name!r} is not a tensor of {self.name}: {self.input_names + self.output_names}')
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the spec as plain JSON types (what `metadata_props` keeps)."""
-        return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:

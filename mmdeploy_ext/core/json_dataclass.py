@@ -6,7 +6,10 @@ from typing import Any, Self
 
 
 class JsonDataclass:
-    """The base class of a dataclass whose fields are numbers, texts, None, dicts, or tuples of them."""
+    """The base class of a dataclass whose fields are numbers, texts, None, dicts, or tuples of them.
+
+    A class with fields that are dataclasses has a `from_json` of its own, which rebuilds them.
+    """
 
     def to_json(self) -> dict[str, Any]:
         """Return field -> value, in plain JSON types but for tuples; for the metadata of a file."""

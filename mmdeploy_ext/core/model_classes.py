@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mmdeploy_ext
+from mmdeploy_ext.core.json_dataclass import JsonDataclass
 from mmdeploy_ext.core.source_code import (
     file_of_class,
     is_installed,
@@ -30,7 +31,7 @@ OURS = Path(mmdeploy_ext.__file__).resolve().parent
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelClass:
+class ModelClass(JsonDataclass):
     """A class of a model that no installed library defines.
 
     Attributes:
@@ -44,10 +45,6 @@ class ModelClass:
     file: str
     sha256: str
     ours: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """Return attribute -> value, as the metadata of a file have them."""
-        return dataclasses.asdict(self)
 
 
 def model_classes(model: Any) -> tuple[ModelClass, ...]:
