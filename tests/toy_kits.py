@@ -22,6 +22,7 @@ if __name__ == '__main__':
 
 from mmdeploy_ext import compat  # noqa: E402
 from mmdeploy_ext.core import cli  # noqa: E402
+from mmdeploy_ext.core.printable import one_line  # noqa: E402
 
 compat.apply()
 
@@ -139,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
             write(KITS[name], kit)
         except Mm2OnnxError as error:
             refused += 1
-            print(f'{name}: {cli.one_line(error)}', flush=True)
+            print(f'{name}: {one_line(error)}', flush=True)
         else:
             print(f'{name}: {time.process_time() - begin:.0f} CPU s', flush=True)
     return 1 if refused else 0

@@ -14,7 +14,7 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.dump import MANIFEST, list_samples, load_dump, load_manifest
 from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.core.files import write_json
-from mmdeploy_ext.core.printable import escape
+from mmdeploy_ext.core.printable import escape, shape_text
 
 RTOL = 1e-4
 """Tolerance of all tensors but those of float64, as a share of the largest absolute value of the first dump's
@@ -92,7 +92,7 @@ def _show(args: argparse.Namespace) -> int:
         tensors, manifest = load_dump(path)
         table = Table('tensor', 'dtype', 'shape', 'min', 'max', 'mean', title=escape(name))
         for key, array in tensors.items():
-            shape = 'x'.join(map(str, array.shape)) or 'scalar'
+            shape = shape_text(array.shape)
             values = (array.min(), array.max(), array.mean()) if array.size else ()
             table.add_row(
                 escape(key),

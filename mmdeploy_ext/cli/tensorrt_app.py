@@ -11,6 +11,7 @@ from mmdeploy_ext.cli.options import refuse_options
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path, check_writable, write_json
+from mmdeploy_ext.core.printable import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -149,7 +150,7 @@ def _build(args: argparse.Namespace, job: Job, output: str) -> int:
     print(f'{output}: {_title(record)}, {record.precision}, {layers}')
     _print_layers(record.layers)
     for warning in built.warnings[:5]:
-        print(f'  TensorRT: {cli.one_line(warning)[:200]}')
+        print(f'  TensorRT: {one_line(warning)[:200]}')
     if args.verify:
         return _verify(output, args.onnx)
     return 0

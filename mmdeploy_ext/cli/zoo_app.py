@@ -12,6 +12,7 @@ from mmdeploy_ext import compat
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import check_writable, write_json
+from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.samples import read_images
 from mmdeploy_ext.zoo.records import EXPORT_KINDS, Outcome, summary_line, zoo_content
@@ -182,7 +183,7 @@ def _text(outcome: Outcome | None) -> str:
         return 'not tried'
     if outcome.proven:
         return f'proven, {outcome.matched} of {outcome.reference} detections, {outcome.seconds:.0f} s'
-    return f'{outcome.reason}: {cli.one_line(outcome.why)[:160]}'
+    return f'{outcome.reason}: {one_line(outcome.why)[:160]}'
 
 
 def main(argv: Sequence[str] | None = None) -> int:

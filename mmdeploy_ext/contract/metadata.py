@@ -16,7 +16,7 @@ from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import LoadError, ModelFileError
 from mmdeploy_ext.core.files import AnyPath, read_onnx
-from mmdeploy_ext.core.printable import printable, shortened
+from mmdeploy_ext.core.printable import printable, shape_text, shortened
 from mmdeploy_ext.preprocess import cameras
 from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
@@ -345,7 +345,7 @@ def check_graph(
                 for spec_size, graph_size in zip(spec_sizes, graph_sizes, strict=True)
             )
             if tensor.dtype != dtype or (sizes_differ and (graph_sizes or kind == 'inputs')):
-                shape = 'x'.join(map(str, axes)) or 'scalar'
+                shape = shape_text(axes)
                 expected = f'{tensor.dtype} {tensor.shape_text()}'
                 raise damaged(
                     path,

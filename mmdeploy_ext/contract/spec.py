@@ -12,6 +12,7 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.core.json_dataclass import JsonDataclass
+from mmdeploy_ext.core.printable import shape_text
 
 DEFAULT_RTOL = 1e-4
 """Tolerance relative to the largest absolute reference value of a column group."""
@@ -93,7 +94,7 @@ class TensorSpec:
 
     def shape_text(self) -> str:
         """Return the axes as text, '1x3xHxW'."""
-        return 'x'.join(str(axis) for axis in self.axes) or 'scalar'
+        return shape_text(self.axes)
 
 
 @dataclasses.dataclass(frozen=True)

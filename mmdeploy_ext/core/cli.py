@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from mmdeploy_ext.core.console_streams import console_streams
 from mmdeploy_ext.core.errors import AbsentPackageError, Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import RunFiles, check_writable, watched_run
-from mmdeploy_ext.core.printable import printable
+from mmdeploy_ext.core.printable import one_line, printable
 from mmdeploy_ext.core.source_code import is_in_package
 from mmdeploy_ext.core.user_modules import PACKAGE
 
@@ -72,11 +72,6 @@ def check_minimums(args: argparse.Namespace, **minimums: int) -> None:
         value = getattr(args, name)
         if value is not None and not value >= minimum:
             raise UsageError(f'--{name.replace("_", "-")} {value:g}: expected {minimum} or more')
-
-
-def one_line(message: object) -> str:
-    """Return the text of a message as one line: spaces, tabs and line ends in a row become one space."""
-    return ' '.join(str(message).split())
 
 
 def run(

@@ -11,7 +11,7 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.core.files import atomic_path, read_json, write_json
-from mmdeploy_ext.core.printable import shortened
+from mmdeploy_ext.core.printable import shape_text, shortened
 
 MANIFEST = 'manifest.json'
 UNSAFE = re.compile(r'[%/\\:*?"<>|\x00-\x1f\x7f-\x9f\ud800-\udfff]')
@@ -37,7 +37,7 @@ def file_name(name: str, array: np.ndarray, suffixes: Mapping[str, str] | None =
     if len(safe.encode()) > LONGEST_NAME:
         digest = hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()
         safe = f'{safe.encode()[: LONGEST_NAME // 2].decode(errors="ignore")}%{digest[:32]}'
-    return f'{safe}_{"x".join(map(str, array.shape)) or "scalar"}{suffix}.bin'
+    return f'{safe}_{shape_text(array.shape)}{suffix}.bin'
 
 
 def save_dump(

@@ -1,7 +1,8 @@
-"""Names and texts that come from files, as they are printed."""
+"""Names and texts of files, messages of errors, and shapes, as they are printed."""
 
 import re
 import reprlib
+from collections.abc import Iterable
 
 LONGEST = 200
 """Characters of a name or value from a file that a message shows; quotes count."""
@@ -41,6 +42,16 @@ def shortened(value: object) -> str:
     else:
         text = printable(reprlib.repr(value))
     return text if len(text) <= LONGEST else f'{text[:LONGEST]}...'
+
+
+def one_line(message: object) -> str:
+    """Return the text of a message as one line: spaces, tabs and line ends in a row become one space."""
+    return ' '.join(str(message).split())
+
+
+def shape_text(shape: Iterable[object]) -> str:
+    """Return a shape, with sizes or letters of axes, as text: '1x80xHxW', or 'scalar' for ()."""
+    return 'x'.join(map(str, shape)) or 'scalar'
 
 
 def writable(text: str, encoding: str | None) -> str:

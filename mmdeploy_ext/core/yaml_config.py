@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.printable import one_line
 
 SUFFIXES = '.yaml', '.yml'
 
@@ -46,7 +47,7 @@ def _mapping(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding='utf-8'))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f'{path}: is no YAML: {" ".join(str(error).split())}') from error
+        raise ConfigError(f'{path}: is no YAML: {one_line(error)}') from error
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -9,6 +9,7 @@ import numpy as np
 
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import ConfigError, EngineError, InferenceError, LoadError
+from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.engines.base import Backend
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class OpenVinoBackend(Backend):
                     f'{self.path}: OpenVINO {openvino.__version__} has no {unknown.group(1)}; run the file '
                     f'with ONNX Runtime'
                 ) from error
-            text = ' '.join(str(error).split())
+            text = one_line(error)
             raise LoadError(f'{self.path}: OpenVINO cannot compile it: {text}') from error
 
     def _source(self) -> bytes:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.core.printable import shape_text
 from mmdeploy_ext.proving.tensors import ArrayDistance
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def misfit(array: np.ndarray, tensor: TensorSpec) -> str:
     fits = array.ndim == len(tensor.axes) and all(
         isinstance(axis, str) or axis == size for axis, size in zip(tensor.axes, array.shape, strict=True)
     )
-    shape = 'x'.join(map(str, array.shape)) or 'scalar'
+    shape = shape_text(array.shape)
     return '' if fits else f'shape: got {shape}, expected {tensor.shape_text()}'
 
 

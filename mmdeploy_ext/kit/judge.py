@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import DataError, UsageError
+from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.kit.contents import ChainedFrame, KitCase, KitGraph, read_manifest
 from mmdeploy_ext.kit.diagnosis import (
     diagnose,

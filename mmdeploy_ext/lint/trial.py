@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import ExportError, root_cause
+from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.exporter import OPSETS, default_opset, patched_libraries
 from mmdeploy_ext.lint.nested import copies, copy_of, tensors_in

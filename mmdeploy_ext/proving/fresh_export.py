@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.contract.metadata_schema import OF_SPARSE_GRAPHS
-from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError
+from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import files
 from mmdeploy_ext.graph import edits, signature

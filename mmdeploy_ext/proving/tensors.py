@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.core.printable import shape_text
 
 HISTOGRAM_DECADES = (-12, 0)
 """First and last power of ten of |difference| / scale in a row's histogram, see `TensorRow.histogram`."""
@@ -244,11 +245,6 @@ def failed_row(name: str, reason: str, array: np.ndarray | None = None) -> Tenso
     """
     shape = '-' if array is None else shape_text(np.shape(array))
     return TensorRow(name, shape, None, None, None, None, False, reason)
-
-
-def shape_text(shape: tuple[int, ...]) -> str:
-    """Return a shape as text: '1x80x76x76', or 'scalar' for ()."""
-    return 'x'.join(map(str, shape)) or 'scalar'
 
 
 def _compare_output(

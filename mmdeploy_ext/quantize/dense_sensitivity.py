@@ -13,6 +13,7 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, ExportError, InferenceError, ModelFileError
 from mmdeploy_ext.core.json_dataclass import JsonDataclass
+from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.engines.openvino import compiled, readable, require_openvino
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.quantize import tracked
@@ -40,7 +41,7 @@ class OpenVinoRunner:
         try:
             self._compiled = compiled(readable(model).SerializeToString(), threads)
         except RuntimeError as error:
-            text = ' '.join(str(error).split())
+            text = one_line(error)
             raise ModelFileError(f'OpenVINO cannot compile the network: {text}') from error
         self._names = list(names)
 

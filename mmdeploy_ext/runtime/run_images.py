@@ -26,7 +26,7 @@ from mmdeploy_ext.core.errors import (
     named,
 )
 from mmdeploy_ext.core.files import check_outputs, check_writable, will_write, write_json
-from mmdeploy_ext.core.printable import printable
+from mmdeploy_ext.core.printable import one_line, printable
 from mmdeploy_ext.runtime.family_runtime import check_registered, runner_of
 
 if TYPE_CHECKING:
@@ -349,7 +349,7 @@ def usable(
     except UNUSABLE as error:
         if fail_fast:
             raise
-        return dict(facts, error=cli.one_line(error) or type(error).__name__)
+        return dict(facts, error=one_line(error) or type(error).__name__)
 
 
 def report(name: object, entry: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.core.files import read_json, write_json
+from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.core.versions import versions
 
 NO_FAMILY = 'no family'
@@ -166,7 +167,7 @@ def outcome_of_error(error: Exception) -> Outcome:
     MemoryError, it is a UsageError (whose message tells which of three reasons), it is an ExportError. Every
     other error counts as one of PyTorch or of the model's code; `why` is the trace then.
     """
-    text, causes, cause = portable(' '.join(str(error).split())), [], error
+    text, causes, cause = portable(one_line(error)), [], error
     while cause is not None:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__

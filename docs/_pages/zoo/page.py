@@ -20,6 +20,7 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path, read_json, write_json
 from mmdeploy_ext.core.pages import template
+from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.zoo.records import (
     MEMORY,
     TIME,
@@ -269,7 +270,7 @@ def reasons(records: Sequence[Record]) -> list[str]:
 def _short(why: str) -> str:
     """Return a reason for a cell: the end of a trace, the beginning of a message."""
     lines = [line for line in why.splitlines() if line.strip()]
-    text = cli.one_line(lines[-1] if len(lines) > 1 else why)
+    text = one_line(lines[-1] if len(lines) > 1 else why)
     text = text if len(text) <= LONGEST else f'{text[: LONGEST - 3]}...'
     return re.sub(r'([|<>_*`\[\]])', r'\\\1', text)
 

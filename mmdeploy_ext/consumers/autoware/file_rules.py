@@ -15,6 +15,7 @@ import numpy as np
 
 from mmdeploy_ext.consumers.graph_tensors import GraphTensors, Shape, shape_text
 from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.core.violations import WARNING, Violation
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _model_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
         if any(node.domain not in DEFAULT_DOMAINS for node in all_nodes(model)):
             shape_inference.infer_shapes(model, strict_mode=True)
     except (checker.ValidationError, shape_inference.InferenceError, ValueError, UnicodeDecodeError) as error:
-        yield Violation(file, '', 'onnx', f'{file}: onnx.checker: {" ".join(str(error).split())[:300]}')
+        yield Violation(file, '', 'onnx', f'{file}: onnx.checker: {one_line(error)[:300]}')
         return
     for tensor in all_tensors(model):
         try:

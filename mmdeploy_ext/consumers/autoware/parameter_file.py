@@ -15,6 +15,7 @@ import stat
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.core.printable import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +72,7 @@ def read_parameter_file(path: Path) -> Any:
         text = path.read_text(encoding='utf-8')
         return _Reader(yaml.parse(text, Loader=yaml.SafeLoader)).document()
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ParameterFileError(f'is no YAML: {" ".join(str(error).split())}') from error
+        raise ParameterFileError(f'is no YAML: {one_line(error)}') from error
 
 
 class _Reader:

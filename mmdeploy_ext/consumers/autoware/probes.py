@@ -16,6 +16,7 @@ import numpy as np
 
 from mmdeploy_ext.consumers.graph_tensors import shape_of
 from mmdeploy_ext.core.errors import Mm2OnnxError
+from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.core.violations import WARNING, Violation
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def memory_rules(file: str, model: onnx.ModelProto, tensors: GraphTensors) -> It
     try:
         outputs = run(model, feeds)
     except Mm2OnnxError as error:
-        message = f'{file}: a memory could not be sent through it: {" ".join(str(error).split())[:300]}'
+        message = f'{file}: a memory could not be sent through it: {one_line(error)[:300]}'
         yield Violation(file, '', 'memory', message, WARNING)
         return
     for name, values in outputs.items():

@@ -19,6 +19,7 @@ import numpy as np
 
 from mmdeploy_ext.consumers.graph_tensors import GraphTensors, graph_tensors, shape_text
 from mmdeploy_ext.core.errors import Mm2OnnxError
+from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.core.violations import Violation
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def _try_file(path: Path, probe: str) -> list[Violation]:
     try:
         violations = list(_run_on_zeros(file, Runner(model, threads=1), tensors))
     except Mm2OnnxError as error:
-        return [Violation(file, '', 'load', f'{file}: {" ".join(str(error).split())[:300]}')]
+        return [Violation(file, '', 'load', f'{file}: {one_line(error)[:300]}')]
     if violations or probe == LOAD:
         return violations
     if probe == CONVENTION:

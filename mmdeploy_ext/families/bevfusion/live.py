@@ -22,6 +22,7 @@ from torch import nn
 
 from mmdeploy_ext.compat.vendored_mmdet3d import stand_in_for_operators
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.families.unregistered import registries
 
 PACKAGE = 'mmdet3d'
@@ -147,7 +148,7 @@ def take_layers(model: nn.Module) -> None:
             if not package.is_relative_to(Path(fork.root).resolve()):
                 raise ImportError(f'{PACKAGE} is {package}, not the copy in {fork.root}')
     except Exception as error:  # whatever the repository's code raises; its own process is the reference
-        fork.import_error = f'{type(error).__name__}: {" ".join(str(error).split())}'
+        fork.import_error = f'{type(error).__name__}: {one_line(error)}'
         return
     depth_kernels = [part.state_dict().get(DEPTH_KERNEL) for part in (model, theirs)]
     if None not in depth_kernels and depth_kernels[0].shape != depth_kernels[1].shape:

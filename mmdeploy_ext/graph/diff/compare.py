@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from mmdeploy_ext.core.errors import InferenceError, Mm2OnnxError, UsageError
+from mmdeploy_ext.core.printable import shape_text
 from mmdeploy_ext.graph import run, signature
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align
@@ -23,7 +24,6 @@ from mmdeploy_ext.graph.feeds import check_feeds, random_feeds
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.index import join_names
 from mmdeploy_ext.graph.io.operators import random_nodes
-from mmdeploy_ext.proving.tensors import shape_text
 
 
 def engine_notes(

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mmdeploy_ext.core.printable import shape_text
 from mmdeploy_ext.graph.diff.program import SHAPE_READERS, Program
 from mmdeploy_ext.graph.diff.structure import ONLY_HERE, Change
 from mmdeploy_ext.graph.diff.walk import (
@@ -30,7 +31,6 @@ from mmdeploy_ext.graph.diff.walk import (
     is_informative,
 )
 from mmdeploy_ext.graph.io.modules import module_path
-from mmdeploy_ext.proving.tensors import shape_text
 
 MAX_EVIDENCE = 6
 """Observations about a difference that are listed."""

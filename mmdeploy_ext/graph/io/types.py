@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.core.printable import shape_text
 from mmdeploy_ext.graph.io.constants import constant_value
 
 PACKED_BITS = {'INT2': 2, 'UINT2': 2, 'INT4': 4, 'UINT4': 4, 'FLOAT4E2M1': 4}
@@ -210,7 +211,7 @@ def shape_label(value_type: onnx.TypeProto | None) -> str:
     `value_type` is None if the type is not stated. An axis of unknown size is '?'.
     """
     sizes = shape(value_type)
-    return '' if sizes is None else 'x'.join(map(str, sizes)) or 'scalar'
+    return '' if sizes is None else shape_text(sizes)
 
 
 def byte_size(data_type: int, count: int) -> int:

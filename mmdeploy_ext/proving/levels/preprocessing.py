@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import DataError, Mm2OnnxError
+from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.evaluate.evaluation import build_dataset
 from mmdeploy_ext.evaluate.loop import DatasetFrames
 from mmdeploy_ext.preprocess import pictures, points

@@ -7,7 +7,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.cli import one_line
+from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.proving.results import DetectionRow
 from mmdeploy_ext.proving.tensors import same_bits
 from mmdeploy_ext.proving.totals import SECOND_RUN

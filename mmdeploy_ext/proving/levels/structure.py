@@ -9,6 +9,7 @@ import onnx
 from onnx import numpy_helper
 
 from mmdeploy_ext.contract.precision import written_precision
+from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.graph.io.index import reads
 from mmdeploy_ext.graph.io.operators import random_nodes
 from mmdeploy_ext.proving.results import Check
@@ -48,7 +49,7 @@ def check_valid(model: onnx.ModelProto) -> Check:
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        return Check('onnx.checker', False, ' '.join(str(error).split())[:300])
+        return Check('onnx.checker', False, one_line(error)[:300])
     return Check('onnx.checker', True)
 
 
@@ -63,7 +64,7 @@ def check_inference(model: onnx.ModelProto) -> Check:
     try:
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:
-        return Check('strict shape inference', False, ' '.join(str(error).split())[:300])
+        return Check('strict shape inference', False, one_line(error)[:300])
     return Check('strict shape inference', True)
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, GraphSpec
-from mmdeploy_ext.core.cli import one_line, tracked
+from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.core.printable import one_line, shape_text
 from mmdeploy_ext.core.versions import versions
 from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.program import Alignment, Constants, Program
@@ -54,7 +55,6 @@ from mmdeploy_ext.proving.tensors import (
     compare_tensors,
     failed_row,
     same_bits,
-    shape_text,
 )
 from mmdeploy_ext.proving.traced_code import TracedLine, lines_of_module
 
