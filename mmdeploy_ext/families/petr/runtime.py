@@ -94,7 +94,8 @@ def memory_of(frame: Frame, scene_token: str, maps: np.ndarray | None) -> Stream
 
     Of PETRv2 that is `img_feats` (1, N, C, h, w), its first feature map, `lidar2img` (N, 4, 4) and
     `camera_times_s` (N,), absolute seconds. Of PETR, whose `maps` are None, it is pose and time alone, for
-    which a unit matrix and 0 stand if the frame has none. DataError: of PETRv2, see `camera_times`.
+    which a unit matrix and 0 stand if the frame has none. `scene_token` is that of the scene, also if the
+    frame has none. DataError: of PETRv2, see `camera_times`.
     """
     pose = np.eye(4) if frame.ego_pose is None else np.array(frame.ego_pose, np.float64)
     tensors = {}

@@ -122,9 +122,9 @@ def project(points: Tensor, lidar2img: Tensor, image_wh: Tensor) -> Tensor:
 def point_weights(layer: nn.Module, query: Tensor, lidar2img: Tensor) -> Tensor:
     """Return the weights (1, A, P, N, L, G) of key points; over points, cameras and levels they sum to 1.
 
-    The layer of the weights is linear: instances (1, A, C) and cameras (N, C) pass it one by one, not as A N
-    pairs. Its rows are taken in the order of groups, levels and points, so that what the softmax adds up is
-    side by side.
+    `query` (1, A, C) is the sum of an instance's features and its anchor's embedding. The layer of the
+    weights is linear: instances and cameras (N, C) pass it one by one, not as A N pairs. Its rows are taken
+    in the order of groups, levels and points, so that what the softmax adds up is side by side.
     """
     linear, groups = torch.nn.functional.linear, layer.num_groups
     rows = torch.arange(layer.weights_fc.out_features).reshape(-1, layer.num_pts, groups)

@@ -76,7 +76,10 @@ def pair_up(
 
 
 def figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, Any], str]:
-    """Return fields of a `DetectionRow` and a text on the worst pairs; see `matching.iou_figures`."""
+    """Return fields of a `DetectionRow` and a text on the worst pairs; see `matching.iou_figures`.
+
+    `worst` takes values (P,) and returns the largest one of the pairs that count.
+    """
     fields, text = matching.iou_figures(pairing, worst)
     if turns := worst(pairing.gaps['quarter turns']):
         text += f', angle off by up to {turns:g} quarter turns'

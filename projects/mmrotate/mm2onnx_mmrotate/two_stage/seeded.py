@@ -24,7 +24,11 @@ TURN = 0.25 * torch.pi
 
 
 def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
-    """Fill a detector in place, by the normalisation of its config, and return it."""
+    """Give a detector random weights of a seed, in place, and return it in evaluation mode.
+
+    They are fitted to generated pictures, which have the spread of values of a photograph after the test
+    pipeline of the config `cfg`.
+    """
     return fill_seeded(model, seed, *normalised_photograph(cfg), head_steps=_head_steps)
 
 
