@@ -364,7 +364,7 @@ class ImageFamily(Family):
     def last_level_side(self, model: torch.nn.Module) -> float:
         """Return the side, pixels of the input, from which on the last level looks at squares.
 
-        0 if the size of a square does not decide about levels.
+        0 if there is no such side.
         """
         return 0.0
 

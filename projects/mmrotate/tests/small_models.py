@@ -1,4 +1,8 @@
-"""Small detectors of rotated boxes, one of each kind of one-stage head, with seeded weights."""
+"""Small detectors of rotated boxes, one of each kind of one-stage head, with seeded weights.
+
+`version` is an angle version of mmrotate ('oc', 'le90' or 'le135'), `head_type` the registered class of a
+head, `settings` are entries of a part's config, and `name` is a key of `MODELS`.
+"""
 
 from pathlib import Path
 
