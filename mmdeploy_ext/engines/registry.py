@@ -45,7 +45,7 @@ class EngineInfo:
         preset: options of the backend by which this row differs from the backend's main row.
         shared: options of the backend for when it shares its cores with other work of the same process.
         quantised: whether `quantize.py` makes INT8 files for it.
-        float64: whether it computes in float64 if a file does; others take float32 in silence.
+        float64: whether it computes in float64 if a file does; otherwise it takes float32 without an error.
         doctor: of an optional engine, for the command `doctor` that checks an installation: distribution,
             extra of `pip install '.[EXTRA]'`, title of the trial, and the Python code that it runs. None: the
             command does not try it.

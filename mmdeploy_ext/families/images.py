@@ -174,8 +174,8 @@ class ImageFamily(Family):
     ) -> dict[str, np.ndarray]:
         """Run the unpatched upstream model; return name -> right output of a graph of this form.
 
-        `options` are the others that the file was exported with. Only families with forms that end before
-        the results have such outputs.
+        `options` are those of the file's export but the form. Only families with forms that end before the
+        results have such outputs.
         """
         raise NotImplementedError(f'{self.name}: has no tensors to compare in the form {form}')
 

@@ -123,7 +123,7 @@ class DinoTransformer(transformer.DeformableDetrTransformer):
             query_embed: learned queries (Q, D).
             mlvl_pos_embeds: positions (B, D, h, w) of each map.
             reg_branches: box branches of each layer, and of the tokens.
-            cls_branches: score branches of the same.
+            cls_branches: score branches of each layer, and of the tokens.
             kwargs: options of the layers.
         """
         device = mlvl_feats[0].device

@@ -1,6 +1,6 @@
 """Dense heads as mmdet runs them, unpatched: what a proof compares the graphs with.
 
-Models are of heads that `heads.described` describes, which was asked before: it refuses all others.
+The heads of the models are those that `heads.described` describes; others were refused before.
 
 Glossary: B batch, N priors of all levels, C classes without the background, H, W network input in pixels.
 """
@@ -116,8 +116,8 @@ def candidate_bounds(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return 'candidates' -> least and largest number (B,) of (prior, class) pairs that pass the threshold.
 
-    A score that differs from the threshold by no more than `slack`, or an objectness from that of its
-    own (YOLOv3), may pass or not. Of each level those count that `contract.dense_head.Head.choose` lets
+    A score that differs from its threshold by no more than `slack`, or an objectness (YOLOv3) from its
+    own, may pass or not. Of each level those count that `contract.dense_head.Head.choose` lets
     through; the best `nms_pre` priors are those of this run, also where ranks differ by rounding.
     `feeds` hold `input` as for `tensors`; limits of the file are not used.
     """

@@ -110,8 +110,8 @@ def mean_gap_s(time_s: float, times_s: np.ndarray, earlier_s: np.ndarray) -> np.
 
     Args:
         time_s: absolute time of the present frame, seconds.
-        times_s: (N,) of its pictures.
-        earlier_s: (N,) of those of the frame before.
+        times_s: (N,) absolute times of its pictures.
+        earlier_s: (N,) absolute times of the pictures of the frame before.
 
     Raises:
         DataError: it is not positive, so that a displacement gives no velocity.

@@ -62,7 +62,8 @@ class Remembered:
         feature: (1, M, C).
         anchor: (1, M, 11), in the LiDAR frame of the present frame.
         is_near: (1,) bool, whether they become instances of this frame; they are attended to in any case.
-        exists: (1,) bool, False at a first frame, where the others may have any finite values; None: always.
+        exists: (1,) bool, False at a first frame, where the other attributes may have any finite values;
+            None: there always is a last frame.
     """
 
     feature: Tensor

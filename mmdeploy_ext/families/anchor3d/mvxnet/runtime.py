@@ -98,7 +98,8 @@ class MvxNetOnnx(LidarOnnx):
 def sort_voxels(rows: np.ndarray, coors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the row of each point's voxel (P,) and the voxels' coordinates (N, 4), in the order of mmdet3d.
 
-    That is the ascending order of z, y, x. The arguments are the same of the order of `assigned`.
+    That is the ascending order of z, y, x. `rows` and `coors` (sample, z, y, x) are the same for the order of
+    voxels that `assigned` gives.
     """
     order = np.lexsort(coors.T[::-1])
     places = np.empty(len(order), rows.dtype)

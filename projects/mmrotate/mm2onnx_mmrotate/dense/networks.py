@@ -99,7 +99,7 @@ def decoded(
     """Return the boxes (B, A, 5) of one level of an inner head.
 
     `outputs` are class logits and deltas of all levels; `rois` (B, 5, h, w) the priors of a refined head,
-    None of others.
+    None for a head whose priors are anchors.
     """
     deltas = outputs[1][level]
     rows = dict(bbox_pred=rows_of(deltas, 5))
