@@ -262,6 +262,21 @@ def _canonical(value: Any) -> str:
     return repr(value)
 
 
+def test_dataset(cfg: Any) -> dict[str, Any]:
+    """Return the settings of the test data set of an `mmcv.Config`, `data.test`; {} if there are none.
+
+    Those of a wrapper are those of the data set that it wraps, those of a list are those of the first.
+    """
+    dataset = (cfg.get('data') or {}).get('test')
+    while True:
+        if isinstance(dataset, list | tuple) and dataset:
+            dataset = dataset[0]
+        elif isinstance(dataset, dict) and dataset.get('dataset'):
+            dataset = dataset['dataset']
+        else:
+            return dataset if isinstance(dataset, dict) else {}
+
+
 def test_pipeline(cfg: Any) -> list[dict[str, Any]]:
     """Return the steps of the test pipeline of a config, each a dict with `type`.
 

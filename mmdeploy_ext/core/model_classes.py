@@ -63,6 +63,14 @@ def model_classes(model: Any) -> tuple[ModelClass, ...]:
     return tuple(dict.fromkeys(entry for entries in classes.values() for entry in entries))
 
 
+def is_users_class(kind: type) -> bool:
+    """Return whether a class, a base of it, or a method that was put into either, is the user's.
+
+    That is one of no installed library, see the module, and not `mmdeploy_ext`'s.
+    """
+    return any(not entry.ours for base in kind.__mro__ for entry in _described(base))
+
+
 def classes_of(model: Any) -> Iterator[type]:
     """Yield the classes of the modules of a model and of their attributes, each as often as it occurs.
 

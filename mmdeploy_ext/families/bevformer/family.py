@@ -23,7 +23,7 @@ from mmdeploy_ext.families.bevformer.live import FOLLOWED, check_parts, replaced
 from mmdeploy_ext.families.bevformer.options import PORTABLE, RECORDED
 from mmdeploy_ext.families.bevformer.reference import BevFormerReference
 from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx, frame_with_record
-from mmdeploy_ext.families.bevformer.samples import driven, dumped_frame, frame
+from mmdeploy_ext.families.bevformer.samples import can_bus_entry, driven, dumped_frame, frame
 from mmdeploy_ext.families.bevformer.seeded import bevformer_weights, for_view
 from mmdeploy_ext.families.parts.box_conventions import stated
 from mmdeploy_ext.families.parts.camera_family import BoxConvention, CameraFamily, QueryBoxes
@@ -152,7 +152,9 @@ class BevFormerFamily(BoxConvention, QueryBoxes, CameraFamily):
         return self.head_of(cfg.model).get('transformer') or {}
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
-        return generated_dataset(folder, cfg, 'BevNuScenesDataset', views=rule)
+        return generated_dataset(
+            folder, cfg, dict(type='BevNuScenesDataset'), views=rule, entries=can_bus_entry
+        )
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         head, transformer = model.pts_bbox_head, model.pts_bbox_head.transformer

@@ -56,6 +56,14 @@ def frame(data: Mapping[str, Any]) -> Frame:
     )
 
 
+def can_bus_entry(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Return what an info of BEVFormer has beside those of mmdet3d: `can_bus` (18,), drawn by a generator.
+
+    A data set replaces the position, the orientation and the heading by those of the pose.
+    """
+    return dict(can_bus=rng.uniform(-1, 1, CAN_BUS))
+
+
 def driven(frame: Frame) -> Iterator[Frame]:
     """Yield the next frames of a drive, whose car moves along an axis of the map exactly, or turns.
 

@@ -130,7 +130,7 @@ class BEVFusionFamily(SequenceFamily):
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: FusionRule) -> dict[str, Any]:
         default = 'NuScenesDataset' if rule.views is None else 'FusionNuScenesDataset'
-        dataset = generated_dataset(folder, cfg, default, rule.views, rule.voxels)
+        dataset = generated_dataset(folder, cfg, dict(type=default), rule.views, rule.voxels)
         if cfg.get('fork'):
             with_truth(Path(dataset['ann_file']))
             dataset.update(type=RepositoryMoments, fork=cfg.fork)

@@ -15,17 +15,22 @@ import cv2
 import numpy as np
 from pyquaternion import Quaternion
 
-from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.config import test_dataset, test_pipeline
+from mmdeploy_ext.core.model_classes import is_users_class
+from mmdeploy_ext.evaluate.evaluation import dataset_class
 from mmdeploy_ext.models import catalogue
 from mmdeploy_ext.preprocess.cameras import CAMERAS
 from mmdeploy_ext.zoo.configs import without_augmentation
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from mmdeploy_ext.preprocess.cameras import MultiViewRule
     from mmdeploy_ext.preprocess.points import VoxelRule
+
+    Entries = Callable[[np.random.Generator], Mapping[str, Any]]
+    """Returns entries of an info that a family's data sets read, drawn by a generator."""
 
 INFOS = 'infos.pkl'
 """Name of the file of infos."""
@@ -51,9 +56,10 @@ START_US, BETWEEN_US, PAST_US = 1_533_151_607_548_047, 498_884, 50_123
 def generated_dataset(
     folder: Path,
     cfg: Any,
-    default: str,
+    default: Mapping[str, Any],
     views: MultiViewRule | None = None,
     voxels: VoxelRule | None = None,
+    entries: Entries | None = None,
 ) -> dict[str, Any]:
     """Write two moments and return the config of a data set of them, to prove a model without a data set.
 
@@ -63,30 +69,59 @@ def generated_dataset(
     Args:
         folder: an existing folder; files of the same names in it are replaced.
         cfg: config of the model, which is not changed.
-        default: type of the data set if the config has no `data.test`, or one whose type is neither
-            `NuScenesDataset` nor derived from it.
+        default: `type` and further settings of the data set that stands for that of `data.test` where
+            `dataset_of_files` takes it.
         views: rule of the model's cameras; None: it takes no pictures.
         voxels: rule of its points; None: it takes none.
+        entries: see `write_infos`.
 
     Raises:
         ConfigError: the config has no test pipeline.
         OSError: a file cannot be written.
     """
     from mmdet3d.datasets import NuScenesDataset
-    from mmdet3d.datasets.builder import DATASETS
 
     cfg = copy.deepcopy(cfg)
     without_augmentation(cfg)
-    steps = test_pipeline(cfg)
-    files = dict(ann_file=str(write_infos(folder, steps, views, voxels)), data_root=f'{folder}/')
-    test_data = (cfg.get('data') or {}).get('test')
-    if isinstance(test_data, dict):
-        dataset_class = DATASETS.get(test_data.get('type', ''))
-        if isinstance(dataset_class, type) and issubclass(dataset_class, NuScenesDataset):
-            return dict(test_data, **files)
+    infos = write_infos(folder, test_pipeline(cfg), views, voxels, entries)
     modality = dict(use_camera=views is not None, use_lidar=voxels is not None)
-    catalogue.register([default])
-    return dict(type=default, pipeline=steps, modality=modality, **files)
+    files = dict(ann_file=str(infos), data_root=f'{folder}/')
+    return dataset_of_files(cfg, NuScenesDataset, files, dict(default, modality=modality))
+
+
+def dataset_of_files(
+    cfg: Any, base: type, files: Mapping[str, Any], default: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the config of a data set of generated files, with the config's test pipeline.
+
+    It is that of `data.test` if its class is `base` or derived from it, or if it is the user's and derived
+    from no other data set of mmdet3d than `Custom3DDataset`: a data set that the user wrote or changed is to
+    be compared. Otherwise, and if the config has none, it is `default`.
+
+    Args:
+        cfg: config of the model.
+        base: class of mmdet3d that reads files of this layout.
+        files: settings of the data set that have the paths.
+        default: `type` and settings of a data set that reads the files.
+
+    Raises:
+        ConfigError: the config has no test pipeline.
+    """
+    files = dict(files, pipeline=test_pipeline(cfg))
+    test_data = test_dataset(cfg)
+    kind = dataset_class(test_data.get('type'))
+    if kind is not None and (issubclass(kind, base) or _reads_own_infos(kind)):
+        return dict(test_data, **files)
+    catalogue.register([default['type']])
+    return dict(default, **files)
+
+
+def _reads_own_infos(kind: type) -> bool:
+    """Return whether a data set is the user's, and none of mmdet3d's states the layout of its files."""
+    from mmdet3d.datasets import Custom3DDataset
+
+    libraries = (base for base in kind.__mro__ if base.__module__.startswith(('mmdet.', 'mmdet3d.')))
+    return is_users_class(kind) and all(base is Custom3DDataset for base in libraries)
 
 
 def write_infos(
@@ -94,6 +129,7 @@ def write_infos(
     steps: Sequence[Mapping[str, Any]],
     views: MultiViewRule | None = None,
     voxels: VoxelRule | None = None,
+    entries: Entries | None = None,
 ) -> Path:
     """Write two moments of one scene and return the path of their infos.
 
@@ -102,6 +138,8 @@ def write_infos(
     takes the nearest ones, one more, which is to be left out. The second moment has none. Axes,
     units and rotations are those of nuScenes' infos as mmdet3d writes them: quaternions w x y z of ego and
     LiDAR, matrices (3, 3) from cameras and past sweeps to the LiDAR. OSError: a file cannot be written.
+
+    `entries` returns what infos of a family have beside those of mmdet3d, of each moment others.
     """
     moments = []
     for moment in range(MOMENTS):
@@ -124,7 +162,7 @@ def write_infos(
             info['cams'] = _cameras(folder, moment, views, time_us, rng)
         if voxels is not None or any(step.get('type') == 'LoadPointsFromFile' for step in steps):
             info |= _sweeps(folder, moment, steps, voxels, time_us, rng)
-        moments.append(info)
+        moments.append(info | dict(entries(rng) if entries else {}))
     path = folder / INFOS
     path.write_bytes(pickle.dumps(dict(infos=moments, metadata=dict(version='generated'))))
     return path

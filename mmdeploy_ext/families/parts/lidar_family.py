@@ -105,7 +105,7 @@ class LidarFamily(SequenceFamily):
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: VoxelRule) -> dict[str, Any]:
         """Write two generated moments of sweeps into a folder; return the config of a data set of them."""
-        return generated_dataset(folder, cfg, 'NuScenesDataset', voxels=rule)
+        return generated_dataset(folder, cfg, dict(type='NuScenesDataset'), voxels=rule)
 
     def check(self, cfg: Any, options: Options) -> None:
         """Refuse (ConfigError, UsageError) parts, pipelines and options that are not exported, by name."""

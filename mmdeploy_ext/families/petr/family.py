@@ -15,7 +15,7 @@ from torch import nn
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, TensorSpec
-from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.config import test_dataset, test_pipeline
 from mmdeploy_ext.families.parts.camera_family import BoxConvention, CameraFamily, QueryBoxes
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
@@ -110,9 +110,8 @@ class PetrFamily(BoxConvention, QueryBoxes, CameraFamily):
         return camera_steps(test_pipeline(cfg))
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
-        dataset = generated_dataset(folder, cfg, 'CustomNuScenesDataset', views=rule)
-        ours = dict(collect_keys=[]) if 'collect_keys' in (cfg.get('data') or {}).get('test', {}) else {}
-        return ours | dataset
+        ours = dict(collect_keys=[]) if 'collect_keys' in test_dataset(cfg) else {}
+        return generated_dataset(folder, cfg, dict(ours, type='CustomNuScenesDataset'), views=rule)
 
     def names_of(self, options: Options) -> tuple[str, ...]:
         return bound_files(self.frames) if options.contract == DL4AGX else self.files

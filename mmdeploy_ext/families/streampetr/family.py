@@ -133,8 +133,8 @@ class StreamPetrFamily(QueryBoxes, CameraFamily):
         return int(model.pts_bbox_head.num_query) + int(model.pts_bbox_head.num_propagated)
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
-        dataset = generated_dataset(folder, cfg, 'CustomNuScenesDataset', views=rule)
-        return dict(dict(collect_keys=[]), **dataset)  # keys are collected to train a model
+        default = dict(type='CustomNuScenesDataset', collect_keys=[])  # these are collected to train a model
+        return generated_dataset(folder, cfg, default, views=rule)
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
         return autoware.graphs(model, options) if options.contract == AUTOWARE else graphs(model, options)

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.config import test_pipeline
-from mmdeploy_ext.core.errors import DataError, Mm2OnnxError
+from mmdeploy_ext.core.config import test_dataset, test_pipeline
+from mmdeploy_ext.core.errors import DataError, Mm2OnnxError, root_cause
+from mmdeploy_ext.core.model_classes import is_users_class
 from mmdeploy_ext.core.printable import one_line
-from mmdeploy_ext.evaluate.evaluation import build_dataset
+from mmdeploy_ext.evaluate.evaluation import build_dataset, dataset_class
 from mmdeploy_ext.evaluate.loop import DatasetFrames
 from mmdeploy_ext.preprocess import pictures, points
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -58,6 +59,8 @@ MATRIX_RTOL = 2e-6
 """Tolerance of matrices, relative to the largest value: three products of float32."""
 RECORD_RTOL = 1e-9
 """Tolerance of a record of the CAN bus, relative to its largest value, metres in the map: float64."""
+READABLE = 'prove where the file data.test.ann_file is: its samples are compared then'
+"""What to do about a data set that cannot read generated infos."""
 VOXEL_SOURCE = "mmcv's Voxelization of the config"
 GENERATED_SWEEP = 'generated sweep'
 FEATURE_RTOL = 1e-5
@@ -208,8 +211,10 @@ def compare_moments(
 ) -> PreprocessingResult:
     """Compare samples prepared by the rule and by the data set class: frames or sweeps ("moments").
 
-    They are generated ones, and up to two of the data set that a proof runs on, if it runs on one. An error
-    of this project (`Mm2OnnxError`) is not raised, but the `error` of the result.
+    They are generated ones, and up to two of the data set that a proof runs on, if it runs on one. Generated
+    ones that the class of the data set cannot read, such as one of the user's whose infos have entries of
+    their own, are left out with a note if there are others. An error of this project (`Mm2OnnxError`), or of
+    the data set, is not raised, but the `error` of the result.
 
     Args:
         deployment: the config and checkpoint.
@@ -217,38 +222,63 @@ def compare_moments(
         samples: the prepared frames or sweeps that the proof runs on.
         unit: name of a sample: 'frame' or 'sweep'.
     """
-    titles: list[str] = []
-    differences: list[PreprocessingDifference] = []
-    absent: dict[str, None] = {}
-    error = note = ''
+    compared: list[tuple[str, list[PreprocessingDifference], list[str]]] = []
+    error, notes = '', []
+    of_dataset = list(_moments_of_dataset(samples))
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            generated = deployment.family.generated_dataset(Path(folder), deployment.cfg, deployment.rule)
-            if generated['pipeline'] != test_pipeline(deployment.cfg):
-                note = 'without test-time augmentation'
-            for dataset, index in _moments_to_compare(deployment, generated, samples):
-                title, moment_differences, missing = _compare_moment(
-                    deployment, rule, dataset, index, Path(folder)
-                )
-                titles.append(title)
-                differences += moment_differences
-                absent |= dict.fromkeys(missing)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            generated = deployment.family.generated_dataset(folder, deployment.cfg, deployment.rule)
+            notes += _notes_on_generated(deployment.cfg, generated)
+            try:
+                for dataset, index in _generated_moments(deployment, generated):
+                    compared.append(_compare_moment(deployment, rule, dataset, index, folder))
+            except UnreadError as unread:
+                if not of_dataset:
+                    raise DataError(f'{unread} (generated infos); {READABLE}') from unread
+                notes.append(f'without generated {unit}s ({one_line(unread)})')
+            for dataset, index in of_dataset:
+                compared.append(_compare_moment(deployment, rule, dataset, index, folder))
     except Mm2OnnxError as raised:
         error = one_line(raised)[:300]
-    if absent:
-        note = f'{note}{", " if note else ""}without {", ".join(absent)}, which samples of the data set lack'
-    return PreprocessingResult(tuple(titles), unit, tuple(differences), note, error)
+    titles = tuple(title for title, _, _ in compared)
+    differences = tuple(difference for _, of_moment, _ in compared for difference in of_moment)
+    if absent := dict.fromkeys(name for _, _, missing in compared for name in missing):
+        notes.append(f'without {", ".join(absent)}, which samples of the data set lack')
+    return PreprocessingResult(titles, unit, differences, ', '.join(notes), error)
 
 
-def _moments_to_compare(
-    deployment: Deployment, generated: Mapping[str, Any], samples: Collection[Any]
-) -> Iterator[tuple[Any, int]]:
-    """Yield data sets and indices of samples: all that are generated, and some of the proof's own."""
+class UnreadError(DataError):
+    """A data set whose class raised an error of its own when it was built or read."""
+
+    def __init__(self, kind: str, error: BaseException) -> None:
+        reason = f'{type(error).__name__}: {error}'
+        super().__init__(f'{kind} of data.test cannot be read: {one_line(reason)[:150]}')
+
+
+def _notes_on_generated(cfg: Any, generated: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what generated moments are compared without: augmentation, and a data set of the user's."""
+    if generated['pipeline'] != test_pipeline(cfg):
+        yield 'without test-time augmentation'
+    kind = dataset_class(test_dataset(cfg).get('type'))
+    if kind not in (None, dataset_class(generated['type'])) and is_users_class(kind):
+        yield f'without {kind.__name__} of data.test, whose files are of another kind'
+
+
+def _generated_moments(deployment: Deployment, generated: Mapping[str, Any]) -> Iterator[tuple[Any, int]]:
+    """Yield the data set of generated files, and the index of each of its samples."""
     cfg = copy.deepcopy(deployment.cfg)
     classes = generated.get('classes') or list(deployment.classes)
     cfg.data = dict(cfg.get('data') or {}, test=dict(generated, classes=classes))
-    dataset = build_dataset(cfg)
+    try:
+        dataset = build_dataset(cfg)
+    except Exception as error:  # a user's class raises what it likes
+        raise UnreadError(str(generated['type']), root_cause(error)) from error
     yield from ((dataset, index) for index in range(len(dataset)))
+
+
+def _moments_of_dataset(samples: Collection[Any]) -> Iterator[tuple[Any, int]]:
+    """Yield the data set that a proof runs on, and indices of some of its samples, if there is one."""
     if isinstance(samples, DatasetFrames) and hasattr(samples.dataset, 'data_infos'):
         count = len(samples.indices)
         positions = (0, count // 2) if count > OF_DATASET else range(count)
@@ -263,9 +293,15 @@ def _compare_moment(
     Of those of `OPTIONAL` a value of None says that the samples of the data set do not have it.
     """
     family, infos = deployment.family, folder / 'moment.pkl'
-    infos.write_bytes(pickle.dumps(dict(infos=[dataset.data_infos[index]], metadata=dict(version=''))))
     try:
+        content = dict(infos=[dataset.data_infos[index]], metadata=dict(version=''))
+        infos.write_bytes(pickle.dumps(content))  # before the sample is read, which may change it
         (expected,) = DatasetFrames(family, dataset, [index])
+    except Mm2OnnxError:
+        raise
+    except Exception as error:  # a user's class raises what it likes
+        raise UnreadError(type(dataset).__name__, error) from error
+    try:
         (moment,) = family.moments(deployment.cfg, rule, infos, getattr(dataset, 'data_root', None))
     except Mm2OnnxError:
         raise

@@ -1,17 +1,26 @@
 """What the runtimes make of infos is what the config's own test pipeline makes of them; faults are named."""
 
+import copy
 import dataclasses
 import functools
+import pickle
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
+from mmdet.datasets import DATASETS
+from mmdet3d.datasets import KittiDataset
+from mmdet3d.datasets.builder import DATASETS as DATASETS_3D
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.evaluate.evaluation import build_dataset
+from mmdeploy_ext.evaluate.loop import DatasetFrames
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.parts.info_files import POINTS, POINTS_CLOSE, RANGE, write_infos
 from mmdeploy_ext.families.parts.runtime import rig_frames
+from mmdeploy_ext.models.datasets.bev_nuscenes_dataset import BevNuScenesDataset
 from mmdeploy_ext.preprocess import cameras, fusion
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.proving.levels.preprocessing import compare_moments
@@ -34,7 +43,7 @@ IMAGE = dict(final_dim=[96, 256], resize_lim=[256 / 352, 256 / 352], source=[198
 @functools.cache
 def deployment(name):
     """Return a config without a model: the comparison needs none."""
-    path = CONFIGS.get(name, CONFIGS['bevfusion'])
+    path = dict(CONFIGS, bevformer='BEVFormer/bevformer_toy').get(name, CONFIGS['bevfusion'])
     cfg = load_config(f'{REPO}/projects/configs/{path}.py')
     if name == 'fusion_past_sweeps':
         cfg.data.test.pipeline = nuscenes_fusion.test_pipeline(IMAGE, 3)
@@ -163,3 +172,82 @@ def test_a_fault_of_the_runtimes_reading_is_named(config, value, plant, monkeypa
     plant(monkeypatch)
     found = compare(config)
     assert not found.passed and value in {one.name for one in found.differences}, found.text
+
+
+class UsersDataset(BevNuScenesDataset):
+    """A data set of a repository: it reads what infos of BEVFormer alone have, and entries of its own."""
+
+    def __init__(self, factor=1.0, entries=(), **kwargs):
+        super().__init__(**kwargs)
+        self.factor, self.entries = factor, entries
+
+    def get_data_info(self, index):
+        info = self.data_infos[index]
+        info['can_bus'][:3] = info['ego2global_translation']  # in place, as upstream does it
+        read = [info[name] for name in ('prev', 'next', 'frame_idx', 'scene_token', *self.entries)]
+        assert len(read) == 4 + len(self.entries) and info['can_bus'].shape == (18,)
+        result = super().get_data_info(index)
+        return dict(result, lidar2img=[self.factor * matrix for matrix in result['lidar2img']])
+
+
+def users_deployment(monkeypatch, registry, config='bevformer', kind=UsersDataset, **settings):
+    """Return a config whose test set is of a class that a plugin registered."""
+    monkeypatch.setitem(registry.module_dict, kind.__name__, kind)
+    one = deployment(config)
+    cfg = copy.deepcopy(one.cfg)
+    cfg.data.test = dict(cfg.data.test, type=kind.__name__, **settings)
+    return types.SimpleNamespace(**dict(vars(one), cfg=cfg))
+
+
+@pytest.mark.parametrize('registry', [DATASETS, DATASETS_3D], ids=['mmdet', 'mmdet3d'])
+def test_a_users_data_set_is_compared_whichever_registry_has_it(registry, monkeypatch):
+    one = users_deployment(monkeypatch, registry)
+    assert compare_moments(one, one.rule, (), 'frame').passed
+    one.cfg.data.test['factor'] = 2.0
+    found = compare_moments(one, one.rule, (), 'frame')
+    assert not found.passed and {entry.name for entry in found.differences} == {'lidar2img'}
+
+
+def test_a_users_data_set_that_cannot_read_generated_infos_is_named(monkeypatch):
+    one = users_deployment(monkeypatch, DATASETS, entries=['tracks'])
+    found = compare_moments(one, one.rule, (), 'frame')
+    assert not found.passed and not found.differences
+    assert found.error == (
+        "UsersDataset of data.test cannot be read: KeyError: 'tracks' (generated infos); "
+        'prove where the file data.test.ann_file is: its samples are compared then'
+    )
+
+
+def test_a_users_data_set_that_cannot_be_built_is_named(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AttributeError('no maps')
+
+    one = users_deployment(monkeypatch, DATASETS)
+    monkeypatch.setattr(UsersDataset, '__init__', refuse)
+    found = compare_moments(one, one.rule, (), 'frame')
+    assert found.error.startswith('UsersDataset of data.test cannot be read: AttributeError: ')
+
+
+def test_samples_of_a_data_set_stand_for_generated_ones_that_it_cannot_read(monkeypatch, tmp_path):
+    one = users_deployment(monkeypatch, DATASETS, entries=['tracks'])
+    generated = one.family.generated_dataset(tmp_path, one.cfg, one.rule)
+    content = pickle.loads(Path(generated['ann_file']).read_bytes())
+    content['infos'] = [dict(info, tracks=[]) for info in content['infos']]
+    Path(generated['ann_file']).write_bytes(pickle.dumps(content))
+    one.cfg.data.test = generated
+    samples = DatasetFrames(one.family, build_dataset(one.cfg), [0, 1])
+    found = compare_moments(one, one.rule, samples, 'frame')
+    assert found.passed and len(found.samples) == 2
+    assert (
+        "without generated frames (UsersDataset of data.test cannot be read: KeyError: 'tracks')"
+        in found.text
+    )
+
+
+def test_a_users_data_set_of_other_files_is_named(monkeypatch):
+    class UsersKitti(KittiDataset):
+        """One of another layout than the files that are generated."""
+
+    one = users_deployment(monkeypatch, DATASETS_3D, 'anchor3d', UsersKitti)
+    found = compare_moments(one, one.rule, (), 'frame')
+    assert found.passed and 'without UsersKitti of data.test, whose files are of another kind' in found.text

@@ -16,10 +16,11 @@ import cv2
 import numpy as np
 from pyquaternion import Quaternion
 
-from mmdeploy_ext.core.config import refused_by_name, test_pipeline
+from mmdeploy_ext.core.config import refused_by_name, test_dataset, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, camera_matrices, frame_of_rig
 from mmdeploy_ext.families.parts import proof_samples
+from mmdeploy_ext.families.parts.info_files import dataset_of_files
 from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only, picture_files
 from mmdeploy_ext.families.parts.voxel_grid import rule_of_layer
 from mmdeploy_ext.preprocess.fusion import FusionRule
@@ -251,10 +252,11 @@ def generated_dataset(folder: Path, cfg: Any, rule: FusionRule) -> dict[str, Any
     See `SequenceFamily.generated_dataset`; the second picture has other sides than the first. OSError: a file
     cannot be written.
     """
+    from mmdet3d.datasets import KittiDataset
+
     cfg = copy.deepcopy(cfg)
     without_augmentation(cfg)
-    test = (cfg.get('data') or {}).get('test') or {}
-    prefix = test.get('pts_prefix') or 'velodyne'
+    prefix = test_dataset(cfg).get('pts_prefix') or 'velodyne'
     pictures, sweeps = Path('training', 'image_2'), Path('training', prefix)
     for subfolder in (pictures, sweeps):
         (folder / subfolder).mkdir(parents=True, exist_ok=True)
@@ -287,12 +289,6 @@ def generated_dataset(folder: Path, cfg: Any, rule: FusionRule) -> dict[str, Any
         )
     path = folder / 'infos.pkl'
     path.write_bytes(pickle.dumps(infos))
-    return dict(
-        type='KittiDataset',
-        data_root=f'{folder}/',
-        ann_file=str(path),
-        split='training',
-        pts_prefix=prefix,
-        pipeline=test_pipeline(cfg),
-        modality=dict(use_lidar=True, use_camera=True),
-    )
+    files = dict(data_root=f'{folder}/', ann_file=str(path), split='training', pts_prefix=prefix)
+    default = dict(type='KittiDataset', modality=dict(use_lidar=True, use_camera=True))
+    return dataset_of_files(cfg, KittiDataset, files, default)
