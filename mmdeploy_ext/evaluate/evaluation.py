@@ -104,6 +104,7 @@ def build_dataset(cfg: Any) -> Dataset:
         raise ConfigError(f'{cfg.filename}: data.test is {type(dataset_cfg).__name__}, expected one data set')
     dataset_cfg = dataset_cfg.copy()
     dataset_cfg['test_mode'] = True
+    dataset_cfg.pop('samples_per_gpu', None)  # of the loader; mmdet's tools take it out, too
     _check_files(dataset_cfg, cfg.filename)
     try:
         dataset = dataset_builder()(dataset_cfg)

@@ -235,7 +235,7 @@ def compare_moments(
                     compared.append(_compare_moment(deployment, rule, dataset, index, folder))
             except UnreadError as unread:
                 if not of_dataset:
-                    raise DataError(f'{unread} (generated infos); {READABLE}') from unread
+                    raise DataError(f'{unread} for generated infos; {READABLE}') from unread
                 notes.append(f'without generated {unit}s ({one_line(unread)})')
             for dataset, index in of_dataset:
                 compared.append(_compare_moment(deployment, rule, dataset, index, folder))
@@ -253,7 +253,7 @@ class UnreadError(DataError):
 
     def __init__(self, kind: str, error: BaseException) -> None:
         reason = f'{type(error).__name__}: {error}'
-        super().__init__(f'{kind} of data.test cannot be read: {one_line(reason)[:150]}')
+        super().__init__(f'{kind} of data.test raised {one_line(reason)[:150]}')
 
 
 def _notes_on_generated(cfg: Any, generated: Mapping[str, Any]) -> Iterator[str]:

@@ -76,3 +76,13 @@ def test_annotations_may_be_a_folder(tmp_path, monkeypatch):
     assert build_dataset(config(tmp_path)).files == ['one.txt']
     with pytest.raises(DataError, match=r'ann_file=.*none: no such file or folder'):
         build_dataset(config(tmp_path / 'none'))
+
+
+def test_the_size_of_a_batch_in_a_test_set_is_the_loaders(monkeypatch):
+    class Sized(Drawing):
+        def __init__(self, test_mode):
+            self.test_mode = test_mode
+
+    monkeypatch.setitem(DATASETS.module_dict, 'Sized', Sized)
+    cfg = Config(dict(data=dict(test=dict(type='Sized', samples_per_gpu=4))))
+    assert len(build_dataset(cfg)) == 6 and cfg.data.test.samples_per_gpu == 4
