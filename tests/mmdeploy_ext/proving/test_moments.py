@@ -37,13 +37,14 @@ CONFIGS = dict(
     anchor3d='PointPillars/pointpillars_toy',
     past_sweeps='Autoware/centerpoint_pillar_toy',
 )
+USERS = dict(bevformer='BEVFormer/bevformer_toy', mvxnet='MVXNet/mvxnet_toy')
 IMAGE = dict(final_dim=[96, 256], resize_lim=[256 / 352, 256 / 352], source=[198, 352])
 
 
 @functools.cache
 def deployment(name):
     """Return a config without a model: the comparison needs none."""
-    path = dict(CONFIGS, bevformer='BEVFormer/bevformer_toy').get(name, CONFIGS['bevfusion'])
+    path = (CONFIGS | USERS).get(name, CONFIGS['bevfusion'])
     cfg = load_config(f'{REPO}/projects/configs/{path}.py')
     if name == 'fusion_past_sweeps':
         cfg.data.test.pipeline = nuscenes_fusion.test_pipeline(IMAGE, 3)
@@ -248,3 +249,17 @@ def test_a_users_data_set_of_other_files_is_named(monkeypatch):
     one = users_deployment(monkeypatch, DATASETS_3D, 'anchor3d', UsersKitti)
     found = compare_moments(one, one.rule, (), 'frame')
     assert found.passed and 'without UsersKitti of data.test, whose files are of another kind' in found.text
+
+
+def test_a_users_data_set_of_kitti_is_compared(monkeypatch):
+    class DoubledKitti(KittiDataset):
+        """One whose matrices are doubled."""
+
+        def get_data_info(self, index):
+            result = super().get_data_info(index)
+            return dict(result, lidar2img=2 * result['lidar2img'])
+
+    one = users_deployment(monkeypatch, DATASETS_3D, 'mvxnet', DoubledKitti)
+    assert compare('mvxnet').passed
+    found = compare_moments(one, one.rule, (), 'frame')
+    assert not found.error and {entry.name for entry in found.differences} == {'lidar2image'}
