@@ -88,9 +88,9 @@ class SequenceFamily(Family):
     def generated_dataset(self, folder: Path, cfg: Any, rule: Any) -> dict[str, Any]:
         """Write generated moments as files into a folder; return the config of a data set that reads them.
 
-        If `data.test` of the config reads infos of nuScenes' kind, it is that data set with another
-        `ann_file` and `data_root`; else it is the family's with the config's test pipeline. `rule`, that of
-        `preprocess_rule`, decides which files are written.
+        If the class of `data.test` reads files of the kind that is written, or is of the user's code and of
+        no other kind, it is that data set with another `ann_file` and `data_root`; else it is the family's
+        with the config's test pipeline. `rule`, that of `preprocess_rule`, decides which files are written.
         """
 
     @abc.abstractmethod
