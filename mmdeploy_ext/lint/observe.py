@@ -128,7 +128,8 @@ class Call:
             rule: id of the rule.
             detail: text on what was done there, for the report.
             through_torch: also add it if torch made the call for itself, at the line that led there.
-            sizes: the event counts only if sizes differ on which the arguments depend.
+            sizes: the event counts only if one of the sizes that its arguments depend on differs between two
+                runs with other inputs.
         """
         if (site := caller(through_torch)) is not None:
             self.observer.recorder.add(rule, detail, site, self.mark.origins if sizes else None)

@@ -76,7 +76,7 @@ class Scored(Rows, abc.ABC):
         return entries
 
     def by_class(self, rows: np.ndarray, num_classes: int) -> list[np.ndarray]:
-        """Return those of the rows (n, ...) that belong to results of each class."""
+        """Return for each of `num_classes` labels those of `rows` (n, ...) whose results have it."""
         return [rows[self.labels == label] for label in range(num_classes)]
 
     def scaled(self, scale_factor: np.ndarray) -> Self:

@@ -75,7 +75,9 @@ def trial_rules(graphs: Sequence[tuple[Path, onnx.ModelProto, str]]) -> list[Vio
         with contextlib.suppress(ValueError, TypeError):
             return [Violation(**entry) for entry in json.loads(lines[-1])]
     end = f'exit status {status}: {lines[-1][:300]}'
-    if status is None or status == -signal.SIGXCPU:
+    if status is None:
+        end = f'it did not end within {WALL_SECONDS} s'
+    elif status == -signal.SIGXCPU:
         end = f'it did not end within {CPU_SECONDS} s of CPU time'
     elif status < 0:
         end = f'the process died of signal {-status}'

@@ -53,7 +53,10 @@ def anchors_of(generator: np.random.Generator, count: int) -> np.ndarray:
 
 
 def bias_of(key: str, numbers: np.ndarray, norms: Container[str]) -> np.ndarray:
-    """Return the values of a vector from normal numbers; `norms` are the names of normalisations."""
+    """Return the values of the vector at `key` of the state dict, from as many normal `numbers`.
+
+    `norms` are the names of normalisations.
+    """
     network = re.search(r'anchor_encoder\.(\w+)\.0\.bias', key)
     if network:
         return INPUT_BIASES[network[1]] * numbers
@@ -67,7 +70,7 @@ def bias_of(key: str, numbers: np.ndarray, norms: Container[str]) -> np.ndarray:
 
 
 def kernel_of(key: str, numbers: np.ndarray) -> np.ndarray:
-    """Return the values of a matrix or a kernel from normal numbers."""
+    """Return the values of the matrix or kernel at `key` of the state dict, from as many normal `numbers`."""
     if re.search(r'anchor_encoder\.\w+\.0\.weight|camera_encoder\.0\.weight', key):
         return numbers
     gain = by_name.first_match(GAINS, key)

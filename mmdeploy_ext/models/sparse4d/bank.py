@@ -160,7 +160,11 @@ class InstanceBank(BaseModule):
         return feature, anchor
 
     def cache(self, feature: Tensor, anchor: Tensor, logits: Tensor, metas: Mapping[str, Any]) -> None:
-        """Keep the most confident instances; arguments are those of `update` and `get`."""
+        """Keep the M most confident instances of a frame, whose remembered ones come first, as of `update`.
+
+        `feature` (B, A, C), `anchor` (B, A, 11) and `logits` (B, A, K) are those of the last refinement; for
+        `metas` see `get`. A remembered instance has at least its last confidence times `confidence_decay`.
+        """
         confidence = logits.amax(-1).sigmoid()
         if self.confidence is not None:
             decayed = self.confidence * self.confidence_decay

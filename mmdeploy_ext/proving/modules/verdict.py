@@ -63,7 +63,11 @@ class ModuleVerdict:
 
     @property
     def title(self) -> str:
-        """The claim, with the number of cases if inputs decide, since a fresh export does not."""
+        """The claim: 'NOT PROVEN', 'PROVEN', or 'PROVEN ON n INPUTS' with the number of cases.
+
+        The last one is that of a graph that is not that of a fresh export, or of code with `traced_lines`; if
+        the graph is that of a fresh export, reasons of at most `SHOWN` of these lines follow in brackets.
+        """
         if not self.proven:
             return 'NOT PROVEN'
         if self.graph_equal and not self.traced_lines:

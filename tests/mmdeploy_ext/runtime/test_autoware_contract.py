@@ -2,6 +2,7 @@
 
 import copy
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -617,7 +618,22 @@ def test_a_file_that_never_ends_is_stopped(tmp_path, monkeypatch):
     onnx.save(model, tmp_path / HEAD)
     monkeypatch.setattr(trial, 'WALL_SECONDS', 4)
     (violation,) = [one for one in check(tmp_path)[0] if one.severity == 'error']
-    assert (violation.node, violation.rule) == (HEAD, 'load') and 'did not end' in violation.message
+    assert (violation.node, violation.rule) == (HEAD, 'load')
+    assert violation.message.endswith('it did not end within 4 s')
+
+
+@pytest.mark.parametrize(
+    ('status', 'end'),
+    [
+        (None, f'within {trial.WALL_SECONDS} s'),
+        (-signal.SIGXCPU, f'within {trial.CPU_SECONDS} s of CPU time'),
+        (-signal.SIGSEGV, f'died of signal {signal.SIGSEGV:d}'),
+    ],
+)
+def test_a_stopped_trial_names_the_limit_that_was_met(monkeypatch, status, end):
+    monkeypatch.setattr(checks, 'run_limited', lambda command, seconds: (status, f'{trial.TRYING}{HEAD}\n'))
+    (violation,) = trial.trial_rules([(Path(HEAD), onnx.ModelProto(), trial.LOAD)])
+    assert violation.node == HEAD and violation.message.endswith(end)
 
 
 BROKEN = {

@@ -14,10 +14,11 @@ class RotatedHead(JsonDataclass):
 
     Attributes:
         outputs: (name, columns per prior) of each kind of output; the graph's are `<name>_<level>`
-            (B, priors per cell * columns, h, w).
+            (B, priors per cell * columns, h, w), in which the columns of a prior are side by side.
         activation: of class scores, 'sigmoid' or 'softmax' (the background is the last column).
-        factor: name of the output with logits of a score factor; '' without one.
-        refined: whether the priors of a cell are an output of the network, `rois`.
+        factor: name of the output with logits of a factor of class scores, such as centerness; '' without
+            one.
+        refined: whether the one prior of each cell, a rotated box, is an output of the network, `rois`.
         clips: whether centres are clipped to the image.
     """
 
