@@ -18,6 +18,14 @@ from mmdeploy_ext.consumers.autoware.manifest import (
 )
 from mmdeploy_ext.consumers.autoware.trial import LOAD, trial_rules
 from mmdeploy_ext.consumers.bev_plugins import ATTENTION, ROTATE
+from mmdeploy_ext.consumers.export_records import (
+    OF_EXPORT,
+    class_order_rules,
+    is_same,
+    record_of,
+    stated,
+    value_rules,
+)
 from mmdeploy_ext.consumers.graph_tensors import graph_tensors
 from mmdeploy_ext.contract.schema import COUNT, FLAG, NAME, PIXELS, POSITIVE, exactly, items, number
 from mmdeploy_ext.core.violations import WARNING, Violation, errors
@@ -108,10 +116,24 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
         graph, unreadable = read_graph(paths[file])
         violations += unreadable
         if graph is not None and not unreadable:
-            violations += _graph_rules(file, graph, valid)
+            violations += [*_graph_rules(file, graph, valid), *_export_rules(file, record_of(graph), valid)]
             if not errors(violations):
                 violations += trial_rules([(paths[file], graph, LOAD)])
     return violations, paths
+
+
+def _export_rules(file: str, record: Mapping[str, Any], valid: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield parameters that are not those of the export of the graph, by the `record` in it."""
+    pixels = {key: stated(record, 'preprocess', key) for key in ('mean', 'std', 'to_rgb')}
+    yield from value_rules(MANIFEST, valid, pixels, file, 'data_params.')
+    prefix, extent = 'post_process_params.', stated(record, 'postprocess', 'extent')
+    if 'pc_range' in valid and extent is not None:
+        cloud = valid['pc_range']
+        if not is_same([cloud[3] - cloud[0], cloud[4] - cloud[1]], extent):
+            message = f'{prefix}pc_range is {cloud}; the map of {file} has sides of {extent} m'
+            yield Violation(MANIFEST, f'{prefix}pc_range', OF_EXPORT, message)
+    names, expected = valid.get('class_names', []), stated(record, 'classes')
+    yield from class_order_rules(MANIFEST, names, expected, file, prefix)
 
 
 def _graph_rules(file: str, graph: onnx.ModelProto, valid: Mapping[str, Any]) -> Iterator[Violation]:

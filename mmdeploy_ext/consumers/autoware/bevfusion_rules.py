@@ -6,6 +6,7 @@ precomputed_features.cpp, ros_utils.cpp) and autoware_tensorrt_plugins: facts, n
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.consumers.autoware.file_rules import Bound, bind_by_name, operator_rules, read_graph
@@ -25,9 +26,17 @@ from mmdeploy_ext.consumers.autoware.manifest import (
     path_rules,
     read_parameters,
     remapper_rules,
+    stated_classes,
     valid_values,
 )
 from mmdeploy_ext.consumers.autoware.trial import LOAD, trial_rules
+from mmdeploy_ext.consumers.export_records import (
+    class_order_rules,
+    mixture_rules,
+    record_of,
+    stated,
+    value_rules,
+)
 from mmdeploy_ext.consumers.graph_tensors import graph_tensors
 from mmdeploy_ext.contract.schema import COUNT, FLAG, NAME, PIXELS, POSITIVE, exactly, items, number
 from mmdeploy_ext.core.printable import shortened
@@ -36,6 +45,8 @@ from mmdeploy_ext.core.violations import WARNING, Violation, errors
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+    import onnx
 
 LIDAR, FUSION, BACKBONE = 'bevfusion_lidar', 'bevfusion_camera_lidar', 'bevfusion_image_backbone'
 """Names of the graphs: of LiDAR alone; of cameras and LiDAR; of the images, which goes with the latter."""
@@ -135,9 +146,24 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
             violations += bind_by_name(file, tensors, *bounds, exact=True, consequence=consequence)
             violations += operator_rules(file, graph, PLUGINS if name == main else {})
             graphs.append((paths[file], graph, LOAD))
+    violations += _export_rules(manifest, {path.name: graph for path, graph, _ in graphs}, valid)
     if not errors(violations):
         violations += trial_rules(graphs)
     return violations, paths
+
+
+def _export_rules(
+    manifest: str, graphs: Mapping[str, onnx.ModelProto], valid: Mapping[str, Any]
+) -> Iterator[Violation]:
+    """Yield files of several exports, and values of the manifest that are not those of the first's export."""
+    yield from mixture_rules(graphs)
+    keys = ('point_cloud_range', 'voxel_size')
+    for file, graph in itertools.islice(graphs.items(), 1):
+        record = record_of(graph)
+        grid = {key: stated(record, 'preprocess', 'voxels', key) for key in keys}
+        yield from value_rules(manifest, valid, grid, file)
+        names, expected = valid.get('class_names', []), stated_classes(record, CLASSES)
+        yield from class_order_rules(manifest, names, expected, file)
 
 
 def _manifest_of(graph: str) -> str:

@@ -381,6 +381,17 @@ def remapper_text() -> str:
     return parameter_text({ALLOWED: [0] * count, SMALLEST: [0.0] * count, LARGEST: [0.0] * count})
 
 
+def stated_classes(record: Mapping[str, Any], words: Sequence[str]) -> list[str] | None:
+    """Return the classes in the metadata of a file, see `record_of`, in a node's words; None if it has none.
+
+    `words` are those of `class_words`.
+    """
+    names = record.get('classes')
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return translate_classes(names, words)[0]
+
+
 def class_words(names: Sequence[str], words: Sequence[str], place: str) -> list[str]:
     """Return class names in a node's words: upper case, and its own word for motorcycles.
 

@@ -13,6 +13,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.consumers.export_records import mixture_rules
 from mmdeploy_ext.consumers.graph_tensors import fed_inputs, graph_tensors, shape_of, shape_text
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.violations import ERROR, WARNING, Violation
@@ -77,10 +78,10 @@ def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
     ]
     if not set(SPARSE) & set(paths):
         violations.append(Violation('', '', 'missing-file', f'neither {" nor ".join(SPARSE)} is there'))
-    tensors = {}
+    tensors, models = {}, {}
     for name, path in paths.items():
         file = f'{name}.onnx'
-        model = files.read(path)
+        model = models[file] = files.read(path)
         tensors[name] = graph_tensors(model)
         if name in SPARSE:
             file_violations = libspconv_contract.check(model, name=file)
@@ -88,7 +89,7 @@ def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
             file_violations = _file_rules(name, model)
         for violation in file_violations:
             violations.append(dataclasses.replace(violation, node=f'{file} {violation.node}'.strip()))
-    return [*violations, *_size_rules(tensors)], paths
+    return [*violations, *_size_rules(tensors), *mixture_rules(models)], paths
 
 
 # ---- single files

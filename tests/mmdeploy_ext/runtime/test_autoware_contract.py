@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import yaml
 from onnx import TensorProto, helper, numpy_helper
 
 import toy_autoware
@@ -833,6 +834,44 @@ def test_folders_of_no_node_and_of_two_are_refused(tmp_path):
     toy_autoware.bevfusion(toy_autoware.streampetr(tmp_path))
     with pytest.raises(ModelFileError, match='camera_streampetr'):
         check(tmp_path)
+
+
+def exported_from(file, checkpoint='a', **entries):
+    """Add metadata as an export writes them."""
+
+    def edit(model):
+        for entry, value in dict(entries, checkpoint_sha256=checkpoint * 64).items():
+            model.metadata_props.add(key=f'mm2onnx.{entry}', value=json.dumps(value))
+
+    def change(folder):
+        model = onnx.load(folder / file)
+        edit(model)
+        onnx.save(model, folder / file)
+
+    return change
+
+
+def test_values_that_are_not_those_of_the_export_are_errors(tmp_path):
+    toy_autoware.centerpoint(tmp_path)
+    content = yaml.safe_load((tmp_path / ML).read_text())['/**']['ros__parameters']['model_params']
+    cloud, names = content['point_cloud_range'], content['class_names']
+    classes = [name.lower() for name in names]
+    exported_from(ENCODER, classes=classes, preprocess=dict(point_cloud_range=cloud))(tmp_path)
+    exported_from(HEAD, classes=classes)(tmp_path)
+    assert check(tmp_path)[0] == []
+    lifted = [*cloud[:2], cloud[2] - 1, *cloud[3:5], cloud[5] - 1]
+    for attribute, value in (('point_cloud_range', lifted), ('class_names', names[::-1])):
+        key(ML, f'model_params.{attribute}', value)(tmp_path)
+    rules = [(found.rule, found.attribute) for found in check(tmp_path)[0]]
+    assert rules == [('export', 'model_params.point_cloud_range'), ('export', 'model_params.class_names')]
+
+
+def test_files_of_two_checkpoints_are_a_warning_and_damaged_metadata_state_nothing(tmp_path):
+    toy_autoware.centerpoint(tmp_path)
+    exported_from(ENCODER, classes=3, preprocess=[])(tmp_path)
+    exported_from(HEAD, 'b')(tmp_path)
+    (found,) = check(tmp_path)[0]
+    assert (found.node, found.rule, found.severity) == (HEAD, 'mixture', 'warning')
 
 
 def test_the_command_ends_with_its_verdict_and_graph_py_knows_the_folder(tmp_path, capsys):

@@ -120,6 +120,14 @@ BROKEN = {
         with_parameter('post_process_params', 'class_names', ['car']),
         '1 names for 10 classes',
     ),
+    'means of the other planes': (
+        with_parameter('data_params', 'mean', [103.53, 116.28, 123.675]),
+        'data_params.mean is [103.53',
+    ),
+    'half of the range': (
+        with_parameter('post_process_params', 'pc_range', [-16.0, -16.0, -5.0, 16.0, 16.0, 3.0]),
+        'post_process_params.pc_range is',
+    ),
     'w, x, y, z for w four times': (whole_record, 'trained with w four times'),
     'int32 shapes': (plugin_with_int32, 'null pointer'),
 }

@@ -1,0 +1,96 @@
+"""What exported files state of themselves in their metadata, against what lies beside them. Needs onnx.
+
+Files of other programs state nothing, and break no rule here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.contract.metadata import PREFIX
+from mmdeploy_ext.core.violations import WARNING, Violation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import onnx
+
+OF_EXPORT = 'export'
+"""Rule of values that a program reads without a fault, and that are not those of the export."""
+
+
+def record_of(model: onnx.ModelProto) -> dict[str, Any]:
+    """Return entry of the metadata -> its value, JSON, without those that are none; {} of another program."""
+    record: dict[str, Any] = {}
+    for entry in model.metadata_props:
+        if entry.key.startswith(PREFIX):
+            try:
+                record[entry.key.removeprefix(PREFIX)] = json.loads(entry.value)
+            except (ValueError, RecursionError):  # a damaged entry states nothing
+                continue
+    return record
+
+
+def stated(record: Mapping[str, Any], *keys: str) -> Any:
+    """Return a value inside the entries of `record_of`, found key by key; None if there is none."""
+    value: Any = record
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def mixture_rules(models: Mapping[str, onnx.ModelProto]) -> Iterator[Violation]:
+    """Yield the first of several files, by name, that was exported from another checkpoint than the first."""
+    hashes = {file: stated(record_of(model), 'checkpoint_sha256') for file, model in models.items()}
+    known = [(file, text) for file, text in hashes.items() if isinstance(text, str) and text]
+    for file, text in known[1:]:
+        first_file, first = known[0]
+        if text != first:
+            message = f'{file} was exported from the checkpoint {text[:12]}, {first_file} from {first[:12]}'
+            yield Violation(file, '', 'mixture', f'{message}: are they of one model?', WARNING)
+            return
+
+
+def value_rules(
+    file: str, values: Mapping[str, Any], expected: Mapping[str, Any], graph: str, prefix: str = ''
+) -> Iterator[Violation]:
+    """Yield values of a manifest that are not those with which a graph was exported.
+
+    Args:
+        file: name of the manifest.
+        values: key -> valid value of it.
+        expected: key -> value that the metadata of the graph state; None if they state none.
+        graph: name of the file of the graph.
+        prefix: text before the keys in messages.
+    """
+    for key, value in expected.items():
+        if value is not None and key in values and not is_same(values[key], value):
+            message = f'{prefix}{key} is {values[key]}; {graph} states {value}, with which it was exported'
+            yield Violation(file, f'{prefix}{key}', OF_EXPORT, message)
+
+
+def class_order_rules(
+    file: str, names: Sequence[str], expected: Any, graph: str, prefix: str = ''
+) -> Iterator[Violation]:
+    """Yield the violation of class names that are those of a graph in another order; they may be renamed.
+
+    `expected` are the names of the graph's metadata in the words of the node, by label; anything else that a
+    damaged file states is taken for no statement. The other arguments are those of `value_rules`.
+    """
+    if isinstance(expected, list) and names != expected and sorted(names) == sorted(map(str, expected)):
+        message = f'{prefix}class_names are {", ".join(names)}; the labels of {graph} are in another order: '
+        yield Violation(file, f'{prefix}class_names', OF_EXPORT, message + ', '.join(map(str, expected)))
+
+
+def is_same(value: Any, expected: Any) -> bool:
+    """Return whether two values of JSON are equal, numbers but for their text in float32."""
+    if isinstance(value, list) and isinstance(expected, list):
+        pairs = zip(value, expected, strict=False)
+        return len(value) == len(expected) and all(is_same(*pair) for pair in pairs)
+    if isinstance(value, bool) or isinstance(expected, bool):
+        return value is expected
+    if isinstance(value, int | float) and isinstance(expected, int | float):
+        return math.isclose(value, expected, rel_tol=1e-6, abs_tol=1e-9)
+    return value == expected
