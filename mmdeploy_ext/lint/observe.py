@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import gc
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakIdKeyDictionary
@@ -15,7 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.lint.nested import leaves, tensors_in, without_sizes
 from mmdeploy_ext.lint.record import Origins, Recorder, mark_size, origins_of
-from mmdeploy_ext.lint.sites import caller
+from mmdeploy_ext.lint.sites import Site, caller
 
 SHAPE_ONLY = {
     'zeros_like', 'ones_like', 'full_like', 'empty_like', 'rand_like', 'randn_like', 'randint_like',
@@ -33,6 +36,27 @@ VALUES_FROM_SIZES = {
 }  # fmt: skip
 """Functions of torch that put a number among their arguments into the values of their result."""
 
+COUNTED_BY_VALUES = {
+    'nonzero', 'argwhere', 'masked_select', 'unique', 'unique_consecutive', 'bincount', 'nms', 'batched_nms',
+    'repeat_interleave',
+}  # fmt: skip
+"""Functions of torch whose result has as many elements as the values of their arguments say."""
+TENSORS = (torch.Tensor, torch.nn.Parameter)
+"""Types of tensors."""
+OF_NUMPY = (
+    'array', 'asarray', 'prod', 'sum', 'max', 'min', 'ceil', 'floor', 'round', 'log2', 'sqrt', 'abs',
+    'maximum', 'minimum', 'clip', 'arange', 'linspace',
+)  # fmt: skip
+"""Functions of numpy that may get sizes."""
+RAISES = {
+    'inverse', 'one_hot', 'embedding', 'gather', 'index_select', 'take', 'take_along_dim', 'scatter',
+    'scatter_', 'scatter_add', 'index_add', 'index_copy', 'index_put', '__getitem__', '__setitem__',
+    '_assert', 'multinomial', 'bernoulli', 'normal', 'cdist', 'bincount', 'repeat_interleave',
+}  # fmt: skip
+"""Functions of torch that raise an exception for some values."""
+OF_ALL_SIZES = {'numel', 'nelement', 'stride', 'nbytes.__get__'}
+"""Functions of torch that give numbers which follow from all sizes of a tensor."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
@@ -41,16 +65,20 @@ class Mark:
     Attributes:
         inputs: bit i is set if its values depend on those of input i.
         origins: the sizes, of shapes that were read, from which its values were computed.
+        counted: bit i is set if its sizes depend on the values of input i.
     """
 
     inputs: int = 0
     origins: Origins = frozenset()
+    counted: int = 0
 
     def __or__(self, other: Mark) -> Mark:
         """Return what depends on both."""
         if other is self or other is NOTHING:
             return self
-        return other if self is NOTHING else Mark(self.inputs | other.inputs, self.origins | other.origins)
+        if self is NOTHING:
+            return other
+        return Mark(self.inputs | other.inputs, self.origins | other.origins, self.counted | other.counted)
 
 
 NOTHING = Mark()
@@ -58,10 +86,18 @@ NOTHING = Mark()
 
 
 class Marks:
-    """The marks of all live tensors of a run."""
+    """The marks of all live tensors of a run.
+
+    Attributes:
+        of_unknown: the mark of tensors without one, which code that nobody sees has made: a scripted function,
+            a compiled operator, another thread.
+        constants: ids of tensors without a mark that are older than the run.
+    """
 
     def __init__(self) -> None:
         self._of = WeakIdKeyDictionary()
+        self.of_unknown = NOTHING
+        self.constants: set[int] = set()
 
     def put(self, tensor: torch.Tensor, mark: Mark) -> None:
         """Set the mark of a tensor, in place of an earlier one; that of its base stays."""
@@ -72,7 +108,9 @@ class Marks:
 
         It is `NOTHING` if neither has one.
         """
-        mark = self._of.get(tensor, NOTHING)
+        mark = self._of.get(tensor)
+        if mark is None:
+            mark = NOTHING if id(tensor) in self.constants else self.of_unknown
         base = tensor._base
         return mark if base is None else mark | self._of.get(base, NOTHING)
 
@@ -154,6 +192,7 @@ class Observer(TorchFunctionMode):
         inputs: the tensors whose values may change later: bit 0 of the marks is the first.
         module: the module that runs; its parameters and buffers are state.
         watches: each is called with every other call of torch.
+        every_choice: see `Recorder`.
 
     Attributes:
         recorder: the events and sizes of the run.
@@ -169,9 +208,10 @@ class Observer(TorchFunctionMode):
         inputs: Sequence[torch.Tensor],
         module: torch.nn.Module,
         watches: Sequence[Callable[[Call], None]],
+        every_choice: bool = False,
     ) -> None:
         super().__init__()
-        self.recorder = Recorder()
+        self.recorder = Recorder(every_choice)
         self.marks = Marks()
         self.inputs = list(inputs)
         self.watches = watches
@@ -181,6 +221,11 @@ class Observer(TorchFunctionMode):
         self.state = {id(tensor): name for name, tensor in state}
         for index, tensor in enumerate(inputs):
             self.marks.put(tensor, Mark(1 << index))
+        if every_choice:
+            self.marks.of_unknown = Mark((1 << len(self.inputs)) - 1)
+            # kept, so that no other has the same id
+            self._constants = [value for value in gc.get_objects() if type(value) in TENSORS]
+            self.marks.constants = {*map(id, self._constants), *self.state}
 
     def __torch_function__(
         self,
@@ -192,13 +237,25 @@ class Observer(TorchFunctionMode):
         """Run one call with plain sizes, and `see` it; calls that read sizes return marked ones."""
         kwargs = kwargs or {}
         name = name_of(func)
-        if name in ('shape.__get__', 'size'):
-            return self._sizes(func, args, kwargs)
+        if name in ('shape.__get__', 'size') or name in OF_ALL_SIZES:
+            return self._sizes(name, func, args, kwargs)
         mark = self.marks.of_all((args, kwargs))
         if name in VALUES_FROM_SIZES:
             mark |= Mark(0, origins_of(*leaves((args, kwargs))))
+        if self.recorder.every_choice:
+            self._note_attempt(name, mark)
         result = func(*without_sizes(args), **without_sizes(kwargs))
         return self.see(Call(name, args, kwargs, result, mark, self))
+
+    def _note_attempt(self, name: str, mark: Mark) -> None:
+        """Add an event for a call in a `try` that goes on after its exception: values or sizes raise it."""
+        if not mark.inputs:
+            return
+        site = caller(through_torch=True)
+        if site is not None and site.caught:
+            by_values = mark.counted or name in RAISES or name.startswith(('linalg_', 'cholesky'))
+            rule = 'value-in-branch' if by_values else 'size-in-branch'
+            self.recorder.add(rule, f'{name} may raise an exception that is caught', site)
 
     def see(self, call: Call) -> Any:
         """Show a call to the watches, mark its results, and return `call.result`."""
@@ -207,7 +264,9 @@ class Observer(TorchFunctionMode):
         self._mark_results(call)
         return call.result
 
-    def _sizes(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _sizes(
+        self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Return a shape whose numbers are watched, but plain numbers to torch's own code."""
         result = func(*without_sizes(args), **kwargs)
         site = caller()
@@ -215,17 +274,26 @@ class Observer(TorchFunctionMode):
             return result
         shape = tuple(args[0].shape)
         self.sized |= {index for index, tensor in enumerate(self.inputs) if tensor is args[0]}
-        origins = self.recorder.read_sizes(site, shape)
+        origins = self.read_sizes(site, args[0])
         if site.waiting == 'counted':
             self.recorder.add(
                 'size-in-loop', f'a loop over a size of {shape}', site, frozenset().union(*origins)
             )
+        if name in OF_ALL_SIZES:
+            return mark_size(result, frozenset().union(*origins), self.recorder)
         if isinstance(result, int):
             axis = without_sizes(args[1] if len(args) > 1 else kwargs['dim'])
             return mark_size(result, origins[axis], self.recorder)
         return torch.Size(
             mark_size(size, origin, self.recorder) for size, origin in zip(result, origins, strict=True)
         )
+
+    def read_sizes(self, site: Site, tensor: torch.Tensor) -> list[Origins]:
+        """Note that a line read the sizes of a tensor; return origins, see `Recorder.read_sizes`."""
+        origins = self.recorder.read_sizes(site, tuple(tensor.shape))
+        if self.recorder.every_choice and self.marks.of(tensor).counted:
+            self.recorder.of_values.update(*origins)
+        return origins
 
     def _mark_results(self, call: Call) -> None:
         """Give the results the marks of the arguments."""
@@ -234,6 +302,9 @@ class Observer(TorchFunctionMode):
             mark = self.marks.of_all((call.args[1:], call.kwargs))
             if call.name in VALUES_FROM_SIZES:
                 mark |= Mark(0, call.mark.origins)
+            mark |= Mark(counted=call.mark.counted)
+        if self.recorder.every_choice and _counts_by_values(call):
+            mark |= Mark(counted=call.mark.inputs)
         target = call.args[0] if call.in_place and call.args else None
         if isinstance(target, torch.Tensor):
             self.marks.add(target, mark)
@@ -244,6 +315,18 @@ class Observer(TorchFunctionMode):
             self.marks.add(tensor, mark)
 
 
+def _counts_by_values(call: Call) -> bool:
+    """Return whether the sizes of a call's result follow from values of its arguments."""
+    if call.name in COUNTED_BY_VALUES:
+        return True
+    if call.name == 'where':
+        return len(call.args) + len(call.kwargs) == 1
+    if call.name == 'Function.apply':  # mmcv's suppression
+        return 'nms' in call.args[0].__name__.lower()
+    masks = tensors_in(call.args[1:2]) if call.name == '__getitem__' else ()
+    return any(mask.dtype in (torch.bool, torch.uint8) for mask in masks)
+
+
 @contextlib.contextmanager
 def as_exporting() -> Iterator[None]:
     """Pretend that an export is running, so that the forms made for exports run.
@@ -251,6 +334,44 @@ def as_exporting() -> Iterator[None]:
     Two targets, `torch.onnx.is_in_onnx_export` and `torch.jit.is_tracing`, restored on exit (torch 2.13).
     """
     with patched(torch.onnx, is_in_onnx_export=lambda: True), patched(torch.jit, is_tracing=lambda: True):
+        yield
+
+
+@contextlib.contextmanager
+def arrays_tell_sizes(recorder: Recorder) -> Iterator[None]:
+    """Record sizes that numpy computes with: its functions take them for plain numbers.
+
+    One target, functions of numpy, restored on exit (numpy 1.26).
+    """
+
+    def telling(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            origins = origins_of(*leaves(args))
+            if origins:
+                recorder.converted(origins, function.__name__)
+            return function(*args, **kwargs)
+
+        return call
+
+    with patched(np, **{name: telling(getattr(np, name)) for name in OF_NUMPY}):
+        yield
+
+
+@contextlib.contextmanager
+def threads_are_recorded(recorder: Recorder) -> Iterator[None]:
+    """Record lines that start a thread, in which neither an observer nor an export sees anything.
+
+    One target, `threading.Thread.start`, restored on exit (Python 3.11).
+    """
+    original = threading.Thread.start
+
+    def start(self: threading.Thread) -> None:
+        if (site := caller()) is not None:
+            recorder.add('value-to-python', 'a thread is started', site)
+        original(self)
+
+    with patched(threading.Thread, start=start):
         yield
 
 

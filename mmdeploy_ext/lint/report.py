@@ -134,7 +134,7 @@ def make_report(
         texts = [re.sub(r'\b(inputs?) (\d+(?:, \d+)*)\b', with_names, event.detail) for event in group]
         details = tuple(dict.fromkeys(texts))
         severity = RULES[rule].severity(exporters)
-        site = min((event.site for event in group), key=lambda item: item is None or item.via is None)
+        site = min((event.site for event in group), key=_rank)
         if site is None:  # one finding per input or attribute
             findings += [Finding(rule, severity, None, (detail,), 1) for detail in details]
         else:
@@ -148,6 +148,13 @@ def make_report(
 
     findings.sort(key=order)
     return Report(name, tuple(findings), tuple(trials), tuple(exporters))
+
+
+def _rank(site: Site | None) -> tuple[bool, ...]:
+    """Return the rank of a site among those of one line: the one that says most has the lowest."""
+    if site is None:
+        return (True,)
+    return (False, site.via is None, site.outer is None, not site.caught, site.waiting == 'guard')
 
 
 MAX_DETAILS = 2

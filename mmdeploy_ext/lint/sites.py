@@ -8,6 +8,7 @@ import functools
 import linecache
 import os
 import sys
+import sysconfig
 from pathlib import Path
 from types import FrameType
 
@@ -19,6 +20,15 @@ MACHINERY = str(Path(__file__).parent)
 """Folder of the linter, whose frames, without those of its subfolders, are passed over."""
 TORCH = str(Path(torch.__file__).parent)
 """Folder of torch."""
+PYTHON = str(Path(sysconfig.get_path('stdlib')))
+"""Folder of Python's own modules."""
+OURS = str(Path(__file__).parents[1])
+"""Folder of `mmdeploy_ext`."""
+UNCAUGHT = {
+    'ImportError', 'ModuleNotFoundError', 'AttributeError', 'NameError', 'NotImplementedError', 'OSError',
+    'FileNotFoundError', 'StopIteration', 'KeyboardInterrupt',
+}  # fmt: skip
+"""Exceptions that no value and no size of a tensor raises."""
 THIN = tuple(
     os.path.join(TORCH, *part.split('/'))
     for part in (
@@ -48,6 +58,10 @@ class Site:
             name), 'unpack' (an assignment to a tuple of names); 'handled' if it is none of these and the
             function tests for torch.Tensor by `isinstance`; else ''.
         path: absolute path of the file.
+        outer: for a line in a library or in Python's own modules, the innermost line on the way there that is
+            in none of these and not in `mmdeploy_ext`; None if there is none.
+        caught: whether a `try` or a `suppress` around the line, or around a call that led there, goes on
+            after an exception that values or sizes may raise; only outside of libraries.
     """
 
     file: str
@@ -58,6 +72,8 @@ class Site:
     via: Site | None = dataclasses.field(default=None, compare=False)
     waiting: str = ''
     path: str = dataclasses.field(default='', compare=False)
+    outer: Site | None = dataclasses.field(default=None, compare=False)
+    caught: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def text(self) -> str:
@@ -72,15 +88,18 @@ class Site:
 def caller(through_torch: bool = False) -> Site | None:
     """Return the innermost line of the call stack outside of torch and of the linter.
 
-    Code without a file ('<string>', a console) is passed over. If torch made the call for itself, the result
-    is None; with `through_torch` it is the line outside of torch that led there. It is None, too, if there is
-    no such line.
+    Code without a file ('<string>', a console) is passed over, unless torch called it. If torch made the call
+    for itself, the result is None; with `through_torch` it is the line outside of torch that led there. It is
+    None, too, if there is no such line.
     """
     frame: FrameType | None = sys._getframe(1)
+    without_file = None
     while frame is not None and (_is_machinery(frame) or _file(frame) in THIN):
+        if _file(frame) == '<string>' and without_file is None:
+            without_file = frame
         frame = frame.f_back
     if frame is not None and not through_torch and _file(frame).startswith(TORCH + os.sep):
-        return None
+        return None if without_file is None else _site_of(without_file)
     while frame is not None and (_file(frame).startswith(TORCH + os.sep) or _is_machinery(frame)):
         frame = frame.f_back
     return None if frame is None else _site_of(frame)
@@ -113,7 +132,64 @@ def _site_of(frame: FrameType) -> Site:
         line, _, column, _ = positions[frame.f_lasti // 2]  # of the running instruction
         if line is not None and column is not None:
             waiting = _waiting_at(file, line, column)
-    return dataclasses.replace(_plain_site(frame), library=_is_library(file), via=via, waiting=waiting)
+    outer, caught = _users_frames(frame)
+    return dataclasses.replace(
+        _plain_site(frame), library=_is_library(file), via=via, waiting=waiting, outer=outer, caught=caught
+    )
+
+
+def _users_frames(frame: FrameType) -> tuple[Site | None, bool]:
+    """Return `Site.outer` and `Site.caught` of the line that a frame is at."""
+    innermost, outer, caught = frame, None, False
+    walked: FrameType | None = frame
+    while walked is not None and not _is_ours(_file(walked)):
+        if not _is_installed(_file(walked)):
+            if outer is None and walked is not innermost and _is_installed(_file(innermost)):
+                outer = _plain_site(walked)
+            caught = caught or _is_caught(_file(walked), walked.f_lineno)
+        walked = walked.f_back
+    return outer, caught
+
+
+def _is_ours(file: str) -> bool:
+    return file.startswith(OURS + os.sep)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_installed(file: str) -> bool:
+    return _is_library(file) or file.startswith((PYTHON + os.sep, TORCH + os.sep, '<'))
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_caught(file: str, line: int) -> bool:
+    """Return whether the code of a function goes on if an exception is raised at a line of it."""
+    tree, caught = _tree(file), False
+    nodes = [] if tree is None else [tree]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            caught = False
+        if isinstance(node, ast.Try) and any(_covers_line(step, line) for step in node.body):
+            caught = caught or any(map(_catches, node.handlers))
+        if isinstance(node, ast.With) and any('suppress' in ast.unparse(item) for item in node.items):
+            caught = True
+        nodes += [child for child in ast.iter_child_nodes(node) if _covers_line(child, line)]
+    return caught
+
+
+def _covers_line(node: ast.AST, line: int) -> bool:
+    if not hasattr(node, 'lineno'):
+        return any(_covers_line(part, line) for part in ast.iter_child_nodes(node))
+    return node.lineno <= line <= node.end_lineno
+
+
+def _catches(handler: ast.ExceptHandler) -> bool:
+    """Return whether code goes on after a handler of exceptions that values or sizes may raise."""
+    if isinstance(handler.body[-1], ast.Raise):
+        return False
+    kind = handler.type
+    kinds = kind.elts if isinstance(kind, ast.Tuple) else [kind]
+    return any(kind is None or ast.unparse(kind).rpartition('.')[2] not in UNCAUGHT for kind in kinds)
 
 
 def _plain_site(frame: FrameType) -> Site:

@@ -18,8 +18,10 @@ from mmdeploy_ext.lint.sites import caller
 
 TO_BOOL = {'__bool__', 'is_nonzero', 'equal', 'allclose'}
 TO_NUMBER = {'item', '__int__', '__float__', '__complex__', '__index__', 'tolist'}
-TO_NUMPY = {'numpy', '__array__'}
-"""Functions that make a bool, a number or an array of numpy of a tensor; names as in `Call.name`."""
+TO_NUMPY = {'numpy', '__array__', '__dlpack__', 'untyped_storage', 'storage'}
+"""Functions that make a bool, a number or an array of a tensor; names as in `Call.name`."""
+TO_TEXT = {'__format__', '__repr__', '__contains__'}
+"""Functions that make texts of tensors, mostly to print them, or look for a value."""
 INVERSES = {'inverse', 'linalg_inv', 'inv', 'inv_ex', 'linalg_inv_ex', 'pinverse', 'pinv'}
 """Functions that invert matrices."""
 RANDOM = {
@@ -43,7 +45,8 @@ def values_to_python(call: Call) -> None:
     `value-in-branch` if it is a bool or an `if` or assert uses it, else `value-to-python`. Of one that
     depends on sizes alone it is `size-to-python`, and a bool is none.
     """
-    if call.name not in TO_BOOL and call.name not in TO_NUMBER:
+    is_text = call.name in TO_TEXT and call.observer.recorder.every_choice
+    if call.name not in TO_BOOL and call.name not in TO_NUMBER and not is_text:
         return
     if not call.mark.inputs:
         if call.mark.origins and call.name in TO_NUMBER:
@@ -99,7 +102,7 @@ def iteration(call: Call) -> None:
         rule = 'size-in-branch' if site.waiting == 'branch' else 'size-to-python'
         detail = 'len() of a tensor'
     recorder = call.observer.recorder
-    origins = recorder.read_sizes(site, tensor.shape)[0]
+    origins = call.observer.read_sizes(site, tensor)[0]
     recorder.add(rule, f'{detail} of {tensor.shape[0]} rows', site, origins)
 
 

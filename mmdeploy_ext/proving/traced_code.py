@@ -6,6 +6,8 @@ A graph has the way that its example took, and starts from the state that the mo
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import os
 import sys
 import sysconfig
 from pathlib import Path
@@ -15,12 +17,19 @@ import torch
 from torch.onnx._internal.torchscript_exporter import registration
 
 from mmdeploy_ext.core.foreign_functions import is_users_value
-from mmdeploy_ext.core.model_classes import OURS
-from mmdeploy_ext.core.source_code import is_in_package
+from mmdeploy_ext.core.model_classes import LIBRARIES, OURS, classes_of
+from mmdeploy_ext.core.source_code import DISTRIBUTIONS, is_in_package
 from mmdeploy_ext.lint import check
-from mmdeploy_ext.lint.nested import copies, copy_of, tensors_in
+from mmdeploy_ext.lint.nested import copies, copy_of
 from mmdeploy_ext.lint.rules import RIGHT, RULES
 from mmdeploy_ext.lint.sites import site_at
+from mmdeploy_ext.proving.outer_state import (
+    Contents,
+    codes_of_run,
+    functions_of,
+    random_state,
+    state_of_functions,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -35,6 +44,8 @@ SIZES = ('size-to-python', 'size-in-branch', 'size-in-loop', 'size-changed-in-pl
 
 REASONS = dict(
     state='{} changes from run to run',
+    random='random numbers of {} are drawn',
+    clock='{} reads the time',
     export='{} asks whether an export runs',
     symbolic='{} has a symbolic of its own',
 )
@@ -55,9 +66,10 @@ class TracedLine:
             the stage.
         line: its number, from 1 on; 0 if the code of a stage could not be observed.
         code: its text without indentation; for line 0 the reason.
-        by: 'values' or 'sizes'; 'export' if the line asks whether an export runs; 'state' if `file` is a
-            class and its attribute, which every run changes; 'symbolic' if `file` is a function of autograd
-            or an operator that the user's code writes into graphs in a form of its own.
+        by: 'values' or 'sizes'; 'export' if the line asks whether an export runs; 'clock' if it reads the
+            time; 'state' if `file` is a class, a function or a module and its attribute, which every run
+            changes; 'random' if `file` is what every run draws random numbers of; 'symbolic' if `file` is a
+            function of autograd or an operator that the user's code writes into graphs in a form of its own.
     """
 
     file: str
@@ -77,7 +89,7 @@ class TracedLine:
     @property
     def text(self) -> str:
         """The sentence of the verdict about it."""
-        if self.by == 'state':
+        if self.by in ('state', 'random', 'clock'):
             return f'{self.reason}; the graph has no state'
         if self.by == 'symbolic':
             return f'{self.reason}, which PyTorch does not run'
@@ -115,14 +127,15 @@ def lines_of_module(
         dynamic=any_size,
         exporters=(exporter,),
         try_exports=False,
+        every_choice=True,
     )
     rules = VALUES + SIZES if any_size else VALUES
     rules = tuple(rule for rule in rules if RULES[rule].outcomes[exporter] != RIGHT)
     places = list(places)
-    lines = [_line(finding) for finding in report if finding.rule in rules and _is_users(finding, places)]
+    lines = [_line(finding, places) for finding in report if finding.rule in rules]
+    lines = [line for line in lines if line is not None]
     lines += forms_of_exports(module, inputs, exporter, places)
-    names = changing_state(module, inputs) if is_stateless else []
-    return lines + [TracedLine(name, 0, '', 'state') for name in names]
+    return list(dict.fromkeys(lines + changing_state(module, inputs, places, is_stateless)))
 
 
 def forms_of_exports(
@@ -139,6 +152,9 @@ def forms_of_exports(
     apply = torch.autograd.Function.__dict__['apply'].__func__.__code__
 
     def watch(frame: FrameType, event: str, arg: Any) -> None:
+        if event == 'c_call' and _reads_time(arg) and _is_users_file(Path(frame.f_code.co_filename), places):
+            site = site_at(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+            lines[TracedLine(site.file, site.line, site.code, 'clock')] = None
         if event == 'call' and frame.f_code is apply and exporter == 'torchscript':
             kind = frame.f_locals['cls']
             if hasattr(kind, 'symbolic') and is_users_value(kind):
@@ -192,64 +208,98 @@ def _operators(graph: Any) -> set[str]:
     return names
 
 
-def changing_state(module: torch.nn.Module, inputs: Sequence[Any]) -> list[str]:
-    """Return class and attribute of the numbers, tensors and containers of a module that every run changes.
+def changing_state(
+    module: torch.nn.Module, inputs: Sequence[Any], places: Sequence[Path], is_stateless: bool
+) -> list[TracedLine]:
+    """Return the state that every run of a module changes, and generators of random numbers that it draws of.
 
-    A copy of the module runs three times on the same inputs; what is stored anew in every run is no state, as
-    long as it is equal. Nothing is said of a module that cannot be copied.
+    A copy of the module, or itself if it cannot be copied, runs three times on the same inputs; what is
+    stored anew in every run is no state, as long as it is equal. State is what attributes of the module's
+    parts hold, unless `is_stateless` is False, and what functions and classes of the user's hold. Arguments
+    are those of `lines_of_module`.
     """
-    copy, states = copy_of(module), []
-    if copy is module:
-        return []
-    for _ in range(3):
+    copy, states, drawn = copy_of(module), [], random_state()
+
+    def run() -> None:
         with torch.no_grad():
             copy(*copies(list(inputs)))
-        states.append(_state(copy))
-    changed = (title for (path, title), value in states[2].items() if value != states[1].get((path, title)))
-    return list(dict.fromkeys(changed))
+
+    codes = codes_of_run(run, lambda code: _is_users_file(Path(code.co_filename), places))
+    functions = functions_of(codes)
+    kinds = [base for kind in classes_of(copy) for base in kind.__mro__ if is_users_value(base)]
+    for _ in range(2):
+        run()
+        outer = state_of_functions(functions, kinds, _is_users_object)
+        states.append(outer | (_state(copy) if is_stateless else {}))
+    lines = [
+        TracedLine(title.split()[0], 0, '', 'state')
+        for title, value in states[1].items()
+        if value != states[0].get(title)
+    ]
+    lines += [
+        TracedLine(name, 0, '', 'random') for name, state in random_state().items() if state != drawn[name]
+    ]
+    return list(dict.fromkeys(lines))
 
 
-def _state(module: torch.nn.Module) -> dict[tuple[str, str], Any]:
-    """Return (path, class and attribute) -> what can be compared of the attributes of a module's parts.
+def _state(module: torch.nn.Module) -> dict[str, Any]:
+    """Return class and attribute, and path -> what can be compared of the attributes of a module's parts.
 
-    Parts of this package and of PyTorch are left out.
+    Parts of this package are left out.
     """
-    state: dict[tuple[str, str], Any] = {}
-    for path, part in module.named_modules():
-        if type(part).__module__.partition('.')[0] in (OURS.name, 'torch'):
+    parts = dict(module.named_modules())
+    contents, state, fields = Contents(parts.values()), {}, vars(torch.nn.Module())
+    for path, part in parts.items():
+        if type(part).__module__.partition('.')[0] == OURS.name:
             continue
         for name, value in (*vars(part).items(), *part._buffers.items()):
-            key = path, f'{type(part).__name__}.{name}'
-            if isinstance(value, bool | int | float | str):
-                state[key] = value
-            elif isinstance(value, torch.Tensor):
-                state[key] = _content(value)
-            elif isinstance(value, list | tuple | dict | set) and name not in vars(torch.nn.Module()):
-                state[key] = len(value), [_content(tensor) for tensor in tensors_in(value)]
+            if name not in fields:
+                state[f'{type(part).__name__}.{name} {path}'] = contents.of(value)
     return state
 
 
-def _content(tensor: torch.Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.dtype, tensor.detach().cpu().numpy().tobytes()
+def _is_users_object(value: Any) -> bool:
+    """Return whether a class or a module is the user's."""
+    if isinstance(value, type):
+        return is_users_value(value)
+    file = getattr(value, '__file__', None)
+    return bool(file) and _is_users_file(Path(file), ())
 
 
-def _is_users(finding: Finding, places: Iterable[Path]) -> bool:
-    """Return whether a finding is at a line of the user's that is no assert nor the like.
-
-    That is one in the folders of the user's classes, or of no installed package and not of this one.
-    """
-    site = finding.site
-    return site is not None and site.waiting != 'guard' and _is_users_file(Path(site.path), places)
+def _reads_time(function: Any) -> bool:
+    """Return whether a built-in function gives the time, or bytes that are drawn by the system."""
+    if getattr(function, '__module__', None) == 'time':
+        return function.__name__ != 'sleep'
+    kind = getattr(function, '__self__', None)
+    is_date = isinstance(kind, type) and issubclass(kind, datetime.date)
+    return function is os.urandom or (is_date and function.__name__ in ('now', 'utcnow', 'today'))
 
 
 def _is_users_file(path: Path, places: Iterable[Path]) -> bool:
-    """Return whether a file is in one of the user's places, or of no package, of Python and of this one."""
+    """Return whether a file is in one of the user's places, or of no package, of Python and of this one.
+
+    Code that was made of a text is the user's.
+    """
     if path.is_relative_to(OURS) or path.is_relative_to(sysconfig.get_path('stdlib')):
         return False
-    is_packaged = is_in_package(path) or path.name.startswith('<')
+    is_packaged = is_in_package(path) or (path.name.startswith('<') and path.name != '<string>')
     return not is_packaged or any(path.is_relative_to(place) for place in places)
 
 
-def _line(finding: Finding) -> TracedLine:
-    by = 'values' if finding.rule in VALUES else 'sizes'
-    return TracedLine(finding.site.file, finding.site.line, finding.site.code, by)
+def _line(finding: Finding, places: Sequence[Path]) -> TracedLine | None:
+    """Return the line of the user's that chooses, or that calls what does; None if there is none.
+
+    An assert, or an `if` that only raises, chooses nothing unless its exception is caught. What OpenMMLab and
+    PyTorch choose by sizes, their files of any size have; by values they choose nothing that an export makes.
+    """
+    site, by = finding.site, 'values' if finding.rule in VALUES else 'sizes'
+    if site is None or (site.waiting == 'guard' and not site.caught):
+        return None
+    if not _is_users_file(Path(site.path), places):
+        is_known = site.file.split('/')[0] in (*DISTRIBUTIONS, *LIBRARIES)
+        if site.outer is None or (is_known and by == 'sizes'):
+            return None
+        site = site.outer
+        if not _is_users_file(Path(site.path), places):
+            return None
+    return TracedLine(site.file, site.line, site.code, by)

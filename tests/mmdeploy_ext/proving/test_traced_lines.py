@@ -17,7 +17,22 @@ from mmdeploy_ext.proving.levels.traced_lines import has_users_code, observed_in
 from mmdeploy_ext.proving.verdict import Verdict
 
 NECK = """
+import itertools
+
 import torch
+
+
+def counter():
+    runs = 0
+
+    def count():
+        nonlocal runs
+        runs += 1
+
+    return count
+
+
+COUNTS, TURNS, count = [], itertools.count(), counter()
 
 
 class Neck(torch.nn.Module):
@@ -30,6 +45,7 @@ class Neck(torch.nn.Module):
         {line}
         return self.conv(x)
 """
+LINE = 1 + NECK[: NECK.index('{line}')].count('\n')
 INPUT, LARGER = (np.full((1, 3, *size), 0.5, np.float32) for size in ((8, 8), (16, 24)))
 VALUE = 'if x.max() > 9: x = x * 2'
 SIZE = 'if x.shape[2] > 900: x = x * 2'
@@ -60,9 +76,9 @@ def lines_of(module, any_size=False, exporter='torchscript'):
 def test_a_line_that_chooses_makes_inputs_decide(tmp_path, line, any_size, by):
     verdict = Verdict({}, traced_lines=lines_of(neck(tmp_path, line), any_size))
     assert [(entry.line, entry.code, entry.by) for entry in verdict.traced_lines] == (
-        [(12, line, by)] if by else []
+        [(LINE, line, by)] if by else []
     )
-    assert verdict.by_inputs == (f'users_neck.py:12 chooses by {by}' if by else '')
+    assert verdict.by_inputs == (f'users_neck.py:{LINE} chooses by {by}' if by else '')
 
 
 @pytest.mark.parametrize(('line', 'by'), [(VALUE, ['values']), (SIZE, []), ('x = x.missing', ['values'])])
@@ -155,7 +171,7 @@ def test_a_library_s_module_is_not_run(monkeypatch):
 )
 def test_a_line_that_asks_whether_an_export_runs_makes_inputs_decide(tmp_path, line):
     (entry,) = lines_of(neck(tmp_path, line))
-    assert (entry.file, entry.line, entry.code, entry.by) == ('users_neck.py', 12, line, 'export')
+    assert (entry.file, entry.line, entry.code, entry.by) == ('users_neck.py', LINE, line, 'export')
 
 
 @torch.jit.script
@@ -229,3 +245,64 @@ def test_where_the_batch_is_open_the_second_run_has_two_pictures_and_a_line_that
     chain = [Stage('network', neck(tmp_path, line), ('input',), ('maps',))]
     (entry,) = traced_lines(chain, runs, 'torchscript', any_size=True)
     assert (entry.code, entry.by) == (line, 'sizes')
+
+
+CAUGHT = 'try:\n            assert x.max() < 9\n        except AssertionError:\n            x = x * 2'
+FAILING = (
+    'try:\n            torch.nn.functional.one_hot(x.long(), 1)\n        except {}:\n            x = x * 2'
+)
+
+
+@pytest.mark.parametrize(
+    ('line', 'by'),
+    [
+        ('if (x > 9).nonzero().shape[0]: x = x * 2', 'values'),
+        ('if x[x > 9].numel(): x = x * 2', 'values'),
+        ('if len(torch.where(x > 9)[0]): x = x * 2', 'values'),
+        (CAUGHT, 'values'),
+        (FAILING.format('RuntimeError'), 'values'),
+        (FAILING.format('ImportError'), None),
+        (CAUGHT + '\n            raise', None),
+        ('import heapq; x = x * heapq.nlargest(1, [x.max(), x.min()])[0]', 'values'),
+        ('exec("def f(x): return x * 2 if x.max() > 9 else x", globals()); x = f(x)', 'values'),
+        ('import time; x = x * 2 if time.time() < 0 else x', 'clock'),
+    ],
+)
+def test_whatever_chooses_by_values_in_a_file_of_one_size_makes_inputs_decide(tmp_path, line, by):
+    entries = lines_of(neck(tmp_path, line))
+    assert [entry.by for entry in entries] == ([by] if by else [])
+    assert all(entry.file == 'users_neck.py' for entry in entries)
+
+
+@pytest.mark.parametrize(
+    'line',
+    [
+        'large = x.shape[2] > 900; x = x * 2 if large else x',
+        'x = [x, x * 2][x.numel() > 90000]',
+        'x = x * {900: 2}.get(x.shape[2], 1)',
+        'import numpy as np; x = x * 2 if np.prod(x.shape) > 90000 else x',
+        'x = x * 2 if "900" in str(tuple(x.shape)) else x',
+        'try:\n            x = x.view(1, 3, 8, 8)\n        except RuntimeError:\n            pass',
+    ],
+)
+def test_whatever_chooses_by_sizes_in_a_file_of_any_size_makes_inputs_decide(tmp_path, line):
+    assert {entry.by for entry in lines_of(neck(tmp_path, line), any_size=True)} == {'sizes'}
+    assert lines_of(neck(tmp_path, line)) == []
+
+
+@pytest.mark.parametrize(
+    ('line', 'reason'),
+    [
+        ('Neck.runs = getattr(Neck, "runs", 0) + 1', 'Neck.runs changes from run to run'),
+        ('COUNTS.append(0)', 'users_neck.COUNTS changes from run to run'),
+        ('next(TURNS)', 'users_neck.TURNS changes from run to run'),
+        ('count()', 'users_neck.counter.<locals>.count changes from run to run'),
+        ('self.conv.settings["runs"] += 1', 'Conv2d.settings changes from run to run'),
+        ('import random; random.random()', 'random numbers of Python are drawn'),
+        ('import numpy as np; np.random.rand()', 'random numbers of numpy are drawn'),
+    ],
+)
+def test_state_outside_of_attributes_and_random_numbers_make_inputs_decide(tmp_path, line, reason):
+    module = neck(tmp_path, line)
+    module.conv.settings = {'runs': 0}
+    assert [entry.reason for entry in lines_of(module)] == [reason]

@@ -1,0 +1,178 @@
+"""State that functions keep from run to run, wherever it is. A graph has none of it.
+
+It is in globals, closures, attributes of classes and objects. Needs no mmcv.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import hashlib
+import itertools
+import operator
+import random
+import sys
+import types
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import CodeType, FrameType
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+"""Types of values that are compared as they are."""
+MAX_VALUES = 300_000
+"""Number of values beyond which no more are looked at."""
+OPAQUE = ('torch', 'numpy')
+"""Packages whose objects have no state that Python code changes."""
+
+
+def codes_of_run(run: Callable[[], Any], counts: Callable[[CodeType], bool]) -> list[CodeType]:
+    """Run something, and return the code of the Python functions that ran and that count."""
+    codes: dict[CodeType, bool] = {}
+
+    def watch(frame: FrameType, event: str, arg: Any) -> None:
+        code = frame.f_code
+        if event == 'call' and code not in codes:
+            codes[code] = counts(code)
+
+    previous = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        run()
+    finally:
+        sys.setprofile(previous)
+    return [code for code, is_counted in codes.items() if is_counted]
+
+
+def functions_of(codes: Iterable[CodeType]) -> list[types.FunctionType]:
+    """Return the functions that have some code."""
+    codes = list(codes)
+    referrers = gc.get_referrers(*codes) if codes else []
+    functions = [value for value in referrers if type(value) is types.FunctionType]
+    return sorted(functions, key=lambda value: (value.__code__.co_filename, value.__code__.co_firstlineno))
+
+
+def state_of_functions(
+    functions: Iterable[types.FunctionType], kinds: Iterable[type], is_users: Callable[[Any], bool]
+) -> dict[str, Any]:
+    """Return name -> what can be compared of what functions and classes read and may change.
+
+    These are the globals and attributes of modules of the user's that functions name, the variables of
+    functions around them, defaults of arguments, and attributes of classes.
+
+    Args:
+        functions: functions of the user's.
+        kinds: classes of the user's.
+        is_users: whether a class or a module is the user's.
+    """
+    contents, state, kinds = Contents(), {}, dict.fromkeys(kinds)
+    for function in functions:
+        scope, names = function.__globals__, {*function.__code__.co_names}
+        prefix = str(scope.get('__name__', ''))
+        for name in sorted(names & scope.keys()):
+            value = scope[name]
+            if isinstance(value, types.ModuleType):
+                for key in sorted(names & vars(value).keys()) if is_users(value) else ():
+                    state[f'{value.__name__}.{key}'] = contents.of(vars(value)[key])
+            elif not isinstance(value, type):
+                state[f'{prefix}.{name}'] = contents.of(value)
+            elif is_users(value):
+                kinds[value] = None
+        state[f'{prefix}.{function.__qualname__} {id(function)}'] = contents.of(function)
+    for kind in kinds:
+        for name, value in vars(kind).items():
+            if not name.startswith('__'):
+                state[f'{kind.__name__}.{name}'] = contents.of(value)
+    return state
+
+
+def random_state() -> dict[str, Any]:
+    """Return name of a generator of random numbers that the whole process has -> its state."""
+    return dict(
+        Python=random.getstate(), numpy=repr(np.random.get_state()), PyTorch=torch.get_rng_state().tolist()
+    )
+
+
+class Contents:
+    """Makes of values what can be compared: the numbers, texts and arrays in them, however deep.
+
+    An object counts where it is met first.
+
+    Args:
+        left_out: objects that do not count.
+    """
+
+    def __init__(self, left_out: Iterable[Any] = ()) -> None:
+        self._left_out = [*left_out]
+        self._seen = {id(value): value for value in self._left_out}  # kept, so that no other has the same id
+
+    def of(self, value: Any) -> Any:
+        """Return what can be compared of a value; its type, if it was met before."""
+        if isinstance(value, PLAIN):
+            return value if value == value else 'nan'  # NaN differs from itself
+        name = type(value).__name__
+        if id(value) in self._seen or len(self._seen) > MAX_VALUES:
+            return name
+        self._seen[id(value)] = value
+        for kinds, parts_of in PARTS:
+            if isinstance(value, kinds):
+                return [name, *map(self.of, parts_of(value)), *self._attributes(value)]
+        if hasattr(value, '__length_hint__') and hasattr(value, '__next__'):
+            return name, operator.length_hint(value)
+        is_opaque = type(value).__module__.split('.')[0] in OPAQUE and not isinstance(value, torch.nn.Module)
+        return name if is_opaque else [name, *self._attributes(value)]
+
+    def _attributes(self, value: Any) -> list[Any]:
+        """Return names and contents of the attributes of an object; [] if it has none."""
+        attributes = dict(getattr(value, '__dict__', {}))
+        for kind in type(value).__mro__:
+            slots = vars(kind).get('__slots__', ())
+            for name in (slots,) if isinstance(slots, str) else slots:
+                if name not in ('__dict__', '__weakref__') and hasattr(value, name):
+                    attributes[name] = getattr(value, name)
+        return [(name, self.of(entry)) for name, entry in attributes.items()]
+
+
+def _parts_of_array(value: torch.Tensor | np.ndarray) -> tuple[Any, ...]:
+    array = value
+    if isinstance(value, torch.Tensor):
+        try:
+            array = value.detach().cpu().numpy()
+        except (TypeError, RuntimeError):  # bfloat16, sparse
+            return tuple(value.shape), str(value.dtype), repr(value)
+    data = repr(array.tolist()) if array.dtype.hasobject else hashlib.sha256(array.tobytes()).hexdigest()
+    return str(array.shape), str(value.dtype), data
+
+
+def _parts_of_function(value: types.FunctionType) -> tuple[Any, ...]:
+    cells = []
+    for cell in value.__closure__ or ():
+        with contextlib.suppress(ValueError):  # of a name that has no value yet
+            cells.append(cell.cell_contents)
+    return value.__defaults__, value.__kwdefaults__, cells
+
+
+PARTS: tuple[tuple[Any, Callable[[Any], Iterable[Any]]], ...] = (
+    ((torch.Tensor, np.ndarray), _parts_of_array),
+    (np.random.Generator, lambda value: [repr(value.bit_generator.state)]),
+    (np.random.RandomState, lambda value: [repr(value.get_state())]),
+    (torch.Generator, lambda value: value.get_state().tolist()),
+    (random.Random, lambda value: [value.getstate()]),
+    (Mapping, lambda value: [entry for item in [*value.items()] for entry in item]),
+    ((list, tuple, deque), list),
+    ((set, frozenset), lambda value: sorted(map(repr, value))),
+    (types.FunctionType, _parts_of_function),
+    (types.MethodType, lambda value: (value.__self__, value.__func__)),
+    (functools.partial, lambda value: (value.func, value.args, value.keywords)),
+    (types.GeneratorType, lambda value: (value.gi_frame and value.gi_frame.f_lasti,)),
+    (itertools.count, lambda value: [repr(value)]),
+    ((type, types.ModuleType, property, classmethod, staticmethod), lambda value: []),
+)
+"""Types, and what makes of a value of them the values that it consists of."""
