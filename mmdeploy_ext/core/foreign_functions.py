@@ -321,7 +321,8 @@ def _package_of(module: ModuleType) -> str:
 
 def _python_functions(value: Any) -> list[FunctionType]:
     """Return the Python functions behind a value, not what numba compiles of one; [] if there are none."""
-    behind = functions_behind(value) if callable(value) else ()
+    # the types of functions have attributes of their names, too
+    behind = functions_behind(value) if callable(value) and not isinstance(value, type) else ()
     return [function for function in behind if isinstance(function, FunctionType)]
 
 

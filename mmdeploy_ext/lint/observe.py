@@ -89,8 +89,8 @@ class Marks:
     """The marks of all live tensors of a run.
 
     Attributes:
-        of_unknown: the mark of tensors without one, which code that nobody sees has made: a scripted function,
-            a compiled operator, another thread.
+        of_unknown: the mark of tensors without one, which code that nobody sees has made: a scripted
+            function, a compiled operator, another thread.
         constants: ids of tensors without a mark that are older than the run.
     """
 

@@ -6,6 +6,7 @@ It is in globals, closures, attributes of classes and objects. Needs no mmcv.
 from __future__ import annotations
 
 import contextlib
+import dis
 import functools
 import gc
 import hashlib
@@ -57,6 +58,18 @@ def functions_of(codes: Iterable[CodeType]) -> list[types.FunctionType]:
     referrers = gc.get_referrers(*codes) if codes else []
     functions = [value for value in referrers if type(value) is types.FunctionType]
     return sorted(functions, key=lambda value: (value.__code__.co_filename, value.__code__.co_firstlineno))
+
+
+def lines_that_set_globals(code: CodeType) -> list[int]:
+    """Return the numbers of the lines of a function that set a global of its module."""
+    if code.co_name == '<module>':  # an import in a run
+        return []
+    lines, line = {}, code.co_firstlineno
+    for step in dis.get_instructions(code):
+        line = step.starts_line or line
+        if step.opname in ('STORE_GLOBAL', 'DELETE_GLOBAL'):
+            lines[line] = None
+    return [*lines]
 
 
 def state_of_functions(

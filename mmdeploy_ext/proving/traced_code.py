@@ -27,13 +27,14 @@ from mmdeploy_ext.proving.outer_state import (
     Contents,
     codes_of_run,
     functions_of,
+    lines_that_set_globals,
     random_state,
     state_of_functions,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from types import FrameType
+    from types import CodeType, FrameType
 
     from mmdeploy_ext.lint.report import Finding
 
@@ -44,6 +45,7 @@ SIZES = ('size-to-python', 'size-in-branch', 'size-in-loop', 'size-changed-in-pl
 
 REASONS = dict(
     state='{} changes from run to run',
+    kept='{} keeps a value for later runs',
     random='random numbers of {} are drawn',
     clock='{} reads the time',
     export='{} asks whether an export runs',
@@ -68,8 +70,9 @@ class TracedLine:
         code: its text without indentation; for line 0 the reason.
         by: 'values' or 'sizes'; 'export' if the line asks whether an export runs; 'clock' if it reads the
             time; 'state' if `file` is a class, a function or a module and its attribute, which every run
-            changes; 'random' if `file` is what every run draws random numbers of; 'symbolic' if `file` is a
-            function of autograd or an operator that the user's code writes into graphs in a form of its own.
+            changes; 'kept' if it is one that an earlier run has set, or the line sets a global; 'random' if
+            `file` is what every run draws random numbers of; 'symbolic' if `file` is a function of autograd
+            or an operator that the user's code writes into graphs in a form of its own.
     """
 
     file: str
@@ -89,7 +92,7 @@ class TracedLine:
     @property
     def text(self) -> str:
         """The sentence of the verdict about it."""
-        if self.by in ('state', 'random', 'clock'):
+        if self.by in ('state', 'kept', 'random', 'clock'):
             return f'{self.reason}; the graph has no state'
         if self.by == 'symbolic':
             return f'{self.reason}, which PyTorch does not run'
@@ -135,7 +138,7 @@ def lines_of_module(
     lines = [_line(finding, places) for finding in report if finding.rule in rules]
     lines = [line for line in lines if line is not None]
     lines += forms_of_exports(module, inputs, exporter, places)
-    return list(dict.fromkeys(lines + changing_state(module, inputs, places, is_stateless)))
+    return list(dict.fromkeys(lines + changing_state(module, inputs, other_inputs, places, is_stateless)))
 
 
 def forms_of_exports(
@@ -209,20 +212,25 @@ def _operators(graph: Any) -> set[str]:
 
 
 def changing_state(
-    module: torch.nn.Module, inputs: Sequence[Any], places: Sequence[Path], is_stateless: bool
+    module: torch.nn.Module,
+    inputs: Sequence[Any],
+    other_inputs: Sequence[Any],
+    places: Sequence[Path],
+    is_stateless: bool,
 ) -> list[TracedLine]:
-    """Return the state that every run of a module changes, and generators of random numbers that it draws of.
+    """Return the state that the runs of a module change or keep, and what they draw random numbers of.
 
     A copy of the module, or itself if it cannot be copied, runs three times on the same inputs; what is
-    stored anew in every run is no state, as long as it is equal. State is what attributes of the module's
-    parts hold, unless `is_stateless` is False, and what functions and classes of the user's hold. Arguments
-    are those of `lines_of_module`.
+    stored anew in every run is no state, as long as it is equal. A run on other inputs leaves what it leaves
+    in a copy that has not run, unless a value of the first run is kept. State is what attributes of the
+    module's parts hold, unless `is_stateless` is False, and what functions and classes of the user's hold.
+    Arguments are those of `lines_of_module`.
     """
     copy, states, drawn = copy_of(module), [], random_state()
 
-    def run() -> None:
+    def run(observed: torch.nn.Module = copy, values: Sequence[Any] = inputs) -> None:
         with torch.no_grad():
-            copy(*copies(list(inputs)))
+            observed(*copies(list(values)))
 
     codes = codes_of_run(run, lambda code: _is_users_file(Path(code.co_filename), places))
     functions = functions_of(codes)
@@ -236,10 +244,25 @@ def changing_state(
         for title, value in states[1].items()
         if value != states[0].get(title)
     ]
+    if is_stateless and copy is not module:
+        fresh = copy_of(module)
+        run(copy, other_inputs)
+        run(fresh, other_inputs)
+        later, first = _state(copy), _state(fresh)
+        kept = [
+            TracedLine(name.split()[0], 0, '', 'kept') for name in later if later[name] != first.get(name)
+        ]
+        lines += kept if not lines else []
+    lines += [_line_at(code, line, 'kept') for code in codes for line in lines_that_set_globals(code)]
     lines += [
         TracedLine(name, 0, '', 'random') for name, state in random_state().items() if state != drawn[name]
     ]
     return list(dict.fromkeys(lines))
+
+
+def _line_at(code: CodeType, line: int, by: str) -> TracedLine:
+    site = site_at(code.co_filename, line, code.co_name)
+    return TracedLine(site.file, site.line, site.code, by)
 
 
 def _state(module: torch.nn.Module) -> dict[str, Any]:

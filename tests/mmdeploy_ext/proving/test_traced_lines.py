@@ -65,7 +65,7 @@ def lines_of(module, any_size=False, exporter='torchscript'):
         Stage('scale', torch.nn.Identity(), ('image',), ('scaled',)),
         Stage('network', module, ('scaled',), ('maps',)),
     ]
-    runs = [{'image': array} for array in (INPUT, LARGER if any_size else INPUT)]
+    runs = [{'image': array} for array in (INPUT, LARGER if any_size else INPUT + 0.1)]
     return traced_lines(chain, runs, exporter, any_size)
 
 
@@ -298,6 +298,8 @@ def test_whatever_chooses_by_sizes_in_a_file_of_any_size_makes_inputs_decide(tmp
         ('next(TURNS)', 'users_neck.TURNS changes from run to run'),
         ('count()', 'users_neck.counter.<locals>.count changes from run to run'),
         ('self.conv.settings["runs"] += 1', 'Conv2d.settings changes from run to run'),
+        ('global KEPT; KEPT = x', 'users_neck.py:{} keeps a value for later runs'),
+        ('self.first = getattr(self, "first", x.mean())', 'Neck.first keeps a value for later runs'),
         ('import random; random.random()', 'random numbers of Python are drawn'),
         ('import numpy as np; np.random.rand()', 'random numbers of numpy are drawn'),
     ],
@@ -305,4 +307,4 @@ def test_whatever_chooses_by_sizes_in_a_file_of_any_size_makes_inputs_decide(tmp
 def test_state_outside_of_attributes_and_random_numbers_make_inputs_decide(tmp_path, line, reason):
     module = neck(tmp_path, line)
     module.conv.settings = {'runs': 0}
-    assert [entry.reason for entry in lines_of(module)] == [reason]
+    assert [entry.reason for entry in lines_of(module)] == [reason.format(LINE)]
