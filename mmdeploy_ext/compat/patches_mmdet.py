@@ -171,18 +171,22 @@ def instances_all_filtered(module: ModuleType) -> None:
 
 
 @after('mmdet.models.dense_heads.tood_head', versions='mmdet 2.28.2')
-def geometric_mean_without_gradient(module: ModuleType) -> None:
+def geometric_mean_without_gradient(module: ModuleType) -> bool:
     """TOOD's scores are an autograd.Function, which the TorchScript exporter does not see into.
 
-    Where no gradient is needed, their formula in operators of torch stands in its place.
+    Where no gradient is needed, their formula in operators of torch stands in its place. TOOD's own
+    repository has no such function.
     """
-    trained = module.sigmoid_geometric_mean
+    trained = getattr(module, 'sigmoid_geometric_mean', None)
+    if trained is None:
+        return False
 
     def sigmoid_geometric_mean(x: Any, y: Any) -> Any:
         trains = x.requires_grad or y.requires_grad
         return trained(x, y) if trains else (x.sigmoid() * y.sigmoid()).sqrt()
 
     module.sigmoid_geometric_mean = sigmoid_geometric_mean
+    return True
 
 
 @patch('mmdet3d.core.evaluation.kitti_utils.rotate_iou', versions='mmdet3d 1.0.0rc6')

@@ -252,6 +252,23 @@ def is_installed(package: str, path: Path) -> bool:
     return name in digests and _sha256_urlsafe(path, path.stat().st_mtime_ns) == digests[name]
 
 
+def is_in_library(kind: type) -> bool:
+    """Return whether the installed package of OpenMMLab that a class is in has one of this module and name.
+
+    Also that of a copy in a user's repository is, whatever its code is; a class that the repository added to
+    its copy is not. Of a package that is used from its checkout all are.
+    """
+    package, *modules = kind.__module__.split('.')
+    if package not in DISTRIBUTIONS:
+        return False
+    root, _ = _installed_files(package)
+    if root is None:
+        return True
+    path = root.joinpath(*modules)
+    path = path / '__init__.py' if path.is_dir() else path.with_name(f'{path.name}.py')
+    return _definition(path, kind.__qualname__) is not None
+
+
 @functools.lru_cache
 def _installed_files(package: str) -> tuple[Path | None, dict[str, str]]:
     """Return the folder of an installed package, and path -> hash of its files as they were installed.

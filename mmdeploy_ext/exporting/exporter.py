@@ -17,6 +17,7 @@ from mmdeploy_ext.contract.stages import DEFAULT_OPSET, Stage
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.dynamo import decomposed_where_needed, translations_read_once
 from mmdeploy_ext.exporting.ops.backbone_attention import sizes_traced
+from mmdeploy_ext.exporting.ops.checkpoints import without_checkpoints
 from mmdeploy_ext.exporting.ops.empty_writes import without_empty_writes
 from mmdeploy_ext.exporting.ops.linspace import linspace_of_one_step
 from mmdeploy_ext.exporting.ops.operator import translations
@@ -60,8 +61,8 @@ LIBRARY_OPERATORS: list[LibraryOperator] = []
 
 @contextlib.contextmanager
 def patched_libraries() -> Iterator[None]:
-    """Inside the block the operators of `LIBRARY_OPERATORS` export."""
-    with contextlib.ExitStack() as stack:
+    """Inside the block the operators of `LIBRARY_OPERATORS` export, and functions under a checkpoint."""
+    with contextlib.ExitStack() as stack, without_checkpoints():
         for operator in LIBRARY_OPERATORS:
             stack.enter_context(operator.patch())
         yield

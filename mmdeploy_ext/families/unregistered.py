@@ -69,7 +69,7 @@ def files_of_classes(folder: Path, names: Iterable[str]) -> dict[str, Path]:
 
     `names` are those of the classes; one that no file defines is left out.
     """
-    pattern = re.compile(rf'^class ({"|".join(map(re.escape, names))})\b', re.MULTILINE)
+    pattern = re.compile(rf'^[ \t]*class ({"|".join(map(re.escape, names))})\b', re.MULTILINE)
     registering: dict[str, Path] = {}
     not_registering: dict[str, Path] = {}
     for path in itertools.islice(python_files(folder), MOST_FILES):

@@ -14,6 +14,7 @@ from mmdeploy_ext.compat.older_mmdet import mmdet_module, mmdet_release
 from mmdeploy_ext.compat.older_priors import LevelPoints
 from mmdeploy_ext.contract.dense_head import Head
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.source_code import is_in_library
 from mmdeploy_ext.exporting.postprocess.suppression import NmsConfig, nms_config, positive
 from mmdeploy_ext.families.building import nearest_base
 from mmdeploy_ext.families.parts import followed
@@ -67,10 +68,11 @@ def kind_of(head: nn.Module) -> HeadKind:
 def check_library_head(head: nn.Module) -> None:
     """Refuse (ConfigError) a head of mmdet that is derived from a kind and makes its results in another way.
 
-    One of the user's own code that is derived from a kind is not refused: a proof decides on inputs.
+    One of the user's own code that is derived from a kind is not refused, also in a copy of mmdet: a proof
+    decides on inputs.
     """
     upstream = kind_of(head).upstream
-    if type(head).__name__ in KINDS or not type(head).__module__.startswith('mmdet.'):
+    if type(head).__name__ in KINDS or not is_in_library(type(head)):
         return
     for name in METHODS:
         if getattr(type(head), name, None) is not getattr(upstream, name, None):

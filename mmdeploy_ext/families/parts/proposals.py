@@ -16,6 +16,7 @@ from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module, mmdet_release
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.source_code import is_in_library
 from mmdeploy_ext.exporting.postprocess.sizes import limit
 from mmdeploy_ext.exporting.postprocess.suppression import (
     NO_CANDIDATE,
@@ -76,7 +77,7 @@ STRICTLY_LONGER = {True: (2, 15), False: (2, 14)}
 
 def check_head(head: nn.Module) -> None:
     """Refuse (ConfigError) a head of proposals that the graph does not repeat."""
-    if not isinstance(head, HEADS):
+    if not isinstance(head, HEADS) and not is_users_own(head):
         names = ', '.join(kind.__name__ for kind in HEADS)
         raise ConfigError(f'model.rpn_head.type={type(head).__name__}: proposals export from {names}')
     if is_staged(head):
@@ -165,6 +166,16 @@ def facts_of(head: nn.Module) -> dict[str, Any]:
     head = last_stage(head)
     coder = chosen_coder(head, 'model.rpn_head')
     return dict(coder=coder, head=plain_head(head).to_json(), clip=bool(clips(head)))
+
+
+def is_users_own(head: nn.Module) -> bool:
+    """Return whether a head of anchors proposes as an `RPNHead` does, and its class is the user's own.
+
+    It is derived from none of `HEADS`, and has the methods that they have from their common base. A graph
+    computes what an `RPNHead` does; a proof compares its methods with those, and decides on inputs.
+    """
+    is_like = isinstance(head, heads.AnchorHead) and hasattr(head, 'simple_test_rpn')
+    return is_like and not isinstance(head, HEADS) and not is_in_library(type(head))
 
 
 def is_guided(head: nn.Module) -> bool:

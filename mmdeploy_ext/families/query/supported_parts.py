@@ -47,8 +47,8 @@ MASK_HEADS = {
     heads.MaskFormerHead: (plugins.PixelDecoder, plugins.TransformerEncoderPixelDecoder),
 }
 """Heads of masks -> their pixel decoders."""
-REGION_DETECTORS = (detectors.SparseRCNN,)
-"""Detectors whose queries are boxes of regions."""
+REGION_DETECTORS = (detectors.QueryInst, detectors.SparseRCNN)
+"""Detectors whose queries are boxes of regions; that of QueryInst's repository is no SparseRCNN."""
 REGION_PARTS = dict(
     rpn_head=heads.EmbeddingRPNHead,
     roi_head=roi_heads.SparseRoIHead,
@@ -56,6 +56,8 @@ REGION_PARTS = dict(
     mask_head=mask_heads.DynamicMaskHead,
 )
 """Parts of detectors whose queries have regions."""
+QUERY_ROI_HEAD = 'QueryRoIHead'
+"""Head of regions in QueryInst's own repository, which became mmdet's `SparseRoIHead`; known by its name."""
 HEADS = (heads.DETRHead, heads.DeformableDETRHead, dino.DINOHead)
 """Heads of `DETECTORS`."""
 TRANSFORMERS = dict(
@@ -112,6 +114,7 @@ FOLLOWED = (
     *((decoder, METHODS) for decoders in MASK_HEADS.values() for decoder in decoders),
     (seg_heads.MaskFormerFusionHead, METHODS),
     *((kind, METHODS) for kind in REGION_PARTS.values()),
+    (missing_class(QUERY_ROI_HEAD), METHODS),
     *EXTRACTORS.items(),
     *REGION_LAYERS,
     (followed.anchors.MlvlPointGenerator, ('single_level_grid_priors', '_meshgrid')),
@@ -298,7 +301,8 @@ def check_region_heads(parts: Mapping[str, nn.Module]) -> None:
     `parts` are the `rpn_head` and the `roi_head` by these keys.
     """
     for name, part in parts.items():
-        check_class(type(part), (REGION_PARTS[name],), name)
+        if not has_name(part, (QUERY_ROI_HEAD,)):
+            check_class(type(part), (REGION_PARTS[name],), name)
     roi_head = parts['roi_head']
     kinds = ('bbox', 'mask') if roi_head.with_mask else ('bbox',)
     for stage in range(stages_of(roi_head)):

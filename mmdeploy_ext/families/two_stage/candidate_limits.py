@@ -12,7 +12,14 @@ from mmdeploy_ext.contract.options import LIMITS, Options
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting.postprocess.suppression import SoftNmsConfig, capped, nms_config
 from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.proposals import HEADS, generator_of, is_guided, is_staged, thresholds
+from mmdeploy_ext.families.parts.proposals import (
+    HEADS,
+    generator_of,
+    is_guided,
+    is_staged,
+    is_users_own,
+    thresholds,
+)
 from mmdeploy_ext.families.two_stage import boxes
 
 COUNTS = dict(candidates='max_candidates', proposal_candidates='max_proposals')
@@ -78,5 +85,6 @@ def _available(heads: Mapping[str, nn.Module], options: Options) -> dict[str, in
 
 def rows_of(limit: int, head: nn.Module) -> int:
     """Return how many results the NMS of a head (RPN or RoI head) has if `limit` boxes enter it."""
-    config = thresholds(head) if isinstance(head, HEADS) else nms_config(head.test_cfg)
+    proposes = isinstance(head, HEADS) or is_users_own(head)
+    config = thresholds(head) if proposes else nms_config(head.test_cfg)
     return capped(limit, config.max_per_img)

@@ -94,7 +94,11 @@ A class that an older mmdet lacks is an empty one, see `compat/older_mmdet.py`.
 def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
     """Yield the methods that the graphs of a detector compute by themselves, see `Family.replaced`."""
     heads = 'rpn_head', 'roi_head', 'semantic_head', 'panoptic_fusion_head'
-    return map(of_release, followed.replaced_in(model, heads, FOLLOWED))
+    entries = [*followed.replaced_in(model, heads, FOLLOWED)]
+    rpn_head = getattr(model, 'rpn_head', None)
+    if proposals.is_users_own(rpn_head):
+        entries.append(Replaced(rpn_head, dense_heads.RPNHead.__name__, proposals.METHODS))
+    return map(of_release, entries)
 
 
 def of_release(entry: Replaced) -> Replaced:
