@@ -318,8 +318,24 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
         raise CheckpointError(
             conversion_advice(checkpoint.path, 'tensors', weights)
             or f'{checkpoint.path}: does not fit the model of the config: {problems}. '
-            f'Use the config that this checkpoint was trained with'
+            f'{prefix_advice(missing, unexpected)}'
         )
+
+
+def prefix_advice(missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    """Return what to do about names that do not fit: a training of several networks prefixes those of each.
+
+    `missing` are the names that the model alone has, `unexpected` those of the file alone.
+    """
+    first = [key.removesuffix(name) for name in missing[:1] for key in unexpected if key.endswith(f'.{name}')]
+    complete = [prefix for prefix in first if {*unexpected} >= {prefix + key for key in missing}]
+    if not complete:
+        return 'Use the config that this checkpoint was trained with'
+    names = ' and of '.join(f'{prefix}*' for prefix in complete)
+    return (
+        f'The file has the tensors of {names}: save those of the network that is tested, without the '
+        f'prefix, as {{"state_dict": ...}}'
+    )
 
 
 def misfits(

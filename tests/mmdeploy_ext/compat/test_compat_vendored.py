@@ -97,6 +97,16 @@ def test_parts_of_an_older_mmdet_have_what_families_read(tmp_path, name, source,
     assert {key: getattr(part, key) for key in attributes} == attributes
 
 
+def test_a_head_of_tood_that_has_its_scores_in_its_own_forward_is_imported(tmp_path):
+    name = 'mmdet.models.dense_heads.tood_head'
+    assert not hasattr(run_patched(tmp_path, name, 'class TOODHead: pass\n'), 'sigmoid_geometric_mean')
+    source = 'sigmoid_geometric_mean = lambda x, y: "trained"\n'
+    scores = run_patched(tmp_path, name, source).sigmoid_geometric_mean
+    logits = torch.zeros(2)
+    assert scores(logits, logits).tolist() == [0.5, 0.5]
+    assert scores(logits.requires_grad_(), logits) == 'trained'
+
+
 POINTS = '''
 import torch
 class AnchorFreeHead(torch.nn.Module):

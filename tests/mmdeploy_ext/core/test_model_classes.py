@@ -203,6 +203,20 @@ def test_a_getter_that_was_edited_is_none_of_the_library_though_its_setter_is(tm
         assert source_code.is_as_installed(stride.fset.__code__, 'mmdet')
 
 
+def test_a_class_that_a_repository_adds_to_its_copy_of_a_library_is_not_in_the_library(tmp_path, monkeypatch):
+    folder = tmp_path / 'installed' / 'mmdet' / 'heads'
+    folder.mkdir(parents=True)
+    (folder / '__init__.py').write_text('class InPackage: pass\n')
+    (folder / 'head.py').write_text('class Head: pass\n')
+    monkeypatch.setattr(source_code, '_installed_files', lambda package: (folder.parent, {}))
+    modules = dict(Head='heads.head', InPackage='heads', Added='heads.head', New='heads.new')
+    kinds = [type(name, (), dict(__module__=f'mmdet.{module}')) for name, module in modules.items()]
+    assert [source_code.is_in_library(kind) for kind in kinds] == [True, True, False, False]
+    assert not source_code.is_in_library(type('Head', (), dict(__module__='own.heads.head')))
+    monkeypatch.setattr(source_code, '_installed_files', lambda package: (None, {}))
+    assert source_code.is_in_library(kinds[3]), 'of a checkout nobody knows what was added'
+
+
 def test_the_hash_of_a_property_counts_its_getter_and_its_setter(tmp_path):
     hashes = []
     for getter in (8, 9):

@@ -35,6 +35,8 @@ TOYS = [
 TABLES = {replaced.folder_of(family): family.followed for family in FAMILIES.values() if family.followed}
 TABLES[LAYERS_FOLDER] = (*replaced.LAYERS, *replaced.SIZED_LAYERS)
 """Folder with a table -> what it follows; families of one folder follow the same."""
+QUERIES = replaced.folder_of(FAMILIES['query_regions'])
+"""Folder of the family of Sparse R-CNN."""
 
 
 @pytest.mark.parametrize('folder', TABLES, ids=lambda folder: folder.name)
@@ -328,6 +330,57 @@ def test_a_head_of_cameras_that_a_user_derives_is_taken_beside_the_detector_of_i
     monkeypatch.setattr(derived, 'forward', lambda head, *args, **kwargs: base.forward(head, *args, **kwargs))
     names = [method.name for method in family.differing_methods(model)]
     assert names == [f'My{name}.forward']
+
+
+def test_heads_that_a_repository_adds_to_its_copy_of_mmdet_are_taken_and_what_differs_is_named(monkeypatch):
+    from mmdet.models.builder import HEADS
+    from mmdet.models.dense_heads import AnchorHead, RetinaHead
+
+    from mmdeploy_ext.families.dense.heads import check_library_head
+    from mmdeploy_ext.families.parts import proposals
+
+    class AddedRPNHead(AnchorHead):
+        __module__ = 'mmdet.models.dense_heads.added_head'
+
+        def _init_layers(self):
+            self.rpn_cls = nn.Conv2d(self.in_channels, self.num_base_priors, 1)
+            self.rpn_reg = nn.Conv2d(self.in_channels, self.num_base_priors * 4, 1)
+
+        def forward_single(self, x):
+            return self.rpn_cls(x), self.rpn_reg(x)
+
+    class AddedHead(RetinaHead):
+        __module__ = 'mmdet.models.dense_heads.added_head'
+
+        def get_bboxes(self, *args, **kwargs):
+            return super().get_bboxes(*args, **kwargs)
+
+    monkeypatch.setitem(HEADS.module_dict, 'AddedRPNHead', AddedRPNHead)
+    config = str(REPO / 'configs/demo/mask_rcnn_toy.py')
+    cfg = load_config(config, {'model.rpn_head.type': 'AddedRPNHead', 'model.rpn_head.num_classes': 1})
+    family = find_family(cfg)
+    model = family.build(cfg)
+    proposals.check_head(model.rpn_head)
+    names = [method.name for method in family.differing_methods(model)]
+    assert 'AddedRPNHead._bbox_post_process' in names  # AnchorHead's, of which a graph does RPNHead's
+
+    cfg = load_config(str(REPO / 'configs/demo/retinanet_toy.py'))
+    head = find_family(cfg).build(cfg).bbox_head
+    monkeypatch.setattr(head, '__class__', AddedHead)
+    check_library_head(head)
+
+
+def test_the_head_of_regions_of_queryinsts_repository_is_taken_by_its_name_and_compared():
+    from mmdet.models.roi_heads import CascadeRoIHead
+
+    from mmdeploy_ext.families.query import supported_parts
+
+    kind = type('QueryRoIHead', (CascadeRoIHead,), dict(simple_test=lambda head, *args: None))
+    head = kind.__new__(kind)
+    nn.Module.__init__(head)
+    (entry,) = replaced.replaced_of_class(head, supported_parts.FOLLOWED)
+    names = [method.name for method in replaced.differing_methods([entry], replaced.table_of(QUERIES))]
+    assert names[0] == 'QueryRoIHead.simple_test'
 
 
 def test_a_box_coder_that_a_user_derives_is_taken_and_what_it_overrides_is_named(monkeypatch):

@@ -99,6 +99,11 @@ def test_a_file_outside_of_packages_is_imported_by_its_own_name(tmp_path):
     assert module_to_import(path, tmp_path) == 'plugins.net'
 
 
+def test_a_class_behind_a_condition_is_found_as_where_mmdet_may_be_absent(tmp_path):
+    (tmp_path / 'net.py').write_text('if has_mmdet:\n    class Net(Base):\n        pass\n')
+    assert files_of_classes(tmp_path, ['Net']) == {'Net': tmp_path / 'net.py'}
+
+
 def test_a_file_at_the_root_is_a_module_of_its_own_and_a_link_to_nothing_is_passed_over(tmp_path):
     path = tmp_path / 'net.py'
     (tmp_path / '.#net.py').symlink_to('user@host.123')  # as Emacs locks a file
