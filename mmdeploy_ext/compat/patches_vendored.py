@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -257,19 +257,36 @@ def dcnv3_without_extension(module: ModuleType, execute: Execute) -> bool:
     Also its variant in PyTorch, `DCNv3_pytorch`, is in a module that imports the extension. Its function has
     a symbolic of its own, by which files would need a plugin of TensorRT: what stands for it has none.
     """
-    if importlib.util.find_spec('DCNv3') is not None:
-        execute()
-        return False
     from mmdeploy_ext.compat.plain_kernels import dcnv3_forward
 
-    extension = ModuleType('DCNv3')
-    extension.dcnv3_forward = dcnv3_forward
-    sys.modules['DCNv3'] = extension
+    return _without_extension(module, execute, 'DCNv3', 'DCNv3Function', dcnv3_forward)
+
+
+@patch('ops.functions.ms_deform_attn_func', versions='ViT-Adapter fd64a51')
+def ms_deform_attn_without_extension(module: ModuleType, execute: Execute) -> bool:
+    """ViT-Adapter imports Deformable DETR's extension, built for GPUs; without it PyTorch computes."""
+    from mmdeploy_ext.compat.plain_kernels import attention_at_points
+
+    extension = 'MultiScaleDeformableAttention'
+    return _without_extension(module, execute, extension, 'MSDeformAttnFunction', attention_at_points)
+
+
+def _without_extension(
+    module: ModuleType, execute: Execute, extension: str, function: str, compute: Callable[..., Any]
+) -> bool:
+    """Run a module that imports a compiled extension; if that is absent, `compute` stands for its function.
+
+    `function` is the name of the function of autograd that calls the extension. Return whether it is absent.
+    """
+    if importlib.util.find_spec(extension) is not None:
+        execute()
+        return False
+    sys.modules[extension] = ModuleType(extension)
     try:
         execute()
     finally:
-        del sys.modules['DCNv3']
-    module.DCNv3Function = type('DCNv3Function', (), dict(apply=staticmethod(dcnv3_forward)))
+        del sys.modules[extension]
+    setattr(module, function, type(function, (), dict(apply=staticmethod(compute))))
     return True
 
 

@@ -1,4 +1,6 @@
-"""Operators of mmcv 1.7.2, InternImage and Sparse4D that have only CUDA kernels, in PyTorch, with gradients.
+"""Operators of mmcv, InternImage, Sparse4D and Deformable DETR with CUDA kernels alone, in PyTorch.
+
+They have gradients. The operators of mmcv are those of 1.7.2.
 
 CARAFE: https://arxiv.org/abs/1905.02188; deformable pooling of regions: https://arxiv.org/abs/1703.06211 and
 https://arxiv.org/abs/1811.11168; DCNv3: https://arxiv.org/abs/2211.05778.
@@ -230,6 +232,33 @@ def dcnv3_forward(
     return sums.permute(0, 2, 3, 1).contiguous()
 
 
+def attention_at_points(
+    values: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    locations: Tensor,
+    weights: Tensor,
+    im2col_step: int,
+) -> Tensor:
+    """Return (B, Q, N * D): weighted sums of bilinear samples at points of several maps.
+
+    This is `ms_deform_attn_forward` of Deformable DETR's extension, by the variant in PyTorch of the same
+    operator in mmcv. B is the batch, Q the number of queries, N of heads, D the channels of a head, L the
+    number of maps and P that of points.
+
+    Args:
+        values: (B, sum of h * w, N, D), the maps one after the other.
+        spatial_shapes: (L, 2) h, w of each map.
+        level_start_index: (L,) the first row of each map; it follows from the shapes.
+        locations: (B, Q, N, L, P, 2) x before y, shares of a map's sides; beyond the map there are zeros.
+        weights: (B, Q, N, L, P).
+        im2col_step: number of pictures that the kernel does at once, which does not change the result.
+    """
+    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
+
+    return multi_scale_deformable_attn_pytorch(values, spatial_shapes, locations, weights)
+
+
 def in_pictures(places: Tensor) -> Tensor:
     """Return whether points (..., 2), in shares of a picture's sides, are strictly inside of it (...)."""
     return ((places > 0) & (places < 1)).all(-1)
@@ -270,20 +299,28 @@ def deformable_aggregation(
     return torch.stack(mixed)
 
 
+VENDORED_FUNCTIONS = {
+    'DCNv3': ('DCNv3Function', dcnv3_forward),
+    'MSDeformAttn': ('MSDeformAttnFunction', attention_at_points),
+}
+"""Class of a repository's layer -> the autograd function of its module, and what stands for its `apply`."""
+
+
 def notes_on(model: nn.Module) -> list[str]:
     """Return a sentence of a verdict for each class of a model that computes without its compiled kernel.
 
-    The kernels are those of flash_attn, of `MMCV_MODULES` on the CPU, of DCNv3 and of Sparse4D's aggregation;
-    [] if the model has none of them.
+    The kernels are those of flash_attn, of `MMCV_MODULES` on the CPU, of `VENDORED_FUNCTIONS` and of
+    Sparse4D's aggregation; [] if the model has none of them.
     """
     kinds = sorted({type(module) for module in model.modules()}, key=lambda kind: kind.__qualname__)
     device = next((parameter.device.type for parameter in model.parameters()), 'cpu')
     notes = flash_attention.notes_on(model)
     for kind in kinds:
         is_plain = device == 'cpu' and kind.__name__ in MMCV_MODULES and kind.__module__.startswith('mmcv.')
-        if kind.__name__ == 'DCNv3':  # `DCNv3_pytorch` beside it never calls the function
-            function = getattr(sys.modules.get(kind.__module__), 'DCNv3Function', None)
-            is_plain = getattr(function, 'apply', None) is dcnv3_forward  # see `dcnv3_without_extension`
+        if kind.__name__ in VENDORED_FUNCTIONS:  # `DCNv3_pytorch` beside it never calls the function
+            name, plain = VENDORED_FUNCTIONS[kind.__name__]
+            function = getattr(sys.modules.get(kind.__module__), name, None)
+            is_plain = getattr(function, 'apply', None) is plain  # see `patches_vendored`
         if kind.__name__ == 'DeformableFeatureAggregation':
             # see `sparse4d_without_extension`; its package has the extension, which that puts there
             extension = sys.modules.get(

@@ -85,7 +85,8 @@ def build_without_weights(
     """Return the model of a config in evaluation mode, without the weights that training would start from.
 
     `build` is `build_detector` of a library, `backbone` the key of a part that would load pretrained weights
-    of its own; its `init_cfg` becomes None in `cfg` itself.
+    of its own; its `init_cfg` and `pretrained` become None in `cfg` itself. Detectors of mmdet before 2.14
+    always gave their backbone a `pretrained`; one that reads it and gets none has None, too.
 
     ConfigError: it cannot be built; the message names the file and the reason.
     """
@@ -93,12 +94,20 @@ def build_without_weights(
 
     model_cfg = cfg.model.copy()
     model_cfg.pop('pretrained', None)
-    if (model_cfg.get(backbone) or {}).get('init_cfg'):  # a part that is None is not there
-        model_cfg[backbone].init_cfg = None
+    part = model_cfg.get(backbone) or {}  # a part that is None is not there
+    for key in ('init_cfg', 'pretrained'):
+        if part.get(key):
+            part[key] = None
     try:
         with warnings.catch_warnings(), _without_progress():
             warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
-            model = build(model_cfg, test_cfg=cfg.get('test_cfg'))
+            try:
+                model = build(model_cfg, test_cfg=cfg.get('test_cfg'))
+            except KeyError as error:
+                if 'pretrained' not in str(error) or not part or 'pretrained' in part:
+                    raise
+                part['pretrained'] = None
+                model = build(model_cfg, test_cfg=cfg.get('test_cfg'))
             model.eval()  # returns None for ImVoteNet of mmdet3d 1.0.0rc6
             use_plain_attention(model)
             return model

@@ -12,7 +12,7 @@ from torch import nn
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.compat import plain_kernels
-from mmdeploy_ext.compat.patches_vendored import sparse4d_without_extension
+from mmdeploy_ext.compat.patches_vendored import ms_deform_attn_without_extension, sparse4d_without_extension
 from mmdeploy_ext.compat.plain_kernels import dcnv3_forward
 
 compat.apply()
@@ -138,6 +138,46 @@ def test_dcnv3_is_its_definition(kernel, stride, pad, dilation, scale):
     found = dcnv3_forward(features, offset, mask, *both, groups, size, scale, 256)
     expected = slow_dcnv3(features, offset, mask, kernel, stride, pad, dilation, groups, scale)
     torch.testing.assert_close(found, expected)
+
+
+def slow_attention(values, shapes, locations, weights):
+    """Sums of bilinear samples, point by point; the centre of the first cell of a map is at half a cell."""
+    batch, queries, heads, levels, points, _ = locations.shape
+    result = values.new_zeros(batch, queries, heads, values.shape[3])
+    for place in itertools.product(*map(range, (batch, queries, heads, levels, points))):
+        picture, query, head, level, _ = place
+        first = sum(height * width for height, width in shapes[:level])
+        height, width = shapes[level]
+        x, y = (locations[place] * torch.tensor([width, height]) - 0.5).tolist()
+        for row, column in itertools.product(*((math.floor(at), math.floor(at) + 1) for at in (y, x))):
+            if 0 <= row < height and 0 <= column < width:
+                share = (1 - abs(x - column)) * (1 - abs(y - row)) * weights[place]
+                result[picture, query, head] += share * values[picture, first + row * width + column, head]
+    return result.flatten(2)
+
+
+def test_attention_at_points_is_its_definition():
+    torch.manual_seed(0)
+    shapes = [(3, 4), (2, 1)]
+    values = torch.randn(2, 14, 2, 3, dtype=torch.float64)
+    locations = torch.rand(2, 5, 2, 2, 3, 2, dtype=torch.float64) * 1.4 - 0.2
+    weights = torch.rand(2, 5, 2, 2, 3, dtype=torch.float64)
+    starts = torch.tensor([0, 12])
+    found = plain_kernels.attention_at_points(values, torch.tensor(shapes), starts, locations, weights, 64)
+    torch.testing.assert_close(found, slow_attention(values, shapes, locations, weights))
+
+
+def test_a_module_of_an_extension_that_is_absent_gets_a_function_in_its_place():
+    module = types.ModuleType('ops.functions.ms_deform_attn_func')
+
+    def execute():
+        import MultiScaleDeformableAttention
+
+        module.extension, module.MSDeformAttnFunction = MultiScaleDeformableAttention, None
+
+    assert ms_deform_attn_without_extension(module, execute)
+    assert module.MSDeformAttnFunction.apply is plain_kernels.attention_at_points
+    assert module.extension.__name__ not in sys.modules
 
 
 def test_a_verdict_notes_each_class_that_computes_without_its_compiled_kernel(monkeypatch):

@@ -4,9 +4,12 @@ import sys
 
 import pytest
 from mmcv import Config
+from mmdet.models.backbones import ResNet
+from mmdet.models.builder import BACKBONES
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import find_family, load_families
+from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.unregistered import files_of_classes, module_to_import, unregistered
 
 BACKBONE = """
@@ -111,3 +114,16 @@ def test_a_file_at_the_root_is_a_module_of_its_own_and_a_link_to_nothing_is_pass
     path.write_text('class Net:\n    pass\n')
     assert files_of_classes(tmp_path, ['Net']) == {'Net': path}
     assert module_to_import(path, tmp_path) == 'net'
+
+
+@pytest.mark.parametrize('given', [dict(), dict(pretrained='nowhere/net.pth')])
+def test_a_backbone_that_reads_pretrained_is_built_without_weights(monkeypatch, given):
+    class Net(ResNet):
+        def __init__(self, **settings):
+            assert settings.pop('pretrained') is None
+            super().__init__(**settings)
+
+    monkeypatch.setitem(BACKBONES.module_dict, 'Net', Net)
+    cfg = Config(dict(model=dict(type='RPN', backbone=dict(type='Net', depth=18, **given), rpn_head=None)))
+    build = lambda model, test_cfg: BACKBONES.build(model.backbone)  # noqa: E731
+    assert type(build_without_weights(cfg, build, 'backbone')) is Net
