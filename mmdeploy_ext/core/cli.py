@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import importlib.util
 import os
 import sys
 import sysconfig
@@ -30,6 +31,8 @@ CLOSED_PIPE = 141
 """Exit status when stdout is closed: what a shell reports for a program that SIGPIPE ended."""
 ONE_FILE = ('config', 'checkpoint')
 """Arguments that name a file; a folder of that name is not what they read."""
+NOT_OF_USERS = (Path(__file__).resolve().parents[1], Path(sysconfig.get_path('stdlib')).resolve())
+"""Folders of this package and of Python's library, whose code is not a user's."""
 EXTRAS = dict(pygraphviz='draw', matplotlib='draw', openvino='openvino', nncf='nncf')
 """Package that few tools need -> the extra of this project that installs it."""
 
@@ -179,6 +182,15 @@ def _not_installed(error: ModuleNotFoundError) -> str:
         package = sys.modules[name]
         version = getattr(package, '__version__', 'of an unknown version')
         return f'{name} {version} of {Path(package.__file__ or "").parent} has no module {error.name}'
+    importer = _importing_line(error)
+    if error.name != name and (spec := importlib.util.find_spec(name)) is not None:
+        folder = Path(spec.origin or '').parent
+        return (
+            f'{importer or name} imports {error.name}, which {folder} has not; a checkout may need its own '
+            f'installation to write it, such as pip install -e .'
+        )
+    if importer:
+        return f'{importer} imports {name}, which is not installed for {sys.executable}; install it there'
     if extra := EXTRAS.get(name):
         return (
             f'{name} is not installed for {sys.executable}; it comes with an extra: '
@@ -188,6 +200,19 @@ def _not_installed(error: ModuleNotFoundError) -> str:
         f'{name} is not installed for {sys.executable}; activate the environment that `make env` makes '
         f'(source .venv/bin/activate), or install it there'
     )
+
+
+def _importing_line(error: ModuleNotFoundError) -> str:
+    """Return file and line of the import that failed, if the file is a user's; '' otherwise."""
+    from mmdeploy_ext.core.source_code import is_in_package
+
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename[:1] != '<']
+    if not frames or not (frames[-1].line or '').startswith(('import ', 'from ')):
+        return ''
+    path = Path(frames[-1].filename).resolve()
+    if is_in_package(path) or any(path.is_relative_to(folder) for folder in NOT_OF_USERS):
+        return ''
+    return f'{path}:{frames[-1].lineno}'
 
 
 def stdout() -> Console:

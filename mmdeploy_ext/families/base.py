@@ -383,11 +383,17 @@ def find_family(cfg: Any, product: str = '') -> Family:
         product: product of the family, see `Family.product`; '' takes any.
 
     Raises:
-        ConfigError: there is no `model`, no family claims it (the message names its heads and the nearest
-            family), two claim it equally, or `Family.adapt` refuses it.
+        ConfigError: there is no `model`, it has a `test_cfg` inside and beside it, no family claims it (the
+            message names its heads and the nearest family), two claim it equally, or `Family.adapt` refuses
+            it.
     """
     if not cfg.get('model'):
         raise ConfigError(f'{cfg.filename}: has no `model`; expected {WANTED[product or DETECTOR]}')
+    if cfg.get('test_cfg') and cfg.model.get('test_cfg'):  # mmdet refuses it without their names
+        raise ConfigError(
+            f'{cfg.filename}: has test_cfg, beside the model, and model.test_cfg; expected one of them: names '
+            f'of overrides begin with that of the config, such as --cfg-options test_cfg.rpn.nms_pre=1000'
+        )
     load_families('')
     best = _closest(cfg, product)
     if not best:  # libraries that take seconds to import are left to the configs that need them

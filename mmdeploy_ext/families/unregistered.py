@@ -133,6 +133,13 @@ def unregistered(cfg: Any) -> str:
     listed = _first([f'{key}={missing[key]!r}' for key in keys])
     names = [name for name in dict.fromkeys(missing.values()) if name in files]
     definitions = _first([f'class {name} is in {files[name].relative_to(folder)}' for name in names])
+    for package in dict.fromkeys(files[name].relative_to(folder).parts[0] for name in names):
+        imported = getattr(sys.modules.get(package), '__file__', None)
+        if imported and not Path(imported).resolve().is_relative_to(folder):
+            return (
+                f'{listed}: registered by no imported module; {definitions}: its {package} is not imported, '
+                f'since the families for such models need that of {Path(imported).parent}'
+            )
     modules = ','.join(dict.fromkeys(module_to_import(files[name], folder) for name in names))
     in_folder = '' if folder == Path.cwd() else f' in {folder}'
     return (

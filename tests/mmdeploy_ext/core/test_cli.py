@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import importlib
 import io
 import json
 import os
@@ -110,6 +111,26 @@ def test_a_package_that_is_not_installed_is_one_line_that_names_the_environment(
         cli.run(raising(error), parser(), [])
     assert cli.run(raising(AbsentPackageError('a.py:3 calls einops.x', name='einops')), parser(), []) == 2
     assert capsys.readouterr().err == 'error: a.py:3 calls einops.x\n'
+
+
+def test_an_import_in_a_users_file_that_fails_is_named_with_its_line(capsys, tmp_path, monkeypatch):
+    (tmp_path / 'net_of_a_user').mkdir()
+    (tmp_path / 'net_of_a_user' / '__init__.py').write_text('\nfrom .version import __version__\n')
+    (tmp_path / 'net_without_package.py').write_text('import nowhere\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def importing(name):
+        return lambda args: importlib.import_module(name)
+
+    assert cli.run(importing('net_without_package'), parser(), []) == 2
+    line = f'{tmp_path / "net_without_package.py"}:1'
+    expected = f'error: {line} imports nowhere, which is not installed for {sys.executable}; install it '
+    assert capsys.readouterr().err.startswith(expected)
+    assert cli.run(importing('net_of_a_user'), parser(), []) == 2
+    package = tmp_path / 'net_of_a_user'
+    line = f'{package / "__init__.py"}:2'
+    expected = f'error: {line} imports net_of_a_user.version, which {package} has not; '
+    assert capsys.readouterr().err.startswith(expected)
 
 
 @pytest.mark.parametrize('seconds', [-1.0, float('nan')])

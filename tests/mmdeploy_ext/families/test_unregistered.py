@@ -127,3 +127,9 @@ def test_a_backbone_that_reads_pretrained_is_built_without_weights(monkeypatch, 
     cfg = Config(dict(model=dict(type='RPN', backbone=dict(type='Net', depth=18, **given), rpn_head=None)))
     build = lambda model, test_cfg: BACKBONES.build(model.backbone)  # noqa: E731
     assert type(build_without_weights(cfg, build, 'backbone')) is Net
+
+
+def test_settings_of_tests_inside_and_beside_the_model_are_refused_by_name():
+    cfg = Config(dict(model=dict(type='RPN', test_cfg=dict(rpn=1)), test_cfg=dict(rpn=2)), filename='own.py')
+    with pytest.raises(ConfigError, match=r'own.py: has test_cfg, beside the model, and model.test_cfg'):
+        find_family(cfg)
