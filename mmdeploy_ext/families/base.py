@@ -391,8 +391,8 @@ def find_family(cfg: Any, product: str = '') -> Family:
         raise ConfigError(f'{cfg.filename}: has no `model`; expected {WANTED[product or DETECTOR]}')
     if cfg.get('test_cfg') and cfg.model.get('test_cfg'):  # mmdet refuses it without their names
         raise ConfigError(
-            f'{cfg.filename}: has test_cfg, beside the model, and model.test_cfg; expected one of them: names '
-            f'of overrides begin with that of the config, such as --cfg-options test_cfg.rpn.nms_pre=1000'
+            f'{cfg.filename}: has test_cfg, beside the model, and model.test_cfg; expected one of them: the '
+            f'names of overrides begin as the config has it, such as --cfg-options test_cfg.rpn.nms_pre=1000'
         )
     load_families('')
     best = _closest(cfg, product)

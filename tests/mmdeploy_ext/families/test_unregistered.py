@@ -130,6 +130,6 @@ def test_a_backbone_that_reads_pretrained_is_built_without_weights(monkeypatch, 
 
 
 def test_settings_of_tests_inside_and_beside_the_model_are_refused_by_name():
-    cfg = Config(dict(model=dict(type='RPN', test_cfg=dict(rpn=1)), test_cfg=dict(rpn=2)), filename='own.py')
-    with pytest.raises(ConfigError, match=r'own.py: has test_cfg, beside the model, and model.test_cfg'):
+    cfg = Config(dict(model=dict(type='RPN', test_cfg=dict(rpn=1)), test_cfg=dict(rpn=2)))
+    with pytest.raises(ConfigError, match=r': has test_cfg, beside the model, and model.test_cfg'):
         find_family(cfg)
