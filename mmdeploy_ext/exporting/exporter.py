@@ -16,8 +16,8 @@ from mmdeploy_ext import compat
 from mmdeploy_ext.contract.stages import DEFAULT_OPSET, Stage
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.dynamo import decomposed_where_needed, translations_read_once
+from mmdeploy_ext.exporting.ops.activation_checkpoints import without_checkpoints
 from mmdeploy_ext.exporting.ops.backbone_attention import sizes_traced
-from mmdeploy_ext.exporting.ops.checkpoints import without_checkpoints
 from mmdeploy_ext.exporting.ops.empty_writes import without_empty_writes
 from mmdeploy_ext.exporting.ops.linspace import linspace_of_one_step
 from mmdeploy_ext.exporting.ops.operator import translations
