@@ -114,7 +114,6 @@ FOLLOWED = (
     *((decoder, METHODS) for decoders in MASK_HEADS.values() for decoder in decoders),
     (seg_heads.MaskFormerFusionHead, METHODS),
     *((kind, METHODS) for kind in REGION_PARTS.values()),
-    (missing_class(QUERY_ROI_HEAD), METHODS),
     *EXTRACTORS.items(),
     *REGION_LAYERS,
     (followed.anchors.MlvlPointGenerator, ('single_level_grid_priors', '_meshgrid')),
@@ -126,12 +125,13 @@ FOLLOWED = (
     (mask_utils, ('mask2bbox',)),
 )
 """Classes of mmdet and mmcv, modules of functions, and the methods that the graphs compute by themselves."""
-CO_DETR_FOLLOWED = (
+REPOSITORIES_FOLLOWED = (
     (missing_class(CO_DETR), (*followed.DETECTOR_METHODS, 'extract_feat', 'simple_test_query_head')),
     (missing_class(CO_DINO_HEAD), METHODS),
     *((missing_class(name), (*METHODS, 'gen_sineembed_for_position')) for name in CO_DETR_PARTS),
+    (missing_class(QUERY_ROI_HEAD), METHODS),
 )
-"""The same of Co-DETR 2665352, which is no installed library."""
+"""The same of Co-DETR 2665352 and QueryInst 5c245e6, which are no installed libraries."""
 
 
 def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
@@ -143,7 +143,7 @@ def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
     heads = ['bbox_head', 'panoptic_head', 'panoptic_fusion_head', 'rpn_head', 'roi_head']
     if is_co_detr(type(model)):
         heads = ['query_head']
-    return followed.replaced_in(model, heads, (*CO_DETR_FOLLOWED, *FOLLOWED))
+    return followed.replaced_in(model, heads, (*REPOSITORIES_FOLLOWED, *FOLLOWED))
 
 
 def kind_of(head: nn.Module) -> str:

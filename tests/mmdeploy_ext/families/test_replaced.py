@@ -378,7 +378,7 @@ def test_the_head_of_regions_of_queryinsts_repository_is_taken_by_its_name_and_c
     kind = type('QueryRoIHead', (CascadeRoIHead,), dict(simple_test=lambda head, *args: None))
     head = kind.__new__(kind)
     nn.Module.__init__(head)
-    (entry,) = replaced.replaced_of_class(head, supported_parts.FOLLOWED)
+    (entry,) = replaced.replaced_of_class(head, supported_parts.REPOSITORIES_FOLLOWED)
     names = [method.name for method in replaced.differing_methods([entry], replaced.table_of(QUERIES))]
     assert names[0] == 'QueryRoIHead.simple_test'
 
