@@ -4,10 +4,12 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
+from unittest import mock
 
 import onnx
 import torch
@@ -156,8 +158,14 @@ def run(
     except Exception as error:
         raise ExportError(
             f'stage {stage.name!r} could not be exported by the {stage.exporter} exporter at opset '
-            f'{opset}: {type(error).__name__}: {error}'
+            f'{opset}: {type(error).__name__}: {error}{_opset_advice(error)}'
         ) from error
+
+
+def _opset_advice(error: Exception) -> str:
+    """Return the option for an opset that has an operator which the exporter lacked; '' of other errors."""
+    found = re.search(r'Support for this operator was added in version (\d+)', str(error))
+    return f': --opset-version {found[1]}' if found else ''
 
 
 def export_module(
@@ -219,8 +227,10 @@ def _export_torchscript(
 ) -> onnx.ModelProto:
     stream = io.BytesIO()
     # an index that is empty at the traced size may have elements at another one, an axis of many rows one row
+    # where it fails, the exporter prints the graph: a million letters for a detector
+    without_graph = mock.patch.object(torch._C, '_jit_onnx_log', lambda *_: None)
     has_dynamic_sizes = any(axis > 0 for name in stage.inputs for axis in dynamic.get(name, {}))
-    with linspace_of_one_step() if has_dynamic_sizes else without_empty_writes():
+    with linspace_of_one_step() if has_dynamic_sizes else without_empty_writes(), without_graph:
         torch.onnx.export(
             stage.module,
             args,

@@ -79,14 +79,31 @@ def _without_progress() -> Iterator[None]:
         logger.level = level
 
 
+def built_unpretrained(build: Callable[[], torch.nn.Module], backbone: Any) -> torch.nn.Module:
+    """Return the model that `build` makes, whose backbone reads no weights.
+
+    The settings of the backbone, a dict, get a `pretrained` of None in place of their own; if they are empty
+    or None, it is left out. Detectors of mmdet before 2.14 always gave their backbone one; a backbone that
+    reads it and has none gets None, too.
+    """
+    if backbone and backbone.get('pretrained'):
+        backbone['pretrained'] = None
+    try:
+        return build()
+    except KeyError as error:
+        if not backbone or 'pretrained' in backbone or 'pretrained' not in str(error):
+            raise
+        backbone['pretrained'] = None
+        return build()
+
+
 def build_without_weights(
     cfg: Any, build: Callable[..., torch.nn.Module], backbone: str = ''
 ) -> torch.nn.Module:
     """Return the model of a config in evaluation mode, without the weights that training would start from.
 
     `build` is `build_detector` of a library, `backbone` the key of a part that would load pretrained weights
-    of its own; its `init_cfg` and `pretrained` become None in `cfg` itself. Detectors of mmdet before 2.14
-    always gave their backbone a `pretrained`; one that reads it and gets none has None, too.
+    of its own; its `init_cfg` and `pretrained` become None in `cfg` itself, see `built_unpretrained`.
 
     ConfigError: it cannot be built; the message names the file and the reason.
     """
@@ -95,19 +112,12 @@ def build_without_weights(
     model_cfg = cfg.model.copy()
     model_cfg.pop('pretrained', None)
     part = model_cfg.get(backbone) or {}  # a part that is None is not there
-    for key in ('init_cfg', 'pretrained'):
-        if part.get(key):
-            part[key] = None
+    if part.get('init_cfg'):
+        part['init_cfg'] = None
     try:
         with warnings.catch_warnings(), _without_progress():
             warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
-            try:
-                model = build(model_cfg, test_cfg=cfg.get('test_cfg'))
-            except KeyError as error:
-                if 'pretrained' not in str(error) or not part or 'pretrained' in part:
-                    raise
-                part['pretrained'] = None
-                model = build(model_cfg, test_cfg=cfg.get('test_cfg'))
+            model = built_unpretrained(lambda: build(model_cfg, test_cfg=cfg.get('test_cfg')), part)
             model.eval()  # returns None for ImVoteNet of mmdet3d 1.0.0rc6
             use_plain_attention(model)
             return model

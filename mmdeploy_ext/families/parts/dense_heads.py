@@ -8,6 +8,7 @@ Glossary: B batch, a priors of a cell, A priors of a level, C classes, h, w size
 
 import copy
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -276,7 +277,10 @@ class VfnetKind(HeadKind):
 
 
 class ToodKind(HeadKind):
-    """`TOODHead`: the network outputs scores, and boxes in strides."""
+    """`TOODHead`: the network outputs scores, and boxes in strides.
+
+    In its own repository, and so before mmdet had it, boxes are clipped to the image by a function of mmdet.
+    """
 
     def describe(self, head: nn.Module) -> Head:
         return dataclasses.replace(plain_head(head), activation='none')
@@ -285,7 +289,7 @@ class ToodKind(HeadKind):
         return dict(type='scaled', strides=strides(head), around_points=False)
 
     def clips(self, head: nn.Module) -> bool:
-        return False
+        return 'bbox_limited' in inspect.unwrap(head._get_bboxes_single).__code__.co_names
 
     def boxes(self, head: nn.Module, level: int, rows: Rows, priors: torch.Tensor) -> torch.Tensor:
         return rows['bbox_pred'] * head.prior_generator.strides[level][0]

@@ -21,6 +21,7 @@ from torch import nn
 from mmdeploy_ext.compat import numpy_checkpoint_globals
 from mmdeploy_ext.core.config import installed_bases, read_config
 from mmdeploy_ext.core.yaml_config import SUFFIXES
+from mmdeploy_ext.families.building import built_unpretrained
 from mmdeploy_ext.families.module_settings import module_settings, settings
 from mmdeploy_ext.proving.provenance import names_in_checkpoint, setting_at
 from mmdeploy_ext.proving.results import Check
@@ -159,7 +160,8 @@ def built_by_class(model_class: type, config: Any) -> nn.Module | None:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
         try:
-            model = model_class(**arguments)
+            backbone = arguments.get('backbone') or arguments.get('img_backbone')
+            model = built_unpretrained(lambda: model_class(**arguments), backbone)
         except FileNotFoundError:
             return None
     model.eval()  # by itself, since the `train` of some detectors returns None

@@ -107,6 +107,19 @@ def test_a_head_of_tood_that_has_its_scores_in_its_own_forward_is_imported(tmp_p
     assert scores(logits.requires_grad_(), logits) == 'trained'
 
 
+def test_boxes_of_toods_own_repository_are_clipped_to_the_image_and_those_of_mmdet_are_not():
+    from mmdet.models.dense_heads import TOODHead
+
+    from mmdeploy_ext.families.parts.dense_heads import KINDS
+
+    class Head:
+        def _get_bboxes_single(self, boxes, img_shape):
+            return bbox_limited(boxes, max_shape=img_shape)  # noqa: F821
+
+    kind = KINDS['TOODHead']
+    assert kind.clips(Head()) and not kind.clips(TOODHead.__new__(TOODHead))
+
+
 POINTS = '''
 import torch
 class AnchorFreeHead(torch.nn.Module):

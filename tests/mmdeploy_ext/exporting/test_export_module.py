@@ -124,3 +124,15 @@ def test_translations_are_read_once_and_each_export_has_a_registry_of_its_own():
     assert [len(each.get_decomps(relu)) for each in (first, second, third)] == [2, 1, 1]
     assert first.get_decomps(relu)[0].is_custom and first.get_decomps(relu)[1] is third.get_decomps(relu)[0]
     assert first.functions.keys() == registry.from_torchlib(opset_version=18).functions.keys()
+
+
+class Folded(torch.nn.Module):
+    def forward(self, x):
+        return torch.nn.functional.fold(x, (4, 4), 2)
+
+
+def test_an_operator_of_a_later_opset_is_named_with_the_option_and_no_graph_is_printed(capfd):
+    with pytest.raises(ExportError, match=r'col2im.*: --opset-version 18$'):
+        export_module(Folded(), [torch.ones(1, 8, 9)])
+    assert capfd.readouterr().out == ''
+    assert export_module(Folded(), [torch.ones(1, 8, 9)], opset=18)
