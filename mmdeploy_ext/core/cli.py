@@ -31,8 +31,6 @@ CLOSED_PIPE = 141
 """Exit status when stdout is closed: what a shell reports for a program that SIGPIPE ended."""
 ONE_FILE = ('config', 'checkpoint')
 """Arguments that name a file; a folder of that name is not what they read."""
-NOT_OF_USERS = (Path(__file__).resolve().parents[1], Path(sysconfig.get_path('stdlib')).resolve())
-"""Folders of this package and of Python's library, whose code is not a user's."""
 EXTRAS = dict(pygraphviz='draw', matplotlib='draw', openvino='openvino', nncf='nncf')
 """Package that few tools need -> the extra of this project that installs it."""
 
@@ -204,15 +202,11 @@ def _not_installed(error: ModuleNotFoundError) -> str:
 
 def _importing_line(error: ModuleNotFoundError) -> str:
     """Return file and line of the import that failed, if the file is a user's; '' otherwise."""
-    from mmdeploy_ext.core.source_code import is_in_package
-
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename[:1] != '<']
     if not frames or not (frames[-1].line or '').startswith(('import ', 'from ')):
         return ''
     path = Path(frames[-1].filename).resolve()
-    if is_in_package(path) or any(path.is_relative_to(folder) for folder in NOT_OF_USERS):
-        return ''
-    return f'{path}:{frames[-1].lineno}'
+    return f'{path}:{frames[-1].lineno}' if _is_users_file(path) else ''
 
 
 def stdout() -> Console:
