@@ -187,8 +187,9 @@ def option_values(args: argparse.Namespace, declared: Iterable[Option]) -> dict[
 def graph_values(args: argparse.Namespace) -> dict[str, Any]:
     """Return name -> value of the options of `add_graph_arguments` on the command line.
 
-    `height` and `width` are there if --shape is. UsageError: options that contradict each other, an opset
-    that the exporter does not write, or sizes that are not positive.
+    `height` and `width` are there if --shape is, both equal if it has one number. UsageError: options that
+    contradict each other, an opset that the exporter does not write, or a --shape of more than two numbers or
+    of one below 1.
     """
     from mmdeploy_ext.exporting.exporter import check_opset
 

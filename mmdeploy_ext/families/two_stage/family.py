@@ -325,7 +325,8 @@ class TwoStageFamily(ImageFamily):
     def exaggerated(self, model: nn.Module) -> Iterator[None]:
         """Inside the block heads of proposals and of regions give some extreme boxes.
 
-        Outputs of layers are changed, for the reference and for a graph that is exported inside.
+        Outputs of layers are changed, for the reference and for a graph that is exported inside. Heads of
+        regions that give no deltas stay as they are.
         Of a cascade whose classes share one box only the last stage does: later stages would pool the boxes
         of earlier ones. If masks are pasted into boxes that the last head does not clip, no head does: mmdet
         cannot paste masks outside of the image.
