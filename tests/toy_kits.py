@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
+import functools
 import io
 import sys
 import tempfile
@@ -26,15 +28,20 @@ from mmdeploy_ext.core.printable import one_line  # noqa: E402
 
 compat.apply()
 
+import toy_anchor3d  # noqa: E402
+import toy_centerpoint  # noqa: E402
+import toy_corner  # noqa: E402
+import toy_query  # noqa: E402
+import toy_two_stage  # noqa: E402
 from mmdeploy_ext.cli import graph_app, kit_app  # noqa: E402
-from mmdeploy_ext.core.config import load_config  # noqa: E402
+from mmdeploy_ext.core.config import load_config, mmdet_config  # noqa: E402
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError  # noqa: E402
 from mmdeploy_ext.synthetic.seeded import write_seeded  # noqa: E402
 from mutation_toys import PROJECTS, TOYS, Toy, in_folder, seeded  # noqa: E402
 from planted_toys import FAULT_TOYS  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mutation_toys import Model
 
@@ -76,7 +83,50 @@ def _seeded(name: str, config: str, *options: str, folder: bool = False) -> Toy:
     return Toy(name, write, options, folder=folder)
 
 
+def _dense(config: str, **changes: Any) -> Any:
+    """Return the config of a head of mmdet on a small network; `changes` are of the head."""
+    cfg, small = load_config(mmdet_config(config)), load_config(f'{REPO}/configs/demo/retinanet_toy.py').model
+    model = cfg.model
+    stages, model.backbone = model.backbone.out_indices, copy.deepcopy(small.backbone)
+    model.backbone.pop('init_cfg', None)
+    model.backbone.out_indices = stages
+    pyramid, *above = model.neck if isinstance(model.neck, list) else [model.neck]
+    widths = [(16, 32, 64, 128)[stage] for stage in stages]
+    pyramid.update(in_channels=widths if len(widths) > 1 else widths[0], out_channels=32)
+    for part in above:
+        part.update(in_channels=32, out_channels=32, num_blocks=2)
+    model.bbox_head.update(num_classes=6, in_channels=32)
+    for key in ('feat_channels', 'point_feat_channels'):
+        if key in model.bbox_head:
+            model.bbox_head[key] = 32
+    model.bbox_head.update(changes)
+    return cfg
+
+
+def _yolof() -> Any:
+    """Return the config of a small YOLOF."""
+    cfg = _dense('yolof/yolof_r50_c5_8x8_1x_coco.py')
+    cfg.model.neck.block_mid_channels = 8
+    return cfg
+
+
+def _rtmdet() -> Any:
+    """Return the config of an RTMDet of a sixteenth of the widths."""
+    cfg = load_config(f'{REPO}/configs/rtmdet/rtmdet_tiny.py')
+    cfg.model.backbone.widen_factor = 0.125
+    cfg.model.neck.update(in_channels=[32, 64, 128], out_channels=32)
+    cfg.model.bbox_head.update(in_channels=32, feat_channels=32, num_classes=6)
+    return cfg
+
+
+def _sweeps(name: str, written: Callable[[str], Any], kind: str) -> Toy:
+    """Return a tiny detector of sweeps."""
+    return Toy(name, lambda folder: written(kind)[2:], (), FAULT_TOYS['pillars'].samples, folder=True)
+
+
 CAMERA = ('--dynamic-export', '--shape', '192', '352')
+SMALL = ('--shape', '192', '256')
+LARGER = ('--shape', '288', '320')
 DEFORMABLE = ('--dynamic-export', '--shape', '256', '320')
 FIXED = ('panoptic_fpn', 'decoupled_solo', 'solov2')
 ANY_SIZE = ('atss', 'mask_rcnn')
@@ -99,7 +149,59 @@ EVERY = (
     _seeded('imvoxelnet', 'ImVoxelNet/imvoxelnet_toy.py', *CAMERA),
     _seeded('mvxnet', 'MVXNet/mvxnet_toy.py', folder=True),
 )
-KITS: dict[str, Toy] = {toy.name: toy for toy in EVERY}
+HEADS: dict[str, Any] = dict(
+    fcos=functools.partial(_dense, 'fcos/fcos_r50_caffe_fpn_gn-head_1x_coco.py'),
+    gfl=functools.partial(_dense, 'gfl/gfl_r50_fpn_1x_coco.py'),
+    tood=functools.partial(_dense, 'tood/tood_r50_fpn_1x_coco.py'),
+    vfnet=functools.partial(_dense, 'vfnet/vfnet_r50_fpn_1x_coco.py'),
+    reppoints=functools.partial(_dense, 'reppoints/reppoints_moment_r50_fpn_1x_coco.py'),
+    paa=functools.partial(_dense, 'paa/paa_r50_fpn_1x_coco.py'),
+    autoassign=functools.partial(_dense, 'autoassign/autoassign_r50_fpn_8x2_1x_coco.py'),
+    foveabox=functools.partial(_dense, 'foveabox/fovea_r50_fpn_4x4_1x_coco.py'),
+    sabl_retinanet=functools.partial(_dense, 'sabl/sabl_retinanet_r50_fpn_1x_coco.py'),
+    atss_dyhead=functools.partial(_dense, 'dyhead/atss_r50_fpn_dyhead_1x_coco.py'),
+    yolof=_yolof,
+    rtmdet=_rtmdet,
+    **{
+        name: functools.partial(toy_two_stage.toy, kind)
+        for name, kind in dict(
+            htc='htc',
+            scnet='scnet',
+            mask_scoring_rcnn='judged',
+            point_rend='points',
+            grid_rcnn='grid',
+            sabl_rcnn='sabl',
+            double_head_rcnn='double',
+            groie_rcnn='generic',
+            deformable_pooling='moved',
+            carafe='carafe',
+            cascade_rpn='staged',
+            soft_nms='soft',
+        ).items()
+    },
+    sparse_rcnn=functools.partial(toy_query.toy, 'regions'),
+    maskformer=functools.partial(toy_query.toy, 'maskformer'),
+    deformable_detr_two_stage=functools.partial(toy_query.toy, 'two_stage'),
+    centripetalnet=functools.partial(toy_corner.toy, 'centripetal'),
+)
+"""Name -> what returns the config of a head of mmdet on a small network; seeded weights, kits of one size."""
+WIDE = ('vfnet', 'reppoints')
+"""Names of `HEADS` that take no picture as small as the others'."""
+
+
+def _of_head(name: str) -> Toy:
+    return Toy(name, seeded(HEADS[name]), LARGER if name in WIDE else SMALL)
+
+
+SWEEPS = (
+    _sweeps('centerpoint_deformable', toy_centerpoint.exported, 'deformable'),
+    _sweeps('centerpoint_circle', toy_centerpoint.exported, 'circle'),
+    _sweeps('centerpoint_rotate', toy_centerpoint.exported, 'oblong'),
+    _sweeps('pillars_dynamic', toy_anchor3d.exported, 'dynamic'),
+    _sweeps('shape_aware', toy_anchor3d.exported, 'shapes'),
+)
+"""Tiny detectors of sweeps, whose weights are drawn so that they find boxes."""
+KITS: dict[str, Toy] = {toy.name: toy for toy in (*EVERY, *map(_of_head, HEADS), *SWEEPS)}
 """Name -> toy of the kit."""
 
 

@@ -42,7 +42,7 @@ from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.runtime.family_runtime import has_runtime, runtime_of
+from mmdeploy_ext.runtime.family_runtime import check_registered, has_runtime, runtime_of
 from mmdeploy_ext.runtime.panoptic import Segments
 
 if TYPE_CHECKING:
@@ -286,10 +286,18 @@ class KitCase:
     def read(cls, folder: Path, entry: Mapping[str, Any], family: str = '') -> KitCase:
         """Return a case from its entry in the manifest, as `write` returns it, with its arrays.
 
-        `folder` is that of the kit, `family` the name of the case's family, '' if none; for the errors see
-        `read_array`.
+        `folder` is that of the kit, `family` the name of the case's family, '' if none; for the errors of
+        arrays see `read_array`.
+
+        Raises:
+            ModelFileError: results of a class of a family that is not registered here.
+            DataError: results of a class that nothing here has.
         """
         classes = result_classes(family)
+        for name in {image['type'] for image in entry['results']} - classes.keys():
+            if family:
+                check_registered(family)
+            raise DataError(f'{folder}: results of the class {name}; there are {", ".join(classes)}')
         results = [
             classes[image['type']](**read_arrays(folder, image['fields']), **image.get('facts', {}))
             for image in entry['results']

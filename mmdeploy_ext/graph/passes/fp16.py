@@ -71,6 +71,11 @@ def to_fp16(model: onnx.ModelProto, spec: GraphSpec, keep: Sequence[str] = ()) -
     return graph.model
 
 
+def exceeds_half(array: np.ndarray) -> bool:
+    """Return whether a finite value of an array is beyond the largest number in float16."""
+    return bool(np.abs(array[np.isfinite(array)]).max(initial=0.0) > LARGEST_HALF)
+
+
 class _Graph:
     """A copy of the model, its constants as initializers, and the rules for nodes that stay float32.
 
@@ -261,7 +266,7 @@ class _Writer:
         new_name = f'{name}/{"half" if element == HALF else "single"}'
         if new_name not in self.converted and name in self.initializers:
             array = numpy_helper.to_array(self.initializers[name])
-            if element == HALF and np.abs(array[np.isfinite(array)]).max(initial=0.0) > LARGEST_HALF:
+            if element == HALF and exceeds_half(array):
                 raise ExportError(
                     f'float16: constant {name!r} has values up to {np.abs(array).max():g}; float16 ends at '
                     f'65504: keep the nodes that read it in float32 (--keep-fp32), or export with '

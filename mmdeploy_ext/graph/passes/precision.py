@@ -21,7 +21,7 @@ from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.output_comparison import spec_of, with_half_ends
-from mmdeploy_ext.graph.passes.fp16 import PRODUCTS, to_fp16
+from mmdeploy_ext.graph.passes.fp16 import PRODUCTS, exceeds_half, to_fp16
 from mmdeploy_ext.graph.passes.select import match_patterns, matching_nodes
 
 FACTS = 'fp16.'
@@ -97,10 +97,13 @@ def fp32_patterns(model: onnx.ModelProto) -> list[str]:
       Gemm, Conv, ConvTranspose), also one of two computed tensors: SOLO keeps the cells that equal the
       maximum of their neighbourhood, and an engine that keeps one side of the comparison in more digits than
       the other finds no such cell (measured on the toy SOLOv2 in ONNX Runtime: cosine 0.03).
+    - What reads a constant beyond float16, unless it is an operator of `PRODUCTS`, and what is computed from
+      it up to the next product: YOLOF bounds exponentials by 1e8 before it takes the logarithm of their sum.
     """
     names = [node.name for node in model.graph.node]
     stages = [pattern for pattern in STAGES if any(name.startswith(pattern[:-1]) for name in names)]
     index = Index(model)
+    staged = {at for at, name in enumerate(names) if any(name.startswith(stage[:-1]) for stage in stages)}
     floats = {
         name
         for name, value_type in types.infer(model).items()
@@ -118,7 +121,32 @@ def fp32_patterns(model: onnx.ModelProto) -> list[str]:
             compared.add(position)
             producers = {index.producer(name) for name in floats.intersection(index.reads(position))}
             waiting.extend(producers - {None})
-    return stages + [glob.escape(index.writes(position)[0]) for position in sorted(compared)]
+    kept = compared | _beyond_half(model, index, staged)
+    return stages + [glob.escape(index.writes(position)[0]) for position in sorted(kept)]
+
+
+def _beyond_half(model: onnx.ModelProto, index: Index, staged: set[int]) -> set[int]:
+    """Return the positions of what reads constants beyond float16, and of what is computed from it.
+
+    Neither is a product; of the nodes at `staged`, which stay float32 anyway, no walk begins.
+    """
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == 'Constant' and node.attribute[0].name == 'value':
+            tensors[node.output[0]] = node.attribute[0].t
+    large = {
+        name
+        for name, tensor in tensors.items()
+        if tensor.data_type == onnx.TensorProto.FLOAT and exceeds_half(onnx.numpy_helper.to_array(tensor))
+    }
+    waiting = [position for name in large for position in index.consumers(name) if position not in staged]
+    found: set[int] = set()
+    while waiting:
+        position = waiting.pop()
+        if position not in found | staged and index.nodes[position].op_type not in PRODUCTS:
+            found.add(position)
+            waiting += [later for name in index.writes(position) for later in index.consumers(name)]
+    return found
 
 
 def family_patterns(model: onnx.ModelProto) -> list[str]:

@@ -15,7 +15,7 @@ import pytest
 from browser_pages import change_manifest
 from mmdeploy_ext.cli import judge_app, kit_app
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.core.errors import DataError, EngineError, InferenceError, UsageError
+from mmdeploy_ext.core.errors import DataError, EngineError, InferenceError, ModelFileError, UsageError
 from mmdeploy_ext.families.monocular import task as monocular_task
 from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
 from mmdeploy_ext.kit import local_run
@@ -347,3 +347,15 @@ def test_results_of_a_class_that_the_family_does_not_name_are_refused(tmp_path, 
     case = KitCase('000', 'model', 'a', ('a',), {}, {}, {}, [camera_boxes()], family)
     with pytest.raises(UsageError, match='results of the class MonocularDetections: kits hold Detections, '):
         case.write(ArrayFolder(tmp_path), {})
+
+
+@pytest.mark.parametrize(
+    ('family', 'error', 'text'),
+    [
+        ('elsewhere', ModelFileError, "family 'elsewhere' is not registered here; .* Install the package"),
+        ('dense', DataError, 'results of the class TurnedBoxes; there are Detections, '),
+    ],
+)
+def test_a_kit_with_results_of_a_class_that_is_not_here_is_refused(tmp_path, family, error, text):
+    with pytest.raises(error, match=text):
+        KitCase.read(tmp_path, {'results': [{'type': 'TurnedBoxes'}]}, family)

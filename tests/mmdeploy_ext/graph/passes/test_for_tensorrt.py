@@ -126,6 +126,13 @@ def test_both_sides_of_an_equality_of_floats_stay_float32():
     assert fp32_patterns(parse('y = Relu(x)')) == []
 
 
+def test_what_follows_a_bound_beyond_float16_stays_float32_up_to_a_product():
+    body = 'e = Exp(x) c = Clip(e, , top) s = Add(c, one) l = Log(s) y = MatMul(l, large)'
+    large = 'float top = {1e8}, float one = {1}, float[2,1] large = {1e6, 1}'
+    model = parse(body, 'float[1,2] x', 'float[1,1] y', constants=f'<{large}>')
+    assert fp32_patterns(model) == ['c', 's', 'l']  # a weight beyond float16 stays an error
+
+
 def test_a_file_has_the_float32_patterns_of_its_family_that_fit_it():
     model = parse('a = Relu(x) y = Neg(a)')
     for node, name in zip(model.graph.node, ('network/neck/Relu', 'network/pool/Neg'), strict=True):
