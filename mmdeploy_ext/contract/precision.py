@@ -26,16 +26,17 @@ def with_half_features(spec: GraphSpec) -> GraphSpec:
     compared value by value (`compare='values'`) and have no unit of pixels. Pixels stay float32, since
     float16 rounds to half a pixel from 512 on, and so do detections, which are computed in float32.
     """
-    inputs = tuple(_as_float16(tensor) if len(tensor.axes) == 4 else tensor for tensor in spec.inputs)
+    inputs = tuple(as_float16(tensor) if len(tensor.axes) == 4 else tensor for tensor in spec.inputs)
     outputs = []
     for tensor in spec.outputs:
         units = {group.unit for group in tensor.column_groups} | {tensor.unit}
         is_feature = tensor.compare == 'values' and 'pixel' not in units
-        outputs.append(_as_float16(tensor) if is_feature else tensor)
+        outputs.append(as_float16(tensor) if is_feature else tensor)
     return dataclasses.replace(spec, inputs=inputs, outputs=tuple(outputs))
 
 
-def _as_float16(tensor: TensorSpec) -> TensorSpec:
+def as_float16(tensor: TensorSpec) -> TensorSpec:
+    """Return the spec of a tensor in which float32 is float16."""
     return dataclasses.replace(tensor, dtype='float16') if tensor.dtype == 'float32' else tensor
 
 

@@ -16,6 +16,7 @@ from mmdeploy_ext.core.errors import InferenceError, ModelFileError, ShapeError
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS
 from mmdeploy_ext.graph.io.index import Index
+from mmdeploy_ext.graph.io.operators import node_attributes
 from mmdeploy_ext.graph.part import part
 from mmdeploy_ext.graph.run import open_session
 
@@ -140,7 +141,7 @@ class SteppedModel:
                 self.steps.append(step)
             if step_index < len(custom_nodes):
                 node = index.nodes[custom_nodes[step_index]]
-                attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+                attributes = node_attributes(node)
                 for name in PLUGIN_FIELDS:
                     attributes.pop(name, None)
                 step = CustomStep(kernels[node.op_type], tuple(node.input), node.output[0], attributes)

@@ -1,6 +1,5 @@
 """Two models on the same inputs: are their outputs the same numbers? Needs no torch."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from mmdeploy_ext.contract.precision import as_float16
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, GraphSpec, TensorSpec
 from mmdeploy_ext.graph.feeds import common_feeds, random_feeds
 from mmdeploy_ext.graph.io import types
@@ -39,11 +39,8 @@ def spec_of(model: onnx.ModelProto) -> GraphSpec:
 
 def with_half_ends(spec: GraphSpec) -> GraphSpec:
     """Return a spec whose float32 inputs and outputs are float16; all else is as in `spec`."""
-
-    def half(tensor: TensorSpec) -> TensorSpec:
-        return dataclasses.replace(tensor, dtype='float16') if tensor.dtype == 'float32' else tensor
-
-    return GraphSpec(spec.name, tuple(map(half, spec.inputs)), tuple(map(half, spec.outputs)), spec.state)
+    inputs, outputs = (tuple(map(as_float16, tensors)) for tensors in (spec.inputs, spec.outputs))
+    return GraphSpec(spec.name, inputs, outputs, spec.state)
 
 
 def compare_models(

@@ -18,6 +18,7 @@ from mmdeploy_ext.consumers.graph_tensors import fed_inputs, graph_tensors, shap
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.violations import ERROR, WARNING, Violation
 from mmdeploy_ext.families.bevfusion.runtime.pooling import write_tables
+from mmdeploy_ext.graph.io.operators import node_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -146,7 +147,6 @@ def _type_rules(value: onnx.ValueInfoProto) -> Iterator[Violation]:
 
 
 def _node_rules(model: onnx.ModelProto, standard_domains: tuple[str, ...]) -> Iterator[Violation]:
-    import onnx
 
     from mmdeploy_ext.graph.io.index import all_nodes
 
@@ -159,7 +159,7 @@ def _node_rules(model: onnx.ModelProto, standard_domains: tuple[str, ...]) -> It
             continue
         message = f'{node.name}: {PLUGIN} needs the plug-in of that name when the engine is built'
         yield Violation('', '', 'plug-in', message, WARNING)
-        attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+        attributes = node_attributes(node)
         for name, value in PLUGIN_ATTRIBUTES.items():
             got = attributes.get(name)
             if not isinstance(got, int | float) or not abs(got - value) <= 1e-9:  # NaN neither

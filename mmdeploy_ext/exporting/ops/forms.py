@@ -18,9 +18,10 @@ from mmdeploy_ext.exporting.ops.operator import (
     operator_of,
     operators_as,
 )
-from mmdeploy_ext.exporting.ops.python_nodes import node_attributes, python_body
+from mmdeploy_ext.exporting.ops.python_nodes import python_body
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import all_nodes, refill
+from mmdeploy_ext.graph.io.operators import node_attributes
 
 
 def finish(model: onnx.ModelProto, exporter: str, opset: int) -> onnx.ModelProto:

@@ -23,6 +23,7 @@ from mmdeploy_ext.exporting.ops.operator import (
     operator_of,
 )
 from mmdeploy_ext.graph.io.index import all_nodes
+from mmdeploy_ext.graph.io.operators import node_attributes
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -37,11 +38,6 @@ ELEMENT_NAMES = {
 _registered: dict[str, dict[str, Any]] = {}
 """Name of an operator -> `inputs`, `outputs` and `attrs`, the types that were registered for it with
 onnxruntime-extensions."""
-
-
-def node_attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """Return name -> value in Python of the attributes of `node`; texts are bytes."""
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def python_body(operator: Operator, name: str, attributes: dict[str, Any], opset: int) -> onnx.FunctionProto:

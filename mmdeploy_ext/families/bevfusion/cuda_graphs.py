@@ -18,6 +18,7 @@ from mmdeploy_ext.consumers.cuda_bevfusion.cuda import CELLS, DEPTH, OTHER_ORDER
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.families.bevfusion.graphs import transform_of
 from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.parts.sparse_graph import backbone_graph, model_spec
 from mmdeploy_ext.sparse import libspconv
@@ -97,11 +98,6 @@ def graphs(model: nn.Module, cameras: int) -> list[Graph]:
         parts.append(Graph(name, None, model_spec(file, f'bevfusion/{name}'), {}, file))
     head = BoxValueHead(folded.heads['object'])
     return [*parts, _graph('head.bbox', head, sizes, ('middle',), HEAD, 'detections')]
-
-
-def transform_of(model: nn.Module) -> nn.Module:
-    """Return the view transform of a `BEVFusion`."""
-    return model.encoders['camera']['vtransform']
 
 
 def _sizes(model: nn.Module, cameras: int, lidar: Sequence[int]) -> dict[str, tuple[int, ...]]:

@@ -31,7 +31,7 @@ from mmdeploy_ext.families.bevfusion.fork import (
     weights_of_repository,
     with_truth,
 )
-from mmdeploy_ext.families.bevfusion.graphs import graphs, postprocess_facts
+from mmdeploy_ext.families.bevfusion.graphs import graphs, postprocess_facts, transform_of
 from mmdeploy_ext.families.bevfusion.head_limits import heads_with_other_limits
 from mmdeploy_ext.families.bevfusion.live import DEPTH_KERNEL, take_layers
 from mmdeploy_ext.families.bevfusion.options import AUTOWARE, CUDA, PORTABLE
@@ -257,7 +257,7 @@ class BEVFusionFamily(SequenceFamily):
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         methods: dict[str, list[tuple[object, str]]] = dict(frame=[(model, 'joined')])
         if 'camera' in model.sensors:
-            transform = model.encoders['camera']['vtransform']
+            transform = transform_of(model)
             methods |= dict(rig=[(transform, 'cells')], depth=[(transform, 'depth_maps')])
             methods['frame'].append((model, 'camera_maps'))
         if 'lidar' in model.sensors:

@@ -49,12 +49,17 @@ MEANINGS = dict(
 """Matrix -> its meaning: from where to where it transforms."""
 
 
+def transform_of(model: nn.Module) -> nn.Module:
+    """Return the view transform of a `BEVFusion`."""
+    return model.encoders['camera']['vtransform']
+
+
 class RigTables(nn.Module):
     """From a calibration to the cell of each point of the frustum, and tables of the points of each cell."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.transform = model.encoders['camera']['vtransform']
+        self.transform = transform_of(model)
 
     def forward(
         self, intrinsics: Tensor, camera2lidar: Tensor, img_aug: Tensor, lidar_aug: Tensor
@@ -73,7 +78,7 @@ class DepthMaps(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.transform = model.encoders['camera']['vtransform']
+        self.transform = transform_of(model)
 
     def forward(self, points: Tensor, *matrices: Tensor) -> Tensor:
         """Return (N, 1, height, width) metres of points (P, 3) and `DEPTH_MATRICES`, see `rig.depth_maps`."""
@@ -92,7 +97,7 @@ class FrameNetwork(OfModel):
         tensors = dict(zip(frame_inputs(self.model), inputs, strict=True))
         maps = dict(lidar=tensors.get('bev'))
         if 'camera' in self.model.sensors:
-            transform = self.model.encoders['camera']['vtransform']
+            transform = transform_of(self.model)
             lifted = self.model.lifted(tensors['img'], tensors.get('depth'))
             pooled = transform.pool_by_tables(*lifted, [tensors[name] for name in TABLES])
             maps['camera'] = transform.downsample(pooled)
@@ -124,7 +129,7 @@ def frame_inputs(model: nn.Module) -> list[str]:
 
 def uses_points(model: nn.Module) -> bool:
     """Return whether the view transform of a `BEVFusion` takes depth maps."""
-    return 'camera' in model.sensors and bool(model.encoders['camera']['vtransform'].uses_points)
+    return 'camera' in model.sensors and bool(transform_of(model).uses_points)
 
 
 def graphs(model: nn.Module, options: Options, cameras: int = 6) -> list[Graph]:
@@ -136,14 +141,14 @@ def graphs(model: nn.Module, options: Options, cameras: int = 6) -> list[Graph]:
     specs: dict[str, TensorSpec] = {}
     parts: list[Graph] = []
     if 'camera' in model.sensors:
-        size = model.encoders['camera']['vtransform'].image_size
+        size = transform_of(model).image_size
         specs['img'] = TensorSpec('img', 'float32', (cameras, 3, *size), 'pictures, normalised')
         specs |= _table_specs(model, cameras)
         matrices = (_matrix_spec(name, cameras) for name in RIG_MATRICES)
         tables = (specs[name] for name in ('cells', *TABLES))
         parts.append(_graph('rig', RigTables(model), matrices, tables))
     if uses_points(model):
-        size = model.encoders['camera']['vtransform'].image_size
+        size = transform_of(model).image_size
         meaning = 'what the LiDAR measured in a pixel; 0 where nothing'
         groups = (ColumnGroup(rtol=1e-6),)
         specs['depth'] = TensorSpec('depth', 'float32', (cameras, 1, *size), meaning, 'm', groups)
@@ -188,7 +193,7 @@ def _matrix_spec(name: str, cameras: int) -> TensorSpec:
 
 
 def _table_specs(model: nn.Module, cameras: int) -> dict[str, TensorSpec]:
-    transform = model.encoders['camera']['vtransform']
+    transform = transform_of(model)
     first, second = transform.tables.WIDTHS
     axes = dict(
         cells=(cameras, *transform.frustum.shape[:3]),
@@ -228,7 +233,7 @@ def postprocess_facts(model: nn.Module) -> dict[str, Any]:
         ),
     )
     if 'camera' in model.sensors:
-        transform = model.encoders['camera']['vtransform']
+        transform = transform_of(model)
         grid = transform.frustum.detach().cpu()
         view = dict(columns=grid[0, 0, :, 0], rows=grid[0, :, 0, 1], depths=grid[:, 0, 0, 2])
         view |= dict(centre=transform.bx, step=transform.dx, count=transform.nx)

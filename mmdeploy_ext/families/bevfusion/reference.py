@@ -13,8 +13,8 @@ import torch
 from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.consumers.cuda_bevfusion.cuda import DEPTH, OTHER_ORDER, POOLED, UNROUNDED
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.families.bevfusion.cuda_graphs import HEAD, transform_of
-from mmdeploy_ext.families.bevfusion.graphs import TABLES
+from mmdeploy_ext.families.bevfusion.cuda_graphs import HEAD
+from mmdeploy_ext.families.bevfusion.graphs import TABLES, transform_of
 from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES, check_calibration, check_images
 from mmdeploy_ext.families.parts.lidar_parts import Watch, watching
 from mmdeploy_ext.families.parts.sparse_graph import backbone_graph, half_encoder

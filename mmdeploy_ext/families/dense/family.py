@@ -9,7 +9,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mmdet.models.builder import DETECTORS, HEADS
+from mmdet.models.builder import HEADS
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors.single_stage import SingleStageDetector
 from torch import nn
@@ -79,7 +79,7 @@ class DenseFamily(ImageFamily):
         detector may be one that nobody has registered.
         """
         head = HEADS.get(detector_parts.part_cfg(cfg.model, 'bbox_head').get('type') or '')
-        detector = DETECTORS.get(cfg.model.get('type') or '')
+        detector = detector_parts.detector_of(cfg)
         if head is None or issubclass(head, QUERY_HEAD):
             return Claim.NO
         if detector is not None and not issubclass(detector, SingleStageDetector):

@@ -130,5 +130,8 @@ def mask_outputs(batch: Axis, rows: Axis) -> tuple[TensorSpec, ...]:
 
 
 def clip_size(image: torch.Tensor, img_shape: torch.Tensor) -> torch.Tensor:
-    """Return height and width (B, 2) that boxes are clipped to; an `img_shape` of 0 means the input's."""
+    """Return height and width (B, 2) of the images without padding, to which boxes are clipped.
+
+    `img_shape` is that; 0 means the size of `image`, the input.
+    """
     return torch.where(img_shape > 0, img_shape, hw(image).to(img_shape)[None])

@@ -23,6 +23,7 @@ from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.attention import attend_tokens, multi_head
 from mmdeploy_ext.exporting.postprocess.sizes import hw
+from mmdeploy_ext.families.parts.image_tensors import clip_size
 from mmdeploy_ext.families.parts.padding import PaddedMap, SinePositions, periods, tokens_of, waves
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ def content_size(model: nn.Module, image: torch.Tensor, img_shape: torch.Tensor)
     """
     if not getattr(model, 'with_attn_mask', True):
         return torch.zeros_like(img_shape) + hw(image).to(img_shape)[None]
-    return torch.where(img_shape > 0, img_shape, hw(image).to(img_shape)[None])
+    return clip_size(image, img_shape)
 
 
 class QueryNetwork(nn.Module):

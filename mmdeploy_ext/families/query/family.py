@@ -26,7 +26,7 @@ from mmdeploy_ext.families.parts import detector_parts, image_feeds, pasting
 from mmdeploy_ext.families.parts.exaggerated import changed_outputs
 from mmdeploy_ext.families.parts.image_tensors import PROPOSALS
 from mmdeploy_ext.families.parts.mask_heads import threshold
-from mmdeploy_ext.families.parts.mmdet_reference import boxes_of_classes
+from mmdeploy_ext.families.parts.mmdet_reference import box_detections, boxes_of_classes
 from mmdeploy_ext.families.parts.query_networks import query_head
 from mmdeploy_ext.families.parts.regions import last_level_side
 from mmdeploy_ext.families.query import (
@@ -56,7 +56,7 @@ class QueryFamily(ImageFamily):
     forms = ('full',)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(image_feeds.feeds)
-    reference_detections = staticmethod(reference.detections)
+    reference_detections = staticmethod(box_detections)
     first = PROPOSALS
 
     def claims(self, cfg: Any) -> Claim:

@@ -28,6 +28,7 @@ from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.exporting.postprocess.soft_masks import pick_rows
 from mmdeploy_ext.exporting.postprocess.suppression import number
 from mmdeploy_ext.exporting.same_bytes import SameBytes
+from mmdeploy_ext.families.parts.image_tensors import clip_size
 from mmdeploy_ext.families.parts.padding import PaddedMap, PaddedSinePositions, SinePositions, tokens_of
 from mmdeploy_ext.families.parts.query_networks import (
     among_themselves,
@@ -37,6 +38,7 @@ from mmdeploy_ext.families.parts.query_networks import (
     encode_tokens,
     reference_points,
     run_layer,
+    tokens_inside,
 )
 from mmdeploy_ext.families.query.postprocess import best_pairs
 
@@ -67,7 +69,7 @@ class MaskFormerNetwork(nn.Module):
         `img_shape` (B, 2) is h, w before padding, whose tokens are no keys; 0 means the input size.
         """
         head, maps = self.model.panoptic_head, self.model.extract_feat(image)
-        content = torch.where(img_shape > 0, img_shape, hw(image).to(img_shape)[None])
+        content = clip_size(image, img_shape)
         level = PaddedMap(content, image, maps[-1])
         padded = level.inside()[:, None, None] < 0.5
         features, memory = self.pixels(maps, level, padded)
@@ -161,7 +163,7 @@ class Mask2FormerNetwork(nn.Module):
         `maps` are of the backbone, `projected` those of `projected()`, `levels` their rows and columns.
         """
         decoder = self.model.panoptic_head.pixel_decoder
-        keep = torch.cat([level.inside() for level in levels], 1)[..., None]
+        keep = tokens_inside(levels)
         ratios = torch.stack([level.ratios() for level in levels], 1)
         look = functools.partial(attend_tokens, keep=keep, sizes=[level.size for level in levels])
         embeds = decoder.level_encoding.weight

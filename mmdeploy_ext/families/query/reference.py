@@ -14,7 +14,6 @@ from torch import nn
 
 from mmdeploy_ext.families.parts import mmdet_reference
 from mmdeploy_ext.families.parts.mmdet_reference import (
-    boxes_of_classes,
     instances_of_classes,
     metas_of,
     tested,
@@ -47,11 +46,6 @@ def segments(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -
     results = tested(model, images, metas_of(images), rescale=True)
     classes = int(model.panoptic_fusion_head.num_classes)
     return [Segments.of_map(result['pan_results'], classes) for result in results]
-
-
-def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
-    """Return the results of the detector's own test path; with `rescale` in pixels of the originals."""
-    return [boxes_of_classes(result) for result in tested(model, images, metas_of(images), rescale)]
 
 
 def instances(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Instances]:

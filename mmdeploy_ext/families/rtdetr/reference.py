@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
-from mmdeploy_ext.families.parts.mmdet_reference import boxes_of_classes, metas_of, tested
+from mmdeploy_ext.families.parts.mmdet_reference import box_detections, boxes_of_classes
 from mmdeploy_ext.families.rtdetr import graphs
 from mmdeploy_ext.families.rtdetr.graphs import RAW_NAMES, token_rows
 from mmdeploy_ext.families.rtdetr.runtime import check_tokens
@@ -71,7 +71,7 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
     """
     graphs.feeds(images, rescale)  # refuses pictures that were padded
     check_tokens((len(images), *images[0].tensor.shape), int(model.decoder.num_queries))
-    return [boxes_of_classes(result) for result in tested(model, images, metas_of(images), rescale)]
+    return box_detections(model, images, rescale)
 
 
 def maps_of(model: nn.Module, images: Sequence[PreparedImage]) -> list[torch.Tensor]:

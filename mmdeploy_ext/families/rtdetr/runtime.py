@@ -16,6 +16,7 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.engines.base import FEED_CHECKS
+from mmdeploy_ext.families.parts.runtime.scores import top_rows
 from mmdeploy_ext.runtime.detections import Detections, results_from_padded, sigmoid
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def postprocess_image(
         pixels of the image of `size_wh`.
     """
     scores = sigmoid(logits).reshape(-1)
-    order = np.argsort(-scores, kind='stable')[:max_per_img]
+    order = top_rows(scores, max_per_img)
     query, labels = np.divmod(order, logits.shape[1])
     centre, half = boxes[:, :2], np.float32(0.5) * boxes[:, 2:]
     pixels = np.concatenate([centre - half, centre + half], -1) * np.tile(np.asarray(size_wh, np.float32), 2)

@@ -102,7 +102,7 @@ class SoloFamily(ImageFamily):
             )
         _check_head(cfg.filename, cfg.model.mask_head, options)
         with refused_by_name(cfg):
-            mask_config(cfg.model.get('test_cfg') or cfg.get('test_cfg') or {})
+            mask_config(detector_parts.test_cfg_of(cfg))
 
     def build(self, cfg: Any) -> nn.Module:
         _grids_of(cfg.filename, cfg.model.mask_head)

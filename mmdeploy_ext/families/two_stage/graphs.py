@@ -43,7 +43,7 @@ from mmdeploy_ext.families.parts.regions import (
     roi_head_of,
     stages_of,
 )
-from mmdeploy_ext.families.two_stage.boxes import Boxes, Grid, thresholds
+from mmdeploy_ext.families.two_stage.boxes import Boxes, Grid, last_head, thresholds
 from mmdeploy_ext.families.two_stage.candidate_limits import COUNTS, rows_of
 from mmdeploy_ext.families.two_stage.masks import Masks
 from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
@@ -236,7 +236,7 @@ def clips_proposals(model: nn.Module) -> bool:
 
 def clips_results(roi_head: nn.Module) -> bool:
     """Return whether the last head of regions clips boxes to the image; see `clips_regions`."""
-    head = part_of(roi_head, 'bbox_head', stages_of(roi_head) - 1)
+    head = last_head(roi_head)
     return clips(head) if getattr(head, 'with_reg', True) else True
 
 

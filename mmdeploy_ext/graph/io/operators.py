@@ -44,6 +44,11 @@ def _schema(op_type: str, domain: str, version: int) -> onnx.defs.OpSchema | Non
         return None
 
 
+def node_attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """Return name -> value in Python of the attributes of a node; texts are bytes."""
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
 def defaults_of(node: onnx.NodeProto, opsets: Mapping[str, int]) -> dict[str, Any]:
     """Return name -> default value of the attributes of a node's operator that have one, whatever it states.
 

@@ -11,11 +11,11 @@ of the kernel, row by row, H, W of the map, h, w of the output.
 from collections.abc import Mapping
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import operator_name
-from mmdeploy_ext.graph.io.operators import opsets_of
+from mmdeploy_ext.graph.io.operators import node_attributes, opsets_of
 from mmdeploy_ext.graph.passes.functions import replace_by_functions
 
 DOMAIN = 'mm2onnx.deform_conv'
@@ -138,7 +138,7 @@ def is_replaced(node: onnx.NodeProto, tensor_types: Mapping[str, onnx.TypeProto]
 def _function(
     node: onnx.NodeProto, name: str, tensor_types: Mapping[str, onnx.TypeProto], opset: int
 ) -> onnx.FunctionProto:
-    values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    values = node_attributes(node)
     channels, height, width = types.shape(tensor_types[node.input[1]])[1:]
     taps, group, offset_group = height * width, values.get('group', 1), values.get('offset_group', 1)
     strides, dilations = values.get('strides', (1, 1)), values.get('dilations', (1, 1))

@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import operator_name, refill
+from mmdeploy_ext.graph.io.operators import node_attributes
 
 SUPPORTED = dict(mode=(b'linear', b'bilinear'), padding_mode=(b'zeros',), align_corners=(0,))
 """Attribute of GridSample -> values with which it is replaced, the default first."""
@@ -55,7 +56,7 @@ def _is_supported(node: onnx.NodeProto, tensor_types: Mapping[str, onnx.TypeProt
             return False
         if tensor_type is not None and tensor_type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
             return False
-    values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    values = node_attributes(node)
     return all(values.get(name, allowed[0]) in allowed for name, allowed in SUPPORTED.items())
 
 

@@ -19,7 +19,7 @@ from onnx import helper
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.io.files import is_large
 from mmdeploy_ext.graph.io.index import refill
-from mmdeploy_ext.graph.io.operators import random_nodes
+from mmdeploy_ext.graph.io.operators import node_attributes, random_nodes
 
 FOLDING_LIMITS = dict(input_size_limit=8192, output_size_limit=512 * 512)
 """Largest numbers of elements of tensors that folding reads and writes (onnxscript's names of them).
@@ -81,7 +81,7 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     prepared = copy.deepcopy(model)
     graph = prepared.graph
     for node in draws:
-        settings = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        settings = node_attributes(node)
         element = settings.get('dtype', onnx.TensorProto.FLOAT)
         graph.input.append(helper.make_tensor_value_info(node.output[0], element, settings['shape']))
     constants = [tensor for tensor in graph.initializer if tensor.name not in inputs]

@@ -118,7 +118,7 @@ class BEVFusionOnnx(FusionRuntime):
 
     def boxes_of(self, outputs: Arrays) -> Detections3D:
         """Return the boxes of the outputs of the frame's file after suppression, best first."""
-        return suppress(detections(outputs), self.metadata.postprocess['nms'])
+        return boxes_of_outputs(self.metadata, outputs)
 
     def feeds(self, frame: FusedFrame) -> dict[str, np.ndarray]:
         """Return name -> input of the frame's graph; raises what `step` raises."""

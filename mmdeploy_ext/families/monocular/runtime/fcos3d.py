@@ -22,6 +22,7 @@ from mmdeploy_ext.families.monocular.runtime.results import (
     in_original_pixels,
     rows_of_camera,
 )
+from mmdeploy_ext.families.parts.runtime.scores import top_rows
 from mmdeploy_ext.runtime.bev_nms import rotated_nms
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def best_boxes(
         rows.append(kept)
         labels.append(np.full_like(kept, label))
     row, label = np.concatenate(rows), np.concatenate(labels)
-    order = np.argsort(-scores[row, label], kind='stable')[: facts['max_per_img']]
+    order = top_rows(scores[row, label], facts['max_per_img'])
     row, label = row[order], label[order]
     attributes = decoded['attr_pred'][cells[row]].argmax(1) if facts['attributes'] else None
     corners = decoded['bboxes'][cells[row]] if facts['sides'] else None

@@ -21,6 +21,7 @@ from mmdeploy_ext.families.monocular.runtime.results import (
     rows_of_camera,
 )
 from mmdeploy_ext.families.parts.runtime.box_coders import peaks_of
+from mmdeploy_ext.families.parts.runtime.scores import top_rows
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
@@ -58,7 +59,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Monoc
     stride = np.float32([sides[1] / width, sides[0] / height])
     for index, scores in enumerate(peaks):
         flat = scores.ravel()
-        best = np.argsort(-flat, kind='stable')[: facts['max_per_img']]
+        best = top_rows(flat, facts['max_per_img'])
         best = best[flat[best] > np.float32(facts['score_thr'])]
         labels, y, x = np.unravel_index(best, scores.shape)
         values = outputs['bbox_pred'][index][:, y, x].T

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from mmdeploy_ext.families.parts.runtime.scores import top_rows
 from mmdeploy_ext.runtime.bev_nms import rotated_nms
 from mmdeploy_ext.runtime.detections import nms, sigmoid
 from mmdeploy_ext.runtime.detections3d import Detections3D, HeadRule
@@ -173,7 +174,7 @@ def decode(outputs: Arrays, rule: AnchorRule) -> Detections3D:
         rows_of_classes.append(rows)
         labels.append(np.full_like(rows, label))
     row, label = np.concatenate(rows_of_classes), np.concatenate(labels)
-    order = np.argsort(-scores[row, label], kind='stable')[: rule.max_num]
+    order = top_rows(scores[row, label], rule.max_num)
     row, label = row[order], label[order]
     boxes = np.pad(boxes[row], [(0, 0), (0, 9 - rule.code_size)])
     boxes[:, 6] = turned_yaw(np, boxes[:, 6], turned[row], rule)
@@ -196,7 +197,7 @@ def decode_level(outputs: Arrays, rule: AnchorRule, level: int) -> tuple[np.ndar
         anchors = anchors_of(rule, level, *maps[0].shape[1:])
     scores = sigmoid(logits)
     if 0 < rule.nms_pre < len(scores):
-        best = np.argsort(-scores.max(axis=1), kind='stable')[: rule.nms_pre]
+        best = top_rows(scores.max(axis=1), rule.nms_pre)
         anchors, scores, deltas, directions = anchors[best], scores[best], deltas[best], directions[best]
     return (
         decode_deltas(np, anchors, deltas),
