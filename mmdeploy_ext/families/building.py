@@ -36,11 +36,13 @@ def registered_class(registry: Any, name: Any) -> type | None:
     """Return the class of a name in `registry`, which is one of mmcv's, or in mmdet's registry of models.
 
     None if neither has the name. mmdet3d's builders of detectors, backbones, necks and heads look in both, in
-    this order, so that a repository may register its own with either library.
+    this order, so that a repository may register its own with either library. Before mmdet 2.11, beside which
+    there is no mmdet3d, mmdet has no such registry.
     """
-    from mmdet.models.builder import MODELS
+    from mmdet.models import builder
 
-    return registry.get(str(name)) or MODELS.get(str(name))
+    models = getattr(builder, 'MODELS', None)
+    return registry.get(str(name)) or (models and models.get(str(name)))
 
 
 def nearest_base(kind: type, names: Container[str]) -> str | None:

@@ -4,15 +4,17 @@ import sys
 
 import pytest
 from mmcv import Config
+from mmdet.models import builder
 from mmdet.models.backbones import ResNet
 from mmdet.models.builder import BACKBONES
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import find_family, load_families
-from mmdeploy_ext.families.building import build_without_weights
+from mmdeploy_ext.families.building import build_without_weights, names_of_class
 from mmdeploy_ext.families.unregistered import files_of_classes, module_to_import, unregistered
 
 BACKBONE = """
+from mmdet.models import builder
 from mmdet.models.builder import BACKBONES
 raise RuntimeError('this file is read, not imported')
 
@@ -133,3 +135,9 @@ def test_settings_of_tests_inside_and_beside_the_model_are_refused_by_name():
     cfg = Config(dict(model=dict(type='RPN', test_cfg=dict(rpn=1)), test_cfg=dict(rpn=2)))
     with pytest.raises(ConfigError, match=r': has test_cfg, beside the model, and model.test_cfg'):
         find_family(cfg)
+
+
+def test_an_mmdet_without_a_registry_of_all_models_is_asked_for_detectors_alone(monkeypatch):
+    monkeypatch.delattr(builder, 'MODELS')
+    assert names_of_class(builder.DETECTORS, 'RPN')[:2] == ['RPN', 'RPN']
+    assert names_of_class(builder.DETECTORS, 'NoDetector') == ['NoDetector']
