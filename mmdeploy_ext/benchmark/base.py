@@ -287,12 +287,12 @@ class Benchmark(abc.ABC):
         """Return the entries of every JSON file about model, machine and rounds.
 
         These are `tool`, config and checkpoint with their hashes, `cfg_options`, `family`, `device`,
-        `threads`, `processes` that measured at a time, `rounds` of the first group, `warmup`, `spare_rounds`
-        that were allowed (none with several processes, which run in step), `machine`, `memory_method`,
-        `other_load`, and `refused`, the files that engines refused: `engine`, `label`, `file` and `reason` of
-        each. `preprocess_ms` is None and `profiles` {} here; only benchmarks of pictures replace them:
-        `profiles` then has, with `--profile`, 'onnxruntime LABEL' -> times of the operators of that file, see
-        `ort_profile`.
+        `threads`, `processes` that measured at a time, `rounds` of the first group (those of all processes
+        together), `warmup`, `spare_rounds` that were allowed (none with several processes, which run in
+        step), `machine`, `memory_method`, `other_load`, and `refused`, the files that engines refused:
+        `engine`, `label`, `file` and `reason` of each. `preprocess_ms` is None and `profiles` {} here; only
+        benchmarks of pictures replace them: `profiles` then has, with `--profile`, 'onnxruntime LABEL' ->
+        times of the operators of that file, see `ort_profile`.
         """
         deployment, args = self.deployment, self.args
         names = ('config', 'checkpoint', 'cfg_options', 'config_sha256', 'checkpoint_sha256')

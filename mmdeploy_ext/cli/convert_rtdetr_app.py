@@ -15,7 +15,7 @@ from mmdeploy_ext.core.config import load_config
 
 
 def convert(args: argparse.Namespace) -> int:
-    """Convert the checkpoint, and print what was renamed, added and left out.
+    """Convert the checkpoint, and print where its weights are from and what was joined, added and left out.
 
     `args` are those of `build_parser`. Return 0; for what is raised see `convert_file` of
     `weights.convert.rtdetr`.

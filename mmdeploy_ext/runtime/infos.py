@@ -329,7 +329,7 @@ def numbers_of(
 
 
 def seconds_of(values: Mapping[str, Any], place: str) -> float:
-    """Return the `timestamp` of an info or of one of its sweeps, microseconds, in seconds.
+    """Return the `timestamp` of an info, or of one of its sweeps or cameras, microseconds, in seconds.
 
     `place` begins the message of the DataError for a value that is no time.
     """
@@ -337,9 +337,11 @@ def seconds_of(values: Mapping[str, Any], place: str) -> float:
 
 
 def pose_of(values: Mapping[str, Any], place: str, name: str) -> np.ndarray:
-    """Return the pose (4, 4) float64 of NAME_rotation and NAME_translation in `values`, an info.
+    """Return the pose (4, 4) float64 of NAME_rotation and NAME_translation in `values`.
 
-    `place` is the info in words, for messages. The rotation is (3, 3), or a quaternion w x y z of any length.
+    `values` is an info or its entry of a camera or sweep, `place` this in words, for messages. `name` is such
+    as 'sensor2lidar': a pose from the sensor's frame to that of the LiDAR. The rotation is (3, 3), or a
+    quaternion w x y z of any length.
 
     Raises:
         DataError: one of them is missing or no rotation or translation; the message begins with `place`.

@@ -3,8 +3,8 @@
 Source of the algorithm: mmdet3d 1.0.0rc6, `get_bboxes` of models/dense_heads/{fcos_mono3d,pgd}_head.py and
 core/post_processing/box3d_nms.py `box3d_multiclass_nms`.
 
-Glossary: B batch, A cells of all levels, C classes, D values of a box, K attributes, n results, H, W network
-input in pixels, h, w size of a level's maps.
+Glossary: B batch, A cells, of a level or of all, C classes, D values of a box, K attributes, n results, H, W
+network input in pixels, h, w size of a level's maps.
 """
 
 from typing import Any
@@ -230,7 +230,7 @@ class Decode(nn.Module):
     def forward(
         self, cam2img: torch.Tensor, clip_hw: torch.Tensor | None, maps: tuple[torch.Tensor, ...]
     ) -> list[dict[str, torch.Tensor]]:
-        """Return name of an output of 'decode' -> its rows (B, A, columns), per level.
+        """Return for each level: name of an output of 'decode' -> its rows (B, A, columns) in that level.
 
         Args:
             cam2img: (B, 4, 4).

@@ -17,7 +17,7 @@ LOW = 0.001, 0.05
 OTHER_THRESHOLD = 0.1
 """Score threshold that a proof sets for a model without one; `synthetic_outputs` has scores about it."""
 IN_ORDER = range(10)
-"""Columns of a box code: x, y, z, three sizes, sine and cosine of the yaw, velocity in x and y."""
+"""Columns of a box code: x, y, z, logarithms of three sizes, sine and cosine of the yaw, velocity in x, y."""
 
 
 def synthetic_outputs(

@@ -111,7 +111,10 @@ class QueryFamily(ImageFamily):
         )
 
     def limits(self, model: nn.Module) -> list[Limit]:
-        """Return the limits of the head of queries; the heads that train Co-DETR give no results."""
+        """Return the limits of the head of queries, after the number of tokens that become queries.
+
+        That number is left out if queries are learned. Heads that only train Co-DETR give no results.
+        """
         test_cfg = query_head(model).test_cfg
         nms = test_cfg.get('nms')
         limits = [limit for limit in super().limits(model) if limit.config is test_cfg or limit.config is nms]
@@ -131,7 +134,7 @@ class QueryFamily(ImageFamily):
         return tokens.stage_of(model)
 
     def first_inputs(self, model: nn.Module, images: Sequence[PreparedImage]) -> dict[str, np.ndarray]:
-        """Return maps, and the tokens of mmdet's own encoder; see `ImageFamily.first_inputs`."""
+        """Return the transformer's input maps, and the tokens that mmdet's own encoder makes of them."""
         return tokens.inputs_of(model, images)
 
     def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:

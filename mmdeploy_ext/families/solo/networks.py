@@ -82,7 +82,10 @@ class SoloNetwork(nn.Module):
         return self.head.resize_feats(pyramid), pyramid
 
     def category(self, features: torch.Tensor, grid: int) -> torch.Tensor:
-        """Return the scores (B, C, g, g) of one level of SOLO or Decoupled SOLO; `grid` is g."""
+        """Return the scores (B, C, g, g) of a level of SOLO or Decoupled SOLO.
+
+        `features` (B, D, h, w) is the input map of the level, `grid` is g.
+        """
         for index, layer in enumerate(self.head.cls_convs):
             if index == self.head.cls_down_index:
                 features = resize(features, grid)

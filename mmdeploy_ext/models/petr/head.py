@@ -91,7 +91,7 @@ class PETRHead(BaseModule):
     """Test-time head of PETR, for one frame of N cameras.
 
     Args:
-        num_classes, in_channels, num_query: K, C of the maps, R.
+        num_classes, in_channels, num_query: K, channels of the maps of the neck, R.
         embed_dims: C.
         transformer, positional_encoding, bbox_coder: configs, none of which may be missing.
         depth_num, depth_start: D, and the first of the depths in m.
@@ -163,7 +163,7 @@ class PETRHead(BaseModule):
         """Return the head's outputs for one frame.
 
         Args:
-            maps: feature maps of each level (1, N, C, h, w), of which the first is used.
+            maps: feature maps of each level (1, N, in_channels, h, w), of which the first is used.
             img_metas: one dict: `lidar2img` [N] of (4, 4), `pad_shape` and `img_shape` [N] of (H, W, 3), the
                 pictures with and without padding; for PETRv2 `timestamp` [N], see `PETRv2Head.seconds`.
 

@@ -121,7 +121,7 @@ class ImageProof(ExportedProof):
         return result
 
     def traced_lines(self) -> list[TracedLine]:
-        """Observe the stages on the traced picture, and for a file of any size on a larger view of it, too.
+        """Observe the stages on the traced picture and on another view of it, larger for a file of any size.
 
         If the batch is open, the other view is there twice. Return [] for a model without code of the user.
         """
@@ -181,10 +181,11 @@ class ImageProof(ExportedProof):
         return [*inputs, *trials]
 
     def more_inputs(self) -> Sequence[ProofInput]:
-        """Return up to ten more pictures if ties are a larger share of the results than the bar allows.
+        """Return up to ten other views of the first picture if nothing failed but too many results are ties.
 
-        Of the 500 results that five pictures have, one decision of a suppression is 0.4 %: too few results
-        for a share. The bar is then applied to the results of all pictures.
+        Else []. Too many are a larger share than the bar allows. Of the 500 results that five pictures have,
+        one decision of a suppression is 0.4 %: too few results for a share. The bar is then applied to the
+        results of all pictures.
         """
         cases = self.verdict.cases
         if not (self.verdict.passed and too_many_ties(cases)):
