@@ -42,7 +42,8 @@ class Run:
 
     Attributes:
         total_s: time from the prepared sample to the detections.
-        network_s: time until the network (or the graph) has computed its tensors; None if unknown.
+        network_s: time of the network, or of the graphs, without what decodes their tensors; of sparse
+            backbones without the search for pairs of voxels, too; None if unknown.
         detections: number of detections in the sample, of all images of a batch together; of sparse
             backbones that of voxels, and 0 of graphs that `timed` runs.
         other_load: share of all cores of the machine that other processes used in this round, 0..1; None if

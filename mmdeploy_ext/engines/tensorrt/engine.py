@@ -87,8 +87,8 @@ def prepare(
         source: ONNX file.
         fp16: write float16 into the graph (`passes/fp16.py`); inputs and outputs keep their dtypes.
         keep_fp32: patterns with `*` and `?` of the names, operators, modules or outputs of nodes that stay
-            float32, in place of the default, None: the stages after the network, and float comparisons.
-            Not used without `fp16`.
+            float32, in place of the default, None: those of `fp32_patterns`, such as of the stages after the
+            network. Not used without `fp16`.
         shapes: sizes of inputs or of open axes, NAME=MIN/OPT/MAX, see `tensorrt_shapes.parse_shapes`.
         constants: NAME or NAME=VALUES: inputs that become constants (`for_tensorrt.fix_inputs`).
         package: 'tensorrt', 'tensorrt-rtx' or 'auto'.

@@ -118,9 +118,9 @@ class SoftMasks(abc.ABC):
         """Return the masks of cells (B, m): (B, m, H4, W4)."""
 
     def sums(self, cells: torch.Tensor, mask_thr: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return number and sum (B, m) float32 of the pixels above `mask_thr` of the masks of cells (B, m).
+        """Return how many pixels of the masks of cells (B, m) exceed `mask_thr`, and the sum of their values.
 
-        `mask_thr` is from 0 to below 1.
+        Both are (B, m) float32; `mask_thr` is from 0 to below 1.
         """
         areas = totals = 0
         for soft in self.pieces(cells):

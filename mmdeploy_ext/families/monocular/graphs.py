@@ -278,7 +278,8 @@ def clip_and_maps(
 ) -> tuple[torch.Tensor | None, tuple[torch.Tensor, ...]]:
     """Return the sizes (B, 2) that boxes in the picture are clipped to, and the maps of the network.
 
-    `others` are those of `DecodeForm.forward`; the sizes are None for models without such boxes.
+    `facts` are those of `postprocess_facts`, `others` those of `DecodeForm.forward`; the sizes are None for
+    models without such boxes.
     """
     if not facts['sides']:
         return None, others

@@ -49,7 +49,8 @@ def check_flow(roi_head: nn.Module) -> None:
 def threshold(test_cfg: Mapping[str, Any]) -> float:
     """Return `mask_thr_binary` of `test_cfg`, the probability that pixels of masks have to reach.
 
-    ConfigError: it is missing, no number, or below 0, for which mmdet returns soft masks to look at.
+    `test_cfg` is a part of the model's, such as `rcnn`. ConfigError: the entry is missing, no number, or
+    below 0, for which mmdet returns soft masks to look at.
     """
     value = number('rcnn.mask_thr_binary', test_cfg.get('mask_thr_binary'), float)
     if value < 0:
