@@ -113,7 +113,8 @@ class QueryFamily(ImageFamily):
     def limits(self, model: nn.Module) -> list[Limit]:
         """Return the limits of the head of queries, after the number of tokens that become queries.
 
-        That number is left out if queries are learned. Heads that only train Co-DETR give no results.
+        That number is left out if queries are learned, or chosen by the `forward` of a user's transformer.
+        Heads that only train Co-DETR give no results.
         """
         test_cfg = query_head(model).test_cfg
         nms = test_cfg.get('nms')

@@ -91,7 +91,7 @@ class ImageProof(ExportedProof):
         )
 
     def expected(self, file: ExportedFile) -> tuple[fresh_export.FreshExport, Any, GraphSpec]:
-        """Return the fresh export, the rule by which pictures are prepared, and the contract of the file."""
+        """Return the fresh export, the rule of pictures, and the contract that the file must keep."""
         deployment, options = self.deployment, self.export_options
         fresh = fresh_export.of_images(deployment, options, file.metadata, self.samples[0][1])
         exported = make_metadata(deployment, fresh_export.options_of_export(options, file.metadata))
