@@ -17,8 +17,8 @@ from mmdeploy_ext.core.files import write_json
 from mmdeploy_ext.core.printable import escape, shape_text
 
 RTOL = 1e-4
-"""Tolerance of all tensors but those of float64, as a share of the largest absolute value of the first dump's
-tensor; integers have it, too."""
+"""Tolerance of tensors of floats but those of float64, as a share of the largest absolute value of the first
+dump's tensor. Whole numbers and booleans have --atol alone, rounded down."""
 TIME_ATOL = 1e-6
 """Tolerance of float64 tensors, seconds: they are times of 1e9 s, of which a share would be hours."""
 

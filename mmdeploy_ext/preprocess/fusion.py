@@ -137,8 +137,8 @@ class FusionRule(JsonDataclass):
     def from_json(cls, content: Mapping[str, Any]) -> FusionRule:
         """Rebuild a rule from `to_json`, also after JSON text has made lists of the tuples.
 
-        `content['kind']` is not read, see `contract.metadata.rule_from_json`. KeyError: a field is missing;
-        TypeError: one of `views` or `voxels` is missing or unknown.
+        `content['kind']` is not read, see `contract.metadata.rule_from_json`. KeyError: a field of this rule
+        is missing; TypeError: a field inside of `views` or `voxels` is missing or unknown.
         """
         views, voxels = content['views'], content['voxels']
         pictures = MultiViewRule if views and 'kind' in views else PreprocessRule

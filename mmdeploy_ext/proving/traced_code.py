@@ -121,7 +121,8 @@ def lines_of_module(
         exporter: 'torchscript' or 'dynamo'; what it follows is left out.
         any_size: whether lines that choose by sizes count.
         places: files and folders whose lines are the user's, though they are among installed packages.
-        is_stateless: whether state that a run changes counts; that of models of frames is in their graphs.
+        is_stateless: whether state of the module that a run changes counts; that of models of frames is in
+            their graphs. State of functions and classes always counts.
     """
     report = check(
         module,
@@ -146,8 +147,8 @@ def forms_of_exports(
 ) -> list[TracedLine]:
     """Return where the user's code computes something else in an export than in PyTorch.
 
-    These are lines that ask whether an export runs, and of TorchScript forms that are written for functions
-    of autograd and for operators. Arguments are those of `lines_of_module`.
+    These are lines that ask whether an export runs, lines that read the time, and of TorchScript forms that
+    are written for functions of autograd and for operators. Arguments are those of `lines_of_module`.
     """
     lines: dict[TracedLine, None] = {}
     questions = {getattr(function, '__code__', function) for function in QUESTIONS}
@@ -219,6 +220,8 @@ def changing_state(
     is_stateless: bool,
 ) -> list[TracedLine]:
     """Return the state that the runs of a module change or keep, and what they draw random numbers of.
+
+    The lines that set a global are among them, see `TracedLine.by`.
 
     A copy of the module, or itself if it cannot be copied, runs three times on the same inputs; what is
     stored anew in every run is no state, as long as it is equal. A run on other inputs leaves what it leaves

@@ -272,9 +272,10 @@ class ScenePlan(SetOptions):
     number: int
 
     def rng(self, *purpose: int) -> np.random.Generator:
-        """Return a random stream for one purpose in this scene; it depends on the name, not on the number.
+        """Return a random stream for one purpose in this scene.
 
-        `purpose` are whole numbers that tell the streams of a scene apart.
+        It depends on the seed of the set and the digits of the scene's name, not on its number. `purpose` are
+        whole numbers that tell the streams of a scene apart.
         """
         return np.random.default_rng([self.seed, int(self.name.split('-')[1]), *purpose])
 

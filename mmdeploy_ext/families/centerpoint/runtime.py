@@ -128,7 +128,8 @@ def decode(outputs: Mapping[str, np.ndarray], rule: BoxRule) -> Detections3D:
 def task_boxes(maps: Mapping[str, np.ndarray], rule: BoxRule) -> Detections3D:
     """Return the boxes of one task, best first, with z in the middle; without `vel` velocities are 0.
 
-    `maps` are the outputs of the task, see `decode`, by their names without the number of the task.
+    Labels begin with 0 in every task. `maps` are the outputs of the task, see `decode`, by their names
+    without the number of the task.
     """
     heat = sigmoid(maps['heatmap'][0])
     _, height, width = heat.shape

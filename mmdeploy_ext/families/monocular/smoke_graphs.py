@@ -110,7 +110,9 @@ class SmokeFullForm(nn.Module):
     def forward(
         self, image: torch.Tensor, cam2img: torch.Tensor, heat: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """Return boxes (B, n, 7), scores and labels (B, n); rows behind the results are zero, label -1.
+        """Return boxes (B, n, 7), scores and labels (B, n), best first; rows behind are zero, label -1.
+
+        Boxes are x y z of the middle of the bottom and sizes, m, and yaw, rad, in the frame of the camera.
 
         Args:
             image: (B, 3, H, W); only its size is used.

@@ -35,7 +35,7 @@ CANNOT_READ = (ValueError, OSError, onnx.checker.ValidationError)
 ALIGNMENT = 4096
 """Bytes: tensors in a data file begin at multiples of it, so that they can be mapped into memory."""
 SMALLEST_EXTERNAL = 1024
-"""Bytes: smaller tensors (shapes, axes) stay in the model file, where shape inference sees them."""
+"""Bytes: tensors of this size or less (shapes, axes) stay in the model file, which shape inference reads."""
 
 
 def read(path: AnyPath) -> onnx.ModelProto:
@@ -180,8 +180,8 @@ def check_targets(targets: Sequence[AnyPath], inputs: Sequence[AnyPath]) -> None
 def save_external(model: onnx.ModelProto, path: Path, data: Path, *, checked: bool = True) -> None:
     """Write a model to `path` and its large tensors to `data`, which lies beside it.
 
-    Large are tensors of `SMALLEST_EXTERNAL` bytes and more. Data files of an older model at `path`, if they
-    have a name that `save` gives, are removed at the end.
+    Large are initializers of more than `SMALLEST_EXTERNAL` bytes. Data files of an older model at `path`, if
+    they have a name that `save` gives, are removed at the end.
 
     Raises:
         ModelFileError: `checked`, and the model is not valid; files that were there stay. The libspconv

@@ -95,7 +95,7 @@ def run_encoder(
     Args:
         head: a `BEVFormerHead`.
         maps: feature maps of each level (N, C, h, w).
-        motion: (18,) of `motion_since`.
+        motion: (18,) record of the car's motion since the last frame, see `DX` for its entries.
         lidar2img: (N, 4, 4).
         picture: height and width of the padded pictures, px.
         prev_bev: the last view (Q, 1, C); None at the first frame of a scene.

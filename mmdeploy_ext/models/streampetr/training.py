@@ -10,8 +10,8 @@ Source: StreamPETR `models/dense_heads/streampetr_head.py` (`prepare_for_dn`, `l
 NaN stays NaN instead of becoming 0, so that mmcv's CheckInvalidLossHook sees it. As upstream, only samples
 with fewer boxes than the largest one have padding rows.
 
-Glossary: B samples, L decoder layers, Q queries, K classes, n boxes of a sample, G boxes of all samples,
-repeated once per noise group.
+Glossary: B samples, L decoder layers, Q queries, the learned, then the propagated ones, K classes, n boxes of
+a sample, G boxes of all samples, repeated once per noise group.
 """
 
 from typing import NamedTuple
@@ -105,16 +105,16 @@ def attention_mask(head: nn.Module, single: int, groups: int, device: torch.devi
 def prepare_denoising(
     head: nn.Module, batch_size: int, reference_points: Tensor, img_metas: list[dict]
 ) -> tuple[Tensor, Tensor | None, dict | None]:
-    """Put denoising queries before the learned ones, whose points are (Q, 3) relative to the range.
+    """Put denoising queries before the learned ones, whose points are (num_query, 3) relative to the range.
 
     In training the metas have `gt_bboxes_3d` and `gt_labels_3d`, in a DataContainer or not. The head gives
     num_query, num_propagated, memory_len, num_classes, pc_range, with_dn, scalar (groups), bbox_noise_scale,
     bbox_noise_trans, split, training.
 
     Returns:
-        Reference points (B, pad + Q, 3), the attention mask, and the dict for `head_losses`: `pad_size`,
-        which is pad, `known`, a `GroundTruth`, and the noised `labels` (G,); mask and dict are None without
-        denoising queries. pad is `scalar` times the largest number of boxes in a sample.
+        Reference points (B, pad + num_query, 3), the attention mask, and the dict for `head_losses`:
+        `pad_size`, which is pad, `known`, a `GroundTruth`, and the noised `labels` (G,); mask and dict are
+        None without denoising queries. pad is `scalar` times the largest number of boxes in a sample.
     """
     points = reference_points.unsqueeze(0).repeat(batch_size, 1, 1)
     if not (head.training and head.with_dn):
@@ -200,7 +200,7 @@ def layer_losses(
 def classification_loss(head: nn.Module, scores: Tensor, labels: Tensor, positives: float) -> Tensor:
     """Return the loss of logits (..., K) against labels (...), divided by max(positives, 1).
 
-    If the head has `sync_cls_avg_factor`, the ranks' mean of `positives` is taken.
+    If `head.sync_cls_avg_factor` is True, the ranks' mean of `positives` is taken.
     """
     factor = scores.new_tensor(float(positives))
     if head.sync_cls_avg_factor:

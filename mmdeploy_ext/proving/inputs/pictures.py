@@ -85,8 +85,8 @@ def more_views(image_bgr: np.ndarray) -> dict[str, np.ndarray]:
 def filling(image_bgr: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return a picture with the ratio of sides of an input (H, W), so that no part of it is only padding.
 
-    Objects keep their shape: the picture and its mirror image alternate side by side, or one above the other,
-    and what is too much is cut off.
+    Objects keep their shape: the picture and its `other_view`, mirrored and darker, alternate side by side,
+    or one above the other, and what is too much is cut off.
     """
     height, width = image_bgr.shape[:2]
     parts = size[1] * height / (size[0] * width)

@@ -86,12 +86,12 @@ class Trials:
     Attributes:
         deployment: the model.
         options: options of the exports: a graph of one size, for one picture, in float32.
-        file: the graph that is proven, which equals a fresh export; None: PyTorch's network runs in place of
-            its own.
+        file: the graph that is proven, which equals a fresh export; its network runs if it has the modules of
+            the reference (`ImageFamily.shares_network`). Otherwise, and if this is None, PyTorch's runs.
         title: title of the picture.
         image: the picture, prepared.
         parts: the outputs of parts of the model, which trials share.
-        threads: of the exports in ONNX Runtime; 0 leaves the choice to it.
+        threads: of the exports, and of `file`, in ONNX Runtime; 0 leaves the choice to it.
     """
 
     def __init__(
@@ -139,7 +139,10 @@ class Trials:
         return self.deployment.family.limits(self.deployment.model)
 
     def is_full(self) -> bool:
-        """Return whether the limit of results cuts their list off, so that the threshold decides nothing."""
+        """Return whether the limit of results fills their list, so that the threshold decides nothing.
+
+        False without such a limit, without a threshold of scores, and for fewer than two results.
+        """
         kinds = {limit.kind: limit for limit in self.limits}  # the last of each
         if not {Kind.ROWS, Kind.SCORE} <= kinds.keys():
             return False
@@ -279,7 +282,7 @@ class Trial(abc.ABC):
 
     @abc.abstractmethod
     def values(self) -> Values:
-        """Return the changed limits, each of which decides about some rows."""
+        """Return limits of the model with the values of this trial; some values may be the model's own."""
 
     def expected(self) -> dict[str, Any]:
         """Return upstream's lists, by name."""
@@ -438,9 +441,10 @@ class LimitsRaised(Trial):
         return self.trials.deployment.family.exaggerated(self.trials.deployment.model)
 
     def values(self) -> Values:
-        """Return raised limits; that of the results is above what passes, so that thresholds decide.
+        """Return raised limits, and thresholds of scores that are lowered until more rows pass, if needed.
 
-        If at least as many pass as can be compared, it cuts some rows off.
+        The limit of the results is above what passes, so that thresholds decide. If at least as many pass as
+        can be compared, it cuts some rows off.
         """
         limits = [limit for limit in self.trials.limits if not self._is_first(limit)]
         values = [(limit, raised(limit)) for limit in limits if limit.kind not in COUNTED]

@@ -118,8 +118,8 @@ class RotatedSuppression:
 def class_offsets(boxes: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
     """Shift the boxes (B, N, 5) of each class apart, so that one NMS suppresses within classes only.
 
-    Each centre moves by its label times the largest coordinate of a centre plus the largest side plus 1, of
-    the image's boxes that are `valid` (B, N) bool.
+    x and y of each centre grow by its label, of `labels` (B, N) int64, times a sum: the largest coordinate of
+    a centre plus the largest side plus 1, of the image's boxes that are `valid` (B, N) bool.
     """
     visible = torch.where(valid[..., None], boxes[..., :4], torch.full_like(boxes[..., :4], BELOW_ALL))
     largest = visible[..., :2].amax(dim=(1, 2)) + visible[..., 2:].amax(dim=(1, 2))

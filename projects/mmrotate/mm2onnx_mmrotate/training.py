@@ -13,7 +13,10 @@ from mmdeploy_ext.compat.import_hook import after
 
 @after('mmrotate.models.dense_heads.rotated_anchor_head', versions='mmrotate 0.3.4')
 def anchors_of_training_on_the_device(module: ModuleType) -> None:
-    """RotatedAnchorHead.get_anchors gives the device as the dtype of anchors, so that a GPU makes them."""
+    """RotatedAnchorHead.get_anchors passes the device as the dtype of anchors, so that they need a GPU.
+
+    Here they are made on the device that it is called with.
+    """
     original = module.RotatedAnchorHead.get_anchors
 
     @functools.wraps(original)
