@@ -50,7 +50,7 @@ REPAIRS = dict(
 
 @dataclasses.dataclass(frozen=True)
 class BankRule:
-    """The numbers of a bank, which a file has in its `postprocess` entry.
+    """The numbers of a bank, which a file has in its `postprocess` entry, and repairs, which no file has.
 
     Attributes:
         num_instances: A.
@@ -81,7 +81,7 @@ class BankRule:
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any], repairs: Sequence[str] = ()) -> BankRule:
-        """Return the rule in the `postprocess` entry of a file's metadata."""
+        """Return the rule in the `postprocess` entry of a file's metadata, with the caller's `repairs`."""
         names = [field.name for field in dataclasses.fields(cls) if field.name != 'repairs']
         return cls(**{name: facts[name] for name in names}, repairs=tuple(repairs))
 

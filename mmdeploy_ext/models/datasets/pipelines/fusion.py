@@ -20,7 +20,9 @@ from mmdeploy_ext.models.datasets.pipelines.multi_view_image import NormalizeMul
 
 @registered_if_named(PIPELINES)
 class ImageAug3D:
-    """Resize, crop, mirror and rotate each camera's picture; `img_aug_matrix` (N, 4, 4) has the transforms.
+    """Resize, crop, mirror and rotate each camera's picture.
+
+    `img_aug_matrix` (N, 4, 4) moves (x, y, any, 1), pixels of an original picture, to pixels of the result.
 
     Args:
         final_dim: (H, W) of the result, px.
@@ -51,7 +53,7 @@ class ImageAug3D:
         self.rand_flip, self.is_train = rand_flip, is_train
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Change `img`, a list of (h, w, 3), and `img_aug_matrix`.
+        """Change `img`, a list of (h, w, 3), and write `img_aug_matrix`.
 
         A picture of another size than `source` raises DataError; its intrinsics would no longer fit.
         """
