@@ -167,7 +167,7 @@ class RigFrame:
 
     @property
     def lidar2img(self) -> np.ndarray:
-        """(N, 4, 4) float64, LiDAR frame to pixels of the pictures."""
+        """(N, 4, 4) float64, LiDAR frame to pixels of the pictures times depth."""
         full = np.tile(np.eye(4), (len(self.intrinsics), 1, 1))
         full[:, :3, :3] = self.intrinsics
         return full @ self.lidar2cam

@@ -230,7 +230,7 @@ class LevelMasks(SoftMasks):
             yield pick_rows(torch.cat(bands, dim=1), places)
 
     def maps(self, cells: torch.Tensor) -> torch.Tensor:
-        """Return the masks of all levels, resized and in the order of the cells."""
+        """Return the masks of `cells` (B, m), in their order, resized from each level."""
         levels, places = self._levels(cells)
         resized = [soft if rows is None else rows @ soft for soft, rows in levels]
         flat = torch.cat([soft.flatten(2) for soft in resized], dim=1)

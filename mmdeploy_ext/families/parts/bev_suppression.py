@@ -41,7 +41,7 @@ def suppressed(
     Args:
         above: (B, A, 5) boxes from above: x, y of the centre, sizes along x and y before the box is turned,
             metres, and yaw, radians, by which it is turned from the x axis towards the y axis.
-        scores: (B, A, C) in 0..1.
+        scores: (B, A, C), 0 or more.
         score_thr: threshold that scores have to exceed.
         nms_thr: IoU, above 0, from which on the worse of two boxes is dropped, as by mmcv on the CPU.
         max_per_img: largest number of results of an image; 0 gives none, below 0 is no limit.

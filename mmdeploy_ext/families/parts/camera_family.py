@@ -158,8 +158,8 @@ class QueryBoxes(abc.ABC):
     """What a family has beside `CameraFamily` if its best pairs of query and class become boxes.
 
     Attributes:
-        columns: of the model's box code: for each of its ten numbers the index in x, y, z, three sizes, sine
-            and cosine of the yaw, velocity in x and y.
+        columns: of the model's box code: for each of its ten numbers the index in x, y, z, logarithms of
+            three sizes, sine and cosine of the yaw, velocity in x and y.
     """
 
     compared = PREDICTIONS
