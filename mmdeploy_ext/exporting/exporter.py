@@ -17,6 +17,7 @@ import torch
 from mmdeploy_ext import compat
 from mmdeploy_ext.contract.stages import DEFAULT_OPSET, Stage
 from mmdeploy_ext.core.errors import ExportError, UsageError
+from mmdeploy_ext.exporting.caught_errors import check_no_error_is_caught
 from mmdeploy_ext.exporting.dynamo import decomposed_where_needed, translations_read_once
 from mmdeploy_ext.exporting.ops.activation_checkpoints import without_checkpoints
 from mmdeploy_ext.exporting.ops.backbone_attention import sizes_traced
@@ -226,6 +227,7 @@ def _export_torchscript(
     stage: Stage, args: tuple[torch.Tensor, ...], dynamic: Mapping[str, Mapping[int, str]], opset: int
 ) -> onnx.ModelProto:
     stream = io.BytesIO()
+    check_no_error_is_caught(stage.module, args)
     # an index that is empty at the traced size may have elements at another one, an axis of many rows one row
     # where it fails, the exporter prints the graph: a million letters for a detector
     without_graph = mock.patch.object(torch._C, '_jit_onnx_log', lambda *_: None)

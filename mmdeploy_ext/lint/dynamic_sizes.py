@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import traceback
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.model_classes import files_of_users_classes
-from mmdeploy_ext.core.source_code import file_of_class
+from mmdeploy_ext.core.source_code import file_of_class, is_in_package
+from mmdeploy_ext.exporting.caught_errors import check_no_error_is_caught
 from mmdeploy_ext.lint.check import check
 from mmdeploy_ext.lint.nested import tensors_in
 
@@ -47,8 +51,8 @@ def check_dynamic_parts(model: torch.nn.Module, multiple: int = 1, smallest: int
         smallest: smallest side of the input, pixels.
 
     Raises:
-        UsageError: a part keeps its sizes; the message names its class, its file and these lines. What
-            `torch.jit.trace` raises for a part that it cannot trace is not caught.
+        UsageError: a part keeps its sizes; the message names its class, its file and these lines. Or a part
+            cannot be traced; the message names the line that raised the error.
     """
     parts = [part for part in (getattr(model, name, None) for name in PARTS) if part is not None]
     if not any(map(files_of_users_classes, parts)):
@@ -70,7 +74,11 @@ def _failure(part: torch.nn.Module, inputs: Sequence[Any], expected: Any) -> str
     """Return how a part that was traced at the first inputs is wrong at the second ones; '' if it is not."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')  # the tracer's own: the comparison says what matters
-        traced = torch.jit.trace(part, (inputs[0],), check_trace=False, strict=False)
+        check_no_error_is_caught(part, (inputs[0],))
+        try:
+            traced = torch.jit.trace(part, (inputs[0],), check_trace=False, strict=False)
+        except Exception as error:  # sizes are tensors then, which code may not take
+            raise UsageError(_untraceable(part, error)) from error
         try:
             outputs = traced(inputs[1])
         except RuntimeError as error:
@@ -86,6 +94,19 @@ def _failure(part: torch.nn.Module, inputs: Sequence[Any], expected: Any) -> str
         if not error <= RTOL:
             return f'is {error:.2g} of the largest value off'
     return ''
+
+
+def _untraceable(part: torch.nn.Module, error: Exception) -> str:
+    """Return the message for a part whose code fails while it is traced: the innermost line of the user's."""
+    steps = traceback.extract_tb(error.__traceback__)
+    lines = [step for step in steps if not is_in_package(Path(step.filename))]
+    place = f'{lines[-1].filename}:{lines[-1].lineno} `{lines[-1].line}`' if lines else str(part)
+    kind = type(part)
+    return (
+        f'--dynamic-export: {kind.__name__} ({file_of_class(kind)}) cannot be traced, where sizes are tensors: '
+        f'{place}: {type(error).__name__}: {one_line(error)}; export a fixed --shape, change the line, or use '
+        f'--exporter dynamo'
+    )
 
 
 def _refusal(

@@ -23,6 +23,7 @@ from mmdeploy_ext.lint import check
 from mmdeploy_ext.lint.nested import copies, copy_of
 from mmdeploy_ext.lint.rules import RIGHT, RULES
 from mmdeploy_ext.lint.sites import site_at
+from mmdeploy_ext.proving.interceptions import interceptions
 from mmdeploy_ext.proving.outer_state import (
     Contents,
     codes_of_run,
@@ -45,6 +46,7 @@ SIZES = ('size-to-python', 'size-in-branch', 'size-in-loop', 'size-changed-in-pl
 
 REASONS = dict(
     state='{} changes from run to run',
+    everywhere='{} acts on all that PyTorch computes',
     kept='{} keeps a value for later runs',
     random='random numbers of {} are drawn',
     clock='{} reads the time',
@@ -71,8 +73,9 @@ class TracedLine:
         by: 'values' or 'sizes'; 'export' if the line asks whether an export runs; 'clock' if it reads the
             time; 'state' if `file` is a class, a function or a module and its attribute, which every run
             changes; 'kept' if it is one that an earlier run has set, or the line sets a global; 'random' if
-            `file` is what every run draws random numbers of; 'symbolic' if `file` is a function of autograd
-            or an operator that the user's code writes into graphs in a form of its own.
+            `file` is what every run draws random numbers of; 'everywhere' if it is what the user's code put
+            between PyTorch and all models; 'symbolic' if it is a function of autograd or an operator that the
+            user's code writes into graphs in a form of its own.
     """
 
     file: str
@@ -94,6 +97,8 @@ class TracedLine:
         """The sentence of the verdict about it."""
         if self.by in ('state', 'kept', 'random', 'clock'):
             return f'{self.reason}; the graph has no state'
+        if self.by == 'everywhere':
+            return f'{self.reason}; the graph has what it does to its own steps alone'
         if self.by == 'symbolic':
             return f'{self.reason}, which PyTorch does not run'
         if self.by == 'export':
@@ -139,6 +144,7 @@ def lines_of_module(
     lines = [_line(finding, places) for finding in report if finding.rule in rules]
     lines = [line for line in lines if line is not None]
     lines += forms_of_exports(module, inputs, exporter, places)
+    lines += [TracedLine(name, 0, '', 'everywhere') for name in interceptions()]
     return list(dict.fromkeys(lines + changing_state(module, inputs, other_inputs, places, is_stateless)))
 
 

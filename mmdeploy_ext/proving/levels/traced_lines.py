@@ -20,6 +20,7 @@ from mmdeploy_ext.core.source_code import PACKAGE_FOLDERS
 from mmdeploy_ext.exporting.deployment import prepare_fixed
 from mmdeploy_ext.families.images import run_stage
 from mmdeploy_ext.proving.inputs.pictures import other_view
+from mmdeploy_ext.proving.interceptions import interceptions
 from mmdeploy_ext.proving.traced_code import TracedLine, lines_of_module, users_symbolics
 
 if TYPE_CHECKING:
@@ -115,10 +116,10 @@ def traced_lines_of_graphs(graphs: Iterable[Graph], exporter: str) -> list[Trace
 def has_users_code(module: torch.nn.Module) -> bool:
     """Return whether a module has classes of the user's, or calls what is in a library function's place.
 
-    A plugin may have put one into `torch.nn.functional` or into a module of mmdet, or have registered another
-    form of an operator with PyTorch's exporter.
+    A plugin may have put one into `torch.nn.functional` or into a module of mmdet, have registered another
+    form of an operator with PyTorch's exporter, or something that acts on every model.
     """
-    if files_of_users_classes(module) or users_symbolics():
+    if files_of_users_classes(module) or users_symbolics() or interceptions():
         return True
     kinds = dict.fromkeys(base for part in module.modules() for base in type(part).__mro__)
     methods = (value for kind in kinds for value in vars(kind).values() if inspect.isfunction(value))

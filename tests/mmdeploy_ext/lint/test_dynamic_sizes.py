@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.errors import ExportError, UsageError
+from mmdeploy_ext.exporting.exporter import export_module
+from mmdeploy_ext.exporting.ops.forms import finish
 from mmdeploy_ext.lint.dynamic_sizes import check_dynamic_parts
 
-BACKBONES = '''
+BACKBONES = """
 import torch
 from torch import nn
 
@@ -45,7 +47,7 @@ class Free(Fixed):
         if x.shape[1] == 4:
             x = x * torch.arange(x.shape[2])[:, None] / x.shape[2]
         return (x,)
-'''
+"""
 
 
 @pytest.fixture
@@ -56,6 +58,32 @@ def backbones(tmp_path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_a_backbone_that_fails_while_it_is_traced_is_refused_with_the_line(backbones):
+    class Rounded(backbones.Fixed):
+        def forward(self, x):
+            return (self.conv(x)[:, :, : round(x.shape[2] * 0.4)],)
+
+    with pytest.raises(UsageError, match=r'Rounded .* cannot be traced.*`return .*round.*TypeError'):
+        check_dynamic_parts(Detector(Rounded()))
+
+
+@pytest.mark.parametrize('export', [False, True])
+def test_an_error_of_pytorch_that_is_caught_is_refused_since_the_tracer_dies_of_it(backbones, export):
+    class Tried(backbones.Fixed):
+        def forward(self, x):
+            try:
+                return (self.conv(x).view(1, 7, 11),)
+            except RuntimeError:
+                return (self.conv(x),)
+
+    if export:
+        with pytest.raises(ExportError, match=r'test_dynamic_sizes.py:\d+ catches what torch.Tensor.view'):
+            export_module(Tried().eval(), (torch.ones(1, 3, 8, 8),), finish=finish)
+    else:
+        with pytest.raises(UsageError, match=r'test_dynamic_sizes.py:\d+ catches what torch.Tensor.view'):
+            check_dynamic_parts(Detector(Tried()))
 
 
 class Detector(nn.Module):

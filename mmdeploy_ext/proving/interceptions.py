@@ -1,0 +1,69 @@
+"""What a user's code has put between PyTorch and every model: global hooks, modes, kernels of operators.
+
+They act wherever PyTorch computes, also on what a graph computes by itself. Needs no mmcv.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.modules import module as modules
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from mmdeploy_ext.core.foreign_functions import is_users_value
+from mmdeploy_ext.core.source_code import is_in_package
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+KERNEL = re.compile(r'^(\w+): registered at (.+):\d+ ::', re.MULTILINE)
+"""Dispatch key and file of a kernel, as `torch._C._dispatch_dump` writes them."""
+ONLY_SHAPES = 'Meta'
+"""The dispatch key of kernels that compute shapes alone."""
+
+
+def interceptions() -> list[str]:
+    """Return the names of the user's global hooks, of modes that are open, and of operators of PyTorch.
+
+    A name says what it is: `the global hook scaled`, `the mode Clamped`, `the kernel of aten::relu`, or a
+    method such as `torch.nn.Module.__call__`.
+    """
+    names = [f'the global hook {_name(hook)}' for hook in _global_hooks() if is_users_value(hook)]
+    open_modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
+    names += [f'the mode {type(mode).__name__}' for mode in open_modes if is_users_value(type(mode))]
+    names += [
+        f'torch.nn.Module.{name}' for name, value in vars(torch.nn.Module).items() if _is_users_method(value)
+    ]
+    names += [f'the kernel of {operator}' for operator in _users_operators()]
+    return list(dict.fromkeys(names))
+
+
+def _global_hooks() -> list[object]:
+    return [*modules._global_forward_pre_hooks.values(), *modules._global_forward_hooks.values()]
+
+
+def _is_users_method(value: object) -> bool:
+    return callable(value) and not isinstance(value, type) and is_users_value(value)
+
+
+def _users_operators() -> Iterator[str]:
+    """Yield the operators of PyTorch that compute by a kernel of the user's."""
+    entries = (entry.split('/') for entry in torch.library._impls)
+    replaced = {name for space, name, key in entries if space == 'aten' and key != ONLY_SHAPES}
+    for operator in sorted(f'aten::{name}' for name in replaced):
+        kernels = KERNEL.findall(torch._C._dispatch_dump(operator))
+        if any(_is_users_path(Path(file)) for key, file in kernels if key != ONLY_SHAPES):
+            yield operator
+
+
+def _is_users_path(path: Path) -> bool:
+    """Return whether a file is there and in no installed package; PyTorch's own sources are not there."""
+    return path.suffix == '.py' and path.is_file() and not is_in_package(path)
+
+
+def _name(hook: object) -> str:
+    return str(getattr(hook, '__qualname__', type(hook).__qualname__))
