@@ -101,11 +101,10 @@ def _untraceable(part: torch.nn.Module, error: Exception) -> str:
     steps = traceback.extract_tb(error.__traceback__)
     lines = [step for step in steps if not is_in_package(Path(step.filename))]
     place = f'{lines[-1].filename}:{lines[-1].lineno} `{lines[-1].line}`' if lines else str(part)
-    kind = type(part)
+    kind, reason = type(part), f'{type(error).__name__}: {one_line(error)}'
     return (
-        f'--dynamic-export: {kind.__name__} ({file_of_class(kind)}) cannot be traced, where sizes are tensors: '
-        f'{place}: {type(error).__name__}: {one_line(error)}; export a fixed --shape, change the line, or use '
-        f'--exporter dynamo'
+        f'--dynamic-export: {kind.__name__} ({file_of_class(kind)}) cannot be traced, where sizes are '
+        f'tensors: {place}: {reason}; export a fixed --shape, change the line, or use --exporter dynamo'
     )
 
 
