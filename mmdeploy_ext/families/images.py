@@ -33,10 +33,10 @@ from mmdeploy_ext.contract.registry import options_of
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph, Stage
 from mmdeploy_ext.core.config import replaced_entry, test_pipeline
-from mmdeploy_ext.families.base import Family
+from mmdeploy_ext.families.base import LAYERS_FOLDER, Family
 from mmdeploy_ext.families.building import build_without_weights, has_head, head_of
 from mmdeploy_ext.families.limits import Kind, Limit, limits_of
-from mmdeploy_ext.families.replaced import DifferingMethod, differing_steps
+from mmdeploy_ext.families.replaced import DifferingMethod, differing_steps, table_of
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.preprocess.pipeline_rule import KNOWN, rule_from_pipeline, steps_of
 from mmdeploy_ext.runtime.detections import Detections, Instances
@@ -112,7 +112,7 @@ class ImageFamily(Family):
     def differing_steps(self, cfg: Any) -> list[DifferingMethod]:
         from mmdet.datasets.builder import PIPELINES
 
-        return differing_steps(steps_of(test_pipeline(cfg), *KNOWN), PIPELINES)
+        return differing_steps(steps_of(test_pipeline(cfg), *KNOWN), PIPELINES, table_of(LAYERS_FOLDER))
 
     @abc.abstractmethod
     def spec(self, model: torch.nn.Module, options: Options) -> GraphSpec:

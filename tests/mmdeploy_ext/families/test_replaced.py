@@ -1,9 +1,11 @@
 """What graphs compute in place of methods of a model: which versions they follow, and which differ."""
 
+import ast
 import functools
 import importlib
 import sys
 import types
+from pathlib import Path
 from types import FunctionType
 
 import pytest
@@ -381,6 +383,45 @@ def test_the_head_of_regions_of_queryinsts_repository_is_taken_by_its_name_and_c
     (entry,) = replaced.replaced_of_class(head, supported_parts.REPOSITORIES_FOLLOWED)
     names = [method.name for method in replaced.differing_methods([entry], replaced.table_of(QUERIES))]
     assert names[0] == 'QueryRoIHead.simple_test'
+
+
+def step_of_copy(folder, name, edit):
+    """Return the class of a step of mmdet as a copy of mmdet in a folder has it, with an edited text."""
+    from mmdet.datasets.pipelines import transforms
+
+    tree = ast.parse(Path(transforms.__file__).read_text(encoding='utf-8'))
+    definition = next(node for node in tree.body if getattr(node, 'name', '') == name)
+    definition.decorator_list = []
+    path = folder / 'mmdet' / 'transforms.py'
+    path.parent.mkdir(parents=True)
+    path.write_text(edit(ast.unparse(definition)), encoding='utf-8')
+    names = dict(vars(transforms))
+    exec(compile(path.read_text(encoding='utf-8'), str(path), 'exec'), names)
+    return names[name]
+
+
+def test_a_step_of_a_copy_of_mmdet_is_named_if_it_was_edited_and_not_in_its_repr(tmp_path):
+    edits = dict(
+        none=lambda text: text,
+        repr=lambda text: text.replace('return repr_str', "return repr_str + '.'"),
+        call=lambda text: text.replace('return results', 'results.pop(None, None)\n        return results'),
+    )
+    table, named = replaced.table_of(LAYERS_FOLDER), {}
+    for edit, change in edits.items():
+        registry = dict(Normalize=step_of_copy(tmp_path / edit, 'Normalize', change))
+        methods = replaced.differing_steps([dict(type='Normalize')], registry, table)
+        named[edit] = [method.name for method in methods]
+    assert named == dict(none=[], repr=[], call=['Normalize.__call__'])
+
+
+def test_the_installed_steps_of_a_pipeline_are_in_the_table():
+    from mmdet.datasets.builder import PIPELINES
+
+    for kind, methods in replaced.table_of(LAYERS_FOLDER).items():
+        library, _, name = kind.partition('mmdet.')
+        if not library and name and PIPELINES.get(name):
+            hashes = {method: replaced.hash_of(getattr(PIPELINES.get(name), method)) for method in methods}
+            assert all(hashes[method] in methods[method] for method in methods), kind
 
 
 def test_a_box_coder_that_a_user_derives_is_taken_and_what_it_overrides_is_named(monkeypatch):
