@@ -111,8 +111,7 @@ def prepare(
     if files.is_large(model):
         raise EngineError(f'{source}: is over 2 GiB, which no ONNX parser takes in one piece; split it')
     built_with = None
-    rtx = package == 'tensorrt-rtx' or bool(architectures) or not tensorrt_package.is_installed('tensorrt')
-    rtx = rtx and package != 'tensorrt'
+    rtx = (tensorrt_package.installed_package(package, architectures) or package) != 'tensorrt'
     check_limits(model, rtx=rtx, file=str(source))
     spec = for_tensorrt.engine_spec(model, fixed)
     profiles = {} if only_check else tensorrt_shapes.profiles_of(spec, requested)

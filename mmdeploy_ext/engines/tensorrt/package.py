@@ -77,6 +77,20 @@ def is_installed(name: str) -> bool:
     return importlib.util.find_spec(MODULES[name]) is not None
 
 
+def installed_package(name: str = 'auto', architectures: Sequence[int] = ()) -> str:
+    """Return the name of the package that `find_package` imports; '' if none of its candidates is installed.
+
+    The arguments are those of `find_package`.
+    """
+    return next(filter(is_installed, _candidates(name, architectures)), '')
+
+
+def _candidates(name: str, architectures: Sequence[int]) -> list[str]:
+    if name != 'auto':
+        return [name]
+    return ['tensorrt-rtx', 'tensorrt'] if architectures else ['tensorrt', 'tensorrt-rtx']
+
+
 def find_package(name: str = 'auto', architectures: Sequence[int] = ()) -> Package:
     """Import an installed TensorRT and return it.
 
@@ -88,10 +102,8 @@ def find_package(name: str = 'auto', architectures: Sequence[int] = ()) -> Packa
     Raises:
         EngineError: it is not installed, too old, or its libraries do not load.
     """
-    names = [name]
-    if name == 'auto':
-        names = ['tensorrt-rtx', 'tensorrt'] if architectures else ['tensorrt', 'tensorrt-rtx']
-    name = next(filter(is_installed, names), '')
+    names = _candidates(name, architectures)
+    name = installed_package(name, architectures)
     if not name:
         ways = '; '.join(f'{candidate}: {INSTALL[candidate]}' for candidate in names)
         raise EngineError(f'TensorRT is not installed; {ways}')

@@ -164,7 +164,11 @@ def graphs(model: nn.Module, options: Options, cameras: int = 6) -> list[Graph]:
     facts_of_outputs = dict(
         boxes=('float32', (queries, 9), 'bottom centre, w, l, h, yaw, velocity; m, rad, m/s'),
         scores=('float32', (queries,), 'probability'),
-        labels=('int64', (queries,), 'class; -1 for a box out of range'),
+        labels=(
+            'int64',
+            (queries,),
+            'class; -1 of a box out of range or below the score limit',
+        ),
     )
     outputs = (TensorSpec(name, *facts, compare='detections') for name, facts in facts_of_outputs.items())
     inputs = (specs[name] for name in frame_inputs(model))

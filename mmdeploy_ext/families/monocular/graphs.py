@@ -167,13 +167,16 @@ def decode_outputs(model: nn.Module, options: Options, batch: int | str) -> tupl
     """Return the contracts of the outputs of the form 'decode': a box of every cell, its scores and so on."""
     head = model.bbox_head
     cells = 'A' if options.dynamic else sum(height * width for height, width in map_sizes(model, options))
+    scores = 'class scores times centerness (and confidence of the depth)'
+    if not (depth_facts(head) or {}).get('uncertain'):  # the factor of an uncertainty may exceed 1
+        scores += ', 0..1'
     tensors = dict(
         boxes=TensorSpec('boxes', 'float32', (batch, cells, code_size(head)), BOX, groups=box_groups(head)),
         scores=TensorSpec(
             'scores',
             'float32',
             (batch, cells, int(head.num_classes)),
-            'class scores times centerness (and confidence of the depth), 0..1',
+            scores,
         ),
         attr_pred=TensorSpec(
             'attr_pred', 'float32', (batch, cells, int(head.num_attrs)), 'logits of attributes', 'logit'

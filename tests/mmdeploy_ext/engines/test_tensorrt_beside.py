@@ -11,6 +11,7 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import EngineError, ModelFileError, ShapeError, UsageError
 from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
+from mmdeploy_ext.engines.tensorrt import package as tensorrt_package
 from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
 from mmdeploy_ext.engines.tensorrt.binding import Session
 from mmdeploy_ext.engines.tensorrt.cuda import Gpu, find_gpu
@@ -18,7 +19,7 @@ from mmdeploy_ext.engines.tensorrt.engine import engine_beside
 from mmdeploy_ext.engines.tensorrt.record import read_record
 from mmdeploy_ext.families.base import find_family
 from toy_atss import REPO
-from toy_engines import CpuEngine, HostMemory, package, two_outputs
+from toy_engines import CpuEngine, HostMemory, package, parse, two_outputs
 
 SHAPES = ['B=1/2/4']
 
@@ -136,3 +137,13 @@ def test_an_input_that_became_a_constant_takes_no_other_value(constants, good, b
     np.testing.assert_array_equal(backend.infer(dict(x=x, frame=np.array(good)))['product'], x * 2)
     with pytest.raises(ShapeError, match=rf"'frame'.*m.engine.*{good[0]}.*--constant frame={bad[0]}"):
         backend.infer(dict(x=x, frame=np.array(bad)))
+
+
+def test_the_package_that_builds_decides_by_whose_limits_a_graph_is_checked(monkeypatch, tmp_path):
+    """Architectures were named, and only `tensorrt`, whose parser takes NonZero, is installed."""
+    monkeypatch.setattr(tensorrt_package, 'is_installed', lambda name: name == 'tensorrt')
+    onnx.save(parse('[found] y = NonZero(x)', outputs='int64[2,N] y'), tmp_path / 'm.onnx')
+    options = dict(architectures=[90], only_check=True)
+    assert tensorrt_engine.prepare(tmp_path / 'm.onnx', **options)
+    with pytest.raises(EngineError, match='NonZero'):
+        tensorrt_engine.prepare(tmp_path / 'm.onnx', package='tensorrt-rtx', **options)
