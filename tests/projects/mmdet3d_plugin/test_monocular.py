@@ -17,7 +17,7 @@ from mmdet3d.models.detectors import SMOKEMono3D
 
 from marking import in_suite
 from mmdeploy_ext.cli import run_app
-from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.config import test_pipeline as pipeline_of
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.evaluate import detector
@@ -358,7 +358,7 @@ def test_what_the_graphs_do_not_reproduce_is_refused_by_its_key():
         with pytest.raises(ConfigError, match=message):
             seeded(kind).family.check(cfg, options(kind))
     cfg = toy('smoke')
-    (step,) = steps_of(test_pipeline(cfg), 'AffineResize')
+    (step,) = steps_of(pipeline_of(cfg), 'AffineResize')
     del step['down_ratio']
     with pytest.raises(ConfigError, match='down_ratio=None, expected 4'):
         seeded('smoke').family.check(cfg, options('smoke'))
