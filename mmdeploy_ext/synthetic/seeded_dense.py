@@ -98,6 +98,8 @@ levels."""
 FREE_GROWTH_TARGET = Target(0.5, 0.5)
 """The same of proposals that are no upright boxes, which no head clips: with `GROWTH_TARGET` some were 4,000
 pixels long and 3 wide in a picture of 256, and rounding left an IoU of 0.998 of two engines."""
+UNUSED_BIAS = -20.0
+"""Mean logit of a column that no label stands for: its scores are near 0, as in a trained head."""
 BACKGROUND_BIAS = 6.0
 """Mean logit of the background beside class logits around 0: exp(6) weighs as much as 170 of them."""
 BACKGROUND = 1.5
@@ -113,6 +115,7 @@ BOXES_OF_HEADS = {
     'FSAFHead': {'retina_reg': Target(0.5, 0.25)},
     'VFNetHead': {'vfnet_reg': Target(-1.0, 0.4), 'vfnet_reg_refine': Target(0.0, 0.2)},
     'GFLHead': {'gfl_reg': Target(0.0, 2.0)},
+    'GFocalHead': {'gfl_reg': Target(0.0, 2.0)},
     'SABLRetinaHead': {'retina_bbox_cls': Target(0.0, 2.0)},
     'YOLOXHead': {'.*': Target(0.8, 0.5)},
     'CenterNetHead': {'wh_head.*': Target(8.0, 2.5), 'offset_head.*': Target(0.5, 0.2)},
@@ -210,6 +213,8 @@ def _targets(head: nn.Module, name: str, role: str, channels: int) -> tuple[Numb
         if name == 'conv_loc':
             return CLASS_TARGET  # guided anchors are at cells where it is over 0.01: at half of them
         return YOLOX_OBJECTNESS if name.startswith('multi_level_conv_obj') else QUALITY_TARGET
+    if 'GFocalHead' in _kinds(head) and _has_background(head):  # the last column is of no class
+        return torch.tensor([CLASS_TARGET.mean] * head.num_classes + [UNUSED_BIAS]), CLASS_TARGET.deviation
     if _has_background(head):
         mean = torch.tensor([0.0] * head.num_classes + [BACKGROUND_BIAS])
         return mean.repeat(channels // len(mean)), CLASS_TARGET.deviation

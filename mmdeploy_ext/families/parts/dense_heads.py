@@ -269,6 +269,26 @@ class GflKind(HeadKind):
         return coder.decode(head.anchor_center(priors), sides)
 
 
+class GFocalKind(GflKind):
+    """`GFocalHead` of the second version of GFL, which repositories have: the network outputs scores.
+
+    If its loss has no sigmoid the network has a column behind those of the classes, which no label stands
+    for: detections of it are dropped in the end, and a trained network has scores near 0 there. The graph
+    leaves it out from the start.
+    """
+
+    def describe(self, head: nn.Module) -> Head:
+        outputs = (('cls_score', int(head.num_classes)), ('bbox_pred', 4 * (head.reg_max + 1)))
+        return Head(outputs, activation='none')
+
+    def tested(self, head: nn.Module, outputs: Any) -> Any:
+        scores, boxes = outputs
+        return [level[:, : head.num_classes] for level in scores], boxes
+
+    def scores(self, head: nn.Module, rows: Rows, priors: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return rows['cls_score'], None
+
+
 class VfnetKind(HeadKind):
     """`VFNetHead`, which before mmdet 2.18 had the boxes before their refinement as an output, too."""
 
@@ -563,6 +583,7 @@ KINDS: dict[str, HeadKind] = dict(
     VFNetHead=VfnetKind(heads.VFNetHead),
     RTMDetSepBNHead=HeadKind(RTMDetSepBNHead),
     GFLHead=GflKind(heads.GFLHead),
+    GFocalHead=GFocalKind(heads.GFLHead),
     TOODHead=ToodKind(heads.TOODHead),
     RepPointsHead=RepPointsKind(heads.RepPointsHead),
     FoveaHead=FoveaKind(heads.FoveaHead),
@@ -573,4 +594,5 @@ KINDS: dict[str, HeadKind] = dict(
     CenterNetHead=CenterNetKind(heads.CenterNetHead),
     YOLOXHead=YoloxKind(heads.YOLOXHead, 'objectness'),
 )
-"""Name of a head's class, of mmdet 2.28 or 3 -> its kind; a subclass is of the same kind."""
+"""Name of a head's class, of mmdet 2.28 or 3 or of a repository -> its kind; a subclass is of the same
+kind."""

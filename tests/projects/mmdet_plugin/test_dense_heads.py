@@ -10,6 +10,8 @@ import pytest
 import torch
 from dense_heads import BORDERS, CONFIGS, HEADS, ONE_IMAGE, by_mmdet, detector, make_head, random_outputs
 from mmdet.core.anchor import AnchorGenerator
+from mmdet.models import HEADS as REGISTERED
+from mmdet.models.dense_heads import GFLHead
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from marking import in_suite
@@ -264,6 +266,31 @@ def test_a_head_that_is_derived_from_another_is_of_its_kind():
     head = make_head('FCOSHead')
     head.__class__ = type('MyHead', (type(head),), {})
     assert heads.kind_of(head) is heads.KINDS['FCOSHead']
+
+
+class GFocalHead(GFLHead):
+    """One as repositories have it: the network outputs scores, and a column that no label stands for."""
+
+    def _get_bboxes_single(self, cls_score_list, *others, **named):
+        return super()._get_bboxes_single([level.logit() for level in cls_score_list], *others, **named)
+
+
+def test_a_head_of_scores_loses_the_column_that_no_label_stands_for(monkeypatch):
+    monkeypatch.setitem(REGISTERED.module_dict, 'GFocalHead', GFocalHead)
+    cfg = load_config(str(CONFIGS / HEADS['GFLHead']))
+    cfg.model.bbox_head.update(type='GFocalHead', num_classes=dense_heads.CLASSES)
+    cfg.model.bbox_head.loss_cls = dict(type='CrossEntropyLoss', use_sigmoid=False)
+    cfg.model.test_cfg.nms_pre = 40
+    head = dense_heads.FAMILY.head(cfg)
+    heads.check_library_head(head)
+    raw, clips, scales = images(head)
+    scores, boxes = raw[: len(raw) // 2], raw[len(raw) // 2 :]
+    wider = [torch.cat([level, torch.zeros_like(level[:, :1])], 1) for level in scores]
+    assert {level.shape[1] for level in wider} == {head.cls_out_channels}
+    tested = heads.kind_of(head).flatten(heads.kind_of(head).tested(head, (wider, boxes)))
+    assert all(torch.equal(*pair) for pair in zip(tested, raw, strict=True))
+    wanted = by_mmdet(head, [*wider, *boxes], clips, scales)
+    same(eager(DenseFullForm(detector(head)), raw, clips, scales), wanted, max(SIZE))
 
 
 @pytest.mark.parametrize('kind', HEADS)
