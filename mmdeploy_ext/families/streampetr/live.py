@@ -57,7 +57,12 @@ FOLLOWED: Followed = (
     (NMSFreeCoder, (*CODER_METHODS, 'boxes_of', 'passing')),
 )
 """This package's classes, and methods of them that the graphs compute by other code."""
-UPSTREAM = dict(Petr3D=DETECTOR_METHODS, StreamPETRHead=HEAD_METHODS, NMSFreeCoder=CODER_METHODS)
+UPSTREAM = dict(
+    Petr3D=DETECTOR_METHODS,
+    StreamPETRHead=HEAD_METHODS,
+    NMSFreeCoder=CODER_METHODS,
+    GridMask=('forward',),
+)
 """The same of upstream's classes, by name."""
 FUNCTIONS = dict(
     StreamPETRHead=(
@@ -225,4 +230,6 @@ def replaced(model: nn.Module) -> Iterator[Replaced]:
     """Return, for each part of a model, also of a user's, its methods that graphs compute by other code."""
     head = model.pts_bbox_head
     parts = {head: 'StreamPETRHead', model: 'Petr3D', head.bbox_coder: 'NMSFreeCoder'}
+    if hasattr(model, 'grid_mask'):  # of training; upstream's draws a number in a test, too
+        parts[model.grid_mask] = 'GridMask'
     return replaced_parts(parts, is_ours(head), FOLLOWED, UPSTREAM, FUNCTIONS)
