@@ -105,8 +105,13 @@ class ModelSource:
         family = find_family(cfg, family_of_file.product if family_of_file else product)
         return cls(str(config), str(checkpoint), cfg_options, device, cfg, family, weight_layout)
 
-    def load(self, check: Check, mean: Sequence[float] | None, std: Sequence[float] | None) -> Deployment:
-        """Return the model with its weights; `check` is called between building it and reading them.
+    def load(
+        self,
+        check: Check | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> Deployment:
+        """Return the model with its weights; `check`, if there is one, is called before these are read.
 
         `mean` and `std` are those of `export`, checked by `check_normalisation`.
 
@@ -534,9 +539,7 @@ def _metrics(
         detectors = (FrameDetector(network, family) for network in networks)
         precision = least_precision(map(read_metadata, paths))
         return compare_metrics(deployment.cfg, *detectors, metrics, precision)
-    # `build_backend` calls the engine's name `kind`
-    arguments = {'kind' if key == 'engine' else key: value for key, value in engine.items()}
-    with build_backend(path=paths[0], **arguments) as backend:
+    with build_backend(path=paths[0], **engine) as backend:
         detectors = PublishedDetector(deployment.model), BackendDetector(backend, family, metadata)
         precision = backend.computes_in or metadata.precision
         return compare_metrics(deployment.cfg, *detectors, metrics, precision)

@@ -239,8 +239,7 @@ def _show(
     graph.CopyFrom(file.model.graph)
     graph.ClearField('initializer')  # their values would fill the screen
     print(onnx.printer.to_text(graph))
-    options = dict(engine)
-    with build_backend(options.pop('engine'), path, **options) as backend:
+    with build_backend(path=path, **engine) as backend:
         traced = references(deployment, deployment.family.exported_options(file.options, path), [image])[0]
         _, pairs = run_case(traced, backend)
     task = task_module(deployment.family.task)

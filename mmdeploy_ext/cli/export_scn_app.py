@@ -160,7 +160,7 @@ class BackboneExport(Export):
             self.options = deploy.check_options(self.options, cfg, family, model)
             check_output(self.args.output_file, self.options, family)
 
-        deployment = self.source.load(check_export, mean=None, std=None)
+        deployment = self.source.load(check_export)
         proof_samples = samples.of(deployment) if self.args.verify else None
         path, options = self.args.output_file, self.options
         with after_weights():

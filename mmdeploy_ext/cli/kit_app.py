@@ -147,7 +147,7 @@ def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
     if args.frames and source.family.samples == 'images':
         raise UsageError('--frames: goes with models of frames and sweeps only')
     inputs = Samples(source.family, args.samples or (), args.frames, '--samples')
-    deployment = source.load(lambda *_: None, mean=None, std=None)
+    deployment = source.load()
     samples, origin = inputs.of(deployment)
     licence = args.licence or (NOT_STATED if args.samples or 'data.test' in origin else GENERATED)
     inputs_of_backbones = ', '.join(args.samples or ['synthetic voxels'])

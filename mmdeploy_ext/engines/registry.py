@@ -183,24 +183,24 @@ def engines_of(kind: str) -> list[str]:
     return [row.name for row in ROWS if kind in row.runs]
 
 
-def build_backend(kind: str, *args: Any, **options: Any) -> Backend:
+def build_backend(engine: str, *args: Any, **options: Any) -> Backend:
     """Make a backend, not active yet.
 
     Args:
-        kind: its registered name, a key of `BACKENDS`.
+        engine: its registered name, a key of `BACKENDS`.
         args: positional arguments of the backend, the path of the file first.
         options: its other arguments.
 
     Raises:
         ConfigError: no such backend, or one that does not have these options or refuses a value of them.
     """
-    if kind not in BACKENDS:
-        raise ConfigError(f'backend_config.type={kind!r}: expected one of {", ".join(BACKENDS)}')
-    cls = getattr(importlib.import_module(BACKENDS[kind].module), kind)
+    if engine not in BACKENDS:
+        raise ConfigError(f'backend_config.type={engine!r}: expected one of {", ".join(BACKENDS)}')
+    cls = getattr(importlib.import_module(BACKENDS[engine].module), engine)
     try:
         return cls(*args, **options)
     except TypeError as error:
-        raise ConfigError(f'backend_config: {kind}: {error}') from error
+        raise ConfigError(f'backend_config: {engine}: {error}') from error
 
 
 def build_exact(kind: str, path: str, **options: Any) -> Backend:
