@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.proving.results import MetricRow, Pair
     from mmdeploy_ext.proving.verdict import Verdict
+    from mmdeploy_ext.sparse.ir import SparseGraph
+    from mmdeploy_ext.sparse.ranges import Ranges
 
     Check = Callable[[Any, Family, Any], None]
     """Function that is called with the config, the family and the built model before the weights are read.
@@ -172,6 +174,7 @@ class Exported:
             sweeps.
         sample_files: paths of the pictures in `samples`; empty if the user named none, or for frames and
             sweeps.
+        sparse_graph: what the file of a sparse backbone holds; None for other families.
     """
 
     files: list[str]
@@ -181,6 +184,7 @@ class Exported:
     traced: tuple[tuple[str, Any], str | Path] | None = dataclasses.field(default=None, repr=False)
     samples: tuple[Collection[Any], str] | None = dataclasses.field(default=None, repr=False)
     sample_files: Sequence[Path] = ()
+    sparse_graph: SparseGraph | None = dataclasses.field(default=None, repr=False)
 
     def prove(self, engine: Mapping[str, Any] | None = None, **claims: Any) -> tuple[Verdict, list[Pair]]:
         """Prove the files with the model in memory.
@@ -255,6 +259,7 @@ def export_source(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     before_weights: Callable[[], None] = lambda: None,
+    ranges: Callable[[Deployment, Options], Ranges | None] = lambda *_: None,
 ) -> Exported:
     """Export the model of a config that was read; a backbone if the source's family is one of backbones.
 
@@ -270,6 +275,8 @@ def export_source(
         mean: as in `export`.
         std: as in `export`.
         before_weights: called without arguments after the model was built, before its weights are read.
+        ranges: of a sparse backbone, called with the model and the resolved options after its weights were
+            read; returns the ranges of layers in INT8, None for files without such. Other families ignore it.
 
     Returns:
         The files, the options and the model.
@@ -278,7 +285,7 @@ def export_source(
         UsageError: as `export`, and what `before_weights` raises. After the weights were loaded, with exit
             status 1: a backbone or neck of the user's own that keeps the sizes it was traced at and is
             exported with `dynamic` by 'torchscript'; a file of `samples` with sweeps or frames that cannot be
-            read.
+            read; ranges of a sparse backbone that are missing, or of other weights.
         ExportError: as `export`.
     """
     from mmdeploy_ext.exporting import deployment as deploy
@@ -300,13 +307,20 @@ def export_source(
             picture_spec = family.picture(deployment.model, options)
             check_dynamic_parts(deployment.model, picture_spec.multiple, picture_spec.smallest)
         proof_samples = samples.of(deployment) if samples else None
-        images = []
+        images, graph = [], None
         if traced is not None:
             image = traced[0][1]
             images = [deploy.prepare_fixed(deployment.rule, image, options.height, options.width)]
-        files, seconds = export_files(deployment, options, output_file, images)
+        if family.product == BACKBONE:
+            from mmdeploy_ext.exporting.sparse_backbone import export_file
+
+            backbone_ranges = ranges(deployment, options)
+            graph, seconds = export_file(deployment, options, output_file, backbone_ranges)
+            files = [output_file]
+        else:
+            files, seconds = export_files(deployment, options, output_file, images)
     sample_files = samples.files if samples and samples.paths else ()
-    return Exported(files, options, seconds, deployment, traced, proof_samples, sample_files)
+    return Exported(files, options, seconds, deployment, traced, proof_samples, sample_files, graph)
 
 
 def export(

@@ -6,20 +6,22 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.api import Exported
+from mmdeploy_ext.api import Exported, export_source
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import ranges
 from mmdeploy_ext.cli.export_app import Export
 from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError, after_weights
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import will_write
-from mmdeploy_ext.families.base import BACKBONE, Family
+from mmdeploy_ext.core.printable import shape_text
+from mmdeploy_ext.families.base import BACKBONE
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.proving.inputs.samples import Samples
     from mmdeploy_ext.sparse.ranges import Ranges
@@ -151,46 +153,41 @@ class BackboneExport(Export):
 
     def write(self, samples: Samples) -> Exported:
         """Write the file, and print what it is; `samples` are read if `--verify` is given."""
-        from mmdeploy_ext.exporting import deployment as deploy
-        from mmdeploy_ext.exporting.files import check_output
-        from mmdeploy_ext.exporting.sparse_backbone import export_file
-
-        def check_export(cfg: Any, family: Family, model: Any) -> None:
-            self.check()
-            self.options = deploy.check_options(self.options, cfg, family, model)
-            check_output(self.args.output_file, self.options, family)
-
-        deployment = self.source.load(check_export)
-        proof_samples = samples.of(deployment) if self.args.verify else None
-        path, options = self.args.output_file, self.options
-        with after_weights():
-            print(deployment.report.summary())
-            int8_ranges = self.claims['ranges'] = self.ranges(deployment)
-            graph, seconds = export_file(deployment, options, path, int8_ranges)
+        path = self.args.output_file
+        exported = export_source(
+            self.source,
+            path,
+            self.options,
+            samples=samples if self.args.verify else None,
+            before_weights=self.check,
+            ranges=self.ranges,
+        )
+        graph, options = exported.sparse_graph, exported.options
         print(
             f'{path}: {options.target}, {options.order}, {len(graph.convolutions())} convolutions, '
-            f'output {"x".join(map(str, graph.output_shape))}, exported in {seconds:.1f} s'
+            f'output {shape_text(graph.output_shape)}, exported in {exported.seconds:.1f} s'
         )
-        return Exported([path], options, seconds, deployment, samples=proof_samples)
+        return exported
 
-    def ranges(self, deployment: Deployment) -> Ranges | None:
+    def ranges(self, deployment: Deployment, options: Options) -> Ranges | None:
         """Return the ranges to write: of --ranges, measured by --calibrate, or of the checkpoint.
 
-        None: the options name no precision, or one without int8 and there are no ranges. UsageError: a layer
-        is int8, and there are none.
+        The report of the weights is printed before. None: the options name no precision, or one without int8
+        and there are no ranges. UsageError: a layer is int8, and there are none.
         """
         from mmdeploy_ext.exporting.sparse_backbone import has_int8, has_precision
 
-        args = self.args
-        if not has_precision(self.options):
-            return None
-        target = f'{args.output_file}.ranges.json'
-        int8_ranges = ranges.find(args, deployment, target, int8_fp16_io=self.options.int8_fp16_io)
-        if int8_ranges is None and has_int8(self.options):
+        print(deployment.report.summary())
+        int8_ranges = None
+        if has_precision(options):
+            target = f'{self.args.output_file}.ranges.json'
+            int8_ranges = ranges.find(self.args, deployment, target, int8_fp16_io=options.int8_fp16_io)
+        if int8_ranges is None and has_int8(options):
             raise UsageError(
                 'int8 needs a range for every layer, and the checkpoint has none: give sweeps by '
                 '--calibrate, or the file of an earlier calibration by --ranges'
             )
+        self.claims['ranges'] = int8_ranges
         return int8_ranges
 
     def proof_command(self) -> list[str]:

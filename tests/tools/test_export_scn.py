@@ -12,6 +12,7 @@ import torch
 import toy_scn_family
 import toy_seeded as seeded
 from marking import in_suite
+from mmdeploy_ext.api import ModelSource, export_source
 from mmdeploy_ext.cli import info_app
 from mmdeploy_ext.cli.export_scn_app import main
 from mmdeploy_ext.core.config import load_config
@@ -158,6 +159,14 @@ def test_two_exports_are_equal_and_leave_the_model_as_it_was(deployment, tmp_pat
     after = deployment.model.state_dict()
     assert all(torch.equal(after[key], value) for key, value in state.items())
     assert not any(module._forward_hooks for module in deployment.model.modules())
+
+
+def test_the_function_writes_the_file_that_the_command_writes(models, tmp_path):
+    by_function, by_command = tmp_path / 'function.onnx', tmp_path / 'command.onnx'
+    source = ModelSource.read(*models['bevfusion'], product=BACKBONE)
+    assert export_source(source, str(by_function), source.family.choose()).files == [str(by_function)]
+    assert export(*models['bevfusion'], '--output-file', by_command) == 0
+    assert by_function.read_bytes() == by_command.read_bytes()
 
 
 def test_the_default_name_says_the_order(models, tmp_path, monkeypatch):
