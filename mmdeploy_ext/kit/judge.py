@@ -35,6 +35,7 @@ from mmdeploy_ext.runtime.family_runtime import runtime_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.proving.tensors import TensorRow
 
 PRECISIONS = ('fp32', 'fp16', 'int8')
@@ -113,6 +114,17 @@ class Judgement:
         """Return `verdict` (the title), `equal`, `failures` and all attributes as plain JSON types."""
         content = dataclasses.asdict(self) | dict(cases=[case.to_json() for case in self.cases])
         return dict(verdict=self.title, equal=self.equal, failures=self.failures) | content
+
+
+def promised_rows(metadata: Metadata, arrays: Mapping[str, np.ndarray]) -> list[TensorRow]:
+    """Return failing rows for what a `full` file of pictures promises of order and padding.
+
+    The matching of results depends on neither. Other files promise nothing of the kind. `arrays` are the
+    outputs by name.
+    """
+    if metadata.samples != 'images' or 'labels' not in metadata.spec.output_names:
+        return []
+    return full_form.order_rows(arrays, metadata.postprocess.get('num_classes') or len(metadata.classes))
 
 
 def judge(kit: str | Path, outputs: str | Path, *, told: str = '', precision: str | None = None) -> Judgement:
@@ -274,10 +286,7 @@ class _Judge:
         detections: tuple[results.DetectionRow, ...] = ()
         if case.results and all(row.passed for row in rows):
             detections = self._match(case, arrays)
-            metadata = self.graphs[case.graph].metadata
-            if 'labels' in metadata.spec.output_names:  # matching depends neither on order nor on padding
-                num_classes = metadata.postprocess.get('num_classes') or len(metadata.classes)
-                rows += full_form.order_rows(arrays, num_classes)
+            rows += promised_rows(self.graphs[case.graph].metadata, arrays)
         shapes = ', '.join('x'.join(map(str, array.shape)) for array in case.inputs.values())
         return results.Case(f'{name} {case.title}', shapes, False, tuple(rows), detections)
 

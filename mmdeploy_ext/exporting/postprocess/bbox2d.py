@@ -162,7 +162,7 @@ class DenseBoxPostprocess(nn.Module):
         """Replace each box by the weighted mean of the candidates of its class that overlap it.
 
         A box without an area overlaps none, not even itself: mmdet divides zero by zero there, these rows
-        become padding.
+        become padding, and go behind the others.
         """
         overlap = _ious(dets[..., :4], bboxes)
         rows = labels.clamp(min=0)[:, None].expand(-1, ranks.shape[1], -1)
@@ -174,7 +174,9 @@ class DenseBoxPostprocess(nn.Module):
         present = total > 0
         voted = torch.cat([weights @ bboxes / total, dets[..., 4:]], dim=2)
         voted = torch.where(present, voted, torch.zeros_like(voted))
-        return voted, torch.where(present[..., 0], labels, torch.full_like(labels, -1))
+        labels = torch.where(present[..., 0], labels, torch.full_like(labels, -1))
+        _, order = voted[..., 4].topk(voted.shape[1], dim=1)
+        return gather_rows(voted, order), labels.gather(1, order)
 
 
 def _ious(rows: Tensor, columns: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetectio
 from mmdeploy_ext.kit import local_run
 from mmdeploy_ext.kit.contents import ArrayFolder, KitCase
 from mmdeploy_ext.kit.diagnosis import diagnose
-from mmdeploy_ext.kit.judge import judge
+from mmdeploy_ext.kit.judge import judge, promised_rows
 from mmdeploy_ext.kit.outputs import read_outputs
 from numpy_alone import run_command
 
@@ -359,3 +360,13 @@ def test_results_of_a_class_that_the_family_does_not_name_are_refused(tmp_path, 
 def test_a_kit_with_results_of_a_class_that_is_not_here_is_refused(tmp_path, family, error, text):
     with pytest.raises(error, match=text):
         KitCase.read(tmp_path, {'results': [{'type': 'TurnedBoxes'}]}, family)
+
+
+@pytest.mark.parametrize(('samples', 'failures'), [('images', 1), ('frames', 0)])
+def test_files_of_pictures_alone_promise_rows_that_are_padded(samples, failures):
+    arrays = dict(scores=np.float32([[0.1, 0.9]]), labels=np.int64([[0, 1]]))
+    spec = types.SimpleNamespace(output_names=('scores', 'labels'))
+    metadata = types.SimpleNamespace(samples=samples, spec=spec, postprocess={}, classes=('a', 'b'))
+    if samples == 'frames':  # BEVFusion's boxes are those of one frame, in no order
+        arrays = {name: array[0] for name, array in arrays.items()}
+    assert len(promised_rows(metadata, arrays)) == failures

@@ -25,6 +25,7 @@ from mmdeploy_ext.families.dense import heads, reference, runtime
 from mmdeploy_ext.families.dense.family import largest_num_candidates
 from mmdeploy_ext.families.dense.forms import DecodeForm, DenseFullForm, decode_names, raw_names
 from mmdeploy_ext.families.parts.dense_heads import same_priors
+from mmdeploy_ext.proving import full_form
 
 SIZE = (128, 192)
 CLIPS = (121.0, 180.0)
@@ -94,6 +95,17 @@ def test_detections_are_those_of_get_bboxes(head):
     named = dict(zip(raw_names(detector(head)), (tensor.numpy() for tensor in raw), strict=True))
     found = runtime.detections(metadata, named, feeds)
     same([(np.c_[one.bboxes_xyxy, one.scores], one.labels) for one in found], wanted, max(SIZE))
+
+
+def test_boxes_that_nothing_votes_for_are_padding_behind_the_others():
+    head = make_head('PAAHead')
+    raw, _, scales = images(head)
+    clips = [(60.0, 80.0)] * len(scales)  # boxes beyond have no area
+    form = DenseFullForm(detector(head))
+    with torch.no_grad():
+        dets, labels = form(*inputs(form, raw, clips, scales))[:2]
+    assert (labels == -1).any() and (labels >= 0).any()
+    assert full_form.order_rows(dict(dets=dets.numpy(), labels=labels.numpy()), dense_heads.CLASSES) == []
 
 
 def test_a_limit_that_no_image_reaches_changes_nothing(head):
