@@ -126,6 +126,11 @@ class BevFormerFamily(BoxConvention, QueryBoxes, CameraFamily):
 
     def build(self, cfg: Any) -> nn.Module:
         model = super().build(cfg)
+        if not getattr(model, 'video_test_mode', True):  # the default of BEVFormer's class
+            raise ConfigError(
+                f'{cfg.filename}: model.video_test_mode is not stated, and False by default: the model then '
+                f'forgets the last view before every frame; expected True'
+            )
         check_parts(cfg.filename, model)
         if isinstance(model.pts_bbox_head.transformer.encoder.layers[0], BEVFormerLayer):
             check_encoder(cfg.filename, self.head_of(cfg.model)['transformer'])

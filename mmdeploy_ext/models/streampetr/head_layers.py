@@ -80,13 +80,13 @@ class SELayer(nn.Module):
 class HeadLayers(BaseModule):
     """The layers of a `StreamPETRHead`; no frame is run here.
 
-    The arguments are the keys of its config; see `StreamPETRHead` for those of the memory, the depth bins and
-    the denoising queries. `transformer`, `bbox_coder` and the three losses are configs, of which the first
-    two and `loss_cls` are needed, and `loss_iou` is built and not used; `code_weights` and `match_costs` are
-    ten factors of the columns of a box, in the loss (None: eight times 1, twice 0.2) and in the matching
-    (None: those of the loss); `match_with_velo` says whether the matching compares velocities;
-    `sync_cls_avg_factor` averages the number of positives over the ranks; `train_cfg` has `assigner`, None
-    for a model that is not trained; `test_cfg` is not used.
+    The arguments are the keys of its config; see `StreamPETRHead` for those that are not named here, such as
+    sizes, the memory, the depth bins and the denoising queries. `transformer`, `bbox_coder` and the three
+    losses are configs, of which the first two and `loss_cls` are needed, and `loss_iou` is built and not
+    used; `code_weights` and `match_costs` are ten factors of the columns of a box, in the loss (None: eight
+    times 1, twice 0.2) and in the matching (None: those of the loss); `match_with_velo` says whether the
+    matching compares velocities; `sync_cls_avg_factor` averages the number of positives over the ranks;
+    `train_cfg` has `assigner`, None for a model that is not trained; `test_cfg` is not used.
     """
 
     _version = 2

@@ -322,6 +322,13 @@ def test_options_of_the_encoder_that_our_layer_reads_otherwise_are_refused(deplo
         deployment.family.build(cfg)
 
 
+def test_a_detector_that_forgets_by_default_is_refused_by_name(deployment):
+    cfg = copy.deepcopy(deployment.cfg)
+    del cfg.model['video_test_mode']
+    with pytest.raises(ConfigError, match='video_test_mode is not stated, and False by default'):
+        deployment.family.build(cfg)
+
+
 @pytest.mark.parametrize(('record', 'named'), [(np.zeros(17), '18 finite'), (RECORD * np.nan, '18 finite')])
 def test_a_record_that_is_none_is_refused(deployment, paths, record, named):
     frame = dataclasses.replace(next(iter(drive(deployment, 1))), can_bus=record)

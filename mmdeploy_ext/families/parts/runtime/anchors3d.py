@@ -44,7 +44,8 @@ class AnchorRule(HeadRule):
         align_corner: whether aligned anchors lie at the corner of cells instead of their middle.
         ranges: six numbers of each range of anchors, x, y, z of its lowest corner and of its highest, metres,
             one range after the other.
-        sizes: three numbers of each anchor, metres, one after the other.
+        sizes: three numbers of each size of anchors, metres, along x, y and z before the turn, one size after
+            the other.
         rotations: yaws of the anchors of a cell, radians.
         scales: factor of the sizes, per level.
         size_per_range: whether each range has one size; otherwise the first range has all.
