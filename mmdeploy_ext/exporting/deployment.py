@@ -25,7 +25,7 @@ from mmdeploy_ext.core.printable import shortened
 from mmdeploy_ext.core.users_code import RanCode
 from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_group_norm, default_opset
 from mmdeploy_ext.families.base import DETECTOR, Family, find_family
-from mmdeploy_ext.families.module_settings import module_settings
+from mmdeploy_ext.families.module_settings import hidden_settings, module_settings
 from mmdeploy_ext.families.replaced import DifferingMethod
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
@@ -324,6 +324,10 @@ def load(
     classes = class_names(cfg, getattr(report, 'meta', {}), family.num_classes(model))
     model.CLASSES = classes
     model.eval()  # by itself, since the `train` of some detectors returns None
+    if any(hidden_settings(part)['methods'] for part in model.modules()):
+        # a function that a part holds runs the weights of this model in a copy, too; a trace takes them as
+        # constants if they need no gradients
+        model.requires_grad_(False)
     return Deployment(
         cfg=cfg,
         config=config,

@@ -43,6 +43,8 @@ those of releases of mmdet whose test pictures are the same (compared: 2.6.0 to 
 """
 DIGITS = 16
 """Number of hexadecimal digits of a hash in a table."""
+ACCESS = ('__call__', '_call_impl', '_wrapped_call_impl', '__getattribute__', '__getattr__')
+"""Methods that run where a part is called or an attribute of it is looked up."""
 
 Followed = tuple[tuple[type | ModuleType, tuple[str, ...]], ...]
 """Pairs of a class and the names of its methods, or of a module and the names of its functions."""
@@ -193,7 +195,7 @@ def differing_methods(replaced: Iterable[Replaced], table: Table) -> list[Differ
                 differing[name] = _described(name, source, entry.upstream)
             elif not isinstance(entry.part, ModuleType):
                 differing |= {called.name: called for called in called_of_copies(entry.part, method)}
-        differing |= {hook.name: hook for hook in hooks_of(entry.part)}
+        differing |= {hook.name: hook for hook in [*hooks_of(entry.part), *access_of(entry.part)]}
     live = (getattr(entry.part, method, None) for entry in entries for method in entry.methods)
     for method in called_of_others(function for function in live if function is not None):
         differing.setdefault(method.name, method)
@@ -289,6 +291,19 @@ def hooks_of(part: Any) -> list[DifferingMethod]:
     hooks = [hook for kind in kinds for hook in vars(part).get(kind, {}).values()]
     name = f'a hook of {type(part).__name__}'
     return [_described(name, source_of(hook), type(part).__name__) for hook in hooks if is_users_value(hook)]
+
+
+def access_of(part: Any) -> list[DifferingMethod]:
+    """Return the user's methods of a live part that run wherever it is called or an attribute is looked up."""
+    if isinstance(part, ModuleType):
+        return []
+    kind = part if isinstance(part, type) else type(part)
+    owners = {name: next((base for base in kind.__mro__ if name in vars(base)), object) for name in ACCESS}
+    return [
+        _described(f'{kind.__name__}.{name}', source_of(vars(owner)[name]), owner.__name__)
+        for name, owner in owners.items()
+        if is_users_value(vars(owner).get(name))
+    ]
 
 
 def _described(name: str, source: SourceLines, upstream: str) -> DifferingMethod:

@@ -108,6 +108,12 @@ class DenseFamily(ImageFamily):
                     f'expected a positive number'
                 )
             facts = facts_of(head)
+            limit = thresholds(head).nms_pre
+            if limit < 0 and facts['head']['choose'] == 'pairs' and 'deploy_nms_pre' not in head.test_cfg:
+                raise ConfigError(
+                    f'model.test_cfg.nms_pre={limit}: {type(head).__name__} leaves out the last result of '
+                    f'each level; expected a positive number'
+                )
             strides = generator_of(head).strides
             if any(len(set(stride)) > 1 for stride in strides):
                 raise ConfigError(

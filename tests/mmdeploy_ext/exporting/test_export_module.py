@@ -1,5 +1,6 @@
 """`export_module` for any script: it mends what it imports, and both exporters write the same names."""
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,16 +10,18 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from mmdet.models.necks import FPN
 from torch.onnx._internal.exporter import _registration
 
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.dynamo import translations_read_once
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.graph.passes.interface import name_ends
+from toy_atss import load_toy
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 EXPORTERS = ('torchscript', 'dynamo')
-PLAIN = '''
+PLAIN = """
 import sys
 import torch
 from mmdeploy_ext.exporting.export import export_module
@@ -30,7 +33,7 @@ class Net(torch.nn.Linear):
 
 model = export_module(Net(4, 2), (torch.rand(3, 4),), exporter=sys.argv[1], opset=18)
 print('Gemm' in [node.op_type for node in model.graph.node])
-'''
+"""
 
 
 @pytest.mark.matrix
@@ -64,17 +67,24 @@ def export(exporter, **options):
 
 
 @pytest.mark.parametrize('exporter', EXPORTERS)
-@pytest.mark.parametrize(('given', 'names'), [
-    ((), ['output_0', 'output_1', 'output_2', 'output_3']),
-    (('a', 'b'), ['a', 'b', 'output_2', 'output_3']),
-    (('a', 'b', 'c', 'd'), ['a', 'b', 'c', 'd']),
-], ids=['default', 'some', 'all'])
+@pytest.mark.parametrize(
+    ('given', 'names'),
+    [
+        ((), ['output_0', 'output_1', 'output_2', 'output_3']),
+        (('a', 'b'), ['a', 'b', 'output_2', 'output_3']),
+        (('a', 'b', 'c', 'd'), ['a', 'b', 'c', 'd']),
+    ],
+    ids=['default', 'some', 'all'],
+)
 def test_names_of_ends_and_axes_are_the_same_with_both_exporters(exporter, given, names):
     model = export(exporter, output_names=given, dynamic={'input_0': {0: 'N'}, names[1]: {0: 'M'}})
     onnx.checker.check_model(model, full_check=True)
     assert sizes(model.graph.input) == {'input_0': ['N', 4]}
     assert sizes(model.graph.output) == {
-        names[0]: ['N', 4], names[1]: ['M', 4], names[2]: ['N', 4], names[3]: ['N', 4],
+        names[0]: ['N', 4],
+        names[1]: ['M', 4],
+        names[2]: ['N', 4],
+        names[3]: ['N', 4],
     }
     assert name_ends(model, names, {'input_0': {0: 'N'}}) == model
     x = np.ones((5, 4), np.float32)
@@ -97,11 +107,14 @@ def test_a_file_of_dynamo_holds_neither_paths_nor_lines_of_the_source():
     assert str(Path(torch.__file__).parent).encode() not in written
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    (dict(dynamic={'x': {0: 'N'}}), r'dynamic names x: expected one of input_0, output_0'),
-    (dict(dynamic={'input_0': {2: 'N'}}), r'dynamic axis 2 of input_0: the tensor has 2 axes'),
-    (dict(output_names=('output_1',)), r'output_1 would be the name of two ends'),
-])
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(dynamic={'x': {0: 'N'}}), r'dynamic names x: expected one of input_0, output_0'),
+        (dict(dynamic={'input_0': {2: 'N'}}), r'dynamic axis 2 of input_0: the tensor has 2 axes'),
+        (dict(output_names=('output_1',)), r'output_1 would be the name of two ends'),
+    ],
+)
 def test_names_that_cannot_be_given_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
         export('torchscript', **options)
@@ -136,3 +149,27 @@ def test_an_operator_of_a_later_opset_is_named_with_the_option_and_no_graph_is_p
         export_module(Folded(), [torch.ones(1, 8, 9)])
     assert capfd.readouterr().out == ''
     assert export_module(Folded(), [torch.ones(1, 8, 9)], opset=18)
+
+
+def test_a_part_with_a_function_in_the_place_of_its_method_is_exported(monkeypatch):
+    build = FPN.__init__
+
+    def build_and_hold(self, **settings):
+        build(self, **settings)
+        forward = self.forward
+        self.forward = lambda maps: forward(maps)
+
+    monkeypatch.setattr(FPN, '__init__', build_and_hold)
+    deployment = load_toy()
+
+    class Neck(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.neck = copy.deepcopy(deployment.model.neck)
+
+        def forward(self, *maps):
+            return self.neck(maps)
+
+    maps = [torch.ones(1, channels, 16 >> level, 16 >> level) for level, channels in enumerate((32, 64, 128))]
+    model = export_module(Neck().eval(), maps)
+    assert [node.op_type for node in model.graph.node].count('Conv') == 8

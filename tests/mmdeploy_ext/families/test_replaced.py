@@ -490,6 +490,14 @@ def test_a_users_hook_on_a_part_that_a_graph_computes_is_named():
     assert method.name == 'a hook of MultiheadAttention' and method.first
 
 
+def test_a_users_call_and_look_up_of_a_detector_are_named(deployment, monkeypatch):
+    kind = type(deployment.model)
+    changed = type('MyATSS', (kind,), {'__call__': change, '__getattr__': kind.__getattr__})
+    monkeypatch.setattr(deployment.model, '__class__', changed)
+    methods = deployment.family.differing_methods(deployment.model)
+    assert [method.name for method in methods] == ['MyATSS.__call__']
+
+
 def test_the_functions_of_an_older_mmdet_are_looked_at():
     entry, absent = (OlderModule(f'mmdet.models.utils.{name}') for name in ('transformer', 'nothing_there'))
     followed = (entry, ('inverse_sigmoid',)), (absent, ('inverse_sigmoid',))

@@ -322,6 +322,17 @@ def test_no_limit_of_results_is_refused_where_mmdet_leaves_out_the_last(kind):
         dense_heads.FAMILY.check(cfg, dense_heads.FAMILY.choose(opset=0, height=512, width=512))
 
 
+@pytest.mark.parametrize(
+    ('kind', 'lacks'), [('GFLHead', True), ('FCOSHead', True), ('PAAHead', False), ('YOLOXHead', False)]
+)
+def test_no_limit_of_a_level_is_refused_where_mmdet_leaves_out_the_last_result(kind, lacks):
+    cfg = load_config(str(CONFIGS / HEADS[kind]))
+    cfg.model.test_cfg.nms_pre = -1
+    refused = pytest.raises(ConfigError, match=r'nms_pre=-1: \w+ leaves out')
+    with refused if lacks else contextlib.nullcontext():
+        dense_heads.FAMILY.check(cfg, dense_heads.FAMILY.choose(opset=0, height=512, width=512))
+
+
 @pytest.mark.parametrize('kind', ['FoveaHead', 'GFLHead', 'PAAHead'])
 def test_a_softmax_that_a_head_does_not_take_is_refused(kind):
     cfg = load_config(str(CONFIGS / HEADS[kind]))
