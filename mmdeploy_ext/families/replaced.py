@@ -294,7 +294,7 @@ def hooks_of(part: Any) -> list[DifferingMethod]:
 
 
 def access_of(part: Any) -> list[DifferingMethod]:
-    """Return the user's methods of a live part that run wherever it is called or an attribute is looked up."""
+    """Return the user's methods of a live part that run where it is called or an attribute is looked up."""
     if isinstance(part, ModuleType):
         return []
     kind = part if isinstance(part, type) else type(part)
