@@ -117,7 +117,10 @@ class StreamPetrOnnx(CameraRuntime):
 
     @property
     def fed_bytes(self) -> int:
-        """Bytes copied to the engine for the last frame, besides the images."""
+        """Bytes copied to the engine for the last frame, besides the images.
+
+        Of an export with the contract 'autoware' they are those of all inputs of the last file, the head.
+        """
         return self.contract.fed_bytes
 
     def step(self, frame: Frame) -> StepResult:
