@@ -17,6 +17,8 @@ LISTED = 3
 """Largest number of types that a message names."""
 NO_CLASSES = ('.nms.type', '.roi_layer.type', '.conv_op.type')
 """Ends of keys whose types are functions, or names in a module, and so in no registry."""
+FUNCTIONS = ('nms', 'soft_nms', 'nms_match', 'nms_rotated')
+"""Functions of mmcv that a config may name under any key."""
 SKIPPED_FOLDERS = ('site-packages', 'node_modules', '__pycache__', 'build')
 """Folders of environments and caches, which are not searched."""
 
@@ -113,7 +115,11 @@ def missing_types(cfg: Any) -> dict[str, str]:
     """Return key -> name of the types in the model of a config that nobody has registered."""
     registered = {name for registry in registries() for name in registry.module_dict}
     types = types_of(cfg.get('model'), 'model')
-    return {key: name for key, name in types if name not in registered and not key.endswith(NO_CLASSES)}
+    return {
+        key: name
+        for key, name in types
+        if name not in registered and name not in FUNCTIONS and not key.endswith(NO_CLASSES)
+    }
 
 
 def unregistered(cfg: Any) -> str:
@@ -126,7 +132,12 @@ def unregistered(cfg: Any) -> str:
     if not missing:
         return ''
     folder = repository_of(cfg.filename or '')
+    in_folder = '' if folder == Path.cwd() else f' in {folder}'
     files = files_of_classes(folder, dict.fromkeys(missing.values()))
+    checkout = next((path for path in folder.parents if (path / '.git').exists()), None)
+    if not files and checkout is not None:  # modules of a config are found in the folders above it, too
+        folder = checkout
+        files = files_of_classes(folder, dict.fromkeys(missing.values()))
     if not files:
         return ''
     keys = sorted(missing, key=lambda key: missing[key] not in files)
@@ -141,7 +152,6 @@ def unregistered(cfg: Any) -> str:
                 f'since the families for such models need that of {Path(imported).parent}'
             )
     modules = ','.join(dict.fromkeys(module_to_import(files[name], folder) for name in names))
-    in_folder = '' if folder == Path.cwd() else f' in {folder}'
     return (
         f'{listed}: registered by no imported module; {definitions}: run{in_folder} with --cfg-options '
         f'custom_imports.imports={modules}, or write custom_imports into the config'

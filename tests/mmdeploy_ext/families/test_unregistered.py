@@ -86,6 +86,18 @@ def test_mask_heads_in_a_list_are_no_family_s_and_no_error_of_python(repository)
         find_family(cfg)
 
 
+def test_a_class_above_the_folder_of_the_command_is_found_in_the_checkout(repository, monkeypatch):
+    (repository / '.git').mkdir()
+    (repository / 'detection' / 'configs').mkdir(parents=True)
+    monkeypatch.chdir(repository / 'detection')
+    load_families()
+    cfg = read(repository / 'detection')
+    cfg.model.dqs_cfg = dict(type='nms')
+    said = unregistered(cfg)
+    assert 'class UserNet is in own_code/nets/user_net.py: run with --cfg-options' in said
+    assert 'nms' not in said
+
+
 def test_a_class_that_is_nowhere_needs_a_module_in_custom_imports(repository):
     for path in (repository / 'own_code' / 'nets').glob('*.py'):
         path.unlink()
