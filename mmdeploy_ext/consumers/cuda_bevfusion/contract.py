@@ -18,7 +18,6 @@ from mmdeploy_ext.consumers.graph_tensors import fed_inputs, graph_tensors, shap
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.violations import ERROR, WARNING, Violation
 from mmdeploy_ext.families.bevfusion.runtime.pooling import write_tables
-from mmdeploy_ext.graph.io.operators import node_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -147,8 +146,8 @@ def _type_rules(value: onnx.ValueInfoProto) -> Iterator[Violation]:
 
 
 def _node_rules(model: onnx.ModelProto, standard_domains: tuple[str, ...]) -> Iterator[Violation]:
-
     from mmdeploy_ext.graph.io.index import all_nodes
+    from mmdeploy_ext.graph.io.operators import node_attributes
 
     for node in all_nodes(model):
         if node.domain in standard_domains:
