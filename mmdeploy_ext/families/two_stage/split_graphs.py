@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import mmdet
 import torch
 from torch import nn
 
@@ -68,9 +69,11 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
     if is_guided(rpn_head) or is_staged(rpn_head):
         raise UsageError(f'--postprocess {options.form}: {type(rpn_head).__name__} is one graph, export full')
     if smallest_side(rpn_head) < 0:
+        size = float(rpn_head.test_cfg.get('min_bbox_size', -1))
+        older = f', with which mmdet {mmdet.__version__} keeps them' if size >= 0 else ''
         raise ConfigError(
-            f'test_cfg.rpn.min_bbox_size={smallest_side(rpn_head):g}: expected 0 or more for '
-            f'--postprocess {options.form}, which takes proposals without an area for padding'
+            f'test_cfg.rpn.min_bbox_size={size:g}{older}: --postprocess {options.form} takes proposals '
+            f'without an area for padding; set {1 if older else 0} or more, or export full'
         )
 
 

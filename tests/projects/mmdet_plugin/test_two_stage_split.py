@@ -26,6 +26,7 @@ from two_stage_faulty import (
 from marking import in_suite
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.exporting import export
+from mmdeploy_ext.families.parts import proposals
 from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.proving.tensors import compare_tensors
 from toy_two_stage import (
@@ -162,7 +163,7 @@ def test_two_files_one_after_the_other_give_the_results_at_sizes_and_batches_tha
         assert all(row.passed for row in rows_of(kind, 'regions', given, prepared))
 
 
-def test_a_detector_that_is_one_graph_is_refused():
+def test_a_detector_that_is_one_graph_is_refused(monkeypatch):
     options = options_of('faster', form='regions')
     for kind, said in ONE.items():
         with pytest.raises(UsageError, match=f'--postprocess regions: .*{said}'):
@@ -171,7 +172,11 @@ def test_a_detector_that_is_one_graph_is_refused():
         family_of('faster').check(toy(), options.replace(precision='fp16'))
     cfg = toy()
     cfg.model.test_cfg.rpn.min_bbox_size = -1
-    with pytest.raises(ConfigError, match=r'test_cfg\.rpn\.min_bbox_size=-1.*0'):
+    with pytest.raises(ConfigError, match=r'test_cfg\.rpn\.min_bbox_size=-1: .*set 0'):
+        family_of('faster').check(cfg, options_of('faster', form='proposals'))
+    cfg.model.test_cfg.rpn.min_bbox_size = 0
+    monkeypatch.setattr(proposals, 'mmdet_release', lambda: (2, 11))
+    with pytest.raises(ConfigError, match=r'min_bbox_size=0, with which mmdet .* keeps them: .*set 1'):
         family_of('faster').check(cfg, options_of('faster', form='proposals'))
 
 
