@@ -248,7 +248,7 @@ def compare_moments(
     return PreprocessingResult(titles, unit, differences, ', '.join(notes), error)
 
 
-class UnreadError(DataError):
+class UnreadError(Mm2OnnxError):
     """A data set whose class raised an error of its own when it was built or read."""
 
     def __init__(self, kind: str, error: BaseException) -> None:
