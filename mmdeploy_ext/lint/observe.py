@@ -43,11 +43,6 @@ COUNTED_BY_VALUES = {
 """Functions of torch whose result has as many elements as the values of their arguments say."""
 TENSORS = (torch.Tensor, torch.nn.Parameter)
 """Types of tensors."""
-OF_NUMPY = (
-    'array', 'asarray', 'prod', 'sum', 'max', 'min', 'ceil', 'floor', 'round', 'log2', 'sqrt', 'abs',
-    'maximum', 'minimum', 'clip', 'arange', 'linspace',
-)  # fmt: skip
-"""Functions of numpy that may get sizes."""
 RAISES = {
     'inverse', 'one_hot', 'embedding', 'gather', 'index_select', 'take', 'take_along_dim', 'scatter',
     'scatter_', 'scatter_add', 'index_add', 'index_copy', 'index_put', '__getitem__', '__setitem__',
@@ -343,19 +338,30 @@ def arrays_tell_sizes(recorder: Recorder) -> Iterator[None]:
 
     One target, functions of numpy, restored on exit (numpy 1.26).
     """
-
-    def telling(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            origins = origins_of(*leaves(args))
-            if origins:
-                recorder.converted(origins, function.__name__)
-            return function(*args, **kwargs)
-
-        return call
-
-    with patched(np, **{name: telling(getattr(np, name)) for name in OF_NUMPY}):
+    functions = {name: vars(np)[name] for name in np.__all__ if name in vars(np)}
+    telling = {
+        name: _TellingFunction(function, recorder)
+        for name, function in functions.items()
+        if callable(function) and not isinstance(function, type)
+    }
+    with patched(np, **telling):
         yield
+
+
+class _TellingFunction:
+    """A function of numpy that records which sizes it gets."""
+
+    def __init__(self, function: Callable[..., Any], recorder: Recorder) -> None:
+        self._function, self._recorder = function, recorder
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        origins = origins_of(*leaves((args, kwargs)))
+        if origins:
+            self._recorder.converted(origins, self._function.__name__)
+        return self._function(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._function, name)
 
 
 @contextlib.contextmanager

@@ -22,12 +22,16 @@ The line is the text of a site, 'file:line'. The same read in a run with other i
 ARITHMETIC = (
     '__add__', '__radd__', '__sub__', '__rsub__', '__mul__', '__rmul__', '__floordiv__', '__rfloordiv__',
     '__mod__', '__rmod__', '__truediv__', '__rtruediv__', '__pow__', '__rpow__', '__neg__', '__abs__',
-    '__lshift__', '__rshift__', '__divmod__',
+    '__lshift__', '__rlshift__', '__rshift__', '__rrshift__', '__divmod__', '__rdivmod__', '__and__',
+    '__rand__', '__or__', '__ror__', '__xor__', '__rxor__', '__invert__', '__pos__',
 )  # fmt: skip
 """Methods of numbers whose results are marked, too."""
 COMPARISONS = ('__lt__', '__le__', '__gt__', '__ge__', '__eq__', '__ne__', '__bool__')
 IN_PLACE = ('__iadd__', '__isub__', '__imul__', '__ifloordiv__')
-CONVERSIONS = ('__int__', '__float__', '__ceil__', '__floor__', '__round__', '__trunc__')
+CONVERSIONS = (
+    '__int__', '__float__', '__ceil__', '__floor__', '__round__', '__trunc__', 'bit_length', 'bit_count',
+    'is_integer', 'as_integer_ratio', 'to_bytes', 'hex',
+)  # fmt: skip
 TEXTS = ('__hash__', '__str__', '__repr__', '__format__')
 """Methods of numbers that the recorder is told of, in these four groups; see `Recorder`."""
 OF_VALUES = {
@@ -201,6 +205,8 @@ def _method(number_type: type, name: str) -> Callable[..., Any]:
         elif name in CONVERSIONS or name in TEXTS:
             self.recorder.converted(self.origins, name)
         result = plain_method(*numbers)
+        if result is NotImplemented and any(isinstance(operand, list | tuple | str) for operand in operands):
+            self.recorder.converted(origins, name)  # so many copies of a sequence
         if result is NotImplemented and all(isinstance(number, int | float) for number in numbers):
             result = getattr(float, name)(*map(float, numbers))
         return mark_size(result, origins, self.recorder) if name in ARITHMETIC else result

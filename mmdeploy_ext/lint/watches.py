@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mmdeploy_ext.lint.nested import tensors_in
+from mmdeploy_ext.lint.nested import leaves, tensors_in
 from mmdeploy_ext.lint.observe import Call
 from mmdeploy_ext.lint.record import is_size, origins_of, plain
 from mmdeploy_ext.lint.sites import caller
@@ -77,7 +77,15 @@ def values_to_new_tensor(call: Call) -> None:
     """`torch.tensor([a.max(), b.max()])`: takes numbers out of tensors on its way.
 
     The rule is `value-to-python`, if one of these depends on inputs; a single tensor as the argument is none.
+    Of a list of sizes it is `size-to-python`, if every choice counts: a trace has them as numbers.
     """
+    recorder = call.observer.recorder
+    if call.name in ('tensor', 'as_tensor', 'new_tensor') and recorder.every_choice:
+        data = call.args[1] if call.name == 'new_tensor' and call.args[1:] else call.argument(0, 'data')
+        site = caller()
+        if isinstance(data, list | tuple) and call.mark.origins and site is not None:
+            origins = origins_of(*leaves(data))
+            recorder.add('size-to-python', f'torch.{call.name}() of several sizes', site, origins)
     if call.name not in ('tensor', 'as_tensor') or not call.mark.inputs:
         return
     if not isinstance(call.argument(0, 'data'), torch.Tensor):

@@ -129,23 +129,39 @@ def lines_of_module(
         is_stateless: whether state of the module that a run changes counts; that of models of frames is in
             their graphs. State of functions and classes always counts.
     """
-    report = check(
-        module,
-        inputs,
-        other_inputs=other_inputs,
-        dynamic=any_size,
-        exporters=(exporter,),
-        try_exports=False,
-        every_choice=True,
-    )
+    findings = []
+    for observed in (module, *_warmed(module, inputs)):
+        findings += check(
+            observed,
+            inputs,
+            other_inputs=other_inputs,
+            dynamic=any_size,
+            exporters=(exporter,),
+            try_exports=False,
+            every_choice=True,
+        )
     rules = VALUES + SIZES if any_size else VALUES
     rules = tuple(rule for rule in rules if RULES[rule].outcomes[exporter] != RIGHT)
     places = list(places)
-    lines = [_line(finding, places) for finding in report if finding.rule in rules]
+    lines = [_line(finding, places) for finding in findings if finding.rule in rules]
     lines = [line for line in lines if line is not None]
     lines += forms_of_exports(module, inputs, exporter, places)
     lines += [TracedLine(name, 0, '', 'everywhere') for name in interceptions()]
     return list(dict.fromkeys(lines + changing_state(module, inputs, other_inputs, places, is_stateless)))
+
+
+def _warmed(module: torch.nn.Module, inputs: Sequence[Any]) -> list[torch.nn.Module]:
+    """Return a copy of a module that has run, if the run changes what it holds, else nothing.
+
+    Its code may choose by what an earlier run has left.
+    """
+    copy = copy_of(module)
+    if copy is module:
+        return []
+    before = _state(copy)
+    with torch.no_grad():
+        copy(*copies(list(inputs)))
+    return [copy] if _state(copy) != before else []
 
 
 def forms_of_exports(

@@ -40,6 +40,11 @@ class Neck(torch.nn.Module):
         super().__init__()
         self.conv = torch.nn.Conv2d(3, 4, 1)
 
+    def rows(self, x):
+        if not hasattr(self, 'kept') or self.kept.shape != x.shape:
+            self.kept = torch.zeros(x.shape)
+        return self.kept
+
     def forward(self, x):
         assert x.max() < 1e6
         {line}
@@ -282,6 +287,11 @@ def test_whatever_chooses_by_values_in_a_file_of_one_size_makes_inputs_decide(tm
         'x = x * {900: 2}.get(x.shape[2], 1)',
         'import numpy as np; x = x * 2 if np.prod(x.shape) > 90000 else x',
         'x = x * 2 if "900" in str(tuple(x.shape)) else x',
+        'x = x + torch.tensor(x.shape[2:]).sum()',
+        'x = x + torch.tensor([0.0] * x.shape[3])',
+        'x = x * 2 if x.shape[2] & 1024 else x',
+        'import numpy as np; x = x + torch.from_numpy(np.ones(x.shape, np.float32))',
+        'x = x + self.rows(x)',
         'try:\n            x = x.view(1, 3, 8, 8)\n        except RuntimeError:\n            pass',
     ],
 )
