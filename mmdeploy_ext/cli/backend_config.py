@@ -50,7 +50,8 @@ def read_settings(cfg: Any, family: Family) -> dict[str, Any]:
 
     Raises:
         ConfigError: unknown type or key, or a value of the wrong kind.
-        EngineError: an engine or execution provider that is not installed.
+        EngineError: an engine, execution provider or device that is not there, or a device that does not
+            compute in the precision.
         UsageError: a number of threads below 0.
     """
     prefix = f'{cfg.filename}: backend_config'
@@ -116,6 +117,7 @@ def graph_options(cfg: Any, settings: dict[str, Any], family: Family) -> Options
 
     Raises:
         ConfigError: an unknown value, or options that have no effect together.
+        UsageError: a `shape` that is not one or two positive whole numbers.
     """
     from mmdeploy_ext.exporting.exporter import check_opset
 

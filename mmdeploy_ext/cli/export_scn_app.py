@@ -100,7 +100,8 @@ class BackboneExport(Export):
 
         `order` is that of --order, else of the name of the output, '' if it has none. Ranges of --ranges are
         read to `args.loaded_ranges`, and what the proof holds the file to is put into `claims`. UsageError:
-        options that do not go together, or values out of range. DataError: --calibrate has no sweeps.
+        options that do not go together, values out of range, or a file of --ranges or --node-list that is
+        missing or cannot be read. DataError: --calibrate has no sweeps.
         """
         from mmdeploy_ext.sparse.libspconv_contract import order_of_name
 

@@ -38,8 +38,7 @@ class GraphResult:
         name: name of the graph, '' if the model is one file.
         nodes: number of nodes of the main graph, constants not counted.
         equal: whether it is the graph of a fresh export, which computes the same for every input.
-        differences: from the fresh export; there are some, or an `error`, if both were compared and are not
-            equal.
+        differences: from the fresh export; there are some if both were compared and are not equal.
         by_inputs: why inputs decide in place of the graph: `EDITED`, or the rules of recorded edits, which
             were applied to the fresh export as well, to which the graph is equal then; '' if the graph
             decides.

@@ -34,9 +34,9 @@ Sources = Mapping[str, Mapping[str, tuple[str, int, int]]]
 def differing_code(sources: Sources) -> list[DifferingMethod]:
     """Return the functions and classes of a repository that differ from those of a version of mit-han-lab's.
 
-    It is the version of the table with the fewest differences. What a file of the repository lacks counts as
-    a difference, and a file that the version lacks counts as one. `TRAINING_FUNCTIONS` do not count, nor do
-    files of the version that are not in `sources`.
+    It is the version of the table with the fewest differences. What only one of the two has in a file of both
+    counts as a difference, and a file that the version lacks counts as one. `TRAINING_FUNCTIONS` do not
+    count, nor do files of the version that are not in `sources`.
     """
     table = json.loads(TABLE.read_text(encoding='utf-8'))
     versions = (list(_differing(sources, version, followed)) for version, followed in table.items())

@@ -77,9 +77,9 @@ def level_outputs(head: nn.Module, maps: torch.Tensor, level: int) -> dict[str, 
 def decoded_maps(head: nn.Module, boxes: torch.Tensor, scores: torch.Tensor, level: int) -> torch.Tensor:
     """Return `bbox_pred` (B, columns, h, w) of a level as the head outputs it in a test.
 
-    These are x and y of the cell's middle less those of the centre, in pixels, the depth and three sizes in
-    metres, the yaw in radians, seen along the ray; the velocity, PGD's key points and the distances to the
-    sides in pixels, if it has them.
+    These are x and y of the cell's middle less those of the centre, in pixels, the depth and the sizes
+    (length, height, width) in metres, the yaw in radians, seen along the ray; the velocity, PGD's key
+    points and the distances to the sides in pixels, if it has them.
 
     Args:
         head: head of FCOS3D or PGD.
@@ -144,8 +144,10 @@ class PeaksNetwork(nn.Module):
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return scores (B, C, h, w) and values of boxes (B, 8, h, w) of images (B, 3, H, W) float32.
 
-        Scores are within `CLIPPED` to 1 - `CLIPPED`. The values are offsets of the depth and of the centre,
-        logarithms of the ratios of sizes, within -0.5 to 0.5, and sine and cosine of the local yaw.
+        Scores are within `CLIPPED` to 1 - `CLIPPED`. The values are the offset of the depth, in
+        multiples of the deviation that the coder states; those of the centre, x and y in cells; logarithms of
+        the three sizes over those of the class, within -0.5 to 0.5; and sine and cosine of the yaw as it is
+        seen along the ray, plus a quarter turn.
         """
         head = self.model.bbox_head
         (maps,) = self.model.extract_feat(image)

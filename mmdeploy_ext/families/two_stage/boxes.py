@@ -63,7 +63,7 @@ def thresholds(test_cfg: Mapping[str, Any]) -> NmsConfig:
 
 
 def output_names(head: nn.Module) -> tuple[str, ...]:
-    """Return the names of the outputs of a box head, in its order."""
+    """Return the names of the outputs of a box head that has a regression, in its order."""
     if isinstance(head, bbox_heads.SABLHead):
         return 'cls_score', 'bbox_cls', 'bbox_reg'
     return 'cls_score', 'bbox_pred'

@@ -228,10 +228,11 @@ class TransFusionHead(nn.Module):
         """Return the predictions for the queries of a map (B, in_channels, H, W), or of a list of one map.
 
         Returns:
-            'center' (B, 2, Q) cells, x first; 'height' (B, 1, Q) m; 'dim' (B, 3, Q) log m; 'rot' (B, 2, Q)
-            sine and cosine; 'vel' (B, 2, Q) m/s; 'heatmap' (B, K, Q) logits; 'query_heatmap_score' (B, K, Q),
-            probabilities of the heat map in the queries' cells, 0 where `peaks` has 0; 'query_labels' (B, Q)
-            int64, the classes of the peaks; 'dense_heatmap' (B, K, H, W) logits.
+            'center' (B, 2, Q) cells, x first; 'height' (B, 1, Q) z of the centre, m; 'dim' (B, 3, Q)
+            logarithms of width, length and height in m; 'rot' (B, 2, Q) sine and cosine of the yaw; 'vel'
+            (B, 2, Q) m/s; 'heatmap' (B, K, Q) logits; 'query_heatmap_score' (B, K, Q), probabilities of the
+            heat map in the queries' cells, 0 where `peaks` has 0; 'query_labels' (B, Q) int64, the classes of
+            the peaks; 'dense_heatmap' (B, K, H, W) logits.
         """
         shared = self.shared_conv(feats if isinstance(feats, Tensor) else feats[0])
         dense = self.heatmap_head(shared)

@@ -21,7 +21,7 @@ from mmdeploy_ext.models.query_decoder import AttentionLayer, DecoderTransformer
 
 @registered_if_named(TRANSFORMER_LAYER)
 class PETRTransformerDecoderLayer(AttentionLayer):
-    """An `AttentionLayer` whose steps are those of mmcv."""
+    """An `AttentionLayer` under PETR's name; its `forward` is that of mmcv's `BaseTransformerLayer`."""
 
 
 @registered_if_named(TRANSFORMER)

@@ -41,9 +41,9 @@ def classes_of_angles(coder: Any, sigmoid: bool) -> dict[str, Any]:
 class RotatedKind:
     """A kind of head; this one has anchors, and boxes by a `DeltaXYWHAOBBoxCoder`.
 
-    Its methods take a live head of this kind. Boxes (A, 5) are x, y, width, height in pixels and angle in
-    radians. `rows` are name of an output -> its rows (A, columns), `priors` (A, 5) boxes or (A, 2) points in
-    pixels; both are of one level and one image, and `level` is its index.
+    Its methods take a live head of this kind. Boxes (A, 5) are x, y of the centre, width, height in pixels
+    and angle in radians. `rows` are name of an output -> its rows (A, columns), `priors` (A, 5) boxes or
+    (A, 2) points in pixels; both are of one level and one image, and `level` is its index.
 
     Attributes:
         upstream: the class whose methods the graphs repeat.
@@ -58,7 +58,11 @@ class RotatedKind:
         return RotatedHead(outputs, 'sigmoid' if head.use_sigmoid_cls else 'softmax', clips=True)
 
     def coder(self, head: nn.Module) -> dict[str, Any]:
-        """Return the settings of a coder of `coders.CODERS`; ConfigError: the head has another."""
+        """Return the settings of the head's coder, as `dense/coders.py` reads them.
+
+        They are `type`, a key of its `CODERS`, and the values that this coder needs. ConfigError: mmrotate's
+        coder is none that is exported.
+        """
         if type(head.bbox_coder) is not coders.DeltaXYWHAOBBoxCoder:
             name = type(head.bbox_coder).__name__
             raise ConfigError(f'model.bbox_head.bbox_coder is {name}; expected DeltaXYWHAOBBoxCoder')
@@ -73,7 +77,10 @@ class RotatedKind:
         return head.anchor_generator
 
     def flatten(self, outputs: Any) -> list[torch.Tensor]:
-        """Return the outputs of `forward` that results are made of, output by output, level by level."""
+        """Return the outputs of `forward` that results are made of, output by output, level by level.
+
+        `outputs` is what `forward` returned; `rois` of a refined head is not among them.
+        """
         return [level for levels in outputs for level in levels]
 
     def boxes(
