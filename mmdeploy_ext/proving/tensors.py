@@ -164,7 +164,9 @@ def compare_tensors(
         spec: names, column groups and tolerances.
 
     Returns:
-        One row per column group in spec order, then one per unknown name.
+        One row per column group in spec order, one for the whole output if the sides cannot be compared
+        (missing, empty, another shape or dtype), and one more for columns in no group; then one per unknown
+        name and side.
     """
     rows: list[TensorRow] = []
     for tensor in spec.outputs:

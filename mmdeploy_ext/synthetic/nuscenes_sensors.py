@@ -159,7 +159,8 @@ class Lens:
     Attributes:
         sensor: the camera.
         rays: (H, W, 3) float32 in the camera frame with z = 1, so that multiples are depths in m.
-        ground: (H, W, 2) points in the ego frame at which they meet the ground.
+        ground: (H, W, 2) x and y, m, in the ego frame at which they meet the ground; of rays above the
+            horizon those of the camera.
         depth: (H, W) depth of these points, inf above the horizon.
         up: (H, W) sine of the elevation.
         bearing: (H, W) direction in the ego frame, radians from ahead to the left.
@@ -404,7 +405,8 @@ def measure_sweep(
 
     Returns:
         Points (n, 5) float32 as in nuScenes' .pcd.bin, x y z in the LiDAR frame in m, intensity 0..255, ring
-        0..31; and the number of points on each of `things`, (objects,) int, in their order.
+        0..31 from the lowest beam on; and the number of points on each of `things`, (objects,) int, in their
+        order.
     """
     xy, yaw = world.drive.pose(time_s)
     to_global = pose_matrix(xy, float(yaw)) @ sensor.to_ego

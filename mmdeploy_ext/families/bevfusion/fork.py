@@ -248,9 +248,10 @@ class ForkProcess:
     def call(
         self, method: str, arrays: Mapping[str, np.ndarray], rounding: tuple[int, float] | None = None
     ) -> dict[str, np.ndarray]:
-        """Return the result of a method of `fork_process.ForkModel` for some arrays, whose names it tells.
+        """Return the result of a method of `fork_process.ForkModel`: name -> array.
 
-        `method` is a key of `fork_process.REQUESTS`. `rounding` are the arguments seed and size of
+        `method` is a key of `fork_process.REQUESTS`; the docstring of that method has the names in `arrays`,
+        its arguments, and those in the result. `rounding` are the arguments seed and size of
         `proving.near_ties.other_rounding`, which changes the roundings of the model's layers in this call;
         None changes nothing.
 

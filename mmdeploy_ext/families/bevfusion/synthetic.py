@@ -37,6 +37,8 @@ def synthetic_outputs(
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Yield titles and outputs of the frame's graph: `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,).
 
+    About a tenth of the labels are -1, which drops the box.
+
     Args:
         nms: suppression of the file, see `runtime.boxes.suppress`; None of a head without one.
         classes: number of classes.

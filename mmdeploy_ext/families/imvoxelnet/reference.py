@@ -132,9 +132,10 @@ def choose_as(
     reference: Mapping[str, np.ndarray],
     ties_rtol: float = DEFAULT_RTOL,
 ) -> dict[str, np.ndarray]:
-    """Return the reference, with the projections added up as the engine did it, if that explains its outputs.
+    """Return the reference, or mmdet3d's outputs in one of `ORDERS` that are nearer to the engine's.
 
-    See `ImageFamily.choose_as`.
+    The orders are tried one after the other, until the largest error is at most `ties_rtol`; the nearest
+    outputs so far are returned, also if they are not that near. See `ImageFamily.choose_as`.
     """
     nearest = dict(reference)
     if any(name not in outputs or outputs[name].shape != array.shape for name, array in reference.items()):

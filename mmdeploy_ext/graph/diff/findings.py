@@ -103,8 +103,9 @@ class Divergence:
     """A place where an error is born.
 
     Attributes:
-        node: the first node that may be at fault; `op_type`, `module` and `tensor` are its operator, PyTorch
-            module and output.
+        node: of `nodes` the first about which `explain` of `differences_of` says more than that the other
+            graph has no such node, else the first about which it says anything, else the first; `op_type`,
+            `module` and `tensor` are its operator, PyTorch module and output.
         paired: label of the tensor of PyTorch, or of the other file, that the first wrong tensor was compared
             with.
         born: error of the first wrong tensor, of its node alone; None if it is infinite, or if no tensor of
@@ -112,7 +113,8 @@ class Divergence:
         error: error of the same tensor in the whole model; None likewise.
         record: number of what PyTorch made there, in the order in which it ran; -1 if that is not known.
         nodes: all nodes that may be at fault, in topological order.
-        exact: whether `node` alone is at fault: it is the only one of `nodes`, or evidence is about it.
+        exact: whether `node` alone is at fault: it is the only one of `nodes`, or the only one with evidence,
+            or its evidence is more than that the other graph has no such node.
         evidence: observations about the cause, for the reader.
     """
 
@@ -239,7 +241,7 @@ def entries_of(walk: Walk, bars: Bars, module: Callable[[int], str] | None = Non
 
 
 def finite(value: float | None) -> float | None:
-    """Return an error as it is, but None if it is infinite: JSON has no such number."""
+    """Return an error as it is, but None if it is infinite or NaN: JSON has no such numbers."""
     return value if value is not None and math.isfinite(value) else None
 
 

@@ -43,7 +43,8 @@ class NuScenes3DDetTrackDataset(NuScenesDataset):
     Args:
         data_aug_conf: `H`, `W` of the pictures, `final_dim` (height, width) of the input, and
             `bot_pct_lim`, the least and largest share of the height that is cut off at the bottom.
-        tracking_threshold: smallest score of a box whose track is evaluated.
+        tracking_threshold: smallest score of a box that the metric 'tracking' takes: of the entry of its row
+            in the results' `cls_scores`, or in `scores_3d` if there are none.
         tracking, version: not used here.
         settings: of mmdet3d's data set.
     """

@@ -96,7 +96,10 @@ def random_turn() -> Tensor:
 
 
 def draw_points(head: nn.Module, count: int) -> Tensor:
-    """Draw points (count, 3) in the range of the boxes, evenly in direction and distance."""
+    """Draw points (count, 3) in m, LiDAR frame, evenly in direction, distance and height.
+
+    They are from 2 m to the largest x of the boxes' range away, at z from -3 to 1, clipped to the range.
+    """
     low, high = head.pc_range[:3], head.pc_range[3:]
     distance = 2 + torch.rand(count) * (high[0].item() - 2)
     angle = torch.rand(count) * 2 * math.pi

@@ -48,7 +48,8 @@ class QuerySelection:
     """The queries that one engine put into its memory.
 
     Attributes:
-        scores: (Q,) float64, best class of each query by the last layer.
+        scores: (Q,) float64, of each query the score of its best class by the last layer; for an
+            `InstancePairing` its confidence.
         queries: (K,) int64, the query of each new memory row.
     """
 
@@ -64,7 +65,8 @@ class RowDifference:
         row: index of the memory row.
         reference: index of the reference's query.
         candidate: index of the candidate's query, among its own.
-        gap: difference of the scores of the two queries.
+        gap: absolute difference of the reference's scores of the two queries; of a candidate's query without
+            a partner the candidate's score counts.
     """
 
     row: int
@@ -74,7 +76,10 @@ class RowDifference:
 
 
 def best_scores(logits: np.ndarray) -> np.ndarray:
-    """Return the score (Q,) float64 of the best class of every query, by the last layer's logits."""
+    """Return the score (Q,) float64 of the best class of every query, by the last layer.
+
+    It is the sigmoid of the largest of a query's `logits` (layers, 1, Q, classes).
+    """
     best = np.asarray(logits, np.float64)[-1, 0].max(-1)
     with np.errstate(invalid='ignore'):
         return np.exp(-np.logaddexp(0.0, -best))
@@ -202,6 +207,9 @@ class RowPairing:
 
     def follow(self, moment: Moment, tie: float, max_error: float) -> Followed:
         """Follow the memories over a frame, and tell ties from errors; `rows` changes.
+
+        If a memory or an output that is needed is missing, or shapes differ, nothing changes, and the result
+        is `Followed()`.
 
         Args:
             moment: the frame; a memory of None is that of a side without one.

@@ -62,7 +62,8 @@ class SparseFile:
         export_options: options that it was exported with, resolved.
         traced: the model's graph before folding.
         expected: the graph that the file should hold, weights in float32.
-        exact: the same graph, but folded in float32 even if the file's convolutions were folded in float16.
+        exact: if convolutions of the file were folded in float16, the graph folded in float32 and in the
+            file's order of axes, without precisions and ranges; else `expected`.
         ranges: the check that the ranges of the weights follow from the weights; None if the file records
             none, or they were given beside it.
         name: name of the graph, which `Proof.read` demands: '', as the model is one file.

@@ -37,7 +37,8 @@ HEADS = {
     r'^bbox_head\.ins_convs_x\.': 'DecoupledSOLOHead',
     r'^bbox_head\.dsolo_ins_list_x\.': 'DecoupledSOLOLightHead',
 }
-"""Pattern of keys that only one type of head has in the original repository -> that type in mmdet."""
+"""Pattern of keys in the original repository -> type of the head in mmdet; the first with a match counts, as
+a `DecoupledSOLOHead` has the keys of the last, too."""
 
 
 def original_head(keys: Iterable[str]) -> str:

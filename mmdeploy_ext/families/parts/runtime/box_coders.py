@@ -163,9 +163,10 @@ def peaks_of(xp: ModuleType, maps: Any, side: int) -> Any:
 
 
 def bucket_choice(xp: ModuleType, rows: Rows, coder: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Return the best bucket per side (B, A, 4), and the confidence of the four (B, A).
+    """Return the index of the best bucket per side (B, A, 4), and the confidence of the four (B, A).
 
-    `rows` has the output `bbox_cls`; the sides are left, right, top, bottom.
+    `rows` has the output `bbox_cls`; the sides are left, right, top, bottom. Buckets are counted from the
+    edge of the enlarged anchor inwards.
     """
     buckets = coder['buckets']
     scores = softmax(rows['bbox_cls'].reshape(*rows['bbox_cls'].shape[:2], 4, buckets))
@@ -182,7 +183,7 @@ def bucket_choice(xp: ModuleType, rows: Rows, coder: Mapping[str, Any]) -> tuple
 
 
 def bucket(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
-    """`BucketingBBoxCoder`: per side the bucket that it lies in, and an offset inside."""
+    """`BucketingBBoxCoder`: per side its bucket, and how far left of or above its middle, in buckets."""
     best, _ = bucket_choice(xp, rows, coder)
     index = constant(range(coder['buckets']), best)
     offsets = rows['bbox_reg'].reshape(*rows['bbox_reg'].shape[:2], 4, coder['buckets'])

@@ -193,8 +193,9 @@ class GlobalRotScaleTransImage:
         rot_range: radians.
         scale_ratio_range: factor.
         translation_std: metres per axis.
-        reverse_angle: boxes turn with the frame, which is right for mmdet3d 1.0 and later; without it they
-            turn the other way, as boxes of mmdet3d 0.x did with the same sign.
+        reverse_angle: whether the boxes' `rotate`, counter-clockwise in mmdet3d 1.0 and later, gets the
+            negative angle, so that boxes turn with the frame; without it they turn the other way (it was
+            right for mmdet3d 0.x, whose `rotate` is clockwise).
         training: has no effect; upstream's configs give it.
 
     Source: exiawsh/StreamPETR 95f6470, datasets/pipelines/transform_3d.py. Differs in: composed in float64.

@@ -27,7 +27,7 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
 
 
 def proposals_alone(model: nn.Module, images: Sequence[PreparedImage]) -> list[RotatedDetections]:
-    """Return the proposals of mmrotate's head of proposals."""
+    """Return the proposals of mmrotate's head for each image, in pixels of the network input."""
     with torch.no_grad():
         maps = model.extract_feat(batch_of(model, images).contiguous())
         proposals = model.rpn_head.simple_test_rpn(maps, metas_of(images))
