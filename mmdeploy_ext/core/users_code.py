@@ -61,7 +61,10 @@ class RanCode:
         return self._on_instruction
 
     def lines_beside(self, export: RanCode, key: int) -> list[int]:
-        """Return the lines of the code of an id that ran here and not in `export`, without those between."""
+        """Return the numbers of lines of a function that ran here and not, or not wholly, in `export`.
+
+        Of lines that follow each other the first alone is returned. `key` is the function's id in `codes`.
+        """
         code, _ = self.codes[key]
         alone = self.instructions[key] - export.instructions.get(key, set())
         line, lines = 0, []
@@ -102,7 +105,11 @@ def is_users_code(code: CodeType, module: str) -> bool:
 
 
 def attributes_read(code: CodeType) -> set[str]:
-    """Return the names of attributes that code reads, but not those that it calls."""
+    """Return the names of attributes that code reads.
+
+    Python 3.11 calls most methods by another instruction, so that their names are left out; from 3.12 on they
+    are among them.
+    """
     return {str(entry.argval) for entry in dis.get_instructions(code) if entry.opname == 'LOAD_ATTR'}
 
 

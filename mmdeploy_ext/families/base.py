@@ -115,9 +115,9 @@ class Family(abc.ABC):
         return Options(self.options, **values)
 
     def check_dataset(self, cfg: Any, dataset: Any) -> None:  # noqa: B027 most families have nothing to ask for
-        """Refuse mmdet's data set of `data.test` if its samples lack an input of the family's models.
+        """Refuse a data set whose samples lack an input of the family's models, before a model runs.
 
-        ConfigError names the key, before a model runs.
+        `dataset` is the one that mmdet or mmdet3d built of `data.test` of `cfg`. ConfigError names the key.
         """
 
     def exported_options(self, content: Mapping[str, Any], path: object = 'the file') -> Options:
@@ -193,8 +193,9 @@ class Family(abc.ABC):
     def load(self, model: torch.nn.Module, path: str, weight_layout: str = 'auto') -> Any:
         """Read a checkpoint into the model; return the `Checkpoint`, whose `meta` is {} if the file has none.
 
-        `weight_layout` is that of the kernels of sparse convolutions; families of detectors ignore it, also
-        those that have some. CheckpointError: no such file, damaged, or of another model.
+        Families of backbones return a `LoadReport` instead. `weight_layout` is that of the kernels of sparse
+        convolutions; families of detectors ignore it, also those that have some. CheckpointError: no such
+        file, damaged, or of another model.
         """
         from mmdeploy_ext.weights.checkpoint import load_checkpoint
 
@@ -205,7 +206,8 @@ class Family(abc.ABC):
     def load_weights(self, model: torch.nn.Module, checkpoint: Checkpoint) -> None:
         """Put a checkpoint into the model; every key has to be accounted for.
 
-        CheckpointError: missing or unexpected keys, or shapes that differ.
+        Keys that begin with one of `ignored_prefixes` may be missing or unexpected. CheckpointError: others
+        are, or shapes or types differ, or weights are not finite.
         """
         from mmdeploy_ext.weights.checkpoint import load_strict
 
@@ -270,7 +272,7 @@ class Family(abc.ABC):
         return {}
 
     def num_classes(self, model: torch.nn.Module) -> int:
-        """Return the number of classes of the model's head, or of the model if it has no head."""
+        """Return the number of classes of the model's head, or of a model without one; 0 of a backbone."""
         return int((head_of(model) if has_head(model) else model).num_classes)
 
     def model_classes(self, model: torch.nn.Module) -> tuple[ModelClass, ...]:

@@ -62,7 +62,7 @@ def check(
         every_choice: also report what may be meant so, see `record.Recorder`; for a proof.
 
     Returns:
-        The findings, the worst first; none if nothing was noticed.
+        The report, whose `findings` have the worst first; there are none if nothing was noticed.
 
     Raises:
         UsageError: inputs that are neither a tuple nor a list, hold no tensor or that forward does not take,

@@ -160,8 +160,9 @@ class DenseGraph:
     def int8_nodes(self, layers: Iterable[str]) -> list[str]:
         """Return names of the nodes to quantise: those of the layers, and those that stay INT8 behind them.
 
-        An addition is INT8 if both of its inputs are, but not a sum with a constant (the shift of a
-        normalisation). `layers` are names; KeyError: there is no layer of one.
+        The latter are `FOLLOWERS`, a Resize of mode 'nearest', and additions, if their inputs are INT8: of an
+        addition both, so that a sum with a constant (the shift of a normalisation) is not. The names are in
+        file order. `layers` are names; KeyError: there is no layer of one.
         """
         layer_nodes = {node for name in layers for node in self.layer(name).nodes}
         int8_tensors: set[str] = set()

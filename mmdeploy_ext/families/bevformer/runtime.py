@@ -69,7 +69,8 @@ def record_of(frame: Frame, orientation: str = '') -> np.ndarray:
     """Return the record of the car's motion (18,) of a frame; one without has that of its pose.
 
     `orientation` is the kind of records that the model was trained with, of `bev_motion.ORIENTATIONS`; ''
-    takes any. DataError: the record is of another kind, or not of finite numbers.
+    takes any. DataError: the record is of another kind or shape, or not of finite numbers; or the pose that
+    stands for it is missing or no valid one.
     """
     if frame.can_bus is None:
         record = record_of_pose(frame_checks.check_pose(frame.ego_pose))
@@ -180,7 +181,7 @@ class BevFormerOnnx(CameraRuntime):
             ShapeError: images of another shape.
             DataError: a record or a calibration of another shape or not of finite numbers, or a record of
                 another kind than the model was trained with.
-            InferenceError: the network gave NaN or infinity; the view is forgotten then.
+            InferenceError: the network gave NaN or infinity; the next frame begins a scene then, see `reset`.
         """
         images = frame_checks.check_prepared(frame.images, self.image_shape)
         lidar2img = frame_checks.check_lidar2img(frame.lidar2img, self.num_cameras)

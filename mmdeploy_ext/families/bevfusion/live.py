@@ -117,7 +117,7 @@ def _top_level(name: str) -> str:
 def build_by_repository(cfg: Any) -> nn.Module:
     """Return the model of a config by the `build_model` of the mmdet3d that is imported, without weights.
 
-    Entries of `cfg` for weights and training become None.
+    It is in evaluation mode. Entries of `cfg` for weights and training become None.
     """
     from mmdet3d.models import build_model
 

@@ -176,7 +176,7 @@ class LidarFamily(SequenceFamily):
         return model
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
-        """Load a checkpoint, with kernels of sparse convolutions in either spconv layout.
+        """Load a checkpoint, with kernels of sparse convolutions in any layout of spconv.
 
         CheckpointError: the weights are not those of the model.
         """

@@ -50,7 +50,7 @@ def half_bars(bars: HalfBars) -> dict[str, float]:
 
 
 def half_text(bars: HalfBars) -> str:
-    """Return the bar of distances in words, '0.1 m (corners, too)'; `HalfBars.text` adds that of scores."""
+    """Return the bar of distances in words, '0.5 m (corners, too)'; `HalfBars.text` adds that of scores."""
     return f'{bars.distance_m} m (corners, too)'
 
 
@@ -212,7 +212,7 @@ def fit_pair(pair: Pair) -> Pair:
 
 
 def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
-    """Draw both engines' boxes of a pair of at least `score_thr`; boxes without a partner are white.
+    """Draw both engines' boxes of a pair of at least `score_thr`, those without a partner ringed in white.
 
     `pair` is of `pair_of`, `classes` are names by label. Returns (h, w, 3) uint8 BGR.
     """

@@ -441,7 +441,8 @@ def alone(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return for each side which results (n,) bool have no partner within the bars on the other.
 
-    `problem` and `pair_by` are those of `match_lists`; all results are alone if there is a problem.
+    `problem` and `pair_by` are those of `match_lists`, and the bars are the defaults of `pair_by`, those of
+    float32. All results are alone if there is a problem.
     """
     lonely = np.ones(len(pair.reference), bool), np.ones(len(pair.candidate), bool)
     if not problem(pair.reference, pair.candidate):

@@ -101,7 +101,7 @@ class PadMultiViewImage:
 
 @registered_if_named(PIPELINES)
 class PETRFormatBundle3D(DefaultFormatBundle3D):
-    """mmdet3d's bundle, plus `collect_keys` as tensors: float32, `FLOAT64_KEYS` among them float64.
+    """mmdet3d's bundle, plus `collect_keys` as tensors in `DataContainer`s: float32, `FLOAT64_KEYS` float64.
 
     The other arguments are those of mmdet3d's `DefaultFormatBundle3D`.
 

@@ -57,5 +57,8 @@ def facts_of(head: nn.Module) -> dict[str, Any]:
 
 
 def thresholds(head: nn.Module) -> RotatedNmsConfig:
-    """Return the thresholds of a head; ConfigError: `test_cfg` lacks one."""
+    """Return the thresholds of a head; limits that `test_cfg` lacks are -1.
+
+    ConfigError: it lacks `score_thr` or `nms.iou_thr`, or an entry is no number.
+    """
     return rotated_nms_config(head.test_cfg or {})
