@@ -193,16 +193,18 @@ class DetectionRow:
             results of all cases passes, see `half_bars.accept_rate`.
         reason: what is missing, extra or outside, or why it failed otherwise; '' if nothing is wrong.
         outside: number of pairs of one class whose IoU, distance or score difference is outside the bars, of
-            those of which a result is above the threshold.
+            those whose reference is counted in `reference`, or whose candidate is as high as `extra` asks.
         worst_distance: largest distance of a pair, of tasks that match by distance (metres of boxes in 3D);
             None of those that match by IoU.
-        broken: whether the results could not be compared at all, which fails: `reference` and `extra` are
-            then all results of either side, `worst_iou` is 0 and `worst_score` 1.
+        broken: whether the results could not be compared at all, which fails: `reference` and
+            `missing` are then all results of PyTorch, `extra` all of the engine, `worst_iou` is 0 and
+            `worst_score` 1.
         low: number of results of both sides below the score threshold, which are judged over the whole proof;
             of the candidate's also those above it by less than the bar of scores.
         low_alone: number of those without a partner within the bars.
-        ties: number of results of either side without a partner that PyTorch itself has, or lacks, with other
-            rounding, see `near_ties.py`; they count neither as `missing` nor as `extra`.
+        ties: number of results of either side without a partner within the bars that PyTorch itself has, or
+            lacks, with other rounding, see `near_ties.py`; they count in none of `missing`, `extra` and
+            `outside`.
     """
 
     image: str
@@ -297,7 +299,8 @@ class SequenceRow:
 
     Attributes:
         mode: 'teacher': before each frame the candidate gets the reference's memory, so that every frame
-            is judged alone, by the tolerances; 'free': each keeps its own memory, and the detections count.
+            is judged alone, tensors by their tolerances, or below float32 by their cosine; 'free': each keeps
+            its own memory, and tensors only have to be comparable. The detections count in both.
         frames: number of frames that both engines ran.
         resets: number of times that the reference's memory was emptied after the first frame.
         time_jumps: number of gaps of at least twice the usual one within a scene.

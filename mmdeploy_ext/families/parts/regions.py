@@ -135,7 +135,7 @@ class Pool(nn.Module):
     """An extractor of regions: every region from the level of its size, or from all levels."""
 
     def __init__(self, extractor: nn.Module, constant: bool = False) -> None:
-        """Keep the extractor and the sizes at which its levels begin.
+        """Keep the extractor, and the sizes over its `finest_scale` at which its levels begin.
 
         `constant`: no shape of the graph may depend on values, such as the number of regions of a level.
         """
