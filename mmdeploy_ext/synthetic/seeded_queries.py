@@ -253,7 +253,10 @@ def _rescale_linear(layer: nn.Module, run: Callable[[], Any], targets: Sequence[
 
 
 def scale_region_queries(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
-    """Draw the learned boxes of queries with regions, and rescale the last layers of all stages, in place.
+    """Draw the learned boxes and features of queries with regions, and rescale their last layers, in place.
+
+    These are, of all stages, those of the branches of queries (`REGION_BRANCH_SCALE`), of boxes, classes and
+    masks.
 
     Args:
         model: detector whose queries have regions (`is_regional`).

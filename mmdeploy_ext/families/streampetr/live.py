@@ -227,7 +227,10 @@ def tap_geometry(model: nn.Module, lidar2img: Tensor, intrinsics: Tensor, images
 
 
 def replaced(model: nn.Module) -> Iterator[Replaced]:
-    """Return, for each part of a model, also of a user's, its methods that graphs compute by other code."""
+    """Yield, for each part of a model, also of a user's, its methods that graphs compute by other code.
+
+    Of a user's part also functions of its module. See `Family.replaced`.
+    """
     head = model.pts_bbox_head
     parts = {head: 'StreamPETRHead', model: 'Petr3D', head.bbox_coder: 'NMSFreeCoder'}
     if hasattr(model, 'grid_mask'):  # of training; upstream's draws a number in a test, too

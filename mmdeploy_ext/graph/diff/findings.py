@@ -33,7 +33,7 @@ from mmdeploy_ext.graph.diff.walk import (
 from mmdeploy_ext.graph.io.modules import module_path
 
 MAX_EVIDENCE = 6
-"""Observations about a difference that are listed."""
+"""Largest number of observations about a difference that `differences_of` lists."""
 STRUCTURE = ('node', 'wiring', 'function')
 """Kinds of changes after which other inner tensors need not be an error."""
 NO_REFERENCE = ReferenceTensor(np.empty(0), how='')

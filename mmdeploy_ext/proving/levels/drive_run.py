@@ -117,7 +117,7 @@ class Modes:
     Attributes:
         first: the first frame, and the result of the candidate 'teacher' for it, or None if it failed or
             there is none; None before the first frame.
-        decided: name of a frame that was compared with a decision -> its ties, in words.
+        decided: name of a frame at which a candidate equalled a decision -> the ties of this, in words.
         before: state of the reference before the next frame; None: its memory is empty.
         clock: measures the times of the engines.
         runs: mode -> `PairRun`, which judges it.

@@ -200,6 +200,8 @@ def _check_complete(by_form: Mapping[str, Any]) -> None:
 def read_constants(head: str | Path, spec: GraphSpec) -> dict[str, np.ndarray]:
     """Return the constant inputs of the heads of `deploy` by name, from the file beside them.
 
+    `head` is the path of one of the heads, `spec` its contract, which decides dtypes and shapes.
+
     Raises:
         ModelFileError: the file or one of them is missing, or it is not of these files.
     """
