@@ -110,9 +110,7 @@ class ImageFamily(Family):
         return rule_from_pipeline(test_pipeline(cfg))
 
     def differing_steps(self, cfg: Any) -> list[DifferingMethod]:
-        from mmdet.datasets.builder import PIPELINES
-
-        return differing_steps(steps_of(test_pipeline(cfg), *KNOWN), PIPELINES, table_of(LAYERS_FOLDER))
+        return differing_steps(steps_of(test_pipeline(cfg), *KNOWN), table_of(LAYERS_FOLDER))
 
     @abc.abstractmethod
     def spec(self, model: torch.nn.Module, options: Options) -> GraphSpec:

@@ -215,34 +215,56 @@ def followed_functions(replaced: Iterable[Replaced], table: Table) -> list[Calla
     return [*functions, *called]
 
 
-def differing_steps(steps: Iterable[Mapping[str, Any]], registry: Any, table: Table) -> list[DifferingMethod]:
+def step_class(name: str) -> type | None:
+    """Return the class of a pipeline's step by its name, None if there is none.
+
+    It is that of mmdet3d's registry, if mmdet3d is imported, before that of mmdet, as mmdet3d's `Compose` has
+    it.
+    """
+    from mmdet.datasets.builder import PIPELINES
+
+    builder = sys.modules.get('mmdet3d.datasets.builder')
+    return (builder and builder.PIPELINES.get(name)) or PIPELINES.get(name)
+
+
+def is_library_step(name: str) -> bool:
+    """Return whether mmdet or mmdet3d, if it is imported, has a pipeline step of this name."""
+    names = ('mmdet.datasets.pipelines', 'mmdet3d.datasets.pipelines')
+    return any(hasattr(sys.modules.get(module), name) for module in names)
+
+
+def differing_steps(steps: Iterable[Mapping[str, Any]], table: Table) -> list[DifferingMethod]:
     """Return the steps of a test pipeline that have a library's name, and are the user's or call its code.
 
-    The rule in a file follows the library's steps, so that the pictures of a proof judge others. Methods of a
-    step in a copy of the library count unless the table has them.
+    The rule in a file follows the library's steps, so that the samples of a proof judge others. Methods of a
+    step in a copy of mmdet count unless the table has them; those in a copy of mmdet3d do not count.
 
     Args:
         steps: the steps that a rule knows by their names.
-        registry: mmcv's registry of pipeline steps.
         table: 'mmdet.Resize' and others -> method -> hashes of the versions that the rule follows.
     """
     differing: dict[str, DifferingMethod] = {}
     for name in dict.fromkeys(str(step.get('type')) for step in steps):
-        kind = registry.get(name)
-        methods = [value for base in getattr(kind, '__mro__', ()) for value in vars(base).values()]
-        functions = [getattr(value, '__func__', value) for value in methods]
-        functions = [function for function in functions if isinstance(function, FunctionType)]
+        kind = step_class(name)
         if kind is not None and not kind.__module__.startswith(('mmdet.', 'mmdet3d.', 'mmdeploy_ext.')):
             differing[name] = _described(name, source_of_class(kind), f'mmdet.{name}')
             continue
+        attributes = [
+            (f'{base.__name__}.{attribute}', getattr(value, '__func__', value))
+            for base in getattr(kind, '__mro__', ())
+            for attribute, value in vars(base).items()
+        ]
+        functions = {method: value for method, value in attributes if isinstance(value, FunctionType)}
         released = table.get(f'mmdet.{name}', {})
-        for function in filter(is_foreign, functions):
-            method = function.__qualname__
+        foreign = {method: value for method, value in functions.items() if is_foreign(value)}
+        copied = {method for method, value in foreign.items() if value.__module__.startswith('mmdet3d.')}
+        for method, function in foreign.items():
             hashes = released.get(function.__name__, ())
-            if function.__name__ == '__repr__' or _differing_source(function, hashes) is None:
-                continue
-            differing[method] = _described(method, source_of_function(function), f'mmdet.{name}')
-        differing |= {method.name: method for method in called_of_others(functions)}
+            is_followed = method in copied or _differing_source(function, hashes) is None
+            if function.__name__ != '__repr__' and not is_followed:
+                differing[method] = _described(method, source_of_function(function), f'mmdet.{name}')
+        if not copied:
+            differing |= {method.name: method for method in called_of_others(functions.values())}
     return list(differing.values())
 
 

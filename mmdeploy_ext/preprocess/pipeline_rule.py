@@ -51,8 +51,8 @@ def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
             order.append(kind)
         elif kind not in NEUTRAL:
             raise ConfigError(
-                f'test pipeline step {kind!r} changes the image in a way that the exported file cannot '
-                f'describe; supported: {", ".join(ORDERED)}'
+                f'test pipeline step {kind!r} may change pictures or points in a way that the exported file '
+                f'cannot describe; supported: {", ".join(ORDERED)}'
             )
     if order[-2:] == ['Pad', 'Normalize']:  # Mask2Former's: padding is normalised, too
         order[-2:] = reversed(order[-2:])
@@ -85,9 +85,9 @@ def _check_combination(order: Sequence[str], values: Mapping[str, Any]) -> None:
 
 
 def steps_of(pipeline: Sequence[Mapping[str, Any]], *kinds: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the steps of these types (`kinds`), those inside other steps too."""
+    """Yield the steps of these types (`kinds`), by default of all, those inside other steps too."""
     for step in pipeline:
-        if step.get('type') in kinds:
+        if not kinds or step.get('type') in kinds:
             yield step
         yield from steps_of(step.get('transforms', ()), *kinds)
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from mmdet.models.builder import MODELS as MMDET_MODELS
+from mmdet3d.datasets.builder import PIPELINES
+from mmdet3d.datasets.pipelines.loading import LoadPointsFromFile
 from mmdet3d.datasets.pipelines.transforms_3d import AffineResize
 from mmdet3d.models.builder import build_head
 from mmdet3d.models.dense_heads import SMOKEMono3DHead
@@ -17,6 +19,7 @@ from mmdet3d.models.detectors import SMOKEMono3D
 
 from marking import in_suite
 from mmdeploy_ext.cli import run_app
+from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.config import test_pipeline as pipeline_of
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.engines import build_backend
@@ -340,6 +343,25 @@ def test_parts_that_are_registered_with_mmdet_belong_to_the_family_of_their_base
     cfg.model.type, cfg.model.bbox_head.type = 'MyDetector', 'MyHead'
     family = find_family(cfg)
     assert family.name == 'smoke' and type(family.build(cfg).bbox_head) is head
+
+
+class AffineResizeOfAPackage(AffineResize):
+    def __call__(self, results):
+        return super().__call__(results)
+
+
+def load_fewer(self, pts_filename):
+    return np.fromfile(pts_filename, np.float32)[:2_000_000]
+
+
+def test_steps_of_mmdet3d_that_are_the_users_are_named(monkeypatch):
+    pictures, points = toy('smoke'), load_config('projects/configs/PointPillars/pointpillars_toy.py')
+    assert [find_family(cfg).differing_steps(cfg) for cfg in (pictures, points)] == [[], []]
+    monkeypatch.setitem(PIPELINES.module_dict, 'AffineResize', AffineResizeOfAPackage)
+    monkeypatch.setattr(LoadPointsFromFile, '_load_points', load_fewer)
+    (step,) = find_family(pictures).differing_steps(pictures)
+    (method,) = find_family(points).differing_steps(points)
+    assert (step.name, method.name) == ('AffineResize', 'LoadPointsFromFile._load_points')
 
 
 def test_what_the_graphs_do_not_reproduce_is_refused_by_its_key():

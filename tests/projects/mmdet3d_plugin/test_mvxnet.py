@@ -209,6 +209,10 @@ def test_a_fault_in_our_own_graph_is_not_proven(monkeypatch, tmp_path, name):
 
 CONFIGS = {
     'another encoder': ({"type='DynamicVFE'": "type='DynamicSimpleVFE'"}, 'expected DynamicVFE'),
+    "an encoder derived from mmdet3d's": (
+        {"type='SparseEncoder'": "type='SparseEncoderSASSD'"},
+        "type='SparseEncoderSASSD'; expected SparseEncoder",
+    ),
     'another head': ({'pts_bbox_head=head, ': ''}, 'pts_bbox_head.type=None; expected Anchor3DHead'),
     'another fusion': (
         {"type='PointFusion'": "type='VoteFusion'"},

@@ -44,10 +44,10 @@ DETECTOR = 'DynamicMVXFasterRCNN'
 """The detector whose points take the features of a picture."""
 PARTS = dict(
     pts_voxel_encoder=('DynamicVFE', builder.VOXEL_ENCODERS),
-    pts_middle_encoder=('SparseEncoder', builder.MIDDLE_ENCODERS),
+    pts_middle_encoder=('SparseEncoder', None),
     pts_bbox_head=('Anchor3DHead', builder.HEADS),
 )
-"""Key of a part -> the class that is exported, or a base of it, and its registry."""
+"""Key of a part -> the class that is exported, and its registry; None: not what is derived from it."""
 NOT_EXPORTED = ('pts_fusion_layer', 'img_rpn_head', 'img_roi_head')
 """Keys of parts that change the results, and of which there are none in MVX-Net."""
 FUNCTIONS = ('point_sample', 'apply_3d_transformation', 'points_cam2img', 'get_proj_mat_by_coord_type')
@@ -86,7 +86,8 @@ class MvxNetFamily(AnchorHead, LidarFamily):
     def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
         for key, (exported, registry) in PARTS.items():
             part_type = (model.get(key) or {}).get('type')
-            if exported not in names_of_class(registry, part_type):
+            names = names_of_class(registry, part_type) if registry else [part_type]
+            if exported not in names:
                 raise ConfigError(f'{filename}: model.{key}.type={part_type!r}; expected {exported}')
         if not model.get('img_backbone'):
             raise ConfigError(f'{filename}: model has no img_backbone; expected that of the picture')
