@@ -129,7 +129,7 @@ class TransFusionHead(nn.Module):
         auxiliary: has no effect with one decoder layer.
         in_channels: of the bird's-eye map.
         hidden_channel: C, channels of the queries.
-        num_classes: K.
+        num_classes: K, at least 10 with the data set 'nuScenes' and 3 with 'Waymo', else ConfigError.
         num_decoder_layers: has to be 1.
         num_heads: of both attentions.
         nms_kernel_size: side of the window in cells of which a peak is the largest.
@@ -140,7 +140,8 @@ class TransFusionHead(nn.Module):
         common_heads: kind of value of a box, such as 'center' -> (channels, layers) of its network.
         num_heatmap_convs: layers of the network of the classes.
         train_cfg: settings of the losses, see `HeadLosses`; None for a model that is not trained.
-        test_cfg: `dataset`, 'nuScenes' or 'Waymo', and `nms_type`, 'circle' or None.
+        test_cfg: `dataset`, 'nuScenes' or 'Waymo', and `nms_type`, 'circle' or None; ConfigError: no
+            `dataset`, or another value.
         bbox_coder: config of the box coder.
         loss_cls, loss_heatmap, loss_bbox: configs of the losses of classes, heat map and boxes.
         unused: upstream's keys `conv_cfg`, `norm_cfg`, `bias` and `loss_iou`; ConfigError: another key.
@@ -299,7 +300,7 @@ class TransFusionHead(nn.Module):
 
     @torch.no_grad()
     def get_bboxes(self, predictions: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample.
+        """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample, in the order of the queries.
 
         The columns of boxes are x, y, z of the bottom's centre, width, length and height, m, yaw, rad, and
         velocity in x and y, m/s, which they lack if `common_heads` has no 'vel'. `predictions` are those of
