@@ -400,7 +400,9 @@ def step_of_copy(folder, name, edit):
     return names[name]
 
 
-def test_a_step_of_a_copy_of_mmdet_is_named_if_it_was_edited_and_not_in_its_repr(tmp_path):
+def test_a_step_of_a_copy_of_mmdet_is_named_if_it_was_edited_and_not_in_its_repr(tmp_path, monkeypatch):
+    from mmdet.datasets.builder import PIPELINES
+
     edits = dict(
         none=lambda text: text,
         repr=lambda text: text.replace('return repr_str', "return repr_str + '.'"),
@@ -408,8 +410,9 @@ def test_a_step_of_a_copy_of_mmdet_is_named_if_it_was_edited_and_not_in_its_repr
     )
     table, named = replaced.table_of(LAYERS_FOLDER), {}
     for edit, change in edits.items():
-        registry = dict(Normalize=step_of_copy(tmp_path / edit, 'Normalize', change))
-        methods = replaced.differing_steps([dict(type='Normalize')], registry, table)
+        step = step_of_copy(tmp_path / edit, 'Normalize', change)
+        monkeypatch.setitem(PIPELINES.module_dict, 'Normalize', step)
+        methods = replaced.differing_steps([dict(type='Normalize')], table)
         named[edit] = [method.name for method in methods]
     assert named == dict(none=[], repr=[], call=['Normalize.__call__'])
 
