@@ -92,7 +92,8 @@ def check_heads(cfg: Any, roi_head: nn.Module) -> None:
 def facts_of(model: nn.Module) -> dict[str, Any]:
     """Return name -> setting of mmdet's fusion head, as files tell them to `families/two_stage/runtime`.
 
-    The names are `num_classes`, `num_things`, `mask_thr`, `mask_overlap` and `stuff_area_limit`.
+    The names are `num_classes`, of things and stuff together, `num_things`, `mask_thr`, `mask_overlap` and
+    `stuff_area_limit`.
     """
     fusion = model.panoptic_fusion_head
     return dict(
