@@ -125,8 +125,11 @@ def _decode_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...
 
 def _raw_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
     head, generator = described(model), generator_of(model.bbox_head)
-    coder = kind_of(model.bbox_head).coder(model.bbox_head)['type']
-    meanings = dict(RAW_MEANINGS, bbox_pred=(BOX_MEANINGS.get(coder, ''), ''))
+    coder = kind_of(model.bbox_head).coder(model.bbox_head)
+    meaning = BOX_MEANINGS.get(coder['type'], '')
+    if coder.get('around_points'):
+        meaning += ', from the point of the cell'
+    meanings = dict(RAW_MEANINGS, bbox_pred=(meaning, ''))
     if head.activation == 'none':
         meanings['cls_score'] = ('class scores, 0..1', '')
     shapes = feature_shapes(model, options)
