@@ -197,7 +197,8 @@ class Scenery:
 
     Attributes:
         tile: (256, 256, 3) float32 BGR 0..255, the ground, repeated everywhere.
-        skyline: (n,) float32, sine of the elevation of the roofs, evenly around the horizon.
+        skyline: (n,) float32, sine of the elevation of the roofs, evenly around the horizon, from the global
+            x axis on counter-clockwise.
         zenith: (3,) colour of the sky above, BGR.
         horizon: (3,) its colour at the horizon, which is that of the haze, too.
     """

@@ -18,7 +18,8 @@ SPREAD = 40
 """Factor on the step with which no box is near enough to another to be suppressed; those beyond the largest
 number of results are dropped all the same."""
 SPREAD_IN_RANGE = 5
-"""The same factor for boxes that have to stay in the range of a coder."""
+"""The same factor for boxes that have to stay in the range of a coder; boxes of all sizes have centres at
+most this many metres from the LiDAR along x and y."""
 OUT_OF_RANGE_M = 1e3
 """What is added to the height of boxes that a coder has to drop, metres."""
 SIZES_M = 0.2, 15.0
