@@ -304,8 +304,9 @@ def needed(count: torch.Tensor, labels: torch.Tensor, cap: int, max_per_img: int
 class Proposals(nn.Module):
     """Per level the `nms_pre` best anchors, decoded and clipped, those that are large enough; suppression.
 
-    A head whose proposals are other boxes than upright ones has a subclass, in which D is their number of
-    columns: `facts_of_head`, `least_side`, `decode`, `sides` and `bounds` say what they are.
+    Boxes suppress those of their own level, or of all if `nms` of the `test_cfg` is `class_agnostic`. A head
+    whose proposals are other boxes than upright ones has a subclass, in which D is their number of columns:
+    `facts_of_head`, `least_side`, `decode`, `sides` and `bounds` say what they are.
     """
 
     facts_of_head = staticmethod(facts_of)
