@@ -106,7 +106,7 @@ class FramesProof(ExportedProof):
 
     @functools.cached_property
     def graphs(self) -> dict[str, Graph]:
-        """The graphs of the model with these options, by name."""
+        """The graphs of the model by name, with the options of the export, before commands changed files."""
         options = fresh_export.options_of_export(self.export_options, self.metadata[0])
         with self.deployment.watching_exports():
             graphs = self.deployment.family.graphs(self.deployment.model, options)
