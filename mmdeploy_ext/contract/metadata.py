@@ -197,7 +197,8 @@ def check_entry_names(
     Args:
         props: `metadata_props` of the file.
         path: path of the file, for the message.
-        entries: `FILE_ENTRIES`, or `BACKBONE_ENTRIES` of a file that `export_scn.py` writes.
+        entries: name of an entry -> whether a file must have it: `FILE_ENTRIES`, or `BACKBONE_ENTRIES` of a
+            file that `export_scn.py` writes.
 
     Raises:
         ModelFileError: not written by mm2onnx, by other rules, without an entry, or with one too many.

@@ -24,7 +24,7 @@ class TensorRow:
 
     Attributes:
         tensor: output name; with the group's name if there are several.
-        shape: shape of the reference, '1x80x76x76'.
+        shape: shape of the reference, '1x80x76x76', with the group's columns alone; '-' if there is none.
         max_abs: largest absolute difference, in the unit of the tensor; None if nothing could be compared, as
             are `max_rel`, `cosine`, `tolerance` and `norm_ratio` then.
         max_rel: the same over the largest absolute reference value of the group; None also for a reference of

@@ -394,6 +394,8 @@ def _stored(candidate: Candidate) -> Iterator[Path]:
 def run_limited(command: str | list[str], seconds: float) -> tuple[int | None, str]:
     """Run a command, a text for the shell or a list of words; after `seconds` it is killed with its children.
 
+    Children that it leaves behind when it ends by itself are killed, too.
+
     Returns:
         Exit status, negative for a signal, None when it was stopped; and what it printed.
     """
