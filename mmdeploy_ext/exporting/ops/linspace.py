@@ -1,7 +1,8 @@
 """`torch.linspace` with as many steps as an axis has, which TorchScript's exporter of torch 2.13 gets wrong.
 
 It divides the interval by the number of steps less one, so that the only value of a single step is 0 / 0:
-mmcv's `GeneralizedAttention` gave NaN for a map whose keys are one row or one column.
+mmcv's `GeneralizedAttention` gave NaN for a map whose keys are one row or one column. From a start
+that is no whole number it makes float64, whatever type was asked for, which no GridSample behind it takes.
 """
 
 import contextlib
@@ -29,4 +30,24 @@ def linspace_of_one_step() -> Iterator[None]:
         return torch.arange(steps, **options).to(dtype) * step + start
 
     with mock.patch.object(torch, 'linspace', divided):
+        yield
+
+
+@contextlib.contextmanager
+def linspace_of_its_type() -> Iterator[None]:
+    """Inside the block a traced `torch.linspace` of fractions is a constant of the type that it is given.
+
+    The block is for a trace by TorchScript of a fixed size, in which the number of steps may be the size of
+    an axis, that is, a tensor. It holds for the whole process.
+    """
+    linspace = torch.linspace
+
+    def constant(start: Any, end: Any, steps: Any, **options: Any) -> torch.Tensor:
+        dtype = options.get('dtype')
+        if not isinstance(steps, torch.Tensor) or dtype is None or not isinstance(start, float):
+            return linspace(start, end, steps, **options)
+        values = linspace(start, float(end), int(steps), **options)
+        return torch.tensor(values.tolist(), dtype=dtype, device=values.device)
+
+    with mock.patch.object(torch, 'linspace', constant):
         yield

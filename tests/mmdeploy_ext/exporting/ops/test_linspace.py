@@ -36,3 +36,20 @@ def test_maps_of_one_row_or_column_equal_pytorch(module):
             expected = module(x).numpy()
         (result,) = session.run(None, {'input_0': x.numpy()})
         np.testing.assert_allclose(result, expected, atol=2e-6)
+
+
+class Centres(torch.nn.Module):
+    """The centre of each row, as shares of the height, at which a map is read."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height = x.shape[2]
+        rows = torch.linspace(0.5, height - 0.5, height, dtype=torch.float32, device=x.device) / height
+        grid = torch.stack([rows, rows], -1)[None, None] * 2 - 1
+        return torch.nn.functional.grid_sample(x, grid, align_corners=False)
+
+
+def test_steps_from_a_fraction_have_their_type_in_a_graph_of_a_fixed_size():
+    x = torch.randn(1, 2, 4, 4)
+    graph = export_module(Centres(), [x])
+    (result,) = onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {'input_0': x.numpy()})
+    np.testing.assert_allclose(result, Centres()(x).numpy(), atol=2e-6)
