@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable, Iterator
     from types import CodeType, FrameType
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
@@ -113,6 +113,32 @@ def random_state() -> dict[str, Any]:
     )
 
 
+@contextlib.contextmanager
+def draws_left_out(codes: Collection[CodeType]) -> Iterator[None]:
+    """Inside the block a function of one of these codes leaves `random_state` as it was before its call."""
+    states: list[tuple[Any, ...]] = []
+    ids, previous = {id(code) for code in codes}, sys.getprofile()
+
+    def watch(frame: FrameType, event: str, arg: Any) -> None:
+        if previous is not None:
+            previous(frame, event, arg)
+        if id(frame.f_code) in ids:
+            if event == 'call':
+                states.append((random.getstate(), np.random.get_state(), torch.get_rng_state()))
+            elif event == 'return' and states:
+                setters = random.setstate, np.random.set_state, torch.set_rng_state
+                for restore, state in zip(setters, states.pop(), strict=True):
+                    restore(state)
+
+    if codes:
+        sys.setprofile(watch)
+    try:
+        yield
+    finally:
+        if codes:
+            sys.setprofile(previous)
+
+
 class Contents:
     """Makes of values what can be compared: the numbers, texts and arrays in them, however deep.
 
@@ -144,7 +170,8 @@ class Contents:
 
     def _attributes(self, value: Any) -> list[Any]:
         """Return names and contents of the attributes of an object; [] if it has none."""
-        attributes = dict(getattr(value, '__dict__', {}))
+        fields = getattr(value, '__dict__', None)  # anything, of an object that answers to every name
+        attributes = dict(fields) if isinstance(fields, Mapping) else {}
         for kind in type(value).__mro__:
             slots = vars(kind).get('__slots__', ())
             for name in (slots,) if isinstance(slots, str) else slots:

@@ -18,7 +18,7 @@ from torch.onnx._internal.torchscript_exporter import registration
 
 from mmdeploy_ext.core.foreign_functions import is_users_value
 from mmdeploy_ext.core.model_classes import LIBRARIES, OURS, classes_of
-from mmdeploy_ext.core.source_code import DISTRIBUTIONS, is_in_package
+from mmdeploy_ext.core.source_code import DISTRIBUTIONS, codes_in, is_in_package
 from mmdeploy_ext.lint import check
 from mmdeploy_ext.lint.nested import copies, copy_of
 from mmdeploy_ext.lint.rules import RIGHT, RULES
@@ -27,6 +27,7 @@ from mmdeploy_ext.proving.interceptions import interceptions
 from mmdeploy_ext.proving.outer_state import (
     Contents,
     codes_of_run,
+    draws_left_out,
     functions_of,
     lines_that_set_globals,
     random_state,
@@ -34,7 +35,7 @@ from mmdeploy_ext.proving.outer_state import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import CodeType, FrameType
 
     from mmdeploy_ext.lint.report import Finding
@@ -116,6 +117,7 @@ def lines_of_module(
     any_size: bool,
     places: Iterable[Path] = (),
     is_stateless: bool = True,
+    followed: Iterable[Callable[..., Any]] = (),
 ) -> list[TracedLine]:
     """Return the lines of the user's code in a module that choose, and what of its state changes.
 
@@ -128,6 +130,8 @@ def lines_of_module(
         places: files and folders whose lines are the user's, though they are among installed packages.
         is_stateless: whether state of the module that a run changes counts; that of models of frames is in
             their graphs. State of functions and classes always counts.
+        followed: functions that a verdict names by itself if they differ, see `Family.followed_functions`;
+            random numbers that they draw do not count.
     """
     findings = []
     for observed in (module, *_warmed(module, inputs)):
@@ -147,7 +151,8 @@ def lines_of_module(
     lines = [line for line in lines if line is not None]
     lines += forms_of_exports(module, inputs, exporter, places)
     lines += [TracedLine(name, 0, '', 'everywhere') for name in interceptions()]
-    return list(dict.fromkeys(lines + changing_state(module, inputs, other_inputs, places, is_stateless)))
+    lines += changing_state(module, inputs, other_inputs, places, is_stateless, followed)
+    return list(dict.fromkeys(lines))
 
 
 def _warmed(module: torch.nn.Module, inputs: Sequence[Any]) -> list[torch.nn.Module]:
@@ -240,6 +245,7 @@ def changing_state(
     other_inputs: Sequence[Any],
     places: Sequence[Path],
     is_stateless: bool,
+    followed: Iterable[Callable[..., Any]] = (),
 ) -> list[TracedLine]:
     """Return the state that the runs of a module change or keep, and what they draw random numbers of.
 
@@ -252,9 +258,10 @@ def changing_state(
     Arguments are those of `lines_of_module`.
     """
     copy, states, drawn = copy_of(module), [], random_state()
+    left_out = {code for function in followed for code in codes_in(function.__code__)}
 
     def run(observed: torch.nn.Module = copy, values: Sequence[Any] = inputs) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), draws_left_out(left_out):
             observed(*copies(list(values)))
 
     codes = codes_of_run(run, lambda code: _is_users_file(Path(code.co_filename), places))

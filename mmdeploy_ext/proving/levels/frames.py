@@ -138,7 +138,8 @@ class FramesProof(ExportedProof):
         if not has_users_code(self.deployment.model):
             return []
         options = fresh_export.options_of_export(self.export_options, self.metadata[0])
-        return traced_lines_of_graphs(self.graphs.values(), options.exporter)
+        followed = self.deployment.family.followed_functions(self.deployment.model)
+        return traced_lines_of_graphs(self.graphs.values(), options.exporter, followed)
 
     def preprocessing(self) -> PreprocessingResult:
         """Compare frames prepared by the rule in the last file with those of the config's test pipeline.

@@ -24,7 +24,8 @@ from mmdeploy_ext.proving.interceptions import interceptions
 from mmdeploy_ext.proving.traced_code import TracedLine, lines_of_module, users_symbolics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Any
 
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.stages import Graph, Stage
@@ -64,6 +65,7 @@ def traced_lines(
     exporter: str,
     any_size: bool,
     is_stateless: bool = True,
+    followed: Iterable[Callable[..., Any]] = (),
 ) -> list[TracedLine]:
     """Return the lines of the user's code in a chain of modules that choose by values, or by sizes.
 
@@ -78,7 +80,9 @@ def traced_lines(
             what it follows is left out.
         any_size: whether sizes may differ, so that lines that choose by them count.
         is_stateless: whether the modules should have no state, so that what a run changes counts.
+        followed: as of `traced_code.lines_of_module`.
     """
+    followed = list(followed)
     files_of = [files_of_users_classes(stage.module) for stage in chain]
     has_users = [has_users_code(stage.module) for stage in chain]
     lines: list[TracedLine] = []
@@ -87,7 +91,7 @@ def traced_lines(
         if not any(has_users[index:]):
             break
         if has_users[index]:
-            observed = _ObservedStage(stage, stage.exporter or exporter, any_size, is_stateless)
+            observed = _ObservedStage(stage, stage.exporter or exporter, any_size, is_stateless, followed)
             lines += observed.lines(feeds, files)
         if any(has_users[index + 1 :]):
             for arrays in feeds:
@@ -95,7 +99,9 @@ def traced_lines(
     return list(dict.fromkeys(lines))
 
 
-def traced_lines_of_graphs(graphs: Iterable[Graph], exporter: str) -> list[TracedLine]:
+def traced_lines_of_graphs(
+    graphs: Iterable[Graph], exporter: str, followed: Iterable[Callable[..., Any]] = ()
+) -> list[TracedLine]:
     """Return the lines of the user's code in the graphs of a model of frames or sweeps that choose by values.
 
     Each graph runs on the example that it is traced on. Lines that choose by sizes, such as the number of
@@ -104,12 +110,15 @@ def traced_lines_of_graphs(graphs: Iterable[Graph], exporter: str) -> list[Trace
     Args:
         graphs: the graphs of the model.
         exporter: the exporter of the files, as of `traced_lines`.
+        followed: as of `traced_code.lines_of_module`.
     """
-    lines: list[TracedLine] = []
+    lines, followed = [], list(followed)
     for graph in graphs:
         example = {name: tensor.cpu().numpy() for name, tensor in graph.example.items()}
         stages = [dataclasses.replace(stage, name=stage.name or graph.name) for stage in graph.stages]
-        lines += traced_lines(stages, [example, example], exporter, any_size=False, is_stateless=False)
+        lines += traced_lines(
+            stages, [example, example], exporter, any_size=False, is_stateless=False, followed=followed
+        )
     return list(dict.fromkeys(lines))
 
 
@@ -134,6 +143,7 @@ class _ObservedStage:
     exporter: str
     any_size: bool
     is_stateless: bool
+    followed: Sequence[Callable[..., Any]]
 
     def lines(self, feeds: Sequence[Mapping[str, np.ndarray]], files: Iterable[Path]) -> list[TracedLine]:
         """Return the lines of the stage; one that says so if the stage cannot be observed."""
@@ -146,7 +156,14 @@ class _ObservedStage:
         places = {file if file.parent.name in PACKAGE_FOLDERS else file.parent for file in files}
         try:
             return lines_of_module(
-                module, inputs, other_inputs, self.exporter, self.any_size, places, self.is_stateless
+                module,
+                inputs,
+                other_inputs,
+                self.exporter,
+                self.any_size,
+                places,
+                self.is_stateless,
+                self.followed,
             )
         except Exception as error:  # the user's code may do with a watched size what no plain number minds
             return [TracedLine(self.stage.name, 0, f'{type(error).__name__}: {error}'[:200], 'values')]

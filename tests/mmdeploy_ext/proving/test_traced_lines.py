@@ -14,6 +14,8 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph, Stage
 from mmdeploy_ext.proving.levels.frames import FramesProof
 from mmdeploy_ext.proving.levels.traced_lines import has_users_code, observed_inputs, traced_lines
+from mmdeploy_ext.proving.outer_state import Contents
+from mmdeploy_ext.proving.traced_code import lines_of_module
 from mmdeploy_ext.proving.verdict import Verdict
 
 NECK = """
@@ -97,7 +99,8 @@ def test_graphs_of_frames_are_observed_on_the_inputs_that_are_traced(tmp_path, l
         Graph('backbone', module, GraphSpec('b', tensors('img'), tensors('maps')), example),
     ]
     proof = object.__new__(FramesProof)
-    proof.deployment = types.SimpleNamespace(model=module)
+    family = types.SimpleNamespace(followed_functions=lambda model: [])
+    proof.deployment = types.SimpleNamespace(model=module, family=family)
     proof.graphs = {graph.name: graph for graph in graphs}
     proof.export_options = types.SimpleNamespace(exporter='torchscript')
     proof.files = [types.SimpleNamespace(metadata=types.SimpleNamespace(edits=()))]
@@ -318,3 +321,27 @@ def test_state_outside_of_attributes_and_random_numbers_make_inputs_decide(tmp_p
     module = neck(tmp_path, line)
     module.conv.settings = {'runs': 0}
     assert [entry.reason for entry in lines_of(module)] == [reason.format(LINE)]
+
+
+def test_random_numbers_of_a_followed_function_do_not_count(tmp_path):
+    module, inputs = neck(tmp_path, 'import numpy as np; np.random.rand()'), [torch.from_numpy(INPUT)]
+    forward = type(module).forward
+
+    def lines(*followed):
+        found = lines_of_module(module, inputs, inputs, 'torchscript', any_size=False, followed=followed)
+        return [line.reason for line in found]
+
+    assert lines() == ['random numbers of numpy are drawn'] and lines(forward) == []
+    assert lines(torch.nn.Conv2d.forward) == ['random numbers of numpy are drawn']
+
+
+def test_an_object_that_answers_to_every_name_has_no_state():
+    class Answering:
+        __slots__ = ()
+
+        def __getattr__(self, name):
+            if name == '__dict__':
+                return 0
+            raise AttributeError(name)
+
+    assert Contents().of(Answering()) == ['Answering']
