@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from mmdeploy_ext.core.foreign_functions import is_users_value
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
     from types import CodeType, FrameType
@@ -113,6 +115,10 @@ def random_state() -> dict[str, Any]:
     )
 
 
+class UnreadableError(RuntimeError):
+    """An object of the user's whose attributes raise an error when they are read."""
+
+
 @contextlib.contextmanager
 def draws_left_out(codes: Collection[CodeType]) -> Iterator[None]:
     """Inside the block a function of one of these codes leaves `random_state` as it was before its call."""
@@ -153,9 +159,23 @@ class Contents:
         self._seen = {id(value): value for value in self._left_out}  # kept, so that no other has the same id
 
     def of(self, value: Any) -> Any:
-        """Return what can be compared of a value; its type, if it was met before."""
+        """Return what can be compared of a value; its type, if it was met before.
+
+        That is also its type if it is a library's and its contents cannot be read, as those of a name of an
+        absent package. RuntimeError: those of an object of the user's cannot be read.
+        """
         if isinstance(value, PLAIN):
             return value if value == value else 'nan'  # NaN differs from itself
+        try:
+            return self._contents(value)
+        except UnreadableError:
+            raise
+        except Exception as error:
+            if is_users_value(type(value)):
+                raise UnreadableError(f'{type(value).__name__}: {type(error).__name__}: {error}') from error
+            return type(value).__name__
+
+    def _contents(self, value: Any) -> Any:
         name = type(value).__name__
         if id(value) in self._seen or len(self._seen) > MAX_VALUES:
             return name
@@ -181,7 +201,7 @@ class Contents:
 
 
 def _parts_of_array(value: torch.Tensor | np.ndarray) -> tuple[Any, ...]:
-    array = value
+    array = np.asarray(value) if isinstance(value, np.ndarray) else value  # numpy.ma.masked writes no bytes
     if isinstance(value, torch.Tensor):
         try:
             array = value.detach().cpu().numpy()
@@ -204,6 +224,7 @@ PARTS: tuple[tuple[Any, Callable[[Any], Iterable[Any]]], ...] = (
     (np.random.Generator, lambda value: [repr(value.bit_generator.state)]),
     (np.random.RandomState, lambda value: [repr(value.get_state())]),
     (torch.Generator, lambda value: value.get_state().tolist()),
+    (random.SystemRandom, lambda value: []),  # it has no state
     (random.Random, lambda value: [value.getstate()]),
     (Mapping, lambda value: [entry for item in [*value.items()] for entry in item]),
     ((list, tuple, deque), list),

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import random
 import types
 
 import numpy as np
@@ -14,7 +15,7 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph, Stage
 from mmdeploy_ext.proving.levels.frames import FramesProof
 from mmdeploy_ext.proving.levels.traced_lines import has_users_code, observed_inputs, traced_lines
-from mmdeploy_ext.proving.outer_state import Contents
+from mmdeploy_ext.proving.outer_state import Contents, UnreadableError
 from mmdeploy_ext.proving.traced_code import lines_of_module
 from mmdeploy_ext.proving.verdict import Verdict
 
@@ -345,3 +346,18 @@ def test_an_object_that_answers_to_every_name_has_no_state():
             raise AttributeError(name)
 
     assert Contents().of(Answering()) == ['Answering']
+    assert Contents().of(np.ma.masked)[0] == 'MaskedConstant'
+    assert Contents().of(random.SystemRandom())[0] == 'SystemRandom'
+
+
+def test_an_object_of_a_library_that_cannot_be_read_counts_by_its_type_and_one_of_the_users_does_not():
+    class Refusing:
+        __slots__ = ('entry',)
+
+        def __getattr__(self, name):
+            raise ModuleNotFoundError(name)
+
+    with pytest.raises(UnreadableError, match='Refusing: ModuleNotFoundError'):
+        Contents().of([Refusing()])
+    Refusing.__module__ = 'torch.absent'
+    assert Contents().of([Refusing(), 1]) == ['list', 'Refusing', 1]
