@@ -8,6 +8,7 @@ import functools
 import gc
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,10 @@ RAISES = {
     '_assert', 'multinomial', 'bernoulli', 'normal', 'cdist', 'bincount', 'repeat_interleave',
 }  # fmt: skip
 """Functions of torch that raise an exception for some values."""
+REGIONS = 1 << 62
+"""Bit of `Mark.counted` of features of regions: PyTorch has a row for each region that it finds."""
+POOLING = {'level_regions', 'constant_level_regions'}
+"""Operators of `exporting/ops/roi_align.py`, which pool features of regions."""
 OF_ALL_SIZES = {'numel', 'nelement', 'stride', 'nbytes.__get__'}
 """Functions of torch that give numbers which follow from all sizes of a tensor."""
 
@@ -172,7 +177,7 @@ class Call:
 def name_of(func: Callable[..., Any]) -> str:
     """Return the name of a function of torch without its module, see `Call.name`."""
     full = resolve_name(func) or getattr(func, '__name__', '')
-    parts = full.split('.')
+    parts = full.removesuffix('.default').rpartition('::')[2].split('.')
     if parts[-1] in ('__get__', '__set__', '__delete__'):
         return '.'.join(parts[-2:])
     return 'grid_sample' if parts[-1] == 'grid_sampler' else parts[-1]
@@ -217,7 +222,7 @@ class Observer(TorchFunctionMode):
         for index, tensor in enumerate(inputs):
             self.marks.put(tensor, Mark(1 << index))
         if every_choice:
-            self.marks.of_unknown = Mark((1 << len(self.inputs)) - 1)
+            self.marks.of_unknown = Mark((1 << len(self.inputs)) - 1, counted=REGIONS)
             # kept, so that no other has the same id
             self._constants = [value for value in gc.get_objects() if type(value) in TENSORS]
             self.marks.constants = {*map(id, self._constants), *self.state}
@@ -248,7 +253,7 @@ class Observer(TorchFunctionMode):
             return
         site = caller(through_torch=True)
         if site is not None and site.caught:
-            by_values = mark.counted or name in RAISES or name.startswith(('linalg_', 'cholesky'))
+            by_values = mark.counted & ~REGIONS or name in RAISES or name.startswith(('linalg_', 'cholesky'))
             rule = 'value-in-branch' if by_values else 'size-in-branch'
             self.recorder.add(rule, f'{name} may raise an exception that is caught', site)
 
@@ -286,8 +291,11 @@ class Observer(TorchFunctionMode):
     def read_sizes(self, site: Site, tensor: torch.Tensor) -> list[Origins]:
         """Note that a line read the sizes of a tensor; return origins, see `Recorder.read_sizes`."""
         origins = self.recorder.read_sizes(site, tuple(tensor.shape))
-        if self.recorder.every_choice and self.marks.of(tensor).counted:
+        counted = self.marks.of(tensor).counted if self.recorder.every_choice else 0
+        if counted & ~REGIONS:
             self.recorder.of_values.update(*origins)
+        elif counted and origins:
+            self.recorder.of_regions |= origins[0]
         return origins
 
     def _mark_results(self, call: Call) -> None:
@@ -298,7 +306,9 @@ class Observer(TorchFunctionMode):
             if call.name in VALUES_FROM_SIZES:
                 mark |= Mark(0, call.mark.origins)
             mark |= Mark(counted=call.mark.counted)
-        if self.recorder.every_choice and _counts_by_values(call):
+        if self.recorder.every_choice and _pools_regions(call):
+            mark |= Mark(counted=REGIONS)
+        elif self.recorder.every_choice and _counts_by_values(call):
             mark |= Mark(counted=call.mark.inputs)
         target = call.args[0] if call.in_place and call.args else None
         if isinstance(target, torch.Tensor):
@@ -308,6 +318,12 @@ class Observer(TorchFunctionMode):
                 self.marks.put(tensor, mark)
         for tensor in tensors_in(call.kwargs.get('out')):
             self.marks.add(tensor, mark)
+
+
+def _pools_regions(call: Call) -> bool:
+    """Return whether a call gives features of regions."""
+    is_of_mmcv = call.name == 'Function.apply' and 'roi' in call.args[0].__name__.lower()
+    return is_of_mmcv or call.name in POOLING
 
 
 def _counts_by_values(call: Call) -> bool:
@@ -385,18 +401,28 @@ def threads_are_recorded(recorder: Recorder) -> Iterator[None]:
 def functions_carry_marks(observer: Observer) -> Iterator[None]:
     """Let results of `autograd.Function.apply` depend on its arguments, and let the observer see the calls.
 
-    One target, `torch.autograd.Function.apply`, restored on exit: it is no function that a
-    `TorchFunctionMode` sees (torch 2.13).
+    One target, the code of `torch.autograd.Function.apply`, restored on exit: it is no function that a
+    `TorchFunctionMode` sees, and mmcv has bound it to names, such as `roi_align` (torch 2.13).
     """
-    original = torch.autograd.Function.__dict__['apply']
+    apply = torch.autograd.Function.__dict__['apply'].__func__
+    code = apply.__code__
+    original = FunctionType(code, apply.__globals__, apply.__name__, apply.__defaults__, apply.__closure__)
 
-    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-        result = original.__get__(None, cls)(*without_sizes(args), **without_sizes(kwargs))
+    def observed(kind: type, *args: Any, **kwargs: Any) -> Any:
+        result = original(kind, *without_sizes(args), **without_sizes(kwargs))
         mark = observer.marks.of_all((args, kwargs))
-        return observer.see(Call('Function.apply', (cls, *args), kwargs, result, mark, observer))
+        return observer.see(Call('Function.apply', (kind, *args), kwargs, result, mark, observer))
 
-    torch.autograd.Function.apply = classmethod(apply)
+    def with_free_variable(__class__: type) -> Callable[..., Any]:  # the code of `apply` has this one
+        def replacement(cls, *args, **kwargs):  # noqa: ANN001, ANN002, ANN003, ANN202
+            return __class__._observed(cls, *args, **kwargs)
+
+        return replacement
+
+    torch.autograd.Function._observed = staticmethod(observed)
+    apply.__code__ = with_free_variable(torch.autograd.Function).__code__
     try:
         yield
     finally:
-        torch.autograd.Function.apply = original
+        apply.__code__ = code
+        del torch.autograd.Function._observed

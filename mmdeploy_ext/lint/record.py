@@ -40,6 +40,8 @@ OF_VALUES = {
     'size-in-loop': 'value-in-loop',
 }
 """Rule about sizes -> the one about values that it is if the sizes follow from values."""
+ROWS = 'by regions: '
+"""Beginning of the details of events that are about the number of regions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +76,13 @@ class Recorder:
             keys or arrays, and guards whose exception is caught are events, too, and sizes that follow from
             values count as values.
         of_values: origins of the sizes that follow from values, such as the number of rows of `nonzero`.
+        of_regions: origins of the numbers of regions, which a graph may have another of.
     """
 
     def __init__(self, every_choice: bool = False) -> None:
         self.every_choice = every_choice
         self.of_values: set[tuple[str, int, int]] = set()
+        self.of_regions: set[tuple[str, int, int]] = set()
         self.events: list[Event] = []
         self.sizes: dict[tuple[str, int, int], int] = {}
         self.comparisons: list[tuple[str, list[Any], Origins]] = []
@@ -92,6 +96,8 @@ class Recorder:
         """
         if origins and rule in OF_VALUES and not self.of_values.isdisjoint(origins):
             rule, origins = OF_VALUES[rule], None
+        elif origins and rule in OF_VALUES and not self.of_regions.isdisjoint(origins):
+            rule, detail, origins = OF_VALUES[rule], f'{ROWS}{detail}', None
         self.events.append(Event(rule, site, detail, origins))
 
     def read_sizes(self, site: Site, shape: tuple[int, ...]) -> list[Origins]:

@@ -21,6 +21,7 @@ from mmdeploy_ext.core.model_classes import LIBRARIES, OURS, classes_of
 from mmdeploy_ext.core.source_code import DISTRIBUTIONS, codes_in, is_in_package
 from mmdeploy_ext.lint import check
 from mmdeploy_ext.lint.nested import copies, copy_of
+from mmdeploy_ext.lint.record import ROWS
 from mmdeploy_ext.lint.rules import RIGHT, RULES
 from mmdeploy_ext.lint.sites import site_at
 from mmdeploy_ext.proving.interceptions import interceptions
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 VALUES = ('value-to-python', 'value-to-numpy', 'value-in-branch', 'value-in-loop')
 SIZES = ('size-to-python', 'size-in-branch', 'size-in-loop', 'size-changed-in-place')
 """Rules of the linter about numbers that a trace has as constants: values of tensors, and sizes."""
+EMPTY = ' and 0 compared'
+"""End of the details of a comparison of a size with 0."""
 
 
 REASONS = dict(
@@ -352,7 +355,9 @@ def _line(finding: Finding, places: Sequence[Path]) -> TracedLine | None:
         return None
     if not _is_users_file(Path(site.path), places):
         is_known = site.file.split('/')[0] in (*DISTRIBUTIONS, *LIBRARIES)
-        if site.outer is None or (is_known and by == 'sizes'):
+        # libraries test whether there are any regions, and compute the same without
+        is_by_rows = all(detail.startswith(ROWS) or detail.endswith(EMPTY) for detail in finding.details)
+        if site.outer is None or (is_known and (by == 'sizes' or is_by_rows)):
             return None
         site = site.outer
         if not _is_users_file(Path(site.path), places):

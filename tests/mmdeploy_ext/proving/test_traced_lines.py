@@ -8,6 +8,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from mmcv.cnn import ConvTranspose2d
 from mmdet.models.necks import FPN
 
 import toy_atss
@@ -361,3 +362,16 @@ def test_an_object_of_a_library_that_cannot_be_read_counts_by_its_type_and_one_o
         Contents().of([Refusing()])
     Refusing.__module__ = 'torch.absent'
     assert Contents().of([Refusing(), 1]) == ['list', 'Refusing', 1]
+
+
+def test_a_line_that_chooses_by_the_number_of_regions_makes_inputs_decide_in_a_file_of_one_size(tmp_path):
+    boxes = 'torch.tensor([[0., 0., 0., 4., 4.]])'
+    pooled = f'from mmcv.ops import roi_align; y = roi_align(x, {boxes}, (2, 2)); '
+    (entry,) = lines_of(neck(tmp_path, f'{pooled}x = x * 2 if y.shape[0] > 900 else x'))
+    assert entry.by == 'values'
+    assert lines_of(neck(tmp_path, f'{pooled}x = x * 2 if y.shape[2] > 900 else x')) == []
+    module = neck(tmp_path, f'{pooled}self.upsampled(y); self.upsampled(x[x > 0].view(1, 3, 8, 8))')
+    module.upsampled = ConvTranspose2d(3, 3, 2)
+    assert lines_of(module) == []
+    (entry,) = lines_of(neck(tmp_path, f'{pooled}x = x * 2 if y.max() > 900 else x'))
+    assert entry.by == 'values'
