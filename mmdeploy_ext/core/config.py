@@ -280,8 +280,8 @@ def test_dataset(cfg: Any) -> dict[str, Any]:
 def test_pipeline(cfg: Any) -> list[dict[str, Any]]:
     """Return the steps of the test pipeline of a config, each a dict with `type`.
 
-    It is that of `data.test`, of the data set that it wraps, or of the first of several; else that of
-    `data.val`, else `test_pipeline`.
+    It is that of `data.test`: its own, or that of the data set that it wraps, of several the first one; else
+    that of `data.val` in the same way, else `test_pipeline`.
 
     Args:
         cfg: an `mmcv.Config`.
@@ -292,12 +292,13 @@ def test_pipeline(cfg: Any) -> list[dict[str, Any]]:
     data = cfg.get('data') or {}
     for section in ('test', 'val'):
         dataset = data.get(section)
-        while isinstance(dataset, dict):
-            if dataset.get('pipeline'):
+        while isinstance(dataset, dict | list | tuple) and dataset:
+            if isinstance(dataset, list | tuple):
+                dataset = dataset[0]
+            elif dataset.get('pipeline'):
                 return dataset['pipeline']
-            dataset = dataset.get('dataset')
-        if isinstance(dataset, list | tuple) and dataset and dataset[0].get('pipeline'):
-            return dataset[0]['pipeline']
+            else:
+                dataset = dataset.get('dataset')
     pipeline = cfg.get('test_pipeline')
     if not pipeline:
         raise ConfigError(

@@ -95,7 +95,7 @@ def _bucket_of(bucket_patterns, count):
 
 
 @njit(cache=True, nogil=True)
-def arrange(table, no_neighbour, buckets, last, rows, lengths, sizes, offsets, position):
+def arrange(table, no_neighbour, buckets, bias, rows, lengths, sizes, offsets, position):
     """Sort the output rows of one group into buckets; write the arrays from `rows` on.
 
     The product of a bucket has one result per output row. T is the number of results of all buckets.
@@ -105,13 +105,14 @@ def arrange(table, no_neighbour, buckets, last, rows, lengths, sizes, offsets, p
         no_neighbour: entry of the table where there is no neighbour, the number of a row of zeros behind the
             input rows.
         buckets: B, at least 1.
-        last: 1 if the bias alone is result T and a row of zeros result T + 1; 0 if result T is the zeros.
+        bias: 1 if the group adds the bias: the bias alone is result T, and a row of zeros result T + 1; 0 if
+            result T is the zeros.
         rows: written, room for g*M int32: the input rows, bucket after bucket, output row by output row.
-        lengths: written, (B,) number of entries of `rows` in each bucket.
-        sizes: written, (B,) number of offsets per output row in each bucket.
+        lengths: written, (B,) int64, number of entries of `rows` in each bucket.
+        sizes: written, (B,) int64, number of offsets per output row in each bucket.
         offsets: written, room for g*B int32: the offsets of the buckets, bucket after bucket.
         position: written, (M+1,) int32, index of each output row's result, T if it has no neighbour; the
-            last entry is T + last.
+            last entry is T + bias.
 
     Returns:
         How many entries of `rows` and of `offsets` are used.
@@ -155,5 +156,5 @@ def arrange(table, no_neighbour, buckets, last, rows, lengths, sizes, offsets, p
         for j in range(sizes[bucket]):
             rows[entry + j] = table[lists[bucket, j], i]
         entries[bucket] = entry + sizes[bucket]
-    position[m] = total + last
+    position[m] = total + bias
     return used, n

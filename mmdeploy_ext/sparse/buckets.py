@@ -130,9 +130,9 @@ def _arrange_group(
     size, rows_out, buckets = end - first, table.shape[1], layout.buckets
     rows, offsets = np.empty(size * rows_out, np.int32), np.empty(size * buckets, np.int32)
     lengths, sizes = np.empty((2, buckets), np.int64)
-    positions, last = np.empty(rows_out + 1, np.int32), int(group == layout.bias_group)
+    positions, bias = np.empty(rows_out + 1, np.int32), int(group == layout.bias_group)
     used, count = bucket_loops.arrange(
-        table[first:end], no_neighbour, buckets, last, rows, lengths, sizes, offsets, positions
+        table[first:end], no_neighbour, buckets, bias, rows, lengths, sizes, offsets, positions
     )
     return rows[:used], lengths, sizes, offsets[:count] + np.int32(first), positions
 

@@ -135,8 +135,9 @@ def uses_points(model: nn.Module) -> bool:
 def graphs(model: nn.Module, options: Options, cameras: int = 6) -> list[Graph]:
     """Return the graphs of rig, depth maps, sparse backbone and frame that the sensors of a model need.
 
-    `options` are for the sparse backbone; the other graphs have one form. `cameras` is the number of cameras
-    of a rig.
+    The sparse backbone is a finished ONNX model (`Graph.model`), whose form `options` decide. The others are
+    modules in evaluation mode with example inputs, in one form: the frame is a fused copy of the model, rig
+    and depth maps use the view transform of the model itself. `cameras` is the number of cameras of a rig.
     """
     specs: dict[str, TensorSpec] = {}
     parts: list[Graph] = []

@@ -11,7 +11,7 @@ DARK, LIT, WINDOW = 0.05, 0.5, 0.3
 both sides of that window. A picture that is black all over would show nothing: even a broken graph finds
 nothing in it."""
 PARTS = ((1, 1), (7 / 8, 3 / 4), (3 / 4, 7 / 8))
-"""Shares of height and width of the part of a picture at each index in a batch: no two have one size."""
+"""Shares of height and width of the part of a picture at an index in a batch; they begin again at index 3."""
 BRIGHT = 0.4
 """Factor of every value's distance to white in a bright picture."""
 ROOM = 1.25
@@ -24,7 +24,10 @@ def other_view(image_bgr: np.ndarray) -> np.ndarray:
 
 
 def cut(image_bgr: np.ndarray, place: int = 1) -> np.ndarray:
-    """Return the upper left of a picture, whose size and ratio depend on `place`, the index in a batch."""
+    """Return the upper left part of a picture, contiguous, see `PARTS`; `place` is its index in a batch.
+
+    At index 0, 3, ... it is the whole picture, and may be the same memory.
+    """
     height, width = part_of(image_bgr.shape[:2], place)
     return np.ascontiguousarray(image_bgr[:height, :width])
 

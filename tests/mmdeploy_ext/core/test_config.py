@@ -92,11 +92,12 @@ def test_a_missing_base_elsewhere_stays_mmcvs_error(tmp_path):
         'data = dict(test=dict(pipeline={}))',
         'data = dict(test=dict(type="RepeatDataset", dataset=dict(pipeline={})))',
         'data = dict(test=[dict(pipeline={}), dict(pipeline=[])])',
+        'data = dict(test=[dict(dataset=dict(pipeline={}))], val=dict(pipeline=[1]))',
         'data = dict(train=dict(pipeline=[1]), val=dict(pipeline={}))',
         'data = dict(train=dict())\ntest_pipeline = {}',
         'test_pipeline = {}',
     ],
-    ids=['test', 'wrapped', 'list', 'val', 'data without', 'alone'],
+    ids=['test', 'wrapped', 'list', 'list of wrapped', 'val', 'data without', 'alone'],
 )
 def test_the_test_pipeline_is_found_wherever_it_is_kept(text, tmp_path):
     (tmp_path / 'x.py').write_text(text.format(PIPELINE))
