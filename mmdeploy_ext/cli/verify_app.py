@@ -85,17 +85,15 @@ def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any
 
     `args` are those of `build_parser`, `engine` is what `options.engine_options` returns for them.
     """
-    if family.samples == 'images':
-        shared.refuse_options(args, build_parser(), ('frames',), 'goes with streaming models only')
-        return
-    shared.refuse_options(args, build_parser(), IMAGE_OPTIONS, 'goes with models of single pictures only')
-    of_family = {option.name for option in family.options}
+    parser, of_family = build_parser(), {option.name for option in family.options}
     others = [option.name for option in EXPORT_OPTIONS if option.name not in of_family]
-    shared.refuse_options(
-        args, build_parser(), others, f'exports of family {family.name!r} have no such option'
-    )
+    shared.refuse_options(args, parser, others, f'exports of family {family.name!r} have no such option')
+    if family.samples == 'images':  # which all engines run
+        shared.refuse_options(args, parser, ('frames',), 'goes with streaming models only')
+        return
+    shared.refuse_options(args, parser, IMAGE_OPTIONS, 'goes with models of single pictures only')
     if family.product == BACKBONE:
-        shared.refuse_options(args, build_parser(), DETECTOR_OPTIONS, 'sparse backbones do not have it')
+        shared.refuse_options(args, parser, DETECTOR_OPTIONS, 'sparse backbones do not have it')
     check_engine_kind(engine['engine'], engine.get('inference_precision'))
 
 

@@ -47,7 +47,7 @@ MAX_LAYER_NAMES = 10
 """Layers that an error names."""
 
 Range = tuple[np.ndarray, np.ndarray]
-"""Smallest and largest value of a tensor, float32 scalars."""
+"""Smallest and largest value of a tensor, float32 of shape (1,), as ONNX Runtime measures them, or ()."""
 
 
 class DenseQuantiser:
@@ -73,6 +73,9 @@ class DenseQuantiser:
         percentile: float = PERCENTILE,
     ) -> None:
         """Measure the range of every activation, in place of what was measured before.
+
+        A tensor with an infinite value, or NaN throughout, gets no range. Of single NaN 'minmax' takes no
+        notice; a histogram gives such a tensor no range.
 
         Args:
             batches: input name -> array; surplus inputs are ignored. They are iterated once, or twice if
@@ -171,7 +174,7 @@ class DenseQuantiser:
         return network
 
     def used_ranges(self, layers: Sequence[str]) -> dict[str, Range]:
-        """Return the ranges of the tensors that these layers, and the INT8 nodes between, read and write.
+        """Return the ranges of what these layers, and the nodes behind them that stay INT8, read and write.
 
         Constants, and tensors whose range is not finite, have none.
         """
@@ -212,9 +215,10 @@ def layers_in_int8(graph: DenseGraph, network: onnx.ModelProto, layers: Sequence
 
 
 def finish_model(graph: DenseGraph, network: onnx.ModelProto, facts: Mapping[str, Any]) -> onnx.ModelProto:
-    """Return the model `graph` with an INT8 network in place of its own, compact.
+    """Return a copy of the model of `graph` with an INT8 network in place of its own.
 
-    The entries of `facts` are added to its metadata, as `int8.KEY` with `str` of the value.
+    Its equal constants are merged, and names that the quantiser gave are shortened (`compact`). The entries
+    of `facts` are added to its metadata, as `int8.KEY` with `str` of the value.
     """
     model = compact(graph.joined(network))
     for key, value in facts.items():

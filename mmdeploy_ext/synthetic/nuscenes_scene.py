@@ -88,7 +88,11 @@ def visibility_token(visible: int, projected: int) -> str:
 
 
 def attribute_name(thing: Thing) -> str | None:
-    """Return the attribute for class and motion of an object; None for classes without attributes."""
+    """Return the attribute for class and motion of an object; None for classes without attributes.
+
+    People and vehicles move or stand, of vehicles that stand buses are stopped and others parked; cycles are
+    with or without a rider.
+    """
     moving = thing.speed > 0
     family = thing.kind.category.split('.')[0]
     if family == 'movable_object':

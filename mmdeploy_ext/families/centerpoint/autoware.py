@@ -113,8 +113,8 @@ def between() -> tuple[TensorSpec, ...]:
 def check(filename: str, model: Mapping[str, Any]) -> None:
     """Raise ConfigError, which lists the differences, for a config that does not fit the node.
 
-    Of other encoders than the node's that alone is listed, and names of classes come last. `filename` is that
-    of the config, for messages; `model` its entry `model`.
+    If the encoders are of other types, that alone is listed; names of classes are listed only if there is no
+    other difference. `filename` is that of the config, for messages; `model` its entry `model`.
     """
     differences = _differences(model)
     if differences:

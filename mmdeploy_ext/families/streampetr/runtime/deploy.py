@@ -75,7 +75,8 @@ class DeployContract:
         Args:
             images: (N, 3, H, W); if they are contiguous and of `image_dtype`, they are read in place.
             calibration: matrices of the cameras; the position embedding is computed again only if it changes.
-            moment: pose and time of the frame; the memory is ignored if its `prev_exists` is False.
+            moment: the motion and the time since the last frame; the memory is ignored if its `prev_exists`
+                is False.
 
         Returns:
             `all_cls_scores` (L, 1, Q, K), logits, and `all_bbox_preds` (L, 1, Q, 10), boxes as `decode` in
@@ -110,7 +111,7 @@ class DeployContract:
         return fed
 
     def read_state(self, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
-        """Return a copy of the memory after the last frame, float32, in its LiDAR frame, by `FIELDS`.
+        """Return a copy of the memory after the last frame, float32, by `FIELDS` (frames: see `state.py`).
 
         Before the first frame it is zeros. Pose and time are for contracts whose memory is in other
         coordinates.
