@@ -252,8 +252,8 @@ class UnreadError(Mm2OnnxError):
     """A data set whose class raised an error of its own when it was built or read."""
 
     def __init__(self, kind: str, error: BaseException) -> None:
-        reason = f'{type(error).__name__}: {error}'
-        super().__init__(f'{kind} of data.test raised {one_line(reason)[:150]}')
+        reason = f'{type(error).__name__}: {one_line(error)}' if str(error) else type(error).__name__
+        super().__init__(f'{kind} of data.test raised {reason[:150]}')
 
 
 def _notes_on_generated(cfg: Any, generated: Mapping[str, Any]) -> Iterator[str]:

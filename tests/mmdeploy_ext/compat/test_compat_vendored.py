@@ -353,4 +353,4 @@ def test_a_family_that_an_older_mmdet_lacks_parts_of_is_left_out_and_named(monke
     # Asked with mmdet of this name, mmdet3d could not be imported, and that answer is kept.
     monkeypatch.setattr(base, 'library_failure', lambda library: base.NOT_INSTALLED)
     with pytest.raises(ConfigError, match=f'mmdet 2.6.0 of .*{error}'):
-        base.find_family(Config(dict(model=dict(type='Mine'))))
+        base.find_family(Config(dict(model=dict(type='OfNoFile'))))

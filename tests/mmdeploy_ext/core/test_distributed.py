@@ -48,7 +48,7 @@ def test_all_leave_with_the_status_and_the_message_of_the_one_that_failed(
 
 def test_an_error_that_nobody_foresaw_is_told_too(start):
     (first, _, own), (second, _, told) = start('rank 0 has a bug')
-    assert first == 1 and own.endswith("KeyError: 'nothing'")
+    assert first == 1 and own.endswith("in work: KeyError: 'nothing' (--debug shows the traceback)")
     assert (second, told) == (1, "error: process 0 of 2 failed: KeyError: 'nothing'")
 
 

@@ -146,7 +146,6 @@ def test_files_without_cameras_and_calibrations_that_were_cut_off_are_refused_by
         read_calibration(rig)
     lidar = SimpleNamespace(postprocess={}, require=lambda path, family: None)
     monkeypatch.setattr(pooling, 'model_files', lambda folder: ['frame.onnx'])
-    monkeypatch.setattr(pooling, 'read_props', lambda path: {})
-    monkeypatch.setattr(pooling, 'Metadata', SimpleNamespace(from_props=lambda props, path: lidar))
+    monkeypatch.setattr(pooling, 'read_metadata', lambda path: lidar)
     with pytest.raises(ModelFileError, match=r'frame\.onnx: is of LiDAR alone'):
         write_tables('folder', str(rig), 'tables.npz')

@@ -289,6 +289,11 @@ def generated_dataset(folder: Path, cfg: Any, rule: FusionRule) -> dict[str, Any
         )
     path = folder / 'infos.pkl'
     path.write_bytes(pickle.dumps(infos))
-    files = dict(data_root=f'{folder}/', ann_file=str(path), split='training', pts_prefix=prefix)
-    default = dict(type='KittiDataset', modality=dict(use_lidar=True, use_camera=True))
-    return dataset_of_files(cfg, KittiDataset, files, default)
+    files = dict(
+        data_root=f'{folder}/',
+        ann_file=str(path),
+        split='training',
+        pts_prefix=prefix,
+        modality=test_dataset(cfg).get('modality') or dict(use_lidar=True, use_camera=True),
+    )
+    return dataset_of_files(cfg, KittiDataset, files, dict(type='KittiDataset'))
