@@ -79,7 +79,10 @@ def fuse(model: nn.Module) -> nn.Module:
             if isinstance(hook, WeightNorm):  # its weight is a result of others, which PyTorch does not copy
                 with torch.no_grad():
                     hook(module, None)
-    fused = copy.deepcopy(model)
+    values = (value for module in model.modules() for value in vars(module).values())
+    # PyTorch copies no instances of these, which losses of older code have
+    functions = {id(value): value for value in values if isinstance(value, torch.autograd.Function)}
+    fused = copy.deepcopy(model, memo=functions)
     fused.eval()  # by itself, since the `train` of some detectors returns None
     for module in list(fused.modules()):
         for prepare in PREPARATIONS:

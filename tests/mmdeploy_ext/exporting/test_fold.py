@@ -297,3 +297,12 @@ def test_a_users_block_computes_what_it_did_and_is_folded_where_its_code_calls_b
     with torch.no_grad():
         torch.testing.assert_close(fused(image), block(image))
     assert isinstance(fused.bn, nn.Identity) == is_folded
+
+
+def test_a_loss_that_holds_a_function_of_autograd_is_copied_with_its_module():
+    class Ranked(torch.autograd.Function):
+        pass
+
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.BatchNorm2d(1))
+    model.loss_rank = Ranked()
+    assert isinstance(fuse(model)[1], torch.nn.Identity)
