@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from mmdet.models.builder import DETECTORS, build_roi_extractor
+from mmdet.models.builder import DETECTORS, HEADS, build_roi_extractor
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import ConfigError, UsageError
@@ -203,6 +203,19 @@ def test_what_is_not_exported_is_refused_by_the_name_of_the_part(said):
     with pytest.raises(ConfigError, match=said) as refused:
         find_family(cfg).check(cfg, options_of('faster'))
     assert cfg.filename in str(refused.value) and '\n' not in str(refused.value)
+
+
+def test_a_box_head_without_a_column_of_the_background_is_refused_by_its_layer(monkeypatch):
+    class Ranked(HEADS.get('Shared2FCBBoxHead')):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            self.fc_cls = torch.nn.Linear(self.cls_last_dim, self.num_classes)
+
+    monkeypatch.setitem(HEADS.module_dict, 'Ranked', Ranked)
+    cfg = toy()
+    cfg.model.roi_head.bbox_head.type = 'Ranked'
+    with pytest.raises(ConfigError, match=r'bbox_head\.type=Ranked: its layer fc_cls'):
+        find_family(cfg).check(cfg, options_of('faster'))
 
 
 def test_of_a_detector_with_a_test_method_of_its_own_inputs_decide(monkeypatch):
