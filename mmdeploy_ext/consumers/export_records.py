@@ -33,7 +33,7 @@ def record_of(model: onnx.ModelProto) -> dict[str, Any]:
     return record
 
 
-def stated(record: Mapping[str, Any], *keys: str) -> Any:
+def recorded_value(record: Mapping[str, Any], *keys: str) -> Any:
     """Return a value inside the entries of `record_of`, found key by key; None if there is none."""
     value: Any = record
     for key in keys:
@@ -43,7 +43,7 @@ def stated(record: Mapping[str, Any], *keys: str) -> Any:
 
 def mixture_rules(models: Mapping[str, onnx.ModelProto]) -> Iterator[Violation]:
     """Yield the first of several files, by name, that was exported from another checkpoint than the first."""
-    hashes = {file: stated(record_of(model), 'checkpoint_sha256') for file, model in models.items()}
+    hashes = {file: recorded_value(record_of(model), 'checkpoint_sha256') for file, model in models.items()}
     known = [(file, text) for file, text in hashes.items() if isinstance(text, str) and text]
     for file, text in known[1:]:
         first_file, first = known[0]

@@ -8,7 +8,6 @@ import functools
 import importlib.util
 import os
 import sys
-import sysconfig
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -17,8 +16,7 @@ from mmdeploy_ext.core.console_streams import console_streams
 from mmdeploy_ext.core.errors import AbsentPackageError, Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import RunFiles, check_writable, watched_run
 from mmdeploy_ext.core.printable import one_line, printable
-from mmdeploy_ext.core.source_code import is_in_package
-from mmdeploy_ext.core.user_modules import PACKAGE
+from mmdeploy_ext.core.source_code import is_ours, is_users_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -157,16 +155,14 @@ def _place_in_users_code(error: Exception) -> str:
     The text is 'FILE:LINE, in FUNCTION'; '' if this package called no such code.
     """
     places = traceback.extract_tb(error.__traceback__)
-    ours = [index for index, place in enumerate(places) if Path(place.filename).is_relative_to(PACKAGE)]
+    ours = [index for index, place in enumerate(places) if is_ours(Path(place.filename))]
     inside = places[ours[0] :] if ours else []
-    users = [place for place in inside if _is_users_file(Path(place.filename))]
+    users = [place for place in inside if _is_file_of_users(Path(place.filename))]
     return f'{users[-1].filename}:{users[-1].lineno}, in {users[-1].name}' if users else ''
 
 
-def _is_users_file(path: Path) -> bool:
-    """Return whether a file of code is neither of this package, nor of an installed one or of Python."""
-    folders = (PACKAGE, Path(sysconfig.get_path('stdlib')))
-    return path.is_file() and not is_in_package(path) and not any(map(path.is_relative_to, folders))
+def _is_file_of_users(path: Path) -> bool:
+    return path.is_file() and is_users_file(path)
 
 
 def _not_installed(error: ModuleNotFoundError) -> str:
@@ -206,7 +202,7 @@ def _importing_line(error: ModuleNotFoundError) -> str:
     if not frames or not (frames[-1].line or '').startswith(('import ', 'from ')):
         return ''
     path = Path(frames[-1].filename).resolve()
-    return f'{path}:{frames[-1].lineno}' if _is_users_file(path) else ''
+    return f'{path}:{frames[-1].lineno}' if _is_file_of_users(path) else ''
 
 
 def stdout() -> Console:

@@ -12,11 +12,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import mmdeploy_ext
 from mmdeploy_ext.core.json_dataclass import JsonDataclass
 from mmdeploy_ext.core.source_code import (
+    OURS,
     file_of_class,
     is_installed,
+    is_ours,
     module_of,
     source_of_class,
     source_of_function,
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 LIBRARIES = ('torch', 'torchvision', 'numpy', 'addict', 'spconv', 'cumm', 'builtins')
 """Packages whose classes are left out, beside the four of OpenMMLab and those of Python itself."""
-OURS = Path(mmdeploy_ext.__file__).resolve().parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _described(kind: type) -> Iterator[ModelClass]:
             yield ModelClass(f'{kind.__qualname__}.{name}', source.file, source.sha256, ours=False)
         return
     source = source_of_class(kind)
-    yield ModelClass(kind.__qualname__, source.file, source.sha256, path.resolve().is_relative_to(OURS))
+    yield ModelClass(kind.__qualname__, source.file, source.sha256, is_ours(path.resolve()))
 
 
 def _replaced_functions(kind: type) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def is_users(function: Any) -> bool:
     One of any other package, installed or not, counts as the user's.
     """
     package = module_of(function).partition('.')[0]
-    if package in (*LIBRARIES, mmdeploy_ext.__name__) or package in sys.stdlib_module_names:
+    if package in (*LIBRARIES, OURS.name) or package in sys.stdlib_module_names:
         return False
     return not is_installed(package, Path(function.__code__.co_filename))
 

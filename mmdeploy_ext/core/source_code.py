@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import sys
+import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,10 @@ CACHES = (type(functools.lru_cache(print)), classmethod, staticmethod)
 """Types of objects that call the function they wrap as it is."""
 PACKAGE_FOLDERS = ('site-packages', 'dist-packages')
 """Names of the folders of installed packages, also those of a user or of another environment."""
+OURS = Path(__file__).resolve().parents[1]
+"""Folder of this project's package."""
+PYTHON = Path(sysconfig.get_path('stdlib'))
+"""Folder of Python's own modules; without a virtual environment, installed packages are below it."""
 LEFT_OUT = ('kind', 'type_comment', 'type_params', 'type_ignores')
 """Fields of syntax trees that change nothing, or that only newer versions of Python have."""
 
@@ -67,6 +72,19 @@ class SourceLines:
 def is_in_package(path: Path) -> bool:
     """Return whether a path is in a folder of installed packages; links are not followed."""
     return any(folder in path.parts for folder in PACKAGE_FOLDERS)
+
+
+def is_users_file(path: Path) -> bool:
+    """Return whether a path is in no folder of installed packages, of Python's modules, or of this package.
+
+    Links are not followed.
+    """
+    return not is_in_package(path) and not is_ours(path) and not path.is_relative_to(PYTHON)
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether a path is in this package, as it was imported or with links followed."""
+    return path.is_relative_to(OURS) or path.is_relative_to(Path(__file__).parents[1])
 
 
 def codes_in(code: CodeType) -> Iterator[CodeType]:

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.model_classes import LIBRARIES, OURS
-from mmdeploy_ext.core.source_code import DISTRIBUTIONS, is_as_installed, is_in_package, is_installed
+from mmdeploy_ext.core.model_classes import LIBRARIES
+from mmdeploy_ext.core.source_code import DISTRIBUTIONS, is_as_installed, is_in_package, is_installed, is_ours
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,7 +97,7 @@ def is_users_code(code: CodeType, module: str) -> bool:
     if package in LIBRARIES or package in sys.stdlib_module_names or code.co_filename.startswith('<'):
         return False
     path = path.resolve()
-    if path.is_relative_to(OURS) or is_installed(package, path):
+    if is_ours(path) or is_installed(package, path):
         return False
     if package not in DISTRIBUTIONS:
         return not is_in_package(path)

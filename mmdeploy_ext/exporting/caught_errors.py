@@ -6,7 +6,6 @@ same (segmentation fault in `torch.jit.trace` and in `torch.onnx.export`).
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +15,10 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.model_classes import files_of_users_classes
-from mmdeploy_ext.core.source_code import is_in_package
+from mmdeploy_ext.core.source_code import is_users_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-PASSED_OVER = (str(Path(torch.__file__).parent) + os.sep, __file__)
-"""Beginnings of the paths of files in which no line of a user's code is."""
 
 
 class _Failures(TorchFunctionMode):
@@ -75,11 +71,8 @@ def check_no_error_is_caught(module: torch.nn.Module, inputs: Sequence[torch.Ten
 
 
 def _place() -> str:
-    """Return file and line of the innermost code that is in no package."""
+    """Return file and line of the innermost code of the user's; of the first one if there is none."""
     frame = sys._getframe(2)
-    while frame.f_back is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith(PASSED_OVER) and not is_in_package(Path(file)):
-            break
+    while frame.f_back is not None and not is_users_file(Path(frame.f_code.co_filename)):
         frame = frame.f_back
     return f'{Path(frame.f_code.co_filename).name}:{frame.f_lineno}'

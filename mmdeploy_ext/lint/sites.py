@@ -8,22 +8,17 @@ import functools
 import linecache
 import os
 import sys
-import sysconfig
 from pathlib import Path
 from types import FrameType
 
 import torch
 
-from mmdeploy_ext.core.source_code import PACKAGE_FOLDERS, is_in_package
+from mmdeploy_ext.core.source_code import PACKAGE_FOLDERS, PYTHON, is_in_package, is_ours
 
 MACHINERY = str(Path(__file__).parent)
 """Folder of the linter, whose frames, without those of its subfolders, are passed over."""
 TORCH = str(Path(torch.__file__).parent)
 """Folder of torch."""
-PYTHON = str(Path(sysconfig.get_path('stdlib')))
-"""Folder of Python's own modules."""
-OURS = str(Path(__file__).parents[1])
-"""Folder of `mmdeploy_ext`."""
 UNCAUGHT = {
     'ImportError', 'ModuleNotFoundError', 'AttributeError', 'NameError', 'NotImplementedError', 'OSError',
     'FileNotFoundError', 'StopIteration', 'KeyboardInterrupt',
@@ -142,7 +137,7 @@ def _users_frames(frame: FrameType) -> tuple[Site | None, bool]:
     """Return `Site.outer` and `Site.caught` of the line that a frame is at."""
     innermost, outer, caught = frame, None, False
     walked: FrameType | None = frame
-    while walked is not None and not _is_ours(_file(walked)):
+    while walked is not None and not is_ours(Path(_file(walked))):
         if not _is_installed(_file(walked)):
             if outer is None and walked is not innermost and _is_installed(_file(innermost)):
                 outer = _plain_site(walked)
@@ -151,13 +146,9 @@ def _users_frames(frame: FrameType) -> tuple[Site | None, bool]:
     return outer, caught
 
 
-def _is_ours(file: str) -> bool:
-    return file.startswith(OURS + os.sep)
-
-
 @functools.lru_cache(maxsize=4096)
 def _is_installed(file: str) -> bool:
-    return _is_library(file) or file.startswith((PYTHON + os.sep, TORCH + os.sep, '<'))
+    return _is_library(file) or Path(file).is_relative_to(PYTHON) or file.startswith((TORCH + os.sep, '<'))
 
 
 @functools.lru_cache(maxsize=4096)

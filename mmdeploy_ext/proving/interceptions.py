@@ -15,7 +15,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from mmdeploy_ext.core.foreign_functions import is_users_value
-from mmdeploy_ext.core.source_code import is_in_package
+from mmdeploy_ext.core.source_code import is_users_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,18 +51,15 @@ def _is_users_method(value: object) -> bool:
 
 
 def _users_operators() -> Iterator[str]:
-    """Yield the operators of PyTorch that compute by a kernel of the user's."""
+    """Yield the operators of PyTorch that compute by a kernel of the user's, which is in Python."""
     entries = (entry.split('/') for entry in torch.library._impls)
     replaced = {name for space, name, key in entries if space == 'aten' and key != ONLY_SHAPES}
     for operator in sorted(f'aten::{name}' for name in replaced):
         kernels = KERNEL.findall(torch._C._dispatch_dump(operator))
-        if any(_is_users_path(Path(file)) for key, file in kernels if key != ONLY_SHAPES):
+        if any(
+            file.endswith('.py') and is_users_file(Path(file)) for key, file in kernels if key != ONLY_SHAPES
+        ):
             yield operator
-
-
-def _is_users_path(path: Path) -> bool:
-    """Return whether a file is there and in no installed package; PyTorch's own sources are not there."""
-    return path.suffix == '.py' and path.is_file() and not is_in_package(path)
 
 
 def _name(hook: object) -> str:

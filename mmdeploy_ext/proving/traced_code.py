@@ -9,7 +9,6 @@ import dataclasses
 import datetime
 import os
 import sys
-import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,8 @@ import torch
 from torch.onnx._internal.torchscript_exporter import registration
 
 from mmdeploy_ext.core.foreign_functions import is_users_value
-from mmdeploy_ext.core.model_classes import LIBRARIES, OURS, classes_of
-from mmdeploy_ext.core.source_code import DISTRIBUTIONS, codes_in, is_in_package
+from mmdeploy_ext.core.model_classes import LIBRARIES, classes_of
+from mmdeploy_ext.core.source_code import DISTRIBUTIONS, OURS, codes_in, is_in_package, is_ours, is_users_file
 from mmdeploy_ext.lint import check
 from mmdeploy_ext.lint.nested import copies, copy_of
 from mmdeploy_ext.lint.record import ROWS
@@ -186,7 +185,11 @@ def forms_of_exports(
     apply = torch.autograd.Function.__dict__['apply'].__func__.__code__
 
     def watch(frame: FrameType, event: str, arg: Any) -> None:
-        if event == 'c_call' and _reads_time(arg) and _is_users_file(Path(frame.f_code.co_filename), places):
+        if (
+            event == 'c_call'
+            and _reads_time(arg)
+            and is_observed_file(Path(frame.f_code.co_filename), places)
+        ):
             site = site_at(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
             lines[TracedLine(site.file, site.line, site.code, 'clock')] = None
         if event == 'call' and frame.f_code is apply and exporter == 'torchscript':
@@ -197,7 +200,7 @@ def forms_of_exports(
         caller = frame.f_back if event == 'call' else frame
         # a function of `torch.jit.script` asks by itself, and is in the graph with both of its ways
         asks = asks and caller is not None and bool(names & {*caller.f_code.co_names})
-        if asks and _is_users_file(Path(caller.f_code.co_filename), places):
+        if asks and is_observed_file(Path(caller.f_code.co_filename), places):
             site = site_at(caller.f_code.co_filename, caller.f_lineno, caller.f_code.co_name)
             lines[TracedLine(site.file, site.line, site.code, 'export')] = None
 
@@ -267,7 +270,7 @@ def changing_state(
         with torch.no_grad(), draws_left_out(left_out):
             observed(*copies(list(values)))
 
-    codes = codes_of_run(run, lambda code: _is_users_file(Path(code.co_filename), places))
+    codes = codes_of_run(run, lambda code: is_observed_file(Path(code.co_filename), places))
     functions = functions_of(codes)
     kinds = [base for kind in classes_of(copy) for base in kind.__mro__ if is_users_value(base)]
     for _ in range(2):
@@ -321,7 +324,7 @@ def _is_users_object(value: Any) -> bool:
     if isinstance(value, type):
         return is_users_value(value)
     file = getattr(value, '__file__', None)
-    return bool(file) and _is_users_file(Path(file), ())
+    return bool(file) and is_observed_file(Path(file), ())
 
 
 def _reads_time(function: Any) -> bool:
@@ -333,15 +336,15 @@ def _reads_time(function: Any) -> bool:
     return function is os.urandom or (is_date and function.__name__ in ('now', 'utcnow', 'today'))
 
 
-def _is_users_file(path: Path, places: Iterable[Path]) -> bool:
-    """Return whether a file is in one of the user's places, or of no package, of Python and of this one.
+def is_observed_file(path: Path, places: Iterable[Path]) -> bool:
+    """Return whether lines of a file count: it is the user's, or in one of `places` of installed packages.
 
-    Code that was made of a text is the user's.
+    Code that was made of a text ('<string>') is the user's.
     """
-    if path.is_relative_to(OURS) or path.is_relative_to(sysconfig.get_path('stdlib')):
-        return False
-    is_packaged = is_in_package(path) or (path.name.startswith('<') and path.name != '<string>')
-    return not is_packaged or any(path.is_relative_to(place) for place in places)
+    if is_users_file(path):
+        return not path.name.startswith('<') or path.name == '<string>'
+    is_packaged = is_in_package(path) and not is_ours(path)
+    return is_packaged and any(path.is_relative_to(place) for place in places)
 
 
 def _line(finding: Finding, places: Sequence[Path]) -> TracedLine | None:
@@ -353,13 +356,13 @@ def _line(finding: Finding, places: Sequence[Path]) -> TracedLine | None:
     site, by = finding.site, 'values' if finding.rule in VALUES else 'sizes'
     if site is None or (site.waiting == 'guard' and not site.caught):
         return None
-    if not _is_users_file(Path(site.path), places):
+    if not is_observed_file(Path(site.path), places):
         is_known = site.file.split('/')[0] in (*DISTRIBUTIONS, *LIBRARIES)
         # libraries test whether there are any regions, and compute the same without
         is_by_rows = all(detail.startswith(ROWS) or detail.endswith(EMPTY) for detail in finding.details)
         if site.outer is None or (is_known and (by == 'sizes' or is_by_rows)):
             return None
         site = site.outer
-        if not _is_users_file(Path(site.path), places):
+        if not is_observed_file(Path(site.path), places):
             return None
     return TracedLine(site.file, site.line, site.code, by)

@@ -23,7 +23,7 @@ from mmdeploy_ext.consumers.export_records import (
     class_order_rules,
     is_same,
     record_of,
-    stated,
+    recorded_value,
     value_rules,
 )
 from mmdeploy_ext.consumers.graph_tensors import graph_tensors
@@ -124,15 +124,15 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
 
 def _export_rules(file: str, record: Mapping[str, Any], valid: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield parameters that are not those of the export of the graph, by the `record` in it."""
-    pixels = {key: stated(record, 'preprocess', key) for key in ('mean', 'std', 'to_rgb')}
+    pixels = {key: recorded_value(record, 'preprocess', key) for key in ('mean', 'std', 'to_rgb')}
     yield from value_rules(MANIFEST, valid, pixels, file, 'data_params.')
-    prefix, extent = 'post_process_params.', stated(record, 'postprocess', 'extent')
+    prefix, extent = 'post_process_params.', recorded_value(record, 'postprocess', 'extent')
     if 'pc_range' in valid and extent is not None:
         cloud = valid['pc_range']
         if not is_same([cloud[3] - cloud[0], cloud[4] - cloud[1]], extent):
             message = f'{prefix}pc_range is {cloud}; the map of {file} has sides of {extent} m'
             yield Violation(MANIFEST, f'{prefix}pc_range', OF_EXPORT, message)
-    names, expected = valid.get('class_names', []), stated(record, 'classes')
+    names, expected = valid.get('class_names', []), recorded_value(record, 'classes')
     yield from class_order_rules(MANIFEST, names, expected, file, prefix)
 
 

@@ -34,7 +34,7 @@ from mmdeploy_ext.consumers.export_records import (
     class_order_rules,
     mixture_rules,
     record_of,
-    stated,
+    recorded_value,
     value_rules,
 )
 from mmdeploy_ext.consumers.graph_tensors import graph_tensors
@@ -160,7 +160,7 @@ def _export_rules(
     keys = ('point_cloud_range', 'voxel_size')
     for file, graph in itertools.islice(graphs.items(), 1):
         record = record_of(graph)
-        grid = {key: stated(record, 'preprocess', 'voxels', key) for key in keys}
+        grid = {key: recorded_value(record, 'preprocess', 'voxels', key) for key in keys}
         yield from value_rules(manifest, valid, grid, file)
         names, expected = valid.get('class_names', []), stated_classes(record, CLASSES)
         yield from class_order_rules(manifest, names, expected, file)

@@ -36,7 +36,7 @@ from mmdeploy_ext.consumers.export_records import (
     class_order_rules,
     mixture_rules,
     record_of,
-    stated,
+    recorded_value,
     value_rules,
 )
 from mmdeploy_ext.consumers.graph_tensors import graph_tensors
@@ -169,7 +169,7 @@ def _export_rules(graphs: Mapping[str, onnx.ModelProto], valid: Mapping[str, Any
     yield from mixture_rules(graphs)
     for file, graph in itertools.islice(graphs.items(), 1):
         record = record_of(graph)
-        grid = {key: stated(record, 'preprocess', key) for key in ('point_cloud_range', 'voxel_size')}
+        grid = {key: recorded_value(record, 'preprocess', key) for key in ('point_cloud_range', 'voxel_size')}
         yield from value_rules(MANIFEST, valid, grid, file, MODEL_PREFIX)
         names, expected = valid.get('class_names', []), stated_classes(record, CLASSES)
         yield from class_order_rules(MANIFEST, names, expected, file, MODEL_PREFIX)

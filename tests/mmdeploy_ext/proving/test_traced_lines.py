@@ -14,10 +14,11 @@ from mmdet.models.necks import FPN
 import toy_atss
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph, Stage
+from mmdeploy_ext.core import source_code
 from mmdeploy_ext.proving.levels.frames import FramesProof
 from mmdeploy_ext.proving.levels.traced_lines import has_users_code, observed_inputs, traced_lines
 from mmdeploy_ext.proving.outer_state import Contents, UnreadableError
-from mmdeploy_ext.proving.traced_code import lines_of_module
+from mmdeploy_ext.proving.traced_code import is_observed_file, lines_of_module
 from mmdeploy_ext.proving.verdict import Verdict
 
 NECK = """
@@ -163,7 +164,7 @@ class Upsampled(torch.nn.Module):
 def test_lines_of_this_package_are_none_of_the_users(tmp_path, monkeypatch):
     module = neck(tmp_path, VALUE)
     assert lines_of(module)
-    monkeypatch.setattr('mmdeploy_ext.proving.traced_code.OURS', tmp_path)
+    monkeypatch.setattr(source_code, 'OURS', tmp_path)
     assert lines_of(module) == []
 
 
@@ -375,3 +376,12 @@ def test_a_line_that_chooses_by_the_number_of_regions_makes_inputs_decide_in_a_f
     assert lines_of(module) == []
     (entry,) = lines_of(neck(tmp_path, f'{pooled}x = x * 2 if y.max() > 900 else x'))
     assert entry.by == 'values'
+
+
+def test_packages_below_the_modules_of_python_are_the_users_where_the_classes_are(monkeypatch, tmp_path):
+    """Environments of conda have site-packages in the folder of Python's own modules."""
+    package = tmp_path / 'site-packages' / 'fork'
+    monkeypatch.setattr(source_code, 'PYTHON', tmp_path)
+    assert is_observed_file(package / 'net.py', [package])
+    assert not is_observed_file(package / 'net.py', [])
+    assert not is_observed_file(tmp_path / 'random.py', [package])
