@@ -72,23 +72,6 @@ def dataset_builder() -> Callable[[Mapping[str, Any]], Dataset]:
     return build
 
 
-def dataset_class(kind: Any) -> type | None:
-    """Return the class that the function of `dataset_builder` builds for the `type` of a data set.
-
-    A class is returned as it is; None: no registry has the type.
-    """
-    if isinstance(kind, type):
-        return kind
-    from mmdet.datasets import DATASETS
-
-    registered = DATASETS.get(str(kind))
-    if 'mmdet3d.datasets' in sys.modules:
-        from mmdet3d.datasets.builder import DATASETS as DATASETS_3D
-
-        registered = DATASETS_3D.module_dict.get(str(kind), registered)  # mmdet3d looks here first
-    return registered if isinstance(registered, type) else None
-
-
 def build_dataset(cfg: Any) -> Dataset:
     """Build the test data set of a config, `data.test`, in test mode.
 

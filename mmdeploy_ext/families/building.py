@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Container, Iterator
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,27 @@ def names_of_class(registry: Any, name: Any) -> list[str]:
     if part_class is None:
         return [str(name)]
     return [str(name), *(base.__name__ for base in part_class.__mro__)]
+
+
+def data_class(kind: Any, registry: str) -> type | None:
+    """Return the class that is built for the `type` of a data set, or of a step of a pipeline.
+
+    If mmdet3d is imported, its registry comes before that of mmdet, as in its builders.
+
+    Args:
+        kind: the `type` of a config; a class is returned as it is.
+        registry: 'DATASETS' or 'PIPELINES'.
+
+    Returns:
+        The class; None if neither registry has the type.
+    """
+    if isinstance(kind, type):
+        return kind
+    from mmdet.datasets import builder
+
+    builders = filter(None, (sys.modules.get('mmdet3d.datasets.builder'), builder))
+    classes = (vars(module)[registry].get(str(kind)) for module in builders)
+    return next((registered for registered in classes if isinstance(registered, type)), None)
 
 
 def registered_class(registry: Any, name: Any) -> type | None:

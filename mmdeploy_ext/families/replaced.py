@@ -34,6 +34,7 @@ from mmdeploy_ext.core.source_code import (
     source_of_class,
     source_of_function,
 )
+from mmdeploy_ext.families.building import data_class
 
 TABLE = 'replaced_methods.json'
 """File in the folder of a family: class -> method -> hashes of the versions that its graphs follow.
@@ -215,18 +216,6 @@ def followed_functions(replaced: Iterable[Replaced], table: Table) -> list[Calla
     return [*functions, *called]
 
 
-def step_class(name: str) -> type | None:
-    """Return the class of a pipeline's step by its name, None if there is none.
-
-    It is that of mmdet3d's registry, if mmdet3d is imported, before that of mmdet, as mmdet3d's `Compose` has
-    it.
-    """
-    from mmdet.datasets.builder import PIPELINES
-
-    builder = sys.modules.get('mmdet3d.datasets.builder')
-    return (builder and builder.PIPELINES.get(name)) or PIPELINES.get(name)
-
-
 def is_library_step(name: str) -> bool:
     """Return whether mmdet or mmdet3d, if it is imported, has a pipeline step of this name."""
     names = ('mmdet.datasets.pipelines', 'mmdet3d.datasets.pipelines')
@@ -245,7 +234,7 @@ def differing_steps(steps: Iterable[Mapping[str, Any]], table: Table) -> list[Di
     """
     differing: dict[str, DifferingMethod] = {}
     for name in dict.fromkeys(str(step.get('type')) for step in steps):
-        kind = step_class(name)
+        kind = data_class(name, 'PIPELINES')
         if kind is not None and not kind.__module__.startswith(('mmdet.', 'mmdet3d.', 'mmdeploy_ext.')):
             differing[name] = _described(name, source_of_class(kind), f'mmdet.{name}')
             continue

@@ -17,7 +17,7 @@ from pyquaternion import Quaternion
 
 from mmdeploy_ext.core.config import test_dataset, test_pipeline
 from mmdeploy_ext.core.model_classes import is_users_class
-from mmdeploy_ext.evaluate.evaluation import dataset_class
+from mmdeploy_ext.families.building import data_class
 from mmdeploy_ext.models import catalogue
 from mmdeploy_ext.preprocess.cameras import CAMERAS
 from mmdeploy_ext.zoo.configs import without_augmentation
@@ -109,7 +109,7 @@ def dataset_of_files(
     """
     files = dict(files, pipeline=test_pipeline(cfg))
     test_data = test_dataset(cfg)
-    kind = dataset_class(test_data.get('type'))
+    kind = data_class(test_data.get('type'), 'DATASETS')
     if kind is not None and (issubclass(kind, base) or _reads_own_infos(kind)):
         return dict(test_data, **files)
     catalogue.register([default['type']])

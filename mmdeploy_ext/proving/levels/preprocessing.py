@@ -24,8 +24,9 @@ from mmdeploy_ext.core.config import test_dataset, test_pipeline
 from mmdeploy_ext.core.errors import DataError, Mm2OnnxError, root_cause
 from mmdeploy_ext.core.model_classes import is_users_class
 from mmdeploy_ext.core.printable import one_line
-from mmdeploy_ext.evaluate.evaluation import build_dataset, dataset_class
+from mmdeploy_ext.evaluate.evaluation import build_dataset
 from mmdeploy_ext.evaluate.loop import DatasetFrames
+from mmdeploy_ext.families.building import data_class
 from mmdeploy_ext.preprocess import pictures, points
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.proving.inputs.config_pipeline import ConfigPipeline
@@ -260,8 +261,8 @@ def _notes_on_generated(cfg: Any, generated: Mapping[str, Any]) -> Iterator[str]
     """Yield what generated moments are compared without: augmentation, and a data set of the user's."""
     if generated['pipeline'] != test_pipeline(cfg):
         yield 'without test-time augmentation'
-    kind = dataset_class(test_dataset(cfg).get('type'))
-    if kind not in (None, dataset_class(generated['type'])) and is_users_class(kind):
+    kind = data_class(test_dataset(cfg).get('type'), 'DATASETS')
+    if kind not in (None, data_class(generated['type'], 'DATASETS')) and is_users_class(kind):
         yield f'without {kind.__name__} of data.test, whose files are of another kind'
 
 
