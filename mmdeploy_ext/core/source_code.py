@@ -13,8 +13,8 @@ import functools
 import hashlib
 import importlib.metadata
 import inspect
+import os
 import sys
-import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ PACKAGE_FOLDERS = ('site-packages', 'dist-packages')
 """Names of the folders of installed packages, also those of a user or of another environment."""
 OURS = Path(__file__).resolve().parents[1]
 """Folder of this project's package."""
-PYTHON = Path(sysconfig.get_path('stdlib'))
+PYTHON = Path(os.__file__).parent
 """Folder of Python's own modules; without a virtual environment, installed packages are below it."""
 LEFT_OUT = ('kind', 'type_comment', 'type_params', 'type_ignores')
 """Fields of syntax trees that change nothing, or that only newer versions of Python have."""

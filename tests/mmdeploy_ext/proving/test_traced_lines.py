@@ -3,7 +3,9 @@
 import importlib.util
 import io
 import random
+import tempfile
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,7 +64,7 @@ SIZE = 'if x.shape[2] > 900: x = x * 2'
 
 
 def neck(folder, line):
-    path = folder / 'users_neck.py'
+    path = Path(tempfile.mkdtemp(dir=folder)) / 'users_neck.py'  # byte code of a second ago is not read
     path.write_text(NECK.format(line=line))
     spec = importlib.util.spec_from_file_location('users_neck', path)
     module = importlib.util.module_from_spec(spec)

@@ -1,6 +1,8 @@
 """The user's code that PyTorch's side of a proof runs and no export, so that inputs have to judge."""
 
 import importlib.util
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,7 +34,7 @@ class Neck(torch.nn.Module):
 
 
 def neck(folder, line='pass'):
-    path = folder / 'users_neck.py'
+    path = Path(tempfile.mkdtemp(dir=folder)) / 'users_neck.py'  # byte code of a second ago is not read
     path.write_text(NECK.format(line=line))
     spec = importlib.util.spec_from_file_location('users_neck', path)
     module = importlib.util.module_from_spec(spec)
