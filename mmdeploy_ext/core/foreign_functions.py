@@ -13,6 +13,7 @@ import dataclasses
 import dis
 import functools
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
@@ -28,6 +29,7 @@ from mmdeploy_ext.core.source_code import (
     is_in_package,
     is_installed,
     module_of,
+    resolved,
     source_of_class,
     source_of_function,
 )
@@ -198,14 +200,14 @@ def _is_from(place: ModuleType, origin: Origin, value: Any) -> bool | None:
     functions = _python_functions(value)
     if not functions:
         return None
-    is_there = Path(functions[-1].__code__.co_filename).resolve() == Path(str(place.__file__)).resolve()
+    is_there = resolved(functions[-1].__code__.co_filename) == resolved(str(place.__file__))
     return is_there and functions[-1].__name__ == origin.name and not any(map(is_users, functions))
 
 
 def _origins_of(place: ModuleType, name: str) -> list[Origin]:
     """Return where the code of a module says that a name comes from; there may be several, or none."""
-    path = Path(str(place.__file__))
-    origins = _origins(str(path), path.stat().st_mtime_ns)
+    file = str(place.__file__)
+    origins = _origins(file, os.stat(file).st_mtime_ns)
     return origins.get(name) or [dataclasses.replace(star, name=name) for star in origins.get('*', ())]
 
 

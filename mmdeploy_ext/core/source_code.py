@@ -262,12 +262,13 @@ def is_installed(package: str, path: Path) -> bool:
         path: the file, which exists.
     """
     root, digests = _installed_files(package)
-    if root is None or not path.resolve().is_relative_to(root):
+    if root is None:
         return False
-    if not digests:  # installed without a list of its files
-        return True
-    name = path.resolve().relative_to(root.parent).as_posix()
-    return name in digests and _sha256_urlsafe(path, path.stat().st_mtime_ns) == digests[name]
+    file = os.path.abspath(path)
+    name = _name_in_package(root, file)
+    if name is None or not digests:  # installed without a list of its files
+        return name is not None
+    return name in digests and _sha256_urlsafe(file, os.stat(file).st_mtime_ns) == digests[name]
 
 
 def is_in_library(kind: type) -> bool:
@@ -310,10 +311,23 @@ def _installed_files(package: str) -> tuple[Path | None, dict[str, str]]:
     return None, {}
 
 
+@functools.lru_cache(maxsize=8192)
+def resolved(file: str) -> Path:
+    """Return an absolute path with its links followed, which is done once in a process, as it is slow."""
+    return Path(file).resolve()
+
+
+@functools.lru_cache(maxsize=8192)
+def _name_in_package(root: Path, file: str) -> str | None:
+    """Return the path of a file from the folder that a package is in; None if it is not in the package."""
+    path = resolved(file)
+    return path.relative_to(root.parent).as_posix() if path.is_relative_to(root) else None
+
+
 @functools.lru_cache(maxsize=1024)
-def _sha256_urlsafe(path: Path, _modified_ns: int) -> str:
+def _sha256_urlsafe(file: str, _modified_ns: int) -> str:
     """Return the hash of a file as the RECORD of a wheel has it."""
-    digest = hashlib.sha256(path.read_bytes()).digest()
+    digest = hashlib.sha256(Path(file).read_bytes()).digest()
     return base64.urlsafe_b64encode(digest).rstrip(b'=').decode()
 
 
