@@ -162,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
     layers = int8_layers(graph, args.keep_float, args.int8_last or not images.heads)
     with after_weights():
         quantiser, ranker = _quantisers(args, graph, images)
-        probe = Probe(graph, images.first(args.probe_images), args.threads, args.engine)
+        probe = Probe(graph, images.subset(args.probe_images), args.threads, args.engine)
         ranked, exclusion = _rank_layers(args, quantiser, ranker, probe, layers)
         if exclusion:
             layers = [name for name in layers if name not in exclusion.kept]
@@ -325,7 +325,7 @@ def measure(
         time=None,
     )
     if args.rounds:
-        batches = list(images.first(1))
+        batches = list(images.subset(1))
         paths = str(target.model), str(target.output)
         measured['time'] = time_files(*paths, batches, args.rounds, args.threads, args.engine)
     return measured

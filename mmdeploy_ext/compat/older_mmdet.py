@@ -50,7 +50,7 @@ class OlderModule:
 
 @functools.cache
 def missing_class(name: str, module: str = '') -> type:
-    """Return the empty class that stands for the class `name` of `module`, which cannot be imported.
+    """Return the empty class that stands for whatever `name` is in `module`, which cannot be imported.
 
     It is the same class at every call with the same arguments.
     """

@@ -34,7 +34,7 @@ class Network(abc.ABC):
     one_by_one: ClassVar[bool] = False
 
     def start(self, dataset: Dataset) -> list[str] | None:
-        """Reset the state; return the scene of every sample, or None for samples without an order.
+        """Reset the state; return the scene of every sample, or None if each sample stands alone.
 
         All samples of a scene are run by one process, in the order of the data set.
         """
@@ -94,7 +94,7 @@ class DatasetFrames:
 
 
 def shard_scenes(scene_tokens: Sequence[Hashable], rank: int, world_size: int) -> list[int]:
-    """Return the sample indices of process `rank` of `world_size`, scene after scene.
+    """Return the sample indices of process `rank` of `world_size`, scene after scene by their first samples.
 
     `scene_tokens` has the scene of every sample; the frames of a scene stay in the order of the data set.
     Scenes are not divided, because a memory runs from frame to frame. They go, longest first, to the process

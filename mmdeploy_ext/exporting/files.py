@@ -25,7 +25,7 @@ from mmdeploy_ext.runtime.exported import check_same_export, files_of_family, mo
 
 
 def check_output(output: str, options: Options, family: Family, option: str = '--output-file ') -> None:
-    """Refuse a file or folder that the files of an export cannot be written to.
+    """Refuse a file or folder that the files of an export cannot be written to; else register it as output.
 
     Args:
         output: path of the file or the folder.
@@ -157,8 +157,8 @@ def export_files(
     Args:
         deployment: the model; its `exports` get the graphs.
         options: with opset and size resolved, as `export_graphs` takes them.
-        output: path of the file, or of the folder, maybe of one graph alone, if not `Family.one_file`. Files
-            of an older export of the family there are replaced at once.
+        output: path of the file if the export is `Family.one_file`, else of the folder, which may get one
+            graph alone. Files of an older export of the family there are replaced at once.
         images: as `export_graphs` takes them.
 
     Returns:

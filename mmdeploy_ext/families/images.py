@@ -216,8 +216,8 @@ class ImageFamily(Family):
 
         Of two scores that are almost equal one becomes zero, and rounding decides which. The values have the
         shape of the output: where there is a tie, the score before it became zero; elsewhere NaN. A proof
-        takes zero and this score for equal. Only elements count that decide no result, or whose results
-        `rounded_choices` covers.
+        takes zero and this score for equal. So a family returns NaN also for ties that decide a result,
+        unless `rounded_choices` makes the other result, too.
         """
         return {}
 

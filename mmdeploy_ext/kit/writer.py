@@ -41,9 +41,10 @@ def write_detector_kit(
         deployment: the model in PyTorch, from config and checkpoint.
         path: path of the ONNX file, or of the folder of an export.
         samples: (title, (h, w, 3) uint8 BGR) of each picture, of which the first counts as the one that was
-            traced; of a model of frames or sweeps those; of a backbone `VoxelSet`s.
+            traced; `Frame`s or `Sweep`s for a model that takes these; `VoxelSet`s for a backbone.
         out: the folder, see `write_kit`.
-        pictures: `name` and `licence` of the pictures, frames or sweeps, which the kit gives away.
+        pictures: `name` and `licence` of each picture that the kit gives away, or one entry for the source of
+            all frames, sweeps or voxels.
 
     Raises:
         UsageError: see `write_kit`, `pictures.write_pictures`, `frames.write_frames` and

@@ -75,7 +75,8 @@ class Recorder:
         every_choice: whether comparisons whose result has a name or picks a number, sizes that become texts,
             keys or arrays, and guards whose exception is caught are events, too, and sizes that follow from
             values count as values.
-        of_values: origins of the sizes that follow from values, such as the number of rows of `nonzero`.
+        of_values: origins of the sizes that follow from values, such as the number of rows of `nonzero`; the
+            observer adds them, and those of `of_regions`.
         of_regions: origins of the numbers of regions, which a graph may have another of.
     """
 

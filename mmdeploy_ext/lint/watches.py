@@ -229,7 +229,7 @@ def _has_float64(values: Any) -> bool:
 
 
 def absolute_time(call: Call) -> None:
-    """Large numbers become float32: times and positions lose their last digits.
+    """Large numbers become float32 or float16: times and positions lose their last digits.
 
     The rule is `absolute-time`, if a float64 or int64 tensor that depends on inputs becomes one of float32 or
     float16 of the same shape, and holds `LARGEST_EXACT` or more.

@@ -146,7 +146,9 @@ class MultiViewRule(JsonDataclass):
         return self.cameras[index] if index < len(self.cameras) else f'camera {index}'
 
     def crop_matrix(self, size: int = 3) -> np.ndarray:
-        """Return the (size, size) matrix that maps homogeneous image pixels to network pixels.
+        """Return the (size, size) matrix that maps image pixels x, y to network pixels.
+
+        With `size` 3 it maps (x, y, 1), with 4 (x, y, depth, 1), whose x and y are divided by the depth.
 
         It is float32, as StreamPETR's is; float64 if `normalised_first`, as BEVFormer's.
         """

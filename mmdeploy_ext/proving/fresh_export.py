@@ -61,7 +61,9 @@ class FreshExport:
     edits: tuple[Mapping[str, Any], ...] = ()
 
     def edited(self) -> onnx.ModelProto:
-        """Export, repeat the commands that changed the file, and return the graph; a cached export stays.
+        """Export, repeat the commands that changed the file, and return the graph.
+
+        What `export` returned, maybe from a cache, stays as it is; without commands it is the result itself.
 
         Raises:
             Mm2OnnxError: it cannot be exported, or a command cannot be repeated.

@@ -61,7 +61,7 @@ class CalibrationSet:
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return map(self.feeds, self.items)
 
-    def first(self, number: int) -> CalibrationSet:
+    def subset(self, number: int) -> CalibrationSet:
         """Return a set of at most `number` of the items, spread evenly over all; 0 takes all."""
         return dataclasses.replace(self, items=evenly(self.items, number))
 

@@ -43,7 +43,8 @@ TOLERANCE = 1e-3
 def convention_rules(file: str, model: onnx.ModelProto, outputs: Sequence[str]) -> Iterator[Violation]:
     """Yield the violation of a box convention of CenterPoint's head that no training has.
 
-    One that could not be probed, and one that is right of mmdet3d 0.x alone, is a warning.
+    A convention that could not be probed is a warning, and so is one that is right only if the model was
+    trained with mmdet3d 0.x.
 
     The node takes the boxes of mmdet3d 0.x. A model of mmdet3d 1.0 or later needs `dim` with its first two
     rows swapped and `rot` (sine, cosine) as (-cosine, -sine); the sizes and angles that come out tell whether

@@ -56,7 +56,8 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
         feeds: inputs of the graph by name, and what results need besides: `input` (B, 3, H, W); and, if they
             are there, `img_shape` (B or 1, 2), height and width that boxes are clipped to (0: those of the
             input), `scale_factor` (B or 1, 4) `w h w h`, by which boxes are divided (not 0), and `border` (B
-            or 1, 2), pixels of padding above and left of the image.
+            or 1, 2), pixels of padding above and left of the image. For 'full' none is read: that graph has
+            done all this.
 
     Raises:
         ShapeError: of the form 'raw' outputs, or of 'decode' `level_sizes`, are missing; or the outputs are

@@ -26,7 +26,8 @@ def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
     They are fitted to generated pictures, whose mean and deviation are those of a photograph after the test
     pipeline of the config `cfg`.
 
-    Voxels outside of a picture score low, so that anchors that no voxel distinguishes are no results.
+    The last layers are scaled so that empty voxels, which no picture shows, score low: all anchors there have
+    the same score, and must be no results.
     """
     deviation, offset = normalised_photograph(cfg)
     model.eval()

@@ -326,7 +326,10 @@ class QueryRegionsFamily(ImageFamily):
         return last_level_side(model.roi_head)
 
     def exaggerated(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """Let the first stage make regions of all sizes, so that later ones look at every level."""
+        """Return a context in which later stages look at every level.
+
+        The first stage makes a third of the regions larger by `SIZE_RATIO`, and a third smaller.
+        """
         first = model.roi_head.bbox_head[0]
         return changed_outputs(first.fc_reg, _of_all_sizes(first.bbox_coder.stds))
 

@@ -21,7 +21,8 @@ def replace_by_functions(
         model: the graph.
         domain: domain of the functions until they are inlined; no node of the model is of it.
         write: takes a node and the name of its function; returns the function, which takes the inputs that
-            the node has, without those that it leaves out, and gives its outputs; None: the node stays.
+            the node has, without those that it leaves out, gives its outputs, and is of the opset of the
+            model; None: the node stays.
     """
     nodes, functions = [], []
     for node in model.graph.node:

@@ -19,7 +19,8 @@ def apply_spec(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
     """Return a model with the spec's inputs and outputs, in its order.
 
     - An input that the exporter dropped because nothing uses it is put back.
-    - An input with a default gets an initializer of that value, which feeding overrides.
+    - An input with a default gets an initializer of that value, of size 1 along dynamic axes, which feeding
+      overrides.
     - Declared shapes are the spec's, with its names of dynamic axes.
 
     The model stays as it is. That the graph's own types agree with the spec's is not checked.

@@ -51,7 +51,10 @@ and in which cases a node of that operator stays."""
 
 
 def named_rule(name: str) -> Rule:
-    """Return the rule called `name`; UsageError: there is no such rule, the message lists all."""
+    """Return the rule that `NAMED` has under `name`.
+
+    UsageError: it has none; the message lists the keys of `NAMED` and `PASSES`.
+    """
     if name in NAMED:
         return parse_rule(NAMED[name], name)
     names = [*NAMED, *PASSES]

@@ -121,8 +121,8 @@ class TemporalSelfAttention(DeformableSampler):
 class MSDeformableAttention3D(DeformableSampler):
     """Samples around the points of a pillar in the feature maps of the cameras; it has no output layer.
 
-    `embed_dims`, `num_heads`, `num_levels` and `num_points` are those of `DeformableSampler`; the others are
-    not used at test time.
+    `embed_dims`, `num_heads`, `num_levels` and `num_points` are those of `DeformableSampler`, the last a
+    multiple of Z; the others are not used at test time.
     """
 
     def __init__(

@@ -23,7 +23,8 @@ from mmdeploy_ext.core.taps import tap
 NEAREST_DEPTH = 1e-5
 """A point less far in front of a camera, in m, is not in its picture."""
 DX, DY, YAW_RAD, TURN_DEG = 0, 1, 16, 17
-"""Entries of the motion: how far the car went, its heading, and by how much it turned."""
+"""Entries of the motion: how far the car went since the last frame along x and y of the map, m, its heading
+in the map, rad, and by how many degrees it turned since."""
 
 
 def turned(view: Tensor, motion: np.ndarray, center: Sequence[float], size: tuple[int, int]) -> Tensor:
@@ -95,7 +96,8 @@ def run_encoder(
     Args:
         head: a `BEVFormerHead`.
         maps: feature maps of each level (N, C, h, w).
-        motion: (18,) record of the car's motion since the last frame, see `DX` for its entries.
+        motion: (18,) record of the car, as `bev_motion.motion_since` returns it: only position and heading in
+            degrees are differences to the last frame.
         lidar2img: (N, 4, 4).
         picture: height and width of the padded pictures, px.
         prev_bev: the last view (Q, 1, C); None at the first frame of a scene.

@@ -67,9 +67,10 @@ class BEVFusionCenterHead(CenterHead):
     def nms(self) -> list[dict[str, Any]]:
         """Groups of classes for the suppression, one per task.
 
-        A group has `classes`; `most`, the largest number of boxes; and `radius`, a squared distance, for
-        circle NMS, or `overlap`, an IoU, `first`, the number of boxes that are compared, None for all, and
-        `scales` of the sizes of each class. ConfigError: settings in `test_cfg` that are missing or invalid.
+        A group has `classes`; `most`, the largest number of boxes; and `radius`, a squared distance, m^2,
+        for circle NMS, or `overlap`, an IoU, `first`, the number of boxes that are compared, None for all,
+        and `scales` of the sizes of each class. ConfigError: settings in `test_cfg` that are missing or
+        invalid.
         """
         test, tasks = self.test_cfg, len(self.counts)
         kinds, scales = test.get('nms_type'), test.get('nms_scale', 1.0)

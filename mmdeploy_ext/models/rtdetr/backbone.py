@@ -45,7 +45,7 @@ class ResidualBlock(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return the ReLU of the shortcut plus what the other layers, one after the other, give.
 
-        For maps (B, in_channels, h, w) it is (B, out_channels, h / stride, w / stride).
+        For maps (B, in_channels, h, w) it is (B, out_channels, h / stride, w / stride), rounded up.
         """
         short = features if self.short is None else self.short(features)
         for name, layer in self.named_children():
@@ -157,7 +157,10 @@ class PResNet(BaseModule):
             self.conv1.requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the maps (B, C, H / s, W / s) of strides s = 8, 16, 32 for images (B, 3, H, W)."""
+        """Return the maps (B, C, H / s, W / s) of strides s = 8, 16, 32 for images (B, 3, H, W).
+
+        The sides are rounded up.
+        """
         features = F.max_pool2d(self.conv1(images), 3, 2, 1)
         maps = []
         for stage in self.res_layers:

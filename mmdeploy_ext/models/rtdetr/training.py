@@ -186,8 +186,8 @@ def denoising_queries(
 def attention_mask(group: int, repetitions: int, num_queries: int) -> torch.Tensor:
     """Return (N + Q, N + Q) bool, True where a row must not look at a column.
 
-    Matched queries do not see denoising ones, repetitions do not see each other. A repetition has `group`
-    queries.
+    Matched queries do not see denoising ones, which see them; repetitions do not see each other. A repetition
+    has `group` queries.
     """
     owner = torch.arange(repetitions).repeat_interleave(group)
     owner = torch.cat([owner, torch.full((num_queries,), -1)])
@@ -200,8 +200,8 @@ def training_losses(
 ) -> dict[str, torch.Tensor]:
     """Return name -> loss, as mmdet's runners take them, of the encoder's maps (B, channels, h, w).
 
-    Prefix `d0.` is of the first layer and so on except for the last, `enc.` of the encoder, `dn0.` of the
-    denoising queries of the first layer.
+    Prefix `d0.` is of the first layer and so on except for the last, which has none, `enc.` of the encoder,
+    `dn0.` of the denoising queries of the first layer and so on, here with the last.
     """
     maps = decoder.project(features)
     selection = decoder.select(maps)

@@ -45,7 +45,8 @@ def pair_up(
         reference: boxes with masks that PyTorch found.
         candidate: boxes with masks that the engine found.
         iou_bar: smallest IoU of masks. If it is at least `mask.IOU_BAR`, boxes have `bbox2d.IOU_BAR`, else
-            boxes have this bar, too. Masks of slivers have the lower bar `SLIVER_IOU`.
+            boxes have this bar, too. If the box of the reference is a sliver, see `SLIVER`, its mask
+            has the lower bar `SLIVER_IOU`.
         score_bar: largest difference of scores, and of the scores of masks if there are any.
     """
     boxes, masks = bbox2d.class_iou(reference, candidate), mask.class_iou(reference, candidate)

@@ -131,7 +131,8 @@ def advice(path: str, stage: str, keys: Collection[Any]) -> str:
     """Return the message for a checkpoint of RT-DETR, '' for others; see `checkpoint.conversion_advice`.
 
     A file of Paddle is refused at the stage 'unreadable'. A dict with `ema` or `model` may be one of the
-    original repository; names of transformers are those of RT-DETR. The original's names are the model's.
+    original repository; names of transformers are those of RT-DETR. Names of the original need no message:
+    they are the model's.
 
     Args:
         path: path of the file.

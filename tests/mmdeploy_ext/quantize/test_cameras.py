@@ -123,7 +123,7 @@ def test_infos_and_folders_give_the_same_frames_in_the_models_order_of_cameras(d
 
 def test_frames_are_prepared_as_the_runtime_does(drive):
     frames = camera_frames(drive, RULE)
-    feeds = list(calibration_frames(metadata('extract_img_feat', ['img']), frames).first(2))
+    feeds = list(calibration_frames(metadata('extract_img_feat', ['img']), frames).subset(2))
     assert [list(feed) for feed in feeds] == [['img'], ['img']]
     for feed, frame in zip(feeds, (frames[0], frames[-1]), strict=True):
         expected = RULE.apply([cv2.imread(str(path)) for path in frame])

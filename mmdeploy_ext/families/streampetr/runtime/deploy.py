@@ -37,7 +37,7 @@ class DeployContract:
         metadata: metadata of the head's file.
         image_shape, image_dtype: (N, 3, H, W) and the type of the images.
         calibration_key: bytes of the last calibration, by which a new one is noticed; empty before.
-        fed_bytes: copied to the engine for the last frame, besides the images.
+        fed_bytes: number of bytes copied to the engine for the last frame, besides the images.
         constant: outputs of the position embedding, which stay until the calibration changes.
         rig, motion: inputs of the position embedding, and of the head about the motion since the last frame.
         features: output of the backbone.
