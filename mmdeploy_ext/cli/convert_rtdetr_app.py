@@ -15,10 +15,10 @@ from mmdeploy_ext.core.config import load_config
 
 
 def convert(args: argparse.Namespace) -> int:
-    """Convert the checkpoint, and print where its weights are from and what was joined, added and left out.
+    """Convert the checkpoint to one of this project's RT-DETR, whose tensors have the original's names.
 
-    `args` are those of `build_parser`. Return 0; for what is raised see `convert_file` of
-    `weights.convert.rtdetr`.
+    Printed are where its weights are from and what was joined, added and left out. `args` are those of
+    `build_parser`. Return 0; for what is raised see `convert_file` of `weights.convert.rtdetr`.
     """
     compat.apply()
     from mmdeploy_ext.families.base import load_families

@@ -108,7 +108,10 @@ class SparseFamily(Family):
 
     @abc.abstractmethod
     def load(self, model: torch.nn.Module, path: str, weight_layout: str = 'auto') -> LoadReport:
-        """Load the encoder's weights (and the rest of the model, if the file has it); see `Family.load`."""
+        """Load the encoder's weights (and the rest of the model, if the file has it); see `Family.load`.
+
+        `weight_layout`, of the kernels in the file, is 'auto', 'spconv1', 'spconv2' or 'spconv2-rskc'.
+        """
 
     def num_classes(self, model: torch.nn.Module) -> int:
         return 0

@@ -76,6 +76,8 @@ class Runner:
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Return name -> array of all `names`, for feeds input -> array; a sequence is a list of arrays.
 
+        Every input without a default is fed, also one that no name needs.
+
         Raises:
             ShapeError: a feed is missing or unknown, or has another dtype or shape than the graph takes.
             InferenceError: ONNX Runtime failed.

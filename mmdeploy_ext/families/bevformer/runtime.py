@@ -56,7 +56,7 @@ PORTABLE_NAMES = dict(outputs_classes='all_cls_scores', outputs_coords='all_bbox
 
 
 def contract_of(file: Path) -> str:
-    """Return the contract of a file, `--contract` of its export.
+    """Return the contract of a file, `--contract` of its export: 'portable', 'trt-plugin' or 'autoware'.
 
     ModelFileError: it is of another family, or no exported file.
     """

@@ -80,7 +80,7 @@ def node_outputs(task_outputs: tuple[list[dict[str, Tensor]], ...]) -> tuple[Ten
 
 
 def graphs(model: nn.Module) -> list[Graph]:
-    """Return the two graphs, the encoder of pillars and the head."""
+    """Return the two graphs: the encoder of pillars, and what follows their map (backbone, neck, head)."""
     parts = parts_of(model)
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)

@@ -174,7 +174,7 @@ class DenseFamily(ImageFamily):
     def trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
         """Return the stages behind the network and their outputs.
 
-        The network does not run in a trial, so that its batch norms need not be folded.
+        A trial exports these alone, with other limits: batch norms of the network need not be folded.
         """
         return graphs.stages(model, options, fold=False)[1:], graphs.spec(model, options).outputs
 

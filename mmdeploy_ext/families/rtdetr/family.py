@@ -56,7 +56,7 @@ class RtDetrFamily(ImageFamily):
     followed = FOLLOWED
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        """Yield the methods of the detector alone: the graph runs its parts as they are."""
+        """Yield the detector's methods that the graph computes by itself; it runs the parts as they are."""
         return followed.replaced_of_class(model, FOLLOWED)
 
     def build(self, cfg: Any) -> nn.Module:

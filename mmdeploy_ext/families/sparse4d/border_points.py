@@ -3,6 +3,8 @@
 The operator is discontinuous there: a point just inside has up to half of its weight, one just outside has
 none. Engines round differently, and then one of them has a point that the other has not. A proof compares
 such a frame with PyTorch's own result for these points on the other side, and names them.
+
+Glossary: A instances, P key points of each, N cameras.
 """
 
 from __future__ import annotations

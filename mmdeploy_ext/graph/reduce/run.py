@@ -118,8 +118,9 @@ def judge(folder: Path, case: Mapping[str, Any]) -> bool:
     or 'command'), `tolerance` (largest relative difference that is no fault), `outcome` (which fault was
     found: 'nan', 'inf', 'signal 11', 'does not end' ...), `outputs` (names that are compared), and, of some
     checks, `timeout` (seconds) or `command` (that showed the fault). A command is not run: of 'command' the
-    fault counts as shown if the outputs are those that were recorded. Exceptions of ONNX Runtime are not
-    caught, unless they are the fault.
+    fault counts as shown if the outputs are those of expected.npz, which were recorded in the whole graph; of
+    'reference' and 'differs' that file has the right outputs. Exceptions of ONNX Runtime are not caught,
+    unless they are the fault.
     """
     kind, source = case['check'], str(folder / 'model.onnx')
     if kind == 'crash':  # in a process of its own, which may die

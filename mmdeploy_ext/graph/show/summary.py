@@ -40,8 +40,8 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
         - `nodes` (number, bodies included, functions not) and `operators` (name -> number, most first);
         - `parameters` and `bytes`: elements and size of the weights, see `parameters`; `dtypes`: name ->
           number of tensors;
-        - if `kind` is 'onnx', `flops`, the sum of those that `flops.count` knows, of the main graph, and
-          `flops_unknown`: number of nodes of which it has None.
+        - if `kind` is 'onnx', `flops`, the sum of those that `flops.count` knows, of the main graph, two for
+          a multiply-add, and `flops_unknown`: number of nodes of which it has None.
     """
     graph = model.graph
     weights = list(parameters(graph))

@@ -61,7 +61,7 @@ class ConvNorm(nn.Module):
         self.act = ACTIVATIONS[act]()
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return (B, out_channels, h / stride, w / stride) of maps (B, in_channels, h, w)."""
+        """Return (B, out_channels, h / stride, w / stride), rounded up, of maps (B, in_channels, h, w)."""
         return self.act(self.norm(self.conv(features)))
 
 

@@ -63,7 +63,8 @@ class SparseFile:
         traced: the model's graph before folding.
         expected: the graph that the file should hold, weights in float32.
         exact: if convolutions of the file were folded in float16, the graph folded in float32 and in the
-            file's order of axes, without precisions and ranges; else `expected`.
+            file's order of axes, without precisions and ranges; else `expected`. Its dense map is
+            compared with the model's, too.
         ranges: the check that the ranges of the weights follow from the weights; None if the file records
             none, or they were given beside it.
         name: name of the graph, which `Proof.read` demands: '', as the model is one file.
@@ -174,7 +175,10 @@ def _recorded_ranges(model: onnx.ModelProto, path: str) -> Ranges | None:
 
 
 def compare_graph(file: SparseFile) -> GraphResult:
-    """Compare the graph of a file with the graph that its model gives."""
+    """Compare the graph of a file with the graph that its model gives.
+
+    If they are equal, `by_inputs` of the result names the rules of recorded edits that inputs have to judge.
+    """
     commands, rules = read_fact(file.model, file.path, 'edits'), ''
     if file.export_options.target == 'libspconv':
         graph_differences = dialect_differences(file.path, file.model, file.expected)

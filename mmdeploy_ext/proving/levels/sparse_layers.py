@@ -174,7 +174,10 @@ class DialectRunner:
         self.plan = plan_of(self.graph)
 
     def run(self, features: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
-        """Return the dense map of features (N, C) and coordinates (N, 4); keep all layers for `layers`."""
+        """Return the dense map of features (N, C) and coordinates (N, 4), axes in the file's order.
+
+        All layers are kept for `layers`.
+        """
         self.voxels = features, coordinates
         self.layer_values: dict[str, np.ndarray] = {}
         self.rulebook = build(self.plan, coordinates)
@@ -225,7 +228,7 @@ class PortableRunner:
             self.layer_engine = ScnOnnx(path, threads=self.engine.threads)
 
     def run(self, features: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
-        """Return the dense map of features (N, C) and coordinates (N, 4)."""
+        """Return the dense map of features (N, C) and coordinates (N, 4), axes in the file's order."""
         self.features = features
         return self.engine.step(voxels=(features, coordinates))
 

@@ -164,7 +164,10 @@ class LidarOnnx(Runtime):
         return self.decode(outputs, self.box_rule)
 
     def feeds(self, sweep: Sweep) -> dict[str, np.ndarray]:
-        """Return the head's input of a sweep, `bev` (1, C, H, W); raises what `detect` raises."""
+        """Return the head's input of a sweep, `bev` (1, C, H, W), for its calibration.
+
+        It raises what `detect` raises.
+        """
         return dict(bev=self.before_head(sweep)['bev'])
 
     def before_head(self, sweep: Sweep) -> dict[str, np.ndarray]:
