@@ -25,6 +25,7 @@ from mmdeploy_ext.core.printable import shortened
 from mmdeploy_ext.core.users_code import RanCode
 from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_group_norm, default_opset
 from mmdeploy_ext.families.base import DETECTOR, Family, find_family
+from mmdeploy_ext.families.building import data_class
 from mmdeploy_ext.families.module_settings import hidden_settings, module_settings
 from mmdeploy_ext.families.replaced import DifferingMethod
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
@@ -216,7 +217,7 @@ def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[st
     Returns:
         The first list or tuple of `num_classes` names among `CLASSES` of `meta`; `classes` of `data.test`
         (of its first data set if it is a list), names or the path of a file with one on each line; `classes`
-        and `class_names` of the config; and `CLASSES` of the data set's class in mmdet. If none fits: 'class
+        and `class_names` of the config; and `CLASSES` of the data set's class. If none fits: 'class
         0', 'class 1', ...
 
     Raises:
@@ -225,12 +226,11 @@ def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[st
         UsageError: a name cannot be encoded as UTF-8.
     """
     from mmcv import list_from_file
-    from mmdet.datasets import DATASETS
 
     dataset = (cfg.get('data') or {}).get('test') or {}
     if isinstance(dataset, list | tuple):
         dataset = dataset[0]
-    dataset_class = DATASETS.get(str(dataset.get('type')))
+    dataset_class = data_class(dataset.get('type'), 'DATASETS')
     listed = dataset.get('classes')
     candidates = (
         meta.get('CLASSES'),

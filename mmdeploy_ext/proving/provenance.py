@@ -12,6 +12,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.families.building import data_class
 from mmdeploy_ext.proving.results import Check
 
 if TYPE_CHECKING:
@@ -113,14 +114,12 @@ def class_name_notes(deployment: Deployment) -> list[str]:
 
 def _test_set(cfg: Any) -> tuple[type | None, Any]:
     """Return the class of the config's test set, or None, and the `classes` in its config, or None."""
-    from mmdet.datasets import DATASETS
-
     dataset = (cfg.get('data') or {}).get('test')
     if isinstance(dataset, list | tuple):
         dataset = dataset[0] if dataset else None
     if dataset is None:
         return None, None
-    return DATASETS.get(str(dataset.get('type'))), dataset.get('classes')
+    return data_class(dataset.get('type'), 'DATASETS'), dataset.get('classes')
 
 
 def _names(value: Any) -> list[str]:

@@ -67,9 +67,9 @@ def without_teacher(model_cfg: Any) -> Any:
     """
     if not any(key.startswith('teacher') for key in model_cfg):
         return model_cfg
-    detector, student = DETECTORS.get(model_cfg['type']), SingleStageDetector
+    detector, student = DETECTORS.get(str(model_cfg.get('type'))), SingleStageDetector
     methods = 'forward', 'forward_test', 'simple_test', 'extract_feat'
-    if any(getattr(detector, method) is not getattr(student, method) for method in methods):
+    if any(getattr(detector, method, None) is not getattr(student, method) for method in methods):
         return model_cfg
     parameters = [inspect.signature(cls.__init__).parameters for cls in (detector, student)]
     of_distillation = set(parameters[0]) - set(parameters[1])

@@ -152,6 +152,8 @@ def test_of_a_distilled_detector_only_the_student_is_built():
     )  # fmt: skip
     assert without_teacher(Config(dict(model=taught)).model) == student
     assert build_student(Config(dict(model=taught))).bbox_head.num_classes == 12
+    unregistered = Config(dict(model=dict(taught, type='OfAnotherRepository'))).model
+    assert without_teacher(unregistered) is unregistered
 
 
 def test_settings_of_the_distillation_go_with_the_teacher(monkeypatch):
