@@ -156,8 +156,8 @@ def _last_layers(index: Index, name: str) -> list[str]:
 def memory_rules(file: str, model: onnx.ModelProto, tensors: GraphTensors) -> Iterator[Violation]:
     """Yield a violation for each change of the memory by StreamPETR's head that the node does not expect.
 
-    `file` is its name for messages, `model` has the names and sizes of the node, and `tensors` are those of
-    `graph_tensors(model)`. A head that ONNX Runtime cannot run is a warning.
+    `file` is its name for messages; `model` has passed the checks of names and sizes (KeyError otherwise),
+    and `tensors` are those of `graph_tensors(model)`. A head that ONNX Runtime cannot run is a warning.
     """
     from mmdeploy_ext.graph.run import run
 

@@ -98,7 +98,10 @@ class BEVFusionReference:
         return hooks
 
     def of_rig(self, rig: Rig) -> dict[str, torch.Tensor]:
-        """Return the outputs of the rig's graph by name: `cells` and `TABLES`."""
+        """Return the outputs of the rig's graph by name: `cells` and `TABLES`.
+
+        `cells` is that of `ViewTransform.cells` for the one sample, (N, depth bins, rows, columns).
+        """
         cells = transform_of(self.model).cells(rig)[0]
         return dict(cells=cells) | dict(zip(TABLES, transform_of(self.model).pool_tables(cells), strict=True))
 

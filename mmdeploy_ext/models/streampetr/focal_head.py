@@ -8,7 +8,7 @@ to `conv_cls` there); all tokens are written `topk_indexes=None`, not as a permu
 (upstream 16, its default).
 
 Glossary: B batch, N cameras, M = B N images of H x W px with padding, C channels, T = h w tokens of one
-image, K classes, G objects of one image, n tokens that are chosen or matched.
+image, K classes, G objects of one image, n tokens of a sample that are chosen, or pairs of a matching.
 """
 
 import random
