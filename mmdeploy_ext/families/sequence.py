@@ -58,8 +58,8 @@ class SequenceFamily(Family):
         dump_suffixes: prefix of a dumped tensor's name -> what its file name has before '.bin', as '_pth'.
         measured: contracts that a benchmark exports if it is given no files; empty means the default one.
         dump_names: tensors that dump mode has; empty if they are unknown before a frame has run.
-        bars: (name, figure, largest value) of each limit of its first contract in a benchmark; for the
-            figures see `benchmark.streams.check_bars`.
+        bars: (name, figure, largest value) of each limit in a benchmark of the first contract of `measured`;
+            for the figures see `benchmark.streams.check_bars`.
         bars_of: the model and machine that the bars were set for.
     """
 
@@ -138,7 +138,8 @@ class SequenceFamily(Family):
     def crowded_sweeps(self, rule: Any, options: Options) -> Iterable[Sweep]:
         """Return sweeps, as points alone, some of whose voxels have more points than a rule takes.
 
-        Of pillars, and of small limits, there are more voxels, too. Only the tensors are compared.
+        Of pillars, and of small limits, there are also more voxels than it takes. Only the tensors are
+        compared.
         """
         return ()
 

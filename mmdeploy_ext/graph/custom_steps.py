@@ -147,6 +147,7 @@ class SteppedModel:
                 step = CustomStep(kernels[node.op_type], tuple(node.input), node.output[0], attributes)
                 self.steps.append(step)
         used = {*self.outputs, *(name for step in self.steps for name in step.inputs)}
+        self._inputs = [name for name in index.inputs if name in used]
         self._constants = {
             name: onnx.numpy_helper.to_array(index.constants[name]) for name in used & index.constants.keys()
         }
@@ -157,9 +158,12 @@ class SteppedModel:
         ONNX Runtime checks types and shapes of what its steps read; feeds of other names are ignored.
 
         Raises:
-            ShapeError: a feed of an input with a default, which is a constant of the steps.
-            InferenceError: a step of ONNX Runtime fails, or lacks a feed; what a kernel raises is not caught.
+            ShapeError: an input that a step reads is not fed, or one with a default is, which is a constant
+                of the steps.
+            InferenceError: a step of ONNX Runtime fails; what a kernel raises is not caught.
         """
+        if missing := [name for name in self._inputs if name not in feeds]:
+            raise ShapeError(f'feed {missing[0]!r}: is missing; the model reads it')
         if constants := self._defaults.intersection(feeds):
             name = min(constants)
             raise ShapeError(f'feed {name!r}: has a default, which is a constant of the steps')

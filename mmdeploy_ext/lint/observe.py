@@ -106,7 +106,7 @@ class Marks:
     def of(self, tensor: torch.Tensor) -> Mark:
         """Return the mark of a tensor: its own, together with that of the tensor of which it is a view.
 
-        It is `NOTHING` if neither has one.
+        Without one of its own it has `NOTHING` if it is older than the run (`constants`), else `of_unknown`.
         """
         mark = self._of.get(tensor)
         if mark is None:

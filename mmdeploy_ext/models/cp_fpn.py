@@ -23,7 +23,8 @@ class CPFPN(BaseModule):
 
     Levels come with the finest first; `in_channels` are the channels of each, `out_channels` those of all
     results, and `num_outs` must be their number (else ConfigError). `norm_cfg` and `act_cfg` are configs of
-    normalisation and activation, None for none, as in the released checkpoints.
+    normalisation and activation, None for none, as in the released checkpoints; `init_cfg` is mmcv's, None
+    for Xavier-uniform convolutions.
     """
 
     def __init__(

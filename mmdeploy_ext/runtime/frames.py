@@ -171,7 +171,8 @@ class Stepper(Protocol):
 def of_rays(img_aug_matrix: np.ndarray) -> np.ndarray:
     """Return matrices (N, 4, 4) float64 that move pixels times their depth as `img_aug_matrix` moves pixels.
 
-    The latter, see `FusedFrame`, is applied after the division by the depth.
+    The latter, see `FusedFrame`, is applied after the division by the depth; the depth has no share in its
+    pixels: the third column of the first two rows is taken for 0.
     """
     matrix = np.array(img_aug_matrix, np.float64)
     matrix[:, :2, 2] = matrix[:, :2, 3]

@@ -72,7 +72,7 @@ def rotation(quaternion: Sequence[float]) -> np.ndarray:
     )
 
 
-def to_global(record: dict[str, Any]) -> np.ndarray:
+def to_parent(record: dict[str, Any]) -> np.ndarray:
     """Return the matrix (4, 4) from a frame to the one that the record of a table gives its pose in.
 
     The record has `rotation`, a quaternion w x y z, and `translation`, metres.
@@ -89,7 +89,7 @@ def from_global(image: dict[str, Any]) -> np.ndarray:
     """
     ego = dict(rotation=image['ego2global_rotation'], translation=image['ego2global_translation'])
     camera = dict(rotation=image['cam2ego_rotation'], translation=image['cam2ego_translation'])
-    return np.linalg.inv(to_global(ego) @ to_global(camera))
+    return np.linalg.inv(to_parent(ego) @ to_parent(camera))
 
 
 class Tables:
@@ -148,7 +148,7 @@ class Tables:
         sensor = self.tables['calibrated_sensor'][record['calibrated_sensor_token']]
         pose = self.tables['ego_pose'][record['ego_pose_token']]
         from_camera = np.linalg.inv(from_global(image)) @ LIDAR_TO_CAMERA
-        to_kitti = np.linalg.inv(from_camera) @ to_global(pose) @ to_global(sensor)
+        to_kitti = np.linalg.inv(from_camera) @ to_parent(pose) @ to_parent(sensor)
         points = np.fromfile(self.root / record['filename'], np.float32).reshape(-1, POINT_COLUMNS)
         xyz = points[:, :3] @ to_kitti[:3, :3].T + to_kitti[:3, 3]
         return np.column_stack([xyz, points[:, 3] / 255]).astype(np.float32)
@@ -196,7 +196,7 @@ class Tables:
             category = self.tables['instance'][record['instance_token']]['category_token']
             name = self.tables['category'][category]['name']
             label = next((key for key in CLASSES if name.startswith(key)), None)
-            box = to_camera @ to_global(record)
+            box = to_camera @ to_parent(record)
             width, length, height = record['size']
             corners = seen_box(box, (length, width, height), intrinsic, size)
             if label is None or box[2, 3] < NEAR_M or corners is None:

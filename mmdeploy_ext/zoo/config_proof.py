@@ -112,7 +112,10 @@ def prove_config(
         keep: called with the record after each export of the family, also after one that this run leaves
             out, since the next one may kill the process.
     """
-    record, made_from = Record(config.name, config.parts), origin_digest(config, settings)
+    left_out = {
+        kind: getattr(earlier, kind, None) for kind in EXPORT_KINDS if kind not in settings.export_kinds
+    }
+    record, made_from = Record(config.name, config.parts, **left_out), origin_digest(config, settings)
     try:
         cfg = load_config(config.path)
         record = dataclasses.replace(record, notes=without_augmentation(cfg))

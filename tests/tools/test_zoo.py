@@ -439,6 +439,16 @@ def test_a_lidar_detector_is_proven_on_sweeps_and_its_proof_taken_over(tmp_path,
     assert config_proof.prove_config(config, settings, found, lambda record: None) == found
 
 
+def test_a_config_that_no_longer_loads_keeps_the_outcome_of_an_export_that_is_left_out(tmp_path):
+    path = tmp_path / 'broken.py'
+    path.write_text('model = ')
+    config = types.SimpleNamespace(name='broken.py', parts={}, path=str(path), test_digest='')
+    settings = config_proof.Settings((128, 160), ('none', None), None, {}, export_kinds=('fixed',))
+    earlier = records.Record('broken.py', {}, dynamic=records.Outcome(True))
+    record = config_proof.prove_config(config, settings, earlier, lambda record: None)
+    assert record.fixed.reason and record.dynamic == earlier.dynamic
+
+
 def test_augmentation_of_points_is_left_out_and_said():
     steps = dict(
         type='MultiScaleFlipAug3D', flip=True, img_scale=(1333, 800), pts_scale_ratio=[0.95, 1.0, 1.05]

@@ -105,7 +105,9 @@ class Session:
             raise InferenceError('the engine has no room for its execution context on this GPU')
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the engine on input name -> array; return output name -> array.
+        """Run the engine on input name -> array, and wait for it; return output name -> array.
+
+        Feeds of other names are not read.
 
         Raises:
             ShapeError: a feed is missing, of another dtype, or outside of the sizes that the engine was built

@@ -19,7 +19,8 @@ class AnchorReference(LidarReference):
     def head_outputs(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
         """Return the first three arguments of `Anchor3DHead.get_bboxes`, each a list of a tensor per level.
 
-        `tensors` are the outputs of the head by name: `cls_score_0`, ...
+        They are the class scores, the deltas and the directions, in the order of `OUTPUTS`. `tensors` are the
+        outputs of the head by name, `cls_score_0`, ..., as the head gives them.
         """
         levels = len(tensors) // len(OUTPUTS)
         return tuple([tensors[f'{name}_{level}'] for level in range(levels)] for name in OUTPUTS)

@@ -77,9 +77,10 @@ class BoxValueHead(nn.Module):
 def graphs(model: nn.Module, cameras: int) -> list[Graph]:
     """Return the graphs of a detector for `cameras` cameras, in the order of `cuda_bevfusion.cuda.GRAPHS`.
 
-    The detector stays as it is: dense graphs run a copy in evaluation mode with folded normalisations. Those
-    of `SPARSE` are finished files, one for each order of the coordinates. Results decoded from the outputs of
-    the last graph are matched, and the outputs of the other dense graphs are compared value by value.
+    It is not the order in which they run: `fuser` comes before the LiDAR's files. The detector stays as it
+    is: dense graphs run a copy in evaluation mode with folded normalisations. Those of `SPARSE` are finished
+    files, one for each order of the coordinates. Results decoded from the outputs of the last graph are
+    matched, and the outputs of the other dense graphs are compared value by value.
     """
     folded, sparse = fuse(model), backbone_graph(model.encoders['lidar'].encoder)
     sizes = _sizes(model, cameras, sparse.output_shape)

@@ -112,7 +112,8 @@ class SmokeFullForm(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Return boxes (B, n, 7), scores and labels (B, n), best first; rows behind are zero, label -1.
 
-        Boxes are x y z of the middle of the bottom and sizes, m, and yaw, rad, in the frame of the camera.
+        Boxes are x y z of the middle of the bottom, length, height and width, m, and yaw, rad, in the frame
+        of the camera.
 
         Args:
             image: (B, 3, H, W); only its size is used.

@@ -84,8 +84,8 @@ class MaskFormerNetwork(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the features (B, D, H4, W4) of masks, and the map (B, channels, h, w) that queries look at.
 
-        `maps` are of the backbone, `level` has the padding of the last one, and `padded` (B, 1, 1, h * w)
-        bool is True for its tokens of padding.
+        `maps` are of the backbone, fine to coarse, `level` has the padding of the last one, and `padded`
+        (B, 1, 1, h * w) bool is True for its tokens of padding.
         """
         decoder = self.model.panoptic_head.pixel_decoder
         if self.pixel_positions is None:
@@ -160,7 +160,8 @@ class Mask2FormerNetwork(nn.Module):
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Return the maps that queries look at, coarse to fine, and the features (B, D, H4, W4) of masks.
 
-        `maps` are of the backbone, `projected` those of `projected()`, `levels` their rows and columns.
+        `maps` are of the backbone, fine to coarse, `projected` those of `projected()`, `levels` their rows
+        and columns.
         """
         decoder = self.model.panoptic_head.pixel_decoder
         keep = tokens_inside(levels)

@@ -79,8 +79,9 @@ def interchangeable_zeros(
 ) -> dict[str, np.ndarray]:
     """Return scores of cells in whose points NMS there is a tie; see `ImageFamily.interchangeable_zeros`.
 
-    PyTorch and an engine may give such a cell its score or zero. Below the threshold no result depends on it;
-    above it few ties are excused, see `FEW_TIES`, and the results are judged with `rounded_choices`.
+    They are those before it, all others NaN. PyTorch and an engine may give such a cell its score or zero.
+    Below the threshold no result depends on it; above it few ties are excused, see `FEW_TIES`, and the
+    results are judged with `rounded_choices`.
     """
     head, ties, passing = model.mask_head, 0, 0
     logits: list[torch.Tensor] = []

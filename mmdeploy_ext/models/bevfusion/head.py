@@ -279,7 +279,8 @@ class TransFusionHead(nn.Module):
     def candidates(self, predictions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return boxes (B, Q, 9), scores (B, Q) and labels (B, Q), which are -1 if the coder drops a box.
 
-        `predictions` are those of `forward`; boxes have the columns of `get_bboxes`.
+        It drops boxes out of its range, and those whose score does not exceed its threshold. `predictions`
+        are those of `forward`; boxes have the columns of `get_bboxes`.
         """
         boxes = self.bbox_coder.boxes(*(predictions[name] for name in VALUES if name in predictions))
         scores = self.scores(predictions).amax(1)
@@ -302,9 +303,9 @@ class TransFusionHead(nn.Module):
     def get_bboxes(self, predictions: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample, in the order of the queries.
 
-        The columns of boxes are x, y, z of the bottom's centre, width, length and height, m, yaw, rad, and
-        velocity in x and y, m/s, which they lack if `common_heads` has no 'vel'. `predictions` are those of
-        `forward`.
+        The columns of boxes are x, y, z of the bottom's centre, width, length and height, m, yaw, rad, from
+        -y clockwise as in mmdet3d 0.x, and velocity in x and y, m/s, which they lack if `common_heads` has no
+        'vel'. `predictions` are those of `forward`.
         """
         values = (predictions[name] for name in VALUES if name in predictions)
         boxes = self.bbox_coder.decode(self.scores(predictions), *values)

@@ -54,6 +54,14 @@ def test_an_input_with_a_default_is_a_constant_that_cannot_be_fed():
         model.run(dict(x=x, y=y, two=np.array(3, np.float32)))
 
 
+def test_a_feed_that_is_missing_is_named_whatever_reads_it():
+    model = SteppedModel(onnx.parser.parse_model(TEXT), KERNELS, threads=1)
+    feeds = dict(x=np.ones((2, 3), np.float32), y=np.zeros(3, np.float32))
+    for name in feeds:  # ONNX Runtime reads x, a kernel y
+        with pytest.raises(ShapeError, match=f"'{name}': is missing"):
+            model.run({key: array for key, array in feeds.items() if key != name})
+
+
 def test_an_output_may_be_a_constant():
     text = TEXT.replace('float[2, 3] last)', 'float[2, 3] last, float two)')
     model = SteppedModel(onnx.parser.parse_model(text), KERNELS, threads=1)

@@ -4,7 +4,8 @@ A coder is a function of `CODERS`. It returns boxes (B, K, G, 5), and takes
 
 - `xp`: numpy or torch.
 - `regions`: (B, K, 1, 4) xyxy or (B, K, 1, 5) boxes.
-- `rows`: name of an output of the head -> its values (B, K, G, columns).
+- `rows`: name of an output of the head -> its values (B, K, G, columns): `bbox_pred`, the deltas, and of
+  `gliding_vertex` also `fix_pred` (4 columns) and `ratio_pred` (1).
 - `coder`: its settings, those of `options.CODERS`.
 - `clip_hw`: (B, 2) height and width that boxes, or their centres, are clipped to; not used by all.
 

@@ -1,7 +1,9 @@
 """The family of two-stage detectors of rotated boxes: which configs it claims and refuses.
 
 What the attributes and methods of the class without a docstring are for is documented where they are
-defined first: `families/images.py` and `families/base.py` of mm2onnx.
+defined first: `families/images.py` and `families/base.py` of mm2onnx. The list named `first` is that of the
+proposals; a trial, of a proof, exports what is behind the network once more, with other limits: `first_trial`
+the choice of the proposals alone, `trial` all of it, with the proposals as one more output.
 """
 
 import contextlib

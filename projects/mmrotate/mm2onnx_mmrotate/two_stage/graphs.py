@@ -150,7 +150,11 @@ class ProposalsForm(nn.Module):
         self.proposals = proposals_of(model.rpn_head)
 
     def forward(self, image: Tensor, img_shape: Tensor, *maps: Tensor) -> tuple[Tensor]:
-        """Return proposals with scores (B, K, columns); rows that an image does not have are zero."""
+        """Return proposals with scores (B, K, columns); rows that an image does not have are zero.
+
+        `maps` are the outputs of the head of proposals alone, see `proposal_names`; for the other inputs see
+        `Form.forward`.
+        """
         return (tap(PROPOSALS, self.proposals(maps, clip_size(image, img_shape))[0]),)
 
 
