@@ -45,7 +45,8 @@ class Benchmark(abc.ABC):
         models: name of these models in messages, in the plural.
         foreign: attributes of options of `benchmark.py`, such as 'no_racing', that do not apply to these
             models: the program refuses them.
-        seconds: what `--max-seconds` is if the user does not type it; 0 runs all rounds.
+        seconds: what `--max-seconds`, the limit for each of `groups`, is if the user does not type it; 0 runs
+            all rounds.
         args: options of the command line; `cfg_options` are parsed.
         engines: names of the engines on trial, keys of `registry.ENGINES`.
         ranks: the processes that measure together, of which this is one.

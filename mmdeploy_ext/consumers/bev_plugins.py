@@ -31,14 +31,14 @@ ENGINE, PROVIDERS = 'OnnxRuntimeBackend', ('CPUExecutionProvider',)
 
 
 def rotate(image: np.ndarray, angle: np.ndarray, center: np.ndarray, interpolation: int = 0) -> np.ndarray:
-    """Return a picture (C, H, W) float32 turned about a point, what comes from outside as 0.
+    """Return a picture (C, H, W) float32 turned about a point; a cell whose source is outside of it is 0.
 
     Args:
         image: (C, H, W) float32.
-        angle: () degrees, counter-clockwise with row 0 on top.
-        center: (2,) x, y, pixels from the corner.
-        interpolation: has to be `NEAREST`; a source between two pixels goes to the one further from 0, where
-            torchvision takes the even one.
+        angle: () degrees, counter-clockwise with row 0 on top, as torchvision has it.
+        center: (2,) x, y, pixels from the corner of the picture: (0.5, 0.5) is the middle of the first one.
+        interpolation: attribute of the plug-in, whose default is 0; has to be `NEAREST`. A source between two
+            pixels goes to the one further from 0, where torchvision takes the even one.
 
     Raises:
         InferenceError: another interpolation.

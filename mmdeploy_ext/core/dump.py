@@ -150,7 +150,9 @@ def list_samples(folder: str | Path) -> list[Path]:
 
 @dataclasses.dataclass(frozen=True)
 class DumpWriter:
-    """Writes the tensors of a data set that a `_pth` config names, one sample after the other.
+    """Writes the tensors that a config names, one sample of a data set after the other.
+
+    It is a `_pth` config, with which `test.py` runs the model in PyTorch.
 
     Attributes:
         folder: one sub-folder per sample, named by its index, is made in it.

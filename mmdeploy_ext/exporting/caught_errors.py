@@ -44,7 +44,7 @@ class _Failures(TorchFunctionMode):
 
 
 def check_no_error_is_caught(module: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> None:
-    """Refuse to trace a module with code of the user's that goes on after an error of a function of PyTorch.
+    """Refuse to trace a module with the user's code that goes on after a RuntimeError of PyTorch's functions.
 
     Modules without a class of the user's are not run.
 

@@ -106,9 +106,9 @@ def _without_progress() -> Iterator[None]:
 def built_unpretrained(build: Callable[[], torch.nn.Module], backbone: Any) -> torch.nn.Module:
     """Return the model that `build` makes, whose backbone reads no weights.
 
-    The settings of the backbone, a dict, get a `pretrained` of None in place of their own; if they are empty
-    or None, it is left out. Detectors of mmdet before 2.14 always gave their backbone one; a backbone that
-    reads it and has none gets None, too.
+    In `backbone`, the dict of its settings, a `pretrained` becomes None; empty settings, or None for a model
+    without such a part, stay as they are. Detectors of mmdet before 2.14 always gave their backbone one; a
+    backbone that reads it and has none gets None, too.
     """
     if backbone and backbone.get('pretrained'):
         backbone['pretrained'] = None

@@ -204,7 +204,10 @@ def differing_methods(replaced: Iterable[Replaced], table: Table) -> list[Differ
 
 
 def followed_functions(replaced: Iterable[Replaced], table: Table) -> list[Callable[..., Any]]:
-    """Return the Python functions that `differing_methods` compares and names, see `functions_behind`."""
+    """Return the Python functions that `differing_methods` compares and names, whether they differ or not.
+
+    Those of decorators are among them, before the functions that they wrap, see `functions_behind`.
+    """
     live = [
         getattr(entry.part, method, None)
         for entry in replaced
@@ -273,8 +276,11 @@ def called_of_copies(part: Any, method: str) -> list[DifferingMethod]:
 
     Args:
         part: live part of the user's model, whose class is derived from one of a library or of this package.
-        method: name of a method that a table follows; one that has not the text of a library's, such as that
-            of a fork's own head, calls functions that no library has in that place.
+        method: name of a method that a table follows.
+
+    Returns:
+        An entry for each name that stands for something else in the user's module; [] if the method has not
+        the text of a library's, such as that of a fork's own head: its names have no counterparts.
     """
     copy = [*functions_behind(getattr(part, method))][-1]
     versions = [vars(base)[method] for base in type(part).__mro__ if method in vars(base)]
@@ -294,9 +300,9 @@ def called_of_copies(part: Any, method: str) -> list[DifferingMethod]:
 
 
 def hooks_of(part: Any) -> list[DifferingMethod]:
-    """Return the user's hooks of a live part, which run where a model calls the part, and not its `forward`.
+    """Return the user's hooks of a live part, which run if a part is called, but not if its `forward` is.
 
-    A graph may call only the one of these that the model does not, or compute the part by itself.
+    A graph may call the part in the one way and the model in the other, or the graph computes it by itself.
     """
     kinds = ('_forward_pre_hooks', '_forward_hooks')
     hooks = [hook for kind in kinds for hook in vars(part).get(kind, {}).values()]

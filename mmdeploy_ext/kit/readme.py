@@ -1,4 +1,4 @@
-"""The README of a kit: how it was made, and what to type for each engine."""
+"""The README of a kit (files, inputs, PyTorch's results): how it was made, what to type for each engine."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def find_target(model: str, output: str | None) -> Target:
 
 
 def refuse_stale(path: str | os.PathLike[str], reason: str) -> None:
-    """Raise ModelFileError for an INT8 file that a test loop would replace by a float32 export.
+    """Raise ModelFileError for an INT8 file that `test.py` would replace by a float32 export.
 
     Nothing happens for any other ONNX file at `path`. `reason` says why the file is not up to date, for the
     message, such as 'stale: another checkpoint'.

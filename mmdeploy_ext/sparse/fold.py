@@ -41,7 +41,7 @@ def fold(graph: SparseGraph, precision: str = 'fp32', fp16_modules: Collection[s
         ExportError: a BatchNorm that does not directly follow a convolution, or one of a convolution whose
             output has another use; its module is named.
 
-    Source: golden ALGORITHM.md, section 3.
+    Source: ALGORITHM.md of the tests' golden files, section 3.
     """
     if precision not in PRECISIONS:
         raise UsageError(f'fold={precision!r} is unknown; expected one of {", ".join(PRECISIONS)}')

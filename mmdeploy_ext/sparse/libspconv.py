@@ -5,7 +5,7 @@ Reshape and Transpose carry an attribute `dims`, the coordinates are no input, a
 literal 'ai.onnx'. ONNX checkers and shape inference fail on it; `libspconv_contract.check` has the engine's
 rules. Reading here demands what the writer writes of every node, but `ndim` and a bias, and no more.
 
-Source: golden ALGORITHM.md, sections 1 and 2.
+Source: ALGORITHM.md of the tests' golden files, sections 1 and 2.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def reorder(graph: SparseGraph, order: str) -> SparseGraph:
     Raises:
         UsageError: another order.
 
-    Source: golden ALGORITHM.md, section 4.
+    Source: ALGORITHM.md of the tests' golden files, section 4.
     """
     if order not in ORDERS:
         raise UsageError(f'order={order!r} is unknown; expected one of {", ".join(ORDERS)}')

@@ -50,7 +50,7 @@ def apply_precision(
         UsageError: an unknown precision, a pattern that fits no node, or a node without a usable range that
             computes in int8 or reads what another one stores in int8.
 
-    Source: golden ALGORITHM.md, section 5.
+    Source: ALGORITHM.md of the tests' golden files, section 5.
     """
     precisions = _precisions(graph, _pair('precision', precision), overrides or {})
     nodes = []

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmdeploy_ext.families.parts.mask_heads import heads_of, judge_of, logits_of, points_of
+from mmdeploy_ext.families.parts.mask_heads import heads_of, judge_of, mask_logits_module, points_of
 from mmdeploy_ext.families.parts.proposals import generator_of
 from mmdeploy_ext.families.parts.proposals import outputs_of as outputs_of_proposals
 from mmdeploy_ext.families.parts.regions import RegionBranch, grid_of, region_maps, stages_of
@@ -90,7 +90,7 @@ def forwards(
     detections = torch.cat([boxes, torch.ones_like(boxes[..., :1])], 2)
     labels, scale = torch.zeros_like(boxes[..., 0], dtype=torch.int64), torch.ones_like(boxes[:, 0])
     if roi_head.with_mask:
-        yield heads_of(roi_head), functools.partial(logits_of(roi_head), maps, boxes)
+        yield heads_of(roi_head), functools.partial(mask_logits_module(roi_head), maps, boxes)
         for head in filter(None, (points_of(roi_head), judge_of(roi_head))):
             yield [head], functools.partial(Masks(roi_head), maps, detections, labels, scale)
     if grid_of(roi_head) is not None:

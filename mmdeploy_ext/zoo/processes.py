@@ -112,8 +112,8 @@ class ConfigProcess:
     def record(self, limit: str) -> Record:
         """Return the record of the ended process; one of a process that failed is made and written here.
 
-        The failure is the outcome of the first export that was asked for, and is one of its family, of which
-        there is no outcome. If there is none, or the process had written its record, it failed after its
+        The failure becomes the outcome of the first export without one, among those of `export_kinds` that
+        the config's family has. If all have one, or the process had written its record, it failed after its
         work, and the outcomes stay. `limit` is the reason for which it was killed; '' if it ended by itself.
         """
         status, empty = self.process.exitcode, Record(self.config.name, self.config.parts)

@@ -38,7 +38,7 @@ class NodeObjects(Rows):
         yaws: (n,) float32, radians, counter-clockwise from x.
         twists: (n, 2) float32, m/s, along the heading and to its left; zeros without has_twist.
         scores: (n,) float32.
-        labels: (n,) int64, indices of class_names.
+        labels: (n,) int64, indices of the settings' class_names.
         variances: (n, 9) float32 of x, y, z, width, length, height, yaw, vx, vy; None without has_variance.
     """
 

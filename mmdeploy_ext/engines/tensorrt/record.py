@@ -40,7 +40,8 @@ class Record:
         version: version of the package; no other version loads the engine.
         architectures: GPU architectures that it was built for, e.g. (86,) for SM 8.6.
         sha256, nbytes: digest and size of the engine file.
-        onnx, onnx_sha256: name of the ONNX file that it was built from, and `sha256_onnx` of it.
+        onnx, onnx_sha256: name of the ONNX file that it was built from, and the digest of it and its weights
+            beside it (`core.files.sha256_onnx`).
         precision: `AS_GIVEN`, or 'fp16' if the build wrote float16 into the graph.
         keep_fp32: patterns of nodes that stayed float32 in a build for 'fp16'.
         constants: inputs of the ONNX file that are constants in the engine, as they were written: NAME or

@@ -43,7 +43,7 @@ def _is_empty(tensor: torch.Tensor, index: Any) -> bool:
 
 
 def _is_fixed(index: Any) -> bool:
-    """Return whether an index selects the same elements for all inputs of these sizes, of the batch too."""
+    """Return whether an index selects the same elements for all inputs of the traced sizes and batch."""
     if isinstance(index, torch.Tensor):
         return not _depends_on_values(index)
     if isinstance(index, slice):

@@ -41,7 +41,7 @@ onnxruntime-extensions."""
 
 
 def python_body(operator: Operator, name: str, attributes: dict[str, Any], opset: int) -> onnx.FunctionProto:
-    """Return a local function with one node that calls Python; a node that calls the function stays as it is.
+    """Return a local function whose one node calls Python; nodes that call the function need no change.
 
     Args:
         operator: the operator that is called.

@@ -118,7 +118,7 @@ class SoftMasks(abc.ABC):
         """Return the masks of cells (B, m): (B, m, H4, W4)."""
 
     def sums(self, cells: torch.Tensor, mask_thr: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return how many pixels of the masks of cells (B, m) exceed `mask_thr`, and the sum of their values.
+        """Return the number of pixels above `mask_thr` in masks of cells (B, m), and the sum of these pixels.
 
         Both are (B, m) float32; `mask_thr` is from 0 to below 1.
         """

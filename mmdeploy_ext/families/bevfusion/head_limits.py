@@ -104,7 +104,8 @@ def heads_with_other_limits(
 def exported_boxes(model: nn.Module, options: Options, middle: Tensor) -> Detections3D:
     """Return the boxes of the head, exported for the contract of the options, run on a map (1, C, X, Y).
 
-    `middle` is the map, the input of the head of `model`. No box is suppressed.
+    `middle` is the map, the input of the head of `model`. No box is suppressed: that comes after the graph,
+    and is left out here.
     """
     head, coder = model.heads['object'], postprocess_facts(model)['coder']
     fused = fuse(head)

@@ -134,7 +134,7 @@ class RelayedMaskHead(Regions):
         return features, [self.head(features)]
 
 
-def logits_of(roi_head: nn.Module, constant: bool = False) -> nn.Module:
+def mask_logits_module(roi_head: nn.Module, constant: bool = False) -> nn.Module:
     """Return the module that computes the logits of all mask heads, as `StagedMaskHeads` does.
 
     With `constant` no shape of the graph depends on values.

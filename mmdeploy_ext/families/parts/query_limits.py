@@ -29,7 +29,7 @@ def synthetic_outputs(
         facts: entry `postprocess` of a file's metadata, by which the outputs are decoded.
         queries: Q.
         classes: K.
-        columns: those of `IN_ORDER` in the order in which the model has them.
+        columns: for each column of the model's boxes, in order, the column of `IN_ORDER` that it is.
     """
 
     def outputs(scores: np.ndarray, boxes: np.ndarray) -> dict[str, np.ndarray]:

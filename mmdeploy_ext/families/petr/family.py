@@ -56,6 +56,7 @@ class PetrFamily(BoxConvention, QueryBoxes, CameraFamily):
     Attributes:
         frames: number of frames that a head sees, 1 or 2.
         needed_settings: name of a setting of the head -> the only value with which it is exported.
+        absent_settings: name of a setting -> the value that a head without it has.
     """
 
     detectors, heads = ('Petr3D',), ('PETRHead',)

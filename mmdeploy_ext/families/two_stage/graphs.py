@@ -215,14 +215,14 @@ class ProposalsForm(nn.Module):
     ) -> tuple[torch.Tensor]:
         """Return proposals (B, K, columns) of the head's outputs; rows that an image does not have are zero.
 
-        For the inputs see `TwoStageFullForm.forward`.
+        `maps` are these outputs alone, by `proposal_names`; for the others see `TwoStageFullForm.forward`.
         """
         dets, *_ = self.proposals(maps, clip_size(image, img_shape))
         return (tap(PROPOSALS, dets[..., : self.columns]),)
 
 
 def with_area(boxes: torch.Tensor) -> torch.Tensor:
-    """Return which boxes (B, K, 4) end behind their beginning: (B, K) bool."""
+    """Return (B, K) bool: whether x2 > x1 and y2 > y1 in boxes (B, K, 4) xyxy."""
     return (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
 
 
@@ -241,7 +241,10 @@ def clips_results(roi_head: nn.Module) -> bool:
 
 
 def clips_regions(model: nn.Module) -> bool:
-    """Return whether a head of regions clips boxes to the image; one that moves no box clips regions."""
+    """Return whether a head of regions, of any stage, clips boxes to the image.
+
+    One that moves no box clips the regions, its results.
+    """
     roi_head = roi_head_of(model)
     if roi_head is None:
         return False

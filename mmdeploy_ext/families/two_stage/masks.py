@@ -18,7 +18,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts.mask_heads import (
     heads_of,
     judge_of,
-    logits_of,
+    mask_logits_module,
     points_of,
     predicted_class_only,
     rows_of_class,
@@ -45,7 +45,7 @@ class Masks(nn.Module):
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
         """Keep the heads; `constant`: no shape of the graph may depend on values."""
         super().__init__()
-        self.logits = logits_of(roi_head, constant)
+        self.logits = mask_logits_module(roi_head, constant)
         self.by_class = not heads_of(roi_head)[-1].class_agnostic
         self.points = Points(roi_head) if points_of(roi_head) else None
         self.judge, self.heads = judge_of(roi_head), tuple(heads_of(roi_head))

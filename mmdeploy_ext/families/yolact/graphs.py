@@ -94,7 +94,7 @@ def fast_suppression(
 
     Args:
         boxes: (B, A, 4) xyxy.
-        scores: (B, A, C).
+        scores: (B, A, C) in 0..1, without the background.
         config: see `thresholds`.
 
     Returns:
@@ -183,7 +183,8 @@ def masks_of(
 ) -> torch.Tensor:
     """Return masks (B, n, h, w) bool of prototypes (B, P, hp, wp) and their weights (B, n, P) in each mask.
 
-    They are cropped to boxes `relative` (B, n, 4) xyxy, shares of the image; `target` (2,) int64 is h, w.
+    They are cropped to boxes `relative` (B, n, 4) xyxy: shares of the image without its padding, which are
+    taken for shares of the prototypes, as mmdet does. `target` (2,) int64 is h, w.
     """
     size = hw(prototypes)
     probabilities = (weights @ prototypes.flatten(2)).sigmoid()

@@ -35,8 +35,8 @@ def concatenate(
         models: models in the order of execution, at least one; the same opsets and no functions. They stay
             as they are.
         prefixes: one per model, put with '/' before the names of its nodes and inner values.
-        outputs: names of the merged graph's outputs, which are outputs of the models; an input of one of them
-            is taken, too.
+        outputs: names of the merged graph's outputs, which are outputs of the models, or inputs that are
+            passed through.
 
     Raises:
         ExportError: the opsets differ, an output is the name of no model's output or input, or an input has

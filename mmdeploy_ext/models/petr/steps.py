@@ -32,7 +32,7 @@ def depths_of(head: nn.Module) -> Tensor:
 
 
 def embed_rays(head: nn.Module, img2lidar: Tensor, corners: Tensor, size: Sequence[int]) -> Tensor:
-    """Return the positions (N, C, h, w) by the rays alone; gate and counts are not in them.
+    """Return the positions (N, C, h, w) by the rays alone: without PETRv2's gate and `embed_counts`.
 
     Args:
         head: whose encoder runs.

@@ -82,7 +82,8 @@ def first_difference(
         path: the file.
         images: (title, (h, w, 3) uint8 BGR) of each picture, one or more for models of pictures, whose first
             counts as the one that was traced; others ignore them and get seeded numbers like the trace's.
-        feeds: name -> input of the graph, in place of those inputs; None: no replacement.
+        feeds: name -> array of every input of the graph that has no default, in place of the inputs made here,
+            which None leaves.
         bars: largest errors that are no difference; None: `findings.HALF` of a file that was exported in or
             converted to float16, else those of float32, of an INT8 file too.
         fresh: whether to export the modules again and use the export to tell which tensor is which.

@@ -52,7 +52,7 @@ class TensorRecord:
             and outside of all.
         names: its names as a tap and as a tensor of the graph.
         outputs_of: modules whose output it is, innermost first, and the number of the call, from 1, e.g.
-            'bbox_head.atss_cls (call 2)', of the exported wrapper 'the model (call 1)'; all outputs of a call
+            'bbox_head.atss_cls (call 2)', of the detector itself 'the model (call 1)'; all outputs of a call
             have its number.
     """
 
@@ -72,7 +72,7 @@ class TensorRecord:
 
 
 class TensorRecorder(TorchDispatchMode):
-    """Copies the outputs of operators while it is active.
+    """Copies the outputs of operators, but for those of `NOT_COPIED`, while it is active.
 
     Attributes:
         records: records in the order of execution.

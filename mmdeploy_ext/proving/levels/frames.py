@@ -17,7 +17,7 @@ from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.core.users_code import RanCode
 from mmdeploy_ext.engines import title_of
 from mmdeploy_ext.proving import fresh_export, half_bars
-from mmdeploy_ext.proving.levels.preprocessing import compare_moments, compare_voxels
+from mmdeploy_ext.proving.levels.preprocessing import compare_prepared, compare_voxels
 from mmdeploy_ext.proving.levels.proof import ExportedFile, ExportedProof
 from mmdeploy_ext.proving.levels.run_twice import Clock, attempt, failed_detections, run_twice
 from mmdeploy_ext.proving.levels.synthetic import cases_of_family, match_all
@@ -106,7 +106,10 @@ class FramesProof(ExportedProof):
 
     @functools.cached_property
     def graphs(self) -> dict[str, Graph]:
-        """The graphs of the model by name, with the options of the export, before commands changed files."""
+        """Name -> graph of the model, with the options of the export itself.
+
+        A conversion to float16 after the export, which files record, is not in them.
+        """
         options = fresh_export.options_of_export(self.export_options, self.metadata[0])
         with self.deployment.watching_exports():
             graphs = self.deployment.family.graphs(self.deployment.model, options)
@@ -147,7 +150,7 @@ class FramesProof(ExportedProof):
         The voxels of its rule are compared with those of the model's own layer.
         """
         rule = self.metadata[-1].preprocess
-        result = compare_moments(self.deployment, rule, self.samples, self.unit)
+        result = compare_prepared(self.deployment, rule, self.samples, self.unit)
         layer = self.deployment.family.voxel_layer(self.deployment.model)
         if layer is None or result.error:
             return result

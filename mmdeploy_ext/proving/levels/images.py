@@ -175,7 +175,7 @@ class ImageProof(ExportedProof):
             model = self.files[0].model if self.verdict.precision == 'fp32' else None
             threads = int(self.engine.get('threads', 0))
             with_other_limits = Trials(deployment, options, self.samples[0], model, threads)
-            trials = with_other_limits.cases(finds_nothing=self.empty is not None)
+            trials = with_other_limits.fitting_trials(finds_nothing=self.empty is not None)
         if note and not any(isinstance(trial, NothingPasses) for trial in trials):
             self.verdict.notes.append(note)
         return [*inputs, *trials]

@@ -110,7 +110,7 @@ class Trials:
         self.file, self.threads = file, threads
         self.parts = PartOutputs(deployment.model, deployment.share('outputs of parts', dict))
 
-    def cases(self, *, finds_nothing: bool) -> list[Trial]:
+    def fitting_trials(self, *, finds_nothing: bool) -> list[Trial]:
         """Return the trials that fit the model; none if results are not compared, or nothing is limited.
 
         For a form that ends before the results, the limits are those in the metadata, which the family's

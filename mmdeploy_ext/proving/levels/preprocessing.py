@@ -207,7 +207,7 @@ def _differing_bits(got: np.ndarray, expected: np.ndarray) -> tuple[str, str] | 
     return f'{got[index]:.7g} at {list(index)} ({count})', f'{expected[index]:.7g}'
 
 
-def compare_moments(
+def compare_prepared(
     deployment: Deployment, rule: Any, samples: Collection[Any], unit: str
 ) -> PreprocessingResult:
     """Compare samples prepared by the rule and by the data set class: frames or sweeps ("moments").

@@ -19,7 +19,7 @@ OF_TRAINING = ('loss', 'target', 'train', 'quality')
 
 
 def readers(key):
-    """Return the names of the functions of mmrotate that read an attribute, beside those of its losses."""
+    """Return the names of the functions of mmrotate that read an attribute, but for those of its losses."""
     names = []
     for path in (MMROTATE / 'models').rglob('*.py'):
         if path.parent.name == 'losses':

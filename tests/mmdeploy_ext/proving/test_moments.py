@@ -23,7 +23,7 @@ from mmdeploy_ext.families.parts.runtime import rig_frames
 from mmdeploy_ext.models.datasets.bev_nuscenes_dataset import BevNuScenesDataset
 from mmdeploy_ext.preprocess import cameras, fusion
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
-from mmdeploy_ext.proving.levels.preprocessing import compare_moments
+from mmdeploy_ext.proving.levels.preprocessing import compare_prepared
 from mmdeploy_ext.runtime import infos
 from mmdeploy_ext.runtime.frames import invert_pose
 from planting import altered, arguments, result
@@ -55,7 +55,7 @@ def deployment(name):
 def compare(name):
     one = deployment(name)
     rule = type(one.rule).from_json(one.rule.to_json())
-    return compare_moments(one, rule, (), 'frame')
+    return compare_prepared(one, rule, (), 'frame')
 
 
 @pytest.mark.parametrize('name', [*CONFIGS, 'fusion_past_sweeps'])
@@ -203,15 +203,15 @@ def users_deployment(monkeypatch, registry, config='bevformer', kind=UsersDatase
 @pytest.mark.parametrize('registry', [DATASETS, DATASETS_3D], ids=['mmdet', 'mmdet3d'])
 def test_a_users_data_set_is_compared_whichever_registry_has_it(registry, monkeypatch):
     one = users_deployment(monkeypatch, registry)
-    assert compare_moments(one, one.rule, (), 'frame').passed
+    assert compare_prepared(one, one.rule, (), 'frame').passed
     one.cfg.data.test['factor'] = 2.0
-    found = compare_moments(one, one.rule, (), 'frame')
+    found = compare_prepared(one, one.rule, (), 'frame')
     assert not found.passed and {entry.name for entry in found.differences} == {'lidar2img'}
 
 
 def test_a_users_data_set_that_cannot_read_generated_infos_is_named(monkeypatch):
     one = users_deployment(monkeypatch, DATASETS, entries=['tracks'])
-    found = compare_moments(one, one.rule, (), 'frame')
+    found = compare_prepared(one, one.rule, (), 'frame')
     assert not found.passed and not found.differences
     assert found.error == (
         "UsersDataset of data.test raised KeyError: 'tracks' for generated infos; "
@@ -225,7 +225,7 @@ def test_a_users_data_set_that_cannot_be_built_is_named(monkeypatch):
 
     one = users_deployment(monkeypatch, DATASETS)
     monkeypatch.setattr(UsersDataset, '__init__', refuse)
-    found = compare_moments(one, one.rule, (), 'frame')
+    found = compare_prepared(one, one.rule, (), 'frame')
     assert found.error.startswith('UsersDataset of data.test raised AttributeError: ')
 
 
@@ -237,7 +237,7 @@ def test_samples_of_a_data_set_stand_for_generated_ones_that_it_cannot_read(monk
     Path(generated['ann_file']).write_bytes(pickle.dumps(content))
     one.cfg.data.test = generated
     samples = DatasetFrames(one.family, build_dataset(one.cfg), [0, 1])
-    found = compare_moments(one, one.rule, samples, 'frame')
+    found = compare_prepared(one, one.rule, samples, 'frame')
     assert found.passed and len(found.samples) == 2
     assert "without generated frames (UsersDataset of data.test raised KeyError: 'tracks')" in found.text
 
@@ -247,7 +247,7 @@ def test_a_users_data_set_of_other_files_is_named(monkeypatch):
         """One of another layout than the files that are generated."""
 
     one = users_deployment(monkeypatch, DATASETS_3D, 'anchor3d', UsersKitti)
-    found = compare_moments(one, one.rule, (), 'frame')
+    found = compare_prepared(one, one.rule, (), 'frame')
     assert found.passed and 'without UsersKitti of data.test, whose files are of another kind' in found.text
 
 
@@ -261,5 +261,5 @@ def test_a_users_data_set_of_kitti_is_compared(monkeypatch):
 
     one = users_deployment(monkeypatch, DATASETS_3D, 'mvxnet', DoubledKitti)
     assert compare('mvxnet').passed
-    found = compare_moments(one, one.rule, (), 'frame')
+    found = compare_prepared(one, one.rule, (), 'frame')
     assert not found.error and {entry.name for entry in found.differences} == {'lidar2image'}

@@ -47,7 +47,7 @@ def cases(name, *titles, **chosen):
     """Return the cases of a toy with these names, all where there are none; `chosen` are more options."""
     deployment = load(name)
     options = deployment.family.choose(opset=17, height=128, width=160, **chosen)
-    trials = Trials(deployment, options, IMAGE).cases(finds_nothing=True)
+    trials = Trials(deployment, options, IMAGE).fitting_trials(finds_nothing=True)
     return [trial.case() for trial in trials if not titles or trial.name in titles]
 
 
@@ -403,7 +403,7 @@ def test_proofs_that_share_results_export_again_for_other_limits_alone(monkeypat
 
     def judged():
         exported.clear()
-        trials = Trials(deployment, options, IMAGE).cases(finds_nothing=True)
+        trials = Trials(deployment, options, IMAGE).fitting_trials(finds_nothing=True)
         cases = [trial.case() for trial in trials]
         assert all(case.passed for case in cases)
         return cases, len(exported)

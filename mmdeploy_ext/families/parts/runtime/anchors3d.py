@@ -55,8 +55,8 @@ class AnchorRule(HeadRule):
         score_thr: threshold that scores have to exceed.
         nms_thr: IoU in the bird's-eye view above which the worse of two boxes is dropped; if `rotated`, from
             which on.
-        rotated: whether the IoU is that of rotated boxes; otherwise of boxes of the same sizes along the
-            axes.
+        rotated: whether the IoU is that of rotated boxes; otherwise their yaw is left out, so that their
+            sizes lie along the axes.
         max_num: largest number of results.
         cells: rows and columns of the map of each range, one after the other, for heads whose ranges have
             maps of their own (SSN's head, whose outputs hold all anchors, range by range); empty for heads
