@@ -82,8 +82,8 @@ def first_difference(
         path: the file.
         images: (title, (h, w, 3) uint8 BGR) of each picture, one or more for models of pictures, whose first
             counts as the one that was traced; others ignore them and get seeded numbers like the trace's.
-        feeds: name -> array of every input of the graph that has no default, in place of the inputs made here,
-            which None leaves.
+        feeds: name -> array of every input of the graph that has no default, in place of all inputs made
+            here; None: these are used.
         bars: largest errors that are no difference; None: `findings.HALF` of a file that was exported in or
             converted to float16, else those of float32, of an INT8 file too.
         fresh: whether to export the modules again and use the export to tell which tensor is which.
