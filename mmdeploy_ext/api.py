@@ -492,8 +492,9 @@ def prove(
             proven; with None nothing is demanded.
 
     Returns:
-        The verdict: `verdict.proven`, whether graph, tensors and results agree within the bars of
-        docs/proof.md, `verdict.title`, `verdict.to_json()`. What the file does wrong is in it.
+        The verdict: `verdict.passed`, whether graph, tensors and results agree within the bars of
+        docs/proof.md; `verdict.proven`, the same, but False of files below float32; `verdict.title`;
+        `verdict.to_json()`. What the file does wrong is in it.
 
     Raises:
         UsageError: the call is refused before the weights were loaded, such as a file that is not there.

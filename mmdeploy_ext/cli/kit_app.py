@@ -192,7 +192,7 @@ def write_of_module(args: argparse.Namespace) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit status: 0 written or served, 2 refused, 1 failed otherwise.
 
-    A file that does not give PyTorch's results is refused, too.
+    A file that does not give PyTorch's results on the CPU of this machine is refused, too.
 
     `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
     option that the parser refuses, which is status 2.

@@ -105,7 +105,7 @@ def is_users_code(code: CodeType, module: str) -> bool:
 
 
 def attributes_read(code: CodeType) -> set[str]:
-    """Return the names of attributes that code reads.
+    """Return the names of attributes that code reads, without the functions in it.
 
     Python 3.11 calls most methods by another instruction, so that their names are left out; from 3.12 on they
     are among them.
@@ -114,5 +114,5 @@ def attributes_read(code: CodeType) -> set[str]:
 
 
 def attributes_written(code: CodeType) -> set[str]:
-    """Return the names of attributes that code sets."""
+    """Return the names of attributes that code sets, without the functions in it."""
     return {str(entry.argval) for entry in dis.get_instructions(code) if entry.opname == 'STORE_ATTR'}

@@ -29,7 +29,8 @@ class Backend(abc.ABC):
 
     Attributes:
         engine: name of the engine, such as 'onnxruntime', for messages and figures.
-        spec: contract of the network; set by `activate`, or, of the backend of PyTorch, from the start.
+        spec: contract of the network; set by `activate`, or, of the backend of PyTorch, from the start;
+            `deactivate` leaves it.
         metadata: metadata of the file; None when the network did not come from a file.
         computes_in: 'fp16' or 'bf16' if the engine computes with less precision than the dtypes of the file,
             else ''.
@@ -65,8 +66,9 @@ class Backend(abc.ABC):
     def infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the network: input name -> array, to output name -> array in spec order.
 
-        Feeds have the dtypes and shapes that the spec states; a float32 feed is rounded to float16 if the
-        spec states float16, and float16 outputs are returned as float32.
+        Feeds have the dtypes and shapes that the spec states; an input with a default may be left out.
+        A float32 feed is rounded to float16 if the spec states float16, and float16 outputs are returned as
+        float32.
 
         Raises:
             ShapeError: the spec does not allow the feeds (a name, dtype or shape, or a number that has to be

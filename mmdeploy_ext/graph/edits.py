@@ -68,8 +68,8 @@ def repeat(
     Args:
         model: the fresh export.
         edits: the record, in order: dicts of `command`, `arguments` and `versions`.
-        family_commands: command -> function of a model and the arguments, beside those of `REPEATED`; None:
-            there are none.
+        family_commands: command -> function of a model, which it has to leave as it is, too, and the
+            arguments, beside those of `REPEATED`; None: there are none.
 
     Raises:
         ModelFileError: an entry without a command, an unknown command or argument, or one that fails on the

@@ -11,7 +11,7 @@ from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index, did_you_mean
 
 DEFAULT_SIZE = 64
-"""Size of a symbolic axis that was given none, except for the first, which gets 1."""
+"""Size of a symbolic axis that was given none, except for the first axis of an input, which gets 1."""
 INDEX_INPUTS = {'Gather': 1, 'GatherElements': 1, 'GatherND': 1}
 """op_type -> position of the input that holds indices into the operator's first input."""
 SIZE_INPUTS = dict.fromkeys(('Reshape', 'Expand', 'TopK', 'Tile'), (1,))
@@ -63,8 +63,8 @@ def random_feeds(
         model: its inputs with a default need no values.
         seed: seed of the generator, 0 or more; each input has a stream of its own, so a cut graph keeps its
             values.
-        sizes: name of a symbolic axis -> size, or name of an input -> its whole shape. An axis without one
-            is 1 when it comes first, else 64.
+        sizes: name of a symbolic axis -> size, or name of an input -> its whole shape. A symbolic axis
+            without one is 1 if it is the first axis of its input, else 64.
 
     Raises:
         UsageError: a seed below 0, a name in `sizes` that the model does not have, a single size for an
@@ -178,9 +178,10 @@ def common_feeds(
 
 
 def sizes_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int | str]]) -> dict[str, list[int]]:
-    """Return shapes of inputs in which `random_feeds`' default sizes replace named axes.
+    """Return shapes of inputs in which those of `random_feeds(model)` replace named axes.
 
-    `shapes` is name -> shape, of inputs of the model that have to be fed; each has the rank of its input.
+    These are the model's own sizes of axes that it fixes, else the defaults. `shapes` is name -> shape, of
+    inputs of the model that have to be fed; each has the rank of its input.
     """
     arrays = random_feeds(model)
     return {name: _filled(shape, arrays[name].shape) for name, shape in shapes.items()}

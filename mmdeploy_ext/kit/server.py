@@ -67,7 +67,8 @@ def serving(kit: Path, port: int = 0) -> Iterator[http.server.ThreadingHTTPServe
     """Yield a server of a kit on loopback, which nobody on other machines reaches; `serve_forever` runs it.
 
     Args:
-        kit: folder that `mm2onnx kit` wrote; the library comes from the cache if it has none.
+        kit: folder that `mm2onnx kit` wrote; a library that it lacks comes from the cache, or is
+            downloaded by npm.
         port: port of the address; 0 takes a free one.
 
     Raises:

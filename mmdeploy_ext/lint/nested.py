@@ -28,7 +28,7 @@ def leaves(value: Any) -> Iterator[Any]:
 def without_sizes(value: Any) -> Any:
     """Return nested values with plain numbers in place of marked ones (`record.SizeInt`, `SizeFloat`).
 
-    Lists, tuples, dicts and slices are rebuilt, but no subclasses of them besides `torch.Size`.
+    Lists, tuples, `torch.Size`, dicts and slices are rebuilt; other subclasses stay as they are.
     """
     if isinstance(value, slice):
         return slice(*map(without_sizes, (value.start, value.stop, value.step)))

@@ -137,8 +137,9 @@ def voxel_of(point, low, size, grid, slots, rows, shift, coordinates, n):
     """Return the row of a point's voxel, -1 if it gets none, and the number of voxels so far.
 
     A new voxel takes row n of `coordinates`, int32 x, y, z, unless they are full; the argument n is the
-    number of voxels before this point. low and size (3,) float32 as mmcv computes in, grid (3,) int64; slots,
-    rows, shift: a hash.
+    number of voxels before this point. low and size (3,) are the lower ends of the range and the sides of a
+    voxel in x, y, z, m, float32 as mmcv computes in; grid (3,) int64 the voxels per axis; slots, rows, shift:
+    a hash.
     """
     x = np.floor((point[0] - low[0]) / size[0])
     y = np.floor((point[1] - low[1]) / size[1])

@@ -96,7 +96,7 @@ class Thing:
         label: index into `KINDS`.
         wlh: width, length, height, m.
         anchor_s: time at which its position is `xy` and its yaw `heading`.
-        xy: position (2,), m.
+        xy: position (2,) of its centre, m.
         heading: yaw, radians.
         speed, turn_rate: steady motion, m/s and radians/s.
         tint: degrees that are added to the hue of its kind, and the value (HSV, 0 to 1) of its colour.

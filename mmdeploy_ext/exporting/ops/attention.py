@@ -215,7 +215,7 @@ def attend(
         spatial_shapes: (L, 2) integers, h and w of each map.
         level_start_index: (L,) integers, where each map begins in S.
         sampling_locations: (B, Q, M, L, P, 2) x, y; 0 and 1 are the outer edges of a map, outside is 0.
-        attention_weights: (B, Q, M, L, P), which sum to 1 over L and P.
+        attention_weights: (B, Q, M, L, P); those of mmcv sum to 1 over L and P, others may not.
     """
     sizes, starts = spatial_shapes.to(torch.int32), level_start_index.to(torch.int32)
     attended = MULTI_SCALE_DEFORMABLE_ATTENTION(value, sizes, starts, sampling_locations, attention_weights)

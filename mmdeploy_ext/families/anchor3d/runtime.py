@@ -29,7 +29,9 @@ class AnchorOnnx(LidarOnnx):
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Arrays) -> Detections3D:
-    """Return the boxes of a sweep, best first, for a program that runs the file of the head by itself.
+    """Return the boxes of a sweep, best first, in its LiDAR frame.
+
+    It is for a program that runs the file of the head by itself.
 
     `metadata` and `outputs` (see `decode`) are those of that file.
     """

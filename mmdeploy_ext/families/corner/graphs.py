@@ -135,7 +135,8 @@ def best_corners(
     mmdet; which of them is a tie, and PyTorch and ONNX Runtime may take others. ONNX has no result for fewer
     than `count` cells of all classes, see `smallest`.
 
-    `heat` (B, C, h, w) are logits, `offsets` (B, 2, h, w) of corners in cells, `pairing` (B, 1 or 2, h, w).
+    `heat` (B, C, h, w) are logits, `offsets` (B, 2, h, w) of corners in cells, `pairing` (B, 1 or 2, h, w);
+    `window` is odd.
     """
     scores, index = peaks_of(torch, heat.sigmoid(), window).flatten(1).topk(count, 1)
     height, width = hw(heat).unbind()  # tensors: torch.export has no remainder by a symbol

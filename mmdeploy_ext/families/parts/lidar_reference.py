@@ -63,6 +63,8 @@ class LidarReference(abc.ABC):
     def step(self, sweep: Sweep) -> StepResult:
         """Run one sweep through `simple_test`; return its boxes, and `bev` and the head's outputs by name.
 
+        `bev` (1, C, H, W) is the view from above, with H along y and W along x.
+
         DataError: points of another width, NaN, or none in range.
         """
         check_in_range(

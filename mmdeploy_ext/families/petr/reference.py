@@ -77,7 +77,8 @@ class PetrReference(CameraReference):
     def state(self) -> StreamState | None:
         """What is kept of the last frame, None before the first; see `runtime.memory_of`.
 
-        Its pictures are not in it: DataError if a state is assigned to PETRv2.
+        Its pictures are not in it: DataError if a state is assigned to PETRv2; PETR, which reads
+        none, only forgets its last frame.
         """
         if self._last is None:
             return None

@@ -62,7 +62,10 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
 
 
 def check_proposals(head: nn.Module, options: Options) -> None:
-    """Refuse (UsageError) options that an RPN head of guided anchors or of several stages does not take."""
+    """Refuse (UsageError) options that an RPN head of guided anchors or of several stages does not take.
+
+    Both take no `max_proposals`; guided anchors take one image, and no dynamic sizes.
+    """
     if is_guided(head):
         detector_parts.check_one_image(head, options)
     if options.get('max_proposals') and (is_guided(head) or is_staged(head)):

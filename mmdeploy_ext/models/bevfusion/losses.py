@@ -68,7 +68,8 @@ class HeadLosses:
         """Return the losses of the predictions of `TransFusionHead.forward` for a batch.
 
         They are `loss_heatmap`, `layer_0_loss_cls` and `layer_0_loss_bbox`. Per sample there are boxes (G, 9)
-        of the ground truth, in the columns of `TransFusionHead.get_bboxes`, and labels (G,).
+        of the ground truth, with labels (G,). Columns are those of `TransFusionHead.get_bboxes`: x, y, z of
+        the bottom, width, length, height, yaw, velocity x, y.
         """
         values = torch.cat([predictions[name] for name in VALUES if name in predictions], 1).transpose(1, 2)
         targets = torch.zeros_like(values)

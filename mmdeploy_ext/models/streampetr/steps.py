@@ -115,7 +115,8 @@ class FrameSteps:
     ) -> tuple[Tensor, Tensor]:
         """Run `position_embedding` on `lidar2img`, `intrinsics` (B, N, 4, 4) and the padded size in px.
 
-        `pad_shape` begins with height and width. ShapeError: one of them is not a multiple of the stride.
+        `lidar2img` leads to px of the padded image. `pad_shape` begins with height and width. ShapeError: one
+        of them is not a multiple of the stride.
         """
         num_cameras = lidar2img.shape[1]
         frustum = self.frustum(pad_shape, num_cameras)

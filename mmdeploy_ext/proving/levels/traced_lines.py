@@ -80,7 +80,8 @@ def traced_lines(
             what it follows is left out.
         any_size: whether sizes may differ, so that lines that choose by them count.
         is_stateless: whether the modules should have no state, so that what a run changes counts.
-        followed: as of `traced_code.lines_of_module`.
+        followed: functions that a verdict names by itself if they differ (`Family.followed_functions`);
+            random numbers that they draw are no state.
     """
     followed = list(followed)
     files_of = [files_of_users_classes(stage.module) for stage in chain]
@@ -110,7 +111,7 @@ def traced_lines_of_graphs(
     Args:
         graphs: the graphs of the model.
         exporter: the exporter of the files, as of `traced_lines`.
-        followed: as of `traced_code.lines_of_module`.
+        followed: as of `traced_lines`.
     """
     lines, followed = [], list(followed)
     for graph in graphs:

@@ -93,6 +93,8 @@ def fuse_picture(
 ) -> torch.Tensor:
     """Return the features (P, C) of points by the layers of a `PointFusion`.
 
+    Each C is a number of its own: of each level, of the points before, and of the result.
+
     Args:
         fusion: the fusion layer.
         maps: (1, C, h, w) of each level of the picture.

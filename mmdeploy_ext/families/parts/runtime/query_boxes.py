@@ -100,13 +100,13 @@ def decode(
     Args:
         cls_scores: (L, 1, R, K) logits; the last layer counts.
         bbox_preds: (L, 1, R, 10): x, y, z of the centre in m, logarithms of three sizes, sine and cosine of
-            the yaw, velocity x, y in m/s, in the order of `columns`.
+            the yaw, velocity x, y in m/s; `columns` are their places.
         facts: the `postprocess` entry of the file's metadata: `max_num`, `post_center_range` (the least x, y,
             z of a centre, then the greatest, m, ends included), `score_threshold` and `box_convention` (both
             may be missing), the mmdet3d whose boxes the model was trained with. For 0.17 the first two sizes
             are width and length, and the yaw is another; for 1.x, and without it, they are length and width.
         accepts: chooses scores by the threshold of the facts: `passing`, `above` or `at_least`.
-        columns: `Z_FIFTH`, or `IN_ORDER`.
+        columns: the index in a code of each of its values in that order: `Z_FIFTH`, or `IN_ORDER`.
 
     Source: fundamentalvision/BEVFormer 66b65f3, megvii-research/PETR f7525f9 and exiawsh/StreamPETR 95f6470,
     `get_bboxes` of the heads, core/bbox/coders/nms_free_coder.py.
