@@ -63,10 +63,16 @@ def while_compiling() -> Iterator[None]:
 
 
 def compiled_in_child(model: torch.nn.Module) -> torch.nn.Module:
-    """Return `compiled` of a model in a child process, which keeps weights frozen until it ends."""
+    """Return `compiled` of a model; to be called in a child process that runs nothing else.
+
+    The process has the settings of `while_compiling` until it ends, and the folder for compiled code of its
+    parent.
+    """
+    import torch._dynamo.config
     import torch._inductor.config
 
     torch._inductor.config.freezing = True
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     return compiled(model)
 
 

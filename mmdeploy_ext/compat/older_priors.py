@@ -78,7 +78,11 @@ def points_of(head: Any) -> LevelPoints:
 
 
 class DistanceCoder:
-    """The coder of heads that decode distances from points by mmdet's function `distance2bbox`."""
+    """The coder of heads that decode distances from points by mmdet's function `distance2bbox`.
+
+    Attributes:
+        clip_border: whether such heads clip their boxes to the image; they do it, not `decode`.
+    """
 
     clip_border = True
 

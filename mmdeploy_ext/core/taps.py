@@ -23,7 +23,10 @@ def tap(name: str, tensor: Any) -> Any:
 
 @contextlib.contextmanager
 def collect_taps() -> Iterator[dict[str, Any]]:
-    """Yield a dict, name -> tensor, that taps fill inside the block; of equal names the last tensor stays."""
+    """Yield a dict, name -> tensor, that taps fill inside the block; of equal names the last tensor stays.
+
+    Of nested blocks the inner one alone collects.
+    """
     collected: dict[str, Any] = {}
     token = _collector.set(collected)
     try:

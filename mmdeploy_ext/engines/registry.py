@@ -84,7 +84,10 @@ class EngineInfo:
         return 'inference_precision' in self.preset
 
     def options(self, threads: int) -> dict[str, Any]:
-        """Return the options of the backend: its preset, and `threads` if it has that option."""
+        """Return the options of the backend: its preset, and `threads` if it has that option.
+
+        0 threads leave the number to the engine.
+        """
         return dict(self.preset, threads=threads) if 'threads' in self.keys else dict(self.preset)
 
     def runner_options(self, threads: int) -> dict[str, Any]:

@@ -67,9 +67,10 @@ def python_files(folder: Path) -> Iterator[Path]:
 
 
 def files_of_classes(folder: Path, names: Iterable[str]) -> dict[str, Path]:
-    """Return class -> file below a folder that defines it; files that register something come first.
+    """Return class -> the first file below a folder that defines it and registers something.
 
-    `names` are those of the classes; one that no file defines is left out.
+    If there is none, it is the first that defines the class. `names` are those of the classes; one that no
+    file defines is left out.
     """
     pattern = re.compile(rf'^[ \t]*class ({"|".join(map(re.escape, names))})\b', re.MULTILINE)
     registering: dict[str, Path] = {}

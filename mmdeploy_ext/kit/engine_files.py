@@ -117,7 +117,8 @@ def trtexec_run(graph: KitGraph, case: Mapping[str, Any], engine: str, outputs: 
 def trtexec_script(manifest: Mapping[str, Any]) -> str:
     """Return the text of a shell script that builds an engine per file of a kit and runs all its cases.
 
-    Frames of several files it does not run. Of the manifest `graphs` and `cases` are read.
+    The cases of all files are run, on the inputs of the kit; `frames`, whose files run on what those before
+    them computed, are not. Of the manifest `graphs` and `cases` are read.
     """
     lines = [
         '#!/bin/sh',

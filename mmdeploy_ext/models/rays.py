@@ -30,11 +30,15 @@ def depth_bins(num: int, start: float, end: float, linear_increasing: bool) -> T
     return start + (end - start) / num * index
 
 
-def frustum_points(centers: Tensor, depths: Tensor) -> Tensor:
-    """Return the homogeneous points (T, D, 4) as u d, v d, d, 1 of `centers` (T, 2) at `depths` (D,)."""
-    num_tokens, num_bins = centers.shape[0], depths.shape[0]
+def frustum_points(pixels: Tensor, depths: Tensor) -> Tensor:
+    """Return the homogeneous points (T, D, 4) as u d, v d, d, 1 of `pixels` (T, 2) at `depths` (D,) in m.
+
+    `pixels` are u, v of the place in the padded image that stands for a token: the centre of its cell for
+    StreamPETR, the upper left corner for PETR.
+    """
+    num_tokens, num_bins = pixels.shape[0], depths.shape[0]
     depth = depths.view(1, -1, 1).expand(num_tokens, num_bins, 1)
-    scaled = centers.unsqueeze(1) * depth.clamp(min=MIN_DEPTH)
+    scaled = pixels.unsqueeze(1) * depth.clamp(min=MIN_DEPTH)
     return torch.cat([scaled, depth, torch.ones_like(depth)], dim=-1)
 
 
@@ -54,7 +58,8 @@ def lidar_points(img2lidar: Tensor, frustum: Tensor) -> Tensor:
 def sine_encoding(values: Tensor, num_feats: int) -> Tensor:
     """Encode numbers (..., 1), which are scaled by 2 pi, as (..., num_feats): sin, cos, sin, cos, ...
 
-    Pair j has the frequency 10000 ** (-2 j / num_feats).
+    Numbers are shares 0..1 of a range, or ages in seconds. Pair j has the frequency
+    10000 ** (-2 j / num_feats).
     """
     periods = power(10000.0, 2 * np.arange(num_feats // 2) / num_feats)
     angles = values * (2 * math.pi) / torch.tensor(periods.tolist(), device=values.device)

@@ -34,7 +34,7 @@ MOVES = (
 
 
 class NncfQuantiser:
-    """Quantises layers of a graph with NNCF; `graph` and `network` are as those of `dense.DenseQuantiser`.
+    """Quantises layers of `graph`, a float model, with NNCF, in place of `dense.DenseQuantiser`.
 
     A call of `network` with layers runs all batches (input name -> array; surplus inputs are ignored): NNCF's
     ranges depend on the layers that are quantised. EngineError: NNCF is not installed.

@@ -61,7 +61,8 @@ class BoundGraph:
     def run(self, inputs: Mapping[str, OrtValue | np.ndarray], outputs: Mapping[str, OrtValue]) -> None:
         """Run the graph from and into buffers by name.
 
-        An input may be an array on the CPU, which is read in place; names that are no inputs are ignored.
+        An input may be an array on the CPU, which is read in place; names that are no inputs are ignored, and
+        outputs without a buffer are not computed.
         InferenceError: ONNX Runtime failed.
         """
         self.binding.clear_binding_inputs()

@@ -104,10 +104,12 @@ def scale_queries(
 ) -> None:
     """Draw the parameters of a head of queries and rescale its last layers, in place.
 
+    It has to be called inside `torch.no_grad`.
+
     Args:
         model: detector with such a head (`is_query`).
-        pictures: (B, 3, H, W), normalised.
-        exposed_pictures: pictures in the dark and in bright light, of the same size.
+        pictures: (B, 3, H, W); only their size is used.
+        exposed_pictures: any number of pictures in the dark and in bright light, of the same size.
         features: features of the pictures, of each level.
     """
     head = next(filter(None, (getattr(model, name, None) for name in HEADS)))
@@ -256,11 +258,11 @@ def scale_region_queries(model: nn.Module, pictures: torch.Tensor, features: Seq
     """Draw the learned boxes and features of queries with regions, and rescale their last layers, in place.
 
     These are, of all stages, those of the branches of queries (`REGION_BRANCH_SCALE`), of boxes, classes and
-    masks.
+    masks. It has to be called inside `torch.no_grad`.
 
     Args:
         model: detector whose queries have regions (`is_regional`).
-        pictures: (B, 3, H, W), normalised.
+        pictures: (B, 3, H, W); only their size is used.
         features: features of the pictures, of each level.
     """
     from mmdeploy_ext.families.query.regions import RegionsFullForm, RegionsNetwork  # imports mmdet

@@ -13,7 +13,7 @@ from torch.utils import checkpoint
 
 
 class _DirectCall:
-    """Stands for `CheckpointFunction`, without a gradient: it calls the function that it was given."""
+    """Stands for `CheckpointFunction`: it calls the function that it was given."""
 
     @staticmethod
     def apply(function: Callable[..., Any], _preserve_rng_state: bool, *args: Any) -> Any:
@@ -22,9 +22,9 @@ class _DirectCall:
 
 @contextlib.contextmanager
 def without_checkpoints() -> Iterator[None]:
-    """Inside the block functions under a reentrant checkpoint are called directly; no gradient is computed.
+    """Inside the block functions under a reentrant checkpoint are called directly, as without a checkpoint.
 
-    The block is for a trace without gradients. It holds for the whole process.
+    That holds for the whole process.
     """
     with mock.patch.object(checkpoint, 'CheckpointFunction', _DirectCall):
         yield

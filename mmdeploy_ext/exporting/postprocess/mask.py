@@ -126,7 +126,7 @@ class MaskPostprocess(nn.Module):
             img_shape: (B or 1, 2) float32 height and width of each image in the network input, before it was
                 padded, pixels; 0 stands for the whole input.
             ori_shape: (2,) int64 height and width (h, w) of the results of all images, those of the original
-                picture; 0 stands for those of the input.
+                picture; 0 stands for those of the padded input.
 
         Returns:
             masks (B, n, h, w) bool, scores (B, n) float32 and labels (B, n) int64 in descending order of

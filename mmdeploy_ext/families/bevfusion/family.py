@@ -1,7 +1,8 @@
 """The family of BEVFusion: the configs that it claims and refuses, its graphs, references and runtimes.
 
 What the attributes and methods of `BEVFusionFamily` without a docstring are for is documented where they are
-defined first: `families/base.py` and `families/sequence.py`.
+defined first: `families/base.py` and `families/sequence.py`. A config of mit-han-lab/bevfusion or of a fork
+of it has a `fork`: the code of that repository then runs as the reference, in another process, see `fork.py`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

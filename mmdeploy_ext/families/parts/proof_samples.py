@@ -122,6 +122,8 @@ def _focal(matrices: np.ndarray, camera: int, factor: float) -> np.ndarray:
 def changed_drive(frame: Frame) -> Iterator[Frame]:
     """Yield frames of one drive: as it is, each with one more change of its rig, and one of a single colour.
 
+    That is the mean colour: normalised images of 0.
+
     A frame differs from the one before it in one thing alone, so that a cache of the last rig has to compare
     all of it.
     """
@@ -173,9 +175,9 @@ def after_a_turn(frame: Frame) -> Frame:
 
 
 def plain_moment(frame: FusedFrame, limits: Sequence[float] | None) -> FusedFrame:
-    """Return a moment with pictures of one colour and one of its points in the range `limits`.
+    """Return a moment with images of 0, the mean colour, and one of its points in the range `limits`.
 
-    None: the model takes no points, which stay as they are.
+    `limits` is that of `plain_sweep`; None: the model takes no points, which stay as they are.
     """
     moment = frame if limits is None else plain_sweep(frame, limits)
     images = None if frame.images is None else np.zeros_like(frame.images)

@@ -15,7 +15,9 @@ import torch
 from mmdeploy_ext.synthetic import seeded_by_name as by_name
 
 CODE_WEIGHTS = 'pts_bbox_head.code_weights'
+"""Key of the factors of box columns in the loss."""
 BRANCHES = re.compile(r'(pts_bbox_head\.(?:cls|reg)_branches)\.\d+\.')
+"""Beginning of the keys of a layer's branch."""
 GAINS = {
     r'conv_offset\.weight': 1.2,
     r'^img_backbone\.layer[1-4]\..*conv3\.weight': 0.25,

@@ -5,7 +5,7 @@ defined first: `families/base.py`, `families/sequence.py` and `families/parts/ca
 
 The model keeps instances, boxes with features and confidences, from frame to frame. An anchor is the box of
 an instance in 11 columns; `runtime/bank.py` describes it, and what happens after a gap of more than
-`max_time_interval` seconds or a change of scene, whose token the published model does not read.
+`max_time_interval` seconds. The published model reads no scene token; its `REPAIRS` have one that does.
 """
 
 import contextlib

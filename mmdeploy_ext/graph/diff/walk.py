@@ -176,8 +176,8 @@ def walk(
 def compare(got: Any, want: Any) -> tuple[float | None, str]:
     """Return the error of a tensor, and why the error is infinite, which is '' if it is not.
 
-    The error is the largest difference over the largest finite value of `want`; of integers, booleans, texts
-    and bfloat16 it is the share of values that differ, so that few of many pass a bar. Floats may be of
+    The error is the largest difference over the largest finite magnitude of `want`; of integers, booleans,
+    texts and bfloat16 it is the share of values that differ, so that few of many pass a bar. Floats may be of
     another width, integers of another type. Infinite are another shape, a float against another kind, any
     difference of floats from a `want` of zeros, and NaN or infinity on one side alone; on both sides they are
     equal, and so are two empty arrays. It is None, with '', if one of the two is no array (a sequence, or a

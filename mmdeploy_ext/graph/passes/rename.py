@@ -87,7 +87,10 @@ def _check_distinct(renamed: Mapping[str, str], present: set[str], kind: str) ->
 
 
 def all_tensor_names(model: onnx.ModelProto) -> list[str]:
-    """Return the names of every tensor of the main graph and of the bodies in it, in no order, some twice."""
+    """Return the names of every tensor of the main graph and of the bodies in it, in no order, some twice.
+
+    Outputs that a node leaves out, whose name is '', are not among them.
+    """
     graphs = list(all_graphs(model.graph))
     names = [value.name for graph in graphs for value in (*graph.input, *graph.initializer)]
     names += [sparse.values.name for graph in graphs for sparse in graph.sparse_initializer]

@@ -219,7 +219,7 @@ class Postprocess(nn.Module):
         """Return labels (B, n) int64, boxes (B, n, 4) xyxy pixels, scores (B, n) descending.
 
         Logits are (B, Q, C), boxes (B, Q, 4) cxcywh in 0..1; `orig_target_sizes` (B, 2) are width and height
-        in pixels.
+        of the pictures in whose pixels the boxes are returned.
         """
         scores, index = logits.sigmoid().flatten(1).topk(self.max_per_img, dim=1)
         query = torch.div(index, self.num_classes, rounding_mode='floor')

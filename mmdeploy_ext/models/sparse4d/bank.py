@@ -163,7 +163,8 @@ class InstanceBank(BaseModule):
         """Keep the M most confident instances of a frame, whose remembered ones come first, as of `update`.
 
         `feature` (B, A, C), `anchor` (B, A, 11) and `logits` (B, A, K) are those of the last refinement; for
-        `metas` see `get`. A remembered instance has at least its last confidence times `confidence_decay`.
+        `metas` see `get`. The first M have at least the confidence of the instance that was kept in their row
+        times `confidence_decay`; as upstream, also if those were too old, and the rows are the frame's own.
         """
         confidence = logits.amax(-1).sigmoid()
         if self.confidence is not None:

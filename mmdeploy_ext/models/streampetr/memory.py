@@ -79,9 +79,9 @@ def pre_update(
 
     `transform` (B, 4, 4) is from the frame that the state is kept in to the current LiDAR frame; `delta_t`
     (B,) s makes the state's times ages at the current frame. If `prev_exists` (B,) is 0, a new scene starts
-    with a fresh memory, whatever the state was: P rows with the pseudo points (P, 3) m (None where no
-    rows are propagated) and identity poses, and zeros. Those rows are never masked in the attention: the
-    weights were trained with them.
+    with a fresh memory, whatever the state was: P rows with the pseudo points (P, 3) m in the current LiDAR
+    frame (None where no rows are propagated) and identity poses, and zeros. Those rows are never masked in
+    the attention: the weights were trained with them.
     """
     moved = move(Memory(*(rows[:, :memory_len] for rows in memory)), transform, delta_t)
     fresh = _fresh(moved, pseudo_reference_points)

@@ -294,6 +294,21 @@ def test_heads_of_regions_are_compiled_by_their_parts():
     assert [*compiled.networks(model)] == [model.backbone, *regions.heads]
 
 
+def test_memory_is_measured_with_as_many_graphs_per_network_as_times():
+    import torch._dynamo.config
+    import torch._inductor.config
+
+    def settings():
+        return torch._dynamo.config.recompile_limit, torch._inductor.config.freezing
+
+    with compiled.while_compiling():
+        in_parent = settings()
+    before = torch._dynamo.config.patch(recompile_limit=8), torch._inductor.config.patch(freezing=False)
+    with before[0], before[1]:
+        compiled.compiled_in_child(torch.nn.Linear(2, 2))
+        assert settings() == in_parent
+
+
 @pytest.mark.timeout(1200)
 @pytest.mark.matrix
 def test_inductor_finds_what_eager_finds(toy, tmp_path):
@@ -322,8 +337,7 @@ def prepared_input(path, shape=(3, 128, 160), **replaced):
 
 def measured_on(toy, *arguments):
     paths = [str(REPOSITORY / CONFIG), str(toy / 'toy.pth'), '--onnx', str(toy / 'full.onnx')]
-    return benchmark_app.main([*paths, '--max-iter', '1', '--warmup', '0', '--threads', '1', *arguments]
-    )
+    return benchmark_app.main([*paths, '--max-iter', '1', '--warmup', '0', '--threads', '1', *arguments])
 
 
 @pytest.mark.matrix

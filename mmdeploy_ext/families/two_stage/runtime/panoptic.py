@@ -35,9 +35,9 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Segme
             `semantic_logits` (B, S + 1, H4, W4), whose last channel is no stuff. Where masks overlap, the
             earlier box has the pixel.
         feeds: inputs of the graph by name, and what results need besides, for the form 'raw': `ori_shape`
-            (2,), height and width of the map; and, if they are there, `img_shape` (B or 1, 2), those of the
-            images before padding (0: all of the input), and `scale_factor` (B or 1, 4), by which boxes were
-            divided.
+            (2,), height and width of the maps of all images; and, if they are there, `img_shape` (B or 1, 2),
+            those of the images before padding (0: all of the input), and `scale_factor` (B or 1, 4), by which
+            boxes were divided.
 
     Raises:
         ModelFileError: a pixel of `panoptic` is no such value.
