@@ -120,8 +120,8 @@ def interleave(
             them with --launcher).
         on_round: called after every round that counts, with its index and the runs so far; by default nothing
             is called.
-        spare: number of rounds that may be repeated because other processes used more than `QUIET_SHARE` of
-            the cores; an unknown load repeats none.
+        spare: number of rounds that may be repeated, with the same sample, because other processes used more
+            than `QUIET_SHARE` of the cores; an unknown load repeats none.
         seconds: time since the beginning of the first round that counts after which no round begins, once
             `MIN_ROUNDS` count; 0 runs all rounds.
 

@@ -1,8 +1,9 @@
 """Convert a checkpoint or a config of mmdet 3 to mmdet 2.28.
 
 `python tools/convert/mmdet3.py IN.pth OUT.pth --config CONFIG2X` renames the weights of a checkpoint; without
-OUT.pth it is refused. `python tools/convert/mmdet3.py --config CONFIG3X.py [OUT.py]` translates a config, or
-prints it if there is no OUT.py. An output that is there already is replaced, unless it is an input, too.
+OUT.pth, IN.pth would be a config to write, and is refused. `python tools/convert/mmdet3.py --config
+CONFIG3X.py [OUT.py]` translates a config, or prints it if there is no OUT.py. An output that is there already
+is replaced, unless it is an input, too.
 """
 
 import argparse

@@ -99,6 +99,8 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
 def foreign_globals(function: Any, original: Any) -> dict[str, Any]:
     """Return dotted name -> what a user's copy of a library's function has there, and the library has not.
 
+    The names are those of the copy's module.
+
     A copy whose text is the library's computes the same only if its names stand for the same. The copies that
     it calls are compared with what the library's function calls, in the same way.
 

@@ -348,7 +348,8 @@ class RTMDetSepBNHead(BaseDenseHead, BBoxTestMixin):
     def forward(self, feats: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Return class logits (B, C, h, w) and distances in pixels (B, 4, h, w) of every level.
 
-        `feats` are the maps (B, in_channels, h, w) of the neck, one per level.
+        Distances are those from a point to left, top, right and bottom. `feats` are the maps (B, in_channels,
+        h, w) of the neck, one per level.
         """
         scores, distances = [], []
         for level, (features, stride) in enumerate(zip(feats, self.prior_generator.strides, strict=True)):

@@ -33,7 +33,8 @@ ERROR = 'norm of the difference over the norm in fp32'
 TITLES = ('layer', 'module', 'own cosine', 'own error', 'clipped', 'output alone', 'int8 cosine',
           'int8 error', 'fp16 error', 'keep')  # fmt: skip
 """Columns of `fidelity_table`, from these attributes of `fidelity.Row`: `name`, `module`, `local` (two),
-`clipped`, `output`, `int8` (two), `fp16`. The last column says whether the layer should stay in fp16."""
+`clipped` (share of its input beyond the range), `output`, `int8` (two), `fp16`. The last column says whether
+the layer should stay in fp16."""
 
 
 def table(*titles: str, text_columns: int = 1, **options: str | None) -> Table:
@@ -224,7 +225,8 @@ def draw_fidelity(result: Fidelity, path: str | Path) -> None:
 def assumption_table(findings: Iterable[Finding]) -> Table:
     """Return a table of findings: the output's cosine with fp32 and errors under each assumption.
 
-    The last column is the error from the output under the default assumption, which the other tables show.
+    An assumption is about how an engine rounds and stores int8, see `fidelity.ASSUMPTIONS`. The last column
+    is the error from the output under the default assumption, which the other tables show.
     """
     view = table('what the engine may do', 'cosine', 'error', 'away from the tables')
     for finding in findings:

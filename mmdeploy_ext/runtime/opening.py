@@ -40,13 +40,15 @@ class ImageModel(Runtime):
         runtime_of(self.metadata.family)
 
     def __call__(self, image_bgr: np.ndarray, cam2img: np.ndarray | None = None) -> Detections | Instances:
-        """Return the results of a picture, in its pixels or, in 3D, in metres, in descending order of score.
+        """Return the results of a picture, in descending order of score.
+
+        They are in its pixels or, in 3D, in metres in the frame that `cam2img` is from.
 
         Args:
             image_bgr: (h, w, 3) uint8, blue, green, red.
             cam2img: matrix (3, 3), (3, 4) or (4, 4) from the frame of the camera, in metres, or from that of
                 the LiDAR for files with the input `lidar2img`, to pixels of the picture times depth, for
-                detectors of boxes in 3D; None for others.
+                detectors of boxes in 3D; None for others, which do not use it.
 
         Raises:
             ShapeError, InferenceError: the graph does not take or cannot compute the picture.

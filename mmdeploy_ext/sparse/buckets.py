@@ -74,7 +74,7 @@ class Arrangement:
 
     Attributes:
         rows: (L,) int32 input rows, bucket after bucket, output row by output row; N is a row of zeros.
-        lengths: (G*B,) int64 how many of `rows` each bucket has.
+        lengths: (G*B,) int64 how many of `rows` each bucket has: output rows times offsets.
         sizes: (G*B,) int64 offsets per output row in each bucket, at least 1.
         offsets: (sum of sizes,) int32 which offsets those are.
         positions: per group (M+1,) int32, the index of each output row among the results of the group's

@@ -34,8 +34,8 @@ def apply_precision(
     """Return the graph with a precision and an output precision on every convolution and addition.
 
     The precision is the type in which the kernel computes, the output precision the type of its result. Each
-    convolution and addition gets the ranges that `ranges` has for it, as in the reference's files, also one
-    that computes in fp16. A rulebook of None becomes ''.
+    convolution and addition gets the ranges that `ranges` has for it, as in NVIDIA's files of BEVFusion (the
+    reference), also one that computes in fp16. A rulebook of None becomes ''.
 
     Args:
         graph: folded.

@@ -187,7 +187,8 @@ def pairs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the sites (M, 4) int32 that one convolution writes, and its table (K, M) int32.
 
-    In the table N stands for no neighbour.
+    In the table N stands for no neighbour. Sites are those given if it is submanifold, in their order; else
+    they ascend by sample and axes.
 
     Args:
         coordinates: (N, 4) integers, sample and axes; every site once, which a strided one does not check.

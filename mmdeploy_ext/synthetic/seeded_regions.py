@@ -1,5 +1,7 @@
 """The seeded rule of two-stage detectors: proposals by the rule of dense heads, heads of regions here.
 
+It gives detectors weights of a seed with which they find boxes, see `seeded.py`.
+
 Regions of many sizes lie all over the calibration pictures, so that every level has some; class logits spread
 beside a large background, so that a few per cent of the pairs of region and class pass the threshold.
 
@@ -141,6 +143,8 @@ def run_heads(
 ) -> None:
     """Run the head of proposals if it has batch normalisations, and likewise the heads of regions.
 
+    `calibrate_norms` sees their inputs meanwhile and sets their statistics; they are in evaluation mode.
+
     Args:
         model: the detector.
         pictures: (B, 3, H, W), normalised.
@@ -167,9 +171,10 @@ def scale_heads(
 ) -> None:
     """Rescale all last layers of a two-stage detector in place so that their outputs have their targets.
 
-    Heads that the detector does not have are left out. Layers that norm their weights get new ones before,
-    see `draw_normed_weights`. Class logits have more deviation if the threshold of the results is above
-    `HIGH_THRESHOLD`.
+    Those of the head of proposals have the targets of `seeded_dense.py`, others those of the rule. Heads that
+    the detector does not have are left out. Layers that norm their weights get new ones before, see
+    `draw_normed_weights`. Class logits of regions have more deviation if the threshold of the results is
+    above `HIGH_THRESHOLD`.
 
     Args:
         model: the detector.

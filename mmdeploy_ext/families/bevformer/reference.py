@@ -25,7 +25,8 @@ OUTPUTS = ('bev_embed', 'all_cls_scores', 'all_bbox_preds')
 def reference_record(frame: Frame, orientation: str = '') -> np.ndarray:
     """Return the record of the car's motion (18,) as `record_of` does, that of a pose by other code.
 
-    By the same code a runner with a wrong one would agree with itself. DataError: see `record_of`.
+    By the same code a runner with a wrong one would agree with itself. `orientation` is the kind of records
+    that the model was trained with; for it, and the DataError, see `record_of`.
     """
     record = record_of(frame, orientation)
     if frame.can_bus is not None:
@@ -69,7 +70,7 @@ class BevFormerReference(CameraReference):
 
     @property
     def state(self) -> StreamState | None:
-        """The view and the place of the last frame, None before the first one; see `Stepper.state`."""
+        """View, place and heading (degrees) of the last frame, None before the first; see `Stepper.state`."""
         last_info = self.model.prev_frame_info
         if last_info['prev_bev'] is None or self._last is None:
             return None

@@ -145,7 +145,7 @@ class RegionMapFullForm(nn.Module):
         box_masks: torch.Tensor,
         semantic: torch.Tensor,
     ) -> tuple[torch.Tensor]:
-        """Return the map (B, h, w) int32 of images of size `ori_shape` (2,).
+        """Return the map (B, h, w) int32 of images of size `ori_shape` (2,), see `postprocess.panoptic`.
 
         `dets` (B, n, 5) are boxes that were divided by `scale_factor` (B, 4), and scores; `labels` (B, n)
         int64 are -1 where a row is padding; `box_masks` (B, n, m, m) are in 0..1; `semantic` (B, S + 1, H4,
@@ -205,14 +205,15 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
 
 
 def batches_of_one_size(images: Sequence[PreparedImage]) -> list[list[int]]:
-    """Return the batches that runs may take, as lists of indices into `images`: their maps have one size."""
+    """Return the batches that runs may take, as lists of indices into `images`, each of one `pasted_size`."""
     return grouped([pasted_size(image, rescale=True) for image in images])
 
 
 def feeds_with_size(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
     """Return the inputs of a batch, and `ori_shape` (2,) int64 height and width, which maps have in any case.
 
-    ShapeError: the images have several. `rescale` has no effect: maps have the size of the originals.
+    It is the `pasted_size`, that of the originals or a little more. ShapeError: the images have several.
+    `rescale` has no effect.
     """
     sizes = [pasted_size(image, rescale=True) for image in images]
     return dict(feeds(images, rescale=True), ori_shape=one_size(sizes, 'maps'))

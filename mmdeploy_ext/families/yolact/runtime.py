@@ -1,6 +1,7 @@
 """YOLACT without PyTorch: a graph of the form 'full' does all but taking the padding away.
 
-Glossary: B batch, n rows of an image, `max_per_img` of the head, h, w size of the masks.
+Glossary: B batch, n rows of an image, `max_per_img` of the head, h, w size of the masks, that
+of the original picture, which the graph is fed as `ori_shape`.
 """
 
 from __future__ import annotations

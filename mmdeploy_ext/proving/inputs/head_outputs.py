@@ -25,7 +25,8 @@ SIDES = 3, 4, 5, 6
 def headings(count: int, rng: np.random.Generator, ends: Sequence[float] = (np.pi,)) -> np.ndarray:
     """Return headings (count,) float64 in radians: some near `ends`, on both sides, others in -3..3.
 
-    All are near one if `count` is at most 24 for each end. Those behind an end of pi are larger than pi.
+    All are near one if `count` is at most 24 for each end; of more, at most 96 for each end are. Those
+    behind an end of pi are larger than pi.
     """
     near = [end + sign * gap for end in ends for gap in FROM_WRAP for sign in (-1, 1)]
     anywhere = rng.uniform(-3, 3, max(count // 4, 1))

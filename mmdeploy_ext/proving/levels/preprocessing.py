@@ -83,7 +83,7 @@ def compare_pictures(
     Args:
         cfg: the config, overrides applied.
         metadata: metadata of the exported file.
-        files: paths of pictures of the user; if it is empty `picture` is used.
+        files: paths of pictures of the user; if it is empty `picture` is used. Two generated ones follow.
         picture: (h, w, 3) uint8 BGR, the first sample of the proof.
         normalisation: `mean` and `std` that the export was given in place of the config's; None keeps those
             of the config.

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 RESULTS, PLACE = 'masks', 'worst IoU'
 """Titles of columns in tables: that of the number of results, and that of `DetectionRow.worst_iou`."""
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
-"""The bars of files in float16 or INT8, as arguments of `match_detections`; that of the IoU in words."""
+"""Functions of the `HalfBars` of files in float16 or INT8: these bars as keywords of `match_detections`, and
+that of the IoU in words."""
 IOU_BAR = 0.995
 """Smallest mask IoU of a matched pair."""
 SCORE_BAR = 1e-3
@@ -62,8 +63,8 @@ def pair_up(
 ) -> Pairing:
     """Pair two lists of instances one to one, within a class; the nearness is the IoU of the masks.
 
-    As many pairs as possible are within the bars; the rest is paired by descending IoU, from `PAIR_IOU` on,
-    as pairs `outside` of the bars.
+    As many pairs as possible are within the bars (`matched`); the rest is paired by descending IoU, from
+    `PAIR_IOU` on (`outside`). Instances without a partner are in neither.
 
     Args:
         reference: instances that PyTorch found.
@@ -80,7 +81,8 @@ match_detections = functools.partial(
 )
 """Matches the instances of an image and returns a `DetectionRow`; `iou_bar` is passed on to `pair_up`.
 
-The other arguments are those of `matching.match_lists`: `image`, `reference`, `candidate`, `capacity`, ...
+The other arguments are those of `matching.match_lists`: `image`, a name for the row, `reference`,
+`candidate`, `capacity`, the largest number of results that both engines keep, ...
 """
 fit_pair = bbox2d.fit_pair
 """Brings an image and its two lists of results to a size for drawing."""
@@ -89,7 +91,7 @@ fit_pair = bbox2d.fit_pair
 def draw_pair(
     pair: Pair, classes: Sequence[str], score_thr: float = 0.3, *, pair_by: Callable[..., Pairing] = pair_up
 ) -> np.ndarray:
-    """Return a picture (h, w, 3) uint8 BGR with the masks of both engines side by side.
+    """Return a picture (h, w, 3) uint8 BGR of the masks of both engines side by side, PyTorch's on the left.
 
     Args:
         pair: an image and the results of both engines for it.

@@ -4,7 +4,8 @@ A rectangle has four readings, a quarter turn apart (see `readings.py`), and a m
 pair has to be one rectangle, by its IoU, and one reading of it. Another reading is right only where rounding
 decides between two: at the ends of the interval of the angle version, and for squares.
 
-Glossary: R results of the reference, C of the candidate, P pairs of boxes.
+Glossary: R results of the reference, C of the candidate, P pairs of boxes; a box is cx cy w h in pixels and
+an angle in radians.
 """
 
 from __future__ import annotations
