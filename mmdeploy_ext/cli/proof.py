@@ -41,8 +41,8 @@ def show(verdict: Verdict, pictures: Sequence[Pair], deployment: Deployment, arg
         verdict: verdict of the proof.
         pictures: results of both engines on samples, which are drawn in the report.
         deployment: the PyTorch model.
-        args: parsed arguments of the command line: `json`, a file, and `report`, a folder, each None without
-            the option.
+        args: parsed arguments of the command line: `json`, a file, and `report`, a folder for the page, the
+            verdict and a picture, each None without the option.
     """
     from mmdeploy_ext.proving.views.table import print_verdict
 
@@ -65,7 +65,7 @@ def show(verdict: Verdict, pictures: Sequence[Pair], deployment: Deployment, arg
 
 
 def draw_pairs(pictures: Sequence[Pair], deployment: Deployment) -> np.ndarray:
-    """Draw both engines' detections of up to four images, one image per row, as (h, w, 3) uint8 BGR.
+    """Draw up to four images, one per row, with both engines' detections side by side: (h, w, 3) uint8 BGR.
 
     `pictures` are the results of both engines on samples, at least one; of samples of one image, by the
     beginning of their titles up to a comma, the last is drawn. `deployment` is the PyTorch model, of whose

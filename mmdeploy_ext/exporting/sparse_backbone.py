@@ -107,9 +107,11 @@ def fp16_modules(options: Options, family: SparseFamily) -> tuple[str, ...]:
 def overrides(graph: SparseGraph, options: Options, family: SparseFamily) -> dict[str, tuple[str, str]]:
     """Return pattern of layers -> (precision, output precision); of the patterns of a layer the last counts.
 
+    Patterns are those of `fnmatch`.
+
     Args:
-        graph: the folded graph; its first and last layers are those of NVIDIA's INT8 file if the family does
-            not state them.
+        graph: the folded graph; its first layer computes in fp16 and its last one stores fp16 in NVIDIA's
+            INT8 file, if the family does not state the patterns of that file.
         options: with `int8_fp16_io` the patterns of that file come first; those of `layer_precision`, the
             user's, follow in their order, the last entry of a pattern alone.
         family: family of the model.
@@ -130,7 +132,7 @@ def metadata_props(deployment: Deployment, options: Options, ranges: Ranges | No
 
     Args:
         deployment: the model.
-        options: options of the export.
+        options: options of the export; the entry `form` is their `target`.
         ranges: those of INT8; None of a file in floating point, which then has no entry `ranges`.
     """
     values = dict(

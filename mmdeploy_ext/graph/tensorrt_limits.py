@@ -98,8 +98,8 @@ def find_refusals(model: onnx.ModelProto, *, rtx: bool) -> list[Refusal]:
     """Return everything in a graph that TensorRT cannot take: inputs, outputs, then nodes.
 
     Nodes of bodies and functions count, and a call of a local function is an operator of its domain; those of
-    one graph, body or function are in file order. `rtx` is True for TensorRT-RTX, which has fewer operators,
-    and False for TensorRT.
+    one graph, body or function are together, in file order, but functions may come before the main graph.
+    `rtx` is True for TensorRT-RTX, which has fewer operators, and False for TensorRT.
 
     Raises:
         ModelFileError: a graph of the libspconv dialect, which TensorRT reads through libspconv alone, or

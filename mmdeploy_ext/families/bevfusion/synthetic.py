@@ -43,7 +43,8 @@ def synthetic_outputs(
     About a tenth of the labels are -1, which drops the box.
 
     Args:
-        nms: suppression of the file, see `runtime.boxes.suppress`; None of a head without one.
+        nms: suppression of the file: a list of groups of classes, or one dict for a group of each of its
+            `classes`, see `runtime.boxes.suppress`; None of a head without one.
         classes: number of classes.
         count: Q.
         spread: distances of boxes far apart, in distances of boxes beside each other.
@@ -72,7 +73,7 @@ def boxes_of_all_sizes(classes: int, count: int) -> dict[str, np.ndarray]:
     boxes[:, :2] = rng.uniform(-SPREAD_IN_RANGE, SPREAD_IN_RANGE, (count, 2))
     boxes[:, 2] = rng.uniform(-2, 1, count)
     boxes[:, 3:6] = np.exp(rng.uniform(*np.log(SIZES_M), (count, 3)))
-    boxes[:, 6] = rng.uniform(-3.0, 1.5, count)  # the same heading in both kinds of columns
+    boxes[:, 6] = rng.uniform(-3.0, 1.5, count)  # the node's, -heading - pi / 2, is within pi, too
     boxes[:, 7:] = rng.uniform(-20, 20, (count, 2))
     return dict(
         boxes=boxes.astype(np.float32),
@@ -127,7 +128,7 @@ def _boxes(
         boxes[row, :2] = np.array([rows[row] // side, rows[row] % side]) * step * spread
         boxes[row, 3:5] = size
         if 'overlap' not in group:
-            boxes[row, 6] = rng.uniform(-3.0, 1.5)  # the same heading in both kinds of columns
+            boxes[row, 6] = rng.uniform(-3.0, 1.5)  # the node's, -heading - pi / 2, is within pi, too
     boxes[:, 2] = rng.uniform(-2, 1, count)
     boxes[:, 5] = rng.uniform(0.5, 2, count)
     boxes[:, 7:] = rng.uniform(-5, 5, (count, 2))

@@ -25,7 +25,7 @@ MOVED_M = 6.0, 3.0, 0.5
 
 
 def original_camera(image: PreparedImage) -> np.ndarray:
-    """Return the camera (4, 4) float32 of a prepared picture, for pixels of the picture on disk."""
+    """Return the camera (4, 4) float32 of a prepared picture: LiDAR -> pixels of the picture on disk."""
     if image.cam2img is None:
         return generated_camera(image)
     return original(image.cam2img, image.to_input).astype(np.float32)

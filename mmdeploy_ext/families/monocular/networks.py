@@ -146,8 +146,8 @@ class PeaksNetwork(nn.Module):
 
         Scores are within `CLIPPED` to 1 - `CLIPPED`. The values are the offset of the depth, in
         multiples of the deviation that the coder states; those of the centre, x and y in cells; logarithms of
-        the three sizes over those of the class, within -0.5 to 0.5; and sine and cosine of the yaw as it is
-        seen along the ray, plus a quarter turn.
+        the three sizes over those of the class, within -0.5 to 0.5; and sine and cosine of a quarter turn
+        plus the yaw as it is seen along the ray.
         """
         head = self.model.bbox_head
         (maps,) = self.model.extract_feat(image)

@@ -97,9 +97,9 @@ class SoloFullForm(nn.Module):
         """Return masks, scores and labels of instances, with a cap also the number of candidates.
 
         `img_shape` (B or 1, 2) and `ori_shape` (2,) are height and width before padding and of the results; 0
-        means those of the network input, rounded up to a multiple of 8. `cate_pred` (B, S, C) are the class
-        scores of cells; for `maps` see `soft_masks`. Masks are (B, n, h, w) bool, scores and labels (B, n),
-        the number of candidates (B,); padding has empty masks with score 0 and label -1.
+        in either means those of the network input, rounded up to a multiple of 8. `cate_pred` (B, S, C) are
+        the class scores of cells; for `maps` see `soft_masks`. Masks are (B, n, h, w) bool, scores and labels
+        (B, n), the number of candidates (B,); padding has empty masks with score 0 and label -1.
         """
         results = self.postprocess(cate_pred, self.soft_masks(*maps), img_shape, ori_shape)
         names = ('masks', 'scores', 'labels', 'candidates')

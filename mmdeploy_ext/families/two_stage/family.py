@@ -97,7 +97,7 @@ def _exaggerated_regions(head: nn.Module) -> Callable[[Any], Any]:
 
 
 class TwoStageFamily(ImageFamily):
-    """mmdet's detectors that propose regions and look at each of them.
+    """mmdet's detectors that propose regions and look at each of them, or only propose.
 
     Attributes:
         proposes: whether its detectors have an `rpn_head`; otherwise proposals are an input.

@@ -37,7 +37,8 @@ class BEVFormer(CameraDetector):
     def run_frame(self, img_metas: list[dict], img: Tensor) -> dict[str, Tensor]:
         """Return the head's outputs for one frame; another scene token than before begins a scene.
 
-        `img_metas` is a list of one dict, `img` (1, N, 3, H, W).
+        `img_metas` is a list of one dict, whose `can_bus` (18,) begins with the position in metres and ends
+        with the heading in degrees; `img` is (1, N, 3, H, W).
         """
         meta, last = img_metas[0], self.prev_frame_info
         if meta['scene_token'] != last['scene_token'] or not self.video_test_mode:

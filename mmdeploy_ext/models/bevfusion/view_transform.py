@@ -103,7 +103,7 @@ class ViewTransform(nn.Module):
         return rigs.cells_of(points, self.bx - self.dx / 2, self.dx, self.nx)
 
     def depth_maps(self, points: Sequence[Tensor], rig: Rig) -> Tensor:
-        """Return the depth maps (B, N, 1, H, W) of points, metres, see `rig.depth_maps`."""
+        """Return the depth maps (B, N, 1, H, W) of points, metres, 0 without one; see `rig.depth_maps`."""
         return rigs.depth_maps(points, rig, self.image_size, self.last_in_pixel)
 
     def pool(self, weights: Tensor, features: Tensor, cells: Tensor) -> Tensor:

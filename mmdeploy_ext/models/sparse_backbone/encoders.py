@@ -121,7 +121,7 @@ class CenterPointSparseEncoder(nn.Module):
 
     Args:
         in_channels, output_channels: I and C.
-        sparse_shape: cells of the grid along z, y, x.
+        sparse_shape: cells of the grid along z, y, x, this one included.
         channels: of each of the four stages.
         norm_cfg: config of the normalisation.
 

@@ -29,7 +29,7 @@ class Converted:
     Attributes:
         state_dict: mmdet 2's name -> tensor of the file, in the model's order.
         renamed: number of tensors with another name than in the file.
-        left_out: names of tensors in the file that are no weights of the model.
+        left_out: names of tensors in the file that no detection depends on, see `UNUSED_PREFIXES`.
         model_tensors: name -> tensor of the model that the config builds, on PyTorch's meta device, which has
             shapes and types without values.
     """

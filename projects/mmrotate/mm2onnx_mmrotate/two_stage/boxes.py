@@ -94,7 +94,7 @@ class Stage(nn.Module):
 
 
 class Boxes(nn.Module):
-    """All stages of the heads of regions, up to scored boxes."""
+    """All stages of the heads of regions, up to the outputs that `last` makes scored boxes of."""
 
     def __init__(self, roi_head: nn.Module, oriented: bool) -> None:
         """Keep the stages; `oriented` is whether proposals are rotated boxes."""
