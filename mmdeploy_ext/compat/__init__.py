@@ -27,7 +27,7 @@ numpy_checkpoint_globals = patches_mmcv.numpy_checkpoint_globals
 single_thread = patches_spconv.single_thread
 """Returns a context in which torch and all OpenMP runtimes have one thread: with more spconv's kernels race.
 
-After it they have as many as before. It is called without arguments; its only one replaces the runtimes.
+After it they have as many as before. It is called without arguments: its only one, `runtimes`, names others.
 """
 
 

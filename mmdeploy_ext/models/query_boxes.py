@@ -101,8 +101,8 @@ class QueryBoxCoder:
         """Decode logits (R, K) and box codes (R, 10) of one sample.
 
         Returns:
-            'bboxes' (n, 9): centre x, y, z, width, length, height in m, yaw in rad, velocity x, y in m/s;
-            'scores' (n,), falling; 'labels' (n,).
+            'bboxes' (n, 9): centre x, y, z, width, length, height in m, yaw in rad, velocity x, y in m/s, or
+            length before width if the model was trained so; 'scores' (n,), falling; 'labels' (n,).
 
         Raises:
             ConfigError: the coder has another K than the logits, and would take boxes of other queries.
@@ -125,7 +125,8 @@ def decoded_samples(
     """Return boxes, scores (n,) and labels (n,) of each sample, from the last decoder layer.
 
     Boxes are `box_type_3d` of the metas: x, y, z of the bottom, width, length, height in m, yaw in rad as
-    mmdet3d 0.17 has it, velocity x, y in m/s. `outputs` are `all_cls_scores` and `all_bbox_preds` of a head.
+    mmdet3d 0.17 has it (or as 1.x has these, if the model was trained so), velocity x, y in m/s. `outputs`
+    are `all_cls_scores` and `all_bbox_preds` of a head.
     """
     samples = []
     last = zip(outputs['all_cls_scores'][-1], outputs['all_bbox_preds'][-1], img_metas, strict=True)

@@ -176,7 +176,7 @@ class DetectionRow:
     """Detections of one image or frame, ONNX against PyTorch, matched by class and place (level 3).
 
     The reference is PyTorch, the candidate the engine that runs the file; bars are the limits that a pair has
-    to keep.
+    to keep, such as the bar of scores for their difference.
 
     Attributes:
         image: title of the row, such as the name of the image.

@@ -71,7 +71,8 @@ def detect(
 def prepare(metadata: Metadata, image_bgr: np.ndarray, cam2img: np.ndarray | None = None) -> PreparedImage:
     """Resize, pad and normalise by the rule in a file's metadata, to the size of a graph with a fixed shape.
 
-    `image_bgr` is (h, w, 3) uint8, else ShapeError; `cam2img` its camera (4, 4), or None.
+    `image_bgr` is (h, w, 3) uint8, else ShapeError; `cam2img` its camera (4, 4), or None: the result has that
+    of the network input.
     """
     height, width = metadata.spec.inputs[0].axes[2:]
     rule = metadata.preprocess
@@ -88,8 +89,9 @@ BESIDE = ('img_shape', 'scale_factor', 'border', 'orig_target_sizes', 'ori_shape
 def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndarray]:
     """Return name -> every input that a graph may have, but proposals, for one prepared image.
 
-    By the file's `metadata` it is repeated if the graph has a fixed batch. Besides the picture these are
-    `BESIDE`, and of a picture with a camera those of `camera_feeds`.
+    Besides the picture these are `BESIDE`, and of a picture with a camera those of `camera_feeds`. By the
+    file's `metadata` each is repeated for a graph of a fixed batch; of others the batch is 1. `ori_shape`
+    alone has no axis of the batch, and is (2,), unless the graph takes one per picture.
     """
     image = metadata.spec.inputs[0]
     repeats = image.axes[0] if isinstance(image.axes[0], int) else 1
@@ -113,7 +115,8 @@ def camera_feeds(camera: np.ndarray, prepared: PreparedImage, name: str) -> dict
 
     `camera` goes to pixels of the network input times depth; `name` is that of the input: `lidar2img`, which
     takes it for pixels of the picture before it is resized, or else `cam2img`, which takes it as it is, with
-    `unmoved_cam2img` beside it. `prepared` is the picture. ShapeError: the graph would read it wrongly.
+    `unmoved_cam2img`, the same without padding or warp, beside it. `prepared` is the picture. ShapeError: the
+    graph would read it wrongly.
     """
     if name == PROJECTION:
         lidar2img = original(camera, prepared.to_input).astype(np.float32)

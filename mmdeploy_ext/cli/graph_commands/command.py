@@ -27,7 +27,7 @@ def output(metavar: str, text: str, *files: str) -> AddArgument:
     """Return the function that adds the required argument --output, with `text` as its help.
 
     `files` are the names of the files that the command writes, with '{}' for the value of --output; without
-    any it is that value. They are registered before the command runs.
+    any it is that value. Before the command runs, the command line is refused if one of them is also read.
     """
     return argument(f'--output {metavar}', text, required=True, writes=files)
 

@@ -199,7 +199,8 @@ class Recorder:
 
         A forward pass then raises an ExportError, or a ShapeError of a wrong number of features, for a sparse
         convolution that is called with other arguments or on another grid than can be recorded, and a
-        NoSiteLeftError if no site is left behind it. One that no node stands for gets a `problem` alone.
+        NoSiteLeftError if no site is left behind it. The result of one that no node stands for gets a
+        `problem` alone.
         """
         leave = self._leave_convolution if isinstance(module, ConvolutionModule) else self._leave
 

@@ -235,9 +235,9 @@ def check(cfg: Any) -> None:
 def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
     """Return name -> value of the parameters in the node's manifest, for a model that `check` accepts.
 
-    The parameters are class names, ranges, sizes of voxels and cells, the limits of voxels, points and
-    proposals, and `CAMERA_PARAMETERS`. `classes` are the names of the classes, in the order of the labels;
-    those that the node does not know are logged as a warning.
+    The parameters are class names, ranges, sizes of voxels and cells, the least, usual and largest number of
+    voxels, the limits of points and proposals, and `CAMERA_PARAMETERS`. `classes` are the names of the
+    classes, in the order of the labels; those that the node does not know are logged as a warning.
     """
     voxels, coder = model.encoders['lidar'].voxel_layer, model.heads['object'].bbox_coder
     point_range, voxel_size = (

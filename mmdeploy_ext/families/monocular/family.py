@@ -206,5 +206,5 @@ class SmokeFamily(MonocularFamily):
         return smoke_graphs.postprocess_facts(model)
 
     def limits(self, model: nn.Module) -> list[Limit]:
-        """Return []: mmdet3d reads no entry of the settings."""
+        """Return []: mmdet3d reads no entry of SMOKE's `test_cfg`."""
         return []

@@ -3,8 +3,8 @@
 The functions take the user's modules or ours by the names that checkpoints give their parts, so that a
 changed layer is followed. The fixed order of the view's and of the decoder's steps is upstream's.
 
-Glossary: N cameras, H, W rows and columns of the bird's-eye view, Q = H W cells, C channels, R queries of
-objects, L decoder layers, K classes, P points of a pillar.
+Glossary: N cameras, H, W rows and columns of the bird's-eye view, Q = H W cells, row by row, C channels, R
+queries of objects, L decoder layers, K classes, P points of a pillar.
 
 Source of the algorithm: fundamentalvision/BEVFormer 66b65f3, `modules/{transformer,encoder,decoder}.py`,
 `dense_heads/bevformer_head.py`.
@@ -131,7 +131,8 @@ def decode_objects(head: nn.Module, view: Tensor, by_plugins: bool = False) -> t
     """Return the logits (L, 1, R, K) and box codes (L, 1, R, 10) of all decoder layers.
 
     A box is x, y (m), log of width and length, z of its centre (m), log of its height, sine and cosine of its
-    yaw, and its velocity in x and y (m/s).
+    yaw, and its velocity in x and y (m/s). Of a model that was trained with boxes of mmdet3d 1.x length comes
+    before width, see `box_conventions`.
 
     Args:
         head: a `BEVFormerHead`.

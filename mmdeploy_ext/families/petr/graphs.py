@@ -4,8 +4,9 @@ The positions depend on the calibration alone, those of the frame before on the 
 encoder is a graph of its own, so that a caller runs it when one of them changes, and only then.
 
 Glossary: N cameras of a frame, F frames (PETR 1, PETRv2 2), H, W network input in pixels, h, w feature map,
-C channels, L decoder layers, R queries, K classes. A box code is x, y (m), logarithms of width and length,
-z of the centre (m), logarithm of the height, sine and cosine of the yaw, and velocity x, y (m/s).
+C channels, L decoder layers, R queries, K classes. A box code is x, y (m), logarithms of width and length
+(of a model trained with boxes of mmdet3d 1.x length and width), z of the centre (m), logarithm of the height,
+sine and cosine of the yaw, and velocity x, y (m/s).
 """
 
 import copy

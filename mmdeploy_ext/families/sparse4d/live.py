@@ -50,7 +50,7 @@ LAYERS = dict(
 FUNCTIONS = dict(Sparse4D=('feature_maps_format',), InstanceBank=('topk',))
 """Class of upstream -> functions that its module uses."""
 SAMPLER, KERNEL = 'DAF', 'DeformableAggregationFunction'
-"""Name by which upstream's aggregation calls the function that samples, and the class that this one runs."""
+"""Name by which upstream's aggregation calls the function that samples, and the class that this runs."""
 
 
 def is_ours(model: nn.Module) -> bool:
@@ -61,7 +61,8 @@ def is_ours(model: nn.Module) -> bool:
 def replaced(model: nn.Module) -> Iterator[Replaced]:
     """Return, for each part of a live model, its methods that graphs and runtime compute by other code.
 
-    Parts are known by their place in the model, whatever the user calls their classes.
+    A proof names those of them that the user has changed. Parts are known by their place in the model,
+    whatever the user calls their classes.
     """
     live_head = model.head
     instance_bank = live_head.instance_bank

@@ -1,7 +1,8 @@
 """Patterns of nodes as text: `x = Sigmoid(a); y = Mul(a, x) -> y = Swish(a)`.
 
-The statements are ONNX's own text syntax (`onnx.parser`), separated by `;` or line breaks, with two
-additions: a number may stand where an operand stands, and an attribute may be a variable (`axis = @axis`).
+The statements are ONNX's own text syntax (`onnx.parser`), separated by `;` or line breaks (in a file of
+rules, which has one per line, by `;` alone), with two additions: a number may stand where an operand stands,
+and an attribute may be a variable (`axis = @axis`).
 """
 
 import dataclasses

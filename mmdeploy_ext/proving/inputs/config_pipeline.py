@@ -49,8 +49,8 @@ class ConfigPipeline:
     """The test pipeline of a config, with the changes that the export of a file made.
 
     Attributes:
-        edges: pixels of the height that a narrow portrait and of the width that a wide landscape is resized
-            to; None if pictures keep their size.
+        edges: two numbers of pixels, the height that a narrow portrait and the width that a wide landscape is
+            resized to, by which `picture_files.sample_files` makes samples; None if pictures keep their size.
         compose: `Compose` of the steps, of mmdet or mmdet3d.
     """
 

@@ -50,7 +50,7 @@ class QuerySelection:
     Attributes:
         scores: (Q,) float64, of each query the score of its best class by the last layer; for an
             `InstancePairing` its confidence.
-        queries: (K,) int64, the query of each new memory row.
+        queries: (K,) int64, the query of each new memory row, which are the first of the memory.
     """
 
     scores: np.ndarray

@@ -114,8 +114,8 @@ def prove_module(
         spec: names the file's outputs and their tolerances, all of them compared by their values; None: every
             output has the tolerance `rtol`.
         rtol: allowed difference, 0 or more and below 1, relative to the largest value of an output in the
-            reference on this input; a tenth of it, relative to its largest value on any sample, is allowed,
-            too. With a `spec` it decides only whether the module repeats its results, and which `rows` are
+            reference on this input; or a tenth of it relative to its largest value on any sample, if that is
+            more. With a `spec` it decides only whether the module repeats its results, and which `rows` are
             the same.
         state: input of the file -> output of the file that is its value in the next frame; None: no state.
         rows: outputs whose rows (first axis) belong together and may come in any order, such as boxes, scores

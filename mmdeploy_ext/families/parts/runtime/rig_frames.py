@@ -63,6 +63,7 @@ class CameraRuntime(Runtime):
         Args:
             images_bgr: N images (h, w, 3) uint8 as OpenCV reads them, in the order of `rule.cameras`.
             calibration: of `rule.calibrate`; give the same object or equal numbers while the rig is the same.
+                None counts as missing.
             ego_pose: (4, 4) float64, LiDAR frame to a global frame.
             timestamp_s: seconds, absolute or from any fixed point.
             scene_token: a change means a new scene; None leaves the scene as it was.
@@ -180,7 +181,7 @@ def moments(
     root: str | Path | None = None,
     frame_of: Callable[[Sequence[np.ndarray], RigFrame, MultiViewRule], Frame] | None = None,
 ) -> Iterator[Frame]:
-    """Yield the frames of infos as `mm2onnx run` prepares them.
+    """Yield the frames of infos as `mm2onnx run` prepares them: scene by scene, each in the order of time.
 
     Args:
         cfg: config of the model, which is not used.

@@ -31,14 +31,14 @@ def least_side(head: nn.Module) -> float:
 
 
 def oriented_facts(head: nn.Module) -> dict[str, Any]:
-    """Return what `facts_of` of the core does, for a head with a `MidpointOffsetCoder`."""
+    """Return what `facts_of` of `families/parts/proposals.py` does; `head` has a `MidpointOffsetCoder`."""
     description = plain_head(head).to_json()
     outputs = [['cls_score', int(head.cls_out_channels)], ['bbox_pred', 6]]
     return dict(coder=midpoint_settings(head.bbox_coder), head=dict(description, outputs=outputs), clip=False)
 
 
 class UprightProposals(Proposals):
-    """Proposals of a `RotatedRPNHead`: those of mmdet's RPN but for the shortest side."""
+    """Proposals of a `RotatedRPNHead`: upright boxes (B, K, 4), as mmdet's RPN but for the shortest side."""
 
     least_side = staticmethod(least_side)
 
