@@ -31,7 +31,7 @@ SPCONV = 'spconv, 1 thread'
 
 
 def headline(result: Row) -> str:
-    """Return config, input, threads, processes, rounds and machine in one line.
+    """Return config, input, threads, processes, rounds and machine (CPU and its cores) in one line.
 
     Of a sparse backbone these are config, grid and machine. `result` is the content of the JSON file.
     """

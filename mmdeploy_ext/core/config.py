@@ -265,7 +265,8 @@ def _canonical(value: Any) -> str:
 def test_dataset(cfg: Any) -> dict[str, Any]:
     """Return the settings of the test data set of an `mmcv.Config`, `data.test`; {} if there are none.
 
-    Those of a wrapper are those of the data set that it wraps, those of a list are those of the first.
+    Those of a wrapper are those of the data set that it wraps, without the wrapper's own, such as its
+    `pipeline`; those of a list are those of the first.
     """
     dataset = (cfg.get('data') or {}).get('test')
     while True:

@@ -1,7 +1,7 @@
 """Point clouds as models take them, read from files and checked. Needs numpy only.
 
 A sweep is one revolution of a LiDAR. Glossary: P points, D values of a point, of which the first three are x,
-y, z in metres in the sensor's frame; further ones, such as the intensity and the age in seconds, are as the
+y, z in metres in the LiDAR frame; further ones, such as the intensity and the age in seconds, are as the
 data set has them.
 """
 

@@ -34,7 +34,7 @@ class Kernel:
         key: key in the module's state dict.
         size: kernel size.
         inputs, outputs: numbers of channels.
-        layout: layout in the module.
+        layout: layout in the module, a value of `LIBRARIES`.
         pointwise: whether it is a 1x1x1 convolution that is computed as one matrix product.
     """
 

@@ -139,7 +139,7 @@ class BevFormerFamily(BoxConvention, QueryBoxes, CameraFamily):
         return model
 
     def added_settings(self, cfg: Any, meta: Mapping[str, Any]) -> Mapping[str, Any]:
-        orientation = cfg.get('can_bus_orientation') or 'wwww'
+        orientation = cfg.get('can_bus_orientation') or RECORDED[0]
         return {**super().added_settings(cfg, meta), 'can_bus_orientation': orientation}
 
     def seeded(self, cfg: Any, seed: int) -> nn.Module:

@@ -1,7 +1,8 @@
 """The convention of boxes that a model of queries was trained with: that of mmdet3d 0.17, or of 1.x.
 
 A config may state it (`box_convention`), else the version of mmdet3d in a checkpoint does; published weights
-without either are of 0.17.
+without either are of 0.17. In 0.17 a box has width, length, height and a yaw from -y clockwise, in 1.x
+length, width, height and a yaw from x counter-clockwise; `CONVENTIONS` are '0.17' and '1.x'.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts.options import CONVENTIONS
+from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 
 def stated(cfg: Any, key: str, choices: Sequence[str]) -> str:
@@ -34,7 +36,7 @@ def state_convention(model: nn.Module, cfg: Any) -> None:
     model.box_convention, model.states_boxes = boxes or CONVENTIONS[0], bool(boxes)
 
 
-def note_convention(model: nn.Module, checkpoint: Any) -> None:
+def note_convention(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Set `box_convention` of a model by the version in a checkpoint, unless the config states it.
 
     The version is `mmdet3d_version` of the checkpoint's `meta`, a dict; without one the convention stays.

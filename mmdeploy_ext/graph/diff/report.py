@@ -35,7 +35,7 @@ COLOURS = {'equal': 'green', 'born here': 'bold red', 'passed on': 'yellow', 'in
 
 
 def figure(value: float | None, entry: Entry | None = None) -> str:
-    """Return an error as text, e.g. '1.2e-05'; None, an infinite or missing error, as 'differs' or '-'.
+    """Return an error as text, e.g. '1.2e-05'; None stands for an infinite or missing one.
 
     None is 'differs' if `entry` is a tensor at which an error is born, with a reason why there is no number,
     and '-' otherwise, also without an entry.

@@ -178,7 +178,7 @@ class DriveProof(FramesProof):
     def inputs(self) -> NearOrigin:
         """Return the frames, moved to the origin, and choose those that the report draws."""
         self.drive = NearOrigin(self.samples)
-        total, parts = len(self.drive), 2 * self.max_pictures
+        total, parts = len(self.drive), 2 * self.max_drawn
         self.drawn_frames = {min(part * total // parts, total - 1) for part in range(1, parts, 2)}
         return self.drive
 

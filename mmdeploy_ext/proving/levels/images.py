@@ -51,7 +51,7 @@ class ImageProof(ExportedProof):
         prepared: PyTorch's sides of inputs that were computed before their turn.
     """
 
-    max_pictures = 8
+    max_drawn = 8
 
     def __init__(self, *arguments: Any, picture_files: Sequence[str | Path] = ()) -> None:
         """Read the file as `Proof` does, which has the other arguments."""
@@ -211,7 +211,7 @@ class ImageProof(ExportedProof):
         return cases
 
     def timing(self) -> dict[str, float]:
-        """Return the milliseconds of the first input by the names of `timing`; {} if a case failed."""
+        """Return the milliseconds of PyTorch and of the engine on the first input; {} if a case failed."""
         passed = all(case.passed for case in self.verdict.cases)
         return timing(self.first, self.backend) if passed else {}
 

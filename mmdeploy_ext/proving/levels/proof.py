@@ -62,7 +62,7 @@ class Proof(abc.ABC):
         found_in: word for what has results, 'image' or 'sweep', in the message that nothing was found.
         advice: what the user can do if too few results were matched.
         by_rate: whether results of files in less than float32 are judged by the share that matched.
-        max_pictures: largest number of pictures in the report.
+        max_drawn: largest number of `pictures` in the report.
         files: what `read` returned for each path.
         verdict: the results so far.
         pictures: samples with the results of both engines, to be drawn in the report, each a `Pair`.
@@ -73,7 +73,7 @@ class Proof(abc.ABC):
     found_in: ClassVar[str] = 'image'
     advice: ClassVar[str] = ADVICE_FOR_IMAGES
     by_rate: ClassVar[bool] = True
-    max_pictures: ClassVar[int] = 4
+    max_drawn: ClassVar[int] = 4
     timed: bool = True
 
     def __init__(
@@ -230,7 +230,7 @@ class Proof(abc.ABC):
         verdict.timing_ms = self.timing() if self.timed else {}
         verdict.reasons += self.reasons()
         verdict.notes += self.notes()
-        self.pictures = self.pictures[: self.max_pictures]
+        self.pictures = self.pictures[: self.max_drawn]
 
     def timing(self) -> dict[str, float]:
         """Return title of an engine -> median milliseconds."""

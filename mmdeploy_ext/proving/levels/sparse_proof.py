@@ -50,7 +50,7 @@ class SparseProof(Proof):
     """
 
     by_rate = False
-    max_pictures = 16
+    max_drawn = 16
 
     def __init__(
         self,

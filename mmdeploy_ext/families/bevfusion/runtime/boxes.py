@@ -39,8 +39,8 @@ def filter_boxes(
         scores: (Q,) in 0..1.
         labels: (Q,) class indices.
         coder: entry `coder` of the metadata's `postprocess`: `post_center_range`, the lowest and then the
-            highest x, y, z of a box, the z of its bottom, metres, and `score_threshold`, which scores have to
-            exceed; None, and of the score 0, for no limit.
+            highest x, y, z of a box, the z of its bottom, metres, ends included, and `score_threshold`, which
+            scores have to exceed; None, and of the score 0, for no limit.
     """
     valid = np.ones(len(scores), bool)
     if coder['post_center_range'] is not None:

@@ -102,7 +102,7 @@ def motion_since(can_bus: np.ndarray, previous: np.ndarray | None) -> np.ndarray
 
 
 def bev_shift(motion: np.ndarray, extent: Sequence[float]) -> np.ndarray:
-    """Return the way of the car, x to the right and y ahead, in shares of the sides of the view.
+    """Return the way of the car, x to its right and y ahead as it stands now, in shares of the view's sides.
 
     A cell finds itself in the last view at its own place plus this; what stands still has moved by the
     negative.

@@ -56,7 +56,7 @@ def decode(
         quality: (1, A, 2) logits of centerness and yaw.
         facts: the `postprocess` entry of the file's metadata: `max_num` and `score_threshold`, which is
             compared with the score of the class; None keeps all.
-        ids: (1, A) track ids.
+        ids: (1, A) int64 track ids, -1 for none.
         repairs: see `bank.REPAIRS`.
     """
     scores = sigmoid(logits[0])
@@ -77,7 +77,8 @@ def decode(
 def boxes_of_anchors(anchor: np.ndarray) -> np.ndarray:
     """Return boxes (n, 9) float32, with the columns of `Detections3D`, of anchors (n, 11).
 
-    They are x, y, z of the bottom's centre, length, width, height, yaw and velocity vx, vy; m, rad and m/s.
+    They are x, y, z of the bottom's centre, length, width, height, yaw and velocity vx, vy; m, rad and m/s in
+    the LiDAR frame.
     """
     anchor = np.asarray(anchor, np.float32)
     sizes, centre = np.exp(anchor[:, LOG_SIZE]), anchor[:, CENTRE].copy()
