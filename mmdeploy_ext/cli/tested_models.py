@@ -42,7 +42,7 @@ class TestedModel(abc.ABC):
         work_dir: folder that the `_pth` and the `_onnx` run share.
         settings: key -> value of the config's `backend_config`, as `backend_config.read_settings` returns it.
         options: options of the export; resolved once `check` has run.
-        target: file or folder of the exported model.
+        target: file or folder of the exported model: `onnx_file` of the settings, else one in `work_dir`.
         unit: key of `backend_config.dump` with what is dumped: 'samples', a number of them, or 'frames', a
             number or a list of indices.
     """

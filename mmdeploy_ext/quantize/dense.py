@@ -54,7 +54,7 @@ class DenseQuantiser:
     """Quantises any set of layers of a graph with the ranges of one calibration.
 
     Attributes:
-        graph: float model.
+        graph: float model, of whose `network`, its part up to the last layers, layers are quantised.
         reduce_range: whether weights have 7 bits, for CPUs without VNNI, whose sums of two products saturate
             at 16 bits.
         ranges: tensor -> range; set by `calibrate`.

@@ -123,7 +123,7 @@ class Ranges:
             raise UsageError(_missing_text(self.title, [f'{name}.{field}']))
         return value
 
-    def complete(self, graph: SparseGraph) -> list[str]:
+    def missing(self, graph: SparseGraph) -> list[str]:
         """Return the ranges that the graph needs and that are missing, e.g. ['conv3.input_amax']; [] if none.
 
         UsageError: `graph` is not folded.
@@ -155,7 +155,7 @@ class Ranges:
                     f'{self.title}: has ranges of {name!r}, no convolution or addition of this graph '
                     f'({", ".join(list(named)[:4])}, ...); correct the name, or calibrate this model'
                 )
-        if missing := self.complete(graph):
+        if missing := self.missing(graph):
             raise UsageError(_missing_text(self.title, missing))
         digest = graph_digest(graph)
         if self.graph_sha256 and self.graph_sha256 != digest:
@@ -321,7 +321,7 @@ def from_amax(
             `M._input_quantizer` and `M._weight_quantizer`, an addition in block M
             `M.quant_add._input_quantizer` (or at M itself); a trailing `._amax` and names without
             the leading underscore are the same. A range that is not in it stays missing: see
-            `Ranges.complete`.
+            `Ranges.missing`.
         source: where the ranges are from, in words; it becomes `Ranges.source`.
         checkpoint_sha256: of the checkpoint file; '' if it is unknown.
 

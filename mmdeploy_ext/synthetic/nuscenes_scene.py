@@ -304,7 +304,7 @@ class Scene:
 
     @property
     def key(self) -> str:
-        """First part of what all tokens of the scene are hashes of."""
+        """Text that `token` hashes first for every token of the scene; tokens do not show it."""
         return f'{self.plan.seed}/{self.plan.name}'
 
     @property

@@ -97,7 +97,8 @@ def from_node(
         to_rgb: whether the training had RGB pictures.
 
     Returns:
-        Whether the planes are reversed, then scale and shift, (3,) float64, of the training's planes.
+        Whether the planes are to be reversed first; then scale and shift, (3,) float64, of the training's
+        planes.
     """
     reverses = to_rgb != (planes == 'rgb')
     node_mean, node_std = (np.array(values)[:: -1 if reverses else 1] for values in NORMS[planes])

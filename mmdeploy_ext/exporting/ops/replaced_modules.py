@@ -77,7 +77,7 @@ REPLACED = dict(Conv2dAdaptivePadding=SamePadding, CornerPool=CornerMaximum)
 
 
 def replace_class(module: nn.Module) -> None:
-    """Change the class of a module in place, if `REPLACED` has one for the name of its class."""
+    """Change the class of `module` alone, in place, if `REPLACED` has one for the name of its class."""
     if kind := REPLACED.get(type(module).__name__):
         module.__class__ = kind
 

@@ -62,7 +62,8 @@ class DenseBoxPostprocess(nn.Module):
 
         Args:
             mlvl_bboxes: per level (B, A, 4) float32 xyxy, pixels, not clipped.
-            mlvl_scores: per level (B, A, C) class scores in 0..1, or -1 of priors that are no candidates.
+            mlvl_scores: per level (B, A, C) class scores in 0..1, of a sigmoid or softmax, or -1 of priors
+                that are no candidates.
             mlvl_factors: per level (B, A) score factors in 0..1, or None in all levels for a head without.
             clip_hw: (B or 1, 2) float32 height and width in pixels that boxes are clipped to.
             scale_factor: (B or 1, 4) float32 `w h w h`; boxes are divided by it.

@@ -24,7 +24,7 @@ def cell_centres(height: int, width: int) -> Tensor:
 
 
 def pillar_points(height: int, width: int, points: int, pc_range: Sequence[float]) -> Tensor:
-    """Return the points of the pillars (Q, P, 4): x, y, z in m and 1, the lowest first.
+    """Return the points of the pillars (Q, P, 4): x, y, z in the LiDAR frame, m, and 1, the lowest first.
 
     The lowest and the highest point are half a metre inside of the range.
 

@@ -158,7 +158,7 @@ def tokens_inside(levels: Sequence[PaddedMap]) -> torch.Tensor:
 def reference_points(levels: Sequence[PaddedMap], ratios: torch.Tensor) -> torch.Tensor:
     """Return (B, S, L, 2): x, y of every token in every map, as shares of the map.
 
-    `ratios` (B, L, 2) are those of `PaddedMap.ratios` of all levels.
+    `ratios` (B, L, 2), x before y, are those of `PaddedMap.ratios` of all levels.
     """
     centres = []
     for index, level in enumerate(levels):
@@ -207,8 +207,8 @@ def query_head(model: nn.Module) -> nn.Module:
 def content_size(model: nn.Module, image: torch.Tensor, img_shape: torch.Tensor) -> torch.Tensor:
     """Return height and width (B, 2), pixels, of the part of the images that a detector takes.
 
-    `img_shape` (B, 2) is that before padding, 0 means the input size. Co-DETR without `with_attn_mask` takes
-    the padding, too.
+    It is `img_shape` (B, 2), the size before padding, unchanged, or where that is 0 the size of the input.
+    Co-DETR without `with_attn_mask` takes the padding, too.
     """
     if not getattr(model, 'with_attn_mask', True):
         return torch.zeros_like(img_shape) + hw(image).to(img_shape)[None]

@@ -167,8 +167,9 @@ def draw(
 def neighbourhood(index: Index, start: int, depth: int) -> list[int]:
     """Return the positions of nodes at most `depth` edges away from that at `start`, `start` included.
 
-    Edges count in both directions, so that at a depth of 2 there are also nodes that read what it reads.
-    Other nodes that make constants are left out. `index` is that of the graph, positions are those in it.
+    Edges count in both directions, so that at a depth of 2 there are also nodes that read what it reads, if
+    that is no input of the graph and no constant. Other nodes that make constants are left out. `index` is
+    that of the graph, positions are those in it.
     """
     constant, nodes, rim = index.constant_nodes(), {start}, {start}
     for _ in range(depth):

@@ -15,7 +15,7 @@ PARTS = ((1, 1), (7 / 8, 3 / 4), (3 / 4, 7 / 8))
 BRIGHT = 0.4
 """Factor of every value's distance to white in a bright picture."""
 ROOM = 1.25
-"""A picture whose sides are longer than this times its place in a composed picture is reduced to that."""
+"""A picture whose sides are longer than this times those of its place in the input is reduced to that."""
 
 
 def other_view(image_bgr: np.ndarray) -> np.ndarray:

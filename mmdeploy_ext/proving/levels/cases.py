@@ -50,7 +50,8 @@ def run_case(reference: ImageReference, backend: Backend) -> tuple[list[Case], l
         backend: the engine with the file, active.
 
     Returns:
-        A case, and a second one if the second run gave other outputs; pairs of results to draw.
+        A case, and a second one, judged likewise, if the second run gave other outputs; pairs of results to
+        draw.
     """
     feeds, reference.engine_seconds = reference.feeds_of(backend.metadata), []
 

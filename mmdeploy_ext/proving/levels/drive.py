@@ -39,9 +39,9 @@ NEAR_M = 100.0
 
 
 class NearOrigin:
-    """Frames whose scenes are moved to begin within a metre of the map's origin; nothing else changes.
+    """Frames; scenes that begin beyond `NEAR_M` of the map's origin are moved to begin within a metre of it.
 
-    Scenes that begin within `NEAR_M` stay. A model's results do not depend on the place on the map, but the
+    Nothing else changes. A model's results do not depend on the place on the map, but the
     published one keeps its memory in float32 and in global coordinates. Two kilometres from the origin, where
     nuScenes was recorded, that is an error of some millimetres per frame in every file and in PyTorch itself,
     which would hide the errors that a proof looks for. Whole metres are subtracted, so that a pose in float32
@@ -123,7 +123,7 @@ class Shifted:
         self.stepper.reset()
 
     def step(self, frame: Frame) -> StepResult:
-        """Run a frame at the other place."""
+        """Run a frame at the other place, and return the result as the engine gives it, not moved back."""
         moved = self._moved(frame, 1)
         inverse = None if frame.ego_pose_inv is None else invert_pose(moved.ego_pose)
         return self.stepper.step(dataclasses.replace(moved, ego_pose_inv=inverse))

@@ -61,7 +61,7 @@ def boxes_of_deltas(xp: ModuleType, priors: Any, rows: Rows, coder: Settings, le
 
     Args:
         xp: numpy or torch.
-        priors: (A, 5) or (B, A, 5) boxes.
+        priors: (1 or B, A, 5) boxes; of a two-stage head (B, K, 1, 5), whose deltas have an axis more, too.
         rows: name of an output of the head -> its values at the priors: `bbox_pred` (B, A, 5), the deltas,
             and of heads with classes of angles (CSL) `angle_cls` (B, A, classes).
         coder: `SETTINGS`; with classes of angles also their settings `angles`, see `angle_of_class`, and

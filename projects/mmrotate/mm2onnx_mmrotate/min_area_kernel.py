@@ -21,7 +21,10 @@ MODULE = 'mmcv.ops.min_area_polygons'
 
 
 def smallest_polygon(points: np.ndarray) -> np.ndarray:
-    """Return the corners (4, 2) float64, in order, of the smallest rectangle around points (n, 2) float32."""
+    """Return the corners (4, 2) float64 of the smallest rectangle around points (n, 2) float32.
+
+    They go from the x axis to the y axis: clockwise in a picture.
+    """
     hull = cv2.convexHull(points)[:, 0].astype(np.float64)
     rectangles = [(0.0, 1.0, np.repeat(hull[:1], 4, 0))] if len(hull) == 1 else []
     for start, end in zip(hull, np.roll(hull, -1, 0), strict=True):

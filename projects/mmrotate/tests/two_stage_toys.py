@@ -1,4 +1,4 @@
-"""Small two-stage detectors of mmrotate with seeded weights: one of each kind, in each angle version."""
+"""Configs of small two-stage detectors of mmrotate: one of each kind, in each angle version."""
 
 from mmcv import ConfigDict
 

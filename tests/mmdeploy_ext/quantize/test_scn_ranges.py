@@ -57,7 +57,7 @@ def test_a_saved_file_reads_back_equal_and_is_checked(ranges, graph, tmp_path):
     read = Ranges.load(path)
     assert dataclasses.replace(read, path='') == ranges
     read.check(graph, 'a' * 64)
-    assert read.complete(graph) == []
+    assert read.missing(graph) == []
 
 
 def test_the_file_has_one_line_per_number_to_edit(ranges, tmp_path):
@@ -94,7 +94,7 @@ def test_complete_names_what_is_missing(ranges, graph):
     nodes['conv3'] = dataclasses.replace(nodes['conv3'], weight_amax=None)
     lacking = dataclasses.replace(ranges, nodes=nodes)
     expected = ['conv2.input_amax', 'conv2.weight_amax', 'add0.input_amax', 'conv3.weight_amax']
-    assert lacking.complete(graph) == expected
+    assert lacking.missing(graph) == expected
     with pytest.raises(UsageError, match=r'conv2\.input_amax'):
         lacking.check(graph)
     with pytest.raises(UsageError, match=r'add0\.input_amax'):
@@ -184,7 +184,7 @@ def test_ranges_come_from_a_quantised_checkpoint(graph):
     with pytest.raises(UsageError, match=r'ptq\.pth.*conv_input\.0\._input_quantizer'):
         from_amax(graph, {**amax, 'conv_input.0.input_quantizer._amax': 1.0}, 'ptq.pth')
     del amax['conv_input.0._input_quantizer']
-    assert from_amax(graph, amax).complete(graph) == ['conv0.input_amax']
+    assert from_amax(graph, amax).missing(graph) == ['conv0.input_amax']
     amax['block.0.conv1._weight_quantizer'] = amax.pop('block.0.conv1._weight_quantizer._amax').reshape(-1)[
         :-1
     ]

@@ -28,7 +28,7 @@ from mmdeploy_ext.families.anchor3d.mvxnet.samples import (
     generated,
     generated_dataset,
     moments,
-    plain_frame,
+    one_point_frame,
 )
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class
@@ -60,7 +60,9 @@ FOLLOWED = (
     *(entry for entry in FOLLOWED_BY_ANCHORS if entry[0].__name__ in HEADS),
     *anchor_heads.FOLLOWED,
 )
-"""Classes of mmdet3d, and methods of them whose results the graphs compute by other code; coder last."""
+"""Classes of mmdet3d, and methods of them whose results the graphs compute by other code; coder last.
+
+`MvxNetFamily.replaced` yields those of a model, whether or not the user has changed them."""
 
 
 class MvxNetFamily(AnchorHead, LidarFamily):
@@ -108,7 +110,7 @@ class MvxNetFamily(AnchorHead, LidarFamily):
         return changed_cameras(sample)
 
     def plain_sample(self, rule: FusionRule, sample: FusedFrame) -> FusedFrame:
-        return plain_frame(sample, rule.voxels.point_cloud_range)
+        return one_point_frame(sample, rule.voxels.point_cloud_range)
 
     def preprocess_rule(self, cfg: Any) -> FusionRule:
         self.check_parts(cfg.filename, cfg.model)

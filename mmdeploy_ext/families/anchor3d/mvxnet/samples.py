@@ -236,7 +236,7 @@ def changed_cameras(frame: FusedFrame) -> Iterator[FusedFrame]:
         yield dataclasses.replace(frame, calibration=camera_matrices(lidar2image, to_input), name=name)
 
 
-def plain_frame(frame: FusedFrame, limits: Sequence[float]) -> FusedFrame:
+def one_point_frame(frame: FusedFrame, limits: Sequence[float]) -> FusedFrame:
     """Return a frame of a picture of one colour and of one point, twice: with a single one mmdet3d fails.
 
     The network's input of the picture is zeros. The point is the furthest one of `frame` in the range

@@ -4,7 +4,7 @@ A coder is a function of `CODERS`. It returns boxes (B, A, 5): x and y of the ce
 not clipped, and the angle in radians; it takes
 
 - `xp`: numpy or torch.
-- `priors`: of one level, (A, 5) or (B, A, 5) boxes, or (A, 2) points.
+- `priors`: of one level, (1, A, 5) or, of refined heads, (B, A, 5) boxes; or (1, A, 2) points.
 - `rows`: name of an output of the head -> its values at the priors, (B, A, columns).
 - `coder`: its settings, those of `options.CODERS`.
 - `level`: index of the level, for settings that every level has.
@@ -62,13 +62,16 @@ CODERS: dict[str, Callable[..., Any]] = dict(delta=boxes_of_deltas, distance=dis
 
 
 def boxes_of(xp: ModuleType, facts: Settings, rows: Rows, priors: Any, level: int) -> Any:
-    """Return the boxes (B, A, 5) of one level; of refined heads, whose priors are an output, `rois`."""
+    """Return the boxes (B, A, 5) of one level.
+
+    `priors` are (A, 5) boxes or (A, 2) points; refined heads, whose priors are the output `rois`, read none.
+    """
     priors = rows['rois'] if facts['head']['refined'] else priors[None]
     return CODERS[facts['coder']['type']](xp, priors, rows, facts['coder'], level)
 
 
 def scores_of(xp: ModuleType, facts: Settings, rows: Rows) -> Any:
-    """Return the class scores (B, A, C) of one level, without the background."""
+    """Return the class scores (B, A, C) of one level in 0..1, without the background."""
     logits = rows['cls_score']
     if facts['head']['activation'] == 'softmax':
         return softmax(logits)[..., :-1]
