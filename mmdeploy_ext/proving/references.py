@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import time
 from typing import TYPE_CHECKING, Any
@@ -210,32 +211,57 @@ def zoomed_reference(
 
     Most objects are small and belong to the finer levels of a pyramid: a wrong last level does not show in
     them. Parts around objects are tried until an object is large enough for the last level; if none is, the
-    one with the largest object is returned. None if PyTorch finds no object in the traced picture, or only
-    such as fill more than `LARGEST_OBJECT` of it.
+    one with the largest object is returned. Files of one model and size share the search. None if PyTorch
+    finds no object in the traced picture, or only such as fill more than `LARGEST_OBJECT` of it.
 
     Args:
         deployment: config and checkpoint.
         options: options of the file.
         traced: the reference of the traced input.
     """
-    picture, (image, *_) = traced.input.sources[0], traced.input.images
-    (height, width), model = picture[1].shape[:2], deployment.model
-    min_area = deployment.family.last_level_side(model) ** 2 / (options.height * options.width)
+    picture = traced.input.sources[0]
+    references: dict[bytes, ImageReference] = {}
+
+    def reference_of(view: np.ndarray) -> ImageReference:
+        if view.tobytes() not in references:
+            proof_input = zoomed_input(deployment, options, picture, view)
+            references[view.tobytes()] = ImageReference(deployment, proof_input)
+        return references[view.tobytes()]
+
+    content = hashlib.sha256(picture[1].tobytes()).digest()
+    key = ('zoomed', content, picture[1].shape, options.height, options.width, options.batch)
+    view = deployment.share(key, lambda: _find_view(traced, (options.height, options.width), reference_of))
+    return None if view is None else reference_of(view)
+
+
+def _find_view(
+    traced: ImageReference, size: tuple[int, int], reference_of: Callable[[np.ndarray], ImageReference]
+) -> np.ndarray | None:
+    """Return the box (4,) xyxy, pixels of the traced picture, of the part that an object fills best.
+
+    Args:
+        traced: the reference of the traced input.
+        size: height and width of the input.
+        reference_of: returns the reference of a part.
+    """
+    (_, picture), family, model = traced.input.sources[0], traced.deployment.family, traced.deployment.model
+    height, width = picture.shape[:2]
+    min_area = family.last_level_side(model) ** 2 / (size[0] * size[1])
     min_area = min_area if 0 < min_area < 1 else FILLED
-    boxes = object_boxes(traced.results[0], image.img_shape)
+    boxes = object_boxes(traced.results[0], traced.input.images[0].img_shape)
     boxes = sorted((box for box in boxes if _area(box) <= LARGEST_OBJECT), key=_area, reverse=True)
-    views = []
-    for part, box in itertools.product(PARTS, boxes):
+    largest, best = -1.0, None
+    for part, box in itertools.islice(itertools.product(PARTS, boxes), ZOOMS):
         centre, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 * part
-        views.append(np.concatenate([centre - half, centre + half]) * (width, height, width, height))
-    candidates: list[tuple[float, ImageReference]] = []
-    for view in views[:ZOOMS]:
-        reference = ImageReference(deployment, zoomed_input(deployment, options, picture, view))
+        view = np.concatenate([centre - half, centre + half]) * (width, height, width, height)
+        reference = reference_of(view)
         objects = object_boxes(reference.objects[0], reference.images[0].ori_shape)
-        candidates.append((max(map(_area, objects), default=0.0), reference))
-        if candidates[-1][0] >= min_area:
+        area = max(map(_area, objects), default=0.0)
+        if area > largest:
+            largest, best = area, view
+        if area >= min_area:
             break
-    return max(candidates, key=lambda candidate: candidate[0])[1] if candidates else None
+    return best
 
 
 def object_boxes(results: Any, size: tuple[int, int]) -> np.ndarray:

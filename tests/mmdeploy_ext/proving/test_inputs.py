@@ -189,6 +189,15 @@ def test_the_last_level_decides_of_a_zoomed_picture_and_of_no_other(picture):
             )[0]
         changed.append(len(right) != len(wrong) or not np.array_equal(right.masks, wrong.masks))
     assert changed == [*(False for _ in references), True]
+    deployment.shared = {}  # as for the two files of a config of the zoo
+    first = zoomed_reference(deployment, chosen, references[0])
+    references[0].results = []  # a search would look at them
+    again = zoomed_reference(deployment, chosen, references[0])
+    for reference in (first, again):
+        assert np.array_equal(reference.images[0].tensor, zoomed.images[0].tensor)
+    other_size = options(deployment, dynamic=False).replace(height=chosen.height // 2)
+    with pytest.raises(IndexError):
+        zoomed_reference(deployment, other_size, references[0])
 
 
 def test_objects_are_the_results_that_pytorch_is_sure_of_and_no_stuff():
