@@ -182,7 +182,10 @@ class ImageBenchmark(Benchmark):
         return dict(input_shape=f'{self.batch}x3x{size}', images=len(self.images))
 
     def result(self, *measurements: Any) -> dict[str, Any]:
-        """Return the content of the JSON file; the first process adds pre-processing and profiles."""
+        """Return the content of the JSON file; the first process adds pre-processing and profiles.
+
+        `measurements` are the arguments of `Benchmark.result`.
+        """
         result = super().result(*measurements)
         if self.ranks.rank == 0:
             result['preprocess_ms'] = measure.repeated(self.prepare, PREPROCESS_RUNS)

@@ -143,7 +143,8 @@ def measure(call: Callable[[], tuple[int, object]], name: str) -> dict[str, floa
     """Load and run a contender in a fresh process: `peak_mb` and `resident_mb`, MiB more than before loading.
 
     Args:
-        call: loads and runs it; returns the kB before loading, and the object that has to stay alive.
+        call: loads it and runs it `RUNS` times; returns the kB before loading, and the object that has to
+            stay alive.
         name: name of the contender for the message.
 
     Raises:

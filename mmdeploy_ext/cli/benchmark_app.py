@@ -201,7 +201,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 measured, 1 failed after the weights were read, 2 usage.
+    """Run the tool and return its exit status: 0 measured, 1 failed, 2 refused before the weights were read.
 
     `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
     option that the parser refuses, which is status 2.

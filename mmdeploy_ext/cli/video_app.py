@@ -150,7 +150,8 @@ def load_steppers(
 
     Names are those of the files if ONNX Runtime runs, else those of the checkpoint. `engines` are the keys
     that run, `args` has the paths of checkpoint and files, which are of the `family`. ConfigError: checkpoint
-    and files have other class names; further errors are those of a checkpoint or of files that do not fit.
+    and files have other class names; further errors are those of `deployment.load`, `read_files` and the
+    family's runner.
     """
     steppers: dict[str, Stepper] = {}
     classes: tuple[str, ...] = ()

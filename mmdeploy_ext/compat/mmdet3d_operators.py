@@ -212,14 +212,14 @@ def bev_pool_forward(
     rows: int,
     columns: int,
 ) -> Tensor:
-    """Return the sums of features of each cell, (samples, depth, rows, columns, C).
+    """Return the sums of features of each cell, (samples, depth, rows, columns, C); 0 without a point.
 
     Args:
         features: (P, C), those of one cell one behind the other.
         cells: (P, 4) row, column, depth and sample of each point.
         lengths: (L,) points of each interval of points of one cell; together the intervals are all points.
         starts: (L,) first point of each interval.
-        samples: number of samples of the grid. Cells without a point are 0.
+        samples: number of samples of the grid.
         depth: number of cells of the grid along z.
         rows: number of cells of the grid along its first axis.
         columns: number of cells of the grid along its second axis.

@@ -72,6 +72,7 @@ def watch_attributes(module: torch.nn.Module, recorder: Recorder) -> Iterator[No
 
     with patched(torch.nn.Module, __setattr__=watched):
         yield
+    # operators that write in place are recorded by `watches.writes`
     in_place = [event.detail for event in recorder.events if event.rule == 'state-written']
     for name, tensors in _versions(module).items():
         is_recorded = name in set_names or any(repr(name) in detail for detail in in_place)

@@ -65,7 +65,7 @@ class QueryBoxCoder:
     """The best (query, class) pairs as boxes; one query may give several.
 
     Args:
-        pc_range: of the model, m.
+        pc_range: of the model, m; kept for heads, decoding does not use it.
         post_center_range: x, y, z low, then high, m, between which centres are kept, ends included.
         max_num: pairs at most.
         score_threshold: see `passing`; None keeps all.

@@ -138,7 +138,7 @@ class PETRTransformerDecoder(TransformerLayerSequence):
         self.post_norm = build_norm_layer(post_norm_cfg, self.embed_dims)[1] if post_norm_cfg else None
 
     def forward(self, query: Tensor, *args: Any, **options: Any) -> Tensor:
-        """Return (L, Q, B, C); L is 1 without `return_intermediate`.
+        """Return (L, Q, B, C) of queries (Q, B, C); L is 1 without `return_intermediate`.
 
         The other arguments are those of a layer.
         """

@@ -33,7 +33,8 @@ def fill_network(model: nn.Module, seed: int, residual: float) -> None:
     """Draw the weights of a network in place.
 
     They are those of convolutions, linear layers, attention and embeddings, and biases of the first two;
-    normalisations keep theirs, apart from L2 norms and the last one of each residual block.
+    normalisations keep theirs, apart from L2 norms and the last one of each residual block. As
+    `rescale`, it has to be called inside `torch.no_grad`.
 
     Args:
         model: the network, of layers of mmcv and mmdet.
@@ -211,7 +212,7 @@ def rescale(layer: nn.Module, outputs: torch.Tensor, mean: Numbers, deviation: N
     gain = torch.as_tensor(deviation) / spread.clamp(min=MIN_SPREAD * float(spread.mean()))
     if hasattr(layer, 'tempearture'):  # mmdet's spelling, of layers that norm their weight
         gain = torch.ones_like(gain)
-    # transposed convolutions with groups have several rows per channel
+    # rows of a transposed convolution are its inputs, several per channel if each channel has a group
     rows = gain.repeat_interleave(len(layer.weight) // len(gain))
     layer.weight.mul_(rows.view(-1, *[1] * (layer.weight.dim() - 1)))
     layer.bias.copy_(mean - gain * (centre - layer.bias))

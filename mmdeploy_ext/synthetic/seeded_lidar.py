@@ -185,7 +185,7 @@ def scale_last_layers(parts: Parts, maps: torch.Tensor) -> None:
 def raise_scores(
     layer: nn.Module, outputs: torch.Tensor, empty: torch.Tensor, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rescale a layer of scores so that logits are at most `EMPTY_LOGIT` on an empty map, by channel.
+    """Rescale a layer of scores so that each channel's highest logit of an empty map is `EMPTY_LOGIT`.
 
     The `count` best of each sweep exceed `BEST_LOGIT`, as far as `MAX_LOGITS` allow.
 
@@ -196,7 +196,8 @@ def raise_scores(
         count: number of the best positions of a sweep; n / `CELLS_PER_BEST` are taken if that is less.
 
     Returns:
-        Factor and summand (C, 1) by which the outputs change.
+        Factor and summand (C, 1) by which the outputs change; the factor is negative in channels whose lowest
+        outputs stand out more from the empty map.
     """
     count = min(count, max(1, outputs.shape[2] // CELLS_PER_BEST))
     margins = [

@@ -192,7 +192,7 @@ def add_seeded(parser: argparse.ArgumentParser) -> None:
 
 
 def add_folder(parser: argparse.ArgumentParser, option: str, default: str) -> None:
-    """Add an option that names the folder of a set: `option`, such as '--out', with its default."""
+    """Add an option that names the folder of a set: `option`, such as '--out', with its default, a text."""
     text = 'folder of the set (default: %(default)s)'
     cli.writes(parser.add_argument(option, default=default, help=text), '')
 
@@ -215,8 +215,8 @@ def make_pictures(args: argparse.Namespace, ensure: Callable[..., bool], **setti
 
     Args:
         args: parsed options.
-        ensure: makes the set unless it exists already, and returns whether it did; called with the folder and
-            `seed`, `force`, `train_images`, `val_images`.
+        ensure: makes the set unless it exists already, and returns whether it did; called with the folder, a
+            text, and `seed`, `force`, `train_images`, `val_images`.
         settings: further keyword arguments of `ensure`.
     """
     counts = dict(train_images=args.train_images, val_images=args.val_images)

@@ -81,7 +81,7 @@ def proof_rules(family: Family) -> str:
 
 
 def family_folder(family: type) -> Path:
-    """Return the folder with the code of a family: its own, or the package of a family from outside."""
+    """Return the folder with the code of a family: its own, or the top-level package of one from outside."""
     folder = Path(inspect.getfile(family)).resolve().parent
     if folder.is_relative_to(PACKAGE):
         return folder

@@ -59,15 +59,15 @@ class AutowareCenterPoint(Runtime):
 
         The files are in the order of `GRAPHS`; settings are those of the manifest beside the first one.
         `node` holds `circle_m`, `iou` or `iou_search_m`, see `CenterPointSettings`, if they differ from the
-        node's defaults; None: none does. `engine` is the registered name of a backend.
+        node's defaults; None: none does. It may hold other fields, which replace what the manifest states.
+        `engine` is the registered name of a backend.
 
         Raises:
             ModelFileError: one of the two is missing, the node would reject the folder or read it wrongly, or
                 its remapper changes classes.
             ConfigError: no such backend, or an option that it does not have.
             EngineError: the engine, or an execution provider, is not available here.
-            TypeError: `node` has a key that is no field of `CenterPointSettings`; those of the manifest are
-                replaced, too.
+            TypeError: `node` has a key that is no field of `CenterPointSettings`.
         """
         super().__init__()
         files = files_by_name(paths, GRAPHS)
@@ -95,8 +95,8 @@ class AutowareCenterPoint(Runtime):
 
         For the errors see `objects`, but that columns are not checked.
 
-        The outputs include the tensors between the files; pillars are in the order of their cells, since the
-        node has no order of its own.
+        The result has the objects as `Detections3D`. The outputs include the tensors between the files;
+        pillars are in the order of their cells, since the node has no order of its own.
         """
         outputs, objects = self._run(sweep.points, sweep.name)
         return StepResult(outputs, objects.detections())

@@ -241,7 +241,7 @@ def are_reals(value: Any) -> bool:
 
 
 def ascending(value: Any, name: str) -> None:
-    """Check that `value` is a list of one number or more, each larger than the one before.
+    """Check that `value` is a list of one number or more, in metres, each larger than that before.
 
     `name` is that of the value, for the Mismatch that is raised otherwise.
     """

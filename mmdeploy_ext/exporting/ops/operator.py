@@ -217,7 +217,7 @@ def register(operator: Operator) -> Operator:
 
 
 def _register_torchscript(operator: Operator) -> None:
-    """Register a symbolic that writes the node; types and ranks come from the traced example."""
+    """Register a symbolic that writes the node; types and ranks are those that the trace of a model has."""
     from torch.onnx import symbolic_helper
 
     letters = attribute_letters(operator)

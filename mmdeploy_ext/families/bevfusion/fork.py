@@ -310,7 +310,8 @@ class RepositoryMoments(torch.utils.data.Dataset):
     Args:
         ann_file: path of the info file.
         fork: the repository.
-        data_root: folder of the data set, which is kept; the files are found as the repository finds them.
+        data_root: folder of the data set, below which a proof finds the files that the runtime reads; the
+            repository finds them by itself.
         ignored: further arguments of mmdet3d's data sets.
 
     Attributes:

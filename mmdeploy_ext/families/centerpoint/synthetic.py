@@ -1,8 +1,8 @@
 """Synthetic outputs of CenterPoint's head for the limits of its decoding.
 
 The outputs are those that `runtime.decode` takes: the maps `BoxRule.output_names`, as a head always has them,
-float32. What they reach depends on the rule: with a score threshold above 0.98 nothing of the first three is
-decoded. Nothing here checks that a limit is reached; `proving/levels/synthetic.py` compares the boxes of
+float32. What they reach depends on the rule: with a score threshold above 0.98 the first three outputs give
+no box. Nothing here checks that a limit is reached; `proving/levels/synthetic.py` compares the boxes of
 both engines.
 """
 

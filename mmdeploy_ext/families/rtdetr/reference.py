@@ -97,8 +97,8 @@ def tied_selection(
     """Return (B,) bool: whether the selected tokens (B, Q) are the `best` ones (B, Q), ties in any order.
 
     Tokens are indices, `scores` (B, N) the scores of all tokens. At every rank the score of the selected
-    token has to be that of the best one, within `rtol` of the largest score of the image, and no token may be
-    selected twice.
+    token has to be that of the best one, within `rtol` of the largest absolute score of the image, and no
+    token may be selected twice.
     """
     tied = []
     for of_tokens, best_of_image, tokens in zip(scores, best, selected, strict=True):

@@ -71,7 +71,11 @@ class SoloFamily(ImageFamily):
     followed = FOLLOWED
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        """Yield the methods of the head and of the detector, which may be derived from no class of mmdet."""
+        """Yield the methods of the head and of the detector that the graphs compute by themselves.
+
+        Those of the detector are there also if it is derived from no class of mmdet. Whether they differ from
+        mmdet's is not looked at here.
+        """
         yield from followed.replaced_in(model, ['mask_head'], FOLLOWED)
         segmentor, methods = FOLLOWED[0]
         if not list(followed.replaced_of_class(model, FOLLOWED[:1])):

@@ -55,8 +55,8 @@ def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
 def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) -> onnx.ModelProto:
     """Return a model in which inputs are constants, with what depends on constants alone computed by `fold`.
 
-    Fires on the inputs of `values`: name of an input -> its value, flat, or None for the default that the
-    file states. If sizes inside depend on the values of an input, this makes them known: the frame of SOLO's
+    `values` has the inputs that become constants: name -> value, flat, or None for the default that the file
+    states. If sizes inside depend on the values of an input, this makes them known: the frame of SOLO's
     masks follows from `img_shape`.
 
     The model stays as it is, and is returned itself if `values` is empty. An axis of open size has size 1.
@@ -122,7 +122,8 @@ def engine_spec(model: onnx.ModelProto, fixed: Collection[str] = ()) -> GraphSpe
     metadata are damaged, those of its graph, as `output_comparison.spec_of` reads them. Inputs with a default
     are among them; an axis without a name is then 'INPUT.PLACE'.
 
-    `fixed` are names of inputs that became constants, which are left out.
+    `fixed` are names of inputs that `fix_inputs` made constants of `model`; those that its metadata still
+    state are left out.
     """
     props = {entry.key: entry.value for entry in model.metadata_props}
     if f'{PREFIX}spec' in props and f'{PREFIX}family' in props:

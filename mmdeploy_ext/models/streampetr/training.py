@@ -224,7 +224,8 @@ def box_loss(head: nn.Module, boxes: Tensor, targets: Tensor, count: int) -> Ten
 def denoising_losses(head: nn.Module, mask_dict: dict) -> list[tuple[Tensor, Tensor]]:
     """Return the pairs of losses of L layers of the denoising queries, which know their box.
 
-    `mask_dict` is that of `preds_dicts` of `head_losses`.
+    `mask_dict` is that of `preds_dicts` of `head_losses`. Queries whose label became background have a box
+    loss, too, as upstream.
     """
     truth, labels = mask_dict['known'], mask_dict['labels']
     all_scores, all_boxes = mask_dict['output_known_lbs_bboxes']

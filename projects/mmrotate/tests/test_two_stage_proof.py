@@ -28,9 +28,9 @@ CHECKPOINT = 'projects/mmrotate/checkpoints/oriented_rcnn_toy.pth'
 
 
 @functools.cache
-def settings(kind):
+def settings(export):
     picture = read_images(['demo/toy.jpg'], 1)[0]
-    return Settings(SIZE, picture, seeded_model, DEFAULT.runner_options(threads=1), (kind,))
+    return Settings(SIZE, picture, seeded_model, DEFAULT.runner_options(threads=1), (export,))
 
 
 def outcome(folder, kind, version='le90', export='fixed'):

@@ -38,8 +38,8 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Monoc
     Args:
         metadata: metadata of the file: `form`, and `postprocess` with the numbers of the decoding.
         outputs: outputs of the graph by name. Those of the form 'raw' are `heat` (B, C, h, w) float32, scores
-            0..1 of centres, and `bbox_pred` (B, 8, h, w), for whose channels see `decoding.smoke_boxes`; for
-            those of 'full' see `results.from_padded`.
+            0..1 of all cells, peaks or not, and `bbox_pred` (B, 8, h, w), for whose channels see
+            `decoding.smoke_boxes`; for those of 'full' see `results.from_padded`.
         feeds: inputs of the graph by name, and what results need besides: `input` (B, 3, H, W); `cam2img`
             (B, 4, 4) float32, cameras as in `decoding`, in pixels of the network input; and, if results are
             to be in pixels of the original pictures, `scale_factor` (B, 4), and to draw them

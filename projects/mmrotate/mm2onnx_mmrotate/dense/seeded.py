@@ -40,7 +40,8 @@ ANGLE_CLASSES = Target(-4.6, 1.3)
 def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
     """Fill a detector in place with weights that follow from `seed`, set it to evaluation mode and return it.
 
-    `cfg` is mmcv's config, whose normalisation the pictures have by which its layers are scaled.
+    Its layers are scaled on generated pictures, which have the mean and deviation of a photograph after the
+    normalisation of `cfg`, mmcv's config.
     """
     return fill_seeded(model, seed, *normalised_photograph(cfg), head_steps=_head_steps)
 
