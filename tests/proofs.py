@@ -46,7 +46,7 @@ def samples_alone() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(DriveProof, 'run_special_frames', lambda _: None))
         stack.enter_context(mock.patch.object(SweepProof, 'at_limits', lambda _: iter(())))
-        stack.enter_context(mock.patch.object(Trials, 'cases', lambda *_, **__: []))
+        stack.enter_context(mock.patch.object(Trials, 'fitting_trials', lambda *_, **__: []))
         yield
 
 
