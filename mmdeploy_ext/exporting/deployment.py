@@ -21,6 +21,7 @@ from mmdeploy_ext.core.config import load_config, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, EngineError, Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.core.model_classes import ModelClass, files_of_users_classes
+from mmdeploy_ext.core.outer_containers import OuterContainers
 from mmdeploy_ext.core.printable import shortened
 from mmdeploy_ext.core.users_code import RanCode
 from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_group_norm, default_opset
@@ -57,6 +58,8 @@ class Deployment:
             `fallback_on_stride`.
         loaded_settings: `module_settings` of the model as it was loaded: runs fill memories and count on, and
             make tensors of lists. None of a model that `load` did not make.
+        outer_containers: what the user's modules held before the model ran; None of a model that `load` did
+            not make.
         normalisation: `mean` and `std` of the command line that replace the config's; {} for none.
         collected: entries that the config's test pipeline collects of a picture, for PyTorch's test path; {}
             until a proof has run that pipeline.
@@ -81,6 +84,7 @@ class Deployment:
     loaded_settings: dict[str, tuple[str, dict[str, Any]]] | None = dataclasses.field(
         default=None, repr=False
     )
+    outer_containers: OuterContainers | None = dataclasses.field(default=None, repr=False)
     normalisation: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     collected: dict[str, Any] = dataclasses.field(default_factory=dict)
     exports: dict[Any, onnx.ModelProto] = dataclasses.field(default_factory=dict, init=False, repr=False)
@@ -317,6 +321,7 @@ def load(
         load_checkpoint(checkpoint)  # raises the error about the path
     unbuilt = copy.deepcopy(cfg)
     model = family.build(cfg)
+    outer_containers = OuterContainers()
     settings = family.settings(cfg, model)
     if before_weights is not None:
         before_weights(unbuilt, family, model)
@@ -342,6 +347,7 @@ def load(
         report=report,
         unbuilt_cfg=unbuilt,
         loaded_settings=module_settings(model),
+        outer_containers=outer_containers,
     )
 
 

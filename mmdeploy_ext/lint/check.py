@@ -11,11 +11,13 @@ import torch
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.lint.c_code import sizes_in_c_are_recorded
 from mmdeploy_ext.lint.nested import copies, copy_of, leaves, tensors_in
 from mmdeploy_ext.lint.observe import (
     Observer,
     arrays_tell_sizes,
     as_exporting,
+    compiled_functions_carry_marks,
     functions_carry_marks,
     threads_are_recorded,
 )
@@ -165,6 +167,8 @@ def _observe_once(module: torch.nn.Module, inputs: Sequence[Any], every_choice: 
         if every_choice:
             stack.enter_context(arrays_tell_sizes(observer.recorder))
             stack.enter_context(threads_are_recorded(observer.recorder))
+            stack.enter_context(compiled_functions_carry_marks(observer))
+            stack.enter_context(sizes_in_c_are_recorded(observer.recorder))
         outputs = observed(*args)
     return observer, outputs
 

@@ -6,9 +6,11 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from types import FunctionType
+from importlib.machinery import EXTENSION_SUFFIXES
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -200,6 +202,7 @@ class Observer(TorchFunctionMode):
         parts: view -> how it was made, for views that are one indexing of a whole tensor by numbers
             ('select') or also by slices ('slice'), see `watches.parts`.
         sized: numbers of the inputs whose sizes were read.
+        is_in_function: whether a function of autograd runs, which has its own form in a graph.
         state: id -> name of the module's parameters and buffers.
     """
 
@@ -217,6 +220,7 @@ class Observer(TorchFunctionMode):
         self.watches = watches
         self.parts = WeakIdKeyDictionary()
         self.sized: set[int] = set()
+        self.is_in_function = False
         state = (*module.named_buffers(), *module.named_parameters())
         self.state = {id(tensor): name for name, tensor in state}
         for index, tensor in enumerate(inputs):
@@ -409,7 +413,11 @@ def functions_carry_marks(observer: Observer) -> Iterator[None]:
     original = FunctionType(code, apply.__globals__, apply.__name__, apply.__defaults__, apply.__closure__)
 
     def observed(kind: type, *args: Any, **kwargs: Any) -> Any:
-        result = original(kind, *without_sizes(args), **without_sizes(kwargs))
+        outer, observer.is_in_function = observer.is_in_function, True
+        try:
+            result = original(kind, *without_sizes(args), **without_sizes(kwargs))
+        finally:
+            observer.is_in_function = outer
         mark = observer.marks.of_all((args, kwargs))
         return observer.see(Call('Function.apply', (kind, *args), kwargs, result, mark, observer))
 
@@ -426,3 +434,45 @@ def functions_carry_marks(observer: Observer) -> Iterator[None]:
     finally:
         apply.__code__ = code
         del torch.autograd.Function._observed
+
+
+@contextlib.contextmanager
+def compiled_functions_carry_marks(observer: Observer) -> Iterator[None]:
+    """Let all tensors that a compiled function gets depend on all of them; the recorder sees the calls.
+
+    It may write into any, and no export sees it run, unless a function of autograd calls it. Targets are the
+    functions of loaded extension modules that take tensors, such as `mmcv._ext`, restored on exit (pybind11).
+    """
+
+    def carrying(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            marks = observer.marks
+            mark = marks.of_all((args, kwargs))
+            result = function(*without_sizes(args), **without_sizes(kwargs))
+            if mark.inputs and not observer.is_in_function and (site := caller()) is not None:
+                observer.recorder.add('value-to-python', f'{function.__name__} is compiled code', site)
+            for tensor in tensors_in((args, kwargs, result)):
+                if id(tensor) not in marks.constants:
+                    marks.add(tensor, mark)
+            return result
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for module in [*sys.modules.values()]:
+            functions = {name: carrying(function) for name, function in compiled_functions(module).items()}
+            if functions:
+                stack.enter_context(patched(module, **functions))
+        yield
+
+
+def compiled_functions(module: Any) -> dict[str, Callable[..., Any]]:
+    """Return name -> function of an extension module outside of torch that takes tensors, by its text."""
+    file = str(getattr(module, '__file__', None))
+    if not file.endswith(tuple(EXTENSION_SUFFIXES)) or str(module.__name__).partition('.')[0] == 'torch':
+        return {}
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, BuiltinFunctionType) and 'torch.Tensor' in (value.__doc__ or '')
+    }

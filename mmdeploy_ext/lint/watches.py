@@ -43,13 +43,14 @@ def values_to_python(call: Call) -> None:
 
     Of a tensor that depends on inputs, the rule is `value-in-loop` if a loop or a `range` uses the number,
     `value-in-branch` if it is a bool or an `if` or assert uses it, else `value-to-python`. Of one that
-    depends on sizes alone it is `size-to-python`, and a bool is none.
+    depends on sizes alone it is `size-to-python`, and a bool is none unless every choice counts.
     """
     is_text = call.name in TO_TEXT and call.observer.recorder.every_choice
     if call.name not in TO_BOOL and call.name not in TO_NUMBER and not is_text:
         return
     if not call.mark.inputs:
-        if call.mark.origins and call.name in TO_NUMBER:
+        every_choice = call.observer.recorder.every_choice
+        if call.mark.origins and (call.name in TO_NUMBER or every_choice):
             call.add('size-to-python', f'{call.name.strip("_")}() of a tensor made of sizes', sizes=True)
         return
     site = caller()

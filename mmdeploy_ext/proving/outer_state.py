@@ -200,6 +200,25 @@ class Contents:
         return [(name, self.of(entry)) for name, entry in attributes.items()]
 
 
+def arrays_and_numbers(value: Any, depth: int = 4) -> Any:
+    """Return what can be compared of arrays, numbers and texts in containers, up to `depth` in each other.
+
+    Of objects of the user's their attributes count, of others their types alone.
+    """
+    if isinstance(value, (*PLAIN, torch.Tensor, np.ndarray)):
+        return Contents().of(value)
+    parts: Any = None
+    if isinstance(value, Mapping):
+        parts = [*value.items()]
+    elif isinstance(value, list | tuple | set | frozenset | deque):
+        parts = value
+    elif not isinstance(value, type | torch.nn.Module) and is_users_value(type(value)):
+        parts = [*getattr(value, '__dict__', {}).items()]
+    if parts is None or not depth:
+        return type(value).__name__
+    return [arrays_and_numbers(part, depth - 1) for part in parts]
+
+
 def _parts_of_array(value: torch.Tensor | np.ndarray) -> tuple[Any, ...]:
     array = np.asarray(value) if isinstance(value, np.ndarray) else value  # numpy.ma.masked writes no bytes
     if isinstance(value, torch.Tensor):

@@ -17,6 +17,7 @@ from torch.onnx._internal.torchscript_exporter import registration
 
 from mmdeploy_ext.core.foreign_functions import is_users_value
 from mmdeploy_ext.core.model_classes import LIBRARIES, classes_of
+from mmdeploy_ext.core.outer_containers import comparable
 from mmdeploy_ext.core.source_code import DISTRIBUTIONS, OURS, codes_in, is_in_package, is_ours, is_users_file
 from mmdeploy_ext.lint import check
 from mmdeploy_ext.lint.nested import copies, copy_of
@@ -26,6 +27,7 @@ from mmdeploy_ext.lint.sites import site_at
 from mmdeploy_ext.proving.interceptions import interceptions
 from mmdeploy_ext.proving.outer_state import (
     Contents,
+    arrays_and_numbers,
     codes_of_run,
     draws_left_out,
     functions_of,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from types import CodeType, FrameType
 
+    from mmdeploy_ext.core.outer_containers import OuterContainers
     from mmdeploy_ext.lint.report import Finding
 
 VALUES = ('value-to-python', 'value-to-numpy', 'value-in-branch', 'value-in-loop')
@@ -120,6 +123,7 @@ def lines_of_module(
     places: Iterable[Path] = (),
     is_stateless: bool = True,
     followed: Iterable[Callable[..., Any]] = (),
+    containers: OuterContainers | None = None,
 ) -> list[TracedLine]:
     """Return the lines of the user's code in a module that choose, and what of its state changes.
 
@@ -134,6 +138,7 @@ def lines_of_module(
             their graphs. State of functions and classes always counts.
         followed: functions that a verdict names by itself if they differ, see `Family.followed_functions`;
             random numbers that they draw do not count.
+        containers: what the user's modules held before the very first run; None: that is not known.
     """
     findings = []
     for observed in (module, *_warmed(module, inputs)):
@@ -154,6 +159,8 @@ def lines_of_module(
     lines += forms_of_exports(module, inputs, exporter, places)
     lines += [TracedLine(name, 0, '', 'everywhere') for name in interceptions()]
     lines += changing_state(module, inputs, other_inputs, places, is_stateless, followed)
+    if containers is not None:
+        lines += kept_by_first_run(module, other_inputs, containers)
     return list(dict.fromkeys(lines))
 
 
@@ -296,6 +303,36 @@ def changing_state(
         TracedLine(name, 0, '', 'random') for name, state in random_state().items() if state != drawn[name]
     ]
     return list(dict.fromkeys(lines))
+
+
+def kept_by_first_run(
+    module: torch.nn.Module, inputs: Sequence[Any], containers: OuterContainers
+) -> list[TracedLine]:
+    """Return which containers of the user's modules hold other values than if these inputs had come first.
+
+    What a run puts there anew, or whatever the inputs are, such as a grid of a size, does not count.
+
+    Args:
+        module: the module, which stays as it is.
+        inputs: its arguments, other ones than those of its first run; they are changed a little, since those
+            of a model of frames are the same.
+        containers: what the user's modules held before the first run.
+    """
+    if not containers.changed():
+        return []
+    values = [
+        value * 0.9375 if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for value in copies(list(inputs))
+    ]
+    with torch.no_grad():
+        copy_of(module)(*copies(values))
+        changed = containers.changed()
+        later = comparable(changed, arrays_and_numbers)
+        with containers.restored():
+            copy_of(module)(*copies(values))
+            first = comparable(changed, arrays_and_numbers)
+    names = [title for (title, key), value in first.items() if later.get((title, key), value) != value]
+    return [TracedLine(name, 0, '', 'kept') for name in dict.fromkeys(names)]
 
 
 def _line_at(code: CodeType, line: int, by: str) -> TracedLine:

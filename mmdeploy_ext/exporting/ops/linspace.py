@@ -1,8 +1,8 @@
 """`torch.linspace` with as many steps as an axis has, which TorchScript's exporter of torch 2.13 gets wrong.
 
 It divides the interval by the number of steps less one, so that the only value of a single step is 0 / 0:
-mmcv's `GeneralizedAttention` gave NaN for a map whose keys are one row or one column. From a start
-that is no whole number it makes float64, whatever type was asked for, which no GridSample behind it takes.
+mmcv's `GeneralizedAttention` gave NaN for a map whose keys are one row or one column. From a start or to an
+end that is no whole number it makes float64, whatever type was asked for; no GridSample behind it takes that.
 """
 
 import contextlib
@@ -43,8 +43,8 @@ def linspace_of_its_type() -> Iterator[None]:
     linspace = torch.linspace
 
     def constant(start: Any, end: Any, steps: Any, **options: Any) -> torch.Tensor:
-        dtype = options.get('dtype')
-        if not isinstance(steps, torch.Tensor) or dtype is None or not isinstance(start, float):
+        dtype = options.get('dtype') or torch.get_default_dtype()
+        if not isinstance(steps, torch.Tensor) or not any(isinstance(value, float) for value in (start, end)):
             return linspace(start, end, steps, **options)
         values = linspace(start, float(end), int(steps), **options)
         return torch.tensor(values.tolist(), dtype=dtype, device=values.device)

@@ -142,7 +142,8 @@ class FramesProof(ExportedProof):
             return []
         options = fresh_export.options_of_export(self.export_options, self.metadata[0])
         followed = self.deployment.family.followed_functions(self.deployment.model)
-        return traced_lines_of_graphs(self.graphs.values(), options.exporter, followed)
+        containers = self.deployment.outer_containers
+        return traced_lines_of_graphs(self.graphs.values(), options.exporter, followed, containers)
 
     def preprocessing(self) -> PreprocessingResult:
         """Compare frames prepared by the rule in the last file with those of the config's test pipeline.

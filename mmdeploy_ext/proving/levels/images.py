@@ -133,7 +133,8 @@ class ImageProof(ExportedProof):
         has_open_batch = bool(options.dynamic or options.get('dynamic_batch', False))
         runs = observed_inputs(deployment, options, self.samples[0][1], 2 if has_open_batch else 1)
         chain = family.stages(deployment.model, options, fold=False)
-        return traced_lines(chain, runs, options.exporter, has_open_batch)
+        containers = deployment.outer_containers
+        return traced_lines(chain, runs, options.exporter, has_open_batch, containers=containers)
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """Open the file on the engine; it is closed with the stack."""

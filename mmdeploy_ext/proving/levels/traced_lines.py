@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.stages import Graph, Stage
+    from mmdeploy_ext.core.outer_containers import OuterContainers
     from mmdeploy_ext.exporting.deployment import Deployment
 
 LARGER = 128
@@ -66,6 +67,7 @@ def traced_lines(
     any_size: bool,
     is_stateless: bool = True,
     followed: Iterable[Callable[..., Any]] = (),
+    containers: OuterContainers | None = None,
 ) -> list[TracedLine]:
     """Return the lines of the user's code in a chain of modules that choose by values, or by sizes.
 
@@ -82,6 +84,7 @@ def traced_lines(
         is_stateless: whether the modules should have no state, so that what a run changes counts.
         followed: functions that a verdict names by itself if they differ (`Family.followed_functions`);
             random numbers that they draw are no state.
+        containers: what the user's modules held before the very first run; None: that is not known.
     """
     followed = list(followed)
     files_of = [files_of_users_classes(stage.module) for stage in chain]
@@ -92,7 +95,9 @@ def traced_lines(
         if not any(has_users[index:]):
             break
         if has_users[index]:
-            observed = _ObservedStage(stage, stage.exporter or exporter, any_size, is_stateless, followed)
+            observed = _ObservedStage(
+                stage, stage.exporter or exporter, any_size, is_stateless, followed, containers
+            )
             lines += observed.lines(feeds, files)
         if any(has_users[index + 1 :]):
             for arrays in feeds:
@@ -101,7 +106,10 @@ def traced_lines(
 
 
 def traced_lines_of_graphs(
-    graphs: Iterable[Graph], exporter: str, followed: Iterable[Callable[..., Any]] = ()
+    graphs: Iterable[Graph],
+    exporter: str,
+    followed: Iterable[Callable[..., Any]] = (),
+    containers: OuterContainers | None = None,
 ) -> list[TracedLine]:
     """Return the lines of the user's code in the graphs of a model of frames or sweeps that choose by values.
 
@@ -112,13 +120,20 @@ def traced_lines_of_graphs(
         graphs: the graphs of the model.
         exporter: the exporter of the files, as of `traced_lines`.
         followed: as of `traced_lines`.
+        containers: likewise.
     """
     lines, followed = [], list(followed)
     for graph in graphs:
         example = {name: tensor.cpu().numpy() for name, tensor in graph.example.items()}
         stages = [dataclasses.replace(stage, name=stage.name or graph.name) for stage in graph.stages]
         lines += traced_lines(
-            stages, [example, example], exporter, any_size=False, is_stateless=False, followed=followed
+            stages,
+            [example, example],
+            exporter,
+            any_size=False,
+            is_stateless=False,
+            followed=followed,
+            containers=containers,
         )
     return list(dict.fromkeys(lines))
 
@@ -145,6 +160,7 @@ class _ObservedStage:
     any_size: bool
     is_stateless: bool
     followed: Sequence[Callable[..., Any]]
+    containers: OuterContainers | None
 
     def lines(self, feeds: Sequence[Mapping[str, np.ndarray]], files: Iterable[Path]) -> list[TracedLine]:
         """Return the lines of the stage; one that says so if the stage cannot be observed."""
@@ -165,6 +181,7 @@ class _ObservedStage:
                 places,
                 self.is_stateless,
                 self.followed,
+                self.containers,
             )
         except Exception as error:  # the user's code may do with a watched size what no plain number minds
             return [TracedLine(self.stage.name, 0, f'{type(error).__name__}: {error}'[:200], 'values')]

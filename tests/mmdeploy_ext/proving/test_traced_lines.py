@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import random
+import sys
 import tempfile
 import types
 from pathlib import Path
@@ -17,6 +18,7 @@ import toy_atss
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph, Stage
 from mmdeploy_ext.core import source_code
+from mmdeploy_ext.core.outer_containers import OuterContainers
 from mmdeploy_ext.proving.levels.frames import FramesProof
 from mmdeploy_ext.proving.levels.traced_lines import has_users_code, observed_inputs, traced_lines
 from mmdeploy_ext.proving.outer_state import Contents, UnreadableError
@@ -105,7 +107,7 @@ def test_graphs_of_frames_are_observed_on_the_inputs_that_are_traced(tmp_path, l
     ]
     proof = object.__new__(FramesProof)
     family = types.SimpleNamespace(followed_functions=lambda model: [])
-    proof.deployment = types.SimpleNamespace(model=module, family=family)
+    proof.deployment = types.SimpleNamespace(model=module, family=family, outer_containers=None)
     proof.graphs = {graph.name: graph for graph in graphs}
     proof.export_options = types.SimpleNamespace(exporter='torchscript')
     proof.files = [types.SimpleNamespace(metadata=types.SimpleNamespace(edits=()))]
@@ -122,7 +124,10 @@ def test_what_the_exporter_follows_does_not_count(tmp_path):
 
 
 def test_arithmetic_and_sizes_as_they_are_choose_nothing(tmp_path):
-    line = 'x = torch.where(x > 9, x * 2, x) + x.shape[2] // 2'
+    line = (
+        'assert x.dim() == 4, f"{x.shape}"; size = x.size(); x = x.view(size[0], -1, *size[2:]); '
+        'x = torch.where(x > 9, x * 2, x) + x.shape[2] // 2'
+    )
     assert lines_of(neck(tmp_path, line), any_size=True) == []
 
 
@@ -279,6 +284,10 @@ FAILING = (
         ('import heapq; x = x * heapq.nlargest(1, [x.max(), x.min()])[0]', 'values'),
         ('exec("def f(x): return x * 2 if x.max() > 9 else x", globals()); x = f(x)', 'values'),
         ('import time; x = x * 2 if time.time() < 0 else x', 'clock'),
+        (
+            'import mmcv.ops; x = x + mmcv.ops.bbox_overlaps(x[0, 0, :2, :4], x[0, 0, 2:4, :4])[0, 0]',
+            'values',
+        ),
     ],
 )
 def test_whatever_chooses_by_values_in_a_file_of_one_size_makes_inputs_decide(tmp_path, line, by):
@@ -300,6 +309,13 @@ def test_whatever_chooses_by_values_in_a_file_of_one_size_makes_inputs_decide(tm
         'x = x * 2 if x.shape[2] & 1024 else x',
         'import numpy as np; x = x + torch.from_numpy(np.ones(x.shape, np.float32))',
         'x = x + self.rows(x)',
+        'x = x * 2 if "900" in str(x.shape) else x',
+        'x = x * 2 if "900" in f"{x.shape[-2:]}" else x',
+        'x = x / x.shape[2:].numel()',
+        'import math; x = x * math.log2(x.shape[2])',
+        'x = x * 2 if "%d" % x.shape[2] == "900" else x',
+        'x = x * [1, 2][x.shape[2] // 900]',
+        'x = x * 2 if torch.tensor(x.shape[2]) > 900 else x',
         'try:\n            x = x.view(1, 3, 8, 8)\n        except RuntimeError:\n            pass',
     ],
 )
@@ -326,6 +342,33 @@ def test_state_outside_of_attributes_and_random_numbers_make_inputs_decide(tmp_p
     module = neck(tmp_path, line)
     module.conv.settings = {'runs': 0}
     assert [entry.reason for entry in lines_of(module)] == [reason.format(LINE)]
+
+
+KEEPING = 'KEPT = {}\n\ndef keep(key, value):\n    return KEPT.setdefault(key, value)\n'
+HOLDING = (
+    'def holder():\n    kept = []\n    def keep(key, value):\n        if not kept:\n'
+    '            kept.append(value)\n        return kept[0]\n    return keep\n\nkeep = holder()\n'
+)
+
+
+@pytest.mark.parametrize(('text', 'name'), [(KEEPING, 'KEPT'), (HOLDING, 'keep')])
+@pytest.mark.parametrize(('value', 'depends'), [('x.mean()', True), ('torch.ones(8)', False)])
+def test_what_the_very_first_run_leaves_outside_of_the_module_makes_inputs_decide(
+    tmp_path, monkeypatch, text, name, value, depends
+):
+    monkeypatch.setattr(sys, 'path', [str(tmp_path), *sys.path])
+    (tmp_path / 'keeper.py').write_text(text)
+    monkeypatch.delitem(sys.modules, 'keeper', raising=False)
+    module = neck(tmp_path, f'import keeper; x = x + keeper.keep("of all", {value})')
+    importlib.import_module('keeper')
+    containers, inputs = OuterContainers(), [torch.from_numpy(INPUT)]
+    module(*inputs)
+    found = lines_of_module(module, inputs, inputs, 'torchscript', any_size=False, containers=containers)
+    reason = f'keeper.{name} keeps a value for later runs'
+    assert [entry.reason for entry in found] == ([reason] if depends else [])
+    assert containers.changed()
+    with containers.restored():
+        assert not containers.changed()
 
 
 def test_random_numbers_of_a_followed_function_do_not_count(tmp_path):

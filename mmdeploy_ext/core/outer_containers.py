@@ -1,0 +1,172 @@
+"""What the user's modules hold outside of models, as it was before the first run. Needs no torch.
+
+These are globals, lists, dicts, sets, attributes of classes and of objects of the user's, and the variables
+that functions share with those in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import CellType, FunctionType, ModuleType
+from typing import Any
+
+from mmdeploy_ext.core.source_code import is_users_file
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
+"""Types of values that are equal if they are not the same object."""
+MAX_DEPTH = 5
+"""Number of containers in each other that are looked at."""
+EMPTY = object()
+"""Content of a variable that has no value yet."""
+
+
+class OuterContainers:
+    """The containers of all modules of the user's, with what they hold now, each value as it is."""
+
+    def __init__(self) -> None:
+        self._entries: list[tuple[str, Any, Any]] = []
+        self._seen: dict[int, Any] = {}  # kept, so that no other has the same id
+        self._modules = {
+            name: module
+            for name, module in [*sys.modules.items()]
+            if name != '__main__' and type(module) is ModuleType and _is_users(module)
+        }
+        for name, module in self._modules.items():
+            fields = vars(module)
+            self._add(name, fields)
+            for key, value in [*fields.items()]:
+                self._walk(f'{name}.{key}', value, MAX_DEPTH)
+
+    def _add(self, title: str, holder: Any) -> None:
+        self._entries.append((title, holder, _content(holder)))
+
+    def _walk(self, title: str, value: Any, depth: int) -> None:
+        if not depth or isinstance(value, PLAIN) or id(value) in self._seen:
+            return
+        self._seen[id(value)] = value
+        if isinstance(value, CellType | dict | list | set | deque) or self._is_users_class(value):
+            self._add(title, value)
+        for name, entry in self._inner(value):
+            self._walk(f'{title}.{name}' if name else title, entry, depth - 1)
+
+    def _is_users_class(self, value: Any) -> bool:
+        return isinstance(value, type) and value.__module__ in self._modules
+
+    def _inner(self, value: Any) -> list[tuple[str, Any]]:
+        """Return what a value holds, with the names of attributes of a class, else ''."""
+        if self._is_users_class(value):
+            return [(name, getattr(entry, '__func__', entry)) for name, entry in vars(value).items()]
+        entries: Iterable[Any] = ()
+        if isinstance(value, FunctionType) and value.__module__ in self._modules:
+            entries = *(value.__closure__ or ()), vars(value)
+        elif isinstance(value, CellType):
+            entries = [_content(value)]
+        elif isinstance(value, dict):
+            entries = value.values()
+        elif isinstance(value, list | set | deque | tuple):
+            entries = value
+        elif type(value).__module__ in self._modules and hasattr(value, '__dict__'):
+            entries = [vars(value)]
+        return [('', entry) for entry in entries]
+
+    def changed(self) -> list[tuple[str, Any, Any]]:
+        """Return name, container and earlier content of those that hold something else now."""
+        return [entry for entry in self._entries if not _are_same(_content(entry[1]), entry[2])]
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """Let the containers hold inside the block what they held at first."""
+        changed = self.changed()
+        later = [_content(holder) for _, holder, _ in changed]
+        for _, holder, content in changed:
+            _fill(holder, content)
+        try:
+            yield
+        finally:
+            for (_, holder, _), content in zip(changed, later, strict=True):
+                _fill(holder, content)
+
+
+def comparable(entries: list[tuple[str, Any, Any]], content_of: Callable[[Any], Any]) -> dict[Any, Any]:
+    """Return name of a container and key -> what can be compared of the values that were not there at first.
+
+    `content_of` makes that of a value. Values of lists and sets have one key for all of them.
+    """
+    values = {}
+    for title, holder, before in entries:
+        content = _content(holder)
+        if isinstance(content, dict):
+            for key, value in content.items():
+                if not _are_same(value, before.get(key, EMPTY)):
+                    values[title, repr(key)] = content_of(value)
+        elif not _are_same(content, before):
+            values[title, ''] = content_of(content)
+    return values
+
+
+def _is_users(module: ModuleType) -> bool:
+    file = getattr(module, '__file__', None)
+    return bool(file) and is_users_file(Path(file))
+
+
+def _content(holder: Any) -> Any:
+    """Return the values that a container holds, in a container of its own."""
+    if isinstance(holder, CellType):
+        try:
+            return holder.cell_contents
+        except ValueError:
+            return EMPTY
+    if isinstance(holder, type):
+        return {name: value for name, value in vars(holder).items() if not name.startswith('__')}
+    if isinstance(holder, dict):
+        is_module = '__builtins__' in holder
+        return {
+            key: value
+            for key, value in holder.items()
+            if not (is_module and (isinstance(value, ModuleType) or str(key).startswith('__')))
+        }
+    return list(holder)
+
+
+def _fill(holder: Any, content: Any) -> None:
+    """Let a container hold some content."""
+    if isinstance(holder, CellType):
+        if content is EMPTY:
+            del holder.cell_contents
+        else:
+            holder.cell_contents = content
+    elif isinstance(holder, type | dict):
+        current = _content(holder)
+        remove, put = (
+            (lambda key: delattr(holder, key), lambda key, value: setattr(holder, key, value))
+            if isinstance(holder, type)
+            else (holder.__delitem__, holder.__setitem__)
+        )
+        for key in current.keys() - content.keys():
+            remove(key)
+        for key, value in content.items():
+            if current.get(key, EMPTY) is not value:
+                put(key, value)
+    else:
+        holder.clear()
+        (holder.update if isinstance(holder, set) else holder.extend)(content)
+
+
+def _are_same(value: Any, other: Any) -> bool:
+    if value is other:
+        return True
+    if isinstance(value, dict) and isinstance(other, dict):
+        return value.keys() == other.keys() and all(
+            _is_same_value(entry, other[key]) for key, entry in value.items()
+        )
+    if isinstance(value, list) and isinstance(other, list):
+        return len(value) == len(other) and all(map(_is_same_value, value, other))
+    return _is_same_value(value, other)
+
+
+def _is_same_value(value: Any, other: Any) -> bool:
+    return value is other or (type(value) is type(other) and isinstance(value, PLAIN) and value == other)
