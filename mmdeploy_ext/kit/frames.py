@@ -216,11 +216,14 @@ def _case(
     reference: Mapping[str, np.ndarray],
 ) -> KitCase:
     """Return the case of one file in one frame, without results; `reference` has PyTorch's tensors."""
-    tensors = {
-        tensor.name: _given_layers(reference[tensor.name], tensor.axes)
-        for tensor in graph.spec.outputs
-        if tensor.compare == 'values'
-    }
+    tensors = {}
+    for tensor in graph.spec.outputs:
+        if tensor.compare != 'values':
+            continue
+        array, axes = reference[tensor.name], tensor.axes
+        if axes[:1] == (1,) and array.ndim == len(axes) and len(array) > 1:
+            array = array[-1:]  # of the decoder's layers the graph gives the last one alone
+        tensors[tensor.name] = array
     return KitCase(name, graph.name, title, (), inputs, {}, tensors, [])
 
 
@@ -229,8 +232,3 @@ def _in_dtype_of(reference: np.ndarray | None, fed: np.ndarray) -> np.ndarray:
     if reference is None or reference.shape != fed.shape:
         return fed
     return reference.astype(fed.dtype)
-
-
-def _given_layers(array: np.ndarray, axes: Sequence[int | str]) -> np.ndarray:
-    """Return a tensor with decoder layers on its first axis; the last one if the graph gives that alone."""
-    return array[-1:] if axes[:1] == (1,) and array.ndim == len(axes) and len(array) > 1 else array

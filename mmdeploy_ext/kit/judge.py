@@ -308,16 +308,14 @@ class _Judge:
             outputs = tuple(tensor for tensor in spec.outputs if tensor.name not in empty)
             rows = compare_tensors(*sides, dataclasses.replace(spec, outputs=outputs))
             rows = self.bars.judge(rows) if self.bars else rows
-        return [self._explained(row, case.tensors, arrays) for row in rows]
-
-    def _explained(
-        self, row: TensorRow, expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray]
-    ) -> TensorRow:
-        name = row.tensor.partition(' [')[0]
-        if row.passed or name not in expected or name not in got:
-            return row
-        diagnosis = diagnose(expected[name], got[name])
-        return dataclasses.replace(row, reason=f'{row.reason}; {diagnosis}') if diagnosis else row
+        explained = []
+        for row in rows:
+            name = row.tensor.partition(' [')[0]
+            if not row.passed and name in case.tensors and name in arrays:
+                diagnosis = diagnose(case.tensors[name], arrays[name])
+                row = dataclasses.replace(row, reason=f'{row.reason}; {diagnosis}') if diagnosis else row
+            explained.append(row)
+        return explained
 
     def _match(self, case: KitCase, arrays: Mapping[str, np.ndarray]) -> tuple[results.DetectionRow, ...]:
         """Match the results of every image with PyTorch's, after the post-processing of the runtime."""

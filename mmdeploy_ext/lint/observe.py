@@ -310,10 +310,12 @@ class Observer(TorchFunctionMode):
             if call.name in VALUES_FROM_SIZES:
                 mark |= Mark(0, call.mark.origins)
             mark |= Mark(counted=call.mark.counted)
-        if self.recorder.every_choice and _pools_regions(call):
-            mark |= Mark(counted=REGIONS)
-        elif self.recorder.every_choice and _counts_by_values(call):
-            mark |= Mark(counted=call.mark.inputs)
+        if self.recorder.every_choice:
+            is_pooling_of_mmcv = call.name == 'Function.apply' and 'roi' in call.args[0].__name__.lower()
+            if is_pooling_of_mmcv or call.name in POOLING:
+                mark |= Mark(counted=REGIONS)
+            elif _counts_by_values(call):
+                mark |= Mark(counted=call.mark.inputs)
         target = call.args[0] if call.in_place and call.args else None
         if isinstance(target, torch.Tensor):
             self.marks.add(target, mark)
@@ -322,12 +324,6 @@ class Observer(TorchFunctionMode):
                 self.marks.put(tensor, mark)
         for tensor in tensors_in(call.kwargs.get('out')):
             self.marks.add(tensor, mark)
-
-
-def _pools_regions(call: Call) -> bool:
-    """Return whether a call gives features of regions."""
-    is_of_mmcv = call.name == 'Function.apply' and 'roi' in call.args[0].__name__.lower()
-    return is_of_mmcv or call.name in POOLING
 
 
 def _counts_by_values(call: Call) -> bool:

@@ -154,17 +154,6 @@ def registered_types() -> set[str]:
     return {name for registry in distinct.values() for name in registry.module_dict}
 
 
-def _derived_types() -> dict[str, str]:
-    """Return name of a class that is derived from one of this package -> the nearest type of this package."""
-    derived: dict[str, str] = {}
-    pending = [offer.cls for offers in _OFFERS.values() for offer in offers]
-    while pending:
-        for kind in pending.pop().__subclasses__():
-            derived[kind.__name__] = nearest_base(kind, MODULES)
-            pending.append(kind)
-    return derived
-
-
 def register(names: Iterable[str], config_types: Iterable[str] = ()) -> None:
     """Register this package's classes of some types, and the types that these build.
 
@@ -201,7 +190,13 @@ def register_named(cfg: Any) -> None:
     the detector of that model is taken.
     """
     named = {name for _, name in types_of(dict(cfg.items()))}
-    types = sorted(named | {base for name, base in _derived_types().items() if name in named})
+    nearest_types: dict[str, str] = {}  # name of a derived class -> the nearest type of this package
+    pending = [offer.cls for offers in _OFFERS.values() for offer in offers]
+    while pending:
+        for kind in pending.pop().__subclasses__():
+            nearest_types[kind.__name__] = nearest_base(kind, MODULES)
+            pending.append(kind)
+    types = sorted(named | {base for name, base in nearest_types.items() if name in named})
     register(types, types)
 
 

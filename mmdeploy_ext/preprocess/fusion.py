@@ -83,17 +83,14 @@ class PastSweeps:
         points[:, AGE] = 0
         if not sweeps and self.pad_empty:
             return np.concatenate([points, *[self._without_car(points)] * self.max_sweeps])
-        return np.concatenate(
-            [points, *(self._moved(sweep, now_s, read) for sweep in sweeps[: self.max_sweeps])]
-        )
-
-    def _moved(self, sweep: PastSweep, now_s: float, read: Callable[[str], np.ndarray]) -> np.ndarray:
-        """Return the points of a past sweep in the coordinates of the key frame, with their age."""
-        points = self._without_car(read(sweep.path))
-        points[:, :3] = points[:, :3] @ sweep.rotation.T
-        points[:, :3] += sweep.translation
-        points[:, AGE] = now_s - sweep.timestamp_s
-        return points
+        clouds = [points]
+        for sweep in sweeps[: self.max_sweeps]:
+            past_points = self._without_car(read(sweep.path))
+            past_points[:, :3] = past_points[:, :3] @ sweep.rotation.T
+            past_points[:, :3] += sweep.translation
+            past_points[:, AGE] = now_s - sweep.timestamp_s
+            clouds.append(past_points)
+        return np.concatenate(clouds)
 
     def _without_car(self, points: np.ndarray) -> np.ndarray:
         if not self.remove_close:

@@ -32,22 +32,18 @@ def interceptions() -> list[str]:
     A name says what it is: `the global hook scaled`, `the mode Clamped`, `the kernel of aten::relu`, or a
     method such as `torch.nn.Module.__call__`.
     """
-    names = [f'the global hook {_name(hook)}' for hook in _global_hooks() if is_users_value(hook)]
+    names = []
+    for hook in (*modules._global_forward_pre_hooks.values(), *modules._global_forward_hooks.values()):
+        if is_users_value(hook):
+            name = getattr(hook, '__qualname__', type(hook).__qualname__)
+            names.append(f'the global hook {name}')
     open_modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
     names += [f'the mode {type(mode).__name__}' for mode in open_modes if is_users_value(type(mode))]
-    names += [
-        f'torch.nn.Module.{name}' for name, value in vars(torch.nn.Module).items() if _is_users_method(value)
-    ]
+    for name, value in vars(torch.nn.Module).items():
+        if callable(value) and not isinstance(value, type) and is_users_value(value):
+            names.append(f'torch.nn.Module.{name}')
     names += [f'the kernel of {operator}' for operator in _users_operators()]
     return list(dict.fromkeys(names))
-
-
-def _global_hooks() -> list[object]:
-    return [*modules._global_forward_pre_hooks.values(), *modules._global_forward_hooks.values()]
-
-
-def _is_users_method(value: object) -> bool:
-    return callable(value) and not isinstance(value, type) and is_users_value(value)
 
 
 def _users_operators() -> Iterator[str]:
@@ -60,7 +56,3 @@ def _users_operators() -> Iterator[str]:
             file.endswith('.py') and is_users_file(Path(file)) for key, file in kernels if key != ONLY_SHAPES
         ):
             yield operator
-
-
-def _name(hook: object) -> str:
-    return str(getattr(hook, '__qualname__', type(hook).__qualname__))

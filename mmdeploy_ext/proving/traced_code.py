@@ -197,8 +197,7 @@ def forms_of_exports(
             and _reads_time(arg)
             and is_observed_file(Path(frame.f_code.co_filename), places)
         ):
-            site = site_at(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
-            lines[TracedLine(site.file, site.line, site.code, 'clock')] = None
+            lines[_line_at(frame.f_code, frame.f_lineno, 'clock')] = None
         if event == 'call' and frame.f_code is apply and exporter == 'torchscript':
             kind = frame.f_locals['cls']
             if hasattr(kind, 'symbolic') and is_users_value(kind):
@@ -208,8 +207,7 @@ def forms_of_exports(
         # a function of `torch.jit.script` asks by itself, and is in the graph with both of its ways
         asks = asks and caller is not None and bool(names & {*caller.f_code.co_names})
         if asks and is_observed_file(Path(caller.f_code.co_filename), places):
-            site = site_at(caller.f_code.co_filename, caller.f_lineno, caller.f_code.co_name)
-            lines[TracedLine(site.file, site.line, site.code, 'export')] = None
+            lines[_line_at(caller.f_code, caller.f_lineno, 'export')] = None
 
     observed, previous = copy_of(module), sys.getprofile()
     sys.setprofile(watch)

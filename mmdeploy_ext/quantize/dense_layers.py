@@ -241,7 +241,10 @@ def _find_layers(index: Index) -> list[Layer]:
             nodes_of_weight.setdefault(weight, []).append(node)
     layers: dict[str, Layer] = {}
     for weight, nodes in nodes_of_weight.items():
-        name, parameters = _module_name(nodes[0]), math.prod(index.constants[weight].dims)
+        name, parameters = nodes[0].name.strip('/'), math.prod(index.constants[weight].dims)
+        module, _, last_part = name.rpartition('/')
+        if module and COUNTER.sub('', last_part) == nodes[0].op_type:
+            name = module  # 'network/neck/conv' of 'network/neck/conv/Conv_1'
         while name in layers:
             name += "'"
         node_names, outputs = zip(*((node.name, node.output[0]) for node in nodes), strict=True)
@@ -258,12 +261,6 @@ def _weight_name(index: Index, node: onnx.NodeProto) -> str:
     if tensor is None or tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2:
         return ''
     return tensor.name if node.input[0] not in index.constants else ''
-
-
-def _module_name(node: onnx.NodeProto) -> str:
-    """Return the module of a node: 'network/neck/conv/Conv_1' -> 'network/neck/conv'."""
-    module, _, name = node.name.strip('/').rpartition('/')
-    return module if module and COUNTER.sub('', name) == node.op_type else node.name.strip('/')
 
 
 def _stays_int8(node: onnx.NodeProto, int8_tensors: set[str]) -> bool:

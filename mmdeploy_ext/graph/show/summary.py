@@ -4,6 +4,7 @@ Works on broken files as well: it is what one looks at when a check has failed. 
 """
 
 import collections
+import contextlib
 import fnmatch
 import math
 from collections.abc import Iterator, Sequence
@@ -47,6 +48,10 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
     weights = list(parameters(graph))
     fixed = {tensor.name for tensor in graph.initializer}  # up to IR 3 each weight is an input, too
     sizes = [(math.prod(tensor.dims), tensor.data_type) for tensor in weights]
+    total_bytes = 0
+    for count, data_type in sizes:
+        with contextlib.suppress(KeyError, ValueError):  # the size of a type is unknown
+            total_bytes += types.byte_size(data_type, count)
     nodes = [node for body in all_graphs(graph) for node in body.node]
     content = dict(
         kind='sparse' if is_sparse(model) else 'onnx',
@@ -60,7 +65,7 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
         operators=dict(collections.Counter(operator_name(node) for node in nodes).most_common()),
         functions=[f'{entry.domain}.{entry.name}' for entry in model.functions],
         parameters=sum(size for size, _ in sizes),
-        bytes=sum(_byte_size(data_type, size) for size, data_type in sizes),
+        bytes=total_bytes,
         dtypes=dict(collections.Counter(types.dtype(data_type) for _, data_type in sizes)),
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
@@ -73,13 +78,6 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
 def _describe_value(value: onnx.ValueInfoProto) -> dict[str, Any]:
     dtype, shape = types.dtype(value.type.tensor_type.elem_type), types.shape(value.type) or []
     return dict(name=value.name, dtype=dtype, shape=shape, type=types.text(value.type))
-
-
-def _byte_size(data_type: int, count: int) -> int:
-    try:
-        return types.byte_size(data_type, count)
-    except (KeyError, ValueError):
-        return 0
 
 
 def parameters(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

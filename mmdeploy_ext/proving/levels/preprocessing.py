@@ -225,7 +225,11 @@ def compare_prepared(
     """
     compared: list[tuple[str, list[PreprocessingDifference], list[str]]] = []
     error, notes = '', []
-    of_dataset = list(_moments_of_dataset(samples))
+    of_dataset = []
+    if isinstance(samples, DatasetFrames) and hasattr(samples.dataset, 'data_infos'):
+        count = len(samples.indices)
+        positions = (0, count // 2) if count > OF_DATASET else range(count)
+        of_dataset = [(samples.dataset, samples.indices[position]) for position in positions]
     try:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -276,14 +280,6 @@ def _generated_moments(deployment: Deployment, generated: Mapping[str, Any]) -> 
     except Exception as error:  # a user's class raises what it likes
         raise UnreadError(str(generated['type']), root_cause(error)) from error
     yield from ((dataset, index) for index in range(len(dataset)))
-
-
-def _moments_of_dataset(samples: Collection[Any]) -> Iterator[tuple[Any, int]]:
-    """Yield the data set that a proof runs on, and indices of some of its samples, if there is one."""
-    if isinstance(samples, DatasetFrames) and hasattr(samples.dataset, 'data_infos'):
-        count = len(samples.indices)
-        positions = (0, count // 2) if count > OF_DATASET else range(count)
-        yield from ((samples.dataset, samples.indices[position]) for position in positions)
 
 
 def _compare_moment(

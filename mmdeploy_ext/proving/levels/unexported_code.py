@@ -72,19 +72,16 @@ def unexported_code(
         lines = reference.lines_beside(export, key)
         if lines:
             left_out |= {id(inner) for inner in codes_in(code)}  # which run after it
-        if key in export.codes:
-            entries += [_line(code, module, line) for line in lines]
+        if key not in export.codes:
+            source = source_of_code(code, module)
+            place = f'{source.file} lines {source.first}-{source.last}' if source.first else source.file
+            entries.append(UnexportedCode(code.co_qualname, ALONE, place))
             continue
-        source = source_of_code(code, module)
-        place = f'{source.file} lines {source.first}-{source.last}' if source.first else source.file
-        entries.append(UnexportedCode(code.co_qualname, ALONE, place))
+        for line in lines:
+            file = source_of_code(code, module).file
+            text = linecache.getline(code.co_filename, line).strip()
+            entries.append(UnexportedCode(f'{file}:{line}', ALONE, f'`{text}`'))
     return list(dict.fromkeys(entries))
-
-
-def _line(code: CodeType, module: str, line: int) -> UnexportedCode:
-    file = source_of_code(code, module).file
-    text = linecache.getline(code.co_filename, line).strip()
-    return UnexportedCode(f'{file}:{line}', ALONE, f'`{text}`')
 
 
 def users_settings(model: nn.Module) -> dict[str, dict[str, Any]]:
