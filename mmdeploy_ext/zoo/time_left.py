@@ -23,17 +23,15 @@ class TimeLeft:
             export_kinds: exports that the run makes, of `records.EXPORT_KINDS`.
         """
         self.export_kinds = export_kinds
-        self.expected_costs = {
-            record.config: cost for record in earlier if record and (cost := self._cost(record))
-        }
+        self.expected_costs: dict[str, float] = {}
+        for record in filter(None, earlier):
+            outcomes = [getattr(record, kind) for kind in export_kinds]
+            cost = sum(outcome.seconds for outcome in outcomes) if all(outcomes) else 0.0
+            if cost:
+                self.expected_costs[record.config] = cost
         self.total = len(earlier)
         self.costs: dict[str, float] = {}
         self.start_s = time.monotonic()
-
-    def _cost(self, record: Record) -> float:
-        """Return the CPU seconds of a record's exports; 0 if one of them was not tried."""
-        outcomes = [getattr(record, kind) for kind in self.export_kinds]
-        return sum(outcome.seconds for outcome in outcomes) if all(outcomes) else 0.0
 
     def end(self, record: Record) -> None:
         """Count a model as done.

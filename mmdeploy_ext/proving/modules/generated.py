@@ -86,7 +86,11 @@ def other_values(calls: Sequence[ModuleCall], names: Sequence[str], seed: int) -
         names: names of the module's tensors that the file takes.
         seed: seed of the random numbers.
     """
-    first, ranges = calls[0], {name: _range(calls, name) for name in names}
+    first, ranges = calls[0], {}
+    for name in names:
+        values = np.concatenate([to_array(call.tensors[name]).real.ravel() for call in calls])
+        values = values[np.isfinite(values)]
+        ranges[name] = (values.min().item(), values.max().item()) if values.size else (0.0, 1.0)
     rng = np.random.default_rng(seed)
 
     def drawn(name: str, values: np.ndarray) -> torch.Tensor:
@@ -129,10 +133,3 @@ def calls_with_another(name: str, calls: Sequence[ModuleCall], seed: int) -> Ite
     for other in (*others, following):
         if not tensor.numel() or other.shape != tensor.shape or not torch.equal(other, tensor):
             yield first.replace(f'{name} alone is another', {name: other})
-
-
-def _range(calls: Sequence[ModuleCall], name: str) -> tuple[float, float]:
-    """Return the smallest and the largest finite value of a tensor in all samples; whole numbers as int."""
-    values = np.concatenate([to_array(call.tensors[name]).real.ravel() for call in calls])
-    values = values[np.isfinite(values)]
-    return (values.min().item(), values.max().item()) if values.size else (0.0, 1.0)

@@ -42,11 +42,6 @@ def smallest_polygon(points: np.ndarray) -> np.ndarray:
     return max(tied, key=lambda rectangle: rectangle[0])[1]
 
 
-def _kernel(pointsets: torch.Tensor, polygons: torch.Tensor) -> None:
-    for row, points in enumerate(pointsets.detach().numpy().reshape(len(pointsets), -1, 2)):
-        polygons[row] = torch.from_numpy(smallest_polygon(points).astype(np.float32).reshape(-1))
-
-
 @contextlib.contextmanager
 def min_area_polygons_on_cpu() -> Iterator[None]:
     """Inside the block `mmcv.ops.min_area_polygons` takes tensors on the CPU."""
@@ -56,7 +51,11 @@ def min_area_polygons_on_cpu() -> Iterator[None]:
     gpu_kernel = extension.min_area_polygons
 
     def kernel(pointsets: torch.Tensor, polygons: torch.Tensor) -> None:
-        (gpu_kernel if pointsets.is_cuda else _kernel)(pointsets, polygons)
+        if pointsets.is_cuda:
+            gpu_kernel(pointsets, polygons)
+            return
+        for row, points in enumerate(pointsets.detach().numpy().reshape(len(pointsets), -1, 2)):
+            polygons[row] = torch.from_numpy(smallest_polygon(points).astype(np.float32).reshape(-1))
 
     with patched(extension, min_area_polygons=kernel):
         yield

@@ -71,8 +71,9 @@ def pair_up(
             explains do not count.
     """
     iou = class_iou(reference, candidate)
-    turns = _unexplained_turns(reference, candidate)
-    gaps = [('quarter turns', turns, turn_bar)]
+    turns = readings.quarter_turns(reference.boxes[:, None, 4], candidate.boxes[None, :, 4])
+    are_explained = readings.is_wrap(reference.boxes[:, None], turns, reference.version)
+    gaps = [('quarter turns', np.where(are_explained, 0.0, np.abs(turns)), turn_bar)]
     return matching.pair_lists(reference, candidate, iou >= iou_bar, iou, bbox2d.PAIR_IOU, score_bar, gaps)
 
 
@@ -133,10 +134,3 @@ def corner_distance(corners: np.ndarray, candidate_corners: np.ndarray) -> np.nd
     readings = [np.roll(candidate_corners, turns, axis=1) for turns in range(4)]
     distances = [np.linalg.norm(corners - reading, axis=-1).max(1, initial=0) for reading in readings]
     return np.min(distances, axis=0)
-
-
-def _unexplained_turns(reference: RotatedDetections, candidate: RotatedDetections) -> np.ndarray:
-    """Return by how many quarter turns (R, C) the angles differ; 0 if rounding explains them."""
-    turns = readings.quarter_turns(reference.boxes[:, None, 4], candidate.boxes[None, :, 4])
-    explained = readings.is_wrap(reference.boxes[:, None], turns, reference.version)
-    return np.where(explained, 0.0, np.abs(turns))

@@ -44,18 +44,15 @@ class Decode(nn.Module):
                 name: rows_of(tensor, columns)
                 for (name, columns), tensor in zip(self.outputs, maps, strict=True)
             }
-            boxes.append(coders.boxes_of(torch, self.facts, rows, self._priors(maps[0], level), level))
+            priors = None  # of a head that refines boxes they are an output of the network
+            if not self.facts['head']['refined']:
+                priors = self.priors.single_level_grid_priors(
+                    maps[0].shape[-2:], level, dtype=maps[0].dtype, device=maps[0].device
+                )
+            boxes.append(coders.boxes_of(torch, self.facts, rows, priors, level))
             scores.append(coders.scores_of(torch, self.facts, rows))
             factors.append(coders.factors_of(torch, self.facts, rows))
         return boxes, scores, factors
-
-    def _priors(self, maps: torch.Tensor, level: int) -> torch.Tensor | None:
-        """Return the priors of a level; None if they are an output of the network."""
-        if self.facts['head']['refined']:
-            return None
-        return self.priors.single_level_grid_priors(
-            maps.shape[-2:], level, dtype=maps.dtype, device=maps.device
-        )
 
 
 class DecodeForm(nn.Module):

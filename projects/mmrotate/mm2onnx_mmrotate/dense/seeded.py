@@ -56,7 +56,10 @@ def _head_steps(
 def _scale(model: nn.Module, exposed_pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
     """Rescale the last layers of all heads in place, head by head, given the features of each level."""
     features, exposed = list(features), list(model.extract_feat(exposed_pictures))
-    *inner_heads, last_head = _heads(model)
+    if hasattr(model, 'odm_head'):
+        inner_heads, last_head = [model.fam_head], model.odm_head
+    else:
+        *inner_heads, last_head = model.bbox_head, *getattr(model, 'refine_head', ())
     for head in (*inner_heads, last_head):
         deltas = DELTAS
         if inner_heads:
@@ -71,13 +74,6 @@ def _scale(model: nn.Module, exposed_pictures: torch.Tensor, features: Sequence[
                     rescale(layer, outputs_of(layer, lambda: head_outputs(model, features)), mean, deviation)
                     if target is LOGITS:
                         _bound(layer, outputs_of(layer, lambda: head_outputs(model, exposed)), mean)
-
-
-def _heads(model: nn.Module) -> list[nn.Module]:
-    """Return the heads of a detector in the order in which they run."""
-    if hasattr(model, 'odm_head'):
-        return [model.fam_head, model.odm_head]
-    return [model.bbox_head, *getattr(model, 'refine_head', ())]
 
 
 def _bound(layer: nn.Module, logits: torch.Tensor, mean: float) -> None:

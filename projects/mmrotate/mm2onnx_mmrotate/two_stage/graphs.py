@@ -132,14 +132,11 @@ class Form(nn.Module):
             outputs = boxes, scores
             if self.form == 'full':
                 ratios = torch.cat([scale_factor, torch.ones_like(scale_factor[:, :1])], 1)
-                outputs = self._results(boxes / ratios[:, None, None], scores)
+                boxes = boxes / ratios[:, None, None]
+                boxes = boxes[:, :, 0] if boxes.shape[2] == 1 else boxes
+                dets, labels = RotatedSuppression(self.config)(boxes, scores)
+                outputs = tap('dets', dets), tap('labels', labels)
         return (*outputs, proposals) if self.shows_proposals else outputs
-
-    def _results(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
-        """Return dets (B, n, 6) and labels (B, n) of boxes (B, K, G, 5) and scores (B, K, C)."""
-        boxes = boxes[:, :, 0] if boxes.shape[2] == 1 else boxes
-        dets, labels = RotatedSuppression(self.config)(boxes, scores)
-        return tap('dets', dets), tap('labels', labels)
 
 
 class ProposalsForm(nn.Module):
