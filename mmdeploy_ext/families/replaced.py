@@ -25,7 +25,7 @@ from mmdeploy_ext.core.foreign_functions import (
     is_users_value,
     source_of,
 )
-from mmdeploy_ext.core.model_classes import is_users
+from mmdeploy_ext.core.model_classes import is_users, is_users_class
 from mmdeploy_ext.core.source_code import (
     DECORATORS,
     SourceLines,
@@ -44,6 +44,8 @@ those of releases of mmdet whose test pictures are the same (compared: 2.6.0 to 
 """
 DIGITS = 16
 """Number of hexadecimal digits of a hash in a table."""
+LIBRARY_MODULES = ('mmdet.', 'mmdet3d.', 'mmdeploy_ext.')
+"""Beginnings of the names of modules of libraries with data sets and steps, and of copies of these."""
 ACCESS = ('__call__', '_call_impl', '_wrapped_call_impl', '__getattribute__', '__getattr__')
 """Methods that run where a part is called or an attribute of it is looked up."""
 
@@ -238,7 +240,7 @@ def differing_steps(steps: Iterable[Mapping[str, Any]], table: Table) -> list[Di
     differing: dict[str, DifferingMethod] = {}
     for name in dict.fromkeys(str(step.get('type')) for step in steps):
         kind = data_class(name, 'PIPELINES')
-        if kind is not None and not kind.__module__.startswith(('mmdet.', 'mmdet3d.', 'mmdeploy_ext.')):
+        if kind is not None and not kind.__module__.startswith(LIBRARY_MODULES):
             differing[name] = _described(name, source_of_class(kind), f'mmdet.{name}')
             continue
         attributes = [
@@ -258,6 +260,33 @@ def differing_steps(steps: Iterable[Mapping[str, Any]], table: Table) -> list[Di
         if not copied:
             differing |= {method.name: method for method in called_of_others(functions.values())}
     return list(differing.values())
+
+
+def differing_data_set(kind: type | None) -> list[DifferingMethod]:
+    """Return the methods by which the user's class of a data set makes a test sample in another way.
+
+    The pictures of a proof come from files, and not from the data set. Methods count that `__getitem__` of
+    the library's class leads to, but those for training; how infos are read does not count. With None, if no
+    class is known, the list is empty.
+    """
+    order = kind.__mro__ if kind is not None else ()
+    users = [
+        base for base in order if not base.__module__.startswith(LIBRARY_MODULES) and is_users_class(base)
+    ]
+    library = next((base for base in order if base not in users), object)
+    names, waiting = set(), {'__getitem__'}
+    while waiting:
+        names.add(name := waiting.pop())
+        code = getattr(getattr(library, name, None), '__code__', None)
+        called = set(code.co_names) if code is not None else set()
+        waiting |= {entry for entry in called if callable(getattr(library, entry, None))} - names
+    names = {name for name in names if 'train' not in name}
+    return [
+        _described(f'{base.__name__}.{name}', source_of_function(value), f'mmdet.{library.__name__}')
+        for base in users
+        for name, value in vars(base).items()
+        if name in names and isinstance(value, FunctionType)
+    ]
 
 
 def called_of_others(functions: Iterable[Any]) -> list[DifferingMethod]:

@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.families.building import data_class
+from mmdeploy_ext.lint.check import TRAINED_LAYERS
 from mmdeploy_ext.proving.results import Check
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+
+    import torch
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.spec import GraphSpec
@@ -93,6 +96,20 @@ def names_in_checkpoint(meta: Mapping[str, Any]) -> list[list[str]]:
     dataset_meta = meta.get('dataset_meta') or {}
     listed = [_names(dataset_meta.get(key)) for key in ('classes', 'CLASSES')]
     return [names for names in (*listed, _names(meta.get('CLASSES'))) if names]
+
+
+def training_notes(model: torch.nn.Module) -> list[str]:
+    """Return a note if layers that compute otherwise in a training are in that mode after `eval()`; else [].
+
+    So a `train` of the user's leaves them; a graph has layers as in a test.
+    """
+    names = [
+        name for name, part in model.named_modules() if part.training and isinstance(part, TRAINED_LAYERS)
+    ]
+    if not names:
+        return []
+    more = f' and {len(names) - 1} more layers are' if names[1:] else ' is'
+    return [f'{names[0]}{more} in training mode after eval(); the graph has them as in a test']
 
 
 def class_name_notes(deployment: Deployment) -> list[str]:

@@ -189,12 +189,13 @@ class FramesProof(ExportedProof):
         return watched
 
     def unexported_code(self) -> list[UnexportedCode]:
+        changed = super().unexported_code()
         if self.first_settings is None:
-            return []
+            return changed
         model, exported = self.deployment.model, self.deployment.exported_code
         followed = self.deployment.family.followed_functions(model)
         kept = kept_attributes(model, self.first_settings, followed)
-        return [*unexported_code(self.reference_code, exported, followed), *kept]
+        return [*unexported_code(self.reference_code, exported, followed), *kept, *changed]
 
     def open_runner(self, stack: contextlib.ExitStack) -> Stepper:
         """Return a stepper that runs the files on the engine, whose sessions are closed with the stack."""

@@ -23,6 +23,7 @@ from mmdeploy_ext.proving import half_bars
 from mmdeploy_ext.proving.fresh_export import compare_with_fresh_export
 from mmdeploy_ext.proving.levels.sparse_file import check_dialect
 from mmdeploy_ext.proving.levels.structure import check_structure
+from mmdeploy_ext.proving.levels.unexported_code import changed_settings
 from mmdeploy_ext.proving.levels.user_model import user_model_checks
 from mmdeploy_ext.proving.provenance import (
     asked_checks,
@@ -30,6 +31,7 @@ from mmdeploy_ext.proving.provenance import (
     hash_checks,
     override_notes,
     provenance,
+    training_notes,
 )
 from mmdeploy_ext.proving.results import EDITED, GraphResult
 from mmdeploy_ext.proving.totals import ADVICE_FOR_IMAGES, total_reasons
@@ -191,9 +193,12 @@ class Proof(abc.ABC):
     def unexported_code(self) -> list[UnexportedCode]:
         """Return the user's code that PyTorch's side ran and no export, after all inputs ran.
 
-        Here there is none: a model of pictures and a backbone alone are not watched.
+        Here these are settings that it has changed: a model of pictures and a backbone alone are not watched.
         """
-        return []
+        deployment = self.deployment
+        if not deployment.loaded_settings or not deployment.may_run_users_code:
+            return []
+        return changed_settings(deployment.model, deployment.loaded_settings)
 
     @abc.abstractmethod
     def start(self, stack: contextlib.ExitStack) -> None:
@@ -337,7 +342,8 @@ class ExportedProof(Proof):
     def notes(self) -> list[str]:
         subject = 'the files were' if self.deployment.family.files else 'the file was'
         overrides = override_notes(self.deployment, self.metadata[-1], subject)
-        return [*overrides, *class_name_notes(self.deployment)]
+        of_training = training_notes(self.deployment.model)
+        return [*overrides, *class_name_notes(self.deployment), *of_training]
 
 
 def data_hashes(paths: Iterable[str | Path]) -> dict[str, dict[str, str]]:

@@ -11,10 +11,13 @@ import dataclasses
 import linecache
 from typing import TYPE_CHECKING, Any
 
+from mmcv import ConfigDict
+
 from mmdeploy_ext.core.foreign_functions import is_foreign
 from mmdeploy_ext.core.source_code import codes_in, source_of_code
 from mmdeploy_ext.core.users_code import attributes_read, attributes_written
-from mmdeploy_ext.families.module_settings import module_settings
+from mmdeploy_ext.families.module_settings import module_settings, settings
+from mmdeploy_ext.proving.levels.user_model import first_difference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,7 +27,8 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.core.users_code import RanCode
 
-ALONE, KEPT = 'is run by PyTorch alone', 'changes from run to run'
+ALONE, KEPT, SET = 'is run by PyTorch alone', 'changes from run to run', 'is set by a run'
+RESTS = {ALONE: 'the export does not run it', SET: 'the graph has the value that it had before'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +37,7 @@ class UnexportedCode:
 
     Attributes:
         name: `MyNeck.forward`, `my/neck.py:8`, or `MyNeck.calls`.
-        why: `ALONE` of functions and lines, `KEPT` of attributes.
+        why: `ALONE` of functions and lines, `KEPT` of attributes, `SET` of settings.
         place: file and lines of a function, text of a line, or the module that has an attribute, as 'module
             neck' or 'the detector'.
     """
@@ -50,7 +54,7 @@ class UnexportedCode:
     @property
     def text(self) -> str:
         """The sentence of the verdict about it."""
-        rest = 'the export does not run it' if self.why == ALONE else 'a graph keeps nothing of it'
+        rest = RESTS.get(self.why, 'a graph keeps nothing of it')
         return f'{self.reason} ({self.place}); {rest}'
 
 
@@ -117,6 +121,50 @@ def kept_attributes(
         for key in sorted(changed & read - of_libraries):
             entries.append(UnexportedCode(f'{type(module).__name__}.{key}', KEPT, place))
     return list(dict.fromkeys(entries))
+
+
+def changed_settings(
+    model: nn.Module, loaded: Mapping[str, tuple[str, dict[str, Any]]]
+) -> list[UnexportedCode]:
+    """Return the settings in objects and configs of a model, such as `test_cfg`, that runs have changed.
+
+    Graphs have them as they were: what computes by them, such as a suppression, is not the user's code. What
+    an object other than a config holds in addition, such as a cache, does not count, nor does what was None.
+
+    Args:
+        model: the model after its runs.
+        loaded: its `module_settings` before.
+    """
+    entries: list[UnexportedCode] = []
+    for name, module in model.named_modules():
+        for key, before in loaded.get(name, ('', {}))[1].items():
+            value = vars(module).get(key)
+            after = settings(value, depth=2) if isinstance(before, dict) else before
+            if not isinstance(after, dict):
+                continue
+            if not isinstance(value, ConfigDict):
+                before, after = _common(before, after), _common(after, before)
+            if after != before:
+                difference = first_difference(after, before)
+                place = f'module {name}' if name else 'the detector'
+                path, _, values = difference.partition(' is ')
+                change = values.replace(', expected ', ' in place of ')
+                entries.append(
+                    UnexportedCode(f'{type(module).__name__}.{key}{path}', SET, f'{change}, {place}')
+                )
+    return list(dict.fromkeys(entries))
+
+
+def _common(entries: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """Return those entries, also of dicts in them, that the others have, too, without those that are None."""
+    common = {}
+    for key, value in entries.items():
+        other = others.get(key)
+        if value is None or other is None:
+            continue
+        are_dicts = isinstance(value, dict) and isinstance(other, dict)
+        common[key] = _common(value, other) if are_dicts else value
+    return common
 
 
 def _methods(module: nn.Module, of_user: bool) -> Iterator[CodeType]:

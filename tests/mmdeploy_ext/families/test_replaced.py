@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FunctionType
 
 import pytest
+from mmdet.datasets import CocoDataset
 from mmdet.models.dense_heads import AnchorFreeHead
 from torch import nn
 
@@ -521,3 +522,31 @@ class HeadOfAFork(AnchorFreeHead):
 def test_a_method_of_a_forks_own_is_no_copy_of_a_librarys():
     HeadOfAFork.__abstractmethods__ = frozenset()
     assert replaced.called_of_copies(HeadOfAFork.__new__(HeadOfAFork), 'forward') == []
+
+
+class PicturesOfAPackage(CocoDataset):
+    CLASSES = ('thing',)
+
+    def load_annotations(self, ann_file):
+        return super().load_annotations(ann_file)[:9]
+
+    def prepare_train_img(self, idx):
+        return self.prepare_test_img(idx)
+
+
+class BrighterPictures(PicturesOfAPackage):
+    def pre_pipeline(self, results):
+        super().pre_pipeline(results)
+        results['gamma'] = 2
+
+
+def test_a_method_of_the_users_data_set_that_makes_a_test_sample_is_named(monkeypatch):
+    from mmdet.datasets.builder import DATASETS
+
+    cfg = load_toy().cfg
+    names = {}
+    for kind in (PicturesOfAPackage, BrighterPictures):
+        monkeypatch.setitem(DATASETS.module_dict, kind.__name__, kind)
+        cfg.data.test.type = kind.__name__
+        names[kind] = [method.name for method in find_family(cfg).differing_steps(cfg)]
+    assert names == {PicturesOfAPackage: [], BrighterPictures: ['BrighterPictures.pre_pipeline']}

@@ -3,9 +3,10 @@
 import types
 
 import pytest
+import torch
 
 from mmdeploy_ext.exporting.deployment import class_names
-from mmdeploy_ext.proving.provenance import class_name_notes, class_names_check
+from mmdeploy_ext.proving.provenance import class_name_notes, class_names_check, training_notes
 
 CLASSES = ('dog', 'cat', 'ant')
 
@@ -83,3 +84,11 @@ def test_names_of_a_data_set_that_is_registered_with_mmdet3d_alone():
 def test_other_names_than_those_of_the_first_source_are_told(count, meta, cfg, note):
     notes = class_name_notes(deployment(cfg, meta, count))
     assert len(notes) == bool(note) and ''.join(notes).endswith(note)
+
+
+def test_layers_in_training_mode_are_told():
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(2), torch.nn.Dropout(), torch.nn.ReLU()).eval()
+    assert training_notes(model) == []
+    model.train()
+    (note,) = training_notes(model)
+    assert note.startswith('0 and 1 more layers are in training mode after eval()')

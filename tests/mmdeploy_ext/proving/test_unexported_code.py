@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from mmdeploy_ext.core.users_code import RanCode, is_users_code, unwatched
-from mmdeploy_ext.proving.levels.unexported_code import kept_attributes, unexported_code, users_settings
+from mmdeploy_ext.families.module_settings import module_settings
+from mmdeploy_ext.proving.levels.unexported_code import (
+    changed_settings,
+    kept_attributes,
+    unexported_code,
+    users_settings,
+)
 from mmdeploy_ext.proving.verdict import Verdict
 
 NECK = """
@@ -115,3 +121,33 @@ def test_what_runs_unwatched_is_not_recorded(tmp_path):
     with code.watched():
         module(torch.ones(3))
     assert [entry.co_name for entry, _ in code.codes.values()] == ['forward']
+
+
+class Coder:
+    def __init__(self):
+        self.factor, self.grids = 0.5, {}
+
+
+@pytest.mark.parametrize(
+    ('line', 'text'),
+    [
+        (
+            'self.test_cfg["nms"]["iou_threshold"] = 0.4',
+            'Neck.test_cfg.nms.iou_threshold is set by a run (0.4 in place of 0.6, the detector); '
+            'the graph has the value that it had before',
+        ),
+        (
+            'self.coder.factor = 2.0',
+            'Neck.coder.factor is set by a run (2.0 in place of 0.5, the detector); '
+            'the graph has the value that it had before',
+        ),
+        ('self.test_cfg["nms"]["iou_threshold"] = 0.6', ''),
+        ('self.coder.grids[tuple(x.shape)] = x; self.coder.shape = x.shape', ''),
+    ],
+)
+def test_a_setting_that_a_run_changes_makes_inputs_decide(tmp_path, line, text):
+    module = neck(tmp_path, line)
+    module.test_cfg, module.coder = {'nms': {'iou_threshold': 0.6}}, Coder()
+    loaded = module_settings(module)
+    module(torch.ones(3))
+    assert [entry.text for entry in changed_settings(module, loaded)] == ([text] if text else [])
