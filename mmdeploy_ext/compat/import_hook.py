@@ -165,7 +165,7 @@ def patched(target: object, **attributes: object) -> Iterator[None]:
     """Set attributes of `target` to other values inside the block.
 
     After it, also after an exception, they are as before: class methods are such again, and what a class
-    inherits it inherits again.
+    inherits it inherits again. Any other object has the values it inherited as attributes of its own.
 
     Raises:
         AttributeError: `target` has no such attribute; none is set then.

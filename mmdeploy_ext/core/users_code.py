@@ -107,8 +107,8 @@ def is_users_code(code: CodeType, module: str) -> bool:
 def attributes_read(code: CodeType) -> set[str]:
     """Return the names of attributes that code reads, without the functions in it.
 
-    Python 3.11 calls most methods by another instruction, so that their names are left out; from 3.12 on they
-    are among them.
+    Python 3.11 calls methods by another instruction, so that their names are left out, but for calls with `*`
+    or `**`; from 3.12 on they are among them.
     """
     return {str(entry.argval) for entry in dis.get_instructions(code) if entry.opname == 'LOAD_ATTR'}
 

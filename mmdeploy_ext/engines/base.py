@@ -31,7 +31,7 @@ class Backend(abc.ABC):
         engine: name of the engine, such as 'onnxruntime', for messages and figures.
         spec: contract of the network; set by `activate`, or, of the backend of PyTorch, from the start;
             `deactivate` leaves it.
-        metadata: metadata of the file; None when the network did not come from a file.
+        metadata: metadata of the file; None before `activate`, and if the network did not come from a file.
         computes_in: 'fp16' or 'bf16' if the engine computes with less precision than the dtypes of the file,
             else ''.
     """

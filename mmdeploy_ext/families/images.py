@@ -235,8 +235,9 @@ class ImageFamily(Family):
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Return output name -> smallest and largest right value (B,) of each output that counts candidates.
 
-        A score that differs from the threshold by no more than `slack` may pass or not; `caps` are the
-        file's limits of candidates by name of their option, see `contract.options.LIMITS`.
+        A score that differs from the threshold by no more than `slack` may pass or not (proposals have no
+        such threshold: there the limits of overlap and of sides may go either way). `caps` are the file's
+        limits of candidates by name of their option, see `contract.options.LIMITS`.
         """
         raise NotImplementedError(f'{self.name}: has no files with a limit of candidates')
 

@@ -80,13 +80,14 @@ def count_rows(
 ) -> list[TensorRow]:
     """Return a failing row for each number of candidates that is not that of the reference.
 
-    A file exported with `--max-candidates` or `--max-proposals` gives this number before its cut, which tells
-    whether boxes were left out.
+    These numbers tell whether boxes were left out. A file exported with `--max-candidates` gives the number
+    before its cut; one with `--max-proposals` how many boxes the suppression of proposals has to look at: all
+    of them, or no more than the limit if there are as many proposals as there may be.
 
     Args:
         outputs: outputs of the graph, some of them (B,) numbers of candidates.
-        bounds: name of such an output -> smallest and largest right value (B,): the candidates clearly above
-            a threshold, and these and those at it, within the tolerance of scores.
+        bounds: name of such an output -> smallest and largest right value (B,), see
+            `ImageFamily.candidate_bounds`.
     """
     rows = []
     for name, (lower, upper) in bounds.items():

@@ -156,6 +156,7 @@ def _last_layers(index: Index, name: str) -> list[str]:
 def memory_rules(file: str, model: onnx.ModelProto, tensors: GraphTensors) -> Iterator[Violation]:
     """Yield a violation for each change of the memory by StreamPETR's head that the node does not expect.
 
+    The head runs once, on features of zeros, a random memory and two poses; all its outputs must be finite.
     `file` is its name for messages; `model` has passed the checks of names and sizes (KeyError otherwise),
     and `tensors` are those of `graph_tensors(model)`. A head that ONNX Runtime cannot run is a warning.
     """
@@ -193,7 +194,10 @@ def memory_rules(file: str, model: onnx.ModelProto, tensors: GraphTensors) -> It
 
 
 def _memory_feeds(tensors: GraphTensors) -> dict[str, np.ndarray]:
-    """Return zeros for the pictures, random rows of a memory, a pose, and the inverse of another."""
+    """Return zeros for the features of the cameras and their embeddings, a random memory, and two poses.
+
+    `data_ego_pose_inv` is the inverse of another pose than `data_ego_pose`, so that the memory moves.
+    """
     random = np.random.default_rng(0)
     feeds = {
         name: np.zeros([size or 1 for size in shape], np.float32) for name, shape in tensors.inputs.items()

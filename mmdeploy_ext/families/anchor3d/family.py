@@ -75,8 +75,9 @@ class AnchorHead:
     def synthetic_outputs(
         self, model: nn.Module, runner: Stepper, spec: GraphSpec
     ) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        """Yield pairs of a title and name -> array, outputs of the head that reach limits of the decoding.
+        """Yield pairs of a title and name -> array, made-up outputs of the head, see `synthetic.py`.
 
+        They give more boxes than `max_num`, more anchors than `nms_pre`, scores about `score_thr`, and none.
         `spec` is that of the head's graph, `runner` has its rule of boxes; `model` is not used.
         """
         return synthetic_outputs(runner.box_rule, spec)

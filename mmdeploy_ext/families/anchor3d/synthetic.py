@@ -1,4 +1,4 @@
-"""Synthetic outputs of a head with anchors for the limits of its decoding.
+"""Synthetic outputs of a head with anchors: more boxes and anchors than it keeps, and scores at its limit.
 
 The outputs are those that `anchors3d.decode` takes. Nothing here checks that a limit is reached.
 """

@@ -78,7 +78,7 @@ def results_and_candidates(
 
     Returns:
         The outputs of `results`; with `--max-candidates` the number of results of an image is constant, and
-        `candidates` has the number of candidates of each image before the limit.
+        `candidates` has the number of candidates of each image before that limit, and after `nms_pre`.
     """
     batch, cap = 'B' if options.dynamic else options.batch, options.max_candidates
     if not cap:

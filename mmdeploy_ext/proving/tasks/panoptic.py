@@ -68,7 +68,7 @@ def numbers_of_both(
 
     Of the number of a thing as many are taken as there are things before it that the other map lacks; stuff
     has the number 0. Segments of a map share no pixel, so that two with more than half of their pixels in
-    common, by their `iou` (R, C) within a class, are the same in both.
+    common are the same in both. `iou` (R, C) is that of `mask.class_iou`: -1 for segments of two classes.
     """
     in_both = iou > mask.PAIR_IOU
     numbers = []
