@@ -262,20 +262,29 @@ def _canonical(value: Any) -> str:
     return repr(value)
 
 
+def test_datasets(cfg: Any) -> Iterator[dict[str, Any]]:
+    """Yield the settings of `data.test` of an `mmcv.Config`, then those of the data sets that it wraps.
+
+    Of a list the first counts; nothing is yielded if there are none.
+    """
+    dataset = (cfg.get('data') or {}).get('test')
+    while dataset:
+        if isinstance(dataset, list | tuple):
+            dataset = dataset[0]
+        elif isinstance(dataset, dict):
+            yield dataset
+            dataset = dataset.get('dataset')
+        else:
+            return
+
+
 def test_dataset(cfg: Any) -> dict[str, Any]:
     """Return the settings of the test data set of an `mmcv.Config`, `data.test`; {} if there are none.
 
     Those of a wrapper are those of the data set that it wraps, without the wrapper's own, such as its
     `pipeline`; those of a list are those of the first.
     """
-    dataset = (cfg.get('data') or {}).get('test')
-    while True:
-        if isinstance(dataset, list | tuple) and dataset:
-            dataset = dataset[0]
-        elif isinstance(dataset, dict) and dataset.get('dataset'):
-            dataset = dataset['dataset']
-        else:
-            return dataset if isinstance(dataset, dict) else {}
+    return next(reversed([*test_datasets(cfg)]), {})
 
 
 def test_pipeline(cfg: Any) -> list[dict[str, Any]]:

@@ -45,13 +45,21 @@ def data_class(kind: Any, registry: str) -> type | None:
     Returns:
         The class; None if neither registry has the type.
     """
+    return next(iter(data_classes(kind, registry)), None)
+
+
+def data_classes(kind: Any, registry: str) -> list[type]:
+    """Return the classes that mmdet3d, if it is imported, and mmdet have for a `type`, see `data_class`.
+
+    A pipeline whose steps are all in mmdet's registry is built from that one, whatever mmdet3d has.
+    """
     if isinstance(kind, type):
-        return kind
+        return [kind]
     from mmdet.datasets import builder
 
     builders = filter(None, (sys.modules.get('mmdet3d.datasets.builder'), builder))
     classes = (vars(module)[registry].get(str(kind)) for module in builders)
-    return next((registered for registered in classes if isinstance(registered, type)), None)
+    return [registered for registered in classes if isinstance(registered, type)]
 
 
 def registered_class(registry: Any, name: Any) -> type | None:

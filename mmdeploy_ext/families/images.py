@@ -32,11 +32,11 @@ from mmdeploy_ext.contract.precision import with_half_features
 from mmdeploy_ext.contract.registry import options_of
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph, Stage
-from mmdeploy_ext.core.config import replaced_entry, test_dataset, test_pipeline
+from mmdeploy_ext.core.config import replaced_entry, test_datasets, test_pipeline
 from mmdeploy_ext.families.base import LAYERS_FOLDER, Family
-from mmdeploy_ext.families.building import build_without_weights, data_class, has_head, head_of
+from mmdeploy_ext.families.building import build_without_weights, has_head, head_of
 from mmdeploy_ext.families.limits import Kind, Limit, limits_of
-from mmdeploy_ext.families.replaced import DifferingMethod, differing_data_set, differing_steps, table_of
+from mmdeploy_ext.families.replaced import DifferingMethod, differing_datasets, differing_steps, table_of
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.preprocess.pipeline_rule import KNOWN, rule_from_pipeline, steps_of
 from mmdeploy_ext.runtime.detections import Detections, Instances
@@ -110,8 +110,9 @@ class ImageFamily(Family):
         return rule_from_pipeline(test_pipeline(cfg))
 
     def differing_steps(self, cfg: Any) -> list[DifferingMethod]:
-        steps = differing_steps(steps_of(test_pipeline(cfg), *KNOWN), table_of(LAYERS_FOLDER))
-        return steps + differing_data_set(data_class(test_dataset(cfg).get('type'), 'DATASETS'))
+        table = table_of(LAYERS_FOLDER)
+        steps = differing_steps(steps_of(test_pipeline(cfg), *KNOWN), table)
+        return [*steps, *differing_datasets(test_datasets(cfg), table)]
 
     @abc.abstractmethod
     def spec(self, model: torch.nn.Module, options: Options) -> GraphSpec:

@@ -8,16 +8,20 @@ for the installed libraries.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
+import inspect
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
 from mmdeploy_ext.compat.older_mmdet import OlderModule
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.foreign_functions import (
     foreign_functions,
     foreign_globals,
@@ -25,7 +29,7 @@ from mmdeploy_ext.core.foreign_functions import (
     is_users_value,
     source_of,
 )
-from mmdeploy_ext.core.model_classes import is_users, is_users_class
+from mmdeploy_ext.core.model_classes import is_users
 from mmdeploy_ext.core.source_code import (
     DECORATORS,
     SourceLines,
@@ -34,13 +38,14 @@ from mmdeploy_ext.core.source_code import (
     source_of_class,
     source_of_function,
 )
-from mmdeploy_ext.families.building import data_class
+from mmdeploy_ext.families.building import data_class, data_classes
 
 TABLE = 'replaced_methods.json'
 """File in the folder of a family: class -> method -> hashes of the versions that its graphs follow.
 
-The one in `families/parts` is of `LAYERS`, of `SIZED_LAYERS`, and, as 'mmdet.Resize', of steps of a pipeline:
-those of releases of mmdet whose test pictures are the same (compared: 2.6.0 to 2.28.2).
+The one in `families/parts` is of `LAYERS`, of `SIZED_LAYERS`, and, as 'mmdet.Resize', of steps of a pipeline,
+of `Compose` and of data sets ('mmdet.CustomDataset'): those of releases of mmdet whose test pictures are the
+same (compared: 2.6.0 to 2.28.2).
 """
 DIGITS = 16
 """Number of hexadecimal digits of a hash in a table."""
@@ -177,7 +182,7 @@ class DifferingMethod:
 def differing_methods(replaced: Iterable[Replaced], table: Table) -> list[DifferingMethod]:
     """Return those of the methods `replaced` of a model that have none of their hashes in a table, each once.
 
-    After them come the functions that they call, see `called_of_others`. ValueError: the table has no such
+    After them come the functions that they call, see `called_of_others`. ConfigError: the table has no such
     class.
     """
     differing: dict[str, DifferingMethod] = {}
@@ -185,7 +190,10 @@ def differing_methods(replaced: Iterable[Replaced], table: Table) -> list[Differ
     for entry in entries:
         followed = table.get(entry.upstream)
         if followed is None:
-            raise ValueError(f'{TABLE}: has no class {entry.upstream!r}; expected one that a family follows')
+            raise ConfigError(
+                f'{TABLE} in the folder of the family: has no class {entry.upstream!r}, whose methods '
+                f'`replaced` names; expected its methods with their hashes'
+            )
         for method in entry.methods:
             absent = isinstance(entry.part, ModuleType) and not hasattr(entry.part, method)
             # a function that is absent: an older library, whose methods do not call it
@@ -238,14 +246,16 @@ def differing_steps(steps: Iterable[Mapping[str, Any]], table: Table) -> list[Di
         table: 'mmdet.Resize' and others -> method -> hashes of the versions that the rule follows.
     """
     differing: dict[str, DifferingMethod] = {}
-    for name in dict.fromkeys(str(step.get('type')) for step in steps):
-        kind = data_class(name, 'PIPELINES')
-        if kind is not None and not kind.__module__.startswith(LIBRARY_MODULES):
+    steps = [dict(type='Compose'), *steps]
+    names = dict.fromkeys(str(step.get('type')) for step in steps)
+    kinds = dict.fromkeys((name, kind) for name in names for kind in data_classes(name, 'PIPELINES'))
+    for name, kind in kinds:
+        if not kind.__module__.startswith(LIBRARY_MODULES):
             differing[name] = _described(name, source_of_class(kind), f'mmdet.{name}')
             continue
         attributes = [
             (f'{base.__name__}.{attribute}', getattr(value, '__func__', value))
-            for base in getattr(kind, '__mro__', ())
+            for base in kind.__mro__
             for attribute, value in vars(base).items()
         ]
         functions = {method: value for method, value in attributes if isinstance(value, FunctionType)}
@@ -259,34 +269,82 @@ def differing_steps(steps: Iterable[Mapping[str, Any]], table: Table) -> list[Di
                 differing[method] = _described(method, source_of_function(function), f'mmdet.{name}')
         if not copied:
             differing |= {method.name: method for method in called_of_others(functions.values())}
+    return [*differing.values(), *_differing_readers(steps)]
+
+
+def _differing_readers(steps: Iterable[Mapping[str, Any]]) -> list[DifferingMethod]:
+    """Return the user's methods that read the files of a pipeline, by mmcv's `file_client_args` of its steps.
+
+    The runtime reads a file as it is on the disk; a backend of the user's may decrypt or replace it.
+    """
+    from mmcv.fileio import FileClient
+
+    backends = {(step.get('file_client_args') or {}).get('backend', 'disk') for step in steps}
+    kinds = (FileClient._backends.get(backend) for backend in sorted(map(str, backends)))
+    methods = [(kind, getattr(kind, 'get', None)) for kind in kinds]
+    return [
+        _described(f'{kind.__name__}.get', source_of_function(method), 'mmcv.HardDiskBackend')
+        for kind, method in methods
+        if isinstance(method, FunctionType) and is_foreign(method)
+    ]
+
+
+def differing_datasets(settings: Iterable[Mapping[str, Any]], table: Table) -> list[DifferingMethod]:
+    """Return the methods of data sets that make a test picture, and are the user's or call its code.
+
+    A rule follows the steps of a pipeline; what a data set of the user's does before or after them, or to
+    the list of them where it is built, is in no file.
+
+    Args:
+        settings: those of a config's data set, and of the data sets that it wraps.
+        table: 'mmdet.CustomDataset' -> method -> hashes of the versions that do nothing else, those of
+            mmdet's other data sets and wrappers included.
+    """
+    followed = table.get('mmdet.CustomDataset', {})
+    differing: dict[str, DifferingMethod] = {}
+    kinds = (data_class(dataset.get('type'), 'DATASETS') for dataset in settings)
+    for kind in filter(None, kinds):
+        methods = [(name, getattr(kind, name, None)) for name in (*followed, '__init__')]
+        functions = {
+            name: value
+            for name, value in methods
+            if isinstance(value, FunctionType) and not value.__module__.startswith('mmdet3d.')
+        }
+        for name, function in functions.items():
+            is_passed_on = name == '__init__' and not _changes_pipeline(function)
+            if (
+                is_foreign(function)
+                and not is_passed_on
+                and _differing_source(function, followed.get(name, ()))
+            ):
+                method = f'{kind.__name__}.{name}'
+                differing[method] = _described(method, source_of_function(function), 'mmdet.CustomDataset')
+        followed_functions = [function for name, function in functions.items() if name != '__init__']
+        differing |= {method.name: method for method in called_of_others(followed_functions)}
     return list(differing.values())
 
 
-def differing_data_set(kind: type | None) -> list[DifferingMethod]:
-    """Return the methods by which the user's class of a data set makes a test sample in another way.
-
-    The pictures of a proof come from files, and not from the data set. Methods count that `__getitem__` of
-    the library's class leads to, but those for training; how infos are read does not count. With None, if no
-    class is known, the list is empty.
-    """
-    order = kind.__mro__ if kind is not None else ()
-    users = [
-        base for base in order if not base.__module__.startswith(LIBRARY_MODULES) and is_users_class(base)
-    ]
-    library = next((base for base in order if base not in users), object)
-    names, waiting = set(), {'__getitem__'}
-    while waiting:
-        names.add(name := waiting.pop())
-        code = getattr(getattr(library, name, None), '__code__', None)
-        called = set(code.co_names) if code is not None else set()
-        waiting |= {entry for entry in called if callable(getattr(library, entry, None))} - names
-    names = {name for name in names if 'train' not in name}
-    return [
-        _described(f'{base.__name__}.{name}', source_of_function(value), f'mmdet.{library.__name__}')
-        for base in users
-        for name, value in vars(base).items()
-        if name in names and isinstance(value, FunctionType)
-    ]
+def _changes_pipeline(function: FunctionType) -> bool:
+    """Return whether the `__init__` of a data set does more with `pipeline` than to pass it on."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, SyntaxError):
+        return 'pipeline' in (*function.__code__.co_names, *function.__code__.co_varnames)
+    passed: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition('.')[2] in (
+            '__init__',
+            'Compose',
+        ):
+            passed.update([*node.args, *(keyword.value for keyword in node.keywords)])
+        elif isinstance(node, ast.Assign) and ast.unparse(node.value) == 'Compose(pipeline)':
+            passed.update(node.targets)
+    named = (
+        node
+        for node in ast.walk(tree)
+        if 'pipeline' in (getattr(node, key, None) for key in ('id', 'attr', 'value'))
+    )
+    return any(node not in passed for node in named)
 
 
 def called_of_others(functions: Iterable[Any]) -> list[DifferingMethod]:

@@ -11,15 +11,25 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.core.config import test_dataset
+from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.families.base import LAYERS_FOLDER
+from mmdeploy_ext.families.building import data_class
+from mmdeploy_ext.families.replaced import differing_datasets, table_of
+from mmdeploy_ext.proving.inputs.users_dataset import UsersDataset
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from mmdeploy_ext.proving.inputs.users_dataset import Composer
 
     Step = Any
     """The dict of a step, or a callable that mmdet's `Compose` takes as one."""
@@ -52,6 +62,8 @@ class ConfigPipeline:
         edges: two numbers of pixels, the height that a narrow portrait and the width that a wide landscape is
             resized to, by which `picture_files.sample_files` makes samples; None if pictures keep their size.
         compose: `Compose` of the steps, of mmdet or mmdet3d.
+        dataset: the data set of `data.test` if the user's class does more than to call `compose`; else None.
+        note: what is said about such a class that cannot be run here; else ''.
     """
 
     def __init__(
@@ -72,21 +84,16 @@ class ConfigPipeline:
             KeyError: the config has no test pipeline.
             Exception: whatever mmdet raises about a step.
         """
-        steps = [copy.deepcopy(dict(step)) for step in test_steps(cfg)]
-        for step in steps:
-            if step.get('type') == 'LoadImageFromWebcam':
-                step['type'] = 'LoadImageFromFile'
+        steps = test_steps(cfg)
         self.edges = size
         scales = (step['img_scale'] for step in _all_dicts(steps) if step.get('img_scale'))
         if size is None and (scale := next(scales, None)):
             edge = int(max(scale[0] if isinstance(scale, list) else scale))
             self.edges = edge, edge
-        if normalisation:
-            _normalise_with(steps, normalisation)
-        if size is not None:
-            _fit(steps, size)
+        composer = functools.partial(_composed, size=size, normalisation=normalisation)
         with _without_warnings():
-            self.compose = _composer(steps)(steps)
+            self.compose = composer(steps)
+            self.dataset, self.note = _users_dataset(cfg, composer)
 
     def __call__(self, path: str | Path) -> PipelinePicture:
         """Prepare the picture in a file.
@@ -101,7 +108,7 @@ class ConfigPipeline:
         results = dict(img_info=img_info, img_prefix=None, proposals=BOXES.copy())
         results |= {f'{name}_fields': [] for name in ('bbox', 'mask', 'seg', 'bbox3d', 'pts_mask', 'pts_seg')}
         with _without_warnings():
-            data = self.compose(results)
+            data = self._sample_of_dataset(img_info) or self.compose(results)
         values = [data['img'], data['img_metas']]
         for index, value in enumerate(values):
             if isinstance(value, list):
@@ -110,6 +117,54 @@ class ConfigPipeline:
                 value = value[0]
             values[index] = value.data if isinstance(value, DataContainer) else value
         return PipelinePicture(np.asarray(values[0], np.float32), values[1])
+
+    def _sample_of_dataset(self, img_info: Mapping[str, Any]) -> Any:
+        if self.dataset is None:
+            return None
+        try:
+            return self.dataset.sample(img_info)
+        except Exception as error:  # a user's class raises what it likes, also about annotations
+            self.note = _note_on(type(self.dataset.dataset), error)
+            return None
+
+
+def _users_dataset(cfg: Any, composer: Composer) -> tuple[UsersDataset | None, str]:
+    """Return the data set of `data.test` if its class is the user's and makes pictures, and a note on it."""
+    settings = test_dataset(cfg)
+    kind = data_class(settings.get('type'), 'DATASETS')
+    if (
+        kind is None
+        or not settings.get('pipeline')
+        or not differing_datasets([settings], table_of(LAYERS_FOLDER))
+    ):
+        return None, ''
+    try:
+        return UsersDataset(kind, copy.deepcopy(settings), composer, BOXES), ''
+    except Exception as error:  # a user's class raises what it likes
+        return None, _note_on(kind, error)
+
+
+def _note_on(kind: type, error: BaseException) -> str:
+    return (
+        f'without {kind.__name__} of data.test, which raised {type(error).__name__}: {one_line(error)[:100]}'
+    )
+
+
+def _composed(
+    steps: Sequence[Step],
+    size: tuple[int, int] | None,
+    normalisation: Mapping[str, Sequence[float]] | None,
+) -> Any:
+    """Return `Compose` of a copy of the steps, with the changes of an export, see `ConfigPipeline`."""
+    steps = [copy.deepcopy(dict(step) if hasattr(step, 'get') else step) for step in steps]
+    for step in steps:
+        if hasattr(step, 'get') and step.get('type') == 'LoadImageFromWebcam':
+            step['type'] = 'LoadImageFromFile'
+    if normalisation:
+        _normalise_with(steps, normalisation)
+    if size is not None:
+        _fit(steps, size)
+    return _composer(steps)(steps)
 
 
 def test_steps(cfg: Any) -> Sequence[Any]:

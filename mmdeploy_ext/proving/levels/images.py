@@ -208,6 +208,8 @@ class ImageProof(ExportedProof):
         reference = next(prepared, None) or ImageReference(self.deployment, sample)
         self.first = self.first or reference
         cases = run_case(reference, self.backend)
+        for results in reference.results:
+            self.check_matching(results)
         reference.forget()
         return cases
 

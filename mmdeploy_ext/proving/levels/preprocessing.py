@@ -125,7 +125,8 @@ def compare_pictures(
         text = f'{type(error).__name__}: {one_line(error)[:300]}'
         return dataclasses.replace(result, error=text), []
     names = tuple(sample.name for sample in samples)
-    result = dataclasses.replace(result, samples=names, differences=tuple(differences))
+    note = ', '.join(filter(None, (result.note, pipeline.note)))
+    result = dataclasses.replace(result, note=note, samples=names, differences=tuple(differences))
     return result, prepared if result.passed else []
 
 

@@ -34,6 +34,7 @@ from mmdeploy_ext.proving.provenance import (
     training_notes,
 )
 from mmdeploy_ext.proving.results import EDITED, GraphResult
+from mmdeploy_ext.proving.tasks.blind_spots import blind_spots
 from mmdeploy_ext.proving.totals import ADVICE_FOR_IMAGES, total_reasons
 from mmdeploy_ext.proving.verdict import Verdict
 
@@ -292,6 +293,7 @@ class ExportedProof(Proof):
     def __init__(self, *arguments: Any) -> None:
         """Read the files as `Proof` does; for float16 files the engine gets the options of `proof_engine`."""
         super().__init__(*arguments)
+        self.overlooked: list[str] | None = None
         if self.metadata[-1].precision == 'fp16':
             self.engine = half_bars.proof_engine(self.kind, self.engine)
 
@@ -338,6 +340,18 @@ class ExportedProof(Proof):
         else:
             checks = check_structure(file.model, file.metadata)
         return [*checks, *provenance(self.deployment, file.metadata, rule, contract)]
+
+    def check_matching(self, results: Any) -> None:
+        """Look once whether the family's task tells other results from these, those of one image or sweep."""
+        if self.overlooked is None:
+            self.overlooked = blind_spots(self.deployment.family.task, results)
+
+    def reasons(self) -> list[str]:
+        if not self.overlooked:
+            return super().reasons()
+        task = self.deployment.family.task
+        overlooked = ', '.join(self.overlooked)
+        return [f'the matching of task {task!r} overlooks {overlooked}; correct its match_detections']
 
     def notes(self) -> list[str]:
         subject = 'the files were' if self.deployment.family.files else 'the file was'

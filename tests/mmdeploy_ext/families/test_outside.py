@@ -1,10 +1,12 @@
 """A family of a package of one's own, `outside_package`, with a task, options, checks and a runtime."""
 
+import functools
 import json
 import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -19,6 +21,7 @@ from mmdeploy_ext.core.errors import ConfigError, ModelFileError
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.tasks import task_module
+from mmdeploy_ext.proving.tasks.blind_spots import blind_spots
 from mmdeploy_ext.runtime import run_images
 from mmdeploy_ext.runtime.family_runtime import runtime_of
 
@@ -94,6 +97,35 @@ def test_the_same_by_functions(exported):
     assert made.files == [str(folder / 'other.onnx')] and made.options.radius == 'pixels'
     with mmdeploy_ext.open_model(made.files[0]) as model:
         assert len(model(read_image(PICTURE))) == 20
+
+
+@pytest.mark.parametrize(
+    ('edits', 'expected'),
+    [
+        ({}, []),
+        (dict(pixel_bar=1e9), ['other circles']),
+        (dict(score_bar=9.0), ['other scores']),
+    ],
+)
+def test_a_matching_that_overlooks_differences_is_refused(exported, monkeypatch, edits, expected):
+    from circles import task
+    from circles.runtime import Circles
+
+    monkeypatch.setattr(task, 'match_detections', functools.partial(task.match_detections, **edits))
+    places = np.array([[9, 9, 2], [40, 30, 5]], np.float32)
+    results = Circles(places, np.array([0.9, 0.6], np.float32), np.array([0, 1]))
+    assert blind_spots('circles.task', results) == expected
+    assert blind_spots('circles.task', results[:0]) is None
+
+
+def test_a_proof_fails_by_a_matching_that_overlooks_differences(exported, monkeypatch):
+    from circles import task
+
+    _, folder = exported
+    careless = functools.partial(task.match_detections, pixel_bar=1e9)
+    monkeypatch.setattr(task, 'match_detections', careless)
+    verdict = mmdeploy_ext.prove(CONFIG, folder / 'circles.pth', folder / 'm.onnx', asked=dict(radius='log'))
+    assert not verdict.passed and 'overlooks other circles' in verdict.reasons[-1]
 
 
 def test_the_same_file_is_drawn_by_its_runtime(exported, capsys):

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FunctionType
 
 import pytest
-from mmdet.datasets import CocoDataset
+from mmdet.datasets import CocoDataset, CustomDataset
 from mmdet.models.dense_heads import AnchorFreeHead
 from torch import nn
 
@@ -418,13 +418,73 @@ def test_a_step_of_a_copy_of_mmdet_is_named_if_it_was_edited_and_not_in_its_repr
     assert named == dict(none=[], repr=[], call=['Normalize.__call__'])
 
 
-def test_the_installed_steps_of_a_pipeline_are_in_the_table():
+def test_a_step_that_the_user_has_in_mmdets_registry_is_named_beside_one_of_mmdet3d(monkeypatch):
     from mmdet.datasets.builder import PIPELINES
+    from mmdet3d.datasets.builder import PIPELINES as OF_MMDET3D
+
+    kind = type('MultiScaleFlipAug', (PIPELINES.get('MultiScaleFlipAug'),), {})
+    assert 'MultiScaleFlipAug' in OF_MMDET3D.module_dict
+    monkeypatch.setitem(PIPELINES.module_dict, 'MultiScaleFlipAug', kind)
+    steps = [dict(type='MultiScaleFlipAug')]
+    assert [step.name for step in replaced.differing_steps(steps, {})] == ['MultiScaleFlipAug']
+
+
+def test_compose_and_what_reads_files_are_named_if_they_are_the_users(monkeypatch):
+    from mmcv.fileio import FileClient
+    from mmcv.fileio.file_client import HardDiskBackend
+    from mmdet.datasets.pipelines import Compose
+
+    encrypted = type('Encrypted', (HardDiskBackend,), dict(get=lambda backend, path: b''))
+    monkeypatch.setitem(FileClient._backends, 'encrypted', encrypted)
+    monkeypatch.setattr(Compose, '__call__', lambda compose, data: data)
+    steps = [dict(type='LoadImageFromFile', file_client_args=dict(backend='encrypted'))]
+    table = replaced.table_of(LAYERS_FOLDER)
+    assert [step.name for step in replaced.differing_steps(steps, table)] == [
+        'Compose.__call__',
+        'Encrypted.get',
+    ]
+
+
+def dataset_of_users(name, **methods):
+    from mmdet.datasets import CocoDataset
+
+    return type(name, (CocoDataset,), methods)
+
+
+def init_that_passes_on(self, *args, pipeline=None, extra=1, **kwargs):
+    CustomDataset.__init__(self, *args, pipeline=pipeline, **kwargs)
+
+
+def init_that_edits(self, *args, pipeline=None, **kwargs):
+    pipeline[0]['type'] = 'LoadTwo'
+    CustomDataset.__init__(self, *args, pipeline=pipeline, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ('methods', 'expected'),
+    [
+        (dict(evaluate=lambda *_: {}, CLASSES=('a',)), []),
+        (dict(__init__=init_that_passes_on), []),
+        (dict(__init__=init_that_edits), ['Mine.__init__']),
+        (dict(pre_pipeline=lambda dataset, results: None), ['Mine.pre_pipeline']),
+        (dict(prepare_test_img=lambda dataset, index: {}), ['Mine.prepare_test_img']),
+        (dict(__getitem__=lambda dataset, index: {}), ['Mine.__getitem__']),
+    ],
+)
+def test_methods_of_a_users_data_set_that_make_test_pictures_are_named(methods, expected):
+    settings = [dict(type=dataset_of_users('Mine', **methods))]
+    differing = replaced.differing_datasets(settings, replaced.table_of(LAYERS_FOLDER))
+    assert [method.name for method in differing] == expected
+
+
+def test_the_installed_steps_of_a_pipeline_are_in_the_table():
+    from mmdet.datasets.builder import DATASETS, PIPELINES
 
     for kind, methods in replaced.table_of(LAYERS_FOLDER).items():
         library, _, name = kind.partition('mmdet.')
-        if not library and name and PIPELINES.get(name):
-            hashes = {method: replaced.hash_of(getattr(PIPELINES.get(name), method)) for method in methods}
+        part = PIPELINES.get(name) or DATASETS.get(name)
+        if not library and name and part:
+            hashes = {method: replaced.hash_of(getattr(part, method)) for method in methods}
             assert all(hashes[method] in methods[method] for method in methods), kind
 
 

@@ -8,6 +8,7 @@ import types
 import cv2
 import numpy as np
 import pytest
+from mmdet.datasets import CocoDataset
 
 import toy_atss
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
@@ -261,3 +262,46 @@ def test_a_whole_proof_has_the_line_and_names_other_copies_of_packages(tmp_path,
         verdict = check_files(deployment, path, samples)
     assert all(check.passed for check in verdict.structure) and verdict.graphs[0].equal
     assert not verdict.passed and verdict.preprocessing.differences
+
+
+def dataset_config(kind):
+    cfg = copy.deepcopy(TOY)
+    cfg.data.test.type = kind
+    return cfg
+
+
+def brighter(dataset, index):
+    results = CocoDataset.prepare_test_img(dataset, index)
+    return dict(results, img=[image * 2 for image in results['img']])
+
+
+def init_without_rgb(self, *args, pipeline=None, **kwargs):
+    pipeline[1]['transforms'][2]['to_rgb'] = False
+    CocoDataset.__init__(self, *args, pipeline=pipeline, **kwargs)
+
+
+@pytest.mark.parametrize('size', SIZES[:2])
+@pytest.mark.parametrize('methods', [dict(prepare_test_img=brighter), dict(__init__=init_without_rgb)])
+def test_what_a_users_data_set_does_to_pictures_is_compared(size, methods):
+    kind = type('Mine', (CocoDataset,), methods)
+    result = compared(dataset_config(kind), size)
+    assert not result.passed and 'tensor' in {difference.name for difference in result.differences}
+
+
+def test_a_users_data_set_that_needs_its_annotations_is_left_out_and_named():
+    def prepare(dataset, index):
+        return dataset.coco.imgs[index]
+
+    result = compared(dataset_config(type('Mine', (CocoDataset,), dict(prepare_test_img=prepare))))
+    assert result.passed and 'without Mine of data.test, which raised AttributeError' in result.note
+
+
+def test_a_users_data_set_that_prepares_as_mmdet_does_passes():
+    def prepare(dataset, index):
+        info = dataset.data_infos[index]
+        results = dict(img_info=info, tag=info['width'] * info['height'])
+        dataset.pre_pipeline(results)
+        return dataset.pipeline(results)
+
+    result = compared(dataset_config(type('Mine', (CocoDataset,), dict(prepare_test_img=prepare))), SIZES[1])
+    assert result.passed and 'Mine' not in result.note

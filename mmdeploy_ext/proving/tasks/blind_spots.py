@@ -1,0 +1,55 @@
+"""What the matching of a task overlooks: that of another package may accept anything."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.proving.tasks import TASKS, task_module
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def blind_spots(task: str, results: Any) -> list[str] | None:
+    """Return the differences of results that the matching of a task calls equal, such as 'other scores'.
+
+    The results are matched with themselves, changed: without the best one, with half the scores, with other
+    labels, and with other values in each further array of numbers or truths that has a row per result.
+
+    Args:
+        task: a name that `task_module` takes; the tasks of this package overlook nothing.
+        results: what PyTorch found in one image or sweep, a data class of arrays.
+
+    Returns:
+        None if these results do not tell: there are none that count, or they cannot be changed.
+    """
+    if task in TASKS:
+        return []
+    match = task_module(task).match_detections
+    if not dataclasses.is_dataclass(results) or not match('unchanged', results, results).matched:
+        return None
+    return [name for name, changed in _changed(results) if _accepts(match, results, changed)]
+
+
+def _changed(results: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the name of a change and the results with it."""
+    yield 'a missing result', results[1:]
+    yield 'other scores', dataclasses.replace(results, scores=results.scores * np.float32(0.5))
+    yield 'other labels', dataclasses.replace(results, labels=results.labels + 1)
+    for field in dataclasses.fields(results):
+        values = getattr(results, field.name)
+        if field.name == 'scores' or np.shape(values)[:1] != (len(results),):
+            continue
+        if values.dtype.kind in 'fb':
+            other = ~values if values.dtype.kind == 'b' else (values * 1.25 + 1).astype(values.dtype)
+            yield f'other {field.name}', dataclasses.replace(results, **{field.name: other})
+
+
+def _accepts(match: Any, results: Any, changed: Any) -> bool:
+    try:
+        return bool(match('changed', results, changed).passed)
+    except (ValueError, TypeError, IndexError, KeyError, ArithmeticError):
+        return False  # it does not call them equal
