@@ -6,6 +6,8 @@ Of a model there are two configs, X_pth.py and X_onnx.py; below, the `_pth` run 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli.tested_models import FrameModel, ImageModel, TestedModel, check_dataset
 from mmdeploy_ext.core import cli, distributed
 from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.config import load_config, test_datasets
 from mmdeploy_ext.core.errors import ModelFileError, UsageError, after_weights
 from mmdeploy_ext.core.files import atomic_path, check_writable
 from mmdeploy_ext.engines import BACKENDS
@@ -223,6 +225,22 @@ def model_facts(deployment: Deployment) -> dict[str, str]:
     )
 
 
+def run_facts(deployment: Deployment) -> dict[str, str]:
+    """Return `code_sha256` and `dataset_sha256`, facts about a run that decide its metrics, too.
+
+    They are of the source of the model's classes, see `Deployment.model_classes`, and of the settings of
+    `data.test` but its pipeline, which `config_sha256` has.
+    """
+    classes = [entry.to_json() for entry in deployment.model_classes]
+    datasets = [
+        {key: value for key, value in settings.items() if key not in ('pipeline', 'dataset')}
+        for settings in test_datasets(deployment.cfg)
+    ]
+    facts = dict(code_sha256=classes, dataset_sha256=datasets)
+    texts = {name: json.dumps(entries, sort_keys=True, default=str) for name, entries in facts.items()}
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+
+
 def finish(
     deployment: Deployment,
     tested: TestedModel,
@@ -262,7 +280,7 @@ def finish(
     if not args.eval:
         return 0
     settings = tested.settings
-    facts = dict(model_facts(deployment), samples=len(dataset), processes=processes)
+    facts = dict(model_facts(deployment), **run_facts(deployment), samples=len(dataset), processes=processes)
     facts['memory'] = settings.get('memory', 'keep')
     metrics = evaluation.evaluate(deployment.cfg, dataset, results, args.eval, eval_options)
     precision = backend_config.precision(settings)

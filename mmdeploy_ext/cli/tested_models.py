@@ -135,18 +135,24 @@ class ImageModel(TestedModel):
 
     @contextlib.contextmanager
     def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> Iterator[Network]:
-        """Yield the stages of the export in PyTorch, in float32, whatever the precision of the file is.
+        """Yield the model in PyTorch, by its own test path; the stages of the export give dumped tensors.
 
-        `dump` writes the tensors of samples; None writes none.
+        Both run in float32, whatever the precision of the file is. `dump` writes the tensors of samples; None
+        writes none.
         """
+        from mmdeploy_ext.evaluate.detector import TorchDetector
         from mmdeploy_ext.exporting.files import make_metadata
+        from mmdeploy_ext.exporting.fold import fuse
 
         options = self.options.replace(precision='fp32', fp16_io=False, keep_fp32=())
         metadata = make_metadata(deployment, options)
         stages = deployment.family.stages(deployment.model, options, fold=self.args.fuse_conv_bn)
         device = str(next(deployment.model.parameters()).device)
+        model = fuse(deployment.model) if self.args.fuse_conv_bn else deployment.model
         with build_backend('TorchBackend', stages, metadata.spec, device=device) as backend:
-            yield self._network(deployment, backend, metadata, dump)
+            network = self._network(deployment, backend, metadata, dump)
+            show, network.show = network.show, None
+            yield TorchDetector(model, network, show)
 
     def _network(
         self, deployment: Deployment, backend: Backend, metadata: Metadata, dump: DumpWriter | None = None

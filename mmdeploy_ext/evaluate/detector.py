@@ -82,6 +82,32 @@ class BackendDetector(Network):
         Raises:
             ShapeError: test-time augmentation, or the backend does not take the images.
         """
+        views, metas, images = self.prepared(data)
+        detections: dict[int, Scored] = {}
+        for group in self.family.batches(images):
+            group_indices = [indices[position] for position in group]
+            feeds = self.family.feeds([self.fit(images[position]) for position in group], rescale=True)
+            inputs = {name: feeds[name] for name in self.backend.spec.input_names if name in feeds}
+            with collect_taps() as taps:
+                outputs = self.backend.infer(inputs)
+            if self.dump is not None:
+                inner = {name: tensor.cpu().numpy() for name, tensor in taps.items()}
+                self._write(group_indices, {**feeds, **inner, **outputs})
+            results = self.family.detections(self.metadata, outputs, feeds)
+            detections |= zip(group, results, strict=True)
+        if self.show:
+            for position, meta in enumerate(metas):
+                self.show.write(views[0][position], meta, detections[position])
+        classes = len(self.metadata.classes)
+        return [self.family.result(detections[position], classes) for position in range(len(images))]
+
+    def prepared(
+        self, data: Mapping[str, Any]
+    ) -> tuple[Sequence[torch.Tensor], Sequence[Mapping[str, Any]], list[PreparedImage]]:
+        """Return the views of a batch, the metas of its images, and these as the family takes them.
+
+        `data` is that of `run`. ShapeError: test-time augmentation.
+        """
         from mmcv.parallel import scatter_kwargs
 
         _, (data,) = scatter_kwargs((), dict(data), [-1])
@@ -99,25 +125,9 @@ class BackendDetector(Network):
             _prepared(tensor.cpu().numpy(), meta, boxes, camera)
             for tensor, meta, boxes in zip(views[0], metas, proposals, strict=True)
         ]
-        detections: dict[int, Scored] = {}
-        for group in self.family.batches(images):
-            group_indices = [indices[position] for position in group]
-            feeds = self.family.feeds([self._fit(images[position]) for position in group], rescale=True)
-            inputs = {name: feeds[name] for name in self.backend.spec.input_names if name in feeds}
-            with collect_taps() as taps:
-                outputs = self.backend.infer(inputs)
-            if self.dump is not None:
-                inner = {name: tensor.cpu().numpy() for name, tensor in taps.items()}
-                self._write(group_indices, {**feeds, **inner, **outputs})
-            results = self.family.detections(self.metadata, outputs, feeds)
-            detections |= zip(group, results, strict=True)
-        if self.show:
-            for position, meta in enumerate(metas):
-                self.show.write(views[0][position], meta, detections[position])
-        classes = len(self.metadata.classes)
-        return [self.family.result(detections[position], classes) for position in range(len(images))]
+        return views, metas, images
 
-    def _fit(self, image: PreparedImage) -> PreparedImage:
+    def fit(self, image: PreparedImage) -> PreparedImage:
         """Pad an image to the size of a fixed graph; the spec refuses larger images."""
         axes = self.backend.spec.inputs[0].axes
         if not all(isinstance(axis, int) for axis in axes[2:]):
@@ -137,6 +147,40 @@ class BackendDetector(Network):
                 rows = slice(position, position + 1)
                 arrays = {name: array if name in shared else array[rows] for name, array in tensors.items()}
                 self.dump.write(index, arrays, meanings=meanings)
+
+
+@dataclasses.dataclass(eq=False)
+class TorchDetector(Network):
+    """The PyTorch model of images, by the test path with which proofs compare, whatever an export replaces.
+
+    Attributes:
+        model: the model in evaluation mode.
+        stages: the stages of an export in PyTorch, which run for samples that are dumped alone.
+        show: draws detections while it runs; None draws none.
+    """
+
+    model: nn.Module
+    stages: BackendDetector
+    show: Show | None = None
+
+    def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
+        """Return the model's results of a batch, see `BackendDetector.run`.
+
+        Images are padded to the size of a fixed graph, as they are for its file.
+        """
+        stages = self.stages
+        views, metas, images = stages.prepared(data)
+        if stages.dump is not None and any(map(stages.dump.wants, indices)):
+            stages.run(data, indices)
+        fitted = [
+            dataclasses.replace(stages.fit(image), collected=meta)
+            for image, meta in zip(images, metas, strict=True)
+        ]
+        detections = stages.family.reference_detections(self.model, fitted, rescale=True)
+        if self.show:
+            for view, meta, of_image in zip(views[0], metas, detections, strict=True):
+                self.show.write(view, meta, of_image)
+        return [stages.family.result(of_image, len(stages.metadata.classes)) for of_image in detections]
 
 
 @dataclasses.dataclass(eq=False)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.evaluate.loop import Network
 
-SAME = ('config_sha256', 'checkpoint_sha256', 'samples', 'memory')
+SAME = ('config_sha256', 'checkpoint_sha256', 'code_sha256', 'dataset_sha256', 'samples', 'memory')
 """Facts of a run that have to be equal for its metrics to be compared."""
 NO_METRICS = (
     'the evaluator gave none, as it does where nothing was detected in any image; use a trained checkpoint '
@@ -122,8 +122,8 @@ def keep_metrics(
         folder: work directory of the `_pth` and the `_onnx` run.
         kind: registered name of the backend, such as 'OnnxRuntimeBackend'.
         metrics: name -> value.
-        facts: `config`, `config_sha256`, `checkpoint_sha256`, number of `samples` and of `processes` of the
-            run, and its `memory`: 'keep', or 'reset' if a streaming model forgets every frame.
+        facts: `config`, the hashes of `SAME`, number of `samples` and of `processes` of the run, and its
+            `memory`: 'keep', or 'reset' if a streaming model forgets every frame.
         precision: precision of the engine's network, see `metric_bar`.
 
     Returns:
@@ -146,7 +146,8 @@ def keep_metrics(
     reference = read_json(reference_path)
     if any(reference.get(key) != facts[key] for key in SAME):
         print(metrics)
-        print(f'{reference_path} is of another config, checkpoint, number of samples or memory: not compared')
+        other = 'config, checkpoint, source of the model, data set, number of samples or memory'
+        print(f'{reference_path} is of another {other}: not compared')
         return True
     rows = metric_rows(reference['metrics'], metrics, metric_bar(precision))
     if not rows:

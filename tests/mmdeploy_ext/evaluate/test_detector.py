@@ -13,7 +13,7 @@ from mmdeploy_ext.core.distributed import Ranks
 from mmdeploy_ext.core.dump import DumpWriter, load_dump
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.evaluate import detector as detector_module
-from mmdeploy_ext.evaluate.detector import BackendDetector, Show
+from mmdeploy_ext.evaluate.detector import BackendDetector, Show, TorchDetector
 from mmdeploy_ext.evaluate.loop import collect
 from mmdeploy_ext.runtime.detections import Detections, Scored
 
@@ -69,6 +69,18 @@ def test_results_and_dumps_of_a_split_batch_are_those_of_their_samples(tmp_path)
 def test_augmented_images_are_refused(tmp_path):
     with pytest.raises(ShapeError, match='got 2 augmentations'):
         detector(tmp_path).run(batch(views=2), [0, 1, 2])
+
+
+def test_results_in_pytorch_are_those_of_the_models_own_test_path_and_tensors_those_of_the_stages(tmp_path):
+    class Tested(Echo):
+        def reference_detections(self, model, images, rescale):
+            assert rescale and all(image.collected['scale_factor'] == 1 for image in images)
+            return self.detections(None, dict(first=[model(image.tensor) for image in images]), {})
+
+    stages = dataclasses.replace(detector(tmp_path), family=Tested())
+    network = TorchDetector(lambda tensor: 2 * tensor[0, 0, 0], stages)
+    assert [result[0][0, 0] for result in network.run(batch(), [3, 4, 5])] == [20, 22, 24]
+    assert [load_dump(tmp_path / f'00000{index}')[0]['first'] for index in (4, 5)] == [[11], [12]]
 
 
 @dataclasses.dataclass(frozen=True)

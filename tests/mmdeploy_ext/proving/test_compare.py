@@ -249,12 +249,20 @@ def test_metrics_of_a_data_set_without_objects_are_no_proof(value, tmp_path, cap
     none, some = dict(mAP=value, mAP_s=value), dict(mAP=0.5, mAP_s=value)
     assert [row.passed for row in dataset.proof_rows(none, none, 0.0005)] == [True, True, False]
     assert all(row.passed for row in dataset.proof_rows(some, some, 0.0005))
-    facts = dict(config='c', config_sha256='1', checkpoint_sha256='2', samples=1, memory='keep', processes=1)
+    facts = dict.fromkeys(dataset.SAME, '1') | dict(config='c', processes=1)
     for metrics, passed in ((none, False), (some, True)):
         for kind in ('TorchBackend', 'OnnxRuntimeBackend'):
             kept = dataset.keep_metrics(tmp_path, kind, metrics, facts, 'fp32')
         is_vacuous = 'NOT PROVEN: nothing was compared, every metric is NaN' in capsys.readouterr().out
         assert kept == passed == (not is_vacuous)
+
+
+@pytest.mark.parametrize('fact', ['code_sha256', 'dataset_sha256'])
+def test_metrics_of_another_source_of_the_model_or_data_set_are_not_compared(fact, tmp_path, capsys):
+    facts = dict.fromkeys(dataset.SAME, '1') | dict(config='c', processes=1)
+    dataset.keep_metrics(tmp_path, 'TorchBackend', dict(mAP=0.5), facts | {fact: '2'}, 'fp32')
+    assert dataset.keep_metrics(tmp_path, 'OnnxRuntimeBackend', dict(mAP=0.3), facts, 'fp32')
+    assert 'not compared' in capsys.readouterr().out
 
 
 def distance(array, reference, dtype=np.float32) -> ArrayDistance:
