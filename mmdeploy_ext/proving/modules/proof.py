@@ -344,7 +344,7 @@ class ModuleProof:
     def _traced_lines(self) -> list[TracedLine]:
         """Return what the graph has as its example had it, see `traced_code.py`."""
         first = self.calls[0]
-        other = next((call for call in self._resized() if not self._refusal(call)), None)
+        other = self._resized_everywhere()
         module = FlatModule(self.module, first, self.inputs, self.outputs).eval()
         inputs, other_inputs = (
             [call.tensors[name].clone() for name in self.inputs.values()] for call in (first, other or first)
@@ -409,11 +409,26 @@ class ModuleProof:
                 'the file has no dynamic axis: it is proven at the sizes of the samples'
             )
 
+    def _dynamic_axes(self) -> tuple[dict[str, list[tuple[str, int]]], dict[str, int]]:
+        tensors = {self.file_inputs[name]: module_name for name, module_name in self.inputs.items()}
+        return dynamic_axes(tensors, self.calls[0])
+
+    def _resized_everywhere(self) -> ModuleCall | None:
+        """Return the first sample with another size of every dynamic axis of which the module takes one.
+
+        None if there is no such axis.
+        """
+        call = first = self.calls[0]
+        places, sizes = self._dynamic_axes()
+        for letter, axes in places.items():
+            larger = [resized(call, 'other sizes', axes, sizes[letter] + more) for more in (1, STEP)]
+            call = next((other for other in larger if not self._refusal(other)), call)
+        return None if call is first else call
+
     def _resized(self) -> Iterator[ModuleCall]:
         """Yield the first sample at other sizes of each dynamic axis."""
         first = self.calls[0]
-        tensors = {self.file_inputs[name]: module_name for name, module_name in self.inputs.items()}
-        places, sizes = dynamic_axes(tensors, first)
+        places, sizes = self._dynamic_axes()
         for letter, axes in places.items():
             next_size = sizes[letter] + 1
             for size in other_sizes(sizes[letter], axes[0][1]):

@@ -669,3 +669,16 @@ def test_inputs_decide_where_a_module_chooses_or_keeps_state(tmp_path, by, is_dy
     verdict = mmdeploy_ext.prove_module(module, path, [torch.rand(4), torch.rand(4)])
     assert verdict.proven and verdict.graph_equal
     assert verdict.title.startswith('PROVEN ON ') == bool(reason) and reason in verdict.title
+
+
+class ChoosingByWidth(torch.nn.Module):
+    def forward(self, x):
+        return x * 2 + 1 if x.shape[1] > 400 else x + 1
+
+
+def test_a_choice_by_the_size_of_any_dynamic_axis_is_found(tmp_path):
+    module, path, axes = ChoosingByWidth().eval(), tmp_path / 'm.onnx', {0: 'N', 1: 'W'}
+    names = dict(input_names=['x'], output_names=['y'], dynamic_axes=dict(x=axes, y=axes))
+    torch.onnx.export(module, torch.rand(1, 4), str(path), dynamo=False, opset_version=17, **names)
+    verdict = mmdeploy_ext.prove_module(module, path, [torch.rand(1, 4), torch.rand(1, 4)])
+    assert verdict.proven and 'chooses by sizes' in verdict.title
