@@ -195,6 +195,16 @@ def test_a_tie_at_the_cut_has_to_be_a_result_of_the_longer_list():
     assert not row.passed and (row.missing, row.extra) == (1, 1)
 
 
+@pytest.mark.parametrize(('box', 'passed'), [([230, 200, 330, 280], True), ([228, 200, 328, 280], False)])
+def test_two_results_that_overlap_may_be_swapped_at_the_cut_as_the_longer_list_tells(box, passed):
+    boxes = np.concatenate([SCENE.bboxes_xyxy, np.float32([[230, 200, 330, 280]])])
+    longer = Detections(boxes, np.append(SCENE.scores, np.float32(0.1)), np.append(SCENE.labels, 2))
+    row = match_detections('a.jpg', SCENE, cut(box, 0.10002), capacity=4, beyond=lambda: longer)
+    assert (row.passed, row.matched, row.outside, row.ties) == (passed, 3, 0 if passed else 1, 0)
+    higher = match_detections('a.jpg', SCENE, cut(box, 0.11), capacity=4, beyond=lambda: longer)
+    assert not higher.passed, 'that score is no tie'
+
+
 def test_the_longer_list_is_asked_for_only_where_something_is_to_be_excused():
     def never():
         raise AssertionError('not needed')
