@@ -24,6 +24,7 @@ from mmdeploy_ext.exporting.ops.backbone_attention import sizes_traced
 from mmdeploy_ext.exporting.ops.empty_writes import without_empty_writes
 from mmdeploy_ext.exporting.ops.linspace import linspace_of_its_type, linspace_of_one_step
 from mmdeploy_ext.exporting.ops.operator import translations
+from mmdeploy_ext.exporting.ops.unbatched_pooling import with_a_batch
 from mmdeploy_ext.graph.io.operators import opsets_of
 from mmdeploy_ext.graph.passes.interface import check_axes, name_ends
 from mmdeploy_ext.graph.passes.simplify import suppress_output
@@ -233,7 +234,8 @@ def _export_torchscript(
     without_graph = mock.patch.object(torch._C, '_jit_onnx_log', lambda *_: None)
     has_dynamic_sizes = any(axis > 0 for name in stage.inputs for axis in dynamic.get(name, {}))
     steps = linspace_of_one_step() if has_dynamic_sizes else linspace_of_its_type()
-    with steps, contextlib.nullcontext() if has_dynamic_sizes else without_empty_writes(), without_graph:
+    writes = contextlib.nullcontext() if has_dynamic_sizes else without_empty_writes()
+    with steps, writes, with_a_batch(), without_graph:
         torch.onnx.export(
             stage.module,
             args,

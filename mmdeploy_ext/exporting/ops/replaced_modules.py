@@ -1,5 +1,7 @@
 """Modules of mmcv and mmdet that are replaced in the copy that is exported; see `fold.PREPARATIONS`."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -86,13 +88,17 @@ def keep_position_bias(module: nn.Module) -> None:
     """Add the buffer `relative_position_bias` to `module`, if it is a window attention (Swin).
 
     It holds (M, T, T), M heads and T tokens of a window: the rows that the module looks up in
-    `relative_position_bias_table`. Modules without such a table, or without its indices, stay as they are.
-    The exporter folds the lookup, and the structure check compares the constant with this buffer.
+    `relative_position_bias_table` (rows, M) by T * T indices, which may be in one axis. Modules without such
+    a table, or without its indices, stay as they are. The exporter folds the lookup, and the structure check
+    compares the constant with this buffer.
     """
+    table = getattr(module, 'relative_position_bias_table', None)
     index = getattr(module, 'relative_position_index', None)
-    if hasattr(module, 'relative_position_bias_table') and isinstance(index, torch.Tensor):
-        rows = module.relative_position_bias_table[module.relative_position_index.flatten()]
-        bias = rows.reshape(*module.relative_position_index.shape, -1).permute(2, 0, 1).contiguous()
+    if not isinstance(table, torch.Tensor) or not isinstance(index, torch.Tensor) or table.ndim != 2:
+        return
+    tokens = math.isqrt(index.numel())
+    if tokens**2 == index.numel():
+        bias = table[index.flatten()].t().reshape(-1, tokens, tokens).contiguous()
         module.register_buffer('relative_position_bias', bias.detach())
 
 

@@ -1,5 +1,7 @@
 """Parts of Swin and PVT that are computed from traced sizes equal mmdet's, and leave mmdet's as they are."""
 
+import math
+
 import pytest
 import torch
 from mmdet.models.backbones.pvt import SpatialReductionAttention
@@ -9,6 +11,7 @@ from mmdet.models.utils.transformer import AdaptivePadding
 from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.ops.backbone_attention import SIZED, sizes_traced
+from mmdeploy_ext.exporting.ops.replaced_modules import keep_position_bias
 from mmdeploy_ext.families.base import FAMILIES, LAYERS_FOLDER
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.replaced import differing_methods, replaced_layers, table_of
@@ -88,3 +91,15 @@ def test_a_backbone_with_other_attention_is_refused_at_any_size(monkeypatch):
     with pytest.raises(UsageError, match=r'--dynamic-export: SwinTransformer of .*ShiftWindowMSA'):
         detector_parts.check(model, options)
     detector_parts.check(model, Options(IMAGE, height=128, width=160))
+
+
+@pytest.mark.parametrize(('shape', 'kept'), [((4, 4), True), ((16,), True), ((15,), False)])
+def test_a_bias_by_positions_is_kept_whatever_the_axes_of_its_indices(shape, kept):
+    module = torch.nn.Module()
+    module.relative_position_bias_table = torch.nn.Parameter(torch.rand(9, 2))
+    module.relative_position_index = (torch.arange(math.prod(shape)) % 9).reshape(shape)
+    keep_position_bias(module)
+    assert hasattr(module, 'relative_position_bias') == kept
+    if kept:
+        looked_up = module.relative_position_bias_table[module.relative_position_index].view(4, 4, 2)
+        assert module.relative_position_bias.equal(looked_up.permute(2, 0, 1))
