@@ -27,6 +27,7 @@ PACKAGES = {
     'flash_attn': 'flash-attn',
     'fvcore': 'fvcore',
     'ipdb': 'ipdb',
+    'transformers': 'transformers',
     'xformers': 'xformers',
 }
 """Packages that are replaced if they are absent -> names for pip."""

@@ -9,12 +9,18 @@ import ast
 import functools
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Sequence
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from mmdeploy_ext.compat.import_hook import Execute, after, patch, patched
+from mmdeploy_ext.core.errors import ConfigError
+
+OLDEST_MMDET = 2, 6
+"""Major and minor version of the oldest mmdet that families work with."""
 
 
 def _string_constants(module: ModuleType) -> dict[str, str]:
@@ -40,10 +46,20 @@ def _release(version: str) -> Sequence[int]:
 def mmdet_version_check(module: ModuleType, execute: Execute) -> bool:
     """A copy of mmdet in a repository asserts an mmcv of its time: it sees the newest that it takes.
 
-    Other patches add what today's mmcv lacks or does otherwise.
+    Other patches add what today's mmcv lacks or does otherwise. Versions before `OLDEST_MMDET`, whose
+    operators are in mmdet itself, are a ConfigError.
     """
     import mmcv
 
+    folder = Path(module.__spec__.origin or '').parent
+    text = (folder / 'version.py').read_text('utf-8') if (folder / 'version.py').is_file() else ''
+    version = re.search(r'^__version__\s*=\s*[\'"](\d+\.\d+[^\'"]*)', text, re.MULTILINE)
+    if version and tuple(_release(version[1])[:2]) < OLDEST_MMDET:
+        oldest = '.'.join(map(str, OLDEST_MMDET))
+        raise ConfigError(
+            f'{folder}: is mmdet {version[1]}; expected {oldest} or newer: put the modules of your own '
+            f'beside such a version, and name them with --cfg-options custom_imports.imports=MODULE'
+        )
     newest = _string_constants(module).get('mmcv_maximum_version', mmcv.__version__)
     if _release(mmcv.__version__) <= _release(newest):
         execute()
@@ -262,6 +278,31 @@ def dcnv3_without_extension(module: ModuleType, execute: Execute) -> bool:
     return _without_extension(module, execute, 'DCNv3', 'DCNv3Function', dcnv3_forward)
 
 
+@patch('DCNv4.functions.dcnv4_func', versions='DCNv4 4b848f7')
+def dcnv4_without_extension(module: ModuleType, execute: Execute) -> bool:
+    """DCNv4 imports its compiled extension, which is built for GPUs; without it PyTorch computes."""
+    from mmdeploy_ext.compat.plain_kernels import dcnv4_forward
+
+    return _without_extension(module, execute, 'DCNv4.ext', 'DCNv4Function', dcnv4_forward)
+
+
+@patch(
+    'DCNv4.functions.flash_deform_attn_func', 'mmdet_custom.models.dense_heads.msda', versions='DCNv4 4b848f7'
+)
+def flash_deform_attn_without_extension(module: ModuleType, execute: Execute) -> bool:
+    """DCNv4's attention imports the same extension, beside its convolution, and asks for a GPU at its import.
+
+    It can be imported without both; its function fails when it is called.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return _without_extension(module, execute, 'DCNv4.ext')
+    some_gpu = SimpleNamespace(major=8, minor=0)  # compute capability
+    with patched(torch.cuda, get_device_properties=lambda device: some_gpu):
+        return _without_extension(module, execute, 'DCNv4.ext')
+
+
 @patch('ops.functions.ms_deform_attn_func', versions='ViT-Adapter fd64a51')
 def ms_deform_attn_without_extension(module: ModuleType, execute: Execute) -> bool:
     """ViT-Adapter imports Deformable DETR's extension, built for GPUs; without it PyTorch computes."""
@@ -272,11 +313,16 @@ def ms_deform_attn_without_extension(module: ModuleType, execute: Execute) -> bo
 
 
 def _without_extension(
-    module: ModuleType, execute: Execute, extension: str, function: str, compute: Callable[..., Any]
+    module: ModuleType,
+    execute: Execute,
+    extension: str,
+    function: str = '',
+    compute: Callable[..., Any] | None = None,
 ) -> bool:
     """Run a module that imports a compiled extension; if that is absent, `compute` stands for its function.
 
-    `function` is the name of the function of autograd that calls the extension. Return whether it is absent.
+    `function` is the name of the function of autograd that calls the extension; with '' nothing stands for
+    it. Return whether the extension is absent.
     """
     if importlib.util.find_spec(extension) is not None:
         execute()
@@ -286,7 +332,8 @@ def _without_extension(
         execute()
     finally:
         del sys.modules[extension]
-    setattr(module, function, type(function, (), dict(apply=staticmethod(compute))))
+    if compute is not None:
+        setattr(module, function, type(function, (), dict(apply=staticmethod(compute))))
     return True
 
 

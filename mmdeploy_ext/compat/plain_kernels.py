@@ -173,6 +173,7 @@ def dcnv3_forward(
     group_channels: int,
     offset_scale: float,
     *_: Any,
+    has_centre: bool = True,
 ) -> Tensor:
     """Return (B, h, w, G * D): sums of bilinear samples around each place, weighted by the mask.
 
@@ -197,10 +198,10 @@ def dcnv3_forward(
         group: G.
         group_channels: D.
         offset_scale: scale of the kernel and of the offsets.
+        has_centre: whether the place in the middle of the kernel is one of the P points.
     """
     batch, height, width, _ = features.shape
     rows, columns = offset.shape[1:3]
-    points = kernel_h * kernel_w
     half_x, half_y = (dilation_w * (kernel_w - 1)) // 2, (dilation_h * (kernel_h - 1)) // 2
     x = torch.arange(columns, device=offset.device).to(offset) * stride_w + (half_x - pad_w)
     y = torch.arange(rows, device=offset.device).to(offset) * stride_h + (half_y - pad_h)
@@ -209,10 +210,12 @@ def dcnv3_forward(
             [column * dilation_w - half_x, row * dilation_h - half_y]
             for column in range(kernel_w)
             for row in range(kernel_h)
+            if has_centre or (column, row) != (kernel_w // 2, kernel_h // 2)
         ],
         dtype=offset.dtype,
         device=offset.device,
     )
+    points = len(kernel)
     moved = (offset.reshape(batch, rows, columns, group, points, 2) + kernel) * offset_scale
     across = moved[..., 0] + x[:, None, None]
     down = moved[..., 1] + y[:, None, None, None]
@@ -230,6 +233,29 @@ def dcnv3_forward(
     sums = (samples * weights.reshape(batch * group, 1, rows * columns, points)).sum(-1)
     sums = sums.reshape(batch, group * group_channels, rows, columns)
     return sums.permute(0, 2, 3, 1).contiguous()
+
+
+def dcnv4_forward(features: Tensor, offset_mask: Tensor, *settings: Any) -> Tensor:
+    """Return (B, h, w, G * D): what `dcnv3_forward` computes, of offsets and weights in one tensor.
+
+    This is DCNv4, the operator of FlashInternImage, as its layer calls it: weights are taken as they are.
+
+    Source: DCNv4 4b848f7, `DCNv4_op`.
+
+    Args:
+        features: (B, H, W, G * D).
+        offset_mask: (B, h, w, 3 * G * P or more), group by group x and y of P points, then their weights;
+            what is behind them is not read.
+        settings: those of `dcnv3_forward` from `kernel_h` to `offset_scale`, then `im2col_step`, and whether
+            the middle of the kernel is left out.
+    """
+    (kernel_h, kernel_w), group, without_centre = settings[:2], settings[8], bool(settings[-1])
+    points = kernel_h * kernel_w - without_centre
+    of_groups = offset_mask[..., : 3 * group * points].unflatten(-1, (group, 3 * points))
+    offset, mask = of_groups.split([2 * points, points], dim=-1)
+    return dcnv3_forward(
+        features, offset.flatten(-2), mask.flatten(-2), *settings[:-1], has_centre=not without_centre
+    )
 
 
 def attention_at_points(
@@ -301,6 +327,7 @@ def deformable_aggregation(
 
 VENDORED_FUNCTIONS = {
     'DCNv3': ('DCNv3Function', dcnv3_forward),
+    'DCNv4': ('DCNv4Function', dcnv4_forward),
     'MSDeformAttn': ('MSDeformAttnFunction', attention_at_points),
 }
 """Class of a repository's layer -> the autograd function of its module, and what stands for its `apply`."""

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-OFFSET_LAYERS = 'conv_offset', 'offset_s', 'offset_l', 'offset_fc.4'
-"""Ends of the names of layers that give offsets: of deformable convolutions, of those of DetectoRS, and of
-deformable pooling, whose offsets are tenths of a region."""
+OFFSET_LAYERS = 'conv_offset', 'offset_s', 'offset_l', 'offset_fc.4', 'offset_mask'
+"""Ends of the names of layers that give offsets: of deformable convolutions, of those of DetectoRS, of
+deformable pooling, whose offsets are tenths of a region, and of DCNv4, with the weights of its samples."""
 OFFSET_SCALE = 0.1
 """Offsets of deformable convolutions of about an eighth of a pixel. With a whole one the network is chaotic:
 an input changed by 1e-5 changes the last features by their own size (measured, R50 with DCN v2)."""

@@ -8,6 +8,7 @@ import pytest
 
 from mmdeploy_ext.compat import PATCHES, older_mmdet
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
+from mmdeploy_ext.core.errors import ConfigError
 
 torch = pytest.importorskip('torch')
 mmcv = pytest.importorskip('mmcv')
@@ -38,6 +39,19 @@ def test_a_copy_of_mmdet_that_refuses_this_mmcv_is_imported(tmp_path, newest, se
     before = mmcv.__version__
     assert run_patched(tmp_path, 'mmdet', VERSION_CHECK.format(newest=newest)).seen == seen
     assert mmcv.__version__ == before
+
+
+RELEASES = {'2.2.0+36e1e54': True, '2.6.0': False, '2.28.2': False}
+
+
+@pytest.mark.parametrize(('version', 'refused'), RELEASES.items())
+def test_a_copy_of_mmdet_that_is_too_old_is_refused_by_its_folder_and_version(tmp_path, version, refused):
+    (tmp_path / 'version.py').write_text(f"__version__ = '{version}'\n")
+    if not refused:
+        assert run_patched(tmp_path, 'mmdet', 'ran = True\n').ran
+        return
+    with pytest.raises(ConfigError, match=r'is mmdet 2\.2\.0\+36e1e54; expected 2\.6 or newer'):
+        run_patched(tmp_path, 'mmdet', 'raise RuntimeError("it ran")\n')
 
 
 ANCHORS = '''

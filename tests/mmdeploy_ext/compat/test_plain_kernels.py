@@ -140,6 +140,23 @@ def test_dcnv3_is_its_definition(kernel, stride, pad, dilation, scale):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize('without_centre', [0, 1])
+def test_dcnv4_is_dcnv3_of_one_tensor_perhaps_without_the_middle_of_the_kernel(without_centre):
+    torch.manual_seed(0)
+    groups, size, kept = 2, 3, [point for point in range(9) if not (without_centre and point == 4)]
+    features = torch.randn(2, 4, 5, groups * size, dtype=torch.float64)
+    offset = torch.randn(2, 4, 5, groups, 9, 2, dtype=torch.float64) * 2
+    mask = torch.zeros(2, 4, 5, groups, 9, dtype=torch.float64)
+    mask[..., kept] = torch.randn(2, 4, 5, groups, len(kept), dtype=torch.float64)
+    of_groups = torch.cat([offset[..., kept, :].flatten(-2), mask[..., kept]], dim=-1).flatten(-2)
+    padded = torch.cat([of_groups, torch.full((2, 4, 5, 3), torch.nan)], dim=-1)
+    settings = 3, 3, 1, 1, 1, 1, 1, 1, groups, size, 0.5, 256, without_centre
+    found = plain_kernels.dcnv4_forward(features, padded, *settings)
+    both = (3, 3), (1, 1), (1, 1), (1, 1), groups, 0.5
+    expected = slow_dcnv3(features, offset.flatten(3), mask.flatten(3), *both)
+    torch.testing.assert_close(found, expected)
+
+
 def slow_attention(values, shapes, locations, weights):
     """Sums of bilinear samples, point by point; the centre of the first cell of a map is at half a cell."""
     batch, queries, heads, levels, points, _ = locations.shape

@@ -15,6 +15,7 @@ from mmdeploy_ext.families.parts.detector_parts import without_teacher
 from mmdeploy_ext.synthetic import seeded
 from mmdeploy_ext.synthetic.seeded import fill_seeded, normalised_photograph, write_seeded
 from mmdeploy_ext.synthetic.seeded_dense import build_student, check_supported
+from mmdeploy_ext.synthetic.seeded_layers import fill_network
 from seeded_results import CALM, amplified, find
 
 PIPELINE = [
@@ -202,3 +203,13 @@ def test_seeded_weights_are_of_the_config_with_its_overrides(tmp_path, monkeypat
 def test_a_family_with_a_rule_of_its_own_gives_its_model():
     family = types.SimpleNamespace(name='outside', seeded=lambda cfg, seed: (cfg, seed))
     assert seeded.seeded_model('config', family, 3) == ('config', 3)
+
+
+def test_layers_of_offsets_are_drawn_smaller_those_of_dcnv4_too():
+    model = torch.nn.ModuleDict(
+        {name: torch.nn.Linear(64, 64) for name in ('offset_mask', 'conv_offset', 'value_proj')}
+    )
+    with torch.no_grad():
+        fill_network(model, 0, 0.2)
+    sizes = {name: float(layer.weight.std()) for name, layer in model.items()}
+    assert sizes['value_proj'] > 8 * max(sizes['offset_mask'], sizes['conv_offset']) > 0
