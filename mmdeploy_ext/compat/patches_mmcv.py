@@ -45,6 +45,23 @@ def mmcv_import_warnings(module: ModuleType, execute: Execute) -> bool:
     return True
 
 
+@after('mmcv.utils.registry', versions='mmcv-full 1.7.2')
+def scopes_without_registries(module: ModuleType) -> None:
+    """Registry.get of `opera.SOIT`, if no registry has the scope `opera`, ends in an AttributeError.
+
+    It returns None, as it does of other types that nobody has registered, and builders name the type.
+    """
+    original = module.Registry.get
+
+    @functools.wraps(original)
+    def get(self: Any, key: str) -> Any:
+        scope, _ = self.split_scope_key(key)
+        is_known = scope in (None, self.scope, *self.children)
+        return original(self, key) if is_known or self.parent is not None else None
+
+    module.Registry.get = get
+
+
 @after('mmcv.runner.dist_utils', versions='mmcv-full 1.7.2', without_gpu=True)
 def init_dist_without_gpu(module: ModuleType) -> None:
     """init_dist takes the rank modulo the number of GPUs: ZeroDivisionError on a machine without one.

@@ -21,6 +21,8 @@ from types import FrameType
 
 from mmdeploy_ext.core.commands import CHECKOUT
 from mmdeploy_ext.core.errors import ConfigError, root_cause
+from mmdeploy_ext.core.source_code import is_installed
+from mmdeploy_ext.core.users_code import is_users_code
 
 PACKAGE = CHECKOUT / 'mmdeploy_ext'
 MACHINERY = (
@@ -271,7 +273,8 @@ def import_failure(error: BaseException) -> str:
     """Return the message of an error of importing a plugin, with the file and line that raised it.
 
     If a registry of mmcv refused a class, the message has the class that has its name. Of an error without a
-    text the first error of its chain is described. The place is left out if it is only in `MACHINERY`.
+    text the first error of its chain is described. The place is the last line of a user's code, or that of a
+    library if there is none; it is left out if it is only in `MACHINERY`.
     """
     cause = error if str(error) else root_cause(error)
     text = f'{type(cause).__name__}: {cause}'
@@ -279,10 +282,16 @@ def import_failure(error: BaseException) -> str:
         frames = [frame for frame, _ in traceback.walk_tb(cause.__traceback__)]
         if conflict := _registration_conflict(frames):
             return f'{text}: {conflict}'
-    for frame in reversed(traceback.extract_tb(cause.__traceback__)):
-        if not _is_machinery(frame.filename):
-            return f'{text} (raised in {frame.filename}:{frame.lineno})'
-    return text
+    places = [
+        (frame.f_code, str(frame.f_globals.get('__name__', '')), line)
+        for frame, line in traceback.walk_tb(cause.__traceback__)
+        if not _is_machinery(frame.f_code.co_filename)
+    ]
+    if not places:
+        return text
+    users = [place for place in places if is_users_code(*place[:2])]
+    code, _, line = (users or places)[-1]
+    return f'{text} (raised in {code.co_filename}:{line})'
 
 
 def _registration_conflict(frames: Sequence[FrameType]) -> str:
@@ -301,10 +310,16 @@ def _registration_conflict(frames: Sequence[FrameType]) -> str:
         file = getattr(sys.modules.get(module), '__file__', None) or module
         callers = (caller.f_code.co_filename for caller in reversed(frames))
         user_file = next((f' of {caller}' for caller in callers if not _is_machinery(caller)), '')
+        advice = 'import one of them alone, in a process of its own'
+        package = module.partition('.')[0]
+        if package in FITTING_VERSIONS and is_installed(package, Path(file)):
+            advice = (
+                f'put a version of {package} that lacks it, for which the repository was written, as '
+                f'{package}/ into the folder of the command, or take another name'
+            )
         return (
             f'{getattr(refused, "__qualname__", refused)}{user_file} cannot have that name, which '
-            f'{getattr(namesake, "__qualname__", namesake)} of {file} has; import one of them alone, in a '
-            f'process of its own'
+            f'{getattr(namesake, "__qualname__", namesake)} of {file} has; {advice}'
         )
     return ''
 

@@ -114,12 +114,13 @@ def _without_progress() -> Iterator[None]:
 def built_unpretrained(build: Callable[[], torch.nn.Module], backbone: Any) -> torch.nn.Module:
     """Return the model that `build` makes, whose backbone reads no weights.
 
-    In `backbone`, the dict of its settings, a `pretrained` becomes None; empty settings, or None for a model
-    without such a part, stay as they are. Detectors of mmdet before 2.14 always gave their backbone one; a
-    backbone that reads it and has none gets None, too.
+    In `backbone`, the dict of its settings, `pretrained` and `init_cfg`, which some read when they are built,
+    become None; empty settings, or None for a model without such a part, stay as they are. Detectors of mmdet
+    before 2.14 always gave their backbone a `pretrained`; one that reads it and has none gets None, too.
     """
-    if backbone and backbone.get('pretrained'):
-        backbone['pretrained'] = None
+    for key in ('pretrained', 'init_cfg'):
+        if backbone and backbone.get(key):
+            backbone[key] = None
     try:
         return build()
     except KeyError as error:
@@ -144,8 +145,6 @@ def build_without_weights(
     model_cfg = cfg.model.copy()
     model_cfg.pop('pretrained', None)
     part = model_cfg.get(backbone) or {}  # a part that is None is not there
-    if part.get('init_cfg'):
-        part['init_cfg'] = None
     try:
         with warnings.catch_warnings(), _without_progress():
             warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code

@@ -113,8 +113,13 @@ def repository_of(config: str) -> Path:
 
 
 def missing_types(cfg: Any) -> dict[str, str]:
-    """Return key -> name of the types in the model of a config that nobody has registered."""
-    registered = {name for registry in registries() for name in registry.module_dict}
+    """Return key -> name of the types in the model of a config that nobody has registered.
+
+    A name has its scope if the config states it: `opera.SOIT`.
+    """
+    registered: set[str] = set()
+    for registry in registries():
+        registered.update(registry.module_dict, (f'{registry.scope}.{name}' for name in registry.module_dict))
     types = types_of(cfg.get('model'), 'model')
     return {
         key: name
@@ -134,16 +139,17 @@ def unregistered(cfg: Any) -> str:
         return ''
     folder = repository_of(cfg.filename or '')
     in_folder = '' if folder == Path.cwd() else f' in {folder}'
-    files = files_of_classes(folder, dict.fromkeys(missing.values()))
+    classes = {key: name.rpartition('.')[2] for key, name in missing.items()}  # without a scope
+    files = files_of_classes(folder, dict.fromkeys(classes.values()))
     checkout = next((path for path in folder.parents if (path / '.git').exists()), None)
     if not files and checkout is not None:  # modules of a config are found in the folders above it, too
         folder = checkout
-        files = files_of_classes(folder, dict.fromkeys(missing.values()))
+        files = files_of_classes(folder, dict.fromkeys(classes.values()))
     if not files:
         return ''
-    keys = sorted(missing, key=lambda key: missing[key] not in files)
+    keys = sorted(missing, key=lambda key: classes[key] not in files)
     listed = _first([f'{key}={missing[key]!r}' for key in keys])
-    names = [name for name in dict.fromkeys(missing.values()) if name in files]
+    names = [name for name in dict.fromkeys(classes.values()) if name in files]
     definitions = _first([f'class {name} is in {files[name].relative_to(folder)}' for name in names])
     for package in dict.fromkeys(files[name].relative_to(folder).parts[0] for name in names):
         imported = getattr(sys.modules.get(package), '__file__', None)

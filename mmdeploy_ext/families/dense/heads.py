@@ -14,7 +14,7 @@ from mmdeploy_ext.compat.older_mmdet import mmdet_module, mmdet_release
 from mmdeploy_ext.compat.older_priors import LevelPoints
 from mmdeploy_ext.contract.dense_head import Head
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.source_code import is_in_library
+from mmdeploy_ext.core.source_code import is_in_library, source_of_function
 from mmdeploy_ext.exporting.postprocess.suppression import NmsConfig, nms_config, positive
 from mmdeploy_ext.families.building import nearest_base
 from mmdeploy_ext.families.parts import followed
@@ -142,10 +142,19 @@ def thresholds(head: nn.Module) -> NmsConfig:
     """
     kind = kind_of(head)
     test_cfg = head.test_cfg
-    reader = type(head).__name__
-    if type(head).get_bboxes is not kind.upstream.get_bboxes:
-        reader = f'{kind.upstream.__name__}.get_bboxes (in the graphs it stands for that of {reader})'
-    check_settings(test_cfg, 'model.test_cfg', kind.needed, reader)
+    own, upstream = type(head).get_bboxes, kind.upstream
+    is_upstream = own is upstream.get_bboxes
+    reader = type(head).__name__ if is_upstream else f'{upstream.__name__}.get_bboxes'
+    try:
+        check_settings(test_cfg, 'model.test_cfg', kind.needed, reader)
+    except ConfigError as error:
+        if is_upstream:
+            raise
+        source = source_of_function(own)
+        raise ConfigError(
+            f'{error}; the graphs would compute that in place of {own.__qualname__} ({source.file} line '
+            f'{source.first}): one that works otherwise needs a family of its own (docs/own-family.md)'
+        ) from error
     if kind.limit == 'topk':  # the best cells, without a suppression
         topk = positive('topk', test_cfg['topk'])
         return NmsConfig(score_thr=0.0, nms_pre=topk, iou_threshold=1.0, max_per_img=topk)

@@ -46,10 +46,21 @@ def test_other_errors_name_the_line_that_raised(tmp_path):
     assert said == f'AssertionError: limit is too small (raised in {path}:2)'
 
 
+def test_an_error_of_a_library_names_the_line_of_the_user_s_code_that_called_it(tmp_path):
+    path = tmp_path / 'own_kernels.py'
+    path.write_text('import torch\n\nfirst = torch.ones(2).reshape(3)\n')
+    content = dict(__name__='own_kernels')
+    said = failure(lambda: exec(compile(path.read_text(), str(path), 'exec'), content))
+    assert said.endswith(f'(raised in {path}:3)')
+    path.write_text('import json\n\n\nsettings = json.loads("{")\n')
+    said = failure(lambda: exec(compile(path.read_text(), str(path), 'exec'), content))
+    assert said.startswith('JSONDecodeError') and said.endswith(f'(raised in {path}:4)')
+
+
 @pytest.mark.parametrize(('code', 'words'), [
     ('from mmdet.models.builder import HEADS\n@HEADS.register_module()\nclass ATSSHead: pass\n',
      ["'ATSSHead is already registered in models'", 'ATSSHead of ', 'taken_plugin.py cannot have that name',
-      'atss_head.py has']),
+      'atss_head.py has; put a version of mmdet that lacks it']),
     ('import torch\nassert torch.__version__ == "1.8.0", "needs torch 1.8"\n',
      ['AssertionError: needs torch 1.8', 'taken_plugin.py:2)']),
     ('import sys, types\nsys.modules["stub_of_x"] = types.ModuleType("stub_of_x")\nimport stub_of_x.part\n',

@@ -7,11 +7,13 @@ from mmcv import Config
 from mmdet.models import builder
 from mmdet.models.backbones import ResNet
 from mmdet.models.builder import BACKBONES
+from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import find_family, load_families
 from mmdeploy_ext.families.building import build_without_weights, names_of_class
 from mmdeploy_ext.families.unregistered import files_of_classes, module_to_import, unregistered
+from mmdeploy_ext.proving.levels import user_model
 
 BACKBONE = """
 from mmdet.models import builder
@@ -141,6 +143,37 @@ def test_a_backbone_that_reads_pretrained_is_built_without_weights(monkeypatch, 
     cfg = Config(dict(model=dict(type='RPN', backbone=dict(type='Net', depth=18, **given), rpn_head=None)))
     build = lambda model, test_cfg: BACKBONES.build(model.backbone)  # noqa: E731
     assert type(build_without_weights(cfg, build, 'backbone')) is Net
+
+
+def test_a_backbone_that_reads_its_init_cfg_when_it_is_built_reads_none_in_a_proof_either(monkeypatch):
+    class Net(nn.Module):
+        def __init__(self, init_cfg=None):
+            super().__init__()
+            assert init_cfg is None, 'that is a URL'
+
+    monkeypatch.setitem(BACKBONES.module_dict, 'Net', Net)
+    backbone = dict(type='Net', init_cfg=dict(type='Pretrained', checkpoint='https://nowhere/net.pth'))
+    cfg = Config(dict(model=dict(type='Detector', backbone=backbone)))
+
+    class Detector(nn.Module):
+        def __init__(self, backbone, train_cfg, test_cfg):
+            super().__init__()
+            self.net = BACKBONES.build(backbone)
+
+    assert type(user_model.built_by_class(Detector, cfg).net) is Net
+
+
+def test_a_type_of_a_scope_that_nobody_has_is_named_with_its_file_and_module(repository):
+    cfg = read(repository, 'own.UserDetector')
+    cfg.model.backbone.type = 'own.UserNet'
+    with pytest.raises(
+        ConfigError, match=r"model\.type='own\.UserDetector'.*class UserNet is in own_code"
+    ):
+        find_family(cfg)
+    cfg.model.type = 'MaskRCNN'
+    cfg.model.roi_head.type = 'mmdet.StandardRoIHead'
+    with pytest.raises(ConfigError, match=r"backbone\.type='own\.UserNet': reg.*imports=own_code.nets,"):
+        find_family(cfg).build(cfg)
 
 
 def test_settings_of_tests_inside_and_beside_the_model_are_refused_by_name():

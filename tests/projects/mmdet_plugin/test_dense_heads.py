@@ -410,3 +410,14 @@ def test_anchors_that_a_users_generator_has_of_its_own_stay():
     assert all(one is not other for one, other in zip(made, generator.base_anchors, strict=True))
     generator.base_anchors = [level * 1.25 for level in generator.base_anchors]
     assert same_priors(generator).base_anchors is generator.base_anchors
+
+
+def test_settings_that_a_get_bboxes_of_one_s_own_does_not_read_are_refused_with_its_line():
+    head = make_head('RetinaHead')
+    own = 'class OwnHead(base):\n    def get_bboxes(self):\n        pass\n'
+    scope = dict(base=type(head), __name__='own_heads')
+    exec(compile(own, 'own_heads.py', 'exec'), scope)
+    head.__class__ = scope['OwnHead']
+    head.test_cfg.pop('nms')
+    with pytest.raises(ConfigError, match=r'no nms.*OwnHead\.get_bboxes \(.*own_heads\.py.*own-family'):
+        heads.thresholds(head)
