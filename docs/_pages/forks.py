@@ -2,7 +2,9 @@
 
 `python docs/_pages/forks.py FOLDER [NAME...]` takes a folder with checkouts, named as in `forks.json`, which
 has for each row the repository, its commit, a config and the overrides that keep a run small (`checkout` is
-the name of the folder where it is not that of the repository). Each step is a
+the name of the folder where it is not that of the repository, `path` has folders of it for PYTHONPATH). Of a
+repository whose files are to be copied into another one, `over` names that one and its commit: both are
+joined in the folder of weights. Each step is a
 process of its own in the folder of the checkout, once as `mm2onnx` starts and once with `PYTHONPATH=.`, which
 has to write the same file; weights are drawn from a seed by the repository's own classes. Figures are kept in
 `forks_results.json`; rows that are not measured now stay as they were. `--table` writes the pages again from
@@ -51,6 +53,8 @@ MODES = {'mm2onnx': '', 'PYTHONPATH=.': '.'}
 """How a command is started -> what is on PYTHONPATH."""
 PROVEN = ('verdict', 'worst_iou', 'worst_distance', 'worst_score', 'matched')
 """Figures of a proof."""
+CONFIG_ERROR = 'mmdeploy_ext.core.errors.ConfigError: '
+"""Begin of the last line of a traceback, for which the table has what `mm2onnx` begins its line with."""
 EXAMINE = """
 import json, sys, warnings
 warnings.simplefilter('ignore')
@@ -120,10 +124,27 @@ def commit_of(folder: Path) -> str:
     return done.stdout.strip()
 
 
+def joined(source: Path, base: Path, commit: str, target: Path) -> Path:
+    """Return `target`, which gets the files of a commit of the checkout `base`, and `source` over them."""
+    remove(target)
+    target.mkdir()
+    archive = subprocess.run(['git', '-C', str(base), 'archive', commit], capture_output=True, check=True)
+    subprocess.run(['tar', '-x', '-C', str(target)], input=archive.stdout, check=True)
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    return target
+
+
 def last_line(text: str, *starts: str) -> str:
     """Return the last line that begins with one of these words; '' if there is none."""
     lines = [line.strip() for line in text.splitlines() if line.strip().startswith(starts)]
     return lines[-1] if lines else ''
+
+
+def without_places(text: str, *folders: Path) -> str:
+    """Return a message without the names of this machine's folders, of Python's environment too."""
+    for folder in (*folders, sys.prefix):
+        text = text.replace(f'{folder}/', '')
+    return text
 
 
 def examine(words: list[str], folder: Path, path: str, log: Path) -> dict[str, Any]:
@@ -143,14 +164,20 @@ def measure(row: dict[str, Any], checkouts: Path, work: Path) -> dict[str, Any]:
     if (commit := commit_of(checkout)) != row['commit']:
         raise SystemExit(f'{checkout}: is at {commit or "no commit"}; expected {row["commit"]}')
     folder, config, options = checkout / row.get('folder', ''), row['config'], row['cfg_options']
+    if over := row.get('over'):
+        base = checkouts / over['repository'].rpartition('/')[2]
+        folder = joined(folder, base, over['commit'], work / f'{folder.parent.name}_joined')
+    further = [str(checkout / entry) for entry in row.get('path', ())]
     overrides = ['--cfg-options', *options] if options else []
     installed = examine([], work, '', work / 'installed.log')['patches']
     result: dict[str, Any] = {}
     checkpoint = work / f'{row["name"]}.pth'.replace(' ', '_')
-    for mode, path in MODES.items():
+    for mode, first_path in MODES.items():
+        path = os.pathsep.join(filter(None, [first_path, *further]))
         log = work / f'{row["name"]} {mode}.log'.replace(' ', '_')
         facts = examine([config, *options], folder, path, log)
-        figures = dict(imports=facts.get('error', 'yes'), mmdet=facts.get('mmdet', ''))
+        imports = without_places(facts.get('error', 'yes'), checkouts, work)
+        figures = dict(imports=imports.replace(CONFIG_ERROR, 'error: '), mmdet=facts.get('mmdet', ''))
         figures['patches'] = [name for name in facts['patches'] if name not in installed]
         result[mode] = figures
         if 'error' in facts:
@@ -173,7 +200,7 @@ def measure(row: dict[str, Any], checkouts: Path, work: Path) -> dict[str, Any]:
             continue
         if first or not verdict.is_file():
             reason = 'writes another file than the first way to start' if first else text.strip()[-200:]
-            figures['error'] = (last_line(text, 'error:') or reason).replace(f'{checkouts}/', '')
+            figures['error'] = without_places(last_line(text, 'error:') or reason, checkouts, work)
             continue
         content = json.loads(verdict.read_text(encoding='utf-8'))
         summary = content['summary']
@@ -193,7 +220,12 @@ def cells(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
     modes = list(result.values())
     tree = f'https://github.com/{row["repository"]}/tree/{row["commit"]}'
     config = '/'.join(filter(None, (row.get('folder', ''), row['config'])))
-    texts = [f'{row["name"]} ([{row["commit"][:8]}]({tree})), [{Path(config).name}]({tree}/{config})']
+    commits = f'[{row["commit"][:8]}]({tree})'
+    if over := row.get('over'):
+        commits += (
+            f' over [{over["commit"][:8]}](https://github.com/{over["repository"]}/tree/{over["commit"]})'
+        )
+    texts = [f'{row["name"]} ({commits}), [{Path(config).name}]({tree}/{config})']
     texts.append(_both(['yes' if figures['imports'] == 'yes' else figures['imports'] for figures in modes]))
     texts.append(_both(['yes' if 'verdict' in figures else figures.get('error', 'no') for figures in modes]))
     claims = [figures.get('verdict', '').partition(' equals')[0] for figures in modes]
