@@ -87,7 +87,12 @@ def parts_of(
             f'{deployment.config}: family {family.name!r} has no simple_test of one image to observe'
         )
     options = deploy.resolve(options, deployment.model, deployment.rule)
-    runs = _feeds(deployment, picture, options) if takes_images else []
+    runs: list[Feeds] = []
+    if takes_images:
+        ((_, image),) = read_images([picture or DEFAULT_PICTURE], 1)
+        device = next(deployment.model.parameters()).device
+        for arrays in observed_inputs(deployment, options, image):
+            runs.append({name: torch.from_numpy(array).to(device) for name, array in arrays.items()})
     if upstream:
         picture_name = family.picture(deployment.model, options).name
         inputs = [[feeds[picture_name]] for feeds in runs]
@@ -113,13 +118,3 @@ def _stages(deployment: Deployment, options: Options, runs: Sequence[Feeds]) -> 
                     outputs = stage.module(*stage_inputs)
                 outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
                 tensors.update(zip(stage.outputs, outputs, strict=True))
-
-
-def _feeds(deployment: Deployment, picture: str | None, options: Options) -> list[Feeds]:
-    """Return the inputs of two runs, see `observed_inputs`, of a picture's file or of the demo's."""
-    ((_, image),) = read_images([picture or DEFAULT_PICTURE], 1)
-    device = next(deployment.model.parameters()).device
-    return [
-        {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-        for arrays in observed_inputs(deployment, options, image)
-    ]

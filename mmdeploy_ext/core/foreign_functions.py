@@ -79,8 +79,9 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
         visited.add(id(function))
         names = set(_names_in(function.__code__))
         foreign |= _methods_of_tensors(names)
-        if kind := _class_of_super(function):
-            waiting += _methods_of(kind.__mro__[1:], names, foreign)
+        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        if '__class__' in cells:  # a method that calls `super()`
+            waiting += _methods_of(cells['__class__'].cell_contents.__mro__[1:], names, foreign)
         for place, name, value in _bound_values(module, names):
             key = f'{place.__name__}.{name}'
             if key not in judged:
@@ -116,7 +117,8 @@ def foreign_globals(function: Any, original: Any) -> dict[str, Any]:
         if id(copy) in visited or copy is library:
             continue
         visited.add(id(copy))
-        for name in _globals_in(copy.__code__):
+        instructions = [line for code in codes_in(copy.__code__) for line in dis.get_instructions(code)]
+        for name in {line.argval for line in instructions if line.opname == 'LOAD_GLOBAL'}:
             value = copy.__globals__.get(name, getattr(builtins, name, None))
             expected = library.__globals__.get(name, getattr(builtins, name, None))
             pairs = _pairs_of_copies(value, expected)
@@ -180,7 +182,12 @@ def _belongs(place: ModuleType, name: str, value: Any) -> bool:
     """Return whether a value is what the code of a module has at a name, or `mmdeploy_ext` put it there."""
     if _is_ours(value):
         return True
-    origins = _origins_of(place, name) if _is_of_library(place) else []
+    origins: list[Origin] = []
+    if _is_of_library(place):
+        file = str(place.__file__)
+        by_name = _origins(file, os.stat(file).st_mtime_ns)
+        starred = [dataclasses.replace(star, name=name) for star in by_name.get('*', ())]
+        origins = by_name.get(name) or starred
     answers = [_is_from(place, origin, value) for origin in origins]
     judged = [answer for answer in answers if answer is not None]
     return any(judged) if judged else not is_users_value(value)
@@ -189,7 +196,9 @@ def _belongs(place: ModuleType, name: str, value: Any) -> bool:
 def _is_from(place: ModuleType, origin: Origin, value: Any) -> bool | None:
     """Return whether a value is what an origin of a module's name says; None if that cannot be told."""
     if origin.module:
-        module = sys.modules.get(importlib.util.resolve_name(origin.module, _package_of(place)))
+        is_package = Path(str(place.__file__)).stem == '__init__'
+        package = place.__name__ if is_package else place.__name__.rpartition('.')[0]
+        module = sys.modules.get(importlib.util.resolve_name(origin.module, package))
         is_there = module is not None and hasattr(module, origin.name)
         return _belongs(module, origin.name, value) if is_there else None
     if origin.value is not None:
@@ -204,13 +213,6 @@ def _is_from(place: ModuleType, origin: Origin, value: Any) -> bool | None:
         return None
     is_there = resolved(functions[-1].__code__.co_filename) == resolved(str(place.__file__))
     return is_there and functions[-1].__name__ == origin.name and not any(map(is_users, functions))
-
-
-def _origins_of(place: ModuleType, name: str) -> list[Origin]:
-    """Return where the code of a module says that a name comes from; there may be several, or none."""
-    file = str(place.__file__)
-    origins = _origins(file, os.stat(file).st_mtime_ns)
-    return origins.get(name) or [dataclasses.replace(star, name=name) for star in origins.get('*', ())]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -241,12 +243,6 @@ def _bound_by(node: ast.AST) -> Iterator[tuple[str, Origin]]:
         for target in node.targets:
             if isinstance(target, ast.Name):
                 yield target.id, Origin('', target.id, node.value)
-
-
-def _class_of_super(function: FunctionType) -> type | None:
-    """Return the class whose method calls `super()`; None if the function does not."""
-    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
-    return cells['__class__'].cell_contents if '__class__' in cells else None
 
 
 def _methods_of(order: Sequence[type], names: Iterable[str], foreign: dict[str, Any]) -> list[Any]:
@@ -318,11 +314,6 @@ def _is_ours(value: Any) -> bool:
     return name.partition('.')[0] == mmdeploy_ext.__name__
 
 
-def _package_of(module: ModuleType) -> str:
-    is_package = Path(str(module.__file__)).stem == '__init__'
-    return module.__name__ if is_package else module.__name__.rpartition('.')[0]
-
-
 def _python_functions(value: Any) -> list[FunctionType]:
     """Return the Python functions behind a value, not what numba compiles of one; [] if there are none."""
     # the types of functions have attributes of their names, too
@@ -346,9 +337,3 @@ def _names_in(code: CodeType) -> Iterator[str]:
     for inner in codes_in(code):
         yield from inner.co_names
         yield from (constant for constant in inner.co_consts if isinstance(constant, str))
-
-
-def _globals_in(code: CodeType) -> set[str]:
-    """Return the names of globals and built-ins in the code of a function and of the functions in it."""
-    lines = (line for inner in codes_in(code) for line in dis.get_instructions(inner))
-    return {line.argval for line in lines if line.opname == 'LOAD_GLOBAL'}

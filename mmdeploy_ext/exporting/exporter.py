@@ -158,16 +158,12 @@ def run(
                 model = _export_torchscript(stage, args, dynamic, opset)
             return finish(model, stage.exporter, opset)
     except Exception as error:
+        later_opset = re.search(r'Support for this operator was added in version (\d+)', str(error))
+        advice = f': --opset-version {later_opset[1]}' if later_opset else ''
         raise ExportError(
             f'stage {stage.name!r} could not be exported by the {stage.exporter} exporter at opset '
-            f'{opset}: {type(error).__name__}: {error}{_opset_advice(error)}'
+            f'{opset}: {type(error).__name__}: {error}{advice}'
         ) from error
-
-
-def _opset_advice(error: Exception) -> str:
-    """Return the option for an opset that has an operator which the exporter lacked; '' of other errors."""
-    found = re.search(r'Support for this operator was added in version (\d+)', str(error))
-    return f': --opset-version {found[1]}' if found else ''
 
 
 def export_module(

@@ -93,7 +93,11 @@ def build(
         ExportError: TensorRT refused or failed to build, with its message.
     """
     trt, log, start = package.module, package.logger(), time.perf_counter()
-    builder = _builder(package, log)
+    builder = None
+    with contextlib.suppress(TypeError):  # pybind's answer to a null pointer
+        builder = trt.Builder(log)
+    if builder is None:
+        raise EngineError(f'{package.name} could not start: {"; ".join(log.errors())}')
     typed = getattr(trt.NetworkDefinitionCreationFlag, 'STRONGLY_TYPED', None)  # 11.x has no other networks
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, log)
@@ -123,13 +127,6 @@ def build(
         layers.append(Layer(layer.name, layer.type.name, dtypes))
     seconds = time.perf_counter() - start
     return Built(bytes(serialised), tuple(layers), tuple(dict.fromkeys(log.warnings())), seconds)
-
-
-def _builder(package: Package, log: Any) -> Any:
-    with contextlib.suppress(TypeError):  # pybind's answer to a null pointer
-        if (builder := package.module.Builder(log)) is not None:
-            return builder
-    raise EngineError(f'{package.name} could not start: {"; ".join(log.errors())}')
 
 
 def _parser_message(parser: Any, package: Package) -> str:

@@ -131,17 +131,6 @@ def _sampled(
     return mixed.transpose(1, 2)
 
 
-def _example() -> tuple[Tensor, ...]:
-    sizes = torch.tensor([[[4, 6], [2, 3]]] * 2, dtype=torch.int32)
-    starts = torch.tensor([[0, 24], [30, 54]], dtype=torch.int32)
-    weights = torch.rand(1, 5, 3, 2, 2, 4)
-    return torch.rand(1, 60, 8), sizes, starts, 1.4 * torch.rand(1, 5, 3, 2, 2) - 0.2, weights
-
-
-def _shapes(features: Tensor, sizes: Tensor, starts: Tensor, locations: Tensor, *others: Any) -> Tensor:
-    return features.new_empty(locations.shape[0], locations.shape[1], features.shape[2])
-
-
 DEFORMABLE_AGGREGATION = register(
     Operator(
         'DeformableAggregation',
@@ -154,9 +143,17 @@ DEFORMABLE_AGGREGATION = register(
             weights='B A P N L G',
         ),
         outputs=('aggregated',),
-        example=_example,
+        example=lambda: (
+            torch.rand(1, 60, 8),
+            torch.tensor([[[4, 6], [2, 3]]] * 2, dtype=torch.int32),
+            torch.tensor([[0, 24], [30, 54]], dtype=torch.int32),
+            1.4 * torch.rand(1, 5, 3, 2, 2) - 0.2,
+            torch.rand(1, 5, 3, 2, 2, 4),
+        ),
         traceable=_traceable,
-        shapes=_shapes,
+        shapes=lambda features, sizes, starts, locations, *_: features.new_empty(
+            locations.shape[0], locations.shape[1], features.shape[2]
+        ),
         plugin=Plugin('DeformableAttentionAggrPlugin', domain='custom'),
     )
 )

@@ -39,12 +39,6 @@ def _eager(
     return pooled.index_copy(0, rows, values)
 
 
-def _example() -> tuple[torch.Tensor, ...]:
-    boxes = torch.tensor([[0.0, 0.0, 30.0, 20.0], [4.0, 4.0, 60.0, 60.0]])
-    images, levels = torch.tensor([0, 0]), torch.tensor([0, 1])
-    return torch.zeros(2, 3, 7, 7), torch.rand(1, 3, 16, 16), boxes, images, levels
-
-
 TEXT = """
         {name} <level, scale, height, width, sampling_ratio, mode>
             (pooled, maps, boxes, images, levels) => (filled) {{
@@ -93,7 +87,13 @@ LEVEL_REGIONS, CONSTANT_LEVEL_REGIONS = (
             _eager,
             inputs=dict(pooled='R C h w', maps='B C H W', boxes='R 4', images='R', levels='R'),
             outputs=('filled',),
-            example=_example,
+            example=lambda: (
+                torch.zeros(2, 3, 7, 7),
+                torch.rand(1, 3, 16, 16),
+                torch.tensor([[0.0, 0.0, 30.0, 20.0], [4.0, 4.0, 60.0, 60.0]]),
+                torch.tensor([0, 0]),
+                torch.tensor([0, 1]),
+            ),
             shapes=lambda pooled, *_: torch.empty_like(pooled),
             body=TEXT.format(name=name, **parts),
         )

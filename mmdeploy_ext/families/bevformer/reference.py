@@ -97,9 +97,13 @@ class BevFormerReference(CameraReference):
 
     def step(self, frame: Frame) -> StepResult:
         """Run one frame through `forward_test`; outputs are those of the head by name."""
-        self._note_ties(frame)
-        last = self.model.prev_frame_info
+        last, transformer = self.model.prev_frame_info, self.head.transformer
         was_first = last['prev_bev'] is None or last['scene_token'] != frame.scene_token
+        if not was_first and transformer.rotate_prev_bev:  # which has ties, see `notes`
+            degrees = self._record(frame)[YAW_DEG] - last['prev_angle']
+            size = self.head.bev_h, self.head.bev_w
+            if ties := rotation_ties(degrees, transformer.rotate_center, size):
+                self._ties[frame.name] = ties
         hooks = {self.head: lambda inputs, outputs: outputs}
         with torch.no_grad(), collect_taps() as taps, watching(hooks) as head_outputs:
             results = self.model(return_loss=False, rescale=True, **self._data(frame))
@@ -125,16 +129,6 @@ class BevFormerReference(CameraReference):
         rounded = node.trained_record(node.absolute(node.motion_of(record, orientation)), orientation)
         steps = np.spacing(np.maximum(np.abs(record), 1).astype(np.float32))
         return np.where(np.abs(rounded - record) <= NODE_STEPS * steps, rounded, record)
-
-    def _note_ties(self, frame: Frame) -> None:
-        last, transformer = self.model.prev_frame_info, self.head.transformer
-        if last['prev_bev'] is None or last['scene_token'] != frame.scene_token:
-            return
-        if transformer.rotate_prev_bev:
-            degrees = self._record(frame)[YAW_DEG] - last['prev_angle']
-            size = self.head.bev_h, self.head.bev_w
-            if ties := rotation_ties(degrees, transformer.rotate_center, size):
-                self._ties[frame.name] = ties
 
     def _data(self, frame: Frame) -> dict[str, Any]:
         """Return the frame in the form of the test loader: one augmentation of one sample, copied."""

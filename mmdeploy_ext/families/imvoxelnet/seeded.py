@@ -37,8 +37,11 @@ def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
         pictures = pictures * deviation + offset
         norms = [*norms_of(model.backbone), *norms_of(model.neck)]
         maps = calibrate_norms(norms, lambda: model.neck(model.backbone(pictures))[0])
+        unscaled = np.ones(4, np.float32)
+        images = [PreparedImage(picture.numpy(), SIZE, unscaled, SIZE) for picture in pictures]
+        cameras = torch.from_numpy(np.stack([generated_camera(image) for image in images]))
         ratios = torch.ones(len(pictures), 4)
-        volume = Network(model).volume(maps, pictures, _cameras(pictures), ratios)
+        volume = Network(model).volume(maps, pictures, cameras, ratios)
         parts = Parts(
             prefix='',
             voxel_layer=None,
@@ -50,11 +53,3 @@ def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
         )
         scale_last_layers(parts, volume)
     return model
-
-
-def _cameras(pictures: torch.Tensor) -> torch.Tensor:
-    """Return a camera (B, 4, 4) of each picture (B, 3, H, W)."""
-    ratios = np.ones(4, np.float32)
-    prepared = [PreparedImage(picture.numpy(), SIZE, ratios, SIZE) for picture in pictures]
-    cameras = [generated_camera(image) for image in prepared]
-    return torch.from_numpy(np.stack(cameras))

@@ -64,28 +64,13 @@ def _attend(
     )
 
 
-def _view_example() -> tuple[Tensor, ...]:
-    return torch.rand(8, 5, 6), torch.tensor(10.0), torch.tensor([4.0, 3.0])
-
-
-def _attention_example() -> tuple[Tensor, ...]:
-    shapes = torch.tensor([[4, 5], [2, 3]])
-    return (
-        torch.rand(2, 26, 3, 8),
-        shapes,
-        torch.rand(2, 7, 1, 4),
-        torch.rand(2, 7, 3, 2 * 4 * 2),
-        torch.rand(2, 7, 3, 2 * 4),
-    )
-
-
 ROTATE = register(
     Operator(
         'BevRotation',
         _rotate,
         inputs=dict(image='C H W', angle='', center='2'),
         outputs=('rotated',),
-        example=_view_example,
+        example=lambda: (torch.rand(8, 5, 6), torch.tensor(10.0), torch.tensor([4.0, 3.0])),
         traceable=_rotate,
         plugin=Plugin(bev_plugins.ROTATE, attributes=dict(interpolation='interpolation')),
     )
@@ -102,7 +87,13 @@ ATTENTION = register(
             logits='B Q M W',
         ),
         outputs=('attended',),
-        example=_attention_example,
+        example=lambda: (
+            torch.rand(2, 26, 3, 8),
+            torch.tensor([[4, 5], [2, 3]]),
+            torch.rand(2, 7, 1, 4),
+            torch.rand(2, 7, 3, 2 * 4 * 2),
+            torch.rand(2, 7, 3, 2 * 4),
+        ),
         traceable=_attend,
         plugin=Plugin(bev_plugins.ATTENTION),
     )

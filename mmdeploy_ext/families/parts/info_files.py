@@ -107,21 +107,18 @@ def dataset_of_files(
     Raises:
         ConfigError: the config has no test pipeline.
     """
+    from mmdet3d.datasets import Custom3DDataset
+
     files = dict(files, pipeline=test_pipeline(cfg))
     test_data = test_dataset(cfg)
     kind = data_class(test_data.get('type'), 'DATASETS')
-    if kind is not None and (issubclass(kind, base) or _reads_own_infos(kind)):
-        return dict(test_data, **files)
+    if kind is not None:
+        parents = [parent for parent in kind.__mro__ if parent.__module__.startswith(('mmdet.', 'mmdet3d.'))]
+        states_own_layout = is_users_class(kind) and all(parent is Custom3DDataset for parent in parents)
+        if issubclass(kind, base) or states_own_layout:
+            return dict(test_data, **files)
     catalogue.register([default['type']])
     return dict(default, **files)
-
-
-def _reads_own_infos(kind: type) -> bool:
-    """Return whether a data set is the user's, and none of mmdet3d's states the layout of its files."""
-    from mmdet3d.datasets import Custom3DDataset
-
-    libraries = (base for base in kind.__mro__ if base.__module__.startswith(('mmdet.', 'mmdet3d.')))
-    return is_users_class(kind) and all(base is Custom3DDataset for base in libraries)
 
 
 def write_infos(

@@ -52,7 +52,10 @@ def choose_as(
         return result
     differs = (selected != best).any(1)
     if differs.any():
-        differs &= tied_selection(_token_scores(model, feeds['images']), best, selected, ties_rtol)
+        with torch.no_grad():
+            maps = model.decoder.project(model.extract_feat(_to_model(model, feeds['images'])))
+            token_scores = model.decoder.tokens(maps)[1].amax(-1).cpu().numpy()  # the largest class logits
+        differs &= tied_selection(token_scores, best, selected, ties_rtol)
     other_sets = differs & (np.sort(selected) != np.sort(best)).any(1)
     if other_sets.any():
         tokens = _to_model(model, np.where(other_sets[:, None], selected, best))
@@ -109,14 +112,6 @@ def tied_selection(
         gaps = np.abs(of_tokens[tokens] - of_tokens[best_of_image])
         tied.append(bool((gaps <= rtol * np.abs(of_tokens).max()).all()))
     return np.asarray(tied)
-
-
-def _token_scores(model: nn.Module, images: np.ndarray) -> np.ndarray:
-    """Return (B, N): the largest class logit of every token."""
-    decoder = model.decoder
-    with torch.no_grad():
-        maps = decoder.project(model.extract_feat(_to_model(model, images)))
-        return decoder.tokens(maps)[1].amax(-1).cpu().numpy()
 
 
 def _to_model(model: nn.Module, array: np.ndarray) -> torch.Tensor:

@@ -87,7 +87,12 @@ class Sparse4DOnnx(CameraRuntime):
         files = model_files(paths) if isinstance(paths, str) or hasattr(paths, 'is_dir') else list(paths)
         self.graphs = self.opened_by_form(files, engine, options, [FAMILY])
         by_form = {form: graph.path for form, graph in self.graphs.items()}
-        _check_complete(by_form)
+        contract = (PORTABLE,) if PORTABLE in by_form else DEPLOY_FILES
+        if missing := [form for form in contract if form not in by_form]:
+            raise ModelFileError(
+                f'{", ".join(map(str, by_form.values()))}: {", ".join(missing)} of this export is missing; '
+                f'give its folder, or export it again with {tool("export")}'
+            )
         check_forms(by_form, {form: graph.metadata for form, graph in self.graphs.items()}, FAMILY)
         self.is_portable = PORTABLE in self.graphs
         images, last = (PORTABLE, PORTABLE) if self.is_portable else (BACKBONE, NEXT)
@@ -185,16 +190,6 @@ class Sparse4DOnnx(CameraRuntime):
         pose = frame_checks.check_pose(state.ego_pose, 'state: ego_pose')
         self.bank.load(state.tensors, pose, frame_checks.check_time(state.timestamp_s))
         self._scene, self.was_reset = state.scene_token or '', False
-
-
-def _check_complete(by_form: Mapping[str, Any]) -> None:
-    """Refuse files, by their form, that lack a graph of their contract: ModelFileError names those graphs."""
-    contract = (PORTABLE,) if PORTABLE in by_form else DEPLOY_FILES
-    if missing := [form for form in contract if form not in by_form]:
-        raise ModelFileError(
-            f'{", ".join(map(str, by_form.values()))}: {", ".join(missing)} of this export is missing; give '
-            f'its folder, or export it again with {tool("export")}'
-        )
 
 
 def read_constants(head: str | Path, spec: GraphSpec) -> dict[str, np.ndarray]:
