@@ -115,6 +115,18 @@ def random_state() -> dict[str, Any]:
     )
 
 
+@contextlib.contextmanager
+def draws_repeated() -> Iterator[None]:
+    """Let what comes after the block draw the same random numbers as the block."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        setters = random.setstate, np.random.set_state, torch.set_rng_state
+        for restore, state in zip(setters, states, strict=True):
+            restore(state)
+
+
 class UnreadableError(RuntimeError):
     """An object of the user's whose attributes raise an error when they are read."""
 

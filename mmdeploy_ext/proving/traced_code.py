@@ -9,18 +9,22 @@ import dataclasses
 import datetime
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.onnx._internal.torchscript_exporter import registration
+from torch.onnx._internal.torchscript_exporter._globals import GLOBALS
 
+from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.core.foreign_functions import is_users_value
 from mmdeploy_ext.core.model_classes import LIBRARIES, classes_of
 from mmdeploy_ext.core.outer_containers import comparable
 from mmdeploy_ext.core.source_code import DISTRIBUTIONS, OURS, codes_in, is_in_package, is_ours, is_users_file
+from mmdeploy_ext.core.users_code import RanCode
 from mmdeploy_ext.lint import check
-from mmdeploy_ext.lint.nested import copies, copy_of
+from mmdeploy_ext.lint.nested import copies, copy_of, tensors_in
 from mmdeploy_ext.lint.record import ROWS
 from mmdeploy_ext.lint.rules import RIGHT, RULES
 from mmdeploy_ext.lint.sites import site_at
@@ -30,6 +34,7 @@ from mmdeploy_ext.proving.outer_state import (
     arrays_and_numbers,
     codes_of_run,
     draws_left_out,
+    draws_repeated,
     functions_of,
     lines_that_set_globals,
     random_state,
@@ -57,6 +62,7 @@ REASONS = dict(
     random='random numbers of {} are drawn',
     clock='{} reads the time',
     export='{} asks whether an export runs',
+    alone='{} is run by PyTorch alone',
     symbolic='{} has a symbolic of its own',
 )
 """`TracedLine.by` -> why inputs decide, with the place for a line or a name."""
@@ -76,12 +82,13 @@ class TracedLine:
             the stage.
         line: its number, from 1 on; 0 if the code of a stage could not be observed.
         code: its text without indentation; for line 0 the reason.
-        by: 'values' or 'sizes'; 'export' if the line asks whether an export runs; 'clock' if it reads the
-            time; 'state' if `file` is a class, a function or a module and its attribute, which every run
-            changes; 'kept' if it is one that an earlier run has set, or the line sets a global; 'random' if
-            `file` is what every run draws random numbers of; 'everywhere' if it is what the user's code put
-            between PyTorch and all models; 'symbolic' if it is a function of autograd or an operator that the
-            user's code writes into graphs in a form of its own.
+        by: 'values' or 'sizes'; 'export' if the line asks whether an export runs, 'alone' if an export does
+            not run it, or not all of it; 'clock' if it reads the time; 'state' if `file` is a class, a
+            function or a module and its attribute, or a parameter, which every run changes; 'kept' if it is
+            one that an earlier run has set, or the line sets a global; 'random' if `file` is what every run
+            draws random numbers of; 'everywhere' if it is what the user's code put between PyTorch and all
+            models; 'symbolic' if it is a function of autograd or an operator that the user's code writes into
+            graphs in a form of its own.
     """
 
     file: str
@@ -107,6 +114,8 @@ class TracedLine:
             return f'{self.reason}; the graph has what it does to its own steps alone'
         if self.by == 'symbolic':
             return f'{self.reason}, which PyTorch does not run'
+        if self.by == 'alone':
+            return f'{self.reason} (`{self.code}`); the export does not run it'
         if self.by == 'export':
             return f'{self.reason} (`{self.code}`); the graph has what it computes then'
         if not self.line:
@@ -156,7 +165,8 @@ def lines_of_module(
     places = list(places)
     lines = [_line(finding, places) for finding in findings if finding.rule in rules]
     lines = [line for line in lines if line is not None]
-    lines += forms_of_exports(module, inputs, exporter, places)
+    # the code that exports of models of frames ran is recorded: see `Deployment.watching_exports`
+    lines += forms_of_exports(module, inputs, exporter, places, is_traced=is_stateless)
     lines += [TracedLine(name, 0, '', 'everywhere') for name in interceptions()]
     lines += changing_state(module, inputs, other_inputs, places, is_stateless, followed)
     if containers is not None:
@@ -179,16 +189,20 @@ def _warmed(module: torch.nn.Module, inputs: Sequence[Any]) -> list[torch.nn.Mod
 
 
 def forms_of_exports(
-    module: torch.nn.Module, inputs: Sequence[Any], exporter: str, places: Sequence[Path]
+    module: torch.nn.Module,
+    inputs: Sequence[Any],
+    exporter: str,
+    places: Sequence[Path],
+    is_traced: bool = True,
 ) -> list[TracedLine]:
     """Return where the user's code computes something else in an export than in PyTorch.
 
     These are lines that ask whether an export runs, lines that read the time, and of TorchScript forms that
-    are written for functions of autograd and for operators. Arguments are those of `lines_of_module`.
+    are written for functions of autograd and for operators, and with `is_traced` lines that a trace does not
+    run. Other arguments are those of `lines_of_module`.
     """
     lines: dict[TracedLine, None] = {}
     questions = {getattr(function, '__code__', function) for function in QUESTIONS}
-    names = {function.__name__ for function in QUESTIONS}
     apply = torch.autograd.Function.__dict__['apply'].__func__.__code__
 
     def watch(frame: FrameType, event: str, arg: Any) -> None:
@@ -205,17 +219,27 @@ def forms_of_exports(
         asks = frame.f_code in questions if event == 'call' else event == 'c_call' and arg in questions
         caller = frame.f_back if event == 'call' else frame
         # a function of `torch.jit.script` asks by itself, and is in the graph with both of its ways
-        asks = asks and caller is not None and bool(names & {*caller.f_code.co_names})
+        asks = asks and caller is not None and _names_one_of(QUESTIONS, caller)
         if asks and is_observed_file(Path(caller.f_code.co_filename), places):
             lines[_line_at(caller.f_code, caller.f_lineno, 'export')] = None
 
+    traced = code_of_trace(module, inputs) if is_traced and exporter == 'torchscript' else None
+    plain = RanCode()
     observed, previous = copy_of(module), sys.getprofile()
     sys.setprofile(watch)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), draws_repeated(), plain.watched():
             observed(*copies(list(inputs)))
     finally:
         sys.setprofile(previous)
+    if traced is not None:
+        asking = {(line.file, line.line) for line in lines}
+        alone = [
+            _line_at(code, line, 'alone')
+            for key, (code, _) in plain.codes.items()
+            for line in plain.lines_beside(traced, key)
+        ]
+        lines |= {line: None for line in alone if (line.file, line.line) not in asking}
     registered = users_symbolics() if exporter == 'torchscript' else set()
     if registered:
         with torch.no_grad():
@@ -223,6 +247,43 @@ def forms_of_exports(
             graph = torch.jit.trace(copy_of(module), example, check_trace=False).inlined_graph
         registered &= _operators(graph)
     return [*lines, *(TracedLine(name, 0, '', 'symbolic') for name in sorted(registered))]
+
+
+def code_of_trace(module: torch.nn.Module, inputs: Sequence[Any]) -> RanCode | None:
+    """Return what of the user's code runs while a module is traced for an export; None if that fails.
+
+    In a trace sizes are tensors, functions answer that an export runs, and the stack is that of a trace.
+    Arguments are those of `lines_of_module`; random numbers are drawn again afterwards.
+    """
+    traced, observed = RanCode(), copy_of(module).requires_grad_(False)
+
+    def flat(*args: Any) -> tuple[torch.Tensor, ...]:
+        return tuple(tensors_in(observed(*args)))
+
+    try:
+        with (
+            draws_repeated(),
+            warnings.catch_warnings(),
+            torch.no_grad(),
+            patched(GLOBALS, in_onnx_export=True),
+            traced.watched(),
+        ):
+            warnings.simplefilter('ignore')
+            torch.jit.trace(flat, tuple(copies(list(inputs))), check_trace=False, strict=False)
+    except Exception:  # of what the exporter prepares, such as operators of ours
+        return None
+    return traced
+
+
+def _names_one_of(functions: Iterable[Callable[..., Any]], frame: FrameType) -> bool:
+    """Return whether code names one of these functions, by its own name or by another one."""
+    code, functions = frame.f_code, list(functions)
+    if not {*code.co_names}.isdisjoint(function.__name__ for function in functions):
+        return True
+    scopes = frame.f_locals, frame.f_globals
+    values = [scope[name] for scope in scopes for name in (*code.co_names, *scopes[0]) if name in scope]
+    behind = [getattr(value, 'func', value) for value in values]
+    return any(value is function for value in behind for function in functions)
 
 
 def users_symbolics() -> set[str]:
@@ -296,6 +357,12 @@ def changing_state(
             TracedLine(name.split()[0], 0, '', 'kept') for name in later if later[name] != first.get(name)
         ]
         lines += kept if not lines else []
+    if copy is not module:
+        lines += [
+            TracedLine(name, 0, '', 'state')
+            for name, weight in module.named_parameters()
+            if not torch.equal(weight, copy.get_parameter(name))
+        ]
     lines += [_line_at(code, line, 'kept') for code in codes for line in lines_that_set_globals(code)]
     lines += [
         TracedLine(name, 0, '', 'random') for name, state in random_state().items() if state != drawn[name]

@@ -185,11 +185,27 @@ def test_a_library_s_module_is_not_run(monkeypatch):
     [
         'if not torch.onnx.is_in_onnx_export(): x = x.clamp(max=50)',
         'if not torch.jit.is_tracing(): x = x.clamp(max=50)',
+        'from torch.onnx import is_in_onnx_export as asks; x = x if asks() else x.clamp(max=50)',
     ],
 )
 def test_a_line_that_asks_whether_an_export_runs_makes_inputs_decide(tmp_path, line):
     (entry,) = lines_of(neck(tmp_path, line))
     assert (entry.file, entry.line, entry.code, entry.by) == ('users_neck.py', LINE, line, 'export')
+
+
+@pytest.mark.parametrize(
+    'line',
+    [
+        'x = x.clamp(max=50) if isinstance(x.shape[2], int) else x',
+        'x = x if hasattr(x.shape[2], "item") else x.clamp(max=50)',
+        'from torch.onnx._internal.torchscript_exporter import _globals as g; '
+        'x = x if g.GLOBALS.in_onnx_export else x.clamp(max=50)',
+    ],
+)
+def test_a_line_that_a_trace_does_not_run_makes_inputs_decide(tmp_path, line):
+    (entry,) = lines_of(neck(tmp_path, line))
+    assert entry.reason == f'users_neck.py:{LINE} is run by PyTorch alone' and line in entry.text
+    assert lines_of(neck(tmp_path, line), exporter='dynamo') == []
 
 
 @torch.jit.script
@@ -332,6 +348,7 @@ def test_whatever_chooses_by_sizes_in_a_file_of_any_size_makes_inputs_decide(tmp
         ('next(TURNS)', 'users_neck.TURNS changes from run to run'),
         ('count()', 'users_neck.counter.<locals>.count changes from run to run'),
         ('self.conv.settings["runs"] += 1', 'Conv2d.settings changes from run to run'),
+        ('self.conv.weight.data.mul_(0.9)', 'conv.weight changes from run to run'),
         ('global KEPT; KEPT = x', 'users_neck.py:{} keeps a value for later runs'),
         ('self.first = getattr(self, "first", x.mean())', 'Neck.first keeps a value for later runs'),
         ('import random; random.random()', 'random numbers of Python are drawn'),
