@@ -146,7 +146,7 @@ def user_folders(path: str) -> list[Path]:
 
     `path` is that of the config. It is the order in which research repositories find them, whose scripts run
     in their root with `PYTHONPATH=.`. A checkout of this project, whose `projects/` has the names of many of
-    them, comes last. It is left out unless the config is one of its own or its root is the current folder.
+    them, comes last. It is left out unless the config is in it or the current folder is its root.
     """
     config, current = Path(path).resolve(), Path.cwd()
     folders = [folder for folder in dict.fromkeys([current, *config.parents]) if folder != CHECKOUT]

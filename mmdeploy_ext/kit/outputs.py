@@ -38,12 +38,13 @@ def read_outputs(
     """Return the outputs of one run of a graph by name, in the dtypes and shapes that they were written in.
 
     They are in NAME.npz, in NAME.json, or in .npy and .bin of the folder NAME. Names and shapes need not be
-    those of the graph, but of .bin, which has neither dtype nor shape. JSON has no dtypes: an array has that
-    of the graph's output, float64 if that would cut its numbers, and float32 if the graph has no such output.
+    those of the graph, except for .bin, which has neither dtype nor shape. JSON has no dtypes: an array has
+    that of the graph's output, float64 if that would cut its numbers, and float32 if the graph has no such
+    output.
 
     Args:
         folder: folder of the outputs of all runs.
-        name: name of the run: that of a case, such as '000', or `ChainedFrame.outputs` of a frame of a drive.
+        name: name of the run: that of a case, '000', or `ChainedFrame.outputs` of a frame, 'chain_000'.
         spec: spec of the graph, which has the dtypes of raw files and JSON files.
         shapes: name of an output -> its shape, of the manifest, for raw files.
 

@@ -43,7 +43,8 @@ def values_to_python(call: Call) -> None:
 
     Of a tensor that depends on inputs, the rule is `value-in-loop` if a loop or a `range` uses the number,
     `value-in-branch` if it is a bool or an `if` or assert uses it, else `value-to-python`. Of one that
-    depends on sizes alone it is `size-to-python`, and a bool is none unless every choice counts.
+    depends on sizes alone it is `size-to-python`, and a bool is none unless every choice counts,
+    see `Recorder.every_choice`; then texts of tensors and `value in t` count as numbers, too.
     """
     is_text = call.name in TO_TEXT and call.observer.recorder.every_choice
     if call.name not in TO_BOOL and call.name not in TO_NUMBER and not is_text:

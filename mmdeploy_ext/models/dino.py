@@ -75,8 +75,9 @@ class DinoTransformerDecoder(transformer.DeformableDetrTransformerDecoder):
         """Return the queries (Q, B, D) of the last layer, and its reference boxes (B, Q, 4).
 
         Arguments are queries (Q, B, D), boxes cxcywh (B, Q, 4) relative to the image without its padding,
-        `valid_ratios` (B, L, 2), the shares of each map that show the image, and the box branches of the
-        layers, by which each layer but the last moves the boxes for the next; others are those of the layers.
+        `valid_ratios` (B, L, 2), the shares of each map's width and height that show the image, and the box
+        branches of the layers, by which each layer but the last moves the boxes for the next; others are
+        those of the layers.
         """
         scale = torch.cat([valid_ratios, valid_ratios], -1)[:, None]
         for index, layer in enumerate(self.layers):

@@ -84,7 +84,8 @@ def prove(
         paths: paths of the files, in the order in which a sample goes through them.
         samples: for a model of pictures (title, (h, w, 3) uint8 BGR), the first of which counts as the one
             that was traced; of a model with a memory the `Frame`s of a drive, read once; of other models of
-            LiDAR or several cameras `Sweep`s; of a backbone `VoxelSet`s, besides those that every proof has.
+            LiDAR `Sweep`s, with cameras `FusedFrame`s; of a backbone `VoxelSet`s, besides those that every
+            proof has.
         engine: `engine`, the name of the engine's class, and its options, as `engine_settings` returns them;
             None: ONNX Runtime on the CPU.
         edited: whether the files were edited on purpose: then only inputs decide, not their graphs.

@@ -38,7 +38,7 @@ def apply_precision(
     reference), also one that computes in fp16. A rulebook of None becomes ''.
 
     Args:
-        graph: folded.
+        graph: as `fold.fold` returns it: no BatchNorm is a node of its own, and every convolution has a bias.
         precision: 'fp16' or 'int8', of all nodes that no override names. With 'int8' the last convolution
             stores int8, too, which `libspconv_contract.check` finds fault with, unless an override has its
             output precision: see `fp16_ends`.

@@ -43,7 +43,7 @@ class BoxRule(HeadRule):
         out_size_factor: voxels per cell of the heat map.
         max_num: (class, cell) pairs with the best scores that are decoded per task; neighbours count, too.
         score_threshold: threshold that the score of such a pair has to exceed; None or 0 keeps all.
-        post_center_range: range of box centres in metres, ends included.
+        post_center_range: lowest x, y, z, then highest, of the boxes' middles in metres, ends included.
         norm_bbox: whether `dim` holds logarithms of the sizes.
         with_velocity: whether the head has an output `vel`.
         nms_type: 'rotate' or 'circle'.
@@ -53,8 +53,7 @@ class BoxRule(HeadRule):
         post_max_size: boxes per task that come out of NMS; None takes all.
         min_radius: per task the squared distance of centres, m2, up to which the worse of two boxes is
             dropped ('circle'); empty for 'rotate' if the config has none.
-        post_center_limit_range: range of box centres in metres after NMS, ends included ('rotate'); an empty
-            one keeps all boxes.
+        post_center_limit_range: the same after NMS ('rotate'); an empty one keeps all boxes.
     """
 
     limit: ClassVar[str] = 'post_max_size'
@@ -108,7 +107,8 @@ def decode(outputs: Mapping[str, np.ndarray], rule: BoxRule) -> Detections3D:
     (1, 1, H, W) m, `dim_t` (1, 3, H, W) m or their logarithms (`norm_bbox`), `rot_t` (1, 2, H, W) sine and
     cosine, and `with_velocity` `vel_t` (1, 2, H, W) m/s.
 
-    Boxes (n, 9) are x, y, z of the bottom's centre, length, width, height, m, yaw, rad, and vx, vy, m/s.
+    Boxes (n, 9) are x, y, z of the bottom's centre, length, width, height, m, yaw, rad, and vx, vy, m/s, in
+    the LiDAR frame.
 
     Source: mmdet3d 1.0.0rc6, models/dense_heads/centerpoint_head.py `get_bboxes` and
     core/bbox/coders/centerpoint_bbox_coders.py.

@@ -32,7 +32,7 @@ class RawNetwork(nn.Module):
         self.model, self.names, self.outputs = model, names, outputs
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the outputs of the head (B, a*columns, h, w) of images (B, 3, H, W) float32."""
+        """Return the outputs of the head (B, a*columns, h, w) of normalised images (B, 3, H, W) float32."""
         outputs = self.outputs(self.model, image)
         return tuple(tap(name, tensor) for name, tensor in zip(self.names, outputs, strict=True))
 

@@ -129,8 +129,8 @@ def result(detections: Detections3D) -> dict[str, Any]:
 def as_trained(result: Mapping[str, Any], convention: str) -> Detections3D:
     """Return a result, see `detections`, with boxes as mmdet3d 1.x has them.
 
-    `convention` is that of the model's training, of `parts.options.CONVENTIONS`. The runtime turns sine and
-    cosine of the yaw instead.
+    `convention` is that of the model's training, '0.17' or '1.x', see `parts.options.CONVENTIONS`. The
+    runtime turns sine and cosine of the yaw instead.
     """
     old = detections(result)
     if convention != CONVENTIONS[0]:

@@ -35,10 +35,11 @@ def _traced(encoder: nn.Module) -> SparseGraph:
 
 @torch.no_grad()
 def half_encoder(encoder: nn.Module) -> nn.Module:
-    """Return a copy of an encoder of spconv, in evaluation mode, with the kernels of a libspconv file.
+    """Return a copy of an encoder of spconv with the kernels of a libspconv file.
 
-    That is the float16 file for NVIDIA's engine libspconv. Batch normalisation, which is behind every
-    convolution, is folded in, then kernels and biases are rounded to float16; their dtype stays float32.
+    That is the float16 file for NVIDIA's engine libspconv. The encoder has to be in evaluation mode, and so
+    is its copy. Batch normalisation, which is behind every convolution, is folded in, then kernels and biases
+    are rounded to float16; their dtype stays float32.
     """
     traced = _traced(encoder)
     sources, rounded = layer_sources(traced), copy.deepcopy(encoder)

@@ -67,7 +67,7 @@ class BEVFusionEncoder(EncoderFamily):
     name = 'bevfusion'
     encoder_types = ('BEVFusionSparseEncoder',)
     int8 = Int8Reference(ENDS, half_ranges=True)
-    """Source: golden ALGORITHM.md 5: `model.half()` reaches the ranges."""
+    """Source: ALGORITHM.md of the tests' golden files, 5: `model.half()` reaches the ranges."""
 
 
 class CenterPointEncoder(EncoderFamily):
@@ -88,7 +88,8 @@ class CenterPointEncoder(EncoderFamily):
         unfolded_ranges=('conv_input.0',),
         add_method='max',
     )
-    """Source: golden ALGORITHM.md 5 and 6: the Add of a block has its path; conv_input is folded last."""
+    """Source: ALGORITHM.md of the tests' golden files, 5 and 6: the Add of a block has its path; conv_input
+    is folded last."""
 
 
 class SecondEncoder(EncoderFamily):

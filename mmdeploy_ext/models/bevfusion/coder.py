@@ -98,7 +98,7 @@ class TransFusionBBoxCoder(BaseBBoxCoder):
     def decode(self, scores: Tensor, *values: Tensor) -> list[dict[str, Tensor]]:
         """Return 'bboxes', 'scores' and 'labels' of each sample, in the order of the queries.
 
-        Scores are (B, K, Q), the values those of `boxes_of_cells`: center, height, dim, rot and vel.
+        Scores are (B, K, Q) in 0..1, the values those of `boxes_of_cells`: center, height, dim, rot and vel.
         """
         best, labels = scores.max(1)
         boxes = self.boxes(*values)

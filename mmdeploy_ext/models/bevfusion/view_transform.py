@@ -98,7 +98,7 @@ class ViewTransform(nn.Module):
         return joint[:, : self.D].softmax(1), joint[:, self.D : self.D + self.C]
 
     def cells(self, rig: Rig) -> Tensor:
-        """Return the cell of each point of the frustum, (B, N, D, h, w) int64; X * Y outside of the grid."""
+        """Return the cell `x * Y + y` of points of the frustum, (B, N, D, h, w) int64; X * Y outside."""
         points = rigs.seen_points(self.frustum, rig)
         return rigs.cells_of(points, self.bx - self.dx / 2, self.dx, self.nx)
 

@@ -154,9 +154,9 @@ class RecordIndex:
     def lookup(self, walk: Walk, tensor: str, position: int, value: np.ndarray) -> ReferenceTensor | None:
         """Return a record with the values of a tensor, one of the node's module first; None if there is none.
 
-        A node that computes something is paired with a later record than its inputs: the output of a
-        transposition that changes nothing is not paired with the record of its input. Empty tensors, and
-        those without floats that depend on constants or shapes alone, are paired with none.
+        A node is paired with a later record than its inputs, unless its operator is one of `SAME_VALUES`: the
+        output of a transposition that changes nothing is not paired with the record of its input. Empty
+        tensors, and those without floats that depend on constants or shapes alone, are paired with none.
 
         Args:
             walk: the walk of the graph so far.

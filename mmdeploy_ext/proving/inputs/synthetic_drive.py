@@ -160,7 +160,7 @@ class Surroundings:
 
     Attributes:
         rng: generator that `seed` starts.
-        colours: (n, 3) 0..255 of the blobs.
+        colours: (n, 3) BGR 0..255 of the blobs.
         drift: (n,) share of the width that a blob moves in each frame.
         places, sizes: (n, 2) of the blobs: shares of the panorama's width and height, and pixels.
         panorama: (height, width, 3) uint8 of `PANORAMA`, all around the car.

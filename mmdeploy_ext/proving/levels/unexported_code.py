@@ -39,7 +39,7 @@ class UnexportedCode:
         name: `MyNeck.forward`, `my/neck.py:8`, or `MyNeck.calls`.
         why: `ALONE` of functions and lines, `KEPT` of attributes, `SET` of settings.
         place: file and lines of a function, text of a line, or the module that has an attribute, as 'module
-            neck' or 'the detector'.
+            neck' or 'the detector'; of a setting its new and its old value before the module.
     """
 
     name: str
@@ -89,7 +89,10 @@ def unexported_code(
 
 
 def users_settings(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Return name of a module -> its settings, of modules whose class has methods of the user's code."""
+    """Return name of a module -> its settings, of modules whose class has methods of the user's code.
+
+    Settings are those of `module_settings`.
+    """
     users = {name for name, module in model.named_modules() if any(_methods(module, of_user=True))}
     return {name: entry for name, (_, entry) in module_settings(model).items() if name in users}
 

@@ -54,8 +54,8 @@ class VoxelFeatures(nn.Module):
     ) -> torch.Tensor:
         """Return the features (N, C) float32 of voxels.
 
-        Points are (P, D), rows (P,) the voxel of each, as a row of coors (N, 4): sample 0, z, y, x. For the
-        other arguments see `voxels_spec`.
+        Points are (P, D), rows (P,) int32 the voxel of each, as a row of coors (N, 4) int32: sample 0, z, y,
+        x. For the other arguments see `voxels_spec`.
         """
         maps = self.img_backbone(img)
         if self.img_neck is not None:

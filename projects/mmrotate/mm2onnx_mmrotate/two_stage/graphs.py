@@ -221,7 +221,7 @@ def _raw_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the network, and the part of the form behind it.
 
-    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
+    With `fold` batch normalisation is folded into the convolutions of a copy; without, the model runs as it
     is.
     """
     folded = fuse(model) if fold else model
