@@ -103,7 +103,10 @@ class ViewTransform(nn.Module):
         return rigs.cells_of(points, self.bx - self.dx / 2, self.dx, self.nx)
 
     def depth_maps(self, points: Sequence[Tensor], rig: Rig) -> Tensor:
-        """Return the depth maps (B, N, 1, H, W) of points, metres, 0 without one; see `rig.depth_maps`."""
+        """Return the depth maps (B, N, 1, H, W) in metres, 0 in pixels without a point; see `rig.depth_maps`.
+
+        `points` (P, 3 or more) of each sample are in the augmented LiDAR frame.
+        """
         return rigs.depth_maps(points, rig, self.image_size, self.last_in_pixel)
 
     def pool(self, weights: Tensor, features: Tensor, cells: Tensor) -> Tensor:
