@@ -49,8 +49,8 @@ class Part:
         module: is run on the inputs.
         input_names: names of the inputs.
         inputs: tensors of one run, in the order of `input_names`.
-        other_inputs: those of a second run, of other sizes if these are dynamic; None of a graph that is run
-            on its example alone.
+        other_inputs: those of a second run, of another view of the picture, larger if sizes are dynamic; None
+            of a graph that is run on its example alone.
         exporters: names of the only exporters that are tried on this part; () means those that the user
             chose.
     """

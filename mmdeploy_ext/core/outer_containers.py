@@ -94,12 +94,12 @@ class OuterContainers:
 def comparable(entries: list[tuple[str, Any, Any]], content_of: Callable[[Any], Any]) -> dict[Any, Any]:
     """Return name of a container and key -> what can be compared of the values that were not there at first.
 
-    `content_of` makes that of a value. Values of lists and sets have one key for all of them.
+    `content_of` makes that of a value. Values of lists and sets have one key for all of them, ''.
     """
     values = {}
     for title, holder, before in entries:
         content = _content(holder)
-        if isinstance(content, dict):
+        if isinstance(content, dict) and isinstance(before, dict):
             for key, value in content.items():
                 if not _are_same(value, before.get(key, EMPTY)):
                     values[title, repr(key)] = content_of(value)

@@ -67,9 +67,9 @@ def check_projection(camera: np.ndarray) -> None:
 
 
 def original(camera: np.ndarray, to_input: np.ndarray) -> np.ndarray:
-    """Return a camera (4, 4) of the picture before it is resized, of that of the network input.
+    """Return the camera (4, 4) for pixels of the picture before it is resized.
 
-    `to_input` is the matrix (3, 3) from pixels of the former to those of the latter.
+    `camera` is for pixels of the network input, `to_input` (3, 3) from pixels of the picture to those.
     """
     return np.linalg.inv(square_matrix(to_input)) @ camera
 

@@ -39,6 +39,8 @@ def resize_pillow(
 ) -> np.ndarray:
     """Resize (h, w, C) uint8, of C channels: one axis, rounded to uint8, then the other.
 
+    Columns come first; rows do if they shrink, by more than twice as many pixels as the columns.
+
     Args:
         image: (h, w, C) uint8.
         height: height of the result.

@@ -36,7 +36,7 @@ class GraphResult:
 
     Attributes:
         name: name of the graph, '' if the model is one file.
-        nodes: number of nodes of the main graph, constants not counted.
+        nodes: number of nodes of the main graph that are no Constant.
         equal: whether it is the graph of a fresh export, which computes the same for every input.
         differences: from the fresh export; there are some if both were compared and are not equal.
         by_inputs: why inputs decide in place of the graph: `EDITED`, or the rules of recorded edits, which

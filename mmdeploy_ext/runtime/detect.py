@@ -71,8 +71,8 @@ def detect(
 def prepare(metadata: Metadata, image_bgr: np.ndarray, cam2img: np.ndarray | None = None) -> PreparedImage:
     """Resize, pad and normalise by the rule in a file's metadata, to the size of a graph with a fixed shape.
 
-    `image_bgr` is (h, w, 3) uint8, else ShapeError; `cam2img` its camera (4, 4), or None: the result has that
-    of the network input.
+    `image_bgr` is (h, w, 3) uint8, else ShapeError; `cam2img` its camera (4, 4), or None. `cam2img` of the
+    result is for pixels of the network input.
     """
     height, width = metadata.spec.inputs[0].axes[2:]
     rule = metadata.preprocess

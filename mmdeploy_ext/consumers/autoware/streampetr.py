@@ -164,14 +164,14 @@ class NodeContract:
     def read_state(self, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
         """Return the memory after the last frame in its LiDAR frame, with ages, by `FIELDS`.
 
-        `ego_pose` (4, 4) and `timestamp_s`, in seconds, are pose and time of that frame.
+        `ego_pose` (4, 4), LiDAR to global, and `timestamp_s`, in seconds, are pose and time of that frame.
         """
         return to_local(self.memory, self._place(ego_pose), float(self._clock(timestamp_s)))
 
     def write_state(self, tensors: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> None:
         """Replace the memory by one, `tensors`, as `read_state` returns it.
 
-        `ego_pose` (4, 4) and `timestamp_s`, in seconds, are pose and time of the frame that it is of.
+        `ego_pose` (4, 4), LiDAR to global, and `timestamp_s`, in seconds, are of the frame that it is of.
         """
         memory = to_global(tensors, self._place(ego_pose), float(self._clock(timestamp_s)))
         self.memory = {field: memory[field].astype(np.float32) for field in FIELDS}

@@ -1,6 +1,7 @@
 """What the graphs compute in place of methods of the live model, the user's or ours.
 
-They run the layers of the model: backbone, neck, encoders, gate, decoder, branches and the code of counts.
+They run the layers of the model: backbone, neck, encoders, gate, decoder, branches and
+`positional_encoding`, the code of the counts of cameras, rows and columns.
 
 Source of the names: megvii-research/PETR f7525f9 (no code).
 """

@@ -1,4 +1,4 @@
-"""Samples of the test loader as frames, and the dump of a frame: written, and read back.
+"""The dump of a frame: what is written into it, and the frame that is read back from it.
 
 Source of the dump's names: woquyuna/StreamPETR deployV1.0 0e9eefe, tools/test_pth.py and its documentation.
 """

@@ -66,7 +66,7 @@ class YolactNetwork(nn.Module):
         self.names = ('prototypes', *(f'{name}_{level}' for name in HEAD_OUTPUTS for level in levels))
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return prototypes and the outputs of the head, output by output, of (B, 3, H, W) float32."""
+        """Return prototypes (B, P, hp, wp) and the head's maps, output by output, of (B, 3, H, W) float32."""
         maps = self.model.extract_feat(image)
         head_maps = [level for levels in self.model.bbox_head(maps) for level in levels]
         outputs = self.model.mask_head.protonet(maps[0]), *head_maps
@@ -184,7 +184,8 @@ def masks_of(
     """Return masks (B, n, h, w) bool of prototypes (B, P, hp, wp) and their weights (B, n, P) in each mask.
 
     They are cropped to boxes `relative` (B, n, 4) xyxy: shares of the image without its padding, which are
-    taken for shares of the prototypes, as mmdet does. `target` (2,) int64 is h, w.
+    taken for shares of the prototypes, as mmdet does. Then they are resized bilinearly to `target` (2,)
+    int64, h, w.
     """
     size = hw(prototypes)
     probabilities = (weights @ prototypes.flatten(2)).sigmoid()
@@ -207,7 +208,7 @@ def _inside(span: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of the graph."""
+    """Return the contract of the graph: `input`, `img_shape`, `scale_factor`, `ori_shape` to `FULL_NAMES`."""
     image = image_input(options, smallest=1, multiple=detector_parts.multiple(model))
     batch, rows = image.axes[0], int(thresholds(model.bbox_head.test_cfg)['max_per_img'])
     meaning = 'pixels of the instances at ori_shape'
@@ -220,8 +221,8 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the network, and the post-processing after it; see `ImageFamily.stages`.
 
-    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
-    is.
+    With `fold` batch normalisation is folded into the convolutions of a copy of the network; without, the
+    model runs as it is.
     """
     network = YolactNetwork(fuse(model) if fold else model)
     inputs = ('input', 'img_shape', 'scale_factor', 'ori_shape', *network.names)

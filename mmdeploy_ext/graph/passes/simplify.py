@@ -24,7 +24,8 @@ from mmdeploy_ext.graph.io.operators import node_attributes, random_nodes
 FOLDING_LIMITS = dict(input_size_limit=8192, output_size_limit=512 * 512)
 """Largest numbers of elements of tensors that folding reads and writes (onnxscript's names of them).
 
-Nodes with larger ones are left to the engine.
+Nodes with larger ones are left to the engine, unless the result takes the place of as large a constant: a
+Transpose of a constant that nothing else reads is folded at any size.
 """
 DRAWS = ('RandomNormal', 'RandomUniform')
 """Random operators without inputs, which onnxslim would take for constants."""
@@ -36,7 +37,7 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     - Nodes whose inputs are all constants become initializers; shapes of fixed size count as constants.
       Nodes that nothing reads are dropped, and local functions are inlined.
     - Not fired on random operators, inputs with a default (they can be fed) and tensors over
-      `FOLDING_LIMITS`.
+      `FOLDING_LIMITS`, which names an exception.
 
     The model stays as it is.
 

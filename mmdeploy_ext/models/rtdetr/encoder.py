@@ -161,7 +161,10 @@ class RTDETRHybridEncoder(BaseModule):
         self.pan_blocks = nn.ModuleList(CSPRepLayer(2 * dim, dim, expansion, act) for _ in steps)
 
     def forward(self, features: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Return three maps (B, D, h, w), strides 8, 16, 32, of the backbone's maps of these strides."""
+        """Return three maps (B, D, h, w), strides 8, 16, 32, of the backbone's maps of these strides.
+
+        Each map has twice the height and the width of the next.
+        """
         maps = [project(level) for project, level in zip(self.input_proj, features, strict=True)]
         maps[-1] = self.attend(maps[-1])
         return self.bottom_up(*self.top_down(maps))

@@ -2,7 +2,8 @@
 
 Heads of points can be compared with PyTorch by it. It walks along the convex hull in float64, as mmcv's
 kernel does in float32; the graphs compute the same in another way (`dense/smallest_rectangle.py`). Where
-rounding decides in mmcv's kernel, between rectangles on the sides of a triangle, both take the same one.
+rounding decides in mmcv's kernel, between rectangles on the sides of a triangle, this kernel and the graphs
+take the same one.
 """
 
 import contextlib
@@ -23,7 +24,8 @@ MODULE = 'mmcv.ops.min_area_polygons'
 def smallest_polygon(points: np.ndarray) -> np.ndarray:
     """Return the corners (4, 2) float64 of the smallest rectangle around points (n, 2) float32.
 
-    They go from the x axis to the y axis: clockwise in a picture.
+    The rectangle's axes are x and y turned by less than 90 degrees. The first corner has the smallest values
+    of both; the others follow along x, then along y: clockwise in a picture.
     """
     hull = cv2.convexHull(points)[:, 0].astype(np.float64)
     rectangles = [(0.0, 1.0, np.repeat(hull[:1], 4, 0))] if len(hull) == 1 else []

@@ -366,9 +366,13 @@ HOLDING = (
     'def holder():\n    kept = []\n    def keep(key, value):\n        if not kept:\n'
     '            kept.append(value)\n        return kept[0]\n    return keep\n\nkeep = holder()\n'
 )
+FIRST_DICT = (
+    'def holder():\n    kept = None\n    def keep(key, value):\n        nonlocal kept\n'
+    '        kept = kept or {key: value}\n        return kept[key]\n    return keep\n\nkeep = holder()\n'
+)
 
 
-@pytest.mark.parametrize(('text', 'name'), [(KEEPING, 'KEPT'), (HOLDING, 'keep')])
+@pytest.mark.parametrize(('text', 'name'), [(KEEPING, 'KEPT'), (HOLDING, 'keep'), (FIRST_DICT, 'keep')])
 @pytest.mark.parametrize(('value', 'depends'), [('x.mean()', True), ('torch.ones(8)', False)])
 def test_what_the_very_first_run_leaves_outside_of_the_module_makes_inputs_decide(
     tmp_path, monkeypatch, text, name, value, depends

@@ -40,8 +40,8 @@ NO_ID = -1
 """Stands for an instance without a track id."""
 REPAIRS = dict(
     yaw='the projection keeps sine and cosine in their columns; published: it exchanges them',
-    gap='a gap of more than max_time_interval empties the bank; published: the confidences and the features '
-    'of before go on into the rows of other instances',
+    gap='a gap of more than max_time_interval empties the bank, but no id is given again; published: the '
+    'confidences and the features of before go on into the rows of other instances',
     scene='a change of scene empties the bank; published: nothing does between two scenes',
     class_scores='the scores without centerness are sorted with their boxes; published: they are not',
 )
@@ -62,8 +62,9 @@ class BankRule:
             together. The distance is rounded to float32 before it is compared, as PyTorch's is.
         score_threshold: smallest score, before the decay, of an instance that gets a new id; None: every one
             gets one.
-        repairs: keys of `REPAIRS`. The bank itself follows `yaw` and `gap`; `scene` is for who calls it, and
-            `class_scores` for the decoder of boxes.
+        repairs: keys of `REPAIRS`. The bank itself follows `yaw` and `gap`; `scene` is for who calls it and
+            then calls `reset` (`Sparse4DOnnx`, by `Frame.scene_token`), and `class_scores` for the decoder of
+            boxes.
     """
 
     num_instances: int
@@ -95,7 +96,8 @@ class TemporalInputs(NamedTuple):
         time_interval: (1,) float32, seconds since the last frame, or the default.
         mask: (1,) float32, 1 if the last frame belongs to this one, else 0.
         exists: whether there is a last frame, however long ago; with the repair `gap` only one that is near.
-            Without one the graph is another one.
+            Without one the deploy contract runs its graph of first frames; the portable graph, one for all
+            frames, gets it as `has_temp`.
         track_id: (1, A) int64, the ids of the last frame's instances, then `NO_ID`; not yet masked.
         ego_pose: (4, 4) float64 of this frame, LiDAR to global.
         timestamp_s: seconds, absolute, of this frame.

@@ -27,10 +27,11 @@ class ImageAug3D:
     Args:
         final_dim: (H, W) of the result, px.
         resize_lim: factor, from and to; at test time the mean.
-        bot_pct_lim: share that is cut off at the bottom, from and to; at test time the mean.
-        rot_lim: degrees, from and to, counter-clockwise about the middle, in training.
+        bot_pct_lim: share of the resized height that is cut off at the bottom, from and to; at test time the
+            mean.
+        rot_lim: degrees, from and to, counter-clockwise about the middle, in training alone.
         rand_flip: mirror half of the pictures, in training.
-        is_train: random values for each camera.
+        is_train: random values for each camera; False: test time, no rotation and no mirroring.
         source: (h, w) of the original pictures, px.
 
     Source: mit-han-lab/bevfusion db75150, mmdet3d/datasets/pipelines/transforms_3d.py:45-150. Differs in: the

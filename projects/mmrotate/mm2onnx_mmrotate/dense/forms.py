@@ -82,7 +82,10 @@ class FullForm(nn.Module):
     """What the `full` form adds to the network: raw outputs to results."""
 
     def __init__(self, model: nn.Module, cap: int = 0) -> None:
-        """Read the thresholds from the head's test_cfg; `cap` as in `RotatedSuppression`."""
+        """Read the thresholds from the head's test_cfg.
+
+        `cap` is the largest number of pairs of prior and class that enter the suppression; 0 lets all in.
+        """
         super().__init__()
         head = last_head(model)
         self.decode, self.head, self.config = Decode(head), described(head), thresholds(head)

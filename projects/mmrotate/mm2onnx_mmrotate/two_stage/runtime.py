@@ -1,6 +1,6 @@
 """From the outputs of files of two-stage detectors of rotated boxes to results, without PyTorch.
 
-Glossary: B batch, K regions of an image, C classes, G boxes per region.
+Glossary: B batch, K regions of an image, C classes, G boxes per region (C, or 1 for all classes).
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def decode_raw(outputs: Arrays, clip_hw: np.ndarray, facts: Mapping[str, Any]) -
     """Turn the outputs of a `raw` graph into those of a `decode` graph.
 
     Args:
-        outputs: `regions` (B, K, 4 or 5), `cls_score` (B, K, C + 1) and the others (B, K, G, columns).
+        outputs: `regions` (B, K, 4) upright xyxy or (B, K, 5) rotated, `cls_score` (B, K, C + 1) and the
+            others (B, K, G, columns).
         clip_hw: (B, 2) height and width of the contents of the input, pixels.
         facts: the `postprocess` entry of the file's metadata.
 
