@@ -158,9 +158,9 @@ def as_program(name: str) -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command and return its exit status, 2 if modules that it needs are not installed.
 
-    `argv` are its name and words, by default those of the process. In a checkout that is not the one of this
-    package a tool that needs PyTorch replaces the process by one with the code of that checkout. SystemExit:
-    --help, --version, or a word that no parser takes.
+    `argv` are the sub-command's name and words, by default those of the process. In a checkout that is not
+    the one of this package a tool that needs PyTorch replaces the process by one with the code of that
+    checkout. SystemExit: --help, --version, or a word that no parser takes.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     if '_ARGCOMPLETE' in os.environ:

@@ -8,8 +8,8 @@ A hash from keys to rows is `slots`, int64, a power of two of them, each a key o
 row of the key in each slot; and `shift`; `empty_slots` returns slots and shift. A key is the row-major index
 of a site in (sample, three axes).
 
-Glossary: N sites (N, 4) of sample and three axes, K kernel offsets, M output sites of a convolution, or most
-points of a voxel; P points of D values, n voxels.
+Glossary: N sites (N, 4) of sample and three axes, K kernel offsets, M output sites of a convolution,
+P points of D values, n voxels, T most points of a voxel.
 """
 # ruff: noqa: ANN001, ANN201 - numba infers the types; the docstrings give them
 
@@ -179,7 +179,7 @@ def collect(points, low, size, grid, slots, rows, shift, coordinates, sums, coun
 
 @njit(cache=True, nogil=True)
 def gather(points, low, size, grid, slots, rows, shift, coordinates, voxel_points, counts):
-    """Write the first points of every voxel to voxel_points (n, M, D) float32; otherwise as `collect`."""
+    """Write the first points of every voxel to voxel_points (n, T, D) float32; otherwise as `collect`."""
     n = 0
     for p in range(points.shape[0]):
         row, n = voxel_of(points[p], low, size, grid, slots, rows, shift, coordinates, n)

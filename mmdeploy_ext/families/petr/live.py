@@ -67,7 +67,10 @@ def run_decoder(
 
 
 def replaced(model: nn.Module) -> Iterator[Replaced]:
-    """Return, for each part of a live model, its methods that graphs and runtime compute by other code."""
+    """Return the methods of each part of a live model that graphs and runtime compute by other code.
+
+    Of upstream's classes also the `FUNCTIONS` of their modules.
+    """
     live_head = model.pts_bbox_head
     parts = {
         model: 'Petr3D',

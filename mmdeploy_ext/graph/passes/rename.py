@@ -25,8 +25,8 @@ def rename(
 ) -> onnx.ModelProto:
     """Return a model with other names; nothing that it computes changes.
 
-    - `tensors` and `nodes` map an old name to a new one; a node without a name is '#12'. Names swap when
-      both ways are asked for.
+    - `tensors` and `nodes` map an old name to a new one; '#12' is the node at position 12, such as one
+      without a name. Names swap when both ways are asked for.
     - `prefix` goes before the names of all nodes and of all tensors but the graph's inputs and outputs, in
       place of a '/' at their beginning; names that begin with it already are left alone, and so are nodes
       without a name.

@@ -119,9 +119,10 @@ def warm_up(
 ) -> list[float]:
     """Teach the cross attention of every layer to look at the projections of the queries' points.
 
-    There are R calibrations (R, N, 4, 4), which take turns, each turned about z anew; images of (H, W, ...)
-    px; `lr` is Adam's, `num_points` are drawn per step, of which there are `iters`. Returned is the loss of
-    each step: the mean cross entropy in nats. The head is left without gradients.
+    There are R calibrations, `lidar2img` and `intrinsics` (R, N, 4, 4), which take turns, each turned about z
+    anew; `pad_shape` is (H, W, ...) of the images, px; `lr` is Adam's, `num_points` are drawn per step, of
+    which there are `iters`. Returned is the loss of each step: the mean cross entropy in nats. The head is
+    left without gradients.
     """
     attentions = [layer.attentions[1].attn for layer in head.transformer.decoder.layers]  # cross attention
     modules = [head.position_encoder, head.query_embedding, head.featurized_pe, *attentions]
