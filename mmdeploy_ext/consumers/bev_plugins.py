@@ -164,7 +164,7 @@ class PluginBackend(Backend):
         self.model = SteppedModel(onnx.load(self.path), KERNELS, **settings)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run all steps; InferenceError: one failed."""
+        """Run all steps; inputs with a default are constants, and not fed. InferenceError: a step failed."""
         return self.model.run(feeds)
 
 

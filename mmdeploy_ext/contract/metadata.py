@@ -37,7 +37,7 @@ class Metadata:
     Attributes:
         family: model family, e.g. 'dense'.
         form: what the graph contains of the post-processing: 'full', 'decode' or 'raw'; of a model of several
-            graphs, and of any model of frames or sweeps, which one it is.
+            graphs, and of any model of frames or sweeps, the name of the graph.
         spec: names, shapes and tolerances of its tensors.
         preprocess: how samples become its input.
         classes: class names, by label.
@@ -99,6 +99,8 @@ class Metadata:
     @classmethod
     def from_props(cls, props: Mapping[str, str], path: object = 'the file') -> Self:
         """Rebuild from `metadata_props`, key -> JSON; `path` is that of the file, for messages.
+
+        `postprocess` and `options` are `Facts`, and lists in them stay lists.
 
         Raises:
             ModelFileError: not written by mm2onnx, written by other graph rules, or damaged metadata.

@@ -70,8 +70,8 @@ class ImageFamily(Family):
         forms: how much of the post-processing its graphs may contain.
         tie_keys: thresholds of overlaps and scores in its `test_cfg` at which rounding decides whether there
             is a result; see `proving/near_ties.py`.
-        trial_rows: number of results for which a trial lowers thresholds of scores, so that every threshold
-            decides some; a picture may have fewer.
+        trial_rows: number of results of a picture for which a trial lowers thresholds of scores, so that
+            every threshold decides some; it may have fewer.
         makes_masks_last: whether masks are made of the boxes of results, so that these are the same without
             masks, see `without_masks`.
         first: name of the list that the results are made from, such as proposals or the tokens that become
@@ -166,7 +166,10 @@ class ImageFamily(Family):
         return [list(range(len(images)))]
 
     def full_size(self, image: PreparedImage) -> tuple[int, int]:
-        """Return the height and width, pixels, that a graph assumes if it is not fed those of an image."""
+        """Return the height and width, pixels, that a graph assumes if it is not fed those of an image.
+
+        Here they are those of the network input, padding included.
+        """
         return tuple(image.tensor.shape[1:])
 
     def reference_tensors(
@@ -219,7 +222,7 @@ class ImageFamily(Family):
         Of two scores that are almost equal one becomes zero, and rounding decides which. The values have the
         shape of the output: where there is a tie, the score before it became zero; elsewhere NaN. A proof
         takes zero and this score for equal. So a family returns NaN also for ties that decide a result,
-        unless `rounded_choices` makes the other result, too.
+        unless `rounded_choices` makes the other result, too. `options` are those of `reference_tensors`.
         """
         return {}
 

@@ -124,8 +124,9 @@ class SequenceFamily(Family):
         return None
 
     def differing_steps(self, cfg: Any) -> list[DifferingMethod]:
-        """Return the steps with a name of mmdet's or mmdet3d's, which rules follow, that are not theirs.
+        """Return the user's steps with a name of mmdet's or mmdet3d's, which rules follow.
 
+        Methods and functions of the user that a library's step of such a name has or calls are returned, too.
         Steps of other names are compared by the moments of a data set alone.
         """
         try:
@@ -166,7 +167,9 @@ class SequenceFamily(Family):
     def synthetic_outputs(
         self, model: torch.nn.Module, runner: Stepper, spec: GraphSpec
     ) -> Iterable[tuple[str, Mapping[str, np.ndarray]]]:
-        """Yield titles and outputs of the last file, of a spec, that reach the limits of what follows it.
+        """Yield titles and outputs of the last file that reach the limits of what follows it.
+
+        `spec` is the contract of that file.
 
         The reference and the runner have a method `boxes_of` that takes them. A file of boxes needs none.
         """

@@ -83,7 +83,7 @@ class HalfBars:
     def matched_rows(self, reference: Any, candidate: Any, pairs: Mapping[int, int]) -> list[TensorRow]:
         """Return rows with the cosines of upright boxes, masks and scores of an image's matched results.
 
-        What the results do not have has no row.
+        What both sides lack has no row; what only one lacks has a failing one.
 
         Their norms are not judged: the bars of a pair are bars of size, and the norm of few scores moves by
         more than `norm_bar` within the score bar.

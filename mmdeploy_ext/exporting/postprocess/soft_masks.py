@@ -94,8 +94,7 @@ def pick_rows(table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
     Args:
         table: (B, R, ...).
-        rows: (B, m) int64 indices of 0..R-1; others pick rows of another image, or are an IndexError behind
-            the last one.
+        rows: (B, m) int64 indices of 0..R-1; others are not checked, and give a wrong row or an IndexError.
     """
     batch, count = table.shape[0], table.shape[1]
     shift = torch.arange(batch, device=rows.device)[:, None] * count

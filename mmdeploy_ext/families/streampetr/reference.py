@@ -54,7 +54,7 @@ class StreamPetrReference(CameraReference):
 
         The outputs are tensors that the model taps: `all_cls_scores` and `all_bbox_preds` of all decoder
         layers, `outs_dec` of the last one alone, and the memory after the frame, `post_memory_` and a name of
-        `FIELDS`, as `state` has it.
+        `FIELDS`, as `state` has it; for shapes see `StepResult`.
 
         An invalid calibration, pose or time raises the same DataError as of `StreamPetrOnnx`; a time before
         that of the last frame raises none here.

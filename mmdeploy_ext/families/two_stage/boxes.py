@@ -75,9 +75,9 @@ def last_head(roi_head: nn.Module) -> nn.Module:
 
 
 def activated(head: nn.Module, logits: torch.Tensor) -> torch.Tensor:
-    """Return class scores (..., C) in 0..1 of a box head's class logits, whose last axis is their columns.
+    """Return class scores (..., C) in 0..1 of a box head's class logits, without that of the background.
 
-    The background, the last column of the scores, is left out.
+    Logits are (..., C + 1), of a loss with columns of its own (SeesawLoss) (..., C + 2).
     """
     scores = head.loss_cls.get_activation(logits) if head.custom_cls_channels else softmax(logits)
     return scores[..., :-1]
@@ -110,7 +110,8 @@ class Boxes(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Return dets (B, n, 5) and labels (B, n) int64, with a cap also the number of candidates (B,) int64.
 
-        dets are x1 y1 x2 y2 score, best first; rows that an image does not have are zero with label -1.
+        The number is that before the cap; dets are x1 y1 x2 y2 score, best first; rows that an image does not
+        have are zero with label -1.
 
         Args:
             maps: features of all levels, (B, channels, h, w) each.

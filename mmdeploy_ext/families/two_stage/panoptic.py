@@ -212,7 +212,8 @@ def batches_of_one_size(images: Sequence[PreparedImage]) -> list[list[int]]:
 def feeds_with_size(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
     """Return the inputs of a batch, and `ori_shape` (2,) int64 height and width, which maps have in any case.
 
-    It is the `pasted_size`, that of the originals or a little more. ShapeError: the images have several.
+    It is the `pasted_size`: that of the originals, or of what their scaled content leads to if that is more.
+    ShapeError: the images have several.
     `rescale` has no effect.
     """
     sizes = [pasted_size(image, rescale=True) for image in images]
@@ -220,7 +221,10 @@ def feeds_with_size(images: Sequence[PreparedImage], rescale: bool) -> dict[str,
 
 
 def other_order(scores: torch.Tensor) -> torch.Tensor:
-    """Return the order (n,) of scores (n,) from the best down, with ties the other way round."""
+    """Return the order (n,) of scores (n,) from the best down, but in each run of ties from the worst up.
+
+    Of equal scores the last comes first. A run goes on as long as the next score is within `TIE_SCORE`.
+    """
     order = torch.argsort(-scores, stable=True)
     group = (-scores[order].diff() > TIE_SCORE).cumsum(0)
     group = torch.cat([torch.zeros_like(order[:1]), group])

@@ -113,8 +113,9 @@ class PETRTemporalTransformer(DecoderTransformer):
     ) -> Tensor:
         """Return the outputs (L, B, Q, C) of the layers in turn for (B, n, C) inputs.
 
-        For the inputs, and the mask, which has no batch axis, see `PETRTemporalDecoderLayer.compute`; for the
-        norm of the outputs see `query_decoder.PETRTransformerDecoder`.
+        For the inputs (`tgt` is its `query`), and the mask, which has no batch axis, see
+        `PETRTemporalDecoderLayer.compute`; for the norm of the outputs see
+        `query_decoder.PETRTransformerDecoder`.
         """
         sequences = (tgt, query_pos, tokens, tokens_pos, temp_memory, temp_pos)
         return self.decoder(*(sequence.transpose(0, 1) for sequence in sequences), attn_mask).transpose(1, 2)

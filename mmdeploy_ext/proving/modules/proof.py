@@ -531,7 +531,10 @@ class ModuleProof:
 
     @property
     def smallest_tolerances(self) -> dict[str, float]:
-        """Output of floats -> difference that is allowed on every input, see `ACROSS_SAMPLES`."""
+        """Output of floats -> difference that is allowed on every input if there is no `spec`.
+
+        See `ACROSS_SAMPLES`.
+        """
         return {name: ACROSS_SAMPLES * self.rtol * scale for name, scale in self.scales.items()}
 
     def _rows(

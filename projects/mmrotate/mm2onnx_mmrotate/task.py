@@ -105,8 +105,8 @@ draw_pair = functools.partial(bbox2d.side_by_side, draw=draw, problem=problem, p
 def class_iou(reference: RotatedDetections, candidate: RotatedDetections) -> np.ndarray:
     """Return the IoU (R, C) float64 of every reference with every candidate box; -1 across classes.
 
-    It is 1 if all corners agree within `bbox2d.CORNER_EPS`, or within `CORNER_SHARE` of the longer side: a
-    sliver has no area that could be measured.
+    It is 1 if all corners agree within `bbox2d.CORNER_EPS`, or within `CORNER_SHARE` of the longer side of
+    the reference: a sliver has no area that could be measured.
     """
     boxes, candidate_boxes = reference.boxes.astype(np.float64), candidate.boxes.astype(np.float64)
     reach, candidate_reach = (np.hypot(side[:, 2], side[:, 3]) / 2 for side in (boxes, candidate_boxes))

@@ -155,7 +155,7 @@ class ScnOnnx(contextlib.ExitStack):
     def voxels(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the voxels of points, features and coordinates in `order`; for DataError see `step`.
 
-        Features are (N, values of a voxel), coordinates (N, 4) of sample and axes.
+        Features are (N, values of a voxel), the means of its points; coordinates (N, 4) of sample and axes.
         """
         features, coordinates = voxelise(points, self.rule)
         if not len(features):
