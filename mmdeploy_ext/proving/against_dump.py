@@ -15,6 +15,7 @@ from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.proving import half_bars
 from mmdeploy_ext.proving.levels.cases import compare_with_ties
+from mmdeploy_ext.proving.references import options_besides_form
 from mmdeploy_ext.proving.results import Case
 from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.proving.tensors import TensorRow, compare_tensors
@@ -147,7 +148,8 @@ class ImageDumpComparer:
         if not valued:
             return ()
         expected = {name: dumped[name] for name in valued}
-        zeros = self.deployment.family.interchangeable_zeros(self.deployment.model, feeds)
+        options = options_besides_form(self.deployment, self.backend.metadata)
+        zeros = self.deployment.family.interchangeable_zeros(self.deployment.model, feeds, **options)
         return compare_with_ties(self.deployment, feeds, expected, outputs, zeros, spec, bars)
 
 

@@ -212,9 +212,8 @@ def batches_of_one_size(images: Sequence[PreparedImage]) -> list[list[int]]:
 def feeds_with_size(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
     """Return the inputs of a batch, and `ori_shape` (2,) int64 height and width, which maps have in any case.
 
-    It is the `pasted_size`: that of the originals, or of what their scaled content leads to if that is more.
-    ShapeError: the images have several.
-    `rescale` has no effect.
+    It is the `pasted_size`: along each side the longer one of the original and of the input's content divided
+    by its ratio. ShapeError: the images have several. `rescale` has no effect.
     """
     sizes = [pasted_size(image, rescale=True) for image in images]
     return dict(feeds(images, rescale=True), ori_shape=one_size(sizes, 'maps'))

@@ -67,8 +67,8 @@ def numbers_of_both(
     """Return the numbers (R,) and (C,) of two maps' segments, without the things that one map alone has.
 
     From the number of a thing the number of things before it that the other map lacks is subtracted; stuff
-    has 0. Segments of a map share no pixel, so that two with more than half of their pixels in
-    common are the same in both. `iou` (R, C) is that of `mask.class_iou`: -1 for segments of two classes.
+    has 0. Segments of a map share no pixel, so that two with more than half of their pixels in common are the
+    same in both. `iou` (R, C) is that of `mask.class_iou`: -1 for segments of two classes.
     """
     in_both = iou > mask.PAIR_IOU
     numbers = []
