@@ -224,8 +224,9 @@ def forms_of_exports(
             lines[_line_at(caller.f_code, caller.f_lineno, 'export')] = None
 
     traced = code_of_trace(module, inputs) if is_traced and exporter == 'torchscript' else None
-    plain = RanCode()
-    observed, previous = copy_of(module), sys.getprofile()
+    plain, observed, previous = RanCode(), copy_of(module), sys.getprofile()
+    if traced is not None:
+        observed.requires_grad_(False)
     sys.setprofile(watch)
     try:
         with torch.no_grad(), draws_repeated(), plain.watched():
@@ -255,7 +256,10 @@ def code_of_trace(module: torch.nn.Module, inputs: Sequence[Any]) -> RanCode | N
     In a trace sizes are tensors, functions answer that an export runs, and the stack is that of a trace.
     Arguments are those of `lines_of_module`; random numbers are drawn again afterwards.
     """
-    traced, observed = RanCode(), copy_of(module).requires_grad_(False)
+    traced, observed = RanCode(), copy_of(module)
+    if observed is module:
+        return None
+    observed.requires_grad_(False)  # a trace takes weights that need gradients for no constants
 
     def flat(*args: Any) -> tuple[torch.Tensor, ...]:
         return tuple(tensors_in(observed(*args)))

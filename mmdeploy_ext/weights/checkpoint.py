@@ -304,7 +304,8 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
     check_finite(checkpoint.path, used, built)
     hooks = [module.register_load_state_dict_pre_hook(check_renamed) for module in model.modules()]
     try:
-        result = model.load_state_dict(fitting, strict=False)
+        # mmcv's loader calls no `load_state_dict` of a class, which a user may have overridden for trainings
+        result = torch.nn.Module.load_state_dict(model, fitting, strict=False)
     finally:
         for hook in hooks:
             hook.remove()

@@ -213,7 +213,8 @@ def loaded_tensors(fresh: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dic
         for key, tensor in tensors.items()
         if key not in kernels and (key not in built or built[key].shape == tensor.shape)
     }
-    missing = fresh.load_state_dict(fitting, strict=False).missing_keys
+    # as mmcv's loader does, which calls no override
+    missing = nn.Module.load_state_dict(fresh, fitting, strict=False).missing_keys
     return {key: tensor for key, tensor in fresh.state_dict().items() if key not in missing} | kernels
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mmcv.runner import load_state_dict
 from torch import nn
 
 from mmdeploy_ext.compat.patches_mmcv import numpy_checkpoint_globals
@@ -25,6 +26,18 @@ def test_the_weights_reach_the_model():
     model = tiny()
     load_strict(model, checkpoint())
     assert all(torch.equal(value, checkpoint().state_dict[key]) for key, value in model.state_dict().items())
+
+
+class Halved(nn.Sequential):
+    def load_state_dict(self, state_dict, strict=True):
+        return super().load_state_dict({key: value / 2 for key, value in state_dict.items()}, strict)
+
+
+def test_weights_are_loaded_as_mmcv_loads_them_which_calls_no_override():
+    model, expected = Halved(*tiny()), Halved(*tiny())
+    load_strict(model, checkpoint())
+    load_state_dict(expected, checkpoint().state_dict, strict=True)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in expected.state_dict().items())
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
