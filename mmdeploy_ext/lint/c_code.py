@@ -131,6 +131,8 @@ class _Expressions:
     def _of_call(self, node: ast.Call) -> Origins:
         arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
         function = self.value(node.func)
+        if function is map and arguments:
+            function, arguments = self.value(arguments[0]), arguments[1:]
         if isinstance(node.func, ast.Attribute):
             base = self.value(node.func.value)
             if isinstance(base, torch.Size) and node.func.attr == 'numel':

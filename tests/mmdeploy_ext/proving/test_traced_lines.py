@@ -329,6 +329,7 @@ def test_whatever_chooses_by_values_in_a_file_of_one_size_makes_inputs_decide(tm
         'x = x * 2 if "900" in f"{x.shape[-2:]}" else x',
         'x = x / x.shape[2:].numel()',
         'import math; x = x * math.log2(x.shape[2])',
+        'import math; x = x * sum(map(math.log, x.shape))',
         'x = x * 2 if "%d" % x.shape[2] == "900" else x',
         'x = x * [1, 2][x.shape[2] // 900]',
         'x = x * 2 if torch.tensor(x.shape[2]) > 900 else x',
