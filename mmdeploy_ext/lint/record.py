@@ -29,8 +29,8 @@ ARITHMETIC = (
 COMPARISONS = ('__lt__', '__le__', '__gt__', '__ge__', '__eq__', '__ne__', '__bool__')
 IN_PLACE = ('__iadd__', '__isub__', '__imul__', '__ifloordiv__')
 CONVERSIONS = (
-    '__int__', '__float__', '__index__', '__ceil__', '__floor__', '__round__', '__trunc__', 'bit_length', 'bit_count',
-    'is_integer', 'as_integer_ratio', 'to_bytes', 'hex',
+    '__int__', '__float__', '__index__', '__ceil__', '__floor__', '__round__', '__trunc__', 'bit_length',
+    'bit_count', 'is_integer', 'as_integer_ratio', 'to_bytes', 'hex',
 )  # fmt: skip
 TEXTS = ('__hash__', '__str__', '__repr__', '__format__')
 """Methods of numbers that the recorder is told of, in these four groups; see `Recorder`."""
