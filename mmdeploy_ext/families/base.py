@@ -304,7 +304,11 @@ class Family(abc.ABC):
         return followed_functions([*replaced_layers(model, any_size), *self.replaced(model)], table)
 
     def differing_steps(self, cfg: Any) -> list[DifferingMethod]:
-        """Return the steps of the test pipeline of a config that are not the ones which its rule follows."""
+        """Return what of the user's code makes a test sample of a config in another way than its rule.
+
+        These are steps of the pipeline, methods and functions in a library's steps, and methods of a data set
+        of pictures.
+        """
         return []
 
     def postprocess_facts(self, model: torch.nn.Module) -> dict[str, Any]:
