@@ -7,6 +7,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from mmdeploy_ext.core.console_streams import console_streams
 from mmdeploy_ext.core.errors import AbsentPackageError, Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import RunFiles, check_writable, watched_run
-from mmdeploy_ext.core.printable import one_line, printable
+from mmdeploy_ext.core.printable import did_you_mean, one_line, printable
 from mmdeploy_ext.core.source_code import is_ours, is_users_file
 
 if TYPE_CHECKING:
@@ -34,12 +35,37 @@ EXTRAS = dict(pygraphviz='draw', matplotlib='draw', openvino='openvino', nncf='n
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose errors are one line that begins with `error:`, exit status 2."""
+    """argparse whose errors are one line that begins with `error:`, exit status 2, with similar words."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return the arguments as that of `argparse` does; of unknown options the line names similar ones."""
+        parsed, rest = self.parse_known_args(args, namespace)
+        if rest:
+            options = _option_names(self, parsed)
+            unknown = [word.partition('=')[0] for word in rest if word.startswith('--')]
+            hints = ''.join(did_you_mean(word, options) for word in unknown)
+            self.error(f'unrecognized arguments: {" ".join(rest)}{hints}')
+        return parsed
 
     def error(self, message: str) -> NoReturn:
-        """Print `error: MESSAGE (see PROG --help)` on stderr; SystemExit with status 2."""
+        """Print `error: MESSAGE (see PROG --help)` on stderr; SystemExit with status 2.
+
+        Of a word that is none of the choices the line names those that resemble it.
+        """
+        if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)$", message, re.DOTALL):
+            message += did_you_mean(choice[1], re.findall(r'[\w.-]+', choice[2]))
         print(printable(f'error: {message} (see {self.prog} --help)'), file=sys.stderr)
         raise SystemExit(2)
+
+
+def _option_names(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[str]:
+    """Return the long options of a parser, and of the parser of each sub-command that was typed."""
+    names = [name for action in parser._actions for name in action.option_strings if name.startswith('--')]
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            chosen = action.choices.get(getattr(args, action.dest, None))
+            names += _option_names(chosen, args) if chosen else []
+    return names
 
 
 def add_debug_option(parser: argparse.ArgumentParser) -> None:

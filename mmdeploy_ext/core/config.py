@@ -6,6 +6,8 @@ import copy
 import hashlib
 import importlib
 import importlib.util
+import os
+import re
 import shlex
 import traceback
 from collections.abc import Iterator, Mapping
@@ -25,6 +27,8 @@ from mmdeploy_ext.core.user_modules import (
 )
 from mmdeploy_ext.core.yaml_config import SUFFIXES, read_yaml_config
 
+CONFIG_SUFFIXES = ('.py', '.yml', '.yaml', '.json')
+"""Endings of the files that mmcv reads as configs."""
 CATALOGUE = 'mmdeploy_ext.models.catalogue'
 """The module that registers our models, for types of a config that nobody else has registered."""
 
@@ -84,8 +88,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
             mmdet 3.
         UsageError: a file of the config, or an annotation file that it names, is an output of this run.
     """
-    if not Path(path).is_file():
-        raise ConfigError(f'{path}: no such config file')
+    _check_config_file(path)
     try:
         use_libraries_of(path)
         cfg = read_config(path, overrides)
@@ -100,10 +103,19 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     except UsageError:
         raise
     except SyntaxError as error:
-        raise ConfigError(f'{path}: syntax error: {error}') from error
+        raise ConfigError(f'{path}: syntax error: {_shortened(error, path)}') from error
     except Exception as error:
-        if expression := _base_expression(path):
-            raise ConfigError(_translate_first(path, f' (it uses `{expression}`)')) from error
+        if reason := _only_in_mmengine(path):
+            raise ConfigError(_translate_first(path, reason)) from error
+        if (
+            isinstance(error, FileNotFoundError)
+            and (missing := error.filename)
+            and not os.path.exists(missing)
+        ):
+            raise ConfigError(
+                f'{path}: cannot be read: {os.path.normpath(missing)}, which it needs, such as for `_base_`: '
+                f'no such file; copy it there, or correct the path'
+            ) from error
         raise ConfigError(f'{path}: cannot be read: {import_failure(error)}') from error
     will_read('an annotation file of the config', _annotations(cfg.get('data')))
     return cfg
@@ -127,19 +139,50 @@ def read_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     return cfg
 
 
+def _shortened(error: SyntaxError, path: str) -> str:
+    """Return the message of mmcv about a syntax error, with the place once, as '(FILE, line 3)'.
+
+    Of the config itself, which is at `path`, the file is left out, since it begins the message of the caller.
+    """
+    pattern = r'There are syntax errors in config file (.+?): (.+) \(.+, line (\d+)\)'
+    if not (match := re.fullmatch(pattern, str(error), re.DOTALL)):
+        return str(error)
+    file, reason, line = match.groups()
+    is_base = os.path.realpath(file) != os.path.realpath(path)
+    return f'{reason} ({file}, line {line})' if is_base else f'{reason} (line {line})'
+
+
 def is_config3(cfg: Mapping[str, Any]) -> bool:
     """Return whether a config is one of mmdet 3, by `data_preprocessor` of its model or `test_dataloader`."""
     return 'data_preprocessor' in (cfg.get('model') or ()) or 'test_dataloader' in cfg
 
 
-def _base_expression(path: str) -> str:
-    """Return the first expression of a config that reads a value of its bases, such as `_base_.data_root`.
+def _check_config_file(path: str) -> None:
+    """Raise a ConfigError if a path is no file, or a file with a suffix that no config has."""
+    if Path(path).is_dir():
+        raise ConfigError(f'{path}: is a folder; give the file of the config in it')
+    if not Path(path).is_file():
+        raise ConfigError(f'{path}: no such config file')
+    if Path(path).suffix not in CONFIG_SUFFIXES:
+        raise ConfigError(
+            f'{path}: is no config; expected a file ending in {", ".join(CONFIG_SUFFIXES)}; the config comes '
+            f'before the checkpoint'
+        )
 
-    Configs of mmengine have such expressions, mmcv 1.7.2 reads only `{{_base_.name}}`. '' if there is none.
+
+def _only_in_mmengine(path: str) -> str:
+    """Return what a config has that mmengine alone reads, as ' (it uses `...`)'; '' if it has nothing.
+
+    That is an expression with a value of its bases, such as `_base_.data_root`, for which mmcv 1.7.2 has
+    `{{_base_.name}}`, or a base of a package, such as `mmdet::_base_/default_runtime.py`.
     """
     for node in ast.walk(parsed_config(path)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == '_base_':
-            return ast.unparse(node)
+            return f' (it uses `{ast.unparse(node)}`)'
+        if isinstance(node, ast.Assign) and '_base_' in map(ast.unparse, node.targets):
+            for value in ast.walk(node.value):
+                if isinstance(value, ast.Constant) and '::' in str(value.value):
+                    return f' (it uses `{value.value}`)'
     return ''
 
 

@@ -29,6 +29,17 @@ PROTOBUF_LIMIT = 2**31 - 1
 """Bytes that one protobuf message, such as an ONNX file without its external data, can hold."""
 EXPORT_AGAIN = 'export it again, or download it again if it came from elsewhere'
 """Advice in messages about damaged ONNX files."""
+MAGICS = (
+    (b'version https://git-lfs', 'is a pointer of Git LFS; `git lfs pull` brings the file itself'),
+    (b'PK\x03\x04', 'is a ZIP archive, as checkpoints of PyTorch are'),
+    (b'\x80\x02\x8a\nl\xfc\x9cF', 'is a checkpoint of PyTorch'),
+    (b'\xff\xd8\xff', 'is a JPEG picture'),
+    (b'\x89PNG\r\n', 'is a PNG picture'),
+    (b'<!doctype html', 'is a page of the web; download the file itself'),
+    (b'<html', 'is a page of the web; download the file itself'),
+    *((bytes((8, ir_version)), 'is an ONNX file, by its first bytes') for ir_version in range(3, 20)),
+)
+"""(first bytes in lower case, what is said of a file that begins with them)."""
 
 
 class RunFiles:
@@ -312,6 +323,30 @@ def check_onnx_size(path: AnyPath) -> None:
         )
 
 
+def described_kind(path: AnyPath, *expected: str) -> str:
+    """Return what a file is that is not of the kind that was expected, such as 'is a PNG picture'.
+
+    It is told by the first bytes, see `MAGICS`.
+
+    Args:
+        path: path of a file.
+        expected: words of descriptions that say nothing about this file, because it should be of that kind.
+
+    Returns:
+        The description; '' if the file cannot be read, or its first bytes tell nothing.
+    """
+    try:
+        with open(path, 'rb') as stream:
+            beginning = stream.read(64)
+    except OSError:
+        return ''
+    if not beginning:
+        return 'is empty'
+    begins = beginning.lstrip().lower()
+    descriptions = (text for magic, text in MAGICS if begins.startswith(magic.lower()))
+    return next((text for text in descriptions if not any(word in text for word in expected)), '')
+
+
 def read_onnx(path: AnyPath) -> onnx.ModelProto:
     """Read an ONNX file as it is, broken graphs too, without its external data.
 
@@ -325,6 +360,8 @@ def read_onnx(path: AnyPath) -> onnx.ModelProto:
     try:
         check_regular(path)
         check_onnx_size(path)
+        if not os.stat(path).st_size:
+            raise ModelFileError(f'{path}: is empty, expected an ONNX file; {EXPORT_AGAIN}')
         return onnx.load(os.fspath(path), load_external_data=False)
     except FileNotFoundError as error:
         raise ModelFileError(f'{path}: no such ONNX file') from error
@@ -332,11 +369,13 @@ def read_onnx(path: AnyPath) -> onnx.ModelProto:
         raise ModelFileError(f'{path}: is a folder, expected an ONNX file') from error
     except PermissionError as error:
         raise ModelFileError(f'{path}: may not be read; change its permissions') from error
-    except UsageError:
+    except (ModelFileError, UsageError):
         raise
     except OSError as error:
         raise ModelFileError(f'{path}: cannot be read ({error.strerror})') from error
     except Exception as error:  # of protobuf, by the ending of the file's name
+        if kind := described_kind(path, 'ONNX'):
+            raise ModelFileError(f'{path}: is not a readable ONNX file: it {kind}') from error
         raise ModelFileError(
             f'{path}: is not a readable ONNX file ({type(error).__name__}); it was cut short, or is of '
             f'another kind: {EXPORT_AGAIN}'

@@ -1,5 +1,6 @@
 """Names and texts of files, messages of errors, and shapes, as they are printed."""
 
+import difflib
 import re
 import reprlib
 from collections.abc import Iterable
@@ -67,3 +68,14 @@ def writable(text: str, encoding: str | None) -> str:
 def _escaped(match: re.Match[str]) -> str:
     code = ord(match[0])
     return f'\\x{code - 0xDC00:02x}' if 0xDC80 <= code <= 0xDCFF else ascii(match[0])[1:-1]
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """Return '; did you mean a, b?' with up to three candidates that resemble a name, '' if none does.
+
+    Those that resemble it most come first, then those that contain it.
+    """
+    candidates = list(candidates)
+    similar = difflib.get_close_matches(name, candidates, 3, 0.6)
+    similar += [text for text in candidates if name and name in text and text not in similar]
+    return f'; did you mean {", ".join(similar[:3])}?' if similar else ''

@@ -291,7 +291,15 @@ def import_failure(error: BaseException) -> str:
         return text
     users = [place for place in places if is_users_code(*place[:2])]
     code, _, line = (users or places)[-1]
-    return f'{text} (raised in {code.co_filename}:{line})'
+    file = _copied_configs(cause).get(code.co_filename, code.co_filename)
+    return f'{text} (raised in {file}:{line})'
+
+
+def _copied_configs(error: BaseException) -> dict[str, str]:
+    """Return copy -> config of the configs that mmcv 1.7.2 runs as temporary copies, on the way of an error."""
+    places = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
+    copies = [place for place in places if 'temp_config_file' in place and 'filename' in place]
+    return {place['temp_config_file'].name: str(place['filename']) for place in copies}
 
 
 def _registration_conflict(frames: Sequence[FrameType]) -> str:

@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.core.files import read_json, sha256_file, write_json
+from mmdeploy_ext.core.files import check_writable, read_json, sha256_file, write_json
 from mmdeploy_ext.core.folders import exchange
 
 MANIFEST = 'READY.json'
@@ -42,10 +42,17 @@ def locked(root: Path) -> Iterator[None]:
     """Let one process at a time make `root`; others wait, without a limit, until the block ends.
 
     The lock is that of a file beside `root`, which stays; it ends with the process, too.
+
+    Raises:
+        DataError: see `check_replaceable`; nothing is written then.
+        UsageError: the folder of `root` cannot be written.
     """
+    check_replaceable(root)
     root = root.resolve()  # '.' has no name
+    lock = root.with_name(f'.{root.name}.lock')
+    check_writable(lock)
     root.parent.mkdir(parents=True, exist_ok=True)
-    with open(root.with_name(f'.{root.name}.lock'), 'w') as stream:
+    with open(lock, 'w') as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from mmdeploy_ext.compat import numpy_checkpoint_globals
 from mmdeploy_ext.core.distinct import check_distinct
 from mmdeploy_ext.core.errors import CheckpointError
+from mmdeploy_ext.core.files import described_kind
 from mmdeploy_ext.weights.convert import mmdet3_names, rtdetr_names, solo_names
 
 MAX_KEYS = 10
@@ -141,8 +142,11 @@ def read_content(path: str | Path) -> Any:
                 f"{{'state_dict': ...}} again"
             )
         else:
+            kind = described_kind(path, 'PyTorch')
             message = conversion_advice(path, 'unreadable') or (
-                f'{path}: is not a PyTorch checkpoint, or is truncated or damaged '
+                f'{path}: is not a PyTorch checkpoint: it {kind}'
+                if kind
+                else f'{path}: is not a PyTorch checkpoint, or is truncated or damaged '
                 f'({type(error).__name__}); compare its size and hash with the source'
             )
         raise CheckpointError(message) from error

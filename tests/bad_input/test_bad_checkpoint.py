@@ -68,15 +68,27 @@ def other_classes(path):
 
 
 NOT_A_CHECKPOINT = 'is not a PyTorch checkpoint, or is truncated or damaged'
+IS_OTHER = 'is not a PyTorch checkpoint: it'
 WOULD_RUN = ('which would run code on loading', 'expected tensors and plain values')
 CASES = {
     'missing': (lambda path: None, ['no such checkpoint file']),
     'a folder': (Path.mkdir, ['is a folder; give the file of the checkpoint']),
-    'zero bytes': (Path.touch, [NOT_A_CHECKPOINT]),
+    'zero bytes': (Path.touch, [f'{IS_OTHER} is empty']),
     'truncated': (truncated, [NOT_A_CHECKPOINT]),
     'damaged inside': (damaged, [NOT_A_CHECKPOINT]),
     'a text': (lambda path: path.write_text('model = dict()\n'), [NOT_A_CHECKPOINT]),
-    'a picture': (lambda path: shutil.copy(REPOSITORY / 'demo/toy.jpg', path), [NOT_A_CHECKPOINT]),
+    'a picture': (
+        lambda path: shutil.copy(REPOSITORY / 'demo/toy.jpg', path),
+        [f'{IS_OTHER} is a JPEG picture'],
+    ),
+    'an ONNX file': (
+        lambda path: shutil.copy(REPOSITORY / 'demo/atss_toy.onnx', path),
+        [f'{IS_OTHER} is an ONNX file, by its first bytes'],
+    ),
+    'a pointer': (
+        lambda path: path.write_text('version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n'),
+        [f'{IS_OTHER} is a pointer of Git LFS; `git lfs pull` brings the file itself'],
+    ),
     'another zip': (lambda path: np.savez(path.open('wb'), a=np.ones(3)), [NOT_A_CHECKPOINT]),
     'a list': (lambda path: torch.save([1, 2], path), ['got a list', 'expected a state dict']),
     'no weights': (lambda path: torch.save(dict(epoch=3), path), ["keys ['epoch']", 'expected a state dict']),

@@ -10,9 +10,19 @@ LEAF = f"_base_ = ['{TOY}']\n"
 UNBUILDABLE = 'bad.py: the model cannot be built: '
 CASES = {
     'missing': (None, ['bad.py: no such config file']),
-    'syntax error': ('model = dict(type=\n', ['bad.py: syntax error', 'line 1']),
-    'undefined name': ('model = dict(type=ATSS)\n', ['bad.py: cannot be read', "NameError: name 'ATSS'"]),
-    'missing base': ("_base_ = ['./no_such_base.py']\n", ['bad.py: cannot be read', 'no_such_base.py']),
+    'syntax error': ('model = dict(type=\n', ["bad.py: syntax error: '(' was never closed (line 1)"]),
+    'undefined name': (
+        'model = dict(type=ATSS)\n',
+        ['bad.py: cannot be read', "NameError: name 'ATSS'", 'bad.py:1)'],
+    ),
+    'missing base': (
+        "_base_ = ['./no_such_base.py']\n",
+        ['bad.py: cannot be read', 'no_such_base.py, which it needs, such as for `_base_`: no such file'],
+    ),
+    'a base of mmdet 3': (
+        "_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\n",
+        ['bad.py: is a config of mmdet 3 (it uses `mmdet::retinanet/', 'translate it first'],
+    ),
     'a binary file': (b'\x00\x01\xff\xfe' * 20, ['bad.py: cannot be read']),
     'a plugin that is not there': (
         LEAF + "custom_imports = dict(imports=['no_such_plugin'], allow_failed_imports=False)\n",
@@ -104,10 +114,11 @@ def test_an_override_that_does_not_fit_is_refused_by_name(option, words, bench):
 
 
 def test_a_folder_or_a_text_for_a_config_is_refused(bench):
-    bench.refuses('export', 'no such config file', config=bench.folder)
+    bench.refuses('export', 'is a folder; give the file of the config in it', config=bench.folder)
     path = bench.folder / 'notes.txt'
     path.write_text('model = dict()')
-    bench.refuses('export', 'notes.txt: cannot be read', 'py/yml/yaml/json', config=path)
+    words = 'notes.txt: is no config; expected a file ending in .py, .yml', 'before the checkpoint'
+    bench.refuses('export', *words, config=path)
 
 
 def test_a_syntax_error_is_one_line_in_a_process_of_its_own(bench):

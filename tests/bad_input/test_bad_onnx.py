@@ -52,7 +52,12 @@ UNREADABLE = 'is not a readable ONNX file'
 CASES = {
     'missing': (lambda source, path: None, ['no such ONNX file'], ['no such ONNX file']),
     'a folder': (lambda source, path: path.mkdir(), ['no .onnx file in this folder'], ['no such ONNX file']),
-    'zero bytes': (lambda source, path: path.touch(), ['has no mm2onnx metadata'], []),
+    'zero bytes': (lambda source, path: path.touch(), ['is empty, expected an ONNX file'], []),
+    'a checkpoint': (
+        lambda source, path: path.write_bytes((REPOSITORY / 'demo/checkpoints/atss_toy.pth').read_bytes()),
+        ['is not a readable ONNX file: it is a ZIP archive, as checkpoints of PyTorch are'],
+        [],
+    ),
     'truncated': (lambda source, path: path.write_bytes(source.read_bytes()[:9000]), [UNREADABLE], []),
     'a text': (lambda source, path: path.write_text('no model'), [UNREADABLE], []),
     'without metadata': (changed, ['has no mm2onnx metadata', 'export it with'], ['has no mm2onnx metadata']),

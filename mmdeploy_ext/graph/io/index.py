@@ -9,7 +9,6 @@ that nothing was done to, and 0.9 s for both ways where an index takes 0.25 s.
 
 import collections
 import copy
-import difflib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import onnx
@@ -17,6 +16,7 @@ from google.protobuf.message import Message
 
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.core.printable import did_you_mean
 
 _DRAWS = ('RandomNormal', 'RandomNormalLike', 'RandomUniform', 'RandomUniformLike')
 RANDOM = ('Bernoulli', 'Multinomial', *_DRAWS)
@@ -135,17 +135,6 @@ def claim_name(name: str, used_names: set[str]) -> str:
 def join_names(names: Sequence[str], limit: int) -> str:
     """Return names joined by commas: the first `limit` of them, then ' and 3 more' if there are more."""
     return ', '.join(names[:limit]) + (f' and {len(names) - limit} more' if len(names) > limit else '')
-
-
-def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """Return '; did you mean a, b?' with up to three candidates that resemble a name, '' if none does.
-
-    Those that resemble it most come first, then those that contain it.
-    """
-    candidates = list(candidates)
-    similar = difflib.get_close_matches(name, candidates, 3, 0.6)
-    similar += [text for text in candidates if name and name in text and text not in similar]
-    return f'; did you mean {", ".join(similar[:3])}?' if similar else ''
 
 
 class Index:

@@ -280,7 +280,10 @@ def _remove_bases(path: Path, tree: ast.Module) -> list[Path]:
     try:
         names = ast.literal_eval(assignments[-1].value)
     except ValueError as error:
-        raise ConfigError(f'{path}: _base_ is no list of files: {error}') from error
+        raise ConfigError(
+            f'{path}: _base_ is `{ast.unparse(assignments[-1].value)}`, expected a list of names of files, as '
+            f'mmengine reads it; a config of mmdet 2.x is exported as it is'
+        ) from error
     names = names if isinstance(names, list | tuple) else [names]
     for name in names:
         if not isinstance(name, str):

@@ -114,7 +114,7 @@ def test_damaged_metadata_is_refused_by_name(model, tmp_path, field, value):
 
 @pytest.mark.parametrize(
     ('content', 'message'),
-    [(None, 'no such ONNX file'), (b'\x00garbage' * 9, 'is not a readable'), (b'', 'metadata')],
+    [(None, 'no such ONNX file'), (b'\x00garbage' * 9, 'is not a readable'), (b'', 'is empty')],
 )
 def test_missing_and_corrupt_files_are_named(tmp_path, content, message):
     path = tmp_path / 'broken.onnx'

@@ -192,6 +192,7 @@ def test_the_status_of_the_body_is_the_status_of_the_tool():
     [
         (['--size', 'x'], "argument --size: invalid int value: 'x'"),
         (['--none'], 'unrecognized arguments: --none'),
+        (['--sizze=3'], 'unrecognized arguments: --sizze=3; did you mean --size?'),
     ],
 )
 def test_a_wrong_option_is_one_line_and_names_the_help(words, message, capsys):
@@ -270,9 +271,7 @@ def test_a_shape_that_is_none_is_refused_by_name(shape):
         pytest.param(
             'tools/deployment/verify.py', ['none.py', 'none.pth', 'none.onnx'], 2, marks=pytest.mark.matrix
         ),
-        pytest.param(
-            'tools/test.py', ['none.py', 'none.pth', '--eval', 'bbox'], 2, marks=pytest.mark.matrix
-        ),
+        pytest.param('tools/test.py', ['none.py', 'none.pth', '--eval', 'bbox'], 2, marks=pytest.mark.matrix),
         ('tools/onnx/onnx_with_postprocess.py', ['none.onnx', 'none.jpg'], 2),
     ],
 )
@@ -369,10 +368,7 @@ def test_a_broken_pipe_of_another_process_is_an_error_with_a_message():
 
 def tool(module: str) -> str:
     """Return code that runs a tool with the words that follow."""
-    return (
-        f'import sys\nfrom mmdeploy_ext.cli import {module}\n'
-        f'sys.exit({module}.main(argv=sys.argv[1:]))'
-    )
+    return f'import sys\nfrom mmdeploy_ext.cli import {module}\nsys.exit({module}.main(argv=sys.argv[1:]))'
 
 
 @pytest.mark.matrix

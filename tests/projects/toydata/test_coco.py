@@ -84,6 +84,9 @@ def test_a_folder_of_another_origin_is_never_replaced(tmp_path, force):
     with pytest.raises(DataError, match='not a generated set'):
         coco.ensure_toy_coco(tmp_path / 'set', force=force, **SMALL)
     assert (tmp_path / 'set' / 'mine.txt').read_text() == 'x'
+    assert [path.name for path in tmp_path.iterdir()] == ['set']
+    with pytest.raises(UsageError, match='the folder /proc cannot be written'):
+        coco.ensure_toy_coco(Path('/proc/set'), force=force, **SMALL)
 
 
 def test_a_set_that_lost_a_picture_is_found_out(tmp_path):
