@@ -167,13 +167,13 @@ def write_of_module(args: argparse.Namespace) -> dict[str, Any]:
 
     from mmdeploy_ext import compat
     from mmdeploy_ext.kit.modules import write_module_kit
-    from mmdeploy_ext.proving.modules.loading import call_function, read_samples
+    from mmdeploy_ext.proving.modules.loading import make_module, make_samples, read_samples
 
     compat.apply()  # before the file of the user imports the libraries that it is for
     samples = read_samples(args.inputs or ())
-    module = call_function(args.module)
+    module = make_module(args.module)
     for function in args.samples or ():
-        samples += list(call_function(function))
+        samples += make_samples(function)
     names = [*(args.inputs or ()), *(args.samples or ())]
     return write_module_kit(
         module,

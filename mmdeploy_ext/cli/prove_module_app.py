@@ -6,7 +6,6 @@ It is `proving.modules.proof.prove_module` for the command line. The options `--
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.cli import options as shared
@@ -65,18 +64,15 @@ def run(args: argparse.Namespace) -> int:
 
     from mmdeploy_ext import compat
     from mmdeploy_ext.core.files import write_json
-    from mmdeploy_ext.proving.modules.loading import call_function, read_samples
+    from mmdeploy_ext.proving.modules.loading import make_module, make_samples, read_samples
     from mmdeploy_ext.proving.modules.proof import prove_module
     from mmdeploy_ext.proving.modules.table import print_module_verdict
 
     compat.apply()  # patches mmcv and others as they are imported, which the file of the user may do
     samples = read_samples(args.inputs or ())
-    module = call_function(args.module)
+    module = make_module(args.module)
     if args.samples:
-        yielded = call_function(args.samples)
-        if not isinstance(yielded, Iterable):
-            raise UsageError(f'--samples {args.samples}: gives {yielded!r}; expected samples, one by one')
-        samples += yielded
+        samples += make_samples(args.samples)
     verdict = prove_module(
         module,
         args.onnx,

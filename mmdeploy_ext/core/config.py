@@ -3,12 +3,14 @@
 import ast
 import contextlib
 import copy
+import difflib
 import hashlib
 import importlib
 import importlib.util
 import os
 import re
 import shlex
+import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 from mmdeploy_ext.core.commands import command
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.core.files import will_read
+from mmdeploy_ext.core.printable import printable
 from mmdeploy_ext.core.user_modules import (
     find_modules,
     import_failure,
@@ -91,7 +94,10 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     _check_config_file(path)
     try:
         use_libraries_of(path)
-        cfg = read_config(path, overrides)
+        cfg = read_config(path)
+        for note in _mistyped_keys(dict(cfg.items()), overrides or {}):
+            print(printable(f'note: {note}'), file=sys.stderr)
+        _override(cfg, overrides)
         if not isinstance(cfg.get('model', {}), dict):
             raise ConfigError(f'{path}: model={cfg.model!r}, expected a dict with `type`')
         if is_config3(cfg):  # before its modules, which need mmdet 3
@@ -107,11 +113,8 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     except Exception as error:
         if reason := _only_in_mmengine(path):
             raise ConfigError(_translate_first(path, reason)) from error
-        if (
-            isinstance(error, FileNotFoundError)
-            and (missing := error.filename)
-            and not os.path.exists(missing)
-        ):
+        missing = error.filename if isinstance(error, FileNotFoundError) else ''
+        if missing and not os.path.exists(missing):
             raise ConfigError(
                 f'{path}: cannot be read: {os.path.normpath(missing)}, which it needs, such as for `_base_`: '
                 f'no such file; copy it there, or correct the path'
@@ -134,9 +137,13 @@ def read_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
             cfg = Config(read_yaml_config(path), filename=path)  # as torchpack reads it
         else:
             cfg = Config.fromfile(path, import_custom_modules=False)
+    _override(cfg, overrides)
+    return cfg
+
+
+def _override(cfg: Any, overrides: Mapping[str, Any] | None) -> None:
     if overrides:
         cfg.merge_from_dict(copy.deepcopy(dict(overrides)))  # mmcv removes `_delete_` from it
-    return cfg
 
 
 def _shortened(error: SyntaxError, path: str) -> str:
@@ -150,6 +157,27 @@ def _shortened(error: SyntaxError, path: str) -> str:
     file, reason, line = match.groups()
     is_base = os.path.realpath(file) != os.path.realpath(path)
     return f'{reason} ({file}, line {line})' if is_base else f'{reason} (line {line})'
+
+
+def _mistyped_keys(cfg: dict[str, Any], overrides: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a note about each override whose key is new and resembles one beside it, such as `scor_thr`.
+
+    `cfg` has the values of the config without the overrides. A new key is not refused: mmcv adds it.
+    """
+    for key in overrides:
+        values, parts = cfg, key.split('.')
+        for count, part in enumerate(parts, 1):
+            if isinstance(values, list | tuple) and part.isdecimal() and int(part) < len(values):
+                values = values[int(part)]
+                continue
+            if not isinstance(values, dict):
+                break
+            if part not in values:
+                if similar := difflib.get_close_matches(part, map(str, values), 1, 0.8):
+                    typed, meant = '.'.join(parts[:count]), '.'.join([*parts[: count - 1], *similar])
+                    yield f'--cfg-options {key}: {typed} is new in the config; did you mean {meant}?'
+                break
+            values = values[part]
 
 
 def is_config3(cfg: Mapping[str, Any]) -> bool:

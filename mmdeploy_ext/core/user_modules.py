@@ -296,7 +296,7 @@ def import_failure(error: BaseException) -> str:
 
 
 def _copied_configs(error: BaseException) -> dict[str, str]:
-    """Return copy -> config of the configs that mmcv 1.7.2 runs as temporary copies, on the way of an error."""
+    """Return temporary copy -> config, of the configs that mmcv 1.7.2 ran on the way of an error."""
     places = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
     copies = [place for place in places if 'temp_config_file' in place and 'filename' in place]
     return {place['temp_config_file'].name: str(place['filename']) for place in copies}

@@ -310,7 +310,9 @@ def load(
     try:
         rule = family.preprocess_rule(cfg)
         check_rule(rule.to_json(), '')
-    except Mm2OnnxError:
+    except Mm2OnnxError as error:
+        if isinstance(error, ConfigError) and not str(error).startswith(f'{cfg.filename}:'):
+            raise ConfigError(f'{cfg.filename}: {error}') from error
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         cause = error if isinstance(error, Mismatch) else f'{type(error).__name__}: {error}'

@@ -31,7 +31,8 @@ def check_feeds(index: Index, feeds: Mapping[str, np.ndarray]) -> None:
     values = {value.name: value for value in index.graph.input}
     missing = [name for name in index.inputs if name not in feeds]
     if missing:
-        raise ShapeError(f'no feeds for the inputs {", ".join(missing)}; got {", ".join(feeds) or "none"}')
+        got = ', '.join(feeds) or 'none'
+        raise ShapeError(f'no values for the inputs {", ".join(missing)} of the graph; got {got}')
     for name, array in feeds.items():
         if name not in values:
             raise ShapeError(f'feed {name!r}: the graph has no such input{did_you_mean(name, values)}')

@@ -386,7 +386,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise DataError(f'{path}: no such file; expected the folder that mm2onnx kit wrote')
+        got = f'{folder}: is a file' if folder.is_file() else f'{path}: no such file'
+        raise DataError(f'{got}; expected the folder that mm2onnx kit wrote')
     try:
         manifest = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as error:

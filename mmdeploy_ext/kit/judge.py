@@ -142,7 +142,7 @@ def judge(kit: str | Path, outputs: str | Path, *, told: str = '', precision: st
         failures in it; whole numbers may have another dtype of whole numbers or truth values.
 
     Raises:
-        DataError: a kit that is not whole, no folder of outputs, or outputs of another kit.
+        DataError: a kit that is not whole, no folder of outputs, one without any, or outputs of another kit.
         UsageError: another precision.
     """
     return _Judge(Path(kit), Path(outputs), told, precision).judge()
@@ -163,7 +163,8 @@ class _Judge:
             raise UsageError(f'precision={precision!r}: expected one of {", ".join(PRECISIONS)}')
         self.kit, self.outputs, self.manifest = kit, outputs, read_manifest(kit)
         if not outputs.is_dir():
-            raise DataError(f'{outputs}: no such folder of outputs')
+            got = 'is a file' if outputs.exists() else 'no such folder'
+            raise DataError(f'{outputs}: {got}; expected the folder that the engine wrote outputs to')
         is_named = check_kit(outputs, self.manifest['kit_sha256'])
         self.graphs = {entry['name']: KitGraph.from_json(entry) for entry in self.manifest['graphs']}
         self.cases = {entry['name']: entry for entry in self.manifest['cases']}
@@ -187,6 +188,12 @@ class _Judge:
     def judge(self) -> Judgement:
         """Judge all cases, then all frames."""
         judgement, frames = self.judgement, [*map(ChainedFrame.from_json, self.manifest['frames'])]
+        runs = [*self.cases, *(frame.outputs for frame in frames)]
+        if not any(has_outputs(self.outputs, run) for run in runs):
+            raise DataError(
+                f'{self.outputs}: has the outputs of no input of the kit; expected {runs[0]}.npz or '
+                f'{runs[0]}/NAME.bin and so on, as the programs in {self.kit} write them'
+            )
         drive = (
             DriveJudge(self.manifest, self.last, judgement.precision) if 'memory' in self.manifest else None
         )

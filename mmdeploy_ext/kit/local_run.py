@@ -52,7 +52,8 @@ def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = F
     if engine not in ENGINES:
         raise UsageError(f'--run {engine}: expected one of {", ".join(ENGINES)}')
     if outputs.exists() and (not outputs.is_dir() or any(outputs.iterdir())):
-        raise UsageError(f'{outputs}: is not empty; name a new folder')
+        got = 'is not empty' if outputs.is_dir() else 'is a file'
+        raise UsageError(f'{outputs}: {got}; name a new folder')
     if manifest.get('engine') == LIBSPCONV:
         raise UsageError(f'{kit}: its file is for libspconv alone; {kit}/README.md says how to run it there')
     device = device_of(engine)

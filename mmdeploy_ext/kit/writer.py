@@ -102,7 +102,8 @@ def write_kit(
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f'{out}: is not empty; name a new folder')
+        got = 'is not empty' if out.is_dir() else 'is a file'
+        raise UsageError(f'{out}: {got}; name a new folder')
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix='.kit') as workspace:
         folder, outputs = Path(workspace, 'kit'), Path(workspace, 'outputs')

@@ -52,7 +52,8 @@ def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
         elif kind not in NEUTRAL:
             raise ConfigError(
                 f'test pipeline step {kind!r} may change pictures or points in a way that the exported file '
-                f'cannot describe; supported: {", ".join(ORDERED)}'
+                f'cannot describe; if it changes neither, take it out of the test pipeline; supported: '
+                f'{", ".join(ORDERED)}'
             )
     if order[-2:] == ['Pad', 'Normalize']:  # Mask2Former's: padding is normalised, too
         order[-2:] = reversed(order[-2:])

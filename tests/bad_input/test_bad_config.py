@@ -74,7 +74,7 @@ CASES = {
     'no type': ('model = dict(depth=3)\n', ['model.type=None', 'no family']),
     'a step that a file cannot describe': (
         LEAF + "data = dict(test=dict(pipeline=[dict(type='LoadImageFromFile'), dict(type='Rot90')]))\n",
-        ["test pipeline step 'Rot90'", 'supported: Resize'],
+        ["bad.py: test pipeline step 'Rot90'", 'if it changes neither, take it out', 'supported: Resize'],
     ),
 }
 NORMALIZE = 'data.test.pipeline.1.transforms.2'

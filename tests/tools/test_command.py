@@ -160,6 +160,8 @@ def test_usage_names_the_command_that_was_typed(capsys, words):
         (('info', PICTURE), 'is not a readable ONNX file'),
         (('info', MODEL, '--report', MODEL), 'is not valid JSON'),
         (('compare', MODEL), 'the following arguments are required'),
+        (('check', MODEL), 'atss_toy.onnx: is a file; expected a folder that a node of Autoware loads'),
+        (('judge', MODEL, 'x'), 'atss_toy.onnx: is a file; expected the folder that mm2onnx kit wrote'),
         (('export', 'no.py', 'no.pth'), 'no.py'),
     ],
     ids=lambda value: ' '.join(Path(word).name for word in value) if isinstance(value, tuple) else '',

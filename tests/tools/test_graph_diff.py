@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -94,6 +95,14 @@ def test_two_files_need_no_torch(exported, broken):
 def test_bad_usage_is_exit_status_two(extra, message, capsys):
     assert main(['diff', 'a.onnx', *extra]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_inputs_that_do_not_fit_are_named_with_the_option(tmp_path, capsys):
+    model = str(REPOSITORY / 'demo/atss_toy.onnx')
+    np.savez(tmp_path / 'x.npz', image=np.zeros(1))
+    assert main(['diff', model, model, '--input', str(tmp_path / 'x.npz')]) == 2
+    said = capsys.readouterr().err
+    assert 'x.npz: no values for the inputs input of the graph; got image' in said and '--input' in said
 
 
 def test_a_file_that_is_not_ours_is_refused_against_a_checkpoint(exported, tmp_path, capsys):

@@ -9,7 +9,7 @@ from mmdeploy_ext import compat
 from mmdeploy_ext.cli.graph_commands.command import Commands, argument, write_json
 from mmdeploy_ext.cli.options import parse_cfg_options
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError, after_weights
+from mmdeploy_ext.core.errors import ShapeError, UsageError, after_weights
 from mmdeploy_ext.core.files import check_writable
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.samples import read_images
@@ -112,7 +112,11 @@ def _two_files(args: argparse.Namespace) -> Comparison:
     if args.seed is not None and args.input:
         raise UsageError(f'--seed {args.seed}: --input gives the inputs, nothing is random')
     seed = DEFAULT_SEED if args.seed is None else args.seed
-    return diff_files(*args.models, load_tensors(args.input) if args.input else None, seed, args.rtol)
+    feeds = load_tensors(args.input) if args.input else None
+    try:
+        return diff_files(*args.models, feeds, seed, args.rtol)
+    except ShapeError as error:  # about the feeds
+        raise UsageError(f'--input {args.input}: {error}' if args.input else str(error)) from error
 
 
 def _against_checkpoint(args: argparse.Namespace) -> Comparison:

@@ -43,7 +43,8 @@ def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ModelFileError(f'{folder}: no such folder; expected one that a node of Autoware loads')
+        got = 'is a file' if folder.exists() else 'no such folder'
+        raise ModelFileError(f'{folder}: {got}; expected a folder that a node of Autoware loads')
     names = [
         name
         for name, (_, patterns) in NODES.items()

@@ -140,7 +140,7 @@ def merge(
     for model in models:
         check_ordinary(model)
     if len(set(names)) < len(names):
-        raise UsageError(f'the models need different names, got {", ".join(names)}')
+        raise UsageError(f'the models need different names, got {", ".join(names)}; give them by --names')
     models = _connect(models, connections or {})
     produced: dict[str, onnx.TypeProto] = {}
     shared: dict[str, onnx.TypeProto] = {}

@@ -71,8 +71,9 @@ def _check_shapes(
             )
         tensor_type = inputs[name].type.tensor_type
         if tensor_type.HasField('shape') and len(tensor_type.shape.dim) != len(shape):
+            count = 'one axis' if len(shape) == 1 else f'{len(shape)} axes'
             raise UsageError(
-                f'{name}={"x".join(map(str, shape))}: has {len(shape)} axes, the input has '
+                f'{name}={"x".join(map(str, shape))}: has {count}, the input has '
                 f'{len(tensor_type.shape.dim)} ({types.text(inputs[name].type)})'
             )
     dims = [dim for value in inputs.values() for dim in value.type.tensor_type.shape.dim]

@@ -6,6 +6,7 @@ them has a name: that of the argument, with index, key or attribute inside it (`
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,10 @@ class ModuleCall:
     values: tuple[Any, ...]
     names: tuple[str, ...]
     tree: pytree.TreeSpec
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ModuleCall:
+        """Return a copy with the same tree: torch copies a module to export it, and warns of copied trees."""
+        return dataclasses.replace(self, values=copy.deepcopy(self.values, memo))
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,29 @@ def call_function(target: str) -> Any:
         return list(result) if inspect.isgenerator(result) else result
     except (Exception, SystemExit) as error:
         raise UsageError(f'{target}: raises {type(error).__name__}: {one_line(error)}') from error
+
+
+def make_module(target: str) -> Callable[..., Any]:
+    """Return the module that the function `FILE.py:function` returns; for errors see `call_function`, too.
+
+    UsageError: it returns nothing that can be called.
+    """
+    module = call_function(target)
+    if not callable(module):
+        kind = type(module).__name__
+        raise UsageError(f'{target}: returns a {kind}; expected an nn.Module or a function of tensors')
+    return module
+
+
+def make_samples(target: str) -> list[Any]:
+    """Return the samples that `FILE.py:function` yields or returns; for errors see `call_function`, too.
+
+    UsageError: it returns nothing that can be walked through.
+    """
+    samples = call_function(target)
+    if not isinstance(samples, Iterable):
+        raise UsageError(f'--samples {target}: gives {samples!r}; expected samples, one by one')
+    return list(samples)
 
 
 def read_samples(files: Sequence[str]) -> list[dict[str, np.ndarray]]:

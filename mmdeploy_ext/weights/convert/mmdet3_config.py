@@ -281,8 +281,8 @@ def _remove_bases(path: Path, tree: ast.Module) -> list[Path]:
         names = ast.literal_eval(assignments[-1].value)
     except ValueError as error:
         raise ConfigError(
-            f'{path}: _base_ is `{ast.unparse(assignments[-1].value)}`, expected a list of names of files, as '
-            f'mmengine reads it; a config of mmdet 2.x is exported as it is'
+            f'{path}: _base_ is `{ast.unparse(assignments[-1].value)}`, expected a list of names of files, '
+            f'as mmengine reads it; a config of mmdet 2.x is exported as it is'
         ) from error
     names = names if isinstance(names, list | tuple) else [names]
     for name in names:

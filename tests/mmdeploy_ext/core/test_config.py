@@ -38,6 +38,22 @@ def test_overrides_reach_nested_keys_and_list_elements():
     assert config.test_pipeline(cfg)[0]['type'] == 'LoadImageFromWebcam'
 
 
+@pytest.mark.parametrize(
+    ('key', 'meant'),
+    [
+        ('model.test_cfg.scor_thr', 'scor_thr is new in the config; did you mean model.test_cfg.score_thr?'),
+        ('modle.test_cfg.score_thr', 'modle is new in the config; did you mean model?'),
+        ('data.test.pipeline.1.img_scales', 'did you mean data.test.pipeline.1.img_scale?'),
+        ('model.test_cfg.score_thr', ''),
+        ('model.test_cfg.deploy_nms_pre', ''),
+    ],
+)
+def test_a_new_key_that_resembles_one_of_the_config_is_noted(key, meant, capsys):
+    load_config(TOY, {key: 0.3})
+    said = capsys.readouterr().err
+    assert said.startswith(f'note: --cfg-options {key}: ') and meant in said if meant else not said
+
+
 def test_the_plugin_folder_of_a_config_is_imported(tmp_path, monkeypatch):
     (tmp_path / 'my_plugin' / 'inner').mkdir(parents=True)
     (tmp_path / 'my_plugin/inner/__init__.py').write_text('LOADED = True\n')
@@ -159,7 +175,7 @@ def test_modules_of_a_config_are_those_of_its_repository_or_of_the_working_direc
     (repository / name / 'heads.py').write_text('LOADED = True\n')
     config = (repository / 'configs' if above else folder) / 'x.py'
     config.write_text(
-        f"from {name}.heads import LOADED\n"
+        f'from {name}.heads import LOADED\n'
         f"model = dict(type=str(LOADED))\ncustom_imports = dict(imports=['{name}.heads'])\n"
     )
     monkeypatch.setattr(sys, 'path', list(sys.path))

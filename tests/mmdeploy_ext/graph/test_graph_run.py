@@ -76,8 +76,8 @@ def test_a_model_over_the_limit_of_protobuf_runs_from_a_file(monkeypatch):
 def test_feeds_that_do_not_suit_are_refused_by_name():
     model = conv_net(('batch', 3, 8, 8))
     for feeds, words in (
-        ({}, 'no feeds for the inputs images'),
-        ({'image': 0}, 'no feeds'),
+        ({}, 'no values for the inputs images of the graph; got none'),
+        ({'image': 0}, 'no values'),
         ({'images': np.zeros((1, 3, 8, 8))}, "'images': is float64, the graph takes float32"),
         ({'images': np.zeros((1, 3, 8), 'f4')}, '1x3x8, the graph takes [?]x3x8x8'),
         ({'images': np.zeros((1, 3, 8, 9), 'f4')}, '1x3x8x9, the graph takes [?]x3x8x8'),

@@ -169,6 +169,11 @@ def test_a_case_without_outputs_fails_by_name(kit, outputs, tmp_path):
     assert not judgement.equal and any(failure.startswith('003 ') for failure in judgement.failures)
 
 
+def test_a_folder_without_any_outputs_is_refused_in_one_line(kit, tmp_path):
+    with pytest.raises(DataError, match=r'has the outputs of no input of the kit; expected 000\.npz or 000/'):
+        judge(kit, tmp_path)
+
+
 def test_the_command_judges_with_numpy_alone(kit, outputs, tmp_path):
     done = run_command('judge', kit, outputs, '--told', 'x', '--json', tmp_path / 'v.json')
     assert done.returncode == 0, done.stderr

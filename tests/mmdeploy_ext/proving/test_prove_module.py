@@ -1,7 +1,9 @@
 """`prove_module` and `mm2onnx prove-module`: right files pass, wrong ones fail, and the reason has a name."""
 
+import copy
 import io
 import json
+import warnings
 
 import numpy as np
 import onnx
@@ -9,12 +11,13 @@ import pytest
 import torch
 from onnx import numpy_helper
 from rich.console import Console
+from torch.utils._pytree import tree_structure
 
 import mmdeploy_ext
 from mmdeploy_ext.cli import prove_module_app
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.proving.modules import location, row_order
-from mmdeploy_ext.proving.modules.calls import read_call
+from mmdeploy_ext.proving.modules.calls import ModuleCall, read_call
 from mmdeploy_ext.proving.modules.generated import other_sizes, other_values
 from mmdeploy_ext.proving.modules.loading import call_function, read_samples
 from mmdeploy_ext.proving.modules.table import module_table
@@ -611,6 +614,7 @@ def test_the_command_proves_and_refuses(folder, samples, tmp_path, capsys):
         ([*words], '--samples'),
         ([*words, '--samples', f'{folder}/module.py:nothing'], 'nothing'),
         ([*words, '--samples', f'{folder}/module.py:silent'], 'gives None'),
+        ([f'{folder}/module.py:silent', *words[1:], *more], 'module.py:silent: returns a NoneType'),
         ([*words, '--inputs', f'{folder}/module.py'], '.npz'),
         ([*words, *more, '--state', 'memory'], '--state'),
         ([*words, *more, '--state', 'memory=other'], 'other'),
@@ -620,6 +624,14 @@ def test_the_command_proves_and_refuses(folder, samples, tmp_path, capsys):
     for line, word in refused:
         assert prove_module_app.main(line) == 2, line
         assert word in capsys.readouterr().err
+
+
+def test_a_call_is_copied_without_the_warning_of_torch_about_copied_trees():
+    call = ModuleCall('sample', (torch.ones(1),), ('x',), tree_structure(((0,), {})))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        copied = copy.deepcopy(call)
+    assert copied.tree is call.tree and copied.values[0] is not call.values[0]
 
 
 def test_a_folder_whose_name_begins_as_a_librarys_is_the_users():
