@@ -73,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out.suffix.lower() not in ('', *PICTURE_SUFFIXES):
         raise UsageError(f'--out {args.out}: expected a .png or .jpg file')
     check_writable(args.out)
+    if not Path(args.sweep).exists():
+        raise UsageError(f'{args.sweep}: no such file; expected a sweep of raw float32 points')
     with contextlib.ExitStack() as stack:
         detections: dict[str, Detections3D] = {}
         deployment = None

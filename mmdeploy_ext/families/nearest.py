@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.unregistered import missing_types, unregistered
+from mmdeploy_ext.core.printable import did_you_mean
+from mmdeploy_ext.families.unregistered import missing_types, registered_names, unregistered
 
 PARTS = ('head', 'decoder', 'transformer', 'middle_encoder', 'lidar_encoder')
 """What the keys of parts end in that decide a family; backbones and necks do not."""
@@ -89,16 +90,19 @@ def refusal(cfg: Any, families: Sequence[Described], reason: str) -> ConfigError
     advice = ''
     if best is not None and any(_similarity(best, model, parts)):
         advice = f'nearest is {best.name}: {best.exports}; '
+    unknown = ''
     if missing := missing_types(cfg):
         (key, name), *_ = missing.items()
-        advice += (
+        similar = (text for text in sorted(registered_names()) if ('.' in text) == ('.' in name))
+        hint = did_you_mean(name, similar).removeprefix('; ')
+        unknown = (
             f'{key}={name!r} is registered by no imported module: if it is yours, name its module in '
-            f'custom_imports; '
+            f'custom_imports{f" ({hint})" if hint else ""}; '
         )
     names = ', '.join(sorted(family.name for family in families))
     return ConfigError(
-        f'{cfg.filename}: model.type={model.get("type")!r} {heads} {reason}; {advice}use such a config, '
-        f'or write a family for this one (docs/own-family.md); {ADVICE}; known: {names}'
+        f'{cfg.filename}: {unknown}model.type={model.get("type")!r} {heads} {reason}; {advice}use such a '
+        f'config, or write a family for this one (docs/own-family.md); {ADVICE}; known: {names}'
     )
 
 

@@ -112,15 +112,17 @@ def repository_of(config: str) -> Path:
     return path.parent
 
 
-def missing_types(cfg: Any) -> dict[str, str]:
-    """Return key -> name of the types in the model of a config that nobody has registered.
-
-    A name has its scope if the config states it: `opera.SOIT`.
-    """
+def registered_names() -> set[str]:
+    """Return the names of all registered classes, with and without the scope of the registry: `opera.SOIT`."""
     registered: set[str] = set()
     for registry in registries():
         registered.update(registry.module_dict, (f'{registry.scope}.{name}' for name in registry.module_dict))
-    types = types_of(cfg.get('model'), 'model')
+    return registered
+
+
+def missing_types(cfg: Any) -> dict[str, str]:
+    """Return key -> name of the types in the model of a config that nobody has registered."""
+    registered, types = registered_names(), types_of(cfg.get('model'), 'model')
     return {
         key: name
         for key, name in types

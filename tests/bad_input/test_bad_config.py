@@ -52,6 +52,14 @@ CASES = {
         [UNBUILDABLE, 'NoSuchNet'],
     ),
     'unknown argument': (LEAF + 'model = dict(backbone=dict(dept=18))\n', [UNBUILDABLE, 'dept']),
+    'a mistyped head': (
+        LEAF + "model = dict(bbox_head=dict(type='ATSSHaed'))\n",
+        [
+            "bad.py: model.bbox_head.type='ATSSHaed' is registered by no",
+            '(did you mean ATSSHead',
+            'no family',
+        ],
+    ),
     'a head of queries': (
         LEAF + "model = dict(bbox_head=dict(type='DETRHead'))\n",
         ["bad.py: model.type='ATSS' with bbox_head='DETRHead' belongs to no family", 'nearest is query'],

@@ -56,6 +56,13 @@ def test_files_of_another_family_of_sweeps_are_run_by_its_runtime(sweep, tmp_pat
     assert cv2.imread(str(out)).shape == (588, 560, 3)
 
 
+def test_a_sweep_that_is_not_there_is_refused_before_anything_is_exported(toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert demo(toy, 'none.bin', '--onnx', '', '--out', 'picture.png') == 2
+    said = capsys.readouterr()
+    assert 'none.bin: no such file' in said.err and not said.out and not list(tmp_path.iterdir())
+
+
 def test_files_are_exported_where_none_are_given(toy, sweep, tmp_path, monkeypatch, capsys):
     """An empty --onnx, of a script's variable that is not set, names none."""
     monkeypatch.chdir(tmp_path)
