@@ -113,7 +113,7 @@ def repository_of(config: str) -> Path:
 
 
 def registered_names() -> set[str]:
-    """Return the names of all registered classes, with and without the scope of the registry: `opera.SOIT`."""
+    """Return the names of all registered classes, with and without their scope: `opera.SOIT`."""
     registered: set[str] = set()
     for registry in registries():
         registered.update(registry.module_dict, (f'{registry.scope}.{name}' for name in registry.module_dict))
