@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.core.source_code import is_ours
+from mmdeploy_ext.core.users_code import RanCode
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import make_metadata
+from mmdeploy_ext.families.images import run_stage
 from mmdeploy_ext.proving import fresh_export
 from mmdeploy_ext.proving.inputs.inputs import more_inputs, proof_inputs
 from mmdeploy_ext.proving.levels.cases import run_case, timing
@@ -16,10 +21,12 @@ from mmdeploy_ext.proving.levels.other_limits import NothingPasses, Trial, Trial
 from mmdeploy_ext.proving.levels.preprocessing import compare_pictures
 from mmdeploy_ext.proving.levels.proof import ExportedFile, ExportedProof, open_file
 from mmdeploy_ext.proving.levels.traced_lines import has_users_code, observed_inputs, traced_lines
+from mmdeploy_ext.proving.levels.unexported_code import codes_of_methods, unexported_code
 from mmdeploy_ext.proving.provenance import normalisation_notes
 from mmdeploy_ext.proving.references import (
     ImageReference,
     empty_reference,
+    options_besides_form,
     reference_with_empty_image,
     zoomed_reference,
 )
@@ -28,13 +35,13 @@ from mmdeploy_ext.proving.totals import count_ties, tie_reasons, too_many_ties
 if TYPE_CHECKING:
     import contextlib
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     import numpy as np
 
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.inputs.inputs import ProofInput
+    from mmdeploy_ext.proving.levels.unexported_code import UnexportedCode
     from mmdeploy_ext.proving.results import Case, Pair, PreprocessingResult
     from mmdeploy_ext.proving.traced_code import TracedLine
 
@@ -135,6 +142,31 @@ class ImageProof(ExportedProof):
         chain = family.stages(deployment.model, options, fold=False)
         containers = deployment.outer_containers
         return traced_lines(chain, runs, options.exporter, has_open_batch, containers=containers)
+
+    def unexported_code(self) -> list[UnexportedCode]:
+        """Add methods and lines of the model's classes that the stages of another package's family leave out.
+
+        The families of this package name the methods that they follow instead.
+        """
+        deployment, metadata = self.deployment, self.files[0].metadata
+        family, model, options = deployment.family, deployment.model, self.export_options
+        tensors = all(tensor.compare == 'values' for tensor in metadata.spec.outputs)
+        if is_ours(Path(sys.modules[type(family).__module__].__file__).resolve()) or not tensors:
+            return super().unexported_code()
+        reference, export = RanCode(), RanCode()
+        options = fresh_export.options_of_export(options, metadata)
+        feeds = observed_inputs(deployment, options, self.samples[0][1])[0]
+        with reference.watched():
+            others = options_besides_form(deployment, metadata)
+            family.reference_tensors(model, feeds, metadata.form, **others)
+        with export.watched():
+            for stage in family.stages(model, options, fold=False):
+                feeds |= run_stage(stage, feeds)
+        reference.codes = {
+            key: reference.codes[key] for key in reference.codes.keys() & codes_of_methods(model)
+        }
+        followed = family.followed_functions(model)
+        return [*super().unexported_code(), *unexported_code(reference, export, followed)]
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """Open the file on the engine; it is closed with the stack."""

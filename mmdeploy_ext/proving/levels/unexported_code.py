@@ -177,3 +177,9 @@ def _methods(module: nn.Module, of_user: bool) -> Iterator[CodeType]:
             function = getattr(value, '__func__', value)
             if hasattr(function, '__code__') and is_foreign(function) == of_user:
                 yield from codes_in(function.__code__)
+
+
+def codes_of_methods(model: nn.Module) -> set[int]:
+    """Return the ids of the code objects of the methods of a model, and of the functions in these."""
+    modules = model.modules()
+    return {id(code) for module in modules for of_user in (True, False) for code in _methods(module, of_user)}
