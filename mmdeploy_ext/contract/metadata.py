@@ -14,7 +14,7 @@ from mmdeploy_ext.contract.registry import registered
 from mmdeploy_ext.contract.schema import Check, Mismatch
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import LoadError, ModelFileError
+from mmdeploy_ext.core.errors import ConfigError, LoadError, ModelFileError
 from mmdeploy_ext.core.files import AnyPath, read_onnx
 from mmdeploy_ext.core.printable import printable, shape_text, shortened
 from mmdeploy_ext.preprocess import cameras
@@ -91,10 +91,16 @@ class Metadata:
         return 'sweeps' if hasattr(self.preprocess, 'voxel_size') else 'fused'
 
     def to_props(self) -> dict[str, str]:
-        """Return the `metadata_props` entries: one JSON value per field."""
+        """Return the `metadata_props` entries: one JSON value per field; ConfigError: one is no JSON."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values.update(spec=self.spec.to_json(), preprocess=self.preprocess.to_json())
-        return {PREFIX + name: json.dumps(value) for name, value in values.items()}
+        try:
+            return {PREFIX + name: json.dumps(value) for name, value in values.items()}
+        except TypeError as error:
+            facts = 'what postprocess_facts of the family returns, for example'
+            raise ConfigError(
+                f'family {self.family!r}: its metadata cannot be written ({error}): {facts}'
+            ) from error
 
     @classmethod
     def from_props(cls, props: Mapping[str, str], path: object = 'the file') -> Self:

@@ -68,7 +68,7 @@ class Registration:
     def load_runtime(self) -> ModuleType:
         """Import what makes results of the outputs of its files.
 
-        ConfigError: the family names no module; ImportError: the module is not there.
+        ConfigError: the family names no module, or one that is no runtime; ImportError: it is not there.
         """
         if not self.runtime:
             raise ConfigError(
@@ -76,7 +76,13 @@ class Registration:
                 f'give register_family(..., runtime=MODULE), a module with detections(metadata, outputs, '
                 f'feeds)'
             )
-        return importlib.import_module(self.runtime)
+        runtime = importlib.import_module(self.runtime)
+        if not (hasattr(runtime, 'detections') or hasattr(runtime, 'OPENS')):
+            raise ConfigError(
+                f'family {self.name!r}: its runtime {self.runtime} has neither detections(metadata, outputs, '
+                f'feeds), of images, nor OPENS, of frames or sweeps'
+            )
+        return runtime
 
 
 _REGISTERED: dict[str, Registration] = {}
@@ -119,7 +125,8 @@ def register_family(
             family; those that fit no node of a file are left out.
 
     Raises:
-        ConfigError: another family has the name, or the name or `family` is not of that form.
+        ConfigError: another family has the name, the name or `family` is not of that form, or the default of
+            an option is none of its choices.
     """
     registration = Registration(
         name, family, tuple(options), postprocess, runtime, library, tuple(training_keys), tuple(keep_fp32)
@@ -130,6 +137,12 @@ def register_family(
         )
     if not re.fullmatch(r'[\w.]+:\w+', family):
         raise ConfigError(f"register_family({name!r}, {family!r}): expected 'module:Class'")
+    for option in options:
+        if option.choices and not option.open and option.default not in option.choices:
+            raise ConfigError(
+                f'register_family({name!r}): option {option.name!r} has the default {option.default!r}, '
+                f'expected one of {", ".join(map(repr, option.choices))}'
+            )
     namesake = _REGISTERED.get(name)
     if namesake is not None and namesake.family != family:
         raise ConfigError(

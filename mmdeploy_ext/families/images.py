@@ -33,6 +33,7 @@ from mmdeploy_ext.contract.registry import options_of
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph, Stage
 from mmdeploy_ext.core.config import replaced_entry, test_datasets, test_pipeline
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import LAYERS_FOLDER, Family
 from mmdeploy_ext.families.building import build_without_weights, has_head, head_of
 from mmdeploy_ext.families.limits import Kind, Limit, limits_of
@@ -40,7 +41,7 @@ from mmdeploy_ext.families.replaced import DifferingMethod, differing_datasets, 
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.preprocess.pipeline_rule import KNOWN, rule_from_pipeline, steps_of
 from mmdeploy_ext.runtime.detections import Detections, Instances
-from mmdeploy_ext.runtime.family_runtime import runtime_of
+from mmdeploy_ext.runtime.family_runtime import results_of
 
 if TYPE_CHECKING:
     import torch
@@ -96,6 +97,8 @@ class ImageFamily(Family):
     @property
     def options(self) -> tuple[Option, ...]:
         """The options of all families of images, and those that the family was registered with."""
+        if not self.forms:
+            raise ConfigError(f"family {self.name!r} has no forms; expected one at least, such as ('raw',)")
         default = FORM.default if FORM.default in self.forms else self.forms[0]
         form = dataclasses.replace(FORM, choices=self.forms, default=default)
         image_options = tuple(form if option is FORM else option for option in IMAGE)
@@ -420,7 +423,7 @@ class ImageFamily(Family):
         `outputs` and `feeds`, its inputs, are by name and of one batch; `metadata` are the file's. What the
         runtime raises is raised as it is.
         """
-        return runtime_of(self.name).detections(metadata, outputs, feeds)
+        return results_of(self.name, metadata, outputs, feeds)
 
 
 def run_stage(stage: Stage, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

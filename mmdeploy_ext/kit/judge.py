@@ -30,7 +30,7 @@ from mmdeploy_ext.proving.modules.row_order import in_order_of
 from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.proving.tensors import compare_tensors, failed_row
 from mmdeploy_ext.proving.totals import lone_low_results
-from mmdeploy_ext.runtime.family_runtime import runtime_of
+from mmdeploy_ext.runtime.family_runtime import results_of, runtime_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -336,7 +336,7 @@ class _Judge:
             if hasattr(runtime, 'boxes_of_outputs'):
                 candidates = [runtime.boxes_of_outputs(metadata, outputs)]
             else:
-                candidates = runtime.detections(metadata, outputs, {**case.inputs, **case.beside})
+                candidates = results_of(metadata.family, metadata, outputs, {**case.inputs, **case.beside})
             if len(candidates) != len(case.results):
                 raise DataError(f'got results of {len(candidates)} images, expected {len(case.results)}')
             return candidates

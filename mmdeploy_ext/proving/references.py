@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.proving.inputs.inputs import (
     BATCHES,
     plain_inputs,
@@ -20,7 +21,7 @@ from mmdeploy_ext.proving.inputs.inputs import (
 )
 from mmdeploy_ext.proving.near_ties import near_ties
 from mmdeploy_ext.proving.part_outputs import PartOutputs
-from mmdeploy_ext.runtime.detections import bounding_box
+from mmdeploy_ext.runtime.detections import Rows, bounding_box
 from mmdeploy_ext.runtime.panoptic import OFFSET, Segments
 
 if TYPE_CHECKING:
@@ -101,7 +102,14 @@ class ImageReference:
 
     def _results(self) -> list[Any]:
         family, model = self.deployment.family, self.deployment.model
-        return family.reference_detections(model, self.images, self.input.rescale)
+        results = family.reference_detections(model, self.images, self.input.rescale)
+        method = f'reference_detections of family {family.name!r}'
+        if len(results) != len(self.images):
+            raise ConfigError(f'{method} gave results of {len(results)} images, expected {len(self.images)}')
+        others = [type(entry).__name__ for entry in results if not isinstance(entry, Rows)]
+        if others:
+            raise ConfigError(f'{method} gave {others[0]}, no Scored of mmdeploy_ext.runtime.detections')
+        return results
 
     def _results_of_parts(self) -> list[Any]:
         """Return the results; parts of the model that had equal inputs in an earlier call do not run."""

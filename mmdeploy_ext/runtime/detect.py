@@ -18,7 +18,7 @@ from mmdeploy_ext.preprocess.cam2img import (
     original,
     unmoved,
 )
-from mmdeploy_ext.runtime.family_runtime import runtime_of
+from mmdeploy_ext.runtime.family_runtime import results_of
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
@@ -62,7 +62,7 @@ def detect(
     if any(np.isnan(computed[name]).any() for name in compared):
         raise InferenceError(problem)
     outputs = Facts(computed, f'{backend.path}: the graph of mm2onnx.form {metadata.form!r}')
-    results = runtime_of(metadata.family).detections(metadata, outputs, feeds)[0]
+    results = results_of(metadata.family, metadata, outputs, feeds)[0]
     if np.isnan(results.scores).any():
         raise InferenceError(problem)
     return results

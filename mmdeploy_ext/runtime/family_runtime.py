@@ -17,13 +17,19 @@ sample.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mmdeploy_ext.contract.registry import registered
-from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.core.errors import ConfigError, ModelFileError
+from mmdeploy_ext.runtime.detections import Rows
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import ModuleType
+
+    from mmdeploy_ext.contract.metadata import Metadata
 
 
 def check_registered(family: str) -> None:
@@ -45,6 +51,38 @@ def runtime_of(family: str) -> ModuleType:
     """
     check_registered(family)
     return registered()[family].load_runtime()
+
+
+def results_of(
+    family: str, metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
+) -> list[Any]:
+    """Return the results of each image of a batch by `detections` of a family's runtime.
+
+    Args:
+        family: name of the family.
+        metadata: metadata of the file.
+        outputs: its outputs by name.
+        feeds: its inputs by name, and what else the runtime reads.
+
+    Raises:
+        ConfigError: the runtime of another package gives something else than a list of `Rows`, or results
+            that are not in descending order of score.
+        Exception: whatever the runtime raises.
+    """
+    runtime = runtime_of(family)
+    results = runtime.detections(metadata, outputs, feeds)
+    if runtime.__name__.startswith(f'{__name__.partition(".")[0]}.'):
+        return results
+    broken = f'detections of {runtime.__name__}'
+    if not isinstance(results, list | tuple) or not all(isinstance(entry, Rows) for entry in results):
+        found = results if not isinstance(results, list | tuple) else next(iter(results), None)
+        raise ConfigError(
+            f'{broken} gives {type(results).__name__} of {type(found).__name__}; expected a list with a '
+            f'Scored of mmdeploy_ext.runtime.detections per image'
+        )
+    if any(np.any(np.diff(entry.scores) > 0) for entry in results):
+        raise ConfigError(f'{broken} gives results in another order than the best first')
+    return results
 
 
 def has_runtime(family: str) -> bool:

@@ -276,7 +276,8 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
         model: the built model.
         checkpoint: what `load_checkpoint` returned.
         ignored_prefixes: keys that begin with one of them, which inference does not use, may be missing or
-            unexpected, of any type, and not finite; their shapes have to fit.
+            unexpected, of any type, and not finite; their shapes have to fit. Those that are missing become
+            NaN, which shows if inference uses them after all.
 
     Raises:
         CheckpointError: missing or unexpected keys, shapes or types that differ, or weights that are not
@@ -313,6 +314,9 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
     finally:
         for hook in hooks:
             hook.remove()
+    for key in result.missing_keys:  # what inference does not use cannot be what a file was proven with
+        if key.startswith(ignored) and built[key].is_floating_point():
+            built[key].fill_(float('nan'))
     weights = {**weights, **renamed}
     both = weights.keys() & built.keys()  # `misfits` compares their shapes
     missing, unexpected = (

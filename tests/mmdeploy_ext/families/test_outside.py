@@ -16,6 +16,7 @@ from mmdeploy_ext import register_family
 from mmdeploy_ext.cli import command, export_app
 from mmdeploy_ext.contract import registry
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
+from mmdeploy_ext.contract.options import Option
 from mmdeploy_ext.contract.schema import full_record
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError
 from mmdeploy_ext.families.base import FAMILIES
@@ -23,7 +24,7 @@ from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.proving.tasks.blind_spots import blind_spots
 from mmdeploy_ext.runtime import run_images
-from mmdeploy_ext.runtime.family_runtime import runtime_of
+from mmdeploy_ext.runtime.family_runtime import results_of, runtime_of
 
 OUTSIDE = Path(__file__).resolve().parents[2] / 'outside_package'
 CONFIG = str(OUTSIDE / 'config.py')
@@ -142,6 +143,37 @@ def test_a_method_of_the_model_that_the_stages_of_a_family_leave_out_is_named(ex
     assert [code.name for code in verdict.unexported_code] == ['CircleNet.forward']
 
 
+@pytest.mark.parametrize(
+    ('results', 'expected'),
+    [
+        (lambda best: None, 'gives NoneType'),
+        (lambda best: [best.circles], 'gives list of ndarray'),
+        (lambda best: [best[::-1]], 'another order than the best first'),
+    ],
+)
+def test_results_of_a_runtime_that_are_none_or_in_another_order_are_refused(
+    exported, monkeypatch, results, expected
+):
+    from circles import runtime
+
+    best = runtime.Circles(np.ones((2, 3)), np.array([0.9, 0.6], np.float32), np.array([0, 1]))
+    monkeypatch.setattr(runtime, 'detections', lambda *_: results(best))
+    with pytest.raises(ConfigError, match=expected):
+        results_of('circles', None, {}, {})
+
+
+def test_weights_that_a_family_calls_unused_and_a_checkpoint_lacks_prove_nothing(exported, monkeypatch):
+    _, folder = exported
+    weights = torch.load(folder / 'circles.pth')['state_dict']
+    without = {name: tensor for name, tensor in weights.items() if not name.startswith('radius.')}
+    torch.save(dict(state_dict=without), folder / 'without.pth')
+    monkeypatch.setattr(type(FAMILIES['circles']), 'ignored_prefixes', ('radius.',))
+    made = mmdeploy_ext.export(CONFIG, folder / 'without.pth', folder / 'without.onnx', height=64, width=64)
+    verdict = mmdeploy_ext.prove(CONFIG, folder / 'without.pth', made.files[0])
+    failures = [failure for case in verdict.cases for failure in case.failures]
+    assert not verdict.passed and 'NaN' in failures[0]
+
+
 def test_the_same_file_is_drawn_by_its_runtime(exported, capsys):
     _, folder = exported
     words = [
@@ -178,6 +210,15 @@ def test_metadata_are_checked_by_what_the_family_registered(exported, entry, cha
 def registered(monkeypatch):
     registry.registered()
     monkeypatch.setattr(registry, '_REGISTERED', dict(registry._REGISTERED))
+
+
+def test_a_default_that_is_no_choice_and_a_module_that_is_no_runtime_are_refused(registered):
+    option = Option('radius', 'miles', choices=('pixels', 'log'))
+    with pytest.raises(ConfigError, match="option 'radius' has the default 'miles'"):
+        register_family('rings', 'rings.family:Rings', options=(option,))
+    register_family('rings', 'rings.family:Rings', runtime='json')
+    with pytest.raises(ConfigError, match='its runtime json has neither detections'):
+        runtime_of('rings')
 
 
 def test_what_is_missing_is_named(registered):
