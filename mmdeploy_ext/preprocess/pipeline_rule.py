@@ -50,6 +50,11 @@ def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
         if kind in ORDERED:
             order.append(kind)
         elif kind not in NEUTRAL:
+            name = str(kind).rpartition('.')[2]
+            if name != kind and name in KNOWN:
+                raise ConfigError(
+                    f'test pipeline step {kind!r}: types of steps are read without a scope; expected {name!r}'
+                )
             raise ConfigError(
                 f'test pipeline step {kind!r} may change pictures or points in a way that the exported file '
                 f'cannot describe; if it changes neither, take it out of the test pipeline; supported: '

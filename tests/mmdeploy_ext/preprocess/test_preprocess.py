@@ -234,6 +234,7 @@ def reordered(*kinds):
     ('steps', 'named'),
     [
         ([dict(type='LoadImageFromFile'), dict(type='CenterCrop', crop_size=10)], "'CenterCrop'"),
+        ([dict(type='mmdet.LoadImageFromFile')], "without a scope; expected 'LoadImageFromFile'"),
         (with_step('Resize', interpolation='bicubic'), "interpolation='bicubic'"),
         (with_step('Resize', backend='tifffile'), "backend='tifffile'"),
         (with_step('Pad', pad_to_square=True, size_divisor=None), 'pad_to_square=True'),
