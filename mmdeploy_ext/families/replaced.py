@@ -49,6 +49,8 @@ same (compared: 2.6.0 to 2.28.2).
 """
 DIGITS = 16
 """Number of hexadecimal digits of a hash in a table."""
+SAMPLES_3D = ('prepare_test_data', 'get_data_info')
+"""Methods of mmdet3d's data sets that make test samples, with their cameras, beside those of mmdet's."""
 LIBRARY_MODULES = ('mmdet.', 'mmdet3d.', 'mmdeploy_ext.')
 """Beginnings of the names of modules of libraries with data sets and steps, and of copies of these."""
 ACCESS = ('__call__', '_call_impl', '_wrapped_call_impl', '__getattribute__', '__getattr__')
@@ -304,7 +306,7 @@ def differing_datasets(settings: Iterable[Mapping[str, Any]], table: Table) -> l
     differing: dict[str, DifferingMethod] = {}
     kinds = (data_class(dataset.get('type'), 'DATASETS') for dataset in settings)
     for kind in filter(None, kinds):
-        methods = [(name, getattr(kind, name, None)) for name in (*followed, '__init__')]
+        methods = [(name, getattr(kind, name, None)) for name in (*followed, *SAMPLES_3D, '__init__')]
         functions = {
             name: value
             for name, value in methods

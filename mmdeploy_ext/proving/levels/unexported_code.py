@@ -132,7 +132,8 @@ def changed_settings(
     """Return the settings in objects and configs of a model, such as `test_cfg`, that runs have changed.
 
     Graphs have them as they were: what computes by them, such as a suppression, is not the user's code. What
-    an object other than a config holds in addition, such as a cache, does not count, nor does what was None.
+    an object other than a config holds in addition, such as a cache, does not count, nor does what was None,
+    nor dicts, which hold memories.
 
     Args:
         model: the model after its runs.
@@ -142,6 +143,8 @@ def changed_settings(
     for name, module in model.named_modules():
         for key, before in loaded.get(name, ('', {}))[1].items():
             value = vars(module).get(key)
+            if isinstance(value, dict) and not isinstance(value, ConfigDict):
+                continue  # a memory, such as that of BEVFormer's last frame
             after = settings(value, depth=2) if isinstance(before, dict) else before
             if not isinstance(after, dict):
                 continue

@@ -469,6 +469,7 @@ def init_that_edits(self, *args, pipeline=None, **kwargs):
         (dict(pre_pipeline=lambda dataset, results: None), ['Mine.pre_pipeline']),
         (dict(prepare_test_img=lambda dataset, index: {}), ['Mine.prepare_test_img']),
         (dict(__getitem__=lambda dataset, index: {}), ['Mine.__getitem__']),
+        (dict(get_data_info=lambda dataset, index: {}), ['Mine.get_data_info']),
     ],
 )
 def test_methods_of_a_users_data_set_that_make_test_pictures_are_named(methods, expected):

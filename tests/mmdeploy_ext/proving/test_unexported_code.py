@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmcv import ConfigDict
 
 from mmdeploy_ext.core.users_code import RanCode, is_users_code, unwatched
 from mmdeploy_ext.families.module_settings import module_settings
@@ -143,11 +144,13 @@ class Coder:
         ),
         ('self.test_cfg["nms"]["iou_threshold"] = 0.6', ''),
         ('self.coder.grids[tuple(x.shape)] = x; self.coder.shape = x.shape', ''),
+        ('self.last_frame["place"] = 1', ''),
     ],
 )
 def test_a_setting_that_a_run_changes_makes_inputs_decide(tmp_path, line, text):
     module = neck(tmp_path, line)
-    module.test_cfg, module.coder = {'nms': {'iou_threshold': 0.6}}, Coder()
+    module.test_cfg, module.coder = ConfigDict(nms=dict(iou_threshold=0.6)), Coder()
+    module.last_frame = {'place': 0}
     loaded = module_settings(module)
     module(torch.ones(3))
     assert [entry.text for entry in changed_settings(module, loaded)] == ([text] if text else [])
