@@ -12,7 +12,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.errors import DataError, ImageError, ModelFileError
+from mmdeploy_ext.core.errors import DataError, ImageError, ModelFileError, UsageError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.preprocess.cameras import CAMERAS, MultiViewRule
 from mmdeploy_ext.preprocess.pictures import PreprocessRule, list_images, read_image
@@ -83,7 +83,7 @@ def calibration_set(
         ModelFileError: the model takes none of these, or a graph of the export is missing.
         ImageError: no such source, or no picture in it.
         DataError: nothing in it that the model takes, or files that it names are missing.
-        UsageError: annotations that are missing or no JSON.
+        UsageError: annotations that are missing or no JSON, or `root` beside a folder or a picture.
     """
     if metadata.form == quantised_graph(metadata.family):
         model = runtime_of(metadata.family).OPENS(path.parent)
@@ -93,6 +93,8 @@ def calibration_set(
         calibration_frames(metadata, [])  # refuses the graph before files are looked for
         frames = evenly(camera_frames(source, metadata.preprocess, root), limit)
         return calibration_frames(metadata, frames)
+    if root is not None and Path(source).suffix != '.json':
+        raise UsageError(f'--data-root {root}: goes with annotations (.json) or infos; {source} is neither')
     return calibration_images(metadata, evenly(image_files(source, root), limit))
 
 

@@ -61,6 +61,7 @@ def test_check_needs_no_package(net, capsys, monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     assert main([net, '--check']) == 0
     assert '2 nodes, nothing that TensorRT-RTX cannot take' in capsys.readouterr().out
+    assert '--sm 17: tensorrt-rtx builds for 75 80' in refuses(capsys, net, '--check', '--sm', '17', '86')
     assert 'TensorRT is not installed; tensorrt-rtx: make env-tensorrt' in refuses(
         capsys, net, '--sm', '86', *SIZES
     )

@@ -212,6 +212,7 @@ def test_what_is_refused_before_anything_runs(int8, data, tmp_path, capsys):
         ],
         'stay float: nothing to quantise': [DEMO, '--calibrate', images, '--keep-float', '*'],
         'is a file, not a folder': [DEMO, '--calibrate', images, '--output', tmp_path / 'file/m.onnx'],
+        '--data-root x: goes with annotations': [DEMO, '--calibrate', images, '--data-root', 'x'],
         '--images -1': [DEMO, '--calibrate', images, '--images', -1],
         '--probe-images 0': [DEMO, '--calibrate', images, '--probe-images', 0],
         '--max-error nan': [DEMO, '--calibrate', images, '--max-error', 'nan'],

@@ -18,7 +18,13 @@ from mmdeploy_ext.engines.tensorrt import shapes as tensorrt_shapes
 from mmdeploy_ext.engines.tensorrt.binding import Port
 from mmdeploy_ext.engines.tensorrt.build import Built, build
 from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
-from mmdeploy_ext.engines.tensorrt.record import AS_GIVEN, Record, read_record, write_engine
+from mmdeploy_ext.engines.tensorrt.record import (
+    AS_GIVEN,
+    RTX_ARCHITECTURES,
+    Record,
+    read_record,
+    write_engine,
+)
 from mmdeploy_ext.graph.io import files, types
 from mmdeploy_ext.graph.passes import for_tensorrt
 from mmdeploy_ext.graph.passes.deform_conv import replace_deform_conv
@@ -120,6 +126,11 @@ def prepare(
         gpu = find_gpu(device)
         tensorrt_package.check_architectures(built_with, architectures, gpu.architecture if gpu else None)
         architectures = architectures or (gpu.architecture,)
+    elif rtx and (unknown := [number for number in architectures if number not in RTX_ARCHITECTURES]):
+        raise EngineError(
+            f'--sm {" ".join(map(str, unknown))}: tensorrt-rtx builds for '
+            f'{" ".join(map(str, RTX_ARCHITECTURES))}, and runs on no other; use tensorrt on such a GPU'
+        )
     patterns: Sequence[str] = ()
     if fp16:
         patterns = fp32_patterns(model) if keep_fp32 is None else keep_fp32
