@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Judge the outputs of a device and print the verdict: 0 if they keep the bars of a precision, 1 if not.
 
+    The bars are the largest differences from PyTorch's results that it allows.
     `args` are those of `build_parser`; with --run an engine of this machine makes the outputs first.
 
     Raises:

@@ -108,8 +108,8 @@ class StreamState:
 
     Attributes:
         tensors: of StreamPETR `embedding` (1, n, C), `reference_point` (1, n, 3) m, `timestamp` (1, n, 1) age
-            in s, `egopose` (1, n, 4, 4), `velo` (1, n, 2) m/s; float32. The `state` of other models has other
-            ones, some of them in the map or in absolute seconds.
+            in s, 0 or more, `egopose` (1, n, 4, 4), `velo` (1, n, 2) m/s; float32. The `state` of other
+            models has other ones, some of them in the map or in absolute seconds.
         ego_pose: (4, 4) float64 of that frame, LiDAR to global. For a frame without one, which a model that
             needs none takes, it is None, of PETR the unit matrix.
         timestamp_s: seconds, absolute, of that frame; likewise None, of PETR 0.
@@ -169,10 +169,11 @@ class Stepper(Protocol):
 
 
 def of_rays(img_aug_matrix: np.ndarray) -> np.ndarray:
-    """Return matrices (N, 4, 4) float64 that move pixels times their depth as `img_aug_matrix` moves pixels.
+    """Return `img_aug_matrix` (N, 4, 4), which moves pixels, for pixels that are multiplied by their depth.
 
-    The latter, see `FusedFrame`, is applied after the division by the depth; the depth has no share in its
-    pixels: the third column of the first two rows is taken for 0.
+    The argument, see `FusedFrame`, is applied to (u, v, depth, 1), the result (N, 4, 4) float64 to (u depth,
+    v depth, depth, 1). The depth has no share in the argument's pixels: the third column of its first two
+    rows is taken for 0.
     """
     matrix = np.array(img_aug_matrix, np.float64)
     matrix[:, :2, 2] = matrix[:, :2, 3]

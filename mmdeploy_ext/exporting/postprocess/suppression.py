@@ -194,7 +194,8 @@ class Suppression:
         cap: number of boxes that enter, the best by score, N at most; 0 lets all in. With a cap every shape
             is constant, and the suppression is written in standard operators.
         trimmed: whether rows behind the largest count of the batch are cut off; else there are `max_per_img`
-            rows, or N without `soft` if N is less or there is no limit. With a cap they are never cut off.
+            rows, always with `soft`; without it N, if that is less or there is no limit. With a cap they are
+            never cut off.
         soft: settings of soft NMS, by which boxes lose score in place of being removed; not with a cap. None:
             they are removed.
     """

@@ -100,7 +100,7 @@ class LidarReference(abc.ABC):
     def watched(self) -> dict[torch.nn.Module, Watch]:
         """Return module -> function of its inputs and output, which returns outputs of a step by name.
 
-        The modules are in the order in which they run.
+        The modules are in the order in which they run. Among the names is `head`, which `step` flattens.
         """
         return {
             self.parts.middle_encoder: lambda _, output: dict(bev=bev_of(output)),

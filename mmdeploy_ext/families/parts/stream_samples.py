@@ -14,7 +14,8 @@ from mmdeploy_ext.families.parts.samples import check_given, only, picture_files
 from mmdeploy_ext.runtime.frames import Frame
 
 KEYS = ('img', 'lidar2img', 'intrinsics', 'timestamp', 'ego_pose', 'ego_pose_inv', 'img_metas')
-"""Keys that a sample of the test loader has to have; `img_timestamp`, the cameras' times, may be there."""
+"""Keys that a sample of the test loader has to have; `img_timestamp`, the cameras' times in seconds, may be
+there."""
 
 
 def stream_frame(data: Mapping[str, Any]) -> Frame:

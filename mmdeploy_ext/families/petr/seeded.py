@@ -67,7 +67,8 @@ def petr_weights(state_dict: Mapping[str, torch.Tensor], prefix: str = '') -> di
 def kernel_of(key: str, normal: np.ndarray) -> np.ndarray:
     """Return the values of a matrix or a kernel from `normal`, normal numbers of its shape.
 
-    Its name in the state dict, `key`, decides the gain.
+    Each row gets the mean 0, in the neck's `fpn_convs` each pair of channels (over height and width); then
+    they are scaled by a gain, which the name in the state dict, `key`, decides.
     """
     axes = (2, 3) if key.startswith('img_neck.fpn_convs.') else None
     gain: float | np.ndarray = by_name.first_match(GAINS, key)

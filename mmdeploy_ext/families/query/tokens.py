@@ -57,7 +57,11 @@ class QueryTokensForm(nn.Module):
     def forward(
         self, image: torch.Tensor, img_shape: torch.Tensor, memory: torch.Tensor, *maps: torch.Tensor
     ) -> tuple[torch.Tensor]:
-        """Return boxes with scores (B, Q, 5) xyxy, pixels: shares of the image times the size of the input.
+        """Return boxes with scores (B, Q, 5), xyxy and 0..1, of the tokens with the best scores, best first.
+
+        A box is in shares of the image without its padding, times width and height of the whole input: of an
+        image that is not padded these are its pixels. The score is that of the best class, in a Deformable
+        DETR that of the first one.
 
         Args:
             image: (B, 3, H, W); only its size is used.
@@ -89,7 +93,8 @@ def inputs_of(model: nn.Module, images: Sequence[PreparedImage]) -> dict[str, np
 def chosen_boxes(model: nn.Module, images: Sequence[PreparedImage]) -> list[Detections]:
     """Return the boxes of the tokens that the unpatched transformer chooses, per image.
 
-    They are as those of `QueryTokensForm`; the images have one size, that of the network input.
+    They are as those of `QueryTokensForm.forward`, in the order of scores, with the label 0; the images have
+    one size, that of the network input.
     """
     record = recorded(model, images)
     (height, width), scores = images[0].tensor.shape[1:], record.best[-1].values.sigmoid()
@@ -114,7 +119,7 @@ class TransformerRecord(TorchFunctionMode):
         maps: its inputs (B, D, h, w).
         memory: (S, B, D), the result of its encoder.
         best: results of `topk`, the last of which is the choice of tokens.
-        boxes: (B, Q, 4) cxcywh, shares of the image, an input of its decoder.
+        boxes: (B, Q, 4) cxcywh, shares of the image without its padding, an input of its decoder.
     """
 
     def __init__(self) -> None:

@@ -188,7 +188,7 @@ def with_fp16_metadata(model: onnx.ModelProto, fp16_io: bool, keep_fp32: Sequenc
 
 
 def check_patterns(models: Iterable[onnx.ModelProto], patterns: Sequence[str]) -> None:
-    """Raise UsageError, with similar names, for a pattern that fits no node in all graphs of an export.
+    """Raise UsageError, with similar names, for a pattern that fits no node of any graph of an export.
 
     The patterns are those of --keep-fp32, see `select.matching_nodes`.
     """

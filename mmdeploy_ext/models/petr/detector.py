@@ -13,6 +13,7 @@ from mmdeploy_ext.models.catalogue import registered_if_named
 class Petr3D(CameraDetector):
     """Camera-only detector; `modules` are those of `CameraDetector`.
 
-    PETRv2 takes 12 pictures: the 6 of a frame, then those of a frame before, whose calibration is that to the
-    LiDAR frame of the present one. StreamPETR's detector has the same type.
+    PETRv2 takes 12 pictures: the 6 of a frame, then those of a frame before, whose `lidar2img` leads from the
+    LiDAR frame of the present one to their pixels. StreamPETR's detector has the same type: a config that
+    names the head `PETRHead` or `PETRv2Head` gets this one.
     """

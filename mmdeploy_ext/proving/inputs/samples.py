@@ -29,9 +29,10 @@ PROOF_SCENES = 3
 
 
 def picture_files(paths: Iterable[str | Path], limit: int = MAX_IMAGES) -> list[Path]:
-    """Return the files of images and of folders of images, at most `limit`; if there are more, print that.
+    """Return the files of images and of folders of images, at most `limit`.
 
-    A `limit` of 1 cuts in silence. ImageError: a file is missing, or a folder has no image.
+    If there are more, their number is printed, but not with a `limit` of 1. ImageError: a file is missing, or
+    a folder has no image.
     """
     from mmdeploy_ext.preprocess.pictures import list_images
 

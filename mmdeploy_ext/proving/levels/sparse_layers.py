@@ -45,8 +45,8 @@ EXACT_RTOL = 1e-4
 HALF_RTOL = 5e-3
 """Tolerance of the file's fp16 weights against the model's float32 ones, likewise relative."""
 Layer = tuple[str, str, np.ndarray, np.ndarray | None]
-"""Name of a convolution in the file, its path in the module, sites (M, 4) with axes in the file's order, and
-values (M, C), None if the file has no such layer."""
+"""Name of a convolution in the file, its path in the module, sites (M, 4) with axes in the file's order, that
+of the module or its reverse, and values (M, C), None if the file has no such layer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,8 @@ class LayerOutput:
     """The output of one folded convolution in the model.
 
     Attributes:
-        coordinates: (M, 4) int32 in the module's order.
+        coordinates: (M, 4) int32: sample, then the axes in the module's order, x y z or z y x
+            (`EncoderSettings.order`).
         features: (M, C) float32.
     """
 

@@ -212,7 +212,7 @@ def convert_detr(model: dict[str, Any]) -> None:
 
 
 def convert_deformable_detr(model: dict[str, Any]) -> None:
-    """Move transformer and encoding of `model` into its head, in place.
+    """Move transformer and encoding of `model` into its head, in place; its neck stays.
 
     ConfigError: a layer has a key that is not known here.
     """
