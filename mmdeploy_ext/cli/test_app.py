@@ -77,8 +77,9 @@ def resolve_device(device: str) -> str:
 def run(args: argparse.Namespace) -> int:
     """Evaluate the model on the data set; return 0, or 1 if it disagrees with the run in PyTorch.
 
-    `args` are those of `build_parser`. UsageError: there is nothing to do, or options do not go together;
-    further errors are those of config, checkpoint, data set and exported files.
+    It is also 1 if that run is there and no metric has a value to compare, see `finish`. `args` are those of
+    `build_parser`. UsageError: there is nothing to do, or options do not go together; further errors are
+    those of config, checkpoint, data set and exported files.
     """
     cli.wait_passively()
     compat.apply()

@@ -27,7 +27,8 @@ class MemorySpec(JsonDataclass):
     tells such ties from errors by `places`, which show the query that a row was copied from.
 
     Attributes:
-        tensors: name of a tensor of `runtime.frames.StreamState` -> its tolerance in float32.
+        tensors: name of each tensor of `runtime.frames.StreamState`, but that of the track ids of rows (see
+            `ids`) -> its tolerance in float32; a tensor that is not here fails every comparison.
         outputs: name of such a tensor -> output of a graph that becomes it; a proof of a file in less than
             float32 takes the tolerance of the output, see `judged_by`.
         needed: outputs that every engine has to give; layers are on the first axis, and a graph may give the

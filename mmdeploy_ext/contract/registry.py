@@ -121,8 +121,9 @@ def register_family(
             left out if the library cannot be imported.
         training_keys: keys of `model` in the configs of `library` that only training reads, such as losses of
             boxes. Configs that differ in them alone are one model of the zoo, which is proven once.
-        keep_fp32: patterns of names of nodes that stay float32 in its float16 files, besides those of every
-            family; those that fit no node of a file are left out.
+        keep_fp32: patterns ('*', '?', '[...]') of nodes that stay float32 in its float16 files, besides those
+            of every family; one fits a node by its name, operator, module or an output, see
+            `graph.passes.select.match_patterns`. Those that fit no node of a file are left out.
 
     Raises:
         ConfigError: another family has the name, the name or `family` is not of that form, or the default of
@@ -184,7 +185,7 @@ def keep_fp32_of(family: str) -> tuple[str, ...]:
 
 
 def detector_options() -> tuple[Option, ...]:
-    """Return the options of all families of detectors, each option once, with the choices of all of them.
+    """Return `IMAGE` and the options of all registered families, each once, with the choices of all of them.
 
     The help of an option names families if only some families of images have it, or if their texts differ.
     """

@@ -220,7 +220,7 @@ class BevFormerOnnx(CameraRuntime):
 
     @property
     def state(self) -> StreamState | None:
-        """A copy of the view and the place of the last frame, None before the first one.
+        """A copy of the view and the place of the last frame, None before the first one and after `reset`.
 
         Its tensors are `bev_embed` (Q, 1, C) float32, and float64 `position` (3,), m, and `heading` (1,),
         degrees, both in the map. ShapeError: an assigned one has others; the memory stays as it was then.

@@ -139,7 +139,7 @@ class QueryFamily(ImageFamily):
         return tokens.inputs_of(model, images)
 
     def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Return the list of tokens that become queries, as boxes, if a graph gives them."""
+        """Return the list of tokens that become queries, as `Detections`, if a graph gives them."""
         return {PROPOSALS: boxes_of_classes(outputs[PROPOSALS])} if PROPOSALS in outputs else {}
 
 

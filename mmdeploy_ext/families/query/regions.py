@@ -65,8 +65,9 @@ def interact(head: nn.Module, features: torch.Tensor, query: torch.Tensor) -> tu
     """Run mmdet's `DIIHead`: queries (B, Q, D) look at each other, and then each at its region (R, D, h, w).
 
     Returns:
-        Class logits (B, Q, C), deltas of boxes (B, Q, 4), queries of the next stage (B, Q, D), and queries
-        that have looked at each other alone (B, Q, D).
+        Class logits (B, Q, C), with a column more for the background if scores are by a softmax, deltas of
+        boxes (B, Q, 4), queries of the next stage (B, Q, D), and queries that have looked at each other alone
+        (B, Q, D).
     """
     attended = head.attention_norm(query + attend_to(head.attention, query, query, query))
     rows = attended.flatten(0, 1)

@@ -75,9 +75,9 @@ DEFAULT_ORDER = ('refine',) * 6
 def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
     """Return the description of the memory, the kept instances, by which a proof compares it.
 
-    Features have the tolerance of outputs; anchors may differ by 5e-3 in every column (metres, logarithms of
-    sizes, sine and cosine, m/s), confidences by 2e-4, the next track id by nothing. `facts` are those of the
-    file, of which none is needed.
+    Features have the tolerance that they have as an output; anchors may differ by 5e-3 in every column
+    (metres, logarithms of sizes, sine and cosine, m/s), confidences by 2e-4, the next track id by nothing.
+    `facts` are those of the file, of which none is needed.
     """
     tensors = dict(
         cached_feature=FEATURES,

@@ -100,8 +100,8 @@ class PerceptionTransformer(BaseModule):
         use_can_bus: whether an embedding of the motion is added to the queries of cells.
         can_bus_norm: whether that embedding ends with a layer normalisation.
         use_cams_embeds: whether tokens have an embedding of their camera.
-        rotate_center: x and y of the point about which the last view turns, cells; (100, 100) is not the
-            middle of every view, and trained weights rely on it.
+        rotate_center: column and row of the point about which the last view turns, cells; (100, 100) is not
+            the middle of every view, and trained weights rely on it.
         two_stage_num_proposals: not used.
         training: options that training alone reads.
     """

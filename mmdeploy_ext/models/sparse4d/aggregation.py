@@ -104,7 +104,7 @@ class DeformableFeatureAggregation(BaseModule):
             embedding: of the anchors (B, A, C).
             features: of the pictures.
             projection: (B, N, 4, 4), LiDAR frame to pixels times depth.
-            image_wh: (B, N, 2), width and height of the pictures in pixels.
+            image_wh: (B, N, 2), width and height of the network input, to whose pixels `projection` leads.
         """
         points = self.kps_generator(anchor, feature)
         locations = self.project(points, projection, image_wh).permute(0, 2, 3, 1, 4)

@@ -169,8 +169,8 @@ class Sparse4DHead(BaseModule):
         Args:
             features: feature maps of the cameras, see `aggregation.Features`.
             metas: `timestamp` and `img_metas`, see `InstanceBank.get`; `projection_mat` (B, N, 4, 4), from
-                the LiDAR frame to pixels times depth; `image_wh` (B, N, 2), width and height of the pictures
-                in pixels.
+                the LiDAR frame to pixels times depth; `image_wh` (B, N, 2), width and height of the network
+                input in these pixels.
 
         Returns:
             'prediction', 'classification' and 'quality': lists with a tensor per refinement, (B, A, 11),

@@ -252,8 +252,7 @@ class PairRun:
     Attributes:
         worst_distance, worst_score: largest differences of matched results; the distance, in m, is None
             before the first.
-        tied: counts of ties, of the frames with one, of those that one affects, and of those after which a
-            free candidate went on with the reference's memory.
+        tied: `ties`, `tied_frames`, `affected_frames` and `taken_over` of `SequenceRow`, so far.
         pairing: which rows of the memory belong together; None for a memory without scores and confidences.
         outputs: specs of the outputs that are no state.
         faults: what went wrong -> names of the frames.

@@ -217,7 +217,7 @@ def _key_text(key: Any) -> str:
 
 
 def named_results(result: Any) -> dict[str, torch.Tensor]:
-    """Return name -> tensor of what a module returned; what is no tensor is left out.
+    """Return name -> tensor of what a module returned; what is neither a tensor nor an array is left out.
 
     A single tensor is `RESULT`; one in a tuple, list or dict has its index or key, '0' or 'boxes.0'.
     """

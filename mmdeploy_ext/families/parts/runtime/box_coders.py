@@ -55,6 +55,8 @@ def delta(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], lev
 
     The priors may have axes before (A, 4). With `pixel` 1 it is
     `LegacyDeltaXYWHBBoxCoder`: an anchor is one pixel larger than its corners are apart.
+    Size ratios are 1 / `wh_ratio_clip` at most. With `ctr_clamp` moves are clipped to it, pixels, either way;
+    without it moves are free, and size ratios are `wh_ratio_clip` at least.
     """
     centre = (priors[..., :2] + priors[..., 2:]) * 0.5
     size = priors[..., 2:] - priors[..., :2]
@@ -124,7 +126,7 @@ def scaled(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], le
 
 
 def yolo(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
-    """`YOLOBBoxCoder`: logits of the place in the cell, logarithms of size ratios."""
+    """`YOLOBBoxCoder`: logits of the place in the cell, whose middle the anchor has; logs of size ratios."""
     pred = rows['pred_map']
     place = sigmoid(xp, pred[..., :2])
     centre = (priors[:, :2] + priors[:, 2:]) * 0.5 + (place - 0.5) * coder['strides'][level]

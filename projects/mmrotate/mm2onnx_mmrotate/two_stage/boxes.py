@@ -22,8 +22,9 @@ from mmdeploy_ext.families.parts.runtime.box_coders import softmax
 class UprightPool(Pool):
     """A `SingleRoIExtractor`, whose regions may have no size: mmrotate keeps such proposals.
 
-    mmcv takes as many samples of a cell as it is long, if the layer gives no number of them: none of a region
-    without size, whose features are zero. OpenVINO takes one.
+    An `aligned` layer of mmcv that gives no number of samples takes as many of a cell as it is long: none of
+    a region without a width or a height, whose features are zero. OpenVINO takes one. A layer that is not
+    aligned takes every region for one cell of its map long at least.
     """
 
     def forward(
