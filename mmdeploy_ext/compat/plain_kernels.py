@@ -31,7 +31,7 @@ def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, s
     Args:
         features: (B, C, h, w).
         masks: (B, group_size * kernel_size ** 2, h * scale_factor, w * scale_factor), weights of the kernels,
-            group by group.
+            group by group, which are used as they are.
         kernel_size: odd; beyond the map there are zeros.
         group_size: number of groups of channels; those of a group share a kernel.
         scale_factor: a whole number.

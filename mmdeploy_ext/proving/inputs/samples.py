@@ -142,7 +142,7 @@ def proof_samples(
 
     Args:
         deployment: config and checkpoint of a model that takes frames or sweeps.
-        count: largest number of samples; of LiDAR sweeps and voxels of each of `paths`.
+        count: largest number of samples, of LiDAR sweeps and voxels for each of `paths`.
         paths: files, see `check_paths`; empty takes the config's data set, or generates samples without one;
             a backbone without paths gets none, as every proof of one has voxels of its own.
 

@@ -234,7 +234,7 @@ class PortableRunner:
         return self.engine.step(voxels=(features, coordinates))
 
     def layers(self, coordinates: np.ndarray) -> Iterator[Layer]:
-        """Yield every layer of the last run, without the row of zeros that it may have."""
+        """Yield every layer of the last run, without the last row, zeros, that the form 'buckets' adds."""
         outputs = self.layer_engine.session.run(self.engine.feeds(self.features, coordinates))
         level_of, levels = self.engine.plan.level_of, build(self.engine.plan, coordinates).levels
         for node in self.file.expected.convolutions():

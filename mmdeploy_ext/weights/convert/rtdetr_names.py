@@ -136,7 +136,8 @@ def advice(path: str, stage: str, keys: Collection[Any]) -> str:
 
     Args:
         path: path of the file.
-        stage: how far it was read: 'unreadable', 'content' (a dict without a state dict) or 'tensors'.
+        stage: how far it was read: 'unreadable', 'content' (a dict without a state dict, whose message is the
+            end of another one) or 'tensors'.
         keys: none if it is unreadable, keys of the dict, or names of the state dict.
     """
     command = conversion_command(COMMAND, path)
