@@ -214,17 +214,28 @@ def evaluate(
 
 
 def check_tables(cfg: Any, dataset: Dataset, metrics: Sequence[str] = ()) -> None:
-    """Refuse a nuScenes data set whose tables, nuScenes' own JSON files, are missing.
+    """Refuse metrics that COCO's evaluator has not, and a nuScenes data set without its tables, JSON files.
 
-    It is called before hours of inference; other data sets have no tables. `cfg` is for messages.
+    It is called before hours of inference; other evaluators are not asked. `cfg` is for messages.
 
     Raises:
+        ConfigError: one of the `metrics` is none of mmdet's `CocoDataset`, whose evaluator the data set has.
         DataError: the folder that its evaluator reads is missing, or 'tracking' is among the `metrics` and
             the tables are of another version than those in `tracking.SPLITS`.
         UsageError: one of the `metrics` needs a package that is not installed.
     """
     if tracking.is_by_devkit(dataset, metrics):
         tracking.check_available(dataset)
+    from mmdet.datasets import CocoDataset
+
+    if metrics and getattr(type(dataset), 'evaluate', None) is CocoDataset.evaluate:
+        try:
+            with contextlib.suppress(
+                AssertionError
+            ):  # metrics are looked at first, then the number of results
+                dataset.evaluate([], metric=list(metrics))
+        except KeyError as error:
+            raise ConfigError(f'{cfg.filename}: --eval {" ".join(metrics)}: {error.args[0]}') from error
     root, version = getattr(dataset, 'data_root', None), getattr(dataset, 'version', None)
     if root and version and not Path(root, version).is_dir():
         raise DataError(

@@ -2,14 +2,15 @@
 
 import random
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from mmcv.utils import Config
-from mmdet.datasets import DATASETS
+from mmdet.datasets import DATASETS, CocoDataset
 
-from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.evaluate.evaluation import build_dataset, build_loader, evaluate
+from mmdeploy_ext.core.errors import ConfigError, DataError
+from mmdeploy_ext.evaluate.evaluation import build_dataset, build_loader, check_tables, evaluate
 
 
 class Drawing:
@@ -42,6 +43,17 @@ def test_the_generators_of_the_process_stay_as_they_are():
     np.random.seed(5)
     read(range(3), 0)
     assert (random.random(), np.random.rand()) == wanted
+
+
+def test_a_metric_that_coco_has_not_is_refused_before_there_are_results(monkeypatch):
+    monkeypatch.setattr(CocoDataset, '__init__', lambda self: None)
+    monkeypatch.setattr(CocoDataset, '__len__', lambda self: 3)
+    dataset = CocoDataset()
+    dataset.coco, dataset.CLASSES = Mock(), ()
+    cfg = Mock(filename='x.py')
+    check_tables(cfg, dataset, ['bbox', 'segm'])
+    with pytest.raises(ConfigError, match=r'x\.py: --eval bbox boox: metric boox is not supported'):
+        check_tables(cfg, dataset, ['bbox', 'boox'])
 
 
 class Evaluated:
