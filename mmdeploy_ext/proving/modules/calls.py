@@ -219,11 +219,9 @@ def _key_text(key: Any) -> str:
 def named_results(result: Any) -> dict[str, torch.Tensor]:
     """Return name -> tensor of what a module returned; what is neither a tensor nor an array is left out.
 
-    A single tensor is `RESULT`; one in a tuple, list or dict has its index or key, '0' or 'boxes.0'.
+    A single one is `RESULT`; one in a tuple, list or dict has its index or key, '0' or 'boxes.0'.
     """
-    if isinstance(result, torch.Tensor):
-        return {RESULT: result}
-    return {name: leaf for name, leaf in _leaves('', result) if isinstance(leaf, torch.Tensor)}
+    return {name or RESULT: leaf for name, leaf in _leaves('', result) if isinstance(leaf, torch.Tensor)}
 
 
 def to_array(tensor: torch.Tensor) -> np.ndarray:

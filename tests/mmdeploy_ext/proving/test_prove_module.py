@@ -594,6 +594,7 @@ def test_a_built_in_function_takes_its_arguments_by_position():
     sample = torch.rand(3)
     call = read_call(torch.sigmoid, sample, 'sample 0', ['x'])
     assert np.array_equal(call.run(torch.sigmoid)['result'], sample.sigmoid())
+    assert [*call.run(lambda values: values.sigmoid().numpy())] == ['result']  # an array has the same name
     assert read_call(torch.sigmoid, dict(x=sample), 'sample 0', ['x']).names == call.names
 
 
