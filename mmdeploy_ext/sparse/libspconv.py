@@ -59,7 +59,7 @@ REQUIRED: Any = object()
 def write(
     graph: SparseGraph, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a folded graph, in its coordinate order, as a libspconv file, atomically.
+    """Write a folded graph, in its own coordinate order (`order`), as a libspconv file, atomically.
 
     `graph`, `metadata` and the errors are those of `to_onnx`; Mm2OnnxError: `path` cannot be written.
     """

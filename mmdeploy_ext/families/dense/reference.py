@@ -167,7 +167,8 @@ def interchangeable_zeros(
     If two cells of a heatmap differ by rounding, PyTorch and an engine may take different ones for the peak,
     and set the other one to zero. The result is `scores` (B, N, C), as that output: in all cells of a tie,
     each of which may be the peak, the score before any became zero, and NaN elsewhere; {} for heads without
-    peaks. Scores that reach the lowest result of their image are left out. `feeds` hold `input`.
+    peaks. Scores that reach the lowest of the `nms_pre` results of their image are left out. `feeds` hold
+    `input`.
     """
     description = described(model)
     if not description.peaks:

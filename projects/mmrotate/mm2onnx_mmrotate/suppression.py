@@ -34,7 +34,8 @@ class RotatedNmsConfig(JsonDataclass):
 
     Attributes:
         score_thr: class scores (before the score factor) must exceed this.
-        nms_pre: priors kept per level, by their best score times the score factor; -1 keeps all.
+        nms_pre: priors kept per level, by their best score times the score factor; -1 keeps all. Callers of
+            `RotatedSuppression` choose them.
         iou_threshold: boxes whose IoU with a better one of their class is this or more are suppressed.
         max_per_img: results kept per image; -1 keeps all.
     """
