@@ -162,10 +162,13 @@ def _shortened(error: SyntaxError, path: str) -> str:
 def _mistyped_keys(cfg: dict[str, Any], overrides: Mapping[str, Any]) -> Iterator[str]:
     """Yield a note about each override whose key is new and resembles one beside it, such as `scor_thr`.
 
-    `cfg` has the values of the config without the overrides. A new key is not refused: mmcv adds it.
+    `cfg` has the values of the config without the overrides. A new key is not refused: mmcv adds it. Those of
+    `backend_config` are left to its reader, which refuses unknown ones.
     """
     for key in overrides:
         values, parts = cfg, key.split('.')
+        if parts[0] == 'backend_config':
+            continue
         for count, part in enumerate(parts, 1):
             if isinstance(values, list | tuple) and part.isdecimal() and int(part) < len(values):
                 values = values[int(part)]
