@@ -87,7 +87,8 @@ class Export:
         source: config and checkpoint, once `run` has read them.
         family: the family that claims the config.
         options: options of the export.
-        claims: further arguments of `proving.ladder.prove`, by which the proof judges the file.
+        claims: further arguments of `proving.ladder.prove`, by which the proof judges the file; none but
+            those that a subclass sets.
         args: parsed arguments of the command line.
         only: name of the one family that the tool is for; '' for all.
     """

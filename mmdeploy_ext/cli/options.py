@@ -187,9 +187,9 @@ def option_values(args: argparse.Namespace, declared: Iterable[Option]) -> dict[
 def graph_values(args: argparse.Namespace) -> dict[str, Any]:
     """Return name -> value of the options of `add_graph_arguments` on the command line.
 
-    `height` and `width` are there if --shape is, both equal if it has one number. UsageError: options that
-    contradict each other, an opset that the exporter does not write, or a --shape of more than two numbers or
-    of one below 1.
+    `height` and `width` are there if --shape, which is `args.height`, is, both equal if it has one number.
+    UsageError: options that contradict each other, an opset that the exporter does not write, or a --shape of
+    more than two numbers or of one below 1.
     """
     from mmdeploy_ext.exporting.exporter import check_opset
 
@@ -238,11 +238,12 @@ def add_proof_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of `build_backend` besides the path: `engine`, a backend's name, and its options.
+    """Return the arguments of `build_backend` besides the path: `engine`, a backend, and its options.
 
-    `args` are those of `add_proof_arguments`; only options that are set are returned. UsageError: the engine
-    does not have an option, or a number of threads below 0. EngineError: the engine, an execution provider or
-    its device is not there, or the device does not compute in the precision.
+    The backend is named by its class, such as 'OnnxRuntimeBackend'. `args` are those of
+    `add_proof_arguments`; only options that are set are returned. UsageError: the engine does not have an
+    option, or a number of threads below 0. EngineError: the engine, an execution provider or its device is
+    not there, or the device does not compute in the precision.
     """
     return engine_settings(
         args.engine,

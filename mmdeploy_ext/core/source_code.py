@@ -213,7 +213,7 @@ def is_as_installed(code: CodeType, package: str) -> bool:
 
 
 def module_of(function: Callable[..., Any]) -> str:
-    """Return the name of the module that has a function's code, not of the method that it decorates."""
+    """Return the name of the module that has a function's code: of a decorator's wrapper, the decorator's."""
     return str(function.__globals__.get('__name__', function.__module__))
 
 

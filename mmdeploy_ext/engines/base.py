@@ -49,6 +49,7 @@ class Backend(abc.ABC):
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the network on feeds that `infer` has checked; return output name -> array, in any order.
 
+        Inputs with a default may be missing among the feeds: an engine that needs them fills them in.
         Users call `infer`. InferenceError: the network was freed, or the engine failed.
         """
 

@@ -236,7 +236,7 @@ class BatchTrial:
     def loses_batch(self, name: str) -> bool:
         """Return whether a tensor has no batch axis although it may have held one batch before.
 
-        Its first axis has the same size in both runs: the old batch, or any size if that is 1.
+        Its first axis has the same size in both runs: the old batch, or, if that is 1, any size or no axis.
         """
         if name not in self.shapes or self.batch_axis(name) is not None:
             return False

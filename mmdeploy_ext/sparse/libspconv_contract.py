@@ -75,7 +75,7 @@ def check(
         max_voxels: most voxels of one sweep; an output bound that is below it, and below the cells of the
             grid, is an error, or a warning behind a stride, whose number of sites is another. None: the
             160,000 of the published test configs, and warnings alone. In any case a bound below the number of
-            sites of the trace is an error.
+            sites of the trace, the first number of a node's `output_shape`, is an error.
         name: file name for a model that has none, e.g. 'lidar.backbone.xyz.onnx'.
 
     Raises:

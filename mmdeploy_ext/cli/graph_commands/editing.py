@@ -109,9 +109,10 @@ def _comparison_text(rows: Sequence[TensorRow]) -> str:
 def run_extract(args: argparse.Namespace) -> int:
     """Write the nodes of --nodes, and those that make the tensors of --tensors, as a model of their own.
 
-    `args` are the parsed arguments of this command. Return 0, or 1 if --prove finds that outputs differ; the
-    file is written either way. UsageError: neither option is given, a name fits nothing, the nodes depend on
-    constants alone, or the output cannot be written.
+    `args` are the parsed arguments of this command. Return 0, or 1 if --prove, which feeds the part with the
+    values that its inputs have in the whole graph, finds that outputs differ; the file is written either way.
+    UsageError: neither option is given, a name fits nothing, the nodes depend on constants alone, or the
+    output cannot be written.
     """
     from mmdeploy_ext.graph.io.index import Index
     from mmdeploy_ext.graph.passes.extract import extract

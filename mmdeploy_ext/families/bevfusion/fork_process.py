@@ -304,7 +304,7 @@ def line_of(error: Exception) -> str:
 def run(fork: ForkModel, request: Mapping[str, Any]) -> dict[str, Any]:
     """Answer one request, see the module: write the result of its `method` to its file `output`.
 
-    Returned is `operators`, see the module.
+    Returned are `operators`, the names of the compiled operators whose stand-ins ran so far.
     """
     from mmdeploy_ext.proving.near_ties import other_rounding
 

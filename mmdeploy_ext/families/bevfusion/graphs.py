@@ -1,7 +1,8 @@
 """BEVFusion's graphs: cells of a rig, depth maps, the sparse backbone, and the frame, which gives boxes.
 
 Glossary: N cameras, D depth bins, h, w cells of a feature map, P points, C channels, X, Y cells of the
-bird's-eye view, Q queries, R, R2, R3 rows of the tables, W width of the third table.
+bird's-eye view, Q queries, R, R2, R3 rows of the tables, W width of the third table (the calibration decides
+these).
 """
 
 from collections.abc import Iterable
@@ -219,9 +220,9 @@ def postprocess_facts(model: nn.Module) -> dict[str, Any]:
     """Return the metadata's entry `postprocess`, name -> fact about the model.
 
     These are its `sensors`, number of `queries`, `uses_points` (whether it takes depth maps), the suppression
-    `nms` or None, the head's `coder`, and with cameras the `view`. The view has the `image_size`, the pixels
-    (`columns`, `rows`) and metres (`depths`) of the frustum's points, and of each axis of the bird's-eye view
-    the `centre` of the first cell, the `step` and the `count`.
+    `nms` or None, the head's `coder`, and with cameras the `view`. The view has the `image_size`, height and
+    width, the pixels (`columns`, `rows`) and metres (`depths`) of the frustum's points, and of each axis of
+    the bird's-eye view, x, y and z, the `centre` of the first cell, the `step` and the `count`.
     """
     coder = model.heads['object'].bbox_coder
     facts = dict(

@@ -130,9 +130,10 @@ def build_by_repository(cfg: Any) -> nn.Module:
 
 
 def take_layers(model: nn.Module) -> None:
-    """Put the layers of a repository's model into ours, in place; `model.fork` is the repository.
+    """Put the layers of a repository's model into ours, in place, before weights are loaded.
 
-    `model.fork.layers` is then their paths, or `model.fork.import_error` says why there are none.
+    `model.fork` is the repository, a `fork.Fork`: its `layers` are then their paths, or its `import_error`
+    says why there are none.
 
     Raises:
         ConfigError: the repository's view transform takes other depth maps than the graphs give.

@@ -24,6 +24,7 @@ from mmdeploy_ext.families.parts.bev_grid import rotate_view
 def rotation_in_graph(degrees: Tensor, center: Tensor, height: int, width: int) -> Tensor:
     """Return the matrix (2, 3) of `runtime.bev_motion.bev_rotation`, computed by a graph in float32.
 
+    It takes (x, y, 1) of a cell, in cells from the middle of the view, to its source, x and y in -1..1.
     Whole turns are taken off first, which is exact. The matrix then differs from that of float64 by rounding:
     sources of cells, up to 100 cells away, by some 1e-5 cells.
 

@@ -77,8 +77,9 @@ def results_and_candidates(
         pairs: what is paired with a class to be a candidate.
 
     Returns:
-        The outputs of `results`; with `--max-candidates` the number of results of an image is constant, and
-        `candidates` has the number of candidates of each image before that limit, and after `nms_pre`.
+        The outputs of `results`; with `--max-candidates` the number of results of an image is constant, the
+        smallest of that option and `limits`, and `candidates` has the number of candidates of each image
+        before the option cuts some off, and after `nms_pre`.
     """
     batch, cap = 'B' if options.dynamic else options.batch, options.max_candidates
     if not cap:

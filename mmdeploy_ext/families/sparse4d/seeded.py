@@ -55,7 +55,7 @@ def anchors_of(generator: np.random.Generator, count: int) -> np.ndarray:
 def bias_of(key: str, numbers: np.ndarray, norms: Container[str]) -> np.ndarray:
     """Return the values of the vector at `key` of the state dict, from as many normal `numbers`.
 
-    `norms` are the names of normalisations.
+    `norms` are the names of normalisations, which are modules: those of `seeded_by_name.norms_of`.
     """
     network = re.search(r'anchor_encoder\.(\w+)\.0\.bias', key)
     if network:

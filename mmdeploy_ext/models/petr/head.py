@@ -79,7 +79,7 @@ class BoxBranches(nn.Module):
 
 
 class PetrBoxCoder(QueryBoxCoder):
-    """A coder whose threshold stays as it is, if nothing is above it."""
+    """A coder whose threshold stays as it is, if nothing is above it; `QueryBoxCoder` lowers it then."""
 
     def passing(self, scores: Tensor) -> Tensor:
         """Return (n,) bool, which scores (n,) are above the threshold; all are kept if it is None or 0."""

@@ -115,8 +115,9 @@ class Sparse4DOnnx(CameraRuntime):
         """Run a prepared frame, see `Frame`, and keep its instances.
 
         The result has all outputs of the graphs that ran, and of the bank `instance_id` (1, A) int64 and
-        `confidence` (1, A) float32. It says `was_reset` if no frame before belongs to this one, also after a
-        longer gap than the bank's `max_time_interval`.
+        `confidence` (1, A) float32; its `detections` are `InstanceBoxes`. It says
+        `was_reset` if no frame before belongs to this one, also after a longer gap than the bank's
+        `max_time_interval`.
 
         Raises:
             ShapeError: images of another shape.
@@ -218,8 +219,8 @@ def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> I
     """Return the boxes of a frame's outputs; see `mmdeploy_ext/runtime/family_runtime.py`.
 
     `outputs` have those of `PREDICTIONS` but for the features. Without `instance_id`, which the bank gives,
-    instances are numbered by their rows. Boxes are those of `step`; only their `class_scores` are in the
-    published order, as no repair is applied.
+    instances are numbered by their rows. Boxes are those of `step`; only their `class_scores` are in
+    the published order, by these scores and not that of the boxes, as no repair is applied.
     """
     _, anchor, logits, quality = (outputs.get(name) for name in PREDICTIONS)
     rows = np.arange(logits.shape[1])[None]
