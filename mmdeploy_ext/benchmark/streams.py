@@ -203,7 +203,8 @@ class StreamBenchmark(Benchmark):
         """Return the content of the JSON file, with `deploy_to_fork`, `bars` and `bars_of`.
 
         These are the result of `contract_ratio`, that of `check_bars` for the family's first contract, and
-        the model and machine that the bars were set for. `runs` has the runs of the one group.
+        the model and machine that the bars were set for. `runs` has the runs of the one group; `memories` is
+        the argument of that name of `Benchmark.result`.
         """
         result = super().result(contenders, runs, *memories)
         ratio, family = contract_ratio(contenders, runs[0]), self.deployment.family

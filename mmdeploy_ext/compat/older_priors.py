@@ -87,7 +87,10 @@ class DistanceCoder:
     clip_border = True
 
     def decode(self, points: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
-        """Return boxes (A, 4) xyxy of points (A, 2) and distances (A, 4), pixels, not clipped."""
+        """Return boxes (A, 4) xyxy of points (A, 2) and distances (A, 4), pixels, not clipped.
+
+        The distances are those to the left, top, right and bottom.
+        """
         from mmdet.core.bbox.transforms import distance2bbox
 
         return distance2bbox(points, distances)

@@ -162,8 +162,8 @@ def numpy_in_checkpoints(module: ModuleType) -> None:
 def numpy_checkpoint_globals() -> list[Any]:
     """Return what `torch.load(weights_only=True)` must allow for numpy scalars and arrays, and nothing else.
 
-    The list has classes, and pairs of a function and its name in the file, once as numpy 1 and once as numpy
-    2 writes it.
+    The list has classes, and pairs of a function and its dotted name, once as a checkpoint that numpy 1 wrote
+    has it and once as one of numpy 2.
     """
     import numpy as np
 

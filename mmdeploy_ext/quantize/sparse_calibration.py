@@ -46,7 +46,7 @@ class Calibration:
 
     Attributes:
         method: method for the ranges of inputs, one of `quantize.METHODS`.
-        percentile: percentile for the method of that name.
+        percentile: percentile of |x|, in percent, for the method of that name.
         add_method: method for additions; '' takes `method`, None that of the family's reference.
         batches: number of sweeps, evenly over the source; 0 takes all.
         unfolded: modules whose weight ranges are those of the kernel before batch normalisation is folded;
@@ -152,7 +152,7 @@ def calibrate_sweeps(
         graph: graph folded in fp32, with its weights.
         sweeps: (features (N, C), coordinates (N, 4)) each, coordinates in the graph's order.
         method: method for inputs: 'mse', 'percentile' or 'max'.
-        percentile: percentile of |x| for the method of that name.
+        percentile: percentile of |x|, in percent, for the method of that name.
         add_method: method for residual additions, None: `method`. The reference has 'max' for CenterPoint.
         unfolded: result of `kernels_before_folding`; these kernels replace the folded ones; None takes the
             folded ones of all.

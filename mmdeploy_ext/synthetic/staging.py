@@ -39,7 +39,7 @@ def staging_folder(root: Path) -> Path:
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Let one process at a time make `root`; others wait, without a limit, until the block ends.
+    """Let one process at a time make `root`, inside the block; others wait for it without a limit.
 
     The lock is that of a file beside `root`, which stays; it ends with the process, too.
 

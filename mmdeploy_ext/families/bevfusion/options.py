@@ -39,7 +39,10 @@ NUMBERS, TRIPLE = items(number(), 1), exactly(3, number())
 CLASSES = items(number(0, 1000, integer=True), 1)
 """Check of a list of one label of a class or more."""
 CIRCLE = full_record(classes=CLASSES, radius=number(0), most=COUNT)
-"""Check of the suppression of a group of classes by squared distances, see `runtime.boxes.rows_after_nms`."""
+"""Check of the suppression of a group of classes by `radius`, a squared distance in m2.
+
+For the other entries see `runtime.boxes.rows_after_nms`.
+"""
 ROTATED = full_record(
     classes=CLASSES, most=COUNT, overlap=number(0, 1), first=maybe(COUNT), scales=items(POSITIVE, 1)
 )

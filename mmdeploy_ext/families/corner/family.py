@@ -50,7 +50,7 @@ FOLLOWED = (
 """Classes and modules of mmdet, and the methods that the graph computes, as `Family.followed` has them."""
 CLOSER, BAND = 4.0, 3
 """Divisor of the shifts in every second band of rows, and rows of a band: pairs of corners as close as that
-make boxes below the area from which on the central region has another size."""
+make boxes so small that their central region has another size."""
 
 
 def closer(log_shifts: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,8 @@ RUNNERS = {'full': 'with_postprocess'}
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Instances]:
     """Return the instances of each image of a batch.
 
+    Boxes are in pixels of the original picture if the graph was fed `scale_factor`, else of its input.
+
     Args:
         metadata: metadata of the file, of which nothing is needed.
         outputs: outputs of the graph by name: `dets` (B, n, 5) x1 y1 x2 y2 score, `labels` (B, n) int64, -1

@@ -296,7 +296,11 @@ class ScaleToFit:
         self.size, self.keep_ratio = size, keep_ratio
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Set `scale`, (w, h) in pixels, in mmdet's dict of a picture; MultiScaleFlipAug has set another."""
+        """Set `scale`, (w, h) in pixels, in mmdet's dict of a picture; MultiScaleFlipAug has set another.
+
+        It is the size of the input; with `keep_ratio`, for a portrait in a landscape input or the reverse,
+        its short edge twice.
+        """
         height, width = results['img'].shape[:2]
         results.pop('scale_factor', None)
         results['scale'] = self.size[::-1]

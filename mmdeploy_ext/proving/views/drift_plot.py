@@ -51,7 +51,8 @@ def drift_plot(series: Mapping[str, Any], names: Sequence[str], label: str) -> M
 def match_strip(series: Mapping[str, Any], label: str) -> Markup:
     """Draw per frame which share of the detections was matched: full height is all of them.
 
-    The arguments are those of `drift_plot`, and `match_shares` for further keys of `series`.
+    A share below 0.06 is drawn as high as 0.06, and a frame without results as a pale bar of full height. The
+    arguments are those of `drift_plot`, and `match_shares` for further keys of `series`.
     """
     axes = Axes(len(series['name']), *DECADES)
     wide = (WIDTH - LEFT - RIGHT) / max(axes.frames, 1)

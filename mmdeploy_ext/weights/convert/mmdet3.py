@@ -65,8 +65,8 @@ def convert(source: Checkpoint, cfg: Any) -> Converted:
 def convert_file(source: str | Path, target: str | Path, cfg: Any) -> Converted:
     """Convert the checkpoint `source` for `cfg`, a config of mmdet 2.28, and write it to the file `target`.
 
-    The file gets the `CLASSES` of the checkpoint's `dataset_meta`, if it has some, and its `KEPT_META`. It
-    replaces an older one at once.
+    The file gets the checkpoint's class names as `CLASSES`, if it has some (`load_checkpoint` finds them in
+    its `dataset_meta` or its `CLASSES`), and its `KEPT_META`. It replaces an older one at once.
 
     Raises:
         CheckpointError: as `load_checkpoint` and `convert`; or weights that are not finite, or are integers

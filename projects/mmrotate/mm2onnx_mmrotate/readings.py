@@ -49,7 +49,7 @@ def is_wrap(boxes: np.ndarray, turns: np.ndarray, version: str) -> np.ndarray:
 def read_as(boxes: np.ndarray, others: np.ndarray, version: str) -> np.ndarray:
     """Return boxes (..., 5) in the readings of others (..., 5), wherever rounding decides between the two.
 
-    The other boxes stay as they are.
+    Where it does not decide, a box keeps its own reading.
     """
     turns = quarter_turns(boxes[..., 4], others[..., 4])
     turns = np.where(is_wrap(boxes, turns, version), turns, 0)

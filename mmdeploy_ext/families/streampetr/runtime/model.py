@@ -124,7 +124,10 @@ class StreamPetrOnnx(CameraRuntime):
         return self.contract.fed_bytes
 
     def step(self, frame: Frame) -> StepResult:
-        """Run a prepared frame.
+        """Run a prepared frame; return `all_cls_scores` and `all_bbox_preds` (see `decode`), and the boxes.
+
+        The former are those of all decoder layers; with the contract 'autoware' of the last one alone (L is
+        1).
 
         Raises:
             ShapeError: images of another number, size or dtype than float32.
