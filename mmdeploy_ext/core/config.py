@@ -30,6 +30,8 @@ from mmdeploy_ext.core.user_modules import (
 )
 from mmdeploy_ext.core.yaml_config import SUFFIXES, read_yaml_config
 
+SHORTEST_TYPO = 4
+"""Characters of a key from which on a new one may be a mistyped one."""
 CONFIG_SUFFIXES = ('.py', '.yml', '.yaml', '.json')
 """Endings of the files that mmcv reads as configs."""
 CATALOGUE = 'mmdeploy_ext.models.catalogue'
@@ -163,7 +165,7 @@ def _mistyped_keys(cfg: dict[str, Any], overrides: Mapping[str, Any]) -> Iterato
     """Yield a note about each override whose key is new and resembles one beside it, such as `scor_thr`.
 
     `cfg` has the values of the config without the overrides. A new key is not refused: mmcv adds it. Those of
-    `backend_config` are left to its reader, which refuses unknown ones.
+    `backend_config` are left to its reader, which refuses unknown ones, and short names resemble many.
     """
     for key in overrides:
         values, parts = cfg, key.split('.')
@@ -176,7 +178,8 @@ def _mistyped_keys(cfg: dict[str, Any], overrides: Mapping[str, Any]) -> Iterato
             if not isinstance(values, dict):
                 break
             if part not in values:
-                if similar := difflib.get_close_matches(part, map(str, values), 1, 0.8):
+                similar = difflib.get_close_matches(part, map(str, values), 1, 0.8)
+                if similar and len(part) >= SHORTEST_TYPO:
                     typed, meant = '.'.join(parts[:count]), '.'.join([*parts[: count - 1], *similar])
                     yield f'--cfg-options {key}: {typed} is new in the config; did you mean {meant}?'
                 break

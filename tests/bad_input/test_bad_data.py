@@ -102,7 +102,7 @@ def test_a_backend_config_that_is_no_dict_is_refused(bench):
 
 def test_a_metric_that_the_data_set_does_not_have_is_refused(bench):
     bench.data()
-    bench.refuses('test', '--eval', 'mota', status=1, more='--eval mota')
+    bench.refuses('test', '--eval', 'mota', more='--eval mota')
 
 
 def test_verify_refuses_a_missing_data_set_before_the_weights_load(bench):
