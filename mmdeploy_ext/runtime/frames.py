@@ -128,7 +128,8 @@ class StepResult:
 
     Attributes:
         outputs: by the names of the contract; of StreamPETR `all_cls_scores` (L, 1, Q, K) logits,
-            `all_bbox_preds` (L, 1, Q, 10), and all other outputs of the engine.
+            `all_bbox_preds` (L, 1, Q, 10); the reference in PyTorch adds `outs_dec` and the memory after the
+            frame.
         detections: decoded from them.
         was_reset: the memory was empty or emptied before this frame (first frame, scene change, time gap);
             False of models of sweeps and of `FusedFrame`, which have none.
