@@ -210,9 +210,7 @@ def check(cfg: Any) -> None:
     prefix = f'{cfg.filename}: --contract autoware: model.'
     if cfg.model.encoders.get('camera'):
         raise ConfigError(f'{prefix}encoders.camera: the files of LiDAR alone are written; leave cameras out')
-    voxels, head = cfg.model.encoders.lidar.voxelize, cfg.model.heads.object
-    if 'vel' not in head.common_heads:
-        raise ConfigError(f'{prefix}heads.object.common_heads has no vel, which the node reads')
+    voxels = cfg.model.encoders.lidar.voxelize
     point_values = int(cfg.model.encoders.lidar.backbone.in_channels)
     if point_values not in (4, 5):
         raise ConfigError(

@@ -219,11 +219,11 @@ def test_what_cannot_be_opened_is_refused(folder, tmp_path):
 
 
 def test_models_that_the_node_has_no_place_for_are_refused(tmp_path):
-    def refused(match, **more):
+    def refused(match, options=AUTOWARE, **more):
         cfg = load_config(toy_bevfusion.write_config(tmp_path / 'm.py', **more))
         family = find_family(cfg)
         with pytest.raises(ConfigError, match=match):
-            family.check(cfg, family.choose(opset=17, **AUTOWARE))
+            family.check(cfg, family.choose(opset=17, **options))
 
     alone = toy_bevfusion.alone('lidar')
     refused('encoders.camera: the files of LiDAR alone')
@@ -241,3 +241,4 @@ def test_models_that_the_node_has_no_place_for_are_refused(tmp_path):
         )
     )
     refused('has no vel', **toy_bevfusion.merged(alone, still))
+    refused('has no vel', options={}, **still)
