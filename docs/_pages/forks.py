@@ -142,6 +142,7 @@ def last_line(text: str, *starts: str) -> str:
 
 def without_places(text: str, *folders: Path) -> str:
     """Return a message without the names of this machine's folders, of Python's environment too."""
+    text = text.replace(sys.executable, 'python')
     for folder in (*folders, sys.prefix):
         text = text.replace(f'{folder}/', '')
     return text
