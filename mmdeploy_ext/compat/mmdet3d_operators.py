@@ -66,7 +66,7 @@ def hard_voxelize(
 
     Args:
         points: (P, V) values of points, the coordinates first.
-        voxels: (max_voxels, max_points, V), filled with the first points of each voxel.
+        voxels: (max_voxels, max_points, V) zeros, filled with the first points of each voxel.
         cells: (max_voxels, D), filled with the cell of each voxel, x first.
         counts: (max_voxels,), filled with the number of points that each voxel keeps.
         voxel_size: side of a voxel along each axis.

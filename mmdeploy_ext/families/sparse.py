@@ -64,7 +64,7 @@ class SparseFamily(Family):
     """One family of models with a sparse-convolution backbone.
 
     Attributes:
-        orders: coordinate orders in which NVIDIA's exporter writes its file, the default first.
+        orders: both coordinate orders of files; the first is that of an export that names none.
         int8: particulars of NVIDIA's INT8 file.
     """
 

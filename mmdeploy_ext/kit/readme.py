@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 
 def write_readme(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write README.md into the folder of a kit, from its manifest, which need not have its hashes yet."""
+    """Write README.md into the folder of a kit, from its manifest, which need not have its hashes yet.
+
+    The other entries are those that the head of `contents.py` lists.
+    """
     graphs = [KitGraph.from_json(entry) for entry in manifest['graphs']]
     cases = {
         graph.name: [case for case in manifest['cases'] if case['graph'] == graph.name] for graph in graphs

@@ -27,7 +27,7 @@ ONLY_SHAPES = 'Meta'
 
 
 def interceptions() -> list[str]:
-    """Return the names of the user's global hooks, of modes that are open, and of operators of PyTorch.
+    """Return the names of global hooks, open modes, methods of `Module` and kernels that are the user's.
 
     A name says what it is: `the global hook scaled`, `the mode Clamped`, `the kernel of aten::relu`, or a
     method such as `torch.nn.Module.__call__`.

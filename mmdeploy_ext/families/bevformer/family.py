@@ -90,7 +90,7 @@ class BevFormerFamily(BoxConvention, QueryBoxes, CameraFamily):
     unread_fields = ('intrinsics', 'ego_pose', 'timestamp_s')
     ignored_prefixes = ('pts_bbox_head.code_weights',)
     needed_settings: ClassVar[Mapping[str, bool]] = dict(as_two_stage=False, with_box_refine=True)
-    absent_settings = needed_settings
+    absent_settings = needed_settings  # a head that does not state them has these values
     reference, memory_spec = staticmethod(BevFormerReference), staticmethod(memory_spec)
     replaced, followed = staticmethod(replaced), FOLLOWED
     frame, moments = staticmethod(frame), staticmethod(functools.partial(moments, frame_of=frame_with_record))

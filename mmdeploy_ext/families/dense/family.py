@@ -97,7 +97,7 @@ class DenseFamily(ImageFamily):
 
         Raises:
             ConfigError: the head, a part or a setting of it; the message names file and key.
-            UsageError: an option that does not fit the model, such as a size.
+            UsageError: an option that does not fit the model, such as a size, or a batch of guided anchors.
         """
         with refused_by_name(cfg):
             head = self.head(cfg)

@@ -1,7 +1,7 @@
 """The parts of detectors of queries that the graphs repeat: classes of mmdet 2.28.2 and mmcv.
 
 A class that is derived from one of these exports, too; if it overrides a method that the graphs compute
-themselves, inputs decide. Any other part is refused by its name.
+themselves, the inputs of a proof decide, not the graph. Any other part is refused by its name.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -147,7 +147,7 @@ def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
 
 
 def kind_of(head: nn.Module) -> str:
-    """Return the name of the upstream class that a head is derived from; ConfigError: there is none."""
+    """Return the name of the upstream class that a head of boxes is derived from; ConfigError: none."""
     name = nearest_base(type(head), (*TRANSFORMERS, CO_DINO_HEAD))
     if name is None:
         raise ConfigError(f'{type(head).__name__}: no head of queries that is exported')

@@ -86,7 +86,7 @@ def with_fixed_size(model: nn.Module, height: int, width: int) -> None:
 
 
 def separate_branches(model: nn.Module) -> None:
-    """Let the RepVGG blocks of a copy made by `fuse` run both branches again."""
+    """Let the RepVGG blocks of a copy made by `fuse` run both branches, which they keep beside the sum."""
     for module in model.modules():
         if isinstance(module, RepVggBlock):
             module.conv = None

@@ -143,7 +143,8 @@ def _recording_forward(
 def outputs_of_first(model: nn.Module, outputs: Mapping[str, np.ndarray]) -> RegionInputs:
     """Return features and proposals, outputs of the first graph, as mmdet takes them.
 
-    Proposals without an area, which are padding, are left out.
+    The array `proposals` is (B, K, 4), without scores. The list of each image's leaves out those without an
+    area, which are padding.
     """
     like = next(model.parameters())
     maps = [torch.from_numpy(outputs[name]).to(like) for name in feature_names(model)]

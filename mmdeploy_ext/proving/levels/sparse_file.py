@@ -66,7 +66,7 @@ class SparseFile:
             file's order of axes, without precisions and ranges; else `expected`. Its dense map is
             compared with the model's, too.
         ranges: the check that the ranges of the weights follow from the weights; None if the file records
-            none, or they were given beside it.
+            none, or `read_sparse_file` was given them.
         name: name of the graph, which `Proof.read` demands: '', as the model is one file.
     """
 

@@ -3,9 +3,9 @@
 `cells` and `depth_maps` compute in float64 and round once, as the detector in PyTorch does; `engine_cells`
 computes in float32, as NVIDIA's CUDA-BEVFusion does. Needs numpy only.
 
-A calibration has matrices (4, 4), of one camera each but for the last: `camera_intrinsics`, camera to the
-picture as it was taken, `camera2lidar`, `lidar2image`, LiDAR to that picture, `img_aug_matrix`, that picture
-to the network's, and `lidar_aug_matrix`, LiDAR to the augmented LiDAR.
+A calibration has the matrices of all cameras, (N, 4, 4) each: `camera_intrinsics`, camera to the picture as
+it was taken, `camera2lidar`, `lidar2image`, LiDAR to that picture, and `img_aug_matrix`, that picture to the
+network's; and `lidar_aug_matrix` (4, 4), LiDAR to the augmented LiDAR.
 
 Glossary: N cameras, H, W pictures of the network, D depth bins, h, w cells of a feature map, X, Y cells of
 the bird's-eye view, P points.
