@@ -65,7 +65,7 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
     The modules are those that define `functions`, and those of the library's functions and classes that these
     call by their names or as attributes of a module, and so on; modules in `mmdeploy_ext.models` count, too.
     Of other modules that are not installed, such as those of a copy of the library in the user's repository,
-    nothing is returned.
+    nothing is returned, nor what `mmdeploy_ext` itself put into a library.
     """
     foreign: dict[str, Any] = {}
     judged: set[str] = set()

@@ -38,6 +38,8 @@ def synthetic_outputs(
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Yield titles and outputs of the frame's graph: `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,).
 
+    Boxes are x, y, z of the middle of the bottom, w, l, h, yaw, and velocity.
+
     The first have boxes beside each other, of all suppressed classes and of the last one without suppression;
     then come for each group of suppressed classes those of its last class, beside each other and far apart.
     About a tenth of the labels are -1, which drops the box.

@@ -168,7 +168,8 @@ class CornerFullForm(nn.Module):
         """Return dets (B, n, 5), x1 y1 x2 y2 score in descending order of scores, and labels (B, n) int64.
 
         n is `max_per_img`; rows behind the results are zero with label -1. Boxes are in pixels of the network
-        input without its border, over `scale_factor`: those of the original image.
+        input without its border, clipped to 0 but to no largest side, over `scale_factor`: those of the
+        original image.
 
         Args:
             image: (B, 3, H, W); only its size is used.

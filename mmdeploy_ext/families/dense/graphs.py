@@ -74,6 +74,8 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of the form of the options.
 
     The outputs of 'raw' are those of the head, of 'decode' boxes and scores of all priors, of 'full' results.
+    The inputs of 'full' are also `img_shape`, which no operator uses if the head does not clip boxes,
+    `scale_factor`, and of a head whose pictures are padded all around `border`.
 
     Args:
         model: the detector.

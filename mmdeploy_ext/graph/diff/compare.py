@@ -68,7 +68,8 @@ def diff_files(
         feeds: input -> array, by the reference's names; None takes random ones, from `seed`.
         seed: seed of the random inputs.
         rtol: error of one node, relative to the largest value of a tensor, above which the node is at fault;
-            None takes that of `Bars`, or of `HALF` if a file computes in float16.
+            the bar of the whole model is no less; None takes those of `Bars`, or of `HALF` if a file computes
+            in float16.
 
     Returns:
         The comparison. An output is 'unknown', and so not equal, if the reference's holds no finite value, or

@@ -70,7 +70,7 @@ def fill_window(
 
     The schemas have no default for kernel, strides, dilations and pads, because its length is the rank of the
     kernel; the specification of the operators has it in words. Defaults are added, but for those of
-    `LEFT_OUT`, which are removed if they are stated.
+    `LEFT_OUT`, which are removed if they are stated, and for pads where `auto_pad` or `output_shape` decides.
 
     Args:
         values: attributes of the node by name, with the defaults of `defaults_of`; changed in place.

@@ -45,8 +45,8 @@ class Replacements:
     Attributes:
         rule: its name or text.
         count: number of places that were replaced.
-        kept: a sentence for each place that matches and was not replaced, of a pass for each node of its
-            operator that is left: why.
+        kept: why places were not replaced: a sentence for each place that matches a rule, or for each node
+            that is left of the operator that a pass replaces.
     """
 
     rule: str

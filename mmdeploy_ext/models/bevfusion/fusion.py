@@ -152,7 +152,7 @@ class BEVFusion(BaseModule):
         return self.encoders['lidar'](points)
 
     def joined(self, maps: Sequence[Tensor]) -> Tensor:
-        """Return the head's input (B, C, X, Y) of maps (B, C, X, Y) of the sensors, in their order."""
+        """Return the head's input (B, C, X, Y) of maps (B, ., X, Y) of the sensors, in their order."""
         joint = self.fuser(maps) if self.fuser is not None else maps[0]
         return self.decoder['neck'](self.decoder['backbone'](joint))[0]
 

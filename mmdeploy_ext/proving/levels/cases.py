@@ -195,7 +195,8 @@ def compare_with_ties(
         feeds: name -> input.
         expected: name -> PyTorch's output.
         outputs: name -> the engine's output.
-        zeros: name -> value of the side that is not 0, if only one side of a tie is, see `without_ties`.
+        zeros: name -> value that PyTorch's or the engine's output has to have where a tie made that of the
+            other 0, see `without_ties`.
         spec: spec of the graph.
         bars: bars of float16 or INT8; None for float32.
     """

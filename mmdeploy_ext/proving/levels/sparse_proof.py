@@ -81,7 +81,10 @@ class SparseProof(Proof):
         return sparse_file.read_sparse_file(self.deployment, path, self.ranges)
 
     def facts(self) -> dict[str, Any]:
-        """Return hash, target, options, order of axes, precision, grid and output size for the verdict."""
+        """Return hash, target, options, order of axes, precision, grid and output size for the verdict.
+
+        The grid is a text such as '41x1440x1440', whose axes are in the stated order: 'xyz' or 'zyx'.
+        """
         file, options = self.file, self.file.export_options
         return dict(
             file_sha256=sha256_file(file.path),

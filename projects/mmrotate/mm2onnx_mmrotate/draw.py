@@ -28,6 +28,6 @@ def draw(
         results: in pixels of the image.
         classes: names by label.
         score_thr: boxes below are left out.
-        marked: (n,) bool; these get a white frame and an exclamation mark; None: none do.
+        marked: (n,) bool, of all results; these get a white frame and an exclamation mark; None: none do.
     """
     return draw_detections(image_bgr, results, classes, score_thr, marked, outlines=results.corners)

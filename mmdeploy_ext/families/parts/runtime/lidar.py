@@ -37,7 +37,7 @@ DYNAMIC_INPUTS = ('points', 'rows', 'coors')
 
 
 class PillarsOnnx(Runtime):
-    """The file from pillars to the bird's-eye view of an export, on any engine.
+    """The file from pillars to the bird's-eye view of an export, on an engine.
 
     Attributes:
         session: the engine that runs the file.

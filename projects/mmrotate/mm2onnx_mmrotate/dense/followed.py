@@ -55,7 +55,10 @@ FOLLOWED: Followed = (*DETECTORS, *HEADS, *LAYERS, *CODERS, *FUNCTIONS)
 
 
 def replaced(model: nn.Module) -> Iterator[Replaced]:
-    """Yield the methods of a live detector, its heads, layers and coders, and the functions they call."""
+    """Yield the methods of a live detector, its heads, layers and coders, and the functions they call.
+
+    All that are in `FOLLOWED` are yielded, whether the user changed them or not.
+    """
     for part in model.modules():
         yield from replaced_of_class(part, (*DETECTORS, *HEADS, *LAYERS))
         for name in ('bbox_coder', 'angle_coder'):

@@ -79,7 +79,8 @@ class RotatedKind:
     def flatten(self, outputs: Any) -> list[torch.Tensor]:
         """Return the outputs of `forward` that results are made of, output by output, level by level.
 
-        `outputs` is what `forward` returned; `rois` of a refined head is not among them.
+        `outputs` is what `forward` returned; `rois`, which the network adds to those of a refined head, is
+        not among them.
         """
         return [level for levels in outputs for level in levels]
 
