@@ -142,8 +142,9 @@ def feeds(plan: Plan, rulebook: Rulebook, form: str = 'buckets', threads: int = 
 
     Names begin with that of a table or scatter of the plan: SCATTER.cells (n,) int64, the place of each of
     the n sites of its level in the flattened dense grid, and per table TABLE.table (M, K) in the form
-    'tables', or in the form 'buckets' TABLE.rows, .lengths, .offsets, .sizes (G*B, 1) and, per group,
-    .position0, .position1, ... as in `Arrangement`. They do not depend on the number of threads.
+    'tables', N for no neighbour, or in the form 'buckets' TABLE.rows, .lengths, .offsets, .sizes (G*B, 1)
+    and, per group, .position0, .position1, ... as in `Arrangement`. They do not depend on the number of
+    threads.
 
     Args:
         plan: plan of the file.

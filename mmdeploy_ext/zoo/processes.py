@@ -61,7 +61,10 @@ class ConfigProcess:
     """
 
     def __init__(self, config: Config, settings: Settings, out: Path, limits: Limits) -> None:
-        """Start the process, with the settings of the run and the limits of the process."""
+        """Start the process with the settings of the run.
+
+        `limits` decide here how much freed memory the process keeps; it is `exceeded_limit` that checks them.
+        """
         self.config, self.log = config, out / 'logs' / f'{config.slug}.txt'
         self.record_path = record_path(config, out)
         self.unfinished_path = self.record_path.with_suffix('.unfinished')

@@ -71,7 +71,7 @@ class Outcome:
             were compared.
         worst_distance: largest distance between the centres of a pair of boxes in 3D, m; None for others.
         worst_score: largest difference between the scores of a pair; None if no results were compared.
-        seconds: CPU time of export and proof.
+        seconds: CPU time of the process for export and proof, without processes that it started.
         made_from: hash of everything that decides the outcome (config, settings, code, versions of
             libraries), by which a later run sees that it would get the same one, see
             `config_proof.origin_digest`. '' if that is not sure: the process was stopped or had too little

@@ -41,11 +41,11 @@ class CenterPointSettings:
         yaw_norms: (K,) least length of a box's (sine, cosine) of the yaw; boxes with less are not published.
         limits: (B,) upper bounds of distance, metres, ascending; boxes from the last on are not published.
         scores: (B, K) least scores; those below 0, and those of 1 and more, are 0 here.
-        circle_m: boxes nearer to a better one that stays are dropped, whatever their class; 0 is off. Of the
-            node's own file, as are those below.
+        circle_m: metres; boxes that are closer than this to a better one that stays are dropped, whatever
+            their class; 0 is off. Of the node's own file, as are those below.
         iou: boxes that overlap a better one by more, also one that is dropped itself, are dropped; above 1 it
             is off. Pedestrians are not compared with other classes.
-        iou_search_m: boxes further apart are not compared.
+        iou_search_m: metres; boxes further apart are not compared by their overlap.
     """
 
     class_names: tuple[str, ...]

@@ -82,7 +82,7 @@ def without_teacher(model_cfg: Any) -> Any:
 def multiple_of(name: str, settings: Mapping[str, Any]) -> int:
     """Return the number of which the sides of the input have to be multiples, for a part of a detector.
 
-    `name` is that of its class; of its settings `in_channels` counts.
+    `name` is that of its class; of its settings the number of `in_channels` counts, for necks of `PATHS`.
     """
     channels = settings.get('in_channels')
     num_maps = len(channels) if isinstance(channels, list | tuple) else 1

@@ -59,7 +59,7 @@ def is_ours(model: nn.Module) -> bool:
 
 
 def replaced(model: nn.Module) -> Iterator[Replaced]:
-    """Return, for each part of a live model, its methods that graphs and runtime compute by other code.
+    """Yield, for each part of a live model, its methods that graphs and runtime compute by other code.
 
     A proof names those of them that the user has changed. Parts are known by their place in the model,
     whatever the user calls their classes.

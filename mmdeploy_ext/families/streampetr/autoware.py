@@ -76,6 +76,9 @@ class NodePositions(RigEmbedding):
     def forward(self, img_metas_pad: Tensor, intrinsics: Tensor, img2lidar: Tensor) -> tuple[Tensor, Tensor]:
         """Return pos_embed (1, T, C), cone (1, T, 8), of intrinsics and img2lidar (1, N, 4, 4).
 
+        The cone of a token is two focal lengths and two points of its ray, see
+        `FrameSteps.position_embedding`.
+
         The input `img_metas_pad` (3,) has no effect: the size of the pictures is a constant of the graph.
         Zero times it is added so that no engine drops the input, which the node looks up by name.
         """

@@ -62,9 +62,9 @@ class DeformableSampler(BaseModule):
 class TemporalSelfAttention(DeformableSampler):
     """Cells of the bird's-eye view look into the last view and into the first queries of the present one.
 
-    `num_levels` has to be 1 and `num_bev_queue` 2 (ConfigError); `embed_dims`, `num_heads` and `num_points`
-    are those of `DeformableSampler`. `im2col_step`, `dropout`, `batch_first`, `norm_cfg` and `init_cfg` are
-    not used at test time.
+    `num_levels` has to be 1 and `num_bev_queue` 2: ConfigError otherwise, also for upstream's default of 4
+    levels. `embed_dims`, `num_heads` and `num_points` are those of `DeformableSampler`. `im2col_step`,
+    `dropout`, `batch_first`, `norm_cfg` and `init_cfg` are not used at test time.
     """
 
     def __init__(

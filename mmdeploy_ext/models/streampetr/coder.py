@@ -46,7 +46,8 @@ class NMSFreeCoder(QueryBoxCoder, BaseBBoxCoder):
     """The best (query, class) pairs as boxes; codes are those of `normalize_bbox`.
 
     Scores below `score_threshold` are dropped; None or 0 drops none. Boxes whose centre is outside of
-    `post_center_range` are dropped, too. `pc_range` is kept for the head that reads it.
+    `post_center_range` are dropped, too. `pc_range` is kept for the head that reads it. The arguments are
+    those of `QueryBoxCoder`.
     """
 
     def passing(self, scores: Tensor) -> Tensor:
@@ -62,7 +63,8 @@ class NMSFreeCoder(QueryBoxCoder, BaseBBoxCoder):
     def decode(self, preds_dicts: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """Return the `decode_single` of every sample, of the last decoder layer.
 
-        It is a dict of `bboxes` (n, 9), centre x, y, z first, `scores` (n,), best first, and `labels` (n,).
+        It is a dict of `bboxes` (n, 9), centre x, y, z first, `scores` (n,) after a sigmoid, best first, and
+        `labels` (n,).
         `preds_dicts` has 'all_cls_scores' (L, B, Q, K), logits, and 'all_bbox_preds' (L, B, Q, 10).
         """
         last = zip(preds_dicts['all_cls_scores'][-1], preds_dicts['all_bbox_preds'][-1], strict=True)

@@ -41,7 +41,7 @@ def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
     """Fill a detector in place with weights that follow from `seed`, set it to evaluation mode and return it.
 
     Its layers are scaled on generated pictures, which have the mean and deviation of a photograph after the
-    normalisation of `cfg`, mmcv's config.
+    step `Normalize` in the test pipeline of `cfg`, mmcv's config.
     """
     return fill_seeded(model, seed, *normalised_photograph(cfg), head_steps=_head_steps)
 

@@ -43,10 +43,11 @@ def _head_steps(model: nn.Module, pictures: Tensor, exposed_pictures: Tensor) ->
 def forwards(
     model: nn.Module, features: Sequence[Tensor], regions: Tensor
 ) -> Iterator[tuple[Sequence[nn.Module], Callable[[], Any]]]:
-    """Yield for each stage a list with its head, and a function without arguments that runs the stage.
+    """Yield for each stage a list with its head, and a function that runs it and returns `Stage.outputs`.
 
-    It runs on upright `regions` (B, K, 4) xyxy; a stage of rotated regions gets the same ones, turned by
-    angles within `TURN`. `features` are the maps of each level that regions are pooled from.
+    The function has no arguments. It runs on upright `regions` (B, K, 4) xyxy; a stage of rotated regions
+    gets the same ones, turned by angles within `TURN`. `features` are the maps of each level that regions are
+    pooled from.
     """
     centres, sides = (regions[..., :2] + regions[..., 2:]) / 2, regions[..., 2:] - regions[..., :2]
     turns = torch.linspace(-TURN, TURN, regions.shape[1]).to(regions)
