@@ -74,8 +74,8 @@ class DenseQuantiser:
     ) -> None:
         """Measure the range of every activation, in place of what was measured before.
 
-        A tensor with an infinite value, or NaN throughout, gets no range. Of single NaN 'minmax' takes no
-        notice; a histogram gives such a tensor no range.
+        A tensor with an infinite value, or NaN throughout, gets no range. One with single NaN gets a range by
+        'minmax', which leaves them out, and none by a histogram.
 
         Args:
             batches: input name -> array; surplus inputs are ignored. They are iterated once, or twice if

@@ -46,9 +46,9 @@ class NncfQuantiser:
     def network(self, layers: Sequence[str]) -> onnx.ModelProto:
         """Return the network with these layers, by their names, in INT8; without any, the float network.
 
-        It is the part of the graph that ends in the last layers. Also in INT8 are nodes behind the named
-        layers whose inputs all are, see `DenseGraph.int8_nodes`, such as sums of two of them, and operators
-        that only move values.
+        It is the part of the graph that ends in the last layers. Behind the named layers a few operators are
+        in INT8, too, if all their inputs are: sums and those of `DenseGraph.int8_nodes`, such as Clip, and
+        those that only move values (`MOVES`). All others stay float.
 
         What NNCF prints on stdout and logs is suppressed. InferenceError: NNCF failed.
         """
