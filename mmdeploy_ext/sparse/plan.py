@@ -63,7 +63,7 @@ class Plan(JsonDataclass):
 
     Attributes:
         spatial_shape: grid of level 0, the voxels.
-        tables: tables in the order in which they can be built; a strided one adds the next level.
+        tables: tables in the order in which they can be built; one without `subm` adds the next level.
         scatters: one per ScatterDense node.
         level_of: sparse tensor id -> level.
         table_of: convolution's name -> table's name.
@@ -137,8 +137,8 @@ def plan_of(graph: SparseGraph) -> Plan:
 def site_levels(graph: SparseGraph) -> dict[str, int]:
     """Return tensor id -> level of sites of every sparse tensor, 0 being the voxels' own.
 
-    Submanifold and 1x1x1 convolutions keep their sites; two strided convolutions with the same geometry on
-    the same sites give the same sites; an inverse convolution goes back to the input sites of the first
+    Convolutions of `keeps_sites` keep them; two others, also of stride 1, with the same geometry on the same
+    sites give the same new sites; an inverse convolution goes back to the input sites of the first
     convolution before it with its rulebook that is not submanifold.
 
     Raises:
