@@ -36,7 +36,9 @@ UNLIKE = 'is not the same as in the reference'
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """A graph, so that equal ones have equal signatures.
+    """What two graphs are compared by: they are the same if `equals` says so.
+
+    `==` compares inner names and the order of nodes, too.
 
     Attributes:
         nodes: digest of a node and all that it is computed from -> number of such nodes.

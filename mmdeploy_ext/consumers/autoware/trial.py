@@ -51,9 +51,9 @@ START = (
 def trial_rules(graphs: Sequence[tuple[Path, onnx.ModelProto, str]]) -> list[Violation]:
     """Return the violations that ONNX Runtime and the probes reveal in files without an error so far.
 
-    A process that crashes, fails or meets a limit is a violation of the file that it tried last. Every file
-    is loaded and run on zeros, unless it has more arithmetic than `MOST_FLOPS`, before a probe is sent
-    through.
+    A process that crashes, fails or meets a limit is one violation, of the file that it tried last; those of
+    files before that one are lost. Every file is loaded and run on zeros, unless it has more arithmetic than
+    `MOST_FLOPS`, before a probe is sent through.
 
     Args:
         graphs: path, model, and `LOAD` or a probe. Files with operators of plug-ins are left out.

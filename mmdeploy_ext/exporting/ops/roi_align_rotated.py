@@ -34,7 +34,7 @@ GEOMETRY = (
     'samples_y',
 )
 """Columns of `geometry`, in cells of the region's map: centre, rotation, first corner relative to the centre
-before the rotation, sides of a pooled cell, and how many samples it has across and down."""
+before the rotation, sides of a pooled cell, and how many samples such a cell has across and down."""
 PLACES = ('begin', 'map_height', 'map_width')
 """Columns of `places`: the row of the table at which the region's map begins, and the size of the map."""
 

@@ -397,10 +397,10 @@ class ForkReference(BEVFusionReference):
         return StepResult(outputs, self._detections(results))
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes of the repository's head for queries that have the boxes of the frame's graph.
+        """Return the boxes that the repository's head decodes of `outputs`, the graph's by name.
 
-        `outputs` are those of the graph by name; outputs without `boxes`, and those of a CenterPoint's head,
-        become boxes by the code of `BEVFusionReference`.
+        Their `boxes` are turned back into values of a head for that. Outputs without `boxes`, and those
+        of a CenterPoint's head, become boxes by the code of `BEVFusionReference`.
         """
         head = self.model.heads['object']
         if 'boxes' not in outputs or not hasattr(head, 'prediction_heads'):

@@ -121,7 +121,7 @@ class CameraFamily(SequenceFamily):
     def build(self, cfg: Any) -> nn.Module:
         """Return the model of a config, without weights, in evaluation mode; it has `input_sizes`.
 
-        The `init_cfg` of its `img_backbone` becomes None in `cfg` itself.
+        The `init_cfg` and `pretrained` of its `img_backbone` become None in `cfg` itself.
 
         ConfigError: it is not exported, or cannot be built.
         """

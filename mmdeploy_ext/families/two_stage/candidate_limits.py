@@ -87,7 +87,10 @@ def _available(heads: Mapping[str, nn.Module], options: Options) -> dict[str, in
 
 
 def rows_of(limit: int, head: nn.Module) -> int:
-    """Return how many results the NMS of a head (RPN or RoI head) has if `limit` boxes enter it."""
+    """Return how many results the NMS of a head (RPN or RoI head) has if `limit` boxes enter it.
+
+    It is the smaller of `limit` and the head's `max_per_img`, of which one that is 0 or below limits nothing.
+    """
     proposes = isinstance(head, HEADS) or is_users_own(head)
     config = thresholds(head) if proposes else nms_config(head.test_cfg)
     return capped(limit, config.max_per_img)

@@ -32,8 +32,8 @@ def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
 
     - An initializer that is an input too is removed; other initializers stay. Up to IR 3 all stay: there each
       weight is an input, and none can be fed.
-    - A Loop without a condition gets a constant one, true; a Loop that has one stays, and so does one inside
-      of another body.
+    - A Loop without a condition gets a constant one, true. A Loop that has one stays as it is, and so does
+      every Loop inside of another node's body.
     The model itself stays as it is; a second run changes nothing.
     """
     result = copy.deepcopy(model)
@@ -120,7 +120,7 @@ def engine_spec(model: onnx.ModelProto, fixed: Collection[str] = ()) -> GraphSpe
 
     They are those that a file of this project states in its metadata, and of another file, or one whose
     metadata are damaged, those of its graph, as `output_comparison.spec_of` reads them. Inputs with a default
-    are among them; an axis without a name is then 'INPUT.PLACE'.
+    are among them; an axis of an input without a name is then 'INPUT.PLACE', one of an output stays '?'.
 
     `fixed` are names of inputs that `fix_inputs` made constants of `model`; those that its metadata still
     state are left out.

@@ -116,7 +116,7 @@ def frustum(image: tuple[int, int], cells: tuple[int, int], depths: tuple[float,
 
 
 def seen_points(frustum: Tensor, rig: Rig) -> Tensor:
-    """Return the points of a frustum, (B, N, D, h, w, 3), in the augmented LiDAR frame, metres.
+    """Return the points of a frustum, (B, N, D, h, w, 3) float64, in the augmented LiDAR frame, metres.
 
     The argument `frustum` (D, h, w, 3) is the result of the function of this name.
     """

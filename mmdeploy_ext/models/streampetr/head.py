@@ -47,7 +47,10 @@ class StreamPETRHead(FrameSteps, HeadLayers):
     before the first frame and after `reset_memory`."""
 
     def reset_memory(self) -> None:
-        """Forget the state: the next frame starts a stream, if its `prev_exists` is 0; else it sees zeros."""
+        """Forget the state: the memory of the next frame is zeros.
+
+        If its `prev_exists` is 0, a stream starts: then the rows that become queries are at learned points.
+        """
         self.memory = None
 
     def forward(

@@ -9,8 +9,8 @@ import torch
 def bilinear_rows(maps: torch.Tensor, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Return the values (B, n, C) of maps (B, C, h, w) at rows y and columns x (B, n), float32.
 
-    Row 0 and column 0 are the middle of the first cell. Beyond the middle of an outer cell its value holds,
-    and more than one cell beyond it there is zero.
+    Row 0 and column 0 are the middle of the first cell. Beyond the middle of an outer cell its value holds
+    for the length of one cell, to -1 and to h or w, and behind that is zero.
     """
     height, width = maps.shape[2:]
     outside = (y < -1) | (y > height) | (x < -1) | (x > width)

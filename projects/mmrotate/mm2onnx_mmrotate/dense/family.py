@@ -180,7 +180,8 @@ def part_of(model_cfg: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def largest_num_candidates(facts: Mapping[str, Any], nms_pre: int, options: Options) -> int:
     """Return how many candidates a head has at the size of the options.
 
-    `facts` are those of `facts_of`; candidates are all classes of the `nms_pre` best priors of a level.
+    `facts` are those of `facts_of`; candidates are all classes of the `nms_pre` best priors of a level, or of
+    all its priors if `nms_pre` is 0 or below.
     """
     shapes = level_shapes(options.height, options.width, facts['strides'])
     return sum(

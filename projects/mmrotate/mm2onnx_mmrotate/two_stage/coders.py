@@ -75,7 +75,8 @@ CODERS: dict[str, Callable[..., Any]] = dict(
 def midpoint_offset(xp: ModuleType, anchors: Any, deltas: Any, coder: Settings) -> Any:
     """Return boxes (B, A, 5) of anchors (A, 4) or (B, A, 4) xyxy and deltas (B, A, 6): `MidpointOffsetCoder`.
 
-    Deltas are of the upright bounds, and where the box touches their upper and their right side.
+    Deltas are of the upright bounds, and where the box touches their upper and their right side, in shares of
+    the side from its middle.
     """
     deltas = deltas * constant(coder['stds'], deltas) + constant(coder['means'], deltas)
     bound = float(np.float32(abs(np.log(coder['wh_ratio_clip']))))

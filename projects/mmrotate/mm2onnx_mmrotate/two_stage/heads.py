@@ -28,7 +28,7 @@ ROI_HEADS = (
     roi_heads.RoITransRoIHead,
     roi_heads.RotatedStandardRoIHead,
 )
-"""Heads of regions that the graphs follow; the nearest base of a head counts."""
+"""Heads of regions that the graphs follow; the first that a head is derived from counts."""
 BOX_HEADS = (bbox_heads.GVBBoxHead, bbox_heads.RotatedBBoxHead)
 
 
