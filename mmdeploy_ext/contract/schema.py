@@ -39,7 +39,7 @@ def number(
     Args:
         minimum: smallest number that passes.
         maximum: largest number that passes.
-        above: number that does not pass, nor do smaller ones; None: only `minimum` counts.
+        above: number that does not pass, nor do smaller ones, beside `minimum`; None: there is none.
         integer: whether the number has to be an int; a bool is no number.
     """
     types = int if integer else (int, float)

@@ -57,7 +57,8 @@ class Graph:
             None if there is a `model`, or if `make` gives the modules.
         spec: its contract.
         example: input name -> tensor that is traced; empty if samples are traced, or if there is a `model`.
-        model: the finished graph of a part that no exporter of torch can trace, or None.
+        model: the finished graph of a part that no exporter of torch can trace, which counts in place of all
+            modules; or None.
         make: returns the chain of modules that the graph is made of, which then counts in place of `module`;
             None if there is no such chain.
     """

@@ -47,8 +47,9 @@ def write_frames(
 ) -> dict[str, Any]:
     """Write the files and their cases into the folder of a kit; return their entries of the manifest.
 
-    They are `graphs`, `cases`, `frames` and `teacher_forced`; and `memory`, the description of the memory by
-    `Family.memory_spec`, if the last file gives the memory.
+    They are `graphs`, `cases`, `frames` and `teacher_forced`, whether `frames` take PyTorch's memory, too,
+    since no file gives it; and `memory`, the description of the memory by `Family.memory_spec`, if the last
+    file gives it.
 
     Args:
         deployment: the model in PyTorch, from config and checkpoint, of a family of frames or sweeps.

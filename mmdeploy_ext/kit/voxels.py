@@ -37,7 +37,8 @@ def write_voxels(
 ) -> dict[str, Any]:
     """Write the file and its cases into the folder of a kit; return their entries of the manifest.
 
-    They are `graphs`, `cases`, `frames`, an empty list, `engine` and `precision`.
+    They are `graphs`, `cases`, `frames`, an empty list, `engine` and `precision`. The file is read, and not
+    run: what a case expects is computed by the model in PyTorch alone.
 
     Args:
         deployment: the model in PyTorch, from config and checkpoint, of a family of backbones.

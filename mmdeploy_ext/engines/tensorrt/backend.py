@@ -41,7 +41,8 @@ class TensorRtBackend(Backend):
             device: index of the GPU.
             shapes: sizes of open axes of an ONNX file: NAME=MIN/OPT/MAX, as `onnx2tensorrt.py --shapes`; a
                 single text needs no list.
-            constants: inputs of an ONNX file that become constants: NAME or NAME=VALUES.
+            constants: inputs of an ONNX file that become constants: NAME or NAME=VALUES. If the engine
+                beside the file has others, or other shapes than are given here, a new one is built.
         """
         if not isinstance(device, int) or device < 0:
             raise ConfigError(f'device={device!r}: expected the index of a GPU, 0 or more')

@@ -63,7 +63,7 @@ class HeadBoxes(nn.Module):
         self.head = head
 
     def forward(self, middle: Tensor) -> tuple[Tensor, ...]:
-        """Return `BOX_OUTPUTS` of (1, C, X, Y), see `boxes_of_map`."""
+        """Return `BOX_OUTPUTS` of (1, C, X, Y), without suppression, see `boxes_of_map`."""
         return boxes_of_map(self.head, middle)
 
 

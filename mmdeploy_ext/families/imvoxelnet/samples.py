@@ -21,7 +21,7 @@ FOCAL, STRETCH = (0.6, 1.1), (0.9, 1.1)
 TURN_RAD = (-0.3, 0.06, 0.06)
 """Largest turns of a generated camera about y, then x, then z; drawn numbers of either sign multiply them."""
 MOVED_M = 6.0, 3.0, 0.5
-"""Largest translation of a generated camera along x, y and z, metres."""
+"""Largest translation of a generated camera along x, y and z of the LiDAR, metres."""
 
 
 def original_camera(image: PreparedImage) -> np.ndarray:

@@ -117,7 +117,7 @@ class SmokeFullForm(nn.Module):
 
         Args:
             image: (B, 3, H, W); only its size is used.
-            cam2img: (B, 4, 4).
+            cam2img: (B, 4, 4), of the network input.
             heat: (B, C, h, w) scores.
             values: (B, 8, h, w) of boxes.
         """

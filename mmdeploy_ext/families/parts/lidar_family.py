@@ -125,7 +125,7 @@ class LidarFamily(SequenceFamily):
         return crowded(rule)
 
     def plain_sample(self, rule: VoxelRule, sample: Sweep) -> Sweep:
-        """Return a sweep of a single point, one of those of another sweep."""
+        """Return a sweep of a single point of another sweep, in range if one is, see `plain_sweep`."""
         return plain_sweep(sample, rule.point_cloud_range)
 
     @contextlib.contextmanager

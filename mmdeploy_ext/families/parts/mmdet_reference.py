@@ -148,7 +148,8 @@ def instances_of_classes(
     """Return the instances of an image, masks of `size` (height, width), in descending score order.
 
     `boxes` are those of each class, (n, 5) with scores, `masks` lists of their masks (height, width) bool.
-    Of heads that score masks, `masks` is a pair: masks and their scores, of all classes.
+    Of heads that score masks, `masks` is a pair: masks and their scores, of all classes. `size` is needed
+    where there is no mask.
     """
     masks, scores = masks if isinstance(masks, tuple) else (masks, None)
     rows, labels, order = _in_order(boxes)

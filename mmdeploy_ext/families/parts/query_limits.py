@@ -25,6 +25,8 @@ def synthetic_outputs(
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Yield titles and outputs: `all_cls_scores` (1, 1, Q, K) logits and `all_bbox_preds` (1, 1, Q, 10).
 
+    Boxes have as many columns as `columns`.
+
     Args:
         facts: entry `postprocess` of a file's metadata, by which the outputs are decoded.
         queries: Q.

@@ -309,8 +309,8 @@ def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> D
     """Return the boxes of a frame, best first, for a program that runs the files by itself.
 
     `metadata` and `outputs`, `all_cls_scores` (L, 1, R, K) logits and `all_bbox_preds` (L, 1, R, 10), are
-    those of the head's file; for one of DL4AGX's contract the outputs have to be named like that, see
-    `BOUND_NAMES`.
+    those of the head's file; of the layers the last one counts. For a file of DL4AGX's contract the outputs
+    have to be named like that, see `BOUND_NAMES`.
     """
     return decode(outputs['all_cls_scores'], outputs['all_bbox_preds'], metadata.postprocess, above)
 

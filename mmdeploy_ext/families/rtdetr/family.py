@@ -125,7 +125,7 @@ class RtDetrFamily(ImageFamily):
         return int(model.decoder.num_classes)
 
     def sizes_choose_levels(self, model: nn.Module) -> bool:
-        """Return True: tokens of all levels become queries, each as a box of the size of its level."""
+        """Return True: a token starts from a box of the size of its level, near that of its objects."""
         return True
 
     def finds_always(self, model: nn.Module) -> bool:
@@ -158,5 +158,8 @@ class RtDetrFamily(ImageFamily):
         return {name: tensor.cpu().numpy() for name, tensor in maps}
 
     def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Return the list of tokens that become queries, as boxes, if a graph gives them."""
+        """Return the list of tokens that become queries, as boxes of one class, if a graph gives them.
+
+        In `outputs` they are `PROPOSALS` (1, K, 5): xyxy and score.
+        """
         return {PROPOSALS: boxes_of_classes(outputs[PROPOSALS])} if PROPOSALS in outputs else {}

@@ -107,7 +107,7 @@ class NuScenes3DDetTrackDataset(NuScenesDataset):
 
 @registered_if_named(PIPELINES)
 class ResizeCropFlipImage:
-    """Resizes and crops all cameras by `aug_config`, and their `lidar2img` with them; tests alone."""
+    """Resizes and crops all cameras by `aug_config`, and their `lidar2img` with them; tests flip none."""
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Change each camera's `img` (H, W, 3) and `lidar2img` (4, 4); add `img_shape` (height, width)."""

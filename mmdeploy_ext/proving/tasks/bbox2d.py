@@ -79,6 +79,8 @@ match_detections = functools.partial(
 )
 """Matches the boxes of an image and returns a `DetectionRow`; `iou_bar` is passed on to `pair_up`.
 
+Boxes of a score below `score_thr` need no partner.
+
 The other arguments are those of `matching.match_lists`: `image`, `reference`, `candidate`, `capacity`, ...
 """
 

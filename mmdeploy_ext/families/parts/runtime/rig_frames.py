@@ -63,7 +63,7 @@ class CameraRuntime(Runtime):
         Args:
             images_bgr: N images (h, w, 3) uint8 as OpenCV reads them, in the order of `rule.cameras`.
             calibration: of `rule.calibrate`; give the same object or equal numbers while the rig is the same.
-                None counts as missing.
+                None is refused as missing.
             ego_pose: (4, 4) float64, LiDAR frame to a global frame.
             timestamp_s: seconds, absolute or from any fixed point.
             scene_token: a change means a new scene; None leaves the scene as it was.
