@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import stat
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -426,7 +427,7 @@ def check_writable(target: str | os.PathLike[str]) -> None:
         folder = folder.parent
     if not folder.is_dir():
         raise UsageError(f'{target}: {folder} is a file, not a folder')
-    probe = folder / f'.{target.name}.probe.{os.getpid()}.part'
+    probe = folder / f'.{target.name}.probe.{os.getpid()}.{threading.get_ident()}.part'
     try:
         probe.touch()
         probe.unlink()

@@ -19,15 +19,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mmdeploy_ext.contract.registry import registered
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError
-from mmdeploy_ext.runtime.detections import Rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import ModuleType
+
+    import numpy as np
 
     from mmdeploy_ext.contract.metadata import Metadata
 
@@ -69,6 +68,10 @@ def results_of(
             that are not in descending order of score.
         Exception: whatever the runtime raises.
     """
+    import numpy as np
+
+    from mmdeploy_ext.runtime.detections import Rows
+
     runtime = runtime_of(family)
     results = runtime.detections(metadata, outputs, feeds)
     if runtime.__name__.startswith(f'{__name__.partition(".")[0]}.'):

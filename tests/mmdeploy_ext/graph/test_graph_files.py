@@ -50,7 +50,7 @@ def test_what_is_missing_empty_or_no_model_is_refused(tmp_path):
     for name, words in (
         ('none.onnx', 'no such'),
         ('', 'is a folder'),
-        ('empty.onnx', 'holds no graph'),
+        ('empty.onnx', 'is empty'),
         ('text.onnx', 'readable'),
         ('text.onnx/inner', 'cannot be read'),
         ('n' * 300, 'cannot be read'),

@@ -126,7 +126,7 @@ FAULTS = [
         'points',
         altered(
             fusion.PastSweeps,
-            '_moved',
+            'merge',
             result(lambda points, *_: points * np.float32([1, 1, 1, 1, -1])),
         ),
     ),
@@ -136,7 +136,7 @@ FAULTS = [
         'points',
         altered(
             fusion.PastSweeps,
-            '_moved',
+            'merge',
             result(lambda points, *_: points * np.float32([1, 1, 1, 1, -1])),
         ),
     ),
