@@ -78,9 +78,10 @@ class Replaced:
 
 
 def replaced_of_class(part: Any, followed: Iterable[tuple[Any, tuple[str, ...]]]) -> Iterator[Replaced]:
-    """Yield the methods of a live part, by the nearest of the followed classes that it is derived from.
+    """Yield one entry with the methods of a live part; none if it has no followed class.
 
-    A class of the same name counts, too: that of a copy of the library in the user's repository.
+    They are those of the nearest of the followed classes that it is derived from. A class of the same name
+    counts, too: that of a copy of the library in the user's repository.
     """
     methods = {kind.__name__: names for kind, names in followed if not isinstance(kind, OlderModule)}
     for base in type(part).__mro__:
@@ -140,7 +141,7 @@ SIZED_LAYERS: list[tuple[type, tuple[str, ...]]] = []
 
 
 def replaced_layers(model: Any, any_size: bool) -> Iterator[Replaced]:
-    """Yield the methods of layers of a live model that every export replaces.
+    """Yield an entry for each layer of a live model with methods that every export replaces.
 
     `any_size` is whether the export has open axes, so that it replaces `SIZED_LAYERS`, too.
     """

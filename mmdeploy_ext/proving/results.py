@@ -233,7 +233,7 @@ class Case:
         input_shape: shape of the input, or of each, as text: '1x3x608x608'; '' if it has none.
         traced: whether the exporter saw this input.
         tensors: level 2 rows (empty for forms whose outputs are results).
-        detections: level 3 rows, one per image.
+        detections: level 3 rows, one per image; of a trial one per list of its image.
     """
 
     name: str

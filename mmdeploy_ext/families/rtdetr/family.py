@@ -56,7 +56,10 @@ class RtDetrFamily(ImageFamily):
     followed = FOLLOWED
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        """Yield the detector's methods that the graph computes by itself; it runs the parts as they are."""
+        """Yield one entry: the detector with those of its methods that the graph computes by itself.
+
+        The graph runs the detector's parts as they are.
+        """
         return followed.replaced_of_class(model, FOLLOWED)
 
     def build(self, cfg: Any) -> nn.Module:

@@ -55,6 +55,8 @@ def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
 def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) -> onnx.ModelProto:
     """Return a model in which inputs are constants, with what depends on constants alone computed by `fold`.
 
+    That leaves out random operators and large tensors, see `simplify.FOLDING_LIMITS`.
+
     `values` has the inputs that become constants: name -> value, flat, or None for the default that the file
     states. If sizes inside depend on the values of an input, this makes them known: the frame of SOLO's
     masks follows from `img_shape`.

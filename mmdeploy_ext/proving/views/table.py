@@ -100,8 +100,10 @@ def code_lines(verdict: Verdict) -> list[str]:
 
 
 def verdict_table(verdict: Verdict) -> Table:
-    """Return the table: per case one line per tensor and one per image, each level with its own headings.
+    """Return the table: the lines of every case, each level with its own headings.
 
+    A tensor has one line per group of columns that is compared by itself (`TensorRow`), an image one line; of
+    a trial each list of its image has one (`DetectionRow`).
     Of a case with more than `MAX_ROWS` lines, and of all cases if they have more than `MAX_LINES` together,
     only the worst line of each kind is shown. Trials come behind the cases.
     """
