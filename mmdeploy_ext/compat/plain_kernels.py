@@ -17,7 +17,13 @@ from torch.nn import functional
 
 from mmdeploy_ext.compat import flash_attention
 
-MMCV_MODULES = ('MaskedConv2d', 'CARAFEPack', 'DeformRoIPoolPack', 'ModulatedDeformRoIPoolPack')
+MMCV_MODULES = (
+    'MaskedConv2d',
+    'CARAFEPack',
+    'DeformRoIPoolPack',
+    'ModulatedDeformRoIPoolPack',
+    'DynamicScatter',
+)
 """Modules of mmcv without a CPU kernel, which compute by the functions of this file on the CPU."""
 SPARSE4D_EXTENSION = 'deformable_aggregation_ext'
 """Module of Sparse4D's package `ops` that is compiled for GPUs."""

@@ -167,7 +167,7 @@ def _definitions_named(path: Path, name: str) -> dict[int, Definition]:
 
 
 def source_of_class(kind: type) -> SourceLines:
-    """Return the lines that define a class.
+    """Return the lines that define a class, the hash of which includes its methods.
 
     If its source cannot be read, both lines are 0 and the hash is ''.
     """

@@ -27,9 +27,9 @@ TABLES = ('first', 'pixels', 'second', 'third', 'slots')
 """Outputs of the rig's graph that are inputs of the frame's, see `ViewTransform.pool_tables`.
 
 They replace a scatter by gathers: a row of `first` lists points that are added up, a row of `second` rows of
-`first`, a row of `third` rows of `second`; `slots` has for each cell the row with its sum. Row 0 of each
-table is empty. An entry with the value k stands for row k of the table before in `second` and `third`, but
-for point k - 1 in `first`; 0 stands for none.
+`first`, a row of `third` rows of `second`; `slots` has for each cell the row with its sum. Row 0 of `first`,
+`second` and `third` is empty. An entry with the value k stands for row k of the table before in `second` and
+`third`, but for point k - 1 in `first`; 0 stands for none.
 """
 TABLE_MEANINGS = dict(
     cells='cell of each point of the frustum, x * Y + y; X * Y for none',
@@ -219,10 +219,11 @@ def _table_specs(model: nn.Module, cameras: int) -> dict[str, TensorSpec]:
 def postprocess_facts(model: nn.Module) -> dict[str, Any]:
     """Return the metadata's entry `postprocess`, name -> fact about the model.
 
-    These are its `sensors`, number of `queries`, `uses_points` (whether it takes depth maps), the suppression
-    `nms` or None, the head's `coder`, and with cameras the `view`. The view has the `image_size`, height and
-    width, the pixels (`columns`, `rows`) and metres (`depths`) of the frustum's points, and of each axis of
-    the bird's-eye view, x, y and z, the `centre` of the first cell, the `step` and the `count`.
+    These are its `sensors`, number of `queries`, `uses_points` (whether it takes depth maps), the settings of
+    the suppression `nms` (a mapping, a list of one per group of classes, or None), the head's `coder`, and
+    with cameras the `view`. The view has the `image_size`, height and width, the pixels (`columns`, `rows`)
+    and metres (`depths`) of the frustum's points, and of each axis of the bird's-eye view, x, y and z, the
+    `centre` of the first cell, the `step` and the `count`.
     """
     coder = model.heads['object'].bbox_coder
     facts = dict(

@@ -162,6 +162,7 @@ class CudaReference(BEVFusionReference):
             transform.dtransform: lambda inputs, _: {DEPTH: inputs[0]},
             transform.depthnet: lifted,
             transform.downsample: lambda inputs, output: {POOLED: inputs[0], 'feat_out': output},
+            # one map for both sparse files, which differ in the order of the voxels' coordinates
             self.model.encoders['lidar'].encoder: lambda _, bev: {self.output: bev, OTHER_ORDER: bev},
             self.model.heads['object']: lambda inputs, _: dict(middle=inputs[0]),
         }

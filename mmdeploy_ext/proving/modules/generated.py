@@ -123,9 +123,10 @@ def other_values(calls: Sequence[ModuleCall], names: Sequence[str], seed: int) -
 def calls_with_another(name: str, calls: Sequence[ModuleCall], seed: int) -> Iterator[ModuleCall]:
     """Yield the first call with other values of one tensor alone.
 
-    They are those of the other samples, those of `other_values`, and its own values plus 1, since all samples
-    may have the same whole number; of booleans the opposite. What equals the tensor of the first call is left
-    out, unless that has no values. `name` is the tensor's; `calls` and `seed` are those of `other_values`.
+    By them a proof asks whether the module's results depend on a tensor that the file ignores. The values are
+    those of the other samples, those of `other_values`, and its own values plus 1, since all samples may have
+    the same whole number; of booleans the opposite. What equals the tensor of the first call is left out,
+    unless that has no values. `name` is the tensor's; `calls` and `seed` are those of `other_values`.
     """
     first, tensor = calls[0], calls[0].tensors[name]
     following = ~tensor if tensor.dtype == torch.bool else tensor + 1
