@@ -63,8 +63,8 @@ def _option_names(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     names = [name for action in parser._actions for name in action.option_strings if name.startswith('--')]
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            chosen = action.choices.get(getattr(args, action.dest, None))
-            names += _option_names(chosen, args) if chosen else []
+            sub_parser = action.choices.get(getattr(args, action.dest, None))
+            names += _option_names(sub_parser, args) if sub_parser else []
     return names
 
 

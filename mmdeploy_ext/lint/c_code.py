@@ -118,8 +118,8 @@ class _Expressions:
             is_sequence = isinstance(self.value(node.value), list | tuple | str | bytes | range)
             return self._origins(node.slice) if is_sequence else frozenset()
         if isinstance(node, ast.BinOp):
-            left = self.value(node.left)
-            if isinstance(node.op, ast.Mod) and isinstance(left, str | bytes):
+            text = self.value(node.left)
+            if isinstance(node.op, ast.Mod) and isinstance(text, str | bytes):
                 return self._origins(node.right)
             sides = [node.left, node.right]
         else:
@@ -141,8 +141,11 @@ class _Expressions:
                 return self._of_shapes(arguments)
         name, module = getattr(function, '__name__', ''), str(getattr(function, '__module__', ''))
         if module == 'builtins':
-            taken = self._origins if name in READERS else self._of_shape if name in TEXTS else None
-            return frozenset().union(*map(taken, arguments)) if taken else frozenset()
+            if name in READERS:
+                return frozenset().union(*map(self._origins, arguments))
+            if name in TEXTS:
+                return frozenset().union(*map(self._of_shape, arguments))
+            return frozenset()
         kinds = BuiltinFunctionType | FunctionType | MethodDescriptorType | type
         package = module.removeprefix('_').partition('.')[0]
         is_of_python = (

@@ -108,8 +108,8 @@ def training_notes(model: torch.nn.Module) -> list[str]:
     ]
     if not names:
         return []
-    more = f' and {len(names) - 1} more layers are' if names[1:] else ' is'
-    return [f'{names[0]}{more} in training mode after eval(); the graph has them as in a test']
+    layers = f' and {len(names) - 1} more layers are' if names[1:] else ' is'
+    return [f'{names[0]}{layers} in training mode after eval(); the graph has them as in a test']
 
 
 def class_name_notes(deployment: Deployment) -> list[str]:

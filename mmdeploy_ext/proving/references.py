@@ -106,9 +106,11 @@ class ImageReference:
         method = f'reference_detections of family {family.name!r}'
         if len(results) != len(self.images):
             raise ConfigError(f'{method} gave results of {len(results)} images, expected {len(self.images)}')
-        others = [type(entry).__name__ for entry in results if not isinstance(entry, Rows)]
-        if others:
-            raise ConfigError(f'{method} gave {others[0]}, no Scored of mmdeploy_ext.runtime.detections')
+        foreign_types = [type(entry).__name__ for entry in results if not isinstance(entry, Rows)]
+        if foreign_types:
+            raise ConfigError(
+                f'{method} gave {foreign_types[0]}, no Scored of mmdeploy_ext.runtime.detections'
+            )
         return results
 
     def _results_of_parts(self) -> list[Any]:

@@ -78,9 +78,9 @@ def results_of(
         return results
     broken = f'detections of {runtime.__name__}'
     if not isinstance(results, list | tuple) or not all(isinstance(entry, Rows) for entry in results):
-        found = results if not isinstance(results, list | tuple) else next(iter(results), None)
+        refused = results if not isinstance(results, list | tuple) else next(iter(results), None)
         raise ConfigError(
-            f'{broken} gives {type(results).__name__} of {type(found).__name__}; expected a list with a '
+            f'{broken} gives {type(results).__name__} of {type(refused).__name__}; expected a list with a '
             f'Scored of mmdeploy_ext.runtime.detections per image'
         )
     if any(np.any(np.diff(entry.scores) > 0) for entry in results):

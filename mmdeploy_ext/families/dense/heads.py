@@ -142,18 +142,18 @@ def thresholds(head: nn.Module) -> NmsConfig:
     """
     kind = kind_of(head)
     test_cfg = head.test_cfg
-    own, upstream = type(head).get_bboxes, kind.upstream
-    is_upstream = own is upstream.get_bboxes
+    get_bboxes, upstream = type(head).get_bboxes, kind.upstream
+    is_upstream = get_bboxes is upstream.get_bboxes
     reader = type(head).__name__ if is_upstream else f'{upstream.__name__}.get_bboxes'
     try:
         check_settings(test_cfg, 'model.test_cfg', kind.needed, reader)
     except ConfigError as error:
         if is_upstream:
             raise
-        source = source_of_function(own)
+        source = source_of_function(get_bboxes)
         raise ConfigError(
-            f'{error}; the graphs would compute that in place of {own.__qualname__} ({source.file} line '
-            f'{source.first}): one that works otherwise needs a family of its own (docs/own-family.md)'
+            f'{error}; the graphs would compute that in place of {get_bboxes.__qualname__} ({source.file} '
+            f'line {source.first}): one that works otherwise needs a family of its own (docs/own-family.md)'
         ) from error
     if kind.limit == 'topk':  # the best cells, without a suppression
         topk = positive('topk', test_cfg['topk'])

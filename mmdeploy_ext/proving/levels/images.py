@@ -157,8 +157,8 @@ class ImageProof(ExportedProof):
         options = fresh_export.options_of_export(options, metadata)
         feeds = observed_inputs(deployment, options, self.samples[0][1])[0]
         with reference.watched():
-            others = options_besides_form(deployment, metadata)
-            family.reference_tensors(model, feeds, metadata.form, **others)
+            options_of_form = options_besides_form(deployment, metadata)
+            family.reference_tensors(model, feeds, metadata.form, **options_of_form)
         with export.watched():
             for stage in family.stages(model, options, fold=False):
                 feeds |= run_stage(stage, feeds)

@@ -146,8 +146,8 @@ def keep_metrics(
     reference = read_json(reference_path)
     if any(reference.get(key) != facts[key] for key in SAME):
         print(metrics)
-        other = 'config, checkpoint, source of the model, data set, number of samples or memory'
-        print(f'{reference_path} is of another {other}: not compared')
+        changed = 'config, checkpoint, source of the model, data set, number of samples or memory'
+        print(f'{reference_path} is of another {changed}: not compared')
         return True
     rows = metric_rows(reference['metrics'], metrics, metric_bar(precision))
     if not rows:

@@ -165,11 +165,11 @@ def _common(entries: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
     """Return those entries, also of dicts in them, that the others have, too, without those that are None."""
     common = {}
     for key, value in entries.items():
-        other = others.get(key)
-        if value is None or other is None:
+        second_value = others.get(key)
+        if value is None or second_value is None:
             continue
-        are_dicts = isinstance(value, dict) and isinstance(other, dict)
-        common[key] = _common(value, other) if are_dicts else value
+        are_dicts = isinstance(value, dict) and isinstance(second_value, dict)
+        common[key] = _common(value, second_value) if are_dicts else value
     return common
 
 

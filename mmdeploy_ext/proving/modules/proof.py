@@ -421,8 +421,8 @@ class ModuleProof:
         call = first = self.calls[0]
         places, sizes = self._dynamic_axes()
         for letter, axes in places.items():
-            larger = [resized(call, 'other sizes', axes, sizes[letter] + more) for more in (1, STEP)]
-            call = next((other for other in larger if not self._refusal(other)), call)
+            larger = [resized(call, 'other sizes', axes, sizes[letter] + step) for step in (1, STEP)]
+            call = next((resized_call for resized_call in larger if not self._refusal(resized_call)), call)
         return None if call is first else call
 
     def _resized(self) -> Iterator[ModuleCall]:

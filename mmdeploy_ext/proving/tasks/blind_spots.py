@@ -44,8 +44,8 @@ def _changed(results: Any) -> Iterator[tuple[str, Any]]:
         if field.name == 'scores' or np.shape(values)[:1] != (len(results),):
             continue
         if values.dtype.kind in 'fb':
-            other = ~values if values.dtype.kind == 'b' else (values * 1.25 + 1).astype(values.dtype)
-            yield f'other {field.name}', dataclasses.replace(results, **{field.name: other})
+            changed_values = ~values if values.dtype.kind == 'b' else (values * 1.25 + 1).astype(values.dtype)
+            yield f'other {field.name}', dataclasses.replace(results, **{field.name: changed_values})
 
 
 def _accepts(match: Any, results: Any, changed: Any) -> bool:
