@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from planted_boxes import CLIP_SIZE, OF_CLIPPING, first_of_batch, five_percent, swapped
+from planted_boxes import CLIP_SIZE, OF_CLIPPING, first_of_batch, five_percent
 from planted_masks import FORM as MASKS_FORM
 from planted_masks import IN_GRAPH, masks_of, shifted
 from planted_two_stage import LEVELS, POOL, layer, of_boxes, of_proposals, without_last_level
@@ -134,7 +134,7 @@ def _halved(logits: torch.Tensor) -> torch.Tensor:
 
 planted('pasting: half a pixel off', FPN, (IN_GRAPH, argument(1, shifted(0.5))))
 planted('pasting: boxes of whole pixels', FPN, (IN_GRAPH, argument(1, torch.round)))
-planted('pasting: height and width change places', FPN, (IN_GRAPH, argument(3, swapped)))
+planted('pasting: x and y change places', FPN, (IN_GRAPH, argument(1, lambda xyxy: xyxy[..., [1, 0, 3, 2]])))
 planted(
     'masks of the next class',
     FPN,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from planting import Change
 
+CLASSES = 6
 NETWORKS, MASK = 'mmdeploy_ext.families.solo.networks', 'mmdeploy_ext.exporting.postprocess.mask'
 SOFT, RESIZE = (
     'mmdeploy_ext.exporting.postprocess.soft_masks',
@@ -130,9 +131,12 @@ planted(
     (f'{NETWORKS}:Coordinates.forward', result(lambda right, *_: right.flip(1))),
 )
 planted(
-    'cells column by column',
+    'cells of scores column by column, those of kernels row by row',
     V2,
-    (f'{NETWORKS}:flat_cells', argument(0, lambda levels: [level.transpose(2, 3) for level in levels])),
+    (
+        f'{NETWORKS}:flat_cells',
+        argument(0, lambda levels: [x.transpose(2, 3) if x.shape[1] == CLASSES else x for x in levels]),
+    ),
 )
 planted(
     'the last level is left out',
@@ -200,11 +204,9 @@ planted(
     decay(lambda scores, labels, areas, overlaps, config: (scores, labels * 0, areas, overlaps, config)),
 )
 planted(
-    'matrix NMS: unions are areas of the better mask',
+    'matrix NMS: areas are halved',
     V2,
-    decay(
-        lambda scores, labels, areas, overlaps, config: (scores, labels, areas * 0.5, overlaps * 0.5, config)
-    ),
+    decay(lambda scores, labels, areas, overlaps, config: (scores, labels, areas * 0.5, overlaps, config)),
 )
 planted('matrix NMS: left out', V2, (DECAY, result(lambda factors, *_: torch.ones_like(factors))))
 planted(
