@@ -19,7 +19,7 @@ PARTS = ('mmdeploy_ext', 'projects', 'tools')
 RUNNER_PARTS = (
     'core', 'preprocess', 'contract', 'proving.axes', 'proving.tensors',
     'engines.onnxruntime', 'runtime', 'consumers', 'families.*.options*', 'families.*.runtime')
-TORCH_FREE = (*RUNNER_PARTS, 'graph', 'engines.base', 'engines.registry', 'cli.options')
+TORCH_FREE = (*RUNNER_PARTS, 'graph', 'engines.base', 'engines.registry', 'cli.options', 'proving.provenance')
 ABOVE = dict(mmdeploy_ext={'projects', 'tools', 'tests'}, projects={'tools', 'tests'}, tools={'tests'})
 DISTRIBUTIONS = ('projects/mmrotate/',)
 """Packages that are installed by themselves, with tests of their own."""

@@ -37,6 +37,13 @@ def check_replaceable(target: AnyPath) -> None:
     check_writable(folder.with_name(f'.{folder.name}.lock'))
 
 
+def check_new_folder(folder: Path) -> None:
+    """Refuse (UsageError) a folder to write that is a file, or has anything in it."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        got = 'is not empty' if folder.is_dir() else 'is a file'
+        raise UsageError(f'{folder}: {got}; name a new folder')
+
+
 def _check_kind(target: AnyPath) -> None:
     folder = Path(target).resolve()
     if folder.exists() and not folder.is_dir():

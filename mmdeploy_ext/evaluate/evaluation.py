@@ -230,9 +230,7 @@ def check_tables(cfg: Any, dataset: Dataset, metrics: Sequence[str] = ()) -> Non
 
     if metrics and getattr(type(dataset), 'evaluate', None) is CocoDataset.evaluate:
         try:
-            with contextlib.suppress(
-                AssertionError
-            ):  # metrics are looked at first, then the number of results
+            with contextlib.suppress(AssertionError):  # about the number of results, after the metrics
                 dataset.evaluate([], metric=list(metrics))
         except KeyError as error:
             raise ConfigError(f'{cfg.filename}: --eval {" ".join(metrics)}: {error.args[0]}') from error

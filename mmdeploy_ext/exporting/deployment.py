@@ -17,7 +17,7 @@ from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.metadata_schema import preprocess as check_rule
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.schema import Mismatch
-from mmdeploy_ext.core.config import load_config, test_pipeline
+from mmdeploy_ext.core.config import load_config, test_dataset, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, EngineError, Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.core.model_classes import ModelClass, files_of_users_classes
@@ -220,8 +220,8 @@ def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[st
 
     Returns:
         The first list or tuple of `num_classes` names among `CLASSES` of `meta`; `classes` of `data.test`
-        (of its first data set if it is a list), names or the path of a file with one on each line; `classes`
-        and `class_names` of the config; and `CLASSES` of the data set's class. If none fits: 'class
+        (of the data set that `test_dataset` reads), names or the path of a file with one on each line;
+        `classes` and `class_names` of the config; and `CLASSES` of the data set's class. If none fits: 'class
         0', 'class 1', ...
 
     Raises:
@@ -231,9 +231,7 @@ def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[st
     """
     from mmcv import list_from_file
 
-    dataset = (cfg.get('data') or {}).get('test') or {}
-    if isinstance(dataset, list | tuple):
-        dataset = dataset[0]
+    dataset = test_dataset(cfg)
     dataset_class = data_class(dataset.get('type'), 'DATASETS')
     listed = dataset.get('classes')
     candidates = (

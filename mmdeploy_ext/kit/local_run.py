@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import EngineError, InferenceError, Mm2OnnxError, UsageError
+from mmdeploy_ext.core.folders import check_new_folder
 from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.engines import registry
 from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
@@ -51,9 +52,7 @@ def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = F
     kit, outputs, manifest = Path(kit), Path(outputs), read_manifest(Path(kit))
     if engine not in ENGINES:
         raise UsageError(f'--run {engine}: expected one of {", ".join(ENGINES)}')
-    if outputs.exists() and (not outputs.is_dir() or any(outputs.iterdir())):
-        got = 'is not empty' if outputs.is_dir() else 'is a file'
-        raise UsageError(f'{outputs}: {got}; name a new folder')
+    check_new_folder(outputs)
     if manifest.get('engine') == LIBSPCONV:
         raise UsageError(f'{kit}: its file is for libspconv alone; {kit}/README.md says how to run it there')
     device = device_of(engine)

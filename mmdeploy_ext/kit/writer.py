@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import write_json
+from mmdeploy_ext.core.folders import check_new_folder
 from mmdeploy_ext.core.versions import versions
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.kit.contents import FORMAT, KIT_HASH, MANIFEST, hashes_of, kit_hash, write_lines
@@ -101,9 +102,7 @@ def write_kit(
             What `write_contents` and `opens` raise is not caught.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        got = 'is not empty' if out.is_dir() else 'is a file'
-        raise UsageError(f'{out}: {got}; name a new folder')
+    check_new_folder(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix='.kit') as workspace:
         folder, outputs = Path(workspace, 'kit'), Path(workspace, 'outputs')

@@ -24,7 +24,7 @@ from mmdeploy_ext.lint.record import origins_of
 from mmdeploy_ext.lint.sites import caller
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from types import CodeType, FrameType
 
     from mmdeploy_ext.lint.record import Origins, Recorder
@@ -80,9 +80,8 @@ def _steps_of(code: CodeType, module: str) -> dict[int, ast.AST]:
     if code.co_name == '<module>' or not is_users_code(code, module):
         return {}
     nodes = _nodes(code.co_filename)
-    offsets = {
-        step.positions: step.offset for step in dis.get_instructions(code)
-    }  # the last of its expression
+    # of the instructions of an expression the last one counts
+    offsets = {step.positions: step.offset for step in dis.get_instructions(code)}
     return {offset: nodes[position] for position, offset in offsets.items() if position in nodes}
 
 
@@ -124,9 +123,8 @@ class _Expressions:
             sides = [node.left, node.right]
         else:
             sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
-        if any(isinstance(self.value(side), np.generic | np.ndarray) for side in sides):
-            return frozenset().union(*map(self._origins, sides))
-        return frozenset()
+        is_of_numpy = any(isinstance(self.value(side), np.generic | np.ndarray) for side in sides)
+        return self._of_all(sides) if is_of_numpy else frozenset()
 
     def _of_call(self, node: ast.Call) -> Origins:
         arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
@@ -142,20 +140,18 @@ class _Expressions:
         name, module = getattr(function, '__name__', ''), str(getattr(function, '__module__', ''))
         if module == 'builtins':
             if name in READERS:
-                return frozenset().union(*map(self._origins, arguments))
-            if name in TEXTS:
-                return frozenset().union(*map(self._of_shape, arguments))
-            return frozenset()
+                return self._of_all(arguments)
+            return self._of_shapes(arguments) if name in TEXTS else frozenset()
         kinds = BuiltinFunctionType | FunctionType | MethodDescriptorType | type
-        package = module.removeprefix('_').partition('.')[0]
-        is_of_python = (
-            package in sys.stdlib_module_names or module.partition('.')[0] in sys.stdlib_module_names
-        )
-        if isinstance(function, kinds) and is_of_python and package not in PASSING:
-            return frozenset().union(*map(self._origins, arguments))
-        return frozenset()
+        package = module.removeprefix('_').partition('.')[0]  # '_operator' has the functions of `operator`
+        is_of_python = not sys.stdlib_module_names.isdisjoint({package, module.partition('.')[0]})
+        hands_on = isinstance(function, kinds) and is_of_python and package not in PASSING
+        return self._of_all(arguments) if hands_on else frozenset()
 
-    def _of_shapes(self, nodes: Any) -> Origins:
+    def _of_all(self, nodes: Iterable[ast.AST]) -> Origins:
+        return frozenset().union(*map(self._origins, nodes))
+
+    def _of_shapes(self, nodes: Iterable[ast.AST]) -> Origins:
         return frozenset().union(*map(self._of_shape, nodes))
 
     def _of_shape(self, node: ast.AST) -> Origins:
@@ -169,7 +165,7 @@ class _Expressions:
         value = self.value(node)
         if value is not UNKNOWN:
             return origins_of(*leaves(value))
-        return frozenset().union(*map(self._origins, ast.iter_child_nodes(node)))
+        return self._of_all(ast.iter_child_nodes(node))
 
     def value(self, node: ast.AST) -> Any:
         """Return the value of an expression; `UNKNOWN` if code of the user's or of a library would run."""

@@ -118,13 +118,23 @@ def random_state() -> dict[str, Any]:
 @contextlib.contextmanager
 def draws_repeated() -> Iterator[None]:
     """Let what comes after the block draw the same random numbers as the block."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    states = _states_of_generators()
     try:
         yield
     finally:
-        setters = random.setstate, np.random.set_state, torch.set_rng_state
-        for restore, state in zip(setters, states, strict=True):
-            restore(state)
+        _set_states_of_generators(states)
+
+
+def _states_of_generators() -> tuple[Any, ...]:
+    """Return the states of the generators of Python, numpy and PyTorch that the whole process has."""
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def _set_states_of_generators(states: tuple[Any, ...]) -> None:
+    """Let the generators of `_states_of_generators` go on from these states."""
+    setters = random.setstate, np.random.set_state, torch.set_rng_state
+    for restore, state in zip(setters, states, strict=True):
+        restore(state)
 
 
 class UnreadableError(RuntimeError):
@@ -142,11 +152,9 @@ def draws_left_out(codes: Collection[CodeType]) -> Iterator[None]:
             previous(frame, event, arg)
         if id(frame.f_code) in ids:
             if event == 'call':
-                states.append((random.getstate(), np.random.get_state(), torch.get_rng_state()))
+                states.append(_states_of_generators())
             elif event == 'return' and states:
-                setters = random.setstate, np.random.set_state, torch.set_rng_state
-                for restore, state in zip(setters, states.pop(), strict=True):
-                    restore(state)
+                _set_states_of_generators(states.pop())
 
     if codes:
         sys.setprofile(watch)

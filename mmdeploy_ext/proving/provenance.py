@@ -11,9 +11,9 @@ import json
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.core.config import test_dataset
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.families.building import data_class
-from mmdeploy_ext.lint.check import TRAINED_LAYERS
 from mmdeploy_ext.proving.results import Check
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ def _class_sources(deployment: Deployment) -> Iterator[tuple[str, list[str]]]:
     """Yield title and class names by label of each source: what was trained first, defaults last."""
     meta, cfg = getattr(deployment.report, 'meta', None) or {}, deployment.cfg
     yield from (('checkpoint', names) for names in names_in_checkpoint(meta))
-    dataset_class, classes = _test_set(cfg)
+    dataset = test_dataset(cfg)
+    dataset_class, classes = data_class(dataset.get('type'), 'DATASETS'), dataset.get('classes')
     if classes is not None:  # a list, or the name of a file of names, which mmdet's data sets read
         # a data set that is not derived from mmdet's takes a list as it is
         names = getattr(dataset_class, 'get_classes', lambda names: names)(classes)
@@ -103,6 +104,8 @@ def training_notes(model: torch.nn.Module) -> list[str]:
 
     So a `train` of the user's leaves them; a graph has layers as in a test.
     """
+    from mmdeploy_ext.lint.check import TRAINED_LAYERS
+
     names = [
         name for name, part in model.named_modules() if part.training and isinstance(part, TRAINED_LAYERS)
     ]
@@ -127,16 +130,6 @@ def class_name_notes(deployment: Deployment) -> list[str]:
     words = f'the file calls its classes as the {fitting} does' if fitting else numbers
     source, names = sources[0]
     return [f'{words}: the model has {count}, the {source} names {len(names)}']
-
-
-def _test_set(cfg: Any) -> tuple[type | None, Any]:
-    """Return the class of the config's test set, or None, and the `classes` in its config, or None."""
-    dataset = (cfg.get('data') or {}).get('test')
-    if isinstance(dataset, list | tuple):
-        dataset = dataset[0] if dataset else None
-    if dataset is None:
-        return None, None
-    return data_class(dataset.get('type'), 'DATASETS'), dataset.get('classes')
 
 
 def _names(value: Any) -> list[str]:

@@ -6,10 +6,11 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
+
+from mmdeploy_ext.compat.import_hook import patched
 
 AXES = {
     f'{kind}_pool{axes}d': axes
@@ -27,10 +28,7 @@ def with_a_batch() -> Iterator[None]:
     that no engine loads, or, of adaptive pooling in two axes, others that pool one axis only. The block holds
     for the whole process.
     """
-    with contextlib.ExitStack() as stack:
-        for name, axes in AXES.items():
-            pool = _batched(getattr(F, name), axes)
-            stack.enter_context(mock.patch.object(F, name, pool))
+    with patched(F, **{name: _batched(getattr(F, name), axes) for name, axes in AXES.items()}):
         yield
 
 

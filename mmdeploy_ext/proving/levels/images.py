@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +151,7 @@ class ImageProof(ExportedProof):
         deployment, metadata = self.deployment, self.files[0].metadata
         family, model, options = deployment.family, deployment.model, self.export_options
         tensors = all(tensor.compare == 'values' for tensor in metadata.spec.outputs)
-        if is_ours(Path(sys.modules[type(family).__module__].__file__).resolve()) or not tensors:
+        if is_ours(Path(inspect.getfile(type(family))).resolve()) or not tensors:
             return super().unexported_code()
         reference, export = RanCode(), RanCode()
         options = fresh_export.options_of_export(options, metadata)

@@ -26,6 +26,7 @@ SOURCES = {
     'checkpoint of mmengine': ({}, dict(dataset_meta=dict(classes=CLASSES), CLASSES=CLASSES)),
     'data set': (data(type='CocoDataset', classes=list(CLASSES)), dict(CLASSES=('of', 'another'))),
     'list of data sets': (dict(data=dict(test=[dict(type='CocoDataset', classes=CLASSES)])), {}),
+    'wrapped data set': (data(type='RepeatDataset', dataset=dict(type='CocoDataset', classes=CLASSES)), {}),
     'config': (dict(classes=CLASSES, class_names=('x', 'y', 'z')), {}),
     'config in 3D': (dict(class_names=CLASSES), None),
 }
