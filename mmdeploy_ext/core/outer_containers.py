@@ -94,7 +94,8 @@ class OuterContainers:
 def comparable(entries: list[tuple[str, Any, Any]], content_of: Callable[[Any], Any]) -> dict[Any, Any]:
     """Return name of a container and key -> what can be compared of the values that were not there at first.
 
-    `content_of` makes that of a value. Values of lists and sets have one key for all of them, ''.
+    `content_of` makes that of a value. Values of lists and sets have one key for all of them, ''. A key that
+    is gone now is not in the result.
     """
     values = {}
     for title, holder, before in entries:

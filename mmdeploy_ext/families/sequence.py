@@ -6,6 +6,7 @@ Terms of its methods:
   has pictures, too);
 - infos: the file of a data set that lists its moments, with poses and calibrations;
 - rig: the cameras and the LiDAR of a vehicle, and their calibration;
+- rule: what the family's `preprocess_rule` returns, by which samples are prepared;
 - contract: which program the files are for, an option of the export (`--contract`);
 - stepper: what computes one moment after the other: the reference, which is PyTorch's model, or the runner,
   which is the exported files on an engine.

@@ -119,7 +119,8 @@ def iteration(call: Call) -> None:
 def topk(call: Call) -> None:
     """`t.topk(min(k, t.shape[0]))`, `kthvalue`: K is fixed when it is traced.
 
-    The rule is `topk-from-size`, if K is a size, or a number that the same function compared with one.
+    The rule is `topk-from-size`, if K is a size, or a number that the same function compared with one; not of
+    a size whose comparison an export leaves out (`Recorder.handled`).
     """
     if call.name not in ('topk', 'kthvalue'):
         return

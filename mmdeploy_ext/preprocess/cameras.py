@@ -148,7 +148,8 @@ class MultiViewRule(JsonDataclass):
     def crop_matrix(self, size: int = 3) -> np.ndarray:
         """Return the (size, size) matrix that maps image pixels x, y to network pixels.
 
-        With `size` 3 it maps (x, y, 1), with 4 (x, y, depth, 1), whose x and y are divided by the depth.
+        With `size` 3 it maps (x, y, 1), with 4 (x, y, depth, 1), in which x and y are pixels, too: they have
+        been divided by the depth.
 
         It is float32, as StreamPETR's is; float64 if `normalised_first`, as BEVFormer's.
         """

@@ -81,8 +81,9 @@ def voxelise(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarra
         rule: range, sizes and limits.
 
     Returns:
-        Features (N, D) float32, the mean of each voxel's points, and coordinates (N, 4) int32, sample 0 and
-        the axes in the rule's order. No point in range gives N = 0.
+        Features (N, D) float32, the mean of each voxel's points (in mode 'hard' of its first `max_points`),
+        and coordinates (N, 4) int32, sample 0 and the axes in the rule's order. N is 0 if no point is in
+        range.
 
     Raises:
         DataError: another width than the rule's, or a value that is not finite.

@@ -101,8 +101,8 @@ def decide_layouts(
 ) -> dict[str, str]:
     """Return the layout of every kernel of a file by its shape there.
 
-    A shape that fits several layouts has the one that all unambiguous shapes share; a pointwise kernel needs
-    no decision.
+    A shape that fits several layouts has the one that all unambiguous shapes share; for a pointwise kernel,
+    which needs no decision, it is the first that fits.
 
     Args:
         path: path of the file, for messages.

@@ -26,7 +26,7 @@ def reference_record(frame: Frame, orientation: str = '') -> np.ndarray:
     """Return the record of the car's motion (18,) as `record_of` does, that of a pose by other code.
 
     By the same code a runner with a wrong one would agree with itself. `orientation` is the kind of records
-    that the model was trained with; for it, and the DataError, see `record_of`.
+    that the model was trained with, '' any; for it, and the DataError, see `record_of`.
     """
     record = record_of(frame, orientation)
     if frame.can_bus is not None:

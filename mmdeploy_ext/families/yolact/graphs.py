@@ -99,7 +99,7 @@ def fast_suppression(
 
     Returns:
         Scores (B, n), labels (B, n) and rows of the priors (B, n), the best first; rows behind the results
-        have the score `NO_CANDIDATE`.
+        have the score `NO_CANDIDATE`. n is `max_per_img`; the family's `check` refuses more than there are.
     """
     best, rows = scores.transpose(1, 2).topk(limit(config['top_k'], scores.shape[1]), 2)
     best_boxes = gather_rows(boxes, rows.flatten(1)).reshape(*rows.shape, 4)
@@ -183,9 +183,9 @@ def masks_of(
 ) -> torch.Tensor:
     """Return masks (B, n, h, w) bool of prototypes (B, P, hp, wp) and their weights (B, n, P) in each mask.
 
-    They are cropped to boxes `relative` (B, n, 4) xyxy: shares of the image without its padding, which are
-    taken for shares of the prototypes, as mmdet does. Then they are resized bilinearly to `target` (2,)
-    int64, h, w.
+    They are cropped to boxes `relative` (B, n, 4) xyxy, with `EDGE` around them: shares of the image without
+    its padding, which are taken for shares of the prototypes, as mmdet does. Then they are resized bilinearly
+    to `target` (2,) int64, h, w.
     """
     size = hw(prototypes)
     probabilities = (weights @ prototypes.flatten(2)).sigmoid()

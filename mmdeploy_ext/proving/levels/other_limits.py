@@ -143,7 +143,7 @@ class Trials:
 
         False without such a limit, without a threshold of scores, and for fewer than two results.
         """
-        kinds = {limit.kind: limit for limit in self.limits}  # the last of each
+        kinds = {limit.kind: limit for limit in self.limits}  # the last of each: of rows, the results'
         if not {Kind.ROWS, Kind.SCORE} <= kinds.keys():
             return False
         last, model = kinds[Kind.ROWS], self.deployment.model
@@ -182,9 +182,10 @@ class Trials:
         return {name: images[0] for name, images in lists.items()}
 
     def near_ties(self, lists: Callable[[], dict[str, Any]], name: str) -> Iterator[Any]:
-        """Yield the list `name` of those that `lists` returns, with moved thresholds or other rounding.
+        """Yield the list `name` of those that `lists` returns, once for each way to decide ties otherwise.
 
-        A row that has no partner may have one in such a list, see `near_ties.py`.
+        Thresholds are moved, the family's `rounded_choices` are made, layers round in another way. A row that
+        has no partner may have one in such a list, see `near_ties.py`.
         """
         family, model = self.deployment.family, self.deployment.model
         choices = family.rounded_choices(model)
@@ -302,7 +303,7 @@ class Trial(abc.ABC):
         return contextlib.nullcontext()
 
     def case(self) -> Case:
-        """Choose the limits, export what follows the network with them, and compare every list."""
+        """Choose the limits, export what follows the network with them, and compare every list it gives."""
         shape = 'x'.join(map(str, (1, *self.trials.image.tensor.shape)))
         with self.boxes():
             values = self.with_areas(self.with_covered_share(self.values()))
@@ -366,7 +367,7 @@ class Trial(abc.ABC):
         return self._scores[key]
 
     def _compare_lists(self) -> tuple[DetectionRow, ...]:
-        """Return a row for every list; called while the model has the changed limits."""
+        """Return a row for every list of the export; called while the model has the changed limits."""
         trials, family = self.trials, self.trials.deployment.family
         expected = self.expected()
         titles = {name: f'{trials.title}: {name}' if name else trials.title for name in expected}

@@ -55,9 +55,10 @@ FOLLOWED: Followed = (*DETECTORS, *HEADS, *LAYERS, *CODERS, *FUNCTIONS)
 
 
 def replaced(model: nn.Module) -> Iterator[Replaced]:
-    """Yield the methods of a live detector, its heads, layers and coders, and the functions they call.
+    """Yield an entry for each followed part of a live detector, and for each module of functions it calls.
 
-    All that are in `FOLLOWED` are yielded, whether the user changed them or not.
+    Parts are the detector, its heads, layers and coders; an entry has the names of the part's methods that
+    `FOLLOWED` has, whether the user changed them or not.
     """
     for part in model.modules():
         yield from replaced_of_class(part, (*DETECTORS, *HEADS, *LAYERS))

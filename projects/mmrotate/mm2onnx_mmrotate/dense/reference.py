@@ -49,7 +49,7 @@ def choose_as(
 
     Readings are the ways to write a rectangle, which are quarter turns apart; `readings.py` has the bars
     within which rounding decides. `outputs` are the engine's by name, `reference` those of `tensors`; see
-    `ImageFamily.choose_as`. `feeds` are not used.
+    `ImageFamily.choose_as`. `feeds` and the bar of ties that may follow are not used.
     """
     chosen, boxes = dict(reference), outputs.get('boxes')
     if boxes is not None and boxes.shape == np.shape(reference.get('boxes')):

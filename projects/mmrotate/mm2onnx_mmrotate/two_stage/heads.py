@@ -88,7 +88,10 @@ def coder_of(head: nn.Module) -> dict[str, Any]:
 
 
 def output_columns(head: nn.Module) -> tuple[tuple[str, int], ...]:
-    """Return (name, columns per box) of the outputs of a head of boxes behind its class logits."""
+    """Return (name, columns per box) of the outputs of a head of boxes behind its class logits.
+
+    A head that is not class-agnostic gives a box for each class.
+    """
     if isinstance(head, bbox_heads.GVBBoxHead):
         return ('bbox_pred', 4), ('fix_pred', 4), ('ratio_pred', 1)
     return (('bbox_pred', 5),)
