@@ -55,7 +55,7 @@ SHARES = (1.0, 0.2, 0.05)
 STEP = 2.0
 """Factor by which such a factor grows if there are too many rows."""
 MAX_BOXES = 2500
-"""Boxes that a raised limit leaves at most: more would take longer than the rest of a proof."""
+"""Boxes up to which a limit is raised by more than `raised` does: more take longer than the rest of a proof."""
 MAX_MASK_PIXELS = 1 << 24
 """Pixels of all masks together that a limit leaves at most, for the same reason."""
 MAX_LAYER_BYTES = 1 << 28
@@ -158,7 +158,10 @@ class Trials:
 
     @property
     def max_results(self) -> int:
-        """Number of results that a limit leaves at most, by the pixels of masks and the bytes of layers."""
+        """Number of results up to which a limit is raised, by the pixels of masks and the bytes of layers.
+
+        A model's own limit that is as high is kept by a trial, or changed as `raised` does.
+        """
         family, most = self.deployment.family, [sys.maxsize]
         if not matches_many(family):
             most.append(self.max_masks)
