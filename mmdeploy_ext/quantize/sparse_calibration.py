@@ -146,7 +146,7 @@ def calibrate_sweeps(
     source: str = 'sweeps',
     checkpoint_sha256: str = '',
 ) -> Ranges:
-    """Measure the ranges of all inputs on sweeps, and compute those of the weights.
+    """Measure the range of every input on sweeps, one number, and compute those of the weights by channel.
 
     Args:
         graph: graph folded in fp32, with its weights.

@@ -55,7 +55,7 @@ SHARES = (1.0, 0.2, 0.05)
 STEP = 2.0
 """Factor by which such a factor grows if there are too many rows."""
 MAX_BOXES = 2500
-"""Boxes up to which a limit is raised by more than `raised` does: more take longer than the rest of a proof."""
+"""Boxes up to which a limit is raised by more than `raised` does: more outlast the rest of a proof."""
 MAX_MASK_PIXELS = 1 << 24
 """Pixels of all masks together that a limit leaves at most, for the same reason."""
 MAX_LAYER_BYTES = 1 << 28
