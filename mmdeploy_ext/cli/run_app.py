@@ -115,7 +115,7 @@ def check_inputs(args: argparse.Namespace, samples: str) -> None:
 
 
 def opened(args: argparse.Namespace, metadata: Metadata) -> Runtime:
-    """Open the files of a model of sweeps or frames, by `OPENS` of the runtime of its family.
+    """Open the files of a model of sweeps or frames by the class `OPENS` of its family's runtime module.
 
     `metadata` are those of the last file. ModelFileError: the family gives no boxes, or is not registered.
     """

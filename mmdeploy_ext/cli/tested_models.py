@@ -94,7 +94,10 @@ class TestedModel(abc.ABC):
         """
 
     def expected_metadata(self, deployment: Deployment) -> list[Metadata]:
-        """Return the metadata of the files that an export of `deployment` would write, in their order."""
+        """Return the metadata of the files that an export of `deployment` would write, in their order.
+
+        An export that is there already is stale if it has others.
+        """
         from mmdeploy_ext.exporting.files import make_metadata
 
         graphs = deployment.family.graphs(deployment.model, self.options)

@@ -42,7 +42,10 @@ def recorded_value(record: Mapping[str, Any], *keys: str) -> Any:
 
 
 def mixture_rules(models: Mapping[str, onnx.ModelProto]) -> Iterator[Violation]:
-    """Yield the first of several files, by name, that was exported from another checkpoint than the first."""
+    """Yield the first of some files that was exported from another checkpoint than the first file.
+
+    `models` is name of a file -> its model, in the order of the files.
+    """
     hashes = {file: recorded_value(record_of(model), 'checkpoint_sha256') for file, model in models.items()}
     known = [(file, text) for file, text in hashes.items() if isinstance(text, str) and text]
     for file, text in known[1:]:

@@ -252,7 +252,7 @@ def write_error(target: AnyPath, error: OSError) -> Mm2OnnxError:
 
 @contextlib.contextmanager
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `target` that is renamed to it on success and removed on failure.
+    """Yield the path of a temporary file beside `target`, renamed to it on success and removed on failure.
 
     The folder of the target is made when it is missing.
 

@@ -130,7 +130,7 @@ def parsed_config(path: str) -> ast.Module:
 def imported_modules(path: str) -> list[str]:
     """Return the dotted names of the modules that a config imports anywhere, without relative imports.
 
-    `import a.b` and `from a.b import c` give 'a.b'. The list is empty if the file is not Python.
+    `import a.b` and `from a.b import c` give 'a.b', some twice. The list is empty if the file is not Python.
     """
     modules = []
     for node in ast.walk(parsed_config(path)):

@@ -19,7 +19,7 @@ TIFF_WIDTH, TIFF_HEIGHT = 256, 257
 def size_in_header(content: bytes) -> tuple[int, int] | None:
     """Return (height, width) of a JPEG, PNG, BMP, WebP or TIFF; None if no size is read, as of other files.
 
-    Nothing behind the size is checked.
+    They are those of the stored pixels, which EXIF may turn. Nothing behind the size is checked.
     """
     for signature, read in READERS.items():
         if content.startswith(signature):
@@ -31,7 +31,7 @@ def size_in_header(content: bytes) -> tuple[int, int] | None:
 
 
 def is_cut_png(content: bytes) -> bool:
-    """Return whether a PNG ends before its last chunk does; False for other files.
+    """Return whether a PNG lacks its last chunk, IEND, or a part of a chunk; False for other files.
 
     OpenCV allocates memory for all of a chunk, however long it says that it is.
     """

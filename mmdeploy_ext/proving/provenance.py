@@ -116,10 +116,10 @@ def training_notes(model: torch.nn.Module) -> list[str]:
 
 
 def class_name_notes(deployment: Deployment) -> list[str]:
-    """Return a note if mmdet's source of class names has not as many as the model has classes; else [].
+    """Return a note if the first source of class names has not as many as the model has classes; else [].
 
-    That is the first source that has names. The file then has the names of the first source with as many,
-    else numbers.
+    mmdet takes the names of the first source. The file then has those of the first source with as many, else
+    numbers.
     """
     count = deployment.family.num_classes(deployment.model)
     sources = [(source, names) for source, names in _class_sources(deployment) if names]

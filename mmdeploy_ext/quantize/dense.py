@@ -123,7 +123,7 @@ class DenseQuantiser:
                 self.ranges[name] = (np.maximum(low, -bound), np.minimum(high, bound))
 
     def network(self, layers: Sequence[str]) -> onnx.ModelProto:
-        """Return the network with these layers, by their names, in INT8; without any, the float network.
+        """Return the network with these layers (`Layer.name`) in INT8; without any, the float network.
 
         Raises:
             InferenceError: an activation of these layers is not finite. Others may be: RT-DETR's anchors at

@@ -44,11 +44,11 @@ class NncfQuantiser:
         self.graph, self._nncf, self._batches = graph, require_nncf(), _TrackedBatches(batches)
 
     def network(self, layers: Sequence[str]) -> onnx.ModelProto:
-        """Return the network with these layers, by their names, in INT8; without any, the float network.
+        """Return the network with these layers (`Layer.name`) in INT8; without any, the float network.
 
-        It is the part of the graph that ends in the last layers. Behind the named layers a few operators are
-        in INT8, too, if all their inputs are: sums and those of `DenseGraph.int8_nodes`, such as Clip, and
-        those that only move values (`MOVES`). All others stay float.
+        It is the whole `DenseGraph.network`, whichever layers are named. Behind these a few operators are in
+        INT8, too, if all their inputs are: sums and those of `DenseGraph.int8_nodes`, such as Clip, and those
+        that only move values (`MOVES`). All others stay float.
 
         What NNCF prints on stdout and logs is suppressed. InferenceError: NNCF failed.
         """

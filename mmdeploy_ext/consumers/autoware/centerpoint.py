@@ -77,7 +77,7 @@ class AutowareCenterPoint(Runtime):
         self.seconds = dict.fromkeys((*GRAPHS, 'boxes'), 0.0)
 
     def objects(self, points: np.ndarray) -> NodeObjects:
-        """Return the objects that the node publishes of one cloud.
+        """Return the objects that the node publishes of one cloud, in the frame of its points.
 
         Args:
             points: (P, D) float32: x, y, z in metres of the vehicle's frame, intensity 0..255 where D is 5,

@@ -131,9 +131,9 @@ class MaskPostprocess(nn.Module):
         Returns:
             masks (B, n, h, w) bool, scores (B, n) float32 and labels (B, n) int64 in descending order of
             scores; n is the largest number of results of an image in the batch, which may be 0 (with a cap:
-            a constant). Rows that an image does not have are empty masks with score 0 and label -1. With a
-            cap also (B,) int64, the number of candidates with a score above `score_thr`, of which the cap may
-            have left out some.
+            the smallest of the cap and the limits `nms_pre` and `max_per_img`, a constant). Rows that an
+            image does not have are empty masks with score 0 and label -1. With a cap also (B,) int64, the
+            number of candidates with a score above `score_thr`, of which the cap may have left out some.
         """
         num_classes = cate_pred.shape[2]
         scores, pairs, areas = (self._capped if self.cap else self._all)(cate_pred, soft)

@@ -53,7 +53,8 @@ class BoxRule(HeadRule):
         post_max_size: boxes per task that come out of NMS; None takes all.
         min_radius: per task the squared distance of centres, m2, up to which the worse of two boxes is
             dropped ('circle'); empty for 'rotate' if the config has none.
-        post_center_limit_range: the same after NMS ('rotate'); an empty one keeps all boxes.
+        post_center_limit_range: as `post_center_range`, for the boxes that NMS keeps ('rotate'); an empty one
+            keeps all.
     """
 
     limit: ClassVar[str] = 'post_max_size'

@@ -97,7 +97,8 @@ class Decode(nn.Module):
     ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor | None]]:
         """Return per level boxes (B, A, 4), class scores (B, A, C) and score factors (B, A) or None.
 
-        Boxes are xyxy in pixels, not clipped. `raw` are the outputs of the head (B, a*columns, h, w), in the
+        Boxes are xyxy in pixels, not clipped. Scores and factors are in 0..1; scores are -1 in cells in which
+        guided anchors place no prior. `raw` are the outputs of the head (B, a*columns, h, w), in the
         order of `raw_names`.
         """
         count = len(raw) // len(self.outputs)
@@ -134,10 +135,11 @@ class DecodeForm(nn.Module):
         self.product = product
 
     def forward(self, *raw: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return boxes (B, A, 4), scores (B, A, C), factors (B, A) and priors per level (L,) int64.
+        """Return boxes (B, A, 4), scores (B, A, C), factors (B, A) and the priors per level (L,).
 
-        The last two are left out of some models and forms, see `decode_names`. `raw` are the outputs of the
-        head (B, a*columns, h, w), in the order of `raw_names`.
+        The last are numbers, int64. The others are those of `Decode`, of all levels, with `product` scores
+        times factors. The last two are left out of some models and forms, see `decode_names`. `raw` are the
+        outputs of the head (B, a*columns, h, w), in the order of `raw_names`.
         """
         mlvl_boxes, mlvl_scores, mlvl_factors = self.decode(*raw)
         sizes = [boxes.shape[1] for boxes in mlvl_boxes]
@@ -199,8 +201,8 @@ class DenseFullForm(nn.Module):
             image: (B, 3, H, W); only its size is used.
             img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
             scale_factor: (B, 4) float32 `w h w h`, input / original.
-            border_and_raw: the raw outputs; if boxes lose it, before them border (B, 2) float32, the padding
-                above and left of the image.
+            border_and_raw: the raw outputs; if boxes lose it, before them border (B, 2) float32, the rows of
+                padding above the image and the columns left of it.
         """
         input_hw = hw(image).to(img_shape)[None]
         clip_hw = torch.where(img_shape > 0, img_shape, input_hw)

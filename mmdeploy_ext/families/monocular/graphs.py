@@ -203,7 +203,11 @@ def full_outputs(model: nn.Module, options: Options, batch: int | str) -> tuple[
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and what the form adds to it; see `ImageFamily.stages`."""
+    """Return the network, and what the form adds to it; see `ImageFamily.stages`.
+
+    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
+    is.
+    """
     head = model.bbox_head
     raw = raw_names(head)
     chain = [Stage('network', PointsNetwork(fuse(model) if fold else model), ('input',), raw)]

@@ -72,7 +72,7 @@ def side_of(roi_head: nn.Module) -> int:
 
 
 class StagedMaskHeads(nn.Module):
-    """Mask heads of a live head of regions that take the features of their own regions.
+    """Mask heads of mmdet's head of regions, no copies, that each take the features of their own regions.
 
     `constant`: no shape of the graph may depend on values.
     """

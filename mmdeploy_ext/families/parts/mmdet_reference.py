@@ -45,7 +45,8 @@ def metas_of(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
 def metas_of_images(images: Sequence[PreparedImage], rescale: bool) -> list[dict[str, Any]]:
     """Return `metas_of` images for a test path that pastes masks.
 
-    With `rescale` their `ori_shape` is `image_feeds.pasted_size`, without it that of the original.
+    With `rescale` their `ori_shape` is `image_feeds.pasted_size`, without it that of the original, which
+    mmdet then multiplies by the ratio.
     """
     metas = metas_of(images)
     for meta, image in zip(metas, images, strict=True):

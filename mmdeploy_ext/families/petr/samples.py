@@ -25,8 +25,8 @@ GAPS_S = (0.5, 0.05, 1.7, 6.0, 0.5)
 TURN_RAD, WAY_M = 0.25, 2.5
 """How much the car turns and moves between these frames."""
 LAG_S = 0.08
-"""Largest time in seconds from the first picture of a frame of a drive to its last; the order of the cameras
-changes."""
+"""Largest time in seconds from the first picture of a frame of a drive to its last; which camera is the first
+changes from frame to frame."""
 
 
 def frame(data: Mapping[str, Any]) -> Frame:

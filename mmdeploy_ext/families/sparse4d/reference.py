@@ -128,9 +128,9 @@ class Sparse4DReference:
         `pred_instance_feature` and the values of `PREDICTIONS`, float32 (1, A, ...); `instance_id` and
         `confidence` of the rows; `pred_track_id` (1, A) int32, the ids of rows that were kept from the last
         frame, which are the first ones, -1 for others; `first_scores` (1, A) float64, by which this frame's
-        own rows were chosen, NaN for kept ones, and for all rows if none was kept; and `feature` if
-        `shows_features`. `was_reset` says that no kept instance came in: the memory was empty, or the bank
-        left it out after a gap, with the memory still there.
+        own rows were chosen, NaN for kept ones, and for all rows if none was kept, as then none is chosen;
+        and `feature` if `shows_features`. `was_reset` says that no kept instance came in: the memory was
+        empty, or the bank left it out after a gap, with the memory still there.
 
         Raises:
             DataError: an invalid pose or time, before anything is run.

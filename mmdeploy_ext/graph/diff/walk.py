@@ -113,7 +113,10 @@ class Walk:
     good: dict[str, np.ndarray]
 
     def latest_input(self, position: int) -> int:
-        """Return the largest `record` of the references of a node's inputs, -1 if none has one."""
+        """Return the largest `record` of the references of a node's inputs, -1 if none has one.
+
+        The reference computed what stands for the node's outputs later than that.
+        """
         rows = [self.rows[name] for name in self.program.index.reads(position) if name in self.rows]
         return max((row.reference.record for row in rows if row.reference is not None), default=-1)
 

@@ -26,7 +26,10 @@ CENTRE = (0, 1, 4)
 
 
 def depths_of(head: nn.Module) -> Tensor:
-    """Return the depths (D,) in m of the points along each ray, the first `depth_start`, see `depth_bins`."""
+    """Return the depths (D,) in m of the points along each ray, ascending; the first is `depth_start`.
+
+    One more would be at the upper x of `position_range`, see `depth_bins`.
+    """
     end = float(head.position_range[3])
     return depth_bins(int(head.depth_num), float(head.depth_start), end, bool(head.LID))
 

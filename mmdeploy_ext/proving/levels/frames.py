@@ -58,7 +58,8 @@ class FramesProof(ExportedProof):
         spec: outputs and state of all files together.
         reference: PyTorch's side, frame by frame.
         runner: the files on their engine, frame by frame.
-        clock: seconds of both sides, by the names in `engine_titles`; unused by a `DriveProof`.
+        clock: seconds of both sides, by the names in `engine_titles`; unused by `DriveProof`,
+            the proof of models with a memory.
         engine_titles: title of PyTorch, and of the engine, in the table of times.
         reference_code: the user's code that PyTorch's side ran.
         first_settings: `users_settings` of the model after the first sample; None before, and if there is no

@@ -216,9 +216,9 @@ class ImageProof(ExportedProof):
     def more_inputs(self) -> Sequence[ProofInput]:
         """Return up to ten other views of the first picture if nothing failed but too many results are ties.
 
-        Else []. Too many are a larger share than the bar allows. Of the 500 results that five pictures have,
-        one decision of a suppression is 0.4 %: too few results for a share. The bar is then applied to the
-        results of all pictures.
+        Else []. Too many are a larger share than the bar allows, and five pictures may have too few results
+        for a share: one decision of a suppression changes a result on either side, 0.4 % of 500. The bar is
+        then applied to the results of all pictures.
         """
         cases = self.verdict.cases
         if not (self.verdict.passed and too_many_ties(cases)):

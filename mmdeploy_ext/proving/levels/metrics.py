@@ -127,8 +127,8 @@ def keep_metrics(
         precision: precision of the engine's network, see `metric_bar`.
 
     Returns:
-        False when a metric differs from PyTorch's by more than the bar, or when no metric has a value to
-        compare. True when there is nothing of PyTorch's to compare with, or only that of another run.
+        True if nothing is compared: the engine is PyTorch, or PyTorch's metrics are not there or of another
+        run. Else whether no metric differs by more than the bar, and at least one has a value on a side.
 
     Raises:
         UsageError: the file of PyTorch's metrics cannot be read, or is no JSON.

@@ -200,7 +200,7 @@ class ModuleProof:
         rows: Sequence[str],
         seed: int,
     ) -> None:
-        """Open the file and bind its tensors to those of the module.
+        """Open the file and pair its tensors with those of the module, see `pair_names`.
 
         Arguments and errors are those of `prove_module`; `samples` are its `inputs`.
         """

@@ -80,10 +80,10 @@ class Stage(nn.Module):
         return logits.reshape(*rows, -1), named
 
     def decode(self, regions: Tensor, rows: dict[str, Tensor], clip_hw: Tensor) -> Tensor:
-        """Return boxes (B, K, G, 5); boxes, or their centres, are clipped to `clip_hw` (B, 2).
+        """Return boxes (B, K, G, 5) by the coder of the head; for what is clipped to `clip_hw` see `CODERS`.
 
-        `rows` are the outputs of the head for the regions by name, see `outputs`. The coder 'upright_delta'
-        clips nothing.
+        `rows` are the outputs of the head for the regions by name, see `outputs`; `clip_hw` (B, 2) is height
+        and width. Of the coders 'upright_delta' clips nothing, 'rotated_delta' the centres.
         """
         return CODERS[self.coder['type']](torch, regions[:, :, None], rows, self.coder, clip_hw)
 

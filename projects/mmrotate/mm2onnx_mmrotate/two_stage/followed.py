@@ -61,7 +61,11 @@ FOLLOWED: Followed = (*PARTS, *CODERS, *FUNCTIONS)
 
 
 def replaced(model: nn.Module) -> Iterator[Replaced]:
-    """Yield the methods of a live detector, its heads, extractors and coders, and the functions they call."""
+    """Yield an entry for each followed part of a detector, with the names of the methods that are followed.
+
+    Parts are the detector, its heads, extractors and coders. Behind them comes an entry for each of
+    `FUNCTIONS`, whatever the detector is.
+    """
     for part in model.modules():
         yield from replaced_of_class(part, PARTS)
         for name in ('bbox_coder', 'fix_coder'):
