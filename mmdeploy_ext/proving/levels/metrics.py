@@ -31,6 +31,7 @@ NO_METRICS = (
     'the evaluator gave none, as it does where nothing was detected in any image; use a trained checkpoint '
     'and a data set of its classes, and a lower model.test_cfg.score_thr if there is one'
 )
+"""Reason why there is no metric, and what to do."""
 NO_VALUES = 'every metric is NaN or -1 on both sides, as the data set has no object of these classes'
 """Reason why nothing was compared although the evaluator gives metrics."""
 METRIC_BAR = 0.0005

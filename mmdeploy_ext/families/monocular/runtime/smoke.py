@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ['detections', 'draw']
 
 RESULT = MonocularDetections
+"""The class of the results of a picture, as which a kit reads them back."""
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[MonocularDetections]:
