@@ -152,7 +152,7 @@ def list_samples(folder: str | Path) -> list[Path]:
 class DumpWriter:
     """Writes the tensors that a config names, one sample of a data set after the other.
 
-    It is a `_pth` config, with which `test.py` runs the model in PyTorch.
+    That config is X_pth.py, with which `test.py` runs the model in PyTorch.
 
     Attributes:
         folder: one sub-folder per sample, named by its index, is made in it.

@@ -131,8 +131,8 @@ def run(
     """Export one stage by the exporter that it names.
 
     Args:
-        stage: the module and the names of its inputs and outputs; if these are fewer than the tensors, the
-            exporter names the others.
+        stage: the module, the exporter, not '', and the names of its inputs and outputs; if these are fewer
+            than the tensors, the exporter names the others.
         args: example tensors, one per input.
         dynamic: input or output name -> dynamic axis -> name of its symbolic dimension.
         opset: opset of the file.

@@ -169,7 +169,9 @@ class DinoTransformer(transformer.DeformableDetrTransformer):
         moves: nn.Module,
         scores: nn.Module,
     ) -> torch.Tensor:
-        """Return the boxes (B, Q, 4) cxcywh in 0..1 of the tokens with the highest class scores.
+        """Return the boxes (B, Q, 4) cxcywh of the tokens with the highest class scores, the best first.
+
+        Boxes are in 0..1, shares of the image without its padding.
 
         Args:
             memory: tokens (B, S, D) behind the encoder.

@@ -43,7 +43,8 @@ def order_rows(outputs: Mapping[str, np.ndarray], num_classes: int) -> list[Tens
     """Return a failing row for every promise about scores and labels that an output breaks.
 
     Scores are finite and descend; a row of score 0 is padding and has label -1, and no other row has it;
-    padding comes last; the other labels are in 0..num_classes - 1.
+    padding comes last, and an image that has some has no negative score; the other labels are in
+    0..num_classes - 1.
 
     Args:
         outputs: name -> array, all of them there: `dets` (B, n, columns), whose last column is the score, or

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.engines import BACKENDS
-from mmdeploy_ext.proving.tasks import task_module
+from mmdeploy_ext.proving.tasks import NEEDED_BY_HALF, task_module
 from mmdeploy_ext.proving.tensors import compare_named
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class HalfBars:
 
     def of_task(self, task: str) -> dict[str, float]:
         """Return the keyword arguments of `match_detections` of a task, a name that `task_module` takes."""
-        return task_module(task).half_bars(self)
+        return task_module(task, NEEDED_BY_HALF).half_bars(self)
 
     def judge(self, rows: Sequence[TensorRow]) -> list[TensorRow]:
         """Return the rows; those that could be compared are judged by `out_of_bars`, not by a tolerance.
@@ -105,7 +105,7 @@ class HalfBars:
 
     def text(self, task: str) -> str:
         """Return the bars in words; `task` is a name that `task_module` takes."""
-        place = task_module(task).half_text(self)
+        place = task_module(task, NEEDED_BY_HALF).half_text(self)
         return (
             f'{tensor_text(self.cosine)}, {100 * self.match_rate:g} % of the results matched within {place} '
             f'and score {self.score}'

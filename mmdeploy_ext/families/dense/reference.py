@@ -118,8 +118,8 @@ def candidate_bounds(
 
     A score that differs from its threshold by no more than `slack`, or an objectness (YOLOv3) from its
     own, may pass or not. Of each level those count that `contract.dense_head.Head.choose` lets
-    through; the best `nms_pre` priors are those of this run, also where ranks differ by rounding.
-    `feeds` hold `input` as for `tensors`; limits of the file are not used.
+    through, with 'best' one per prior; the best `nms_pre` priors are those of this run, also where ranks
+    differ by rounding. `feeds` hold `input` as for `tensors`; limits of the file are not used.
     """
     config, description = thresholds(model.bbox_head), described(model)
     generator = generator_of(model.bbox_head)

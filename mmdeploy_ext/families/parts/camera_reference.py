@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
-from mmdeploy_ext.families.parts.samples import as_trained
+from mmdeploy_ext.families.parts.samples import detections_in_1x
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, StepResult
 
@@ -60,7 +60,7 @@ class CameraReference(abc.ABC):
 
         `result` is its `pts_bbox`: `boxes_3d`, `scores_3d` and `labels_3d`.
         """
-        return as_trained(result, self.convention)
+        return detections_in_1x(result, self.convention)
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
         """Return the boxes that the head's own `get_bboxes` decodes from its outputs, name -> array."""

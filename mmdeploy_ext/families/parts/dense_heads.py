@@ -173,12 +173,14 @@ class HeadKind:
 
     Attributes:
         upstream: the class whose methods the graphs repeat.
-        choose_before_pairs: value of `Head.choose` for an mmdet whose heads kept priors in place of pairs.
+        choose_before_pairs: value of `Head.choose` (`contract/dense_head.py`) for an mmdet whose heads kept
+            priors in place of pairs.
         factor: name of a third output, the logits of a score factor; '' without one.
         has_generator: whether upstream's head has a generator of priors.
-        fixed: entries of `test_cfg` that its `get_bboxes` does not read -> the values by which it behaves.
+        fixed: entries of `test_cfg` that upstream's `get_bboxes` does not read -> the values by which it
+            behaves.
         limit: entry of `test_cfg` that limits the detections of an image.
-        needed: entries of `test_cfg` that it reads without a default.
+        needed: entries of `test_cfg` that upstream's `get_bboxes` reads without a default.
         unlimited: whether -1 of that limit keeps all detections; else upstream leaves out the last one.
     """
 

@@ -126,7 +126,7 @@ def suppression_entries(head: nn.Module, iou_threshold: float, max_per_img: int)
 
 
 def limits_of_head(head: nn.Module, name: str) -> list[Limit]:
-    """Return the limits and thresholds that a head of proposals reads, which limit the list `name`."""
+    """Return the limits and thresholds that a head of proposals reads; `name` is their `Limit.list`."""
     limits = entries_of(head.test_cfg, 'rpn', name)
     if mmdet_release() >= NMS_ENTRY_SINCE:
         return limits

@@ -126,7 +126,7 @@ def result(detections: Detections3D) -> dict[str, Any]:
     return dict(pts_bbox=rows)
 
 
-def as_trained(result: Mapping[str, Any], convention: str) -> Detections3D:
+def detections_in_1x(result: Mapping[str, Any], convention: str) -> Detections3D:
     """Return a result, see `detections`, with boxes as mmdet3d 1.x has them.
 
     `convention` is that of the model's training, '0.17' or '1.x', see `parts.options.CONVENTIONS`. The

@@ -135,11 +135,14 @@ class QueryFamily(ImageFamily):
         return tokens.stage_of(model)
 
     def first_inputs(self, model: nn.Module, images: Sequence[PreparedImage]) -> dict[str, np.ndarray]:
-        """Return the transformer's input maps, and the tokens that mmdet's own encoder makes of them."""
+        """Return the transformer's input maps and the tokens of mmdet's own encoder, by name."""
         return tokens.inputs_of(model, images)
 
     def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Return the list of tokens that become queries, as `Detections`, if a graph gives them."""
+        """Return `PROPOSALS` -> the tokens of the one image that become queries, a `Detections`.
+
+        {} if the graph does not give them.
+        """
         return {PROPOSALS: boxes_of_classes(outputs[PROPOSALS])} if PROPOSALS in outputs else {}
 
 

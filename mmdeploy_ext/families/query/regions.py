@@ -49,7 +49,10 @@ class RegionsNetwork(nn.Module):
         return tuple(tap(name, tensor) for name, tensor in zip(self.names, outputs, strict=False))
 
     def look(self, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the tensors before the maps in `forward`; `clip_hw` (B, 2) is the size of the images."""
+        """Return the tensors before the maps in `forward`.
+
+        `clip_hw` (B, 2) is the height and width of the images before padding.
+        """
         learned = self.model.rpn_head
         size_whwh = clip_hw.flip(1).repeat(1, 2)[:, None]
         boxes = cxcywh_to_xyxy(learned.init_proposal_bboxes.weight)[None] * size_whwh

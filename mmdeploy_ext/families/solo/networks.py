@@ -64,7 +64,7 @@ def run_tower(layers: Sequence[nn.Module], features: torch.Tensor) -> torch.Tens
 
 
 class SoloNetwork(nn.Module):
-    """The common part of the four heads: backbone, neck, level inputs and the category branch."""
+    """The common part of the four heads: backbone, neck and level inputs; and steps of some of them."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -215,7 +215,8 @@ def x_last(maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def rows_after_nms(boxes: Tensor, scores: Tensor, labels: Tensor, group: Mapping[str, Any]) -> Tensor:
     """Return the rows (k,) int64, best first, of the boxes (n, 9) that the NMS of a group keeps.
 
-    Labels (n,) count within the group, which is one of `BEVFusionCenterHead.nms`.
+    Boxes have the columns of the module, of which z and the height are not read. Labels (n,) count within the
+    group, which is one of `BEVFusionCenterHead.nms`.
     """
     if not len(boxes):
         return labels

@@ -1,4 +1,4 @@
-"""Box formats of RT-DETR: cxcywh relative to the image inside the network, xyxy pixels outside."""
+"""Boxes as cxcywh and as xyxy. Nothing here scales them: shares of an image stay shares, pixels pixels."""
 
 import torch
 

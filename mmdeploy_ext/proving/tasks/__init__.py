@@ -35,22 +35,27 @@ from typing import TYPE_CHECKING
 from mmdeploy_ext.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import ModuleType
 
 
 TASKS = {name: f'{__name__}.{name}' for name in ('bbox2d', 'bbox3d', 'boxed_mask', 'mask', 'panoptic')}
 """Name of a task of this package -> its module."""
 NEEDED = ('match_detections', 'pair_up', 'fit_pair', 'draw_pair', 'RESULTS', 'PLACE')
-"""Names that `task_module` requires."""
+"""Names that every task module has."""
+NEEDED_BY_HALF = ('half_bars', 'half_text')
+"""Names that it needs, too, to prove files of float16 or INT8."""
 
 
-def task_module(name: str) -> ModuleType:
+def task_module(name: str, needed: Sequence[str] = NEEDED) -> ModuleType:
     """Return the module of a task.
 
-    `name` is a key of `TASKS`, or the dotted name of another module, as `Family.task` states it.
+    Args:
+        name: a key of `TASKS`, or the dotted name of another module, as `Family.task` states it.
+        needed: names that it must have.
 
     Raises:
-        ConfigError: there is no such module, or it lacks a name of `NEEDED`.
+        ConfigError: there is no such module, or it lacks a name of `needed`.
         ModuleNotFoundError: a module that it imports is missing.
     """
     try:
@@ -62,6 +67,6 @@ def task_module(name: str) -> ModuleType:
             f'task {name!r}: there is no such module; expected {", ".join(TASKS)}, or the dotted name of a '
             f'module of your own'
         ) from error
-    if missing := [attribute for attribute in NEEDED if not hasattr(module, attribute)]:
+    if missing := [attribute for attribute in needed if not hasattr(module, attribute)]:
         raise ConfigError(f'task {name!r}: {module.__file__} has no {", ".join(missing)}')
     return module

@@ -21,6 +21,7 @@ from mmdeploy_ext.contract.schema import full_record
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.half_bars import HalfBars
 from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.proving.tasks.blind_spots import blind_spots
 from mmdeploy_ext.runtime import run_images
@@ -234,6 +235,8 @@ def test_what_is_missing_is_named(registered):
         task_module('rbbox')
     with pytest.raises(ConfigError, match=r"'json'.*match_detections.*pair_up"):
         task_module('json')
+    with pytest.raises(ConfigError, match=r"'json'.*half_bars, half_text"):
+        HalfBars().of_task('json')
     register_family('wrong', 'json:Wrong')
     with pytest.raises(ConfigError, match=r"'wrong'.*'json:Wrong'"):
         FAMILIES.get('wrong')

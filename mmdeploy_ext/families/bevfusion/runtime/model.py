@@ -151,7 +151,8 @@ class BEVFusionOnnx(FusionRuntime):
 def detections(outputs: Arrays) -> Detections3D:
     """Return the boxes of the outputs of the frame's file, best first, without those labelled -1.
 
-    These are those that the limits of the head's coder drop.
+    Outputs are `boxes` (Q, 9) in columns of mmdet3d 0.x, `scores` (Q,) and `labels` (Q,), -1 of boxes out of
+    range or below the score limit.
     """
     boxes, labels = in_lidar_columns(outputs['boxes']), outputs['labels'].astype(np.int64)
     return Detections3D(boxes, outputs['scores'], labels)[labels >= 0].best_first()

@@ -27,7 +27,8 @@ are drawn: x, z, -y."""
 def rows_of_camera(feeds: Arrays, index: int) -> tuple[tuple[float, ...], ...]:
     """Return the camera of an index in the batch as `MonocularDetections` has it, before it is scaled.
 
-    It is `unmoved_cam2img` of the feeds; () if that is not fed.
+    It is `unmoved_cam2img` of the feeds, for pixels of the resized picture without padding or warp, not of
+    the network input; () if that is not fed.
     """
     if 'unmoved_cam2img' not in feeds:
         return ()
@@ -66,8 +67,8 @@ def from_padded(outputs: Arrays, feeds: Arrays) -> list[MonocularDetections]:
 def in_original_pixels(images: Sequence[MonocularDetections], feeds: Arrays) -> list[MonocularDetections]:
     """Return results whose cameras and boxes in the picture are in pixels of the original pictures.
 
-    They are divided by `scale_factor` (B, 4) of the feeds; without that results stay in pixels of the network
-    input. Boxes in 3D are in metres.
+    They are divided by `scale_factor` (B, 4), `w h w h`, of the feeds; without that boxes in the picture stay
+    in pixels of the network input, and cameras as `rows_of_camera` has them. Boxes in 3D are in metres.
     """
     if 'scale_factor' not in feeds:
         return list(images)
