@@ -431,9 +431,12 @@ def _refuse(cfg: Any, product: str) -> NoReturn:
         reason += f' as a {product}; only its {claiming[0].product} is exported ({tool("export-backbone")})'
     reason += ''.join(f'; {missing}' for missing in missing_operators(cfg.model))
     libraries = {registration.library for registration in registered().values()} - {''}
-    for library in sorted(libraries):
-        if (failure := library_failure(library)) not in ('', NOT_INSTALLED):
-            reason += f' (families of {library} are left out: {failure})'
+    failures = {library: library_failure(library) for library in sorted(libraries)}
+    failures = {
+        library: failure for library, failure in failures.items() if failure not in ('', NOT_INSTALLED)
+    }
+    for library, failure in failures.items():
+        reason += f' (families of {library} are left out: {failure})'
     if LEFT_OUT:
         import mmdet
 
@@ -441,4 +444,6 @@ def _refuse(cfg: Any, product: str) -> NoReturn:
             f' (mmdet {mmdet.__version__} of {Path(mmdet.__file__).parent} is too old for the families '
             f'{", ".join(LEFT_OUT)}: {next(iter(LEFT_OUT.values()))})'
         )
-    raise refusal(cfg, [family for family in FAMILIES.values() if family.product == product], reason)
+    raise refusal(
+        cfg, [family for family in FAMILIES.values() if family.product == product], reason, failures
+    )

@@ -59,7 +59,9 @@ def part_types(model: Any, prefix: str = '') -> dict[str, str]:
     return types
 
 
-def refusal(cfg: Any, families: Sequence[Described], reason: str) -> ConfigError:
+def refusal(
+    cfg: Any, families: Sequence[Described], reason: str, failures: Mapping[str, str] | None = None
+) -> ConfigError:
     """Return the error of a config that no family claims: its parts, the nearest family, what to do.
 
     If the user's tree defines a type of the model that is not registered, the error tells how to register it,
@@ -71,11 +73,12 @@ def refusal(cfg: Any, families: Sequence[Described], reason: str) -> ConfigError
         families: those that the message names as known, and of which it names the nearest: the imported ones
             of the product that the caller wants.
         reason: predicate of the message, e.g. 'belongs to no family that mm2onnx exports'.
+        failures: package -> the error of its import, of libraries of families that could not be imported.
 
     Returns:
         The error, which the caller raises.
     """
-    if missing := unregistered(cfg):
+    if missing := unregistered(cfg, failures):
         return ConfigError(f'{cfg.filename}: {missing}')
     model = cfg.get('model')
     parts = part_types(model)

@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,11 +130,18 @@ def missing_types(cfg: Any) -> dict[str, str]:
     }
 
 
-def unregistered(cfg: Any) -> str:
+def unregistered(cfg: Any, failures: Mapping[str, str] | None = None) -> str:
     """Return the message about types in a config's model that are in no registry, and how to register them.
 
-    The user's tree is searched for their classes, and nothing in it is imported; '' if it has none of them,
-    or if all types are registered.
+    The user's tree is searched for their classes, and nothing in it is imported.
+
+    Args:
+        cfg: the config.
+        failures: package -> the error of its import, of packages of detectors that could not be imported. If
+            one of them defines the types, the message gives this error instead of an advice.
+
+    Returns:
+        The message; '' if all types are registered, or if the user's tree has none of the others.
     """
     missing = missing_types(cfg)
     if not missing:
@@ -154,6 +161,11 @@ def unregistered(cfg: Any) -> str:
     names = [name for name in dict.fromkeys(classes.values()) if name in files]
     definitions = _first([f'class {name} is in {files[name].relative_to(folder)}' for name in names])
     for package in dict.fromkeys(files[name].relative_to(folder).parts[0] for name in names):
+        if failures and package in failures:
+            return (
+                f'{listed}: registered by no imported module; {definitions}: {package} cannot be imported: '
+                f'{failures[package]}; install what it needs for {sys.executable}'
+            )
         imported = getattr(sys.modules.get(package), '__file__', None)
         if imported and not Path(imported).resolve().is_relative_to(folder):
             return (

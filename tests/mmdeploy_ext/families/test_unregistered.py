@@ -9,7 +9,9 @@ from mmdet.models.backbones import ResNet
 from mmdet.models.builder import BACKBONES
 from torch import nn
 
+from mmdeploy_ext.contract.registry import Registration, registered
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families import base
 from mmdeploy_ext.families.base import find_family, load_families
 from mmdeploy_ext.families.building import build_without_weights, names_of_class
 from mmdeploy_ext.families.unregistered import files_of_classes, module_to_import, unregistered
@@ -72,6 +74,15 @@ def test_a_detector_that_nobody_registered_is_not_said_to_be_near_a_family(repos
     with pytest.raises(ConfigError, match=r"model\.type='UserDetector'") as error:
         find_family(read(repository, 'UserDetector'))
     assert 'nearest' not in str(error.value)
+
+
+def test_a_package_of_detectors_that_cannot_be_imported_is_named_with_its_error(repository, monkeypatch):
+    (repository / 'own_code' / '__init__.py').write_text('import no_such_package\n')
+    monkeypatch.syspath_prepend(repository)
+    outside = Registration('turned', 'own_family:Turned', library='own_code')
+    monkeypatch.setattr(base, 'registered', lambda: {**registered(), 'turned': outside})
+    with pytest.raises(ConfigError, match=r'own_code cannot be imported: .*no_such_package'):
+        find_family(read(repository, 'UserDetector'))
 
 
 def test_a_backbone_that_nobody_registered_is_named_when_the_model_is_built(repository):
@@ -166,9 +177,7 @@ def test_a_backbone_that_reads_its_init_cfg_when_it_is_built_reads_none_in_a_pro
 def test_a_type_of_a_scope_that_nobody_has_is_named_with_its_file_and_module(repository):
     cfg = read(repository, 'own.UserDetector')
     cfg.model.backbone.type = 'own.UserNet'
-    with pytest.raises(
-        ConfigError, match=r"model\.type='own\.UserDetector'.*class UserNet is in own_code"
-    ):
+    with pytest.raises(ConfigError, match=r"model\.type='own\.UserDetector'.*class UserNet is in own_code"):
         find_family(cfg)
     cfg.model.type = 'MaskRCNN'
     cfg.model.roi_head.type = 'mmdet.StandardRoIHead'

@@ -133,7 +133,7 @@ class Form(nn.Module):
             if self.form == 'full':
                 ratios = torch.cat([scale_factor, torch.ones_like(scale_factor[:, :1])], 1)
                 boxes = boxes / ratios[:, None, None]
-                boxes = boxes[:, :, 0] if boxes.shape[2] == 1 else boxes
+                boxes = boxes[:, :, 0] if boxes_per_region(self.boxes.last.head) == 1 else boxes
                 dets, labels = RotatedSuppression(self.config)(boxes, scores)
                 outputs = tap('dets', dets), tap('labels', labels)
         return (*outputs, proposals) if self.shows_proposals else outputs
@@ -177,9 +177,14 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     return GraphSpec(f'rotated_two_stage/{options.form}', inputs, outputs)
 
 
+def boxes_per_region(head: nn.Module) -> int:
+    """Return how many boxes a box head gives for a region: 1, or one per class."""
+    return 1 if head.reg_class_agnostic else int(head.num_classes)
+
+
 def _decode_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
     head = last_head(model.roi_head)
-    per_region = 1 if head.reg_class_agnostic else int(head.num_classes)
+    per_region = boxes_per_region(head)
     box = 'x y width height and angle of each region, of one box or one per class'
     score = f'class scores, 0..1; {NO_SCORE:g} in rows that are no proposal of the image'
     return (
@@ -190,7 +195,7 @@ def _decode_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...
 
 def _raw_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
     head = last_head(model.roi_head)
-    per_region = 1 if head.reg_class_agnostic else int(head.num_classes)
+    per_region = boxes_per_region(head)
     rotated = is_oriented(model.rpn_head) or stages_of(model.roi_head) > 1
     regions = 'x y width height angle' if rotated else 'x1 y1 x2 y2'
     meanings = dict(
