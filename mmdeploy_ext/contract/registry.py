@@ -44,7 +44,7 @@ class Registration:
     keep_fp32: tuple[str, ...] = ()
 
     def load_family(self) -> Any:
-        """Import the family's class, and return an instance.
+        """Import the family, and return it: an instance of its class, or the instance that has the name.
 
         Raises:
             ConfigError: there is no such class in the module, or its family has another name.
@@ -52,7 +52,9 @@ class Registration:
         """
         module, _, cls = self.family.partition(':')
         try:
-            family = getattr(importlib.import_module(module), cls)()
+            family = getattr(importlib.import_module(module), cls)
+            if isinstance(family, type):
+                family = family()
         except AttributeError as error:
             if getattr(error, 'obj', None) is not importlib.import_module(module):
                 raise
@@ -108,7 +110,8 @@ def register_family(
     Args:
         name: name of the family, as the metadata of its files have it: a lower-case letter, then letters,
             digits, '_' and '-'.
-        family: `'module:Class'` of the `Family`, for example `'my_package.family:CircleFamily'`.
+        family: `'module:Class'` of the `Family`, for example `'my_package.family:CircleFamily'`; of several
+            families that are instances of one class `'module:INSTANCE'`.
         options: what can be chosen about its graphs besides what all families have, each an
             `mmdeploy_ext.contract.options.Option`. They become options of the command line, keys of
             `backend_config` and entries of the metadata.

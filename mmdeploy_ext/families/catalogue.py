@@ -39,7 +39,7 @@ register_family(
     runtime='mmdeploy_ext.families.bevformer.runtime',
     library=MMDET3D,
 )
-register_family('bevfusion', 'mmdeploy_ext.families.sparse_backbone.family:BEVFusionEncoder', library=MMDET3D)
+register_family('bevfusion', 'mmdeploy_ext.families.sparse_backbone.family:BEVFUSION', library=MMDET3D)
 register_family(
     'bevfusion_det',
     'mmdeploy_ext.families.bevfusion.family:BEVFusionFamily',
@@ -58,7 +58,7 @@ register_family(
 )
 register_family(
     'centerpoint-det3d',
-    'mmdeploy_ext.families.sparse_backbone.family:CenterPointEncoder',
+    'mmdeploy_ext.families.sparse_backbone.family:CENTERPOINT',
     library=MMDET3D,
 )
 register_family(
@@ -180,7 +180,7 @@ register_family(
     library=MMDET3D,
 )
 register_family(
-    'sparse-encoder', 'mmdeploy_ext.families.sparse_backbone.family:SecondEncoder', library=MMDET3D
+    'sparse-encoder', 'mmdeploy_ext.families.sparse_backbone.family:SPARSE_ENCODER', library=MMDET3D
 )
 register_family(
     'streampetr',

@@ -1,10 +1,11 @@
 """The families of sparse LiDAR backbones: BEVFusion, the published CenterPoint, mmdet3d's encoder.
 
-What the attributes and methods of the classes without a docstring are for is documented where they are
-defined first: `families/base.py` and `families/sparse.py`.
+What the attributes and methods without a docstring are for is documented where they are defined first:
+`families/base.py` and `families/sparse.py`.
 """
 
-from typing import Any, ClassVar
+import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,16 +22,27 @@ from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.weights.sparse_checkpoint import LoadReport, load_model
 
 
+@dataclasses.dataclass(eq=False)
 class EncoderFamily(SparseFamily):
     """Models of mmdet3d, or `LidarBackbone`, whose sparse encoder has a certain registered type.
 
-    The first of `orders` is the order of the axes in the model and in NVIDIA's files.
+    The families are instances of it, see below.
 
     Attributes:
+        name: name of the family.
         encoder_types: the types of encoders that the family exports.
+        orders: both orders of axes; the first is that of the model and of NVIDIA's files.
+        int8: particulars of NVIDIA's INT8 file.
+        exports: the models that it exports, and its page.
+        similar_names: words in the names of similar encoders.
     """
 
-    encoder_types: ClassVar[tuple[str, ...]]
+    name: str
+    encoder_types: tuple[str, ...]
+    orders: tuple[str, ...]
+    int8: Int8Reference
+    exports: str = ''
+    similar_names: tuple[str, ...] = ()
     encoder, settings = staticmethod(graphs.encoder), staticmethod(graphs.settings)
 
     def claims(self, cfg: Any) -> Claim:
@@ -59,24 +71,20 @@ class EncoderFamily(SparseFamily):
 
 ENDS = {'conv_input.0': ('fp16', 'int8'), 'conv_out.0': ('int8', 'fp16')}
 """First and last convolution -> its precision and that of its output in NVIDIA's INT8 files."""
+BEVFUSION = EncoderFamily(
+    'bevfusion',
+    encoder_types=('BEVFusionSparseEncoder',),
+    orders=('xyz', 'zyx'),
+    int8=Int8Reference(ENDS, half_ranges=True),
+)
+"""BEVFusion's LiDAR backbone, x, y, z.
 
-
-class BEVFusionEncoder(EncoderFamily):
-    """BEVFusion's LiDAR backbone, x, y, z."""
-
-    name = 'bevfusion'
-    encoder_types = ('BEVFusionSparseEncoder',)
-    int8 = Int8Reference(ENDS, half_ranges=True)
-    """Source: ALGORITHM.md of the tests' golden files, 5: `model.half()` reaches the ranges."""
-
-
-class CenterPointEncoder(EncoderFamily):
-    """The published CenterPoint's encoder, z, y, x."""
-
-    name = 'centerpoint-det3d'
-    orders = ('zyx', 'xyz')
-    encoder_types = ('CenterPointSparseEncoder',)
-    int8 = Int8Reference(
+Source of its INT8 file: ALGORITHM.md of the tests' golden files, 5: `model.half()` reaches the ranges."""
+CENTERPOINT = EncoderFamily(
+    'centerpoint-det3d',
+    encoder_types=('CenterPointSparseEncoder',),
+    orders=('zyx', 'xyz'),
+    int8=Int8Reference(
         {
             'conv_input.0': ('fp16', 'fp16'),
             'conv1.0.conv1': ('fp16', 'fp16'),
@@ -87,18 +95,20 @@ class CenterPointEncoder(EncoderFamily):
         fp16_folded=('conv_input.0',),
         unfolded_ranges=('conv_input.0',),
         add_method='max',
-    )
-    """Source: ALGORITHM.md of the tests' golden files, 5 and 6: the Add of a block has its path; conv_input
-    is folded last."""
+    ),
+)
+"""The published CenterPoint's encoder, z, y, x.
 
+Source of its INT8 file: ALGORITHM.md of the tests' golden files, 5 and 6: the Add of a block has its path;
+conv_input is folded last."""
+SPARSE_ENCODER = EncoderFamily(
+    'sparse-encoder',
+    encoder_types=('SparseEncoder', 'SparseEncoderSASSD'),
+    orders=('zyx', 'xyz'),
+    int8=Int8Reference(ENDS),
+    exports="mmdet3d's SparseEncoder as (pts_)middle_encoder: SECOND, CenterPoint, VoxelNet (docs/lidar.md)",
+    similar_names=('PointPillars', 'VoxelNet', 'UNet', 'MVX', 'Sparse'),
+)
+"""mmdet3d's SparseEncoder in any of its detectors: SECOND, CenterPoint, SASSD ...; z, y, x.
 
-class SecondEncoder(EncoderFamily):
-    """mmdet3d's SparseEncoder in any of its detectors: SECOND, CenterPoint, SASSD ...; z, y, x."""
-
-    name = 'sparse-encoder'
-    exports = "mmdet3d's SparseEncoder as (pts_)middle_encoder: SECOND, CenterPoint, VoxelNet (docs/lidar.md)"
-    similar_names = ('PointPillars', 'VoxelNet', 'UNet', 'MVX', 'Sparse')
-    orders = ('zyx', 'xyz')
-    encoder_types = ('SparseEncoder', 'SparseEncoderSASSD')
-    int8 = Int8Reference(ENDS)
-    """Precisions as of BEVFusion's, whose encoder has another order of axes; ranges are not rounded."""
+Precisions are those of BEVFusion's, whose encoder has another order of axes; ranges are not rounded."""
