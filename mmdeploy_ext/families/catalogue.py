@@ -98,7 +98,7 @@ register_family(
 )
 register_family(
     'petr',
-    'mmdeploy_ext.families.petr.family:PetrFamily',
+    'mmdeploy_ext.families.petr.family:PETR',
     options=petr.OPTIONS,
     postprocess=petr.POSTPROCESS,
     runtime='mmdeploy_ext.families.petr.runtime',
@@ -106,7 +106,7 @@ register_family(
 )
 register_family(
     'petrv2',
-    'mmdeploy_ext.families.petr.family:Petrv2Family',
+    'mmdeploy_ext.families.petr.family:PETRV2',
     options=petr.OPTIONS,
     postprocess=petr.POSTPROCESS,
     runtime='mmdeploy_ext.families.petr.runtime',

@@ -64,6 +64,7 @@ class SequenceFamily(Family):
         bars_of: the model and machine that the bars were set for.
     """
 
+    task = 'bbox3d'
     compared: ClassVar[tuple[str, ...]] = ()
     measured: ClassVar[tuple[str, ...]] = ()
     unread_fields: ClassVar[tuple[str, ...]] = ()
@@ -243,12 +244,12 @@ class SequenceFamily(Family):
     def result(self, detections: Detections3D) -> dict[str, Any]:
         """Return detections as the entry of one sample in the test loop's results."""
 
-    @abc.abstractmethod
     def dump_tensors(self, model: torch.nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        """Return what dump mode writes for one frame: name -> array.
+        """Return what dump mode writes for one frame: name -> array; by default all `taps`.
 
-        `taps` are the tensors that the model passed to `core.taps.tap` in this frame, by name.
+        These are the tensors that the model passed to `core.taps.tap` in this frame, by name.
         """
+        return {name: tensor.detach().cpu().numpy() for name, tensor in taps.items()}
 
     @abc.abstractmethod
     def dumped_frame(self, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame | Sweep:

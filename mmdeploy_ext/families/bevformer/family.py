@@ -1,7 +1,7 @@
 """The family of BEVFormer: the configs that it claims and refuses, its graph, reference and runtime.
 
 What the attributes and methods of the class without a docstring are for is documented where they are
-defined first: `families/base.py`, `families/sequence.py` and `families/parts/camera_family.py`.
+defined first: `families/base.py`, `families/sequence.py` and `families/parts/camera_models.py`.
 """
 
 import functools
@@ -25,17 +25,20 @@ from mmdeploy_ext.families.bevformer.reference import BevFormerReference
 from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx, frame_with_record
 from mmdeploy_ext.families.bevformer.samples import can_bus_entry, driven, dumped_frame, frame
 from mmdeploy_ext.families.bevformer.seeded import bevformer_weights, for_view
-from mmdeploy_ext.families.parts.box_conventions import stated
-from mmdeploy_ext.families.parts.camera_family import BoxConvention, CameraFamily, QueryBoxes
+from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention, stated
+from mmdeploy_ext.families.parts.camera_models import OF_CONFIG, CameraModels, QueryBoxes
+from mmdeploy_ext.families.parts.camera_reference import trained_convention
+from mmdeploy_ext.families.parts.detector_parts import part_cfg
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.parts.runtime.rig_frames import moments
-from mmdeploy_ext.families.sequence import FRAME_BARS
+from mmdeploy_ext.families.sequence import FRAME_BARS, SequenceFamily
 from mmdeploy_ext.models.bevformer.transformer import BEVFormerLayer
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
+from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 
 def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
@@ -72,10 +75,30 @@ def check_encoder(filename: str, transformer: Mapping[str, Any]) -> None:
             )
 
 
-class BevFormerFamily(BoxConvention, QueryBoxes, CameraFamily):
+def check_memory(cfg: Any) -> None:
+    """Refuse (ConfigError) a model that forgets the last view."""
+    if not cfg.model.get('video_test_mode', True):
+        raise ConfigError(
+            f'{cfg.filename}: model.video_test_mode=False forgets the last view before every frame; '
+            f'expected True'
+        )
+
+
+SETTINGS = dict(as_two_stage=False, with_box_refine=True)
+"""Setting of the head -> the value that is exported, and that a head without the setting has."""
+MODELS = CameraModels(
+    detectors=('BEVFormer', 'BEVFormer_fp16'),
+    heads=('BEVFormerHead',),
+    needed_settings=SETTINGS,
+    absent_settings=SETTINGS,
+    check_further=check_memory,
+    camera_settings=lambda cfg: part_cfg(cfg.model, 'pts_bbox_head').get('transformer') or {},
+)
+
+
+class BevFormerFamily(QueryBoxes, SequenceFamily):
     """`BEVFormer` with `BEVFormerHead`."""
 
-    detectors, heads = ('BEVFormer', 'BEVFormer_fp16'), ('BEVFormerHead',)
     name = 'bevformer'
     exports = 'BEVFormer with BEVFormerHead (mmdeploy_ext/families/bevformer/README.md)'
     similar_names = ('BEVFormer', 'BEVDet', 'DETR3D')
@@ -83,14 +106,15 @@ class BevFormerFamily(BoxConvention, QueryBoxes, CameraFamily):
         NODE_GRAPH: 'check {folder}',
         '': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video',
     }
+    samples, memory = 'frames', True
+    of_config = OF_CONFIG
     files = (FORM,)
     measured = ('portable',)
     bars = FRAME_BARS
     bars_of = 'the portable contract of tiny at 480x800 on a CPU'
     unread_fields = ('intrinsics', 'ego_pose', 'timestamp_s')
     ignored_prefixes = ('pts_bbox_head.code_weights',)
-    needed_settings: ClassVar[Mapping[str, bool]] = dict(as_two_stage=False, with_box_refine=True)
-    absent_settings = needed_settings  # a head that does not state them has these values
+    claims, preprocess_rule = MODELS.claims, MODELS.preprocess_rule
     reference, memory_spec = staticmethod(BevFormerReference), staticmethod(memory_spec)
     replaced, followed = staticmethod(replaced), FOLLOWED
     frame, moments = staticmethod(frame), staticmethod(functools.partial(moments, frame_of=frame_with_record))
@@ -111,21 +135,14 @@ class BevFormerFamily(BoxConvention, QueryBoxes, CameraFamily):
     def reference_of(self, model: nn.Module, options: Options) -> Stepper:
         return BevFormerReference(model, as_node=options.contract == AUTOWARE)
 
-    def check_model(self, cfg: Any) -> None:
-        super().check_model(cfg)
-        if not cfg.model.get('video_test_mode', True):
-            raise ConfigError(
-                f'{cfg.filename}: model.video_test_mode=False forgets the last view before every frame; '
-                f'expected True'
-            )
-
     def check(self, cfg: Any, options: Options) -> None:
-        super().check(cfg, options)
+        MODELS.check(cfg)
         if options.contract == AUTOWARE:
             autoware.check(cfg.filename, self.preprocess_rule(cfg))
 
     def build(self, cfg: Any) -> nn.Module:
-        model = super().build(cfg)
+        model = MODELS.build(cfg)
+        state_convention(model, cfg)
         if not getattr(model, 'video_test_mode', True):  # the default of BEVFormer's class
             raise ConfigError(
                 f'{cfg.filename}: model.video_test_mode is not stated, and False by default: the model then '
@@ -133,14 +150,18 @@ class BevFormerFamily(BoxConvention, QueryBoxes, CameraFamily):
             )
         check_parts(cfg.filename, model)
         if isinstance(model.pts_bbox_head.transformer.encoder.layers[0], BEVFormerLayer):
-            check_encoder(cfg.filename, self.head_of(cfg.model)['transformer'])
+            check_encoder(cfg.filename, MODELS.head_of(cfg)['transformer'])
         model.rule = self.preprocess_rule(cfg)  # for `autoware.companions`
         model.can_bus_orientation = stated(cfg, 'can_bus_orientation', RECORDED) or RECORDED[0]
         return model
 
     def added_settings(self, cfg: Any, meta: Mapping[str, Any]) -> Mapping[str, Any]:
         orientation = cfg.get('can_bus_orientation') or RECORDED[0]
-        return {**super().added_settings(cfg, meta), 'can_bus_orientation': orientation}
+        return dict(box_convention=trained_convention(cfg, meta), can_bus_orientation=orientation)
+
+    def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
+        super().load_weights(model, checkpoint)
+        note_convention(model, checkpoint)
 
     def seeded(self, cfg: Any, seed: int) -> nn.Module:
         model = self.build(cfg)
@@ -152,9 +173,6 @@ class BevFormerFamily(BoxConvention, QueryBoxes, CameraFamily):
 
     def num_queries(self, model: nn.Module) -> int:
         return int(model.pts_bbox_head.query_embedding.num_embeddings)
-
-    def settings_of_cameras(self, cfg: Any) -> Mapping[str, Any]:
-        return self.head_of(cfg.model).get('transformer') or {}
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
         return generated_dataset(

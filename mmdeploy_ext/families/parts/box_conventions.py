@@ -11,8 +11,13 @@ from typing import Any
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.parts.detector_parts import part_cfg
 from mmdeploy_ext.families.parts.options import CONVENTIONS
+from mmdeploy_ext.models.query_boxes import QueryBoxCoder
 from mmdeploy_ext.weights.checkpoint import Checkpoint
+
+CODER = 'NMSFreeCoder'
+"""Type of the box coder that this package's heads have, whatever a config names."""
 
 
 def stated(cfg: Any, key: str, choices: Sequence[str]) -> str:
@@ -27,11 +32,18 @@ def stated(cfg: Any, key: str, choices: Sequence[str]) -> str:
 
 
 def state_convention(model: nn.Module, cfg: Any) -> None:
-    """Set two attributes of a model, in place.
+    """Set two attributes of a model that was built of a config, in place.
 
     They are `box_convention`, one of `CONVENTIONS`, the first if the config has no key of that name, and
-    `states_boxes`, whether the config has it. ConfigError: the value of the key is none of `CONVENTIONS`.
+    `states_boxes`, whether the config has it. ConfigError: the value of the key is none of `CONVENTIONS`, or
+    the config names another box coder than its head has.
     """
+    coder = (part_cfg(cfg.model, 'pts_bbox_head').get('bbox_coder') or {}).get('type')
+    if coder != CODER and isinstance(model.pts_bbox_head.bbox_coder, QueryBoxCoder):
+        raise ConfigError(
+            f'{cfg.filename}: model.pts_bbox_head.bbox_coder.type={coder!r}; expected {CODER}, or a head of '
+            f'your own code that builds it, by custom_imports'
+        )
     boxes = stated(cfg, 'box_convention', CONVENTIONS)
     model.box_convention, model.states_boxes = boxes or CONVENTIONS[0], bool(boxes)
 

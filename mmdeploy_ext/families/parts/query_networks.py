@@ -398,10 +398,18 @@ class DeformableNetwork(QueryNetwork):
 class DinoNetwork(DeformableNetwork):
     """`DINOHead`: queries are learned, their boxes are those of the best tokens, positions follow boxes.
 
-    Source of the algorithm: mmdet 3.3.0 `detectors/dino.py`, `layers/transformer/dino_layers.py`.
+    `CoDINOHead` of Co-DETR has the queries in its transformer, and another bound of the last boxes. Sources
+    of the algorithm: mmdet 3.3.0 `detectors/dino.py`, `layers/transformer/dino_layers.py`; Co-DETR 2665352,
+    `projects/models/co_dino_head.py` and `transformer.py`.
     """
 
     least_odds = 1e-3
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.is_of_co_detr = hasattr(self.head.transformer, 'query_embed')
+        if self.is_of_co_detr:
+            self.least_odds_of_results = 1e-3
 
     def token_scores(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the logits (B, S) of each token's best class, as DINO chooses."""
@@ -416,7 +424,7 @@ class DinoNetwork(DeformableNetwork):
 
     def learned_queries(self) -> torch.Tensor:
         """Return the queries (Q, D) of every image."""
-        return self.head.query_embedding.weight
+        return (self.head.transformer.query_embed if self.is_of_co_detr else self.head.query_embedding).weight
 
     def position_in_layer(self, query_position: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         """Return the encoding (B, Q, D) of the boxes, as shares of the finest map."""
@@ -425,19 +433,6 @@ class DinoNetwork(DeformableNetwork):
 
     def output_queries(self, query: torch.Tensor) -> torch.Tensor:
         return self.head.transformer.decoder.norm(query)
-
-
-class CoDinoNetwork(DinoNetwork):
-    """`CoDINOHead` of Co-DETR: DINO with queries in its transformer, and another bound of the last boxes.
-
-    Source of the algorithm: Co-DETR 2665352, `projects/models/co_dino_head.py` and `transformer.py`.
-    """
-
-    least_odds_of_results = 1e-3
-
-    def learned_queries(self) -> torch.Tensor:
-        """Return the queries (Q, D) of the transformer."""
-        return self.head.transformer.query_embed.weight
 
 
 def _moved(reference: torch.Tensor, steps: torch.Tensor, eps: float) -> torch.Tensor:
@@ -451,6 +446,6 @@ NETWORKS = dict(
     DETRHead=DetrNetwork,
     DeformableDETRHead=DeformableNetwork,
     DINOHead=DinoNetwork,
-    CoDINOHead=CoDinoNetwork,
+    CoDINOHead=DinoNetwork,
 )
 """Class of the head, of mmdet, mmdet 3 or Co-DETR -> the module that runs its detector."""

@@ -1,7 +1,7 @@
 """The families of PETR and PETRv2: the configs that they claim and refuse, graphs, reference and runtime.
 
 What the attributes and methods of the classes without a docstring are for is documented where they are
-defined first: `families/base.py`, `families/sequence.py` and `families/parts/camera_family.py`.
+defined first: `families/base.py`, `families/sequence.py` and `families/parts/camera_models.py`.
 """
 
 import dataclasses
@@ -16,10 +16,14 @@ from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, TensorSpec
 from mmdeploy_ext.core.config import test_dataset, test_pipeline
-from mmdeploy_ext.families.parts.camera_family import BoxConvention, CameraFamily, QueryBoxes
+from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention
+from mmdeploy_ext.families.parts.camera_models import OF_CONFIG, CameraModels, QueryBoxes
+from mmdeploy_ext.families.parts.camera_reference import trained_convention
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
+from mmdeploy_ext.families.parts.runtime.rig_frames import moments
 from mmdeploy_ext.families.parts.samples import dumped_cameras
 from mmdeploy_ext.families.petr.graphs import (
     FEATURES,
@@ -46,27 +50,54 @@ from mmdeploy_ext.families.petr.samples import (
     start_gap_s,
 )
 from mmdeploy_ext.families.petr.seeded import petr_weights
+from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
+from mmdeploy_ext.weights.checkpoint import Checkpoint
+
+NEEDED = dict(with_position=True, with_multiview=True, normedlinear=False)
+"""Setting of both heads -> the only value with which they are exported."""
+ABSENT = dict(with_position=True, normedlinear=False, position_level=0)
+"""Setting -> the value that a head without it has."""
 
 
-class PetrFamily(BoxConvention, QueryBoxes, CameraFamily):
-    """`Petr3D` with `PETRHead`, which sees one frame.
+def models_with(head: str, frames: int, **settings: Any) -> CameraModels:
+    """Return the models with a type of head that sees a number of frames.
+
+    `settings` are name -> value, needed besides those of both heads.
+    """
+    return CameraModels(
+        detectors=('Petr3D',),
+        heads=(head,),
+        needed_settings=NEEDED | settings,
+        absent_settings=ABSENT,
+        check_further=lambda cfg: check_sweeps(cfg.filename, test_pipeline(cfg), frames),
+        camera_steps=lambda cfg: camera_steps(test_pipeline(cfg)),
+    )
+
+
+@dataclasses.dataclass(eq=False)
+class PetrFamily(QueryBoxes, SequenceFamily):
+    """`Petr3D` with a head that sees one frame, or the frame before, too; the instances are below.
 
     Attributes:
+        name: name of the family.
+        models: its models.
         frames: number of frames that a head sees, 1 or 2.
-        needed_settings: name of a setting of the head -> the only value with which it is exported.
-        absent_settings: name of a setting -> the value that a head without it has.
+        unread_fields: fields of a `Frame` that the models do not read.
     """
 
-    detectors, heads = ('Petr3D',), ('PETRHead',)
-    frames: ClassVar[int] = 1
-    name = 'petr'
+    name: str
+    models: CameraModels
+    frames: int
+    unread_fields: tuple[str, ...]
     exports = 'Petr3D with PETRHead or PETRv2Head (mmdeploy_ext/families/petr/README.md)'
     similar_names = ('PETR', 'DETR3D')
     used_by: ClassVar[Mapping[str, str]] = {
         '': 'video {config} {checkpoint} --onnx {folder} --out work_dirs/video'
     }
+    samples, memory = 'frames', True
+    of_config = OF_CONFIG
     files = PORTABLE_FILES
     measured = ('portable',)
     bars = (
@@ -74,30 +105,35 @@ class PetrFamily(BoxConvention, QueryBoxes, CameraFamily):
         ('peak memory, against PyTorch', 'memory', 1.3),
     )
     bars_of = 'the portable contract on a CPU'
-    unread_fields = ('intrinsics', 'ego_pose', 'timestamp_s', 'camera_times_s', 'scene_token')
     ignored_prefixes = ('pts_bbox_head.code_weights',)
-    needed_settings: ClassVar[Mapping[str, Any]] = dict(
-        with_position=True, with_multiview=True, normedlinear=False
-    )
-    absent_settings: ClassVar[Mapping[str, Any]] = dict(with_position=True, normedlinear=False)
     reference = staticmethod(PetrReference)
     replaced, followed = staticmethod(replaced), FOLLOWED
-    frame = staticmethod(frame)
+    frame, moments = staticmethod(frame), staticmethod(moments)
     dumped_frame = staticmethod(functools.partial(dumped_cameras, names=DUMPED))
     graphs = staticmethod(graphs)
 
-    def check_model(self, cfg: Any) -> None:
-        super().check_model(cfg)
-        check_sweeps(cfg.filename, test_pipeline(cfg), self.frames)
+    def claims(self, cfg: Any) -> Claim:
+        return self.models.claims(cfg)
+
+    def check(self, cfg: Any, options: Options) -> None:
+        self.models.check(cfg)
+
+    def preprocess_rule(self, cfg: Any) -> MultiViewRule:
+        return self.models.preprocess_rule(cfg)
 
     def build(self, cfg: Any) -> nn.Module:
-        model = super().build(cfg)
+        model = self.models.build(cfg)
+        state_convention(model, cfg)
         model.picture_size = tuple(self.preprocess_rule(cfg).size)  # height and width without padding
         model.start_gap_s = start_gap_s(test_pipeline(cfg))
         return model
 
     def added_settings(self, cfg: Any, meta: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {**super().added_settings(cfg, meta), **pipeline_settings(cfg)}
+        return dict(box_convention=trained_convention(cfg, meta), **pipeline_settings(cfg))
+
+    def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
+        super().load_weights(model, checkpoint)
+        note_convention(model, checkpoint)
 
     def seeded(self, cfg: Any, seed: int) -> nn.Module:
         model = self.build(cfg)
@@ -106,9 +142,6 @@ class PetrFamily(BoxConvention, QueryBoxes, CameraFamily):
 
     def num_queries(self, model: nn.Module) -> int:
         return int(model.pts_bbox_head.num_query)
-
-    def camera_steps(self, cfg: Any) -> Sequence[Mapping[str, Any]]:
-        return camera_steps(test_pipeline(cfg))
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
         ours = dict(collect_keys=[]) if 'collect_keys' in test_dataset(cfg) else {}
@@ -156,13 +189,15 @@ class PetrFamily(BoxConvention, QueryBoxes, CameraFamily):
         return dict(backbone=[(model, 'extract_img_feat')])
 
 
-class Petrv2Family(PetrFamily):
-    """`Petr3D` with `PETRv2Head`, which sees the frame before, too."""
-
-    heads, frames = ('PETRv2Head',), 2
-    name = 'petrv2'
-    unread_fields = ('intrinsics',)
-    needed_settings = PetrFamily.needed_settings | dict(
-        with_fpe=True, with_time=True, with_multi=True, position_level=0
-    )
-    absent_settings = PetrFamily.absent_settings | dict(position_level=0)
+PETR = PetrFamily(
+    'petr',
+    models_with('PETRHead', 1),
+    frames=1,
+    unread_fields=('intrinsics', 'ego_pose', 'timestamp_s', 'camera_times_s', 'scene_token'),
+)
+PETRV2 = PetrFamily(
+    'petrv2',
+    models_with('PETRv2Head', 2, with_fpe=True, with_time=True, with_multi=True, position_level=0),
+    frames=2,
+    unread_fields=('intrinsics',),
+)

@@ -1,7 +1,7 @@
 """The family of Sparse4D: the configs that it claims and refuses, its graphs, reference and runtime.
 
 What the attributes and methods of `Sparse4DFamily` without a docstring are for is documented where they are
-defined first: `families/base.py`, `families/sequence.py` and `families/parts/camera_family.py`.
+defined first: `families/base.py`, `families/sequence.py` and `families/parts/camera_models.py`.
 
 The model keeps instances, boxes with features and confidences, from frame to frame. An anchor is the box of
 an instance in 11 columns; `runtime/bank.py` describes it, and what happens after a gap of more than
@@ -25,12 +25,13 @@ from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec
 from mmdeploy_ext.core.config import replaced_entry, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.parts.camera_family import CameraFamily, is_one_of
+from mmdeploy_ext.families.parts.camera_models import OF_CONFIG, CameraModels, is_one_of
 from mmdeploy_ext.families.parts.detector_parts import part_cfg
 from mmdeploy_ext.families.parts.info_files import write_infos
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
+from mmdeploy_ext.families.parts.runtime.rig_frames import moments
 from mmdeploy_ext.families.parts.samples import dumped_cameras
-from mmdeploy_ext.families.sequence import FRAME_BARS
+from mmdeploy_ext.families.sequence import FRAME_BARS, SequenceFamily
 from mmdeploy_ext.families.sparse4d.graphs import FEATURES, graphs
 from mmdeploy_ext.families.sparse4d.live import FOLLOWED, replaced
 from mmdeploy_ext.families.sparse4d.network import map_sizes
@@ -96,72 +97,88 @@ def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
     )
 
 
-class Sparse4DFamily(CameraFamily):
+def check_version(cfg: Any) -> None:
+    """Refuse (ConfigError) models of other versions than the third, by their settings."""
+    wrong = []
+    for path, (needed, absent) in SETTINGS.items():
+        *parts, name = path.split('.')
+        section = functools.reduce(lambda outer, part: outer.get(part) or {}, parts, cfg.model)
+        if (value := section.get(name, absent)) != needed:
+            wrong.append(f'{path}={value!r}, expected {needed!r}')
+    head = part_cfg(cfg.model, 'head')
+    bank, order = head.get('instance_bank') or {}, head.get('operation_order') or DEFAULT_ORDER
+    kept, count = (int(bank.get(name) or 0) for name in ('num_temp_instances', 'num_anchor'))
+    if not 0 < kept < count:
+        wrong.append(f'head.instance_bank.num_temp_instances={kept}, expected 1 to {count - 1}')
+    before, refinements = int(head.get('num_single_frame_decoder', -1)), order.count('refine')
+    if order[-1] != 'refine' or not 0 < before < refinements:
+        wrong.append(
+            f'head.num_single_frame_decoder={before}, {refinements} refinements, at last {order[-1]!r}; '
+            f'expected 1 to {refinements - 1} of them, and one at last'
+        )
+    if wrong:
+        raise ConfigError(
+            f'{cfg.filename}: model: {"; ".join(wrong)}: Sparse4D v3 alone is exported; without its '
+            f'operator the model is another function at the border of pictures'
+        )
+
+
+MODELS = CameraModels(
+    detectors=('Sparse4D',),
+    heads=('Sparse4DHead',),
+    head_key='head',
+    needed_settings=dict(decouple_attn=True),
+    absent_settings=dict(decouple_attn=True),
+    check_further=check_version,
+    camera_settings=lambda cfg: part_cfg(cfg.model, 'head').get('deformable_model') or {},
+    camera_steps=lambda cfg: camera_steps(test_pipeline(cfg), cfg),
+)
+
+
+class Sparse4DFamily(SequenceFamily):
     """`Sparse4D` with `Sparse4DHead`, version 3."""
 
-    detectors, heads, head_key = ('Sparse4D',), ('Sparse4DHead',), 'head'
     name = 'sparse4d'
     exports = 'Sparse4D with Sparse4DHead (mmdeploy_ext/families/sparse4d/README.md)'
     similar_names = ('Sparse4D', 'SparseDrive')
     used_by: ClassVar[Mapping[str, str]] = {
         '': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video'
     }
+    samples, memory = 'frames', True
+    of_config = OF_CONFIG
     files = (PORTABLE,)
     compared = PREDICTIONS
     measured = ('portable',)
     bars = FRAME_BARS
     bars_of = 'the portable contract of R50 at 256x704 on a CPU'
     unread_fields = ('intrinsics', 'scene_token')
-    needed_settings: ClassVar[Mapping[str, bool]] = dict(decouple_attn=True)
-    absent_settings = needed_settings
     ignored_prefixes = ('depth_branch.', 'head.instance_bank.anchor_handler.')
     reference, memory_spec = staticmethod(Sparse4DReference), staticmethod(memory_spec)
     replaced, followed = staticmethod(replaced), FOLLOWED
-    frame, result = staticmethod(frame), staticmethod(result)
+    frame, moments, result = staticmethod(frame), staticmethod(moments), staticmethod(result)
+    preprocess_rule = MODELS.preprocess_rule
     dumped_frame = staticmethod(functools.partial(dumped_cameras, names=DUMPED))
     graphs = staticmethod(graphs)
 
     def claims(self, cfg: Any) -> Claim:
-        if is_one_of(self.detectors, cfg.model):
+        if is_one_of(MODELS.detectors, cfg.model):
             return Claim.DETECTOR
         heads = [part_cfg(cfg.model, key) for key in ('head', 'pts_bbox_head')]
-        is_head = any(is_one_of(self.heads, head) for head in heads)
+        is_head = any(is_one_of(MODELS.heads, head) for head in heads)
         return Claim.HEAD if is_head else Claim.NO
 
-    def check_model(self, cfg: Any) -> None:
-        super().check_model(cfg)
-        wrong = []
-        for path, (needed, absent) in SETTINGS.items():
-            *parts, name = path.split('.')
-            section = functools.reduce(lambda outer, part: outer.get(part) or {}, parts, cfg.model)
-            if (value := section.get(name, absent)) != needed:
-                wrong.append(f'{path}={value!r}, expected {needed!r}')
-        head = self.head_of(cfg.model)
-        bank, order = head.get('instance_bank') or {}, head.get('operation_order') or DEFAULT_ORDER
-        kept, count = (int(bank.get(name) or 0) for name in ('num_temp_instances', 'num_anchor'))
-        if not 0 < kept < count:
-            wrong.append(f'head.instance_bank.num_temp_instances={kept}, expected 1 to {count - 1}')
-        before, refinements = int(head.get('num_single_frame_decoder', -1)), order.count('refine')
-        if order[-1] != 'refine' or not 0 < before < refinements:
-            wrong.append(
-                f'head.num_single_frame_decoder={before}, {refinements} refinements, at last {order[-1]!r}; '
-                f'expected 1 to {refinements - 1} of them, and one at last'
-            )
-        if wrong:
-            raise ConfigError(
-                f'{cfg.filename}: model: {"; ".join(wrong)}: Sparse4D v3 alone is exported; without its '
-                f'operator the model is another function at the border of pictures'
-            )
+    def check(self, cfg: Any, options: Options) -> None:
+        MODELS.check(cfg)
 
     def build(self, cfg: Any) -> nn.Module:
-        bank = self.head_of(cfg.model).get('instance_bank') or {}
+        bank = MODELS.head_of(cfg).get('instance_bank') or {}
         anchor = bank.get('anchor')
         if isinstance(anchor, str) and not Path(anchor).is_file():
             # every checkpoint has the anchors, which the file only initialises
             zeros = np.zeros((int(bank['num_anchor']), COLUMNS)).tolist()
             with replaced_entry(bank, 'anchor', zeros):
-                return super().build(cfg)
-        return super().build(cfg)
+                return MODELS.build(cfg)
+        return MODELS.build(cfg)
 
     def num_classes(self, model: nn.Module) -> int:
         return int(model.head.layers[-1].cls_layers[-1].out_features)
@@ -171,12 +188,6 @@ class Sparse4DFamily(CameraFamily):
         weights = sparse4d_weights(model.state_dict(), f'{seed}:' if seed else '')
         model.load_state_dict(for_width(weights, model.input_sizes[-1]))
         return model
-
-    def settings_of_cameras(self, cfg: Any) -> Mapping[str, Any]:
-        return self.head_of(cfg.model).get('deformable_model') or {}
-
-    def camera_steps(self, cfg: Any) -> Sequence[Mapping[str, Any]]:
-        return camera_steps(test_pipeline(cfg), cfg)
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
         infos = write_infos(folder, test_pipeline(cfg), views=rule)

@@ -1,7 +1,7 @@
 """The family of StreamPETR: the configs that it claims and refuses, its graphs, reference and runtime.
 
 What the attributes and methods of `StreamPetrFamily` without a docstring are for is documented where they are
-defined first: `families/base.py`, `families/sequence.py` and `families/parts/camera_family.py`.
+defined first: `families/base.py`, `families/sequence.py` and `families/parts/camera_models.py`.
 """
 
 import dataclasses
@@ -17,13 +17,16 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.parts.camera_family import CameraFamily, QueryBoxes
+from mmdeploy_ext.families.parts.camera_models import OF_CONFIG, CameraModels, QueryBoxes
+from mmdeploy_ext.families.parts.detector_parts import part_cfg
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import after_a_turn, changed_drive
 from mmdeploy_ext.families.parts.query_limits import IN_ORDER
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
+from mmdeploy_ext.families.parts.runtime.rig_frames import moments
 from mmdeploy_ext.families.parts.stream_samples import stream_frame
+from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.streampetr import autoware
 from mmdeploy_ext.families.streampetr.graphs import graphs
 from mmdeploy_ext.families.streampetr.live import FOLLOWED, check_parts, is_ours, replaced
@@ -69,11 +72,32 @@ def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
     )
 
 
-class StreamPetrFamily(QueryBoxes, CameraFamily):
+def check_test_path(cfg: Any) -> None:
+    """Refuse (ConfigError) tokens that the 2D head chooses, and a decoder without a norm behind it."""
+    if not cfg.model.get('aux_2d_only', True):
+        raise ConfigError(
+            f'{cfg.filename}: model.aux_2d_only=False chooses tokens by the 2D head at test time, which '
+            f'is not exported; expected True'
+        )
+    head = part_cfg(cfg.model, 'pts_bbox_head')
+    decoder = (head.get('transformer') or {}).get('decoder') or {}
+    if decoder.get('post_norm_cfg', dict(type='LN')) is None:
+        raise ConfigError(
+            f'{cfg.filename}: model.pts_bbox_head.transformer.decoder.post_norm_cfg is None: the '
+            f"branches were trained on normalised outputs, another layer's output would reach them"
+        )
+
+
+MODELS = CameraModels(
+    detectors=('Petr3D', 'Petr3DPTH', 'Petr3DONNX'),
+    heads=('StreamPETRHead', 'StreamPETRHeadPTH', 'StreamPETRHeadONNX'),
+    check_further=check_test_path,
+)
+
+
+class StreamPetrFamily(QueryBoxes, SequenceFamily):
     """`Petr3D` with `StreamPETRHead`; in the deployment fork their names end in PTH and ONNX."""
 
-    detectors = ('Petr3D', 'Petr3DPTH', 'Petr3DONNX')
-    heads = ('StreamPETRHead', 'StreamPETRHeadPTH', 'StreamPETRHeadONNX')
     name = 'streampetr'
     exports = 'Petr3D with StreamPETRHead (mmdeploy_ext/families/streampetr/README.md)'
     similar_names = ('PETR', 'DETR3D', 'BEVFormer', 'FCOSMono3D', 'Sparse4D')
@@ -81,6 +105,8 @@ class StreamPetrFamily(QueryBoxes, CameraFamily):
         NODE_FILES[-1]: 'check {folder}',
         '': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video',
     }
+    samples, memory = 'frames', True
+    of_config = OF_CONFIG
     files = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
     columns = IN_ORDER
     measured = ('deploy', 'fork')
@@ -94,27 +120,14 @@ class StreamPetrFamily(QueryBoxes, CameraFamily):
         ('bytes fed besides the images', 'fed_bytes', 64_000),
     )
     bars_of = 'the deploy contract of R50 at 704x256 on a CPU, where the convolutions are most of the time'
+    claims, preprocess_rule = MODELS.claims, MODELS.preprocess_rule
     reference, memory_spec = staticmethod(StreamPetrReference), staticmethod(memory_spec)
     replaced, followed = staticmethod(replaced), FOLLOWED
-    frame = staticmethod(stream_frame)
+    frame, moments = staticmethod(stream_frame), staticmethod(moments)
     dump_tensors, dumped_frame = staticmethod(dump_tensors), staticmethod(dumped_frame)
 
-    def check_model(self, cfg: Any) -> None:
-        super().check_model(cfg)
-        if not cfg.model.get('aux_2d_only', True):
-            raise ConfigError(
-                f'{cfg.filename}: model.aux_2d_only=False chooses tokens by the 2D head at test time, which '
-                f'is not exported; expected True'
-            )
-        decoder = (self.head_of(cfg.model).get('transformer') or {}).get('decoder') or {}
-        if decoder.get('post_norm_cfg', dict(type='LN')) is None:
-            raise ConfigError(
-                f'{cfg.filename}: model.pts_bbox_head.transformer.decoder.post_norm_cfg is None: the '
-                f"branches were trained on normalised outputs, another layer's output would reach them"
-            )
-
     def check(self, cfg: Any, options: Options) -> None:
-        super().check(cfg, options)
+        MODELS.check(cfg)
         stride, (height, width) = int(cfg.model.get('stride', 16)), self.preprocess_rule(cfg).input_size
         if height % stride or width % stride:
             raise ConfigError(
@@ -123,7 +136,7 @@ class StreamPetrFamily(QueryBoxes, CameraFamily):
             )
 
     def build(self, cfg: Any) -> nn.Module:
-        model = super().build(cfg)
+        model = MODELS.build(cfg)
         check_parts(cfg.filename, model)
         rule = self.preprocess_rule(cfg)
         model.image_norm = rule.mean, rule.std, rule.to_rgb  # for `autoware.NodeImages`
@@ -148,7 +161,7 @@ class StreamPetrFamily(QueryBoxes, CameraFamily):
         return autoware.companions(model, sizes(model, *model.input_sizes, layers='last'))
 
     def companion_differences(self, folder: Path, cfg: Any) -> list[str]:
-        limits = self.head_of(cfg.model)['bbox_coder']['post_center_range']
+        limits = MODELS.head_of(cfg)['bbox_coder']['post_center_range']
         return list(autoware.manifest_differences(folder, limits))
 
     def between_files(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:

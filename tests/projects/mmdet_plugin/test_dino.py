@@ -142,8 +142,8 @@ def test_layers_of_co_detr_give_what_those_of_dino_give(model, monkeypatch):
     monkeypatch.setattr(DinoNetwork, 'least_odds_of_results', 1e-3)
     with torch.no_grad():
         plain = DinoNetwork(model)(pictures, sizes)
-        other = query_networks.CoDinoNetwork(CoDETR(model, {}))(pictures, sizes)
-        whole = query_networks.CoDinoNetwork(CoDETR(model, {}, with_attn_mask=False))(pictures, sizes)
+        other = DinoNetwork(CoDETR(model, {}))(pictures, sizes)
+        whole = DinoNetwork(CoDETR(model, {}, with_attn_mask=False))(pictures, sizes)
         unpadded = DinoNetwork(model)(pictures, torch.zeros_like(sizes))
     for ours, theirs in zip((*other, *whole), (*plain, *unpadded), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
