@@ -1,7 +1,7 @@
 """The family of LiDAR detectors with anchors: the configs that it claims and refuses, and its modules.
 
 What the attributes and methods of the classes without a docstring are for is documented where they are
-defined first: `families/base.py`, `families/sequence.py` and `families/parts/lidar_family.py`.
+defined first: `families/base.py`, `families/sequence.py` and `families/parts/lidar_models.py`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,13 +19,32 @@ from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx
 from mmdeploy_ext.families.anchor3d.synthetic import synthetic_outputs
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class
-from mmdeploy_ext.families.parts import anchor_heads, lidar_family
+from mmdeploy_ext.families.parts import anchor_heads, lidar_models
 from mmdeploy_ext.families.parts.anchor_heads import PER_CLASS_HEAD, check_anchor_head
 from mmdeploy_ext.families.parts.detector_parts import part_cfg, test_cfg_of
-from mmdeploy_ext.families.parts.lidar_family import DYNAMIC_DETECTOR, LidarFamily, check_points_side
+from mmdeploy_ext.families.parts.lidar_models import (
+    DYNAMIC_DETECTOR,
+    LidarModels,
+    check_points_side,
+    load_weights,
+    other_limits,
+    timed_methods,
+    voxel_layer,
+    with_limit,
+)
 from mmdeploy_ext.families.parts.lidar_parts import parts_of, prefix_of
+from mmdeploy_ext.families.parts.proof_samples import crowded, generated
 from mmdeploy_ext.families.parts.samples import result
-from mmdeploy_ext.runtime.frames import Stepper
+from mmdeploy_ext.families.parts.sweep_samples import (
+    dumped_frame,
+    frame,
+    generated_dataset,
+    moments,
+    plain_sample,
+)
+from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.preprocess.points import VoxelRule
+from mmdeploy_ext.runtime.frames import Stepper, Sweep
 
 HEADS = ('Anchor3DHead', 'FreeAnchor3DHead', PER_CLASS_HEAD)
 """Heads that export, and bases of such."""
@@ -36,7 +55,7 @@ DETECTORS = ('VoxelNet', 'MVXFasterRCNN', 'SASSD', DYNAMIC_DETECTOR)
 READ = ('use_rotate_nms', 'nms_thr', 'max_num')
 """Entries of `test_cfg` that mmdet3d reads without a default."""
 FOLLOWED = (
-    *lidar_family.FOLLOWED,
+    *lidar_models.FOLLOWED,
     *((getattr(dense_heads, name), ('get_bboxes', 'get_bboxes_single')) for name in HEADS),
     *anchor_heads.FOLLOWED,
 )
@@ -44,50 +63,39 @@ FOLLOWED = (
 code; the coder is last."""
 
 
-class AnchorHead:
-    """What families of heads of anchors add to `LidarFamily`, before which they name it among their bases."""
+def check_head(filename: str, model: Mapping[str, Any]) -> None:
+    """Refuse (ConfigError) heads whose settings are not exported.
 
-    result, postprocess_facts = staticmethod(result), staticmethod(postprocess_facts)
-
-    def check_head(self, filename: str, model: Mapping[str, Any]) -> None:
-        """Refuse (ConfigError) heads whose settings are not exported.
-
-        `model` is that of the config `filename`, whose name the message has.
-        """
-        key = f'{prefix_of(model)}bbox_head'
-        head = model[key]
-        check_anchor_head(filename, f'model.{key}', head)
-
-    def check(self, cfg: Any, options: Options) -> None:
-        """Refuse what `LidarFamily` refuses, and (ConfigError) a `test_cfg` that the head cannot run with.
-
-        One of `READ` is missing in it, or `max_num` is below 1.
-        """
-        super().check(cfg, options)
-        key, test = 'model.test_cfg', test_cfg_of(cfg)
-        if prefix_of(cfg.model):
-            key, test = f'{key}.pts', test.get('pts') or {}
-        if missing := [name for name in READ if test.get(name) is None]:
-            raise ConfigError(f'{cfg.filename}: {key} has no {", ".join(missing)}, which mmdet3d reads')
-        if test['max_num'] < 1:
-            raise ConfigError(f'{cfg.filename}: {key}.max_num={test["max_num"]}, expected a positive number')
-
-    def synthetic_outputs(
-        self, model: nn.Module, runner: Stepper, spec: GraphSpec
-    ) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        """Yield pairs of a title and name -> array, made-up outputs of the head, see `synthetic.py`.
-
-        They give more boxes than `max_num`, more anchors than `nms_pre`, scores about `score_thr`, and none.
-        `spec` is that of the head's graph, `runner` has its rule of boxes; `model` is not used.
-        """
-        return synthetic_outputs(runner.box_rule, spec)
-
-    def num_classes(self, model: nn.Module) -> int:
-        """Return the number of classes of the head."""
-        return int(parts_of(model).head.num_classes)
+    `model` is that of the config `filename`, whose name the message has.
+    """
+    key = f'{prefix_of(model)}bbox_head'
+    check_anchor_head(filename, f'model.{key}', model[key])
 
 
-class AnchorFamily(AnchorHead, LidarFamily):
+def check_limits(cfg: Any) -> None:
+    """Refuse (ConfigError) a `test_cfg` that the head cannot run with.
+
+    One of `READ` is missing in it, or `max_num` is below 1.
+    """
+    key, test = 'model.test_cfg', test_cfg_of(cfg)
+    if prefix_of(cfg.model):
+        key, test = f'{key}.pts', test.get('pts') or {}
+    if missing := [name for name in READ if test.get(name) is None]:
+        raise ConfigError(f'{cfg.filename}: {key} has no {", ".join(missing)}, which mmdet3d reads')
+    if test['max_num'] < 1:
+        raise ConfigError(f'{cfg.filename}: {key}.max_num={test["max_num"]}, expected a positive number')
+
+
+def check_parts(filename: str, model: Mapping[str, Any]) -> None:
+    """Refuse (ConfigError) parts of the detectors of `AnchorFamily`, see `LidarModels.check_parts`."""
+    check_points_side(filename, model, 'a LiDAR detector with anchors', HEADS)
+    check_head(filename, model)
+
+
+MODELS = LidarModels(check_parts, FOLLOWED)
+
+
+class AnchorFamily(SequenceFamily):
     """mmdet3d's `VoxelNet`, `DynamicVoxelNet`, `SASSD` and `MVXFasterRCNN` of points, without a memory."""
 
     name = 'anchor3d'
@@ -96,8 +104,17 @@ class AnchorFamily(AnchorHead, LidarFamily):
         'Anchor3DHead', 'FreeAnchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'PartAggregationROIHead',
         'PointRCNNRoIHead', 'SSD3DHead', 'VoteHead', 'H3DRoIHead', 'SASSD',
     )  # fmt: skip
-    followed = FOLLOWED
+    of_config, used_by = lidar_models.OF_CONFIG, lidar_models.USED_BY
+    files, samples = lidar_models.FILES, 'sweeps'
+    build, preprocess_rule = MODELS.build, MODELS.preprocess_rule
+    replaced, followed = MODELS.replaced, FOLLOWED
     graphs, reference = staticmethod(graphs), staticmethod(AnchorReference)
+    result, postprocess_facts = staticmethod(result), staticmethod(postprocess_facts)
+    load_weights, voxel_layer = staticmethod(load_weights), staticmethod(voxel_layer)
+    frame, moments, dumped_frame = staticmethod(frame), staticmethod(moments), staticmethod(dumped_frame)
+    generated_sweeps, generated_dataset = staticmethod(generated), staticmethod(generated_dataset)
+    plain_sample, timed_methods = staticmethod(plain_sample), staticmethod(timed_methods)
+    with_limit, other_limits = staticmethod(with_limit), staticmethod(other_limits)
 
     def claims(self, cfg: Any) -> Claim:
         if not set(names_of_class(builder.DETECTORS, cfg.model.get('type'))) & set(DETECTORS):
@@ -106,9 +123,20 @@ class AnchorFamily(AnchorHead, LidarFamily):
         heads = set(names_of_class(builder.HEADS, head.get('type')))
         return Claim.DETECTOR if heads & set(HEADS) and REGION_PROPOSAL_HEAD not in heads else Claim.NO
 
-    def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
-        check_points_side(filename, model, 'a LiDAR detector with anchors', HEADS)
-        self.check_head(filename, model)
+    def check(self, cfg: Any, options: Options) -> None:
+        MODELS.check(cfg, options, self.name)
+        check_limits(cfg)
+
+    def num_classes(self, model: nn.Module) -> int:
+        return int(parts_of(model).head.num_classes)
+
+    def crowded_sweeps(self, rule: VoxelRule, options: Options) -> Iterable[Sweep]:
+        return crowded(rule)
+
+    def synthetic_outputs(
+        self, model: nn.Module, runner: Stepper, spec: GraphSpec
+    ) -> Iterable[tuple[str, Mapping[str, Any]]]:
+        return synthetic_outputs(runner.box_rule, spec)
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         return AnchorOnnx(paths, **engine)

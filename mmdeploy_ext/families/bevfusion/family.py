@@ -48,7 +48,7 @@ from mmdeploy_ext.families.bevfusion.synthetic import (
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.proof_samples import changed_rigs, crowded, plain_moment
-from mmdeploy_ext.families.parts.samples import arrays, result
+from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
 from mmdeploy_ext.families.replaced import DifferingMethod, Followed, Replaced, replaced_of_class
 from mmdeploy_ext.families.sequence import SequenceFamily
@@ -84,7 +84,6 @@ class BEVFusionFamily(SequenceFamily):
     exports = 'BEVFusion of cameras and LiDAR (mmdeploy_ext/families/bevfusion/README.md)'
     similar_names = ('TransFusion', 'BEVFusion', 'LSS')
     of_config = "the grid and the cameras are the config's"
-    task = 'bbox3d'
     used_by: ClassVar[Mapping[str, str]] = {
         '': 'run {file} INFOS.pkl',
         AUTOWARE_FILES[-1]: 'check {folder}',
@@ -93,8 +92,8 @@ class BEVFusionFamily(SequenceFamily):
     samples = 'fused'
     postprocess_facts = staticmethod(postprocess_facts)
     frame, result, moments = staticmethod(frame), staticmethod(result), staticmethod(moments)
-    dump_tensors, dumped_frame = staticmethod(arrays), staticmethod(dumped)
-    generated_sweeps, followed = staticmethod(generated), FOLLOWED
+    dumped_frame, generated_sweeps = staticmethod(dumped), staticmethod(generated)
+    followed = FOLLOWED
     compared = ('cells', 'depth', 'bev')
 
     def claims(self, cfg: Any) -> Claim:

@@ -1,7 +1,7 @@
 """The family of CenterPoint: the configs that it claims and refuses, its graphs, reference and runtime.
 
 What the attributes and methods of `CenterPointFamily` without a docstring are for is documented where they
-are defined first: `families/base.py`, `families/sequence.py` and `families/parts/lidar_family.py`.
+are defined first: `families/base.py`, `families/sequence.py` and `families/parts/lidar_models.py`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,17 +28,33 @@ from mmdeploy_ext.families.centerpoint.graphs import graphs, postprocess_facts
 from mmdeploy_ext.families.centerpoint.reference import CenterPointReference, NodeReference
 from mmdeploy_ext.families.centerpoint.runtime import NMS_TYPES, CenterPointOnnx
 from mmdeploy_ext.families.centerpoint.synthetic import synthetic_outputs
-from mmdeploy_ext.families.parts import lidar_family
+from mmdeploy_ext.families.parts import lidar_models
 from mmdeploy_ext.families.parts.detector_parts import test_cfg_of
-from mmdeploy_ext.families.parts.lidar_family import LidarFamily, check_points_side
+from mmdeploy_ext.families.parts.lidar_models import (
+    LidarModels,
+    check_points_side,
+    load_weights,
+    other_limits,
+    timed_methods,
+    voxel_layer,
+    with_limit,
+)
 from mmdeploy_ext.families.parts.options import AUTOWARE
-from mmdeploy_ext.families.parts.proof_samples import crowded, in_order_of_columns
+from mmdeploy_ext.families.parts.proof_samples import crowded, generated, in_order_of_columns
 from mmdeploy_ext.families.parts.samples import result
+from mmdeploy_ext.families.parts.sweep_samples import (
+    dumped_frame,
+    frame,
+    generated_dataset,
+    moments,
+    plain_sample,
+)
+from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.runtime.frames import Stepper, Sweep
 
 FOLLOWED = (
-    *lidar_family.FOLLOWED,
+    *lidar_models.FOLLOWED,
     (CenterHead, ('get_bboxes', 'get_task_detections')),
     (box3d_nms, ('nms_bev', 'circle_nms')),
     (box_utils, ('xywhr2xyxyr',)),
@@ -47,29 +63,39 @@ FOLLOWED = (
 """Classes and modules of mmdet3d -> names of their methods and functions that an export computes itself."""
 
 
-class CenterPointFamily(LidarFamily):
+def check_parts(filename: str, model: Mapping[str, Any]) -> None:
+    """Refuse (ConfigError) parts that are not exported, see `LidarModels.check_parts`."""
+    check_points_side(filename, model, 'CenterPoint', ('CenterHead',))
+
+
+MODELS = LidarModels(check_parts, FOLLOWED)
+
+
+class CenterPointFamily(SequenceFamily):
     """mmdet3d's `CenterPoint` of points alone: `SparseEncoder` or pillars, and `CenterHead`; no memory."""
 
     name = 'centerpoint'
     exports = 'CenterPoint of points with CenterHead (mmdeploy_ext/families/centerpoint/README.md)'
     similar_names = ('CenterHead', 'Anchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'TransFusion')
-    used_by: ClassVar[Mapping[str, str]] = {
-        **LidarFamily.used_by,
-        AUTOWARE_FILES[-1]: 'check {folder}',
-    }
-    followed = FOLLOWED
-    result, postprocess_facts = staticmethod(result), staticmethod(postprocess_facts)
+    of_config = lidar_models.OF_CONFIG
+    used_by: ClassVar[Mapping[str, str]] = {**lidar_models.USED_BY, AUTOWARE_FILES[-1]: 'check {folder}'}
+    files, samples = lidar_models.FILES, 'sweeps'
+    build, preprocess_rule = MODELS.build, MODELS.preprocess_rule
+    replaced, followed = MODELS.replaced, FOLLOWED
     reference = staticmethod(CenterPointReference)
-
-    def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
-        check_points_side(filename, model, 'CenterPoint', ('CenterHead',))
+    result, postprocess_facts = staticmethod(result), staticmethod(postprocess_facts)
+    load_weights, voxel_layer = staticmethod(load_weights), staticmethod(voxel_layer)
+    frame, moments, dumped_frame = staticmethod(frame), staticmethod(moments), staticmethod(dumped_frame)
+    generated_sweeps, generated_dataset = staticmethod(generated), staticmethod(generated_dataset)
+    plain_sample, timed_methods = staticmethod(plain_sample), staticmethod(timed_methods)
+    with_limit, other_limits = staticmethod(with_limit), staticmethod(other_limits)
 
     def claims(self, cfg: Any) -> Claim:
         is_centerpoint = 'CenterPoint' in names_of_class(DETECTORS, cfg.model.get('type'))
         return Claim.DETECTOR if is_centerpoint else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
-        super().check(cfg, options)
+        MODELS.check(cfg, options, self.name)
         nms_type = (test_cfg_of(cfg).get('pts') or {}).get('nms_type')
         if nms_type not in NMS_TYPES:
             raise ConfigError(

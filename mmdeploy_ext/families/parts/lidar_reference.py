@@ -11,7 +11,7 @@ from mmdet3d.core.bbox import Box3DMode, LiDARInstance3DBoxes
 from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.families.parts.lidar_parts import Watch, bev_of, parts_of, watching
-from mmdeploy_ext.families.parts.pillars import point_width, takes_means
+from mmdeploy_ext.families.parts.pillars import width_of_points
 from mmdeploy_ext.families.parts.samples import detections
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import StepResult, Sweep
@@ -39,10 +39,7 @@ class LidarReference(abc.ABC):
         self.parts = parts_of(model)
         self.output_names = rule(self.parts.head).output_names
         self.flatten = flatten
-        if not takes_means(self.parts.voxel_encoder):
-            self.width = point_width(self.parts.voxel_encoder)
-        else:
-            self.width = int(self.parts.middle_encoder.in_channels)
+        self.width = width_of_points(self.parts)
         self.device = next(model.parameters()).device
 
     def reset(self) -> None:  # noqa: B027

@@ -251,6 +251,13 @@ def point_width(encoder: nn.Module) -> int:
     return width
 
 
+def width_of_points(parts: Parts) -> int:
+    """Return the number of values of a point that a detector with these parts takes."""
+    if takes_means(parts.voxel_encoder):
+        return int(parts.middle_encoder.in_channels)
+    return point_width(parts.voxel_encoder)
+
+
 def has_dynamic_pillars(module: nn.Module) -> bool:
     """Return whether a module has one of `DYNAMIC_ENCODERS`, or an encoder of a class derived from one."""
     classes = (base for part in module.modules() for base in type(part).__mro__)

@@ -96,11 +96,6 @@ def dumped_cameras(
     return camera_frame(tensors['img'], tensors['lidar2img'], meta, scene_token=scene, **(values | fields))
 
 
-def arrays(model: torch.nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Return all tensors that a model passed to `core.taps.tap`, name -> array; `model` is not used."""
-    return {name: value.detach().cpu().numpy() for name, value in taps.items()}
-
-
 def detections(result: Mapping[str, Any]) -> Detections3D:
     """Return mmdet3d's result of one sample in descending score order; without velocities they are zero."""
     boxes = result['boxes_3d'].tensor.numpy()

@@ -1,7 +1,7 @@
 """The family of MVX-Net: the configs that it claims and refuses, and its modules.
 
 What the attributes and methods of `MvxNetFamily` without a docstring are for is documented where they are
-defined first: `families/base.py`, `families/sequence.py` and `families/parts/lidar_family.py`.
+defined first: `families/base.py`, `families/sequence.py` and `families/parts/lidar_models.py`.
 """
 
 import sys
@@ -14,9 +14,11 @@ from mmdet3d.models.fusion_layers import point_fusion
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.anchor3d.family import FOLLOWED as FOLLOWED_BY_ANCHORS
-from mmdeploy_ext.families.anchor3d.family import HEADS, AnchorHead
+from mmdeploy_ext.families.anchor3d.family import HEADS, check_head, check_limits
+from mmdeploy_ext.families.anchor3d.graphs import postprocess_facts
 from mmdeploy_ext.families.anchor3d.mvxnet.graphs import graphs
 from mmdeploy_ext.families.anchor3d.mvxnet.reference import MvxNetReference
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import FAMILY, MvxNetOnnx
@@ -30,13 +32,24 @@ from mmdeploy_ext.families.anchor3d.mvxnet.samples import (
     moments,
     one_point_frame,
 )
+from mmdeploy_ext.families.anchor3d.synthetic import synthetic_outputs
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.parts import anchor_heads
-from mmdeploy_ext.families.parts.lidar_family import DETECTOR_METHODS, LidarFamily, points_width
+from mmdeploy_ext.families.parts.lidar_models import (
+    DETECTOR_METHODS,
+    LidarModels,
+    load_weights,
+    other_limits,
+    points_width,
+    voxel_layer,
+    with_limit,
+)
 from mmdeploy_ext.families.parts.lidar_parts import parts_of
 from mmdeploy_ext.families.parts.proof_samples import crowded
+from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.families.replaced import Replaced, replaced_of_class
+from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.runtime.frames import FusedFrame, Stepper, Sweep
 
@@ -63,77 +76,6 @@ FOLLOWED = (
 """Classes of mmdet3d, and methods of them whose results the graphs compute by other code; coder last.
 
 `MvxNetFamily.replaced` yields those of a model, whether or not the user has changed them."""
-
-
-class MvxNetFamily(AnchorHead, LidarFamily):
-    """mmdet3d's `DynamicMVXFasterRCNN` with `PointFusion` and `Anchor3DHead`, without a memory."""
-
-    name = FAMILY
-    exports = 'MVX-Net with PointFusion (mmdeploy_ext/families/anchor3d/mvxnet/README.md)'
-    similar_names = ('MVX', 'PointFusion', 'VoteFusion')
-    of_config = "the grid and the picture are the config's"
-    used_by: ClassVar[Mapping[str, str]] = {'': 'run {file} INFOS.pkl'}
-    files = MvxNetOnnx.graphs
-    samples = 'fused'
-    followed = FOLLOWED
-    graphs = staticmethod(graphs)
-    reference = staticmethod(MvxNetReference)
-    frame, moments, dumped_frame = staticmethod(frame), staticmethod(moments), staticmethod(dumped)
-    generated_sweeps, generated_dataset = staticmethod(generated), staticmethod(generated_dataset)
-
-    def claims(self, cfg: Any) -> Claim:
-        names = names_of_class(builder.DETECTORS, cfg.model.get('type'))
-        return Claim.DETECTOR if DETECTOR in names else Claim.NO
-
-    def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
-        for key, (exported, registry) in PARTS.items():
-            part_type = (model.get(key) or {}).get('type')
-            names = names_of_class(registry, part_type) if registry else [part_type]
-            if exported not in names:
-                raise ConfigError(f'{filename}: model.{key}.type={part_type!r}; expected {exported}')
-        if not model.get('img_backbone'):
-            raise ConfigError(f'{filename}: model has no img_backbone; expected that of the picture')
-        for key in NOT_EXPORTED:
-            if model.get(key):
-                raise ConfigError(f'{filename}: model.{key} is not exported; leave it out')
-        check_encoder(filename, model)
-        self.check_head(filename, model)
-
-    def check(self, cfg: Any, options: Options) -> None:
-        super().check(cfg, options)
-        self.preprocess_rule(cfg)
-
-    def crowded_sweeps(self, rule: FusionRule, options: Options) -> Iterable[Sweep]:
-        return crowded(rule.voxels)
-
-    def special_samples(self, rule: FusionRule, sample: FusedFrame) -> Iterable[FusedFrame]:
-        return changed_cameras(sample)
-
-    def plain_sample(self, rule: FusionRule, sample: FusedFrame) -> FusedFrame:
-        return one_point_frame(sample, rule.voxels.point_cloud_range)
-
-    def preprocess_rule(self, cfg: Any) -> FusionRule:
-        self.check_parts(cfg.filename, cfg.model)
-        return fusion_rule(cfg, points_width(cfg.model)[1])
-
-    def replaced(self, model: nn.Module) -> Iterable[Replaced]:
-        yield from super().replaced(model)
-        fusion = parts_of(model).voxel_encoder.fusion_layer
-        yield from replaced_of_class(fusion, FOLLOWED)
-        module = sys.modules[type(fusion).__module__]
-        if module is not point_fusion:  # a copy in the user's repository
-            yield Replaced(module, point_fusion.__name__, FUNCTIONS)
-
-    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
-        return MvxNetOnnx(paths, **engine)
-
-    def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
-        parts = parts_of(model)
-        return dict(
-            voxels=[(model, 'extract_img_feat'), (model, 'voxelize'), (parts.voxel_encoder, 'forward')],
-            backbone=[(parts.middle_encoder, 'forward')],
-            boxes=[(parts.head, 'get_bboxes')],
-        )
 
 
 def check_encoder(filename: str, model: Mapping[str, Any]) -> None:
@@ -163,3 +105,91 @@ def check_encoder(filename: str, model: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f'{filename}: {key}.{name} is not that of model.pts_voxel_layer; state the same in both'
             )
+
+
+def check_parts(filename: str, model: Mapping[str, Any]) -> None:
+    """Refuse (ConfigError) parts that are not exported, see `LidarModels.check_parts`."""
+    for key, (exported, registry) in PARTS.items():
+        part_type = (model.get(key) or {}).get('type')
+        names = names_of_class(registry, part_type) if registry else [part_type]
+        if exported not in names:
+            raise ConfigError(f'{filename}: model.{key}.type={part_type!r}; expected {exported}')
+    if not model.get('img_backbone'):
+        raise ConfigError(f'{filename}: model has no img_backbone; expected that of the picture')
+    for key in NOT_EXPORTED:
+        if model.get(key):
+            raise ConfigError(f'{filename}: model.{key} is not exported; leave it out')
+    check_encoder(filename, model)
+    check_head(filename, model)
+
+
+MODELS = LidarModels(check_parts, FOLLOWED)
+
+
+class MvxNetFamily(SequenceFamily):
+    """mmdet3d's `DynamicMVXFasterRCNN` with `PointFusion` and `Anchor3DHead`, without a memory."""
+
+    name = FAMILY
+    exports = 'MVX-Net with PointFusion (mmdeploy_ext/families/anchor3d/mvxnet/README.md)'
+    similar_names = ('MVX', 'PointFusion', 'VoteFusion')
+    of_config = "the grid and the picture are the config's"
+    used_by: ClassVar[Mapping[str, str]] = {'': 'run {file} INFOS.pkl'}
+    files = MvxNetOnnx.graphs
+    samples = 'fused'
+    followed = FOLLOWED
+    graphs, reference = staticmethod(graphs), staticmethod(MvxNetReference)
+    result, postprocess_facts = staticmethod(result), staticmethod(postprocess_facts)
+    build = MODELS.build
+    load_weights, voxel_layer = staticmethod(load_weights), staticmethod(voxel_layer)
+    with_limit, other_limits = staticmethod(with_limit), staticmethod(other_limits)
+    frame, moments, dumped_frame = staticmethod(frame), staticmethod(moments), staticmethod(dumped)
+    generated_sweeps, generated_dataset = staticmethod(generated), staticmethod(generated_dataset)
+
+    def claims(self, cfg: Any) -> Claim:
+        names = names_of_class(builder.DETECTORS, cfg.model.get('type'))
+        return Claim.DETECTOR if DETECTOR in names else Claim.NO
+
+    def check(self, cfg: Any, options: Options) -> None:
+        MODELS.check(cfg, options, self.name)
+        check_limits(cfg)
+        self.preprocess_rule(cfg)
+
+    def num_classes(self, model: nn.Module) -> int:
+        return int(parts_of(model).head.num_classes)
+
+    def synthetic_outputs(
+        self, model: nn.Module, runner: Stepper, spec: GraphSpec
+    ) -> Iterable[tuple[str, Mapping[str, Any]]]:
+        return synthetic_outputs(runner.box_rule, spec)
+
+    def crowded_sweeps(self, rule: FusionRule, options: Options) -> Iterable[Sweep]:
+        return crowded(rule.voxels)
+
+    def special_samples(self, rule: FusionRule, sample: FusedFrame) -> Iterable[FusedFrame]:
+        return changed_cameras(sample)
+
+    def plain_sample(self, rule: FusionRule, sample: FusedFrame) -> FusedFrame:
+        return one_point_frame(sample, rule.voxels.point_cloud_range)
+
+    def preprocess_rule(self, cfg: Any) -> FusionRule:
+        check_parts(cfg.filename, cfg.model)
+        return fusion_rule(cfg, points_width(cfg.model)[1])
+
+    def replaced(self, model: nn.Module) -> Iterable[Replaced]:
+        yield from MODELS.replaced(model)
+        fusion = parts_of(model).voxel_encoder.fusion_layer
+        yield from replaced_of_class(fusion, FOLLOWED)
+        module = sys.modules[type(fusion).__module__]
+        if module is not point_fusion:  # a copy in the user's repository
+            yield Replaced(module, point_fusion.__name__, FUNCTIONS)
+
+    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
+        return MvxNetOnnx(paths, **engine)
+
+    def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
+        parts = parts_of(model)
+        return dict(
+            voxels=[(model, 'extract_img_feat'), (model, 'voxelize'), (parts.voxel_encoder, 'forward')],
+            backbone=[(parts.middle_encoder, 'forward')],
+            boxes=[(parts.head, 'get_bboxes')],
+        )

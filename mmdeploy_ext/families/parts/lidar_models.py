@@ -1,18 +1,15 @@
-"""The base of families of LiDAR detectors: which configs they refuse, how models are built, and sweeps.
+"""Which LiDAR detectors a family exports, how they are built, and their limits.
 
-What the attributes of `LidarFamily` are for is documented where they are defined first:
-`families/sequence.py` and `families/base.py`.
+`LidarModels` is what a family asks about its detectors. `load_weights`, `voxel_layer`, `with_limit`,
+`other_limits` and `timed_methods` are methods of `SequenceFamily` for them, which the families assign.
 """
 
-import abc
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 from mmdet3d.models import build_model, detectors, middle_encoders, voxel_encoders
 from mmdet3d.models.builder import DETECTORS, HEADS
 from mmdet3d.models.voxel_encoders import utils as voxel_utils
@@ -24,21 +21,23 @@ from mmdeploy_ext.core.config import replaced_entry, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import BACKBONE, find_family
 from mmdeploy_ext.families.building import build_without_weights, names_of_class
-from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.lidar_parts import parts_of, prefix_of
-from mmdeploy_ext.families.parts.pillars import DYNAMIC_ENCODER, ENCODERS, MEANS, SCATTER, has_pillars
-from mmdeploy_ext.families.parts.proof_samples import crowded, generated, plain_sweep
-from mmdeploy_ext.families.parts.samples import arrays, check_dumped, check_given, only
+from mmdeploy_ext.families.parts.pillars import (
+    DYNAMIC_ENCODER,
+    ENCODERS,
+    MEANS,
+    SCATTER,
+    has_pillars,
+    width_of_points,
+)
 from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
 from mmdeploy_ext.families.parts.voxel_grid import grid_size, rule_of_layer
-from mmdeploy_ext.families.replaced import Replaced, replaced_functions, replaced_of_class
-from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.families.replaced import Followed, Replaced, replaced_functions, replaced_of_class
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.proving.levels.synthetic import limit_between
-from mmdeploy_ext.quantize.sweeps import Sweeps, point_rule
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.runtime.frames import Stepper, Sweep
-from mmdeploy_ext.weights.checkpoint import Checkpoint
+from mmdeploy_ext.runtime.frames import Stepper
+from mmdeploy_ext.weights.checkpoint import Checkpoint, load_strict
 
 DETECTOR_METHODS = (
     'forward',
@@ -58,6 +57,12 @@ FOLLOWED = (
     (voxel_utils, ('get_paddings_indicator',)),
 )
 """Classes and modules of mmdet3d, and the methods and functions that graphs and runtimes compute."""
+OF_CONFIG = "the grid is the config's"
+"""`Family.of_config` of families of points alone."""
+USED_BY = {'': 'sweep SWEEP.bin --config {config} --checkpoint {checkpoint} --onnx {file}'}
+"""`Family.used_by` of these families."""
+FILES = ('backbone', 'head')
+"""`Family.files` of these families."""
 COLUMNS = dict(LoadPointsFromFile=[0, 1, 2], LoadPointsFromMultiSweeps=[0, 1, 2, 4])
 """Step that loads points -> columns that it keeps if the config names none."""
 DYNAMIC_DETECTOR = 'DynamicVoxelNet'
@@ -69,19 +74,49 @@ FEW_CANDIDATES, MANY_CANDIDATES = 19, 700
 through at least."""
 
 
-class LidarFamily(SequenceFamily):
-    """Detectors of points alone, without a memory: a sparse backbone or pillars, and a dense head."""
+@dataclasses.dataclass(frozen=True)
+class LidarModels:
+    """The detectors of a family of LiDAR models: a sparse backbone or pillars, and a dense head.
 
-    of_config = "the grid is the config's"
-    task = 'bbox3d'
-    used_by: ClassVar[Mapping[str, str]] = {
-        '': 'sweep SWEEP.bin --config {config} --checkpoint {checkpoint} --onnx {file}'
-    }
-    files = ('backbone', 'head')
-    samples = 'sweeps'
-    dump_tensors = staticmethod(arrays)
-    generated_sweeps = staticmethod(generated)
-    compared = ()  # all outputs of the head's graph, see `SequenceFamily.compared`
+    Attributes:
+        check_parts: function that refuses (ConfigError) detectors with parts that are not exported: it takes
+            the file name of a config and its `model`, and its message names the key of the part.
+        followed: see `Family.followed`; the box coder is last.
+    """
+
+    check_parts: Callable[[str, Mapping[str, Any]], None]
+    followed: Followed
+
+    def check(self, cfg: Any, options: Options, family: str) -> None:
+        """Refuse (ConfigError, UsageError) parts, pipelines and options that are not exported, by name.
+
+        `family` is the name of the family, for the message.
+        """
+        if options.fp16_io:
+            raise UsageError(f'--fp16-io: points and the map between both graphs of {family} stay float32')
+        self.check_parts(cfg.filename, cfg.model)
+        check_points_loaded(cfg)
+        encoder = cfg.model[f'{prefix_of(cfg.model)}middle_encoder']
+        check_form(cfg.filename, options, encoder.type != SCATTER)
+
+    def build(self, cfg: Any) -> nn.Module:
+        """Return mmdet3d's detector of a config, without weights, in evaluation mode.
+
+        ConfigError: a part is not exported, cannot be built, or contradicts the grid of another.
+        """
+        self.check_parts(cfg.filename, cfg.model)
+        model = build_without_weights(cfg, build_model, 'img_backbone')
+        if not has_pillars(model):
+            find_family(cfg, BACKBONE).settings(cfg, model)  # refuses grids that disagree
+        return model
+
+    def preprocess_rule(self, cfg: Any) -> VoxelRule:
+        """Return how points become voxels; ConfigError: a part of the config is not exported."""
+        self.check_parts(cfg.filename, cfg.model)
+        prefix = prefix_of(cfg.model)
+        if cfg.model[f'{prefix}middle_encoder'].type != SCATTER:
+            return find_family(cfg, BACKBONE).preprocess_rule(cfg)
+        return rule_of_layer(cfg.model[f'{prefix}voxel_layer'], points_width(cfg.model)[1], 'zyx')
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
         """Yield the methods of a live detector, its parts, anchor generator and coder that are followed.
@@ -96,142 +131,70 @@ class LidarFamily(SequenceFamily):
         yield Replaced(parts.head.bbox_coder, coder.__name__, methods)
         yield from replaced_functions(self.followed)
 
-    @abc.abstractmethod
-    def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
-        """Refuse (ConfigError) detectors with parts that are not exported.
 
-        `model` is that of the config `filename`; the message names the key of the part.
-        """
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Load a checkpoint, with kernels of sparse convolutions in any layout of spconv.
 
-    def generated_dataset(self, folder: Path, cfg: Any, rule: VoxelRule) -> dict[str, Any]:
-        """Write two generated moments of sweeps into a folder; return the config of a data set of them."""
-        return generated_dataset(folder, cfg, dict(type='NuScenesDataset'), voxels=rule)
+    CheckpointError: the weights are not those of the model.
+    """
+    if has_pillars(model):
+        load_strict(model, checkpoint)
+    else:
+        load_whole(model, checkpoint, f'{parts_of(model).prefix}middle_encoder')
 
-    def check(self, cfg: Any, options: Options) -> None:
-        """Refuse (ConfigError, UsageError) parts, pipelines and options that are not exported, by name."""
-        if options.fp16_io:
-            raise UsageError(f'--fp16-io: points and the map between both graphs of {self.name} stay float32')
-        self.check_parts(cfg.filename, cfg.model)
-        check_points_loaded(cfg)
-        encoder = cfg.model[f'{prefix_of(cfg.model)}middle_encoder']
-        check_form(cfg.filename, options, encoder.type != SCATTER)
 
-    def voxel_layer(self, model: nn.Module) -> tuple[nn.Module, str, int]:
-        """Return the layer of voxels, 'zyx' (mmdet3d's order of axes) and the number of values of a point."""
-        return parts_of(model).voxel_layer, 'zyx', self.reference(model).width
+def voxel_layer(model: nn.Module) -> tuple[nn.Module, str, int]:
+    """Return the layer of voxels, 'zyx' (mmdet3d's order of axes) and the number of values of a point."""
+    parts = parts_of(model)
+    return parts.voxel_layer, 'zyx', width_of_points(parts)
 
-    def crowded_sweeps(self, rule: VoxelRule, options: Options) -> Iterable[Sweep]:
-        """Yield a sweep with more points in some voxels, and often more voxels, than fit; see `crowded`."""
-        return crowded(rule)
 
-    def plain_sample(self, rule: VoxelRule, sample: Sweep) -> Sweep:
-        """Return a sweep of a single point of another sweep, in range if one is, see `plain_sweep`."""
-        return plain_sweep(sample, rule.point_cloud_range)
+@contextlib.contextmanager
+def with_limit(model: nn.Module, runner: Stepper, detections: Detections3D) -> Iterator[int]:
+    """Inside the block model and files keep fewer results: a number that cuts off some of `detections`.
 
-    @contextlib.contextmanager
-    def with_limit(self, model: nn.Module, runner: Stepper, detections: Detections3D) -> Iterator[int]:
-        """Inside the block model and files keep fewer results: a number that cuts off some of `detections`.
+    The context is that number; 0 if the limit stays, as for files of a node that have no such rule.
+    """
+    box_rule, limit = getattr(runner, 'box_rule', None), 0
+    if box_rule is not None:  # nodes of Autoware have none
+        limit = limit_between(detections, box_rule.groups(detections.labels))
+    with _with_limits(model, runner, {box_rule.limit: limit} if limit else {}):
+        yield limit
 
-        The context is that number; 0 if the limit stays, as for files of a node that have no such rule.
-        """
-        box_rule, limit = getattr(runner, 'box_rule', None), 0
-        if box_rule is not None:  # nodes of Autoware have none
-            limit = limit_between(detections, box_rule.groups(detections.labels))
-        with _with_limits(model, runner, {box_rule.limit: limit} if limit else {}):
-            yield limit
 
-    def other_limits(
-        self, model: nn.Module, runner: Stepper, spec: GraphSpec
-    ) -> Iterator[tuple[str, contextlib.AbstractContextManager[None]]]:
-        """Yield title and context of trials with fewer candidates, with more results, and with more of both.
+def other_limits(
+    model: nn.Module, runner: Stepper, spec: GraphSpec
+) -> Iterator[tuple[str, contextlib.AbstractContextManager[None]]]:
+    """Yield title and context of trials with fewer candidates, with more results, and with more of both.
 
-        There are none for a node of Autoware, whose runner has no such limits.
-        """
-        box_rule = getattr(runner, 'box_rule', None)
-        if box_rule is None:
-            return
-        cells = min(math.prod(tensor.axes[2:]) for tensor in spec.outputs)  # mmdet3d chooses in each class
-        limits = {name: getattr(box_rule, name) for name in box_rule.candidates}
-        limits = {name: limit for name, limit in limits.items() if limit and limit > 0}
-        for name, limit in limits.items():
-            lowered = min(FEW_CANDIDATES, limit)
-            yield f'{name} {lowered}', _with_limits(model, runner, {name: lowered})
-        result_limit = getattr(box_rule, box_rule.limit)
-        raised = {} if result_limit is None else {box_rule.limit: _raised(result_limit)}
-        yield f'{box_rule.limit} raised', _with_limits(model, runner, raised)
-        raised |= {name: _raised(limit) for name, limit in limits.items()}
-        if 'max_num' in limits:
-            raised['max_num'] = min(raised['max_num'], cells)
-        yield 'all limits raised', _with_limits(model, runner, raised)
+    There are none for a node of Autoware, whose runner has no such limits.
+    """
+    box_rule = getattr(runner, 'box_rule', None)
+    if box_rule is None:
+        return
+    cells = min(math.prod(tensor.axes[2:]) for tensor in spec.outputs)  # mmdet3d chooses in each class
+    limits = {name: getattr(box_rule, name) for name in box_rule.candidates}
+    limits = {name: limit for name, limit in limits.items() if limit and limit > 0}
+    for name, limit in limits.items():
+        lowered = min(FEW_CANDIDATES, limit)
+        yield f'{name} {lowered}', _with_limits(model, runner, {name: lowered})
+    result_limit = getattr(box_rule, box_rule.limit)
+    raised = {} if result_limit is None else {box_rule.limit: _raised(result_limit)}
+    yield f'{box_rule.limit} raised', _with_limits(model, runner, raised)
+    raised |= {name: _raised(limit) for name, limit in limits.items()}
+    if 'max_num' in limits:
+        raised['max_num'] = min(raised['max_num'], cells)
+    yield 'all limits raised', _with_limits(model, runner, raised)
 
-    def build(self, cfg: Any) -> nn.Module:
-        """Return mmdet3d's detector of a config, without weights, in evaluation mode.
 
-        ConfigError: a part is not exported, cannot be built, or contradicts the grid of another.
-        """
-        self.check_parts(cfg.filename, cfg.model)
-        model = build_without_weights(cfg, build_model, 'img_backbone')
-        if not has_pillars(model):
-            find_family(cfg, BACKBONE).settings(cfg, model)  # refuses grids that disagree
-        return model
-
-    def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
-        """Load a checkpoint, with kernels of sparse convolutions in any layout of spconv.
-
-        CheckpointError: the weights are not those of the model.
-        """
-        if has_pillars(model):
-            super().load_weights(model, checkpoint)
-        else:
-            load_whole(model, checkpoint, f'{parts_of(model).prefix}middle_encoder')
-
-    def preprocess_rule(self, cfg: Any) -> VoxelRule:
-        """Return how points become voxels; ConfigError: a part of the config is not exported."""
-        self.check_parts(cfg.filename, cfg.model)
-        prefix = prefix_of(cfg.model)
-        if cfg.model[f'{prefix}middle_encoder'].type != SCATTER:
-            return find_family(cfg, BACKBONE).preprocess_rule(cfg)
-        return rule_of_layer(cfg.model[f'{prefix}voxel_layer'], points_width(cfg.model)[1], 'zyx')
-
-    def frame(self, data: Mapping[str, Any]) -> Sweep:
-        """Return a collated sample of the test loader, by key, as a sweep.
-
-        DataError: `points` or `img_metas` is missing, or there are several samples.
-        """
-        check_given(data, ('points', 'img_metas'))
-        points, meta = only(data['points'], 'points'), only(data['img_metas'], 'img_metas')
-        return Sweep(
-            points=np.ascontiguousarray(points.cpu().numpy(), np.float32),
-            name=str(meta.get('sample_idx', '')),
-        )
-
-    def moments(
-        self, cfg: Any, rule: VoxelRule, infos: Path, root: str | Path | None = None
-    ) -> Iterator[Sweep]:
-        """Yield the sweeps of infos, with the columns and the past sweeps that the config's pipeline loads.
-
-        `root` is the folder of the data set; None: files are at the paths of the infos, or beside them. The
-        exported file takes points, and does not record how they were read. Calibration reads infos this way,
-        too; other steps of the pipeline are not looked at. ConfigError: see `PointRule`; DataError: infos or
-        a sweep cannot be read.
-        """
-        sweeps = Sweeps(infos, lambda points: (points, points), point_rule(cfg, rule.in_channels), root)
-        for info in sweeps.items:
-            yield Sweep(sweeps.points(info), str(info.get('token', '')))
-
-    def dumped_frame(self, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Sweep:
-        """Return the sweep of a dump, whose tensors are by name; DataError: it has no `points`."""
-        check_dumped(tensors, ['points'])
-        return Sweep(np.ascontiguousarray(tensors['points']), str(manifest.get('frame', '')))
-
-    def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
-        """Return the methods, (owner, name), whose time is that of `backbone` and of `boxes`."""
-        parts = parts_of(model)
-        encoders = parts.voxel_encoder, parts.middle_encoder
-        return dict(
-            backbone=[(model, 'voxelize'), *((encoder, 'forward') for encoder in encoders)],
-            boxes=[(parts.head, 'get_bboxes')],
-        )
+def timed_methods(model: nn.Module) -> dict[str, list[tuple[object, str]]]:
+    """Return the methods, (owner, name), whose time is that of `backbone` and of `boxes`."""
+    parts = parts_of(model)
+    encoders = parts.voxel_encoder, parts.middle_encoder
+    return dict(
+        backbone=[(model, 'voxelize'), *((encoder, 'forward') for encoder in encoders)],
+        boxes=[(parts.head, 'get_bboxes')],
+    )
 
 
 def is_dynamic(model: Mapping[str, Any]) -> bool:

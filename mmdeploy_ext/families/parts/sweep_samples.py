@@ -1,0 +1,58 @@
+"""Samples of families of points alone, sweeps: of the test loader, of infos, of dumps, and generated ones.
+
+The functions are methods of `SequenceFamily`, which the families assign.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmdeploy_ext.families.parts import info_files, proof_samples
+from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only
+from mmdeploy_ext.preprocess.points import VoxelRule
+from mmdeploy_ext.quantize.sweeps import Sweeps, point_rule
+from mmdeploy_ext.runtime.frames import Sweep
+
+
+def frame(data: Mapping[str, Any]) -> Sweep:
+    """Return a collated sample of the test loader, by key, as a sweep.
+
+    DataError: `points` or `img_metas` is missing, or there are several samples.
+    """
+    check_given(data, ('points', 'img_metas'))
+    points, meta = only(data['points'], 'points'), only(data['img_metas'], 'img_metas')
+    return Sweep(
+        points=np.ascontiguousarray(points.cpu().numpy(), np.float32),
+        name=str(meta.get('sample_idx', '')),
+    )
+
+
+def moments(cfg: Any, rule: VoxelRule, infos: Path, root: str | Path | None = None) -> Iterator[Sweep]:
+    """Yield the sweeps of infos, with the columns and the past sweeps that the config's pipeline loads.
+
+    `root` is the folder of the data set; None: files are at the paths of the infos, or beside them. The
+    exported file takes points, and does not record how they were read. Calibration reads infos this way,
+    too; other steps of the pipeline are not looked at. ConfigError: see `PointRule`; DataError: infos or
+    a sweep cannot be read.
+    """
+    sweeps = Sweeps(infos, lambda points: (points, points), point_rule(cfg, rule.in_channels), root)
+    for info in sweeps.items:
+        yield Sweep(sweeps.points(info), str(info.get('token', '')))
+
+
+def dumped_frame(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Sweep:
+    """Return the sweep of a dump, whose tensors are by name; DataError: it has no `points`."""
+    check_dumped(tensors, ['points'])
+    return Sweep(np.ascontiguousarray(tensors['points']), str(manifest.get('frame', '')))
+
+
+def generated_dataset(folder: Path, cfg: Any, rule: VoxelRule) -> dict[str, Any]:
+    """Write two generated moments of sweeps into a folder; return the config of a data set of them."""
+    return info_files.generated_dataset(folder, cfg, dict(type='NuScenesDataset'), voxels=rule)
+
+
+def plain_sample(rule: VoxelRule, sample: Sweep) -> Sweep:
+    """Return a sweep of a single point of another sweep, in range if one is, see `plain_sweep`."""
+    return proof_samples.plain_sweep(sample, rule.point_cloud_range)
