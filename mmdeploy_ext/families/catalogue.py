@@ -136,14 +136,14 @@ register_family(
 )
 register_family(
     'query_regions',
-    'mmdeploy_ext.families.query.family:QueryRegionsFamily',
+    'mmdeploy_ext.families.query.family:QUERY_REGIONS',
     postprocess=query.POSTPROCESS,
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
     keep_fp32=query.REGION_KEEP_FP32,
 )
 register_family(
     'query_regions_masks',
-    'mmdeploy_ext.families.query.family:QueryRegionsMasksFamily',
+    'mmdeploy_ext.families.query.family:QUERY_REGIONS_MASKS',
     options=query.REGION_MASK_OPTIONS,
     postprocess=query.REGION_MASK_POSTPROCESS,
     runtime='mmdeploy_ext.families.parts.runtime.pasted_masks',

@@ -4,8 +4,7 @@ What the attributes and methods of the classes without a docstring are for is do
 defined first: `families/base.py` and `families/images.py`.
 """
 
-import abc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelines
@@ -61,63 +60,60 @@ FOLLOWED = (
 
 READ = ('nms_pre', 'score_thr', 'max_per_img')
 """Limits in `test_cfg` that heads of FCOS3D and PGD read; `min_bbox_size` is not one of them."""
+SIMILAR_NAMES = ('Mono3D', 'FCOS3D', 'PGD', 'SMOKE', 'MonoFlex')
+"""See `Family.similar_names`."""
+TASK = 'mmdeploy_ext.families.monocular.task'
+"""See `Family.task`."""
 
 
-class MonocularFamily(ImageFamily):
-    """What the families of monocular detectors share."""
+def claim_of_head(cfg: Any, head_class: type) -> Claim:
+    """Return the claim of a family of monocular detectors whose head is of a class, or derived from it."""
+    head = registered_class(builder.HEADS, detector_parts.part_cfg(cfg.model, 'bbox_head').get('type'))
+    detector = registered_class(builder.DETECTORS, cfg.model.get('type'))
+    if head is None or detector is None or not issubclass(detector, detectors.SingleStageMono3DDetector):
+        return Claim.NO
+    return Claim.DETECTOR if issubclass(head, head_class) else Claim.NO
 
-    similar_names = ('Mono3D', 'FCOS3D', 'PGD', 'SMOKE', 'MonoFlex')
-    task = 'mmdeploy_ext.families.monocular.task'
-    followed = FOLLOWED
-    feeds = staticmethod(cameras.feeds)
-    reference_tensors = staticmethod(reference.tensors)
-    reference_detections = staticmethod(reference.detections)
 
-    @property
-    @abc.abstractmethod
-    def heads(self) -> tuple[type, ...]:
-        """Classes of heads that export; a class that is derived from one of them counts, too."""
+def build(cfg: Any) -> nn.Module:
+    """Return mmdet3d's detector of a config, without weights, in evaluation mode."""
+    return build_without_weights(cfg, builder.build_detector, 'backbone')
 
-    def claims(self, cfg: Any) -> Claim:
-        head = registered_class(builder.HEADS, detector_parts.part_cfg(cfg.model, 'bbox_head').get('type'))
-        detector = registered_class(builder.DETECTORS, cfg.model.get('type'))
-        if head is None or detector is None or not issubclass(detector, detectors.SingleStageMono3DDetector):
-            return Claim.NO
-        return Claim.DETECTOR if issubclass(head, self.heads) else Claim.NO
 
-    def build(self, cfg: Any) -> nn.Module:
-        return build_without_weights(cfg, builder.build_detector, 'backbone')
+def seeded(cfg: Any, seed: int) -> nn.Module:
+    """Return the detector of a config with weights that a seed decides."""
+    return seeded_detector(build(cfg), cfg, seed)
 
-    def seeded(self, cfg: Any, seed: int) -> nn.Module:
-        return seeded_detector(self.build(cfg), cfg, seed)
 
-    def check(self, cfg: Any, options: Options) -> None:
-        with refused_by_name(cfg):
-            test_cfg = detector_parts.test_cfg_of(cfg)
-            head = detector_parts.tested_head(cfg, 'bbox_head', test_cfg, builder.build_head)
-            self.check_head(cfg, head)
-        detector_parts.check(cfg.model, options)
+def check_detector(cfg: Any, options: Options, check_head: Callable[[Any, nn.Module], None]) -> None:
+    """Refuse (ConfigError, UsageError) what does not export, before weights load; the head is built alone.
 
-    @abc.abstractmethod
-    def check_head(self, cfg: Any, head: nn.Module) -> None:
-        """Refuse (ConfigError) what graphs do not reproduce of a built head, or of the pipeline of `cfg`."""
+    `check_head` refuses (ConfigError) what graphs do not reproduce of a built head, or of the pipeline of the
+    config: it takes the config and the head.
+    """
+    with refused_by_name(cfg):
+        test_cfg = detector_parts.test_cfg_of(cfg)
+        head = detector_parts.tested_head(cfg, 'bbox_head', test_cfg, builder.build_head)
+        check_head(cfg, head)
+    detector_parts.check(cfg.model, options)
 
-    def check_dataset(self, cfg: Any, dataset: Any) -> None:
-        steps = [step.get('type') for step in steps_of(test_pipeline(cfg), 'LoadImageFromFileMono3D')]
-        if not steps:
-            raise ConfigError(
-                f'{cfg.filename}: data.test: its pipeline has no LoadImageFromFileMono3D, so that pictures '
-                f'come without cam2img'
-            )
 
-    def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        yield from replaced_of_class(model, FOLLOWED)
-        yield from replaced_of_class(model.bbox_head, FOLLOWED)
-        yield from replaced_of_class(model.bbox_head.bbox_coder, FOLLOWED)
-        yield from replaced_functions(FOLLOWED)
+def check_dataset(cfg: Any, dataset: Any) -> None:
+    """Refuse (ConfigError) a data set whose pictures come without `cam2img`."""
+    steps = [step.get('type') for step in steps_of(test_pipeline(cfg), 'LoadImageFromFileMono3D')]
+    if not steps:
+        raise ConfigError(
+            f'{cfg.filename}: data.test: its pipeline has no LoadImageFromFileMono3D, so that pictures '
+            f'come without cam2img'
+        )
 
-    def result(self, detections: Any, num_classes: int) -> dict[str, Any]:
-        return mmdet3d_result(detections, num_classes)
+
+def replaced(model: nn.Module) -> Iterator[Replaced]:
+    """Yield the methods of a live detector, its head and its box coder that the graphs compute themselves."""
+    yield from replaced_of_class(model, FOLLOWED)
+    yield from replaced_of_class(model.bbox_head, FOLLOWED)
+    yield from replaced_of_class(model.bbox_head.bbox_coder, FOLLOWED)
+    yield from replaced_functions(FOLLOWED)
 
 
 def mmdet3d_result(detections: Any, num_classes: int) -> dict[str, Any]:
@@ -143,36 +139,47 @@ def mmdet3d_result(detections: Any, num_classes: int) -> dict[str, Any]:
     return results
 
 
-class PointsFamily(MonocularFamily):
+def check_points_head(cfg: Any, head: nn.Module) -> None:
+    """Refuse (ConfigError) what graphs do not reproduce of a head of FCOS3D or PGD, or of a pipeline."""
+    test = head.test_cfg or {}
+    positive('max_per_img', test.get('max_per_img'))
+    number('nms_pre', test.get('nms_pre', -1), int)
+    for key in ('score_thr', 'nms_thr'):
+        number(key, test.get(key), float)
+    if not test.get('use_rotate_nms'):
+        raise ConfigError(
+            'model.test_cfg.use_rotate_nms: expected True, boxes are compared as they are turned'
+        )
+    if not head.bbox_coder.norm_on_bbox:
+        raise ConfigError('model.bbox_head.bbox_coder.norm_on_bbox=False: mmdet3d refuses it, too')
+    if list(steps_of(test_pipeline(cfg), 'Resize')):
+        raise ConfigError(
+            'test pipeline step Resize: mmdet3d cannot divide centres by its scale_factor; leave it out'
+        )
+
+
+class PointsFamily(ImageFamily):
     """FCOS3D and PGD: a box of every cell, and suppression as seen from above."""
 
     name = 'monocular'
     exports = 'FCOS3D and PGD (mmdeploy_ext/families/monocular/README.md)'
     forms = ('full', 'decode', 'raw')
     tie_keys = ('nms_thr', 'score_thr')
+    similar_names, task = SIMILAR_NAMES, TASK
+    followed, replaced = FOLLOWED, staticmethod(replaced)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
+    feeds, result = staticmethod(cameras.feeds), staticmethod(mmdet3d_result)
+    reference_tensors = staticmethod(reference.tensors)
+    reference_detections = staticmethod(reference.detections)
     choose_as = staticmethod(reference.choose_as)
-    heads = (dense_heads.FCOSMono3DHead,)
+    build, seeded, check_dataset = staticmethod(build), staticmethod(seeded), staticmethod(check_dataset)
+    postprocess_facts = staticmethod(graphs.postprocess_facts)
 
-    def check_head(self, cfg: Any, head: nn.Module) -> None:
-        test = head.test_cfg or {}
-        positive('max_per_img', test.get('max_per_img'))
-        number('nms_pre', test.get('nms_pre', -1), int)
-        for key in ('score_thr', 'nms_thr'):
-            number(key, test.get(key), float)
-        if not test.get('use_rotate_nms'):
-            raise ConfigError(
-                'model.test_cfg.use_rotate_nms: expected True, boxes are compared as they are turned'
-            )
-        if not head.bbox_coder.norm_on_bbox:
-            raise ConfigError('model.bbox_head.bbox_coder.norm_on_bbox=False: mmdet3d refuses it, too')
-        if list(steps_of(test_pipeline(cfg), 'Resize')):
-            raise ConfigError(
-                'test pipeline step Resize: mmdet3d cannot divide centres by its scale_factor; leave it out'
-            )
+    def claims(self, cfg: Any) -> Claim:
+        return claim_of_head(cfg, dense_heads.FCOSMono3DHead)
 
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        return graphs.postprocess_facts(model)
+    def check(self, cfg: Any, options: Options) -> None:
+        check_detector(cfg, options, check_points_head)
 
     def limits(self, model: nn.Module) -> list[Limit]:
         *limits, results = [limit for limit in super().limits(model) if limit.key in READ]
@@ -182,28 +189,39 @@ class PointsFamily(MonocularFamily):
         return ResultLimit(model.bbox_head.test_cfg)
 
 
-class SmokeFamily(MonocularFamily):
+def check_smoke_head(cfg: Any, head: nn.Module) -> None:
+    """Refuse (ConfigError) what graphs do not reproduce of a head of SMOKE, or of a pipeline."""
+    if list(head.dim_channel) != [3, 4, 5] or list(head.ori_channel) != [6, 7]:
+        raise ConfigError('model.bbox_head: expected dim_channel=[3, 4, 5] and ori_channel=[6, 7]')
+    for step in steps_of(test_pipeline(cfg), 'AffineResize'):
+        if (down_ratio := step.get('down_ratio')) != smoke_graphs.STRIDE:
+            raise ConfigError(
+                f'test pipeline step AffineResize: down_ratio={down_ratio}, expected '
+                f'{smoke_graphs.STRIDE}, the stride of the maps'
+            )
+
+
+class SmokeFamily(ImageFamily):
     """SMOKE: a box of each of the best peaks."""
 
     name = 'smoke'
     exports = 'SMOKE (mmdeploy_ext/families/monocular/README.md)'
     forms = ('full', 'raw')
     tie_keys = ()
+    similar_names, task = SIMILAR_NAMES, TASK
+    followed, replaced = FOLLOWED, staticmethod(replaced)
     spec, stages = staticmethod(smoke_graphs.spec), staticmethod(smoke_graphs.stages)
-    heads = (dense_heads.SMOKEMono3DHead,)
+    feeds, result = staticmethod(cameras.feeds), staticmethod(mmdet3d_result)
+    reference_tensors = staticmethod(reference.tensors)
+    reference_detections = staticmethod(reference.detections)
+    build, seeded, check_dataset = staticmethod(build), staticmethod(seeded), staticmethod(check_dataset)
+    postprocess_facts = staticmethod(smoke_graphs.postprocess_facts)
 
-    def check_head(self, cfg: Any, head: nn.Module) -> None:
-        if list(head.dim_channel) != [3, 4, 5] or list(head.ori_channel) != [6, 7]:
-            raise ConfigError('model.bbox_head: expected dim_channel=[3, 4, 5] and ori_channel=[6, 7]')
-        for step in steps_of(test_pipeline(cfg), 'AffineResize'):
-            if (down_ratio := step.get('down_ratio')) != smoke_graphs.STRIDE:
-                raise ConfigError(
-                    f'test pipeline step AffineResize: down_ratio={down_ratio}, expected '
-                    f'{smoke_graphs.STRIDE}, the stride of the maps'
-                )
+    def claims(self, cfg: Any) -> Claim:
+        return claim_of_head(cfg, dense_heads.SMOKEMono3DHead)
 
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        return smoke_graphs.postprocess_facts(model)
+    def check(self, cfg: Any, options: Options) -> None:
+        check_detector(cfg, options, check_smoke_head)
 
     def limits(self, model: nn.Module) -> list[Limit]:
         """Return []: mmdet3d reads no entry of SMOKE's `test_cfg`."""

@@ -76,7 +76,7 @@ def models_with(head: str, frames: int, **settings: Any) -> CameraModels:
     )
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, kw_only=True)
 class PetrFamily(QueryBoxes, SequenceFamily):
     """`Petr3D` with a head that sees one frame, or the frame before, too; the instances are below.
 
@@ -190,14 +190,14 @@ class PetrFamily(QueryBoxes, SequenceFamily):
 
 
 PETR = PetrFamily(
-    'petr',
-    models_with('PETRHead', 1),
+    name='petr',
+    models=models_with('PETRHead', 1),
     frames=1,
     unread_fields=('intrinsics', 'ego_pose', 'timestamp_s', 'camera_times_s', 'scene_token'),
 )
 PETRV2 = PetrFamily(
-    'petrv2',
-    models_with('PETRv2Head', 2, with_fpe=True, with_time=True, with_multi=True, position_level=0),
+    name='petrv2',
+    models=models_with('PETRv2Head', 2, with_fpe=True, with_time=True, with_multi=True, position_level=0),
     frames=2,
     unread_fields=('intrinsics',),
 )

@@ -6,6 +6,7 @@ defined first: `families/base.py` and `families/images.py`.
 
 import contextlib
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -146,18 +147,58 @@ class QueryFamily(ImageFamily):
         return {PROPOSALS: boxes_of_classes(outputs[PROPOSALS])} if PROPOSALS in outputs else {}
 
 
-class QueryMasksFamily(ImageFamily):
-    """mmdet's detectors whose queries have masks, of which their configs make instances.
+def claim_of_masks(cfg: Any, fuses: bool) -> Claim:
+    """Return the claim of a family of queries with masks; `fuses` is whether it makes panoptic maps."""
+    if not detector_parts.detects(cfg, supported_parts.MASKFORMER):
+        return Claim.NO
+    return Claim.DETECTOR if supported_parts.fuses(cfg) == fuses else Claim.NO
 
-    Attributes:
-        fuses: whether configs of the family make panoptic maps of the masks.
+
+def check_masks(cfg: Any, options: Options, check_results: Callable[[nn.Module, nn.Module], None]) -> None:
+    """Refuse (ConfigError, UsageError) detectors of queries with masks, and options, that do not export.
+
+    `check_results` refuses heads without the results of the family; it takes the `panoptic_head` and the
+    `panoptic_fusion_head`.
     """
+    with refused_by_name(cfg):
+        supported_parts.check_class(
+            DETECTORS.get(cfg.model.type), supported_parts.MASK_DETECTORS, 'detector of masks by queries'
+        )
+        heads = [
+            detector_parts.tested_head(cfg, key, detector_parts.test_cfg_of(cfg))
+            for key in ('panoptic_head', 'panoptic_fusion_head')
+        ]
+        supported_parts.check_mask_heads(*heads)
+        check_results(*heads)
+    detector_parts.check(cfg.model, options)
+    if supported_parts.samples_points(heads[0]) and options.opset:
+        detector_parts.check_grid_sample(type(heads[0]).__name__, options)
+
+
+def check_instances(head: nn.Module, fusion: nn.Module) -> None:
+    """Refuse (ConfigError) heads without instances, or with fewer pairs of query and class than their limit.
+
+    `head` is the `panoptic_head`, `fusion` the `panoptic_fusion_head`.
+    """
+    supported_parts.check_instances(fusion)
+    detector_parts.check_limit(
+        'max_per_image', masks.max_per_image(fusion), head.num_queries * head.num_classes
+    )
+
+
+def check_panoptic(head: nn.Module, fusion: nn.Module) -> None:
+    """Refuse (ConfigError) heads without panoptic maps, and thresholds that are no numbers."""
+    supported_parts.check_panoptic(head, fusion)
+    masks.facts_of(fusion)
+
+
+class QueryMasksFamily(ImageFamily):
+    """mmdet's detectors whose queries have masks, of which their configs make instances."""
 
     name = 'query_masks'
     exports = 'Mask2Former, its instances (mmdeploy_ext/families/query/README.md)'
     similar_names = ('Mask2Former', 'MaskFormer')
     task = 'mask'
-    fuses = False
     followed, replaced = supported_parts.FOLLOWED, staticmethod(supported_parts.replaced_methods)
     forms = ('full',)
     spec, stages = staticmethod(graphs.masks_spec), staticmethod(graphs.masks_stages)
@@ -165,35 +206,10 @@ class QueryMasksFamily(ImageFamily):
     reference_detections = staticmethod(reference.instances)
 
     def claims(self, cfg: Any) -> Claim:
-        if not detector_parts.detects(cfg, supported_parts.MASKFORMER):
-            return Claim.NO
-        return Claim.DETECTOR if supported_parts.fuses(cfg) == self.fuses else Claim.NO
+        return claim_of_masks(cfg, fuses=False)
 
     def check(self, cfg: Any, options: Options) -> None:
-        with refused_by_name(cfg):
-            supported_parts.check_class(
-                DETECTORS.get(cfg.model.type), supported_parts.MASK_DETECTORS, 'detector of masks by queries'
-            )
-            heads = [
-                detector_parts.tested_head(cfg, key, detector_parts.test_cfg_of(cfg))
-                for key in ('panoptic_head', 'panoptic_fusion_head')
-            ]
-            supported_parts.check_mask_heads(*heads)
-            self.check_results(*heads)
-        detector_parts.check(cfg.model, options)
-        if supported_parts.samples_points(heads[0]) and options.opset:
-            detector_parts.check_grid_sample(type(heads[0]).__name__, options)
-
-    def check_results(self, head: nn.Module, fusion: nn.Module) -> None:
-        """Refuse (ConfigError) heads without the results of the family: here instances, of a subclass maps.
-
-        Heads with fewer pairs of query and class than `max_per_image` are refused, too. `head` is the
-        `panoptic_head`, `fusion` the `panoptic_fusion_head`.
-        """
-        supported_parts.check_instances(fusion)
-        detector_parts.check_limit(
-            'max_per_image', masks.max_per_image(fusion), head.num_queries * head.num_classes
-        )
+        check_masks(cfg, options, check_instances)
 
     def num_classes(self, model: nn.Module) -> int:
         return int(model.panoptic_head.num_things_classes)
@@ -215,22 +231,26 @@ class QueryMasksFamily(ImageFamily):
         )
 
 
-class QueryPanopticFamily(QueryMasksFamily):
+class QueryPanopticFamily(ImageFamily):
     """mmdet's detectors whose queries have masks, fused into a panoptic map."""
 
     name = 'query_panoptic'
     exports = 'Mask2Former, its panoptic maps (mmdeploy_ext/families/query/README.md)'
+    similar_names = ('Mask2Former', 'MaskFormer')
     task = 'panoptic'
-    fuses = True
+    followed, replaced = supported_parts.FOLLOWED, staticmethod(supported_parts.replaced_methods)
     forms = ('full', 'raw')
     tie_keys = (*ImageFamily.tie_keys, 'object_mask_thr', 'iou_thr')
     spec, stages = staticmethod(graphs.panoptic_spec), staticmethod(graphs.panoptic_stages)
+    feeds, batches = staticmethod(image_feeds.mask_feeds), staticmethod(image_feeds.batches)
     reference_tensors = staticmethod(reference.mask_tensors)
     reference_detections = staticmethod(reference.segments)
 
-    def check_results(self, head: nn.Module, fusion: nn.Module) -> None:
-        supported_parts.check_panoptic(head, fusion)
-        masks.facts_of(fusion)  # refuses thresholds that are no numbers
+    def claims(self, cfg: Any) -> Claim:
+        return claim_of_masks(cfg, fuses=True)
+
+    def check(self, cfg: Any, options: Options) -> None:
+        check_masks(cfg, options, check_panoptic)
 
     def num_classes(self, model: nn.Module) -> int:
         return int(model.panoptic_fusion_head.num_classes)  # things and stuff
@@ -245,9 +265,6 @@ class QueryPanopticFamily(QueryMasksFamily):
             Limit(config, 'iou_thr', Kind.SHARE, default=0.8),
             Limit(config, 'filter_low_score', Kind.SWITCH, default=False),
         ]
-
-    def finds_always(self, model: nn.Module) -> bool:
-        return False
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
         return ResultLimit({})
@@ -269,22 +286,26 @@ def _of_all_sizes(stds: Sequence[float]) -> Callable[[torch.Tensor], torch.Tenso
     return change
 
 
+@dataclasses.dataclass(eq=False, kw_only=True)
 class QueryRegionsFamily(ImageFamily):
-    """mmdet's detectors whose queries have regions of their own, which stages move.
+    """mmdet's detectors whose queries have regions of their own, which stages move; instances are below.
 
     Attributes:
+        name: name of the family.
+        exports: the models that it exports, and its page.
+        similar_names: words in the names of similar detectors.
+        task: module that matches its results.
         with_masks: whether their `roi_head` has a `mask_head`.
     """
 
-    name = 'query_regions'
-    exports = 'Sparse R-CNN (mmdeploy_ext/families/query/README.md)'
-    similar_names = ('SparseRCNN', 'DIIHead', 'DynamicConv')
-    task = 'bbox2d'
-    with_masks = False
+    name: str
+    exports: str
+    similar_names: tuple[str, ...]
+    task: str
+    with_masks: bool
     followed, replaced = supported_parts.FOLLOWED, staticmethod(supported_parts.replaced_methods)
     forms = ('full',)
     spec, stages = staticmethod(graphs.regions_spec), staticmethod(graphs.regions_stages)
-    feeds = staticmethod(image_feeds.feeds)
     reference_detections = staticmethod(reference.regions)
 
     def claims(self, cfg: Any) -> Claim:
@@ -309,11 +330,17 @@ class QueryRegionsFamily(ImageFamily):
         detector_parts.check(cfg.model, options)
         pasting.check(mask_thr, options)
 
+    def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
+        make_feeds = image_feeds.feeds_with_sizes if self.with_masks else image_feeds.feeds
+        return make_feeds(images, rescale)
+
     def num_classes(self, model: nn.Module) -> int:
         return int(model.roi_head.bbox_head[-1].num_classes)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        return dict(max_per_img=int(model.roi_head.test_cfg.max_per_img), num_classes=self.num_classes(model))
+        test_cfg = model.roi_head.test_cfg
+        facts = dict(max_per_img=int(test_cfg.max_per_img), num_classes=self.num_classes(model))
+        return dict(facts, mask_thr=threshold(test_cfg)) if self.with_masks else facts
 
     def finds_always(self, model: nn.Module) -> bool:
         return True  # the best pairs of query and class have no threshold
@@ -337,15 +364,18 @@ class QueryRegionsFamily(ImageFamily):
         return changed_outputs(first.fc_reg, _of_all_sizes(first.bbox_coder.stds))
 
 
-class QueryRegionsMasksFamily(QueryRegionsFamily):
-    """mmdet's detectors whose queries have regions, and that give a mask of every box."""
-
-    name = 'query_regions_masks'
-    exports = 'QueryInst (mmdeploy_ext/families/query/README.md)'
-    similar_names = ('QueryInst', 'DynamicMaskHead')
-    task = 'boxed_mask'
-    with_masks = True
-    feeds = staticmethod(image_feeds.feeds_with_sizes)
-
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        return dict(super().postprocess_facts(model), mask_thr=threshold(model.roi_head.test_cfg))
+QUERY_REGIONS = QueryRegionsFamily(
+    name='query_regions',
+    exports='Sparse R-CNN (mmdeploy_ext/families/query/README.md)',
+    similar_names=('SparseRCNN', 'DIIHead', 'DynamicConv'),
+    task='bbox2d',
+    with_masks=False,
+)
+QUERY_REGIONS_MASKS = QueryRegionsFamily(
+    name='query_regions_masks',
+    exports='QueryInst (mmdeploy_ext/families/query/README.md)',
+    similar_names=('QueryInst', 'DynamicMaskHead'),
+    task='boxed_mask',
+    with_masks=True,
+)
+"""It gives a mask of every box."""

@@ -22,7 +22,7 @@ from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.weights.sparse_checkpoint import LoadReport, load_model
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, kw_only=True)
 class EncoderFamily(SparseFamily):
     """Models of mmdet3d, or `LidarBackbone`, whose sparse encoder has a certain registered type.
 
@@ -72,7 +72,7 @@ class EncoderFamily(SparseFamily):
 ENDS = {'conv_input.0': ('fp16', 'int8'), 'conv_out.0': ('int8', 'fp16')}
 """First and last convolution -> its precision and that of its output in NVIDIA's INT8 files."""
 BEVFUSION = EncoderFamily(
-    'bevfusion',
+    name='bevfusion',
     encoder_types=('BEVFusionSparseEncoder',),
     orders=('xyz', 'zyx'),
     int8=Int8Reference(ENDS, half_ranges=True),
@@ -81,7 +81,7 @@ BEVFUSION = EncoderFamily(
 
 Source of its INT8 file: ALGORITHM.md of the tests' golden files, 5: `model.half()` reaches the ranges."""
 CENTERPOINT = EncoderFamily(
-    'centerpoint-det3d',
+    name='centerpoint-det3d',
     encoder_types=('CenterPointSparseEncoder',),
     orders=('zyx', 'xyz'),
     int8=Int8Reference(
@@ -102,7 +102,7 @@ CENTERPOINT = EncoderFamily(
 Source of its INT8 file: ALGORITHM.md of the tests' golden files, 5 and 6: the Add of a block has its path;
 conv_input is folded last."""
 SPARSE_ENCODER = EncoderFamily(
-    'sparse-encoder',
+    name='sparse-encoder',
     encoder_types=('SparseEncoder', 'SparseEncoderSASSD'),
     orders=('zyx', 'xyz'),
     int8=Int8Reference(ENDS),
