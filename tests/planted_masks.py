@@ -43,7 +43,7 @@ STAGES = f'{LOGITS}:StagedMaskHeads.forward'
 FORM, THRESHOLD = f'{MASKS}:Masks.forward', f'{PARTS}.mask_heads:threshold'
 PASTE = 'mmdeploy_ext.families.parts.runtime.pasted_masks:paste'
 IN_GRAPH = f'{PARTS}.pasting:Paste.forward'
-WRITTEN = f'{PACKAGE}.family:TwoStageMasksFamily.postprocess_facts'
+WRITTEN = f'{PACKAGE}.family:TwoStageFamily.postprocess_facts'
 FEEDS = 'mmdeploy_ext.families.parts.image_feeds:feeds_with_sizes'
 TOY = 'mask_rcnn'
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 from pathlib import Path
@@ -33,7 +32,8 @@ def table() -> str:
     for name, family in sorted(FAMILIES.items()):
         if not type(family).__module__.startswith('mmdeploy_ext.'):
             continue  # tests register toys in the same process
-        module_file = Path(inspect.getfile(type(family))).resolve()
+        module = registered()[name].family.partition(':')[0]
+        module_file = ROOT / f'{module.replace(".", "/")}.py'
         files = [module_file, *(module_file.parent / module for module in MODULES)]
         modules = ', '.join(link(path) for path in files if path.is_file())
         runtime = registered()[name].runtime

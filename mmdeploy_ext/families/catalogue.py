@@ -192,7 +192,7 @@ register_family(
 )
 register_family(
     'two_stage',
-    'mmdeploy_ext.families.two_stage.family:TwoStageFamily',
+    'mmdeploy_ext.families.two_stage.family:TWO_STAGE',
     options=two_stage.OPTIONS,
     postprocess=two_stage.POSTPROCESS,
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
@@ -200,7 +200,7 @@ register_family(
 )
 register_family(
     'two_stage_image_branch',
-    'mmdeploy_ext.families.two_stage.image_branch:ImageBranchFamily',
+    'mmdeploy_ext.families.two_stage.image_branch:IMAGE_BRANCH',
     options=two_stage.OPTIONS,
     postprocess=two_stage.POSTPROCESS,
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
@@ -209,7 +209,7 @@ register_family(
 )
 register_family(
     'two_stage_masks',
-    'mmdeploy_ext.families.two_stage.family:TwoStageMasksFamily',
+    'mmdeploy_ext.families.two_stage.family:TWO_STAGE_MASKS',
     options=two_stage.MASK_OPTIONS,
     postprocess=two_stage.MASK_POSTPROCESS,
     runtime='mmdeploy_ext.families.parts.runtime.pasted_masks',
@@ -224,7 +224,7 @@ register_family(
 )
 register_family(
     'two_stage_regions',
-    'mmdeploy_ext.families.two_stage.family:GivenProposalsFamily',
+    'mmdeploy_ext.families.two_stage.family:TWO_STAGE_REGIONS',
     postprocess=two_stage.POSTPROCESS,
     runtime='mmdeploy_ext.families.two_stage.runtime.regions',
     keep_fp32=two_stage.KEEP_FP32,

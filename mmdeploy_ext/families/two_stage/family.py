@@ -8,7 +8,7 @@ semantic map.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,11 +32,9 @@ from mmdeploy_ext.families.parts import (
     mmdet_reference,
     pasting,
     proposals,
-    regions,
 )
-from mmdeploy_ext.families.parts.exaggerated import QUADRANT, changed_outputs, exaggerated_cells
-from mmdeploy_ext.families.parts.image_tensors import SCORED_PROPOSALS, box_outputs
-from mmdeploy_ext.families.parts.regions import last_level_side, part_of, roi_head_of, stages_of
+from mmdeploy_ext.families.parts.image_tensors import box_outputs
+from mmdeploy_ext.families.parts.regions import last_level_side, roi_head_of
 from mmdeploy_ext.families.two_stage import (
     boxes,
     candidate_limits,
@@ -45,6 +43,7 @@ from mmdeploy_ext.families.two_stage import (
     reference,
     split_graphs,
 )
+from mmdeploy_ext.families.two_stage.exaggerated import exaggerated, exaggerated_proposals
 from mmdeploy_ext.families.two_stage.supported_parts import (
     DETECTOR_CLASSES,
     FOLLOWED,
@@ -58,65 +57,117 @@ from mmdeploy_ext.families.two_stage.supported_parts import (
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections
 
+FEW_ROWS = 100
+"""`ImageFamily.trial_rows` of families with masks, which take most of the time."""
 
-def _exaggerated_proposals(head: nn.Module) -> Callable[[Any], Any]:
-    """Return a function that changes the outputs of a head of proposals: the deltas in some cells.
 
-    It takes the outputs and returns those in their place, see `changed_outputs`.
+def heads_of(cfg: Any) -> dict[str, nn.Module]:
+    """Return key ('rpn_head', 'roi_head') -> live head without weights, of those that the config has.
+
+    ConfigError: one cannot be built.
     """
-    coder = proposals.facts_of(head)['coder']
+    test_cfg, result = detector_parts.test_cfg_of(cfg), result_key(DETECTORS.get(cfg.model.type))
+    return {
+        key: detector_parts.tested_head(cfg, key, test_cfg.get(part))
+        for key, part in (('rpn_head', 'rpn'), ('roi_head', result))
+        if cfg.model.get(key)
+    }
 
-    def change(outputs: Any) -> Any:
-        scores, deltas, *rest = outputs
-        return scores, [exaggerated_cells(level, coder) for level in deltas], *rest
 
-    return change
+def check_two_stage(cfg: Any, options: Options) -> None:
+    """Refuse what does not export, before weights load; the heads are built alone.
 
+    Args:
+        cfg: the config.
+        options: options of the export.
 
-def _exaggerated_regions(head: nn.Module) -> Callable[[Any], Any]:
-    """Return a function that changes outputs of a head of boxes: the widths of some, the heights of others.
-
-    If each class has its own box, every third class has other widths and every third one other heights. If
-    all classes share one, the signs of its deltas choose, since regions may have another order in the graph.
+    Raises:
+        ConfigError: a head, a part or a setting of one; the message names file and key.
+        UsageError: an option that does not fit the model, such as a size or a limit.
     """
-    box = torch.tensor(QUADRANT) / torch.tensor(head.bbox_coder.stds)
+    with refused_by_name(cfg):
+        check_detector(cfg.model)
+        heads = heads_of(cfg)
+        if 'rpn_head' in heads:
+            proposals.check_head(heads['rpn_head'])
+        if 'roi_head' in heads:
+            check_roi_head(heads['roi_head'], result_key(DETECTORS.get(cfg.model.type)))
+    detector_parts.check(cfg.model, options)
+    if 'rpn_head' in heads:
+        strides = proposals.generator_of(heads['rpn_head']).strides
+        detector_parts.check_smallest((int(stride[0]) for stride in strides), options)
+        candidate_limits.check_proposals(heads['rpn_head'], options)
+    candidate_limits.check(heads, options)
+    split_graphs.check(heads, options)
+    if options.get('paste_masks'):
+        pasting.check(mask_heads.threshold(heads['roi_head'].test_cfg), options)
 
-    def change(outputs: Any) -> Any:
-        scores, deltas, *shared = outputs  # SCNet gives the features of its regions besides
-        columns = torch.arange(deltas.shape[1], device=deltas.device)
-        label, delta = torch.div(columns, 4, rounding_mode='floor') % 3, columns % 4
-        if head.reg_class_agnostic:
-            right, lower = deltas[:, :1] > 0, deltas[:, 1:2] > 0
-            wide, high = right & lower, right & ~lower
-        else:
-            wide, high = label == 1, label == 2
-        changed = (wide & (delta % 2 == 0) | high & (delta % 2 == 1)).expand_as(deltas)
-        return scores, torch.where(changed, box.to(deltas).repeat(deltas.shape[1] // 4), deltas), *shared
 
-    return change
+def check_given_proposals(cfg: Any, dataset: Any) -> None:
+    """Refuse (ConfigError) a data set without a file of proposals, or whose pipeline leaves them out."""
+    if getattr(dataset, 'proposals', None) is None:
+        raise ConfigError(
+            f'{cfg.filename}: data.test.proposal_file is missing; {cfg.model.type} looks at proposals '
+            f'of a file'
+        )
+    if 'proposals' not in dataset[0]:
+        raise ConfigError(
+            f'{cfg.filename}: data.test.pipeline collects no proposals; expected LoadProposals, and '
+            f'proposals in the keys of ToTensor, ToDataContainer and Collect'
+        )
 
 
+def facts_of(model: nn.Module, num_classes: int, proposes: bool, with_masks: bool) -> dict[str, Any]:
+    """Return name -> setting of the results that files tell, with those of proposals as `proposals`.
+
+    Args:
+        model: the live detector.
+        num_classes: number of classes of its results.
+        proposes: whether it has an `rpn_head`.
+        with_masks: whether its `roi_head` has a `mask_head`.
+    """
+    first = proposals.thresholds(model.rpn_head) if proposes else None
+    last = first if roi_head_of(model) is None else boxes.thresholds(result_cfg(model))
+    facts = dict(last.to_json(), num_classes=num_classes)
+    if proposes:
+        facts['proposals'] = first.to_json()
+    if with_masks:
+        facts['mask_thr'] = mask_heads.threshold(result_cfg(model))
+    return facts
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
 class TwoStageFamily(ImageFamily):
-    """mmdet's detectors that propose regions and look at each of them, or only propose.
+    """mmdet's detectors that propose regions and look at each of them, or only propose; instances are below.
 
     Attributes:
+        name: name of the family.
+        exports: the models that it exports, and its page.
+        similar_names: words in the names of similar detectors.
+        task: module that matches its results.
         proposes: whether its detectors have an `rpn_head`; otherwise proposals are an input.
         with_masks: whether their `roi_head` has a `mask_head`.
+        forms: see `ImageFamily`.
+        trial_rows: see `ImageFamily`.
+        makes_masks_last: see `ImageFamily`.
     """
 
-    name = 'two_stage'
-    exports = (
-        'two-stage detectors with an rpn_head and a roi_head (mmdeploy_ext/families/two_stage/README.md)'
-    )
-    similar_names = ('RCNN', 'RPN', 'RoIHead')
-    task = 'bbox2d'
-    proposes, with_masks = True, False
-    forms = ('full', *split_graphs.FORMS)
-    feeds = staticmethod(image_feeds.feeds)
+    name: str
+    exports: str
+    similar_names: tuple[str, ...]
+    task: str = 'bbox2d'
+    proposes: bool = True
+    with_masks: bool = False
+    forms: tuple[str, ...] = ('full', *split_graphs.FORMS)
+    trial_rows: int = ImageFamily.trial_rows
+    makes_masks_last: bool = False
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(mmdet_reference.detections)
     candidate_bounds = staticmethod(reference.candidate_bounds)
     followed, replaced = FOLLOWED, staticmethod(replaced_methods)
+    first_list, inner_lists = staticmethod(reference.proposals_alone), staticmethod(reference.proposals_among)
+    first_trial = staticmethod(graphs.proposals_alone)
+    exaggerated_first = staticmethod(exaggerated_proposals)
     inner_inputs, choose_as = staticmethod(reference.inner_inputs), staticmethod(reference.choose_as)
 
     def spec(self, model: nn.Module, options: Options) -> GraphSpec:
@@ -154,44 +205,25 @@ class TwoStageFamily(ImageFamily):
         return Claim.HEAD if parts == (self.proposes, self.with_masks) else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
-        """Refuse what does not export, before weights load; the heads are built alone.
+        check_two_stage(cfg, options)
 
-        Args:
-            cfg: the config.
-            options: options of the export.
+    def check_dataset(self, cfg: Any, dataset: Any) -> None:
+        """Refuse (ConfigError) a data set without the proposals of a family that takes them as an input."""
+        if not self.proposes:
+            check_given_proposals(cfg, dataset)
 
-        Raises:
-            ConfigError: a head, a part or a setting of one; the message names file and key.
-            UsageError: an option that does not fit the model, such as a size or a limit.
+    def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
+        """Return the inputs of images of one size by name, with `scale_factor` if `rescale`.
+
+        If proposals are an input, they are `proposals` (B, K, 4) float32, xyxy in pixels of the network
+        input; rows that an image does not have are zero.
         """
-        with refused_by_name(cfg):
-            check_detector(cfg.model)
-            heads = self.heads(cfg)
-            if 'rpn_head' in heads:
-                proposals.check_head(heads['rpn_head'])
-            if 'roi_head' in heads:
-                check_roi_head(heads['roi_head'], result_key(DETECTORS.get(cfg.model.type)))
-        detector_parts.check(cfg.model, options)
-        if 'rpn_head' in heads:
-            strides = proposals.generator_of(heads['rpn_head']).strides
-            detector_parts.check_smallest((int(stride[0]) for stride in strides), options)
-            candidate_limits.check_proposals(heads['rpn_head'], options)
-        candidate_limits.check(heads, options)
-        split_graphs.check(heads, options)
-        if options.get('paste_masks'):
-            pasting.check(mask_heads.threshold(heads['roi_head'].test_cfg), options)
-
-    def heads(self, cfg: Any) -> dict[str, nn.Module]:
-        """Return key ('rpn_head', 'roi_head') -> live head without weights, of those that the config has.
-
-        ConfigError: one cannot be built.
-        """
-        test_cfg, result = detector_parts.test_cfg_of(cfg), result_key(DETECTORS.get(cfg.model.type))
-        return {
-            key: detector_parts.tested_head(cfg, key, test_cfg.get(part))
-            for key, part in (('rpn_head', 'rpn'), ('roi_head', result))
-            if cfg.model.get(key)
-        }
+        if self.with_masks:
+            return image_feeds.feeds_with_sizes(images, rescale)
+        feeds = image_feeds.feeds(images, rescale)
+        if not self.proposes:
+            feeds['proposals'] = reference.stacked([image_feeds.proposals_of(image) for image in images])
+        return feeds
 
     def num_classes(self, model: nn.Module) -> int:
         """Return the number of classes of the results; proposals alone are of one."""
@@ -227,15 +259,7 @@ class TwoStageFamily(ImageFamily):
         return mmdet_reference.detections(model, images, rescale, maps_and_proposals)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """Return name -> setting of the results that files tell, with those of proposals as `proposals`."""
-        first = proposals.thresholds(model.rpn_head) if self.proposes else None
-        last = first if roi_head_of(model) is None else boxes.thresholds(result_cfg(model))
-        facts = dict(last.to_json(), num_classes=self.num_classes(model))
-        if self.proposes:
-            facts['proposals'] = first.to_json()
-        if self.with_masks:
-            facts['mask_thr'] = mask_heads.threshold(result_cfg(model))
-        return facts
+        return facts_of(model, self.num_classes(model), self.proposes, self.with_masks)
 
     @property
     def first(self) -> str:
@@ -267,32 +291,13 @@ class TwoStageFamily(ImageFamily):
         """
         if not self.makes_proposals_first(model):
             return super().lists(model, images, rescale)
-        rows: list[Detections] = []
-
-        def record(result: Sequence[torch.Tensor], *_: Any) -> None:
-            rows.extend(reference.rows_of_proposals(result))
-
-        with mmdet_reference.recorded(model.rpn_head, 'simple_test_rpn', record):
+        with reference.recorded_proposals(model) as rows:
             return super().lists(model, images, rescale) | {graphs.PROPOSALS: rows}
-
-    def first_list(self, model: nn.Module, images: Sequence[PreparedImage]) -> Sequence[Detections]:
-        """Return the proposals of each image, pixels of the network input, without what follows them."""
-        return reference.proposals_alone(model, images)
 
     def scores_of(self, model: nn.Module, images: Sequence[PreparedImage], name: str) -> np.ndarray:
         """Return the scores (n,) of the list `name` of the first image, without computing masks."""
         with reference.without_masks(roi_head_of(model)):
             return super().scores_of(model, images, name)
-
-    def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Return the proposals among the outputs of a trial of one image, by name; {} if there are none."""
-        image_proposals = outputs.get(graphs.PROPOSALS)
-        # an input has 4 columns, and so has the output of a graph that ends with it
-        if image_proposals is None or image_proposals.shape[-1] == 4:
-            return {}
-        (rows,) = image_proposals
-        rows = rows[rows.any(axis=1)]  # the others are padding; a score may round to 0
-        return {graphs.PROPOSALS: Detections(rows[:, :4], rows[:, 4], np.zeros(len(rows), np.int64))}
 
     def trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
         """Return the stages behind the network, if there is one, and their outputs.
@@ -306,10 +311,6 @@ class TwoStageFamily(ImageFamily):
             return chain[1:], outputs
         return graphs.with_proposals(chain[1:], outputs)
 
-    def first_trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-        """Return the stage behind the network that makes proposals alone, and its output."""
-        return [graphs.proposals_stage(model)], (SCORED_PROPOSALS,)
-
     def bytes_per_result(self, model: nn.Module) -> int:
         return boxes.grid_bytes(roi_head_of(model))
 
@@ -321,35 +322,8 @@ class TwoStageFamily(ImageFamily):
             return reference.inner_inputs(model, feeds, options.form)
         return super().network_outputs(model, options, feeds)
 
-    @contextlib.contextmanager
-    def exaggerated(self, model: nn.Module) -> Iterator[None]:
-        """Inside the block heads of proposals and of regions give some extreme boxes.
-
-        Outputs of layers are changed, for the reference and for a graph that is exported inside. Heads of
-        regions that give no deltas stay as they are.
-        Of a cascade whose classes share one box only the last stage does: later stages would pool the boxes
-        of earlier ones. If masks are pasted into boxes that the last head does not clip, no head does: mmdet
-        cannot paste masks outside of the image.
-        """
-        roi_head = roi_head_of(model)
-        count = 0 if roi_head is None else stages_of(roi_head)
-        if self.with_masks and not graphs.clips_results(roi_head):
-            yield
-            return
-        with contextlib.ExitStack() as stack:
-            if self.proposes:
-                stack.enter_context(self.exaggerated_first(model))
-            for stage in range(count):
-                head = part_of(roi_head, 'bbox_head', stage)
-                if not getattr(head, 'with_reg', True) or regions.coder_of(head)['type'] != 'delta':
-                    continue
-                if stage + 1 == count or not getattr(head, 'reg_class_agnostic', True):
-                    stack.enter_context(changed_outputs(head, _exaggerated_regions(head)))
-            yield
-
-    def exaggerated_first(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the head of proposals gives some extreme boxes."""
-        return changed_outputs(model.rpn_head, _exaggerated_proposals(model.rpn_head))
+    def exaggerated(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        return exaggerated(model, self.proposes, self.with_masks)
 
     def sizes_choose_levels(self, model: nn.Module) -> bool:
         """Return whether a detector pools regions that it finds; those that are an input have all sizes."""
@@ -369,39 +343,53 @@ class TwoStageFamily(ImageFamily):
             return ResultLimit(result_cfg(model), proposals.limit_entry(model.rpn_head))
         return ResultLimit(result_cfg(model))
 
-
-class TwoStageMasksFamily(TwoStageFamily):
-    """Two-stage detectors that give a mask of every box."""
-
-    name = 'two_stage_masks'
-    exports = 'detectors with a mask_head in their roi_head (mmdeploy_ext/families/two_stage/README.md)'
-    similar_names = ('MaskRCNN', 'MaskHead')
-    task = 'boxed_mask'
-    with_masks = True
-    trial_rows = 100  # masks take most of the time
-    makes_masks_last = True
-    feeds = staticmethod(image_feeds.feeds_with_sizes)
-
     def without_masks(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the model gives boxes alone."""
         return reference.without_masks(roi_head_of(model))
 
 
-class TwoStagePanopticFamily(TwoStageFamily):
+TWO_STAGE = TwoStageFamily(
+    name='two_stage',
+    exports='two-stage detectors with an rpn_head and a roi_head (mmdeploy_ext/families/two_stage/README.md)',
+    similar_names=('RCNN', 'RPN', 'RoIHead'),
+)
+TWO_STAGE_MASKS = TwoStageFamily(
+    name='two_stage_masks',
+    exports='detectors with a mask_head in their roi_head (mmdeploy_ext/families/two_stage/README.md)',
+    similar_names=('MaskRCNN', 'MaskHead'),
+    task='boxed_mask',
+    with_masks=True,
+    trial_rows=FEW_ROWS,
+    makes_masks_last=True,
+)
+TWO_STAGE_REGIONS = TwoStageFamily(
+    name='two_stage_regions',
+    exports='detectors with a roi_head alone (mmdeploy_ext/families/two_stage/README.md)',
+    similar_names=('FastRCNN',),
+    proposes=False,
+    forms=('full',),
+)
+
+
+class TwoStagePanopticFamily(ImageFamily):
     """Two-stage detectors whose instances are laid over a semantic map."""
 
     name = 'two_stage_panoptic'
     exports = 'Panoptic FPN (mmdeploy_ext/families/two_stage/README.md)'
     similar_names = ('PanopticFPN', 'Panoptic')
     task = 'panoptic'
-    with_masks = True
-    trial_rows = TwoStageMasksFamily.trial_rows
+    trial_rows = FEW_ROWS
     forms = ('full', 'raw')
-    tie_keys = (*TwoStageFamily.tie_keys, 'score_thr', 'mask_overlap')
+    tie_keys = (*ImageFamily.tie_keys, 'score_thr', 'mask_overlap')
     spec, stages = staticmethod(panoptic.spec), staticmethod(panoptic.stages)
     feeds = staticmethod(panoptic.feeds_with_size)
     batches = staticmethod(panoptic.batches_of_one_size)
     reference_detections = staticmethod(reference.segments)
+    reference_tensors = staticmethod(reference.tensors)
+    followed, replaced = FOLLOWED, staticmethod(replaced_methods)
+    first, first_list = graphs.PROPOSALS, staticmethod(reference.proposals_alone)
+    first_trial = staticmethod(graphs.proposals_alone)
+    exaggerated_first = staticmethod(exaggerated_proposals)
     rounded_choices = staticmethod(panoptic.rounded_choices)
 
     def limits(self, model: nn.Module) -> list[Limit]:
@@ -427,21 +415,22 @@ class TwoStagePanopticFamily(TwoStageFamily):
             rows = dets.cpu().numpy()
             instances.append(Detections(rows[:, :4], rows[:, 4], labels.cpu().numpy()))
 
-        with mmdet_reference.recorded(model.panoptic_fusion_head, 'simple_test', record):
-            return super().lists(model, images, rescale) | {panoptic.INSTANCES: instances}
-
-    def scores_of(self, model: nn.Module, images: Sequence[PreparedImage], name: str) -> np.ndarray:
-        """Return the scores (n,) of the list `name` of the first image; masks are made, for the fusion."""
-        return ImageFamily.scores_of(self, model, images, name)
+        with (
+            reference.recorded_proposals(model) as rows,
+            mmdet_reference.recorded(model.panoptic_fusion_head, 'simple_test', record),
+        ):
+            results = super().lists(model, images, rescale)
+        return results | {graphs.PROPOSALS: rows, panoptic.INSTANCES: instances}
 
     def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Return the proposals and instances among the outputs of a trial of one image, by name."""
+        lists = reference.proposals_among(outputs)
         if 'dets' not in outputs:
-            return super().inner_lists(outputs)
+            return lists
         (dets,), (labels,) = outputs['dets'], outputs['labels']
         dets, labels = dets[labels >= 0], labels[labels >= 0]
         instances = Detections(dets[:, :4], dets[:, 4], labels)
-        return super().inner_lists(outputs) | {panoptic.INSTANCES: instances}
+        return lists | {panoptic.INSTANCES: instances}
 
     def trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
         """Return the stages behind the network, and their outputs, with the instances and the proposals."""
@@ -451,19 +440,15 @@ class TwoStagePanopticFamily(TwoStageFamily):
             specs.setdefault(tensor.name, tensor)
         return graphs.with_proposals(self.stages(model, options)[1:], tuple(specs.values()))
 
-    def picture(self, model: nn.Module, options: Options) -> TensorSpec:
-        """Return the contract of the pictures."""
-        return self.spec(model, options).inputs[0]
-
     def claims(self, cfg: Any) -> Claim:
         """Return `DETECTOR` for panoptic two-stage detectors of mmdet, else `NO`."""
         return Claim.DETECTOR if detector_parts.detects(cfg, PANOPTIC) else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
-        """Refuse what `TwoStageFamily` does, and (ConfigError) heads and settings of the fusion."""
-        super().check(cfg, options)
+        """Refuse what `check_two_stage` does, and (ConfigError) heads and settings of the fusion."""
+        check_two_stage(cfg, options)
         with refused_by_name(cfg):
-            panoptic.check_heads(cfg, self.heads(cfg)['roi_head'])
+            panoptic.check_heads(cfg, heads_of(cfg)['roi_head'])
 
     def num_classes(self, model: nn.Module) -> int:
         """Return the number of classes of things and stuff together."""
@@ -471,36 +456,21 @@ class TwoStagePanopticFamily(TwoStageFamily):
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """Return name -> setting of the instances, the proposals and the fusion that files tell."""
-        return super().postprocess_facts(model) | panoptic.facts_of(model)
+        return facts_of(model, self.num_classes(model), proposes=True, with_masks=True) | panoptic.facts_of(
+            model
+        )
 
+    def bytes_per_result(self, model: nn.Module) -> int:
+        return boxes.grid_bytes(roi_head_of(model))
 
-class GivenProposalsFamily(TwoStageFamily):
-    """Two-stage detectors whose proposals are an input."""
+    def exaggerated(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        return exaggerated(model, proposes=True, with_masks=True)
 
-    name = 'two_stage_regions'
-    exports = 'detectors with a roi_head alone (mmdeploy_ext/families/two_stage/README.md)'
-    similar_names = ('FastRCNN',)
-    proposes = False
-    forms = ('full',)
+    def sizes_choose_levels(self, model: nn.Module) -> bool:
+        return True
 
-    def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-        """Return the inputs of images of one size by name, of which `proposals` (B, K, 4) float32 are one.
+    def last_level_side(self, model: nn.Module) -> float:
+        return last_level_side(model.roi_head)
 
-        They are xyxy in pixels of the network input; rows that an image does not have are zero. With
-        `rescale` there is `scale_factor`, too.
-        """
-        image_proposals = [image_feeds.proposals_of(image) for image in images]
-        return dict(image_feeds.feeds(images, rescale), proposals=reference.stacked(image_proposals))
-
-    def check_dataset(self, cfg: Any, dataset: Any) -> None:
-        """Refuse (ConfigError) a data set without a file of proposals, or whose pipeline leaves them out."""
-        if getattr(dataset, 'proposals', None) is None:
-            raise ConfigError(
-                f'{cfg.filename}: data.test.proposal_file is missing; {cfg.model.type} looks at proposals '
-                f'of a file'
-            )
-        if 'proposals' not in dataset[0]:
-            raise ConfigError(
-                f'{cfg.filename}: data.test.pipeline collects no proposals; expected LoadProposals, and '
-                f'proposals in the keys of ToTensor, ToDataContainer and Collect'
-            )
+    def result_limit(self, model: nn.Module) -> ResultLimit:
+        return ResultLimit(result_cfg(model))

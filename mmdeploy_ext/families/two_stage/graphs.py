@@ -312,3 +312,8 @@ def proposals_stage(model: nn.Module, columns: int = 5) -> Stage:
     """Return the stage behind the network that makes proposals alone; for `columns` see `ProposalsForm`."""
     inputs = ('input', 'img_shape', *proposal_names(model))
     return Stage(PROPOSALS, ProposalsForm(model, columns), inputs, (PROPOSALS,))
+
+
+def proposals_alone(model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
+    """Return the stage behind the network that makes proposals alone, and its output; see `first_trial`."""
+    return [proposals_stage(model)], (SCORED_PROPOSALS,)

@@ -41,9 +41,6 @@ class ImageBranchFamily(TwoStageFamily):
     `with_further_names`.
     """
 
-    name = 'two_stage_image_branch'
-    exports = "ImVoteNet's first stage (mmdeploy_ext/families/two_stage/README.md)"
-    similar_names = ('ImVoteNet',)
     followed = (DETECTOR, *FOLLOWED_BY_TWO_STAGE)
 
     def claims(self, cfg: Any) -> Claim:
@@ -85,6 +82,13 @@ class ImageBranchFamily(TwoStageFamily):
             vars(model)[part] = getattr(model, f'{PREFIX}{part}', None)
         vars(model)['extract_feat'] = model.extract_img_feat
         return model
+
+
+IMAGE_BRANCH = ImageBranchFamily(
+    name='two_stage_image_branch',
+    exports="ImVoteNet's first stage (mmdeploy_ext/families/two_stage/README.md)",
+    similar_names=('ImVoteNet',),
+)
 
 
 def as_two_stage(cfg: Any) -> Any:

@@ -14,10 +14,17 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.core.config import replaced_entry
-from mmdeploy_ext.families.parts.mmdet_reference import RegionInputs, batch_of, metas_of_images, tested
+from mmdeploy_ext.families.parts.mmdet_reference import (
+    RegionInputs,
+    batch_of,
+    metas_of_images,
+    recorded,
+    tested,
+)
 from mmdeploy_ext.families.parts.proposals import settings_of, suppression_entries
 from mmdeploy_ext.families.parts.regions import feature_names, flat, part_of
 from mmdeploy_ext.families.two_stage.boxes import output_names
+from mmdeploy_ext.families.two_stage.graphs import PROPOSALS as LIST
 from mmdeploy_ext.families.two_stage.graphs import proposal_names
 from mmdeploy_ext.families.two_stage.split_graphs import PROPOSALS, REGIONS
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -241,6 +248,32 @@ def proposals_alone(model: nn.Module, images: Sequence[PreparedImage]) -> list[D
         maps = model.extract_feat(batch_of(model, images).contiguous())
         metas = metas_of_images(images, rescale=True)
         return rows_of_proposals(model.rpn_head.simple_test_rpn(maps, metas))
+
+
+@contextlib.contextmanager
+def recorded_proposals(model: nn.Module) -> Iterator[list[Detections]]:
+    """Inside the block the proposals of mmdet's test path are added to a list, which is the context.
+
+    They are in pixels of the network input.
+    """
+    rows: list[Detections] = []
+
+    def record(result: Sequence[torch.Tensor], *_: Any) -> None:
+        rows.extend(rows_of_proposals(result))
+
+    with recorded(model.rpn_head, 'simple_test_rpn', record):
+        yield rows
+
+
+def proposals_among(outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return the proposals among the outputs of a trial of one image, by name; {} if there are none."""
+    image_proposals = outputs.get(LIST)
+    # an input has 4 columns, and so has the output of a graph that ends with it
+    if image_proposals is None or image_proposals.shape[-1] == 4:
+        return {}
+    (rows,) = image_proposals
+    rows = rows[rows.any(axis=1)]  # the others are padding; a score may round to 0
+    return {LIST: Detections(rows[:, :4], rows[:, 4], np.zeros(len(rows), np.int64))}
 
 
 def maps_of(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, ...]:

@@ -7,7 +7,7 @@ import pytest
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.module_settings import module_settings
-from mmdeploy_ext.families.two_stage.family import TwoStageFamily
+from mmdeploy_ext.families.two_stage.family import TWO_STAGE
 from mmdeploy_ext.proving.levels.user_model import built_by_class, model_difference
 from mmdeploy_ext.synthetic.seeded import seeded_model
 from toy_two_stage import SIZE, image_branch, images, run_stages, toy
@@ -41,7 +41,7 @@ def test_results_are_those_of_mmdets_detector_with_the_same_weights(seeded):
     faster.load_state_dict({key.removeprefix('img_'): value for key, value in model.state_dict().items()})
     for of_branch, of_faster in zip(
         family.reference_detections(model, images(), True),
-        TwoStageFamily().reference_detections(faster, images(), True),
+        TWO_STAGE.reference_detections(faster, images(), True),
         strict=True,
     ):
         assert (of_branch.bboxes_xyxy == of_faster.bboxes_xyxy).all()

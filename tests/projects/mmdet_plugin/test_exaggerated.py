@@ -8,7 +8,7 @@ import torch
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.families.parts.exaggerated import raised_corners
 from mmdeploy_ext.families.query.family import _of_all_sizes
-from mmdeploy_ext.families.two_stage.family import _exaggerated_regions
+from mmdeploy_ext.families.two_stage.exaggerated import changed_regions
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 2), (3, 4)])
@@ -30,8 +30,8 @@ def test_some_boxes_of_regions_are_beyond_the_limit_of_a_width_and_others_of_a_h
     head = types.SimpleNamespace(bbox_coder=coder, reg_class_agnostic=agnostic)
     deltas = torch.randn(40, 4 if agnostic else 12, generator=torch.Generator().manual_seed(0))
     shared = torch.ones(40, 8)  # SCNet's heads give it, too
-    scores, changed, features = _exaggerated_regions(head)((torch.zeros(40, 4), deltas, shared))
-    assert features is shared and len(_exaggerated_regions(head)((scores, deltas))) == 2
+    scores, changed, features = changed_regions(head)((torch.zeros(40, 4), deltas, shared))
+    assert features is shared and len(changed_regions(head)((scores, deltas))) == 2
     widths, heights = (changed[:, column::4] > 20 for column in (2, 3))
     assert widths.any() and heights.any() and not (widths & heights).any()
     assert not (widths | heights).all() and not scores.any()

@@ -1,0 +1,83 @@
+"""Heads of two-stage detectors that give some extreme boxes, see `ImageFamily.exaggerated`."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmdeploy_ext.families.parts import proposals, regions
+from mmdeploy_ext.families.parts.exaggerated import QUADRANT, changed_outputs, exaggerated_cells
+from mmdeploy_ext.families.parts.regions import part_of, roi_head_of, stages_of
+from mmdeploy_ext.families.two_stage import graphs
+
+
+def changed_proposals(head: nn.Module) -> Callable[[Any], Any]:
+    """Return a function that changes the outputs of a head of proposals: the deltas in some cells.
+
+    It takes the outputs and returns those in their place, see `changed_outputs`.
+    """
+    coder = proposals.facts_of(head)['coder']
+
+    def change(outputs: Any) -> Any:
+        scores, deltas, *rest = outputs
+        return scores, [exaggerated_cells(level, coder) for level in deltas], *rest
+
+    return change
+
+
+def changed_regions(head: nn.Module) -> Callable[[Any], Any]:
+    """Return a function that changes outputs of a head of boxes: the widths of some, the heights of others.
+
+    If each class has its own box, every third class has other widths and every third one other heights. If
+    all classes share one, the signs of its deltas choose, since regions may have another order in the graph.
+    """
+    box = torch.tensor(QUADRANT) / torch.tensor(head.bbox_coder.stds)
+
+    def change(outputs: Any) -> Any:
+        scores, deltas, *shared = outputs  # SCNet gives the features of its regions besides
+        columns = torch.arange(deltas.shape[1], device=deltas.device)
+        label, delta = torch.div(columns, 4, rounding_mode='floor') % 3, columns % 4
+        if head.reg_class_agnostic:
+            right, lower = deltas[:, :1] > 0, deltas[:, 1:2] > 0
+            wide, high = right & lower, right & ~lower
+        else:
+            wide, high = label == 1, label == 2
+        changed = (wide & (delta % 2 == 0) | high & (delta % 2 == 1)).expand_as(deltas)
+        return scores, torch.where(changed, box.to(deltas).repeat(deltas.shape[1] // 4), deltas), *shared
+
+    return change
+
+
+@contextlib.contextmanager
+def exaggerated(model: nn.Module, proposes: bool, with_masks: bool) -> Iterator[None]:
+    """Inside the block heads of proposals and of regions give some extreme boxes.
+
+    Outputs of layers are changed, for the reference and for a graph that is exported inside. Heads of
+    regions that give no deltas stay as they are.
+    Of a cascade whose classes share one box only the last stage does: later stages would pool the boxes
+    of earlier ones. If masks are pasted into boxes that the last head does not clip, no head does: mmdet
+    cannot paste masks outside of the image. `proposes` is whether the detector has an `rpn_head`,
+    `with_masks` whether its `roi_head` has a `mask_head`.
+    """
+    roi_head = roi_head_of(model)
+    count = 0 if roi_head is None else stages_of(roi_head)
+    if with_masks and not graphs.clips_results(roi_head):
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        if proposes:
+            stack.enter_context(exaggerated_proposals(model))
+        for stage in range(count):
+            head = part_of(roi_head, 'bbox_head', stage)
+            if not getattr(head, 'with_reg', True) or regions.coder_of(head)['type'] != 'delta':
+                continue
+            if stage + 1 == count or not getattr(head, 'reg_class_agnostic', True):
+                stack.enter_context(changed_outputs(head, changed_regions(head)))
+        yield
+
+
+def exaggerated_proposals(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which the head of proposals gives some extreme boxes."""
+    return changed_outputs(model.rpn_head, changed_proposals(model.rpn_head))
