@@ -231,7 +231,7 @@ def _show(
     import onnx.printer
 
     from mmdeploy_ext.proving.levels.cases import run_case
-    from mmdeploy_ext.proving.levels.proof import open_file
+    from mmdeploy_ext.proving.levels.exported_file import open_file
     from mmdeploy_ext.proving.references import references
     from mmdeploy_ext.runtime.draw import write_picture
 

@@ -17,8 +17,16 @@ from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.core.users_code import RanCode
 from mmdeploy_ext.engines import title_of
 from mmdeploy_ext.proving import fresh_export, half_bars
+from mmdeploy_ext.proving.levels.exported_file import (
+    ExportedFile,
+    check_file,
+    compare_graph,
+    engine_options,
+    notes_on_export,
+    open_file,
+)
 from mmdeploy_ext.proving.levels.preprocessing import compare_prepared, compare_voxels
-from mmdeploy_ext.proving.levels.proof import ExportedFile, ExportedProof
+from mmdeploy_ext.proving.levels.proof import Proof
 from mmdeploy_ext.proving.levels.run_twice import Clock, attempt, failed_detections, run_twice
 from mmdeploy_ext.proving.levels.synthetic import cases_of_family, match_all
 from mmdeploy_ext.proving.levels.traced_lines import has_users_code, traced_lines_of_graphs
@@ -38,7 +46,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import TensorSpec
     from mmdeploy_ext.contract.stages import Graph
     from mmdeploy_ext.proving.levels.unexported_code import UnexportedCode
-    from mmdeploy_ext.proving.results import PreprocessingResult
+    from mmdeploy_ext.proving.results import GraphResult, PreprocessingResult
     from mmdeploy_ext.proving.traced_code import TracedLine
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Stepper, StepResult, Sweep
@@ -51,7 +59,7 @@ A TransFusion with random weights chooses other cells of equal score there, whic
 """
 
 
-class FramesProof(ExportedProof):
+class FramesProof(Proof):
     """A proof of the files of one export of a model of frames or sweeps.
 
     Attributes:
@@ -69,17 +77,24 @@ class FramesProof(ExportedProof):
     unit = 'frame'
 
     def __init__(self, *arguments: Any) -> None:
-        """Read the files as `Proof` does."""
+        """Read the files as `Proof` does; for float16 files the engine gets the options of `proof_engine`."""
         super().__init__(*arguments)
+        self.engine = engine_options(self.files[-1], self.kind, self.engine)
         self.reference_code = RanCode()
         self.first_settings: dict[str, dict[str, Any]] | None = None
 
+    @property
+    def metadata(self) -> list[Metadata]:
+        """The metadata of every file."""
+        return [file.metadata for file in self.files]
+
     def read(self, path: str) -> ExportedFile:
-        file = super().read(path)
-        return ExportedFile(path, file.model, file.metadata, file.metadata.form)
+        file = open_file(path)
+        file.metadata.require(path, self.deployment.family.name)
+        return dataclasses.replace(file, name=file.metadata.form)
 
     def facts(self) -> dict[str, Any]:
-        """Return `files`, `contract`, `precision`, `engine` and the facts of the base class for the verdict.
+        """Return `files`, `contract`, `precision`, `engine` and the facts of the export for the verdict.
 
         `files` is name -> the first 16 digits of its SHA-256.
         """
@@ -88,7 +103,7 @@ class FramesProof(ExportedProof):
             contract=self.files[-1].options.get('contract', ''),
             precision=least_precision(self.metadata),
             engine=title_of(self.kind),
-            **super().facts(),
+            **self.files[-1].facts,
         )
 
     @functools.cached_property
@@ -123,13 +138,21 @@ class FramesProof(ExportedProof):
         contract = fresh_export.contract_after(graph.spec, file.metadata) if graph else None
         return fresh, self.deployment.rule, contract
 
+    def graph(self, file: ExportedFile) -> GraphResult:
+        return compare_graph(file, self.expected(file)[0])
+
     def checks(self, file: ExportedFile) -> list[Check]:
         """Return the checks of a file; with the last file also those of the text files beside the graphs."""
-        if file is not self.files[-1]:
-            return super().checks(file)
+        _, rule, contract = self.expected(file)
+        checks, notes = check_file(self.deployment, file, rule, contract)
+        self.verdict.notes += [note for note in notes if note not in self.verdict.notes]
+        return [*checks, *self.companion_checks(file)] if file is self.files[-1] else checks
+
+    def companion_checks(self, file: ExportedFile) -> list[Check]:
+        """Return the checks of the text files in the folder of a file."""
         folder, family = Path(file.path).parent, self.deployment.family
         companions = companion_checks(folder, family.companions(self.deployment.model, self.export_options))
-        checks = [*super().checks(file), *companions]
+        checks = list(companions)
         if companions and all(check.passed for check in companions):
             differences = family.companion_differences(folder, self.deployment.cfg)
             if differences:
@@ -211,7 +234,8 @@ class FramesProof(ExportedProof):
 
     def notes(self) -> list[str]:
         """Return the notes on the files, and those of the reference."""
-        return [*super().notes(), *getattr(self.reference, 'notes', ())]
+        notes = notes_on_export(self.deployment, self.metadata[-1])
+        return [*notes, *getattr(self.reference, 'notes', ())]
 
 
 class SweepProof(FramesProof):

@@ -17,9 +17,17 @@ from mmdeploy_ext.families.images import run_stage
 from mmdeploy_ext.proving import fresh_export
 from mmdeploy_ext.proving.inputs.inputs import more_inputs, proof_inputs
 from mmdeploy_ext.proving.levels.cases import run_case, timing
+from mmdeploy_ext.proving.levels.exported_file import (
+    ExportedFile,
+    check_file,
+    compare_graph,
+    engine_options,
+    notes_on_export,
+    open_file,
+)
 from mmdeploy_ext.proving.levels.other_limits import NothingPasses, Trial, Trials
 from mmdeploy_ext.proving.levels.preprocessing import compare_pictures
-from mmdeploy_ext.proving.levels.proof import ExportedFile, ExportedProof, open_file
+from mmdeploy_ext.proving.levels.proof import Proof
 from mmdeploy_ext.proving.levels.traced_lines import has_users_code, observed_inputs, traced_lines
 from mmdeploy_ext.proving.levels.unexported_code import codes_of_methods, unexported_code
 from mmdeploy_ext.proving.provenance import normalisation_notes
@@ -42,11 +50,11 @@ if TYPE_CHECKING:
     from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.inputs.inputs import ProofInput
     from mmdeploy_ext.proving.levels.unexported_code import UnexportedCode
-    from mmdeploy_ext.proving.results import Case, Pair, PreprocessingResult
+    from mmdeploy_ext.proving.results import Case, Check, GraphResult, Pair, PreprocessingResult
     from mmdeploy_ext.proving.traced_code import TracedLine
 
 
-class ImageProof(ExportedProof):
+class ImageProof(Proof):
     """A proof of one file. Its samples are (title, BGR picture); the first counts as the one that was traced.
 
     Attributes:
@@ -63,6 +71,7 @@ class ImageProof(ExportedProof):
     def __init__(self, *arguments: Any, picture_files: Sequence[str | Path] = ()) -> None:
         """Read the file as `Proof` does, which has the other arguments."""
         super().__init__(*arguments)
+        self.engine = engine_options(self.files[0], self.kind, self.engine)
         self.picture_files = picture_files
 
     def read(self, path: str) -> ExportedFile:
@@ -94,7 +103,7 @@ class ImageProof(ExportedProof):
             form=file.metadata.form,
             shape=shape,
             engine=self.kind,
-            **super().facts(),
+            **file.facts,
         )
 
     def expected(self, file: ExportedFile) -> tuple[fresh_export.FreshExport, Any, GraphSpec]:
@@ -104,6 +113,15 @@ class ImageProof(ExportedProof):
         exported = make_metadata(deployment, fresh_export.options_of_export(options, file.metadata))
         contract = fresh_export.contract_after(exported.spec, file.metadata)
         return fresh, deploy.rule_of(deployment, options), contract
+
+    def graph(self, file: ExportedFile) -> GraphResult:
+        return compare_graph(file, self.expected(file)[0])
+
+    def checks(self, file: ExportedFile) -> list[Check]:
+        _, rule, contract = self.expected(file)
+        checks, notes = check_file(self.deployment, file, rule, contract)
+        self.verdict.notes += [note for note in notes if note not in self.verdict.notes]
+        return checks
 
     def preprocessing(self) -> PreprocessingResult:
         """Compare pictures prepared by the rule in the file with those of the config's test pipeline.
@@ -255,7 +273,10 @@ class ImageProof(ExportedProof):
         return super().reasons() or tie_reasons(self.verdict.trials)
 
     def notes(self) -> list[str]:
-        notes = [*normalisation_notes(self.deployment), *super().notes()]
+        notes = [
+            *normalisation_notes(self.deployment),
+            *notes_on_export(self.deployment, self.files[0].metadata),
+        ]
         if left_out := self.deployment.family.results_left_out(self.files[0].options):
             notes.append(left_out)
         return notes

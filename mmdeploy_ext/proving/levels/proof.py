@@ -1,7 +1,7 @@
 """What proofs of exported models have: level 1 of files, inputs of both engines, judgement of all results.
 
-`ladder.prove` calls the methods of `Proof`; `ExportedProof` is what proofs of files with `Metadata` share,
-which the files of sparse backbones lack.
+`ladder.prove` calls the methods of `Proof`. What its files are is in `exported_file.py`, for files with
+`Metadata`, and in `sparse_file.py`, for those of sparse backbones.
 """
 
 from __future__ import annotations
@@ -12,27 +12,15 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.core.model_classes import changed_classes
 from mmdeploy_ext.core.versions import other_copies, versions, versions_with_places
 from mmdeploy_ext.graph.io import files
-from mmdeploy_ext.graph.io.checks import is_sparse
 from mmdeploy_ext.graph.signature import count_nodes
 from mmdeploy_ext.proving import half_bars
-from mmdeploy_ext.proving.fresh_export import compare_with_fresh_export
-from mmdeploy_ext.proving.levels.sparse_file import check_dialect
-from mmdeploy_ext.proving.levels.structure import check_structure
 from mmdeploy_ext.proving.levels.unexported_code import changed_settings
 from mmdeploy_ext.proving.levels.user_model import user_model_checks
-from mmdeploy_ext.proving.provenance import (
-    asked_checks,
-    class_name_notes,
-    hash_checks,
-    override_notes,
-    provenance,
-    training_notes,
-)
+from mmdeploy_ext.proving.provenance import asked_checks, hash_checks
 from mmdeploy_ext.proving.results import EDITED, GraphResult
 from mmdeploy_ext.proving.tasks.blind_spots import blind_spots
 from mmdeploy_ext.proving.totals import ADVICE_FOR_IMAGES, total_reasons
@@ -42,19 +30,10 @@ if TYPE_CHECKING:
     import contextlib
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    import onnx
-
-    from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.exporting.deployment import Deployment
-    from mmdeploy_ext.proving.fresh_export import FreshExport
     from mmdeploy_ext.proving.levels.unexported_code import UnexportedCode
     from mmdeploy_ext.proving.results import Case, Check, PreprocessingResult
     from mmdeploy_ext.proving.traced_code import TracedLine
-
-ROUNDED = (
-    'sparse files have float16 weights, as their engine takes them: PyTorch ran with the same, and what they '
-    'do to its map is a row of its own; what the engine itself rounds is not shown here'
-)
 
 
 class Proof(abc.ABC):
@@ -68,6 +47,8 @@ class Proof(abc.ABC):
         max_drawn: largest number of `pictures` in the report.
         files: what `read` returned for each path.
         verdict: the results so far.
+        overlooked: what the matching of the family's task overlooks, see `check_matching`; None if nobody has
+            looked.
         pictures: samples with the results of both engines, to be drawn in the report, each a `Pair`.
         timed: whether `conclude` puts the times of both engines into the verdict, see `timing`.
     """
@@ -115,6 +96,12 @@ class Proof(abc.ABC):
             )
         )
         self.pictures: list[Any] = []
+        self.overlooked: list[str] | None = None
+
+    @property
+    def kind(self) -> str:
+        """Registered name of the engine."""
+        return str(self.engine.get('engine', 'OnnxRuntimeBackend'))
 
     @abc.abstractmethod
     def read(self, path: str) -> Any:
@@ -242,122 +229,22 @@ class Proof(abc.ABC):
         """Return title of an engine -> median milliseconds."""
         return {}
 
-    def reasons(self) -> list[str]:
-        """Return why the proof fails beyond single cases, unless a reason is known already."""
-        verdict, words = self.verdict, (self.unit, self.found_in, self.advice)
-        return [] if verdict.reasons else total_reasons(verdict.cases, verdict.precision, *words)
-
-    def notes(self) -> list[str]:
-        """Return notes for the reader of the verdict, none of which is a failure."""
-        return []
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportedFile:
-    """A file with `Metadata`; see `Proof.read` for its attributes."""
-
-    path: str
-    model: onnx.ModelProto
-    metadata: Metadata
-    name: str = ''
-
-    @property
-    def options(self) -> Mapping[str, Any]:
-        """Options that the file was exported with."""
-        return self.metadata.options
-
-    @property
-    def hashes(self) -> dict[str, str]:
-        """Hashes of the checkpoint and the config that it was made of."""
-        return dict(checkpoint=self.metadata.checkpoint_sha256, config=self.metadata.config_sha256)
-
-    @property
-    def model_classes(self) -> Sequence[Mapping[str, Any]]:
-        """Classes of the model that no installed library has, as they were at the export."""
-        return self.metadata.model_classes
-
-
-def open_file(path: str) -> ExportedFile:
-    """Read an ONNX file and its metadata.
-
-    Raises:
-        ModelFileError: missing, corrupt, weights cut short or not there, or not written by mm2onnx.
-    """
-    metadata = read_metadata(path)
-    return ExportedFile(path, files.load(path), metadata)
-
-
-class ExportedProof(Proof):
-    """A proof of files with `Metadata`."""
-
-    def __init__(self, *arguments: Any) -> None:
-        """Read the files as `Proof` does; for float16 files the engine gets the options of `proof_engine`."""
-        super().__init__(*arguments)
-        self.overlooked: list[str] | None = None
-        if self.metadata[-1].precision == 'fp16':
-            self.engine = half_bars.proof_engine(self.kind, self.engine)
-
-    @property
-    def kind(self) -> str:
-        """Registered name of the engine."""
-        return str(self.engine.get('engine', 'OnnxRuntimeBackend'))
-
-    @property
-    def metadata(self) -> list[Metadata]:
-        """The metadata of every file."""
-        return [file.metadata for file in self.files]
-
-    def read(self, path: str) -> ExportedFile:
-        file = open_file(path)
-        file.metadata.require(path, self.deployment.family.name)
-        return file
-
-    def facts(self) -> dict[str, Any]:
-        options = self.files[-1].options
-        return dict(
-            options=options,
-            opset=options['opset'],
-            exporter=options['exporter'],
-            exported_with=self.metadata[-1].versions,
-        )
-
-    @abc.abstractmethod
-    def expected(self, file: ExportedFile) -> tuple[FreshExport, Any, GraphSpec | None]:
-        """Return the fresh export of a file, the rule by which samples become its input, and its contract.
-
-        The contract is None if the model has no graph of the file's name.
-        """
-
-    def graph(self, file: ExportedFile) -> GraphResult:
-        return compare_with_fresh_export(file.model, file.metadata, self.expected(file)[0], file.name)
-
-    def checks(self, file: ExportedFile) -> list[Check]:
-        _, rule, contract = self.expected(file)
-        if is_sparse(file.model):
-            checks, warnings = check_dialect(file.path, file.model)
-            notes = self.verdict.notes
-            notes += [note for note in (*warnings, ROUNDED) if note not in notes]
-        else:
-            checks = check_structure(file.model, file.metadata)
-        return [*checks, *provenance(self.deployment, file.metadata, rule, contract)]
-
     def check_matching(self, results: Any) -> None:
         """Look once whether the family's task tells other results from these, those of one image or sweep."""
         if self.overlooked is None:
             self.overlooked = blind_spots(self.deployment.family.task, results)
 
     def reasons(self) -> list[str]:
-        if not self.overlooked:
-            return super().reasons()
-        task = self.deployment.family.task
-        overlooked = ', '.join(self.overlooked)
-        return [f'the matching of task {task!r} overlooks {overlooked}; correct its match_detections']
+        """Return why the proof fails beyond single cases, unless a reason is known already."""
+        if self.overlooked:
+            task, overlooked = self.deployment.family.task, ', '.join(self.overlooked)
+            return [f'the matching of task {task!r} overlooks {overlooked}; correct its match_detections']
+        verdict, words = self.verdict, (self.unit, self.found_in, self.advice)
+        return [] if verdict.reasons else total_reasons(verdict.cases, verdict.precision, *words)
 
     def notes(self) -> list[str]:
-        subject = 'the files were' if self.deployment.family.files else 'the file was'
-        overrides = override_notes(self.deployment, self.metadata[-1], subject)
-        of_training = training_notes(self.deployment.model)
-        return [*overrides, *class_name_notes(self.deployment), *of_training]
+        """Return notes for the reader of the verdict, none of which is a failure."""
+        return []
 
 
 def data_hashes(paths: Iterable[str | Path]) -> dict[str, dict[str, str]]:

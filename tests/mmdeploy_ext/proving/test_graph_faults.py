@@ -121,7 +121,7 @@ def in_matrix(family, fault):
 )
 def test_a_fault_that_no_input_sets_off_is_refused_by_the_graph(known, tmp_path, family, fault):
     from mmdeploy_ext.proving import fresh_export
-    from mmdeploy_ext.proving.levels.proof import open_file
+    from mmdeploy_ext.proving.levels.exported_file import open_file
 
     path, inputs = known(family)
     deployment, file = inputs[0].deployment, open_file(path)

@@ -11,7 +11,7 @@ from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
 from mmdeploy_ext.proving import fresh_export
 from mmdeploy_ext.proving.fresh_export import compare_with_fresh_export
 from mmdeploy_ext.proving.ladder import prove
-from mmdeploy_ext.proving.levels.proof import open_file
+from mmdeploy_ext.proving.levels.exported_file import open_file
 from mmdeploy_ext.proving.references import references
 from planted_faults import FAULTS
 from proofs import run_once
