@@ -242,6 +242,14 @@ def test_what_is_missing_is_named(registered):
         FAMILIES.get('wrong')
 
 
+def test_families_can_be_instances_of_one_class(registered, monkeypatch):
+    rings = [types.SimpleNamespace(name=name) for name in ('small', 'large')]
+    monkeypatch.setitem(sys.modules, 'rings', types.SimpleNamespace(SMALL=rings[0], LARGE=rings[1]))
+    for name in ('small', 'large'):
+        register_family(name, f'rings:{name.upper()}')
+    assert [registry.registered()[ring.name].load_family() for ring in rings] == rings
+
+
 def test_a_task_whose_import_fails_is_not_said_to_be_missing(tmp_path, monkeypatch):
     (tmp_path / 'absent_task.py').write_text('import absent')
     monkeypatch.syspath_prepend(tmp_path)
