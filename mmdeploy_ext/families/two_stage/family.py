@@ -8,12 +8,11 @@ semantic map.
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from mmdet.models.builder import DETECTORS
 from torch import nn
 
 from mmdeploy_ext.contract.metadata import Metadata
@@ -30,77 +29,31 @@ from mmdeploy_ext.families.parts import (
     image_feeds,
     mask_heads,
     mmdet_reference,
-    pasting,
     proposals,
 )
 from mmdeploy_ext.families.parts.image_tensors import box_outputs
 from mmdeploy_ext.families.parts.regions import last_level_side, roi_head_of
+from mmdeploy_ext.families.replaced import Followed, Replaced
 from mmdeploy_ext.families.two_stage import (
     boxes,
-    candidate_limits,
     graphs,
     panoptic,
     reference,
     split_graphs,
 )
 from mmdeploy_ext.families.two_stage.exaggerated import exaggerated, exaggerated_proposals
+from mmdeploy_ext.families.two_stage.models import TwoStageModels, check_two_stage, heads_of
 from mmdeploy_ext.families.two_stage.supported_parts import (
-    DETECTOR_CLASSES,
     FOLLOWED,
     PANOPTIC,
-    check_detector,
-    check_roi_head,
     replaced_methods,
     result_cfg,
-    result_key,
 )
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections
 
 FEW_ROWS = 100
 """`ImageFamily.trial_rows` of families with masks, which take most of the time."""
-
-
-def heads_of(cfg: Any) -> dict[str, nn.Module]:
-    """Return key ('rpn_head', 'roi_head') -> live head without weights, of those that the config has.
-
-    ConfigError: one cannot be built.
-    """
-    test_cfg, result = detector_parts.test_cfg_of(cfg), result_key(DETECTORS.get(cfg.model.type))
-    return {
-        key: detector_parts.tested_head(cfg, key, test_cfg.get(part))
-        for key, part in (('rpn_head', 'rpn'), ('roi_head', result))
-        if cfg.model.get(key)
-    }
-
-
-def check_two_stage(cfg: Any, options: Options) -> None:
-    """Refuse what does not export, before weights load; the heads are built alone.
-
-    Args:
-        cfg: the config.
-        options: options of the export.
-
-    Raises:
-        ConfigError: a head, a part or a setting of one; the message names file and key.
-        UsageError: an option that does not fit the model, such as a size or a limit.
-    """
-    with refused_by_name(cfg):
-        check_detector(cfg.model)
-        heads = heads_of(cfg)
-        if 'rpn_head' in heads:
-            proposals.check_head(heads['rpn_head'])
-        if 'roi_head' in heads:
-            check_roi_head(heads['roi_head'], result_key(DETECTORS.get(cfg.model.type)))
-    detector_parts.check(cfg.model, options)
-    if 'rpn_head' in heads:
-        strides = proposals.generator_of(heads['rpn_head']).strides
-        detector_parts.check_smallest((int(stride[0]) for stride in strides), options)
-        candidate_limits.check_proposals(heads['rpn_head'], options)
-    candidate_limits.check(heads, options)
-    split_graphs.check(heads, options)
-    if options.get('paste_masks'):
-        pasting.check(mask_heads.threshold(heads['roi_head'].test_cfg), options)
 
 
 def check_given_proposals(cfg: Any, dataset: Any) -> None:
@@ -144,9 +97,8 @@ class TwoStageFamily(ImageFamily):
         name: name of the family.
         exports: the models that it exports, and its page.
         similar_names: words in the names of similar detectors.
+        models: the detectors that it exports.
         task: module that matches its results.
-        proposes: whether its detectors have an `rpn_head`; otherwise proposals are an input.
-        with_masks: whether their `roi_head` has a `mask_head`.
         forms: see `ImageFamily`.
         trial_rows: see `ImageFamily`.
         makes_masks_last: see `ImageFamily`.
@@ -155,16 +107,14 @@ class TwoStageFamily(ImageFamily):
     name: str
     exports: str
     similar_names: tuple[str, ...]
+    models: TwoStageModels
     task: str = 'bbox2d'
-    proposes: bool = True
-    with_masks: bool = False
     forms: tuple[str, ...] = ('full', *split_graphs.FORMS)
     trial_rows: int = ImageFamily.trial_rows
     makes_masks_last: bool = False
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(mmdet_reference.detections)
     candidate_bounds = staticmethod(reference.candidate_bounds)
-    followed, replaced = FOLLOWED, staticmethod(replaced_methods)
     first_list, inner_lists = staticmethod(reference.proposals_alone), staticmethod(reference.proposals_among)
     first_trial = staticmethod(graphs.proposals_alone)
     exaggerated_first = staticmethod(exaggerated_proposals)
@@ -196,20 +146,29 @@ class TwoStageFamily(ImageFamily):
         """Return the contract of the pictures, also for a graph of regions, which has no such input."""
         return graphs.spec(model, options).inputs[0]
 
+    @property
+    def followed(self) -> Followed:
+        """Classes of the installed libraries, and the methods of them that the graphs compute."""
+        return self.models.followed
+
+    def replaced(self, model: nn.Module) -> Iterable[Replaced]:
+        return self.models.replaced(model)
+
     def claims(self, cfg: Any) -> Claim:
-        """Return `HEAD` for detectors of mmdet with the same heads (`proposes`, `with_masks`), else `NO`."""
-        if not detector_parts.detects(cfg, DETECTOR_CLASSES):
-            return Claim.NO
-        has_masks = bool(detector_parts.part_cfg(cfg.model, 'roi_head').get('mask_head'))
-        parts = bool(cfg.model.get('rpn_head')), has_masks
-        return Claim.HEAD if parts == (self.proposes, self.with_masks) else Claim.NO
+        return self.models.claims(cfg)
+
+    def build(self, cfg: Any) -> nn.Module:
+        return self.models.build(cfg)
+
+    def with_further_names(self, model: nn.Module) -> nn.Module:
+        return self.models.with_further_names(model)
 
     def check(self, cfg: Any, options: Options) -> None:
-        check_two_stage(cfg, options)
+        self.models.check(cfg, options)
 
     def check_dataset(self, cfg: Any, dataset: Any) -> None:
         """Refuse (ConfigError) a data set without the proposals of a family that takes them as an input."""
-        if not self.proposes:
+        if not self.models.proposes:
             check_given_proposals(cfg, dataset)
 
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
@@ -218,10 +177,10 @@ class TwoStageFamily(ImageFamily):
         If proposals are an input, they are `proposals` (B, K, 4) float32, xyxy in pixels of the network
         input; rows that an image does not have are zero.
         """
-        if self.with_masks:
+        if self.models.with_masks:
             return image_feeds.feeds_with_sizes(images, rescale)
         feeds = image_feeds.feeds(images, rescale)
-        if not self.proposes:
+        if not self.models.proposes:
             feeds['proposals'] = reference.stacked([image_feeds.proposals_of(image) for image in images])
         return feeds
 
@@ -259,12 +218,12 @@ class TwoStageFamily(ImageFamily):
         return mmdet_reference.detections(model, images, rescale, maps_and_proposals)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        return facts_of(model, self.num_classes(model), self.proposes, self.with_masks)
+        return facts_of(model, self.num_classes(model), self.models.proposes, self.models.with_masks)
 
     @property
     def first(self) -> str:
         """Name of the list that results are made from: the proposals; '' if they are an input."""
-        return graphs.PROPOSALS if self.proposes else ''
+        return graphs.PROPOSALS if self.models.proposes else ''
 
     def limits(self, model: nn.Module) -> list[Limit]:
         """Return the limits and thresholds that a detector reads, those of proposals first."""
@@ -280,7 +239,7 @@ class TwoStageFamily(ImageFamily):
 
     def makes_proposals_first(self, model: nn.Module) -> bool:
         """Return whether a detector makes proposals, and something else of them."""
-        return self.proposes and roi_head_of(model) is not None
+        return self.models.proposes and roi_head_of(model) is not None
 
     def lists(
         self, model: nn.Module, images: Sequence[PreparedImage], rescale: bool
@@ -323,7 +282,7 @@ class TwoStageFamily(ImageFamily):
         return super().network_outputs(model, options, feeds)
 
     def exaggerated(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
-        return exaggerated(model, self.proposes, self.with_masks)
+        return exaggerated(model, self.models.proposes, self.models.with_masks)
 
     def sizes_choose_levels(self, model: nn.Module) -> bool:
         """Return whether a detector pools regions that it finds; those that are an input have all sizes."""
@@ -352,13 +311,14 @@ TWO_STAGE = TwoStageFamily(
     name='two_stage',
     exports='two-stage detectors with an rpn_head and a roi_head (mmdeploy_ext/families/two_stage/README.md)',
     similar_names=('RCNN', 'RPN', 'RoIHead'),
+    models=TwoStageModels(),
 )
 TWO_STAGE_MASKS = TwoStageFamily(
     name='two_stage_masks',
     exports='detectors with a mask_head in their roi_head (mmdeploy_ext/families/two_stage/README.md)',
     similar_names=('MaskRCNN', 'MaskHead'),
+    models=TwoStageModels(with_masks=True),
     task='boxed_mask',
-    with_masks=True,
     trial_rows=FEW_ROWS,
     makes_masks_last=True,
 )
@@ -366,7 +326,7 @@ TWO_STAGE_REGIONS = TwoStageFamily(
     name='two_stage_regions',
     exports='detectors with a roi_head alone (mmdeploy_ext/families/two_stage/README.md)',
     similar_names=('FastRCNN',),
-    proposes=False,
+    models=TwoStageModels(proposes=False),
     forms=('full',),
 )
 

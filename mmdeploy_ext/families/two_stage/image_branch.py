@@ -8,7 +8,7 @@ differs is what its parts are called.
 import copy
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelines
 from mmdet.models.builder import DETECTORS
@@ -19,8 +19,9 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights, names_of_class
-from mmdeploy_ext.families.replaced import Replaced, replaced_of_class
+from mmdeploy_ext.families.replaced import Followed, Replaced, replaced_of_class
 from mmdeploy_ext.families.two_stage.family import TwoStageFamily
+from mmdeploy_ext.families.two_stage.models import TwoStageModels
 from mmdeploy_ext.families.two_stage.supported_parts import FOLLOWED as FOLLOWED_BY_TWO_STAGE
 from mmdeploy_ext.families.two_stage.supported_parts import replaced_methods
 
@@ -34,14 +35,14 @@ DETECTOR = (detectors.ImVoteNet, ('forward', 'forward_test', 'simple_test_img_on
 """The class of the detector, and its methods in a test on one picture without points."""
 
 
-class ImageBranchFamily(TwoStageFamily):
+class ImageBranchModels(TwoStageModels):
     """mmdet3d's `ImVoteNet` without its branch of points.
 
     The model is the user's own, with the names that mmdet has for its parts as further attributes, see
     `with_further_names`.
     """
 
-    followed = (DETECTOR, *FOLLOWED_BY_TWO_STAGE)
+    followed: ClassVar[Followed] = (DETECTOR, *FOLLOWED_BY_TWO_STAGE)
 
     def claims(self, cfg: Any) -> Claim:
         """Return `Claim.DETECTOR` for an ImVoteNet with heads of pictures and no branch of points."""
@@ -53,7 +54,7 @@ class ImageBranchFamily(TwoStageFamily):
         return Claim.DETECTOR if has_heads and not has_points else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
-        """Refuse what `TwoStageFamily` does; messages name the keys of the user's config, with `img_`."""
+        """Refuse what `TwoStageModels` does; messages name the keys of the user's config, with `img_`."""
         try:
             super().check(as_two_stage(cfg), options)
         except UsageError as error:
@@ -84,10 +85,11 @@ class ImageBranchFamily(TwoStageFamily):
         return model
 
 
-IMAGE_BRANCH = ImageBranchFamily(
+IMAGE_BRANCH = TwoStageFamily(
     name='two_stage_image_branch',
     exports="ImVoteNet's first stage (mmdeploy_ext/families/two_stage/README.md)",
     similar_names=('ImVoteNet',),
+    models=ImageBranchModels(),
 )
 
 
