@@ -416,9 +416,8 @@ class TwoStagePanopticFamily(ImageFamily):
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """Return name -> setting of the instances, the proposals and the fusion that files tell."""
-        return facts_of(model, self.num_classes(model), proposes=True, with_masks=True) | panoptic.facts_of(
-            model
-        )
+        facts = facts_of(model, self.num_classes(model), proposes=True, with_masks=True)
+        return facts | panoptic.facts_of(model)
 
     def bytes_per_result(self, model: nn.Module) -> int:
         return boxes.grid_bytes(roi_head_of(model))
