@@ -284,6 +284,8 @@ def test_anchors_and_a_coder_that_a_user_derives_are_taken_and_what_they_overrid
     from mmdet3d.core.anchor import AlignedAnchor3DRangeGenerator
     from mmdet3d.core.bbox.coders import DeltaXYZWLHRBBoxCoder
 
+    from mmdeploy_ext.families.anchor3d.family import check_parts
+
     class HigherAnchors(AlignedAnchor3DRangeGenerator):
         def anchors_single_range(self, *args, **kwargs):
             anchors = super().anchors_single_range(*args, **kwargs)
@@ -302,7 +304,7 @@ def test_anchors_and_a_coder_that_a_user_derives_are_taken_and_what_they_overrid
         config, {f'model.pts_bbox_head.{part}.type': name for part, name in types_of_parts.items()}
     )
     family = find_family(cfg)
-    family.check_parts(config, cfg.model)
+    check_parts(config, cfg.model)
     methods = [method.name for method in family.differing_methods(family.build(cfg))]
     assert methods == ['HigherAnchors.anchors_single_range', 'LargerBoxes.decode']
 

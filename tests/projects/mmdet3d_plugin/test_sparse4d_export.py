@@ -13,6 +13,7 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, ModelFileError
 from mmdeploy_ext.exporting.ops import deformable_aggregation
 from mmdeploy_ext.families.sparse4d import graphs, network
+from mmdeploy_ext.families.sparse4d.family import MODELS
 from mmdeploy_ext.families.sparse4d.runtime import bank, model
 from mmdeploy_ext.proving.inputs.synthetic_drive import SyntheticDrive, synthetic_drive
 from mmdeploy_ext.proving.ladder import prove
@@ -252,9 +253,9 @@ def test_inputs_that_are_no_numbers_are_refused(deployment, paths, change, named
         ('head.num_single_frame_decoder', -1),
     ],
 )
-def test_a_model_that_the_graphs_do_not_follow_is_refused(deployment, setting, value):
+def test_a_model_that_the_graphs_do_not_follow_is_refused(setting, value):
     with pytest.raises(ConfigError, match=setting):
-        deployment.family.check_model(load_config(toy.config, {f'model.{setting}': value}))
+        MODELS.check(load_config(toy.config, {f'model.{setting}': value}))
 
 
 @pytest.mark.parametrize('content', [None, '{}', '[]', '{"anchor": [1]', '{"instance_feature": [[[1]]]}'])

@@ -16,6 +16,7 @@ from mmdeploy_ext.exporting.postprocess import mask_resize
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.parts.runtime.padded_results import detections
 from mmdeploy_ext.families.query import masks
+from mmdeploy_ext.families.query.family import check_instances
 from mmdeploy_ext.proving.tasks.mask import match_detections
 from planting import altered
 from toy_query import exported, images, options_of, run_stages, seeded, toy
@@ -130,4 +131,4 @@ def test_what_gives_no_instances_is_refused_by_name(config, said):
 def test_a_limit_that_is_no_whole_number_is_refused_by_its_key(value):
     fusion = types.SimpleNamespace(test_cfg=dict(instance_on=True, max_per_image=value))
     with pytest.raises(ConfigError, match=r'test_cfg\.max_per_image=.*: expected a whole number'):
-        FAMILY.check_results(None, fusion)
+        check_instances(None, fusion)

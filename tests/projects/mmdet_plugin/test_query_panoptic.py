@@ -15,6 +15,7 @@ from mmdeploy_ext.exporting.postprocess import mask_resize, panoptic
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.parts import padding
 from mmdeploy_ext.families.query import masks as forms
+from mmdeploy_ext.families.query.family import check_panoptic
 from mmdeploy_ext.families.query.runtime import detections
 from mmdeploy_ext.proving.tasks.panoptic import match_detections
 from mmdeploy_ext.runtime.panoptic import Segments, segments_of
@@ -219,4 +220,4 @@ def test_a_threshold_that_is_no_number_is_refused_by_its_key(key, value):
     classes = dict(num_things_classes=2, num_stuff_classes=1, num_classes=3)
     part = types.SimpleNamespace(**classes, test_cfg={key: value})
     with pytest.raises(ConfigError, match=f'test_cfg.{key}=.*: expected a number'):
-        FAMILY.check_results(part, part)
+        check_panoptic(part, part)
