@@ -4,7 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +123,12 @@ class Deployment:
     def share(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         """Return what `compute` returns, which runs once for equal keys if several proofs share it.
 
-        It must depend on the key and on this model alone, and must not be changed.
+        It must depend on the key and on this model alone, and must not be changed. It is computed again after
+        a run that has left something in the model, see `_state_of`.
         """
         if self.shared is None:
             return compute()
+        key = key, _state_of(self.model)
         if key not in self.shared:
             self.shared[key] = compute()
         return self.shared[key]
@@ -349,6 +351,24 @@ def load(
         loaded_settings=module_settings(model),
         outer_containers=outer_containers,
     )
+
+
+def _state_of(model: torch.nn.Module) -> tuple[Any, ...]:
+    """Return what changes if a run leaves something in a model: in weights, or in attributes of its parts.
+
+    Of containers that is their length alone.
+    """
+    state: list[Any] = []
+    for part in model.modules():
+        for name, value in vars(part).items():
+            if isinstance(value, torch.Tensor):
+                state.append((id(value), value._version))
+            elif isinstance(value, bool | int | float | str):
+                state.append((name, value))
+            elif isinstance(value, Sized):
+                state.append((name, len(value)))
+    state += [(id(tensor), tensor._version) for tensor in (*model.parameters(), *model.buffers())]
+    return tuple(state)
 
 
 def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Module) -> Options:

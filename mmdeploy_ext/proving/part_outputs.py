@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,46 +29,63 @@ class PartOutputs:
         model: the detector.
         outputs: part, hooks on its layers and contents of its inputs -> outputs.
         rounding: whether layers round in another way at the moment, so that no output is kept or reused.
+        seconds: how long it took to keep outputs, and to find them again.
     """
 
     def __init__(self, model: torch.nn.Module, outputs: dict[Hashable, Any]) -> None:
-        self.model, self.outputs, self.rounding = model, outputs, False
+        self.model, self.outputs, self.rounding, self.seconds = model, outputs, False, 0.0
 
     @contextlib.contextmanager
-    def computed_once(self, limits: Sequence[Limit]) -> Iterator[None]:
+    def computed_once(self, limits: Sequence[Limit], reuse: bool = True) -> Iterator[None]:
         """Inside the block the parts of the detector whose outputs no limit changes run once per input.
 
         They run again while `rounding` is set, or if outputs were dropped for `MAX_KEPT_BYTES`. Exports
-        have to be made outside of it, and hooks registered before it. `limits` are those of the detector;
-        that of a layer inside a part is not seen: what depends on it has to run the part's own `forward`.
+        have to be made outside of it, and hooks registered before it. Without `reuse` all parts run as they
+        would outside, and copies of their outputs are kept for later blocks.
+
+        `limits` are those of the detector; that of a layer inside a part is not seen: what depends on it has
+        to run the part's own `forward`.
         """
         model = self.model
         limiting = {id(limit.config) for limit in limits}
         with contextlib.ExitStack() as stack:
-            extract = self._once(model, model.extract_feat)
+            extract = self._once(model, model.extract_feat, reuse)
             stack.enter_context(replaced_entry(vars(model), 'extract_feat', extract))
             for part in _parts_with_forward(model):
                 if id(vars(part)) not in limiting:
-                    stack.enter_context(replaced_entry(vars(part), 'forward', self._once(part, part.forward)))
+                    forward = self._once(part, part.forward, reuse)
+                    stack.enter_context(replaced_entry(vars(part), 'forward', forward))
             yield
 
-    def _once(self, part: torch.nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
+    def _once(self, part: torch.nn.Module, run: Callable[..., Any], reuse: bool) -> Callable[..., Any]:
         """Return a function that calls `run` once for equal arguments, and returns copies of its result.
 
         `run` is a method of `part`. Hooks on the layers inside it change what it returns, see
-        `ImageFamily.exaggerated`; PyTorch gives their numbers once only.
+        `ImageFamily.exaggerated`; PyTorch gives their numbers once only. Without `reuse` it calls `run` every
+        time, and returns the result itself.
         """
         hooks = tuple(number for layer in part.modules() for number in layer._forward_hooks)
 
         def once(*args: Any, **kwargs: Any) -> Any:
             if self.rounding:
                 return run(*args, **kwargs)
-            key = (run, hooks, *_content_of((args, kwargs)))
-            if key not in self.outputs:
-                self._keep(key, run(*args, **kwargs))
-            return _copied(self.outputs[key])
+            with self._timed():
+                key = (run, hooks, *content_of((args, kwargs)))
+                if reuse and key in self.outputs:
+                    return _copied(self.outputs[key])
+            outputs = run(*args, **kwargs)
+            with self._timed():
+                self._keep(key, _copied(outputs))
+            return outputs
 
         return once
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Add the seconds of the block to `seconds`."""
+        start = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - start
 
     def _keep(self, key: Hashable, outputs: Any) -> None:
         """Keep the outputs of a part, and of the others the last ones that memory is allowed for."""
@@ -107,17 +126,25 @@ def _copied(value: Any) -> Any:
     return type(value)(map(_copied, value)) if isinstance(value, list | tuple) else value
 
 
-def _content_of(value: Any) -> Iterator[Any]:
-    """Yield what distinguishes arguments: hashes of tensors and arrays, `repr` of everything else."""
+def content_of(value: Any) -> Iterator[Any]:
+    """Yield what distinguishes a value: hashes of tensors and arrays, `repr` of everything else.
+
+    Of containers and dataclasses it is that of their entries and fields.
+    """
     if isinstance(value, torch.Tensor | np.ndarray):
         array = np.ascontiguousarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
-        yield array.shape, hashlib.blake2b(array.tobytes()).digest()
+        yield array.shape, str(array.dtype), hashlib.blake2b(array.tobytes()).digest()
     elif isinstance(value, dict):
         for key, entry in value.items():
             yield key
-            yield from _content_of(entry)
+            yield from content_of(entry)
     elif isinstance(value, list | tuple):
+        yield len(value)
         for entry in value:
-            yield from _content_of(entry)
+            yield from content_of(entry)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield field.name
+            yield from content_of(getattr(value, field.name))
     else:
         yield repr(value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import time
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from mmdeploy_ext.proving.inputs.inputs import (
     zoomed_input,
 )
 from mmdeploy_ext.proving.near_ties import near_ties
-from mmdeploy_ext.proving.part_outputs import PartOutputs
+from mmdeploy_ext.proving.part_outputs import PartOutputs, content_of
 from mmdeploy_ext.runtime.detections import Rows, bounding_box
 from mmdeploy_ext.runtime.panoptic import OFFSET, Segments
 
@@ -139,6 +138,12 @@ class ImageReference:
         self._parts.outputs.clear()
 
 
+def shared_reference(deployment: Deployment, proof_input: ProofInput) -> ImageReference:
+    """Return the reference of an input; proofs of several files of a model have one for equal inputs."""
+    key = 'reference', *content_of((proof_input, deployment.collected))
+    return deployment.share(key, lambda: ImageReference(deployment, proof_input))
+
+
 def options_besides_form(deployment: Deployment, metadata: Metadata) -> dict[str, Any]:
     """Return the options of a file's export as keyword arguments of `ImageFamily.reference_tensors`.
 
@@ -175,12 +180,19 @@ def empty_reference(deployment: Deployment, options: Options) -> tuple[ImageRefe
     """Return the reference of a plain picture in which PyTorch finds nothing, and '', or None and the reason.
 
     A plain picture with results is not used: all its cells have equal scores, so that rounding decides which
-    of them are the best.
+    of them are the best. Files of one model and size share the search.
     """
     if deployment.family.finds_always(deployment.model):
         return None, 'the model gives results of every picture: an empty list was not compared'
+    plain = plain_inputs(deployment, options)
+    key = 'empty', *content_of((plain, deployment.collected))
+    return deployment.share(key, lambda: _find_empty(deployment, plain))
+
+
+def _find_empty(deployment: Deployment, inputs: Sequence[ProofInput]) -> tuple[ImageReference | None, str]:
+    """Return what `empty_reference` does, given the plain pictures as inputs."""
     counts = {}
-    for plain in plain_inputs(deployment, options):
+    for plain in inputs:
         reference, (title, _) = ImageReference(deployment, plain), plain.sources[0]
         counts[title] = sum(map(len, reference.objects))
         if not counts[title]:
@@ -229,30 +241,24 @@ def zoomed_reference(
         options: options of the file.
         traced: the reference of the traced input.
     """
-    picture = traced.input.sources[0]
-    references: dict[bytes, ImageReference] = {}
+    size = options.height, options.width
 
     def reference_of(view: np.ndarray) -> ImageReference:
-        if view.tobytes() not in references:
-            proof_input = zoomed_input(deployment, options, picture, view)
-            references[view.tobytes()] = ImageReference(deployment, proof_input)
-        return references[view.tobytes()]
+        return ImageReference(deployment, zoomed_input(deployment, options, traced.input.sources[0], view))
 
-    content = hashlib.sha256(picture[1].tobytes()).digest()
-    key = ('zoomed', content, picture[1].shape, options.height, options.width, options.batch)
-    view = deployment.share(key, lambda: _find_view(traced, (options.height, options.width), reference_of))
-    return None if view is None else reference_of(view)
+    key = 'zoomed', *size, options.batch, *content_of((traced.input, deployment.collected))
+    return deployment.share(key, lambda: _find_zoomed(traced, size, reference_of))
 
 
-def _find_view(
+def _find_zoomed(
     traced: ImageReference, size: tuple[int, int], reference_of: Callable[[np.ndarray], ImageReference]
-) -> np.ndarray | None:
-    """Return the box (4,) xyxy, pixels of the traced picture, of the part that an object fills best.
+) -> ImageReference | None:
+    """Return the reference of the part of the traced picture that an object fills best; None without objects.
 
     Args:
         traced: the reference of the traced input.
         size: height and width of the input.
-        reference_of: returns the reference of a part.
+        reference_of: returns the reference of the part in a box (4,) xyxy, pixels of the traced picture.
     """
     (_, picture), family, model = traced.input.sources[0], traced.deployment.family, traced.deployment.model
     height, width = picture.shape[:2]
@@ -268,7 +274,7 @@ def _find_view(
         objects = object_boxes(reference.objects[0], reference.images[0].ori_shape)
         area = max(map(_area, objects), default=0.0)
         if area > largest:
-            largest, best = area, view
+            largest, best = area, reference
         if area >= min_area:
             break
     return best

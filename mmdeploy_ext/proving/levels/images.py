@@ -36,6 +36,7 @@ from mmdeploy_ext.proving.references import (
     empty_reference,
     options_besides_form,
     reference_with_empty_image,
+    shared_reference,
     zoomed_reference,
 )
 from mmdeploy_ext.proving.totals import count_ties, tie_reasons, too_many_ties
@@ -204,10 +205,13 @@ class ImageProof(Proof):
         """
         deployment, options = self.deployment, self.export_options
         inputs, note = list(proof_inputs(deployment, options, self.samples)), ''
+        traced, with_other_limits = shared_reference(deployment, inputs[0]), self._trials()
+        inputs[0] = traced.input
+        self.prepared.append(traced)
+        if with_other_limits and with_other_limits.fit:
+            with_other_limits.keep_outputs(traced)
         if not deployment.family.results_left_out(self.files[0].options):
             if deployment.family.sizes_choose_levels(deployment.model):
-                traced = ImageReference(deployment, inputs[0])
-                self.prepared.append(traced)
                 zoomed = zoomed_reference(deployment, options, traced)
                 if zoomed:
                     self.prepared.append(zoomed)
@@ -222,14 +226,19 @@ class ImageProof(Proof):
                 self.prepared.append(reference)
             inputs.append(self.empty.input)
         trials: list[Trial] = []
-        if all(graph.equal for graph in self.verdict.graphs):
-            model = self.files[0].model if self.verdict.precision == 'fp32' else None
-            threads = int(self.engine.get('threads', 0))
-            with_other_limits = Trials(deployment, options, self.samples[0], model, threads)
+        if with_other_limits:
             trials = with_other_limits.fitting_trials(finds_nothing=self.empty is not None)
         if note and not any(isinstance(trial, NothingPasses) for trial in trials):
             self.verdict.notes.append(note)
         return [*inputs, *trials]
+
+    def _trials(self) -> Trials | None:
+        """Return the common part of the trials; None if the file's graph is not that of a fresh export."""
+        if not all(graph.equal for graph in self.verdict.graphs):
+            return None
+        model = self.files[0].model if self.verdict.precision == 'fp32' else None
+        threads = int(self.engine.get('threads', 0))
+        return Trials(self.deployment, self.export_options, self.samples[0], model, threads)
 
     def more_inputs(self) -> Sequence[ProofInput]:
         """Return up to ten other views of the first picture if nothing failed but too many results are ties.

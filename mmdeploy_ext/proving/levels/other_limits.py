@@ -29,13 +29,13 @@ from mmdeploy_ext.families.limits import Kind, changed, lowered, raised
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.proving.levels.run_twice import FAILURES, failed_detections
 from mmdeploy_ext.proving.near_ties import near_ties
-from mmdeploy_ext.proving.part_outputs import PartOutputs
+from mmdeploy_ext.proving.part_outputs import PartOutputs, content_of
 from mmdeploy_ext.proving.results import Case
 from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.runtime.panoptic import OFFSET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
     import onnx
 
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.families.images import ImageFamily
     from mmdeploy_ext.families.limits import Limit
+    from mmdeploy_ext.proving.references import ImageReference
     from mmdeploy_ext.proving.results import DetectionRow
 
     Values = list[tuple[Limit, Any]]
@@ -117,7 +118,7 @@ class Trials:
         runtime reads. `finds_nothing` is whether the proof has an input in which PyTorch finds nothing.
         """
         family, model = self.deployment.family, self.deployment.model
-        if family.results_left_out(self.options) or not family.limits(model):
+        if not self.fit:
             return []
         trials: list[Trial] = [LimitsLowered(self)]
         if not self.capped:  # a file with constant shapes has a fixed number of candidates, and no more
@@ -132,6 +133,12 @@ class Trials:
             if not finds_nothing:
                 trials.append(NothingPasses(self))
         return trials
+
+    @property
+    def fit(self) -> bool:
+        """Whether results are compared, and something is limited."""
+        family = self.deployment.family
+        return not family.results_left_out(self.options) and bool(self.limits)
 
     @property
     def limits(self) -> list[Limit]:
@@ -150,6 +157,11 @@ class Trials:
         with self.computed_once():
             scores = self.deployment.family.scores_of(model, [self.image], last.list)
         return len(scores) >= max(last.value, 2)
+
+    @property
+    def runs_file(self) -> bool:
+        """Whether the network of `file` runs, and not PyTorch's."""
+        return self.file is not None and self.deployment.family.shares_network
 
     @property
     def max_masks(self) -> int:
@@ -177,6 +189,19 @@ class Trials:
     def computed_once(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which parts whose outputs no limit changes run once, see `PartOutputs`."""
         return self.parts.computed_once(self.limits)
+
+    def keep_outputs(self, reference: ImageReference) -> None:
+        """Run the reference of the picture, as it is; trials reuse what parts of the model return in it."""
+        before_s = self.parts.seconds
+        with self.parts.computed_once(self.limits, reuse=False):
+            _ = reference.results
+        reference.seconds -= self.parts.seconds - before_s
+
+    @property
+    def content(self) -> list[Hashable]:
+        """What distinguishes these trials from those of other files, but for the file itself."""
+        limits = [(limit.name, limit.value) for limit in self.limits]
+        return [*content_of((sorted(self.options.items()), self.title, self.image, limits, self.threads))]
 
     def lists(self) -> dict[str, Any]:
         """Return the lists of rows of upstream's test path for the picture, by name."""
@@ -254,7 +279,7 @@ class Trials:
         inputs |= {name: feeds[name] for name in names if name in feeds}
         if inputs.keys() >= set(names):
             return inputs
-        if self.file is None or not family.shares_network:
+        if not self.runs_file:
             with self.computed_once():
                 return inputs | family.network_outputs(model, self.options, feeds)
         sizes = self.file.graph.input[0].type.tensor_type.shape.dim
@@ -306,7 +331,16 @@ class Trial(abc.ABC):
         return contextlib.nullcontext()
 
     def case(self) -> Case:
-        """Choose the limits, export what follows the network with them, and compare every list it gives."""
+        """Choose the limits, export what follows the network with them, and compare every list it gives.
+
+        Where PyTorch's network runs, nothing depends on the file: all files of a model have the same case.
+        """
+        trials = self.trials
+        if trials.runs_file:
+            return self._case()
+        return trials.deployment.share(('case', type(self), *trials.content), self._case)
+
+    def _case(self) -> Case:
         shape = 'x'.join(map(str, (1, *self.trials.image.tensor.shape)))
         with self.boxes():
             values = self.with_areas(self.with_covered_share(self.values()))

@@ -15,6 +15,7 @@ from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import files
 from mmdeploy_ext.families.limits import Kind, Limit, changed, lowered, raised
 from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.levels.other_limits import (
     MAX_LAYER_BYTES,
     LimitsLowered,
@@ -22,6 +23,7 @@ from mmdeploy_ext.proving.levels.other_limits import (
     Trials,
     cut_at_gap,
 )
+from mmdeploy_ext.proving.references import ImageReference
 from mmdeploy_ext.runtime.panoptic import OFFSET, Segments
 from planted_boxes import OF_SUPPRESSION
 from planting import argument, arguments, replaced, result, settings
@@ -332,6 +334,37 @@ def test_a_part_runs_again_when_a_layer_inside_it_gives_other_outputs():
                 scores, _ = model.bbox_head(model.extract_feat(torch.ones(1, 3, 64, 64)))
             sums.append(float(scores[0].double().sum()))
     assert sums[0] == sums[2] != sums[1]
+
+
+def test_trials_reuse_what_parts_of_the_model_return_in_the_run_of_the_traced_picture():
+    deployment = load('retinanet')
+    options = deployment.family.choose(opset=17, height=128, width=160)
+    (traced, *_), runs = proof_inputs(deployment, options, [IMAGE]), []
+    reference, trials = ImageReference(deployment, traced), Trials(deployment, options, IMAGE)
+    with torch.no_grad(), deployment.model.backbone.register_forward_hook(lambda *_: runs.append(1)):
+        trials.keep_outputs(reference)
+        assert len(runs) == 1 and 'forward' not in vars(deployment.model.backbone)
+        assert len(trials.lists()['']) and len(runs) == 1
+    (rows,), (alone,) = reference.results, ImageReference(deployment, traced).results
+    assert np.array_equal(rows.bboxes_xyxy, alone.bboxes_xyxy) and np.array_equal(rows.scores, alone.scores)
+
+
+def test_files_of_a_model_share_the_cases_of_trials_that_run_nothing_of_the_file(monkeypatch):
+    deployment = dataclasses.replace(load('retinanet'), shared={})
+    options, ran = deployment.family.choose(opset=17, height=128, width=160), []
+    monkeypatch.setattr(LimitsLowered, '_case', lambda trial: ran.append(trial) or len(ran))
+
+    def case(**changes):
+        file = SimpleNamespace(name='a file')
+        return LimitsLowered(Trials(deployment, options.replace(**changes), IMAGE, file)).case()
+
+    assert case() == case(dynamic=True) == case(batch=2) == 1
+    assert case(height=160) == 2
+    (limit,) = [limit for limit in deployment.family.limits(deployment.model) if limit.kind is Kind.ROWS]
+    with changed([(limit, limit.value // 2)]):
+        assert case() == 3
+    monkeypatch.setattr(Trials, 'runs_file', True)
+    assert [case(), case()] == [4, 5]
 
 
 def test_the_model_is_as_before():
