@@ -42,6 +42,19 @@ LARGEST_OBJECT, FILLED = 0.5, 0.6
 ZOOMS = 8
 """Largest number of parts that are zoomed until PyTorch finds an object that fills one."""
 
+OF_A_FILE = (
+    'filename',
+    'ori_filename',
+    'ori_shape',
+    'img_shape',
+    'pad_shape',
+    'batch_input_shape',
+    'scale_factor',
+    'border',
+)
+"""Entries of `Deployment.collected` that decide nothing: the path of a picture that a proof has written and
+removed, and sizes, which are those of each input in `mmdet_reference.metas_of`."""
+
 
 class ImageReference:
     """Results of the unpatched model for one input, each part computed when it is first needed.
@@ -140,8 +153,14 @@ class ImageReference:
 
 def shared_reference(deployment: Deployment, proof_input: ProofInput) -> ImageReference:
     """Return the reference of an input; proofs of several files of a model have one for equal inputs."""
-    key = 'reference', *content_of((proof_input, deployment.collected))
+    key = 'reference', *_content_of_pictures(deployment, proof_input)
     return deployment.share(key, lambda: ImageReference(deployment, proof_input))
+
+
+def _content_of_pictures(deployment: Deployment, *inputs: ProofInput) -> list[Hashable]:
+    """Return what PyTorch's results of inputs depend on beside the model, as part of a key."""
+    collected = {name: value for name, value in deployment.collected.items() if name not in OF_A_FILE}
+    return [*content_of((inputs, collected))]
 
 
 def options_besides_form(deployment: Deployment, metadata: Metadata) -> dict[str, Any]:
@@ -185,7 +204,7 @@ def empty_reference(deployment: Deployment, options: Options) -> tuple[ImageRefe
     if deployment.family.finds_always(deployment.model):
         return None, 'the model gives results of every picture: an empty list was not compared'
     plain = plain_inputs(deployment, options)
-    key = 'empty', *content_of((plain, deployment.collected))
+    key = 'empty', *_content_of_pictures(deployment, *plain)
     return deployment.share(key, lambda: _find_empty(deployment, plain))
 
 
@@ -246,7 +265,7 @@ def zoomed_reference(
     def reference_of(view: np.ndarray) -> ImageReference:
         return ImageReference(deployment, zoomed_input(deployment, options, traced.input.sources[0], view))
 
-    key = 'zoomed', *size, options.batch, *content_of((traced.input, deployment.collected))
+    key = 'zoomed', *size, options.batch, *_content_of_pictures(deployment, traced.input)
     return deployment.share(key, lambda: _find_zoomed(traced, size, reference_of))
 
 

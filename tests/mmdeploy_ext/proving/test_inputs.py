@@ -220,8 +220,10 @@ def test_files_of_a_model_share_a_reference_until_a_run_leaves_something_in_the_
     with replaced_entry(vars(model), 'calls', 1):
         assert shared_reference(shared, traced) is not first
     assert shared_reference(shared, traced) is first
-    with replaced_entry(shared.collected, 'filename', 'another'):
+    with replaced_entry(shared.collected, 'flip', True):
         assert shared_reference(shared, traced) is not first
+    with replaced_entry(shared.collected, 'filename', 'of the second file'):
+        assert shared_reference(shared, traced) is first
     statistics.add_(0)
     assert shared_reference(shared, traced) is not first
 
