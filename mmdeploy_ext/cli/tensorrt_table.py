@@ -62,6 +62,7 @@ def measure(
 ) -> list[Row]:
     """Build every file in both precisions, for as many of the architectures as take it; nothing is written.
 
+    An engine is built for all architectures; if that fails, one for the first, and for the rest by this rule.
     Return a row for each file and precision, file by file.
 
     Args:

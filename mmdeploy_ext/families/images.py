@@ -226,8 +226,9 @@ class ImageFamily(Family):
 
         Of two scores that are almost equal one becomes zero, and rounding decides which. The values have the
         shape of the output: where there is a tie, the score before it became zero; elsewhere NaN. A proof
-        takes zero and this score for equal. So a family returns NaN also for ties that decide a result,
-        unless `rounded_choices` makes the other result, too. `options` are those of `reference_tensors`.
+        takes zero and this score for equal. If the tie decides whether there is a result, that would hide a
+        wrong one: then a family returns NaN, unless its `rounded_choices` gives the results of the other
+        choice. `options` are those of `reference_tensors`.
         """
         return {}
 

@@ -49,7 +49,8 @@ class Judgement:
     Attributes:
         told: text of the user about device, engine and version, which is printed and not checked; '' if none.
         precision: 'fp32', 'fp16' or 'int8', by whose bars the outputs are judged.
-        ran: what ran the inputs on this machine, as `run_kit` returns it; '' if that is only told.
+        ran: what ran the inputs on this machine, as `run_kit` returns it; '' after `judge`, and if that is
+            only told.
         inputs: number of inputs whose outputs were judged.
         frames: number of frames that were judged after the files ran one after the other.
         cases: one per input and frame, without those of `sequences`.

@@ -29,8 +29,8 @@ def write_pictures(
     """Write the file and its cases into the folder of a kit; return their entries of the manifest.
 
     They are `file`, `graphs`, `cases`, `frames`, an empty list, and `bars`, those of the page, see
-    `page.write_page`. A case has PyTorch's tensors and results; of the outputs of ONNX Runtime it has the
-    shapes alone.
+    `page.write_page`. A case is an input of the proof, one picture or a batch. It has PyTorch's tensors and
+    results; of the outputs of ONNX Runtime it has the shapes alone, and nothing is compared here.
 
     Args:
         deployment: the model in PyTorch, from config and checkpoint.

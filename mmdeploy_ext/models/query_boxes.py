@@ -101,8 +101,10 @@ class QueryBoxCoder:
         """Decode logits (R, K) and box codes (R, 10) of one sample.
 
         Returns:
-            'bboxes' (n, 9): centre x, y, z, width, length, height in m, yaw in rad, velocity x, y in m/s, or
-            length before width if the model was trained so; 'scores' (n,), falling; 'labels' (n,).
+            'bboxes' (n, 9) in the LiDAR frame: centre x, y, z, width, length, height in m, yaw in rad,
+            velocity x, y in m/s, or length before width if the model was trained so; 'scores' (n,), falling;
+            'labels' (n,). They are those of the best `max_num` pairs that pass both the range and `passing`,
+            which sees the scores of all of these pairs; there may be none.
 
         Raises:
             ConfigError: the coder has another K than the logits, and would take boxes of other queries.

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.limits import Limit
 
 MAX_KEPT_BYTES = 1 << 30
-"""Bytes of outputs of parts of the detector that are kept for equal inputs: pooled regions are 50 MB."""
+"""Bytes of outputs of parts of the detector that are kept for equal inputs; the newest are kept in any case.
+
+Pooled regions are 50 MB.
+"""
 
 
 class PartOutputs:
@@ -44,7 +47,7 @@ class PartOutputs:
         would outside, and copies of their outputs are kept for later blocks.
 
         `limits` are those of the detector; that of a layer inside a part is not seen: what depends on it has
-        to run the part's own `forward`.
+        to call the `forward` of the part's class in place of the part.
         """
         model = self.model
         limiting = {id(limit.config) for limit in limits}

@@ -88,7 +88,8 @@ def calibration_set(
     if metadata.form == quantised_graph(metadata.family):
         model = runtime_of(metadata.family).OPENS(path.parent)
         items, sample = READERS[metadata.samples](model, metadata, source, root, limit)
-        return CalibrationSet(items, lambda item: model.feeds(sample(item)), metadata.samples)
+        title = 'frames' if metadata.samples == 'fused' else metadata.samples
+        return CalibrationSet(items, lambda item: model.feeds(sample(item)), title)
     if isinstance(metadata.preprocess, MultiViewRule):
         calibration_frames(metadata, [])  # refuses the graph before files are looked for
         frames = evenly(camera_frames(source, metadata.preprocess, root), limit)
@@ -264,8 +265,8 @@ def _read_frames(
 
 
 READERS = dict(sweeps=_read_sweeps, fused=_read_frames, frames=_read_frames)
-"""Kind of samples -> function that returns the items of a source, and a function that reads an item.
+"""`Metadata.samples` -> function that returns the items of a source, and a function that reads an item.
 
-Arguments are the model whose graphs are open, and those of `calibration_set` from `metadata` on. What the
-second function returns is a sample that `model.feeds` takes.
+'fused' are frames of cameras and a LiDAR. Arguments are the model whose graphs are open, and those of
+`calibration_set` from `metadata` on. What the second function returns is a sample that `model.feeds` takes.
 """

@@ -25,8 +25,8 @@ SUBMANIFOLD_KERNEL = (3, 3, 3)
 """The one kernel size of submanifold convolutions that it computes; 1x1x3, 3x1x1, 1x3x3, 5x5x5 and 3x5x7 gave
 other values for 20 to 100 % of the sites, and 1x1x1 did not start."""
 LARGEST_GRID = (1024, 2048, 2048)
-"""Cells per axis, in the file's order, up to which its table of sites tells all sites apart. On a larger grid
-sites this far apart along an axis are taken for one another."""
+"""Cells per axis, in the order of `input_spatial_shape`, up to which its table of sites tells all sites
+apart. On a larger grid sites this far apart along an axis are taken for one another."""
 NO_ACTIVATION = ('Sigmoid', 'LeakyReLU')
 """Values of `activation` that it loads and then does not compute."""
 

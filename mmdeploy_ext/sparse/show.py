@@ -43,8 +43,9 @@ def sparse_layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
 
     Keys: `name`, `op_type`, `number` among the nodes of its title from 0, `inputs`, `output`, those of
     `ATTRIBUTES` that the engine reads of the operator, with its defaults, `in_channels` and `out_channels` of
-    a convolution with a weight, and of the output the `grid`, `sites`, `shape` and `dense` of
-    `libspconv_contract.TensorFacts`. Nodes of operators that the engine does not have are left out.
+    a convolution with a weight, and of the output the `grid`, `sites` (name of its set of active sites),
+    `shape` and `dense` of `libspconv_contract.TensorFacts`. Nodes of operators that the engine does not have
+    are left out.
     """
     nodes = EngineParser(model.graph).nodes
     tensors = TensorWalk(model.graph, nodes, None).tensors

@@ -1,8 +1,8 @@
 """Post-processing of dense 2D heads, equal to mmdet 2.28.2's `BaseDenseHead.get_bboxes`.
 
 A prior is a point or an anchor from which a head decodes a box; a candidate is a prior with one of the
-classes. Boxes are in pixels of the network input. Glossary: B batch, A priors of one level, C classes, n, m
-rows of boxes.
+classes. Decoded boxes are in pixels of the network input, results in these divided by `scale_factor`.
+Glossary: B batch, A priors of one level, C classes, n, m rows of boxes.
 """
 
 from collections.abc import Sequence

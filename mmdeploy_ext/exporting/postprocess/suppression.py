@@ -221,7 +221,7 @@ class Suppression:
 
         Args:
             bboxes: (B, N, 4) xyxy.
-            scores: (B, N); `NO_CANDIDATE` in rows that are no candidates.
+            scores: (B, N); `NO_CANDIDATE` (-1) in rows that are no candidates.
             labels: (B, N) int64, 0 or more.
             candidates: (B, N) bool; the other rows neither suppress nor are results.
             results: (B, N, D) what is returned of each box in place of its corners, such as the rotated box

@@ -86,7 +86,8 @@ def maps_of(model: nn.Module, images: Sequence[PreparedImage]) -> list[torch.Ten
 def chosen_tokens(model: nn.Module, images: Sequence[PreparedImage]) -> list[Detections]:
     """Return the tokens that the decoder chooses as its queries, per image, as boxes of class 0.
 
-    They are in pixels of the input, with the score of the best class, best first; see `graphs.token_rows`.
+    They are in pixels of the input, with the score 0..1 of the best class, best first; see
+    `graphs.token_rows`.
     """
     with torch.no_grad():
         selection = model.decoder.select(model.decoder.project(maps_of(model, images)))

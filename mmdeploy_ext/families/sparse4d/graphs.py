@@ -85,7 +85,8 @@ class DeployHead(nn.Module):
     """The base of the heads of `deploy`.
 
     Learned instances and anchors, which a checkpoint has, and the sizes and beginnings of maps are inputs, as
-    the node feeds them; the last two have to be those of the model.
+    the node feeds them; the last two have to be those of the model. Without the plug-in maps are sampled by
+    gathers.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -149,7 +150,10 @@ class NextFrame(DeployHead):
 
 
 def specs(model: nn.Module, options: Options) -> dict[str, GraphSpec]:
-    """Return name -> contract of all graphs."""
+    """Return name of a graph -> its spec, for all four graphs, whichever contract the options name.
+
+    The graph of `portable` is called sparse4d.
+    """
     (cameras, height, width), bank = model.input_sizes, model.head.instance_bank
     instances, kept = bank.num_anchor, bank.num_temp_instances
     channels = bank.instance_feature.shape[1]

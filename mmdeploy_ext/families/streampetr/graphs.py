@@ -152,7 +152,8 @@ class ForkFrame(HeadStep):
         `ref_point` (1, n, 3) and `velo` (1, n, 2); it is ignored if `prev_exists` (1,) is 0.
 
         Returned are all_cls_scores, all_bbox_preds; embedding, age, egopose, ref_point and velo of the memory
-        that the frame used, with points and poses in its LiDAR frame; outs_dec of the last layer.
+        that the frame used, with points and poses in its LiDAR frame, velocities in those of their rows'
+        origins; outs_dec of the last layer.
         """
         steps = steps_of(self.model.pts_bbox_head)
         features = self.model.extract_img_feat(img.unsqueeze(0))

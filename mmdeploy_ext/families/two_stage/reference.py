@@ -63,7 +63,7 @@ def inner_inputs(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str) -
         proposals = model.rpn_head.simple_test_rpn(maps, metas_of(feeds))
     features = {name: level.cpu().numpy() for name, level in zip(feature_names(model), maps, strict=False)}
     rows = stacked([boxes[:, :4].cpu().numpy() for boxes in proposals])
-    rows = np.pad(rows, ((0, 0), (0, 1), (0, 0)))  # a row of padding, which may give no result
+    rows = np.pad(rows, ((0, 0), (0, 1), (0, 0)))  # a row of padding, which must not give a result
     return dict(features, proposals=rows, img_shape=sizes_of(feeds).astype(np.float32))
 
 

@@ -1,7 +1,7 @@
 """YOLACT without PyTorch: a graph of the form 'full' does all but taking the padding away.
 
-Glossary: B batch, n rows of an image, `max_per_img` of the head, h, w size of the masks, that
-of the original picture, which the graph is fed as `ori_shape`.
+Glossary: B batch, n rows of an image, `max_per_img` of the head, h, w size of the masks: that of the
+original picture, if the graph was fed it as `ori_shape`, else that of its input.
 """
 
 from __future__ import annotations

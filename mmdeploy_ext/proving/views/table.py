@@ -72,6 +72,8 @@ def print_structure(checks: Sequence[Check], console: Console) -> None:
 def code_lines(verdict: Verdict) -> list[str]:
     """Return lines about classes of the model that no library has, and about why inputs decide.
 
+    Inputs decide about code of which the comparison of graphs shows nothing.
+
     They are `Verdict.model_classes`, `differing_methods`, `traced_lines` and `unexported_code`.
     """
     users = [entry for entry in verdict.model_classes if not entry.ours]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from mmdeploy_ext.core.files import read_json, sha256_file
 from mmdeploy_ext.exporting.files import read_files
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.preprocess.cameras import CAMERAS, MultiViewRule
+from mmdeploy_ext.quantize import calibration_sets
 from mmdeploy_ext.quantize.calibration_sets import calibration_frames, camera_frames
 from mmdeploy_ext.quantize.dense_layers import is_quantised
 from mmdeploy_ext.quantize.dense_target import find_target, refuse_stale
@@ -131,10 +133,21 @@ def test_frames_are_prepared_as_the_runtime_does(drive):
 
 
 def test_graphs_that_take_more_than_pictures_are_refused_with_what_to_give():
-    with pytest.raises(
-        ModelFileError, match=r"'pts_head_memory'.*pre_memory.*extract_img_feat"
-    ):
+    with pytest.raises(ModelFileError, match=r"'pts_head_memory'.*pre_memory.*extract_img_feat"):
         calibration_frames(metadata('pts_head_memory', ['img', 'pre_memory']), [])
+
+
+@pytest.mark.parametrize(
+    ('samples', 'title'), [('fused', 'frames'), ('frames', 'frames'), ('sweeps', 'sweeps')]
+)
+def test_reports_count_frames_of_cameras_and_a_lidar_as_frames(monkeypatch, tmp_path, samples, title):
+    runtime = SimpleNamespace(OPENS=lambda folder: None)
+    monkeypatch.setattr(calibration_sets, 'quantised_graph', lambda family: 'frame')
+    monkeypatch.setattr(calibration_sets, 'runtime_of', lambda family: runtime)
+    monkeypatch.setitem(calibration_sets.READERS, samples, lambda *_: ([1, 2], None))
+    stub = SimpleNamespace(form='frame', family='toy', samples=samples)
+    found = calibration_sets.calibration_set(tmp_path / 'frame.onnx', stub, 'infos.pkl', None, 0)
+    assert (len(found), found.title) == (2, title)
 
 
 def test_sources_without_the_cameras_are_refused(drive, tmp_path):

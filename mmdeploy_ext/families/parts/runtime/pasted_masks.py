@@ -35,8 +35,8 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Insta
             frame of the box, or, of a file with `--paste-masks`, (B, n, h, w) bool. Heads that score masks
             also give `mask_scores` (B, n).
         feeds: inputs of the graph by name, and what results need besides: `ori_shape` (2,) or (B, 2), height
-            and width of the images, and, if it is there, `scale_factor` (B or 1, 4), by which boxes were
-            divided.
+            and width of the masks to return, which is the size of the originals only if boxes are in their
+            pixels, and, if it is there, `scale_factor` (B or 1, 4), by which boxes were divided.
 
     Raises:
         ModelFileError: a file with `--max-proposals` or `--max-candidates` may have left some out, or gives

@@ -22,7 +22,7 @@ from mmdeploy_ext.families.parts.proposals import Proposals
 
 
 def least_side(head: nn.Module) -> float:
-    """Return the length that sides of proposals have to exceed, pixels; below 0 any will do.
+    """Return the length that sides of proposals have to exceed, pixels; -1 if any will do.
 
     mmrotate keeps sides of `min_bbox_size`, and with 0 also boxes without an area.
     """
