@@ -39,7 +39,7 @@ class PointRule:
         load_dim: number of values per point in a file.
         use_dim: columns that the model takes, in order.
         past: rule by which sweeps of the past are merged into each sweep of infos; None merges none.
-        past_dim: columns after merging; None keeps all.
+        past_dim: columns of a sweep of infos after merging; None keeps all. A file alone keeps `use_dim`.
     """
 
     load_dim: int
