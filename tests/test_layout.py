@@ -3,6 +3,8 @@
 import ast
 import fnmatch
 import functools
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import networkx
@@ -67,6 +69,12 @@ LAZY = {
 """Module -> modules that it imports later than itself: those of the public names, when one is used, the
 catalogue of families and what all of them need, which are imported when the first family is looked up, and
 that of models, when the first config is read."""
+
+LONGEST = 3
+"""How many classes of ours may derive from one another in a row."""
+LONGER = {'InstanceBoxes', 'LoadError', 'PictureDetections3D'}
+"""Classes at the end of a longer row: two kinds of results with a field of their own, and an error that is
+caught apart from others about files."""
 
 
 def module_name(path: Path) -> str:
@@ -171,6 +179,31 @@ def rings() -> list[list[str]]:
 
 def test_no_modules_import_each_other():
     assert not rings()
+
+
+def bases_of_classes(texts: Iterable[str]) -> dict[str, set[str]]:
+    """Return name of a class -> the names of its bases among all classes of these sources."""
+    found: dict[str, set[str]] = {}
+    for text in texts:
+        for name, bases in re.findall(r'^ *class (\w+)(?:\(([^)]*)\))?:', text, re.M):
+            found.setdefault(name, set()).update(re.findall(r'\w+(?=,|$|\[)', bases))
+    return {name: {base for base in bases if base in found} - {name} for name, bases in found.items()}
+
+
+def longest_row(name: str, bases: dict[str, set[str]]) -> list[str]:
+    """Return the longest row of classes that derive from one another and begins with a class."""
+    return [name, *max((longest_row(base, bases) for base in bases[name]), key=len, default=[])]
+
+
+def longer_rows(texts: Iterable[str]) -> set[str]:
+    """Return the classes of these sources at the end of a row of more than `LONGEST`."""
+    bases = bases_of_classes(texts)
+    return {name for name in bases if len(longest_row(name, bases)) > LONGEST}
+
+
+def test_no_class_derives_from_three_others_in_a_row():
+    assert longer_rows(path.read_text(encoding='utf-8') for path in modules().values()) == LONGER
+    assert longer_rows(['class A:', 'class B(A):\nclass C(nn.Module, B):', 'class D(x.C, E[int]):']) == {'D'}
 
 
 @pytest.mark.parametrize(
