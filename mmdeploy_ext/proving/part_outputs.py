@@ -134,9 +134,15 @@ def content_of(value: Any) -> Iterator[Any]:
 
     Of containers and dataclasses it is that of their entries and fields.
     """
-    if isinstance(value, torch.Tensor | np.ndarray):
-        array = np.ascontiguousarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
-        yield array.shape, str(array.dtype), hashlib.blake2b(array.tobytes()).digest()
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        # half the time of BLAKE2 on a CPU with instructions for it; the bytes are not copied
+        content = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+        yield value.shape, str(value.dtype), hashlib.sha256(content).digest()
+    elif isinstance(value, np.ndarray):
+        yield value.shape
+        yield from content_of(value.tolist())
     elif isinstance(value, dict):
         for key, entry in value.items():
             yield key

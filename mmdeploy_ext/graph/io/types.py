@@ -8,6 +8,7 @@ onnxscript's folding with shape inference does less of it in more time (RT-DETR 
 1,700 tensors in 2.1 s and 386 tensors gone; here 2,103 in 0.6 s).
 """
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 
@@ -46,9 +47,9 @@ def infer(model: onnx.ModelProto, *, strict: bool = False) -> dict[str, onnx.Typ
     Raises:
         ModelFileError: `strict`, and onnx found a node that cannot work; its message names the node.
     """
-    slim = skeleton(model)
+    slim, constants = skeleton(model), {}
     types = _infer_once(slim, strict)
-    while fold_shapes(slim, types):
+    while fold_shapes(slim, types, constants):
         types = _infer_once(slim, strict)
     return types
 
@@ -89,22 +90,35 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     return slim
 
 
-def fold_shapes(model: onnx.ModelProto, types: Mapping[str, onnx.TypeProto]) -> int:
+def fold_shapes(
+    model: onnx.ModelProto,
+    types: Mapping[str, onnx.TypeProto],
+    constant_nodes: dict[int, dict[str, np.ndarray]] | None = None,
+) -> int:
     """Replace nodes whose values follow from shapes and small constants by Constant nodes, in place.
 
     Returned is how many were replaced. The model is a `skeleton`; `types` is tensor name -> inferred type. A
     value has at most `LARGEST_SHAPE` elements. Nodes of several outputs and sub-graphs stay as they are.
+    `constant_nodes` is index of a Constant node -> its values, for further calls with the same model, which
+    adds to it; {} for the first.
     """
+    constant_nodes = {} if constant_nodes is None else constant_nodes
     tensors = {tensor.name: _small_array(tensor) for tensor in model.graph.initializer}
     constants = {name: array for name, array in tensors.items() if array is not None}
     folded = 0
-    for node in model.graph.node:
+    for index, node in enumerate(model.graph.node):
+        if index in constant_nodes:
+            constants.update(constant_nodes[index])
+            continue
         outputs = _constant_outputs(node, constants, types, model)
         constants.update(outputs)
-        if node.op_type != 'Constant' and outputs and len(outputs) == len(node.output) == 1:
+        is_folded = node.op_type != 'Constant' and len(outputs) == len(node.output) == 1
+        if is_folded:
             value = numpy_helper.from_array(*outputs.values())
             node.CopyFrom(helper.make_node('Constant', [], [node.output[0]], node.name, value=value))
             folded += 1
+        if node.op_type == 'Constant':
+            constant_nodes[index] = outputs
     return folded
 
 
@@ -133,19 +147,31 @@ def _constant_outputs(
         return {node.output[0]: np.asarray(math.prod(sizes) if node.op_type == 'Size' else sizes, np.int64)}
     if node.op_type not in SHAPE_OPERATORS or not all(name in constants for name in node.input if name):
         return {}
-    names = list(dict.fromkeys(name for name in node.input if name))
-    inputs = [onnx.ValueInfoProto(name=name) for name in names]
-    outputs = [onnx.ValueInfoProto(name=name) for name in node.output]
-    graph = helper.make_graph([node], 'node', inputs, outputs)
-    alone = onnx.ModelProto(ir_version=model.ir_version, graph=graph, opset_import=model.opset_import)
+    names = {name: f'input_{index}' for index, name in enumerate(dict.fromkeys(filter(None, node.input)))}
+    alone = onnx.NodeProto(op_type=node.op_type, domain=node.domain, attribute=node.attribute)
+    alone.input.extend(names.get(name, '') for name in node.input)
+    alone.output.extend(f'output_{index}' if name else '' for index, name in enumerate(node.output))
+    opsets = tuple((entry.domain, entry.version) for entry in model.opset_import)
     try:
-        values = ReferenceEvaluator(alone).run(None, {name: constants[name] for name in names})
+        evaluator = _evaluator(alone.SerializeToString(deterministic=True), model.ir_version, opsets)
+        values = evaluator.run(None, {names[name]: constants[name] for name in names})
     except Exception:  # a broken graph is an error where it is run; here its shapes stay unknown
         return {}
     arrays = [np.asarray(value) for value in values if isinstance(value, np.ndarray | np.generic)]
     if len(arrays) < len(values) or any(array.size > LARGEST_SHAPE for array in arrays):
         return {}
     return dict(zip(node.output, arrays, strict=True))
+
+
+@functools.lru_cache(maxsize=512)
+def _evaluator(node: bytes, ir_version: int, opsets: tuple[tuple[str, int], ...]) -> ReferenceEvaluator:
+    """Return what evaluates a node alone, which takes longer to make than the node to run."""
+    parsed = onnx.NodeProto.FromString(node)
+    inputs = [onnx.ValueInfoProto(name=name) for name in dict.fromkeys(filter(None, parsed.input))]
+    outputs = [onnx.ValueInfoProto(name=name) for name in parsed.output]
+    graph = helper.make_graph([parsed], 'node', inputs, outputs)
+    imports = [helper.make_opsetid(domain, version) for domain, version in opsets]
+    return ReferenceEvaluator(onnx.ModelProto(ir_version=ir_version, graph=graph, opset_import=imports))
 
 
 def _small_array(tensor: onnx.TensorProto) -> np.ndarray | None:
