@@ -8,7 +8,7 @@ import torch
 from mmcv.ops import batched_nms
 
 from mmdeploy_ext.proving.near_ties import TIE_IOU, near_ties, with_moved_thresholds, with_other_rounding
-from mmdeploy_ext.proving.part_outputs import PartOutputs
+from mmdeploy_ext.proving.part_outputs import PartOutputs, content_of
 from mmdeploy_ext.proving.results import Case
 from mmdeploy_ext.proving.tasks.bbox2d import match_detections
 from mmdeploy_ext.proving.totals import total_reasons
@@ -225,3 +225,28 @@ def test_the_network_runs_once_for_all_moved_thresholds_and_again_for_other_roun
     assert (lower, higher) == (THRESHOLD - TIE_IOU, THRESHOLD + TIE_IOU)
     _, threshold = next(runs)
     assert model.runs == 2 and threshold == THRESHOLD
+
+
+def test_contents_tell_values_apart_by_type_shape_and_nesting():
+    values = [
+        np.zeros(2, np.float32),
+        np.zeros(2, np.int32),
+        np.zeros((2, 1), np.float32),
+        torch.zeros(()),
+        np.zeros((0, 4)),
+        np.array([None, 1]),
+        np.array([None, 2]),
+        [[1], [2]],
+        [[1, 2], []],
+        Box(1.0),
+        Box(2.0),
+        dict(left=1),
+        dict(right=1),
+    ]
+    assert len({tuple(content_of(value)) for value in values}) == len(values)
+    assert [*content_of(torch.ones(2, 2).T)] == [*content_of(np.ones((2, 2), np.float32))]
+
+
+@dataclasses.dataclass
+class Box:
+    side: float
