@@ -150,7 +150,7 @@ class SparseBenchmark(Benchmark):
     def facts(self) -> dict[str, Any]:
         """Return `grid`, voxels along each axis in the graph's order, and `threads`, the numbers of threads.
 
-        A grid is a text such as '1440x1440x41'.
+        A grid is a text, such as '41x1440x1440' of the order 'zyx'.
         """
         return dict(grid='x'.join(map(str, self.graph.spatial_shape)), threads=list(self.threads))
 

@@ -96,7 +96,7 @@ class BackboneExport(Export):
     samples_option = '--input'
 
     def values(self) -> dict[str, Any]:
-        """Return name -> value of the options of a backbone, after checks that need no config.
+        """Return name -> value of the given options of a backbone, after checks that need no config.
 
         `order` is that of --order, else of the name of the output, '' if it has none. Ranges of --ranges are
         read to `args.loaded_ranges`, and what the proof holds the file to is put into `claims`. UsageError:

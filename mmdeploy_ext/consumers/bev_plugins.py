@@ -164,7 +164,11 @@ class PluginBackend(Backend):
         self.model = SteppedModel(onnx.load(self.path), KERNELS, **settings)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run all steps; inputs with a default are constants, and not fed. InferenceError: a step failed."""
+        """Run all steps on input name -> array.
+
+        ShapeError: an input is missing, or one with a default is fed, which is a constant here.
+        InferenceError: a step failed.
+        """
         return self.model.run(feeds)
 
 

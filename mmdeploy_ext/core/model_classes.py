@@ -1,8 +1,8 @@
 """The classes of a model that no installed library defines. Needs no torch.
 
 These are classes of modules and of their attributes: box coders, generators of priors, voxel layers.
-Installed libraries are here mmcv, mmdet, mmdet3d and mmsegmentation, but for files of them that were edited,
-`LIBRARIES` and Python's own; classes of any other package count as the user's.
+Installed libraries are here mmcv, mmdet, mmdet3d and mmsegmentation, except files of these four that were
+edited, the packages `LIBRARIES`, and Python's own. Classes of any other package count as the user's.
 """
 
 from __future__ import annotations

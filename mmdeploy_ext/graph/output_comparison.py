@@ -63,8 +63,9 @@ def compare_models(
             width; those of `after` are compared in the width of `before`.
 
     Returns:
-        For each set of inputs, a row for each output; [] without inputs. An output that only one model has,
-        that is empty, or that holds no finite value, fails. Infinities and NaN have to be in the same places.
+        For each set of inputs, a row for each output, or for each tensor of a sequence; [] without inputs. An
+        output that only one model has, that is empty, or that holds no finite value, fails. Infinities and
+        NaN have to be in the same places.
 
     Raises:
         ModelFileError: ONNX Runtime cannot load one of the models.

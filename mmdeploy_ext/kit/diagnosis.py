@@ -61,6 +61,8 @@ def is_constant(array: np.ndarray) -> bool:
 def diagnose(expected: np.ndarray, got: np.ndarray) -> str:
     """Return what a wrong output looks like: constant, rounded, PyTorch's values in another order; else ''.
 
+    An order of axes is that of PyTorch's axes in the output.
+
     Of outputs that are not constant it is '' also for sides of fewer than two values or of different numbers
     of values, for values that are not finite, and for outputs that are no real numbers.
 

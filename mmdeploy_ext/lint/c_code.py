@@ -45,7 +45,7 @@ PASSING = (
 def sizes_in_c_are_recorded(recorder: Recorder) -> Iterator[None]:
     """Record sizes that the user's code hands to code in C; a debugger sees nothing of it meanwhile.
 
-    One target, `sys.settrace`, restored on exit (Python 3.11).
+    It sets `sys.settrace`, whose events are those of Python 3.11 and later, and restores it on exit.
     """
     before = sys.gettrace()
     steps_of: dict[int, tuple[CodeType, dict[int, ast.AST]]] = {}  # a code would be hashed by its content

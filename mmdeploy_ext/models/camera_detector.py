@@ -50,6 +50,8 @@ class CameraDetector(MVXTwoStageDetector):
     ) -> list[dict]:
         """Return a list of one dict, 'pts_bbox' -> boxes (m), scores and labels of one frame; B is 1.
 
+        Boxes are those of the head's `get_bboxes`, in the LiDAR frame.
+
         The metas are [one augmentation][one sample], `img` is [one augmentation] of (1, N, 3, H, W);
         `rescale` and further `data` are not used. DataError: several augmentations.
         """

@@ -47,7 +47,8 @@ MAX_LAYER_NAMES = 10
 """Layers that an error names."""
 
 Range = tuple[np.ndarray, np.ndarray]
-"""Smallest and largest value of a tensor, float32 of shape (1,), as ONNX Runtime measures them, or ()."""
+"""Smallest and largest value of a tensor, float32, of shape (1,) if ONNX Runtime measured them, () if they
+were read from the record of a file."""
 
 
 class DenseQuantiser:
@@ -128,7 +129,7 @@ class DenseQuantiser:
         Raises:
             InferenceError: an activation of these layers is not finite. Others may be: RT-DETR's anchors at
                 the border of an image are infinite. 'minmax' finds infinite values alone and leaves NaN out
-                of the range; `Probe` finds NaN that reaches the outputs.
+                of the range; `dense_sensitivity.Probe` finds NaN that reaches the outputs.
             KeyError: there is no layer of a name.
             ValueError: an activation has no range, as before `calibrate`.
         """

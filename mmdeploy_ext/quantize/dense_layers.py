@@ -63,8 +63,7 @@ class DenseGraph:
             that the rest reads or that are outputs of the model.
         layers: layers in file order.
         last: names of the layers that no layer follows, or whose values a top-k sorts: they compute logits,
-            deltas, kernels, masks. A layer with two nodes, one of which follows the other, follows itself, so
-            that it is not among them.
+            deltas, kernels, masks. A layer is followed, too, if one of its own nodes follows another.
         compared: those of `last` whose values can be compared one by one, all of them if none can. Rows that
             follow a top-k inside the network (RT-DETR's queries) are in an order that rounding changes.
 

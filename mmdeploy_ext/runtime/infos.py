@@ -379,7 +379,7 @@ class PastSweep:
 
 
 def past_sweeps(info: Mapping[str, Any], place: str) -> list[PastSweep]:
-    """Return the `sweeps` of an info, an empty list if it has none.
+    """Return the `sweeps` of an info in its order, [] if it has none; mmdet3d writes the newest first.
 
     Raises:
         DataError: a sweep without a path, a motion or a time; the message begins with `place`.

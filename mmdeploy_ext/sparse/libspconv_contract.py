@@ -72,11 +72,12 @@ def check(
 
     Args:
         source: file or model.
-        max_voxels: most voxels of one sweep; an output bound that is below it, and below the cells of the
-            grid, is an error, or a warning behind a stride, whose number of sites is another. None: the
-            160,000 of the published test configs, and warnings alone. In any case a bound below the number of
-            sites of the trace, the first number of a node's `output_shape`, is an error.
-        name: file name for a model that has none, e.g. 'lidar.backbone.xyz.onnx'.
+        max_voxels: most voxels of one sweep. An output bound below it, or below the number of the grid's
+            cells if there are fewer, is an error, or a warning behind a stride, whose number of sites is
+            another. None: the 160,000 of the published test configs, and warnings alone. In any case a bound
+            below the number of sites of the trace, the first number of a node's `output_shape`, is an error.
+        name: file name that tells the order of coordinates, e.g. 'lidar.backbone.xyz.onnx', which nodes must
+            not contradict; no message has it. '': that of `source`, and no order for a model.
 
     Raises:
         ModelFileError: missing, empty or corrupt file.
@@ -329,7 +330,7 @@ class TensorFacts:
 
     Attributes:
         channels: channels of a sparse tensor; 0 if unknown.
-        grid: cells per axis; () if unknown.
+        grid: cells per axis, in the file's order; () if unknown.
         sites: name of its set of active sites: tensors with the same one have their rows in the same places.
         shape: shape of a dense tensor; () of a sparse one, or if unknown.
         dense: whether it is dense.

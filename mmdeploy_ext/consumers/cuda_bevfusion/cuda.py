@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 DENSE = ('camera.backbone', 'camera.vtransform', 'fuser', 'head.bbox')
 """Graphs in ordinary ONNX."""
 SPARSE = ('lidar.backbone.xyz', 'lidar.backbone.zyx')
-"""Graphs in the dialect of libspconv, by the order of the coordinates; `DENSE` are ordinary ONNX."""
+"""Graphs in the dialect of libspconv, by the order of the coordinates."""
 GRAPHS = (*DENSE[:3], *SPARSE, DENSE[3])
 """The `form` in the metadata of each file of an export; boxes are decoded from the outputs of the last."""
 DEPTH, POOLED, CELLS = 'depth', 'feat_in', 'cells'
@@ -157,10 +157,10 @@ class CudaBEVFusion(FusionRuntime):
 def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> Detections3D:
     """Return the boxes of the head's outputs, best first, without suppression; at most one per query.
 
-    The outputs are `score` (1, K, Q) in 0..1, `rot` (1, 2, Q) sine and cosine of the yaw from -y clockwise,
-    `dim` (1, 3, Q) logarithms of width, length and height in metres, `reg` (1, 2, Q) x, y of the centre in
-    cells of the map from its corner, `height` (1, 1, Q) z of the centre in metres, `vel` (1, 2, Q) in m/s.
-    The boxes have the columns and the yaw of `Detections3D`, see `in_lidar_columns`.
+    The outputs are `score` (1, K, Q) in 0..1, `rot` (1, 2, Q) sine and cosine of the yaw, from -y clockwise
+    as seen from above, `dim` (1, 3, Q) logarithms of width, length and height in metres, `reg` (1, 2, Q) x, y
+    of the centre in cells of the map from its corner, `height` (1, 1, Q) z of the centre in metres, `vel`
+    (1, 2, Q) in m/s. The boxes have the columns and the yaw of `Detections3D`, see `in_lidar_columns`.
 
     `coder` is the entry of that name in the metadata's `postprocess`: `voxel_size` and `pc_range` in metres,
     `out_size_factor` in voxels per cell, and the limits of `filter_boxes`.

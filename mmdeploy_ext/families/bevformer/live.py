@@ -87,7 +87,7 @@ def looped_parts(model: nn.Module) -> dict[nn.Module, str]:
 
 
 def check_parts(filename: str, model: nn.Module) -> None:
-    """Refuse parts of the user's in this package's head with methods that nothing calls, not even PyTorch.
+    """Refuse parts of the user's in this package's head with methods that neither graph nor PyTorch calls.
 
     `filename` is that of the config, for the message. ConfigError: it names the method and its file.
     """

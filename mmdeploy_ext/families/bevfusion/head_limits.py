@@ -39,7 +39,8 @@ from mmdeploy_ext.runtime.frames import FusedFrame
 MIN_GAP = 1e-6
 """Smallest difference of the scores on both sides of a limit."""
 LOWERED, RAISED = (0.25, 0.75), (1.05, 1.4)
-"""Factors between which lowered and raised limits lie."""
+"""Factors on the present number of boxes between which a lowered and a raised one lie; the lowered one may be
+smaller if few cells have a score above 0."""
 MAX_BOXES = 1000
 """Largest number of boxes that are compared; larger limits are not raised."""
 UNLIMITED = 10**6
@@ -72,13 +73,16 @@ def heads_with_other_limits(
 ) -> Iterator[tuple[str, Detections3D, Detections3D | Exception]]:
     """Yield title, boxes of the head in PyTorch, and boxes of its export, with lowered and raised limits.
 
+    They are the number of queries, or of candidates of each task, and the score threshold, which cuts through
+    the boxes with the lowered ones and is 0 with the raised ones.
+
     An error of the export or of its run takes the place of its boxes. Lowered or raised limits are left out
     if no number of boxes among them cuts between two scores of the sample that differ by `MIN_GAP`.
 
     Args:
         model: the detector.
         options: options of the export.
-        reference: PyTorch's stepper, which runs the sample.
+        reference: PyTorch's stepper of this model, which runs the sample.
         sample: the frame whose map both heads get.
     """
     with watching({reference.model.heads['object']: lambda inputs, _: dict(middle=inputs[0])}) as tensors:

@@ -18,8 +18,9 @@ SPREAD = 40
 """Factor on the step with which no box is near enough to another to be suppressed; those beyond the largest
 number of results are dropped all the same."""
 SPREAD_IN_RANGE = 5
-"""The same factor for boxes that have to stay in the range of a coder; boxes of all sizes have centres at
-most this many metres from the LiDAR along x and y."""
+"""The same factor for boxes that have to stay in the range of a coder."""
+CENTRES_M = 5
+"""Largest distance of the centres of boxes of all sizes from the LiDAR along x and y, metres."""
 OUT_OF_RANGE_M = 1e3
 """What is added to the height of boxes that a coder has to drop, metres."""
 SIZES_M = 0.2, 15.0
@@ -38,7 +39,7 @@ def synthetic_outputs(
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Yield titles and outputs of the frame's graph: `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,).
 
-    Boxes are x, y, z of the middle of the bottom, w, l, h, yaw, and velocity.
+    Boxes are x, y, z of the middle of the bottom, w, l, h, yaw from -y clockwise, and velocity.
 
     The first have boxes beside each other, of all suppressed classes and of the last one without suppression;
     then come for each group of suppressed classes those of its last class, beside each other and far apart.
@@ -72,7 +73,7 @@ def boxes_of_all_sizes(classes: int, count: int) -> dict[str, np.ndarray]:
     """
     rng = np.random.default_rng(1)
     boxes = np.zeros((count, 9))
-    boxes[:, :2] = rng.uniform(-SPREAD_IN_RANGE, SPREAD_IN_RANGE, (count, 2))
+    boxes[:, :2] = rng.uniform(-CENTRES_M, CENTRES_M, (count, 2))
     boxes[:, 2] = rng.uniform(-2, 1, count)
     boxes[:, 3:6] = np.exp(rng.uniform(*np.log(SIZES_M), (count, 3)))
     boxes[:, 6] = rng.uniform(-3.0, 1.5, count)  # the node's, -heading - pi / 2, is within pi, too
@@ -87,7 +88,7 @@ def boxes_of_all_sizes(classes: int, count: int) -> dict[str, np.ndarray]:
 def values_of_boxes(
     outputs: Mapping[str, np.ndarray], coder: Any, classes: int, of_node: bool
 ) -> dict[str, np.ndarray]:
-    """Return the outputs of a head by name for boxes of the frame's graph, as `head_values` reads them.
+    """Return outputs of a head, by name, for boxes of the frame's graph; `reference.head_values` takes them.
 
     A box with the label -1 is put far above the range of the coder, which then drops it. The node's outputs
     are `bbox_pred`, `score` and `label_pred`.

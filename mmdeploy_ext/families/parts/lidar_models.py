@@ -70,8 +70,8 @@ DYNAMIC_DETECTOR = 'DynamicVoxelNet'
 SPARSE_ENCODERS = dict(SASSD='SparseEncoderSASSD')
 """Detector -> its sparse encoder, which in training gives more than a map; others have a SparseEncoder."""
 FEW_CANDIDATES, MANY_CANDIDATES = 19, 700
-"""Boxes that lowered limits of candidates let through, fewer than other limits do, and that raised limits let
-through at least."""
+"""Boxes that lowered limits of candidates let through at most, fewer than other limits do, and that raised
+limits let through at least, if the smallest map has so many cells."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,9 +151,10 @@ def voxel_layer(model: nn.Module) -> tuple[nn.Module, str, int]:
 
 @contextlib.contextmanager
 def with_limit(model: nn.Module, runner: Stepper, detections: Detections3D) -> Iterator[int]:
-    """Inside the block model and files keep fewer results: a number that cuts off some of `detections`.
+    """Inside the block model and files keep fewer results: a limit that cuts off some of `detections`.
 
-    The context is that number; 0 if the limit stays, as for files of a node that have no such rule.
+    It holds for each of the rule's `groups`, such as a task of CenterPoint, and is what the context gives; 0
+    if the model's own limit stays, as for files of a node that have no such rule.
     """
     box_rule, limit = getattr(runner, 'box_rule', None), 0
     if box_rule is not None:  # nodes of Autoware have none
@@ -167,7 +168,8 @@ def other_limits(
 ) -> Iterator[tuple[str, contextlib.AbstractContextManager[None]]]:
     """Yield title and context of trials with fewer candidates, with more results, and with more of both.
 
-    There are none for a node of Autoware, whose runner has no such limits.
+    There are none for a node of Autoware, whose runner has no such limits. `spec` is the contract of the
+    head's file, for the sizes of its maps.
     """
     box_rule = getattr(runner, 'box_rule', None)
     if box_rule is None:
@@ -289,7 +291,7 @@ def _check_pillars(filename: str, model: Mapping[str, Any]) -> None:
 def check_points_loaded(cfg: Any) -> None:
     """Refuse (ConfigError) a test pipeline whose points have another width than the model takes.
 
-    One without a step that loads points passes.
+    The last step that loads points counts; a pipeline without one passes.
     """
     key, in_channels = points_width(cfg.model)
     loaders = [step for step in test_pipeline(cfg) if step.get('type') in COLUMNS]

@@ -49,7 +49,11 @@ def dumped_frame(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any])
 
 
 def generated_dataset(folder: Path, cfg: Any, rule: VoxelRule) -> dict[str, Any]:
-    """Write two generated moments of sweeps into a folder; return the config of a data set of them."""
+    """Write two generated moments of sweeps into a folder; return the config of a data set of them.
+
+    It is of the config's own class where that reads such files (`info_files.dataset_of_files`), else a
+    NuScenesDataset.
+    """
     return info_files.generated_dataset(folder, cfg, dict(type='NuScenesDataset'), voxels=rule)
 
 

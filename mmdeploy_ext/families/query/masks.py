@@ -43,7 +43,7 @@ from mmdeploy_ext.families.parts.query_networks import (
 from mmdeploy_ext.families.query.postprocess import best_pairs
 
 NAMES = ('logits', 'mask_logits')
-"""Outputs of the networks, of classes and of masks."""
+"""Outputs of the networks: of classes, the last of which is no object, and of masks."""
 MASKS_FULL = ('masks', 'scores', 'labels')
 """Outputs of the `full` form of instances."""
 RATIO = 4

@@ -79,7 +79,8 @@ BEVFUSION = EncoderFamily(
 )
 """BEVFusion's LiDAR backbone, x, y, z.
 
-Source of its INT8 file: ALGORITHM.md of the tests' golden files, 5: `model.half()` reaches the ranges."""
+Source of its INT8 file: ALGORITHM.md of the tests' golden files, 5: NVIDIA's `model.half()` rounds the
+ranges, too."""
 CENTERPOINT = EncoderFamily(
     name='centerpoint-det3d',
     encoder_types=('CenterPointSparseEncoder',),

@@ -225,7 +225,10 @@ def position_embedding(size: Sizes, options: Options) -> GraphSpec:
 
 
 def pts_head_memory(size: Sizes, options: Options) -> GraphSpec:
-    """Return the contract of the head's graph, in which the memory is five inputs and five outputs."""
+    """Return the contract of the head's graph, in which the memory is five inputs and five outputs.
+
+    The frame of a memory is that of its points and poses: velocities stay in that of their rows' origin.
+    """
     factory = SpecFactory(options)
     frames = dict(
         pre='the last LiDAR frame, ages from the last frame', post='this LiDAR frame, ages from this frame'
@@ -257,7 +260,11 @@ def pts_head_memory(size: Sizes, options: Options) -> GraphSpec:
 
 
 def fork(size: Sizes, options: Options) -> GraphSpec:
-    """Return the contract of the deployment fork's one graph, version 1.0 or 1.1."""
+    """Return the contract of the deployment fork's one graph, version 1.0 or 1.1.
+
+    The times of the memory that it takes are minus the absolute times of the rows' origin in 1.0, and in 1.1
+    the rows' ages at this frame; those of the memory that it gives are ages in both.
+    """
     factory, absolute_time = SpecFactory(options), options.fork_version == '1.0'
 
     def state(prefix: str, rows: int, frame: str, time_meaning: str) -> tuple[TensorSpec, ...]:

@@ -107,7 +107,7 @@ class SparseBox3DRefinementModule(BaseModule):
         num_cls: K.
         normalize_yaw, refine_yaw, with_quality_estimation: False, True and True, as in the published configs;
             a ConfigError refuses others, among them the defaults of the latter two.
-        with_cls_branch: whether it has layers for the classes.
+        with_cls_branch: whether it has layers for the classes, without which it cannot score.
     """
 
     def __init__(
@@ -139,6 +139,8 @@ class SparseBox3DRefinementModule(BaseModule):
         self, feature: Tensor, anchor: Tensor, embedding: Tensor, time_interval: Tensor, scored: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return the corrected anchors (B, A, 11), class logits (B, A, K) and quality logits (B, A, 2).
+
+        The latter are centerness and yawness.
 
         Args:
             feature: (B, A, C).

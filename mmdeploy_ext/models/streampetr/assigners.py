@@ -146,7 +146,8 @@ class HungarianAssigner2D(BaseAssigner):
 
         Predicted boxes (T, 4) cxcywh and centres (T, 2) are relative to the padded image's size, in 0..1,
         `cls_pred` logits (T, K). Ground truth are boxes (G, 4) xyxy, labels (G,) and projected 3D centres
-        (G, 2), in pixels. ValueError: there are boxes to ignore.
+        (G, 2), in pixels; mmdet's L1 cost brings both kinds of boxes into one form. ValueError: there are
+        boxes to ignore.
         """
         refuse_ignored(gt_bboxes_ignore)
         if len(gt_bboxes) == 0 or len(bbox_pred) == 0:

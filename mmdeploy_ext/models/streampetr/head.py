@@ -39,7 +39,8 @@ class StreamPETRHead(FrameSteps, HeadLayers):
         normedlinear: cosine classifier.
         with_dn, scalar, noise_scale, noise_trans, dn_weight, split: denoising queries in training.
         ignored: `with_position` and `depth_step`, which upstream ignores too, and `code_size`, which must be
-            10. Other keys or values that are not supported raise ConfigError.
+            10. ConfigError, which names it: a value that is not supported, or a key that neither this class
+            nor `HeadLayers` describes.
     """
 
     memory: Memory | None = None
@@ -60,8 +61,9 @@ class StreamPETRHead(FrameSteps, HeadLayers):
 
         Metas have 'pad_shape' (and the ground truth, for denoising); data are lidar2img, intrinsics (B, N, 4,
         4), ego_pose, ego_pose_inv (B, 4, 4), timestamp (B,) float64 s, prev_exists (B,) float32, and keys
-        that are not used. Returned are all_cls_scores (L, B, Q, K) logits and all_bbox_preds (L, B, Q, 10),
-        see `predict`, without denoising queries, and dn_mask_dict (None if there are no denoising queries).
+        that are not used. Returned are all_cls_scores (L, B, Q, K) logits and all_bbox_preds (L, B, Q, 10)
+        in the columns of `coder.normalize_bbox`, both without denoising queries, and dn_mask_dict (None if
+        there are no denoising queries).
         """
         if topk_indexes is not None:
             raise ConfigError(

@@ -80,9 +80,9 @@ class ModuleVerdict:
     def worst_relative_error(self) -> float | None:
         """The largest difference of any tensor, relative to the largest absolute value of its reference.
 
-        That is its largest value on the same input; of a tensor that passes only because it has a larger one
-        on another sample, that larger one. Tensors that could not be compared, or whose reference is zero
-        where they are not, are left out; None: no tensor is left.
+        That is its largest value on the same input, or on another sample if the tensor passes only because
+        its values are larger there. Tensors that could not be compared, or whose reference is zero where they
+        are not, are left out; None: no tensor is left.
         """
         rows = (row for case in self.cases for row in case.tensors)
         return max((row.max_rel for row in rows if row.max_rel is not None), default=None)

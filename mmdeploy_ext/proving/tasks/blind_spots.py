@@ -20,7 +20,8 @@ def blind_spots(task: str, results: Any) -> list[str] | None:
     labels, and with other values in each further array of numbers or truths that has a row per result.
 
     Args:
-        task: a name that `task_module` takes; the tasks of this package overlook nothing.
+        task: a key of `TASKS`, the tasks of this package, which overlook nothing, or the dotted name of a
+            module.
         results: what PyTorch found in one image or sweep, a data class of arrays.
 
     Returns:

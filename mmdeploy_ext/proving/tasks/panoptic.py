@@ -43,10 +43,10 @@ def pair_up(
 ) -> Pairing:
     """Pair the segments of two maps one to one, within a class; the nearness is the IoU of their pixels.
 
-    A pair must have the same id, class and number, in both maps. A thing that one map lacks is in all numbers
-    behind it, so that these are compared without it, see `numbers_of_both`: it is one difference, not one for
-    each thing behind it. With an `iou_bar` below that of float32, as for files in less than float32, the
-    numbers may differ.
+    A pair must have the same id, that is class and number, in both maps. A thing that one map lacks is in all
+    numbers behind it, so that these are compared without it, see `numbers_of_both`: it is one difference, not
+    one for each thing behind it. With an `iou_bar` below that of float32, as for files in less than float32,
+    the numbers may differ.
 
     Args:
         reference: segments of PyTorch's map.
@@ -80,7 +80,7 @@ def numbers_of_both(
 
 
 draw_pair = functools.partial(mask.draw_pair, pair_by=pair_up)
-"""Draws both engines' segments of a pair, see `bbox2d.side_by_side`."""
+"""Draws the segments of both engines for one image, a `results.Pair`, see `mask.draw_pair`."""
 
 
 def match_detections(

@@ -65,7 +65,7 @@ class RandomScaleImageMultiViewImage:
 class PadMultiViewImage:
     """Pad every image at the right and the bottom, to `size` (H, W) or to a multiple of `size_divisor`.
 
-    One of both is None. Padding has the value `pad_val`.
+    One of both is None. A side that is longer than that of `size` stays. Padding has the value `pad_val`.
 
     Adds `img_shape` (before), `pad_shape` (after), both lists of (H, W, C), `pad_fix_size` and
     `pad_size_divisor`.
