@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest='command', required=True)
     listing = commands.add_parser('list', help='the samples of a dump')
     cli.add(listing, 'folder')
-    show = commands.add_parser('show', help='the tensors of one sample')
+    show = commands.add_parser('show', help='the tensors of each sample')
     cli.add(show, 'folder')
     compare = commands.add_parser(
         'compare', help='two dumps, tensor by tensor; exit status 1 when they differ'

@@ -69,7 +69,7 @@ def draw_pairs(pictures: Sequence[Pair], deployment: Deployment) -> np.ndarray:
 
     `pictures` are the results of both engines on samples, at least one; of samples of one image, by the
     beginning of their titles up to a comma, the last is drawn. `deployment` is the PyTorch model, of whose
-    task and classes the drawing is. Each row is `PICTURE_WIDTH` pixels wide.
+    task and classes the drawing is. PyTorch's side is the left one. Each row is `PICTURE_WIDTH` pixels wide.
     """
     import cv2
     import numpy as np

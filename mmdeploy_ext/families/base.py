@@ -73,9 +73,9 @@ class Family(abc.ABC):
         options: options of its exports, in the order of the metadata.
         of_config: what configs of the family fix, for the message about an option that it does not have.
         exported_by: command of `core/commands.py` that writes its files.
-        used_by: form, or of a folder of graphs the name of the last one -> words of `mm2onnx` that use a
-            proven file, with {file}, {folder} of it, {config} and {checkpoint}, if its runtime names none
-            (see `runtime.family_runtime.runner_of`); '' for all others.
+        used_by: form, or of a folder of graphs the name of the last one -> the command that uses a proven
+            file, as it is typed behind `mm2onnx`, with {file}, {folder} of it, {config} and {checkpoint}, if
+            its runtime names none (see `runtime.family_runtime.runner_of`); '' for all others.
         exports: the models that it exports, and its page, for the message about a detector of no family.
         similar_names: words in the names of similar detectors and heads, for the same message.
         followed: classes of the installed libraries, or modules of functions, and the names of the methods

@@ -1,4 +1,7 @@
-"""What a kit has for engines: programs and commands that run its inputs, and Triton's model repository."""
+"""What a kit has for engines: programs and commands that run its inputs, and Triton's model repository.
+
+Commands are run in the folder of the kit, to which the paths of its files are relative.
+"""
 
 from __future__ import annotations
 

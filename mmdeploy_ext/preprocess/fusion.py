@@ -48,7 +48,7 @@ class PastSweeps:
     """The merging of past sweeps with a key frame.
 
     Attributes:
-        max_sweeps: the first sweeps of the info, up to this number.
+        max_sweeps: most sweeps that are taken, the first in the info, whose list begins with the newest.
         pad_empty: if the info has none, the points of the key frame are added `max_sweeps` times, by
             `remove_close` without those close to the car.
         remove_close: points that are close to the car are left out.
@@ -73,7 +73,7 @@ class PastSweeps:
 
         Args:
             points: (P, D) float32 of the key frame, D at least 5; their ages are set to 0 in place.
-            sweeps: sweeps of its info, the last one first.
+            sweeps: sweeps of its info, the newest first.
             now_s: seconds, absolute, of the key frame.
             read: returns the points (P, D) float32 of a path, in an array that is changed; its errors pass.
 
@@ -154,7 +154,7 @@ class FusionRule(JsonDataclass):
         All N are the same: a `MultiViewRule` has one scale and one crop for all cameras.
 
         They map (x, y, depth, 1), of which x and y are pixels, already divided by the depth, see
-        `runtime.frames.of_rays`. The type is that of `MultiViewRule.crop_matrix`.
+        `runtime.frames.of_rays`. They are float32, float64 if `MultiViewRule.normalised_first`.
 
         Raises:
             AttributeError: a rule without pictures, or of one picture, which has no such matrices.

@@ -52,7 +52,9 @@ OTHER_SUFFIXES = (*OTHER_PICTURES, '.pdf', '.mp4', '.avi', '.mkv', '.mov', '.jso
 
 
 def main(argv: Sequence[str] | None = None, runner: str = 'run', description: str = '') -> int:
-    """Run a detector file on images; return the exit status.
+    """Run a detector file on images; return the exit status: 1 if one of them could not be used, else 0.
+
+    That of an error is as `core.cli.run` has it.
 
     `argv` are the words of the command line, by default those of the process; `description` is for the help.
     `runner` is the command that was started, of `core/commands.py`; a file that another runner draws,
@@ -195,9 +197,9 @@ def finish(
 ) -> int:
     """Write all results to --json; print the number of detections that are drawn, of several samples.
 
-    `kind` is the word for the samples, and the key of their entries in the JSON file, by default that of the
-    metadata. Returns the exit status: 1 if a sample could not be used. `entries` are those of the samples:
-    `error`, or `drawn` and the results; `seconds` is the time of all.
+    `kind` is the word for the samples, and the key of their entries in the JSON file, such as 'images'; by
+    default it is that of the metadata. Returns the exit status: 1 if a sample could not be used.
+    `entries` are those of the samples: `error`, or `drawn` and the results; `seconds` is the time of all.
     """
     kind = kind or metadata.samples
     if args.json:
@@ -271,7 +273,8 @@ def run_file(
     """Detect, draw and write one image; return its entry for the JSON file.
 
     `source` is the image, `target` the picture that is written, `score_thr` the least score of what is drawn,
-    `cameras` are those of `read_cameras`, none for files that take none.
+    `cameras` is file name -> camera (4, 4), that of all others by '', as `read_cameras` returns it; it is
+    empty for files that take none.
     The entry has both paths (`image`, `picture`), `height`, `width`, `milliseconds`, the number of results
     that are `drawn`, and all `detections`.
     """
@@ -315,7 +318,7 @@ def run_all(
     Args:
         targets: file of the sample -> picture to write.
         run_sample: runs one sample and returns its entry for the JSON file.
-        kind: key of the file in an entry.
+        kind: key of the file in an entry, such as 'image'.
         fail_fast: end at the first sample that cannot be used.
     """
     total, entries = len(targets), []

@@ -35,10 +35,10 @@ def linspace_of_one_step() -> Iterator[None]:
 
 @contextlib.contextmanager
 def linspace_of_its_type() -> Iterator[None]:
-    """Inside the block a traced `torch.linspace` from a float is a constant of the type that it is given.
+    """Inside the block a traced `torch.linspace` from or to a float is a constant of the type it is given.
 
     The block is for a trace by TorchScript of a fixed size, in which the number of steps may be the size of
-    an axis, that is, a tensor. It holds for the whole process.
+    an axis, that is, a tensor; calls with a number are left as they are. It holds for the whole process.
     """
     linspace = torch.linspace
 

@@ -163,7 +163,8 @@ class ForkModel:
 
         Returns:
             `boxes` (n, 7 or 9), whose columns `box_convention` tells, `scores` (n,) and `labels` (n,) int64;
-            `bev` with a LiDAR, `cells` with cameras, and `depth` of a view transform with depth maps.
+            `bev` (1, channels, X, Y) with a LiDAR, `cells` (N, D, h, w) with cameras, and `depth` (N, 1, H,
+            W) of a view transform with depth maps.
         """
         from mmdet3d.core import LiDARInstance3DBoxes
 

@@ -30,11 +30,11 @@ COLUMNS = 7
 
 @dataclasses.dataclass(frozen=True)
 class PictureDetections3D(Detections3D):
-    """Boxes in the frame of the voxels that were found in one picture.
+    """Boxes that were found in one picture, in the frame of the voxels, which is that of the LiDAR.
 
     Attributes:
         camera: four rows of the matrix from that frame to pixels of the picture times depth, to draw with;
-            empty if the picture has none.
+            empty of results that are not drawn.
     """
 
     camera: tuple[tuple[float, ...], ...] = ()
@@ -100,7 +100,7 @@ def draw(
 ) -> np.ndarray:
     """Draw boxes of at least `score_thr` into a copy of a picture (h, w, 3), marked ones with white edges.
 
-    `classes` are names by label, `marked` is (n,) bool; None marks none. The camera is that of the results.
+    `classes` are names by label, `marked` is (n,) bool; None marks none. The results have a camera.
     """
     drawn = results.scores >= score_thr
     layer = BoxLayer('', results[drawn], None if marked is None else marked[drawn])

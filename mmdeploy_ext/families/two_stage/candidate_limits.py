@@ -30,6 +30,8 @@ cut to the limit."""
 def check(heads: Mapping[str, nn.Module], options: Options) -> None:
     """Refuse limits that do not make the model's shapes constant, or are larger than what they limit.
 
+    A detector of two stages needs both or none, an RPN alone takes `max_proposals` only.
+
     Args:
         heads: attribute of the detector ('rpn_head', 'roi_head') -> head.
         options: options of the export.

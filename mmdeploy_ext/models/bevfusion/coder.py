@@ -25,6 +25,8 @@ def boxes_of_cells(
 ) -> Tensor:
     """Return boxes (B, Q, 7 or 9): bottom centre, w, l, h in m, yaw in rad, velocity in m/s.
 
+    As in mmdet3d 0.x, the yaw is counted from -y, clockwise.
+
     Args:
         coder: box coder with `voxel_size`, `out_size_factor` and `pc_range`.
         center: (B, 2, Q) centre in cells, x first.

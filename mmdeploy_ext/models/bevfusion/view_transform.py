@@ -48,7 +48,8 @@ class ViewTransform(nn.Module):
         xbound, ybound, zbound: lower and upper border of the grid and step of its cells, metres; one cell
             along z.
         dbound: first depth, end (excluded) and step of the depth bins, metres.
-        downsample: 1, or 2: three convolutions behind the sums, the second with that stride.
+        downsample: 1, or 2: three convolutions behind the sums, the second with that stride, which the
+            caller runs on the result of `pool`.
 
     Raises:
         ConfigError: `zbound` makes another number of cells than one, or another `downsample`.

@@ -80,7 +80,8 @@ def make_module(target: str) -> Callable[..., Any]:
 def make_samples(target: str) -> list[Any]:
     """Return the samples that `FILE.py:function` yields or returns; for errors see `call_function`, too.
 
-    UsageError: it returns nothing that can be walked through.
+    For what a sample may be see `calls.read_call`; it is not checked here. UsageError: the function returns
+    nothing that can be walked through.
     """
     samples = call_function(target)
     if not isinstance(samples, Iterable):

@@ -18,6 +18,6 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 def top_rows(values: np.ndarray, count: int) -> np.ndarray:
     """Return the indices of the `count` largest of values (n,) in descending order; of equal ones the first.
 
-    They are all n if there are fewer than `count`; NaN is below all numbers.
+    `count` is 0 or more; they are all n if there are fewer. NaN is below all numbers.
     """
     return np.argsort(-values, kind='stable')[:count]
