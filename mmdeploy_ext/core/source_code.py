@@ -179,7 +179,8 @@ def source_of_class(kind: type) -> SourceLines:
 def source_of_function(function: Callable[..., Any]) -> SourceLines:
     """Return the lines of a Python function, from its `def` on; its decorators are only in the hash.
 
-    If its source cannot be read, both lines are 0 and the hash is ''.
+    Of a decorated one they are those of the decorator's wrapper. If its source cannot be read, both lines are
+    0 and the hash is ''.
     """
     return source_of_code(function.__code__, module_of(function))
 
@@ -272,10 +273,10 @@ def is_installed(package: str, path: Path) -> bool:
 
 
 def is_in_library(kind: type) -> bool:
-    """Return whether the installed package of OpenMMLab that a class is in has one of this module and name.
+    """Return whether the installed package of OpenMMLab has a class of the module and name of `kind`.
 
-    Also that of a copy in a user's repository is, whatever its code is; a class that the repository added to
-    its copy is not. Of a package that is used from its checkout all are.
+    That is so of the library's classes in a user's copy of the package, whatever their code is, and not of a
+    class that the user added to the copy. If the package is used from its checkout, it is so of all.
     """
     package, *modules = kind.__module__.split('.')
     if package not in DISTRIBUTIONS:
@@ -365,9 +366,9 @@ def sources_of_module(module: ModuleType) -> dict[str, SourceLines]:
 
     The hash of a function counts those in it, that of a class neither its methods nor classes in it; that of
     a name which several have, such as a property's getter and setter, all of them.
-    `<module>`, whose lines are 0, is what is outside of both; the imports of a module or class, but for those
-    inside of a statement such as `if`, count nowhere, and definitions inside of one count with it. The module
-    has a file; OSError, SyntaxError: that cannot be read.
+    `<module>`, whose lines are 0, is what is outside of functions and classes; the imports of
+    a module or class, but for those inside of a statement such as `if`, count nowhere, and definitions inside
+    of one count with it. The module has a file; OSError, SyntaxError: that cannot be read.
     """
     path = Path(str(module.__file__))
     tree = ast.parse(path.read_bytes())

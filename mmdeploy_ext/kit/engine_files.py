@@ -21,6 +21,7 @@ RUNNERS = Path(runners.__file__).parent
 SPARSE_RUNNER = 'run_libspconv.cpp'
 """The program for kits of sparse backbones."""
 TRTEXEC = 'run_trtexec.sh'
+"""Name of the script of `trtexec_script`."""
 TRITON_TYPES = dict(
     bool='BOOL',
     **{f'{kind}int{bits}': f'{kind}int{bits}'.upper() for kind in ('', 'u') for bits in (8, 16, 32, 64)},

@@ -160,8 +160,9 @@ class Verdict:
 
         Counts are `inputs`, `sequence_frames`, `unseen_inputs` (that were not traced), `checks`, `tensors`
         and `images`, and how many of the last three failed (`checks_failed` ...); of results `reference`,
-        `matched`, `missing`, `extra` and `ties`. `worst_rel`, `worst_iou` and `worst_score` are None if
-        nothing was compared; `histogram` is the sum of those of all tensors. Trials are not counted.
+        `matched`, `missing`, `extra` and `ties`. Of all rows `worst_rel` and `worst_score`, which
+        are differences, are the largest, `worst_iou` is the smallest; they are None if nothing was compared.
+        `histogram` is the sum of those of all tensors. Trials are not counted.
         """
         tensors = [row for case in self.cases for row in case.tensors]
         images = [row for case in self.cases for row in case.detections]

@@ -162,8 +162,8 @@ def fidelity(
     Args:
         graph: folded graph. Nodes whose precision is 'fp16' stay fp16 in the int8 network.
         ranges: ranges of this graph.
-        sweeps: (features, coordinates) each, those of `Simulation.prepare`; one without a voxel shows nothing
-            and is left out. Memory is that of all activations of one sweep.
+        sweeps: features (N, C) and coordinates (N, 4) of voxels each, see `engine.run`; one without a
+            voxel shows nothing and is left out. Memory is that of all activations of one sweep.
         target: cosine of the output that advice aims at.
         advise: also run the first sweep with each layer alone in int8, and choose the layers to keep in fp16.
             It takes the time of about 30 more runs.

@@ -5,7 +5,7 @@ of the contract.
 
 Glossary: N sites (rows) that a node reads, M that it writes, C channels, I and O those of a convolution, K
 offsets of its kernel (k0, k1, k2), the last axis fastest, in the order of axes that the graph names ('xyz' or
-'zyx'); H, W cells of the bird's-eye view, along the axes that the model's own view has there.
+'zyx'); H, W rows and columns of the bird's-eye view: which of them x is, the model decides.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ SMALLEST_UNION_M2 = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class NodeObjects(Rows):
-    """Objects as the node publishes them, best first.
+    """Objects as the node publishes them, in the frame of its points, best first.
 
     Attributes:
         places: (n, 3) float32, metres, of the centres.

@@ -211,11 +211,12 @@ class ForkModel:
     def boxes_of(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the boxes, scores and labels that the head makes of the values of its queries.
 
-        A query gets the best of its classes.
+        A query gets the best of its classes. Those outside of the limits of the box coder are left out.
 
         Args:
             arrays: `score` (1, K, Q) probabilities, `reg` (1, 2, Q) centres in cells of the head's map; as
-                the head predicts them `height` (1, 1, Q), `dim` (1, 3, Q), `rot` (1, 2, Q), `vel` (1, 2, Q).
+                the head predicts them `height` (1, 1, Q), `dim` (1, 3, Q) logarithms, `rot` (1, 2, Q) sine
+                and cosine, `vel` (1, 2, Q).
         """
         from mmdet3d.core import LiDARInstance3DBoxes
 

@@ -43,8 +43,8 @@ def print_module_verdict(verdict: ModuleVerdict, console: Console) -> None:
 def module_table(cases: list[Case]) -> Table:
     """Return the table: per case its shapes and the output that differs most, of those that fail if some do.
 
-    A case is one call of the module, with all its arguments. An output that could not be compared, or whose
-    reference alone is zero, differs most of all.
+    A case is one call of the module, with all its arguments; one without rows passes, see
+    `Case.passed`. An output that could not be compared, or whose reference alone is zero, differs most.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style='bold')
     table.add_column('input', overflow='fold', max_width=36)

@@ -20,6 +20,7 @@ from mmdeploy_ext.exporting.postprocess.sizes import limit
 from mmdeploy_ext.exporting.postprocess.suppression import capped, gather_rows, number
 
 LIMITS = ('nms_pre', 'max_per_img')
+"""Entries of `test_cfg` that limit numbers of boxes."""
 KEEPS_ALL = 2.0
 """A threshold that no overlap reaches: mmcv's suppression begins at its threshold, not above it.
 

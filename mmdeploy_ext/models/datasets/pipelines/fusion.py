@@ -54,7 +54,7 @@ class ImageAug3D:
         self.rand_flip, self.is_train = rand_flip, is_train
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Change `img`, a list of (h, w, 3), and write `img_aug_matrix`.
+        """Change `img`, a list of (h, w, 3), to (H, W, 3) float32, and write `img_aug_matrix`.
 
         A picture of another size than `source` raises DataError; its intrinsics would no longer fit.
         """

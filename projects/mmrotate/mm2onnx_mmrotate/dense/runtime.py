@@ -31,7 +31,7 @@ RESULT = RotatedDetections
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[RotatedDetections]:
-    """Turn the outputs of a graph of any form into rotated boxes per image, see `runtime/family_runtime.py`.
+    """Turn the outputs of a graph of any form into rotated boxes per image, the best ones first.
 
     For the feeds see `mm2onnx_mmrotate.runtime.sizes_of`; with `scale_factor` boxes are in pixels of the
     originals.

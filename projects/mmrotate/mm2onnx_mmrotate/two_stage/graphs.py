@@ -38,11 +38,13 @@ from mmdeploy_ext.families.parts.proposals import generator_of, smallest_input
 from mmdeploy_ext.families.parts.regions import part_of, stages_of
 
 FORMS = ('full', 'decode', 'raw')
+"""What graphs end with: results, boxes and scores before suppression, outputs of the last head."""
 NO_SCORE = 2 * NMS_SCORE_THRESHOLD
 """Score of all classes of a row that is no proposal of its image."""
 NO_LOGIT = -1e4
 """Class logit of such a row, whose background has 0."""
 FULL_NAMES = ('dets', 'labels')
+"""Outputs of the form 'full'."""
 
 
 def level_names(model: nn.Module) -> tuple[str, ...]:
