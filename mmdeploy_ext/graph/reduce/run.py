@@ -119,7 +119,8 @@ def judge(folder: Path, case: Mapping[str, Any]) -> bool:
     found: 'nan', 'inf', 'signal 11', 'does not end' ...), `outputs` (names that are compared), and, of some
     checks, `timeout` (seconds) or `command` (that showed the fault). A command is not run: of 'command' the
     fault counts as shown if the outputs are those of expected.npz, which were recorded in the whole graph; of
-    'reference' and 'differs' that file has the right outputs. Exceptions of ONNX Runtime are not caught,
+    'reference' and 'differs' that file has the right outputs. ONNX Runtime optimises the graph for 'engines',
+    'reference' and 'crash', whose faults may be its own, and for no other. Its exceptions are not caught,
     unless they are the fault.
     """
     kind, source = case['check'], str(folder / 'model.onnx')
