@@ -174,16 +174,20 @@ def instances_all_filtered(module: ModuleType) -> None:
 def geometric_mean_without_gradient(module: ModuleType) -> bool:
     """TOOD's scores are an autograd.Function, which the TorchScript exporter does not see into.
 
-    Where no gradient is needed, their formula in operators of torch stands in its place. TOOD's own
-    repository has no such function.
+    In an export, where no gradient is needed, their formula in operators of torch stands in its place; else
+    the function itself computes, so that a proof compares both. TOOD's own repository has no such function.
     """
+    import torch
+
     trained = getattr(module, 'sigmoid_geometric_mean', None)
     if trained is None:
         return False
 
     def sigmoid_geometric_mean(x: Any, y: Any) -> Any:
-        trains = x.requires_grad or y.requires_grad
-        return trained(x, y) if trains else (x.sigmoid() * y.sigmoid()).sqrt()
+        is_export = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        if not is_export or x.requires_grad or y.requires_grad:
+            return trained(x, y)
+        return (x.sigmoid() * y.sigmoid()).sqrt()
 
     module.sigmoid_geometric_mean = sigmoid_geometric_mean
     return True

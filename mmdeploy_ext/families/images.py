@@ -319,6 +319,13 @@ class ImageFamily(Family):
         """
         return self.stages(model, options)[1:], self.spec(model, options).outputs
 
+    def trial_options(self, model: torch.nn.Module, options: Options) -> Options:
+        """Return the options of a trial: no limit of candidates is above what the model's own limits leave.
+
+        A graph with a limit takes that many candidates, of which a trial with fewer of each level has less.
+        """
+        return options
+
     def first_trial(
         self, model: torch.nn.Module, options: Options
     ) -> tuple[list[Stage], tuple[TensorSpec, ...]]:

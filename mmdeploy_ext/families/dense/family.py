@@ -6,7 +6,7 @@ and `families/images.py`.
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmdet.models.builder import HEADS
@@ -126,7 +126,8 @@ class DenseFamily(ImageFamily):
             detector_parts.check_one_image(head, options)
         # the sizes of maps that do not follow from the strides are not known here
         by_stride = facts['head']['maps_by_stride']
-        available = largest_num_candidates(head, facts, options) if by_stride else None
+        shapes = level_shapes(options.height, options.width, facts['strides'])
+        available = largest_num_candidates(head, facts, shapes) if by_stride else None
         detector_parts.check_max_candidates(options, available)
 
     def head(self, cfg: Any) -> nn.Module:
@@ -178,6 +179,13 @@ class DenseFamily(ImageFamily):
         """
         return graphs.stages(model, options, fold=False)[1:], graphs.spec(model, options).outputs
 
+    def trial_options(self, model: nn.Module, options: Options) -> Options:
+        if not options.get('max_candidates'):
+            return options
+        head, shapes = model.bbox_head, graphs.feature_shapes(model, options)
+        available = largest_num_candidates(head, facts_of(head), shapes)
+        return options.replace(max_candidates=min(options.max_candidates, available))
+
     @contextlib.contextmanager
     def exaggerated(self, model: nn.Module) -> Iterator[None]:
         """Inside the block the head gives some extreme boxes, and high scores at both ends of every level.
@@ -228,7 +236,9 @@ class DenseFamily(ImageFamily):
         )
 
 
-def largest_num_candidates(head: nn.Module, facts: Mapping[str, Any], options: Options) -> int:
+def largest_num_candidates(
+    head: nn.Module, facts: Mapping[str, Any], shapes: Sequence[tuple[int, int]]
+) -> int:
     """Return how many candidates (boxes of a class before suppression) a head can have.
 
     Args:
@@ -236,10 +246,9 @@ def largest_num_candidates(head: nn.Module, facts: Mapping[str, Any], options: O
         facts: what `facts_of` returns for it. `choose` of the head tells which pairs of a prior and a class
             of a level are candidates: 'best' the best class of each prior, 'all' all pairs, 'pairs' the
             `nms_pre` best pairs, each of `PRIOR_CHOICES` all classes of the `nms_pre` best priors.
-        options: options of the export, with `height` and `width` in pixels.
+        shapes: height and width of the map of each level.
     """
     num_classes, nms_pre, choose = facts['num_classes'], thresholds(head).nms_pre, facts['head']['choose']
-    shapes = level_shapes(options.height, options.width, facts['strides'])
     total = 0
     for (height, width), base_anchors in zip(shapes, facts['base_anchors'], strict=True):
         num_priors = height * width * len(base_anchors)

@@ -270,6 +270,10 @@ class TwoStageFamily(ImageFamily):
             return chain[1:], outputs
         return graphs.with_proposals(chain[1:], outputs)
 
+    def trial_options(self, model: nn.Module, options: Options) -> Options:
+        heads = {name: getattr(model, name, None) for name in ('rpn_head', 'roi_head')}
+        return candidate_limits.fitting({name: head for name, head in heads.items() if head}, options)
+
     def bytes_per_result(self, model: nn.Module) -> int:
         return boxes.grid_bytes(roi_head_of(model))
 

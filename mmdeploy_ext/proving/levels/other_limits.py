@@ -229,6 +229,7 @@ class Trials:
         stages: Sequence[Stage],
         outputs: tuple[TensorSpec, ...],
         feeds: Mapping[str, np.ndarray],
+        options: Options,
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], Metadata]:
         """Export stages behind the network and run them in ONNX Runtime.
 
@@ -237,12 +238,13 @@ class Trials:
             stages: the modules; empty if the family's runtime does what follows the network.
             outputs: specs of their outputs; some may be outputs of the network that a file gives as well.
             feeds: name -> input of the file.
+            options: of the export of the stages.
 
         Returns:
             Name -> output of the stages, name -> input of the file or output of the network, and the metadata
             of the export.
         """
-        deployment, options = self.deployment, self.options
+        deployment = self.deployment
         inner = {name for stage in stages for name in stage.outputs}
         names = list(dict.fromkeys(name for stage in stages for name in stage.inputs if name not in inner))
         of_network = [tensor.name for tensor in outputs if tensor.name not in inner]
@@ -321,8 +323,9 @@ class Trial(abc.ABC):
         """Return name -> list of results as `Trial.expected` does, of an export in ONNX Runtime."""
         trials, deployment = self.trials, self.trials.deployment
         family, model, images = deployment.family, deployment.model, [self.trials.image]
-        feeds = family.feeds(images, rescale=True)
-        exported, inputs, metadata = trials.run_export(self.name, *family.trial(model, trials.options), feeds)
+        feeds, options = family.feeds(images, rescale=True), family.trial_options(model, trials.options)
+        stages_and_outputs = family.trial(model, options)
+        exported, inputs, metadata = trials.run_export(self.name, *stages_and_outputs, feeds, options)
         (results,) = family.results(model, metadata, inputs | exported, feeds, images, True)
         return {'': results} | family.inner_lists(exported)
 
@@ -582,7 +585,8 @@ class FirstLimitsRaised(LimitsRaised):
         model, images = trials.deployment.model, [trials.image]
         with trials.computed_once():
             feeds = family.feeds(images, rescale=True) | family.first_inputs(model, images)
-        exported, *_ = trials.run_export(self.name, *family.first_trial(model, trials.options), feeds)
+        stages_and_outputs = family.first_trial(model, trials.options)
+        exported, *_ = trials.run_export(self.name, *stages_and_outputs, feeds, trials.options)
         return family.inner_lists(exported)
 
 

@@ -102,6 +102,19 @@ FAULTS = {
 }
 
 
+CAPPED = dict(
+    retinanet=dict(max_candidates=600),
+    mask_rcnn=dict(max_proposals=300, max_candidates=300),
+)
+"""Toy -> options of files with more candidates than lowered limits leave."""
+
+
+@pytest.mark.parametrize('name', in_suite(CAPPED, 'retinanet'))
+def test_a_file_of_constant_shapes_is_compared_with_as_many_candidates_as_lowered_limits_leave(name):
+    (case,) = cases(name, LOWERED, **CAPPED[name])
+    assert case.passed and case.detections[0].matched > 50, case.failures
+
+
 @pytest.mark.matrix
 def test_a_graph_that_gives_features_beside_proposals_is_compared_with_other_limits():
     (case,) = cases('mask_rcnn', LOWERED, form='proposals')
