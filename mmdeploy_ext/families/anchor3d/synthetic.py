@@ -15,6 +15,8 @@ EMPTY_LOGIT = -20.0
 """Logit of an anchor without an object."""
 SMALL = 0.2
 """Side, in cells, of boxes that overlap no other box."""
+HALF_TURNS = 4
+"""Largest number of half turns by which boxes are turned on."""
 NUM_BOXES_ABOUT_THRESHOLD = 40
 """Number of boxes of a level whose scores lie about the threshold."""
 
@@ -79,6 +81,7 @@ def _level(
         deltas[:, 3:5] -= np.log(per_cell)
     end = rule.dir_offset - rule.dir_limit_offset * np.pi
     turns = headings(len(anchors), rng, (end, end + np.pi, end - np.pi))
+    turns += np.pi * rng.integers(-HALF_TURNS, HALF_TURNS + 1, len(anchors))
     if side > 1:  # a turn would make other overlaps
         turns = np.zeros(len(anchors))
     deltas[:, 6] = turns - anchors[:, 6]

@@ -6,6 +6,7 @@ compute by themselves, `result_limit` which entry of `test_cfg` limits the resul
 """
 
 import contextlib
+import inspect
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -127,4 +128,10 @@ class CornerFamily(ImageFamily):
         ]
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
-        return ResultLimit(model.bbox_head.test_cfg, available=PAIRS)
+        """Return the limit of results, of which there are at most as many as pairs that mmdet's head keeps.
+
+        That number is read from the head, not from the code of the graph: a proof raises the limit up to it.
+        """
+        pairs = inspect.signature(model.bbox_head.decode_heatmap).parameters.get('num_dets')
+        available = pairs.default if pairs and isinstance(pairs.default, int) else PAIRS
+        return ResultLimit(model.bbox_head.test_cfg, available=available)

@@ -4,6 +4,7 @@ What the attributes and methods of the class without a docstring are for is docu
 first: `families/base.py` and `families/images.py`.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,6 +30,7 @@ from mmdeploy_ext.families.limits import Kind, Limit
 from mmdeploy_ext.families.missing_kernels import missing_operators
 from mmdeploy_ext.families.parts import anchor_heads, detector_parts
 from mmdeploy_ext.families.parts.anchor_heads import PER_CLASS_HEAD, check_anchor_head
+from mmdeploy_ext.families.parts.exaggerated import changed_outputs, turned_on
 from mmdeploy_ext.families.parts.samples import only
 from mmdeploy_ext.families.replaced import Replaced, replaced_functions, replaced_of_class
 from mmdeploy_ext.preprocess.cam2img import PROJECTION
@@ -125,6 +127,18 @@ class ImVoxelNetFamily(ImageFamily):
     def limits(self, model: nn.Module) -> list[Limit]:
         *limits, results = [limit for limit in super().limits(model) if limit.key in (*READ, 'max_num')]
         return [*limits, Limit(model.bbox_head.test_cfg, 'nms_thr', Kind.OVERLAP), results]
+
+    @contextlib.contextmanager
+    def exaggerated(self, model: nn.Module) -> Iterator[None]:
+        """Inside the block two of three columns of cells have boxes that are turned by more than a turn."""
+        head = model.bbox_head
+
+        def change(outputs: Any) -> Any:
+            scores, boxes, *others = outputs
+            return scores, [turned_on(level, int(head.box_code_size)) for level in boxes], *others
+
+        with changed_outputs(head, change):
+            yield
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
         return ResultLimit(model.bbox_head.test_cfg, 'max_num')

@@ -19,6 +19,8 @@ LOGIT_RANGE, HIGHEST = 8.0, 2.0
 added to the highest one of several channels, which becomes a score of 0.83 to 0.92."""
 FACTOR, SHIFT = 8.0, 5.0
 """Factor of outputs in some cells, and sum that is added in others."""
+YAW, ON = 6, 9.0
+"""Column of the yaw of a box in 3D, and radians by which it is turned on: almost three half turns."""
 LARGEST = 1000 / 16
 """The size that mmdet's coders of deltas limit boxes to, in sizes of their anchors."""
 QUADRANT = (LARGEST / 2, -LARGEST / 2, SHIFT, SHIFT)
@@ -51,6 +53,17 @@ def raised_corners(logits: torch.Tensor) -> torch.Tensor:
     raised[..., 0, 0] = torch.tanh(logits[..., 0, 0] / LOGIT_RANGE) / 2 + steps.flip(0)
     raised[..., -1, -1] = torch.tanh(logits[..., -1, -1] / LOGIT_RANGE) / 2 + steps
     return raised
+
+
+def turned_on(maps: torch.Tensor, code_size: int) -> torch.Tensor:
+    """Return deltas of boxes in 3D (B, A * code_size, h, w) that turn boxes on by more than a turn.
+
+    A is the number of anchors of a cell; the yaw is column `YAW` of a box. Of three columns of cells the
+    first turns one way, the second does not, and the third turns the other way.
+    """
+    is_yaw = torch.arange(maps.shape[1], device=maps.device) % code_size == YAW
+    ways = torch.arange(maps.shape[3], device=maps.device) % 3 - 1
+    return maps + ON * is_yaw[:, None, None] * ways
 
 
 def _shifted(maps: torch.Tensor, coder: Mapping[str, Any]) -> torch.Tensor:

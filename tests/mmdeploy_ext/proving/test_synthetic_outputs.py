@@ -12,7 +12,7 @@ import toy_streampetr_deploy as petr
 import toy_streampetr_export as petr_files
 from mmdeploy_ext.families.anchor3d import runtime as anchors
 from mmdeploy_ext.families.centerpoint import runtime as points
-from mmdeploy_ext.families.parts.runtime import query_boxes
+from mmdeploy_ext.families.parts.runtime import anchors3d, query_boxes
 from mmdeploy_ext.families.streampetr.runtime import model as streams
 from mmdeploy_ext.proving.levels.synthetic import cases_of_family
 from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -134,6 +134,16 @@ def with_facts(**changes):
     return make
 
 
+def turned_back_once(original):
+    """Return a fault of yaws: those beyond the next half circle stay there."""
+
+    def turned_yaw(xp, yaw, turned, rule):
+        far = xp.floor((yaw - rule.dir_offset) / anchors3d.PI + rule.dir_limit_offset)
+        return original(xp, yaw, turned, rule) + anchors3d.PI * (far - xp.clip(far, -1, 1))
+
+    return turned_yaw
+
+
 FAULTS = {
     'centers: a heading at the end': ('centers sparse', decoding(points, near_the_end(np.zeros_like))),
     'centers: a turn more': ('centers sparse', decoding(points, near_the_end(without_a_turn))),
@@ -155,6 +165,7 @@ FAULTS = {
         decoding(points, less(post_center_range=lambda one: (*one[:5], one[5] - 0.1))),
     ),
     'anchors: a heading at the end': ('kitti', decoding(anchors, near_the_end(np.zeros_like))),
+    'anchors: a turn more': ('kitti', altered(anchors3d, 'turned_yaw', turned_back_once)),
     'anchors: max_num': ('kitti', decoding(anchors, less(max_num=lambda one: one - 5))),
     'anchors: nms_pre': ('kitti', decoding(anchors, less(nms_pre=lambda one: one // 2))),
     'anchors: nms_pre one less': ('kitti', decoding(anchors, less(nms_pre=lambda one: one - 1))),
