@@ -15,6 +15,8 @@ EMPTY_LOGIT = -20.0
 """Logit of an anchor without an object."""
 SMALL = 0.2
 """Side, in cells, of boxes that overlap no other box."""
+HIGH = 3.0
+"""Largest delta of the height at which a box is, and of the logarithm of its own."""
 HALF_TURNS = 4
 """Largest number of half turns by which boxes are turned on."""
 NUM_BOXES_ABOUT_THRESHOLD = 40
@@ -85,6 +87,7 @@ def _level(
     if side > 1:  # a turn would make other overlaps
         turns = np.zeros(len(anchors))
     deltas[:, 6] = turns - anchors[:, 6]
+    deltas[:, [2, 5]] = rng.uniform(-HIGH, HIGH, (len(anchors), 2))
     deltas[:, 7:] = rng.uniform(-5, 5, (len(anchors), rule.code_size - 7))
     directions = rng.uniform(0.5, 3.0, (len(anchors), 2)) * np.array([1.0, -1.0])
     directions[rng.random(len(anchors)) < 0.5] *= -1

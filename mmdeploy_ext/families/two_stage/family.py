@@ -36,6 +36,7 @@ from mmdeploy_ext.families.parts.regions import last_level_side, roi_head_of
 from mmdeploy_ext.families.replaced import Followed, Replaced
 from mmdeploy_ext.families.two_stage import (
     boxes,
+    candidate_limits,
     graphs,
     panoptic,
     reference,

@@ -15,14 +15,14 @@ torch = pytest.importorskip('torch')
 mmcv = pytest.importorskip('mmcv')
 mmdet = pytest.importorskip('mmdet')
 
-VERSION_CHECK = """
+VERSION_CHECK = '''
 import mmcv
 mmcv_minimum_version = '1.2.4'
 mmcv_maximum_version = {newest!r}
 seen = mmcv.__version__
 release = [int(part) for part in mmcv.__version__.split('.')]
 assert release <= [int(part) for part in mmcv_maximum_version.split('.')], f'MMCV=={{mmcv.__version__}}'
-"""
+'''
 
 
 def run_patched(tmp_path, name, source):
@@ -55,23 +55,19 @@ def test_a_copy_of_mmdet_that_is_too_old_is_refused_by_its_folder_and_version(tm
         run_patched(tmp_path, 'mmdet', 'raise RuntimeError("it ran")\n')
 
 
-ANCHORS = """
+ANCHORS = '''
 import torch
 class AnchorGenerator:
     def __init__(self):
         self.strides = [(4, 8)]
         self.base_anchors = [torch.tensor([[-1., -2, 1, 2], [-3, -1, 3, 1]])]
     num_base_anchors = property(lambda self: [2])
-"""
+'''
 
 
 def slow_anchors(base, height, width, stride_x, stride_y):
-    return [
-        [x0 + column * stride_x, y0 + row * stride_y, x1 + column * stride_x, y1 + row * stride_y]
-        for row in range(height)
-        for column in range(width)
-        for x0, y0, x1, y1 in base.tolist()
-    ]
+    return [[x0 + column * stride_x, y0 + row * stride_y, x1 + column * stride_x, y1 + row * stride_y]
+            for row in range(height) for column in range(width) for x0, y0, x1, y1 in base.tolist()]
 
 
 @pytest.mark.parametrize('size', [(2, 3), (1, 1), (0, 2)])
@@ -89,51 +85,26 @@ def test_priors_of_an_mmdet_that_has_them_stay(tmp_path):
     assert generator.single_level_grid_priors((2, 3), 0) == 'own'
 
 
-@pytest.mark.parametrize(
-    ('name', 'source', 'attributes'),
-    [
-        (
-            'mmdet.models.dense_heads.anchor_head',
-            'class AnchorHead:\n    def __init__(self): self.anchor_generator, self.num_anchors = 3, 9\n',
-            dict(prior_generator=3, num_base_priors=9),
-        ),
-        (
-            'mmdet.models.dense_heads.anchor_head',
-            'class AnchorHead:\n    def __init__(self): self.prior_generator = 4\n',
-            dict(prior_generator=4),
-        ),
-        (
-            'mmdet.models.dense_heads.yolo_head',
-            'class YOLOV3Head:\n    def __init__(self): self.anchor_generator = 5\n',
-            dict(prior_generator=5),
-        ),
-        (
-            'mmdet.core.bbox.coder.delta_xywh_bbox_coder',
-            'class DeltaXYWHBBoxCoder:\n    def __init__(self): pass\n',
-            dict(add_ctr_clamp=False),
-        ),
-        (
-            'mmdet.core.bbox.coder.delta_xywh_bbox_coder',
-            'class DeltaXYWHBBoxCoder:\n    def __init__(self, add_ctr_clamp=1): self.add_ctr_clamp = 1\n',
-            dict(add_ctr_clamp=1),
-        ),
-        (
-            'mmdet.models.roi_heads.bbox_heads.bbox_head',
-            'class BBoxHead: pass\n',
-            dict(custom_cls_channels=False, custom_activation=False),
-        ),
-        (
-            'mmdet.models.roi_heads.bbox_heads.sabl_head',
-            'class SABLHead: pass\n',
-            dict(custom_cls_channels=False, custom_activation=False),
-        ),
-        (
-            'mmdet.models.roi_heads.bbox_heads.bbox_head',
-            'class BBoxHead: custom_cls_channels = True\n',
-            dict(custom_cls_channels=True),
-        ),
-    ],
-)
+@pytest.mark.parametrize(('name', 'source', 'attributes'), [
+    ('mmdet.models.dense_heads.anchor_head',
+     'class AnchorHead:\n    def __init__(self): self.anchor_generator, self.num_anchors = 3, 9\n',
+     dict(prior_generator=3, num_base_priors=9)),
+    ('mmdet.models.dense_heads.anchor_head',
+     'class AnchorHead:\n    def __init__(self): self.prior_generator = 4\n', dict(prior_generator=4)),
+    ('mmdet.models.dense_heads.yolo_head',
+     'class YOLOV3Head:\n    def __init__(self): self.anchor_generator = 5\n', dict(prior_generator=5)),
+    ('mmdet.core.bbox.coder.delta_xywh_bbox_coder',
+     'class DeltaXYWHBBoxCoder:\n    def __init__(self): pass\n', dict(add_ctr_clamp=False)),
+    ('mmdet.core.bbox.coder.delta_xywh_bbox_coder',
+     'class DeltaXYWHBBoxCoder:\n    def __init__(self, add_ctr_clamp=1): self.add_ctr_clamp = 1\n',
+     dict(add_ctr_clamp=1)),
+    ('mmdet.models.roi_heads.bbox_heads.bbox_head', 'class BBoxHead: pass\n',
+     dict(custom_cls_channels=False, custom_activation=False)),
+    ('mmdet.models.roi_heads.bbox_heads.sabl_head', 'class SABLHead: pass\n',
+     dict(custom_cls_channels=False, custom_activation=False)),
+    ('mmdet.models.roi_heads.bbox_heads.bbox_head', 'class BBoxHead: custom_cls_channels = True\n',
+     dict(custom_cls_channels=True)),
+])
 def test_parts_of_an_older_mmdet_have_what_families_read(tmp_path, name, source, attributes):
     module = run_patched(tmp_path, name, source)
     (kind,) = (value for value in vars(module).values() if isinstance(value, type))
@@ -167,7 +138,7 @@ def test_boxes_of_toods_own_repository_are_clipped_to_the_image_and_those_of_mmd
     assert kind.clips(Head()) and not kind.clips(TOODHead.__new__(TOODHead))
 
 
-POINTS = """
+POINTS = '''
 import torch
 class AnchorFreeHead(torch.nn.Module):
     strides = (4, 7)
@@ -177,23 +148,15 @@ class AnchorFreeHead(torch.nn.Module):
         rows, columns = featmap_size
         y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing='ij')
         return {points}
-"""
+'''
 
 
-@pytest.mark.parametrize(
-    ('points', 'expected'),
-    [
-        (
-            'torch.stack([x.reshape(-1) * stride, y.reshape(-1) * stride], -1) + stride // 2',
-            [[3, 3], [10, 3], [17, 3], [3, 10], [10, 10], [17, 10]],
-        ),
-        (
-            '(y + 0.5, x + 0.5)',
-            [[3.5, 3.5], [10.5, 3.5], [17.5, 3.5], [3.5, 10.5], [10.5, 10.5], [17.5, 10.5]],
-        ),
-    ],
-    ids=['pixels', 'cells'],
-)
+@pytest.mark.parametrize(('points', 'expected'), [
+    ('torch.stack([x.reshape(-1) * stride, y.reshape(-1) * stride], -1) + stride // 2',
+     [[3, 3], [10, 3], [17, 3], [3, 10], [10, 10], [17, 10]]),
+    ('(y + 0.5, x + 0.5)',
+     [[3.5, 3.5], [10.5, 3.5], [17.5, 3.5], [3.5, 10.5], [10.5, 10.5], [17.5, 10.5]]),
+], ids=['pixels', 'cells'])
 def test_heads_of_points_of_an_older_mmdet_have_a_generator_and_a_coder(tmp_path, points, expected):
     source = POINTS.format(points=points)
     head = run_patched(tmp_path, 'mmdet.models.dense_heads.anchor_free_head', source).AnchorFreeHead()
@@ -207,12 +170,12 @@ def test_heads_of_points_of_an_older_mmdet_have_a_generator_and_a_coder(tmp_path
     assert head.prior_generator == 'its own'
 
 
-LEVEL_POINTS = """
+LEVEL_POINTS = '''
 class MlvlPointGenerator:
     strides, offset = [(4, 4), (8, 8)], 0.5
     def single_level_grid_priors(self, featmap_size, level_idx, device='cuda', with_stride=False):
         return 'own'
-"""
+'''
 
 
 def test_points_of_a_level_of_an_older_mmdet_are_of_a_type(tmp_path):
@@ -223,15 +186,9 @@ def test_points_of_a_level_of_an_older_mmdet_are_of_a_type(tmp_path):
     assert generator.single_level_grid_priors((1, 2), 1, with_stride=True) == 'own'
 
 
-@pytest.mark.parametrize(
-    ('name', 'version', 'choose', 'nms_pre'),
-    [
-        ('SABLRetinaHead', '2.17.0', 'class_priors', 7),
-        ('SABLRetinaHead', '2.18.0', 'pairs', 7),
-        ('YOLOV3Head', '2.16.0', 'factor_priors', 7),
-        ('YOLOV3Head', '2.17.0', 'all', -1),
-    ],
-)
+@pytest.mark.parametrize(('name', 'version', 'choose', 'nms_pre'), [
+    ('SABLRetinaHead', '2.17.0', 'class_priors', 7), ('SABLRetinaHead', '2.18.0', 'pairs', 7),
+    ('YOLOV3Head', '2.16.0', 'factor_priors', 7), ('YOLOV3Head', '2.17.0', 'all', -1)])
 def test_an_older_mmdet_chooses_priors_by_class_or_objectness(monkeypatch, name, version, choose, nms_pre):
     from mmcv import ConfigDict
     from mmdet.models import build_head
@@ -239,19 +196,11 @@ def test_an_older_mmdet_chooses_priors_by_class_or_objectness(monkeypatch, name,
     from mmdeploy_ext.families.dense import heads
 
     test_cfg = dict(score_thr=0.1, nms_pre=7, nms=dict(type='nms', iou_threshold=0.5), max_per_img=9)
-    head = build_head(
-        dict(
-            ConfigDict(
-                type=name,
-                num_classes=3,
-                **dict(
-                    SABLRetinaHead=dict(in_channels=1, feat_channels=1),
-                    YOLOV3Head=dict(in_channels=[1, 1, 1], out_channels=[1, 1, 1]),
-                )[name],
-                test_cfg=test_cfg,
-            )
-        )
-    )
+    head = build_head(dict(ConfigDict(
+        type=name, num_classes=3, **dict(
+            SABLRetinaHead=dict(in_channels=1, feat_channels=1),
+            YOLOV3Head=dict(in_channels=[1, 1, 1], out_channels=[1, 1, 1]))[name],
+        test_cfg=test_cfg)))
     monkeypatch.setattr(mmdet, '__version__', version)
     assert (heads.described(head).choose, heads.thresholds(head).nms_pre) == (choose, nms_pre)
 
@@ -293,10 +242,8 @@ def test_a_library_that_a_module_of_an_older_mmdet_needs_is_named(monkeypatch):
         _ = mmdet_module('mmdet.models.backbones').Swin
 
 
-@pytest.mark.parametrize(
-    ('version', 'smallest', 'sides'),
-    [('2.14.0', 0, [0, 5]), ('2.28.2', 0, [5]), ('2.14.0', 5, [5]), ('2.28.2', 5, [])],
-)
+@pytest.mark.parametrize(('version', 'smallest', 'sides'), [
+    ('2.14.0', 0, [0, 5]), ('2.28.2', 0, [5]), ('2.14.0', 5, [5]), ('2.28.2', 5, [])])
 def test_proposals_as_small_as_the_minimum_are_kept_by_an_older_mmdet(monkeypatch, version, smallest, sides):
     from mmdet.models import build_head
 
@@ -304,28 +251,17 @@ def test_proposals_as_small_as_the_minimum_are_kept_by_an_older_mmdet(monkeypatc
 
     monkeypatch.setattr(mmdet, '__version__', version)
     test_cfg = dict(nms_pre=9, max_per_img=9, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=smallest)
-    head = build_head(
-        dict(
-            type='RPNHead',
-            in_channels=1,
-            train_cfg=None,
-            test_cfg=test_cfg,
-            anchor_generator=dict(type='AnchorGenerator', scales=[1], ratios=[1.0], strides=[5]),
-        )
-    )
-    boxes = torch.tensor([[[4.0, 4, 4, 4], [1, 1, 6, 6]]])
+    head = build_head(dict(
+        type='RPNHead', in_channels=1, train_cfg=None, test_cfg=test_cfg,
+        anchor_generator=dict(type='AnchorGenerator', scales=[1], ratios=[1.0], strides=[5])))
+    boxes = torch.tensor([[[4., 4, 4, 4], [1, 1, 6, 6]]])
     _, _, candidates = Proposals(head)._large(boxes, torch.ones(1, 2), torch.tensor([[9.0, 9.0]]))
     assert (boxes[candidates][:, 2] - boxes[candidates][:, 0]).tolist() == sides
 
 
-@pytest.mark.parametrize(
-    ('version', 'kind', 'expected'),
-    [
-        ('2.9.0', 'RPNHead', ('nms_post', 0.6, 11)),
-        ('2.9.0', 'GARPNHead', ('max_num', 0.6, 22)),
-        ('2.10.0', 'RPNHead', ('max_per_img', 0.5, 33)),
-    ],
-)
+@pytest.mark.parametrize(('version', 'kind', 'expected'), [
+    ('2.9.0', 'RPNHead', ('nms_post', 0.6, 11)), ('2.9.0', 'GARPNHead', ('max_num', 0.6, 22)),
+    ('2.10.0', 'RPNHead', ('max_per_img', 0.5, 33))])
 def test_proposals_of_an_older_mmdet_have_its_overlap_and_limit(monkeypatch, version, kind, expected):
     from mmcv import ConfigDict
     from mmdet.models import build_head
@@ -335,14 +271,8 @@ def test_proposals_of_an_older_mmdet_have_its_overlap_and_limit(monkeypatch, ver
 
     monkeypatch.setattr(mmdet, '__version__', version)
     test_cfg = ConfigDict(
-        nms_pre=9,
-        nms_thr=0.6,
-        nms_post=11,
-        max_num=22,
-        min_bbox_size=0,
-        nms=dict(type='nms', iou_threshold=0.5),
-        max_per_img=33,
-    )
+        nms_pre=9, nms_thr=0.6, nms_post=11, max_num=22, min_bbox_size=0,
+        nms=dict(type='nms', iou_threshold=0.5), max_per_img=33)
     head = build_head(dict(type=kind, in_channels=1, feat_channels=1, train_cfg=None, test_cfg=test_cfg))
     config = proposals.thresholds(head)
     assert (proposals.limit_entry(head), config.iou_threshold, config.max_per_img) == expected
@@ -371,27 +301,19 @@ def test_an_older_mmdet_keeps_all_classes_of_the_best_priors(monkeypatch, versio
 
     from mmdeploy_ext.families.dense import heads
 
-    head = build_head(
-        dict(
-            type='ATSSHead',
-            num_classes=3,
-            in_channels=1,
-            anchor_generator=dict(
-                type='AnchorGenerator', scales=[1], ratios=[1.0], strides=[8, 16, 32, 64, 128]
-            ),
-        )
-    )
+    head = build_head(dict(type='ATSSHead', num_classes=3, in_channels=1, anchor_generator=dict(
+        type='AnchorGenerator', scales=[1], ratios=[1.0], strides=[8, 16, 32, 64, 128])))
     monkeypatch.setattr(mmdet, '__version__', version)
     assert heads.described(head).choose == choose
 
 
-VOTING = """
+VOTING = '''
 class PAAHead:
     def _get_bboxes_single(self, boxes, labels):
         return self.score_voting(boxes, labels, 1)
     def score_voting(self, det_bboxes, det_labels, candidates):
         return max(det_bboxes), det_labels
-"""
+'''
 
 
 def test_paa_of_an_older_mmdet_votes_for_no_boxes_without_an_error(tmp_path):
@@ -399,11 +321,11 @@ def test_paa_of_an_older_mmdet_votes_for_no_boxes_without_an_error(tmp_path):
     assert head._get_bboxes_single([], []) == ([], []) and head._get_bboxes_single([3], [1]) == (3, [1])
 
 
-DATA_SET = """
+DATA_SET = '''
 import pycocotools
 assert pycocotools.__version__ >= '12.0.2'
 from pycocotools.coco import COCO
-"""
+'''
 
 
 def test_a_data_set_that_asks_for_mmpycocotools_has_its_names(tmp_path):
@@ -419,26 +341,17 @@ def test_a_data_set_that_asks_for_mmpycocotools_has_its_names(tmp_path):
     assert coco.get_img_ids(cat_ids=[7]) == [5] and coco.get_cat_ids(cat_names=('disc',)) == [7]
     assert (coco.get_ann_ids(img_ids=5), coco.get_ann_ids(img_ids=[5], cat_ids=[8])) == ([9], [])
     assert (coco.load_imgs(5), coco.load_cats(7), coco.load_anns(9)) == (
-        coco.dataset['images'],
-        coco.dataset['categories'],
-        coco.dataset['annotations'],
-    )
+        coco.dataset['images'], coco.dataset['categories'], coco.dataset['annotations'])
     assert coco.img_ann_map == {5: coco.dataset['annotations']} and coco.cat_img_map == {7: [5]}
     import pycocotools
 
     assert not hasattr(pycocotools, '__version__')
 
 
-@pytest.mark.parametrize(
-    'error',
-    [
-        ModuleNotFoundError(
-            "No module named 'mmdet.models.utils.builder'", name='mmdet.models.utils.builder'
-        ),
-        AttributeError("module 'mmdet.models' has no attribute 'X'", name='X', obj=mmdet),
-    ],
-    ids=['module', 'name'],
-)
+@pytest.mark.parametrize('error', [
+    ModuleNotFoundError("No module named 'mmdet.models.utils.builder'", name='mmdet.models.utils.builder'),
+    AttributeError("module 'mmdet.models' has no attribute 'X'", name='X', obj=mmdet),
+], ids=['module', 'name'])
 def test_a_family_that_an_older_mmdet_lacks_parts_of_is_left_out_and_named(monkeypatch, error):
     from mmcv import Config
 
