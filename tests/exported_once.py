@@ -8,7 +8,7 @@ FOLDERS = (
     'tests/tools',
     'tests/demo',
     'tests/test_documented.py',
-    *(f'tests/mmdeploy_ext/{name}' for name in ('benchmark', 'contract', 'proof', 'quantize', 'runtime')),
+    *(f'tests/mmdeploy_ext/{name}' for name in ('benchmark', 'contract', 'proving', 'quantize', 'runtime')),
 )
 """Their tests are about files,"""
 ABOUT_EXPORTS = (

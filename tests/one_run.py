@@ -11,7 +11,7 @@ import pytest
 FOLDERS = (
     'tests/tools',
     'tests/projects/mmdet_plugin',
-    *(f'tests/mmdeploy_ext/{name}' for name in ('contract', 'proof', 'quantize')),
+    *(f'tests/mmdeploy_ext/{name}' for name in ('contract', 'proving', 'quantize')),
 )
 """Where the faults of files are in both runs."""
 MODULE = 'mmdeploy_ext.proving.levels.run_twice'

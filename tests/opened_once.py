@@ -16,7 +16,7 @@ FOLDERS = (
     'tests/demo',
     'tests/projects',
     'tests/tools',
-    *(f'tests/mmdeploy_ext/{name}' for name in ('contract', 'families', 'proof', 'quantize', 'runtime')),
+    *(f'tests/mmdeploy_ext/{name}' for name in ('contract', 'families', 'proving', 'quantize', 'runtime')),
 )
 """Where files are opened by `OnnxRuntimeBackend`, and what it does is not what is tested."""
 MODULE = 'mmdeploy_ext.engines.onnxruntime'

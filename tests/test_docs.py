@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import exported_once
+import one_run
+import opened_once
 from mmdeploy_ext.cli.command import TOOLS
 from mmdeploy_ext.zoo import configs
 
@@ -169,6 +172,12 @@ def test_make_names_tests_that_exist():
         for name in names.split(','):
             path = f'tests/{prefix}{name}' + ('' if folders else '.py')
             assert (REPOSITORY / path).exists(), path
+
+
+def test_plugins_that_share_work_name_folders_that_exist():
+    named = (*exported_once.FOLDERS, *exported_once.ABOUT_EXPORTS, *one_run.FOLDERS, *opened_once.FOLDERS)
+    missing = [name for name in named if not (REPOSITORY / name).exists()]
+    assert missing == [], 'their tests do the work each for itself'
 
 
 @pytest.mark.parametrize('page', CHINESE)
