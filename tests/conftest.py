@@ -22,6 +22,7 @@ pytest_plugins = [
     'one_run',
     'one_thread',
     'opened_once',
+    'other_tests',
     'resume',
     'table_rows',
 ]

@@ -7,6 +7,8 @@ that functions share with those in them.
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -111,7 +113,13 @@ def comparable(entries: list[tuple[str, Any, Any]], content_of: Callable[[Any], 
 
 def _is_users(module: ModuleType) -> bool:
     file = getattr(module, '__file__', None)
-    return bool(file) and is_users_file(Path(file))
+    return bool(file) and _is_users_folder(os.path.dirname(file))
+
+
+@functools.lru_cache(maxsize=8192)
+def _is_users_folder(folder: str) -> bool:
+    """Return whether the files of a folder are the user's, which is found once for thousands of modules."""
+    return is_users_file(Path(folder, 'any.py'))
 
 
 def _content(holder: Any) -> Any:

@@ -25,6 +25,8 @@ from mmdeploy_ext.proving.outer_state import Contents, UnreadableError
 from mmdeploy_ext.proving.traced_code import is_observed_file, lines_of_module
 from mmdeploy_ext.proving.verdict import Verdict
 
+pytestmark = pytest.mark.usefixtures('small_heap')
+
 NECK = """
 import itertools
 
