@@ -12,10 +12,12 @@ import pytest
 import torch
 from mmdet.models.necks import FPN
 from torch.onnx._internal.exporter import _registration
+from torch.onnx._internal.torchscript_exporter import utils
 
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.dynamo import translations_read_once
 from mmdeploy_ext.exporting.export import export_module
+from mmdeploy_ext.exporting.exporter import _split_where_needed
 from mmdeploy_ext.graph.passes.interface import name_ends
 from toy_atss import load_toy
 
@@ -25,6 +27,7 @@ PLAIN = """
 import sys
 import torch
 from mmdeploy_ext.exporting.export import export_module
+from mmdeploy_ext.exporting.exporter import _split_where_needed
 
 class Net(torch.nn.Linear):
     def forward(self, x):
@@ -173,3 +176,22 @@ def test_a_part_with_a_function_in_the_place_of_its_method_is_exported(monkeypat
     maps = [torch.ones(1, channels, 16 >> level, 16 >> level) for level, channels in enumerate((32, 64, 128))]
     model = export_module(Neck().eval(), maps)
     assert [node.op_type for node in model.graph.node].count('Conv') == 8
+
+
+@pytest.mark.parametrize(
+    ('constant', 'is_split'),
+    [('torch.ones([4]).split(2)', True), ('[1, 2]', False), ('torch.ones([4])', False)],
+)
+def test_constants_that_are_lists_of_tensors_are_split_and_no_other_graph_is_searched(constant, is_split):
+    graph = torch.jit.CompilationUnit(f'def constant():\n    return {constant}\n').constant.graph.copy()
+    torch._C._jit_pass_constant_propagation(graph)
+    calls = []
+
+    def split(*parts):
+        calls.append(parts)
+        utils._split_tensor_list_constants(*parts)
+
+    _split_where_needed(split, graph, graph)
+    assert bool(calls) == is_split
+    kinds = [node.kind() for node in graph.nodes()]
+    assert ('prim::ListConstruct' in kinds) == is_split
