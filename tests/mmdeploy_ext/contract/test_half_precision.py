@@ -25,6 +25,7 @@ from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.precision import in_precision
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
+from proofs import check_files, prove_samples
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
 
 KEEP = '*/bbox_head/*'
@@ -141,7 +142,7 @@ def test_float16_that_a_file_does_not_own_up_to_is_not_proven(deployment, files,
     entry.value = entry.value.replace('"fp16"', '"fp32"')
     path = str(tmp_path / 'silent.onnx')
     onnx.save(model, path)
-    verdict, _ = prove(deployment, path, images())
+    verdict = check_files(deployment, path, images())
     assert not verdict.passed
     assert any(check.name == 'precision' and not check.passed for check in verdict.structure)
 
@@ -154,7 +155,7 @@ def test_a_fault_in_a_float16_file_is_found(deployment, files, tmp_path):
     largest.CopyFrom(numpy_helper.from_array(array[::-1].copy(), largest.name))
     path = str(tmp_path / 'faulty.onnx')
     onnx.save(model, path)
-    verdict, _ = prove(deployment, path, images())
+    verdict, _ = prove_samples(deployment, path, images())
     assert not verdict.passed and verdict.title == 'NOT WITHIN FP16 BARS'
     assert any('below 0.999' in row.reason for case in verdict.cases for row in case.tensors)
 

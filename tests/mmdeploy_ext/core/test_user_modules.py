@@ -59,7 +59,8 @@ FORKS = """
 import json, os, sys, traceback
 from mmdeploy_ext import compat
 compat.apply()
-import mmcv  # and with it torch, which take most of the time of a process
+# with torch, most of the time of a process; and what mmdet imports of others
+import matplotlib.pyplot, mmcv, scipy.optimize, torchvision
 for line in sys.stdin:
     job = json.loads(line)
     pid = os.fork()
@@ -85,7 +86,7 @@ for line in sys.stdin:
 def run(tmp_path_factory):
     """Return what runs code in a process of its own; the checkout is at the end of the path, as if installed.
 
-    Each process is forked from one that has imported mmcv, and nothing of mmdet.
+    Each process is forked from one that has imported mmcv and libraries of others, and nothing of mmdet.
     """
     place = tmp_path_factory.mktemp('processes')
     command = [sys.executable, '-P', '-c', f'import sys; sys.path.append({str(REPOSITORY)!r})\n{FORKS}']

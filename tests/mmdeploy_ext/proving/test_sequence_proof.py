@@ -29,7 +29,7 @@ from mmdeploy_ext.proving.levels.frames import output_spec
 from mmdeploy_ext.proving.views.table import last_line, print_verdict
 from mmdeploy_ext.runtime.frames import relative_motion
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
-from proofs import run_far
+from proofs import check_files, prove_samples, run_far
 
 BARS = DriveBars(frames=18)
 
@@ -97,7 +97,7 @@ def test_another_model_is_refuted(paths):
     deployment = dataclasses.replace(toy.deployment(), model=copy.deepcopy(toy.deployment().model))
     weight = deployment.model.pts_bbox_head.cls_branches[0][6].weight
     weight.data.mul_(1.05)
-    verdict, _ = prove(deployment, paths, toy.drive(4))
+    verdict, _ = prove_samples(deployment, paths, toy.drive(4))
     assert not verdict.proven
     assert 'graph: pts_head_memory: ' in said(verdict) and 'cls_branches' in said(verdict)
     assert 'teacher-forced: all_cls_scores: 4 of 4 frames fail, first scene 0 frame 0' in said(verdict)
@@ -197,7 +197,7 @@ def test_a_planted_fault_is_refuted_and_named(fault, words, paths, tmp_path):
     assert Path(spoiled[-1]).name == 'pts_head_memory.onnx'
     fault(model.graph)
     onnx.save(model, spoiled[-1])
-    verdict, _ = prove(toy.deployment(), spoiled, toy.drive(6))
+    verdict, _ = prove_samples(toy.deployment(), spoiled, toy.drive(6))
     stream = io.StringIO()
     print_verdict(verdict, Console(file=stream, width=200))
     (last,) = [line for line in stream.getvalue().splitlines() if line.startswith('NOT PROVEN: ')]
@@ -227,7 +227,7 @@ def test_files_cannot_loosen_the_tolerances_that_they_are_judged_by(paths, tmp_p
     ]
     entry.value = json.dumps(spec)
     onnx.save(model, spoiled[-1])
-    verdict, _ = prove(toy.deployment(), spoiled, toy.drive(4))
+    verdict = check_files(toy.deployment(), spoiled, toy.drive(4))
     assert not verdict.proven
     (failed,) = [one for one in verdict.structure if not one.passed]
     assert failed.name == 'pts_head_memory: contract as the family states it'

@@ -24,7 +24,7 @@ from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.provenance import unequal_entries
 from mmdeploy_ext.runtime.frames import StreamState
 from mmdeploy_ext.synthetic.seeded import write_seeded
-from proofs import refuted
+from proofs import prove_samples, refuted
 from toy_frames import BEVFORMER as toy
 
 FRAMES = 4
@@ -99,7 +99,7 @@ class Halved(BEVFormerLayer):
 def test_a_layer_of_the_users_that_the_graph_computes_by_itself_is_named(paths, tmp_path):
     deployment = toy.load(tmp_path)
     deployment.model.pts_bbox_head.transformer.decoder.layers[1].__class__ = Clamped
-    verdict, _ = prove(deployment, paths, drive(deployment, 2))
+    verdict, _ = prove_samples(deployment, paths, drive(deployment, 2))
     assert verdict.by_inputs == 'Clamped.forward is run by PyTorch alone'
 
 
