@@ -8,13 +8,15 @@ from collections.abc import Iterator
 import numpy as np
 
 from mmdeploy_ext.contract.spec import GraphSpec
-from mmdeploy_ext.families.parts.runtime.anchors3d import AnchorRule, anchors_of
+from mmdeploy_ext.families.parts.runtime.anchors3d import AnchorRule, anchors_by_range, anchors_of
 from mmdeploy_ext.proving.inputs.head_outputs import clear_size, headings, logits, scores_about
 
 EMPTY_LOGIT = -20.0
 """Logit of an anchor without an object."""
 SMALL = 0.2
 """Side, in cells, of boxes that overlap no other box."""
+MANY = 200
+"""Least number of boxes that are more than are kept, of heads whose ranges have maps of their own."""
 HIGH = 3.0
 """Largest delta of the height at which a box is, and of the logarithm of its own."""
 HALF_TURNS = 4
@@ -26,12 +28,17 @@ NUM_BOXES_ABOUT_THRESHOLD = 40
 def synthetic_outputs(rule: AnchorRule, spec: GraphSpec) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Yield titles and outputs of the head, by the names of its file, for a model that decodes by a rule.
 
-    `spec` is the contract of the head's file. Heads whose classes have maps of their own get no synthetic
-    outputs.
+    `spec` is the contract of the head's file. Of heads whose ranges have maps of their own no boxes overlap.
     """
-    if rule.cells:
-        return
     rng = np.random.default_rng(0)
+    if rule.cells:
+        for title, count in (
+            ('more boxes than are kept', max(2 * rule.nms_pre, MANY)),
+            ('scores about their limit', NUM_BOXES_ABOUT_THRESHOLD),
+            ('nothing', 0),
+        ):
+            yield title, _of_ranges(rule, count, rng)
+        return
     shapes = {tensor.name: tuple(tensor.axes) for tensor in spec.outputs}
     for title, side, count in (
         ('more boxes than are kept', SMALL, None),
@@ -43,6 +50,38 @@ def synthetic_outputs(rule: AnchorRule, spec: GraphSpec) -> Iterator[tuple[str, 
         for level in range(rule.levels):
             outputs |= _level(rule, shapes, level, side, count, rng)
         yield title, outputs
+
+
+def _of_ranges(rule: AnchorRule, count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Return the outputs of all anchors of a head whose ranges have maps of their own.
+
+    Of `count` small boxes, all if the ranges have fewer cells, each is in a cell of its range and class. Few
+    have scores about the threshold.
+    """
+    anchors, rotations = anchors_by_range(rule), len(rule.rotations)
+    scores = np.full((len(anchors), rule.num_classes), EMPTY_LOGIT, np.float32)
+    sides, labels, first, start = np.ones(len(anchors)), np.zeros(len(anchors), np.int64), [], 0
+    for index, (height, width) in enumerate(np.reshape(rule.cells, (-1, 2)).tolist()):
+        cells = height * width
+        x = np.unique(anchors[start : start + cells, 0])
+        sides[start : start + cells] = SMALL * float(np.diff(x).min()) if width > 1 else SMALL
+        labels[start : start + cells] = index % rule.num_classes
+        first.append(np.arange(start, start + cells))  # of the first rotation
+        start += cells * rotations
+    rows = rng.permutation(np.concatenate(first))[:count]
+    high = np.linspace(max(rule.score_thr, 0.2) + 0.01, 0.98, len(rows))
+    if count == NUM_BOXES_ABOUT_THRESHOLD:
+        high = scores_about([rule.score_thr], len(rows), rng)
+    if len(rows):
+        scores[rows, labels[rows]] = logits(rng.permutation(high))
+    deltas = np.zeros((len(anchors), rule.code_size), np.float32)
+    deltas[:, 3:5] = np.log(sides[:, None] / anchors[:, 3:5])
+    deltas[:, [2, 5]] = rng.uniform(-HIGH, HIGH, (len(anchors), 2))
+    deltas[:, 6] = np.pi * rng.uniform(-HALF_TURNS, HALF_TURNS, len(anchors)) - anchors[:, 6]
+    deltas[:, 7:] = rng.uniform(-5, 5, (len(anchors), rule.code_size - 7))
+    directions = np.where(rng.random((len(anchors), 1)) < 0.5, (0.5, -0.5), (-0.5, 0.5))
+    maps = dict(cls_score=scores, bbox_pred=deltas, dir_cls_pred=directions)
+    return {f'{name}_0': array[None].astype(np.float32) for name, array in maps.items()}
 
 
 def _level(

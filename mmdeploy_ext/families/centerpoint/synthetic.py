@@ -26,6 +26,8 @@ EMPTY_LOGIT = -20.0
 """Logit of a cell without an object."""
 SMALL, OFFSET = 0.2, 0.005
 """Sides of boxes that overlap no other box, and distances of centres from those of cells, in cells."""
+LOG_HEIGHT = 3.5
+"""Largest logarithm of the height of a box, m; no suppression looks at heights."""
 MAX_BOXES_ABOUT_LIMITS = 60
 """Largest number of boxes of a task with scores or centres about their limits."""
 
@@ -74,16 +76,19 @@ def _maps(
 ) -> dict[str, np.ndarray]:
     """Return the maps of a task except its heat map.
 
-    Each cell has a box with this side in m, at the centre of the cell; together they have all headings.
+    Each cell has a box with this side in m and of any height, at the centre of the cell; together they have
+    all headings.
     """
     plane = shapes[f'heatmap_{task}'][2:]
     count = int(np.prod(plane))
     turn, length = headings(count, rng), rng.uniform(0.5, 2.0, count)
     low, high = np.float32(rule.post_center_range[2]), np.float32(rule.post_center_range[5])
+    sides = np.full((2, count), np.log(side) if rule.norm_bbox else side)
+    log_heights = rng.uniform(-LOG_HEIGHT, LOG_HEIGHT, (1, count))
     values = dict(
         reg=0.5 + rng.uniform(-OFFSET, OFFSET, (2, count)),
         height=rng.uniform(0.9 * low + 0.1 * high, 0.1 * low + 0.9 * high, (1, count)),
-        dim=np.full((3, count), np.log(side) if rule.norm_bbox else side),
+        dim=np.concatenate([sides, log_heights if rule.norm_bbox else np.exp(log_heights)]),
         rot=np.stack([np.sin(turn), np.cos(turn)]) * length,
         vel=rng.uniform(-5, 5, (2, count)),
     )

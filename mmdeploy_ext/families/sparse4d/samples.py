@@ -18,9 +18,9 @@ KEYS = ('img', 'projection_mat', 'timestamp', 'img_metas')
 """Keys of a sample of the test loader."""
 RESIZE, PACKING = 'ResizeCropFlipImage', ('NuScenesSparse4DAdaptor', 'Collect')
 """Steps of the test pipeline: the one that resizes as the data set chooses, and those that only pack."""
-GAPS_S = (0.4, 1.9999, 2.0, 2.0001, 3.5, 0.0, -0.5)
+GAPS_S = (0.4, 1.9999, 2.0, 2.0001, -3.5, 0.0, -0.5)
 """Seconds from frame to frame in `driven`: around 2 s, the published `max_time_interval`, after which kept
-instances no longer come in, no time at all, and back in time."""
+instances no longer come in, no time at all, and back in time by more and by less than that."""
 TURN_RAD, WAY_M = 0.5, 1.5
 """How far the car turns to the left, and drives along y of its LiDAR frame, between these frames."""
 DUMPED = ('img', 'lidar2img', 'ego_pose', 'timestamp_s')

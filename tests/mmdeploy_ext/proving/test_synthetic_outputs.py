@@ -48,7 +48,9 @@ def reasons(cases):
     return '; '.join(row.reason for case in cases for row in case.detections if not row.passed)
 
 
-@pytest.mark.parametrize('name', ['centers sparse', 'centers pillars', 'kitti', 'nuscenes', 'streampetr'])
+@pytest.mark.parametrize(
+    'name', ['centers sparse', 'centers pillars', 'kitti', 'nuscenes', 'shapes', 'streampetr']
+)
 def test_both_decodings_give_the_same_boxes(name, cases_of):
     cases = cases_of(name)
     assert len(cases) >= 3 and not reasons(cases)
@@ -144,7 +146,18 @@ def turned_back_once(original):
     return turned_yaw
 
 
+def no_higher_than_ten_metres(original):
+    def boxes(named, rule):
+        candidates = original(named, rule)
+        candidates.boxes[:, 5] = np.minimum(candidates.boxes[:, 5], 10)
+        return candidates
+
+    return boxes
+
+
 FAULTS = {
+    'centers: heights': ('centers sparse', altered(points, 'task_boxes', no_higher_than_ten_metres)),
+    'ranges with maps of their own: nms_pre': ('shapes', decoding(anchors, less(nms_pre=lambda one: 0))),
     'centers: a heading at the end': ('centers sparse', decoding(points, near_the_end(np.zeros_like))),
     'centers: a turn more': ('centers sparse', decoding(points, near_the_end(without_a_turn))),
     'centers: max_num': ('centers sparse', altered(points, 'top_rows', capped(30))),

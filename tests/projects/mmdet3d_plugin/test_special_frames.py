@@ -9,10 +9,13 @@ import pytest
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.contract.memory import MemorySpec
+from mmdeploy_ext.families.bevformer import samples as bevformer_samples
 from mmdeploy_ext.families.bevfusion.graphs import RIG_MATRICES
 from mmdeploy_ext.families.bevfusion.runtime.frames import FusionRuntime, check_calibration
 from mmdeploy_ext.families.parts.proof_samples import changed_drive, changed_rigs, plain_sweep
 from mmdeploy_ext.families.parts.runtime import frame_checks
+from mmdeploy_ext.families.parts.runtime.bev_motion import YAW_DEG, record_of_pose
+from mmdeploy_ext.families.sparse4d import samples as sparse4d_samples
 from mmdeploy_ext.preprocess.cameras import Calibration
 from mmdeploy_ext.proving.inputs.synthetic_drive import SyntheticDrive
 from mmdeploy_ext.proving.levels.drive import DriveProof
@@ -46,6 +49,23 @@ def fused():
     )
     calibration = {name: np.float32(matrix) for name, matrix in matrices.items()}
     return FusedFrame(points, images=seen.images, calibration=calibration)
+
+
+@pytest.mark.parametrize('heading', [0.0, 100.0, 300.0])
+def test_a_heading_crosses_0_degrees_whatever_it_was_before(heading):
+    (frame,) = drive(1)
+    record = record_of_pose(frame.ego_pose)
+    record[YAW_DEG] = heading
+    headings = [
+        one.can_bus[YAW_DEG] for one in bevformer_samples.driven(dataclasses.replace(frame, can_bus=record))
+    ]
+    assert min(np.diff(headings)) < -180
+
+
+def test_a_drive_goes_back_in_time_by_more_than_frames_belong_together():
+    (frame,) = drive(1)
+    times = [one.timestamp_s for one in sparse4d_samples.driven(frame)]
+    assert min(np.diff(times)) < -2 < max(step for step in np.diff(times) if step < 0)
 
 
 @pytest.mark.parametrize('ignored', ['', *RIG_MATRICES])
