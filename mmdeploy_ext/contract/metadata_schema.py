@@ -180,9 +180,9 @@ SPEC = full_record(
 
 
 def checks_of_options() -> dict[str, Check]:
-    """Return name -> check of every option of detectors, of the families that are registered now.
+    """Return name -> check of every option of detectors: of images, frames and sweeps, and of families.
 
-    `cfg_options`, the overrides of the config, are among them.
+    The families are those registered now. `cfg_options`, the overrides of the config, are among the options.
     """
     return dict(schemas((*detector_options(), *options.DRIVE)), cfg_options=mapping(anything))
 

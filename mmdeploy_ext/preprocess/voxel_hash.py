@@ -6,7 +6,7 @@ are not used: they die in forked workers and in concurrent callers.
 
 A hash from keys to rows is `slots`, int64, a power of two of them, each a key or `EMPTY`; `rows`, int32, the
 row of the key in each slot; and `shift`; `empty_slots` returns slots and shift. A key is the row-major index
-of a site in (sample, three axes).
+of a site in (sample, three axes), or of the cell of a point in (x, y, z).
 
 Glossary: N sites (N, 4) of sample and three axes, K kernel offsets, M output sites of a convolution,
 P points of D values, n voxels, T most points of a voxel.

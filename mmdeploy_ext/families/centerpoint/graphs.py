@@ -22,6 +22,7 @@ UNITS = dict(reg='cell', height='m', dim='log m', rot='', vel='m/s', heatmap='lo
 def flat_outputs(task_outputs: tuple[list[dict[str, torch.Tensor]], ...]) -> tuple[torch.Tensor, ...]:
     """Return the outputs of `CenterHead.forward` as one tuple, in the order of `BoxRule.output_names`.
 
+    For each task these are reg, height, dim, rot, vel if the head has it, and heatmap.
     `task_outputs` has for each task a list of levels, here of one, with the outputs (1, C, H, W) by name.
     """
     names = (*VALUES, 'heatmap')

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 RESULTS, PLACE = 'boxes', bbox3d.PLACE
 """Titles of columns in tables: that of the number of results, and that of `DetectionRow.worst_distance`."""
 fit_pair = bbox2d.fit_pair
-"""(pair) -> the pair at a size at which its labels are legible, to be drawn."""
+"""(pair) -> the pair, shrunk or enlarged to a size at which its labels are legible, to be drawn."""
 SCORE_THR = 0.05
 """Score from which on every result of the reference needs a partner; one of the candidate needs it from
 `SCORE_BAR` above. Those of lower scores, of all pictures together, are judged by `proving/totals.py`.

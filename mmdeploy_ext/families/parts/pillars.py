@@ -178,7 +178,7 @@ def points_facts(model: nn.Module) -> dict[str, str]:
 
 
 def pillars_graph(parts: Parts, family: str) -> Graph:
-    """Return the graph from pillars to the bird's-eye view.
+    """Return the graph 'backbone', the name of its file, from pillars to the bird's-eye view.
 
     `parts` are those of the live detector, `family` is the name of the family.
     """

@@ -48,7 +48,7 @@ class NodeImages(ExtractImgFeat):
 
     Args:
         model: the detector; its `image_norm` is (mean, std, to_rgb) of its own preprocessing.
-        planes: order of the node's planes, a key of `streampetr_rules.NORMS`.
+        planes: order of the node's colour planes, 'rgb' or 'bgr', a key of `streampetr_rules.NORMS`.
     """
 
     def __init__(self, model: nn.Module, planes: str) -> None:

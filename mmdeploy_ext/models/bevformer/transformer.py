@@ -50,6 +50,7 @@ class BEVFormerEncoder(TransformerLayerSequence):
     """The layers of the encoder.
 
     Args:
+        layers, settings: the arguments of mmcv's class: config of a layer or of each, number of layers.
         pc_range: of the bird's-eye view and its pillars: x, y, z low, then high, m.
         num_points_in_pillar: points of a pillar that are projected into the pictures; the samples of an
             attention that looks into them, `num_points`, are a multiple of it (ConfigError).

@@ -49,7 +49,10 @@ def unwrap(value: object) -> object:
 
 
 def to_targets(boxes: object, device: torch.device) -> Tensor:
-    """Return LiDARInstance3DBoxes as (n, 9): gravity centre, then the remaining columns as they are."""
+    """Return LiDARInstance3DBoxes as (n, 9): gravity centre, then sizes, yaw and velocity as they are.
+
+    The sizes keep their order, that of the boxes: length, width and height in mmdet3d 1.0.
+    """
     return torch.cat([boxes.gravity_center, boxes.tensor[:, 3:]], dim=1).to(device)
 
 

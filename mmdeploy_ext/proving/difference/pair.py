@@ -29,7 +29,7 @@ ROUNDING = 1e-6
 """Relative difference of two engines in one operator; records this near are equally good."""
 SIMILAR = 0.7
 """Euclidean norm of the difference, relative to the record's, up to which a tensor is paired by its place
-with a record of another module; one of `SINGLE`, with one of its own."""
+with a record of another module, and a tensor of an operator in `SINGLE` with a record of its own module."""
 OPERATORS = {
     'Conv': ('convolution', 'native_batch_norm', 'cudnn_batch_norm'),
     'MatMul': ('part of addmm', 'mm', 'bmm', 'addmm'),

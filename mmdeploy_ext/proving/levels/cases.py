@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.tensors import TensorRow
 
 TIMED_RUNS = 3
-"""Number of runs of which the median time is taken."""
+"""Runs of each engine, those of the proof included, from which on its median time needs no more."""
 TIMED_S = 3.0
 """Seconds after which there are no more runs, as the times are only informative."""
 

@@ -1,6 +1,7 @@
 """Level 3 of a proof for boxes with masks: a pair has to agree in both; draw both engines side by side.
 
 The reference is PyTorch, the candidate an engine; bars are the limits that a matched pair keeps.
+Functions and names are those of every task, see `__init__.py` of this folder.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ def pair_up(
     score_bar: float = bbox2d.SCORE_BAR,
 ) -> Pairing:
     """Pair two lists one to one, within a class; the nearness is the smaller IoU, of boxes and of masks.
+
+    The `Pairing` has the pairs within the bars, and others near enough to be the same object.
 
     Args:
         reference: boxes with masks that PyTorch found.

@@ -156,7 +156,7 @@ def voxels_graph(model: nn.Module) -> Graph:
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
     """Return three graphs: from a picture and points to voxels, to the bird's-eye view, and to raw outputs.
 
-    For the last two see `lidar_graphs.points_and_head`.
+    The second is the sparse encoder; for the last two see `lidar_graphs.points_and_head`.
     """
     bev_meaning = "bird's-eye view of the points"
     rest = points_and_head(model, options, FAMILY, flat_outputs, head_outputs(model), bev_meaning)

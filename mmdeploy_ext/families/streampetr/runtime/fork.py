@@ -41,7 +41,7 @@ class ForkContract:
         image_shape, fed_bytes, calibration_key, graphs, state_shapes: as those of `DeployContract`.
         absolute_time: whether the graph takes minus the absolute time at which each row of the memory was
             made (version 1.0, float64 as the time itself), and not its age (1.1).
-        num_new: rows that a frame adds to the memory.
+        num_new: rows that a frame adds to the memory; the graph leaves out as many of the oldest.
         rig: the inputs `img2lidar` and `intrinsic`, computed from the last calibration.
         memory: the memory after the last frame, in its LiDAR frame, ages in seconds; float32.
         last: pose (4, 4) float64 and time in seconds of the last frame.
@@ -170,7 +170,7 @@ def post_update(outputs: Arrays, memory: Arrays, num_new: int) -> dict[str, np.n
 
     Args:
         outputs: name -> output of the graph; of `outs_dec` (1, Q, channels) there is the last layer alone.
-        memory: field of `FIELDS` -> the memory that the frame used (1, rows, ...).
+        memory: field of `FIELDS` -> the memory that the frame used (1, rows, ...), the `mem_` outputs.
         num_new: number of rows of the frame, those of its queries with the best scores.
     """
     best = top_rows(sigmoid(outputs['all_cls_scores'][-1, 0]).max(axis=-1), num_new)
