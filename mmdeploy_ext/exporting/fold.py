@@ -58,10 +58,7 @@ class Summed(Protocol):
 
 
 PREPARATIONS: list[Callable[[nn.Module], None]] = []
-"""Functions that prepare every module of a copy before it is folded; each skips modules of other types.
-
-The modules of this package and of projects that define such functions append them.
-"""
+"""Functions that prepare every module of a copy before it is folded; each skips modules of other types."""
 
 
 def fuse(model: nn.Module) -> nn.Module:

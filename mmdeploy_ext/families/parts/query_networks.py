@@ -302,7 +302,7 @@ class DeformableNetwork(QueryNetwork):
         if head.as_two_stage:
             query, query_position, reference = self._proposals(memory, levels, keep)
         else:
-            learned = head.query_embedding.weight[None].expand(memory.shape[0], -1, -1)
+            learned = self.tested(head.query_embedding.weight[None]).expand(memory.shape[0], -1, -1)
             query_position, query = learned.chunk(2, 2)
             reference = transformer.reference_points(query_position).sigmoid()  # (B, Q, 2)
         return self._decode(query, query_position, reference, memory, ratios, attend_points)
@@ -344,13 +344,24 @@ class DeformableNetwork(QueryNetwork):
     def _proposals(
         self, memory: torch.Tensor, levels: Sequence[PaddedMap], keep: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return queries, their positions (B, Q, D) and reference boxes (B, Q, 4) of the best tokens."""
-        transformer = self.head.transformer
-        reference, _ = self.best_tokens(memory, levels, keep)
+        """Return queries, their positions (B, Q, D) and reference boxes (B, Q, 4) of the best tokens.
+
+        With `mixed_selection`, of H-DETR's repository, queries are learned, and positions alone are those of
+        the tokens.
+        """
+        head, transformer = self.head, self.head.transformer
+        reference = self.tested(self.best_tokens(memory, levels, keep)[0])
         encoded = waves(reference * (2 * math.pi), self.waves).flatten(2)
         encoded = transformer.pos_trans_norm(transformer.pos_trans(encoded))
         query_position, query = encoded.chunk(2, 2)
+        if getattr(transformer, 'mixed_selection', False):
+            learned = self.tested(head.query_embedding.weight[None])
+            query = for_every_image(learned, memory.shape[0])
         return query, query_position, reference
+
+    def tested(self, queries: torch.Tensor) -> torch.Tensor:
+        """Return those of the queries (1 or B, Q, columns) that give results: here all of them."""
+        return queries
 
     def _decode(
         self,
@@ -393,6 +404,18 @@ class DeformableNetwork(QueryNetwork):
     def output_queries(self, query: torch.Tensor) -> torch.Tensor:
         """Return the queries (B, Q, D) that the branches take, made of those of the last layer."""
         return query
+
+
+class HybridBranchNetwork(DeformableNetwork):
+    """`HybridBranchDeformableDETRHead` of H-DETR: the first queries give the results, the others only train.
+
+    A mask keeps both from looking at each other, so that the graph has no others.
+    Source of the algorithm: H-Deformable-DETR-mmdet 8c8836c, `mmdet/models/dense_heads/`
+    `hybrid_branch_deformable_detr_head.py` and `mmdet/models/utils/transformer.py`.
+    """
+
+    def tested(self, queries: torch.Tensor) -> torch.Tensor:
+        return queries[:, : self.head.num_query_one2one]
 
 
 class DinoNetwork(DeformableNetwork):
@@ -447,5 +470,6 @@ NETWORKS = dict(
     DeformableDETRHead=DeformableNetwork,
     DINOHead=DinoNetwork,
     CoDINOHead=DinoNetwork,
+    HybridBranchDeformableDETRHead=HybridBranchNetwork,
 )
-"""Class of the head, of mmdet, mmdet 3 or Co-DETR -> the module that runs its detector."""
+"""Class of the head, of mmdet, mmdet 3, Co-DETR or H-DETR -> the module that runs its detector."""

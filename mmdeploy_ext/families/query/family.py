@@ -97,6 +97,11 @@ class QueryFamily(ImageFamily):
         """Return whether tokens of all levels become queries, each as a box of the size of its level."""
         return bool(graphs.num_proposals(model))
 
+    def ranks_queries(self, model: nn.Module) -> bool:
+        head = query_head(model)
+        mixed = getattr(head.transformer, 'mixed_selection', False)
+        return bool(mixed or supported_parts.kind_of(head) in ('DINOHead', supported_parts.CO_DINO_HEAD))
+
     def finds_always(self, model: nn.Module) -> bool:
         # the best pairs have no threshold, but those of Co-DETR, which may also be suppressed
         test_cfg = query_head(model).test_cfg

@@ -36,6 +36,7 @@ def pairs(head: nn.Module) -> int:
     """Return how many results a head can give: pairs of query and class, or, with a softmax, queries."""
     queries = getattr(head.transformer, 'two_stage_num_proposals', head.num_query)
     queries = queries if getattr(head, 'as_two_stage', False) else head.num_query
+    queries = getattr(head, 'num_query_one2one', queries)  # those of H-DETR that do not only train
     return int(queries) * (int(head.num_classes) if head.loss_cls.use_sigmoid else 1)
 
 

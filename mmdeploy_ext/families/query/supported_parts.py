@@ -64,8 +64,11 @@ TRANSFORMERS = dict(
     DETRHead=transformer.Transformer,
     DeformableDETRHead=transformer.DeformableDetrTransformer,
     DINOHead=dino.DinoTransformer,
+    HybridBranchDeformableDETRHead=transformer.DeformableDetrTransformer,
 )
 """Head -> its transformer."""
+HYBRID_HEAD = 'HybridBranchDeformableDETRHead'
+"""Head of H-DETR, a `DETRHead` whose class is in the user's tree alone: it is known by its name."""
 CO_DETR, CO_DINO_HEAD = 'CoDETR', 'CoDINOHead'
 """Detector and head of Co-DETR, whose classes are in the user's tree alone: they are known by their names."""
 CO_DETR_PARTS = ('CoDinoTransformer', 'DinoTransformerDecoder')
@@ -130,8 +133,9 @@ REPOSITORIES_FOLLOWED = (
     (missing_class(CO_DINO_HEAD), METHODS),
     *((missing_class(name), (*METHODS, 'gen_sineembed_for_position')) for name in CO_DETR_PARTS),
     (missing_class(QUERY_ROI_HEAD), METHODS),
+    (missing_class(HYBRID_HEAD), METHODS),
 )
-"""The same of Co-DETR 2665352 and QueryInst 5c245e6, which are no installed libraries."""
+"""The same of Co-DETR 2665352, QueryInst 5c245e6 and H-DETR 8c8836c, which are no installed libraries."""
 
 
 def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
@@ -235,6 +239,11 @@ def check_head(head: nn.Module) -> None:
         raise ConfigError(
             f'{type(head).__name__}: as_two_stage={head.as_two_stage}, and its transformer has another; '
             f'expected the same'
+        )
+    if (mixed := getattr(transformer, 'mixed_selection', False)) != getattr(head, 'mixed_selection', False):
+        raise ConfigError(
+            f'{type(transformer).__name__}: mixed_selection={mixed}, and its head has another; expected the '
+            f'same'
         )
 
 

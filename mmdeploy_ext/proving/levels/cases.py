@@ -118,8 +118,10 @@ def match_images(
     """
     titles = [title for title, _ in reference.input.sources]
     capacity = metadata.postprocess.get('max_per_img')
-    task = reference.deployment.family.task
-    settings = bars.of_task(task) if bars else {}
+    family, model = reference.deployment.family, reference.deployment.model
+    task, settings = family.task, bars.of_task(family.task) if bars else {}
+    if family.ranks_queries(model):
+        settings = dict(settings, ranked=True)
     match = functools.partial(task_module(task).match_detections, capacity=capacity, **settings)
     return tuple(
         match(

@@ -411,14 +411,16 @@ class Trial(abc.ABC):
         trials, family = self.trials, self.trials.deployment.family
         expected = self.expected()
         titles = {name: f'{trials.title}: {name}' if name else trials.title for name in expected}
-        score_bar = getattr(task_module(family.task), 'SAME_LOGITS_SCORE_BAR', None)
-        bars = {} if score_bar is None else dict(score_bar=score_bar)
         try:
             exported = self.exported()
             if exported.keys().isdisjoint(expected):
                 raise ValueError(f'the export gives none of the lists {", ".join(map(repr, expected))}')
         except FAILURES as error:
             return tuple(failed_detections(titles[name], rows, error) for name, rows in expected.items())
+        score_bar = getattr(task_module(family.task), 'SAME_LOGITS_SCORE_BAR', None)
+        settings = {} if score_bar is None else dict(score_bar=score_bar)
+        if family.ranks_queries(trials.deployment.model):
+            settings = dict(settings, ranked=True)
         return tuple(
             task_module(family.first_task if name else family.task).match_detections(
                 titles[name],
@@ -426,7 +428,7 @@ class Trial(abc.ABC):
                 exported[name],
                 score_thr=0.0,
                 near_ties=functools.partial(trials.near_ties, self.expected, name),
-                **bars,
+                **settings,
             )
             for name, rows in expected.items()
             if name in exported  # a graph of regions takes its proposals as an input

@@ -101,6 +101,7 @@ def match_lists(
     capacity: int | None = None,
     beyond: Callable[[], Any] | None = None,
     near_ties: Callable[[], Iterable[Any]] | None = None,
+    ranked: bool = False,
     **bars: float | None,
 ) -> DetectionRow:
     """Match two lists of results one to one, within a class, whatever their order.
@@ -135,6 +136,8 @@ def match_lists(
             without a partner is excused if one of these lists lacks (of the reference) or has it (of the
             candidate), unless too many have none (`ALLOWED_UNPAIRED`, `MAX_UNPAIRED_SHARE`). None: no such
             result is excused.
+        ranked: whether one decision of rounding may move all results (`ImageFamily.ranks_queries`). Then a
+            list of `near_ties` that equals the candidate's completely excuses any number of results.
         bars: further keyword arguments of `pair_by`.
 
     Returns:
@@ -158,6 +161,7 @@ def match_lists(
         (score_thr, score_bar, capacity),
         beyond and (lambda: pair(beyond(), candidate).matched.values()),
         near_ties and with_near_ties,
+        ranked,
     )
 
     all_pairs = [*pairing.matched.items(), *pairing.outside.items()]
@@ -305,6 +309,7 @@ def _tally(
     limits: tuple[float, float, int | None],
     beyond: Callable[[], Iterable[int]] | None,
     near_ties: Callable[[], NearTies] | None,
+    ranked: bool,
 ) -> tuple[dict[str, int], dict[int, int]]:
     """Return the counts of a `DetectionRow`, and row -> column of the pairs that count.
 
@@ -315,7 +320,9 @@ def _tally(
         beyond: returns the candidates (columns) that match a result of the reference if its list is not cut
             off at `capacity`; only these are excused as ties at the cut. None: scores alone tell ties.
         near_ties: returns `NearTies`, whose rows and columns are excused. It is called only if some results
-            have no partner, and not more than `MAX_UNPAIRED_SHARE` allows. None: nothing is excused.
+            have no partner, and, unless the results are `ranked`, not more than `MAX_UNPAIRED_SHARE` allows.
+            None: nothing is excused.
+        ranked: that of `match_lists`.
     """
     (reference, candidate), (score_thr, score_bar, capacity) = scores, limits
     needed, surplus = reference >= score_thr, candidate >= score_thr + score_bar
@@ -330,10 +337,13 @@ def _tally(
     if capacity and len(reference) == len(candidate) == capacity:
         missing, extra, outside = _without_ties(missing, extra, outside, scores, score_bar, beyond)
     alone, explains_all = len(missing) + len(extra) + 2 * len(outside), False
-    if near_ties and 0 < alone <= max(ALLOWED_UNPAIRED, MAX_UNPAIRED_SHARE * (needed.sum() + surplus.sum())):
-        is_one_decision = len(missing) + len(extra) <= ONE_DECISION
+    are_few = alone <= max(ALLOWED_UNPAIRED, MAX_UNPAIRED_SHARE * (needed.sum() + surplus.sum()))
+    if near_ties and alone and (are_few or ranked):
+        is_one_decision = ranked or len(missing) + len(extra) <= ONE_DECISION
         odd = {*missing, *outside}, {*extra, *outside.values()}
         rows, columns, explains_all = _unexplained(*odd, near_ties(), is_one_decision)
+        if not (are_few or explains_all):
+            rows, columns = odd
         missing = [row for row in missing if row in rows]
         extra = [column for column in extra if column in columns]
         outside = {row: column for row, column in outside.items() if row in rows or column in columns}

@@ -250,3 +250,22 @@ def test_contents_tell_values_apart_by_type_shape_and_nesting():
 @dataclasses.dataclass
 class Box:
     side: float
+
+
+@pytest.mark.parametrize(
+    ('ranked', 'others', 'passes'), [(True, 5.0, True), (False, 5.0, False), (True, 6.0, False)]
+)
+def test_all_results_may_move_where_queries_have_ranks_and_one_run_of_pytorch_moves_them_so(
+    ranked, others, passes
+):
+    corners = np.arange(40, dtype=np.float32)[:, None] * 50 + np.array([0, 0, 30, 30], np.float32)
+
+    def moved(pixels):
+        scores = np.linspace(0.9, 0.5, 40, dtype=np.float32)
+        return Detections(corners + np.float32(pixels), scores, np.zeros(40, np.int64))
+
+    row = match_detections(
+        'a.jpg', moved(0), moved(5.0), near_ties=lambda: iter([moved(0.001), moved(others)]), ranked=ranked
+    )
+    assert row.passed == passes
+    assert row.outside == (0 if passes else 40)
