@@ -155,7 +155,7 @@ class TorchDetector(Network):
 
     Attributes:
         model: the model in evaluation mode.
-        stages: the stages of an export in PyTorch, which run for samples that are dumped alone.
+        stages: the stages of an export in PyTorch, which run only for batches with a sample that is dumped.
         show: draws detections while it runs; None draws none.
     """
 

@@ -58,7 +58,10 @@ class Summed(Protocol):
 
 
 PREPARATIONS: list[Callable[[nn.Module], None]] = []
-"""Functions that prepare every module of a copy before it is folded; each skips modules of other types."""
+"""Functions that prepare every module of a copy before it is folded; each skips modules of other types.
+
+The modules of this package and of projects that define such functions append them.
+"""
 
 
 def fuse(model: nn.Module) -> nn.Module:

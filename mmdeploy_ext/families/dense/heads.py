@@ -82,7 +82,7 @@ def check_library_head(head: nn.Module) -> None:
 
 
 def generator_of(head: nn.Module) -> Any:
-    """Return the generator of a head's priors."""
+    """Return the generator of a head's anchors or points; a head without one (CenterNet) gets a new one."""
     return kind_of(head).generator(head)
 
 

@@ -3,7 +3,7 @@
 Glossary: N cameras, H, W network input in pixels, T tokens, L decoder layers, Q queries, K classes.
 
 Source: woquyuna/StreamPETR deployV1.0 0e9eefe and deployV1.1 13660a1, tools/test_onnx.py. It is for
-consumers of such files; the deploy contract feeds 72 bytes per frame, not megabytes.
+consumers of such files; the deploy contract feeds 72 bytes per frame, its motion, not megabytes.
 
 The contract has poses and points in a global frame, in float32. Two kilometres from its origin float32 has
 steps of 0.12 mm, and the rotation between two poses turns an error of that size into millimetres. Any
