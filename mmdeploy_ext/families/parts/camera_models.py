@@ -1,4 +1,4 @@
-"""Which models of several cameras a family exports and how they are built, and boxes of queries.
+"""The models of several cameras that families export, how they are built, and boxes of queries.
 
 `CameraModels` is what a family asks about its models; `QueryBoxes` is a class that families whose queries
 become boxes without NMS derive from beside `SequenceFamily`.

@@ -1,4 +1,4 @@
-"""Which LiDAR detectors a family exports, how they are built, and their limits.
+"""The LiDAR detectors that families export, how they are built, and their limits.
 
 `LidarModels` is what a family asks about its detectors. `load_weights`, `voxel_layer`, `with_limit`,
 `other_limits` and `timed_methods` are methods of `SequenceFamily` for them, which the families assign.
