@@ -71,9 +71,9 @@ class StreamBenchmark(Benchmark):
         """Load the model, and make one sample per round.
 
         `samples` begins with those of the rounds that count; those of the warm-up, which are the first of the
-        drive, are its end. A round that is repeated runs its sample again. `files` is contract (or path, if
-        two have one contract) -> path. UsageError: `--sweep` of a model that takes pictures alone; DataError:
-        a sweep cannot be read. Both are raised before weights are read.
+        drive, are its end. A round that is repeated, as other processes disturbed it, runs its sample again.
+        `files` is contract (or path, if two have one contract) -> path. UsageError: `--sweep` of a model that
+        takes pictures alone; DataError: a sweep cannot be read. Both are raised before weights are read.
         """
         args = self.args
         files_metadata = [read_files(path).metadata for path in args.onnx]

@@ -141,7 +141,10 @@ class ImageReference:
         return self._computed[key]
 
     def feeds_of(self, metadata: Metadata) -> dict[str, np.ndarray]:
-        """Return name -> input of a file; those that another graph computes are added to `feeds`."""
+        """Return name -> input of a file, but for optional inputs that are left out.
+
+        Those that another graph computes are added to `feeds`.
+        """
         self.feeds |= self.compute(self.deployment.family.inner_inputs, metadata.form)
         return {name: self.feeds[name] for name in metadata.spec.input_names if name in self.feeds}
 
@@ -258,7 +261,7 @@ def zoomed_reference(
     Args:
         deployment: config and checkpoint.
         options: options of the file.
-        traced: the reference of the traced input.
+        traced: the reference of the traced input, the one that the exporter saw.
     """
     size = options.height, options.width
 

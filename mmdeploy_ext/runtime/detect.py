@@ -33,7 +33,8 @@ def detect(
     """Return the results of a file in an image, best first, whatever its form is.
 
     Boxes and masks are in pixels of the image, boxes in 3D in metres. The class of the results is that of the
-    family's runtime, which may be another `Scored`, such as `MonocularDetections`.
+    family's runtime, which may be another `Scored`, such as `MonocularDetections`. `Segments` have no scores
+    of their own and are in the order of their `ids`.
 
     Args:
         backend: an active session of the file.
@@ -83,7 +84,9 @@ def prepare(metadata: Metadata, image_bgr: np.ndarray, cam2img: np.ndarray | Non
 
 
 BESIDE = ('img_shape', 'scale_factor', 'border', 'orig_target_sizes', 'ori_shape')
-"""Names that `make_feeds` returns besides that of the picture."""
+"""Names that `make_feeds` returns besides that of the picture, for what `PreparedImage` has of it.
+
+`orig_target_sizes` is its `ori_shape` as width, height."""
 
 
 def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndarray]:

@@ -4,7 +4,8 @@ Everything is float32, in the kernel's order, as rounding decides about boxes th
 graph's operators round alike, `exporting/ops/rotated_iou.py` tells why and what the steps are.
 
 Source: mmcv 1.7.2 `ops/csrc/common/box_iou_rotated_utils.hpp` and `ops/csrc/pytorch/cpu/nms_rotated.cpp`.
-Glossary: n boxes (5,) x, y, width, height, angle in radians; 24 points of a pair at most.
+Glossary: n boxes (5,) x, y, width, height, angle in radians from the x towards the y axis; 24 points of a
+pair at most.
 """
 # ruff: noqa: ANN001, ANN201, ANN202 - numba infers the types; the docstrings give them
 
@@ -208,7 +209,8 @@ def ious(boxes, others):
 def keep_best(boxes, threshold):
     """Return whether boxes (n,) bool are kept: none overlaps a better kept one by `threshold` or more.
 
-    boxes (n, 5) float32, best first; threshold float32, above 0.
+    boxes (n, 5) float32, best first; threshold float32, above 0. Classes are kept apart by the caller, which
+    calls this for each or moves their boxes away from each other.
     """
     corners, other_corners = np.empty((4, 2), np.float32), np.empty((4, 2), np.float32)
     points = np.empty((POINTS, 2), np.float32)

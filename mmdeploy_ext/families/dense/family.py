@@ -138,7 +138,10 @@ class DenseFamily(ImageFamily):
         return detector_parts.tested_head(cfg, 'bbox_head', detector_parts.test_cfg_of(cfg))
 
     def build(self, cfg: Any) -> nn.Module:
-        """Build mmdet's detector; of a distilled one, the student alone."""
+        """Build mmdet's detector; of a distilled one, the student alone.
+
+        The `init_cfg` and `pretrained` of the backbone become None in `cfg` itself, but for a distilled one.
+        """
         if (student := detector_parts.without_teacher(cfg.model)) is not cfg.model:
             cfg = copy.deepcopy(cfg)  # a shallow copy shares its content
             cfg.model = student

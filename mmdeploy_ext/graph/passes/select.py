@@ -35,7 +35,10 @@ def select_nodes(index: Index, patterns: Iterable[str]) -> list[int]:
 
 
 def match_tensors(index: Index, pattern: str) -> list[str]:
-    """Return the names of the tensors that nodes make and a name or pattern fits; UsageError if none does."""
+    """Return the names of the tensors that a name or pattern fits; UsageError if there is none.
+
+    They are made by nodes, also by `Constant`; inputs and initializers of the graph do not count.
+    """
     if index.producer(pattern) is not None:
         return [pattern]
     if not any(sign in pattern for sign in WILDCARDS):

@@ -165,7 +165,7 @@ class FcosKind(RotatedKind):
         return head.bbox_coder.decode(priors, torch.cat([rows['bbox_pred'], self.angle(head, rows)], 1))
 
     def angle(self, head: nn.Module, rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the angles (A, 1) by mmrotate's functions."""
+        """Return the angles (A, 1) in radians by mmrotate's functions."""
         return rows['angle_pred']
 
     def scores(self, head: nn.Module, rows: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
