@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import logging
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ import toy_bevfusion
 from marking import in_suite
 from mmdeploy_ext.cli.check_autoware_app import main
 from mmdeploy_ext.consumers.autoware import bevfusion, bevfusion_rules
+from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, EngineError, ModelFileError
 from mmdeploy_ext.families.base import find_family
@@ -172,6 +174,14 @@ def test_a_manifest_is_compared_with_the_config_itself(known, folder, tmp_path):
     del silent.model.heads.object.num_proposals  # the head's default is 128
     (wrong,) = known.family.companion_differences(folder, silent)
     assert wrong.endswith('num_proposals is 40, expected 128')
+
+
+def test_a_class_that_begins_with_a_word_for_motorcycles_keeps_its_name(known, folder, tmp_path, monkeypatch):
+    classes = ['motorbike_rider', *read_metadata(file(folder)).classes[1:]]
+    monkeypatch.setattr(f'{HERE}.read_metadata', lambda path: SimpleNamespace(classes=classes))
+    text = (folder / MANIFEST).read_text().replace('CAR, TRUCK', 'MOTORBIKE_RIDER, TRUCK')
+    (tmp_path / MANIFEST).write_text(text)
+    assert known.family.companion_differences(tmp_path, known.cfg) == []
 
 
 def test_what_is_published_follows_the_rules_of_the_node(folder, known):

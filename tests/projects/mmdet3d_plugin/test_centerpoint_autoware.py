@@ -350,8 +350,9 @@ def test_a_manifest_is_compared_with_the_config_itself(toy, tmp_path):
     family = deployment.family
     assert family.companion_differences(tmp_path, deployment.cfg) == []
     renamed = copy.deepcopy(deployment.cfg)
-    for task in renamed.model.pts_bbox_head.tasks:  # the node's own word, and that of nuScenes
-        task.class_names = [dict(bus='motorbike').get(name, name) for name in task.class_names]
+    words = dict(bus='motorbike', car='motorcycle_rider')  # the node's own word, and none of its
+    for task in renamed.model.pts_bbox_head.tasks:
+        task.class_names = [words.get(name, name) for name in task.class_names]
     names = [name.upper() for task in renamed.model.pts_bbox_head.tasks for name in task.class_names]
     key(ML, 'model_params.class_names', names)(tmp_path)
     assert family.companion_differences(tmp_path, renamed) == []
