@@ -85,7 +85,7 @@ def tool(name: str) -> str:
     """Return a command as messages name it: the path of its script, or `mm2onnx NAME`.
 
     `name` is a key of `SCRIPTS`, or of `RUNNERS`, whose sub-command is `mm2onnx run`; any other is a
-    KeyError.
+    KeyError. 'run', which has no script, is `mm2onnx run` in a checkout, too.
     """
     if name in RUNNERS:
         return _as_typed(RUNNERS[name]) if _names_scripts else 'mm2onnx run'

@@ -48,7 +48,7 @@ def check(
     """Report what an export of a module will get wrong, with the lines of code and what to write instead.
 
     The module runs on copies, observed on the inputs and, if `dynamic`, on `other_inputs`, and further times
-    where an input seems to reach no output; it stays as it was, unless it cannot be copied.
+    where an input seems to reach no output; it stays as it was. One that cannot be copied runs itself.
 
     Args:
         module: any module that torch can run.
@@ -57,7 +57,8 @@ def check(
             where sizes may differ. With them, only sizes that really differ count as dynamic; None: all do.
         input_names: names of the arguments; by default those of `forward`.
         dynamic: sizes may differ from the example's; False leaves out everything about sizes.
-        exporters: 'torchscript', 'dynamo' or both; a pitfall that all of these handle is a note or a warning.
+        exporters: 'torchscript', 'dynamo' or both; a pitfall that all of these handle is a note or a warning,
+            see `rules.Rule.otherwise`.
         opset: opset of the trial exports, see `trial.try_export`; None: the default of each exporter.
         try_exports: also export with each exporter; its errors are in the report with their lines.
         name: name of the module, in the report; '' for that of its class.

@@ -124,7 +124,7 @@ class QueryBoxCoder:
 def decoded_samples(
     coder: QueryBoxCoder, outputs: Mapping[str, Tensor], img_metas: Sequence[Mapping[str, Any]]
 ) -> list[list[Any]]:
-    """Return boxes, scores (n,) and labels (n,) of each sample, from the last decoder layer.
+    """Return boxes, scores (n,) and labels (n,) of each sample, best first, from the last decoder layer.
 
     Boxes are `box_type_3d` of the metas: x, y, z of the bottom, width, length, height in m, yaw in rad as
     mmdet3d 0.17 has it (or as 1.x has these, if the model was trained so), velocity x, y in m/s. `outputs`

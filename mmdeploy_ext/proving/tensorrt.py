@@ -88,7 +88,7 @@ def proof_feeds(model: onnx.ModelProto, record: Record, seed: int = 0) -> dict[s
 def compare_outputs(
     reference: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], *, half: bool
 ) -> list[TensorRow]:
-    """Compare outputs by name; a name that one side lacks fails.
+    """Compare outputs by name; a name that one side lacks fails. Integers and booleans have to be equal.
 
     Args:
         reference: output name -> array of ONNX Runtime.

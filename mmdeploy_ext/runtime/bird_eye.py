@@ -145,7 +145,7 @@ class _View:
 def ring_radii(extent: float) -> range:
     """Return the radii of the rings of a view, metres: every 20, or 200, 2,000, ... of a larger view.
 
-    `extent` are the metres from the ego to the edge.
+    They reach into its corners. `extent` are the metres from the ego to the edge.
     """
     spacing = RING_SPACING_M
     while extent * 1.4 > spacing * MOST_RINGS:

@@ -130,8 +130,8 @@ def camera_mosaic(
     """Draw boxes into N images in the order of nuScenes' info files, laid out as they are seen from the car.
 
     Each gets its name; the picture is three cells of `cell_width` pixels and gaps wide, with fewer cameras as
-    many as there are. `images_bgr`, `lidar2img`, `layer` and `classes` are those of `draw_camera`, for all N
-    cameras; ValueError if there are not as many matrices as images.
+    many as there are. `images_bgr` and `lidar2img` (N, 4, 4) have an image and a matrix of `draw_camera` per
+    camera (else ValueError); `layer` and `classes` are those of all cameras.
     """
     cells = []
     for camera, (image, matrix) in enumerate(zip(images_bgr, lidar2img, strict=True)):

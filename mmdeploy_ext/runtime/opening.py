@@ -28,8 +28,8 @@ class ImageModel(Runtime):
 
     Attributes:
         backend: the open session.
-        metadata: metadata of the file; `rule`, how pictures are prepared, and `classes`, names by label, are
-            parts of it.
+        metadata: metadata of the file. Parts of it are attributes of the model, too: `rule`, how pictures are
+            prepared, and `classes`, names by label.
     """
 
     def __init__(self, path: str | Path, *, providers: Sequence[str], threads: int = 0) -> None:

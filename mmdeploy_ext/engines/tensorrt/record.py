@@ -47,10 +47,11 @@ class Record:
         constants: inputs of the ONNX file that are constants in the engine, as they were written: NAME or
             NAME=VALUES.
         inputs, outputs: inputs and outputs of the engine.
-        profiles: input -> smallest, usual and largest shape.
-        layers: kind of layer -> dtype of its first output -> number of layers of the strongly typed network.
+        profiles: input with an open axis -> smallest, usual and largest shape.
+        layers: kind of layer -> dtype of its first output -> number of layers of the strongly typed network,
+            before TensorRT fuses them.
         metadata: `metadata_props` of the ONNX file.
-        tf32: products of float32 may round their factors to 10 bits.
+        tf32: whether products of float32 may round their factors to 10 bits.
     """
 
     package: str

@@ -48,7 +48,8 @@ def run_decoder(
     """Return the outputs (L, 1, R, C) of a head's decoder.
 
     Tokens and their positions are (F N, C, h, w), the queries' positions (R, C); `padding` (F N, h, w) is
-    True where a token shows no picture, None if none does so. For the letters see `graphs.py`.
+    True where a token shows no picture, None if none does so. L are layers, R queries, C channels, F frames,
+    N cameras, and h, w is the size of a map.
     """
     tokens, positions = (x.permute(0, 2, 3, 1).flatten(0, 2).unsqueeze(1) for x in (tokens, positions))
     query_pos = query_pos.unsqueeze(1)

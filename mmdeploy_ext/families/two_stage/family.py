@@ -96,10 +96,10 @@ class TwoStageFamily(ImageFamily):
 
     Attributes:
         name: name of the family.
-        exports: the models that it exports, and its page.
+        exports: text on the models that it exports, see `Family`.
         similar_names: words in the names of similar detectors.
-        models: the detectors that it exports.
-        task: module that matches its results.
+        models: the heads of its detectors, and how such are claimed, checked and built.
+        task: name of the module that matches and draws its results, see `Family`.
         forms: see `ImageFamily`.
         trial_rows: see `ImageFamily`.
         makes_masks_last: see `ImageFamily`.

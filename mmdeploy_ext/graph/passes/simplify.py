@@ -37,7 +37,7 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     - Nodes whose inputs are all constants become initializers; shapes of fixed size count as constants.
       Nodes that nothing reads are dropped, and local functions are inlined.
     - Not fired on random operators, inputs with a default (they can be fed) and tensors over
-      `FOLDING_LIMITS`, which names an exception.
+      `FOLDING_LIMITS`, but for a Transpose of a constant that nothing else reads.
 
     The model stays as it is.
 

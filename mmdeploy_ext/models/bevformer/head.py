@@ -116,7 +116,7 @@ class BEVFormerHead(BaseModule):
         return dict(bev_embed=view.transpose(0, 1), all_cls_scores=logits, all_bbox_preds=boxes)
 
     def get_bboxes(self, outputs: dict[str, Tensor], img_metas: list[dict]) -> list[list[Any]]:
-        """Return the list [boxes, scores (n,), labels (n,)] of each sample, see `decoded_samples`.
+        """Return a list [boxes, scores (n,), labels (n,)] per sample, best first, see `decoded_samples`.
 
         `outputs` are what `forward` returns; `img_metas` have `box_type_3d`, the class of the boxes.
         """

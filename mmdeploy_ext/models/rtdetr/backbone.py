@@ -27,7 +27,8 @@ NUM_RETURNED = 3
 class ResidualBlock(nn.Module):
     """The base class of both kinds of blocks: the shortcut, which the first block of every stage projects.
 
-    `first` says whether it is that block; with `frozen` normalisation never learns.
+    `first` says whether it is that block; with `frozen` parameters and statistics of normalisations stay as
+    loaded.
     """
 
     expansion = 1
@@ -56,7 +57,8 @@ class ResidualBlock(nn.Module):
 class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions.
 
-    The first one has the stride; `width` is the number of channels. For the others see `ResidualBlock`.
+    The first one has the stride; `width` is the number of channels. For the other arguments see
+    `ResidualBlock`.
     """
 
     def __init__(self, in_channels: int, width: int, stride: int, first: bool, frozen: bool) -> None:

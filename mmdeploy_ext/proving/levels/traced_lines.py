@@ -71,7 +71,7 @@ def traced_lines(
 ) -> list[TracedLine]:
     """Return the lines of the user's code in a chain of modules that choose by values, or by sizes.
 
-    State that every run changes is among them.
+    State that runs change or keep is among them, and so is whatever else a `TracedLine` stands for.
 
     Stages without code of the user's are only run, as far as later ones need their outputs.
 
@@ -81,9 +81,10 @@ def traced_lines(
         exporter: the exporter of the file, 'torchscript' or 'dynamo', for stages that have none of their own;
             what it follows is left out.
         any_size: whether sizes may differ, so that lines that choose by them count.
-        is_stateless: whether the modules should have no state, so that what a run changes counts.
-        followed: functions that a verdict names by itself if they differ (`Family.followed_functions`);
-            random numbers that they draw are no state.
+        is_stateless: whether attributes of the modules that runs change count. Changed parameters, changed
+            functions, classes and globals of the user's, and drawn random numbers count in any case.
+        followed: functions that a verdict names by itself if they differ (`Family.followed_functions`). Of
+            these the random numbers that they draw are left out, and nothing else.
         containers: what the user's modules held before the very first run; None: that is not known.
     """
     followed = list(followed)
@@ -113,7 +114,8 @@ def traced_lines_of_graphs(
 ) -> list[TracedLine]:
     """Return the lines of the user's code in the graphs of a model of frames or sweeps that choose by values.
 
-    Each graph runs on the example that it is traced on. Lines that choose by sizes, such as the number of
+    Each graph runs on the example that it is traced on. What `traced_lines` returns besides is among them,
+    but not attributes of the modules that runs change. Lines that choose by sizes, such as the number of
     voxels, are not found, nor are those in a finished graph, which has no stages.
 
     Args:

@@ -259,6 +259,7 @@ def weights_difference(weights: Mapping[str, torch.Tensor], expected: Mapping[st
     """Return which weights of a model are not those of its file of the same name; '' if all are.
 
     `weights` are those of the model by their names, `expected` the tensors of the file by the same names.
+    Names that one of both lacks are not compared.
 
     Kernels of five axes may have them in another order, one of `KERNEL_ORDERS`, which is the same for all.
     Those of a single place may have any shape: spconv multiplies by their memory.

@@ -50,9 +50,9 @@ HEAD = full_record(
 def check_coder(value: Any, key: str) -> None:
     """Refuse (Mismatch) settings of an unknown coder, and those that lack an entry or have another one.
 
-    Entries of `OPTIONAL` may be missing, but `replaced` goes with `angles`: it says whether the best of these
-    classes is the angle of a box or its delta. It is a check of `schema`: `value` is the entry `coder` of the
-    metadata, `key` its place, for messages.
+    Entries of `OPTIONAL` may be missing, but `angles` of 'delta' need `replaced`: it says whether the best of
+    these classes is the angle of a box or its delta. It is a check of `schema`: `value` is the entry `coder`
+    of the metadata, `key` its place, for messages.
     """
     record(dict(type=one_of(*CODERS)), ('type',), closed=False)(value, key)
     settings = CODERS[value['type']]
