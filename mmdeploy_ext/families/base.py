@@ -280,7 +280,7 @@ class Family(abc.ABC):
         return model_classes(model)
 
     def replaced(self, model: torch.nn.Module) -> Iterable[Replaced]:
-        """Return the methods of a live model that the graphs compute by themselves.
+        """Return entries, each with methods of a part of a live model that the graphs compute by themselves.
 
         If one of them is no version that the table in the family's folder has, the verdict says so, and the
         inputs decide.

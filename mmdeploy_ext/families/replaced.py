@@ -105,7 +105,7 @@ def replaced_parts(
     upstream: Mapping[str, tuple[str, ...]],
     functions: Mapping[str, tuple[str, ...]],
 ) -> Iterator[Replaced]:
-    """Yield the methods of the parts of a live model, and the functions that their modules use.
+    """Yield an entry per part of a live model, with its methods, and entries of functions of its modules.
 
     Args:
         parts: live part -> name of the class of upstream that it is, whatever the user calls it.

@@ -25,10 +25,11 @@ OPTIONS = LIDAR_OPTIONS
 
 
 def check_lengths(facts: Mapping[str, Any], key: str) -> None:
-    """Refuse (Mismatch) radii of circle NMS that are not one per task, and ranges of neither 0 nor 6 numbers.
+    """Refuse (Mismatch) lists whose lengths do not fit: `min_radius` and `post_center_limit_range`.
 
-    Circle NMS without a limit of results is refused, too: mmdet3d's compares with it. `facts` is the entry of
-    the metadata, `key` its place, for messages.
+    Circle NMS has a radius per task; the range has 0 or 6 numbers. Circle NMS without a limit of results,
+    `post_max_size`, is refused, too: mmdet3d's compares with it. `facts` is the entry of the metadata, `key`
+    its place, for messages.
     """
     if facts.get('nms_type') == 'circle':
         equal_lengths('num_classes', 'min_radius')(facts, key)

@@ -109,7 +109,7 @@ def check_dataset(cfg: Any, dataset: Any) -> None:
 
 
 def replaced(model: nn.Module) -> Iterator[Replaced]:
-    """Yield the methods of a live detector, its head and its box coder that the graphs compute themselves."""
+    """Yield entries with the methods of a detector, its head and box coder that graphs compute themselves."""
     yield from replaced_of_class(model, FOLLOWED)
     yield from replaced_of_class(model.bbox_head, FOLLOWED)
     yield from replaced_of_class(model.bbox_head.bbox_coder, FOLLOWED)

@@ -119,7 +119,7 @@ class LidarModels:
         return rule_of_layer(cfg.model[f'{prefix}voxel_layer'], points_width(cfg.model)[1], 'zyx')
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        """Yield the methods of a live detector, its parts, anchor generator and coder that are followed.
+        """Yield entries of the followed methods of a live detector, its parts, anchor generator and coder.
 
         Files or runtimes compute them by other code; functions of mmdet3d that they use are among them.
         """

@@ -68,9 +68,9 @@ def run_decoder(
 
 
 def replaced(model: nn.Module) -> Iterator[Replaced]:
-    """Return the methods of each part of a live model that graphs and runtime compute by other code.
+    """Yield an entry per part of a live model: its methods that graphs and runtime compute by other code.
 
-    Of upstream's classes also the `FUNCTIONS` of their modules.
+    Of upstream's classes there are entries of the `FUNCTIONS` of their modules, too.
     """
     live_head = model.pts_bbox_head
     parts = {

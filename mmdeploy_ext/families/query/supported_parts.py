@@ -139,7 +139,7 @@ REPOSITORIES_FOLLOWED = (
 
 
 def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
-    """Yield the methods that the graphs of a detector compute by themselves, see `Family.replaced`.
+    """Yield entries of the methods that the graphs of a detector compute, see `Family.replaced`.
 
     They are those of the detector, of the parts of its heads and of their box coders, and functions of mmdet.
     A proof names those of the user that differ from the versions in `replaced_methods.json`.

@@ -71,7 +71,7 @@ class SoloFamily(ImageFamily):
     followed = FOLLOWED
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        """Yield the methods of the head and of the detector that the graphs compute by themselves.
+        """Yield entries of the methods of the head and of the detector that graphs compute themselves.
 
         Those of the detector are there also if it is derived from no class of mmdet. Whether they differ from
         mmdet's is not looked at here.

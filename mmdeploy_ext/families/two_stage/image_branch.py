@@ -61,7 +61,7 @@ class ImageBranchModels(TwoStageModels):
             raise type(error)(KEYS.sub(rf'\g<0>{PREFIX}', str(error))) from error
 
     def replaced(self, model: nn.Module) -> Iterable[Replaced]:
-        """Yield the methods of the detector and of its heads that the graphs compute by themselves."""
+        """Yield entries of the methods of the detector and of its heads that graphs compute themselves."""
         yield from replaced_of_class(model, (DETECTOR,))
         yield from replaced_methods(model)
 

@@ -104,5 +104,5 @@ class TwoStageModels:
         return model
 
     def replaced(self, model: nn.Module) -> Iterable[Replaced]:
-        """Return the methods of the detector and of its heads that the graphs compute by themselves."""
+        """Yield entries of the methods of the detector and of its heads that graphs compute themselves."""
         return replaced_methods(model)

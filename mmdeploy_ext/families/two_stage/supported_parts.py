@@ -92,7 +92,7 @@ A class that an older mmdet lacks is an empty one, see `compat/older_mmdet.py`.
 
 
 def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
-    """Yield the methods that the graphs of a detector compute by themselves, see `Family.replaced`."""
+    """Yield entries of the methods that the graphs of a detector compute, see `Family.replaced`."""
     heads = 'rpn_head', 'roi_head', 'semantic_head', 'panoptic_fusion_head'
     entries = [*followed.replaced_in(model, heads, FOLLOWED)]
     rpn_head = getattr(model, 'rpn_head', None)
