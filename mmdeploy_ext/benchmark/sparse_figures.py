@@ -120,8 +120,8 @@ def pair_flops(graph: SparseGraph, coordinates: np.ndarray) -> dict[str, Any]:
     """Return how much a graph has to compute for voxels (N, 4), whose axes are in its order.
 
     The entries are `pairs`, the number of pairs of an input voxel and a place of a kernel in all
-    convolutions, `gflop`, their multiplications and additions in 1e9, and `sites`, the number of voxels of
-    the level that has most. `coordinates` are integers, the index in the batch first.
+    convolutions, `gflop`, 1e9 multiplications and additions of them, and `sites`, the number of voxels of the
+    level that has most. `coordinates` are integers, the index in the batch first.
     """
     plan = plan_of(graph)
     rulebook = build(plan, coordinates)

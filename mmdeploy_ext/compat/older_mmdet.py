@@ -15,6 +15,10 @@ from typing import Any
 TRIED = (2, 28)
 """The release that families and models are written for."""
 
+CHANGES = ((2, 10), (2, 11), (2, 12), (2, 13), (2, 14), (2, 15), (2, 17), (2, 18))
+"""Releases since which graphs of a model of mmdet compute otherwise than before: those that families compare
+`mmdet_release()` with."""
+
 
 class OlderModule:
     """A module of an mmdet older than 2.28, or one that it lacks: missing names are empty classes.
@@ -63,6 +67,12 @@ def mmdet_release() -> tuple[int, int]:
 
     major, minor = mmdet.__version__.split('.')[:2]
     return int(major), int(minor)
+
+
+def computes_alike(release: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Return whether graphs compute the same for models of two releases of mmdet, by `CHANGES`."""
+    first, last = sorted((release, other))
+    return not any(first < change <= last for change in CHANGES)
 
 
 def mmdet_module(name: str) -> ModuleType | OlderModule:

@@ -92,6 +92,8 @@ def priors_of_a_level(module: ModuleType) -> bool | None:
         base = self.base_anchors[level_idx].to(device=device, dtype=dtype or torch.float32)
         return shifted_priors(base, featmap_size, self.strides[level_idx])
 
+    if present is not None:  # a change of the user's is found in it
+        functools.update_wrapper(single_level_grid_priors, present)
     generator.single_level_grid_priors = single_level_grid_priors
     if not hasattr(generator, 'num_base_priors'):
         generator.num_base_priors = property(lambda self: self.num_base_anchors)
@@ -110,6 +112,7 @@ def points_of_a_level(module: ModuleType) -> bool | None:
         return False
     own_priors = generator.single_level_grid_priors
 
+    @functools.wraps(own_priors)
     def single_level_grid_priors(
         self: Any,
         featmap_size: Sequence[Any],

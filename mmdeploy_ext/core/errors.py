@@ -23,7 +23,7 @@ class UsageError(Mm2OnnxError):
 
 
 class ConfigError(UsageError):
-    """A config that cannot be read or built or is of no known family, or a setting that does not exist."""
+    """A config that cannot be read or built or is of no known family, or a setting that there is not."""
 
 
 class CheckpointError(UsageError):

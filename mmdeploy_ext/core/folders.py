@@ -28,8 +28,6 @@ one and the names that it does not take from the old one."""
 def check_replaceable(target: AnyPath) -> None:
     """Refuse a folder that cannot be replaced as a whole; one that does not exist can be made.
 
-    Only `replaced_folder` looks at the folders in it, and refuses one that cannot be moved.
-
     Raises:
         UsageError: it is a file, the working folder or a mount point, or it, or what is beside it, cannot be
             written.

@@ -37,9 +37,11 @@ DECORATORS = (
     'mmdet3d.core.utils.array_converter',
     'torch.utils._contextlib',
     'fairscale.nn.checkpoint.checkpoint_activations',
+    f'{__name__.partition(".")[0]}.compat.patches_vendored',
 )
 """Modules whose decorators leave what a function computes as it is: choice of precision, older names of
-arguments, arrays as tensors, no gradients, and activations that are computed again for the gradients."""
+arguments, arrays as tensors, no gradients, activations that are computed again for the gradients, and
+today's arguments for functions of an older mmdet."""
 CACHES = (type(functools.lru_cache(print)), classmethod, staticmethod)
 """Types of objects that call the function they wrap as it is."""
 PACKAGE_FOLDERS = ('site-packages', 'dist-packages')

@@ -16,7 +16,6 @@ from torch.overrides import TorchFunctionMode
 class SameBytes(TorchFunctionMode):
     """Inside this context `FUNCTIONS` are computed in more digits and rounded once to float32.
 
-    Only the step of `linspace` is rounded to float32 before that, as torch does it.
     It is for float32 tensors on the CPU that need no gradient, outside of a trace: results have no gradient,
     and those of other dtypes are rounded to float32 before they get their dtype. Torch's `+ - * /` on a CPU
     are rounded correctly and left as they are, and so is every function that `FUNCTIONS` lacks, such as

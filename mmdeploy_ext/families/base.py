@@ -25,9 +25,12 @@ from mmdeploy_ext.families.replaced import (
     DifferingMethod,
     Followed,
     Replaced,
+    Table,
+    as_imported,
     differing_methods,
     folder_of,
     followed_functions,
+    older_tables,
     replaced_layers,
     table_of,
 )
@@ -80,6 +83,7 @@ class Family(abc.ABC):
         similar_names: words in the names of similar detectors and heads, for the same message.
         followed: classes of the installed libraries, or modules of functions, and the names of the methods
             that its graphs compute by themselves; see `replaced`.
+        followed_before: the same of methods that only an older mmdet has, or calls in a test.
         compared_with_own_kernels: names of classes of layers or heads that need an operator without a CPU
             kernel in its library, so that a proof compares with a kernel of the family's package.
     """
@@ -98,6 +102,7 @@ class Family(abc.ABC):
     exports: ClassVar[str] = ''
     similar_names: ClassVar[tuple[str, ...]] = ()
     followed: ClassVar[Followed] = ()
+    followed_before: ClassVar[Followed] = ()
     compared_with_own_kernels: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -292,16 +297,20 @@ class Family(abc.ABC):
 
         `any_size` is whether the graph has open axes, which replaces more layers.
         """
-        table = {**table_of(LAYERS_FOLDER), **table_of(folder_of(self))}
-        return differing_methods([*replaced_layers(model, any_size), *self.replaced(model)], table)
+        return differing_methods(*self._followed_methods(model, any_size))
 
     def followed_functions(self, model: torch.nn.Module, any_size: bool = False) -> list[Callable[..., Any]]:
         """Return the live Python functions that `differing_methods` compares, with those of their decorators.
 
         Functions of the user that these call in the place of a library's are among them.
         """
+        return followed_functions(*self._followed_methods(model, any_size))
+
+    def _followed_methods(self, model: torch.nn.Module, any_size: bool) -> tuple[list[Replaced], Table]:
+        """Return the methods that a graph replaces, and the table of their versions."""
         table = {**table_of(LAYERS_FOLDER), **table_of(folder_of(self))}
-        return followed_functions([*replaced_layers(model, any_size), *self.replaced(model)], table)
+        entries = [*replaced_layers(model, any_size), *self.replaced(model)]
+        return as_imported(entries, table, older_tables(folder_of(self)))
 
     def differing_steps(self, cfg: Any) -> list[DifferingMethod]:
         """Return what of the user's code makes a test sample of a config in another way than its rule.

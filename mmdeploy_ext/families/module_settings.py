@@ -63,9 +63,8 @@ def _name_of(function: Any) -> str:
 def settings(value: Any, depth: int = 1) -> Any:
     """Return a value as plain types that can be compared; `...` for what is no setting.
 
-    Such an entry of a dict is left out; in a list `...` stands in its place. `depth` is one
-    more than the number of objects, such as coders and generators of priors, that may be around a setting:
-    with 1 an object is no setting itself.
+    `depth` is one more than the number of objects, such as coders and generators of priors, that may be
+    around a setting: with 1 an object is no setting itself.
     """
     if value is None or isinstance(value, bool | int | str | bytes):
         return value

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-from mmdeploy_ext.compat.older_mmdet import OlderModule
+from mmdeploy_ext.compat.older_mmdet import TRIED, OlderModule, computes_alike, mmdet_release
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.foreign_functions import (
     foreign_functions,
@@ -46,6 +46,12 @@ TABLE = 'replaced_methods.json'
 The one in `families/parts` is of `LAYERS`, of `SIZED_LAYERS`, and, as 'mmdet.Resize', of steps of a pipeline,
 of `Compose` and of data sets ('mmdet.CustomDataset'): those of releases of mmdet whose test pictures are the
 same (compared: 2.6.0 to 2.28.2).
+"""
+OLDER_TABLE = 'older_methods.json'
+"""File in the folder of a family: class -> method -> hash -> releases of mmdet 2.x, such as '2.6.0-2.10.0'.
+
+A hash has the releases in which the graphs give the results of a method with this hash, be it that of the
+release itself or of another one in its place: `python docs/_pages/older_methods.py` runs both and writes it.
 """
 DIGITS = 16
 """Number of hexadecimal digits of a hash in a table."""
@@ -436,6 +442,54 @@ def table_of(folder: Path) -> Table:
     """Return the table of a family's folder; empty if it has none."""
     path = folder / TABLE
     return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+
+
+@functools.lru_cache
+def older_tables(folder: Path) -> Mapping[str, Table]:
+    """Return release of mmdet -> table, of `OLDER_TABLE` in the folder of a family; empty if it has none."""
+    path = folder / OLDER_TABLE
+    if not path.is_file():
+        return {}
+    content = json.loads(path.read_text(encoding='utf-8'))
+    releases: list[str] = content['releases']
+    tables: dict[str, dict[str, dict[str, list[str]]]] = {release: {} for release in releases}
+    for kind, methods in content['methods'].items():
+        for method, hashes in methods.items():
+            for digest, ranges in hashes.items():
+                for first, _, last in (entry.partition('-') for entry in ranges.split(', ')):
+                    for release in releases[releases.index(first) : releases.index(last or first) + 1]:
+                        tables[release].setdefault(kind, {}).setdefault(method, []).append(digest)
+    return tables
+
+
+def as_imported(
+    replaced: Iterable[Replaced], table: Table, older: Mapping[str, Table]
+) -> tuple[list[Replaced], Table]:
+    """Return the methods of a model, and a table, as the graphs follow the imported mmdet.
+
+    Of mmdet 2.28 both stay. Of an older one, `older` has the methods that its classes have in place of those
+    of 2.28, see `older_tables`: those of its release count, or of another release in which the graphs are
+    the same (a copy of mmdet in a repository may be newer than its version says), whichever differs less.
+    Classes that are not in `older` are compared with `table`.
+    """
+    entries, release = list(replaced), mmdet_release()
+    choices = [(entries, table)]
+    if release < TRIED:
+        of_releases = [
+            of_release
+            for name, of_release in older.items()
+            if computes_alike(release, (int(name.split('.')[0]), int(name.split('.')[1])))
+        ]
+        choices = [
+            ([_as_of(entry, of_release) for entry in entries], {**table, **of_release})
+            for of_release in of_releases
+        ] or choices
+    return min(choices, key=lambda choice: len(differing_methods(*choice)))
+
+
+def _as_of(entry: Replaced, table: Table) -> Replaced:
+    names = table.get(entry.upstream)
+    return entry if names is None else dataclasses.replace(entry, methods=tuple(names))
 
 
 def folder_of(family: object) -> Path:

@@ -40,7 +40,7 @@ def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = F
 
     Returns:
         What ran: device, engine, its version, and the median milliseconds of each file, its first run
-        and transfers to and from a GPU included.
+        included.
 
     Raises:
         DataError: a kit that is not whole.

@@ -2,8 +2,8 @@
 
 mmdet's `Resize(backend='pillow')` is the bilinear one, StreamPETR's `ResizeCropFlipRotImage` the bicubic one.
 Unlike OpenCV's, they average over all source pixels that an output pixel covers. Source: Pillow 13,
-`src/libImaging/Resample.c`, the 8 bits per channel path. Pillow before 13 always changes the width first,
-which differs by one grey level where 13 begins with the height.
+`src/libImaging/Resample.c`, the 8 bits per channel path. Pillow before 13 always resizes columns first, which
+differs by one grey level where 13 begins with the rows.
 """
 
 import math
@@ -39,7 +39,7 @@ def resize_pillow(
 ) -> np.ndarray:
     """Resize (h, w, C) uint8, of C channels: one axis, rounded to uint8, then the other.
 
-    The width is changed first; the height is if it shrinks, by more than twice as many pixels as the width.
+    Columns come first; rows do if they shrink, by more than twice as many pixels as the columns.
 
     Args:
         image: (h, w, C) uint8.

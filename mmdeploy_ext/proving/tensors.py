@@ -20,7 +20,7 @@ HISTOGRAM_DECADES = (-12, 0)
 
 @dataclasses.dataclass(frozen=True)
 class TensorRow:
-    """One column group of one output, a candidate against a reference: ONNX against PyTorch, or two files.
+    """One column group of one output, ONNX against PyTorch (level 2).
 
     Attributes:
         tensor: output name; with the group's name if there are several.

@@ -16,8 +16,7 @@ from mmdeploy_ext.core.files import atomic_path
 def run(args: argparse.Namespace) -> int:
     """Write the arrays of the command line as .npz, and return 0.
 
-    They are `input` (1, 3, H, W) float32, normalised, see `solo_image`, and `img_shape` and `ori_shape`,
-    (height, width) in pixels.
+    They are `input` (1, 3, H, W) float32, and `img_shape` and `ori_shape`, (height, width) in pixels.
 
     Args:
         args: `size` (H, W), `img_shape` or None for `size`, `ori_shape`, and `out`, the name of the file.

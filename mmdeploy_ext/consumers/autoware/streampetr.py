@@ -217,7 +217,7 @@ def objects_of(scores: np.ndarray, boxes: np.ndarray, settings: StreamSettings) 
     """Return the objects that the node publishes of one frame, best first; their velocities are 0.
 
     Args:
-        scores: (1, K, P) logits, as the head's file gives them, not as `run` returns them; likewise `boxes`.
+        scores: (1, K, P) logits.
         boxes: (1, 10, P): x, y, z of the centre in metres, logarithms of length, width, height in m, sine and
             cosine of the yaw, velocities.
         settings: thresholds and class names of the node.

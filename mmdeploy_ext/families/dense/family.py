@@ -26,6 +26,7 @@ from mmdeploy_ext.families.building import nearest_base
 from mmdeploy_ext.families.dense import graphs, reference
 from mmdeploy_ext.families.dense.heads import (
     FOLLOWED,
+    FOLLOWED_BEFORE,
     KINDS,
     QUERY_HEAD,
     check_library_head,
@@ -63,7 +64,7 @@ class DenseFamily(ImageFamily):
     task = 'bbox2d'
     forms = ('full', 'decode', 'raw')
     ignored_prefixes = ('teacher_model.',)
-    followed = FOLLOWED
+    followed, followed_before = FOLLOWED, FOLLOWED_BEFORE
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(image_feeds.feeds)
     reference_tensors = staticmethod(reference.tensors)

@@ -18,7 +18,7 @@ from mmdeploy_ext.core.source_code import is_in_library, source_of_function
 from mmdeploy_ext.exporting.postprocess.suppression import NmsConfig, nms_config, positive
 from mmdeploy_ext.families.building import nearest_base
 from mmdeploy_ext.families.parts import followed
-from mmdeploy_ext.families.parts.dense_heads import KINDS, HeadKind
+from mmdeploy_ext.families.parts.dense_heads import KINDS, HeadKind, compares_products
 from mmdeploy_ext.families.parts.detector_parts import check_settings
 
 MlvlPointGenerator = mmdet_module('mmdet.core.anchor.point_generator').MlvlPointGenerator
@@ -50,6 +50,15 @@ FOLLOWED = (
     *followed.FUNCTIONS,
 )
 """Classes and modules of mmdet, and the methods that the graphs compute, as `Family.followed` has them."""
+FOLLOWED_BEFORE = (
+    *(
+        (kind.upstream, ('_get_bboxes', 'get_bboxes_single', 'get_points', '_get_points_single'))
+        for kind in KINDS.values()
+    ),
+    (dense_heads.GuidedAnchorHead, ('get_anchors', '_get_guided_anchors_single', 'get_sampled_approxs')),
+    *followed.BEFORE,
+)
+"""Methods that an mmdet before 2.18 has around its dense heads, beside those of `FOLLOWED`."""
 PAIRS_SINCE = (2, 18)
 """First release of mmdet whose heads keep the `nms_pre` best pairs of prior and class of a level; before it
 they kept the best priors with all their classes (compared: 2.6.0, 2.10.0, 2.14.0, 2.17.0 and 2.18.0)."""
@@ -104,6 +113,8 @@ def described(head: nn.Module) -> Head:
     kind = kind_of(head)
     inverted = kind.coder(head)['type'] in INVERTING_CODERS
     description = dataclasses.replace(kind.describe(head), inverted=inverted)
+    if description.factor and compares_products():
+        description = dataclasses.replace(description, judged='product')
     if description.choose == 'pairs' and mmdet_release() < PAIRS_SINCE:
         return dataclasses.replace(description, choose=kind.choose_before_pairs)
     return description

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from mmdet.core.anchor.anchor_generator import SSDAnchorGenerator
+from mmdet.core.post_processing import bbox_nms
 from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module, mmdet_release
@@ -38,8 +39,25 @@ YOLO_UNLIMITED_SINCE = (2, 17)
 level with the best objectness (compared: 2.6.0, 2.10.0, 2.14.0, 2.16.0 and 2.17.0)."""
 GFL_CODER_SINCE = (2, 18)
 """First release of mmdet whose `GFLHead` decodes by its coder (compared: 2.6.0, 2.14.0, 2.17.0, 2.18.0)."""
+CLASS_SCORES_SINCE = (2, 9)
+"""First release of mmdet whose `multiclass_nms` surely compares class scores with the threshold; that of 2.7
+and 2.8 compares their products with the score factors, that of 2.6 class scores (compared: 2.6.0 to 2.10.0).
+"""
 FAR_PX = 1e6
 """Offset far from every border, for functions of upstream that always clip; in float64 nothing is lost."""
+
+
+def compares_products() -> bool:
+    """Return whether the imported mmdet compares scores times their factors with the threshold of scores.
+
+    Copies of mmdet 2.6 have the function of one release or the other: it is tried.
+    """
+    if mmdet_release() >= CLASS_SCORES_SINCE:
+        return False
+    box, scores = torch.tensor([[0.0, 0.0, 8.0, 8.0]]), torch.tensor([[0.5, 0.0]])
+    suppression = dict(type='nms', iou_threshold=0.5)
+    results = bbox_nms.multiclass_nms(box, scores, 0.3, suppression, score_factors=scores.new_tensor([0.5]))
+    return len(results[0]) == 0
 
 
 def rows_of(tensor: torch.Tensor, columns: int) -> torch.Tensor:

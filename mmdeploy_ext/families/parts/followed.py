@@ -41,6 +41,12 @@ FUNCTIONS: Followed = (
     (transforms, ('bbox2result',)),
 )
 """Functions that choose boxes, and make results of them."""
+BEFORE: Followed = (
+    (anchors.AnchorGenerator, ('grid_anchors', 'single_level_grid_anchors', 'single_level_grid_priors')),
+    (anchors.MlvlPointGenerator, ('single_level_grid_priors',)),
+    (transforms, ('distance2bbox',)),
+)
+"""Methods and functions that an mmdet before 2.18 has in place of some of the above."""
 MASK_FUNCTIONS: Followed = (
     (importlib.import_module('mmcv.ops.point_sample'), ('point_sample', 'rel_roi_point_to_rel_img_point')),
     (fcn_mask_head, ('_do_paste_mask',)),

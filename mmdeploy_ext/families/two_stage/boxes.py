@@ -23,6 +23,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     Suppression,
     nms_config,
 )
+from mmdeploy_ext.families.parts.dense_heads import compares_products
 from mmdeploy_ext.families.parts.regions import (
     Pool,
     RegionBranch,
@@ -40,10 +41,20 @@ HEADS = (bbox_heads.BBoxHead, bbox_heads.SABLHead)
 """Box heads that export."""
 NEEDED = ('score_thr', 'nms', 'max_per_img')
 """Settings of `test_cfg.rcnn` that these heads read without a default."""
-SPLIT_BY_IMAGE = (2, 14)
-"""Release of mmdet since which regions of a batch are split by their image. Before it heads of one stage took
-regions whose lower side is at 0 for padding, and put zeros in place of what the head gives (compared: 2.11.0,
-2.14.0)."""
+PADDING_RELEASES = ((2, 11), (2, 12), (2, 13))
+"""Releases of mmdet whose heads of one stage put all images' regions into one array, see `is_padding`; those
+before and after split them by their image (compared: 2.6.0 to 2.14.0)."""
+
+
+def is_padding(regions: torch.Tensor) -> torch.Tensor:
+    """Return which regions (B, K, 4) the imported mmdet, of `PADDING_RELEASES`, takes for padding, (B, K, 1).
+
+    mmdet 2.11 takes those whose lower side is at 0, 2.12 and 2.13 those at 0 with all sides. It puts zeros in
+    place of what the head gives for them, of SABL's in place of the class logits alone.
+    """
+    if mmdet_release() == PADDING_RELEASES[0]:
+        return regions[..., 3:] == 0
+    return regions.abs().sum(-1, keepdim=True) == 0
 
 
 def check_head(head: nn.Module) -> None:
@@ -97,7 +108,8 @@ class Boxes(nn.Module):
             RegionBranch(roi_head, 'bbox', stage, bool(cap)) for stage in range(stages_of(roi_head))
         )
         self.config, self.cap = config, cap
-        self.padded_at_top = len(self.stages) == 1 and mmdet_release() < SPLIT_BY_IMAGE
+        self.compares_products = compares_products()
+        self.pads = len(self.stages) == 1 and mmdet_release() in PADDING_RELEASES
 
     def forward(
         self,
@@ -128,9 +140,11 @@ class Boxes(nn.Module):
         for index, stage in enumerate(self.stages):
             outputs = stage(maps, regions, stage_tensors)
             scores, *deltas = (tensor.reshape(*regions.shape[:2], -1) for tensor in outputs)
-            if self.padded_at_top:
-                inside = regions[..., 3:] != 0
-                scores, *deltas = (torch.where(inside, tensor, 0.0) for tensor in (scores, *deltas))
+            if self.pads:
+                padding = is_padding(regions)
+                scores = torch.where(padding, 0.0, scores)
+                if not isinstance(stage.head, bbox_heads.SABLHead):
+                    deltas = [torch.where(padding, 0.0, tensor) for tensor in deltas]
             logits.append(scores)
             if stage_tensors is not None:
                 tensors = stage_tensors[-1] | dict(
@@ -146,6 +160,8 @@ class Boxes(nn.Module):
         config = self.config
         candidates = (scores > config.score_thr) & present[..., None]
         scores = scores if factors is None else scores * factors[..., None]
+        if self.compares_products:
+            candidates = (scores > config.score_thr) & present[..., None]
         scores = torch.where(candidates, scores, torch.full_like(scores, NO_CANDIDATE))
         labels = torch.arange(scores.shape[2], device=scores.device).expand_as(scores)
         boxes = boxes.expand(-1, -1, scores.shape[2], -1)

@@ -46,6 +46,7 @@ from mmdeploy_ext.families.two_stage.exaggerated import exaggerated, exaggerated
 from mmdeploy_ext.families.two_stage.models import TwoStageModels, check_two_stage, heads_of
 from mmdeploy_ext.families.two_stage.supported_parts import (
     FOLLOWED,
+    FOLLOWED_BEFORE,
     PANOPTIC,
     replaced_methods,
     result_cfg,
@@ -119,6 +120,7 @@ class TwoStageFamily(ImageFamily):
     first_list, inner_lists = staticmethod(reference.proposals_alone), staticmethod(reference.proposals_among)
     first_trial = staticmethod(graphs.proposals_alone)
     exaggerated_first = staticmethod(exaggerated_proposals)
+    followed_before = FOLLOWED_BEFORE
     inner_inputs, choose_as = staticmethod(reference.inner_inputs), staticmethod(reference.choose_as)
 
     def spec(self, model: nn.Module, options: Options) -> GraphSpec:
@@ -351,7 +353,8 @@ class TwoStagePanopticFamily(ImageFamily):
     batches = staticmethod(panoptic.batches_of_one_size)
     reference_detections = staticmethod(reference.segments)
     reference_tensors = staticmethod(reference.tensors)
-    followed, replaced = FOLLOWED, staticmethod(replaced_methods)
+    followed, followed_before = FOLLOWED, FOLLOWED_BEFORE
+    replaced = staticmethod(replaced_methods)
     first, first_list = graphs.PROPOSALS, staticmethod(reference.proposals_alone)
     first_trial = staticmethod(graphs.proposals_alone)
     exaggerated_first = staticmethod(exaggerated_proposals)

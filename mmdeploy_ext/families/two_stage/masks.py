@@ -112,8 +112,7 @@ class Points(nn.Module):
         """Return refined logits (R, 1, m, m) of boxes (B, n, 4), pixels of the network input.
 
         `coarse` (R, C, h, h) are logits of the mask head, C being 1 if it is class-agnostic; `logits` (R, 1,
-        h, h) are those of each region's class, a label of `classes` (R,), of -1 any. `maps` are those of all
-        levels.
+        h, h) are those of each region's class, a label of `classes` (R,). `maps` are those of all levels.
         """
         boxes, side = boxes.flatten(0, 1), int(logits.shape[-1])
         for step in range(self.steps):

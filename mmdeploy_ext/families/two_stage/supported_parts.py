@@ -1,7 +1,6 @@
 """The parts of two-stage detectors that export: classes of mmdet 2.28.2 whose methods the graphs repeat."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from mmdet.core.bbox import transforms
@@ -9,7 +8,7 @@ from mmdet.core.post_processing import merge_augs
 from mmdet.models.builder import DETECTORS
 from torch import nn
 
-from mmdeploy_ext.compat.older_mmdet import mmdet_module, mmdet_release
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts import followed, proposals
 from mmdeploy_ext.families.parts.detector_parts import check_settings
@@ -24,7 +23,7 @@ from mmdeploy_ext.families.parts.regions import (
     part_of,
     stages_of,
 )
-from mmdeploy_ext.families.replaced import Replaced, table_of
+from mmdeploy_ext.families.replaced import Replaced
 from mmdeploy_ext.families.two_stage import boxes, masks
 
 detectors, roi_heads = mmdet_module('mmdet.models.detectors'), mmdet_module('mmdet.models.roi_heads')
@@ -90,6 +89,12 @@ FOLLOWED = (
 A class that an older mmdet lacks is an empty one, see `compat/older_mmdet.py`.
 """
 
+FOLLOWED_BEFORE = (
+    *((kind, ('_get_bboxes',)) for kind in proposals.HEADS),
+    *followed.BEFORE,
+)
+"""Methods that an mmdet before 2.18 has in place of some of `FOLLOWED`."""
+
 
 def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
     """Yield entries of the methods that the graphs of a detector compute, see `Family.replaced`."""
@@ -98,19 +103,7 @@ def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
     rpn_head = getattr(model, 'rpn_head', None)
     if proposals.is_users_own(rpn_head):
         entries.append(Replaced(rpn_head, dense_heads.RPNHead.__name__, proposals.METHODS))
-    return map(of_release, entries)
-
-
-def of_release(entry: Replaced) -> Replaced:
-    """Return an entry of `replaced_methods`, renamed if the graphs follow an older mmdet in another way.
-
-    `entry.upstream` is the name of a class. The family's table, `replaced_methods.json` beside this file, may
-    have that class a second time with a release: 'Class of mmdet 2.11'. If that release is the imported one,
-    the result has that name and its methods; otherwise, as with mmdet 2.28, it is `entry`.
-    """
-    table = table_of(Path(__file__).parent)
-    name = '{} of mmdet {}.{}'.format(entry.upstream, *mmdet_release())
-    return Replaced(entry.part, name, tuple(table[name])) if name in table else entry
+    return iter(entries)
 
 
 def result_key(detector: type) -> str:

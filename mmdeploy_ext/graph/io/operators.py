@@ -15,10 +15,10 @@ WEIGHTS = {'Conv': 1, 'ConvInteger': 1, 'ConvTranspose': 1, 'DeformConv': 1, 'QL
 """Operator of a convolution -> place of the input whose shape (D, C, *kernel) states the kernel."""
 
 LEFT_OUT = {'ConvTranspose': 'output_padding', 'AveragePool': 'dilations', 'LpPool': 'dilations'}
-"""Operator -> attribute that is left out at its default in the one form of `fill_window`.
+"""Operator -> attribute that its canonical form lacks at the default.
 
-PyTorch's TorchScript exporter leaves these out and writes the other attributes of windows, so that the
-digests of its files, which the records of the zoo hold, are those of the attributes as they stand there.
+PyTorch's TorchScript exporter writes the others and leaves these out, so that the digests of its files, which
+the records of the zoo hold, are those of the attributes as they stand in the file.
 """
 
 
@@ -69,9 +69,8 @@ def fill_window(
     """Bring the attributes that describe the window of a convolution or pooling into one form, in place.
 
     The schemas have no default for kernel, strides, dilations and pads, because its length is the rank of the
-    kernel; the specification of the operators has it in words. These are added where they are not stated,
-    pads only if neither `auto_pad` nor `output_shape` decides. The attribute of `LEFT_OUT`, such as
-    `output_padding`, is never added: it is removed if it is stated at its default.
+    kernel; the specification of the operators has it in words. Defaults are added, but for those of
+    `LEFT_OUT`, which are removed if they are stated, and for pads where `auto_pad` or `output_shape` decides.
 
     Args:
         values: attributes of the node by name, with the defaults of `defaults_of`; changed in place.

@@ -40,8 +40,8 @@ class InputSizes:
         tall: H more than twice W, if the graph takes one so narrow; H is over `LONG` and over the traced H.
         unaligned: the size before padding, rarely a multiple of `STRIDE`; smaller than the traced one, or, if
             the graph takes none so small, larger.
-        fine: `unaligned` rounded down to multiples that the graph takes, and not padded; None if the graph
-            takes multiples of `STRIDE` alone, or not this size.
+        fine: `unaligned` rounded down to multiples that the graph takes, and not padded; None if these are
+            multiples of `STRIDE`, or the size is too small.
         larger: than the traced size on both sides, or None, see `LARGEST`.
         step: px; `unaligned` is padded to multiples of it. It is the least common multiple of `STRIDE` and of
             the number of which the graph takes multiples.

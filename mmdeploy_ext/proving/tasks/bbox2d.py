@@ -124,8 +124,8 @@ def _iou(boxes: np.ndarray, candidate_boxes: np.ndarray) -> np.ndarray:
 def fit_pair(pair: Pair) -> Pair:
     """Bring a pair to a size at which its labels are legible, before it is drawn.
 
-    Pictures wider than `LEGIBLE` shrink to it; those of half of it or less are enlarged by a whole factor, at
-    most to it; others stay. Masks follow when they are drawn.
+    Pictures wider than `LEGIBLE` shrink to it, small ones are enlarged by a whole factor; masks follow when
+    they are drawn.
     """
     import cv2
 

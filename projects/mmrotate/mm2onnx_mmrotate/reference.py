@@ -19,7 +19,7 @@ from mmdeploy_ext.preprocess.pictures import PreparedImage
 def rotated_detections(
     model: nn.Module, images: Sequence[PreparedImage], rescale: bool, version: str
 ) -> list[RotatedDetections]:
-    """Return the detector's own results for each of the prepared `images`, in descending score order.
+    """Return the results of the detector's own test path, in descending score order.
 
     Boxes are in pixels of the originals with `rescale`; `version` is that of the angles.
     """

@@ -277,10 +277,7 @@ def ensure_toy_dota(
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the set or the picture of the command line and return 0; UsageError: an option is out of range.
-
-    `args` are `picture`, a file name or None for the set, and the options of `staging.add_pictures`.
-    """
+    """Make the set or the picture of the command line; UsageError: an option is out of range."""
     if args.picture:
         check_seed(args.seed)
         if not args.picture.lower().endswith('.png'):

@@ -1,6 +1,7 @@
 """Copies of mmdet in research repositories: what they lack and what they refuse, by modules like theirs."""
 
 import importlib.util
+import json
 import math
 import sys
 import types
@@ -243,7 +244,8 @@ def test_a_library_that_a_module_of_an_older_mmdet_needs_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize(('version', 'smallest', 'sides'), [
-    ('2.14.0', 0, [0, 5]), ('2.28.2', 0, [5]), ('2.14.0', 5, [5]), ('2.28.2', 5, [])])
+    ('2.12.0', 0, [0, 5]), ('2.13.0', 0, [5]), ('2.14.0', 0, [0, 5]), ('2.28.2', 0, [5]),
+    ('2.14.0', 5, [5]), ('2.28.2', 5, [])])
 def test_proposals_as_small_as_the_minimum_are_kept_by_an_older_mmdet(monkeypatch, version, smallest, sides):
     from mmdet.models import build_head
 
@@ -283,16 +285,94 @@ def test_proposals_of_an_older_mmdet_have_its_overlap_and_limit(monkeypatch, ver
     assert (proposals.thresholds(head).iou_threshold, proposals.thresholds(head).max_per_img) == (0.4, 5)
 
 
-def test_methods_of_an_older_mmdet_are_those_of_its_release(monkeypatch):
-    from mmdeploy_ext.families.replaced import Replaced
-    from mmdeploy_ext.families.two_stage.supported_parts import of_release
+OLD_HEAD = '''
+class OldHead:
+    def get_bboxes(self, boxes):
+        return self._get_bboxes(boxes)
+    def _get_bboxes(self, boxes):
+        return boxes[:{number}]
+'''
 
-    entry = Replaced(object(), 'RPNHead', ('get_bboxes',))
-    assert of_release(entry) == entry
-    monkeypatch.setattr(mmdet, '__version__', '2.11.0')
-    older = of_release(entry)
-    assert older.upstream == 'RPNHead of mmdet 2.11' and '_get_bboxes' in older.methods
-    assert of_release(Replaced(object(), 'GridHead', ('forward',))).upstream == 'GridHead'
+
+@pytest.fixture
+def old_heads(tmp_path):
+    """Return number -> a head whose `_get_bboxes` has it."""
+    heads = {}
+    for number in (1, 2, 3):
+        spec = importlib.util.spec_from_file_location(f'old_head_{number}', tmp_path / f'head_{number}.py')
+        (tmp_path / f'head_{number}.py').write_text(OLD_HEAD.format(number=number))
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        heads[number] = module.OldHead()
+    return heads
+
+
+@pytest.mark.parametrize(('version', 'number', 'differing'), [
+    ('2.11.0', 1, []), ('2.11.0', 3, ['OldHead._get_bboxes']),  # 3: a line of the user's
+    ('2.12.0', 2, []), ('2.13.0', 2, []), ('2.13.0', 1, ['OldHead._get_bboxes']),
+    ('2.11.0', 2, ['OldHead._get_bboxes']),  # of 2.12, whose graph is another one
+    ('2.18.0', 1, ['OldHead.get_bboxes']), ('2.28.2', 1, ['OldHead.get_bboxes'])])
+def test_methods_of_an_older_mmdet_are_those_of_its_release(
+        monkeypatch, tmp_path, old_heads, version, number, differing):
+    from mmdeploy_ext.families import replaced
+
+    digests = {key: replaced.hash_of(type(head)._get_bboxes) for key, head in old_heads.items()}
+    around = replaced.hash_of(type(old_heads[1]).get_bboxes)
+    (tmp_path / replaced.OLDER_TABLE).write_text(json.dumps(dict(
+        releases=['2.11.0', '2.12.0', '2.13.0'], methods=dict(OldHead=dict(
+            get_bboxes={around: '2.11.0-2.13.0'},
+            _get_bboxes={digests[1]: '2.11.0', digests[2]: '2.12.0-2.13.0'})))))
+    monkeypatch.setattr(mmdet, '__version__', version)
+    table = dict(OldHead=dict(get_bboxes=['of 2.28']))
+    entries = [replaced.Replaced(old_heads[number], 'OldHead', ('get_bboxes', 'simple_test'))]
+    imported = replaced.as_imported(entries, table, replaced.older_tables(tmp_path))
+    assert [method.name for method in replaced.differing_methods(*imported)] == differing
+
+
+def test_every_release_that_a_graph_looks_at_is_one_since_which_it_computes_otherwise():
+    from mmdeploy_ext.families.dense import heads
+    from mmdeploy_ext.families.parts import dense_heads, proposals
+    from mmdeploy_ext.families.two_stage import boxes
+
+    releases = {heads.PAIRS_SINCE, dense_heads.YOLO_UNLIMITED_SINCE, dense_heads.GFL_CODER_SINCE}
+    releases |= {proposals.NMS_ENTRY_SINCE, proposals.STRICTLY_LONGER_SINCE, proposals.AS_LONG}
+    releases |= {boxes.PADDING_RELEASES[0], boxes.PADDING_RELEASES[1]}
+    assert releases <= {*older_mmdet.CHANGES}
+
+
+@pytest.mark.parametrize(('version', 'padding'), [
+    ('2.11.0', [True, True, False]), ('2.12.0', [True, False, False]), ('2.13.0', [True, False, False])])
+def test_regions_that_an_older_mmdet_takes_for_padding(monkeypatch, version, padding):
+    from mmdeploy_ext.families.two_stage import boxes
+
+    monkeypatch.setattr(mmdet, '__version__', version)
+    regions = torch.tensor([[[0., 0, 0, 0], [3, 0, 9, 0], [3, 1, 9, 5]]])
+    assert boxes.is_padding(regions)[0, :, 0].tolist() == padding
+
+
+@pytest.mark.parametrize(('version', 'factor_first', 'judged'), [
+    ('2.6.0', False, 'class'), ('2.6.0', True, 'product'), ('2.8.0', True, 'product'),
+    ('2.9.0', False, 'class')])
+def test_the_threshold_of_an_older_mmdet_is_one_of_products(monkeypatch, version, factor_first, judged):
+    from mmdet.core.post_processing import bbox_nms
+    from mmdet.models import build_head
+
+    from mmdeploy_ext.families.dense import heads
+
+    upstream = bbox_nms.multiclass_nms
+
+    def multiclass_nms(boxes, scores, score_thr, nms_cfg, max_num=-1, score_factors=None):
+        if factor_first and score_factors is not None:
+            scores, score_factors = scores * score_factors[:, None], None
+        return upstream(boxes, scores, score_thr, nms_cfg, max_num, score_factors)
+
+    head = build_head(dict(
+        type='ATSSHead', num_classes=3, in_channels=32,
+        anchor_generator=dict(type='AnchorGenerator', scales=[8], ratios=[1.0], strides=[8]),
+        loss_cls=dict(type='FocalLoss', use_sigmoid=True)))
+    monkeypatch.setattr(bbox_nms, 'multiclass_nms', multiclass_nms)
+    monkeypatch.setattr(mmdet, '__version__', version)
+    assert heads.described(head).judged == judged
 
 
 @pytest.mark.parametrize(('version', 'choose'), [('2.17.0', 'priors'), ('2.18.0', 'pairs')])

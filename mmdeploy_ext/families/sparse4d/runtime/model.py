@@ -218,7 +218,7 @@ def read_constants(head: str | Path, spec: GraphSpec) -> dict[str, np.ndarray]:
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> InstanceBoxes:
     """Return the boxes of a frame's outputs; see `mmdeploy_ext/runtime/family_runtime.py`.
 
-    `outputs` need all of `PREDICTIONS` but the features. Without `instance_id`, which the bank gives,
+    `outputs` have those of `PREDICTIONS` but for the features. Without `instance_id`, which the bank gives,
     instances are numbered by their rows. Boxes are those of `step`; only their `class_scores` are in
     the published order, by these scores and not that of the boxes, as no repair is applied.
     """

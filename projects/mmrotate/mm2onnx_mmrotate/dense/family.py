@@ -112,7 +112,7 @@ class RotatedDenseFamily(ImageFamily):
         return ResultLimit(last_head(model).test_cfg)
 
     def limits(self, model: nn.Module) -> list[Limit]:
-        """Return the limits and thresholds that are read: those of the last head."""
+        """Return the limits that are read: those of the last head."""
         settings = last_head(model).test_cfg
         read = {id(settings), id(settings['nms'])}
         return [
@@ -200,8 +200,8 @@ def largest_num_candidates(facts: Mapping[str, Any], nms_pre: int, options: Opti
 def check_inner_head(key: str, settings: Mapping[str, Any]) -> None:
     """Refuse (ConfigError) an inner head, one before the last, whose boxes are not made of deltas alone.
 
-    A `RotatedRetinaHead`, or a class derived from it, is taken, unless it has classes of angles. `key` is
-    one of `heads_of`, `settings` its entry in the config.
+    A `RotatedRetinaHead` is taken, unless it has classes of angles. `key` is one of `heads_of`, `settings`
+    its entry in the config.
     """
     head = HEADS.get(settings['type'])
     if not issubclass(head, RotatedRetinaHead) or issubclass(head, CSLRRetinaHead):

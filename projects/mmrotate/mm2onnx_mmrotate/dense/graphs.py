@@ -80,7 +80,7 @@ def _raw_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
 
 
 def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
-    """Return (h, w) of each level at the size of an export; all are (0, 0) if it takes any size.
+    """Return (h, w) of each level at the size of an export, (0, 0) if it takes any size.
 
     UsageError: the model does not take the size.
     """
@@ -88,10 +88,7 @@ def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and what the form adds to it; see `ImageFamily.stages`.
-
-    With `fold` the network is a copy in which batch normalisation is folded into convolutions.
-    """
+    """Return the network, and what the form adds to it; see `ImageFamily.stages`."""
     network = fuse(model) if fold else model
     return dense_graphs.form_stages(
         dense_graphs.RawNetwork(network, raw_names(model), flat_outputs),
