@@ -197,9 +197,10 @@ def examine(runtime_only: bool = False, progress: Callable[[str], None] = lambda
 
 
 def print_report(findings: Sequence[Finding]) -> None:
-    """Print the findings as a table, the patches in effect, each problem with its fix, and a summary.
+    """Print the findings as a table, the patches in effect, and each problem with its fix.
 
-    Of the finding of the patches the table has a row only if it is a problem.
+    The last line is the number of problems, or the summary if there is none. Of the finding of the
+    patches the table has a row only if it is a problem.
     """
     from rich.markup import escape
     from rich.table import Table
@@ -249,7 +250,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the installation and print the findings; return 0 if no finding is a problem, else 1.
 
-    `argv` are the words of the command line, by default those of the process.
+    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
+    option that the parser refuses, which is status 2.
     """
     return cli.run(_run, build_parser(), argv)
 

@@ -116,7 +116,7 @@ def items(check: Check, minimum: int = 0, maximum: int = LONGEST) -> Check:
 
 
 def exactly(count: int, check: Check) -> Check:
-    """Return a check of a list of `count` values."""
+    """Return a check of a list of `count` values that all pass another check."""
     return items(check, count, count)
 
 

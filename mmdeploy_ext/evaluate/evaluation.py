@@ -75,8 +75,8 @@ def dataset_builder() -> Callable[[Mapping[str, Any]], Dataset]:
 def build_dataset(cfg: Any) -> Dataset:
     """Build the test data set of a config, `data.test`, in test mode.
 
-    Its pipeline is wrapped: a sample that cannot be prepared raises a DataError that names its file. Those of
-    data sets inside another, as mmdet's ConcatDataset has them, stay as they are.
+    Its pipeline is wrapped: a sample that cannot be prepared raises a DataError that names its file. The
+    pipelines of data sets inside another, as mmdet's ConcatDataset has them, stay as they are.
 
     Raises:
         DataError: its files are missing, its class is unknown or refuses them, or it has no sample.
@@ -177,8 +177,9 @@ def evaluate(
         cfg: the config, whose `evaluation` has further arguments of the evaluator.
         dataset: built by `build_dataset`.
         results: a result per sample, in the order of the data set, as its evaluator takes them.
-        metrics: names of metrics of this evaluator, such as 'bbox'; 'tracking' evaluates boxes in 3D with the
-            ids of tracks. An empty list is passed on to the evaluator.
+        metrics: names of metrics of this evaluator, such as 'bbox'. Of mmdet3d's nuScenes 'tracking'
+            evaluates boxes in 3D with the ids of tracks by nuScenes' devkit; a data set that evaluates tracks
+            itself gets the name. An empty list is passed on to the evaluator.
         options: further arguments of the evaluator (`--eval-options`), over those of the config; with None
             nothing is replaced.
 
@@ -220,7 +221,7 @@ def check_tables(cfg: Any, dataset: Dataset, metrics: Sequence[str] = ()) -> Non
 
     Raises:
         ConfigError: one of the `metrics` is none of mmdet's `CocoDataset`, whose evaluator the data set has.
-        DataError: the folder that its evaluator reads is missing, or 'tracking' is among the `metrics` and
+        DataError: the folder that its evaluator reads is missing, or the devkit is to evaluate 'tracking' and
             the tables are of another version than those in `tracking.SPLITS`.
         UsageError: one of the `metrics` needs a package that is not installed.
     """

@@ -32,7 +32,8 @@ REQUIRED = {
 def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
     """Read the rule out of an mmdet 2.x test pipeline, `MultiScaleFlipAug` included.
 
-    The padding's value is that after normalisation, in the order of the network's channels.
+    The padding's value is that after normalisation, in the order of the network's channels. The `img_scale`
+    of `MultiScaleFlipAug`, or its lack of one, counts in place of that of Resize; AffineResize has its own.
     Options of a step that are neither in `REQUIRED` nor of the rule, such as `multiscale_mode`, are not read.
 
     Raises:

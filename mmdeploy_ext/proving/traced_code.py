@@ -79,9 +79,10 @@ class TracedLine:
 
     Attributes:
         file: as the linter shows it: relative to the working directory, or its name; for line 0 the name of
-            the stage.
+            the stage, or what `by` says.
         line: its number, from 1 on; 0 if the code of a stage could not be observed.
-        code: its text without indentation; for line 0 the reason.
+        code: its text without indentation; for line 0 why the stage could not be observed, '' of all that
+            `by` names without a line, such as a 'state'.
         by: 'values' or 'sizes'; 'export' if the line asks whether an export runs, 'alone' if an export does
             not run it, or not all of it; 'clock' if it reads the time; 'state' if `file` is a class, a
             function or a module and its attribute, or a parameter, which every run changes; 'kept' if it is

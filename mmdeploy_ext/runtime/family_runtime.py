@@ -81,7 +81,7 @@ def results_of(
         refused = results if not isinstance(results, list | tuple) else next(iter(results), None)
         raise ConfigError(
             f'{broken} gives {type(results).__name__} of {type(refused).__name__}; expected a list with a '
-            f'Scored of mmdeploy_ext.runtime.detections per image'
+            f'Rows of mmdeploy_ext.runtime.detections per image'
         )
     if any(np.any(np.diff(entry.scores) > 0) for entry in results):
         raise ConfigError(f'{broken} gives results in another order than the best first')

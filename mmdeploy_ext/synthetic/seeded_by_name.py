@@ -230,7 +230,10 @@ STREAMPETR_GAINS = {
 
 
 def streampetr_weights(shapes: Shapes) -> dict[str, torch.Tensor]:
-    """Return the float32 state dict of a StreamPETR with the names of `shapes`, which has them all."""
+    """Return the float32 state dict of a StreamPETR with the names of `shapes`.
+
+    `shapes` has all entries of the model, since they tell which layers are normalisations.
+    """
     return state_dict_by_name(shapes, functools.partial(_streampetr_values, norms_of(shapes)))
 
 

@@ -118,7 +118,7 @@ def parse_constants(texts: Sequence[str]) -> dict[str, np.ndarray | None]:
 
 
 def engine_spec(model: onnx.ModelProto, fixed: Collection[str] = ()) -> GraphSpec:
-    """Return the inputs and outputs, with types and axes, of the engine of a file.
+    """Return the inputs and outputs, with types and axes, of the engine that is built of a file.
 
     They are those that a file of this project states in its metadata, and of another file, or one whose
     metadata are damaged, those of its graph, as `output_comparison.spec_of` reads them. Inputs with a default

@@ -16,7 +16,6 @@ from mmdeploy_ext.graph.io.tensors import save_npz
 from mmdeploy_ext.graph.reduce import run
 from mmdeploy_ext.graph.reduce.search import Reduction
 
-# text of the folder's README.md, in which `save_folder` fills the fields
 README = """# A reduced graph
 
 {meaning}
@@ -34,7 +33,7 @@ This is the smallest part of `{source}` that still shows it: {after} of {before}
 - `run.py`: shows the fault: `python run.py`, with numpy and onnxruntime installed; exit status 0 when it
   is shown.
 """
-"""Text of README.md, with fields for `str.format`."""
+"""Text of the folder's README.md, with fields that `save_folder` fills by `str.format`."""
 EXPECTED = {
     'nan': 'what ONNX Runtime gave when this was written.',
     'engines': 'what ONNX Runtime gives without optimisations.',

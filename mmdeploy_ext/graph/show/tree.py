@@ -15,7 +15,7 @@ from mmdeploy_ext.graph.show.summary import parameter_sizes
 
 @dataclasses.dataclass
 class Branch:
-    """A module of the tree: the numbers are of all nodes in it and in its children.
+    """A module of the tree: its numbers, but for `operators`, are of all nodes in it and in its children.
 
     Attributes:
         name: last part of the module's name, '' for the whole model.

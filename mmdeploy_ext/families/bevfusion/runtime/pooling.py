@@ -33,8 +33,8 @@ class Tables:
 
     Attributes:
         geometry: (T,) int32 cell `x * Y + y` of each point; X * Y for points outside the grid.
-        ranks: (T,) int32 keys by which points are sorted: their cell, or -1 outside the grid.
-        indices: (T,) uint32 points in that order, `camera * (D h w) + (d h + row) w + column`.
+        ranks: (T,) int32 key of each point, by which they are sorted: its cell, or -1 outside the grid.
+        indices: (T,) uint32 points in the order of their keys, `camera * (D h w) + (d h + row) w + column`.
         intervals: (n, 3) int32: first index in `indices`, the one after the last, and the cell.
         shape: (X, Y).
     """

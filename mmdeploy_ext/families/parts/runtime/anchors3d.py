@@ -57,7 +57,7 @@ class AnchorRule(HeadRule):
             which on.
         rotated: whether the IoU is that of rotated boxes; otherwise their yaw is left out, so that their
             sizes lie along the axes.
-        max_num: largest number of results.
+        max_num: largest number of results, at least 1.
         cells: rows and columns of the map of each range, one after the other, for heads whose ranges have
             maps of their own (SSN's head, whose outputs hold all anchors, range by range); empty for heads
             whose ranges share the map of their level.

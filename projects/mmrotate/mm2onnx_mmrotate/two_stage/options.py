@@ -33,7 +33,7 @@ CODERS: dict[str, dict[str, Check]] = dict(
         version=VERSION,
     ),
 )
-"""Coder of `coders.CODERS` -> checks of the settings that it reads."""
+"""Coder of `coders.CODERS` -> checks of the settings that it reads; the last may lack `ctr_clamp`."""
 
 
 def check_coder(value: Any, key: str) -> None:
