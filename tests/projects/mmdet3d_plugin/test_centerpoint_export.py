@@ -61,7 +61,7 @@ def test_the_reference_is_the_unpatched_detector(toy):
     assert not deployment.model.pts_bbox_head._forward_hooks
 
 
-def test_both_files_are_proven_on_unseen_sweeps(toy):
+def test_both_files_are_proven_on_unseen_sweeps(runs_twice, toy):
     deployment, folder, *_ = toy
     verdict, pairs = prove(deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'))
     assert verdict.proven, [check for check in verdict.structure if not check.passed]
@@ -192,7 +192,7 @@ class Drifting:
         return dataclasses.replace(found, outputs=outputs)
 
 
-def test_a_sweep_whose_second_run_is_wrong_is_not_proven(toy, monkeypatch):
+def test_a_sweep_whose_second_run_is_wrong_is_not_proven(runs_twice, toy, monkeypatch):
     deployment, folder, *_ = toy
     kind = type(deployment.family)
     runner = kind.runner
