@@ -2,8 +2,8 @@
 
 A function decorated by `patch` or `after` is a patch: it runs when one of the named modules is imported, and
 its docstring begins with the reason. It takes the module and, with `patch`, the function `execute`, which
-runs the module's code. It returns whether it changed anything; with `after`, None means True. A patch for
-machines `without_gpu` does nothing if torch sees a GPU; `versions` are those that it was tried with.
+runs the module's code. It returns whether it changed anything; with `after`, None means True. A patch with
+`without_gpu=True` does nothing if torch sees a GPU; `versions` are those that it was tried with.
 """
 
 import functools

@@ -25,7 +25,8 @@ class Option:
         name: key in the metadata, and attribute of `Options`.
         default: its value in `Options` that are given none.
         help: text for the command line.
-        choices: all values that it can have; if empty, any value that passes `schema`.
+        choices: all values that it can have, '' if the user may leave it open; if empty, any value that
+            passes `schema`.
         schema: check of its value in the metadata of a file.
         flag: how it is typed on a command line, such as '--shape'; None: '--' and the name, with dashes; ''
             if it cannot be typed, as another argument decides the value.

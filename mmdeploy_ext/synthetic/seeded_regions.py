@@ -141,14 +141,14 @@ def run_heads(
     features: Sequence[torch.Tensor],
     rule: RegionRule = MMDET_RULE,
 ) -> None:
-    """Run the head of proposals if it has batch normalisations, and likewise the heads of regions.
+    """Run the head of proposals if it has batch normalisations; all heads of regions if one of them has any.
 
     `calibrate_norms` sees their inputs meanwhile and sets their statistics; they are in evaluation mode.
 
     Args:
         model: the detector.
         pictures: (B, 3, H, W), normalised.
-        features: features of each level.
+        features: features of each level, as `extract_feat` returns them.
         rule: rule of the heads of regions.
     """
     if _has_norms(getattr(model, 'rpn_head', None)):
@@ -179,7 +179,7 @@ def scale_heads(
     Args:
         model: the detector.
         pictures: (B, 3, H, W), normalised.
-        features: features of each level.
+        features: features of each level, as `extract_feat` returns them.
         rule: rule of the heads of regions.
     """
     if getattr(model, 'rpn_head', None) is not None:

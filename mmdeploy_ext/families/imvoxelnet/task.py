@@ -1,6 +1,7 @@
 """Level 3 of a proof of ImVoxelNet: match boxes in 3D, draw both engines into the picture.
 
-Matching is that of `bbox3d`, with the score bar of boxes in pictures.
+Matching is that of `bbox3d`, with the score bar of boxes in pictures. Functions and names are those of every
+task, see `proving/tasks/__init__.py`.
 """
 
 from __future__ import annotations
@@ -37,5 +38,8 @@ def match_detections(
 
 
 def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
-    """Draw both engines' boxes of at least `score_thr` side by side, see `bbox2d.side_by_side`."""
+    """Return a picture (h, w, 3) uint8 BGR of both engines' boxes of at least `score_thr` side by side.
+
+    See `bbox2d.side_by_side`.
+    """
     return bbox2d.side_by_side(pair, classes, score_thr, draw=draw, problem=problem, pair_by=pair_up)

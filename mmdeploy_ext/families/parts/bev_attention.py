@@ -67,7 +67,7 @@ def scaled_offsets(offsets: Tensor, sizes: Sequence[tuple[int, int]], heads: int
         offsets: (Q, M * L * P * 2), by head, level, point and axis, x before y.
         sizes: h and w of each level.
         heads: M.
-        points: P.
+        points: P; in `sample_views`, where all views are one level, V P.
     """
     steps = [step for height, width in sizes for step in (2 / width, 2 / height) * points]
     return offsets * offsets.new_tensor(steps * heads)

@@ -23,9 +23,12 @@ IN_ORDER = range(10)
 def synthetic_outputs(
     facts: Mapping[str, Any], queries: int, classes: int, columns: Sequence[int] = IN_ORDER
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Yield titles and outputs: `all_cls_scores` (1, 1, Q, K) logits and `all_bbox_preds` (1, 1, Q, 10).
+    """Yield titles and outputs of a head, whose first axes are one decoder layer and a batch of one.
 
-    Boxes have as many columns as `columns`.
+    Outputs are `all_cls_scores` (1, 1, Q, K) logits and `all_bbox_preds` (1, 1, Q, number of `columns`). The
+    first have more boxes than are kept; the second scores about the threshold, and centres about the limits
+    of `post_center_range`; the third only scores below the threshold, of which a decoder keeps some if it has
+    no threshold, or lowers it.
 
     Args:
         facts: entry `postprocess` of a file's metadata, by which the outputs are decoded.

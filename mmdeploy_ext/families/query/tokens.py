@@ -57,7 +57,7 @@ class QueryTokensForm(nn.Module):
     def forward(
         self, image: torch.Tensor, img_shape: torch.Tensor, memory: torch.Tensor, *maps: torch.Tensor
     ) -> tuple[torch.Tensor]:
-        """Return boxes with scores (B, Q, 5), xyxy and 0..1, of the tokens with the best scores, best first.
+        """Return boxes xyxy with a score 0..1 (B, Q, 5) of the tokens with the best scores, best first.
 
         A box is in shares of the image without its padding, times width and height of the whole input: of an
         image that is not padded these are its pixels. The score is that of the best class, in a Deformable

@@ -8,7 +8,7 @@ layers, and compute the methods and functions of `replaced` by themselves.
 Source: exiawsh/StreamPETR 95f6470 (names and what they compute, no code).
 
 Glossary: B batch, N cameras, H, W network input in pixels, C channels, Q queries, T tokens, M rows of the
-memory, L decoder layers.
+memory that are no queries, L decoder layers.
 """
 
 import contextlib
@@ -114,9 +114,9 @@ class UserSteps(FrameSteps):
         """Return the outputs (L, B, Q, C) of the user's transformer.
 
         The arguments are those of `PETRTemporalTransformer.forward`, batch first: queries and their positions
-        (B, Q, C), tokens and their positions (B, T, C), those rows of the memory that are no queries, here M,
-        and their positions (B, M, C), and the mask (Q, Q + M) of the self attention, True if a query must not
-        look, None if all may; here they are passed in the order that the user's transformer takes.
+        (B, Q, C), tokens and their positions (B, T, C), rows of the memory and their positions (B, M, C), and
+        the mask (Q, Q + M) of the self attention, True if a query must not look, None if all may; here they
+        are passed in the order that the user's transformer takes.
         """
         outs_dec, _ = self.head.transformer(
             tokens, tgt, query_pos, tokens_pos, attn_mask, temp_memory, temp_pos

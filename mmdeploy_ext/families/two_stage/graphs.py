@@ -213,8 +213,9 @@ class ProposalsForm(nn.Module):
     def forward(
         self, image: torch.Tensor, img_shape: torch.Tensor, *maps: torch.Tensor
     ) -> tuple[torch.Tensor]:
-        """Return proposals (B, K, columns) of the head's outputs; rows that an image does not have are zero.
+        """Return proposals (B, K, columns) of the head's outputs, xyxy in pixels of the network input.
 
+        Rows that an image does not have are zero.
         `maps` are these outputs alone, by `proposal_names`; for the others see `TwoStageFullForm.forward`.
         """
         dets, *_ = self.proposals(maps, clip_size(image, img_shape))

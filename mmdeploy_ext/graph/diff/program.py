@@ -128,7 +128,7 @@ class NodeRunner:
 
         Args:
             program: the graph.
-            position: index of the node.
+            position: index of the node among all of the main graph.
             values: tensor -> array; it holds all that the node reads, constants included.
 
         Raises:

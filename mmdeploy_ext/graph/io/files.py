@@ -35,7 +35,10 @@ CANNOT_READ = (ValueError, OSError, onnx.checker.ValidationError)
 ALIGNMENT = 4096
 """Bytes: tensors in a data file begin at multiples of it, so that they can be mapped into memory."""
 SMALLEST_EXTERNAL = 1024
-"""Bytes: tensors of this size or less (shapes, axes) stay in the model file, which shape inference reads."""
+"""Bytes: tensors of this size or less (shapes, axes) stay in the model file, which shape inference reads.
+
+`read_shapes` takes it as a number of elements.
+"""
 
 
 def read(path: AnyPath) -> onnx.ModelProto:

@@ -1,6 +1,6 @@
 """The losses of TransFusion's head: boxes are assigned to queries, and their centres make a heat map.
 
-Glossary: K classes, G boxes of a sample, X, Y cells of the bird's-eye view.
+Glossary: B samples, Q queries, K classes, G boxes of a sample, X, Y cells of the bird's-eye view.
 
 Source: mit-han-lab/bevfusion db75150, models/heads/bbox/transfusion.py:343-713 and
 core/bbox/assigners/hungarian_assigner.py.
@@ -67,9 +67,10 @@ class HeadLosses:
     ) -> dict[str, Tensor]:
         """Return the losses of the predictions of `TransFusionHead.forward` for a batch.
 
-        They are `loss_heatmap`, `layer_0_loss_cls` and `layer_0_loss_bbox`. Per sample there are boxes (G, 9)
-        of the ground truth, with labels (G,). Columns are those of `TransFusionHead.get_bboxes`: x, y, z of
-        the bottom, width, length, height, yaw, velocity x, y.
+        They are `loss_heatmap`, `layer_0_loss_cls` and `layer_0_loss_bbox`. Predictions are (B, columns, Q),
+        `dense_heatmap` is (B, K, X, Y). Per sample there are boxes (G, 9) of the ground truth, with labels
+        (G,). Columns are those of `TransFusionHead.get_bboxes`: x, y, z of the bottom, width, length, height,
+        yaw, velocity x, y.
         """
         values = torch.cat([predictions[name] for name in VALUES if name in predictions], 1).transpose(1, 2)
         targets = torch.zeros_like(values)

@@ -192,8 +192,8 @@ def proof_samples(
 def choose_frames(tokens: Sequence[str], count: int) -> list[int]:
     """Return sample indices for a proof: the first frames of the first scenes, so that a memory is emptied.
 
-    They are spread over up to `PROOF_SCENES` scenes, two or more of each but the last, or over more if these
-    have too few.
+    They are of at most `PROOF_SCENES` scenes, or of more if some of these have too few; of each but the last
+    there are two or more, if it has them.
 
     Args:
         tokens: scene token of every sample of the data set.

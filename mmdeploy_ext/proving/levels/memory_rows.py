@@ -49,7 +49,7 @@ class QuerySelection:
 
     Attributes:
         scores: (Q,) float64, of each query the score of its best class by the last layer; for an
-            `InstancePairing` its confidence.
+            `InstancePairing`, see `instance_rows.py`, its confidence.
         queries: (K,) int64, the query of each new memory row, which are the first of the memory.
     """
 

@@ -207,7 +207,7 @@ class Proof(abc.ABC):
         self.pictures += pictures
 
     def cases(self, sample: Any) -> tuple[list[Case], list[Any]]:
-        """Run both engines on one input.
+        """Run both engines on one input; a subclass with a `run` of its own may do without this.
 
         Returns:
             One case, or two if a second run of the engine differed; and what the report draws of them, each

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def from_padded(outputs: Arrays, version: str) -> list[RotatedDetections]:
     """Return the results per image of a `full` graph.
 
-    Its outputs are `dets` (B, n, 6) x, y, width, height, angle, score, and `labels` (B, n), -1 for padding;
-    `version` is the angle version of the model.
+    Its outputs are `dets` (B, n, 6) x, y, width, height, angle in radians, score, and `labels` (B, n), -1
+    for padding; `version` is the angle version of the model.
     """
     results = []
     for dets, labels in zip(outputs['dets'], outputs['labels'], strict=True):
