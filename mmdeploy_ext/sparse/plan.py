@@ -1,6 +1,7 @@
 """Levels of sites and tables of neighbours that the convolutions of a sparse graph share; names of rulebooks.
 
 A level is a set of active sites. A table, also called rulebook, has the neighbours that a kernel has on them.
+Numbers per axis are in the order of the graph, x, y, z or z, y, x (`SparseGraph.order`).
 Needs numpy only.
 """
 

@@ -47,7 +47,8 @@ def parts_of(model: nn.Module) -> Parts:
 def encode(encoder: nn.Module, features: Tensor, coordinates: Tensor) -> Tensor:
     """Return the bird's-eye view (1, C, H, W) of a middle encoder, as its detector computes it in a test.
 
-    Features are (N, D) of N voxels; coordinates (N, 4) are the sample, 0, and the cell by the encoder's axes.
+    Features are (N, D) of N voxels; coordinates (N, 4) are the sample, 0, and the cell: z, y, x for mmdet3d's
+    encoders, x, y, z for BEVFusion's.
     """
     tested = dict(test_mode=True) if 'test_mode' in inspect.signature(encoder.forward).parameters else {}
     return bev_of(encoder(features, coordinates, 1, **tested))
