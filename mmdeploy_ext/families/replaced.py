@@ -473,17 +473,18 @@ def as_imported(
     Classes that are not in `older` are compared with `table`.
     """
     entries, release = list(replaced), mmdet_release()
-    choices = [(entries, table)]
-    if release < TRIED:
-        of_releases = [
-            of_release
-            for name, of_release in older.items()
-            if computes_alike(release, (int(name.split('.')[0]), int(name.split('.')[1])))
-        ]
-        choices = [
-            ([_as_of(entry, of_release) for entry in entries], {**table, **of_release})
-            for of_release in of_releases
-        ] or choices
+    alike = [
+        of_release
+        for name, of_release in older.items()
+        if release < TRIED and computes_alike(release, (int(name.split('.')[0]), int(name.split('.')[1])))
+    ]
+    if not alike:
+        return entries, table
+    choices = [
+        ([_as_of(entry, of_release) for entry in entries], {**table, **of_release}) for of_release in alike
+    ]
+    if computes_alike(release, TRIED):
+        choices.append((entries, table))
     return min(choices, key=lambda choice: len(differing_methods(*choice)))
 
 

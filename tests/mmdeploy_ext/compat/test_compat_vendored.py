@@ -311,7 +311,7 @@ def old_heads(tmp_path):
     ('2.11.0', 1, []), ('2.11.0', 3, ['OldHead._get_bboxes']),  # 3: a line of the user's
     ('2.12.0', 2, []), ('2.13.0', 2, []), ('2.13.0', 1, ['OldHead._get_bboxes']),
     ('2.11.0', 2, ['OldHead._get_bboxes']),  # of 2.12, whose graph is another one
-    ('2.18.0', 1, ['OldHead.get_bboxes']), ('2.28.2', 1, ['OldHead.get_bboxes'])])
+    ('2.18.0', 1, ['OldHead.get_bboxes']), ('2.28.2', 1, ['OldHead.get_bboxes']), ('2.20.0', 3, [])])
 def test_methods_of_an_older_mmdet_are_those_of_its_release(
         monkeypatch, tmp_path, old_heads, version, number, differing):
     from mmdeploy_ext.families import replaced
@@ -319,11 +319,11 @@ def test_methods_of_an_older_mmdet_are_those_of_its_release(
     digests = {key: replaced.hash_of(type(head)._get_bboxes) for key, head in old_heads.items()}
     around = replaced.hash_of(type(old_heads[1]).get_bboxes)
     (tmp_path / replaced.OLDER_TABLE).write_text(json.dumps(dict(
-        releases=['2.11.0', '2.12.0', '2.13.0'], methods=dict(OldHead=dict(
-            get_bboxes={around: '2.11.0-2.13.0'},
+        releases=['2.11.0', '2.12.0', '2.13.0', '2.20.0'], methods=dict(OldHead=dict(
+            get_bboxes={around: '2.11.0-2.13.0', 'another': '2.20.0'},
             _get_bboxes={digests[1]: '2.11.0', digests[2]: '2.12.0-2.13.0'})))))
     monkeypatch.setattr(mmdet, '__version__', version)
-    table = dict(OldHead=dict(get_bboxes=['of 2.28']))
+    table = dict(OldHead=dict(get_bboxes=['of 2.28' if number < 3 else around]))  # 3: as in 2.28
     entries = [replaced.Replaced(old_heads[number], 'OldHead', ('get_bboxes', 'simple_test'))]
     imported = replaced.as_imported(entries, table, replaced.older_tables(tmp_path))
     assert [method.name for method in replaced.differing_methods(*imported)] == differing
