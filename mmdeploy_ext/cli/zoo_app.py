@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--sweeps SWEEPS', f'generated ones that LiDAR models are proven on (default: {SWEEPS})', SWEEPS)
     add(
         '--files',
-        'of one size, and of any size and batch, which takes twice the time (default: both)',
+        'of one size, and of any size and batch, which takes about as long (default: both)',
         EXPORT_KINDS,
         nargs='+',
         choices=EXPORT_KINDS,
