@@ -113,9 +113,10 @@ class ModelSource:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> Deployment:
-        """Return the model with its weights; `check`, if there is one, is called before these are read.
+        """Return the model, on `device`, with its weights and its family, as a `Deployment`.
 
-        `mean` and `std` are those of `export`, checked by `check_normalisation`.
+        `check`, if there is one, is called before the weights are read. `mean` and `std` are those of
+        `export`, checked by `check_normalisation`.
 
         Raises:
             UsageError: what `check` raised; `mean` or `std` of a model that takes no single pictures; a

@@ -110,7 +110,8 @@ def scale_queries(
         model: detector with such a head (`is_query`).
         pictures: (B, 3, H, W); only their size is used.
         exposed_pictures: any number of pictures in the dark and in bright light, of the same size.
-        features: features of the pictures, of each level.
+        features: what the detector's `extract_feat` returns of the pictures, (B, C, h, w) of each level;
+            those of some pictures are used (`PICTURES`).
     """
     head = next(filter(None, (getattr(model, name, None) for name in HEADS)))
     size = tuple(pictures.shape[2:])
@@ -257,13 +258,14 @@ def _rescale_linear(layer: nn.Module, run: Callable[[], Any], targets: Sequence[
 def scale_region_queries(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
     """Draw the learned boxes and features of queries with regions, and rescale their last layers, in place.
 
-    These are, of all stages, those of the branches of queries (`REGION_BRANCH_SCALE`), of boxes, classes and
-    masks. It has to be called inside `torch.no_grad`.
+    These are, of all stages, those of the branches of queries (`REGION_BRANCH_SCALE`), of boxes and classes,
+    and that of masks of the last stage, which alone makes any in a test. It has to be called inside
+    `torch.no_grad`.
 
     Args:
         model: detector whose queries have regions (`is_regional`).
         pictures: (B, 3, H, W); only their size is used.
-        features: features of the pictures, of each level.
+        features: what the detector's `extract_feat` returns of the pictures, (B, C, h, w) of each level.
     """
     from mmdeploy_ext.families.query.regions import RegionsFullForm, RegionsNetwork  # imports mmdet
     from mmdeploy_ext.synthetic.seeded_regions import STEP, TARGETS

@@ -39,8 +39,9 @@ class TensorRtBackend(Backend):
         Args:
             path: the engine, or an ONNX file.
             device: index of the GPU.
-            shapes: sizes of open axes of an ONNX file: NAME=MIN/OPT/MAX, as `onnx2tensorrt.py --shapes`; a
-                single text needs no list.
+            shapes: sizes of open axes of an ONNX file: NAME=MIN/OPT/MAX, as `onnx2tensorrt.py --shapes`, such
+                as input=1x3x600x600/1x3x800x800/1x3x1000x1000; a single text needs no list. Without any,
+                those of the engine beside it are used, if that is of this file.
             constants: inputs of an ONNX file that become constants: NAME or NAME=VALUES. If the engine
                 beside the file has others, or other shapes than are given here, a new one is built.
         """
@@ -55,6 +56,8 @@ class TensorRtBackend(Backend):
 
     def activate(self) -> None:
         """Load the engine and its metadata; of an ONNX file see `engine_beside` for further errors.
+
+        This sets `metadata`, its `spec`, and `computes_in`, which is 'fp16' or ''.
 
         Raises:
             ModelFileError: no engine, no record, a truncated engine, renamed tensors, or no mm2onnx metadata.

@@ -29,7 +29,7 @@ PER_FRAME = ('gt_bboxes_3d', 'gt_labels_3d', 'gt_bboxes', 'gt_labels', 'centers2
 
 @contextmanager
 def without_gradients(model: nn.Module) -> Iterator[None]:
-    """Run the block in evaluation mode and without gradients; the mode is put back."""
+    """Run the block in evaluation mode and without gradients; its own mode is put back."""
     training = model.training
     model.eval()
     try:
@@ -59,7 +59,7 @@ class GridMask(nn.Module):
         period = int(torch.randint(2, max(height, 3), ()))
         thickness = min(max(int(period * 0.5 + 0.5), 1), period - 1)
         starts = [int(torch.randint(0, period, ())) for _ in range(2)]
-        torch.randint(0, 1, ())  # its angle is always 0, and takes a number of the seed's
+        torch.randint(0, 1, ())  # not used: the grids of a seed of torch stay as they were
 
         def in_stripes(extent: int, start: int) -> Tensor:  # the grid is 1.5 times as large as the image
             large = int(1.5 * extent)

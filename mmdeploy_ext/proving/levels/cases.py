@@ -223,7 +223,7 @@ def _pictures(reference: ImageReference, results: Sequence[Any], engine: str) ->
 
 
 def timing(reference: ImageReference, backend: Backend) -> dict[str, float]:
-    """Return name of an engine -> median milliseconds on one input; the engines run in turns.
+    """Return title -> median milliseconds on one input, of PyTorch and of an engine, which run in turns.
 
     The runs that the proof measured count; there are no more if they took long.
     """

@@ -273,7 +273,10 @@ class ImageProof(Proof):
         return cases
 
     def timing(self) -> dict[str, float]:
-        """Return the milliseconds of PyTorch and of the engine on the first input; {} if a case failed."""
+        """Return median milliseconds on the first input by title; {} if a case failed.
+
+        The title of PyTorch's says that its post-processing is timed, too, the engine's that its graph is.
+        """
         passed = all(case.passed for case in self.verdict.cases)
         return timing(self.first, self.backend) if passed else {}
 

@@ -86,7 +86,7 @@ def paste(
 
 
 def _span(low: np.float32, high: np.float32, size: int) -> np.ndarray:
-    """Return the pixels along an axis that a box may touch; none if an end of the box is NaN."""
+    """Return the pixels along an axis that a box may touch; an end that is NaN counts as 0."""
     ends = np.clip(np.nan_to_num([np.floor(low) - 1, np.ceil(high) + 1]), 0, size)
     return np.arange(*ends.astype(int))
 
