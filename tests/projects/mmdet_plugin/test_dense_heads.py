@@ -110,8 +110,9 @@ def test_boxes_that_nothing_votes_for_are_padding_behind_the_others():
 
 def test_a_limit_that_no_image_reaches_changes_nothing(head):
     raw, clips, scales = images(head)
-    size = types.SimpleNamespace(height=SIZE[0], width=SIZE[1])
-    cap = min(2000, largest_num_candidates(head, heads.facts_of(head), size))
+    facts = heads.facts_of(head)
+    shapes = [tuple(-(-side // stride) for side in SIZE) for stride in facts['strides']]
+    cap = min(2000, largest_num_candidates(head, facts, shapes))
     same(
         eager(DenseFullForm(detector(head), cap), raw, clips, scales),
         by_mmdet(head, raw, clips, scales),
