@@ -259,13 +259,16 @@ def weights_difference(weights: Mapping[str, torch.Tensor], expected: Mapping[st
     """Return which weights of a model are not those of its file of the same name; '' if all are.
 
     `weights` are those of the model by their names, `expected` the tensors of the file by the same names.
-    Names that one of both lacks are not compared.
+    Names that one of both lacks are not compared, but if they have none in common, that is the difference.
 
     Kernels of five axes may have them in another order, one of `KERNEL_ORDERS`, which is the same for all.
     Those of a single place may have any shape: spconv multiplies by their memory.
     """
     orders, differing = KERNEL_ORDERS, []
-    for key in (key for key in expected if key in weights):
+    shared = [key for key in expected if key in weights]
+    if expected and not shared:
+        return f'none of the names of the file is one of the model, such as {next(iter(expected))}'
+    for key in shared:
         weight = weights[key].cpu()
         tensor = expected[key].to(weight.dtype)
         if torch.equal(weight, tensor):

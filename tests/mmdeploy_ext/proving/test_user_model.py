@@ -210,3 +210,8 @@ def test_settings_of_equal_values_are_equal():
     assert settings(float('nan')) == settings(np.float32('nan'))
     large = np.zeros((40, 40))
     assert settings(large) != settings(large + np.eye(40))
+
+
+def test_a_file_without_any_name_of_the_model_has_not_its_weights():
+    assert 'none of the names' in weights_difference(dict(a=torch.ones(2)), dict(b=torch.ones(2)))
+    assert weights_difference(dict(a=torch.ones(2)), {}) == ''
