@@ -283,6 +283,7 @@ def finish(
     settings = tested.settings
     facts = dict(model_facts(deployment), **run_facts(deployment), samples=len(dataset), processes=processes)
     facts['memory'] = settings.get('memory', 'keep')
+    facts['evaluation'] = evaluation.settings_text(deployment.cfg, args.eval, eval_options)
     metrics = evaluation.evaluate(deployment.cfg, dataset, results, args.eval, eval_options)
     precision = backend_config.precision(settings)
     return 0 if keep_metrics(tested.work_dir, settings['type'], metrics, facts, precision) else 1

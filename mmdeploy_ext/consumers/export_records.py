@@ -13,7 +13,7 @@ from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.core.violations import WARNING, Violation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     import onnx
 
@@ -75,16 +75,41 @@ def value_rules(
 
 
 def class_order_rules(
-    file: str, names: Sequence[str], expected: Any, graph: str, prefix: str = ''
+    file: str,
+    names: Sequence[str],
+    expected: Any,
+    graph: str,
+    prefix: str = '',
+    words: Collection[str] = (),
 ) -> Iterator[Violation]:
-    """Yield the violation of class names that are those of a graph in another order; they may be renamed.
+    """Yield the violation of class names that are those of a graph in another order.
 
-    `expected` are the names of the graph's metadata in the words of the node, by label; anything else that a
-    damaged file states is taken for no statement. The other arguments are those of `value_rules`.
+    Names that the node does not know may be renamed. It is a warning where a label has another name than the
+    graph's, which the node knows, or has that of another label.
+
+    Args:
+        file: name of the manifest.
+        names: its class names, by label.
+        expected: the names of the graph's metadata in the words of the node, by label; anything else that a
+            damaged file states is taken for no statement.
+        graph: name of the file of the graph.
+        prefix: text before the key in messages.
+        words: all names that the node knows.
     """
-    if isinstance(expected, list) and names != expected and sorted(names) == sorted(map(str, expected)):
-        message = f'{prefix}class_names are {", ".join(names)}; the labels of {graph} are in another order: '
-        yield Violation(file, f'{prefix}class_names', OF_EXPORT, message + ', '.join(map(str, expected)))
+    key = f'{prefix}class_names'
+    if not isinstance(expected, list) or names == expected:
+        return
+    expected = [str(name) for name in expected]
+    if sorted(names) == sorted(expected):
+        message = f'{key} are {", ".join(names)}; the labels of {graph} are in another order: '
+        yield Violation(file, key, OF_EXPORT, message + ', '.join(expected))
+        return
+    for label, (name, stated) in enumerate(zip(names, expected, strict=False)):
+        if name != stated and (stated in words or name in expected):
+            message = (
+                f'{key}[{label}] is {name}; that label of {graph} is {stated}: is it renamed on purpose?'
+            )
+            yield Violation(file, key, OF_EXPORT, message, WARNING)
 
 
 def is_same(value: Any, expected: Any) -> bool:

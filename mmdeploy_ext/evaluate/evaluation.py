@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import numbers
 import os
 import random
@@ -164,6 +165,26 @@ def loader_errors() -> Iterator[None]:
         raise DataError(str(error).strip().splitlines()[-1].split('DataError: ')[-1]) from error
 
 
+def _settings(cfg: Any) -> dict[str, Any]:
+    """Return the arguments of the evaluator that the config's `evaluation` has."""
+    hook_keys = 'interval', 'tmpdir', 'start', 'gpu_collect', 'save_best', 'rule', 'dynamic_intervals'
+    return {key: value for key, value in (cfg.get('evaluation') or {}).items() if key not in hook_keys}
+
+
+def settings_text(cfg: Any, metrics: Sequence[str], options: Mapping[str, Any] | None = None) -> str:
+    """Return JSON with all that decides the values of an evaluation beside results and data set.
+
+    The arguments are those of `evaluate`. What an evaluator only prints or writes is left out.
+    """
+    settings = {**_settings(cfg), **dict(options or {}), 'metric': sorted(metrics)}
+    decisive = {
+        key: value
+        for key, value in settings.items()
+        if key not in ('classwise', 'logger', 'out_dir', 'pipeline', 'show') and not key.endswith('_prefix')
+    }
+    return json.dumps(decisive, sort_keys=True, default=str)
+
+
 def evaluate(
     cfg: Any,
     dataset: Dataset,
@@ -199,10 +220,8 @@ def evaluate(
         metrics.remove(tracking.METRIC)
         if not metrics:
             return track_values
-    hook_keys = 'interval', 'tmpdir', 'start', 'gpu_collect', 'save_best', 'rule', 'dynamic_intervals'
-    settings = {key: value for key, value in (cfg.get('evaluation') or {}).items() if key not in hook_keys}
     try:
-        settings.update(metric=metrics, **dict(options or {}))
+        settings = dict(_settings(cfg), metric=metrics, **dict(options or {}))
         values = dataset.evaluate(results, **settings)
     except TypeError as error:
         raise ConfigError(f'--eval-options: {error}') from error

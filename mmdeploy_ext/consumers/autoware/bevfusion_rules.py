@@ -163,7 +163,7 @@ def _export_rules(
         grid = {key: recorded_value(record, 'preprocess', 'voxels', key) for key in keys}
         yield from value_rules(manifest, valid, grid, file)
         names, expected = valid.get('class_names', []), stated_classes(record, CLASSES)
-        yield from class_order_rules(manifest, names, expected, file)
+        yield from class_order_rules(manifest, names, expected, file, words=CLASSES)
 
 
 def _manifest_of(graph: str) -> str:

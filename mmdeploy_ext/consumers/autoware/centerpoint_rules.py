@@ -172,7 +172,7 @@ def _export_rules(graphs: Mapping[str, onnx.ModelProto], valid: Mapping[str, Any
         grid = {key: recorded_value(record, 'preprocess', key) for key in ('point_cloud_range', 'voxel_size')}
         yield from value_rules(MANIFEST, valid, grid, file, MODEL_PREFIX)
         names, expected = valid.get('class_names', []), stated_classes(record, CLASSES)
-        yield from class_order_rules(MANIFEST, names, expected, file, MODEL_PREFIX)
+        yield from class_order_rules(MANIFEST, names, expected, file, MODEL_PREFIX, words=CLASSES)
 
 
 def _missing_manifest(folder: Path) -> Violation:

@@ -241,11 +241,15 @@ def are_reals(value: Any) -> bool:
 
 
 def ascending(value: Any, name: str) -> None:
-    """Check that `value` is a list of one number or more, in metres, each larger than that before.
+    """Check that `value` is a list of metres above 0, one or more, each larger than that before.
 
     `name` is that of the value, for the Mismatch that is raised otherwise.
     """
     items(METRES, 1)(value, name)
+    if value[0] <= 0:
+        raise Mismatch(
+            f'{name} is {value}, expected distances above 0: nothing is nearer than {value[0]:g} m'
+        )
     if any(later <= sooner for sooner, later in itertools.pairwise(value)):
         raise Mismatch(f'{name} is {value}, expected ascending numbers')
 

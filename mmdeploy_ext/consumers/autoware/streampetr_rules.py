@@ -150,7 +150,7 @@ def _export_rules(graphs: Mapping[str, onnx.ModelProto], valid: Mapping[str, Any
     yield from mixture_rules(graphs)
     for file, graph in itertools.islice(graphs.items(), 1):
         names, expected = valid.get('class_names', []), stated_classes(record_of(graph), CLASSES)
-        yield from class_order_rules(MANIFEST, names, expected, file, MODEL_PREFIX)
+        yield from class_order_rules(MANIFEST, names, expected, file, MODEL_PREFIX, words=CLASSES)
 
 
 def _model_rules(model: Mapping[str, Any]) -> Iterator[Violation]:

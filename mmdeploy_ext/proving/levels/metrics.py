@@ -12,6 +12,7 @@ from rich.table import Table
 
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.commands import tool
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import read_json, write_json
 from mmdeploy_ext.engines import BACKENDS, title_of
 from mmdeploy_ext.evaluate.evaluation import build_dataset, evaluate
@@ -25,7 +26,15 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.evaluate.loop import Network
 
-SAME = ('config_sha256', 'checkpoint_sha256', 'code_sha256', 'dataset_sha256', 'samples', 'memory')
+SAME = (
+    'config_sha256',
+    'checkpoint_sha256',
+    'code_sha256',
+    'dataset_sha256',
+    'samples',
+    'memory',
+    'evaluation',
+)
 """Facts of a run that have to be equal for its metrics to be compared."""
 NO_METRICS = (
     'the evaluator gave none, as it does where nothing was detected in any image; use a trained checkpoint '
@@ -123,8 +132,9 @@ def keep_metrics(
         folder: work directory of the `_pth` and the `_onnx` run.
         kind: registered name of the backend, such as 'OnnxRuntimeBackend'.
         metrics: name -> value.
-        facts: `config`, the hashes of `SAME`, number of `samples` and of `processes` of the run, and its
-            `memory`: 'keep', or 'reset' if a streaming model forgets every frame.
+        facts: `config`, the hashes of `SAME`, number of `samples` and of `processes` of the run, its
+            `memory`: 'keep', or 'reset' if a streaming model forgets every frame, and its `evaluation`, see
+            `evaluation.settings_text`.
         precision: precision of the engine's network, see `metric_bar`.
 
     Returns:
@@ -132,7 +142,7 @@ def keep_metrics(
         run. Else whether no metric differs by more than the bar, and at least one has a value on a side.
 
     Raises:
-        UsageError: the file of PyTorch's metrics cannot be read, or is no JSON.
+        UsageError: the file of PyTorch's metrics cannot be read, is no JSON, or has no numbers.
     """
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     target, reference_path = folder / BACKENDS[kind].metrics, folder / BACKENDS['TorchBackend'].metrics
@@ -145,12 +155,22 @@ def keep_metrics(
             print(f'PyTorch metrics are not known: run the _pth config to have {reference_path}')
         return True
     reference = read_json(reference_path)
+    reference = reference if isinstance(reference, dict) else {}
     if any(reference.get(key) != facts[key] for key in SAME):
         print(metrics)
-        changed = 'config, checkpoint, source of the model, data set, number of samples or memory'
+        changed = (
+            'config, checkpoint, source of the model, data set, number of samples, memory, or metrics and '
+            'options of the evaluation'
+        )
         print(f'{reference_path} is of another {changed}: not compared')
         return True
-    rows = metric_rows(reference['metrics'], metrics, metric_bar(precision))
+    values = reference.get('metrics')
+    is_whole = {'config', 'processes', 'made'} <= reference.keys() and isinstance(values, dict)
+    if not is_whole or not all(isinstance(value, int | float) for value in values.values()):
+        raise UsageError(
+            f'{reference_path}: is not what the run in PyTorch writes; delete it, run the _pth config again'
+        )
+    rows = metric_rows(values, metrics, metric_bar(precision))
     if not rows:
         print(f'NOT PROVEN: nothing was compared, neither PyTorch nor this engine has a metric: {NO_METRICS}')
         return False

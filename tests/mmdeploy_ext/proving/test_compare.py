@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.evaluate.evaluation import settings_text
 from mmdeploy_ext.proving.levels import metrics as dataset
 from mmdeploy_ext.proving.tensors import (
     ArrayDistance,
@@ -257,12 +259,37 @@ def test_metrics_of_a_data_set_without_objects_are_no_proof(value, tmp_path, cap
         assert kept == passed == (not is_vacuous)
 
 
-@pytest.mark.parametrize('fact', ['code_sha256', 'dataset_sha256'])
-def test_metrics_of_another_source_of_the_model_or_data_set_are_not_compared(fact, tmp_path, capsys):
+@pytest.mark.parametrize('fact', ['code_sha256', 'dataset_sha256', 'evaluation'])
+def test_metrics_of_another_source_of_the_model_data_set_or_evaluation_are_not_compared(
+    fact, tmp_path, capsys
+):
     facts = dict.fromkeys(dataset.SAME, '1') | dict(config='c', processes=1)
     dataset.keep_metrics(tmp_path, 'TorchBackend', dict(mAP=0.5), facts | {fact: '2'}, 'fp32')
     assert dataset.keep_metrics(tmp_path, 'OnnxRuntimeBackend', dict(mAP=0.3), facts, 'fp32')
     assert 'not compared' in capsys.readouterr().out
+
+
+def test_options_of_the_evaluator_decide_whether_metrics_are_compared_and_those_of_files_do_not():
+    cfg = dict(evaluation=dict(interval=1, metric='bbox'))
+    plain = settings_text(cfg, ['bbox'])
+    assert plain == settings_text({}, ['bbox'], dict(jsonfile_prefix='a', classwise=True))
+    others = (
+        settings_text(cfg, ['bbox', 'segm']),
+        settings_text(cfg, ['bbox'], dict(iou_thrs=[0.5])),
+        settings_text(dict(evaluation=dict(iou_thrs=[0.7])), ['bbox']),
+    )
+    assert len({plain, *others}) == 4
+
+
+@pytest.mark.parametrize('change', [dict(metrics=dict(mAP='0.5')), dict(metrics=None), dict(processes=None)])
+def test_a_file_of_metrics_that_is_none_is_named(change, tmp_path):
+    facts = dict.fromkeys(dataset.SAME, '1') | dict(config='c', processes=1)
+    dataset.keep_metrics(tmp_path, 'TorchBackend', dict(mAP=0.5), facts, 'fp32')
+    path = tmp_path / 'metrics_pth.json'
+    content = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+    with pytest.raises(UsageError, match=r'metrics_pth\.json: is not what the run in PyTorch writes'):
+        dataset.keep_metrics(tmp_path, 'OnnxRuntimeBackend', dict(mAP=0.5), facts, 'fp32')
 
 
 def distance(array, reference, dtype=np.float32) -> ArrayDistance:

@@ -215,6 +215,12 @@ CENTERPOINT = {
         f'{S}distance_bin_upper_limits',
         'value',
     ),
+    'a bin of no distance': (
+        key(ML, f'{S}distance_bin_upper_limits', [-4.0, 10.0]),
+        ML,
+        f'{S}distance_bin_upper_limits',
+        'value',
+    ),
     'scores of one bin': (
         key(ML, f'{S}min_confidence_scores.CAR', [0.4]),
         ML,
@@ -864,6 +870,26 @@ def test_values_that_are_not_those_of_the_export_are_errors(tmp_path):
         key(ML, f'model_params.{attribute}', value)(tmp_path)
     rules = [(found.rule, found.attribute) for found in check(tmp_path)[0]]
     assert rules == [('export', 'model_params.point_cloud_range'), ('export', 'model_params.class_names')]
+
+
+@pytest.mark.parametrize(
+    ('names', 'warned'),
+    [
+        (['BUS', 'TRUCK', 'PEDESTRIAN'], [0]),  # another word of the node
+        (['CAR', 'CAR', 'PEDESTRIAN'], [1]),  # the name of another label
+        (['CAR', 'TRUCK', 'BICYCLE'], []),  # 'person' is no word of the node
+    ],
+)
+def test_a_label_with_another_known_name_than_its_export_is_a_warning(names, warned, tmp_path):
+    toy_autoware.streampetr(tmp_path)
+    for file in sorted(tmp_path.glob('*.onnx')):
+        exported_from(file.name, classes=['car', 'truck', 'person'])(tmp_path)
+    key(STREAM, 'model_params.class_names', names)(tmp_path)
+    found = check(tmp_path)[0]
+    assert [(one.rule, one.severity) for one in found if one.rule != 'class'] == [
+        ('export', 'warning')
+    ] * len(warned)
+    assert all(f'class_names[{label}] is' in one.message for label, one in zip(warned, found, strict=True))
 
 
 def test_files_of_two_checkpoints_are_a_warning_and_damaged_metadata_state_nothing(tmp_path):
