@@ -5,7 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from mmdeploy_ext.core.violations import Violation
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import onnx
 
 Shape = tuple[int | None, ...]
@@ -59,3 +65,27 @@ def shape_of(value: onnx.ValueInfoProto) -> Shape:
 def shape_text(shape: Shape) -> str:
     """Return a shape as messages have it, '1x?x3'; of () it is ''."""
     return 'x'.join('?' if size is None else str(size) for size in shape)
+
+
+def weight_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
+    """Yield weights inside of a model that cannot be read or are not a number; those beside it are left out.
+
+    `file` is the name of its file.
+    """
+    from onnx import external_data_helper, numpy_helper
+
+    from mmdeploy_ext.graph.io.index import all_tensors
+
+    for tensor in all_tensors(model):
+        if external_data_helper.uses_external_data(tensor):
+            continue
+        try:
+            values = numpy_helper.to_array(tensor)
+        except (KeyError, TypeError, ValueError) as error:
+            problem = f'cannot be read: {type(error).__name__}: {error}'
+            yield Violation(file, tensor.name, 'onnx', f'{file}: the weights of {tensor.name!r} {problem}')
+            continue
+        if values.dtype.kind == 'f' and np.isnan(values).any():
+            count = int(np.isnan(values).sum())
+            message = f'{file}: {count} of {values.size} weights of {tensor.name!r} are not a number'
+            yield Violation(file, tensor.name, 'not-finite', message)

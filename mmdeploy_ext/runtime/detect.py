@@ -47,7 +47,8 @@ def detect(
         ShapeError: no such image, a camera that the graph would read wrongly, or an image of a size that the
             graph does not take.
         InferenceError: the engine failed, or a score of a result is NaN, or any value of an output that is
-            compared value by value, such as logits; every threshold would leave an empty list.
+            compared value by value, such as logits; every threshold would leave an empty list. Or a box or
+            another value of a result is NaN or infinite.
         ModelFileError: the file was exported with a limit of candidates that the image exceeds.
     """
     metadata = backend.metadata
@@ -66,6 +67,10 @@ def detect(
     results = results_of(metadata.family, metadata, outputs, feeds)[0]
     if np.isnan(results.scores).any():
         raise InferenceError(problem)
+    for field in dataclasses.fields(results):
+        values = getattr(results, field.name)
+        if isinstance(values, np.ndarray) and values.dtype.kind == 'f' and not np.isfinite(values).all():
+            raise InferenceError(f'{backend.path}: results have {field.name} that are NaN or infinite')
     return results
 
 

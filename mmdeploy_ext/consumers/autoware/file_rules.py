@@ -11,9 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from mmdeploy_ext.consumers.graph_tensors import GraphTensors, Shape, shape_text
+from mmdeploy_ext.consumers.graph_tensors import GraphTensors, Shape, shape_text, weight_rules
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.core.violations import WARNING, Violation
@@ -51,10 +49,10 @@ def read_graph(path: Path) -> tuple[onnx.ModelProto | None, list[Violation]]:
 
 
 def _model_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
-    from onnx import checker, numpy_helper, shape_inference
+    from onnx import checker, shape_inference
 
     from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS
-    from mmdeploy_ext.graph.io.index import all_nodes, all_tensors
+    from mmdeploy_ext.graph.io.index import all_nodes
 
     opsets = [entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS]
     if len(opsets) != 1 or not OLDEST_OPSET <= opsets[0] <= NEWEST_OPSET:
@@ -70,17 +68,7 @@ def _model_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
     except (checker.ValidationError, shape_inference.InferenceError, ValueError, UnicodeDecodeError) as error:
         yield Violation(file, '', 'onnx', f'{file}: onnx.checker: {one_line(error)[:300]}')
         return
-    for tensor in all_tensors(model):
-        try:
-            values = numpy_helper.to_array(tensor)
-        except (KeyError, TypeError, ValueError) as error:
-            problem = f'cannot be read: {type(error).__name__}: {error}'
-            yield Violation(file, tensor.name, 'onnx', f'{file}: the weights of {tensor.name!r} {problem}')
-            continue
-        if values.dtype.kind == 'f' and np.isnan(values).any():
-            count = int(np.isnan(values).sum())
-            message = f'{file}: {count} of {values.size} weights of {tensor.name!r} are not a number'
-            yield Violation(file, tensor.name, 'not-finite', message)
+    yield from weight_rules(file, model)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.consumers.export_records import mixture_rules
-from mmdeploy_ext.consumers.graph_tensors import fed_inputs, graph_tensors, shape_of, shape_text
+from mmdeploy_ext.consumers.graph_tensors import fed_inputs, graph_tensors, shape_of, shape_text, weight_rules
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.violations import ERROR, WARNING, Violation
 from mmdeploy_ext.families.bevfusion.runtime.pooling import write_tables
@@ -87,6 +87,7 @@ def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
             file_violations = libspconv_contract.check(model, name=file)
         else:
             file_violations = _file_rules(name, model)
+            violations += weight_rules(file, model)
         for violation in file_violations:
             violations.append(dataclasses.replace(violation, node=f'{file} {violation.node}'.strip()))
     return [*violations, *_size_rules(tensors), *mixture_rules(models)], paths

@@ -87,6 +87,11 @@ def test_nan_of_a_network_is_no_picture_without_results(name, compare):
     )
     image = np.zeros((8, 8, 3), np.uint8)
     assert len(detect(backend, image)) == 1
+    if name == 'dets':
+        for value in (np.nan, np.inf):
+            outputs[name][0, 0] = [1, value, 1, 1, 0.5]
+            with pytest.raises(InferenceError, match=r'^m\.onnx: results have bboxes_xyxy that are NaN'):
+                detect(backend, image)
     outputs[name][0, 0] = np.nan
     with pytest.raises(InferenceError, match=r'^m\.onnx: the network gave NaN'):
         detect(backend, image)

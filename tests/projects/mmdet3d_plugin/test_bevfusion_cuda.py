@@ -243,6 +243,15 @@ def axis_of_softmax(folder):
     changed(folder / 'camera.backbone.onnx', change)
 
 
+def nan_of_a_weight(folder):
+    model = onnx.load(folder / 'fuser.onnx')
+    weight = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values.flat[0] = np.nan
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, folder / 'fuser.onnx')
+
+
 def other_opset(folder):
     changed(folder / 'fuser.onnx', lambda model: setattr(model.opset_import[0], 'version', 17))
 
@@ -270,6 +279,7 @@ BROKEN = {
     'the plug-in by a word': (plug_in('small'), 'head.bbox.onnx', 'attribute'),
     'two samples': (resize('head.bbox', 'score', 2, 10, 40), 'head.bbox.onnx', 'shape'),
     'an operator of nobody in a body': (operator_in_body, 'head.bbox.onnx', 'operator'),
+    'a weight that is no number': (nan_of_a_weight, 'fuser.onnx', 'not-finite'),
     'bins along rows': (axis_of_softmax, 'camera.backbone.onnx', 'axes'),
 }
 WARNED = {
