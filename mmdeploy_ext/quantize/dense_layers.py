@@ -188,9 +188,10 @@ class DenseGraph:
         model.graph.node.extend([*network.graph.node, *rest])
         model.graph.initializer.extend(network.graph.initializer)
         present = {tensor.name for tensor in network.graph.initializer}
-        rest_reads = {name for node in rest for name in reads(node)} | set(self.index.outputs)
+        needed = {name for node in rest for name in reads(node)} | set(self.index.outputs)
+        needed.update(value.name for value in model.graph.input)  # whose defaults the network does not have
         model.graph.initializer.extend(
-            tensor for name, tensor in self.index.constants.items() if name in rest_reads - present
+            tensor for name, tensor in self.index.constants.items() if name in needed - present
         )
         domains = {entry.domain for entry in model.opset_import}
         model.opset_import.extend(entry for entry in network.opset_import if entry.domain not in domains)

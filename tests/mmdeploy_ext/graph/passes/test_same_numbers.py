@@ -243,6 +243,16 @@ def test_a_constant_of_one_float_is_rounded_like_others():
     assert all(row.passed for row in rows)
 
 
+def test_what_overflows_float16_on_a_gpu_differs_on_a_cpu_too():
+    model = layers('k = Constant<value_float = 1000.0>() \n a = Mul(x, k) \n b = Mul(a, k) \n y = Div(b, k)')
+    half = to_fp16(model, spec_of(model))
+    for reference in (model, half):
+        row = compare_models(reference, half, [random_feeds(model)], 1e-2, any_float=True)[0]
+        assert not row.passed
+    kept = to_fp16(model, spec_of(model), ['Mul', 'Div'])
+    assert compare_models(model, kept, [random_feeds(model)], 1e-2, any_float=True)[0].passed
+
+
 def test_the_same_infinities_are_equal_and_others_or_nothing_else_are_not():
     model, other = parse('y = Log(x)'), parse('l = Log(x) \n y = Abs(l)')
     feeds = [dict(x=np.array([[1, 1, 0, 0], [1, 0, 1, 1]], np.float32))]
