@@ -40,8 +40,9 @@ def spec_of(model: onnx.ModelProto) -> GraphSpec:
 
 
 def with_half_ends(spec: GraphSpec) -> GraphSpec:
-    """Return a spec whose float32 inputs and outputs are float16; all else is as in `spec`."""
-    inputs, outputs = (tuple(map(as_float16, tensors)) for tensors in (spec.inputs, spec.outputs))
+    """Return a spec whose float32 inputs and outputs are float16; inputs with a default and all else stay."""
+    inputs = tuple(as_float16(tensor) if tensor.default is None else tensor for tensor in spec.inputs)
+    outputs = tuple(map(as_float16, spec.outputs))
     return GraphSpec(spec.name, inputs, outputs, spec.state)
 
 
@@ -64,6 +65,7 @@ def compare_models(
         any_float: inputs are cast to the dtypes that each model takes, and float outputs may have another
             width; those of `after` are compared in the width of `before`. What a model stores in float16 is
             rounded then, which ONNX Runtime's CPU does not do by itself; not if a body computes in float16.
+
     Returns:
         For each set of inputs, a row for each output, or for each tensor of a sequence; [] without inputs. An
         output that only one model has, that is empty, or that holds no finite value, fails. Infinities and
