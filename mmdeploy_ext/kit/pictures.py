@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmdeploy_ext.core.cli import tracked
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.exporting.deployment import rule_of
 from mmdeploy_ext.kit.contents import MODEL, ArrayFolder, KitCase, KitGraph
 from mmdeploy_ext.kit.model_files import copy_model
 from mmdeploy_ext.kit.page import write_page
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.ladder import open_proof
+from mmdeploy_ext.proving.provenance import facts_checks
 from mmdeploy_ext.proving.references import ImageReference, options_besides_form
 
 if TYPE_CHECKING:
@@ -39,12 +43,14 @@ def write_pictures(
         folder: folder of the kit.
 
     Raises:
-        UsageError: results that kits cannot hold, see `contents.result_type`.
+        UsageError: results that kits cannot hold, see `contents.result_type`, or a file that states other
+            classes, preparation or post-processing than those of the model.
         ModelFileError: see `ladder.prove`.
     """
     proof = open_proof(deployment, path, samples)
     inputs = proof_inputs(deployment, proof.export_options, list(samples))
     (file,) = proof.files
+    _check_facts(deployment, path, file.metadata, rule_of(deployment, proof.export_options))
     graph = KitGraph('model', MODEL, file.metadata, file.metadata.spec)
     entry = graph.to_json() | copy_model(path, folder, graph)
     entries, arrays = [], ArrayFolder(folder)
@@ -56,6 +62,19 @@ def write_pictures(
             reference.forget()
     bars = write_page(folder, graph, deployment.family.task)
     return dict(file=MODEL, graphs=[entry], cases=entries, frames=[], bars=bars)
+
+
+def _check_facts(deployment: Deployment, path: str, metadata: Metadata, rule: Any) -> None:
+    """Refuse a file whose classes, preparation or post-processing are not the model's: UsageError.
+
+    The page of a kit and all runners read these from the file. A mean and a deviation may be those of an
+    export with `--mean` and `--std`. `path` is that of the file, `rule` that of its options by the config.
+    """
+    of_file = metadata.preprocess
+    rule = dataclasses.replace(rule, mean=of_file.mean, std=of_file.std)
+    for check in facts_checks(deployment, metadata, rule):
+        if not check.passed:
+            raise UsageError(f'{path}: not {check.name}: {check.detail}; export it again')
 
 
 def _case(name: str, reference: ImageReference, metadata: Metadata) -> KitCase:

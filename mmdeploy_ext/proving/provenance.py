@@ -42,17 +42,27 @@ def provenance(
         rule: the preprocessing rule by the config, `--mean` and `--std`.
         contract: the contract that the family states for these options; None if it has no such graph.
     """
+    contract_text = differing_contract(metadata.spec, contract)
+    overrides = metadata.options.get('cfg_options') or {}
+    return [
+        *facts_checks(deployment, metadata, rule),
+        settings_check(deployment.unbuilt_cfg or deployment.cfg, overrides),
+        Check('contract as the family states it', not contract_text, contract_text),
+    ]
+
+
+def facts_checks(deployment: Deployment, metadata: Metadata, rule: Any) -> list[Check]:
+    """Check what runners read from the metadata of a file: preprocessing, class names, post-processing.
+
+    The arguments are those of `provenance`.
+    """
     facts = deployment.family.postprocess_facts(deployment.model)
     preprocessing = unequal_entries(metadata.preprocess.to_json(), rule.to_json())
     postprocessing = unequal_entries(metadata.postprocess, facts)
-    contract_text = differing_contract(metadata.spec, contract)
-    overrides = metadata.options.get('cfg_options') or {}
     return [
         Check('preprocessing as in the config', not preprocessing, preprocessing),
         class_names_check(deployment, metadata.classes),
         Check('post-processing as in the config', not postprocessing, postprocessing),
-        settings_check(deployment.unbuilt_cfg or deployment.cfg, overrides),
-        Check('contract as the family states it', not contract_text, contract_text),
     ]
 
 

@@ -367,6 +367,23 @@ def test_a_kit_with_results_of_a_class_that_is_not_here_is_refused(tmp_path, fam
         KitCase.read(tmp_path, {'results': [{'type': 'TurnedBoxes'}]}, family)
 
 
+@pytest.mark.parametrize(
+    ('key', 'change', 'text'),
+    [
+        ('classes', lambda names: names[::-1], 'not classes as in '),
+        ('preprocess', lambda rule: rule | dict(to_rgb=False), 'not preprocessing as in the config: to_rgb'),
+        ('postprocess', lambda facts: facts | dict(max_per_img=50), 'not post-processing as in the config'),
+    ],
+)
+def test_no_kit_is_written_of_a_file_that_states_another_model(tmp_path, capsys, key, change, text):
+    model = onnx.load('demo/atss_toy.onnx')
+    entry = next(entry for entry in model.metadata_props if entry.key == f'mm2onnx.{key}')
+    entry.value = json.dumps(change(json.loads(entry.value)))
+    onnx.save(model, tmp_path / 'm.onnx')
+    assert kit_app.main([str(tmp_path / 'm.onnx'), *MODEL, '--out', str(tmp_path / 'kit')]) == 2
+    assert text in capsys.readouterr().err and not (tmp_path / 'kit').exists()
+
+
 @pytest.mark.parametrize(('samples', 'failures'), [('images', 1), ('frames', 0)])
 def test_files_of_pictures_alone_promise_rows_that_are_padded(samples, failures):
     arrays = dict(scores=np.float32([[0.1, 0.9]]), labels=np.int64([[0, 1]]))
