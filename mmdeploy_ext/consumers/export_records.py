@@ -41,6 +41,20 @@ def recorded_value(record: Mapping[str, Any], *keys: str) -> Any:
     return value
 
 
+def distinct_records(models: Mapping[str, onnx.ModelProto]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield name and statements of each file that states classes or a preparation which no file before does.
+
+    `models` is name of a file -> its model. The statements are `classes` and `preprocess` of `record_of`,
+    without those that a file before states likewise.
+    """
+    seen: list[tuple[str, Any]] = []
+    for file, model in models.items():
+        stated = [item for item in record_of(model).items() if item[0] in ('classes', 'preprocess')]
+        if fresh := [item for item in stated if item not in seen]:
+            yield file, dict(fresh)
+        seen += stated
+
+
 def mixture_rules(models: Mapping[str, onnx.ModelProto]) -> Iterator[Violation]:
     """Yield the first of some files that was exported from another checkpoint than the first file.
 

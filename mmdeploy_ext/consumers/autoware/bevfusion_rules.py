@@ -6,7 +6,6 @@ precomputed_features.cpp, ros_utils.cpp) and autoware_tensorrt_plugins: facts, n
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.consumers.autoware.file_rules import Bound, bind_by_name, operator_rules, read_graph
@@ -32,8 +31,8 @@ from mmdeploy_ext.consumers.autoware.manifest import (
 from mmdeploy_ext.consumers.autoware.trial import LOAD, trial_rules
 from mmdeploy_ext.consumers.export_records import (
     class_order_rules,
+    distinct_records,
     mixture_rules,
-    record_of,
     recorded_value,
     value_rules,
 )
@@ -155,11 +154,10 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
 def _export_rules(
     manifest: str, graphs: Mapping[str, onnx.ModelProto], valid: Mapping[str, Any]
 ) -> Iterator[Violation]:
-    """Yield files of several exports, and values of the manifest that are not those of the first's export."""
+    """Yield files of several exports, and values of the manifest that are not those of their exports."""
     yield from mixture_rules(graphs)
     keys = ('point_cloud_range', 'voxel_size')
-    for file, graph in itertools.islice(graphs.items(), 1):
-        record = record_of(graph)
+    for file, record in distinct_records(graphs):
         grid = {key: recorded_value(record, 'preprocess', 'voxels', key) for key in keys}
         yield from value_rules(manifest, valid, grid, file)
         names, expected = valid.get('class_names', []), stated_classes(record, CLASSES)

@@ -6,7 +6,6 @@ Source: autowarefoundation/autoware_universe, commit 656cdab8 (manifest v4.1, it
 
 from __future__ import annotations
 
-import itertools
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +33,8 @@ from mmdeploy_ext.consumers.autoware.manifest import (
 from mmdeploy_ext.consumers.autoware.trial import CONVENTION, LOAD, trial_rules
 from mmdeploy_ext.consumers.export_records import (
     class_order_rules,
+    distinct_records,
     mixture_rules,
-    record_of,
     recorded_value,
     value_rules,
 )
@@ -165,10 +164,9 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
 
 
 def _export_rules(graphs: Mapping[str, onnx.ModelProto], valid: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield files of several exports, and values of the manifest that are not those of the first's export."""
+    """Yield files of several exports, and values of the manifest that are not those of their exports."""
     yield from mixture_rules(graphs)
-    for file, graph in itertools.islice(graphs.items(), 1):
-        record = record_of(graph)
+    for file, record in distinct_records(graphs):
         grid = {key: recorded_value(record, 'preprocess', key) for key in ('point_cloud_range', 'voxel_size')}
         yield from value_rules(MANIFEST, valid, grid, file, MODEL_PREFIX)
         names, expected = valid.get('class_names', []), stated_classes(record, CLASSES)

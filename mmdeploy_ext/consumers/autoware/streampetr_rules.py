@@ -6,7 +6,6 @@ memory.cu, cuda_utils.hpp, node.cpp): facts, no code.
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ from mmdeploy_ext.consumers.autoware.manifest import (
     valid_values,
 )
 from mmdeploy_ext.consumers.autoware.trial import LOAD, MEMORY, trial_rules
-from mmdeploy_ext.consumers.export_records import class_order_rules, mixture_rules, record_of
+from mmdeploy_ext.consumers.export_records import class_order_rules, distinct_records, mixture_rules
 from mmdeploy_ext.consumers.graph_tensors import GraphTensors, graph_tensors, shape_text
 from mmdeploy_ext.contract.schema import COUNT, NAME, PIXELS, items, number
 from mmdeploy_ext.core.violations import Violation, errors
@@ -146,10 +145,10 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
 
 
 def _export_rules(graphs: Mapping[str, onnx.ModelProto], valid: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield files of several exports, and class names that are not in the order of the first's labels."""
+    """Yield files of several exports, and class names that are not in the order of the labels."""
     yield from mixture_rules(graphs)
-    for file, graph in itertools.islice(graphs.items(), 1):
-        names, expected = valid.get('class_names', []), stated_classes(record_of(graph), CLASSES)
+    for file, record in distinct_records(graphs):
+        names, expected = valid.get('class_names', []), stated_classes(record, CLASSES)
         yield from class_order_rules(MANIFEST, names, expected, file, MODEL_PREFIX, words=CLASSES)
 
 

@@ -892,6 +892,16 @@ def test_a_label_with_another_known_name_than_its_export_is_a_warning(names, war
     assert all(f'class_names[{label}] is' in one.message for label, one in zip(warned, found, strict=True))
 
 
+def test_a_further_file_that_states_other_labels_is_an_error(tmp_path):
+    toy_autoware.centerpoint(tmp_path)
+    names = ['car', 'bicycle', 'pedestrian']
+    for file, classes in ((ENCODER, names), (HEAD, names[::-1])):
+        exported_from(file, classes=classes)(tmp_path)
+    (found,) = check(tmp_path)[0]
+    assert (found.rule, found.attribute) == ('export', 'model_params.class_names')
+    assert f'the labels of {HEAD} are in another order' in found.message
+
+
 def test_files_of_two_checkpoints_are_a_warning_and_damaged_metadata_state_nothing(tmp_path):
     toy_autoware.centerpoint(tmp_path)
     exported_from(ENCODER, classes=3, preprocess=[])(tmp_path)
