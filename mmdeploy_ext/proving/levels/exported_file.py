@@ -18,7 +18,7 @@ from mmdeploy_ext.proving.levels.structure import check_structure
 from mmdeploy_ext.proving.provenance import class_name_notes, override_notes, provenance, training_notes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import onnx
 
@@ -78,12 +78,13 @@ def open_file(path: str) -> ExportedFile:
     return ExportedFile(path, files.load(path), metadata)
 
 
-def engine_options(file: ExportedFile, kind: str, engine: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of an engine for a file: for float16 those of `half_bars.proof_engine`.
+def engine_options(files: Iterable[ExportedFile], kind: str, engine: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of an engine for files: those of `half_bars.proof_engine` if one has float16.
 
-    `kind` is the registered name of the engine, `engine` are the options that were given.
+    The rest of a file that was quantised may be float16, too. `kind` is the registered name of the engine,
+    `engine` are the options that were given.
     """
-    is_half = file.metadata.precision == 'fp16'
+    is_half = any(file.options.get('precision') == 'fp16' for file in files)
     return half_bars.proof_engine(kind, engine) if is_half else dict(engine)
 
 

@@ -79,7 +79,7 @@ class FramesProof(Proof):
     def __init__(self, *arguments: Any) -> None:
         """Read the files as `Proof` does; for float16 files the engine gets the options of `proof_engine`."""
         super().__init__(*arguments)
-        self.engine = engine_options(self.files[-1], self.kind, self.engine)
+        self.engine = engine_options(self.files, self.kind, self.engine)
         self.reference_code = RanCode()
         self.first_settings: dict[str, dict[str, Any]] | None = None
 

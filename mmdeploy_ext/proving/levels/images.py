@@ -72,7 +72,7 @@ class ImageProof(Proof):
     def __init__(self, *arguments: Any, picture_files: Sequence[str | Path] = ()) -> None:
         """Read the file as `Proof` does, which has the other arguments."""
         super().__init__(*arguments)
-        self.engine = engine_options(self.files[0], self.kind, self.engine)
+        self.engine = engine_options(self.files, self.kind, self.engine)
         self.picture_files = picture_files
 
     def read(self, path: str) -> ExportedFile:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.proving.half_bars import CPU, bars_of, proof_engine
+from mmdeploy_ext.proving.levels.exported_file import ExportedFile, engine_options
 from mmdeploy_ext.proving.results import Case, DetectionRow
 from mmdeploy_ext.proving.tensors import compare_named
 from mmdeploy_ext.proving.totals import MIN_INPUTS, MIN_MATCHED, SECOND_RUN, too_few, total_reasons
@@ -76,6 +77,14 @@ def test_float16_is_rounded_on_the_cpu_however_it_is_named(providers):
     assert proof_engine('OnnxRuntimeBackend', engine) == dict(engine, round_fp16=True)
     on_gpu = dict(providers=['CUDAExecutionProvider', CPU])
     assert proof_engine('OnnxRuntimeBackend', on_gpu) == on_gpu
+
+
+@pytest.mark.parametrize('stated', [['fp16'], ['fp32'], ['fp16', 'fp32'], ['fp32', 'fp16']], ids=' '.join)
+def test_float16_is_rounded_in_quantised_files_and_in_one_of_several_too(stated):
+    metadata = [types.SimpleNamespace(options=dict(precision=entry), precision='int8') for entry in stated]
+    files = [ExportedFile('m.onnx', None, entry) for entry in metadata]
+    expected = dict(round_fp16=True) if 'fp16' in stated else {}
+    assert engine_options(files, 'OnnxRuntimeBackend', {}) == expected
 
 
 VALUES = np.float32([[3, -4, 12], [84, 0.5, -1]])
