@@ -9,6 +9,8 @@ import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.distributed import Ranks
@@ -120,7 +122,7 @@ def run_dataset(
     tmpdir: str | None = None,
     gpu_collect: bool = False,
 ) -> list[Any] | None:
-    """Run a model over a data set; a DataError names a sample that cannot be read.
+    """Run a model over a data set; a DataError names a sample that cannot be read, or has results of NaN.
 
     Args:
         network: the model on an engine.
@@ -144,8 +146,18 @@ def run_dataset(
     with loader_errors():
         for data in tracked(loader, len(loader), 'batches', ranks.rank == 0):
             batch = indices[len(results) : len(results) + loader.batch_size]
-            results.update(zip(batch, map(_compact, network.run(data, batch)), strict=True))
+            for index, result in zip(batch, network.run(data, batch), strict=True):
+                _refuse_nan(index, result)
+                results[index] = _compact(result)
     return collect(results, len(dataset), ranks, tmpdir, gpu_collect)
+
+
+def _refuse_nan(index: int, result: Any) -> None:
+    """Refuse boxes of the sample at an index that are NaN: COCO's evaluator takes them for matches."""
+    boxes = result[0] if isinstance(result, tuple) else result
+    arrays = [array for array in boxes if isinstance(array, np.ndarray)] if isinstance(boxes, list) else []
+    if any(array.dtype.kind == 'f' and np.isnan(array).any() for array in arrays):
+        raise DataError(f'sample {index}: the model gave boxes or scores that are NaN, nothing is evaluated')
 
 
 def _compact(result: Any) -> Any:

@@ -1,9 +1,12 @@
 """Scenes stay whole: every frame exactly once, in order within its scene, whatever the number of ranks."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.evaluate import loop
 from mmdeploy_ext.evaluate.loop import shard_scenes
 
 
@@ -39,3 +42,13 @@ def test_the_validation_scenes_of_nuscenes_spread_evenly():
 
 def test_more_processes_than_scenes_leave_some_idle():
     assert [shard_scenes(['a', 'a'], rank, 3) for rank in range(3)] == [[0, 1], [], []]
+
+
+@pytest.mark.parametrize('wrap', [lambda boxes: boxes, lambda boxes: (boxes, [])])
+def test_boxes_that_are_nan_are_not_evaluated(wrap):
+    boxes = [np.ones((2, 5), np.float32), np.zeros((0, 5), np.float32)]
+    loop._refuse_nan(3, wrap(boxes))
+    loop._refuse_nan(3, dict(boxes_3d=None))
+    boxes[0][1, 2] = np.nan
+    with pytest.raises(DataError, match=r'^sample 3: the model gave boxes'):
+        loop._refuse_nan(3, wrap(boxes))
