@@ -46,9 +46,13 @@ class Tool:
 
 
 def is_elsewhere() -> bool:
-    """Return whether the working directory is a checkout, and this package is part of another folder."""
+    """Return whether the working directory is a checkout whose package is not this one, links followed.
+
+    By a link the folder may have this very package: the process that replaces this one would start it again
+    and again.
+    """
     is_checkout = all(Path(name).is_file() for name in (SCRIPTS['export'], 'mmdeploy_ext/__main__.py'))
-    return is_checkout and Path.cwd() != CHECKOUT
+    return is_checkout and not Path('mmdeploy_ext').samefile(CHECKOUT / 'mmdeploy_ext')
 
 
 TOOLS = {

@@ -250,6 +250,17 @@ def test_an_installed_package_in_a_checkout_hands_over_to_its_code(tmp_path):
         assert (result.stdout + result.stderr).startswith(expected)
 
 
+def test_a_folder_of_links_to_this_checkout_is_this_checkout(tmp_path, monkeypatch):
+    for name in ('mmdeploy_ext', 'tools'):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    monkeypatch.chdir(tmp_path)
+    assert not command.is_elsewhere()
+    (tmp_path / 'mmdeploy_ext').unlink()
+    (tmp_path / 'mmdeploy_ext').mkdir()
+    (tmp_path / 'mmdeploy_ext/__main__.py').touch()
+    assert command.is_elsewhere()
+
+
 def test_a_reader_that_leaves_is_no_traceback():
     script = '"$@" | true; echo ${PIPESTATUS[0]}'
     words = ['bash', '-c', script, 'bash', sys.executable, '-m', 'mmdeploy_ext', 'graph', '--help']
