@@ -22,26 +22,10 @@ from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.parts import anchor_heads, lidar_models
 from mmdeploy_ext.families.parts.anchor_heads import PER_CLASS_HEAD, check_anchor_head
 from mmdeploy_ext.families.parts.detector_parts import part_cfg, test_cfg_of
-from mmdeploy_ext.families.parts.lidar_models import (
-    DYNAMIC_DETECTOR,
-    LidarModels,
-    check_points_side,
-    load_weights,
-    other_limits,
-    timed_methods,
-    voxel_layer,
-    with_limit,
-)
+from mmdeploy_ext.families.parts.lidar_models import DYNAMIC_DETECTOR, LidarModels, check_points_side
 from mmdeploy_ext.families.parts.lidar_parts import parts_of, prefix_of
-from mmdeploy_ext.families.parts.proof_samples import crowded, generated
-from mmdeploy_ext.families.parts.samples import result
-from mmdeploy_ext.families.parts.sweep_samples import (
-    dumped_frame,
-    frame,
-    generated_dataset,
-    moments,
-    plain_sample,
-)
+from mmdeploy_ext.families.parts.proof_samples import crowded
+from mmdeploy_ext.families.parts.sweep_samples import SweepMethods
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.runtime.frames import Stepper, Sweep
@@ -95,7 +79,7 @@ def check_parts(filename: str, model: Mapping[str, Any]) -> None:
 MODELS = LidarModels(check_parts, FOLLOWED)
 
 
-class AnchorFamily(SequenceFamily):
+class AnchorFamily(SweepMethods, SequenceFamily):
     """mmdet3d's `VoxelNet`, `DynamicVoxelNet`, `SASSD` and `MVXFasterRCNN` of points, without a memory."""
 
     name = 'anchor3d'
@@ -104,17 +88,10 @@ class AnchorFamily(SequenceFamily):
         'Anchor3DHead', 'FreeAnchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'PartAggregationROIHead',
         'PointRCNNRoIHead', 'SSD3DHead', 'VoteHead', 'H3DRoIHead', 'SASSD',
     )  # fmt: skip
-    of_config, used_by = lidar_models.OF_CONFIG, lidar_models.USED_BY
-    files, samples = lidar_models.FILES, 'sweeps'
     build, preprocess_rule = MODELS.build, MODELS.preprocess_rule
     replaced, followed = MODELS.replaced, FOLLOWED
     graphs, reference = staticmethod(graphs), staticmethod(AnchorReference)
-    result, postprocess_facts = staticmethod(result), staticmethod(postprocess_facts)
-    load_weights, voxel_layer = staticmethod(load_weights), staticmethod(voxel_layer)
-    frame, moments, dumped_frame = staticmethod(frame), staticmethod(moments), staticmethod(dumped_frame)
-    generated_sweeps, generated_dataset = staticmethod(generated), staticmethod(generated_dataset)
-    plain_sample, timed_methods = staticmethod(plain_sample), staticmethod(timed_methods)
-    with_limit, other_limits = staticmethod(with_limit), staticmethod(other_limits)
+    postprocess_facts = staticmethod(postprocess_facts)
 
     def claims(self, cfg: Any) -> Claim:
         if not set(names_of_class(builder.DETECTORS, cfg.model.get('type'))) & set(DETECTORS):

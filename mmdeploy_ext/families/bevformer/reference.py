@@ -25,12 +25,9 @@ OUTPUTS = ('bev_embed', 'all_cls_scores', 'all_bbox_preds')
 def reference_record(frame: Frame, orientation: str = '') -> np.ndarray:
     """Return the record of the car's motion (18,) as `record_of` does, that of a pose by other code.
 
-    Of a pose, entries 3 to 6 are the real part of the orientation four times, as upstream's data set makes
-    them.
-
-
-    By the same code a runner with a wrong one would agree with itself. `orientation` is the kind of records
-    that the model was trained with, '' any; for it, and the DataError, see `record_of`.
+    By the same code a runner with a wrong one would agree with itself. Of a pose, entries 3 to 6 are the real
+    part of the orientation four times, as upstream's data set makes them. `orientation` is the kind of
+    records that the model was trained with, '' any; for it, and the DataError, see `record_of`.
     """
     record = record_of(frame, orientation)
     if frame.can_bus is not None:

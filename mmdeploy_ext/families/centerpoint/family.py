@@ -30,25 +30,10 @@ from mmdeploy_ext.families.centerpoint.runtime import NMS_TYPES, CenterPointOnnx
 from mmdeploy_ext.families.centerpoint.synthetic import synthetic_outputs
 from mmdeploy_ext.families.parts import lidar_models
 from mmdeploy_ext.families.parts.detector_parts import test_cfg_of
-from mmdeploy_ext.families.parts.lidar_models import (
-    LidarModels,
-    check_points_side,
-    load_weights,
-    other_limits,
-    timed_methods,
-    voxel_layer,
-    with_limit,
-)
+from mmdeploy_ext.families.parts.lidar_models import LidarModels, check_points_side
 from mmdeploy_ext.families.parts.options import AUTOWARE
-from mmdeploy_ext.families.parts.proof_samples import crowded, generated, in_order_of_columns
-from mmdeploy_ext.families.parts.samples import result
-from mmdeploy_ext.families.parts.sweep_samples import (
-    dumped_frame,
-    frame,
-    generated_dataset,
-    moments,
-    plain_sample,
-)
+from mmdeploy_ext.families.parts.proof_samples import crowded, in_order_of_columns
+from mmdeploy_ext.families.parts.sweep_samples import SweepMethods
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.runtime.frames import Stepper, Sweep
@@ -71,24 +56,17 @@ def check_parts(filename: str, model: Mapping[str, Any]) -> None:
 MODELS = LidarModels(check_parts, FOLLOWED)
 
 
-class CenterPointFamily(SequenceFamily):
+class CenterPointFamily(SweepMethods, SequenceFamily):
     """mmdet3d's `CenterPoint` of points alone: `SparseEncoder` or pillars, and `CenterHead`; no memory."""
 
     name = 'centerpoint'
     exports = 'CenterPoint of points with CenterHead (mmdeploy_ext/families/centerpoint/README.md)'
     similar_names = ('CenterHead', 'Anchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'TransFusion')
-    of_config = lidar_models.OF_CONFIG
-    used_by: ClassVar[Mapping[str, str]] = {**lidar_models.USED_BY, AUTOWARE_FILES[-1]: 'check {folder}'}
-    files, samples = lidar_models.FILES, 'sweeps'
+    used_by: ClassVar[Mapping[str, str]] = {**SweepMethods.used_by, AUTOWARE_FILES[-1]: 'check {folder}'}
     build, preprocess_rule = MODELS.build, MODELS.preprocess_rule
     replaced, followed = MODELS.replaced, FOLLOWED
     reference = staticmethod(CenterPointReference)
-    result, postprocess_facts = staticmethod(result), staticmethod(postprocess_facts)
-    load_weights, voxel_layer = staticmethod(load_weights), staticmethod(voxel_layer)
-    frame, moments, dumped_frame = staticmethod(frame), staticmethod(moments), staticmethod(dumped_frame)
-    generated_sweeps, generated_dataset = staticmethod(generated), staticmethod(generated_dataset)
-    plain_sample, timed_methods = staticmethod(plain_sample), staticmethod(timed_methods)
-    with_limit, other_limits = staticmethod(with_limit), staticmethod(other_limits)
+    postprocess_facts = staticmethod(postprocess_facts)
 
     def claims(self, cfg: Any) -> Claim:
         is_centerpoint = 'CenterPoint' in names_of_class(DETECTORS, cfg.model.get('type'))

@@ -19,7 +19,6 @@ from torch import nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.postprocess.suppression import number, positive
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights, names_of_class
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
@@ -76,23 +75,15 @@ class ImVoxelNetFamily(ImageFamily):
         return Claim.DETECTOR
 
     def check(self, cfg: Any, options: Options) -> None:
-        model, test = cfg.model, detector_parts.test_cfg_of(cfg)
-        self.check_parts(cfg.filename, model)
+        self.check_parts(cfg.filename, cfg.model)
         with refused_by_name(cfg):
-            positive('max_num', test.get('max_num'))
-            number('nms_pre', test.get('nms_pre', -1), int)
-            for key in ('score_thr', 'nms_thr'):
-                number(key, test.get(key), float)
-            if not test.get('use_rotate_nms'):
-                raise ConfigError(
-                    'model.test_cfg.use_rotate_nms: expected True, boxes are compared as they are turned'
-                )
+            detector_parts.check_rotated_limits(detector_parts.test_cfg_of(cfg), 'max_num')
             for step in steps_of(test_pipeline(cfg), *MOVED):
                 raise ConfigError(
                     f'test pipeline step {step["type"]}: mmdet3d multiplies places in the picture by '
                     f'scale_factor alone; expected Resize, Normalize and Pad'
                 )
-        detector_parts.check(model, options)
+        detector_parts.check(cfg.model, options)
 
     def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
         """Refuse (ConfigError) frames of voxels and heads that are not exported, of a config's `model`."""

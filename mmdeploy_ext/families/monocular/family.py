@@ -19,7 +19,6 @@ from torch import nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.postprocess.suppression import number, positive
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights, registered_class
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
@@ -60,10 +59,6 @@ FOLLOWED = (
 
 READ = ('nms_pre', 'score_thr', 'max_per_img')
 """Limits in `test_cfg` that heads of FCOS3D and PGD read; `min_bbox_size` is not one of them."""
-SIMILAR_NAMES = ('Mono3D', 'FCOS3D', 'PGD', 'SMOKE', 'MonoFlex')
-"""See `Family.similar_names`."""
-TASK = 'mmdeploy_ext.families.monocular.task'
-"""See `Family.task`."""
 
 
 def claim_of_head(cfg: Any, head_class: type) -> Claim:
@@ -141,15 +136,7 @@ def mmdet3d_result(detections: Any, num_classes: int) -> dict[str, Any]:
 
 def check_points_head(cfg: Any, head: nn.Module) -> None:
     """Refuse (ConfigError) what graphs do not reproduce of a head of FCOS3D or PGD, or of a pipeline."""
-    test = head.test_cfg or {}
-    positive('max_per_img', test.get('max_per_img'))
-    number('nms_pre', test.get('nms_pre', -1), int)
-    for key in ('score_thr', 'nms_thr'):
-        number(key, test.get(key), float)
-    if not test.get('use_rotate_nms'):
-        raise ConfigError(
-            'model.test_cfg.use_rotate_nms: expected True, boxes are compared as they are turned'
-        )
+    detector_parts.check_rotated_limits(head.test_cfg or {}, 'max_per_img')
     if not head.bbox_coder.norm_on_bbox:
         raise ConfigError('model.bbox_head.bbox_coder.norm_on_bbox=False: mmdet3d refuses it, too')
     if list(steps_of(test_pipeline(cfg), 'Resize')):
@@ -158,21 +145,27 @@ def check_points_head(cfg: Any, head: nn.Module) -> None:
         )
 
 
-class PointsFamily(ImageFamily):
+class MonocularMethods:
+    """What both families have beside `ImageFamily`, before which they derive from this class."""
+
+    similar_names = ('Mono3D', 'FCOS3D', 'PGD', 'SMOKE', 'MonoFlex')
+    task = 'mmdeploy_ext.families.monocular.task'
+    followed, replaced = FOLLOWED, staticmethod(replaced)
+    feeds, result = staticmethod(cameras.feeds), staticmethod(mmdet3d_result)
+    reference_tensors = staticmethod(reference.tensors)
+    reference_detections = staticmethod(reference.detections)
+    build, seeded, check_dataset = staticmethod(build), staticmethod(seeded), staticmethod(check_dataset)
+
+
+class PointsFamily(MonocularMethods, ImageFamily):
     """FCOS3D and PGD: a box of every cell, and suppression as seen from above."""
 
     name = 'monocular'
     exports = 'FCOS3D and PGD (mmdeploy_ext/families/monocular/README.md)'
     forms = ('full', 'decode', 'raw')
     tie_keys = ('nms_thr', 'score_thr')
-    similar_names, task = SIMILAR_NAMES, TASK
-    followed, replaced = FOLLOWED, staticmethod(replaced)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    feeds, result = staticmethod(cameras.feeds), staticmethod(mmdet3d_result)
-    reference_tensors = staticmethod(reference.tensors)
-    reference_detections = staticmethod(reference.detections)
     choose_as = staticmethod(reference.choose_as)
-    build, seeded, check_dataset = staticmethod(build), staticmethod(seeded), staticmethod(check_dataset)
     postprocess_facts = staticmethod(graphs.postprocess_facts)
 
     def claims(self, cfg: Any) -> Claim:
@@ -201,20 +194,14 @@ def check_smoke_head(cfg: Any, head: nn.Module) -> None:
             )
 
 
-class SmokeFamily(ImageFamily):
+class SmokeFamily(MonocularMethods, ImageFamily):
     """SMOKE: a box of each of the best peaks."""
 
     name = 'smoke'
     exports = 'SMOKE (mmdeploy_ext/families/monocular/README.md)'
     forms = ('full', 'raw')
     tie_keys = ()
-    similar_names, task = SIMILAR_NAMES, TASK
-    followed, replaced = FOLLOWED, staticmethod(replaced)
     spec, stages = staticmethod(smoke_graphs.spec), staticmethod(smoke_graphs.stages)
-    feeds, result = staticmethod(cameras.feeds), staticmethod(mmdet3d_result)
-    reference_tensors = staticmethod(reference.tensors)
-    reference_detections = staticmethod(reference.detections)
-    build, seeded, check_dataset = staticmethod(build), staticmethod(seeded), staticmethod(check_dataset)
     postprocess_facts = staticmethod(smoke_graphs.postprocess_facts)
 
     def claims(self, cfg: Any) -> Claim:

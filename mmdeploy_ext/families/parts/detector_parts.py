@@ -15,6 +15,7 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.exporting.postprocess.suppression import number, positive
 
 SIZED_ATTENTION = dict(
     SwinTransformer='ShiftWindowMSA',
@@ -260,6 +261,21 @@ def check_limit(key: str, limit: Any, available: int) -> None:
     """
     if type(limit) is not int or not 0 < limit <= available:  # True is an int, too
         raise ConfigError(f'model.test_cfg.{key}={limit}; expected 1 to {available}, as many as there are')
+
+
+def check_rotated_limits(test_cfg: Mapping[str, Any], max_key: str) -> None:
+    """Refuse (ConfigError) limits of mmdet3d's rotated suppression in one picture, or another suppression.
+
+    `max_key` is the key in `test_cfg` of the largest number of results.
+    """
+    positive(max_key, test_cfg.get(max_key))
+    number('nms_pre', test_cfg.get('nms_pre', -1), int)
+    for key in ('score_thr', 'nms_thr'):
+        number(key, test_cfg.get(key), float)
+    if not test_cfg.get('use_rotate_nms'):
+        raise ConfigError(
+            'model.test_cfg.use_rotate_nms: expected True, boxes are compared as they are turned'
+        )
 
 
 def check_smallest(strides: Iterable[int], options: Options) -> None:

@@ -1,7 +1,8 @@
 """The LiDAR detectors that families export, how they are built, and their limits.
 
 `LidarModels` is what a family asks about its detectors. `load_weights`, `voxel_layer`, `with_limit`,
-`other_limits` and `timed_methods` are methods of `SequenceFamily` for them, which the families assign.
+`other_limits` and `timed_methods` are methods of `SequenceFamily` for them; families of points alone have
+them by `SweepMethods`, others assign those that they need.
 """
 
 import contextlib
@@ -57,12 +58,6 @@ FOLLOWED = (
     (voxel_utils, ('get_paddings_indicator',)),
 )
 """Classes and modules of mmdet3d, and the methods and functions that graphs and runtimes compute."""
-OF_CONFIG = "the grid is the config's"
-"""`Family.of_config` of families of points alone."""
-USED_BY = {'': 'sweep SWEEP.bin --config {config} --checkpoint {checkpoint} --onnx {file}'}
-"""`Family.used_by` of these families."""
-FILES = ('backbone', 'head')
-"""`Family.files` of these families."""
 COLUMNS = dict(LoadPointsFromFile=[0, 1, 2], LoadPointsFromMultiSweeps=[0, 1, 2, 4])
 """Step that loads points -> columns that it keeps if the config names none."""
 DYNAMIC_DETECTOR = 'DynamicVoxelNet'

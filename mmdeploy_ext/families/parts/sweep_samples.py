@@ -1,16 +1,16 @@
-"""Samples of families of points alone, sweeps: of the test loader, of infos, of dumps, and generated ones.
+"""Families of points alone: their samples, sweeps of the test loader, of infos, of dumps, and generated ones.
 
-The functions are methods of `SequenceFamily`, which the families assign.
+`SweepMethods` has what such families have in common.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from mmdeploy_ext.families.parts import info_files, proof_samples
-from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only
+from mmdeploy_ext.families.parts import info_files, lidar_models, proof_samples
+from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only, result
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.quantize.sweeps import Sweeps, point_rule
 from mmdeploy_ext.runtime.frames import Sweep
@@ -60,3 +60,22 @@ def generated_dataset(folder: Path, cfg: Any, rule: VoxelRule) -> dict[str, Any]
 def plain_sample(rule: VoxelRule, sample: Sweep) -> Sweep:
     """Return a sweep of a single point of another sweep, in range if one is, see `plain_sweep`."""
     return proof_samples.plain_sweep(sample, rule.point_cloud_range)
+
+
+class SweepMethods:
+    """What a family of points alone has beside `SequenceFamily`, before which it derives from this class."""
+
+    of_config = "the grid is the config's"
+    used_by: ClassVar[Mapping[str, str]] = {
+        '': 'sweep SWEEP.bin --config {config} --checkpoint {checkpoint} --onnx {file}'
+    }
+    files, samples = ('backbone', 'head'), 'sweeps'
+    result = staticmethod(result)
+    frame, moments, dumped_frame = staticmethod(frame), staticmethod(moments), staticmethod(dumped_frame)
+    generated_sweeps = staticmethod(proof_samples.generated)
+    generated_dataset, plain_sample = staticmethod(generated_dataset), staticmethod(plain_sample)
+    load_weights = staticmethod(lidar_models.load_weights)
+    voxel_layer = staticmethod(lidar_models.voxel_layer)
+    timed_methods = staticmethod(lidar_models.timed_methods)
+    with_limit = staticmethod(lidar_models.with_limit)
+    other_limits = staticmethod(lidar_models.other_limits)

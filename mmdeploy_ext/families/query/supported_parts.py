@@ -66,9 +66,8 @@ TRANSFORMERS = dict(
     DINOHead=dino.DinoTransformer,
     HybridBranchDeformableDETRHead=transformer.DeformableDetrTransformer,
 )
-"""Head -> its transformer."""
-HYBRID_HEAD = 'HybridBranchDeformableDETRHead'
-"""Head of H-DETR, a `DETRHead` whose class is in the user's tree alone: it is known by its name."""
+"""Head -> its transformer. The last head is that of H-DETR, a `DETRHead` whose class is in the user's tree
+alone: it is known by its name."""
 CO_DETR, CO_DINO_HEAD = 'CoDETR', 'CoDINOHead'
 """Detector and head of Co-DETR, whose classes are in the user's tree alone: they are known by their names."""
 CO_DETR_PARTS = ('CoDinoTransformer', 'DinoTransformerDecoder')
@@ -133,7 +132,7 @@ REPOSITORIES_FOLLOWED = (
     (missing_class(CO_DINO_HEAD), METHODS),
     *((missing_class(name), (*METHODS, 'gen_sineembed_for_position')) for name in CO_DETR_PARTS),
     (missing_class(QUERY_ROI_HEAD), METHODS),
-    (missing_class(HYBRID_HEAD), METHODS),
+    (missing_class('HybridBranchDeformableDETRHead'), METHODS),
 )
 """The same of Co-DETR 2665352, QueryInst 5c245e6 and H-DETR 8c8836c, which are no installed libraries."""
 
