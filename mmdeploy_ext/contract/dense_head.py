@@ -55,8 +55,8 @@ class Head(JsonDataclass):
         choose: which candidates of a level remain. 'pairs': the `nms_pre` best (prior, class) pairs;
             'priors': all classes of the `nms_pre` best priors, by the best number that a result of theirs
             would be ordered by; 'class_priors' and 'factor_priors': the same, but the best by class scores
-            alone, or by the factor; 'best': the best class of each prior; 'all': all pairs;
-            neither is cut to `nms_pre`.
+            alone, or by the factor; 'best': the best class of each prior, and 'all': all pairs, neither of
+            them cut to `nms_pre`.
         judged: what the score threshold is compared with: 'class' scores, or their 'product' with the factor,
             of which `root` takes the root.
         inclusive: whether a score that equals the threshold passes.

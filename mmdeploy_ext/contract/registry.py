@@ -44,10 +44,10 @@ class Registration:
     keep_fp32: tuple[str, ...] = ()
 
     def load_family(self) -> Any:
-        """Import the family, and return it: an instance of its class, or the instance that has the name.
+        """Import the family, and return it: an instance of the class that `family` names, or what it names.
 
         Raises:
-            ConfigError: there is no such class in the module, or its family has another name.
+            ConfigError: the module has no such class or instance, or its family has another name.
             ImportError: there is no such module, or one that it imports is not there.
         """
         module, _, cls = self.family.partition(':')

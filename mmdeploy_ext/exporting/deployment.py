@@ -223,8 +223,8 @@ def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[st
     Returns:
         The first list or tuple of `num_classes` names among `CLASSES` of `meta`; `classes` of `data.test`
         (of the data set that `test_dataset` reads), names or the path of a file with one on each line;
-        `classes` and `class_names` of the config; and `CLASSES` of the data set's class. If none fits: 'class
-        0', 'class 1', ...
+        `classes` and `class_names` of the config; and `CLASSES` of the data set's class. If none fits:
+        'class 0', 'class 1', ...
 
     Raises:
         ConfigError: the config's data set names a file of classes, `meta` has no fitting list, and the file
@@ -356,7 +356,7 @@ def load(
 def _state_of(model: torch.nn.Module) -> tuple[Any, ...]:
     """Return what changes if a run leaves something in a model: in weights, or in attributes of its parts.
 
-    Of containers that is their length alone.
+    A tensor counts by its object and by how often torch changed it in place, a container by its length.
     """
     state: list[Any] = []
     for part in model.modules():

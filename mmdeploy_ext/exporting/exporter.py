@@ -228,11 +228,11 @@ def _export_torchscript(
 
     stream = io.BytesIO()
     check_no_error_is_caught(stage.module, args)
-    # an index that is empty at the traced size may have elements at another one, an axis of many rows one row
     # where it fails, the exporter prints the graph: a million letters for a detector
     without_graph = mock.patch.object(torch._C, '_jit_onnx_log', lambda *_: None)
     split_lists = functools.partial(_split_where_needed, utils._split_tensor_list_constants)
     split = mock.patch.object(utils, '_split_tensor_list_constants', split_lists)
+    # an index that is empty at the traced size may have elements at another one, an axis of many rows one row
     has_dynamic_sizes = any(axis > 0 for name in stage.inputs for axis in dynamic.get(name, {}))
     steps = linspace_of_one_step() if has_dynamic_sizes else linspace_of_its_type()
     writes = contextlib.nullcontext() if has_dynamic_sizes else without_empty_writes()
@@ -256,7 +256,8 @@ def _export_torchscript(
 def _split_where_needed(split: Callable[[Any, Any], None], graph: Any, block: Any) -> None:
     """Call `split`, which makes nodes of constants that are lists of tensors, if the graph has one.
 
-    It looks at every node, which takes a thirtieth of the seconds of an export; few graphs have such lists.
+    `split` looks at every node, which takes a thirtieth of the seconds of an export; few graphs have such
+    lists.
     """
     for node in graph.findAllNodes('prim::Constant', recurse=True):
         kind = node.output().type()

@@ -263,28 +263,19 @@ def zoomed_reference(
         options: options of the file.
         traced: the reference of the traced input, the one that the exporter saw.
     """
-    size = options.height, options.width
-
-    def reference_of(view: np.ndarray) -> ImageReference:
-        return ImageReference(deployment, zoomed_input(deployment, options, traced.input.sources[0], view))
-
-    key = 'zoomed', *size, options.batch, *_content_of_pictures(deployment, traced.input)
-    return deployment.share(key, lambda: _find_zoomed(traced, size, reference_of))
+    pictures = _content_of_pictures(deployment, traced.input)
+    key = 'zoomed', options.height, options.width, options.batch, *pictures
+    return deployment.share(key, lambda: _find_zoomed(deployment, options, traced))
 
 
-def _find_zoomed(
-    traced: ImageReference, size: tuple[int, int], reference_of: Callable[[np.ndarray], ImageReference]
-) -> ImageReference | None:
+def _find_zoomed(deployment: Deployment, options: Options, traced: ImageReference) -> ImageReference | None:
     """Return the reference of the part of the traced picture that an object fills best; None without objects.
 
-    Args:
-        traced: the reference of the traced input.
-        size: height and width of the input.
-        reference_of: returns the reference of the part in a box (4,) xyxy, pixels of the traced picture.
+    The arguments are those of `zoomed_reference`.
     """
-    (_, picture), family, model = traced.input.sources[0], traced.deployment.family, traced.deployment.model
-    height, width = picture.shape[:2]
-    min_area = family.last_level_side(model) ** 2 / (size[0] * size[1])
+    source, family, model = traced.input.sources[0], deployment.family, deployment.model
+    height, width = source[1].shape[:2]
+    min_area = family.last_level_side(model) ** 2 / (options.height * options.width)
     min_area = min_area if 0 < min_area < 1 else FILLED
     boxes = object_boxes(traced.results[0], traced.input.images[0].img_shape)
     boxes = sorted((box for box in boxes if _area(box) <= LARGEST_OBJECT), key=_area, reverse=True)
@@ -292,7 +283,7 @@ def _find_zoomed(
     for part, box in itertools.islice(itertools.product(PARTS, boxes), ZOOMS):
         centre, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 * part
         view = np.concatenate([centre - half, centre + half]) * (width, height, width, height)
-        reference = reference_of(view)
+        reference = ImageReference(deployment, zoomed_input(deployment, options, source, view))
         objects = object_boxes(reference.objects[0], reference.images[0].ori_shape)
         area = max(map(_area, objects), default=0.0)
         if area > largest:

@@ -51,7 +51,7 @@ def constant_value(node: onnx.NodeProto) -> np.ndarray | None:
 def array_bytes(array: np.ndarray) -> bytes:
     """Return bytes that equal those of another array of the same dtype and shape only if all elements do.
 
-    They do if they have the same bits: 0.0 and -0.0 have not.
+    Elements are equal if their bits are: 0.0 and -0.0 differ.
 
     Of an array of objects, which are texts, `tobytes` would give their addresses. A text counts alike as str
     and as bytes in UTF-8: ONNX's tensors and attributes give one or the other.

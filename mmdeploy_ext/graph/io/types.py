@@ -99,8 +99,8 @@ def fold_shapes(
 
     Returned is how many were replaced. The model is a `skeleton`; `types` is tensor name -> inferred type. A
     value has at most `LARGEST_SHAPE` elements. Nodes of several outputs and sub-graphs stay as they are.
-    `constant_nodes` is index of a Constant node -> its values, for further calls with the same model, which
-    adds to it; {} for the first.
+    `constant_nodes` is index of a Constant node -> name of its output -> value ({} without a small one). The
+    call adds to it, so that a further one with the same model need not read them again; None: there is none.
     """
     constant_nodes = {} if constant_nodes is None else constant_nodes
     tensors = {tensor.name: _small_array(tensor) for tensor in model.graph.initializer}
@@ -112,13 +112,13 @@ def fold_shapes(
             continue
         outputs = _constant_outputs(node, constants, types, model)
         constants.update(outputs)
-        is_folded = node.op_type != 'Constant' and len(outputs) == len(node.output) == 1
-        if is_folded:
-            value = numpy_helper.from_array(*outputs.values())
-            node.CopyFrom(helper.make_node('Constant', [], [node.output[0]], node.name, value=value))
-            folded += 1
         if node.op_type == 'Constant':
             constant_nodes[index] = outputs
+        elif len(outputs) == len(node.output) == 1:
+            value = numpy_helper.from_array(*outputs.values())
+            node.CopyFrom(helper.make_node('Constant', [], [node.output[0]], node.name, value=value))
+            constant_nodes[index] = outputs
+            folded += 1
     return folded
 
 

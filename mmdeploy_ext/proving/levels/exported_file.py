@@ -78,13 +78,15 @@ def open_file(path: str) -> ExportedFile:
     return ExportedFile(path, files.load(path), metadata)
 
 
-def engine_options(files: Iterable[ExportedFile], kind: str, engine: Mapping[str, Any]) -> dict[str, Any]:
+def engine_options(
+    exported_files: Iterable[ExportedFile], kind: str, engine: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the options of an engine for files: those of `half_bars.proof_engine` if one has float16.
 
-    The rest of a file that was quantised may be float16, too. `kind` is the registered name of the engine,
-    `engine` are the options that were given.
+    A file counts that was exported in float16, also if it was quantised afterwards: what is not in INT8 is
+    float16 then. `kind` is the registered name of the engine, `engine` are the options that were given.
     """
-    is_half = any(file.options.get('precision') == 'fp16' for file in files)
+    is_half = any(file.options.get('precision') == 'fp16' for file in exported_files)
     return half_bars.proof_engine(kind, engine) if is_half else dict(engine)
 
 

@@ -145,7 +145,7 @@ class FramesProof(Proof):
         """Return the checks of a file; with the last file also those of the text files beside the graphs."""
         _, rule, contract = self.expected(file)
         checks, notes = check_file(self.deployment, file, rule, contract)
-        self.verdict.notes += [note for note in notes if note not in self.verdict.notes]
+        self.add_notes(notes)
         return [*checks, *self.companion_checks(file)] if file is self.files[-1] else checks
 
     def companion_checks(self, file: ExportedFile) -> list[Check]:

@@ -121,7 +121,7 @@ class ImageProof(Proof):
     def checks(self, file: ExportedFile) -> list[Check]:
         _, rule, contract = self.expected(file)
         checks, notes = check_file(self.deployment, file, rule, contract)
-        self.verdict.notes += [note for note in notes if note not in self.verdict.notes]
+        self.add_notes(notes)
         return checks
 
     def preprocessing(self) -> PreprocessingResult:
@@ -208,7 +208,7 @@ class ImageProof(Proof):
         traced, with_other_limits = shared_reference(deployment, inputs[0]), self._trials()
         inputs[0] = traced.input
         self.prepared.append(traced)
-        if with_other_limits and with_other_limits.fit:
+        if with_other_limits:
             with_other_limits.keep_outputs(traced)
         if not deployment.family.results_left_out(self.files[0].options):
             if deployment.family.sizes_choose_levels(deployment.model):
@@ -233,12 +233,13 @@ class ImageProof(Proof):
         return [*inputs, *trials]
 
     def _trials(self) -> Trials | None:
-        """Return the common part of the trials; None if the file's graph is not that of a fresh export."""
+        """Return the common part of the trials; None without any, or if the graph is of no fresh export."""
         if not all(graph.equal for graph in self.verdict.graphs):
             return None
         model = self.files[0].model if self.verdict.precision == 'fp32' else None
         threads = int(self.engine.get('threads', 0))
-        return Trials(self.deployment, self.export_options, self.samples[0], model, threads)
+        trials = Trials(self.deployment, self.export_options, self.samples[0], model, threads)
+        return trials if trials.has_trials else None
 
     def more_inputs(self) -> Sequence[ProofInput]:
         """Return up to ten other views of the first picture if nothing failed but too many results are ties.

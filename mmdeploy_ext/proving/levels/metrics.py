@@ -142,7 +142,7 @@ def keep_metrics(
         run. Else whether no metric differs by more than the bar, and at least one has a value on a side.
 
     Raises:
-        UsageError: the file of PyTorch's metrics cannot be read, is no JSON, or has no numbers.
+        UsageError: the file of PyTorch's metrics cannot be read, is no JSON, or is not what a run writes.
     """
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     target, reference_path = folder / BACKENDS[kind].metrics, folder / BACKENDS['TorchBackend'].metrics

@@ -118,7 +118,7 @@ class Trials:
         runtime reads. `finds_nothing` is whether the proof has an input in which PyTorch finds nothing.
         """
         family, model = self.deployment.family, self.deployment.model
-        if not self.fit:
+        if not self.has_trials:
             return []
         trials: list[Trial] = [LimitsLowered(self)]
         if not self.capped:  # a file with constant shapes has a fixed number of candidates, and no more
@@ -135,8 +135,8 @@ class Trials:
         return trials
 
     @property
-    def fit(self) -> bool:
-        """Whether results are compared, and something is limited."""
+    def has_trials(self) -> bool:
+        """Whether there is any trial: results are compared, and something is limited."""
         family = self.deployment.family
         return not family.results_left_out(self.options) and bool(self.limits)
 
@@ -144,6 +144,11 @@ class Trials:
     def limits(self) -> list[Limit]:
         """The limits of the model."""
         return self.deployment.family.limits(self.deployment.model)
+
+    @property
+    def limit_values(self) -> list[tuple[str, Any]]:
+        """Name and present value of every limit; each trial has changed values."""
+        return [(limit.name, limit.value) for limit in self.limits]
 
     def is_full(self) -> bool:
         """Return whether the limit of results fills their list, so that the threshold decides nothing.
@@ -200,8 +205,8 @@ class Trials:
     @property
     def content(self) -> list[Hashable]:
         """What distinguishes these trials from those of other files, but for the file itself."""
-        limits = [(limit.name, limit.value) for limit in self.limits]
-        return [*content_of((sorted(self.options.items()), self.title, self.image, limits, self.threads))]
+        options = sorted(self.options.items())
+        return [*content_of((options, self.title, self.image, self.limit_values, self.threads))]
 
     def lists(self) -> dict[str, Any]:
         """Return the lists of rows of upstream's test path for the picture, by name."""
@@ -262,8 +267,7 @@ class Trials:
             return {}, available, metadata
         device = next(deployment.model.parameters()).device
         example = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-        limits = [(limit.name, repr(limit.value)) for limit in self.limits]
-        key = ('export', trial, *limits, repr(inputs), repr(outputs), repr(sorted(options.items())))
+        key = 'export', trial, *content_of((self.limit_values, inputs, outputs, sorted(options.items())))
         model = deployment.share(key, lambda: files.export_graph(graph, options, (), example))
         return Runner(model, optimization='basic', threads=self.threads).run(arrays), available, metadata
 

@@ -153,7 +153,7 @@ class Proof(abc.ABC):
                 for check in (*self.checks(file), *hashes)
             ]
             notes += changed_classes(file.model_classes, self.deployment.model_classes)
-            verdict.notes += [note for note in notes if note not in verdict.notes]
+            self.add_notes(notes)
         verdict.model_classes = list(self.deployment.model_classes)
         open_axes = [
             file.options.get('dynamic', False) or file.options.get('dynamic_batch', False)
@@ -170,6 +170,10 @@ class Proof(abc.ABC):
         verdict.notes += self.deployment.replaced_kernels
         verdict.preprocessing = self.preprocessing()
         return verdict
+
+    def add_notes(self, notes: Iterable[str]) -> None:
+        """Add the notes that the verdict does not have: of several files each note is there once."""
+        self.verdict.notes += [note for note in notes if note not in self.verdict.notes]
 
     def traced_lines(self) -> list[TracedLine]:
         """Return the lines of the user's code that choose by values or sizes, see `traced_lines.py`.

@@ -44,7 +44,7 @@ TASKS = {name: f'{__name__}.{name}' for name in ('bbox2d', 'bbox3d', 'boxed_mask
 NEEDED = ('match_detections', 'pair_up', 'fit_pair', 'draw_pair', 'RESULTS', 'PLACE')
 """Names that every task module has."""
 NEEDED_BY_HALF = ('half_bars', 'half_text')
-"""Names that it needs, too, to prove files of float16 or INT8."""
+"""Names that a task module needs, too, if files in float16 or INT8 are proven."""
 
 
 def task_module(name: str, needed: Sequence[str] = NEEDED) -> ModuleType:
