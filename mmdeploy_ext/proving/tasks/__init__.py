@@ -6,7 +6,8 @@ A task module, one of these or one of the package that registers a family, has
   judges the results of one image: `image` is its name, `reference` what PyTorch found, `candidate` what an
   engine found (`Detections`, `Detections3D`, `Instances` or a panoptic map), `capacity` the largest number of
   results of the detector; the other keywords are the limits of a pair that counts as equal, in this package
-  called bars, the score threshold, and what excuses ties. `matching.match_lists` explains them,
+  called bars, the score threshold, and what excuses ties. `matching.match_lists` explains them; `ranked` is
+  given for models only of which `ImageFamily.ranks_queries` is true,
 - `pair_up(reference, candidate, ...) -> matching.Pairing`, which pairs two lists of results by the same bars,
 - `fit_pair(pair) -> results.Pair`, which brings an image and its two lists of results, a `results.Pair`, to a
   size for drawing, and `draw_pair(pair, classes, score_thr) -> (h, w, 3) uint8 BGR`, which draws both lists,
