@@ -9,10 +9,9 @@ of kinds whose results are equal in all cases get this release in `older_methods
 
 A repository's copy of mmdet may be of a day between two releases. So each method of the next two releases is
 put in the place of this one, alone: if all results are still equal, its hash counts for this release, too.
+Such a copy can be given as well, in `FOLDER/mmdet-2.14.0+tood/mmdet`.
 
-A repository's copy can be given, too: `FOLDER/mmdet-2.14.0+tood/mmdet`, a copy of that folder.
-
-What was found is kept in `FOLDER/RELEASE.json`; a release that has one is not run again.
+The findings are kept in `FOLDER/RELEASE.json`; a release that has one is not run again.
 """
 
 from __future__ import annotations
@@ -83,9 +82,9 @@ def dense_kinds() -> Iterator[tuple[str, Any, dict[str, Case]]]:
     dense_heads.HEADS.pop('RTMDetSepBNHead')  # no release has it
     dense_heads.HEADS['ATSSHead'] = 'atss/atss_r50_fpn_1x_coco.py'
     for name in dense_heads.HEADS:
-        head = dense_heads.make_head(name) if _is_registered(dense_heads, name) else None
-        if head is None:
+        if not _is_registered(dense_heads, name):
             continue
+        head = dense_heads.make_head(name)
         detector = SingleStageDetector.__new__(SingleStageDetector)
         torch.nn.Module.__init__(detector)
         detector.fp16_enabled, detector.bbox_head = False, head
@@ -227,8 +226,7 @@ def region_kinds() -> Iterator[tuple[str, Any, dict[str, Case]]]:
         cfgs = {
             key: (cfg, copy.deepcopy(dict(cfg)))
             for key in ('rcnn', 'rpn')
-            for cfg in [_test_cfg(model, key)]
-            if cfg is not None
+            if (cfg := _test_cfg(model, key)) is not None
         }
         cases = {case: functools.partial(region_case, name, model, cfgs, case) for case in REGION_CASES}
         yield name, model, cases
@@ -289,11 +287,11 @@ def problem_of(case: Case) -> str:
 
 
 def run_release(name: str, others: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what there is to know about the imported release.
+    """Return the methods of the imported release, and which of them and of the next ones give equal results.
 
     Args:
         name: of the family.
-        others: what was found about the next releases: `methods`, and `sources` of them.
+        others: what this returned for the next releases, each with its `version`.
 
     Returns:
         `methods`: class -> method -> hash; `sources`: hash -> file, line; `kinds`: kind -> what differed, by
@@ -327,7 +325,7 @@ def run_release(name: str, others: list[dict[str, Any]]) -> dict[str, Any]:
         if hashes is not None and digest not in hashes:
             # the first and the last ones differ most; the last dense head has score factors
             runs = [*users[kind][:1], *users[kind][1:][-2:]] if name == 'dense' else users[kind][:1]
-            problem = tried(owners[kind], method, other['sources'][digest], runs)
+            problem = problem_with_method(owners[kind], method, other['sources'][digest], runs)
             print(f'{kind}.{method} of {other["version"]}:', problem or 'equal', flush=True)
             if not problem:
                 hashes.append(digest)
@@ -355,22 +353,23 @@ def methods_of(family: Any) -> tuple[dict[str, Any], dict[str, dict[str, str]], 
                 digest = replaced.hash_of(function)
                 owners[owner.__name__] = owner
                 methods.setdefault(owner.__name__, {})[method] = digest
-                sources[digest] = _place_of(function)
+                sources[digest] = _line_of(function)
     return owners, methods, sources
 
 
-def _place_of(function: Any) -> tuple[str, int]:
+def _line_of(function: Any) -> tuple[str, int]:
     from mmdeploy_ext.core.source_code import DECORATORS, functions_behind, module_of, source_of_function
 
     inner = next(entry for entry in functions_behind(function) if module_of(entry) not in DECORATORS)
     return inner.__code__.co_filename, source_of_function(inner).first
 
 
-def tried(owner: Any, method: str, source: tuple[str, int], runs: list[dict[str, Case]]) -> str:
+def problem_with_method(owner: Any, method: str, source: tuple[str, int], runs: list[dict[str, Case]]) -> str:
     """Return what differs with a method of another release in the place of the one that `owner` has.
 
     `source` is file and line of the method; `runs` are cases of kinds that use `owner`.
     """
+    from mmdeploy_ext.compat.import_hook import patched
     from mmdeploy_ext.core.source_code import functions_behind
 
     file, line = source
@@ -383,33 +382,21 @@ def tried(owner: Any, method: str, source: tuple[str, int], runs: list[dict[str,
         exec(compile(ast.Module([node], []), file, 'exec'), namespace)
     except Exception as error:
         return f'{type(error).__name__}: {error}'
-    if not isinstance(owner, type):
+    if not isinstance(owner, type):  # other modules import the function
         modules = [module for name, module in sys.modules.items() if name.startswith('mmdet.')]
         places = [module for module in modules if getattr(module, method, None) is present]
     with contextlib.ExitStack() as stack:
         for place in places:
-            stack.enter_context(replaced_attribute(place, method, namespace[method]))
+            stack.enter_context(patched(place, **{method: namespace[method]}))
         problems = (problem_of(case) for cases in runs for case in cases.values())
         return next(filter(None, problems), '')[:200]
 
 
-@contextlib.contextmanager
-def replaced_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Inside the block an attribute of a class or module is another one; it may be inherited before."""
-    missing = object()
-    before = vars(owner).get(name, missing)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if before is missing:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
+def print_release(name: str, paths: list[str]) -> None:
+    """Print what `run_release` returns for the imported release and a family, as JSON in the last line.
 
-
-def one(name: str, known: list[str]) -> None:
-    """Print what there is to know about the imported release, as the last line."""
+    `paths` are the files with the findings of the next releases.
+    """
     import warnings
 
     sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'tests/projects/mmdet_plugin')]
@@ -422,22 +409,22 @@ def one(name: str, known: list[str]) -> None:
     from mmdeploy_ext.families.base import load_families
 
     load_families(library='')
-    others = [json.loads(Path(path).read_text(encoding='utf-8'))[name] for path in known]
+    others = [json.loads(Path(path).read_text(encoding='utf-8'))[name] for path in paths]
     print(json.dumps(run_release(name, others)))
 
 
 # --- all releases ---------------------------------------------------------------------------------------
 
 
-def place_of(name: str) -> tuple[bool, list[int]]:
-    """Return what releases, such as '2.11.0', are ordered by; copies of repositories are behind all."""
+def release_key(name: str) -> tuple[bool, list[int]]:
+    """Return the key by which releases, such as '2.11.0', are sorted; copies of repositories come last."""
     return '+' in name, list(map(int, name.partition('+')[0].split('.')))
 
 
 def next_ones_of(name: str, names: list[str]) -> list[str]:
     """Return the next releases behind one, of those in `names`."""
-    later = (other for other in names if '+' not in other and place_of(other)[1] > place_of(name)[1])
-    return sorted(later, key=place_of)[:BEHIND]
+    later = (other for other in names if '+' not in other and release_key(other)[1] > release_key(name)[1])
+    return sorted(later, key=release_key)[:BEHIND]
 
 
 def ranges_of(releases: list[str], order: list[str]) -> str:
@@ -522,10 +509,10 @@ def main() -> None:
     parser.add_argument('--one', nargs='*', help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one is not None:
-        one(args.families[0], args.one)
+        print_release(args.families[0], args.one)
         return
     folder = args.folder.resolve()
-    names = sorted((path.name.partition('-')[2] for path in folder.glob('mmdet-*/')), key=place_of)
+    names = sorted((path.name.partition('-')[2] for path in folder.glob('mmdet-*/')), key=release_key)
     found: dict[str, dict[str, Any]] = {}
     installed = Path(sysconfig.get_path('purelib')) / 'mmdet/.mim'
     for name in names:
@@ -533,7 +520,7 @@ def main() -> None:
         found[name] = json.loads(kept.read_text(encoding='utf-8')) if kept.is_file() else {}
         if not (source / 'mmdet/.mim').exists():  # sources have no configs: those of today are built
             (source / 'mmdet/.mim').symlink_to(installed)
-    for name in sorted(names, key=place_of, reverse=True):
+    for name in sorted(names, key=release_key, reverse=True):
         for family in args.families:
             if family in found[name] or (args.releases and name not in args.releases):
                 continue

@@ -65,7 +65,12 @@ def mmdet_release() -> tuple[int, int]:
     """Return the first two numbers of the version of the imported mmdet."""
     import mmdet
 
-    major, minor = mmdet.__version__.split('.')[:2]
+    return release_of(mmdet.__version__)
+
+
+def release_of(version: str) -> tuple[int, int]:
+    """Return the first two numbers of a version of mmdet, such as (2, 14) of '2.14.0'."""
+    major, minor = version.split('.')[:2]
     return int(major), int(minor)
 
 

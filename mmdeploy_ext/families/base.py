@@ -440,9 +440,10 @@ def _refuse(cfg: Any, product: str) -> NoReturn:
         reason += f' as a {product}; only its {claiming[0].product} is exported ({tool("export-backbone")})'
     reason += ''.join(f'; {missing}' for missing in missing_operators(cfg.model))
     libraries = {registration.library for registration in registered().values()} - {''}
-    failures = {library: library_failure(library) for library in sorted(libraries)}
     failures = {
-        library: failure for library, failure in failures.items() if failure not in ('', NOT_INSTALLED)
+        library: failure
+        for library in sorted(libraries)
+        if (failure := library_failure(library)) not in ('', NOT_INSTALLED)
     }
     for library, failure in failures.items():
         reason += f' (families of {library} are left out: {failure})'

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-from mmdeploy_ext.compat.older_mmdet import TRIED, OlderModule, computes_alike, mmdet_release
+from mmdeploy_ext.compat.older_mmdet import TRIED, OlderModule, computes_alike, mmdet_release, release_of
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.foreign_functions import (
     foreign_functions,
@@ -456,32 +456,42 @@ def older_tables(folder: Path) -> Mapping[str, Table]:
     for kind, methods in content['methods'].items():
         for method, hashes in methods.items():
             for digest, ranges in hashes.items():
-                for first, _, last in (entry.partition('-') for entry in ranges.split(', ')):
-                    for release in releases[releases.index(first) : releases.index(last or first) + 1]:
-                        tables[release].setdefault(kind, {}).setdefault(method, []).append(digest)
+                for release in _releases_in(ranges, releases):
+                    tables[release].setdefault(kind, {}).setdefault(method, []).append(digest)
     return tables
+
+
+def _releases_in(ranges: str, order: Sequence[str]) -> Iterator[str]:
+    """Yield the releases of a text such as '2.6.0-2.10.0, 2.12.0', in which `order` has all of them."""
+    for entry in ranges.split(', '):
+        first, _, last = entry.partition('-')
+        yield from order[order.index(first) : order.index(last or first) + 1]
 
 
 def as_imported(
     replaced: Iterable[Replaced], table: Table, older: Mapping[str, Table]
 ) -> tuple[list[Replaced], Table]:
-    """Return the methods of a model, and a table, as the graphs follow the imported mmdet.
+    """Return the entries of a model's methods, and a table, as the graphs follow the imported mmdet.
 
     Of mmdet 2.28 both stay. Of an older one, `older` has the methods that its classes have in place of those
-    of 2.28, see `older_tables`: those of its release count, or of another release in which the graphs are
-    the same (a copy of mmdet in a repository may be newer than its version says), whichever differs less.
-    Classes that are not in `older` are compared with `table`.
+    of 2.28: those of its release count, or of another release in which the graphs are the same (a copy of
+    mmdet in a repository may be newer than its version says), whichever differs less.
+
+    Args:
+        replaced: entries by the methods of mmdet 2.28.
+        table: versions that the graphs follow of mmdet 2.28, and of classes that are not in `older`.
+        older: release -> table of the versions that they follow of it, see `older_tables`.
     """
     entries, release = list(replaced), mmdet_release()
+    if release >= TRIED:
+        return entries, table
     alike = [
-        of_release
-        for name, of_release in older.items()
-        if release < TRIED and computes_alike(release, (int(name.split('.')[0]), int(name.split('.')[1])))
+        of_version for version, of_version in older.items() if computes_alike(release, release_of(version))
     ]
     if not alike:
         return entries, table
     choices = [
-        ([_as_of(entry, of_release) for entry in entries], {**table, **of_release}) for of_release in alike
+        ([_as_of(entry, of_version) for entry in entries], {**table, **of_version}) for of_version in alike
     ]
     if computes_alike(release, TRIED):
         choices.append((entries, table))
@@ -489,6 +499,7 @@ def as_imported(
 
 
 def _as_of(entry: Replaced, table: Table) -> Replaced:
+    """Return an entry with the methods that the table of a release has for its class, if it has the class."""
     names = table.get(entry.upstream)
     return entry if names is None else dataclasses.replace(entry, methods=tuple(names))
 

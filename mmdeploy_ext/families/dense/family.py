@@ -125,10 +125,10 @@ class DenseFamily(ImageFamily):
         detector_parts.check_smallest(facts['strides'], options)
         if facts['head']['visible']:
             detector_parts.check_one_image(head, options)
-        # the sizes of maps that do not follow from the strides are not known here
-        by_stride = facts['head']['maps_by_stride']
-        shapes = level_shapes(options.height, options.width, facts['strides'])
-        available = largest_num_candidates(head, facts, shapes) if by_stride else None
+        available = None  # the sizes of maps that do not follow from the strides are not known here
+        if facts['head']['maps_by_stride']:
+            shapes = level_shapes(options.height, options.width, facts['strides'])
+            available = largest_num_candidates(head, facts, shapes)
         detector_parts.check_max_candidates(options, available)
 
     def head(self, cfg: Any) -> nn.Module:

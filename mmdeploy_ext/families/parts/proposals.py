@@ -70,9 +70,11 @@ NMS_ENTRY_SINCE = (2, 10)
 2.6.0 to 2.10.0); see `settings_of`."""
 GUIDED = KINDS['GuidedAnchorHead']
 """The kind of dense head whose anchors `GARPNHead` has."""
-STRICTLY_LONGER_SINCE, AS_LONG = (2, 13), (2, 14)
-"""First release of mmdet in which sides of proposals have to be longer than a minimum; and one in which those
-of a plain head may be as long once more (compared: 2.6.0 to 2.18.0)."""
+STRICTLY_LONGER_SINCE = (2, 13)
+"""First release of mmdet in which sides of proposals have to be longer than `min_bbox_size`; before it they
+might be as long (compared: 2.6.0 to 2.18.0)."""
+AS_LONG_AGAIN = (2, 14)
+"""The one later release in which sides of the proposals of plain heads may be as long (same comparison)."""
 
 
 def check_head(head: nn.Module) -> None:
@@ -145,12 +147,12 @@ def thresholds(head: nn.Module) -> NmsConfig:
 def smallest_side(head: nn.Module) -> float:
     """Return the length that sides of proposals have to exceed, pixels; below 0 any will do.
 
-    It is `min_bbox_size`. An mmdet before `STRICTLY_LONGER_SINCE`, and in plain heads that of `AS_LONG`,
-    keeps sides of that length, and with 0 also boxes without area.
+    It is `min_bbox_size`. An mmdet before `STRICTLY_LONGER_SINCE`, and in plain heads that of
+    `AS_LONG_AGAIN`, keeps sides of that length, and with 0 also boxes without area.
     """
     size = float(number('rpn.min_bbox_size', head.test_cfg.get('min_bbox_size', -1), float))
     plain = not (is_guided(head) or is_staged(head))
-    if mmdet_release() >= STRICTLY_LONGER_SINCE and not (plain and mmdet_release() == AS_LONG):
+    if mmdet_release() >= STRICTLY_LONGER_SINCE and not (plain and mmdet_release() == AS_LONG_AGAIN):
         return size
     return float(np.nextafter(np.float32(size), np.float32(0))) if size > 0 else -1.0
 

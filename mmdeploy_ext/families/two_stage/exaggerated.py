@@ -9,7 +9,7 @@ from torch import nn
 
 from mmdeploy_ext.families.parts import proposals, regions
 from mmdeploy_ext.families.parts.exaggerated import QUADRANT, changed_outputs, exaggerated_cells
-from mmdeploy_ext.families.parts.regions import part_of, roi_head_of, stages_of
+from mmdeploy_ext.families.parts.regions import has_masks, part_of, roi_head_of, stages_of
 from mmdeploy_ext.families.two_stage import graphs
 
 
@@ -51,23 +51,22 @@ def changed_regions(head: nn.Module) -> Callable[[Any], Any]:
 
 
 @contextlib.contextmanager
-def exaggerated(model: nn.Module, proposes: bool, with_masks: bool) -> Iterator[None]:
+def exaggerated(model: nn.Module) -> Iterator[None]:
     """Inside the block heads of proposals and of regions give some extreme boxes.
 
     Outputs of layers are changed, for the reference and for a graph that is exported inside. Heads of
     regions that give no deltas stay as they are.
     Of a cascade whose classes share one box only the last stage does: later stages would pool the boxes
     of earlier ones. If masks are pasted into boxes that the last head does not clip, no head does: mmdet
-    cannot paste masks outside of the image. `proposes` is whether the detector has an `rpn_head`,
-    `with_masks` whether its `roi_head` has a `mask_head`.
+    cannot paste masks outside of the image.
     """
     roi_head = roi_head_of(model)
     count = 0 if roi_head is None else stages_of(roi_head)
-    if with_masks and not graphs.clips_results(roi_head):
+    if has_masks(model) and not graphs.clips_results(roi_head):
         yield
         return
     with contextlib.ExitStack() as stack:
-        if proposes:
+        if graphs.proposes(model):
             stack.enter_context(exaggerated_proposals(model))
         for stage in range(count):
             head = part_of(roi_head, 'bbox_head', stage)

@@ -32,7 +32,7 @@ from mmdeploy_ext.families.parts import (
     proposals,
 )
 from mmdeploy_ext.families.parts.image_tensors import box_outputs
-from mmdeploy_ext.families.parts.regions import last_level_side, roi_head_of
+from mmdeploy_ext.families.parts.regions import has_masks, last_level_side, roi_head_of
 from mmdeploy_ext.families.replaced import Followed, Replaced
 from mmdeploy_ext.families.two_stage import (
     boxes,
@@ -72,21 +72,17 @@ def check_given_proposals(cfg: Any, dataset: Any) -> None:
         )
 
 
-def facts_of(model: nn.Module, num_classes: int, proposes: bool, with_masks: bool) -> dict[str, Any]:
+def facts_of(model: nn.Module, num_classes: int) -> dict[str, Any]:
     """Return name -> setting of the results that files tell, with those of proposals as `proposals`.
 
-    Args:
-        model: the live detector.
-        num_classes: number of classes of its results.
-        proposes: whether it has an `rpn_head`.
-        with_masks: whether its `roi_head` has a `mask_head`.
+    `num_classes` is the number of classes of the results of the live detector `model`.
     """
-    first = proposals.thresholds(model.rpn_head) if proposes else None
+    first = proposals.thresholds(model.rpn_head) if graphs.proposes(model) else None
     last = first if roi_head_of(model) is None else boxes.thresholds(result_cfg(model))
     facts = dict(last.to_json(), num_classes=num_classes)
-    if proposes:
+    if first is not None:
         facts['proposals'] = first.to_json()
-    if with_masks:
+    if has_masks(model):
         facts['mask_thr'] = mask_heads.threshold(result_cfg(model))
     return facts
 
@@ -118,7 +114,7 @@ class TwoStageFamily(ImageFamily):
     reference_detections = staticmethod(mmdet_reference.detections)
     candidate_bounds = staticmethod(reference.candidate_bounds)
     first_list, inner_lists = staticmethod(reference.proposals_alone), staticmethod(reference.proposals_among)
-    first_trial = staticmethod(graphs.proposals_alone)
+    first_trial = staticmethod(graphs.first_trial)
     exaggerated_first = staticmethod(exaggerated_proposals)
     followed_before = FOLLOWED_BEFORE
     inner_inputs, choose_as = staticmethod(reference.inner_inputs), staticmethod(reference.choose_as)
@@ -221,7 +217,7 @@ class TwoStageFamily(ImageFamily):
         return mmdet_reference.detections(model, images, rescale, maps_and_proposals)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        return facts_of(model, self.num_classes(model), self.models.proposes, self.models.with_masks)
+        return facts_of(model, self.num_classes(model))
 
     @property
     def first(self) -> str:
@@ -274,8 +270,12 @@ class TwoStageFamily(ImageFamily):
         return graphs.with_proposals(chain[1:], outputs)
 
     def trial_options(self, model: nn.Module, options: Options) -> Options:
-        heads = {name: getattr(model, name, None) for name in ('rpn_head', 'roi_head')}
-        return candidate_limits.fitting({name: head for name, head in heads.items() if head}, options)
+        heads = {
+            name: head
+            for name in ('rpn_head', 'roi_head')
+            if (head := getattr(model, name, None)) is not None
+        }
+        return candidate_limits.fitting(heads, options)
 
     def bytes_per_result(self, model: nn.Module) -> int:
         return boxes.grid_bytes(roi_head_of(model))
@@ -289,7 +289,7 @@ class TwoStageFamily(ImageFamily):
         return super().network_outputs(model, options, feeds)
 
     def exaggerated(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
-        return exaggerated(model, self.models.proposes, self.models.with_masks)
+        return exaggerated(model)
 
     def sizes_choose_levels(self, model: nn.Module) -> bool:
         """Return whether a detector pools regions that it finds; those that are an input have all sizes."""
@@ -356,7 +356,7 @@ class TwoStagePanopticFamily(ImageFamily):
     followed, followed_before = FOLLOWED, FOLLOWED_BEFORE
     replaced = staticmethod(replaced_methods)
     first, first_list = graphs.PROPOSALS, staticmethod(reference.proposals_alone)
-    first_trial = staticmethod(graphs.proposals_alone)
+    first_trial = staticmethod(graphs.first_trial)
     exaggerated_first = staticmethod(exaggerated_proposals)
     rounded_choices = staticmethod(panoptic.rounded_choices)
 
@@ -424,14 +424,13 @@ class TwoStagePanopticFamily(ImageFamily):
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """Return name -> setting of the instances, the proposals and the fusion that files tell."""
-        facts = facts_of(model, self.num_classes(model), proposes=True, with_masks=True)
-        return facts | panoptic.facts_of(model)
+        return facts_of(model, self.num_classes(model)) | panoptic.facts_of(model)
 
     def bytes_per_result(self, model: nn.Module) -> int:
         return boxes.grid_bytes(roi_head_of(model))
 
     def exaggerated(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
-        return exaggerated(model, proposes=True, with_masks=True)
+        return exaggerated(model)
 
     def sizes_choose_levels(self, model: nn.Module) -> bool:
         return True

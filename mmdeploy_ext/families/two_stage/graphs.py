@@ -315,6 +315,9 @@ def proposals_stage(model: nn.Module, columns: int = 5) -> Stage:
     return Stage(PROPOSALS, ProposalsForm(model, columns), inputs, (PROPOSALS,))
 
 
-def proposals_alone(model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-    """Return the stage behind the network that makes proposals alone, and its output; see `first_trial`."""
+def first_trial(model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
+    """Return the stage behind the network that makes proposals alone, and its output.
+
+    It is `ImageFamily.first_trial`; no option changes it.
+    """
     return [proposals_stage(model)], (SCORED_PROPOSALS,)

@@ -23,8 +23,8 @@ from mmdeploy_ext.families.parts.mmdet_reference import (
 )
 from mmdeploy_ext.families.parts.proposals import settings_of, suppression_entries
 from mmdeploy_ext.families.parts.regions import feature_names, flat, part_of
+from mmdeploy_ext.families.two_stage import graphs
 from mmdeploy_ext.families.two_stage.boxes import output_names
-from mmdeploy_ext.families.two_stage.graphs import PROPOSALS as LIST
 from mmdeploy_ext.families.two_stage.graphs import proposal_names
 from mmdeploy_ext.families.two_stage.split_graphs import PROPOSALS, REGIONS
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -267,13 +267,13 @@ def recorded_proposals(model: nn.Module) -> Iterator[list[Detections]]:
 
 def proposals_among(outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Return the proposals among the outputs of a trial of one image, by name; {} if there are none."""
-    image_proposals = outputs.get(LIST)
+    image_proposals = outputs.get(graphs.PROPOSALS)
     # an input has 4 columns, and so has the output of a graph that ends with it
     if image_proposals is None or image_proposals.shape[-1] == 4:
         return {}
     (rows,) = image_proposals
     rows = rows[rows.any(axis=1)]  # the others are padding; a score may round to 0
-    return {LIST: Detections(rows[:, :4], rows[:, 4], np.zeros(len(rows), np.int64))}
+    return {graphs.PROPOSALS: Detections(rows[:, :4], rows[:, 4], np.zeros(len(rows), np.int64))}
 
 
 def maps_of(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, ...]:

@@ -99,11 +99,10 @@ FOLLOWED_BEFORE = (
 def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
     """Yield entries of the methods that the graphs of a detector compute, see `Family.replaced`."""
     heads = 'rpn_head', 'roi_head', 'semantic_head', 'panoptic_fusion_head'
-    entries = [*followed.replaced_in(model, heads, FOLLOWED)]
+    yield from followed.replaced_in(model, heads, FOLLOWED)
     rpn_head = getattr(model, 'rpn_head', None)
     if proposals.is_users_own(rpn_head):
-        entries.append(Replaced(rpn_head, dense_heads.RPNHead.__name__, proposals.METHODS))
-    return iter(entries)
+        yield Replaced(rpn_head, dense_heads.RPNHead.__name__, proposals.METHODS)
 
 
 def result_key(detector: type) -> str:
