@@ -42,16 +42,16 @@ def recorded_value(record: Mapping[str, Any], *keys: str) -> Any:
 
 
 def distinct_records(models: Mapping[str, onnx.ModelProto]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield name and statements of each file that states classes or a preparation which no file before does.
+    """Yield name and new statements of each file whose classes or preparation no file before it states.
 
-    `models` is name of a file -> its model. The statements are `classes` and `preprocess` of `record_of`,
-    without those that a file before states likewise.
+    `models` is name of a file -> its model, in the order of the files. The statements are the entries
+    `classes` and `preprocess` of `record_of`; one that is equal to that of a file before is left out.
     """
     seen: list[tuple[str, Any]] = []
     for file, model in models.items():
         stated = [item for item in record_of(model).items() if item[0] in ('classes', 'preprocess')]
-        if fresh := [item for item in stated if item not in seen]:
-            yield file, dict(fresh)
+        if new_statements := [item for item in stated if item not in seen]:
+            yield file, dict(new_statements)
         seen += stated
 
 
@@ -96,10 +96,10 @@ def class_order_rules(
     prefix: str = '',
     words: Collection[str] = (),
 ) -> Iterator[Violation]:
-    """Yield the violation of class names that are those of a graph in another order.
+    """Yield an error if class names are those of a graph in another order; else warnings about single names.
 
-    Names that the node does not know may be renamed. It is a warning where a label has another name than the
-    graph's, which the node knows, or has that of another label.
+    A name that is not the graph's is a warning if the node knows the name in the graph, or if the graph has
+    the name at another label. Names of the graph that the node does not know may be renamed.
 
     Args:
         file: name of the manifest.

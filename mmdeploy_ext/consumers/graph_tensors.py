@@ -68,9 +68,10 @@ def shape_text(shape: Shape) -> str:
 
 
 def weight_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
-    """Yield weights inside of a model that cannot be read or are not a number; those beside it are left out.
+    """Yield a violation for each weight of a model that cannot be read, or of which a value is NaN.
 
-    `file` is the name of its file.
+    Weights whose values are in another file (external data) are left out. `file` is the name of the model's
+    file.
     """
     from onnx import external_data_helper, numpy_helper
 

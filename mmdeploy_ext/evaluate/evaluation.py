@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
     from torch.utils.data import DataLoader, Dataset
 
+HOOK_KEYS = ('interval', 'tmpdir', 'start', 'gpu_collect', 'save_best', 'rule', 'dynamic_intervals')
+"""Keys of a config's `evaluation` that mmcv's hook for evaluations in a training takes, not the evaluator."""
+OUTPUT_KEYS = ('classwise', 'logger', 'out_dir', 'pipeline', 'show')
+"""Arguments of evaluators that decide only what is printed, drawn or written, as those with `_prefix` do."""
+
 
 def _check_files(dataset_cfg: Mapping[str, Any], config: str) -> None:
     """Refuse a data set whose files are missing; the DataError names the key.
@@ -165,22 +170,22 @@ def loader_errors() -> Iterator[None]:
         raise DataError(str(error).strip().splitlines()[-1].split('DataError: ')[-1]) from error
 
 
-def _settings(cfg: Any) -> dict[str, Any]:
-    """Return the arguments of the evaluator that the config's `evaluation` has."""
-    hook_keys = 'interval', 'tmpdir', 'start', 'gpu_collect', 'save_best', 'rule', 'dynamic_intervals'
-    return {key: value for key, value in (cfg.get('evaluation') or {}).items() if key not in hook_keys}
+def _evaluator_arguments(cfg: Any) -> dict[str, Any]:
+    """Return the arguments of the evaluator in the config's `evaluation`, which has those of a hook, too."""
+    return {key: value for key, value in (cfg.get('evaluation') or {}).items() if key not in HOOK_KEYS}
 
 
 def settings_text(cfg: Any, metrics: Sequence[str], options: Mapping[str, Any] | None = None) -> str:
-    """Return JSON with all that decides the values of an evaluation beside results and data set.
+    """Return a JSON text of all that decides the values of an evaluation, apart from results and data set.
 
-    The arguments are those of `evaluate`. What an evaluator only prints or writes is left out.
+    The arguments are those of `evaluate`. Arguments that decide only what is printed, drawn or written are
+    left out.
     """
-    settings = {**_settings(cfg), **dict(options or {}), 'metric': sorted(metrics)}
+    settings = {**_evaluator_arguments(cfg), **dict(options or {}), 'metric': sorted(metrics)}
     decisive = {
         key: value
         for key, value in settings.items()
-        if key not in ('classwise', 'logger', 'out_dir', 'pipeline', 'show') and not key.endswith('_prefix')
+        if key not in OUTPUT_KEYS and not key.endswith('_prefix')
     }
     return json.dumps(decisive, sort_keys=True, default=str)
 
@@ -198,9 +203,9 @@ def evaluate(
         cfg: the config, whose `evaluation` has further arguments of the evaluator.
         dataset: built by `build_dataset`.
         results: a result per sample, in the order of the data set, as its evaluator takes them.
-        metrics: names of metrics of this evaluator, such as 'bbox'. Of mmdet3d's nuScenes 'tracking'
-            evaluates boxes in 3D with the ids of tracks by nuScenes' devkit; a data set that evaluates tracks
-            itself gets the name. An empty list is passed on to the evaluator.
+        metrics: names of metrics of this evaluator, such as 'bbox'. For mmdet3d's nuScenes 'tracking'
+            evaluates boxes in 3D with the ids of tracks by nuScenes' devkit; to a data set that evaluates
+            tracks itself the name is passed on. So is an empty list.
         options: further arguments of the evaluator (`--eval-options`), over those of the config; with None
             nothing is replaced.
 
@@ -221,7 +226,7 @@ def evaluate(
         if not metrics:
             return track_values
     try:
-        settings = dict(_settings(cfg), metric=metrics, **dict(options or {}))
+        settings = dict(_evaluator_arguments(cfg), metric=metrics, **dict(options or {}))
         values = dataset.evaluate(results, **settings)
     except TypeError as error:
         raise ConfigError(f'--eval-options: {error}') from error

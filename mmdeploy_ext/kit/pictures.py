@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.exporting.deployment import rule_of
+from mmdeploy_ext.exporting.deployment import file_rule, rule_of
 from mmdeploy_ext.kit.contents import MODEL, ArrayFolder, KitCase, KitGraph
 from mmdeploy_ext.kit.model_files import copy_model
 from mmdeploy_ext.kit.page import write_page
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.exporting.deployment import Deployment
 
 
@@ -48,9 +48,9 @@ def write_pictures(
         ModelFileError: see `ladder.prove`.
     """
     proof = open_proof(deployment, path, samples)
-    inputs = proof_inputs(deployment, proof.export_options, list(samples))
     (file,) = proof.files
-    _check_facts(deployment, path, file.metadata, rule_of(deployment, proof.export_options))
+    _check_facts(deployment, path, file.metadata, proof.export_options)
+    inputs = proof_inputs(deployment, proof.export_options, list(samples))
     graph = KitGraph('model', MODEL, file.metadata, file.metadata.spec)
     entry = graph.to_json() | copy_model(path, folder, graph)
     entries, arrays = [], ArrayFolder(folder)
@@ -64,14 +64,14 @@ def write_pictures(
     return dict(file=MODEL, graphs=[entry], cases=entries, frames=[], bars=bars)
 
 
-def _check_facts(deployment: Deployment, path: str, metadata: Metadata, rule: Any) -> None:
+def _check_facts(deployment: Deployment, path: str, metadata: Metadata, options: Options) -> None:
     """Refuse a file whose classes, preparation or post-processing are not the model's: UsageError.
 
-    The page of a kit and all runners read these from the file. A mean and a deviation may be those of an
-    export with `--mean` and `--std`. `path` is that of the file, `rule` that of its options by the config.
+    The page of a kit and all runners read these from the file. The mean and the standard deviation are not
+    compared, as the file may be of an export with `--mean` and `--std`. `path`, `metadata` and `options` are
+    those of the file.
     """
-    of_file = metadata.preprocess
-    rule = dataclasses.replace(rule, mean=of_file.mean, std=of_file.std)
+    rule = file_rule(rule_of(deployment, options), metadata)
     for check in facts_checks(deployment, metadata, rule):
         if not check.passed:
             raise UsageError(f'{path}: not {check.name}: {check.detail}; export it again')

@@ -17,6 +17,7 @@ from mmdeploy_ext.consumers.autoware.manifest import (
     class_rules,
     cuboid,
     engine_rules,
+    export_rules,
     grid_rules,
     interval,
     key_rules,
@@ -25,17 +26,9 @@ from mmdeploy_ext.consumers.autoware.manifest import (
     path_rules,
     read_parameters,
     remapper_rules,
-    stated_classes,
     valid_values,
 )
 from mmdeploy_ext.consumers.autoware.trial import LOAD, trial_rules
-from mmdeploy_ext.consumers.export_records import (
-    class_order_rules,
-    distinct_records,
-    mixture_rules,
-    recorded_value,
-    value_rules,
-)
 from mmdeploy_ext.consumers.graph_tensors import graph_tensors
 from mmdeploy_ext.contract.schema import COUNT, FLAG, NAME, PIXELS, POSITIVE, exactly, items, number
 from mmdeploy_ext.core.printable import shortened
@@ -44,8 +37,6 @@ from mmdeploy_ext.core.violations import WARNING, Violation, errors
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
-
-    import onnx
 
 LIDAR, FUSION, BACKBONE = 'bevfusion_lidar', 'bevfusion_camera_lidar', 'bevfusion_image_backbone'
 """Names of the graphs: of LiDAR alone; of cameras and LiDAR; of the images, which goes with the latter."""
@@ -145,23 +136,11 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
             violations += bind_by_name(file, tensors, *bounds, exact=True, consequence=consequence)
             violations += operator_rules(file, graph, PLUGINS if name == main else {})
             graphs.append((paths[file], graph, LOAD))
-    violations += _export_rules(manifest, {path.name: graph for path, graph, _ in graphs}, valid)
+    models = {path.name: graph for path, graph, _ in graphs}
+    violations += export_rules(manifest, models, valid, CLASSES, ('preprocess', 'voxels'))
     if not errors(violations):
         violations += trial_rules(graphs)
     return violations, paths
-
-
-def _export_rules(
-    manifest: str, graphs: Mapping[str, onnx.ModelProto], valid: Mapping[str, Any]
-) -> Iterator[Violation]:
-    """Yield files of several exports, and values of the manifest that are not those of their exports."""
-    yield from mixture_rules(graphs)
-    keys = ('point_cloud_range', 'voxel_size')
-    for file, record in distinct_records(graphs):
-        grid = {key: recorded_value(record, 'preprocess', 'voxels', key) for key in keys}
-        yield from value_rules(manifest, valid, grid, file)
-        names, expected = valid.get('class_names', []), stated_classes(record, CLASSES)
-        yield from class_order_rules(manifest, names, expected, file, words=CLASSES)
 
 
 def _manifest_of(graph: str) -> str:

@@ -20,6 +20,7 @@ from mmdeploy_ext.consumers.autoware.manifest import (
     class_rules,
     cuboid,
     engine_rules,
+    export_rules,
     grid_rules,
     key_rules,
     model_params,
@@ -27,17 +28,9 @@ from mmdeploy_ext.consumers.autoware.manifest import (
     path_rules,
     read_parameters,
     remapper_rules,
-    stated_classes,
     valid_values,
 )
 from mmdeploy_ext.consumers.autoware.trial import CONVENTION, LOAD, trial_rules
-from mmdeploy_ext.consumers.export_records import (
-    class_order_rules,
-    distinct_records,
-    mixture_rules,
-    recorded_value,
-    value_rules,
-)
 from mmdeploy_ext.consumers.graph_tensors import graph_tensors
 from mmdeploy_ext.contract.schema import (
     COUNT,
@@ -57,8 +50,6 @@ from mmdeploy_ext.core.violations import WARNING, Violation, errors
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
-
-    import onnx
 
     from mmdeploy_ext.consumers.graph_tensors import Shape
     from mmdeploy_ext.contract.schema import Check
@@ -157,20 +148,11 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
             violations += bind_by_index(file, graph_tensors(graph), bounds, input_count=1)
             violations += operator_rules(file, graph, plugins={})
             graphs.append((paths[key], graph, probe))
-    violations += _export_rules({path.name: graph for path, graph, _ in graphs}, valid)
+    models = {path.name: graph for path, graph, _ in graphs}
+    violations += export_rules(MANIFEST, models, valid, CLASSES, prefix=MODEL_PREFIX)
     if not errors(violations):
         violations += trial_rules(graphs)
     return violations, {path.name: path for path in (path, *paths.values())}
-
-
-def _export_rules(graphs: Mapping[str, onnx.ModelProto], valid: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield files of several exports, and values of the manifest that are not those of their exports."""
-    yield from mixture_rules(graphs)
-    for file, record in distinct_records(graphs):
-        grid = {key: recorded_value(record, 'preprocess', key) for key in ('point_cloud_range', 'voxel_size')}
-        yield from value_rules(MANIFEST, valid, grid, file, MODEL_PREFIX)
-        names, expected = valid.get('class_names', []), stated_classes(record, CLASSES)
-        yield from class_order_rules(MANIFEST, names, expected, file, MODEL_PREFIX, words=CLASSES)
 
 
 def _missing_manifest(folder: Path) -> Violation:

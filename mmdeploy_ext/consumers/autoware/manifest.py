@@ -1,6 +1,6 @@
 """Manifests of Autoware's perception nodes: ROS 2 parameter files, checked key by key and written.
 
-Needs PyYAML.
+They are compared with the metadata of the files beside them, too. Needs PyYAML.
 
 Source: autowarefoundation/autoware_universe 5e12a711 and, for CenterPoint's manifest v4.1, 656cdab8: the
 schemas, ObjectClassification.msg and what the nodes declare (names, types and ranges; facts, no code).
@@ -15,6 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.consumers.autoware.parameter_file import ParameterFileError, read_parameter_file
+from mmdeploy_ext.consumers.export_records import (
+    class_order_rules,
+    distinct_records,
+    mixture_rules,
+    recorded_value,
+    value_rules,
+)
 from mmdeploy_ext.contract.schema import Mismatch, either, exactly, items, number, one_of
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.printable import shortened
@@ -23,6 +30,8 @@ from mmdeploy_ext.core.violations import WARNING, Violation, errors
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    import onnx
 
     from mmdeploy_ext.contract.schema import Check
 
@@ -368,6 +377,48 @@ def remapper_rules(path: Path) -> Iterator[Violation]:
         yield Violation(path.name, SMALLEST, 'value', message)
 
 
+# ---- against the exports of the files beside it
+
+
+def export_rules(
+    file: str,
+    models: Mapping[str, onnx.ModelProto],
+    values: Mapping[str, Any],
+    words: Sequence[str],
+    grid: Sequence[str] = ('preprocess',),
+    prefix: str = '',
+) -> Iterator[Violation]:
+    """Yield files of several exports, and values of the manifest that are not those of the files' exports.
+
+    Compared are the `point_cloud_range` and `voxel_size` of metadata that have them, and `class_names`.
+
+    Args:
+        file: name of the manifest.
+        models: name of a file that the manifest names -> its model.
+        values: key -> valid value of the manifest.
+        words: all class names that the node knows.
+        grid: keys of the metadata, one inside the other, under which range and voxel size are.
+        prefix: text before the keys in messages.
+    """
+    yield from mixture_rules(models)
+    for graph, record in distinct_records(models):
+        expected = {key: recorded_value(record, *grid, key) for key in ('point_cloud_range', 'voxel_size')}
+        yield from value_rules(file, values, expected, graph, prefix)
+        names, classes = values.get('class_names', []), _stated_classes(record, words)
+        yield from class_order_rules(file, names, classes, graph, prefix, words)
+
+
+def _stated_classes(record: Mapping[str, Any], words: Sequence[str]) -> list[str] | None:
+    """Return the classes in the metadata of a file, see `record_of`, in a node's words; None if it has none.
+
+    `words` are those of `class_words`.
+    """
+    names = record.get('classes')
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return translate_classes(names, words)[0]
+
+
 # ---- writing
 
 
@@ -383,17 +434,6 @@ def remapper_text() -> str:
     """Return the text of a remapper that changes no class."""
     count = REMAPPER_LABELS**2
     return parameter_text({ALLOWED: [0] * count, SMALLEST: [0.0] * count, LARGEST: [0.0] * count})
-
-
-def stated_classes(record: Mapping[str, Any], words: Sequence[str]) -> list[str] | None:
-    """Return the classes in the metadata of a file, see `record_of`, in a node's words; None if it has none.
-
-    `words` are those of `class_words`.
-    """
-    names = record.get('classes')
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return None
-    return translate_classes(names, words)[0]
 
 
 def class_words(names: Sequence[str], words: Sequence[str], place: str) -> list[str]:

@@ -23,16 +23,15 @@ from mmdeploy_ext.consumers.autoware.manifest import (
     MODEL_PREFIX,
     class_rules,
     cuboid,
+    export_rules,
     key_rules,
     missing_files,
     model_params,
     path_rules,
     read_parameters,
-    stated_classes,
     valid_values,
 )
 from mmdeploy_ext.consumers.autoware.trial import LOAD, MEMORY, trial_rules
-from mmdeploy_ext.consumers.export_records import class_order_rules, distinct_records, mixture_rules
 from mmdeploy_ext.consumers.graph_tensors import GraphTensors, graph_tensors, shape_text
 from mmdeploy_ext.contract.schema import COUNT, NAME, PIXELS, items, number
 from mmdeploy_ext.core.violations import Violation, errors
@@ -40,8 +39,6 @@ from mmdeploy_ext.core.violations import Violation, errors
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
-
-    import onnx
 
 MANIFEST = 'ml_package_camera_streampetr.param.yaml'
 """File name of the manifest."""
@@ -136,20 +133,13 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
         consequence = 'which the node dereferences without looking'
         violations += bind_by_name(name, tensors[name], inputs, outputs, exact=False, consequence=consequence)
         violations += [*fixed_rules(name, tensors[name]), *operator_rules(name, graph, plugins={})]
-    violations += [*_handover_rules(tensors), *_export_rules(graphs, valid)]
+    violations += _handover_rules(tensors)
+    violations += export_rules(MANIFEST, graphs, valid, CLASSES, prefix=MODEL_PREFIX)
     if not errors(violations):
         probes = {f'{HEAD}.onnx': MEMORY}
         trials = [(paths[name], graph, probes.get(name, LOAD)) for name, graph in graphs.items()]
         violations += trial_rules(trials)
     return violations, paths
-
-
-def _export_rules(graphs: Mapping[str, onnx.ModelProto], valid: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield files of several exports, and class names that are not in the order of the labels."""
-    yield from mixture_rules(graphs)
-    for file, record in distinct_records(graphs):
-        names, expected = valid.get('class_names', []), stated_classes(record, CLASSES)
-        yield from class_order_rules(MANIFEST, names, expected, file, MODEL_PREFIX, words=CLASSES)
 
 
 def _model_rules(model: Mapping[str, Any]) -> Iterator[Violation]:
