@@ -39,10 +39,10 @@ YOLO_UNLIMITED_SINCE = (2, 17)
 level with the best objectness (compared: 2.6.0, 2.10.0, 2.14.0, 2.16.0 and 2.17.0)."""
 GFL_CODER_SINCE = (2, 18)
 """First release of mmdet whose `GFLHead` decodes by its coder (compared: 2.6.0, 2.14.0, 2.17.0, 2.18.0)."""
-CLASS_SCORES_SINCE = (2, 9)
-"""First release of mmdet whose `multiclass_nms` surely compares class scores with the threshold; that of 2.7
-and 2.8 compares their products with the score factors, that of 2.6 class scores (compared: 2.6.0 to 2.10.0).
-"""
+CLASS_SCORES_SINCE = (2, 10)
+"""First release of mmdet whose `multiclass_nms` surely compares class scores with the threshold: that of 2.7
+and 2.8 compares their products with the score factors, those of 2.6, 2.9 and 2.10 class scores (compared),
+and a copy that calls itself 2.9 may have the code of 2.8."""
 FAR_PX = 1e6
 """Offset far from every border, for functions of upstream that always clip; in float64 nothing is lost."""
 
@@ -50,7 +50,7 @@ FAR_PX = 1e6
 def compares_products() -> bool:
     """Return whether the imported mmdet compares scores times their factors with the threshold of scores.
 
-    Copies of mmdet 2.6 have the function of one release or the other: it is tried.
+    Copies of mmdet 2.6 to 2.9 have the function of one release or the other: it is tried.
     """
     if mmdet_release() >= CLASS_SCORES_SINCE:
         return False

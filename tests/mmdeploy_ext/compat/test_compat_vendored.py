@@ -336,7 +336,7 @@ def test_every_release_that_a_graph_looks_at_is_one_since_which_it_computes_othe
 
     releases = {heads.PAIRS_SINCE, dense_heads.YOLO_UNLIMITED_SINCE, dense_heads.GFL_CODER_SINCE}
     releases |= {proposals.NMS_ENTRY_SINCE, proposals.STRICTLY_LONGER_SINCE, proposals.AS_LONG_AGAIN}
-    releases |= {boxes.PADDING_RELEASES[0], boxes.PADDING_RELEASES[1]}
+    releases |= {boxes.PADDING_RELEASES[0], boxes.PADDING_RELEASES[1], dense_heads.CLASS_SCORES_SINCE}
     assert releases <= {*older_mmdet.CHANGES}
 
 
