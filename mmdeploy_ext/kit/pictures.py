@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.exporting.deployment import file_rule, rule_of
+from mmdeploy_ext.exporting.deployment import rule_of
 from mmdeploy_ext.kit.contents import MODEL, ArrayFolder, KitCase, KitGraph
 from mmdeploy_ext.kit.model_files import copy_model
 from mmdeploy_ext.kit.page import write_page
@@ -68,11 +69,12 @@ def _check_facts(deployment: Deployment, path: str, metadata: Metadata, options:
     """Refuse a file whose classes, preparation or post-processing are not the model's: UsageError.
 
     The page of a kit and all runners read these from the file. The mean and the standard deviation are not
-    compared, as the file may be of an export with `--mean` and `--std`. `path`, `metadata` and `options` are
-    those of the file.
+    compared, as the file may be of an export with `--mean` and `--std`, which also decide what padding
+    before the normalisation becomes. `path`, `metadata` and `options` are those of the file.
     """
-    rule = file_rule(rule_of(deployment, options), metadata)
-    for check in facts_checks(deployment, metadata, rule):
+    as_exported = dataclasses.replace(deployment)
+    as_exported.normalise_with(metadata.preprocess.mean, metadata.preprocess.std)
+    for check in facts_checks(deployment, metadata, rule_of(as_exported, options)):
         if not check.passed:
             raise UsageError(f'{path}: not {check.name}: {check.detail}; export it again')
 

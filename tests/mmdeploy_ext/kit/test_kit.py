@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 from browser_pages import change_manifest
-from mmdeploy_ext.cli import judge_app, kit_app
+from mmdeploy_ext.cli import export_app, judge_app, kit_app
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import DataError, EngineError, InferenceError, ModelFileError, UsageError
 from mmdeploy_ext.families.monocular import task as monocular_task
@@ -26,6 +26,7 @@ from mmdeploy_ext.kit.judge import judge, promised_rows
 from mmdeploy_ext.kit.outputs import read_outputs
 from numpy_alone import run_command
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 MODEL = ('configs/demo/atss_toy.py', 'demo/checkpoints/atss_toy.pth')
 LARGEST_BYTES = 20_000_000
 
@@ -392,3 +393,21 @@ def test_files_of_pictures_alone_promise_rows_that_are_padded(samples, failures)
     if samples == 'frames':  # BEVFusion's boxes are those of one frame, in no order
         arrays = {name: array[0] for name, array in arrays.items()}
     assert len(promised_rows(metadata, arrays)) == failures
+
+
+
+def test_a_kit_is_written_of_a_file_whose_own_mean_is_that_of_padding_too(tmp_path, capsys):
+    config = tmp_path / 'padded_first.py'
+    config.write_text(
+        f'_base_ = {str(REPOSITORY / MODEL[0])!r}\n'
+        "steps = [dict(type='Resize', keep_ratio=True), dict(type='Pad', size_divisor=32, pad_val=128),\n"
+        "         dict(type='Normalize', mean=[1., 2., 3.], std=[4., 5., 6.], to_rgb=True),\n"
+        "         dict(type='ImageToTensor', keys=['img']), dict(type='Collect', keys=['img'])]\n"
+        "data = dict(test=dict(pipeline=[dict(type='LoadImageFromFile'),\n"
+        "    dict(type='MultiScaleFlipAug', img_scale=(160, 128), flip=False, transforms=steps)]))\n"
+    )
+    model = str(config), MODEL[1]
+    file, folder = str(tmp_path / 'm.onnx'), str(tmp_path / 'kit')
+    words = ['--output-file', file, '--shape', '128', '160', '--mean', '11', '12', '13']
+    assert export_app.main([*model, *words]) == 0
+    assert kit_app.main([file, *model, '--out', folder]) == 0, capsys.readouterr().err
