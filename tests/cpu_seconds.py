@@ -6,6 +6,13 @@ import os
 import pytest
 
 COLLECTION = 'collecting'
+LISTED_S = 0.005
+"""Shortest step that `--durations` lists."""
+
+
+def is_listed(report: pytest.TestReport) -> bool:
+    """Return whether a report says more than that a short set-up or tear-down passed."""
+    return report.when == 'call' or not report.passed or report.duration >= LISTED_S
 
 
 class Meter:
@@ -26,7 +33,7 @@ class Meter:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self) -> object:
         report = yield
-        if report.when == 'teardown':  # to ask for the seconds takes a seventh of a millisecond
+        if is_listed(report):  # to ask for the seconds takes a seventh of a millisecond
             report.user_properties.append((COLLECTION, self.collection))
             report.user_properties.append(('cpu', self.take()))
             self.collection = 0.0

@@ -200,12 +200,14 @@ class Surroundings:
             x1, y1 = int((x + drift * step) % 1 * width), int(y * height)
             x2, y2 = x1 + int(wide * (1 + 0.01 * step)), y1 + int(high)
             cv2.rectangle(around, (x1, y1), (x2, y2), colour.tolist(), cv2.FILLED)
-        heading = math.atan2(ego_pose[1, 1], ego_pose[0, 1])
+        heading, third = math.atan2(ego_pose[1, 1], ego_pose[0, 1]), width // 6 * 2
+        around = np.concatenate([around, around[:, :third]], 1)  # a third from any column on is a slice
         pictures = np.empty((len(yaws), *size, 3), np.uint8)
         for index, yaw in enumerate(yaws):
             middle = int(-(heading + yaw) / (2 * math.pi) * width)
-            columns = np.arange(middle - width // 6, middle + width // 6) % width
-            pictures[index] = cv2.resize(around[:, columns], size[::-1], interpolation=cv2.INTER_LINEAR)
+            first = (middle - third // 2) % width
+            seen = around[:, first : first + third]
+            pictures[index] = cv2.resize(seen, size[::-1], interpolation=cv2.INTER_LINEAR)
         noise = self.rng.integers(-6, 7, pictures.shape, dtype=np.int16)
         return np.clip(pictures + noise, 0, 255).astype(np.uint8)
 
