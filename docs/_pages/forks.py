@@ -4,11 +4,11 @@
 has for each row the repository, its commit, a config and the overrides that keep a run small (`checkout` is
 the name of the folder where it is not that of the repository, `path` has folders of it for PYTHONPATH). Of a
 repository whose files are to be copied into another one, `over` names that one and its commit: both are
-joined in the folder of weights. Each step is a
-process of its own in the folder of the checkout, once as `mm2onnx` starts and once with `PYTHONPATH=.`, which
-has to write the same file; weights are drawn from a seed by the repository's own classes. Figures are kept in
-`forks_results.json`; rows that are not measured now stay as they were. `--table` writes the pages again from
-these figures alone.
+joined in the folder of weights, at the same paths or at those that `copies` names (from -> to). Each step is
+a process of its own in the folder of the checkout, once as `mm2onnx` starts and once with `PYTHONPATH=.`,
+which has to write the same file; weights are drawn from a seed by the repository's own classes. Figures are
+kept in `forks_results.json`; rows that are not measured now stay as they were. `--table` writes the pages
+again from these figures alone.
 """
 
 from __future__ import annotations
@@ -124,13 +124,21 @@ def commit_of(folder: Path) -> str:
     return done.stdout.strip()
 
 
-def joined(source: Path, base: Path, commit: str, target: Path) -> Path:
-    """Return `target`, which gets the files of a commit of the checkout `base`, and `source` over them."""
+def joined(source: Path, base: Path, over: dict[str, Any], target: Path) -> Path:
+    """Return `target`, which gets the files of a commit of the checkout `base`, and `source` over them.
+
+    `over` has the commit and, if paths change, `copies`.
+    """
     remove(target)
     target.mkdir()
-    archive = subprocess.run(['git', '-C', str(base), 'archive', commit], capture_output=True, check=True)
+    words = ['git', '-C', str(base), 'archive', over['commit']]
+    archive = subprocess.run(words, capture_output=True, check=True)
     subprocess.run(['tar', '-x', '-C', str(target)], input=archive.stdout, check=True)
-    shutil.copytree(source, target, dirs_exist_ok=True)
+    for first, second in over.get('copies', {'': ''}).items():
+        if (source / first).is_dir():
+            shutil.copytree(source / first, target / second, dirs_exist_ok=True)
+        else:
+            shutil.copy(source / first, target / second)
     return target
 
 
@@ -167,7 +175,7 @@ def measure(row: dict[str, Any], checkouts: Path, work: Path) -> dict[str, Any]:
     folder, config, options = checkout / row.get('folder', ''), row['config'], row['cfg_options']
     if over := row.get('over'):
         base = checkouts / over['repository'].rpartition('/')[2]
-        folder = joined(folder, base, over['commit'], work / f'{folder.parent.name}_joined')
+        folder = joined(folder, base, over, work / f'{row["repository"].rpartition("/")[2]}_joined')
     further = [str(checkout / entry) for entry in row.get('path', ())]
     overrides = ['--cfg-options', *options] if options else []
     installed = examine([], work, '', work / 'installed.log')['patches']
@@ -220,7 +228,11 @@ def cells(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
     """Return the cells of a row: those of both modes are one where they agree."""
     modes = list(result.values())
     tree = f'https://github.com/{row["repository"]}/tree/{row["commit"]}'
-    config = '/'.join(filter(None, (row.get('folder', ''), row['config'])))
+    config = row['config']
+    for first, second in row.get('over', {}).get('copies', {}).items():
+        if config.startswith(f'{second}/'):
+            config = first + config.removeprefix(second)
+    config = '/'.join(filter(None, (row.get('folder', ''), config)))
     commits = f'[{row["commit"][:8]}]({tree})'
     if over := row.get('over'):
         commits += (

@@ -22,6 +22,7 @@ from mmdeploy_ext.core.source_code import is_in_package
 
 PACKAGES = {
     'IPython': 'ipython',
+    'aitodpycocotools': 'git+https://github.com/jwwangchn/cocoapi-aitod#subdirectory=aitodpycocotools',
     'detectron2': 'git+https://github.com/facebookresearch/detectron2',
     'einops': 'einops',
     'flash_attn': 'flash-attn',

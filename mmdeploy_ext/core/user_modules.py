@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 
 from mmdeploy_ext.core.commands import CHECKOUT
 from mmdeploy_ext.core.errors import ConfigError, root_cause
@@ -282,17 +282,36 @@ def import_failure(error: BaseException) -> str:
         frames = [frame for frame, _ in traceback.walk_tb(cause.__traceback__)]
         if conflict := _registration_conflict(frames):
             return f'{text}: {conflict}'
+    users, all_places = _places(cause)
+    return text + _raised_in(cause, users or all_places)
+
+
+def users_line(error: BaseException) -> str:
+    """Return ` (raised in FILE:LINE)`, the last line of a user's code in the first error of a chain.
+
+    It is '' if no line of a user was run.
+    """
+    cause = root_cause(error)
+    return _raised_in(cause, _places(cause)[0])
+
+
+def _places(error: BaseException) -> tuple[list[tuple[CodeType, int]], list[tuple[CodeType, int]]]:
+    """Return the lines on the way of an error: those of users' code, and all that are not `MACHINERY`."""
     places = [
-        (frame.f_code, str(frame.f_globals.get('__name__', '')), line)
-        for frame, line in traceback.walk_tb(cause.__traceback__)
+        (frame.f_code, line, str(frame.f_globals.get('__name__', '')))
+        for frame, line in traceback.walk_tb(error.__traceback__)
         if not _is_machinery(frame.f_code.co_filename)
     ]
+    users = [(code, line) for code, line, module in places if is_users_code(code, module)]
+    return users, [(code, line) for code, line, _ in places]
+
+
+def _raised_in(error: BaseException, places: Sequence[tuple[CodeType, int]]) -> str:
     if not places:
-        return text
-    users = [place for place in places if is_users_code(*place[:2])]
-    code, _, line = (users or places)[-1]
-    file = _copied_configs(cause).get(code.co_filename, code.co_filename)
-    return f'{text} (raised in {file}:{line})'
+        return ''
+    code, line = places[-1]
+    file = _copied_configs(error).get(code.co_filename, code.co_filename)
+    return f' (raised in {file}:{line})'
 
 
 def _copied_configs(error: BaseException) -> dict[str, str]:

@@ -7,6 +7,7 @@ import enum
 import functools
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -18,6 +19,7 @@ from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.core.model_classes import ModelClass, model_classes
+from mmdeploy_ext.core.user_modules import import_failure
 from mmdeploy_ext.families.building import has_head, head_of
 from mmdeploy_ext.families.missing_kernels import missing_operators
 from mmdeploy_ext.families.nearest import refusal
@@ -348,7 +350,7 @@ class Families(dict[str, Family]):
 FAMILIES = Families()
 """Name -> family, of every registered one; as a list of values it has those alone that are imported."""
 LEFT_OUT: dict[str, str] = {}
-"""Name of a family that needs more of mmdet than the imported, older copy has -> what is missing."""
+"""Name of a family that needs more of mmdet than the imported, older copy has -> the error of its import."""
 NOT_INSTALLED = 'not installed'
 """Why a library cannot be imported that is not there; messages leave its families out without a word."""
 WANTED = {DETECTOR: 'a detector config', BACKBONE: 'a LiDAR model with a sparse encoder'}
@@ -375,7 +377,7 @@ def load_families(library: str | None = None) -> None:
             except (ImportError, AttributeError) as error:
                 if not lacks_part_of_mmdet(error):
                     raise
-                LEFT_OUT[registration.name] = str(error)
+                LEFT_OUT[registration.name] = import_failure(error)
 
 
 @functools.cache
@@ -450,9 +452,12 @@ def _refuse(cfg: Any, product: str) -> NoReturn:
     if LEFT_OUT:
         import mmdet
 
+        first, problem = next(iter(LEFT_OUT.values())), 'is too old'
+        if 'mmdet.models' not in sys.modules:  # of a copy whose extensions are not built, for example
+            failures['mmdet'], problem = first, 'cannot be imported'
         reason += (
-            f' (mmdet {mmdet.__version__} of {Path(mmdet.__file__).parent} is too old for the families '
-            f'{", ".join(LEFT_OUT)}: {next(iter(LEFT_OUT.values()))})'
+            f' (mmdet {mmdet.__version__} of {Path(mmdet.__file__).parent} {problem} for the families '
+            f'{", ".join(LEFT_OUT)}: {first})'
         )
     raise refusal(
         cfg, [family for family in FAMILIES.values() if family.product == product], reason, failures

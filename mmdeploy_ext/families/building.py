@@ -9,7 +9,9 @@ import warnings
 from collections.abc import Callable, Container, Iterator
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.user_modules import users_line
 from mmdeploy_ext.families.unregistered import unregistered
 
 if TYPE_CHECKING:
@@ -111,20 +113,37 @@ def _without_progress() -> Iterator[None]:
         logger.level = level
 
 
+@contextlib.contextmanager
+def _empty_checkpoints() -> Iterator[None]:
+    """Let mmcv's functions that read a checkpoint give one without weights, and open no file."""
+    from mmcv.runner.checkpoint import CheckpointLoader
+
+    with patched(CheckpointLoader, load_checkpoint=lambda *args, **kwargs: {}):
+        yield
+
+
 def built_unpretrained(build: Callable[[], torch.nn.Module], backbone: Any) -> torch.nn.Module:
     """Return the model that `build` makes, whose backbone reads no weights.
 
     In `backbone`, the dict of its settings, `pretrained` and `init_cfg`, which some read when they are built,
     become None; empty settings, or None for a model without such a part, stay as they are. Detectors of mmdet
     before 2.14 always gave their backbone a `pretrained`; one that reads it and has none gets None, too.
+    A backbone that cannot be built without them, such as RepViT's, gets them as they are, and a checkpoint
+    without weights from mmcv.
     """
-    for key in ('pretrained', 'init_cfg'):
-        if backbone and backbone.get(key):
-            backbone[key] = None
+    given = {key: backbone[key] for key in ('pretrained', 'init_cfg') if backbone and backbone.get(key)}
+    for key in given:
+        backbone[key] = None
     try:
         return build()
-    except KeyError as error:
-        if not backbone or 'pretrained' in backbone or 'pretrained' not in str(error):
+    except Exception as error:
+        if given and NOT_REGISTERED not in str(error):
+            backbone.update(given)
+            with _empty_checkpoints():
+                return build()
+        if not isinstance(error, KeyError) or not backbone or 'pretrained' in backbone:
+            raise
+        if 'pretrained' not in str(error):
             raise
         backbone['pretrained'] = None
         return build()
@@ -138,7 +157,8 @@ def build_without_weights(
     `build` is `build_detector` of a library, `backbone` the key of a part that would load pretrained weights
     of its own; its `init_cfg` and `pretrained` become None in `cfg` itself, see `built_unpretrained`.
 
-    ConfigError: it cannot be built; the message names the file and the reason.
+    ConfigError: it cannot be built; the message names the file, the reason and, if a line of a user's code
+    raised it, that line.
     """
     from mmdeploy_ext.compat.flash_attention import use_plain_attention
 
@@ -155,7 +175,10 @@ def build_without_weights(
     except Exception as error:
         if NOT_REGISTERED in str(error) and (missing := unregistered(cfg)):
             raise ConfigError(f'{cfg.filename}: {missing}') from error
-        why = error if isinstance(error, ConfigError) else f'{type(error).__name__}: {error}'
-        if NOT_REGISTERED in str(error):
-            why = f'{why}; name the module that registers it in custom_imports'
+        if isinstance(error, ConfigError):
+            why = str(error)
+        elif NOT_REGISTERED in str(error):
+            why = f'{type(error).__name__}: {error}; name the module that registers it in custom_imports'
+        else:
+            why = f'{type(error).__name__}: {error}{users_line(error)}'
         raise ConfigError(f'{cfg.filename}: the model cannot be built: {why}') from error

@@ -66,13 +66,14 @@ def python_files(folder: Path) -> Iterator[Path]:
         yield from (Path(directory, name) for name in sorted(files) if name.endswith('.py'))
 
 
-def files_of_classes(folder: Path, names: Iterable[str]) -> dict[str, Path]:
-    """Return class -> the first file below a folder that defines it and registers something.
+def files_of_types(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """Return type -> the first file below a folder that defines it and registers something.
 
-    If there is none, it is the first that defines the class. `names` are those of the classes; one that no
-    file defines is left out.
+    If there is none, it is the first that defines the type. `names` are those of classes, and of functions
+    that return one built, such as `EfficientViT_M4`; one that no file defines is left out.
     """
-    pattern = re.compile(rf'^[ \t]*class ({"|".join(map(re.escape, names))})\b', re.MULTILINE)
+    either = '|'.join(map(re.escape, names))
+    pattern = re.compile(rf'^(?:[ \t]*class|def) ({either})\b', re.MULTILINE)
     registering: dict[str, Path] = {}
     not_registering: dict[str, Path] = {}
     for path in itertools.islice(python_files(folder), MOST_FILES):
@@ -149,22 +150,22 @@ def unregistered(cfg: Any, failures: Mapping[str, str] | None = None) -> str:
     folder = repository_of(cfg.filename or '')
     in_folder = '' if folder == Path.cwd() else f' in {folder}'
     classes = {key: name.rpartition('.')[2] for key, name in missing.items()}  # without a scope
-    files = files_of_classes(folder, dict.fromkeys(classes.values()))
+    files = files_of_types(folder, dict.fromkeys(classes.values()))
     checkout = next((path for path in folder.parents if (path / '.git').exists()), None)
     if not files and checkout is not None:  # modules of a config are found in the folders above it, too
         folder = checkout
-        files = files_of_classes(folder, dict.fromkeys(classes.values()))
+        files = files_of_types(folder, dict.fromkeys(classes.values()))
     if not files:
         return ''
     keys = sorted(missing, key=lambda key: classes[key] not in files)
     listed = _first([f'{key}={missing[key]!r}' for key in keys])
     names = [name for name in dict.fromkeys(classes.values()) if name in files]
-    definitions = _first([f'class {name} is in {files[name].relative_to(folder)}' for name in names])
+    definitions = _first([f'{name} is in {files[name].relative_to(folder)}' for name in names])
     for package in dict.fromkeys(files[name].relative_to(folder).parts[0] for name in names):
         if failures and package in failures:
             return (
                 f'{listed}: registered by no imported module; {definitions}: {package} cannot be imported: '
-                f'{failures[package]}; install what it needs for {sys.executable}'
+                f'{failures[package]}; install, or build, what it needs for {sys.executable}'
             )
         imported = getattr(sys.modules.get(package), '__file__', None)
         if imported and not Path(imported).resolve().is_relative_to(folder):

@@ -31,7 +31,13 @@ def run(folder, module, code):
 
 
 def test_a_users_module_imports_a_package_that_is_absent_and_a_call_says_so(tmp_path):
-    module = 'import fvcore.nn.weight_init as weight_init\nfrom flash_attn.bert_padding import unpad_input\n'
+    module = """
+        import aitodpycocotools
+        import fvcore.nn.weight_init as weight_init
+        from aitodpycocotools.coco import COCO
+        from flash_attn.bert_padding import unpad_input
+        assert getattr(aitodpycocotools, '__version__', '0') == '0'
+    """
     code = """
         import module
         assert isinstance(sys.modules['fvcore.nn'], AbsentModule)
@@ -135,7 +141,5 @@ def test_a_module_around_a_kernel_computes_without_it():
 
 
 def test_a_module_with_other_arguments_is_refused_by_name():
-    with pytest.raises(
-        ValueError, match=r'OtherArguments.forward'
-    ):
+    with pytest.raises(ValueError, match=r'OtherArguments.forward'):
         flash_attention.use_plain_attention(OtherArguments())

@@ -2,6 +2,7 @@
 
 import sys
 
+import mmdet
 import pytest
 from mmcv import Config
 from mmdet.models import builder
@@ -14,7 +15,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families import base
 from mmdeploy_ext.families.base import find_family, load_families
 from mmdeploy_ext.families.building import build_without_weights, names_of_class
-from mmdeploy_ext.families.unregistered import files_of_classes, module_to_import, unregistered
+from mmdeploy_ext.families.unregistered import files_of_types, module_to_import, unregistered
 from mmdeploy_ext.proving.levels import user_model
 
 BACKBONE = """
@@ -56,7 +57,7 @@ def test_the_refusal_names_the_file_of_the_class_and_what_imports_it(repository)
     load_families()
     said = unregistered(read(repository))
     assert "model.backbone.type='UserNet'" in said and 'custom_imports.imports=own_code.nets,' in said
-    assert f'class UserNet is in {"own_code/nets/user_net.py"}' in said
+    assert f'UserNet is in {"own_code/nets/user_net.py"}' in said
     assert 'RoIAlign' not in said and 'nms' not in said and 'own_code' not in sys.modules
 
 
@@ -74,6 +75,50 @@ def test_a_detector_that_nobody_registered_is_not_said_to_be_near_a_family(repos
     with pytest.raises(ConfigError, match=r"model\.type='UserDetector'") as error:
         find_family(read(repository, 'UserDetector'))
     assert 'nearest' not in str(error.value)
+
+
+def test_a_function_that_is_registered_is_found_like_a_class(repository):
+    (repository / 'own_code' / 'nets' / 'user_net.py').write_text(
+        '@BACKBONES.register_module()\ndef UserNet(depth=1, **settings):\n    return Net(**settings)\n'
+    )
+    (repository / 'own_code' / 'nets' / 'copy_of_it.py').write_text('def UserNet_of(UserNet): pass\n')
+    load_families()
+    said = unregistered(read(repository))
+    assert 'UserNet is in own_code/nets/user_net.py' in said and 'imports=own_code.nets,' in said
+
+
+def test_a_copy_of_mmdet_that_cannot_be_imported_is_named_with_the_line_that_fails(repository, monkeypatch):
+    copied = repository / 'mmdet' / 'models'
+    copied.mkdir(parents=True)
+    (copied / 'detector.py').write_text('@DETECTORS.register_module()\nclass UserDetector:\n    pass\n')
+    load_families()
+
+    def load(registration):
+        raise ModuleNotFoundError("No module named 'mmdet.ops.own_ext'", name='mmdet.ops.own_ext')
+
+    monkeypatch.setattr(Registration, 'load_family', load)
+    monkeypatch.setattr(base, 'FAMILIES', base.Families())
+    monkeypatch.setattr(base, 'LEFT_OUT', {})
+    monkeypatch.setattr(base, 'library_failure', lambda library: base.NOT_INSTALLED)
+    monkeypatch.setattr(mmdet, '__version__', '2.25.0')
+    with pytest.raises(ConfigError, match='is too old for the families'):
+        find_family(Config(dict(model=dict(type='OfNoFile'))))
+    monkeypatch.delitem(sys.modules, 'mmdet.models')
+    with pytest.raises(ConfigError, match=r'mmdet cannot be imported: ModuleNotFound.*own_ext.*or build,'):
+        find_family(read(repository, 'UserDetector'))
+
+
+def test_the_line_of_a_user_that_fails_while_the_model_is_built_is_named(repository, monkeypatch):
+    path = repository / 'own_net.py'
+    path.write_text('class UserNet:\n    def __init__(self, **settings):\n        assert not settings\n')
+    monkeypatch.syspath_prepend(repository)
+    from own_net import UserNet
+
+    monkeypatch.setitem(BACKBONES.module_dict, 'UserNet', UserNet)
+    cfg = read(repository)
+    cfg.model.backbone.depth = 1
+    with pytest.raises(ConfigError, match=r'AssertionError: .*UserNet: +\(raised in .*own_net\.py:3\)'):
+        find_family(cfg).build(cfg)
 
 
 def test_a_package_of_detectors_that_cannot_be_imported_is_named_with_its_error(repository, monkeypatch):
@@ -107,7 +152,7 @@ def test_a_class_above_the_folder_of_the_command_is_found_in_the_checkout(reposi
     cfg = read(repository / 'detection')
     cfg.model.dqs_cfg = dict(type='nms')
     said = unregistered(cfg)
-    assert 'class UserNet is in own_code/nets/user_net.py: run with --cfg-options' in said
+    assert 'UserNet is in own_code/nets/user_net.py: run with --cfg-options' in said
     assert 'nms' not in said
 
 
@@ -125,13 +170,13 @@ def test_a_file_outside_of_packages_is_imported_by_its_own_name(tmp_path):
     path = tmp_path / 'plugins' / 'net.py'
     path.parent.mkdir()
     path.write_text('class Net:\n    pass\nclass Network:\n    pass\n')
-    assert files_of_classes(tmp_path, ['Net', 'Other']) == {'Net': path}
+    assert files_of_types(tmp_path, ['Net', 'Other']) == {'Net': path}
     assert module_to_import(path, tmp_path) == 'plugins.net'
 
 
 def test_a_class_behind_a_condition_is_found_as_where_mmdet_may_be_absent(tmp_path):
     (tmp_path / 'net.py').write_text('if has_mmdet:\n    class Net(Base):\n        pass\n')
-    assert files_of_classes(tmp_path, ['Net']) == {'Net': tmp_path / 'net.py'}
+    assert files_of_types(tmp_path, ['Net']) == {'Net': tmp_path / 'net.py'}
 
 
 def test_a_file_at_the_root_is_a_module_of_its_own_and_a_link_to_nothing_is_passed_over(tmp_path):
@@ -139,7 +184,7 @@ def test_a_file_at_the_root_is_a_module_of_its_own_and_a_link_to_nothing_is_pass
     (tmp_path / '.#net.py').symlink_to('user@host.123')  # as Emacs locks a file
     (tmp_path / '__init__.py').touch()
     path.write_text('class Net:\n    pass\n')
-    assert files_of_classes(tmp_path, ['Net']) == {'Net': path}
+    assert files_of_types(tmp_path, ['Net']) == {'Net': path}
     assert module_to_import(path, tmp_path) == 'net'
 
 
@@ -174,10 +219,31 @@ def test_a_backbone_that_reads_its_init_cfg_when_it_is_built_reads_none_in_a_pro
     assert type(user_model.built_by_class(Detector, cfg).net) is Net
 
 
+def test_a_backbone_that_demands_its_init_cfg_is_built_with_it_and_reads_no_file(monkeypatch):
+    from mmcv.runner import _load_checkpoint
+
+    class Net(nn.Conv2d):
+        def __init__(self, init_cfg=None):
+            super().__init__(1, 1, 1)
+            assert 'checkpoint' in init_cfg
+            self.load_state_dict(_load_checkpoint(init_cfg['checkpoint']), strict=False)
+
+    monkeypatch.setitem(BACKBONES.module_dict, 'Net', Net)
+    backbone = dict(type='Net', init_cfg=dict(type='Pretrained', checkpoint='nowhere/net.pth'))
+    cfg = Config(dict(model=dict(type='RPN', backbone=backbone)))
+    build = lambda model, test_cfg: BACKBONES.build(model.backbone)  # noqa: E731
+    assert type(build_without_weights(cfg, build, 'backbone')) is Net
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        _load_checkpoint('nowhere/net.pth')
+    cfg.model.backbone.init_cfg = dict(type='Pretrained')
+    with pytest.raises(ConfigError, match='the model cannot be built: AssertionError'):
+        build_without_weights(cfg, build, 'backbone')
+
+
 def test_a_type_of_a_scope_that_nobody_has_is_named_with_its_file_and_module(repository):
     cfg = read(repository, 'own.UserDetector')
     cfg.model.backbone.type = 'own.UserNet'
-    with pytest.raises(ConfigError, match=r"model\.type='own\.UserDetector'.*class UserNet is in own_code"):
+    with pytest.raises(ConfigError, match=r"model\.type='own\.UserDetector'.*UserNet is in own_code"):
         find_family(cfg)
     cfg.model.type = 'MaskRCNN'
     cfg.model.roi_head.type = 'mmdet.StandardRoIHead'
