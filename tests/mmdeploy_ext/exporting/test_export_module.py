@@ -18,6 +18,7 @@ from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.dynamo import translations_read_once
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.exporter import _split_where_needed
+from mmdeploy_ext.exporting.node_values import listed_values
 from mmdeploy_ext.graph.passes.interface import name_ends
 from toy_atss import load_toy
 
@@ -27,7 +28,6 @@ PLAIN = """
 import sys
 import torch
 from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.exporting.exporter import _split_where_needed
 
 class Net(torch.nn.Linear):
     def forward(self, x):
@@ -176,6 +176,18 @@ def test_a_part_with_a_function_in_the_place_of_its_method_is_exported(monkeypat
     maps = [torch.ones(1, channels, 16 >> level, 16 >> level) for level, channels in enumerate((32, 64, 128))]
     model = export_module(Neck().eval(), maps)
     assert [node.op_type for node in model.graph.node].count('Conv') == 8
+
+
+def test_inputs_and_outputs_of_nodes_are_listed_in_their_order():
+    def names(values):
+        return [value.debugName() for value in values]
+
+    graph = torch.jit.trace(lambda x, y: torch.stack(x.split(2), 1) - y, (torch.ones(4), torch.ones(2))).graph
+    before = [(names(node.inputs()), names(node.outputs())) for node in graph.nodes()]
+    assert max(len(inputs) for inputs, _ in before) > 2 and max(len(outputs) for _, outputs in before) > 1
+    with listed_values():
+        assert before == [(names(node.inputs()), names(node.outputs())) for node in graph.nodes()]
+    assert type(next(graph.nodes()).inputs()).__name__ == 'iterator'
 
 
 @pytest.mark.parametrize(
