@@ -24,6 +24,9 @@ from mmdeploy_ext.core.model_classes import is_users
 
 PROBE = 8
 """A convolution is tested on an image in which its dilated kernel has this many places along each side."""
+PROBE_SCALES = (1.0, 2.0**20)
+"""Sizes of the values of an image that a convolution and its normalisation are tested on before they are
+folded: what bounds values shows in none of the usual size."""
 BatchNorm = nn.modules.batchnorm._BatchNorm
 """Base of all batch normalisations, of `nn.SyncBatchNorm`, too."""
 
@@ -72,7 +75,8 @@ def fuse(model: nn.Module) -> nn.Module:
     (DetectoRS) would take the factors out again. In an `nn.Sequential` nothing but an `nn.Identity` may stand
     between the two; in a module of the user the code has to call one with what the other returned, and
     neither again. A normalisation with a `forward` or hooks of its own, and a convolution with hooks, such as
-    those of `weight_norm`, stay as they are. A folded normalisation becomes an `nn.Identity`; one without
+    those of `weight_norm`, stay as they are, and so do two that compute something else than the folded
+    convolution, such as a bound between them (`_compute_as_folded`). A folded normalisation becomes an `nn.Identity`; one without
     running statistics stays, and so does one that mmcv's ConvModule runs before its convolution. `Summed`
     modules fold themselves. A convolution that several modules share, each with a normalisation of its own
     (RetinaSepBNHead), becomes one of each.
@@ -133,7 +137,8 @@ def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
             # without running statistics it takes those of its input
             is_fixed = child.running_mean is not None and _is_plain(child)
             if conv is not None and adjacent and is_fixed and _are_called_in_turn(module, conv, name):
-                yield module, conv, name
+                if _compute_as_folded(getattr(module, conv), child):
+                    yield module, conv, name
             conv = None
         elif isinstance(child, nn.Conv2d):
             conv = name
@@ -165,7 +170,9 @@ def _are_called_in_turn(parent: nn.Module, conv: str, norm: str) -> bool:
         return False
     methods = [value for kind in type(parent).__mro__ for value in vars(kind).values()]
     users_methods = [method for method in methods if inspect.isfunction(method) and is_users(method)]
-    if not users_methods and 'forward' not in vars(parent):
+    if 'forward' in vars(parent):  # a plugin has put it into the built module
+        return False
+    if not users_methods:
         return not isinstance(parent, nn.ModuleList | nn.ModuleDict)
     try:
         trees = [ast.parse(textwrap.dedent(inspect.getsource(method))) for method in users_methods]
@@ -256,6 +263,36 @@ def _is_linear(conv: nn.Conv2d) -> bool:
             if parameter is not None:
                 parameter.mul_(-2)
         return bool((twice(image) - expected).abs().max() <= 1e-4 * expected.abs().max())
+
+
+def _compute_as_folded(conv: nn.Conv2d, norm: nn.Module) -> bool:
+    """Return whether a convolution and its normalisation compute what the folded convolution does.
+
+    A class of the user's, or a function in the place of one of PyTorch's, may bound values or change how a
+    layer is called. Both are run on an image of each of `PROBE_SCALES`. True if that gives NaN or infinity,
+    as the weights of damaged checkpoints do, or raises an error, as the model itself then does.
+    """
+    folded = copy.deepcopy(conv)
+    fold_pair(conv, norm).put_into(folded)
+    sides = [rate * (size - 1) + 1 for rate, size in zip(conv.dilation, conv.kernel_size, strict=True)]
+    drawn = torch.randn(1, conv.in_channels, *sides, generator=torch.Generator().manual_seed(0))
+    for scale in PROBE_SCALES:
+        image = drawn.to(conv.weight) * scale
+        try:
+            with torch.no_grad():
+                in_turn, at_once = norm(conv(image)), folded(image)
+        except (ValueError, RuntimeError):
+            return True
+        # a bias that cancels the mean of the normalisation rounds more than the result shows
+        terms = [norm.running_mean] if conv.bias is None else [norm.running_mean, conv.bias]
+        factor = torch.rsqrt(norm.running_var + norm.eps).abs().max()
+        if norm.weight is not None:
+            factor = factor * norm.weight.abs().max()
+        size = in_turn.abs().max() + factor * sum(term.abs().max() for term in terms)
+        gap = (in_turn - at_once).abs().max()
+        if torch.isfinite(size) and not gap <= 1e-3 * size:
+            return False
+    return True
 
 
 def _double(tensor: torch.Tensor) -> np.ndarray:

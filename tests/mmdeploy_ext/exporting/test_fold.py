@@ -299,6 +299,46 @@ def test_a_users_block_computes_what_it_did_and_is_folded_where_its_code_calls_b
     assert isinstance(fused.bn, nn.Identity) == is_folded
 
 
+class FarBounded(nn.Conv2d):
+    """Bounds what no usual picture reaches; folded, the bound would stand behind the normalisation."""
+
+    def forward(self, x):
+        return super().forward(x).clamp(-900, 900)
+
+
+class BoundedWhereCalled(nn.BatchNorm2d):
+    def __call__(self, x):
+        return super().__call__(x).clamp(-200, 200)
+
+
+def bounded_between(block):
+    """Give a block a `forward` of its own, as plugins do that change one layer of a built model."""
+    block.forward = lambda x: block.bn(block.conv(x).clamp(-900, 900)).relu()
+    return block
+
+
+@pytest.mark.parametrize(
+    'block',
+    [InTurn(conv=FarBounded), InTurn(norm=BoundedWhereCalled), bounded_between(InTurn())],
+    ids=['output of the convolution', 'call of the normalisation', 'forward of the block'],
+)
+def test_a_bound_that_no_picture_reaches_keeps_the_normalisation(block):
+    image = (numbers(48, 7).reshape(1, 3, 4, 4) - 0.4) * 1e5
+    fused = fuse(fill(block))
+    assert not isinstance(fused.bn, nn.Identity)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(image), block(image))
+
+
+@pytest.mark.parametrize(
+    ('owner', 'name'), [(nn.modules.batchnorm._BatchNorm, 'forward'), (nn.functional, 'batch_norm')]
+)
+def test_a_bound_that_a_plugin_puts_into_pytorch_keeps_the_normalisation(monkeypatch, owner, name):
+    plain = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args, **kwargs: plain(*args, **kwargs).clamp(-200, 200))
+    assert not isinstance(fuse(fill(InTurn())).bn, nn.Identity)
+
+
 def test_a_loss_that_holds_a_function_of_autograd_is_copied_with_its_module():
     class Ranked(torch.autograd.Function):
         pass
