@@ -76,10 +76,11 @@ def fuse(model: nn.Module) -> nn.Module:
     between the two; in a module of the user the code has to call one with what the other returned, and
     neither again. A normalisation with a `forward` or hooks of its own, and a convolution with hooks, such as
     those of `weight_norm`, stay as they are, and so do two that compute something else than the folded
-    convolution, such as a bound between them (`_compute_as_folded`). A folded normalisation becomes an `nn.Identity`; one without
-    running statistics stays, and so does one that mmcv's ConvModule runs before its convolution. `Summed`
-    modules fold themselves. A convolution that several modules share, each with a normalisation of its own
-    (RetinaSepBNHead), becomes one of each.
+    convolution, such as a bound between them (`_compute_as_folded`). A folded normalisation becomes an
+    `nn.Identity`; one without running statistics stays, and so does one that mmcv's ConvModule runs before
+    its convolution. `Summed` modules fold themselves. The copy has every attribute of the model. A
+    convolution that several modules share, each with a normalisation of its own (RetinaSepBNHead), becomes
+    one of each.
     """
     for module in model.modules():
         for hook in module._forward_pre_hooks.values():
@@ -90,6 +91,7 @@ def fuse(model: nn.Module) -> nn.Module:
     # PyTorch copies no instances of these, which losses of older code have
     functions = {id(value): value for value in values if isinstance(value, torch.autograd.Function)}
     fused = copy.deepcopy(model, memo=functions)
+    _complete_copy(model, fused)
     fused.eval()  # by itself, since the `train` of some detectors returns None
     for module in list(fused.modules()):
         for prepare in PREPARATIONS:
@@ -103,6 +105,25 @@ def fuse(model: nn.Module) -> nn.Module:
         fold_pair(getattr(parent, conv), getattr(parent, norm)).put_into(getattr(parent, conv))
         setattr(parent, norm, nn.Identity())
     return fused
+
+
+def _complete_copy(model: nn.Module, copied: nn.Module) -> None:
+    """Give the modules of a copy the attributes that a `__getstate__` of the user's leaves out.
+
+    A graph is made of the copy, and PyTorch's results of the model. Numbers and texts are those of the model,
+    too; what cannot be copied is shared.
+    """
+    for original, part in zip(model.modules(), copied.modules(), strict=False):
+        if type(original) is not type(part):
+            return
+        for name, value in vars(original).items():
+            if name not in vars(part):
+                try:
+                    vars(part)[name] = copy.deepcopy(value)
+                except Exception:  # a lock, a file
+                    vars(part)[name] = value
+            elif isinstance(value, bool | int | float | str) and vars(part)[name] != value:
+                vars(part)[name] = value
 
 
 def fold_pair(conv: nn.Conv2d, norm: nn.Module) -> Folded:
@@ -136,9 +157,9 @@ def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
             adjacent = not isinstance(order, tuple) or ('conv', 'norm') in itertools.pairwise(order)
             # without running statistics it takes those of its input
             is_fixed = child.running_mean is not None and _is_plain(child)
-            if conv is not None and adjacent and is_fixed and _are_called_in_turn(module, conv, name):
-                if _compute_as_folded(getattr(module, conv), child):
-                    yield module, conv, name
+            is_next = conv is not None and adjacent and is_fixed
+            if is_next and _are_called_in_turn(module, conv, name) and _compute_as_folded(module, conv, name):
+                yield module, conv, name
             conv = None
         elif isinstance(child, nn.Conv2d):
             conv = name
@@ -265,13 +286,14 @@ def _is_linear(conv: nn.Conv2d) -> bool:
         return bool((twice(image) - expected).abs().max() <= 1e-4 * expected.abs().max())
 
 
-def _compute_as_folded(conv: nn.Conv2d, norm: nn.Module) -> bool:
+def _compute_as_folded(parent: nn.Module, conv_name: str, norm_name: str) -> bool:
     """Return whether a convolution and its normalisation compute what the folded convolution does.
 
     A class of the user's, or a function in the place of one of PyTorch's, may bound values or change how a
     layer is called. Both are run on an image of each of `PROBE_SCALES`. True if that gives NaN or infinity,
     as the weights of damaged checkpoints do, or raises an error, as the model itself then does.
     """
+    conv, norm = getattr(parent, conv_name), getattr(parent, norm_name)
     folded = copy.deepcopy(conv)
     fold_pair(conv, norm).put_into(folded)
     sides = [rate * (size - 1) + 1 for rate, size in zip(conv.dilation, conv.kernel_size, strict=True)]

@@ -5,10 +5,13 @@ A graph has the way that its example took, and starts from the state that the mo
 
 from __future__ import annotations
 
+import _socket
 import dataclasses
 import datetime
 import os
+import queue
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +64,7 @@ REASONS = dict(
     kept='{} keeps a value for later runs',
     random='random numbers of {} are drawn',
     clock='{} reads the time',
+    thread='{} hands work to another thread or process',
     export='{} asks whether an export runs',
     alone='{} is run by PyTorch alone',
     symbolic='{} has a symbolic of its own',
@@ -71,6 +75,10 @@ QUESTIONS = (
     torch.compiler.is_exporting, torch.compiler.is_compiling, torch.compiler.is_dynamo_compiling,
 )  # fmt: skip
 """Functions by which code asks whether an export runs."""
+HANDING_OVER = {threading.Condition.notify.__code__, threading.Thread.start.__code__}
+"""Code of functions that tell another thread that there is work or a result, or start one."""
+TO_PROCESSES = {('posix', 'write'), ('posix', 'fork'), ('_posixsubprocess', 'fork_exec')}
+"""Module and name of built-in functions that write to a pipe of another process, or start one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +92,8 @@ class TracedLine:
         code: its text without indentation; for line 0 why the stage could not be observed, '' of all that
             `by` names without a line, such as a 'state'.
         by: 'values' or 'sizes'; 'export' if the line asks whether an export runs, 'alone' if an export does
-            not run it, or not all of it; 'clock' if it reads the time; 'state' if `file` is a class, a
+            not run it, or not all of it; 'clock' if it reads the time; 'thread' if it hands work to a thread
+            or a process, in which nothing is observed; 'state' if `file` is a class, a
             function or a module and its attribute, or a parameter, which every run changes; 'kept' if it is
             one that an earlier run has set, or the line sets a global; 'random' if `file` is what every run
             draws random numbers of; 'everywhere' if it is what the user's code put between PyTorch and all
@@ -111,6 +120,8 @@ class TracedLine:
         """The sentence of the verdict about it."""
         if self.by in ('state', 'kept', 'random', 'clock'):
             return f'{self.reason}; the graph has no state'
+        if self.by == 'thread':
+            return f'{self.reason} (`{self.code}`); nothing is observed there'
         if self.by == 'everywhere':
             return f'{self.reason}; the graph has what it does to its own steps alone'
         if self.by == 'symbolic':
@@ -200,19 +211,16 @@ def forms_of_exports(
 
     These are lines that ask whether an export runs, lines that read the time, and of TorchScript forms that
     are written for functions of autograd and for operators, and with `is_traced` lines that a trace does not
-    run. Other arguments are those of `lines_of_module`.
+    run. Lines that hand work to another thread or process are among them: no observer sees what runs there.
+    Other arguments are those of `lines_of_module`.
     """
     lines: dict[TracedLine, None] = {}
     questions = {getattr(function, '__code__', function) for function in QUESTIONS}
     apply = torch.autograd.Function.__dict__['apply'].__func__.__code__
 
     def watch(frame: FrameType, event: str, arg: Any) -> None:
-        if (
-            event == 'c_call'
-            and _reads_time(arg)
-            and is_observed_file(Path(frame.f_code.co_filename), places)
-        ):
-            lines[_line_at(frame.f_code, frame.f_lineno, 'clock')] = None
+        if (line := _line_that_leaves(frame, event, arg, places)) is not None:
+            lines[line] = None
         if event == 'call' and frame.f_code is apply and exporter == 'torchscript':
             kind = frame.f_locals['cls']
             if hasattr(kind, 'symbolic') and is_users_value(kind):
@@ -441,6 +449,39 @@ def _reads_time(function: Any) -> bool:
     kind = getattr(function, '__self__', None)
     is_date = isinstance(kind, type) and issubclass(kind, datetime.date)
     return function is os.urandom or (is_date and function.__name__ in ('now', 'utcnow', 'today'))
+
+
+def hands_over(frame: FrameType, event: str, function: Any) -> bool:
+    """Return whether an event of `sys.setprofile` passes something to another thread or process.
+
+    `function` is the built-in function of the event 'c_call'.
+    """
+    if event != 'c_call':
+        return event == 'call' and frame.f_code in HANDING_OVER
+    kind, name = type(getattr(function, '__self__', None)), getattr(function, '__name__', '')
+    if (getattr(function, '__module__', None), name) in TO_PROCESSES:
+        return True
+    is_socket = issubclass(kind, _socket.socket) and name.startswith('send')
+    return is_socket or (kind is queue.SimpleQueue and name == 'put')
+
+
+def _line_that_leaves(
+    frame: FrameType, event: str, function: Any, places: Iterable[Path]
+) -> TracedLine | None:
+    """Return the line of the user's that reads the time or `hands_over` work in an event; None if none does.
+
+    The innermost line of the user's that led to the frame counts for work, the frame itself for the time.
+    """
+    users: FrameType | None = frame
+    by = 'clock' if event == 'c_call' and _reads_time(function) else 'thread'
+    if by == 'thread':
+        if not hands_over(frame, event, function):
+            return None
+        while users is not None and not is_observed_file(Path(users.f_code.co_filename), places):
+            users = users.f_back
+    if users is None or not is_observed_file(Path(users.f_code.co_filename), places):
+        return None
+    return _line_at(users.f_code, users.f_lineno, by)
 
 
 def is_observed_file(path: Path, places: Iterable[Path]) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import threading
 from decimal import Decimal, localcontext
 
 import mmcv
@@ -337,6 +338,32 @@ def test_a_bound_that_a_plugin_puts_into_pytorch_keeps_the_normalisation(monkeyp
     plain = getattr(owner, name)
     monkeypatch.setattr(owner, name, lambda *args, **kwargs: plain(*args, **kwargs).clamp(-200, 200))
     assert not isinstance(fuse(fill(InTurn())).bn, nn.Identity)
+
+
+class Forgetful(InTurn):
+    """Leaves out of copies what it cannot pickle, and with that a bound that no usual picture reaches."""
+
+    bound, side = 1e9, 'right'
+
+    def __init__(self):
+        super().__init__()
+        self.bound, self.side, self.lock = 25.0, 'left', threading.Lock()
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name not in ('bound', 'lock')} | dict(
+            side='right'
+        )
+
+    def forward(self, x):
+        with self.lock:
+            return self.norm(self.conv(x)).clamp(max=self.bound) * (1 if self.side == 'left' else 2)
+
+
+def test_a_copy_has_the_attributes_that_its_class_leaves_out():
+    block, image = fill(Forgetful()), (numbers(48, 7).reshape(1, 3, 4, 4) - 0.4) * 1e5
+    fused = fuse(block)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(image), block(image))
 
 
 def test_a_loss_that_holds_a_function_of_autograd_is_copied_with_its_module():

@@ -314,6 +314,46 @@ def test_whatever_chooses_by_values_in_a_file_of_one_size_makes_inputs_decide(tm
     assert all(entry.file == 'users_neck.py' for entry in entries)
 
 
+HANDED_OVER = """
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+POOL = ThreadPoolExecutor(1)
+POOL.submit(int).result()  # its thread runs before anything is observed
+
+
+class Neck(torch.nn.Module):
+    lock = threading.Lock()
+
+    def forward(self, x):
+        with self.lock:
+            x = x + 1
+        {line}
+        return x
+"""
+"""A class whose pool is as old as its module."""
+
+
+@pytest.mark.parametrize(
+    ('line', 'is_named'),
+    [
+        ('x = x * 2 if POOL.submit(lambda value: bool(value.max() > 9), x).result() else x', True),
+        ('x = [x * 2, x][list(POOL.map(lambda value: int(value.max() < 9), [x]))[0]]', True),
+        ('import subprocess; x = x * 2 if subprocess.run(["false"]).returncode == 0 else x', True),
+        ('print("a line", end="", flush=True)', False),
+    ],
+)
+def test_work_for_a_thread_or_a_process_makes_inputs_decide(tmp_path, monkeypatch, line, is_named):
+    monkeypatch.setitem(globals(), 'NECK', HANDED_OVER)
+    verdict = Verdict({}, traced_lines=lines_of(neck(tmp_path, line)))
+    number = 1 + HANDED_OVER[: HANDED_OVER.index('{line}')].count('\n')
+    name = f'users_neck.py:{number} hands work to another thread or process'
+    assert (name in verdict.by_inputs) == is_named
+    assert bool(verdict.traced_lines) == is_named
+
+
 @pytest.mark.parametrize(
     'line',
     [
