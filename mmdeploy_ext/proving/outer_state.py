@@ -6,6 +6,8 @@ It is in globals, closures, attributes of classes and objects. Needs no mmcv.
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import ctypes
 import dis
 import functools
 import gc
@@ -15,6 +17,7 @@ import operator
 import random
 import sys
 import types
+import weakref
 from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -206,7 +209,10 @@ class Contents:
         if hasattr(value, '__length_hint__') and hasattr(value, '__next__'):
             return name, operator.length_hint(value)
         is_opaque = type(value).__module__.split('.')[0] in OPAQUE and not isinstance(value, torch.nn.Module)
-        return name if is_opaque else [name, *self._attributes(value)]
+        if is_opaque:
+            return name
+        attributes = self._attributes(value)
+        return [name, *attributes, *(map(self.of, _reduced(value)) if not attributes else ())]
 
     def _attributes(self, value: Any) -> list[Any]:
         """Return names and contents of the attributes of an object; [] if it has none."""
@@ -258,6 +264,26 @@ def _parts_of_function(value: types.FunctionType) -> tuple[Any, ...]:
     return value.__defaults__, value.__kwdefaults__, cells
 
 
+def _parts_of_generator(value: types.GeneratorType) -> tuple[Any, ...]:
+    frame = value.gi_frame
+    return () if frame is None else (frame.f_lasti, dict(frame.f_locals))
+
+
+def _reduced(value: Any) -> tuple[Any, ...]:
+    """Return what Python would make an object of its own types of again, such as the bytes of a bytearray.
+
+    The result is () for objects of other types, and for those that nothing can be told about, such as locks.
+    """
+    package = type(value).__module__.partition('.')[0]
+    if package not in sys.stdlib_module_names and package != 'builtins':
+        return ()
+    try:
+        reduced = value.__reduce_ex__(2)
+    except Exception:  # a lock, a module's own function
+        return ()
+    return reduced[1:] if isinstance(reduced, tuple) else ()
+
+
 PARTS: tuple[tuple[Any, Callable[[Any], Iterable[Any]]], ...] = (
     ((torch.Tensor, np.ndarray), _parts_of_array),
     (np.random.Generator, lambda value: [repr(value.bit_generator.state)]),
@@ -271,7 +297,11 @@ PARTS: tuple[tuple[Any, Callable[[Any], Iterable[Any]]], ...] = (
     (types.FunctionType, _parts_of_function),
     (types.MethodType, lambda value: (value.__self__, value.__func__)),
     (functools.partial, lambda value: (value.func, value.args, value.keywords)),
-    (types.GeneratorType, lambda value: (value.gi_frame and value.gi_frame.f_lasti,)),
+    (types.GeneratorType, _parts_of_generator),
+    (contextvars.ContextVar, lambda value: [value.get(None)]),
+    (weakref.ref, lambda value: [value()]),
+    (ctypes._SimpleCData, lambda value: [value.value]),
+    ((ctypes.Array, ctypes.Structure), lambda value: [bytes(value)]),
     (itertools.count, lambda value: [repr(value)]),
     ((type, types.ModuleType, property, classmethod, staticmethod), lambda value: []),
 )

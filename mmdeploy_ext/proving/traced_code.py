@@ -65,6 +65,7 @@ REASONS = dict(
     random='random numbers of {} are drawn',
     clock='{} reads the time',
     thread='{} hands work to another thread or process',
+    outside='{} reads a file or the environment',
     export='{} asks whether an export runs',
     alone='{} is run by PyTorch alone',
     symbolic='{} has a symbolic of its own',
@@ -79,6 +80,14 @@ HANDING_OVER = {threading.Condition.notify.__code__, threading.Thread.start.__co
 """Code of functions that tell another thread that there is work or a result, or start one."""
 TO_PROCESSES = {('posix', 'write'), ('posix', 'fork'), ('_posixsubprocess', 'fork_exec')}
 """Module and name of built-in functions that write to a pipe of another process, or start one."""
+OUTSIDE = {
+    *(('posix', name) for name in ('stat', 'lstat', 'open', 'access', 'listdir', 'scandir')),
+    ('io', 'open'),
+    ('_io', 'open'),
+}
+"""Module and name of built-in functions that read a file or tell whether there is one."""
+NOTHING_TO_CHOOSE_BY = {'importlib', 'warnings', 'linecache', 'traceback', 'logging'}
+"""Modules of Python that read files for imports, and for what they print."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +102,8 @@ class TracedLine:
             `by` names without a line, such as a 'state'.
         by: 'values' or 'sizes'; 'export' if the line asks whether an export runs, 'alone' if an export does
             not run it, or not all of it; 'clock' if it reads the time; 'thread' if it hands work to a thread
-            or a process, in which nothing is observed; 'state' if `file` is a class, a
+            or a process, in which nothing is observed; 'outside' if it reads a file, whether there is one, or
+            a variable of the environment; 'state' if `file` is a class, a
             function or a module and its attribute, or a parameter, which every run changes; 'kept' if it is
             one that an earlier run has set, or the line sets a global; 'random' if `file` is what every run
             draws random numbers of; 'everywhere' if it is what the user's code put between PyTorch and all
@@ -122,6 +132,8 @@ class TracedLine:
             return f'{self.reason}; the graph has no state'
         if self.by == 'thread':
             return f'{self.reason} (`{self.code}`); nothing is observed there'
+        if self.by == 'outside':
+            return f'{self.reason} (`{self.code}`); the graph has what was there'
         if self.by == 'everywhere':
             return f'{self.reason}; the graph has what it does to its own steps alone'
         if self.by == 'symbolic':
@@ -211,7 +223,8 @@ def forms_of_exports(
 
     These are lines that ask whether an export runs, lines that read the time, and of TorchScript forms that
     are written for functions of autograd and for operators, and with `is_traced` lines that a trace does not
-    run. Lines that hand work to another thread or process are among them: no observer sees what runs there.
+    run. Lines that hand work to another thread or process, in which nothing is observed, are among them,
+    and lines that read a file or the environment.
     Other arguments are those of `lines_of_module`.
     """
     lines: dict[TracedLine, None] = {}
@@ -465,20 +478,35 @@ def hands_over(frame: FrameType, event: str, function: Any) -> bool:
     return is_socket or (kind is queue.SimpleQueue and name == 'put')
 
 
+def reads_outside(frame: FrameType, event: str, function: Any) -> bool:
+    """Return whether an event of `sys.setprofile` reads a file, looks for one, or reads the environment."""
+    if event != 'c_call':
+        return event == 'call' and frame.f_code is os._Environ.__getitem__.__code__
+    return (getattr(function, '__module__', None), getattr(function, '__name__', '')) in OUTSIDE
+
+
 def _line_that_leaves(
     frame: FrameType, event: str, function: Any, places: Iterable[Path]
 ) -> TracedLine | None:
-    """Return the line of the user's that reads the time or `hands_over` work in an event; None if none does.
+    """Return the line of the user's that takes from outside of the model, or gives work there, in an event.
 
-    The innermost line of the user's that led to the frame counts for work, the frame itself for the time.
+    None if none does. A line that reads the time does so itself. Another one may do so by functions of
+    Python's own, but not of its imports and warnings; to a thread or process any function may pass the work.
     """
     users: FrameType | None = frame
-    by = 'clock' if event == 'c_call' and _reads_time(function) else 'thread'
-    if by == 'thread':
-        if not hands_over(frame, event, function):
+    if event == 'c_call' and _reads_time(function):
+        by, may_pass = 'clock', False
+    elif hands_over(frame, event, function):
+        by, may_pass = 'thread', True
+    elif reads_outside(frame, event, function):
+        by, may_pass = 'outside', True
+    else:
+        return None
+    while may_pass and users is not None and not is_observed_file(Path(users.f_code.co_filename), places):
+        package = str(users.f_globals.get('__name__')).partition('.')[0]
+        if by == 'outside' and (package not in sys.stdlib_module_names or package in NOTHING_TO_CHOOSE_BY):
             return None
-        while users is not None and not is_observed_file(Path(users.f_code.co_filename), places):
-            users = users.f_back
+        users = users.f_back
     if users is None or not is_observed_file(Path(users.f_code.co_filename), places):
         return None
     return _line_at(users.f_code, users.f_lineno, by)

@@ -302,6 +302,11 @@ FAILING = (
         ('import heapq; x = x * heapq.nlargest(1, [x.max(), x.min()])[0]', 'values'),
         ('exec("def f(x): return x * 2 if x.max() > 9 else x", globals()); x = f(x)', 'values'),
         ('import time; x = x * 2 if time.time() < 0 else x', 'clock'),
+        ('import os; x = x * 2 if os.path.exists("/tmp/mm2onnx-cold") else x', 'outside'),
+        ('from pathlib import Path; x = x * 2 if Path("/tmp/mm2onnx-cold").is_file() else x', 'outside'),
+        ('import os; x = x * 2 if os.environ.get("MM2ONNX_COLD") else x', 'outside'),
+        ('import os; x = x * 2 if os.environ is None else x', None),
+        ('import warnings; warnings.warn("a line"); import colorsys', None),
         (
             'import mmcv.ops; x = x + mmcv.ops.bbox_overlaps(x[0, 0, :2, :4], x[0, 0, 2:4, :4])[0, 0]',
             'values',
@@ -402,6 +407,30 @@ def test_state_outside_of_attributes_and_random_numbers_make_inputs_decide(tmp_p
     module = neck(tmp_path, line)
     module.conv.settings = {'runs': 0}
     assert [entry.reason for entry in lines_of(module)] == [reason.format(LINE)]
+
+
+@pytest.mark.parametrize(
+    ('held', 'line'),
+    [
+        ('contextvars.ContextVar("runs", default=0)', 'HELD.set(HELD.get() + 1)'),
+        ('bytearray(1)', 'HELD[0] += 1'),
+        ('ctypes.c_int(0)', 'HELD.value += 1'),
+        ('io.BytesIO(bytes(99))', 'HELD.read(1)'),
+        ('itertools.cycle([1, 2])', 'next(HELD)'),
+        ('(run for run in range(99))', 'next(HELD)'),
+        ('types.SimpleNamespace(runs=0)', 'HELD.runs += 1'),
+        ('contextvars.ContextVar("runs", default=0)', 'HELD.get()'),
+        ('bytearray(1)', 'HELD[0]'),
+        ('threading.Lock()', 'HELD.acquire(); HELD.release()'),
+    ],
+)
+def test_state_in_whatever_object_a_module_holds_makes_inputs_decide(tmp_path, monkeypatch, held, line):
+    before, after = NECK.split('COUNTS, TURNS')
+    text = f'import contextvars, ctypes, io, threading, types\n{before}HELD = {held}\nCOUNTS, TURNS{after}'
+    monkeypatch.setitem(globals(), 'NECK', text)
+    changes = any(sign in line for sign in ('set(', '+=', 'next', 'read'))
+    expected = ['users_neck.HELD changes from run to run'] if changes else []
+    assert [entry.reason for entry in lines_of(neck(tmp_path, line))] == expected
 
 
 KEEPING = 'KEPT = {}\n\ndef keep(key, value):\n    return KEPT.setdefault(key, value)\n'
