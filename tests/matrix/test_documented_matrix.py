@@ -30,7 +30,11 @@ TYPED = (
         r'python -m mmdeploy_ext synthetic nuscenes --root data/toy_nuscenes$',
         {'_nuscenes': '_nuscenes --train-scenes 2'},
     ),
+    (r'python -m mmdeploy_ext synthetic nuscenes --root data/few_sweeps ', {}),
+    (r'python -m mmdeploy_ext synthetic monocular --root data/toy_nuscenes$', {}),
+    (r'python -m mmdeploy_ext synthetic seeded projects/configs/\w+/\w+_toy.py ', {}),
     (r'python tools/create_data.py nuscenes', {}),
+    (r'python tools/deployment/check_autoware.py work_dirs/', {}),
     (r'tools/dist_test_\w+.sh (configs/demo/|projects/configs/\w+/\w+_toy|\$LOOP)', {}),
     (r'python tools/deployment/verify.py \$CONFIG \$CKPT work_dirs/dynamic.onnx --eval', {}),
     (
