@@ -141,10 +141,19 @@ class _RoundedSigmoids(TorchFunctionMode):
 
 @contextlib.contextmanager
 def other_rounding(model: torch.nn.Module, seed: int, size: float) -> Iterator[None]:
+    """Inside the block layers and sigmoids round otherwise: `other_layer_rounding`, `SIGMOID_ROUNDING`.
+
+    `seed` is that of the random changes; a negative `size` reverses the signs of all of them.
+    """
+    with other_layer_rounding(model, seed, size), _RoundedSigmoids(seed, size):
+        yield
+
+
+@contextlib.contextmanager
+def other_layer_rounding(model: torch.nn.Module, seed: int, size: float) -> Iterator[None]:
     """Inside the block outputs of `nn.Conv2d` and `nn.Linear` are changed by up to `size` of themselves.
 
-    Scores of sigmoids are changed, too, see `SIGMOID_ROUNDING`. `seed` is that of the random changes; a
-    negative `size` reverses their signs.
+    `seed` is that of the random changes; a negative `size` reverses their signs.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -156,5 +165,4 @@ def other_rounding(model: torch.nn.Module, seed: int, size: float) -> Iterator[N
         for layer in model.modules():
             if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
                 hooks.enter_context(layer.register_forward_hook(change))
-        hooks.enter_context(_RoundedSigmoids(seed, size))
         yield

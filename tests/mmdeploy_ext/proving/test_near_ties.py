@@ -7,7 +7,15 @@ import pytest
 import torch
 from mmcv.ops import batched_nms
 
-from mmdeploy_ext.proving.near_ties import TIE_IOU, near_ties, with_moved_thresholds, with_other_rounding
+from mmdeploy_ext.proving.near_ties import (
+    ROUNDING,
+    TIE_IOU,
+    near_ties,
+    other_layer_rounding,
+    other_rounding,
+    with_moved_thresholds,
+    with_other_rounding,
+)
 from mmdeploy_ext.proving.part_outputs import PartOutputs, content_of
 from mmdeploy_ext.proving.results import Case
 from mmdeploy_ext.proving.tasks.bbox2d import match_detections
@@ -176,6 +184,16 @@ def test_scores_of_a_sigmoid_are_equal_within_its_absolute_rounding(logit, gap, 
     )
     assert (row.passed, row.ties) == ((True, 2) if excused else (False, 0))
     assert torch.sigmoid(torch.tensor(0.0)) == 0.5
+
+
+@pytest.mark.parametrize(('change', 'moved'), [(other_layer_rounding, False), (other_rounding, True)])
+def test_layers_round_otherwise_with_sigmoids_or_without(change, moved):
+    model, scores = Scores(0.0), torch.full((8,), -16.0).sigmoid()
+    still = model.conv(torch.ones(1, 1, 1, 1))
+    with change(model, 0, ROUNDING):
+        assert not torch.equal(model.conv(torch.ones(1, 1, 1, 1)), still)
+        assert torch.equal(torch.full((8,), -16.0).sigmoid(), scores) is not moved
+    assert torch.equal(model.conv(torch.ones(1, 1, 1, 1)), still)
 
 
 @pytest.mark.parametrize(('explaining', 'asked', 'ties'), [(3, 3, 1), (19, 19, 1), (25, 20, 0)])
