@@ -36,6 +36,8 @@ MAX_EVIDENCE = 6
 """Largest number of observations about a difference that `differences_of` lists."""
 STRUCTURE = ('node', 'wiring', 'function')
 """Kinds of changes after which other inner tensors need not be an error."""
+VALUES = ('attribute', 'initializer', 'inside')
+"""Kinds of changes that only some inputs may reach, such as another threshold."""
 NO_REFERENCE = ReferenceTensor(np.empty(0), how='')
 """Stands for the reference of a tensor that has none; its texts are empty."""
 
@@ -188,6 +190,16 @@ class Comparison:
         """
         kinds = {change['kind'] for change in self.changes}
         return self.subject.get('kind') == 'files' and not kinds.isdisjoint(STRUCTURE)
+
+    @property
+    def other_values(self) -> list[str]:
+        """Where two files have other attributes or constants, or other bodies, see `VALUES`.
+
+        Equal numbers then say nothing about other inputs. [] if the reference is not a file.
+        """
+        is_of_files = self.subject.get('kind') == 'files'
+        places = [change['where'] for change in self.changes if is_of_files and change['kind'] in VALUES]
+        return list(dict.fromkeys(places))
 
     @property
     def equal(self) -> bool:

@@ -50,7 +50,21 @@ def headline(comparison: Comparison) -> str:
     parts = [*_output_names(comparison), _numbers(comparison)]
     if comparison.graph:
         parts.append(f'the graph is another one, whatever these inputs give: {comparison.graph}')
+    if comparison.equal and not comparison.restructured and (places := comparison.other_values):
+        names = join_names(places, MAX_NAMES)
+        parts.append(f'attributes or constants differ at {names}, and other inputs may show it')
     return '; '.join(parts)
+
+
+def verdict_word(comparison: Comparison) -> str:
+    """Return the first words of the result: 'DIFFERS', 'EQUAL', or 'EQUAL ON THESE INPUTS'.
+
+    The last is said if two files have other nodes, attributes or constants, which other inputs may reach.
+    """
+    if not comparison.equal:
+        return 'DIFFERS'
+    differs_inside = comparison.restructured or comparison.other_values
+    return 'EQUAL ON THESE INPUTS' if differs_inside else 'EQUAL'
 
 
 def _output_names(comparison: Comparison) -> Iterator[str]:
@@ -117,7 +131,7 @@ def print_comparison(comparison: Comparison, console: Console, everything: bool 
     The table has the entries of `selected_entries`, with `everything` all of them. Of more than `MAX_CHANGES`
     changes of structure the rest is counted.
     """
-    word, colour = ('EQUAL', 'bold green') if comparison.equal else ('DIFFERS', 'bold red')
+    word, colour = verdict_word(comparison), 'bold green' if comparison.equal else 'bold red'
     console.print(_table(comparison, everything))
     cli.say(console, headline(comparison), word, colour)
     evidence = []
@@ -177,6 +191,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
     content = comparison.to_json()
     page = template(__file__, TEMPLATE, autoescape=True).render(
         comparison=comparison,
+        word=verdict_word(comparison),
         figure=figure,
         headline=headline(comparison),
         plot=depth_plot(comparison),

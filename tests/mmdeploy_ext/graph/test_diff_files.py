@@ -161,7 +161,7 @@ def test_the_command_ends_with_zero_and_names_no_node_when_only_the_structure_di
     paths = saved(tmp_path, a=two_outputs('function'), b=two_outputs('standard'))
     assert main(['diff', *paths, '--report', str(tmp_path / 'report')]) == 0
     shown = capsys.readouterr().out
-    assert 'EQUAL equal numbers, other structure: all 2 outputs agree' in shown
+    assert 'EQUAL ON THESE INPUTS equal numbers, other structure: all 2 outputs agree' in shown
     assert 'structure: node of' in shown and 'first difference' not in shown
     page = (tmp_path / 'report/report.html').read_text()
     assert 'Equal numbers, other structure' in page and '<dt>one of</dt>' not in page
@@ -214,6 +214,18 @@ def test_an_output_without_a_finite_value_is_not_equal(tmp_path):
     paths = saved(tmp_path, a=parsed('a = Abs(x) b = Neg(a) v = Sqrt(b) y = Mul(v, two)'))
     comparison = diff.diff_files(*paths * 2)
     assert not comparison.equal and 'y: holds no finite value' in headline(comparison)
+
+
+def test_a_threshold_that_no_input_reaches_is_equal_on_these_inputs_alone(tmp_path, capsys):
+    texts = [f'big = Constant<value_float = {bound}>() y = Clip(x, , big)' for bound in (900.0, 901.0)]
+    paths = saved(tmp_path, **dict(zip('ab', map(parsed, texts), strict=True)))
+    assert main(['diff', *paths, '--report', str(tmp_path / 'report')]) == 0
+    shown = ' '.join(capsys.readouterr().out.split())
+    assert 'EQUAL ON THESE INPUTS 1 tensors compared, none differs; attributes or constants differ at' in shown
+    assert '(901.0, reference 900.0)' in shown
+    assert 'EQUAL ON THESE INPUTS</h1>' in (tmp_path / 'report/report.html').read_text()
+    assert main(['diff', paths[0], paths[0]]) == 0
+    assert 'ON THESE INPUTS' not in capsys.readouterr().out
 
 
 def test_what_differs_inside_of_a_branch_that_does_not_run_is_a_change(tmp_path):
