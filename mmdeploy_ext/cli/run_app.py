@@ -149,6 +149,7 @@ def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
     `metadata` are those of the model's last file.
     """
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
+    from mmdeploy_ext.runtime.detections import check_ranges
     from mmdeploy_ext.runtime.draw import write_picture
     from mmdeploy_ext.runtime.draw3d import sweep_picture
     from mmdeploy_ext.runtime.points import read_points
@@ -164,6 +165,7 @@ def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
                 compile_loops(lambda: model.detect(points))
                 start = time.perf_counter()
                 detections = model.detect(points)
+                check_ranges(detections, len(model.classes), args.model)
             entry = entry_of(dict(sweep=str(source)), target, start, detections, args, model.classes)
             title = f'{len(points)} points, {source.name}'  # a long name is cut at its end
             layer = BoxLayer('ONNX Runtime', detections.above(args.score_thr))
@@ -181,6 +183,7 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
     A memory goes from frame to frame. `metadata` are those of the model's last file.
     """
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
+    from mmdeploy_ext.runtime.detections import check_ranges
     from mmdeploy_ext.runtime.draw import write_picture
     from mmdeploy_ext.runtime.draw3d import compare_picture
     from mmdeploy_ext.runtime.infos import read_frames
@@ -217,6 +220,7 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
                 start = time.perf_counter()
                 moment = model.moment(images, frame, args.data_root)
                 detections = model.step(moment).detections
+                check_ranges(detections, len(model.classes), args.model)
             entry = entry_of(facts, target, start, detections, args, model.classes)
             layer = BoxLayer('ONNX Runtime', detections.above(args.score_thr))
             points = getattr(moment, 'points', None)

@@ -6,6 +6,7 @@ import abc
 import contextlib
 import dataclasses
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,7 +19,7 @@ from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.evaluate.evaluation import build_loader, loader_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Mapping, Sequence
+    from collections.abc import Hashable, Iterator, Sequence
 
     from torch.utils.data import Dataset
 
@@ -147,17 +148,38 @@ def run_dataset(
         for data in tracked(loader, len(loader), 'batches', ranks.rank == 0):
             batch = indices[len(results) : len(results) + loader.batch_size]
             for index, result in zip(batch, network.run(data, batch), strict=True):
-                _refuse_nan(index, result)
+                _check_finite(index, result)
                 results[index] = _compact(result)
     return collect(results, len(dataset), ranks, tmpdir, gpu_collect)
 
 
-def _refuse_nan(index: int, result: Any) -> None:
-    """Refuse boxes of the sample at an index that are NaN: COCO's evaluator takes them for matches."""
-    boxes = result[0] if isinstance(result, tuple) else result
-    arrays = [array for array in boxes if isinstance(array, np.ndarray)] if isinstance(boxes, list) else []
-    if any(array.dtype.kind == 'f' and np.isnan(array).any() for array in arrays):
-        raise DataError(f'sample {index}: the model gave boxes or scores that are NaN, nothing is evaluated')
+def _check_finite(index: int, result: Any) -> None:
+    """Refuse results of the sample at an index with a value that is NaN or infinite.
+
+    COCO's evaluator takes such a box for a match of any object.
+    """
+    if not all(np.isfinite(array).all() for array in _float_arrays(result)):
+        raise DataError(
+            f'sample {index}: the model gave boxes or scores that are NaN or infinite, nothing is evaluated'
+        )
+
+
+def _float_arrays(result: Any) -> Iterator[np.ndarray]:
+    """Yield all arrays of floats in a result, as mmdet or mmdet3d give it: in lists, tuples and dicts.
+
+    Tensors, and the tensors of mmdet3d's boxes, are among them as arrays.
+    """
+    if isinstance(result, Mapping):
+        result = list(result.values())
+    if isinstance(result, list | tuple):
+        for value in result:
+            yield from _float_arrays(value)
+        return
+    array = getattr(result, 'tensor', result)  # of boxes in 3D
+    if hasattr(array, 'detach'):
+        array = array.detach().cpu().numpy()
+    if isinstance(array, np.ndarray) and array.dtype.kind == 'f':
+        yield array
 
 
 def _compact(result: Any) -> Any:

@@ -18,6 +18,7 @@ from mmdeploy_ext.preprocess.cam2img import (
     original,
     unmoved,
 )
+from mmdeploy_ext.runtime.detections import check_ranges
 from mmdeploy_ext.runtime.family_runtime import results_of
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def detect(
             graph does not take.
         InferenceError: the engine failed, or a score of a result is NaN, or any value of an output that is
             compared value by value, such as logits; every threshold would leave an empty list. Or a box or
-            another value of a result is NaN or infinite.
+            another value of a result is NaN or infinite, a score is not in 0..1, or a label is of no class.
         ModelFileError: the file was exported with a limit of candidates that the image exceeds.
     """
     metadata = backend.metadata
@@ -71,6 +72,7 @@ def detect(
         values = getattr(results, field.name)
         if isinstance(values, np.ndarray) and values.dtype.kind == 'f' and not np.isfinite(values).all():
             raise InferenceError(f'{backend.path}: results have {field.name} that are NaN or infinite')
+    check_ranges(results, len(metadata.classes), str(backend.path))
     return results
 
 

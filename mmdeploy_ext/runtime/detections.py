@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import ConfigError, ModelFileError
+from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -100,6 +100,36 @@ class Scored(Rows, abc.ABC):
     @abc.abstractmethod
     def place(self, index: int) -> dict[str, Any]:
         """Return the place of the result of an index, as plain data: what JSON files have of it."""
+
+
+ROUNDING = 1e-3
+"""How far a score may lie outside of 0..1 by rounding: one unit in the last place of a float16 near 1."""
+
+
+def check_ranges(results: Scored, num_classes: int, name: str) -> None:
+    """Refuse results with scores outside of 0..1 or labels of no class: no such result means anything.
+
+    Args:
+        results: results of one image, sweep or frame.
+        num_classes: number of classes of the model; 0 if its file names none, then labels may be any.
+        name: file that gave the results, for the message.
+
+    Raises:
+        InferenceError: it names the score or label.
+    """
+    scores, labels = results.scores, results.labels
+    outside = scores[(scores < -ROUNDING) | (scores > 1 + ROUNDING)]
+    if len(outside):
+        raise InferenceError(
+            f'{name}: {len(outside)} of {len(scores)} results have scores outside of 0..1, such as '
+            f'{outside[0]:.6g}; prove the file'
+        )
+    unknown = labels[(labels < 0) | (labels >= num_classes)] if num_classes else labels[:0]
+    if len(unknown):
+        raise InferenceError(
+            f'{name}: {len(unknown)} of {len(labels)} results have labels of no class, such as '
+            f'{int(unknown[0])}; the file names {num_classes} classes; prove it'
+        )
 
 
 @dataclasses.dataclass(frozen=True)

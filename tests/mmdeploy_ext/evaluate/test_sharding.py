@@ -1,7 +1,10 @@
 """Scenes stay whole: every frame exactly once, in order within its scene, whatever the number of ranks."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,11 +47,25 @@ def test_more_processes_than_scenes_leave_some_idle():
     assert [shard_scenes(['a', 'a'], rank, 3) for rank in range(3)] == [[0, 1], [], []]
 
 
-@pytest.mark.parametrize('wrap', [lambda boxes: boxes, lambda boxes: (boxes, [])])
-def test_boxes_that_are_nan_are_not_evaluated(wrap):
+WRAPPERS = {
+    'boxes': lambda boxes: boxes,
+    'boxes and masks': lambda boxes: (boxes, []),
+    'masks with scores': lambda boxes: ([], ([[np.ones((4, 4), bool)]], boxes)),
+    'instances beside a map': lambda boxes: dict(
+        pan_results=np.zeros((4, 4), np.int32), ins_results=(boxes, [])
+    ),
+    'boxes in 3D': lambda boxes: dict(
+        pts_bbox=dict(boxes_3d=SimpleNamespace(tensor=torch.from_numpy(boxes[0])), labels_3d=None)
+    ),
+}
+"""Kinds of results of one sample, as mmdet and mmdet3d evaluate them, around boxes per class."""
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+@pytest.mark.parametrize('wrap', WRAPPERS.values(), ids=WRAPPERS)
+def test_boxes_that_are_nan_or_infinite_are_not_evaluated(wrap, value):
     boxes = [np.ones((2, 5), np.float32), np.zeros((0, 5), np.float32)]
-    loop._refuse_nan(3, wrap(boxes))
-    loop._refuse_nan(3, dict(boxes_3d=None))
-    boxes[0][1, 2] = np.nan
+    loop._check_finite(3, wrap(boxes))
+    boxes[0][1, 2] = value
     with pytest.raises(DataError, match=r'^sample 3: the model gave boxes'):
-        loop._refuse_nan(3, wrap(boxes))
+        loop._check_finite(3, wrap(boxes))

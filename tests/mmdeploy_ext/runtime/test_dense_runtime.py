@@ -22,7 +22,7 @@ from mmdeploy_ext.families.dense.forms import Decode, raw_names
 from mmdeploy_ext.families.parts.runtime import box_coders
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.runtime.detect import detect
-from mmdeploy_ext.runtime.detections import Detections, results_from_padded, sigmoid
+from mmdeploy_ext.runtime.detections import Detections, check_ranges, results_from_padded, sigmoid
 
 STRIDES = [8, 16, 32]
 MEANS, STDS = [0.0, 0.01, -0.02, 0.0], [0.1, 0.1, 0.2, 0.2]
@@ -80,7 +80,13 @@ def test_nan_of_a_network_is_no_picture_without_results(name, compare):
     tensors = tuple(TensorSpec(output, 'float32', (), compare=compare) for output in outputs)
     spec = GraphSpec('dense', (TensorSpec('input', 'float32', ('B', 3, 'H', 'W')),), tensors)
     metadata = types.SimpleNamespace(
-        spec=spec, family='dense', form='full', preprocess=PreprocessRule(), options={}, postprocess={}
+        spec=spec,
+        family='dense',
+        form='full',
+        preprocess=PreprocessRule(),
+        options={},
+        postprocess={},
+        classes=('a', 'b'),
     )
     backend = types.SimpleNamespace(
         metadata=metadata, path='m.onnx', select_inputs=dict, infer=lambda feeds: outputs
@@ -95,6 +101,21 @@ def test_nan_of_a_network_is_no_picture_without_results(name, compare):
     outputs[name][0, 0] = np.nan
     with pytest.raises(InferenceError, match=r'^m\.onnx: the network gave NaN'):
         detect(backend, image)
+
+
+def test_scores_outside_of_0_to_1_and_labels_of_no_class_are_refused():
+    def checked(score: float, label: int, num_classes: int = 2) -> None:
+        rows = np.ones((2, 4), np.float32), np.float32([score, 0.5]), np.int64([label, 0])
+        check_ranges(Detections(*rows), num_classes, 'm.onnx')
+
+    checked(1.0, 1)
+    checked(1.0005, 7, num_classes=0)
+    for score in (1.01, -0.2):
+        with pytest.raises(InferenceError, match=r'^m\.onnx: 1 of 2 results have scores outside of 0\.\.1'):
+            checked(score, 1)
+    for label in (2, -1):
+        with pytest.raises(InferenceError, match=rf'labels of no class, such as {label}; the file names 2'):
+            checked(0.5, label)
 
 
 @pytest.mark.parametrize('kind', GENERATORS)
