@@ -221,9 +221,10 @@ def _table(args: argparse.Namespace) -> int:
 
 def _describe(args: argparse.Namespace) -> int:
     """Check an engine against its record, and print the record."""
-    from mmdeploy_ext.engines.tensorrt.record import read_record
+    from mmdeploy_ext.engines.tensorrt.record import check_source, read_record
 
     record = read_record(args.onnx)
+    check_source(record, args.onnx)
     print(f'{args.onnx}: {_title(record)}')
     print(f'  of {record.onnx} ({record.onnx_sha256[:12]}), {record.precision}')
     for side, ports in (('input', record.inputs), ('output', record.outputs)):

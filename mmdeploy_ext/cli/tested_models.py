@@ -20,7 +20,7 @@ from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from torch.utils.data import Dataset
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.against_dump import DumpComparer
+    from mmdeploy_ext.proving.fresh_export import FreshExport
 
 
 class TestedModel(abc.ABC):
@@ -114,6 +115,10 @@ class TestedModel(abc.ABC):
         return []
 
     @abc.abstractmethod
+    def fresh_exports(self, deployment: Deployment, recorded: Sequence[Metadata]) -> list[FreshExport]:
+        """Return fresh exports of `deployment` for files that are there, with the metadata `recorded`."""
+
+    @abc.abstractmethod
     def on_engine(
         self, deployment: Deployment, engine: Mapping[str, Any]
     ) -> AbstractContextManager[tuple[Network, DumpComparer]]:
@@ -177,6 +182,13 @@ class ImageModel(TestedModel):
         size = self.options.height, self.options.width
         return [deploy.prepare_fixed(deployment.rule, picture, *size)]
 
+    def fresh_exports(self, deployment: Deployment, recorded: Sequence[Metadata]) -> list[FreshExport]:
+        from mmdeploy_ext.preprocess.pictures import read_image
+        from mmdeploy_ext.proving.fresh_export import of_images
+
+        picture = read_image(DEFAULT_PICTURE)
+        return [of_images(deployment, self.options, metadata, picture) for metadata in recorded]
+
     @contextlib.contextmanager
     def on_engine(
         self, deployment: Deployment, engine: Mapping[str, Any]
@@ -221,6 +233,15 @@ class FrameModel(TestedModel):
         keep = self.settings.get('memory') != 'reset'
         model = deployment.model if dump is not None else None  # which would keep the weights in memory
         return FrameDetector(stepper, deployment.family, dump, model, keep)
+
+    def fresh_exports(self, deployment: Deployment, recorded: Sequence[Metadata]) -> list[FreshExport]:
+        from mmdeploy_ext.proving.fresh_export import of_graph, options_of_export
+
+        options = options_of_export(self.options, recorded[0])
+        graphs = {graph.name: graph for graph in deployment.family.graphs(deployment.model, options)}
+        return [
+            of_graph(deployment, self.options, metadata, graphs.get(metadata.form)) for metadata in recorded
+        ]
 
     @contextlib.contextmanager
     def on_engine(

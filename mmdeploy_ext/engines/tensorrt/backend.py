@@ -13,7 +13,7 @@ from mmdeploy_ext.engines.tensorrt.binding import Session, check_ports
 from mmdeploy_ext.engines.tensorrt.cuda import GpuMemory, find_gpu
 from mmdeploy_ext.engines.tensorrt.engine import engine_beside
 from mmdeploy_ext.engines.tensorrt.package import find_package
-from mmdeploy_ext.engines.tensorrt.record import check_architecture, check_version, read_record
+from mmdeploy_ext.engines.tensorrt.record import check_architecture, check_source, check_version, read_record
 from mmdeploy_ext.graph.passes.for_tensorrt import parse_constants
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class TensorRtBackend(Backend):
         This sets `metadata`, its `spec`, and `computes_in`, which is 'fp16' or ''.
 
         Raises:
-            ModelFileError: no engine, no record, a truncated engine, renamed tensors, or no mm2onnx metadata.
+            ModelFileError: no engine, no record, a truncated engine, renamed tensors, no mm2onnx metadata, or
+                beside it another ONNX file of the name of its own.
             EngineError: no TensorRT, no GPU, another GPU, another version.
             InferenceError: the memory of the GPU is too small, or the CUDA driver failed.
         """
@@ -78,6 +79,7 @@ class TensorRtBackend(Backend):
         if not self.path.endswith('.engine'):
             self.path = str(engine_beside(self.path, self.device, self.shapes, self.constants))
         self.record = read_record(self.path)
+        check_source(self.record, self.path)
         package = find_package(self.record.package)
         check_version(self.record, package.name, package.version, self.path)
         gpu = find_gpu(self.device)

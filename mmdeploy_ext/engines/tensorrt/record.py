@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import EngineError, ModelFileError, UsageError
-from mmdeploy_ext.core.files import atomic_path, read_json, sha256_file, write_json
+from mmdeploy_ext.core.files import atomic_path, read_json, sha256_file, sha256_onnx, write_json
 from mmdeploy_ext.engines.tensorrt.binding import Port
 
 if TYPE_CHECKING:
@@ -157,6 +157,26 @@ def read_record(path: str | os.PathLike[str]) -> Record:
             f'it again'
         )
     return record
+
+
+def check_source(record: Record, path: str | os.PathLike[str]) -> None:
+    """Refuse an engine beside an ONNX file of the name that it was built from, and of other content.
+
+    Whoever exported that file again takes the engine for one of it. Nothing happens if no such file is there.
+
+    Args:
+        record: the record of the engine.
+        path: the engine.
+
+    Raises:
+        ModelFileError: the file beside it is another one than the record has.
+    """
+    source = Path(path).parent / record.onnx
+    if source.is_file() and sha256_onnx(source) != record.onnx_sha256:
+        raise ModelFileError(
+            f'{path}: was built from another {record.onnx} than the one beside it (another SHA-256); build '
+            f'it again with {tool("tensorrt")} {source}, or move the engine and its record elsewhere'
+        )
 
 
 def check_version(record: Record, package: str, version: str, path: object) -> None:

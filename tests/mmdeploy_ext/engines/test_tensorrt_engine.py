@@ -1,24 +1,29 @@
 """Engines built without a GPU by the real tensorrt-rtx: records, dtypes, what is refused when."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 
 import onnx
 import pytest
 
+from mmdeploy_ext.cli import tensorrt_app
 from mmdeploy_ext.core.errors import EngineError, ModelFileError
-from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.core.files import sha256_file, sha256_onnx
 from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
 from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
 from mmdeploy_ext.engines.tensorrt.cuda import GpuMemory, find_gpu
 from mmdeploy_ext.engines.tensorrt.package import Package, check_architectures, find_package
 from mmdeploy_ext.engines.tensorrt.record import (
+    Record,
     check_architecture,
+    check_source,
     check_version,
     read_header,
     read_record,
     record_path,
+    write_engine,
 )
 from mmdeploy_ext.proving.tensorrt import holds_float16
 from toy_engines import package, two_outputs
@@ -129,6 +134,28 @@ def test_a_damaged_record_is_refused(engine, text):
 def test_a_missing_engine_is_refused(tmp_path):
     with pytest.raises(ModelFileError, match='no such engine'):
         read_record(tmp_path / 'm.engine')
+
+
+def test_an_engine_beside_a_newer_onnx_file_is_refused(tmp_path):
+    """Without the package: the record and the file beside the engine are compared before it is asked for."""
+    engine, source = tmp_path / 'm.engine', tmp_path / 'm.onnx'
+    onnx.save_model(two_outputs(), source)
+    record = Record(
+        *('tensorrt', '10.9.0', (86,), hashlib.sha256(b'engine').hexdigest(), 6, 'm.onnx'),
+        *(sha256_onnx(source), 'as given', (), (), (), (), {}, {}, {}, False),
+    )
+    write_engine(engine, b'engine', record)
+    check_source(read_record(engine), engine)
+    model = two_outputs()
+    model.graph.node[0].op_type = 'Sub'
+    onnx.save_model(model, source)
+    with pytest.raises(
+        ModelFileError, match=r'm\.engine: was built from another m\.onnx than the one beside'
+    ):
+        TensorRtBackend(str(engine)).activate()
+    assert tensorrt_app.main([str(engine)]) == 2
+    source.unlink()
+    check_source(read_record(engine), engine)
 
 
 def test_an_engine_of_another_version_is_refused(engine):
