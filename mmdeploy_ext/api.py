@@ -506,6 +506,19 @@ def prove(
             raise UsageError(f'{name}={str(value)!r}: expected a list, [{str(value)!r}]')
     check_normalisation(mean, std)
     source = ModelSource.read(config, checkpoint, cfg_options, device, file=str(onnx_file))
+    if source.family.product == BACKBONE:
+        of_detectors = dict(
+            metrics=list(metrics),
+            engine='' if engine == 'onnxruntime' else engine,
+            providers=providers,
+            inference_precision=inference_precision,
+            device='' if device == 'cpu' else device,
+        )
+        if given := [f'{name}={value!r}' for name, value in of_detectors.items() if value]:
+            raise UsageError(
+                f'{", ".join(given)}: sparse backbones do not have it: they run in ONNX Runtime on the CPU, '
+                f'and have no detections that a data set could evaluate; leave it out'
+            )
     settings = engine_settings(
         engine, threads=threads, providers=providers, inference_precision=inference_precision
     )

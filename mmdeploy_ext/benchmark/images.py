@@ -94,7 +94,8 @@ class ImageBenchmark(Benchmark):
             if metadata.checkpoint_sha256 != self.deployment.checkpoint_sha256
         ]
         if files_metadata:
-            self.deployment.rule = deploy.file_rule(self.deployment.rule, files_metadata[0])
+            rule = files_metadata[0].preprocess
+            self.deployment.normalise_with(rule.mean, rule.std)
         self.options = deploy.resolve(self.options, self.deployment.model, self.deployment.rule)
         self.batch = self.options.batch
         forms, stems = [metadata.form for metadata in files_metadata], [Path(path).stem for path in args.onnx]

@@ -27,7 +27,7 @@ Frames and sweeps of the config's data set, which are taken before generated one
 NOT_STATED = 'licence not stated (--licence WORDS)'
 OF_MODULES = ('inputs', 'tolerance', 'state', 'rows', 'seed', 'no_generated')
 """Options that go with --module only."""
-OF_DETECTORS = ('cfg_options', 'frames')
+OF_DETECTORS = ('cfg_options', 'frames', 'mean', 'std')
 """Options that do not go with --module."""
 OF_SERVER = ('port', 'open')
 """Options that go with --serve only."""
@@ -57,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         'yields samples',
     )
     cli.add(parser, '--frames N', 'frames or sweeps of a model of several files (default: 12)', type=int)
+    shared.add_normalisation_arguments(parser)
     add('--licence WORDS', 'of the --samples, for the README')
     add('--zip', 'also write KIT.zip')
     add('--web', 'put onnxruntime-web into the kit, so that any web server can show its page')
@@ -136,7 +137,7 @@ def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
 
     The manifest is the content of the kit's JSON file; it has `cases` and `frames`, both lists. `args` are
     those of `build_parser`, with `onnx_file`, `config`, `checkpoint` and `out`. UsageError: --frames of a
-    model of pictures.
+    model of pictures, or --mean or --std of any other.
     """
     from mmdeploy_ext.api import ModelSource
     from mmdeploy_ext.kit.writer import write_detector_kit
@@ -147,7 +148,7 @@ def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
     if args.frames and source.family.samples == 'images':
         raise UsageError('--frames: goes with models of frames and sweeps only')
     inputs = Samples(source.family, args.samples or (), args.frames, '--samples')
-    deployment = source.load()
+    deployment = source.load(mean=args.mean, std=args.std)
     samples, origin = inputs.of(deployment)
     licence = args.licence or (NOT_STATED if args.samples or 'data.test' in origin else GENERATED)
     inputs_of_backbones = ', '.join(args.samples or ['synthetic voxels'])

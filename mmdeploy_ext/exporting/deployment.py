@@ -13,7 +13,6 @@ import onnx
 import torch
 
 from mmdeploy_ext.compat import plain_kernels
-from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.metadata_schema import preprocess as check_rule
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.schema import Mismatch
@@ -446,11 +445,3 @@ def with_normalisation(
     """Return the config's rule with `mean` and `std`, three numbers each; None keeps the config's."""
     options = dict(mean=mean, std=std)
     return dataclasses.replace(rule, **{name: tuple(value) for name, value in options.items() if value})
-
-
-def file_rule(rule: PreprocessRule, metadata: Metadata) -> PreprocessRule:
-    """Return the config's rule with the mean and std of `metadata`, that of an exported file.
-
-    They differ from the config's if the file was exported with `--mean` or `--std`.
-    """
-    return with_normalisation(rule, metadata.preprocess.mean, metadata.preprocess.std)

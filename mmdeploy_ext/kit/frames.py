@@ -25,7 +25,7 @@ from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.runs import record_runs
 from mmdeploy_ext.kit.contents import ArrayFolder, ChainedFrame, KitCase, KitGraph
-from mmdeploy_ext.kit.model_files import copy_model
+from mmdeploy_ext.kit.model_files import check_facts, copy_model
 from mmdeploy_ext.proving.ladder import open_proof
 from mmdeploy_ext.proving.levels.drive import NearOrigin
 from mmdeploy_ext.proving.levels.drive_run import snapshot
@@ -59,7 +59,8 @@ def write_frames(
 
     Raises:
         UsageError: a contract whose runner computes tensors between the files, frames in which a file does
-            not run, or results that kits cannot hold.
+            not run, results that kits cannot hold, or a file that states other classes, preparation or
+            post-processing than those of the model.
         ModelFileError: see `ladder.prove`.
     """
     family = deployment.family
@@ -70,6 +71,8 @@ def write_frames(
             f'{Path(paths[0]).parent}: between its files the runner computes {names}, which no file does; '
             f'kits are of the default contract of a family: export it without --contract'
         )
+    for file in proof.files:
+        check_facts(deployment, file.path, file.metadata, deployment.rule)
     with contextlib.ExitStack() as stack:
         proof.start(stack)
         writer = _FramesWriter(proof, folder)

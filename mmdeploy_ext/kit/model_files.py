@@ -4,14 +4,40 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import external_locations, sha256_file
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.passes.for_tensorrt import for_tensorrt
+from mmdeploy_ext.proving.provenance import facts_checks
 
 if TYPE_CHECKING:
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.kit.contents import KitGraph
+
+
+def check_facts(deployment: Deployment, path: str | Path, metadata: Metadata, rule: Any) -> None:
+    """Refuse a file whose classes, preparation or post-processing are not the model's.
+
+    The page of a kit and all runners read these from the file, so that no comparison of arrays shows them.
+
+    Args:
+        deployment: the model in PyTorch, from config and checkpoint.
+        path: path of the file, for the message.
+        metadata: metadata of the file.
+        rule: the rule by which samples become its input.
+
+    Raises:
+        UsageError: it names the first entry that differs.
+    """
+    for check in facts_checks(deployment, metadata, rule):
+        if not check.passed:
+            hint = ''
+            if check.name.startswith('preprocessing') and deployment.family.samples == 'images':
+                hint = '; of an export with --mean and --std give these here, too'
+            raise UsageError(f'{path}: not {check.name}: {check.detail}; export it again{hint}')
 
 
 def copy_model(path: str | Path, folder: Path, graph: KitGraph) -> dict[str, str]:

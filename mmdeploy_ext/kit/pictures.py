@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmdeploy_ext.core.cli import tracked
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting.deployment import rule_of
 from mmdeploy_ext.kit.contents import MODEL, ArrayFolder, KitCase, KitGraph
-from mmdeploy_ext.kit.model_files import copy_model
+from mmdeploy_ext.kit.model_files import check_facts, copy_model
 from mmdeploy_ext.kit.page import write_page
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.ladder import open_proof
-from mmdeploy_ext.proving.provenance import facts_checks
 from mmdeploy_ext.proving.references import ImageReference, options_besides_form
 
 if TYPE_CHECKING:
@@ -24,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.exporting.deployment import Deployment
 
 
@@ -50,7 +46,7 @@ def write_pictures(
     """
     proof = open_proof(deployment, path, samples)
     (file,) = proof.files
-    _check_facts(deployment, path, file.metadata, proof.export_options)
+    check_facts(deployment, path, file.metadata, rule_of(deployment, proof.export_options))
     inputs = proof_inputs(deployment, proof.export_options, list(samples))
     graph = KitGraph('model', MODEL, file.metadata, file.metadata.spec)
     entry = graph.to_json() | copy_model(path, folder, graph)
@@ -63,20 +59,6 @@ def write_pictures(
             reference.forget()
     bars = write_page(folder, graph, deployment.family.task)
     return dict(file=MODEL, graphs=[entry], cases=entries, frames=[], bars=bars)
-
-
-def _check_facts(deployment: Deployment, path: str, metadata: Metadata, options: Options) -> None:
-    """Refuse a file whose classes, preparation or post-processing are not the model's: UsageError.
-
-    The page of a kit and all runners read these from the file. The mean and the standard deviation are not
-    compared, as the file may be of an export with `--mean` and `--std`, which also decide what padding
-    before the normalisation becomes. `path`, `metadata` and `options` are those of the file.
-    """
-    as_exported = dataclasses.replace(deployment)
-    as_exported.normalise_with(metadata.preprocess.mean, metadata.preprocess.std)
-    for check in facts_checks(deployment, metadata, rule_of(as_exported, options)):
-        if not check.passed:
-            raise UsageError(f'{path}: not {check.name}: {check.detail}; export it again')
 
 
 def _case(name: str, reference: ImageReference, metadata: Metadata) -> KitCase:

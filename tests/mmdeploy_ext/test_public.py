@@ -14,6 +14,7 @@ import pytest
 import mmdeploy_ext
 from mmdeploy_ext.api import ModelSource
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.families.base import BACKBONE
 
 PUBLIC = {'Family', 'export', 'open_model', 'prove', 'prove_module', 'register_family'}
 OPTIONAL = {
@@ -68,6 +69,17 @@ def test_the_page_of_the_api_has_every_name_and_argument(name):
 )
 def test_a_text_for_a_list_is_refused_by_its_name(name, value):
     with pytest.raises(UsageError, match=rf"{name}='{value}': expected a list"):
+        mmdeploy_ext.prove('no.py', 'no.pth', 'no.onnx', **{name: value})
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'), [('metrics', ['bbox']), ('engine', 'openvino'), ('device', 'cuda')]
+)
+def test_what_backbones_do_not_have_is_refused_by_prove_as_by_the_command(monkeypatch, name, value):
+    family = SimpleNamespace(name='bevfusion', samples='sweeps', product=BACKBONE)
+    source = ModelSource('no.py', 'no.pth', {}, 'cpu', None, family)
+    monkeypatch.setattr(ModelSource, 'read', lambda *_, **__: source)
+    with pytest.raises(UsageError, match=rf'{name}=.*: sparse backbones do not have it'):
         mmdeploy_ext.prove('no.py', 'no.pth', 'no.onnx', **{name: value})
 
 

@@ -4,14 +4,19 @@ import json
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
+import padded_first
 import toy_faults
+from mmdeploy_ext.cli import benchmark_app, export_app
 from mmdeploy_ext.cli.graph_app import main
+from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.core.errors import UsageError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = str(REPOSITORY / 'configs/demo/atss_toy.py')
@@ -41,6 +46,28 @@ def broken(exported) -> str:
 def test_a_right_file_is_exit_status_zero(exported, capsys):
     assert main(['diff', CONFIG, CHECKPOINT, exported]) == 0
     assert 'EQUAL' in capsys.readouterr().out
+
+
+def test_padding_before_the_normalisation_is_that_of_the_mean_in_the_file(tmp_path, monkeypatch):
+    """Pictures get the file's own mean; the benchmark prepares them likewise."""
+    model, path = [padded_first.write_config(tmp_path), CHECKPOINT], str(tmp_path / 'm.onnx')
+    words = ['--output-file', path, '--shape', '128', '160', '--postprocess', 'raw']
+    assert export_app.main([*model, *words, *padded_first.OWN_MEAN]) == 0
+    expected, seen = read_metadata(path).preprocess, []
+
+    def stopped(deployment, *_, **__):
+        seen.append(deployment.rule)
+        raise UsageError('far enough')
+
+    monkeypatch.setattr('mmdeploy_ext.proving.difference.locate.first_difference', stopped)
+    assert main(['diff', *model, path]) != 0
+    monkeypatch.setattr(
+        'mmdeploy_ext.benchmark.images.deploy.resolve',
+        lambda options, model, rule: stopped(types.SimpleNamespace(rule=rule)),
+    )
+    assert benchmark_app.main([*model, '--onnx', path]) != 0
+    assert [rule.mean for rule in seen] == [(11.0, 12.0, 13.0)] * 2
+    assert [rule.pad_val for rule in seen] == [expected.pad_val] * 2
 
 
 def test_a_wrong_file_is_exit_status_one_with_node_module_json_and_page(exported, broken, tmp_path, capsys):

@@ -147,7 +147,7 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
 
     deployment = deploy.load(config, checkpoint, cfg_options, before_weights=check)
     if deployment.family.samples == 'images':
-        deployment.rule = deploy.file_rule(deployment.rule, metadata)
+        deployment.normalise_with(metadata.preprocess.mean, metadata.preprocess.std)
     default = HALF if metadata.options.get('precision') == 'fp16' else Bars()
     with after_weights():
         return first_difference(

@@ -184,11 +184,11 @@ class DenseFamily(ImageFamily):
         return graphs.stages(model, options, fold=False)[1:], graphs.spec(model, options).outputs
 
     def trial_options(self, model: nn.Module, options: Options) -> Options:
-        if not options.get('max_candidates'):
-            return options
-        head, shapes = model.bbox_head, graphs.feature_shapes(model, options)
-        available = largest_num_candidates(head, facts_of(head), shapes)
-        return options.replace(max_candidates=min(options.max_candidates, available))
+        head = model.bbox_head
+        return detector_parts.with_available_candidates(
+            options,
+            lambda: largest_num_candidates(head, facts_of(head), graphs.feature_shapes(model, options)),
+        )
 
     @contextlib.contextmanager
     def exaggerated(self, model: nn.Module) -> Iterator[None]:

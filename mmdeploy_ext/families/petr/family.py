@@ -108,7 +108,7 @@ class PetrFamily(QueryBoxes, SequenceFamily):
     ignored_prefixes = ('pts_bbox_head.code_weights',)
     reference = staticmethod(PetrReference)
     replaced, followed = staticmethod(replaced), FOLLOWED
-    frame, moments = staticmethod(frame), staticmethod(moments)
+    moments = staticmethod(moments)
     dumped_frame = staticmethod(functools.partial(dumped_cameras, names=DUMPED))
     graphs = staticmethod(graphs)
 
@@ -117,6 +117,9 @@ class PetrFamily(QueryBoxes, SequenceFamily):
 
     def check(self, cfg: Any, options: Options) -> None:
         self.models.check(cfg)
+
+    def frame(self, data: Mapping[str, Any]) -> Frame:
+        return frame(data, self.frames)
 
     def preprocess_rule(self, cfg: Any) -> MultiViewRule:
         return self.models.preprocess_rule(cfg)

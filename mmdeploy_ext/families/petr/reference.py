@@ -9,7 +9,7 @@ import torch
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
 from mmdeploy_ext.core.config import test_pipeline
-from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.core.errors import DataError, ShapeError
 from mmdeploy_ext.core.taps import collect_taps, tap
 from mmdeploy_ext.families.parts.camera_reference import CameraReference
 from mmdeploy_ext.families.parts.lidar_parts import watching
@@ -98,8 +98,15 @@ class PetrReference(CameraReference):
         """Run one frame through `forward_test`.
 
         DataError: an invalid calibration or time, of PETRv2 also an invalid pose.
+        ShapeError: another number of pictures than the model has cameras.
         """
-        frame_checks.check_matrices('lidar2img', frame.lidar2img, len(frame.images))
+        cameras = self.model.input_sizes[0]
+        if len(frame.images) != cameras:
+            raise ShapeError(
+                f'{frame.name or "frame"}: got {len(frame.images)} pictures, the model has {cameras} '
+                f'cameras; state num_cams in the config'
+            )
+        frame_checks.check_matrices('lidar2img', frame.lidar2img, cameras)
         if self.frames > 1:
             frame_checks.check_pose(frame.ego_pose)
             frame_checks.check_time(frame.timestamp_s)

@@ -12,8 +12,8 @@ from mmdeploy_ext.families.parts.samples import camera_frame, check_given, only
 from mmdeploy_ext.families.parts.stream_samples import stream_frame
 from mmdeploy_ext.runtime.frames import Frame
 
-CAMERAS, OF_CAMERAS = 6, ('images', 'lidar2img', 'intrinsics', 'image_files')
-"""Cameras of one frame, and what it has of each."""
+OF_CAMERAS = 'images', 'lidar2img', 'intrinsics', 'image_files'
+"""What a frame has of each camera."""
 SWEEPS, RESIZE = 'LoadMultiViewImageFromMultiSweepsFiles', 'ResizeCropFlipImage'
 """Upstream's steps of a test pipeline: the one that loads the frame before, and the one that resizes."""
 SWEEP_S, SWEEP_RANGE = 0.083, (3, 27)
@@ -29,12 +29,18 @@ LAG_S = 0.08
 changes from frame to frame."""
 
 
-def frame(data: Mapping[str, Any]) -> Frame:
+def frame(data: Mapping[str, Any], frames: int) -> Frame:
     """Return one collated sample of the test loader (batch 1, one augmentation) as a frame.
 
     Samples of PETR's own data set have neither pose nor scene, nor a time of their own; those of PETRv2 have
-    the frame before behind the present one, which is left out: the steppers keep the last frame. DataError: a
-    key is missing, or there are several samples.
+    the frame before behind the present one, which is left out: the steppers keep the last frame.
+
+    Args:
+        data: the sample.
+        frames: number of frames that the head sees, 1 or 2.
+
+    Raises:
+        DataError: a key is missing, there are several samples, or the pictures are not of so many frames.
     """
     check_given(data, ('img', 'img_metas'))
     if 'lidar2img' in data:
@@ -45,7 +51,12 @@ def frame(data: Mapping[str, Any]) -> Frame:
     sample = camera_frame(
         only(data['img'], 'img'), meta['lidar2img'], meta, ego_pose=None, timestamp_s=None, scene_token=None
     )
-    present = {name: getattr(sample, name)[:CAMERAS] for name in OF_CAMERAS}
+    cameras, rest = divmod(len(sample.images), frames)
+    if rest:
+        raise DataError(
+            f'img: got {len(sample.images)} pictures; expected those of all cameras for {frames} frames'
+        )
+    present = {name: getattr(sample, name)[:cameras] for name in OF_CAMERAS}
     return dataclasses.replace(sample, **present)
 
 

@@ -46,10 +46,13 @@ def voxel_rule(cfg: Any, order: str) -> VoxelRule:
     """Return the rule by which points become voxels with coordinates in an order, 'xyz' or 'zyx'.
 
     Raises:
-        ConfigError: a key is missing, voxels do not fill the range, or a voxel's features are not the mean of
-            its points.
+        ConfigError: there is no encoder with a voxel layer, a key is missing, voxels do not fill the range,
+            or a voxel's features are not the mean of its points.
     """
     parts = parts_of(cfg)
+    if parts is None:
+        pairs = (f'model.{key} with model.{entry["voxels"]}' for key, entry in PARTS.items())
+        raise ConfigError(f'no sparse encoder with a voxel layer; expected {", or ".join(pairs)}')
     grid_size(cfg, parts)  # refuses layers that lack a key
     if (channels := cfg.model[parts['encoder']].get('in_channels')) is None:
         raise ConfigError(f'model.{parts["encoder"]} has no in_channels; expected the values of a voxel')

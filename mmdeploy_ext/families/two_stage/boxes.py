@@ -158,10 +158,11 @@ class Boxes(nn.Module):
         scores = activated(self.stages[-1].head, sum(logits) / float(len(logits)))
         boxes = boxes / scale_factor[:, None, None]
         config = self.config
+        if factors is not None and self.compares_products:
+            scores, factors = scores * factors[..., None], None
         candidates = (scores > config.score_thr) & present[..., None]
-        scores = scores if factors is None else scores * factors[..., None]
-        if self.compares_products:
-            candidates = (scores > config.score_thr) & present[..., None]
+        if factors is not None:
+            scores = scores * factors[..., None]
         scores = torch.where(candidates, scores, torch.full_like(scores, NO_CANDIDATE))
         labels = torch.arange(scores.shape[2], device=scores.device).expand_as(scores)
         boxes = boxes.expand(-1, -1, scores.shape[2], -1)

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 
 import toy_centerpoint
@@ -167,6 +168,33 @@ def test_a_frozen_memory_is_refused_by_frame(stream, tmp_path):
     assert free.matched < free.reference
 
 
+@pytest.mark.parametrize(('names', 'share'), [('chain_001', 0.05), ('chain_002', 0.001)])
+def test_a_free_memory_that_is_another_one_fails_though_all_results_match(stream, tmp_path, names, share):
+    """Frame 001 keeps a memory, of which rounding may add up; frame 002 begins with an empty one."""
+    kit, outputs = stream
+
+    def drifted(arrays):
+        embedding = arrays['post_memory_embedding']
+        arrays['post_memory_embedding'] = embedding + np.float32(share * np.abs(embedding).max())
+
+    judgement = judge(kit, changed(outputs, tmp_path / 'o', drifted, names))
+    teacher, free = judgement.sequences
+    assert teacher.passed and free.match_rate == 1
+    assert not judgement.equal and not free.passed
+    assert judgement.first_difference.startswith(f'free-running: frame {names[-3:]} (scene')
+    assert 'the memory embedding is not the one that PyTorch hands on' in judgement.first_difference
+
+
+def test_a_drift_within_rounding_that_adds_up_is_equal(stream, tmp_path):
+    kit, outputs = stream
+
+    def drifted(arrays):
+        embedding = arrays['post_memory_embedding']
+        arrays['post_memory_embedding'] = embedding + np.float32(0.001 * np.abs(embedding).max())
+
+    assert judge(kit, changed(outputs, tmp_path / 'o', drifted, 'chain_001')).equal
+
+
 def test_frames_that_were_not_run_one_after_the_other_are_not_claimed(stream, tmp_path):
     kit, outputs = stream
     shutil.copytree(outputs, tmp_path / 'o', ignore=shutil.ignore_patterns('chain_*', 'kit.txt'))
@@ -221,6 +249,29 @@ def test_wrong_outputs_of_a_file_fail_by_name(sweeps, tmp_path, fault, names, re
     judgement = judge(kit, changed(outputs, tmp_path / 'o', fault, names))
     assert not judgement.equal
     assert any(re.search(reason, failure) for failure in judgement.failures), judgement.failures
+
+
+@pytest.mark.parametrize(
+    ('key', 'change', 'text'),
+    [
+        ('classes', lambda names: names[::-1], 'not classes as in '),
+        (
+            'preprocess',
+            lambda rule: rule | dict(max_points=rule['max_points'] - 1),
+            'not preprocessing as in',
+        ),
+    ],
+)
+def test_no_kit_is_written_of_files_that_state_another_model(tmp_path, key, change, text):
+    deployment, files, _, _ = toy_centerpoint.exported()
+    for file in Path(files).glob('*.onnx'):
+        model = onnx.load(file)
+        entry = next(entry for entry in model.metadata_props if entry.key == f'mm2onnx.{key}')
+        entry.value = json.dumps(change(json.loads(entry.value)))
+        onnx.save(model, tmp_path / file.name)
+    samples = [Sweep(toy_centerpoint.sweep(0), 'sweep 0')]
+    with pytest.raises(UsageError, match=text):
+        write_detector_kit(deployment, str(tmp_path), samples, tmp_path / 'kit', GENERATED)
 
 
 def test_contracts_that_compute_between_files_are_refused(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
+import padded_first
 from browser_pages import change_manifest
 from mmdeploy_ext.cli import export_app, judge_app, kit_app
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
@@ -26,7 +27,6 @@ from mmdeploy_ext.kit.judge import judge, promised_rows
 from mmdeploy_ext.kit.outputs import read_outputs
 from numpy_alone import run_command
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 MODEL = ('configs/demo/atss_toy.py', 'demo/checkpoints/atss_toy.pth')
 LARGEST_BYTES = 20_000_000
 
@@ -395,19 +395,12 @@ def test_files_of_pictures_alone_promise_rows_that_are_padded(samples, failures)
     assert len(promised_rows(metadata, arrays)) == failures
 
 
-
-def test_a_kit_is_written_of_a_file_whose_own_mean_is_that_of_padding_too(tmp_path, capsys):
-    config = tmp_path / 'padded_first.py'
-    config.write_text(
-        f'_base_ = {str(REPOSITORY / MODEL[0])!r}\n'
-        "steps = [dict(type='Resize', keep_ratio=True), dict(type='Pad', size_divisor=32, pad_val=128),\n"
-        "         dict(type='Normalize', mean=[1., 2., 3.], std=[4., 5., 6.], to_rgb=True),\n"
-        "         dict(type='ImageToTensor', keys=['img']), dict(type='Collect', keys=['img'])]\n"
-        "data = dict(test=dict(pipeline=[dict(type='LoadImageFromFile'),\n"
-        "    dict(type='MultiScaleFlipAug', img_scale=(160, 128), flip=False, transforms=steps)]))\n"
-    )
-    model = str(config), MODEL[1]
+def test_a_kit_of_a_file_with_a_mean_of_its_own_has_to_be_told_the_mean(tmp_path, capsys):
+    model = padded_first.write_config(tmp_path), MODEL[1]
     file, folder = str(tmp_path / 'm.onnx'), str(tmp_path / 'kit')
-    words = ['--output-file', file, '--shape', '128', '160', '--mean', '11', '12', '13']
+    words = ['--output-file', file, '--shape', '128', '160', *padded_first.OWN_MEAN]
     assert export_app.main([*model, *words]) == 0
-    assert kit_app.main([file, *model, '--out', folder]) == 0, capsys.readouterr().err
+    assert kit_app.main([file, *model, '--out', folder, *padded_first.OWN_MEAN]) == 0, capsys.readouterr().err
+    assert kit_app.main([file, *model, '--out', str(tmp_path / 'other')]) == 2
+    error = capsys.readouterr().err
+    assert 'm.onnx: not preprocessing as in the config: mean' in error and '--mean' in error

@@ -20,6 +20,7 @@ from mmdeploy_ext.core.errors import ConfigError, DataError, InferenceError, Sha
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.families.base import Claim, find_family
 from mmdeploy_ext.families.petr import runtime
+from mmdeploy_ext.families.petr.family import PETR, PETRV2
 from mmdeploy_ext.families.petr.reference import PetrReference
 from mmdeploy_ext.families.petr.runtime import PetrOnnx
 from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
@@ -95,6 +96,27 @@ def test_the_metadata_say_how_long_each_input_is_valid(exports):
     assert valid_for['pos_embed'] == 'rig' and valid_for['prev_pos_embed'] == 'frame'
     assert valid_for['mean_time_stamp'] == 'frame' and valid_for['sine_part'] == 'model'
     assert metadata.postprocess['start_gap_s'] == pytest.approx(1.245)
+
+
+@pytest.mark.parametrize(('family', 'pictures', 'cameras'), [(PETR, 8, 8), (PETRV2, 14, 7), (PETRV2, 12, 6)])
+def test_a_sample_keeps_all_cameras_of_its_rig(family, pictures, cameras):
+    matrices = np.stack([np.eye(4) * number for number in range(1, pictures + 1)])
+    meta = dict(lidar2img=[*matrices], sample_idx='a')
+    frame = family.frame(dict(img=[torch.zeros(1, pictures, 3, 2, 2)], img_metas=[[meta]]))
+    assert frame.images.shape == (cameras, 3, 2, 2)
+    assert (frame.lidar2img == matrices[:cameras]).all() and len(frame.intrinsics) == cameras
+    if family.frames == 2:
+        with pytest.raises(DataError, match='got 5 pictures; expected those of all cameras for 2 frames'):
+            family.frame(dict(img=[torch.zeros(1, 5, 3, 2, 2)], img_metas=[[meta]]))
+
+
+def test_a_rig_of_other_cameras_than_the_model_has_is_refused(deployments):
+    deployment = deployments['petr']
+    (frame,) = drive(deployment, 1)
+    more = np.concatenate([frame.images, frame.images[:2]]), np.concatenate([frame.lidar2img] * 2)[:8]
+    reference = deployment.family.reference(deployment.model)
+    with pytest.raises(ShapeError, match='got 8 pictures, the model has 6 cameras; state num_cams'):
+        reference.step(dataclasses.replace(frame, images=more[0], lidar2img=more[1]))
 
 
 @pytest.mark.parametrize('name', TOYS)

@@ -14,6 +14,7 @@ from torch import nn
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_seeded as seeded
 from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import BACKBONE, find_family
 from scn_goldens import existing, state_dict_net, voxels
 from scn_nets import sweep
@@ -33,6 +34,14 @@ def built(name):
     cfg = load_config(f'{CONFIGS}/{name}.py')
     family = find_family(cfg, BACKBONE)
     return family, cfg, family.build(cfg)
+
+
+def test_a_config_without_an_encoder_of_voxels_is_refused_by_name():
+    cfg = load_config(f'{CONFIGS}/second_secfpn_kitti.py')
+    family = find_family(cfg, BACKBONE)
+    del cfg.model.voxel_layer
+    with pytest.raises(ConfigError, match=r'no sparse encoder with a voxel layer; expected model\.encoder'):
+        family.preprocess_rule(cfg)
 
 
 # ---- names

@@ -136,8 +136,14 @@ def change(path, value):
     return apply
 
 
+def fewer_priors(model):
+    """Let the best two of the three priors of a cell in: 2 of 5 levels for 6 classes."""
+    model.test_cfg.nms_pre, model.test_cfg.max_per_img = 2, 80
+
+
 REFUSED = {
     'max_per_img=100; expected 1 to 90': change('test_cfg.max_per_img', 100),
+    'max_per_img=80; expected 1 to 60': fewer_priors,
     'test_cfg.top_k=None: expected a whole number': change('test_cfg', dict(score_thr=0.1, iou_thr=0.5)),
     'model.mask_head.type=YOLACTSegmHead: expected YOLACTProtonet': change(
         'mask_head.type', 'YOLACTSegmHead'

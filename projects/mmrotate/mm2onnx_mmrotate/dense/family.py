@@ -129,11 +129,10 @@ class RotatedDenseFamily(ImageFamily):
         return graphs.stages(model, options, fold=False)[1:], graphs.spec(model, options).outputs
 
     def trial_options(self, model: nn.Module, options: Options) -> Options:
-        if not options.get('max_candidates'):
-            return options
         head = last_head(model)
-        available = largest_num_candidates(facts_of(head), thresholds(head).nms_pre, options)
-        return options.replace(max_candidates=min(options.max_candidates, available))
+        return detector_parts.with_available_candidates(
+            options, lambda: largest_num_candidates(facts_of(head), thresholds(head).nms_pre, options)
+        )
 
     @contextlib.contextmanager
     def exaggerated(self, model: nn.Module) -> Iterator[None]:
