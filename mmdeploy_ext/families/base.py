@@ -317,8 +317,8 @@ class Family(abc.ABC):
     def differing_steps(self, cfg: Any) -> list[DifferingMethod]:
         """Return what of the user's code makes a test sample of a config in another way than its rule.
 
-        These are steps of the pipeline, methods and functions in a library's steps, and methods of a data set
-        of pictures.
+        These are steps of the pipeline, methods and functions in a library's steps, methods of a data set of
+        pictures, and functions in the loader of its samples.
         """
         return []
 

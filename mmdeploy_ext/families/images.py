@@ -37,7 +37,13 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import LAYERS_FOLDER, Family
 from mmdeploy_ext.families.building import build_without_weights, has_head, head_of
 from mmdeploy_ext.families.limits import Kind, Limit, limits_of
-from mmdeploy_ext.families.replaced import DifferingMethod, differing_datasets, differing_steps, table_of
+from mmdeploy_ext.families.replaced import (
+    DifferingMethod,
+    differing_datasets,
+    differing_loader,
+    differing_steps,
+    table_of,
+)
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.preprocess.pipeline_rule import KNOWN, rule_from_pipeline, steps_of
 from mmdeploy_ext.runtime.detections import Detections, Instances
@@ -117,7 +123,7 @@ class ImageFamily(Family):
     def differing_steps(self, cfg: Any) -> list[DifferingMethod]:
         table = table_of(LAYERS_FOLDER)
         steps = differing_steps(steps_of(test_pipeline(cfg), *KNOWN), table)
-        return [*steps, *differing_datasets(test_datasets(cfg), table)]
+        return [*steps, *differing_datasets(test_datasets(cfg), table), *differing_loader()]
 
     @abc.abstractmethod
     def spec(self, model: torch.nn.Module, options: Options) -> GraphSpec:

@@ -333,6 +333,16 @@ def differing_datasets(settings: Iterable[Mapping[str, Any]], table: Table) -> l
     return list(differing.values())
 
 
+def differing_loader() -> list[DifferingMethod]:
+    """Return what mmdet's loader of test samples calls of the user's in a library's place, such as `collate`.
+
+    A proof prepares its pictures without a loader.
+    """
+    from mmdet.datasets.builder import build_dataloader
+
+    return called_of_others([build_dataloader])
+
+
 def _changes_pipeline(function: FunctionType) -> bool:
     """Return whether the `__init__` of a data set does more with `pipeline` than to pass it on."""
     try:

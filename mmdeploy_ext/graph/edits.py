@@ -13,12 +13,11 @@ import onnx
 
 from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError
-from mmdeploy_ext.graph.passes.extract import insert_outputs
 from mmdeploy_ext.graph.passes.named_rules import APPROXIMATE, replace_all
 from mmdeploy_ext.graph.passes.opset import convert_opset
 from mmdeploy_ext.graph.passes.precision import half
 from mmdeploy_ext.graph.passes.rename import rename
-from mmdeploy_ext.graph.passes.shapes import set_by_text
+from mmdeploy_ext.graph.passes.shapes import OPEN, set_by_text
 from mmdeploy_ext.graph.passes.simplify import fold, simplify
 
 KEY = f'{PREFIX}edits'
@@ -119,23 +118,30 @@ REPEATED: dict[str, Callable[..., onnx.ModelProto]] = {
     'replace': lambda model, rules, named: replace_all(model, rules, named)[0],
     # Equal by construction: names are no part of what is computed.
     'rename': rename,
-    # Equal by construction: it changes declared shapes, and no node.
-    'set-shape': lambda model, shapes: set_by_text(model, shapes),
-    # Equal by construction: no output that was there depends on the new ones.
-    'insert-outputs': lambda model, tensors: insert_outputs(model, tensors),
+    # Equal by construction: it fixes declared shapes, and changes no node. `opened` is read by `opened_by`.
+    'set-shape': lambda model, shapes, opened=(): set_by_text(model, shapes),
     # Never PROVEN: judged by the bars of half precision, whatever stays float32.
     'fp16': lambda model, io, keep_fp32: half(model, io, keep_fp32)[0],
 }
 """Commands of graph.py -> function of a model and the recorded arguments that does them again.
 
 The arguments are those of the functions, as the command line gives them: `rules` are texts for `parse_rule`,
-`named` names of rules, `shapes` texts for `shapes.parse` such as 'batch=1', `tensors` names or patterns, `io`
+`named` names of rules, `shapes` texts for `shapes.parse` such as 'batch=1', `opened` names of options, `io`
 'fp16' or 'fp32', `keep_fp32` patterns of nodes; those of `rename` are its parameters.
 
 The proof repeats the record on a fresh export and compares the graphs, so that a command which changes what
 is computed would change both sides, and go unnoticed. Therefore a command has to be equal by construction, or
 the proof judges its results in another way; the comments say which.
 """
+
+
+def opened_by(edits: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the options of `shapes.OPEN` that were on at the export and that `set-shape` has turned off.
+
+    `edits` is the record, see `repeat`; () if the file has the sizes that it was exported with.
+    """
+    opened = [edit['arguments'].get('opened') for edit in edits if edit['command'] == 'set-shape']
+    return tuple(name for name in OPEN if any(isinstance(names, list) and name in names for names in opened))
 
 
 def judged_by_inputs(edits: Sequence[Mapping[str, Any]]) -> list[str]:

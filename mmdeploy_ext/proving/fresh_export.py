@@ -19,6 +19,7 @@ from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import files
 from mmdeploy_ext.graph import edits, signature
 from mmdeploy_ext.graph.output_comparison import with_half_ends
+from mmdeploy_ext.graph.passes.shapes import fixed_spec
 from mmdeploy_ext.graph.signature import GraphDifference
 from mmdeploy_ext.proving.results import SHOWN, GraphResult
 from mmdeploy_ext.quantize.dense import QUANTISE, quantise_again
@@ -134,19 +135,25 @@ def options_of_export(options: Options, metadata: Metadata) -> Options:
     """Return the options of the export of a file before any command changed the file.
 
     `options` are those in its `metadata`. If a command converted the file to float16 later, they state
-    float16, and the returned ones float32.
+    float16, and the returned ones float32; if one fixed the sizes, the returned ones leave them open.
     """
     if _half_edits(metadata):
-        return options.replace(precision='fp32', fp16_io=False, keep_fp32=())
+        options = options.replace(precision='fp32', fp16_io=False, keep_fp32=())
+    if opened := edits.opened_by(metadata.edits):
+        options = options.replace(batch=1, **{name: True for name in opened if name in options})
     return options
 
 
 def contract_after(spec: GraphSpec, metadata: Metadata) -> GraphSpec:
     """Return the contract of a file after the commands that its metadata records.
 
-    `spec` is the contract of its export. Of the commands the conversion to float16 with `--io fp16` alone
-    changes it: inputs and outputs of float32 become float16.
+    `spec` is the contract of its export. The conversion to float16 with `--io fp16` changes it: inputs and
+    outputs of float32 become float16; and so does `set-shape`, which fixes the sizes of pictures.
     """
+    if edits.opened_by(metadata.edits) and metadata.samples == 'images':
+        size = tuple(metadata.options[name] for name in ('batch', 'height', 'width'))
+        outputs = {tensor.name: tensor.axes for tensor in metadata.spec.outputs}  # as its graph has them
+        spec = fixed_spec(spec, size, outputs)
     half_ends = any(edit['arguments'].get('io') == 'fp16' for edit in _half_edits(metadata))
     return with_half_ends(spec) if half_ends else spec
 

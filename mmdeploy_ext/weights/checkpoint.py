@@ -270,7 +270,8 @@ def check_finite(
 def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes: Sequence[str] = ()) -> None:
     """Load the weights of `checkpoint` into the model of a config, in place.
 
-    Modules that know older names of their tensors, such as mmdet's `FCOSHead`, take these, too.
+    Modules that know older names of their tensors, such as mmdet's `FCOSHead`, take these, too. Hooks that
+    PyTorch calls after loading are left out, as mmcv's loader does, by which mmdet's tools load weights.
 
     Args:
         model: the built model.
@@ -308,12 +309,17 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
     check_types(checkpoint.path, used, built)
     check_finite(checkpoint.path, used, built)
     hooks = [module.register_load_state_dict_pre_hook(check_renamed) for module in model.modules()]
+    post_hooks = [(module, {**module._load_state_dict_post_hooks}) for module in model.modules()]
+    for module, _ in post_hooks:  # mmcv's loader calls none
+        module._load_state_dict_post_hooks.clear()
     try:
-        # mmcv's loader calls no `load_state_dict` of a class, which a user may have overridden for trainings
+        # nor does it call the `load_state_dict` of a class, which a user may have overridden for trainings
         result = torch.nn.Module.load_state_dict(model, fitting, strict=False)
     finally:
         for hook in hooks:
             hook.remove()
+        for module, entries in post_hooks:
+            module._load_state_dict_post_hooks.update(entries)
     for key in result.missing_keys:  # what inference does not use cannot be what a file was proven with
         if key.startswith(ignored) and built[key].is_floating_point():
             built[key].fill_(float('nan'))

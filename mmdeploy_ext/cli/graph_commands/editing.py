@@ -162,13 +162,10 @@ def run_insert_outputs(args: argparse.Namespace) -> int:
     `args` are the parsed arguments of this command. Return 0, or 1 if --prove finds that outputs differ; the
     file is written either way. UsageError: a name fits no inner tensor, or the output cannot be written.
     """
-    from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.extract import insert_outputs
 
     model = _load(args)
-    after = insert_outputs(model, args.tensors)
-    edits.record(after, 'insert-outputs', dict(tensors=args.tensors))
-    return _finish(args, model, after)
+    return _finish(args, model, insert_outputs(model, args.tensors))
 
 
 @COMMANDS.add(
@@ -225,8 +222,8 @@ def run_set_shape(args: argparse.Namespace) -> int:
     from mmdeploy_ext.graph.passes import shapes
 
     model = _load(args)
-    after = shapes.set_by_text(model, args.shapes)
-    edits.record(after, 'set-shape', dict(shapes=args.shapes))
+    after, opened = shapes.with_fixed_metadata(shapes.set_by_text(model, args.shapes))
+    edits.record(after, 'set-shape', dict(shapes=args.shapes, opened=opened))
     facts = {}
     if not args.no_trial:
         sizes = batch_trial.try_sizes(model, after, seed=args.seed)

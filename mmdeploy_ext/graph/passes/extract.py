@@ -148,7 +148,8 @@ def insert_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelPr
     """Return a model with inner tensors as further outputs, after those that it has.
 
     `names` are of tensors that nodes make, or patterns such as '/head/*'. Does not fire on tensors that are
-    outputs already. The outputs that were there keep their values, and metadata stay.
+    outputs already. The outputs that were there keep their values; metadata of this project, which describes
+    the whole graph with its outputs, is dropped.
 
     Raises:
         UsageError: an unknown tensor, a pattern that no tensor fits, an input or a constant, or a type that
@@ -160,5 +161,7 @@ def insert_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelPr
     tensors = dict.fromkeys(name for pattern in names for name in match_tensors(index, pattern))
     result = copy.deepcopy(model)
     new_outputs = [name for name in tensors if name not in index.outputs]
-    result.graph.output.extend(typed_values(index, new_outputs))
+    if new_outputs:
+        result.graph.output.extend(typed_values(index, new_outputs))
+        drop_metadata(result)
     return result

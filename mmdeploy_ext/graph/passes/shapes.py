@@ -1,15 +1,21 @@
 """Other shapes for the inputs of a graph: axes fixed, or opened."""
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import onnx
 
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.contract.metadata import PREFIX, Metadata
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.checks import check_ordinary
 from mmdeploy_ext.graph.io.index import Index, all_graphs, did_you_mean
+from mmdeploy_ext.graph.part import drop_metadata
 
+OPEN = 'dynamic', 'dynamic_batch'
+"""Options of an export that leave axes of its pictures open."""
 UNKNOWN = '?'
 """Stands for an open axis without a name."""
 Shape = Sequence[int | str]
@@ -137,6 +143,80 @@ def _infer_outputs(model: onnx.ModelProto, new_sizes: Mapping[str, int | str]) -
         for name, value_type in inferred.items()
         if name in inner
     )
+
+
+def with_fixed_metadata(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+    """Return a model with other input shapes than it was exported with, with metadata that fit it.
+
+    An export of pictures of any size whose axes are all fixed now has the spec, the options and the rule of
+    the size that it has. What no export gives (an open axis more, another fixed size, one of several axes
+    fixed) loses the metadata of this project, which would describe another graph. A model whose inputs are as
+    its metadata state, or that has none, comes back as it is.
+
+    `model` is what `set_shapes` made. The second of the result is the options of `OPEN` that were on.
+    """
+    props = {entry.key: entry.value for entry in model.metadata_props}
+    if f'{PREFIX}preprocess' not in props:
+        return model, []
+    try:
+        metadata = Metadata.from_props(props)
+    except ModelFileError:
+        return model, []
+    shapes = types.shapes(model.graph.input)
+    if _has_inputs(metadata.spec, shapes):
+        return model, []
+    options, opened = metadata.options, [name for name in OPEN if metadata.options.get(name)]
+    image = shapes.get(metadata.spec.inputs[0].name) or ()
+    is_fixed = len(image) == 4 and all(isinstance(size, int) for size in image)
+    result = copy.deepcopy(model)
+    if metadata.samples == 'images' and opened and is_fixed:
+        batch, _, height, width = image
+        outputs = types.shapes(model.graph.output)
+        spec = fixed_spec(metadata.spec, (batch, height, width), outputs)
+        if _has_inputs(spec, shapes):
+            changes = dict(batch=batch, height=height, width=width) | dict.fromkeys(opened, False)
+            rule = dataclasses.replace(metadata.preprocess, size=(height, width))
+            fixed = dataclasses.replace(
+                metadata, spec=spec, options=dict(options, **changes), preprocess=rule
+            )
+            onnx.helper.set_model_props(result, {**props, **fixed.to_props()})
+            return result, opened
+    drop_metadata(result)
+    return result, []
+
+
+def fixed_spec(spec: GraphSpec, size: tuple[int, int, int], outputs: Mapping[str, Shape | None]) -> GraphSpec:
+    """Return the spec of a graph of pictures whose open axes have become sizes.
+
+    Args:
+        spec: of the export. Inputs with a default keep their axes, as `set_shapes` changes none of them.
+        size: batch, height and width of the first input.
+        outputs: name of an output -> its shape now; sizes that are inferred of the input's replace names.
+    """
+    axes = spec.inputs[0].axes
+    sizes = dict(zip((axes[0], axes[2], axes[3]), size, strict=True))
+
+    def fixed(tensor: TensorSpec, inferred: Shape) -> TensorSpec:
+        inferred = inferred if len(inferred) == len(tensor.axes) else tensor.axes
+        named = (sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in tensor.axes)
+        pairs = zip(named, inferred, strict=True)
+        new_axes = (new if isinstance(axis, str) and isinstance(new, int) else axis for axis, new in pairs)
+        return dataclasses.replace(tensor, axes=tuple(new_axes))
+
+    return dataclasses.replace(
+        spec,
+        inputs=tuple(tensor if tensor.default is not None else fixed(tensor, ()) for tensor in spec.inputs),
+        outputs=tuple(fixed(tensor, outputs.get(tensor.name) or ()) for tensor in spec.outputs),
+    )
+
+
+def _has_inputs(spec: GraphSpec, shapes: Mapping[str, Shape | None]) -> bool:
+    """Return whether inputs have the sizes of a spec; an open axis may have any name."""
+
+    def sizes(shape: Shape | None) -> list[int | None]:
+        return [size if isinstance(size, int) else None for size in shape or ()]
+
+    return all(sizes(tensor.axes) == sizes(shapes.get(tensor.name)) for tensor in spec.inputs)
 
 
 def set_by_text(model: onnx.ModelProto, texts: Sequence[str]) -> onnx.ModelProto:

@@ -213,7 +213,8 @@ def loaded_tensors(fresh: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dic
         for key, tensor in tensors.items()
         if key not in kernels and (key not in built or built[key].shape == tensor.shape)
     }
-    # as mmcv's loader does, which calls no override
+    for part in fresh.modules():  # as mmcv's loader does, which calls neither these hooks nor overrides
+        part._load_state_dict_post_hooks.clear()
     missing = nn.Module.load_state_dict(fresh, fitting, strict=False).missing_keys
     return {key: tensor for key, tensor in fresh.state_dict().items() if key not in missing} | kernels
 

@@ -16,6 +16,7 @@ from mmdeploy_ext.contract.spec import DEFAULT_RTOL, GraphSpec
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.core.outer_containers import OuterContainers
 from mmdeploy_ext.core.printable import one_line, shape_text
 from mmdeploy_ext.core.versions import versions
 from mmdeploy_ext.graph.diff.align import align
@@ -179,6 +180,7 @@ class ModuleProof:
         file_outputs: names of the outputs of the file.
         file_inputs: input of the file without a default -> what the file states of it.
         model, runner: the ONNX model, and what runs it.
+        containers: what the user's modules held before the first run of the module here.
         verdict: the results so far.
         inputs: input of the file -> name of the module's tensor.
         outputs: output of the file -> name of the module's result.
@@ -204,6 +206,7 @@ class ModuleProof:
 
         Arguments and errors are those of `prove_module`; `samples` are its `inputs`.
         """
+        self.containers = OuterContainers()  # before the very first run
         self.module, self.path, self.spec, self.rtol, self.seed = module, path, spec, rtol, seed
         self.state, self.rows = state, rows
         if not 0 <= rtol < 1:
@@ -351,7 +354,9 @@ class ModuleProof:
         )
         exporter = 'dynamo' if self._is_by_dynamo() else 'torchscript'
         try:
-            return lines_of_module(module, inputs, other_inputs, exporter, other is not None)
+            return lines_of_module(
+                module, inputs, other_inputs, exporter, other is not None, containers=self.containers
+            )
         except Exception as error:  # the code may do with a watched size what no plain number minds
             return [TracedLine('the module', 0, f'{type(error).__name__}: {one_line(error)}'[:200], 'values')]
 

@@ -7,6 +7,7 @@ import types
 
 import pytest
 import torch
+from mmdet.datasets import builder
 from mmdet.datasets.builder import PIPELINES
 from mmdet.datasets.pipelines import Resize
 from mmdet.models.dense_heads import ATSSHead, base_dense_head, yolo_head
@@ -45,6 +46,7 @@ def differing():
         (nms, 'nms', 'mmcv.ops.nms'),  # which `batched_nms` calls by a text
         (mmcv, 'imrescale', 'mmcv'),  # which the step Resize calls as an attribute of the package
         (Resize, '_resize_img', 'Resize'),
+        (builder, 'collate', 'mmdet.datasets.builder'),  # of the loader, which no proof runs
     ],
 )
 def test_a_function_of_a_plugin_in_the_place_of_a_librarys_is_named(monkeypatch, owner, name, named):

@@ -15,10 +15,12 @@ from mmdeploy_ext.cli import export_app, graph_app, quantize_app, verify_app
 from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX, read_metadata
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import files as deployed_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving import ladder
+from mmdeploy_ext.runtime.detect import make_feeds, prepare
 from proofs import check_files, samples_alone
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
 
@@ -44,6 +46,12 @@ def judged(deployment, model, tmp_path, **options):
     onnx.save(model, target)
     verdict = check_files(deployment, target, [('picture', read_image(PICTURE))], **options)
     return verdict.graphs[0]
+
+
+def infer_picture(backend):
+    """Return the outputs of the test picture in each place of the batch."""
+    feeds = make_feeds(prepare(backend.metadata, read_image(PICTURE)), backend.metadata)
+    return backend.infer(backend.select_inputs(feeds))
 
 
 def moved(tensor, ulps):
@@ -137,10 +145,11 @@ EDITS = {
     'convert-opset': ['convert-opset', '--opset', '18', '--no-proof'],
     'replace': ['replace', '--rule', 'y = Relu(x) -> y = Clip(x, 0.0)', '--no-proof'],
     'rename': ['rename', '--prefix', 'net/'],
+    'set-shape': ['set-shape', 'B=1', 'H=128', 'W=160', '--no-trial'],
 }
 
 
-@pytest.mark.parametrize('command', in_suite(EDITS, 'fold', 'replace', 'rename'))
+@pytest.mark.parametrize('command', in_suite(EDITS, 'fold', 'replace', 'rename', 'set-shape'))
 def test_commands_of_ours_are_recorded_and_done_again_on_the_fresh_export(
     deployment, raw_path, tmp_path, command
 ):
@@ -160,6 +169,34 @@ def test_commands_of_ours_are_recorded_and_done_again_on_the_fresh_export(
         bare = onnx.load(target)
         helper.set_model_props(bare, {e.key: e.value for e in bare.metadata_props} | {f'{PREFIX}edits': '[]'})
         assert not judged(deployment, bare, tmp_path).passed
+
+
+def test_a_file_whose_sizes_were_fixed_is_one_of_that_size(deployment, raw_path, tmp_path):
+    target = str(tmp_path / 'fixed.onnx')
+    assert graph_app.main(['set-shape', raw_path, 'input=2x3x128x160', '--no-trial', '--output', target]) == 0
+    verdict = check_files(deployment, target, [('picture', read_image(PICTURE))])
+    assert verdict.graphs[0].note == 'both after set-shape'
+    assert all(check.passed for check in verdict.structure), verdict.structure
+    assert verdict.subject['shape'] == 'fixed' and verdict.preprocessing.passed
+    with OnnxRuntimeBackend(target) as backend:
+        shape = {name: array.shape for name, array in infer_picture(backend).items()}['cls_score_0']
+    assert shape[0] == 2
+    fields = read_metadata(target)
+    assert fields.options['dynamic'] is False and fields.preprocess.size == (128, 160)
+
+
+@pytest.mark.parametrize(
+    'words', [['set-shape', 'B=1'], ['set-shape', 'H=128', 'W=160'], ['insert-outputs', '*Conv_output_0']]
+)
+def test_a_graph_that_no_export_gives_has_no_metadata_of_ours(raw_path, tmp_path, words, capsys):
+    target = str(tmp_path / 'other.onnx')
+    name, *options = words
+    if name == 'set-shape':
+        options.append('--no-trial')
+    assert graph_app.main([name, raw_path, *options, '--output', target]) == 0
+    assert 'metadata removed: mm2onnx.*' in capsys.readouterr().out
+    with pytest.raises(ModelFileError, match='has no mm2onnx metadata'):
+        read_metadata(target)
 
 
 def test_a_command_that_nobody_can_do_again_is_named(deployment, path, tmp_path):

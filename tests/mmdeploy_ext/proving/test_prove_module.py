@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import sys
 import warnings
 
 import numpy as np
@@ -19,7 +20,7 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.proving.modules import location, row_order
 from mmdeploy_ext.proving.modules.calls import ModuleCall, read_call
 from mmdeploy_ext.proving.modules.generated import other_sizes, other_values
-from mmdeploy_ext.proving.modules.loading import call_function, read_samples
+from mmdeploy_ext.proving.modules.loading import call_function, make_module, read_samples
 from mmdeploy_ext.proving.modules.table import module_table
 from mmdeploy_ext.proving.results import Case
 from mmdeploy_ext.proving.tensors import compare_named, failed_row
@@ -253,6 +254,22 @@ def test_a_constant_that_no_input_reaches_is_found_in_the_graph(tmp_path):
     verdict = mmdeploy_ext.prove_module(net, path, samples)
     assert verdict.title == 'NOT PROVEN' and 'table.weight' in str(verdict.failures)
     assert mmdeploy_ext.prove_module(net, path, samples, fresh=False).title.startswith('PROVEN ON')
+
+
+def test_what_the_very_first_run_keeps_outside_of_the_module_makes_inputs_decide(tmp_path):
+    file, path = tmp_path / 'keeping_module.py', tmp_path / 'm.onnx'
+    file.write_text(
+        'import torch\n\nKEPT = {}\n\n\nclass Keeping(torch.nn.Module):\n    def forward(self, x):\n'
+        "        return x * KEPT.setdefault('mean', x.mean())\n\n\ndef make():\n    return Keeping().eval()\n"
+    )
+    module = make_module(f'{file}:make')
+    samples = [torch.linspace(0, 1 + index, 8) for index in range(3)]
+    module(samples[0])
+    torch.onnx.export(module, (samples[0],), str(path), dynamo=False, opset_version=17)
+    sys.modules['keeping_module'].KEPT.clear()  # as in the process of a proof
+    verdict = mmdeploy_ext.prove_module(module, path, samples)
+    assert verdict.graph_equal and not verdict.failures
+    assert verdict.title.startswith('PROVEN ON') and 'keeping_module.KEPT keeps a value' in verdict.title
 
 
 class Rare(torch.nn.Module):

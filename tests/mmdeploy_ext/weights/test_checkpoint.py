@@ -7,6 +7,7 @@ from torch import nn
 
 from mmdeploy_ext.compat.patches_mmcv import numpy_checkpoint_globals
 from mmdeploy_ext.core.errors import CheckpointError
+from mmdeploy_ext.proving.levels.user_model import loaded_tensors
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint, load_strict
 
 
@@ -40,12 +41,18 @@ def test_weights_are_loaded_as_mmcv_loads_them_which_calls_no_override():
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in expected.state_dict().items())
 
 
-@pytest.mark.parametrize(('changes', 'message'), [
-    ({'0_bias': None}, r'^w\.pth: does not fit .*: missing keys 1 \(0\.bias\)\. Use'),
-    ({'2_bias': torch.ones(3)}, r'unexpected keys 1 \(2\.bias\)\. Use'),
-    ({'0_weight': torch.ones(5, 2)}, r'shapes differ for 1 \(0\.weight: \(5, 2\) in the file, \(3, 2\) in'),
-    ({'1_running_mean': None, '9_x': torch.ones(1)}, r'keys 1 \(1\.running_mean\); unexpected keys 1'),
-])
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'0_bias': None}, r'^w\.pth: does not fit .*: missing keys 1 \(0\.bias\)\. Use'),
+        ({'2_bias': torch.ones(3)}, r'unexpected keys 1 \(2\.bias\)\. Use'),
+        (
+            {'0_weight': torch.ones(5, 2)},
+            r'shapes differ for 1 \(0\.weight: \(5, 2\) in the file, \(3, 2\) in',
+        ),
+        ({'1_running_mean': None, '9_x': torch.ones(1)}, r'keys 1 \(1\.running_mean\); unexpected keys 1'),
+    ],
+)
 def test_every_key_has_to_be_accounted_for(changes, message):
     with pytest.raises(CheckpointError, match=message) as error:
         load_strict(tiny(), checkpoint(**changes))
@@ -111,6 +118,22 @@ def test_buffers_that_are_infinite_by_design_and_unused_weights_may_be_infinite(
     assert model.anchors.tolist() == [1.0, float('inf')]
 
 
+def test_hooks_after_loading_are_not_called_as_by_mmcvs_loader():
+    def halve(module, _):
+        with torch.no_grad():
+            module.weight.mul_(0.5)
+
+    models, weights = [tiny(), tiny(), tiny()], checkpoint().state_dict
+    for model in models:
+        model[0].register_load_state_dict_post_hook(halve)
+    load_strict(models[0], checkpoint())
+    load_state_dict(models[1], weights)
+    assert torch.equal(models[0][0].weight, weights['0.weight'])
+    assert torch.equal(models[1][0].weight, weights['0.weight'])
+    assert torch.equal(loaded_tensors(models[2], weights)['0.weight'], weights['0.weight'])
+    assert [*models[0][0]._load_state_dict_post_hooks.values()] == [halve]
+
+
 class Renamed(nn.Linear):
     """A layer that takes the old name of its weight, as mmdet's `FCOSHead` does."""
 
@@ -120,12 +143,15 @@ class Renamed(nn.Linear):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-@pytest.mark.parametrize(('tensor', 'message'), [
-    (torch.ones(3, 2), ''),
-    (torch.full((3, 2), float('nan')), r'not finite: 1 \(0\.weight: 6 NaN of 6'),
-    (torch.ones(3, 2, dtype=torch.int8), r'types differ for 1 \(0\.weight: int8 in the file, float32 in'),
-    (torch.ones(5, 2), r'shapes differ for 1 \(0\.weight: \(5, 2\) in the file, \(3, 2\)[^;]*$'),
-])
+@pytest.mark.parametrize(
+    ('tensor', 'message'),
+    [
+        (torch.ones(3, 2), ''),
+        (torch.full((3, 2), float('nan')), r'not finite: 1 \(0\.weight: 6 NaN of 6'),
+        (torch.ones(3, 2, dtype=torch.int8), r'types differ for 1 \(0\.weight: int8 in the file, float32 in'),
+        (torch.ones(5, 2), r'shapes differ for 1 \(0\.weight: \(5, 2\) in the file, \(3, 2\)[^;]*$'),
+    ],
+)
 def test_a_tensor_of_an_old_name_is_checked_as_those_of_new_names_are(tensor, message):
     model = nn.Sequential(Renamed(2, 3, bias=False))
     file = Checkpoint('w.pth', {'0.old': tensor}, {})
