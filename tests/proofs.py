@@ -14,7 +14,7 @@ from mmdeploy_ext.proving.levels.drive import DriveProof, Shifted
 from mmdeploy_ext.proving.levels.drive_run import Modes
 from mmdeploy_ext.proving.levels.frames import SweepProof
 from mmdeploy_ext.proving.levels.other_limits import Trials
-from mmdeploy_ext.proving.levels.run_twice import attempt
+from mmdeploy_ext.proving.levels.run_twice import SecondRuns, attempt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -50,9 +50,7 @@ def samples_alone() -> Iterator[None]:
         yield
 
 
-def prove_samples(
-    deployment: Any, paths: Any, samples: Any, engine: Any = None
-) -> tuple[Verdict, list[Any]]:
+def prove_samples(deployment: Any, paths: Any, samples: Any, engine: Any = None) -> tuple[Verdict, list[Any]]:
     """Do what `prove` does, on the given pictures, frames or sweeps alone; see `samples_alone`."""
     with samples_alone():
         return prove(deployment, paths, samples, engine)
@@ -70,8 +68,9 @@ def refuted(deployment: Any, paths: Any, samples: Any, engine: Any = None) -> Ve
 
 def run_cases(known: Iterable[ImageReference], backend: Backend) -> Iterator[Case]:
     """Yield the cases of levels 2 and 3: who wants the first that fails need not run the rest."""
+    second_runs = SecondRuns()
     for reference in known:
-        yield from run_case(reference, backend)[0]
+        yield from run_case(reference, backend, second_runs)[0]
 
 
 def run_pair(

@@ -230,8 +230,9 @@ def _show(
     import onnx
     import onnx.printer
 
-    from mmdeploy_ext.proving.levels.cases import run_case
+    from mmdeploy_ext.proving.levels.cases import judge_outputs
     from mmdeploy_ext.proving.levels.exported_file import open_file
+    from mmdeploy_ext.proving.levels.run_twice import attempt
     from mmdeploy_ext.proving.references import references
     from mmdeploy_ext.runtime.draw import write_picture
 
@@ -242,7 +243,8 @@ def _show(
     print(onnx.printer.to_text(graph))
     with build_backend(path=path, **engine) as backend:
         traced = references(deployment, deployment.family.exported_options(file.options, path), [image])[0]
-        _, pairs = run_case(traced, backend)
+        outputs = attempt(lambda: backend.infer(traced.feeds_of(backend.metadata)))
+        _, pairs = judge_outputs(traced, backend, outputs)
     task = task_module(deployment.family.task)
     for pair in pairs[:1]:
         picture = Path(f'{path}.png')

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 from mmdeploy_ext.core.errors import InferenceError, ShapeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Hashable, Mapping
 
     import numpy as np
 
@@ -56,6 +56,16 @@ class Backend(abc.ABC):
     def deactivate(self) -> None:
         """Free the network; nothing happens if it is not active."""
         return
+
+    def repeat_key(self, feeds: Mapping[str, np.ndarray]) -> Hashable | None:
+        """Return what of the feeds decides what a run leaves behind for later ones, as a key.
+
+        If one run of a key, repeated, gave the same bits, any other of that key does, unless the network
+        draws random numbers. None: nothing is known of repeated runs, as with several threads or a device.
+
+        `feeds` is input name -> array; those of optional inputs that are left out are among them.
+        """
+        return None
 
     def select_inputs(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the feeds that are inputs of the active network, the arrays themselves.

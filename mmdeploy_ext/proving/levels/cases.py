@@ -16,7 +16,13 @@ from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.engines import title_of
 from mmdeploy_ext.proving import full_form, half_bars
-from mmdeploy_ext.proving.levels.run_twice import FAILURES, failed_detections, run_twice
+from mmdeploy_ext.proving.levels.run_twice import (
+    FAILURES,
+    SecondRuns,
+    attempt,
+    failed_detections,
+    run_twice,
+)
 from mmdeploy_ext.proving.references import options_besides_form
 from mmdeploy_ext.proving.results import Case, DetectionRow, Pair
 from mmdeploy_ext.proving.tasks import task_module
@@ -42,12 +48,15 @@ TIMED_S = 3.0
 """Seconds after which there are no more runs, as the times are only informative."""
 
 
-def run_case(reference: ImageReference, backend: Backend) -> tuple[list[Case], list[Pair]]:
-    """Run an engine twice on one input and compare tensors and results with the reference.
+def run_case(
+    reference: ImageReference, backend: Backend, second_runs: SecondRuns
+) -> tuple[list[Case], list[Pair]]:
+    """Run an engine on one input, twice if need be, and compare tensors and results with the reference.
 
     Args:
         reference: PyTorch's side of the input; its `engine_seconds` become those of these runs.
         backend: the engine with the file, active.
+        second_runs: decides whether the input runs twice, and notes whether both runs gave the same bits.
 
     Returns:
         A case, and a second one, judged likewise, if the second run gave other outputs; pairs of results to
@@ -61,7 +70,14 @@ def run_case(reference: ImageReference, backend: Backend) -> tuple[list[Case], l
         reference.engine_seconds.append(time.perf_counter() - start)
         return outputs
 
-    return run_twice(run, functools.partial(judge_outputs, reference, backend))
+    judge = functools.partial(judge_outputs, reference, backend)
+    key = backend.repeat_key(backend.metadata.spec.with_defaults(feeds))
+    if not second_runs.are_needed(key):
+        case, pairs = judge(attempt(run))
+        return [case], pairs
+    cases, pairs = run_twice(run, judge)
+    second_runs.note(key, equal=len(cases) == 1)
+    return cases, pairs
 
 
 def judge_outputs(

@@ -28,6 +28,7 @@ from mmdeploy_ext.proving.levels.exported_file import (
 from mmdeploy_ext.proving.levels.other_limits import NothingPasses, Trial, Trials
 from mmdeploy_ext.proving.levels.preprocessing import compare_pictures
 from mmdeploy_ext.proving.levels.proof import Proof
+from mmdeploy_ext.proving.levels.run_twice import SecondRuns
 from mmdeploy_ext.proving.levels.traced_lines import has_users_code, observed_inputs, traced_lines
 from mmdeploy_ext.proving.levels.unexported_code import codes_of_methods, unexported_code
 from mmdeploy_ext.proving.provenance import normalisation_notes
@@ -65,6 +66,7 @@ class ImageProof(Proof):
         first: PyTorch's side of the first input.
         empty: PyTorch's side of a plain picture in which it finds nothing; None if there is none.
         prepared: PyTorch's sides of inputs that were computed before their turn.
+        second_runs: which inputs run a second time.
     """
 
     max_drawn = 8
@@ -193,6 +195,7 @@ class ImageProof(Proof):
         self.prepared: list[ImageReference] = []
         options = {key: value for key, value in self.engine.items() if key != 'engine'}
         self.backend = stack.enter_context(build_backend(self.kind, file.path, **options))
+        self.second_runs = SecondRuns()
         self.verdict.subject['precision'] = self.backend.computes_in or file.metadata.precision
 
     def inputs(self) -> list[ProofInput | Trial]:
@@ -267,7 +270,7 @@ class ImageProof(Proof):
         prepared = (reference for reference in self.prepared if reference.input is sample)
         reference = next(prepared, None) or ImageReference(self.deployment, sample)
         self.first = self.first or reference
-        cases = run_case(reference, self.backend)
+        cases = run_case(reference, self.backend, self.second_runs)
         for results in reference.results:
             self.check_matching(results)
         reference.forget()

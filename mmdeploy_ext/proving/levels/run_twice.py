@@ -1,4 +1,4 @@
-"""Runs an engine twice on one input: if the second run gives other outputs, they are judged, too."""
+"""Runs an engine twice on an input: if the second run gives other outputs, they are judged, too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmdeploy_ext.proving.tensors import same_bits
 from mmdeploy_ext.proving.totals import SECOND_RUN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Hashable, Mapping
 
     import numpy as np
 
@@ -21,6 +21,27 @@ if TYPE_CHECKING:
 
 FAILURES = (ValueError, LookupError, RuntimeError, ArithmeticError)
 """Errors of an engine, or of decoding its outputs, that make a failed case and do not end the proof."""
+
+
+class SecondRuns:
+    """Decides which inputs of a proof run a second time.
+
+    Every input does, unless the engine knows what a run leaves behind for later ones (`Backend.repeat_key`):
+    then the first input of each such key, and once one has not given the same bits, every input.
+    """
+
+    def __init__(self) -> None:
+        self._repeated: set[Hashable] = set()
+        self._differ = False
+
+    def are_needed(self, key: Hashable | None) -> bool:
+        """Return whether an input has to run a second time, given what `Backend.repeat_key` says of it."""
+        return key is None or self._differ or key not in self._repeated
+
+    def note(self, key: Hashable | None, equal: bool) -> None:
+        """Note that an input with such a key ran twice, and whether its outputs had the same bits."""
+        self._repeated.add(key)
+        self._differ = self._differ or not equal
 
 
 def run_twice(
