@@ -12,12 +12,13 @@ Glossary: B pictures of H x W pixels.
 import contextlib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.synthetic.seeded_dense import BACKGROUND, CLASS_TARGET
 from mmdeploy_ext.synthetic.seeded_layers import Target, outputs_of, rescale, targets_of
 
@@ -164,9 +165,10 @@ def _scale_mask_head(head: nn.Module, run: Callable[[], Any]) -> None:
     """Rescale the last layers of a head of queries with masks."""
     feature_layer, embed_layer = head.pixel_decoder.mask_feature, head.mask_embed[-1]
     rescale(feature_layer, outputs_of(feature_layer, run), 0.0, 1.0)
-    _rescale_linear(head.cls_embed, run, _classes_with_background(head))
-    _rescale_linear(embed_layer, run, [Target(0.0, 1.0)] * embed_layer.out_features)
-    gain = MASK_DEVIATION / torch.cat([logits.flatten() for logits in run()[1]]).std()
+    with _computed_once(head.pixel_decoder):
+        _rescale_linear(head.cls_embed, run, _classes_with_background(head))
+        _rescale_linear(embed_layer, run, [Target(0.0, 1.0)] * embed_layer.out_features)
+        gain = MASK_DEVIATION / torch.cat([logits.flatten() for logits in run()[1]]).std()
     embed_layer.weight.mul_(gain)
     embed_layer.bias.mul_(gain)
 
@@ -180,17 +182,33 @@ def _scale_panoptic_head(head: nn.Module, run: Callable[[], Any]) -> None:
     """
     feature_layer, embed_layer = head.pixel_decoder.mask_feature, head.mask_embed[-1]
     rescale(feature_layer, outputs_of(feature_layer, run), 0.0, 1.0)
-    _ignore_picture(head.mask_embed[0], run)
-    rescale(embed_layer, _last_queries(embed_layer, run, outputs=True).flatten(0, 1).T, 0.0, 1.0)
-    gain = MASK_DEVIATION / run()[1][-1].std()
+    with _computed_once(head.pixel_decoder):
+        _ignore_picture(head.mask_embed[0], run)
+        rescale(embed_layer, _last_queries(embed_layer, run, outputs=True).flatten(0, 1).T, 0.0, 1.0)
+        gain = MASK_DEVIATION / run()[1][-1].std()
     embed_layer.weight.mul_(gain)
     embed_layer.bias.mul_(gain)
     # one feature is 1 everywhere, and every mask gets the shift by it
     feature_layer.weight[0], feature_layer.bias[0] = 0.0, 1.0
     embed_layer.weight[0], embed_layer.bias[0] = 0.0, -PANOPTIC_MASK_SHIFT
-    _ignore_picture(head.cls_embed, run)
-    logits = _last_queries(head.cls_embed, run, outputs=True).flatten(0, 1).T
+    with _computed_once(head.pixel_decoder):
+        _ignore_picture(head.cls_embed, run)
+        logits = _last_queries(head.cls_embed, run, outputs=True).flatten(0, 1).T
     rescale(head.cls_embed, logits, *targets_of(_classes_with_background(head, PANOPTIC_CLASS_FACTOR)))
+
+
+@contextlib.contextmanager
+def _computed_once(layer: nn.Module) -> Iterator[None]:
+    """Inside the block `layer` computes once, and gives the same outputs in each call."""
+    forward, outputs = layer.forward, []
+
+    def once(*args: Any, **kwargs: Any) -> Any:
+        if not outputs:
+            outputs.append(forward(*args, **kwargs))
+        return outputs[0]
+
+    with replaced_entry(vars(layer), 'forward', once):
+        yield
 
 
 def _last_queries(layer: nn.Module, run: Callable[[], Any], outputs: bool = False) -> torch.Tensor:
