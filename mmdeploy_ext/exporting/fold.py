@@ -76,7 +76,7 @@ def fuse(model: nn.Module) -> nn.Module:
     between the two; in a module of the user the code has to call one with what the other returned, and
     neither again. A normalisation with a `forward` or hooks of its own, and a convolution with hooks, such as
     those of `weight_norm`, stay as they are, and so do two that compute something else than the folded
-    convolution, such as a bound between them (`_compute_as_folded`). A folded normalisation becomes an
+    convolution, such as a bound between them (`_computes_the_same`). A folded normalisation becomes an
     `nn.Identity`; one without running statistics stays, and so does one that mmcv's ConvModule runs before
     its convolution. `Summed` modules fold themselves. The copy has every attribute of the model. A
     convolution that several modules share, each with a normalisation of its own (RetinaSepBNHead), becomes
@@ -100,9 +100,14 @@ def fuse(model: nn.Module) -> nn.Module:
             module.reparameterise()
     parent_counts = Counter(id(child) for module in fused.modules() for child in module.children())
     for parent, conv, norm in list(_pairs(fused)):
-        if parent_counts[id(getattr(parent, conv))] > 1:
-            setattr(parent, conv, copy.deepcopy(getattr(parent, conv)))
-        fold_pair(getattr(parent, conv), getattr(parent, norm)).put_into(getattr(parent, conv))
+        layer, normalisation = getattr(parent, conv), getattr(parent, norm)
+        folded = fold_pair(layer, normalisation)
+        if not _computes_the_same(folded, layer, normalisation):
+            continue
+        if parent_counts[id(layer)] > 1:
+            layer = copy.deepcopy(layer)
+            setattr(parent, conv, layer)
+        folded.put_into(layer)
         setattr(parent, norm, nn.Identity())
     return fused
 
@@ -157,8 +162,7 @@ def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
             adjacent = not isinstance(order, tuple) or ('conv', 'norm') in itertools.pairwise(order)
             # without running statistics it takes those of its input
             is_fixed = child.running_mean is not None and _is_plain(child)
-            is_next = conv is not None and adjacent and is_fixed
-            if is_next and _are_called_in_turn(module, conv, name) and _compute_as_folded(module, conv, name):
+            if conv is not None and adjacent and is_fixed and _are_called_in_turn(module, conv, name):
                 yield module, conv, name
             conv = None
         elif isinstance(child, nn.Conv2d):
@@ -286,23 +290,23 @@ def _is_linear(conv: nn.Conv2d) -> bool:
         return bool((twice(image) - expected).abs().max() <= 1e-4 * expected.abs().max())
 
 
-def _compute_as_folded(parent: nn.Module, conv_name: str, norm_name: str) -> bool:
-    """Return whether a convolution and its normalisation compute what the folded convolution does.
+def _computes_the_same(folded: Folded, conv: nn.Conv2d, norm: nn.Module) -> bool:
+    """Return whether a convolution with a folded weight and bias computes what it and its normalisation do.
 
     A class of the user's, or a function in the place of one of PyTorch's, may bound values or change how a
     layer is called. Both are run on an image of each of `PROBE_SCALES`. True if that gives NaN or infinity,
     as the weights of damaged checkpoints do, or raises an error, as the model itself then does.
     """
-    conv, norm = getattr(parent, conv_name), getattr(parent, norm_name)
-    folded = copy.deepcopy(conv)
-    fold_pair(conv, norm).put_into(folded)
+    at_once = copy.copy(conv)
+    at_once._parameters = dict(conv._parameters)
+    folded.put_into(at_once)
     sides = [rate * (size - 1) + 1 for rate, size in zip(conv.dilation, conv.kernel_size, strict=True)]
     drawn = torch.randn(1, conv.in_channels, *sides, generator=torch.Generator().manual_seed(0))
     for scale in PROBE_SCALES:
         image = drawn.to(conv.weight) * scale
         try:
             with torch.no_grad():
-                in_turn, at_once = norm(conv(image)), folded(image)
+                expected, result = norm(conv(image)), at_once(image)
         except (ValueError, RuntimeError):
             return True
         # a bias that cancels the mean of the normalisation rounds more than the result shows
@@ -310,8 +314,8 @@ def _compute_as_folded(parent: nn.Module, conv_name: str, norm_name: str) -> boo
         factor = torch.rsqrt(norm.running_var + norm.eps).abs().max()
         if norm.weight is not None:
             factor = factor * norm.weight.abs().max()
-        size = in_turn.abs().max() + factor * sum(term.abs().max() for term in terms)
-        gap = (in_turn - at_once).abs().max()
+        size = expected.abs().max() + factor * sum(term.abs().max() for term in terms)
+        gap = (expected - result).abs().max()
         if torch.isfinite(size) and not gap <= 1e-3 * size:
             return False
     return True
