@@ -31,7 +31,9 @@ def test_the_pages_have_the_figures_that_are_kept(forks, monkeypatch):
     forks.write_pages()
     assert after == before
     for row in rows:
-        assert len(row['commit']) == 40 and (row['name'] not in results or row['config'] in str(after))
+        assert len(row['commit']) == 40 and (
+            row['name'] not in results or Path(row['config']).name in str(after)
+        )
 
 
 def test_a_row_says_once_what_both_modes_gave_and_names_the_mode_otherwise(forks):
@@ -67,7 +69,7 @@ def test_an_export_that_fails_is_not_what_was_proven_of_the_first_way_to_start(f
             return 0, json.dumps(dict(patches=[], mmdet='2.28.2')), 0.0
         if path:  # the second way to start
             return 1, 'error: no', 1.0
-        output = Path(words[words.index('--output-file') + 1]) if '--output-file' in words else log
+        output = Path(words[words.index('--output-file') + 1]) if '--output-file' in words else Path(words[5])
         output.write_text('a file')
         if '--json' in words:
             summary = dict.fromkeys(forks.PROVEN, 1.0)
@@ -89,3 +91,38 @@ def test_rows_that_do_not_exist_and_a_missing_folder_are_refused(forks, words, m
     with pytest.raises(SystemExit):
         forks.main()
     assert message in capsys.readouterr().err
+
+
+def test_a_model_that_is_refused_has_no_checkpoint_and_its_row_the_error_of_the_check(
+    forks, tmp_path, monkeypatch
+):
+    def run(words, folder, path, log):
+        if '-c' in words:
+            return 0, json.dumps(dict(patches=[], mmdet='2.28.2')), 0.0
+        return 2, 'error: no such head' if '--check' in words else 'error: no rule for a layer', 3.4
+
+    monkeypatch.setattr(forks, 'commit_of', lambda folder: '')
+    monkeypatch.setattr(forks, 'run', run)
+    for figures in forks.measure(ROW, tmp_path, tmp_path).values():
+        assert (figures['error'], figures['seconds']) == ('error: no such head', 3)
+
+
+def test_files_that_go_to_other_paths_of_another_repository_are_copied_and_linked_where_they_are_from(
+    forks, tmp_path, monkeypatch
+):
+    source, base = tmp_path / 'source', tmp_path / 'base'
+    for path in (source / 'detection/own.py', source / 'net.py', base / 'mmdet/here.py'):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    git = ['git', '-C', str(base), '-c', 'user.name=a', '-c', 'user.email=a@b']
+    for words in (['init', '-q'], ['add', '.'], ['commit', '-qm', 'base']):
+        subprocess.run([*git, *words], check=True)
+    over = dict(
+        repository='owner/base', commit='HEAD', copies={'detection': 'configs/own', 'net.py': 'mmdet/net.py'}
+    )
+    joined = forks.joined(source, base, over, tmp_path / 'joined')
+    files = {str(path.relative_to(joined)) for path in joined.rglob('*.py')}
+    assert files == {'configs/own/own.py', 'mmdet/net.py', 'mmdet/here.py'}
+    row = dict(ROW, commit='0' * 40, over=over, config='configs/own/own.py')
+    title, *_ = forks.cells(row, dict(a=dict(FIGURES)))
+    assert f'tree/{"0" * 40}/detection/own.py' in title

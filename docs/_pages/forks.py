@@ -51,6 +51,8 @@ PAGES = {
 BEGIN, END = '<!-- forks -->', '<!-- end of forks -->'
 MODES = {'mm2onnx': '', 'PYTHONPATH=.': '.'}
 """How a command is started -> what is on PYTHONPATH."""
+TOOL = ('-m', 'mmdeploy_ext')
+"""Words of `mm2onnx`, behind those of Python."""
 PROVEN = ('verdict', 'worst_iou', 'worst_distance', 'worst_score', 'matched')
 """Figures of a proof."""
 CONFIG_ERROR = 'mmdeploy_ext.core.errors.ConfigError: '
@@ -60,14 +62,14 @@ import json, sys, warnings
 warnings.simplefilter('ignore')
 from mmdeploy_ext import compat
 compat.apply()
-from mmdeploy_ext.families.base import find_family, load_families
+from mmdeploy_ext.families.base import DETECTOR, find_family, load_families
 replaced = []
 if len(sys.argv) > 1:
     from mmdeploy_ext.cli.options import parse_cfg_options
     from mmdeploy_ext.compat.flash_attention import notes_on
     from mmdeploy_ext.core.config import load_config
     cfg = load_config(sys.argv[1], parse_cfg_options(sys.argv[2:]))
-    family = find_family(cfg)
+    family = find_family(cfg, DETECTOR)
     model = family.build(cfg)
     if notes_on(model):
         replaced.append('flash_attention')
@@ -164,6 +166,23 @@ def examine(words: list[str], folder: Path, path: str, log: Path) -> dict[str, A
     return dict(error=(text.strip() or 'it printed nothing').splitlines()[-1], patches=[])
 
 
+def refusal_of(
+    words: list[str], checkpoint: Path, folder: Path, path: str, log: Path
+) -> tuple[int, str] | None:
+    """Make the checkpoint of a config, the first of `words`, if there is none; return None.
+
+    Of a model that is refused there is none: return the CPU seconds and the error of `export --check`.
+    """
+    config, *overrides = words
+    if checkpoint.is_file():
+        return None
+    _, text, _ = run([*TOOL, 'synthetic', 'seeded', config, str(checkpoint), *overrides], folder, path, log)
+    if checkpoint.is_file():
+        return None
+    _, checked, seconds = run([*TOOL, 'export', config, '--check', *overrides], folder, path, log)
+    return round(seconds), last_line(checked, 'error:') or last_line(text, 'error:') or 'no'
+
+
 def measure(row: dict[str, Any], checkouts: Path, work: Path) -> dict[str, Any]:
     """Return the figures of one row: per mode what was imported, exported and proven.
 
@@ -191,16 +210,16 @@ def measure(row: dict[str, Any], checkouts: Path, work: Path) -> dict[str, Any]:
         result[mode] = figures
         if 'error' in facts:
             continue
-        tool = ['-m', 'mmdeploy_ext']
-        if not checkpoint.is_file():
-            run([*tool, 'synthetic', 'seeded', config, str(checkpoint), *overrides], folder, path, log)
+        if refusal := refusal_of([config, *overrides], checkpoint, folder, path, log):
+            figures['seconds'], figures['error'] = refusal[0], without_places(refusal[1], checkouts, work)
+            continue
         output = checkpoint.with_suffix(row.get('suffix', '.onnx'))
         first = next((mode_figures for mode_figures in result.values() if 'verdict' in mode_figures), None)
         before = sha256_of(output) if first else ''
         verdict = checkpoint.with_suffix('.json')
         verdict.unlink(missing_ok=True)  # files of before would stand for those of an export that fails
         remove(output)
-        words = [*tool, 'export', config, str(checkpoint), '--output-file', str(output)]
+        words = [*TOOL, 'export', config, str(checkpoint), '--output-file', str(output)]
         proof = [] if first else ['--verify', '--json', str(verdict)]
         _, text, seconds = run([*words, *row.get('options', ()), *proof, *overrides], folder, path, log)
         figures['seconds'] = round(seconds)
