@@ -222,9 +222,10 @@ class SequenceFamily(Family):
         return self.reference(model)
 
     def between_files(self, model: torch.nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-        """Return the specs of what a runner computes between the files of a contract.
+        """Return the specs of outputs of a runner that no contract of its files has.
 
-        The proof compares these tensors, too.
+        A runner computes them between the files, or of the outputs of the last one. The proof compares these
+        tensors, too.
         """
         return ()
 

@@ -250,7 +250,10 @@ def train(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train the toy, write its checkpoint, and return 0; `argv` are the words of the command line."""
+    """Train the toy, write its checkpoint, and return 0; `argv` are the words of the command line.
+
+    DataError: the infos are missing, or damaged.
+    """
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     parser.add_argument('--infos', default='data/toy_nuscenes/toy_nuscenes2d_temporal_infos_train.pkl')
     parser.add_argument('--out', required=True, type=Path, help='checkpoint to write')

@@ -96,8 +96,9 @@ class CudaBEVFusion(FusionRuntime):
     def step(self, frame: FusedFrame) -> StepResult:
         """Detect in one moment of all sensors; the outputs include the tensors between the files.
 
-        `frame` has points, pictures, and as calibration the matrices `MATRICES`, see `FusedFrame`. Only the
-        outputs of the four ordinary graphs are checked for NaN and infinity.
+        `frame` has points, prepared pictures (float32, resized and normalised by the rule of the file), and
+        as calibration the matrices `MATRICES`, see `FusedFrame`. Only the outputs of the four ordinary graphs
+        are checked for NaN and infinity.
 
         Raises:
             ShapeError: pictures are missing, or pictures or matrices have another shape.

@@ -16,7 +16,7 @@ from mmdeploy_ext.runtime import bev_nms
 ROWS = 16
 """Rows of a block."""
 SLACK = 1e-3
-"""Bounds are wider by this share of their size, and by as many pixels."""
+"""Bounds are wider by this share of their size, and by this length in the unit of the boxes."""
 LOST_DIGITS = 1e-6
 """Share of the distance from 0 by which bounds are wider, since coordinates are rounded."""
 
@@ -182,7 +182,7 @@ ROTATED_KEEP = register(
 """(boxes, bounds, valid, iou_threshold) -> (B, N) bool: the boxes of each image that are kept.
 
 Boxes (B, N, 5) and valid (B, N) bool are those of `rotated_keep`; bounds (B, 4, N) are left, top, right and
-bottom of the upright bounds of each box, in pixels."""
+bottom of the upright bounds of each box, in its unit."""
 
 
 def rotated_keep(boxes: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:

@@ -44,7 +44,10 @@ BOX = 'x y z of the middle of the bottom and sizes (m), yaw (rad), velocity (m/s
 
 
 def camera_input(batch: int | str) -> TensorSpec:
-    """Return the contract of the cameras; `batch` is a number, or 'B' if it is dynamic."""
+    """Return the contract of the cameras, whose matrices stay float32 in a graph of float16, too.
+
+    `batch` is a number, or 'B' if it is dynamic.
+    """
     meaning = (
         'from the frame of the camera to pixels of the network input times depth; the last row is 0 0 0 1'
     )
@@ -118,7 +121,10 @@ def box_groups(head: nn.Module) -> tuple[ColumnGroup, ...]:
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of the graph in the form of the options; UsageError: see `map_sizes`."""
+    """Return the contract of the graph in the form of the options.
+
+    UsageError: a model with outputs of each level ('raw', 'decode') does not take the size of the options.
+    """
     head = model.bbox_head
     smallest = detector_parts.smallest(head, max(head.strides)) if options.dynamic else 1
     image = image_input(options, smallest, detector_parts.multiple(model))

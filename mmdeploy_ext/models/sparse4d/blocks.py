@@ -140,7 +140,7 @@ class SparseBox3DRefinementModule(BaseModule):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return the corrected anchors (B, A, 11), class logits (B, A, K) and quality logits (B, A, 2).
 
-        The latter are centerness and yawness.
+        Quality logits are centerness and yawness. Both kinds of logits are None unless `scored`.
 
         Args:
             feature: (B, A, C).

@@ -41,7 +41,8 @@ def observed_inputs(
 ) -> list[dict[str, np.ndarray]]:
     """Return the inputs of two runs of a model of pictures, by name.
 
-    They are a picture, and another view of it, which is larger if sizes are dynamic.
+    They are a picture, and another view of it, which is larger if sizes are dynamic. `border` (B, 2), the
+    pixels of padding above and to the left of each picture, is among them, also if it is zero.
 
     Args:
         deployment: the model.
