@@ -19,6 +19,7 @@ from mmdeploy_ext.lint.observe import (
     as_exporting,
     compiled_functions_carry_marks,
     functions_carry_marks,
+    numbers_of_scripts_are_recorded,
     threads_are_recorded,
 )
 from mmdeploy_ext.lint.record import Recorder
@@ -168,6 +169,7 @@ def _observe_once(module: torch.nn.Module, inputs: Sequence[Any], every_choice: 
         if every_choice:
             stack.enter_context(arrays_tell_sizes(observer.recorder))
             stack.enter_context(threads_are_recorded(observer.recorder))
+            stack.enter_context(numbers_of_scripts_are_recorded(observer))
             stack.enter_context(compiled_functions_carry_marks(observer))
             stack.enter_context(sizes_in_c_are_recorded(observer.recorder))
         outputs = observed(*args)

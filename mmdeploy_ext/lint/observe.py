@@ -56,6 +56,8 @@ REGIONS = 1 << 62
 """Bit of `Mark.counted` of features of regions: PyTorch has a row for each region that it finds."""
 POOLING = {'level_regions', 'constant_level_regions'}
 """Operators of `exporting/ops/roi_align.py`, which pool features of regions."""
+OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+"""Types of operators in `torch.ops`, those that a user has registered among them."""
 OF_ALL_SIZES = {'numel', 'nelement', 'stride', 'nbytes.__get__'}
 """Functions of torch that give numbers which follow from all sizes of a tensor."""
 
@@ -249,7 +251,17 @@ class Observer(TorchFunctionMode):
         if self.recorder.every_choice:
             self._note_attempt(name, mark)
         result = func(*without_sizes(args), **without_sizes(kwargs))
+        if isinstance(func, OPERATORS):
+            self.note_numbers(f'operator {name}', mark, result)
         return self.see(Call(name, args, kwargs, result, mark, self))
+
+    def note_numbers(self, title: str, mark: Mark, result: Any) -> None:
+        """Add an event if compiled code gave numbers, truths or texts of tensors that depend on inputs."""
+        plain = [leaf for leaf in leaves(result) if isinstance(leaf, bool | int | float | complex | str)]
+        if not (self.recorder.every_choice and mark.inputs and plain):
+            return
+        if (site := caller(through_torch=True)) is not None:  # `Module.__call__` calls a scripted method
+            self.recorder.add('value-to-python', f'{title} gave {plain[0]}', site)
 
     def _note_attempt(self, name: str, mark: Mark) -> None:
         """Add an event for a call in a `try` that goes on after its exception: values or sizes raise it."""
@@ -394,6 +406,29 @@ def threads_are_recorded(recorder: Recorder) -> Iterator[None]:
         original(self)
 
     with patched(threading.Thread, start=start):
+        yield
+
+
+@contextlib.contextmanager
+def numbers_of_scripts_are_recorded(observer: Observer) -> Iterator[None]:
+    """Record lines to which a scripted function or method gives numbers, which no observer sees it make.
+
+    Two targets, `torch.jit.ScriptFunction.__call__` and `torch._C.ScriptMethod.__call__`, restored on exit
+    (torch 2.13).
+    """
+
+    def telling(call: Callable[..., Any]) -> Callable[..., Any]:
+        def told(self: Any, *args: Any, **kwargs: Any) -> Any:
+            mark = observer.marks.of_all((args, kwargs))
+            result = call(self, *without_sizes(args), **without_sizes(kwargs))
+            observer.note_numbers(f'scripted function {self.name}', mark, result)
+            return result
+
+        return told
+
+    with contextlib.ExitStack() as stack:
+        for kind in (torch.jit.ScriptFunction, torch._C.ScriptMethod):
+            stack.enter_context(patched(kind, __call__=telling(kind.__call__)))
         yield
 
 

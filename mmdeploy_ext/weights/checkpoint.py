@@ -271,7 +271,9 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
     """Load the weights of `checkpoint` into the model of a config, in place.
 
     Modules that know older names of their tensors, such as mmdet's `FCOSHead`, take these, too. Hooks that
-    PyTorch calls after loading are left out, as mmcv's loader does, by which mmdet's tools load weights.
+    PyTorch calls after loading are left out, as mmcv's loader does, by which mmdet's tools load weights. So
+    are the buffers of an EMA hook, `ema_backbone_conv1_weight` beside `backbone.conv1.weight`, of a model
+    that has none: the hook exchanges both before a checkpoint is saved.
 
     Args:
         model: the built model.
@@ -284,7 +286,9 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
         CheckpointError: missing or unexpected keys, shapes or types that differ, or weights that are not
             finite; it names ten of them and the count. The model may then have some of the weights.
     """
-    built, weights, ignored = model.state_dict(), checkpoint.state_dict, tuple(ignored_prefixes)
+    built, ignored = model.state_dict(), tuple(ignored_prefixes)
+    averages = {f'ema_{name.replace(".", "_")}' for name in built} - built.keys()
+    weights = {key: tensor for key, tensor in checkpoint.state_dict.items() if key not in averages}
     renamed: dict[str, Tensor] = {}
 
     def check_renamed(module: torch.nn.Module, state_dict: dict[str, Tensor], *_: Any) -> None:

@@ -319,6 +319,59 @@ def test_whatever_chooses_by_values_in_a_file_of_one_size_makes_inputs_decide(tm
     assert all(entry.file == 'users_neck.py' for entry in entries)
 
 
+COMPILED = """
+import torch
+
+LIBRARY = torch.library.Library('{space}', 'DEF')
+LIBRARY.define('peak(Tensor x) -> float')
+LIBRARY.define('twice(Tensor x) -> Tensor')
+LIBRARY.impl('peak', lambda x: float(x.max()), 'CPU')
+LIBRARY.impl('twice', lambda x: x * 2, 'CPU')
+
+
+@torch.jit.script
+def is_far(x: torch.Tensor) -> bool:
+    return bool(x.max() > 9)
+
+
+@torch.jit.script
+def twice(x: torch.Tensor) -> torch.Tensor:
+    return x * 2 if bool(x.max() > 9) else x
+
+
+class Peak(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> float:
+        return float(x.max())
+
+
+class Neck(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.peak = torch.jit.script(Peak())
+
+    def forward(self, x):
+        {line}
+        return x
+"""
+
+
+@pytest.mark.parametrize(
+    ('line', 'chooses'),
+    [
+        ('x = x * 2 if is_far(x) else x', True),
+        ('x = x.clamp(max=max(9.0, self.peak(x)))', True),
+        ('x = x * 2 if torch.ops.{space}.peak(x) > 9 else x', True),
+        ('x = twice(x)', False),
+        ('x = x + torch.ops.{space}.twice(x).shape[0]', False),
+    ],
+)
+def test_numbers_that_compiled_code_makes_of_tensors_make_inputs_decide(tmp_path, monkeypatch, line, chooses):
+    space = f'users_{tmp_path.name}'.replace('-', '_').lower()
+    monkeypatch.setitem(globals(), 'NECK', COMPILED.replace('{space}', space))
+    entries = lines_of(neck(tmp_path, line.replace('{space}', space)))
+    assert [entry.by for entry in entries] == (['values'] if chooses else [])
+
+
 HANDED_OVER = """
 import threading
 from concurrent.futures import ThreadPoolExecutor

@@ -1,5 +1,7 @@
 """Checkpoints: what loads, and what counts as fitting. Files that are refused: tests/bad_input."""
 
+import dataclasses
+
 import pytest
 import torch
 from mmcv.runner import load_state_dict
@@ -197,3 +199,17 @@ def test_a_file_is_named_also_where_the_message_begins_like_it(tmp_path, monkeyp
     torch.save({'x.weight': torch.ones(1), 'module.x.weight': torch.ones(1)}, 'x')
     with pytest.raises(CheckpointError, match=r'x\.weight.*module\.x\.weight'):
         load_checkpoint('x')
+
+
+def test_the_buffers_of_an_ema_hook_are_left_out_as_mmcv_leaves_them_out():
+    model, expected, file = tiny(), tiny(), checkpoint()
+    averages = {f'ema_{key.replace(".", "_")}': value * 2 for key, value in file.state_dict.items()}
+    file = dataclasses.replace(file, state_dict=file.state_dict | averages)
+    load_strict(model, file)
+    load_state_dict(expected, file.state_dict, strict=False)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in expected.state_dict().items())
+    with pytest.raises(CheckpointError, match=r'unexpected keys 1 \(ema_0_gain\)'):
+        load_strict(
+            model,
+            dataclasses.replace(file, state_dict=file.state_dict | dict(ema_0_gain=averages['ema_0_bias'])),
+        )
