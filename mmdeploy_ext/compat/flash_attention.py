@@ -70,7 +70,8 @@ def use_plain_attention(model: nn.Module) -> list[str]:
     Raises:
         ValueError: a module takes other arguments than those of flash_attn's own.
     """
-    kinds = {type(module) for module in model.modules()}
+    # the class of scripted modules has no `forward` of its own
+    kinds = {type(module) for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)}
     replaced = []
     for kind in sorted(kinds, key=lambda kind: kind.__qualname__):
         if kind.forward.__module__ == __name__ or not calls_kernel(kind):
@@ -91,7 +92,8 @@ def notes_on(model: nn.Module) -> list[str]:
 
     They are in the order of the classes' names; [] if it has changed none.
     """
-    kinds = {type(module) for module in model.modules() if type(module).forward is _forward}
+    kinds = {type(module) for module in model.modules()}
+    kinds = {kind for kind in kinds if inspect.getattr_static(kind, 'forward', None) is _forward}
     return [
         f"{kind.__module__}.{kind.__qualname__} computes by operators of PyTorch, in its inputs' type, and "
         f'not by a kernel of flash_attn, which needs a GPU and float16'

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.exporting.deployment import Deployment
 
+DEFAULT_NAMES = 'class of the data set'
+"""Title of the names that a data set has by its class, if neither checkpoint nor config names any."""
+
 
 def provenance(
     deployment: Deployment, metadata: Metadata, rule: Any, contract: GraphSpec | None
@@ -99,7 +102,7 @@ def _class_sources(deployment: Deployment) -> Iterator[tuple[str, list[str]]]:
         yield 'data set of the config', _names(names)
     for key in ('classes', 'class_names'):
         yield f'config ({key})', _names(cfg.get(key))
-    yield 'class of the data set', _names(getattr(dataset_class, 'CLASSES', None))
+    yield DEFAULT_NAMES, _names(getattr(dataset_class, 'CLASSES', None))
 
 
 def names_in_checkpoint(meta: Mapping[str, Any]) -> list[list[str]]:
@@ -129,17 +132,33 @@ def class_name_notes(deployment: Deployment) -> list[str]:
     """Return a note if the first source of class names has not as many as the model has classes; else [].
 
     mmdet takes the names of the first source. The file then has those of the first source with as many, else
-    numbers.
+    numbers. Another note is there if the config, whose names a data set is evaluated by, has as many names as
+    the checkpoint, and others, or the same ones in another order.
     """
     count = deployment.family.num_classes(deployment.model)
     sources = [(source, names) for source, names in _class_sources(deployment) if names]
-    if not count or not sources or len(sources[0][1]) == count:
+    if not count or not sources:
         return []
+    if len(sources[0][1]) == count:
+        return _differing_names(sources)
     fitting = next((source for source, names in sources if len(names) == count), '')
     numbers = f'the file calls its classes class 0 to class {count - 1}'
     words = f'the file calls its classes as the {fitting} does' if fitting else numbers
     source, names = sources[0]
     return [f'{words}: the model has {count}, the {source} names {len(names)}']
+
+
+def _differing_names(sources: Sequence[tuple[str, list[str]]]) -> list[str]:
+    """Return a note on the first source in the config whose names differ from those of the checkpoint."""
+    (first, names), *others = sources
+    if first != 'checkpoint':
+        return []
+    for source, listed in others:
+        if source not in ('checkpoint', DEFAULT_NAMES) and len(listed) == len(names) and listed != names:
+            label = next(index for index, name in enumerate(names) if listed[index] != name)
+            pair = f'label {label} is {names[label]!r} in the {first} and {listed[label]!r} in the {source}'
+            return [f'the file calls its classes as the {first} does: {pair}']
+    return []
 
 
 def _names(value: Any) -> list[str]:

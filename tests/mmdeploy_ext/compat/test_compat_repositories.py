@@ -140,6 +140,12 @@ def test_a_module_around_a_kernel_computes_without_it():
     torch.testing.assert_close(model[1](q, kv)[0], q)
 
 
+def test_a_model_with_a_scripted_module_has_no_kernel_to_replace():
+    model = nn.Sequential(torch.jit.script(nn.Linear(2, 2)))
+    assert flash_attention.use_plain_attention(model) == []
+    assert flash_attention.notes_on(model) == []
+
+
 def test_a_module_with_other_arguments_is_refused_by_name():
     with pytest.raises(ValueError, match=r'OtherArguments.forward'):
         flash_attention.use_plain_attention(OtherArguments())

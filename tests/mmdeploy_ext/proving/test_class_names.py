@@ -77,7 +77,14 @@ def test_names_of_a_data_set_that_is_registered_with_mmdet3d_alone():
             dict(classes=CLASSES),
             'as the config (classes) does: the model has 3, the checkpoint names 2',
         ),
-        (3, dict(CLASSES=('x', 'y', 'z')), dict(classes=CLASSES), ''),  # those of the checkpoint, as mmdet
+        (
+            3,
+            dict(CLASSES=('dog', 'ant', 'cat')),  # those of the checkpoint, as mmdet
+            dict(classes=CLASSES),
+            "as the checkpoint does: label 1 is 'ant' in the checkpoint and 'cat' in the config (classes)",
+        ),
+        (3, dict(CLASSES=CLASSES), dict(classes=CLASSES), ''),
+        (8, dict(CLASSES=tuple('abcdefgh')), data(type='CityscapesDataset'), ''),
         (4, {}, {}, ''),
         (0, dict(CLASSES=CLASSES), {}, ''),
     ],
