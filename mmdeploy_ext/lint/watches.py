@@ -70,9 +70,19 @@ def values_to_python(call: Call) -> None:
 
 
 def values_to_numpy(call: Call) -> None:
-    """`.numpy()`, `np.f(t)` of a tensor that depends on inputs: `value-to-numpy`."""
-    if call.name in TO_NUMPY and call.mark.inputs:
+    """`.numpy()`, `np.f(t)` of a tensor that depends on inputs: `value-to-numpy`.
+
+    Of one whose sizes or values follow from sizes alone it is `size-to-python`, if every choice counts.
+    """
+    if call.name not in TO_NUMPY:
+        return
+    if call.mark.inputs:
         call.add('value-to-numpy', f'values that depend on {inputs_text(call)} go to numpy')
+        return
+    observer, site = call.observer, caller()
+    if observer.recorder.every_choice and site is not None and isinstance(call.args[0], torch.Tensor):
+        origins = call.mark.origins.union(*observer.read_sizes(site, call.args[0]))
+        observer.recorder.add('size-to-python', 'sizes go to numpy', site, origins)
 
 
 def values_to_new_tensor(call: Call) -> None:

@@ -264,6 +264,11 @@ def _parts_of_function(value: types.FunctionType) -> tuple[Any, ...]:
     return value.__defaults__, value.__kwdefaults__, cells
 
 
+def _parts_of_mapping(value: Mapping[Any, Any]) -> list[Any]:
+    """Return keys and values; those of code that was made of a text have Python's own functions, too."""
+    return [entry for item in [*value.items()] if item[0] != '__builtins__' for entry in item]
+
+
 def _parts_of_generator(value: types.GeneratorType) -> tuple[Any, ...]:
     frame = value.gi_frame
     return () if frame is None else (frame.f_lasti, dict(frame.f_locals))
@@ -291,7 +296,7 @@ PARTS: tuple[tuple[Any, Callable[[Any], Iterable[Any]]], ...] = (
     (torch.Generator, lambda value: value.get_state().tolist()),
     (random.SystemRandom, lambda value: []),  # it has no state
     (random.Random, lambda value: [value.getstate()]),
-    (Mapping, lambda value: [entry for item in [*value.items()] for entry in item]),
+    (Mapping, _parts_of_mapping),
     ((list, tuple, deque), list),
     ((set, frozenset), lambda value: sorted(map(repr, value))),
     (types.FunctionType, _parts_of_function),

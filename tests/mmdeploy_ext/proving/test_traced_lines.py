@@ -428,6 +428,9 @@ def test_work_for_a_thread_or_a_process_makes_inputs_decide(tmp_path, monkeypatc
         'x = x * 2 if "900" in str(x.shape) else x',
         'x = x * 2 if "900" in f"{x.shape[-2:]}" else x',
         'x = x / x.shape[2:].numel()',
+        'x = x * 2 if torch.zeros(x.shape[2]).numpy().shape[0] > 900 else x',
+        'x = x * 2 if torch.arange(x.shape[2]).numpy()[-1] > 900 else x',
+        'x = x * 2 if torch.zeros(x.shape[2]).untyped_storage().size() > 9000 else x',
         'import math; x = x * math.log2(x.shape[2])',
         'import math; x = x * sum(map(math.log, x.shape))',
         'x = x * 2 if "%d" % x.shape[2] == "900" else x',
@@ -474,6 +477,7 @@ def test_state_outside_of_attributes_and_random_numbers_make_inputs_decide(tmp_p
         ('types.SimpleNamespace(runs=0)', 'HELD.runs += 1'),
         ('contextvars.ContextVar("runs", default=0)', 'HELD.get()'),
         ('bytearray(1)', 'HELD[0]'),
+        ('dict()', 'exec("def f(x): return x * 1", HELD); x = HELD["f"](x)'),
         ('threading.Lock()', 'HELD.acquire(); HELD.release()'),
     ],
 )
