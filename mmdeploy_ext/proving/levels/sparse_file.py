@@ -28,7 +28,7 @@ from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.checks import is_sparse
 from mmdeploy_ext.graph.signature import GraphDifference
 from mmdeploy_ext.proving.fresh_export import differing_facts, rules_text
-from mmdeploy_ext.proving.levels.structure import check_inference, check_not_random, check_valid
+from mmdeploy_ext.proving.levels.structure import check_inference, check_not_random, check_written
 from mmdeploy_ext.proving.results import SHOWN, Check, GraphResult, first_lines
 from mmdeploy_ext.quantize.calibrators import weight_amax
 from mmdeploy_ext.quantize.sparse_calibration import checkpoint_ranges
@@ -299,7 +299,7 @@ def check_portable(model: onnx.ModelProto) -> list[Check]:
     opsets = {entry.domain or 'ai.onnx': entry.version for entry in model.opset_import}
     detail = f'{", ".join(foreign)} are not' if foreign else f'opset {opsets.get("ai.onnx")}'
     standard = Check('standard operators only', not foreign, detail)
-    return [check_valid(model), check_inference(model), standard, check_not_random(model)]
+    return [check_written(model), check_inference(model), standard, check_not_random(model)]
 
 
 def weight_ranges_check(deployment: Deployment, traced: SparseGraph, ranges: Ranges) -> Check:
