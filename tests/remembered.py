@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 
 from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.graph import signature
 from mmdeploy_ext.proving.levels import images
 
 if TYPE_CHECKING:
@@ -78,7 +81,6 @@ class Remembering:
                 self._open = before
 
 
-
 LOADED: dict[Any, deploy.Deployment] = {}
 INPUTS: dict[Any, tuple[Any, ...]] = {}
 
@@ -89,11 +91,30 @@ def _file(path: str) -> tuple[str, int, int]:
 
 
 @contextlib.contextmanager
+def signed_once() -> Iterator[None]:
+    """Inside the block the signature of a graph of the same bytes is computed once."""
+    compute = signature.compute_signature
+
+    @functools.lru_cache(CACHED_EXPORTS)
+    def of_content(content: bytes, *given: bool) -> signature.Signature:
+        return compute(onnx.load_from_string(content), *given)
+
+    def once(model: onnx.ModelProto, *given: bool) -> signature.Signature:
+        return of_content(model.SerializeToString(deterministic=True), *given)
+
+    signature.compute_signature = once
+    try:
+        yield
+    finally:
+        signature.compute_signature = compute
+
+
+@contextlib.contextmanager
 def loaded_once() -> Iterator[None]:
     """Inside the block a config and a checkpoint are loaded once; each caller gets a `Deployment` of its own.
 
     The model is the same object: for tests that change no model. What decides about a file is done each
-    time: options are checked, the file is read, its graph compared and run.
+    time: options are checked, the file is read, its graph compared and run. See `signed_once`, too.
     """
     load, kept, make = deploy.load, deploy.CACHED_EXPORTS, images.proof_inputs
 
@@ -122,6 +143,7 @@ def loaded_once() -> Iterator[None]:
 
     deploy.load, deploy.CACHED_EXPORTS, images.proof_inputs = once, CACHED_EXPORTS, inputs_once
     try:
-        yield
+        with signed_once():
+            yield
     finally:
         deploy.load, deploy.CACHED_EXPORTS, images.proof_inputs = load, kept, make

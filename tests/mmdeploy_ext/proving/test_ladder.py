@@ -146,7 +146,7 @@ def test_a_planted_fault_is_found_by_structure_and_by_numbers(
     deployment, files, images, tmp_path, form, change, level
 ):
     try:
-        verdict, _ = prove(deployment, faulty(files[form], tmp_path, change), images)
+        verdict, _ = prove_samples(deployment, faulty(files[form], tmp_path, change), images)
     except ModelFileError:
         return  # the engine refuses it: found out as well
     assert not verdict.proven
@@ -159,7 +159,7 @@ def test_a_graph_that_gives_a_batch_the_sizes_of_its_first_image_is_not_proven(
     name, deployment, files, images, tmp_path
 ):
     path = faulty(files['full'], tmp_path, first_for_all(name))
-    assert {case.name for case in prove(deployment, path, images)[0].cases if not case.passed} == {
+    assert {case.name for case in prove_samples(deployment, path, images)[0].cases if not case.passed} == {
         'W > 2H, batch 2',
         'portrait, batch 3',
         'other size, batch 2',
@@ -408,7 +408,8 @@ def test_verify_exits_0_for_a_proven_file_and_writes_json_and_a_page(files, tmp_
 
 def test_verify_exits_1_for_a_file_with_a_changed_weight(files, tmp_path, capsys):
     broken = faulty(files['raw'], tmp_path, scale_one_weight)
-    status = verify_app.main([CONFIG, CHECKPOINT, broken, '--json', str(tmp_path / 'v.json')])
+    with samples_alone():
+        status = verify_app.main([CONFIG, CHECKPOINT, broken, '--json', str(tmp_path / 'v.json')])
     assert status == 1
     assert 'NOT PROVEN' in capsys.readouterr().out
     assert read_json(tmp_path / 'v.json')['verdict'] == 'not proven'
