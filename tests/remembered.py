@@ -14,7 +14,7 @@ import onnx
 
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.graph import signature
-from mmdeploy_ext.proving.levels import images
+from mmdeploy_ext.proving.levels import images, user_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,11 +110,37 @@ def signed_once() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def read_once() -> Iterator[None]:
+    """Inside the block PyTorch and mmcv read a checkpoint and a config once for the checks of proofs."""
+    config_by_mmcv, content_by_torch = user_model.config_by_mmcv, user_model.content_by_torch
+    configs, contents = {}, {}
+
+    def config_once(path, overrides):
+        key = _file(path), repr(overrides)
+        if key not in configs:
+            configs[key] = config_by_mmcv(path, overrides)
+        return copy.deepcopy(configs[key])
+
+    def content_once(path):
+        key = _file(path)
+        if key not in contents:
+            contents[key] = content_by_torch(path)
+        return contents[key]
+
+    user_model.config_by_mmcv, user_model.content_by_torch = config_once, content_once
+    try:
+        yield
+    finally:
+        user_model.config_by_mmcv, user_model.content_by_torch = config_by_mmcv, content_by_torch
+
+
+@contextlib.contextmanager
 def loaded_once() -> Iterator[None]:
     """Inside the block a config and a checkpoint are loaded once; each caller gets a `Deployment` of its own.
 
     The model is the same object: for tests that change no model. What decides about a file is done each
-    time: options are checked, the file is read, its graph compared and run. See `signed_once`, too.
+    time: options are checked, the file is read, its graph compared and run. `signed_once` and `read_once` are
+    part of it.
     """
     load, kept, make = deploy.load, deploy.CACHED_EXPORTS, images.proof_inputs
 
@@ -143,7 +169,7 @@ def loaded_once() -> Iterator[None]:
 
     deploy.load, deploy.CACHED_EXPORTS, images.proof_inputs = once, CACHED_EXPORTS, inputs_once
     try:
-        with signed_once():
+        with signed_once(), read_once():
             yield
     finally:
         deploy.load, deploy.CACHED_EXPORTS, images.proof_inputs = load, kept, make

@@ -326,7 +326,7 @@ def _is_of_library(module: ModuleType) -> bool:
     file = getattr(module, '__file__', None)
     if module.__name__.startswith(f'{mmdeploy_ext.__name__}.models.'):
         return True
-    return bool(file) and is_installed(module.__name__.partition('.')[0], Path(str(file)))
+    return bool(file) and is_installed(module.__name__.partition('.')[0], str(file))
 
 
 def _names_in(code: CodeType) -> Iterator[str]:

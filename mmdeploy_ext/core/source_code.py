@@ -254,7 +254,7 @@ def file_of_class(kind: type) -> Path | None:
     return Path(file) if file and file.endswith('.py') else without_file
 
 
-def is_installed(package: str, path: Path) -> bool:
+def is_installed(package: str, path: str | Path) -> bool:
     """Return whether a file is one that a distribution of OpenMMLab installed, and nobody has edited.
 
     Copies of mmdet in a user's repository, editable installs, files that were changed in place, and files
