@@ -514,10 +514,10 @@ def prove(
             inference_precision=inference_precision,
             device='' if device == 'cpu' else device,
         )
-        if given := [f'{name}={value!r}' for name, value in of_detectors.items() if value]:
+        if refused := [f'{name}={value!r}' for name, value in of_detectors.items() if value]:
             raise UsageError(
-                f'{", ".join(given)}: sparse backbones do not have it: they run in ONNX Runtime on the CPU, '
-                f'and have no detections that a data set could evaluate; leave it out'
+                f'{", ".join(refused)}: sparse backbones do not have it: they run in ONNX Runtime on the '
+                f'CPU, and have no detections that a data set could evaluate; leave it out'
             )
     settings = engine_settings(
         engine, threads=threads, providers=providers, inference_precision=inference_precision

@@ -223,10 +223,10 @@ def check_unedited(deployment: Deployment, tested: TestedModel, exported: Export
     from mmdeploy_ext.proving.fresh_export import compare_with_fresh_export
 
     record = tested.work_dir / SEEN_FILES
-    seen = read_json(record) if record.is_file() else {}
+    known_hashes = read_json(record) if record.is_file() else {}
     commands = {edit['command'] for metadata in exported.all_metadata for edit in metadata.edits}
     edits = f'; {", ".join(sorted(commands))} after its export' if commands else ''
-    if any(seen.get(str(Path(path).resolve())) != sha256_onnx(path) for path in exported.paths):
+    if any(known_hashes.get(str(Path(path).resolve())) != sha256_onnx(path) for path in exported.paths):
         fresh_exports = tested.fresh_exports(deployment, exported.all_metadata)
         for path, metadata, fresh in zip(exported.paths, exported.all_metadata, fresh_exports, strict=True):
             graph = compare_with_fresh_export(files.load(path), metadata, fresh)

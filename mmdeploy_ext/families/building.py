@@ -131,14 +131,14 @@ def built_unpretrained(build: Callable[[], torch.nn.Module], backbone: Any) -> t
     A backbone that cannot be built without them, such as RepViT's, gets them as they are, and a checkpoint
     without weights from mmcv.
     """
-    given = {key: backbone[key] for key in ('pretrained', 'init_cfg') if backbone and backbone.get(key)}
-    for key in given:
+    checkpoints = {key: backbone[key] for key in ('pretrained', 'init_cfg') if backbone and backbone.get(key)}
+    for key in checkpoints:
         backbone[key] = None
     try:
         return build()
     except Exception as error:
-        if given and NOT_REGISTERED not in str(error):
-            backbone.update(given)
+        if checkpoints and NOT_REGISTERED not in str(error):
+            backbone.update(checkpoints)
             with _empty_checkpoints():
                 return build()
         if not isinstance(error, KeyError) or not backbone or 'pretrained' in backbone:

@@ -72,8 +72,8 @@ class YolactFamily(ImageFamily):
             config = thresholds(test_cfg)
             # the smallest input has one cell a level, of which `nms_pre` leaves the best priors
             priors, nms_pre = head.prior_generator.num_base_priors, int(config['nms_pre'])
-            kept = sum(min(count, nms_pre) if nms_pre > 0 else count for count in priors)
-            results_per_class = min(int(config['top_k']), kept)
+            candidates = sum(min(count, nms_pre) if nms_pre > 0 else count for count in priors)
+            results_per_class = min(int(config['top_k']), candidates)
             most_results = int(head.num_classes) * results_per_class
             detector_parts.check_limit('max_per_img', config['max_per_img'], most_results)
             mask_head = detector_parts.built_head(cfg.model.get('mask_head') or {}, 'model.mask_head')

@@ -193,7 +193,7 @@ class Comparison:
 
     @property
     def other_values(self) -> list[str]:
-        """Where two files have other attributes or constants, or other bodies, see `VALUES`.
+        """The places at which two files have other attributes, constants or bodies, see `VALUES`.
 
         Equal numbers then say nothing about other inputs. [] if the reference is not a file.
         """

@@ -206,8 +206,8 @@ class Surroundings:
         for index, yaw in enumerate(yaws):
             middle = int(-(heading + yaw) / (2 * math.pi) * width)
             first = (middle - third // 2) % width
-            seen = around[:, first : first + third]
-            pictures[index] = cv2.resize(seen, size[::-1], interpolation=cv2.INTER_LINEAR)
+            view = around[:, first : first + third]
+            pictures[index] = cv2.resize(view, size[::-1], interpolation=cv2.INTER_LINEAR)
         noise = self.rng.integers(-6, 7, pictures.shape, dtype=np.int16)
         return np.clip(pictures + noise, 0, 255).astype(np.uint8)
 
