@@ -21,7 +21,7 @@ from mmdeploy_ext.exporting import dynamo, exporter
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.graph.passes.deform_conv import replace_deform_conv
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.ladder import prove
+from proofs import prove_samples
 
 REPO = Path(__file__).resolve().parents[2]
 PAGE = f'# Title\n\n{exporters_page.BEGIN}\n{{}}\n{exporters_page.END}\nafter\n'
@@ -45,7 +45,9 @@ def test_the_command_exports_proves_and_writes_the_table(tmp_path, capsys):
     assert run(*chosen, '--write', page, '--json', figures) == 0
     rows = [Row(**row) for row in json.loads(figures.read_text())]
     assert [(row.exporter, row.exported, row.proven) for row in rows] == [
-        ('torchscript', True, True), ('dynamo', True, True)]
+        ('torchscript', True, True),
+        ('dynamo', True, True),
+    ]
     assert rows[0].ratio == 1 and rows[1].ratio > 0 and all(row.nodes > 50 for row in rows)
     text = page.read_text()
     assert text.startswith('# Title\n\n<!-- table') and text.endswith(f'{exporters_page.END}\nafter\n')
@@ -62,7 +64,9 @@ def test_what_is_not_proven_is_in_the_table_with_its_reason():
     assert '| A | raw | dynamo | 18 | no (1) | - | - | - | - | - |' in lines
     assert '| A | full | dynamo | 18 | yes | NO (2) | 7 | - | - | - |' in lines
     assert lines[-2:] == [
-        '1. A raw, dynamo: stage x: unsupported operator y', '2. A full, dynamo: scores differ']
+        '1. A raw, dynamo: stage x: unsupported operator y',
+        '2. A full, dynamo: scores differ',
+    ]
 
 
 def test_a_selection_that_is_written_leaves_the_other_rows_and_their_reasons(tmp_path):
@@ -98,15 +102,19 @@ def test_what_others_write_into_the_page_meanwhile_stays(tmp_path, monkeypatch):
     assert [row.model for row in found] == ['ATSS', 'SOLOv2'] and found[1] == theirs
 
 
-@pytest.mark.parametrize(('inner', 'message'), [
-    (f'a note\n{OLD}\n{REASON}', "'a note' is neither a row of the table nor a numbered reason"),
-    (f'{OLD}\n{REASON}\nsee 2. below', "'see 2. below' is neither"),
-    (f'{OLD}\n{REASON}\n2. ATSS raw: y', "'2. ATSS raw: y' is the reason of no row"),
-    (f'{OLD}\n{REASON}\n1. ATSS raw: y', 'has a number that is there twice'),
-    (f'{OLD}\n{OLD}\n{REASON}', 'is a second row of the same export'),
-    (OLD, 'is no row of the table'),
-    (f'{OLD.replace("no (1) | -", "yes | yes (1)")}\n{REASON}', 'is no row of the table'),
-], ids=['text', 'sentence', 'unused', 'twice', 'two rows', 'no reason', 'reason of a proven row'])
+@pytest.mark.parametrize(
+    ('inner', 'message'),
+    [
+        (f'a note\n{OLD}\n{REASON}', "'a note' is neither a row of the table nor a numbered reason"),
+        (f'{OLD}\n{REASON}\nsee 2. below', "'see 2. below' is neither"),
+        (f'{OLD}\n{REASON}\n2. ATSS raw: y', "'2. ATSS raw: y' is the reason of no row"),
+        (f'{OLD}\n{REASON}\n1. ATSS raw: y', 'has a number that is there twice'),
+        (f'{OLD}\n{OLD}\n{REASON}', 'is a second row of the same export'),
+        (OLD, 'is no row of the table'),
+        (f'{OLD.replace("no (1) | -", "yes | yes (1)")}\n{REASON}', 'is no row of the table'),
+    ],
+    ids=['text', 'sentence', 'unused', 'twice', 'two rows', 'no reason', 'reason of a proven row'],
+)
 def test_a_line_that_would_be_lost_is_refused_before_anything_is_measured(
     inner, message, tmp_path, capsys, monkeypatch
 ):
@@ -146,12 +154,16 @@ def test_the_page_of_the_repository_is_read_and_written_without_a_change(tmp_pat
     assert page.read_text() == text
 
 
-@pytest.mark.parametrize(('arguments', 'message'), [
-    (('--rounds', 0), '--rounds 0: expected 1 or more'),
-    (('--opsets', 17), '--opsets 17: the dynamo exporter writes opsets 18 to'),
-    (('--models', 'atss', '--forms', 'fork'), '--forms fork: these models have decode, full, raw'),
-    (('--write', 'README.md'), '--write README.md: expected a page with the lines <!-- table'),
-], ids=['rounds', 'opset', 'form', 'page'])
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (('--rounds', 0), '--rounds 0: expected 1 or more'),
+        (('--opsets', 17), '--opsets 17: the dynamo exporter writes opsets 18 to'),
+        (('--models', 'atss', '--forms', 'fork'), '--forms fork: these models have decode, full, raw'),
+        (('--write', 'README.md'), '--write README.md: expected a page with the lines <!-- table'),
+    ],
+    ids=['rounds', 'opset', 'form', 'page'],
+)
 def test_bad_options_are_refused_before_anything_is_loaded(arguments, message, capsys, monkeypatch):
     monkeypatch.chdir(REPO)
     assert run(*arguments) == 2
@@ -166,7 +178,7 @@ def test_the_models_of_the_table_are_there():
 def test_the_page_has_every_model_in_its_table():
     page = exporters_page.read(str(REPO / 'docs/exporters.md'))
     before, after = page.before, page.after
-    table = (REPO / 'docs/exporters.md').read_text()[len(before):]
+    table = (REPO / 'docs/exporters.md').read_text()[len(before) :]
     for model in MODELS.values():
         for form in model.forms:
             assert f'| {model.title} | {form} | dynamo |' in table, (model.title, form)
@@ -202,8 +214,9 @@ def test_an_input_that_the_export_froze_is_found(exporter, tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(family, 'stages', frozen_stages)
         path = toy_atss.export_toy(
-            deployment, tmp_path / 'm.onnx', form='raw', dynamic=False, exporter=exporter, opset=18)
-    verdict, _ = prove(deployment, path, [('toy', image)], dict(threads=1))
+            deployment, tmp_path / 'm.onnx', form='raw', dynamic=False, exporter=exporter, opset=18
+        )
+    verdict, _ = prove_samples(deployment, path, [('toy', image)], dict(threads=1))
     assert not verdict.proven
     assert {check.name: check.passed for check in verdict.structure}['every input reaches an output']
     assert all(case.passed for case in verdict.cases if case.traced)
@@ -281,8 +294,11 @@ def test_what_is_written_in_place_keeps_its_type():
 @pytest.mark.parametrize('of_a_view', [False, True])
 def test_what_is_written_in_place_is_in_the_file_whether_decomposed_or_not(of_a_view, monkeypatch):
     decomposed = []
-    monkeypatch.setattr(dynamo, 'make_functional', lambda *args, real=dynamo.make_functional: (
-        decomposed.append(not real(*args)) or not decomposed[-1]))
+    monkeypatch.setattr(
+        dynamo,
+        'make_functional',
+        lambda *args, real=dynamo.make_functional: decomposed.append(not real(*args)) or not decomposed[-1],
+    )
     x, module = torch.rand(3, 4), InPlace(of_a_view).eval()
     model = export_module(module, (torch.rand(3, 4),), exporter='dynamo', opset=18, input_names=['x'])
     assert decomposed == [of_a_view]

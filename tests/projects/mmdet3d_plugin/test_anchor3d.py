@@ -27,7 +27,7 @@ from mmdeploy_ext.preprocess.points import VoxelRule, assigned
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.zoo import configs
-from proofs import check_files
+from proofs import check_files, prove_samples
 from toy_atss import REPO
 from toy_centerpoint import sweep
 
@@ -150,7 +150,7 @@ def changed(name):
 def test_a_fault_in_our_own_post_processing_is_not_proven(monkeypatch, name):
     deployment, folder, *_ = toy_anchor3d.exported('kitti')
     monkeypatch.setattr(runtime, name, changed(name))
-    verdict, _ = prove(deployment, paths_of(folder), sweeps(1), ENGINE)
+    verdict, _ = prove_samples(deployment, paths_of(folder), sweeps(1), ENGINE)
     assert not all(row.passed for case in verdict.cases for row in case.detections)
 
 

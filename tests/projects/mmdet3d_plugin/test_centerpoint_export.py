@@ -27,6 +27,7 @@ from mmdeploy_ext.proving.ladder import open_proof, prove
 from mmdeploy_ext.proving.totals import SECOND_RUN
 from mmdeploy_ext.proving.views.table import last_line
 from mmdeploy_ext.runtime.frames import Sweep
+from proofs import prove_samples
 from toy_atss import REPO
 from toy_engines import package
 
@@ -83,7 +84,7 @@ def test_a_head_with_deformable_convolutions_is_exported_at_the_opset_that_has_t
     models = [onnx.load(path) for path in paths_of(folder)]
     assert [entry.version for model in models for entry in model.opset_import if not entry.domain] == [19, 19]
     assert sum(node.op_type == 'DeformConv' for node in models[1].graph.node) == 4  # two branches, two tasks
-    verdict, _ = prove(deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'))
+    verdict, _ = prove_samples(deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'))
     assert verdict.proven, verdict.reasons
     assert sum(row.matched for case in verdict.cases for row in case.detections) > 15
 
@@ -102,7 +103,7 @@ def test_the_exporter_chooses_the_opset_of_a_deformable_head_and_refuses_a_lower
 def test_both_files_are_proven_in_openvino(toy):
     pytest.importorskip('openvino', reason='optional: pip install openvino')
     deployment, folder, *_ = toy
-    verdict, _ = prove(deployment, paths_of(folder), sweeps(2), dict(engine='OpenVinoBackend'))
+    verdict, _ = prove_samples(deployment, paths_of(folder), sweeps(2), dict(engine='OpenVinoBackend'))
     assert verdict.proven and verdict.subject['engine'] == 'OpenVINO'
     assert sum(row.matched for case in verdict.cases for row in case.detections) > 10
 
@@ -118,7 +119,7 @@ def test_a_changed_weight_is_not_proven(toy, tmp_path, part):
             values = onnx.numpy_helper.to_array(weight) * np.float32(1.01)
             weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
         onnx.save(model, tmp_path / path.name)
-    verdict, _ = prove(deployment, paths_of(tmp_path), sweeps(1), dict(engine='OnnxRuntimeBackend'))
+    verdict, _ = prove_samples(deployment, paths_of(tmp_path), sweeps(1), dict(engine='OnnxRuntimeBackend'))
     assert not verdict.proven
     assert [graph.name for graph in verdict.graphs if not graph.passed] == [part]
     assert any(not row.passed for case in verdict.cases for row in case.tensors)
@@ -197,7 +198,7 @@ def test_a_sweep_whose_second_run_is_wrong_is_not_proven(runs_twice, toy, monkey
     kind = type(deployment.family)
     runner = kind.runner
     monkeypatch.setattr(kind, 'runner', lambda self, paths, engine: Drifting(runner(self, paths, engine)))
-    verdict, _ = prove(deployment, paths_of(folder), sweeps(2), dict(engine='OnnxRuntimeBackend'))
+    verdict, _ = prove_samples(deployment, paths_of(folder), sweeps(2), dict(engine='OnnxRuntimeBackend'))
     assert [case.passed for case in verdict.cases][:4] == [True, False] * 2
     assert [case.name.endswith(SECOND_RUN) for case in verdict.cases][:4] == [False, True] * 2
 
@@ -205,7 +206,7 @@ def test_a_sweep_whose_second_run_is_wrong_is_not_proven(runs_twice, toy, monkey
 def test_sweeps_with_hardly_a_box_are_no_proof(toy, monkeypatch):
     deployment, folder, *_ = toy
     monkeypatch.setattr(totals, 'MIN_MATCHED', 10_000)
-    verdict, _ = prove(deployment, paths_of(folder), sweeps(1), dict(engine='OnnxRuntimeBackend'))
+    verdict, _ = prove_samples(deployment, paths_of(folder), sweeps(1), dict(engine='OnnxRuntimeBackend'))
     assert all(case.passed for case in verdict.cases) and not verdict.proven
     assert 'in 1 of 1 sweeps; a proof wants 10000 or more' in verdict.reasons[0]
 
@@ -339,7 +340,7 @@ def tables(toy, tmp_path_factory):
 def test_the_form_for_engines_that_cannot_split_is_proven_and_found_in_the_file(toy, tables):
     """TensorRT splits by constants alone: the tables need no split."""
     assert not any(node.op_type == 'Split' for node in onnx.load(tables[0]).graph.node)
-    verdict, _ = prove(toy[0], tables, sweeps(2), dict(engine='OnnxRuntimeBackend'))
+    verdict, _ = prove_samples(toy[0], tables, sweeps(2), dict(engine='OnnxRuntimeBackend'))
     assert verdict.proven, verdict.reasons
     assert sum(row.matched for case in verdict.cases for row in case.detections) > 10
 

@@ -26,6 +26,7 @@ from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.preprocess.points import assigned
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.infos import read_frames
+from proofs import prove_samples
 
 ENGINE = dict(engine='OnnxRuntimeBackend')
 
@@ -199,7 +200,7 @@ def test_a_fault_in_our_own_graph_is_not_proven(monkeypatch, tmp_path, name):
     deployment = dataclasses.replace(deployment)
     options = deploy.resolve_opset(deployment.family.choose(opset=0), deployment.model)
     paths, _ = export_files(deployment, options, str(tmp_path / 'graphs'))
-    verdict, _ = prove(deployment, paths, toy_mvxnet.frames(deployment, 3), ENGINE)
+    verdict, _ = prove_samples(deployment, paths, toy_mvxnet.frames(deployment, 3), ENGINE)
     assert all(graph.passed for graph in verdict.graphs)  # a fresh export has the fault, too
     assert not verdict.proven
     assert any(not row.passed for case in verdict.cases for row in case.tensors)
