@@ -137,11 +137,23 @@ def test_what_a_page_generates_is_typed_before_what_reads_it():
     assert {page: pairs for page in CHOSEN if (pairs := list(left_out(page)))} == {}
 
 
+def drawn(page):
+    """Return the checkpoints that the commands of a page draw from a seed; none is ever written over."""
+    written = (re.match(r'mm2onnx synthetic seeded \S+ (\S+)', line) for line, _ in PAGES[page])
+    return [match[1] for match in written if match]
+
+
+def test_no_page_draws_weights_into_a_file_twice():
+    assert [page for page in PAGES if len(set(drawn(page))) < len(drawn(page))] == []
+
+
 @pytest.mark.matrix
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize('page', CHOSEN)
 def test_the_commands_of_a_page_work_as_they_are_typed(page, workspace):
     variables, count = {}, 0
+    for name in drawn(page):
+        (workspace / name).unlink(missing_ok=True)  # that an earlier page has drawn, too
     for command in BEFORE.get(page, ()):
         shell(command, workspace, variables)
     for line, now in PAGES[page]:
