@@ -55,7 +55,7 @@ TYPED = (
 )
 """What they look like, and what is put in to make them small."""
 STREAM = 'demo/checkpoints/stream_petr_toy.pth'
-NEEDS = {'onnx2tensorrt.py': 'tensorrt_rtx', 'openvino': 'openvino'}
+NEEDS = {'onnx2tensorrt.py': 'tensorrt_rtx', 'openvino': 'openvino', '--eval bbox tracking': 'motmetrics'}
 BEFORE = {
     'docs/int8-images.md': (
         f'python tools/deployment/pytorch2onnx.py projects/configs/StreamPETR/stream_petr_toy.py {STREAM} '
