@@ -252,6 +252,7 @@ def byte_size(data_type: int, count: int) -> int:
     return -(-count * bits // 8)
 
 
+@functools.cache
 def type_name(elem_type: int) -> str:
     """Return ONNX's name of a `TensorProto.DataType`, e.g. 'FLOAT', or 'type 99' for a number without one."""
     names = {number: name for name, number in onnx.TensorProto.DataType.items()}
