@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.core.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -144,10 +145,18 @@ def limits_of(model: torch.nn.Module) -> list[Limit]:
     """Return the entries of `KINDS` that heads of a detector have in their `test_cfg`, in order of the heads.
 
     The detector itself is left out: its heads have the settings that are read. So are entries without an
-    effect, such as an `nms_pre` of 0.
+    effect, such as an `nms_pre` of 0. ConfigError: a head makes its settings anew whenever they are read, so
+    that no limit of it can be changed.
     """
     heads = {name: getattr(head, 'test_cfg', None) for name, head in model.named_modules() if name}
     configs = {name: config for name, config in heads.items() if isinstance(config, dict)}
+    modules = dict(model.named_modules())
+    for name, config in configs.items():
+        if modules[name].test_cfg is not config:
+            raise ConfigError(
+                f'{name}: the test_cfg of {type(modules[name]).__name__} is another object whenever it is '
+                f'read, so that a proof cannot try other limits; keep it in an attribute'
+            )
     limits = [limit for name, config in configs.items() for limit in entries_of(config, name)]
     if len(configs) == 1:
         limits = [dataclasses.replace(limit, head='') for limit in limits]

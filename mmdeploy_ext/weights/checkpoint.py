@@ -312,7 +312,8 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
     used = {key: tensor for key, tensor in fitting.items() if key in built and not key.startswith(ignored)}
     check_types(checkpoint.path, used, built)
     check_finite(checkpoint.path, used, built)
-    hooks = [module.register_load_state_dict_pre_hook(check_renamed) for module in model.modules()]
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    hooks = [module.register_load_state_dict_pre_hook(check_renamed) for module in modules]
     post_hooks = [(module, {**module._load_state_dict_post_hooks}) for module in model.modules()]
     for module, _ in post_hooks:  # mmcv's loader calls none
         module._load_state_dict_post_hooks.clear()

@@ -11,9 +11,10 @@ import torch
 
 from marking import in_suite
 from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import files
-from mmdeploy_ext.families.limits import Kind, Limit, changed, lowered, raised
+from mmdeploy_ext.families.limits import Kind, Limit, changed, limits_of, lowered, raised
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.levels.other_limits import (
@@ -461,3 +462,19 @@ def test_proofs_that_share_results_export_again_for_other_limits_alone(monkeypat
     with changed([(limit, limit.value // 2)]):
         _, again = judged()
     assert 0 < again <= count
+
+
+class Remade(torch.nn.Module):
+    """A head whose settings are another object whenever they are read."""
+
+    @property
+    def test_cfg(self):
+        return dict(max_per_img=99)
+
+
+def test_settings_that_are_made_anew_whenever_they_are_read_are_refused_by_name():
+    kept = torch.nn.Module()
+    kept.test_cfg = dict(max_per_img=99)
+    assert [limit.key for limit in limits_of(torch.nn.ModuleDict(dict(head=kept)))] == ['max_per_img']
+    with pytest.raises(ConfigError, match=r'head: the test_cfg of Remade is another object'):
+        limits_of(torch.nn.ModuleDict(dict(head=Remade())))

@@ -213,3 +213,9 @@ def test_the_buffers_of_an_ema_hook_are_left_out_as_mmcv_leaves_them_out():
             model,
             dataclasses.replace(file, state_dict=file.state_dict | dict(ema_0_gain=averages['ema_0_bias'])),
         )
+
+
+def test_the_weights_of_a_scripted_module_are_loaded():
+    model = nn.Sequential(torch.jit.script(nn.Linear(2, 3)), nn.BatchNorm1d(3))
+    load_strict(model, checkpoint())
+    assert all(torch.equal(value, checkpoint().state_dict[key]) for key, value in model.state_dict().items())
