@@ -23,7 +23,6 @@ pytest_plugins = [
     'one_thread',
     'opened_once',
     'other_tests',
-    'recorded_lines',
     'report_messages',
     'resume',
     'table_rows',
