@@ -27,7 +27,7 @@ from mmdeploy_ext.proving.ladder import open_proof, prove
 from mmdeploy_ext.proving.totals import SECOND_RUN
 from mmdeploy_ext.proving.views.table import last_line
 from mmdeploy_ext.runtime.frames import Sweep
-from proofs import prove_samples
+from proofs import OF_OTHER_CONTRACTS, prove_samples
 from toy_atss import REPO
 from toy_engines import package
 
@@ -79,12 +79,13 @@ def test_both_files_are_proven_on_unseen_sweeps(runs_twice, toy):
     assert sum(row.matched for case in verdict.cases for row in case.detections) > 15
 
 
-def test_a_head_with_deformable_convolutions_is_exported_at_the_opset_that_has_them_and_proven():
+@pytest.mark.parametrize('proof', OF_OTHER_CONTRACTS)
+def test_a_head_with_deformable_convolutions_is_exported_at_the_opset_that_has_them_and_proven(proof):
     deployment, folder, *_ = toy_centerpoint.exported('deformable')
     models = [onnx.load(path) for path in paths_of(folder)]
     assert [entry.version for model in models for entry in model.opset_import if not entry.domain] == [19, 19]
     assert sum(node.op_type == 'DeformConv' for node in models[1].graph.node) == 4  # two branches, two tasks
-    verdict, _ = prove_samples(deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'))
+    verdict, _ = proof(deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'))
     assert verdict.proven, verdict.reasons
     assert sum(row.matched for case in verdict.cases for row in case.detections) > 15
 
