@@ -20,7 +20,7 @@ from mmdeploy_ext.core import cli, distributed
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.config import load_config, test_datasets
 from mmdeploy_ext.core.errors import ModelFileError, UsageError, after_weights
-from mmdeploy_ext.core.files import atomic_path, check_writable, sha256_onnx, write_json
+from mmdeploy_ext.core.files import atomic_path, check_writable, read_json, sha256_onnx, write_json
 from mmdeploy_ext.engines import BACKENDS
 from mmdeploy_ext.families.base import DETECTOR, find_family
 
@@ -218,7 +218,6 @@ def check_unedited(deployment: Deployment, tested: TestedModel, exported: Export
     Raises:
         ModelFileError: the graph of a file is another one, or cannot be exported again.
     """
-    from mmdeploy_ext.core.files import read_json
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.proving.fresh_export import compare_with_fresh_export
 

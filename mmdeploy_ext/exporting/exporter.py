@@ -232,15 +232,13 @@ def _export_torchscript(
     check_no_error_is_caught(stage.module, args)
     # where it fails, the exporter prints the graph: a million letters for a detector
     without_graph = mock.patch.object(torch._C, '_jit_onnx_log', lambda *_: None)
-    # between its steps it checks its own graph, which takes a thirtieth of the seconds of an export
-    without_checks = mock.patch.object(torch._C, '_jit_pass_lint', lambda _: None)
     split_lists = functools.partial(_split_where_needed, utils._split_tensor_list_constants)
     split = mock.patch.object(utils, '_split_tensor_list_constants', split_lists)
     # an index that is empty at the traced size may have elements at another one, an axis of many rows one row
     has_dynamic_sizes = any(axis > 0 for name in stage.inputs for axis in dynamic.get(name, {}))
     steps = linspace_of_one_step() if has_dynamic_sizes else linspace_of_its_type()
     writes = contextlib.nullcontext() if has_dynamic_sizes else without_empty_writes()
-    with steps, writes, with_a_batch(), without_graph, without_checks, split, listed_values():
+    with steps, writes, with_a_batch(), without_graph, split, listed_values():
         torch.onnx.export(
             stage.module,
             args,

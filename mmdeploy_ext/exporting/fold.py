@@ -25,8 +25,8 @@ from mmdeploy_ext.core.model_classes import is_users
 PROBE = 8
 """A convolution is tested on an image in which its dilated kernel has this many places along each side."""
 PROBE_SCALES = (1.0, 2.0**20)
-"""Sizes of the values of an image that a convolution and its normalisation are tested on before they are
-folded: what bounds values shows in none of the usual size."""
+"""Standard deviations of the images on which a convolution and its normalisation are compared with the folded
+convolution. Code that clips values shows in the large one alone."""
 BatchNorm = nn.modules.batchnorm._BatchNorm
 """Base of all batch normalisations, of `nn.SyncBatchNorm`, too."""
 

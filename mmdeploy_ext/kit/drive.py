@@ -34,7 +34,8 @@ NOTHING = np.zeros(0, np.float32)
 LARGEST_DRIFT = 100.0
 """Tolerances by which a free memory in float32 may be off after a reset, through rounding that adds up.
 
-The kits of the toys drift by 0.02 of a tolerance; a memory of another frame is off by 1,000 or more.
+The bound is chosen, not measured: docs/kit.md shows a kit of a toy whose memory drifts by a hundredth of a
+tolerance.
 """
 
 

@@ -22,9 +22,10 @@ def blind_spots(task: str, results: Any) -> list[str] | None:
     """Return the differences of results that the matching of a task calls equal, such as 'other scores'.
 
     The results are matched with themselves, changed: without the best one, with half the scores, with other
-    labels, and with other values in each further array of numbers or truths that has a row per result. Of the
-    tasks of this package, which compare no more of some results than their pages say, the `BEST` results are
-    matched without the best one, with other labels, and with scores of `HIGHER` more.
+    labels, and with other values in each further array of numbers or truths that has a row per result. Tasks
+    of this package do not compare all such arrays of all results (docs/proof.md tells which), so that theirs
+    stay as they are: the `BEST` results are matched without the best one, with other labels, and with scores
+    of `HIGHER` more. Panoptic results are not tried.
 
     Args:
         task: a key of `TASKS`, the tasks of this package, or the dotted name of a module.
