@@ -366,7 +366,15 @@ def show(
         console.print(views.layer_table(ranked, float_layers, None if args.all else WORST))
     console.print(views.output_table(measured['outputs']))
     if exclusion:
-        cli.say(console, _exclusion_text(exclusion, args.max_error))
+        text = f'error of the worst output: {exclusion.errors[0]:.4g}'
+        if exclusion.kept:
+            text += f' -> {exclusion.errors[-1]:.4g} by keeping float: {", ".join(exclusion.kept)}'
+        end = f'within --max-error {args.max_error:g}'
+        if not exclusion.reached:
+            end = (
+                f'--max-error {args.max_error:g} is NOT reached: raise --budget, or see --method and --images'
+            )
+        cli.say(console, f'{text}; {end}')
     beside = f'; as they were: {", ".join(path.name for path in target.beside)}' if target.beside else ''
     cli.say(
         console,
@@ -385,16 +393,6 @@ def show(
         console,
         'NOT PROVEN by these figures: evaluate it (docs/int8-images.md, "The metric before and after")',
     )
-
-
-def _exclusion_text(exclusion: Exclusion, max_error: float) -> str:
-    first, last = exclusion.errors[0], exclusion.errors[-1]
-    text = f'error of the worst output: {first:.4g}'
-    if exclusion.kept:
-        text += f' -> {last:.4g} by keeping float: {", ".join(exclusion.kept)}'
-    if exclusion.reached:
-        return f'{text}; within --max-error {max_error:g}'
-    return f'{text}; --max-error {max_error:g} is NOT reached: raise --budget, or see --method and --images'
 
 
 def main(argv: Sequence[str] | None = None) -> int:

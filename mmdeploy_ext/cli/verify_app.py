@@ -76,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
     source = ModelSource.read(args.config, args.checkpoint, cfg_options, args.device, file=args.onnx_file)
     check_family(args, source.family, engine)
     samples = Samples(source.family, args.images or (), args.frames)
-    asked = shared.option_values(args, EXPORT_OPTIONS)
-    return prove_files(args, source, samples, engine, edited=args.edited, asked=asked)
+    typed = shared.option_values(args, EXPORT_OPTIONS)
+    return prove_files(args, source, samples, engine, edited=args.edited, asked=typed)
 
 
 def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any]) -> None:
@@ -86,8 +86,8 @@ def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any
     `args` are those of `build_parser`, `engine` is what `options.engine_options` returns for them.
     """
     parser, of_family = build_parser(), {option.name for option in family.options}
-    others = [option.name for option in EXPORT_OPTIONS if option.name not in of_family]
-    shared.refuse_options(args, parser, others, f'exports of family {family.name!r} have no such option')
+    foreign = [option.name for option in EXPORT_OPTIONS if option.name not in of_family]
+    shared.refuse_options(args, parser, foreign, f'exports of family {family.name!r} have no such option')
     if family.samples == 'images':  # which all engines run
         shared.refuse_options(args, parser, ('frames',), 'goes with streaming models only')
         return

@@ -234,7 +234,7 @@ def summary(findings: Sequence[Finding]) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
+    """Return the parser of --runtime, --json and --debug."""
     parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument(
         '--runtime',

@@ -74,9 +74,9 @@ def release_of(version: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def computes_alike(release: tuple[int, int], other: tuple[int, int]) -> bool:
+def computes_alike(release: tuple[int, int], other_release: tuple[int, int]) -> bool:
     """Return whether graphs compute the same for models of two releases of mmdet, by `CHANGES`."""
-    first, last = sorted((release, other))
+    first, last = sorted((release, other_release))
     return not any(first < change <= last for change in CHANGES)
 
 

@@ -22,7 +22,10 @@ OF_EXPORT = 'export'
 
 
 def record_of(model: onnx.ModelProto) -> dict[str, Any]:
-    """Return entry of the metadata -> its value, JSON, without those that are none; {} of another program."""
+    """Return entry of the metadata -> its value, read as JSON; {} of a file of another program.
+
+    Entries that are no JSON are left out; names are without `metadata.PREFIX`.
+    """
     record: dict[str, Any] = {}
     for entry in model.metadata_props:
         if entry.key.startswith(PREFIX):
@@ -47,12 +50,12 @@ def distinct_records(models: Mapping[str, onnx.ModelProto]) -> Iterator[tuple[st
     `models` is name of a file -> its model, in the order of the files. The statements are the entries
     `classes` and `preprocess` of `record_of`; one that is equal to that of a file before is left out.
     """
-    seen: list[tuple[str, Any]] = []
+    earlier: list[tuple[str, Any]] = []
     for file, model in models.items():
         stated = [item for item in record_of(model).items() if item[0] in ('classes', 'preprocess')]
-        if new_statements := [item for item in stated if item not in seen]:
+        if new_statements := [item for item in stated if item not in earlier]:
             yield file, dict(new_statements)
-        seen += stated
+        earlier += stated
 
 
 def mixture_rules(models: Mapping[str, onnx.ModelProto]) -> Iterator[Violation]:
@@ -61,9 +64,9 @@ def mixture_rules(models: Mapping[str, onnx.ModelProto]) -> Iterator[Violation]:
     `models` is name of a file -> its model, in the order of the files.
     """
     hashes = {file: recorded_value(record_of(model), 'checkpoint_sha256') for file, model in models.items()}
-    known = [(file, text) for file, text in hashes.items() if isinstance(text, str) and text]
-    for file, text in known[1:]:
-        first_file, first = known[0]
+    stated = [(file, text) for file, text in hashes.items() if isinstance(text, str) and text]
+    for file, text in stated[1:]:
+        first_file, first = stated[0]
         if text != first:
             message = f'{file} was exported from the checkpoint {text[:12]}, {first_file} from {first[:12]}'
             yield Violation(file, '', 'mixture', f'{message}: are they of one model?', WARNING)

@@ -142,7 +142,11 @@ class Metadata:
 
 
 def rule_from_json(content: Mapping[str, Any]) -> Rule:
-    """Rebuild the preprocessing rule of whichever kind the metadata have; `content` is its `to_json`."""
+    """Rebuild the preprocessing rule of whichever kind the metadata have; `content` is its `to_json`.
+
+    It has passed the check `preprocess` of `metadata_schema`. ConfigError, OverflowError: its numbers do not
+    go together.
+    """
     if 'voxel_size' in content:
         return VoxelRule.from_json(content)
     if 'voxels' in content:
@@ -184,8 +188,8 @@ def damaged(path: object, name: str, error: object) -> ModelFileError:
 def entries_of(metadata_props: Iterable[Any], path: object) -> dict[str, str]:
     """Return the `metadata_props` of a file as a dict; ModelFileError: a `mm2onnx.` key occurs twice.
 
-    Which of two values counts would depend on who reads the file. Entries have a `key` and a `value`; `path`
-    is that of the file, for the message.
+    Which of two values counts would depend on who reads the file; of other keys the last one does. Entries
+    have a `key` and a `value`; `path` is that of the file, for the message.
     """
     props: dict[str, str] = {}
     for entry in metadata_props:
@@ -239,7 +243,7 @@ def read_entry(props: Mapping[str, str], name: str, path: object, check: Check |
         check: check of its value; by default that of `FIELDS`.
 
     Raises:
-        ModelFileError: no JSON, or of another type, range or length; the message names the key.
+        ModelFileError: missing, no JSON, or of another type, range or length; the message names the key.
     """
     text = props.get(PREFIX + name, '')
     try:
@@ -265,7 +269,8 @@ def _distinct_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def check_entries(props: Mapping[str, str], path: object) -> None:
     """Check all entries of a file, of a detector or a sparse backbone, also those that no reader uses.
 
-    `props` and `path` are those of `check_entry_names`; for errors see there and `read_entry`.
+    Of `postprocess` only that it is a dict: the check of its family is `checked_facts`. `props` and `path`
+    are those of `check_entry_names`; for errors see there and `read_entry`.
     """
     is_detector = f'{PREFIX}preprocess' in props
     check_entry_names(props, path, FILE_ENTRIES if is_detector else BACKBONE_ENTRIES)

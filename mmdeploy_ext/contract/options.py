@@ -25,8 +25,8 @@ class Option:
         name: key in the metadata, and attribute of `Options`.
         default: its value in `Options` that are given none.
         help: text for the command line.
-        choices: all values that it can have, '' if the user may leave it open; if empty, any value that
-            passes `schema`.
+        choices: all values that it can have, among them '' if the user may leave it open; if there are none,
+            any value that passes `schema`.
         schema: check of its value in the metadata of a file.
         flag: how it is typed on a command line, such as '--shape'; None: '--' and the name, with dashes; ''
             if it cannot be typed, as another argument decides the value.
@@ -64,7 +64,7 @@ class Option:
 
     @property
     def typed(self) -> str:
-        """Return the option as it is typed on a command line."""
+        """Return the option as it is typed on a command line, '' if it cannot be."""
         return f'--{self.name.replace("_", "-")}' if self.flag is None else self.flag
 
     def as_typed(self, prefix: str = '--', value: Any = None) -> str:

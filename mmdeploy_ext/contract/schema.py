@@ -84,7 +84,7 @@ def one_of(*choices: Any) -> Check:
 
 
 def maybe(check: Check) -> Check:
-    """Return a check that lets None pass."""
+    """Return a check that lets None pass, and is `check` for all else."""
     return lambda value, key: None if value is None else check(value, key)
 
 

@@ -61,8 +61,8 @@ class TensorSpec:
         unused: whether it is an input that no operator uses, and that stays in the signature.
         compare: 'values' for element-wise comparison; 'detections' for every output of results, such as
             boxes, labels, scores, masks, maps and counts: the results decoded from all of them are matched.
-        single: whether it is computed in float32 in a float16 graph, too: points, poses, times, and what a
-            top-k sorts.
+        single: whether it is of single precision, float32, in a float16 graph, too, as are the nodes between
+            it and the next layers with weights: points, poses, times, and what a top-k sorts.
         smallest: minimum size of the axes from the third on (images: height and width).
         multiple: number that these sizes have to be multiples of.
         positive: whether the values of this input have to be larger than zero (sizes).

@@ -81,7 +81,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     """Read an mmcv config, import its plugins and apply `--cfg-options`.
 
     Args:
-        path: path of the config, Python or YAML.
+        path: path of the config, Python, YAML or JSON.
         overrides: dotted key, such as 'model.test_cfg.score_thr' -> value, over those of the file; with None
             nothing is replaced.
 

@@ -28,7 +28,7 @@ def file_name(name: str, array: np.ndarray, suffixes: Mapping[str, str] | None =
 
     Args:
         name: name of a tensor.
-        array: the tensor.
+        array: the tensor, of which the shape alone counts.
         suffixes: name prefix -> what comes after the shape, '_pth' in 'post_mem_velo_1x640x2_pth.bin'; with
             None nothing is added.
     """

@@ -334,7 +334,8 @@ def described_kind(path: AnyPath, *expected: str) -> str:
         expected: words of descriptions that say nothing about this file, because it should be of that kind.
 
     Returns:
-        The description; '' if the file cannot be read, or its first bytes tell nothing.
+        The description, 'is empty' of a file without bytes; '' if it cannot be read, or its first bytes tell
+        nothing.
     """
     try:
         with open(path, 'rb') as stream:

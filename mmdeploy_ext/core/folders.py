@@ -89,7 +89,10 @@ def replaced_folder(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder, patience_s):
-            _clear_leftovers(folder)
+            left_by_killed = re.compile(rf'\.{re.escape(folder.name)}\.\d+\.part')
+            for path in list(folder.parent.iterdir()):
+                if left_by_killed.fullmatch(path.name) and path.is_dir():
+                    _settle(path, folder)
             _check_movable(folder, outdated)
             (beside / NEW).mkdir(parents=True)
             try:
@@ -203,21 +206,11 @@ def _settle(beside: Path, folder: Path) -> None:
     if facts and old.is_dir() and folder.exists() and os.stat(folder).st_ino == facts[0]:
         for path in old.iterdir():
             if path.name not in facts[1] and _is_folder(path) and not os.path.lexists(folder / path.name):
-                _move(path, folder)
+                try:
+                    path.rename(folder / path.name)
+                except OSError as error:
+                    reason = error.strerror or error
+                    raise Mm2OnnxError(
+                        f'{path}: could not be moved into {folder} ({reason}); move it yourself'
+                    ) from error
     shutil.rmtree(beside, ignore_errors=True)
-
-
-def _move(path: Path, folder: Path) -> None:
-    try:
-        path.rename(folder / path.name)
-    except OSError as error:
-        raise Mm2OnnxError(
-            f'{path}: could not be moved into {folder} ({error.strerror or error}); move it yourself'
-        ) from error
-
-
-def _clear_leftovers(folder: Path) -> None:
-    """Remove what killed processes have left beside a folder, and put back what they have moved away."""
-    name = re.compile(rf'\.{re.escape(folder.name)}\.\d+\.part')
-    for beside in [path for path in folder.parent.iterdir() if name.fullmatch(path.name) and path.is_dir()]:
-        _settle(beside, folder)

@@ -16,7 +16,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import mmdeploy_ext
@@ -71,14 +71,22 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
     judged: set[str] = set()
     visited: set[int] = set()
     waiting = [behind for function in functions for behind in _python_functions(function)]
+    tensor_methods = vars(sys.modules['torch'].Tensor) if 'torch' in sys.modules else {}
     while waiting:
         function = waiting.pop()
         module = sys.modules.get(module_of(function))
         if id(function) in visited or module is None or not _is_of_library(module):
             continue
         visited.add(id(function))
-        names = set(_names_in(function.__code__))
-        foreign |= _methods_of_tensors(names)
+        codes = list(codes_in(function.__code__))
+        names = {name for code in codes for name in code.co_names}
+        # its texts, too: mmcv's `batched_nms` calls the function of the name in its text `nms`
+        names |= {text for code in codes for text in code.co_consts if isinstance(text, str)}
+        foreign |= {
+            f'torch.Tensor.{name}': tensor_methods[name]
+            for name in names & tensor_methods.keys()
+            if is_users_value(tensor_methods[name])
+        }
         cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
         if '__class__' in cells:  # a method that calls `super()`
             waiting += _methods_of(cells['__class__'].cell_contents.__mro__[1:], names, foreign)
@@ -147,17 +155,6 @@ def source_of(value: Any) -> SourceLines:
     if isinstance(value, PLAIN):
         return SourceLines(f'value {value!r}', 0, 0, '')
     return source_of_class(value if isinstance(value, type) else type(value))
-
-
-def _methods_of_tensors(names: set[str]) -> dict[str, Any]:
-    """Return dotted name -> method of tensors of these names that the user's code put there."""
-    torch = sys.modules.get('torch')
-    methods = {} if torch is None else vars(torch.Tensor)
-    return {
-        f'torch.Tensor.{name}': methods[name]
-        for name in names & methods.keys()
-        if is_users_value(methods[name])
-    }
 
 
 def _bound_values(module: ModuleType, names: set[str]) -> Iterator[tuple[ModuleType, str, Any]]:
@@ -327,13 +324,3 @@ def _is_of_library(module: ModuleType) -> bool:
     if module.__name__.startswith(f'{mmdeploy_ext.__name__}.models.'):
         return True
     return bool(file) and is_installed(module.__name__.partition('.')[0], str(file))
-
-
-def _names_in(code: CodeType) -> Iterator[str]:
-    """Yield the names of globals and attributes in the code of a function and of the functions in it.
-
-    Its texts are among them, since mmcv's `batched_nms` calls the function of the name in its text `nms`.
-    """
-    for inner in codes_in(code):
-        yield from inner.co_names
-        yield from (constant for constant in inner.co_consts if isinstance(constant, str))

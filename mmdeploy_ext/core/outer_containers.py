@@ -165,17 +165,18 @@ def _fill(holder: Any, content: Any) -> None:
         (holder.update if isinstance(holder, set) else holder.extend)(content)
 
 
-def _are_same(value: Any, other: Any) -> bool:
-    if value is other:
+def _are_same(value: Any, earlier: Any) -> bool:
+    if value is earlier:
         return True
-    if isinstance(value, dict) and isinstance(other, dict):
-        return value.keys() == other.keys() and all(
-            _is_same_value(entry, other[key]) for key, entry in value.items()
+    if isinstance(value, dict) and isinstance(earlier, dict):
+        return value.keys() == earlier.keys() and all(
+            _is_same_value(entry, earlier[key]) for key, entry in value.items()
         )
-    if isinstance(value, list) and isinstance(other, list):
-        return len(value) == len(other) and all(map(_is_same_value, value, other))
-    return _is_same_value(value, other)
+    if isinstance(value, list) and isinstance(earlier, list):
+        return len(value) == len(earlier) and all(map(_is_same_value, value, earlier))
+    return _is_same_value(value, earlier)
 
 
-def _is_same_value(value: Any, other: Any) -> bool:
-    return value is other or (type(value) is type(other) and isinstance(value, PLAIN) and value == other)
+def _is_same_value(value: Any, earlier: Any) -> bool:
+    is_equal = type(value) is type(earlier) and isinstance(value, PLAIN) and value == earlier
+    return value is earlier or is_equal

@@ -310,15 +310,12 @@ def _raised_in(error: BaseException, places: Sequence[tuple[CodeType, int]]) -> 
     if not places:
         return ''
     code, line = places[-1]
-    file = _copied_configs(error).get(code.co_filename, code.co_filename)
+    file = code.co_filename
+    for frame, _ in traceback.walk_tb(error.__traceback__):  # mmcv 1.7.2 runs a temporary copy of a config
+        copied = frame.f_locals.get('temp_config_file')
+        if copied is not None and copied.name == code.co_filename and 'filename' in frame.f_locals:
+            file = str(frame.f_locals['filename'])
     return f' (raised in {file}:{line})'
-
-
-def _copied_configs(error: BaseException) -> dict[str, str]:
-    """Return temporary copy -> config, of the configs that mmcv 1.7.2 ran on the way of an error."""
-    places = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
-    copies = [place for place in places if 'temp_config_file' in place and 'filename' in place]
-    return {place['temp_config_file'].name: str(place['filename']) for place in copies}
 
 
 def _registration_conflict(frames: Sequence[FrameType]) -> str:

@@ -33,7 +33,6 @@ from mmdeploy_ext.proving.levels.drive_run import snapshot
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from mmdeploy_ext.engines.runs import Run
     from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.proving.levels.frames import FramesProof
     from mmdeploy_ext.runtime.frames import Frame, Sweep
@@ -139,12 +138,19 @@ class _FramesWriter:
         for run in runs:
             graph = self.graphs[Path(run.path).name]
             fed = self._fed(run.inputs)
-            inputs = {
-                name: _in_dtype_of(reference.get(name, reference.get(fed.get(name, ''))), array)
-                for name, array in run.inputs.items()
-            }
+            inputs = {}
+            for name, array in run.inputs.items():  # PyTorch's tensor in place of one that a file gave
+                tensor = reference.get(name, reference.get(fed.get(name, '')))
+                is_replaced = tensor is not None and tensor.shape == array.shape
+                inputs[name] = tensor.astype(array.dtype) if is_replaced else array
             tensors = reference
-            if _is_of_frame_before(run, result.outputs):
+            is_of_frame_before = any(
+                name in result.outputs
+                and result.outputs[name].shape == array.shape
+                and not np.array_equal(result.outputs[name], array)
+                for name, array in run.outputs.items()
+            )
+            if is_of_frame_before:
                 tensors = self._by_module(graph, inputs)
                 reference |= {f'{BEFORE}{name}': array for name, array in tensors.items()}
             elif any(name not in expected.outputs for name in graph.spec.output_names):
@@ -204,14 +210,6 @@ class _FramesWriter:
         }
 
 
-def _is_of_frame_before(run: Run, outputs: Mapping[str, np.ndarray]) -> bool:
-    """Return whether a run gave other tensors than those of the frame, of which `outputs` are some."""
-    return any(
-        name in outputs and outputs[name].shape == array.shape and not np.array_equal(outputs[name], array)
-        for name, array in run.outputs.items()
-    )
-
-
 def _case(
     name: str,
     graph: KitGraph,
@@ -229,10 +227,3 @@ def _case(
             array = array[-1:]  # of the decoder's layers the graph gives the last one alone
         tensors[tensor.name] = array
     return KitCase(name, graph.name, title, (), inputs, {}, tensors, [])
-
-
-def _in_dtype_of(reference: np.ndarray | None, fed: np.ndarray) -> np.ndarray:
-    """Return PyTorch's tensor in place of one that a file gave, in the dtype that the next file takes."""
-    if reference is None or reference.shape != fed.shape:
-        return fed
-    return reference.astype(fed.dtype)

@@ -144,6 +144,8 @@ def judge(kit: str | Path, outputs: str | Path, *, told: str = '', precision: st
 
     Raises:
         DataError: a kit that is not whole, no folder of outputs, one without any, or outputs of another kit.
+        ModelFileError: the kit was made with other rules of graphs, or is of a family that is not registered
+            here.
         UsageError: another precision.
     """
     return _Judge(Path(kit), Path(outputs), told, precision).judge()

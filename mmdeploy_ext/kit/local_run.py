@@ -44,6 +44,7 @@ def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = F
 
     Raises:
         DataError: a kit that is not whole.
+        ModelFileError: the kit was made with other rules of graphs.
         UsageError: another engine, a kit for libspconv, or a folder that is not empty.
         EngineError: the engine, or the GPU that it needs, is not here, or it cannot take a file.
         ExportError: `fp16`, and a file cannot be written in it, see `to_fp16`.

@@ -20,7 +20,7 @@ from mmdeploy_ext.core.printable import one_line
 
 NAME, VERSION = 'onnxruntime-web', '1.30.0'
 INTEGRITY = 'sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=='
-"""Of the package, as a lock file of npm has it: SHA-512 in base64."""
+"""Hash of the package, as a lock file of npm has it: SHA-512 in base64."""
 LOADERS = {
     'ort.wasm.bundle.min.mjs': 'ort-wasm-simd-threaded.wasm',
     'ort.webgpu.bundle.min.mjs': 'ort-wasm-simd-threaded.asyncify.wasm',

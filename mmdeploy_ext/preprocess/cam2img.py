@@ -95,7 +95,7 @@ def cameras_of(content: Any) -> dict[str, np.ndarray]:
     The content is a matrix, or a dict of file name -> matrix, or the annotations of mmdet3d's monocular data
     sets, whose `images` have `file_name` and `cam_intrinsic`. Names are returned as `Path` spells them,
     without './'. ValueError: none of these, a matrix that `square_matrix` refuses, or a file name twice with
-    different cameras. KeyError, TypeError: an image of the annotations lacks one of the two.
+    different cameras. KeyError, TypeError: an image of the annotations lacks one of the two, or is no dict.
     """
     if isinstance(content, list):
         pairs = [('', content)]

@@ -167,8 +167,8 @@ def fake_quantise(values: np.ndarray, amax: float | np.ndarray, ties: str = 'eve
     if ties == 'even':
         np.rint(codes, out=codes)
     else:
-        whole = np.trunc(codes)  # not floor(|code| + 0.5): in float32 0.49999997 + 0.5 is 1
-        codes = whole + np.copysign(np.abs(codes - whole) >= 0.5, codes)
+        truncated = np.trunc(codes)  # not floor(|code| + 0.5): in float32 0.49999997 + 0.5 is 1
+        codes = truncated + np.copysign(np.abs(codes - truncated) >= 0.5, codes)
     np.clip(codes, -LEVELS, LEVELS, out=codes)
     return np.divide(codes, scale, out=codes)
 

@@ -104,7 +104,10 @@ class FedGraph:
         return np.zeros(tensor.axes, tensor.dtype)
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
-        """Run the graph from and into buffers by name; InferenceError: the engine failed."""
+        """Run the graph from and into buffers by name; errors are those of `Backend.infer`.
+
+        Every input needs one, an optional input too (else KeyError); names that are no inputs are ignored.
+        """
         start = time.perf_counter()
         computed = self.backend.infer({name: inputs[name] for name in self.spec.input_names})
         self.seconds += time.perf_counter() - start
@@ -118,7 +121,7 @@ def bound(backend: Backend) -> BoundGraph | FedGraph:
 
 
 def fill(buffer: Buffer, values: np.ndarray) -> int:
-    """Copy values into a buffer, cast to its type; return the number of bytes of the buffer.
+    """Copy as many values as a buffer has into it, cast to its type; return the number of its bytes.
 
     An `OrtValue` has one of the types `ELEMENTS`; KeyError: it has another.
     """

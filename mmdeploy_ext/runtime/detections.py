@@ -107,7 +107,7 @@ ROUNDING = 1e-3
 
 
 def check_ranges(results: Scored, num_classes: int, name: str) -> None:
-    """Refuse results with scores outside of 0..1 or labels of no class: no such result means anything.
+    """Refuse results with scores outside of 0..1, by more than `ROUNDING`, or with labels of no class.
 
     Args:
         results: results of one image, sweep or frame.
@@ -115,7 +115,7 @@ def check_ranges(results: Scored, num_classes: int, name: str) -> None:
         name: file that gave the results, for the message.
 
     Raises:
-        InferenceError: it names the score or label.
+        InferenceError: it names the score or label. A score that is NaN passes.
     """
     scores, labels = results.scores, results.labels
     outside = scores[(scores < -ROUNDING) | (scores > 1 + ROUNDING)]

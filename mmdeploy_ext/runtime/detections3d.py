@@ -97,7 +97,7 @@ class Detections3D(Scored):
 
 
 def in_range(boxes: np.ndarray, limits: Sequence[float]) -> np.ndarray:
-    """Return whether the places of boxes (n, 3 or more) are in the range `limits`, ends included.
+    """Return whether the places of boxes (n, 3 or more) are in the range `limits`, ends included: (n,) bool.
 
     These are six numbers: x, y, z of the lower corner, then of the upper one.
     """

@@ -232,18 +232,17 @@ def _labels(
         yield _Label(int(index), box, text, placed[-1], class_colour(class_index), is_marked)
 
 
-def enlarged(
-    image_bgr: np.ndarray, detections: Detections, side: int = LEGIBLE_SIDE
-) -> tuple[np.ndarray, Detections]:
-    """Enlarge a small image (h, w, 3), and detections in its pixels, by a whole factor: labels cover less.
+def enlarged(image_bgr: np.ndarray, results: Scored, side: int = LEGIBLE_SIDE) -> tuple[np.ndarray, Scored]:
+    """Enlarge a small image (h, w, 3), and results in its pixels, by a whole factor: labels cover less.
 
-    The longer side is then `side` at most; images of more than half of `side` stay as they are.
+    The longer side is then `side` at most; images of more than half of `side` stay as they are. Results
+    become their `scaled`, so that masks keep their size, which `draw_instances` adapts.
     """
     factor = side // max(image_bgr.shape[:2])
     if factor < 2:
-        return image_bgr, detections
+        return image_bgr, results
     image_bgr = cv2.resize(image_bgr, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
-    return image_bgr, detections.scaled(np.full(4, 1 / factor))
+    return image_bgr, results.scaled(np.full(4, 1 / factor))
 
 
 def pixel_box(bbox_xyxy: np.ndarray, shape: tuple[int, ...]) -> Box:
@@ -309,12 +308,12 @@ def write(
 
 
 def encode_png(image_bgr: np.ndarray) -> bytes:
-    """Return the bytes of a PNG file."""
+    """Return the bytes of a PNG file; ImageError: OpenCV cannot encode the picture."""
     return _encode('.png', image_bgr)
 
 
 def encode_jpeg(image_bgr: np.ndarray) -> bytes:
-    """Return the bytes of a JPEG file."""
+    """Return the bytes of a JPEG file of quality 88; ImageError: OpenCV cannot encode the picture."""
     return _encode('.jpg', image_bgr, cv2.IMWRITE_JPEG_QUALITY, 88)
 
 

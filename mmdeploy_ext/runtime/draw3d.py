@@ -82,8 +82,11 @@ def draw_camera(
     width = 2 if canvas.shape[1] >= 300 else 1
     for index in np.argsort(-depth, kind='stable').tolist():
         lines = project_segments(*corners[index][BOX_LINES.T], lidar2img)
-        if _is_outside(lines, canvas.shape):
+        if not len(lines):
             continue
+        x, y = lines[:, 0::2], lines[:, 1::2]
+        if x.max() < 0 or y.max() < 0 or x.min() > canvas.shape[1] or y.min() > canvas.shape[0]:
+            continue  # the whole box is beyond one edge of the image
         lines, colour = np.clip(np.nan_to_num(lines), -1e4, 1e4), layer.colour(index)
         outline = (WHITE, width + 4) if layer.is_marked(index) else ((0, 0, 0), width + 2)
         for shade, thickness in (outline, (colour, width)):
@@ -94,14 +97,6 @@ def draw_camera(
     for text, lines, colour in reversed(labels):
         _label(canvas, text, lines, colour, placed)
     return canvas
-
-
-def _is_outside(lines: np.ndarray, shape: tuple[int, ...]) -> bool:
-    """Return whether the lines (m, 4) of a box are all beyond one edge of the image, or there are none."""
-    if not len(lines):
-        return True
-    x, y = lines[:, 0::2], lines[:, 1::2]
-    return x.max() < 0 or y.max() < 0 or x.min() > shape[1] or y.min() > shape[0]
 
 
 def _label(canvas: np.ndarray, text: str, lines: np.ndarray, colour: Colour, placed: list[Box]) -> None:
@@ -127,11 +122,12 @@ def camera_mosaic(
     classes: Sequence[str],
     cell_width: int = 440,
 ) -> np.ndarray:
-    """Draw boxes into N images in the order of nuScenes' info files, laid out as they are seen from the car.
+    """Draw boxes and names into N images in the order of nuScenes' info files, laid out as seen from the car.
 
-    Each gets its name; the picture is three cells of `cell_width` pixels and gaps wide, with fewer cameras as
-    many as there are. `images_bgr` and `lidar2img` (N, 4, 4) have an image and a matrix of `draw_camera` per
-    camera (else ValueError); `layer` and `classes` are those of all cameras.
+    Six are laid out so; of another number there are rows of three, in order, and numbers instead of names.
+    The picture is three cells of `cell_width` pixels and gaps wide, with fewer cameras as many as there are.
+    `images_bgr` and `lidar2img` (N, 4, 4) have an image and a matrix of `draw_camera` per camera (else
+    ValueError); `layer` and `classes` are those of all cameras.
     """
     cells = []
     for camera, (image, matrix) in enumerate(zip(images_bgr, lidar2img, strict=True)):
@@ -201,13 +197,13 @@ def compare_picture(
     for layer in layers:
         mosaic = camera_mosaic(images_bgr, lidar2img, layer, classes, cell_width)
         parts.append(_titled(f'{title}   {layer.caption()}' if title else layer.caption(), mosaic))
-    left = np.vstack(parts)
-    side = max(left.shape[0], 440)
+    mosaics = np.vstack(parts)
+    side = max(mosaics.shape[0], 440)
     above = bird_eye(layers, classes, side, forward=forward_direction(lidar2img), points=points)
-    height, width = side, left.shape[1] + GAP + side
+    height, width = side, mosaics.shape[1] + GAP + side
     canvas = np.full((height + height % 2, width + width % 2, 3), DARK, np.uint8)
-    canvas[: left.shape[0], : left.shape[1]] = left
-    canvas[:side, left.shape[1] + GAP : left.shape[1] + GAP + side] = above
+    canvas[: mosaics.shape[0], : mosaics.shape[1]] = mosaics
+    canvas[:side, mosaics.shape[1] + GAP : mosaics.shape[1] + GAP + side] = above
     return canvas
 
 

@@ -211,7 +211,7 @@ def check_forms(files: Mapping[str, Path], metadata: Mapping[str, Metadata], fam
 
 
 def check_same_export(files: Mapping[object, Metadata]) -> None:
-    """Refuse files, path -> metadata, of several exports.
+    """Refuse files, path -> metadata, one or more, of several exports.
 
     Raises:
         ModelFileError: names two files and the field in which they differ.

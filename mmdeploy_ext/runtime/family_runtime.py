@@ -45,7 +45,7 @@ def runtime_of(family: str) -> ModuleType:
 
     Raises:
         ModelFileError: nobody has registered the family; the message names those that are.
-        ConfigError: it was registered without a runtime.
+        ConfigError: it was registered without a runtime, or with a module that is none.
         ImportError: the module of its runtime is not there.
     """
     check_registered(family)

@@ -40,7 +40,7 @@ class ImageModel(Runtime):
         runtime_of(self.metadata.family)
 
     def __call__(self, image_bgr: np.ndarray, cam2img: np.ndarray | None = None) -> Detections | Instances:
-        """Return the results of a picture, in descending order of score.
+        """Return the results of a picture, in descending order of score; `Segments`, all of score 1, by id.
 
         They are in its pixels or, in 3D, in metres in the frame that `cam2img` is from.
 

@@ -45,15 +45,16 @@ def _write_corners(box, x, y, corners):
 
 
 @njit(cache=True, nogil=True)
-def _add_crossings(corners, others, points):
+def _add_crossings(corners, other_corners, points):
     """Write the points where edges of two boxes cross; returns their number."""
     count = 0
     for i in range(4):
         x, y = corners[i]
         edge_x, edge_y = corners[(i + 1) % 4, 0] - x, corners[(i + 1) % 4, 1] - y
         for j in range(4):
-            other_x, other_y = others[j]
-            other_edge_x, other_edge_y = others[(j + 1) % 4, 0] - other_x, others[(j + 1) % 4, 1] - other_y
+            other_x, other_y = other_corners[j]
+            next_x, next_y = other_corners[(j + 1) % 4]
+            other_edge_x, other_edge_y = next_x - other_x, next_y - other_y
             determinant = _cross(other_edge_x, other_edge_y, edge_x, edge_y)
             if abs(determinant) <= NO_AREA:
                 continue
@@ -68,14 +69,14 @@ def _add_crossings(corners, others, points):
 
 
 @njit(cache=True, nogil=True)
-def _add_inner_corners(corners, others, points, count):
+def _add_inner_corners(corners, other_corners, points, count):
     """Add the corners of a box that lie in the other one to `count` points; returns their number."""
-    along_x, along_y = others[1, 0] - others[0, 0], others[1, 1] - others[0, 1]
-    across_x, across_y = others[0, 0] - others[3, 0], others[0, 1] - others[3, 1]
+    along_x, along_y = other_corners[1, 0] - other_corners[0, 0], other_corners[1, 1] - other_corners[0, 1]
+    across_x, across_y = other_corners[0, 0] - other_corners[3, 0], other_corners[0, 1] - other_corners[3, 1]
     length = along_x * along_x + along_y * along_y
     other_length = across_x * across_x + across_y * across_y
     for i in range(4):
-        x, y = corners[i, 0] - others[0, 0], corners[i, 1] - others[0, 1]
+        x, y = corners[i, 0] - other_corners[0, 0], corners[i, 1] - other_corners[0, 1]
         along = x * along_x + y * along_y
         across = -(x * across_x + y * across_y)
         if along >= ZERO and across >= ZERO and along <= length and across <= other_length:
@@ -170,18 +171,18 @@ def convex_hulls(points, counts):
 
 
 @njit(cache=True, nogil=True)
-def iou(box, other, corners, other_corners, points):
+def iou(box, other_box, corners, other_corners, points):
     """Return the intersection over union, float32, of two boxes (5,) float32.
 
     It rounds as mmcv's kernel does: of boxes that lie almost on each other it may be 0, or above 1, up to 3.
     corners, other_corners (4, 2) and points (`POINTS`, 2) float32 are overwritten.
     """
-    area, other_area = box[2] * box[3], other[2] * other[3]
+    area, other_area = box[2] * box[3], other_box[2] * other_box[3]
     if area < NO_AREA or other_area < NO_AREA:
         return ZERO
-    middle_x, middle_y = (box[0] + other[0]) * HALF, (box[1] + other[1]) * HALF
+    middle_x, middle_y = (box[0] + other_box[0]) * HALF, (box[1] + other_box[1]) * HALF
     _write_corners(box, box[0] - middle_x, box[1] - middle_y, corners)
-    _write_corners(other, other[0] - middle_x, other[1] - middle_y, other_corners)
+    _write_corners(other_box, other_box[0] - middle_x, other_box[1] - middle_y, other_corners)
     count = _add_crossings(corners, other_corners, points)
     count = _add_inner_corners(corners, other_corners, points, count)
     count = _add_inner_corners(other_corners, corners, points, count)
@@ -196,12 +197,12 @@ def iou(box, other, corners, other_corners, points):
 
 
 @njit(cache=True, nogil=True)
-def ious(boxes, others):
+def ious(boxes, other_boxes):
     """Return the intersection over union (n,) float32, as of `iou`, of n pairs of boxes (n, 5) float32."""
     corners, other_corners = np.empty((4, 2), np.float32), np.empty((4, 2), np.float32)
     points, values = np.empty((POINTS, 2), np.float32), np.empty(len(boxes), np.float32)
     for i in range(len(boxes)):
-        values[i] = iou(boxes[i], others[i], corners, other_corners, points)
+        values[i] = iou(boxes[i], other_boxes[i], corners, other_corners, points)
     return values
 
 

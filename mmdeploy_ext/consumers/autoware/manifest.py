@@ -404,19 +404,10 @@ def export_rules(
     for graph, record in distinct_records(models):
         expected = {key: recorded_value(record, *grid, key) for key in ('point_cloud_range', 'voxel_size')}
         yield from value_rules(file, values, expected, graph, prefix)
-        names, classes = values.get('class_names', []), _stated_classes(record, words)
-        yield from class_order_rules(file, names, classes, graph, prefix, words)
-
-
-def _stated_classes(record: Mapping[str, Any], words: Sequence[str]) -> list[str] | None:
-    """Return the classes in the metadata of a file, see `record_of`, in a node's words; None if it has none.
-
-    `words` are those of `class_words`.
-    """
-    names = record.get('classes')
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return None
-    return translate_classes(names, words)[0]
+        names, classes = values.get('class_names', []), record.get('classes')
+        if isinstance(classes, list) and all(isinstance(name, str) for name in classes):
+            classes, _ = translate_classes(classes, words)
+            yield from class_order_rules(file, names, classes, graph, prefix, words)
 
 
 # ---- writing

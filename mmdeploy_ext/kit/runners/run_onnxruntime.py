@@ -44,8 +44,8 @@ def open_file(path: Path, *providers: str) -> Callable[[dict], dict]:
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3  # errors
     options = {'CUDAExecutionProvider': {'use_tf32': '0'}}
-    chosen = [(name, options.get(name, {})) for name in providers]
-    session = onnxruntime.InferenceSession(path, settings, providers=chosen or None)
+    preferences = [(name, options.get(name, {})) for name in providers]
+    session = onnxruntime.InferenceSession(path, settings, providers=preferences or None)
     if providers and session.get_providers()[0] != providers[0]:
         sys.exit(f'{providers[0]} did not start; this session has {session.get_providers()}')
     names = [output.name for output in session.get_outputs()]
