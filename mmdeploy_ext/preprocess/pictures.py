@@ -269,7 +269,7 @@ def _decoder_messages() -> Iterator[list[str]]:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read an image as (h, w, 3) uint8 BGR; grayscale is converted.
+    """Read an image as (h, w, 3) uint8 BGR, turned as its EXIF says; 16 bits go to 8, gray and alpha to BGR.
 
     Raises:
         ImageError: no such file, no permission, zero bytes, not an image, damaged in a way that the decoder
