@@ -159,7 +159,7 @@ def register(names: Iterable[str], config_types: Iterable[str] = ()) -> None:
 
     A type that is registered already, or that this package does not have, is passed over. Of a type that
     several of our classes have, `config_types`, all types of a config, decide which one is taken, in place of
-    one that was registered for another config.
+    another of ours that was registered for another config; without them a registered one stays.
     """
     pending, config_types = [name for name in names if name in MODULES], set(config_types)
     registered = registered_types() if pending else set()
@@ -174,7 +174,7 @@ def register(names: Iterable[str], config_types: Iterable[str] = ()) -> None:
         offer = next((offer for offer in _OFFERS[name] if config_types & {*offer.beside}), None)
         offer = offer or next(offer for offer in _OFFERS[name] if not offer.beside)
         present = offer.registry.module_dict.get(name)
-        if present is not offer.cls and any(present is other.cls for other in _OFFERS[name]):
+        if present is not offer.cls and any(present is of_type.cls for of_type in _OFFERS[name]):
             del offer.registry.module_dict[name]
             registered.discard(name)
         if name not in registered:

@@ -33,7 +33,7 @@ Y_FIRST, TEMPERATURE = [1, 0, 2, 3], 10000
 LEAST_ODDS = 1e-3
 """Least distance from 0 and 1 that counts for the numbers of a box that a layer before the last one moves."""
 TRAINS = 'DINO is trained by mmdet 3: its head has no loss here'
-"""What a call of the loss says."""
+"""Message of the error of a call of the loss."""
 
 
 @registered_if_named(DETECTORS)
@@ -72,7 +72,7 @@ class DinoTransformerDecoder(transformer.DeformableDetrTransformerDecoder):
         reg_branches: nn.ModuleList,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the queries (Q, B, D) of the last layer, and its reference boxes (B, Q, 4).
+        """Return the queries (Q, B, D) of the last layer, normalised, and the boxes (B, Q, 4) that it got.
 
         Arguments are queries (Q, B, D), boxes cxcywh (B, Q, 4) relative to the image without its padding,
         `valid_ratios` (B, L, 2), the shares of each map's width and height that show the image, and the box
@@ -116,15 +116,15 @@ class DinoTransformer(transformer.DeformableDetrTransformer):
         cls_branches: nn.ModuleList,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the queries (Q, B, D) of the last layer, and its reference boxes (B, Q, 4).
+        """Return the queries (Q, B, D) of the last layer, normalised, and the boxes (B, Q, 4) that it got.
 
         Args:
             mlvl_feats: maps (B, D, h, w).
             mlvl_masks: (B, h, w) bool of each map, True where it shows no image.
             query_embed: learned queries (Q, D).
             mlvl_pos_embeds: positions (B, D, h, w) of each map.
-            reg_branches: box branches of each layer, and of the tokens.
-            cls_branches: score branches of each layer, and of the tokens.
+            reg_branches: box branches of each layer, and behind them that of the tokens.
+            cls_branches: score branches of each layer, and behind them that of the tokens.
             kwargs: options of the layers.
         """
         device = mlvl_feats[0].device
@@ -235,5 +235,5 @@ class DINOHead(dense_heads.DeformableDETRHead):
         return [F.interpolate(outside[None], size=features.shape[-2:])[0] > 0.5 for features in mlvl_feats]
 
     def loss(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse to train."""
+        """Refuse to train by a NotImplementedError."""
         raise NotImplementedError(TRAINS)

@@ -41,7 +41,8 @@ def box_branch(channels: int, layers: int, numbers: int) -> nn.Sequential:
 
 
 LOWEST_THRESHOLD, LOWERED = 0.01, 0.9
-"""A threshold that nothing passes is lowered by this factor until something does, or it is this low."""
+"""A threshold that nothing passes is multiplied by `LOWERED` until something does; one that falls below
+`LOWEST_THRESHOLD` drops nothing."""
 
 
 def passing(scores: Tensor, threshold: float | None) -> Tensor:
@@ -71,6 +72,9 @@ class QueryBoxCoder:
         score_threshold: see `passing`; None keeps all.
         num_classes: K.
         voxel_size: not used; upstream's configs have it.
+
+    Raises:
+        ConfigError: there is no `post_center_range`.
     """
 
     def __init__(
@@ -100,6 +104,9 @@ class QueryBoxCoder:
     def decode_single(self, logits: Tensor, codes: Tensor) -> dict[str, Tensor]:
         """Decode logits (R, K) and box codes (R, 10) of one sample.
 
+        A code is x, y in m, log width, log length, z in m, log height, sine and cosine of the yaw, velocity
+        x, y in m/s; a class with other codes has a `boxes_of` of its own.
+
         Returns:
             'bboxes' (n, 9) in the LiDAR frame: centre x, y, z, width, length, height in m, yaw in rad,
             velocity x, y in m/s, or length before width if the model was trained so; 'scores' (n,), falling;
@@ -128,7 +135,8 @@ def decoded_samples(
 
     Boxes are `box_type_3d` of the metas: x, y, z of the bottom, width, length, height in m, yaw in rad as
     mmdet3d 0.17 has it (or as 1.x has these, if the model was trained so), velocity x, y in m/s. `outputs`
-    are `all_cls_scores` and `all_bbox_preds` of a head.
+    are those of a head: `all_cls_scores` (layers, B, R, K), logits, and `all_bbox_preds` (layers, B, R, 10),
+    codes of `coder`, for B samples.
     """
     samples = []
     last = zip(outputs['all_cls_scores'][-1], outputs['all_bbox_preds'][-1], img_metas, strict=True)

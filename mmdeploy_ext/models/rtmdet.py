@@ -219,7 +219,11 @@ NEAREST = dict(scale_factor=2, mode='nearest')
 
 @registered_if_named(NECKS)
 class CSPNeXtPAFPN(YOLOXPAFPN):
-    """The path aggregation of mmdet's YOLOX with `CSPNeXtLayer`s, and 3x3 convolutions at its end."""
+    """The path aggregation of mmdet's YOLOX with `CSPNeXtLayer`s, and 3x3 convolutions at its end.
+
+    Its `forward`, that of the base, returns a map (B, out_channels, h, w) of each level for maps
+    (B, in_channels, h, w) of the levels.
+    """
 
     def __init__(
         self,
@@ -259,7 +263,7 @@ POINTS = dict(type='MlvlPointGenerator', offset=0, strides=[8, 16, 32])
 DISTANCES = dict(type='DistancePointBBoxCoder')
 """Prior generator and box coder of a head whose config names none."""
 TRAINS = 'RTMDet is trained by mmdet 3: its head has no loss here'
-"""What a call of the loss says."""
+"""Message of the error of a call of the loss."""
 
 
 @registered_if_named(DETECTORS)

@@ -33,7 +33,7 @@ class Spec(NamedTuple):
         layer_channels, out_channels: of each stage, channels of the layers of its modules, and of its output.
         layers: number of layers of a module.
         modules: number of modules of each stage.
-        depthwise: layers are separable convolutions.
+        depthwise: whether layers, and the stem's second and third convolution, are separable convolutions.
     """
 
     stem: tuple[int, int, int]
@@ -61,7 +61,10 @@ SPECS = {
 
 
 def conv_unit(inputs: int, outputs: int, name: str, kernel: int = 3, stride: int = 1) -> OrderedDict:
-    """Return convolution, norm and ReLU by name; `inputs` and `outputs` are numbers of channels."""
+    """Return convolution, norm and ReLU by names that begin with `name`.
+
+    `inputs` and `outputs` are numbers of channels, `kernel` is the odd side of the convolution's kernel.
+    """
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
     return OrderedDict(
         {f'{name}/conv': conv, f'{name}/norm': nn.BatchNorm2d(outputs), f'{name}/relu': nn.ReLU(inplace=True)}
@@ -69,7 +72,7 @@ def conv_unit(inputs: int, outputs: int, name: str, kernel: int = 3, stride: int
 
 
 def depthwise_unit(inputs: int, outputs: int, name: str, stride: int = 1) -> OrderedDict:
-    """Return a 3x3 convolution per channel, a 1x1 convolution, norm and ReLU by name."""
+    """Return a 3x3 convolution per channel, a 1x1 convolution, norm and ReLU; arguments as of `conv_unit`."""
     return OrderedDict(
         {
             f'{name}/dw_conv3x3': nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False),

@@ -18,7 +18,7 @@ from mmdeploy_ext.core.files import described_kind
 from mmdeploy_ext.weights.convert import mmdet3_names, rtdetr_names, solo_names
 
 MAX_KEYS = 10
-"""Keys that a message names."""
+"""Largest number of keys that a message names."""
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types that the tensors of a file may have for float weights of a model."""
 
@@ -54,7 +54,7 @@ of older versions hold the `MessageHub` itself."""
 def with_class_names(meta: Mapping[str, Any]) -> dict[str, Any]:
     """Return `meta` with the names of classes as `CLASSES`, as in mmdet 2; mmdet 3 has `dataset_meta`.
 
-    Without a list or tuple of names there, `meta` is returned as it is, in a new dict.
+    Without a list or tuple of names there, or with an empty one, the new dict is a copy of `meta`.
 
     Source: mmdet 3.3.0, `init_detector`: `dataset_meta` goes before `CLASSES`; its keys may be capitals.
     """
@@ -71,7 +71,7 @@ def conversion_advice(path: str, stage: str, keys: Collection[Any] = ()) -> str:
         path: path of the file.
         stage: how far the file was read: 'unreadable' (PyTorch failed), 'content' (a dict without a state
             dict) or 'tensors' (a state dict).
-        keys: none if it is unreadable, the keys of the dict, or the names of the tensors.
+        keys: empty if it is unreadable, the keys of the dict, or the names of the tensors.
 
     Returns:
         A whole message with the path, and the command that converts the file, or what to take instead of one
@@ -270,7 +270,8 @@ def check_finite(
 def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes: Sequence[str] = ()) -> None:
     """Load the weights of `checkpoint` into the model of a config, in place.
 
-    Modules that know older names of their tensors, such as mmdet's `FCOSHead`, take these, too. Hooks that
+    Modules that know older names of their tensors, such as mmdet's `FCOSHead`, take these, too, and those of
+    batch normalisation need no counter (`num_batches_tracked`), as PyTorch has it. Hooks that
     PyTorch calls after loading are left out, as mmcv's loader does, by which mmdet's tools load weights. So
     are the buffers of an EMA hook, `ema_backbone_conv1_weight` beside `backbone.conv1.weight`, of a model
     that has none: the hook exchanges both before a checkpoint is saved.
@@ -279,8 +280,8 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
         model: the built model.
         checkpoint: what `load_checkpoint` returned.
         ignored_prefixes: keys that begin with one of them, which inference does not use, may be missing or
-            unexpected, of any type, and not finite; their shapes have to fit. Those that are missing become
-            NaN, which shows if inference uses them after all.
+            unexpected, of any type, and not finite; their shapes have to fit. Floating-point ones that are
+            missing become NaN, which shows if inference uses them after all.
 
     Raises:
         CheckpointError: missing or unexpected keys, shapes or types that differ, or weights that are not

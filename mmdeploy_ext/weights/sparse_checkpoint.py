@@ -39,7 +39,7 @@ class LoadReport:
     Attributes:
         path: path of the file.
         form: 'state dict' or 'pickled module'.
-        prefix: prefix of the backbone's keys in the file.
+        prefix: prefix of the backbone's keys in the file, such as 'backbone.'; '' if they have none.
         layouts: key of a kernel in the module -> its layout in the file.
         folded: paths of batch normalisations that are folded into the convolution before them in the file.
         ranges: '<module path>._input_quantizer' -> () float32, '<module path>._weight_quantizer' -> (O,)
@@ -61,7 +61,7 @@ class LoadReport:
     unused: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """Return the report in one line."""
+        """Return the report in one line, without `unused`."""
         keys = f'{self.prefix}*' if self.prefix else 'without prefix'
         counts = collections.Counter(self.layouts.values())
         parts = [f'{self.path}: {self.form}, keys {keys}']
@@ -116,7 +116,7 @@ def load_model(
     BatchNorms that are folded in the file add the bias of their convolution there, and do nothing else.
 
     Args:
-        path: any of the sources above.
+        path: path of a file of any of the forms in the docstring of the module.
         model: the detector, or the backbone itself, on spconv 2 or mmcv.ops.
         encoder: path of the backbone in the model; '' if the model is the backbone.
         weight_layout: layout of the kernels in the file: 'auto', 'spconv1', 'spconv2' or 'spconv2-rskc'.

@@ -32,7 +32,7 @@ class Kernel:
 
     Attributes:
         key: key in the module's state dict.
-        size: kernel size.
+        size: kernel size along each axis, in the order of the module's axes.
         inputs, outputs: numbers of channels.
         layout: layout in the module, a value of `LIBRARIES`.
         pointwise: whether it is a 1x1x1 convolution that is computed as one matrix product.

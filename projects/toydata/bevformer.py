@@ -252,7 +252,13 @@ def train(
 def main(argv: Sequence[str] | None = None) -> int:
     """Train the toy, write its checkpoint, and return 0; `argv` are the words of the command line.
 
-    DataError: the infos are missing, or damaged.
+    It reads `CONFIG` and `BACKBONE`, paths in the repository, which has to be the working directory.
+
+    Raises:
+        ConfigError: it is another directory.
+        FileNotFoundError: there is no checkpoint `--begin-with`.
+        DataError: the infos are missing, or damaged.
+        SystemExit: an option is invalid.
     """
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     parser.add_argument('--infos', default='data/toy_nuscenes/toy_nuscenes2d_temporal_infos_train.pkl')

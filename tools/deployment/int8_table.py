@@ -1,4 +1,4 @@
-"""The metric of every family before and after INT8; see --help."""
+"""Measure the metric of every family's toy before and after INT8; see --help."""
 
 import sys
 from pathlib import Path

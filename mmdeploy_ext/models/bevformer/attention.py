@@ -2,8 +2,8 @@
 
 A graph computes the same by other code, `families/parts/bev_attention.py`: so a proof compares two forms.
 
-Glossary: N cameras, Q cells of the bird's-eye view, C channels, M heads, D = C / M, L levels, h, w their
-sizes, P points per level, Z points of a pillar.
+Glossary: N cameras, Q cells of the bird's-eye view, n of them, C channels, M heads, D = C / M, L levels, h, w
+their sizes, B views or pictures, S tokens of each, Z points of a pillar.
 
 Source of names and shapes: fundamentalvision/BEVFormer 66b65f3, `modules/{temporal_self_attention,
 spatial_cross_attention,decoder}.py`. Training needs more than this (dropout, initial values): not here.

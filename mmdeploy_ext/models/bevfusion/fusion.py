@@ -29,7 +29,7 @@ from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.sparse_backbone.model import LidarBackbone
 
 SENSORS = ('camera', 'lidar')
-"""In the order of the joined channels."""
+"""Keys of `encoders`, in the order in which their maps are joined."""
 HEADS = dict(TransFusionHead='TransFusionHead', CenterHead='BEVFusionCenterHead')
 """Type in a config -> type that is built: mmdet3d's CenterHead takes maps (Y, X), those here are (X, Y)."""
 
@@ -236,7 +236,7 @@ class BEVFusion(BaseModule):
     def simple_test(
         self, img_metas: Sequence[Mapping[str, Any]], points: Sequence[Tensor], img: Tensor | None = None
     ) -> list[dict[str, Any]]:
-        """Return 'pts_bbox' -> boxes, scores and labels per sample, as mmdet3d's data sets evaluate them.
+        """Return a dict per sample: 'pts_bbox' -> boxes, scores and labels, as mmdet3d's data sets take them.
 
         The arguments are those of `predictions`; metas have `box_type_3d`, too.
         """
@@ -262,8 +262,9 @@ def check_parts(encoders: Mapping[str, Any], fuser: Any, heads: Mapping[str, Any
         )
     if (fuser is not None) != (len(sensors) > 1):
         raise ConfigError(f'BEVFusion: fuser={fuser}: two sensors need one, a single one has none')
-    others = [name for name, head in heads.items() if head and name != 'object']
-    if others or not heads.get('object'):
-        raise ConfigError(f'BEVFusion: heads has {", ".join(others) or "no object"}; expected object alone')
+    unknown_heads = [name for name, head in heads.items() if head and name != 'object']
+    if unknown_heads or not heads.get('object'):
+        names = ', '.join(unknown_heads) or 'no object'
+        raise ConfigError(f'BEVFusion: heads has {names}; expected object alone')
     if (kind := heads['object'].get('type')) not in HEADS:
         raise ConfigError(f'BEVFusion: heads.object.type={kind!r}; expected {" or ".join(HEADS)}')

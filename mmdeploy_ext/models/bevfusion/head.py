@@ -313,7 +313,7 @@ class TransFusionHead(nn.Module):
 
     @property
     def nms(self) -> dict[str, Any] | None:
-        """`classes`, `radius`, a squared distance in m2, and `most`, the boxes of a class, of circle NMS.
+        """Circle NMS: `classes`, `radius`, a squared distance in m2, and `most`, a class's boxes at most.
 
         None if the config has no circle NMS.
         """

@@ -21,7 +21,7 @@ VIEW_TRANSFORMS = Registry('view transform')
 
 
 def build_view_transform(cfg: dict[str, Any]) -> nn.Module:
-    """Return a view transform of a config."""
+    """Build the view transform of a config, whose `type` is a name in `VIEW_TRANSFORMS`."""
     return build_from_cfg(cfg, VIEW_TRANSFORMS)
 
 
@@ -133,9 +133,10 @@ class ViewTransform(nn.Module):
         return first, points // depths * pixels + points % pixels, *further_tables
 
     def pool_by_tables(self, weights: Tensor, features: Tensor, tables: Sequence[Tensor]) -> Tensor:
-        """Return the sums of `pool` for one sample, (1, C, X, Y), by gathers alone; see `pool_tables`.
+        """Return the sums of `pool` for one sample, (1, C, X, Y), by gathers alone.
 
-        They are added in another order, and so differ by rounding.
+        They are added in another order, and so differ by rounding. Weights are (N, D, h, w), features
+        (N, C, h, w) and tables those of `pool_tables`.
         """
         first, pixels, second, third, slots = tables
         factors = torch.nn.functional.pad(weights.flatten(), (1, 0))[first]

@@ -84,8 +84,8 @@ class InfiniteGroupEachSampleInBatchSampler(Sampler):
     Position p of all P = samples_per_gpu * num_replicas takes sequences p, p + P, p + 2P, ... of an endless
     chain of seeded permutations of the sequences, so no two positions share a sequence of one permutation.
     `num_replicas` is the number of ranks, `rank` this one. The data set's `flag` (frames,) is the sequence of
-    each frame; the seed is the same on all ranks, None is 0. Its length is the number of the data set's
-    frames, whatever the size of a batch. ValueError: there are fewer sequences than P.
+    each frame; the seed is the same on all ranks, None is 0. The sampler's length is the number of the data
+    set's frames, whatever the size of a batch. ValueError: there are fewer sequences than P.
 
     Source: exiawsh/StreamPETR 95f6470, datasets/samplers/group_sampler.py.
     """
@@ -149,7 +149,7 @@ def build_dataloader(
     is that of the training order and the loaders' augmentation. `num_gpus` and `runner_type` are not used:
     one process has one device, and the sampler says whether it gives batches. `dist` says whether samples are
     shared among the ranks; the two samplers are configs of the registry of samplers, None for mmdet's
-    `DistributedGroupSampler` and for `DistributedSampler`.
+    `DistributedGroupSampler` and for `DistributedSampler`. `kwargs` are those of PyTorch's `DataLoader`.
     """
     rank, world_size = get_dist_info() if dist else (0, 1)
     shared = dict(dataset=dataset, num_replicas=world_size, rank=rank, seed=seed)

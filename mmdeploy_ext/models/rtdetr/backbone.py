@@ -70,7 +70,7 @@ class BasicBlock(ResidualBlock):
 class Bottleneck(ResidualBlock):
     """1x1, 3x3 with the stride, 1x1 to four times the width.
 
-    For the arguments see `ResidualBlock`.
+    `width` is the number of channels between the convolutions. For the other arguments see `ResidualBlock`.
     """
 
     expansion = 4
@@ -116,7 +116,7 @@ class PResNet(BaseModule):
     """ResNet-vd whose last three stages (strides 8, 16, 32) are the result.
 
     Attributes:
-        out_channels: of the three maps.
+        out_channels: numbers of channels of the three maps, the finest first.
     """
 
     def __init__(
@@ -130,9 +130,9 @@ class PResNet(BaseModule):
         """Make the network of a depth of 18, 34, 50 or 101; ConfigError: another one.
 
         With `freeze_norm` statistics and parameters of all normalisations stay as loaded (R50 and R101), with
-        `freeze_stem` the stem does not learn (the original's `freeze_at: 0`). `base_channels` is the width of
-        the first stage; `init_cfg=dict(type='Pretrained', checkpoint=...)` takes the original's backbone
-        files.
+        `freeze_stem` the parameters of the stem stay (the original's `freeze_at: 0`), but not its statistics.
+        `base_channels` is the width of the first stage; `init_cfg=dict(type='Pretrained', checkpoint=...)`
+        takes the original's backbone files.
         """
         super().__init__(init_cfg)
         if depth not in STAGE_BLOCKS:

@@ -42,7 +42,7 @@ class SparseBox3DDecoder:
     """The best instances of a frame as boxes.
 
     Args:
-        num_output: number of boxes, at most A.
+        num_output: number of boxes before the threshold, at most A.
         score_threshold: smallest score of a box, before it is multiplied by the centerness; None keeps all.
         sorted: True, as in the published configs.
     """

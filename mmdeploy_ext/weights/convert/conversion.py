@@ -42,7 +42,7 @@ def in_model_order(tensors: Tensors, model: Tensors, config: str, advice: str) -
         tensors: converted tensors by the model's names.
         model: what `model_tensors` returned.
         config: name of the config, for the message.
-        advice: end of the message, which begins with its own full stop or comma.
+        advice: end of the message, with the full stop or space that it begins with.
 
     Raises:
         CheckpointError: names or shapes differ; the caller names the checkpoint.

@@ -14,7 +14,7 @@ from mmdeploy_ext.weights.convert.mmdet3_config import config_text, read_mmdet3_
 from mmdeploy_ext.weights.convert.mmdet3_names import COMMAND, UNUSED_PREFIXES, to_mmdet2_name
 
 KEPT_META = ('epoch', 'iter', 'seed', 'mmengine_version')
-"""Keys of the file's `meta` that the converted file has, too."""
+"""Keys of the file's `meta` that the converted file has, too, if their values are texts or whole numbers."""
 OTHER_CONFIG = (
     f'. Give the config of the same model with --config; `{command(COMMAND)} --config CONFIG3.py OUT.py` '
     f"makes it of mmdet 3's"
@@ -66,7 +66,8 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any) -> Converted:
     """Convert the checkpoint `source` for `cfg`, a config of mmdet 2.28, and write it to the file `target`.
 
     The file gets the checkpoint's class names as `CLASSES`, if it has some (`load_checkpoint` finds them in
-    its `dataset_meta` or its `CLASSES`), and its `KEPT_META`. It replaces an older one at once.
+    its `dataset_meta` or its `CLASSES`), and its `KEPT_META`. It replaces an older one at once. What was
+    converted is returned.
 
     Raises:
         CheckpointError: as `load_checkpoint` and `convert`; or weights that are not finite, or are integers

@@ -42,8 +42,9 @@ OTHER_VALUE = re.compile(r'\{\{\s*(\w+)\s*\}\}')
 def to_mmdet2_config(cfg: Any) -> Any:
     """Return a config of mmdet 3 as one of mmdet 2.28: model, test pipeline and test data set.
 
-    `cfg` is what `read_mmdet3_config` returned, and the result an mmcv `Config`, too. Keys that only training
-    and mmengine's Runner read (`optim_wrapper`, `default_hooks`, ...) are left out.
+    `cfg` is what `read_mmdet3_config` returned, and the result an mmcv `Config`, too; of a detector of
+    `PLUGINS` it imports the module there. Keys that only training and mmengine's Runner read
+    (`optim_wrapper`, `default_hooks`, ...) are left out.
 
     Raises:
         ConfigError: it is no config of mmdet 3, has a part, a key or a value that mmdet 2.28 lacks, or a
@@ -155,7 +156,7 @@ def _mmdet2_types() -> Iterable[str]:
 def read_mmdet3_config(path: str | Path) -> Any:
     """Return a config of mmdet 3 as an mmcv `Config`.
 
-    `path` is that of the config, which is run and whose bases are read, too, or of a checkpoint of mmengine
+    `path` is that of the config, which is run, as are its bases, or of a checkpoint of mmengine
     (`CHECKPOINTS`) that has it as text, which is not run.
 
     Raises:

@@ -50,7 +50,7 @@ STACK_KEYS = {'num_layers', 'layer_cfg', 'init_cfg', 'return_intermediate', 'pos
 
 
 def parts(config: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield path and dict of every part of a config that has a `type`, outer parts first.
+    """Yield path and dict of every part of a config whose `type` is a text, outer parts first.
 
     The path of `config` itself is `path`, such as 'model'; those inside are 'model.neck',
     'model.bbox_head.loss_cls', and with an index in lists 'model.bbox_head.0'. Only dicts, lists and tuples
@@ -67,9 +67,10 @@ def parts(config: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def without_scope(path: str, config: Any) -> Any:
-    """Return a copy of a part of a config without the scope `mmdet.` of types.
+    """Return a copy of a part of a config, a dict or a list of dicts, without the scope `mmdet.` of types.
 
-    `path` is that of the part, such as 'model', for the ConfigError if a type has another scope.
+    Entries `_scope_` are left out, too. `path` is that of the part, such as 'model', for the ConfigError if a
+    type has another scope.
     """
     config = copy.deepcopy(config)
     for part_path, part in parts(config, path):
@@ -146,7 +147,7 @@ def convert_centernet(model: dict[str, Any]) -> None:
 
 
 def convert_rtmdet(model: dict[str, Any]) -> None:
-    """Remove the assigner of training, which mmdet 2.28 lacks, from `model`, in place.
+    """Set `train_cfg` of `model`, whose assigner mmdet 2.28 lacks, to None, in place.
 
     ConfigError: it is no detector of boxes, whose head is RTMDetSepBNHead.
     """
@@ -185,7 +186,9 @@ def convert_panoptic_fpn(model: dict[str, Any]) -> None:
 
 
 def convert_detr(model: dict[str, Any]) -> None:
-    """Move transformer, encoding and neck of `model` into its head, in place.
+    """Move transformer, number of queries and encoding of `model` into its head, in place.
+
+    The neck, a projection to one map, is removed: the head of mmdet 2 has that layer itself.
 
     ConfigError: the neck is not the projection of DETR, or a layer has a key that is not known here.
     """
@@ -212,7 +215,7 @@ def convert_detr(model: dict[str, Any]) -> None:
 
 
 def convert_deformable_detr(model: dict[str, Any]) -> None:
-    """Move transformer and encoding of `model` into its head, in place; its neck stays.
+    """Move transformer, number of queries and encoding of `model` into its head, in place; its neck stays.
 
     ConfigError: a layer has a key that is not known here.
     """

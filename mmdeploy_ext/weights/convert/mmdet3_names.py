@@ -96,7 +96,7 @@ def advice(path: str, stage: str, keys: Collection[Any]) -> str:
     Args:
         path: path of the file.
         stage: how far it was read: 'unreadable', 'content' (a dict without a state dict) or 'tensors'.
-        keys: none if it is unreadable, keys of the dict, or names of the state dict.
+        keys: empty if it is unreadable, keys of the dict, or names of the state dict.
     """
     if stage != 'tensors' or not any(MMDET3_NAMES.match(str(key)) for key in keys):
         return ''

@@ -70,7 +70,7 @@ class Converted:
 
 
 def convert_file(source: str | Path, target: str | Path, cfg: Any, weights: str = 'auto') -> Converted:
-    """Convert a file and write `{'meta', 'state_dict'}`, with empty `meta`, atomically.
+    """Convert a file, write `{'meta', 'state_dict'}` with empty `meta`, and return what was converted.
 
     Args:
         source: .pth, .bin or .safetensors.

@@ -86,17 +86,17 @@ def original_name(key: str) -> str:
 
 
 def is_transformers(keys: Iterable[str]) -> bool:
-    """Return whether keys are names of transformers' `RTDetrForObjectDetection`."""
+    """Return whether any of the keys is a backbone's name in transformers' `RTDetrForObjectDetection`."""
     return any(key.startswith('model.backbone.model.') for key in keys)
 
 
 def is_original(keys: Iterable[str]) -> bool:
-    """Return whether keys are names of the original PyTorch repository."""
+    """Return whether any of the keys is a backbone's name in the original PyTorch repository."""
     return any(key.startswith('backbone.res_layers.') for key in keys)
 
 
 def is_paddle(keys: Iterable[str]) -> bool:
-    """Return whether keys are names of PaddleDetection."""
+    """Return whether any of the keys is a name of a batch norm of PaddleDetection."""
     return any(PADDLE_NORM.search(key) for key in keys)
 
 
@@ -138,7 +138,7 @@ def advice(path: str, stage: str, keys: Collection[Any]) -> str:
         path: path of the file.
         stage: how far it was read: 'unreadable', 'content' (a dict without a state dict, whose message is the
             end of another one) or 'tensors'.
-        keys: none if it is unreadable, keys of the dict, or names of the state dict.
+        keys: empty if it is unreadable, keys of the dict, or names of the state dict.
     """
     command = conversion_command(COMMAND, path)
     if stage == 'unreadable':

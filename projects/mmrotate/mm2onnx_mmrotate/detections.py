@@ -22,7 +22,9 @@ UNIT_CORNERS = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
 
 @dataclasses.dataclass(frozen=True)
 class RotatedDetections(Scored):
-    """Rotated boxes of one image.
+    """Rotated boxes of one image, best first but for candidates that are still to be sorted.
+
+    `Scored` and its base describe how results are selected, sorted and written.
 
     Attributes:
         boxes: (n, 5) float32 x and y of the centre, width, height, in pixels of the network input or of the

@@ -47,12 +47,13 @@ def is_wrap(boxes: np.ndarray, turns: np.ndarray, version: str) -> np.ndarray:
     return (square & (distance <= MOST_TURNS)) | (at_end & (distance == across))
 
 
-def read_as(boxes: np.ndarray, others: np.ndarray, version: str) -> np.ndarray:
-    """Return boxes (..., 5) in the readings of others (..., 5), wherever rounding decides between the two.
+def read_as(boxes: np.ndarray, engine_boxes: np.ndarray, version: str) -> np.ndarray:
+    """Return boxes (..., 5) in the readings of `engine_boxes` (..., 5), wherever rounding decides of two.
 
-    Where it does not decide, a box keeps its own reading.
+    Boxes have the columns of `is_wrap`, and are compared index by index. Where rounding does not decide, a
+    box keeps its own reading.
     """
-    turns = quarter_turns(boxes[..., 4], others[..., 4])
+    turns = quarter_turns(boxes[..., 4], engine_boxes[..., 4])
     turns = np.where(is_wrap(boxes, turns, version), turns, 0)
     odd = turns % 2 == 1
     width, height = np.where(odd, boxes[..., 3], boxes[..., 2]), np.where(odd, boxes[..., 2], boxes[..., 3])

@@ -19,9 +19,10 @@ from mmdeploy_ext.preprocess.pictures import PreparedImage
 def rotated_detections(
     model: nn.Module, images: Sequence[PreparedImage], rescale: bool, version: str
 ) -> list[RotatedDetections]:
-    """Return the results of the detector's own test path, in descending score order.
+    """Return the results of the detector's own test path, per image, in descending score order.
 
-    Boxes are in pixels of the originals with `rescale`; `version` is that of the angles.
+    `images` are network inputs of one size. Boxes are in pixels of the originals with `rescale`, else of
+    the network input; `version` is that of the model's angles, which they get.
     """
     with equal_scores_by_index():
         results = tested(model, images, metas_of(images), rescale)

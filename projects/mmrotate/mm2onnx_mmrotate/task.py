@@ -80,7 +80,8 @@ def pair_up(
 def figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, Any], str]:
     """Return fields of a `DetectionRow` and a text on the worst pairs; see `matching.iou_figures`.
 
-    `worst` takes values (P,) and returns the largest one of the pairs that count.
+    `worst` takes values (P,) and returns the largest one of the pairs that count; a further argument is what
+    it returns if none does.
     """
     fields, text = matching.iou_figures(pairing, worst)
     if turns := worst(pairing.gaps['quarter turns']):

@@ -36,7 +36,10 @@ DISTANCES = 'distances left top right bottom along the axes of the box, pixels'
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of a form."""
+    """Return the contract of the graph of a detector; its form and sizes are those of the options.
+
+    UsageError: the form is 'decode' or 'raw', of one size, and the model does not take that.
+    """
     head = last_head(model)
     smallest = 1  # a file of one size has whatever mmcv does with maps that are smaller than its kernels
     if options.dynamic:

@@ -51,10 +51,10 @@ def choose_as(
     within which rounding decides. `outputs` are the engine's by name, `reference` those of `tensors`; see
     `ImageFamily.choose_as`. `feeds` and the bar of ties that may follow are not used.
     """
-    chosen, boxes = dict(reference), outputs.get('boxes')
+    tensors, boxes = dict(reference), outputs.get('boxes')
     if boxes is not None and boxes.shape == np.shape(reference.get('boxes')):
-        chosen['boxes'] = read_as(reference['boxes'], boxes, version_of(last_head(model)))
-    return chosen
+        tensors['boxes'] = read_as(reference['boxes'], boxes, version_of(last_head(model)))
+    return tensors
 
 
 def upstream_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
@@ -118,7 +118,8 @@ def decode_by_mmrotate(model: nn.Module, raw: Mapping[str, torch.Tensor]) -> dic
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[RotatedDetections]:
     """Return the results of the detector's own test path, per image, best first.
 
-    Boxes are in pixels of the originals with `rescale`, else of the network input.
+    `images` are network inputs of one size. Boxes are in pixels of the originals with `rescale`, else of the
+    network input.
     """
     with min_area_polygons_on_cpu():
         return rotated_detections(model, images, rescale, version_of(last_head(model)))

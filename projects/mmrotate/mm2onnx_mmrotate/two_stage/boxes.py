@@ -20,7 +20,7 @@ from mmdeploy_ext.families.parts.runtime.box_coders import softmax
 
 
 class UprightPool(Pool):
-    """A `SingleRoIExtractor`, whose regions may have no size: mmrotate keeps such proposals.
+    """A `SingleRoIExtractor`, whose regions may have no size: mmrotate keeps such proposals; see `Pool`.
 
     An `aligned` layer of mmcv that gives no number of samples takes as many of a cell as it is long: none of
     a region without a width or a height, whose features are zero. OpenVINO takes one. A layer that is not
@@ -40,7 +40,7 @@ class UprightPool(Pool):
 
 
 class RotatedPool(Pool):
-    """A `RotatedSingleRoIExtractor`: every rotated region from the level of its size."""
+    """A `RotatedSingleRoIExtractor`: every rotated region from the level of its size, see `Pool.levels`."""
 
     def forward(
         self, maps: Sequence[Tensor], boxes: Tensor, images: Tensor, factor: float | None = None
@@ -74,8 +74,8 @@ class Stage(nn.Module):
         rows = regions.shape[:2]
         images = torch.arange(rows[0], device=regions.device)[:, None].expand(-1, rows[1]).flatten()
         features = self.shared(self.pool(maps, regions.flatten(0, 1), images))
-        logits, *others = self.head(features)
-        columns = zip(self.columns, others, strict=True)
+        logits, *box_outputs = self.head(features)
+        columns = zip(self.columns, box_outputs, strict=True)
         named = {name: values.reshape(*rows, -1, count) for (name, count), values in columns}
         return logits.reshape(*rows, -1), named
 

@@ -52,9 +52,9 @@ def _exaggerated_regions(outputs: Any) -> Any:
 
     The rows of a graph may have another order than those of mmrotate, so that no index can choose them.
     """
-    scores, deltas, *others = outputs
+    scores, deltas, *shares = outputs
     far = (deltas[:, :1] > 0) & (deltas[:, 1:2] > 0)
-    return scores, torch.where(far, deltas * FACTOR, deltas), *others
+    return scores, torch.where(far, deltas * FACTOR, deltas), *shares
 
 
 UNREAD = ('nms_pre', 'min_bbox_size')

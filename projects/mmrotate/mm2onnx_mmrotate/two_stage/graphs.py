@@ -158,14 +158,14 @@ class ProposalsForm(nn.Module):
 
 
 def output_names(model: nn.Module, form: str) -> tuple[str, ...]:
-    """Return the names of the outputs of a form."""
+    """Return the names of the outputs of a form, one of `FORMS`."""
     if form == 'raw':
         return raw_names(model)
     return ('boxes', 'scores') if form == 'decode' else FULL_NAMES
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of a form."""
+    """Return the contract of the graph; its form and sizes are those of the options."""
     image = image_input(options, smallest_input(model), detector_parts.multiple(model))
     batch = image.axes[0]
     clips = options.form != 'raw' or not is_oriented(model.rpn_head)  # rotated proposals are not clipped

@@ -15,9 +15,10 @@ from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[RotatedDetections]:
-    """Return the results of the detector's own test path.
+    """Return the results of the detector's own test path, per image, best first.
 
-    Without `rescale` the ratios are 1, so that boxes are in pixels of the network input: mmrotate's
+    `images` are network inputs of one size. Boxes are in pixels of the originals with `rescale`. Without it
+    the ratios are 1, so that boxes are in pixels of the network input: mmrotate's
     `GVBBoxHead` fails if it does not divide by any.
     """
     if not rescale:
@@ -27,7 +28,7 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
 
 
 def proposals_alone(model: nn.Module, images: Sequence[PreparedImage]) -> list[RotatedDetections]:
-    """Return the proposals of mmrotate's head for each image, in pixels of the network input."""
+    """Return the proposals of mmrotate's head for each image, a network input, in pixels of that."""
     with torch.no_grad():
         maps = model.extract_feat(batch_of(model, images).contiguous())
         proposals = model.rpn_head.simple_test_rpn(maps, metas_of(images))
