@@ -163,7 +163,7 @@ class VoVNet(BaseModule):
         init_cfg: mmcv's.
 
     Raises:
-        ConfigError: an unknown `spec_name` or `out_features`.
+        ConfigError: an unknown `spec_name`, or `out_features` that are unknown or empty.
     """
 
     def __init__(

@@ -108,7 +108,7 @@ def read_pickled(path: str | Path) -> dict[str, torch.Tensor]:
     wrappers; quantisers' `_amax` are among the buffers; buffers that are not persistent are left out.
 
     Raises:
-        CheckpointError: there is no such file; it has no module and no state dict, or cannot be read this
+        CheckpointError: the file cannot be opened; it has no module and no state dict, or cannot be read this
             way, and the message says how to convert it; or `checkpoint.plain_tensors` refuses its tensors.
     """
     try:

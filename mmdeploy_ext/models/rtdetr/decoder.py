@@ -85,7 +85,7 @@ def inside_margin(size: int, device: torch.device) -> torch.Tensor:
 class Selection:
     """The tokens that become queries."""
 
-    tokens: torch.Tensor  # (B, Q) int64, by descending score
+    tokens: torch.Tensor  # (B, Q) int64, by descending score unless they were given
     target: torch.Tensor  # (B, Q, D) their content
     boxes_logit: torch.Tensor  # (B, Q, 4) cx, cy, w, h before the sigmoid
     logits: torch.Tensor  # (B, Q, C) class logits of the encoder

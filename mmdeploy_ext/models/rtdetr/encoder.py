@@ -170,7 +170,7 @@ class RTDETRHybridEncoder(BaseModule):
         return self.bottom_up(*self.top_down(maps))
 
     def attend(self, features: torch.Tensor) -> torch.Tensor:
-        """Let the tokens of the coarsest map (B, D, h, w) look at each other."""
+        """Return the coarsest map (B, D, h, w) after its tokens have looked at each other."""
         tokens = self.encoder[0](features.flatten(2).transpose(1, 2), self.position(features))
         return tokens.transpose(1, 2).reshape(features.shape)
 

@@ -86,7 +86,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, tokens: torch.Tensor, position: torch.Tensor, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Attend: queries and keys are tokens (B, T, D) + position (B or 1, T, D), values are tokens.
+        """Return (B, T, D): queries and keys are tokens (B, T, D) + position (B or 1, T, D), values tokens.
 
         `mask` (T, T) bool is True where a row must not look at a column; None: every row looks at all.
         """

@@ -130,7 +130,7 @@ class InstanceBank(BaseModule):
         seconds = (metas['timestamp'] - self.metas['timestamp']).to(feature.dtype)
         self.mask = seconds.abs() <= self.max_time_interval
         pairs = zip(metas['img_metas'], self.metas['img_metas'], strict=True)
-        motion = np.stack([present['T_global_inv'] @ last['T_global'] for present, last in pairs])
+        motion = np.stack([now['T_global_inv'] @ before['T_global'] for now, before in pairs])
         self.cached_anchor = self.anchor_handler.anchor_projection(
             self.cached_anchor, feature.new_tensor(motion), seconds
         )
@@ -153,8 +153,7 @@ class InstanceBank(BaseModule):
         is_kept = self.mask[:, None, None]
         pairs = (self.cached_feature, feature), (self.cached_anchor, anchor)
         feature, anchor = (
-            torch.where(is_kept, torch.cat([cached, rows_of(present, best)], 1), present)
-            for cached, present in pairs
+            torch.where(is_kept, torch.cat([kept, rows_of(own, best)], 1), own) for kept, own in pairs
         )
         if self.instance_id is not None:
             self.instance_id = torch.where(self.mask[:, None], self.instance_id, NO_ID)
@@ -170,8 +169,8 @@ class InstanceBank(BaseModule):
         confidence = logits.amax(-1).sigmoid()
         if self.confidence is not None:
             decayed = self.confidence * self.confidence_decay
-            remembered = torch.maximum(decayed, confidence[:, : self.num_temp_instances])
-            confidence = torch.cat([remembered, confidence[:, self.num_temp_instances :]], 1)
+            kept = torch.maximum(decayed, confidence[:, : self.num_temp_instances])
+            confidence = torch.cat([kept, confidence[:, self.num_temp_instances :]], 1)
         self.metas, self.temp_confidence = metas, confidence
         self.confidence, self.kept = best_rows(confidence, self.num_temp_instances)
         self.cached_feature, self.cached_anchor = rows_of(feature, self.kept), rows_of(anchor, self.kept)

@@ -75,7 +75,14 @@ class LidarBackbone(nn.Module):
         """
         features, coordinates = [], []
         for sample, cloud in enumerate(points):
-            means, cells = self._voxelize_cloud(self._checked(cloud, sample))
+            cloud = self._checked(cloud, sample)
+            if not len(cloud):
+                means, cells = cloud, cloud.new_zeros((0, 3), dtype=torch.int32)
+            elif self.voxel_layer.max_num_points == -1:
+                means, cells = self.scatter(cloud, self.voxel_layer(cloud))
+            else:
+                voxels, cells, counts = self.voxel_layer(cloud)
+                means = voxels.sum(1) / counts.clamp(min=1).to(voxels)[:, None]
             if axes(self.encoder) == 'xyz':
                 cells = cells.flip(1)  # mmcv counts z, y, x
             features.append(means)
@@ -95,15 +102,6 @@ class LidarBackbone(nn.Module):
                 f'points of sample {sample}: {broken} of {len(cloud)} hold NaN or infinity; drop them'
             )
         return cloud
-
-    def _voxelize_cloud(self, cloud: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return means (N, in_channels) and cells (N, 3) in z, y, x of points (P, in_channels)."""
-        if not len(cloud):
-            return cloud, cloud.new_zeros((0, 3), dtype=torch.int32)
-        if self.voxel_layer.max_num_points == -1:
-            return self.scatter(cloud, self.voxel_layer(cloud))
-        voxels, cells, counts = self.voxel_layer(cloud)
-        return voxels.sum(1) / counts.clamp(min=1).to(voxels)[:, None], cells
 
     def forward(self, points: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return (B, C, H, W) for a batch of point clouds, see `voxelize`; zeros if no point is in range."""

@@ -166,20 +166,18 @@ def _normalise_and_pad(
     if pad is None:
         pad_value = dict(pad_val=dict(img=[value] * 3)) if value else {}
         steps.append(dict(type='Pad', size_divisor=divisor, **pad_value))
-    elif not _pads_to_multiples(pad, scale, divisor):
+        return steps
+    sides = pad.get('size') or (scale.get('img_scale') if pad.get('pad_to_square') else None)
+    if sides is None:
+        is_multiple = int(pad.get('size_divisor') or 1) % divisor == 0
+    else:
+        is_multiple = len(set(sides)) == 1 and sides[0] % divisor == 0
+    if not is_multiple:
         raise ConfigError(
             f'model.data_preprocessor.pad_size_divisor={divisor} after a Pad of the pipeline to another '
             f'size; expected one of both'
         )
     return steps
-
-
-def _pads_to_multiples(pad: Mapping[str, Any], scale: Mapping[str, Any], divisor: int) -> bool:
-    """Return whether both sides are multiples of the divisor after a Pad."""
-    sides = pad.get('size') or (scale.get('img_scale') if pad.get('pad_to_square') else None)
-    if sides is None:
-        return int(pad.get('size_divisor') or 1) % divisor == 0
-    return len(set(sides)) == 1 and sides[0] % divisor == 0
 
 
 def _collect(pack: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,10 @@ def rotated_detections(
 
 
 def rotated_boxes_of_classes(result: Sequence[np.ndarray], version: str) -> RotatedDetections:
-    """Return the boxes of an image; `result` has an array (n, 6) of each class: box and score."""
+    """Return the boxes of an image, best first, of equal scores the lower class first.
+
+    `result` has an array (n, 6) of each class: box and score; `version` is the angle version of the boxes.
+    """
     rows = np.concatenate([np.asarray(boxes, np.float32).reshape(-1, 6) for boxes in result])
     labels = np.repeat(np.arange(len(result), dtype=np.int64), [len(boxes) for boxes in result])
     order = np.argsort(-rows[:, 5], kind='stable')

@@ -41,7 +41,10 @@ def sizes_of(feeds: Arrays, batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def best_of(scores: np.ndarray, count: int) -> np.ndarray:
-    """Return the indices of the `count` best scores (n,), best first; of all if `count` is not positive."""
+    """Return the indices of the `count` best scores (n,), best first, of equal ones the first.
+
+    They are those of all scores if `count` is not positive.
+    """
     order = np.argsort(-scores, kind='stable')
     return order[:count] if count > 0 else order
 

@@ -66,11 +66,9 @@ class Kind:
     mark_width: float = 0.08
 
 
-def _disc(corners: int = 48) -> np.ndarray:
-    angles = np.arange(corners) * (2 * math.pi / corners)
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1) / 2
-
-
+_DIRECTIONS = np.arange(48) * (2 * math.pi / 48)
+DISC = np.stack([np.cos(_DIRECTIONS), np.sin(_DIRECTIONS)], axis=1) / 2
+"""Outline of a disc of diameter 1 around 0, a polygon of 48 corners."""
 KINDS = {
     'small-vehicle': Kind((14, 24), (1.7, 2.3), UNIT_CORNERS, (((0.15, -0.5), (0.15, 0.5)),), 0.3),
     'large-vehicle': Kind((30, 56), (2.8, 4.0), UNIT_CORNERS, (((0.25, -0.5), (0.25, 0.5)),), 0.2),
@@ -87,7 +85,7 @@ KINDS = {
         UNIT_CORNERS,
         (((-0.42, -0.35), (0.42, -0.35)), ((-0.42, 0.35), (0.42, 0.35)), ((0, -0.5), (0, 0.5))),
     ),
-    'storage-tank': Kind((16, 44), (1.0, 1.0), _disc(), (), 0.0),
+    'storage-tank': Kind((16, 44), (1.0, 1.0), DISC, (), 0.0),
 }
 """Name of a class, one of DOTA's -> its appearance."""
 CLASSES = tuple(KINDS)
@@ -164,7 +162,10 @@ def place_objects(
 def paint(
     rng: np.random.Generator, boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int]
 ) -> np.ndarray:
-    """Paint objects, boxes (n, 5) with labels (n,), on textured ground; returns (H, W, 3) uint8 BGR."""
+    """Return a picture (H, W, 3) uint8 BGR of objects, boxes (n, 5) with labels (n,), on textured ground.
+
+    `size` is (H, W); boxes have the columns of `Aerial`.
+    """
     height, width = size
     ground = colour_pair(rng, (0.1, 0.4))
     canvas = texture(rng, height, width, ground)

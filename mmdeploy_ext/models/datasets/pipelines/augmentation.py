@@ -73,7 +73,7 @@ class ResizeCropFlipRotImage:
     Args:
         data_aug_conf: `H`, `W` of the source, `final_dim` (H, W) of the result, `bot_pct_lim` (the share of
             the height that is cut off at the bottom, from and to), `resize_lim` (a factor, from and to),
-            `rand_flip` (whether half of the frames are mirrored), `rot_lim` (only (0, 0)).
+            `rand_flip` (whether half of the frames are mirrored), `rot_lim` (only (0, 0), else ValueError).
         with_2d: transform the 2D boxes too (training).
         filter_invisible: drop 2D boxes that nearer ones cover wholly.
         training: random values; otherwise the smallest scale that fills the image, mean bottom cut, centred,

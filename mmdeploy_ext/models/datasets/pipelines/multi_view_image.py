@@ -41,6 +41,8 @@ class NormalizeMultiviewImage:
 class RandomScaleImageMultiViewImage:
     """Resize every image by the one factor in `scales`, bilinearly, and `lidar2img` with it.
 
+    ValueError: there is not just one factor.
+
     Source: fundamentalvision/BEVFormer 66b65f3, datasets/pipelines/transform_3d.py; nothing in it is random.
     """
 
@@ -65,7 +67,8 @@ class RandomScaleImageMultiViewImage:
 class PadMultiViewImage:
     """Pad every image at the right and the bottom, to `size` (H, W) or to a multiple of `size_divisor`.
 
-    One of both is None. A side that is longer than that of `size` stays. Padding has the value `pad_val`.
+    One of both is None (else ValueError). A side that is longer than that of `size` stays. Padding has the
+    value `pad_val`.
 
     Adds `img_shape` (before), `pad_shape` (after), both lists of (H, W, C), `pad_fix_size` and
     `pad_size_divisor`.

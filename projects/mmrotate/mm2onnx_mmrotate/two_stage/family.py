@@ -8,7 +8,7 @@ the choice of the proposals alone, `trial` all of it, with the proposals as one 
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,17 +34,6 @@ from mmdeploy_ext.families.parts.mmdet_reference import recorded
 from mmdeploy_ext.families.parts.proposals import facts_of, generator_of, thresholds
 from mmdeploy_ext.families.parts.regions import part_of
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
-
-
-def _exaggerated_proposals(head: nn.Module) -> Callable[[Any], Any]:
-    """Return a function that changes the outputs of a head of proposals: the deltas in some cells."""
-    coder = None if heads.is_oriented(head) else facts_of(head)['coder']
-
-    def change(outputs: Any) -> Any:
-        scores, deltas = outputs
-        return scores, [exaggerated_cells(level, coder) for level in deltas]
-
-    return change
 
 
 def _exaggerated_regions(outputs: Any) -> Any:
@@ -190,7 +179,14 @@ class RotatedTwoStageFamily(ImageFamily):
             yield
 
     def exaggerated_first(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
-        return changed_outputs(model.rpn_head, _exaggerated_proposals(model.rpn_head))
+        head = model.rpn_head
+        coder = None if heads.is_oriented(head) else facts_of(head)['coder']
+
+        def change(outputs: Any) -> Any:
+            scores, deltas = outputs
+            return scores, [exaggerated_cells(level, coder) for level in deltas]
+
+        return changed_outputs(head, change)
 
     def sizes_choose_levels(self, model: nn.Module) -> bool:
         return True
