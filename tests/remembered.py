@@ -54,7 +54,8 @@ class Remembering:
             return method
 
         def ask(model: Any, *given: Any, **options: Any) -> Any:
-            key = name, id(model), self._open, digest(given), digest(options)
+            limits = repr([(limit.name, limit.value) for limit in self.plain.limits(model)])
+            key = name, id(model), self._open, limits, digest(given), digest(options)
             if key not in self._known:
                 self._known[key] = model, method(model, *given, **options)  # the model keeps its id
             return self._known[key][1]

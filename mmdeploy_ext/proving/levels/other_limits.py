@@ -110,6 +110,7 @@ class Trials:
         self.image = deploy.prepare_fixed(deployment.rule, image_bgr, options.height, options.width)
         self.file, self.threads = file, threads
         self.parts = PartOutputs(deployment.model, deployment.share('outputs of parts', dict))
+        self._outputs_of_file: dict[Hashable, dict[str, np.ndarray]] = {}
 
     def fitting_trials(self, *, finds_nothing: bool) -> list[Trial]:
         """Return the trials that fit the model; none if results are not compared, or nothing is limited.
@@ -277,7 +278,8 @@ class Trials:
         """Return the network's outputs `names` for the picture, and the inputs of the file.
 
         The file's own network runs if the family's graphs have the network of the reference
-        (`shares_network`) and there is a file, else PyTorch's.
+        (`shares_network`) and there is a file, else PyTorch's. No limit changes what it computes, so that it
+        runs once for equal inputs and names.
         """
         family, model = self.deployment.family, self.deployment.model
         contract = family.spec(model, self.options)
@@ -288,12 +290,14 @@ class Trials:
         if not self.runs_file:
             with self.computed_once():
                 return inputs | family.network_outputs(model, self.options, feeds)
-        sizes = self.file.graph.input[0].type.tensor_type.shape.dim
-        batch = sizes[0].dim_value or 1
         computed = [name for name in names if name not in inputs]
-        runner = Runner(self.file, computed, optimization='basic', threads=self.threads)
-        outputs = runner.run({name: np.repeat(array, batch, 0) for name, array in inputs.items()})
-        return inputs | {name: array[:1] for name, array in outputs.items()}
+        key = (*computed, *content_of(inputs))
+        if key not in self._outputs_of_file:
+            batch = self.file.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
+            runner = Runner(self.file, computed, optimization='basic', threads=self.threads)
+            outputs = runner.run({name: np.repeat(array, batch, 0) for name, array in inputs.items()})
+            self._outputs_of_file[key] = {name: array[:1] for name, array in outputs.items()}
+        return inputs | self._outputs_of_file[key]
 
 
 class Trial(abc.ABC):

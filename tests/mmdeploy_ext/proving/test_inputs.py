@@ -204,6 +204,32 @@ def test_the_last_level_decides_of_a_zoomed_picture_and_of_no_other(picture):
         zoomed_reference(deployment, other_size, references[0])
 
 
+def test_a_search_for_an_object_that_fills_a_picture_takes_few_proposals(picture, monkeypatch):
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+    from mmdeploy_ext.proving import references
+
+    paths = 'configs/demo/mask_rcnn_toy.py', 'demo/checkpoints/mask_rcnn_toy.pth'
+    deployment = deploy.load(*(str(REPO / path) for path in paths))
+    chosen, counts = options(deployment, dynamic=False), []
+    (traced, *_) = proof_inputs(deployment, chosen, [('a', picture)])
+    reference = ImageReference(deployment, traced)
+    assert len(reference.results[0])
+    head = deployment.model.roi_head
+    simple_test = head.simple_test
+
+    def counted(maps, proposals, *args, **kwargs):
+        counts.extend(map(len, proposals))
+        return simple_test(maps, proposals, *args, **kwargs)
+
+    monkeypatch.setattr(references, 'SEARCH_PROPOSALS', 7)
+    monkeypatch.setattr(head, 'simple_test', counted)
+    zoomed = zoomed_reference(deployment, chosen, reference)
+    assert counts and set(counts) == {7}
+    counts.clear()
+    (results,) = zoomed.results  # of all proposals, with masks
+    assert len(results.masks) and counts[0] > 7
+
+
 def test_files_of_a_model_share_a_reference_until_a_run_leaves_something_in_the_model(deployments, picture):
     deployment, other = deployments['atss'], picture[:, ::-1]
     chosen = options(deployment, height=64, width=96)

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+import toy_rtdetr
 from marking import in_suite
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import files
 from mmdeploy_ext.families.limits import Kind, Limit, changed, limits_of, lowered, raised
+from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.levels.other_limits import (
@@ -361,6 +363,24 @@ def test_trials_reuse_what_parts_of_the_model_return_in_the_run_of_the_traced_pi
         assert len(trials.lists()['']) and len(runs) == 1
     (rows,), (alone,) = reference.results, ImageReference(deployment, traced).results
     assert np.array_equal(rows.bboxes_xyxy, alone.bboxes_xyxy) and np.array_equal(rows.scores, alone.scores)
+
+
+def test_the_network_of_a_file_runs_once_for_the_lists_that_trials_make_of_it(monkeypatch, tmp_path):
+    deployment, networks = toy_rtdetr.load_toy(tmp_path), []
+    options = deployment.family.choose(opset=17, height=64, width=96)
+    picture = deploy.prepare_fixed(deployment.rule, IMAGE[1], 64, 96)
+    ((file, _),) = files.export_graphs(deployment, options, [picture])
+    run = Runner.run
+    monkeypatch.setattr(Runner, 'run', lambda runner, feeds: networks.append(feeds) or run(runner, feeds))
+    trials = Trials(deployment, options, IMAGE, file)
+    feeds = deployment.family.feeds([trials.image], rescale=True)
+    names = deployment.family.stages(deployment.model, options)[0].outputs
+    first, again = (trials._network_outputs(feeds, names) for _ in range(2))
+    assert len(networks) == 1 and all(np.array_equal(first[name], again[name]) for name in names)
+    trials._network_outputs(feeds, names[:1])
+    mirrored = {name: np.ascontiguousarray(array[..., ::-1]) for name, array in feeds.items()}
+    assert not np.array_equal(trials._network_outputs(mirrored, names)[names[0]], first[names[0]])
+    assert len(networks) == 3
 
 
 def test_files_of_a_model_share_the_cases_of_trials_that_run_nothing_of_the_file(monkeypatch):
