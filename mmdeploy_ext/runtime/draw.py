@@ -308,12 +308,12 @@ def write(
 
 
 def encode_png(image_bgr: np.ndarray) -> bytes:
-    """Return the bytes of a PNG file; ImageError: OpenCV cannot encode the picture."""
+    """Return the bytes of a PNG file of a picture (h, w, 3) uint8; ImageError: OpenCV refuses its size."""
     return _encode('.png', image_bgr)
 
 
 def encode_jpeg(image_bgr: np.ndarray) -> bytes:
-    """Return the bytes of a JPEG file of quality 88; ImageError: OpenCV cannot encode the picture."""
+    """Return those of a JPEG file of quality 88, as `encode_png`; ImageError: a side is above 65,500."""
     return _encode('.jpg', image_bgr, cv2.IMWRITE_JPEG_QUALITY, 88)
 
 
@@ -327,7 +327,7 @@ def _encode(suffix: str, image_bgr: np.ndarray, *options: int) -> bytes:
 def write_picture(path: Path, image_bgr: np.ndarray) -> None:
     """Write a picture atomically: as PNG if its suffix is .png or missing, else as JPEG.
 
-    ImageError: it cannot be encoded; Mm2OnnxError: the file cannot be written.
+    ImageError: see `encode_png` and `encode_jpeg`; Mm2OnnxError: the file cannot be written.
     """
     encode = encode_png if path.suffix.lower() in ('', '.png') else encode_jpeg
     with atomic_path(path) as temporary:

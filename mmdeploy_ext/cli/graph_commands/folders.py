@@ -136,8 +136,8 @@ def run_check(args: argparse.Namespace) -> int:
     """Check a folder against a contract and print the findings.
 
     `args` are the parsed arguments of this command. Return 0, or 1 if the contract is broken, with --strict
-    also after warnings. UsageError: see `find_contract`; ModelFileError: there is no such folder, or what the
-    contract cannot check.
+    also after warnings. UsageError: see `find_contract`; ModelFileError: what the contract cannot
+    check, with --contract also a folder that is not there.
     """
     name, read = find_contract(args, 'CONTRACTS')
     violations, files = read(args.folder)
