@@ -162,9 +162,10 @@ class FrameDumpComparer:
     def __init__(self, stepper: Stepper, metadata: Sequence[Metadata], deployment: Deployment) -> None:
         """Keep what runs and what is compared.
 
-        `names` and `spec` are then the outputs that are compared and their contract; `bars` those of a file
-        in float16 or INT8, None for float32; `previous` is the index of the last frame, None before the first
-        and after one that could not be compared.
+        `names` and `spec` are then the outputs that are compared, those of `SequenceFamily.compared` or else
+        of the last file, and their contract; `bars` those of a file in float16 or INT8, None for float32;
+        `previous` is the index of the last frame, None before the first and after one that could not be
+        compared.
 
         Args:
             stepper: the files on their engine.
@@ -181,7 +182,7 @@ class FrameDumpComparer:
         self.previous: int | None = None
 
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
-        """Compare the outputs that are the same in every contract of the family.
+        """Run the frame and compare the outputs `names`, of decoder layers those that the files give.
 
         `name` is that of the sample, `tensors` are the arrays of the dump by name, `manifest` is the content
         of its manifest.json.

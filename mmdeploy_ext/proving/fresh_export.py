@@ -176,7 +176,7 @@ def compare_with_fresh_export(
         model: the file.
         metadata: metadata of the file.
         fresh_export: the fresh export of the same model.
-        name: name of the graph if the model has several, else ''.
+        name: name of the graph of a model of frames or sweeps, which the result has, too; else ''.
     """
     try:
         fresh = fresh_export.edited()

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def shape_rows(outputs: Mapping[str, np.ndarray], spec: GraphSpec) -> list[TensorRow]:
-    """Return a failing row for every output with results whose shape differs from its contract.
+    """Return a failing row for every output with results whose axes or fixed sizes differ from its contract.
 
-    `outputs` are name -> array of the graph, `spec` is its contract.
+    `outputs` are name -> array of the graph, of which an absent one has no row; `spec` is its contract.
     """
     rows = []
     for tensor in spec.outputs:

@@ -88,7 +88,8 @@ class HalfBars:
         Their norms are not judged: the bars of a pair are bars of size, and the norm of few scores moves by
         more than `norm_bar` within the score bar.
 
-        `pairs` is index in `reference`, PyTorch's results -> index in `candidate`, the file's.
+        `pairs` is index in `reference`, PyTorch's results -> index in `candidate`, the file's; without pairs
+        there are no rows.
         """
         if not pairs:
             return []

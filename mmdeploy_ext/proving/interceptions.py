@@ -29,8 +29,9 @@ ONLY_SHAPES = 'Meta'
 def interceptions() -> list[str]:
     """Return the names of global hooks, open modes, methods of `Module` and kernels that are the user's.
 
-    A name says what it is: `the global hook scaled`, `the mode Clamped`, `the kernel of aten::relu`, or a
-    method such as `torch.nn.Module.__call__`.
+    Hooks are those before and after `forward`, kernels those in Python of operators `aten::...`. A name says
+    what it is: `the global hook scaled`, `the mode Clamped`, `the kernel of aten::relu`, or a method such as
+    `torch.nn.Module.__call__`.
     """
     names = []
     for hook in (*modules._global_forward_pre_hooks.values(), *modules._global_forward_hooks.values()):

@@ -82,10 +82,10 @@ def prove(
     Args:
         deployment: the config and checkpoint that they claim to be.
         paths: paths of the files, in the order in which a sample goes through them.
-        samples: for a model of pictures (title, (h, w, 3) uint8 BGR), the first of which counts as the one
-            that was traced; of a model with a memory the `Frame`s of a drive, read once; of other models of
-            LiDAR `Sweep`s, with cameras `FusedFrame`s; of a backbone `VoxelSet`s, besides those that every
-            proof has.
+        samples: for a model of pictures (title, (h, w, 3) uint8 BGR), one or more, the first of which counts
+            as the one that was traced; of a model with a memory the `Frame`s of a drive, read once; of other
+            models of LiDAR `Sweep`s, with cameras `FusedFrame`s, all of which are prepared for the network;
+            of a backbone `VoxelSet`s, besides those that every proof has.
         engine: `engine`, the name of the engine's class, and its options, as `engine_settings` returns them;
             None: ONNX Runtime on the CPU.
         edited: whether the files were edited on purpose: then only inputs decide, not their graphs.
@@ -96,10 +96,12 @@ def prove(
         settings: keyword arguments of the kind of proof, see its class.
 
     Returns:
-        The verdict; and samples with the results of PyTorch and of the engine, to be drawn in a report.
+        The verdict; and samples with the results of PyTorch and of the engine, each a `Pair` to be drawn in a
+        report; none if the engine cannot load a file, which is a reason of the verdict then.
 
     Raises:
-        ModelFileError: a file is not there, not ours, or of another model family.
+        ModelFileError: a file is not there, not ours, or of another model family; or the files are not all
+            those of one export.
         UsageError: the engine is not installed, or has no such option.
     """
     proof = open_proof(deployment, paths, samples, engine, **settings)

@@ -143,7 +143,8 @@ class _RoundedSigmoids(TorchFunctionMode):
 def other_rounding(model: torch.nn.Module, seed: int, size: float) -> Iterator[None]:
     """Inside the block layers and sigmoids round otherwise: `other_layer_rounding`, `SIGMOID_ROUNDING`.
 
-    `seed` is that of the random changes; a negative `size` reverses the signs of all of them.
+    `seed` is that of the random changes, `size` the largest relative one of layers; a negative `size`
+    reverses the signs of all of them.
     """
     with other_layer_rounding(model, seed, size), _RoundedSigmoids(seed, size):
         yield

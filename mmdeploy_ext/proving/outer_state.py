@@ -40,7 +40,10 @@ OPAQUE = ('torch', 'numpy')
 
 
 def codes_of_run(run: Callable[[], Any], counts: Callable[[CodeType], bool]) -> list[CodeType]:
-    """Run something, and return the code of the Python functions that ran and that count."""
+    """Call `run`, and return the code of the Python functions that ran in it, in the order of first calls.
+
+    Other threads are not watched. `counts` tells of each code object whether it is to be returned.
+    """
     codes: dict[CodeType, bool] = {}
 
     def watch(frame: FrameType, event: str, arg: Any) -> None:
@@ -58,7 +61,7 @@ def codes_of_run(run: Callable[[], Any], counts: Callable[[CodeType], bool]) -> 
 
 
 def functions_of(codes: Iterable[CodeType]) -> list[types.FunctionType]:
-    """Return the functions that have some code."""
+    """Return all existing functions whose code is one of `codes`, by file and line."""
     codes = list(codes)
     referrers = gc.get_referrers(*codes) if codes else []
     functions = [value for value in referrers if type(value) is types.FunctionType]
@@ -66,7 +69,7 @@ def functions_of(codes: Iterable[CodeType]) -> list[types.FunctionType]:
 
 
 def lines_that_set_globals(code: CodeType) -> list[int]:
-    """Return the numbers of the lines of a function that set a global of its module."""
+    """Return the numbers of the lines of a function that set or delete a global; [] for code of a module."""
     if code.co_name == '<module>':  # an import in a run
         return []
     lines, line = {}, code.co_firstlineno
@@ -174,7 +177,7 @@ class Contents:
     An object counts where it is met first.
 
     Args:
-        left_out: objects that do not count.
+        left_out: objects of which the name of the type alone counts.
     """
 
     def __init__(self, left_out: Iterable[Any] = ()) -> None:
@@ -182,10 +185,11 @@ class Contents:
         self._seen = {id(value): value for value in self._left_out}  # kept, so that no other has the same id
 
     def of(self, value: Any) -> Any:
-        """Return what can be compared of a value; its type, if it was met before.
+        """Return what can be compared of a value; the name of its type, if it was met before.
 
-        That is also its type if it is a library's and its contents cannot be read, as those of a name of an
-        absent package. RuntimeError: those of an object of the user's cannot be read.
+        That is also all if it is a library's and its contents cannot be read, as those of a name of an
+        absent package, and beyond `MAX_VALUES`. UnreadableError: those of an object of the user's cannot be
+        read.
         """
         if isinstance(value, PLAIN):
             return value if value == value else 'nan'  # NaN differs from itself
@@ -229,7 +233,8 @@ class Contents:
 def arrays_and_numbers(value: Any, depth: int = 4) -> Any:
     """Return what can be compared of arrays, numbers and texts in containers, up to `depth` in each other.
 
-    Of objects of the user's their attributes count, of others their types alone.
+    Of objects of the user's their attributes count; of others, of classes and of `nn.Module`s the name of
+    their type alone.
     """
     if isinstance(value, (*PLAIN, torch.Tensor, np.ndarray)):
         return Contents().of(value)
@@ -264,16 +269,6 @@ def _parts_of_function(value: types.FunctionType) -> tuple[Any, ...]:
     return value.__defaults__, value.__kwdefaults__, cells
 
 
-def _parts_of_mapping(value: Mapping[Any, Any]) -> list[Any]:
-    """Return keys and values; those of code that was made of a text have Python's own functions, too."""
-    return [entry for item in [*value.items()] if item[0] != '__builtins__' for entry in item]
-
-
-def _parts_of_generator(value: types.GeneratorType) -> tuple[Any, ...]:
-    frame = value.gi_frame
-    return () if frame is None else (frame.f_lasti, dict(frame.f_locals))
-
-
 def _reduced(value: Any) -> tuple[Any, ...]:
     """Return what Python would make an object of its own types of again, such as the bytes of a bytearray.
 
@@ -296,13 +291,20 @@ PARTS: tuple[tuple[Any, Callable[[Any], Iterable[Any]]], ...] = (
     (torch.Generator, lambda value: value.get_state().tolist()),
     (random.SystemRandom, lambda value: []),  # it has no state
     (random.Random, lambda value: [value.getstate()]),
-    (Mapping, _parts_of_mapping),
+    # globals of code that was made of a text have Python's own functions, too
+    (
+        Mapping,
+        lambda value: [entry for item in [*value.items()] if item[0] != '__builtins__' for entry in item],
+    ),
     ((list, tuple, deque), list),
     ((set, frozenset), lambda value: sorted(map(repr, value))),
     (types.FunctionType, _parts_of_function),
     (types.MethodType, lambda value: (value.__self__, value.__func__)),
     (functools.partial, lambda value: (value.func, value.args, value.keywords)),
-    (types.GeneratorType, _parts_of_generator),
+    (
+        types.GeneratorType,
+        lambda value: (value.gi_frame.f_lasti, dict(value.gi_frame.f_locals)) if value.gi_frame else (),
+    ),
     (contextvars.ContextVar, lambda value: [value.get(None)]),
     (weakref.ref, lambda value: [value()]),
     (ctypes._SimpleCData, lambda value: [value.value]),

@@ -93,13 +93,13 @@ class PartOutputs:
     def _keep(self, key: Hashable, outputs: Any) -> None:
         """Keep the outputs of a part, and of the others the last ones that memory is allowed for."""
         self.outputs[key] = outputs
-        sizes = {kept: _bytes_of(values) for kept, values in self.outputs.items()}
+        sizes = {stored_key: _bytes_of(values) for stored_key, values in self.outputs.items()}
         excess = sum(sizes.values()) - MAX_KEPT_BYTES
-        for kept in list(sizes)[:-1]:  # the oldest first
+        for stored_key in list(sizes)[:-1]:  # the oldest first
             if excess <= 0:
                 break
-            excess -= sizes[kept]
-            del self.outputs[kept]
+            excess -= sizes[stored_key]
+            del self.outputs[stored_key]
 
 
 def _parts_with_forward(module: torch.nn.Module) -> Iterator[torch.nn.Module]:

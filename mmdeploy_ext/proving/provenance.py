@@ -129,11 +129,12 @@ def training_notes(model: torch.nn.Module) -> list[str]:
 
 
 def class_name_notes(deployment: Deployment) -> list[str]:
-    """Return a note if the first source of class names has not as many as the model has classes; else [].
+    """Return a note if sources of class names do not fit the model or each other; else [].
 
-    mmdet takes the names of the first source. The file then has those of the first source with as many, else
-    numbers. Another note is there if the config, whose names a data set is evaluated by, has as many names as
-    the checkpoint, and others, or the same ones in another order.
+    It is there if the first source, whose names mmdet takes, has not as many as the model has classes: the
+    file then has those of the first source with as many, else numbers. If it has as many, it is there if it
+    is the checkpoint and the config, by whose names a data set is evaluated, has as many, and others, or the
+    same ones in another order.
     """
     count = deployment.family.num_classes(deployment.model)
     sources = [(source, names) for source, names in _class_sources(deployment) if names]
@@ -150,10 +151,10 @@ def class_name_notes(deployment: Deployment) -> list[str]:
 
 def _differing_names(sources: Sequence[tuple[str, list[str]]]) -> list[str]:
     """Return a note on the first source in the config whose names differ from those of the checkpoint."""
-    (first, names), *others = sources
+    (first, names), *later_sources = sources
     if first != 'checkpoint':
         return []
-    for source, listed in others:
+    for source, listed in later_sources:
         if source not in ('checkpoint', DEFAULT_NAMES) and len(listed) == len(names) and listed != names:
             label = next(index for index, name in enumerate(names) if listed[index] != name)
             pair = f'label {label} is {names[label]!r} in the {first} and {listed[label]!r} in the {source}'

@@ -252,7 +252,8 @@ def reference_with_empty_image(
     """Return the index of a batch of three, and its reference with a plain picture in the middle.
 
     Results of a batch are padded to the number of the image with the most, so that an empty list is padding
-    only. None if there is no such batch, or PyTorch finds something in the plain picture.
+    only. None if there is no such batch, apart from the traced one, if no run takes these pictures together,
+    or if PyTorch finds something in the plain picture.
 
     Args:
         deployment: config and checkpoint.

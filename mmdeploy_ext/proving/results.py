@@ -35,7 +35,7 @@ class GraphResult:
     """Level 1 of the graph of one file.
 
     Attributes:
-        name: name of the graph, '' if the model is one file.
+        name: name of the graph of a model of frames or sweeps; '' of others, which are one file.
         nodes: number of nodes of the main graph that are no Constant.
         equal: whether it is the graph of a fresh export, which computes the same for every input.
         differences: from the fresh export; there are some if both were compared and are not equal.
@@ -187,7 +187,7 @@ class DetectionRow:
         extra: number of detections of the candidate without a partner, of those that are above the score
             threshold by the bar of scores or more.
         worst_iou: smallest IoU of a pair; 1.0 when there is none, also of tasks that match by distance.
-        worst_score: largest score difference of a pair.
+        worst_score: largest score difference of a pair; 0.0 when there is none.
         passed: whether the results could be compared, nothing is missing, nothing extra, and all pairs are
             within the bars. Below float32 it is True of all that could be compared if the share of matched
             results of all cases passes, see `half_bars.accept_rate`.
@@ -371,19 +371,20 @@ class Pair:
 
     Attributes:
         title: title of the sample.
-        shown: the background of the results: a picture (h, w, 3) uint8 BGR or those of all cameras
-            (N, h, w, 3), as the network saw them, before normalising; points (P, D) float32, x, y, z first,
-            LiDAR frame; None if the results are dense maps.
+        background: what results are drawn on: a picture (h, w, 3) uint8 BGR as it was read; those of all
+            cameras (N, h, w, 3), as the network saw them, before normalising; points (P, D) float32, x, y, z
+            first, LiDAR frame; None if the results are dense maps.
         reference: PyTorch's results: those of the family's task (`Detections` in pixels of the picture,
             `Detections3D` in the LiDAR frame, ...), or a map (C, H, W).
         candidate: the engine's, of the same type.
         engine: its name in titles.
-        lidar2img: (N, 4, 4) float64, LiDAR frame to pixels of the pictures of all cameras.
-        points: (P, D) float32 of the same moment, LiDAR frame, if `shown` is pictures.
+        lidar2img: (N, 4, 4) float64, LiDAR frame to pixels of the pictures of all cameras; else None.
+        points: (P, D) float32 of the same moment, LiDAR frame, if `background` is pictures of cameras and
+            there are points; else None.
     """
 
     title: str
-    shown: np.ndarray | None
+    background: np.ndarray | None
     reference: Any
     candidate: Any
     engine: str = 'ONNX Runtime'

@@ -33,7 +33,9 @@ LARGEST_DIFFERENCE = 1e-3
 
 
 def compare(engine: str, source: str, seed: int = 0) -> list[TensorRow]:
-    """Run an engine and the ONNX file that it was built from on the same random feeds.
+    """Run an engine and the ONNX file that it was built from on the same random feeds; compare their outputs.
+
+    Each output has a row, see `compare_outputs`.
 
     Args:
         engine: path of the engine.

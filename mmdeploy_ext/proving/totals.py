@@ -71,7 +71,7 @@ def too_few(matched: Sequence[int], unit: str, advice: str) -> list[str]:
 
 
 def count_ties(cases: Sequence[Case]) -> tuple[int, int]:
-    """Return the number of results of both sides excused as ties, and of the reference's results."""
+    """Return how many results of both sides were excused as ties, and how many results the reference has."""
     rows = [row for case in cases for row in case.detections]
     return sum(row.ties for row in rows), sum(row.reference for row in rows)
 

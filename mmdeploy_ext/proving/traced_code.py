@@ -273,7 +273,9 @@ def forms_of_exports(
 
 
 def code_of_trace(module: torch.nn.Module, inputs: Sequence[Any]) -> RanCode | None:
-    """Return what of the user's code runs while a module is traced for an export; None if that fails.
+    """Return what of the user's code runs while a module is traced for an export.
+
+    None if that fails, or if the module cannot be copied.
 
     In a trace sizes are tensors, functions answer that an export runs, and the stack is that of a trace.
     Arguments are those of `lines_of_module`; random numbers are drawn again afterwards.
@@ -379,10 +381,10 @@ def changing_state(
         run(copy, other_inputs)
         run(fresh, other_inputs)
         later, first = _state(copy), _state(fresh)
-        kept = [
+        kept_lines = [
             TracedLine(name.split()[0], 0, '', 'kept') for name in later if later[name] != first.get(name)
         ]
-        lines += kept if not lines else []
+        lines += kept_lines if not lines else []
     if copy is not module:
         lines += [
             TracedLine(name, 0, '', 'state')

@@ -48,7 +48,8 @@ class Verdict:
         trials: level 3 of exports of the post-processing with other limits.
         sequence: level 4; empty for models without a memory.
         metrics: level 5; empty when no data set was evaluated.
-        timing_ms: name -> median milliseconds.
+        timing_ms: title of PyTorch's side, and of the engine's -> median milliseconds of its runs, of a
+            backbone those of one run; {} if none were measured.
         reasons: why the proof as a whole fails beyond single rows, e.g. that nothing at all was matched.
         notes: what the reader should know that is no failure.
     """
@@ -159,10 +160,11 @@ class Verdict:
         """Return the figures of all cases together.
 
         Counts are `inputs`, `sequence_frames`, `unseen_inputs` (that were not traced), `checks`, `tensors`
-        and `images`, and how many of the last three failed (`checks_failed` ...); of results `reference`,
-        `matched`, `missing`, `extra` and `ties`. Of all rows `worst_rel` and `worst_score`, which
-        are differences, are the largest, `worst_iou` is the smallest; they are None if nothing was compared.
-        `histogram` is the sum of those of all tensors. Trials are not counted.
+        and `images` (rows of level 2 and of level 3), and how many of the last three failed
+        (`checks_failed` ...); of results `reference`, `matched`, `missing`, `extra` and `ties`. Of all rows
+        `worst_rel` and `worst_score`, which are differences, are the largest, `worst_iou` is the smallest;
+        they are None if nothing was compared. `histogram` is the sum of those of all tensors, [] without
+        any. Trials are not counted.
         """
         tensors = [row for case in self.cases for row in case.tensors]
         images = [row for case in self.cases for row in case.detections]
@@ -214,7 +216,10 @@ class Verdict:
 
 
 def plain_json(value: Any) -> Any:
-    """Return a nested value in the types that JSON has; NaN and infinity, which it has not, are null."""
+    """Return a nested value in the types that JSON has; NaN and infinity, which it has not, are None.
+
+    Tuples become lists, numbers of numpy plain ones, keys of dicts and all other objects texts.
+    """
     if isinstance(value, dict):
         return {str(key): plain_json(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

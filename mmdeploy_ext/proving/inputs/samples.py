@@ -43,7 +43,10 @@ def picture_files(paths: Iterable[str | Path], limit: int = MAX_IMAGES) -> list[
 
 
 def read_images(paths: Iterable[str | Path], limit: int = MAX_IMAGES) -> list[tuple[str, np.ndarray]]:
-    """Return (file name, (h, w, 3) uint8 BGR) of images and of those in folders, at most `limit`."""
+    """Return (file name, (h, w, 3) uint8 BGR) of images and of those in folders, at most `limit`.
+
+    ImageError: see `picture_files`, or an image cannot be read.
+    """
     from mmdeploy_ext.preprocess.pictures import read_image
 
     return [(file.name, read_image(file)) for file in picture_files(paths, limit)]

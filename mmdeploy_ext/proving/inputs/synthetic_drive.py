@@ -188,7 +188,7 @@ class Surroundings:
 
         Args:
             size: (H, W) pixels.
-            yaws: (N,) radians from straight ahead.
+            yaws: (N,) radians, from straight ahead to the left.
             ego_pose: (4, 4) LiDAR to global; its heading turns the panorama.
             step: frames since the scene began.
         """
@@ -218,7 +218,8 @@ def rig(cameras: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np
     The pictures of nuScenes, resized to cover the input, then cut at the top and evenly at the sides.
 
     Returns:
-        intrinsics (N, 4, 4), lidar2img (N, 4, 4), both float64, and yaws (N,) in radians.
+        intrinsics (N, 4, 4), lidar2img (N, 4, 4), both float64, and yaws (N,) in radians, from straight ahead
+        to the left.
     """
     high, wide = NUSCENES_SIZE
     scale = max(size[0] / high, size[1] / wide)
@@ -231,18 +232,14 @@ def rig(cameras: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np
     for index, (degrees, focal, x, y) in enumerate(layout):
         intrinsics[index, [0, 1], [0, 1]] = focal * scale
         intrinsics[index, :2, 2] = x * scale - cut_x, y * scale - cut_y
-        extrinsics[index] = _camera(math.radians(degrees))
+        # LiDAR (x right, y ahead, z up) to camera (x right, y down, z ahead)
+        yaw = math.radians(degrees)
+        ahead, down = np.array([-math.sin(yaw), math.cos(yaw), 0.0]), np.array([0.0, 0.0, -1.0])
+        turn = np.stack([np.cross(down, ahead), down, ahead])
+        extrinsics[index] = np.eye(4)
+        extrinsics[index, :3, :3] = turn
+        extrinsics[index, :3, 3] = -turn @ (ahead * CAMERA_OUT_M + down * CAMERA_BELOW_M)
     return intrinsics, intrinsics @ extrinsics, np.radians([camera[0] for camera in layout])
-
-
-def _camera(yaw: float) -> np.ndarray:
-    """Return LiDAR (x right, y ahead, z up) to camera (x right, y down, z ahead) of a camera facing `yaw`."""
-    ahead = np.array([-math.sin(yaw), math.cos(yaw), 0.0])
-    down = np.array([0.0, 0.0, -1.0])
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.stack([np.cross(down, ahead), down, ahead])
-    matrix[:3, 3] = -matrix[:3, :3] @ (ahead * CAMERA_OUT_M + down * CAMERA_BELOW_M)
-    return matrix
 
 
 def _rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:

@@ -137,6 +137,8 @@ class Shifted:
 class DriveProof(FramesProof):
     """A proof on frames, read once. Scenes far from the map's origin are moved to it, see `NearOrigin`.
 
+    `Proof` and `FramesProof` describe the methods.
+
     Attributes:
         bars: the limits that the drive is judged by.
         memory: the family's description of the memory.

@@ -60,7 +60,7 @@ A TransFusion with random weights chooses other cells of equal score there, whic
 
 
 class FramesProof(Proof):
-    """A proof of the files of one export of a model of frames or sweeps.
+    """A proof of the files of one export of a model of frames or sweeps; `Proof` describes the methods.
 
     Attributes:
         spec: outputs and state of all files together.
@@ -218,8 +218,8 @@ class FramesProof(Proof):
             return changed
         model, exported = self.deployment.model, self.deployment.exported_code
         followed = self.deployment.family.followed_functions(model)
-        kept = kept_attributes(model, self.first_settings, followed)
-        return [*unexported_code(self.reference_code, exported, followed), *kept, *changed]
+        attributes = kept_attributes(model, self.first_settings, followed)
+        return [*unexported_code(self.reference_code, exported, followed), *attributes, *changed]
 
     def open_runner(self, stack: contextlib.ExitStack) -> Stepper:
         """Return a stepper that runs the files on the engine, whose sessions are closed with the stack."""
@@ -239,7 +239,9 @@ class FramesProof(Proof):
 
 
 class SweepProof(FramesProof):
-    """A proof on sweeps, none of which was traced: the exporter sees random numbers.
+    """A proof on sweeps, or on `FusedFrame`s, none of which was traced: the exporter sees random numbers.
+
+    `Proof` and `FramesProof` describe the methods.
 
     Attributes:
         first: the first sample, whose camera pictures are used with crowded sweeps, too.

@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 class ImageProof(Proof):
     """A proof of one file. Its samples are (title, BGR picture); the first counts as the one that was traced.
 
+    `Proof` describes the methods.
+
     Attributes:
         picture_files: paths of the samples, if they were read from files.
         export_options: options of the file's export, from its metadata.
@@ -72,7 +74,10 @@ class ImageProof(Proof):
     max_drawn = 8
 
     def __init__(self, *arguments: Any, picture_files: Sequence[str | Path] = ()) -> None:
-        """Read the file as `Proof` does, which has the other arguments."""
+        """Read the file as `Proof` does, which has the other arguments.
+
+        For a float16 file the engine gets the options of `half_bars.proof_engine`.
+        """
         super().__init__(*arguments)
         self.engine = engine_options(self.files, self.kind, self.engine)
         self.picture_files = picture_files

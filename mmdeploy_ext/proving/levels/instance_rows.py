@@ -27,6 +27,8 @@ NO_ID = -1
 class InstancePairing(RowPairing):
     """Keeps, along a drive, which instance, memory row and track of a candidate is which of the reference.
 
+    `RowPairing` describes the methods; queries are instances here.
+
     Attributes:
         tracks: id of the reference -> id of the candidate. They are equal but for ties, since new ids are
             given in the order of rows.
@@ -144,18 +146,18 @@ def pair_rows(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
     partners = np.arange(len(reference))
     with np.errstate(invalid='ignore'):
         is_near = np.abs(reference - candidate).max(-1) <= SAME_ROW
-    left = np.flatnonzero(~is_near)
-    if not len(left):
+    moved = np.flatnonzero(~is_near)
+    if not len(moved):
         return partners
     with np.errstate(invalid='ignore'):
-        distance = np.abs(reference[left][:, None] - candidate[left][None]).max(-1)
+        distance = np.abs(reference[moved][:, None] - candidate[moved][None]).max(-1)
     distance[~np.isfinite(distance)] = np.inf
     nearest = distance.argmin(1)
-    fits = distance[np.arange(len(left)), nearest] <= SAME_ROW
-    if fits.all() and len({*nearest.tolist()}) == len(left):
-        partners[left] = left[nearest]
+    fits = distance[np.arange(len(moved)), nearest] <= SAME_ROW
+    if fits.all() and len({*nearest.tolist()}) == len(moved):
+        partners[moved] = moved[nearest]
     elif fits.any():  # some have a partner, others are not in the candidate
-        partners[left] = np.where(fits, left[nearest], -1)
+        partners[moved] = np.where(fits, moved[nearest], -1)
     return partners
 
 

@@ -180,12 +180,12 @@ class Trials:
 
         A model's own limit that is as high is kept by a trial, or changed as `raised` does.
         """
-        family, most = self.deployment.family, [sys.maxsize]
+        family, upper_bounds = self.deployment.family, [sys.maxsize]
         if not matches_many(family):
-            most.append(self.max_masks)
+            upper_bounds.append(self.max_masks)
         if bytes_of_one := family.bytes_per_result(self.deployment.model):
-            most.append(MAX_LAYER_BYTES // bytes_of_one)
-        return min(most)
+            upper_bounds.append(MAX_LAYER_BYTES // bytes_of_one)
+        return min(upper_bounds)
 
     @property
     def capped(self) -> bool:
@@ -449,7 +449,10 @@ def matches_many(family: ImageFamily) -> bool:
 
 
 class LimitsLowered(Trial):
-    """Few candidates of each level, none of which is suppressed, and lists that are cut off."""
+    """Few candidates of each level, none of which is suppressed, and lists that are cut off.
+
+    `Trial` describes the methods.
+    """
 
     name = 'limits lowered'
     area = 0.98  # the segment is left: a pixel may round to either side
@@ -482,7 +485,10 @@ class LimitsLowered(Trial):
 
 
 class LimitsRaised(Trial):
-    """More candidates and results than the limits of the model let through, and boxes beyond all borders."""
+    """More candidates and results than the limits of the model let through, and boxes beyond all borders.
+
+    `Trial` describes the methods.
+    """
 
     name = 'limits raised'
     area = 1.02  # the segment is gone
@@ -562,7 +568,10 @@ class LimitsRaised(Trial):
 
 
 class FirstLimitsRaised(LimitsRaised):
-    """More rows of the list `family.first` (proposals); only that list is compared, not the results."""
+    """More rows of the list `family.first` (proposals); only that list is compared, not the results.
+
+    `Trial` describes the methods.
+    """
 
     area = 0.0
     covered = None
@@ -650,7 +659,10 @@ class OnePasses(Trial):
 
 
 class NothingPasses(Trial):
-    """Thresholds that no row passes, for a model that finds something in every plain picture."""
+    """Thresholds that no row passes, for a model that finds something in every plain picture.
+
+    `Trial` describes the methods.
+    """
 
     name = 'nothing passes'
 

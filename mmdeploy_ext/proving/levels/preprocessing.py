@@ -106,9 +106,15 @@ def compare_pictures(
         pipeline = ConfigPipeline(cfg, size, normalisation)
         with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
             samples = sample_files(files, picture, pipeline.edges, Path(folder))
+            axes = metadata.spec.inputs[0].axes
+            takes_pictures = len(axes) == 4 and axes[1] == 3  # else it is a graph of regions
             for sample in samples:
                 expected, metas = _pipeline_values(pipeline, sample)
-                image = _prepare_file(metadata, sample)
+                image_bgr = pictures.read_image(sample)
+                if takes_pictures:  # as `mm2onnx run` prepares it
+                    image = detect.prepare(metadata, image_bgr)
+                else:
+                    image = metadata.preprocess.apply(image_bgr)
                 differences += _compare_values(sample.name, _rule_values(image), expected)
                 prepared.append(_as_prepared(expected, metas))
                 if feeds:
@@ -128,17 +134,6 @@ def compare_pictures(
     note = ', '.join(filter(None, (result.note, pipeline.note)))
     result = dataclasses.replace(result, note=note, samples=names, differences=tuple(differences))
     return result, prepared if result.passed else []
-
-
-def _prepare_file(metadata: Metadata, file: Path) -> PreparedImage:
-    """Return a picture as `mm2onnx run` prepares it for a file.
-
-    If the first input is no picture (a graph of regions), the rule alone prepares it.
-    """
-    image = pictures.read_image(file)
-    axes = metadata.spec.inputs[0].axes
-    takes_pictures = len(axes) == 4 and axes[1] == 3
-    return detect.prepare(metadata, image) if takes_pictures else metadata.preprocess.apply(image)
 
 
 def _rule_values(image: PreparedImage) -> dict[str, Any]:
@@ -315,8 +310,11 @@ def _compare_moment(
         if value is None and got is not None and name in OPTIONAL:
             absent.append(name)
             continue
-        if name == 'points' and points_range is not None:
-            value, got = (_in_range(cloud, points_range) for cloud in (value, got))
+        if name == 'points' and points_range is not None:  # x, y, z lowest, then highest
+            low, high = np.float32(points_range[:3]), np.float32(points_range[3:])
+            value, got = (
+                cloud[((cloud[:, :3] > low) & (cloud[:, :3] < high)).all(1)] for cloud in (value, got)
+            )
         if texts := _differing_values(got, value, rtol):
             differences.append(PreprocessingDifference(title, name, *texts))
     return title, differences, absent
@@ -342,12 +340,6 @@ def _moment_values(
     calibration: Mapping[str, np.ndarray] = getattr(expected, 'calibration', {})
     for name, matrix in calibration.items():
         yield name, matrix, moment.calibration.get(name), MATRIX_RTOL
-
-
-def _in_range(cloud: np.ndarray, points_range: Sequence[float]) -> np.ndarray:
-    """Return the points (P, D) inside a range (low x, y, z, high x, y, z) in metres."""
-    low, high = np.float32(points_range[:3]), np.float32(points_range[3:])
-    return cloud[((cloud[:, :3] > low) & (cloud[:, :3] < high)).all(1)]
 
 
 def _differing_values(got: Any, expected: Any, rtol: float) -> tuple[str, str] | None:

@@ -185,7 +185,7 @@ class Proof(abc.ABC):
     def unexported_code(self) -> list[UnexportedCode]:
         """Return the user's code that PyTorch's side ran and no export, after all inputs ran.
 
-        Here these are settings that it has changed: a model of pictures and a backbone alone are not watched.
+        Here these are only settings that PyTorch's side has changed: it is not watched.
         """
         deployment = self.deployment
         if not deployment.loaded_settings or not deployment.may_run_users_code:
@@ -220,7 +220,10 @@ class Proof(abc.ABC):
         raise NotImplementedError
 
     def conclude(self) -> None:
-        """Judge what single inputs cannot show: that nothing was compared, or too little was matched."""
+        """Judge what single inputs cannot show: that nothing was compared, or too little was matched.
+
+        Times and notes are added to the verdict, and `pictures` are cut to `max_drawn`.
+        """
         verdict = self.verdict
         if self.by_rate and verdict.precision != 'fp32':
             half_bars.judge_match_rate(verdict, bool(self.engine.get('round_fp16')))
@@ -230,7 +233,10 @@ class Proof(abc.ABC):
         self.pictures = self.pictures[: self.max_drawn]
 
     def timing(self) -> dict[str, float]:
-        """Return title of an engine -> median milliseconds."""
+        """Return title of PyTorch's side, and of the engine's -> milliseconds of a run; {} if not measured.
+
+        They are the median of several runs, if there are several.
+        """
         return {}
 
     def check_matching(self, results: Any) -> None:
@@ -239,7 +245,10 @@ class Proof(abc.ABC):
             self.overlooked = blind_spots(self.deployment.family.task, results)
 
     def reasons(self) -> list[str]:
-        """Return why the proof fails beyond single cases, unless a reason is known already."""
+        """Return why the proof fails beyond single cases; [] if the verdict has a reason already.
+
+        That the matching overlooks differences is returned in any case, and alone.
+        """
         if self.overlooked:
             task, overlooked = self.deployment.family.task, ', '.join(self.overlooked)
             return [f'the matching of task {task!r} overlooks {overlooked}; correct its match_detections']

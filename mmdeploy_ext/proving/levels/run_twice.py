@@ -58,7 +58,8 @@ def run_twice(
         outputs: returns the outputs of a result by name.
 
     Returns:
-        One case, or two if the second run did not give the same bits; and what the report draws of the first.
+        One case, or two if the second run failed or did not give the same bits; and what the report draws of
+        the first. There is no second run if the first failed.
     """
     first = attempt(run)
     case, pictures = judge(first)
@@ -89,7 +90,11 @@ def failed_detections(title: str, expected: Any, error: Exception) -> DetectionR
 
 
 class Clock:
-    """Counts the seconds of runs, by the engine that runs."""
+    """Counts the seconds of runs, by the engine that runs.
+
+    Attributes:
+        seconds: name of an engine, any text -> seconds of each of its runs.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}

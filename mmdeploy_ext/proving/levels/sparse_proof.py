@@ -43,7 +43,7 @@ DRAWN_VOXELS = 500
 
 
 class SparseProof(Proof):
-    """A proof of one file, of the target 'libspconv' or 'portable'.
+    """A proof of one file, of the target 'libspconv' or 'portable'; `Proof` describes the methods.
 
     Its samples are sets of real voxels, with coordinates in the model's order of axes; `inputs` puts
     synthetic ones before them. Of the engine's options it takes `threads`.

@@ -161,11 +161,11 @@ def changed_settings(
     return list(dict.fromkeys(entries))
 
 
-def _common(entries: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
-    """Return those entries, also of dicts in them, that the others have, too, without those that are None."""
+def _common(entries: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Return those entries, also of dicts in them, that `second` has, too, without those that are None."""
     common = {}
     for key, value in entries.items():
-        second_value = others.get(key)
+        second_value = second.get(key)
         if value is None or second_value is None:
             continue
         are_dicts = isinstance(value, dict) and isinstance(second_value, dict)

@@ -188,15 +188,18 @@ def model_difference(
 
 
 def first_difference(got: Any, expected: Any) -> str:
-    """Return the path to the first place in which two results of `settings` differ, and both values."""
+    """Return the path to the first place in which two results of `settings` differ, and both values.
+
+    It is one text, such as '.test_cfg.nms is 0.5, expected 0.6'. The two have to differ.
+    """
     if isinstance(got, dict) and isinstance(expected, dict):
         for key in [*expected, *got]:
             if got.get(key, ...) != expected.get(key, ...):
                 return f'.{key}{first_difference(got.get(key, ...), expected.get(key, ...))}'
     if isinstance(got, list) and isinstance(expected, list) and len(got) == len(expected):
-        for index, (item, other) in enumerate(zip(got, expected, strict=True)):
-            if item != other:
-                return f'.{index}{first_difference(item, other)}'
+        for index, (item, expected_item) in enumerate(zip(got, expected, strict=True)):
+            if item != expected_item:
+                return f'.{index}{first_difference(item, expected_item)}'
     return f' is {got!s:.80}, expected {expected!s:.80}'
 
 
@@ -283,5 +286,5 @@ def weights_difference(weights: Mapping[str, torch.Tensor], expected: Mapping[st
         orders = fitting or orders
         if not fitting:
             differing.append(key)
-    more = f' and {len(differing) - 1} more' if len(differing) > 1 else ''
-    return f'{differing[0]}{more} not as in the file' if differing else ''
+    count = f' and {len(differing) - 1} more' if len(differing) > 1 else ''
+    return f'{differing[0]}{count} not as in the file' if differing else ''

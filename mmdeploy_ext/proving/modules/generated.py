@@ -130,7 +130,8 @@ def calls_with_another(name: str, calls: Sequence[ModuleCall], seed: int) -> Ite
     """
     first, tensor = calls[0], calls[0].tensors[name]
     following = ~tensor if tensor.dtype == torch.bool else tensor + 1
-    others = [call.tensors[name] for call in (*calls[1:], *other_values(calls, [name], seed))]
-    for other in (*others, following):
-        if not tensor.numel() or other.shape != tensor.shape or not torch.equal(other, tensor):
-            yield first.replace(f'{name} alone is another', {name: other})
+    replacements = [call.tensors[name] for call in (*calls[1:], *other_values(calls, [name], seed))]
+    for replacement in (*replacements, following):
+        is_equal = replacement.shape == tensor.shape and torch.equal(replacement, tensor)
+        if not tensor.numel() or not is_equal:
+            yield first.replace(f'{name} alone is another', {name: replacement})

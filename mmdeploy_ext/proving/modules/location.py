@@ -32,7 +32,7 @@ class LineRecorder(TensorRecorder):
     """A recorder that also notes for each record which line of the user's code ran.
 
     Attributes:
-        lines: 'file:line' of each record, '' if it is unknown.
+        lines: 'file:line' of each record, in the order of `records`; '' if it is unknown.
     """
 
     def __init__(self) -> None:
@@ -41,21 +41,15 @@ class LineRecorder(TensorRecorder):
         self.lines: list[str] = []
 
     def keep(self, tensor: torch.Tensor, operator: str) -> int:
-        """Record a tensor and the line that made it; see `TensorRecorder.keep`."""
-        index = super().keep(tensor, operator)
-        self.lines.append(_line_of_user())
+        """Record a tensor, and the innermost line on the stack that is in no folder of `LIBRARIES`.
+
+        See `TensorRecorder.keep`.
+        """
+        index, frame = super().keep(tensor, operator), sys._getframe()
+        while frame is not None and frame.f_code.co_filename.startswith((*LIBRARIES, '<')):
+            frame = frame.f_back
+        self.lines.append('' if frame is None else f'{frame.f_code.co_filename}:{frame.f_lineno}')
         return index
-
-
-def _line_of_user() -> str:
-    """Return the innermost line on the stack that is in no folder of `LIBRARIES`; '' if there is none."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith((*LIBRARIES, '<')):
-            return f'{file}:{frame.f_lineno}'
-        frame = frame.f_back
-    return ''
 
 
 def locate(module: FlatModule, model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -347,15 +347,16 @@ class ModuleProof:
     def _traced_lines(self) -> list[TracedLine]:
         """Return what the graph has as its example had it, see `traced_code.py`."""
         first = self.calls[0]
-        other = self._resized_everywhere()
+        resized_call = self._resized_everywhere()
         module = FlatModule(self.module, first, self.inputs, self.outputs).eval()
         inputs, other_inputs = (
-            [call.tensors[name].clone() for name in self.inputs.values()] for call in (first, other or first)
+            [call.tensors[name].clone() for name in self.inputs.values()]
+            for call in (first, resized_call or first)
         )
         exporter = 'dynamo' if self._is_by_dynamo() else 'torchscript'
         try:
             return lines_of_module(
-                module, inputs, other_inputs, exporter, other is not None, containers=self.containers
+                module, inputs, other_inputs, exporter, resized_call is not None, containers=self.containers
             )
         except Exception as error:  # the code may do with a watched size what no plain number minds
             return [TracedLine('the module', 0, f'{type(error).__name__}: {one_line(error)}'[:200], 'values')]

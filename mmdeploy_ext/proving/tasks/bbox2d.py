@@ -129,7 +129,7 @@ def fit_pair(pair: Pair) -> Pair:
     """
     import cv2
 
-    (height, width), image = pair.shown.shape[:2], pair.shown
+    (height, width), image = pair.background.shape[:2], pair.background
     if width > LEGIBLE:
         size = LEGIBLE, max(round(height * (LEGIBLE / width)), 1)
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
@@ -137,7 +137,7 @@ def fit_pair(pair: Pair) -> Pair:
         image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
     ratios = np.divide((width, height) * 2, image.shape[1::-1] * 2)
     sides = dict(reference=pair.reference.scaled(ratios), candidate=pair.candidate.scaled(ratios))
-    return dataclasses.replace(pair, **sides, shown=image)
+    return dataclasses.replace(pair, **sides, background=image)
 
 
 def side_by_side(
@@ -166,9 +166,9 @@ def side_by_side(
         drawn = results.scores >= score_thr
         different = int((lonely & drawn).sum())
         title = f'{engine} ({int(drawn.sum())})' + (f': {different} differ' if different else '')
-        picture = draw(pair.shown, results, classes, score_thr, lonely)
+        picture = draw(pair.background, results, classes, score_thr, lonely)
         sides.append(np.vstack([_title_strip(title, picture.shape[1]), picture]))
-    gap = np.full((sides[0].shape[0], max(4, pair.shown.shape[1] // 100), 3), 255, np.uint8)
+    gap = np.full((sides[0].shape[0], max(4, pair.background.shape[1] // 100), 3), 255, np.uint8)
     return np.hstack([sides[0], gap, sides[1]])
 
 

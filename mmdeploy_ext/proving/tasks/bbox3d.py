@@ -240,5 +240,5 @@ def draw_layers(pair: Pair, layers: Sequence[BoxLayer], classes: Sequence[str]) 
     from mmdeploy_ext.runtime.draw3d import compare_picture, sweep_picture
 
     if pair.lidar2img is None:
-        return sweep_picture(pair.title, pair.shown, layers, classes)
-    return compare_picture(pair.shown, pair.lidar2img, layers, classes, pair.title, pair.points)
+        return sweep_picture(pair.title, pair.background, layers, classes)
+    return compare_picture(pair.background, pair.lidar2img, layers, classes, pair.title, pair.points)

@@ -73,9 +73,9 @@ def numbers_of_both(
     in_both = iou > mask.PAIR_IOU
     numbers = []
     for side, axis in ((reference, 1), (candidate, 0)):
-        given = side.ids // OFFSET
-        alone = np.sort(given[~in_both.any(axis) & (given > 0)])
-        numbers.append(given - np.searchsorted(alone, given))
+        of_side = side.ids // OFFSET
+        alone = np.sort(of_side[~in_both.any(axis) & (of_side > 0)])
+        numbers.append(of_side - np.searchsorted(alone, of_side))
     return numbers[0], numbers[1]
 
 

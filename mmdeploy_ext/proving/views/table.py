@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mmdeploy_ext.proving.results import Case, Check, DetectionRow, SequenceRow
-    from mmdeploy_ext.proving.tensors import TensorRow
     from mmdeploy_ext.proving.verdict import Verdict
 
 MAX_ROWS = 20
@@ -169,7 +169,9 @@ def _case_lines(case: Case, brief: bool) -> list[tuple[str, ...]]:
     """Return the cells of a case's lines; the last cell is the mark."""
     brief = brief or len(case.tensors) + len(case.detections) > MAX_ROWS
     lines = []
-    for row, count in _representatives(case.tensors, _tensor_badness, brief):
+    for row, count in _representatives(
+        case.tensors, lambda row: math.inf if row.max_rel is None else row.max_rel, brief
+    ):
         figures = figure(row.max_abs), figure(row.max_rel), cosine_text(row.cosine), figure(row.tolerance)
         lines.append((_name(row.tensor, count), row.shape, *figures, '', _mark(row.passed)))
     for row, count in _representatives(case.detections, _detection_badness, brief):
@@ -229,10 +231,6 @@ def _representatives(
     for row in rows:
         kinds.setdefault((re.sub(r'\d+', '*', getattr(row, 'tensor', 'images')), row.passed), []).append(row)
     return [(max(kind, key=badness), len(kind)) for kind in kinds.values()]
-
-
-def _tensor_badness(row: TensorRow) -> float:
-    return float('inf') if row.max_rel is None else row.max_rel
 
 
 def _detection_badness(row: DetectionRow) -> tuple[float, ...]:

@@ -185,7 +185,7 @@ def test_a_pair_is_drawn_with_what_differs():
     both = detections((150, 100, 80, 40, 0.5)), detections((150, 100, 80, 40, -0.5))
     pair = task.fit_pair(Pair('picture', GREY, *both, 'ONNX Runtime'))
     drawn = task.draw_pair(pair, ('ship',))
-    assert drawn.shape[1] > 2 * pair.shown.shape[1] and drawn.dtype == np.uint8
+    assert drawn.shape[1] > 2 * pair.background.shape[1] and drawn.dtype == np.uint8
     assert cv2.imencode('.png', drawn)[0]
 
 

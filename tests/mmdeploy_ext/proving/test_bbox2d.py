@@ -264,6 +264,6 @@ def test_the_pair_picture_has_both_sides_under_titles_and_shows_the_difference()
 def test_a_pair_is_fitted_with_its_boxes(size, width):
     pair = Pair('a', np.zeros((*size, 3), np.uint8), SCENE, NONE)
     fitted = fit_pair(pair)
-    assert fitted.shown.shape[1] == width and fitted.candidate.scores.shape == (0,)
+    assert fitted.background.shape[1] == width and fitted.candidate.scores.shape == (0,)
     ratio = width / size[1]
     np.testing.assert_allclose(fitted.reference.bboxes_xyxy, SCENE.bboxes_xyxy * ratio, rtol=1e-3)

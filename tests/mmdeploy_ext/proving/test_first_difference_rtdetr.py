@@ -48,10 +48,7 @@ def plant(model, name):
 
 @pytest.mark.parametrize(
     'name',
-    [
-        pytest.param(name, marks=[] if name == WEIGHT else [pytest.mark.matrix])
-        for name in FAULTS
-    ],
+    [pytest.param(name, marks=[] if name == WEIGHT else [pytest.mark.matrix]) for name in FAULTS],
 )
 def test_a_planted_fault_is_found_at_its_node_without_a_fresh_export(made, name):
     model, search = made

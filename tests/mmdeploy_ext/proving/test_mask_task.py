@@ -126,7 +126,7 @@ def test_the_picture_shows_both_sides_and_marks_what_differs():
     pair = Pair('toy', image, discs(*ROWS), discs(*ROWS[:3], (20, 70, 9, 0.4, 2)), 'ONNX Runtime')
     fitted = fit_pair(pair)
     picture = draw_pair(fitted, ('a', 'b', 'c'))
-    assert fitted.shown.shape == (640, 800, 3) and picture.shape[1] > 2 * 800
+    assert fitted.background.shape == (640, 800, 3) and picture.shape[1] > 2 * 800
     half = picture.shape[1] // 2
     assert not np.array_equal(picture[:, : half - 5], picture[:, -(half - 5) :])
 

@@ -88,8 +88,8 @@ def test_a_few_frames_of_the_free_run_are_kept_as_the_network_saw_them(proven):
     frames = list(toy.drive(18))
     for pair in pairs:
         index = int(pair.title.split()[-4]) - 1
-        assert pair.shown.shape == (6, 32, 96, 3) and pair.shown.dtype == np.uint8
-        assert np.array_equal(toy.drive(18).normalised(pair.shown), frames[index].images)
+        assert pair.background.shape == (6, 32, 96, 3) and pair.background.dtype == np.uint8
+        assert np.array_equal(toy.drive(18).normalised(pair.background), frames[index].images)
         assert len(pair.reference) == len(pair.candidate) == 20
 
 
