@@ -427,7 +427,7 @@ def prove_source(
         if metadata is not None:
             metadata.require(onnx_file, family.name, getattr(family, 'forms', ()))
         if metrics:
-            evaluation.check_tables(cfg, evaluation.build_dataset(cfg), metrics)
+            evaluation.check_evaluation(cfg, evaluation.build_dataset(cfg), metrics)
 
     deployment = source.load(check, mean, std)
     proof_samples, origin = samples.of(deployment)

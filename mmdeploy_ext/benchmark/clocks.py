@@ -18,7 +18,7 @@ class NetworkClock:
     Attributes:
         layers: modules of `model` that have parameters themselves.
         handles: handles of the hooks on these layers, inside the block; they are removed at its end.
-        seconds: when the last of them ended, on the clock of `time.perf_counter`; 0 before one of them has.
+        last_end_s: when the last of them ended, by `time.perf_counter`; 0 before one of them has.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -26,11 +26,11 @@ class NetworkClock:
             module for module in model.modules() if next(module.parameters(recurse=False), None) is not None
         ]
         self.handles: list[Any] = []
-        self.seconds = 0.0
+        self.last_end_s = 0.0
 
     def __enter__(self) -> NetworkClock:
         def record(*_: object) -> None:
-            self.seconds = time.perf_counter()
+            self.last_end_s = time.perf_counter()
 
         self.handles = [layer.register_forward_hook(record) for layer in self.layers]
         return self

@@ -259,7 +259,7 @@ def torch_contender(
         end = time.perf_counter()
         network_s = None
         if clock is not None and device.type == 'cpu':
-            network_s = clock.seconds - start  # `seconds` is the moment at which the last layer had run
+            network_s = clock.last_end_s - start
         return Run(end - start, network_s, sum(map(len, detections)))
 
     return Contender(name, BASELINE, '', run)

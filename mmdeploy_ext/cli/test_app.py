@@ -120,7 +120,7 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     dataset = evaluation.build_dataset(cfg)
     check_dataset(cfg, tested, family, dataset)
     if args.eval:
-        evaluation.check_tables(cfg, dataset, args.eval)
+        evaluation.check_evaluation(cfg, dataset, args.eval)
     device = resolve_device(args.device)
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, device, tested.check)
     with after_weights():

@@ -128,7 +128,10 @@ class BackendDetector(Network):
         return views, metas, images
 
     def fit(self, image: PreparedImage) -> PreparedImage:
-        """Pad an image to the size of a fixed graph; the spec refuses larger images."""
+        """Return an image padded with zeros, to the right and below, to the size of a fixed graph.
+
+        It is the image itself for a graph of any size. A side that is larger stays: the engine refuses it.
+        """
         axes = self.backend.spec.inputs[0].axes
         if not all(isinstance(axis, int) for axis in axes[2:]):
             return image

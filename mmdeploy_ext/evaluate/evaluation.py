@@ -238,7 +238,7 @@ def evaluate(
     return {**metric_values, **track_values}
 
 
-def check_tables(cfg: Any, dataset: Dataset, metrics: Sequence[str] = ()) -> None:
+def check_evaluation(cfg: Any, dataset: Dataset, metrics: Sequence[str] = ()) -> None:
     """Refuse metrics that COCO's evaluator has not, and a nuScenes data set without its tables, JSON files.
 
     It is called before hours of inference; other evaluators are not asked. `cfg` is for messages.

@@ -72,7 +72,9 @@ def scene_tokens(dataset: Dataset, required: bool = True) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetFrames:
-    """Samples of a data set as frames, read one by one: a hundred of them would not fit beside a model.
+    """Samples of a data set as frames that are prepared for the network, as the family's `frame` makes them.
+
+    They are read one by one: a hundred of them would not fit beside a model.
 
     Attributes:
         family: makes a frame of a sample of the test loader.
@@ -123,7 +125,9 @@ def run_dataset(
     tmpdir: str | None = None,
     gpu_collect: bool = False,
 ) -> list[Any] | None:
-    """Run a model over a data set; a DataError names a sample that cannot be read, or has results of NaN.
+    """Run a model over a data set.
+
+    A DataError names a sample that cannot be read, or of which a result is NaN or infinite.
 
     Args:
         network: the model on an engine.

@@ -81,6 +81,7 @@ class ArrayDistance:
 
     The same infinity, or NaN on both sides, is no difference; if only one side is finite the difference is
     infinite. Integers that differ do so by 1 at least, even if they are equal in float64, and texts by 1.
+    `cosine` and `norm_ratio` mean something of finite numbers only.
 
     Attributes:
         differences: absolute difference of each value, flattened; of complex values each part is one.

@@ -89,7 +89,7 @@ class Verdict:
         claim = 'PROVEN' if self.precision == 'fp32' else f'WITHIN {self.precision.upper()} BARS'
         if not self.passed:
             return f'NOT {claim}'
-        return f'{claim} ON {self.inputs} INPUTS ({self.by_inputs})' if self.by_inputs else claim
+        return f'{claim} ON {self.num_inputs} INPUTS ({self.by_inputs})' if self.by_inputs else claim
 
     @property
     def by_inputs(self) -> str:
@@ -107,7 +107,7 @@ class Verdict:
         return ', '.join(dict.fromkeys(reasons))
 
     @property
-    def inputs(self) -> int:
+    def num_inputs(self) -> int:
         """Number of cases, which are inputs of both engines, or of the frames of a drive, if they are more.
 
         A second run of an input that gave other outputs is a case of its own.

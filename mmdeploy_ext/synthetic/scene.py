@@ -21,19 +21,15 @@ def _regular(corners: int, radius: float | np.ndarray = 1.0) -> np.ndarray:
     return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def _cross(arm: float = 0.36) -> np.ndarray:
-    quarter = np.array([[-arm, -1.0], [arm, -1.0], [arm, -arm]])
-    turn = np.array([[0.0, 1.0], [-1.0, 0.0]])  # row vectors, a quarter turn each
-    return np.concatenate([quarter @ np.linalg.matrix_power(turn, k) for k in range(4)])
-
-
+_ARM = np.array([[-0.36, -1.0], [0.36, -1.0], [0.36, -0.36]])
+_QUARTER_TURN = np.array([[0.0, 1.0], [-1.0, 0.0]])  # of row vectors
 OUTLINES = {
     'disc': [_regular(64)],
     'square': [_regular(4)],
     'triangle': [_regular(3)],
     'star': [_regular(10, np.tile([[1.0], [0.42]], (5, 1)))],
     'ring': [_regular(64), _regular(64, 0.55)],
-    'cross': [_cross()],
+    'cross': [np.concatenate([_ARM @ np.linalg.matrix_power(_QUARTER_TURN, k) for k in range(4)])],
 }
 """Class -> loops of (P, 2) float64 points (x right, y down) in the unit circle (the cross reaches 1.06): the
 outer edge first, then holes."""

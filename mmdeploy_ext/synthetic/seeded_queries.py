@@ -119,7 +119,7 @@ def scale_queries(
     maps = [level[PICTURES] for level in features]
     if _is_panoptic(head):
         exposed = model.extract_feat(exposed_pictures)
-        maps = [torch.cat([level, other]) for level, other in zip(maps, exposed, strict=True)]
+        maps = [torch.cat([level, exposed_level]) for level, exposed_level in zip(maps, exposed, strict=True)]
     metas = [dict(batch_input_shape=size, img_shape=(*size, 3))] * len(maps[0])
 
     def run() -> Any:

@@ -125,13 +125,11 @@ class RegionRule:
     factors: Callable[[nn.Module, str], torch.Tensor | float] = lambda head, name: 1.0
 
 
-def _forwards_of_mmdet(
-    model: nn.Module, features: Sequence[torch.Tensor], boxes: torch.Tensor
-) -> Iterator[tuple[Sequence[nn.Module], Callable[[], Any]]]:
-    yield from forwards(model.roi_head, region_maps(model, features), boxes)
-
-
-MMDET_RULE = RegionRule(_forwards_of_mmdet, TARGETS, lambda model: result_cfg(model).score_thr)
+MMDET_RULE = RegionRule(
+    lambda model, features, boxes: forwards(model.roi_head, region_maps(model, features), boxes),
+    TARGETS,
+    lambda model: result_cfg(model).score_thr,
+)
 """The rule of mmdet's own heads."""
 
 

@@ -59,7 +59,7 @@ class Settings:
 
     Attributes:
         size: (H, W) of the traced input in pixels, rounded up to the next size that the network takes.
-        picture: title and BGR picture (H, W, 3) that the proof begins with.
+        picture: title and picture (h, w, 3) uint8 BGR that the proof begins with.
         seeded: builds the detector with seeded weights from a config and its family.
         engine: name of the engine's class (`engine`) and its options, as `proving.ladder.prove` takes them.
         export_kinds: those of `EXPORT_KINDS` to export and to prove.
@@ -185,10 +185,10 @@ def _image_options(family: Family, size: tuple[int, int], dynamic: bool) -> Opti
 
 
 def choose_options(deployment: deploy.Deployment, size: tuple[int, int], dynamic: bool) -> Options:
-    """Return the options of an export at the next larger size (H, W) that the network takes.
+    """Return the options of an export at a size (H, W), rounded up to multiples that the network takes.
 
     `dynamic` exports take any size and batch. If the size is refused, sides below `MIN_SIDE` are increased to
-    that; UsageError: so is that size.
+    that; UsageError: that size is refused, too.
     """
     try:
         return _options_at(deployment, size, dynamic)

@@ -218,7 +218,7 @@ def record_path(config: Config, out: Path) -> Path:
 
 
 def private_bytes(pid: int | None) -> int:
-    """Return the memory that a process wrote and does not share with its parent; 0 if it cannot be read.
+    """Return the bytes that a process wrote and does not share with its parent; 0 if they cannot be read.
 
     `pid` is that of the process, None of one that has not started.
     """

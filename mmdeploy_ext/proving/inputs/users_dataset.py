@@ -29,6 +29,10 @@ class UsersDataset:
     """A data set of the user's that makes a picture as its class does, with a pipeline that fits an input.
 
     Its class is built as a config builds it, by its own `__init__`; only its annotations are not read.
+
+    Attributes:
+        dataset: the data set, an object of a class derived from the user's.
+        info: what its annotations say of the picture that is prepared; {} before the first.
     """
 
     def __init__(

@@ -35,7 +35,14 @@ ROUNDED = (
 
 @dataclasses.dataclass(frozen=True)
 class ExportedFile:
-    """A file with `Metadata`; see `Proof.read` for its attributes."""
+    """A file with `Metadata`.
+
+    Attributes:
+        path: its path.
+        model: its content, with its weights.
+        metadata: what the export wrote into it, already checked.
+        name: name of its graph, for a model of frames or sweeps; else ''.
+    """
 
     path: str
     model: onnx.ModelProto
@@ -59,12 +66,12 @@ class ExportedFile:
 
     @property
     def hashes(self) -> dict[str, str]:
-        """Hashes of the checkpoint and the config that it was made of."""
+        """'checkpoint' and 'config' -> hash of that which it was made of, see `Metadata`."""
         return dict(checkpoint=self.metadata.checkpoint_sha256, config=self.metadata.config_sha256)
 
     @property
     def model_classes(self) -> Sequence[Mapping[str, Any]]:
-        """Classes of the model that no installed library has, as they were at the export."""
+        """Classes of the model that no installed library has, at the export: `ModelClass.to_json` of each."""
         return self.metadata.model_classes
 
 

@@ -675,7 +675,8 @@ class NothingPasses(Trial):
 def cut_at_gap(scores: np.ndarray, minimum: int) -> int:
     """Return a number of rows at which descending scores can be cut: where the gap of two scores is largest.
 
-    It is among the last 5 % of them (`CUT_FROM`) and at least `minimum`; 0 if there are not more scores.
+    It is among the last 5 % of them (`CUT_FROM`) and at least `minimum`, which is 1 or more; 0 if there are
+    not more scores than that.
     """
     last = len(scores) - 1
     if last < minimum:

@@ -250,7 +250,7 @@ def compare_prepared(
 
 
 class UnreadError(Mm2OnnxError):
-    """A data set whose class raised an error of its own when it was built or read."""
+    """A data set whose class, `kind`, raised an `error` of its own when it was built or read."""
 
     def __init__(self, kind: str, error: BaseException) -> None:
         reason = f'{type(error).__name__}: {one_line(error)}' if str(error) else type(error).__name__

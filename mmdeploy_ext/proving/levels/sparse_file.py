@@ -153,8 +153,11 @@ def read_sparse_file(deployment: Deployment, path: str, ranges: Ranges | None) -
     options = deployment.family.exported_options(option_values, path)
     traced = deploy.trace(deployment)
     are_recorded = ranges is None and deploy.has_precision(options)
-    if are_recorded:
-        ranges = _recorded_ranges(model, path)
+    if are_recorded and any(entry.key == f'{PREFIX}ranges' for entry in model.metadata_props):
+        try:
+            ranges = Ranges.from_json(read_fact(model, path, 'ranges'), f'{path}: {PREFIX}ranges')
+        except UsageError as error:
+            raise ModelFileError(str(error)) from error
     expected = deploy.make_graph(traced, options, deployment.family, ranges)
     is_rounded = options.fold == 'fp16' or deploy.fp16_modules(options, deployment.family)
     exact = reorder(fold(traced, 'fp32'), options.order) if is_rounded else expected
@@ -162,16 +165,6 @@ def read_sparse_file(deployment: Deployment, path: str, ranges: Ranges | None) -
     if are_recorded and ranges is not None:
         ranges_check = weight_ranges_check(deployment, traced, ranges)
     return SparseFile(deployment, path, model, options, traced, expected, exact, ranges_check)
-
-
-def _recorded_ranges(model: onnx.ModelProto, path: str) -> Ranges | None:
-    """Return the ranges that a file was exported with, None if it was exported without."""
-    if not any(entry.key == f'{PREFIX}ranges' for entry in model.metadata_props):
-        return None
-    try:
-        return Ranges.from_json(read_fact(model, path, 'ranges'), f'{path}: {PREFIX}ranges')
-    except UsageError as error:
-        raise ModelFileError(str(error)) from error
 
 
 def compare_graph(file: SparseFile) -> GraphResult:

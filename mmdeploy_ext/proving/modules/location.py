@@ -45,11 +45,20 @@ class LineRecorder(TensorRecorder):
 
         See `TensorRecorder.keep`.
         """
-        index, frame = super().keep(tensor, operator), sys._getframe()
-        while frame is not None and frame.f_code.co_filename.startswith((*LIBRARIES, '<')):
-            frame = frame.f_back
-        self.lines.append('' if frame is None else f'{frame.f_code.co_filename}:{frame.f_lineno}')
+        index = super().keep(tensor, operator)
+        self.lines.append(_line_of_user())
         return index
+
+
+def _line_of_user() -> str:
+    """Return the innermost line on the stack that is in no folder of `LIBRARIES`; '' if there is none."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith((*LIBRARIES, '<')):
+            return f'{file}:{frame.f_lineno}'
+        frame = frame.f_back
+    return ''
 
 
 def locate(module: FlatModule, model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:

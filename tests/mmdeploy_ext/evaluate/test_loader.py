@@ -10,7 +10,7 @@ from mmcv.utils import Config
 from mmdet.datasets import DATASETS, CocoDataset
 
 from mmdeploy_ext.core.errors import ConfigError, DataError
-from mmdeploy_ext.evaluate.evaluation import build_dataset, build_loader, check_tables, evaluate
+from mmdeploy_ext.evaluate.evaluation import build_dataset, build_loader, check_evaluation, evaluate
 
 
 class Drawing:
@@ -51,9 +51,9 @@ def test_a_metric_that_coco_has_not_is_refused_before_there_are_results(monkeypa
     dataset = CocoDataset()
     dataset.coco, dataset.CLASSES = Mock(), ()
     cfg = Mock(filename='x.py')
-    check_tables(cfg, dataset, ['bbox', 'segm'])
+    check_evaluation(cfg, dataset, ['bbox', 'segm'])
     with pytest.raises(ConfigError, match=r'x\.py: --eval bbox boox: metric boox is not supported'):
-        check_tables(cfg, dataset, ['bbox', 'boox'])
+        check_evaluation(cfg, dataset, ['bbox', 'boox'])
 
 
 class Evaluated:

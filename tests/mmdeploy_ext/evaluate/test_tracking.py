@@ -140,11 +140,11 @@ def test_results_without_ids_are_refused(dataset, instances):
 def test_without_motmetrics_the_metric_is_refused_before_inference(dataset, monkeypatch):
     monkeypatch.setitem(sys.modules, 'nuscenes.eval.tracking.evaluate', None)
     with pytest.raises(UsageError, match='pip install "motmetrics'):
-        evaluation.check_tables(load_config(CONFIG), dataset, ['bbox', 'tracking'])
-    evaluation.check_tables(load_config(CONFIG), dataset, ['bbox'])
+        evaluation.check_evaluation(load_config(CONFIG), dataset, ['bbox', 'tracking'])
+    evaluation.check_evaluation(load_config(CONFIG), dataset, ['bbox'])
 
 
 def test_tables_without_true_tracks_are_refused_before_inference(dataset, monkeypatch):
     monkeypatch.setattr(dataset, 'version', 'v1.0-test')
     with pytest.raises(DataError, match=r"'v1.0-test'; expected v1\.0-mini or v1\.0-trainval"):
-        evaluation.check_tables(load_config(CONFIG), dataset, ['tracking'])
+        evaluation.check_evaluation(load_config(CONFIG), dataset, ['tracking'])

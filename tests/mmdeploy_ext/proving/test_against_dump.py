@@ -32,14 +32,10 @@ def test_ties_of_a_dump_are_ties_in_every_layout(layout):
     name = NAMES[layout]
     scores = TensorSpec(name, 'float32', (1, 3), groups=(ColumnGroup(rtol=1e-4),))
     metadata = SimpleNamespace(
-        form='raw', precision='fp32', postprocess={}, options=dict(form='raw', layout=layout)
-    )
+        form='raw', precision='fp32', postprocess={}, options=dict(form='raw', layout=layout))
     backend = SimpleNamespace(
         spec=GraphSpec('solo/raw', (TensorSpec('input', 'float32', (1, 1)),), (scores,)),
-        metadata=metadata,
-        computes_in='',
-        infer=lambda feeds: {name: np.float32([[0.5, 0, 0.9]])},
-    )
+        metadata=metadata, computes_in='', infer=lambda feeds: {name: np.float32([[0.5, 0, 0.9]])})
     comparer = ImageDumpComparer(backend, SimpleNamespace(family=Family(), model=None))
     dump = dict(input=np.zeros((1, 1), np.float32))
     assert comparer.compare('000000', dump | {name: np.float32([[0, 0.5, 0.9]])}, {}).passed
