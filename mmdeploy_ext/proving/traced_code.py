@@ -469,7 +469,8 @@ def _reads_time(function: Any) -> bool:
 def hands_over(frame: FrameType, event: str, function: Any) -> bool:
     """Return whether an event of `sys.setprofile` passes something to another thread or process.
 
-    `function` is the built-in function of the event 'c_call'.
+    `frame` is the one that `sys.setprofile` gives: of a Python function that is called ('call'), or that
+    calls the built-in one `function` ('c_call').
     """
     if event != 'c_call':
         return event == 'call' and frame.f_code in HANDING_OVER
@@ -481,7 +482,10 @@ def hands_over(frame: FrameType, event: str, function: Any) -> bool:
 
 
 def reads_outside(frame: FrameType, event: str, function: Any) -> bool:
-    """Return whether an event of `sys.setprofile` reads a file, looks for one, or reads the environment."""
+    """Return whether an event of `sys.setprofile` reads a file, looks for one, or reads the environment.
+
+    Arguments are those of `hands_over`.
+    """
     if event != 'c_call':
         return event == 'call' and frame.f_code is os._Environ.__getitem__.__code__
     return (getattr(function, '__module__', None), getattr(function, '__name__', '')) in OUTSIDE

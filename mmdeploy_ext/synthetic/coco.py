@@ -256,9 +256,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the set, or one picture as the set has them; return the exit status of `cli.run`.
+    """Make the set, or one picture as the set has them; return the exit status, 0 of a success.
 
-    `argv` are the words of the command line, None those of `sys.argv`.
+    `argv` are the words of the command line, None those of `sys.argv`. The errors of `run` become one line on
+    stderr and their exit status; SystemExit: `--help`, or an option that the parser refuses.
     """
     parser = cli.ArgumentParser(prog='mm2onnx synthetic coco', description=__doc__.splitlines()[0])
     add_arguments(parser)

@@ -113,8 +113,8 @@ def ensure_toy_panoptic(root: str | os.PathLike[str] = 'data/toy_coco', **parame
         True if annotations were made, False if they existed.
 
     Raises:
-        DataError: `root` is not a generated set of pictures, or one of an older world, or a picture cannot be
-            written.
+        DataError: `root` is not a generated set of pictures, or one of an older world, its manifest is
+            damaged, or a picture cannot be written.
         UsageError: a parameter of a missing set is out of range.
     """
     root = Path(root)
@@ -157,9 +157,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the annotations unless they are there already; return the exit status of `cli.run`.
+    """Make the annotations unless they are there already; return the exit status, 0 of a success.
 
-    `argv` are the words of the command line, None those of `sys.argv`.
+    `argv` are the words of the command line, None those of `sys.argv`. The errors of `run` become one line on
+    stderr and their exit status; SystemExit: `--help`, or an option that the parser refuses.
     """
     parser = cli.ArgumentParser(prog='mm2onnx synthetic panoptic', description=__doc__.splitlines()[0])
     add_arguments(parser)

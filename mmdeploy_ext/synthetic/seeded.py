@@ -278,9 +278,10 @@ def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write a checkpoint for a config; return the exit status of `cli.run`, 0 if it is written.
+    """Write a checkpoint for a config; return the exit status, 0 if it is written.
 
-    `argv` are the words of the command line, None those of `sys.argv`.
+    `argv` are the words of the command line, None those of `sys.argv`. The errors of `run` become one line on
+    stderr and their exit status; SystemExit: `--help`, or an option that the parser refuses.
     """
     parser = cli.ArgumentParser(prog='mm2onnx synthetic seeded', description=__doc__.splitlines()[0])
     staging.add_seeded(parser)
@@ -290,8 +291,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace, cfg_options: Mapping[str, Any] | None = None) -> int:
     """Write the checkpoint of the command line; return 0.
 
-    `args` has `config`, `out`, which must not exist yet, and `seed`, 0 or more (UsageError otherwise).
-    `cfg_options` overrides the config: dotted key -> value; None overrides nothing.
+    `args` has `config`, `out`, which must not exist yet, and `seed`, 0 or more (UsageError otherwise); for
+    other errors see `write_seeded`. `cfg_options` overrides the config: dotted key -> value; None overrides
+    nothing.
     """
     from mmdeploy_ext import compat
     from mmdeploy_ext.core.files import check_writable

@@ -138,9 +138,9 @@ def read_call(
 
     Args:
         module: the module that is called.
-        sample: a tensor, a tuple or list of arguments, or a dict of arguments by name, with arrays of numpy
-            or tensors in them. A dict that has the names of all inputs of the file, of which one is no
-            argument of the module, is taken by position, in the order of the file.
+        sample: one argument, a tuple or list of arguments, or a dict of arguments by name; arguments are
+            tensors or arrays of numpy, or hold them. A dict that has the names of all inputs of the file, of
+            which one is no argument of the module, is taken by position, in the order of the file.
         title: title of the sample, for messages.
         file_inputs: names of the file's inputs.
 
