@@ -90,7 +90,7 @@ def fill_lidar(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0
         family: its family, which makes the sweeps that it is calibrated on.
         seed: seed of the other weights.
     """
-    from mmdeploy_ext.families.parts.lidar_parts import parts_of
+    from mmdeploy_ext.families.parts.lidar_parts import encode, parts_of
 
     parts = parts_of(model.eval())
     with torch.no_grad(), single_thread():
@@ -101,7 +101,14 @@ def fill_lidar(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0
         sweeps = list(family.generated_sweeps(family.preprocess_rule(cfg), SWEEPS))
 
         def run() -> list[torch.Tensor]:
-            return [_bird_eye_map(model, parts, torch.from_numpy(sweep.points)) for sweep in sweeps]
+            maps = []
+            for sweep in sweeps:
+                *voxels, coordinates = model.voxelize([torch.from_numpy(sweep.points)])
+                features = parts.voxel_encoder(*voxels, coordinates)
+                if isinstance(features, tuple):
+                    features, coordinates = features
+                maps.append(encode(parts.middle_encoder, features, coordinates))
+            return maps
 
         scale_last_layers(parts, torch.cat(calibrate_norms(norms_of(parts.voxel_encoder), run)))
     return model
@@ -129,17 +136,6 @@ def fill_point_fusion(model: nn.Module, cfg: Any, family: SequenceFamily, seed: 
 
         scale_last_layers(parts, torch.cat(calibrate_norms(norms, run)))
     return model
-
-
-def _bird_eye_map(model: nn.Module, parts: Parts, points: torch.Tensor) -> torch.Tensor:
-    """Return the bird's-eye map (1, C, H, W) of a sweep (P, D)."""
-    from mmdeploy_ext.families.parts.lidar_parts import encode
-
-    *voxels, coordinates = model.voxelize([points])
-    features = parts.voxel_encoder(*voxels, coordinates)
-    if isinstance(features, tuple):
-        features, coordinates = features
-    return encode(parts.middle_encoder, features, coordinates)
 
 
 def head_outputs(parts: Parts, maps: torch.Tensor) -> Any:

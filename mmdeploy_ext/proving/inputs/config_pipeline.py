@@ -108,7 +108,13 @@ class ConfigPipeline:
         results = dict(img_info=img_info, img_prefix=None, proposals=BOXES.copy())
         results |= {f'{name}_fields': [] for name in ('bbox', 'mask', 'seg', 'bbox3d', 'pts_mask', 'pts_seg')}
         with _without_warnings():
-            data = self._sample_of_dataset(img_info) or self.compose(results)
+            data = None
+            if self.dataset is not None:
+                try:
+                    data = self.dataset.sample(img_info)
+                except Exception as error:  # a user's class raises what it likes, also about annotations
+                    self.note = _note_on(type(self.dataset.dataset), error)
+            data = data or self.compose(results)
         values = [data['img'], data['img_metas']]
         for index, value in enumerate(values):
             if isinstance(value, list):
@@ -117,15 +123,6 @@ class ConfigPipeline:
                 value = value[0]
             values[index] = value.data if isinstance(value, DataContainer) else value
         return PipelinePicture(np.asarray(values[0], np.float32), values[1])
-
-    def _sample_of_dataset(self, img_info: Mapping[str, Any]) -> Any:
-        if self.dataset is None:
-            return None
-        try:
-            return self.dataset.sample(img_info)
-        except Exception as error:  # a user's class raises what it likes, also about annotations
-            self.note = _note_on(type(self.dataset.dataset), error)
-            return None
 
 
 def _users_dataset(cfg: Any, composer: Composer) -> tuple[UsersDataset | None, str]:
