@@ -94,7 +94,7 @@ def encode_view(
 
     Args:
         head: a `BEVFormerHead`.
-        maps: feature maps of each level (N, C, h, w).
+        maps: feature maps of each level (N, C, h, w), as the neck gives them, without embeddings.
         can_bus: (18,), as `cell_queries` takes it.
         lidar2img: (N, 4, 4), from the LiDAR to pixels of the padded pictures times depth, m.
         image_size: height and width of these pictures, px.

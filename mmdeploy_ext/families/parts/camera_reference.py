@@ -46,7 +46,7 @@ class CameraReference(abc.ABC):
 
     @abc.abstractmethod
     def step(self, frame: Frame) -> StepResult:
-        """Run one frame and keep the memory for the next; return tensors by name, and the boxes."""
+        """Run one prepared frame, keep the memory for the next; return tensors by name, and the boxes."""
 
     @property
     def notes(self) -> list[str]:
@@ -63,7 +63,10 @@ class CameraReference(abc.ABC):
         return detections_in_1x(result, self.convention)
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes that the head's own `get_bboxes` decodes from its outputs, name -> array."""
+        """Return the boxes, best first, that the head's own `get_bboxes` decodes from its outputs.
+
+        `outputs` are name -> array, of one sample.
+        """
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
         meta = dict(box_type_3d=LiDARInstance3DBoxes)
         with torch.no_grad():

@@ -177,7 +177,7 @@ def class_scores(head: nn.Module, logits: torch.Tensor) -> torch.Tensor:
 
 
 def strides(head: nn.Module) -> list[int]:
-    """Return the stride of each level, pixels."""
+    """Return the stride of each level along x, pixels."""
     return [int(stride[0]) for stride in head.prior_generator.strides]
 
 
@@ -213,7 +213,10 @@ class HeadKind:
         self.upstream, self.factor = upstream, factor
 
     def describe(self, head: nn.Module) -> Head:
-        """Return the outputs of a head, and how they become candidates."""
+        """Return the outputs of a head, and how they become candidates.
+
+        ConfigError: a setting of the head with which its kind is not exported.
+        """
         if not self.factor:
             return plain_head(head)
         description = factor_head(int(head.cls_out_channels), self.factor)
@@ -222,7 +225,7 @@ class HeadKind:
     def coder(self, head: nn.Module) -> dict[str, Any]:
         """Return the coder's settings, as `families/parts/runtime/box_coders.py` reads them.
 
-        ConfigError: the coder is none of `CODERS`.
+        ConfigError: it is no coder that heads of this kind are exported with.
         """
         return chosen_coder(head)
 
@@ -231,7 +234,7 @@ class HeadKind:
         return clips(head)
 
     def generator(self, head: nn.Module) -> Any:
-        """Return the generator of a head's priors."""
+        """Return the generator of a head's priors, made here if `has_generator` is False."""
         return head.prior_generator
 
     def tested(self, head: nn.Module, outputs: Any) -> Any:
@@ -256,7 +259,10 @@ class HeadKind:
     def scores(
         self, head: nn.Module, rows: Rows, priors: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return class scores (A, C) and score factors (A,) or None, by PyTorch and upstream's functions."""
+        """Return class scores (A, C) and score factors (A,), by PyTorch and upstream's functions.
+
+        None stands for the factors of a kind without any.
+        """
         factors = rows[self.factor][:, 0].sigmoid() if self.factor else None
         return class_scores(head, rows['cls_score']), factors
 

@@ -34,10 +34,17 @@ def exaggerated_cells(maps: torch.Tensor, coder: Mapping[str, Any] | None = None
     `coder` has the settings of the coder that decodes the maps, see `families/parts/runtime/box_coders.py`:
     if they are deltas, shifted ones become `QUADRANT`. None stands for maps that no coder of deltas decodes.
     """
+    if coder is not None and coder.get('type') == 'delta':
+        deltas = zip(QUADRANT, coder['means'], coder['stds'], strict=True)
+        box = maps.new_tensor([(delta - mean) / deviation for delta, mean, deviation in deltas])
+        shifted = box.repeat(maps.shape[1] // 4)[:, None, None].expand_as(maps)
+    else:
+        sign = 1 - 2 * (torch.arange(maps.shape[1], device=maps.device) % 2).to(maps)
+        shifted = maps + SHIFT * sign[:, None, None]
     rows, columns = (torch.arange(side, device=maps.device) for side in maps.shape[2:])
     cell = (3 * rows[:, None] + 5 * columns) % CELLS
     changed = torch.where(cell == 0, maps * FACTOR, maps)
-    changed = torch.where(cell == 1, _shifted(maps, coder or {}), changed)
+    changed = torch.where(cell == 1, shifted, changed)
     return torch.where(cell == 2, -maps, changed)
 
 
@@ -64,16 +71,6 @@ def turned_on(maps: torch.Tensor, code_size: int) -> torch.Tensor:
     is_yaw = torch.arange(maps.shape[1], device=maps.device) % code_size == YAW
     ways = torch.arange(maps.shape[3], device=maps.device) % 3 - 1
     return maps + ON * is_yaw[:, None, None] * ways
-
-
-def _shifted(maps: torch.Tensor, coder: Mapping[str, Any]) -> torch.Tensor:
-    """Return deltas of `QUADRANT` in every cell, or other maps with `SHIFT` added or subtracted."""
-    if coder.get('type') == 'delta':
-        deltas = zip(QUADRANT, coder['means'], coder['stds'], strict=True)
-        box = maps.new_tensor([(delta - mean) / deviation for delta, mean, deviation in deltas])
-        return box.repeat(maps.shape[1] // 4)[:, None, None].expand_as(maps)
-    sign = 1 - 2 * (torch.arange(maps.shape[1], device=maps.device) % 2).to(maps)
-    return maps + SHIFT * sign[:, None, None]
 
 
 @contextlib.contextmanager

@@ -120,7 +120,7 @@ def mask_inputs(
 
 
 def mask_outputs(batch: Axis, rows: Axis) -> tuple[TensorSpec, ...]:
-    """Return `masks`, `scores` and `labels` of a `full` graph, with `rows` results per image."""
+    """Return `masks`, `scores` and `labels` of a `full` graph; for `batch` and `rows` see `box_outputs`."""
     pixels, order = 'pixels of the instances at ori_shape', 'in descending order; padded with zeros'
     labels = 'class indices; -1 where a row is padding'
     return (

@@ -28,9 +28,8 @@ Outputs = Mapping[str, tuple[str, str]]
 class DenseHead(nn.Module):
     """The dense part of a detector in one module: the network of the bird's-eye view, its neck and the head.
 
-    Its submodules have the names that they have in the detector, which become those of nodes.
-
-    Its submodules run in the order in which they were added.
+    Its submodules have the names that they have in the detector, which become those of nodes, and run in the
+    order in which they were added.
 
     Attributes:
         flatten: makes one tuple of what the head returns.

@@ -22,6 +22,7 @@ class LidarReference(abc.ABC):
     """The detector's own test path; hooks read the tensors between its parts, for one sweep."""
 
     state = None
+    """It has no memory."""
 
     def __init__(
         self,
@@ -46,7 +47,10 @@ class LidarReference(abc.ABC):
         """Nothing to do: there is no memory."""
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes that the head's own `get_bboxes` makes of its outputs, name -> array (1, ...)."""
+        """Return the boxes, best first, that the head's own `get_bboxes` makes of its outputs.
+
+        `outputs` are name -> array (1, ...).
+        """
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
         meta = dict(box_type_3d=LiDARInstance3DBoxes)
         with torch.no_grad():
@@ -58,11 +62,10 @@ class LidarReference(abc.ABC):
         """Return `tensors`, outputs of the head by name, as the arguments that its `get_bboxes` takes."""
 
     def step(self, sweep: Sweep) -> StepResult:
-        """Run one sweep through `simple_test`; return its boxes, and `bev` and the head's outputs by name.
+        """Run one sweep through `simple_test`; return its boxes, best first, and outputs by name.
 
-        `bev` (1, C, H, W) is the view from above, with H along y and W along x.
-
-        DataError: points of another width, NaN, or none in range.
+        These are those of the head, and `bev` (1, C, H, W), the view from above, with H along y and W along
+        x. DataError: points of another width or not finite, or none in range.
         """
         check_in_range(
             check_points(sweep.points, self.width, sweep.name),

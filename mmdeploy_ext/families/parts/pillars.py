@@ -168,7 +168,7 @@ class DynamicPillars(PillarsOnMap):
 
 
 def has_pillars(model: nn.Module) -> bool:
-    """Return whether a detector's points become pillars."""
+    """Return whether a detector's points become pillars, by the class of its middle encoder."""
     return type(parts_of(model).middle_encoder).__name__ == SCATTER
 
 
@@ -207,7 +207,7 @@ CELLS = torch.stack([0 * PLACES, 0 * PLACES, PLACES, PLACES], dim=1)
 def hard_inputs(max_points: int, width: int) -> list[tuple[TensorSpec, torch.Tensor]]:
     """Return each input of a graph of pillars with its traced tensor.
 
-    Pillars have `max_points` (M) points of `width` (D) values.
+    Pillars have `max_points` (M) points of `width` (D) values, which a float16 graph takes as float32, too.
     """
     points, cells = 'points of each pillar, then zeros', 'sample 0, z, y, x of each pillar, each pillar once'
     tensors = (
@@ -222,7 +222,7 @@ def hard_inputs(max_points: int, width: int) -> list[tuple[TensorSpec, torch.Ten
 def dynamic_inputs(width: int) -> list[tuple[TensorSpec, torch.Tensor]]:
     """Return each input of a graph of pillars that have all their points, with its traced tensor.
 
-    Points have `width` (D) values; each traced pillar has two.
+    Points have `width` (D) values, which a float16 graph takes as float32, too; each traced pillar has two.
     """
     rows, cells = 'the pillar of each point, as a row of coors', 'sample 0, z, y, x of each pillar, each once'
     tensors = (

@@ -426,7 +426,7 @@ def coder_of(head: nn.Module) -> dict[str, Any]:
 def decoded(
     head: nn.Module, regions: torch.Tensor, outputs: Sequence[torch.Tensor], clip_hw: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return boxes (B, K, G, 4) xyxy in pixels, and score factors (B, K) or None.
+    """Return boxes (B, K, G, 4) xyxy in pixels, and score factors (B, K), None but for a side-aware head.
 
     Boxes are clipped to `clip_hw` if the head's coder clips: mmdet 1.x's and side-aware ones a pixel inside.
     Those of a head without a regression are the regions, clipped.

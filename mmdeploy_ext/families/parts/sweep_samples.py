@@ -63,7 +63,10 @@ def plain_sample(rule: VoxelRule, sample: Sweep) -> Sweep:
 
 
 class SweepMethods:
-    """What a family of points alone has beside `SequenceFamily`, before which it derives from this class."""
+    """What a family of points alone has beside `SequenceFamily`, before which it derives from this class.
+
+    What its attributes are for is documented there and at `Family`.
+    """
 
     of_config = "the grid is the config's"
     used_by: ClassVar[Mapping[str, str]] = {

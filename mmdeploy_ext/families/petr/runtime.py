@@ -127,10 +127,13 @@ def mean_gap_s(time_s: float, times_s: np.ndarray, earlier_s: np.ndarray) -> np.
 
 
 class PetrOnnx(CameraRuntime):
-    """An exported PETR or PETRv2: a `Stepper` of frames.
+    """An exported PETR or PETRv2: a `Stepper` of frames. For `detect` see `CameraRuntime`.
 
     Attributes:
         frames: 1 for PETR, 2 for PETRv2, which needs poses and times.
+        contract: 'portable' or 'dl4agx', the option `--contract` of the export.
+        backbone, embedding, head: the engines with the three files.
+        seconds: spent so far in each of them, by these names.
     """
 
     def __init__(
@@ -185,7 +188,7 @@ class PetrOnnx(CameraRuntime):
         self._further_maps: tuple[np.ndarray, ...] = ()
 
     def step(self, frame: Frame) -> StepResult:
-        """Run a prepared frame.
+        """Run a prepared frame, see `Frame`.
 
         Raises:
             ShapeError: images of another shape.

@@ -40,7 +40,8 @@ def frame(data: Mapping[str, Any], frames: int) -> Frame:
         frames: number of frames that the head sees, 1 or 2.
 
     Raises:
-        DataError: a key is missing, there are several samples, or the pictures are not of so many frames.
+        DataError: a key is missing, there are several samples, or, in a sample of PETR's own data set, the
+            number of pictures is no multiple of `frames`.
     """
     check_given(data, ('img', 'img_metas'))
     if 'lidar2img' in data:
@@ -72,7 +73,8 @@ def camera_steps(steps: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def check_sweeps(filename: str, steps: Sequence[Mapping[str, Any]], frames: int) -> None:
     """Refuse (ConfigError) a test pipeline that loads another number of frames than the head sees.
 
-    `frames` is that number, with the present one; `filename` is the config's, for the message.
+    `frames` is that number, with the present one; a pipeline without the step `SWEEPS` passes. `filename` is
+    the config's, for the message.
     """
     for step in steps:
         if step['type'] == SWEEPS and step.get('sweeps_num') != frames - 1:

@@ -24,8 +24,8 @@ def tensors(
 ) -> dict[str, np.ndarray]:
     """Return the outputs of the form `raw` by name.
 
-    `feeds` hold `images`. Queries are the best tokens, or those with the indices `tokens` (B, Q), if these
-    are not None.
+    `feeds` hold `images`; `form` and other options of the file are not used. Queries are the best tokens, or
+    those with the indices `tokens` (B, Q), if these are not None.
     """
     with torch.no_grad():
         images = _to_model(model, feeds['images'])

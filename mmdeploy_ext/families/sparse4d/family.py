@@ -107,9 +107,9 @@ def check_version(cfg: Any) -> None:
             wrong.append(f'{path}={value!r}, expected {needed!r}')
     head = part_cfg(cfg.model, 'head')
     bank, order = head.get('instance_bank') or {}, head.get('operation_order') or DEFAULT_ORDER
-    kept, count = (int(bank.get(name) or 0) for name in ('num_temp_instances', 'num_anchor'))
-    if not 0 < kept < count:
-        wrong.append(f'head.instance_bank.num_temp_instances={kept}, expected 1 to {count - 1}')
+    num_temp, num_anchor = (int(bank.get(name) or 0) for name in ('num_temp_instances', 'num_anchor'))
+    if not 0 < num_temp < num_anchor:
+        wrong.append(f'head.instance_bank.num_temp_instances={num_temp}, expected 1 to {num_anchor - 1}')
     before, refinements = int(head.get('num_single_frame_decoder', -1)), order.count('refine')
     if order[-1] != 'refine' or not 0 < before < refinements:
         wrong.append(

@@ -155,7 +155,7 @@ def specs(model: nn.Module, options: Options) -> dict[str, GraphSpec]:
     The graph of `portable` is called sparse4d.
     """
     (cameras, height, width), bank = model.input_sizes, model.head.instance_bank
-    instances, kept = bank.num_anchor, bank.num_temp_instances
+    instances, num_temp = bank.num_anchor, bank.num_temp_instances
     channels = bank.instance_feature.shape[1]
     classes = model.head.layers[-1].cls_layers[-1].out_features
     sizes, _ = map_sizes(model, cameras, height, width)
@@ -178,8 +178,8 @@ def specs(model: nn.Module, options: Options) -> dict[str, GraphSpec]:
     is_near = f'1 if the last frame is at most {longest} s away, else 0'
     interval = tensor('time_interval', (1,), seconds)
     temporal = (
-        tensor('temp_instance_feature', (1, kept, channels), "the last frame's kept instances"),
-        tensor('temp_anchor', (1, kept, 11), 'their anchors, projected into this frame'),
+        tensor('temp_instance_feature', (1, num_temp, channels), "the last frame's kept instances"),
+        tensor('temp_anchor', (1, num_temp, 11), 'their anchors, projected into this frame'),
     )
     outputs = (
         tensor('pred_instance_feature', (1, instances, channels), 'instances', (FEATURES,)),
@@ -233,9 +233,9 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
             (FIRST, FirstFrame(fused)),
             (NEXT, NextFrame(fused)),
         ]
-    made = with_examples(model, [(name, module, by_name[name]) for name, module in modules])
+    contract_graphs = with_examples(model, [(name, module, by_name[name]) for name, module in modules])
     sizes, starts = (values.to(next(model.parameters()).device) for values in map_sizes(model, *size))
-    for graph in made:
+    for graph in contract_graphs:
         real = dict(spatial_shapes=sizes, level_start_index=starts)
         graph.example.update({name: values for name, values in real.items() if name in graph.example})
-    return made
+    return contract_graphs

@@ -186,7 +186,10 @@ def take_over(feature: Tensor, anchor: Tensor, logits: Tensor, last: Remembered)
     _, best = logits.amax(-1)[0].topk(count)
     near = last.is_near if last.exists is None else last.is_near & last.exists
     pairs = ((last.feature, feature), (last.anchor, anchor))
-    return [torch.where(near[:, None, None], torch.cat([old, own[:, best]], 1), own) for old, own in pairs]
+    return [
+        torch.where(near[:, None, None], torch.cat([last_rows, rows[:, best]], 1), rows)
+        for last_rows, rows in pairs
+    ]
 
 
 class LastFrame:

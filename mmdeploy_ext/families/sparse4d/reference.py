@@ -148,8 +148,15 @@ class Sparse4DReference:
             self.first_refinement: lambda inputs, refined: dict(first=refined[1]),
         }
         images = torch.from_numpy(np.ascontiguousarray(frame.images, np.float32)).to(self.device)
+        projection = torch.from_numpy(np.array(frame.lidar2img, np.float32))[None].to(self.device)
+        height, width = frame.images.shape[2:]
+        sample = dict(  # as the test loader has it, besides the pictures
+            self._moment(frame.ego_pose, frame.timestamp_s),
+            projection_mat=projection,
+            image_wh=projection.new_tensor([[[width, height]] * len(frame.images)]),
+        )
         with torch.no_grad(), collect_taps() as taps, points.answering(), watching(hooks) as outputs:
-            results = self.model(images[None], **self._data(frame))
+            results = self.model(images[None], **sample)
         self._scene = frame.scene_token or ''
         was_reset = was_empty or not bool(self.bank.mask[0])
         tensors = {
@@ -161,8 +168,8 @@ class Sparse4DReference:
         }
         tensors['pred_track_id'] = np.full_like(tensors['instance_id'], -1, np.int32)
         if not was_reset:
-            kept = self.bank.num_temp_instances
-            tensors['pred_track_id'][:, :kept] = tensors['instance_id'][:, :kept]
+            num_temp = self.bank.num_temp_instances
+            tensors['pred_track_id'][:, :num_temp] = tensors['instance_id'][:, :num_temp]
         if self.shows_features:
             tensors['feature'] = _array(outputs['rows'])
         for name, value in taps.items():
@@ -180,10 +187,10 @@ class Sparse4DReference:
         `logits` (1, A, K) are those of the refinement before the kept instances come in.
         """
         scores = np.full(logits.shape[:2], np.nan)
-        kept = self.bank.num_temp_instances
+        num_temp = self.bank.num_temp_instances
         if not was_reset:
             best = _array(logits.max(-1).values.double().sigmoid())[0]
-            scores[0, kept:] = -np.sort(-best)[: len(best) - kept]
+            scores[0, num_temp:] = -np.sort(-best)[: len(best) - num_temp]
         return scores
 
     def _moment(self, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, Any]:
@@ -191,14 +198,6 @@ class Sparse4DReference:
         pose = np.array(ego_pose, np.float64)
         time = torch.tensor([timestamp_s], dtype=torch.float64, device=self.device)
         return dict(timestamp=time, img_metas=[dict(T_global=pose, T_global_inv=np.linalg.inv(pose))])
-
-    def _data(self, frame: Frame) -> dict[str, Any]:
-        """Return the frame in the form of the test loader, besides its pictures."""
-        height, width = frame.images.shape[2:]
-        projection = torch.from_numpy(np.array(frame.lidar2img, np.float32))[None].to(self.device)
-        sizes = projection.new_tensor([[[width, height]] * len(frame.images)])
-        moment = self._moment(frame.ego_pose, frame.timestamp_s)
-        return dict(moment, projection_mat=projection, image_wh=sizes)
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

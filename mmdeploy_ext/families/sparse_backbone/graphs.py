@@ -148,7 +148,7 @@ def _check_sparse_shape(
         size = int(sparse_shape[order.index(axis)])
         allowed = (cells + 1, cells) if axis == 'z' else (cells,)
         if size not in allowed:
-            expected = [grid['xyz'.index(other)] + (other == 'z') for other in order]
+            expected = [grid['xyz'.index(letter)] + (letter == 'z') for letter in order]
             raise ConfigError(
                 f'{name}: sparse_shape={list(sparse_shape)} has {size} cells along {axis}, but '
                 f'point_cloud_range over voxel_size gives {cells}; expected sparse_shape={expected} ({order})'

@@ -61,6 +61,12 @@ def check_head(head: nn.Module) -> None:
     """Refuse (ConfigError) a box head that the graph does not repeat."""
     if not isinstance(head, HEADS) or not getattr(head, 'with_cls', True):
         raise ConfigError(f'{type(head).__name__}: no box head that is exported, with classes')
+    columns = getattr(getattr(head, 'fc_cls', None), 'out_features', None)
+    if columns == head.num_classes and not getattr(head, 'custom_cls_channels', False):
+        raise ConfigError(  # a graph takes off the column of the background
+            f'model.roi_head.bbox_head.type={type(head).__name__}: its layer fc_cls gives {columns} columns '
+            f'for num_classes={columns}; heads with one more, that of the background, are exported'
+        )
     coder_of(head)
 
 
@@ -126,7 +132,7 @@ class Boxes(nn.Module):
         have are zero with label -1.
 
         Args:
-            maps: features of all levels, (B, channels, h, w) each.
+            maps: those of `regions.region_maps`, (B, channels, h, w) each.
             proposals: (B, K, 4) xyxy, pixels of the network input.
             present: (B, K) bool; other rows are padding.
             clip_hw: (B, 2) float32 height and width that boxes are clipped to.

@@ -1,9 +1,9 @@
 """The family of two-stage detectors: what it claims and refuses, and what the other modules give.
 
-What the other attributes of the classes are for is documented where they are defined first:
-`families/base.py` and `families/images.py`, whose head also explains forms, feeds, lists and trials. The list
-named 'proposals' holds the proposals that regions are made from, and 'instances' those that are laid over a
-semantic map.
+What the other attributes of the classes, and the methods without a docstring, are for is documented where
+they are defined first: `families/base.py` and `families/images.py`, whose head also explains forms, feeds,
+lists and trials. The list named 'proposals' holds the proposals that regions are made from, and 'instances'
+those that are laid over a semantic map.
 """
 
 import contextlib

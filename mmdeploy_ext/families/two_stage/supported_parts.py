@@ -140,16 +140,6 @@ def check_detector(model: Mapping[str, Any]) -> None:
         raise ConfigError('model.roi_head.test_branch_idx=-1: TridentNet exports with the index of a branch')
 
 
-def _check_background(box_head: nn.Module) -> None:
-    """Refuse (ConfigError) a box head without a class column for the background, which a graph takes off."""
-    columns = getattr(getattr(box_head, 'fc_cls', None), 'out_features', None)
-    if columns == box_head.num_classes and not getattr(box_head, 'custom_cls_channels', False):
-        raise ConfigError(
-            f'model.roi_head.bbox_head.type={type(box_head).__name__}: its layer fc_cls gives {columns} '
-            f'columns for num_classes={columns}; heads with one more, that of the background, are exported'
-        )
-
-
 def check_roi_head(roi_head: nn.Module, key: str = 'rcnn') -> None:
     """Refuse (ConfigError) a head of regions, a part of it, or settings that the graph does not repeat.
 
@@ -170,7 +160,6 @@ def check_roi_head(roi_head: nn.Module, key: str = 'rcnn') -> None:
         boxes.check_head(box_head)
         if not has_grid and not getattr(box_head, 'with_reg', True):
             raise ConfigError('model.roi_head.bbox_head.with_reg=False: exports in a GridRoIHead alone')
-        _check_background(box_head)
         if roi_head.with_mask:
             check_extractor(part_of(roi_head, 'mask_roi_extractor', stage))
             masks.check_head(part_of(roi_head, 'mask_head', stage))

@@ -86,8 +86,8 @@ class YolactFamily(ImageFamily):
         coder = chosen_coder(model.bbox_head)
 
         def change(outputs: Any) -> Any:
-            scores, boxes, *others = outputs
-            return scores, [exaggerated_cells(level, coder) for level in boxes], *others
+            scores, boxes, coefficients = outputs
+            return scores, [exaggerated_cells(level, coder) for level in boxes], coefficients
 
         with changed_forward(model.bbox_head, change):
             yield

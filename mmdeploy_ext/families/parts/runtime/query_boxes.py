@@ -31,7 +31,7 @@ WIDTH_FIRST = (0, 1, 2, 4, 3, 5, 7, 6, 8, 9)
 def output_specs(
     rows: tuple[int, ...], classes: int, logits: Sequence[ColumnGroup], boxes: Sequence[ColumnGroup]
 ) -> tuple[TensorSpec, TensorSpec]:
-    """Return the specs of the outputs that `decode` reads.
+    """Return the specs of the outputs that `decode` reads; a float16 graph computes them in float32, too.
 
     Args:
         rows: their axes without the last one, (L, 1, R).
