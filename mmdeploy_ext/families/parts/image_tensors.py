@@ -79,7 +79,7 @@ def results_and_candidates(
     Returns:
         The outputs of `results`; with `--max-candidates` the number of results of an image is constant, the
         smallest of that option and `limits`, and `candidates` has the number of candidates of each image
-        before the option cuts some off, and after `nms_pre`.
+        before the option cuts some off: of dense heads those that `nms_pre` leaves, of SOLO's all.
     """
     batch, cap = 'B' if options.dynamic else options.batch, options.max_candidates
     if not cap:

@@ -100,7 +100,7 @@ def model_spec(model: onnx.ModelProto, name: str) -> GraphSpec:
 def load_whole(model: nn.Module, checkpoint: Checkpoint, encoder: str) -> None:
     """Load all weights of a detector; kernels of its sparse encoder may be in any layout of spconv.
 
-    `encoder` is the name of that submodule.
+    The file of the checkpoint is read again. `encoder` is the name of that submodule.
 
     Raises:
         CheckpointError: the file lacks weights of the model, or has others.

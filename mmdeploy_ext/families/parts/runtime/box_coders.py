@@ -185,7 +185,10 @@ def bucket_choice(xp: ModuleType, rows: Rows, coder: Mapping[str, Any]) -> tuple
 
 
 def bucket(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
-    """`BucketingBBoxCoder`: per side its bucket, and how far left of or above its middle, in buckets."""
+    """`BucketingBBoxCoder`: per side its bucket, and how far left of or above its middle, in buckets.
+
+    The priors may have axes before (A, 4).
+    """
     best, _ = bucket_choice(xp, rows, coder)
     index = constant(range(coder['buckets']), best)
     offsets = rows['bbox_reg'].reshape(*rows['bbox_reg'].shape[:2], 4, coder['buckets'])

@@ -63,15 +63,15 @@ class CameraRuntime(Runtime):
         Args:
             images_bgr: N images (h, w, 3) uint8 as OpenCV reads them, in the order of `rule.cameras`.
             calibration: of `rule.calibrate`; give the same object or equal numbers while the rig is the same.
-                None is refused as missing.
+                None is refused (DataError).
             ego_pose: (4, 4) float64, LiDAR frame to a global frame.
             timestamp_s: seconds, absolute or from any fixed point.
             scene_token: a change means a new scene; None leaves the scene as it was.
-            camera_times_s: (N,) of the pictures; None: all at `timestamp_s`.
+            camera_times_s: (N,) of the pictures, like `timestamp_s`; None: all at that time.
 
         Raises:
             ShapeError: images of another number or size.
-            DataError: a calibration, pose or time that is missing or no valid one.
+            DataError: a calibration, pose or time that the model reads is missing or no valid one.
             InferenceError: the engine failed or gave NaN.
         """
         images, (lidar2img, intrinsics) = self.rule.apply(images_bgr), calibration or (None, None)
