@@ -1,6 +1,7 @@
 """StreamPETR's deploy contract: three graphs, and in ONNX Runtime a memory that never leaves the engine.
 
-Glossary: N cameras, H, W network input in pixels, L decoder layers, Q queries, K classes.
+Glossary: N cameras, H, W network input in pixels, L decoder layers in the outputs (all, or 1: the last one,
+by `--layers`), Q queries, K classes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The contract of woquyuna's fork of StreamPETR: one graph, a memory in global coordinates, updated outside.
 
-Glossary: N cameras, H, W network input in pixels, T tokens, L decoder layers, Q queries, K classes.
+Glossary: N cameras, H, W network input in pixels, T tokens, L decoder layers in the outputs (all, or 1: the
+last one, by `--layers`), Q queries, K classes.
 
 Source: woquyuna/StreamPETR deployV1.0 0e9eefe and deployV1.1 13660a1, tools/test_onnx.py. It is for
 consumers of such files; the deploy contract feeds 72 bytes per frame, its motion, not megabytes.

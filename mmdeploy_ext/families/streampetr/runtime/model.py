@@ -6,8 +6,8 @@
 
 Needs numpy, OpenCV, and ONNX Runtime or OpenVINO, no PyTorch.
 
-Glossary: N cameras, H, W network input in pixels, h, w pictures as taken, L decoder layers, Q queries, K
-classes, n boxes.
+Glossary: N cameras, H, W network input in pixels, h, w pictures as taken, L decoder layers in the outputs, Q
+queries, K classes, n boxes.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ class StreamPetrOnnx(CameraRuntime):
     def step(self, frame: Frame) -> StepResult:
         """Run a prepared frame; return `all_cls_scores` and `all_bbox_preds` (see `decode`), and the boxes.
 
-        The former are those of all decoder layers; with the contract 'autoware' of the last one alone (L is
-        1).
+        The former are those of all decoder layers; of files with `--layers last` or the contract 'autoware'
+        of the last one alone (L is 1).
 
         Raises:
             ShapeError: images of another number, size or dtype than float32.
