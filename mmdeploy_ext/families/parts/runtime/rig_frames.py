@@ -187,8 +187,8 @@ def moments(
         cfg: config of the model, which is not used.
         rule: how pictures are prepared.
         infos: path of the file of infos.
-        root: folder of the data set; None: pictures are at the paths of the infos, or at these paths below
-            the folder of `infos`.
+        root: folder of the data set; None: not known. Pictures are looked for at their paths in the infos,
+            then below `root`, then below the folder of `infos`.
         frame_of: makes a frame of its pictures; None: `frame_of_rig` does.
 
     Raises:
