@@ -47,7 +47,7 @@ def resize_and_threshold(
         soft: (n, H4, W4) float32 probabilities.
         img_shape: height and width of the picture in the network input before padding, pixels; 0 means the
             whole input.
-        ori_shape: height and width (h, w) of the results; 0 means those of the input.
+        ori_shape: height and width (h, w) of the results; 0 means those of `soft` times `ratio`.
         ratio: pixels of the input per pixel of the soft masks.
         mask_thr: probability that a pixel must exceed.
     """
@@ -223,7 +223,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Insta
             candidates, `candidates` (B,); for those of 'raw' see `batched`.
         feeds: inputs of the graph by name, and what results need besides, for the form 'raw': `img_shape`
             (B or 1, 2), height and width before padding, and `ori_shape` (2,) those of the results, pixels;
-            without them both are those of the network input.
+            without them both are those of the network input, rounded up to multiples of 8.
 
     Raises:
         ShapeError: the tensors are not of the grids that the metadata states.

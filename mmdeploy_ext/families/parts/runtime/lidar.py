@@ -97,7 +97,7 @@ class LidarOnnx(Runtime):
         """Open the files.
 
         Args:
-            paths: the folder of an export, or its files.
+            paths: the folder of an export, or its files, which are known by their names, those of `graphs`.
             engine: registered name of the backend.
             options: of the backend, for example `providers`, `threads`.
 
@@ -140,7 +140,7 @@ class LidarOnnx(Runtime):
             points: (P, D) float32, LiDAR frame; points outside the range are left out.
 
         Raises:
-            DataError: points of another width, NaN, or none in range.
+            DataError: points of another width or not finite, no point, or none in range.
             InferenceError: the engine failed or gave NaN.
         """
         return self.step(Sweep(points)).detections

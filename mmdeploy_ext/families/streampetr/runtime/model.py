@@ -64,7 +64,7 @@ class StreamPetrOnnx(CameraRuntime):
 
         Args:
             paths: the folder of an export with the contract 'deploy' or 'autoware' (three files of other
-                names), the three files of a deploy export, or the one file of a fork export.
+                names), its three files in any order, or the one file of a fork export.
             max_gap_s: a longer gap between two frames begins a scene; None never does, as in the published
                 model, so proofs pass it.
             engine: registered name of the backend. With ONNX Runtime the memory stays in the engine's buffers
