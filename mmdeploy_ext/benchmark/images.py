@@ -70,7 +70,8 @@ class ImageBenchmark(Benchmark):
 
         The size comes from exported files, `--shape` or the `--prepared` input, else from the test pipeline.
 
-        Files of another family, or with other overrides of the config, are refused before weights are read.
+        Files of another family (ModelFileError), or with other overrides of the config (UsageError), are
+        refused before weights are read; see `read_files` and `read_prepared`, too.
         """
         args = self.args
         files_metadata, self.options = read_files(args)

@@ -50,7 +50,12 @@ THREADS = (1, 2)
 
 
 class SparseBenchmark(Benchmark):
-    """Benchmark on sets of voxels, one group each: generated scenes, smallest first, then real sweeps."""
+    """Benchmark on sets of voxels, one group each: generated scenes, smallest first, then real sweeps.
+
+    Attributes:
+        graph: the graph of the model, folded in float32.
+        scenes, sweeps: the generated and the real sets of voxels.
+    """
 
     kind = 'sparse'
     models = 'sparse LiDAR backbones'

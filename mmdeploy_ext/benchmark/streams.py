@@ -58,7 +58,11 @@ GROWTH_FRAMES = 100
 
 
 class StreamBenchmark(Benchmark):
-    """Benchmark on frames of a synthetic drive, or on sweeps; `--sweep` replaces the generated points."""
+    """Benchmark on frames of a synthetic drive, or on sweeps; `--sweep` replaces the generated points.
+
+    Attributes:
+        samples: a sample for each round, prepared for the network, see `load`.
+    """
 
     kind = 'stream'
     models = 'streaming models'

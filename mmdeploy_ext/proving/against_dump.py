@@ -105,7 +105,7 @@ class ImageDumpComparer:
     """Compares a backend on dumped images.
 
     Attributes:
-        backend: the engine with the file, active.
+        backend: the engine with the file, opened by `activate`.
         deployment: config and checkpoint of the file.
     """
 
@@ -116,7 +116,7 @@ class ImageDumpComparer:
         """Compare the tensors, and results of a `full` graph; the choice among ties may be the engine's.
 
         `name` is that of the sample, `tensors` are the arrays of the dump by name, `manifest` is the content
-        of its manifest.json.
+        of its manifest.json. DataError: the dump lacks a tensor.
         """
         backend, family = self.backend, self.deployment.family
         needed = [tensor.name for tensor in backend.spec.inputs if tensor.default is None]
@@ -185,7 +185,8 @@ class FrameDumpComparer:
         """Run the frame and compare the outputs `names`, of decoder layers those that the files give.
 
         `name` is that of the sample, `tensors` are the arrays of the dump by name, `manifest` is the content
-        of its manifest.json.
+        of its manifest.json. DataError: the dump lacks a tensor, or the frame before, or the files give
+        nothing that is compared.
         """
         before, self.previous = self.previous, None
         continues = before is not None and manifest.get('sample') == before + 1

@@ -87,7 +87,10 @@ class ImageReference:
 
     @functools.cached_property
     def results(self) -> list[Any]:
-        """The results per image, as `ImageFamily.reference_detections` returns them."""
+        """The results per image, as `ImageFamily.reference_detections` returns them.
+
+        ConfigError: they are results of another number of images, or of a type without scores.
+        """
         start = time.perf_counter()
         results = self._results()
         self.seconds = time.perf_counter() - start

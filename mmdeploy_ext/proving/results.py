@@ -194,8 +194,8 @@ class DetectionRow:
         reason: what is missing, extra or outside, or why it failed otherwise; '' if nothing is wrong.
         outside: number of pairs of one class whose IoU, distance or score difference is outside the bars, of
             those whose reference is counted in `reference`, or whose candidate is as high as `extra` asks.
-        worst_distance: largest distance of a pair, of tasks that match by distance (metres of boxes in 3D);
-            None of those that match by IoU.
+        worst_distance: largest distance of a pair, of tasks that match by distance (metres of boxes in 3D),
+            0.0 when there is none; None of those that match by IoU, and of a `broken` row.
         broken: whether the results could not be compared at all, which fails: `reference` and
             `missing` are then all results of PyTorch, `extra` all of the engine, `worst_iou` is 0 and
             `worst_score` 1.

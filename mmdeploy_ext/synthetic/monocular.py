@@ -93,7 +93,13 @@ def from_global(image: dict[str, Any]) -> np.ndarray:
 
 
 class Tables:
-    """The tables of a set: name -> token -> record; and what is seen in a picture of a key frame."""
+    """The tables of a set, and what is seen in a picture of a key frame.
+
+    Attributes:
+        root: folder of the set.
+        tables: name -> token -> record.
+        annotations: token of a key frame -> its records of sample_annotation.
+    """
 
     def __init__(self, root: Path) -> None:
         """Read the tables of the set at `root`; UsageError: a file of them is missing or damaged."""

@@ -12,6 +12,10 @@ class TimeLeft:
     A config of which all exports of this run were tried before is taken to cost what it cost then. Any other,
     such as a model of sweeps, which has one export, is taken to cost what those of which the costs are known
     do in the mean.
+
+    Attributes:
+        total: number of models of the run.
+        costs, expected_costs: config -> CPU seconds in this run, of those that are done, and in the earlier.
     """
 
     def __init__(self, earlier: Sequence[Record | None], export_kinds: Sequence[str]) -> None:

@@ -87,7 +87,8 @@ class Samples:
     def of(self, deployment: Deployment) -> tuple[Collection[Any], str]:
         """Return the samples, see `ladder.prove`, and a text about the source of frames and sweeps.
 
-        The text is '' for pictures. The errors of `proof_samples` have exit status 1: the weights are loaded.
+        The text is '' for pictures and for voxels of a backbone. The errors of `proof_samples` have exit
+        status 1: the weights are loaded.
         """
         if self.pictures:
             return self.pictures, ''
@@ -141,7 +142,9 @@ def _has_cameras(family: Family) -> bool:
 def proof_samples(
     deployment: Deployment, count: int, paths: Sequence[str] = ()
 ) -> tuple[Collection[Any], str]:
-    """Return frames or sweeps to prove on, and a text about their source.
+    """Return frames or sweeps to prove on, and a text about their source, which is '' for a backbone.
+
+    Of a backbone they are `VoxelSet`s; frames are prepared for the network, see `runtime.frames`.
 
     Args:
         deployment: config and checkpoint of a model that takes frames or sweeps.

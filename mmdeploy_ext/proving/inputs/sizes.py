@@ -58,7 +58,7 @@ class InputSizes:
 
 
 def other_sizes(deployment: Deployment, options: Options) -> InputSizes:
-    """Return the sizes for a file with these options, which are sizes that it takes, see `Family.takes`.
+    """Return the sizes for a file with these options, which are sizes that it takes, see `ImageFamily.takes`.
 
     `unaligned` is one when it is padded. A graph that takes none that is near is given one it does not take.
     """

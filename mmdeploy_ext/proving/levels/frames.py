@@ -354,7 +354,8 @@ class SweepProof(FramesProof):
         """Yield the case of a plain sample: its tensors, and its results if the reference finds nothing.
 
         If the reference finds something, only the best score of the results is compared: cells without
-        anything in them have equal scores, and rounding decides which of them a model chooses.
+        anything in them have equal scores, and rounding decides which of them a model chooses. There is no
+        case if `plain` is None, as of a family that has no such sample.
         """
         if plain is None:
             return

@@ -35,11 +35,14 @@ class SecondRuns:
         self._differ = False
 
     def are_needed(self, key: Hashable | None) -> bool:
-        """Return whether an input has to run a second time, given what `Backend.repeat_key` says of it."""
+        """Return whether an input has to run a second time; `key` is its result of `Backend.repeat_key`.
+
+        If that is None, which says that the engine does not know, it always has to.
+        """
         return key is None or self._differ or key not in self._repeated
 
     def note(self, key: Hashable | None, equal: bool) -> None:
-        """Note that an input with such a key ran twice, and whether its outputs had the same bits."""
+        """Note that an input with such a key ran twice; `equal` is whether its outputs had the same bits."""
         self._repeated.add(key)
         self._differ = self._differ or not equal
 

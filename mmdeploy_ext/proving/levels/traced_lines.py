@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from mmdeploy_ext.exporting.deployment import Deployment
 
 LARGER = 128
-"""Pixels by which a second picture is higher, so that sizes differ; a multiple of what any part asks for."""
+"""Pixels by which a second picture is higher, so that sizes differ; a multiple of what any part asks for.
+
+It is wider by twice as many.
+"""
 
 
 def observed_inputs(
@@ -77,7 +80,7 @@ def traced_lines(
     Stages without code of the user's are only run, as far as later ones need their outputs.
 
     Args:
-        chain: the modules as PyTorch runs them, see `Family.stages`.
+        chain: the modules as PyTorch runs them, see `ImageFamily.stages`.
         runs: the inputs of the chain, name -> array, of two runs; of other sizes if these may differ.
         exporter: the exporter of the file, 'torchscript' or 'dynamo', for stages that have none of their own;
             what it follows is left out.
