@@ -115,7 +115,8 @@ class Family(abc.ABC):
     def choose(self, /, **values: Any) -> Options:
         """Return options with these values, by name of the option; the others have the family's defaults.
 
-        UsageError: an option that the family does not have; the message names those that have it.
+        Values are checked by `Options.check`, not here. UsageError: an option that the family does not have;
+        the message names those that have it.
         """
         for name in sorted(values.keys() - {option.name for option in self.options}):
             raise UsageError(self.missing_option_message(name, values))
@@ -130,8 +131,9 @@ class Family(abc.ABC):
     def exported_options(self, content: Mapping[str, Any], path: object = 'the file') -> Options:
         """Return the options that a file was exported with.
 
-        `content` is the entry `options` of its metadata, name -> value; `path` names the file in messages.
-        ModelFileError: one is missing, or the family has no such option.
+        `content` is the entry `options` of its metadata, name -> value, of which `cfg_options` is no option
+        and is left out; `path` names the file in messages. ModelFileError: one is missing, or the family has
+        no such option.
         """
         values = {name: value for name, value in content.items() if name != 'cfg_options'}
         names = [option.name for option in self.options]
@@ -142,7 +144,7 @@ class Family(abc.ABC):
         return self.choose(**values)
 
     def missing_option_message(self, name: str, values: Mapping[str, Any]) -> str:
-        """Return the message about an option that the family does not have, with the imported ones that do.
+        """Return the message about an option that the family lacks, and the imported families that have it.
 
         `values` are name -> value of all options that were chosen, `name` is one of them.
         """
@@ -224,11 +226,11 @@ class Family(abc.ABC):
         """Return name -> weight of a model as a checkpoint of the user's code has them."""
         return model.state_dict()
 
-    def added_settings(self, cfg: Any, meta: Mapping[str, Any]) -> Mapping[str, Any]:
+    def expected_settings(self, cfg: Any, meta: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return name -> right value of attributes that `build` and `load` add to a model for inference.
 
         Graphs and reference both read them; so a proof compares them with these values, which are computed by
-        other code, of the config and of the `meta` of the checkpoint.
+        other code, of the config as mmcv reads it, and of the `meta` of the checkpoint, {} if it has none.
         """
         return {}
 
@@ -367,7 +369,8 @@ def load_families(library: str | None = None) -> None:
 
     `library` is its import name, such as 'mmdet3d'; '' stands for the families that name none, such as those
     of mmdet; None for all families whose library can be imported. A family that needs a part of mmdet which
-    the imported copy is too old to have is left out, and is in `LEFT_OUT`.
+    the imported copy is too old to have is left out, and is in `LEFT_OUT`; another error of its import, such
+    as that of a library which is named and not installed, is raised.
     """
     for registration in registered().values():
         needed = registration.library
@@ -393,7 +396,7 @@ def library_failure(library: str) -> str:
 
 
 def find_family(cfg: Any, product: str = '') -> Family:
-    """Return the family that claims most of the model of a config; the config is adapted to it.
+    """Return the family that claims most of the model of a config, which it adapts in place (`Family.adapt`).
 
     Args:
         cfg: the config.

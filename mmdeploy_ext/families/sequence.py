@@ -135,8 +135,8 @@ class SequenceFamily(Family):
             steps = list(steps_of(test_pipeline(cfg)))
         except ConfigError:  # without a pipeline
             return []
-        known = [step for step in steps if is_library_step(str(step.get('type')))]
-        return differing_steps(known, table_of(LAYERS_FOLDER))
+        library_steps = [step for step in steps if is_library_step(str(step.get('type')))]
+        return differing_steps(library_steps, table_of(LAYERS_FOLDER))
 
     def crowded_sweeps(self, rule: Any, options: Options) -> Iterable[Sweep]:
         """Return sweeps, as points alone, some of whose voxels have more points than a rule takes.
@@ -221,8 +221,8 @@ class SequenceFamily(Family):
         """
         return self.reference(model)
 
-    def between_files(self, model: torch.nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-        """Return the specs of outputs of a runner that no contract of its files has.
+    def runner_output_specs(self, model: torch.nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+        """Return the specs of those outputs of a runner that no contract of its files has; () by default.
 
         A runner computes them between the files, or of the outputs of the last one. The proof compares these
         tensors, too.

@@ -64,7 +64,7 @@ def write_frames(
     """
     family = deployment.family
     proof = open_proof(deployment, paths, samples)
-    if between := family.between_files(deployment.model, proof.export_options):
+    if between := family.runner_output_specs(deployment.model, proof.export_options):
         names = ', '.join(tensor.name for tensor in between)
         raise UsageError(
             f'{Path(paths[0]).parent}: between its files the runner computes {names}, which no file does; '

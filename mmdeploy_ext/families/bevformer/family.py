@@ -60,6 +60,7 @@ def check_encoder(filename: str, transformer: Mapping[str, Any]) -> None:
     """Refuse (ConfigError) options of the encoder's layers that this package's layer does not read alike.
 
     These are another activation than ReLU, settings of the feed-forward network, and normalisation first.
+    `filename` is that of the config, for messages, `transformer` the entry of its head.
     """
     layers = transformer['encoder']['transformerlayers']
     for layer in layers if isinstance(layers, list | tuple) else [layers]:
@@ -155,7 +156,7 @@ class BevFormerFamily(QueryBoxes, SequenceFamily):
         model.can_bus_orientation = stated(cfg, 'can_bus_orientation', RECORDED) or RECORDED[0]
         return model
 
-    def added_settings(self, cfg: Any, meta: Mapping[str, Any]) -> Mapping[str, Any]:
+    def expected_settings(self, cfg: Any, meta: Mapping[str, Any]) -> Mapping[str, Any]:
         orientation = cfg.get('can_bus_orientation') or RECORDED[0]
         return dict(box_convention=trained_convention(cfg, meta), can_bus_orientation=orientation)
 
@@ -194,7 +195,7 @@ class BevFormerFamily(QueryBoxes, SequenceFamily):
             can_bus_orientation=model.can_bus_orientation,
         )
 
-    def between_files(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+    def runner_output_specs(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
         if options.contract == PORTABLE:
             return ()
         return tuple(spec(model, options).tensor(name) for name in PREDICTIONS)

@@ -79,7 +79,7 @@ class NodeDenseHead(OfModel):
     """From the LiDAR's map to the node's values of boxes."""
 
     def forward(self, bev: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return `bbox_pred` (10, Q), `score` (Q,) and `label_pred` (Q,) of (1, C, X, Y)."""
+        """Return `bbox_pred` (10, Q), `score` (Q,) and `label_pred` (Q,) of the LiDAR's map (1, C, X, Y)."""
         return boxes_of_node(self.model.heads['object'], self.model.joined([bev]))
 
 
@@ -166,10 +166,11 @@ def with_encoder(
     for tensor in spec.inputs:
         dtype = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
         writer.input(tensor.name, dtype, *tensor.axes)
-    one = writer.integers(1)
-    total = writer.op('ReduceSum', ['voxels', one], 'mean/total', keepdims=0)
+    axis = writer.integers(1)  # of the points of a voxel, then of the features
+    total = writer.op('ReduceSum', ['voxels', axis], 'mean/total', keepdims=0)
     count = writer.op('Cast', ['num_points_per_voxel'], 'mean/count', to=TensorProto.FLOAT)
-    features = writer.op('Div', [total, writer.op('Unsqueeze', [count, one], 'mean/column')], 'mean/features')
+    column = writer.op('Unsqueeze', [count, axis], 'mean/column')
+    features = writer.op('Div', [total, column], 'mean/features')
     encoded = ImplicitGemm(sparse, writer).write(encoder_sites(writer, sparse.order), features)
     last = next(node for node in writer.nodes if node.output[0] == encoded)
     last.output[0] = BEV
@@ -200,8 +201,8 @@ def encoder_sites(writer: NodeWriter, order: str) -> str:
     return writer.op('Mul', [picked, mask], 'sites/all')
 
 
-def between() -> tuple[TensorSpec, ...]:
-    """Return the tensor inside the graph that a proof compares, too."""
+def runner_output_specs() -> tuple[TensorSpec, ...]:
+    """Return the spec, with axes () for any, of a tensor inside the graph that a proof compares, too."""
     return (TensorSpec(BEV, 'float32', (), "LiDAR's map of the sparse encoder"),)
 
 
@@ -265,7 +266,7 @@ def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def companions(model: nn.Module, classes: Sequence[str]) -> dict[str, str]:
-    """Return name -> text of the files beside the graph; `classes` as in `parameters`."""
+    """Return file name -> text of the files beside the graph; `classes` as in `parameters`."""
     return {MANIFEST: parameter_text(parameters(model, classes)), REMAPPER: remapper_text()}
 
 

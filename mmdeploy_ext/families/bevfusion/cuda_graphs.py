@@ -144,7 +144,7 @@ HALF = ColumnGroup(rtol=5e-3)
 """Tolerance of float16 weights against the model's float32 ones; that of the sparse backbone alone, too."""
 
 
-def between() -> tuple[TensorSpec, ...]:
+def runner_output_specs() -> tuple[TensorSpec, ...]:
     """Return the tensors that a runner computes between the files, and two more maps of the LiDAR.
 
     They have names and tolerances and no axes: the shape `()` stands for any. Cells have to be equal; tensors

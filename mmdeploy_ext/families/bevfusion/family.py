@@ -210,10 +210,10 @@ class BEVFusionFamily(SequenceFamily):
     def reference_of(self, model: nn.Module, options: Options) -> Stepper:
         return CudaReference(model) if options.contract == CUDA else self.reference(model)
 
-    def between_files(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+    def runner_output_specs(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
         if options.contract == AUTOWARE:
-            return autoware.between()
-        return cuda_graphs.between() if options.contract == CUDA else ()
+            return autoware.runner_output_specs()
+        return cuda_graphs.runner_output_specs() if options.contract == CUDA else ()
 
     def build(self, cfg: Any) -> nn.Module:
         check_model(cfg)

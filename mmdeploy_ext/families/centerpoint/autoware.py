@@ -105,8 +105,8 @@ def graphs(model: nn.Module) -> list[Graph]:
     return [encoder, Graph(node.HEAD, head, spec, example)]
 
 
-def between() -> tuple[TensorSpec, ...]:
-    """Return the spec of the tensor that the node computes between the two files."""
+def runner_output_specs() -> tuple[TensorSpec, ...]:
+    """Return the spec, with axes () for any, of the tensor that the node computes between the two files."""
     return (TensorSpec(SPATIAL, 'float32', (), 'pillars on the map'),)
 
 
@@ -219,7 +219,7 @@ def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def companions(model: nn.Module, classes: Sequence[str]) -> dict[str, str]:
-    """Return name -> text of the files beside the graphs; `classes` as in `parameters`."""
+    """Return file name -> text of the files beside the graphs; `classes` as in `parameters`."""
     return {node.MANIFEST: parameter_text(parameters(model, classes)), REMAPPER: remapper_text()}
 
 

@@ -97,8 +97,8 @@ class CenterPointFamily(SweepMethods, SequenceFamily):
     def reference_of(self, model: nn.Module, options: Options) -> Stepper:
         return NodeReference(model) if options.contract == AUTOWARE else self.reference(model)
 
-    def between_files(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-        return autoware.between() if options.contract == AUTOWARE else ()
+    def runner_output_specs(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+        return autoware.runner_output_specs() if options.contract == AUTOWARE else ()
 
     def crowded_sweeps(self, rule: VoxelRule, options: Options) -> Iterable[Sweep]:
         sweeps = crowded(rule)

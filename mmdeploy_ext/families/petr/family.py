@@ -131,7 +131,7 @@ class PetrFamily(QueryBoxes, SequenceFamily):
         model.start_gap_s = start_gap_s(test_pipeline(cfg))
         return model
 
-    def added_settings(self, cfg: Any, meta: Mapping[str, Any]) -> Mapping[str, Any]:
+    def expected_settings(self, cfg: Any, meta: Mapping[str, Any]) -> Mapping[str, Any]:
         return dict(box_convention=trained_convention(cfg, meta), **pipeline_settings(cfg))
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -172,7 +172,7 @@ class PetrFamily(QueryBoxes, SequenceFamily):
         notes = [bound_note(self.frames)] if options.contract == DL4AGX else []
         return PetrReference(model, notes)
 
-    def between_files(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+    def runner_output_specs(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
         return predictions(Sizes(model)) if options.contract == DL4AGX else ()
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:

@@ -24,7 +24,7 @@ def pipeline_settings(cfg: Any) -> dict[str, Any]:
     """Return `picture_size` and `start_gap_s` as the test pipeline of a config has them.
 
     These are height and width of the pictures without padding, pixels, and the seconds that stand for the gap
-    before the first frame. `PetrFamily.build` reads them by other code, see `Family.added_settings`.
+    before the first frame. `PetrFamily.build` reads them by other code, see `Family.expected_settings`.
     """
     steps = {step['type']: step for step in test_pipeline(cfg)}
     resize = next(steps[name] for name in ('ResizeCropFlipImage', 'ResizeCropFlipRotImage') if name in steps)

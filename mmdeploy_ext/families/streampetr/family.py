@@ -164,7 +164,7 @@ class StreamPetrFamily(QueryBoxes, SequenceFamily):
         limits = MODELS.head_of(cfg)['bbox_coder']['post_center_range']
         return list(autoware.manifest_differences(folder, limits))
 
-    def between_files(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+    def runner_output_specs(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
         if options.contract != AUTOWARE:
             return ()
         return autoware.between(sizes(model, *model.input_sizes, layers='last'), options)

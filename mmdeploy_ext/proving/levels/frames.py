@@ -192,7 +192,7 @@ class FramesProof(Proof):
                 f'together: export it again'
             )
         family, model = self.deployment.family, self.deployment.model
-        self.spec = output_spec(self.metadata, family.between_files(model, self.export_options))
+        self.spec = output_spec(self.metadata, family.runner_output_specs(model, self.export_options))
         self.clock = Clock()
         self.engine_titles = f'PyTorch ({self.unit})', f'{self.verdict.subject["engine"]} ({self.unit})'
         self.reference: Stepper = family.reference_of(model, self.export_options)

@@ -64,7 +64,7 @@ def user_model_checks(deployment: Deployment) -> list[Check]:
     config_text = config_difference(built_from.get('as_read', built_from), config)
     checks = [Check('config as mmcv reads it', not config_text, config_text)]
     content = content_by_torch(deployment.checkpoint)
-    if added := deployment.family.added_settings(config, content.get('meta') or {}):
+    if added := deployment.family.expected_settings(config, content.get('meta') or {}):
         of_model = settings({name: getattr(deployment.model, name, None) for name in added})
         of_config = settings(added)
         added_text = f'model{first_difference(of_model, of_config)}' if of_model != of_config else ''

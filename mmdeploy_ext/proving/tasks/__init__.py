@@ -61,8 +61,8 @@ def task_module(name: str, needed: Sequence[str] = NEEDED) -> ModuleType:
     """
     try:
         module = importlib.import_module(TASKS.get(name, name))
-    except ModuleNotFoundError as error:
-        if not f'{name}.'.startswith(f'{error.name}.'):
+    except (ModuleNotFoundError, ValueError) as error:  # ValueError: of ''
+        if name and not f'{name}.'.startswith(f'{error.name}.'):
             raise
         raise ConfigError(
             f'task {name!r}: there is no such module; expected {", ".join(TASKS)}, or the dotted name of a '

@@ -250,6 +250,11 @@ def test_families_can_be_instances_of_one_class(registered, monkeypatch):
     assert [registry.registered()[ring.name].load_family() for ring in rings] == rings
 
 
+def test_a_family_without_a_task_is_refused_by_name():
+    with pytest.raises(ConfigError, match=r"task '': there is no such module; expected bbox2d"):
+        task_module('')
+
+
 def test_a_task_whose_import_fails_is_not_said_to_be_missing(tmp_path, monkeypatch):
     (tmp_path / 'absent_task.py').write_text('import absent')
     monkeypatch.syspath_prepend(tmp_path)

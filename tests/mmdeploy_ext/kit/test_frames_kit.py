@@ -277,7 +277,7 @@ def test_no_kit_is_written_of_files_that_state_another_model(tmp_path, key, chan
 def test_contracts_that_compute_between_files_are_refused(tmp_path, monkeypatch):
     deployment, files, _, _ = toy_centerpoint.exported()
     between = (TensorSpec('spatial_features', 'float32', (1, 8, 4, 4)),)
-    monkeypatch.setattr(type(deployment.family), 'between_files', lambda *_: between)
+    monkeypatch.setattr(type(deployment.family), 'runner_output_specs', lambda *_: between)
     samples = [Sweep(toy_centerpoint.sweep(0), 'sweep')]
     with pytest.raises(UsageError, match=r'the runner computes spatial_features, .* default contract'):
         write_detector_kit(deployment, str(files), samples, tmp_path / 'kit', GENERATED)
