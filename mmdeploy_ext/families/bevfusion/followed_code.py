@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmdeploy_ext import compat
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.replaced import DIGITS, DifferingMethod
 
@@ -63,8 +64,10 @@ def _differing(
 def main(argv: Sequence[str] | None = None) -> int:
     """Add a version of the repository to the table and return 0.
 
-    `argv` has its name and the paths of configs; None stands for the command line.
+    `argv` has its name and the paths of configs; None stands for the command line. ConfigError: a config is
+    missing or cannot be read. InferenceError: it is in no repository, or the repository's code fails.
     """
+    compat.apply()
     from mmdeploy_ext.families.bevfusion.fork import Fork, ForkProcess, root_of
 
     version, *configs = sys.argv[1:] if argv is None else argv

@@ -299,3 +299,11 @@ def test_the_table_has_the_versions_that_the_page_names():
     table = json.loads(followed_code.TABLE.read_text())
     assert sorted(table) == ['326653d', 'db75150']
     assert all('TransFusionHead.get_bboxes' in files[HEAD] for files in table.values())
+
+
+def test_the_command_that_adds_a_version_imports_the_libraries_and_names_a_config_that_is_missing(tmp_path):
+    missing = str(tmp_path / 'missing.py')
+    run = subprocess.run(
+        [sys.executable, '-m', followed_code.__name__, 'version', missing], capture_output=True, text=True
+    )
+    assert run.returncode == 1 and f'ConfigError: {missing}: no such config file' in run.stderr
