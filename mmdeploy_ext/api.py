@@ -116,7 +116,7 @@ class ModelSource:
         """Return the model, on `device`, with its weights and its family, as a `Deployment`.
 
         `check`, if there is one, is called before the weights are read. `mean` and `std` are those of
-        `export`, checked by `check_normalisation`.
+        `export`, which the caller has checked by `check_normalisation`; here they are not.
 
         Raises:
             UsageError: what `check` raised; `mean` or `std` of a model that takes no single pictures; a
@@ -276,8 +276,9 @@ def export_source(
         mean: as in `export`.
         std: as in `export`.
         before_weights: called without arguments after the model was built, before its weights are read.
-        ranges: of a sparse backbone, called with the model and the resolved options after its weights were
-            read; returns the ranges of layers in INT8, None for files without such. Other families ignore it.
+        ranges: of a sparse backbone, called with the `Deployment` and the resolved options after the weights
+            were read; returns the ranges of layers in INT8, None for files without such. Other families
+            ignore it.
 
     Returns:
         The files, the options and the model.
@@ -361,7 +362,8 @@ def export(
             `precision` ('fp32' or 'fp16'), `fp16_io`, `keep_fp32`, `exporter` ('torchscript' or 'dynamo') and
             `simplify`. Models of pictures have `form` (how much of the post-processing is in the graph:
             'full', the results; 'decode', boxes and scores before their suppression; 'raw', the outputs of
-            the head), `height`, `width` (pixels), `batch` and `dynamic`, too; models of frames and sweeps may
+            the head; of two-stage detectors also 'proposals' and 'regions', one after the other in two
+            files), `height`, `width` (pixels), `batch` and `dynamic`, too; models of frames and sweeps may
             have `contract` (which set of files is written). `contract.options` has all types, values and
             defaults, the `options.py` of a family its own ones.
 

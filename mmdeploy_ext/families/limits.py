@@ -195,9 +195,9 @@ def changed(values: Iterable[tuple[Limit, Any]]) -> Iterator[None]:
 def lowered(limit: Limit) -> Any:
     """Return the value of an entry while limits are lowered.
 
-    That is fewer candidates or rows, or a smaller share, number or area. An IoU becomes one that suppresses
-    nothing; sides of boxes and switches stay. Thresholds of scores are not meant: a trial chooses them by the
-    scores of its picture.
+    That is fewer candidates or rows, `FEWER_CANDIDATES` at most, but no fewer than `minimum`; or a smaller
+    share, number or area. An IoU becomes one that suppresses nothing; sides of boxes and switches stay.
+    Thresholds of scores are not meant: a trial chooses them by the scores of its picture.
     """
     if limit.kind is Kind.OVERLAP:
         return limit.keeps_all
@@ -215,8 +215,9 @@ def lowered(limit: Limit) -> Any:
 def raised(limit: Limit) -> Any:
     """Return the value of an entry while limits are raised.
 
-    That is more candidates or rows, or a larger share (that of an IoU, too), number or area. Sides become
-    longer, and a switch is set the other way. Thresholds of scores are not meant, see `lowered`.
+    That is more candidates or rows, `available` at most, or a larger share (that of an IoU, too), number or
+    area. Sides become longer, and a switch is set the other way. Thresholds of scores are not meant, see
+    `lowered`.
     """
     if limit.kind in (Kind.OVERLAP, Kind.SHARE, Kind.COVERED):
         return 1 - (1 - limit.value) * OTHER_SHARE

@@ -63,6 +63,10 @@ def _name_of(function: Any) -> str:
 def settings(value: Any, depth: int = 1) -> Any:
     """Return a value as plain types that can be compared; `...` for what is no setting.
 
+    Floating-point numbers, and all numbers of numpy, become texts; so do arrays of more than `MAX_NUMBERS`,
+    with their hash. Smaller arrays and tuples become lists, dicts and objects dicts of their settings; an
+    item of a list that is no setting stays there as `...`.
+
     `depth` is one more than the number of objects, such as coders and generators of priors, that may be
     around a setting: with 1 an object is no setting itself.
     """

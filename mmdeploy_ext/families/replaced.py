@@ -191,8 +191,9 @@ class DifferingMethod:
 def differing_methods(replaced: Iterable[Replaced], table: Table) -> list[DifferingMethod]:
     """Return those of the methods `replaced` of a model that have none of their hashes in a table, each once.
 
-    After them come the functions that they call, see `called_of_others`. ConfigError: the table has no such
-    class.
+    With those of a part are the user's hooks of it, and its methods of `ACCESS` that are the user's. After
+    them come the functions of others that the methods call, see `called_of_others`. ConfigError: the table
+    has no such class.
     """
     differing: dict[str, DifferingMethod] = {}
     entries = list(replaced)
@@ -223,9 +224,10 @@ def differing_methods(replaced: Iterable[Replaced], table: Table) -> list[Differ
 
 
 def followed_functions(replaced: Iterable[Replaced], table: Table) -> list[Callable[..., Any]]:
-    """Return the Python functions that `differing_methods` compares and names, whether they differ or not.
+    """Return the Python functions whose sources `differing_methods` compares, whether they differ or not.
 
-    Those of decorators are among them, before the functions that they wrap, see `functions_behind`.
+    Those of decorators are among them, before the functions that they wrap, see `functions_behind`. After
+    them come the functions of others that they call in the place of a library's, see `called_of_others`.
     """
     live = [
         getattr(entry.part, method, None)
@@ -239,7 +241,7 @@ def followed_functions(replaced: Iterable[Replaced], table: Table) -> list[Calla
 
 
 def is_library_step(name: str) -> bool:
-    """Return whether mmdet or mmdet3d, if it is imported, has a pipeline step of this name."""
+    """Return whether mmdet or mmdet3d has a pipeline step of this name; one that is not imported has none."""
     names = ('mmdet.datasets.pipelines', 'mmdet3d.datasets.pipelines')
     return any(hasattr(sys.modules.get(module), name) for module in names)
 
@@ -500,18 +502,16 @@ def as_imported(
     ]
     if not alike:
         return entries, table
-    choices = [
-        ([_as_of(entry, of_version) for entry in entries], {**table, **of_version}) for of_version in alike
-    ]
+    choices = []
+    for of_version in alike:  # which has the methods of its classes; other classes keep theirs
+        of_release = [
+            dataclasses.replace(entry, methods=tuple(of_version.get(entry.upstream, entry.methods)))
+            for entry in entries
+        ]
+        choices.append((of_release, {**table, **of_version}))
     if computes_alike(release, TRIED):
         choices.append((entries, table))
     return min(choices, key=lambda choice: len(differing_methods(*choice)))
-
-
-def _as_of(entry: Replaced, table: Table) -> Replaced:
-    """Return an entry with the methods that the table of a release has for its class, if it has the class."""
-    names = table.get(entry.upstream)
-    return entry if names is None else dataclasses.replace(entry, methods=tuple(names))
 
 
 def folder_of(family: object) -> Path:

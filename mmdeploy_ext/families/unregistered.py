@@ -122,7 +122,10 @@ def registered_names() -> set[str]:
 
 
 def missing_types(cfg: Any) -> dict[str, str]:
-    """Return key -> name of the types in the model of a config that nobody has registered."""
+    """Return key -> name of the types in the model of a config that nobody has registered.
+
+    Types that stand for functions, such as that of an `nms`, are in no registry and are left out.
+    """
     registered, types = registered_names(), types_of(cfg.get('model'), 'model')
     return {
         key: name

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class AnchorOnnx(LidarOnnx):
-    """An exported detector with `Anchor3DHead`."""
+    """An exported detector with `Anchor3DHead`; `LidarOnnx` has the methods: `detect`, `step` and others."""
 
     family = 'anchor3d'
     rules = AnchorRule

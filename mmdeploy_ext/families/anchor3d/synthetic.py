@@ -28,7 +28,8 @@ NUM_BOXES_ABOUT_THRESHOLD = 40
 def synthetic_outputs(rule: AnchorRule, spec: GraphSpec) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Yield titles and outputs of the head, by the names of its file, for a model that decodes by a rule.
 
-    `spec` is the contract of the head's file. Of heads whose ranges have maps of their own no boxes overlap.
+    `spec` is the contract of the head's file. If the ranges of a head have maps of their own, no boxes of one
+    range overlap.
     """
     rng = np.random.default_rng(0)
     if rule.cells:
@@ -55,8 +56,8 @@ def synthetic_outputs(rule: AnchorRule, spec: GraphSpec) -> Iterator[tuple[str, 
 def _of_ranges(rule: AnchorRule, count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Return the outputs of all anchors of a head whose ranges have maps of their own.
 
-    Of `count` small boxes, all if the ranges have fewer cells, each is in a cell of its range and class. Few
-    have scores about the threshold.
+    There are `count` small boxes, or one in each cell if the ranges have fewer cells: each is alone in a cell
+    of its range, and of its class. With a count of `NUM_BOXES_ABOUT_THRESHOLD` their scores are about it.
     """
     anchors, rotations = anchors_by_range(rule), len(rule.rotations)
     scores = np.full((len(anchors), rule.num_classes), EMPTY_LOGIT, np.float32)

@@ -65,7 +65,7 @@ def check(filename: str, rule: MultiViewRule) -> None:
 
 
 def companions(model: nn.Module) -> dict[str, str]:
-    """Return name -> text of the parameters of the node, the file beside the graph."""
+    """Return file name -> text, of the one file beside the graph: the parameters of the node."""
     head, rule = model.pts_bbox_head, model.rule
     transformer = head.transformer
     parameters: dict[str, Any] = dict(

@@ -66,7 +66,7 @@ class BevFormerFrame(nn.Module):
 
         Args:
             img: (N, 3, H, W), normalised pictures, padded at the bottom and on the right.
-            lidar2img: (N, 4, 4), from the LiDAR to pixels of these pictures times depth, m.
+            lidar2img: (N, 4, 4), from the LiDAR's frame, m, to pixels of these pictures times depth.
             can_bus: (18,) of `bev_motion.motion_since`.
             bev_shift: (2,) of `bev_motion.bev_shift`.
             bev_rotation: (2, 3) of `bev_motion.bev_rotation`.
@@ -141,7 +141,10 @@ class DeployedFrame(BevFormerFrame):
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of the portable graph, whatever contract the options name."""
+    """Return the contract of the portable graph, whatever contract the options name.
+
+    Calibration and motion (`single`) are computed in float32 in a graph of float16, too.
+    """
     head, (cameras, height, width) = model.pts_bbox_head, model.input_sizes
     cells, channels = head.bev_h * head.bev_w, head.transformer.embed_dims
     layers, queries = len(head.transformer.decoder.layers), head.query_embedding.num_embeddings

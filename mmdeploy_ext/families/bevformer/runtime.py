@@ -98,7 +98,10 @@ def check_record(can_bus: np.ndarray) -> np.ndarray:
 
 
 class BevFormerOnnx(CameraRuntime):
-    """An exported BEVFormer with its last bird's-eye view: a `Stepper` of frames."""
+    """An exported BEVFormer with its last bird's-eye view: a `Stepper` of frames.
+
+    What methods without a docstring are for is documented by `CameraRuntime`.
+    """
 
     def __init__(self, paths: Paths, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:
         """Open the file.

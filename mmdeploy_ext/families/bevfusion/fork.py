@@ -374,7 +374,10 @@ class ForkReference(BEVFusionReference):
         self.process = model.fork.process
 
     def step(self, frame: FusedFrame) -> StepResult:
-        """Run one frame."""
+        """Run one frame; outputs are `bev`, `depth` and `cells`, if its sensors give such, and `TABLES`.
+
+        Invalid frames raise what they raise in `BEVFusionReference`. InferenceError: see `ForkProcess.call`.
+        """
         return self._step(frame)
 
     def near_ties(self, frame: FusedFrame) -> Iterator[Detections3D]:

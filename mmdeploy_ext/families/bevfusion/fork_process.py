@@ -320,7 +320,8 @@ def run(fork: ForkModel, request: Mapping[str, Any]) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     """Answer requests until standard input ends, and return 0; 1 if the model cannot be built.
 
-    `argv` has the path of the job; None stands for the command line.
+    `argv` has the path of the job; None stands for the command line. A job that is missing or cannot be read
+    gives 1, too, and its error is the answer.
     """
     (job,) = sys.argv[1:] if argv is None else argv
     answers = os.fdopen(os.dup(1), 'w')

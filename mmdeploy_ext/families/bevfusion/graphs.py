@@ -194,6 +194,7 @@ def _graph(
 
 
 def _matrix_spec(name: str, cameras: int) -> TensorSpec:
+    """Return the contract of a matrix of the calibration, which is not rounded to float16 (`single`)."""
     axes = (4, 4) if name == 'lidar_aug_matrix' else (cameras, 4, 4)
     return TensorSpec(name, 'float32', axes, MEANINGS[name], single=True)
 

@@ -34,7 +34,7 @@ VALUES = dict(reg=2, height=1, dim=3, rot=2, vel=2)
 
 @dataclasses.dataclass(frozen=True)
 class BoxRule(HeadRule):
-    """The settings that turn the head's outputs into boxes.
+    """The settings that turn the head's outputs into boxes; for `output_axes` see `HeadRule`.
 
     Attributes:
         num_classes: number of classes of each task; labels are numbered through all tasks.
@@ -176,7 +176,7 @@ def suppress(detections: Detections3D, task: int, rule: BoxRule) -> Detections3D
 
 
 class CenterPointOnnx(LidarOnnx):
-    """An exported CenterPoint."""
+    """An exported CenterPoint; `LidarOnnx` has the methods: `detect`, `step` and others."""
 
     family = 'centerpoint'
     rules = BoxRule

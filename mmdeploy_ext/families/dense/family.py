@@ -1,7 +1,7 @@
 """The family of dense heads: which configs it claims and refuses, and what else the base classes leave to it.
 
-What the attributes of `DenseFamily` are for is documented where they are defined first: `families/base.py`
-and `families/images.py`.
+What the attributes of `DenseFamily` and its methods without a docstring are for is documented where they are
+defined first: `families/base.py` and `families/images.py`.
 """
 
 import contextlib

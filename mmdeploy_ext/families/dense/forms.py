@@ -135,11 +135,12 @@ class DecodeForm(nn.Module):
         self.product = product
 
     def forward(self, *raw: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return boxes (B, A, 4), scores (B, A, C), factors (B, A) and the priors per level (L,).
+        """Return boxes (B, A, 4), scores (B, A, C), factors (B, A) and `level_sizes` (L,) int64.
 
-        The last are numbers, int64. The others are those of `Decode`, of all levels, with `product` scores
-        times factors. The last two are left out of some models and forms, see `decode_names`. `raw` are the
-        outputs of the head (B, a*columns, h, w), in the order of `raw_names`.
+        The last is the number of priors of each level. The others are those of `Decode`, of all levels, with
+        `product` scores times factors. The last two are left out of some models, and factors with `product`,
+        see `decode_names`. `raw` are the outputs of the head (B, a*columns, h, w), in the order of
+        `raw_names`.
         """
         mlvl_boxes, mlvl_scores, mlvl_factors = self.decode(*raw)
         sizes = [boxes.shape[1] for boxes in mlvl_boxes]
@@ -201,8 +202,9 @@ class DenseFullForm(nn.Module):
             image: (B, 3, H, W); only its size is used.
             img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
             scale_factor: (B, 4) float32 `w h w h`, input / original.
-            border_and_raw: the raw outputs; if boxes lose it, before them border (B, 2) float32, the rows of
-                padding above the image and the columns left of it.
+            border_and_raw: the raw outputs; before them, of heads whose pictures are padded all around
+                (`Head.bordered`), border (B, 2) float32, the rows of padding above the image and the columns
+                left of it, which are subtracted from boxes.
         """
         input_hw = hw(image).to(img_shape)[None]
         clip_hw = torch.where(img_shape > 0, img_shape, input_hw)

@@ -125,8 +125,8 @@ class ImVoxelNetFamily(ImageFamily):
         head = model.bbox_head
 
         def change(outputs: Any) -> Any:
-            scores, boxes, *others = outputs
-            return scores, [turned_on(level, int(head.box_code_size)) for level in boxes], *others
+            scores, boxes, *directions = outputs
+            return scores, [turned_on(level, int(head.box_code_size)) for level in boxes], *directions
 
         with changed_outputs(head, change):
             yield

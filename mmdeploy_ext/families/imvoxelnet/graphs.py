@@ -73,7 +73,8 @@ def postprocess_facts(model: nn.Module) -> dict[str, Any]:
 def camera_inputs(batch: int | str) -> tuple[TensorSpec, TensorSpec]:
     """Return the contracts of the cameras and of the ratios of pictures.
 
-    `batch` is a number, or 'B' if it is dynamic.
+    Both (`single`) are computed in float32 in a graph of float16, too. `batch` is a number, or 'B' if it is
+    dynamic.
     """
     camera = (
         'from the frame of the voxels, in metres, to pixels of the picture before it is resized, times depth'
@@ -169,8 +170,8 @@ class Network(nn.Module):
         """Return the outputs named by `AnchorRule.output_names`.
 
         Args:
-            image: (B, 3, H, W) float32.
-            cameras: (B, 4, 4).
+            image: (B, 3, H, W) float32, normalised and padded.
+            cameras: (B, 4, 4), from the frame of the voxels, metres, to pixels of a picture times depth.
             scale_factor: (B, 4) `w h w h`, input / picture of the camera.
         """
         model = self.model

@@ -25,7 +25,10 @@ MOVED_M = 6.0, 3.0, 0.5
 
 
 def original_camera(image: PreparedImage) -> np.ndarray:
-    """Return the camera (4, 4) float32 of a prepared picture: LiDAR -> pixels of the picture on disk."""
+    """Return the camera (4, 4) float32 of a prepared picture: LiDAR to pixels, times depth, on disk.
+
+    A picture without a camera gets that of `generated_camera`.
+    """
     if image.cam2img is None:
         return generated_camera(image)
     return original(image.cam2img, image.to_input).astype(np.float32)
@@ -44,9 +47,9 @@ def generated_camera(image: PreparedImage) -> np.ndarray:
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
     """Return the inputs of a batch of pictures of one size by name, and what the runtime needs of them.
 
-    They are `input` (B, 3, H, W), `lidar2img` (B, 4, 4), `scale_factor` (B, 4) `w h w h`, input / picture on
-    disk, and to draw `drawn_camera` (B, 4, 4), that of the picture on disk with `rescale`, otherwise that of
-    the network input.
+    They are `input` (B, 3, H, W), `lidar2img` (B, 4, 4), the cameras of `original_camera`, `scale_factor`
+    (B, 4) `w h w h`, input / picture on disk, all float32, and to draw `drawn_camera` (B, 4, 4) float64, that
+    of the picture on disk with `rescale`, otherwise that of the network input.
 
     ShapeError: a camera is not finite, or its last row is not 0 0 0 1.
     """

@@ -94,7 +94,10 @@ def check_detector(cfg: Any, options: Options, check_head: Callable[[Any, nn.Mod
 
 
 def check_dataset(cfg: Any, dataset: Any) -> None:
-    """Refuse (ConfigError) a data set whose pictures come without `cam2img`."""
+    """Refuse (ConfigError) a data set whose pictures come without `cam2img`, by the test pipeline of `cfg`.
+
+    `dataset` is not read.
+    """
     steps = [step.get('type') for step in steps_of(test_pipeline(cfg), 'LoadImageFromFileMono3D')]
     if not steps:
         raise ConfigError(

@@ -248,7 +248,7 @@ class Decode(nn.Module):
         Args:
             cam2img: (B, 4, 4).
             clip_hw: (B, 2) height and width to which boxes in the picture are clipped; None without such.
-            maps: outputs of the network, by `raw_names`.
+            maps: outputs of the network, in the order of `raw_names`.
         """
         levels, count = [], len(self.facts['strides'])
         for level, stride in enumerate(self.facts['strides']):
@@ -275,28 +275,29 @@ class DecodeForm(nn.Module):
         super().__init__()
         self.decode, self.names = Decode(model), result_names(model, 'decode')
 
-    def forward(self, cam2img: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the outputs of 'decode', (B, A, ...).
+    def forward(self, cam2img: torch.Tensor, *sizes_and_maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the outputs of 'decode', (B, A, ...), by cameras (B, 4, 4).
 
-        `others` are image (B, 3, H, W), of which only the size is used, and img_shape (B, 2), of models with
-        boxes in the picture, and the maps of the network.
+        `sizes_and_maps` are the maps of the network, in the order of `raw_names`; before them, of models with
+        boxes in the picture alone, image (B, 3, H, W), of which only the size is used, and img_shape (B, 2),
+        height and width before padding, 0 for those of the input.
         """
-        clip_hw, maps = clip_and_maps(self.decode.facts, others)
+        clip_hw, maps = clip_and_maps(self.decode.facts, sizes_and_maps)
         levels = self.decode(cam2img, clip_hw, maps)
         return tuple(tap(name, torch.cat([level[name] for level in levels], 1)) for name in self.names)
 
 
 def clip_and_maps(
-    facts: dict[str, Any], others: tuple[torch.Tensor, ...]
+    facts: dict[str, Any], sizes_and_maps: tuple[torch.Tensor, ...]
 ) -> tuple[torch.Tensor | None, tuple[torch.Tensor, ...]]:
     """Return the sizes (B, 2) that boxes in the picture are clipped to, and the maps of the network.
 
-    `facts` are those of `postprocess_facts`, `others` those of `DecodeForm.forward`; the sizes are None for
-    models without such boxes.
+    `facts` are those of `postprocess_facts`, `sizes_and_maps` those of `DecodeForm.forward`; the sizes are
+    None for models without such boxes.
     """
     if not facts['sides']:
-        return None, others
-    image, img_shape, *maps = others
+        return None, sizes_and_maps
+    image, img_shape, *maps = sizes_and_maps
     return clip_size(image, img_shape), tuple(maps)
 
 
@@ -307,10 +308,10 @@ class FullForm(nn.Module):
         super().__init__()
         self.decode, self.names = Decode(model), result_names(model, 'full')
 
-    def forward(self, cam2img: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the outputs of 'full', (B, n, ...); for `others` see `DecodeForm.forward`."""
+    def forward(self, cam2img: torch.Tensor, *sizes_and_maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the outputs of 'full', (B, n, ...); for the arguments see `DecodeForm.forward`."""
         facts = self.decode.facts
-        clip_hw, maps = clip_and_maps(facts, others)
+        clip_hw, maps = clip_and_maps(facts, sizes_and_maps)
         levels = [best_rows(level, facts['nms_pre']) for level in self.decode(cam2img, clip_hw, maps)]
         rows = {name: torch.cat([level[name] for level in levels], 1) for name in levels[0]}
         above = decoding.seen_from_above(torch, rows['boxes'])

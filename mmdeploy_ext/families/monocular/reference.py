@@ -183,15 +183,15 @@ def choose_as(
     A yaw jumps by half a turn if the angle that the head outputs is at the end of its interval, or if both
     directions have the same logit. See `ImageFamily.choose_as`.
     """
-    chosen = dict(reference)
+    followed_reference = dict(reference)
     yaws, expected = outputs.get('boxes'), reference.get('boxes')
     if yaws is None or expected is None or yaws.shape != expected.shape:
-        return chosen
+        return followed_reference
     gap = np.abs(yaws[..., 6] - expected[..., 6])
     flipped = np.abs(gap - np.pi) < SAME_TURN
     flipped |= np.abs(gap - 2 * np.pi) < SAME_TURN
     if not flipped.any():
-        return chosen
+        return followed_reference
     raw, head = tensors(model, feeds, 'raw'), model.bbox_head
     rows = {
         name: np.concatenate(
@@ -212,7 +212,7 @@ def choose_as(
         directions = rows['dir_cls_pred']
         scale = np.abs(directions).max()
         is_tie |= np.abs(directions[..., 0] - directions[..., 1]) <= ties_rtol * scale
-    chosen['boxes'] = expected.copy()
+    followed_reference['boxes'] = expected.copy()
     follow = flipped & is_tie
-    chosen['boxes'][..., 6][follow] = yaws[..., 6][follow]
-    return chosen
+    followed_reference['boxes'][..., 6][follow] = yaws[..., 6][follow]
+    return followed_reference

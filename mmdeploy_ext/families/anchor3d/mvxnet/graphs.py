@@ -119,7 +119,10 @@ def fuse_picture(
 
 
 def voxels_spec(width: int, channels: int) -> GraphSpec:
-    """Return the contract of the first graph, for points of `width` (D) values and voxels of `channels`."""
+    """Return the contract of the first graph, for points of `width` (D) values and voxels of `channels`.
+
+    Matrices and points (`single`) are computed in float32 in a graph of float16, too.
+    """
     inputs = (
         TensorSpec(PICTURE, 'float32', (1, 3, 'H', 'W'), 'the picture, normalised and padded'),
         TensorSpec(CAMERA[0], 'float32', (4, 4), 'LiDAR to the picture as it was taken', single=True),

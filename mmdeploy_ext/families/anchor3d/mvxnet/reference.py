@@ -13,7 +13,10 @@ from mmdeploy_ext.runtime.frames import FusedFrame
 
 
 class MvxNetReference(AnchorReference):
-    """The unpatched detector, which gets one camera's picture and its metas beside the points."""
+    """The unpatched detector, which gets one camera's picture and its metas beside the points.
+
+    What its methods are for is documented by `LidarReference`.
+    """
 
     def inputs(self, frame: FusedFrame, points: np.ndarray) -> dict[str, Any]:
         arguments = super().inputs(frame, points)

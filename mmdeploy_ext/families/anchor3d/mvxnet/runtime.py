@@ -46,6 +46,8 @@ FEATURES = 'voxel_features'
 class MvxNetOnnx(LidarOnnx):
     """An exported MVX-Net: a `Stepper` of frames of one picture and one sweep.
 
+    What methods without a docstring are for is documented by `LidarOnnx`; this class adds the file `voxels`.
+
     Attributes:
         voxels: the engine from picture and points to the features of voxels.
     """

@@ -49,8 +49,8 @@ def located(xp: ModuleType, centres: Any, depths: Any, cam2img: Any) -> Any:
     rows = [cam2img[:, row, :3] for row in range(3)]
     columns = [cross(xp, rows[1], rows[2]), cross(xp, rows[2], rows[0]), cross(xp, rows[0], rows[1])]
     determinant = (rows[0] * columns[0]).sum(-1)[:, None]
-    seen = xp.concatenate([centres * depths[..., None], depths[..., None]], -1) - cam2img[:, None, :3, 3]
-    return sum(seen[..., axis : axis + 1] * (columns[axis] / determinant)[:, None] for axis in range(3))
+    projected = xp.concatenate([centres * depths[..., None], depths[..., None]], -1) - cam2img[:, None, :3, 3]
+    return sum(projected[..., axis : axis + 1] * (columns[axis] / determinant)[:, None] for axis in range(3))
 
 
 def on_the_ground(xp: ModuleType, boxes: Any) -> Any:

@@ -120,22 +120,23 @@ def best_boxes(
         Boxes (n, 9) float32, scores (n,), labels (n,) int64, attributes (n,) int64 and boxes in the picture
         (n, 4) xyxy; None for what the model does not give.
     """
-    chosen, start = [], 0
+    cells_of_levels, start = [], 0
     for count in counts:
         ranks = decoded['scores'][start : start + count].max(1)
         order = np.argsort(-ranks, kind='stable')
-        chosen.append(start + (order[: facts['nms_pre']] if facts['nms_pre'] > 0 else np.arange(count)))
+        best = order[: facts['nms_pre']] if facts['nms_pre'] > 0 else np.arange(count)
+        cells_of_levels.append(start + best)
         start += count
-    cells = np.concatenate(chosen)
+    cells = np.concatenate(cells_of_levels)
     boxes, scores = decoded['boxes'][cells], decoded['scores'][cells]
     above = decoding.seen_from_above(np, boxes)
     rows, labels = [], []
     for label in range(scores.shape[1]):
         candidates = np.flatnonzero(scores[:, label] > np.float32(facts['score_thr']))
         candidates = candidates[np.argsort(-scores[candidates, label], kind='stable')]
-        kept = candidates[rotated_nms(above[candidates], facts['nms_thr'])]
-        rows.append(kept)
-        labels.append(np.full_like(kept, label))
+        rows_of_class = candidates[rotated_nms(above[candidates], facts['nms_thr'])]
+        rows.append(rows_of_class)
+        labels.append(np.full_like(rows_of_class, label))
     row, label = np.concatenate(rows), np.concatenate(labels)
     order = top_rows(scores[row, label], facts['max_per_img'])
     row, label = row[order], label[order]
