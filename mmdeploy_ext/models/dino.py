@@ -29,7 +29,8 @@ transformer = mmdet_module('mmdet.models.utils.transformer')
 
 inverse_sigmoid = transformer.inverse_sigmoid
 Y_FIRST, TEMPERATURE = [1, 0, 2, 3], 10000
-"""Order in which the numbers of a box cxcywh are encoded: y, x, width, height; and the longest period."""
+"""Order in which the numbers of a box cxcywh are encoded: y, x, width, height; and the bound of the periods,
+from 1 on, of their sines."""
 LEAST_ODDS = 1e-3
 """Least distance from 0 and 1 that counts for the numbers of a box that a layer before the last one moves."""
 TRAINS = 'DINO is trained by mmdet 3: its head has no loss here'

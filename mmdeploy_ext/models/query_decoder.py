@@ -39,9 +39,9 @@ _announced: set[str] = set()
 class PETRMultiheadAttention(MultiheadAttention):
     """Multi-head attention with identity connection and positions.
 
-    `dropout` is one rate for the attention weights and for the shortcut; it replaces `attn_drop` and
-    `dropout_layer`, unless it is None. `fp16=True` is refused (ConfigError): mixed precision is set for the
-    whole model.
+    `dropout` is one rate for the attention weights and for what is added to the identity; it replaces
+    `attn_drop` and `dropout_layer`, unless it is None. `fp16=True` is refused (ConfigError): mixed precision
+    is set for the whole model. The other arguments are those of mmcv's class.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class PETRMultiheadFlashAttention(PETRMultiheadAttention):
 class AttentionLayer(BaseTransformerLayer):
     """One layer of attentions and feed-forward networks, in the order that `operation_order` gives.
 
+    `attn_cfgs` is the config of all attentions, or a list with one for each, in that order.
     `with_cp` is kept for subclasses that recompute their activations in the backward pass instead of keeping
     them; this class does not. The options of `FFN_KEYS` belong to the feed-forward networks, and take
     precedence over `ffn_cfgs`, the config of all of them or a list with one for each.

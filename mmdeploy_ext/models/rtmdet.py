@@ -304,12 +304,12 @@ class RTMDetSepBNHead(BaseDenseHead, BBoxTestMixin):
     ) -> None:
         """Build it, of the settings of mmdet 3.
 
-        With `share_conv` all levels have the same convolutions, with normalisations of their own. With
-        objectness the root of score times objectness replaces the score; with `exp_on_reg` distances are
-        exponentials. `train_cfg` and losses are not used, except for the kind of scores. A level has two
-        branches of `stacked_convs` convolutions of `feat_channels` channels; `pred_kernel_size` is that of
-        the layers behind them. `anchor_generator` and `bbox_coder` are configs of mmdet, `test_cfg` the
-        settings of its `get_bboxes`.
+        With `share_conv` all levels have the same convolutions, with normalisations of their own; with
+        `use_depthwise` convolutions are separable. With objectness the root of score times objectness
+        replaces the score; with `exp_on_reg` distances are exponentials. `train_cfg` and losses are not used,
+        except for the kind of scores. A level has two branches of `stacked_convs` convolutions of
+        `feat_channels` channels; `pred_kernel_size` is that of the layers behind them. `anchor_generator` and
+        `bbox_coder` are configs of mmdet, `test_cfg` the settings of its `get_bboxes`.
 
         Raises:
             ConfigError: scores by softmax; convolutions that are separable and shared.

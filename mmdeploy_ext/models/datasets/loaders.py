@@ -145,6 +145,7 @@ def build_dataloader(
 ) -> DataLoader:
     """Build a loader as mmdet's `build_dataloader` does, with the samplers of a StreamPETR config.
 
+    A loader process, of which there are `workers_per_gpu`, makes batches of `samples_per_gpu` samples.
     `shuffle` chooses between the two samplers: of training, whose data set has `flag`, and of tests. The seed
     is that of the training order and the loaders' augmentation. `num_gpus` and `runner_type` are not used:
     one process has one device, and the sampler says whether it gives batches. `dist` says whether samples are

@@ -39,7 +39,7 @@ def token_corners(pad_shape: Sequence[int], size: Sequence[int]) -> Tensor:
 
 
 def image_to_lidar(lidar2img: Sequence[np.ndarray]) -> Tensor:
-    """Return the inverses (N, 4, 4), float32, each computed in the precision of its own matrix.
+    """Return the inverses (N, 4, 4), float32, of N matrices, each computed in the precision of its matrix.
 
     Upstream holds the matrices of the current cameras in float64 and those of the frame before in float32;
     the code of a point near the border of the range changes with the last bits of them.

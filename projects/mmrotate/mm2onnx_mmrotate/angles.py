@@ -18,7 +18,7 @@ PI = float(np.pi)
 
 
 def norm_angle(xp: ModuleType, angle: Any, version: str) -> Any:
-    """Return angles, radians, in the interval of a version, whose upper end is not in it.
+    """Return angles, radians, in the interval of a version, whose upper end is not in it but by rounding.
 
     `oc` leaves them as they are. `xp` is numpy or torch.
 

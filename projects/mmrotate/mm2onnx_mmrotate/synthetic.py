@@ -278,7 +278,10 @@ def ensure_toy_dota(
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the set or the picture of the command line; UsageError: an option is out of range."""
+    """Make the set or the picture of the command line, and return 0.
+
+    UsageError: an option is out of range; DataError: as `ensure_toy_dota` and `write_png`.
+    """
     if args.picture:
         check_seed(args.seed)
         if not args.picture.lower().endswith('.png'):

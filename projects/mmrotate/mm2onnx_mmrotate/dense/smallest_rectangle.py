@@ -42,7 +42,7 @@ def smallest_rectangle(xp: ModuleType, x: Any, y: Any, version: str) -> Any:
         y: (B, A, P) floats.
         version: key of `angles.VERSIONS`, the version of the angle. In 'oc' it is in 0..pi/2, ends included,
             and the width may be the shorter side. In 'le90' it is in -pi/2..pi/2 and in 'le135' in
-            -pi/4..3 pi/4, without the upper end, and the width is the longer side.
+            -pi/4..3 pi/4, without the upper end but by rounding, and the width is the longer side.
 
     Raises:
         KeyError: another version.

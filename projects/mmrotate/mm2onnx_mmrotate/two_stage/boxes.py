@@ -57,7 +57,10 @@ class Stage(nn.Module):
     """The pooled features of regions, the head that takes them, and its boxes."""
 
     def __init__(self, roi_head: nn.Module, index: int, rotated: bool) -> None:
-        """Keep extractor and head of a stage; `rotated` is whether its regions are rotated boxes."""
+        """Keep extractor and head of the stage `index`, counted from 0.
+
+        `rotated` is whether its regions are rotated boxes.
+        """
         super().__init__()
         extractor = part_of(roi_head, 'bbox_roi_extractor', index)
         self.pool = (RotatedPool if rotated else UprightPool)(extractor)

@@ -33,7 +33,7 @@ BOX_HEADS = (bbox_heads.GVBBoxHead, bbox_heads.RotatedBBoxHead)
 
 
 def upstream_of(part: nn.Module, classes: tuple[type, ...], key: str) -> type:
-    """Return the class of mmrotate that a part is of; ConfigError names the `key` of another one."""
+    """Return the first of `classes` that a part is of; ConfigError, which names its `key`: it is of none."""
     for upstream in classes:
         if isinstance(part, upstream):
             return upstream
