@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec
 
 FEED_CHECKS: dict[str, Callable[[Metadata, Mapping[str, np.ndarray]], None]] = {}
-"""Family -> check of sizes that its graphs cannot take, although their contract allows them.
+"""Name of a family -> check of sizes that its graphs cannot take, although their contract allows them.
 
 `Backend.infer` calls it with the metadata and the feeds of a file of the family; it raises ShapeError. The
 `runtime` module of a family registers it; a program that runs the file without importing that module, which
@@ -63,7 +63,7 @@ class Backend(abc.ABC):
         If one run of a key, repeated, gave the same bits, any other of that key does, unless the network
         draws random numbers. None: nothing is known of repeated runs, as with several threads or a device.
 
-        `feeds` is input name -> array; those of optional inputs that are left out are among them.
+        `feeds` is input name -> array, of all inputs: an optional one that is not fed has its default there.
         """
         return None
 

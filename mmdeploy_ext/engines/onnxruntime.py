@@ -41,7 +41,7 @@ GIVE_BACK = {'memory.enable_memory_arena_shrinkage': 'cpu:0'}
 
 
 class OnnxRuntimeBackend(Backend):
-    """One file in one ONNX Runtime session.
+    """One file in one ONNX Runtime session; `Backend` describes what has no text here.
 
     Attributes:
         session: the open session; None before `activate` or `open_session`, and after `deactivate`.

@@ -301,7 +301,7 @@ def engine_settings(
 def check_engine(kind: str, options: Mapping[str, Any]) -> None:
     """Refuse an engine, a provider or an option that is not available, before a model is exported for it.
 
-    `kind` is the registered name of the backend, `options` are its options.
+    `kind` is the registered name of the backend of an engine that runs files, `options` are its options.
 
     Raises:
         UsageError: a number of threads below 0.

@@ -39,7 +39,12 @@ class _Failures(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         except RuntimeError as error:
             name = resolve_name(func) or getattr(func, '__name__', '')
-            self.texts.append(f'{_place()} catches what {name} raises ({str(error).splitlines()[0]:.100})')
+            # the innermost code of the user's; the first of all if there is none
+            frame = sys._getframe(1)
+            while frame.f_back is not None and not is_users_file(Path(frame.f_code.co_filename)):
+                frame = frame.f_back
+            place = f'{Path(frame.f_code.co_filename).name}:{frame.f_lineno}'
+            self.texts.append(f'{place} catches what {name} raises ({str(error).splitlines()[0]:.100})')
             raise
 
 
@@ -68,11 +73,3 @@ def check_no_error_is_caught(module: torch.nn.Module, inputs: Sequence[torch.Ten
             f"{failures.texts[0]}; PyTorch's tracer cannot go on after it: test shapes and values before the "
             f'call, or use --exporter dynamo'
         )
-
-
-def _place() -> str:
-    """Return file and line of the innermost code of the user's; of the first one if there is none."""
-    frame = sys._getframe(2)
-    while frame.f_back is not None and not is_users_file(Path(frame.f_code.co_filename)):
-        frame = frame.f_back
-    return f'{Path(frame.f_code.co_filename).name}:{frame.f_lineno}'

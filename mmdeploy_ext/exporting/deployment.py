@@ -59,7 +59,8 @@ class Deployment:
             make tensors of lists. None of a model that `load` did not make.
         outer_containers: what the user's modules held before the model ran; None of a model that `load` did
             not make.
-        normalisation: `mean` and `std` of the command line that replace the config's; {} for none.
+        normalisation: `mean` and `std`, or one of them, of the command line, which replace the config's; {}
+            for none.
         collected: entries that the config's test pipeline collects of a picture, for PyTorch's test path; {}
             until a proof has run that pipeline.
         exports: the last exports of this model: (name of a graph, options) -> graph, see `cache_export`.
@@ -122,8 +123,9 @@ class Deployment:
     def share(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         """Return what `compute` returns, which runs once for equal keys if several proofs share it.
 
-        It must depend on the key and on this model alone, and must not be changed. It is computed again after
-        a run that has left something in the model, see `_state_of`.
+        It must depend on the key and on this model alone. All callers get one object, which must not be
+        changed, unless it is a dict that serves them as a cache. It is computed again after a run that has
+        left something in the model, see `_state_of`.
         """
         if self.shared is None:
             return compute()
@@ -277,15 +279,15 @@ def load(
     weight_layout: str = 'auto',
     read: tuple[Any, Family] | None = None,
 ) -> Deployment:
-    """Read config and checkpoint, and move the model to a device.
+    """Read config and checkpoint, and move the model, whose `CLASSES` are set, to a device.
 
     Args:
         config: path of the config.
         checkpoint: path of the weights.
         cfg_options: overrides of the config; with None nothing is replaced.
         device: device of the model: 'cpu', 'cuda' or 'cuda:N'.
-        before_weights: called with cfg, family and model before the weights are read, to refuse options; with
-            None nothing is called.
+        before_weights: called with the config as it was before the model was built, the family and the model,
+            before the weights are read, to refuse options; with None nothing is called.
         product: the part of the model that is exported: DETECTOR or BACKBONE of `families.base`.
         weight_layout: layout of the kernels of a sparse backbone in the checkpoint: 'auto', which finds it
             from the shapes, 'spconv1', 'spconv2' or 'spconv2-rskc'; families of detectors ignore it, others

@@ -137,7 +137,8 @@ def run(
         stage: the module, the exporter, not '', and the names of its inputs and outputs; if these are fewer
             than the tensors, the exporter names the others.
         args: example tensors, one per input.
-        dynamic: input or output name -> dynamic axis -> name of its symbolic dimension.
+        dynamic: input or output name -> dynamic axis -> name of its symbolic dimension. The dynamo exporter
+            takes the axes of inputs alone; it finds those of outputs, and most of the names, by itself.
         opset: opset of the file.
         finish: `ops.forms.finish`.
         multiples: input name -> the number of which its height and width are multiples; 1 for names that it

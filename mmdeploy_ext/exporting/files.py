@@ -34,9 +34,9 @@ def check_output(output: str, options: Options, family: Family, option: str = '-
         option: what the user calls the path, for messages: an option with a space, or a key with '='.
 
     Raises:
-        UsageError: a name in .onnx for a folder of graphs; another name for one file of a family that has
-            folders of graphs as well; the working folder or a mount point; a path that cannot be written, or
-            that this run reads.
+        UsageError: a name in .onnx, or a file, for a folder of graphs; another name for one file of a family
+            that has folders of graphs as well; the working folder or a mount point; a path that cannot be
+            written, or that this run reads.
     """
     one_file = family.one_file(options)
     if output.endswith('.onnx') != one_file and family.files:
@@ -224,7 +224,7 @@ def read_files(path: str) -> ExportedFiles:
 
     Raises:
         ModelFileError: there is no such file or no .onnx file, one was not exported by this package, files
-            are of different exports, or have other names than their graphs.
+            are of different exports, or those of a folder have other names than their graphs.
     """
     metadata_of = {str(file): read_metadata(str(file)) for file in model_files(path)}
     check_same_export(metadata_of)

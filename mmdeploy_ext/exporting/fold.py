@@ -161,8 +161,11 @@ def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
             order = getattr(module, 'order', None)
             adjacent = not isinstance(order, tuple) or ('conv', 'norm') in itertools.pairwise(order)
             # without running statistics it takes those of its input
-            is_fixed = child.running_mean is not None and _is_plain(child)
-            if conv is not None and adjacent and is_fixed and _are_called_in_turn(module, conv, name):
+            is_fixed = child.running_mean is not None
+            is_pytorchs = type(child).forward in (BatchNorm.forward, nn.SyncBatchNorm.forward)
+            is_plain = is_pytorchs and 'forward' not in vars(child) and not _has_hooks(child)
+            is_foldable = conv is not None and adjacent and is_fixed and is_plain
+            if is_foldable and _are_called_in_turn(module, conv, name):
                 yield module, conv, name
             conv = None
         elif isinstance(child, nn.Conv2d):
@@ -172,12 +175,6 @@ def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
             # the children of other modules may run in another order than that of their registration
             if type(module).forward is nn.Sequential.forward and not isinstance(child, nn.Identity):
                 conv = None
-
-
-def _is_plain(norm: nn.Module) -> bool:
-    """Return whether a batch normalisation computes what PyTorch's does, and nothing else is done with it."""
-    plain = BatchNorm.forward, nn.SyncBatchNorm.forward
-    return type(norm).forward in plain and 'forward' not in vars(norm) and not _has_hooks(norm)
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -246,7 +243,9 @@ def _passes_output(tree: ast.AST, conv: Iterable[str], norm: Iterable[str]) -> b
     norm_inputs = [call.args[0] for call in calls]
     if any(_is_call(node, conv) for node in norm_inputs):
         return True
-    for first, second in _successive_statements(tree):
+    blocks = [getattr(node, field, None) for node in ast.walk(tree) for field in ('body', 'orelse')]
+    pairs = (pair for block in blocks if isinstance(block, list) for pair in itertools.pairwise(block))
+    for first, second in pairs:
         if not (isinstance(first, ast.Assign) and _is_call(first.value, conv)):
             continue
         if not isinstance(first.targets[0], ast.Name):
@@ -262,14 +261,6 @@ def _passes_output(tree: ast.AST, conv: Iterable[str], norm: Iterable[str]) -> b
         if len(names) == 1 + len(targets) and any(name in norm_inputs for name in names):
             return True
     return False
-
-
-def _successive_statements(tree: ast.AST) -> Iterator[tuple[ast.stmt, ast.stmt]]:
-    """Yield each statement of code with the one after it in the same block."""
-    for node in ast.walk(tree):
-        for block in (getattr(node, 'body', None), getattr(node, 'orelse', None)):
-            if isinstance(block, list):
-                yield from itertools.pairwise(block)
 
 
 def _is_linear(conv: nn.Conv2d) -> bool:

@@ -6,23 +6,18 @@ exporter of TorchScript reads inputs or outputs of each node several times: a fi
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
 from mmdeploy_ext.compat.import_hook import patched
 
 
-def _inputs(node: Any) -> Iterator[Any]:
-    return iter([node.inputsAt(index) for index in range(node.inputsSize())])
-
-
-def _outputs(node: Any) -> Iterator[Any]:
-    return iter([node.outputsAt(index) for index in range(node.outputsSize())])
-
-
 @contextlib.contextmanager
 def listed_values() -> Iterator[None]:
     """Inside the block `inputs()` and `outputs()` of a node iterate over a list, in the same order."""
-    with patched(torch._C.Node, inputs=_inputs, outputs=_outputs):
+    with patched(
+        torch._C.Node,
+        inputs=lambda node: iter([node.inputsAt(index) for index in range(node.inputsSize())]),
+        outputs=lambda node: iter([node.outputsAt(index) for index in range(node.outputsSize())]),
+    ):
         yield

@@ -158,6 +158,8 @@ class BatchTrial:
         """Run the graph with both batches, and read the shape of every tensor that depends on the images.
 
         Every such tensor gets a Shape node, so that no more of them are in memory than in any other run.
+
+        InferenceError, ModelFileError: the graph does not run with one of the two.
         """
         self.index, self.inputs, self.images, self.batches, self.seed = index, inputs, images, batches, seed
         values = (*index.graph.value_info, *index.graph.output)

@@ -69,7 +69,7 @@ def random_feeds(
 
     Raises:
         UsageError: a seed below 0, a name in `sizes` that the model does not have, a single size for an
-            input, or an input that is no tensor.
+            input, or an input that is no tensor of a known dtype.
     """
     if seed < 0:
         raise UsageError(f'seed {seed}: expected 0 or more')
@@ -158,7 +158,7 @@ def common_feeds(
 
     Raises:
         ShapeError: no inputs suit both: an axis has two fixed sizes, or an input has fewer axes in one.
-        UsageError: an input is no tensor.
+        UsageError: an input of `before` is no tensor of a known dtype.
     """
     index, new_shapes, shapes = Index(before), types.shapes(after.graph.input), {}
     for name, shape in types.shapes(before.graph.input).items():

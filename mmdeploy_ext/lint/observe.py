@@ -256,7 +256,11 @@ class Observer(TorchFunctionMode):
         return self.see(Call(name, args, kwargs, result, mark, self))
 
     def note_numbers(self, title: str, mark: Mark, result: Any) -> None:
-        """Add an event if compiled code gave numbers, truths or texts of tensors that depend on inputs."""
+        """Add an event if compiled code gave numbers, truths or texts of tensors that depend on inputs.
+
+        None is added unless every choice counts. `title` is what gave them, in words; `mark` is that of its
+        arguments, `result` what it returned.
+        """
         plain = [leaf for leaf in leaves(result) if isinstance(leaf, bool | int | float | complex | str)]
         if not (self.recorder.every_choice and mark.inputs and plain):
             return

@@ -132,9 +132,10 @@ class Recorder:
             self.add(rule, f'size {numbers} {verb}', site, origins)
 
     def converted(self, origins: Origins, name: str) -> None:
-        """Note that a size became a plain Python number; `name` is the method's, e.g. '__int__'.
+        """Note that a size became a plain number in Python; `name` is that of the method or function.
 
-        `origins` are those of the size.
+        If every choice counts, so do texts and keys (`TEXTS`), and conversions in a guard whose exception is
+        caught; else neither. `origins` are those of the size.
         """
         if name in TEXTS and not self.every_choice:
             return

@@ -189,7 +189,7 @@ def _plain_site(frame: FrameType) -> Site:
 
 @functools.lru_cache(maxsize=4096)
 def site_at(file: str, line: int, function: str = '') -> Site:
-    """Return a line of a file, which is a path, as a site, without `via` and `waiting`.
+    """Return a line of a file, which is a path, as a site, without what a call tells: `via`, `outer`, ...
 
     `function` is the name of the function that the line is in; '' if it is not known. A file that cannot be
     read, or has no such line, gives a site without code.

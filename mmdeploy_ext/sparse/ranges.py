@@ -187,7 +187,7 @@ class Ranges:
     def half(self) -> Ranges:
         """Return the ranges rounded to fp16, as the reference does for BEVFusion and not for CenterPoint.
 
-        A range beyond what fp16 holds (6e-8 to 65504) is a UsageError.
+        A range that becomes 0 or infinite by it is a UsageError: fp16 holds 6e-8 to 65504.
 
         Source: ALGORITHM.md section 5: `model.half()` casts BEVFusion's amax buffers.
         """

@@ -61,9 +61,9 @@ def run_replace(args: argparse.Namespace) -> int:
     model, reports = replace_all(before, texts, args.named)
     for report in reports:
         print(f'{report.count} places replaced by {report.rule}')
-        for reason in report.kept:
+        for reason in report.reasons:
             print(printable(f'  {reason}'))
-    content = [dict(rule=report.rule, count=report.count, kept=list(report.kept)) for report in reports]
+    content = [dict(rule=report.rule, count=report.count, kept=list(report.reasons)) for report in reports]
     if any(report.count for report in reports):
         edits.record(model, 'replace', dict(rules=texts, named=args.named))
     return proving.finish(args, before, model, dict(rules=content))

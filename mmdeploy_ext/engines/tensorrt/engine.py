@@ -163,7 +163,7 @@ def build_file(
 
     `job` is what `prepare` returned without `only_check`. `progress` is called with the name of a phase, the
     number of steps done, and that of all its steps; without it nothing is called. The errors are those of
-    `build`; an older engine stays if it fails.
+    `build`, after which an older engine stays; Mm2OnnxError: a file cannot be written.
     """
     architectures = job.architectures if job.package.builds_for_others else ()
     built = build(job.model, job.package, architectures, job.profiles, tf32=job.tf32, progress=progress)

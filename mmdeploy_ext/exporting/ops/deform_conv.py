@@ -25,26 +25,29 @@ CALLERS: list[type[torch.nn.Module]] = []
 
 
 def has_deform_conv(module: torch.nn.Module) -> bool:
-    """Return whether the module contains one of mmcv's deformable convolutions, or calls it as a function."""
+    """Return whether the module contains one of mmcv's deformable convolutions, or one of `CALLERS`."""
     ops = sys.modules.get(MODULE)
     kinds = ops and (ops.DeformConv2d, ops.ModulatedDeformConv2d, ops.SAConv2d, *CALLERS)
     return bool(kinds) and any(isinstance(child, kinds) for child in module.modules())
 
 
 class LeadingOffsets(torch.nn.Module):
-    """A modulated deformable convolution (stride 1) whose offsets and mask were made for a larger map.
+    """A modulated deformable convolution (3 x 3, stride 1) whose offsets and mask are those of a larger map.
 
     mmcv does not look at their size: it reads them as one flat buffer per image, from its beginning. This
     module does the same in operators.
     """
 
     def __init__(self, conv: torch.nn.Module) -> None:
-        """Keep `conv`, mmcv's `ModulatedDeformConv2d` of stride 1 and a kernel of 3 x 3 cells."""
+        """Keep `conv`, which is called with maps, offsets and mask: mmdet's `DyDCNv2`, or the layer in it.
+
+        That is mmcv's `ModulatedDeformConv2d` of stride 1, padding 1 and a kernel of 3 x 3 cells.
+        """
         super().__init__()
         self.conv = conv
 
     def forward(self, x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return the convolution (B, D, h, w) of maps `x` (B, C, h, w).
+        """Return what `conv` gives, (B, D, h, w), of maps `x` (B, C, h, w).
 
         Of `offset` (B, 18, H, W), pixels, and `mask` (B, 9, H, W), h <= H and w <= W, each image's first
         18 * h * w and 9 * h * w numbers count, in memory order.
@@ -178,7 +181,10 @@ def _pair(value: int | Sequence[int]) -> list[int]:
 
 @contextlib.contextmanager
 def standard_deform_conv() -> Iterator[None]:
-    """Inside the block mmcv-full 1.7's deformable convolutions export as DeformConv, not as `mmcv::`."""
+    """Inside the block mmcv-full 1.7's deformable convolutions export as DeformConv, not as `mmcv::`.
+
+    Nothing changes if `mmcv.ops` was not imported before.
+    """
     if MODULE not in sys.modules:
         yield
         return

@@ -175,7 +175,8 @@ def aggregate(
         level_start_index: (N, L) int32, where each map begins in S.
         locations: (B, A, P, N, 2), x and y in shares of the picture, of any finite value.
         weights: (B, A, P, N, L, G); channel c has those of group c // (C / G).
-        grid_sample: whether a graph of standard operators samples by GridSample; otherwise by gathers.
+        grid_sample: whether a graph of standard operators samples by GridSample, in which the sizes and
+            starts become constants; otherwise by gathers. Not used outside of an export.
     """
     return DEFORMABLE_AGGREGATION(
         features, spatial_shapes, level_start_index, locations, weights, grid_sample

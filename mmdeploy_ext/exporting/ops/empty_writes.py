@@ -26,20 +26,18 @@ def without_empty_writes() -> Iterator[None]:
     write = torch.Tensor.__setitem__
 
     def write_elements(tensor: torch.Tensor, index: Any, value: Any) -> None:
-        if not (_is_fixed(index) and _is_empty(tensor, index)):
-            write(tensor, index, value)
+        if _is_fixed(index):
+            state = torch._C._get_tracing_state()
+            torch._C._set_tracing_state(None)  # the reading is for this decision alone
+            try:
+                if tensor.numel() > 0 and tensor[index].numel() == 0:
+                    return
+            finally:
+                torch._C._set_tracing_state(state)
+        write(tensor, index, value)
 
     with mock.patch.object(torch.Tensor, '__setitem__', write_elements):
         yield
-
-
-def _is_empty(tensor: torch.Tensor, index: Any) -> bool:
-    state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)  # the reading is for this decision alone
-    try:
-        return tensor.numel() > 0 and tensor[index].numel() == 0
-    finally:
-        torch._C._set_tracing_state(state)
 
 
 def _is_fixed(index: Any) -> bool:
@@ -55,13 +53,13 @@ def _depends_on_values(tensor: torch.Tensor) -> bool:
     """Return whether a tensor of the trace is made of more than sizes and constants."""
     if torch._C._get_tracing_state() is None:
         return True
-    nodes, seen = [torch._C._get_value_trace(tensor).node()], set()
+    nodes, value_names = [torch._C._get_value_trace(tensor).node()], set()
     while nodes:
         node = nodes.pop()
         if node.kind() == 'prim::Param':
             return True
         if node.kind() != 'aten::size':
             inputs = {value.debugName(): value for value in node.inputs()}
-            nodes += [inputs[name].node() for name in inputs.keys() - seen]
-            seen |= inputs.keys()
+            nodes += [inputs[name].node() for name in inputs.keys() - value_names]
+            value_names |= inputs.keys()
     return False

@@ -103,7 +103,7 @@ def operator_nodes(
 
 
 def to_standard(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a new model with its local functions inlined; without any, the model itself as it is."""
+    """Return a new model with all its local functions inlined; without any, the model itself as it is."""
     if not model.functions:
         return model
     inlined = inliner.inline_local_functions(types.skeleton(model))  # which would write and read all weights

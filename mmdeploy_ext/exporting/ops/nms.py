@@ -138,8 +138,8 @@ def nms_of_sorted(bboxes_xyxy: Tensor, iou_threshold: float) -> Tensor:
     """Return (B, K) bool, True for the boxes that greedy suppression keeps in each image.
 
     Args:
-        bboxes_xyxy: (B, K, 4) float32, by descending score in each image; boxes that may not suppress each
-            other must not overlap (`class_offsets`).
+        bboxes_xyxy: (B, K, 4) float32, K at least 1, by descending score in each image; boxes that may not
+            suppress each other must not overlap (`class_offsets`).
         iou_threshold: an overlap above this suppresses.
     """
     ranks = torch.arange(bboxes_xyxy.shape[1], device=bboxes_xyxy.device)
@@ -226,7 +226,9 @@ GREEDY_KEEP_BATCH = register(
         }""",
     )
 )
-"""Rows are compared with the kept rows that suppress them until nothing changes, which is the greedy choice:
+"""(B, K, K) float32, 0 or 1, as `greedy_keep_batch` has them -> (B, 1, K) float32, 1 for a row that is kept.
+
+Rows are compared with the kept rows that suppress them until nothing changes, which is the greedy choice:
 the first row is right from the start, row t after t turns at most, and chains of suppression are short. The
 text needs no matrix product and no reduction over an axis, so that it holds for every opset from 11 on."""
 
@@ -234,7 +236,7 @@ text needs no matrix product and no reduction over an axis, so that it holds for
 def greedy_keep_batch(suppressed_by: torch.Tensor) -> torch.Tensor:
     """Return what `greedy_keep` does for each image of a batch, (B, K) bool, in operators that TensorRT has.
 
-    `suppressed_by` (B, K, K) bool is transposed: [b, j, i] is True if box i suppresses box j, and only for
-    i < j.
+    `suppressed_by` (B, K, K) bool, K at least 1, is transposed: [b, j, i] is True if box i suppresses box j,
+    and only for i < j.
     """
     return GREEDY_KEEP_BATCH(suppressed_by.to(torch.float32))[:, 0] > 0

@@ -108,7 +108,7 @@ class Operator:
 
     @property
     def overload(self) -> torch._ops.OpOverload:
-        """What torch.export writes into its graph."""
+        """What torch.export writes into its graph; it is there once the operator is registered."""
         return getattr(getattr(torch.ops, DOMAIN), self.qualified.split('::')[1]).default
 
     def __call__(self, *args: Any) -> Any:

@@ -28,16 +28,16 @@ def with_a_batch() -> Iterator[None]:
     that no engine loads, or, of adaptive pooling in two axes, others that pool one axis only. The block holds
     for the whole process.
     """
-    with patched(F, **{name: _batched(getattr(F, name), axes) for name, axes in AXES.items()}):
+
+    def batched(pool: Callable[..., Any], axes: int) -> Callable[..., Any]:
+        @functools.wraps(pool)
+        def pooled(input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            if input.dim() != axes + 1:
+                return pool(input, *args, **kwargs)
+            result = pool(input[None], *args, **kwargs)
+            return tuple(part[0] for part in result) if isinstance(result, tuple) else result[0]
+
+        return pooled
+
+    with patched(F, **{name: batched(getattr(F, name), axes) for name, axes in AXES.items()}):
         yield
-
-
-def _batched(pool: Callable[..., Any], axes: int) -> Callable[..., Any]:
-    @functools.wraps(pool)
-    def pooled(input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if input.dim() != axes + 1:
-            return pool(input, *args, **kwargs)
-        result = pool(input[None], *args, **kwargs)
-        return tuple(part[0] for part in result) if isinstance(result, tuple) else result[0]
-
-    return pooled

@@ -136,7 +136,11 @@ class DenseBoxPostprocess(nn.Module):
         nms_pre = self.config.nms_pre
         if self.head.choose in PRIOR_CHOICES:
             if nms_pre > 0:
-                best = self._ranks_of_priors(scores, factors)
+                if self.head.choose == 'factor_priors':
+                    best = factors
+                else:
+                    by_class = self.head.choose == 'class_priors'
+                    best = (scores if by_class else self._ranks(scores, factors)).amax(dim=2)
                 _, rows = best.topk(limit(nms_pre, best.shape[1]), dim=1)
                 bboxes, scores = gather_rows(bboxes, rows), gather_rows(scores, rows)
                 factors = None if factors is None else factors.gather(1, rows)
@@ -151,13 +155,6 @@ class DenseBoxPostprocess(nn.Module):
         labels = pairs - anchors * num_classes
         bboxes = gather_rows(bboxes, anchors)
         return bboxes, values, None if factors is None else factors.gather(1, anchors), labels
-
-    def _ranks_of_priors(self, scores: Tensor, factors: Tensor | None) -> Tensor:
-        """Return the numbers (B, A) by which priors are chosen."""
-        if self.head.choose == 'factor_priors':
-            return factors
-        ranks = scores if self.head.choose == 'class_priors' else self._ranks(scores, factors)
-        return ranks.amax(dim=2)
 
     def _voted(self, dets: Tensor, labels: Tensor, bboxes: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
         """Replace each box by the weighted mean of the candidates of its class that overlap it.

@@ -26,7 +26,7 @@ thread: 25 of 293 ms with one group, 5.2 with 8, 3.3 with 32, 3.4 with 64."""
 
 @dataclasses.dataclass(frozen=True)
 class NmsConfig(JsonDataclass):
-    """The settings of `test_cfg` that decide about dense post-processing.
+    """The settings of a `test_cfg` by which boxes become results, or proposals.
 
     Attributes:
         score_thr: threshold that class scores (before the score factor) must exceed, unless the head's
@@ -183,6 +183,8 @@ def clip_to(bboxes: Tensor, clip_hw: Tensor, inset: float = 0.0) -> Tensor:
 @dataclasses.dataclass(frozen=True)
 class Suppression:
     """Greedy suppression within labels, then the best `max_per_img` in descending score order.
+
+    A label is a class, or, of proposals, the level of the pyramid that a box is from.
 
     Attributes:
         iou_threshold: an overlap above this suppresses.

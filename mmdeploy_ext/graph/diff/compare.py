@@ -77,7 +77,7 @@ def diff_files(
         the changes if there are no others.
 
     Raises:
-        UsageError: the inputs of the two cannot be paired.
+        UsageError: the inputs of the two cannot be paired, or random ones cannot be drawn (`random_feeds`).
         ShapeError: `feeds` are not what the reference takes.
         InferenceError: a node of the reference fails.
         ModelFileError: a file cannot be read, see `files.load`.

@@ -285,6 +285,11 @@ def _divergence(
     node, reference = index.nodes[at_fault], last.reference or NO_REFERENCE
     lines = list(evidence[at_fault]) if exact else []  # a new node is no evidence about others
     lines += [row.reason for row in rows if row.reason]
+    if first.reference is not None:
+        record = first.reference.record
+    else:  # the one behind all that the node reads
+        latest = walk.latest_input(first.position)
+        record = latest + 1 if latest >= 0 else reference.record
     return Divergence(
         node=index.label(at_fault),
         op_type=node.op_type,
@@ -296,16 +301,8 @@ def _divergence(
         nodes=[index.label(position) for position in positions],
         exact=exact,
         evidence=list(dict.fromkeys(lines))[:MAX_EVIDENCE],
-        record=_record_at_fault(walk, first, reference),
+        record=record,
     )
-
-
-def _record_at_fault(walk: Walk, first: Row, last: ReferenceTensor) -> int:
-    """Return the record of the first node at fault, or else the one behind all that this node reads."""
-    if first.reference is not None:
-        return first.reference.record
-    latest = walk.latest_input(first.position)
-    return latest + 1 if latest >= 0 else last.record
 
 
 def explain_by(changes: Sequence[Change]) -> Callable[[int], list[str]]:

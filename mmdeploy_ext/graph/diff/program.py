@@ -42,8 +42,8 @@ class Program:
             Constant nodes give, and of what Identity nodes copy of these.
         defaults: name -> array of the initializers that are inputs, too.
         steps: positions of all other nodes.
-        static: outputs of the steps that depend on no value of an input, at most on its shape, and are not
-            random.
+        static: outputs of the steps that are computed of constants and of sizes of tensors alone, and are
+            not random.
         functions: digest of the local functions, which nodes call by names that say nothing of what they do.
     """
 

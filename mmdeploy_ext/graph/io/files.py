@@ -136,6 +136,7 @@ def save(model: onnx.ModelProto, path: AnyPath, *, inputs: Sequence[AnyPath] = (
     Raises:
         UsageError: `path` is one of `inputs`, which the model was made from, or cannot be written.
         ModelFileError: the nodes are not in order, or the model is not valid: the checker's message.
+        Mm2OnnxError: writing fails, as on a full disk; the older file stays.
     """
     path = Path(path)
     external = is_large(model)

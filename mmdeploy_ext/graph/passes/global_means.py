@@ -64,15 +64,13 @@ class _Writer:
             output = name = claim_name(f'{node.name or node.output[0]}/mean_of_axis_{axis}', self.used_names)
             if axis == FIRST_AXIS:
                 output, name = node.output[0], node.name
-            fed = [tensor, self._axis(axis)] if self.axes_are_fed else [tensor]
-            attributes = {} if self.axes_are_fed else dict(axes=[axis])
+            fed, attributes = [tensor], dict(axes=[axis])
+            if self.axes_are_fed:
+                if axis not in self.axes:
+                    constant = claim_name(f'axis_{axis}', self.used_names)
+                    self.axes[axis] = numpy_helper.from_array(np.array([axis]), constant)
+                fed, attributes = [tensor, self.axes[axis].name], {}
             mean = helper.make_node('ReduceMean', fed, [output], name, keepdims=1, **attributes)
             mean.metadata_props.extend(node.metadata_props)
             yield mean
             tensor = output
-
-    def _axis(self, axis: int) -> str:
-        if axis not in self.axes:
-            name = claim_name(f'axis_{axis}', self.used_names)
-            self.axes[axis] = numpy_helper.from_array(np.array([axis]), name)
-        return self.axes[axis].name

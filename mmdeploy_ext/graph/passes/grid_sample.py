@@ -30,7 +30,7 @@ def replace_grid_sample(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
       and sub-graphs. They stay as they are. A type or rank that cannot be inferred counts as float32 and 4.
 
     Any shape works, also a dynamic one. The result is the same up to rounding (float32). The model stays as
-    it is; the new one is a copy.
+    it is; the new one is a copy, also if nothing changed.
     """
     result = copy.deepcopy(model)
     if all(operator_name(node) != 'GridSample' for node in model.graph.node):

@@ -159,11 +159,11 @@ def merge(
                 f'(graph.py rename)'
             )
         inputs = {value.name for value in model.graph.input}
-        taken = [value.name for value in model.graph.output if value.name in shared.keys() - inputs]
-        if taken:
+        late_sources = [value.name for value in model.graph.output if value.name in shared.keys() - inputs]
+        if late_sources:
             raise UsageError(
-                f'{name} gives {", ".join(taken)}, which is an input of an earlier model; rename one first '
-                f'(graph.py rename)'
+                f'{name} gives {", ".join(late_sources)}, which is an input of an earlier model; rename '
+                f'one first (graph.py rename)'
             )
         produced.update((value.name, value.type) for value in model.graph.output)
     for name in outputs or ():

@@ -103,7 +103,11 @@ def fp32_patterns(model: onnx.ModelProto) -> list[str]:
     names = [node.name for node in model.graph.node]
     stages = [pattern for pattern in STAGES if any(name.startswith(pattern[:-1]) for name in names)]
     index = Index(model)
-    staged = {at for at, name in enumerate(names) if any(name.startswith(stage[:-1]) for stage in stages)}
+    staged = {
+        position
+        for position, name in enumerate(names)
+        if any(name.startswith(stage[:-1]) for stage in stages)
+    }
     floats = {
         name
         for name, value_type in types.infer(model).items()
@@ -121,8 +125,8 @@ def fp32_patterns(model: onnx.ModelProto) -> list[str]:
             compared.add(position)
             producers = {index.producer(name) for name in floats.intersection(index.reads(position))}
             waiting.extend(producers - {None})
-    kept = compared | _beyond_half(model, index, staged)
-    return stages + [glob.escape(index.writes(position)[0]) for position in sorted(kept)]
+    single = compared | _beyond_half(model, index, staged)
+    return stages + [glob.escape(index.writes(position)[0]) for position in sorted(single)]
 
 
 def _beyond_half(model: onnx.ModelProto, index: Index, staged: set[int]) -> set[int]:
@@ -140,13 +144,13 @@ def _beyond_half(model: onnx.ModelProto, index: Index, staged: set[int]) -> set[
         if tensor.data_type == onnx.TensorProto.FLOAT and exceeds_half(onnx.numpy_helper.to_array(tensor))
     }
     waiting = [position for name in large for position in index.consumers(name) if position not in staged]
-    found: set[int] = set()
+    beyond: set[int] = set()
     while waiting:
         position = waiting.pop()
-        if position not in found | staged and index.nodes[position].op_type not in PRODUCTS:
-            found.add(position)
+        if position not in beyond | staged and index.nodes[position].op_type not in PRODUCTS:
+            beyond.add(position)
             waiting += [later for name in index.writes(position) for later in index.consumers(name)]
-    return found
+    return beyond
 
 
 def family_patterns(model: onnx.ModelProto) -> list[str]:

@@ -45,13 +45,13 @@ class Replacements:
     Attributes:
         rule: its name or text.
         count: number of places that were replaced.
-        kept: why places were not replaced: a sentence for each place that matches a rule, or for each node
+        reasons: why places were not replaced: a sentence for each place that matches a rule, or for each node
             that is left of the operator that a pass replaces.
     """
 
     rule: str
     count: int
-    kept: tuple[str, ...]
+    reasons: tuple[str, ...]
 
 
 def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replacements]:

@@ -153,7 +153,8 @@ def with_fixed_metadata(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[s
     fixed) loses the metadata of this project, which would describe another graph. A model whose inputs are as
     its metadata state, or that has none, comes back as it is.
 
-    `model` is what `set_shapes` made. The second of the result is the options of `OPEN` that were on.
+    `model` is what `set_shapes` made. The second of the result are the options of `OPEN` that were on and are
+    turned off in the new metadata; [] if these are as they were, or dropped.
     """
     props = {entry.key: entry.value for entry in model.metadata_props}
     if f'{PREFIX}preprocess' not in props:

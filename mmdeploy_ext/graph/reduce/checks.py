@@ -219,19 +219,19 @@ class Differs(Compared):
     rounding = True
     optimized = False
 
-    def __init__(self, tolerance: float, other: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    def __init__(self, tolerance: float, other_values: Mapping[str, Any], values: Mapping[str, Any]) -> None:
         """Keep the values of the other model, in the dtypes of this one.
 
         Args:
             tolerance: see `Check`.
-            other: tensor name -> recorded value of the other model.
+            other_values: tensor name -> recorded value of the other model.
             values: tensor -> array of the model on trial; equal names are the same tensor.
         """
         super().__init__(tolerance)
         with np.errstate(over='ignore'):
             self.values = {
                 name: array.astype(values[name].dtype)
-                for name, array in other.items()
+                for name, array in other_values.items()
                 if isinstance(values.get(name), np.ndarray) and isinstance(array, np.ndarray)
             }
 

@@ -219,7 +219,7 @@ def test_float64_a_weight_of_unknown_shape_and_a_node_in_a_body_stay():
     nested = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 19)])
     for model, count in ((unknown, 1), (nested, 2), (Case(kind='float64').model, 1)):
         _, (report,) = replace_all(model, [], ['deform-conv'])
-        assert report.count == 0 and len(report.kept) == count and 'dcn' in report.kept[0]
+        assert report.count == 0 and len(report.reasons) == count and 'dcn' in report.reasons[0]
 
 
 FAULTS = {

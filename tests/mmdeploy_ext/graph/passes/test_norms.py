@@ -107,6 +107,6 @@ def test_two_of_them_share_constants_and_no_name():
 
 def test_by_name_it_is_counted_and_what_stays_is_named():
     model, (report,) = replace_all(make(), [], ['group-norm'])
-    assert report.count == 1 and not report.kept and 'InstanceNormalization' not in operators(model)
+    assert report.count == 1 and not report.reasons and 'InstanceNormalization' not in operators(model)
     model, (report,) = replace_all(make(bias=0.5), [], ['group-norm'])
-    assert report.count == 0 and "InstanceNormalization 'norm' is kept" in report.kept[0]
+    assert report.count == 0 and "InstanceNormalization 'norm' is kept" in report.reasons[0]

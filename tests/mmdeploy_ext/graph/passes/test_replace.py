@@ -49,7 +49,7 @@ def test_a_pattern_is_replaced_in_every_place_also_with_swapped_operands():
     body = 's = Sigmoid(x) \n a = Mul(x, s) \n t = Sigmoid(a) \n y = Mul(t, a)'
     model = model_of(body)
     result, report = replaced(model, SWISH, 2)
-    assert report.kept == ()
+    assert report.reasons == ()
     assert 'Sigmoid' not in operators(result) and operators(result).count('Exp') == 2
     assert all(node.name for node in result.graph.node)
     rows = compare_models(model, result, [random_feeds(model)], 1e-6)
@@ -75,7 +75,7 @@ def test_a_pattern_may_have_an_operator_of_three_operands():
 def test_a_place_whose_inner_result_is_used_elsewhere_is_kept_and_named(body, outputs, why):
     result, report = replaced(model_of(body, outputs=outputs), SWISH, 0)
     assert 'Sigmoid' in operators(result)
-    assert len(report.kept) == 1 and why in report.kept[0]
+    assert len(report.reasons) == 1 and why in report.reasons[0]
 
 
 def test_attributes_have_to_be_equal_and_a_default_may_be_left_out():

@@ -94,7 +94,7 @@ def test_other_poolings_stay(attributes, opset):
     replaced, changed = replace_roi_align(model)
     assert not changed and replaced == model
     _, (report,) = replace_all(model, [], ['roi-align'])
-    assert report.count == 0 and 'pool' in report.kept[0]
+    assert report.count == 0 and 'pool' in report.reasons[0]
 
 
 def test_a_node_that_is_kept_in_a_body_is_reported():
@@ -107,7 +107,7 @@ def test_a_node_that_is_kept_in_a_body_is_reported():
     graph = onnx.helper.make_graph([branch], 'g', outer.input, [output], [yes])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid('', 17)])
     _, (report,) = replace_all(model, [], ['roi-align'])
-    assert report.count == 0 and len(report.kept) == 2 and 'pool' in report.kept[0]
+    assert report.count == 0 and len(report.reasons) == 2 and 'pool' in report.reasons[0]
 
 
 def test_tensorrt_rtx_builds_what_is_written_for_it(tmp_path):
