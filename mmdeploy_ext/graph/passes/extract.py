@@ -37,8 +37,8 @@ def cut(
 
     Raises:
         UsageError: an unknown tensor; an output that is also an input or that no node makes; outputs that
-            need a graph input that is not in `inputs`, do not need one of these, or depend on constants alone;
-            a type that cannot be inferred.
+            need a graph input that is not in `inputs`, do not need one of these, or depend on constants
+            alone; a type that cannot be inferred.
         ModelFileError: a graph of the libspconv dialect.
     """
     check_ordinary(model)
