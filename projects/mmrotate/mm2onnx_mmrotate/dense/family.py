@@ -50,7 +50,15 @@ UNREAD = ('min_bbox_size',)
 
 
 class RotatedDenseFamily(ImageFamily):
-    """mmrotate's one-stage detectors."""
+    """mmrotate's one-stage detectors.
+
+    Of the methods that `ImageFamily` describes, here `scores_of` returns the scores of the first image's
+    results by PyTorch, `result_limit` the entry of `test_cfg` that limits their number, and
+    `results_left_out` why those of a file with such options are not compared, or ''. A trial is an export,
+    in a proof, of what is behind the network, with other limits: `trial_options` returns its options, whose
+    limit of candidates is not above what the model's own limits leave. `exaggerated` is a context in which
+    the last head gives some boxes far beyond the image.
+    """
 
     name = 'rotated_dense'
     exports = 'one-stage detectors of rotated boxes (projects/mmrotate/README.md)'

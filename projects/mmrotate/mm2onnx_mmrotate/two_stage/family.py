@@ -51,7 +51,16 @@ UNREAD = ('nms_pre', 'min_bbox_size')
 
 
 class RotatedTwoStageFamily(ImageFamily):
-    """mmrotate's detectors that propose regions and look at each of them."""
+    """mmrotate's detectors that propose regions and look at each of them.
+
+    Of the methods that `ImageFamily` describes, here `lists` returns the results ('') and the proposals of
+    each image by PyTorch, `inner_lists` the proposals among the outputs of a trial of one image, and
+    `scores_of` the scores of one of these lists for the first image. `result_limit` returns the entry of
+    `test_cfg` that limits the number of results, `limits` all limits and thresholds that a detector reads.
+    `exaggerated_first` is the context `exaggerated` for proposals alone. Sizes choose the level that a region
+    is pooled from; `last_level_side` is the side of squares, pixels of the input, from which on it is the
+    last.
+    """
 
     name = 'rotated_two_stage'
     exports = 'two-stage detectors of rotated boxes (projects/mmrotate/README.md)'
