@@ -93,14 +93,16 @@ class BEVFormerHead(BaseModule):
 
         Args:
             maps: feature maps of each level (1, N, C, h, w).
-            img_metas: one dict: `can_bus` (18,), the record that `bev_motion.motion_since` returns,
-                `lidar2img` [N] of (4, 4), and `pad_shape` [N] of (H, W, 3), the padded pictures; metas
-                without it have them as `img_shape`, as upstream's padding makes it.
+            img_metas: one dict: `can_bus` (18,), the record that `bev_motion.motion_since` returns, in which
+                position and heading in degrees are changes since the last frame; `lidar2img` [N] of (4, 4);
+                and `pad_shape` [N] of (H, W, 3), the padded pictures; metas without it have them as
+                `img_shape`, as upstream's padding makes it.
             prev_bev: the last bird's-eye view (Q, 1, C), not rotated; None at the first frame of a scene.
 
         Returns:
             'bev_embed' (Q, 1, C), the view; 'all_cls_scores' (L, 1, R, K), logits; 'all_bbox_preds' (L, 1, R,
-            10), for whose columns see `view.run_decoder`.
+            10): x, y in m, log width, log length, z of the centre in m, log height, sine and cosine of the
+            yaw, velocity x, y in m/s; see `view.run_decoder` for models trained with boxes of mmdet3d 1.x.
         """
         (meta,) = img_metas
         lidar2img = torch.from_numpy(np.asarray(meta['lidar2img'], np.float32)).to(maps[0].device)
@@ -116,8 +118,9 @@ class BEVFormerHead(BaseModule):
         return dict(bev_embed=view.transpose(0, 1), all_cls_scores=logits, all_bbox_preds=boxes)
 
     def get_bboxes(self, outputs: dict[str, Tensor], img_metas: list[dict]) -> list[list[Any]]:
-        """Return a list [boxes, scores (n,), labels (n,)] per sample, best first, see `decoded_samples`.
+        """Return a list [boxes, scores (n,), labels (n,)] per sample, best first, of the last decoder layer.
 
-        `outputs` are what `forward` returns; `img_metas` have `box_type_3d`, the class of the boxes.
+        The z of boxes is that of their bottom; for their other columns see `decoded_samples`. `outputs` are
+        what `forward` returns; `img_metas` have `box_type_3d`, the class of the boxes.
         """
         return decoded_samples(self.bbox_coder, outputs, img_metas)

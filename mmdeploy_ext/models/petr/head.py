@@ -204,9 +204,10 @@ class PETRHead(BaseModule):
         return 1.0
 
     def get_bboxes(self, outputs: dict[str, Tensor], img_metas: list[dict]) -> list[list[Any]]:
-        """Return [boxes, scores (n,), labels (n,)] of each sample, from the last decoder layer.
+        """Return [boxes, scores (n,), labels (n,)] of each sample, best first, from the last decoder layer.
 
-        Boxes are `box_type_3d` of the metas. For their columns see `query_boxes.decoded_samples`.
+        Boxes are `box_type_3d` of the metas, in m, and their z is that of their bottom; for the other columns
+        see `query_boxes.decoded_samples`. `outputs` are those of `forward`.
         """
         return decoded_samples(self.bbox_coder, outputs, img_metas)
 

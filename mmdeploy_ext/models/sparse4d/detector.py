@@ -54,8 +54,9 @@ class Sparse4D(BaseModule):
         return flatten_maps([level.unflatten(0, img.shape[:2]) for level in maps])
 
     def forward(self, img: Tensor, **data: Any) -> list[dict]:
-        """Return a dict per sample: 'img_bbox' -> the boxes of one frame, see `SparseBox3DDecoder.decode`.
+        """Return a dict per sample: 'img_bbox' -> the boxes of one frame, with scores, labels and track ids.
 
+        They are the dict of `SparseBox3DDecoder.decode`.
         `img` is (B, N, 3, H, W), or a list with that of one augmentation; `data` is what
         `Sparse4DHead.forward` takes as `metas`, and may have lists of one augmentation, too.
 

@@ -115,8 +115,9 @@ class StreamPETRHead(FrameSteps, HeadLayers):
     ) -> list[list]:
         """Return, per sample, boxes (n, 9) of `img_metas`' box type, scores (n,) and labels (n,), best first.
 
-        The columns of boxes are those of `coder.denormalize_bbox`, but z is that of the bottom. `preds_dicts`
-        is what `forward` returned, whose last layer counts; `rescale` is not used.
+        The columns of boxes are those of `coder.denormalize_bbox`, x, y, z, sizes in m, yaw in rad and
+        velocity in m/s, but z is that of the bottom. `preds_dicts` is what `forward` returned, whose last
+        layer counts; `rescale` is not used.
         """
         results = []
         for decoded, meta in zip(self.bbox_coder.decode(preds_dicts), img_metas, strict=True):

@@ -91,7 +91,11 @@ def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and what the form adds to it; see `ImageFamily.stages`."""
+    """Return the network, and what the form of the options adds to it, see `ImageFamily.stages`.
+
+    With `fold` batch normalisation is folded into the convolutions of a copy; without, the model runs as it
+    is.
+    """
     network = fuse(model) if fold else model
     return dense_graphs.form_stages(
         dense_graphs.RawNetwork(network, raw_names(model), flat_outputs),

@@ -30,7 +30,11 @@ class UprightPool(Pool):
     def forward(
         self, maps: Sequence[Tensor], boxes: Tensor, images: Tensor, factor: float | None = None
     ) -> Tensor:
-        """Return features (R, channels, h, w) of boxes (R, 4); see `Pool.forward`."""
+        """Return features (R, channels, h, w) of boxes (R, 4) xyxy in pixels of the network input.
+
+        `maps` are those of all levels (B, channels, H, W), `images` (R,) the index of each box's image in the
+        batch; `factor` multiplies the sides of boxes before they are pooled, None keeps them.
+        """
         pooled = super().forward(maps, boxes, images, factor)
         layer = self.extractor.roi_layers[0]
         if layer.sampling_ratio > 0 or not layer.aligned:
@@ -45,7 +49,10 @@ class RotatedPool(Pool):
     def forward(
         self, maps: Sequence[Tensor], boxes: Tensor, images: Tensor, factor: float | None = None
     ) -> Tensor:
-        """Return features (R, channels, h, w) of boxes (R, 5); see `Pool.forward`. `factor` is not used."""
+        """Return features (R, channels, h, w) of rotated boxes (R, 5); `factor` is not used.
+
+        `maps` and `images` are as in `UprightPool.forward`.
+        """
         layers = self.extractor.roi_layers
         return pool_rotated(maps[: len(layers)], boxes, images, self.levels(boxes), layers)
 
