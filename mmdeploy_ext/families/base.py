@@ -277,7 +277,10 @@ class Family(abc.ABC):
         return not self.files
 
     def example(self, images: Sequence[PreparedImage], options: Options) -> dict[str, np.ndarray]:
-        """Return input name -> array that is traced, for graphs whose `Graph.example` is empty."""
+        """Return input name -> array that is traced, for graphs whose `Graph.example` is empty.
+
+        `images` are prepared pictures of the size of the options, one at least; {} if no graph needs them.
+        """
         return {}
 
     def num_classes(self, model: torch.nn.Module) -> int:

@@ -221,7 +221,8 @@ class ImageFamily(Family):
             feeds: inputs of the graph by name.
             outputs: outputs of the engine, by name; they show what it chose.
             reference: outputs of the same names, by PyTorch in another run or in a dump.
-            ties_rtol: scores are a tie if they differ by no more than this share of the largest one.
+            ties_rtol: scores are a tie if they differ by no more than this share of the largest one; a family
+                whose choices are others states what it is a share of.
         """
         return dict(reference)
 

@@ -392,7 +392,7 @@ def called_of_copies(part: Any, method: str) -> list[DifferingMethod]:
     """
     copy = [*functions_behind(getattr(part, method))][-1]
     versions = [vars(base)[method] for base in type(part).__mro__ if method in vars(base)]
-    originals = [function for version in versions for function in [*functions_behind(version)][-1:]]
+    originals = [functions[-1] for version in versions if (functions := [*functions_behind(version)])]
     text = source_of_function(copy).sha256
     originals = [
         function

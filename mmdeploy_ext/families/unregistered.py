@@ -88,7 +88,8 @@ def files_of_types(folder: Path, names: Iterable[str]) -> dict[str, Path]:
 def module_to_import(path: Path, folder: Path) -> str:
     """Return the module that registers the classes of a file when it is imported.
 
-    It is the package of the file if its `__init__.py` names the file, else the file's own module.
+    It is the package of the file if its `__init__.py` names the file, else the file's own module. `folder` is
+    the root of the user's tree, from which modules are imported.
     """
     relative, package = path.relative_to(folder), path.with_name('__init__.py')
     by_package = False

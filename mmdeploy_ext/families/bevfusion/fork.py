@@ -344,7 +344,7 @@ class RepositoryMoments(torch.utils.data.Dataset):
 
 
 def with_truth(infos: Path) -> None:
-    """Add entries to an info file that data sets of repositories read: empty boxes, poses of the cameras."""
+    """Add what data sets of repositories read to an info file in place: empty boxes, poses of the cameras."""
     content = plain_pickle.loads(infos.read_bytes())
     for info in content['infos']:
         info.update(

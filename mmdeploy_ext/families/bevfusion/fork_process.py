@@ -244,7 +244,9 @@ REQUESTS: Mapping[str, Callable[[ForkModel, Mapping[str, np.ndarray]], dict[str,
 def cells_of(geometry: torch.Tensor, transform: torch.nn.Module) -> torch.Tensor:
     """Return the cell `x * Y + y` (N, D, h, w) of points (1, N, D, h, w, 3) of a frustum; X * Y outside.
 
-    Numbers are rounded towards zero, as the repository rounds them: cell 0 is wider than others.
+    Points are in metres, in the frame of the augmented LiDAR; `transform` is the repository's view transform,
+    whose `bx`, `dx` and `nx` are the grid. Numbers are rounded towards zero, as there: cell 0 is wider than
+    others.
     """
     indices = ((geometry[0] - (transform.bx - transform.dx / 2.0)) / transform.dx).long()
     count = transform.nx.long()

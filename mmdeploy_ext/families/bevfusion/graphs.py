@@ -82,7 +82,11 @@ class DepthMaps(nn.Module):
         self.transform = transform_of(model)
 
     def forward(self, points: Tensor, *matrices: Tensor) -> Tensor:
-        """Return (N, 1, height, width) metres of points (P, 3) and `DEPTH_MATRICES`, see `rig.depth_maps`."""
+        """Return (N, 1, height, width) metres of points (P, 3) and `DEPTH_MATRICES`, see `rig.depth_maps`.
+
+        Points are in the augmented LiDAR frame, m. The last of the matrices is (4, 4), the others are
+        (N, 4, 4).
+        """
         rig = Rig(**{name: matrix[None] for name, matrix in zip(DEPTH_MATRICES, matrices, strict=True)})
         return self.transform.depth_maps([points], rig)[0]
 

@@ -101,9 +101,16 @@ class Decode(nn.Module):
         guided anchors place no prior. `raw` are the outputs of the head (B, a*columns, h, w), in the
         order of `raw_names`.
         """
-        count = len(raw) // len(self.outputs)
-        levels = [LevelRows(self.outputs, self._peaks(raw[level::count])) for level in range(count)]
-        boxes = []
+        count, head = len(raw) // len(self.outputs), self.facts['head']
+        levels, boxes = [], []
+        for level in range(count):
+            maps = raw[level::count]
+            if head['peaks']:  # scores outside of peaks become zero
+                maps = [
+                    peaks_of(torch, tensor, head['peaks']) if name == head['scores'] else tensor
+                    for (name, _), tensor in zip(self.outputs, maps, strict=True)
+                ]
+            levels.append(LevelRows(self.outputs, maps))
         for level, rows in enumerate(levels):
             like = rows.boxes
             priors = self.priors.single_level_grid_priors(
@@ -112,16 +119,6 @@ class Decode(nn.Module):
             boxes.append(boxes_of(torch, self.facts, rows, priors, level))
         scores = [scores_of(torch, self.facts, rows) for rows in levels]
         return boxes, scores, [factors_of(torch, self.facts, rows) for rows in levels]
-
-    def _peaks(self, maps: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """Return the outputs of one level; heads of peaks have zero scores outside of them."""
-        side, scores = self.facts['head']['peaks'], self.facts['head']['scores']
-        if not side:
-            return maps
-        return [
-            peaks_of(torch, tensor, side) if name == scores else tensor
-            for (name, _), tensor in zip(self.outputs, maps, strict=True)
-        ]
 
 
 class DecodeForm(nn.Module):

@@ -98,9 +98,10 @@ def draw(
     score_thr: float = 0.3,
     marked: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw boxes of at least `score_thr` into a copy of a picture (h, w, 3), marked ones with white edges.
+    """Draw boxes of at least `score_thr` into a copy of a picture (h, w, 3) uint8 BGR.
 
-    `classes` are names by label, `marked` is (n,) bool; None marks none. The results have a camera.
+    Boxes that are `marked`, (n,) bool, have white edges; None marks none. `classes` are names by label. The
+    results have a camera.
     """
     drawn = results.scores >= score_thr
     layer = BoxLayer('', results[drawn], None if marked is None else marked[drawn])

@@ -181,7 +181,8 @@ def choose_as(
     """Return the reference with the yaws of 'decode' turned as the engine's, if rounding decides about it.
 
     A yaw jumps by half a turn if the angle that the head outputs is at the end of its interval, or if both
-    directions have the same logit. See `ImageFamily.choose_as`.
+    directions have the same logit. Here `ties_rtol` is a share of half a turn, or of the largest logit of all
+    directions. See `ImageFamily.choose_as`.
     """
     followed_reference = dict(reference)
     yaws, expected = outputs.get('boxes'), reference.get('boxes')

@@ -82,7 +82,7 @@ def check_encoder(filename: str, model: Mapping[str, Any]) -> None:
     """Refuse (ConfigError) encoders without a picture, and points that are not in the LiDAR's frame.
 
     Features returned by point, and voxels of a limited number of points or of another grid than the
-    encoder's, are refused, too.
+    encoder's, are refused, too. `model` is that of the config `filename`, whose name the message has.
     """
     key, encoder = 'model.pts_voxel_encoder', model['pts_voxel_encoder']
     fusion = encoder.get('fusion_layer') or {}

@@ -56,7 +56,7 @@ class FusionRuntime(Runtime):
 
     @abc.abstractmethod
     def step(self, frame: FusedFrame) -> StepResult:
-        """Detect in one frame of all sensors.
+        """Detect in one frame of all sensors, whose pictures are prepared for the network (`frame_of_rig`).
 
         Raises:
             ShapeError: pictures are missing, or pictures or matrices have another shape.

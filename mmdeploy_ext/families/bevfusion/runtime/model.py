@@ -167,7 +167,7 @@ def boxes_of_outputs(metadata: Metadata, outputs: Arrays) -> Detections3D:
 
 
 def is_cuda(paths: Paths) -> bool:
-    """Return whether files, or the files of a folder, follow CUDA-BEVFusion's contract."""
+    """Return whether files follow CUDA-BEVFusion's contract, by their names; a single path is a folder's."""
     name = f'{DENSE[0]}.onnx'
     if isinstance(paths, str | Path):
         return (Path(paths) / name).is_file()

@@ -98,8 +98,9 @@ def draw(
 ) -> np.ndarray:
     """Draw boxes of at least `score_thr` into a copy of a picture (h, w, 3); marked ones are outlined white.
 
-    `marked` (n,) is True for those among all results; None marks none. Results without a camera leave the
-    picture as it is.
+    The picture is uint8 BGR, of the size that the camera of the results is for; `classes` are names by label.
+    `marked` (n,) is True for marked ones among all results; None marks none. Results without a camera leave
+    the picture as it is.
     """
     if not results.camera:
         return image_bgr.copy()
