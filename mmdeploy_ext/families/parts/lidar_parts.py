@@ -76,7 +76,8 @@ Watch = Callable[[tuple[Tensor, ...], Any], dict[str, Any]]
 def watching(hooks: Mapping[nn.Module, Watch]) -> Iterator[dict[str, Any]]:
     """Call a function with the inputs and the output of a module whenever it runs inside the block.
 
-    `hooks` are module -> function; the context is a dict of all values that the functions returned.
+    `hooks` are module -> function; the context is a dict of the values that the functions returned, by name,
+    the last of each.
     """
     values: dict[str, Any] = {}
 

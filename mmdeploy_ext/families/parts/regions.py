@@ -141,7 +141,13 @@ class Pool(nn.Module):
         """
         super().__init__()
         self.extractor, self.constant = extractor, constant
-        self.begins = [_smallest_ratio(level) for level in range(1, extractor.num_inputs)]
+        self.begins: list[float] = []
+        for level in range(1, extractor.num_inputs):
+            # the least float32 whose base-2 logarithm, rounded to float32, reaches the level
+            ratio = np.float32(2**level)
+            while np.float32(np.log2(np.float64(below := np.nextafter(ratio, np.float32(0))))) >= level:
+                ratio = below
+            self.begins.append(float(ratio))
 
     def forward(
         self,
@@ -211,14 +217,6 @@ def _enlarged(boxes: torch.Tensor, factor: float | None) -> torch.Tensor:
         return boxes
     centre, half = (boxes[:, :2] + boxes[:, 2:]) * 0.5, (boxes[:, 2:] - boxes[:, :2]) * factor * 0.5
     return torch.cat([centre - half, centre + half], dim=1)
-
-
-def _smallest_ratio(level: int) -> float:
-    """Return the smallest float32 whose base-2 logarithm, rounded to float32, is at least `level`."""
-    ratio = np.float32(2**level)
-    while np.float32(np.log2(np.float64(below := np.nextafter(ratio, np.float32(0))))) >= level:
-        ratio = below
-    return float(ratio)
 
 
 def sampled(

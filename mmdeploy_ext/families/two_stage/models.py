@@ -96,7 +96,10 @@ class TwoStageModels:
         check_two_stage(cfg, options)
 
     def build(self, cfg: Any) -> nn.Module:
-        """Return the detector without weights, in evaluation mode."""
+        """Return the detector without weights, in evaluation mode; ConfigError: it cannot be built.
+
+        The `init_cfg` and `pretrained` of its `backbone` become None in `cfg` itself.
+        """
         return build_without_weights(cfg, build_detector, 'backbone')
 
     def with_further_names(self, model: nn.Module) -> nn.Module:
