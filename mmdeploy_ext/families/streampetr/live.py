@@ -93,7 +93,10 @@ LAYERS = (
 
 
 class UserSteps(FrameSteps):
-    """The steps of a frame on the layers of a user's head, whose attributes it has."""
+    """The steps of a frame on the layers of a user's head, whose attributes it has.
+
+    They are described at `FrameSteps`; only the transformer is called in another way.
+    """
 
     def __init__(self, head: nn.Module) -> None:
         self.head = head

@@ -108,7 +108,7 @@ def facts_of(model: nn.Module) -> dict[str, Any]:
 class PanopticNetwork(graphs.TwoStageNetwork):
     """Backbone, neck, the head of proposals and the head of stuff behind flat tensors.
 
-    `names` are those of its outputs.
+    `names` are those of its outputs; for `forward` see `TwoStageNetwork`.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -47,6 +47,8 @@ MAX_GAP_S = 2.0
 class StreamPetrOnnx(CameraRuntime):
     """An exported StreamPETR with its memory, on ONNX Runtime or OpenVINO: a `Stepper` of frames.
 
+    For `detect` see `CameraRuntime`.
+
     Attributes:
         metadata: metadata of the file that gives the boxes.
         contract: runs the files, and keeps the memory.
