@@ -344,8 +344,8 @@ class Proposals(nn.Module):
         """Choose proposals.
 
         Args:
-            maps: all levels of each of `output_kinds` in turn: class logits (B, a, h, w), deltas (B, a*4, h,
-                w), then the other kinds.
+            maps: all levels of each of `output_kinds` in turn: class logits (B, a, h, w), of a head with a
+                softmax (B, a*2, h, w), deltas (B, a*4, h, w), then the other kinds.
             clip_hw: (B, 2) float32 height and width that boxes are clipped to.
 
         Returns:
