@@ -74,8 +74,8 @@ class LidarReference(abc.ABC):
         )
         points = np.array(sweep.points, np.float32)  # not what the check returns, which the runner takes too
         tap('points', torch.from_numpy(points))
-        with torch.no_grad(), single_thread(), watching(self.watched()) as watched:
-            (result,) = self.model(return_loss=False, rescale=True, **self.inputs(sweep, points))
+        with torch.no_grad(), single_thread(), watching(self.hooks()) as watched:
+            (result,) = self.model(return_loss=False, rescale=True, **self.forward_arguments(sweep, points))
         head_outputs = zip(self.output_names, self.flatten(watched.pop('head')), strict=True)
         tensors = dict(watched, **dict(head_outputs))
         for name, value in tensors.items():
@@ -83,7 +83,7 @@ class LidarReference(abc.ABC):
         outputs = {name: value.cpu().numpy() for name, value in tensors.items()}
         return StepResult(outputs, detections(result.get('pts_bbox', result)))
 
-    def inputs(self, sweep: Sweep, points: np.ndarray) -> dict[str, Any]:
+    def forward_arguments(self, sweep: Sweep, points: np.ndarray) -> dict[str, Any]:
         """Return the arguments of the detector's `forward` in a test, by name, for one sweep.
 
         `points` (P, D) float32 are those of the sweep.
@@ -97,7 +97,7 @@ class LidarReference(abc.ABC):
         )
         return dict(points=[[torch.from_numpy(points).to(self.device)]], img_metas=[[meta]])
 
-    def watched(self) -> dict[torch.nn.Module, Watch]:
+    def hooks(self) -> dict[torch.nn.Module, Watch]:
         """Return module -> function of its inputs and output, which returns outputs of a step by name.
 
         The modules are in the order in which they run. Among the names is `head`, which `step` flattens.

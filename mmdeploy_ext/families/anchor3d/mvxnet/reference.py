@@ -18,8 +18,8 @@ class MvxNetReference(AnchorReference):
     What its methods are for is documented by `LidarReference`.
     """
 
-    def inputs(self, frame: FusedFrame, points: np.ndarray) -> dict[str, Any]:
-        arguments = super().inputs(frame, points)
+    def forward_arguments(self, frame: FusedFrame, points: np.ndarray) -> dict[str, Any]:
+        arguments = super().forward_arguments(frame, points)
         ((meta,),) = arguments['img_metas']
         check_camera(frame)
         lidar2image, img_aug = (np.asarray(frame.calibration[key], np.float32)[0] for key in CAMERA)
@@ -41,6 +41,6 @@ class MvxNetReference(AnchorReference):
             tap(name, torch.from_numpy(matrix[None]))
         return arguments | dict(img=[image.to(self.device)])
 
-    def watched(self) -> dict[torch.nn.Module, Watch]:
+    def hooks(self) -> dict[torch.nn.Module, Watch]:
         encoder = self.parts.voxel_encoder
-        return {encoder: lambda _, output: {FEATURES: output[0]}, **super().watched()}
+        return {encoder: lambda _, output: {FEATURES: output[0]}, **super().hooks()}
