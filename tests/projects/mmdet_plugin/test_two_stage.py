@@ -16,6 +16,7 @@ from mmdeploy_ext.exporting.exporter import check_operators, default_opset
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.parts.regions import Pool
 from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
+from mmdeploy_ext.synthetic.seeded import seeded_model
 from toy_two_stage import (
     KINDS,
     SIZE,
@@ -142,6 +143,19 @@ def test_levels_are_those_of_mmdet_also_at_their_borders():
     rois = torch.cat([torch.zeros(len(boxes), 1), boxes], 1)
     wanted = extractor.map_roi_levels(rois, 4)
     assert torch.equal(Pool(extractor).levels(boxes), wanted) and set(wanted.tolist()) == {0, 1, 2, 3}
+
+
+def test_distances_to_the_sides_of_chosen_anchors_and_of_regions_are_decoded():
+    cfg = toy()
+    coder = dict(type='TBLRBBoxCoder', normalizer=[4.0, 4.0, 2.0, 2.0])
+    cfg.model.rpn_head.bbox_coder = cfg.model.roi_head.bbox_head.bbox_coder = coder
+    cfg.model.roi_head.bbox_head.reg_class_agnostic = True
+    family, options = find_family(cfg), options_of('faster')
+    family.check(cfg, options)
+    model, prepared = seeded_model(cfg, family).eval(), images(2)
+    outputs = run_stages(family.stages(model, options), family.feeds(prepared, True))
+    found = family.detections(FULL, outputs, family.feeds(prepared, True))
+    check_results(family, model, prepared, found, least=15)
 
 
 @pytest.mark.parametrize('strides', [[8], [8, 16]])

@@ -46,8 +46,8 @@ def softmax(values: Any) -> Any:
 
 
 def centres(priors: Any) -> Any:
-    """Return the centres (A, 2) of anchors; points are their own."""
-    return priors if priors.shape[-1] == 2 else (priors[:, 2:] + priors[:, :2]) * 0.5
+    """Return the centres (A, 2) of anchors; points are their own. They may have axes before (A, 4 or 2)."""
+    return priors if priors.shape[-1] == 2 else (priors[..., 2:] + priors[..., :2]) * 0.5
 
 
 def delta(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
@@ -84,12 +84,15 @@ def guided(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], le
 
 
 def tblr(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
-    """`TBLRBBoxCoder`: distances to top, bottom, left, right, over the anchor's size times the normalizer."""
-    size = priors[:, 2:] - priors[:, :2]
+    """`TBLRBBoxCoder`: distances to top, bottom, left, right, over the anchor's size times the normalizer.
+
+    The priors may have axes before (A, 4).
+    """
+    size = priors[..., 2:] - priors[..., :2]
     normalizer = coder['normalizer']
     sides = rows['bbox_pred'] * (constant(normalizer, size) if np.ndim(normalizer) else normalizer)
-    vertical, horizontal = size[:, 1:] * sides[..., :2], size[:, :1] * sides[..., 2:]
-    x, y = (centres(priors)[:, axis : axis + 1] for axis in (0, 1))
+    vertical, horizontal = size[..., 1:] * sides[..., :2], size[..., :1] * sides[..., 2:]
+    x, y = (centres(priors)[..., axis : axis + 1] for axis in (0, 1))
     near = [x - horizontal[..., :1], y - vertical[..., :1]]
     return xp.concatenate([*near, x + horizontal[..., 1:], y + vertical[..., 1:]], -1)
 
