@@ -173,9 +173,9 @@ def _line(cells: Sequence[str]) -> str:
 def insert_table(text: str, table: str, mark: str = 'table') -> str:
     """Return the page `text` with the table between its marks, `<!-- table -->` and `<!-- /table -->`.
 
-    `mark` is the word in the marks. What was between the first pair of them is replaced; the table follows
-    the line of the first mark. An empty page becomes the marks and the table. UsageError: another page
-    without the marks, in this order, the first one at the end of a line.
+    `table` ends with a line end; `mark` is the word in the marks. What was between the first pair of them is
+    replaced; the table follows the line of the first mark. An empty page becomes the marks and the table.
+    UsageError: another page without the marks, in this order, the first one at the end of a line.
     """
     start, end = f'<!-- {mark} -->\n', f'<!-- /{mark} -->'
     if not text.strip():
