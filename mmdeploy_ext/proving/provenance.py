@@ -131,10 +131,10 @@ def training_notes(model: torch.nn.Module) -> list[str]:
 def class_name_notes(deployment: Deployment) -> list[str]:
     """Return a note if sources of class names do not fit the model or each other; else [].
 
-    It is there if the first source, whose names mmdet takes, has not as many as the model has classes: the
-    file then has those of the first source with as many, else numbers. If it has as many, it is there if it
-    is the checkpoint and the config, by whose names a data set is evaluated, has as many, and others, or the
-    same ones in another order.
+    Either the first source, whose names mmdet takes, has not as many as the model has classes: the file then
+    has those of the first source with as many, else numbers. Or the checkpoint is the first source and has as
+    many, and the config, by whose names a data set is evaluated, has other ones, or the same ones in another
+    order.
     """
     count = deployment.family.num_classes(deployment.model)
     sources = [(source, names) for source, names in _class_sources(deployment) if names]
