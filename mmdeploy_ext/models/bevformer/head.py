@@ -34,10 +34,10 @@ class BEVFormerHead(BaseModule):
         num_classes, num_query: K, R.
         in_channels: not used; C is `embed_dims` of the transformer.
         bev_h, bev_w: rows and columns of the bird's-eye view.
-        with_box_refine, as_two_stage: have to be True and False, as in all published configs.
+        with_box_refine, as_two_stage: have to be True and False (ConfigError), as in all published configs.
         transformer, bbox_coder, positional_encoding: configs.
         num_reg_fcs: hidden layers of the branches of classes and of boxes; `num_cls_fcs` is not used.
-        code_size: numbers of a box, which have to be 10.
+        code_size: numbers of a box, which have to be 10 (ConfigError).
         code_weights: of a loss; a parameter of checkpoints. None: `CODE_WEIGHTS`.
         training: options that training alone reads.
     """

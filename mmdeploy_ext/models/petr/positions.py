@@ -74,8 +74,8 @@ class SinePositionalEncoding3D(BaseModule):
 
     Args:
         num_feats: numbers per count; half of them are sines.
-        normalize: has to be True, which is not the default: counts are divided by the last one, as in all
-            published configs.
+        normalize: has to be True (ConfigError), which is not the default: counts are divided by the last one,
+            as in all published configs.
     """
 
     def __init__(self, num_feats: int, normalize: bool = False, init_cfg: dict | None = None) -> None:

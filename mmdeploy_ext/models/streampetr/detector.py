@@ -82,6 +82,11 @@ class Petr3D(MVXTwoStageDetector):
         position_level: which level of the neck is used.
         aux_2d_only: the 2D head only helps training; False, which samples tokens by it, is refused.
         single_test: not used; upstream's configs may give it.
+        modules: backbone, neck and heads, as mmdet3d's detectors take them; `pts_bbox_head` is StreamPETR's.
+
+    Raises:
+        ConfigError: `aux_2d_only=False`, another head, another `stride` than the head's, or more frames with
+            losses than with gradients in the head.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ from mmdeploy_ext.models.query_decoder import AttentionLayer, DecoderTransformer
 
 @registered_if_named(TRANSFORMER_LAYER)
 class PETRTemporalDecoderLayer(AttentionLayer):
-    """An `AttentionLayer` whose self attention reads the memory, too."""
+    """An `AttentionLayer` whose self attention reads the memory, too; ConfigError: `batch_first=True`."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
