@@ -35,7 +35,7 @@ class BEVFormerHead(BaseModule):
         in_channels: not used; C is `embed_dims` of the transformer.
         bev_h, bev_w: rows and columns of the bird's-eye view.
         with_box_refine, as_two_stage: have to be True and False (ConfigError), as in all published configs.
-        transformer, bbox_coder, positional_encoding: configs.
+        transformer, bbox_coder, positional_encoding: configs, none of which may be missing.
         num_reg_fcs: hidden layers of the branches of classes and of boxes; `num_cls_fcs` is not used.
         code_size: numbers of a box, which have to be 10 (ConfigError).
         code_weights: of a loss; a parameter of checkpoints. None: `CODE_WEIGHTS`.

@@ -95,7 +95,7 @@ class PerceptionTransformer(BaseModule):
     Args:
         num_feature_levels: levels that have an embedding; a model may use fewer.
         num_cams: cameras.
-        encoder, decoder: configs.
+        encoder, decoder: configs, not None.
         embed_dims: channels of the maps and of all queries.
         rotate_prev_bev, use_shift: whether the last view is turned and shifted by the motion of the car.
         use_can_bus: whether an embedding of the motion is added to the queries of cells.

@@ -142,8 +142,9 @@ class TransFusionHead(nn.Module):
         train_cfg: settings of the losses, see `HeadLosses`; None for a model that is not trained.
         test_cfg: `dataset`, 'nuScenes' or 'Waymo', and `nms_type`, 'circle' or None; ConfigError: no
             `dataset`, or another value.
-        bbox_coder: config of the box coder.
-        loss_cls, loss_heatmap, loss_bbox: configs of the losses of classes, heat map and boxes.
+        bbox_coder: config of the box coder; not None.
+        loss_cls, loss_heatmap, loss_bbox: configs of the losses of classes, heat map and boxes; None for a
+            model that is not trained.
         unused: upstream's keys `conv_cfg`, `norm_cfg`, `bias` and `loss_iou`; ConfigError: another key.
 
     Source: mit-han-lab/bevfusion db75150, models/heads/bbox/transfusion.py.

@@ -107,7 +107,7 @@ class DecoderLayer(nn.Module):
         """Return (B, Q, D) of `target` (B, Q, D), which looks around boxes in 0..1.
 
         `position` (B, Q, D) is added to queries (and keys) only; `mask` (Q, Q) is True where a row must not
-        look at a column.
+        look at a column; None: every row looks at all.
         """
         target = self.norm1(target + self.dropout(self.self_attn(target, position, mask)))
         attended = self.cross_attn(target + position, boxes_cxcywh, maps)

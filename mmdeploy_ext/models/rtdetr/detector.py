@@ -47,7 +47,8 @@ class RTDETR(BaseDetector):
         """Build the parts, of a backbone with maps of strides 8, 16, 32.
 
         `train_cfg` has weights of costs and losses, see `SetLoss`, `test_cfg` `max_per_img`, detections per
-        image. `pretrained` is deprecated by mmdet; use `backbone.init_cfg`.
+        image; with None both have their defaults. `pretrained` is deprecated by mmdet; use
+        `backbone.init_cfg`.
         """
         super().__init__(init_cfg)
         if pretrained:

@@ -234,7 +234,7 @@ def run_layers(
     selection: Selection,
     denoising: DenoisingQueries | None = None,
 ) -> list[Prediction]:
-    """Return the predictions of every layer, denoising queries first if there are some.
+    """Return the predictions of every layer, denoising queries first, if `denoising` is not None.
 
     Maps are (B, D, h, w), projected; they and `selection` are those of the decoder.
 
