@@ -57,9 +57,9 @@ class MultiViewRule(JsonDataclass):
         source: (h, w) of every camera's image.
         scale: network pixels per image pixel.
         resized: (h, w) after the resize.
-        crop: (top, left) of the crop in the resized image.
+        crop: (top, left) of the crop in the resized image; what of the crop lies outside of it is black.
         size: (h, w) of the crop.
-        size_divisor: pad to a multiple of this, bottom and right, with zeros.
+        size_divisor: pad to a multiple of this, bottom and right, with zeros, after normalising.
         pad_size: (H, W) to pad to instead; None uses `size_divisor`.
         num_cameras: N.
         cameras: names in the order of the network input; () if the config does not tell them.
