@@ -185,6 +185,7 @@ def use_libraries_of(path: str) -> None:
 def find_modules(modules: Sequence[str], path: str) -> None:
     """Put the folder that holds a config's modules first on `sys.path`, see `user_folders`.
 
+    That is left out if they would be imported from this folder already.
     `mm2onnx` starts with none of these folders on it, and the scripts of `tools/` with their own. Installed
     modules, such as `mmdeploy_ext.models.mmdet`, need no folder.
 
