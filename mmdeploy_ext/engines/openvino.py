@@ -119,6 +119,8 @@ class OpenVinoBackend(Backend):
                 compile it.
         """
         openvino = require_openvino()
+        import onnx
+
         core = openvino.Core()
         kinds = {device.partition('.')[0] for device in core.available_devices}  # several GPUs are GPU.0, ...
         if self.device not in kinds.union(core.available_devices):
@@ -134,7 +136,12 @@ class OpenVinoBackend(Backend):
                 )
         self.metadata = read_metadata(self.path)
         self.spec = self.metadata.spec
-        source, precision = self._source(), self.computes_in or 'fp32'
+        model = onnx.load(self.path)
+        # an initializer makes an input a constant for OpenVINO
+        optional = {tensor.name for tensor in self.spec.inputs if tensor.default is not None}
+        for tensor in [tensor for tensor in model.graph.initializer if tensor.name in optional]:
+            model.graph.initializer.remove(tensor)
+        source, precision = readable(model).SerializeToString(), self.computes_in or 'fp32'
         try:
             self.compiled = compiled(source, self.threads, self.device, precision)
         except RuntimeError as error:
@@ -146,16 +153,6 @@ class OpenVinoBackend(Backend):
                 ) from error
             text = one_line(error)
             raise LoadError(f'{self.path}: OpenVINO cannot compile it: {text}') from error
-
-    def _source(self) -> bytes:
-        """Return the file with its default initializers removed: OpenVINO would take them for constants."""
-        import onnx
-
-        model = onnx.load(self.path)
-        optional = {tensor.name for tensor in self.spec.inputs if tensor.default is not None}
-        for tensor in [tensor for tensor in model.graph.initializer if tensor.name in optional]:
-            model.graph.initializer.remove(tensor)
-        return readable(model).SerializeToString()
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the compiled model; it may lack inputs that no node reads.

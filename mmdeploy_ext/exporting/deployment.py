@@ -408,7 +408,7 @@ def resolve(options: Options, model: torch.nn.Module, rule: PreprocessRule) -> O
     become the size, in pixels, of a padded picture of the config's test pipeline, which `rule` states: of a
     landscape picture that fills the test scale if the pipeline keeps its ratio, and of one of 640 x 640 if it
     has no scale. `group_norm` '' of a float32 file becomes that of `default_group_norm`. Options that lack
-    one of these stay without it.
+    one of these stay without it; `rule` may be that of other samples if they have no height.
     """
     options, changes = resolve_opset(options, model), {}
     if options.get('height') == 0 and options.width == 0:

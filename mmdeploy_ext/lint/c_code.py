@@ -152,13 +152,13 @@ class _Expressions:
         return frozenset().union(*map(self._origins, nodes))
 
     def _of_shapes(self, nodes: Iterable[ast.AST]) -> Origins:
-        return frozenset().union(*map(self._of_shape, nodes))
-
-    def _of_shape(self, node: ast.AST) -> Origins:
-        """Return the origins of a shape, which makes its text in C; nothing if it is another value."""
-        value = self.value(node)
-        shapes = value if type(value) in (list, tuple) else [value]
-        return origins_of(*leaves([shape for shape in shapes if isinstance(shape, torch.Size)]))
+        """Return the origins of the shapes among values, which make their texts in C; others have none."""
+        shapes = []
+        for node in nodes:
+            value = self.value(node)
+            values = value if type(value) in (list, tuple) else [value]
+            shapes += [shape for shape in values if isinstance(shape, torch.Size)]
+        return origins_of(*leaves(shapes))
 
     def _origins(self, node: ast.AST) -> Origins:
         """Return the origins of the sizes in the value of an expression, or in its parts if it is unknown."""

@@ -194,23 +194,17 @@ def site_at(file: str, line: int, function: str = '') -> Site:
     `function` is the name of the function that the line is in; '' if it is not known. A file that cannot be
     read, or has no such line, gives a site without code.
     """
+    # without what only this machine has
+    folder = next((folder for folder in PACKAGE_FOLDERS if folder in file), '')
+    shown = file.split(f'{folder}{os.sep}')[-1] if folder else os.path.relpath(file)
     return Site(
-        _displayed_path(file),
+        os.path.basename(file) if shown.startswith('..') else shown,
         line,
         function,
         linecache.getline(file, line).strip(),
         _is_library(file),
         path=os.path.abspath(file),
     )
-
-
-def _displayed_path(file: str) -> str:
-    """Return a path without what only this machine has."""
-    for folder in PACKAGE_FOLDERS:
-        if folder in file:
-            return file.split(f'{folder}{os.sep}')[-1]
-    relative = os.path.relpath(file)
-    return os.path.basename(file) if relative.startswith('..') else relative
 
 
 @functools.lru_cache(maxsize=4096)

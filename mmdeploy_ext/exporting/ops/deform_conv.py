@@ -49,7 +49,7 @@ class LeadingOffsets(torch.nn.Module):
     def forward(self, x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return what `conv` gives, (B, D, h, w), of maps `x` (B, C, h, w).
 
-        Of `offset` (B, 18, H, W), pixels, and `mask` (B, 9, H, W), h <= H and w <= W, each image's first
+        Of `offset` (B, 18, H, W), in cells, and `mask` (B, 9, H, W), h <= H and w <= W, each image's first
         18 * h * w and 9 * h * w numbers count, in memory order.
         """
         return self.conv(x, _leading(offset, x), _leading(mask, x))
@@ -110,9 +110,9 @@ def deform_conv(
     """Convolve at offsets: what torch.export traces in place of mmcv's operators, versions 1 and 2.
 
     From x (B, C, h, w) float32, weight (D, C / groups, kh, kw), bias (D,), offset (B, deform_groups * kh * kw
-    * 2, H, W) in pixels and mask (B, deform_groups * kh * kw, H, W), which only version 2 has, to (B, D, H,
-    W). Offsets, stride, padding and dilation have y before x. torchvision derives both numbers of groups from
-    the shapes. `bias` and `mask` may be None: zeros, and ones.
+    * 2, H, W) in cells of x and mask (B, deform_groups * kh * kw, H, W), which only version 2 has, to (B, D,
+    H, W). Offsets, stride, padding and dilation have y before x. torchvision derives both numbers of groups
+    from the shapes. `bias` and `mask` may be None: zeros, and ones.
     """
     from torchvision.ops import deform_conv2d
 

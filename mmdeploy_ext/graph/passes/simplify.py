@@ -100,11 +100,6 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
         slim.graph.node.insert(0, node)
     keys = {entry.key for entry in slim.metadata_props}
     slim.metadata_props.extend(entry for entry in model.metadata_props if entry.key not in keys)
-    _check_simplified(slim, model)
-    return slim
-
-
-def _check_simplified(slim: onnx.ModelProto, model: onnx.ModelProto) -> None:
     graphs = model.graph, slim.graph
     types = [[value.type.tensor_type.elem_type for value in graph.output] for graph in graphs]
     names = [[value.name for value in graph.output] for graph in graphs]
@@ -113,6 +108,7 @@ def _check_simplified(slim: onnx.ModelProto, model: onnx.ModelProto) -> None:
             f'onnxslim changed the outputs: got {names[1]}, expected {names[0]} of the same types; try fold'
         )
     _check_random(slim, model, 'onnxslim')
+    return slim
 
 
 def _check_random(result: onnx.ModelProto, model: onnx.ModelProto, library: str) -> None:
