@@ -59,6 +59,7 @@ def copy_model(path: str | Path, folder: Path, graph: KitGraph) -> dict[str, str
     Raises:
         ModelFileError: the file is missing or no readable ONNX file.
         UsageError: it is a pipe or a device.
+        OSError: a file of its external data is missing, or a copy cannot be written.
     """
     path, target = Path(path), folder / graph.file
     model = files.read(path)

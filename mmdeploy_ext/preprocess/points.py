@@ -47,7 +47,7 @@ class VoxelRule(JsonDataclass):
     mode: str = 'hard'
 
     def __post_init__(self) -> None:
-        """Refuse a rule without voxels."""
+        """Refuse, with a ConfigError, an unknown mode or order, sizes of 0, and a rule without voxels."""
         if self.mode not in MODES or self.order not in ORDERS:
             raise ConfigError(
                 f'voxel rule: mode={self.mode!r}, order={self.order!r}; expected one of '
