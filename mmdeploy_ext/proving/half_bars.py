@@ -139,7 +139,7 @@ def out_of_bars(row: TensorRow, cosine: float) -> str:
 
 
 def tensor_text(cosine: float) -> str:
-    """Return the bars of `out_of_bars` in words."""
+    """Return the bars of `out_of_bars` in words; `cosine` is the smallest that passes."""
     return f'cosine of every output at least {cosine} and its norm within {100 * norm_bar(cosine):.3g} %'
 
 

@@ -190,7 +190,8 @@ def compare_named(
 ) -> list[TensorRow]:
     """Compare outputs by name without a spec, floats relative to the output's largest value.
 
-    Integers, booleans and texts must be equal. Each tensor of a sequence is a row of its own, 'name[0]'.
+    Integers, booleans and texts must be equal. Each output of the reference is a row, each tensor of a
+    sequence one of its own, 'name[0]'; then comes a failing one for each name that only the candidate has.
 
     Args:
         reference: name -> array, or list of arrays for a sequence.

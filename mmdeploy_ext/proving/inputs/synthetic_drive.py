@@ -109,7 +109,7 @@ class SyntheticDrive:
         return min(index * self.scenes // max(self.frames, 1), self.scenes - 1) if index >= 0 else -1
 
     def times(self) -> list[float]:
-        """Return absolute seconds (frames,)."""
+        """Return a list of the times of the frames, absolute seconds."""
         gaps = np.full(self.frames, self.period_s)
         firsts = [index for index in range(self.frames) if self.scene(index) != self.scene(index - 1)]
         gaps[firsts] = SCENE_PAUSE_S

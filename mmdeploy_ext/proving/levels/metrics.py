@@ -56,7 +56,7 @@ def metric_bar(precision: str) -> float:
 def metric_rows(
     reference: Mapping[str, float], candidate: Mapping[str, float], bar: float
 ) -> list[MetricRow]:
-    """Compare metrics by name; a metric that only one engine has fails.
+    """Return a row for each metric, sorted by name; a metric that only one engine has fails.
 
     NaN or -1 means that the data set has no such object (COCO's convention); NaN on both sides is equal, and
     so is -1.

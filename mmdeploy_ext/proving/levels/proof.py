@@ -100,7 +100,7 @@ class Proof(abc.ABC):
 
     @property
     def kind(self) -> str:
-        """Registered name of the engine."""
+        """Registered name of the engine's class; 'OnnxRuntimeBackend' if the options name none."""
         return str(self.engine.get('engine', 'OnnxRuntimeBackend'))
 
     @abc.abstractmethod

@@ -256,7 +256,8 @@ def _differing(value: Any, expected: Any, place: str) -> Iterator[str]:
 def compare_node_lists(nodes: Mapping[str, Any], expected: Mapping[str, Any], source: str) -> list[Check]:
     """Compare two node lists, as `libspconv.to_node_list` makes them, but for the keys `UNCOMPARED`.
 
-    `source` is what the titles of the checks call the expected list. UsageError: that is no JSON object.
+    There are two checks: one of the graph and its nodes, one of the initializers. `source` is what their
+    titles call the expected list. UsageError: that is no JSON object.
     """
     if not isinstance(expected, dict):
         raise UsageError(f'{source}: is no node list, expected an object with nodes and initializers')

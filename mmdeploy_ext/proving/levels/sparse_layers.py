@@ -251,7 +251,7 @@ class PortableRunner:
 
 
 def layer_rows(reference: SparseReference, layer: Layer, same_order: bool, rtol: float) -> list[TensorRow]:
-    """Compare one layer, site by site, whatever the order of the sites.
+    """Return one row, in a list: the comparison of a layer, site by site, whatever the order of the sites.
 
     Args:
         reference: PyTorch's outputs of the layers for the same voxels.

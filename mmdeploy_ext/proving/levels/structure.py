@@ -86,7 +86,7 @@ def check_inference(model: onnx.ModelProto) -> Check:
 
 
 def check_interface(model: onnx.ModelProto, spec: GraphSpec) -> list[Check]:
-    """Compare names, dtypes, axes and defaults of a graph's inputs and outputs with the spec."""
+    """Return two checks, of inputs and outputs: whether names, dtypes, axes and defaults equal the spec."""
     checks = []
     for title, values in (('inputs', model.graph.input), ('outputs', model.graph.output)):
         tensors = getattr(spec, title)

@@ -53,6 +53,8 @@ MAX_TEXT = 300
 def user_model_checks(deployment: Deployment) -> list[Check]:
     """Compare config, model and weights of a deployment with those that mmcv, its class and PyTorch make.
 
+    Each of them has a check, and so have settings that the family adds, if there are any.
+
     A config that a family translates, and a model that it builds of another config than the user's, such as
     the student of a distilled one, are not built again: then only config and weights are compared. There are
     no checks if the config or the checkpoint is no file.
