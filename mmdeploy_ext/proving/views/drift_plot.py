@@ -29,7 +29,7 @@ def drift_plot(series: Mapping[str, Any], names: Sequence[str], label: str) -> M
     Args:
         series: `SequenceRow.series`, with lists of an entry per frame: `name`, `reset` (whether the memory
             was empty before), and `ratios`, tensor -> list of its error over its tolerance, None in a frame
-            in which it was not compared or has none.
+            in which it was not compared or has none; it may end before the last frame.
         names: names of the tensors.
         label: what the chart shows, for screen readers.
     """
