@@ -154,8 +154,9 @@ def build_without_weights(
 ) -> torch.nn.Module:
     """Return the model of a config in evaluation mode, without the weights that training would start from.
 
-    `build` is `build_detector` of a library, `backbone` the key of a part that would load pretrained weights
-    of its own; its `init_cfg` and `pretrained` become None in `cfg` itself, see `built_unpretrained`.
+    `build` is `build_detector` or `build_model` of a library, `backbone` the key of a part that would load
+    pretrained weights of its own, '' if there is none; its `init_cfg` and `pretrained` become None in `cfg`
+    itself, see `built_unpretrained`.
 
     ConfigError: it cannot be built; the message names the file, the reason and, if a line of a user's code
     raised it, that line.

@@ -97,7 +97,7 @@ def replaced_of_class(part: Any, followed: Iterable[tuple[Any, tuple[str, ...]]]
 
 
 def replaced_functions(followed: Iterable[tuple[Any, tuple[str, ...]]]) -> Iterator[Replaced]:
-    """Yield those of the followed classes and modules that are modules, whose functions are followed."""
+    """Yield an entry for each of the followed classes and modules that is a module, with its functions."""
     for kind, names in followed:
         module = kind.imported() if isinstance(kind, OlderModule) else kind
         if isinstance(module, ModuleType):

@@ -105,9 +105,11 @@ class SequenceFamily(Family):
     ) -> Iterable[Frame | Sweep]:
         """Yield the moments of infos as the runtime reads and prepares them by a rule.
 
+        Frames of cameras come scene by scene, each in the order of time, sweeps in the order of the infos.
         Their names are the tokens of the infos, of KITTI the index of the picture; of infos without either
         they are numbers or ''. A file is at its path in the infos, or below `root`, the folder of the data
-        set (None: not known), or below the folder of the infos.
+        set (None: not known), or below the folder of the infos. DataError: infos or a file of theirs cannot
+        be read, or they lack a calibration.
         """
 
     def generated_sweeps(self, rule: Any, count: int) -> Iterable[Sweep]:

@@ -319,6 +319,7 @@ class RepositoryMoments(torch.utils.data.Dataset):
 
     Raises:
         DataError: the info file holds something else than plain values.
+        OSError: it cannot be read.
         InferenceError: of a sample, see `ForkProcess.call`.
     """
 

@@ -114,7 +114,7 @@ def moments(cfg: Any, rule: FusionRule, infos: Path, root: str | Path | None = N
     """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`.
 
     `root` is the folder of the data set; None: files are at the paths of the infos, or beside them. `cfg` is
-    not used.
+    not used. ShapeError: pictures of another size than that of the rule.
     """
     if rule.views is not None:
         for rig in read_frames(infos, rule.views, root):

@@ -66,9 +66,14 @@ def _scale(model: nn.Module, exposed_pictures: torch.Tensor, features: Sequence[
     head, features = model.bbox_head, list(features)
     exposed = list(model.extract_feat(exposed_pictures))
     is_smoke = not hasattr(head, 'scales')
+    if is_smoke:
+        box_targets = [SMOKE_VALUES] * len(head.conv_regs)
+    else:
+        coder = head.bbox_coder
+        of_depths, of_sizes = (PLACES[means is not None] for means in (coder.base_depths, coder.base_dims))
+        box_targets = [of_sizes[0], of_depths[1], of_sizes[2], YAW, *[REST] * (len(head.conv_regs) - 4)]
     targets = dict(TARGETS, conv_cls=LOGITS[is_smoke])
-    for index in range(len(head.conv_regs)):
-        targets[rf'conv_regs\.{index}'] = _box_target(head, index, is_smoke)
+    targets |= {rf'conv_regs\.{index}': target for index, target in enumerate(box_targets)}
     for names, (mean, deviation) in targets.items():
         for name, layer in head.named_modules():
             if not isinstance(layer, nn.Conv2d) or not re.fullmatch(names, name):
@@ -79,14 +84,3 @@ def _scale(model: nn.Module, exposed_pictures: torch.Tensor, features: Sequence[
                 share = min(1.0, float((MAX_LOGIT - mean) / (logits.amax() - mean).clamp(min=1e-6)))
                 layer.weight.mul_(share)
                 layer.bias.copy_(mean - share * (mean - layer.bias))
-
-
-def _box_target(head: nn.Module, index: int, is_smoke: bool) -> Target:
-    """Return the target of the branch `index` of the layers of boxes."""
-    if is_smoke:
-        return SMOKE_VALUES
-    if index == 1:
-        return PLACES[head.bbox_coder.base_depths is not None][1]
-    if index in (0, 2):
-        return PLACES[head.bbox_coder.base_dims is not None][index]
-    return YAW if index == 3 else REST
