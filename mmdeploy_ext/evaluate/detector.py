@@ -254,7 +254,9 @@ class Show:
             meta: mmdet's `img_metas` of the image.
             detections: results of that image with scores, boxes or masks.
 
-        ImageError: the picture cannot be encoded; Mm2OnnxError: its file cannot be written.
+        Raises:
+            ImageError: the picture cannot be encoded.
+            Mm2OnnxError: its file cannot be written.
         """
         from mmcv.image import imresize, tensor2imgs
 

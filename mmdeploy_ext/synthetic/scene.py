@@ -227,9 +227,8 @@ def _propose(rng: np.random.Generator, height: int, width: int) -> tuple[int, li
 def layout(rng: np.random.Generator, height: int, width: int, proposals: int) -> list[Instance]:
     """Place shapes at random; return them from front to back.
 
-    Those of which too little is visible, by `MIN_VISIBLE` or `MIN_PIXELS`, are left out.
-
-    The masks of the shapes do not overlap.
+    Those of which too little is visible, by `MIN_VISIBLE` or `MIN_PIXELS`, are left out. The masks do not
+    overlap.
 
     Args:
         rng: random generator.

@@ -138,7 +138,7 @@ def read_configs(files: Sequence[Path], heads: Sequence[str] = ()) -> Iterator[C
 
     Such a file has no model, or none of the `heads` (class names; no names select all), or it has a
     `backend_config`, as the deployment configs of mmdeploy. A file that cannot be read belongs to the zoo if
-    no `heads` are named, since nothing is known of its own; its `Config` has empty parts and no digest.
+    no `heads` are named, since its own head is not known; its `Config` has empty parts and no digest.
     """
     for path in files:
         digest = ''

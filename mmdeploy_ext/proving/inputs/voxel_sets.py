@@ -86,7 +86,9 @@ def points_of(source: str, cfg: Any, rule: VoxelRule, limit: int) -> Iterator[tu
         limit: number of sweeps of a folder or of infos, evenly chosen; 0 takes all.
 
     Raises:
-        DataError: a file that is none of these, or voxels, which have no points.
+        DataError: the source is none of these or has no sweep, a file cannot be read, or holds voxels, which
+            have no points.
+        UsageError: the source is a pipe or a device.
         ConfigError: the columns of points in the config do not fit, see `point_rule`.
     """
     sweeps = _sweeps(source, cfg, rule, limit)
@@ -109,8 +111,9 @@ def sweep_sets(
         limit: number of sweeps of a folder or of infos, evenly chosen; 0 takes all.
 
     Raises:
-        DataError: a file that is none, has no points, or voxels that the encoder cannot take.
-        ConfigError: as of `points_of`.
+        DataError: the source is none of these or has no sweep; a file cannot be read, has no point in range,
+            or voxels that the encoder cannot take.
+        UsageError, ConfigError: as of `points_of`.
     """
     sweeps = _sweeps(source, cfg, rule, limit)
     for item in sweeps.items:

@@ -262,7 +262,7 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
 
 
 def weights_difference(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str:
-    """Return which weights of a model are not those of its file of the same name; '' if all are.
+    """Return which weights of a model differ from those of its file with the same names; '' if none does.
 
     `weights` are those of the model by their names, `expected` the tensors of the file by the same names.
     Names that one of both lacks are not compared, but if they have none in common, that is the difference.

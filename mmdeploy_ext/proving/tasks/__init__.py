@@ -57,12 +57,13 @@ def task_module(name: str, needed: Sequence[str] = NEEDED) -> ModuleType:
 
     Raises:
         ConfigError: there is no such module, or it lacks a name of `needed`.
-        ModuleNotFoundError: a module that it imports is missing.
+        ModuleNotFoundError: a module that it imports is missing; other errors of its code are not caught.
     """
     try:
         module = importlib.import_module(TASKS.get(name, name))
-    except (ModuleNotFoundError, ValueError) as error:  # ValueError: of ''
-        if name and not f'{name}.'.startswith(f'{error.name}.'):
+    except (ModuleNotFoundError, ValueError, TypeError) as error:
+        is_absolute = bool(name) and not name.startswith('.')  # else ValueError or TypeError
+        if is_absolute and not f'{name}.'.startswith(f'{getattr(error, "name", None)}.'):
             raise
         raise ConfigError(
             f'task {name!r}: there is no such module; expected {", ".join(TASKS)}, or the dotted name of a '

@@ -253,13 +253,18 @@ def test_families_can_be_instances_of_one_class(registered, monkeypatch):
 def test_a_family_without_a_task_is_refused_by_name():
     with pytest.raises(ConfigError, match=r"task '': there is no such module; expected bbox2d"):
         task_module('')
+    with pytest.raises(ConfigError, match=r"task '\.relative': there is no such module"):
+        task_module('.relative')
 
 
 def test_a_task_whose_import_fails_is_not_said_to_be_missing(tmp_path, monkeypatch):
     (tmp_path / 'absent_task.py').write_text('import absent')
+    (tmp_path / 'wrong_task.py').write_text("raise ValueError('of its own')")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="'absent'"):
         task_module('absent_task')
+    with pytest.raises(ValueError, match='of its own'):
+        task_module('wrong_task')
 
 
 def test_a_name_is_taken_once(registered):
