@@ -138,8 +138,8 @@ class Deployment:
         """Replace the config's mean and std by `mean` and `std`, three numbers of pixel values each.
 
         They are `--mean` and `--std` of the command line, in the order of the channels of the input; None
-        keeps the config's. `normalisation` and `rule` are set, `cfg` is not changed. Padding before the
-        normalisation is normalised, too, so the rule is read again from changed steps.
+        keeps the config's. `normalisation` and, unless both are None, `rule` are set; `cfg` is not changed.
+        Padding before the normalisation is normalised, too, so the rule is read again from changed steps.
         """
         options = dict(mean=mean, std=std)
         self.normalisation = {name: tuple(values) for name, values in options.items() if values}
@@ -177,7 +177,7 @@ class Deployment:
 def check_device(device: str) -> torch.device:
     """Return the device of PyTorch that `device` names: 'cpu', 'cuda' (the current GPU) or 'cuda:N'.
 
-    EngineError: it is another text, torch sees no GPU, or GPU N is not on this machine.
+    EngineError: it is no CPU or GPU in torch's words, torch sees no GPU, or GPU N is not on this machine.
     """
     try:
         parsed = torch.device(device)

@@ -190,14 +190,16 @@ def export_module(
         exporter: 'torchscript' or 'dynamo'.
         opset: opset of the file; by default 17, or the lowest that the exporter writes if that is higher.
         input_names: names of all inputs, by position; input_0, input_1, ... by default.
-        output_names: names of the first outputs; any other is output_<place>, its place among all, from 0.
+        output_names: names of the first outputs; any other is output_<place>, its place among all, from 0. No
+            two inputs or outputs may have one name.
         dynamic: input or output name -> dynamic axis -> name of its symbolic dimension, with both exporters;
             other axes of inputs are fixed; None: all sizes are fixed.
         finish: `ops.forms.finish`, with which `export.export_module` is this function.
 
     Raises:
         UsageError: there is no such exporter or opset, or the graph has no such name or axis.
-        ExportError: the exporter failed, or wrote another opset than the requested one.
+        ExportError: the exporter failed, of too many names for instance, or wrote another opset than the
+            requested one.
     """
     compat.apply()
     if opset is None:

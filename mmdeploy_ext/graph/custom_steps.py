@@ -124,9 +124,13 @@ class SteppedModel:
                     f'node {index.label(position)}: no kernel in Python for {index.nodes[position].op_type}; '
                     f'there are {", ".join(kernels)}'
                 )
-        tensor_types = _types_of(
-            model, [name for position in custom_nodes for name in index.writes(position)]
+        typed = copy.deepcopy(model)
+        stated = {value.name for value in (*typed.graph.value_info, *typed.graph.output)}
+        outputs = {name for position in custom_nodes for name in index.writes(position)}
+        typed.graph.value_info.extend(
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in sorted(outputs - stated)
         )
+        tensor_types = types.infer(typed)
         targets = [index.reads(position) for position in custom_nodes] + [index.outputs]
         groups = _groups(index, targets, custom_nodes)
         self.outputs = list(index.outputs)
@@ -171,15 +175,6 @@ class SteppedModel:
         for step in self.steps:
             step.run(tensors)
         return {name: tensors[name] for name in self.outputs}
-
-
-def _types_of(model: onnx.ModelProto, outputs: Sequence[str]) -> dict[str, onnx.TypeProto]:
-    """Return the types of all tensors, with those of other operators' `outputs` as float32."""
-    typed_model = copy.deepcopy(model)
-    typed_names = {value.name for value in (*typed_model.graph.value_info, *typed_model.graph.output)}
-    float32 = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
-    typed_model.graph.value_info.extend(value for value in float32 if value.name not in typed_names)
-    return types.infer(typed_model)
 
 
 def _groups(index: Index, targets: Sequence[Sequence[str]], custom_nodes: Sequence[int]) -> list[list[int]]:

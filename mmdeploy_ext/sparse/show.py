@@ -139,10 +139,15 @@ def draw_sparse(model: onnx.ModelProto, target: str | os.PathLike[str], title: s
     Raises:
         UsageError: another suffix, or pygraphviz is there and cannot be imported.
         ModuleNotFoundError: pygraphviz is not installed.
+        Mm2OnnxError: the file cannot be written.
     """
     check_suffix(target)
     picture, layers = new_picture(title), sparse_layers(model)
-    picture.graph_attr.update(label=_legend(title), rankdir='LR', nodesep='0.4', ranksep='0.6')
+    legend = ''.join(f'<td bgcolor="{face}">    </td><td>{name}  </td>' for face, name in FACES.values())
+    legend += f'<td border="1" color="{INT8_EDGE}">    </td><td>int8</td>'
+    above = f'<tr><td colspan="{2 * len(FACES) + 2}" align="left">{label([title])[1:-1]}</td></tr>'
+    table = f'<<table border="0" cellborder="0">{above}<tr>{legend}</tr></table>>'
+    picture.graph_attr.update(label=table, rankdir='LR', nodesep='0.4', ranksep='0.6')
     column_of = columns(layers)
     for index, row in enumerate(layers):
         kind = row['op_type'].removeprefix('Quant')
@@ -206,11 +211,3 @@ def _add_edges(picture: AGraph, layers: list[dict[str, Any]], column_of: list[in
             picture.add_node(f'end {index}', label=row['output'], shape='plaintext', style='')
             picture.add_edge(index, f'end {index}', weight=HEAVY)
             picture.add_subgraph([index, f'end {index}'], rank='same')
-
-
-def _legend(title: str) -> str:
-    """Return the title with a legend below it."""
-    cells = ''.join(f'<td bgcolor="{face}">    </td><td>{name}  </td>' for face, name in FACES.values())
-    cells += f'<td border="1" color="{INT8_EDGE}">    </td><td>int8</td>'
-    title = f'<tr><td colspan="{2 * len(FACES) + 2}" align="left">{label([title])[1:-1]}</td></tr>'
-    return f'<<table border="0" cellborder="0">{title}<tr>{cells}</tr></table>>'

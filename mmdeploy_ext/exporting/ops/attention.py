@@ -281,9 +281,9 @@ def sampling_locations(reference_points: Tensor, offsets: Tensor, spatial_shapes
 
     Args:
         reference_points: (B, Q, L, 2) points x, y, or (B, Q, L, 4) boxes cx, cy, w, h, relative to the maps.
-        offsets: (B, Q, M, L, P, 2) x, y, from a point in pixels of the map, from the centre of a box in 1 / P
+        offsets: (B, Q, M, L, P, 2) x, y, from a point in cells of the map, from the centre of a box in 1 / P
             of half its width and height.
-        spatial_shapes: (L, 2) integers h, w in pixels; not used for boxes.
+        spatial_shapes: (L, 2) integers h, w in cells; not used for boxes.
 
     Raises:
         ShapeError: reference points are neither.

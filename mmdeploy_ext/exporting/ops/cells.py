@@ -176,8 +176,9 @@ class CellTables(torch.nn.Module):
     """Tables of the points of each cell, by which `sum_by_tables` gathers a sum per cell.
 
     A cell's points are cut into rows of the first table, in their order; the rows of a cell that has several
-    into rows of the second table, and those into one row of the third. So a sum per cell takes no scatter, of
-    which engines have no exact form, and is the same on any number of threads.
+    into rows of the second table; and those of a cell that has several there into one row of the third. So a
+    sum per cell takes no scatter, of which engines have no exact form, and is the same on any number of
+    threads.
     """
 
     WIDTHS = 16, 4  # columns of the first and of the second table

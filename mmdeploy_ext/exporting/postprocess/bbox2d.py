@@ -40,8 +40,9 @@ class DenseBoxPostprocess(nn.Module):
             config: the head's settings of suppression.
             head: the variant of `get_bboxes`.
             clip_border: whether boxes are clipped to the image.
-            cap: largest number of candidates that enter the suppression, the best by score; 0 lets all in.
-                With a cap every shape is constant, and the suppression is written in standard operators.
+            cap: largest number of candidates that enter the suppression, the best by score, and no more than
+                rows that are chosen of all levels; 0 lets all in. With a cap every shape is constant, and the
+                suppression is written in standard operators.
         """
         super().__init__()
         self.config = config

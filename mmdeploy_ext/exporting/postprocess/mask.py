@@ -49,7 +49,8 @@ class MaskConfig(JsonDataclass):
     Attributes:
         score_thr: threshold that class scores must exceed, from 0 to below 1.
         mask_thr: probability that a pixel of a mask must exceed, from 0 to below 1.
-        filter_thr: scores after the matrix NMS must reach this; none are filtered at 0 or below.
+        filter_thr: scores after the matrix NMS must reach this; at 0 or below only those are filtered that
+            mmdet makes NaN, see `matrix_decay`.
         nms_pre: candidates that enter the matrix NMS; -1 lets all in.
         max_per_img: results per image; -1 keeps all.
         kernel: kernel of the matrix NMS, 'gaussian' or 'linear'.
@@ -102,8 +103,8 @@ class MaskPostprocess(nn.Module):
             strides: a number per level; the area of an instance, in pixels of the soft masks, must exceed
                 that of its level (mmdet compares just these numbers).
             mask_stride: pixels of the input per pixel of the soft masks.
-            cap: largest number of candidates that enter, the best by class score; 0 lets all in. With a cap
-                every shape but that of the masks' h and w is constant.
+            cap: largest number of candidates that enter, the best by class score, S * C at most; 0 lets all
+                in. With a cap every size but h and w is constant.
 
         Raises:
             ValueError: the lists differ in length.
@@ -228,11 +229,12 @@ def matrix_decay(
 ) -> Tensor:
     """Return the factors (B, k) float32 by which the matrix NMS lowers scores; -1 stands for mmdet's NaN.
 
-    A candidate a lowers a candidate b if a has the higher score and both have one label, the more the larger
-    the IoU of their masks. Under the linear kernel the factor of a mask that equals two better ones is 0 / 0.
+    A candidate a lowers a candidate b if a has the higher score and both have one label: the more the larger
+    the IoU of their masks is, and less if a candidate that would lower a overlaps it much. Under the linear
+    kernel the factor of a mask that equals two better ones is 0 / 0.
 
     Args:
-        scores: (B, k) in descending order; rows with NO_CANDIDATE take no part.
+        scores: (B, k) in descending order, k at least 1; rows with NO_CANDIDATE take no part.
         labels: (B, k) int64.
         areas: (B, k) float32, pixels of the soft masks above the threshold.
         overlaps: (B, k, k) float32, number of these pixels that two masks share.

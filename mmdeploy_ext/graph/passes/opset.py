@@ -32,8 +32,8 @@ def convert_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
 
     Other domains stay as they are, and so does the model itself: the result is a copy, also if it is in this
     opset already. The converter does not compare results, so compare the outputs; what it is known to change
-    is refused, see `SAME_AXIS_OTHER_MEANING`. It does not enter bodies and functions: operators there that
-    changed between the two opsets are refused.
+    is refused, see `SAME_AXIS_OTHER_MEANING`. It does not enter bodies and functions: operators there whose
+    inputs or attributes differ between the two opsets are refused.
 
     Raises:
         UsageError: an opset before `OLDEST`, or one that the installed onnx does not know.
