@@ -97,7 +97,8 @@ def tooltip(text: str) -> str:
 def save_picture(picture: AGraph, target: AnyPath) -> None:
     """Lay out a picture by Graphviz's library, which pygraphviz has, and write it to `target` atomically.
 
-    The suffix decides the format; UsageError: it is not one of `FORMATS`.
+    The suffix decides the format; UsageError: it is not one of `FORMATS`; Mm2OnnxError: the file cannot be
+    written.
     """
     with atomic_path(target) as temporary, _without_font_warnings():
         picture.draw(str(temporary), format=check_suffix(target), prog='dot')
@@ -144,6 +145,7 @@ def draw(
         UsageError: another suffix than `FORMATS`, a negative depth, a node that is not there or whose name
             several nodes have, or a pygraphviz that cannot be imported.
         ModuleNotFoundError: pygraphviz is not installed.
+        Mm2OnnxError: the file cannot be written.
     """
     check_suffix(target)
     if depth < 0:
