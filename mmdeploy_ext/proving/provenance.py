@@ -115,7 +115,7 @@ def names_in_checkpoint(meta: Mapping[str, Any]) -> list[list[str]]:
 def training_notes(model: torch.nn.Module) -> list[str]:
     """Return a note if layers that compute otherwise in a training are in that mode after `eval()`; else [].
 
-    So a `train` of the user's leaves them; a graph has layers as in a test.
+    A `train` of the user's may leave layers so; a graph has them as in a test.
     """
     from mmdeploy_ext.lint.check import TRAINED_LAYERS
 

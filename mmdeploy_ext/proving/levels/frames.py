@@ -172,7 +172,7 @@ class FramesProof(Proof):
     def preprocessing(self) -> PreprocessingResult:
         """Compare frames prepared by the rule in the last file with those of the config's test pipeline.
 
-        The voxels of its rule are compared with those of the model's own layer.
+        The voxels of its rule are compared with those of the model's own layer, if it has one.
         """
         rule = self.metadata[-1].preprocess
         result = compare_prepared(self.deployment, rule, self.samples, self.unit)

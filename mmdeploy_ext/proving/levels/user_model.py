@@ -192,7 +192,8 @@ def model_difference(
 def first_difference(got: Any, expected: Any) -> str:
     """Return the path to the first place in which two results of `settings` differ, and both values.
 
-    It is one text, such as '.test_cfg.nms is 0.5, expected 0.6'. The two have to differ.
+    It is one text, such as '.test_cfg.nms is 0.5, expected 0.6'. An entry that one of both lacks is called
+    missing, or nothing. The two have to differ.
     """
     if isinstance(got, dict) and isinstance(expected, dict):
         for key in [*expected, *got]:
@@ -202,7 +203,9 @@ def first_difference(got: Any, expected: Any) -> str:
         for index, (item, expected_item) in enumerate(zip(got, expected, strict=True)):
             if item != expected_item:
                 return f'.{index}{first_difference(item, expected_item)}'
-    return f' is {got!s:.80}, expected {expected!s:.80}'
+    got_text = 'missing' if got is ... else f'{got!s:.80}'
+    expected_text = 'nothing' if expected is ... else f'{expected!s:.80}'
+    return f' is {got_text}, expected {expected_text}'
 
 
 def loaded_tensors(fresh: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

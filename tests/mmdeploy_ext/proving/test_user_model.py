@@ -17,6 +17,7 @@ from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.module_settings import settings
 from mmdeploy_ext.proving.levels import user_model
 from mmdeploy_ext.proving.levels.user_model import (
+    first_difference,
     loaded_tensors,
     under_names_of,
     user_model_checks,
@@ -210,6 +211,12 @@ def test_settings_of_equal_values_are_equal():
     assert settings(float('nan')) == settings(np.float32('nan'))
     large = np.zeros((40, 40))
     assert settings(large) != settings(large + np.eye(40))
+
+
+def test_an_entry_that_one_side_lacks_is_named():
+    assert first_difference({}, dict(nms=dict(iou=0.5))) == ".nms is missing, expected {'iou': 0.5}"
+    assert first_difference(dict(nms=dict(iou=0.5)), dict(nms={})) == '.nms.iou is 0.5, expected nothing'
+    assert first_difference([1, [2]], [1, [3]]) == '.1.0 is 2, expected 3'
 
 
 def test_a_file_without_any_name_of_the_model_has_not_its_weights():
