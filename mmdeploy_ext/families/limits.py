@@ -80,6 +80,9 @@ RAISED, LEAST_RAISED = 0.1, 2
 """By how much of itself, and at least by how many rows, a limit is raised."""
 OTHER_SHARE, OTHER_NUMBER = 0.8, 1.25
 """What a share, or its distance to 1, and a number are multiplied by."""
+FEW_ROWS = 100
+"""Rows of a list to which a model is limited where it runs for something else than what becomes of each row.
+mmdet's heads of regions take 1,000 proposals, and with them most of the seconds of a run."""
 LONGER = 6.0
 """Pixels. By how much longer sides have to be where limits are raised."""
 
@@ -190,6 +193,20 @@ def changed(values: Iterable[tuple[Limit, Any]]) -> Iterator[None]:
         for limit, value in values:
             stack.enter_context(replaced_entry(limit.config, limit.key, value))
         yield
+
+
+def with_few_rows(limits: Iterable[Limit], name: str) -> list[tuple[Limit, int]]:
+    """Return the limits of the rows of list `name` that are above `FEW_ROWS`, each with that as new value.
+
+    [] if none is, and for '', the name of the results. A limit that only a comparison of its own list may
+    change is left out.
+    """
+    return [
+        (limit, FEW_ROWS)
+        for limit in limits
+        if name and limit.list == name and limit.kind is Kind.ROWS and not limit.of_list_alone
+        if limit.value > FEW_ROWS
+    ]
 
 
 def lowered(limit: Limit) -> Any:

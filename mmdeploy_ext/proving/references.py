@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.limits import Kind, changed
+from mmdeploy_ext.families.limits import changed, with_few_rows
 from mmdeploy_ext.proving.inputs.inputs import (
     BATCHES,
     plain_inputs,
@@ -43,9 +43,6 @@ LARGEST_OBJECT, FILLED = 0.5, 0.6
 """Largest share of a picture that an object fills before it is zoomed, and smallest share afterwards."""
 ZOOMS = 8
 """Largest number of parts that are zoomed until PyTorch finds an object that fills one."""
-SEARCH_PROPOSALS = 100
-"""Number of proposals to which that search limits a model. mmdet's heads of regions take 1,000, and with them
-most of the seconds of a run; what an object that fills the picture is found by is among the best."""
 
 OF_A_FILE = (
     'filename',
@@ -105,22 +102,17 @@ class ImageReference:
         with family.without_masks(model):
             return self._results()
 
-    def objects_of_few_proposals(self) -> list[Any]:
-        """Return what `objects` are of the best `SEARCH_PROPOSALS` proposals, which is much faster.
+    def objects_of_few_rows(self) -> list[Any]:
+        """Return what `objects` are with `FEW_ROWS` rows of the list that results are made from: much faster.
 
-        They are `objects` if the model makes them of no other list, or of one that is no longer anyway.
+        They are `objects` if there is no such list, or if it is no longer anyway.
         """
         family, model = self.deployment.family, self.deployment.model
-        lower = [
-            (limit, SEARCH_PROPOSALS)
-            for limit in family.limits(model)
-            if limit.list and limit.list == family.first and limit.kind is Kind.ROWS
-            if not limit.of_list_alone and limit.value > SEARCH_PROPOSALS
-        ]
-        if not lower:
+        fewer = with_few_rows(family.limits(model), family.first)
+        if not fewer:
             return self.objects
         without_masks = family.without_masks(model) if family.makes_masks_last else contextlib.nullcontext()
-        with changed(lower), without_masks:
+        with changed(fewer), without_masks:
             return self._results()
 
     @functools.cached_property
@@ -311,8 +303,7 @@ def _find_zoomed(deployment: Deployment, options: Options, traced: ImageReferenc
         centre, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 * part
         view = np.concatenate([centre - half, centre + half]) * (width, height, width, height)
         reference = ImageReference(deployment, zoomed_input(deployment, options, source, view))
-        results = reference.objects_of_few_proposals()
-        objects = object_boxes(results[0], reference.images[0].ori_shape)
+        objects = object_boxes(reference.objects_of_few_rows()[0], reference.images[0].ori_shape)
         area = max(map(_area, objects), default=0.0)
         if area > largest:
             largest, best = area, reference

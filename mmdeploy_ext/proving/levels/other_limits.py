@@ -25,7 +25,7 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import files
-from mmdeploy_ext.families.limits import Kind, changed, lowered, raised
+from mmdeploy_ext.families.limits import Kind, changed, lowered, raised, with_few_rows
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.proving.levels.run_twice import FAILURES, failed_detections
 from mmdeploy_ext.proving.near_ties import near_ties
@@ -401,6 +401,10 @@ class Trial(abc.ABC):
         """Return the model's limits of some kinds."""
         return [limit for limit in self.trials.limits if limit.kind in kinds]
 
+    def few_first(self) -> Values:
+        """Return the limits of the list that results are made from with few rows, see `with_few_rows`."""
+        return with_few_rows(self.trials.limits, self.trials.deployment.family.first)
+
     def scores_with(self, values: Values, name: str = '') -> np.ndarray:
         """Return the scores (n,) of upstream's list `name` with changed limits, in descending order.
 
@@ -643,18 +647,18 @@ class OnePasses(Trial):
     def values(self) -> Values:
         """Return a threshold by bisection, until one row passes or `BISECTIONS` were tried.
 
-        Without a threshold it is the smallest limit of the results.
+        Without a threshold it is the smallest limit of the results, which may be made of few proposals.
         """
-        thresholds = self.of_kind(Kind.SCORE)
+        thresholds, fewer = self.of_kind(Kind.SCORE), self.few_first()
         if not thresholds:
-            return [(limit, limit.minimum) for limit in self.of_kind(Kind.ROWS)[-1:]]
+            return [*fewer, *((limit, limit.minimum) for limit in self.of_kind(Kind.ROWS)[-1:])]
         threshold, low, high = thresholds[0], thresholds[0].value, 1.0
         for _ in range(BISECTIONS):
-            values = [(threshold, (low + high) / 2)]
+            values = [*fewer, (threshold, (low + high) / 2)]
             count = len(self.scores_with(values, threshold.list))
             if count == 1:
                 break
-            low, high = (values[0][1], high) if count else (low, values[0][1])
+            low, high = (values[-1][1], high) if count else (low, values[-1][1])
         return values
 
 
@@ -669,7 +673,7 @@ class NothingPasses(Trial):
     def values(self) -> Values:
         limits = self.trials.limits
         values = [(limit, limit.value_without_rows) for limit in limits]
-        return [(limit, value) for limit, value in values if value is not None]
+        return [*self.few_first(), *((limit, value) for limit, value in values if value is not None)]
 
 
 def cut_at_gap(scores: np.ndarray, minimum: int) -> int:

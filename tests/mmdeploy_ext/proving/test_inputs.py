@@ -206,7 +206,7 @@ def test_the_last_level_decides_of_a_zoomed_picture_and_of_no_other(picture):
 
 def test_a_search_for_an_object_that_fills_a_picture_takes_few_proposals(picture, monkeypatch):
     import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-    from mmdeploy_ext.proving import references
+    from mmdeploy_ext.families import limits
 
     paths = 'configs/demo/mask_rcnn_toy.py', 'demo/checkpoints/mask_rcnn_toy.pth'
     deployment = deploy.load(*(str(REPO / path) for path in paths))
@@ -221,13 +221,15 @@ def test_a_search_for_an_object_that_fills_a_picture_takes_few_proposals(picture
         counts.extend(map(len, proposals))
         return simple_test(maps, proposals, *args, **kwargs)
 
-    monkeypatch.setattr(references, 'SEARCH_PROPOSALS', 7)
+    monkeypatch.setattr(limits, 'FEW_ROWS', 7)
     monkeypatch.setattr(head, 'simple_test', counted)
     zoomed = zoomed_reference(deployment, chosen, reference)
     assert counts and set(counts) == {7}
     counts.clear()
+    arguments = deployment.model, zoomed.images, zoomed.input.rescale
+    (alone,) = deployment.family.plain.reference_detections(*arguments)
     (results,) = zoomed.results  # of all proposals, with masks
-    assert len(results.masks) and counts[0] > 7
+    assert counts[0] > 7 and np.array_equal(results.masks, alone.masks)
 
 
 def test_files_of_a_model_share_a_reference_until_a_run_leaves_something_in_the_model(deployments, picture):
