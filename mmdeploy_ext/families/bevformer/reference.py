@@ -97,7 +97,10 @@ class BevFormerReference(CameraReference):
         self._last = state
 
     def step(self, frame: Frame) -> StepResult:
-        """Run one frame through `forward_test`; outputs are those of the head by name."""
+        """Run one frame through `forward_test`; outputs are `OUTPUTS` of the head by name.
+
+        DataError: the record of the motion, or the pose that stands for it, see `record_of`.
+        """
         last, transformer = self.model.prev_frame_info, self.head.transformer
         was_first = last['prev_bev'] is None or last['scene_token'] != frame.scene_token
         if not was_first and transformer.rotate_prev_bev:  # which has ties, see `notes`

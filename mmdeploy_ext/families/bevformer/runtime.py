@@ -277,7 +277,11 @@ def frame_with_record(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: Mul
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-    """Return the boxes of the head's outputs; see `mmdeploy_ext/runtime/family_runtime.py`."""
+    """Return the boxes of a frame, best first, in its LiDAR frame, for a program that runs the file by itself.
+
+    Of `outputs`, by the names of the portable graph, the last layers of `all_cls_scores` (L, 1, R, K) and
+    `all_bbox_preds` (L, 1, R, 10) count, see `query_boxes.decode`; `metadata` are those of the file.
+    """
     return decode(outputs['all_cls_scores'], outputs['all_bbox_preds'], metadata.postprocess)
 
 
