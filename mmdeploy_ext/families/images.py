@@ -295,7 +295,7 @@ class ImageFamily(Family):
     ) -> dict[str, Sequence[Any]]:
         """Return name -> list of each image, as upstream's test path makes them; '' names the results.
 
-        With `rescale` results are in pixels of the originals.
+        For `rescale` see `reference_detections`.
         """
         return {'': self.reference_detections(model, images, rescale)}
 
@@ -364,9 +364,9 @@ class ImageFamily(Family):
     def exaggerated(self, model: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
         """Return a context in which heads give some boxes that trained weights rarely do.
 
-        These reach far beyond the image, or end before they begin; no picture shows otherwise how they are
-        decoded and clipped. The context changes outputs of layers, so that the reference and the graph that
-        is exported inside it have the same.
+        These reach far beyond the image, end before they begin, or turn by more than a turn; no picture shows
+        otherwise how they are decoded and clipped. The context changes outputs of layers, so that the
+        reference and the graph that is exported inside it have the same.
         """
         return contextlib.nullcontext()
 
@@ -416,7 +416,9 @@ class ImageFamily(Family):
     ) -> list[Detections] | list[Instances]:
         """Run upstream's own test path and return its detections per image.
 
-        With `rescale` they are in pixels of the originals, otherwise of the network input.
+        They are of the class that `detections` returns. With `rescale` boxes in a picture are in pixels of
+        the original, otherwise of the network input. Boxes in 3D are in metres in either case; of them
+        `rescale` decides the camera to draw them with. For the size of masks see the family's `feeds`.
         """
 
     def results(
@@ -430,8 +432,8 @@ class ImageFamily(Family):
     ) -> list[Detections] | list[Instances]:
         """Return the results that a proof compares; upstream's code continues a graph that ends before them.
 
-        `outputs` are those of the engine under test, `images` those that the feeds were made of; with
-        `rescale` results are in pixels of the originals.
+        `outputs` are those of the engine under test, `images` those that the feeds were made of; for
+        `rescale`, with which the feeds were made, see `reference_detections`.
         """
         return self.detections(metadata, outputs, feeds)
 

@@ -277,7 +277,7 @@ def frame_with_record(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: Mul
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-    """Return the boxes of a frame, best first, in its LiDAR frame, for a program that runs the file by itself.
+    """Return the boxes of a frame, best first, in its LiDAR frame, for a program that runs the file itself.
 
     Of `outputs`, by the names of the portable graph, the last layers of `all_cls_scores` (L, 1, R, K) and
     `all_bbox_preds` (L, 1, R, 10) count, see `query_boxes.decode`; `metadata` are those of the file.
