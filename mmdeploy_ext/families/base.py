@@ -176,7 +176,8 @@ class Family(abc.ABC):
     def check(self, cfg: Any, options: Options) -> None:  # noqa: B027 some families take whatever they claim
         """Refuse settings that cannot be exported, by name, before the weights load.
 
-        ConfigError for an entry of the config, UsageError for an option, such as the size.
+        ConfigError for an entry of the config, or for an option that does not go with it; UsageError for
+        another option, such as the size.
         """
 
     @abc.abstractmethod

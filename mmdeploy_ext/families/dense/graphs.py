@@ -83,8 +83,8 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
     Raises:
         ConfigError: the maps have another stride than the head decodes by.
-        UsageError: a fixed size that is smaller than the head takes (`detector_parts.smallest`), or that the
-            model does not run on.
+        UsageError: a fixed size that is smaller than the head takes (`detector_parts.smallest`), or, of the
+            forms 'decode' and 'raw', that the model does not run on.
     """
     _check_stride(model)
     bordered, stride = described(model).bordered, max(facts_of(model.bbox_head)['strides'])

@@ -61,7 +61,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
 
     Raises:
         ShapeError: of the form 'raw' outputs, or of 'decode' `level_sizes`, are missing; or the outputs are
-            not of the size of the input.
+            not of the size of the input, or of `level_sizes`.
         KeyError: other outputs are missing.
         ModelFileError: a file of the form 'full' left out candidates, see `check_cap`.
     """
@@ -128,8 +128,8 @@ def decode_raw(outputs: Arrays, height: int, width: int, facts: Mapping[str, Any
         (L,).
 
     Raises:
-        ShapeError: a feature map is missing, is not of the size that H and W give, or of that of the other
-            outputs of its level, or has other channels.
+        ShapeError: a feature map is missing, is not of the size that H and W give (if the facts have
+            `head.maps_by_stride`), or of that of the other outputs of its level, or has other channels.
     """
     head = facts['head']
     shapes = _checked_shapes(outputs, height, width, facts)

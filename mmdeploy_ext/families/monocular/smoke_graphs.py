@@ -60,7 +60,10 @@ def smallest(model: nn.Module) -> int:
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of a form."""
+    """Return the contract of the graph in the form of the options, 'raw' or 'full'.
+
+    UsageError: of 'raw', the model does not run on the fixed size of the options.
+    """
     image = image_input(options, smallest(model), 32)
     batch, classes = image.axes[0], int(model.bbox_head.num_classes)
     if options.form == 'raw':
