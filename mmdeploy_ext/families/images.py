@@ -102,7 +102,10 @@ class ImageFamily(Family):
 
     @property
     def options(self) -> tuple[Option, ...]:
-        """The options of all families of images, and those that the family was registered with."""
+        """The options of all families of images, and those that the family was registered with.
+
+        ConfigError: it has no `forms`.
+        """
         if not self.forms:
             raise ConfigError(f"family {self.name!r} has no forms; expected one at least, such as ('raw',)")
         default = FORM.default if FORM.default in self.forms else self.forms[0]
@@ -188,8 +191,8 @@ class ImageFamily(Family):
     ) -> dict[str, np.ndarray]:
         """Run the unpatched upstream model; return name -> right output of a graph of this form.
 
-        `options` are those of the file's export but the form. Only families with forms that end before the
-        results have such outputs.
+        `options` are those of the file's export but the form. NotImplementedError: the family has no form
+        that ends before the results, and so no such outputs.
         """
         raise NotImplementedError(f'{self.name}: has no tensors to compare in the form {form}')
 
@@ -254,7 +257,8 @@ class ImageFamily(Family):
 
         A score that differs from the threshold by no more than `slack` may pass or not (proposals have no
         such threshold: there the limits of overlap and of sides may go either way). `caps` are the file's
-        limits of candidates by name of their option, see `contract.options.LIMITS`.
+        limits of candidates by name of their option, see `contract.options.LIMITS`. NotImplementedError: the
+        family has no such options.
         """
         raise NotImplementedError(f'{self.name}: has no files with a limit of candidates')
 
@@ -300,7 +304,10 @@ class ImageFamily(Family):
         return {'': self.reference_detections(model, images, rescale)}
 
     def first_list(self, model: torch.nn.Module, images: Sequence[PreparedImage]) -> Sequence[Any]:
-        """Return the list named `first`, per image, without what comes after it."""
+        """Return the list named `first`, per image, without what comes after it.
+
+        NotImplementedError: the family has no such list.
+        """
         raise NotImplementedError(f'{self.name}: makes no list before its results')
 
     def scores_of(self, model: torch.nn.Module, images: Sequence[PreparedImage], name: str) -> np.ndarray:
@@ -336,7 +343,10 @@ class ImageFamily(Family):
     def first_trial(
         self, model: torch.nn.Module, options: Options
     ) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-        """Return the stages behind the network that make the list named `first`, and their outputs' specs."""
+        """Return the stages behind the network that make the list named `first`, and their outputs' specs.
+
+        NotImplementedError: the family has no such list.
+        """
         raise NotImplementedError(f'{self.name}: makes no list before its results')
 
     def most_first_rows(self, model: torch.nn.Module, options: Options) -> int:

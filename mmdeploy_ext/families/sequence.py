@@ -113,9 +113,10 @@ class SequenceFamily(Family):
         """
 
     def generated_sweeps(self, rule: Any, count: int) -> Iterable[Sweep]:
-        """Return `count` sweeps to prove a LiDAR model on if there is no data set.
+        """Return `count` sweeps, or `FusedFrame`s, to prove a model on if there is no data set.
 
-        `rule` is that of `preprocess_rule`.
+        `rule` is that of `preprocess_rule`. NotImplementedError: the family has none, since its models have a
+        memory and are proven on a synthetic drive.
         """
         raise NotImplementedError(f'{self.name}: takes no sweeps')
 
