@@ -116,6 +116,7 @@ class Boxes(nn.Module):
         self.config, self.cap = config, cap
         self.compares_products = compares_products()
         self.pads = len(self.stages) == 1 and mmdet_release() in PADDING_RELEASES
+        self.inverted = coder_of(self.stages[-1].head)['type'] == 'tblr'
 
     def forward(
         self,
@@ -177,6 +178,7 @@ class Boxes(nn.Module):
             config.max_per_img,
             config.class_agnostic,
             cap=self.cap,
+            inverted=self.inverted,
             soft=config if isinstance(config, SoftNmsConfig) else None,
         )
         return suppress(*(tensor.flatten(1, 2) for tensor in (boxes, scores, labels, candidates)))
