@@ -154,7 +154,8 @@ def test_distances_to_the_sides_of_chosen_anchors_and_of_regions_are_decoded():
     family.check(cfg, options)
     model, prepared = seeded_model(cfg, family).eval(), images(2)
     feeds = family.feeds(prepared, True)
-    for outputs in (run_stages(family.stages(model, options), feeds), exported('faster', model=model)[1](prepared)):
+    _, run = exported('faster', model=model)
+    for outputs in (run_stages(family.stages(model, options), feeds), run(prepared)):
         check_results(family, model, prepared, family.detections(FULL, outputs, feeds), least=15)
     boxes = np.concatenate([one.bboxes_xyxy for one in family.reference_detections(model, prepared, True)])
     assert (boxes[:, 2:] < boxes[:, :2]).any(), 'some results of these coders end before they begin'
