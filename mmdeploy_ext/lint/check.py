@@ -69,8 +69,8 @@ def check(
         The report, whose `findings` have the worst first; there are none if nothing was noticed.
 
     Raises:
-        UsageError: inputs that are neither a tuple nor a list, hold no tensor or that forward does not take,
-            or an unknown exporter.
+        UsageError: inputs that are neither a tuple nor a list, or that forward does not take; example inputs
+            that hold no tensor; or an unknown exporter.
     """
     check_exporters(exporters)
     for argument, inputs in (('example_inputs', example_inputs), ('other_inputs', other_inputs)):

@@ -204,11 +204,11 @@ def _ports(values: Sequence[onnx.ValueInfoProto]) -> tuple[Port, ...]:
 def engine_beside(source: str, device: int, shapes: Sequence[str], constants: Sequence[str]) -> Path:
     """Return the path of an engine of an ONNX file in the file's own dtypes, without TF32.
 
-    For `m.onnx` these are `m.engine` and `m.sm86.engine` (of SM 8.6). One that lies there is taken if a build
-    now would be equal to it in package version, file with its external data, shapes and constants; else a new
-    one is written to the latter, in place of what lies there. `device` is the index of the GPU, `shapes` and
-    `constants` are as `prepare` takes them; without shapes those of an engine of this file that lies beside
-    it are used.
+    For `m.onnx` these are `m.engine` and `m.sm86.engine` (of SM 8.6). One that lies there is taken if it is
+    for this GPU's architecture and a build now would be equal to it in package version, file with its
+    external data, shapes and constants; else a new one is written to the latter, in place of what lies there.
+    `device` is the index of the GPU, `shapes` and `constants` are as `prepare` takes them; without shapes
+    those of an engine of this file that lies beside it are used.
 
     Raises:
         EngineError: no package, no GPU, or a file that TensorRT cannot take.

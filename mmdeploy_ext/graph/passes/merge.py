@@ -28,12 +28,11 @@ def concatenate(
     them states is that of all. The default of an input is left out where an earlier model gives the tensor.
     One model alone is renamed likewise, so that names do not depend on how many stages there are.
 
-    Metadata and functions are those of the first model. The result is not checked: `files.save` refuses one
-    in which two tensors have one name.
+    Metadata and functions are those of the first model; functions of others are left out. The result is not
+    checked: `files.save` refuses one in which two tensors have one name.
 
     Args:
-        models: models in the order of execution, at least one; the same opsets and no functions. They stay
-            as they are.
+        models: models in the order of execution, at least one, with the same opsets; they stay as they are.
         prefixes: one per model, put with '/' before the names of its nodes and inner values.
         outputs: names of the merged graph's outputs, which are outputs of the models, or inputs that are
             passed through.

@@ -47,9 +47,10 @@ def not_finite(arrays: Arrays) -> str:
 def difference(outputs: Arrays, expected: Arrays) -> float:
     """Return the largest difference over all outputs, each as a part of its largest expected value.
 
-    Another shape, other text and NaN on one side alone are infinitely different; so is any difference from an
-    expected value of zeros. Names that one side lacks are not compared: 0.0 if there is no other. This file
-    is copied to where the package is not, so that it cannot take `ArrayDistance`, which gives the same.
+    Another shape, other text, and NaN or infinity on one side alone are infinitely different; so is any
+    difference from an expected value of zeros. Names that one side lacks are not compared: 0.0 if there is no
+    other. This file is copied to where the package is not, so that it cannot take `ArrayDistance`, which
+    gives the same.
     """
     names = [name for name in expected if name in outputs]
     return max((_difference(outputs[name], expected[name]) for name in names), default=0.0)
