@@ -9,13 +9,14 @@ from mmdeploy_ext.zoo.records import Record
 class TimeLeft:
     """The rest of a run, from what its configs cost in CPU time and how fast the run gets on.
 
-    A config of which all exports of this run were tried before is taken to cost what it cost then. Any other,
-    such as a model of sweeps, which has one export, is taken to cost what those of which the costs are known
-    do in the mean.
+    A config of which all exports of this run were tried before, and took CPU time, is taken to cost what it
+    cost then. Any other, such as a model of sweeps, which has one export, is taken to cost what those of
+    which the costs are known do in the mean.
 
     Attributes:
         total: number of models of the run.
         costs, expected_costs: config -> CPU seconds in this run, of those that are done, and in the earlier.
+        start_s: when the run began, by `time.monotonic`.
     """
 
     def __init__(self, earlier: Sequence[Record | None], export_kinds: Sequence[str]) -> None:

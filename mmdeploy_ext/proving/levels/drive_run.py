@@ -255,6 +255,8 @@ class PairRun:
         tied: `ties`, `tied_frames`, `affected_frames` and `taken_over` of `SequenceRow`, so far.
         pairing: which rows of the memory belong together; None for a memory without scores and confidences.
         outputs: specs of the outputs that are no state.
+        names: names of those that are compared, see `spec` of `Modes`; None before the first frame.
+        last: scene and time in s of the last frame; None before the first.
         faults: what went wrong -> names of the frames.
         stopped: why the candidate runs no more; '' while it runs.
         tensors: the worst row of every tensor.

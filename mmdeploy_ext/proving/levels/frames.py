@@ -239,9 +239,9 @@ class FramesProof(Proof):
 
 
 class SweepProof(FramesProof):
-    """A proof on sweeps, or on `FusedFrame`s, none of which was traced: the exporter sees random numbers.
+    """A proof on sweeps, or on `FusedFrame`s, which have prepared pictures of cameras, too.
 
-    `Proof` and `FramesProof` describe the methods.
+    None of them was traced: the exporter sees random numbers. `Proof` and `FramesProof` describe the methods.
 
     Attributes:
         first: the first sample, whose camera pictures are used with crowded sweeps, too.

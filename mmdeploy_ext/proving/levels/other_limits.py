@@ -614,7 +614,10 @@ class FirstLimitsRaised(LimitsRaised):
 
 
 class ThresholdsRaised(Trial):
-    """A threshold between two scores of a full list, so that the threshold ends the list, not the limit."""
+    """A threshold between two scores of a full list, so that the threshold ends the list, not the limit.
+
+    `Trial` describes the methods.
+    """
 
     name = 'thresholds raised'
 
@@ -640,7 +643,10 @@ class ThresholdsRaised(Trial):
 
 
 class OnePasses(Trial):
-    """A threshold that only the best row passes: code of lists may fail for one row."""
+    """A threshold that only the best row passes: code of lists may fail for one row.
+
+    `Trial` describes the methods.
+    """
 
     name = 'one passes'
 

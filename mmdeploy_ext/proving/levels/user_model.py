@@ -192,8 +192,8 @@ def model_difference(
 def first_difference(got: Any, expected: Any) -> str:
     """Return the path to the first place in which two results of `settings` differ, and both values.
 
-    It is one text, such as '.test_cfg.nms is 0.5, expected 0.6'. An entry that one of both lacks is called
-    missing, or nothing. The two have to differ.
+    It is one text, such as '.test_cfg.nms is 0.5, expected 0.6'. What one of both lacks, or is no setting
+    there, is called missing, or nothing. The two have to differ.
     """
     if isinstance(got, dict) and isinstance(expected, dict):
         for key in [*expected, *got]:

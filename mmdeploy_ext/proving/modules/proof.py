@@ -181,6 +181,7 @@ class ModuleProof:
         file_inputs: input of the file without a default -> what the file states of it.
         model, runner: the ONNX model, and what runs it.
         containers: what the user's modules held before the first run of the module here.
+        calls: the calls that the samples stand for, in their order.
         verdict: the results so far.
         inputs: input of the file -> name of the module's tensor.
         outputs: output of the file -> name of the module's result.
