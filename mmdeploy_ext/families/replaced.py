@@ -390,7 +390,7 @@ def called_of_copies(part: Any, method: str) -> list[DifferingMethod]:
         An entry for each name that stands for something else in the user's module; [] if the method has not
         the text of a library's, such as that of a fork's own head: its names have no counterparts.
     """
-    copy = [*functions_behind(getattr(part, method))][-1]
+    *_, copy = functions_behind(getattr(part, method))
     versions = [vars(base)[method] for base in type(part).__mro__ if method in vars(base)]
     originals = [functions[-1] for version in versions if (functions := [*functions_behind(version)])]
     text = source_of_function(copy).sha256
