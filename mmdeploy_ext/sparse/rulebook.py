@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class Level:
     """Active sites of one resolution, on a grid of `spatial_shape`; their hash is made when it is needed.
 
-    `coordinates` are (N, 4) int32, sample and the three axes in the graph's order; other shapes, dtypes, and
-    sites outside the grid are a DataError.
+    `coordinates` are (N, 4) integers, sample and the three axes in the graph's order, and are kept as int32;
+    other shapes, numbers of other kinds, and sites outside the grid are a DataError.
     """
 
     def __init__(self, coordinates: np.ndarray, spatial_shape: Sequence[int]) -> None:
@@ -197,7 +197,7 @@ def pairs(
         *geometry: kernel size, stride, padding and dilation, per axis.
 
     Raises:
-        DataError: coordinates of another shape or dtype, or outside the grid; a site twice, of a
+        DataError: coordinates of another shape, that are no integers, or outside the grid; a site twice, of a
             submanifold one of several offsets; a grid that is smaller than the kernel of a strided one.
     """
     search = _search(Level(coordinates, spatial_shape), subm, *geometry)
@@ -237,12 +237,12 @@ def build(plan: Plan, coordinates: np.ndarray, threads: int = 1) -> Rulebook:
 
     Args:
         plan: layers and grids of the network.
-        coordinates: (N, 4) int32, sample and the axes in the graph's order; every voxel once; N may be 0.
+        coordinates: (N, 4) integers, sample and the axes in the graph's order; every voxel once; N may be 0.
         threads: number of threads that look up neighbours, at least 1; the result does not depend on it.
 
     Raises:
-        DataError: coordinates of another shape or dtype, outside the grid, or twice; more than one sample
-            for a dense output; a grid that is smaller than a kernel.
+        DataError: coordinates of another shape, that are no integers, outside the grid, or twice; a sample
+            other than 0 for a dense output; a grid that is smaller than a kernel.
     """
     levels: list[Level] = [Level(coordinates, plan.spatial_shape)]
     if plan.scatters and len(levels[0]) and levels[0].coordinates[:, 0].any():

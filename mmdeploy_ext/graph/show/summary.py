@@ -37,7 +37,7 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
         - `kind`: 'sparse' (libspconv dialect) or 'onnx'; `producer`, `ir_version`, `opsets` (domain ->
           version), `functions` (names) and `metadata` (key -> text);
         - `inputs`, `defaults` (inputs that need not be fed) and `outputs`: dicts of `name`, `dtype`, `shape`
-          ([] if it is unknown) and `type` (as text, see `types.text`);
+          ([] if it is unknown, and of a scalar) and `type` (as text, see `types.text`);
         - `nodes` (number, bodies included, functions not) and `operators` (name -> number, most first);
         - `parameters` and `bytes`: elements and size of the weights, see `parameters`; `dtypes`: name ->
           number of tensors; dtypes are ONNX's names in small letters, 'float' for float32;
