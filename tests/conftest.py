@@ -25,6 +25,7 @@ pytest_plugins = [
     'other_tests',
     'report_messages',
     'resume',
+    'short_stack',
     'table_rows',
 ]
 WORKER_BYTES = 4 << 30
