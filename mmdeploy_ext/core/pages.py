@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 
+@functools.cache  # a template is compiled when it is read
 def template(file: str, name: str, **options: Any) -> jinja2.Template:
     """Return a template; filling it in is an error if a value that it names is missing.
 
