@@ -4,7 +4,6 @@ import ast
 import contextlib
 import fnmatch
 import functools
-import gc
 import json
 import re
 import subprocess
@@ -84,16 +83,11 @@ def nodes(name: str) -> list[ast.AST]:
 
 
 @pytest.fixture(scope='module', autouse=True)
-def _forgotten():
-    """Forget the trees of all files when these tests end: they are millions of objects.
-
-    No garbage is searched for among them: two thirds of the time that reading them takes.
-    """
-    gc.disable()
+def _forgotten(without_garbage):
+    """Forget the trees of all files when these tests end: they are millions of objects."""
     yield
     for function in (syntax, nodes, exporter_calls):
         function.cache_clear()
-    gc.enable()
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess:

@@ -12,6 +12,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = 'mmdeploy_ext'
+pytestmark = pytest.mark.usefixtures('without_garbage')
 LAYERS = (
     ('core',),
     ('preprocess',),

@@ -14,6 +14,7 @@ SHORTEST = 12
 FEWEST = 5
 SHARE = 0.8
 STRETCH = 8
+pytestmark = pytest.mark.usefixtures('without_garbage')
 
 
 def code_lines(node: ast.AST) -> list[str]:
