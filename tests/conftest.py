@@ -19,6 +19,7 @@ pytest_plugins = [
     'cpu_seconds',
     'exported_once',
     'heap',
+    'marking',
     'one_run',
     'one_thread',
     'opened_once',

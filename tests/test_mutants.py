@@ -52,6 +52,7 @@ def with_bodies():
     return helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=8)
 
 
+@pytest.mark.matrix
 def test_the_same_seed_gives_the_same_bytes(atss, found):
     again = list(mutants(atss, 0, len(KINDS)))
     assert [mutant.model.SerializeToString() for mutant in again] == [

@@ -117,6 +117,7 @@ def test_grids_that_a_config_leaves_to_mmdet_are_mmdets(tmp_path, solo_weights, 
     assert run_tool('solo', *arguments) == 0, capfd.readouterr().err
 
 
+@pytest.mark.suite('[24, 20,,]', '(24)')
 @pytest.mark.parametrize('grids', ['[24, 20,,]', '[1 2]', '(24)', '[]', '[024]'])
 def test_a_config_in_the_checkpoint_whose_grids_cannot_be_read_says_nothing(grids, inputs, solo_weights):
     meta = dict(config=f'bbox_head=dict(num_grids={grids})')
@@ -316,6 +317,7 @@ VALUES = {
 }
 
 
+@pytest.mark.suite('complex', 'quantised')
 @pytest.mark.parametrize('kind', VALUES)
 def test_values_that_are_no_weights_are_refused_by_key(kind, inputs, rtdetr_weights, solo_weights, refuses):
     change, words = VALUES[kind]

@@ -91,6 +91,7 @@ def test_a_full_disk_leaves_no_half_report(bench):
     assert {path.name for path in bench.out.iterdir()} <= {'m.onnx', 'notes.txt', 'verdict.json'}
 
 
+@pytest.mark.matrix
 def test_a_killed_export_leaves_no_half_file_and_the_next_one_clears_up(bench):
     words = bench.arguments('export', dict(more='--shape 128'))
     tool = REPOSITORY / 'tools/deployment/pytorch2onnx.py'

@@ -267,6 +267,7 @@ DATA = {
 }
 
 
+@pytest.mark.suite('a rotation that is none', 'no cameras', 'image of another size', 'no scene')
 @pytest.mark.parametrize('case', DATA)
 def test_a_data_set_that_cannot_be_is_one_line(case, config, tmp_path, checkpoint, capfd):
     spoil, status, words = DATA[case]

@@ -48,6 +48,7 @@ def metrics(folder, name):
     return read_json(folder / f'metrics_{name}.json')['metrics']
 
 
+@pytest.mark.matrix
 def test_nds_and_map_by_both_engines_are_equal(work_dir, exported):
     reference, candidate = metrics(work_dir, 'pth'), metrics(work_dir, 'onnx')
     assert reference.keys() == candidate.keys()

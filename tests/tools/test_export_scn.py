@@ -270,6 +270,7 @@ REPEATED = 'transposed kernel', 'one channel', 'another padding'
 """Faults of the matrix; the same comparisons find a mirrored kernel, another bias and another stride."""
 
 
+@pytest.mark.suite('bias of another channel', 'mirrored kernel')
 @pytest.mark.parametrize('fault', in_suite(FAULTS, *(fault for fault in FAULTS if fault not in REPEATED)))
 def test_a_planted_fault_is_found_by_structure_and_by_figures(deployment, tmp_path, fault):
     path = str(tmp_path / 'x.onnx')
@@ -560,6 +561,7 @@ def seeded_ranges(traced, net):
     return from_amax(graph, amax)
 
 
+@pytest.mark.suite('bevfusion.plain.xyz', 'bevfusion.int8.zyx', 'centerpoint.plain.zyx')
 @pytest.mark.parametrize('golden', FULL)
 def test_the_full_networks_equal_the_reference_within_ten_seconds(full_models, golden, tmp_path, capsys):
     stored = NODES / f'{golden}.json'

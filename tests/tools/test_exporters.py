@@ -238,6 +238,10 @@ def no_torchscript(monkeypatch):
     monkeypatch.setattr(torch.jit, 'trace', gone)
 
 
+@pytest.mark.suite(
+    "{'padding': 1}-DeformConv2dPack",
+    "{'padding': 2, 'dilation': 2, 'stride': 2, 'deform_groups': 2, 'bias': False}-ModulatedDeformConv2dPack",
+)  # fmt: skip
 @pytest.mark.parametrize('kind', [DeformConv2dPack, ModulatedDeformConv2dPack])
 @pytest.mark.parametrize(
     'settings', [dict(padding=1), dict(padding=2, dilation=2, stride=2, deform_groups=2, bias=False)], ids=str

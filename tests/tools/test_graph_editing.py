@@ -36,6 +36,7 @@ def net(tmp_path):
     return str(tmp_path / 'net.onnx')
 
 
+@pytest.mark.suite('yolox', 'yunet', 'yunet_dynamic')
 @pytest.mark.parametrize('name', FOREIGN)
 def test_files_of_other_projects_are_edited_and_proven(name, tmp_path, capsys):
     source = foreign(name)

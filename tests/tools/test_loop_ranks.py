@@ -37,6 +37,7 @@ def test_a_folder_that_only_the_first_rank_cannot_write(tmp_path):
     assert_both_say(run_ranks(tmp_path, words), 2, 'file')
 
 
+@pytest.mark.matrix
 def test_files_that_only_the_first_rank_reads(tmp_path, nuscenes_words):
     """Rank 0 looks at the exported folder and finds it damaged; rank 1 would wait for its export."""
     folder = tmp_path / 'graphs'

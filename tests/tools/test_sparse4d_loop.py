@@ -64,6 +64,7 @@ def results_of(runs):
     return [pickle.loads((runs / name).read_bytes()) for name in ('pth.pkl', 'onnx.pkl')]
 
 
+@pytest.mark.matrix
 def test_metrics_are_those_of_a_model_that_finds_and_equal_on_both_engines(runs):
     reference, engine = (
         read_json(path)['metrics'] for path in sorted(runs.glob('metrics*.json'), reverse=True)
@@ -74,6 +75,7 @@ def test_metrics_are_those_of_a_model_that_finds_and_equal_on_both_engines(runs)
         assert (np.isnan(value) and np.isnan(engine[name])) or abs(value - engine[name]) <= 0.0005, name
 
 
+@pytest.mark.matrix
 def test_tracks_have_an_amota_that_is_equal_on_both_engines(runs):
     pytest.importorskip('motmetrics', reason='optional: pip install motmetrics')
     reference, engine = (read_json(runs / f'metrics_{name}.json')['metrics'] for name in ('pth', 'onnx'))
@@ -81,6 +83,7 @@ def test_tracks_have_an_amota_that_is_equal_on_both_engines(runs):
     assert abs(reference['tracking/amota'] - engine['tracking/amota']) <= 0.0005
 
 
+@pytest.mark.matrix
 def test_track_ids_are_equal_over_whole_scenes_and_go_on_in_a_scene(runs):
     reference, engine = results_of(runs)
     assert len(reference) == len(engine) == SCENES * FRAMES

@@ -84,6 +84,7 @@ def test_the_forks_later_branch_at_opset_11(folder, tmp_path, capfd):
     assert model.graph.input[1].name == 'img2lidar' and shape == [1, 72, 64, 4, 4]
 
 
+@pytest.mark.matrix
 def test_float16_with_float16_features_outside(folder, tmp_path, capfd):
     assert export(folder, tmp_path / 'half', '--precision', 'fp16', '--fp16-io', '--verify') == 0
     model = onnx.load(tmp_path / 'half' / 'extract_img_feat.onnx')

@@ -125,9 +125,10 @@ def test_a_second_conversion_changes_nothing(files):
         assert again.SerializeToString() == model.SerializeToString()
 
 
+@pytest.mark.parametrize('proof', in_suite([prove, prove_samples], prove_samples))
 @pytest.mark.parametrize('name', in_suite(['full', 'kept', 'ends'], 'full'))
-def test_a_verdict_is_within_bars_and_never_proven(deployment, files, name):
-    verdict, _ = prove(deployment, files[name], images())
+def test_a_verdict_is_within_bars_and_never_proven(deployment, files, name, proof):
+    verdict, _ = proof(deployment, files[name], images())
     assert verdict.passed and not verdict.proven, verdict.reasons
     assert verdict.title == 'WITHIN FP16 BARS'
     cosines = [row.cosine for case in verdict.cases for row in case.tensors]
@@ -167,6 +168,7 @@ def shared_peaks(path, wanted, feeds):
     return float(((got > 0) & (wanted > 0)).sum() / ((got > 0) | (wanted > 0)).sum())
 
 
+@pytest.mark.matrix
 def test_solos_peaks_survive_float16_by_the_default_keep_list(tmp_path):
     """An engine that rounds one side of the comparison of a plain conversion finds other peaks."""
     deployment = toy_solo.load_toy('solov2', tmp_path)

@@ -405,6 +405,7 @@ def test_arrays_are_little_endian_and_written_once(tmp_path):
     assert np.array_equal(read_array(tmp_path, entries['again']), array)
 
 
+@pytest.mark.suite('fp16')
 @pytest.mark.parametrize('precision', ['fp32', 'fp16'])
 def test_judge_runs_a_kit_on_an_engine_of_this_machine(sweeps, tmp_path, capsys, precision):
     kit, outputs = str(sweeps[0]), tmp_path / precision

@@ -180,6 +180,7 @@ FAULTY_RUNS = {
 }
 
 
+@pytest.mark.suite('python-batch_mixed_up')
 @pytest.mark.parametrize(
     ('runtime', 'fault'),
     in_suite(

@@ -73,6 +73,7 @@ def subjects(tmp_path_factory):
     return get
 
 
+@pytest.mark.suite('True-atss', 'False-streampetr')
 @pytest.mark.parametrize(
     ('fresh', 'family'),
     [
@@ -91,6 +92,10 @@ def test_a_right_export_is_equal(subjects, family, fresh):
     assert max(entry.born or 0 for entry in found.entries) < 1e-5
 
 
+@pytest.mark.suite(
+    'streampetr-weight', 'atss-frozen', 'atss-weight', 'atss-resize', 'atss-operator', 'atss-epsilon',
+    'atss-kernel', 'atss-axis',
+)  # fmt: skip
 @pytest.mark.parametrize(
     ('family', 'fault'),
     in_suite(
@@ -110,6 +115,7 @@ def test_a_planted_fault_is_found_at_its_node(subjects, family, fault):
     assert len(found.differences) == 1
 
 
+@pytest.mark.suite('atss-weight')
 @pytest.mark.parametrize(
     ('family', 'fault'),
     in_suite(
@@ -169,9 +175,9 @@ def test_errors_behind_the_first_are_passed_on_not_born(subjects):
 
 
 def test_two_faults_are_two_differences(subjects):
-    model, search, example = subjects('solov2')
-    broken, first = toy_faults.plant(model, 'solov2', 'weight', example)
-    broken, second = toy_faults.plant(broken, 'solov2', 'epsilon', example)
+    model, search, example = subjects('atss')
+    broken, first = toy_faults.plant(model, 'atss', 'weight', example)
+    broken, second = toy_faults.plant(broken, 'atss', 'epsilon', example)
     assert [one.node for one in search.compare(broken).differences] == [first, second]
     assert search.compare(broken, fresh=False).first.node == first
 

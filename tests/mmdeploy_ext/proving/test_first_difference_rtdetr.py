@@ -46,6 +46,7 @@ def plant(model, name):
     return broken
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     'name',
     [pytest.param(name, marks=[] if name == WEIGHT else [pytest.mark.matrix]) for name in FAULTS],
@@ -57,6 +58,7 @@ def test_a_planted_fault_is_found_at_its_node_without_a_fresh_export(made, name)
     assert {one.node for one in found.differences} == {name}
 
 
+@pytest.mark.matrix
 def test_both_outputs_of_a_topk_are_one_node_at_fault(made, capsys):
     model, search = made
     found = search.compare(plant(model, 'network/decoder/TopK'))

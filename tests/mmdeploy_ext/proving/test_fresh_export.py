@@ -149,6 +149,7 @@ EDITS = {
 }
 
 
+@pytest.mark.suite('set-shape', 'replace')
 @pytest.mark.parametrize('command', in_suite(EDITS, 'fold', 'replace', 'rename', 'set-shape'))
 def test_commands_of_ours_are_recorded_and_done_again_on_the_fresh_export(
     deployment, raw_path, tmp_path, command
@@ -217,6 +218,7 @@ def int8(path, tmp_path_factory):
     return target
 
 
+@pytest.mark.matrix
 def test_an_int8_file_is_quantised_again_and_compared_code_by_code(deployment, int8, tmp_path):
     model = onnx.load(int8)
     graph = judged(deployment, model, tmp_path)

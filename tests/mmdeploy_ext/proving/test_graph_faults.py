@@ -112,6 +112,10 @@ def in_matrix(family, fault):
     return other_graph or (family == 'atss' and fault in WHERE and fault != OF_CONDITIONS)
 
 
+@pytest.mark.suite(
+    'atss-H over 640', 'atss-a Clip before decoding', 'atss-an optional input not fed',
+    'atss-score threshold 0.0501', 'rtdetr-a batch of 3 or more',
+)  # fmt: skip
 @pytest.mark.parametrize(
     ('family', 'fault'),
     [

@@ -84,6 +84,7 @@ def planted(path, folder, change, family):
     return target
 
 
+@pytest.mark.suite('atss-dynamic', 'atss-fixed')
 @pytest.mark.parametrize(('family', 'dynamic'), FILES)
 def test_the_right_files_pass_with_far_more_than_the_least_matched(runs_twice, known, family, dynamic):
     path, inputs = known(family, dynamic)
@@ -94,6 +95,10 @@ def test_the_right_files_pass_with_far_more_than_the_least_matched(runs_twice, k
     assert min(matched) >= 10, dict(zip([case.name for case in cases], matched, strict=True))
 
 
+@pytest.mark.suite(
+    'atss-a batch of 3 or more', 'atss-a batch of 2', 'atss-H % 32', 'atss-W > 2H', 'atss-W over 640',
+    'atss-portraits',
+)  # fmt: skip
 @pytest.mark.parametrize(
     ('family', 'condition'),
     [
@@ -127,6 +132,7 @@ def test_a_fault_behind_the_right_file_gives_what_a_file_with_the_fault_gives(
                 np.testing.assert_array_equal(right[name], value)
 
 
+@pytest.mark.suite('atss-dynamic', 'atss-fixed')
 @pytest.mark.parametrize(('family', 'dynamic'), FILES)
 def test_nan_on_dark_pictures_is_found(known, faulty, family, dynamic):
     change = only_where(lambda p, x: p.Less(mean_of(p, x), np.float32(DARK[family])), not_a_number)

@@ -113,6 +113,7 @@ def test_more_pictures_are_taken_where_ties_are_too_large_a_share(deployment, fi
     assert reason.endswith(f'more than -100 % of {sum(found[False] + found[True])}')
 
 
+@pytest.mark.suite('full')
 @pytest.mark.parametrize('form', in_suite(FORMS, 'full', 'raw'))
 def test_an_honest_export_is_proven_at_other_sizes_and_batch_2(runs_twice, deployment, files, images, form):
     verdict, pictures = prove(deployment, files[form], images)
@@ -134,12 +135,12 @@ def test_an_honest_export_is_proven_at_other_sizes_and_batch_2(runs_twice, deplo
         pytest.param('decode', scale_one_weight, 2, marks=pytest.mark.matrix),
         pytest.param('raw', scale_one_weight, 2, marks=pytest.mark.matrix),
         ('raw', swap_outputs('centerness_0', 'centerness_1'), 2),
-        ('raw', swap_outputs('cls_score_0', 'bbox_pred_0'), 2),
-        ('decode', swap_outputs('scores', 'boxes'), 2),
-        ('full', freeze('img_shape'), 3),
+        pytest.param('raw', swap_outputs('cls_score_0', 'bbox_pred_0'), 2, marks=pytest.mark.matrix),
+        pytest.param('decode', swap_outputs('scores', 'boxes'), 2, marks=pytest.mark.matrix),
+        pytest.param('full', freeze('img_shape'), 3, marks=pytest.mark.matrix),
         pytest.param('full', freeze('scale_factor'), 3, marks=pytest.mark.matrix),
         pytest.param('full', freeze('input'), 3, marks=pytest.mark.matrix),
-        ('raw', freeze('input'), 2),
+        pytest.param('raw', freeze('input'), 2, marks=pytest.mark.matrix),
     ],
 )
 def test_a_planted_fault_is_found_by_structure_and_by_numbers(
@@ -275,7 +276,13 @@ def test_a_file_of_another_checkpoint_is_not_proven(deployment, files):
     ('field', 'change', 'check', 'detail'),
     [
         ('preprocess', dict(to_rgb=False), 'preprocessing as in the config', 'to_rgb: the file says False'),
-        ('preprocess', dict(keep_ratio=False), 'preprocessing as in the config', 'keep_ratio'),
+        pytest.param(
+            'preprocess',
+            dict(keep_ratio=False),
+            'preprocessing as in the config',
+            'keep_ratio',
+            marks=pytest.mark.matrix,
+        ),
         (
             'classes',
             None,

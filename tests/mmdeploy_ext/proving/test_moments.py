@@ -58,6 +58,7 @@ def compare(name):
     return compare_prepared(one, rule, (), 'frame')
 
 
+@pytest.mark.suite('streampetr', 'centerpoint', 'anchor3d', 'fusion_past_sweeps')
 @pytest.mark.parametrize('name', [*CONFIGS, 'fusion_past_sweeps'])
 def test_moments_are_those_of_the_test_pipeline(name):
     found = compare(name)
@@ -165,6 +166,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.suite('pose', 'milliseconds', 'bgr', 'a sweep less', 'sign of an age')
 @pytest.mark.parametrize(
     ('config', 'value', 'plant'), [one[1:] for one in FAULTS], ids=[one[0] for one in FAULTS]
 )

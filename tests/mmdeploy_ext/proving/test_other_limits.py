@@ -207,6 +207,7 @@ def test_what_is_right_passes_with_every_row_of_every_list(name):
     assert all(row.matched == row.reference for case in found for row in case.detections)
 
 
+@pytest.mark.suite('without the last level', 'a single result is lost')
 @pytest.mark.parametrize('fault', in_suite(FAULTS, *(fault for fault in FAULTS if fault not in REPEATED)))
 def test_a_fault_that_pictures_hide_is_refused(fault):
     name, title, change = FAULTS[fault]
@@ -239,6 +240,7 @@ def test_a_fault_of_a_form_that_ends_before_the_results_is_refused(fault, form):
     assert not case.passed
 
 
+@pytest.mark.suite('1.0')
 @pytest.mark.parametrize('share', [1.0, 1.02])
 def test_a_threshold_of_a_full_list_decides_of_results_in_a_case_of_its_own(share):
     with replaced(*threshold(score_thr=lambda least: least * share)):

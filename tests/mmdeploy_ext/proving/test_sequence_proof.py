@@ -184,6 +184,7 @@ IN_SUITE = 'time frozen', 'memory never emptied'
 """Of time and of the reset; the same comparison refuses the others."""
 
 
+@pytest.mark.suite('memory never emptied')
 @pytest.mark.parametrize(
     ('fault', 'words'),
     [

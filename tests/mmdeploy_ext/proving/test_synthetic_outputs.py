@@ -48,6 +48,7 @@ def reasons(cases):
     return '; '.join(row.reason for case in cases for row in case.detections if not row.passed)
 
 
+@pytest.mark.suite('streampetr', 'centers sparse', 'kitti')
 @pytest.mark.parametrize(
     'name', ['centers sparse', 'centers pillars', 'kitti', 'nuscenes', 'shapes', 'streampetr']
 )
@@ -201,6 +202,12 @@ FAULTS = {
 }
 
 
+@pytest.mark.suite(
+    'centers: nms_thr', 'centers: heights', 'centers: a turn more', 'anchors: directions',
+    'anchors: max_num', 'anchors: nothing', 'anchors: nms_pre one less',
+    'ranges with maps of their own: nms_pre', 'queries: max_num', 'queries: max_num is 20 at most',
+    'queries: nothing', 'queries: the score threshold is forgotten',
+)  # fmt: skip
 @pytest.mark.parametrize('fault', FAULTS)
 def test_a_fault_of_the_decoding_is_refused(fault, cases_of, monkeypatch):
     name, plant = FAULTS[fault]

@@ -125,6 +125,11 @@ def loaded_anew(monkeypatch):
     monkeypatch.setattr(remembered, 'LOADED', {})
 
 
+@pytest.mark.suite(
+    'model.test_cfg.nms.iou_threshold is 0.3', 'data.test', 'bbox_head.cls_convs.0.gn.eps is 0.001',
+    'bbox_head.atss_cls.bias not as in the file', 'neck._forward_hooks', 'neck.methods.forward',
+    "its class names are read as ['cross'",
+)  # fmt: skip
 @pytest.mark.parametrize('detail', FAULTS)
 def test_a_fault_in_what_file_and_reference_share_is_found(detail):
     with FAULTS[detail]():

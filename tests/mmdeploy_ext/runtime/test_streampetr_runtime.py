@@ -81,6 +81,7 @@ def test_deploy_files_equal_the_unpatched_model_over_a_scene_change(folder):
     check_against_eager(folder)
 
 
+@pytest.mark.suite('1.1-depth')
 @pytest.mark.parametrize(('version', 'form'), in_suite(FORKS, ('1.0', 'token'), ('1.1', 'depth')))
 def test_fork_files_equal_the_unpatched_model_over_a_scene_change(tmp_path, version, form):
     check_against_eager(toy.write(tmp_path, 'fork', fork_version=version, fork_img2lidar=form)[0])
@@ -107,6 +108,7 @@ def test_a_drive_is_the_same_700_km_away_and_50_years_later(folder):
             np.testing.assert_allclose(two[name], values, rtol=0, atol=2e-4)
 
 
+@pytest.mark.suite('1.1-700 km')
 @pytest.mark.parametrize(
     'metres', [pytest.param(0.0, id='1.7 km', marks=pytest.mark.matrix), pytest.param(700000.0, id='700 km')]
 )

@@ -56,6 +56,7 @@ def load(name):
 
 
 
+@pytest.mark.suite('stream_petr_r50_704_bs2_seq_428q_nui_60e', 'stream_petr_toy_onnx')
 @pytest.mark.parametrize('name', NAMES)
 def test_every_config_loads_and_builds(name):
     cfg = load(name)
@@ -65,6 +66,7 @@ def test_every_config_loads_and_builds(name):
     assert sum(p.numel() for p in model.parameters()) * 4 < 8e6 or 'toy' not in name
 
 
+@pytest.mark.suite('stream_petr_toy')
 @pytest.mark.parametrize('name', ['stream_petr_toy', R50])
 def test_a_leaf_with_an_engine_has_the_hash_of_its_base(name):
     hashes = {config_sha256(load(f'{name}{end}')) for end in ('', '_pth', '_onnx')}

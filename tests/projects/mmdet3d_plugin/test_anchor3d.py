@@ -46,6 +46,7 @@ IN_SUITE = 'pointpillars', 'second', 'mvx', 'shapes', 'dynamic', 'dynamic_voxels
 """Kinds, without those of the same config as another one, which has spread scores."""
 
 
+@pytest.mark.suite('second', 'dynamic_voxels', 'pointpillars', 'mvx')
 @pytest.mark.parametrize('kind', in_suite(toy_anchor3d.KINDS, *IN_SUITE))
 def test_both_files_are_proven_on_sweeps_that_were_not_traced(runs_twice, kind):
     deployment, folder, *_ = toy_anchor3d.exported(kind)
@@ -168,6 +169,7 @@ LIMITS = {
 """Faults that no sweep of these tests sets off: whose function, and what is changed of its rule or points."""
 
 
+@pytest.mark.suite('all results')
 @pytest.mark.parametrize('name', LIMITS)
 def test_a_fault_at_a_limit_that_samples_do_not_reach_is_not_proven(monkeypatch, name):
     owner, function, fault = LIMITS[name]

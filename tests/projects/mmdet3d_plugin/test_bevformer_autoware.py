@@ -133,6 +133,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.suite('another size of the view', 'whole numbers', 'fewer classes', 'half of the range')
 @pytest.mark.parametrize('name', BROKEN)
 def test_a_broken_folder_is_refused(folder, capsys, name):
     change, named = BROKEN[name]

@@ -96,6 +96,7 @@ class Halved(BEVFormerLayer):
         return query / 2
 
 
+@pytest.mark.matrix
 def test_a_layer_of_the_users_that_the_graph_computes_by_itself_is_named(paths, tmp_path):
     deployment = toy.load(tmp_path)
     deployment.model.pts_bbox_head.transformer.decoder.layers[1].__class__ = Clamped
@@ -120,6 +121,7 @@ def test_cells_between_two_cells_are_counted_as_ties():
     assert bev_motion.rotation_ties(90.0, (10.5, 11), (21, 21)) == 21 * 21  # each source is on an edge
 
 
+@pytest.mark.suite('--0.17', '-1.0.0rc6-1.x')
 @pytest.mark.parametrize(
     ('stated', 'version', 'convention'),
     [('', '', '0.17'), ('', '0.17.1', '0.17'), ('', '1.0.0rc6', '1.x'), ('0.17', '1.0.0rc6', '0.17')],

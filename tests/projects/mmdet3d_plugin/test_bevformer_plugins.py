@@ -142,6 +142,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize('fault', in_suite(FAULTS, 'int32 shapes where int64 is read'))
 def test_a_fault_in_the_graph_is_not_proven(deployment, tmp_path, fault):
     verdict = toy.verdict_with(FAULTS[fault], deployment, tmp_path, contract='trt-plugin')

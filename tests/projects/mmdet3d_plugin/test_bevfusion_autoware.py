@@ -122,6 +122,7 @@ AROUND = {
 }
 
 
+@pytest.mark.suite('x, y, z cells')
 @pytest.mark.parametrize('fault', in_suite(AROUND, 'x, y, z cells', 'z of the bottom'))
 def test_a_fault_around_the_file_is_refused(known, folder, frames, fault):
     with replaced(*AROUND[fault]):
@@ -141,6 +142,7 @@ def padded(model, _):
     next(entry for entry in node.attribute if entry.name == 'padding').ints[:] = [0, 0, 0]
 
 
+@pytest.mark.suite('moved-sparse/conv0.weight')
 @pytest.mark.parametrize(
     ('change', 'name'),
     [(moved, 'sparse/conv0.weight'), (moved, 'sparse/conv20.bias'), (padded, 'sparse/conv5.sites')],

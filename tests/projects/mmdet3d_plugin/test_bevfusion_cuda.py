@@ -296,6 +296,10 @@ def copied(folder, tmp_path):
     return tmp_path
 
 
+@pytest.mark.suite(
+    'five cameras', 'bins along rows', 'the plug-in', 'channels first', 'two samples', 'another opset',
+    'float16', 'whole numbers', 'no head', 'another name',
+)  # fmt: skip
 @pytest.mark.parametrize('kind', [*BROKEN, *WARNED])
 def test_the_reader_says_what_the_engine_would_do(copied, kind):
     change, file, rule = (BROKEN | WARNED)[kind]

@@ -317,6 +317,7 @@ def test_a_moment_of_the_runtime_is_that_of_the_loader(options, cfg, sweeps, tmp
         assert gap < 1e-6 * np.abs(wanted.calibration[name]).max() + 1e-6, name
 
 
+@pytest.mark.matrix
 def test_mm2onnx_run_draws_the_frames_of_an_info_file(runs, options, tmp_path, capsys):
     from mmdeploy_ext.cli import run_app
 

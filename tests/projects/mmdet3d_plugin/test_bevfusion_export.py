@@ -9,12 +9,11 @@ import torch
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_bevfusion
-from marking import in_suite
 from mmdeploy_ext.families.bevfusion.runtime.model import BEVFusionOnnx
 from mmdeploy_ext.models.bevfusion.rig import Rig
 from mmdeploy_ext.proving.ladder import prove
 from planting import arguments, replaced, result, when_traced
-from proofs import prove_samples, refuted
+from proofs import refuted
 
 HERE = 'mmdeploy_ext.families.bevfusion'
 VIEW = 'mmdeploy_ext.models.bevfusion.view_transform:ViewTransform'
@@ -127,13 +126,8 @@ def test_the_tables_pool_what_the_cells_say_where_all_cameras_look_at_one_place(
     assert len(tables[3]) > 20  # cells of more than two tables hold
 
 
-@pytest.mark.parametrize(
-    ('exporter', 'proof'),  # in the suite: the whole proof of such files (test_bevfusion_fork.py)
-    in_suite(
-        [('torchscript', prove_samples), ('torchscript', prove), ('dynamo', prove)],
-        ('torchscript', prove_samples),
-    ),
-)
+@pytest.mark.matrix  # in the suite: the whole proof of such files (test_bevfusion_fork.py)
+@pytest.mark.parametrize(('exporter', 'proof'), [('torchscript', prove), ('dynamo', prove)])
 def test_the_files_are_proven_on_frames_of_other_rigs(runs_twice, known, frames, tmp_path, exporter, proof):
     paths = toy_bevfusion.export(known, tmp_path, exporter=exporter)
     verdict, _ = proof(known, paths, frames)

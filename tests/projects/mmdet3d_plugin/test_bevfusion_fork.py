@@ -159,6 +159,7 @@ def test_weights_are_written_in_the_layout_of_the_repositorys_spconv(toy, monkey
         assert torch.equal(written[key], expected), key
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     'change',
     [

@@ -105,6 +105,7 @@ def test_a_wrong_suppression_is_seen(wrong):
     assert judged(trans_fusion(), wrong)
 
 
+@pytest.mark.suite('overlap')
 @pytest.mark.parametrize('key', ['overlap', 'most', 'first', 'scales'])
 def test_a_wrong_limit_of_rotated_boxes_is_seen(key):
     model_head = head()
@@ -191,11 +192,13 @@ def heads_that_fail(transfusion, contract='portable'):
     return [title for title, *sides in found if not match_all(*sides).passed]
 
 
+@pytest.mark.suite('portable')
 @pytest.mark.parametrize('contract', ['portable', 'cuda-bevfusion', 'autoware'])
 def test_the_exported_head_with_other_limits_finds_what_the_head_finds(transfusion, contract):
     assert heads_that_fail(transfusion, contract) == []
 
 
+@pytest.mark.suite('a query less')
 @pytest.mark.parametrize(
     ('place', 'wrong'),
     [

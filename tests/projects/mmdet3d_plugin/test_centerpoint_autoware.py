@@ -121,6 +121,7 @@ def sine_first(original):
     )
 
 
+@pytest.mark.suite('sine_first')
 @pytest.mark.parametrize('fault', [unswapped, turned, sine_first])
 def test_boxes_of_another_convention_in_the_graph_are_refused(toy, tmp_path, fault):
     from mmdeploy_ext.exporting import deployment as deploy
@@ -245,6 +246,7 @@ BAD_POINTS = {
 }
 
 
+@pytest.mark.suite('five values', 'NaN')
 @pytest.mark.parametrize('kind', BAD_POINTS)
 def test_points_that_cannot_be_are_refused(toy, kind):
     given, message = BAD_POINTS[kind]
@@ -386,6 +388,7 @@ def test_a_crowded_sweep_has_the_same_pillars_in_the_node_and_in_mmdet3d(toy, cr
     assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
 
 
+@pytest.mark.suite('last points')
 @pytest.mark.parametrize(
     'wrong',
     [

@@ -149,6 +149,7 @@ def test_a_sweep_that_the_engine_refuses_is_a_failed_case(toy):
     assert case.detections[0].missing == len(expected.detections)
 
 
+@pytest.mark.matrix
 def test_a_file_that_onnx_runtime_does_not_load_is_not_proven(toy, tmp_path):
     deployment, folder, *_ = toy
     spoiled = [shutil.copy(path, tmp_path) for path in paths_of(folder)]

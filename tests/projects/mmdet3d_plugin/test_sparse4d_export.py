@@ -208,6 +208,7 @@ def frames_of_faults(deployment):
     return [dataclasses.replace(frame, timestamp_s=1.5e9 + time) for frame, time in pairs]
 
 
+@pytest.mark.suite('ids begin anew in every frame')
 @pytest.mark.parametrize('fault', in_suite(FAULTS, *IN_SUITE))
 def test_a_fault_in_our_own_code_is_not_proven(deployment, paths, tmp_path, fault):
     (owner, name), wrong = FAULTS[fault]

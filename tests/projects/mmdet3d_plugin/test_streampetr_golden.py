@@ -168,6 +168,7 @@ def test_the_images_are_the_goldens_bit_for_bit(inputs):
         assert hashlib.sha256(image.tobytes()).hexdigest() == str(inputs[f'f{frame}_img_sha256'])
 
 
+@pytest.mark.suite('1')
 @pytest.mark.parametrize('frame', FRAMES)
 def test_predictions_of_all_layers(frames, golden, compare, frame):
     taps, stored = frames(frame)[0], golden['outputs']
@@ -338,6 +339,7 @@ def run_head(head, inputs):
         yield frame, (outs, head.memory, step, temporal.move(seen, pose, -data['timestamp']))
 
 
+@pytest.mark.suite('1-in the last LiDAR frame')
 @pytest.mark.parametrize('kept', ['globally', 'in the last LiDAR frame'])
 @pytest.mark.parametrize('frame', HEAD_FRAMES)
 def test_the_head_alone(head_runs, golden, compare, frame, kept):

@@ -201,6 +201,7 @@ def test_without_intermediates_the_decoder_gives_the_last_layer(head):
         torch.testing.assert_close(Step(short)(*inputs)[0], Step(head)(*inputs)[0][-1:])
 
 
+@pytest.mark.suite('num_propagated')
 @pytest.mark.parametrize(
     'changes',
     [

@@ -120,6 +120,7 @@ def check_outputs(deployment, path, images, rescale):
     assert sum(row.matched for row in rows) >= 25
 
 
+@pytest.mark.suite('False-full', 'True-full', 'False-raw', 'True-raw')
 @pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('rescale', [False, True])
 def test_a_fixed_file_equals_mmdet_on_an_image_it_never_saw(deployment, files, form, rescale):
@@ -127,6 +128,9 @@ def test_a_fixed_file_equals_mmdet_on_an_image_it_never_saw(deployment, files, f
     check_outputs(deployment, path, [prepared(deployment, 1)], rescale)
 
 
+@pytest.mark.suite(
+    'size0-1-full', 'size1-2-full', 'size2-2-full', 'size0-1-raw', 'size1-2-raw', 'size2-2-raw',
+)  # fmt: skip
 @pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize(('size', 'batch'), [((96, 256), 1), ((192, 128), 2), ((150, 203), 2)])
 def test_a_dynamic_file_equals_mmdet_at_other_sizes_and_batches(deployment, files, form, size, batch):
@@ -190,6 +194,7 @@ def test_the_product_of_scores_and_centerness_is_what_mmdet_multiplies(deploymen
     assert np.abs(found['scores'] - wanted).max() <= 1e-4 * wanted.max()
 
 
+@pytest.mark.suite('11')
 @pytest.mark.parametrize(
     'opset', [pytest.param(opset, marks=[] if opset in SOME else MATRIX) for opset in range(11, 21)]
 )

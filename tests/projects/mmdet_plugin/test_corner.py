@@ -124,7 +124,7 @@ FAULTS = [
     ('centripetal', 'shifts that are no exponentials', corners(pairing=lambda pairing: (1 + pairing).log())),
     ('centripetal', 'one size of regions', altered(graphs, 'CENTRAL', lambda right: (1.5, 1.5))),
 ]
-IN_SUITE = 'border left in', 'fewer corners', 'another distance', 'shifts that are no exponentials'
+IN_SUITE = 'border left in', 'shifts that are no exponentials'
 """Faults of the suite; the same comparison of results refuses the others."""
 
 

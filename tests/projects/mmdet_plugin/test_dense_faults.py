@@ -61,6 +61,7 @@ def known(tmp_path_factory):
     return functools.cache(lambda name: Known(name, tmp_path_factory.mktemp(name)))
 
 
+@pytest.mark.suite('retinanet')
 @pytest.mark.parametrize('name', in_suite(NAMES, *IN_SUITE))
 def test_an_honest_file_is_that_of_a_fresh_export(known, name):
     assert known(name).graph(known(name).path).passed
@@ -72,6 +73,7 @@ def test_an_honest_file_is_proven(known, name):
     assert not known(name).told_by_all(known(name).path)
 
 
+@pytest.mark.suite('retinanet-IoU 0.51', 'retinanet-class order', "retinanet-a level's stride")
 @pytest.mark.parametrize(
     ('name', 'fault'), in_suite(OF_FILES, *((name, fault) for name, fault in OF_FILES if name in IN_SUITE))
 )
@@ -87,6 +89,7 @@ def planted_file(one, folder, name, fault):
     return str(folder / 'm.onnx')
 
 
+@pytest.mark.suite('the background first')
 @pytest.mark.parametrize(
     'fault',
     [

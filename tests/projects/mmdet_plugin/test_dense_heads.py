@@ -141,6 +141,7 @@ def test_decoded_tensors_are_those_of_mmdets_own_functions(head):
             np.testing.assert_allclose(ours, value, atol=1e-5 * max(1.0, np.abs(value).max()), err_msg=name)
 
 
+@pytest.mark.suite('SSDHead', 'YOLOXHead', 'CenterNetHead')
 @pytest.mark.parametrize(
     'name',
     in_suite(
@@ -260,6 +261,12 @@ REPEATED = 'the threshold', 'the order of classes', 'the IoU'
 (`test_other_limits.py`)."""
 
 
+@pytest.mark.suite(
+    'a standard deviation of the coder', 'the background column', 'the stride of a level',
+    'the range of the integral', 'the score factor left out', 'votes left out', 'the last pixel',
+    'the normalizer of sides', 'where anchors are', 'cells beside a peak', 'the stride of cells',
+    'a limit of results',
+)  # fmt: skip
 @pytest.mark.parametrize('fault', in_suite(FAULTS, *(fault for fault in FAULTS if fault not in REPEATED)))
 def test_a_planted_fault_gives_other_detections(fault):
     name, plant, *settings = FAULTS[fault]
@@ -306,6 +313,7 @@ def test_a_head_of_scores_loses_the_column_that_no_label_stands_for(monkeypatch)
     same(eager(DenseFullForm(detector(head)), raw, clips, scales), wanted, max(SIZE))
 
 
+@pytest.mark.suite('RetinaHead', 'FCOSHead', 'YOLOV3Head', 'CenterNetHead', 'PAAHead', 'YOLOXHead')
 @pytest.mark.parametrize('kind', HEADS)
 def test_no_limit_of_results_is_refused_where_mmdet_leaves_out_the_last(kind):
     head = make_head(kind)
@@ -422,3 +430,9 @@ def test_settings_that_a_get_bboxes_of_one_s_own_does_not_read_are_refused_with_
     head.test_cfg.pop('nms')
     with pytest.raises(ConfigError, match=r'no nms.*OwnHead\.get_bboxes \(.*own_heads\.py.*own-family'):
         heads.thresholds(head)
+
+
+def test_a_head_that_is_built_for_its_settings_draws_no_weights():
+    kept = torch.get_rng_state(), torch.nn.init.normal_
+    assert make_head('RetinaHead').num_classes == 5
+    assert torch.equal(torch.get_rng_state(), kept[0]) and torch.nn.init.normal_ is kept[1]

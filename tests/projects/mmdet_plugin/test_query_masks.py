@@ -106,6 +106,7 @@ def judged():
     return all(row.passed for row in rows(outputs, reference()))
 
 
+@pytest.mark.suite('masks of another query', 'samples one cell off', 'masks one cell off')
 @pytest.mark.parametrize('fault', FAULTS)
 def test_a_planted_fault_is_refused(fault, monkeypatch):
     reference()  # before the fault

@@ -52,6 +52,7 @@ def same(kind, form, outputs, prepared):
     assert len(labels) >= 8 and labels.min() < 4 <= labels.max() < CLASSES
 
 
+@pytest.mark.suite('panoptic-full', 'maskformer-full')
 @pytest.mark.parametrize('form', ['full', 'raw'])
 @pytest.mark.parametrize('kind', KINDS)
 def test_eager_segments_of_every_image_are_those_of_simple_test(kind, form):
@@ -141,6 +142,7 @@ def judged(kind):
     return all(row.passed for row in rows(kind, 'full', outputs, prepared, reference(kind)))
 
 
+@pytest.mark.suite('scores left out', 'padding not cut', 'stuff taken for things')
 @pytest.mark.parametrize('fault', FAULTS)
 def test_a_planted_fault_is_refused(fault, monkeypatch):
     reference('panoptic')  # before the fault

@@ -121,6 +121,10 @@ def judged(kind):
     return all(row.passed for row in rows(kind, outputs, images(2), reference(kind)))
 
 
+@pytest.mark.suite(
+    'regions-regions of the first image', 'regions_masks-masks of another query',
+    'regions-boxes that no stage moves',
+)  # fmt: skip
 @pytest.mark.parametrize(('kind', 'fault'), CASES)
 def test_a_planted_fault_is_refused(kind, fault, monkeypatch):
     reference(kind)  # before the fault

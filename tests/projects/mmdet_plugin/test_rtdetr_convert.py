@@ -52,6 +52,7 @@ def to_transformers(tensors, spelling):
     return result
 
 
+@pytest.mark.suite('r18vd-hf', 'r18vd-hf_hubnames')
 @pytest.mark.parametrize('kind', ['hf', 'hf_hubnames'])
 def test_both_spellings_of_transformers_become_the_originals_names(name, kind):
     originals, theirs = golden.keys('original', name), golden.keys(kind, name)
@@ -99,6 +100,7 @@ def test_names_that_could_be_swapped(theirs):
     assert names.original_name(theirs) == PAIRS[theirs]
 
 
+@pytest.mark.suite('r18vd')
 def test_a_key_that_nothing_accounts_for_is_refused(name):
     tensors = numbered(golden.keys('original', name))
     for change, message in (

@@ -91,6 +91,7 @@ def read_in_place_of(model, name, array, folder, turned=None):
     return str(folder / 'planted.onnx')
 
 
+@pytest.mark.matrix
 def test_a_fixed_square_graph_that_reads_height_before_width_is_not_proven(toy, folder):
     path = toy_rtdetr.export_toy(toy, folder / 'square.onnx', dynamic=False, height=192, width=192)
     assert check_files(toy, path, [('toy', read_image(toy_rtdetr.PICTURE))]).graphs[0].equal

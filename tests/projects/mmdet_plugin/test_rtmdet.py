@@ -26,6 +26,7 @@ def parts(name, **changes):
     return golden.parts_of(lambda key, cfg: BUILD[key](cfg), configs)
 
 
+@pytest.mark.suite('published', 'objectness')
 @pytest.mark.parametrize('name', golden.CASES)
 def test_names_shapes_and_outputs_are_those_of_mmdet_3(name):
     expected = json.loads(golden.FILE.read_text())[name]
@@ -75,6 +76,7 @@ def test_a_fault_of_the_parts_is_seen(fault):
     assert max(off) > 1e-2
 
 
+@pytest.mark.suite('tiny', 'x')
 @pytest.mark.parametrize('name', CONFIGS)
 def test_the_configs_have_the_published_number_of_parameters(name):
     cfg = load_config(str(REPO / f'configs/rtmdet/rtmdet_{name}.py'))

@@ -47,6 +47,7 @@ def refusal(*arguments, capsys):
     return error
 
 
+@pytest.mark.suite('solo_r50', 'decoupled_solo_light_r50', 'solov2_light_dcn_r50')
 @pytest.mark.parametrize('name', NETS)
 def test_names_and_shapes_are_the_models_own(name):
     original, expected = golden.keys('wxinlong', name), golden.keys('mmdet', name)

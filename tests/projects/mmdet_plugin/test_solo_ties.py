@@ -73,6 +73,7 @@ def run(solo, image):
     return solo.family.reference_detections(solo.model, [image], True)
 
 
+@pytest.mark.suite('solo-lost', 'decoupled-gained')
 @pytest.mark.parametrize('sides', [(ROUNDING, -ROUNDING), (-ROUNDING, ROUNDING)], ids=['lost', 'gained'])
 def test_a_tie_above_the_threshold_is_told_from_a_difference(solo, sides):
     left, strict, row = judge(solo, *sides)
@@ -99,6 +100,7 @@ def with_mask_thr(solo, image, value):
         return run(solo, image)[0], otherwise(solo, image)
 
 
+@pytest.mark.suite('rounding')
 @pytest.mark.parametrize(('gap', 'excused'), [(6e-6, True), (4e-5, False)], ids=['rounding', 'more'])
 def test_a_pixel_at_the_threshold_may_be_on_either_side(tmp_path_factory, gap, excused):
     solo = load_toy('solo', tmp_path_factory.mktemp('weights'))

@@ -54,6 +54,10 @@ def same(kind, model, outputs, prepared, least=1, ties=0):
     check_results(family, model, prepared, found, least, ties)
 
 
+@pytest.mark.suite(
+    'staged', 'scnet', 'htc', 'guided', 'judged', 'grid', 'points', 'legacy', 'moved', 'double', 'sabl',
+    'rpn', 'fast',
+)  # fmt: skip
 @pytest.mark.parametrize(
     'kind', [pytest.param(kind, marks=[pytest.mark.matrix] if kind in LIKE else []) for kind in KINDS]
 )

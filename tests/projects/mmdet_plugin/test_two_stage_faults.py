@@ -46,6 +46,10 @@ def test_a_graph_without_a_fault_passes(kind):
     assert judged(kind)
 
 
+@pytest.mark.suite(
+    'scores_that_do_not_fall', 'sampling_ratio', 'shifted_levels', 'proposals_of_the_first_image',
+    'unclipped', 'masks_of_the_next_class',
+)  # fmt: skip
 @pytest.mark.parametrize(
     'plant',
     [

@@ -111,6 +111,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.suite('threshold of masks', 'padding not cut', 'any overlap')
 @pytest.mark.parametrize('fault', FAULTS)
 def test_a_planted_fault_is_refused(fault, monkeypatch):
     reference()  # before the fault

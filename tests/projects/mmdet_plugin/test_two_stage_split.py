@@ -94,6 +94,7 @@ def results_of(kind, form, outputs):
     return [match('image', one, other) for one, other in zip(wanted_of_two(kind), found, strict=True)]
 
 
+@pytest.mark.suite('cascade_mask-proposals', 'cascade_mask-regions')
 @pytest.mark.parametrize('form', ['proposals', 'regions'])
 @pytest.mark.parametrize('kind', in_suite(WHOLE, 'cascade_mask', 'generic'))
 def test_the_tensors_and_the_results_of_both_graphs_are_those_of_mmdet(kind, form):

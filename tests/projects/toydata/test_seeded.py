@@ -122,6 +122,7 @@ def filled(name, stray=0):
     return fill_seeded(build_student(cfg), 0, *normalised_photograph(cfg))
 
 
+@pytest.mark.suite('points and distances', 'objectness, pixels as they are', 'peaks')
 @pytest.mark.parametrize(
     'name', in_suite(MODELS, *DISTINCT)
 )

@@ -38,6 +38,7 @@ def registered():
     toy_centerpoint.register()
 
 
+@pytest.mark.suite('anchor3d-second', 'centerpoint-circle', 'anchor3d-nuscenes')
 @pytest.mark.parametrize(('name', 'kind'), in_suite(KINDS, *SPREAD))
 def test_sweeps_give_boxes_of_several_classes_and_an_empty_map_none(tmp_path, name, kind):
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401

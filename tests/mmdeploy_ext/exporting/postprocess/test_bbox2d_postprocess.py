@@ -70,6 +70,21 @@ def outputs_for(head, seed, batch, size=SIZE, **values):
     return random_outputs(seed, batch, size, anchors=len(head.prior_generator.base_anchors[0]), **values)
 
 
+@pytest.mark.suite(
+    'default-one image', 'default-two images', 'default-content smaller than the input',
+    'default-rescaled', 'default-rescaled unequally',
+    'nms_pre smaller than every level-rescaled unequally',
+    'nms_pre larger than every level-rescaled unequally', 'nms_pre between the levels-rescaled unequally',
+    'max_per_img cuts-rescaled unequally', 'max_per_img one-rescaled unequally',
+    'class agnostic-rescaled unequally', 'score_thr 0-rescaled unequally',
+    'score_thr keeps few-rescaled unequally', 'boxes not clipped-rescaled unequally',
+    'centred anchors-rescaled unequally', 'two anchors per cell-rescaled unequally',
+    'strict NMS-rescaled unequally', 'nms_pre smaller than every level-two images',
+    'nms_pre larger than every level-two images', 'nms_pre between the levels-two images',
+    'max_per_img cuts-two images', 'max_per_img one-two images', 'class agnostic-two images',
+    'score_thr 0-two images', 'score_thr keeps few-two images', 'boxes not clipped-two images',
+    'centred anchors-two images', 'two anchors per cell-two images', 'strict NMS-two images',
+)  # fmt: skip
 @pytest.mark.parametrize('request_name', REQUESTS)
 @pytest.mark.parametrize('case', CASES)
 def test_eager_and_numpy_equal_get_bboxes(case, request_name):
@@ -106,6 +121,7 @@ EXPORTED = [
 ]
 
 
+@pytest.mark.suite('default-17', 'class agnostic-17')
 @pytest.mark.parametrize(('case', 'opset'), EXPORTED)
 def test_exported_equals_get_bboxes_on_unseen_sizes_batches_and_values(case, opset):
     head = make_head(**CASES[case])
