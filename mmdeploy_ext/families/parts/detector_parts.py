@@ -12,9 +12,8 @@ import torch
 from mmdet.models.builder import BACKBONES, DETECTORS, build_head
 from mmdet.models.detectors import SingleStageDetector
 from torch import nn
-from torch.nn import init
 
-from mmdeploy_ext.compat.import_hook import patched
+from mmdeploy_ext.compat.undrawn_weights import undrawn_weights
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.suppression import number, positive
@@ -39,11 +38,6 @@ PATHS = dict(YOLOXPAFPN=3, CSPNeXtPAFPN=3)
 GRID_SAMPLE_OPSETS = (16, 20)
 """First and last opset of graphs with GridSample, which ONNX has from 16 on. 20 is taken if it is asked for;
 the default stays below it, since TensorRT 10 gets GridSample of opset 20 wrong."""
-DRAWING = (
-    'uniform_', 'normal_', 'trunc_normal_', 'xavier_uniform_', 'xavier_normal_',
-    'kaiming_uniform_', 'kaiming_normal_', 'orthogonal_', 'sparse_',
-)  # fmt: skip
-"""Functions of `torch.nn.init` that draw the values of a weight."""
 ROUND_DOWN = ('NASFPN',)
 """Parts whose coarse levels have `H // stride` rows, since they pool; convolutions round up."""
 
@@ -327,11 +321,6 @@ def tested_head(
     return built_head(content, f'model.{key}', build)
 
 
-def _undrawn(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-    """Return a tensor as it is, in place of a function of `torch.nn.init`."""
-    return tensor
-
-
 def built_head(
     content: Mapping[str, Any], key: str, build: Callable[[Any], nn.Module] = build_head
 ) -> nn.Module:
@@ -342,7 +331,7 @@ def built_head(
     ConfigError: it cannot be built; the message names its `key`.
     """
     try:
-        with warnings.catch_warnings(), patched(init, **dict.fromkeys(DRAWING, _undrawn)):
+        with warnings.catch_warnings(), undrawn_weights():
             warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
             return build(dict(content)).eval()
     except Exception as error:

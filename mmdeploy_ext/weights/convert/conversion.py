@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from mmdeploy_ext.compat.undrawn_weights import undrawn_weights
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError, root_cause
 from mmdeploy_ext.core.files import atomic_path, check_outputs, check_writable
 from mmdeploy_ext.weights.checkpoint import check_finite, check_types, misfits
@@ -26,7 +27,7 @@ def model_tensors(cfg: Any) -> Tensors:
     model = cfg.model.copy()
     model.pop('pretrained', None)
     try:
-        with torch.device('meta'):
+        with torch.device('meta'), undrawn_weights():
             built = build_detector(model)
     except Exception as error:
         raise ConfigError(f'{cfg.filename}: the model cannot be built ({error})') from error
