@@ -141,7 +141,8 @@ class DenseFamily(ImageFamily):
     def build(self, cfg: Any) -> nn.Module:
         """Build mmdet's detector; of a distilled one, the student alone.
 
-        The `init_cfg` and `pretrained` of the backbone become None in `cfg` itself, but for a distilled one.
+        The `init_cfg` and `pretrained` of the backbone become None in `cfg` itself, unless the backbone
+        cannot be built without them; the `cfg` of a distilled one stays as it is.
         """
         if (student := detector_parts.without_teacher(cfg.model)) is not cfg.model:
             cfg = copy.deepcopy(cfg)  # a shallow copy shares its content
@@ -156,10 +157,10 @@ class DenseFamily(ImageFamily):
             yield Replaced(integral, 'Integral', ('forward',))
 
     def takes(self, model: nn.Module, options: Options, height: int, width: int) -> bool:
-        """Return whether a dynamic graph takes prepared images of this size, in pixels.
+        """Return whether prepared images of this size, in pixels, are large enough for a dynamic graph.
 
-        Heads whose maps follow the strides (`maps_by_stride`) take every size that the contract allows; with
-        others an image has to be at least as large as the largest stride.
+        For heads whose maps follow the strides (`maps_by_stride`) they are if no side is below the smallest
+        that the contract states, for others if none is below the largest stride.
         """
         if graphs.described(model).maps_by_stride:
             return super().takes(model, options, height, width)

@@ -113,7 +113,8 @@ class CameraModels:
     def build(self, cfg: Any) -> nn.Module:
         """Return the model of a config, without weights, in evaluation mode; it has `input_sizes`.
 
-        The `init_cfg` and `pretrained` of its `img_backbone` become None in `cfg` itself.
+        The `init_cfg` and `pretrained` of its `img_backbone` become None in `cfg` itself, unless it cannot be
+        built without them.
 
         ConfigError: it is not exported, or cannot be built.
         """

@@ -38,7 +38,7 @@ def prefix_of(model: Mapping[str, Any]) -> str:
 
 
 def parts_of(model: nn.Module) -> Parts:
-    """Return the parts of a `CenterPoint`, `MVXFasterRCNN`, `SASSD` or `VoxelNet`; None for one it lacks."""
+    """Return the parts of a `CenterPoint`, `MVXFasterRCNN`, `SASSD` or `VoxelNet`; a missing part is None."""
     prefix = 'pts_' if hasattr(model, 'pts_voxel_encoder') else ''
     names = ('voxel_layer', 'voxel_encoder', 'middle_encoder', 'backbone', 'neck', 'bbox_head')
     return Parts(prefix, *(getattr(model, prefix + name, None) for name in names))

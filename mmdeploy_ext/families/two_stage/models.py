@@ -98,7 +98,8 @@ class TwoStageModels:
     def build(self, cfg: Any) -> nn.Module:
         """Return the detector without weights, in evaluation mode; ConfigError: it cannot be built.
 
-        The `init_cfg` and `pretrained` of its `backbone` become None in `cfg` itself.
+        The `init_cfg` and `pretrained` of its `backbone` become None in `cfg` itself, unless it cannot be
+        built without them.
         """
         return build_without_weights(cfg, build_detector, 'backbone')
 

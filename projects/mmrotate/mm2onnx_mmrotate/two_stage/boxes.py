@@ -32,8 +32,8 @@ class UprightPool(Pool):
     ) -> Tensor:
         """Return features (R, channels, h, w) of boxes (R, 4) xyxy in pixels of the network input.
 
-        `maps` are those of all levels (B, channels, H, W), `images` (R,) the index of each box's image in the
-        batch; `factor` multiplies the sides of boxes before they are pooled, None keeps them.
+        `maps` are those of all levels (B, channels, H, W), `images` (R,) int64 the index of each box's image
+        in the batch; for `factor` see `Pool.forward`.
         """
         pooled = super().forward(maps, boxes, images, factor)
         layer = self.extractor.roi_layers[0]
@@ -78,6 +78,8 @@ class Stage(nn.Module):
     def outputs(self, maps: Sequence[Tensor], regions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return class logits (B, K, C + 1) and name -> other outputs of the head (B, K, G, columns).
 
+        The logits of a loss with columns of its own (SeesawLoss) are (B, K, C + 2).
+
         Regions are (B, K, 4) xyxy or (B, K, 5) boxes in pixels of the network input, `maps` those of each
         level (B, channels, H, W) that they are pooled from.
         """
@@ -98,7 +100,7 @@ class Stage(nn.Module):
         return CODERS[self.coder['type']](torch, regions[:, :, None], rows, self.coder, clip_hw)
 
     def activated(self, logits: Tensor) -> Tensor:
-        """Return class scores (B, K, C), without the background."""
+        """Return class scores (B, K, C) of the logits of `outputs`, without the background."""
         head = self.head
         scores = head.loss_cls.get_activation(logits) if head.custom_cls_channels else softmax(logits)
         return scores[..., :-1]
@@ -119,8 +121,9 @@ class Boxes(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Return the regions of the last stage, its outputs by name, and class logits.
 
-        Regions are (B, K, 4 or 5), outputs (B, K, G, columns), and the logits (B, K, C + 1) the mean of all
-        stages. `proposals` are the regions of the first stage; for the other arguments see `Stage`.
+        Regions are (B, K, 4 or 5), outputs (B, K, G, columns), and the logits, of the shape that
+        `Stage.outputs` states, the mean of all stages. `proposals` are the regions of the first stage; for
+        the other arguments see `Stage`.
         """
         regions, stage_logits = proposals, []
         for index, stage in enumerate(self.stages):
