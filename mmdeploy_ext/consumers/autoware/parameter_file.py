@@ -71,7 +71,9 @@ def read_parameter_file(path: Path) -> Any:
             raise ParameterFileError(f'has {status.st_size:,} bytes, expected at most {LARGEST_FILE_BYTES:,}')
         text = path.read_text(encoding='utf-8')
         return _Reader(yaml.parse(text, Loader=yaml.SafeLoader)).document()
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise ParameterFileError(f'cannot be read: {error.strerror}') from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ParameterFileError(f'is no YAML: {one_line(error)}') from error
 
 

@@ -12,7 +12,7 @@ from mmdeploy_ext.engines.tensorrt.binding import Port, Session, check_ports, re
 from mmdeploy_ext.engines.tensorrt.build import Built, Layer, build
 from mmdeploy_ext.engines.tensorrt.package import Package
 from mmdeploy_ext.engines.tensorrt.record import AS_GIVEN, Record
-from mmdeploy_ext.proving.tensorrt import compare_outputs
+from mmdeploy_ext.proving.tensorrt import compare_outputs, row_text
 from toy_engines import CpuEngine, HostMemory
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -82,6 +82,12 @@ def test_an_output_whose_size_depends_on_data_is_refused(monkeypatch):
 @pytest.mark.parametrize('half', [False, True])
 def test_the_proof_fails_on_every_planted_fault(wrong, half):
     assert not all(row.passed for row in compare_outputs({'y': X}, wrong, half=half))
+
+
+def test_a_line_of_the_proof_says_why_an_output_failed_that_should_be_zero():
+    zeros = np.zeros_like(X)
+    (right,), (wrong,) = (compare_outputs({'y': zeros}, {'y': got}, half=False) for got in (zeros, X))
+    assert row_text(right).endswith(': ok') and row_text(wrong) == f'y: FAILED: {wrong.reason}'
 
 
 def test_the_proof_passes_rounding():
