@@ -106,7 +106,7 @@ def compare_outputs(
 
 def row_text(row: TensorRow) -> str:
     """Return one line about an output."""
-    if row.cosine is None or row.max_rel is None and not row.passed:  # no figure says by how much it differs
+    if row.cosine is None or (row.max_rel is None and not row.passed):  # no figure tells the difference
         return f'{row.tensor}: FAILED: {row.reason}'
     verdict = 'ok' if row.passed else 'FAILED'
     relative = 0.0 if row.max_rel is None else row.max_rel
