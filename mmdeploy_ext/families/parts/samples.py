@@ -53,7 +53,7 @@ def camera_frame(images: Any, lidar2img: Any, meta: Mapping[str, Any], **fields:
     """Return a frame of N cameras, for whose intrinsics unit matrices stand.
 
     Args:
-        images: (N, 3, H, W), may be with axes of length 1 before.
+        images: (N, 3, H, W) as the test pipeline prepared them, may be with axes of length 1 before.
         lidar2img: (N, 4, 4).
         meta: metas of the sample, which may have its name, `sample_idx`, and the files of its pictures.
         fields: further ones of a `Frame`.

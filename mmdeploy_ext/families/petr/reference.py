@@ -95,7 +95,7 @@ class PetrReference(CameraReference):
             )
 
     def step(self, frame: Frame) -> StepResult:
-        """Run one frame through `forward_test`.
+        """Run one prepared frame through `forward_test`.
 
         DataError: an invalid calibration or time, of PETRv2 also an invalid pose.
         ShapeError: another number of pictures than the model has cameras.

@@ -123,7 +123,7 @@ class Sparse4DReference:
         return Decision(result, state, ', '.join(texts))
 
     def step(self, frame: Frame) -> StepResult:
-        """Run one frame; outputs, of the last refinement, for A instances (batch 1).
+        """Run one prepared frame; outputs, of the last refinement, for A instances (batch 1).
 
         `pred_instance_feature` and the values of `PREDICTIONS`, float32 (1, A, ...); `instance_id` and
         `confidence` of the rows; `pred_track_id` (1, A) int32, the ids of rows that were kept from the last

@@ -50,7 +50,7 @@ class StreamPetrReference(CameraReference):
         self._last: StreamState | None = None
 
     def step(self, frame: Frame) -> StepResult:
-        """Run one frame through `forward_test`.
+        """Run one prepared frame through `forward_test`.
 
         The outputs are tensors that the model taps: `all_cls_scores` and `all_bbox_preds` of all decoder
         layers, `outs_dec` of the last one alone, and the memory after the frame, `post_memory_` and a name of
