@@ -50,8 +50,9 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         UsageError: --told beside --run; with --run also a kit for libspconv, or OUTPUTS that is not empty.
-        DataError: a kit that is not whole, no folder of outputs, or outputs of another kit. Outputs that
-            cannot be read are failures of the verdict.
+        DataError: a kit that is not whole, no folder of outputs, one without any, or outputs of another kit.
+            Some that are missing or cannot be read are failures of the verdict.
+        ModelFileError: see `judge`.
         EngineError, ExportError, InferenceError: with --run, see `run_kit`.
     """
     ran = ''
@@ -104,8 +105,8 @@ def print_drift(row: SequenceRow) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit status: 0 the outputs keep the bars, 1 they do not, 2 usage.
 
-    It is 2, too, of a damaged kit, of outputs of another kit, and of an engine that is not here or cannot
-    take a file; 1 if an engine fails to run a file, or a file cannot be written in float16.
+    It is 2, too, of a damaged kit, of no outputs or those of another kit, and of an engine that is not here
+    or cannot take a file; 1 if an engine fails to run a file, or a file cannot be written in float16.
 
     `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
     option that the parser refuses, which is status 2.

@@ -50,6 +50,8 @@ OURS = Path(__file__).resolve().parents[1]
 """Folder of this project's package."""
 PYTHON = Path(os.__file__).parent
 """Folder of Python's own modules; without a virtual environment, installed packages are below it."""
+TYPED = ('<string>', '<stdin>', '<console>', '<python-input-')
+"""Beginnings of the file names of code that has no file: of `exec` and `python -c`, of a pipe, of consoles."""
 LEFT_OUT = ('kind', 'type_comment', 'type_params', 'type_ignores')
 """Fields of syntax trees that change nothing, or that only newer versions of Python have."""
 
@@ -74,6 +76,11 @@ class SourceLines:
 def is_in_package(path: Path) -> bool:
     """Return whether a path is in a folder of installed packages; links are not followed."""
     return any(folder in path.parts for folder in PACKAGE_FOLDERS)
+
+
+def is_typed(file: str) -> bool:
+    """Return whether code of this file name is a user's without a file, see `TYPED`, not that of a tool."""
+    return file.startswith(TYPED)
 
 
 def is_users_file(path: Path) -> bool:

@@ -13,7 +13,7 @@ from types import FrameType
 
 import torch
 
-from mmdeploy_ext.core.source_code import PACKAGE_FOLDERS, PYTHON, is_in_package, is_ours
+from mmdeploy_ext.core.source_code import PACKAGE_FOLDERS, PYTHON, is_in_package, is_ours, is_typed
 
 MACHINERY = str(Path(__file__).parent)
 """Folder of the linter, whose frames, without those of its subfolders, are passed over."""
@@ -83,14 +83,14 @@ class Site:
 def caller(through_torch: bool = False) -> Site | None:
     """Return the innermost line of the call stack outside of torch and of the linter.
 
-    Code without a file ('<string>', a console) is passed over, unless torch called it. If torch made the call
-    for itself, the result is None; with `through_torch` it is the line outside of torch that led there. It is
-    None, too, if there is no such line.
+    Code without a file is passed over; that of the user (`source_code.is_typed`) is not if torch called it,
+    such as a `forward`, unless `through_torch`. If torch made the call for itself, the result is None; with
+    `through_torch` it is the line outside of torch that led there. It is None, too, if there is no such line.
     """
     frame: FrameType | None = sys._getframe(1)
     without_file = None
     while frame is not None and (_is_machinery(frame) or _file(frame) in THIN):
-        if _file(frame) == '<string>' and without_file is None:
+        if without_file is None and is_typed(_file(frame)):
             without_file = frame
         frame = frame.f_back
     if frame is not None and not through_torch and _file(frame).startswith(TORCH + os.sep):

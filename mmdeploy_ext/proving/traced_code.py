@@ -24,7 +24,15 @@ from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.core.foreign_functions import is_users_value
 from mmdeploy_ext.core.model_classes import LIBRARIES, classes_of
 from mmdeploy_ext.core.outer_containers import comparable
-from mmdeploy_ext.core.source_code import DISTRIBUTIONS, OURS, codes_in, is_in_package, is_ours, is_users_file
+from mmdeploy_ext.core.source_code import (
+    DISTRIBUTIONS,
+    OURS,
+    codes_in,
+    is_in_package,
+    is_ours,
+    is_typed,
+    is_users_file,
+)
 from mmdeploy_ext.core.users_code import RanCode
 from mmdeploy_ext.lint import check
 from mmdeploy_ext.lint.nested import copies, copy_of, tensors_in
@@ -521,10 +529,10 @@ def _line_that_leaves(
 def is_observed_file(path: Path, places: Iterable[Path]) -> bool:
     """Return whether lines of a file count: it is the user's, or in one of `places` of installed packages.
 
-    Code that was made of a text ('<string>') is the user's.
+    Code that was made of a text or typed, see `source_code.is_typed`, is the user's.
     """
     if is_users_file(path):
-        return not path.name.startswith('<') or path.name == '<string>'
+        return not path.name.startswith('<') or is_typed(path.name)
     is_packaged = is_in_package(path) and not is_ours(path)
     return is_packaged and any(path.is_relative_to(place) for place in places)
 

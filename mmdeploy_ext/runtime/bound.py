@@ -48,7 +48,10 @@ class BoundGraph:
         self.binding, self.seconds = backend.session.io_binding(), 0.0
 
     def allocate(self, name: str, device: str | None = None) -> OrtValue:
-        """Return a buffer of zeros for an input or output, on 'cpu' or 'cuda'; None: the engine's device."""
+        """Return a buffer of zeros for an input or output, on 'cpu' or 'cuda'; None: the engine's device.
+
+        ShapeError: the graph has no tensor of this name.
+        """
         from onnxruntime import OrtValue
 
         tensor = self.spec.tensor(name)
@@ -63,7 +66,8 @@ class BoundGraph:
 
         An input may be an array on the CPU, which is read in place; names that are no inputs are ignored, and
         outputs without a buffer are not computed.
-        InferenceError: ONNX Runtime failed.
+        InferenceError: ONNX Runtime failed, also for a missing input, another type or shape, or an unknown
+        output.
         """
         self.binding.clear_binding_inputs()
         self.binding.clear_binding_outputs()
@@ -99,7 +103,10 @@ class FedGraph:
         self.seconds = 0.0
 
     def allocate(self, name: str, device: str | None = None) -> np.ndarray:
-        """Return a buffer of zeros for an input or output; it is on the CPU whatever `device` is."""
+        """Return a buffer of zeros for an input or output; it is on the CPU whatever `device` is.
+
+        ShapeError: the graph has no tensor of this name.
+        """
         tensor = self.spec.tensor(name)
         return np.zeros(tensor.axes, tensor.dtype)
 
@@ -121,7 +128,7 @@ def bound(backend: Backend) -> BoundGraph | FedGraph:
 
 
 def fill(buffer: Buffer, values: np.ndarray) -> int:
-    """Copy as many values as a buffer has into it, cast to its type; return the number of its bytes.
+    """Copy values, just as many as a buffer has, into it, cast to its type; return the number of its bytes.
 
     An `OrtValue` has one of the types `ELEMENTS`; KeyError: it has another.
     """
@@ -134,7 +141,7 @@ def fill(buffer: Buffer, values: np.ndarray) -> int:
 
 
 def on_cpu(buffer: Buffer) -> np.ndarray:
-    """Return the values of a buffer as an array in the memory of the CPU, which may be the buffer itself."""
+    """Return the values of a buffer as an array on the CPU: the same memory, not a copy, if it lies there."""
     return buffer if isinstance(buffer, np.ndarray) else buffer.numpy()
 
 

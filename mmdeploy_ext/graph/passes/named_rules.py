@@ -69,7 +69,7 @@ def replace_all(
     """Return a model after several replacements, one after the other, and a report of each, in that order.
 
     Args:
-        model: the graph, which stays as it is.
+        model: the graph, which stays as it is; it may be returned itself if nothing is replaced.
         rules: rules as text, see `parse_rule`; they come first.
         named: keys of `NAMED` and `PASSES`; those of `PASSES` come last.
 

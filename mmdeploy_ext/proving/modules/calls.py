@@ -266,7 +266,8 @@ def as_fed(array: np.ndarray, tensor: FileTensor, title: str) -> np.ndarray:
         title: title of the sample, for messages.
 
     Raises:
-        UsageError: the file takes another kind of numbers, or integers that do not hold the values.
+        UsageError: the file takes another kind of numbers, bfloat16 counting as one, or integers that do not
+            hold the values.
     """
     dtype = np.dtype(tensor.dtype)
     if array.dtype == dtype:

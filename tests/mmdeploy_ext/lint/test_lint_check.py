@@ -169,6 +169,15 @@ def test_the_script_that_calls_an_installed_linter_did_not_lead_to_a_line_of_a_l
     assert names['observe']().via is None
 
 
+@pytest.mark.parametrize('file', ['<string>', '<stdin>', '<console>', '<python-input-0>'])
+def test_a_module_that_was_typed_has_the_findings_of_one_in_a_file(file):
+    names = dict(nn=nn)
+    text = 'class Typed(nn.Module):\n def forward(self, x):\n  return x * x.sum().item()'
+    exec(compile(text, file, 'exec'), names)
+    finding = next(iter(check(names['Typed'](), (X,), try_exports=False)))
+    assert (finding.rule, finding.site.text) == ('value-to-python', f'{file}:3')
+
+
 def test_only_sizes_that_differ_in_the_other_inputs_count():
     def uses(self, x):
         return x[: int(x.shape[0] / 2)] * math.ceil(x.shape[1] / 2)

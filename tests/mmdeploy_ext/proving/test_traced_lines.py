@@ -573,6 +573,14 @@ def test_a_line_that_chooses_by_the_number_of_regions_makes_inputs_decide_in_a_f
     assert entry.by == 'values'
 
 
+def test_a_module_that_was_typed_at_a_console_is_the_users():
+    names = dict(torch=torch)
+    text = 'class Typed(torch.nn.Module):\n def forward(self, x):\n  return x * 2 if x.sum() > 5 else x'
+    exec(compile(text, '<stdin>', 'exec'), names)
+    lines = lines_of_module(names['Typed'](), (torch.ones(2, 2),), (torch.ones(2, 2),), 'torchscript', False)
+    assert [(line.file, line.line, line.by) for line in lines] == [('<stdin>', 3, 'values')]
+
+
 def test_packages_below_the_modules_of_python_are_the_users_where_the_classes_are(monkeypatch, tmp_path):
     """Environments of conda have site-packages in the folder of Python's own modules."""
     package = tmp_path / 'site-packages' / 'fork'
