@@ -50,8 +50,8 @@ OURS = Path(__file__).resolve().parents[1]
 """Folder of this project's package."""
 PYTHON = Path(os.__file__).parent
 """Folder of Python's own modules; without a virtual environment, installed packages are below it."""
-TYPED = ('<string>', '<stdin>', '<console>', '<python-input-')
-"""Beginnings of the file names of code that has no file: of `exec` and `python -c`, of a pipe, of consoles."""
+TYPED = ('<string>', '<stdin>', '<console>', '<python-input-', '<ipython-input-')
+"""Beginnings of the file names of code without a file: of `exec` and `python -c`, a pipe, consoles."""
 LEFT_OUT = ('kind', 'type_comment', 'type_params', 'type_ignores')
 """Fields of syntax trees that change nothing, or that only newer versions of Python have."""
 

@@ -169,7 +169,7 @@ def test_the_script_that_calls_an_installed_linter_did_not_lead_to_a_line_of_a_l
     assert names['observe']().via is None
 
 
-@pytest.mark.parametrize('file', ['<string>', '<stdin>', '<console>', '<python-input-0>'])
+@pytest.mark.parametrize('file', ['<string>', '<stdin>', '<python-input-0>', '<ipython-input-1-ab>'])
 def test_a_module_that_was_typed_has_the_findings_of_one_in_a_file(file):
     names = dict(nn=nn)
     text = 'class Typed(nn.Module):\n def forward(self, x):\n  return x * x.sum().item()'
