@@ -134,6 +134,7 @@ def test_a_model_that_cannot_be_built_is_a_mistake_of_the_config_not_of_the_chec
 # ---- writing
 
 
+@pytest.mark.suite('solo-10000', 'rtdetr-200000')
 @pytest.mark.parametrize('limit', [10_000, 200_000])
 @pytest.mark.parametrize('tool', CONVERTERS)
 def test_a_full_disk_is_one_line_and_leaves_neither_checkpoint_nor_config(

@@ -49,6 +49,9 @@ def test_tables_follow_the_installed_methods(folder):
     assert all(installed.values())  # no class or module without any of the methods
 
 
+@pytest.mark.suite(
+    'atss_toy', 'mask_rcnn_toy', 'rtdetr_toy', 'solov2_toy', 'bevfusion_toy', 'pointpillars_toy',
+)  # fmt: skip
 @pytest.mark.parametrize('path', TOYS, ids=lambda path: path.stem)
 def test_models_of_the_libraries_have_the_methods_that_graphs_follow(path):
     cfg = load_config(str(path))
@@ -56,6 +59,7 @@ def test_models_of_the_libraries_have_the_methods_that_graphs_follow(path):
     assert family.differing_methods(family.build(cfg)) == []
 
 
+@pytest.mark.suite('two_stage', 'panoptic', 'regions_masks')
 @pytest.mark.parametrize('kind', ['detr', 'two_stage', 'maskformer', 'panoptic', 'regions_masks'])
 def test_models_of_queries_have_the_methods_that_graphs_follow(kind):
     cfg = toy_query.toy(kind)

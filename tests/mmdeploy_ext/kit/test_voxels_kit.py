@@ -49,6 +49,7 @@ def kit(request, model, voxels, tmp_path_factory):
     return folder / 'kit', folder / 'outputs'
 
 
+@pytest.mark.suite('zyx')
 def test_all_voxels_are_within_the_bars_of_the_file(kit):
     judgement = judge(*kit)
     assert judgement.title == 'WITHIN FP16 BARS ON 6 INPUTS', judgement.failures

@@ -217,6 +217,7 @@ def test_every_input_runs_twice_and_a_second_run_that_is_wrong_is_a_failed_case_
     assert second.name == first.name + SECOND_RUN
 
 
+@pytest.mark.suite('True-True-of each shape', 'True-False-of one shape')
 @pytest.mark.parametrize(
     'plan_memory, dynamic, runs',
     [(True, False, 'of one shape'), (True, True, 'of each shape'), (False, True, 'of all')],

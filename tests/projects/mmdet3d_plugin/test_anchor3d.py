@@ -147,6 +147,7 @@ def changed(name):
     return faults[name]
 
 
+@pytest.mark.suite('anchor_centres', 'suppress')
 @pytest.mark.parametrize('name', ['decode_level', 'decode_deltas', 'anchor_centres', 'suppress'])
 def test_a_fault_in_our_own_post_processing_is_not_proven(monkeypatch, name):
     deployment, folder, *_ = toy_anchor3d.exported('kitti')

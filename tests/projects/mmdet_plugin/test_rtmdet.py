@@ -58,6 +58,7 @@ def first_levels_norm(model):
         layers[0] = model['bbox_head'].cls_convs[0][0]
 
 
+@pytest.mark.suite('halved_stride', 'without_attention')
 @pytest.mark.parametrize(
     'fault',
     [without_attention, halved_stride, without_identity, first_levels_norm],

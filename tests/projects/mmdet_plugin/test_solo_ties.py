@@ -83,6 +83,7 @@ def test_a_tie_above_the_threshold_is_told_from_a_difference(solo, sides):
     assert row.ties >= 1
 
 
+@pytest.mark.suite('solo')
 def test_neighbours_that_differ_by_more_are_no_tie(solo):
     left, _, row = judge(solo, 1e-2, -1e-2)
     assert left > 0.5

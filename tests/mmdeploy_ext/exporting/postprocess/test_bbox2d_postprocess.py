@@ -162,6 +162,10 @@ def engine(request):
     return head, lambda raw: run(session, raw, SIZE)
 
 
+@pytest.mark.suite(
+    '17-first0-None-counts0', '17-first1-None-counts1', '17-first2-second2-counts2',
+    '17-first3-second3-counts3', '17-first4-second4-counts4', '17-first5-busy-counts5',
+)  # fmt: skip
 @pytest.mark.parametrize(
     ('first', 'second', 'counts'),
     [
@@ -203,6 +207,7 @@ def test_exact_score_ties_give_the_same_set(levels_tied):
     assert_same(unpadded(*run(exported(head, 17), raw, TIED_SIZE)), wanted)
 
 
+@pytest.mark.suite('9-9')
 @pytest.mark.parametrize(('deploy', 'nms_pre'), in_suite([(None, 50), (-1, ALL), (9, 9)], (-1, ALL), (9, 9)))
 def test_deploy_nms_pre_replaces_nms_pre(deploy, nms_pre):
     head = make_head(deploy_nms_pre=deploy, max_per_img=ALL)
