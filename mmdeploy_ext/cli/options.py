@@ -285,8 +285,8 @@ def refuse_options(
 ) -> None:
     """Refuse options that have another value than their default; the UsageError has the option and `reason`.
 
-    It is named as it was typed: `--no-x` if that switched it off, all names of an alias, the value of an
-    argument without an option.
+    `names` are attributes of `args`. An option is named as it was typed: `--no-x` if that switched it off,
+    all names of an alias, the value of an argument without an option.
     """
     for name in names:
         value = getattr(args, name, None)

@@ -323,7 +323,7 @@ def _installed_files(package: str) -> tuple[Path | None, dict[str, str]]:
 
 @functools.lru_cache(maxsize=8192)
 def resolved(file: str) -> Path:
-    """Return an absolute path with its links followed, which is done once in a process, as it is slow."""
+    """Return `file`, an absolute path, with its links followed: once in a process, as it is slow."""
     return Path(file).resolve()
 
 

@@ -135,7 +135,7 @@ class Deployment:
         return self.shared[key]
 
     def normalise_with(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-        """Replace the config's mean and std by `mean` and `std`, three numbers of pixel values each.
+        """Replace the config's mean and std by `mean` and `std`, three pixel values each.
 
         They are `--mean` and `--std` of the command line, in the order of the channels of the input; None
         keeps the config's. `normalisation` and, unless both are None, `rule` are set; `cfg` is not changed.
@@ -425,8 +425,8 @@ def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, widt
     """Prepare `image_bgr`, (h, w, 3) uint8, for an input of exactly `height` x `width` pixels.
 
     The image is resized to fit and padded, or resized to just that size if `rule` does not keep the ratio, or
-    warped by the widths (`PreprocessRule.resize`). `rule` decides about the rest: interpolation, colours,
-    normalisation.
+    warped about its middle, scaled by the widths (`resize` of `rule`). `rule` decides about the rest:
+    interpolation, colours, normalisation.
     """
     return dataclasses.replace(rule, size=(height, width)).apply(image_bgr)
 

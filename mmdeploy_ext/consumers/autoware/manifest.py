@@ -176,11 +176,11 @@ def _wrong_path(file: str, key: str, problem: str) -> Violation:
     return Violation(file, key, 'path', f'{key} is {problem}')
 
 
-def missing_files(names: Sequence[str], paths: Collection[str]) -> list[Violation]:
-    """Return a violation for each of the file names that is not in `paths`, the names of files that exist."""
+def missing_files(names: Sequence[str], existing: Collection[str]) -> list[Violation]:
+    """Return a violation for each of the file names that is not in `existing`, the names of files there."""
     consequence = 'is not there; the node is given its path'
     return [
-        Violation(name, '', 'missing-file', f'{name} {consequence}') for name in names if name not in paths
+        Violation(name, '', 'missing-file', f'{name} {consequence}') for name in names if name not in existing
     ]
 
 

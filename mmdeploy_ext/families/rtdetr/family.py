@@ -161,8 +161,8 @@ class RtDetrFamily(ImageFamily):
         return {name: tensor.cpu().numpy() for name, tensor in maps}
 
     def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Return the list of tokens that become queries, as boxes of one class, if a graph gives them.
+        """Return `PROPOSALS` -> the tokens of the one image that become queries, a `Detections`.
 
-        In `outputs` they are `PROPOSALS` (1, K, 5): xyxy and score.
+        In `outputs` they are `PROPOSALS` (1, K, 5): xyxy and score; {} if the graph does not give them.
         """
         return {PROPOSALS: boxes_of_classes(outputs[PROPOSALS])} if PROPOSALS in outputs else {}

@@ -103,9 +103,10 @@ class SparseFile:
 
     @property
     def precision(self) -> str:
-        """Precision that the file is judged as: 'int8', 'fp16' as all other files of the dialect, or 'fp32'.
+        """Precision that the file is judged as: 'int8' or 'fp16' if it is of the dialect, else as written.
 
-        The engine takes its weights in float16, and computes in INT8 the layers that have ranges.
+        The engine of the dialect takes weights in float16, and computes in INT8 the layers that have ranges.
+        A portable file is exported in 'fp32'; `graph.py fp16` makes it 'fp16'.
         """
         if self.export_options.target == 'libspconv':
             return 'int8' if deploy.has_int8(self.export_options) else 'fp16'
