@@ -67,7 +67,8 @@ class SparseBenchmark(Benchmark):
     def load(self) -> None:
         """Load the model, trace its graph, and make the sets of voxels.
 
-        UsageError: options that are out of range, or a file that is no portable one of a sparse backbone.
+        UsageError: options that are out of range, or several files. ModelFileError: a file that is no
+        portable one of a sparse backbone.
         """
         args = self.args
         self.threads = (args.threads,) if args.threads else THREADS

@@ -298,7 +298,8 @@ def add(parser: Any, names: str, text: str = '', default: Any = None, **settings
         parser: an `ArgumentParser`, or an argument group of one.
         names: names of an option or of a positional argument; the metavar for the help comes last.
         text: help.
-        default: value if the argument is left out; a number or a path also gives the values their type.
+        default: value if the argument is left out; a number or a path also gives the values their type. A
+            flag takes none: it is False then.
         settings: further arguments of `add_argument`; and `writes`, the `files` of the function `writes`, a
             text or a list of texts.
     """

@@ -91,7 +91,7 @@ class ImageFamily(Family):
     """
 
     samples = 'images'
-    forms: ClassVar[tuple[str, ...]]
+    forms: ClassVar[tuple[str, ...]] = ()
     tie_keys: ClassVar[tuple[str, ...]] = ('iou_threshold',)
     trial_rows: ClassVar[int] = 400
     makes_masks_last: ClassVar[bool] = False

@@ -136,8 +136,8 @@ class Head(OfModel):
     def detect(self, features: Tensor, rays: Tensor, seconds: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return logits (L, 1, R, K) and box codes (L, 1, R, 10) of features and positions (1, F N, C, h, w).
 
-        `rays` are the positions, before they are gated. `seconds` divides displacements: of PETRv2 (1,), the
-        mean time since the frame before; of PETR 1.
+        `rays` are the positions, before they are gated. `seconds` divides displacements: for PETRv2 (1,), the
+        mean time since the frame before; for PETR, which predicts velocities, the number 1.
         """
         head = self.model.pts_bbox_head
         tokens = head.input_proj(features[0])

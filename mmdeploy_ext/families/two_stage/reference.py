@@ -39,7 +39,8 @@ def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: A
     """Return the outputs by name that are compared by value, of the form 'proposals' or 'regions'.
 
     They are the features and the outputs of the RPN head, or the inputs and outputs of the heads of regions.
-    `feeds` are the inputs of the graph by name; other options of the file have no effect.
+    `feeds` are the inputs of the graph by name and, for 'regions' too, `input`, whose size is read; other
+    options of the file have no effect.
     """
     if form != PROPOSALS:
         return _region_tensors(model, feeds, {})
@@ -86,7 +87,7 @@ def choose_as(
 
     Args:
         model: the unpatched detector.
-        feeds: inputs of a graph of regions by name.
+        feeds: inputs of a graph of regions by name, and `input`, whose size is read.
         outputs: outputs of the engine by name, of which `regions_<stage>` are taken.
         reference: outputs of `tensors`, which are returned if the engine gives no regions of later stages, or
             another number of them.
@@ -286,7 +287,10 @@ def maps_of(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> tuple[torch.Te
 
 
 def metas_of(feeds: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return mmdet's `img_metas` of every image, from `feeds`, the inputs of a graph by name."""
+    """Return mmdet's `img_metas` of every image, from the `feeds`: `input` and, if there are such, sizes.
+
+    The sizes are `img_shape`, else that of `input`, and `scale_factor`, else 1.
+    """
     batch, _, *size = feeds['input'].shape
     shapes = [(*map(int, shape), 3) for shape in sizes_of(feeds)]
     scales = feeds.get('scale_factor', np.ones((batch, 4), np.float32))

@@ -29,7 +29,10 @@ PER_FRAME = ('gt_bboxes_3d', 'gt_labels_3d', 'gt_bboxes', 'gt_labels', 'centers2
 
 @contextmanager
 def without_gradients(model: nn.Module) -> Iterator[None]:
-    """Run the block in evaluation mode and without gradients; its own mode is put back."""
+    """Run the block in evaluation mode and without gradients; then `train` sets the model's own mode again.
+
+    A part that was in another mode than the model gets that of the model, unless its `train` prevents it.
+    """
     training = model.training
     model.eval()
     try:

@@ -20,6 +20,7 @@ from mmdeploy_ext.contract.options import Option
 from mmdeploy_ext.contract.schema import full_record
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError
 from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.half_bars import HalfBars
 from mmdeploy_ext.proving.tasks import task_module
@@ -255,6 +256,15 @@ def test_a_family_without_a_task_is_refused_by_name():
         task_module('')
     with pytest.raises(ConfigError, match=r"task '\.relative': there is no such module"):
         task_module('.relative')
+
+
+def test_a_family_of_images_that_states_no_forms_is_refused_by_name(monkeypatch):
+    class Rings(ImageFamily):
+        name = 'rings'
+
+    monkeypatch.setattr(Rings, '__abstractmethods__', frozenset())
+    with pytest.raises(ConfigError, match=r"family 'rings' has no forms; expected one at least"):
+        Rings().choose()
 
 
 def test_a_task_whose_import_fails_is_not_said_to_be_missing(tmp_path, monkeypatch):
