@@ -38,6 +38,8 @@ from mmdeploy_ext.families.parts.runtime.box_coders import softmax
 METHODS = ('get_bboxes', 'regress_by_class', 'refine_bboxes')
 """Methods of box heads that the graphs compute by themselves."""
 HEADS = (bbox_heads.BBoxHead, bbox_heads.SABLHead)
+INVERTING_CODERS = ('tblr', 'bucket')
+"""Coders of regions whose boxes may end before they begin."""
 """Box heads that export."""
 NEEDED = ('score_thr', 'nms', 'max_per_img')
 """Settings of `test_cfg.rcnn` that these heads read without a default."""
@@ -116,7 +118,7 @@ class Boxes(nn.Module):
         self.config, self.cap = config, cap
         self.compares_products = compares_products()
         self.pads = len(self.stages) == 1 and mmdet_release() in PADDING_RELEASES
-        self.inverted = coder_of(self.stages[-1].head)['type'] == 'tblr'
+        self.inverted = coder_of(self.stages[-1].head)['type'] in INVERTING_CODERS
 
     def forward(
         self,

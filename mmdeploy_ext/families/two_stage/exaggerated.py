@@ -12,6 +12,9 @@ from mmdeploy_ext.families.parts.exaggerated import QUADRANT, changed_outputs, e
 from mmdeploy_ext.families.parts.regions import has_masks, part_of, roi_head_of, stages_of
 from mmdeploy_ext.families.two_stage import graphs
 
+BUCKETS = 8.0
+"""By how many of its 14 buckets each side of a box is moved inwards: more than half of them."""
+
 
 def changed_proposals(head: nn.Module) -> Callable[[Any], Any]:
     """Return a function that changes the outputs of a head of proposals: the deltas in some cells.
@@ -50,12 +53,24 @@ def changed_regions(head: nn.Module) -> Callable[[Any], Any]:
     return change
 
 
+def changed_buckets(outputs: Any) -> Any:
+    """Return outputs of SABL's head of boxes in which some regions end before they begin, left to right.
+
+    It takes the outputs of the head. The offset of each bucket is that to the left or above, in buckets; the
+    sign of the first one chooses the regions.
+    """
+    scores, (classes, offsets) = outputs
+    sides = offsets.unflatten(1, (4, -1))  # left, right, top, bottom
+    shifts = torch.tensor([-BUCKETS, BUCKETS, 0.0, 0.0]).to(offsets)[:, None]
+    return scores, (classes, torch.where(sides[:, :1, :1] > 0, sides + shifts, sides).flatten(1))
+
+
 @contextlib.contextmanager
 def exaggerated(model: nn.Module) -> Iterator[None]:
     """Inside the block heads of proposals and of regions give some extreme boxes.
 
     Outputs of layers are changed, for the reference and for a graph that is exported inside. Heads of
-    regions that give no deltas stay as they are.
+    regions that give neither deltas nor buckets stay as they are.
     Of a cascade whose classes share one box only the last stage does: later stages would pool the boxes
     of earlier ones. If masks are pasted into boxes that the last head does not clip, no head does: mmdet
     cannot paste masks outside of the image.
@@ -70,9 +85,10 @@ def exaggerated(model: nn.Module) -> Iterator[None]:
             stack.enter_context(exaggerated_proposals(model))
         for stage in range(count):
             head = part_of(roi_head, 'bbox_head', stage)
-            if not getattr(head, 'with_reg', True) or regions.coder_of(head)['type'] != 'delta':
-                continue
-            if stage + 1 == count or not getattr(head, 'reg_class_agnostic', True):
+            coder = regions.coder_of(head)['type'] if getattr(head, 'with_reg', True) else ''
+            if coder == 'bucket' and stage + 1 == count:
+                stack.enter_context(changed_outputs(head, changed_buckets))
+            elif coder == 'delta' and (stage + 1 == count or not getattr(head, 'reg_class_agnostic', True)):
                 stack.enter_context(changed_outputs(head, changed_regions(head)))
         yield
 

@@ -165,6 +165,14 @@ def test_distances_to_the_sides_of_chosen_anchors_and_of_regions_are_decoded():
     assert (boxes[:, 2:] < boxes[:, :2]).any(), 'some results of these coders end before they begin'
 
 
+def test_boxes_of_buckets_that_end_before_they_begin_suppress_nothing():
+    model, prepared, family = seeded('sabl'), images(1), family_of('sabl')
+    with family.exaggerated(model):
+        (results,) = family.reference_detections(model, prepared, True)
+        assert (results.bboxes_xyxy[:, 2] < results.bboxes_xyxy[:, 0]).sum() > 10
+        same('sabl', model, exported('sabl', model=model)[1](prepared), prepared, 15)
+
+
 @pytest.mark.parametrize('strides', [[8], [8, 16]])
 @pytest.mark.parametrize('kind', ['SingleRoIExtractor', 'GenericRoIExtractor'])
 def test_regions_are_enlarged_where_mmdet_enlarges_them(kind, strides):
