@@ -179,7 +179,10 @@ class Export:
         return 0
 
     def check(self) -> None:
-        """Raise UsageError, before the weights load, for a picture of --show that cannot be written."""
+        """Refuse a picture of --show that is a file of another option, before the weights load.
+
+        UsageError: this run reads the file, or another option writes it.
+        """
         if self.args.show:
             will_write('--show', [f'{self.args.output_file}.png'])
 
@@ -258,11 +261,11 @@ def print_exports(cfg: Any, family: Family, options: Options) -> int:
     `cfg` is mmcv's config, `options` are those of the requested export.
 
     Returns:
-        0: the requested export can be made.
+        0: the config and the options allow the requested export; its row says so if its graph is refused.
 
     Raises:
-        Mm2OnnxError: it cannot, for example ConfigError or UsageError; there is no table then. Other exports
-            that are refused are rows of the table, with the reason.
+        Mm2OnnxError: they do not, for example ConfigError or UsageError; there is no table then. Other
+            exports that are refused are rows of the table, with the reason.
     """
     from rich.console import Console
     from rich.table import Table

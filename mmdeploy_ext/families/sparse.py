@@ -45,7 +45,8 @@ class Int8Reference:
     """How NVIDIA's scripts make the INT8 file of a family; the defaults stand for a family that has none.
 
     Attributes:
-        precisions: module path -> (precision, output precision) if it is not int8.
+        precisions: module path -> (precision, output precision) if it is not int8; without any the first
+            convolution and the output of the last one are fp16, see `sparse.precision.fp16_ends`.
         half_ranges: whether they round ranges to fp16.
         fp16_folded: modules of convolutions into which they fold batch normalisation in fp16, unlike the
             rest.

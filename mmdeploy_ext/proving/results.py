@@ -204,7 +204,8 @@ class DetectionRow:
         low_alone: number of those without a partner within the bars.
         ties: number of results of either side without a partner within the bars that PyTorch itself has, or
             lacks, with other rounding, see `near_ties.py`; they count in none of `missing`, `extra` and
-            `outside`.
+            `outside`. If one decision of rounding explains all of them, it is
+            `matching.ONE_DECISION` at most. Ties at the cut of two full lists do not count.
     """
 
     image: str
@@ -233,7 +234,7 @@ class Case:
         input_shape: shape of the input, or of each, as text: '1x3x608x608'; '' if it has none.
         traced: whether the exporter saw this input.
         tensors: level 2 rows (empty for forms whose outputs are results).
-        detections: level 3 rows, one per image; of a trial one per list of its image.
+        detections: level 3 rows, one per image; of a trial of other limits one per list of its image.
     """
 
     name: str

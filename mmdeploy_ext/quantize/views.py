@@ -117,7 +117,7 @@ def layer_table(
 
 
 def output_table(outputs: Outputs) -> Table:
-    """Return a table of the difference of every output of the network from float32."""
+    """Return a table of the differences from float32, a row for all outputs of a last layer together."""
     title = 'outputs of the network, INT8 against float32'
     titles = ('output', 'cosine', 'error', 'largest error')
     view = table(*titles, title=title, title_justify='left')

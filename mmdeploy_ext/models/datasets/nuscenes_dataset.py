@@ -112,7 +112,7 @@ class CustomNuScenesDataset(NuScenesDataset):
 
         Frame 0 stands for those before the first one. The last frame's dict is returned, with `collect_keys`
         stacked to (T, ...), and the boxes, and `img_metas` among these keys, as lists of T. With
-        `filter_empty_gt` frames are dropped if one of the last `num_frame_losses` has no box.
+        `filter_empty_gt` a sample is dropped if one of its last `num_frame_losses` frames has no box.
         """
         queue, scene = [], None
         # queue_length - 1 of the frames before `index`, in order, and `index` itself

@@ -98,7 +98,7 @@ def engine_options(
 
 
 def compare_graph(file: ExportedFile, fresh: FreshExport) -> GraphResult:
-    """Compare the graph of a file with a fresh export."""
+    """Compare the graph of a file with a fresh export; `fresh`, made for this file, exports on demand."""
     return compare_with_fresh_export(file.model, file.metadata, fresh, file.name)
 
 

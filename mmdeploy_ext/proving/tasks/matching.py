@@ -193,7 +193,7 @@ def pair_lists(
         reference: with `scores` (R,).
         candidate: with `scores` (C,).
         near: (R, C) bool, whether a pair is near enough to match.
-        nearness: (R, C), larger is nearer, see `Pairing`.
+        nearness: (R, C), larger is nearer, see `Pairing`; below `floor` between classes.
         floor: smallest nearness of a pair outside the bars.
         score_bar: largest score difference of a match.
         other_gaps: title, differences (R, C) and bar of each further value that the task measures.
