@@ -46,7 +46,7 @@ class Verdict:
         unexported_code: the user's code that PyTorch's side ran and no export, and values that the user's
             layers keep; inputs decide.
         trials: level 3 of exports of the post-processing with other limits.
-        sequence: level 4; empty for models without a memory.
+        sequence: level 4; empty for models that are not proven on a drive (PETR is, without a memory).
         metrics: level 5; empty when no data set was evaluated.
         timing_ms: title of PyTorch's side, and of the engine's -> median milliseconds of its runs, of a
             backbone those of one run; {} if none were measured.

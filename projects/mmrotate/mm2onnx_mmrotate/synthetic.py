@@ -260,7 +260,8 @@ def ensure_toy_dota(
     Raises:
         DataError: `root` is another folder, the working directory, or, without `force`, a set that has other
             parameters or lost files.
-        UsageError: a parameter is out of range.
+        UsageError: a parameter is out of range, or, without `force`, the manifest of a set at `root` is no
+            JSON.
     """
     check_seed(seed)
     for option, count in {'--train-images': train_images, '--val-images': val_images}.items():
