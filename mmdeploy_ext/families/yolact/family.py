@@ -68,7 +68,11 @@ class YolactFamily(ImageFamily):
         with refused_by_name(cfg):
             head = detector_parts.tested_head(cfg, 'bbox_head', test_cfg)
             _check_type('bbox_head', head, dense_heads.YOLACTHead)
-            chosen_coder(head)
+            if chosen_coder(head)['type'] == 'tblr':
+                raise ConfigError(
+                    f'model.bbox_head.bbox_coder.type={type(head.bbox_coder).__name__}: its boxes may end '
+                    f'before they begin, for which the graph does not compute what mmdet does'
+                )
             config = thresholds(test_cfg)
             # the smallest input has one cell a level, of which `nms_pre` leaves the best priors
             priors, nms_pre = head.prior_generator.num_base_priors, int(config['nms_pre'])

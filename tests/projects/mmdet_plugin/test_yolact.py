@@ -149,6 +149,7 @@ REFUSED = {
         'mask_head.type', 'YOLACTSegmHead'
     ),
     'bbox_coder is YOLOBBoxCoder': change('bbox_head.bbox_coder', dict(type='YOLOBBoxCoder')),
+    'bbox_coder.type=TBLRBBoxCoder': change('bbox_head.bbox_coder', dict(type='TBLRBBoxCoder')),
     'model.bbox_head cannot be built': change('bbox_head.num_clases', 7),
 }
 
