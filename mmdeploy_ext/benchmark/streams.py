@@ -258,7 +258,8 @@ def runner_contender(stepper: Any, engine: str, form: str, file: str) -> Contend
 def contract_ratio(contenders: Sequence[Contender], runs: Runs) -> dict[str, Any] | None:
     """Return `measure.ratio` of the times of contract deploy to those of fork, both in ONNX Runtime.
 
-    It has `median` and the quartiles; None unless both ran. `runs` is name of a contender -> its runs.
+    It has `median`, `q1`, `q3` and so on, see `measure.spread`; None unless both ran. `runs` is name of a
+    contender -> its runs.
     """
     names = {contender.form: contender.name for contender in contenders if contender.engine == DEFAULT.name}
     if not {'deploy', 'fork'} <= names.keys():

@@ -52,6 +52,8 @@ RAISES = {
     '_assert', 'multinomial', 'bernoulli', 'normal', 'cdist', 'bincount', 'repeat_interleave',
 }  # fmt: skip
 """Functions of torch that raise an exception for some values."""
+IN_PLACE_OPERATORS = {'__iand__', '__ior__', '__ixor__', '__ilshift__', '__irshift__', '__ipow__'}
+"""Functions of `&=`, `|=`, `^=`, `<<=`, `>>=` and `**=`; that of `+=` and the like is called `add_` etc."""
 REGIONS = 1 << 62
 """Bit of `Mark.counted` of features of regions: PyTorch has a row for each region that it finds."""
 POOLING = {'level_regions', 'constant_level_regions'}
@@ -155,7 +157,9 @@ class Call:
     @property
     def in_place(self) -> bool:
         """Whether it writes into its first argument."""
-        return self.name == '__setitem__' or (self.name.endswith('_') and not self.name.endswith('__'))
+        if self.name.endswith('__'):
+            return self.name == '__setitem__' or self.name in IN_PLACE_OPERATORS
+        return self.name.endswith('_')
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """Return the argument of a position or name, however it was passed; `default` if it was not."""
@@ -201,8 +205,8 @@ class Observer(TorchFunctionMode):
     Attributes:
         recorder: the events and sizes of the run.
         marks: what each tensor of the run depends on.
-        parts: view -> how it was made, for views that are one indexing of a whole tensor by numbers
-            ('select') or also by slices ('slice'), see `watches.parts`.
+        parts: view -> how and on which line (`Site.text`) it was made, for views that are one indexing of a
+            whole tensor by numbers ('select') or also by slices ('slice'), see `watches.parts`.
         sized: numbers of the inputs whose sizes were read.
         is_in_function: whether a function of autograd runs, which has its own form in a graph.
         state: id -> name of the module's parameters and buffers.

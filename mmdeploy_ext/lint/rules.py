@@ -177,9 +177,10 @@ WRITES = (
         id='write-to-view',
         title='A write into a view: `column = t[:, 0]; column[mask] = v`, `t.view(-1)[0] = v`, '
         '`t.chunk(2)[0].mul_(2)`',
-        why='The TorchScript exporter follows writes through one indexing (`t[1:] += 1`, `t[:, '
-        ':2].sigmoid_()`). It loses those into a view of a view, and into what `view`, `flatten`, '
-        '`unbind`, `chunk` and `t()` return.',
+        why='The TorchScript exporter follows writes through one indexing on the same line (`t[1:] += 1`, '
+        '`t[:, :2].sigmoid_()`). It loses those through an indexing on a line before (`row = t[0]`, then '
+        '`row += 1`), into a view of a view, and into what `view`, `flatten`, `unbind`, `chunk` and `t()` '
+        'return.',
         fix='`torch.where`, or `torch.cat` of new columns.',
         outcomes=dict(torchscript=WRONG_AT_ONCE, dynamo=RIGHT),
     ),

@@ -163,7 +163,7 @@ def writes(call: Call) -> None:
     The rules are `input-written` and `state-written`, also through views; `index-put-many-ranks`,
     `index-put-negative` and `slice-assigned` by the indices; and of a view, if it or the values depend on
     inputs, `slice-assigned` if exporters follow it, else `write-to-view`: they follow a call such as `add_`
-    on a view of `Observer.parts`, and `t[i][j] = v` if all indices are numbers.
+    on a view of `Observer.parts`, and `t[i][j] = v` if all indices are numbers, both on the line of the view.
     """
     if not call.in_place or not call.args or not isinstance(call.args[0], torch.Tensor):
         return
@@ -181,7 +181,9 @@ def writes(call: Call) -> None:
         _add_index_kinds(call, call.argument(1, 'indices'))
     if target._base is None or not (call.mark.inputs or observer.marks.of(target).inputs):
         return
-    view_kind = observer.parts.get(target)
+    view_kind, line = observer.parts.get(target, ('', ''))
+    if line != _line_text():  # PyTorch compares the lines of both
+        view_kind = ''
     is_select = view_kind == 'select' and call.name == '__setitem__' and _all_numbers(call.args[1])
     if view_kind and (call.name != '__setitem__' or is_select):
         call.add('slice-assigned', f'{name} of a slice')
@@ -200,7 +202,13 @@ def parts(call: Call) -> None:
         return
     index = call.args[1] if call.name == '__getitem__' else 0
     if None not in [entry for entry in _as_tuple(index) if not isinstance(entry, torch.Tensor)]:
-        call.observer.parts[call.result] = 'select' if _all_numbers(index) else 'slice'
+        call.observer.parts[call.result] = ('select' if _all_numbers(index) else 'slice', _line_text())
+
+
+def _line_text() -> str:
+    """Return the line of the call as `Site.text` has it, '' without one."""
+    site = caller(through_torch=True)
+    return '' if site is None else site.text
 
 
 def _as_tuple(index: Any) -> tuple[Any, ...]:

@@ -107,6 +107,38 @@ class WritesFlatView(nn.Module):
         return x
 
 
+class AddsIntoNamedRow(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone()
+        row = x[0]
+        row += x[1]
+        return x
+
+
+class NumberIntoNamedRow(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone()
+        row = x[0]
+        row[1] = 5.0
+        return x
+
+
+class PowerOfNamedRows(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + 1
+        rows = x[1:]
+        rows **= 2
+        return x
+
+
+class MasksNamedColumn(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        large = x >= 0
+        column = large[:, 0]
+        column &= x[:, 1] > 0.5
+        return large
+
+
 class SigmoidOfSlice(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.clone()
@@ -117,6 +149,12 @@ class SigmoidOfSlice(nn.Module):
 class WritesInput(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x += 1
+        return x * 2
+
+
+class SquaresInput(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x **= 2
         return x * 2
 
 
@@ -166,10 +204,21 @@ EXAMPLES = {
     'write-to-view': Examples(
         failing=Example(WritesColumnOfMask, one, other),
         passing=Example(WhereColumn, one, other),
-        more_failing=(Example(AddsIntoView, one, other), Example(WritesFlatView, one, other)),
+        more_failing=tuple(
+            Example(module, one, other)
+            for module in (
+                AddsIntoView,
+                WritesFlatView,
+                AddsIntoNamedRow,
+                NumberIntoNamedRow,
+                PowerOfNamedRows,
+                MasksNamedColumn,
+            )
+        ),
     ),
     'input-written': Examples(
         failing=Example(WritesInput, one, other),
         passing=Example(NewTensor, one, other),
+        more_failing=(Example(SquaresInput, one, other),),
     ),
 }

@@ -1,7 +1,7 @@
 """Every rule finds its failing example and not its passing one, and the exporters do what the rule says."""
 
 import pytest
-from exporter_outcome import expected, measure
+from exporter_outcome import expected, measure, outcome
 
 from docs._pages.lint.examples import EXAMPLES
 from mmdeploy_ext.lint import RULES, check
@@ -40,6 +40,11 @@ def test_a_rule_flags_other_forms_of_the_pitfall(rule, index):
 @pytest.mark.parametrize(('rule', 'which'), CASES)
 def test_the_torchscript_exporter_does_what_the_rule_says(rule, which):
     assert measure(RULES[rule], which, 'torchscript') == expected(RULES[rule], which, 'torchscript')
+
+
+@pytest.mark.parametrize('example', EXAMPLES['write-to-view'].more_failing)
+def test_the_torchscript_exporter_loses_each_write_into_a_view(example):
+    assert outcome(example, 'torchscript') == RULES['write-to-view'].outcomes['torchscript']
 
 
 @pytest.mark.matrix
