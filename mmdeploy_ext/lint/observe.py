@@ -53,7 +53,7 @@ RAISES = {
 }  # fmt: skip
 """Functions of torch that raise an exception for some values."""
 IN_PLACE_OPERATORS = {'__iand__', '__ior__', '__ixor__', '__ilshift__', '__irshift__', '__ipow__'}
-"""Functions of `&=`, `|=`, `^=`, `<<=`, `>>=` and `**=`; that of `+=` and the like is called `add_` etc."""
+"""Functions of `&=`, `|=`, `^=`, `<<=`, `>>=` and `**=`; that of `+=` is `add_`, and so on."""
 REGIONS = 1 << 62
 """Bit of `Mark.counted` of features of regions: PyTorch has a row for each region that it finds."""
 POOLING = {'level_regions', 'constant_level_regions'}
