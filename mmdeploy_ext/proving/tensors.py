@@ -227,7 +227,7 @@ def without_sequences(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def same_bits(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> bool:
     """Return whether the outputs of two runs, name -> array, are the same bit for bit, NaN included.
 
-    The arrays hold numbers or booleans: texts, which are objects, raise a TypeError.
+    The arrays hold numbers or booleans: those of objects, such as ONNX Runtime's texts, raise a TypeError.
     """
     return first.keys() == second.keys() and all(
         array.dtype == second[name].dtype

@@ -199,7 +199,7 @@ def ensure_toy_coco(
             parameters or lost files.
         UsageError: a parameter is out of range, or, without `force`, the manifest of a set at `root` is no
             JSON.
-        Mm2OnnxError: a file cannot be written.
+        Mm2OnnxError, OSError: a file cannot be written.
     """
     _check(seed, {'--train-images': train_images, '--val-images': val_images}, size)
     root = Path(root)

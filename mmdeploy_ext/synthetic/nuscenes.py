@@ -189,7 +189,7 @@ def ensure_toy_nuscenes(
             parameters or lost files.
         UsageError: a parameter is out of range, or, without `force`, the manifest of a set at `root` is no
             JSON.
-        Mm2OnnxError: a file cannot be written.
+        Mm2OnnxError, OSError: a file cannot be written.
     """
     options = options or SetOptions()
     check_options(options)

@@ -168,7 +168,7 @@ def make_set(
         DataError: `root` is another folder, the working directory, or, without `force`, a set with other
             parameters, or one that lost files.
         UsageError: without `force`, a set whose manifest is no JSON.
-        Mm2OnnxError: a file cannot be written.
+        Mm2OnnxError, OSError: a file cannot be written.
     """
     if root.resolve() == Path.cwd():
         raise DataError(f'{root}: is the working directory, which a finished set would replace; name another')
@@ -233,7 +233,10 @@ def make_pictures(args: argparse.Namespace, ensure: Callable[..., bool], **setti
 
 
 def write_jpeg(path: Path, image: np.ndarray, quality: int) -> None:
-    """Write a picture (H, W, 3) uint8 BGR with a quality of 0..100; DataError: OpenCV cannot encode it."""
+    """Write a picture (H, W, 3) uint8 BGR with a quality of 0..100.
+
+    DataError: OpenCV cannot encode it; OSError: the file cannot be written.
+    """
     done, encoded = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise DataError(f'{path}: OpenCV could not encode the picture of shape {image.shape}')

@@ -116,7 +116,7 @@ class BEVFusionReference:
 
 
 def head_values(outputs: Mapping[str, np.ndarray], classes: int) -> list[torch.Tensor]:
-    """Return scores (1, K, Q), centres, heights, sizes, rotations and velocities for the box coder.
+    """Return scores (1, K, Q), centres in cells, heights, log sizes, rotations, velocities for the box coder.
 
     All but the scores are (1, channels, Q); K is `classes`, their number. The outputs, by name, are those of
     CUDA-BEVFusion's head, or of Autoware's node. The node's boxes have length, width and a heading from x

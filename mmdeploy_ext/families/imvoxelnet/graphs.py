@@ -184,8 +184,9 @@ class Network(nn.Module):
     def volume(
         self, maps: torch.Tensor, image: torch.Tensor, cameras: torch.Tensor, scale_factor: torch.Tensor
     ) -> torch.Tensor:
-        """Return the features (B, C, X, Y, Z) of voxels, zero for those outside of the padded input.
+        """Return the features (B, C, X, Y, Z) of voxels, zero where the nearest cell is outside of the map.
 
+        A voxel up to half a cell outside of the padded input still has features.
         `maps` are (B, C, h, w), of `image` only the size is used; the others are those of `forward`.
         """
         x, y = projected(self.points, cameras)

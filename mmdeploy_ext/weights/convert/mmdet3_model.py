@@ -69,8 +69,8 @@ def parts(config: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def without_scope(path: str, config: Any) -> Any:
     """Return a copy of a part of a config, a dict or a list of dicts, without the scope `mmdet.` of types.
 
-    Entries `_scope_` are left out, too. `path` is that of the part, such as 'model', for the ConfigError if a
-    type has another scope.
+    Entries `_scope_` beside a `type` are left out, too. `path` is that of the part, such as 'model', for the
+    ConfigError if a type has another scope.
     """
     config = copy.deepcopy(config)
     for part_path, part in parts(config, path):
@@ -190,7 +190,8 @@ def convert_detr(model: dict[str, Any]) -> None:
 
     The neck, a projection to one map, is removed: the head of mmdet 2 has that layer itself.
 
-    ConfigError: the neck is not the projection of DETR, or a layer has a key that is not known here.
+    ConfigError: the neck is not the projection of DETR, or a layer has a key or a value that is not known
+    here.
     """
     neck = model.pop('neck')
     for key, value in dict(kernel_size=1, act_cfg=None, norm_cfg=None, num_outs=1).items():
@@ -217,7 +218,7 @@ def convert_detr(model: dict[str, Any]) -> None:
 def convert_deformable_detr(model: dict[str, Any]) -> None:
     """Move transformer, number of queries and encoding of `model` into its head, in place; its neck stays.
 
-    ConfigError: a layer has a key that is not known here.
+    ConfigError: a layer has a key or a value that is not known here.
     """
     head, num_levels = model['bbox_head'], model.pop('num_feature_levels', 4)
     head.pop('embed_dims', None)
@@ -245,8 +246,8 @@ def convert_deformable_detr(model: dict[str, Any]) -> None:
 def convert_dino(model: dict[str, Any]) -> None:
     """Do with `model` what `convert_deformable_detr` does, and remove denoising and assigner, in place.
 
-    Only training uses these. The transformer gets DINO's types. ConfigError: a layer has a key that is not
-    known here.
+    Only training uses these. The transformer gets DINO's types. ConfigError: a layer has a key or a
+    value that is not known here.
     """
     model.pop('dn_cfg', None)
     model['train_cfg'] = None
@@ -259,7 +260,7 @@ def convert_dino(model: dict[str, Any]) -> None:
 def convert_mask_former(model: dict[str, Any]) -> None:
     """Convert the layers and encodings of `model`, a MaskFormer or Mask2Former, in place.
 
-    ConfigError: a layer has a key that is not known here.
+    ConfigError: a layer has a key or a value that is not known here.
     """
     head, is_mask2former = model['panoptic_head'], model['type'] == 'Mask2Former'
     pixel_decoder, path = head['pixel_decoder'], 'model.panoptic_head'
