@@ -273,7 +273,8 @@ def companions(model: nn.Module, classes: Sequence[str]) -> dict[str, str]:
 def manifest_differences(folder: Path, model: Mapping[str, Any]) -> Iterator[str]:
     """Yield how the manifest in a folder differs from a config's `model`, and from the classes of the graph.
 
-    No result of a proof shows the manifest: its runtime reads the metadata of the graph.
+    A manifest that cannot be read differs in every parameter. No result of a proof shows the manifest: its
+    runtime reads the metadata of the graph.
     """
     graph = folder / f'{node.LIDAR}.onnx'
     classes = read_metadata(graph).classes

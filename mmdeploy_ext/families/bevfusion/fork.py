@@ -345,7 +345,10 @@ class RepositoryMoments(torch.utils.data.Dataset):
 
 
 def with_truth(infos: Path) -> None:
-    """Add what data sets of repositories read to an info file in place: empty boxes, poses of the cameras."""
+    """Add what data sets of repositories read to an info file in place: empty boxes, poses of the cameras.
+
+    Annotated boxes that the file has are replaced by the empty ones; poses that it has stay.
+    """
     content = plain_pickle.loads(infos.read_bytes())
     for info in content['infos']:
         info.update(

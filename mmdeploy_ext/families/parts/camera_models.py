@@ -38,7 +38,11 @@ DEFAULT_CAMERAS = 6
 
 
 def is_one_of(types: Sequence[str], part: Mapping[str, Any]) -> bool:
-    """Return whether the type of a part of a config is one of `types`, or its class is derived from one."""
+    """Return whether the type of a part of a config is one of `types`.
+
+    A class counts as its nearest base of a name in the `catalogue`, itself included: one that is derived
+    from PETRHead counts as that, but PETRv2Head, which the catalogue has, too, does not.
+    """
     name = part.get('type')
     for registry in (MMDET_MODELS, MODELS):
         if inspect.isclass(kind := registry.module_dict.get(name)):
@@ -81,7 +85,7 @@ class CameraModels:
     def claims(self, cfg: Any) -> Claim:
         """Return `NO` unless the head is one of `heads`, `DETECTOR` if the detector is one of `detectors`.
 
-        A class that is derived from one of these counts as it. Of another detector with such a head it is
+        For classes that are derived from these see `is_one_of`. Of another detector with such a head it is
         `HEAD`, which `check` refuses by the detector's name.
         """
         if not is_one_of(self.heads, self.head_of(cfg)):

@@ -85,6 +85,7 @@ class LidarModels:
     def check(self, cfg: Any, options: Options, family: str) -> None:
         """Refuse (ConfigError, UsageError) parts, pipelines and options that are not exported, by name.
 
+        The options are `--fp16-io`, and `--sparse-form` for a model without a sparse encoder.
         `family` is the name of the family, for the message.
         """
         if options.fp16_io:
