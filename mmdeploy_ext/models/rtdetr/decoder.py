@@ -115,9 +115,9 @@ class RTDETRDecoder(BaseModule):
 
         `in_channels` are those of the maps, `num_layers`, `num_heads` and `dropout` of the decoder's layers
         of attention; `num_points` are per head and map, `feedforward` a width; in training there are at most
-        twice `num_denoising` denoising queries (2 for each object of an image with more; 0 has none),
-        `label_noise` is twice the share of their labels that are drawn anew, `box_noise` the size of the
-        noise in half box sizes.
+        twice `num_denoising` denoising queries, but no fewer than 2 for each object of an image; with 0 there
+        are none. `label_noise` is twice the share of their labels that are drawn anew, `box_noise` the size
+        of the noise in half box sizes.
         """
         super().__init__(init_cfg)
         self.num_classes, self.num_queries, self.num_layers = num_classes, num_queries, num_layers

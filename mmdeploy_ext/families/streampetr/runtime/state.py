@@ -47,7 +47,7 @@ def to_local(memory: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> dict[s
     """Return a memory in global coordinates, by `FIELDS`, in the LiDAR frame of a pose; float32.
 
     Its times become ages at `timestamp_s`, positive for the past: a global memory has minus the absolute
-    times. `ego_pose` (4, 4) is LiDAR to global.
+    times. `ego_pose` (4, 4) is LiDAR to global, a rotation and a translation, which is not checked.
     """
     return _moved(memory, invert_pose(ego_pose), timestamp_s, np.float32)
 
