@@ -135,7 +135,8 @@ def options_of_export(options: Options, metadata: Metadata) -> Options:
     """Return the options of the export of a file before any command changed the file.
 
     `options` are those in its `metadata`. If a command converted the file to float16 later, they state
-    float16, and the returned ones float32; if one fixed the sizes, the returned ones leave them open.
+    float16, and the returned ones float32; if one fixed the sizes, the returned ones leave them open. No
+    value of an option is checked here.
     """
     if _half_edits(metadata):
         options = options.replace(precision='fp32', fp16_io=False, keep_fp32=())
@@ -147,8 +148,9 @@ def options_of_export(options: Options, metadata: Metadata) -> Options:
 def contract_after(spec: GraphSpec, metadata: Metadata) -> GraphSpec:
     """Return the contract of a file after the commands that its metadata records.
 
-    `spec` is the contract of its export. The conversion to float16 with `--io fp16` changes it: inputs and
-    outputs of float32 become float16; and so does `set-shape`, which fixes the sizes of pictures.
+    `spec` is the contract of its export. The conversion to float16 with `--io fp16` changes it: outputs of
+    float32, and inputs of float32 without a default value, become float16; and so does `set-shape`, which
+    fixes the sizes of pictures.
     """
     if edits.opened_by(metadata.edits) and metadata.samples == 'images':
         size = tuple(metadata.options[name] for name in ('batch', 'height', 'width'))
@@ -167,10 +169,11 @@ def compare_with_fresh_export(
 ) -> GraphResult:
     """Compare the graph of a file with its fresh export: nodes, weights bit for bit, and sparse metadata.
 
-    Names of nodes and tensors, and the order of nodes, do not count (`graph/signature.py`). A fresh export
-    that fails is the `error` of the result, in at most 500 characters. `equal` of the result is also True if
-    edits were repeated that replace parts of a graph by rules of a user, or by approximate ones: `by_inputs`
-    then names the rules, which both sides have alike and inputs have to judge.
+    Names of nodes and inner tensors, and the order of nodes, do not count; names and order of the graph's
+    inputs and outputs do (`graph/signature.py`). A fresh export that fails is the `error` of the result, in
+    at most 500 characters. `equal` of the result is also True if edits were repeated that replace parts of a
+    graph by rules of a user, or by approximate ones: `by_inputs` then names the rules, which both sides have
+    alike and inputs have to judge.
 
     Args:
         model: the file.

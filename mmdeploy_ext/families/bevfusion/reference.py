@@ -39,7 +39,8 @@ class BEVFusionReference:
     def step(self, frame: FusedFrame) -> StepResult:
         """Run one frame; the outputs are the tensors that `hooks`, `of_rig` and `other_tensors` give.
 
-        Invalid points, matrices and shapes raise the same errors as of `BEVFusionOnnx`.
+        Invalid points, matrices and shapes raise the same errors as of `BEVFusionOnnx`, but any number of
+        cameras is taken.
         """
         images, cloud = self._inputs(frame)
         with torch.no_grad(), single_thread(), watching(self.hooks()) as tensors:

@@ -108,7 +108,7 @@ def base_priors(head: nn.Module) -> list[list[list[float]]]:
 def described(head: nn.Module) -> Head:
     """Return the description of a head: its outputs, and how they become candidates.
 
-    ConfigError: it is of no kind, or has a coder that is not exported.
+    ConfigError: it is of no kind, or has a coder or another setting that is not exported.
     """
     kind = kind_of(head)
     inverted = kind.coder(head)['type'] in INVERTING_CODERS
@@ -149,7 +149,8 @@ def facts_of(head: nn.Module) -> dict[str, Any]:
 def thresholds(head: nn.Module) -> NmsConfig:
     """Return the thresholds of a head; those that its `get_bboxes` does not read have no effect.
 
-    ConfigError: `test_cfg` lacks an entry that upstream reads, or has one that the graph does not reproduce.
+    ConfigError: `test_cfg` lacks an entry that upstream reads (if the head has a `get_bboxes` of the user's,
+    the message names its file and line, too), or has one that the graph does not reproduce.
     """
     kind = kind_of(head)
     test_cfg = head.test_cfg

@@ -187,7 +187,11 @@ def selected_entries(comparison: Comparison) -> list[Entry]:
 
 
 def write_report(comparison: Comparison, folder: Path) -> Path:
-    """Write `report.html` and `diff.json` into a folder and return the path of the former."""
+    """Write `report.html` and `diff.json` into a folder and return the path of the former.
+
+    The folder is made if it is missing, and files of these names are replaced. For the errors see
+    `core.files.atomic_path`.
+    """
     content = comparison.to_json()
     page = template(__file__, TEMPLATE, autoescape=True).render(
         comparison=comparison,

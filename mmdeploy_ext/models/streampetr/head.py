@@ -61,9 +61,9 @@ class StreamPETRHead(FrameSteps, HeadLayers):
 
         Metas have 'pad_shape' (and the ground truth, for denoising); data are lidar2img, intrinsics (B, N, 4,
         4), ego_pose, ego_pose_inv (B, 4, 4), timestamp (B,) float64 s, prev_exists (B,) float32, and keys
-        that are not used. Returned are all_cls_scores (L, B, Q, K) logits and all_bbox_preds (L, B, Q, 10)
-        in the columns of `coder.normalize_bbox`, both without denoising queries, and dn_mask_dict (None if
-        there are no denoising queries).
+        that are not used. Returned are all_cls_scores (L, B, Q, K) logits and all_bbox_preds (L, B, Q, 10) in
+        the columns of `coder.normalize_bbox` (m, log of sizes), both without denoising queries, and
+        dn_mask_dict (None if there are no denoising queries).
         """
         if topk_indexes is not None:
             raise ConfigError(

@@ -63,6 +63,10 @@ def unexported_code(
 ) -> list[UnexportedCode]:
     """Return the functions and lines of the user's code that PyTorch ran, and no export.
 
+    A function that the export ran at all is not an entry itself, its lines are. Of lines of one function that
+    follow each other only the first is an entry; one that the export ran in part, as of `a if b else c`, is
+    one, too (`RanCode.lines_beside`).
+
     Args:
         reference: what PyTorch's side of a proof ran.
         export: what the export of all graphs ran.
@@ -91,7 +95,8 @@ def unexported_code(
 def users_settings(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Return name of a module -> its settings, of modules whose class has methods of the user's code.
 
-    Settings are those of `module_settings`.
+    Settings are those of `module_settings`: attributes, also plain tensors, whose names do not begin with an
+    underscore, and those of objects that a module holds; names of hooks; buffers that no checkpoint has.
     """
     users = {name for name, module in model.named_modules() if any(_methods(module, of_user=True))}
     return {name: entry for name, (_, entry) in module_settings(model).items() if name in users}
@@ -103,7 +108,8 @@ def kept_attributes(
     """Return the attributes of modules of the user's classes that runs change, and that these classes read.
 
     Those that the `followed` functions use, or libraries and this package write, are left out: they are the
-    memories that the families know.
+    memories that the families know. Attributes whose names begin with an underscore are not seen, nor
+    buffers.
 
     Args:
         model: the model after several runs.
@@ -133,7 +139,7 @@ def changed_settings(
 
     Graphs have them as they were: what computes by them, such as a suppression, is not the user's code. What
     an object other than a config holds in addition, such as a cache, does not count, nor does what was None,
-    nor dicts, which hold memories.
+    nor a plain dict that is an attribute of a module, which holds a memory. Dicts inside of objects do.
 
     Args:
         model: the model after its runs.
