@@ -261,11 +261,11 @@ def print_exports(cfg: Any, family: Family, options: Options) -> int:
     `cfg` is mmcv's config, `options` are those of the requested export.
 
     Returns:
-        0: the config and the options allow the requested export; its row says so if its graph is refused.
+        0: the config and the options allow the requested export.
 
     Raises:
-        Mm2OnnxError: they do not, for example ConfigError or UsageError; there is no table then. Other
-            exports that are refused are rows of the table, with the reason.
+        Mm2OnnxError: they do not, for example ConfigError or UsageError; there is no table then, unless only
+            the graph is refused. Other exports that are refused are rows of the table, with the reason.
     """
     from rich.console import Console
     from rich.table import Table
@@ -290,6 +290,7 @@ def print_exports(cfg: Any, family: Family, options: Options) -> int:
                 changes['dynamic'] = dynamic
             table.add_row(*_export_row(cfg, family, model, options.replace(**changes)))
     console.print(table)
+    family.graphs(model, options)  # which may refuse the requested export
     return 0
 
 

@@ -89,7 +89,8 @@ class Verdict:
         claim = 'PROVEN' if self.precision == 'fp32' else f'WITHIN {self.precision.upper()} BARS'
         if not self.passed:
             return f'NOT {claim}'
-        return f'{claim} ON {self.num_inputs} INPUTS ({self.by_inputs})' if self.by_inputs else claim
+        inputs = '1 INPUT' if self.num_inputs == 1 else f'{self.num_inputs} INPUTS'
+        return f'{claim} ON {inputs} ({self.by_inputs})' if self.by_inputs else claim
 
     @property
     def by_inputs(self) -> str:

@@ -7,7 +7,9 @@ import torch
 from rich.console import Console
 
 from mmdeploy_ext.cli import export_app, test_app
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.families.dense.family import DenseFamily
 from toy_atss import REPO
 
 TOYS = 'yolox_toy', 'retinanet_toy', 'mask_rcnn_toy', 'deformable_detr_toy'
@@ -99,3 +101,12 @@ def test_check_needs_no_checkpoint_and_says_what_is_refused(capsys, monkeypatch)
         assert words in said
     assert export_app.main([config, '--check', '--shape', '330', '320']) == 2
     assert '--shape 330 320: YOLOXPAFPN takes sizes that are multiples of 32' in capsys.readouterr().err
+
+
+def test_check_fails_if_only_the_graph_is_refused(capsys, monkeypatch):
+    def refuse(*_):
+        raise ConfigError('model.bbox_head.planted: refused')
+
+    monkeypatch.setattr(DenseFamily, 'graphs', refuse)
+    assert export_app.main([str(REPO / 'configs/demo/yolox_toy.py'), '--check']) == 2
+    assert 'model.bbox_head.planted' in capsys.readouterr().err
