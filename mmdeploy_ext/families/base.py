@@ -71,7 +71,7 @@ class Family(abc.ABC):
         product: part of a model that its files hold: 'detector', or 'backbone' of one.
         samples: kind of its samples: 'images', 'frames' of a drive, 'sweeps' of a LiDAR, or 'fused' frames of
             both.
-        memory: whether the result of a sample depends on earlier ones, at least for some configs of the family.
+        memory: whether the result of a sample depends on earlier ones, at least for some of its configs.
         files: names of the graphs that its folders hold, in the order in which a sample goes through them;
             empty for families of one file.
         ignored_prefixes: beginnings of the keys of a checkpoint that inference does not use.
