@@ -57,7 +57,7 @@ class PublishedDetector(Network):
 
 @dataclasses.dataclass(eq=False)
 class BackendDetector(Network):
-    """A detector of images whose network is a backend: PyTorch or an ONNX engine.
+    """A detector of images whose network is a backend: the stages in PyTorch, or a file on an engine.
 
     Attributes:
         backend: an active backend.
@@ -130,7 +130,8 @@ class BackendDetector(Network):
     def fit(self, image: PreparedImage) -> PreparedImage:
         """Return an image padded with zeros, to the right and below, to the size of a fixed graph.
 
-        It is the image itself for a graph of any size. A side that is larger stays: the engine refuses it.
+        It is the image itself for a graph whose height or width is open. A side that is larger stays: the
+        engine refuses it.
         """
         axes = self.backend.spec.inputs[0].axes
         if not all(isinstance(axis, int) for axis in axes[2:]):

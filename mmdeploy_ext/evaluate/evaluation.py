@@ -53,7 +53,7 @@ def _check_files(dataset_cfg: Mapping[str, Any], config: str) -> None:
 
 
 def _prepared(pipeline: Callable[[dict[str, Any]], Any], results: dict[str, Any]) -> Any:
-    """Prepare one sample, of any kind, by the pipeline of its data set; the DataError names its file."""
+    """Prepare one sample, of any kind, by the pipeline of its data set; the DataError names it."""
     name = (results.get('img_info') or {}).get('filename') or f'sample {results.get("sample_idx", "")}'
     path = os.path.join(results.get('img_prefix') or '', name).strip()
     try:
@@ -81,8 +81,9 @@ def dataset_builder() -> Callable[[Mapping[str, Any]], Dataset]:
 def build_dataset(cfg: Any) -> Dataset:
     """Build the test data set of a config, `data.test`, in test mode.
 
-    Its pipeline is wrapped: a sample that cannot be prepared raises a DataError that names its file. The
-    pipelines of data sets inside another, as mmdet's ConcatDataset has them, stay as they are.
+    Its pipeline is wrapped: a sample that cannot be prepared raises a DataError that names its file, or the
+    `sample_idx` of one that has no picture's file. The pipelines of data sets inside another, as mmdet's
+    ConcatDataset has them, stay as they are.
 
     Raises:
         DataError: its files are missing, its class is unknown or refuses them, or it has no sample.
@@ -207,7 +208,7 @@ def evaluate(
             evaluates boxes in 3D with the ids of tracks by nuScenes' devkit; to a data set that evaluates
             tracks itself the name is passed on. So is an empty list.
         options: further arguments of the evaluator (`--eval-options`), over those of the config; with None
-            nothing is replaced.
+            nothing is replaced. nuScenes' devkit takes neither for 'tracking'.
 
     Returns:
         Name -> value of every number that the evaluator gives, in its units (mmdet's mAP is in 0..1); texts

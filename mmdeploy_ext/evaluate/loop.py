@@ -56,8 +56,8 @@ class Network(abc.ABC):
 def scene_tokens(dataset: Dataset, required: bool = True) -> list[str]:
     """Return the scene token of every sample of an mmdet3d nuScenes data set.
 
-    If an entry of its info file has none, as mmdet3d's, every token is '', or a DataError if they are
-    `required`.
+    If an entry of its info file has none, as mmdet3d's, and of any other data set, every token is '', or a
+    DataError is raised if they are `required`.
     """
     infos = getattr(dataset, 'data_infos', [])
     if not infos or not all('scene_token' in info for info in infos):
@@ -214,12 +214,12 @@ def collect(
         results: results of this process, by sample index.
         samples: size of the data set.
         ranks: the processes.
-        tmpdir: a folder that all of them share, for the parts of several processes, which are removed at the
-            end, and the folder if nothing else is in it; None sends the parts.
-        gpu_collect: send the parts from GPU to GPU.
+        tmpdir: a folder that all of them share, made if it is missing, for the parts of several processes,
+            which are removed at the end, and the folder if nothing else is in it; None sends the parts.
+        gpu_collect: send the parts from GPU to GPU; not used with `tmpdir`.
 
     Raises:
-        DataError: a sample was run by no process, or by two; or a part is missing in `tmpdir`.
+        DataError: on rank 0, a sample was run by no process, or by two; or a part is missing in `tmpdir`.
     """
     by_files = tmpdir and ranks.size > 1
     parts = _parts_in(Path(tmpdir), results, ranks) if by_files else ranks.to_first(results, gpu_collect)

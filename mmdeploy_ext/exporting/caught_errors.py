@@ -49,16 +49,17 @@ class _Failures(TorchFunctionMode):
 
 
 def check_no_error_is_caught(module: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> None:
-    """Refuse to trace a module with the user's code that goes on after a RuntimeError of PyTorch's functions.
+    """Refuse to trace a module of the user's that goes on after a RuntimeError of PyTorch's functions.
 
-    Modules without a class of the user's are not run.
+    It is run once, on copies of the inputs, and any code that catches the error counts. Modules without a
+    class of the user's are not run.
 
     Args:
         module: the module, in evaluation mode.
         inputs: its arguments, as they will be traced.
 
     Raises:
-        UsageError: an error is caught; the message names the line that raised it.
+        UsageError: an error is caught; the message names the user's line that led to it.
     """
     if not files_of_users_classes(module):
         return

@@ -36,8 +36,9 @@ def export_stages(
         stages: the chain; the outputs of a stage are inputs of later ones by name.
         example: graph input name -> tensor, of the traced shapes, on the device of the modules.
         spec: the contract of the merged graph.
-        options: opset, exporter, dynamic axes, group normalisation, simplification; the exporter and the
-            operator form of a stage come before those of the options and of `operators_as`.
+        options: opset, exporter, dynamic axes, group normalisation, precision, simplification; the exporter
+            and the operator form of a stage come before those of the options and of `operators_as`. With the
+            precision 'fp32' means of large maps are summed in two steps; float16 is not written here.
 
     Raises:
         ExportError: the exporter failed, and the message names the stage; or the merged graph has another
@@ -113,8 +114,8 @@ export_module = functools.partial(exporter.export_module, finish=finish)
 def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = None) -> None:
     """Add `metadata` to the properties of a model, in place, check it, and write it to a file, `path`.
 
-    An older file is replaced at once, or stays if something fails. A model in libspconv's dialect is no valid
-    ONNX and is not checked. With None no metadata are added.
+    Its folder is made if it is missing. An older file is replaced at once, or stays if something fails. A
+    model in libspconv's dialect is no valid ONNX and is not checked. With None no metadata are added.
 
     ExportError: onnx.checker refuses the model; UsageError: the file is one that this run reads;
     Mm2OnnxError: it cannot be written.

@@ -63,7 +63,8 @@ class LibraryOperator:
 
 
 LIBRARY_OPERATORS: list[LibraryOperator] = []
-"""Operators whose patches, of those that have one, hold in every export; the modules of `ops` add theirs."""
+"""Operators whose patches, of those that have one, hold in every export; the modules that need
+one, in `ops` and in families, add it."""
 
 
 @contextlib.contextmanager

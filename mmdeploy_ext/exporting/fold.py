@@ -78,9 +78,9 @@ def fuse(model: nn.Module) -> nn.Module:
     those of `weight_norm`, stay as they are, and so do two that compute something else than the folded
     convolution, such as a bound between them (`_computes_the_same`). A folded normalisation becomes an
     `nn.Identity`; one without running statistics stays, and so does one that mmcv's ConvModule runs before
-    its convolution. `Summed` modules fold themselves. The copy has every attribute of the model. A
-    convolution that several modules share, each with a normalisation of its own (RetinaSepBNHead), becomes
-    one of each.
+    its convolution. `Summed` modules fold themselves, and each module of the copy goes through
+    `PREPARATIONS` before. The copy has every attribute of the model. A convolution that several modules
+    share, each with a normalisation of its own (RetinaSepBNHead), becomes one of each.
     """
     for module in model.modules():
         for hook in module._forward_pre_hooks.values():

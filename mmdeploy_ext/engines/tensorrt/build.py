@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.engines.tensorrt.package import Package
 
 Profile = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-"""Smallest, usual and largest shape of an input."""
+"""Smallest, usual and largest shape of an input; of an axis, in `shapes.parse_shapes`, shapes of one size."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,7 +50,7 @@ def find_gpu(index: int = 0) -> Gpu | None:
 class GpuMemory:
     """Memory of one GPU, in blocks that are named by their addresses (int), and a stream on it.
 
-    It takes the primary context, which TensorRT uses too.
+    The GPU's primary context, which TensorRT uses too, becomes current in the thread that opens it.
 
     Attributes:
         stream: handle of the CUDA stream, as `execute_async_v3` of TensorRT takes it.

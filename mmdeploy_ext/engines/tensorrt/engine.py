@@ -50,7 +50,7 @@ class Job:
 
     Attributes:
         source: the ONNX file.
-        model: the graph that is built, in float16 if asked.
+        model: the graph that is built, with float16 written into it if asked.
         package: the TensorRT that builds; None if nothing is built.
         title: title of the TensorRT that the checks were made for: 'TensorRT' or 'TensorRT-RTX'.
         architectures: GPU architectures to build for, e.g. (86,) for SM 8.6; () if nothing is built and none
@@ -97,7 +97,7 @@ def prepare(
             network. Not used without `fp16`.
         shapes: sizes of inputs or of open axes, NAME=MIN/OPT/MAX, see `tensorrt_shapes.parse_shapes`.
         constants: NAME or NAME=VALUES: inputs that become constants (`for_tensorrt.fix_inputs`).
-        package: 'tensorrt', 'tensorrt-rtx' or 'auto'.
+        package: 'tensorrt', 'tensorrt-rtx' or 'auto', see `tensorrt_package.find_package`.
         architectures: GPU architectures to build for, e.g. (86, 89); () for the GPU of this machine.
         tf32: products of float32 may round their factors to 10 bits.
         only_check: nothing will be built: no package is needed, and open axes may be left open; `shapes` are
@@ -161,6 +161,8 @@ def build_file(
 ) -> tuple[Record, Built]:
     """Build an engine and write it to `output`, with its record beside it; return the record and the engine.
 
+    The folder of `output` is made if it is missing.
+
     `job` is what `prepare` returned without `only_check`. `progress` is called with the name of a phase, the
     number of steps done, and that of all its steps; without it nothing is called. The errors are those of
     `build`, after which an older engine stays; Mm2OnnxError: a file cannot be written.
@@ -213,8 +215,8 @@ def engine_beside(source: str, device: int, shapes: Sequence[str], constants: Se
     Raises:
         EngineError: no package, no GPU, or a file that TensorRT cannot take.
         ExportError: TensorRT failed to build.
-        ModelFileError: no such file.
-        UsageError: open axes without sizes, or a malformed option.
+        ModelFileError: the ONNX file is missing or cannot be read.
+        UsageError: open axes without sizes, a malformed option, or no place where the engine can be written.
     """
     package = tensorrt_package.find_package()
     gpu = find_gpu(device)

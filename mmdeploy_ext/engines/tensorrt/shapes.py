@@ -60,8 +60,9 @@ def profiles_of(spec: GraphSpec, requested: Mapping[str, Profile]) -> dict[str, 
             gives an axis hold for all inputs that have it, and for axes that follow from it ('M0+1').
 
     Raises:
-        UsageError: an unknown name, a shape that the input does not take, two names that give an axis
-            different sizes, or an axis without sizes.
+        UsageError: an unknown name, a shape of another rank than the input or of another size along a fixed
+            axis, two names that give an axis different sizes, or an axis without sizes. `smallest` and
+            `multiple` of the spec are not compared.
     """
     axes = _axes(spec, requested)
     profiles, missing = {}, []

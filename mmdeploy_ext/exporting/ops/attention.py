@@ -64,7 +64,8 @@ def attend_maps(values: Sequence[Tensor], locations: Tensor, weights: Tensor) ->
 
     Args:
         values: per map (B * M, D, h, w).
-        locations: (B, Q, M, L, P, 2) x, y; -1 and 1 are the outer edges of a map, outside is 0.
+        locations: (B, Q, M, L, P, 2) x, y; -1 and 1 are the outer edges of a map; cells outside
+            of it count as 0, so that a point less than half a cell outside still has a share of the map.
         weights: (B * M, 1, Q, L * P), map by map, as `point_weights` returns them.
     """
     sampled = []
@@ -214,7 +215,8 @@ def attend(
         value: (B, S, M, D) float32, the maps one after the other, each row by row.
         spatial_shapes: (L, 2) integers, h and w of each map.
         level_start_index: (L,) integers, where each map begins in S.
-        sampling_locations: (B, Q, M, L, P, 2) x, y; 0 and 1 are the outer edges of a map, outside is 0.
+        sampling_locations: (B, Q, M, L, P, 2) x, y; 0 and 1 are the outer edges of a map; cells
+            outside of it count as 0, as for `attend_maps`.
         attention_weights: (B, Q, M, L, P); those of mmcv sum to 1 over L and P, others may not.
     """
     sizes, starts = spatial_shapes.to(torch.int32), level_start_index.to(torch.int32)

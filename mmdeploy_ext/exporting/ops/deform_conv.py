@@ -25,7 +25,10 @@ CALLERS: list[type[torch.nn.Module]] = []
 
 
 def has_deform_conv(module: torch.nn.Module) -> bool:
-    """Return whether the module contains one of mmcv's deformable convolutions, or one of `CALLERS`."""
+    """Return whether the module contains one of mmcv's deformable convolutions, or one of `CALLERS`.
+
+    Every `SAConv2d` counts, also one that was made without `use_deform`.
+    """
     ops = sys.modules.get(MODULE)
     kinds = ops and (ops.DeformConv2d, ops.ModulatedDeformConv2d, ops.SAConv2d, *CALLERS)
     return bool(kinds) and any(isinstance(child, kinds) for child in module.modules())

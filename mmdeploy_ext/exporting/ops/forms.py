@@ -29,7 +29,7 @@ def finish(model: onnx.ModelProto, exporter: str, opset: int) -> onnx.ModelProto
 
     - No node of the domain `mm2onnx`: the model is returned as it is.
     - 'standard': each node is replaced by the standard operators that it stands for.
-    - 'function': nodes stay, and the model gets a local function for each.
+    - 'function': nodes stay, and the model gets local functions, one for each operator and set of attributes.
     - 'python': nodes stay, and the model gets local functions that call Python.
     - 'plugin': nodes of operators with a TensorRT plugin become its nodes, the others standard operators.
 

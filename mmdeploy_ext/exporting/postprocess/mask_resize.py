@@ -116,6 +116,8 @@ def composed(size: Tensor, crop: Tensor, target: Tensor, ratio: int) -> Tensor:
 def resizing_of(maps: Tensor, img_shape: Tensor, ori_shape: Tensor, ratio: int) -> tuple[Tensor, Tensor]:
     """Return the weights of rows (B, h, H4) and of columns (B, w, W4): resize to the input, crop, resize.
 
+    B is that of `img_shape`, which may be 1.
+
     Args:
         maps: (B, n, H4, W4); only its size is used.
         img_shape: (B or 1, 2) float32 height and width before padding, pixels of the input; 0 means all.
