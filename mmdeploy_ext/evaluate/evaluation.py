@@ -143,8 +143,9 @@ def build_loader(
 ) -> DataLoader:
     """Return mmdet's test loader for some samples of a data set, in the order of `indices`.
 
-    Its batches are collated by mmcv, with `DataContainer`s. What a pipeline draws with numpy or `random`
-    follows from the index of the sample alone, so that every engine gets the same inputs.
+    Its batches are collated by mmcv, with `DataContainer`s. What a pipeline draws with the global generators
+    of numpy and `random` follows from the index of the sample alone, so that every engine gets the same
+    inputs.
 
     Args:
         dataset: built by `build_dataset`.

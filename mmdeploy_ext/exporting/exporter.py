@@ -190,7 +190,8 @@ def export_module(
         args: example tensors.
         exporter: 'torchscript' or 'dynamo'.
         opset: opset of the file; by default 17, or the lowest that the exporter writes if that is higher.
-        input_names: names of all inputs, by position; input_0, input_1, ... by default.
+        input_names: names of all inputs, by position; further ones are not used; input_0, input_1, ... by
+            default.
         output_names: names of the first outputs; any other is output_<place>, its place among all, from 0. No
             two inputs or outputs may have one name.
         dynamic: input or output name -> dynamic axis -> name of its symbolic dimension, with both exporters;
@@ -198,9 +199,10 @@ def export_module(
         finish: `ops.forms.finish`, with which `export.export_module` is this function.
 
     Raises:
-        UsageError: there is no such exporter or opset, or the graph has no such name or axis.
-        ExportError: the exporter failed, of too many names for instance, or wrote another opset than the
-            requested one.
+        UsageError: there is no such exporter or opset, the graph has no such name or axis, or two inputs or
+            outputs would have one name.
+        ExportError: the exporter failed, or wrote another opset than the requested one. More names than
+            outputs are one of the two errors.
     """
     compat.apply()
     if opset is None:
@@ -208,6 +210,9 @@ def export_module(
     check_opset(opset, exporter)
     names = tuple(input_names or (f'input_{index}' for index in range(len(args))))
     dynamic = {name: dict(axes) for name, axes in (dynamic or {}).items()}
+    ends = [*names, *output_names]
+    if repeated := sorted({name for name in ends if ends.count(name) > 1}):  # TorchScript renames the input
+        raise UsageError(f'{", ".join(repeated)} would be the name of two inputs or outputs')
     stage = Stage(type(module).__name__, module, names, tuple(output_names), exporter)
     check_axes(dict(zip(names, args, strict=False)), dynamic)
     # axes of outputs that the caller did not name are set by `name_ends`, by position

@@ -224,7 +224,8 @@ def read_files(path: str) -> ExportedFiles:
 
     Raises:
         ModelFileError: there is no such file or no .onnx file, one was not exported by this package, files
-            are of different exports, or those of a folder have other names than their graphs.
+            are of different exports, or those of a folder have other names than their graphs; of a family
+            that exports one file alone its name does not count.
     """
     metadata_of = {str(file): read_metadata(str(file)) for file in model_files(path)}
     check_same_export(metadata_of)

@@ -124,6 +124,20 @@ def test_names_that_cannot_be_given_are_refused(options, message):
 
 
 @pytest.mark.parametrize('exporter', EXPORTERS)
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(input_names=('x',), output_names=('x',), dynamic=None),
+        dict(output_names=('x', 'x')),
+        dict(input_names=('x', 'x')),
+    ],
+)
+def test_one_name_for_two_ends_is_refused(exporter, options):
+    with pytest.raises(UsageError, match=r'^x would be the name of two inputs or outputs'):
+        export(exporter, **options)
+
+
+@pytest.mark.parametrize('exporter', EXPORTERS)
 def test_more_names_than_outputs_are_refused(exporter):
     with pytest.raises((UsageError, ExportError), match=r'\b[45]\b.*\b[45]\b'):
         export(exporter, output_names=tuple('abcde'))
