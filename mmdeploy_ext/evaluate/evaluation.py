@@ -28,8 +28,25 @@ if TYPE_CHECKING:
 
     from torch.utils.data import DataLoader, Dataset
 
-HOOK_KEYS = ('interval', 'tmpdir', 'start', 'gpu_collect', 'save_best', 'rule', 'dynamic_intervals')
-"""Keys of a config's `evaluation` that mmcv's hook for evaluations in a training takes, not the evaluator."""
+HOOK_KEYS = (
+    'interval',
+    'dynamic_intervals',
+    'by_epoch',
+    'start',
+    'save_best',
+    'rule',
+    'greater_keys',
+    'less_keys',
+    'test_fn',
+    'file_client_args',
+    'tmpdir',
+    'gpu_collect',
+    'broadcast_bn_buffer',
+)
+"""Keys of a config's `evaluation` that mmcv's hook for evaluations in a training takes, not the evaluator.
+
+The hook has an `out_dir`, too; here it is the evaluator's.
+"""
 OUTPUT_KEYS = ('classwise', 'logger', 'out_dir', 'pipeline', 'show')
 """Arguments of evaluators that decide only what is printed, drawn or written, as those with `_prefix` do."""
 

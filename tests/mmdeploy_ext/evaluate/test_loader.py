@@ -1,11 +1,13 @@
 """The test loader: a sample is the same one, whatever its pipeline draws and whoever reads it."""
 
+import inspect
 import random
 from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from mmcv.runner import DistEvalHook
 from mmcv.utils import Config
 from mmdet.datasets import DATASETS, CocoDataset
 
@@ -66,6 +68,14 @@ class Evaluated:
 def test_numbers_of_an_evaluator_are_taken_whatever_their_type():
     values = evaluate(Config(dict(data=dict())), Evaluated(), [], ['bbox'])
     assert values == dict(mAP=0.5, recall=0.25, count=3.0)
+
+
+def test_what_a_config_states_for_the_hook_of_a_training_does_not_reach_the_evaluator():
+    hook = inspect.signature(DistEvalHook.__init__).parameters.values()
+    keys = [parameter.name for parameter in hook if parameter.default is not parameter.empty]
+    assert {'by_epoch', 'broadcast_bn_buffer'} < set(keys)
+    cfg = Config(dict(evaluation={key: None for key in keys if key != 'out_dir'}))
+    assert evaluate(cfg, Evaluated(), [], ['bbox'])['mAP'] == 0.5
 
 
 class Folder:
