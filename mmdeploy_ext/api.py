@@ -170,9 +170,9 @@ class Exported:
             models of frames and sweeps.
         samples: a pair, as `Samples.of` returns it: what `prove` compares on besides `traced`, and some words
             on where frames and sweeps are from ('' for pictures and voxels). Pictures are (file name,
-            (h, w, 3) uint8 BGR); for other detectors they are `runtime.frames.Frame`s or `Sweep`s, for a
-            backbone alone `VoxelSet`s. None: only `traced`, or the default samples of a family of frames or
-            sweeps.
+            (h, w, 3) uint8 BGR), and are left out without `sample_files`; for other detectors they are
+            `runtime.frames.Frame`s or `Sweep`s, for a backbone alone `VoxelSet`s. None: only `traced`, or the
+            default samples of a family of frames or sweeps.
         sample_files: paths of the pictures in `samples`; empty if the user named none, or for frames and
             sweeps.
         sparse_graph: what the file of a sparse backbone holds; None for other families.
@@ -201,8 +201,8 @@ class Exported:
             The verdict, and samples with the results of PyTorch and of the engine, to be drawn in a report.
 
         Raises:
-            Mm2OnnxError: a file or a sample cannot be read; its exit status is 1. What a file does wrong is
-                in the verdict.
+            Mm2OnnxError: a file or a sample cannot be read, or a sample cannot be run; its exit status is 1.
+                What a file does wrong is in the verdict.
         """
         from mmdeploy_ext.proving.ladder import prove as climb
 
@@ -286,8 +286,9 @@ def export_source(
     Raises:
         UsageError: as `export`, and what `before_weights` raises. After the weights were loaded, with exit
             status 1: a backbone or neck of the user's own that keeps the sizes it was traced at and is
-            exported with `dynamic` by 'torchscript'; a file of `samples` with sweeps or frames that cannot be
-            read; ranges of a sparse backbone that are missing, or of other weights.
+            exported with `dynamic` by 'torchscript'; a pattern of `keep_fp32` that fits no node; a file of
+            `samples` with sweeps or frames that cannot be read; ranges of a sparse backbone that are missing,
+            or of other weights.
         ExportError: as `export`.
     """
     from mmdeploy_ext.exporting import deployment as deploy
@@ -374,7 +375,8 @@ def export(
         UsageError: the call is refused before the weights are loaded, for example a config that cannot be
             read or an option that the family does not have. The message says what failed, what there was and
             what is expected. A backbone or neck of the user's own that keeps the sizes it was traced at is
-            refused for `dynamic` by 'torchscript' after they were loaded.
+            refused for `dynamic` by 'torchscript' after they were loaded, and so is a pattern of `keep_fp32`
+            that fits no node.
         ExportError: the exporter failed, or wrote something other than what was asked for.
     """
     check_normalisation(mean, std)
@@ -473,9 +475,9 @@ def prove(
         onnx_file: the file, or the folder of the graphs of one model, that was exported.
         samples: files and folders to compare on: pictures; LiDAR sweeps (`.bin`, `.npy`), of a backbone alone
             voxels, too (`.npz`); or an info file, in which mmdet3d's `create_data.py` lists the frames of a
-            data set with their poses and calibrations (`.pkl`). If it is empty: a picture of this package, or
-            frames and sweeps of the config's data set, else generated ones; the voxels that every proof of a
-            backbone alone has.
+            data set with their poses and calibrations (`.pkl`, of sweeps also `.json`); models of frames take
+            one such file and nothing else. If it is empty: a picture of this package, or frames and sweeps of
+            the config's data set, else generated ones; the voxels that every proof of a backbone alone has.
         frames: largest number of frames in all, or of sweeps of each of `samples`; None: 12. Models of
             pictures ignore it: they take the first 8, and a line is printed if there are more.
         mean: that of the export, if one was given there; None: that of the config.

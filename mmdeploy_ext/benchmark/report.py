@@ -23,11 +23,14 @@ if TYPE_CHECKING:
     """Title of a column -> function that returns the text of its cell in a row."""
 
 NETWORK_COLOUR, POSTPROCESS_COLOUR = '#3b6ea5', '#e0973a'
-"""Colours of the two parts of a bar: time of the network, and of the post-processing."""
+"""Colours of the two parts of a bar: time of the network, and of the post-processing; of lines see below."""
 LINE_COLOURS = ('#1b2330', NETWORK_COLOUR, NETWORK_COLOUR, POSTPROCESS_COLOUR, POSTPROCESS_COLOUR)
-"""Colours of lines over voxels by contender: spconv, then two numbers of threads for each engine."""
+"""Colours of lines over voxels in the order of the contenders, begun again at the end.
+
+By default these are spconv, then two numbers of threads for each engine.
+"""
 SPCONV = 'spconv, 1 thread'
-"""Name of the contender 'torch' in tables of sparse backbones."""
+"""Name of the contender 'torch' in tables and charts of sparse backbones."""
 
 
 def headline(result: Row) -> str:

@@ -40,8 +40,9 @@ def read_settings(cfg: Any, family: Family) -> dict[str, Any]:
     """Return the `backend_config` of mmcv's config `cfg`, of a model of a family; without one PyTorch runs.
 
     Returns:
-        The keys of the config, checked. `type`, the registered name of a backend, is always there, and so is
-        `dump`, which tensors a run in PyTorch writes to files: None, or a dict of
+        The keys of the config. Values about the graph are not checked here, but by `graph_options`. `type`,
+        the registered name of a backend, is always there, and so is `dump`, which tensors a run in PyTorch
+        writes to files: None, or a dict of
 
         - `samples`, of models of frames or sweeps `frames`: the number of the first ones; of `frames` also a
           list of indices;
@@ -49,7 +50,7 @@ def read_settings(cfg: Any, family: Family) -> dict[str, Any]:
         - `dir`: the folder, None for the default in the work directory.
 
     Raises:
-        ConfigError: unknown type or key, or a value of the wrong kind.
+        ConfigError: unknown type or key, or a `dump` or an option of the engine that has a wrong value.
         EngineError: an engine, execution provider or device that is not there, or a device that does not
             compute in the precision.
         UsageError: a number of threads below 0.
@@ -99,7 +100,8 @@ def _read_dump(prefix: str, dump: Any, family: Family) -> dict[str, Any] | None:
 def engine_options(settings: dict[str, Any]) -> dict[str, Any]:
     """Return those of `settings` that are options of their backend, such as `threads`, for `build_backend`.
 
-    `settings` have at least `type`, the registered name of the backend.
+    `settings` have at least `type`, the registered name of the backend. PyTorch's has the option `dump`
+    alone, which the test loop reads.
     """
     return {key: settings[key] for key in BACKENDS[settings['type']].keys if key in settings}
 
@@ -150,7 +152,8 @@ def graph_options(cfg: Any, settings: dict[str, Any], family: Family) -> Options
 def precision(settings: dict[str, Any]) -> str:
     """Return the precision in which the network of a run computes: that of its engine, else of the file.
 
-    `settings` are those of `read_settings`; the precision is 'fp32', 'fp16' or 'bf16'.
+    `settings` are those of `read_settings`; the precision is 'fp32', 'fp16' or 'bf16'. A file counts as it
+    was exported, also if it was quantised since.
     """
     of_engine = str(settings.get('inference_precision') or 'fp32')
     return of_engine if of_engine != 'fp32' else str(settings.get('precision') or 'fp32')
