@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ENGINES = {'torch': title_of(BASELINE), 'onnx': DEFAULT.title}
 """Value of --engine, but for 'both' -> title of the engine."""
 OTHER_FILES = ('.avi', '.gif', '.jpg', '.mkv', '.mov', '.png', '.webm')
-"""Suffixes of single files that cannot be written; --out would make a folder of that name."""
+"""Suffixes of files that hold no film here; --out of several pictures would make a folder of that name."""
 
 
 def add_options(parser: argparse.ArgumentParser, engine: str | None, engine_text: str) -> None:
@@ -80,9 +80,9 @@ def is_video(out: Path) -> bool:
 def open_writer(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
     """Yield the function that writes the next picture, (h, w, 3) uint8 BGR, to a video or a folder `out`.
 
-    A video has `fps` frames per second and appears when it is complete; pictures of a folder are called
-    '0000.png' and so on. ImageError: the next picture of a video has another size than the first. UsageError:
-    OpenCV cannot write the video, or not under this name.
+    A video has `fps` frames per second and appears when it is complete; pictures of a folder, which is made
+    with its parents, are called '0000.png' and so on. ImageError: the next picture of a video has another
+    size than the first. UsageError: OpenCV cannot write the video, or not under this name.
     """
     from mmdeploy_ext.runtime.draw import write_picture
 

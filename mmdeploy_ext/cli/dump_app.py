@@ -20,7 +20,8 @@ RTOL = 1e-4
 """Tolerance of tensors of floats but those of float64, as a share of the largest absolute value of the first
 dump's tensor. Whole numbers and booleans have --atol alone, rounded down."""
 TIME_ATOL = 1e-6
-"""Tolerance of float64 tensors, seconds: they are times of 1e9 s, of which a share would be hours."""
+"""Tolerance of float64 tensors, in their unit: times of 1e9 s, of which a share would be hours; and poses,
+matrices and scores."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,8 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('second')
     add(
         '--rtol RTOL',
-        f"of the largest value of the first's tensor (default: {RTOL}); float64 tensors, which are "
-        f'times in seconds, have --atol or {TIME_ATOL} instead',
+        f"of the largest value of the first's tensor (default: {RTOL}); float64 tensors, such as times in "
+        f'seconds, have --atol or {TIME_ATOL} instead',
         RTOL,
         type=float,
     )
@@ -121,6 +122,20 @@ def _pairs(args: argparse.Namespace) -> list[tuple[str, Path, Path]]:
     return [(name, first[name], second[name]) for name in first]
 
 
+def _without_same_gaps(reference: np.ndarray, candidate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return two tensors with 0 for their NaN and infinities, if both have the same in the same places.
+
+    A model may leave values out by NaN, as Sparse4D does scores of instances that it keeps.
+    """
+    kinds = [(array.dtype, array.shape) for array in (reference, candidate)]
+    if reference.dtype.kind != 'f' or kinds[0] != kinds[1]:
+        return reference, candidate
+    special = ~np.isfinite(reference)
+    if not np.array_equal(reference[special], candidate[special], equal_nan=True):
+        return reference, candidate
+    return np.where(special, 0, reference), np.where(special, 0, candidate)
+
+
 def _compare(args: argparse.Namespace) -> int:
     from rich.table import Table
 
@@ -131,7 +146,7 @@ def _compare(args: argparse.Namespace) -> int:
         if not 0 <= getattr(args, name) < float('inf'):
             raise UsageError(f'--{name} {getattr(args, name)}: expected 0 or more')
     group = ColumnGroup(rtol=args.rtol, atol=args.atol)
-    times = ColumnGroup(unit='s', rtol=0.0, atol=args.atol or TIME_ATOL)
+    doubles = ColumnGroup(rtol=0.0, atol=args.atol or TIME_ATOL)
     rows = []
     for name, first, second in _pairs(args):
         reference, candidate = load_dump(first)[0], load_dump(second)[0]
@@ -141,8 +156,12 @@ def _compare(args: argparse.Namespace) -> int:
             {key: array for key, array in side.items() if key in (args.tensors or side)}
             for side in (reference, candidate)
         )
+        for key in reference.keys() & candidate.keys():
+            reference[key], candidate[key] = _without_same_gaps(reference[key], candidate[key])
         outputs = tuple(
-            TensorSpec(key, str(array.dtype), array.shape, groups=(times if array.dtype == float else group,))
+            TensorSpec(
+                key, str(array.dtype), array.shape, groups=(doubles if array.dtype == float else group,)
+            )
             for key, array in reference.items()
         )
         rows += [(name, row) for row in compare_tensors(reference, candidate, GraphSpec(name, (), outputs))]

@@ -9,7 +9,7 @@ import pytest
 
 import toy_nuscenes
 import toy_sparse4d_tracks
-from mmdeploy_ext.cli import quantize_app, run_app, test_app
+from mmdeploy_ext.cli import dump_app, quantize_app, run_app, test_app
 from mmdeploy_ext.core.files import read_json
 from toy_atss import REPO
 from toy_frames import SPARSE4D
@@ -73,6 +73,12 @@ def test_metrics_are_those_of_a_model_that_finds_and_equal_on_both_engines(runs)
     assert reference['pts_bbox_NuScenes/NDS'] > 0.4
     for name, value in reference.items():
         assert (np.isnan(value) and np.isnan(engine[name])) or abs(value - engine[name]) <= 0.0005, name
+
+
+@pytest.mark.matrix  # in the suite: tensors with values left out (test_dump.py)
+def test_a_dump_is_equal_to_itself_with_the_scores_that_kept_instances_lack(runs):
+    dump = str(runs / 'dump')
+    assert dump_app.main(['compare', dump, dump]) == 0
 
 
 @pytest.mark.matrix

@@ -71,9 +71,11 @@ def run_diff(args: argparse.Namespace) -> int:
 
     Raises:
         UsageError: another number of models, options that do not go together, an --rtol that is not positive,
-            or a file that was exported with other settings than the config has.
+            inputs that do not fit two files, or a file that was exported with other settings than the config
+            has.
         ModelFileError: a file cannot be read or loaded, or is not of this config.
-        InferenceError, ShapeError: a file cannot be run, or does not take the inputs.
+        InferenceError: a node of the first of two files fails; one of the second is a difference.
+        ShapeError: --input is not what a file takes that is compared with PyTorch.
         ConfigError, CheckpointError, ImageError, DataError: config, checkpoint, a picture or the file of
             --input cannot be read.
     """

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from mmdeploy_ext.cli import dump_app
 from mmdeploy_ext.core.dump import MANIFEST, file_name, list_samples, load_dump, save_dump
 from mmdeploy_ext.core.errors import DataError, UsageError
 
@@ -138,3 +139,15 @@ def test_a_manifest_that_names_files_elsewhere_is_refused(tmp_path, file):
     (folder / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(DataError, match=r'expected the name of one in this folder|is not a manifest'):
         load_dump(folder)
+
+
+def test_a_dump_with_values_left_out_is_equal_to_itself_and_not_to_one_that_has_them(tmp_path, capsys):
+    scores = np.array([[np.nan, 0.5, 0.6]])
+    tensors = dict(pose=100 * np.eye(4), all_left_out=np.full((1, 3), np.nan))
+    for name, array in dict(a=scores, b=scores + 0.1, c=np.nan_to_num(scores)).items():
+        save_dump(tmp_path / name, dict(tensors, scores=array), {})
+    first = str(tmp_path / 'a')
+    assert dump_app.main(['compare', first, first]) == 0
+    assert dump_app.main(['compare', first, str(tmp_path / 'b')]) == 1
+    assert dump_app.main(['compare', first, str(tmp_path / 'c')]) == 1
+    assert '2 of 3 values differ by more than 1e-06' in ' '.join(capsys.readouterr().out.split())
