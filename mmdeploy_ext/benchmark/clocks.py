@@ -1,4 +1,7 @@
-"""Context managers that measure which parts of a PyTorch model take its time, without changing the model."""
+"""Context managers that measure which parts of a PyTorch model take its time, without changing the model.
+
+Times are those of calls: a GPU may compute on after a call has returned.
+"""
 
 from __future__ import annotations
 

@@ -102,7 +102,9 @@ def run(args: argparse.Namespace) -> int:
 def lint(
     deployment: Deployment, args: argparse.Namespace, exporters: Sequence[str], shape: tuple[int, int]
 ) -> Iterator[Report]:
-    """Yield a report of each part, which is a stage of one of the graphs, see `lint_parts.parts_of`.
+    """Yield a report of each part, see `lint_parts.parts_of`.
+
+    A part is a stage of one of the graphs, or, with --upstream, the detector's `simple_test` as a whole.
 
     A part of a model of images runs under observation on the picture, with --dynamic-export also on a larger
     view of it; parts of other models run on the example of their graph alone. Then each exporter exports the

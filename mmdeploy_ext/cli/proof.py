@@ -42,7 +42,7 @@ def show(verdict: Verdict, pictures: Sequence[Pair], deployment: Deployment, arg
         pictures: results of both engines on samples, which are drawn in the report.
         deployment: the PyTorch model.
         args: parsed arguments of the command line: `json`, a file, and `report`, a folder for the page, the
-            verdict and a picture, each None without the option.
+            verdict and, if there are detections, a picture, each None without the option.
     """
     from mmdeploy_ext.proving.views.table import print_verdict
 
@@ -65,11 +65,12 @@ def show(verdict: Verdict, pictures: Sequence[Pair], deployment: Deployment, arg
 
 
 def draw_pairs(pictures: Sequence[Pair], deployment: Deployment) -> np.ndarray:
-    """Draw up to four images, one per row, with both engines' detections side by side: (h, w, 3) uint8 BGR.
+    """Draw up to four samples, one per row, with both engines' detections: (h, w, 3) uint8 BGR.
 
     `pictures` are the results of both engines on samples, at least one; of samples of one image, by the
     beginning of their titles up to a comma, the last is drawn. `deployment` is the PyTorch model, of whose
-    task and classes the drawing is. PyTorch's side is the left one. Each row is `PICTURE_WIDTH` pixels wide.
+    task and classes the drawing is. PyTorch's side is the left one; of frames of cameras it is above the
+    other. Each row is `PICTURE_WIDTH` pixels wide.
     """
     import cv2
     import numpy as np
