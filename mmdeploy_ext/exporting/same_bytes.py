@@ -16,6 +16,8 @@ from torch.overrides import TorchFunctionMode
 class SameBytes(TorchFunctionMode):
     """Inside this context `FUNCTIONS` are computed in more digits and rounded once to float32.
 
+    `torch.linspace` alone has the roundings that it has on CPUs with AVX2.
+
     It is for float32 tensors on the CPU that need no gradient, outside of a trace: results have no gradient,
     and those of other dtypes are rounded to float32 before they get their dtype. Torch's `+ - * /` on a CPU
     are rounded correctly and left as they are, and so is every function that `FUNCTIONS` lacks, such as
@@ -113,4 +115,5 @@ FUNCTIONS: dict[Callable, Callable] = {
         for owner in (torch, torch.Tensor)
     },
 }
-"""Function of torch -> its replacement, which takes the same arguments except `out`."""
+"""Function of torch -> its replacement, which takes the same arguments except `out`; that of `linspace`, of
+those by name alone, takes `dtype` and `device`."""

@@ -128,7 +128,9 @@ def overrides(graph: SparseGraph, options: Options, family: SparseFamily) -> dic
 
 
 def metadata_props(deployment: Deployment, options: Options, ranges: Ranges | None = None) -> dict[str, str]:
-    """Return the metadata of the file of an export, key with `PREFIX` -> JSON text; no engine reads them.
+    """Return the metadata of the file of an export, key with `PREFIX` -> JSON text.
+
+    Engines do not read them; the tools and runtimes of this package do.
 
     Args:
         deployment: the model.

@@ -96,10 +96,10 @@ LAY_MASKS = register(
 )
 """Masks laid over each other, the first on top: a Loop in ONNX, since each depends on those before it.
 
-(masks (B, n, h, w) bool, labels (B, n) int64, overlap) -> (B, h, w) int64: 0 at pixels without a mask, at
-others label + number * 1000 of the first mask that has the pixel and fits. A mask fits if it has pixels, and
-those before it have taken at most the share `overlap` of them; masks that do not fit leave no trace. Rows of
-padding have empty masks and any label.
+(masks (B, n, h, w) bool, labels (B, n) int64, overlap) -> (B, h, w) int64: label + number * 1000 of the first
+mask that has the pixel and fits, 0 at pixels of no such mask. The number counts the masks of an image that
+fit, from 1 on. A mask fits if it has pixels, and those before it have taken at most the share `overlap` of
+them; masks that do not fit leave no trace. Rows of padding have empty masks and any label.
 
 Source of the algorithm: mmdet 2.28.2 `panoptic_fusion_heads/heuristic_fusion_head.py` (`_lay_masks`)."""
 
@@ -149,7 +149,10 @@ def _classes_of(facts: Mapping[str, Any]) -> tuple[int, int]:
 
 
 class QueryFusion(nn.Module):
-    """Every pixel belongs to the query with the highest score for it.
+    """Every pixel belongs to the query with the highest score for it, of those that are confident.
+
+    Confident is a query whose best column of classes is not the last, which is no class, and has a score above
+    `object_mask_thr`.
 
     mmdet takes the largest score * sigmoid(value); the smallest (1 + exp(-value)) / score is the same, and is
     taken here: ONNX Runtime's Sigmoid has steps of 3e-8, so that the order of faint masks would be lost

@@ -49,6 +49,8 @@ class NmsConfig(JsonDataclass):
 class SoftNmsConfig(NmsConfig):
     """The settings of `soft_nms`, by which boxes that overlap a better one lose score.
 
+    They do from an IoU of `iou_threshold` on; in the method 'gaussian' at every overlap.
+
     Attributes:
         method: method of mmcv's `soft_nms`, a name of `ops/soft_nms.py`.
         sigma: divisor of the squared IoU in the method 'gaussian'.
@@ -69,7 +71,8 @@ def nms_config(test_cfg: Mapping[str, Any], soft: bool = False, key: str = 'mode
     Args:
         test_cfg: `test_cfg` of a head.
         soft: whether the caller's graph has a form of `soft_nms`.
-        key: key of `test_cfg` in the config, for messages.
+        key: key of `test_cfg` in the config, for the option that messages advise; they call the settings
+            `test_cfg.NAME`.
 
     Raises:
         ConfigError: an NMS type or option that the graph does not reproduce, or a value that is no number or

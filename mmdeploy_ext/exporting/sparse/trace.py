@@ -49,12 +49,13 @@ def trace(
     has the steps that NVIDIA's exporter adds: a scatter into a dense grid, then the height axis into the
     channels, (1, C * Z, X, Y) in order 'xyz' and (1, C * Z, Y, X) in 'zyx'.
 
-    While it runs, `SparseConvTensor.dense` is replaced for the whole process.
+    While it runs, `SparseConvTensor.dense` is replaced, and torch has one thread, for the whole process.
 
     Args:
-        module: the encoder, on any device, with float32 parameters. Its forward takes, told apart by their
-            number, one SparseConvTensor; features (N, in_channels), coordinates (N, 4) and batch_size; or
-            these and det3d's input_shape, sizes x, y, z without the layer of z that such a module adds.
+        module: the encoder, on any device, with float32 parameters. Its forward takes, told apart by the
+            number of arguments without a default, one SparseConvTensor; features (N, in_channels),
+            coordinates (N, 4) and batch_size; or these and det3d's input_shape, sizes x, y, z without the
+            layer of z that such a module adds.
         coordinates: (N, 4) int32 (sample, axes in `order`), sample 0, inside the grid; N is not 0.
         features: (N, in_channels) float32, of the N voxels; zeros by default.
         order: axis order of the module's coordinates, 'xyz' or 'zyx'; det3d's have 'zyx'.

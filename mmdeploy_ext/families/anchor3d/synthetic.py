@@ -22,7 +22,7 @@ HIGH = 3.0
 HALF_TURNS = 4
 """Largest number of half turns by which boxes are turned on."""
 NUM_BOXES_ABOUT_THRESHOLD = 40
-"""Number of boxes of a level whose scores lie about the threshold."""
+"""Largest number of boxes of a level whose scores lie about the threshold; of all ranges with own maps."""
 
 
 def synthetic_outputs(rule: AnchorRule, spec: GraphSpec) -> Iterator[tuple[str, dict[str, np.ndarray]]]:

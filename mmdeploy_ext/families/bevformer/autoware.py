@@ -102,8 +102,10 @@ def companions(model: nn.Module) -> dict[str, str]:
 
 
 def parameter_differences(folder: Path, cfg: Any) -> Iterator[str]:
-    """Yield how the parameters in a folder differ from a config, and from the classes of the graph.
+    """Yield a line for each parameter in a folder that differs from a config, or from the graph's classes.
 
+    `bev_h`, `bev_w` and `num_query` are compared if the config has them, and `CAM_NUM`, `batch_size`, `dim`,
+    `code_size`, `score_thre` and `has_twist` are not.
     No result of a proof shows the parameters: its runtime reads the metadata of the graph.
     """
     graph = folder / f'{node.GRAPH}.onnx'

@@ -143,7 +143,7 @@ class DeployedFrame(BevFormerFrame):
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of the portable graph, whatever contract the options name.
 
-    Calibration and motion (`single`) are computed in float32 in a graph of float16, too.
+    Calibration, motion and `use_prev_bev` (`single`) are computed in float32 in a graph of float16, too.
     """
     head, (cameras, height, width) = model.pts_bbox_head, model.input_sizes
     cells, channels = head.bev_h * head.bev_w, head.transformer.embed_dims

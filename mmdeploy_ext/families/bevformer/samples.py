@@ -37,7 +37,7 @@ def frame(data: Mapping[str, Any]) -> Frame:
     former, and for the latter, unless the metas have `ego_pose`, a pose at the position of the car without a
     turn. Without `timestamp` the time is 0.
 
-    DataError: a key is missing, or `can_bus` has another shape.
+    DataError: a key is missing, there are several samples, or `can_bus` has another shape.
     """
     check_given(data, KEYS)
     images, meta = (only(data[key], key) for key in KEYS)
@@ -66,7 +66,7 @@ def can_bus_entry(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def driven(frame: Frame) -> Iterator[Frame]:
-    """Yield the next frames of a drive, whose car moves along an axis of the map exactly, or turns.
+    """Yield the next frames of a drive, whose car moves along an axis of the map exactly, turns, or stands.
 
     Pictures, rig and `ego_pose` stay those of `frame`: the record `can_bus` has the motion. A direction that
     is computed by a quotient fails where a way has no share along an axis, and a heading that crosses 0

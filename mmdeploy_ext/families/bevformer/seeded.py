@@ -81,8 +81,8 @@ def kernel_of(key: str, numbers: np.ndarray) -> np.ndarray:
 def values_of(key: str, shape: tuple[int, ...], prefix: str, norms: Container[str]) -> np.ndarray:
     """Return the values of a key, but for the counters `num_batches_tracked`, in float64.
 
-    Vectors are those of `by_name.vector_of`, those of biases of logits minus 2.5. `code_weights` are ten
-    constants, whatever the shape.
+    Keys of `SCALED` have its values. Other vectors are those of `by_name.vector_of`, biases of logits minus
+    2.5, and other tensors those of `kernel_of`. `code_weights` are ten constants, whatever the shape.
 
     Args:
         key: key of the state dict.

@@ -4,6 +4,7 @@ import dataclasses
 import pickle
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -334,3 +335,23 @@ def test_projections_of_infos_of_kitti_are_mmdet3ds(tmp_path):
     expected = projection @ calibration['R0_rect'] @ calibration['Tr_velo_to_cam']
     np.testing.assert_allclose(frame.lidar2img[0], expected, rtol=1e-12, atol=1e-9)
     assert frame.name == '3' and frame.pictures == (tmp_path / '3.png',)
+
+
+@pytest.mark.parametrize('wrapped', ['as it is', 'in a list', 'in a wrapper'])
+def test_sweeps_of_infos_are_in_the_folder_of_the_data_set(tmp_path, wrapped):
+    cfg = load_config(toy_mvxnet.write_config(tmp_path))
+    test = cfg.data.test
+    datasets = {'in a list': [test], 'in a wrapper': dict(type='RepeatDataset', times=1, dataset=test)}
+    cfg.data.test = datasets.get(wrapped, test)
+    for folder in ('image_2', 'velodyne_reduced'):
+        (tmp_path / folder).mkdir()
+    cv2.imwrite(str(tmp_path / 'image_2' / '3.png'), np.zeros((96, 320, 3), np.uint8))
+    points = np.ones((5, 4), np.float32)
+    (tmp_path / 'velodyne_reduced' / '3.bin').write_bytes(points.tobytes())
+    info = INFO | dict(
+        image=dict(image_idx=3, image_path='image_2/3.png'), point_cloud=dict(velodyne_path='velodyne/3.bin')
+    )
+    (tmp_path / 'infos.pkl').write_bytes(pickle.dumps([info]))
+    family = find_family(cfg)
+    (frame,) = family.moments(cfg, family.preprocess_rule(cfg), tmp_path / 'infos.pkl')
+    np.testing.assert_array_equal(frame.points, points)

@@ -128,7 +128,7 @@ def moments(cfg: Any, rule: FusionRule, infos: Path, root: str | Path | None = N
     Sweeps are in the folder that the config's data set names (`pts_prefix`), if it names one, whatever the
     infos say.
     """
-    prefix = ((cfg.get('data') or {}).get('test') or {}).get('pts_prefix')
+    prefix = test_dataset(cfg).get('pts_prefix')
     for rig in read_frames(infos, rule.views, root):
         if prefix:
             path = Path(rig.info['point_cloud']['velodyne_path'])

@@ -53,11 +53,11 @@ def filter_boxes(
 def suppress(
     detections: Detections3D, nms: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 ) -> Detections3D:
-    """Return detections, best first, without those too near to a better one of their group of classes.
+    """Return `detections`, which are best first, without those too near to a better one of their group.
 
-    Of a group no more than its `most` stay. `nms` is the entry `nms` of the metadata's `postprocess`: a list
-    of groups, see `rows_after_nms`; one dict stands for a group of each of its classes; None suppresses
-    nothing. Classes of no group stay.
+    Groups are of classes; of a group no more than its `most` stay. `nms` is the entry `nms` of the metadata's
+    `postprocess`: a list of groups, see `rows_after_nms`; one dict stands for a group of each of its classes;
+    None suppresses nothing. Classes of no group stay.
     """
     if nms is None:
         return detections

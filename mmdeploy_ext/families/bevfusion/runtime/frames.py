@@ -181,7 +181,8 @@ def check_calibration(matrices: Mapping[str, np.ndarray], cameras: int, name: st
     taken for 0, 0, 0, 1. `name` is that of the frame, for messages.
 
     Raises:
-        DataError: a matrix is missing, holds NaN, lacks a needed inverse, or disagrees with others.
+        DataError: a matrix is missing, holds NaN or infinity, lacks a needed inverse, or disagrees with
+            others.
         ShapeError: a matrix has another shape.
     """
     name = name or 'frame'
