@@ -52,7 +52,9 @@ a family from outside it is the whole package that the family is in.
 
 
 def graph_digest(model: onnx.ModelProto) -> str:
-    """Return a hash of how every output is computed; names and order of the nodes do not count.
+    """Return a hash of how every output is computed, and of the names and types of inputs and outputs.
+
+    Names and order of the nodes do not count, nor do names of inner tensors.
 
     Floating-point constants count by type and shape alone: seeded weights follow from runs of the network,
     and their last bits are other ones on another CPU. The code that `proof_rules` hashes decides the values.
@@ -81,7 +83,10 @@ def proof_rules(family: Family) -> str:
 
 
 def family_folder(family: type) -> Path:
-    """Return the folder with the code of a family: its own, or the top-level package of one from outside."""
+    """Return the folder with the code of a family: its own, or the top-level package of one from outside.
+
+    Of a module that is in no package it is the folder of its file.
+    """
     folder = Path(inspect.getfile(family)).resolve().parent
     if folder.is_relative_to(PACKAGE):
         return folder
@@ -110,7 +115,10 @@ def hash_judges() -> None:
 
 @functools.cache
 def code_digest(root: Path, pattern: str) -> str:
-    """Return a hash of the Python files below `root` that match a pattern: a folder, or `folder/*.py`."""
+    """Return a hash of the Python files below `root` that match a pattern: a folder, or `folder/*.py`.
+
+    Comments and docstrings do not count.
+    """
     files = root.glob(pattern) if pattern.endswith('.py') else (root / pattern).rglob('*.py')
     texts = []
     for path in sorted(files):

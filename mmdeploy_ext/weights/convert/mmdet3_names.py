@@ -91,7 +91,9 @@ def to_mmdet2_name(key: str, detector: str) -> str:
 
 
 def advice(path: str, stage: str, keys: Collection[Any]) -> str:
-    """Return the message for a checkpoint of mmdet 3, '' for others; see `checkpoint.conversion_advice`.
+    """Return the message for a checkpoint with names that only mmdet 3 has, '' for others.
+
+    Most detectors of mmdet 3 have mmdet 2's names, and need none. See `checkpoint.conversion_advice`.
 
     Args:
         path: path of the file.

@@ -39,6 +39,8 @@ FIXED_VALUES = {
     ('Pad', 'padding_mode'): 'constant',
 }
 """Step and key -> the only value that mmdet 2 can do; the key is left out."""
+ORDER = ('LoadImageFromFile', 'Resize', 'RandomCenterCropPad', 'Pad', 'PackDetInputs')
+"""Steps that change a picture, or begin or end the pipeline, in the order in which mmdet 2 gets them."""
 ANNOTATION_STEPS = ('LoadAnnotations', 'LoadPanopticAnnotations')
 """Steps that are left out: no detection depends on annotations."""
 META_KEYS = [
@@ -63,7 +65,7 @@ def to_mmdet2_pipeline(
 
     Raises:
         ConfigError: a step, a key, a value or a combination that mmdet 2 does not support, a step that is
-            there twice, or no LoadImageFromFile; the caller names the file.
+            there twice, no LoadImageFromFile, or another order than `ORDER`; the caller names the file.
         KeyError, AttributeError, TypeError: a key is missing, or a value has another type than in mmdet 3.
     """
     _check_preprocessor(preprocessor)
@@ -75,6 +77,9 @@ def to_mmdet2_pipeline(
         raise ConfigError(f'test_pipeline: a step is there twice: {[step["type"] for step in steps]}')
     if 'LoadImageFromFile' not in step_of:
         raise ConfigError('test_pipeline: has no LoadImageFromFile; expected one')
+    ordered = [step for step in ORDER if step in types]
+    if [step for step in types if step in ORDER] != ordered:
+        raise ConfigError(f'test_pipeline: has the order {", ".join(types)}; expected {", ".join(ordered)}')
     load, resize = step_of['LoadImageFromFile'], step_of.get('Resize', {})
     pad = _pad(step_of['Pad']) if 'Pad' in step_of else None
     crop = step_of.get('RandomCenterCropPad')

@@ -10,14 +10,17 @@ model = dict(
         feat_channels=32,
         version='le90',
         anchor_generator=dict(
-            type='AnchorGenerator', scales=[4], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32]),
+            type='AnchorGenerator', scales=[4], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32]
+        ),
         bbox_coder=dict(
             type='MidpointOffsetCoder',
             angle_range='le90',
             target_means=[0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-            target_stds=[1.0, 1.0, 1.0, 1.0, 0.5, 0.5]),
+            target_stds=[1.0, 1.0, 1.0, 1.0, 0.5, 0.5],
+        ),
         loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True, loss_weight=1.0),
-        loss_bbox=dict(type='SmoothL1Loss', beta=0.1111111111111111, loss_weight=1.0)),
+        loss_bbox=dict(type='SmoothL1Loss', beta=0.1111111111111111, loss_weight=1.0),
+    ),
     roi_head=dict(
         type='OrientedStandardRoIHead',
         bbox_roi_extractor=dict(
@@ -25,7 +28,8 @@ model = dict(
             roi_layer=dict(type='RoIAlignRotated', out_size=7, sample_num=2, clockwise=True),
             out_channels=32,
             featmap_strides=[4, 8, 16],
-            finest_scale=28),
+            finest_scale=28,
+        ),
         bbox_head=dict(
             type='RotatedShared2FCBBoxHead',
             in_channels=32,
@@ -39,10 +43,13 @@ model = dict(
                 edge_swap=True,
                 proj_xy=True,
                 target_means=(0.0, 0.0, 0.0, 0.0, 0.0),
-                target_stds=(0.1, 0.1, 0.2, 0.2, 0.1)),
+                target_stds=(0.1, 0.1, 0.2, 0.2, 0.1),
+            ),
             reg_class_agnostic=True,
             loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
-            loss_bbox=dict(type='SmoothL1Loss', beta=1.0, loss_weight=1.0))),
+            loss_bbox=dict(type='SmoothL1Loss', beta=1.0, loss_weight=1.0),
+        ),
+    ),
     train_cfg=dict(
         rpn=dict(
             assigner=dict(
@@ -51,14 +58,18 @@ model = dict(
                 neg_iou_thr=0.3,
                 min_pos_iou=0.3,
                 match_low_quality=True,
-                ignore_iof_thr=-1),
+                ignore_iof_thr=-1,
+            ),
             sampler=dict(
-                type='RandomSampler', num=128, pos_fraction=0.5, neg_pos_ub=-1, add_gt_as_proposals=False),
+                type='RandomSampler', num=128, pos_fraction=0.5, neg_pos_ub=-1, add_gt_as_proposals=False
+            ),
             allowed_border=-1,
             pos_weight=-1,
-            debug=False),
+            debug=False,
+        ),
         rpn_proposal=dict(
-            nms_pre=500, max_per_img=200, nms=dict(type='nms', iou_threshold=0.8), min_bbox_size=0),
+            nms_pre=500, max_per_img=200, nms=dict(type='nms', iou_threshold=0.8), min_bbox_size=0
+        ),
         rcnn=dict(
             assigner=dict(
                 type='MaxIoUAssigner',
@@ -67,12 +78,17 @@ model = dict(
                 min_pos_iou=0.5,
                 match_low_quality=False,
                 iou_calculator=dict(type='RBboxOverlaps2D'),
-                ignore_iof_thr=-1),
+                ignore_iof_thr=-1,
+            ),
             sampler=dict(
-                type='RRandomSampler', num=64, pos_fraction=0.25, neg_pos_ub=-1, add_gt_as_proposals=True),
+                type='RRandomSampler', num=64, pos_fraction=0.25, neg_pos_ub=-1, add_gt_as_proposals=True
+            ),
             pos_weight=-1,
-            debug=False)),
+            debug=False,
+        ),
+    ),
     test_cfg=dict(
         rpn=dict(nms_pre=300, max_per_img=100, nms=dict(type='nms', iou_threshold=0.8), min_bbox_size=0),
-        rcnn=dict(
-            nms_pre=500, min_bbox_size=0, score_thr=0.05, nms=dict(iou_thr=0.1), max_per_img=100)))
+        rcnn=dict(nms_pre=500, min_bbox_size=0, score_thr=0.05, nms=dict(iou_thr=0.1), max_per_img=100),
+    ),
+)

@@ -118,7 +118,7 @@ class RotatedSuppression:
 
 
 def class_offsets(boxes: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
-    """Shift the boxes (B, N, 5) of each class apart, so that one NMS suppresses within classes only.
+    """Return boxes (B, N, 5), those of each class shifted apart, so that one NMS suppresses within classes.
 
     x and y of each centre grow by its label, of `labels` (B, N) int64, times a sum: the largest coordinate of
     a centre plus the largest side plus 1, of the image's boxes that are `valid` (B, N) bool.

@@ -61,7 +61,11 @@ def run(family, model, form, batch=2):
 
 def by_mmrotate(model, version, batch=2):
     meta = dict(
-        img_shape=(*SIZE, 3), ori_shape=(*SIZE, 3), pad_shape=(128, 160, 3), scale_factor=SCALE, flip=False,
+        img_shape=(*SIZE, 3),
+        ori_shape=(*SIZE, 3),
+        pad_shape=(128, 160, 3),
+        scale_factor=SCALE,
+        flip=False,
         flip_direction=None,
     )
     with torch.no_grad(), equal_scores_by_index():

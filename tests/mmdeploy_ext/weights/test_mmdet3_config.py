@@ -130,6 +130,8 @@ def steps_with(index, **changes):
     (PREPROCESSOR, [*STEPS[:2], dict(type='Pad', size_divisor=32, padding_mode='reflect'), PACK],
      r"test_pipeline\.2\.padding_mode='reflect' of Pad"),
     (PREPROCESSOR, [*STEPS[:2], dict(type='LoadProposals'), PACK], r"test_pipeline\.2\.type='LoadProposals'"),
+    (PREPROCESSOR, [LOAD, dict(type='Pad', size_divisor=32), STEPS[1], PACK],
+     r'test_pipeline: has the order LoadImageFromFile, Pad, Resize, PackDetInputs'),
 ])
 def test_what_is_not_known_is_refused_by_its_key(preprocessor, steps, message):
     with pytest.raises(ConfigError, match=rf'^config3\.py: {message}'):

@@ -2,4 +2,6 @@
 _base_ = '../../../../configs/_base_/models/resnet18_toy.py'
 model = dict(
     backbone=dict(
-        init_cfg=dict(type='Pretrained', checkpoint='demo/checkpoints/atss_toy.pth', prefix='backbone.')))
+        init_cfg=dict(type='Pretrained', checkpoint='demo/checkpoints/atss_toy.pth', prefix='backbone.')
+    )
+)

@@ -13,7 +13,8 @@ train_pipeline = [
         type='RRandomFlip',
         flip_ratio=[0.25, 0.25, 0.25],
         direction=['horizontal', 'vertical', 'diagonal'],
-        version=angle_version),
+        version=angle_version,
+    ),
     dict(type='Normalize', **img_norm_cfg),
     dict(type='Pad', size_divisor=32),
     dict(type='DefaultFormatBundle'),
@@ -31,7 +32,8 @@ test_pipeline = [
             dict(type='Pad', size_divisor=32),
             dict(type='DefaultFormatBundle'),
             dict(type='Collect', keys=['img']),
-        ]),
+        ],
+    ),
 ]
 data = dict(
     samples_per_gpu=4,
@@ -43,19 +45,23 @@ data = dict(
         version=angle_version,
         ann_file=data_root + 'train/annfiles/',
         img_prefix=data_root + 'train/images/',
-        pipeline=train_pipeline),
+        pipeline=train_pipeline,
+    ),
     val=dict(
         type=dataset_type,
         classes=classes,
         version=angle_version,
         ann_file=data_root + 'val/annfiles/',
         img_prefix=data_root + 'val/images/',
-        pipeline=test_pipeline),
+        pipeline=test_pipeline,
+    ),
     test=dict(
         type=dataset_type,
         classes=classes,
         version=angle_version,
         ann_file=data_root + 'val/annfiles/',
         img_prefix=data_root + 'val/images/',
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 evaluation = dict(interval=100, metric='mAP', nproc=1)

@@ -1,9 +1,11 @@
 # Training on a CPU, from the backbone of demo/checkpoints/atss_toy.pth.
 optimizer = dict(
-    type='AdamW', lr=1.5e-3, weight_decay=0.05, paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0))
+    type='AdamW', lr=1.5e-3, weight_decay=0.05, paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0)
+)
 optimizer_config = dict(grad_clip=dict(max_norm=10, norm_type=2))
 lr_config = dict(
-    policy='CosineAnnealing', min_lr_ratio=0.01, warmup='linear', warmup_iters=100, warmup_ratio=0.01)
+    policy='CosineAnnealing', min_lr_ratio=0.01, warmup='linear', warmup_iters=100, warmup_ratio=0.01
+)
 runner = dict(type='EpochBasedRunner', max_epochs=6)
 checkpoint_config = dict(interval=2, max_keep_ckpts=1)
 log_config = dict(interval=20, hooks=[dict(type='TextLoggerHook')])
