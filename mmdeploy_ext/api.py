@@ -487,7 +487,7 @@ def prove(
         engine: name of the engine that runs the file: 'onnxruntime', 'openvino', 'tensorrt'. Models of
             frames or sweeps do not run on 'tensorrt', which is refused for them.
         providers: execution providers of ONNX Runtime, in order, or the name of one; None: the CPU's.
-        threads: number of threads of the engine, within an operator; 0: it decides.
+        threads: number of threads of the engine, within an operator; 0: it decides. TensorRT refuses others.
         inference_precision: type that OpenVINO computes in, 'fp32', 'bf16' or 'fp16'; None: 'fp32'. Other
             engines refuse it, and models of frames or sweeps all but 'fp32'.
         metrics: names of the data set's metrics, such as 'bbox', that both engines are evaluated by; none are
@@ -498,8 +498,8 @@ def prove(
 
     Returns:
         The verdict: `verdict.passed`, whether graph, tensors and results agree within the bars of
-        docs/proof.md; `verdict.proven`, the same, but False of files below float32; `verdict.title`;
-        `verdict.to_json()`. What the file does wrong is in it.
+        docs/proof.md; `verdict.proven`, the same, but False of files, or of an engine that computes, below
+        float32; `verdict.title`; `verdict.to_json()`. What the file does wrong is in it.
 
     Raises:
         UsageError: the call is refused before the weights were loaded, such as a file that is not there.

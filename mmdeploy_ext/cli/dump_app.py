@@ -19,7 +19,7 @@ from mmdeploy_ext.core.printable import escape, shape_text
 RTOL = 1e-4
 """Tolerance of tensors of floats but those of float64, as a share of the largest absolute value of the first
 dump's tensor. Whole numbers and booleans have --atol alone, rounded down."""
-TIME_ATOL = 1e-6
+FLOAT64_ATOL = 1e-6
 """Tolerance of float64 tensors, in their unit: times of 1e9 s, of which a share would be hours; and poses,
 matrices and scores."""
 
@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         '--rtol RTOL',
         f"of the largest value of the first's tensor (default: {RTOL}); float64 tensors, such as times in "
-        f'seconds, have --atol or {TIME_ATOL} instead',
+        f'seconds, have --atol or {FLOAT64_ATOL} instead',
         RTOL,
         type=float,
     )
@@ -146,7 +146,7 @@ def _compare(args: argparse.Namespace) -> int:
         if not 0 <= getattr(args, name) < float('inf'):
             raise UsageError(f'--{name} {getattr(args, name)}: expected 0 or more')
     group = ColumnGroup(rtol=args.rtol, atol=args.atol)
-    doubles = ColumnGroup(rtol=0.0, atol=args.atol or TIME_ATOL)
+    doubles = ColumnGroup(rtol=0.0, atol=args.atol or FLOAT64_ATOL)
     rows = []
     for name, first, second in _pairs(args):
         reference, candidate = load_dump(first)[0], load_dump(second)[0]
@@ -186,6 +186,8 @@ def _compare(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command of the command line: 0 done or equal, 1 the dumps differ or nothing was compared.
+
+    An empty tensor is one that was not compared, which is enough for 1.
 
     `args` are those of `build_parser`. DataError: no dump, a damaged one, or one of other samples or without
     a tensor that --tensors names. UsageError: a tolerance below 0 or not finite, a manifest that is no JSON.
