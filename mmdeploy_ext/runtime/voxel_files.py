@@ -31,7 +31,8 @@ def read_voxels(path: str | Path, order: str) -> tuple[np.ndarray, np.ndarray]:
 
     Features are under `features`, `features_f16` or `features_f32`. Coordinates are under `coordinates`,
     `coors` or `coords`, then already in the order of the model, 'xyz' or 'zyx'; or with `_bxyz` or `_bzyx`
-    behind, in that order; a type may follow (`coords_bxyz_i16`).
+    behind, in that order; a type may follow (`coords_bxyz_i16`). Whether features are finite, and samples
+    one, is not checked.
 
     Raises:
         DataError: no such file, no such arrays, more than one of them, other shapes, or coordinates that are

@@ -55,7 +55,7 @@ def to_onnx(
     opset: int = DEFAULT_OPSET,
     metadata: Mapping[str, str] | None = None,
 ) -> onnx.ModelProto:
-    """Write a folded graph with standard operators.
+    """Return a folded graph as an ONNX model of standard operators.
 
     Args:
         graph: folded; float16 weights are computed with in float32.
@@ -65,7 +65,7 @@ def to_onnx(
             always added, under 'mm2onnx.scn': form, order, channels, output shape and plan.
 
     Returns:
-        A model that `onnx.checker` and strict shape inference accept. Inputs: 'voxels' (N, C) float32 and
+        The model, which `onnx.checker` and strict shape inference accept. Inputs: 'voxels' (N, C) float32 and
         what `buckets.feeds` returns. Output: 'bev' (1, C, H, W) float32.
 
     Raises:
