@@ -98,7 +98,7 @@ def frame_of_rig(
 
     Raises:
         DataError: a sweep is missing, or does not fit.
-        ShapeError: pictures of another size.
+        ShapeError: pictures of another number or size, or not uint8.
     """
     if rule.views is None:
         return FusedFrame(points_of(rig, rule, root), rig.name)
