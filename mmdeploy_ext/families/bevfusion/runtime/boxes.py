@@ -55,7 +55,7 @@ def suppress(
 ) -> Detections3D:
     """Return `detections`, which are best first, without those too near to a better one of their group.
 
-    Groups are of classes; of a group no more than its `most` stay, and those of its `first`, if it has that.
+    Groups are of classes; of a group no more than its `most` stay, all of them among its `first` best.
     `nms` is the entry `nms` of the metadata's `postprocess`: a list of groups, see `rows_after_nms`; one dict
     stands for a group of each of its classes; None suppresses nothing. Classes of no group stay.
     """
