@@ -24,7 +24,9 @@ DEFAULT_OUTPUT = 'ranges.json'
 """Default of --output."""
 WORST = 10
 """Layers that the table shows without --all."""
-COMPARISON_OPTIONS = ('draw', 'json', 'assumptions', 'all', 'no_advice', 'fp16_layers', 'target')
+COMPARISON_OPTIONS = (
+    'draw', 'json', 'assumptions', 'all', 'no_advice', 'fp16_layers', 'target', 'fidelity_batches',
+)  # fmt: skip
 """Names of the options that only the comparison of --fidelity reads."""
 
 
@@ -72,9 +74,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse options that do not go together, sources without sweeps and targets that cannot be written.
+    """Refuse options that do not go together, numbers out of range, and files that cannot be used.
 
-    `args` are those of `build_parser`; --ranges are read to `args.loaded_ranges`. UsageError or DataError.
+    Those are sources without sweeps and outputs that cannot be written. `args` are those of `build_parser`;
+    --ranges are read to `args.loaded_ranges`, which is None without them. UsageError or DataError.
     """
     from mmdeploy_ext.quantize.calibrators import make_calibrator
     from mmdeploy_ext.quantize.sweeps import sweep_items
@@ -100,6 +103,7 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     """Calibrate, or read ranges of a file or checkpoint; with --fidelity compare the precisions. Return 0.
 
+    Measured ranges are written to --output or `DEFAULT_OUTPUT`, those of a checkpoint only to --output.
     `args` are those of `build_parser`. UsageError: see `check`, or there are no ranges anywhere.
     """
     check(args)

@@ -23,7 +23,7 @@ PRODUCTS = ('CONVOLUTION', 'DECONVOLUTION', 'MATRIX_MULTIPLY')
 """Kinds of layers that convolve or multiply matrices."""
 NO_GPU = 'NOT COMPARED: no GPU is here'
 BUILD_OPTIONS = ('output', 'package', 'fp16', 'keep_fp32', 'tf32', 'layers', 'check')
-"""Options of a single build."""
+"""Options of a build that do nothing with --table, nor with an engine that is built already."""
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -22,7 +22,7 @@ class Row:
     """One graph in one precision.
 
     Attributes:
-        name: folder and name of the file, without its suffix.
+        name: names of its folder and file, without the suffix: 'FOLDER/STEM'.
         precision: 'fp32' (the file as it is) or 'fp16'.
         nodes: their number in the ONNX file.
         built: architectures that an engine was built for.
@@ -45,7 +45,10 @@ class Row:
 
 
 def fitting_options(path: str, texts: Sequence[str]) -> list[str]:
-    """Return those of the options NAME=... (`texts`) whose name is an input or an axis of a file."""
+    """Return those of the options `texts`, NAME or NAME=..., that name an input or an open axis of one.
+
+    `path` is that of the ONNX file whose inputs these are.
+    """
     model = files.load(path)
     spec = engine_spec(model)
     names = {value.name for value in model.graph.input}
@@ -70,8 +73,8 @@ def measure(
         architectures: 86 for SM 8.6.
         shapes: options of --shapes, `NAME=MIN/OPT/MAX`; used for the files that have such an input or axis.
         constants: options of --constant, `NAME` or `NAME=VALUES`; used likewise.
-        progress: called before each build with a text, 'FOLDER/STEM PRECISION', the number of finished files
-            and that of all; with None nothing is called.
+        progress: called before the builds of each row with a text, 'FOLDER/STEM PRECISION', the number of
+            finished files and that of all; with None nothing is called.
     """
     rows = []
     for finished, path in enumerate(paths):

@@ -28,7 +28,7 @@ READ_ENTRIES = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser; names and meanings are those of mmdet 2.28's `tools/train.py`."""
+    """Return the parser; but for --debug its options are some of mmdet 2.28's `tools/train.py`."""
     parser = cli.ArgumentParser(description=__doc__)
     add = cli.adder(parser)
     add('config', 'config file')
@@ -108,7 +108,11 @@ def build_model(cfg: Any) -> Any:
 
 
 def configured_loaders(cfg: Any) -> contextlib.AbstractContextManager[None]:
-    """Inside the block mmdet's loop builds mmdet3d's data sets, too, with the samplers of `cfg.data`."""
+    """Inside the block mmdet's loop builds data sets by `dataset_builder`, and loaders as `cfg.data` says.
+
+    That is mmdet3d's data sets, too, if mmdet3d is imported, and loaders with the samplers that `cfg.data`
+    names as `shuffler_sampler` and `nonshuffler_sampler`; without either they are mmdet's loaders.
+    """
     names = ('shuffler_sampler', 'nonshuffler_sampler')
     samplers = {name: cfg.data[name] for name in names if name in cfg.data}
     import mmdet.apis.train
@@ -127,8 +131,9 @@ def configured_loaders(cfg: Any) -> contextlib.AbstractContextManager[None]:
 def train(args: argparse.Namespace) -> int:
     """Build the model and its data from the config, run mmdet's training loop, and return 0.
 
-    `args` are those of `build_parser`. A copy of the config, the log and the checkpoints are written to the
-    work directory. UsageError: the copy cannot be written.
+    `args` are those of `build_parser`. The config as it is trained, under the name of its file, the log and
+    the checkpoints are written to the work directory, which is made. UsageError: the config cannot be written
+    there; ConfigError: see `load_train_config`.
     """
     compat.apply()
     import mmdet

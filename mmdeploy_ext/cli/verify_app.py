@@ -103,7 +103,8 @@ def prove_files(
     """Prove files that were exported earlier, and show the verdict; return the exit status of `proof.show`.
 
     Args:
-        args: parsed arguments of the command line, with `onnx_file`.
+        args: parsed arguments of the command line; read are `onnx_file`, `mean`, `std`, `eval`, and those
+            that `proof.show` takes.
         source: config and checkpoint.
         samples: samples that the proof compares on.
         engine: name of the backend (`engine`) and its options, as `options.engine_options` returns them.

@@ -71,7 +71,7 @@ def engines_to_run(args: argparse.Namespace) -> list[str]:
 def check_options(args: argparse.Namespace) -> None:
     """Refuse (UsageError) invalid numbers, and an output that cannot be written, before anything is loaded.
 
-    An .mp4 file, and PNG files of a folder, are written over.
+    The output is an .mp4 file or a folder; the file, and PNG files of the folder, are written over later.
     """
     demo.check_options(args)
     cli.check_minimums(args, scene=0, frames=1)
@@ -149,9 +149,9 @@ def load_steppers(
     """Return key of `demo.ENGINES` -> model, for the engines that run, and the name of each label.
 
     Names are those of the files if ONNX Runtime runs, else those of the checkpoint. `engines` are the keys
-    that run, `args` has the paths of checkpoint and files, which are of the `family`. ConfigError: checkpoint
-    and files have other class names; further errors are those of `deployment.load`, `read_files` and the
-    family's runner.
+    that run, `args` are those of `build_parser`; checkpoint and files are of the `family`. ConfigError:
+    checkpoint and files have other class names, unless those of the files are 'class 0', 'class 1' and so on,
+    as many; further errors are those of `deployment.load`, `read_files` and the family's runner.
     """
     steppers: dict[str, Stepper] = {}
     classes: tuple[str, ...] = ()
@@ -189,7 +189,7 @@ def draw_scene(
     """Run all frames and write the pictures; return the median time of a step on each engine as text.
 
     Args:
-        args: parsed arguments of the command line.
+        args: parsed arguments of the command line; pictures go to `args.out`.
         rule: preprocessing rule of the model, by which pictures are made again of the network's inputs.
         frames: the frames of the scene, at least one.
         count: number of the frames.

@@ -1,7 +1,8 @@
 """All that mmcv-full 1.7.2, mmdet 2.28.2, mmdet3d 1.0.0rc6 and spconv 2.3.8 need on torch 2.13.
 
-`apply()` imports no library: each patch runs when its module is imported, and looks then whether it is
-needed. Call it before the first import of torchvision, mmcv, mmdet, mmdet3d or spconv:
+`apply()` imports no library: each patch runs when its module is imported, and those that not every version
+needs look then whether it is needed. Call it before the first import of torchvision, mmcv, mmdet, mmdet3d or
+spconv:
 
     from mmdeploy_ext import compat
     compat.apply()
@@ -25,7 +26,7 @@ effective = PATCHES.effective
 numpy_checkpoint_globals = patches_mmcv.numpy_checkpoint_globals
 """Function that returns a list: what `torch.load(weights_only=True)` must allow for arrays of numpy."""
 single_thread = patches_spconv.single_thread
-"""Returns a context in which torch and all OpenMP runtimes have one thread: with more spconv's kernels race.
+"""Returns a context in which torch and all loaded OpenMP runtimes have one thread: with more spconv races.
 
 After it they have as many as before. It is called without arguments: its only one, `runtimes`, names others.
 """

@@ -2,7 +2,8 @@
 
 A repository imports all its models at once: the backbone of one of them needs fvcore, the attention of
 another the CUDA kernels of flash_attn. Where such a package is not installed, modules of users get one whose
-functions raise when they are called; libraries, and imports inside `try`, go on without it.
+functions raise when they are called; libraries, and imports inside `try`, go on without it. Once a user's
+module has imported it, it is in `sys.modules`, where libraries, `try` and `find_spec` find it, too.
 """
 
 import ast
@@ -31,11 +32,11 @@ PACKAGES = {
     'transformers': 'transformers',
     'xformers': 'xformers',
 }
-"""Packages that are replaced if they are absent -> names for pip."""
+"""Packages that are replaced if they are absent -> what pip installs, a name or an address."""
 LYFT = 'lyft_dataset_sdk'
 """Package of the Lyft data set, which mmdet3d imports; see `patches_mmdet.mmdet3d_without_lyft`."""
 ARGUMENTS = {**PACKAGES, LYFT: f'--no-deps {LYFT}'}
-"""Package -> arguments of `pip install`; that of Lyft pins libraries of 2019."""
+"""Package -> arguments of `pip install`; --no-deps as the package of Lyft pins libraries of 2019."""
 OURS = Path(__file__).resolve().parents[1]
 """Folder of this project's package, whose imports are not those of a user."""
 
@@ -43,8 +44,9 @@ OURS = Path(__file__).resolve().parents[1]
 class AbsentName:
     """A name of a module that is not installed, which code may import, derive classes from and never call.
 
-    A call of it, and an object of a class that is derived from it, are an AbsentPackageError, which names the
-    line of the code and the command that installs the package.
+    It has no public attributes, and is no class for `isinstance`. A call of it, and an object of a class that
+    is derived from it, are an AbsentPackageError, which names the line of the code and the command that
+    installs the package.
     """
 
     def __init__(self, module: str, name: str) -> None:
@@ -156,7 +158,7 @@ def offer() -> None:
 
 @after(*PACKAGES, versions='exiawsh 95f6470 of 2024-06')
 def packages_that_this_model_does_not_call(module: ModuleType) -> bool:
-    """Repositories import detectron2, einops, flash_attn, fvcore or IPython at their top, for few functions.
+    """Repositories import packages such as detectron2, einops or fvcore at their top, for few functions.
 
     Where one is absent, its stand-in of this module has been imported: this patch only reports that.
     """

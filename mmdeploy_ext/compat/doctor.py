@@ -51,7 +51,7 @@ class Finding:
 
     Attributes:
         name: name of the package or probe.
-        found: installed version, or last line of the probe.
+        found: installed version or 'not installed'; of a probe its last line, or how it ended.
         expected: version that was tried; 'optional' of an engine that is absent, '' of a probe.
         verdict: 'ok', 'differs' (another version than the one tried), 'absent' (optional) or 'problem'; only
             the last makes the doctor exit 1.
@@ -142,12 +142,12 @@ def check_version(distribution: str, expected: str, frozen: bool = False) -> Fin
 
 
 def probe(name: str, code: str, fix: str = '', timeout_s: float = 120) -> Finding:
-    """Run a few lines in a fresh interpreter; the last line that they print is what is found.
+    """Run a few lines in a fresh interpreter; the last line that they print on stdout is what is found.
 
     Args:
         name: name of the probe.
-        code: the lines. If they end with an exception, whose last line is what is found, or by a signal, that
-            is a 'problem'; else the probe is 'ok'.
+        code: the lines. If they end with another status than 0, as by an exception, or by a signal, that is a
+            'problem', and what is found is the last line on stderr, or the signal; else the probe is 'ok'.
         fix: `fix` of the finding if it is a problem.
         timeout_s: seconds after which they are stopped, which is a problem, too.
     """
@@ -172,7 +172,8 @@ def probe(name: str, code: str, fix: str = '', timeout_s: float = 120) -> Findin
 def examine(runtime_only: bool = False, progress: Callable[[str], None] = lambda name: None) -> list[Finding]:
     """Return all findings; with `runtime_only` those of a runtime without PyTorch and OpenMMLab.
 
-    `progress` is called with the name of each check that takes a second or more.
+    Both have probes of the optional engines that are installed. `progress` is called with the name of each
+    probe before it runs, by one of two threads.
     """
     findings = [check_python(), *(check_version(*item) for item in RUNTIME.items())]
     if not runtime_only:
@@ -200,7 +201,7 @@ def print_report(findings: Sequence[Finding]) -> None:
     """Print the findings as a table, the patches in effect, and each problem with its fix.
 
     The last line is the number of problems, or the summary if there is none. Of the finding of the
-    patches the table has a row only if it is a problem.
+    patches the table has a row only if it is a problem. `compat.apply` is called, which knows their reasons.
     """
     from rich.markup import escape
     from rich.table import Table

@@ -51,7 +51,10 @@ def plain_attention(
 
 
 def calls_kernel(kind: type) -> bool:
-    """Return whether the `forward` of a class of modules calls a kernel of `KERNELS`."""
+    """Return whether the code of the `forward` of a class of modules names a kernel of `KERNELS`.
+
+    Functions that it calls are not looked into.
+    """
     code = getattr(inspect.unwrap(kind.forward), '__code__', None)
     for cell in getattr(kind.forward, '__closure__', None) or ():
         code = getattr(cell.cell_contents, '__code__', code)  # mmcv's auto_fp16 keeps no `__wrapped__`
@@ -61,11 +64,12 @@ def calls_kernel(kind: type) -> bool:
 def use_plain_attention(model: nn.Module) -> list[str]:
     """Let the modules of a model that call a kernel of flash_attn compute by PyTorch's own operators.
 
-    They have no weights, and compute in the type of their inputs. It is their classes that get another
-    `forward`, so that other models of these classes have it, too.
+    These are those of `calls_kernel`, but no scripted ones. They are taken to have no weights, and compute in
+    the type of their inputs, without dropout. It is their classes that get another `forward`, so that other
+    models of these classes have it, too; it returns the attention and None, as those of flash_attn 1.0 do.
 
     Returns:
-        The names of these classes, without those that an earlier call has changed.
+        The qualified names of these classes, in order, without those that an earlier call has changed.
 
     Raises:
         ValueError: a module takes other arguments than those of flash_attn's own.

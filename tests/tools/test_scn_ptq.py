@@ -104,6 +104,7 @@ def test_what_is_refused_before_the_weights_load(model, sweeps, ranges, tmp_path
         'say on which sweeps': ['--ranges', ranges, '--fidelity'],
         '--draw: goes with --fidelity': ['--calibrate', sweeps, '--draw', tmp_path / 'a.png'],
         '--assumptions: goes with --fidelity': ['--calibrate', sweeps, '--assumptions'],
+        '--fidelity-batches: goes with --fidelity': ['--calibrate', sweeps, '--fidelity-batches', 1],
         'percentile 101': ['--calibrate', sweeps, '--percentile', 101],
         '--batches -1': ['--calibrate', sweeps, '--batches', -1],
         'is a folder': ['--calibrate', sweeps, '--output', tmp_path],
