@@ -42,7 +42,7 @@ def registries(packages: Collection[str] = ()) -> Iterator[Any]:
 
 
 def types_of(part: Any, prefix: str = '') -> Iterator[tuple[str, str]]:
-    """Yield the key and the name of each `type` in nested values of a config: `model.neck.type`, `FPN`.
+    """Yield key and name of each `type`, if it is a text, in values of a config: `model.neck.type`, `FPN`.
 
     `prefix` is the key of `part`.
     """
@@ -58,7 +58,7 @@ def types_of(part: Any, prefix: str = '') -> Iterator[tuple[str, str]]:
 
 
 def python_files(folder: Path) -> Iterator[Path]:
-    """Yield the Python files below a folder, those of environments and caches apart."""
+    """Yield the Python files below a folder, but none in hidden folders and `SKIPPED_FOLDERS`."""
     for directory, folders, files in os.walk(folder):
         folders[:] = sorted(
             name for name in folders if not name.startswith('.') and name not in SKIPPED_FOLDERS
@@ -115,7 +115,7 @@ def repository_of(config: str) -> Path:
 
 
 def registered_names() -> set[str]:
-    """Return the names of all registered classes, with and without their scope: `opera.SOIT`."""
+    """Return the names of all classes and functions in registries, with and without scope: `opera.SOIT`."""
     registered: set[str] = set()
     for registry in registries():
         registered.update(registry.module_dict, (f'{registry.scope}.{name}' for name in registry.module_dict))

@@ -57,7 +57,7 @@ def random_feeds(
     """Return random values for every input of a model that has to be fed.
 
     Floats are normal with mean 0 and deviation 1, booleans fair, uint8 0..255, texts 'text'; other integers
-    are 0..7, those that index a constant below its size, too, and those that are sizes are 1. An input
+    are 0..7, those with which a Gather indexes a constant below its size, too, and sizes are 1. An input
     without a stated shape gets a scalar.
 
     Args:
@@ -68,8 +68,8 @@ def random_feeds(
             without one is 1 if it is the first axis of its input, else 64.
 
     Raises:
-        UsageError: a seed below 0, a name in `sizes` that the model does not have, a single size for an
-            input, or an input that is no tensor of a known dtype.
+        UsageError: a seed below 0, a name in `sizes` of no such input and of no axis of one, a single size
+            for an input, or an input that is no tensor of a known dtype.
     """
     if seed < 0:
         raise UsageError(f'seed {seed}: expected 0 or more')

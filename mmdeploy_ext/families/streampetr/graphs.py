@@ -46,8 +46,7 @@ class ExtractImgFeat(OfModel):
 class RigEmbedding(OfModel):
     """The position embedding, which depends on the calibration alone; it is run once per rig.
 
-    Its arguments are the number of cameras, and the height and width in pixels of a picture. `model` is the
-    detector; `tokens_per_camera` is h w.
+    Its arguments are the detector, N, H and W; `tokens_per_camera` is h w.
     """
 
     def __init__(self, model: nn.Module, cameras: int, height: int, width: int) -> None:
@@ -152,8 +151,8 @@ class ForkFrame(HeadStep):
         `ref_point` (1, n, 3) and `velo` (1, n, 2); it is ignored if `prev_exists` (1,) is 0.
 
         Returned are all_cls_scores, all_bbox_preds; embedding, age, egopose, ref_point and velo of the memory
-        that the frame used, with points and poses in its LiDAR frame, velocities in those of their rows'
-        origins; outs_dec of the last layer.
+        that the frame used, without the oldest of the n rows (as many as a frame adds), with points and poses
+        in its LiDAR frame, velocities in those of their rows' origins; outs_dec of the last layer.
         """
         steps = steps_of(self.model.pts_bbox_head)
         features = self.model.extract_img_feat(img.unsqueeze(0))
@@ -200,6 +199,8 @@ class ForkFrame10(ForkFrame):
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
     """Return the three graphs of the deploy contract, or the one graph of the fork's.
+
+    `autoware.py` makes those of the contract 'autoware'.
 
     `model` is the detector, whose batch normalisation is folded in a copy. Of `options` the contract, the
     version of the fork, and whether all decoder layers or the last one give outputs, choose the modules; for

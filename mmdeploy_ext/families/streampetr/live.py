@@ -89,7 +89,7 @@ LAYERS = (
     'spatial_alignment',
     'time_embedding',
 )
-"""Layers of a head that the graphs run."""
+"""Layers that the graphs run of every head; of one `with_ego_pos` they run two more, see `check_parts`."""
 
 
 class UserSteps(FrameSteps):
@@ -182,9 +182,9 @@ def set_memory(head: nn.Module, memory: Memory) -> None:
 
 @contextlib.contextmanager
 def tapped(model: nn.Module) -> Iterator[None]:
-    """Let a user's detector tap the tensors of its frames as ours does, while the context lasts.
+    """Let a user's head tap its memory, inputs and outputs as ours does, while the context lasts.
 
-    See `core/taps.py`.
+    See `core/taps.py`. Images and geometry are tapped by `tap_geometry`.
     """
     head = model.pts_bbox_head
     if is_ours(head):
@@ -230,9 +230,10 @@ def tap_geometry(model: nn.Module, lidar2img: Tensor, intrinsics: Tensor, images
 
 
 def replaced(model: nn.Module) -> Iterator[Replaced]:
-    """Yield, for each part of a model, also of a user's, its methods that graphs compute by other code.
+    """Yield entries of the methods that graphs compute by other code, also of a user's model.
 
-    Of a user's part also functions of its module. See `Family.replaced`.
+    They are of the detector, its head, box coder and grid mask; of a user's part there are also entries of
+    functions of its module. See `Family.replaced`.
     """
     head = model.pts_bbox_head
     parts = {head: 'StreamPETRHead', model: 'Petr3D', head.bbox_coder: 'NMSFreeCoder'}

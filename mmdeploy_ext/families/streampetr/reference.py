@@ -19,7 +19,8 @@ from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState, invert_p
 class StreamPetrReference(CameraReference):
     """The detector's own test path; its head keeps the memory in global coordinates.
 
-    Another scene token empties the memory, as in upstream's code; a gap between times does not.
+    Another scene token empties the memory, as in upstream's code; a gap between times does not. Frames need
+    a token: None does not begin a scene.
     """
 
     @property
@@ -53,11 +54,11 @@ class StreamPetrReference(CameraReference):
         """Run one prepared frame through `forward_test`.
 
         The outputs are tensors that the model taps: `all_cls_scores` and `all_bbox_preds` of all decoder
-        layers, `outs_dec` of the last one alone, and the memory after the frame, `post_memory_` and a name of
-        `FIELDS`, as `state` has it; for shapes see `StepResult`.
+        layers, `outs_dec` (1, Q, channels) of the last one alone, and the memory after the frame,
+        `post_memory_` and a name of `FIELDS`, as `state` has it; for other shapes see `StepResult`.
 
-        An invalid calibration, pose or time raises the same DataError as of `StreamPetrOnnx`; a time before
-        that of the last frame raises none here.
+        An invalid calibration, `ego_pose` or time raises a DataError as of `StreamPetrOnnx`; `ego_pose_inv`
+        is not checked, and a time before that of the last frame raises none here.
         """
         frame_checks.check_calibration(Calibration(frame.lidar2img, frame.intrinsics), len(frame.images))
         frame_checks.check_pose(frame.ego_pose)

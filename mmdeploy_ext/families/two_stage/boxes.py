@@ -38,9 +38,9 @@ from mmdeploy_ext.families.parts.runtime.box_coders import softmax
 METHODS = ('get_bboxes', 'regress_by_class', 'refine_bboxes')
 """Methods of box heads that the graphs compute by themselves."""
 HEADS = (bbox_heads.BBoxHead, bbox_heads.SABLHead)
+"""Box heads that export."""
 INVERTING_CODERS = ('tblr', 'bucket')
 """Coders of regions whose boxes may end before they begin."""
-"""Box heads that export."""
 NEEDED = ('score_thr', 'nms', 'max_per_img')
 """Settings of `test_cfg.rcnn` that these heads read without a default."""
 PADDING_RELEASES = ((2, 11), (2, 12), (2, 13))
@@ -72,13 +72,14 @@ def check_head(head: nn.Module) -> None:
     coder_of(head)
 
 
-def thresholds(test_cfg: Mapping[str, Any]) -> NmsConfig:
+def thresholds(test_cfg: Mapping[str, Any], key: str = 'rcnn') -> NmsConfig:
     """Return the thresholds of results in `test_cfg`, a `SoftNmsConfig` if its suppression is `soft_nms`.
 
-    `test_cfg` is that of a head of regions: `rcnn` of the config's, or `panoptic` of Panoptic FPN.
+    `test_cfg` is that of a head of regions, the entry `key` of the config's: 'rcnn', or 'panoptic' of
+    Panoptic FPN.
     ConfigError: a type or setting of the suppression that the graph does not reproduce.
     """
-    return nms_config(test_cfg, soft=True, key='model.test_cfg.rcnn')
+    return nms_config(test_cfg, soft=True, key=f'model.test_cfg.{key}')
 
 
 def output_names(head: nn.Module) -> tuple[str, ...]:

@@ -31,10 +31,11 @@ def changed_proposals(head: nn.Module) -> Callable[[Any], Any]:
 
 
 def changed_regions(head: nn.Module) -> Callable[[Any], Any]:
-    """Return a function that changes outputs of a head of boxes: the widths of some, the heights of others.
+    """Return a function that changes outputs of a head of boxes: deltas of some along x, of others along y.
 
-    If each class has its own box, every third class has other widths and every third one other heights. If
-    all classes share one, the signs of its deltas choose, since regions may have another order in the graph.
+    Place and width of a box change, or place and height. If each class has its own box, every third class
+    changes along x and every third one along y. If all classes share one, the signs of its deltas choose,
+    since regions may have another order in the graph.
     """
     box = torch.tensor(QUADRANT) / torch.tensor(head.bbox_coder.stds)
 

@@ -62,7 +62,8 @@ def check_two_stage(cfg: Any, options: Options) -> None:
         detector_parts.check_smallest((int(stride[0]) for stride in strides), options)
         candidate_limits.check_proposals(heads['rpn_head'], options)
     candidate_limits.check(heads, options)
-    split_graphs.check(heads, options)
+    with refused_by_name(cfg):
+        split_graphs.check(heads, options)
     if options.get('paste_masks'):
         pasting.check(mask_heads.threshold(heads['roi_head'].test_cfg), options)
 

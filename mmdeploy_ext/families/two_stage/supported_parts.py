@@ -152,7 +152,7 @@ def check_roi_head(roi_head: nn.Module, key: str = 'rcnn') -> None:
         raise ConfigError(f'model.roi_head.type={name}: no head of regions that is exported')
     needed = boxes.NEEDED if points_of(roi_head) is None else (*boxes.NEEDED, *masks.POINT_SETTINGS)
     check_settings(roi_head.test_cfg, f'model.test_cfg.{key}', needed, name)
-    boxes.thresholds(roi_head.test_cfg)
+    boxes.thresholds(roi_head.test_cfg, key)
     has_grid = grid_of(roi_head) is not None
     for stage in range(stages_of(roi_head)):
         check_extractor(part_of(roi_head, 'bbox_roi_extractor', stage))

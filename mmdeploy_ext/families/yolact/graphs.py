@@ -76,7 +76,8 @@ class YolactNetwork(nn.Module):
 def thresholds(test_cfg: Mapping[str, Any]) -> dict[str, float]:
     """Return `score_thr`, `iou_thr`, `top_k`, `max_per_img` and `nms_pre` of `test_cfg`.
 
-    ConfigError names an entry that is missing, or is no number; without `nms_pre` it is -1, no limit.
+    Without `nms_pre` it is -1, no limit. ConfigError names an entry that is missing or no number, and a
+    `top_k` or `max_per_img` below 1.
     """
     return dict(
         score_thr=number('score_thr', test_cfg.get('score_thr'), float),

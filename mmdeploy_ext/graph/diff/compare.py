@@ -68,13 +68,13 @@ def diff_files(
         feeds: input -> array, by the reference's names; None takes random ones, from `seed`.
         seed: seed of the random inputs.
         rtol: error of one node, relative to the largest value of a tensor, above which the node is at fault;
-            the bar of the whole model is no less; None takes those of `Bars`, or of `HALF` if a file computes
-            in float16.
+            the bar of the whole model is no less; None takes those of `Bars`, or of `HALF` if one is float16,
+            see `Program.is_half`.
 
     Returns:
-        The comparison. An output is 'unknown', and so not equal, if the reference's holds no finite value, or
-        is empty and the files have another structure. What differs inside of bodies and functions is among
-        the changes if there are no others.
+        The comparison. An output that agrees is 'unknown', and so not equal, if the reference's is of floats
+        without a finite value, or is empty and the files have another structure. What `changes` does not
+        compare, such as bodies and functions, is among the changes if there are none but of metadata.
 
     Raises:
         UsageError: the inputs of the two cannot be paired, or random ones cannot be drawn (`random_feeds`).

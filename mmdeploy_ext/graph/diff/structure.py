@@ -28,14 +28,15 @@ class Change:
 
     Attributes:
         kind: 'attribute', 'initializer', 'wiring', 'node', 'input', 'output', 'opset', 'metadata',
-            'function' or 'domain'; 'inside' for one that `compare.diff_files` adds, of a body or function.
+            'function' or 'domain'; 'inside' for one that `compare.diff_files` adds: of a body or function, a
+            default of an input, or the order of inputs or outputs.
         where: node, tensor or key, by the left graph's name when it has one.
         detail: what differs; the left graph is the one on trial, the right one the reference.
         left: position of the node in the left graph, None if the change is of no node, or of one that only
             the right graph has.
         right: position of the node in the right graph, likewise.
-        size: size of a changed initializer, the largest change over the largest value on the right; else
-            None.
+        size: of a changed initializer of numbers, of equal shape and dtype, the largest change over the
+            largest value on the right, if that is not 0; else None.
     """
 
     kind: str

@@ -67,7 +67,8 @@ class Row:
         reference: the values that it should have; None if there is no counterpart.
         error: error of the free value, see `compare`; None if there is no reference, or no value.
         born: error of the fed value, likewise; inf also if the node fails on the reference's values.
-        reason: why it cannot be compared by numbers, or why the node failed; '' if it was compared.
+        reason: why it cannot be compared by numbers, or why the node failed; else '': it was compared, has
+            no reference, or its node reads a value that is missing.
     """
 
     position: int
@@ -130,7 +131,8 @@ def walk(
 ) -> Walk:
     """Walk a graph whose tensors should have the values of `references`.
 
-    A node that fails is no error here: its rows have the reason, and what depends on it is not computed.
+    A node that fails is no error here: its rows have the reason, and what depends on it is not computed,
+    unless a reference stands for the missing value.
 
     Args:
         program: the graph.
@@ -182,9 +184,9 @@ def compare(got: Any, want: Any) -> tuple[float | None, str]:
     The error is the largest difference over the largest finite magnitude of `want`; of integers, booleans,
     texts and bfloat16 it is the share of values that differ, so that few of many pass a bar. Floats may be of
     another width, integers of another type. Infinite are another shape, a float against another kind, any
-    difference of floats from a `want` of zeros, and NaN or infinity on one side alone; on both sides they are
-    equal, and so are two empty arrays. It is None, with '', if one of the two is no array (a sequence, or a
-    value that is missing).
+    difference of floats from a `want` of zeros, and NaN or infinity without the same, of the same sign, on
+    the other side. Two empty arrays are equal. It is None, with '', if one of the two is no array (a
+    sequence, or a value that is missing).
     """
     if not isinstance(got, np.ndarray) or not isinstance(want, np.ndarray):
         return None, ''

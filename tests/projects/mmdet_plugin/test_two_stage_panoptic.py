@@ -179,6 +179,8 @@ def test_what_cannot_be_fused_is_refused_by_name():
     refused(lambda model: model.panoptic_fusion_head.update(num_stuff_classes=9), '6 things and 9 stuff')
     refused(lambda model: (cascade(model), model.update(type='PanopticFPN')), 'CascadeRoIHead: .* one stage')
     refused(lambda model: model.semantic_head.update(type='FusedSemanticHead'), 'semantic_head.type=Fused')
+    advice = r'--cfg-options model\.test_cfg\.panoptic\.nms\.'
+    refused(lambda model: model.test_cfg.panoptic.nms.update(type='matrix_nms'), advice)
     for overlap in (1.0, -1, None, '0.5'):
         wrong = dict(mask_overlap=overlap)
         refused(lambda model, wrong=wrong: model.test_cfg.panoptic.update(wrong), f'mask_overlap={overlap}:')

@@ -173,8 +173,9 @@ def test_a_detector_that_is_one_graph_is_refused(monkeypatch):
         family_of('faster').check(toy(), options.replace(precision='fp16'))
     cfg = toy()
     cfg.model.test_cfg.rpn.min_bbox_size = -1
-    with pytest.raises(ConfigError, match=r'test_cfg\.rpn\.min_bbox_size=-1: .*set 0'):
+    with pytest.raises(ConfigError, match=r'test_cfg\.rpn\.min_bbox_size=-1: .*set 0') as refused:
         family_of('faster').check(cfg, options_of('faster', form='proposals'))
+    assert str(refused.value).startswith(f'{cfg.filename}: ')
     cfg.model.test_cfg.rpn.min_bbox_size = 0
     monkeypatch.setattr(proposals, 'mmdet_release', lambda: (2, 11))
     with pytest.raises(ConfigError, match=r'min_bbox_size=0, with which mmdet .* keeps them: .*set 1'):

@@ -34,11 +34,13 @@ class DeployContract:
     that a frame wrote is what the next one reads: two sets of buffers take turns.
 
     Attributes:
-        backbone, embedding, head: the three graphs, with buffers, from `backends`: name of a file -> session.
+        backbone, embedding, head: the three graphs, with buffers, from `backends`: name of `GRAPHS` ->
+            opened file.
         metadata: metadata of the head's file.
         image_shape, image_dtype: (N, 3, H, W) and the type of the images.
         calibration_key: bytes of the last calibration, by which a new one is noticed; empty before.
-        fed_bytes: number of bytes copied to the engine for the last frame, besides the images.
+        fed_bytes: number of bytes written into `rig` and `motion` for the last frame; what an engine other
+            than ONNX Runtime copies besides is not counted.
         constant: outputs of the position embedding, which stay until the calibration changes.
         rig, motion: inputs of the position embedding, and of the head about the motion since the last frame.
         features: output of the backbone.

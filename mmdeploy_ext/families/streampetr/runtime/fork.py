@@ -9,7 +9,7 @@ consumers of such files; the deploy contract feeds 72 bytes per frame, its motio
 The contract has poses and points in a global frame, in float32. Two kilometres from its origin float32 has
 steps of 0.12 mm, and the rotation between two poses turns an error of that size into millimetres. Any
 coordinate frame in which the world does not move can be the global one; here its origin is the position of
-the last picture, rounded to metres.
+the LiDAR in the last frame, rounded to metres.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class ForkContract:
     Attributes:
         backend: the opened file.
         metadata, spec: metadata and contract of that file.
-        image_shape, fed_bytes, calibration_key, graphs, state_shapes: as those of `DeployContract`.
+        image_shape, calibration_key, graphs, state_shapes: as those of `DeployContract`.
+        fed_bytes: number of bytes of all inputs of the last frame, besides the images.
         absolute_time: whether the graph takes minus the absolute time at which each row of the memory was
             made (version 1.0, float64 as the time itself), and not its age (1.1).
         num_new: rows that a frame adds to the memory; the graph leaves out as many of the oldest.

@@ -121,7 +121,8 @@ class StreamPetrOnnx(CameraRuntime):
     def fed_bytes(self) -> int:
         """Bytes copied to the engine for the last frame, besides the images.
 
-        Of an export with the contract 'autoware' they are those of all inputs of the last file, the head.
+        Of an export with the contract 'autoware' they are those of all inputs of the last file, the head. The
+        memory and features that an engine other than ONNX Runtime copies for 'deploy' are not counted.
         """
         return self.contract.fed_bytes
 
@@ -176,8 +177,8 @@ class StreamPetrOnnx(CameraRuntime):
     def state(self) -> StreamState | None:
         """A copy of the memory after the last frame, None when it is empty; assign one to go on from it.
 
-        ShapeError: an assigned memory has other tensors or shapes than the files. DataError: its pose or time
-            is not valid.
+        ShapeError: an assigned memory lacks a tensor, or one has another shape than in the files, NaN or
+            infinity. DataError: its pose or time is not valid.
         """
         if self._last is None:
             return None

@@ -53,7 +53,7 @@ def to_local(memory: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> dict[s
 
 
 def to_global(memory: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
-    """Undo `to_local`; the times stay float64, the rest is float32 as in the published model."""
+    """Undo `to_local`; the times become float64, the rest is float32 as in the published model."""
     return _moved(memory, np.asarray(ego_pose, np.float64), -timestamp_s, np.float64)
 
 
