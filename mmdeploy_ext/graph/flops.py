@@ -32,10 +32,11 @@ BIAS_PLACES = {'ConvInteger': 4, 'DeformConv': 3, 'QLinearConv': 8}
 def count(
     model: onnx.ModelProto, tensor_types: Mapping[str, onnx.TypeProto] | None = None
 ) -> dict[int, int | None]:
-    """Return position of a node -> its FLOPs, of the nodes of the main graph whose operator is counted.
+    """Return position of a node -> its FLOPs, of the nodes of the main graph that are `OPERATORS`.
 
-    The value is None if shapes are open, and for an Einsum with an ellipsis. A bias counts one FLOP per
-    output element. `tensor_types` is tensor name -> type, if `types.infer` gave it already; None if not.
+    Domains are not looked at. The value is None if shapes are open, and for an Einsum with an ellipsis. A
+    bias counts one FLOP per output element. `tensor_types` is tensor name -> type, if `types.infer` gave it
+    already; None if not.
     """
     tensor_types = types.infer(model) if tensor_types is None else tensor_types
     flops: dict[int, int | None] = {}

@@ -19,15 +19,15 @@ from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.proving.tensors import TensorRow, compare_named, without_sequences
 
 ROUNDING = 1e-5
-"""Tolerance of cut and renamed graphs, relative to an output's largest value: a kernel may sum in another
-order once a constant is an input."""
+"""Tolerance of cut, renamed and merged graphs, relative to an output's largest value: a kernel may sum in
+another order once a constant is an input."""
 
 
 def spec_of(model: onnx.ModelProto) -> GraphSpec:
     """Return the inputs and outputs of a graph as a spec called 'model', for a file that states none.
 
-    Inputs with a default are not among them. A tensor of unknown dtype is float32, one of unknown rank has no
-    axes, and an axis of unknown size is '?'.
+    Inputs with a default are not among them. A tensor of unknown dtype is float32, and so is a sequence;
+    texts are 'object'. A tensor of unknown rank has no axes, and an axis of unknown size is '?'.
     """
     fed = Index(model).inputs
 
@@ -60,15 +60,16 @@ def compare_models(
     Args:
         before: the reference.
         after: the model on trial.
-        feeds: sets of inputs, each a mapping of input name -> array, as `before` takes them.
+        feeds: sets of inputs, each a mapping of input name -> array, for both models.
         rtol: tolerance of floats, relative to the largest absolute finite value of each reference output;
             other outputs have to be equal.
-        any_float: inputs are cast to the dtypes that each model takes, and float outputs may have another
-            width; those of `after` are compared in the width of `before`. What a model stores in float16 is
-            rounded then, which ONNX Runtime's CPU does not do by itself; not if a body computes in float16.
+        any_float: inputs without a default are cast to the dtypes that each model takes, and float outputs
+            may have another width; those of `after` are compared in the width of `before`. What a model
+            stores in float16 is rounded then, which ONNX Runtime's CPU does not do by itself; not if a body
+            computes in float16.
 
     Returns:
-        For each set of inputs, a row for each output, or for each tensor of a sequence; [] without inputs. An
+        For each set of inputs, a row for each output, or for each tensor of a sequence; [] without a set. An
         output that only one model has, that is empty, or that holds no finite value, fails. Infinities and
         NaN have to be in the same places.
 

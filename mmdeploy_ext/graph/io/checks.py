@@ -102,9 +102,9 @@ def _names(model: onnx.ModelProto) -> Iterator[tuple[str, str | bytes]]:
 def check_bytes(model: onnx.ModelProto, name: AnyPath) -> None:
     """Raise ModelFileError for a constant with more or fewer bytes than its shape takes, by its name.
 
-    The constants are those of `all_tensors`, with their external data loaded. Of texts, complex numbers,
-    float8, and of types below 8 bits that are not stored as raw data, the values have to be readable. A data
-    type that onnx does not know is refused.
+    The constants are those of `all_tensors`; external data has to be loaded before. Of texts, complex
+    numbers, float8, and of types below 8 bits that are not stored as raw data, the values have to be
+    readable. A data type that onnx does not know is refused.
     """
     for tensor in all_tensors(model):
         is_packed = types.type_name(tensor.data_type) in types.PACKED_BITS and tensor.HasField('raw_data')

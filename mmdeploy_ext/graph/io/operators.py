@@ -100,9 +100,10 @@ def fill_window(
 def random_nodes(model: onnx.ModelProto) -> list[str]:
     """Return the nodes whose results are random, also of bodies and functions, as 'name (operator)'.
 
-    Their results differ between engines, so that no number of runs shows that two of them agree. Dropout
-    counts where it can be in training mode: its third input is there and is not a constant false (in opsets 7
-    to 11 it has none, and never draws).
+    A node without a name is '#12', its position in its graph, body or function. Their results differ between
+    engines, so that no number of runs shows that two of them agree. Dropout counts where it can be in
+    training mode: its third input is there and is not a constant false (in opsets 7 to 11 it has none, and
+    never draws).
     """
     return [
         f'{node.name or f"#{position}"} ({node.op_type})'

@@ -30,7 +30,8 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Read named tensors: an .npz file, a dump of this project, or a folder of .npy files.
 
     Returns:
-        Name -> array. A .npy file's name is its tensor's, with '%2F' for '/'; `path` may be one such file.
+        Name -> array. A .npy file's name is its tensor's, percent-encoded ('%2F' for '/'); `path` may be one
+        such file.
 
     Raises:
         DataError: nothing there, or it cannot be read without running code in it.
@@ -78,7 +79,7 @@ def save_tensors(tensors: Mapping[str, np.ndarray], folder: str | os.PathLike[st
 def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write an .npz file of name -> array, texts as numpy's str, over a file that is there.
 
-    `np.savez` cannot write an array called 'file'.
+    The folder of `path` has to be there. `np.savez` cannot write an array called 'file'.
     """
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():

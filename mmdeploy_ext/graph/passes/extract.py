@@ -20,7 +20,7 @@ from mmdeploy_ext.graph.run import typed_values
 def cut(
     model: onnx.ModelProto, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None
 ) -> onnx.ModelProto:
-    """Return what lies between tensors: a model that takes `inputs` and gives `outputs`.
+    """Return what lies between tensors: a model that takes `inputs` and gives `outputs`, in their order.
 
     - Nodes that the outputs do not need are dropped, and so are their weights.
     - A tensor in `inputs` that a node made, or that was a constant, becomes an input; an input with a default

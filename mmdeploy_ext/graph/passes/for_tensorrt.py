@@ -122,7 +122,8 @@ def engine_spec(model: onnx.ModelProto, fixed: Collection[str] = ()) -> GraphSpe
 
     They are those that a file of this project states in its metadata, and of another file, or one whose
     metadata are damaged, those of its graph, as `output_comparison.spec_of` reads them. Inputs with a default
-    are among them; an axis of an input without a name is then 'INPUT.PLACE', one of an output stays '?'.
+    are among them (not those of a graph up to IR 3, its weights); an axis of an input without a name is then
+    'INPUT.PLACE', one of an output stays '?'.
 
     `fixed` are names of inputs that `fix_inputs` made constants of `model`; those that its metadata still
     state are left out.

@@ -39,7 +39,8 @@ LARGEST_HALF = 65504.0
 PRODUCTS = {'MatMul': 1, 'Gemm': 1, 'Conv': 1, 'ConvTranspose': 1}
 """Operator -> place of the operand that is a weight if it is constant."""
 SINGLE_OPS = frozenset({'Pow', 'ReduceMean', 'Sqrt', 'Reciprocal', 'Exp', 'Log', 'Sin', 'Cos', 'Range'})
-"""Squares overflow float16 and an epsilon of 1e-5 is one of its smallest numbers; these stay float32."""
+"""Operators that stay float32: squares, exponentials and counts leave the range or the whole numbers of
+float16, angles its grid, and an epsilon of 1e-5 is one of its smallest numbers."""
 TYPED_OPS = {'Cast', 'CastLike', 'Constant', 'ConstantOfShape', 'EyeLike', 'RandomNormal', 'RandomUniform'}
 """Operators that state the type of their output by an attribute or an operand; they are left as they are."""
 SINGLE_OPERANDS = {'Resize': (1, 2)}
@@ -47,7 +48,9 @@ SINGLE_OPERANDS = {'Resize': (1, 2)}
 
 
 def to_fp16(model: onnx.ModelProto, spec: GraphSpec, keep: Sequence[str] = ()) -> onnx.ModelProto:
-    """Return the model in mixed precision; of a model that is already in it an equal one comes back.
+    """Return the model in mixed precision; of its own result with the same arguments an equal one comes back.
+
+    In a model that another tool wrote in mixed precision, nodes of float32 become float16 likewise.
 
     Args:
         model: its inputs and outputs are the spec's; it stays as it is.

@@ -119,8 +119,8 @@ def merge(
         models: models in the order of execution, at least one; they stay as they are.
         names: one per model, put before the names of its nodes and inner tensors; all different.
         connections: output of an earlier model -> input that it feeds in every later one; of several outputs
-            for one input the last of them that an earlier model gives feeds it. Equal names connect by
-            themselves; None: names are equal wherever models are connected.
+            for one input the last in this mapping that an earlier model gives feeds it. Equal names connect
+            by themselves; None: names are equal wherever models are connected.
         outputs: names of the merged graph's outputs, at least one, in this order; a repeated one counts once.
             None for every output that no later model takes.
 

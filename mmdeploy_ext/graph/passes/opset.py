@@ -38,7 +38,8 @@ def convert_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
     Raises:
         UsageError: an opset before `OLDEST`, or one that the installed onnx does not know.
         ModelFileError: the model imports no opset of ONNX.
-        ExportError: a node that cannot be converted, by name; or the result is not valid.
+        ExportError: a node that cannot be converted, by name; or the result is not valid (one over 2 GiB is
+            not checked).
     """
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST <= version <= newest:

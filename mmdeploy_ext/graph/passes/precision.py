@@ -35,8 +35,8 @@ def in_precision(
 ) -> onnx.ModelProto:
     """Return a finished graph in the precision of its options, and state in its metadata what was done.
 
-    Of 'fp32' the model itself comes back; of 'fp16' a copy, which differs in its metadata at most if the
-    graph is float16 already.
+    Of 'fp32' the model itself comes back; of 'fp16' a copy, which differs in its metadata at most if
+    `to_fp16` gave the graph already.
 
     The entries of `metadata_props` are `fp16.keep_fp32`, the patterns of the options as JSON, and the numbers
     `fp16.kept_nodes`, of the nodes that a pattern fits, and `fp16.nodes`, of all nodes, before float16 was
@@ -77,7 +77,8 @@ def half(model: onnx.ModelProto, io: str, keep_fp32: Sequence[str]) -> tuple[onn
 
     Args:
         model: float32.
-        io: precision of float inputs and outputs: 'fp16' makes them float16, 'fp32' leaves them.
+        io: precision of float32 inputs and outputs: 'fp16' makes them float16, but for inputs with a default;
+            'fp32' leaves them.
         keep_fp32: patterns of nodes that stay float32, besides those of `fp32_patterns`.
 
     Raises:

@@ -30,7 +30,8 @@ def rename(
     - `prefix` goes before the names of all nodes and of all tensors but the graph's inputs and outputs, in
       place of a '/' at their beginning; names that begin with it already are left alone, and so are nodes
       without a name.
-    - `fill` gives nodes without a name one: operator and position, e.g. 'Conv_12'.
+    - `fill` gives nodes of the main graph without a name one: operator and position, e.g. 'Conv_12', with the
+      prefix before it.
     Does not fire on an old name that is gone while the new one is there: a second run changes nothing, unless
     a new name is an old one, too.
     Metadata of this project is dropped if an input, with a default or not, or an output gets another name.

@@ -57,6 +57,9 @@ class Replacements:
 def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replacements]:
     """Return a model in which every place that a rule's pattern matches has the rule's replacement.
 
+    Places in bodies and in local functions count, too; the report says nothing of those in functions that
+    were not replaced.
+
     - Fires where operators, attributes, numbers and the structure agree; the operands of commutative
       operators may be swapped, unless one of `VARIADIC` has other than two. Numbers agree to 1e-6; one of the
       pattern fits a constant of one element, whatever its shape.
@@ -65,8 +68,8 @@ def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replac
       it).
 
     Returns:
-        The new model, without the nodes that no output needs, or an equal copy when there was nothing to do;
-        and the report.
+        The new model, without the nodes and initializers that no output needs, or an equal copy when there
+        was nothing to do; and the report.
 
     Raises:
         UsageError: an operator that the model's opset does not have, or has with fewer inputs; a domain that

@@ -32,7 +32,8 @@ def round_half(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     result = copy.deepcopy(model)
     graph = result.graph
-    initializers = [_to_single(tensor) for tensor in graph.initializer]
+    fed = {value.name for value in graph.input}  # a default keeps the type of its input, which is cast below
+    initializers = [tensor if tensor.name in fed else _to_single(tensor) for tensor in graph.initializer]
     inputs, outputs = (
         sorted(halves.intersection(value.name for value in values)) for values in (graph.input, graph.output)
     )

@@ -151,7 +151,7 @@ def with_fixed_metadata(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[s
     An export of pictures of any size whose axes are all fixed now has the spec, the options and the rule of
     the size that it has. What no export gives (an open axis more, another fixed size, one of several axes
     fixed) loses the metadata of this project, which would describe another graph. A model whose inputs are as
-    its metadata state, or that has none, comes back as it is.
+    its metadata state, or that has none or damaged ones, comes back as it is.
 
     `model` is what `set_shapes` made. The second of the result are the options of `OPEN` that were on and are
     turned off in the new metadata; [] if these are as they were, or dropped.

@@ -36,6 +36,8 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
 
     - Nodes whose inputs are all constants become initializers; shapes of fixed size count as constants.
       Nodes that nothing reads are dropped, and local functions are inlined.
+    - What onnxscript's optimizer does besides: nodes that change nothing (Identity, Dropout) are dropped,
+      equal nodes become one, and some pairs are fused, such as two Reshapes.
     - Not fired on random operators, inputs with a default (they can be fed) and tensors over
       `FOLDING_LIMITS`, but for a Transpose of a constant that nothing else reads.
 

@@ -48,9 +48,9 @@ def difference(outputs: Arrays, expected: Arrays) -> float:
     """Return the largest difference over all outputs, each as a part of its largest expected value.
 
     Another shape, other text, and NaN or infinity on one side alone are infinitely different; so is any
-    difference from an expected value of zeros. Names that one side lacks are not compared: 0.0 if there is no
-    other. This file is copied to where the package is not, so that it cannot take `ArrayDistance`, which
-    gives the same.
+    difference from an expected tensor of zeros alone. Names that one side lacks are not compared: 0.0 if
+    there is no other. This file is copied to where the package is not, so that it cannot take
+    `ArrayDistance`, which gives the same.
     """
     names = [name for name in expected if name in outputs]
     return max((_difference(outputs[name], expected[name]) for name in names), default=0.0)

@@ -147,7 +147,7 @@ def reduce(
     """Find a part of a graph that shows the fault, and of which no single node can be left out.
 
     Args:
-        case: the graph with its recorded values.
+        case: the graph with its recorded values; its `rounding` becomes the check's.
         check: decides whether a candidate shows the fault.
         most_checks: number of candidates to check; then the smallest part so far is the result.
         good: candidates without the fault, e.g. `Case.trivial`: a check that reports it for them is refused.

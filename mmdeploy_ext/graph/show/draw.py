@@ -46,7 +46,7 @@ SHOWN = (*_WINDOW, 'axis', 'axes', 'perm', 'to', 'mode', 'epsilon')
 WORDS = {'kernel_shape': 'kernel', 'strides': 'stride', 'dilations': 'dilation'}
 """Name of an attribute -> its word in a box, if that is another one."""
 DEFAULTS = {'group': '1', 'dilations': '1x1', 'strides': '1x1', 'pads': '0x0x0x0'}
-"""Name of an attribute -> its default as text, which a box does not show."""
+"""Name of an attribute -> its default in two dimensions as text, which a box does not show."""
 SPEED = dict(nslimit='1', nslimit1='1', mclimit='0.25', splines='polyline')
 """Options that let Graphviz stop refining early: they halve the time for 5,400 nodes."""
 

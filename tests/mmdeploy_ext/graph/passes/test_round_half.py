@@ -54,3 +54,15 @@ def test_a_sub_graph_in_float16_is_refused():
     model.graph.node.append(choice)
     with pytest.raises(ExportError, match=r"'choice' \(If\).*float16"):
         round_half(model)
+
+
+def test_a_default_keeps_the_type_of_its_input():
+    model = make(TensorProto.FLOAT16)
+    model.graph.input.append(helper.make_tensor_value_info('big', TensorProto.FLOAT16, [1]))
+    rounded = round_half(model)
+    onnx.checker.check_model(rounded, full_check=True)
+    feeds = dict(x=X.astype(np.float16))
+    got = [Runner(entry).run(feeds)['y'] for entry in (rounded, round_half(make(TensorProto.FLOAT16)))]
+    np.testing.assert_array_equal(*got)
+    fed = Runner(rounded).run(dict(feeds, big=np.zeros(1, np.float16)))['y']
+    np.testing.assert_array_equal(fed, feeds['x'])
