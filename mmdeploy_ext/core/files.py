@@ -40,7 +40,7 @@ MAGICS = (
     (b'<html', 'is a page of the web; download the file itself'),
     *((bytes((8, ir_version)), 'is an ONNX file, by its first bytes') for ir_version in range(3, 20)),
 )
-"""(first bytes in lower case, what is said of a file that begins with them)."""
+"""(first bytes, whose case does not count, what is said of a file that begins with them)."""
 
 
 class RunFiles:
