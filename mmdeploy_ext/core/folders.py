@@ -72,7 +72,7 @@ def replaced_folder(
     an exception or Ctrl-C.
 
     Args:
-        target: the folder; a link to one is followed.
+        target: the folder; a link to one is followed. Missing ones above it are made.
         outdated: names of files and folders at the top of the old folder that are not kept.
         patience_s: seconds to wait for another process; 0 to try once.
 

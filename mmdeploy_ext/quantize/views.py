@@ -52,7 +52,8 @@ def table(*titles: str, text_columns: int = 1, **options: str | None) -> Table:
 def png(path: str | Path, width: float, height: float, font: int = 9, dpi: int = 100) -> Iterator[Figure]:
     """Yield a figure, which is written to `path` when the block ends, and not if it raises an exception.
 
-    Width and height are in inches, the size of the font in points, `dpi` is pixels per inch.
+    Width and height are in inches, the size of the font in points, `dpi` is pixels per inch. A missing folder
+    is made; `core.files.atomic_path` has the errors.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg

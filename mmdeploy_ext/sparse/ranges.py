@@ -216,7 +216,7 @@ class Ranges:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON, atomically: one line per value, so that it can be edited.
 
-        Mm2OnnxError: it cannot be written.
+        A missing folder is made. Mm2OnnxError: it cannot be written.
         """
         content = self.to_json()
         nodes = content.pop('nodes')

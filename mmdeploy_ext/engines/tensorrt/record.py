@@ -117,7 +117,8 @@ def record_path(engine: str | os.PathLike[str]) -> Path:
 def write_engine(path: str | os.PathLike[str], data: bytes, record: Record) -> None:
     """Write an engine, whose content is `data`, to a path, and its record beside it.
 
-    An old record is removed first, so that no record lies beside another engine than its own.
+    An old record is removed first, so that no record lies beside another engine than its own. A missing
+    folder is made; `core.files.atomic_path` has the errors.
     """
     record_path(path).unlink(missing_ok=True)
     with atomic_path(path) as temporary:

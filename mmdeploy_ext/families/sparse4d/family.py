@@ -22,7 +22,7 @@ from torch import nn
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec
-from mmdeploy_ext.core.config import replaced_entry, test_pipeline
+from mmdeploy_ext.core.config import replaced_entry, test_dataset, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.parts.camera_models import OF_CONFIG, CameraModels, is_one_of
@@ -191,7 +191,7 @@ class Sparse4DFamily(SequenceFamily):
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
         infos = write_infos(folder, test_pipeline(cfg), views=rule)
-        return dict(cfg.data.test, ann_file=str(infos), data_root=f'{folder}/')
+        return dict(test_dataset(cfg), ann_file=str(infos), data_root=f'{folder}/')
 
     def names_of(self, options: Options) -> tuple[str, ...]:
         return DEPLOY_FILES if options.contract == DEPLOY else self.files

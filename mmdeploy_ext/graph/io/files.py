@@ -185,7 +185,7 @@ def save_external(model: onnx.ModelProto, path: Path, data: Path, *, checked: bo
     """Write a model to `path` and its large tensors to `data`, which lies beside it.
 
     Large are initializers of more than `SMALLEST_EXTERNAL` bytes. Data files of an older model at `path`, if
-    they have a name that `save` gives, are removed at the end.
+    they have a name that `save` gives, are removed at the end. A missing folder is made.
 
     Raises:
         ModelFileError: `checked`, and the model is not valid; files that were there stay. The libspconv

@@ -97,8 +97,8 @@ def tooltip(text: str) -> str:
 def save_picture(picture: AGraph, target: AnyPath) -> None:
     """Lay out a picture by Graphviz's library, which pygraphviz has, and write it to `target` atomically.
 
-    The suffix decides the format; UsageError: it is not one of `FORMATS`; Mm2OnnxError: the file cannot be
-    written.
+    A missing folder is made. The suffix decides the format; UsageError: it is not one of `FORMATS`;
+    Mm2OnnxError: the file cannot be written.
     """
     with atomic_path(target) as temporary, _without_font_warnings():
         picture.draw(str(temporary), format=check_suffix(target), prog='dot')

@@ -129,7 +129,7 @@ def keep_metrics(
     """Write an engine's metrics to a file of the folder, and compare them with PyTorch's if those are there.
 
     Args:
-        folder: work directory of the `_pth` and the `_onnx` run.
+        folder: work directory of the `_pth` and the `_onnx` run, which is made if it is missing.
         kind: registered name of the backend, such as 'OnnxRuntimeBackend'.
         metrics: name -> value.
         facts: `config`, the hashes of `SAME`, number of `samples` and of `processes` of the run, its

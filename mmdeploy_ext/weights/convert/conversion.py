@@ -84,7 +84,7 @@ def save_checkpoint(
 ) -> None:
     """Write the dict `{'meta': ..., 'state_dict': ...}` to a file, `target`, for `torch.load`, atomically.
 
-    Mm2OnnxError: it cannot be written; an older file remains.
+    A missing folder is made. Mm2OnnxError: it cannot be written; an older file remains.
     """
     with atomic_path(target) as temporary, open(temporary, 'wb') as stream:
         try:

@@ -46,7 +46,10 @@ class Tables:
     shape: tuple[int, int]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the tables to the .npz file `path`, atomically, as arrays by the names of the attributes."""
+        """Write the tables to the .npz file `path`, atomically, as arrays by the names of the attributes.
+
+        A missing folder is made; `core.files.atomic_path` has the errors.
+        """
         with atomic_path(Path(path)) as temporary, temporary.open('wb') as stream:
             np.savez(stream, **dataclasses.asdict(self))
 
