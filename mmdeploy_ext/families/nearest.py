@@ -45,7 +45,7 @@ def part_types(model: Any, prefix: str = '') -> dict[str, str]:
     """Return path -> type name of the parts of a `model` whose keys end in one of PARTS, however deep.
 
     A path has the keys from `model` on, 'roi_head.bbox_head'. `prefix` is put before it, with its dot; of
-    parts in a list the first one's type is told.
+    parts in a list the first type is told.
     """
     types: dict[str, str] = {}
     for key, value in model.items() if isinstance(model, dict) else ():
@@ -65,7 +65,7 @@ def refusal(
     """Return the error of a config that no family claims: its parts, the nearest family, what to do.
 
     If the user's tree defines a type of the model that is not registered, the error tells how to register it,
-    and nothing else (`unregistered`). A type that is neither registered nor defined there (`missing_types`)
+    or why its package is not imported, and nothing else (`unregistered`). A type that is neither registered nor defined there (`missing_types`)
     is named beside the nearest family.
 
     Args:

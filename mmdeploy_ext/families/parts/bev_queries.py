@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 CENTRE = (0, 1, 4)
-"""Columns of a predicted box that hold its centre x, y, z: between them are the sizes."""
+"""Columns of a predicted box that hold its centre x, y, z; columns 2, 3 and 5 are the sizes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class LastView:
     """The bird's-eye view of the frame before, as a frame uses it.
 
     Attributes:
-        cells: (1, Q, C), turned to the present heading.
+        cells: (1, Q, C), turned to the present heading, if the model turns it (`rotate_prev_bev`).
         shift: (2,) where a cell finds itself in it: x and y from its own place, in shares of its sides.
         exists: (1,) 1; 0 at the first frame of a scene, where `cells` may be any finite numbers.
     """

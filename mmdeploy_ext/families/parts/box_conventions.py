@@ -23,7 +23,7 @@ CODER = 'NMSFreeCoder'
 def stated(cfg: Any, key: str, choices: Sequence[str]) -> str:
     """Return the value of a key at the top of a config, one of `choices`; '' if it lacks the key.
 
-    ConfigError: the value is none of the choices.
+    ConfigError: the value is none of the choices and not ''.
     """
     value = cfg.get(key, '')
     if value not in ('', *choices):
@@ -35,8 +35,8 @@ def state_convention(model: nn.Module, cfg: Any) -> None:
     """Set two attributes of a model that was built of a config, in place.
 
     They are `box_convention`, one of `CONVENTIONS`, the first if the config has no key of that name, and
-    `states_boxes`, whether the config has it. ConfigError: the value of the key is none of `CONVENTIONS`, or
-    the config names another box coder than its head has.
+    `states_boxes`, whether the config has one that is not ''. ConfigError: the value of the key is another,
+    or the head has this package's box coder and the config names none, or one that is not `CODER`.
     """
     coder = (part_cfg(cfg.model, 'pts_bbox_head').get('bbox_coder') or {}).get('type')
     if coder != CODER and isinstance(model.pts_bbox_head.bbox_coder, QueryBoxCoder):
@@ -51,7 +51,8 @@ def state_convention(model: nn.Module, cfg: Any) -> None:
 def note_convention(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Set `box_convention` of a model by the version in a checkpoint, unless the config states it.
 
-    The version is `mmdet3d_version` of the checkpoint's `meta`, a dict; without one the convention stays.
+    The version is `mmdet3d_version` of the checkpoint's `meta`, a dict: of 0.x it is '0.17', of others '1.x';
+    without one the convention stays.
     `model` is one that `state_convention` has set.
     """
     version = str(checkpoint.meta.get('mmdet3d_version', ''))
