@@ -65,8 +65,8 @@ def refusal(
     """Return the error of a config that no family claims: its parts, the nearest family, what to do.
 
     If the user's tree defines a type of the model that is not registered, the error tells how to register it,
-    or why its package is not imported, and nothing else (`unregistered`). A type that is neither registered nor defined there (`missing_types`)
-    is named beside the nearest family.
+    or why its package is not imported, and nothing else (`unregistered`). A type that is neither registered
+    nor defined there (`missing_types`) is named beside the nearest family.
 
     Args:
         cfg: an `mmcv.Config` with a `model`, a dict; `find_family` refuses others before.

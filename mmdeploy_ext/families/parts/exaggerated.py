@@ -18,7 +18,7 @@ LOGIT_RANGE, HIGHEST = 8.0, 2.0
 """Logits within plus or minus the first differ by up to 0.8 in the first and the last cell; the second is
 added to the highest one of several channels, which becomes a score of 0.83 to 0.92."""
 FACTOR, SHIFT = 8.0, 5.0
-"""Factor of outputs in some cells, and sum that is added in others."""
+"""Factor of outputs in some cells, and sum that is added in others, to odd channels with a minus."""
 YAW, ON = 6, 9.0
 """Column of the yaw of a box in 3D, and radians by which it is turned on: almost three half turns."""
 LARGEST = 1000 / 16

@@ -58,7 +58,7 @@ def replaced_in(detector: Any, heads: Iterable[str], followed: Followed) -> Iter
     """Yield what the graphs of an image detector compute by themselves, as `Family.replaced` does.
 
     That is methods of the detector, of the parts of its heads, of their generators of priors and box coders,
-    and functions.
+    and functions; those of box coders are by `CODERS`, also if `followed` lacks it.
 
     Args:
         detector: the live detector.

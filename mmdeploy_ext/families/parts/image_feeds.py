@@ -59,7 +59,10 @@ def one_size(sizes: Iterable[tuple[int, int]], results: str) -> np.ndarray:
 
 
 def batches(images: Sequence[PreparedImage]) -> list[list[int]]:
-    """Return lists of indices of the images that one run may take together: those of one original size."""
+    """Return lists of indices of images that one run may take, one list of each original size.
+
+    The network inputs of all images are of one size.
+    """
     return grouped([tuple(image.ori_shape) for image in images])
 
 

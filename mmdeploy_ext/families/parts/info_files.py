@@ -132,7 +132,8 @@ def write_infos(
 
     `steps` are those of the test pipeline; for `folder`, `views` and `voxels` see `generated_dataset`. The
     first moment has as many sweeps of the past as LoadPointsFromMultiSweeps takes; in its `test_mode`, which
-    takes the nearest ones, one more, which is to be left out. The second moment has none. Axes,
+    takes the nearest ones, one more, which is to be left out. The second moment has none, nor has the first
+    without that step. Without LoadPointsFromFile and `voxels` there are no points at all. Axes,
     units and rotations are those of nuScenes' infos as mmdet3d writes them: quaternions w x y z of ego and
     LiDAR, matrices (3, 3) from cameras and past sweeps to the LiDAR. OSError: a file cannot be written.
 

@@ -64,8 +64,9 @@ class LidarReference(abc.ABC):
     def step(self, sweep: Sweep) -> StepResult:
         """Run one sweep through `simple_test`; return its boxes, best first, and outputs by name.
 
-        These are those of the head, and `bev` (1, C, H, W), the view from above, with H along y and W along
-        x. DataError: points of another width or not finite, or none in range.
+        These are those of the head, `bev` (1, C, H, W), the view from above, with H along y and W along x,
+        and what `hooks` of a subclass watches beside them. DataError: points of another width or not finite,
+        or none in range.
         """
         check_in_range(
             check_points(sweep.points, self.width, sweep.name),

@@ -83,7 +83,8 @@ def tested(
 def recorded(owner: Any, name: str, record: Callable[..., None]) -> Iterator[None]:
     """Inside the block `record(result, *arguments)` is called after each call of a method of upstream.
 
-    `name` is that of the method of `owner`; `arguments` are those of the call without a keyword.
+    `name` is that of the method of `owner`, a live object or a module, not a class; `arguments` are those of
+    the call without a keyword.
     """
     method = getattr(owner, name)
 

@@ -22,7 +22,7 @@ from mmdeploy_ext.families.parts.mask_heads import side_of
 
 
 def check(threshold: float, options: Options) -> None:
-    """Refuse (UsageError) pasting in a graph of constant shapes, or at a threshold that all pixels reach."""
+    """Refuse (UsageError) pasting with `--max-candidates`, or at a threshold that all pixels reach."""
     if not options.get('paste_masks'):
         return
     if options.get('max_candidates'):
@@ -59,8 +59,9 @@ def size_inputs(options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
 
 
 def with_pasting(stages: list[Stage], options: Options, threshold: float) -> list[Stage]:
-    """Return stages, of which the last outputs masks, followed by pasting if `--paste-masks` is given.
+    """Return stages, of which the last outputs `masks`, followed by pasting if `--paste-masks` is given.
 
+    Then the masks of that last stage are called `box_masks`, and `masks` are the pasted ones.
     `threshold` is the probability that pixels of a pasted mask have to reach.
     """
     if not options.get('paste_masks'):
