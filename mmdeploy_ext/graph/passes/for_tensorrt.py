@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 from mmdeploy_ext.contract.metadata import PREFIX, Metadata
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.printable import shape_text
 from mmdeploy_ext.graph import output_comparison
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import all_graphs, did_you_mean, free_name, refill, writes
@@ -85,8 +86,7 @@ def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) 
             axes = types.shape(inputs[name].type) or ()
             sizes = [size if isinstance(size, int) else 1 for size in axes]
             if array.size != math.prod(sizes):
-                shape = 'x'.join(map(str, sizes))
-                raise UsageError(f'--constant {name}: {array.size} values, the input has {shape}')
+                raise UsageError(f'--constant {name}: {array.size} values, the input is {shape_text(sizes)}')
             dtype = helper.tensor_dtype_to_np_dtype(element)
             with np.errstate(invalid='ignore'):  # NaN and infinity as integers
                 is_whole = dtype.kind not in 'iub' or np.array_equal(array, array.astype(dtype))

@@ -36,7 +36,7 @@ def compute(source: str | bytes, feeds: Arrays, optimized: bool) -> dict[str, np
 
 
 def not_finite(arrays: Arrays) -> str:
-    """Return 'nan' if an array has one, 'inf' if one is infinite, '' otherwise; only floats are looked at."""
+    """Return 'nan' if an array has one, 'inf' if one is infinite, else ''; only numpy's own floats count."""
     values = [np.asarray(array) for array in arrays.values()]
     values = [array.astype(np.float64) for array in values if array.dtype.kind == 'f']
     if any(np.isnan(array).any() for array in values):

@@ -97,13 +97,19 @@ def test_sizes_that_follow_from_a_constant_input_are_known_afterwards():
     [
         ('scal', r'scal: is not an input; did you mean scale\?; it has x, scale'),
         ('x', 'the file states no default; give x=VALUE'),
-        ('scale=1,2', '2 values, the input has 1x3'),
+        ('scale=1,2', '2 values, the input is 1x3'),
         ('scale=a', 'expected NAME or NAME=VALUE'),
     ],
 )
 def test_wrong_constants_are_refused(text, message):
     with pytest.raises(UsageError, match=message):
         fix_inputs(with_default(), parse_constants([text]))
+
+
+def test_a_scalar_is_called_so():
+    model = parse('y = Mul(x, scale)', 'float[1,3] x, float scale')
+    with pytest.raises(UsageError, match='2 values, the input is scalar'):
+        fix_inputs(model, parse_constants(['scale=1,2']))
 
 
 @pytest.mark.parametrize('value', ['2.5', 'nan', '1e30'])
