@@ -119,7 +119,7 @@ def _random_array(
         return rng.random(shape) < 0.5
     if dtype == np.uint8:
         return rng.integers(0, 256, shape, dtype)
-    if dtype.kind in 'iu':
+    if 'int' in dtype.name:  # int4, too, whose kind is not 'i'
         low, high = _integer_range(index, name)
         return rng.integers(low, high, shape).astype(dtype)
     if dtype.kind == 'c':

@@ -71,10 +71,10 @@ def exaggerated(model: nn.Module) -> Iterator[None]:
     """Inside the block heads of proposals and of regions give some extreme boxes.
 
     Outputs of layers are changed, for the reference and for a graph that is exported inside. Heads of
-    regions that give neither deltas nor buckets stay as they are.
-    Of a cascade whose classes share one box only the last stage does: later stages would pool the boxes
-    of earlier ones. If masks are pasted into boxes that the last head does not clip, no head does: mmdet
-    cannot paste masks outside of the image.
+    regions that give neither deltas nor buckets stay as they are, and so does the head of proposals of a
+    Cascade RPN. Of a cascade of regions whose classes share one box only the last stage changes: later stages
+    would pool the boxes of earlier ones. If masks are pasted into boxes that the last head does not clip, no
+    head does: mmdet cannot paste masks outside of the image.
     """
     roi_head = roi_head_of(model)
     count = 0 if roi_head is None else stages_of(roi_head)
@@ -95,5 +95,8 @@ def exaggerated(model: nn.Module) -> Iterator[None]:
 
 
 def exaggerated_proposals(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which the head of proposals gives some extreme boxes."""
+    """Return a context in which the head of proposals gives some extreme boxes; a Cascade RPN stays.
+
+    Its test path, and the graph, run its stages by themselves, where no hook on the head is called.
+    """
     return changed_outputs(model.rpn_head, changed_proposals(model.rpn_head))

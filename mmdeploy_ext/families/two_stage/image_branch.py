@@ -45,7 +45,7 @@ class ImageBranchModels(TwoStageModels):
     followed: ClassVar[Followed] = (DETECTOR, *FOLLOWED_BY_TWO_STAGE)
 
     def claims(self, cfg: Any) -> Claim:
-        """Return `Claim.DETECTOR` for an ImVoteNet with heads of pictures and no branch of points."""
+        """Return `Claim.DETECTOR` for an ImVoteNet with both heads of pictures and no branch of points."""
         model = cfg.model
         if detectors.ImVoteNet.__name__ not in names_of_class(DETECTORS, model.get('type')):
             return Claim.NO

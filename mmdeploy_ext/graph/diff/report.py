@@ -59,7 +59,8 @@ def headline(comparison: Comparison) -> str:
 def verdict_word(comparison: Comparison) -> str:
     """Return the first words of the result: 'DIFFERS', 'EQUAL', or 'EQUAL ON THESE INPUTS'.
 
-    The last is said if two files have other nodes, attributes or constants, which other inputs may reach.
+    The last is said if two files differ in what other inputs may reach, see `Comparison.restructured` and
+    `Comparison.other_values`.
     """
     if not comparison.equal:
         return 'DIFFERS'

@@ -106,6 +106,7 @@ def test_random_feeds_are_sensible_and_repeat():
         helper.make_tensor_value_info('indices', TensorProto.INT64, [50]),
         helper.make_tensor_value_info('sizes', TensorProto.INT64, [4]),
         helper.make_tensor_value_info('mask', TensorProto.BOOL, [100]),
+        helper.make_tensor_value_info('small', TensorProto.INT4, [100]),
     ]
     table = onnx.numpy_helper.from_array(np.arange(3, dtype='f4'), 'table')
     nodes = [
@@ -116,7 +117,7 @@ def test_random_feeds_are_sensible_and_repeat():
     feeds = random_feeds(model, 1, {'h': 5})
     assert feeds['images'].shape == (1, 3, 5, 8) and feeds['images'].dtype == np.float32
     assert feeds['pixels'].max() > 200 and set(feeds['indices']) == {0, 1, 2} and set(feeds['sizes']) == {1}
-    assert 0 < feeds['mask'].mean() < 1
+    assert 0 < feeds['mask'].mean() < 1 and set(feeds['small'].astype(int)) == set(range(8))
     same(random_feeds(model, 1, {'h': 5}), feeds)
     assert random_feeds(model, 1, {'images': [2, 3, 4, 8]})['images'].shape == (2, 3, 4, 8)
     assert not np.array_equal(random_feeds(model, 2, {'h': 5})['images'], feeds['images'])
