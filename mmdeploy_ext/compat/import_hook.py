@@ -117,7 +117,8 @@ def after(*modules: str, versions: str, without_gpu: bool = False) -> Callable[[
     """Make the decorated function the patch of `modules`, which runs after the code of the module.
 
     The function takes the module, and returns False if there was nothing to do; its docstring starts with the
-    reason. `versions` are those of `Patch`. A patch for machines `without_gpu` does nothing on others.
+    reason. The decorated name is the `PatchFunction`. `versions` are those of `Patch`. A patch for machines
+    `without_gpu` does nothing on others.
     """
 
     def decorate(function: Callable[[ModuleType], bool | None]) -> PatchFunction:

@@ -22,9 +22,10 @@ from torch import Tensor
 def cells_of_points(
     points: Tensor, voxel_size: Sequence[float], limits: Sequence[float], axes: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the cell of each point (P, D) int64, x first, and whether it is inside the limits (P,).
+    """Return the cell of each point (P, D) int64, x first, and whether it is one of the grid (P,).
 
-    The arithmetic is in the precision of the points, as in the compiled kernel.
+    The grid begins at the low ends; its number of voxels is rounded, so that a point that is between the
+    limits may be outside of it. The arithmetic is in the precision of the points, as in the compiled kernel.
 
     Args:
         points: (P, V), the coordinates first.
@@ -42,7 +43,7 @@ def cells_of_points(
 def dynamic_voxelize(
     points: Tensor, cells: Tensor, voxel_size: Sequence[float], limits: Sequence[float], axes: int = 3
 ) -> None:
-    """Write the cell of each point (P, V) into `cells` (P, D), x first; -1 on all axes outside of the limits.
+    """Write the cell of each point (P, V) into `cells` (P, D), x first; -1 on all axes outside of the grid.
 
     `cells` are integers. For `voxel_size`, `limits` and `axes` see `cells_of_points`.
     """
@@ -65,12 +66,12 @@ def hard_voxelize(
     """Group points by voxel, in the order in which voxels appear; return how many voxels are filled.
 
     Args:
-        points: (P, V) values of points, the coordinates first.
+        points: (P, V) values of points, the coordinates first; those outside of the grid are left out.
         voxels: (max_voxels, max_points, V) zeros, filled with the first points of each voxel.
         cells: (max_voxels, D), filled with the cell of each voxel, x first.
         counts: (max_voxels,), filled with the number of points that each voxel keeps.
         voxel_size: side of a voxel along each axis.
-        limits: all low ends, then all high ends.
+        limits: all low ends, then all high ends, see `cells_of_points`.
         max_points: largest number of points of a voxel; later ones are dropped; -1 is no limit.
         max_voxels: points of voxels that appear later are dropped; -1 takes all.
         axes: axes of the grid.

@@ -83,8 +83,8 @@ def computes_alike(release: tuple[int, int], other_release: tuple[int, int]) -> 
 def mmdet_module(name: str) -> ModuleType | OlderModule:
     """Return a module of mmdet by its full name, such as 'mmdet.models.dense_heads'.
 
-    Of an mmdet older than 2.28 it is an `OlderModule`, which imports when a name is looked up. ImportError: a
-    newer mmdet has no such module.
+    Of an mmdet older than 2.28 it is an `OlderModule`, which imports when a name is looked up. ImportError:
+    mmdet 2.28 or newer has no such module.
     """
     return importlib.import_module(name) if mmdet_release() >= TRIED else OlderModule(name)
 

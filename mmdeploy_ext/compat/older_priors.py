@@ -10,7 +10,10 @@ import torch
 
 
 class Default:
-    """An attribute of a class, computed for an object that has none of this name; it can be set."""
+    """An attribute of a class, computed whenever it is read of an object that has none of this name.
+
+    It can be set on an object.
+    """
 
     def __init__(self, compute: Callable[[Any], Any]) -> None:
         self.compute = compute

@@ -31,7 +31,7 @@ def _openmp_runtimes() -> Any:
 
 @contextlib.contextmanager
 def single_thread(runtimes: Callable[[], Any] = _openmp_runtimes) -> Iterator[None]:
-    """Run the block with one OpenMP thread in every loaded runtime; spconv 2.3.8 on CPU needs it.
+    """Run the block with one thread in torch and every loaded OpenMP runtime; spconv 2.3.8 on CPU needs it.
 
     With more threads it has a race: 4 of 27,774 rows of a convolution were wrong, others in each run (one
     thread: within 1e-7 of a dense convolution, and faster). It brings an OpenMP runtime of its own, so

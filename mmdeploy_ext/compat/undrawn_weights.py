@@ -21,9 +21,10 @@ DRAWING = (
 
 @contextlib.contextmanager
 def undrawn_weights() -> Iterator[None]:
-    """Inside the block modules are built without drawing the values of their weights, which are arbitrary.
+    """Inside the block modules are built without drawing their weights by `torch.nn.init`: see `DRAWING`.
 
-    Drawing takes most of the time of building a module.
+    These functions leave a weight as it is, of arbitrary values as a rule; constants, and what a module draws
+    by other functions, are set. Drawing takes most of the time of building a module.
     """
     from torch.nn import init
 

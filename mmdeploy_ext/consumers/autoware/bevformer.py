@@ -88,7 +88,7 @@ def absolute(motion: Motion) -> np.ndarray:
 
 
 def relative(record: np.ndarray, last: np.ndarray | None) -> np.ndarray:
-    """Return the record (18,) that is fed: position and heading in degrees are differences to a frame.
+    """Return the record (18,) that is fed: position and heading in degrees are differences to the last frame.
 
     The other entries, the heading in rad among them, stay. The difference of headings is not wrapped, neither
     here nor in the node or upstream's data set: from 359 to 1 degrees it is -358, as the model was trained.

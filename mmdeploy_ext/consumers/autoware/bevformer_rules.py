@@ -91,9 +91,10 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
     """Return the violations in a folder, and file name -> path of those of its two files that are there.
 
     Shapes are compared with the parameters, as far as these are valid. An input that the node does not feed
-    is a violation, a further output is none. A missing parameter is one, too, although the node has
-    a default. Without an error so far a graph without plug-ins is loaded in ONNX Runtime, and run on zeros
-    unless it is large (`trial.MOST_FLOPS`). ModelFileError: PyYAML is not installed.
+    is a violation, a further output is none if its axes are fixed. A missing parameter is one, too,
+    although the node has a default. Without an error so far a graph without plug-ins is loaded in ONNX
+    Runtime, and run on zeros unless it is large (`trial.MOST_FLOPS`). ModelFileError: PyYAML is not
+    installed.
     """
     file = f'{GRAPH}.onnx'
     paths = {name: folder / name for name in (file, MANIFEST) if (folder / name).is_file()}

@@ -80,7 +80,7 @@ class AutowareBEVFusion(FusionRuntime):
     """The file of bevfusion, LiDAR alone: a `runtime.frames.Stepper` of sweeps, without a memory.
 
     `metadata` is that of the file; `encoder` and `head` run its two halves, the sparse encoder and what
-    follows it; `seconds` has the time spent so far by each.
+    follows it; `seconds` has the time spent so far by each, the voxels with the encoder.
     """
 
     def __init__(

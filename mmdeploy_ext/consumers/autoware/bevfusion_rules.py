@@ -103,8 +103,8 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
     """Return the violations in a folder, and file name -> path of those of its files that are there.
 
     Files of cameras and LiDAR are looked at if there is a graph of them, or their manifest and no graph.
-    Without an error so far the graphs are run in ONNX Runtime, see `trial_rules`. What is wrong with a file
-    is a violation; nothing is raised for it. ModelFileError: PyYAML is not installed.
+    Without an error so far the graphs without plug-ins are run in ONNX Runtime, see `trial_rules`. What is
+    wrong with a file is a violation; nothing is raised for it. ModelFileError: PyYAML is not installed.
     """
     graphs_there = [name for name in (FUSION, BACKBONE, LIDAR) if (folder / f'{name}.onnx').is_file()]
     fusion = graphs_there[0] != LIDAR if graphs_there else (folder / _manifest_of(FUSION)).is_file()

@@ -36,10 +36,12 @@ class NodeObjects(Rows):
         places: (n, 3) float32, metres, of the centres.
         sizes: (n, 3) float32, metres: length along the heading, width, height.
         yaws: (n,) float32, radians, counter-clockwise from x.
-        twists: (n, 2) float32, m/s, along the heading and to its left; zeros without has_twist.
+        twists: (n, 2) float32, m/s, along the heading and to its left; zeros without has_twist, and of the
+            nodes that publish none.
         scores: (n,) float32.
         labels: (n,) int64, indices of the settings' class_names.
-        variances: (n, 9) float32 of x, y, z, width, length, height, yaw, vx, vy; None without has_variance.
+        variances: (n, 9) float32 of x, y, z, width, length, height, yaw, vx, vy, these two in the frame of
+            the points; None without has_variance.
     """
 
     places: np.ndarray
@@ -131,7 +133,7 @@ def overlap_nms(
 
     Better objects are those before it, also if they are dropped themselves. Objects are seen from above;
     labels in `separate_labels` are compared only with equal labels, and no objects whose centres are further
-    apart than `search_m`.
+    apart than `search_m`, in metres.
     """
     flat = np.concatenate([objects.places[:, :2], objects.sizes[:, :2], objects.yaws[:, None]], axis=1)
     corners = bev_corners(flat.astype(np.float64))

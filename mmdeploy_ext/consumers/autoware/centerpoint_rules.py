@@ -107,9 +107,8 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
     """Return the violations in a folder, and file name -> path of the manifest and the files that it names.
 
     These are the files that the node reads (`READ_KEYS`), as far as they are there. What is wrong with a file
-    is a violation; without an error both graphs are loaded and run on zeros, and a probe is sent through the
-    head, see `trial.trial_rules`.
-    ModelFileError: PyYAML is not installed.
+    is a violation; without an error both graphs are loaded and, unless they are large, run on zeros, and a
+    probe is sent through the head, see `trial.trial_rules`. ModelFileError: PyYAML is not installed.
     """
     path = folder / MANIFEST
     if not path.is_file():

@@ -26,7 +26,7 @@ OLDEST_OPSET, NEWEST_OPSET = 9, 24
 """Opsets outside of which no TensorRT parser is expected to read a file. The bounds were not looked up for
 the version that the nodes use, and are wide: a file within them may be refused there."""
 DOMAIN = 'autoware'
-"""Domain of the plug-ins' operators."""
+"""Domain of the plug-ins of `operator_rules`, autoware_tensorrt_plugins; other nodes' may have another."""
 
 
 def read_graph(path: Path) -> tuple[onnx.ModelProto | None, list[Violation]]:
@@ -206,8 +206,8 @@ def operator_rules(
 ) -> Iterator[Violation]:
     """Yield a violation for each operator beside ONNX's own that is no plug-in, or lacks an attribute of one.
 
-    Operators are looked for in the bodies of nodes, too. Weights in float16 are a warning: the nodes make
-    that precision themselves.
+    Operators are looked for in the bodies of nodes, too. Initializers in float16 are one warning: the nodes
+    make that precision themselves.
 
     Args:
         file: name of the file, for messages.

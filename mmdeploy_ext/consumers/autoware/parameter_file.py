@@ -44,7 +44,7 @@ TYPE_NAMES = {bool: 'truth values', int: 'whole numbers', float: 'numbers with a
 
 
 class ParameterFileError(ValueError):
-    """A file that ROS 2 would refuse to load, or would load as something else than YAML states.
+    """A file that ROS 2 would refuse to load or load as something else than YAML states, or too large a one.
 
     The message has the line, unless the file as a whole is refused.
     """
@@ -53,11 +53,13 @@ class ParameterFileError(ValueError):
 def read_parameter_file(path: Path) -> Any:
     """Return the content of a parameter file: nested dicts of truth values, numbers, texts and lists of them.
 
-    An empty or null value, and the content of an empty file, is None.
+    A file of a list or a value alone gives that. An empty or null value, and the content of an empty file, is
+    None. A whole number that 64 bits do not hold is a float.
 
     Raises:
         ModelFileError: PyYAML is not installed.
-        ParameterFileError: the file cannot be read, is no YAML, or is YAML that ROS 2 refuses.
+        ParameterFileError: the file cannot be read, is larger than `LARGEST_FILE_BYTES`, is no YAML, or is
+            YAML that ROS 2 refuses.
     """
     try:
         import yaml

@@ -68,8 +68,8 @@ def decorated(points: np.ndarray, settings: CenterPointSettings) -> tuple[np.nda
     Returns:
         (n, 32, F) float32, zeros after a pillar's last point, and (n, 2) int64 cells y, x of the pillars,
         which are sorted by falling x, then by rising y; the first `settings.pillars` at most. The F values
-        are those of the point, its offset x, y, z from the mean of its pillar's points, and that from the
-        pillar's centre: x, y, and z unless F is 9.
+        are those of the point, its offset x, y, z from the mean of its pillar's points, those left out not
+        counted, and that from the pillar's centre: x, y, and z unless F is 9.
     """
     low, high = np.float32(settings.cloud[:3]), np.float32(settings.cloud[3:])
     points = points[((points[:, :3] >= low) & (points[:, :3] < high)).all(1)]

@@ -34,7 +34,7 @@ SINE, COSINE = 0.6, -0.8
 UNCHANGED, CONVERTED = 'unchanged', 'converted'
 """Treatments of the boxes of mmdet3d 1.0: they are right for the node once they are converted."""
 TOLERANCE = 1e-3
-"""Of metres and seconds, beside numbers of a few tens."""
+"""Absolute tolerance of all values of a memory: metres, seconds, entries of poses and of embeddings."""
 
 
 # ---- boxes

@@ -43,8 +43,8 @@ class CenterPointSettings:
         scores: (B, K) least scores; those below 0, and those of 1 and more, are 0 here.
         circle_m: metres; boxes that are closer than this to a better one that stays are dropped, whatever
             their class; 0 is off. Of the node's own file, as are those below.
-        iou: boxes that overlap a better one by more, also one that is dropped itself, are dropped; above 1 it
-            is off. Pedestrians are not compared with other classes.
+        iou: boxes whose IoU from above with a better one is larger, also with one that is dropped itself, are
+            dropped; above 1 it is off. Pedestrians are not compared with other classes.
         iou_search_m: metres; boxes further apart are not compared by their overlap.
     """
 

@@ -87,7 +87,7 @@ class NodeContract:
         self.graphs = dict(backbone=self.backbone, embedding=self.embedding, head=self.head)
 
     def run(self, images: np.ndarray, calibration: Calibration, moment: FrameMotion) -> dict[str, np.ndarray]:
-        """Run one frame as the node does, and keep its memory; the first frame of a drive calls `reset`.
+        """Run one frame as the node does, and keep its memory; at the first of a drive it calls `reset`.
 
         Images are (N, 3, H, W) float32, prepared as the model was trained; `calibration` is that of the
         cameras; `moment` has pose and time of the frame, and whether it goes on from the one before.
@@ -189,7 +189,8 @@ class StreamSettings:
         limits: detection_range, metres: lower x, y, z, then upper; of the manifest.
         confidence: (K,) thresholds that scores have to exceed; of the node's own file, as are those below.
         yaw_norms: (K,) least length of a box's (sine, cosine) of the yaw; boxes with less are not published.
-        iou: a box that overlaps a better one by more than this is dropped.
+        iou: a box that overlaps a better one by more than this is dropped, also if that one is dropped, too;
+            pedestrians are compared with pedestrians alone.
         iou_search_m: boxes whose centres are further apart are not compared.
     """
 
