@@ -95,7 +95,7 @@ def exaggerated(model: nn.Module) -> Iterator[None]:
 
 
 def exaggerated_proposals(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which the head of proposals gives some extreme boxes; a Cascade RPN stays.
+    """Return a context in which the head of proposals gives some extreme boxes; a Cascade RPN stays as it is.
 
     Its test path, and the graph, run its stages by themselves, where no hook on the head is called.
     """
