@@ -26,7 +26,8 @@ def apply_spec(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
     The model stays as it is. That the graph's own types agree with the spec's is not checked.
 
     Raises:
-        ExportError: the graph takes a tensor that the spec does not have, or lacks an output of the spec.
+        ExportError: the graph takes a tensor that the spec does not have, or no node or initializer gives an
+            output of the spec.
     """
     result = copy.deepcopy(model)
     graph = result.graph

@@ -22,10 +22,10 @@ def round_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model that computes in float32 and rounds each value that the float16 model stores.
 
     Inputs, outputs and metadata stay the same, and so does the model: the result is a copy. Fires on nodes
-    that write float16. A model without float16 is returned itself.
+    of the main graph that write float16. A model whose main graph has no float16 is returned itself.
 
     Raises:
-        ExportError: a sub-graph computes in float16.
+        ExportError: a sub-graph computes in float16, and so does the main graph.
     """
     halves = {name for name, value in infer(model).items() if value.tensor_type.elem_type == HALF}
     if not halves:
