@@ -124,8 +124,8 @@ def changed_drive(frame: Frame) -> Iterator[Frame]:
 
     That is the mean colour: normalised images of 0.
 
-    A frame differs from the one before it in one thing alone, so that a cache of the last rig has to compare
-    all of it.
+    A frame differs from the one before it in one thing alone, apart from its time and name, so that a cache
+    of the last rig has to compare all of it.
     """
     extrinsics = np.linalg.solve(frame.intrinsics, frame.lidar2img)
     last = len(frame.images) - 1

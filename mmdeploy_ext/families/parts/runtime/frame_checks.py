@@ -13,7 +13,7 @@ from mmdeploy_ext.runtime.frames import not_rigid
 
 
 def check_pose(pose: np.ndarray, name: str = 'ego_pose') -> np.ndarray:
-    """Return a copy of a rigid pose (4, 4), LiDAR frame to global frame, as float64.
+    """Return a copy of a rigid pose (4, 4), LiDAR frame to global frame or its inverse, as float64.
 
     DataError, with its `name`, for anything else.
     """
@@ -32,7 +32,7 @@ def check_pose(pose: np.ndarray, name: str = 'ego_pose') -> np.ndarray:
 
 
 def check_time(timestamp_s: float) -> float:
-    """Return a time in seconds, a number or an array of one, as a float; DataError: anything else, or NaN."""
+    """Return a finite time in seconds, a number or an array of one, as a float; DataError: anything else."""
     try:
         value = float(np.asarray(timestamp_s, np.float64).reshape(()))
     except (TypeError, ValueError):

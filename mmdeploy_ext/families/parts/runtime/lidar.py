@@ -85,7 +85,8 @@ class LidarOnnx(Runtime):
         head: the engine from this view to the raw outputs.
         files: name of a graph -> path of its file.
         box_rule: how these become boxes, of the class `rules`.
-        seconds: spent so far by part: `backbone` (voxels, rulebook or pillars, and network), `head`, `boxes`.
+        seconds: spent so far by part: each of `graphs`, such as `backbone` (voxels, rulebook or pillars, and
+            network) and `head`, and `boxes`.
     """
 
     family: ClassVar[str]
@@ -146,7 +147,7 @@ class LidarOnnx(Runtime):
         return self.step(Sweep(points)).detections
 
     def step(self, sweep: Sweep) -> StepResult:
-        """Return the boxes, and as `outputs` the bird's-eye view and the head's raw outputs, by name.
+        """Return the boxes, and as `outputs` those of `before_head` and the head's raw outputs, by name.
 
         It raises what `detect` raises.
         """
@@ -171,7 +172,7 @@ class LidarOnnx(Runtime):
         return dict(bev=self.before_head(sweep)['bev'])
 
     def before_head(self, sweep: Sweep) -> dict[str, np.ndarray]:
-        """Return the outputs of the files before the head's, by name; raises what `detect` raises."""
+        """Return outputs of the files before the head's by name, `bev` among them; raises what `detect` raises."""
         points = check_points(sweep.points, self.width, sweep.name)
         check_in_range(points, self.rule.point_cloud_range, sweep.name)
         start = time.perf_counter()
