@@ -172,7 +172,7 @@ class LidarOnnx(Runtime):
         return dict(bev=self.before_head(sweep)['bev'])
 
     def before_head(self, sweep: Sweep) -> dict[str, np.ndarray]:
-        """Return outputs of the files before the head's by name, `bev` among them; raises what `detect` raises."""
+        """Return outputs of the files before the head's, by name, with `bev`; raises what `detect` raises."""
         points = check_points(sweep.points, self.width, sweep.name)
         check_in_range(points, self.rule.point_cloud_range, sweep.name)
         start = time.perf_counter()
