@@ -29,8 +29,9 @@ def replace_grid_sample(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
     - Not fired: other modes and paddings, corners aligned, volumes (N, C, D, H, W), other types than float32,
       and sub-graphs. They stay as they are. A type or rank that cannot be inferred counts as float32 and 4.
 
-    Any shape works, also a dynamic one. The result is the same up to rounding (float32). The model stays as
-    it is; the new one is a copy, also if nothing changed.
+    Any shape without a size of 0 works, also a dynamic one. The result is the same up to rounding (float32)
+    for a finite grid; a NaN in it is an error of the engine, infinity gives NaN. The model stays as it is;
+    the new one is a copy, also if nothing changed.
     """
     result = copy.deepcopy(model)
     if all(operator_name(node) != 'GridSample' for node in model.graph.node):
