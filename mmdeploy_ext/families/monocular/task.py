@@ -46,7 +46,8 @@ PIXEL_BAR = 0.1
 problem = functools.partial(matching.broken_boxes, 'boxes', 9)
 """(reference, candidate) -> why two lists cannot be compared; '' if they can.
 
-Lists can be if they have as many boxes of 9 columns as scores and labels, and boxes and scores are finite.
+Lists can be if they have as many boxes of 9 columns as scores and labels, and boxes and scores are finite;
+attributes and boxes in the picture are not looked at.
 """
 
 

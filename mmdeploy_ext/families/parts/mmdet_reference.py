@@ -112,7 +112,7 @@ def detections(
 
     They are `Instances` if its head of regions gives masks; those of an RPN alone are its proposals, as boxes
     of class 0. Boxes are in pixels of the originals with `rescale`. `regions` are maps and proposals in place
-    of the model's own; without them the whole detector runs.
+    of the model's own; without them the whole detector runs, one without an RPN on `proposals_of` the images.
     """
     metas = metas_of_images(images, rescale)
     if regions is not None:
