@@ -24,7 +24,7 @@ HEAD_KEYS = ('query_head', 'bbox_head', 'mask_head', 'pts_bbox_head')
 
 
 def names_of_class(registry: Any, name: Any) -> list[str]:
-    """Return the names of a registered class and of its bases, the class first; else only `name`.
+    """Return `name`, then the names of the class registered by it and of its bases; else only `name`.
 
     `registry` is one of mmcv's. Families compare names, not classes, so that a class of the user's repository
     counts as one of a library if it is derived from it, or is a copy of it with the same name.

@@ -25,7 +25,10 @@ MISSING_LIBRARIES = dict(
 
 
 def missing_operators(model: Mapping[str, Any]) -> list[str]:
-    """Return a reason for each part of a config's `model` that lacks an operator, ordered by name."""
+    """Return a reason for each class of parts of a config's `model` that lacks an operator, ordered by name.
+
+    A part has a class by the name in its `type`; of several parts of a class there is one reason.
+    """
     reasons = []
     for name in sorted(set(_type_names(model))):
         if name in MISSING_KERNELS:  # the zoo knows this reason by its last words

@@ -22,8 +22,9 @@ def module_settings(model: nn.Module) -> dict[str, tuple[str, dict[str, Any]]]:
     """Return name of a module -> its class as text, and its settings; the model itself has the name ''.
 
     Settings are attributes with plain values and arrays, lists and dicts of these, and the same of objects
-    that modules hold, such as box coders and generators of priors. Weights, functions, and attributes whose
-    names begin with an underscore are none; `hidden_settings` has those of them that count.
+    that modules hold, such as box coders and generators of priors. Weights, functions, attributes whose names
+    begin with an underscore, and those of `ONLY_TRAINING` are none; `hidden_settings` has those of them
+    that count.
     """
     return {
         name: (
@@ -64,8 +65,9 @@ def settings(value: Any, depth: int = 1) -> Any:
     """Return a value as plain types that can be compared; `...` for what is no setting.
 
     Floating-point numbers, and all numbers of numpy, become texts; so do arrays of more than `MAX_NUMBERS`,
-    with their hash. Smaller arrays and tuples become lists, dicts and objects dicts of their settings; an
-    item of a list that is no setting stays there as `...`.
+    with their hash. Other arrays that have axes, and tuples, become lists, dicts and objects dicts of their
+    settings. An entry of a dict or object that is no setting (`...`, or by its name, see `is_setting`) is
+    left out; an item of a list stays there as `...`.
 
     `depth` is one more than the number of objects, such as coders and generators of priors, that may be
     around a setting: with 1 an object is no setting itself.

@@ -132,7 +132,7 @@ def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
     The second frame, the fourth and so on are augmented as in training: points are rotated, scaled and moved,
     and each camera's picture stands for another crop of the camera's image; the others have one rig. Behind
     some of the points, as seen from a camera, there is another point, before or after it in the sweep.
-    Without cameras all are plain sweeps, none of which is augmented.
+    Without cameras all are plain sweeps, none of which is augmented; without a LiDAR frames have no points.
     """
     if rule.views is None:
         for index, sweep in enumerate(proof_samples.generated(rule.voxels, count)):

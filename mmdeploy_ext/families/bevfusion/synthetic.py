@@ -41,8 +41,9 @@ def synthetic_outputs(
 
     Boxes are x, y, z of the middle of the bottom, w, l, h, yaw from -y clockwise, and velocity.
 
-    The first have boxes beside each other, of all suppressed classes and of the last one without suppression;
-    then come for each group of suppressed classes those of its last class, beside each other and far apart.
+    The first have boxes beside each other, of all suppressed classes and of the last one without suppression,
+    if there is one; then come for each group of suppressed classes those of its last class, beside each other
+    and far apart.
     About a tenth of the labels are -1, which drops the box.
 
     Args:
@@ -91,7 +92,8 @@ def values_of_boxes(
     """Return outputs of a head, by name, for boxes of the frame's graph; `reference.head_values` takes them.
 
     A box with the label -1 is put far above the range of the coder, which then drops it. The node's outputs
-    are `bbox_pred`, `score` and `label_pred`.
+    are `bbox_pred` (10, Q), `score` (Q,) and `label_pred` (Q,), those of CUDA-BEVFusion's head (1, columns,
+    Q), with a column of `score` per class.
 
     Args:
         outputs: `boxes` (Q, 9), `scores` and `labels` of the frame's graph.

@@ -127,10 +127,11 @@ def decode(outputs: Mapping[str, np.ndarray], rule: BoxRule) -> Detections3D:
 
 
 def task_boxes(maps: Mapping[str, np.ndarray], rule: BoxRule) -> Detections3D:
-    """Return the boxes of one task, best first, with z in the middle; without `vel` velocities are 0.
+    """Return the boxes of one task before NMS, best first, with z in the middle.
 
-    Labels begin with 0 in every task. `maps` are the outputs of the task, see `decode`, by their names
-    without the number of the task.
+    They are at most `max_num`, those above `score_threshold` and in `post_center_range`; the velocity of a
+    head without one is 0. Labels begin with 0 in every task. `maps` are the outputs of the task, see
+    `decode`, by their names without the number of the task.
     """
     heat = sigmoid(maps['heatmap'][0])
     _, height, width = heat.shape
@@ -159,7 +160,7 @@ def suppress(detections: Detections3D, task: int, rule: BoxRule) -> Detections3D
     """Return the boxes of one task that NMS keeps, best first, regardless of their classes.
 
     Args:
-        detections: boxes of the task, best first.
+        detections: boxes of the task, best first, with z in the middle.
         task: number of the task.
         rule: settings of the head.
     """

@@ -130,7 +130,8 @@ class CornerFamily(ImageFamily):
     def result_limit(self, model: nn.Module) -> ResultLimit:
         """Return the limit of results, of which there are at most as many as pairs that mmdet's head keeps.
 
-        That number is read from the head, not from the code of the graph: a proof raises the limit up to it.
+        That number is read from the head, the default of its `num_dets`, not from the code of the graph,
+        unless there is no such default: a proof raises the limit up to it.
         """
         pairs = inspect.signature(model.bbox_head.decode_heatmap).parameters.get('num_dets')
         available = pairs.default if pairs and isinstance(pairs.default, int) else PAIRS

@@ -231,7 +231,7 @@ def _centres_fit(
 
 
 def smallest(model: nn.Module) -> int:
-    """Return the smallest side of an input, pixels.
+    """Return the smallest side of an input, pixels, whatever it has to be a multiple of besides.
 
     A square of it has at least as many cells of all classes as `best_corners` takes.
     """

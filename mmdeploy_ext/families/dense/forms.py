@@ -175,7 +175,7 @@ class DenseFullForm(nn.Module):
         """Read the thresholds from the head's test_cfg.
 
         `cap`, the option `max_candidates`, is the largest number of candidates that enter the suppression,
-        the best by score, with which all shapes are constant; 0 lets all in.
+        the best by score, with which no shape depends on how many there are; 0 lets all in.
         """
         super().__init__()
         head = model.bbox_head

@@ -86,7 +86,7 @@ def decode_by_mmdet(model: nn.Module, raw: Mapping[str, torch.Tensor]) -> dict[s
 
 
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
-    """Return the results of the detector's own test path, with `deploy_nms_pre` in place of `nms_pre`.
+    """Return the results of the detector's own test path, with `deploy_nms_pre`, if set, as `nms_pre`.
 
     There is one for each of the images; with `rescale` boxes are in pixels of the originals, else of the
     network input.

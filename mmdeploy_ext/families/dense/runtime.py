@@ -43,7 +43,8 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
     """Return the detections of each image of a batch, in descending order of scores.
 
     The scores of a file of the form 'decode' and `--score-form product` are products of class score and
-    factor: the thresholds apply to these, which keeps fewer boxes than 'full' does. Boxes are in pixels of
+    factor, if the head has one: the thresholds apply to these, also where 'full' compares class scores or the
+    root of the product, which may keep fewer boxes than 'full' does. Boxes are in pixels of
     the network input, over `scale_factor`: those of the original image if it is input / original.
 
     Args:

@@ -134,8 +134,9 @@ def choose_as(
 ) -> dict[str, np.ndarray]:
     """Return the reference, or mmdet3d's outputs in one of `ORDERS` that are nearer to the engine's.
 
-    The orders are tried one after the other, until the largest error is at most `ties_rtol`; the nearest
-    outputs so far are returned, also if they are not that near. See `ImageFamily.choose_as`.
+    The orders are tried one after the other, until the largest error, over the largest value of its tensor,
+    is at most `ties_rtol`; the nearest outputs so far are returned, also if they are not that near. If an
+    output is missing or of another shape, it is the reference. See `ImageFamily.choose_as`.
     """
     nearest = dict(reference)
     if any(name not in outputs or outputs[name].shape != array.shape for name, array in reference.items()):

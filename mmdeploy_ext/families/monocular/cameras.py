@@ -28,7 +28,7 @@ def camera_of(image: PreparedImage) -> np.ndarray:
 
 
 def generated_camera(image: PreparedImage) -> np.ndarray:
-    """Return a camera (4, 4) float32 that depends on the pixels of a picture alone."""
+    """Return a camera (4, 4) float32 for pixels of the network input, whose size and pixels decide it."""
     numbers = numbers_of_pixels(image)
     cam2img = drawn_intrinsics(numbers, *image.tensor.shape[1:], FOCAL, STRETCH)
     focal = cam2img[0, 0]

@@ -109,13 +109,15 @@ def outputs_in_order(head: nn.Module) -> tuple[str, ...]:
 def decoded_by_mmdet3d(
     model: nn.Module, raw: Mapping[str, Sequence[torch.Tensor | None]], feeds: Mapping[str, np.ndarray]
 ) -> dict[str, torch.Tensor]:
-    """Return the outputs of 'decode', as mmdet3d's `get_bboxes` hands them to its suppression.
+    """Return the outputs of 'decode' by name, as mmdet3d's `get_bboxes` hands them to its suppression.
+
+    Only the places of boxes are moved to the bottom, and `attr_pred` are the logits of the head.
 
     Args:
         model: a detector with a head of FCOS3D or PGD.
         raw: name of each of `outputs_in_order` -> its maps of all levels, None in place of a map if the head
             does not have the output.
-        feeds: inputs by name.
+        feeds: inputs by name: `input`, `cam2img` and, if it is known, `img_shape`.
     """
     head, batch = model.bbox_head, []
     cfg = type(head.test_cfg)(dict(head.test_cfg, nms_pre=-1))

@@ -53,7 +53,10 @@ def postprocess_facts(model: nn.Module) -> dict[str, Any]:
 
 
 def smallest(model: nn.Module) -> int:
-    """Return the smallest side of an input, pixels: a square of it has at least `PEAKS` scores."""
+    """Return the smallest side of an input, pixels, without the multiple of 32 that `spec` asks for besides.
+
+    A square of it has at least `PEAKS` scores.
+    """
     classes = int(model.bbox_head.num_classes)
     cells = next(side for side in range(1, PEAKS + 1) if side * side * classes >= PEAKS)
     return cells * STRIDE

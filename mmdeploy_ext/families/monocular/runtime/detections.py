@@ -51,7 +51,10 @@ class MonocularDetections(Scored):
         return dataclasses.replace(self, bboxes_xyxy=corners, camera=tuple(map(tuple, rows.tolist())))
 
     def place(self, index: int) -> dict[str, Any]:
-        """Return `box`, the columns of one box, `attribute`, and `bbox_xyxy`, if the model gives them."""
+        """Return `box`, the columns that the model gives, and, if it gives them, `attribute` and `bbox_xyxy`.
+
+        Metres, radians and m/s are rounded to four digits, pixels to three.
+        """
         place: dict[str, Any] = dict(
             box=[round(float(value), 4) for value in self.boxes[index, : self.code_size]]
         )
