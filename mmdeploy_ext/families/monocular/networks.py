@@ -84,7 +84,8 @@ def decoded_maps(head: nn.Module, boxes: torch.Tensor, scores: torch.Tensor, lev
     Args:
         head: head of FCOS3D or PGD.
         boxes: (B, columns, h, w) outputs of the last layers.
-        scores: (B, C, h, w) logits, whose best class chooses depth and size that outputs are relative to.
+        scores: (B, C, h, w) logits, whose best class chooses the depth and size that outputs are relative to,
+            if the coder has these by class.
         level: index of the level.
     """
     coder, scales, stride = head.bbox_coder, head.scales[level], head.strides[level]
