@@ -127,6 +127,8 @@ def map_sizes(
 ) -> list[tuple[int, int]]:
     """Return height and width of the maps of each level at the size of an export; 0, 0 if that is dynamic.
 
+    They are kept for later calls with the same model and size, whatever the other arguments are.
+
     Args:
         model: the detector.
         network: from the detector and images (1, 3, H, W) to maps (1, columns, h, w), first those of one

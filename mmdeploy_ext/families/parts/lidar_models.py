@@ -222,6 +222,9 @@ def _raised(limit: int) -> int:
 def check_points_side(filename: str, model: Mapping[str, Any], detector: str, heads: Sequence[str]) -> None:
     """Refuse (ConfigError) detectors with cameras, or with encoders or heads that are not exported.
 
+    Pillars are refused, too, whose number of points does not fit the detector, or which their map has no room
+    for.
+
     Args:
         filename: of the config, for messages, which also name the key.
         model: of the config.

@@ -83,7 +83,8 @@ def create_infos(
         Path of each file -> number of its key frames.
 
     Raises:
-        UsageError: An option is out of its range, or a file cannot be written.
+        UsageError: An option is out of its range, or a file or its folder may not be written, which is tried
+            first; Mm2OnnxError: writing fails, such as on a full disk.
         DataError: A table is missing or damaged, no scene is there, or a key frame lacks a sensor or a file.
             Files of past sweeps are listed without a look.
     """
