@@ -74,10 +74,14 @@ def settings(value: Any, depth: int = 1) -> Any:
     """
     if value is None or isinstance(value, bool | int | str | bytes):
         return value
+    if isinstance(value, complex | np.complexfloating):
+        return repr(complex(value))
     if isinstance(value, float | np.number | np.bool_):
         return repr(float(value))  # NaN equals NaN
+    if isinstance(value, torch.Tensor) and value.is_meta:
+        return f'{value.dtype}{list(value.shape)} without values'
     if isinstance(value, torch.Tensor | np.ndarray):
-        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+        array = _array_of(value) if isinstance(value, torch.Tensor) else value
         if array.size <= MAX_NUMBERS:
             return settings(array.tolist())
         return f'{array.dtype}{list(array.shape)} {hashlib.sha256(array.tobytes()).hexdigest()}'
@@ -89,6 +93,18 @@ def settings(value: Any, depth: int = 1) -> Any:
     if isinstance(value, nn.Module) or depth <= 1 or not hasattr(value, '__dict__') or callable(value):
         return ...
     return settings(vars(value), depth - 1)
+
+
+def _array_of(tensor: torch.Tensor) -> np.ndarray:
+    """Return the numbers of a tensor; those of a type that numpy lacks, such as bfloat16, as float32."""
+    tensor = tensor.detach().cpu()
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    tensor = tensor.dequantize() if tensor.is_quantized else tensor.resolve_conj().resolve_neg()
+    try:
+        return tensor.numpy()
+    except TypeError:
+        return tensor.float().numpy()
 
 
 def is_setting(key: Any) -> bool:

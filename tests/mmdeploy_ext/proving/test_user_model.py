@@ -218,6 +218,17 @@ def test_settings_of_equal_values_are_equal():
     assert settings(large) != settings(large + np.eye(40))
 
 
+@pytest.mark.parametrize('tensor', [
+    torch.ones(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.float8_e4m3fn),
+    torch.eye(2).to_sparse(), torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+    torch.ones(2, dtype=torch.complex64)])
+def test_tensors_that_numpy_lacks_are_settings(tensor):
+    before = settings(tensor)
+    assert before == settings(tensor.clone())
+    changed = tensor * 1j if tensor.is_complex() else torch.zeros(tensor.shape)
+    assert settings(changed) != before
+
+
 def test_an_entry_that_one_side_lacks_is_named():
     assert first_difference({}, dict(nms=dict(iou=0.5))) == ".nms is missing, expected {'iou': 0.5}"
     assert first_difference(dict(nms=dict(iou=0.5)), dict(nms={})) == '.nms.iou is 0.5, expected nothing'
