@@ -165,6 +165,6 @@ def check_targets(settings: dict[str, Any], work_dir: Path) -> None:
     `settings` are those of `read_settings`. The path of the exported model is checked later, when it is known
     whether the export is a file or a folder.
     """
-    check_writable(work_dir / 'metrics.json')
+    check_writable(work_dir / BACKENDS[settings['type']].metrics)
     if settings['dump'] and settings['dump']['dir']:
         check_writable(Path(settings['dump']['dir']) / 'manifest.json')

@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         '--input SWEEP...',
         'real sweeps that the proof adds: points (.bin, .npy), voxels (.npz: features and coordinates, '
-        'coors_bxyz or coors_bzyx), folders of them, or info files (.pkl)',
+        'coors_bxyz or coors_bzyx), folders of them, or info files (.pkl, .json)',
         [],
         dest='test_img',
     )

@@ -230,7 +230,7 @@ def check_file(path: str, metadata: Metadata, runner: str) -> None:
     check_picture_graph(path, metadata)
     if metadata.options.get('score_form') == 'product':
         print(
-            'note: score_form=product: the threshold looks at class score times centerness, which keeps '
+            'note: score_form=product: the threshold looks at class score times centerness, which may keep '
             'fewer boxes than the PyTorch model does',
             file=sys.stderr,
         )
