@@ -62,7 +62,8 @@ class MultiViewRule(JsonDataclass):
         size_divisor: pad to a multiple of this, bottom and right, with zeros, after normalising.
         pad_size: (H, W) to pad to instead; None uses `size_divisor`.
         num_cameras: N.
-        cameras: names in the order of the network input; () if the config does not tell them.
+        cameras: names in the order of the network input, which no config tells: `CAMERAS`, and () by
+            `multiview_rule` for another number than 6.
         normalised_first: normalise, then resize the float32 values bilinearly by OpenCV, without a crop;
             otherwise resize by Pillow's bicubic, crop, then normalise.
     """
@@ -168,7 +169,8 @@ class MultiViewRule(JsonDataclass):
 
         Args:
             intrinsics: (N, 3, 3) of the cameras' images.
-            lidar2cam: (N, 4, 4) rigid, LiDAR points to camera points (x right, y down, z forward), metres.
+            lidar2cam: (N, 4, 4) rigid, which is not checked: LiDAR points to camera points (x right, y down,
+                z forward), metres.
             image_sizes: N (h, w) of the images that the intrinsics are for, which are compared with `source`;
                 with None they are not checked.
 
@@ -228,12 +230,18 @@ def multiview_rule(pipeline: Sequence[Mapping[str, Any]], num_cameras: int = 6) 
     pad = steps.get(STEPS[2], {})
     if pad.get('pad_val', 0) != 0:
         raise ConfigError(f'test pipeline step {STEPS[2]}: pad_val={pad["pad_val"]}; expected 0')
+    pad_size = tuple(map(int, pad['size'])) if pad.get('size') else None
+    if pad_size and (len(pad_size) != 2 or pad_size[0] < sizes['size'][0] or pad_size[1] < sizes['size'][1]):
+        raise ConfigError(
+            f'test pipeline step {STEPS[2]}: size={pad["size"]}; expected height and width of at least '
+            f'{sizes["size"]}, those of the pictures before it'
+        )
     return MultiViewRule(
         mean=tuple(map(float, norm['mean'])),
         std=tuple(map(float, norm['std'])),
         to_rgb=bool(norm.get('to_rgb', True)),
         size_divisor=int(pad.get('size_divisor') or 1),
-        pad_size=tuple(map(int, pad['size'])) if pad.get('size') else None,
+        pad_size=pad_size,
         num_cameras=num_cameras,
         cameras=CAMERAS if num_cameras == len(CAMERAS) else (),
         normalised_first=normalised_first,

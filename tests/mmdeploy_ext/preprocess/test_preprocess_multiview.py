@@ -142,6 +142,8 @@ def test_survives_json_and_the_metadata_tells_it_from_the_rule_of_one_image():
         (lambda steps: steps.insert(2, steps[2]), 'in this order'),
         (lambda steps: steps[1].pop('training'), 'training=True; expected False'),
         (lambda steps: steps[3].update(pad_val=3), 'pad_val=3; expected 0'),
+        (lambda steps: steps[3].update(size=(64, 96)), r'size=\(64, 96\); expected .* at least \(30, 100\)'),
+        (lambda steps: steps[3].update(size=(64,)), r'size=\(64,\); expected height and width'),
         (lambda steps: steps[4].update(flip=True), 'flip=True; expected False'),
     ],
 )
@@ -157,9 +159,7 @@ def test_wrong_images_are_refused():
     images = rig((90, 160))[0]
     with pytest.raises(ShapeError, match=r'5.*6.*CAM_FRONT'):
         rule.apply(images[:5])
-    with pytest.raises(
-        ShapeError, match=r'CAM_BACK.*uint8 \(90.*150.*3\).*uint8 \(90.*160'
-    ):
+    with pytest.raises(ShapeError, match=r'CAM_BACK.*uint8 \(90.*150.*3\).*uint8 \(90.*160'):
         rule.apply([*images[:3], images[3][:, :150], *images[4:]])
     with pytest.raises(ShapeError, match=r'CAM_FRONT.*float32'):
         rule.apply([images[0].astype(np.float32), *images[1:]])
