@@ -152,15 +152,15 @@ class CSPNeXt(BaseModule):
     ) -> None:
         """Build it, of the settings of mmdet 3.
 
-        `deepen_factor` and `widen_factor` multiply the numbers of blocks and channels; `out_indices` are the
-        stages whose maps are returned, 0 for the stem; stages up to `frozen_stages` do not learn, -1 freezes
-        none; with `use_depthwise` 3x3 convolutions are separable, but for those of the stem; with `norm_eval`
-        statistics of normalisation stay fixed in training. `arch` is a key of `ARCHITECTURES`; `expand_ratio`
-        and `channel_attention` are those of `CSPNeXtLayer`; `spp_kernel_sizes` are those of the poolings of a
-        stage with spatial pyramid pooling.
+        `deepen_factor` and `widen_factor` multiply the numbers of blocks and channels; `out_indices` are, in
+        any order, the stages whose maps are returned, 0 for the stem; stages up to `frozen_stages` do not
+        learn, -1 freezes none; with `use_depthwise` 3x3 convolutions are separable, but for those of the
+        stem; with `norm_eval` statistics of normalisation stay fixed in training. `arch` is a key of
+        `ARCHITECTURES`; `expand_ratio` and `channel_attention` are those of `CSPNeXtLayer`;
+        `spp_kernel_sizes` are those of the poolings of a stage with spatial pyramid pooling.
 
         Raises:
-            ConfigError: an unknown architecture or stage.
+            ConfigError: an unknown architecture, or one of `out_indices` that it does not have.
         """
         super().__init__(init_cfg)
         if arch not in ARCHITECTURES:
@@ -192,7 +192,7 @@ class CSPNeXt(BaseModule):
         self.out_indices, self.frozen_stages, self.norm_eval = tuple(out_indices), frozen_stages, norm_eval
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the maps (B, C, h, w) of `out_indices` of images (B, 3, H, W)."""
+        """Return the maps (B, C, h, w) of `out_indices`, from fine to coarse, of images (B, 3, H, W)."""
         maps = []
         for index, name in enumerate(self.layers):
             x = getattr(self, name)(x)
@@ -239,9 +239,10 @@ class CSPNeXtPAFPN(YOLOXPAFPN):
     ) -> None:
         """Build it, of the settings of mmdet 3: maps go from fine to coarse.
 
-        For `expand_ratio` and `use_depthwise` see `CSPNeXtLayer`, of which each level has `num_csp_blocks`
-        blocks. `in_channels` are those of the maps, `out_channels` those of every map that is returned;
-        `upsample_cfg` are arguments of `nn.Upsample`.
+        For `expand_ratio` and `use_depthwise` see `CSPNeXtLayer`, each of which has `num_csp_blocks` blocks,
+        that do not add their input; with `use_depthwise` all 3x3 convolutions are separable. `in_channels`
+        are those of the maps, `out_channels` those of every map that is returned; `upsample_cfg` are
+        arguments of `nn.Upsample`.
         """
         layers = dict(norm_cfg=dict(norm_cfg), act_cfg=dict(act_cfg))
         super().__init__(
@@ -304,12 +305,13 @@ class RTMDetSepBNHead(BaseDenseHead, BBoxTestMixin):
     ) -> None:
         """Build it, of the settings of mmdet 3.
 
-        With `share_conv` all levels have the same convolutions, with normalisations of their own; with
-        `use_depthwise` convolutions are separable. With objectness the root of score times objectness
-        replaces the score; with `exp_on_reg` distances are exponentials. `train_cfg` and losses are not used,
-        except for the kind of scores. A level has two branches of `stacked_convs` convolutions of
-        `feat_channels` channels; `pred_kernel_size` is that of the layers behind them. `anchor_generator` and
-        `bbox_coder` are configs of mmdet, `test_cfg` the settings of its `get_bboxes`.
+        With `share_conv` all levels have the same convolutions in their branches, with normalisations and
+        last layers of their own; with `use_depthwise` those of the branches are separable. With objectness
+        the root of score times objectness replaces the score; with `exp_on_reg` distances are exponentials.
+        `train_cfg` and losses are not used, except for the kind of scores. A level has two branches of
+        `stacked_convs` convolutions of `feat_channels` channels; `pred_kernel_size` is that of the layers
+        behind them. `anchor_generator` and `bbox_coder` are configs of mmdet, `test_cfg` the settings of its
+        `get_bboxes`.
 
         Raises:
             ConfigError: scores by softmax; convolutions that are separable and shared.

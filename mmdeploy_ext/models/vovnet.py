@@ -22,7 +22,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import registered_if_named
 
 STAGES = ('stage2', 'stage3', 'stage4', 'stage5')
-"""Names of the stages, which `out_features` takes."""
+"""Names of the stages, which `out_features` takes beside 'stem'."""
 
 
 class Spec(NamedTuple):
@@ -98,8 +98,9 @@ class ESE(nn.Module):
 class OSAModule(nn.Module):
     """Layers in a row; their outputs and the input are concatenated once and mixed by a 1x1 convolution.
 
-    Parameters begin with `name`, such as OSA2_1. With `identity` the input is added to the result; layers may
-    be separable (`depthwise`); `with_cp` recomputes in the backward pass instead of keeping activations.
+    `ESE` is the last step. Parameters begin with `name`, such as OSA2_1. With `identity` the input is added
+    to the result; layers may be separable (`depthwise`), behind a 1x1 convolution if the input has another
+    width; `with_cp` recomputes in the backward pass instead of keeping activations.
     """
 
     def __init__(
@@ -159,7 +160,7 @@ class VoVNet(BaseModule):
         frozen_stages: -1 trains all, 0 freezes the stem, i also the stages up to stage{i + 1}.
         norm_eval: keep the running statistics fixed in training.
         with_cp: recompute in the backward pass instead of keeping activations.
-        pretrained: path of a checkpoint; the older way to write `init_cfg`.
+        pretrained: path of a checkpoint, in place of `init_cfg`; the older way to write it.
         init_cfg: mmcv's.
 
     Raises:

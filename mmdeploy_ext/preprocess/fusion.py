@@ -135,7 +135,8 @@ class FusionRule(JsonDataclass):
         """Rebuild a rule from `to_json`, also after JSON text has made lists of the tuples.
 
         `content['kind']` is not read, see `contract.metadata.rule_from_json`. KeyError: a field of this rule
-        is missing; TypeError: a field inside of `views` or `voxels` is missing or unknown.
+        is missing; TypeError: a field inside of `views` or `voxels` is missing or unknown; ConfigError: as
+        `VoxelRule`.
         """
         views, voxels = content['views'], content['voxels']
         pictures = MultiViewRule if views and 'kind' in views else PreprocessRule

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 WIDTH, HEIGHT = 780, 230
-"""Size of a chart in pixels, with its margins."""
+"""Size of a chart with its margins, in pixels of its own, which a page scales."""
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 26
-"""Margins in pixels around the axes."""
+"""Margins around the axes, in the same pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +65,12 @@ def text(x: float, y: float, words: str, anchor: str = 'middle') -> str:
 
 
 def svg(parts: Sequence[str], label: str, height: int = HEIGHT, kind: str = '') -> Markup:
-    """Return a chart as an SVG document, `WIDTH` pixels wide.
+    """Return a chart as an SVG element of an HTML page, as wide as its place there.
 
     Args:
         parts: SVG elements in it, as markup.
         label: plain text of what it shows, for screen readers; it is escaped here.
-        height: height in pixels.
+        height: height in pixels of which the width has `WIDTH`.
         kind: its class in the style sheet.
     """
     from markupsafe import Markup

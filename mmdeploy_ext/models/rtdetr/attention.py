@@ -18,7 +18,7 @@ from mmdeploy_ext.exporting.ops.attention import attend_maps, point_weights
 from mmdeploy_ext.models.rtdetr.layers import SelfAttention
 
 FLOAT16_MAX = 65504.0
-"""Limit to which the outputs of a layer are clamped, as in the original."""
+"""Limit to which a decoder layer clamps what its last normalisation takes, as the original does."""
 
 
 class DeformableAttention(nn.Module):

@@ -130,9 +130,9 @@ class PResNet(BaseModule):
         """Make the network of a depth of 18, 34, 50 or 101; ConfigError: another one.
 
         With `freeze_norm` statistics and parameters of all normalisations stay as loaded (R50 and R101), with
-        `freeze_stem` the parameters of the stem stay (the original's `freeze_at: 0`), but not its statistics.
-        `base_channels` is the width of the first stage; `init_cfg=dict(type='Pretrained', checkpoint=...)`
-        takes the original's backbone files.
+        `freeze_stem` the parameters of the stem stay (the original's `freeze_at: 0`), its statistics only
+        with `freeze_norm`. `base_channels` is the width of the first stage; `init_cfg=dict(type='Pretrained',
+        checkpoint=...)` takes the original's backbone files.
         """
         super().__init__(init_cfg)
         if depth not in STAGE_BLOCKS:

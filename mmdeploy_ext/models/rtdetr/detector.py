@@ -24,7 +24,7 @@ from mmdeploy_ext.models.rtdetr.training import Objects, SetLoss, training_losse
 STRIDE = 32
 """Stride of the coarsest map, pixels: the sides of images are multiples of it."""
 MAX_PER_IMG = 300
-"""Number of results if `test_cfg` names none."""
+"""Number of results of an image if `test_cfg` names none."""
 
 
 @registered_if_named(DETECTORS)
@@ -64,7 +64,7 @@ class RTDETR(BaseDetector):
     def extract_feat(self, img: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the encoder's maps (B, D, H / s, W / s), s = 8, 16, 32, for images (B, 3, H, W).
 
-        ShapeError: a height or width that is not a multiple of 32.
+        ShapeError: a height or width that is not a multiple of 32; `torch.export` leaves this check out.
         """
         height, width = img.shape[2:]
         if not torch.compiler.is_compiling() and (height % STRIDE or width % STRIDE):  # or sizes would freeze

@@ -201,7 +201,7 @@ def training_losses(
     """Return name -> loss, as mmdet's runners take them, of the encoder's maps (B, channels, h, w).
 
     Prefix `d0.` is of the first layer and so on except for the last, which has none, `enc.` of the encoder,
-    `dn0.` of the denoising queries of the first layer and so on, here with the last.
+    `dn0.` of the denoising queries, if there are any, of the first layer and so on, here with the last.
     """
     maps = decoder.project(features)
     selection = decoder.select(maps)

@@ -28,7 +28,7 @@ def read_anchors(anchor: str | Sequence, count: int) -> Tensor:
     """Return the first `count` anchors of a file of numpy or of a list, or all if there are fewer.
 
     They are (A, 11) float32. A file that is absent gives `count` rows of zeros, as every checkpoint has the
-    anchors. ConfigError: the rows have other numbers.
+    anchors. ConfigError: the rows do not have 11 numbers each.
     """
     if isinstance(anchor, str):
         if not Path(anchor).is_file():
@@ -69,7 +69,8 @@ class InstanceBank(BaseModule):
         confidence: (B, M) of the kept instances; None before the first frame.
         temp_confidence: (B, A) of the last frame's instances; None before the first frame.
         kept: (B, M) rows of the last frame's instances that were kept; None before the first frame.
-        instance_id: (B, A) int64 ids of the kept instances, then -1; None before the first frame.
+        instance_id: (B, A) int64 ids of the kept instances, `NO_ID` for one without, and then in all other
+            columns; None before the first frame.
         prev_id: the next id.
     """
 
@@ -140,7 +141,8 @@ class InstanceBank(BaseModule):
     def update(self, feature: Tensor, anchor: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return features and anchors of the M remembered instances and then of this frame's A - M best ones.
 
-        Those of a sample without remembered instances, or with too old ones, are returned as they are.
+        Those of a sample without remembered instances, or with too old ones, are returned as they are; ids of
+        too old ones are forgotten.
 
         Args:
             feature: (B, A, C) of this frame's own instances.

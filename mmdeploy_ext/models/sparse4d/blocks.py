@@ -31,7 +31,7 @@ BEGINS_AT_CENTRE = ((0.0, 0.0, 0.0),)
 def normalised_layers(channels: int, inner: int, outer: int, inputs: int | None = None) -> list[nn.Module]:
     """Return `outer` groups of layers: `inner` linear layers, each with ReLU, and a layer normalisation.
 
-    The first linear layer takes `inputs` channels; None: `channels`, as all others.
+    They are in one list. The first linear layer takes `inputs` channels; None: `channels`, as all others.
     """
     layers: list[nn.Module] = []
     width = channels if inputs is None else inputs

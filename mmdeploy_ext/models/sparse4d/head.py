@@ -43,8 +43,9 @@ class SparseBox3DDecoder:
 
     Args:
         num_output: number of boxes before the threshold, at most A.
-        score_threshold: smallest score of a box, before it is multiplied by the centerness; None keeps all.
-        sorted: True, as in the published configs.
+        score_threshold: smallest score of a box, before it is multiplied by the centerness, and of an
+            instance that gets a new id; None keeps all, and each gets one.
+        sorted: whether `cls_scores` fall, as in the published configs; False: any order. Boxes are sorted.
     """
 
     def __init__(

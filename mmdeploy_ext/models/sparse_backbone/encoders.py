@@ -90,7 +90,7 @@ class BEVFusionSparseEncoder(SparseEncoder):
 
 
 class CenterPointBlock(SparseModule):
-    """Two submanifold 3x3x3 convolutions with a bias, whose result is added to the input.
+    """Two submanifold 3x3x3 convolutions with a bias, whose result is added to the input, then ReLU.
 
     Convolutions with the same `indice_key`, here those of a stage, share their tables of neighbours.
     """

@@ -71,7 +71,7 @@ class LidarBackbone(nn.Module):
 
         Raises:
             ShapeError: points with too few values, or not of two axes.
-            DataError: values that are not finite, also of points out of range.
+            DataError: one of the first `in_channels` values is not finite, also of a point out of range.
         """
         features, coordinates = [], []
         for sample, cloud in enumerate(points):

@@ -19,7 +19,7 @@ from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.streampetr.coder import normalize_bbox
 
 WORST_COST = 100.0
-"""What stands for a cost that is no number."""
+"""What stands for a cost that is NaN or infinite, see `match`."""
 
 
 def match(cost: Tensor) -> tuple[Tensor, Tensor]:

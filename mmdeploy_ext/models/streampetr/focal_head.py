@@ -39,11 +39,11 @@ def boxes_from_ltrb(centers: Tensor, ltrb: Tensor) -> Tensor:
 
 
 def draw_heatmap(centers: Tensor, bboxes: Tensor, shape: tuple[int, int], stride: int) -> Tensor:
-    """Return the map (h, w) of one image: the largest of the objects' Gaussians, 1 in each centre's cell.
+    """Return the map (h, w) of one image: the largest of the objects' Gaussians.
 
-    The radius r is the smallest distance from the centre to an edge in cells, rounded up, at least 1; sigma
-    is a sixth of the diameter 2 r + 1; outside the square of the radius there is nothing. Centres are (G, 2)
-    px, boxes (G, 4) xyxy px; the stride is in px per cell.
+    It is 1 in the cell of each centre that is inside. The radius r is the smallest distance from the centre
+    to an edge in cells, rounded up, at least 1; sigma is a sixth of the diameter 2 r + 1; outside the square
+    of the radius there is nothing. Centres are (G, 2) px, boxes (G, 4) xyxy px; the stride is in px per cell.
     """
     heatmap = centers.new_zeros(shape)
     if len(centers) == 0:
@@ -65,9 +65,10 @@ class FocalHead(BaseModule):
 
     `num_classes` is K, `in_channels` C, a multiple of 32, and `stride` in px per token. In training
     `use_hybrid_tokens` keeps a random part of the tokens, of 0.2 to 1; otherwise the part is `train_ratio` or
-    `infer_ratio`, 1 keeps all. `sync_cls_avg_factor` averages the number of positives over the ranks;
-    `train_cfg` has `assigner2d`, None for a model that is not trained; `test_cfg` is not used. The losses are
-    configs; None takes quality focal, Gaussian focal, L1, GIoU and L1 losses, in this order.
+    `infer_ratio`, 1 keeps all. With `sync_cls_avg_factor` the loss of classes is divided by the ranks' mean
+    of the number of positives, otherwise by its own; `train_cfg` has `assigner2d`, None for a model that is
+    not trained; `test_cfg` is not used. The losses are configs; None takes quality focal, Gaussian focal, L1,
+    GIoU and L1 losses, in this order.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ CONE_SIZE = 8
 MOTION_SIZE = 180
 """Numbers of a `motion_code`."""
 NUM_BRANCHES = 6
-"""Number of entries of `cls_branches` and `reg_branches`: decoder layers that a head can have."""
+"""Number of entries of `cls_branches` and `reg_branches`: most decoder layers of a head."""
 IGNORED_KEYS = {'with_position', 'depth_step', 'code_size'}
 """Keys of published configs that upstream reads and does not use."""
 LEGACY_NAMES = {
@@ -85,8 +85,9 @@ class HeadLayers(BaseModule):
     losses are configs, of which the first two and `loss_cls` are needed, and `loss_iou` is built and not
     used; `code_weights` and `match_costs` are ten factors of the columns of a box, in the loss (None: eight
     times 1, twice 0.2) and in the matching (None: those of the loss); `match_with_velo` says whether the
-    matching compares velocities; `sync_cls_avg_factor` averages the number of positives over the ranks;
-    `train_cfg` has `assigner`, None for a model that is not trained; `test_cfg` is not used.
+    matching compares velocities; with `sync_cls_avg_factor` the loss of classes is divided by the ranks' mean
+    of the number of positives, otherwise by its own; `train_cfg` has `assigner`, None for a model that is not
+    trained; `test_cfg` is not used.
     """
 
     _version = 2

@@ -38,7 +38,7 @@ class GeometryWarmupHook(Hook):
         self.iters, self.lr, self.num_points = iters, lr, num_points
 
     def before_train_iter(self, runner: Any) -> None:
-        """Warm up the head of the runner's detector, on all ranks alike."""
+        """Warm up the head of the runner's detector; all ranks then take the parameters of rank 0."""
         if runner.iter > 0 or not self.iters:
             return
         model = runner.model.module if is_module_wrapper(runner.model) else runner.model
@@ -118,6 +118,8 @@ def warm_up(
     num_points: int = 256,
 ) -> list[float]:
     """Teach the cross attention of every layer to look at the projections of the queries' points.
+
+    The encoders of positions, which it looks by, are trained with it.
 
     There are R calibrations, `lidar2img` and `intrinsics` (R, N, 4, 4), which take turns, each turned about z
     anew; `pad_shape` is (H, W, ...) of the images, px; `lr` is Adam's, `num_points` are drawn per step, of
