@@ -64,6 +64,7 @@ def check_dump(comparer: DumpComparer, deployment: Deployment, folder: Path) -> 
 
     Raises:
         DataError, UsageError: a sample's files are damaged.
+        InferenceError: the engine fails.
     """
     agrees, samples = True, list_samples(folder)
     if not samples:
@@ -156,7 +157,8 @@ class ImageDumpComparer:
 class FrameDumpComparer:
     """Compares the files of one export on dumped frames; their memory goes on from frame to frame.
 
-    A frame in the middle of a scene whose predecessor was not dumped cannot be compared.
+    A frame in the middle of a scene whose predecessor was not dumped, or could not be compared, cannot be
+    either.
     """
 
     def __init__(self, stepper: Stepper, metadata: Sequence[Metadata], deployment: Deployment) -> None:
@@ -198,14 +200,14 @@ class FrameDumpComparer:
             _require(tensors, ['prev_exists'])
             remembers = float(tensors['prev_exists'].max()) > 0
             if remembers and not continues:
-                raise DataError('the frame before it was not dumped, so its memory is not known')
+                raise DataError('the frame before it was not dumped or not compared: its memory is not known')
         frame = self.family.dumped_frame(tensors, manifest)
         if self.family.memory:
             distance = float(np.linalg.norm(frame.ego_pose[:3, 3]))
             if not remembers:  # a run with memory='reset' dumps frames without a memory
                 self.stepper.reset()
-        self.previous = manifest['sample']
         outputs = self.stepper.step(frame).outputs
+        self.previous = manifest['sample']
         # a file may give the last decoder layer alone
         reference = {key: tensors[key][-outputs[key].shape[0] :] for key in self.names}
         compared = {key: outputs[key] for key in self.names}

@@ -50,7 +50,8 @@ class StreamPETRHead(FrameSteps, HeadLayers):
     def reset_memory(self) -> None:
         """Forget the state: the memory of the next frame is zeros.
 
-        If its `prev_exists` is 0, a stream starts: then the rows that become queries are at learned points.
+        If its `prev_exists` is 0, a stream starts: then the rows that become queries are at the fixed points
+        that a checkpoint has for them.
         """
         self.memory = None
 

@@ -1,4 +1,4 @@
-"""Dumps of images: which options of the file the family gets."""
+"""Dumps of images: which options of the file the family gets. Dumps of frames: what a refused one leaves."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.proving.against_dump import ImageDumpComparer
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.proving.against_dump import FrameDumpComparer, ImageDumpComparer
 
 NAMES = dict(batched='cate_pred', fork='cate_pred_0')
 """Layout -> name of the output with the scores."""
@@ -32,11 +33,46 @@ def test_ties_of_a_dump_are_ties_in_every_layout(layout):
     name = NAMES[layout]
     scores = TensorSpec(name, 'float32', (1, 3), groups=(ColumnGroup(rtol=1e-4),))
     metadata = SimpleNamespace(
-        form='raw', precision='fp32', postprocess={}, options=dict(form='raw', layout=layout))
+        form='raw', precision='fp32', postprocess={}, options=dict(form='raw', layout=layout)
+    )
     backend = SimpleNamespace(
         spec=GraphSpec('solo/raw', (TensorSpec('input', 'float32', (1, 1)),), (scores,)),
-        metadata=metadata, computes_in='', infer=lambda feeds: {name: np.float32([[0.5, 0, 0.9]])})
+        metadata=metadata,
+        computes_in='',
+        infer=lambda feeds: {name: np.float32([[0.5, 0, 0.9]])},
+    )
     comparer = ImageDumpComparer(backend, SimpleNamespace(family=Family(), model=None))
     dump = dict(input=np.zeros((1, 1), np.float32))
     assert comparer.compare('000000', dump | {name: np.float32([[0, 0.5, 0.9]])}, {}).passed
     assert not comparer.compare('000000', dump | {name: np.float32([[0, 0.5, 0]])}, {}).passed
+
+
+def test_a_frame_behind_one_that_the_files_refuse_is_not_compared():
+    """Its memory would be that of an older frame, and the engine be blamed for it."""
+
+    def step(frame):
+        if frame.number == 1:
+            raise DataError('ego_pose: is not a rigid transform')
+        return SimpleNamespace(outputs=dict(boxes=np.ones((1, 1, 2), np.float32)))
+
+    family = SimpleNamespace(
+        compared=(),
+        memory=True,
+        dumped_frame=lambda tensors, manifest: SimpleNamespace(number=manifest['sample'], ego_pose=np.eye(4)),
+    )
+    spec = GraphSpec('toy', (), (TensorSpec('boxes', 'float32', (1, 1, 2)),))
+    comparer = FrameDumpComparer(
+        SimpleNamespace(step=step, reset=lambda: None),
+        [SimpleNamespace(precision='fp32', spec=spec)],
+        SimpleNamespace(family=family),
+    )
+
+    def compare(number):
+        tensors = dict(boxes=np.ones((1, 1, 2), np.float32), prev_exists=np.float32([number > 0]))
+        return comparer.compare(f'{number:06}', tensors, dict(sample=number))
+
+    assert compare(0).passed
+    with pytest.raises(DataError, match='rigid'):
+        compare(1)
+    with pytest.raises(DataError, match='its memory is not known'):
+        compare(2)
