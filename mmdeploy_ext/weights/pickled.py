@@ -40,11 +40,11 @@ CONVERT = (
 )
 """Advice for files that cannot be read without their code."""
 MAX_DEPTH = 100
-"""Levels of nested modules that are read."""
+"""Levels of nested modules that are read; a file with more is refused."""
 
 
 class StandIn:
-    """An object of a class that is not loaded: it accepts all operations of a pickle and does nothing."""
+    """An object of a class that is not loaded: it takes all operations of a pickle, and keeps its state."""
 
     name = ''
     dump_patches = False  # torch asks classes of old files whether it may write a patch
@@ -76,9 +76,11 @@ class InertUnpickler(pickle.Unpickler):
     """Loads the allowed functions, and a stand-in for every other name."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the function `module.name` if it is in `ALLOWED`, else a new subclass of `StandIn`.
+        """Return the class `module.name`, or a function that calls that of this name, if it is in `ALLOWED`.
 
-        Nothing is imported. The class attribute `name` of the subclass is 'module.name'.
+        For every other name it is a new subclass of `StandIn`.
+
+        Its class attribute `name` is 'module.name'. Nothing is imported.
         """
         path = f'{module}.{name}'
         allowed = ALLOWED.get(path)

@@ -40,11 +40,12 @@ class LoadReport:
         path: path of the file.
         form: 'state dict' or 'pickled module'.
         prefix: prefix of the backbone's keys in the file, such as 'backbone.'; '' if they have none.
-        layouts: key of a kernel in the module -> its layout in the file.
-        folded: paths of batch normalisations that are folded into the convolution before them in the file.
+        layouts: key of a kernel in the backbone -> its layout in the file.
+        folded: paths in the backbone of batch normalisations that the file has folded into the convolution
+            before them.
         ranges: '<module path>._input_quantizer' -> () float32, '<module path>._weight_quantizer' -> (O,)
             float32, one for each output channel: amax of a PTQ file, in the unit of the tensor; module paths
-            are those of the loaded module. Values and their number are as in the file, (n,) if it has
+            are those in the backbone. Values and their number are as in the file, (n,) if it has
             others: `sparse.ranges.from_amax` checks them.
         rest: whether the model's other weights are 'loaded' or 'absent'; '' if it has no others.
         unused: keys of the file that belong neither to the backbone, with its quantisers, nor to the model's
@@ -123,9 +124,9 @@ def load_model(
 
     Raises:
         CheckpointError: `read_source` refuses the file; or it is of a dense or another network, lacks keys of
-            the backbone or has others behind its prefix, has shapes or layouts that do not fit, a layout that
-            its shapes leave open, values that are not finite, or some but not all of the model's other
-            weights; or the model has no sparse convolution. Nothing was changed then.
+            the backbone or has others behind its prefix, has shapes, types or layouts that do not fit, a
+            layout that its shapes leave open, values that are not finite, or some but not all of the model's
+            other weights; or the model has no sparse convolution. Nothing was changed then.
         UsageError: unknown layout.
         AttributeError: the model has no module at `encoder`.
     """

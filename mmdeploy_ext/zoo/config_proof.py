@@ -77,10 +77,10 @@ class Settings:
 def origin_digest(config: Config, settings: Settings) -> str:
     """Return a hash of all that the outcomes of a config follow from; '' if the hash cannot cover that.
 
-    It covers the config, size, picture, sweeps and engine of the run, the versions of the libraries, and
-    every Python and JSON file of this project and of the packages of families from outside. A config that no
-    library was installed with may import code from anywhere, so that its outcomes are never taken over
-    unseen.
+    It covers what tests read of the config, size, picture, sweeps and engine of the run, the versions of the
+    libraries, and every Python and JSON file of this package and of the packages of families from outside. A
+    config that no library was installed with may import code from anywhere, so that its outcomes are never
+    taken over unseen.
     """
     try:
         version = importlib.metadata.version(library_of(Path(config.path)))

@@ -105,7 +105,7 @@ class ConfigProcess:
         return MEMORY if resident_bytes(pid) > max_bytes and private_bytes(pid) > max_bytes else ''
 
     def end(self) -> None:
-        """Kill the process and everything that it started."""
+        """Kill the process and what it started, but for processes with a session of their own."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
@@ -117,12 +117,17 @@ class ConfigProcess:
 
         The failure becomes the outcome of the first export without one, among those of `export_kinds` that
         the config's family has. If all have one, or the process had written its record, it failed after its
-        work, and the outcomes stay. `limit` is the reason for which it was killed; '' if it ended by itself.
+        work, and the outcomes stay; so do earlier ones of exports that this run leaves out. `limit` is the
+        reason for which it was killed; '' if it ended by itself.
         """
-        status, empty = self.process.exitcode, Record(self.config.name, self.config.parts)
+        status, earlier = self.process.exitcode, read_record(self.record_path)
+        left_out = {
+            kind: getattr(earlier, kind, None) for kind in EXPORT_KINDS if kind not in self.export_kinds
+        }
+        empty = Record(self.config.name, self.config.parts, **left_out)
         if self.is_done.value:
             self.unfinished_path.unlink(missing_ok=True)
-            return read_record(self.record_path) or empty
+            return earlier or empty
         record = read_record(self.unfinished_path) or empty
         lines = self.log.read_text(errors='replace').splitlines()[-LOG_LINES:] if self.log.is_file() else []
         status_text = f'signal {-status}' if status is not None and status < 0 else f'exit status {status}'

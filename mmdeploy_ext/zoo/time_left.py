@@ -15,7 +15,8 @@ class TimeLeft:
 
     Attributes:
         total: number of models of the run.
-        costs, expected_costs: config -> CPU seconds in this run, of those that are done, and in the earlier.
+        costs, expected_costs: config -> CPU seconds in this run, of those that are done, and in the earlier;
+            of a proof that was taken over those of its record, which the earlier run took.
         start_s: when the run began, by `time.monotonic`.
     """
 

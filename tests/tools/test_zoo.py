@@ -250,6 +250,21 @@ def test_a_process_that_dies_at_once_leaves_nothing_of_an_earlier_run(tmp_path, 
     assert records.read_record(job.record_path) == record and not unfinished.exists()
 
 
+def test_a_process_that_dies_at_once_keeps_the_outcome_that_the_run_leaves_out(tmp_path, monkeypatch):
+    config = types.SimpleNamespace(name='one.py', slug='one', parts={})
+    (tmp_path / 'logs').mkdir()
+    proven = records.Outcome(True, made_from='an earlier run')
+    earlier = records.Record('one.py', {}, fixed=proven, dynamic=proven)
+    earlier.write(processes.record_path(config, tmp_path))
+    monkeypatch.setattr(processes.ConfigProcess, '_run', lambda *_: os._exit(3))
+    settings = types.SimpleNamespace(export_kinds=('dynamic',))
+    job = processes.ConfigProcess(config, settings, tmp_path, processes.Limits())
+    job.process.join()
+    record = job.record('')
+    assert record.fixed == proven and record.dynamic.reason == records.CRASH
+    assert records.read_record(job.record_path) == record
+
+
 @pytest.mark.parametrize('limit', ['', records.TIME])
 def test_a_process_that_dies_after_its_work_keeps_its_record(tmp_path, monkeypatch, limit):
     config = types.SimpleNamespace(name='one.py', slug='one', parts={}, path='one.py', test_digest='')

@@ -79,7 +79,7 @@ def to_mmdet2_config(cfg: Any) -> Any:
         ) from error
     except ConfigError as error:
         raise ConfigError(f'{filename}: {error}') from error
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise ConfigError(
             f'{filename}: a value of the model, the test pipeline or the test data set has another type than '
             f'in mmdet 3: {error}'

@@ -70,7 +70,7 @@ MMDET3_NAMES = re.compile(
     r'transformer_decoder)\.layers\.\d+\.(?:self_attn|cross_attn|ffn)\.|bbox_head\.rpn_conv\.|'
     r'mask_head\.segm_branch\.|memory_trans_fc\.)'
 )
-"""Names that only mmdet 3 has."""
+"""Some of the names that only mmdet 3 has: each kind of detector with a rule in `RULES` has one of them."""
 
 UNUSED_PREFIXES = ('data_preprocessor.', 'dn_query_generator.')
 """Prefixes of tensors that no detection depends on: mean and std, which a wrapper may save; the embeddings of

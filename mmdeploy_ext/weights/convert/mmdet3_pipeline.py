@@ -61,12 +61,14 @@ def to_mmdet2_pipeline(
         preprocessor: `model.data_preprocessor`; {} normalises and pads nothing.
 
     Returns:
-        The steps: LoadImageFromFile, and a MultiScaleFlipAug with the others.
+        Two steps: LoadImageFromFile, and a MultiScaleFlipAug with the others, among them always a Resize and
+        a RandomFlip; `steps` stay as they are.
 
     Raises:
         ConfigError: a step, a key, a value or a combination that mmdet 2 does not support, a step that is
             there twice, no LoadImageFromFile, or another order than `ORDER`; the caller names the file.
-        KeyError, AttributeError, TypeError: a key is missing, or a value has another type than in mmdet 3.
+        KeyError, AttributeError, TypeError, ValueError: a key is missing, or a value has another type than in
+            mmdet 3.
     """
     _check_preprocessor(preprocessor)
     for index, step in enumerate(steps):

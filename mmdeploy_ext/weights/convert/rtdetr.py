@@ -58,7 +58,8 @@ class Converted:
     Attributes:
         state_dict: the model's name -> tensor, in the model's order.
         origin: origin of the weights in words.
-        notes: one line for each kind of change besides names.
+        notes: one line for each kind of change besides names; second names of heads, which are left out, have
+            none.
         model_tensors: name -> tensor of the model that the config builds, on PyTorch's meta device, which has
             shapes and types without values.
     """
@@ -100,8 +101,9 @@ def convert(source: Source, cfg: Any) -> Converted:
     left out are counters that the model lacks, second names of heads, and the sums of `deploy()`.
 
     Raises:
-        CheckpointError: keys, shapes or the number of classes of file and model differ, or two keys of the
-            file are spellings of one name; the caller names the file.
+        CheckpointError: keys, shapes or the number of classes of file and model differ, two keys of the file
+            are spellings of one name, or a second name of a head has other values than the first; the caller
+            names the file.
         ConfigError: the config of another model, or one that cannot be built.
     """
     detector = (cfg.get('model') or {}).get('type')
@@ -210,12 +212,12 @@ def read_source(path: str | Path, weights: str = 'auto') -> Source:
     Args:
         path: path of the file: .pth, .bin or .safetensors.
         weights: which of the weights in the file: 'ema', the moving average of a training, 'model', the plain
-            ones, or 'auto', the moving average if the file has it, else the plain ones.
+            ones, or 'auto', the moving average if the file has an `ema` with tensors, else the plain ones.
 
     Raises:
         CheckpointError: the file is missing, damaged, unsafe, of Paddle, has other names than RT-DETR's, or
-            not the chosen weights; or `weights` is not 'auto' and the file has one set of weights, which says
-            not which.
+            not the chosen weights, or an `ema` in which no state dict of RT-DETR is found (not with 'model');
+            or `weights` is not 'auto' and the file has one set of weights, which says not which.
     """
     path = Path(path)
     if path.is_file() and names.is_paddle_file(path):

@@ -18,7 +18,8 @@ from mmdeploy_ext.weights.convert import conversion, solo_names
 from mmdeploy_ext.weights.convert.solo_config import check_config, check_head, fit_config
 
 KEPT_META = ('CLASSES', 'epoch', 'iter')
-"""Keys of the file's `meta` that the converted file has, too."""
+"""Keys of the file's `meta` that the converted file has, too, if their values are whole numbers, texts or
+lists of texts."""
 OTHER_CONFIG = (
     ' (named as in mmdet). Give the config of the same backbone, tower width and depth with --config'
 )
@@ -52,8 +53,8 @@ def convert(source: Checkpoint, cfg: Any) -> Converted:
         source: the original checkpoint.
         cfg: mmcv's `Config` of mmdet's model of the same kind. What the original repository does otherwise is
             changed in it by `solo_config.fit_config`: depth and deformable convolutions of the backbone, the
-            towers of the head and their normalisation, and the test size of light models with DCN. It may
-            have been changed if an error is raised.
+            towers of the head and their normalisation, deformable convolutions of SOLOv2's mask features, and
+            the test size of light models with DCN. It may have been changed if an error is raised.
 
     Raises:
         CheckpointError: it is not an original SOLO checkpoint, has another head or other grids than the

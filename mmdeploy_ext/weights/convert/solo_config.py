@@ -117,7 +117,10 @@ def checkpoint_grids(shapes: Shapes) -> list[int]:
 
 
 def config_grids(text: object) -> list[int]:
-    """Return the grids in the text of a config; empty if it has none, different ones or no list."""
+    """Return the grids in the text of a config; empty if it has none, no list or tuple, or different ones.
+
+    Those that are there twice have to be written in the same way. `text` of another type has none.
+    """
     lists = {match.group(1) for match in CONFIG_GRIDS.finditer(text)} if isinstance(text, str) else set()
     try:
         grids = ast.literal_eval(lists.pop()) if len(lists) == 1 else ()
@@ -133,7 +136,8 @@ def fit_config(cfg: Any, shapes: Shapes) -> list[str]:
     checkpoint's tensors.
 
     Returns:
-        The changes, `key: old -> new`.
+        The changes, `key: old -> new`; of the test size that of the first pipeline alone, and without the
+        pretrained weights, which follow the depth.
 
     Raises:
         CheckpointError: the checkpoint has an unknown type of deformable convolution.

@@ -162,10 +162,12 @@ def test_a_model_without_a_part_of_its_detector_is_refused_by_name():
         to_mmdet2_config(cfg)
 
 
-@pytest.mark.parametrize('key', ['data_preprocessor', 'data_preprocessor.mean'])
-def test_a_value_of_a_wrong_type_is_refused_by_file(key):
+@pytest.mark.parametrize(('key', 'value'), [
+    ('data_preprocessor', 5), ('data_preprocessor.mean', 5), ('data_preprocessor.pad_value', 'grey'),
+])
+def test_a_value_of_a_wrong_type_is_refused_by_file(key, value):
     cfg = config3('atss/atss_r50_fpn_1x_coco.py')
-    cfg.merge_from_dict({f'model.{key}': 5})
+    cfg.merge_from_dict({f'model.{key}': value})
     with pytest.raises(ConfigError, match=r'^config3\.py: .* has another type than in mmdet 3'):
         to_mmdet2_config(cfg)
 
