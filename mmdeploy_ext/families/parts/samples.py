@@ -28,7 +28,7 @@ def check_dumped(tensors: Mapping[str, np.ndarray], names: Iterable[str]) -> Non
 
 
 def only(value: Any, key: str) -> Any:
-    """Return the only value inside lists and containers of mmcv; a list of matrices is a value.
+    """Return the only value inside lists and containers of mmcv; a list of arrays of numpy is a value.
 
     DataError: there are several, or none; the message names the `key`.
     """
@@ -97,7 +97,10 @@ def dumped_cameras(
 
 
 def detections(result: Mapping[str, Any]) -> Detections3D:
-    """Return mmdet3d's result of one sample in descending score order; without velocities they are zero."""
+    """Return mmdet3d's result of one sample in descending score order; without velocities they are zero.
+
+    It has `boxes_3d`, `scores_3d` and `labels_3d`: what is inside `pts_bbox` of an entry that has one.
+    """
     boxes = result['boxes_3d'].tensor.numpy()
     scores, labels = result['scores_3d'].numpy(), result['labels_3d'].numpy()
     boxes = np.pad(boxes, ((0, 0), (0, max(9 - boxes.shape[1], 0))))
@@ -108,8 +111,8 @@ def detections(result: Mapping[str, Any]) -> Detections3D:
 def result(detections: Detections3D) -> dict[str, Any]:
     """Return detections as one entry of the results that mmdet3d's nuScenes data sets evaluate.
 
-    It is `pts_bbox`: `boxes_3d`, `scores_3d` and `labels_3d`. Track ids are its `instance_ids`, which the
-    metric 'tracking' reads.
+    It is `pts_bbox`: `boxes_3d`, `scores_3d` and `labels_3d`. Track ids, if there are any, are its
+    `instance_ids`, which the metric 'tracking' reads.
     """
     boxes = torch.from_numpy(np.ascontiguousarray(detections.boxes, np.float32))
     scores, labels = (

@@ -59,7 +59,7 @@ def half_encoder(encoder: nn.Module) -> nn.Module:
 
 
 def check_form(filename: str, options: Options, sparse: bool) -> None:
-    """Refuse (UsageError) `--sparse-form` for a config without a sparse backbone.
+    """Refuse (UsageError) a `--sparse-form` other than the default for a config without a sparse backbone.
 
     `filename` is that of the config, `sparse` whether its model has one.
     """
@@ -100,10 +100,11 @@ def model_spec(model: onnx.ModelProto, name: str) -> GraphSpec:
 def load_whole(model: nn.Module, checkpoint: Checkpoint, encoder: str) -> None:
     """Load all weights of a detector; kernels of its sparse encoder may be in any layout of spconv.
 
-    The file of the checkpoint is read again. `encoder` is the name of that submodule.
+    Their shapes have to tell it. The file of the checkpoint is read again. `encoder` is the name of that
+    submodule.
 
     Raises:
-        CheckpointError: the file lacks weights of the model, or has others.
+        CheckpointError: the file lacks weights of the model, or has others, or a layout is left open.
     """
     report = load_model(checkpoint.path, model, encoder)
     if report.rest != 'loaded' or report.unused:

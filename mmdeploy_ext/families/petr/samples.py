@@ -94,8 +94,8 @@ def start_gap_s(steps: Sequence[Mapping[str, Any]]) -> float:
 def driven(frame: Frame) -> Iterator[Frame]:
     """Yield the next frames of a drive with irregular gaps, whose car turns and whose cameras lag.
 
-    Pictures stay those of `frame`, in another order of the cameras each time: every frame has features that
-    differ from those of the frame before.
+    Pictures stay those of `frame`, in another order of the cameras each time: with several, every frame has
+    features that differ from those of the frame before.
     """
     turn, pose = turned_way(TURN_RAD, WAY_M), np.array(frame.ego_pose, np.float64)
     count, time = len(frame.images), frame.timestamp_s

@@ -68,7 +68,8 @@ def kernel_of(key: str, normal: np.ndarray) -> np.ndarray:
     """Return the values of a matrix or a kernel from `normal`, normal numbers of its shape.
 
     Each row gets the mean 0, in the neck's `fpn_convs` each pair of channels (over height and width); then
-    they are scaled by a gain, which the name in the state dict, `key`, decides.
+    they are scaled by a gain, which the name in the state dict, `key`, decides, over the root of the length
+    of a row.
     """
     axes = (2, 3) if key.startswith('img_neck.fpn_convs.') else None
     gain: float | np.ndarray = by_name.first_match(GAINS, key)

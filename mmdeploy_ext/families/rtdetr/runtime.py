@@ -43,7 +43,7 @@ def check_target_sizes(sizes: np.ndarray, ori_shapes: Sequence[Sequence[int]]) -
     """Refuse sizes (B, 2) that are not those of the images (h, w), before boxes are stretched by them.
 
     Raises:
-        ShapeError: of other images, height before width, or not positive.
+        ShapeError: of other images or another number of them, height before width, or not positive.
     """
     expected = target_sizes(ori_shapes)
     if sizes.shape != expected.shape:
@@ -130,7 +130,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
 
     Raises:
         ShapeError: of the form 'raw', other numbers of queries or classes than the metadata states; sizes
-            that are zero, or, with `ori_shape`, in the wrong order or of another image.
+            that are not positive, or, with `ori_shape`, in the wrong order or of another image.
     """
     sizes, shape = feeds[SIZES], feeds.get('ori_shape')
     shapes = sizes.reshape(-1, 2)[:, ::-1] if shape is None else [shape] * len(sizes)

@@ -45,7 +45,7 @@ FOLLOWED = (
 )
 """Classes of mmdet and modules of functions, and the methods that the graphs compute by themselves."""
 LIMITING = ('score_thr', 'mask_thr', 'filter_thr', 'nms_pre', 'max_per_img', 'sigma')
-"""Entries of `test_cfg` that SOLO reads."""
+"""Numbers in `test_cfg` that SOLO reads."""
 NO_SCORE = 1 - 2.0**-20
 """Threshold of the score of a class that only scores within 1e-6 of 1 exceed."""
 

@@ -56,7 +56,8 @@ def fork_is_flat(head: nn.Module) -> bool:
     """Return whether the fork flattens the scores and kernels of this head: of every SOLOv2 but one.
 
     The one has deformable convolutions in the last layer of its towers alone (`dcn_apply_to_all_conv=False`),
-    the fork's `SOLOv2LightHead`. Light models without such convolutions are flattened, too.
+    the fork's `SOLOv2LightHead`. Light models without such convolutions are flattened, too, unless
+    they set this.
     """
     return kind(head) == 'SOLOV2Head' and bool(head.dcn_apply_to_all_conv)
 
@@ -127,7 +128,8 @@ class SoloFullForm(nn.Module):
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of the graph in the form of the options, 'full', or 'raw' in one of two layouts.
 
-    'batched' has the cells of all levels in one tensor, 'fork' a tensor per level, unless `fork_is_flat`.
+    'batched' has the cells of all levels in one tensor, 'fork' a tensor per level, unless `fork_is_flat`;
+    SOLOv2's mask features are one tensor in both.
     """
     head = model.mask_head
     image = image_input(options, max(head.num_grids), SIZE_MULTIPLE if kind(head) == 'SOLOV2Head' else 1)

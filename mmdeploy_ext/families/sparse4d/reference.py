@@ -22,8 +22,9 @@ PREDICTIONS = dict(classification='pred_class_score', prediction='pred_anchor', 
 class Sparse4DReference:
     """The detector's own test path, whose head keeps the memory.
 
-    Nothing empties it but `reset`: neither another scene nor a gap, as in upstream's code. The token of a
-    scene is only handed on: '' after a frame without one, where `Sparse4DOnnx` keeps the last one.
+    Nothing empties it but `reset` and a `state` of None: neither another scene nor a gap, as in upstream's
+    code. The token of a scene is only handed on: '' after a frame without one, where `Sparse4DOnnx` keeps the
+    last one.
 
     Attributes:
         shows_features: whether the features of the pictures are an output, too.

@@ -1,9 +1,9 @@
 """Seeded weights of Sparse4D that depend on names and shapes alone.
 
-The rows of kernels sum to zero, boxes move by small steps and the first layers of the anchors' embeddings
-have large biases, so that every input moves the predictions and rounding does not grow. Source of the rule:
-FILL.md beside the reference data of Sparse4D, which were made with these weights; `tests/sparse4d_golden.py`
-reads them.
+The rows of kernels sum to zero, but for the first layers of the embeddings of anchors and cameras; boxes move
+by small steps, and those layers of the anchors have large biases, so that every input moves the predictions
+and rounding does not grow. Source of the rule: FILL.md beside the reference data of Sparse4D, which were made
+with these weights; `tests/sparse4d_golden.py` reads them.
 """
 
 import math
@@ -28,7 +28,7 @@ GAINS = {
     r'\.layers\.10\.weight': 0.5,
     r'': 1.0,
 }
-"""Pattern of a key -> gain of its kernel, whose rows sum to zero."""
+"""Pattern of a key -> gain of its kernel, whose rows sum to zero; the first match counts."""
 GATHERED = '.output_proj.weight'
 """End of the keys of the layers that take what key points gather from the maps."""
 GOLDEN_WIDTH = 704

@@ -205,8 +205,8 @@ def manifest_differences(folder: Path, limits: Sequence[float]) -> Iterator[str]
         limits: `post_center_range` of the box coder in the config, m.
 
     Raises:
-        ModelFileError: a graph is missing or cannot be read. A missing manifest raises nothing: it differs in
-            every value.
+        ModelFileError: the graph of the pictures or the head is missing or cannot be read; that of the
+            calibration is not looked at. A missing manifest raises nothing: it differs in every value.
     """
     files = (folder / f'{name}.onnx' for name in (node.BACKBONE, node.HEAD))
     images, head = (read_metadata(file) for file in files)

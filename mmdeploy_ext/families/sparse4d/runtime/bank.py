@@ -260,7 +260,7 @@ class InstanceBank:
         logits: np.ndarray,
         kept: np.ndarray | None = None,
     ) -> BankUpdate:
-        """Take a frame into the bank; return its track ids.
+        """Take a frame into the bank; return its track ids, its confidences and the rows that are handed on.
 
         Args:
             inputs: of `get`, with which the graph ran.
