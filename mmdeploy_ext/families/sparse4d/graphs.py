@@ -223,7 +223,7 @@ def specs(model: nn.Module, options: Options) -> dict[str, GraphSpec]:
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    """Return the graphs of the contract that the options name, with batch normalisation folded."""
+    """Return the graphs of the contract that the options name; the model is folded first, see `fuse`."""
     by_name, size, sampled = specs(model, options), model.input_sizes, options.grid_sample == 'operator'
     fused = fuse(model)
     modules: Sequence[tuple[str, nn.Module]] = [(PORTABLE, PortableFrame(fused, size, sampled))]
