@@ -13,7 +13,11 @@ DATA = 'data/toy_coco'
 
 
 def steps(out: str) -> list[tuple[str, list[str]]]:
-    """Return what each step is for and its command; `out` is the folder of the report."""
+    """Return what each step is for and its command; `out` is the folder of the report.
+
+    Relative paths begin at the root of the repository, where commands run. The pictures of the data
+    set are those that are there now, see `val_images`.
+    """
     model = 'work_dirs/atss_toy/atss_toy_full.onnx'
     images = ['demo/toy.jpg', *(f'{DATA}/val2017/{name}' for name in val_images())]
     proof = f'python tools/deployment/verify.py {CONFIG}.py {CHECKPOINT} {model} --images'.split()

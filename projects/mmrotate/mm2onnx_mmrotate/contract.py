@@ -12,7 +12,7 @@ ANGLE = ColumnGroup(name='angle', columns=(4,), unit='rad', atol=1e-4 * float(np
 
 
 def rotated_outputs(batch: Axis, rows: Axis) -> tuple[TensorSpec, ...]:
-    """Return the contracts of `dets` and `labels`, the outputs of a `full` graph.
+    """Return the contracts of `dets` and `labels`, outputs of a `full` graph.
 
     `batch` is the number of images, `rows` that of results per image, or the letters of these axes.
     """

@@ -46,7 +46,7 @@ def smallest_polygon(points: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def min_area_polygons_on_cpu() -> Iterator[None]:
-    """Inside the block `mmcv.ops.min_area_polygons` takes tensors on the CPU."""
+    """Inside the block `mmcv.ops.min_area_polygons` takes tensors on the CPU, too."""
     import mmcv.ops  # noqa: F401
 
     extension = sys.modules[MODULE].ext_module

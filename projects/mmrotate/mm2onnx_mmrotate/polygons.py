@@ -43,7 +43,7 @@ def box_of_polygon(xp: ModuleType, x: Any, y: Any, version: str) -> Any:
 
 
 def direction(xp: ModuleType, y: Any, x: Any) -> Any:
-    """Return `arctan2(y, x)`, for which ONNX has no operator; 0 if both are 0.
+    """Return `arctan2(y, x)`, for which ONNX has no operator; 0 if both are 0, and -0.0 is as 0.0.
 
     The smaller coordinate is divided by the larger one, and what float32 lacks of pi is added to the small
     term: so the angle is rounded once, also where rounding decides between two readings of a box.
@@ -59,7 +59,11 @@ def direction(xp: ModuleType, y: Any, x: Any) -> Any:
 
 
 def box_of_upright(xp: ModuleType, boxes: Any, version: str) -> Any:
-    """Return boxes (..., 5) of upright ones (..., 4) xyxy."""
+    """Return boxes (..., 5) of upright ones (..., 4) xyxy.
+
+    In `oc` the angle is pi/2, and the width is the side along y. In the others the width is the longer side;
+    the angle is 0, or a quarter turn of a box that is taller than wide.
+    """
     x, y = (boxes[..., 0] + boxes[..., 2]) * 0.5, (boxes[..., 1] + boxes[..., 3]) * 0.5
     width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
     angle = xp.zeros_like(x)

@@ -36,7 +36,8 @@ def is_wrap(boxes: np.ndarray, turns: np.ndarray, version: str) -> np.ndarray:
     """Return whether rounding decides between boxes (..., 5) and readings that are `turns` (...) apart.
 
     Boxes are centre x and y, width, height, and the angle in radians; `turns` are quarter turns, and both are
-    broadcast. It never does between angles that are four quarter turns or more apart, or not finite.
+    broadcast. It never does between angles that are four quarter turns or more apart, or not finite. It
+    is true of a square and 0 turns, which change nothing.
     """
     width, height, angle = np.moveaxis(boxes[..., 2:].astype(np.float64), -1, 0)
     square = np.abs(width - height) <= SQUARE_EPS * np.maximum(width, height)

@@ -69,8 +69,8 @@ class RotatedSuppression:
 
     Attributes:
         config: the settings.
-        cap: pairs of box and class that enter, the best by score; 0 lets all in. With a cap every shape is
-            constant.
+        cap: pairs of box and class that enter, the best by score times factor; 0 lets all in. With a cap
+            every shape is constant.
     """
 
     config: RotatedNmsConfig

@@ -55,10 +55,10 @@ FOLLOWED: Followed = (*DETECTORS, *HEADS, *LAYERS, *CODERS, *FUNCTIONS)
 
 
 def replaced(model: nn.Module) -> Iterator[Replaced]:
-    """Yield an entry for each followed part of a live detector, and for each module of functions it calls.
+    """Yield an entry for each followed part of a live detector, with the names of the methods in `FOLLOWED`.
 
-    Parts are the detector, its heads, layers and coders; an entry has the names of the part's methods that
-    `FOLLOWED` has, whether the user changed them or not.
+    Parts are the detector, its heads, layers and coders; whether the user changed them does not matter.
+    Behind them comes an entry for each of `FUNCTIONS`, whatever the detector is.
     """
     for part in model.modules():
         yield from replaced_of_class(part, (*DETECTORS, *HEADS, *LAYERS))

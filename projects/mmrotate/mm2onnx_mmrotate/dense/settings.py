@@ -57,7 +57,7 @@ def facts_of(head: nn.Module) -> dict[str, Any]:
 
 
 def thresholds(head: nn.Module) -> RotatedNmsConfig:
-    """Return the thresholds of a head; limits that `test_cfg` lacks are -1.
+    """Return the thresholds of a head; limits that `test_cfg` lacks, or that are not positive, are -1.
 
     ConfigError: it lacks `score_thr` or `nms.iou_thr`, or an entry is no number.
     """

@@ -37,7 +37,7 @@ CODERS: dict[str, dict[str, Check]] = dict(
 
 
 def check_coder(value: Any, key: str) -> None:
-    """Refuse, with a Mismatch, an unknown coder, and settings that it lacks or does not have.
+    """Refuse, with a Mismatch, an unknown coder, settings that it lacks or does not have, and wrong values.
 
     It is a check of `schema`. The value is a dict of `type`, a key of `CODERS`, and the settings that this
     coder reads; `key` is its place in the metadata, for the message.
