@@ -79,11 +79,12 @@ def order_rows(outputs: Mapping[str, np.ndarray], num_classes: int) -> list[Tens
 def count_rows(
     outputs: Mapping[str, np.ndarray], bounds: Mapping[str, tuple[np.ndarray, np.ndarray]]
 ) -> list[TensorRow]:
-    """Return a failing row for each number of candidates that is not that of the reference.
+    """Return a failing row for each output of `bounds` that is absent, or has a number outside of its bounds.
 
-    These numbers tell whether boxes were left out. A file exported with `--max-candidates` gives the number
-    before its cut; one with `--max-proposals` how many boxes the suppression of proposals has to look at: all
-    of them, or no more than the limit if there are as many proposals as there may be.
+    They are numbers of candidates, which tell whether boxes were left out. A file exported with
+    `--max-candidates` gives the number before its cut; one with `--max-proposals` how many boxes the
+    suppression of proposals has to look at: all of them, or no more than the limit if there are as many
+    proposals as there may be.
 
     Args:
         outputs: outputs of the graph, some of them (B,) numbers of candidates.

@@ -41,9 +41,10 @@ if TYPE_CHECKING:
     from mmdeploy_ext.graph.diff.walk import Walk
 
 MAX_PAIRED_BY_PLACE = 24
-"""How often tensors behind an error are paired by their place before the search ends."""
+"""How often a graph is walked at most, to pair tensors behind an error by their module or place."""
 JITTER = 0.2
-"""Standard deviation of what is added to the traced inputs to make new ones, relative to theirs."""
+"""Standard deviation of what is added to the traced inputs to make new ones, relative to theirs;
+of inputs whose values are all equal it is this itself."""
 
 
 @dataclasses.dataclass
@@ -52,7 +53,7 @@ class Subject:
 
     Attributes:
         stages: the modules, as they were exported.
-        feeds: input name -> array that the exporter did not see.
+        feeds: input name -> array: those that were given, else ones that the exporter did not see.
         fresh_export: makes the export of the modules with the options in the file; None if only the modules
             are compared (`fresh=False`).
         title: name of the input, for the reader.
@@ -94,7 +95,7 @@ def first_difference(
         The comparison: entries per tensor, differences, changes of the graph, and notes.
 
     Raises:
-        ModelFileError: the file cannot be read, or is another model's by its metadata.
+        ModelFileError: the file cannot be read, has no metadata, or is of another model family.
         UsageError, ShapeError: see `subject_of`.
     """
     model = files.load(path)
@@ -134,7 +135,7 @@ def subject_of(
     images: Sequence[tuple[str, np.ndarray]] = (),
     feeds: Mapping[str, np.ndarray] | None = None,
 ) -> Subject:
-    """Return the modules that a file was exported from, and inputs that the exporter did not see.
+    """Return the modules that a file was exported from, and the inputs on which both are compared.
 
     Args:
         deployment: config and checkpoint.
@@ -195,8 +196,8 @@ def unseen(example: np.ndarray, seed: int) -> np.ndarray:
     """Return an input with the shape and dtype of `example`, not empty, and other values.
 
     They are those of `example` plus noise (`JITTER`) that `seed` draws; if `example` has no negative value,
-    the absolute values of these. Whole numbers other than pixels (uint8) stay as they are: they are sizes,
-    counts, cells or indices, which have to fit the other inputs.
+    the absolute values of these; of pixels (uint8) modulo 256. Other whole numbers and booleans stay as they
+    are: they are sizes, counts, cells or indices, which have to fit the other inputs.
     """
     if example.dtype.kind != 'f' and example.dtype != np.uint8:
         return example.copy()

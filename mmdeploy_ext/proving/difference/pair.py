@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.graph.diff.walk import BORN_RTOL, ReferenceTensor, compare, is_informative
-from mmdeploy_ext.graph.io.modules import module_path
+from mmdeploy_ext.graph.io.modules import module_path, plain_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -93,14 +93,14 @@ class RecordIndex:
     Attributes:
         recorder: the recorder of the run.
         records: its records, in the order of execution.
-        rtol: largest difference of equal values, relative to the largest value.
+        rtol: largest error of equal values, see `compare` of `graph/diff/walk.py`.
         modules: paths of all modules that ran.
     """
 
     def __init__(
         self, recorder: TensorRecorder, weights: Mapping[str, np.ndarray], rtol: float = BORN_RTOL
     ) -> None:
-        """Index the records; `weights` are those of the modules that ran, by the names of the parameters."""
+        """Index the records; `weights` are those of the modules that ran, by their names in `state_dict`."""
         self.recorder, self.records, self.rtol = recorder, recorder.records, rtol
         self.modules = frozenset({record.module for record in recorder.records} | set(recorder.calls))
         groups: dict[tuple[str, int], list[int]] = collections.defaultdict(list)
@@ -113,7 +113,8 @@ class RecordIndex:
         self._owners: dict[tuple[int, float], str] = {}
         for name, array in weights.items():
             if array.ndim > 1:
-                self._owners.setdefault(_fingerprint(array), name.rpartition('.')[0])
+                owner = plain_path(name).rpartition('.')[0]  # as the records have it
+                self._owners.setdefault(_fingerprint(array), owner)
 
     def named(self) -> dict[str, ReferenceTensor]:
         """Return name -> reference of all records with a name: outputs of stages, and taps.
@@ -152,7 +153,9 @@ class RecordIndex:
         return ''
 
     def lookup(self, walk: Walk, tensor: str, position: int, value: np.ndarray) -> ReferenceTensor | None:
-        """Return a record with the values of a tensor, one of the node's module first; None if there is none.
+        """Return a record with the values of a tensor; None if there is none.
+
+        Of several the nearest count, and of equally near ones the first of the node's module, if it has one.
 
         A node is paired with a later record than its inputs, unless its operator is one of `SAME_VALUES`: the
         output of a transposition that changes nothing is not paired with the record of its input. Empty
@@ -211,7 +214,7 @@ class RecordIndex:
         """Return name -> reference of tensors without one whose operator is in `SINGLE`, by their module.
 
         Their values are wrong, and so in no record, although later tensors may be right: a later norm can
-        remove an error.
+        remove an error. Those that are not `SIMILAR` to a record of their module are left out.
         """
         claimed, references = _claimed(walk), {}
         for tensor, row in walk.rows.items():

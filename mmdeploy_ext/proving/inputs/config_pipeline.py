@@ -60,7 +60,8 @@ class ConfigPipeline:
 
     Attributes:
         edges: two numbers of pixels, the height that a narrow portrait and the width that a wide landscape is
-            resized to, by which `picture_files.sample_files` makes samples; None if pictures keep their size.
+            resized to, by which `picture_files.sample_files` makes samples; None without `size` if no step
+            has an `img_scale`.
         compose: `Compose` of the steps, of mmdet or mmdet3d.
         dataset: the data set of `data.test` if the user's class does more than to call `compose`; else None.
         note: what is said about such a class that cannot be run here; else ''.
@@ -77,8 +78,8 @@ class ConfigPipeline:
         Args:
             cfg: mmcv's, overrides applied.
             size: (H, W) that a file with a fixed size takes; None keeps the config's own sizes.
-            normalisation: `mean` and `std` that replace those of the config, in its channel order; None keeps
-                those of the config.
+            normalisation: `mean` and `std`, or one of them, that replace those of the config, in its channel
+                order; None or {} keeps those of the config.
 
         Raises:
             KeyError: the config has no test pipeline.

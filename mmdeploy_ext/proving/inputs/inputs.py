@@ -3,9 +3,9 @@
 The traced input is the one that the exporter saw; a plain picture is one of a single colour.
 
 A dynamic file gets batches of 1, 2 and 3; landscape, portrait, wide and tall inputs, see `sizes.py`; every
-picture of the user, at the size that the config's rule makes of it. Every file gets a dark and a bright
-picture, one of one colour, and optional inputs left out, each alone and all together. One input shows several
-faults.
+picture of the user, at the size that the config's rule makes of it if the graph takes that. Every file gets
+a dark and a bright picture, a plain one if PyTorch finds nothing in it, and optional inputs left out, each
+alone and all together. One input shows several faults.
 """
 
 from __future__ import annotations

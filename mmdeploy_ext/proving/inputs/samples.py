@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MAX_IMAGES = 8
 """Largest number of pictures of a proof."""
 DEFAULT_FRAMES = 12
-"""Number of frames or sweeps of a proof, if the user states none."""
+"""Largest number of frames or sweeps of a proof, if the user states none."""
 PROOF_SCENES = 3
 """Scenes that the frames of a proof are spread over."""
 
@@ -59,7 +59,7 @@ class Samples:
         paths: files and folders that the user named.
         files: paths of the pictures; [] for a family of frames or sweeps.
         pictures: (file name, BGR picture) of each.
-        count: number of frames or sweeps; 0 for a family of pictures.
+        count: largest number of frames or sweeps, see `proof_samples`; 0 for a family of pictures.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Samples:
             family: family of the model.
             paths: files and folders; if it is empty, a picture of this package is taken, or frames and sweeps
                 of the config's data set, or generated ones if that is missing.
-            frames: number of frames or sweeps; None: `DEFAULT_FRAMES`.
+            frames: largest number of frames or sweeps; None: `DEFAULT_FRAMES`.
             option: option that named the files, for messages.
 
         Raises:

@@ -186,6 +186,8 @@ class Surroundings:
     ) -> np.ndarray:
         """Return the picture of each camera (N, H, W, 3) uint8 BGR: a third of the panorama, with noise.
 
+        The noise is new at every call.
+
         Args:
             size: (H, W) pixels.
             yaws: (N,) radians, from straight ahead to the left.
@@ -216,6 +218,7 @@ def rig(cameras: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np
     """Return a calibrated rig of N `cameras` for a network input of `size` (H, W).
 
     The pictures of nuScenes, resized to cover the input, then cut at the top and evenly at the sides.
+    All have the intrinsics of the front camera if there are not six.
 
     Returns:
         intrinsics (N, 4, 4), lidar2img (N, 4, 4), both float64, and yaws (N,) in radians, from straight ahead

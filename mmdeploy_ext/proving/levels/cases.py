@@ -85,7 +85,7 @@ def judge_outputs(
 ) -> tuple[Case, list[Pair]]:
     """Compare the outputs of an engine, or the error that it raised, with the reference.
 
-    `backend` is the engine with the file, whose metadata and name are needed.
+    `backend` is the engine with the file, of which metadata, precision and name are needed; it does not run.
 
     Returns:
         The case, and pairs of results to draw.

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 
 SAME_ROW = 5e-3
-"""Metres and m/s: largest difference of a memory row from the prediction of the query that it is from."""
+"""Metres and m/s: largest difference of a memory row from the prediction of the query that it is from, and of
+an instance from its partner in the other engine, see `instance_rows.pair_rows`."""
 CLEARLY_NEARER = 1e-4
 """Metres: a memory row is only taken for another query's than the one that the order of scores puts there if
 that one's prediction is nearer by this; the float32 noise of a memory in global coordinates is below it."""
@@ -32,8 +33,8 @@ class Moment:
         frame: the frame.
         expected: result of the reference.
         got: result of the candidate.
-        expected_state: memory of the reference after the frame.
-        got_state: memory of the candidate after the frame.
+        expected_state: memory of the reference after the frame; None if it keeps none.
+        got_state: memory of the candidate after the frame; None likewise.
     """
 
     frame: Frame
@@ -126,7 +127,8 @@ class Followed:
             indices belong together.
         rows: (n,) the same of the memory's rows.
         ties: number of new rows that differ because of a tie; of an `InstancePairing` also of queries.
-        fault: why rows differ by more than a tie, or ''.
+        fault: why rows differ by more than a tie, or ''. Without `InstancePairing` it is '' as long as rows
+            of an earlier tie differ: these give other queries.
         parted: whether the memories held the same rows before this frame, in any order, and do not after it,
             because of scores that differ by no more than the bar of ties, without any allowance for errors;
             of an `InstancePairing` whatever they held before, since all rows are chosen anew.

@@ -85,8 +85,8 @@ def compare_pictures(
         metadata: metadata of the exported file.
         files: paths of pictures of the user; if it is empty `picture` is used. Two generated ones follow.
         picture: (h, w, 3) uint8 BGR, the first sample of the proof.
-        normalisation: `mean` and `std` that the export was given in place of the config's; None keeps those
-            of the config.
+        normalisation: `mean` and `std`, or one of them, that the export was given in place of the config's;
+            None or {} keeps those of the config.
         feeds: takes a picture of the pipeline and a batch size, and returns the inputs that `mm2onnx run` has
             to make; None: inputs are not compared.
 

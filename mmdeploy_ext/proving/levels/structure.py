@@ -86,7 +86,10 @@ def check_inference(model: onnx.ModelProto) -> Check:
 
 
 def check_interface(model: onnx.ModelProto, spec: GraphSpec) -> list[Check]:
-    """Return two checks, of inputs and outputs: whether names, dtypes, axes and defaults equal the spec."""
+    """Return two checks, of inputs and outputs: whether names, dtypes, axes and defaults equal the spec.
+
+    Their order counts, too.
+    """
     checks = []
     for title, values in (('inputs', model.graph.input), ('outputs', model.graph.output)):
         tensors = getattr(spec, title)

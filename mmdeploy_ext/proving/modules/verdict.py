@@ -22,13 +22,15 @@ class ModuleVerdict:
     Attributes:
         subject: file, module, its source, hashes, versions, tolerance: printed as they are.
         structure: checks of the file without running it.
-        graph: sentence about the comparison of the file's graph with a fresh export of the module.
+        graph: sentence about the comparison of the file's graph with a fresh export of the module; ''
+            if it was not compared.
         graph_equal: whether the graph is that of a fresh export, which computes the same for every input.
         traced_lines: lines of the user's code that choose by values or sizes, and state that changes; a graph
             has one of their ways, so that inputs decide.
         cases: one per input; of a sequence three per frame: with the module's state, with the file's own, and
-            with its own once more from the start. Each has a row per output, but none for outputs that are
-            empty on both sides, and a single one if the file could not run.
+            with its own once more from the start. Each has a row per output, two if a second run of the file
+            gave other bits, but none for outputs that are empty on both sides, and a single one if the file
+            could not run.
         reasons: why the proof as a whole fails beyond single rows.
         location: where the first difference arises, the dict that `location.locate` returns; {} if nothing
             differs, or nothing could be located.

@@ -13,6 +13,7 @@ from marking import in_suite
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import export_graphs, make_metadata
 from mmdeploy_ext.graph.diff import findings
+from mmdeploy_ext.graph.diff.program import Program
 from mmdeploy_ext.graph.diff.report import headline
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.difference.locate import Search, subject_of
@@ -204,3 +205,17 @@ def test_nodes_without_names_are_known_by_their_weights(subjects):
     assert found.first.node == f'n{index}'
     later = next(entry for entry in found.entries if entry.op_type == 'Conv' and entry.depth > 40)
     assert later.module.startswith('backbone.')
+
+
+@pytest.mark.parametrize('family', ('atss', 'solov2'))
+def test_the_weights_of_a_node_without_a_name_lead_to_a_module_of_the_records(family, subjects):
+    """The path goes without the wrapper, as in names: `backbone.conv1`, not `model.backbone.conv1`."""
+    model, search, _ = subjects(family)
+    nameless = toy_faults.copy_of(model)
+    for node in nameless.graph.node:
+        node.name = ''
+    program = Program(nameless, search.constants)
+    convolutions = [place for place, node in enumerate(program.index.nodes) if node.op_type == 'Conv']
+    paths = [search.records.module_path(program, place) for place in convolutions]
+    assert 'backbone.conv1' in paths and '' not in paths
+    assert set(paths) <= search.records.modules
