@@ -51,9 +51,9 @@ class TensorRecord:
         module: path of the innermost module that ran, below the exported wrapper; '' of the detector itself,
             and outside of all.
         names: its names as a tap and as a tensor of the graph.
-        outputs_of: modules whose output it is, innermost first, and the number of the call, from 1, e.g.
-            'bbox_head.atss_cls (call 2)', of the detector itself 'the model (call 1)'; all outputs of a call
-            have its number.
+        outputs_of: modules whose output it is, in the order in which their calls ended (inner ones before
+            outer ones), and the number of the call, from 1, e.g. 'bbox_head.atss_cls (call 2)', of the
+            detector itself 'the model (call 1)'; all outputs of a call have its number.
     """
 
     value: np.ndarray

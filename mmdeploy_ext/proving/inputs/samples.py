@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.base import Family
 
 MAX_IMAGES = 8
-"""Largest number of pictures of a proof."""
+"""Largest number of pictures of the user in a proof, which adds changed ones."""
 DEFAULT_FRAMES = 12
 """Largest number of frames or sweeps of a proof, if the user states none."""
 PROOF_SCENES = 3
@@ -29,7 +29,7 @@ PROOF_SCENES = 3
 
 
 def picture_files(paths: Iterable[str | Path], limit: int = MAX_IMAGES) -> list[Path]:
-    """Return the files of images and of folders of images, at most `limit`.
+    """Return the files of images, and of those in and below folders, in this order, at most `limit`.
 
     If there are more, their number is printed, but not with a `limit` of 1. ImageError: a file is missing, or
     a folder has no image.

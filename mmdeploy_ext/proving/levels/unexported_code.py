@@ -189,6 +189,6 @@ def _methods(module: nn.Module, of_user: bool) -> Iterator[CodeType]:
 
 
 def codes_of_methods(model: nn.Module) -> set[int]:
-    """Return the ids of the code objects of the methods of a model, and of the functions in these."""
+    """Return the ids of the code objects of the methods of a model and its parts, and of inner functions."""
     modules = model.modules()
     return {id(code) for module in modules for of_user in (True, False) for code in _methods(module, of_user)}

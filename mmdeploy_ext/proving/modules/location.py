@@ -71,9 +71,10 @@ def locate(module: FlatModule, model: onnx.ModelProto, feeds: Mapping[str, np.nd
 
     Returns:
         `node`, `op_type` and `tensor` of the graph, `module` and `line` of PyTorch ('' if unknown; the module
-        itself is '' too), `error`, the relative error that this node adds, or the whole one of its tensor if
-        that is not known, None if neither is finite, and `evidence`, a list of sentences; {} if each node
-        gives what its part of the module gives from the same inputs.
+        itself is '' too, and of a path with a `model` in it what follows counts), `error`, the relative error
+        that this node adds, or the whole one of its tensor if that is not known, None if neither is finite,
+        and `evidence`, a list of sentences; {} if each node gives what its part of the module gives from the
+        same inputs.
     """
     inputs, outputs = list(feeds), [value.name for value in model.graph.output]
     stage, bars = Stage('', module, tuple(inputs), tuple(outputs)), Bars()

@@ -86,7 +86,10 @@ The other arguments are those of `matching.match_lists`: `image`, `reference`, `
 
 
 def class_iou(reference: Detections, candidate: Detections) -> np.ndarray:
-    """Return the IoU (R, C) float64 of every reference with every candidate box; -1 across classes."""
+    """Return the IoU (R, C) float64 of every reference with every candidate box; -1 across classes.
+
+    Boxes that agree as closely as `CORNER_EPS` says have 1.
+    """
     boxes, candidate_boxes = (side.bboxes_xyxy.astype(np.float64) for side in (reference, candidate))
     iou = np.full((len(boxes), len(candidate_boxes)), -1.0)
     for label in np.intersect1d(reference.labels, candidate.labels):
