@@ -59,9 +59,10 @@ def distinct_records(models: Mapping[str, onnx.ModelProto]) -> Iterator[tuple[st
 
 
 def mixture_rules(models: Mapping[str, onnx.ModelProto]) -> Iterator[Violation]:
-    """Yield the first of some files that was exported from another checkpoint than the first file.
+    """Yield a warning of the first file that was exported from another checkpoint than a file before it.
 
-    `models` is name of a file -> its model, in the order of the files.
+    Files that state no checkpoint are left out. `models` is name of a file -> its model, in the order of the
+    files.
     """
     hashes = {file: recorded_value(record_of(model), 'checkpoint_sha256') for file, model in models.items()}
     stated = [(file, text) for file, text in hashes.items() if isinstance(text, str) and text]
@@ -130,7 +131,10 @@ def class_order_rules(
 
 
 def is_same(value: Any, expected: Any) -> bool:
-    """Return whether two values of JSON are equal, numbers but for their text in float32."""
+    """Return whether two values of JSON are equal, numbers up to 1e-6 of their size, as float32 has them.
+
+    Lists are compared entry by entry; in dicts numbers have to be the same.
+    """
     if isinstance(value, list) and isinstance(expected, list):
         pairs = zip(value, expected, strict=False)
         return len(value) == len(expected) and all(is_same(*pair) for pair in pairs)

@@ -70,8 +70,9 @@ def shape_text(shape: Shape) -> str:
 def weight_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
     """Yield a violation for each weight of a model that cannot be read, or of which a value is NaN.
 
-    Weights whose values are in another file (external data) are left out. `file` is the name of the model's
-    file.
+    Weights are initializers and tensors in attributes, without sparse ones and those whose values are in
+    another file (external data); bfloat16 and smaller types are not searched for NaN. `file` is the name of
+    the model's file.
     """
     from onnx import external_data_helper, numpy_helper
 

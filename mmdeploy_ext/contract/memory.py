@@ -23,8 +23,9 @@ class MemorySpec(JsonDataclass):
 
     Glossary: Q queries, K rows that a frame adds to the memory, P rows that become queries of the next frame.
 
-    Rows are the best K by score: engines that round differently may order equal scores differently. A proof
-    tells such ties from errors by `places`, which show the query that a row was copied from.
+    With `scores` rows are the best K by score: engines that round differently may order equal scores
+    differently. A proof tells such ties from errors by `places`, which show the query that a row was copied
+    from.
 
     Attributes:
         tensors: name of each tensor of `runtime.frames.StreamState`, but that of the track ids of rows (see

@@ -156,7 +156,11 @@ def register_family(
 
 
 def registered() -> Mapping[str, Registration]:
-    """Return name -> registration of every family; ConfigError: the module of an entry point fails."""
+    """Return name -> registration of every family; ConfigError: the module of an entry point fails.
+
+    Those of a config are among them once a module of its `custom_imports` has been imported, also in a
+    mapping that was returned before.
+    """
     _import_all()
     return _REGISTERED
 
@@ -190,7 +194,8 @@ def keep_fp32_of(family: str) -> tuple[str, ...]:
 def detector_options() -> tuple[Option, ...]:
     """Return `IMAGE` and the options of all registered families, each once, with the choices of all of them.
 
-    The help of an option names families if only some families of images have it, or if their texts differ.
+    All else, such as the default, is that of the first family that has the option. Its help names families if
+    only some families of images have it, or if their texts differ.
     """
     options: dict[str, dict[str, Option]] = {}
     for registration in registered().values():

@@ -25,7 +25,8 @@ class Stage:
     Each is exported by itself; the graphs are merged by the names of tensors.
 
     Attributes:
-        name: prefix of its nodes in the merged graph.
+        name: what stands with a '/' before the names of its nodes and inner tensors in the merged graph; ''
+            for the '/' alone.
         module: takes its inputs as positional tensors, returns a tensor or a tuple of tensors.
         inputs: names of its inputs: graph inputs or outputs of an earlier stage.
         outputs: names of its outputs.

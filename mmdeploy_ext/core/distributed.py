@@ -98,7 +98,10 @@ class Ranks:
                 self._exchange((None, (one_line(message), getattr(error, 'exit_code', 1))))
 
     def leave(self) -> None:
-        """Close the connections: threads of gloo abort a process that ends while its peers disconnect."""
+        """Close the connections of gloo, whose threads abort a process that ends while its peers disconnect.
+
+        Those of the launcher's backend stay open if it is another, such as NCCL.
+        """
         if self._group is not None:
             import torch.distributed as dist
 
@@ -129,13 +132,13 @@ class Ranks:
 def join(launcher: str, local_rank: int = 0, timeout: datetime.timedelta = JOIN_TIMEOUT) -> Iterator[Ranks]:
     """Join the other processes of a run; all of them leave the block, or all fail.
 
-    A process that fails in the block tells the others, which fail in their next `gather`, at the latest at
-    the end of the block: none waits for a process that has ended.
+    A process in which the block raises an Exception tells the others, which fail in their next `gather`, at
+    the latest at the end of the block. No process waits for one that has ended, such as by Ctrl-C.
 
     Args:
         launcher: 'none' (no other processes), 'pytorch', 'slurm' or 'mpi'.
-        local_rank: number of this process on its machine, if the launcher has not set LOCAL_RANK; MPI has
-            a variable of its own.
+        local_rank: number of this process on its machine, if the launcher has not set LOCAL_RANK. MPI has
+            a variable of its own, and mmcv sets that of Slurm.
         timeout: how long to wait for the others to come; that of Slurm is PyTorch's own.
 
     Yields:

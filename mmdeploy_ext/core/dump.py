@@ -50,7 +50,7 @@ def save_dump(
     """Write tensors and their manifest; the manifest comes last, so that a folder with one is complete.
 
     Args:
-        folder: made when missing; its manifest and all its .bin files are removed first.
+        folder: made when missing, with those above it; its manifest and all its .bin files are removed first.
         tensors: name -> array; written in C order, little endian.
         facts: further entries of the manifest, in plain JSON types: config, checkpoint hash, image ...
         meanings: name of a tensor -> one sentence about it; None: '' for all.
@@ -179,6 +179,8 @@ class DumpWriter:
         suffixes: Mapping[str, str] | None = None,
     ) -> None:
         """Write those tensors of a sample that the config names, into the sub-folder of its index (000012).
+
+        Callers ask `wants` before; any index is written here.
 
         Args:
             index: index of the sample in the data set.

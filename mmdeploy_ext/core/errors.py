@@ -60,11 +60,14 @@ class EngineError(UsageError):
 
 
 class InferenceError(Mm2OnnxError):
-    """An engine that loaded a file and then failed to run it, or gave meaningless results, such as NaN."""
+    """An engine that is closed, lacks room on a GPU, failed to run a file, or gave NaN or similar results."""
 
 
 class ShapeError(Mm2OnnxError):
-    """A tensor, picture or matrix that is missing, or whose shape or dtype a graph or model does not take."""
+    """A tensor, picture or matrix that is missing, or that a graph or model does not take.
+
+    It refuses its name, shape or dtype, or a value in it, such as a size of 0.
+    """
 
 
 class ExportError(Mm2OnnxError):

@@ -26,7 +26,7 @@ one and the names that it does not take from the old one."""
 
 
 def check_replaceable(target: AnyPath) -> None:
-    """Refuse a folder that cannot be replaced as a whole; one that does not exist can be made.
+    """Refuse a folder that cannot be replaced as a whole, or made if it is missing; none is made here.
 
     Raises:
         UsageError: it is a file, the working folder or a mount point, or it, or what is beside it, cannot be

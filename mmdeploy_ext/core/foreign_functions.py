@@ -64,6 +64,7 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
 
     The modules are those that define `functions`, and those of the library's functions and classes that these
     call by their names or as attributes of a module, and so on; modules in `mmdeploy_ext.models` count, too.
+    Methods of `torch.Tensor` that these use by name are returned where they are the user's.
     Of other modules that are not installed, such as those of a copy of the library in the user's repository,
     nothing is returned, nor what `mmdeploy_ext` itself put into a library.
     """
@@ -287,7 +288,10 @@ def _pairs_of_copies(value: Any, expected: Any) -> list[tuple[Any, Any]] | None:
 
 
 def is_users_value(value: Any) -> bool:
-    """Return whether a function, a class, a partial, or the class of an object is the user's."""
+    """Return whether a function, a class, or the class of an object is the user's.
+
+    Of a partial its function and its arguments count. What is in a folder of installed packages is not.
+    """
     if isinstance(value, functools.partial):
         return any(map(is_users_value, (value.func, *value.args, *value.keywords.values())))
     functions = _python_functions(value)

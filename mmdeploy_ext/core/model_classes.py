@@ -35,7 +35,8 @@ class ModelClass(JsonDataclass):
     """A class of a model that no installed library defines.
 
     Attributes:
-        name: name of the class; `ATSSHead.get_bboxes` if a plugin replaced that method of a library's class.
+        name: qualified name of the class; `ATSSHead.get_bboxes` if a plugin replaced that method of a
+            library's class.
         file: path of the file that defines it, relative to the folder that it was imported from.
         sha256: hash of its normalised source; '' if that cannot be read.
         ours: whether it is a class of `mmdeploy_ext`, not of the user.
@@ -74,8 +75,8 @@ def is_users_class(kind: type) -> bool:
 def classes_of(model: Any) -> Iterator[type]:
     """Yield the classes of the modules of a model and of their attributes, each as often as it occurs.
 
-    Of an attribute that is a list or a tuple those of its entries are yielded; entries of dicts and
-    attributes of attributes are not looked at. `model` is a `torch.nn.Module`.
+    Attributes are those of the object itself (`vars`). Of a list or a tuple the classes of its entries are
+    yielded; entries of dicts and attributes of attributes are not looked at. `model` is a `torch.nn.Module`.
     """
     for module in model.modules():
         yield type(module)

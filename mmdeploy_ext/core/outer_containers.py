@@ -27,7 +27,10 @@ EMPTY = object()
 
 
 class OuterContainers:
-    """The containers of all modules of the user's, with what they hold now, each value as it is."""
+    """The containers of the user's modules but `__main__`, with what they hold now, each value as it is.
+
+    Modules that are imported later are not among them.
+    """
 
     def __init__(self) -> None:
         self._entries: list[tuple[str, Any, Any]] = []
@@ -81,7 +84,10 @@ class OuterContainers:
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """Let the containers hold inside the block what they held at first."""
+        """Let the containers that have changed hold inside the block what they held at first.
+
+        After the block they hold again what they held before it. The others are left as they are.
+        """
         changed = self.changed()
         later = [_content(holder) for _, holder, _ in changed]
         for _, holder, content in changed:
@@ -96,8 +102,9 @@ class OuterContainers:
 def comparable(entries: list[tuple[str, Any, Any]], content_of: Callable[[Any], Any]) -> dict[Any, Any]:
     """Return name of a container and key -> what can be compared of the values that were not there at first.
 
-    `content_of` makes that of a value. Values of lists and sets have one key for all of them, ''. A key that
-    is gone now is not in the result.
+    `entries` are those of `OuterContainers.changed`; `content_of` makes of a value what can be compared. Keys
+    are those of dicts and names of attributes, by `repr`; lists, sets and variables of functions have one for
+    all they hold, ''. A key that is gone now is not in the result.
     """
     values = {}
     for title, holder, before in entries:

@@ -64,10 +64,11 @@ class StoredArray:
 def loads(content: bytes) -> Any:
     """Return what the bytes of a pickle hold: numbers, texts, bytes, containers, NumPy's arrays and types.
 
-    Arrays are copies that can be written to. Complex numbers of Python are refused, those of NumPy are read.
-    Two things that infos do not have come back in another form: an array or a type of NumPy that is a key of
-    a dict, in a set, or in a tuple that contains itself stays a `StoredArray` or `StoredType`; and a name of
-    `STAND_INS` that is a value, such as the class `set` itself, is a function.
+    Arrays are copies that can be written to. Texts of Python 2 are read as Latin-1. Complex numbers of Python
+    are refused, those of NumPy are read. Two things that infos do not have come back in another form: an
+    array or a type of NumPy that is a key of a dict, in a set, or in a tuple that contains itself stays a
+    `StoredArray` or `StoredType`; and a name of `STAND_INS` that is a value, such as the class `set` itself,
+    is a function.
 
     Raises:
         DataError: it names something else than containers and arrays, and might run code; or an array in it

@@ -46,7 +46,10 @@ def shortened(value: object) -> str:
 
 
 def one_line(message: object) -> str:
-    """Return the text of a message as one line: spaces, tabs and line ends in a row become one space."""
+    """Return the text of a message as one line: spaces, tabs and line ends in a row become one space.
+
+    Those at its beginning and end are left out.
+    """
     return ' '.join(str(message).split())
 
 

@@ -25,7 +25,7 @@ def tap(name: str, tensor: Any) -> Any:
 def collect_taps() -> Iterator[dict[str, Any]]:
     """Yield a dict, name -> tensor, that taps fill inside the block; of equal names the last tensor stays.
 
-    Of nested blocks the inner one alone collects.
+    Of nested blocks the inner one alone collects; taps in threads that are started inside are not collected.
     """
     collected: dict[str, Any] = {}
     token = _collector.set(collected)

@@ -34,7 +34,10 @@ class RanCode:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Record what runs inside the block in this thread; a debugger sees nothing of it meanwhile."""
+        """Record what is called inside the block in this thread, not the code of the block itself.
+
+        A debugger sees nothing of it meanwhile.
+        """
         before = sys.gettrace()
         sys.settrace(self._on_call)
         try:
@@ -91,7 +94,8 @@ def unwatched() -> Iterator[None]:
 def is_users_code(code: CodeType, module: str) -> bool:
     """Return whether code of a module, by its name, is neither Python's, a library's nor `mmdeploy_ext`'s.
 
-    That of a copy of a library of OpenMMLab is the user's where it is not what the library has.
+    That of a copy of a library of OpenMMLab is the user's where it is not what the library has. Code
+    without a file, such as that of `exec`, is not.
     """
     package, path = module.partition('.')[0], Path(code.co_filename)
     if package in LIBRARIES or package in sys.stdlib_module_names or code.co_filename.startswith('<'):
@@ -108,7 +112,7 @@ def attributes_read(code: CodeType) -> set[str]:
     """Return the names of attributes that code reads, without the functions in it.
 
     Python 3.11 calls methods by another instruction, so that their names are left out, but for calls with `*`
-    or `**`; from 3.12 on they are among them.
+    or `**`; from 3.12 on they are among them, but those of `super()` are not.
     """
     return {str(entry.argval) for entry in dis.get_instructions(code) if entry.opname == 'LOAD_ATTR'}
 

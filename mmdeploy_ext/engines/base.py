@@ -43,7 +43,10 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def activate(self) -> None:
-        """Load the network and set `spec`; EngineError or ModelFileError when that is not possible."""
+        """Load the network and set `spec`.
+
+        EngineError or ModelFileError when that is not possible; InferenceError when a GPU has no room for it.
+        """
 
     @abc.abstractmethod
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

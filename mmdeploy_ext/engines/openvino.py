@@ -110,7 +110,7 @@ class OpenVinoBackend(Backend):
         self.compiled: Any = None
 
     def activate(self) -> None:
-        """Compile the model; an input with a default becomes an ordinary input, fed with the default.
+        """Compile the model; an input with a default becomes an ordinary one, which `run` feeds if need be.
 
         Raises:
             EngineError: OpenVINO is not installed, has no such device, or lacks an operator; or the device

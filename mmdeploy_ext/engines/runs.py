@@ -36,7 +36,7 @@ _runs: contextvars.ContextVar[list[Run] | None] = contextvars.ContextVar('mm2onn
 
 
 def is_recording() -> bool:
-    """Return whether a block of `record_runs` is open."""
+    """Return whether a block of `record_runs` is open, in this thread."""
     return _runs.get() is not None
 
 

@@ -104,8 +104,8 @@ def from_node(
 def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
     """Return the violations in a folder, and file name -> path of those of its files that are there.
 
-    What is wrong with a file is a violation; without an error all graphs are loaded and run on zeros, and a
-    probe of the memory is sent through the head, see `trial.trial_rules`.
+    What is wrong with a file is a violation; without an error all graphs are loaded and, up to a limit of
+    arithmetic, run on zeros, and a probe of the memory is sent through the head, see `trial.trial_rules`.
     ModelFileError: PyYAML is not installed.
     """
     names = (*(f'{name}.onnx' for name in FILES), MANIFEST)

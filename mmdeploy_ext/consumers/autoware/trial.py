@@ -52,8 +52,9 @@ def trial_rules(graphs: Sequence[tuple[Path, onnx.ModelProto, str]]) -> list[Vio
     """Return the violations that ONNX Runtime and the probes reveal in files without an error so far.
 
     A process that crashes, fails or meets a limit is one violation, of the file that it tried last; those of
-    files before that one are lost. Every file is loaded and run on zeros, unless it has more arithmetic than
-    `MOST_FLOPS`, before a probe is sent through.
+    files before that one are lost. After a file that ONNX Runtime refuses the next one is tried. Every file
+    is loaded and run on zeros, unless it has more arithmetic than `MOST_FLOPS`; a probe is sent through where
+    that reveals nothing.
 
     Args:
         graphs: path, model, and `LOAD` or a probe. Files with operators of plug-ins are left out.
@@ -87,9 +88,10 @@ def trial_rules(graphs: Sequence[tuple[Path, onnx.ModelProto, str]]) -> list[Vio
 
 
 def main() -> None:
-    """Try the files of the command line, path and probe of each in turn, within the limits.
+    """Try the files of the command line, path and probe of each in turn.
 
-    The last line printed is a JSON list of the violations, each a dict of the attributes of `Violation`.
+    The limits of CPU time and memory are set here, where the system has such. The last line printed is a JSON
+    list of the violations, each a dict of the attributes of `Violation`.
     """
     paths, probes = [Path(path) for path in sys.argv[2::2]], sys.argv[3::2]
     with contextlib.suppress(ImportError, ValueError, OSError):

@@ -63,7 +63,7 @@ def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
     that of the node behind it; '' if neither sparse file is there. Of other files the message names the node.
 
     Raises:
-        ModelFileError: no such folder, or a file in it that is not ONNX.
+        ModelFileError: no such folder, or one of these files in it that is not ONNX.
     """
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.sparse import libspconv_contract
