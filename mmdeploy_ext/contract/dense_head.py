@@ -52,11 +52,11 @@ class Head(JsonDataclass):
         factor_from: (name of the output, column) of the factor's logits; empty if the coder computes it, or
             if there is none.
         root: whether results have, and are ordered by, the root of score * factor instead of the product.
-        choose: which candidates of a level remain. 'pairs': the `nms_pre` best (prior, class) pairs;
-            'priors': all classes of the `nms_pre` best priors, by the best number that a result of theirs
-            would be ordered by; 'class_priors' and 'factor_priors': the same, but the best by class scores
-            alone, or by the factor; 'best': the best class of each prior, and 'all': all pairs, neither of
-            them cut to `nms_pre`.
+        choose: which candidates of a level remain. 'pairs': the `nms_pre` best (prior, class) pairs by class
+            scores; 'priors': all classes of the `nms_pre` best priors, by the best number that a result of
+            theirs would be ordered by; 'class_priors' and 'factor_priors': the same, but the best by class
+            scores alone, or by the factor; 'best': the best class of each prior, and 'all': all pairs,
+            neither of them cut to `nms_pre`.
         judged: what the score threshold is compared with: 'class' scores, or their 'product' with the factor,
             of which `root` takes the root.
         inclusive: whether a score that equals the threshold passes.
@@ -73,7 +73,8 @@ class Head(JsonDataclass):
         maps_by_stride: whether feature maps have ceil(H / stride) rows, and columns likewise.
         peaks: side, in cells, of the square around a cell in which its score has to be the highest of the
             class, else it becomes zero; 0 keeps all scores.
-        suppresses: whether boxes that overlap a better one of their class are left out.
+        suppresses: whether boxes that overlap a better one of their class, or of any if `postprocess` is
+            `class_agnostic`, are left out.
         bordered: whether the padding above and left of the image (input `border`) is subtracted from boxes.
     """
 

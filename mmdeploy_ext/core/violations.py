@@ -19,7 +19,8 @@ class Violation:
     """A part of a file with which the engine would not do what the author meant.
 
     Attributes:
-        node: name of the node, or of the file if a folder is checked; '' for the file as a whole.
+        node: name of the node; if a folder is checked that of the file, with a node of a sparse one behind
+            it; '' for the file or the folder as a whole.
         attribute: attribute, initializer, tensor or key that it is about, or node if a folder is checked; ''
             for the node as a whole.
         rule: short name of the rule, e.g. 'missing-bias'.
