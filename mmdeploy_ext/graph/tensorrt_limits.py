@@ -1,4 +1,4 @@
-"""The nodes of a graph that TensorRT cannot take, before anything is built. Needs onnx only.
+"""The nodes of a graph that TensorRT cannot take, before anything is built. Needs onnx and numpy only.
 
 Measured on tensorrt-rtx 1.7.1 (parser and builder, no GPU). Not refused, because measured to build: tensors
 with an axis of size 0, int64 and bool inputs and outputs, ScatterND without a reduction, GridSample, Mod,
@@ -8,6 +8,7 @@ Einsum, If.
 import dataclasses
 from collections.abc import Collection, Sequence
 
+import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
@@ -18,6 +19,7 @@ from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS, check_ordinary
+from mmdeploy_ext.graph.io.constants import constant_value
 from mmdeploy_ext.graph.io.index import all_graphs, join_names
 from mmdeploy_ext.graph.io.operators import opsets_of
 from mmdeploy_ext.graph.passes import deform_conv, roi_align
@@ -99,6 +101,7 @@ def find_refusals(model: onnx.ModelProto, *, rtx: bool) -> list[Refusal]:
 
     Nodes of bodies and functions count, and a call of a local function is an operator of its domain; those of
     one graph, body or function are together, in file order, but functions may come before the main graph.
+    Types are known of tensors of the main graph alone: those of a body or function refuse no node.
     `rtx` is True for TensorRT-RTX, which has fewer operators, and False for TensorRT.
 
     Raises:
@@ -195,15 +198,24 @@ class _Rules:
         }
         slim = types.skeleton(model)
         types.fold_shapes(slim, self.types)
-        self.constants = {
-            tensor.name: tensor
-            for tensor in slim.graph.initializer
-            if tensor.raw_data or tensor.int64_data or tensor.int32_data or tensor.float_data
+        self.constants: dict[str, np.ndarray] = {}
+        graphs = list(all_graphs(slim))
+        counts = {
+            name
+            for graph in graphs
+            for node in graph.node
+            if node.op_type in ('Split', 'TopK')
+            for name in node.input[1:2]
         }
-        for node in slim.graph.node:
-            for attribute in node.attribute:
-                if node.op_type == 'Constant' and attribute.name == 'value':
-                    self.constants[node.output[0]] = attribute.t
+        for graph in graphs:
+            for tensor in getattr(graph, 'initializer', ()):  # a function has none
+                has_values = tensor.raw_data or tensor.int64_data or tensor.int32_data or tensor.float_data
+                if tensor.name in counts and has_values:
+                    self.constants[tensor.name] = numpy_helper.to_array(tensor)
+            for node in graph.node:
+                value = constant_value(node) if counts.intersection(node.output) else None
+                if value is not None:
+                    self.constants[node.output[0]] = value
 
     def reason(self, node: onnx.NodeProto) -> str:
         """Return what is wrong with a node and what to change; '' when TensorRT takes it."""
@@ -224,8 +236,8 @@ class _Rules:
         operator = node.op_type
         if operator == 'TopK':  # before opset 10 K is an attribute
             k = next((entry.i for entry in node.attribute if entry.name == 'k'), 0)
-            tensors = [self.constants[name] for name in node.input[1:2] if name in self.constants]
-            k = int(numpy_helper.to_array(tensors[0]).ravel()[0]) if tensors else k
+            counts = [self.constants[name] for name in node.input[1:2] if name in self.constants]
+            k = int(counts[0].ravel()[0]) if counts else k
             if k > LARGEST_K:
                 return (
                     f'K={k}, and TensorRT sorts {LARGEST_K} at most: export with a smaller --max-candidates, '

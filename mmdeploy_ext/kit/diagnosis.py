@@ -64,7 +64,7 @@ def diagnose(expected: np.ndarray, got: np.ndarray) -> str:
     An order of axes is that of PyTorch's axes in the output.
 
     Of outputs that are not constant it is '' also for sides of fewer than two values or of different numbers
-    of values, for values that are not finite, and for outputs that are no real numbers.
+    of values, for values that are not finite, and for outputs that are truth values, texts or complex.
 
     Args:
         expected: PyTorch's tensor.
@@ -135,7 +135,9 @@ def with_mixed_up_images(
     candidates: Sequence[Any],
     match: Callable[..., DetectionRow],
 ) -> list[DetectionRow]:
-    """Return rows, of which those of an image that has the results of another one of the batch say of which.
+    """Return rows; a failing one, whose image has the results of another one of the batch, says of which.
+
+    An image without results of the engine gets no such reason.
 
     Args:
         rows: how the results of each image matched PyTorch's.

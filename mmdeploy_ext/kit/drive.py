@@ -131,6 +131,7 @@ class DriveJudge:
         """Sentence about the first frame that differs or has a fault, and what is wrong there; '' if none.
 
         It is of the teacher-forced mode if one of its frames is wrong: there an error is where it is made.
+        The drift of the free memory is among the faults after `finish` alone.
         """
         for mode, run in self.runs.items():
             names = run.series['name']

@@ -38,7 +38,10 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Frame, Sweep
 
 BEFORE = 'prev_'
-"""Beginning of the names of inputs that are outputs of another file for the frame before."""
+"""Beginning of the names of inputs that are outputs of another file for the frame before.
+
+Others may begin so, too, such as `prev_exists` of StreamPETR.
+"""
 
 
 def write_frames(

@@ -103,7 +103,10 @@ class Judgement:
 
     @property
     def failures(self) -> list[str]:
-        """`reasons`, and a sentence for each tensor and image that differs: case, name and reason."""
+        """`reasons`, those of each sequence, and a sentence for each tensor and image of a case that differs.
+
+        Those of a sequence or a case begin with its title.
+        """
         failures = list(self.reasons)
         for row in self.sequences:
             failures += [f'{row.title}: {reason}' for reason in row.reasons]
@@ -136,7 +139,7 @@ def judge(kit: str | Path, outputs: str | Path, *, told: str = '', precision: st
         outputs: a folder with the outputs of every case, as the module `kit/outputs.py` describes it.
         told: device, engine and version, as the user tells them.
         precision: 'fp32', or 'fp16' or 'int8', whose wider bars are those of the proof; None: that of the
-            file.
+            file, of several files the first that is not 'fp32'.
 
     Returns:
         The judgement. Outputs that are missing, cannot be read, or have another name, dtype or shape are

@@ -48,7 +48,7 @@ def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = F
         UsageError: another engine, a kit for libspconv, or a folder that is not empty.
         EngineError: the engine, or the GPU that it needs, is not here, or it cannot take a file.
         ExportError: `fp16`, and a file cannot be written in it, see `to_fp16`.
-        InferenceError: the engine failed to run one.
+        InferenceError: the engine failed to run a file on one of the inputs.
     """
     kit, outputs, manifest = Path(kit), Path(outputs), read_manifest(Path(kit))
     if engine not in ENGINES:

@@ -39,8 +39,8 @@ def read_outputs(
 
     They are in NAME.npz, in NAME.json, or in .npy and .bin of the folder NAME. Names and shapes need not be
     those of the graph, except for .bin, which has neither dtype nor shape. JSON has no dtypes: an array has
-    that of the graph's output, float64 if that would cut its numbers, and float32 if the graph has no such
-    output.
+    that of the graph's output, float64 if that is of whole numbers or truth values and the array holds
+    others, and float32 if the graph has no such output.
 
     Args:
         folder: folder of the outputs of all runs.

@@ -43,8 +43,9 @@ def write_voxels(
     Args:
         deployment: the model in PyTorch, from config and checkpoint, of a family of backbones.
         path: path of the file.
-        samples: real voxels, with coordinates in the model's order of axes. A file of float16 is run on the
-            synthetic sets of a proof, too; INT8 on real voxels alone, for which its ranges were made.
+        samples: real voxels, with coordinates in the model's order of axes. A file of float16 has cases of
+            the synthetic sets of a proof that have voxels, too, before these; INT8 has those of real voxels
+            alone, for which its ranges were made.
         folder: folder of the kit.
 
     Raises:

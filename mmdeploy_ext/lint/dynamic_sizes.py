@@ -40,9 +40,9 @@ LISTED = 3
 def check_dynamic_parts(model: torch.nn.Module, multiple: int = 1, smallest: int = 1) -> None:
     """Refuse a dynamic export of a detector whose backbone or neck keeps the sizes that it was traced at.
 
-    Parts without a class of the user's (`files_of_users_classes`) are not tried; their exports are proven.
+    Parts without a class of the user's (`files_of_users_classes`) are not traced; their exports are proven.
     The others are traced at one size and run at a larger one, where the results have to be those of the
-    module itself; if they are not, the linter finds the lines that depend on sizes.
+    module itself within `RTOL`; if they are not, the linter finds the lines that depend on sizes.
 
     Args:
         model: a detector of pictures, in evaluation mode; its parts are those of its attributes `PARTS` that
@@ -51,8 +51,9 @@ def check_dynamic_parts(model: torch.nn.Module, multiple: int = 1, smallest: int
         smallest: smallest side of the input, pixels.
 
     Raises:
-        UsageError: a part keeps its sizes; the message names its class, its file and these lines. Or a part
-            cannot be traced; the message names the line that raised the error.
+        UsageError: a part keeps its sizes; the message names its class, its file and the first `LISTED` of
+            these lines. Or a part cannot be traced, or catches an error of PyTorch; the message names the
+            innermost line outside of installed packages.
     """
     parts = [part for part in (getattr(model, name, None) for name in PARTS) if part is not None]
     if not any(map(files_of_users_classes, parts)):

@@ -38,7 +38,10 @@ def without_sizes(value: Any) -> Any:
 
 
 def copy_of(module: torch.nn.Module) -> torch.nn.Module:
-    """Return a deep copy of a module; the module itself if it cannot be copied."""
+    """Return a deep copy of a module; the module itself if it cannot be copied.
+
+    That is if copying raises a RuntimeError, a TypeError or a NotImplementedError; other errors are raised.
+    """
     try:
         return copy.deepcopy(module)
     except (RuntimeError, TypeError, NotImplementedError):  # non-leaf tensors, locks, script modules
@@ -46,7 +49,11 @@ def copy_of(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def copies(value: Any) -> Any:
-    """Return nested lists, tuples and dicts with every tensor copied and detached; the rest is shared."""
+    """Return nested lists, tuples and dicts with every tensor copied and detached; the rest is shared.
+
+    Dicts of any class become plain ones, named tuples keep theirs; other subclasses of lists and tuples are
+    shared with the tensors in them.
+    """
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if isinstance(value, dict):

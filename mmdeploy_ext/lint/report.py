@@ -109,14 +109,15 @@ def make_report(
     trials: Sequence[Trial],
     names: Sequence[str],
 ) -> Report:
-    """Return a report in which events of one rule at one line are one finding.
+    """Return a report in which events of one rule at one line are one finding, and those without one by text.
 
     Args:
         name: name of the module.
         events: what was noticed in the observed run and in the trials.
         exporters: names of those that severities are for: 'torchscript', 'dynamo'.
         trials: the trial exports.
-        names: names of the input tensors, in order; they take the place of numbers in the events' details.
+        names: names of the input tensors, in order; in the events' details they take the place of the
+            numbers behind 'input' and 'inputs'.
     """
 
     def with_names(match: re.Match[str]) -> str:

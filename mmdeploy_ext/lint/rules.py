@@ -27,7 +27,7 @@ class Rule:
 
     Attributes:
         id: its name in reports.
-        title: code of what is done.
+        title: what is done, in words and code.
         why: text on what goes wrong.
         fix: text on what to write instead.
         outcomes: exporter -> what happens with the versions that this project installs: 'right', 'wrong' ...,

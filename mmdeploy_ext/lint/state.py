@@ -48,8 +48,9 @@ def held_tensors(module: torch.nn.Module) -> dict[int, str]:
 def watch_attributes(module: torch.nn.Module, recorder: Recorder) -> Iterator[None]:
     """Add an event for each attribute or buffer of a module that is set or changed inside the block.
 
-    The value has to hold tensors, or be a number that replaces another one (a counter of frames; a number
-    that is set for the first time is no state).
+    Those of its submodules count, too, and parameters that are set; each setting is an event. The value has
+    to hold tensors, or be a number that replaces another one (a counter of frames; a number that is set for
+    the first time is no state).
 
     One target, `torch.nn.Module.__setattr__`, restored on exit; what is changed in other ways (an item of a
     list or dict) is found by comparing afterwards, and has no line.

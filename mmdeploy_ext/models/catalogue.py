@@ -149,7 +149,7 @@ def registered_if_named(
 
 
 def registered_types() -> set[str]:
-    """Return the types in the registries of the libraries, whoever registered them."""
+    """Return the types in the registries of those `LIBRARIES` that are imported, whoever registered them."""
     distinct = {id(registry): registry for registry in registries(LIBRARIES)}
     return {name for registry in distinct.values() for name in registry.module_dict}
 
@@ -201,7 +201,10 @@ def register_named(cfg: Any) -> None:
 
 
 def register_all(modules: dict[str, tuple[str, ...]]) -> None:
-    """Register every type of some modules of this package (module -> types) that nobody has registered."""
+    """Register every type of some modules of this package (module -> types) that nobody has registered.
+
+    Of a type of several classes it is the one without `beside`, see `Offer`.
+    """
     register(name for names in modules.values() for name in names)
 
 

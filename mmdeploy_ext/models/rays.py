@@ -58,7 +58,7 @@ def lidar_points(img2lidar: Tensor, frustum: Tensor) -> Tensor:
 def sine_encoding(values: Tensor, num_feats: int) -> Tensor:
     """Encode numbers (..., 1), which are scaled by 2 pi, as (..., num_feats): sin, cos, sin, cos, ...
 
-    Numbers are shares 0..1 of a range, or ages in seconds. Pair j has the frequency
+    Numbers are shares of a range, 0..1 inside of it, or ages in seconds. Pair j has the frequency
     10000 ** (-2 j / num_feats).
     """
     periods = power(10000.0, 2 * np.arange(num_feats // 2) / num_feats)
@@ -67,5 +67,8 @@ def sine_encoding(values: Tensor, num_feats: int) -> Tensor:
 
 
 def point_encoding(points: Tensor, num_feats: int) -> Tensor:
-    """Encode (..., 3) normalised points as (..., 3 * num_feats), in the order y, x, z."""
+    """Encode points (..., 3) in shares of a range as (..., 3 * num_feats), in the order y, x, z.
+
+    A point outside of the range has shares below 0 or above 1.
+    """
     return torch.cat([sine_encoding(points[..., axis : axis + 1], num_feats) for axis in (1, 0, 2)], dim=-1)

@@ -24,7 +24,7 @@ NEAREST_DEPTH = 1e-5
 """A point less far in front of a camera, in m, is not in its picture."""
 DX, DY, YAW_RAD, TURN_DEG = 0, 1, 16, 17
 """Entries of the motion: how far the car went since the last frame along x and y of the map, m, its heading
-in the map, rad, and by how many degrees it turned since."""
+in the map, rad, and the change of the heading in degrees, near 360 or -360 where it crosses 0."""
 
 
 def turned(view: Tensor, motion: np.ndarray, center: Sequence[float], size: tuple[int, int]) -> Tensor:

@@ -119,7 +119,10 @@ class HeadLosses:
         return tuple(torch.from_numpy(indices).to(boxes.device) for indices in pairs)
 
     def draw_centres(self, heat: Tensor, boxes: Tensor, labels: Tensor) -> None:
-        """Draw the centres of boxes (G, 9) with labels (G,) into a heat map (K, X, Y); rows are x."""
+        """Draw the centres of boxes (G, 9) with labels (G,) into a heat map (K, X, Y); rows are x.
+
+        Boxes outside of the map, and those without width or length, are left out.
+        """
         train = self.train_cfg
         step = torch.tensor(train['voxel_size'][:2]) * train['out_size_factor']
         cells = self.coder.encode(boxes)[:, :2].cpu()

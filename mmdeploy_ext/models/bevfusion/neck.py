@@ -116,7 +116,7 @@ class LSSFPN(nn.Module):
             self.upsample = nn.Sequential(enlarged, *last)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Return one map (B, C, X, Y)."""
+        """Return a list of one map (B, C, X, Y), as large as the fine one times `scale_factor`."""
         coarse, fine = (maps[index] for index in self.in_indices)
         above = nn.functional.interpolate(coarse, size=fine.shape[2:], mode='bilinear', align_corners=True)
         return [self.upsample(self.fuse(torch.cat([above, fine], 1)))]

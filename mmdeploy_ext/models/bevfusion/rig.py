@@ -49,7 +49,7 @@ def read_rig(metas: Sequence[Mapping[str, object]], device: torch.device, camera
     They are (N, 4, 4); `lidar_aug_matrix` is (4, 4), or missing if points are not augmented.
 
     Raises:
-        DataError: a matrix is missing, not finite, has no inverse, or disagrees with others.
+        DataError: a matrix is missing, not finite, lacks an inverse that is needed, or disagrees with others.
         ShapeError: a matrix of another shape, such as of another number of cameras.
     """
     matrices = [dict(dict(lidar_aug_matrix=np.eye(4, dtype=np.float32)), **meta) for meta in metas]

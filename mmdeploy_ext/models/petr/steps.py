@@ -61,7 +61,7 @@ def embed_counts(head: nn.Module, padding: Tensor) -> Tensor:
 def padding_mask(
     img_shapes: Sequence[Sequence[int]], pad_shape: Sequence[int], size: Sequence[int]
 ) -> Tensor:
-    """Return a mask (N, h, w) that is True for cells whose nearest pixel shows no picture.
+    """Return a mask (N, h, w) that is True for cells whose upper left pixel shows no picture.
 
     `img_shapes` [N] and `pad_shape` begin with the height and the width of the pictures without and with
     padding; `size` is h, w.

@@ -175,6 +175,45 @@ def test_before_opset_10_topk_has_its_number_in_an_attribute(k, count):
     assert len(find_refusals(model, rtx=True)) == count
 
 
+def test_lengths_of_a_split_are_constants_in_any_attribute_and_in_branches():
+    listed = parse(
+        """lengths = Constant<value_ints = [1, 3]>()
+        y, rest = Split<axis = 0>(x, lengths)""",
+        'float[4] x',
+        'float[1] y',
+    )
+    inside = parse(
+        """y = If (c) <
+            then_branch = one () => (float[1] z) {
+                k = Constant<value = int64[2] {1, 3}>()
+                z, a = Split<axis = 0>(x, k)
+            },
+            else_branch = other () => (float[1] w)
+            <int64[2] n = {1, 3}> { w, b = Split<axis = 0>(x, n) }
+        >""",
+        'float[4] x, bool c',
+        'float[1] y',
+    )
+    assert not find_refusals(listed, rtx=True)
+    assert not find_refusals(inside, rtx=True)
+
+
+@pytest.mark.parametrize(('k', 'count'), [(3840, 0), (3841, 1)])
+def test_the_number_of_a_topk_in_a_branch_counts(k, count):
+    model = parse(
+        f"""y = If (c) <
+            then_branch = one () => (float[{k}] z) {{
+                k = Constant<value_ints = [{k}]>()
+                z, a = TopK(x, k)
+            }},
+            else_branch = other () => (float[{k}] w) {{ w = Identity(d) }}
+        >""",
+        f'float[5000] x, float[{k}] d, bool c',
+        f'float[{k}] y',
+    )
+    assert len(find_refusals(model, rtx=True)) == count
+
+
 def test_many_nodes_of_one_kind_are_one_line():
     body = ' '.join(f'[n{number}] y{number} = Unique(x)' for number in range(5))
     model = parse(body, 'float[3] x', ', '.join(f'float[N] y{number}' for number in range(5)))
