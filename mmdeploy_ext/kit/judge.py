@@ -53,8 +53,9 @@ class Judgement:
             only told.
         inputs: number of inputs whose outputs were judged.
         frames: number of frames that were judged after the files ran one after the other.
-        cases: one per input and frame, without those of `sequences`.
-        sequences: of a model with a memory, its last file in all frames, teacher-forced and free-running.
+        cases: one per input and frame; of those of `sequences` only the ones whose outputs cannot be compared.
+        sequences: of a model with a memory, its last file in all frames, teacher-forced, and free-running if
+            that was run.
         first_difference: sentence about the first frame that differs, and its first tensor, its results or
             its fault; '' if none does, or the model has no memory.
         reasons: why all cases together fail.

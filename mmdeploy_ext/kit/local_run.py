@@ -33,7 +33,7 @@ def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = F
 
     Args:
         kit: the folder of the kit.
-        outputs: folder to write, in which engines and files of float16 are kept, too; new or empty.
+        outputs: folder to write, in which engines and rewritten files are kept, too; new or empty.
         engine: one of `ENGINES`.
         fp16: write float16 into the graphs first; otherwise the files run as they are. ONNX Runtime on a CPU
             and OpenVINO compute such graphs in float32.

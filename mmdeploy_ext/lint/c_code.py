@@ -45,6 +45,8 @@ PASSING = (
 def sizes_in_c_are_recorded(recorder: Recorder) -> Iterator[None]:
     """Record sizes that the user's code hands to code in C; a debugger sees nothing of it meanwhile.
 
+    Not recorded is what only a guard reads, see `Site.waiting`, unless its exception is caught.
+
     It sets `sys.settrace`, whose events are those of Python 3.11 and later, and restores it on exit.
     """
     before = sys.gettrace()

@@ -105,6 +105,8 @@ def unknown_to_torchscript(
 ) -> list[tuple[str, Site | None]]:
     """Return the operators of a trace that have no symbolic at an opset, with their lines, each pair once.
 
+    Those of `prim` (such as Python functions) and `onnx` are not looked at.
+
     `module` is traced with the positional arguments `args`; [] if that fails. An operator is a name such as
     'aten::det', behind which the first opset that has it stands in brackets, if one does. The registry is
     private to torch (2.13); it is empty until the modules of the opsets are imported. A line is None if the
