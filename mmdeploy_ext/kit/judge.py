@@ -53,7 +53,7 @@ class Judgement:
             only told.
         inputs: number of inputs whose outputs were judged.
         frames: number of frames that were judged after the files ran one after the other.
-        cases: one per input and frame; of those of `sequences` only the ones whose outputs cannot be compared.
+        cases: one per input and frame; of those in `sequences` only the ones with outputs of a wrong form.
         sequences: of a model with a memory, its last file in all frames, teacher-forced, and free-running if
             that was run.
         first_difference: sentence about the first frame that differs, and its first tensor, its results or
