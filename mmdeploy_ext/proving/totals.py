@@ -30,7 +30,8 @@ threshold of its list, or behind its cut."""
 MAX_TIES_SHARE = 0.01
 """Largest share of results that may be excused since rounding decides about them; more are a fault.
 
-The excused results of both sides are counted, and divided by the results of the reference. Measured with
+The excused results of both sides are counted, and divided by the results of the reference that are not below
+the score threshold. Measured with
 mmdet's configs and seeded weights: 2 of 1000 in one of 130 proofs; with Mask R-CNN with HRNet-W32 6 of 500 in
 five pictures, 6 of 1479 in fifteen.
 """
@@ -39,7 +40,8 @@ ALLOWED_TIES = 4
 MAX_UNPAIRED_SHARE = 0.1
 """Largest share of both sides' results of one input without a partner that PyTorch is run again for.
 
-With other rounding it may explain them. That means running the model eight times or more, and
+With other rounding it may explain them. Where one decision of rounding may move all results, see `ranked` of
+`matching.match_lists`, it is run again for any share. That means running the model eight times or more, and
 `MAX_TIES_SHARE` would not excuse so many: a fifth of the results of one input is 1 % of the results of 20
 such inputs.
 """
@@ -71,7 +73,10 @@ def too_few(matched: Sequence[int], unit: str, advice: str) -> list[str]:
 
 
 def count_ties(cases: Sequence[Case]) -> tuple[int, int]:
-    """Return how many results of both sides were excused as ties, and how many results the reference has."""
+    """Return how many results of both sides were excused as ties, and how many results the reference has.
+
+    The latter are those that are not below the score threshold of level 3.
+    """
     rows = [row for case in cases for row in case.detections]
     return sum(row.ties for row in rows), sum(row.reference for row in rows)
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.results import Pair
 
 PANEL, BAND, GAP = 420, 46, 8
-"""Pixels: side of a map, height of the text above it, room between maps."""
+"""Pixels: longer side of a map, height of the text above it, room between maps."""
 GAMMA = 0.5
 """Maps are drawn by this power of their values: a few near sites would leave the rest dark."""
 DECADES = 8
@@ -26,8 +26,9 @@ def draw_bev(pair: Pair) -> np.ndarray:
             `candidate`; rows go down. Which of x and y the rows are, the detector decides.
 
     Returns:
-        (466, 1276, 3) uint8 BGR. The scale is the largest finite value of both maps; NaN and infinity of
-        either are drawn as brightest in their own cells.
+        (466, 1276, 3) uint8 BGR. The scale is the largest magnitude of both maps, in the cells in which all
+        channels are finite; a cell with NaN or infinity is drawn as brightest. Cells of maps larger than
+        `PANEL` are averaged.
     """
     reference, candidate = (np.abs(side).max(axis=0) for side in (pair.reference, pair.candidate))
     difference = np.abs(pair.reference - pair.candidate).max(axis=0)

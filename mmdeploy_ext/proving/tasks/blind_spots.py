@@ -23,17 +23,18 @@ def blind_spots(task: str, results: Any) -> list[str] | None:
     """Return the differences of results that the matching of a task calls equal, such as 'other scores'.
 
     The results are matched with themselves, changed: without the best one, with half the scores, with other
-    labels, and with other values in each further array of numbers or truths that has a row per result. Tasks
+    labels, and with other values in each further array of floats or truths that has a row per result. Tasks
     of this package do not compare all such arrays of all results (docs/proof.md tells which), so that theirs
     stay as they are: the `BEST` results are matched without the best one, with other labels, and with scores
-    of `HIGHER` more. Panoptic results are not tried.
+    of `HIGHER` more. Panoptic results are not tried: [].
 
     Args:
         task: a key of `TASKS`, the tasks of this package, or the dotted name of a module.
         results: what PyTorch found in one image or sweep, a data class of arrays.
 
     Returns:
-        None if these results do not tell: there are none that count, or they cannot be changed.
+        [] if all changes are noticed; None if these results do not tell: there are none that count, or they
+        cannot be changed.
     """
     if task == 'panoptic':  # segments have no scores, and labels are part of their numbers
         return []
@@ -66,8 +67,8 @@ def _changed(results: Any) -> Iterator[tuple[str, Any]]:
     yield 'other labels', dataclasses.replace(results, labels=results.labels + 1)
     for field in dataclasses.fields(results):
         values = getattr(results, field.name)
-        if field.name == 'scores' or np.shape(values)[:1] != (len(results),):
+        if field.name == 'scores' or not isinstance(values, np.ndarray):
             continue
-        if values.dtype.kind in 'fb':
+        if values.shape[:1] == (len(results),) and values.dtype.kind in 'fb':
             changed_values = ~values if values.dtype.kind == 'b' else (values * 1.25 + 1).astype(values.dtype)
             yield f'other {field.name}', dataclasses.replace(results, **{field.name: changed_values})

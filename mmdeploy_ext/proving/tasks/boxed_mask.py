@@ -49,8 +49,8 @@ def pair_up(
         candidate: boxes with masks that the engine found.
         iou_bar: smallest IoU of masks. If it is at least `mask.IOU_BAR`, boxes have `bbox2d.IOU_BAR`, else
             boxes have this bar, too. If the box of the reference is a sliver, see `SLIVER`, its mask
-            has the lower bar `SLIVER_IOU`.
-        score_bar: largest difference of scores, and of the scores of masks if there are any.
+            has the bar `SLIVER_IOU` if that is lower.
+        score_bar: largest difference of scores, and of the scores of masks; a list without these has zeros.
     """
     boxes, masks = bbox2d.class_iou(reference, candidate), mask.class_iou(reference, candidate)
     box_bar = bbox2d.IOU_BAR if iou_bar >= mask.IOU_BAR else iou_bar

@@ -29,17 +29,18 @@ half_bars, half_text = matching.overlap_bars, matching.overlap_text
 """Functions of the `HalfBars` of files in float16 or INT8: these bars as keywords of `match_detections`, and
 that of the IoU in words."""
 IOU_BAR = 0.995
-"""Smallest mask IoU of a matched pair."""
+"""Smallest mask IoU of a matched pair, in float32."""
 SCORE_BAR = 1e-3
-"""Largest score difference of a matched pair."""
+"""Largest score difference of a matched pair, in float32."""
 FLIPPED_PIXELS = 2
 """Overlapping masks that differ in no more pixels count as equal: values at the threshold round to either
 side."""
 PIXELS_AT_ONCE = 1 << 14
 """Pixels of each mask that are multiplied at once, so few that their copies in float32 stay in the caches."""
 PAIR_IOU = 0.5
-"""Smallest IoU of two masks outside the bars that count as one object, which differs too much; the row fails
-with that pair. Of masks with less, one is missing and the other extra."""
+"""Smallest IoU of two masks outside the bars that count as one object, which differs too much; in
+float32 the row fails with that pair, if its scores count. Of masks with less, one is missing and the other
+extra."""
 
 
 def problem(reference: Instances, candidate: Instances) -> str:
@@ -85,7 +86,7 @@ The other arguments are those of `matching.match_lists`: `image`, a name for the
 `candidate`, `capacity`, the largest number of results that both engines keep, ...
 """
 fit_pair = bbox2d.fit_pair
-"""Brings an image and its two lists of results to a size for drawing."""
+"""Brings a `Pair`, an image and its two lists of results, to a size for drawing."""
 
 
 def draw_pair(

@@ -20,7 +20,7 @@ STRIP = 34
 DECADES = (-8, 2)
 """The widest range that is drawn, as powers of ten; errors of 0 are drawn at the lower end of the axis."""
 LINES = 8
-"""Line styles of the style sheet: classes `line0` to `line7`."""
+"""Line styles of the style sheet: classes `line0` to `line7`; a ninth tensor has the first again."""
 
 
 def drift_plot(series: Mapping[str, Any], names: Sequence[str], label: str) -> Markup:
@@ -71,10 +71,12 @@ def match_strip(series: Mapping[str, Any], label: str) -> Markup:
 
 
 def match_shares(series: Mapping[str, Any]) -> list[float | None]:
-    """Return per frame the share of matched results in the longer list; None if both lists are empty.
+    """Return per frame `matched` over the larger of `reference` and `matched` + `extra`.
+
+    It is None if `reference` and `extra` are 0.
 
     `series` has the numbers of each frame: `reference` (PyTorch's results), `matched`, `extra` (results of
-    the engine without a partner).
+    the engine without a partner). Only results that are not below the score threshold are in them.
     """
     counts = zip(series['reference'], series['matched'], series['extra'], strict=True)
     return [

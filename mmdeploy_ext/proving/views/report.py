@@ -29,7 +29,7 @@ TEMPLATE = 'report.html.j2'
 OPEN_ROWS = 40
 """With more tensor rows than this, only failed cases and the first one are unfolded at first."""
 SHOWN_SCORE, FAINT_SCORE = 0.3, 0.1
-"""Boxes are drawn from the first score on; if no box has it (weights from a seed), from the second."""
+"""Results are drawn from the first score on; if none has it (weights from a seed), from the second."""
 FORMATS: dict[str, Callable[[Any], str]] = {
     'int': lambda value: f'{value:,}'.replace(',', '\u202f'),
     'error': figure,
@@ -48,7 +48,7 @@ def write_report(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[s
 
     Args:
         verdict: verdict of the proof.
-        pictures: images or frames with both engines' detections, or both engines' feature maps.
+        pictures: images, frames or sweeps with both engines' results, or both engines' feature maps.
         classes: names by label.
         folder: made when it is missing; other files in it stay.
 
@@ -145,7 +145,7 @@ def histogram_bars(histogram: Sequence[int], width: float, height: float) -> lis
         height: height of the chart, pixels.
 
     Returns:
-        Per bar `x`, `y`, `width` and `height` in pixels, `count`, and `decade`, its power of ten.
+        Per bar `x`, `y`, `width` and `height` in pixels, `count`, and `decade`, its exponent of ten.
     """
     step, largest = width / max(len(histogram), 1), math.log10(max([*histogram, 1]) + 1)
     heights = [height * math.log10(count + 1) / largest for count in histogram]
@@ -169,7 +169,10 @@ def decade_ticks() -> list[str]:
 
 
 def subject_rows(subject: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return (name, text) of each entry of the subject; inner dicts become 'a 1, b 2'."""
+    """Return (name, text) of each entry of the subject; inner dicts become 'a 1, b 2'.
+
+    In the names spaces stand for underscores.
+    """
 
     def words(value: Any) -> str:
         inner = value.items() if isinstance(value, dict) else None

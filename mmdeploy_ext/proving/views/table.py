@@ -28,9 +28,9 @@ MAX_ROWS = 20
 MAX_LINES = 60
 """If the table would have more lines, all cases show only the worst rows."""
 MAX_REASONS = 8
-"""Number of reasons that the console lists."""
+"""Number of reasons of one kind (for a failure, or why inputs decide) that the console lists."""
 MAX_CLASSES = 6
-"""Number of classes that the console names; the JSON file and the page have them all."""
+"""Number of classes, the user's and ours each, that the console names; the JSON and the page have all."""
 TENSOR_TITLES = ('shape', 'max abs', 'max rel', 'cosine', 'tolerance', '')
 
 
@@ -247,7 +247,7 @@ def _mark(passed: bool) -> str:
 
 
 def figure(value: float | None) -> str:
-    """Return a figure of a table as text, '1.23e-06'; '-' for None."""
+    """Return a figure of a table as text, '1.23e-06'; '0' for 0, '-' for None."""
     if value is None:
         return '-'
     return '0' if value == 0 else f'{value:.2e}'

@@ -1,5 +1,6 @@
 """Each proof tries the matching of its task on results that differ: a matching that is too lax is refused."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -36,3 +37,12 @@ def test_a_matching_that_accepts_everything_shows(monkeypatch):
     (module, results), match = RESULTS['bbox2d'], bbox2d.match_detections
     monkeypatch.setattr(module, 'match_detections', lambda image, one, other, **_: match(image, one, one))
     assert blind_spots('bbox2d', results) == ['a missing result', 'scores 0.01 higher', 'other labels']
+
+
+def test_a_fact_about_all_results_may_be_a_list_of_as_many_entries():
+    @dataclasses.dataclass(frozen=True)
+    class Named(Instances):
+        names: tuple[str, ...] = ()
+
+    results = Named(MASKS, SCORES, LABELS, None, names=('cell',) * len(SCORES))
+    assert blind_spots('mmdeploy_ext.proving.tasks.mask', results) == []
