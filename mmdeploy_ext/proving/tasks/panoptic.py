@@ -44,9 +44,9 @@ def pair_up(
     """Pair the segments of two maps one to one, within a class; the nearness is the IoU of their pixels.
 
     A pair within the bars has the same id, that is class and number, in both maps. A thing that one map
-    lacks is in all numbers behind it, so that these are compared without it, see `numbers_of_both`: it is one difference, not
-    one for each thing behind it. With an `iou_bar` below that of float32, as for files in less than float32,
-    the numbers may differ.
+    lacks is in all numbers behind it, so that these are compared without it, see `numbers_of_both`: it is one
+    difference, not one for each thing behind it. With an `iou_bar` below that of float32, as for files in
+    less than float32, the numbers may differ.
 
     Args:
         reference: segments of PyTorch's map.
