@@ -40,7 +40,8 @@ SURE = 0.5
 PARTS = (1.0, 0.7)
 """Shares of the sides of an object's box in a zoomed picture: the complete box, then the middle of it."""
 LARGEST_OBJECT, FILLED = 0.5, 0.6
-"""Largest share of a picture that an object fills before it is zoomed, and smallest share afterwards."""
+"""Largest share of a picture that an object fills before it is zoomed, and the share afterwards that ends the
+search if the model's last level tells none (`ImageFamily.last_level_side`)."""
 ZOOMS = 8
 """Largest number of parts that are zoomed until PyTorch finds an object that fills one."""
 
@@ -167,7 +168,10 @@ class ImageReference:
         return {name: self.feeds[name] for name in metadata.spec.input_names if name in self.feeds}
 
     def forget(self) -> None:
-        """Free the tensors, which are large; they are computed again when they are needed."""
+        """Free what `compute` and parts of the model gave; it is large, and computed again when needed.
+
+        Results of the whole model and `feeds` are kept.
+        """
         self._computed.clear()
         self._parts.outputs.clear()
 
@@ -273,9 +277,10 @@ def zoomed_reference(
     """Return the reference of a part of the traced picture that an object fills.
 
     Most objects are small and belong to the finer levels of a pyramid: a wrong last level does not show in
-    them. Parts around objects are tried until an object is large enough for the last level; if none is, the
-    one with the largest object is returned. Files of one model and size share the search. None if PyTorch
-    finds no object in the traced picture, or only such as fill more than `LARGEST_OBJECT` of it.
+    them. `ZOOMS` parts around objects at most are tried until an object is large enough for the last level;
+    if none is, the one with the largest object is returned. Files of one model and size share the search.
+    None if PyTorch finds no object in the traced picture, or only such as fill more than `LARGEST_OBJECT` of
+    it.
 
     Args:
         deployment: config and checkpoint.
@@ -315,7 +320,7 @@ def _find_zoomed(deployment: Deployment, options: Options, traced: ImageReferenc
 def object_boxes(results: Any, size: tuple[int, int]) -> np.ndarray:
     """Return the boxes (n, 4) xyxy of the results that are objects, as shares of the picture.
 
-    These are no stuff, and have at least `SURE` of the best score.
+    These are no stuff, and have at least `SURE` of the best score, to which that of stuff does not count.
 
     Args:
         results: the results of one image, as `match_detections` of the task takes them.

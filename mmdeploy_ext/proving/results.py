@@ -24,7 +24,7 @@ EDITED = 'edited graph'
 NODE_KINDS = ('node', 'attribute', 'initializer', 'wiring')
 """Kinds of differences that are at a node."""
 SHOWN = 3
-"""Number of differences, or rules, that one line lists.
+"""Largest number of differences, rules, methods, lines or parts of code that one text lists of each kind.
 
 The JSON file has all differences; nodes that differ alike, as they read one constant, are one of them.
 """

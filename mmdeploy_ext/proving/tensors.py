@@ -36,7 +36,7 @@ class TensorRow:
             zero unless the reference is.
         reason: why it failed; empty when passed.
         histogram: counts of log10(|difference| / scale) in bins of one decade from -12 to 0 (13 counts: the
-            first one is "equal or below 1e-12").
+            first one is "equal or below 1e-12"); () if nothing could be compared.
         at: name of the frame of these figures, if a row stands for the worst of a sequence.
         norm_ratio: norm of the candidate's values over that of the reference's, which the cosine does not
             see; None also for a reference of zeros that the candidate differs from.
@@ -61,7 +61,9 @@ def is_equal(rows: Collection[TensorRow]) -> bool:
 
 
 def is_exact(rows: Collection[TensorRow]) -> bool:
-    """Return whether no value of any output differs; False when nothing was compared.
+    """Return whether no value of any output differs; False when nothing was compared, or a row failed.
+
+    Values that are not finite fail, equal ones too, see `compare_tensors`.
 
     As numbers 0.0 and -0.0 are the same; `same_bits` tells them apart.
     """
@@ -156,8 +158,8 @@ def compare_tensors(
     """Compare the outputs that the spec compares by value, column group by column group.
 
     Whatever is missing fails: an output that one side lacks, a name that the spec lacks, an empty tensor and
-    columns that no group covers are failing rows. Outputs with another `compare` than 'values' are passed
-    over, whether they are there or not.
+    columns that no group covers are failing rows. So are NaN and infinity, even if both sides have them.
+    Outputs with another `compare` than 'values' are passed over, whether they are there or not.
 
     Args:
         reference: name -> output of the unpatched model.

@@ -169,7 +169,7 @@ def lines_of_module(
     """Return the lines of the user's code in a module that choose, and what of its state changes.
 
     Args:
-        module: the module, which stays as it is.
+        module: the module, which stays as it is, unless it cannot be copied: then it runs itself.
         inputs: its arguments, tensors in any nesting.
         other_inputs: other arguments, of other sizes if these may differ.
         exporter: 'torchscript' or 'dynamo'; what it follows is left out.
@@ -414,7 +414,7 @@ def kept_by_first_run(
     What a run puts there anew, or whatever the inputs are, such as a grid of a size, does not count.
 
     Args:
-        module: the module, which stays as it is.
+        module: the module, which stays as it is, unless it cannot be copied: then it runs itself.
         inputs: its arguments, other ones than those of its first run; they are changed a little, since those
             of a model of frames are the same.
         containers: what the user's modules held before the first run.

@@ -219,7 +219,8 @@ class Verdict:
 def plain_json(value: Any) -> Any:
     """Return a nested value in the types that JSON has; NaN and infinity, which it has not, are None.
 
-    Tuples become lists, numbers of numpy plain ones, keys of dicts and all other objects texts.
+    Tuples become lists, numbers of numpy plain ones, keys of dicts and all other objects texts. ValueError:
+    an array of numpy without just one value; make a list of it first.
     """
     if isinstance(value, dict):
         return {str(key): plain_json(entry) for key, entry in value.items()}

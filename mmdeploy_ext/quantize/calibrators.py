@@ -48,8 +48,8 @@ class HistogramCalibrator(Calibrator):
     """A histogram of |x|, from which `amax` chooses the range by 'mse' or 'percentile'.
 
     It has `bins` bins up to the largest value of the first tensor that is not all zeros, and more for larger
-    values of later ones. `width` is that of a bin, 0 before the first such tensor, and `counts` has the
-    number of values in each bin.
+    values of later ones; above `MAX_BINS` each two become one. `width` is that of a bin at the moment, 0
+    before the first such tensor, and `counts` has the number of values in each bin.
     """
 
     def __init__(self, method: str = 'mse', percentile: float = PERCENTILE, bins: int = BINS) -> None:
@@ -92,7 +92,8 @@ class HistogramCalibrator(Calibrator):
     def amax(self) -> float:
         """Return the range by the method; 0 if there were no values, or only zeros.
 
-        By a percentile it is the lower edge of the bin in which that lies, of the first bin the upper one.
+        By 'mse' it is the centre of a bin. By a percentile it is the lower edge of the bin in which that
+        lies, of the first bin the upper one.
         """
         if self.width == 0:
             return 0.0

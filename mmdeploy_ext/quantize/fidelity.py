@@ -51,7 +51,8 @@ class Row:
         int8: difference of its output in the int8 network, with the errors of all layers before it.
         local: difference of its output in int8 if it is fed by the fp32 run.
         fp16: difference of its output in the fp16 network.
-        clipped: share of the values of its input that are more than half a step beyond the range.
+        clipped: share of the values of its input, or of both inputs of an addition, that are more than half a
+            step beyond the range.
         output: difference of the network's output if only this layer is int8, all others fp32; None if not
             measured.
     """
@@ -113,7 +114,8 @@ class Fidelity:
     def advice(self) -> tuple[str, ...]:
         """Return the names of the layers to keep in fp16.
 
-        There is none if int8 reaches the target without on the first sweep, or advice was not asked for.
+        There is none if int8 reaches the target without on the first sweep, if advice was not asked for, or
+        if no layer is in int8. The target may not be reached with them: they are `MAX_FP16_LAYERS` at most.
         """
         return tuple(name for name, _ in self.fp16_layers)
 

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 INT8_COLOUR, FLOAT_COLOUR, FP16_COLOUR = '#3b6ea5', '#e0973a', '#7a9e6e'
 """Colours of bars and curves in charts."""
 MAX_BARS = 60
-"""Layers that the chart of a dense graph shows."""
+"""Largest number of layers that the chart of a dense graph shows, the most sensitive ones."""
 MIN_ERROR, MAX_ERROR = 1e-6, 10.0
-"""Errors at which an axis ends."""
+"""Smallest and largest error that a chart draws; errors beyond are drawn as these."""
 ERROR = 'norm of the difference over the norm in fp32'
 """Label of axes with errors."""
 TITLES = ('layer', 'module', 'own cosine', 'own error', 'clipped', 'output alone', 'int8 cosine',
@@ -88,7 +88,7 @@ def label_rows(axes: Axes, names: Sequence[str]) -> None:
 
 
 def clip_error(error: float) -> float:
-    """Return an error clipped to the ends of the axis, NaN and infinity as `MAX_ERROR`."""
+    """Return an error clipped to `MIN_ERROR` and `MAX_ERROR`; of NaN and infinity it is `MAX_ERROR`."""
     return min(max(error, MIN_ERROR), MAX_ERROR) if math.isfinite(error) else MAX_ERROR
 
 
@@ -149,7 +149,7 @@ def time_text(times: Mapping[str, Any]) -> str:
 def draw_layers(
     ranked: Sequence[LayerSensitivity], float_names: Collection[str], path: str | Path, title: str
 ) -> None:
-    """Draw the sensitivities of layers into the PNG file `path`, worst first.
+    """Draw the sensitivities of the `MAX_BARS` worst layers into the PNG file `path`, worst first.
 
     Args:
         ranked: layers with the error of the outputs if they alone are in INT8, the most sensitive first.
