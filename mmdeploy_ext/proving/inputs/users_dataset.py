@@ -28,7 +28,8 @@ OF_LOADERS = ('type', 'samples_per_gpu', 'pipeline', 'test_mode')
 class UsersDataset:
     """A data set of the user's that makes a picture as its class does, with a pipeline that fits an input.
 
-    Its class is built as a config builds it, by its own `__init__`; only its annotations are not read.
+    Its class is built as a config builds it, by its own `__init__`; only its annotations and
+    proposals are not read.
 
     Attributes:
         dataset: the data set, an object of a class derived from the user's.

@@ -41,11 +41,11 @@ NEAR_M = 100.0
 class NearOrigin:
     """Frames; scenes that begin beyond `NEAR_M` of the map's origin are moved to begin within a metre of it.
 
-    Nothing else changes. A model's results do not depend on the place on the map, but the
-    published one keeps its memory in float32 and in global coordinates. Two kilometres from the origin, where
-    nuScenes was recorded, that is an error of some millimetres per frame in every file and in PyTorch itself,
-    which would hide the errors that a proof looks for. Whole metres are subtracted, so that a pose in float32
-    keeps all of its digits.
+    Nothing else changes, nor does a position in `can_bus`. A model's results do not depend on the place on
+    the map, but the published one keeps its memory in float32 and in global coordinates. Two kilometres from
+    the origin, where nuScenes was recorded, that is an error of some millimetres per frame in every file and
+    in PyTorch itself, which would hide the errors that a proof looks for. Whole metres are subtracted, so
+    that a pose in float32 keeps all of its digits.
 
     Attributes:
         frames: the frames before they are moved.
@@ -86,8 +86,9 @@ class NearOrigin:
 class Shifted:
     """A stepper that runs frames at another place on the map and at another time.
 
-    Its `state` is at the place and time of the frames. An engine that computes absolute places in float32
-    gives wrong results far from the origin.
+    Its `state` is at the place and time of the frames. Poses and `timestamp_s` alone are moved, not
+    `camera_times_s`, `can_bus` or the tensors of a state, so that a memory in the map does not fit there. An
+    engine that computes absolute places in float32 gives wrong results far from the origin.
 
     Attributes:
         stepper: the engine that runs.
@@ -110,7 +111,7 @@ class Shifted:
 
     @property
     def state(self) -> StreamState | None:
-        """The memory after the last frame, with pose and time of that frame; None before the first."""
+        """The memory after the last frame, with pose and time of that frame; None if it is empty."""
         state = self.stepper.state
         return None if state is None else self._moved(state, -1)
 
@@ -146,9 +147,9 @@ class DriveProof(FramesProof):
         drive: the frames that run.
         drawn_frames: indices of the frames that the report draws.
         first: the first frame; None before it ran.
-        decided: see `Modes.decided`, of all frames.
+        decided: see `Modes.decided`, of all frames, special ones, too.
         count: number of frames that ran.
-        shape: shape of a frame's pictures, as text.
+        shape: shape of the first frame's pictures, as text.
     """
 
     advice = (
@@ -217,6 +218,9 @@ class DriveProof(FramesProof):
 
     def run_special_frames(self) -> None:
         """Judge frames that no drive has: with one part of the rig changed, or pictures of one colour.
+
+        The family's `special_samples` may begin with the rig as it was, and end with other poses and times.
+        They are one teacher-forced drive, which may be without any detection.
 
         Files whose results must not depend on the place run them at `FAR`, the reference near the origin.
         """

@@ -45,7 +45,8 @@ SAME_POSE = 1e-6
 TIME_JUMP = 2.0
 """Gaps within scenes of at least so many times the usual one are jumps in time."""
 NOTHING_FOUND = 'no detection was matched: use a drive with objects that the model finds'
-"""Reason why a drive fails in which neither side found anything; other reasons may be beside it."""
+"""Reason why a drive fails in which neither side found anything that counts (`DriveBars.score_thr`); other
+reasons may be beside it."""
 FRAMES_PER_TAKEOVER = 20
 """Number of frames for each of which a memory may be taken over once, see `PairRun.can_take_over`."""
 
@@ -67,9 +68,9 @@ class DriveBars:
         tie: scores in the top-k are a tie if they differ by no more than this plus twice the largest score
             error of the frame. (If the scores of two lists differ by at most e, then the scores at one index
             of the sorted lists may belong to rows whose scores differ by 2e.)
-        near_counts: whether pairs outside the bars count as matched, too (half precision): those of one class
+        near_counts: whether pairs outside the bars count as matched, too (below float32): those of one class
             that are as near as the task takes for one object.
-        cosine: smallest cosine of tensors (half precision), from which the bar of their norms follows; None:
+        cosine: smallest cosine of tensors (below float32), from which the bar of their norms follows; None:
             the tolerances decide.
     """
 
@@ -105,13 +106,14 @@ def default_bars(precision: str) -> DriveBars:
 class Modes:
     """Runs the reference and one candidate per mode frame by frame; all memories are emptied first.
 
-    A candidate that raises an exception at a frame is stopped, which is its reason to fail; the others go on.
+    A candidate that raises one of `FAILURES` at a frame is stopped, which is its reason to fail; the others
+    go on. Other exceptions end the run, and so do all of the reference.
 
     A reference whose results jump where rounding decides has a method `decided_as(frame, before, outputs)`,
     of its memory before the frame and the candidate's outputs by name. It returns a `Decision`, its own
     result with its ties decided as in those outputs, or None if there is no tie to decide. Where a candidate
-    is beyond the tolerances, its frame is compared with that; if they are equal, a free candidate goes on
-    with the memory that the reference had after the frame by its own decision, as often as
+    is beyond the tolerances of float32, its frame is compared with that; if they are equal, a free candidate
+    goes on with the memory that the reference had after the frame by its own decision, as often as
     `PairRun.can_take_over` allows; after that its frames are compared without decisions.
 
     Attributes:
@@ -340,7 +342,10 @@ class PairRun:
         self.pairing.forget()
 
     def reordered(self, state: StreamState | None) -> StreamState | None:
-        """Return a free candidate's memory in the reference's order if ties alone changed that; else None.
+        """Return a free candidate's memory in the reference's order if it has the same instances in another.
+
+        None if it has not, teacher-forced, and of a memory that is not chosen anew in every frame. Whether
+        ties explain the order is not asked here: `add` judges that.
 
         Of a memory that is chosen anew in every frame the order decides, after a gap, which rows meet.
         """
@@ -509,7 +514,7 @@ class WorstRows:
         failed: tensor -> names of the frames at which it fails.
         series: 'errors' -> tensor -> its largest absolute difference at each frame, in the order of the
             frames, None at frames where it was not or could not be compared; 'ratios' -> the same over the
-            tolerance, also None for tensors that have none. A list ends with the last frame that has the
+            tolerance, also None for tensors that have none or 0. A list ends with the last frame that has the
             tensor.
     """
 
@@ -566,7 +571,7 @@ class WorstRows:
 
 
 def error_ratio(row: TensorRow) -> float:
-    """Return the error of a row over its tolerance; of one without a tolerance the error itself.
+    """Return the error of a row over its tolerance; of one without a tolerance, or with 0, the error itself.
 
     Infinity if nothing was compared.
     """

@@ -40,7 +40,7 @@ class ExportedFile:
     Attributes:
         path: its path.
         model: its content, with its weights.
-        metadata: what the export wrote into it, already checked.
+        metadata: what the export, and commands that changed it later, wrote into it, already checked.
         name: name of its graph, for a model of frames or sweeps; else ''.
     """
 
@@ -61,7 +61,7 @@ class ExportedFile:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """Options that the file was exported with."""
+        """Options of its export; converting it to float16 and fixing its sizes change them, INT8 does not."""
         return self.metadata.options
 
     @property
@@ -90,8 +90,9 @@ def engine_options(
 ) -> dict[str, Any]:
     """Return the options of an engine for files: those of `half_bars.proof_engine` if one has float16.
 
-    A file counts that was exported in float16, also if it was quantised afterwards: what is not in INT8 is
-    float16 then. `kind` is the registered name of the engine, `engine` are the options that were given.
+    A file counts that was exported in float16 or converted to it, also if it was quantised afterwards: what
+    is not in INT8 is float16 then. `kind` is the registered name of the engine, `engine` are the options that
+    were given.
     """
     is_half = any(file.options.get('precision') == 'fp16' for file in exported_files)
     return half_bars.proof_engine(kind, engine) if is_half else dict(engine)

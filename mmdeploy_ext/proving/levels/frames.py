@@ -108,7 +108,10 @@ class FramesProof(Proof):
 
     @functools.cached_property
     def export_options(self) -> Options:
-        """The options that all files record as those of their export; ModelFileError: they differ."""
+        """The options that all files record, see `ExportedFile.options`.
+
+        ModelFileError: they differ between the files, or fit no export.
+        """
         first = self.files[0]
         for file in self.files:
             if file.options != first.options:
@@ -245,7 +248,8 @@ class SweepProof(FramesProof):
 
     Attributes:
         first: the first sample, whose camera pictures are used with crowded sweeps, too.
-        fullest: the sample with the most results so far, and the reference's results of it.
+        fullest: the sample, special ones included, with the most results so far, and the reference's results
+            of it; samples for which the engine failed do not count.
     """
 
     unit = found_in = 'sweep'

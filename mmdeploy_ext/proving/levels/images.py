@@ -172,7 +172,8 @@ class ImageProof(Proof):
     def unexported_code(self) -> list[UnexportedCode]:
         """Add methods and lines of the model's classes that the stages of another package's family leave out.
 
-        The families of this package name the methods that they follow instead.
+        The families of this package name the methods that they follow instead. Nothing is added for a file
+        with an output that is not compared by its values.
         """
         deployment, metadata = self.deployment, self.files[0].metadata
         family, model, options = deployment.family, deployment.model, self.export_options
@@ -204,7 +205,7 @@ class ImageProof(Proof):
         self.verdict.subject['precision'] = self.backend.computes_in or file.metadata.precision
 
     def inputs(self) -> list[ProofInput | Trial]:
-        """Return inputs made of the pictures, plain ones, and trials with other limits.
+        """Return inputs made of the pictures, a plain one, and trials with other limits.
 
         A picture that an object fills is added if the sizes of regions choose levels of a pyramid. A plain
         picture in which PyTorch finds nothing is an input, and takes a place in a batch of three, if there is

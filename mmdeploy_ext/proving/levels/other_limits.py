@@ -4,6 +4,7 @@ Limits (of rows in a list, such as the proposals or the results) and thresholds 
 entries of the metadata if a graph ends before them, and few pictures reach them. With lower ones every list
 is cut off, with higher ones rows come in that no picture had. Both sides get the outputs of the same network
 for the traced picture, so that only the post-processing can differ: every row counts, however low its score.
+Where the network of the file itself runs (`Trials.runs_file`), the reference has PyTorch's outputs of it.
 
 A list has the name '' if it holds the results, else a name of its own, such as that of the proposals.
 """
@@ -52,7 +53,8 @@ if TYPE_CHECKING:
     """Limits with their new values; of several values of one limit the last counts."""
 
 SHARES = (1.0, 0.2, 0.05)
-"""Factors of a threshold of scores, tried in turn until there are enough rows."""
+"""Factors of a threshold of scores, tried in turn until there are enough rows; the second is that of a trial
+with lowered limits, too."""
 STEP = 2.0
 """Factor by which such a factor grows if there are too many rows."""
 MAX_BOXES = 2500
@@ -344,7 +346,8 @@ class Trial(abc.ABC):
     def case(self) -> Case:
         """Choose the limits, export what follows the network with them, and compare every list it gives.
 
-        Where PyTorch's network runs, nothing depends on the file: all files of a model have the same case.
+        Where PyTorch's network runs, nothing depends on the file: files of equal `Trials.content` have the
+        same case.
         """
         trials = self.trials
         if trials.runs_file:

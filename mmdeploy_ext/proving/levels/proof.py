@@ -43,12 +43,13 @@ class Proof(abc.ABC):
         unit: name of one input in messages.
         found_in: word for what has results, 'image' or 'sweep', in the message that nothing was found.
         advice: what the user can do if too few results were matched.
-        by_rate: whether results of files in less than float32 are judged by the share that matched.
+        by_rate: whether `conclude` judges results of files in less than float32 by the share that matched; a
+            drive has a share of its own.
         max_drawn: largest number of `pictures` in the report.
         files: what `read` returned for each path.
         verdict: the results so far.
         overlooked: what the matching of the family's task overlooks, see `check_matching`; None if nobody has
-            looked.
+            looked, or no results told.
         pictures: samples with the results of both engines, to be drawn in the report, each a `Pair`.
         timed: whether `conclude` puts the times of both engines into the verdict, see `timing`.
     """
@@ -114,7 +115,7 @@ class Proof(abc.ABC):
 
     @abc.abstractmethod
     def facts(self) -> dict[str, Any]:
-        """Return the entries of the verdict's subject that only this kind of files has."""
+        """Return the entries of the verdict's subject that depend on the kind of files."""
 
     @abc.abstractmethod
     def graph(self, file: Any) -> GraphResult:
@@ -128,8 +129,8 @@ class Proof(abc.ABC):
     def preprocessing(self) -> PreprocessingResult:
         """Compare samples prepared by the rule in the files with those of the config's own test pipeline.
 
-        The reference side calls no code of `preprocess/`. For a model that takes voxels the reference is the
-        voxelisation of the model.
+        The reference side calls no code of `preprocess/`. The reference of voxels is the voxelisation of the
+        model; for a backbone they alone are compared.
         """
 
     def check(self, edited: bool = False, asked: Mapping[str, Any] | None = None) -> Verdict:
@@ -214,8 +215,8 @@ class Proof(abc.ABC):
         """Run both engines on one input; a subclass with a `run` of its own may do without this.
 
         Returns:
-            One case, or two if a second run of the engine differed; and what the report draws of them, each
-            a `Pair`.
+            One case, or two if a second run of the engine differed or failed; and what the report draws of
+            them, each a `Pair`.
         """
         raise NotImplementedError
 
@@ -240,7 +241,11 @@ class Proof(abc.ABC):
         return {}
 
     def check_matching(self, results: Any) -> None:
-        """Look once whether the family's task tells other results from these, those of one image or sweep."""
+        """Look whether the family's task tells other results from these, those of one image or sweep.
+
+        Later calls look again only while no results told, as empty ones do not. Drives and backbones do not
+        look.
+        """
         if self.overlooked is None:
             self.overlooked = blind_spots(self.deployment.family.task, results)
 
