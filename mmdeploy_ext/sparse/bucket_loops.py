@@ -45,8 +45,8 @@ def choose(counts, buckets):
     """Return the patterns of the buckets, (B,) int64.
 
     A row costs as many products as the smallest bucket that holds its pattern has offsets; a row without
-    neighbours costs none. The pattern of the first bucket is the union of all, so that it may hold any row;
-    each further one is the candidate that saves most.
+    neighbours costs none. The pattern of the first bucket is the union of all, so that it may hold any row
+    (1 if no row has a neighbour); each further one is that of the `CANDIDATES` most frequent that saves most.
 
     Args:
         counts: (2^g,) number of rows of each pattern.

@@ -3,10 +3,11 @@
 Output rows of a convolution are sorted by which neighbours they have, so that few zeros are multiplied.
 Most neighbours of a LiDAR voxel are empty. The K offsets of a kernel are cut into groups of up to nine;
 within a group, a row's pattern is the set of offsets at which it has a neighbour. For each group and sweep,
-up to 8 patterns are chosen as buckets, greedily by what they save, and every row goes to the smallest bucket
-that holds its pattern. A bucket is then one dense matrix product: (rows, s*I) x (s*I, O), s offsets per row.
-On the goldens' sweep 80-91 % of what a submanifold convolution multiplies is real, instead of 12-53 % by
-whole tables; of what a strided one does, 52-74 % instead of 8-23 %. Needs no torch.
+up to 8 patterns are chosen as buckets, greedily by what they save, and every row that has a neighbour in the
+group goes to the smallest bucket that holds its pattern. A bucket is then one dense matrix product: (rows,
+s*I) x (s*I, O), s offsets per row. On the goldens' sweep 80-91 % of what a submanifold convolution multiplies
+is real, instead of 12-53 % by whole tables; of what a strided one does, 52-74 % instead of 8-23 %. Needs no
+torch.
 
 Glossary: N input and M output rows, K kernel offsets, G groups, B buckets per group, s offsets of a bucket,
 L input rows of all buckets, I input and O output channels.
@@ -52,7 +53,8 @@ class Layout:
     Attributes:
         groups: (first, last + 1) offset of each group.
         buckets: B, of each group.
-        bias_group: the group whose buckets add the bias: the one in the middle, which holds the centre.
+        bias_group: the group whose buckets add the bias: the one in the middle, which holds the centre of a
+            kernel of odd sizes.
     """
 
     groups: tuple[tuple[int, int], ...]
@@ -141,10 +143,10 @@ def feeds(plan: Plan, rulebook: Rulebook, form: str = 'buckets', threads: int = 
     """Return the inputs of a portable file for one set of voxels, all but the features.
 
     Names begin with that of a table or scatter of the plan: SCATTER.cells (n,) int64, the place of each of
-    the n sites of its level in the flattened dense grid, and per table TABLE.table (M, K) in the form
-    'tables', N for no neighbour, or in the form 'buckets' TABLE.rows, .lengths, .offsets, .sizes (G*B, 1)
-    and, per group, .position0, .position1, ... as in `Arrangement`. They do not depend on the number of
-    threads.
+    the n sites of its level in the flattened dense grid (`Rulebook.cells`), and per table TABLE.table (M, K)
+    in the form 'tables', N for no neighbour, or in the form 'buckets' TABLE.rows, .lengths, .offsets, .sizes
+    (G*B, 1) and, per group, .position0, .position1, ... as in `Arrangement`. They do not depend on the number
+    of threads.
 
     Args:
         plan: plan of the file.

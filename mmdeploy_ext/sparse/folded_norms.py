@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NORM_KEYS = ('weight', 'bias', 'running_mean', 'running_var')
-"""Tensors of a BatchNorm."""
+"""Tensors of a BatchNorm that decide what it computes."""
 
 
 @dataclasses.dataclass
@@ -78,8 +78,9 @@ class Names:
 def match_names(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> Names:
     """Return the names of a module's tensors in a file.
 
-    A BatchNorm counts as folded if the file has no tensor of it and a bias for the convolution before it;
-    everywhere else the names are those of the module.
+    A BatchNorm counts as folded if the file has none of `NORM_KEYS` in its place and a bias for the
+    convolution directly before it. The layers behind it in a sequence then have numbers lower by one each in
+    the file; all other names are those of the module.
 
     Args:
         module: the backbone, with its BatchNorms.

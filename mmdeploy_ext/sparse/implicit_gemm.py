@@ -35,7 +35,8 @@ ONE_MASK = 1
 class ImplicitGemm:
     """Writes the nodes of one sparse graph into an ONNX graph; call `write` once.
 
-    Names of tensors are `sparse/` and the node's name; a set of sites has the suffix `.sites`.
+    Names of tensors begin with `sparse/` and the node's name, apart from the shapes of
+    `NodeWriter.integers`; a set of sites has the suffix `.sites`.
     """
 
     def __init__(self, graph: SparseGraph, writer: NodeWriter) -> None:

@@ -30,7 +30,8 @@ class Node:
     Attributes:
         name: unique; `renumber` makes conv0, add0, relu0, scatter0, transpose0, reshape0, ...; while a module
             is traced it is that of the output.
-        module: path of the module that it comes from, e.g. 'encoder_layers.encoder_layer1.0.conv1'.
+        module: path of the module that it comes from, e.g. 'encoder_layers.encoder_layer1.0.conv1'; '' if
+            the file that it was read from does not say.
         inputs, output: ids of its tensors.
         op_type: name of the node's class, such as 'Add'.
     """
@@ -68,7 +69,8 @@ class SparseConvolution(Node):
     Attributes:
         weight: (O, k0, k1, k2, I), also of inverse and transposed convolutions; float32 of a traced module,
             float16 of one that was folded in fp16, or if it was read from a file of the libspconv dialect.
-        bias: (O,) of the same type; None before folding if the module has none.
+        bias: (O,) of the same type; None before folding if the module has none, or of a file that
+            has none.
         kernel_size, stride, padding, dilation, output_padding: numbers per axis, as the module has them; a
             submanifold convolution centres its kernel and ignores stride and padding.
         subm: whether it is submanifold: the output sites are the input sites.
@@ -167,7 +169,7 @@ class Transpose(Node):
 
 @dataclasses.dataclass(frozen=True)
 class Reshape(Node):
-    """A dense tensor in the shape `dims`, all of whose sizes are positive numbers."""
+    """A dense tensor in the shape `dims`, all of whose sizes are positive in a traced graph."""
 
     dims: tuple[int, ...]
 

@@ -61,7 +61,8 @@ def write(
 ) -> None:
     """Write a folded graph, in its own coordinate order (`order`), as a libspconv file, atomically.
 
-    `graph`, `metadata` and the errors are those of `to_onnx`; Mm2OnnxError: `path` cannot be written.
+    `graph`, `metadata` and the errors are those of `to_onnx`. A missing folder is made; Mm2OnnxError: `path`
+    cannot be written.
     """
     model = to_onnx(graph, metadata)
     with atomic_path(path) as temporary:
@@ -75,7 +76,8 @@ def to_onnx(graph: SparseGraph, metadata: Mapping[str, str] | None = None) -> on
 
     Raises:
         ExportError: a BatchNorm that is not folded, a convolution without a bias, a transposed one or one of
-            several groups, weights beyond fp16; the node and its module are named.
+            several groups, weights or a bias beyond fp16 or not finite; the node or tensor and its module are
+            named.
     """
     nodes, initializers = [], []
     for node in graph.nodes:

@@ -68,14 +68,16 @@ def check(
 ) -> list[Violation]:
     """Return the violations of the engine's rules: what it refuses, or does otherwise than it was meant.
 
-    They are sorted by node in file order, those of no node, or of one with an unknown operator, first.
+    They are sorted by node in file order, those of no node, or of one with an unknown operator, first. A
+    file without a SparseConvolution has that one violation alone.
 
     Args:
         source: file or model.
         max_voxels: most voxels of one sweep. An output bound below it, or below the number of the grid's
             cells if there are fewer, is an error, or a warning behind a stride, whose number of sites is
             another. None: the 160,000 of the published test configs, and warnings alone. In any case a bound
-            below the number of sites of the trace, the first number of a node's `output_shape`, is an error.
+            below 1, or below the number of sites of the trace, the first number of a node's `output_shape`,
+            is an error.
         name: file name that tells the order of coordinates, e.g. 'lidar.backbone.xyz.onnx', which nodes must
             not contradict; no message has it. '': that of `source`, and no order for a model.
 
@@ -330,9 +332,10 @@ class TensorFacts:
     """Facts about a tensor.
 
     Attributes:
-        channels: channels of a sparse tensor; 0 if unknown.
-        grid: cells per axis, in the file's order; () if unknown.
-        sites: name of its set of active sites: tensors with the same one have their rows in the same places.
+        channels: channels of a sparse tensor, or of the one that a dense tensor was made of; 0 if unknown.
+        grid: cells per axis of that sparse tensor, in the file's order; () if unknown.
+        sites: name of its set of active sites: tensors with the same one have their rows in the same places;
+            '' if unknown.
         shape: shape of a dense tensor; () of a sparse one, or if unknown.
         dense: whether it is dense.
     """
@@ -349,7 +352,7 @@ class TensorWalk:
 
     Attributes:
         violations: violations of nodes that do not fit together.
-        tensors: name -> facts of every tensor.
+        tensors: name -> facts of every input of the graph and every output of `nodes`.
     """
 
     def __init__(self, graph: onnx.GraphProto, nodes: list[ParsedNode], max_voxels: int | None) -> None:

@@ -41,7 +41,7 @@ class Field:
 
 
 PRECISION_FIELDS = (Field('precision', 'STRING', ''), Field('output_precision', 'STRING', ''))
-"""Attributes of every node that computes."""
+"""Attributes of convolutions and additions."""
 ADD_FIELDS = (
     Field('input0_dynamic_range', 'FLOAT', 0.0),
     Field('input1_dynamic_range', 'FLOAT', 0.0),
@@ -86,7 +86,7 @@ UNREAD = (
     Field('output_spatial_shape', 'INTS', ()),
     Field('output_shape', 'INTS', ()),
 )
-"""Attributes of a convolution that exporters write and the parser never reads."""
+"""Attributes of a convolution that exporters write and the parser never reads, as far as rules need them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ class ParsedNode:
         op_type: SparseConvolution, Add, QuantAdd, Relu, ScatterDense, Transpose or Reshape.
         inputs, output: names of tensors, without the initializers.
         values: every attribute that the parser reads, defaults filled in.
-        unread: attributes of a convolution that the parser does not read.
+        unread: the attributes `UNREAD` of a convolution, defaults filled in; {} of other nodes.
         weight: (O, k0, k1, k2, I) float16, in the file's own shape if that is another; empty if the parser
             could not take it, and of other nodes than convolutions.
         bias: (O,) float16; likewise.
@@ -120,7 +120,7 @@ class ParsedNode:
 
     @property
     def input_ranges(self) -> dict[str, float]:
-        """The ranges (amax) of its inputs, by the name of the attribute."""
+        """The ranges (amax) of its inputs, by the name of the attribute; 0 where the file has none."""
         return {name: value for name, value in self.values.items() if name.endswith('dynamic_range')}
 
 

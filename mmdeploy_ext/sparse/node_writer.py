@@ -48,7 +48,7 @@ class NodeWriter:
     def constant(self, name: str, values: np.ndarray) -> str:
         """Add an initializer of the shape and type of `values`; return its name.
 
-        One of this name with the same values is shared; ValueError: it has others.
+        One of this name with the same shape, type and values is shared; ValueError: it has others.
         """
         tensor = numpy_helper.from_array(np.asarray(values, order='C'), name)
         earlier = self.initializers.setdefault(name, tensor)

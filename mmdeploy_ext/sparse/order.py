@@ -20,9 +20,10 @@ REVERSED = (0, 1, 4, 3, 2)
 def reorder(graph: SparseGraph, order: str) -> SparseGraph:
     """Return the same network on coordinates in another axis order, 'xyz' or 'zyx'; the dense output stays.
 
-    Kernels are permuted, never mirrored. The first Transpose behind a ScatterDense takes the change up; if
-    there is none, one is put in, one that would do nothing is taken out. There and back is the same graph,
-    unless it has a Transpose that does nothing.
+    Kernels are permuted, never mirrored. A Transpose directly behind a ScatterDense takes the change up; if
+    there is none, one is put in, one that would do nothing is taken out. Names and tensor ids are counted
+    anew, unless the graph has this order already: it is then returned as it is. There and back is the same
+    graph, unless it has a Transpose that does nothing.
 
     Raises:
         UsageError: another order.

@@ -50,7 +50,8 @@ class Scatter(JsonDataclass):
     Attributes:
         name: name of the node.
         level: index of the level whose sites are written.
-        axes: the spatial axes 0, 1, 2 of the sites in the order of the dense tensor, fastest one last.
+        axes: the spatial axes 0, 1, 2 of the sites in the order of the dense tensor, fastest one last; of the
+            tensor behind the Transpose that alone reads it, if that moves no other axes.
     """
 
     name: str
@@ -182,7 +183,8 @@ def site_levels(graph: SparseGraph) -> dict[str, int]:
 def keeps_sites(node: SparseConvolution) -> bool:
     """Return whether the output sites are the input sites.
 
-    They are if `node` is submanifold, or has a 1x1x1 kernel without stride and padding.
+    They are if `node` is submanifold, or has a 1x1x1 kernel without stride and padding. Whether it is an
+    inverse convolution, which has other ones, the caller looks at.
     """
     pointwise = node.kernel_size == node.stride == (1, 1, 1) and node.padding == (0, 0, 0)
     return node.subm or pointwise

@@ -35,7 +35,7 @@ def apply_precision(
 
     The precision is the type in which the kernel computes, the output precision the type of its result. Each
     convolution and addition gets the ranges that `ranges` has for it, as in NVIDIA's files of BEVFusion (the
-    reference), also one that computes in fp16. A rulebook of None becomes ''.
+    reference), also one that computes in fp16. A convolution's rulebook of None becomes ''.
 
     Args:
         graph: as `fold.fold` returns it: no BatchNorm is a node of its own, and every convolution has a bias.

@@ -194,7 +194,8 @@ def pairs(
         coordinates: (N, 4) integers, sample and axes; every site once, which a strided one does not check.
         spatial_shape: grid of the sites, per axis.
         subm: whether it is submanifold: it then centres its kernel and ignores stride and padding.
-        *geometry: kernel size, stride, padding and dilation, per axis.
+        *geometry: kernel size, stride, padding and dilation, per axis; that a submanifold one has odd sizes
+            is not checked.
 
     Raises:
         DataError: coordinates of another shape, that are no integers, or outside the grid; a site twice, of a
@@ -218,7 +219,8 @@ class Rulebook:
         levels: sites of every level of the plan.
         tables: table name -> (K, M) int32, offset by offset the input row of every output row; N, one behind
             the last input row: no neighbour.
-        cells: scatter node's name -> (N,) int64, indices of its sites in the flattened dense grid.
+        cells: scatter node's name -> (N,) int64, indices of its sites in the flattened dense grid, whose axes
+            are in the order of `Scatter.axes`.
         level_of: tensor id -> index of its level.
     """
 
@@ -242,7 +244,7 @@ def build(plan: Plan, coordinates: np.ndarray, threads: int = 1) -> Rulebook:
 
     Raises:
         DataError: coordinates of another shape, that are no integers, outside the grid, or twice; a sample
-            other than 0 for a dense output; a grid that is smaller than a kernel.
+            other than 0 for a dense output; a grid that is smaller than the kernel of a strided convolution.
     """
     levels: list[Level] = [Level(coordinates, plan.spatial_shape)]
     if plan.scatters and len(levels[0]) and levels[0].coordinates[:, 0].any():

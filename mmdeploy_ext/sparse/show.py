@@ -129,7 +129,7 @@ def by(sizes: list[int]) -> str:
 
 
 def draw_sparse(model: onnx.ModelProto, target: str | os.PathLike[str], title: str = '') -> None:
-    """Draw a sparse graph into an SVG, PNG or PDF file, one column per set of active sites.
+    """Draw a sparse graph into an SVG, PNG or PDF file, with the columns of `columns`.
 
     Args:
         model: content of a libspconv file.
@@ -174,7 +174,7 @@ def draw_sparse(model: onnx.ModelProto, target: str | os.PathLike[str], title: s
 def columns(layers: list[dict[str, Any]]) -> list[int]:
     """Return the column of every entry of `sparse_layers`, from 0 on.
 
-    A new column begins where the set of active sites changes.
+    A new column begins where the set of active sites changes, also where it changes back.
     """
     pairs = itertools.pairwise(layers)
     changes = [below.get('sites') != above.get('sites') for above, below in pairs]

@@ -36,7 +36,7 @@ SIZE_SHARES = (0.4, 0.15, 0.15, 0.1, 0.1, 0.1)
 EMPTY_EVERY = 20
 """Every 20th picture (those of index 19, 39, ...) shows only ground."""
 MAX_PROPOSALS = 9
-"""Largest number of shapes that are tried for a picture; not all find room."""
+"""Largest number of shapes that is drawn for a picture, to be tried; not all find room."""
 JPEG_QUALITY = 92
 """Quality of the pictures, 0..100."""
 SHARD = 50

@@ -1,8 +1,8 @@
 """Panoptic annotations of the generated set: `mm2onnx synthetic panoptic --out data/toy_coco`.
 
-The shapes are things; the ground is stuff, with a class for each of its five patterns. The soft edges of
-shapes belong to no segment. The layout is COCO's: `annotations/panoptic_*2017.json`, and a folder of the same
-name with a PNG for every picture, whose colours are the numbers of segments.
+The shapes are things; the ground is stuff, with a class for each of its five patterns. The outer soft edges
+of shapes on the ground belong to no segment. The layout is COCO's: `annotations/panoptic_*2017.json`, and a
+folder of the same name with a PNG for every picture, whose colours are the numbers of segments.
 
 A missing set is made first. The content of pictures follows from the parameters in the manifest, so that the
 annotations of equal sets are equal. H, W: height and width of a picture, pixels.
@@ -56,7 +56,8 @@ def segments_of(
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Return the segments (H, W) int64 of a picture and their entries in COCO's JSON.
 
-    The ground is segment 1, shapes are numbered from 2; 0 are the soft edges. An entry has `id`,
+    The ground is segment 1, shapes are numbered from 2; 0 are the outer soft edges (`alpha` 1 to 127) where
+    no other shape is visible. An entry has `id`,
     `category_id` (those of `CLASSES` from 1 on, then those of `STUFF`), `iscrowd`, `area` in pixels and
     `bbox` x y w h; a segment without pixels has none.
 
@@ -116,6 +117,7 @@ def ensure_toy_panoptic(root: str | os.PathLike[str] = 'data/toy_coco', **parame
         DataError: `root` is not a generated set of pictures, or one of an older world, its manifest is
             damaged, or a picture cannot be written.
         UsageError: a parameter of a missing set is out of range.
+        Mm2OnnxError, OSError: another file cannot be written.
     """
     root = Path(root)
     if not (root / staging.MANIFEST).is_file():

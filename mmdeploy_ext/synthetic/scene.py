@@ -63,7 +63,7 @@ def place_outline(
         loops: one of `OUTLINES`.
         centre: (x, y) in pixels, where the origin of the outline comes to be.
         side: square root of the area in pixels.
-        aspect: width over height before turning.
+        aspect: what the outline's width over its height is multiplied by, before turning.
         angle: angle in radians, clockwise on the screen.
         max_radius: largest distance of a point from the centre, pixels; it may make the area smaller.
     """

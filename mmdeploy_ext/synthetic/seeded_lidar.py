@@ -82,7 +82,7 @@ FUSION_TARGETS = {
 def fill_lidar(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0) -> nn.Module:
     """Fill a LiDAR detector of mmdet3d in place, and return it in evaluation mode.
 
-    Its sparse encoder has weights by name, which do not depend on the seed.
+    Its sparse encoder, if it has one, has weights by name, which do not depend on the seed.
 
     Args:
         model: the detector.
@@ -115,9 +115,9 @@ def fill_lidar(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0
 
 
 def fill_point_fusion(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0) -> nn.Module:
-    """Fill a detector in which points take features of a picture, such as MVX-Net, and return it.
+    """Fill a detector in which points take features of a picture, such as MVX-Net, in place; return it.
 
-    Arguments and weights are those of `fill_lidar`; it is calibrated on frames of a sweep and a picture.
+    Arguments, weights and mode are those of `fill_lidar`; it is calibrated on pairs of a sweep and a picture.
     """
     from mmdeploy_ext.families.parts.lidar_parts import parts_of
 
@@ -139,7 +139,7 @@ def fill_point_fusion(model: nn.Module, cfg: Any, family: SequenceFamily, seed: 
 
 
 def head_outputs(parts: Parts, maps: torch.Tensor) -> Any:
-    """Return the outputs of the head, as it returns them, for bird's-eye maps (B, C, H, W)."""
+    """Return the outputs of the head, as it returns them, for maps as `scale_last_layers` takes them."""
     features = parts.backbone(maps)
     return parts.head(features if parts.neck is None else parts.neck(features))
 
@@ -148,7 +148,8 @@ def scale_last_layers(parts: Parts, maps: torch.Tensor) -> None:
     """Rescale the last layers of the head in place, those of the scores first.
 
     The norms of backbone, neck and head are calibrated in the same run. `parts` are those of the detector,
-    whose head has layers named as in `CLASS_LAYERS`; `maps` are those of sweeps, (B, C, H, W).
+    whose head has layers named as in `CLASS_LAYERS`; `maps` are what the backbone takes of B
+    sweeps or pictures, (B, C, H, W) or volumes.
     """
     convolutions = {name: layer for name, layer in parts.head.named_modules() if isinstance(layer, nn.Conv2d)}
     score_layers = {name: layer for name, layer in convolutions.items() if re.fullmatch(CLASS_LAYERS, name)}

@@ -110,7 +110,8 @@ def scale_queries(
     Args:
         model: detector with such a head (`is_query`).
         pictures: (B, 3, H, W); only their size is used.
-        exposed_pictures: any number of pictures in the dark and in bright light, of the same size.
+        exposed_pictures: any number of pictures in the dark and in bright light, of the same size; used if
+            the masks of the head become a panoptic map.
         features: what the detector's `extract_feat` returns of the pictures, (B, C, h, w) of each level;
             those of some pictures are used (`PICTURES`).
     """
