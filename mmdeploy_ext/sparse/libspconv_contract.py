@@ -69,7 +69,7 @@ def check(
     """Return the violations of the engine's rules: what it refuses, or does otherwise than it was meant.
 
     They are sorted by node in file order, those of no node, or of one with an unknown operator, first. A
-    file without a SparseConvolution has that one violation alone.
+    file with neither a SparseConvolution nor a ScatterDense has one violation, which says so.
 
     Args:
         source: file or model.
