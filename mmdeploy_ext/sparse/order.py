@@ -57,11 +57,15 @@ def reorder(graph: SparseGraph, order: str) -> SparseGraph:
             else:
                 nodes.append(dataclasses.replace(node, dims=dims))
         else:
-            nodes.append(_restored(source))
-            nodes.append(dataclasses.replace(node, inputs=(nodes[-1].output, *node.inputs[1:])))
+            restored = _restored(source)
+            if restored not in nodes:
+                nodes.append(restored)
+            nodes.append(dataclasses.replace(node, inputs=(restored.output, *node.inputs[1:])))
     if graph.output in scatters:
-        nodes.append(_restored(scatters[graph.output]))
-        names[graph.output] = nodes[-1].output
+        restored = _restored(scatters[graph.output])
+        if restored not in nodes:
+            nodes.append(restored)
+        names[graph.output] = restored.output
     changes = dict(nodes=tuple(nodes), order=order, spatial_shape=graph.spatial_shape[::-1])
     return renumber(dataclasses.replace(graph, output=names.get(graph.output, graph.output), **changes))
 

@@ -13,7 +13,7 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting.sparse.trace import trace
 from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.fold import fold
-from mmdeploy_ext.sparse.ir import ScatterDense, Transpose, differences
+from mmdeploy_ext.sparse.ir import Reshape, ScatterDense, Transpose, differences
 from mmdeploy_ext.sparse.order import reorder
 
 
@@ -88,6 +88,23 @@ def dense(graph, shape):
             result = tensors[node.inputs[0]].transpose(node.dims)
         tensors[node.output] = result
     return tensors[graph.output].tolist()
+
+
+@pytest.mark.parametrize('output', ['2', '4'])
+def test_a_dense_tensor_with_several_readers_is_restored_once(graphs, output):
+    full = (1, 4, 2, 3, 4)
+    nodes = [
+        *graphs['xyz'].nodes[:1],
+        ScatterDense('scatter0', 'm', ('1',), '2', full[2:], full),
+        Reshape('reshape0', 'm', ('2',), '3', (1, 96)),
+        Reshape('reshape1', 'm', ('2',), '4', (96, 1)),
+    ]
+    turned = reorder(dataclasses.replace(graphs['xyz'], nodes=tuple(nodes), output=output), 'zyx')
+    scatter, restored, *readers = turned.nodes[1:]
+    assert restored.inputs == (scatter.output,)
+    assert [reader.inputs for reader in readers] == [(restored.output,)] * 2
+    assert len({node.output for node in turned.nodes}) == len(turned.nodes)
+    assert turned.output == (restored.output if output == '2' else readers[1].output)
 
 
 def test_another_order_is_refused(graphs):
