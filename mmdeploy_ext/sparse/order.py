@@ -57,19 +57,21 @@ def reorder(graph: SparseGraph, order: str) -> SparseGraph:
             else:
                 nodes.append(dataclasses.replace(node, dims=dims))
         else:
-            restored = _restored(source)
-            if restored not in nodes:
-                nodes.append(restored)
-            nodes.append(dataclasses.replace(node, inputs=(restored.output, *node.inputs[1:])))
+            restored = _restored_once(nodes, source)
+            nodes.append(dataclasses.replace(node, inputs=(restored, *node.inputs[1:])))
     if graph.output in scatters:
-        restored = _restored(scatters[graph.output])
-        if restored not in nodes:
-            nodes.append(restored)
-        names[graph.output] = restored.output
+        names[graph.output] = _restored_once(nodes, scatters[graph.output])
     changes = dict(nodes=tuple(nodes), order=order, spatial_shape=graph.spatial_shape[::-1])
     return renumber(dataclasses.replace(graph, output=names.get(graph.output, graph.output), **changes))
 
 
-def _restored(scatter: ScatterDense) -> Transpose:
-    """Return the transposition from the new order back to the axes that the graph's own tail expects."""
-    return Transpose('', scatter.module, (scatter.output,), f'{scatter.output} restored', REVERSED)
+def _restored_once(nodes: list[Node], scatter: ScatterDense) -> str:
+    """Return the tensor of the new order in the axes that the graph's own tail expects.
+
+    The transposition that gives it is added to the nodes, once for each scatter.
+    """
+    output = f'{scatter.output} restored'
+    restored = Transpose('', scatter.module, (scatter.output,), output, REVERSED)
+    if restored not in nodes:
+        nodes.append(restored)
+    return output
