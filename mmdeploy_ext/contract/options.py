@@ -37,7 +37,7 @@ class Option:
             has no effect.
         stated: whether the command that exports again states it at its default, too.
         pair: name of the option whose value follows in the same argument (width after height); '' if none.
-        hint: advice at the end of the error of a wrong value; '' for none.
+        hint: advice at the end of the error of a value outside of `choices` or `minimum`; '' for none.
         group: title above it in the help; '' puts it under the general one.
         open: whether the metadata of a file may have other values than `choices`.
         refused: value that users may expect to be a choice -> why it is not.

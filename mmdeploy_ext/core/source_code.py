@@ -97,7 +97,7 @@ def is_ours(path: Path) -> bool:
 
 
 def codes_in(code: CodeType) -> Iterator[CodeType]:
-    """Yield a code object and those of the functions, lambdas and comprehensions in it."""
+    """Yield a code object and those of the functions, classes, lambdas and comprehensions in it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, type(code)):
@@ -285,7 +285,8 @@ def is_in_library(kind: type) -> bool:
     """Return whether the installed package of OpenMMLab has a class of the module and name of `kind`.
 
     That is so of the library's classes in a user's copy of the package, whatever their code is, and not of a
-    class that the user added to the copy. If the package is used from its checkout, it is so of all.
+    class that the user added to the copy. If the package is used from its checkout, or is not installed, it
+    is so of all.
     """
     package, *modules = kind.__module__.split('.')
     if package not in DISTRIBUTIONS:

@@ -78,8 +78,8 @@ class DeployContract:
         Args:
             images: (N, 3, H, W); if they are contiguous and of `image_dtype`, they are read in place.
             calibration: matrices of the cameras; the position embedding is computed again only if it changes.
-            moment: the motion and the time since the last frame; the memory is ignored if its `prev_exists`
-                is False.
+            moment: the motion, from the last LiDAR frame to this one, and the time since; the memory is
+                ignored if its `prev_exists` is False.
 
         Returns:
             `all_cls_scores` (L, 1, Q, K), logits, and `all_bbox_preds` (L, 1, Q, 10), boxes as `decode` in

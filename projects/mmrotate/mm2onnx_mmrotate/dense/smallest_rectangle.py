@@ -33,8 +33,9 @@ FAR = 1e30
 def smallest_rectangle(xp: ModuleType, x: Any, y: Any, version: str) -> Any:
     """Return the rectangles (B, A, 5) around points: centre x and y, width, height, angle.
 
-    Places and sizes are in the unit of the points. The angle is that of the side called width, in radians
-    from x towards y. Where it is pi/2 numpy warns of a division by zero, whose result is right.
+    Places and sizes are in the unit of the points, strides in the heads. The angle is that of the side called
+    width, in radians from x towards y. Where it is pi/2 numpy warns of a division by zero, whose result is
+    right.
 
     Args:
         xp: numpy or torch, the module of the points.
