@@ -32,7 +32,7 @@ def camera_key(names: Container[str]) -> str:
 def square_matrix(matrix: Any) -> np.ndarray:
     """Return a matrix (3, 3), (3, 4) or (4, 4) as (4, 4) float64, the rest that of the identity.
 
-    ValueError: another shape, or not finite.
+    ValueError: another shape, not finite, or a text that is no number. TypeError: a dict.
     """
     array = np.asarray(matrix, np.float64)
     if array.shape not in ((3, 3), (3, 4), (4, 4)) or not np.isfinite(array).all():
@@ -95,7 +95,8 @@ def cameras_of(content: Any) -> dict[str, np.ndarray]:
     The content is a matrix, or a dict of file name -> matrix, or the annotations of mmdet3d's monocular data
     sets, whose `images` have `file_name` and `cam_intrinsic`. Names are returned as `Path` spells them,
     without './'. ValueError: none of these, a matrix that `square_matrix` refuses, or a file name twice with
-    different cameras. KeyError, TypeError: an image of the annotations lacks one of the two, or is no dict.
+    different cameras. KeyError, TypeError: an image of the annotations lacks one of the two, or is no dict;
+    or a dict is in place of a matrix.
     """
     if isinstance(content, list):
         pairs = [('', content)]

@@ -20,7 +20,8 @@ from mmdeploy_ext.core.compiled import njit
 EMPTY = np.int64(-1)
 """Marks a free slot."""
 LEAST_SLOTS = 64
-"""A hash has more slots than this; the smallest one twice as many."""
+"""A hash has more slots than this; the smallest one twice as many. A search for output sites begins with room
+for this many at least."""
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: neighbouring keys spread over the whole table
 
 
@@ -120,7 +121,8 @@ def reach(sites, shape, axes, offsets, slots, rows, shift, table):
     """Write every input row into table (K, M) at the output row that it reaches by each offset, else N.
 
     sites (N, 4) of the input, shape (3,) cells of the output's grid, axes as in `reached_keys`, offsets
-    (K, 3) indices into the first axis of each of them; slots, rows, shift: a hash of the output sites.
+    (K, 3) indices into the first axis of each of them; slots, rows, shift: a hash of the output sites, which
+    has to have all that are reached.
     """
     for k in range(offsets.shape[0]):
         table[k] = sites.shape[0]

@@ -135,8 +135,8 @@ def options_of_export(options: Options, metadata: Metadata) -> Options:
     """Return the options of the export of a file before any command changed the file.
 
     `options` are those in its `metadata`. If a command converted the file to float16 later, they state
-    float16, and the returned ones float32; if one fixed the sizes, the returned ones leave them open. No
-    value of an option is checked here.
+    float16, and the returned ones float32; if one fixed the sizes, the returned ones leave them open, with
+    batch 1. No value of an option is checked here.
     """
     if _half_edits(metadata):
         options = options.replace(precision='fp32', fp16_io=False, keep_fp32=())
@@ -199,10 +199,11 @@ def compare_with_fresh_export(
 
 
 def rules_text(recorded: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rules in recorded edits that inputs have to judge in one line, `SHOWN` at most; '' for none.
+    """Return the rules in recorded edits that inputs have to judge in one line; '' for none.
 
-    A rule replaces a part of a graph. No comparison of graphs can judge those that a user wrote, and named
-    ones that are approximate. Each is 'replace: RULE'. `recorded` are the edits of `Metadata.edits`.
+    Of more than `SHOWN` the first are named, the others counted. A rule replaces a part of a graph. No
+    comparison of graphs can judge those that a user wrote, and named ones that are approximate. Each is
+    'replace: RULE'. `recorded` are the edits of `Metadata.edits`.
     """
     rules = edits.judged_by_inputs(recorded)
     if len(rules) > SHOWN:

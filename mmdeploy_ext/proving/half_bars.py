@@ -47,9 +47,9 @@ class HalfBars:
         cosine: smallest cosine of every output, from which the bar of its norm follows (`norm_bar`).
         iou: smallest IoU of a matched pair, boxes or masks in images.
         distance_m: largest distance of the centres and of the corners of a matched pair, boxes in 3D; and, in
-            m/s, largest difference of their velocities; in `families/monocular` also of sizes, and of yaws
-            in radians. Why corners: of a PointPillars in INT8, whose mAP is 0.021 lower, 11 of 81 boxes
-            matched with the bars of float32 for sizes and headings, and 259 of 290 by corners.
+            m/s, largest difference of their velocities; in `families/monocular`, instead of corners, of
+            sizes, and of yaws in radians. Why corners: of a PointPillars in INT8, whose mAP is 0.021 lower,
+            11 of 81 boxes matched with the bars of float32 for sizes and headings, and 259 of 290 by corners.
         score: largest score difference of a matched pair.
         match_rate: smallest share of all results of a proof that are matched.
         metric: largest difference of a data-set metric in 0..1.
