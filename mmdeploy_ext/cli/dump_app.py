@@ -122,24 +122,11 @@ def _pairs(args: argparse.Namespace) -> list[tuple[str, Path, Path]]:
     return [(name, first[name], second[name]) for name in first]
 
 
-def _without_same_gaps(reference: np.ndarray, candidate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return two tensors with 0 for their NaN and infinities, if both have the same in the same places.
-
-    A model may leave values out by NaN, as Sparse4D does scores of instances that it keeps.
-    """
-    kinds = [(array.dtype, array.shape) for array in (reference, candidate)]
-    if reference.dtype.kind != 'f' or kinds[0] != kinds[1]:
-        return reference, candidate
-    special = ~np.isfinite(reference)
-    if not np.array_equal(reference[special], candidate[special], equal_nan=True):
-        return reference, candidate
-    return np.where(special, 0, reference), np.where(special, 0, candidate)
-
-
 def _compare(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+    from mmdeploy_ext.graph.output_comparison import without_equal_gaps
     from mmdeploy_ext.proving.tensors import compare_tensors
 
     for name in ('rtol', 'atol'):
@@ -156,8 +143,8 @@ def _compare(args: argparse.Namespace) -> int:
             {key: array for key, array in side.items() if key in (args.tensors or side)}
             for side in (reference, candidate)
         )
-        for key in reference.keys() & candidate.keys():
-            reference[key], candidate[key] = _without_same_gaps(reference[key], candidate[key])
+        for key in reference.keys() & candidate.keys():  # Sparse4D leaves scores of kept instances out by NaN
+            reference[key], candidate[key] = without_equal_gaps(reference[key], candidate[key])
         outputs = tuple(
             TensorSpec(
                 key, str(array.dtype), array.shape, groups=(doubles if array.dtype == float else group,)

@@ -82,3 +82,8 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     similar = difflib.get_close_matches(name, candidates, 3, 0.6)
     similar += [text for text in candidates if name and name in text and text not in similar]
     return f'; did you mean {", ".join(similar[:3])}?' if similar else ''
+
+
+def on_inputs(count: int) -> str:
+    """Return the end of a claim that holds on some inputs alone: 'ON 1 INPUT', 'ON 9 INPUTS'."""
+    return f'ON {count} {"INPUT" if count == 1 else "INPUTS"}'

@@ -63,8 +63,8 @@ class LibraryOperator:
 
 
 LIBRARY_OPERATORS: list[LibraryOperator] = []
-"""Operators whose patches, of those that have one, hold in every export; the modules that need
-one, in `ops` and in families, add it."""
+"""Operators whose patches, of those that have one, hold in every export; modules of `ops` and families add
+those that they need."""
 
 
 @contextlib.contextmanager

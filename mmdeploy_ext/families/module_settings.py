@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmdeploy_ext.core.arrays import to_array
+
 ONLY_TRAINING = ('training', 'train_cfg', 'init_cfg', 'pretrained')
 """Attributes of modules and entries of configs that inference does not read."""
 HOOKS = ('_forward_pre_hooks', '_forward_hooks')
@@ -81,7 +83,7 @@ def settings(value: Any, depth: int = 1) -> Any:
     if isinstance(value, torch.Tensor) and value.is_meta:
         return f'{value.dtype}{list(value.shape)} without values'
     if isinstance(value, torch.Tensor | np.ndarray):
-        array = _array_of(value) if isinstance(value, torch.Tensor) else value
+        array = to_array(value) if isinstance(value, torch.Tensor) else value
         if array.size <= MAX_NUMBERS:
             return settings(array.tolist())
         return f'{array.dtype}{list(array.shape)} {hashlib.sha256(array.tobytes()).hexdigest()}'
@@ -93,18 +95,6 @@ def settings(value: Any, depth: int = 1) -> Any:
     if isinstance(value, nn.Module) or depth <= 1 or not hasattr(value, '__dict__') or callable(value):
         return ...
     return settings(vars(value), depth - 1)
-
-
-def _array_of(tensor: torch.Tensor) -> np.ndarray:
-    """Return the numbers of a tensor; those of a type that numpy lacks, such as bfloat16, as float32."""
-    tensor = tensor.detach().cpu()
-    if tensor.layout != torch.strided:
-        tensor = tensor.to_dense()
-    tensor = tensor.dequantize() if tensor.is_quantized else tensor.resolve_conj().resolve_neg()
-    try:
-        return tensor.numpy()
-    except TypeError:
-        return tensor.float().numpy()
 
 
 def is_setting(key: Any) -> bool:

@@ -179,6 +179,8 @@ class _Rules:
     Attributes:
         form: how the family of the file exports it with constant shapes.
         rewritten: outputs of each RoiAlign and DeformConv that a build writes in other operators.
+        constants: name -> value of the constants that are lengths of a Split or the K of a TopK, of all
+            bodies and functions together: of several of one name the last counts.
     """
 
     def __init__(self, model: onnx.ModelProto, rtx: bool) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, UsageError
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.printable import on_inputs, one_line
 from mmdeploy_ext.kit.contents import ChainedFrame, KitCase, KitGraph, read_manifest
 from mmdeploy_ext.kit.diagnosis import (
     diagnose,
@@ -100,7 +100,7 @@ class Judgement:
         if not self.equal:
             return f'NOT {claim}{suffix}'
         frames = f' AND {self.frames} FRAMES' if self.frames else ''
-        return f'{claim} ON {self.inputs} INPUTS{frames}{suffix}'
+        return f'{claim} {on_inputs(self.inputs)}{frames}{suffix}'
 
     @property
     def failures(self) -> list[str]:

@@ -62,8 +62,8 @@ class MultiViewRule(JsonDataclass):
         size_divisor: pad to a multiple of this, bottom and right, with zeros, after normalising.
         pad_size: (H, W) to pad to instead; None uses `size_divisor`.
         num_cameras: N.
-        cameras: names in the order of the network input, which no config tells: `CAMERAS`, and () by
-            `multiview_rule` for another number than 6.
+        cameras: names in the order of the network input; no config tells them. Of six cameras they are
+            `CAMERAS`; `multiview_rule` gives () for another number.
         normalised_first: normalise, then resize the float32 values bilinearly by OpenCV, without a crop;
             otherwise resize by Pillow's bicubic, crop, then normalise.
     """

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from mmdeploy_ext.core.arrays import to_array
 from mmdeploy_ext.core.foreign_functions import is_users_value
 
 if TYPE_CHECKING:
@@ -254,8 +255,8 @@ def _parts_of_array(value: torch.Tensor | np.ndarray) -> tuple[Any, ...]:
     array = np.asarray(value) if isinstance(value, np.ndarray) else value  # numpy.ma.masked writes no bytes
     if isinstance(value, torch.Tensor):
         try:
-            array = value.detach().cpu().numpy()
-        except (TypeError, RuntimeError):  # bfloat16, sparse
+            array = to_array(value)
+        except RuntimeError:  # of the meta device
             return tuple(value.shape), str(value.dtype), repr(value)
     data = repr(array.tolist()) if array.dtype.hasobject else hashlib.sha256(array.tobytes()).hexdigest()
     return str(array.shape), str(value.dtype), data

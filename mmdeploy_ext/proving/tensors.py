@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.core.printable import shape_text
+from mmdeploy_ext.core.printable import on_inputs, shape_text
 
 HISTOGRAM_DECADES = (-12, 0)
 """First and last power of ten of |difference| / scale in a row's histogram, see `TensorRow.histogram`."""
@@ -75,7 +75,7 @@ def equality_claim(rows: Collection[TensorRow], inputs: int, claim: str = 'EQUAL
 
     `inputs` is N; `claim` replaces 'EQUAL'.
     """
-    return f'{claim} ON {inputs} {"INPUTS" if inputs > 1 else "INPUT"}' if is_equal(rows) else f'NOT {claim}'
+    return f'{claim} {on_inputs(inputs)}' if is_equal(rows) else f'NOT {claim}'
 
 
 class ArrayDistance:

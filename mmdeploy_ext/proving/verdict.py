@@ -10,6 +10,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.core.printable import on_inputs
 from mmdeploy_ext.proving.results import SHOWN
 
 if TYPE_CHECKING:
@@ -89,8 +90,7 @@ class Verdict:
         claim = 'PROVEN' if self.precision == 'fp32' else f'WITHIN {self.precision.upper()} BARS'
         if not self.passed:
             return f'NOT {claim}'
-        inputs = '1 INPUT' if self.num_inputs == 1 else f'{self.num_inputs} INPUTS'
-        return f'{claim} ON {inputs} ({self.by_inputs})' if self.by_inputs else claim
+        return f'{claim} {on_inputs(self.num_inputs)} ({self.by_inputs})' if self.by_inputs else claim
 
     @property
     def by_inputs(self) -> str:

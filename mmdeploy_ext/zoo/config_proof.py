@@ -32,6 +32,7 @@ from mmdeploy_ext.zoo.records import (
     NOT_PROVEN,
     Outcome,
     Record,
+    left_out_outcomes,
     outcome_of_error,
 )
 
@@ -112,9 +113,7 @@ def prove_config(
         keep: called with the record after each export of the family, also after one that this run leaves
             out, since the next one may kill the process.
     """
-    left_out = {
-        kind: getattr(earlier, kind, None) for kind in EXPORT_KINDS if kind not in settings.export_kinds
-    }
+    left_out = left_out_outcomes(earlier, settings.export_kinds)
     record, made_from = Record(config.name, config.parts, **left_out), origin_digest(config, settings)
     try:
         cfg = load_config(config.path)

@@ -26,6 +26,7 @@ from mmdeploy_ext.zoo.records import (
     TIME,
     Outcome,
     Record,
+    left_out_outcomes,
     portable,
     read_record,
 )
@@ -121,9 +122,7 @@ class ConfigProcess:
         reason for which it was killed; '' if it ended by itself.
         """
         status, earlier = self.process.exitcode, read_record(self.record_path)
-        left_out = {
-            kind: getattr(earlier, kind, None) for kind in EXPORT_KINDS if kind not in self.export_kinds
-        }
+        left_out = left_out_outcomes(earlier, self.export_kinds)
         empty = Record(self.config.name, self.config.parts, **left_out)
         if self.is_done.value:
             self.unfinished_path.unlink(missing_ok=True)

@@ -160,6 +160,14 @@ def read_record(path: Path) -> Record | None:
         return None
 
 
+def left_out_outcomes(earlier: Record | None, export_kinds: Sequence[str]) -> dict[str, Outcome | None]:
+    """Return kind -> earlier outcome of the exports that are not in `export_kinds`, as a run leaves them out.
+
+    They are None without an earlier record, and for an export that no earlier run has tried.
+    """
+    return {kind: getattr(earlier, kind, None) for kind in EXPORT_KINDS if kind not in export_kinds}
+
+
 def outcome_of_error(error: Exception) -> Outcome:
     """Return the outcome of an export that raised an error, with a reason that follows from the error.
 

@@ -16,6 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mmdeploy_ext.core.arrays import to_array
 from mmdeploy_ext.core.taps import collect_taps
 from mmdeploy_ext.graph.io.modules import plain_path
 
@@ -109,11 +110,10 @@ class TensorRecorder(TorchDispatchMode):
         return len(self.records) - 1
 
     def _copy(self, tensor: torch.Tensor) -> np.ndarray:
-        """Return the values of a tensor, bfloat16 as float32, without recording the operators for it."""
+        """Return the values of a tensor, see `to_array`, without recording the operators for it."""
         self._paused = True
         try:
-            value = tensor.detach().cpu()
-            return (value.float() if value.dtype == torch.bfloat16 else value).numpy().copy()
+            return to_array(tensor)
         finally:
             self._paused = False
 

@@ -16,6 +16,7 @@ import torch
 from onnx import TensorProto, helper
 from torch.utils import _pytree as pytree
 
+from mmdeploy_ext.core.arrays import to_array
 from mmdeploy_ext.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -222,12 +223,6 @@ def named_results(result: Any) -> dict[str, torch.Tensor]:
     A single one is `RESULT`; one in a tuple, list or dict has its index or key, '0' or 'boxes.0'.
     """
     return {name or RESULT: leaf for name, leaf in _leaves('', result) if isinstance(leaf, torch.Tensor)}
-
-
-def to_array(tensor: torch.Tensor) -> np.ndarray:
-    """Return a tensor as an array of its own; bfloat16, which numpy has not, as float32."""
-    tensor = tensor.detach().cpu()
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy().copy()
 
 
 def pair_names(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, GraphSpec
+from mmdeploy_ext.core.arrays import to_array
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import sha256_file
@@ -36,7 +37,6 @@ from mmdeploy_ext.proving.modules.calls import (
     module_title,
     pair_names,
     read_call,
-    to_array,
 )
 from mmdeploy_ext.proving.modules.generated import (
     STEP,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.core.printable import on_inputs
 from mmdeploy_ext.proving.verdict import plain_json
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class ModuleVerdict:
             return 'NOT PROVEN'
         if self.graph_equal and not self.traced_lines:
             return 'PROVEN'
-        claim = f'PROVEN ON {len(self.cases)} {"INPUTS" if len(self.cases) > 1 else "INPUT"}'
+        claim = f'PROVEN {on_inputs(len(self.cases))}'
         reasons = '; '.join(line.reason for line in self.traced_lines[:SHOWN])
         return f'{claim} ({reasons})' if self.graph_equal else claim
 

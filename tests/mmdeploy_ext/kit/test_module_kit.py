@@ -181,6 +181,6 @@ def test_an_output_in_float16_and_of_the_name_file_is_judged_as_any_other(tmp_pa
     kit = tmp_path / 'kit'
     write_module_kit(lambda x: x + x, tmp_path / 'half.onnx', [sample], kit, generate=False)
     run_onnxruntime.main(str(tmp_path / 'outputs'), kit=kit)
-    assert judge(kit, tmp_path / 'outputs').title == 'EQUAL ON 1 INPUTS'
+    assert judge(kit, tmp_path / 'outputs').title == 'EQUAL ON 1 INPUT'
     judgement = judge(kit, run_changed(kit, tmp_path / 'wrong', lambda inputs: {'x': inputs['x'] + 1}))
     assert judgement.title == 'NOT EQUAL' and 'file: 6 of 6 values differ' in judgement.failures[0]

@@ -115,7 +115,7 @@ def test_int8_is_judged_on_real_sweeps_alone(model, voxels, tmp_path, capsys):
     assert kit_app.main(words) == 2 and '--samples' in capsys.readouterr().err
     assert kit_app.main([*words, '--samples', str(voxels)]) == 0
     run_onnxruntime.main(str(tmp_path / 'o'), kit=tmp_path / 'kit', opens=open_interpreted)
-    assert judge(tmp_path / 'kit', tmp_path / 'o').title == 'WITHIN INT8 BARS ON 1 INPUTS'
+    assert judge(tmp_path / 'kit', tmp_path / 'o').title == 'WITHIN INT8 BARS ON 1 INPUT'
     assert './run_libspconv outputs int8' in (tmp_path / 'kit/README.md').read_text()
 
 

@@ -588,3 +588,12 @@ def test_packages_below_the_modules_of_python_are_the_users_where_the_classes_ar
     assert is_observed_file(package / 'net.py', [package])
     assert not is_observed_file(package / 'net.py', [])
     assert not is_observed_file(tmp_path / 'random.py', [package])
+
+
+@pytest.mark.parametrize('of', [lambda tensor: tensor, torch.Tensor.to_sparse])
+def test_a_large_tensor_that_numpy_lacks_is_compared_whole(of):
+    tensor = torch.ones(5000, dtype=torch.bfloat16)
+    before = Contents().of(of(tensor))
+    assert before == Contents().of(of(tensor.clone()))
+    tensor[2500] = 2
+    assert Contents().of(of(tensor)) != before
