@@ -191,12 +191,10 @@ def _compare_outputs(
 def without_equal_gaps(reference: np.ndarray, candidate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return two arrays with 0 for their NaN and infinities, if both have the same in the same places.
 
-    Arrays that do not, or have no floats or not one dtype and shape, are returned as they are.
+    Otherwise, and if they hold no floats, or differ in dtype or shape, they are returned as they are.
     """
-    if reference.dtype.kind != 'f' or (reference.dtype, reference.shape) != (
-        candidate.dtype,
-        candidate.shape,
-    ):
+    kinds = [(array.dtype, array.shape) for array in (reference, candidate)]
+    if reference.dtype.kind != 'f' or kinds[0] != kinds[1]:
         return reference, candidate
     special = ~np.isfinite(reference)
     if not np.array_equal(reference[special], candidate[special], equal_nan=True):

@@ -41,7 +41,7 @@ NEAR_M = 100.0
 class NearOrigin:
     """Frames; scenes that begin beyond `NEAR_M` of the map's origin are moved to begin within a metre of it.
 
-    Nothing else changes, nor does a position in `can_bus`. A model's results do not depend on the place on
+    Nothing else changes; a position in `can_bus` stays, too. A model's results do not depend on the place on
     the map, but the published one keeps its memory in float32 and in global coordinates. Two kilometres from
     the origin, where nuScenes was recorded, that is an error of some millimetres per frame in every file and
     in PyTorch itself, which would hide the errors that a proof looks for. Whole metres are subtracted, so
