@@ -1,7 +1,12 @@
 """Tensors of PyTorch as arrays of numpy."""
 
-import numpy as np
-import torch
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 
 def to_array(tensor: torch.Tensor) -> np.ndarray:
@@ -11,6 +16,8 @@ def to_array(tensor: torch.Tensor) -> np.ndarray:
     stand for; sparse tensors are filled with zeros. NotImplementedError: a tensor of the meta device, which
     has no numbers.
     """
+    import torch
+
     tensor = tensor.detach().cpu()
     if tensor.layout != torch.strided:
         tensor = tensor.to_dense()
