@@ -31,7 +31,7 @@ SpatialReductionAttention = mmdet_module('mmdet.models.backbones.pvt').SpatialRe
 DyHeadBlock = mmdet_module('mmdet.models.necks.dyhead').DyHeadBlock
 
 WRAPPERS = 'mmcv.cnn.bricks.wrappers'
-"""Module of mmcv with its layers."""
+"""Module of mmcv with its convolutions, linear and pooling layers that test for an empty input."""
 
 
 def spell_out_leading_offsets(module: nn.Module) -> None:
@@ -53,10 +53,11 @@ def sample_sides(boxes: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
 
 
 class RepeatedPriors:
-    """The priors of a level, once for each image of a batch.
+    """A generator of priors that repeats those of a level in a graph of another batch than that of its trace.
 
-    The head joins them in a loop over the images, of which a trace keeps the batch of its example.
-    `generator` makes priors as mmdet does; `repeats`, which `count` sets, is how often they are repeated.
+    The head joins one copy per image in a loop, of which a trace keeps the batch of its example. `generator`
+    makes priors as mmdet does, and has all other attributes; `repeats`, which `count` sets, is how often
+    those of a level are repeated.
     """
 
     def __init__(self, generator: Any) -> None:
@@ -83,7 +84,7 @@ class RepeatedPriors:
 
 
 def repeat_priors(module: nn.Module) -> None:
-    """Let TOOD's head have priors for other batches than that of the trace."""
+    """Let TOOD's head have priors for multiples of the batch of the trace, too, in place."""
     if isinstance(module, TOODHead):
         module.prior_generator = RepeatedPriors(module.prior_generator)
         module.register_forward_pre_hook(module.prior_generator.count)
@@ -93,15 +94,15 @@ def pooled(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Return maxima (B, C, H, W) of adaptive windows of (B, C, h, w), as PyTorch does; H <= h, W <= w.
 
     `size` is H and W.
-    Window i of n covers rows `floor(i * h / n)` to `ceil((i + 1) * h / n) - 1`; its last row is repeated if
-    other windows have one more.
+    Window i of n covers rows `floor(i * h / n)` to `ceil((i + 1) * h / n) - 1`; its last row is repeated, so
+    that all windows are read with the same number of rows.
     """
     x = x[:, :, _windows(x.shape[2], size[0], x)].amax(3)
     return x[..., _windows(x.shape[3], size[1], x)].amax(4)
 
 
 def _windows(length: int, count: int, like: torch.Tensor) -> torch.Tensor:
-    """Return the rows of each window, (count, largest number of rows of a window)."""
+    """Return the rows of each window, (count, rows); the last one is repeated in windows that have fewer."""
     index = torch.arange(count, device=like.device)
     first, last = index * length // count, ((index + 1) * length + count - 1) // count - 1
     steps = torch.arange((length + count - 1) // count + 1, device=like.device)
@@ -146,7 +147,10 @@ def _resized(x: torch.Tensor, size: Sequence[int], pool: bool) -> torch.Tensor:
 
 
 def resize_by_integers(module: nn.Module) -> None:
-    """Let a merge cell of mmcv or a BFP of mmdet resize by the functions of this module, in place."""
+    """Let a merge cell of mmcv or a BFP of mmdet resize by the functions of this module, in place.
+
+    A class that is derived from BFP stays as it is, one that is derived from a merge cell does not.
+    """
     if isinstance(module, BaseMergeCell):
         module._resize = functools.partial(merged_size, mode=module.upsample_mode)
     elif type(module) is BFP:
@@ -154,7 +158,10 @@ def resize_by_integers(module: nn.Module) -> None:
 
 
 def run_as_torch_layer(module: nn.Module) -> None:
-    """Let a layer of mmcv run as the layer of torch that it is derived from, in place."""
+    """Let a layer of mmcv's `WRAPPERS` run as the layer of torch that it is derived from, in place.
+
+    Layers of other modules stay as they are, and so do those whose `forward` is the user's.
+    """
     cls = type(module)
     if cls.__module__ == WRAPPERS and not is_users(cls.forward):
         module.forward = functools.partial(cls.__mro__[1].forward, module)

@@ -87,7 +87,7 @@ class ExtractImgFeat(OfModel):
     """Backbone and neck."""
 
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
-        """Return the feature map (1, N, C, h, w) of pictures (N, 3, H, W)."""
+        """Return the first feature map (1, N, C, h, w) of pictures (N, 3, H, W)."""
         return (feature_maps(self.model, img)[0].unsqueeze(0),)
 
 
@@ -259,7 +259,7 @@ def portable(size: Sizes) -> list[GraphSpec]:
 
 
 def bound(size: Sizes) -> list[GraphSpec]:
-    """Return the contracts of DL4AGX's two graphs, and of the one that computes what its caller has to.
+    """Return the contracts of DL4AGX's two graphs, and of that of the positions, which its caller computes.
 
     Source of names, ranks and shapes: NVIDIA/DL4AGX 482b3f5, AV-Solutions/petr-trt.
     """

@@ -285,9 +285,9 @@ class PetrOnnx(CameraRuntime):
 
     @property
     def state(self) -> StreamState | None:
-        """A copy of what is kept of the last frame, None before the first one; see `memory_of`.
+        """A copy of `memory_of` the last frame, None before the first one and after `reset`.
 
-        ShapeError: a memory that is assigned is that of another model.
+        ShapeError: of PETRv2, a memory that is assigned is that of another model; PETR takes any.
         """
         return copy.deepcopy(self._last)
 

@@ -183,6 +183,7 @@ def check_masks(cfg: Any, options: Options, check_results: Callable[[nn.Module, 
 def check_instances(head: nn.Module, fusion: nn.Module) -> None:
     """Refuse (ConfigError) heads without instances, or with fewer pairs of query and class than their limit.
 
+    A limit that is no whole number from 1 is refused, too.
     `head` is the `panoptic_head`, `fusion` the `panoptic_fusion_head`.
     """
     supported_parts.check_instances(fusion)
@@ -192,7 +193,10 @@ def check_instances(head: nn.Module, fusion: nn.Module) -> None:
 
 
 def check_panoptic(head: nn.Module, fusion: nn.Module) -> None:
-    """Refuse (ConfigError) heads without panoptic maps, and thresholds that are no numbers."""
+    """Refuse (ConfigError) heads of panoptic maps that are not exported, and thresholds that are no numbers.
+
+    `head` is the `panoptic_head`, `fusion` the `panoptic_fusion_head`; see `supported_parts.check_panoptic`.
+    """
     supported_parts.check_panoptic(head, fusion)
     masks.facts_of(fusion)
 

@@ -123,8 +123,8 @@ def masks_stages(model: nn.Module, options: Options, fold: bool = True) -> list[
 def mask_network(model: nn.Module, options: Options, fold: bool) -> Stage:
     """Return the stage that gives logits of classes and of masks.
 
-    With `fold` batch normalisations are folded into convolutions; without, the model is as it is, at any
-    size.
+    With `fold` batch normalisations are folded into convolutions; without, the model is as it is. The stage
+    takes any size, but for a Mask2Former with `fold` and without `--dynamic-export`: that of the options.
     """
     folded = fuse(model) if fold else model
     if not attends_inside_masks(model.panoptic_head):

@@ -140,7 +140,8 @@ REPOSITORIES_FOLLOWED = (
 def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
     """Yield entries of the methods that the graphs of a detector compute, see `Family.replaced`.
 
-    They are those of the detector, of the parts of its heads and of their box coders, and functions of mmdet.
+    They are those of the detector, of the parts of its heads, of their generators of priors and box coders,
+    and functions.
     A proof names those of the user that differ from the versions in `replaced_methods.json`.
     """
     heads = ['bbox_head', 'panoptic_head', 'panoptic_fusion_head', 'rpn_head', 'roi_head']
@@ -150,7 +151,7 @@ def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
 
 
 def kind_of(head: nn.Module) -> str:
-    """Return the name of the upstream class that a head of boxes is derived from; ConfigError: none."""
+    """Return the name of the upstream class that a head of boxes is or derives from; ConfigError: none."""
     name = nearest_base(type(head), (*TRANSFORMERS, CO_DINO_HEAD))
     if name is None:
         raise ConfigError(f'{type(head).__name__}: no head of queries that is exported')
@@ -158,7 +159,7 @@ def kind_of(head: nn.Module) -> str:
 
 
 def is_co_detr(detector: type | None) -> bool:
-    """Return whether the class of a detector is Co-DETR's; None, an unknown one, is not."""
+    """Return whether a class of a detector is `CO_DETR` or derived from it; None, an unknown one, is not."""
     return CO_DETR in [kind.__name__ for kind in getattr(detector, '__mro__', ())]
 
 
@@ -178,6 +179,8 @@ def head_key(cfg: Any) -> str:
 def check_co_detr(model: Mapping[str, Any], test_cfg: Any) -> None:
     """Refuse (ConfigError) a CoDETR whose results are not the boxes of its head of queries.
 
+    That head has to be a `CO_DINO_HEAD` by this name: one with another name is refused even if it is derived
+    from it.
     `model` is that of a config, `test_cfg` its settings of tests: a list, the first for the head of queries.
     """
     kind = (model.get('query_head') or {}).get('type')
@@ -290,7 +293,7 @@ def check_instances(fusion: nn.Module) -> None:
 
 
 def check_panoptic(head: nn.Module, fusion: nn.Module) -> None:
-    """Refuse (ConfigError) heads that differ in their classes, and semantic maps beside the panoptic one."""
+    """Refuse (ConfigError) heads of unequal numbers of classes, and semantic maps beside the panoptic one."""
     counts = [(int(part.num_things_classes), int(part.num_stuff_classes)) for part in (head, fusion)]
     if counts[0] != counts[1]:
         raise ConfigError(

@@ -37,7 +37,7 @@ class CameraRuntime(Runtime):
     Attributes:
         image_shape: (N, 3, H, W) of prepared images; set by the model.
         max_gap_s: a longer gap between two frames begins a scene, see `begins_scene`; None never does.
-        was_reset: whether the last frame had no frame before that counted for it.
+        was_reset: whether the last frame that gave boxes had no frame before that counted for it.
     """
 
     image_shape: tuple[int, ...]
@@ -149,7 +149,8 @@ def frame_of_rig(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: MultiVie
 
     Raises:
         ShapeError: wrong number or size of pictures.
-        DataError: an invalid calibration.
+        DataError: matrices of the calibration for another number of cameras, or with NaN or infinity; whether
+            they can be inverted is for `step` to check.
     """
     calibration = rule.calibrate(rig.intrinsics, rig.lidar2cam)
     images = rule.apply(images_bgr)
@@ -182,6 +183,8 @@ def moments(
     frame_of: Callable[[Sequence[np.ndarray], RigFrame, MultiViewRule], Frame] | None = None,
 ) -> Iterator[Frame]:
     """Yield the frames of infos as `mm2onnx run` prepares them: scene by scene, each in the order of time.
+
+    Scenes come in the order of their first infos.
 
     Args:
         cfg: config of the model, which is not used.
