@@ -46,11 +46,11 @@ if TYPE_CHECKING:  # --help and messages about what is missing come without any 
 
 
 class Claim(enum.IntEnum):
-    """How much of a config's model a family claims; the family that claims most exports it."""
+    """How much of a config's model a family claims; `find_family` returns the one that claims most."""
 
     NO = 0
     PART = 1
-    """One part of it, e.g. the sparse encoder of a detector."""
+    """One part of it, e.g. the sparse encoder of a detector, or a head that `check` refuses by its name."""
     HEAD = 2
     """Its head, whatever the detector around it is; `check` then refuses what the family does not export."""
     DETECTOR = 3
@@ -69,11 +69,11 @@ class Family(abc.ABC):
         task: module that matches and draws its results: a name of `proving/tasks`, or the dotted name of a
             module that has the same functions.
         product: part of a model that its files hold: 'detector', or 'backbone' of one.
-        samples: kind of its samples: 'images', 'frames' of a drive, 'sweeps' of a LiDAR, or 'fused' frames of
-            both.
+        samples: kind of its samples: 'images', 'frames' of cameras on a drive, 'sweeps' of a LiDAR, or
+            'fused' moments of cameras, a LiDAR or both.
         memory: whether the result of a sample depends on earlier ones, at least for some of its configs.
-        files: names of the graphs that its folders hold, in the order in which a sample goes through them;
-            empty for families of one file.
+        files: names of the graphs that its folders hold with default options, in the order in which a sample
+            goes through them, see `names_of`; empty for families that write one file with any options.
         ignored_prefixes: beginnings of the keys of a checkpoint that inference does not use.
         options: options of its exports, in the order of the metadata.
         of_config: what configs of the family fix, for the message about an option that it does not have.
@@ -83,8 +83,8 @@ class Family(abc.ABC):
             its runtime names none (see `runtime.family_runtime.runner_of`); '' for all others.
         exports: the models that it exports, and its page, for the message about a detector of no family.
         similar_names: words in the names of similar detectors and heads, for the same message.
-        followed: classes of the installed libraries, or modules of functions, and the names of the methods
-            that its graphs compute by themselves; see `replaced`.
+        followed: classes of the installed libraries or of this package, or modules of functions, and the
+            names of the methods that its graphs compute by themselves; see `replaced`.
         followed_before: the same of methods that only an older mmdet has, or calls in a test.
         compared_with_own_kernels: names of classes of layers or heads that need an operator without a CPU
             kernel in its library, so that a proof compares with a kernel of the family's package.
@@ -115,8 +115,8 @@ class Family(abc.ABC):
     def choose(self, /, **values: Any) -> Options:
         """Return options with these values, by name of the option; the others have the family's defaults.
 
-        Values are checked by `Options.check`, not here. UsageError: an option that the family does not have;
-        the message names those that have it.
+        Values are checked by `Options.check`, not here. UsageError: an option that the family does not have,
+        with the message of `missing_option_message`.
         """
         for name in sorted(values.keys() - {option.name for option in self.options}):
             raise UsageError(self.missing_option_message(name, values))
@@ -146,7 +146,8 @@ class Family(abc.ABC):
     def missing_option_message(self, name: str, values: Mapping[str, Any]) -> str:
         """Return the message about an option that the family lacks, and the imported families that have it.
 
-        `values` are name -> value of all options that were chosen, `name` is one of them.
+        If no family has such an option, the message names those of this one. `values` are name ->
+        value of the options that were chosen or are in a file, `name` is one of them.
         """
         families = [family for family in FAMILIES.values() if family.product == self.product]
         owners = sorted(
@@ -165,7 +166,7 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def claims(self, cfg: Any) -> Claim:
-        """Return how much of the model of a config, before `adapt`, the family exports."""
+        """Return how much of the model of a config, before `adapt`, the family claims."""
 
     def adapt(self, cfg: Any) -> None:  # noqa: B027 most families know configs of OpenMMLab alone
         """Translate a config of another repository to the keys that the family reads, in place.
@@ -182,13 +183,13 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def build(self, cfg: Any) -> torch.nn.Module:
-        """Build the upstream model, without weights, in evaluation mode."""
+        """Build the PyTorch model of a config, without the weights of a checkpoint, in evaluation mode."""
 
     def settings(self, cfg: Any, model: torch.nn.Module) -> Any:
         """Return settings of a part of the model that are needed before its weights; None if there are none.
 
-        Families with a sparse encoder have such: how it reads its voxels. ConfigError: the config contradicts
-        itself.
+        Families of backbones have such: how the sparse encoder reads its voxels. ConfigError: the config
+        contradicts itself.
         """
         return None
 
@@ -216,8 +217,9 @@ class Family(abc.ABC):
     def load_weights(self, model: torch.nn.Module, checkpoint: Checkpoint) -> None:
         """Put a checkpoint into the model; every key has to be accounted for.
 
-        Keys that begin with one of `ignored_prefixes` may be missing or unexpected. CheckpointError: others
-        are, or shapes or types differ, or weights are not finite.
+        Keys that begin with one of `ignored_prefixes` may be missing, unexpected, of any type and not finite;
+        `load_strict` has the few others that may be missing or unexpected. CheckpointError: others are, or
+        shapes or types differ, or weights are not finite.
         """
         from mmdeploy_ext.weights.checkpoint import load_strict
 
@@ -251,14 +253,20 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def preprocess_rule(self, cfg: Any) -> Any:
-        """Return the rule by which the config's test pipeline prepares samples; the metadata keep it."""
+        """Return the rule by which samples are prepared; the metadata keep it.
+
+        It is that of the config's test pipeline; how points become voxels follows from the config's model.
+        """
 
     def default_output(self, stem: str, options: Options) -> str:
-        """Return the default name of the output; `stem` is that of the config's file name."""
+        """Return the default name of the output; `stem` is that of the config's file name.
+
+        Here a folder has the name `stem`, and a file is called tmp.onnx.
+        """
         return stem if self.files else 'tmp.onnx'
 
     def names_of(self, options: Options) -> tuple[str, ...]:
-        """Return the names of the graphs of an export; those with default options are `files`."""
+        """Return the names of the graphs in a folder of an export; with default options they are `files`."""
         return self.files
 
     def companions(self, model: torch.nn.Module, options: Options) -> Mapping[str, str]:
@@ -266,10 +274,10 @@ class Family(abc.ABC):
         return {}
 
     def companion_differences(self, folder: Path, cfg: Any) -> list[str]:
-        """Return a line for each difference of the files of `companions` in a folder from a config.
+        """Return a line for each value in the files of `companions` in a folder that is not the config's.
 
-        It does not call `companions`: a fault of that function would be in the files and in what they are
-        compared with.
+        Values that do not follow from the config are not looked at. It does not call `companions`: a fault
+        of that function would be in the files and in what they are compared with.
         """
         return []
 
@@ -293,7 +301,7 @@ class Family(abc.ABC):
         return model_classes(model)
 
     def replaced(self, model: torch.nn.Module) -> Iterable[Replaced]:
-        """Return entries, each with methods of a part of a live model that the graphs compute by themselves.
+        """Return entries of methods of a live model's parts, or functions, that graphs compute by themselves.
 
         If one of them is no version that the table in the family's folder has, the verdict says so, and the
         inputs decide.
@@ -402,14 +410,17 @@ def library_failure(library: str) -> str:
 def find_family(cfg: Any, product: str = '') -> Family:
     """Return the family that claims most of the model of a config, which it adapts in place (`Family.adapt`).
 
+    Families that were registered with a library, such as mmdet3d, are imported only if none of the others, or
+    of those that are imported, claims the model.
+
     Args:
         cfg: the config.
         product: product of the family, see `Family.product`; '' takes any.
 
     Raises:
         ConfigError: there is no `model`, it has a `test_cfg` inside and beside it, no family claims it (the
-            message names its heads and the nearest family), two claim it equally, or `Family.adapt` refuses
-            it.
+            message names its heads and the nearest family), two claim most of it equally, or `Family.adapt`
+            refuses it.
     """
     if not cfg.get('model'):
         raise ConfigError(f'{cfg.filename}: has no `model`; expected {WANTED[product or DETECTOR]}')

@@ -55,7 +55,7 @@ class Value:
 
     Attributes:
         name: id of the graph's tensor: '0' of the input features, else 't' and the index of its node.
-        sparse: whether it holds the features (N, C) of N active sites; else it is dense.
+        sparse: whether it holds the features (N, C) of N active sites; else it is dense, or has a `problem`.
         problem: why the graph cannot have this tensor, whose `name` is '' then; '' if it can.
     """
 
@@ -96,7 +96,7 @@ class Recorder:
 
     @property
     def path(self) -> str:
-        """Path of the module that runs; '' is the encoder itself."""
+        """Path of the module that runs; '' is the encoder itself, or no module."""
         return self._path[-1] if self._path else ''
 
     # ---- tensors
@@ -153,14 +153,15 @@ class Recorder:
     # ---- functions between modules
 
     def paused(self) -> contextlib.AbstractContextManager[None]:
-        """Inside the block nothing is recorded."""
+        """Inside the block no function and no `dense` is recorded; a hooked convolution still is."""
         return patched(self, _paused=self._paused + 1)
 
     def function(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         """Return `func(*args, **kwargs)`, a call of a torch function, and record what it is in the graph.
 
         Nothing is recorded of a call without a tracked tensor, or while recording is paused. If no node
-        stands for the call, its results are marked with the reason, and it goes on.
+        stands for the call, its floating-point results and what it writes to are marked with the reason, and
+        it goes on; what is computed from a marked tensor gets the same mark. Integers are not tracked.
         """
         operands = [] if self._paused else _tensors((args, kwargs))
         tracked = [value for tensor in operands if (value := self._value(tensor))]
@@ -197,10 +198,11 @@ class Recorder:
     def hook(self, path: str, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
         """Hook the submodule of a path; the handles that are returned remove the hooks.
 
-        A forward pass then raises an ExportError, or a ShapeError of a wrong number of features, for a sparse
-        convolution that is called with other arguments or on another grid than can be recorded, and a
-        NoSiteLeftError if no site is left behind it. The result of one that no node stands for gets a
-        `problem` alone.
+        A forward pass then raises an ExportError for a sparse convolution that is called with other arguments
+        than one sparse tensor of the voxels, for the first one on another grid than `spatial_shape`, and for
+        a kernel that does not fit on its grid; a ShapeError for a wrong number of features, and a
+        NoSiteLeftError if no site is left behind it. The result of a convolution that no node stands for, or
+        whose sites or grid were changed before it, gets a `problem` alone.
         """
         leave = self._leave_convolution if isinstance(module, ConvolutionModule) else self._leave
 
@@ -285,7 +287,8 @@ class Recorder:
     def dense(self, tensor: SparseConvTensor, channels_first: bool, result: torch.Tensor) -> None:
         """Record a call of `tensor.dense(channels_first)` that returned `result`, (1, C, ...) or (1, ..., C).
 
-        Nothing is recorded if `tensor` does not come from the voxels.
+        Nothing is recorded while recording is paused, or if `tensor` does not come from the voxels. If no
+        node stands for the call, such as that of two samples, `result` is marked with the reason.
         """
         value = self._value(tensor.features)
         if self._paused or value is None:

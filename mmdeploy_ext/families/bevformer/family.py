@@ -77,7 +77,7 @@ def check_encoder(filename: str, transformer: Mapping[str, Any]) -> None:
 
 
 def check_memory(cfg: Any) -> None:
-    """Refuse (ConfigError) a model that forgets the last view."""
+    """Refuse (ConfigError) a config by which the model forgets the last view; `build` checks the default."""
     if not cfg.model.get('video_test_mode', True):
         raise ConfigError(
             f'{cfg.filename}: model.video_test_mode=False forgets the last view before every frame; '
@@ -86,7 +86,9 @@ def check_memory(cfg: Any) -> None:
 
 
 SETTINGS = dict(as_two_stage=False, with_box_refine=True)
-"""Setting of the head -> the value that is exported, and that a head without the setting has."""
+"""Setting of the head -> the value that is exported, and that one without the setting counts as having.
+
+Building this package's head refuses it without `with_box_refine`, whose default there is False."""
 MODELS = CameraModels(
     detectors=('BEVFormer', 'BEVFormer_fp16'),
     heads=('BEVFormerHead',),

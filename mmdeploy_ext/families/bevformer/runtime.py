@@ -149,7 +149,8 @@ class BevFormerOnnx(CameraRuntime):
             images_bgr: N images (h, w, 3) uint8 as OpenCV reads them, in the order of `rule.cameras`.
             calibration: what `rule.calibrate` returns: lidar2img and intrinsics of the network input.
             can_bus: (18,) record of the motion, see `bev_motion.can_bus_record`.
-            scene_token: a change begins a scene; None leaves the scene as it was.
+            scene_token: a change begins a scene; None leaves the scene as it was, and so does a token after
+                frames without one.
 
         Raises:
             DataError: the record is not of 18 finite numbers, or of another kind than the model was trained
@@ -168,7 +169,7 @@ class BevFormerOnnx(CameraRuntime):
 
     @property
     def notes(self) -> list[str]:
-        """How many infos had no record of the motion, and what stands for it."""
+        """A line with how many infos that `moment` took lack a record, and what stands for it, if some do."""
         if not self._without_record:
             return []
         return [

@@ -157,7 +157,7 @@ def with_encoder(
     Args:
         model: the dense graph.
         sparse: the sparse encoder, whose output becomes `bev`.
-        spec: contract of the result, which names its inputs.
+        spec: contract of the result, whose inputs are `voxels`, `num_points_per_voxel` and `coors`.
 
     Returns:
         The joined graph, and True, since it has changed.
@@ -235,8 +235,9 @@ def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
     """Return name -> value of the parameters in the node's manifest, for a model that `check` accepts.
 
     The parameters are class names, ranges, sizes of voxels and cells, the least, usual and largest number of
-    voxels, the limits of points and proposals, and `CAMERA_PARAMETERS`. `classes` are the names of the
-    classes, in the order of the labels; those that the node does not know are logged as a warning.
+    voxels, the limits of points and proposals, whether points have an intensity, and `CAMERA_PARAMETERS`.
+    `classes` are the names of the classes, in the order of the labels; those that the node does not know are
+    logged as a warning.
     """
     voxels, coder = model.encoders['lidar'].voxel_layer, model.heads['object'].bbox_coder
     point_range, voxel_size = (
@@ -273,7 +274,8 @@ def companions(model: nn.Module, classes: Sequence[str]) -> dict[str, str]:
 def manifest_differences(folder: Path, model: Mapping[str, Any]) -> Iterator[str]:
     """Yield how the manifest in a folder differs from a config's `model`, and from the classes of the graph.
 
-    A manifest that cannot be read differs in every parameter. No result of a proof shows the manifest: its
+    `CAMERA_PARAMETERS` and further parameters are not compared; a manifest that cannot be read differs in all
+    others. ModelFileError: the graph is not there. No result of a proof shows the manifest: its
     runtime reads the metadata of the graph.
     """
     graph = folder / f'{node.LIDAR}.onnx'

@@ -184,7 +184,7 @@ class BEVFusionFamily(SequenceFamily):
         return list(autoware.manifest_differences(folder, cfg.model))
 
     def model_classes(self, model: nn.Module) -> tuple[ModelClass, ...]:
-        """Return the classes of a repository, which run as the reference, before those of the graphs."""
+        """Return the classes of the model; of a repository's, its own, and behind them ours in the graphs."""
         classes = super().model_classes(model)
         if not model.fork:
             return classes
