@@ -32,18 +32,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
     from types import CodeType, FrameType
 
-PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, torch.dtype, torch.device, torch.Size)
 """Types of values that are compared as they are."""
 MAX_VALUES = 300_000
 """Number of values beyond which no more are looked at."""
 OPAQUE = ('torch', 'numpy')
-"""Packages whose objects have no state that Python code changes."""
+"""Packages whose objects have no state that Python code changes, but for modules and the types in `PARTS`."""
 
 
 def codes_of_run(run: Callable[[], Any], counts: Callable[[CodeType], bool]) -> list[CodeType]:
     """Call `run`, and return the code of the Python functions that ran in it, in the order of first calls.
 
-    Other threads are not watched. `counts` tells of each code object whether it is to be returned.
+    Bodies of classes and of modules that it imports are among it. Other threads are not watched. `counts`
+    tells of each code object whether it is to be returned.
     """
     codes: dict[CodeType, bool] = {}
 
@@ -70,7 +71,10 @@ def functions_of(codes: Iterable[CodeType]) -> list[types.FunctionType]:
 
 
 def lines_that_set_globals(code: CodeType) -> list[int]:
-    """Return the numbers of the lines of a function that set or delete a global; [] for code of a module."""
+    """Return the numbers of the lines of a function that set or delete a global; [] for code of a module.
+
+    Those of functions inside of it are not among them.
+    """
     if code.co_name == '<module>':  # an import in a run
         return []
     lines, line = {}, code.co_firstlineno
@@ -87,7 +91,8 @@ def state_of_functions(
     """Return name -> what can be compared of what functions and classes read and may change.
 
     These are the globals and attributes of modules of the user's that functions name, the variables of
-    functions around them, defaults of arguments, and attributes of classes.
+    functions around them, defaults of arguments, and attributes of classes whose names do not begin with two
+    underscores; classes of the user's that functions name count, too.
 
     Args:
         functions: functions of the user's.
@@ -116,7 +121,7 @@ def state_of_functions(
 
 
 def random_state() -> dict[str, Any]:
-    """Return name of a generator of random numbers that the whole process has -> its state."""
+    """Return name of a generator of random numbers that the whole process has -> its state; none of a GPU."""
     return dict(
         Python=random.getstate(), numpy=repr(np.random.get_state()), PyTorch=torch.get_rng_state().tolist()
     )
@@ -124,7 +129,10 @@ def random_state() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def draws_repeated() -> Iterator[None]:
-    """Let what comes after the block draw the same random numbers as the block."""
+    """Let what comes after the block draw the same random numbers as the block.
+
+    These are the numbers of the generators of `random_state`.
+    """
     states = _states_of_generators()
     try:
         yield
@@ -188,9 +196,9 @@ class Contents:
     def of(self, value: Any) -> Any:
         """Return what can be compared of a value; the name of its type, if it was met before.
 
-        That is also all if it is a library's and its contents cannot be read, as those of a name of an
-        absent package, and beyond `MAX_VALUES`. UnreadableError: those of an object of the user's cannot be
-        read.
+        That is also all of other objects of `OPAQUE` packages, of a library's whose contents cannot be read,
+        as those of a name of an absent package, and beyond `MAX_VALUES`; an iterator has its length with it.
+        UnreadableError: the contents of an object of the user's cannot be read.
         """
         if isinstance(value, PLAIN):
             return value if value == value else 'nan'  # NaN differs from itself
@@ -234,8 +242,8 @@ class Contents:
 def arrays_and_numbers(value: Any, depth: int = 4) -> Any:
     """Return what can be compared of arrays, numbers and texts in containers, up to `depth` in each other.
 
-    Of objects of the user's their attributes count; of others, of classes and of `nn.Module`s the name of
-    their type alone.
+    Of objects of the user's their attributes in `__dict__` count; of others, of classes, of `nn.Module`s and
+    of what is deeper the name of their type alone.
     """
     if isinstance(value, (*PLAIN, torch.Tensor, np.ndarray)):
         return Contents().of(value)

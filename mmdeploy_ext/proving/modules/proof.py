@@ -104,25 +104,28 @@ def prove_module(
 
     Both run on every sample, and on generated inputs: other sizes of the file's dynamic axes, zeros, the
     extremes and random numbers within the range of the samples, and each input alone replaced by another.
-    Each runs twice. The file needs no metadata; it runs on the CPU in ONNX Runtime.
+    For each comparison both sides run twice: the module has to repeat its results, and both runs of the file
+    have to equal them. The file needs no metadata; it runs on the CPU in ONNX Runtime.
 
     Args:
         module: an `nn.Module` in evaluation mode, or any function of tensors, on the CPU. Results may be
             nested.
         path: path of the ONNX file.
         inputs: samples: a tensor, a tuple of arguments, or a dict of arguments by name, on the CPU. Those of
-            a model with a state are the frames of one sequence, in order; the first has the initial state.
-        spec: names the file's outputs and their tolerances, all of them compared by their values; None: every
-            output has the tolerance `rtol`.
-        rtol: allowed difference, 0 or more and below 1, relative to the largest value of an output in the
-            reference on this input; or a tenth of it relative to its largest value on any sample, if that is
-            more. With a `spec` it decides only whether the module repeats its results, and which `rows` are
-            the same.
+            a model with a state are the frames of one sequence, in order; the first has the initial state;
+            what the others have in its place is replaced.
+        spec: names all outputs of the file and their tolerances, all of them compared by their values; None:
+            every output has the tolerance `rtol`.
+        rtol: allowed difference of floats, 0 or more and below 1, relative to the largest absolute value of
+            an output in the reference on this input; or a tenth of it relative to its largest value on any
+            sample, if that is more. Whole numbers and booleans have to be equal. With a `spec` it decides
+            only whether the module repeats its results, and which `rows` are the same.
         state: input of the file -> output of the file that is its value in the next frame; None: no state.
         rows: outputs whose rows (first axis) belong together and may come in any order, such as boxes, scores
             and labels.
         generate: whether to compare on generated inputs as well.
-        fresh: whether to export the module again, and compare its graph with that of the file.
+        fresh: whether to export the module again, and compare its graph with that of the file, if PyTorch
+            wrote it.
         seed: seed of the generated inputs, 0 or more.
 
     Returns:
@@ -151,9 +154,10 @@ class CallComparison:
     Attributes:
         call: the arguments of the module.
         feeds: the inputs of the file.
-        reference: the results of the module.
-        runs: the outputs of the file, of its second run, too, if they differ; () if it could not run.
-        rows: the comparison of the outputs of all runs.
+        reference: output of the file -> the result of the module for it; results that are paired with no
+            output are left out.
+        runs: the outputs of the file, of its second run, too, if their bits differ; () if it could not run.
+        rows: the comparison of the outputs of all runs; one failing row if it could not run.
     """
 
     call: ModuleCall
@@ -185,11 +189,15 @@ class ModuleProof:
         verdict: the results so far.
         inputs: input of the file -> name of the module's tensor.
         outputs: output of the file -> name of the module's result.
-        compared: outputs that were not empty on at least one input so far on which the file ran.
-        first: results of the module for the first call on which the file ran; {} before it.
-        results_differ: whether the module gave other results than `first` for a later call on which it ran.
-        failing: position among the cases -> comparison, of those with a failing row.
-        scales: output of floats -> its largest absolute finite value on any sample so far.
+        compared: outputs that had values on at least one input so far on which the file ran; those that are
+            empty in the same way on both sides have none.
+        first: `CallComparison.reference` of the first call on which the file ran; {} before it.
+        results_differ: whether the module gave other results than `first` for a later call on which the file
+            ran.
+        failing: position among the cases -> comparison, of those with a failing row; `judge` removes those
+            that `smallest_tolerances` let pass.
+        scales: output of floats -> its largest absolute finite value in the results of the module on any
+            sample so far.
     """
 
     def __init__(
@@ -324,7 +332,8 @@ class ModuleProof:
     def compare_graph(self, fresh: bool) -> None:
         """Compare the graph of the file with a fresh export of the module, by the exporter that made it.
 
-        `fresh` False only notes that it was not asked for.
+        If `fresh` is False, PyTorch did not write the file or the export fails, the verdict only says that
+        the graph was not compared. Another graph is no failure by itself, see `_compare_nodes`.
         """
         verdict = self.verdict
         if not fresh or self.model.producer_name != 'pytorch':
@@ -392,7 +401,8 @@ class ModuleProof:
     def compare_samples(self) -> None:
         """Compare on the samples: one by one, or as the frames of a sequence.
 
-        UsageError: the module raises, or returns no tensor, for one of them.
+        UsageError: the module raises, or returns no tensor, for one of them, or an input has another kind of
+        dtype than the file takes.
         """
         if self.state:
             self._run_sequence()
@@ -401,7 +411,11 @@ class ModuleProof:
             self._add_sample(self._compare(call))
 
     def compare_generated(self) -> None:
-        """Compare on generated inputs; one that the module itself refuses is only noted."""
+        """Compare on generated inputs.
+
+        One for which the module raises, or gives no tensor, NaN or infinity, is only noted. Inputs of a state
+        are generated like others.
+        """
         calls = [*self._resized(), *other_values(self.calls, list(self.inputs.values()), self.seed)]
         for call in tracked(calls, len(calls), 'generated inputs'):
             refusal = self._refusal(call)
@@ -451,6 +465,8 @@ class ModuleProof:
             results = call.run(self.module)
         except Exception as error:
             return f'{type(error).__name__}: {one_line(error)[:200]}'
+        if not results:
+            return 'no tensor'
         odd = [
             name
             for name, array in results.items()
@@ -538,9 +554,9 @@ class ModuleProof:
 
     @property
     def smallest_tolerances(self) -> dict[str, float]:
-        """Output of floats -> difference that is allowed on every input if there is no `spec`.
+        """Output of floats -> difference that is allowed at least, on every input, if there is no `spec`.
 
-        See `ACROSS_SAMPLES`.
+        The values of an input may allow more. See `ACROSS_SAMPLES`.
         """
         return {name: ACROSS_SAMPLES * self.rtol * scale for name, scale in self.scales.items()}
 
@@ -563,7 +579,10 @@ class ModuleProof:
         return [row for row in compare_tensors(*sides, self.spec) if row.tensor not in empty]
 
     def judge(self) -> ModuleVerdict:
-        """Judge all cases together, and return the verdict without the place of a difference."""
+        """Judge all cases together, and return the verdict without the place of a difference.
+
+        To be called once, after all comparisons: it adds reasons to the verdict.
+        """
         verdict = self.verdict
         if self.spec is None:
             self._judge_by_scales_of_samples()
@@ -577,7 +596,7 @@ class ModuleProof:
         return verdict
 
     def conclude(self) -> ModuleVerdict:
-        """Judge all cases together, locate the first difference if there is one, and return the verdict."""
+        """Judge all cases together, locate the difference in the first that fails, and return the verdict."""
         verdict = self.judge()
         for failing in list(self.failing.values())[:1]:
             flat = FlatModule(self.module, failing.call, self.inputs, self.outputs).eval()

@@ -556,6 +556,13 @@ def test_a_module_may_refuse_generated_inputs_by_an_exception_of_its_own(tmp_pat
         mmdeploy_ext.prove_module(module, path, [torch.rand(4)])
 
 
+def test_a_generated_input_without_results_is_noted_and_ends_no_proof(tmp_path):
+    write_node('Add', path := tmp_path / 'more.onnx', [1.0])
+    samples = [torch.rand(3), torch.rand(2)]
+    verdict = mmdeploy_ext.prove_module(lambda values: values + 1 if values.any() else (), path, samples)
+    assert verdict.proven and 'zeros: the module gives no tensor' in verdict.not_compared
+
+
 def test_a_module_without_a_source_file_and_a_result_without_an_output_are_told(tmp_path):
     code = compile('def module(values): return dict(result=values + 1, rest=values)', '<stdin>', 'exec')
     exec(code, names := dict(__name__=__name__))

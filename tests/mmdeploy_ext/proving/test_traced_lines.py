@@ -21,7 +21,7 @@ from mmdeploy_ext.core import source_code
 from mmdeploy_ext.core.outer_containers import OuterContainers
 from mmdeploy_ext.proving.levels.frames import FramesProof
 from mmdeploy_ext.proving.levels.traced_lines import has_users_code, observed_inputs, traced_lines
-from mmdeploy_ext.proving.outer_state import Contents, UnreadableError
+from mmdeploy_ext.proving.outer_state import Contents, UnreadableError, arrays_and_numbers
 from mmdeploy_ext.proving.traced_code import is_observed_file, lines_of_module
 from mmdeploy_ext.proving.verdict import Verdict
 
@@ -448,6 +448,10 @@ def test_whatever_chooses_by_sizes_in_a_file_of_any_size_makes_inputs_decide(tmp
     ('line', 'reason'),
     [
         ('Neck.runs = getattr(Neck, "runs", 0) + 1', 'Neck.runs changes from run to run'),
+        (
+            'import numpy; Neck.runs = numpy.int64(getattr(Neck, "runs", 0)) + 1',
+            'Neck.runs changes from run to run',
+        ),
         ('COUNTS.append(0)', 'users_neck.COUNTS changes from run to run'),
         ('next(TURNS)', 'users_neck.TURNS changes from run to run'),
         ('count()', 'users_neck.counter.<locals>.count changes from run to run'),
@@ -545,6 +549,15 @@ def test_an_object_that_answers_to_every_name_has_no_state():
     assert Contents().of(Answering()) == ['Answering']
     assert Contents().of(np.ma.masked)[0] == 'MaskedConstant'
     assert Contents().of(random.SystemRandom())[0] == 'SystemRandom'
+
+
+def test_numbers_of_numpy_are_compared_as_pythons():
+    values = [np.int64(3), np.bool_(True), np.float32('nan')]
+    assert Contents().of(values) == ['list', 3, True, 'nan'] and arrays_and_numbers(values) == [
+        3,
+        True,
+        'nan',
+    ]
 
 
 def test_an_object_of_a_library_that_cannot_be_read_counts_by_its_type_and_one_of_the_users_does_not():
