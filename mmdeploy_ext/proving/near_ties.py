@@ -86,7 +86,8 @@ def with_moved_thresholds(
 ) -> Iterator[Any]:
     """Yield the results of runs with each threshold (of `keys`) of a detector's heads lower, and higher.
 
-    One threshold is moved at a time, by `TIE_IOU`; whole numbers are left alone.
+    One threshold is moved at a time, by `TIE_IOU`. Thresholds are floats of a head's `test_cfg` and of the
+    dicts in it; whole numbers, and dicts in lists, are left alone.
     """
     configs = [getattr(head, 'test_cfg', None) for head in model.modules() if head is not model]
     thresholds = [threshold for config in configs for threshold in _thresholds(config, keys)]

@@ -33,11 +33,11 @@ DEFAULT_NAMES = 'class of the data set'
 def provenance(
     deployment: Deployment, metadata: Metadata, rule: Any, contract: GraphSpec | None
 ) -> list[Check]:
-    """Check that the metadata of a file agree with this config and checkpoint.
+    """Check that the metadata of a file agree with this config and checkpoint, but for their hashes.
 
-    Runners read from the file how pictures are prepared, class names and thresholds, so that a right graph
-    with another rule is not the same model. The proof reads tolerances from it, so these have to be the
-    family's own.
+    Those are compared by `hash_checks`. Runners read from the file how pictures are prepared, class names and
+    thresholds, so that a right graph with another rule is not the same model. The proof reads tolerances from
+    it, so these have to be the family's own.
 
     Args:
         deployment: the config and checkpoint.
@@ -168,7 +168,7 @@ def _names(value: Any) -> list[str]:
 
 
 def companion_checks(folder: Path, companions: Mapping[str, str]) -> list[Check]:
-    """Compare the text files beside the graphs with those that an export writes.
+    """Compare the text files beside the graphs with those that an export writes, whatever ends their lines.
 
     Args:
         folder: folder of the graphs.
@@ -227,7 +227,8 @@ def asked_checks(options: Mapping[str, Any], expected: Mapping[str, Any]) -> lis
 def settings_check(cfg: Any, overrides: Mapping[str, Any]) -> Check:
     """Check that a config, with the overrides of the command line, has the overrides of a file.
 
-    The proof does not apply the file's overrides by itself: the user has to give them again.
+    The proof does not apply the file's overrides by itself: the user has to give them again. Those that
+    change neither the model nor its test pipeline, as paths, need not be there.
 
     Args:
         cfg: mmcv's config.
@@ -239,6 +240,8 @@ def settings_check(cfg: Any, overrides: Mapping[str, Any]) -> Check:
 
 def refuse_other_settings(cfg: Any, overrides: Mapping[str, Any], path: object) -> None:
     """Refuse a file that was exported with overrides which neither the config nor the command line has.
+
+    Which overrides count is as in `settings_check`.
 
     Args:
         cfg: mmcv's config, with the overrides of the command line.

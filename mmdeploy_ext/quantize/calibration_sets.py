@@ -135,7 +135,7 @@ def calibration_images(metadata: Metadata, paths: list[Path]) -> CalibrationSet:
 
 
 def image_files(source: str | Path, root: str | Path | None = None) -> list[Path]:
-    """Return the images of a source: an image, a folder, or annotations in COCO's format (.json).
+    """Return the images of a source: an image, a folder with those below it, or COCO's annotations (.json).
 
     `root` is the folder of the images that annotations name; by default the first that has the first image of
     these: the folder of the annotations; of `DATA/annotations/instances_X.json` also `DATA/X`, `DATA/images`

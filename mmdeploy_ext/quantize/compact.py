@@ -38,10 +38,10 @@ SHORT_SUFFIXES = {
 def compact(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of a model with equal initializers merged and names shortened.
 
-    Initializers are equal if type, shape and every bit are; Constant nodes stay as they are. Names of tensors
-    and nodes that end in a key of `SHORT_SUFFIXES` are shortened, whoever made them. Inputs, outputs and
-    tensors that bodies of nodes (If, Loop) read keep their names. The types of other tensors (`value_info`)
-    are left out.
+    Initializers are equal if type, shape and every bit are; merged ones are called 'c0', 'c1' and so on.
+    Constant nodes stay as they are. Names of tensors and nodes that end in a key of `SHORT_SUFFIXES` are
+    shortened, whoever made them, unless the short name is in use. Inputs, outputs and tensors that bodies of
+    nodes (If, Loop) read keep their names. The types of other tensors (`value_info`) are left out.
     """
     result = copy.deepcopy(model)
     graph = result.graph

@@ -73,7 +73,7 @@ class DenseQuantiser:
         method: str = MINMAX,
         percentile: float = PERCENTILE,
     ) -> None:
-        """Measure the range of every activation, in place of what was measured before.
+        """Measure the range of every activation of `OPERATORS`, in place of what was measured before.
 
         A tensor with an infinite value, or NaN throughout, gets no range. One with single NaN gets a range by
         'minmax', which leaves them out, and none by a histogram.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import onnx
 
 RESULT = 'result'
-"""Name of the only tensor that a module returns."""
+"""Name of a tensor that a module returns by itself, in no tuple, list or dict."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class ModuleCall:
     """The arguments of one call.
 
     Attributes:
-        title: title of the sample, for messages.
+        title: title of the sample, frame or generated input, for messages and cases.
         values: all leaves of the arguments in order: tensors, and numbers or texts that stay as they are.
         names: name of each leaf, see above; '' for one that is no tensor.
         tree: how the leaves are nested in (args, kwargs).
@@ -92,7 +92,7 @@ class ModuleCall:
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Name -> tensor, in the order of the arguments."""
+        """Name -> tensor, in the order of the arguments in the module's signature."""
         return {name: value for name, value in zip(self.names, self.values, strict=True) if name}
 
     def replace(self, title: str, tensors: Mapping[str, torch.Tensor]) -> ModuleCall:
@@ -140,13 +140,15 @@ def read_call(
     Args:
         module: the module that is called.
         sample: one argument, a tuple or list of arguments, or a dict of arguments by name; arguments are
-            tensors or arrays of numpy, or hold them. A dict that has the names of all inputs of the file, of
-            which one is no argument of the module, is taken by position, in the order of the file.
+            tensors or arrays of numpy, or hold them, or stay as they are. A dict whose keys are the names of
+            all inputs of the file and no others, of which one is no argument of the module, is taken by
+            position, in the order of the file.
         title: title of the sample, for messages.
         file_inputs: names of the file's inputs.
 
     Raises:
-        UsageError: a name that neither the module nor the file has, arguments that do not fit, or no tensor.
+        UsageError: a name that is no argument of the module, unless the keys are the file's inputs; arguments
+            that do not fit; or no tensor.
     """
     signature = signature_of(module)
     args, kwargs = _arguments(signature, module, sample, title, file_inputs)
@@ -220,7 +222,8 @@ def _key_text(key: Any) -> str:
 def named_results(result: Any) -> dict[str, torch.Tensor]:
     """Return name -> tensor of what a module returned; what is neither a tensor nor an array is left out.
 
-    A single one is `RESULT`; one in a tuple, list or dict has its index or key, '0' or 'boxes.0'.
+    One that is returned by itself is `RESULT`; one in a tuple, list or dict has its index or key, '0' or
+    'boxes.0', also if it is the only one.
     """
     return {name or RESULT: leaf for name, leaf in _leaves('', result) if isinstance(leaf, torch.Tensor)}
 
@@ -253,7 +256,8 @@ def pair_names(
 def as_fed(array: np.ndarray, tensor: FileTensor, title: str) -> np.ndarray:
     """Return an array in the dtype that a file takes.
 
-    Floats are rounded to the file's float type; integers only change their width.
+    Floats are rounded to the file's float type; integers only change their width. An array that has the dtype
+    is returned itself.
 
     Args:
         array: the value of that input in a sample.
@@ -261,8 +265,8 @@ def as_fed(array: np.ndarray, tensor: FileTensor, title: str) -> np.ndarray:
         title: title of the sample, for messages.
 
     Raises:
-        UsageError: the file takes another kind of numbers, bfloat16 counting as one, or integers that do not
-            hold the values.
+        UsageError: the file takes another kind of numbers (bfloat16, signed and unsigned integers are kinds
+            of their own), or integers that do not hold the values.
     """
     dtype = np.dtype(tensor.dtype)
     if array.dtype == dtype:

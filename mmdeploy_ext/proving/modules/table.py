@@ -68,7 +68,7 @@ def module_table(cases: list[Case]) -> Table:
 
 
 def location_text(verdict: ModuleVerdict) -> str:
-    """Return `verdict.location`, the place at which the first difference arises, in one line."""
+    """Return `verdict.location`, the place at which the first difference arises, in one line; not for {}."""
     place = verdict.location
     parts = [f'node {place["node"]} ({place["op_type"]}), tensor {place["tensor"]}']
     if place['module']:
