@@ -65,7 +65,7 @@ class BoundGraph:
         """Run the graph from and into buffers by name.
 
         An input may be an array on the CPU, which is read in place; names that are no inputs are ignored, and
-        outputs without a buffer are not computed.
+        outputs without a buffer are left out, but computed.
         InferenceError: ONNX Runtime failed, also for a missing input, another type or shape, or an unknown
         output.
         """
@@ -113,7 +113,8 @@ class FedGraph:
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
         """Run the graph from and into buffers by name; errors are those of `Backend.infer`.
 
-        Every input needs one, an optional input too (else KeyError); names that are no inputs are ignored.
+        Names in `inputs` that are no inputs are ignored. KeyError: an input without a buffer, an optional one
+        too, or a name in `outputs` that is no output.
         """
         start = time.perf_counter()
         computed = self.backend.infer({name: inputs[name] for name in self.spec.input_names})

@@ -82,8 +82,8 @@ class Scored(Rows, abc.ABC):
     def scaled(self, scale_factor: np.ndarray) -> Self:
         """Return the results with their places divided by `scale_factor` (4,), `w h w h`.
 
-        Here they stay as they are: masks are of the original size already, and boxes of a LiDAR in metres.
-        Classes with places in pixels override it.
+        Here they stay as they are: masks, and boxes beside them, are of the original size already, and boxes
+        of a LiDAR in metres. Classes with places in pixels of the network input override it.
         """
         return self
 

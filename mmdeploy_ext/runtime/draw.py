@@ -255,7 +255,7 @@ def pixel_box(bbox_xyxy: np.ndarray, shape: tuple[int, ...]) -> Box:
 
 
 def pixel_points(points: np.ndarray) -> np.ndarray:
-    """Round points (n, 2) to pixels, int32, also outside of an image; those that are not finite are 0."""
+    """Round points (n, 2) to pixels, int32, up to `FAR` outside of an image; NaN and infinity become 0."""
     return np.rint(np.clip(np.nan_to_num(points, posinf=0, neginf=0), -FAR, FAR)).astype(np.int32)
 
 
@@ -308,7 +308,7 @@ def write(
 
 
 def encode_png(image_bgr: np.ndarray) -> bytes:
-    """Return the bytes of a PNG file of a picture (h, w, 3) uint8; ImageError: OpenCV refuses its size."""
+    """Return the bytes of a PNG file of a picture (h, w, 3) uint8; ImageError: a side is above 1,000,000."""
     return _encode('.png', image_bgr)
 
 
@@ -327,7 +327,8 @@ def _encode(suffix: str, image_bgr: np.ndarray, *options: int) -> bytes:
 def write_picture(path: Path, image_bgr: np.ndarray) -> None:
     """Write a picture atomically: as PNG if its suffix is .png or missing, else as JPEG.
 
-    ImageError: see `encode_png` and `encode_jpeg`; Mm2OnnxError: the file cannot be written.
+    A missing folder is made. ImageError: see `encode_png` and `encode_jpeg`; Mm2OnnxError: the file cannot be
+    written.
     """
     encode = encode_png if path.suffix.lower() in ('', '.png') else encode_jpeg
     with atomic_path(path) as temporary:

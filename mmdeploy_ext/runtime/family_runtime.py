@@ -96,7 +96,8 @@ def has_runtime(family: str) -> bool:
 def runner_of(family: str, form: str) -> str:
     """Return the command that draws a file's results in pictures, 'run' or a key of `commands.RUNNERS`.
 
-    It is '' if none does: of a family of frames or sweeps, or one that is not registered or has no runtime.
+    It is '' if none does: of a family of frames or sweeps, of one that is not registered or has no runtime,
+    and of a form that is not in `RUNNERS`.
 
     Args:
         family: name of the family, as in the metadata of the file.

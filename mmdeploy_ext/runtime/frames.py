@@ -28,7 +28,7 @@ class Frame:
 
     Attributes:
         images: (N, 3, H, W) float32, normalised.
-        lidar2img: (N, 4, 4) float64, LiDAR frame to pixels of the network input.
+        lidar2img: (N, 4, 4) float64, LiDAR frame to pixels of the network input times depth.
         intrinsics: (N, 4, 4) float64 of the network input; unit matrices stand for unknown ones, which some
             models do not read.
         ego_pose: (4, 4) float64, LiDAR frame to global frame (upstream's misleading name).
@@ -93,7 +93,7 @@ class FusedFrame(Sweep):
 
     @property
     def lidar2img(self) -> np.ndarray:
-        """(N, 4, 4) float64: the frame that the points are in, to pixels of the network input.
+        """(N, 4, 4) float64: the frame that the points are in, to pixels of the network input times depth.
 
         KeyError: the calibration lacks a matrix, as that of a model without cameras does.
         """
@@ -205,7 +205,7 @@ def check_matrix(calibration: Arrays, key: str, shape: tuple[int, ...], name: st
 
 
 def invert_pose(pose: np.ndarray) -> np.ndarray:
-    """Return the inverse (..., 4, 4) float64 of rigid transforms."""
+    """Return the inverse (..., 4, 4) float64 of rigid transforms; that they are rigid is not checked."""
     pose = np.asarray(pose, np.float64)
     inverse = np.zeros_like(pose)
     rotation = np.swapaxes(pose[..., :3, :3], -1, -2)
@@ -218,7 +218,7 @@ def invert_pose(pose: np.ndarray) -> np.ndarray:
 def relative_motion(last_pose: np.ndarray, pose: np.ndarray) -> np.ndarray:
     """Return the (4, 4) float64 transform from the last LiDAR frame to the current one.
 
-    Both poses are (4, 4), LiDAR to global.
+    Both poses are (4, 4), LiDAR to global, and rigid, which is not checked.
 
     The positions are subtracted before they are turned, so that a rotation that is orthonormal to float32
     only costs nothing 700 km away from the origin of the map.

@@ -118,10 +118,10 @@ def find_file(
 
 
 def camera_names(info: Mapping[str, Any], rule: MultiViewRule, source: Path) -> list[str]:
-    """Return the cameras of a rule in its order; DataError if an info has no picture of one.
+    """Return the cameras of a rule in its order; DataError if an info names no picture of one.
 
-    Of a rule without names they are the first of the info, as many as the rule takes. `source` is the file of
-    the infos, for the message.
+    Of a rule without names they are the first of the info, as many as the rule takes. Whether the pictures
+    are there is not looked up. `source` is the file of the infos, for the message.
     """
     cameras = info.get('cams')
     cameras = cameras if isinstance(cameras, dict) else {}
@@ -194,7 +194,7 @@ def read_frames(
     root: str | Path | None = None,
     missing: bool = False,
 ) -> list[RigFrame]:
-    """Return the frames of infos, scene by scene, each in the order of time.
+    """Return the frames of infos, scene by scene as they come first there, each scene in the order of time.
 
     Args:
         path: infos of mmdet3d's kind (.pkl, .json) with `cams`, or infos of KITTI.

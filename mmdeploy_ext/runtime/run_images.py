@@ -52,9 +52,9 @@ OTHER_SUFFIXES = (*OTHER_PICTURES, '.pdf', '.mp4', '.avi', '.mkv', '.mov', '.jso
 
 
 def main(argv: Sequence[str] | None = None, runner: str = 'run', description: str = '') -> int:
-    """Run a detector file on images; return the exit status: 1 if one of them could not be used, else 0.
+    """Run a detector file on images; return the exit status: 1 if one of several could not be used, else 0.
 
-    That of an error is as `core.cli.run` has it.
+    That of an error is as `core.cli.run` has it, also if the only image cannot be used.
 
     `argv` are the words of the command line, by default those of the process; `description` is for the help.
     `runner` is the command that was started, of `core/commands.py`; a file that another runner draws,
@@ -133,7 +133,10 @@ def plan_pictures(
     list_files: Callable[[Sequence[Path]], list[Path]] | None = None,
     kind: str = 'picture',
 ) -> dict[Path, Path]:
-    """Return image -> picture to write; no two pictures and no picture and image share a name.
+    """Return image -> picture to write; no two pictures and no picture and image share a path.
+
+    In a folder `out` a picture is named like its image with `_det`, and below a folder that is named in
+    `inputs` each keeps its place.
 
     Args:
         inputs: files and folders.

@@ -214,7 +214,7 @@ class Ranges:
         return dict(head, nodes=self._nodes_json())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON, atomically: one line per value, so that it can be edited.
+        """Write the JSON, atomically: one line per key, so that it can be edited.
 
         A missing folder is made. Mm2OnnxError: it cannot be written.
         """
@@ -327,8 +327,8 @@ def from_amax(
 
     Raises:
         CheckpointError: two names of one quantiser.
-        UsageError: a range has another number of values than output channels, or is not positive; the graph
-            is not folded.
+        UsageError: the range of an input has several values, or that of a weight another number than output
+            channels; one is not positive; the graph is not folded.
     """
     paths = {
         key: re.sub(r'\._(?=(input|weight)_quantizer)', '.', re.sub(r'\._?amax$', '', key)) for key in amax
