@@ -56,7 +56,8 @@ class Benchmark(abc.ABC):
         files: label -> exported file or folder, given by the user or exported for the run.
         batch: pictures, frames or sweeps in a sample, which is what a contender takes in one run.
         notes: notes about the files.
-        refused: files that engines refused: engine, label, file, reason.
+        refused: files that engines refused: engine, label, file, reason; `file` is '' for a model that
+            `torch.compile` refused.
     """
 
     kind: ClassVar[str]
@@ -95,7 +96,10 @@ class Benchmark(abc.ABC):
 
     @abc.abstractmethod
     def groups(self) -> list[Sequence[Any]]:
-        """Return groups of samples; round i of a group runs its sample i, and begins again at the end."""
+        """Return groups of samples; round i of a group runs its sample i, and begins again at the end.
+
+        The rounds of the warm-up, before round 0, run the last samples.
+        """
 
     @abc.abstractmethod
     def torch_contenders(self, stack: contextlib.ExitStack) -> list[Contender]:
@@ -107,9 +111,9 @@ class Benchmark(abc.ABC):
     ) -> list[Contender]:
         """Return the contenders of an engine, a key of `ENGINES`, on a file; the stack closes what they open.
 
-        `label` and `path` are those of the file in `files`. With `--skip-refused` those of pictures and
-        frames are run here on the first samples, so that an engine that cannot run the file raises its error
-        now, and is left out.
+        `label` and `path` are those of the file in `files`. With `--skip-refused` all but those of sparse
+        backbones are run here on the first samples, so that an engine that cannot run the file raises its
+        error now, and is left out.
         """
 
     def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
@@ -175,9 +179,9 @@ class Benchmark(abc.ABC):
     def open_contenders(self) -> Iterator[list[Contender]]:
         """Open every engine on every file, PyTorch first; if the user named no file, export before.
 
-        Yields the contenders, which are closed after the block. EngineError: none is left. If the user named
-        files, the error of an engine that refuses one, or of `torch.compile`, is raised, too, unless
-        `--skip-refused` is given.
+        The first process exports. Yields the contenders, which are closed after the block. EngineError: none
+        is left. If the user named files, the error of an engine that refuses one, or of `torch.compile`, is
+        raised, too, unless `--skip-refused` is given.
         """
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='mm2onnx_benchmark_'))
@@ -273,14 +277,14 @@ class Benchmark(abc.ABC):
         return group_runs
 
     def source(self) -> memory.Source:
-        """Return the arguments with which a child process loads the model."""
+        """Return the arguments with which a child process loads the model, always on the CPU."""
         model = self.deployment
         return memory.Source(model.config, model.checkpoint, model.cfg_options, self.threads[0])
 
     def other_load(self, runs: Sequence[Runs]) -> float | None:
-        """Return the share of the cores that other processes used during all runs, 0..1.
+        """Return the mean share of the cores that other processes used in all runs, 0..1.
 
-        None: it is unknown, or several processes measure.
+        None: that of a run is unknown, or several processes measure.
         """
         return measure.mean_load(runs) if self.ranks.size == 1 else None
 
@@ -290,7 +294,7 @@ class Benchmark(abc.ABC):
         These are `tool`, config and checkpoint with their hashes, `cfg_options`, `family`, `device`,
         `threads`, `processes` that measured at a time, `rounds` of the first group (those of all processes
         together), `warmup`, `spare_rounds` that were allowed (none with several processes, which run in
-        step), `machine`, `memory_method`, `other_load`, and `refused`, the files that engines refused:
+        step), `machine`, `memory_method`, `other_load`, and `refused`, the attribute of that name:
         `engine`, `label`, `file` and `reason` of each. `preprocess_ms` is None and `profiles` {} here; only
         benchmarks of pictures replace them: `profiles` then has, with `--profile`, 'onnxruntime LABEL' ->
         times of the operators of that file, see `ort_profile`.

@@ -56,7 +56,7 @@ class ImageBenchmark(Benchmark):
     Results are in pixels of the original pictures: `rescale` is True in every call.
 
     Attributes:
-        images: BGR pictures, empty if there is a `prepared` input.
+        images: BGR pictures, at most `MAX_IMAGES`, empty if there is a `prepared` input.
         prepared: the input of `--prepared`, which every place of a batch holds, or None.
         options: height, width and batch of the run.
     """
@@ -68,7 +68,8 @@ class ImageBenchmark(Benchmark):
     def load(self) -> None:
         """Load the model and the pictures.
 
-        The size comes from exported files, `--shape` or the `--prepared` input, else from the test pipeline.
+        The size comes from exported files, `--shape` or the `--prepared` input, else from the test pipeline;
+        mean and std come from the first file, else from the config.
 
         Files of another family (ModelFileError), or with other overrides of the config (UsageError), are
         refused before weights are read; see `read_files` and `read_prepared`, too.
@@ -179,7 +180,7 @@ class ImageBenchmark(Benchmark):
         return functools.partial(memory.run_graph, contender.engine, contender.file, self.threads[0], feeds)
 
     def facts(self) -> dict[str, Any]:
-        """Return `input_shape` (batch x channels x height x width), and `images`, the number of pictures."""
+        """Return `input_shape`, such as '1x3x800x1216', and `images`, their number (--prepared: 0)."""
         size = f'{self.options.height}x{self.options.width}'
         return dict(input_shape=f'{self.batch}x3x{size}', images=len(self.images))
 
@@ -292,7 +293,7 @@ def backend_contender(family: ImageFamily, backend: Backend, engine: str, label:
 def run_model(
     source: memory.Source, images: Sequence[PreparedImage], change: Callable[[Any], Any] | None
 ) -> tuple[int, object]:
-    """Load a model and run it `memory.RUNS` times; `memory.measure` calls this in a child process.
+    """Load a model on the CPU and run it `memory.RUNS` times in a child process, for `memory.measure`.
 
     Args:
         source: the config and the checkpoint, for the child process.
@@ -310,7 +311,7 @@ def run_model(
 
 
 def read_prepared(path: str | Path) -> PreparedImage:
-    """Read an .npz of `input` (3, H, W) or (1, 3, H, W), `img_shape` (2,) and `ori_shape` (2,).
+    """Read an .npz of `input` (3, H, W) or (1, 3, H, W) float32, `img_shape` (2,) and `ori_shape` (2,).
 
     `input` is normalised and padded; `img_shape` is the size of its content before padding, `ori_shape` the
     size of the original image: height and width in pixels.

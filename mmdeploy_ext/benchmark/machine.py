@@ -15,7 +15,7 @@ from mmdeploy_ext.engines.registry import gpu_name
 SIMD = ('avx2', 'avx_vnni', 'avx512f', 'avx512_vnni', 'avx512_bf16', 'avx512_fp16', 'amx_int8', 'amx_bf16')
 """Instruction sets that decide how fast matrix products are, as Linux names them."""
 QUIET_SHARE = 0.05
-"""Share of the cores that other processes may use before figures are called doubtful."""
+"""Share of the cores that other processes may use; above it rounds may be repeated, figures are doubtful."""
 
 
 def cores() -> int:
@@ -26,8 +26,8 @@ def cores() -> int:
 def machine() -> dict[str, Any]:
     """Return the entry of a machine in the JSON file of a benchmark.
 
-    The keys are `cpu`, its name, `cores` that this process may use, `simd`, those of `SIMD` that it has,
-    `gpu`, the name or '' without one, `system`, `python` and `versions`, package -> version.
+    The keys are `cpu`, its name, `cores`, the number that this process may use, `simd`, those of `SIMD` that
+    it has, `gpu`, the name or '' without one, `system`, `python` and `versions`, package -> version.
     """
     lines: list[str] = []
     with contextlib.suppress(OSError):
@@ -70,8 +70,8 @@ def _busy_s() -> float | None:
 class OtherLoad:
     """Context manager that measures how much of the cores other processes use.
 
-    All but this one are others, also those that it started. The cores are all of the machine, whichever this
-    process may use.
+    All but this one are others, also those that it started, and so is time that a hypervisor took. The cores
+    are all of the machine, whichever this process may use.
 
     Attributes:
         share: used share of all cores, 0..1; None inside the block, and if the system does not say.

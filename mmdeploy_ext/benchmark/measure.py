@@ -2,11 +2,11 @@
 
 All contenders run in one process and take turns: every round runs each of them once, in an order that
 rotates, so that a machine that becomes slower or warmer does so for all. In the benchmark a contender's time
-begins with prepared images and ends with detections in numpy, whatever part of the post-processing its graph
-holds; `time_files` measures graphs alone.
+begins with a prepared sample and ends with detections in numpy, whatever part of the post-processing its
+graph holds, of sparse backbones with their map; `time_files` measures graphs alone.
 
-A sample is what a contender's function takes: a batch of prepared images, a frame of a drive, or the arrays
-of a graph's inputs.
+A sample is what a contender's function takes: a batch of prepared images, a frame of a drive, a sweep, a set
+of voxels, or the arrays of a graph's inputs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 COMPILED_FORM = 'compiled'
 """Form of the contender `torch.compile`, which runs no file."""
 MIN_ROUNDS = 3
-"""Rounds that count at least, however short the time limit is."""
+"""Rounds that no time limit cuts off; also the runs of which the time of a voxelisation is the median."""
 SETTLE_S = 0.02
 """Pause between two runs: threads of the last engine spin for some milliseconds and would slow the next."""
 WARMUP_ROUNDS = 3
@@ -41,14 +41,15 @@ class Run:
     """The measured times of one run of one contender.
 
     Attributes:
-        total_s: time from the prepared sample to the detections.
+        total_s: time from the prepared sample to the detections, of sparse backbones to the map.
         network_s: time of the network, or of the graphs, without what decodes their tensors; of sparse
             backbones without the search for pairs of voxels, too; None if unknown.
         detections: number of detections in the sample, of all images of a batch together; of sparse
             backbones that of voxels, and 0 of graphs that `timed` runs.
         other_load: share of all cores of the machine that other processes used in this round, 0..1; None if
             unknown. Processes that measure in step count as others, too.
-        parts_s: part of a model, such as 'backbone', or 'cpu' for the CPU time of this process -> seconds.
+        parts_s: part of a model, such as 'backbone', or 'cpu' for the CPU time of this process -> seconds; {}
+            of models of pictures.
         fed_bytes: bytes that the engine was fed besides images; None if unknown.
     """
 
@@ -62,7 +63,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """A model on an engine, which turns a prepared sample into detections.
+    """A model on an engine, which turns a prepared sample into detections, or voxels into a map.
 
     Attributes:
         name: unique name for tables; that of eager PyTorch is `registry.BASELINE`.
@@ -108,11 +109,12 @@ def interleave(
     spare: int = 0,
     seconds: float = 0,
 ) -> dict[str, list[Run]]:
-    """Run every contender once per round; return name -> one run per round.
+    """Run every contender once per round; return name -> one run per round that counts.
 
     Args:
         contenders: contenders, at least one, with unique names.
-        batches: samples that contenders run, at least one; round i takes sample i modulo their number.
+        batches: samples that contenders run, at least one; round i takes sample i modulo their number, those
+            of the warm-up, from -`warmup` to -1, the last ones.
         rounds: number of rounds that count.
         warmup: number of rounds before them.
         before_each: called before every run. Processes that measure in step wait for each other there, so

@@ -55,7 +55,7 @@ def reset_peak() -> int:
 
 
 def reset_peak_with(model: torch.nn.Module) -> int:
-    """Reset the peak, see `reset_peak`; return the resident set less the size of a model's weights, in kB."""
+    """Reset the peak, see `reset_peak`; return the resident set less a model's weights and buffers, in kB."""
     return reset_peak() - sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) // 1024
 
 
@@ -90,7 +90,7 @@ class Source:
             importlib.import_module(name)
 
     def load(self, change: Callable[[Any], Any] | None) -> tuple[int, Any]:
-        """Load the model and apply `change`; return the kB before it had weights, and its deployment.
+        """Load the model on the CPU, apply `change`; return the kB before it had weights, and its deployment.
 
         `change` takes the model and returns the one that is run; None changes nothing.
         """
@@ -109,7 +109,7 @@ class Source:
 
 
 def run_graph(engine: str, path: str, threads: int, feeds: Mapping[str, np.ndarray]) -> tuple[int, object]:
-    """Run the file at `path` on an engine of `registry.ENGINES` without torch, with a number of threads.
+    """Run the file at `path` `RUNS` times on an engine of `registry.ENGINES`, with a number of threads.
 
     `feeds` is input name -> array; surplus ones are ignored. The kB before loading and the backend are
     returned, as `measure` expects.
@@ -144,7 +144,7 @@ def measure(call: Callable[[], tuple[int, object]], name: str) -> dict[str, floa
 
     Args:
         call: loads it and runs it `RUNS` times; returns the kB before loading, and the object that has to
-            stay alive.
+            stay alive. It can be pickled.
         name: name of the contender for the message.
 
     Raises:

@@ -68,7 +68,7 @@ class SparseBenchmark(Benchmark):
         """Load the model, trace its graph, and make the sets of voxels.
 
         UsageError: options that are out of range, or several files. ModelFileError: a file that is no
-        portable one of a sparse backbone.
+        portable one of a sparse backbone. DataError: a sweep that cannot be read.
         """
         args = self.args
         self.threads = (args.threads,) if args.threads else THREADS
@@ -94,7 +94,7 @@ class SparseBenchmark(Benchmark):
 
     @property
     def main_set(self) -> VoxelSet:
-        """The set on which memory and bars are measured: the first real sweep, else the largest scene."""
+        """The set of the bars of time and of memory: the first real sweep, else the largest scene."""
         return self.sweeps[0] if self.sweeps else self.scenes[-1]
 
     def groups(self) -> list[list[VoxelSet]]:
@@ -163,8 +163,8 @@ class SparseBenchmark(Benchmark):
     def complete(self, row: dict[str, Any], contender: Contender, runs: Sequence[Run]) -> None:
         """Add `parts_ms`, part -> `spread` of its times in ms, and `threads` to a row of the JSON file.
 
-        Figures that backbones do not have are removed from it. `runs`, at least one, are those of the
-        `contender`.
+        `images_per_s`, `detections_per_image`, `postprocess_ms` and `samples_ms` are removed from it. `runs`,
+        at least one, are those of the `contender`.
         """
         parts = runs[0].parts_s
         row['parts_ms'] = {part: measure.milliseconds(run.parts_s[part] for run in runs) for part in parts}
@@ -177,11 +177,11 @@ class SparseBenchmark(Benchmark):
     ) -> dict[str, Any]:
         """Return the content of the JSON file.
 
-        Beside the common facts it has `sets`, an entry for each set of voxels, `growth` and `work_growth`,
-        exponents of time and of multiplications in the number of voxels over the generated sets, `racing`,
-        how wrong spconv is with all threads (None if that was not measured), `export_s`, target -> seconds,
-        `bars` and what they are of (`bars_of`), and `notes`. `runs` has those of each of `groups`, name of a
-        contender -> its runs; `memories` are those of the main set alone.
+        Beside the common facts and those of `facts` it has `sets`, an entry for each set of voxels, `growth`
+        and `work_growth`, exponents of time and of multiplications in the number of voxels over the generated
+        sets, `racing`, how wrong spconv is with all threads (None if that was not measured), `export_s`,
+        target -> seconds, `bars` and what they are of (`bars_of`), and `notes`. `runs` has those of each of
+        `groups`, name of a contender -> its runs; `memories` are those of the main set alone.
         """
         roofline = {threads: figures.gemm_flops(threads) for threads in {1, *self.threads}}
         entries = []

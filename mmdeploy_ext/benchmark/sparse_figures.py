@@ -266,8 +266,9 @@ def racing_spconv(deployment: Deployment, voxels: VoxelSet, cores: int) -> dict[
     """Run spconv on voxels with as many threads as `cores`, with which its kernels race.
 
     The entries that are returned are `threads`, `voxels`, their number, `runs`, `worst_rel`, the largest
-    error in all runs relative to the largest value of the result of one thread, infinite if a value is NaN,
-    and `median_ms`. `deployment` is a sparse backbone, in whose order the coordinates of `voxels` are.
+    error in all runs relative to the largest value of the result of one thread, infinite if a value is NaN in
+    one of both, and `median_ms`. `deployment` is a sparse backbone, in whose order the coordinates of
+    `voxels` are.
     """
     from threadpoolctl import threadpool_limits
 

@@ -7,11 +7,11 @@ A sample is a frame (all cameras of a car at one moment) or a sweep (one revolut
 a drive are in the order of time, and a round runs one of them.
 
 A contract is one of the sets of files that a family can write for a model, named by the option `contract`:
-StreamPETR has 'deploy', this project's graphs for any engine, and 'fork', the one graph of its deployment
-fork; Sparse4D and BEVFormer have 'portable' and those of the programs that they are for; the only one of
-CenterPoint and other LiDAR detectors is called 'deploy'. A file whose metadata lack the option has the name
-of the family as its contract. Rows of the result have the contract as their `form`. A bar is the largest
-value of a figure that passes.
+StreamPETR has 'deploy', this project's graphs for any engine, 'fork', the one graph of its deployment fork,
+and 'autoware'; Sparse4D and BEVFormer have 'portable' and those of the programs that they are for; LiDAR
+detectors have 'deploy', and CenterPoint 'autoware', too. A file whose metadata lack the option has the name
+of the family as its contract. Rows of the result have the contract as their `form`, or the path, if two files
+have one contract. A bar is the largest value of a figure that passes.
 
 A stepper (`runtime.frames.Stepper`) computes one sample after the other: the reference is PyTorch's model, a
 runner the exported files on an engine.
@@ -58,7 +58,10 @@ GROWTH_FRAMES = 100
 
 
 class StreamBenchmark(Benchmark):
-    """Benchmark on frames of a synthetic drive, or on sweeps; `--sweep` replaces the generated points.
+    """Benchmark on frames of a synthetic drive, or on generated sweeps.
+
+    Each file of `--sweep` replaces the generated points of one frame, beginning with the first, or of one
+    sweep.
 
     Attributes:
         samples: a sample for each round, prepared for the network, see `load`.
@@ -75,9 +78,11 @@ class StreamBenchmark(Benchmark):
         """Load the model, and make one sample per round.
 
         `samples` begins with those of the rounds that count; those of the warm-up, which are the first of the
-        drive, are its end. A round that is repeated, as other processes disturbed it, runs its sample again.
-        `files` is contract (or path, if two have one contract) -> path. UsageError: `--sweep` of a model that
-        takes pictures alone; DataError: a sweep cannot be read. Both are raised before weights are read.
+        drive, are its end. If there are more rounds than frames the drive begins again as another scene,
+        which empties a memory. A round that is repeated, as other processes disturbed it, runs its sample
+        again. `files` is contract (or path, if two have one contract) -> path. UsageError: `--sweep` of a
+        model that takes pictures alone; DataError: a sweep cannot be read. Both are raised before weights are
+        read.
         """
         args = self.args
         files_metadata = [read_files(path).metadata for path in args.onnx]
@@ -158,8 +163,9 @@ class StreamBenchmark(Benchmark):
     ) -> list[Contender]:
         """Return one contender, the files of a contract on an engine, which `stack` closes.
 
-        `label` becomes its form, `path` is that of the file or folder. With `--skip-refused` the first two
-        samples are run here; what they raise lets the caller leave the engine out.
+        `label`, the contract or the path, becomes its form, `path` is that of the file or folder. With
+        `--skip-refused` the first two samples are run here; what they raise lets the caller leave the engine
+        out.
         """
         options = ENGINES[engine].runner_options(self.threads[0])
         runner = stack.enter_context(self.deployment.family.runner(read_files(path).paths, options))
@@ -240,8 +246,8 @@ def runner_contender(stepper: Any, engine: str, form: str, file: str) -> Contend
     """Return a contender that runs exported files of a contract on an engine.
 
     `stepper` is what `SequenceFamily.runner` returns for them: its `graph_seconds()` are part -> seconds so
-    far; a part `DECODING` in them does not count as time of the network. `form` is the contract,
-    `file` the path of the files.
+    far; a part `DECODING` in them does not count as time of the network. `form` is the contract, or a path if
+    two files have it, `file` the path of the files.
     """
 
     def run(sample: Frame | Sweep) -> Run:
@@ -281,7 +287,7 @@ def check_bars(
         rows: rows of the contenders in the JSON file. Read are `engine`, `form`, `ratio_to_torch` (a dict
             with `median`, or None), `parts_ms`, `fed_bytes`, and, if they are there, `memory` and
             `samples_ms`, the times of all samples.
-        ratio: result of `contract_ratio`; None if one of the contracts was not measured.
+        ratio: result of `contract_ratio`; None if 'deploy' or 'fork' was not measured.
         bars: name, figure and largest value of each bar. A figure is 'torch' (ratio of the contract's times
             to PyTorch's), 'fork' (that of deploy's to fork's, whatever `form` is), 'memory' (ratio of peaks
             to PyTorch's), 'growth' (see `growth`), 'fed_bytes', or the name of a part (ms).

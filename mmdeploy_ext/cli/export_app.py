@@ -42,7 +42,7 @@ ENGINE_OPTIONS = ('engine', 'providers', 'threads', 'inference_precision')
 def build_parser(only_check: bool = False) -> argparse.ArgumentParser:
     """Return the parser; options of mmdet 2.28's pytorch2onnx.py have their names and meaning.
 
-    `only_check`: the command line has --check, which needs no checkpoint.
+    --dataset does nothing. `only_check`: the command line has --check, which needs no checkpoint.
     """
     parser = cli.ArgumentParser(
         description='Export an OpenMMLab 1.x detector to ONNX and prove that it is the same model.'
@@ -109,7 +109,8 @@ class Export:
         """Return name -> value of the options on the command line, after checks that need no config.
 
         Opset 0 stands for the model's default. `engine` is set to what --engine and its options say.
-        UsageError: options that do not go together, or values that are out of range.
+        UsageError: options that do not go together, or values that are out of range. EngineError: the engine
+        is not here, see `options.engine_options`.
         """
         args = self.args
         self.engine, values = shared.engine_options(args), shared.graph_values(args)
@@ -151,7 +152,10 @@ class Export:
         return self.export(Samples(self.family, args.test_img or [], args.frames, self.samples_option))
 
     def check_family(self) -> None:
-        """Raise UsageError for a family that the tool is not for, and arguments that it does not have."""
+        """Raise UsageError for a family that the tool is not for, and arguments that it does not have.
+
+        EngineError: the engine does not run models of frames or sweeps, and the family is one.
+        """
         args, family = self.args, self.family
         if self.only and family.name != self.only:
             raise UsageError(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MOST_CLASSES, MOST_TENSORS = 20, 12
-"""Numbers of classes and tensors that are printed; --json has all."""
+"""Numbers of classes, of inputs and of outputs that are printed; --json has all."""
 SHARED = ('family', 'classes', 'preprocess', 'voxels', 'postprocess', 'options', 'config', 'config_sha256')
 SHARED += ('checkpoint_sha256', 'versions')
 """Facts that all files of one export share."""
@@ -181,7 +181,7 @@ def overview(model: str, files: Sequence[Mapping[str, Any]], proof: Mapping[str,
 
 
 def tensors(file: Mapping[str, Any]) -> Table:
-    """Return the table of the first `MOST_TENSORS` inputs and outputs of one file of `describe`.
+    """Return the table of the first `MOST_TENSORS` inputs and as many outputs of one file of `describe`.
 
     `file` is an entry that has a `spec`.
     """

@@ -1,4 +1,4 @@
-"""Options that several tools share, with mmdet's names and meaning.
+"""Options that several tools share; those that mmdet has, too, have its names and meaning.
 
 The import of this module imports neither torch nor mmcv; `parse_cfg_options` and `parser_for` may need mmcv.
 """
@@ -119,7 +119,8 @@ def add_normalisation_arguments(parser: argparse.ArgumentParser) -> None:
 def proof_words(args: argparse.Namespace) -> list[str]:
     """Return the options that a later proof needs again, as words: --mean, --std and --cfg-options.
 
-    Those of `args` that are None, empty or missing are left out.
+    `args.cfg_options` are the pairs as typed, not parsed. Those of `args` that are None, empty or missing are
+    left out.
     """
     words: list[str] = []
     for name in ('mean', 'std', 'cfg_options'):
@@ -187,9 +188,9 @@ def option_values(args: argparse.Namespace, declared: Iterable[Option]) -> dict[
 def graph_values(args: argparse.Namespace) -> dict[str, Any]:
     """Return name -> value of the options of `add_graph_arguments` on the command line.
 
-    `height` and `width` are there if --shape, which is `args.height`, is, both equal if it has one number.
-    UsageError: options that contradict each other, an opset that the exporter does not write, or a --shape of
-    more than two numbers or of one below 1.
+    `height` and `width` are there if --shape, which is `args.height`, is, both equal if it has one number;
+    --skip-postprocess gives `form` 'raw'. UsageError: options that contradict each other, an opset that the
+    exporter does not write, or a --shape of more than two numbers or of one below 1.
     """
     from mmdeploy_ext.exporting.exporter import check_opset
 

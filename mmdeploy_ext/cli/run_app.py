@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
     `args` are those of `build_parser`.
 
     Raises:
-        ModelFileError: the file is missing or damaged, a sparse backbone alone, a folder of image models, or
-            gives no boxes.
+        ModelFileError: the file is missing or damaged, a sparse backbone alone, a folder of image models, a
+            BEVFusion of LiDAR alone, or gives no boxes.
         UsageError: see `check_inputs`; a number out of range, or a picture or report that cannot be written.
         EngineError: ONNX Runtime or an execution provider is not here.
         ImageError, DataError, ShapeError, InferenceError: infos cannot be read; or the only sample, or with
@@ -95,7 +95,8 @@ def run(args: argparse.Namespace) -> int:
 def check_inputs(args: argparse.Namespace, samples: str) -> None:
     """Raise UsageError for files of another kind than the model takes, and for options of other kinds.
 
-    `args` are those of `build_parser`; `samples` is the kind that the model takes, a key of `TAKES`.
+    `args` are those of `build_parser`; `samples` is the kind that the model takes, a key of `TAKES`. Folders
+    of pictures or sweeps are not looked into.
     """
     for path in map(Path, args.images):
         suffix = path.suffix.lower()
@@ -180,7 +181,8 @@ def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
 def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
     """Draw the boxes of each frame into the cameras and from above; return the exit status.
 
-    A memory goes from frame to frame. `metadata` are those of the model's last file.
+    The memory of a model that has one goes from frame to frame. `metadata` are those of the model's last
+    file.
     """
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
     from mmdeploy_ext.runtime.detections import check_ranges
