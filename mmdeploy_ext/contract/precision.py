@@ -22,9 +22,10 @@ PRECISIONS = ('fp32', 'fp16', 'bf16')
 def with_half_features(spec: GraphSpec) -> GraphSpec:
     """Return `spec`, the contract of an image model, with float16 images and features, for `--fp16-io`.
 
-    Float32 inputs of four axes become float16; others are sizes and ratios. So do float32 outputs that are
-    compared value by value (`compare='values'`) and have no unit of pixels. Pixels stay float32, since
-    float16 rounds to half a pixel from 512 on, and so do detections, which are computed in float32.
+    Float32 inputs of four axes become float16; others are sizes, ratios, regions and cameras. So do float32
+    outputs that are compared value by value (`compare='values'`) and have no unit of pixels. Pixels stay
+    float32, since float16 rounds to half a pixel from 512 on, and so do detections, which are computed in
+    float32. `single` is not looked at: of image models it marks inputs of fewer axes alone.
     """
     inputs = tuple(as_float16(tensor) if len(tensor.axes) == 4 else tensor for tensor in spec.inputs)
     outputs = []
@@ -36,7 +37,7 @@ def with_half_features(spec: GraphSpec) -> GraphSpec:
 
 
 def as_float16(tensor: TensorSpec) -> TensorSpec:
-    """Return the spec of a tensor in which float32 is float16."""
+    """Return the spec of a tensor in which float32 is float16, also if it is marked `single`."""
     return dataclasses.replace(tensor, dtype='float16') if tensor.dtype == 'float32' else tensor
 
 

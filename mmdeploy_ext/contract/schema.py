@@ -11,9 +11,9 @@ from typing import Any
 
 Check = Callable[[Any, str], None]
 LARGEST = 1e30
-"""Largest number that passes: float32 has room for it, and for products with pixels."""
+"""Largest number that passes where a check states no other: float32 has room for it times pixels."""
 LONGEST = 100_000
-"""Number of entries that a list may have."""
+"""Number of entries that a list may have where a check states no other."""
 
 
 class Mismatch(ValueError):
@@ -89,7 +89,7 @@ def maybe(check: Check) -> Check:
 
 
 def either(first: Check, second: Check) -> Check:
-    """Return a check of a value that passes the first of two checks, or is a list that passes the second."""
+    """Return a check of a value that passes one of two checks; the second is for lists and tuples alone."""
 
     def check(value: Any, key: str) -> None:
         try:
@@ -103,7 +103,7 @@ def either(first: Check, second: Check) -> Check:
 
 
 def items(check: Check, minimum: int = 0, maximum: int = LONGEST) -> Check:
-    """Return a check of a list of `minimum` to `maximum` values that all pass another check."""
+    """Return a check of a list or tuple of `minimum` to `maximum` values that all pass another check."""
     count = f'{minimum}' if minimum == maximum else f'{minimum} to {maximum}'
 
     def check_list(value: Any, key: str) -> None:
@@ -116,7 +116,7 @@ def items(check: Check, minimum: int = 0, maximum: int = LONGEST) -> Check:
 
 
 def exactly(count: int, check: Check) -> Check:
-    """Return a check of a list of `count` values that all pass another check."""
+    """Return a check of a list or tuple of `count` values that all pass another check."""
     return items(check, count, count)
 
 

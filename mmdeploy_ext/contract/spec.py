@@ -1,7 +1,7 @@
 """The contract of a graph: names, dtypes, axes, meaning, state pairs and tolerances.
 
-A model family states it once, in its `graphs.py`; export, dump, backends, verification, the report and the
-tables in the READMEs read this one object. Needs numpy only.
+A model family states it once, mostly in its `graphs.py`; export, dump, backends, verification, the report
+and the tables in the READMEs read this one object. Needs numpy only.
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ class TensorSpec:
         unused: whether it is an input that no operator uses, and that stays in the signature.
         compare: 'values' for element-wise comparison; 'detections' for every output of results, such as
             boxes, labels, scores, masks, maps and counts: the results decoded from all of them are matched.
-        single: whether it is of single precision, float32, in a float16 graph, too, as are the nodes between
+        single: whether it is of single precision, float32, in a float16 export, too, as are the nodes between
             it and the next layers with weights: points, poses, times, and what a top-k sorts.
         smallest: minimum size of the axes from the third on (images: height and width).
         multiple: number that these sizes have to be multiples of.
@@ -89,7 +89,7 @@ class TensorSpec:
 
     @property
     def dynamic_axes(self) -> dict[int, str]:
-        """Axis index -> letter of the dynamic axes."""
+        """Axis index -> name of the dynamic axes."""
         return {index: axis for index, axis in enumerate(self.axes) if isinstance(axis, str)}
 
     def shape_text(self) -> str:
@@ -152,7 +152,7 @@ class GraphSpec(JsonDataclass):
     def with_defaults(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return feeds (input name -> array) completed by the defaults of optional inputs that are not fed.
 
-        Dynamic axes of a default have the sizes of the axes with the same letter in the feeds, else 1.
+        Dynamic axes of a default have the sizes of the axes with the same name in the feeds, else 1.
         """
         sizes = {
             letter: feeds[tensor.name].shape[axis]
@@ -172,7 +172,8 @@ class GraphSpec(JsonDataclass):
 
         Raises:
             ShapeError: a required input is missing, an unknown one is given, dtype or shape differ, a batch
-                is empty, or values of an input of positive numbers are not positive.
+                is empty, a size is too small or no multiple of what the tensor states, dynamic axes of one
+                name have two sizes, or values of an input of positive numbers are not positive.
         """
         names = self.input_names
         if unknown := [name for name in feeds if name not in names]:

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 def to_array(tensor: torch.Tensor) -> np.ndarray:
     """Return the numbers of a tensor as an array of its own, with its shape.
 
-    Those of a type that numpy lacks, such as bfloat16, become float32, quantised ones the floats that they
-    stand for; sparse tensors are filled with zeros. NotImplementedError: a tensor of the meta device, which
-    has no numbers.
+    Those of a type that numpy lacks, such as bfloat16, become float32, or complex64 if they are complex,
+    quantised ones the floats that they stand for; sparse tensors are filled with zeros. NotImplementedError:
+    a tensor of the meta device, which has no numbers.
     """
     import torch
 
@@ -25,4 +25,4 @@ def to_array(tensor: torch.Tensor) -> np.ndarray:
     try:
         return tensor.numpy().copy()
     except TypeError:
-        return tensor.float().numpy()
+        return tensor.to(torch.complex64 if tensor.is_complex() else torch.float32).numpy()

@@ -74,7 +74,9 @@ def add_debug_option(parser: argparse.ArgumentParser) -> None:
 
 
 def wait_passively() -> None:
-    """Let idle OpenMP threads sleep instead of spin; call it before torch is imported.
+    """Let idle OpenMP threads sleep instead of spin, unless the environment has `OMP_WAIT_POLICY`.
+
+    It has to be called before torch is imported.
 
     PyTorch and ONNX Runtime in one process, or other processes on the same cores, otherwise fight over
     them: a proof of the toy ATSS took 13.0 s spinning and 1.6 s sleeping on 2 busy cores. The benchmark
@@ -106,7 +108,8 @@ def run(
 ) -> int:
     """Run a command-line tool; errors that users can act on become one line on stderr.
 
-    A command line on which an output is one of the inputs is refused before `body` is called.
+    A command line on which an output is one of the inputs, or `--json` cannot be written, is refused before
+    `body` is called.
 
     Args:
         body: the work of the tool; takes the parsed arguments and returns the exit status.
@@ -115,9 +118,9 @@ def run(
 
     Returns:
         The exit status: what `body` returns, or that of the error: its `exit_code` (`Mm2OnnxError`), 2 of a
-        package that is not installed, 130 of Ctrl-C, 1 of an OSError or MemoryError. If nobody reads stdout,
-        `CLOSED_PIPE` takes the place of what `body` returns, not of the status of an error; the body runs to
-        its end all the same, so that its files are written.
+        package or module that cannot be found, 130 of Ctrl-C, 1 of an OSError or MemoryError. If nobody reads
+        stdout, `CLOSED_PIPE` takes the place of what `body` returns, not of the status of an error; the body
+        runs to its end all the same, so that its files are written.
 
     Raises:
         SystemExit: `--help`, or an option that the parser refuses.

@@ -83,7 +83,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     Args:
         path: path of the config, Python, YAML or JSON.
         overrides: dotted key, such as 'model.test_cfg.score_thr' -> value, over those of the file; with None
-            nothing is replaced.
+            nothing is replaced. A new key that resembles one of the file is a note on stderr.
 
     Returns:
         An `mmcv.Config`.
@@ -267,7 +267,9 @@ def replaced_entry(config: dict[str, Any], key: str, value: Any) -> Iterator[Non
 def installed_bases() -> Iterator[None]:
     """Let `_base_` paths into a missing checkout of mmdet3d or mmdet mean the installed package's configs.
 
-    It changes how mmcv 1.7.2 reads one file, for the time of the body.
+    It changes how mmcv 1.7.2 reads one file, for the time of the body. Each file is registered by
+    `will_read`, too, and `find_modules` puts the folders of the modules that it imports on `sys.path`, where
+    they stay.
     """
     from mmcv import Config
 
@@ -342,7 +344,8 @@ def _canonical(value: Any) -> str:
 def test_datasets(cfg: Any) -> Iterator[dict[str, Any]]:
     """Yield the settings of `data.test` of an `mmcv.Config`, then those of the data sets that it wraps.
 
-    Of a list the first counts; nothing is yielded if there are none.
+    These are below its key `dataset`, one in the other; of a list the first counts. Nothing is yielded if
+    there are none.
     """
     dataset = (cfg.get('data') or {}).get('test')
     while dataset:
@@ -358,7 +361,7 @@ def test_datasets(cfg: Any) -> Iterator[dict[str, Any]]:
 def test_dataset(cfg: Any) -> dict[str, Any]:
     """Return the settings of the test data set of an `mmcv.Config`, `data.test`; {} if there are none.
 
-    Those of a wrapper are those of the data set that it wraps, without the wrapper's own, such as its
+    Those of a wrapper are those of its `dataset`, which it wraps, without the wrapper's own, such as its
     `pipeline`; those of a list are those of the first.
     """
     return next(reversed([*test_datasets(cfg)]), {})
@@ -367,8 +370,8 @@ def test_dataset(cfg: Any) -> dict[str, Any]:
 def test_pipeline(cfg: Any) -> list[dict[str, Any]]:
     """Return the steps of the test pipeline of a config, each a dict with `type`.
 
-    It is that of `data.test`: its own, or that of the data set that it wraps, of several the first one; else
-    that of `data.val` in the same way, else `test_pipeline`.
+    It is that of `data.test`: its own, or that of its `dataset`, which it wraps, of several the first one;
+    else that of `data.val` in the same way, else `test_pipeline`.
 
     Args:
         cfg: an `mmcv.Config`.

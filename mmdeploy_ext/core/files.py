@@ -59,7 +59,8 @@ class RunFiles:
         """Register files that are read, of an ONNX file its external weights, too.
 
         Of a folder these are the ONNX files at its top; without any, the files with `DATA_SUFFIXES` and the
-        `manifest.json` at any depth.
+        `manifest.json` at any depth. Weights and folders are looked up when an output that exists is compared
+        with them; one that does not exist cannot be among them.
 
         Args:
             title: what they are, such as 'the checkpoint', for messages.
@@ -101,8 +102,8 @@ class RunFiles:
     def refuse_read(self, path: AnyPath, option: str = '') -> None:
         """Refuse to write a file that this run reads.
 
-        Files in a folder that is read, and external weights, are among these. `option`, which names `path` on
-        the command line, begins the message of the UsageError.
+        Files in a folder that is read, and external weights, are among these; a `path` that is a folder
+        passes. `option`, which names `path` on the command line, begins the message of the UsageError.
         """
         if not os.path.isdir(path):
             if os.path.exists(path):
@@ -139,7 +140,7 @@ def _key(path: AnyPath) -> tuple[int, int] | str:
 def external_locations(path: Path) -> set[str]:
     """Return the files of the external weights of an ONNX file, as paths relative to its folder.
 
-    The set is empty if the ONNX file cannot be read.
+    The set is empty if the ONNX file cannot be read, or onnx is not installed.
     """
     try:
         return set(_locations(read_onnx(path)))

@@ -106,7 +106,10 @@ def codes_in(code: CodeType) -> Iterator[CodeType]:
 
 @functools.lru_cache(maxsize=4096)
 def code_sha256(definition: ast.AST) -> str:
-    """Return the hash of a syntax tree, 64 hexadecimal digits; docstrings and comments do not count."""
+    """Return the hash of a syntax tree, 64 hexadecimal digits.
+
+    Comments, statements that are only a text, such as docstrings, and fields in `LEFT_OUT` do not count.
+    """
     return hashlib.sha256(_canonical(definition).encode()).hexdigest()
 
 
@@ -262,10 +265,11 @@ def file_of_class(kind: type) -> Path | None:
 
 
 def is_installed(package: str, path: str | Path) -> bool:
-    """Return whether a file is one that a distribution of OpenMMLab installed, and nobody has edited.
+    """Return whether a Python file is one that a distribution of OpenMMLab installed, and nobody has edited.
 
-    Copies of mmdet in a user's repository, editable installs, files that were changed in place, and files
-    that were put into the installed package are not. Of a distribution without a list of its files all are.
+    Copies of mmdet in a user's repository, editable installs, files that were changed in place, files that
+    were put into the installed package, and those of another ending than .py are not. Of a distribution
+    without a list of its files all in the package are.
 
     Args:
         package: name of the package that the file is in; only the keys of `DISTRIBUTIONS` have such files.

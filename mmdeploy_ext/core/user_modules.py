@@ -86,7 +86,7 @@ def without_older_copies(library: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def named_imports(path: str, key: str, names: Sequence[str]) -> Iterator[None]:
-    """Inside the block modules of the user's tree can be imported; a missing one is an error of the config.
+    """Let modules of the user's tree be imported, from here on; in the block a missing one is a ConfigError.
 
     Args:
         path: path of the config.
@@ -161,7 +161,7 @@ def use_libraries_of(path: str) -> None:
     that of a config.
 
     Raises:
-        ConfigError: this process has imported another copy.
+        ConfigError: this process has imported the library from elsewhere already.
         ImportError: the library of an older copy is not installed, or refuses the repository's copy of
             another one.
     """
@@ -183,7 +183,7 @@ def use_libraries_of(path: str) -> None:
 
 
 def find_modules(modules: Sequence[str], path: str) -> None:
-    """Put the folder that holds a config's modules first on `sys.path`, see `user_folders`.
+    """Put the folder that holds a config's modules first on `sys.path`, for good; see `user_folders`.
 
     That is left out if they would be imported from this folder already.
     `mm2onnx` starts with none of these folders on it, and the scripts of `tools/` with their own. Installed

@@ -304,7 +304,7 @@ def check_engine(kind: str, options: Mapping[str, Any]) -> None:
     `kind` is the registered name of the backend of an engine that runs files, `options` are its options.
 
     Raises:
-        UsageError: a number of threads below 0.
+        UsageError: `threads` is no whole number of 0 or more.
         ConfigError: an unknown backend, or an option or value that it does not have.
         EngineError: what the options name is not installed or not there, or the device does not compute in
             the precision.
