@@ -67,11 +67,14 @@ KINDS = dict(
     stuff_area_limit=Kind.AREA,
     min_bbox_size=Kind.SIDE,
 )
-"""Entries of mmdet's `test_cfg`, and of `nms` in it, that mean the same in every family."""
+"""Entries of mmdet's `test_cfg`, and of `nms` in it, that mean the same in all families that use `limits_of`.
+
+MaskFormer's `iou_thr` is none of them: it is a share of a mask.
+"""
 FEWER_CANDIDATES = 19
-"""Rows of each level that are chosen when limits are lowered: even coarse levels have more. None of them is
-suppressed then, so that the list shows the choice itself; those of five levels are less than 100, mmdet's
-usual limit of results."""
+"""Rows of each level that are chosen at most when limits are lowered: most coarse levels have more. None of
+them is suppressed then, so that the list shows the choice itself; those of five levels are less than 100,
+mmdet's usual limit of results."""
 NO_SUPPRESSION = 1.0
 """No IoU is larger. A suppression by overlaps that reach its threshold needs more, see `Limit.keeps_all`."""
 NEVER = {Kind.SCORE: 2.0}
@@ -79,7 +82,8 @@ NEVER = {Kind.SCORE: 2.0}
 RAISED, LEAST_RAISED = 0.1, 2
 """By how much of itself, and at least by how many rows, a limit is raised."""
 OTHER_SHARE, OTHER_NUMBER = 0.8, 1.25
-"""What a share, or its distance to 1, and a number are multiplied by."""
+"""A share is multiplied by the first when limits are lowered, its distance to 1 when they are raised; a
+number or an area is divided by the second, or multiplied."""
 FEW_ROWS = 100
 """Rows of a list to which a model is limited where it runs for something else than what becomes of each row.
 mmdet's heads of regions take 1,000 proposals, and with them most of the seconds of a run."""
@@ -92,7 +96,7 @@ class Limit:
     """An entry of the settings that a live model reads.
 
     Attributes:
-        config: the settings.
+        config: the settings, or the `vars` of a module that has the entry as an attribute.
         key: key of the entry.
         kind: kind of the decision.
         head: what messages call the part of the model that reads it, '' if there is only one.
@@ -139,7 +143,7 @@ class Limit:
 
     @property
     def leaves_out(self) -> bool:
-        """Whether the entry leaves anything out: limits of 0 rows and below do not."""
+        """Whether the entry may leave anything out: one of None and limits of 0 rows and below do not."""
         counts = self.kind in (Kind.CANDIDATES, Kind.ROWS)
         return self.value is not None and (self.value > 0 or not counts)
 
@@ -148,8 +152,10 @@ def limits_of(model: torch.nn.Module) -> list[Limit]:
     """Return the entries of `KINDS` that heads of a detector have in their `test_cfg`, in order of the heads.
 
     The detector itself is left out: its heads have the settings that are read. So are entries without an
-    effect, such as an `nms_pre` of 0. ConfigError: a head makes its settings anew whenever they are read, so
-    that no limit of it can be changed.
+    effect, such as an `nms_pre` of 0. Settings that several heads share give each entry once, with the name
+    of the last of these heads.
+
+    ConfigError: a head makes its settings anew whenever they are read, so that no limit of it can be changed.
     """
     heads = {name: getattr(head, 'test_cfg', None) for name, head in model.named_modules() if name}
     configs = {name: config for name, config in heads.items() if isinstance(config, dict)}
@@ -170,7 +176,7 @@ def entries_of(config: dict[str, Any], head: str, name: str = '') -> list[Limit]
     """Return the entries of `KINDS` in the settings of a head that limit the list `name`, at any depth.
 
     `head` is what messages call the head, such as 'bbox_head' or 'rpn'; with '' they leave it out. Entries
-    that leave nothing out are not returned.
+    that leave nothing out, or are no numbers, are not returned.
     """
     limits = []
     for key, value in config.items():

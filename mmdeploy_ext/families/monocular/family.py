@@ -54,15 +54,16 @@ FOLLOWED = (
     (box3d_nms, ('box3d_multiclass_nms', 'nms_bev')),
     (box_utils, ('points_img2cam', 'limit_period', 'xywhr2xyxyr')),
 )
-"""Classes and functions of mmdet3d, and the methods that the graphs compute, see `Family.followed`."""
+"""Classes and modules of mmdet3d, and their methods and functions that the graphs compute, see
+`Family.followed`."""
 
 
 READ = ('nms_pre', 'score_thr', 'max_per_img')
-"""Limits in `test_cfg` that heads of FCOS3D and PGD read; `min_bbox_size` is not one of them."""
+"""Limits in `test_cfg` that heads of FCOS3D and PGD read besides `nms_thr`; they read no `min_bbox_size`."""
 
 
 def claim_of_head(cfg: Any, head_class: type) -> Claim:
-    """Return the claim of a family of monocular detectors whose head is of a class, or derived from it."""
+    """Return `DETECTOR` for a monocular detector whose head is of a class, or derived from it, else `NO`."""
     head = registered_class(builder.HEADS, detector_parts.part_cfg(cfg.model, 'bbox_head').get('type'))
     detector = registered_class(builder.DETECTORS, cfg.model.get('type'))
     if head is None or detector is None or not issubclass(detector, detectors.SingleStageMono3DDetector):
@@ -71,7 +72,11 @@ def claim_of_head(cfg: Any, head_class: type) -> Claim:
 
 
 def build(cfg: Any) -> nn.Module:
-    """Return mmdet3d's detector of a config, without weights, in evaluation mode."""
+    """Return mmdet3d's detector of a config, without weights, in evaluation mode.
+
+    The `init_cfg` and `pretrained` of its `backbone` become None in `cfg` itself, unless it cannot be built
+    without them. ConfigError: it cannot be built.
+    """
     return build_without_weights(cfg, builder.build_detector, 'backbone')
 
 
@@ -107,7 +112,10 @@ def check_dataset(cfg: Any, dataset: Any) -> None:
 
 
 def replaced(model: nn.Module) -> Iterator[Replaced]:
-    """Yield entries with the methods of a detector, its head and box coder that graphs compute themselves."""
+    """Yield entries with the methods of a detector, its head and box coder that graphs compute themselves.
+
+    Functions of mmdet3d that these use are among them.
+    """
     yield from replaced_of_class(model, FOLLOWED)
     yield from replaced_of_class(model.bbox_head, FOLLOWED)
     yield from replaced_of_class(model.bbox_head.bbox_coder, FOLLOWED)

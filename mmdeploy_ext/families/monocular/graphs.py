@@ -40,7 +40,7 @@ METRES, SIZES = ColumnGroup('x y z', (0, 1, 2), 'm'), ColumnGroup('sizes', (3, 4
 YAW, VELOCITY = ColumnGroup('yaw', (6,), 'rad'), ColumnGroup('velocity', (7, 8), 'm/s')
 """Columns of boxes, and their units."""
 BOX = 'x y z of the middle of the bottom and sizes (m), yaw (rad), velocity (m/s), in the frame of the camera'
-"""Meaning of a box."""
+"""Meaning of a box; those of 7 values have no velocity."""
 
 
 def camera_input(batch: int | str) -> TensorSpec:
@@ -123,7 +123,7 @@ def box_groups(head: nn.Module) -> tuple[ColumnGroup, ...]:
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of the graph in the form of the options.
 
-    UsageError: a model with outputs of each level ('raw', 'decode') does not take the size of the options.
+    UsageError: of 'raw' and 'decode', the model does not run on the fixed size of the options.
     """
     head = model.bbox_head
     smallest = detector_parts.smallest(head, max(head.strides)) if options.dynamic else 1

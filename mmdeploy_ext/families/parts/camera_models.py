@@ -41,7 +41,8 @@ def is_one_of(types: Sequence[str], part: Mapping[str, Any]) -> bool:
     """Return whether the type of a part of a config is one of `types`.
 
     A class counts as its nearest base of a name in the `catalogue`, itself included: one that is derived
-    from PETRHead counts as that, but PETRv2Head, which the catalogue has, too, does not.
+    from PETRHead counts as that, but PETRv2Head, which the catalogue has, too, does not. A type that is not
+    registered counts by its name.
     """
     name = part.get('type')
     for registry in (MMDET_MODELS, MODELS):
@@ -132,8 +133,8 @@ class CameraModels:
     def preprocess_rule(self, cfg: Any) -> MultiViewRule:
         """Return the rule by which the config's test pipeline prepares the pictures of all cameras.
 
-        ConfigError: `num_cams` is no whole number above 0, there is no test pipeline, or a step is not one of
-        the rule's.
+        ConfigError: `num_cams` is no whole number above 0, there is no test pipeline, or the rule cannot
+        express a step or the order of the steps.
         """
         cameras = self.camera_settings(cfg).get('num_cams', DEFAULT_CAMERAS)
         if type(cameras) is not int or cameras < 1:
@@ -160,7 +161,7 @@ class QueryBoxes(abc.ABC):
         """Return the number of queries in the outputs of the head."""
 
     def box_facts(self, model: nn.Module) -> dict[str, Any]:
-        """Return the entries of `postprocess_facts` that every decoding of queries to boxes reads.
+        """Return the entries of `postprocess_facts` that all families of such boxes have.
 
         They are `max_num`, `post_center_range` (6 numbers, m), `score_threshold` (None: there is none) and
         `num_classes`.

@@ -1,4 +1,4 @@
-"""The kinds of dense heads of mmdet 2.28.2: their outputs, their coders, and boxes by mmdet's own functions.
+"""The kinds of dense heads, most of mmdet 2.28.2: their outputs, coders, and boxes by mmdet's own functions.
 
 A detector exports because its head is of a kind. The boxes and scores here are those of mmdet, for the proof.
 Source: `models/dense_heads`, the file of each head, and `core/bbox/coder`.
@@ -48,7 +48,7 @@ FAR_PX = 1e6
 
 
 def compares_products() -> bool:
-    """Return whether the imported mmdet compares scores times their factors with the threshold of scores.
+    """Return whether mmdet's `multiclass_nms` compares scores times their factors with the score threshold.
 
     Copies of mmdet 2.6 to 2.9 have the function of one release or the other: it is tried.
     """
@@ -66,9 +66,10 @@ def rows_of(tensor: torch.Tensor, columns: int) -> torch.Tensor:
 
 
 def same_priors(generator: Any) -> Any:
-    """Return a copy of a generator of priors of mmdet, whose numbers are the same bytes on every machine.
+    """Return a shallow copy of a generator of priors, whose anchors are the same bytes on every machine.
 
-    Anchors of a user's generator that are not those of its `gen_base_anchors` stay as they are.
+    Its `base_anchors` are computed anew; generators of points have none. Anchors of a user's generator that
+    are not those of its `gen_base_anchors` stay as they are.
     """
     priors = copy.copy(generator)
     if hasattr(priors, 'base_anchors'):
@@ -87,17 +88,18 @@ def same_priors(generator: Any) -> Any:
 def delta(coder: Any) -> dict[str, Any]:
     """Return the settings of a `DeltaXYWHBBoxCoder`, by their names in `contract.dense_head`.
 
-    `coder` is that of a head of mmdet. They are `type`, `means`, `stds`, `wh_ratio_clip` and, if the coder
-    limits how far centres move along an axis, `ctr_clamp`, that limit in pixels.
+    `coder` is that of a head of mmdet. They are `type`, `means`, `stds`, `wh_ratio_clip` (0.016, the default
+    of its `decode`) and, if the coder limits how far centres move along an axis, `ctr_clamp`, that limit in
+    pixels.
     """
     clamp = dict(ctr_clamp=coder.ctr_clamp) if coder.add_ctr_clamp else {}
     return dict(type='delta', means=list(coder.means), stds=list(coder.stds), wh_ratio_clip=0.016, **clamp)
 
 
 def legacy_delta(coder: Any) -> dict[str, Any]:
-    """Return the same settings of a `LegacyDeltaXYWHBBoxCoder` of mmdet 1.x.
+    """Return such settings of a `LegacyDeltaXYWHBBoxCoder` of mmdet 1.x, which has no `ctr_clamp`.
 
-    `pixel` 1 says that boxes are a pixel larger than their corners are apart.
+    The further entry `pixel`, 1, says that boxes are a pixel larger than their corners are apart.
     """
     settings = dict(means=list(coder.means), stds=list(coder.stds), wh_ratio_clip=0.016)
     return dict(settings, type='delta', pixel=1.0)
@@ -110,7 +112,7 @@ CODERS: dict[type, Callable[[Any], dict[str, Any]]] = {
     coders.DistancePointBBoxCoder: lambda coder: dict(type='distance'),
     DistanceCoder: lambda coder: dict(type='distance'),
 }
-"""Coders that any head may have -> their settings."""
+"""Class of a coder that a config may choose -> function that returns the settings of such a coder."""
 
 
 def chosen_coder(head: nn.Module, key: str = 'model.bbox_head') -> dict[str, Any]:
@@ -238,7 +240,7 @@ class HeadKind:
         return head.prior_generator
 
     def tested(self, head: nn.Module, outputs: Any) -> Any:
-        """Return what mmdet 2.28 has as outputs of `forward` in a test; older heads may have more."""
+        """Return what mmdet 2.28 has as outputs of `forward` in a test; other versions may have others."""
         return outputs
 
     def flatten(self, outputs: Any) -> list[torch.Tensor]:

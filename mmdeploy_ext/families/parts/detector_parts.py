@@ -31,8 +31,8 @@ MULTIPLES = dict(
     YOLOV3Neck=32, YOLOXPAFPN=32, CSPNeXtPAFPN=32, HRNet=32, CTResNetNeck=32, FPN_CARAFE=64, FPG=128,
     PyramidVisionTransformer=32,
 )  # fmt: skip
-"""Class of a part -> number of which the sides of its input have to be multiples: it adds or concatenates
-maps, which fit only then, or cuts off the rest of a side (PVT)."""
+"""Class of a part -> number of which the sides of the detector's input have to be multiples: the part adds or
+concatenates maps, which fit only then, or cuts off the rest of a side (PVT)."""
 PATHS = dict(YOLOXPAFPN=3, CSPNeXtPAFPN=3)
 """Necks that take any number of maps -> the one for which `MULTIPLES` holds; each further one doubles it."""
 GRID_SAMPLE_OPSETS = (16, 20)
@@ -98,7 +98,7 @@ def multiple(model: Any) -> int:
 
 
 def round_down(model: Any) -> bool:
-    """Return whether a built detector has levels whose sizes are rounded down."""
+    """Return whether a built detector has a part of `ROUND_DOWN`, and so levels of sizes rounded down."""
     return any(type(module).__name__ in ROUND_DOWN for module in model.modules())
 
 
@@ -155,7 +155,7 @@ def map_sizes(
 
 
 def check(model: Mapping[str, Any], options: Options) -> None:
-    """Refuse (UsageError) a size that backbone or neck of the config's `model` do not take.
+    """Refuse (UsageError) a size that is no multiple of what backbone or neck of the config's `model` need.
 
     A file of any size (`dynamic`) is refused, too, if a backbone computes with the traced size; with the
     dynamo exporter any backbone of `SIZED_ATTENTION` is.
@@ -201,9 +201,9 @@ def check_grid_sample(name: str, options: Options) -> None:
 
 
 def check_one_image(head: nn.Module, options: Options) -> None:
-    """Refuse (UsageError) batches and dynamic files for a head of guided anchors.
+    """Refuse (UsageError) batches and dynamic files for `head`, one of guided anchors.
 
-    It has priors in visible cells alone.
+    Such a head has priors in visible cells alone; whether it is one is not checked here.
     """
     if options.batch > 1 or options.dynamic:
         raise UsageError(
@@ -279,7 +279,9 @@ def with_available_candidates(options: Options, count: Callable[[], int]) -> Opt
 
 
 def check_rotated_limits(test_cfg: Mapping[str, Any], max_key: str) -> None:
-    """Refuse (ConfigError) limits of mmdet3d's rotated suppression in one picture, or another suppression.
+    """Refuse (ConfigError) a `test_cfg` without the limits of mmdet3d's rotated suppression, or for another.
+
+    Limits that are no numbers are refused, too; `nms_pre` may be missing.
 
     `max_key` is the key in `test_cfg` of the largest number of results.
     """

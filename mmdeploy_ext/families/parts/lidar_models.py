@@ -98,6 +98,9 @@ class LidarModels:
     def build(self, cfg: Any) -> nn.Module:
         """Return mmdet3d's detector of a config, without weights, in evaluation mode.
 
+        The `init_cfg` and `pretrained` of an `img_backbone` become None in `cfg` itself, unless it cannot be
+        built without them.
+
         ConfigError: a part is not exported, cannot be built, or contradicts the grid of another.
         """
         self.check_parts(cfg.filename, cfg.model)
