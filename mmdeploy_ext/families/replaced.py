@@ -74,8 +74,9 @@ class Replaced:
 
     Attributes:
         part: the live object, the class of a static method, or the module of a function.
-        upstream: name of the class whose methods the graphs follow: a key of the family's table.
-        methods: their names; a name that the table does not have for this class is left out.
+        upstream: name of the class whose methods the graphs follow, or of the module, or 'functions of' and a
+            class: a key of the family's table.
+        methods: their names; one that the table does not have there is not compared.
     """
 
     part: Any
@@ -87,7 +88,7 @@ def replaced_of_class(part: Any, followed: Iterable[tuple[Any, tuple[str, ...]]]
     """Yield one entry with the methods of a live part; none if it has no followed class.
 
     They are those of the nearest of the followed classes that it is derived from. A class of the same name
-    counts, too: that of a copy of the library in the user's repository.
+    counts, too: that of a copy of the library in the user's repository, but no class of torch.
     """
     methods = {kind.__name__: names for kind, names in followed if not isinstance(kind, OlderModule)}
     for base in type(part).__mro__:
@@ -162,14 +163,15 @@ class DifferingMethod:
 
     Attributes:
         name: class and method, such as `StreamPETRHead.forward`; of a function its module and name; of the
-            user's step of a pipeline its class.
+            user's step of a pipeline its class; of a hook `a hook of` and the class of the part.
         file: file that defines it, relative to the folder that it was imported from; '' if there is no such
             method, its type if it is no function written in Python, such as `a partial`; of a constant that a
             user's code has changed its value, such as `value 4`.
         first: number of its first line; 0 if its source cannot be read.
         last: number of its last line.
         upstream: name of the class whose method the graphs follow, such as `mmdet.Resize` of a step; of a
-            function of `called_of_others` what stands before its name.
+            function of `called_of_others` what stands before its name; of a hook or a method of `ACCESS` the
+            class that has it.
     """
 
     name: str
@@ -191,9 +193,9 @@ class DifferingMethod:
 def differing_methods(replaced: Iterable[Replaced], table: Table) -> list[DifferingMethod]:
     """Return those of the methods `replaced` of a model that have none of their hashes in a table, each once.
 
-    With those of a part are the user's hooks of it, and its methods of `ACCESS` that are the user's. After
-    them come the functions of others that the methods call, see `called_of_others`. ConfigError: the table
-    has no such class.
+    With those of a part are the user's hooks of it, its methods of `ACCESS` that are the user's, and what its
+    copies of the library's methods use, see `called_of_copies`. After them come the functions of others that
+    the methods call, see `called_of_others`. ConfigError: the table has no such class.
     """
     differing: dict[str, DifferingMethod] = {}
     entries = list(replaced)
@@ -251,6 +253,7 @@ def differing_steps(steps: Iterable[Mapping[str, Any]], table: Table) -> list[Di
 
     The rule in a file follows the library's steps, so that the samples of a proof judge others. Methods of a
     step in a copy of mmdet count unless the table has them; those in a copy of mmdet3d do not count.
+    `Compose` is compared with the steps; after them come the user's methods by which steps read files.
 
     Args:
         steps: the steps that a rule knows by their names.
@@ -387,8 +390,9 @@ def called_of_copies(part: Any, method: str) -> list[DifferingMethod]:
         method: name of a method that a table follows.
 
     Returns:
-        An entry for each name that stands for something else in the user's module; [] if the method has not
-        the text of a library's, such as that of a fork's own head: its names have no counterparts.
+        An entry for each name that stands for something else in the user's module; [] if the method is a
+        library's, or has not the text of one, such as that of a fork's own head: its names have no
+        counterparts.
     """
     *_, copy = functions_behind(getattr(part, method))
     versions = [vars(base)[method] for base in type(part).__mro__ if method in vars(base)]
@@ -451,7 +455,7 @@ def _differing_source(method: Any, hashes: Sequence[str]) -> SourceLines | None:
 
 @functools.lru_cache
 def table_of(folder: Path) -> Table:
-    """Return the table of a family's folder; empty if it has none."""
+    """Return the table of a family's folder, which is read once; empty if it has none."""
     path = folder / TABLE
     return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
 
@@ -485,9 +489,10 @@ def as_imported(
 ) -> tuple[list[Replaced], Table]:
     """Return the entries of a model's methods, and a table, as the graphs follow the imported mmdet.
 
-    Of mmdet 2.28 both stay. Of an older one, `older` has the methods that its classes have in place of those
-    of 2.28: those of its release count, or of another release in which the graphs are the same (a copy of
-    mmdet in a repository may be newer than its version says), whichever differs less.
+    Of mmdet 2.28 or newer both stay, and so they do if `older` has no release that computes alike. Of an
+    older one, `older` has the methods that its classes have in place of those of 2.28: those of its release
+    count, or of another release in which the graphs are the same (a copy of mmdet in a repository may be
+    newer than its version says), whichever differs less.
 
     Args:
         replaced: entries by the methods of mmdet 2.28.

@@ -92,11 +92,13 @@ class SequenceFamily(Family):
 
     @abc.abstractmethod
     def generated_dataset(self, folder: Path, cfg: Any, rule: Any) -> dict[str, Any]:
-        """Write generated moments as files into a folder; return the config of a data set that reads them.
+        """Write generated moments into an existing folder; return the config of a data set that reads them.
 
         If the class of `data.test` reads files of the kind that is written, or is of the user's code and of
         no other kind, it is that data set with another `ann_file` and `data_root`; else it is the family's
-        with the config's test pipeline. `rule`, that of `preprocess_rule`, decides which files are written.
+        with the config's test pipeline. Sparse4D's is always that of `data.test`; moments of BEVFusion's own
+        repository have a class of their own. `rule`, that of `preprocess_rule`, decides which files are
+        written.
         """
 
     @abc.abstractmethod

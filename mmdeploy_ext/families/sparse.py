@@ -28,9 +28,9 @@ class EncoderSettings:
     Attributes:
         path: path of the encoder in the model, e.g. 'pts_middle_encoder'; '' is the model itself.
         order: axis order of its coordinates and weights, 'xyz' or 'zyx'.
-        spatial_shape: grid size per axis, in that order.
+        spatial_shape: `sparse_shape` of the encoder, in that order; along z it may be one above the voxels.
         in_channels: features per voxel.
-        output_shape: (1, C, H, W) that what follows the encoder takes; None if that is not known.
+        output_shape: (1, C, H, W) of the map that the encoder gives; None if that is not known.
     """
 
     path: str
@@ -46,7 +46,8 @@ class Int8Reference:
 
     Attributes:
         precisions: module path -> (precision, output precision) if it is not int8; without any the first
-            convolution and the output of the last one are fp16, see `sparse.precision.fp16_ends`.
+            convolution and the output of the last one are fp16, see `sparse.precision.fp16_ends`. These and
+            the modules below are for exports with `--int8-fp16-input-output` alone.
         half_ranges: whether they round ranges to fp16.
         fp16_folded: modules of convolutions into which they fold batch normalisation in fp16, unlike the
             rest.

@@ -139,7 +139,10 @@ class RtDetrFamily(ImageFamily):
         return ResultLimit(vars(model.postprocess), available=pairs)
 
     def limits(self, model: nn.Module) -> list[Limit]:
-        """Return the number of queries, which are a list of their own, and the limit of results."""
+        """Return the number of queries, which are a list of their own, and the limit of results.
+
+        The former is left out if the user's decoder chooses tokens in another way.
+        """
         limits = super().limits(model)
         if type(model.decoder).select is not RTDETRDecoder.select:  # tokens are chosen in another way
             return limits

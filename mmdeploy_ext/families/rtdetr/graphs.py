@@ -100,7 +100,7 @@ class RtDetrTokensForm(nn.Module):
         self.decoder = model.decoder
 
     def forward(self, images: torch.Tensor, *maps: torch.Tensor) -> tuple[torch.Tensor]:
-        """Return one tensor, boxes with scores (B, Q, 5) xyxy, in pixels of the input.
+        """Return one tensor, boxes with scores (B, Q, 5) xyxy, in pixels of the input, best first.
 
         Of `images` (B, 3, H, W) only the size is used; `maps` are those of the encoder, named `MAPS`.
         """

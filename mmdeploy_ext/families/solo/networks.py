@@ -27,7 +27,7 @@ class Coordinates(nn.Module):
     """Coordinates of pixels. A module, so that constants of a fixed graph are named after it."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return (B, 2, h, w) x and y in -1..1, end points included; a map of width 1 has x = -1."""
+        """Return (B, 2, h, w) x and y in -1..1, end points included; a side of 1 has -1."""
         batch, height, width = features.shape[0], features.shape[2], features.shape[3]
         x = self._line(width, features)[None, None, None, :].expand(batch, 1, height, width)
         y = self._line(height, features)[None, None, :, None].expand(batch, 1, height, width)
@@ -82,7 +82,7 @@ class SoloNetwork(nn.Module):
         return self.head.resize_feats(pyramid), pyramid
 
     def category(self, features: torch.Tensor, grid: int) -> torch.Tensor:
-        """Return the scores (B, C, g, g) of a level of SOLO or Decoupled SOLO.
+        """Return the scores (B, C, g, g) of a level of SOLO or Decoupled SOLO, after the points NMS.
 
         `features` (B, D, h, w) is the input map of the level, `grid` is g.
         """

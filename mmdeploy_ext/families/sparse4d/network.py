@@ -121,7 +121,7 @@ def project(points: Tensor, lidar2img: Tensor, image_wh: Tensor) -> Tensor:
 
 
 def point_weights(layer: nn.Module, query: Tensor, lidar2img: Tensor) -> Tensor:
-    """Return the weights (1, A, P, N, L, G) of key points; over points, cameras and levels they sum to 1.
+    """Return the weights (1, A, P, N, L, G) of key points; those of a group and an instance sum to 1.
 
     `query` (1, A, C) is the sum of an instance's features and its anchor's embedding. The layer of the
     weights is linear: instances and cameras (N, C) pass it one by one, not as A N pairs. Its rows are taken
@@ -250,7 +250,7 @@ def run_head(
         head: a `Sparse4DHead`.
         pictures: of the frame.
         time_interval: (1,) seconds since the last frame, or the default, which stands for 0, too.
-        last: its instances; None at a first frame.
+        last: its instances; None if the graph is that of a first frame.
         learned: features (1, A, C) and anchors (1, A, 11) with which a frame begins; None: those of the
             head.
     """

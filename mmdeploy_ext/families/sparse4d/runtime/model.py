@@ -175,8 +175,8 @@ class Sparse4DOnnx(CameraRuntime):
 
         It is None before the first frame after a reset. The token of a scene that no frame has named is ''.
 
-        ShapeError: an assigned one has other tensors or shapes than the bank, or NaN. DataError: its pose or
-            time is not valid. The bank stays as it was then.
+        ShapeError: an assigned one lacks a tensor of the bank, or one has another shape, NaN or infinity.
+            DataError: its pose or time is not valid. The bank stays as it was then.
         """
         tensors = self.bank.tensors
         if tensors is None:
