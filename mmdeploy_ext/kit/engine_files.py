@@ -183,7 +183,7 @@ def benchmark_command(graph: KitGraph, case: Mapping[str, Any]) -> str:
 def triton_config(graph: KitGraph) -> str:
     """Return the text of Triton's config.pbtxt of a graph: every axis is in `dims`, none is Triton's batch.
 
-    An axis of any size is -1.
+    An axis of any size is -1; a tensor without axes has `dims` of 1 and is reshaped.
     """
     lines = [
         f'name: "{graph.name}"',

@@ -30,7 +30,8 @@ from mmdeploy_ext.lint.trial import Trial, try_export
 from mmdeploy_ext.lint.watches import LARGEST_EXACT, WATCHES, largest_finite, step_text
 
 TRAINED_LAYERS = (torch.nn.modules.batchnorm._NormBase, torch.nn.modules.dropout._DropoutNd)
-"""Layers that compute something else in training mode."""
+"""Base classes of the layers of torch that a warning of training mode is about: normalisation by statistics,
+and dropout."""
 
 
 def check(
@@ -57,7 +58,9 @@ def check(
         other_inputs: arguments of the same structure that the graph will meet later, of other sizes
             where sizes may differ. With them, only sizes that really differ count as dynamic; None: all do.
         input_names: names of the arguments; by default those of `forward`.
-        dynamic: sizes may differ from the example's; False leaves out everything about sizes.
+        dynamic: sizes may differ from the example's; False leaves out what depends on sizes, and an input
+            that gives its sizes alone is an unused one. With
+            `every_choice` a call whose exception is caught stays.
         exporters: 'torchscript', 'dynamo' or both; a pitfall that all of these handle is a note or a warning,
             see `rules.Rule.otherwise`.
         opset: opset of the trial exports, see `trial.try_export`; None: the default of each exporter.

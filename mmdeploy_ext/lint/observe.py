@@ -45,13 +45,13 @@ COUNTED_BY_VALUES = {
 }  # fmt: skip
 """Functions of torch whose result has as many elements as the values of their arguments say."""
 TENSORS = (torch.Tensor, torch.nn.Parameter)
-"""Types of tensors."""
+"""Types of the tensors that are looked for among all objects, without other subclasses."""
 RAISES = {
     'inverse', 'one_hot', 'embedding', 'gather', 'index_select', 'take', 'take_along_dim', 'scatter',
     'scatter_', 'scatter_add', 'index_add', 'index_copy', 'index_put', '__getitem__', '__setitem__',
     '_assert', 'multinomial', 'bernoulli', 'normal', 'cdist', 'bincount', 'repeat_interleave',
 }  # fmt: skip
-"""Functions of torch that raise an exception for some values."""
+"""Functions of torch that raise an exception for some values; so do those of linear algebra."""
 IN_PLACE_OPERATORS = {'__iand__', '__ior__', '__ixor__', '__ilshift__', '__irshift__', '__ipow__'}
 """Functions of `&=`, `|=`, `^=`, `<<=`, `>>=` and `**=`; that of `+=` is `add_`, and so on."""
 REGIONS = 1 << 62
@@ -96,8 +96,9 @@ class Marks:
 
     Attributes:
         of_unknown: the mark of tensors without one, which code that nobody sees has made: a scripted
-            function, a compiled operator, another thread.
-        constants: ids of tensors without a mark that are older than the run.
+            function, a compiled operator, another thread. `NOTHING` unless every choice counts.
+        constants: ids of tensors that are older than the run, inputs among them; empty unless every choice
+            counts.
     """
 
     def __init__(self) -> None:
@@ -156,7 +157,7 @@ class Call:
 
     @property
     def in_place(self) -> bool:
-        """Whether it writes into its first argument."""
+        """Whether it writes into its first argument, by its name; `inplace=True` and `out=` do not count."""
         if self.name.endswith('__'):
             return self.name == '__setitem__' or self.name in IN_PLACE_OPERATORS
         return self.name.endswith('_')
@@ -183,9 +184,11 @@ class Call:
 
 @functools.lru_cache(maxsize=4096)
 def name_of(func: Callable[..., Any]) -> str:
-    """Return the name of a function of torch without its module, see `Call.name`."""
+    """Return the name of a function of torch without its module and overload, see `Call.name`."""
+    if isinstance(func, torch._ops.OpOverload):
+        func = func.overloadpacket
     full = resolve_name(func) or getattr(func, '__name__', '')
-    parts = full.removesuffix('.default').rpartition('::')[2].split('.')
+    parts = full.rpartition('::')[2].split('.')
     if parts[-1] in ('__get__', '__set__', '__delete__'):
         return '.'.join(parts[-2:])
     return 'grid_sample' if parts[-1] == 'grid_sampler' else parts[-1]
@@ -194,7 +197,8 @@ def name_of(func: Callable[..., Any]) -> str:
 class Observer(TorchFunctionMode):
     """Sees every call, sets the marks of its results and calls the watches.
 
-    Of calls that read sizes, `shape` and `size()`, the results are marked sizes, and no watch is called.
+    Of calls that read sizes, `shape`, `size()` and those of `OF_ALL_SIZES`, the results are marked sizes, and
+    no watch is called; torch's own calls of these get plain numbers.
 
     Args:
         inputs: the tensors whose values may change later: bit 0 of the marks is the first.
@@ -207,7 +211,7 @@ class Observer(TorchFunctionMode):
         marks: what each tensor of the run depends on.
         parts: view -> how and on which line (`Site.text`) it was made, for views that are one indexing of a
             whole tensor by numbers ('select') or also by slices ('slice'), see `watches.parts`.
-        sized: numbers of the inputs whose sizes were read.
+        sized: numbers of the inputs whose sizes a line outside of torch read.
         is_in_function: whether a function of autograd runs, which has its own form in a graph.
         state: id -> name of the module's parameters and buffers.
     """
@@ -296,9 +300,9 @@ class Observer(TorchFunctionMode):
         site = caller()
         if site is None or not isinstance(result, int | tuple):
             return result
-        shape = tuple(args[0].shape)
-        self.sized |= {index for index, tensor in enumerate(self.inputs) if tensor is args[0]}
-        origins = self.read_sizes(site, args[0])
+        tensor = args[0] if args else kwargs['input']
+        shape = tuple(tensor.shape)
+        origins = self.read_sizes(site, tensor)
         if site.waiting == 'counted':
             self.recorder.add(
                 'size-in-loop', f'a loop over a size of {shape}', site, frozenset().union(*origins)
@@ -314,6 +318,7 @@ class Observer(TorchFunctionMode):
 
     def read_sizes(self, site: Site, tensor: torch.Tensor) -> list[Origins]:
         """Note that a line read the sizes of a tensor; return origins, see `Recorder.read_sizes`."""
+        self.sized |= {index for index, entry in enumerate(self.inputs) if entry is tensor}
         origins = self.recorder.read_sizes(site, tuple(tensor.shape))
         counted = self.marks.of(tensor).counted if self.recorder.every_choice else 0
         if counted & ~REGIONS:
@@ -326,7 +331,8 @@ class Observer(TorchFunctionMode):
         """Give the results the marks of the arguments."""
         mark = call.mark
         if call.name in SHAPE_ONLY:
-            mark = self.marks.of_all((call.args[1:], call.kwargs))
+            others = {name: value for name, value in call.kwargs.items() if name != 'input'}
+            mark = self.marks.of_all((call.args[1:], others))
             if call.name in VALUES_FROM_SIZES:
                 mark |= Mark(0, call.mark.origins)
             mark |= Mark(counted=call.mark.counted)
@@ -372,7 +378,8 @@ def as_exporting() -> Iterator[None]:
 def arrays_tell_sizes(recorder: Recorder) -> Iterator[None]:
     """Record sizes that numpy computes with: its functions take them for plain numbers.
 
-    One target, functions of numpy, restored on exit (numpy 1.26).
+    One target, the functions of numpy itself, such as `np.zeros`, not those of its modules, restored on exit
+    (numpy 1.26).
     """
     functions = {name: vars(np)[name] for name in np.__all__ if name in vars(np)}
     telling = {
@@ -477,10 +484,11 @@ def functions_carry_marks(observer: Observer) -> Iterator[None]:
 
 @contextlib.contextmanager
 def compiled_functions_carry_marks(observer: Observer) -> Iterator[None]:
-    """Let all tensors that a compiled function gets depend on all of them; the recorder sees the calls.
+    """Let the tensors that a compiled function gets or gives depend on all that it gets; note the calls.
 
-    It may write into any, and no export sees it run, unless a function of autograd calls it. Targets are the
-    functions of loaded extension modules that take tensors, such as `mmcv._ext`, restored on exit (pybind11).
+    Those older than the run (`Marks.constants`) keep their marks. It may write into any other, and no export
+    sees it run, unless a function of autograd calls it. Targets are the functions of loaded extension modules
+    that take tensors, such as `mmcv._ext`, restored on exit (pybind11).
     """
 
     def carrying(function: Callable[..., Any]) -> Callable[..., Any]:

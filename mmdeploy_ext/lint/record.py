@@ -67,7 +67,7 @@ class Recorder:
 
     Attributes:
         events: events in their order.
-        sizes: origin -> size, of all sizes that were read.
+        sizes: origin -> size, of all sizes of the shapes that were read.
         comparisons: (file and function, compared numbers, origins) of comparisons of sizes that are no
             branch, loop or guard, such as that in `min(k, size)`, and not `handled`; for top-k.
         handled: origins of sizes whose comparison is no branch, loop or guard either, but in a function that
@@ -112,8 +112,8 @@ class Recorder:
     def compared(self, origins: Origins, values: list[Any]) -> None:
         """Note that a size was compared, or tested by `bool`; `SizeInt` and `SizeFloat` call it.
 
-        `origins` are those of the size, and of the other one if two were compared. `values` are the plain
-        numbers: the size, and what it was compared with.
+        `origins` are those of the size, and of the other one if two were compared. `values` are the size
+        as a plain number, and what it was compared with.
         """
         site = caller()
         if site is None:
@@ -144,7 +144,7 @@ class Recorder:
             self.add('size-to-python', f'{name.strip("_")}() of a size', site, origins)
 
     def changed_in_place(self, origins: Origins) -> None:
-        """Note that a size was changed by `+=` or the like; `origins` are those of the size."""
+        """Note that a size was changed by a method of `IN_PLACE`, such as `+=`; `origins` are its origins."""
         site = caller()
         if site is not None:
             self.add('size-changed-in-place', 'a size is changed in place', site, origins)

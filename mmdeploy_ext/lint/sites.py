@@ -54,9 +54,10 @@ class Site:
             function tests for torch.Tensor by `isinstance`; else ''.
         path: absolute path of the file.
         outer: for a line in a library or in Python's own modules, the innermost line on the way there that is
-            in none of these and not in `mmdeploy_ext`; None if there is none.
+            in none of these; None if there is none behind the last line of `mmdeploy_ext` on that way.
         caught: whether a `try` or a `suppress` around the line, or around a call that led there, goes on
-            after an exception that values or sizes may raise; only outside of libraries.
+            after an exception that values or sizes may raise; only outside of libraries, and as for `outer`
+            behind the last line of `mmdeploy_ext`.
     """
 
     file: str

@@ -1,8 +1,8 @@
-"""Watches look for pitfalls in an observed run: each function gets every call of torch and adds events.
+"""Watches look for pitfalls in an observed run: each function gets the calls of torch and adds events.
 
-A watch takes a call that has just been made, and returns nothing: it adds events of the rules of `rules.py`
-to the recorder of the call's observer, or none. The first line of its docstring is what it looks for, as code
-or in words. `parts` alone adds no event.
+A watch takes a call that has just been made, of any function but those that read sizes, and returns nothing:
+it adds events of the rules of `rules.py` to the recorder of the call's observer, or none. The first line of
+its docstring is what it looks for, as code or in words. `parts` alone adds no event.
 """
 
 import math
@@ -27,11 +27,15 @@ INVERSES = {'inverse', 'linalg_inv', 'inv', 'inv_ex', 'linalg_inv_ex', 'pinverse
 RANDOM = {
     'rand', 'randn', 'randint', 'randperm', 'rand_like', 'randn_like', 'randint_like', 'bernoulli',
     'multinomial', 'normal', 'poisson', 'uniform_', 'normal_', 'random_', 'bernoulli_', 'exponential_',
-    'rrelu',
 }  # fmt: skip
 """Functions that draw random numbers."""
 DROPOUTS = {'dropout', 'dropout1d', 'dropout2d', 'dropout3d', 'alpha_dropout', 'feature_alpha_dropout'}
-"""Functions that draw random numbers unless their argument `training` is False."""
+"""Functions that draw random numbers unless their argument `training` is False or `p` is 0."""
+INDEX_ARGUMENTS = {
+    'index_put_': (1, 'indices'),
+    **dict.fromkeys(('index_copy_', 'index_fill_', 'index_add_'), (2, 'index')),
+}
+"""Function that writes by an index -> position and name of that argument."""
 LARGEST_EXACT = 2.0**24
 """From here on float32 does not hold every integer."""
 LARGEST_TIME = 1e19
@@ -72,7 +76,7 @@ def values_to_python(call: Call) -> None:
 def values_to_numpy(call: Call) -> None:
     """`.numpy()`, `np.f(t)` of a tensor that depends on inputs: `value-to-numpy`.
 
-    Of one whose sizes or values follow from sizes alone it is `size-to-python`, if every choice counts.
+    Of any other tensor it is `size-to-python`, if every choice counts: its sizes go to numpy, too.
     """
     if call.name not in TO_NUMPY:
         return
@@ -177,8 +181,8 @@ def writes(call: Call) -> None:
         call.add('state-written', f'{name} into {observer.state[id(base)]!r}')
     if call.name == '__setitem__':
         _add_index_kinds(call, call.args[1])
-    if call.name in ('index_put_', 'index_copy_', 'index_fill_', 'index_add_'):
-        _add_index_kinds(call, call.argument(1, 'indices'))
+    if call.name in INDEX_ARGUMENTS:
+        _add_index_kinds(call, call.argument(*INDEX_ARGUMENTS[call.name]))
     if target._base is None or not (call.mark.inputs or observer.marks.of(target).inputs):
         return
     view_kind, line = observer.parts.get(target, ('', ''))
@@ -196,9 +200,10 @@ def parts(call: Call) -> None:
 
     `Observer.parts` has them for `writes`.
     """
-    if call.name not in ('__getitem__', 'select') or not isinstance(call.args[0], torch.Tensor):
+    whole = call.argument(0, 'input')
+    if call.name not in ('__getitem__', 'select') or not isinstance(whole, torch.Tensor):
         return
-    if not isinstance(call.result, torch.Tensor) or call.result._base is not call.args[0]:
+    if not isinstance(call.result, torch.Tensor) or call.result._base is not whole:
         return
     index = call.args[1] if call.name == '__getitem__' else 0
     if None not in [entry for entry in _as_tuple(index) if not isinstance(entry, torch.Tensor)]:
@@ -285,14 +290,17 @@ def step_text(value: float) -> str:
 def operators(call: Call) -> None:
     """`t.inverse()`, `torch.rand()`, `MyFunction.apply(t)`: inverses, random numbers, own functions.
 
-    The rules are `matrix-inverse`, `random` (dropout counts in training with p above 0),
+    The rules are `matrix-inverse`, `random` (dropout counts in training with p above 0, `rrelu` in training),
     `function-with-symbolic` and `function-without-symbolic`.
     """
     if call.name in INVERSES:
-        call.add('matrix-inverse', f'{call.name} of {tuple(call.args[0].shape)}', through_torch=True)
+        matrices = next(tensors_in((call.args, call.kwargs)))
+        call.add('matrix-inverse', f'{call.name} of {tuple(matrices.shape)}', through_torch=True)
     is_training = call.argument(2, 'training', default=True)
-    drops = call.name in DROPOUTS and is_training and call.argument(1, 'p', default=0.5) > 0
-    if call.name in RANDOM or drops:
+    draws = call.name in DROPOUTS and is_training and call.argument(1, 'p', default=0.5) > 0
+    if call.name == 'rrelu':
+        draws = call.argument(3, 'training', default=False)
+    if call.name in RANDOM or draws:
         call.add('random', f'{call.name} draws numbers', through_torch=True)
     if call.name == 'Function.apply':
         function = call.args[0]

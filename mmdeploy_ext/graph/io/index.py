@@ -20,7 +20,8 @@ from mmdeploy_ext.core.printable import did_you_mean
 
 _DRAWS = ('RandomNormal', 'RandomNormalLike', 'RandomUniform', 'RandomUniformLike')
 RANDOM = ('Bernoulli', 'Multinomial', *_DRAWS)
-"""Operators of ONNX that draw random numbers, also those with a seed: engines draw other numbers from it."""
+"""Operators of ONNX that draw random numbers wherever they are, also those with a seed: engines draw other
+numbers from it. Dropout, which draws in training mode alone, is not among them."""
 
 
 def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -57,7 +58,8 @@ def all_nodes(model: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto) -> 
 def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Yield every constant tensor: initializers and attributes, also of bodies and functions.
 
-    Sparse tensors are not among them, neither as initializers nor as attributes.
+    Sparse tensors are not among them, neither as initializers nor as attributes, nor are attributes that hold
+    numbers without a tensor, such as `value_ints` of Constant.
     """
     for graph in all_graphs(model):
         yield from getattr(graph, 'initializer', ())
@@ -220,6 +222,8 @@ class Index:
 
     def find_node(self, name: str) -> int:
         """Return the position of the node called `name`: its name, or '#12' for the node at position 12.
+
+        What `label` gives, '#12 (Conv)', is found, too.
 
         Raises:
             UsageError: none or several have that name; the message names similar ones, or the positions.

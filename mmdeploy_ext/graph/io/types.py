@@ -25,7 +25,8 @@ PACKED_BITS = {'INT2': 2, 'UINT2': 2, 'INT4': 4, 'UINT4': 4, 'FLOAT4E2M1': 4}
 PACKED_BITS |= {'FLOAT6E2M3': 6, 'FLOAT6E3M2': 6}
 """Name of a data type whose elements share bytes in raw data -> bits of an element."""
 LARGEST_SHAPE = 1024
-"""Elements: larger constants are no shapes, and their values are left out when shapes are inferred."""
+"""Elements: larger constants are no shapes, and values of larger initializers are left out when shapes are
+inferred."""
 INVENTED = 'unk__'
 """Prefix of the names that shape inference gives to sizes which it cannot compute."""
 _SHAPE_OPERATORS = """
@@ -34,11 +35,11 @@ Less Max Min Mod Mul Neg Not Or Pow Range ReduceMax ReduceMin ReduceProd ReduceS
 Slice Split Sqrt Squeeze Sub Tile Transpose Unsqueeze Where Xor
 """
 SHAPE_OPERATORS = frozenset(_SHAPE_OPERATORS.split())
-"""Operators that shapes are computed with; others are not evaluated."""
+"""Operators that shapes are computed with, besides Shape and Size; others are not evaluated."""
 
 
 def infer(model: onnx.ModelProto, *, strict: bool = False) -> dict[str, onnx.TypeProto]:
-    """Return tensor name -> type of all tensors of the main graph whose type can be told.
+    """Return tensor name -> type of all tensors of the main graph whose type can be told, but sparse ones.
 
     The model is not changed, and its large initializers are not copied. An input with a default counts with
     that value: shapes that follow from it are those without another feed. With `strict`, nodes and shapes
@@ -73,7 +74,8 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy without the values of large initializers: what shape inference reads, in few bytes.
 
     Initializers of more than `LARGEST_SHAPE` elements keep name, data type and shape. Metadata, documentation
-    and annotations are left out; nodes and functions are whole.
+    and annotations of the model and the graph are left out; nodes and functions are whole, and
+    so are large Constant nodes.
     """
     slim = onnx.ModelProto(ir_version=model.ir_version)
     slim.opset_import.extend(model.opset_import)

@@ -34,7 +34,7 @@ APPROXIMATE = {
 
 The others are equal by construction: 'hard-swish', 'expand-hard-swish', 'expand-mish' and 'reduce-l2' are the
 function that ONNX defines the operator by, 'expand-gelu' is its formula, and the passes are the same sums in
-another order.
+another order, of finite numbers; for limits in float16 see their functions.
 """
 PASSES = {
     'deform-conv': (replace_deform_conv, 'DeformConv', 'float64, a weight of unknown shape, or a sub-graph'),
@@ -46,8 +46,8 @@ PASSES = {
     'group-norm': (replace_group_norm, 'InstanceNormalization', 'a scale or bias of its own, or no groups'),
     'roi-align': (replace_roi_align, 'RoiAlign', "mode 'max', an opset before 16, or a sub-graph"),
 }
-"""Name of a replacement that is code, not a rule -> its function (see there), the operator that it replaces,
-and in which cases a node of that operator stays."""
+"""Name of a replacement that is code, not a rule -> its function, the operator that it replaces, and the
+usual cases in which a node of that operator stays; the function tells all of them."""
 
 
 def named_rule(name: str) -> Rule:

@@ -23,11 +23,11 @@ from mmdeploy_ext.graph.reduce import run
 from mmdeploy_ext.graph.reduce.case import Candidate
 
 DEFAULT_TOLERANCE = 1e-4
-"""Largest difference that is no fault, relative to the largest expected value."""
+"""Largest difference that is no fault, relative to the largest expected value of the same output."""
 DEFAULT_TIMEOUT_S = 60.0
-"""Time that a check in a process of its own may take."""
+"""Time that one run of a check in a process of its own may take."""
 MAX_TIMEOUTS = 3
-"""Candidates on which a command may run into its time limit before the reduction is stopped."""
+"""The reduction is stopped at this number of candidates on which a command ran into its time limit."""
 NOT_RUNNABLE = (126, 127)
 """Exit statuses of a shell that cannot run a command, or does not find it."""
 
@@ -43,8 +43,8 @@ class Check:
         kind: name of the built-in check, or 'command'.
         meaning: what the fault is, for messages.
         outcome: which fault the whole model showed, if a check tells several apart ('nan', 'inf', 'signal 11'
-            ...); the candidates have to show the same.
-        tolerance: largest difference that is no fault, as a part of the largest expected value.
+            ...); the candidates have to show the same. `NotFinite` changes it after `narrow`.
+        tolerance: largest difference that is no fault, as a part of the largest expected value of its output.
         rounding: whether float16 values are to be rounded, see `case.Case.rounding`.
     """
 
@@ -66,7 +66,7 @@ class Check:
         """Return output -> array that is kept beside a candidate: what is right, if that is known.
 
         Here they are the values that were recorded in the whole graph, faults included: `values` is tensor
-        name -> value.
+        name -> value; outputs without one are left out.
         """
         return {name: values[name] for name in candidate.outputs if name in values}
 
@@ -177,7 +177,7 @@ class Compared(Check):
         return run.difference(outputs, right) > self.tolerance
 
     def expected(self, candidate: Candidate, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Return output -> array that is right, or the recorded value if that cannot be told."""
+        """Return output -> array that is right; if that can be told of none, the recorded values."""
         return self.right(candidate) or super().expected(candidate, values)
 
 
@@ -394,10 +394,10 @@ def _stored(candidate: Candidate) -> Iterator[Path]:
 def run_limited(command: str | list[str], seconds: float) -> tuple[int | None, str]:
     """Run a command, a text for the shell or a list of words; after `seconds` it is killed with its children.
 
-    Children that it leaves behind when it ends by itself are killed, too.
+    Children that it leaves behind when it ends by itself are killed, too, but none in sessions of their own.
 
     Returns:
-        Exit status, negative for a signal, None when it was stopped; and what it printed.
+        Exit status, negative for a signal, None when it was stopped; and what it printed, errors included.
     """
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(

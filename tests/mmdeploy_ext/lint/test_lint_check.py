@@ -214,6 +214,35 @@ def test_an_input_that_gives_its_sizes_alone_is_used_where_sizes_differ():
 
     assert 'unused-input' not in rules(sized, X, X + 1)
     assert 'unused-input' in rules(sized, X, X + 1, dynamic=False)
+    assert 'unused-input' not in rules(lambda self, x, y: x.new_zeros(len(y), 3) + x[:1], X, X + 1)
+
+
+def test_tensors_may_be_passed_by_name():
+    assert not rules(lambda self, x: torch.select(input=x, dim=0, index=1) * torch.numel(input=x))
+    assert not rules(lambda self, x: x + torch.zeros_like(input=x).sum().item())
+    assert rules(lambda self, x: torch.inverse(input=x[:3])) == {'matrix-inverse'}
+
+
+def test_overloads_of_operators_are_seen_under_the_name_of_the_operator():
+    def forward(self, x):
+        made = torch.zeros(4, 3)
+        torch.ops.aten.add_.Tensor(made[0], x[0])
+        return x * made.sum().item()
+
+    assert 'value-to-python' in rules(forward)
+
+
+def test_a_randomised_leaky_relu_draws_in_training_alone():
+    assert not rules(lambda self, x: nn.functional.rrelu(x))
+    assert rules(lambda self, x: nn.functional.rrelu(x, training=True)) == {'random'}
+
+
+def test_the_axis_of_a_write_by_an_index_is_no_index():
+    def written(axis, index):
+        return lambda self, x: (x * 1).index_fill_(axis, torch.tensor([index]), 2.0)
+
+    assert not rules(written(-1, 0))
+    assert rules(written(0, -1)) == {'index-put-negative'}
 
 
 def test_state_in_lists_and_dicts_is_found_without_a_line():
