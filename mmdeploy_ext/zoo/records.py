@@ -1,7 +1,8 @@
 """The results of a zoo as plain data: a record for each config, a JSON file of all, and their counts.
 
 A zoo is the configs of a library such as mmdet. Each is exported with seeded weights, with one input size and
-with any size and batch, and the files are proven against PyTorch; the outcome of each export is kept.
+with any size and batch, models of sweeps once, for any sweep, and the files are proven against PyTorch; the
+outcome of each export is kept.
 """
 
 import collections
@@ -31,7 +32,7 @@ REASONS = (
 )  # fmt: skip
 """Reasons why an export may not be proven, the values of `Outcome.reason`, in the order of counts."""
 EXPORT_KINDS = ('fixed', 'dynamic')
-"""The exports of a config: with one input size, and with any size and batch."""
+"""The exports of a config: with one input size, of sweeps the only one, and with any size and batch."""
 CPU = re.compile(
     r'not implemented on (the )?CPU|implementation for device cpu|compiled with (GPU|CUDA)', re.IGNORECASE
 )
@@ -41,7 +42,7 @@ SITE_PACKAGES = re.compile(r'[^\s\'"]*/site-packages/(\w+/\.mim/configs/)?')
 UNREADABLE = ('the model cannot be built', 'cannot be read', 'syntax error')
 """Words in messages about configs of which no model can be built."""
 MAX_CHARACTERS = 2000
-"""Characters of an error message or trace that a record keeps."""
+"""Characters that a record keeps: the first of an error message, the last of a trace or of a log."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Outcome:
         proven: whether the exported file is proven to be the same model.
         reason: one of `REASONS` if it is not.
         why: what fails in the proof, or the message of the error that ended the export or the proof (a trace
-            if PyTorch failed); '' if it is proven.
+            if PyTorch failed; the end of the log if the process was stopped); '' if it is proven.
         digest: hash of the exported graphs, see `digests.graph_digest`; '' if the export or the proof ended
             with an error.
         rules: hash of the code that judged it, see `digests.proof_rules`; likewise.
@@ -105,10 +106,10 @@ class Record:
         config: name in the zoo.
         parts: detector, encoder, backbone, neck, head -> class names; see `configs.part_types`.
         notes: changes that the export made to the config, such as test-time augmentation that it removed.
-        family: name of the family that exports it.
-        own_kernels: names of classes of the model's layers that need an operator for which their library has
-            no CPU kernel; PyTorch ran them with a kernel of this project.
-        fixed: outcome with one input size; None if it was not tried.
+        family: name of the family that exports it; '' if its model was not built.
+        own_kernels: names of classes of the model's layers and heads that need an operator for which their
+            library has no CPU kernel; PyTorch ran them with a kernel of this project.
+        fixed: outcome with one input size, of models of sweeps the only one; None if it was not tried.
         dynamic: outcome with any size and batch; None if it was not tried.
         same_as: name of the config that was proven in place of this one, since the two differ in training
             alone; the outcomes are those of that config. '' if this one was tried itself.
@@ -195,7 +196,7 @@ def outcome_of_error(error: Exception) -> Outcome:
 
 
 def portable(text: str) -> str:
-    """Return a text in which paths are without the folders of Python, of its libraries and of this run."""
+    """Return a text in which paths lack the folders of Python, of its libraries and the working directory."""
     for folder in (sysconfig.get_path('stdlib'), str(Path.cwd())):
         text = text.replace(f'{folder}/', '')
     return SITE_PACKAGES.sub('', text)

@@ -163,7 +163,9 @@ def focal_terms(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def layer_loss(logits: Tensor, boxes: Tensor, moment: Moment, weights: Tensor) -> Tensor:
-    """Return the loss of a decoder layer, a number: the sum over all queries, divided by the objects' number.
+    """Return the loss of a decoder layer, a number: the sum over all queries over the number of objects.
+
+    Without an object that counts as 1.
 
     Args:
         logits: (R, K) of R queries and K classes.
@@ -188,7 +190,7 @@ def frame_loss(model: nn.Module, moment: Moment, last: tuple | None, size: tuple
         model: the detector.
         moment: the frame.
         last: can_bus record (18,) and bird's-eye view of the frame before; None in a scene's first frame.
-        size: height and width of the pictures.
+        size: height and width of the network input, pixels.
     """
     head = model.pts_bbox_head
     before, view = last or (None, None)
@@ -219,11 +221,11 @@ def train(
     Args:
         model: the detector; its backbone stays as it is.
         scenes: frames of each scene, of `read_scenes`.
-        size: height and width of the pictures.
+        size: height and width of the network input, pixels.
         iterations: number of steps of the optimiser, each of `SLOTS` frames.
         seed: of the order of the scenes.
 
-    The mean loss of 50 iterations is printed. Dropout is on if the model is in training mode.
+    After every 50 iterations their mean loss is printed. Dropout is on if the model is in training mode.
     """
     parameters = [value for name, value in model.named_parameters() if not name.startswith('img_backbone')]
     parameters = [value for value in parameters if value.requires_grad]

@@ -1,10 +1,10 @@
 """A data set in DOTA's format, generated: `python -m mm2onnx_mmrotate.synthetic --out data/toy_dota`.
 
-Five of DOTA's classes seen from above on textured ground: rectangles of their own proportions, each turned
-by any angle, which do not touch; some pictures are empty. Storage tanks are discs, whose boxes are upright
-squares as in DOTA. The layout is that of mmrotate's split of DOTA: `train/images/*.png` and
-`train/annfiles/*.txt`, and the same in `val`; a line of an annotation has the corners x1 y1 ... x4 y4 in
-pixels, the class, and the difficulty 0.
+Five of DOTA's classes seen from above on textured ground: shapes of their own proportions, each turned by any
+angle, which do not touch; some pictures are empty. Vehicles and tennis courts are rectangles, ships have a
+pointed bow; storage tanks are discs, whose boxes are upright squares as in DOTA. The layout is that of
+mmrotate's split of DOTA: `train/images/*.png` and `train/annfiles/*.txt`, and the same in `val`; a line of an
+annotation has the corners x1 y1 ... x4 y4 in pixels, the class, and the difficulty 0.
 
 Every picture has its own random stream, seeded by (seed, split, index). Glossary: H, W size of a picture, n
 objects.
@@ -56,7 +56,8 @@ class Kind:
         length: smallest and largest length, pixels.
         aspect: smallest and largest ratio of length to width.
         outline: (points, 2) in the unit square around 0 (-0.5..0.5), x along the object.
-        marks: lines on the object, each (2, 2) in the same square, as wide as `mark_width` of its width.
+        marks: lines on the object, each (2, 2) in the same square, as wide as `mark_width` of its width, one
+            pixel at least.
     """
 
     length: tuple[float, float]

@@ -230,7 +230,7 @@ KINDS: dict[str, RotatedKind] = dict(
     OrientedRepPointsHead=PointsKind(heads.OrientedRepPointsHead),
     SAMRepPointsHead=PointsKind(heads.SAMRepPointsHead),
 )
-"""Class of mmrotate -> its kind; a subclass is of the same kind."""
+"""Name of a class of mmrotate -> its kind; a subclass is of that of the nearest of its bases that is here."""
 
 
 def kind_of(head: nn.Module) -> RotatedKind:

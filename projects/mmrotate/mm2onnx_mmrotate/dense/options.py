@@ -25,7 +25,10 @@ from mmdeploy_ext.contract.schema import (
 
 OPTIONS = (MAX_CANDIDATES,)
 ANGLES = full_record(width=POSITIVE, range=POSITIVE, offset=number(0), sigmoid=FLAG)
-"""Classes of angles: the width of each and the range of all, degrees; how far below zero the first begins."""
+"""Classes of angles, degrees: the width of each, the range of all, and how far below zero the first begins.
+
+`sigmoid` is whether the best class is that of the highest score, not logit.
+"""
 CODERS: dict[str, dict[str, Check]] = dict(
     delta=SETTINGS,
     distance=dict(version=VERSION),

@@ -95,7 +95,8 @@ class Stage(nn.Module):
         """Return boxes (B, K, G, 5) by the coder of the head; for what is clipped to `clip_hw` see `CODERS`.
 
         `rows` are the outputs of the head for the regions by name, see `outputs`; `clip_hw` (B, 2) is height
-        and width. Of the coders 'upright_delta' clips nothing, 'rotated_delta' the centres.
+        and width. Of the coders 'upright_delta' clips nothing, 'rotated_delta' the centres, 'gliding_vertex'
+        the upright box if its setting `clip` is True.
         """
         return CODERS[self.coder['type']](torch, regions[:, :, None], rows, self.coder, clip_hw)
 
