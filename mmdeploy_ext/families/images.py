@@ -75,8 +75,8 @@ class ImageFamily(Family):
 
     Attributes:
         forms: how much of the post-processing its graphs may contain.
-        tie_keys: thresholds of overlaps and scores in its `test_cfg` at which rounding decides whether there
-            is a result; see `proving/near_ties.py`.
+        tie_keys: names of thresholds of overlaps and scores in the `test_cfg` of heads, at which rounding
+            decides whether there is a result; see `proving/near_ties.py`.
         trial_rows: number of results of a picture for which a trial lowers thresholds of scores, so that
             every threshold decides some; it may have fewer.
         makes_masks_last: whether masks are made of the boxes of results, so that these are the same without
@@ -133,7 +133,7 @@ class ImageFamily(Family):
         """Return the contract of the graph."""
 
     def graphs(self, model: torch.nn.Module, options: Options) -> list[Graph]:
-        """Return the one graph, whose stages are made when they are needed."""
+        """Return a list of the one graph, whose stages are made when they are needed."""
         spec = self.spec(model, options)
         spec = with_half_features(spec) if options.fp16_io else spec
         make = functools.partial(self.stages, model, options)
@@ -191,8 +191,9 @@ class ImageFamily(Family):
     ) -> dict[str, np.ndarray]:
         """Run the unpatched upstream model; return name -> right output of a graph of this form.
 
-        `options` are those of the file's export but the form. NotImplementedError: the family has no form
-        that ends before the results, and so no such outputs.
+        Outputs that are not compared by value may be missing. `options` are those of the file's export but
+        the form. NotImplementedError: the family has no form that ends before the results, and so no such
+        outputs.
         """
         raise NotImplementedError(f'{self.name}: has no tensors to compare in the form {form}')
 
@@ -243,7 +244,7 @@ class ImageFamily(Family):
         return {}
 
     def rounded_choices(self, model: torch.nn.Module) -> Iterable[contextlib.AbstractContextManager[None]]:
-        """Return contexts in which upstream's test path decides ties otherwise, besides those of an IoU.
+        """Return contexts in which upstream's test path decides ties otherwise, besides those of `tie_keys`.
 
         A proof computes the results in each if a result of an engine has no partner, see
         `proving/near_ties.py`.
@@ -350,7 +351,7 @@ class ImageFamily(Family):
         raise NotImplementedError(f'{self.name}: makes no list before its results')
 
     def most_first_rows(self, model: torch.nn.Module, options: Options) -> int:
-        """Return how many rows the list named `first` can have at the size of the options."""
+        """Return how many rows the list named `first` can have at the size of the options; here no limit."""
         return sys.maxsize
 
     def bytes_per_result(self, model: torch.nn.Module) -> int:
@@ -376,7 +377,7 @@ class ImageFamily(Family):
 
         These reach far beyond the image, end before they begin, or turn by more than a turn; no picture shows
         otherwise how they are decoded and clipped. The context changes outputs of layers, so that the
-        reference and the graph that is exported inside it have the same.
+        reference and the graph that is exported inside it have the same; here it changes nothing.
         """
         return contextlib.nullcontext()
 
@@ -440,8 +441,9 @@ class ImageFamily(Family):
         images: Sequence[PreparedImage],
         rescale: bool,
     ) -> list[Detections] | list[Instances]:
-        """Return the results that a proof compares; upstream's code continues a graph that ends before them.
+        """Return the results that a proof compares; here those of the family's runtime, see `detections`.
 
+        For a graph that no runtime continues, such as one of proposals, a family lets upstream's code do it.
         `outputs` are those of the engine under test, `images` those that the feeds were made of; for
         `rescale`, with which the feeds were made, see `reference_detections`.
         """

@@ -116,11 +116,12 @@ def root_of(filename: str | None) -> Path | None:
 def adapt(cfg: Any) -> None:
     """Put the config of a repository into the terms of this family, in place; entry `fork` is its `Fork`.
 
-    Any other config stays as it is.
+    Entry `as_read` is the config as it was. Any other config stays as it is.
 
     Raises:
-        ConfigError: the test pipeline has a step that no file of this family can express, or the features of
-            voxels are no means (`voxelize_reduce=False`).
+        ConfigError: a step of the test pipeline turns points (`is_train=True`), or loads augmented ones or
+            those of fewer beams, or the features of voxels are no means (`voxelize_reduce=False`). Other
+            steps are not checked here, but by `fusion_rule`.
     """
     root = root_of(cfg.filename)
     if root is None or 'fork' in cfg or 'encoders' not in cfg.model:
@@ -345,9 +346,9 @@ class RepositoryMoments(torch.utils.data.Dataset):
 
 
 def with_truth(infos: Path) -> None:
-    """Add what data sets of repositories read to an info file in place: empty boxes, poses of the cameras.
+    """Add what data sets of repositories read to an info file in place: a location, boxes, cameras' poses.
 
-    Annotated boxes that the file has are replaced by the empty ones; poses that it has stay.
+    The location is '' and there are no boxes, also if the file has some; poses that it has stay.
     """
     content = plain_pickle.loads(infos.read_bytes())
     for info in content['infos']:
@@ -378,7 +379,9 @@ class ForkReference(BEVFusionReference):
         self.process = model.fork.process
 
     def step(self, frame: FusedFrame) -> StepResult:
-        """Run one frame; outputs are `bev`, `depth` and `cells`, if its sensors give such, and `TABLES`.
+        """Run one frame; outputs are `bev`, `depth` and `cells`, if its sensors give such.
+
+        With `cells` there are `TABLES`, too.
 
         Invalid frames raise what they raise in `BEVFusionReference`. InferenceError: see `ForkProcess.call`.
         """

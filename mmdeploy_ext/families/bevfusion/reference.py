@@ -39,6 +39,8 @@ class BEVFusionReference:
     def step(self, frame: FusedFrame) -> StepResult:
         """Run one frame; the outputs are the tensors that `hooks`, `of_rig` and `other_tensors` give.
 
+        `of_rig` is called if there are cameras.
+
         Invalid points, matrices and shapes raise the same errors as of `BEVFusionOnnx`, but any number of
         cameras is taken.
         """
@@ -181,7 +183,7 @@ class CudaReference(BEVFusionReference):
 
 
 def detections(boxes_of_head: dict[str, torch.Tensor]) -> Detections3D:
-    """Return the result of `TransFusionHead.get_bboxes` for one sample, best first, in mmdet3d 1.0's columns.
+    """Return the result of a head's `get_bboxes` for one sample, best first, in mmdet3d 1.0's columns.
 
     `boxes_of_head` are the boxes, scores and labels of that result by name.
 

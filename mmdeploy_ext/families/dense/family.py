@@ -73,7 +73,7 @@ class DenseFamily(ImageFamily):
     interchangeable_zeros = staticmethod(reference.interchangeable_zeros)
 
     def claims(self, cfg: Any) -> Claim:
-        """Claim every config of a one-stage detector with a dense head, but for heads of queries.
+        """Claim every config of a one-stage detector with a registered dense head, but for heads of queries.
 
         The claim is `HEAD` if the head is derived from one in `KINDS`, and `PART` for any other dense head,
         which a family of a user's package may claim more of; else `check` refuses it, with the reason. The
@@ -196,7 +196,7 @@ class DenseFamily(ImageFamily):
         """Inside the block the head gives some extreme boxes, and high scores at both ends of every level.
 
         The outputs of its `forward` are changed, for the reference and for a graph that is exported inside:
-        those of `BOX_OUTPUTS`, and those of `LOGIT_OUTPUTS` if scores are sigmoids of them.
+        those of `BOX_OUTPUTS`, and those of `LOGIT_OUTPUTS` if scores are sigmoids of them. Others stay.
         """
         head = model.bbox_head
         kind, description, num_levels = kind_of(head), described(head), len(generator_of(head).strides)

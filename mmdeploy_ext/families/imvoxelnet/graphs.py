@@ -128,7 +128,7 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
 
 
 def projected(points: torch.Tensor, cameras: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return x and y (B, N) in pixels of points (N, 3), metres, by cameras (B, 4, 4).
+    """Return x and y (B, N) of points (N, 3), metres, in pixels of the pictures of cameras (B, 4, 4).
 
     Points behind a camera are projected, too, as mmdet3d does it. The order of the sums is that of PyTorch's
     matrix product on AVX2, so that both round alike.
@@ -236,7 +236,8 @@ class FullForm(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Return boxes (B, A, 7) and scores (B, A, K) of anchors, and whether they are `turned` (B, A, 1).
 
-        `logits`, `deltas` and `directions` are the outputs of the head at `level`, maps (B, columns, Y, X).
+        These are 1.0 or 0.0. `logits`, `deltas` and `directions` are the outputs of the head at `level`, maps
+        (B, columns, Y, X).
         """
         rule = self.rule
         logits, deltas, directions = (
