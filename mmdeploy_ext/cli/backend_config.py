@@ -53,7 +53,7 @@ def read_settings(cfg: Any, family: Family) -> dict[str, Any]:
         ConfigError: unknown type or key, or a `dump` or an option of the engine that has a wrong value.
         EngineError: an engine, execution provider or device that is not there, or a device that does not
             compute in the precision.
-        UsageError: a number of threads below 0.
+        UsageError: `threads` is no whole number of 0 or more.
     """
     prefix = f'{cfg.filename}: backend_config'
     settings = cfg.get('backend_config') or dict(type='TorchBackend')

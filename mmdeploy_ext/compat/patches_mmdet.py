@@ -1,9 +1,10 @@
 """What mmdet 2.28.2 and mmdet3d 1.0.0rc6 need on today's PyTorch, each patch with its reason.
 
-A function decorated by `patch` or `after` is a patch: it runs when one of the named modules is imported, and
-its docstring begins with the reason. It takes the module and, with `patch`, the function `execute`, which
-runs the module's code. It returns whether it changed anything; with `after`, None means True. A patch for
-machines `without_gpu` does nothing if torch sees a GPU; `versions` are those that it was tried with.
+A function decorated by `patch` or `after` is a patch: it runs for each of the named modules, at its import
+or, if that was before, in `compat.apply`. Its docstring begins with the reason. It takes the module and, with
+`patch`, the function `execute`, which runs the module's code. It returns whether it changed anything; with
+`after`, None means True. A patch for machines `without_gpu` does nothing if torch sees a GPU;
+`versions` are those that it was tried with.
 """
 
 import functools

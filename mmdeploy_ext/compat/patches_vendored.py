@@ -1,8 +1,9 @@
 """What research repositories and their copies of mmdet need with today's libraries, each with its reason.
 
-A function decorated by `patch` or `after` is a patch: it runs when one of the named modules is imported, and
-its docstring begins with the reason. It takes the module and, with `patch`, the function `execute`, which
-runs the module's code. It returns whether it changed anything; with `after`, None means True.
+A function decorated by `patch` or `after` is a patch: it runs for each of the named modules, at its import
+or, if that was before, in `compat.apply`. Its docstring begins with the reason. It takes the module and, with
+`patch`, the function `execute`, which runs the module's code. It returns whether it changed anything; with
+`after`, None means True.
 """
 
 import ast

@@ -1,9 +1,11 @@
-"""Operators of mmcv, InternImage, Sparse4D and Deformable DETR with CUDA kernels alone, in PyTorch.
+"""Operators of mmcv and of research repositories with CUDA kernels alone, in PyTorch.
 
-They have gradients. The operators of mmcv are those of 1.7.2.
+The repositories are InternImage, FlashInternImage, Sparse4D and Deformable DETR. The operators have
+gradients; those of mmcv are of 1.7.2.
 
 CARAFE: https://arxiv.org/abs/1905.02188; deformable pooling of regions: https://arxiv.org/abs/1703.06211 and
-https://arxiv.org/abs/1811.11168; DCNv3: https://arxiv.org/abs/2211.05778.
+https://arxiv.org/abs/1811.11168; DCNv3: https://arxiv.org/abs/2211.05778; DCNv4:
+https://arxiv.org/abs/2401.06197.
 
 Glossary: B batch, C channels, R regions; h, w rows and columns of a map, or of the cells of a region.
 """

@@ -324,8 +324,9 @@ def check_graph(
 ) -> None:
     """Refuse a spec that is not that of the graph in its file: other names, dtypes or sizes.
 
-    Of outputs a size that one of the two leaves open is not compared; an output of which the graph states no
-    axes is compared by its dtype alone.
+    The order of tensors does not count, nor do the names of dynamic axes. Of outputs a size that one of the
+    two leaves open is not compared; an output of which the graph states no axes is compared by its dtype
+    alone.
 
     Args:
         spec: contract in the metadata of the file.
@@ -384,8 +385,8 @@ def least_precision(files: Iterable[Metadata]) -> str:
 def read_props(path: AnyPath) -> dict[str, str]:
     """Return the `metadata_props` of a file.
 
-    ModelFileError: it is missing or corrupt, has a text that is not UTF-8, or a `mm2onnx.` entry twice.
-    UsageError: it is a pipe or a device.
+    ModelFileError: it is missing or corrupt, has an entry or a name of an input or output that is not UTF-8,
+    or a `mm2onnx.` entry twice. UsageError: it is a pipe or a device.
     """
     model = read_onnx(path)
     texts = (text for entry in model.metadata_props for text in (entry.key, entry.value))

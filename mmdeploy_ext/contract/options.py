@@ -27,7 +27,7 @@ class Option:
         help: text for the command line.
         choices: all values that it can have, among them '' if the user may leave it open; if there are none,
             any value that passes `schema`.
-        schema: check of its value in the metadata of a file.
+        schema: check of its value if it has no `choices`, and in the metadata of a file if it is `open`.
         flag: how it is typed on a command line, such as '--shape'; None: '--' and the name, with dashes; ''
             if it cannot be typed, as another argument decides the value.
         key: its key in `backend_config` of a config; None if configs cannot choose it.
@@ -77,7 +77,10 @@ class Option:
         return f'--no-{self.typed[2:]}' if self.default is True and value is False else self.typed
 
     def with_value(self, value: Any, prefix: str = '--') -> str:
-        """Return the option with its value, as the user wrote it; for `prefix` see `as_typed`."""
+        """Return the option with its value, as the user wrote it; for `prefix` see `as_typed`.
+
+        A flag has its name alone; of one that is off by default, that is so for False, too.
+        """
         if prefix != '--':
             return f'{self.as_typed(prefix)}={value!r}'
         if isinstance(value, bool):
@@ -137,8 +140,9 @@ class Option:
     def words(self, values: Mapping[str, Any]) -> list[str]:
         """Return the words of a command line that choose its value.
 
-        They are [] if that is the default, unless it is `stated`; if the option cannot be typed; or if it has
-        no effect. `values` is name -> value of all options, with tuples or, from a file, lists.
+        They are [] if that is the default, unless it is `stated`; if the option cannot be typed, as a flag
+        that is off by default cannot be at False; or if it has no effect. `values` is name -> value of all
+        options, with tuples or, from a file, lists.
         """
         value = _as_tuple(values.get(self.name, self.default))
         if not self.typed or (value == self.default and not self.stated) or not self.has_effect(values):
@@ -159,7 +163,10 @@ class Options(Mapping[str, Any]):
     """Values of declared options, as a mapping and as attributes of the same names; they never change."""
 
     def __init__(self, declared: Sequence[Option], /, **values: Any) -> None:
-        """Take values over; the others have their defaults. UsageError: a value of no declared option."""
+        """Take values over, unchecked, lists as tuples; the other options have their defaults.
+
+        `declared` are the options, `values` is name -> value. UsageError: a value of no declared option.
+        """
         names = [option.name for option in declared]
         if unknown := sorted(values.keys() - set(names)):
             raise UsageError(f'{", ".join(unknown)}: no such option; there are {", ".join(names)}')
@@ -196,13 +203,14 @@ class Options(Mapping[str, Any]):
         return Options(self.declared, **{**self, **changes})
 
     def check(self, prefix: str = '--', names: Iterable[str] | None = None) -> None:
-        """Refuse unknown values, options without an effect, and others than what a choice fixes them at.
+        """Refuse values that `Option.check` refuses, options without an effect, and others than are fixed.
 
-        Against a fixed value 0 and '' are allowed: with them an option is not chosen.
+        Against the value that a choice fixes, 0, '' and () are allowed: with them an option is not chosen.
 
         Args:
             prefix: text before a name in the message; '--' spells it as on the command line.
-            names: options that the user typed; by default those that are not at their default.
+            names: options that the user typed, which alone are checked; by default those that are not at
+                their default.
 
         Raises:
             UsageError: the message says what there is, or what goes with what.

@@ -255,11 +255,13 @@ def write_error(target: AnyPath, error: OSError) -> Mm2OnnxError:
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield the path of a temporary file beside `target`, renamed to it on success and removed on failure.
 
-    The folder of the target is made when it is missing.
+    The folder of the target is made, with its parents, when it is missing, and stays on failure. A link is
+    replaced, not what it leads to.
 
     Raises:
         UsageError: `target` is a file that this run reads.
-        Mm2OnnxError: an OSError, here or in the body, such as a full disk; `target` is as it was before.
+        Mm2OnnxError: an OSError, here or in the body, such as a full disk, or that of a body that writes no
+            file; `target` is as it was before.
     """
     target = Path(target)
     _refuse_read(target)

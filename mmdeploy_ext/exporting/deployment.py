@@ -59,7 +59,7 @@ class Deployment:
             make tensors of lists. None of a model that `load` did not make.
         outer_containers: what the user's modules held before the model ran; None of a model that `load` did
             not make.
-        normalisation: `mean` and `std`, or one of them, of the command line, which replace the config's; {}
+        normalisation: `mean` and `std`, or one of them, which replace the config's, see `normalise_with`; {}
             for none.
         collected: entries that the config's test pipeline collects of a picture, for PyTorch's test path; {}
             until a proof has run that pipeline.
@@ -137,8 +137,9 @@ class Deployment:
     def normalise_with(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
         """Replace the config's mean and std by `mean` and `std`, three pixel values each.
 
-        They are `--mean` and `--std` of the command line, in the order of the channels of the input; None
-        keeps the config's. `normalisation` and, unless both are None, `rule` are set; `cfg` is not changed.
+        They are `--mean` and `--std` of the command line, or those of a file's rule, in the order of the
+        channels of the input; None keeps the config's. `normalisation` and, unless both are None, `rule` are
+        set; `cfg` is not changed.
         Padding before the normalisation is normalised, too, so the rule is read again from changed steps.
         """
         options = dict(mean=mean, std=std)

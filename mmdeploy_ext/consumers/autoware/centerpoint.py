@@ -85,7 +85,7 @@ class AutowareCenterPoint(Runtime):
 
         Raises:
             DataError: points of another width, NaN, none in range, or time lags that cannot be.
-            InferenceError: the engine failed or gave NaN.
+            InferenceError: the engine failed, or gave NaN or infinity.
         """
         check_columns(check_points(points, self.settings.point_width), self.settings)
         return self._run(points, '')[1]

@@ -302,6 +302,8 @@ def class_rules(
 ) -> Iterator[Violation]:
     """Yield the violations of class names that are no words of a node, which publishes them as UNKNOWN.
 
+    An error for each that is a word but for its case or the word for a motorcycle; one warning of the others.
+
     Args:
         file: name of the manifest.
         names: the class names in it.

@@ -82,9 +82,10 @@ class Record:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], path: object = 'the record') -> Record:
-        """Rebuild from the result of `to_json`; another format, or a damaged one, is a ModelFileError.
+        """Rebuild from the result of `to_json`; `path` is the record's file, for the message.
 
-        `path` is the record's file, for the message.
+        ModelFileError: another format, or attributes that are missing, unknown or cannot be converted. The
+        values of most are taken as they are.
         """
         try:
             fields = dict(content)
