@@ -57,7 +57,7 @@ SWEEPS = 'velodyne'
 POINT_COLUMNS, KITTI_COLUMNS = 5, 4
 """Number of values of a point in a sweep of nuScenes, and of KITTI, whose last one is the intensity."""
 NEAR_M, SMALLEST_PX = 0.5, 2.0
-"""Nearest depth of the middle of an object, and shortest side of its box in a picture."""
+"""Nearest depth of the middle of an object, twice that of its corners; shortest side of its box."""
 
 
 def rotation(quaternion: Sequence[float]) -> np.ndarray:
@@ -182,7 +182,8 @@ class Tables:
     def velocity(self, record: dict[str, Any]) -> np.ndarray:
         """Return the velocity (3,) of an annotated object in the global frame, m/s; 0 if it is seen once.
 
-        It is the mean from its annotation before to that after `record`, its record in sample_annotation.
+        It is the mean from its annotation before to that after `record`, its record in sample_annotation, or
+        to `record` itself if that is the first or the last.
         """
         ends = [self.tables['sample_annotation'].get(record[key], record) for key in ('prev', 'next')]
         first_s, last_s = (self.tables['sample'][end['sample_token']]['timestamp'] / 1e6 for end in ends)
@@ -194,7 +195,8 @@ class Tables:
 
         An object has `bbox` x y w h in pixels, `bbox_cam3d` (middle, length, height, width in metres, yaw in
         radians about y), `velo_cam3d` (x, z in m/s) and `center2d` (pixels, depth in metres) in the camera's
-        frame, and its class and attribute by name and number. `image` is an entry of the method `image`.
+        frame, and its class and attribute by name and number. Objects of no class of `CLASSES`, nearer than
+        `NEAR_M` or without a `seen_box` are left out. `image` is an entry of the method `image`.
         """
         to_camera = from_global(image)
         intrinsic, size = np.array(image['cam_intrinsic']), (image['width'], image['height'])

@@ -75,9 +75,9 @@ def _to_ego(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
 def make_rig(rng: np.random.Generator, width: int, height: int) -> dict[str, Sensor]:
     """Draw the sensors of a car, name -> sensor, each near the usual mounting.
 
-    They are turned by up to 0.6 degrees, the LiDAR by 1.2, and moved by up to 1.5 cm along each axis. Names
-    are those of `CAMERAS` and `LIDAR`. `rng` is the random generator; width and height are those of the
-    pictures, pixels.
+    They are turned by up to 0.6 degrees, the LiDAR by 1.2, and moved by up to 1.5 cm along each axis; focal
+    lengths and centres of pictures are drawn, too. Names are those of `CAMERAS` and `LIDAR`. `rng` is the
+    random generator; width and height are those of the pictures, pixels.
     """
     rig = {}
     for channel, (x, y, z, yaw, view, _) in _CAMERAS.items():

@@ -98,7 +98,9 @@ def _drawn(seed: int, height: int, width: int) -> np.ndarray:
 def seeded_scene(
     seed: int, height: int, width: int, expose: Callable[[np.ndarray], np.ndarray] | None = None
 ) -> torch.Tensor:
-    """Return a normalised BGR picture of the generated data set, (1, 3, height, width) float32.
+    """Return a BGR picture of the generated data set, normalised by `GREY` and `CONTRAST`.
+
+    It is (1, 3, height, width) float32.
 
     Args:
         seed: seed of the picture, 0 or more.
@@ -252,7 +254,7 @@ def backbone_weights(cfg: Any, seed: int = 0) -> dict[str, torch.Tensor] | None:
 
 
 def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
-    """Return a detector with weights by the rule of its family, or, without a family, of its head.
+    """Return a detector with weights by the rule of its family, or else by that of its head.
 
     Args:
         cfg: the config.

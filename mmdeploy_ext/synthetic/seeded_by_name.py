@@ -164,7 +164,7 @@ RTDETR_BASIC_BLOCK = r'^backbone\.res_layers\..*\.branch2b\.conv\.weight$'
 
 
 def rtdetr_weights(shapes: Shapes) -> dict[str, torch.Tensor]:
-    """Return the float32 state dict of an RT-DETR with the original repository's names, those of `shapes`."""
+    """Return the `state_dict_by_name` of an RT-DETR with names of the original repository, as in `shapes`."""
     bottlenecks = any('.branch2c.' in key for key in shapes)
 
     def rule(key: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -230,7 +230,7 @@ STREAMPETR_GAINS = {
 
 
 def streampetr_weights(shapes: Shapes) -> dict[str, torch.Tensor]:
-    """Return the float32 state dict of a StreamPETR with the names of `shapes`.
+    """Return the `state_dict_by_name` of a StreamPETR with the names of `shapes`.
 
     `shapes` has all entries of the model, since they tell which layers are normalisations.
     """
@@ -273,7 +273,7 @@ SOLO_RESIDUAL_GAIN = 0.25
 
 
 def solo_weights(shapes: Shapes) -> dict[str, torch.Tensor]:
-    """Return the float32 state dict of a SOLO with the names of `shapes`.
+    """Return the `state_dict_by_name` of a SOLO with the names of `shapes`.
 
     Names of the original repository and those of mmdet give the same values.
     """

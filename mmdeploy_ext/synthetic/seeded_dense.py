@@ -152,7 +152,8 @@ def scale_outputs(
         head: head of a one-stage detector, or of proposals.
         features: features of each level, (B, C, H, W).
         exposed_features: returns those of dark and bright pictures, on which class logits are bounded by
-            `MAX_LOGIT`; without them, of ATSSHead and beside a background logits are not bounded.
+            `MAX_LOGIT`; without them, of ATSSHead, of mixed layers and beside a background logits are not
+            bounded.
         run: runs the head; by default it is called on the features.
     """
     run = run or (lambda: head(for_head(head, features)))

@@ -41,7 +41,8 @@ def staging_folder(root: Path) -> Path:
 def locked(root: Path) -> Iterator[None]:
     """Let one process at a time make `root`, inside the block; others wait for it without a limit.
 
-    The lock is that of a file beside `root`, which stays; it ends with the process, too.
+    The lock is that of a file beside `root`, in a folder that is made; the file stays, the lock ends with the
+    process, too.
 
     Raises:
         DataError: see `check_replaceable`; nothing is written then.
@@ -60,7 +61,7 @@ def locked(root: Path) -> Iterator[None]:
 def check_replaceable(root: Path) -> None:
     """Raise DataError if there is something at `root` that this package has not made.
 
-    That is a file, or a folder with files and without a manifest.
+    That is a file, or a folder that is not empty and has no manifest; what a manifest says is not read.
     """
     if root.exists() and not (root.is_dir() and (not any(root.iterdir()) or (root / MANIFEST).is_file())):
         raise DataError(
@@ -105,7 +106,8 @@ def is_ready(root: Path, parameters: dict[str, Any]) -> bool:
 def open_staging(root: Path, parameters: dict[str, Any]) -> Path:
     """Return the staging folder of `root`, which may have files of an interrupted run with these parameters.
 
-    The files of a run with others are removed. `parameters` are those of `is_ready`.
+    The folder is made if it is missing; the files of a run with others are removed. `parameters` are those of
+    `is_ready`.
     """
     staging = staging_folder(root)
     marker = staging / _PARAMETERS

@@ -214,7 +214,7 @@ def _torch_name(value: torch.dtype | torch.layout) -> str:
 
 
 def check_types(path: str | Path, tensors: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError for tensors that are not float although those of the model are.
+    """Raise CheckpointError for tensors of none of `FLOAT_DTYPES` although those of the model are float.
 
     `tensors` and `model` are name -> tensor of the file at `path` and of the model. Names that the model
     lacks are skipped; integers of the model (counters) accept any type.

@@ -23,7 +23,7 @@ SAME_IN_TESTS = dict(SyncBN='BN')
 PATH_KEYS = 'data_root', 'ann_file', 'ann_subdir', 'img_prefix', 'img_subdir'
 """Keys of a data set that say where its files are."""
 HEADS = ('bbox_head', 'mask_head', 'rpn_head', 'roi_head')
-"""Keys of the heads in a model."""
+"""Keys of the heads that `part_types` names; a `panoptic_head` is not among them."""
 MMDET = 'mmdet'
 """The library whose configs are named by their path alone; those of others begin with the library's name."""
 INSTALLED = '.mim', 'configs'
@@ -160,8 +160,9 @@ def read_configs(files: Sequence[Path], heads: Sequence[str] = ()) -> Iterator[C
 def test_digest(cfg: Any, training_keys: Sequence[str] = ()) -> str:
     """Return a hash of `model`, `data.test` and `test_cfg` without keys that only training reads, and paths.
 
-    Configs with equal hashes are the same model to export and to test, wherever their data are.
-    `training_keys` are further keys of the model that only training reads.
+    `test_cfg` is taken whole, and a class of `SAME_IN_TESTS` counts as the other one. Configs with equal
+    hashes are the same model to export and to test, wherever their data are. `training_keys` are further
+    keys of the model that only training reads.
     """
     test = (cfg.get('data') or {}).get('test') or {}
     content = [
@@ -184,7 +185,10 @@ def training_keys_of(library: str) -> tuple[str, ...]:
 
 
 def group_by_model(configs: Sequence[Config]) -> list[list[Config]]:
-    """Return the configs in groups of those that are the same model to test, in their order."""
+    """Return the configs in groups of those that are the same model to test, in their order.
+
+    One that could not be read is alone.
+    """
     groups: dict[str, list[Config]] = {}
     for config in configs:
         groups.setdefault(config.test_digest or config.path, []).append(config)
@@ -239,7 +243,8 @@ def without_augmentation(cfg: Any) -> tuple[str, ...]:
     """Remove test-time augmentation from a config in place; return notes about what was removed.
 
     It is that of `data.test`, and of the data set that this wraps; nothing is removed from a list of data
-    sets. The keys of directions, such as `pcd_horizontal_flip`, stay: without `flip` they have no effect.
+    sets. Of several scales 1.0 stays, or else the first one. The keys of directions, such as
+    `pcd_horizontal_flip`, stay: without `flip` they have no effect.
     """
     removed = []
     dataset = (cfg.get('data') or {}).get('test') or {}

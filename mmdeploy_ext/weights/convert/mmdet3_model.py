@@ -163,6 +163,8 @@ def convert_rtmdet(model: dict[str, Any]) -> None:
 def convert_yolact(model: dict[str, Any]) -> None:
     """Move the branch of segmentation of the prototypes, if there is one, into a head of `model`, in place.
 
+    The threshold of masks is removed from `test_cfg`.
+
     ConfigError: another threshold of masks than 0.5.
     """
     head, test_cfg = model['mask_head'], model.get('test_cfg') or {}
@@ -244,10 +246,10 @@ def convert_deformable_detr(model: dict[str, Any]) -> None:
 
 
 def convert_dino(model: dict[str, Any]) -> None:
-    """Do with `model` what `convert_deformable_detr` does, and remove denoising and assigner, in place.
+    """Do with `model` what `convert_deformable_detr` does, and remove what only training uses, in place.
 
-    Only training uses these. The transformer gets DINO's types. ConfigError: a layer has a key or a
-    value that is not known here.
+    That is denoising, `train_cfg`, which becomes None, and `sync_cls_avg_factor` of the head. The transformer
+    gets DINO's types. ConfigError: a layer has a key or a value that is not known here.
     """
     model.pop('dn_cfg', None)
     model['train_cfg'] = None
