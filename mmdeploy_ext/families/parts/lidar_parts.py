@@ -33,12 +33,12 @@ class Parts:
 
 
 def prefix_of(model: Mapping[str, Any]) -> str:
-    """Return the prefix of the parts in a config's model: 'pts_' beside the parts of cameras, or ''."""
+    """Return the prefix of the parts in a config's model: 'pts_' of classes that may have cameras, or ''."""
     return 'pts_' if 'pts_voxel_encoder' in model else ''
 
 
 def parts_of(model: nn.Module) -> Parts:
-    """Return the parts of a `CenterPoint`, `MVXFasterRCNN`, `SASSD` or `VoxelNet`; a missing part is None."""
+    """Return the parts of a `CenterPoint`, `VoxelNet` or other detector of mmdet3d; a missing one is None."""
     prefix = 'pts_' if hasattr(model, 'pts_voxel_encoder') else ''
     names = ('voxel_layer', 'voxel_encoder', 'middle_encoder', 'backbone', 'neck', 'bbox_head')
     return Parts(prefix, *(getattr(model, prefix + name, None) for name in names))
@@ -69,12 +69,12 @@ class OfModel(nn.Module):
 
 
 Watch = Callable[[tuple[Tensor, ...], Any], dict[str, Any]]
-"""(inputs, output) of a module -> values by name, which `watching` collects."""
+"""(positional inputs, output) of a module -> values by name, which `watching` collects."""
 
 
 @contextlib.contextmanager
 def watching(hooks: Mapping[nn.Module, Watch]) -> Iterator[dict[str, Any]]:
-    """Call a function with the inputs and the output of a module whenever it runs inside the block.
+    """Call a function with the positional inputs and the output of a module when it runs inside the block.
 
     `hooks` are module -> function; the context is a dict of the values that the functions returned, by name,
     the last of each.

@@ -21,7 +21,7 @@ from mmdeploy_ext.families.parts.regions import RegionBranch, Regions, part_of, 
 NormedConv2d = mmdet_module('mmdet.models.utils').NormedConv2d
 
 FeaturesAndLogits = tuple[torch.Tensor, list[torch.Tensor]]
-"""Features of regions (R, ...), and logits (R, C or 1, m, m) of every stage."""
+"""Features of regions (R, ...), and logits (R, C or 1, m, m) of every mask head (`heads_of`)."""
 
 
 def heads_of(roi_head: nn.Module) -> list[nn.Module]:
@@ -149,7 +149,7 @@ def mask_logits_module(roi_head: nn.Module, constant: bool = False) -> nn.Module
 class PredictedClass(nn.Module):
     """The last convolution of a mask head, 1 x 1, for the predicted class of each region.
 
-    mmdet computes all classes, of which one is used: of LVIS 1203, each of as many numbers.
+    mmdet computes a mask of each class, of LVIS 1203, of which one is used.
     """
 
     def __init__(self, layer: nn.Conv2d, labels: torch.Tensor) -> None:

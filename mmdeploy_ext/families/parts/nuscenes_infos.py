@@ -1,7 +1,7 @@
 """Info files of nuScenes, as mmdet3d 1.0.0rc6 and StreamPETR read them, from the devkit's tables.
 
-Scenes of no split of the version, and scenes without the file of their first sweep, are left out. Boxes are
-rows x y z l w h yaw in the LiDAR frame of their key frame, centre of the box, yaw in radians
+Scenes of no split of the version, and scenes without the LiDAR file of their first key frame, are left out.
+Boxes are rows x y z l w h yaw in the LiDAR frame of their key frame, centre of the box, yaw in radians
 counter-clockwise from x (mmdet3d 1.0's `LiDARInstance3DBoxes` with `origin=(0.5, 0.5, 0.5)`); velocities are
 vx vy in that frame, m/s, NaN if the devkit has none. Rotations from a table are quaternions w x y z,
 translations are in metres, timestamps in microseconds.
@@ -126,6 +126,8 @@ def info_paths(out_dir: str | os.PathLike[str], tag: str, split: str) -> tuple[P
 def split_infos(nusc: NuScenes, split: str, max_sweeps: int, quiet: bool) -> list[dict[str, Any]]:
     """Return the entries of all key frames of a split, scene by scene, each in the order of time.
 
+    Scenes that `present_scenes` leaves out have none.
+
     `split` is one that `SPLITS` has for the version of the tables `nusc`, see `load_tables`; 'test' has no
     ground truth. For `max_sweeps` and `quiet` see `create_infos`. DataError: a key frame lacks a sensor or a
     file.
@@ -229,9 +231,10 @@ def check_sample(nusc: NuScenes, sample: Record) -> None:
 
 
 def present_scenes(nusc: NuScenes, names: list[str]) -> list[Record]:
-    """Return the scenes of these names whose first sweep is there: nuScenes may be unpacked in parts.
+    """Return the scenes of these names that have the LiDAR file of their first key frame.
 
-    Scenes whose first key frame lists no LiDAR are among them, for `check_sample` to refuse.
+    NuScenes may be unpacked in parts. Scenes whose first key frame lists no LiDAR are among them, for
+    `check_sample` to refuse.
     """
     scenes = []
     for scene in nusc.scene:
@@ -306,8 +309,10 @@ def sample_info(
     `sensor2lidar_rotation` (3, 3) and `sensor2lidar_translation` (3,) turn points of a sensor at its own time
     into the LiDAR frame of the key frame: R p + t.
 
-    Ground truth of pictures is a list per camera. `bboxes3d_cams` (n, 7) are x y z l h w in the camera frame,
-    and the negative yaw that the devkit computes of the box there, about the camera's z axis.
+    Ground truth of pictures is a list per camera, in the order of `CAMERAS`, of objects of `CLASSES` whose
+    centre is ahead of the camera and that are at least a pixel wide and high in the picture; `bboxes_ignore`
+    has none. `bboxes3d_cams` (n, 7) are x y z l h w in the camera frame, and the negative yaw that the devkit
+    computes of the box there, about the camera's z axis.
     """
     data = nusc.get('sample_data', sample['data'][LIDAR])
     lidar = _sensor_pose(nusc, data)
@@ -403,7 +408,7 @@ def clip_to_canvas(
     """Return the bounds x1 y1 x2 y2 of the part of a 3D box that lies in a picture of (W, H) px, or None.
 
     That is the convex hull of the projected corners, given as (3, 8) m in the camera frame; those behind the
-    camera are left out, as upstream does.
+    camera are left out, as upstream does. `intrinsic` (3, 3) is from that frame to pixels times depth.
     """
     from shapely.geometry import MultiPoint, box
 

@@ -173,7 +173,7 @@ def has_pillars(model: nn.Module) -> bool:
 
 
 def points_facts(model: nn.Module) -> dict[str, str]:
-    """Return the entry of the metadata for detectors with pillars; {} for others."""
+    """Return the entry `points` of the metadata's `postprocess` for detectors with pillars; {} for others."""
     return dict(points=PILLARS) if has_pillars(model) else {}
 
 

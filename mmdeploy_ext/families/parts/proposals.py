@@ -128,7 +128,7 @@ def suppression_entries(head: nn.Module, iou_threshold: float, max_per_img: int)
 
 
 def limits_of_head(head: nn.Module, name: str) -> list[Limit]:
-    """Return the limits and thresholds that a head of proposals reads; `name` is their `Limit.list`."""
+    """Return the limits and thresholds in a proposal head's `test_cfg`; `name` is their `Limit.list`."""
     limits = entries_of(head.test_cfg, 'rpn', name)
     if mmdet_release() >= NMS_ENTRY_SINCE:
         return limits
@@ -244,7 +244,7 @@ def refined_outputs(
     """Return class logits (B, 1, h, w), deltas (B, 4, h, w) and anchors (B, A, 4) of a Cascade RPN.
 
     Each is a list by level, of the last stage; `maps` are those of the neck. `priors` makes the anchors of
-    the first stage; refined ones are clipped to `clip_hw` (B, 2) height, width.
+    the first stage; refined ones are clipped to `clip_hw` (B, 2) height, width, if their coder clips.
     """
     batch = maps[0].shape[0]
     anchors = [
@@ -306,9 +306,10 @@ def needed(count: torch.Tensor, labels: torch.Tensor, cap: int, max_per_img: int
 class Proposals(nn.Module):
     """Per level the `nms_pre` best anchors, decoded and clipped, those that are large enough; suppression.
 
-    Boxes suppress those of their own level, or of all if `nms` of the `test_cfg` is `class_agnostic`. A head
-    whose proposals are other boxes than upright ones has a subclass, in which D is their number of columns:
-    `facts_of_head`, `least_side`, `decode`, `sides` and `bounds` say what they are.
+    Boxes are clipped if the coder of the head clips. They suppress those of their own level, or of all if
+    `nms` of the `test_cfg` is `class_agnostic`. A head whose proposals are other boxes than upright ones has
+    a subclass, in which D is their number of columns: `facts_of_head`, `least_side`, `decode`, `sides` and
+    `bounds` say what they are.
     """
 
     facts_of_head = staticmethod(facts_of)
@@ -422,7 +423,7 @@ class GuidedProposals(Proposals):
         self.across = bool(head.test_cfg.get('nms_across_levels', False))
 
     def forward(self, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Choose proposals as `Proposals.forward` does; all are of level 0."""
+        """Choose proposals as `Proposals.forward` does; all are of level 0, rows without one of -1."""
         best, threshold = [], self.config.iou_threshold
         for boxes, scores, _ in self._levels(maps):
             boxes, scores, candidates = self._large(boxes, scores, clip_hw)

@@ -1,4 +1,4 @@
-"""DETR, Deformable DETR, DINO and Co-DINO as modules whose graphs take any size, batch and padding.
+"""DETR, Deformable DETR, H-DETR, DINO and Co-DINO as modules whose graphs take any size, batch and padding.
 
 They run the layers of mmdet's own heads and mmcv's transformers, batch first. The outputs of decoder layers
 before the last are for training, and are left out. Sources of the algorithm: mmdet 2.28.2
@@ -39,7 +39,7 @@ NAMES = ('logits', 'boxes')
 SIDE = 0.05
 """Side of a proposal of the finest level, share of the image; it doubles with each level."""
 BORDER = 0.01
-"""Proposals with a number closer to 0 or 1 than this count as padding: their tokens are zeros."""
+"""Proposals with a number this close to 0 or 1, or closer, count as padding: their tokens are zeros."""
 PROPOSAL_FEATURES, TEMPERATURE = 128, 10000
 """Features per number of a box, and temperature, of the encoding of proposals."""
 Y_FIRST = [1, 0, 2, 3]

@@ -43,12 +43,12 @@ REGION_LAYERS = tuple((layer, ('forward',)) for layer in (RoIAlign, SimpleRoIAli
 
 
 def roi_head_of(model: nn.Module) -> nn.Module | None:
-    """Return the head of regions; None: the detector's results are its proposals."""
+    """Return the head of regions; None: it has none, such as one whose results are its proposals."""
     return getattr(model, 'roi_head', None)
 
 
 def has_masks(model: nn.Module) -> bool:
-    """Return whether a detector predicts masks of its boxes."""
+    """Return whether a detector has a head of regions that predicts masks of its boxes."""
     roi_head = roi_head_of(model)
     return roi_head is not None and bool(roi_head.with_mask)
 
@@ -76,7 +76,10 @@ def context_names(roi_head: nn.Module) -> tuple[str, ...]:
 
 
 def feature_names(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the maps that regions are pooled from: levels, then those of `context_names`."""
+    """Return the names of the maps that the head of regions takes: levels, then those of `context_names`.
+
+    () of a detector without such a head.
+    """
     roi_head = roi_head_of(model)
     if roi_head is None:
         return ()
@@ -328,7 +331,7 @@ def _semantic_cells(roi_head: nn.Module, kind: str) -> tuple[int, int]:
 
 
 def last_level_side(roi_head: nn.Module) -> float:
-    """Return the side, pixels, from which on squares are pooled from the last level.
+    """Return the side, pixels, from which on squares are pooled from the last level in the first stage.
 
     It is 0 if all regions are pooled from all levels.
     """

@@ -51,7 +51,7 @@ class AnchorRule(HeadRule):
         size_per_range: whether each range has one size; otherwise the first range has all.
         dir_offset, dir_limit_offset: the yaw is turned by half turns into the half circle that begins at
             dir_offset - dir_limit_offset * pi, in radians; the direction classifier may then add half a turn.
-        nms_pre: number of anchors of a level that are decoded; 0 or less takes all.
+        nms_pre: largest number of anchors of a level that are decoded; 0 or less takes all.
         score_thr: threshold that scores have to exceed.
         nms_thr: IoU in the bird's-eye view above which the worse of two boxes is dropped; if `rotated`, from
             which on.
@@ -161,7 +161,7 @@ def anchor_centres(rule: AnchorRule, low: float, high: float, count: int) -> np.
 
 
 def decode(outputs: Arrays, rule: AnchorRule) -> Detections3D:
-    """Decode the head's outputs of one sweep, best first; velocities are zero for heads without them.
+    """Decode the head's outputs of one sweep or picture, best first; velocities are 0 for heads without them.
 
     The outputs of level l are `cls_score_l` (1, A * C, H, W) logits, `bbox_pred_l` (1, A * D, H, W),
     `dir_cls_pred_l` (1, A * 2, H, W); with `cells` they are (1, n, C), (1, n, D), (1, n, 2) of all anchors.

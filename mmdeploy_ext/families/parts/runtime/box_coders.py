@@ -3,7 +3,7 @@
 A coder is a function of `CODERS`. It returns boxes (B, A, 4) xyxy in pixels, not clipped, and takes
 
 - `xp`: numpy or torch.
-- `priors`: of one level, (A, 4) xyxy or (A, 2) points.
+- `priors`: of one level, (A, 4) xyxy or (A, 2) points; some coders take axes before these.
 - `rows`: name of an output of the head -> its values at the priors, (B, A, columns).
 - `coder`: its settings, those of `contract.dense_head`.
 - `level`: index of the level, for settings that every level has.
@@ -98,7 +98,7 @@ def tblr(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], leve
 
 
 def sides_of(xp: ModuleType, points: Any, sides: Any) -> Any:
-    """Return boxes of the distances left, top, right, bottom (B, A, 4) of points (A, 2).
+    """Return boxes of the distances left, top, right, bottom (B, A, 4) of points (A, 2) or (B, A, 2).
 
     Boxes are (B, A, 4) xyxy.
     """
@@ -106,7 +106,7 @@ def sides_of(xp: ModuleType, points: Any, sides: Any) -> Any:
 
 
 def distance(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
-    """`DistancePointBBoxCoder`: left, top, right, bottom in pixels."""
+    """`DistancePointBBoxCoder`: left, top, right, bottom in pixels. The priors may have axes before."""
     return sides_of(xp, centres(priors), rows['bbox_pred'])
 
 
