@@ -59,7 +59,8 @@ class Outputs:
     """Differences of the outputs of a network from float32.
 
     Attributes:
-        by_layer: name of each last layer -> the difference of its outputs, all levels together.
+        by_layer: name of each layer of `DenseGraph.compared` -> the difference of its outputs, all levels
+            together.
     """
 
     by_layer: Mapping[str, Difference]
@@ -75,7 +76,7 @@ class Outputs:
         return float(np.min([difference.cosine for difference in self.by_layer.values()]))
 
     def to_json(self) -> dict[str, Any]:
-        """Return name of a last layer -> figures of its difference, see `Difference.to_json`."""
+        """Return name of a compared layer -> figures of its difference, see `Difference.to_json`."""
         return {name: difference.to_json() for name, difference in self.by_layer.items()}
 
 

@@ -75,7 +75,7 @@ class Calibration:
 
 
 def calibrate(deployment: Deployment, source: str | Path, options: Calibration) -> Ranges:
-    """Return the ranges of a backbone, measured on the sweeps of `source`, a folder or infos file.
+    """Return the ranges of a backbone, measured on the sweeps of `source`, a path.
 
     `Sweeps` tells what these hold; `deployment` is that of the backbone. For the errors see
     `calibrate_sweeps`, `Sweeps` and `kernels_before_folding`.
@@ -104,7 +104,7 @@ def config_sweeps(
 
     Args:
         deployment: the model of the backbone.
-        source: a folder of point clouds, or infos of mmdet3d.
+        source: a point cloud, a folder of them, or infos of mmdet3d.
         order: axis order of the coordinates that are returned, 'xyz' or 'zyx'.
         limit: largest number of sweeps, evenly chosen; 0: all.
         root: folder of the data set, for files that are not at the paths of the infos; '': none.
@@ -146,7 +146,9 @@ def calibrate_sweeps(
     source: str = 'sweeps',
     checkpoint_sha256: str = '',
 ) -> Ranges:
-    """Measure the range of every input on sweeps, one number, and compute those of the weights by channel.
+    """Measure the ranges of the inputs of layers on sweeps, and compute those of the weights by channel.
+
+    A convolution or addition has one range, a number, for its input or for both of them.
 
     Args:
         graph: graph folded in fp32, with its weights.

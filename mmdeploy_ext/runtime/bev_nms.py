@@ -12,7 +12,8 @@ def circle_nms(centres: np.ndarray, threshold: float) -> np.ndarray:
     """Return the indices, ascending, of the boxes that are not near a better one that is kept.
 
     Centres (n, 2) are in metres, best box first; the threshold is compared with the *squared* distance, as
-    mmdet3d's `min_radius` is. Source: mmdet3d 1.0.0rc6, core/post_processing/box3d_nms.py `circle_nms`.
+    mmdet3d's `min_radius` is; a box at exactly that distance is near. Source: mmdet3d 1.0.0rc6,
+    core/post_processing/box3d_nms.py `circle_nms`.
     """
     keep: list[int] = []
     for index, centre in enumerate(centres):

@@ -53,7 +53,10 @@ class BoxLayer:
         return self.marked is not None and bool(self.marked[index])
 
     def colour(self, index: int) -> Colour:
-        """Return the colour of a box: that of its track if boxes have ids, else that of its class."""
+        """Return the colour of a box: that of its track if boxes have ids, else that of its class.
+
+        A box whose id is -1 is grey.
+        """
         if self.detections.ids is not None:
             return track_colour(int(self.detections.ids[index]))
         return class_colour(int(self.detections.labels[index]))

@@ -108,14 +108,17 @@ class BEVFusionCenterHead(CenterHead):
         return self.forward_single(feats)
 
     def score_threshold(self, group: Mapping[str, Any]) -> float:
-        """Return the lowest score with which boxes of a task, a group of `nms`, take part in suppression."""
+        """Return the lowest score with which boxes of a task, a group of `nms`, take part in suppression.
+
+        With circle NMS it is 0, whatever `test_cfg.score_threshold` is.
+        """
         return 0.0 if 'radius' in group else float(self.test_cfg.get('score_threshold') or 0.0)
 
     def candidates(self, tasks: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the best boxes of each task before suppression.
 
-        Boxes are (B, T Q, 9), scores (B, T Q), labels (B, T Q), which are -1 if the coder drops a box, or if
-        its score is below `score_threshold`.
+        Boxes are (B, T Q, 9), scores (B, T Q), labels (B, T Q), numbered through all tasks, which are -1 if
+        the coder drops a box, or if its score is below `score_threshold`.
         """
         pairs = zip(tasks, self.nms, strict=True)
         boxes, scores, labels = zip(*(self._candidates_of_task(*pair) for pair in pairs), strict=True)
@@ -143,9 +146,10 @@ class BEVFusionCenterHead(CenterHead):
 
     @torch.no_grad()
     def get_bboxes(self, tasks: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample, by mmdet3d's coder.
+        """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample, by mmdet3d's coder, after NMS.
 
-        `tasks` are what `forward` returns. Labels are numbered through all tasks.
+        `tasks` are what `forward` returns. Boxes are in the order of the tasks, of each the best first;
+        labels are numbered through all tasks.
         """
         boxes_of_tasks = []
         for maps, group in zip(tasks, self.nms, strict=True):

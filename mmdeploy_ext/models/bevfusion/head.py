@@ -232,9 +232,9 @@ class TransFusionHead(nn.Module):
         Returns:
             'center' (B, 2, Q) cells, x first; 'height' (B, 1, Q) z of the centre, m; 'dim' (B, 3, Q)
             logarithms of width, length and height in m; 'rot' (B, 2, Q) sine and cosine of the yaw; 'vel'
-            (B, 2, Q) m/s; 'heatmap' (B, K, Q) logits; 'query_heatmap_score' (B, K, Q), probabilities of the
-            heat map in the queries' cells, 0 where `peaks` has 0; 'query_labels' (B, Q) int64, the classes of
-            the peaks; 'dense_heatmap' (B, K, H, W) logits.
+            (B, 2, Q) m/s, if `common_heads` has it; 'heatmap' (B, K, Q) logits; 'query_heatmap_score'
+            (B, K, Q), probabilities of the heat map in the queries' cells, 0 where `peaks` has 0;
+            'query_labels' (B, Q) int64, the classes of the peaks; 'dense_heatmap' (B, K, H, W) logits.
         """
         shared = self.shared_conv(feats if isinstance(feats, Tensor) else feats[0])
         dense = self.heatmap_head(shared)
@@ -324,7 +324,10 @@ class TransFusionHead(nn.Module):
         return dict(classes=list(CIRCLES[dataset]), radius=RADII_M2[dataset], most=MAX_BOXES)
 
     def suppress(self, boxes: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the boxes of one sample that circle NMS keeps; argument and result as in `get_bboxes`."""
+        """Return the boxes of one sample that circle NMS keeps, and all of classes that it does not apply to.
+
+        Argument and result are those of `get_bboxes` for a sample.
+        """
         if self.nms is None:
             return boxes
         remains = torch.ones_like(boxes['scores'], dtype=torch.bool)

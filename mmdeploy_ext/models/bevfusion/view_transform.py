@@ -33,7 +33,8 @@ def _constant(value: Tensor) -> nn.Parameter:
 def conv_block(inside: int, outside: int, kernel: int, stride: int, bias: bool) -> list[nn.Module]:
     """Return a convolution from `inside` to `outside` channels, its batch normalisation and ReLU.
 
-    Its padding keeps the size, which only the stride divides. `bias` is that of the convolution.
+    Its padding keeps the size, which only the stride divides, if `kernel` is odd. `bias` is that of the
+    convolution.
     """
     conv = nn.Conv2d(inside, outside, kernel, stride, kernel // 2, bias=bias)
     return [conv, nn.BatchNorm2d(outside), nn.ReLU(True)]

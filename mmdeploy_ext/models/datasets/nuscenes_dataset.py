@@ -110,9 +110,10 @@ class CustomNuScenesDataset(NuScenesDataset):
     def prepare_train_data(self, index: int) -> dict[str, Any] | None:
         """Run the pipeline on T frames up to `index`; None if they are filtered as empty.
 
-        Frame 0 stands for those before the first one. The last frame's dict is returned, with `collect_keys`
-        stacked to (T, ...), and the boxes, and `img_metas` among these keys, as lists of T. With
-        `filter_empty_gt` a sample is dropped if one of its last `num_frame_losses` frames has no box.
+        Frame 0 of the data set stands for those before it; frames may be of the scene before. The last
+        frame's dict is returned, with `collect_keys` stacked to (T, ...), and `LIST_KEYS`, and `img_metas`
+        among the former, as lists of T. With `filter_empty_gt` a sample is dropped if one of its last
+        `num_frame_losses` frames has no box.
         """
         queue, scene = [], None
         # queue_length - 1 of the frames before `index`, in order, and `index` itself

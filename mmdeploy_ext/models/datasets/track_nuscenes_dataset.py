@@ -1,4 +1,4 @@
-"""nuScenes as Sparse4D takes it: cameras, and where the LiDAR is in the map, in float64; for tests.
+"""nuScenes as Sparse4D takes it: cameras, and where the LiDAR is in the map, in float64; not for training.
 
 Source: HorizonRobotics/Sparse4D c41df4b, datasets/nuscenes_3d_det_track_dataset.py and datasets/pipelines/
 {augment,transform}.py.

@@ -300,7 +300,8 @@ def check_portable(model: onnx.ModelProto) -> list[Check]:
 def weight_ranges_check(deployment: Deployment, traced: SparseGraph, ranges: Ranges) -> Check:
     """Check the ranges of all weights, which must be those of the folded or the unfolded kernels.
 
-    If the checkpoint has ranges (of a quantised training), those are right, too.
+    If the checkpoint has ranges (of a quantised training), those are right, too, and so are all these rounded
+    to float16.
 
     Args:
         deployment: config and checkpoint.
@@ -323,7 +324,10 @@ def weight_ranges_check(deployment: Deployment, traced: SparseGraph, ranges: Ran
 
 
 def metadata_check(file: SparseFile) -> Check:
-    """Check that the entries `form` and `voxels`, which runtimes rely on, agree with config and options."""
+    """Check that the entries `form` and `voxels`, which runtimes rely on, agree with config and options.
+
+    Options with `int8_fp16_io` have to have the precision 'int8', too.
+    """
     props = deploy.metadata_props(file.deployment, file.export_options)
     facts = {name: read_fact(file.model, file.path, name) for name in ('form', 'voxels')}
     expected = {name: json.loads(props[PREFIX + name]) for name in facts}

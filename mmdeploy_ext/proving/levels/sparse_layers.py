@@ -177,7 +177,7 @@ class DialectRunner:
     def run(self, features: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
         """Return the dense map of features (N, C) and coordinates (N, 4), axes in the file's order.
 
-        All layers are kept for `layers`.
+        The outputs of all nodes are kept for `layers`.
         """
         self.voxels = features, coordinates
         self.layer_values: dict[str, np.ndarray] = {}

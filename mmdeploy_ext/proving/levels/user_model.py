@@ -147,7 +147,7 @@ def config_difference(config: Mapping[str, Any], expected: Mapping[str, Any]) ->
 
 
 def built_by_class(model_class: type, config: Any) -> nn.Module | None:
-    """Return a model that its class builds from the config, without weights.
+    """Return a model in evaluation mode that its class builds from the config, without weights.
 
     mmcv's registries do the same: they pass on the entries of `model`, and the `test_cfg` of the config. None
     if the model is of another class than the config's, or needs a file that is not there, such as the initial
@@ -209,10 +209,11 @@ def first_difference(got: Any, expected: Any) -> str:
 
 
 def loaded_tensors(fresh: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the weights that a fresh model has of a file, by PyTorch alone, and its kernels as they are.
+    """Return the weights that a fresh model has of a file, by PyTorch alone, and the file's kernels.
 
-    The layers load them, which may rename or convert what older versions wrote; names are those of the model.
-    Kernels of five axes are those of the file, by its names: spconv 1 and 2 have them in other orders.
+    `fresh` gets these weights, and loses the hooks that would be called after loading. Its layers load them,
+    which may rename or convert what older versions wrote; names are those of the model. Kernels of five axes
+    are those of the file, by its names: spconv 1 and 2 have them in other orders.
     """
     built = fresh.state_dict()
     kernels = {key: tensor for key, tensor in tensors.items() if tensor.ndim == KERNEL_AXES}
@@ -233,7 +234,8 @@ def under_names_of(
     """Return the tensors of a file of a sparse backbone by the names of a model.
 
     In such a file the backbone may be below another name than in the model. The two prefixes are those by
-    which most kernels have a name in common; a file of which the model has a name is returned as it is.
+    which most kernels have a name in common; tensors below other names of the file are left out. A file of
+    which the model has a name, or none of whose kernels fits, is returned as it is.
     """
     if not tensors.keys().isdisjoint(weights):
         return tensors
@@ -269,6 +271,7 @@ def weights_difference(weights: Mapping[str, torch.Tensor], expected: Mapping[st
 
     `weights` are those of the model by their names, `expected` the tensors of the file by the same names.
     Names that one of both lacks are not compared, but if they have none in common, that is the difference.
+    Tensors of the file are converted to the dtype of the model's first.
 
     Kernels of five axes may have them in another order, one of `KERNEL_ORDERS`, which is the same for all.
     Those of a single place may have any shape: spconv multiplies by their memory.

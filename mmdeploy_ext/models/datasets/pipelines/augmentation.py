@@ -101,6 +101,8 @@ class ResizeCropFlipRotImage:
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Transform `img`, `intrinsics`, `lidar2img` and, in training, 2D boxes, centres, labels and depths.
 
+        The matrices of `intrinsics` are changed in place, and `lidar2img` is made anew of them and
+        `extrinsics`.
         An image of another size than `data_aug_conf` says raises DataError; squeezed into place, it would no
         longer fit its intrinsics.
         """
@@ -140,7 +142,10 @@ class ResizeCropFlipRotImage:
         return self._transform(scale, bottom, left, flip)
 
     def test_transform(self) -> ImageTransform:
-        """Return the transform of test time: scale 0.44 and rows 140..396 for 704x256 of 1600x900."""
+        """Return the transform of test time, see the class.
+
+        For 704x256 of 1600x900, with nothing cut off at the bottom, it is scale 0.44 and rows 140..396.
+        """
         conf = self.data_aug_conf
         height, width = conf['final_dim']
         scale = max(height / conf['H'], width / conf['W'])
