@@ -70,8 +70,8 @@ def create_infos(
     """Write the info files of all splits of a version, real or generated.
 
     Args:
-        root: Folder with the version's tables, `samples/` and `maps/`; the paths in the infos begin with it,
-            or are relative to the working folder if they lie below that.
+        root: Folder with the folder `version` of the tables, `samples/` and `maps/`; the paths in the infos
+            begin with it, or are relative to the working folder if they lie below that.
         out_dir: Folder of the info files, which is made if it is missing; older files of these names are
             replaced. The names do not tell the version.
         tag: Begins their names (`info_paths`).
