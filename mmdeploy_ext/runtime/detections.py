@@ -36,7 +36,7 @@ class Rows:
         return len(self.scores)
 
     def __getitem__(self, rows: np.ndarray | slice) -> Self:
-        """Return the rows at some indices, or those of a mask."""
+        """Return the rows at some indices (no single one), of a slice or of a mask (n,) bool."""
         values = (getattr(self, field.name) for field in dataclasses.fields(self))
         return type(self)(*(value[rows] if isinstance(value, np.ndarray) else value for value in values))
 
