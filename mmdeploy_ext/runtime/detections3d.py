@@ -49,11 +49,11 @@ class HeadRule(JsonDataclass, abc.ABC):
         """The outputs of the head that are decoded: name -> axes, None for an axis of any size."""
 
     def check_outputs(self, spec: GraphSpec, path: object) -> None:
-        """Refuse a rule that does not fit the head's graph; ModelFileError names the first such output.
+        """Refuse a rule that does not fit the head's graph; ModelFileError names the first wrong output.
 
-        An axis of any size in the graph fits. `spec` is the contract of the graph, `path` is that of its file,
-        for the message. Without the check a rule of 5,000 rotations makes anchors of 16 GB before they fail
-        to fit the outputs.
+        An axis of any size in the graph fits. `spec` is its contract, `path` that of its file, for the
+        message. Without the check a rule of 5,000 rotations makes anchors of 16 GB before they fail to fit
+        the outputs.
         """
         tensors = {tensor.name: tensor for tensor in spec.outputs}
         if ignored := [name for name in tensors if name not in self.output_axes]:
