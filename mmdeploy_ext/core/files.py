@@ -413,8 +413,9 @@ def check_writable(target: str | os.PathLike[str]) -> None:
     Neither it nor its folder need exist, and none is made.
 
     Raises:
-        UsageError: the name is empty or has a character 0, the folder is read-only, a folder or device stands
-            where the file should be, or a file where a folder should be, or this run reads the file.
+        UsageError: the name is empty, too long or has a character 0, the folder is read-only or may not be
+            looked into, a folder or device stands where the file should be, or a file where a folder should
+            be, or this run reads the file.
     """
     if not str(target).strip():
         raise UsageError("'': is not the name of a file to write")
@@ -422,13 +423,18 @@ def check_writable(target: str | os.PathLike[str]) -> None:
         raise UsageError(f'{str(target)!r}: has a character 0, which no name of a file has')
     target = Path(target)
     _refuse_read(target)
-    if target.is_dir():
-        raise UsageError(f'{target}: is a folder; give the name of a file')
-    if target.exists() and not target.is_file():
-        raise UsageError(f'{target}: is a device or pipe, which would be replaced; give the name of a file')
-    folder = target.parent
-    while not folder.exists():
-        folder = folder.parent
+    try:
+        if target.is_dir():
+            raise UsageError(f'{target}: is a folder; give the name of a file')
+        if target.exists() and not target.is_file():
+            raise UsageError(
+                f'{target}: is a device or pipe, which would be replaced; give the name of a file'
+            )
+        folder = target.parent
+        while not folder.exists():
+            folder = folder.parent
+    except OSError as error:  # a name that is too long, or a folder that may not be looked into
+        raise UsageError(f'{target}: cannot be written ({error.strerror}); give another name') from error
     if not folder.is_dir():
         raise UsageError(f'{target}: {folder} is a file, not a folder')
     probe = folder / f'.{target.name}.probe.{os.getpid()}.{threading.get_ident()}.part'

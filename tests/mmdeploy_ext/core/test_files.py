@@ -153,6 +153,8 @@ def test_targets_that_are_no_files_are_refused(tmp_path):
         'pipe': 'a device or pipe',
         '/dev/null': 'a device or pipe',
         '/proc/none/x': 'cannot be written',
+        'x' * 300: 'name too long',
+        f'{"x" * 300}/y': 'name too long',
     }
     for target, message in cases.items():
         with pytest.raises(UsageError, match=message):
