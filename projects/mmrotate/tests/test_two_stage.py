@@ -102,6 +102,23 @@ def test_every_form_gives_mmrotates_results(kind, version, form):
         np.testing.assert_allclose(results.boxes[order], wanted.boxes, rtol=1e-4, atol=2e-3)
 
 
+@pytest.mark.parametrize('layer', ['DeformRoIPoolPack', 'ModulatedDeformRoIPoolPack'])
+def test_layers_that_move_the_cells_of_regions_give_mmrotates_results(layer):
+    cfg = toy('faster_rcnn')
+    settings = dict(type=layer, output_size=7, output_channels=32, deform_fc_channels=16)
+    cfg.model.roi_head.bbox_roi_extractor.roi_layer = settings
+    family = find_family(cfg)
+    family.check(cfg, family.choose(height=128, width=160))
+    model = seeded_model(cfg, family).eval()
+    outputs = run(family, model, 'full')
+    found = detections(Metadata(family, model, 'full'), outputs, outputs)
+    for results, wanted in zip(found, by_mmrotate(model, 'le90'), strict=True):
+        assert len(wanted) > 20
+        np.testing.assert_allclose(results.scores, wanted.scores, rtol=0, atol=1e-5)
+        assert np.array_equal(results.labels, wanted.labels)
+        np.testing.assert_allclose(results.boxes, wanted.boxes, rtol=1e-4, atol=2e-3)
+
+
 def test_a_batch_gives_what_its_images_give_alone():
     family, model = detector('oriented_rcnn', 'le90')
     both, alone = run(family, model, 'full', 2), run(family, model, 'full', 1)

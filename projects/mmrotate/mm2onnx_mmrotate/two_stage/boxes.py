@@ -37,7 +37,8 @@ class UprightPool(Pool):
         """
         pooled = super().forward(maps, boxes, images, factor)
         layer = self.extractor.roi_layers[0]
-        if layer.sampling_ratio > 0 or not layer.aligned:
+        # a layer that moves cells has no `aligned`: it always is
+        if layer.sampling_ratio > 0 or not getattr(layer, 'aligned', True):
             return pooled
         has_size = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)[:, None, None, None]
         return torch.where(has_size, pooled, torch.zeros_like(pooled))
