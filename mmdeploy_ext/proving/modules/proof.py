@@ -133,7 +133,8 @@ def prove_module(
 
     Raises:
         UsageError: samples or names that do not fit the module or the file; a tolerance or seed out of range;
-            a module in training mode, or one that raises or returns no tensor on a sample.
+            a module in training mode, or one that raises or returns no tensor, or not all of the state, on a
+            sample.
         ModelFileError: the file is missing, damaged, or nothing that ONNX Runtime loads.
     """
     proof = ModuleProof(module, str(path), list(inputs), spec, rtol, dict(state or {}), tuple(rows), seed)
@@ -401,8 +402,8 @@ class ModuleProof:
     def compare_samples(self) -> None:
         """Compare on the samples: one by one, or as the frames of a sequence.
 
-        UsageError: the module raises, or returns no tensor, for one of them, or an input has another kind of
-        dtype than the file takes.
+        UsageError: the module raises, or returns no tensor or not all of the state, for one of them, or an
+        input has another kind of dtype than the file takes.
         """
         if self.state:
             self._run_sequence()
@@ -492,6 +493,12 @@ class ModuleProof:
                 comparison = self._compare(call, {} if is_forced else own_memory)
                 self._add_sample(comparison)
                 reference, outputs = comparison.reference, comparison.outputs
+                for name, output in self.state.items():
+                    if output not in reference:
+                        raise UsageError(
+                            f'{call.title}: {module_title(self.module)} returns no {self.outputs[output]}, '
+                            f'which is the {name} of the next frame'
+                        )
                 memory = {name: reference[output] for name, output in self.state.items()}
                 own_memory = {
                     name: outputs[output] for name, output in self.state.items() if output in outputs

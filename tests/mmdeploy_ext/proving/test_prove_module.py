@@ -232,6 +232,22 @@ def test_a_state_is_run_with_the_memory_of_either_side_and_from_the_start_again(
     assert verdict.cases[-1].name == 'frame 2, free-running after a reset'
 
 
+def test_a_frame_without_the_state_of_the_next_one_is_refused(tmp_path):
+    def module(x, memory):
+        result = x + memory
+        return dict(y=result, kept=result) if result.max() < 5 else dict(y=result)
+
+    graph = 'g (float[3] x, float[3] memory) => (float[3] y, float[3] kept)'
+    nodes = '{ y = Add(x, memory) kept = Identity(y) }'
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {graph} {nodes}')
+    onnx.save(model, path := tmp_path / 'sum.onnx')
+    frames = [(torch.full((3,), 3.0), torch.zeros(3)) for _ in range(3)]
+    with pytest.raises(
+        UsageError, match='frame 1, teacher-forced: module returns no kept, which is the memory'
+    ):
+        mmdeploy_ext.prove_module(module, path, frames, state={'memory': 'kept'})
+
+
 def test_a_constant_that_no_input_reaches_is_found_in_the_graph(tmp_path):
     class Embedded(torch.nn.Module):
         def __init__(self):
