@@ -66,21 +66,26 @@ def trial_sizes(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, li
 
     An axis of fixed size has that size, one that is fixed in `before` and open in `after` gets twice its old
     size, and one that is open in both gets the default of `random_feeds`: 1 if it is the first axis, else 64.
-    Opened axes of one name have one size. Inputs with a default, or without a known rank, are left out.
+    Axes with the name of an opened one have its size, the first of several. Inputs with a default, or without
+    a known rank, are left out.
     """
     inputs, old_shapes = Index(after).inputs, types.shapes(before.graph.input)
-    doubled: dict[str, int] = {}
-
-    def trial_size(new: int | str, old: int | str) -> int | str:
-        if isinstance(new, int) or not isinstance(old, int):
-            return new
-        return 2 * old if new == '?' else doubled.setdefault(new, 2 * old)
-
-    shapes = {
-        name: [trial_size(*pair) for pair in zip(new_shape, old_shapes[name], strict=True)]
+    pairs = {
+        name: list(zip(new_shape, old_shapes[name], strict=True))
         for name, new_shape in types.shapes(after.graph.input).items()
         if name in inputs and new_shape is not None and old_shapes.get(name) is not None
     }
+    doubled: dict[str, int] = {}
+    for new, old in (pair for of_input in pairs.values() for pair in of_input):
+        if isinstance(new, str) and new != '?' and isinstance(old, int):
+            doubled.setdefault(new, 2 * old)
+
+    def trial_size(new: int | str, old: int | str) -> int | str:
+        if new == '?' and isinstance(old, int):
+            return 2 * old
+        return doubled.get(new, new)
+
+    shapes = {name: [trial_size(*pair) for pair in of_input] for name, of_input in pairs.items()}
     return sizes_of(after, shapes)
 
 

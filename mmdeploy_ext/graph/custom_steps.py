@@ -104,7 +104,8 @@ class SteppedModel:
 
         Args:
             model: operators of another domain than ONNX's own, calls of local functions, too, have one output
-                that counts, float32 if no type is stated. Inputs with a default become constants.
+                that counts, float32 if no type is stated; none may be in a body. Inputs with a default become
+                constants.
             kernels: `op_type` of such an operator, whatever its domain -> its kernel.
             optimization: level of optimisation of the sessions, see `graph.run.Runner`.
             threads: number of threads of the sessions; 0 leaves the choice to ONNX Runtime.
@@ -171,7 +172,7 @@ class SteppedModel:
         if constants := self._defaults.intersection(feeds):
             name = min(constants)
             raise ShapeError(f'feed {name!r}: has a default, which is a constant of the steps')
-        tensors = {**self._constants, **feeds}
+        tensors = {**feeds, **self._constants}
         for step in self.steps:
             step.run(tensors)
         return {name: tensors[name] for name in self.outputs}

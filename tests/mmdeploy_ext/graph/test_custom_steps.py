@@ -62,6 +62,14 @@ def test_a_feed_that_is_missing_is_named_whatever_reads_it():
             model.run({key: array for key, array in feeds.items() if key != name})
 
 
+def test_a_feed_of_another_name_is_ignored():
+    feeds = dict(x=np.ones((2, 3), np.float32), y=np.zeros(3, np.float32))
+    model = SteppedModel(onnx.parser.parse_model(TEXT.replace('(shifted, y)', '(shifted, two)')), KERNELS)
+    expected = model.run(feeds)['last']
+    others = dict(two=np.float32(9), shifted=np.zeros((2, 3), np.float32), unknown=np.zeros(1))
+    np.testing.assert_array_equal(model.run(feeds | others)['last'], expected)
+
+
 def test_an_output_may_be_a_constant():
     text = TEXT.replace('float[2, 3] last)', 'float[2, 3] last, float two)')
     model = SteppedModel(onnx.parser.parse_model(text), KERNELS, threads=1)

@@ -90,6 +90,13 @@ def test_a_size_that_is_baked_in_is_found_by_the_trial():
         try_sizes(model, fixed)
 
 
+def test_an_axis_with_the_name_of_an_opened_one_has_its_size_in_the_trial():
+    concat = helper.make_node('Concat', ['x', 'sizes'], ['y'], axis=1)
+    model = model_of([concat], [('x', ['batch', 3]), ('sizes', [1, 2])], [('y', ['batch', 5])])
+    opened = set_by_text(model, ['sizes=batch,2'])
+    assert try_sizes(model, opened) == 'x=2x3, sizes=2x2'
+
+
 def test_stated_types_of_bodies_inside_of_bodies_are_inferred_anew():
     def choice(end, body):
         branches = {f'{name}_branch': body for name in ('then', 'else')}
