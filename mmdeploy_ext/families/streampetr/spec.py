@@ -14,7 +14,7 @@ from mmdeploy_ext.families.streampetr.runtime.state import FIELDS
 from mmdeploy_ext.proving.half_bars import widened
 
 STATE_PAIRS = tuple((f'post_memory_{field}', f'pre_memory_{field}') for field in FIELDS)
-"""Outputs of a frame that are inputs of the next."""
+"""Pairs: output of a frame, and the input of the next frame that it becomes; one per field of the memory."""
 FORK_FIELDS = ('embedding', 'timestamp', 'egopose', 'reference_point', 'velo')
 """The fields of the memory in the fork's order; `FORK_NAMES` has the fork's names."""
 GEOMETRY = {
@@ -22,14 +22,14 @@ GEOMETRY = {
 }  # fmt: skip
 GEOMETRY |= {f'pre_memory_{field}' for field in FIELDS[1:]}
 GEOMETRY |= {f'in_mem_{FORK_NAMES[field]}' for field in FORK_FIELDS[1:]}
-"""Inputs whose values stay float32 in a float16 graph: points, intrinsics, poses, times."""
+"""Inputs, and the output `cone`, that are `TensorSpec.single`: points, intrinsics, poses, times."""
 PREDICTIONS = ('all_cls_scores', 'all_bbox_preds')
 """Outputs that are float32 from their last linear layer on, as the top-k sorts them."""
 FEATURES = frozenset({
     'img', 'img_feats', 'pos_embed', 'outs_dec',
     'pre_memory_embedding', 'post_memory_embedding', 'in_mem_embedding', 'mem_embedding',
 })  # fmt: skip
-"""Inputs and outputs that `fp16_io` makes float16."""
+"""Inputs and outputs of a float16 graph that `fp16_io` makes float16."""
 
 
 @dataclasses.dataclass(frozen=True)

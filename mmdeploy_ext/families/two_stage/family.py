@@ -173,8 +173,9 @@ class TwoStageFamily(ImageFamily):
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
         """Return the inputs of images of one size by name, with `scale_factor` if `rescale`.
 
-        If proposals are an input, they are `proposals` (B, K, 4) float32, xyxy in pixels of the network
-        input; rows that an image does not have are zero.
+        A family with masks adds `ori_shape` (B, 2), see `feeds_with_sizes`, which not every file takes. If
+        proposals are an input, they are `proposals` (B, K, 4) float32, xyxy in pixels of the network input;
+        rows that an image does not have are zero.
         """
         if self.models.with_masks:
             return image_feeds.feeds_with_sizes(images, rescale)
@@ -221,7 +222,7 @@ class TwoStageFamily(ImageFamily):
 
     @property
     def first(self) -> str:
-        """Name of the list that results are made from: the proposals; '' if they are an input."""
+        """Name of the list that results are made from, or are: the proposals; '' if they are an input."""
         return graphs.PROPOSALS if self.models.proposes else ''
 
     def limits(self, model: nn.Module) -> list[Limit]:

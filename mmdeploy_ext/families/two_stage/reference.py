@@ -55,7 +55,7 @@ def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: A
 def inner_inputs(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str) -> dict[str, np.ndarray]:
     """Return features, `proposals` and `img_shape` for a graph of regions, by name, of the unpatched model.
 
-    Other forms take none: {}.
+    `proposals` (B, K + 1, 4) end with a row of zeros, as padding does. Other forms take none: {}.
     """
     if form != REGIONS:
         return {}
@@ -301,7 +301,10 @@ def metas_of(feeds: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
 
 
 def sizes_of(feeds: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return height and width (B, 2) of the contents of images, those of the input if they are not fed."""
+    """Return height and width (B, 2) of the contents of images, those of the input if they are not fed.
+
+    A fed 0, which stands for the size of the input in a graph, stays 0.
+    """
     batch, _, *size = feeds['input'].shape
     return feeds.get('img_shape', np.full((batch, 2), size))
 

@@ -62,7 +62,7 @@ class Bars:
 
 
 HALF = Bars(born=3e-3, free=2e-2)
-"""The bars if one of the two models is float16."""
+"""The bars if one of the two models, or both, are float16."""
 
 
 @dataclasses.dataclass

@@ -127,8 +127,9 @@ def save(model: onnx.ModelProto, path: AnyPath, *, inputs: Sequence[AnyPath] = (
     """Check a model, which stays as it is, and write it; an older file remains until the new one is whole.
 
     A model that is too large for one protobuf message gets its large tensors in `NAME.data` beside it, or in
-    `NAME.2.data` where the old model uses the former. An output that states no shape gets the inferred one.
-    Graphs of the libspconv dialect are no valid ONNX: only the order of their nodes is checked.
+    `NAME.2.data` where the old model uses the former. An output that states no shape gets the inferred one. A
+    missing folder is made. Graphs of the libspconv dialect are no valid ONNX: of these only the order of the
+    nodes is checked.
 
     Returns:
         The files that were written, the model first.
@@ -184,8 +185,9 @@ def check_targets(targets: Sequence[AnyPath], inputs: Sequence[AnyPath]) -> None
 def save_external(model: onnx.ModelProto, path: Path, data: Path, *, checked: bool = True) -> None:
     """Write a model to `path` and its large tensors to `data`, which lies beside it.
 
-    Large are initializers of more than `SMALLEST_EXTERNAL` bytes. Data files of an older model at `path`, if
-    they have a name that `save` gives, are removed at the end. A missing folder is made.
+    Large are initializers of more than `SMALLEST_EXTERNAL` bytes, also of bodies; values of Constant nodes
+    stay in the model's file. Data files of an older model at `path`, if they have a name that `save` gives,
+    are removed at the end. A missing folder is made.
 
     Raises:
         ModelFileError: `checked`, and the model is not valid; files that were there stay. The libspconv
@@ -239,7 +241,7 @@ def is_large(model: onnx.ModelProto) -> bool:
 def write(model: onnx.ModelProto, path: Path) -> None:
     """Write a model to `path` unchecked, for another program, with `NAME.data` beside it if it is large.
 
-    The write is not atomic unless the model is large.
+    The write is not atomic unless the model is large; the folder has to be there.
     """
     if is_large(model):
         save_external(model, path, path.with_name(f'{path.name}.data'), checked=False)
