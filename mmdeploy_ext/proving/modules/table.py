@@ -81,7 +81,7 @@ def location_text(verdict: ModuleVerdict) -> str:
 
 
 def last_line(verdict: ModuleVerdict) -> str:
-    """Return the claim in one line: file, module, number of inputs and worst error, or the failures."""
+    """Return the claim in one line: file, module, number of cases and worst error, or the first failures."""
     file, module = verdict.subject['file'], verdict.subject['module']
     if verdict.proven:
         worst = verdict.worst_relative_error
