@@ -104,9 +104,10 @@ class ImageReference:
             return self._results()
 
     def objects_of_few_rows(self) -> list[Any]:
-        """Return what `objects` are with `FEW_ROWS` rows of the list that results are made from: much faster.
+        """Return what `objects` are with `FEW_ROWS` rows of the list `ImageFamily.first`: much faster.
 
-        They are `objects` if there is no such list, or if it is no longer anyway.
+        These are proposals, or the tokens that become queries. The result is `objects` if there is no such
+        list, as of dense heads, or if it is no longer anyway.
         """
         family, model = self.deployment.family, self.deployment.model
         fewer = with_few_rows(family.limits(model), family.first)
@@ -160,9 +161,10 @@ class ImageReference:
         return self._computed[key]
 
     def feeds_of(self, metadata: Metadata) -> dict[str, np.ndarray]:
-        """Return name -> input of a file, but for optional inputs that are left out.
+        """Return name -> input of a file, but for optional inputs that are not fed.
 
-        Those that another graph computes are added to `feeds`.
+        These are those that the input leaves out, and `scale_factor` without `ProofInput.rescale`. Inputs
+        that another graph computes are added to `feeds`.
         """
         self.feeds |= self.compute(self.deployment.family.inner_inputs, metadata.form)
         return {name: self.feeds[name] for name in metadata.spec.input_names if name in self.feeds}
@@ -177,7 +179,10 @@ class ImageReference:
 
 
 def shared_reference(deployment: Deployment, proof_input: ProofInput) -> ImageReference:
-    """Return the reference of an input; proofs of several files of a model have one for equal inputs."""
+    """Return the reference of an input: a new one, or that of an equal input if `deployment.shared` keeps it.
+
+    Proofs of the files of one model share it so; a deployment of a single proof keeps none.
+    """
     key = 'reference', *_content_of_pictures(deployment, proof_input)
     return deployment.share(key, lambda: ImageReference(deployment, proof_input))
 
@@ -224,7 +229,7 @@ def empty_reference(deployment: Deployment, options: Options) -> tuple[ImageRefe
     """Return the reference of a plain picture in which PyTorch finds nothing, and '', or None and the reason.
 
     A plain picture with results is not used: all its cells have equal scores, so that rounding decides which
-    of them are the best. Files of one model and size share the search.
+    of them are the best. Files of one model and size share the search, see `Deployment.share`.
     """
     if deployment.family.finds_always(deployment.model):
         return None, 'the model gives results of every picture: an empty list was not compared'
@@ -277,10 +282,11 @@ def zoomed_reference(
     """Return the reference of a part of the traced picture that an object fills.
 
     Most objects are small and belong to the finer levels of a pyramid: a wrong last level does not show in
-    them. `ZOOMS` parts around objects at most are tried until an object is large enough for the last level;
-    if none is, the one with the largest object is returned. Files of one model and size share the search.
-    None if PyTorch finds no object in the traced picture, or only such as fill more than `LARGEST_OBJECT` of
-    it.
+    them. `ZOOMS` parts around objects at most are tried until an object is large enough for the last level,
+    or fills `FILLED` of the picture if `ImageFamily.last_level_side` is 0, or its square no smaller than the
+    input; if none is, the one with the largest object is returned. Files of one model and size share the
+    search, see `Deployment.share`. None if PyTorch finds no object in the traced picture, or only such as
+    fill more than `LARGEST_OBJECT` of it.
 
     Args:
         deployment: config and checkpoint.
@@ -320,7 +326,8 @@ def _find_zoomed(deployment: Deployment, options: Options, traced: ImageReferenc
 def object_boxes(results: Any, size: tuple[int, int]) -> np.ndarray:
     """Return the boxes (n, 4) xyxy of the results that are objects, as shares of the picture.
 
-    These are no stuff, and have at least `SURE` of the best score, to which that of stuff does not count.
+    Boxes that a detector does not clip may reach beyond 0..1. Objects are no stuff, and have at least `SURE`
+    of the best score, to which that of stuff does not count.
 
     Args:
         results: the results of one image, as `match_detections` of the task takes them.

@@ -1,6 +1,7 @@
 """Pictures of boxes in 3D: in the cameras' images and from above. Needs OpenCV and numpy only.
 
-Glossary: N cameras, n boxes, P points. Frames: LiDAR frame in metres; pixels of an image.
+Glossary: N cameras, n boxes, P points. Frames: LiDAR frame in metres; pixels of an image. Boxes of one
+picture without a LiDAR may be in another frame of metres with z up; then `lidar2img` is from that one.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ that a box is taken to be away at least."""
 
 
 def project_segments(starts: np.ndarray, ends: np.ndarray, lidar2img: np.ndarray) -> np.ndarray:
-    """Project line segments from `starts` to `ends` (n, 3) in the LiDAR frame, cut at the near plane.
+    """Project line segments from `starts` to `ends` (n, 3) in the frame of the boxes, cut at the near plane.
 
     Returns (m, 4) float64 x1 y1 x2 y2 in pixels, m <= n: segments nearer than `NEAR`, or behind the camera,
     are left out. `lidar2img` (4, 4) goes to pixels times depth.
@@ -70,7 +71,7 @@ def draw_camera(
 
     Args:
         image_bgr: (h, w, 3) uint8.
-        lidar2img: (4, 4) matrix from the LiDAR frame to pixels of the image times depth.
+        lidar2img: (4, 4) matrix from the frame of the boxes to pixels of the image times depth.
         layer: the boxes, and how they are drawn.
         classes: names by label.
     """

@@ -241,7 +241,7 @@ class Proof(abc.ABC):
         return {}
 
     def check_matching(self, results: Any) -> None:
-        """Look whether the family's task tells other results from these, those of one image or sweep.
+        """Look whether the family's task tells other results from these, those of one image, sweep or frame.
 
         Later calls look again only while no results told, as empty ones do not. Drives and backbones do not
         look.

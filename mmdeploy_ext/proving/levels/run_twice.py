@@ -84,7 +84,7 @@ def attempt(run: Callable[[], Any]) -> Any:
 
 
 def failed_detections(title: str, expected: Any, error: Exception) -> DetectionRow:
-    """Return the row of an image or sweep, `title`, for which an error was raised in place of detections.
+    """Return the row of an image, sweep or frame, `title`, for which an error was raised, not detections.
 
     `expected` are PyTorch's detections, all of which are missing.
     """

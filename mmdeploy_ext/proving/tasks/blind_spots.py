@@ -30,7 +30,7 @@ def blind_spots(task: str, results: Any) -> list[str] | None:
 
     Args:
         task: a key of `TASKS`, the tasks of this package, or the dotted name of a module.
-        results: what PyTorch found in one image or sweep, a data class of arrays.
+        results: what PyTorch found in one image, sweep or frame, a data class of arrays, see `Scored`.
 
     Returns:
         [] if all changes are noticed; None if these results do not tell: there are none that count, or they
