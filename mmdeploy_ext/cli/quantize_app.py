@@ -67,7 +67,10 @@ def build_parser() -> argparse.ArgumentParser:
         'infos (.pkl) or a folder with one folder per camera; of LiDAR sweeps (.bin) or infos',
         required=True,
     )
-    add('--data-root DIR', 'where the images of annotations or infos are (default: beside them)')
+    add(
+        '--data-root DIR',
+        'folder of the images of annotations, or of the data set of infos (default: beside them)',
+    )
     add('--images N', 'images or frames, evenly; 0 takes all (default: 100)', 100)
     add(
         '--method',

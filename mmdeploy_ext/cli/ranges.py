@@ -49,7 +49,7 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
         'round ranges to fp16 (default: as the reference, which does for BEVFusion)',
         action=argparse.BooleanOptionalAction,
     )
-    add('--data-root DIR', 'where the sweeps of infos are', '')
+    add('--data-root DIR', 'of infos: folder of the data set, where they say another one', '')
 
 
 def check(args: argparse.Namespace) -> None:
@@ -80,7 +80,7 @@ def find(args: argparse.Namespace, deployment: Deployment, target: str, **fields
         args: parsed arguments, see `add_arguments`, after `check`.
         deployment: the model of the backbone.
         target: file for measured ranges.
-        fields: more fields of `Calibration`.
+        fields: further fields of `Calibration`: `percentile`, `add_method`, `unfolded`, `int8_fp16_io`.
     """
     from mmdeploy_ext.quantize import sparse_calibration
 

@@ -259,7 +259,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Make the set, or one picture as the set has them; return the exit status, 0 of a success.
 
     `argv` are the words of the command line, None those of `sys.argv`. The errors of `run` become one line on
-    stderr and their exit status; SystemExit: `--help`, or an option that the parser refuses.
+    stderr, with `--debug` after a traceback, and their exit status; SystemExit: `--help`, or an option that
+    the parser refuses.
     """
     parser = cli.ArgumentParser(prog='mm2onnx synthetic coco', description=__doc__.splitlines()[0])
     add_arguments(parser)

@@ -232,7 +232,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Make the set unless it is there already; return the exit status, 0 of a success.
 
     `argv` are the words of the command line, None those of `sys.argv`. The errors of `run` become one line on
-    stderr and their exit status; SystemExit: `--help`, or an option that the parser refuses.
+    stderr, with `--debug` after a traceback, and their exit status; SystemExit: `--help`, or an option that
+    the parser refuses.
     """
     parser = cli.ArgumentParser(prog='mm2onnx synthetic nuscenes', description=__doc__.splitlines()[0])
     add_arguments(parser)

@@ -57,9 +57,8 @@ def segments_of(
     """Return the segments (H, W) int64 of a picture and their entries in COCO's JSON.
 
     The ground is segment 1, shapes are numbered from 2; 0 are the outer soft edges (`alpha` 1 to 127) where
-    no other shape is visible. An entry has `id`,
-    `category_id` (those of `CLASSES` from 1 on, then those of `STUFF`), `iscrowd`, `area` in pixels and
-    `bbox` x y w h; a segment without pixels has none.
+    no other shape is visible. An entry has `id`, `category_id` (those of `CLASSES` from 1 on, then those of
+    `STUFF`), `iscrowd`, `area` in pixels and `bbox` x y w h; a segment without pixels has none.
 
     Args:
         ground: pattern of the ground, index into `STUFF`.
@@ -162,7 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Make the annotations unless they are there already; return the exit status, 0 of a success.
 
     `argv` are the words of the command line, None those of `sys.argv`. The errors of `run` become one line on
-    stderr and their exit status; SystemExit: `--help`, or an option that the parser refuses.
+    stderr, with `--debug` after a traceback, and their exit status; SystemExit: `--help`, or an option that
+    the parser refuses.
     """
     parser = cli.ArgumentParser(prog='mm2onnx synthetic panoptic', description=__doc__.splitlines()[0])
     add_arguments(parser)

@@ -283,7 +283,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write a checkpoint for a config; return the exit status, 0 if it is written.
 
     `argv` are the words of the command line, None those of `sys.argv`. The errors of `run` become one line on
-    stderr and their exit status; SystemExit: `--help`, or an option that the parser refuses.
+    stderr, with `--debug` after a traceback, and their exit status; SystemExit: `--help`, or an option that
+    the parser refuses.
     """
     parser = cli.ArgumentParser(prog='mm2onnx synthetic seeded', description=__doc__.splitlines()[0])
     staging.add_seeded(parser)

@@ -96,7 +96,7 @@ def bind_by_index(
     """Yield the violations for a node that counts tensors; names are free, but not in another order.
 
     Args:
-        file: name of the file, for messages.
+        file: name of the file, and `node` of each violation.
         tensors: inputs and outputs of the file, which the node numbers from 0, inputs first.
         bounds: what the node takes, in its order.
         input_count: number of the bounds that are inputs; they are the first ones.
@@ -193,7 +193,7 @@ def _axis_rules(file: str, shape: Shape, bound: Bound) -> Iterator[Violation]:
 def fixed_rules(file: str, tensors: GraphTensors) -> Iterator[Violation]:
     """Yield a violation for each input and output with an axis that is not fixed, for nodes without profiles.
 
-    `file` is the name of the file, for messages, `tensors` are its inputs and outputs.
+    `file` is the name of the file, and `node` of each violation; `tensors` are its inputs and outputs.
     """
     for name, shape in tensors.shapes.items():
         if None in shape:
@@ -210,7 +210,7 @@ def operator_rules(
     make that precision themselves.
 
     Args:
-        file: name of the file, for messages.
+        file: name of the file, and `node` of each violation.
         model: its model.
         plugins: operator of `DOMAIN` that the node loads -> attributes that its plug-in counts on.
     """

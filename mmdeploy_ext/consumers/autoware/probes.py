@@ -48,8 +48,8 @@ def convention_rules(file: str, model: onnx.ModelProto, outputs: Sequence[str]) 
 
     The node takes the boxes of mmdet3d 0.x. A model of mmdet3d 1.0 or later needs `dim` with its first two
     rows swapped and `rot` (sine, cosine) as (-cosine, -sine); the sizes and angles that come out tell whether
-    a graph has that. `file` is its name for messages, `outputs` are the names of heatmap, reg, height, dim,
-    rot, vel.
+    a graph has that. `file` is its name, and `node` of each violation; `outputs` are the names of heatmap,
+    reg, height, dim, rot, vel.
     """
     dim, rot = outputs[3:5]
     treatments = {dim: _treatment_of_dim(model, dim), rot: _treatment_of_rot(model, rot)}
@@ -157,8 +157,9 @@ def memory_rules(file: str, model: onnx.ModelProto, tensors: GraphTensors) -> It
     """Yield a violation for each change of the memory by StreamPETR's head that the node does not expect.
 
     The head runs once, on features of zeros, a random memory and two poses; all its outputs must be finite.
-    `file` is its name for messages; `model` has passed the checks of names and sizes (KeyError otherwise),
-    and `tensors` are those of `graph_tensors(model)`. A head that ONNX Runtime cannot run is a warning.
+    `file` is its name, and `node` of each violation; `model` has passed the checks of names and sizes
+    (KeyError otherwise), and `tensors` are those of `graph_tensors(model)`. A head that ONNX Runtime cannot
+    run is a warning.
     """
     from mmdeploy_ext.graph.run import run
 

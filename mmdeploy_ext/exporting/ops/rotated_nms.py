@@ -62,8 +62,8 @@ rotated_nms = register(
 """(boxes, scores, iou_threshold) -> (n,) int64 indices of kept boxes, by descending score; (0,) for no boxes.
 
 Of equal scores the first row goes first. A box is kept unless a better one that is kept overlaps it by the
-threshold (above 0) or more. Boxes (N, 5) are float32 x, y, width, height, angle in radians, clockwise or not:
-the same for all; scores (N,).
+threshold (above 0) or more. Boxes (N, 5) are float32 x, y, width, height, angle in radians from x towards y;
+scores (N,).
 
 Source: mmcv 1.7.2 `nms_rotated` on the CPU."""
 
@@ -182,7 +182,7 @@ ROTATED_KEEP = register(
 """(boxes, bounds, valid, iou_threshold) -> (B, N) bool: the boxes of each image that are kept.
 
 Boxes (B, N, 5) and valid (B, N) bool are those of `rotated_keep`; bounds (B, 4, N) are left, top, right and
-bottom of the upright bounds of each box, in its unit."""
+bottom of the upright bounds of each box, in its unit, a little wider than the box against rounding."""
 
 
 def rotated_keep(boxes: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
@@ -192,8 +192,8 @@ def rotated_keep(boxes: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
     `nms_rotated` on the CPU. Opset 15 or later.
 
     Args:
-        boxes: (B, N, 5) float32 x, y, width, height, angle in radians, by descending score; boxes that may
-            not suppress each other must not overlap.
+        boxes: (B, N, 5) float32 x, y, width, height, angle in radians from x towards y, by descending score;
+            boxes that may not suppress each other must not overlap.
         valid: (B, N) bool; other rows are no boxes, and are not kept.
         iou_threshold: above 0.
     """

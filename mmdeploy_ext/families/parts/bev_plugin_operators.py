@@ -123,7 +123,7 @@ def attend_views(module: nn.Module, query: Tensor, position: Tensor, views: Seen
 
     Args:
         module: the attention, whose number of heads and linear layers are used.
-        query: (1, Q, C).
+        query: (1, Q, C), `position` not added.
         position: embedding of the cells, of the same shape.
         views: the last view and the present one, and where each cell looks in both.
     """
@@ -145,7 +145,7 @@ def attend_cameras(
 
     Args:
         module: the attention; its `deformable_attention` samples.
-        query: (1, Q, C).
+        query: (1, Q, C), embeddings of the cells not added.
         maps: of each level (N, C, h, w), embeddings of camera and level added.
         places: (N, Q, Z, 2), where each camera sees each point of a pillar, x and y in shares of the picture.
         is_seen: (N, Q, Z) bool, which of the points are in the pictures.

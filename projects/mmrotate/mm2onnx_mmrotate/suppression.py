@@ -80,7 +80,8 @@ class RotatedSuppression:
         """Return the boxes that are not suppressed.
 
         Args:
-            boxes: (B, A, 5) x, y, width, height, angle in radians, or (B, A, C, 5) of each class.
+            boxes: (B, A, 5) x, y, width, height, angle in radians from x towards y, or (B, A, C, 5) of each
+                class.
             scores: (B, A, C) of the classes, without the background.
             factors: (B, A) what scores are multiplied by once they have passed the threshold, or None.
 
