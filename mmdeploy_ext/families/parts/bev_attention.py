@@ -98,7 +98,7 @@ def attend_cameras(
 
     Args:
         module: the attention; its `deformable_attention` samples.
-        query: (1, Q, C), embeddings of the cells not added.
+        query: (1, Q, C), positions not added.
         maps: of each level (N, C, h, w), embeddings of camera and level added.
         places: (N, Q, Z, 2), where each camera sees each point of a pillar, x and y in shares of the picture,
             as `bev_grid.project_pillars` returns them.
