@@ -54,9 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 done, 1 failed, 2 usage; others as `core.cli.run`.
+    """Run the tool and return its exit status: 0 done, 1 failed, 2 a refused option or file.
 
-    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
-    option that the parser refuses, which is status 2.
+    Other statuses are those of `core.cli.run`. `argv` are the words of the command line, by default those of
+    the process. SystemExit: --help, or an option that the parser refuses, which is status 2.
     """
     return cli.run(convert, build_parser(), argv)

@@ -341,7 +341,7 @@ def main(argv: Sequence[str] | None = None, only: str = '') -> int:
 
     Returns:
         0 exported (and proven with --verify) or checked, 1 not proven, or failed after the weights were
-            read, 2 usage.
+            read, 2 a refused option or file.
     """
     only_check = '--check' in (sys.argv[1:] if argv is None else argv)
     build = functools.partial(shared.parser_for, functools.partial(build_parser, only_check), argv)

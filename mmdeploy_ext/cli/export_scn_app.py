@@ -227,7 +227,7 @@ def _check_proof(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 exported or proven, 1 not proven or failed, 2 usage.
+    """Run the tool; 0 exported or proven, 1 not proven or failed, 2 a refused option or file.
 
     `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
     option that the parser refuses, which is status 2.

@@ -184,7 +184,7 @@ def show(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 drawn, 1 the engines differ or one failed, 2 usage.
+    """Run the tool; 0 drawn, 1 the engines differ or one failed, 2 a refused option or file.
 
     `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
     option that the parser refuses, which is status 2.

@@ -35,7 +35,7 @@ WORST = 15
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
+    """Return the parser; the paths of outputs are checked by `cli.run`, after parsing."""
     parser = cli.ArgumentParser(
         description='Quantise an ONNX file of this project to INT8 (uint8 activations, int8 weights per '
         'channel, Q/DQ) and say what it costs: size, time, outputs, layer by layer where asked for.'
@@ -219,7 +219,8 @@ def int8_layers(graph: DenseGraph, keep_float: Sequence[str], last: bool) -> lis
 
     Args:
         graph: graph of the float file.
-        keep_float: patterns of layers that stay float, by name with '*' and '?'.
+        keep_float: patterns ('*', '?', '[ab]') of layers that stay float, by their names or those of their
+            nodes, see `DenseGraph.matching`.
         last: whether the last layers, which give logits, deltas, kernels or masks, are quantised, too.
 
     Raises:
@@ -399,9 +400,10 @@ def show(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 done, 1 failed, or --max-error is not reached, 2 usage.
+    """Run the tool; 0 done, 1 --max-error is not reached, or a failure while quantising, 2 refused before.
 
-    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
-    option that the parser refuses, which is status 2.
+    Refused are options and files, such as a damaged model and missing images; other statuses are those of
+    `core.cli.run`. `argv` are the words of the command line, by default those of the process. SystemExit:
+    --help, or an option that the parser refuses, which is status 2.
     """
     return cli.run(run, build_parser(), argv)

@@ -174,7 +174,7 @@ def _compare(args: argparse.Namespace, deployment: Deployment, int8_ranges: Rang
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 done, 1 failed, 2 usage.
+    """Run the tool and return its exit status: 0 done, 1 failed, 2 a refused option or file.
 
     `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
     option that the parser refuses, which is status 2.

@@ -124,7 +124,7 @@ def prove_files(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 proven, or within the bars of a precision, 1 not, 2 usage.
+    """Run the tool; 0 proven, or within the bars of a precision, 1 not, 2 a refused option or file.
 
     `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
     option that the parser refuses, which is status 2.

@@ -215,7 +215,7 @@ def draw_scene(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 drawn, 1 failed, 2 usage.
+    """Run the tool and return its exit status: 0 drawn, 1 failed, 2 a refused option or file.
 
     `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
     option that the parser refuses, which is status 2.

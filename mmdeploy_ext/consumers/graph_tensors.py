@@ -72,7 +72,7 @@ def weight_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
 
     Weights are initializers and tensors in attributes, without sparse ones and those whose values are in
     another file (external data); bfloat16 and smaller types are not searched for NaN. `file` is the name of
-    the model's file.
+    the model's file, which a violation has as its `node`, with the name of the weight as its `attribute`.
     """
     from onnx import external_data_helper, numpy_helper
 

@@ -332,6 +332,8 @@ def adder(parser: Any) -> Callable[..., argparse.Action]:
 def writes(action: argparse.Action, *files: str) -> argparse.Action:
     """Mark an argument as one that names an output, not an input, and return it; `--json` needs no mark.
 
+    `run` checks outputs after parsing, see `check_files`; the parser does not.
+
     Args:
         action: returned by `add_argument`.
         files: names of the outputs, '{}' for the value of the argument; by default the value itself. '' marks

@@ -169,7 +169,10 @@ def fill_seeded(
     offset: float = 0.0,
     head_steps: HeadSteps = _head_steps,
 ) -> nn.Module:
-    """Fill a detector with seeded weights in place, set it to evaluation mode and return it.
+    """Fill a newly built detector with seeded weights in place, set it to evaluation mode and return it.
+
+    Factors and offsets that normalisations and `Scale` learn stay, but for a few of the former that
+    `fill_network` and the calibration (`NetworkCalibration.shift`) set.
 
     Args:
         model: detector of mmdet, or one with an `extract_feat` from pictures to the features of each level.

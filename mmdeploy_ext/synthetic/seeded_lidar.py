@@ -85,7 +85,8 @@ def fill_lidar(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0
     Its sparse encoder, if it has one, has weights by name, which do not depend on the seed.
 
     Args:
-        model: the detector.
+        model: the detector, newly built; outside of its sparse encoder, factors and offsets that
+            normalisations learn stay, see `fill_network`.
         cfg: its config, which says how points become voxels.
         family: its family, which makes the sweeps that it is calibrated on.
         seed: seed of the other weights.
@@ -231,7 +232,8 @@ def fill_fusion(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 
     Its sparse encoder, if it has one, has weights by name, which do not depend on the seed.
 
     Args:
-        model: the detector, with cameras, a LiDAR or both.
+        model: the detector, with cameras, a LiDAR or both, newly built; outside of its sparse encoder,
+            factors and offsets that normalisations learn stay, see `fill_network`.
         cfg: its config, which says how its inputs are prepared.
         family: its family, which makes the frames that it is calibrated on.
         seed: seed of the other weights.

@@ -33,7 +33,8 @@ def boxes_of_outputs(metadata: Metadata, outputs: Arrays) -> Detections3D:
 
     It is for a program that runs the file of the head by itself.
 
-    `metadata` and `outputs` (see `decode`) are those of that file.
+    `metadata` and `outputs` are those of that file: per level logits of classes, deltas, and logits of
+    directions, see `anchors3d.decode`.
     """
     return decode(outputs, AnchorRule.from_json(metadata.postprocess))
 

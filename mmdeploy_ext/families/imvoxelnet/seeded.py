@@ -21,10 +21,10 @@ RESIDUAL = 0.25
 
 
 def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
-    """Give a detector random weights of a seed, in place, and return it.
+    """Give a newly built detector random weights of a seed, in place, and return it.
 
     They are fitted to generated pictures, whose mean and deviation are those of a photograph after the test
-    pipeline of the config `cfg`.
+    pipeline of the config `cfg`. Factors and offsets that normalisations learn stay, see `fill_network`.
 
     The last layers are scaled so that empty voxels, which no picture shows, score low: all anchors there have
     the same score, and must be no results.

@@ -41,7 +41,8 @@ def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
     photograph has after the normalisation of the config.
 
     Args:
-        model: FCOS3D, PGD or SMOKE of mmdet3d, on the CPU, where the pictures are.
+        model: FCOS3D, PGD or SMOKE of mmdet3d, newly built, on the CPU, where the pictures are; factors and
+            offsets that normalisations and `Scale` learn stay, see `fill_seeded`.
         cfg: its mmcv `Config`.
         seed: seed of weights and pictures, 0 or more; equal seeds give equal weights.
 

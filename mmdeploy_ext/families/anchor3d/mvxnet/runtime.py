@@ -180,7 +180,8 @@ def frame_of_rig(
 def boxes_of_outputs(metadata: Metadata, outputs: Arrays) -> Detections3D:
     """Return the boxes of a frame, best first, for a program that runs the file of the head by itself.
 
-    `metadata` and `outputs` (see `decode`) are those of that file.
+    `metadata` and `outputs` are those of that file: per level logits of classes, deltas, and logits of
+    directions, see `anchors3d.decode`.
     """
     return decode(outputs, AnchorRule.from_json(metadata.postprocess))
 

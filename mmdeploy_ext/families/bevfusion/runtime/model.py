@@ -161,7 +161,7 @@ def detections(outputs: Arrays) -> Detections3D:
 def boxes_of_outputs(metadata: Metadata, outputs: Arrays) -> Detections3D:
     """Return the boxes of a moment, best first, for a program that runs the files by itself.
 
-    `metadata` and `outputs` are those of the file `frame`.
+    `metadata` and `outputs` (see `detections`) are those of the file `frame`.
     """
     return suppress(detections(outputs), metadata.postprocess['nms'])
 

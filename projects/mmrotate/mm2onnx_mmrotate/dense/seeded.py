@@ -38,10 +38,11 @@ ANGLE_CLASSES = Target(-4.6, 1.3)
 
 
 def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
-    """Fill a detector in place with weights that follow from `seed`, set it to evaluation mode and return it.
+    """Fill a newly built detector in place with seeded weights, set it to evaluation mode and return it.
 
     Its layers are scaled on generated pictures, which have the mean and deviation of a photograph after the
-    step `Normalize` in the test pipeline of `cfg`, mmcv's config.
+    step `Normalize` in the test pipeline of `cfg`, mmcv's config. `seed` is that of weights and pictures;
+    factors and offsets that normalisations and `Scale` learn stay, see `fill_seeded`.
     """
     return fill_seeded(model, seed, *normalised_photograph(cfg), head_steps=_head_steps)
 

@@ -24,10 +24,10 @@ TURN = 0.25 * torch.pi
 
 
 def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
-    """Give a detector random weights of a seed, in place, and return it in evaluation mode.
+    """Give a newly built detector random weights of a seed, in place, and return it in evaluation mode.
 
     They are fitted to generated pictures, which have the spread of values of a photograph after the test
-    pipeline of the config `cfg`.
+    pipeline of the config `cfg`. Factors and offsets that normalisations learn stay, see `fill_seeded`.
     """
     return fill_seeded(model, seed, *normalised_photograph(cfg), head_steps=_head_steps)
 
