@@ -143,7 +143,7 @@ class ImageFamily(Family):
         return self.feeds([images[index % len(images)] for index in range(options.batch)], rescale=True)
 
     def takes(self, model: torch.nn.Module, options: Options, height: int, width: int) -> bool:
-        """Return whether images of this size, pixels, are large enough for a dynamic graph of these options.
+        """Return whether inputs of this size, pixels, are large enough for a dynamic graph of these options.
 
         That their sides are multiples of what `picture` states is not checked here.
         """
@@ -203,7 +203,7 @@ class ImageFamily(Family):
         """Return the inputs of a graph of this form that another graph computes, by the unpatched model.
 
         The result is name -> array, e.g. the features and proposals of a graph of regions; {} if there are
-        none.
+        none. `feeds` are those of the pictures, see `feeds`.
         """
         return {}
 
@@ -452,7 +452,8 @@ class ImageFamily(Family):
     def result(self, detections: Any, num_classes: int) -> Any:
         """Return what the detector's own test path returns for an image, as its data set evaluates it.
 
-        `detections` are the results of the image, of the class that `detections` of the family returns.
+        `detections` are the results of the image, of the class that `detections` of the family returns. For
+        `Detections` it is a list of (n, 5) per class, for `Instances` a pair of that and the masks per class.
         """
         return detections.to_mmdet_result(num_classes)
 
