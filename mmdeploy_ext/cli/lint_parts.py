@@ -9,6 +9,7 @@ import torch
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.lint.nested import without_sizes
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.samples import read_images
 from mmdeploy_ext.proving.levels.traced_lines import observed_inputs
@@ -33,7 +34,7 @@ class Upstream(torch.nn.Module):
 
     def forward(self, img: torch.Tensor) -> Any:
         """Return what the detector's `simple_test` returns for pictures `img` (B, 3, H, W), normalised."""
-        batch, _, height, width = (int(size) for size in img.detach().cpu().numpy().shape)
+        batch, _, height, width = without_sizes(img.shape)  # the linter watches others
         shape = (height, width, 3)
         meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=1.0, flip=False)
         meta.update(batch_input_shape=shape[:2], border=(0, height, 0, width))
@@ -67,6 +68,8 @@ def parts_of(
     deployment: Deployment, options: Options, picture: str | None = None, upstream: bool = False
 ) -> Iterator[Part]:
     """Yield the parts in the order in which a frame goes through them.
+
+    Finished graphs, such as sparse backbones, have no stages, and so no part.
 
     Args:
         deployment: the trained model.

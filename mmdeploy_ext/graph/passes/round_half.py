@@ -7,6 +7,7 @@ what the graph made here does. It is for proofs; it is slower.
 """
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -14,15 +15,18 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.io.index import bodies, refill
-from mmdeploy_ext.graph.io.types import infer
+from mmdeploy_ext.graph.io.types import infer, skeleton
 from mmdeploy_ext.graph.passes.fp16 import HALF, SINGLE
+from mmdeploy_ext.graph.passes.rename import rename_tensors
 
 
 def round_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model that computes in float32 and rounds each value that the float16 model stores.
 
-    Inputs, outputs and metadata stay the same, and so does the model: the result is a copy. Fires on nodes
-    of the main graph that write float16. A model whose main graph has no float16 is returned itself.
+    Inputs, their defaults, outputs and metadata stay the same, also those of float16, and so does the model:
+    the result is a copy. Other initializers and constants of float16 become float32, and `value_info` is
+    emptied. Fires on nodes of the main graph that write float16. A model whose main graph has no float16 is
+    returned itself.
 
     Raises:
         ExportError: a sub-graph computes in float16, and so does the main graph.
@@ -39,8 +43,8 @@ def round_half(model: onnx.ModelProto) -> onnx.ModelProto:
     )
     new_names = {name: f'{name}/exact' for name in inputs} | {name: f'{name}/single' for name in outputs}
     nodes = [helper.make_node('Cast', [name], [f'{name}/exact'], to=SINGLE) for name in inputs]
-    for node in graph.node:
-        if any('float16' in onnx.printer.to_text(body) for body in bodies(node)):
+    for node, typed_node in zip(graph.node, _typed_nodes(model), strict=True):
+        if any('float16' in onnx.printer.to_text(body) for body in bodies(typed_node)):
             raise ExportError(
                 f'node {node.name!r} ({node.op_type}) has a sub-graph in float16, whose rounding is not '
                 f'shown; keep it float32'
@@ -49,6 +53,16 @@ def round_half(model: onnx.ModelProto) -> onnx.ModelProto:
     nodes += [helper.make_node('Cast', [f'{name}/single'], [name], to=HALF) for name in outputs]
     refill(graph, node=nodes, initializer=initializers, value_info=())
     return result
+
+
+def _typed_nodes(model: onnx.ModelProto) -> Sequence[onnx.NodeProto]:
+    """Return the nodes of the main graph; sub-graphs in them state the types that inference tells."""
+    if not any(True for node in model.graph.node for _ in bodies(node)):
+        return model.graph.node
+    try:
+        return onnx.shape_inference.infer_shapes(skeleton(model), data_prop=True).graph.node
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError):
+        return model.graph.node
 
 
 def _to_single(tensor: TensorProto) -> TensorProto:
@@ -62,6 +76,8 @@ def _rounded(node: onnx.NodeProto, halves: set[str], new_names: dict[str, str]) 
     single = copy.deepcopy(node)
     single.input[:] = [new_names.get(name, name) for name in node.input]
     single.output[:] = [new_names.get(name, name) for name in node.output]
+    for body in bodies(single):
+        rename_tensors(body, lambda name: new_names.get(name, name))
     if halves.isdisjoint(node.output):
         return [single]
     for attribute in single.attribute:
