@@ -122,8 +122,9 @@ def pool_level(
         maps: (B, C, H, W) float32, features of the level.
         boxes: (R, 4) float32 xyxy, pixels of the network input.
         images: (R,) int64 index into the batch.
-        levels: (R,) int64, the level of each region, from 0 on.
-        level: index of the level whose regions are pooled.
+        levels: (R,) int64, the level of each region, from 0 on; 0 for all if every region is pooled on every
+            level.
+        level: regions whose entry of `levels` equals it are pooled.
         layer: mmcv's layer, whose output size, scale, sampling ratio and `aligned` are used.
         constant: whether every shape of the graph has to be constant; otherwise some are the number of
             regions of the level.

@@ -80,8 +80,8 @@ def make_module(target: str) -> Callable[..., Any]:
 def make_samples(target: str) -> list[Any]:
     """Return the samples that `FILE.py:function` yields or returns; for errors see `call_function`, too.
 
-    For what a sample may be see `calls.read_call`; it is not checked here. UsageError: the function returns
-    nothing that can be walked through.
+    A sample holds the arguments of one call of the module, see `calls.read_call`; it is not checked here.
+    UsageError: the function returns nothing that can be walked through.
     """
     samples = call_function(target)
     if not isinstance(samples, Iterable):
@@ -91,6 +91,9 @@ def make_samples(target: str) -> list[Any]:
 
 def read_samples(files: Sequence[str]) -> list[dict[str, np.ndarray]]:
     """Return a sample per .npz file, in the order of `files`: name -> array.
+
+    Names are those in the file, which `calls.read_call` takes for arguments of the module or, if all are, for
+    inputs of the ONNX file.
 
     Raises:
         UsageError: a file that is missing, damaged, no .npz file, without an array, or holds pickled objects.

@@ -4,7 +4,8 @@ A coder is a function of `CODERS`. It returns boxes (B, A, 5): x and y of the ce
 not clipped, and the angle in radians; it takes
 
 - `xp`: numpy or torch.
-- `priors`: of one level, (1, A, 5) or, of refined heads, (B, A, 5) boxes; or (1, A, 2) points.
+- `priors`: of one level, for `delta` (1, A, 5) boxes or, of refined heads, (B, A, 5); for the others (1, A,
+  2) points.
 - `rows`: name of an output of the head -> its values at the priors, (B, A, columns).
 - `coder`: its settings, those of `options.CODERS`.
 - `level`: index of the level, for settings that every level has.
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 def distance(xp: ModuleType, priors: Any, rows: Rows, coder: Settings, level: int) -> Any:
     """Return the boxes of distances from a point to the sides of a box that is turned around it.
 
-    It is mmrotate's `DistanceAnglePointCoder`; the sides are left, top, right and bottom, in pixels.
+    It is mmrotate's `DistanceAnglePointCoder`. `bbox_pred` are left, top, right and bottom, in pixels,
+    `angle_pred` the angle in radians or, with the setting `angles`, logits of classes of angles. The angle
+    ends in the interval of the version, see `norm_angle`; in 'oc' it stays as it is.
     """
     sides, angle = rows['bbox_pred'], rows['angle_pred']
     angle = angle_of_class(xp, angle, coder['angles']) if 'angles' in coder else angle[..., 0]
