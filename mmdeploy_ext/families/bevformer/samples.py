@@ -68,9 +68,9 @@ def can_bus_entry(rng: np.random.Generator) -> dict[str, np.ndarray]:
 def driven(frame: Frame) -> Iterator[Frame]:
     """Yield the next frames of a drive, whose car moves along an axis of the map exactly, turns, or stands.
 
-    Pictures, rig and `ego_pose` stay those of `frame`: the record `can_bus` has the motion. A direction that
-    is computed by a quotient fails where a way has no share along an axis, and a heading that crosses 0
-    degrees changes by almost a whole turn.
+    Pictures, rig and `ego_pose` stay those of `frame`: the record `can_bus` has the motion, which begins at
+    `record_of` the frame. A direction that is computed by a quotient fails where a way has no share along an
+    axis, and a heading that crosses 0 degrees changes by almost a whole turn.
     """
     record = record_of(frame)
     for step, (name, x, y, heading) in enumerate(WAYS, start=1):
@@ -90,7 +90,7 @@ def driven(frame: Frame) -> Iterator[Frame]:
 def dumped_frame(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame:
     """Return a dumped frame, with time 0 and a pose without a turn, at the place of its record of motion.
 
-    For `tensors` and `manifest` see `dumped_cameras`.
+    For `tensors`, of which `DUMPED` are read, and `manifest` see `dumped_cameras`.
     """
     frame = dumped_cameras(tensors, manifest, DUMPED, ego_pose=None, timestamp_s=0.0)
     return dataclasses.replace(frame, ego_pose=place_of(frame.can_bus))

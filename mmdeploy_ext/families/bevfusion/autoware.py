@@ -84,7 +84,10 @@ class NodeDenseHead(OfModel):
 
 
 class NodeBoxHead(nn.Module):
-    """From the input map of the head to the node's values of boxes."""
+    """From the input map of the head to the node's values of boxes.
+
+    No file has it: a proof exports the head alone with it, see `head_limits.exported_boxes`.
+    """
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
@@ -98,7 +101,8 @@ class NodeBoxHead(nn.Module):
 def boxes_of_node(head: nn.Module, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return `bbox_pred` (10, Q), `score` (Q,) and `label_pred` (Q,) of the input map (1, C, X, Y) of a head.
 
-    What they hold is told by `MEANINGS`.
+    What they hold is told by `MEANINGS`. `label_pred` is the class of the peak that the query was made of,
+    and `score` is of this class, also if the refined query has a larger probability of another.
     """
     values = head(joined)
     return node_boxes(values)[0], head.scores(values).amax(1)[0], values['query_labels'][0]

@@ -407,7 +407,7 @@ class ForkReference(BEVFusionReference):
         return StepResult(outputs, self._detections(results))
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes that the repository's head decodes of `outputs`, the graph's by name.
+        """Return the boxes after NMS that the repository's head decodes of `outputs`, the graph's by name.
 
         Their `boxes` are turned back into values of a head for that. Outputs without `boxes`, and those
         of a CenterPoint's head, become boxes by the code of `BEVFusionReference`.

@@ -211,7 +211,8 @@ class ForkModel:
     def boxes_of(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the boxes, scores and labels that the head makes of the values of its queries.
 
-        A query gets the best of its classes. Those outside of the limits of the box coder are left out.
+        A query gets the best of its classes. Those outside of the limits of the box coder are left out, and
+        those that the head's NMS drops, if its config has one.
 
         Args:
             arrays: `score` (1, K, Q) probabilities, `reg` (1, 2, Q) centres in cells of the head's map; as
