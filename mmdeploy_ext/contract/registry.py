@@ -186,7 +186,10 @@ def options_of(family: str) -> tuple[Option, ...]:
 
 
 def keep_fp32_of(family: str) -> tuple[str, ...]:
-    """Return the patterns of nodes that a family keeps in float32; empty if it is not registered."""
+    """Return the patterns of nodes that a family keeps in float32, see `register_family`.
+
+    Empty if it is not registered.
+    """
     registration = registered().get(family)
     return registration.keep_fp32 if registration else ()
 

@@ -109,7 +109,10 @@ class Family(abc.ABC):
 
     @property
     def keep_fp32(self) -> tuple[str, ...]:
-        """Patterns of nodes that stay float32 in its float16 files, as it was registered."""
+        """Patterns of nodes that stay float32 in its float16 files, as it was registered.
+
+        One ('*', '?', '[...]') fits a node by its name, operator, module or an output, see `register_family`.
+        """
         return keep_fp32_of(self.name)
 
     def choose(self, /, **values: Any) -> Options:
@@ -226,7 +229,10 @@ class Family(abc.ABC):
         load_strict(model, checkpoint, self.ignored_prefixes)
 
     def checkpoint_weights(self, model: torch.nn.Module) -> Mapping[str, torch.Tensor]:
-        """Return name -> weight of a model as a checkpoint of the user's code has them."""
+        """Return name -> weight of a built model as a checkpoint of the user's code has them.
+
+        Here they are those of the model; kernels of sparse convolutions may have another layout there.
+        """
         return model.state_dict()
 
     def expected_settings(self, cfg: Any, meta: Mapping[str, Any]) -> Mapping[str, Any]:

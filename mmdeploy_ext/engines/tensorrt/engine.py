@@ -57,7 +57,7 @@ class Job:
             was given.
         profiles: input -> smallest, usual and largest shape; {} if nothing is built.
         precision: `AS_GIVEN` or 'fp16'.
-        keep_fp32: patterns of nodes that stay float32.
+        keep_fp32: patterns of nodes that stay float32, as `graph.passes.select.matching_nodes` takes them.
         constants: inputs that became constants, as they were written: NAME or NAME=VALUES.
         tf32: products of float32 may round their factors to 10 bits.
     """

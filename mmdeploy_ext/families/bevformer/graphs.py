@@ -75,7 +75,7 @@ class BevFormerFrame(nn.Module):
 
         Returns:
             `bev_embed` (Q, 1, C), `all_cls_scores` (L, 1, R, K) logits and `all_bbox_preds` (L, 1, R, 10) of
-            `bev_queries.decode_objects`.
+            `bev_queries.decode_objects`, which has their columns.
         """
         head, cells = self.model.pts_bbox_head, prev_bev[:, 0]
         if head.transformer.rotate_prev_bev:
@@ -112,7 +112,7 @@ class DeployedFrame(BevFormerFrame):
         """Return what `BevFormerFrame.forward` returns, as `bev_embed`, `outputs_classes`, `outputs_coords`.
 
         `image` (1, N, 3, H, W) and `lidar2img` (1, N, 4, 4) have an axis of one sample; the other arguments
-        are those of `BevFormerFrame.forward`.
+        are those of `BevFormerFrame.forward`, and `can_bus` is in the order that `record` takes.
         """
         head, cells = self.model.pts_bbox_head, prev_bev[:, 0]
         if head.transformer.rotate_prev_bev:
@@ -126,7 +126,7 @@ class DeployedFrame(BevFormerFrame):
         return self.detect(image[0], lidar2img[0], self.record(can_bus), last, self.by_plugins)
 
     def record(self, can_bus: Tensor) -> Tensor:
-        """Return the record (18,) of the motion as the model has it; the deployments feed it so."""
+        """Return the record (18,) of the motion as the model has it, of the fed one; here the same."""
         return can_bus
 
     def shift(self, can_bus: Tensor) -> Tensor:

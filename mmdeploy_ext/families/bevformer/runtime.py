@@ -257,10 +257,11 @@ def place_of(record: np.ndarray) -> np.ndarray:
 
 
 def record_of_info(info: Mapping[str, Any], ego_pose: np.ndarray) -> np.ndarray:
-    """Return the record (18,) of the motion of an info: of its pose of the car, and `can_bus` if it has one.
+    """Return the record (18,) of the motion of an info, by its pose of the car.
 
-    The pose is `ego2global_translation` and `ego2global_rotation`; `ego_pose` (4, 4), LiDAR to global, stands
-    for it in an info without one, whose `can_bus` is not read.
+    Of its `can_bus`, if it has one, come entries 7 to 15 alone, see `bev_motion.can_bus_record`. The pose is
+    `ego2global_translation` and `ego2global_rotation`; `ego_pose` (4, 4), LiDAR to global, stands for it in
+    an info without one, whose `can_bus` is not read.
     """
     translation, rotation = (info.get(f'ego2global_{part}') for part in ('translation', 'rotation'))
     if translation is None or rotation is None:

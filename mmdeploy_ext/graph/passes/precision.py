@@ -79,7 +79,8 @@ def half(model: onnx.ModelProto, io: str, keep_fp32: Sequence[str]) -> tuple[onn
         model: float32.
         io: precision of float32 inputs and outputs: 'fp16' makes them float16, but for inputs with a default;
             'fp32' leaves them.
-        keep_fp32: patterns of nodes that stay float32, besides those of `fp32_patterns`.
+        keep_fp32: patterns of nodes that stay float32, besides those of `fp32_patterns`; for what they fit
+            see `matching_nodes`.
 
     Raises:
         UsageError: a pattern of `keep_fp32` fits no node.
