@@ -24,6 +24,8 @@ def drawn_intrinsics(
 ) -> np.ndarray:
     """Return the intrinsics (4, 4) float64 of a camera, drawn from `numbers`.
 
+    Skew, of either sign, and middle are drawn, too, up to `SKEW` and `MIDDLE`.
+
     Args:
         numbers: generator of random numbers.
         height: height of the picture, pixels.
