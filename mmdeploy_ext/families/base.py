@@ -309,8 +309,9 @@ class Family(abc.ABC):
     def replaced(self, model: torch.nn.Module) -> Iterable[Replaced]:
         """Return entries of methods of a live model's parts, or functions, that graphs compute by themselves.
 
-        If one of them is no version that the table in the family's folder has, the verdict says so, and the
-        inputs decide.
+        They are returned whether the user changed them or not: `differing_methods` compares them. If one of
+        them is no version that the table in the family's folder has, the verdict says so, and the inputs
+        decide.
         """
         return ()
 

@@ -87,8 +87,9 @@ class Replaced:
 def replaced_of_class(part: Any, followed: Iterable[tuple[Any, tuple[str, ...]]]) -> Iterator[Replaced]:
     """Yield one entry with the methods of a live part; none if it has no followed class.
 
-    They are those of the nearest of the followed classes that it is derived from. A class of the same name
-    counts, too: that of a copy of the library in the user's repository, but no class of torch.
+    They are those of the nearest of the followed classes that it is derived from, whether its own class
+    changes them or not. A class of the same name counts, too: that of a copy of the library in the user's
+    repository, but no class of torch.
     """
     methods = {kind.__name__: names for kind, names in followed if not isinstance(kind, OlderModule)}
     for base in type(part).__mro__:

@@ -160,7 +160,7 @@ class Detections(Scored):
 
 @dataclasses.dataclass(frozen=True)
 class Instances(Scored):
-    """Masks of one image, of its original size, and what their detector gives besides.
+    """Masks of one image, of its original size or the one that they are pasted into, and boxes and scores.
 
     Attributes:
         masks: (n, h, w) bool.

@@ -150,7 +150,10 @@ class DenseFamily(ImageFamily):
         return super().build(cfg)
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        """Yield entries of the methods of a live detector, of its head and coders, that graphs compute."""
+        """Yield entries of the methods of a live detector, of its head and coders, that graphs compute.
+
+        Whether they differ from upstream's is not looked at here.
+        """
         yield from followed.replaced_in(model, ['bbox_head'], FOLLOWED)
         integral = getattr(model.bbox_head, 'integral', None)
         if integral is not None:  # of GFL, whatever class a user gives it

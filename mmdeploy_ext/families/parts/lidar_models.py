@@ -121,6 +121,7 @@ class LidarModels:
         """Yield entries of the followed methods of a live detector, its parts, anchor generator and coder.
 
         Files or runtimes compute them by other code; functions of mmdet3d that they use are among them.
+        Whether they differ from upstream's is not looked at here.
         """
         parts = parts_of(model)
         generator = getattr(parts.head, 'anchor_generator', None)

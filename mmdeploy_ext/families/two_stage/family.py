@@ -173,9 +173,10 @@ class TwoStageFamily(ImageFamily):
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
         """Return the inputs of images of one size by name, with `scale_factor` if `rescale`.
 
-        A family with masks adds `ori_shape` (B, 2), see `feeds_with_sizes`, which not every file takes. If
-        proposals are an input, they are `proposals` (B, K, 4) float32, xyxy in pixels of the network input;
-        rows that an image does not have are zero.
+        A family with masks adds `ori_shape` (B, 2) int64, which not every file takes: height and width of the
+        image that masks are pasted into, see `pasted_size`, which is not always the original. If proposals
+        are an input, they are `proposals` (B, K, 4) float32, xyxy in pixels of the network input; rows that
+        an image does not have are zero.
         """
         if self.models.with_masks:
             return image_feeds.feeds_with_sizes(images, rescale)

@@ -61,7 +61,10 @@ class ImageBranchModels(TwoStageModels):
             raise type(error)(KEYS.sub(rf'\g<0>{PREFIX}', str(error))) from error
 
     def replaced(self, model: nn.Module) -> Iterable[Replaced]:
-        """Yield entries of the methods of the detector and of its heads that graphs compute themselves."""
+        """Yield entries of the methods of the detector and of its heads that graphs compute themselves.
+
+        Whether they differ from upstream's is not looked at here.
+        """
         yield from replaced_of_class(model, (DETECTOR,))
         yield from replaced_methods(model)
 

@@ -109,5 +109,8 @@ class TwoStageModels:
         return model
 
     def replaced(self, model: nn.Module) -> Iterable[Replaced]:
-        """Yield entries of the methods of the detector and of its heads that graphs compute themselves."""
+        """Yield entries of the methods of the detector and of its heads that graphs compute themselves.
+
+        Whether they differ from upstream's is not looked at here.
+        """
         return replaced_methods(model)

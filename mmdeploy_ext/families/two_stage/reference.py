@@ -310,8 +310,9 @@ def sizes_of(feeds: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def segments(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Segments]:
-    """Return the segments of a panoptic detector's own test path, at the original size whatever `rescale` is.
+    """Return the segments of a panoptic detector's own test path, whatever `rescale` is.
 
+    They have the size of `panoptic.feeds_with_size`, which is that of the original or larger.
     Images run one by one: mmdet resizes the semantic maps of a batch by the sizes of its first image.
     """
     classes, results = int(model.panoptic_fusion_head.num_classes), []

@@ -97,7 +97,10 @@ FOLLOWED_BEFORE = (
 
 
 def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
-    """Yield entries of the methods that the graphs of a detector compute, see `Family.replaced`."""
+    """Yield entries of the methods that the graphs of a detector compute, see `Family.replaced`.
+
+    Whether they differ from upstream's is not looked at here.
+    """
     heads = 'rpn_head', 'roi_head', 'semantic_head', 'panoptic_fusion_head'
     yield from followed.replaced_in(model, heads, FOLLOWED)
     rpn_head = getattr(model, 'rpn_head', None)
