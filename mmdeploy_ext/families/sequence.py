@@ -187,8 +187,9 @@ class SequenceFamily(Family):
     ) -> AbstractContextManager[int]:
         """Lower the number of results that a model and its files keep, while the context lasts.
 
-        `detections` are results of the reference: the context gives a limit that cuts off some of them, of
-        all results or of each group that the model limits by itself; 0 if the limit stays.
+        `detections` are results of the reference with the model's own limit: the context gives a limit that
+        cuts off some of them, of all results or of each group that the model limits by itself; 0 if the limit
+        stays.
         """
         return contextlib.nullcontext(0)
 

@@ -102,7 +102,8 @@ def boxes_of_node(head: nn.Module, joined: Tensor) -> tuple[Tensor, Tensor, Tens
     """Return `bbox_pred` (10, Q), `score` (Q,) and `label_pred` (Q,) of the input map (1, C, X, Y) of a head.
 
     What they hold is told by `MEANINGS`. `label_pred` is the class of the peak that the query was made of,
-    and `score` is of this class, also if the refined query has a larger probability of another.
+    and `score` is of this class, see `TransFusionHead.scores`, also if the refined query has a larger
+    probability of another.
     """
     values = head(joined)
     return node_boxes(values)[0], head.scores(values).amax(1)[0], values['query_labels'][0]

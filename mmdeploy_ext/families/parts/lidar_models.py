@@ -153,8 +153,9 @@ def voxel_layer(model: nn.Module) -> tuple[nn.Module, str, int]:
 def with_limit(model: nn.Module, runner: Stepper, detections: Detections3D) -> Iterator[int]:
     """Inside the block model and files keep fewer results: a limit that cuts off some of `detections`.
 
-    It holds for each of the rule's `groups`, such as a task of CenterPoint, and is what the context gives; 0
-    if the model's own limit stays, as for files of a node that have no such rule.
+    These are results that the model's own limit lets through. The limit holds for each of the rule's
+    `groups`, such as a task of CenterPoint, and is what the context gives; 0 if the model's own limit stays,
+    as for files of a node that have no such rule.
     """
     box_rule, limit = getattr(runner, 'box_rule', None), 0
     if box_rule is not None:  # nodes of Autoware have none
