@@ -82,8 +82,10 @@ class ModelSource:
     ) -> ModelSource:
         """Read the config and find the family that claims most of its model, after `compat.apply()`.
 
-        That is for the whole process: it lets the versions of mmcv, mmdet and mmdet3d that are installed work
-        with this PyTorch, by patches of single functions that are made when their modules are imported.
+        The latter is for the whole process: it lets the versions of mmcv, mmdet and mmdet3d that are
+        installed work with this PyTorch, by patches of single functions that are made when their modules are
+        imported.
+        The family that is found adapts the config (`Family.adapt`).
 
         Args:
             config: path of the config.

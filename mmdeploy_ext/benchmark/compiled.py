@@ -26,8 +26,8 @@ RECOMPILE_LIMIT = 64
 def networks(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """Yield the largest parts of a detector, `model`, that have a `forward` of their own and parameters.
 
-    The detector itself is left out, since its `forward` is for training. Of lists and heads of regions, which
-    have no `forward`, the parts are yielded.
+    These are its backbone, neck and heads. The detector itself is left out, since its `forward` is for
+    training. Of lists and heads of regions, which have no `forward`, the parts are yielded.
     """
     for child in model.children():
         if next(child.parameters(), None) is None:

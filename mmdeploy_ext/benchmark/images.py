@@ -313,8 +313,9 @@ def run_model(
 def read_prepared(path: str | Path) -> PreparedImage:
     """Read an .npz of `input` (3, H, W) or (1, 3, H, W) float32, `img_shape` (2,) and `ori_shape` (2,).
 
-    `input` is normalised and padded; `img_shape` is the size of its content before padding, `ori_shape` the
-    size of the original image: height and width in pixels.
+    `input` is normalised and padded, its channels in the order that the network takes (R G B if the config
+    has `to_rgb=True`); `img_shape` is the size of its content before padding, `ori_shape` the size of the
+    original image: height and width in pixels.
 
     Raises:
         UsageError: the file is missing or damaged, lacks an array, or has one of another shape or type; a

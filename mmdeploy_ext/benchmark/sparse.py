@@ -52,6 +52,9 @@ THREADS = (1, 2)
 class SparseBenchmark(Benchmark):
     """Benchmark on sets of voxels, one group each: generated scenes, smallest first, then real sweeps.
 
+    A sample is a `VoxelSet`: features (N, C) float32, and coordinates (N, 4) int32, which are the index in
+    the batch, 0, and the axes in the order of `graph`.
+
     Attributes:
         graph: the graph of the model, folded in float32.
         scenes, sweeps: the generated and the real sets of voxels.
@@ -298,7 +301,10 @@ def openvino_step(path: str, threads: int, order: str) -> Callable[[VoxelSet], R
 
 
 STEPS = {DEFAULT.name: onnxruntime_step, 'openvino': openvino_step}
-"""Engine -> function that opens a portable file on it, and returns what runs a set of voxels."""
+"""Engine -> function that opens a portable file on it, and returns what runs a set of voxels.
+
+The engines are 'onnxruntime' and 'openvino'.
+"""
 
 
 def run_spconv(source: memory.Source, voxels: VoxelSet) -> tuple[int, object]:
