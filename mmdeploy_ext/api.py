@@ -279,8 +279,8 @@ def export_source(
         std: as in `export`.
         before_weights: called without arguments after the model was built, before its weights are read.
         ranges: of a sparse backbone, called with the `Deployment` and the resolved options after the weights
-            were read; returns the ranges of layers in INT8, None for files without such. Other families
-            ignore it.
+            were read; returns the ranges of layers in INT8, which have to fit the names of the graph's nodes
+            and the norms of their kernels, or None for files without such. Other families ignore it.
 
     Returns:
         The files, the options and the model.

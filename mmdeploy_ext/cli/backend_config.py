@@ -150,10 +150,11 @@ def graph_options(cfg: Any, settings: dict[str, Any], family: Family) -> Options
 
 
 def precision(settings: dict[str, Any]) -> str:
-    """Return the precision in which the network of a run computes: that of its engine, else of the file.
+    """Return the precision in which the network of a run computes: 'fp32', 'fp16' or 'bf16'.
 
-    `settings` are those of `read_settings`; the precision is 'fp32', 'fp16' or 'bf16'. A file counts as it
-    was exported, also if it was quantised since.
+    It is the `inference_precision` of the engine, or, if that is 'fp32' or left out, the `precision` of the
+    file, which counts as it was exported, also if it was quantised since. `settings` are those of
+    `read_settings`.
     """
     of_engine = str(settings.get('inference_precision') or 'fp32')
     return of_engine if of_engine != 'fp32' else str(settings.get('precision') or 'fp32')

@@ -67,8 +67,9 @@ def build_parser() -> argparse.ArgumentParser:
 def parse_layer_precision(entries: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
     """Return (PATTERN, P, Q) of each entry, PATTERN=P or PATTERN=P:Q.
 
-    The layers whose names fit the pattern compute in the precision P, 'fp16' or 'int8', and store their
-    output in Q, which is P by default. UsageError: an entry of another form, or an unknown precision.
+    The layers whose node or module names fit the pattern ('*', '?', '[...]', see `fnmatch`) compute in the
+    precision P, 'fp16' or 'int8', and store their output in Q, which is P by default; of the patterns of a
+    layer the last counts. UsageError: an entry of another form, or an unknown precision.
     """
     precisions = []
     for entry in entries:

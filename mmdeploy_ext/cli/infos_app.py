@@ -10,6 +10,8 @@ from mmdeploy_ext.core import cli
 def run(args: argparse.Namespace) -> int:
     """Make the info files of the data set, print their paths and numbers of key frames, and return 0.
 
+    Each is a pickle of a dict: `infos`, a list with a dict for each key frame, and `metadata`.
+
     `args` are those of `build_parser`; for what is raised see `nuscenes_infos.create_infos`.
     """
     compat.apply()

@@ -159,7 +159,8 @@ def show(
 
     Args:
         args: parsed arguments of the command line.
-        points: (P, D) float32 of the sweep, P points of D values.
+        points: (P, D) float32 of the sweep, P points of D values: x, y, z in metres in the LiDAR's frame,
+            then others.
         detections: key of `demo.ENGINES` -> boxes.
         classes: name of each label.
     """

@@ -71,8 +71,9 @@ def make_graph(
         traced: the graph of `trace`.
         options: options of the export.
         family: family of the model.
-        ranges: ranges of the quantisers; INT8 needs them; None for precisions without INT8.
-        checkpoint_sha256: digest of the weights, which `ranges` must be of.
+        ranges: ranges of the quantisers; INT8 needs them; None for precisions without INT8. They have to be
+            of this graph and these weights, which the norms of its kernels tell.
+        checkpoint_sha256: digest of the checkpoint, for the message of ranges of other weights.
 
     Raises:
         UsageError: ranges are missing, of another network or of other weights; a pattern matches no layer.

@@ -194,8 +194,11 @@ def _print_violations(violations: Sequence[Violation], console: Console) -> None
 def run_tables(args: argparse.Namespace) -> int:
     """Write the tables of a rig, print what their contract counted, see `contracts`, and return 0.
 
-    `args` are the parsed arguments of this command. UsageError: see `find_contract`, or the output cannot be
-    written; errors of the calibration are those of the contract.
+    `args` are the parsed arguments of this command. The contract's function says which matrices the
+    calibration has: for CUDA-BEVFusion see `families.bevfusion.runtime.pooling.write_tables`.
+
+    UsageError: see `find_contract`, or the output cannot be written; errors of the calibration are those of
+    the contract.
     """
     name, write = find_contract(args, 'TABLES')
     check_writable(args.output)

@@ -115,7 +115,8 @@ def write_tables(folder: str, calibration: str, output: str) -> dict[str, int]:
 
     Args:
         folder: folder of an export.
-        calibration: path of an .npz file of matrices; without `lidar_aug_matrix` points are not augmented.
+        calibration: path of an .npz file of the matrices of `FusedFrame.calibration` by their names; without
+            `lidar_aug_matrix` points are not augmented.
         output: path of the tables.
 
     Returns:
