@@ -327,8 +327,8 @@ def config_sha256(cfg: Any) -> str:
     """Return a SHA-256 (hexadecimal) of what decides a graph: the model and the test pipeline.
 
     Schedules and the paths of data sets are not in it; a path in the model's config, such as one of
-    pretrained weights, is. `cfg` is an `mmcv.Config`, or a dict of its keys; ConfigError: it has no test
-    pipeline.
+    pretrained weights, is. `cfg` is an `mmcv.Config`, or a dict of such keys that has a test pipeline;
+    ConfigError: a config that has none.
     """
     decisive = {'model': cfg.get('model'), 'pipeline': test_pipeline(cfg)}
     return hashlib.sha256(_canonical(decisive).encode()).hexdigest()

@@ -137,8 +137,8 @@ def join(launcher: str, local_rank: int = 0, timeout: datetime.timedelta = JOIN_
 
     Args:
         launcher: 'none' (no other processes), 'pytorch', 'slurm' or 'mpi'.
-        local_rank: number of this process on its machine, if the launcher has not set LOCAL_RANK. MPI has
-            a variable of its own, and mmcv sets that of Slurm.
+        local_rank: number of this process on its machine, for 'pytorch' if LOCAL_RANK is not set. MPI has a
+            variable of its own, and mmcv computes that of Slurm.
         timeout: how long to wait for the others to come; that of Slurm is PyTorch's own.
 
     Yields:

@@ -67,6 +67,7 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
     Methods of `torch.Tensor` that these use by name are returned where they are the user's.
     Of other modules that are not installed, such as those of a copy of the library in the user's repository,
     nothing is returned, nor what `mmdeploy_ext` itself put into a library.
+    `functions` are functions and methods, such as a `forward`; classes among them are not followed.
     """
     foreign: dict[str, Any] = {}
     judged: set[str] = set()
@@ -111,11 +112,11 @@ def foreign_globals(function: Any, original: Any) -> dict[str, Any]:
 
     The names are those of the copy's module.
 
-    A copy whose text is the library's computes the same only if its names stand for the same. The copies that
+    A copy whose code is the library's computes the same only if its names stand for the same. The copies that
     it calls are compared with what the library's function calls, in the same way.
 
     Args:
-        function: function of the user's code, with the text of `original`.
+        function: function of the user's, whose code is that of `original` but for comments and docstrings.
         original: function of a library.
     """
     foreign: dict[str, Any] = {}
@@ -144,7 +145,11 @@ def is_foreign(function: Callable[..., Any]) -> bool:
 
 
 def source_of(value: Any) -> SourceLines:
-    """Return the lines of what stands in the place of a library's, or its value if it is a constant."""
+    """Return the lines of what stands in the place of a library's, with the hash of its syntax tree.
+
+    Of several functions behind each other the outermost of the user's counts. A constant has no lines: its
+    `file` is 'value 0.5'.
+    """
     if isinstance(value, functools.partial):
         return source_of(value.func)
     functions = _python_functions(value)
