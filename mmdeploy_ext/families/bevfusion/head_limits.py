@@ -64,7 +64,7 @@ class HeadBoxes(nn.Module):
         self.head = head
 
     def forward(self, middle: Tensor) -> tuple[Tensor, ...]:
-        """Return `BOX_OUTPUTS` of (1, C, X, Y), without suppression, see `boxes_of_map`."""
+        """Return `BOX_OUTPUTS` of the head's input map (1, C, X, Y), unsuppressed, see `boxes_of_map`."""
         return boxes_of_map(self.head, middle)
 
 
@@ -108,8 +108,8 @@ def heads_with_other_limits(
 def exported_boxes(model: nn.Module, options: Options, middle: Tensor) -> Detections3D:
     """Return the boxes of the head, exported for the contract of the options, run on a map (1, C, X, Y).
 
-    `middle` is the map, the input of the head of `model`. No box is suppressed: that comes after the graph,
-    and is left out here.
+    `middle` is the map, the input of the head of `model`. The limits are those that the head has at the time.
+    No box is suppressed: that comes after the graph, and is left out here.
     """
     head, coder = model.heads['object'], postprocess_facts(model)['coder']
     fused = fuse(head)

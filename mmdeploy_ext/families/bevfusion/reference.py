@@ -103,7 +103,8 @@ class BEVFusionReference:
     def of_rig(self, rig: Rig) -> dict[str, torch.Tensor]:
         """Return the outputs of the rig's graph by name: `cells` and `TABLES`.
 
-        `cells` is that of `ViewTransform.cells` for the one sample, (N, depth bins, rows, columns).
+        `cells` is that of `ViewTransform.cells` for the one sample, (N, depth bins, rows, columns). `rig` is
+        that of a batch of one.
         """
         cells = transform_of(self.model).cells(rig)[0]
         return dict(cells=cells) | dict(zip(TABLES, transform_of(self.model).pool_tables(cells), strict=True))
@@ -121,9 +122,11 @@ class BEVFusionReference:
 def head_values(outputs: Mapping[str, np.ndarray], classes: int) -> list[torch.Tensor]:
     """Return scores (1, K, Q), centres in cells, heights, log sizes, rotations, velocities for the box coder.
 
-    All but the scores are (1, channels, Q); K is `classes`, their number. The outputs, by name, are those of
-    CUDA-BEVFusion's head, or of Autoware's node. The node's boxes have length, width and a heading from x
-    counter-clockwise, those of the coder width, length and a heading from -y clockwise.
+    All but the scores are (1, channels, Q); K is `classes`, their number. Heights are z of the middle of a
+    box, in m, sizes in m, velocities in m/s; of the node's outputs, all scores but that of its label are 0.
+    The outputs, by name, are those of CUDA-BEVFusion's head, or of Autoware's node. The node's boxes have
+    length, width and a heading from x counter-clockwise, those of the coder width, length and a heading from
+    -y clockwise.
     """
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
     if 'bbox_pred' not in tensors:

@@ -70,7 +70,8 @@ def synthetic_outputs(
 def boxes_of_all_sizes(classes: int, count: int) -> dict[str, np.ndarray]:
     """Return outputs of the frame's graph by name: `count` boxes of all sizes, headings, classes and scores.
 
-    `classes` is the number of classes. No box has the label -1, which would drop it.
+    Boxes have the columns of `synthetic_outputs`. `classes` is the number of classes. No box has the label
+    -1, which would drop it.
     """
     rng = np.random.default_rng(1)
     boxes = np.zeros((count, 9))
@@ -96,7 +97,7 @@ def values_of_boxes(
     Q), with a column of `score` per class.
 
     Args:
-        outputs: `boxes` (Q, 9), `scores` and `labels` of the frame's graph.
+        outputs: `boxes` (Q, 9), `scores` and `labels` of the frame's graph, see `synthetic_outputs`.
         coder: box coder of the head.
         classes: number of classes.
         of_node: return the outputs of Autoware's node, not those of CUDA-BEVFusion's head.

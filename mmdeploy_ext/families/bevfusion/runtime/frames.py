@@ -124,8 +124,8 @@ def frame_of_rig(
 def points_of(rig: RigFrame, rule: FusionRule, root: str | Path | None = None) -> np.ndarray:
     """Return the points (P, V) float32 of a key frame and of the sweeps before it, see `PastSweeps.merge`.
 
-    A model without LiDAR gets no points. `rig`, `rule` and `root`, and the errors, are those of
-    `frame_of_rig`.
+    Their x, y, z are in the LiDAR's frame at the key frame, m. A model without LiDAR gets no points. `rig`,
+    `rule` and `root`, and the errors, are those of `frame_of_rig`.
     """
     if rule.voxels is None:
         return NO_POINTS

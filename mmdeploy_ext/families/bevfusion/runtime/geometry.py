@@ -84,8 +84,9 @@ def cells(calibration: Mapping[str, np.ndarray], view: View) -> np.ndarray:
 def cell_numbers(points: np.ndarray, view: View, corner: np.ndarray) -> np.ndarray:
     """Return the cells (...) int64, see `cells`, of points (..., 3) in metres, which are rounded to float32.
 
-    `view` has the grid; `corner` (3,) is that of the first cell, metres. Indices are truncated towards zero,
-    so that the first cell of an axis is twice as wide as the others.
+    Points are in the frame of the grid, the augmented LiDAR's. `view` has the grid; `corner` (3,) is that of
+    the first cell, metres. Indices are truncated towards zero, so that the first cell of an axis is twice as
+    wide as the others.
     """
     x, y = view.shape
     points = points.astype(np.float32).astype(np.float64)
