@@ -71,7 +71,10 @@ def check_limits(cfg: Any) -> None:
 
 
 def check_parts(filename: str, model: Mapping[str, Any]) -> None:
-    """Refuse (ConfigError) parts of the detectors of `AnchorFamily`, see `LidarModels.check_parts`."""
+    """Refuse (ConfigError) parts, in a config's `model`, that `AnchorFamily` does not export.
+
+    See `LidarModels.check_parts`.
+    """
     check_points_side(filename, model, 'a LiDAR detector with anchors', HEADS)
     check_head(filename, model)
 

@@ -49,7 +49,10 @@ FOLLOWED = (
 
 
 def check_parts(filename: str, model: Mapping[str, Any]) -> None:
-    """Refuse (ConfigError) parts that are not exported, see `LidarModels.check_parts`."""
+    """Refuse (ConfigError) parts of a config's `model` that are not exported.
+
+    See `LidarModels.check_parts`.
+    """
     check_points_side(filename, model, 'CenterPoint', ('CenterHead',))
 
 

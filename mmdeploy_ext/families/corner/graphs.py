@@ -252,8 +252,8 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the network, and the post-processing after it; see `ImageFamily.stages`.
 
-    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
-    is.
+    With `fold` batch normalisation is folded into the convolutions of a copy of the model; without, the model
+    itself runs.
     """
     inputs = ('input', 'scale_factor', 'border', *MAP_NAMES)
     return [

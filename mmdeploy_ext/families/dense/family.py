@@ -247,7 +247,7 @@ class DenseFamily(ImageFamily):
 def largest_num_candidates(
     head: nn.Module, facts: Mapping[str, Any], shapes: Sequence[tuple[int, int]]
 ) -> int:
-    """Return how many candidates (boxes of a class before suppression) a head can have.
+    """Return how many candidates (boxes of a class before suppression) an image can have at most.
 
     Args:
         head: the head of the model.

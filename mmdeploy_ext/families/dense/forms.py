@@ -49,7 +49,7 @@ def raw_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def flat_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
-    """Return the head's outputs of images (B, 3, H, W), in the order of `raw_names`.
+    """Return the head's outputs of normalised images (B, 3, H, W), in the order of `raw_names`.
 
     ConfigError: there are more or fewer than these names.
     """

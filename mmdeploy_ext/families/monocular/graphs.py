@@ -211,8 +211,8 @@ def full_outputs(model: nn.Module, options: Options, batch: int | str) -> tuple[
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the network, and what the form adds to it; see `ImageFamily.stages`.
 
-    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
-    is.
+    With `fold` batch normalisation is folded into the convolutions of a copy of the model; without, the model
+    itself runs.
     """
     head = model.bbox_head
     raw = raw_names(head)

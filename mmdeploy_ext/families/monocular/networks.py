@@ -123,7 +123,7 @@ class PointsNetwork(nn.Module):
         self.model = model
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the maps named by `raw_names` of images (B, 3, H, W) float32."""
+        """Return the maps named by `raw_names` of normalised images (B, 3, H, W)."""
         head = self.model.bbox_head
         levels = [
             level_outputs(head, maps, level) for level, maps in enumerate(self.model.extract_feat(image))
@@ -143,7 +143,7 @@ class PeaksNetwork(nn.Module):
         self.model = model
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return scores (B, C, h, w) and values of boxes (B, 8, h, w) of images (B, 3, H, W) float32.
+        """Return scores (B, C, h, w) and values of boxes (B, 8, h, w) of normalised images (B, 3, H, W).
 
         Scores are within `CLIPPED` to 1 - `CLIPPED`. The values are the offset of the depth, in
         multiples of the deviation that the coder states; those of the centre, x and y in cells; logarithms of

@@ -17,9 +17,9 @@ WINDOWS = (1, 2, 4, 8)
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
     """Return the inputs of a batch of pictures of one size, name -> float32 array.
 
-    They are `input` (B, 3, H, W), `img_shape` (B, 2) height and width before padding, `border` (B, 2) rows
-    of padding above and columns left of the image if there are any, and with `rescale` `scale_factor` (B, 4)
-    `w h w h`, input / original, which boxes are divided by. Sizes are in pixels.
+    They are `input` (B, 3, H, W), normalised, `img_shape` (B, 2) height and width before padding, `border`
+    (B, 2) rows of padding above and columns left of the image if there are any, and with `rescale`
+    `scale_factor` (B, 4) `w h w h`, input / original, which boxes are divided by. Sizes are in pixels.
     """
     batch = dict(
         input=np.stack([image.tensor for image in images]),

@@ -83,8 +83,8 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the network, and the part of the form behind it; see `ImageFamily.stages`.
 
-    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
-    is.
+    With `fold` batch normalisation is folded into the convolutions of a copy of the model; without, the model
+    itself runs.
     """
     network = NETWORKS[kind_of(query_head(model))](fuse(model) if fold else model)
     passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
@@ -112,8 +112,8 @@ def masks_spec(model: nn.Module, options: Options) -> GraphSpec:
 def masks_stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the network, and the post-processing after it; see `ImageFamily.stages`.
 
-    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
-    is.
+    With `fold` batch normalisation is folded into the convolutions of a copy of the model; without, the model
+    itself runs.
     """
     form = masks.MasksFullForm(model.panoptic_fusion_head)
     inputs = 'img_shape', 'ori_shape', *masks.NAMES
@@ -123,8 +123,9 @@ def masks_stages(model: nn.Module, options: Options, fold: bool = True) -> list[
 def mask_network(model: nn.Module, options: Options, fold: bool) -> Stage:
     """Return the stage that gives logits of classes and of masks.
 
-    With `fold` batch normalisations are folded into convolutions; without, the model is as it is. The stage
-    takes any size, but for a Mask2Former with `fold` and without `--dynamic-export`: that of the options.
+    With `fold` batch normalisations are folded into convolutions of a copy; without, the model itself runs.
+    The stage takes any size, but for a Mask2Former with `fold` and without `--dynamic-export`: that of the
+    options.
     """
     folded = fuse(model) if fold else model
     if not attends_inside_masks(model.panoptic_head):
@@ -158,8 +159,8 @@ def panoptic_spec(model: nn.Module, options: Options) -> GraphSpec:
 def panoptic_stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the network, and for `full` the fusion of the masks behind it; see `ImageFamily.stages`.
 
-    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
-    is.
+    With `fold` batch normalisation is folded into the convolutions of a copy of the model; without, the model
+    itself runs.
     """
     network = mask_network(model, options, fold)
     if options.form == 'raw':
@@ -185,8 +186,8 @@ def regions_stages(model: nn.Module, options: Options, fold: bool = True) -> lis
     """Return the network, and the part of the form behind it; see `ImageFamily.stages`.
 
     With `--paste-masks` a stage `paste` follows, which puts the masks into the original pictures; else they
-    stay in the frames of their boxes. With `fold` batch normalisation is folded into the network's
-    convolutions; without, the model runs as it is.
+    stay in the frames of their boxes. With `fold` batch normalisation is folded into the convolutions of a
+    copy of the model; without, the model itself runs.
     """
     folded = fuse(model) if fold else model
     network, form = regions.RegionsNetwork(folded), regions.RegionsFullForm(folded)

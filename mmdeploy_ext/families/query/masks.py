@@ -64,7 +64,7 @@ class MaskFormerNetwork(nn.Module):
         self.pixel_positions = None if encoding is None else PaddedSinePositions(encoding)
 
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return class logits (B, Q, C + 1) and mask logits (B, Q, H4, W4) of images (B, 3, H, W).
+        """Return class logits (B, Q, C + 1) and mask logits (B, Q, H4, W4) of normalised images (B, 3, H, W).
 
         `img_shape` (B, 2) is h, w before padding, whose tokens are no keys; 0 means the input size.
         """
@@ -128,7 +128,7 @@ class Mask2FormerNetwork(nn.Module):
                         self.register_buffer(f'place_{user}_{index}', encoding(level), persistent=False)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return class logits (B, Q, C + 1) and mask logits (B, Q, H4, W4) of images (B, 3, H, W)."""
+        """Return class logits (B, Q, C + 1) and mask logits (B, Q, H4, W4) of normalised (B, 3, H, W)."""
         maps = self.model.extract_feat(image)
         projected = self.projected(maps)
         levels = self.levels(image, projected)

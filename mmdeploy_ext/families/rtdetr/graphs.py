@@ -189,8 +189,8 @@ def _network(model: nn.Module, options: Options, fold: bool) -> nn.Module:
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the network, and for `full` the post-processing after it; see `ImageFamily.stages`.
 
-    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
-    is.
+    With `fold` batch normalisation is folded into the convolutions of a copy of the model; without, the model
+    itself runs.
     """
     network = _network(model, options, fold)
     passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()

@@ -203,8 +203,8 @@ def _fork_outputs(head: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the network, and for `full` the post-processing after it; see `ImageFamily.stages`.
 
-    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
-    is.
+    With `fold` batch normalisation is folded into the convolutions of a copy of the model; without, the model
+    itself runs.
     """
     head = model.mask_head
     levels = LEVELS[kind(head)](fuse(model) if fold else model)

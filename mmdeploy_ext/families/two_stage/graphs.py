@@ -89,8 +89,8 @@ class TwoStageNetwork(nn.Module):
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """Return the maps that regions are pooled from, and the outputs of the head of proposals.
 
-        `image` is (B, 3, H, W); `img_shape` (B, 2), see `TwoStageFullForm.forward`, is an input if several
-        stages refine anchors, else None.
+        `image` is (B, 3, H, W) float32 normalised; `img_shape` (B, 2), see `TwoStageFullForm.forward`, is an
+        input if several stages refine anchors, else None.
         """
         outputs = self.head_outputs(self.model.extract_feat(image), image, img_shape)
         return tuple(tap(name, tensor) for name, tensor in zip(self.names, outputs, strict=True))

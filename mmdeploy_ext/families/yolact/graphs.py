@@ -66,7 +66,10 @@ class YolactNetwork(nn.Module):
         self.names = ('prototypes', *(f'{name}_{level}' for name in HEAD_OUTPUTS for level in levels))
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return prototypes (B, P, hp, wp) and the head's maps, output by output, of (B, 3, H, W) float32."""
+        """Return prototypes (B, P, hp, wp) and the head's maps, output by output.
+
+        `image` is (B, 3, H, W) float32 normalised.
+        """
         maps = self.model.extract_feat(image)
         head_maps = [level for levels in self.model.bbox_head(maps) for level in levels]
         outputs = self.model.mask_head.protonet(maps[0]), *head_maps

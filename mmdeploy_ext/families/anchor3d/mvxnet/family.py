@@ -108,7 +108,10 @@ def check_encoder(filename: str, model: Mapping[str, Any]) -> None:
 
 
 def check_parts(filename: str, model: Mapping[str, Any]) -> None:
-    """Refuse (ConfigError) parts that are not exported, see `LidarModels.check_parts`."""
+    """Refuse (ConfigError) parts of a config's `model` that are not exported.
+
+    See `LidarModels.check_parts`.
+    """
     for key, (exported, registry) in PARTS.items():
         part_type = (model.get(key) or {}).get('type')
         names = names_of_class(registry, part_type) if registry else [part_type]

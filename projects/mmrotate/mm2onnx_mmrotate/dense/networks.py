@@ -44,7 +44,7 @@ def raw_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def flat_outputs(model: nn.Module, image: torch.Tensor) -> Maps:
-    """Return the outputs (B, a*columns, h, w) of images (B, 3, H, W), named by `raw_names`.
+    """Return the outputs (B, a*columns, h, w) of normalised images (B, 3, H, W), named by `raw_names`.
 
     ConfigError: there are more or fewer.
     """

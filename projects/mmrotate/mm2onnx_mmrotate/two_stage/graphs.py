@@ -79,7 +79,7 @@ class Network(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Return the maps that regions are pooled from, and the outputs of the head of proposals.
 
-        `image` is (B, 3, H, W).
+        `image` is (B, 3, H, W) float32 normalised.
         """
         maps = self.model.extract_feat(image)
         outputs = [tensor for levels in self.model.rpn_head(maps) for tensor in levels]
