@@ -162,6 +162,8 @@ def turned_way(turn_rad: float, way_m: float) -> np.ndarray:
 def after_a_turn(frame: Frame) -> Frame:
     """Return the next frame of a car that has turned and driven by what is no whole number of metres.
 
+    As in every `Frame`, `ego_pose` leads from the LiDAR's frame to the global one, not from the car's.
+
     A car that stands still shows no error of a motion that is computed in float32: whether the two equal
     poses cancel exactly depends on the kernels of the machine.
     """

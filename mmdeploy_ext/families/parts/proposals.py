@@ -121,14 +121,20 @@ def settings_of(head: nn.Module) -> dict[str, Any]:
 
 
 def suppression_entries(head: nn.Module, iou_threshold: float, max_per_img: int) -> dict[str, Any]:
-    """Return the entries of the `test_cfg` of a head by which it has this overlap and this limit."""
+    """Return the entries of the `test_cfg` of a head by which it has this overlap and this limit.
+
+    The head's own `test_cfg` stays as it is.
+    """
     if mmdet_release() < NMS_ENTRY_SINCE:
         return {'nms_thr': iou_threshold, limit_entry(head): max_per_img}
     return dict(nms=dict(head.test_cfg.nms, iou_threshold=iou_threshold), max_per_img=max_per_img)
 
 
 def limits_of_head(head: nn.Module, name: str) -> list[Limit]:
-    """Return the limits and thresholds in a proposal head's `test_cfg`; `name` is their `Limit.list`."""
+    """Return the limits and thresholds in a proposal head's `test_cfg`.
+
+    `name` is their `Limit.list`, such as 'proposals': the name of the list of rows that they limit.
+    """
     limits = entries_of(head.test_cfg, 'rpn', name)
     if mmdet_release() >= NMS_ENTRY_SINCE:
         return limits

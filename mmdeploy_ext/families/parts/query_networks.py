@@ -158,7 +158,7 @@ def tokens_inside(levels: Sequence[PaddedMap]) -> torch.Tensor:
 def reference_points(levels: Sequence[PaddedMap], ratios: torch.Tensor) -> torch.Tensor:
     """Return (B, S, L, 2): x, y of every token in every map, as shares of the map.
 
-    `ratios` (B, L, 2), x before y, are those of `PaddedMap.ratios` of all levels.
+    `ratios` (B, L, 2), x before y, are the shares of each map that are image, see `PaddedMap.ratios`.
     """
     centres = []
     for index, level in enumerate(levels):
@@ -207,8 +207,8 @@ def query_head(model: nn.Module) -> nn.Module:
 def content_size(model: nn.Module, image: torch.Tensor, img_shape: torch.Tensor) -> torch.Tensor:
     """Return height and width (B, 2), pixels, of the part of the images that a detector takes.
 
-    It is `img_shape` (B, 2), the size before padding, unchanged, or where that is 0 the size of the input.
-    Co-DETR without `with_attn_mask` takes the padding, too.
+    It is `img_shape` (B, 2), the size before padding, unchanged, or where that is 0 the size of `image` (B,
+    3, H, W), of which no more is used. Co-DETR without `with_attn_mask` takes the padding, too.
     """
     if not getattr(model, 'with_attn_mask', True):
         return torch.zeros_like(img_shape) + hw(image).to(img_shape)[None]
@@ -232,7 +232,8 @@ class QueryNetwork(nn.Module):
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return class logits (B, Q, C) and boxes cxcywh (B, Q, 4) relative to the part of `content_size`.
 
-        `image` is (B, 3, H, W); `img_shape` (B, 2) is height and width before padding, 0 means H, W.
+        `image` is (B, 3, H, W) float32 normalised; `img_shape` (B, 2) is height and width before padding, 0
+        means H, W.
         """
         content = content_size(self.model, image, img_shape)
         maps = self.maps(image)
@@ -450,7 +451,7 @@ class DinoNetwork(DeformableNetwork):
         return (self.head.transformer.query_embed if self.is_of_co_detr else self.head.query_embedding).weight
 
     def position_in_layer(self, query_position: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """Return the encoding (B, Q, D) of the boxes, as shares of the finest map."""
+        """Return the encoding (B, Q, D) of `points`, here boxes, as shares of the finest map."""
         encoded = waves(points[:, :, 0] * (2 * math.pi), self.waves)[..., Y_FIRST, :].flatten(2)
         return self.head.transformer.decoder.ref_point_head(encoded)
 

@@ -434,7 +434,7 @@ def decoded(
 
     Args:
         head: mmdet's head.
-        regions: (B, K, 4).
+        regions: (B, K, 4) xyxy, pixels of the network input.
         outputs: of the head, (B, K, columns) each, without the class logits: deltas, or of a side-aware head
             `bbox_cls` and `bbox_reg`.
         clip_hw: (B, 2) height and width, pixels.
