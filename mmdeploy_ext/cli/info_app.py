@@ -110,9 +110,9 @@ def read_proof(report: str, files: Sequence[Mapping[str, Any]]) -> dict[str, Any
         files: what `describe` returned for each file.
 
     Returns:
-        `verdict` (a text such as 'proven'), `summary` (figures, see `Verdict.summary`), `engine` (its name,
-        '' if the report has none), `versions` (package -> version that the proof ran with) and `report`, the
-        path of the JSON file.
+        `verdict` (a text such as 'proven'), `summary` (figures such as `inputs`, see `Verdict.summary`),
+        `engine` (its name, '' if the report has none), `versions` (package -> version that the proof ran
+        with) and `report`, the path of the JSON file.
     """
     path = Path(report) / 'verdict.json' if Path(report).is_dir() else Path(report)
     content = read_json(path)

@@ -135,7 +135,7 @@ def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.Ex
 
 
 def timed(engine: str, detect: Callable[[], Detections3D]) -> Detections3D:
-    """Detect a few times, print the time of the fastest run, and return the boxes.
+    """Detect `RUNS` times, print the time of the fastest run, and return the boxes of the last.
 
     `engine` is a key of `demo.ENGINES`; `detect` runs it once on the sweep.
     """

@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the model on all samples, draw its results, and return the exit status of `run_images.finish`.
+    """Run the model on all samples, and draw its results; return 0, or 1 if a sample could not be used.
 
     `args` are those of `build_parser`.
 
@@ -145,7 +145,7 @@ def list_sweeps(paths: Iterable[Path]) -> list[Path]:
 
 
 def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
-    """Draw the boxes of each sweep from above; return the exit status.
+    """Draw the boxes of each sweep from above; return 0, or 1 if a sweep could not be used.
 
     `metadata` are those of the model's last file.
     """
@@ -179,7 +179,7 @@ def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
 
 
 def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
-    """Draw the boxes of each frame into the cameras and from above; return the exit status.
+    """Draw the boxes of each frame into the cameras and from above; return 0, or 1 if one could not be used.
 
     The memory of a model that has one goes from frame to frame. `metadata` are those of the model's last
     file.

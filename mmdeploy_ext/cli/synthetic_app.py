@@ -20,7 +20,7 @@ def add_seeded(parser: argparse.ArgumentParser) -> None:
 
 
 def run_seeded(args: argparse.Namespace) -> int:
-    """Write a checkpoint of seeded weights, and return the exit status; `args` are those of `add_seeded`."""
+    """Write a checkpoint of seeded weights, and return 0; `args` are those of `add_seeded`."""
     from mmdeploy_ext.synthetic import seeded
 
     return seeded.run(args, parse_cfg_options(args.cfg_options))

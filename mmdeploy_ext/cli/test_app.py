@@ -307,7 +307,8 @@ def finish(
 
     Returns:
         The exit status: 1 if a metric differs too much from PyTorch's, or if there is a run in PyTorch to
-            compare with and no metric has a value; else 0.
+            compare with and no metric has a value; else 0, also without --eval, or if PyTorch's metrics are
+            not there or of another config, checkpoint or data set.
     """
     import pickle
 

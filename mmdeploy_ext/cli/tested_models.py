@@ -3,6 +3,9 @@
 Of a model there are two configs, X_pth.py and X_onnx.py; below, the `_pth` run is that in PyTorch, and the
 `_onnx` run that of the exported files. The contract of an export of frames or sweeps tells which graphs it
 has: 'fork', that of StreamPETR's deployment fork, is one file, the others are folders of one graph or more.
+
+A network (`evaluate.loop.Network`) returns the results of a batch of the loop's samples; a comparer
+(`proving.against_dump`) runs it on the samples of a dump, whose tensors it compares.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read config and file, prove the file, show the verdict, and return the exit status of `proof.show`.
+    """Read config and file, prove the file, and show the verdict; return 0 if it passed, 1 if not.
 
     `args` are those of `build_parser`. UsageError: options that do not go together or with the model; further
     errors are those of a config, checkpoint, file or sample that cannot be read.
@@ -100,7 +100,7 @@ def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any
 def prove_files(
     args: argparse.Namespace, source: ModelSource, samples: Samples, engine: dict[str, Any], **claims: Any
 ) -> int:
-    """Prove files that were exported earlier, and show the verdict; return the exit status of `proof.show`.
+    """Prove files that were exported earlier, and show the verdict; return 0 if it passed, 1 if not.
 
     Args:
         args: parsed arguments of the command line; read are `onnx_file`, `mean`, `std`, `eval`, and those

@@ -71,7 +71,9 @@ def run_replace(args: argparse.Namespace) -> int:
 
 @COMMANDS.add('fold', 'Compute what depends on constants alone', *proving.proof(TOLERANCE))
 def run_fold(args: argparse.Namespace) -> int:
-    """Compute what depends on constants alone, and save the graph; `simplify.fold` says what stays.
+    """Compute what depends on constants alone, and save the graph.
+
+    Random operators and large tensors stay, and what depends on inputs with a default; see `simplify.fold`.
 
     `args` are the parsed arguments of this command. Return 0 written, 1 not written, as an output
     differs, see `proving.finish`.
