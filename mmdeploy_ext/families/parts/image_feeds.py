@@ -105,6 +105,9 @@ def pasted_size(image: PreparedImage, rescale: bool) -> tuple[int, int]:
 
 
 def feeds_with_sizes(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-    """Return the inputs of `feeds`, and `ori_shape` (B, 2) int64, the `pasted_size` of every image."""
+    """Return the inputs of `feeds`, and `ori_shape` (B, 2) int64, the `pasted_size` of every image.
+
+    `scale_factor` is among them only with `rescale`.
+    """
     sizes = [pasted_size(image, rescale) for image in images]
     return dict(feeds(images, rescale), ori_shape=np.asarray(sizes, np.int64))

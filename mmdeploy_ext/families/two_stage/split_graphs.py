@@ -87,10 +87,11 @@ class RegionsForm(graphs.TwoStageFullForm):
         proposals: torch.Tensor,
         *features: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """Return the outputs of the `full` form, and the tensors of `inner_names`, a row per region.
+        """Return the outputs of the `full` form, and the tensors of `inner_names`, (B, K, ...).
 
         Boxes are clipped to `img_shape` (B, 2) h, w, and those of results divided by `scale_factor` (B, 4) `w
-        h w h`; `proposals` (B, K, 4) xyxy without an area are padding; `features` are of all levels.
+        h w h`; `proposals` (B, K, 4) xyxy, pixels of the network input, without an area are padding;
+        `features` are those of `feature_names`: the levels that regions are pooled from.
         """
         results, inner = self.look(features, proposals, img_shape, scale_factor)
         return *results, *inner.values()
@@ -126,8 +127,9 @@ PROBED = 3
 
 
 def shapes(model: nn.Module, options: Options) -> dict[str, tuple[int, ...]]:
-    """Return name -> shape of all tensors between the graphs, and of the outputs of the heads, of one image.
+    """Return name -> shape of the features, the outputs of the head of proposals, and those of `inner_names`.
 
+    They are of one image, at the size of the options, with `PROBED` regions; `proposals` are not among them.
     UsageError: the model does not take images of that size.
     """
     shapes_of_sizes = _SHAPES.setdefault(model, {})
@@ -149,7 +151,10 @@ def shapes(model: nn.Module, options: Options) -> dict[str, tuple[int, ...]]:
 
 
 def inner_names(model: nn.Module, options: Options) -> tuple[str, ...]:
-    """Return the names of the inputs and outputs of heads of regions, stage by stage."""
+    """Return the names of the inputs and outputs of heads of regions, stage by stage.
+
+    Each is a kind of `MEANINGS`, from `regions` on, and the index of the stage, such as 'cls_score_0'.
+    """
     outside = (*feature_names(model), *graphs.proposal_names(model))
     return tuple(name for name in shapes(model, options) if name not in outside)
 

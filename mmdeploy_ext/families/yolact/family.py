@@ -103,14 +103,18 @@ class YolactFamily(ImageFamily):
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
         """Return the inputs of `image_feeds.feeds`, and `ori_shape` (2,) int64, height and width of masks.
 
-        Masks are of the original size whatever `rescale` says. ShapeError: the images have several.
+        `scale_factor` is among them only with `rescale`. Masks are of the original size whatever `rescale`
+        says. ShapeError: the images have several.
         """
         return image_feeds.mask_feeds(images, rescale) | image_feeds.feeds(images, rescale)
 
     def reference_detections(
         self, model: nn.Module, images: Sequence[PreparedImage], rescale: bool
     ) -> list[Instances]:
-        """Return the detector's own results, masks of the original size whatever `rescale` says."""
+        """Return the detector's own results, masks of the original size whatever `rescale` says.
+
+        Boxes are in pixels of the original with `rescale`, else of the network input.
+        """
         metas = metas_of(images)
         for meta in metas:
             scale_factor = meta['scale_factor'] if rescale else np.ones(4)
