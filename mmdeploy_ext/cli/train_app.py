@@ -98,6 +98,7 @@ def build_model(cfg: Any) -> Any:
     """Return the model of `cfg`, mmcv's config, built by the library that has its type.
 
     That is mmdet3d if mmdet does not have the type, or if mmdet3d is imported already; else it is mmdet.
+    `init_weights` of the model is left to the caller.
     """
     from mmdet.models import DETECTORS
     from mmdet.models import build_detector as build

@@ -187,7 +187,7 @@ def _text(outcome: Outcome | None) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0 every config of a known family is proven, or --list; 1 one is not, 2 usage.
+    """Run the tool; 0 every config of a known family proven, or --list; 1 one is not, or a failure, 2 usage.
 
     `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
     option that the parser refuses, which is status 2.

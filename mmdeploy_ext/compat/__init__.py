@@ -28,7 +28,8 @@ numpy_checkpoint_globals = patches_mmcv.numpy_checkpoint_globals
 single_thread = patches_spconv.single_thread
 """Returns a context in which torch and all loaded OpenMP runtimes have one thread: with more spconv races.
 
-After it they have as many as before. It is called without arguments: its only one, `runtimes`, names others.
+After it they have as many as before. It is called without arguments: its only one, `runtimes`, is a
+function that returns others to limit.
 """
 
 

@@ -20,7 +20,8 @@ def overlaps(
     area have no overlap, 0.
 
     Args:
-        boxes: (N, 5) x, y of the centre, sizes along both axes, angle in radians from x towards -y.
+        boxes: (N, 5) x, y of the centre and sizes along both axes, in one unit; angle in radians from x
+            towards -y.
         query_boxes: (K, 5) likewise.
         criterion: -1: the common area over that of the union; 0, 1: over that of the first, of the second
             box; others: the common area.

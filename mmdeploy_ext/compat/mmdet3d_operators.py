@@ -29,8 +29,8 @@ def cells_of_points(
 
     Args:
         points: (P, V), the coordinates first.
-        voxel_size: side of a voxel along each axis.
-        limits: all low ends, then all high ends.
+        voxel_size: side of a voxel along each axis, in the unit of the points.
+        limits: all low ends, then all high ends, likewise.
         axes: D.
     """
     low, high = (points.new_tensor(list(side)) for side in (limits[:axes], limits[axes:]))
@@ -73,7 +73,7 @@ def hard_voxelize(
         voxel_size: side of a voxel along each axis.
         limits: all low ends, then all high ends, see `cells_of_points`.
         max_points: largest number of points of a voxel; later ones are dropped; -1 is no limit.
-        max_voxels: points of voxels that appear later are dropped; -1 takes all.
+        max_voxels: points of voxels that appear later are dropped; -1 takes all, which then have to fit.
         axes: axes of the grid.
         deterministic: not used; the result is the same at every call.
     """

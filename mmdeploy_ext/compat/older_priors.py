@@ -67,7 +67,7 @@ class LevelPoints:
 def points_of(head: Any) -> LevelPoints:
     """Return the points of a head, by its own method for the points of a map.
 
-    Heads of FCOS return points in pixels, those of FoveaBox y and x in cells. RepPoints has strides of
+    Heads of FCOS return points in pixels, FoveaBox and RepPoints y and x in cells. RepPoints has strides of
     another name.
     """
     strides = [int(stride) for stride in getattr(head, 'point_strides', head.strides)]

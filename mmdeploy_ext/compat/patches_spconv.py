@@ -2,8 +2,9 @@
 
 A function decorated by `after` is a patch: it is called for each module that the decorator names, with the
 module, as soon as that has been imported, and returns False if there was nothing to do; its docstring begins
-with the reason. `versions` are those that the patch was tried with; other versions are patched, too. A patch
-for machines `without_gpu` does nothing if torch sees a GPU.
+with the reason. The decorated name takes a function that runs the module's code, too, and returns a bool.
+`versions` are those that the patch was tried with; other versions are patched, too. A patch for machines
+`without_gpu` does nothing if torch sees a GPU.
 """
 
 from __future__ import annotations

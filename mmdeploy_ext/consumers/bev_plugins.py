@@ -78,7 +78,7 @@ def attend(
         shapes: (L, 2) int64, rows and columns of each map. Autoware's copy gives its float kernel a null
             pointer for int32; a TensorRT of before version 10 narrows int64 by itself.
         references: (B, Q, 1, 2 Z), x and y in shares of a map.
-        offsets: (B, Q, M, L P 2), x and y in pixels; point p of a map is around reference p mod Z.
+        offsets: (B, Q, M, L P 2), x and y in pixels of the map; point p of a map is around reference p mod Z.
         logits: (B, Q, M, L P), whose softmax weighs the points of all maps.
 
     Raises:

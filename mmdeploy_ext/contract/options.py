@@ -79,7 +79,8 @@ class Option:
     def with_value(self, value: Any, prefix: str = '--') -> str:
         """Return the option with its value, as the user wrote it; for `prefix` see `as_typed`.
 
-        A flag has its name alone; of one that is off by default, that is so for False, too.
+        A key of a config has its value behind '='. On a command line a flag has its name alone; of one that
+        is off by default, that is so for False, too.
         """
         if prefix != '--':
             return f'{self.as_typed(prefix)}={value!r}'

@@ -284,6 +284,7 @@ def value_differences(path: Path, expected: Mapping[str, Any]) -> Iterator[str]:
     Args:
         path: path of the file; one that cannot be read has no parameters.
         expected: name of a parameter -> value; dots separate the keys above it, which are not in the lines.
+            One that is missing in the file is None.
     """
     parameters, _ = read_parameters(path)
     for name, value in expected.items():
@@ -357,7 +358,10 @@ def node_cells(low: float, high: float, step: float) -> int:
 
 
 def remapper_rules(path: Path) -> Iterator[Violation]:
-    """Yield the violations in the remapper of classes at a path: three matrices of label x label."""
+    """Yield the violations in the remapper of classes at a path: three matrices of label x label.
+
+    They state which label becomes which, for boxes between two areas in m2.
+    """
 
     def matrix(entry: Check) -> Check:
         return either(*(exactly(size, entry) for size in REMAPPER_SIZES))

@@ -215,7 +215,9 @@ class StreamSettings:
 
 
 def objects_of(scores: np.ndarray, boxes: np.ndarray, settings: StreamSettings) -> NodeObjects:
-    """Return the objects that the node publishes of one frame, best first; their velocities are 0.
+    """Return the objects that the node publishes of one frame, best first.
+
+    They are in the frame of the `boxes`; their velocities are 0.
 
     Args:
         scores: (1, K, P) logits.

@@ -88,7 +88,7 @@ def trial_rules(graphs: Sequence[tuple[Path, onnx.ModelProto, str]]) -> list[Vio
 
 
 def main() -> None:
-    """Try the files of the command line, path and probe of each in turn.
+    """Try the files of the command line: behind `REPOSITORY` path and probe of each in turn.
 
     The limits of CPU time and memory are set here, where the system has such. The last line printed is a JSON
     list of the violations, each a dict of the attributes of `Violation`.
