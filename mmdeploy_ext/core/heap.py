@@ -40,6 +40,7 @@ def resident_bytes(pid: int | str | None = 'self') -> int:
 def keep_freed_memory(most_bytes: int) -> None:
     """Let glibc keep freed memory, large blocks included, while the process has at most `most_bytes`.
 
+    Free bytes at the end of the heap are kept up to `KEPT_BYTES` alone.
     By default blocks of 32 MB and more are given back at once, and the kernel fills the next ones with zeros
     again: of the proof of a detector with regions that was a fifth of the CPU seconds. A larger process gives
     back what is free between its blocks, too, and does so again whenever it grew by `GROWN_BYTES` since: a

@@ -179,7 +179,10 @@ class OnnxRuntimeBackend(Backend):
         check_active(self.providers, self.session.get_providers())
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the session; InferenceError: it is not open, or ONNX Runtime failed."""
+        """Run the session, for `record_runs` of `runs.py` too; add its time to `seconds`.
+
+        InferenceError: it is not open, or ONNX Runtime failed.
+        """
         if self.session is None:
             raise InferenceError(f'{self.path}: is closed; open it again')
         names, start = [output.name for output in self.session.get_outputs()], time.perf_counter()
