@@ -33,8 +33,9 @@ GEOMETRY = (
     'samples_x',
     'samples_y',
 )
-"""Columns of `geometry`, in cells of the region's map: centre, rotation, first corner relative to the centre
-before the rotation, sides of a pooled cell, and how many samples such a cell has across and down."""
+"""Columns of `geometry`, in cells of the region's map, whose centres are whole numbers: centre, rotation
+(counter-clockwise in a picture whose y points down), first corner relative to the centre before the rotation,
+sides of a pooled cell, and how many samples such a cell has across and down."""
 PLACES = ('begin', 'map_height', 'map_width')
 """Columns of `places`: the row of the table at which the region's map begins, and the size of the map."""
 

@@ -29,9 +29,10 @@ def pooled_regions(table, geometry, places, height, width):
 
     Args:
         table: (T, C) float32, features of the cells of all maps, row by row.
-        geometry: (R, 10) float32 per region, in cells of its map: x and y of the centre; cosine and sine of
-            the turn, counter-clockwise in a picture whose y points down; x and y of the first corner before
-            the turn, from the centre; width and height of an output cell; samples per output cell in x and y.
+        geometry: (R, 10) float32 per region, in cells of its map, whose centres are whole numbers: x and y of
+            the centre; cosine and sine of the turn, counter-clockwise in a picture whose y points down; x and
+            y of the first corner before the turn, from the centre; width and height of an output cell;
+            samples per output cell in x and y.
         places: (R, 3) int64 per region: row of the table at which its map begins, rows and columns of the
             map.
         height: rows of output cells.

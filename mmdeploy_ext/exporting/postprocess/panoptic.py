@@ -222,7 +222,8 @@ class InstanceFusion(nn.Module):
         Args:
             masks: (B, n, h, w) bool, in descending order of scores; empty where a row is padding.
             labels: (B, n) int64 of things, any number where a row is padding.
-            semantic: (B, S + 1, h, w) float32 logits of stuff; the last class is no stuff.
+            semantic: (B, S + 1, h, w) float32 logits of stuff, in the order of its labels; the last class is
+                no stuff. This is the order of mmdet's `PanopticFPNHead`.
         """
         laid = LAY_MASKS(masks, labels, self.overlap)
         stuff, free = semantic.argmax(1, keepdim=True), laid == 0
