@@ -84,7 +84,7 @@ class EngineInfo:
         return 'inference_precision' in self.preset
 
     def options(self, threads: int) -> dict[str, Any]:
-        """Return the options of the backend: its preset, and `threads` if it has that option.
+        """Return the options of the backend: its preset, and `threads` if it has that option; not `shared`.
 
         0 threads leave the number to the engine.
         """
@@ -191,7 +191,8 @@ def build_backend(engine: str, *args: Any, **options: Any) -> Backend:
 
     Args:
         engine: its registered name, a key of `BACKENDS`.
-        args: positional arguments of the backend, the path of the file first.
+        args: positional arguments of the backend, the path of the file first; of 'TorchBackend' stages and
+            spec.
         options: its other arguments.
 
     Raises:

@@ -77,7 +77,7 @@ class Record:
         return '' if self.precision == AS_GIVEN else self.precision
 
     def to_json(self) -> dict[str, Any]:
-        """Return attribute -> value as plain JSON types, and `format`, the version of the format."""
+        """Return attribute -> value, in plain JSON types but for tuples, and `format`, the format's version."""
         return dict(format=FORMAT, **dataclasses.asdict(self))
 
     @classmethod
