@@ -64,14 +64,19 @@ def check_available(dataset: Any) -> None:
 
 
 def track_entries(dataset: Any, results: Sequence[Any]) -> dict[str, list[dict[str, Any]]]:
-    """Return the boxes with track ids as nuScenes' tracking challenge takes them: sample token -> boxes.
+    """Return the boxes with track ids as nuScenes' tracking challenge takes them.
 
     Args:
         dataset: mmdet3d's nuScenes data set; a `tracking_threshold` of its own stands for `THRESHOLD`.
-        results: per sample `boxes_3d`, `scores_3d`, `labels_3d`, `instance_ids` (n,), and perhaps
-            `cls_scores` (n,), to which the threshold is applied then, row by row; or a dict with one such
-            entry. Boxes without an id, -1, of classes that are not tracked, and beyond the range in which
-            nuScenes evaluates their class are left out. Positions are metres in the global frame.
+        results: per sample `boxes_3d` (in the LiDAR frame), `scores_3d`, `labels_3d`, `instance_ids` (n,),
+            and perhaps `cls_scores` (n,), to which the threshold is applied then, row by row; or a dict with
+            one such entry. Boxes without an id, -1, of classes that are not tracked, and beyond the range in
+            which nuScenes evaluates their class are left out.
+
+    Returns:
+        Sample token -> a dict per box: `translation` (the centre) and `size` (w, l, h) in metres, `rotation`
+        (w, x, y, z) and `velocity` (x, y) in m/s, in the global frame; `sample_token`, `tracking_id` (a text),
+        `tracking_name` and `tracking_score`.
 
     Raises:
         DataError: results without track ids.

@@ -445,6 +445,9 @@ def rule_of(deployment: Deployment, options: Options) -> Any:
 def with_normalisation(
     rule: PreprocessRule, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> PreprocessRule:
-    """Return the config's rule with `mean` and `std`, three numbers each; None keeps the config's."""
+    """Return the config's rule with `mean` and `std`, three pixel values each, in the input's channel order.
+
+    None keeps the config's.
+    """
     options = dict(mean=mean, std=std)
     return dataclasses.replace(rule, **{name: tuple(value) for name, value in options.items() if value})

@@ -56,7 +56,7 @@ class ShiftedWindows(nn.Module):
     """Attention inside windows of a map, shifted or not: mmdet's `ShiftWindowMSA` of Swin."""
 
     def forward(self, query: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """Return the tokens (B, L, C) after attention, of the tokens `query` (B, L, C).
+        """Return the tokens (B, L, C) after attention, of the tokens `query` (B, L, C), which are not added.
 
         `hw_shape` is (h, w) of their map, L = h * w.
         """
