@@ -75,7 +75,7 @@ def track_entries(dataset: Any, results: Sequence[Any]) -> dict[str, list[dict[s
 
     Returns:
         Sample token -> a dict per box: `translation` (the centre) and `size` (w, l, h) in metres, `rotation`
-        (w, x, y, z) and `velocity` (x, y) in m/s, in the global frame; `sample_token`, `tracking_id` (a text),
+        (w, x, y, z) and `velocity` (x, y) in m/s, in the global frame; `sample_token`, `tracking_id` (text),
         `tracking_name` and `tracking_score`.
 
     Raises:

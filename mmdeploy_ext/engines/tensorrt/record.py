@@ -77,7 +77,7 @@ class Record:
         return '' if self.precision == AS_GIVEN else self.precision
 
     def to_json(self) -> dict[str, Any]:
-        """Return attribute -> value, in plain JSON types but for tuples, and `format`, the format's version."""
+        """Return attribute -> value, in plain JSON types but for tuples, and the version, `format`."""
         return dict(format=FORMAT, **dataclasses.asdict(self))
 
     @classmethod
