@@ -197,7 +197,8 @@ def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> D
 
     Args:
         outputs: `bbox_pred` (10, Q): the centre's x, y in cells and z in metres, logarithms of length, width
-            and height in metres, sine and cosine of the yaw, velocity in m/s; `score` and `label_pred` (Q,).
+            and height in metres, sine and cosine of the yaw, velocity in m/s; `score` (Q,) in 0..1 and
+            `label_pred` (Q,).
         coder: coder of the file's facts.
     """
     values, sizes = outputs['bbox_pred'], np.exp(outputs['bbox_pred'][3:6]).T

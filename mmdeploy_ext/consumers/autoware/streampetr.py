@@ -94,7 +94,8 @@ class NodeContract:
         InferenceError: an engine failed.
 
         Returns:
-            `all_cls_scores` (1, 1, Q, K), `all_bbox_preds` (1, 1, Q, 10) of the last decoder layer.
+            Of the last decoder layer `all_cls_scores` (1, 1, Q, K), which are logits, and `all_bbox_preds`
+            (1, 1, Q, 10), whose columns are the rows of `boxes` in `objects_of`.
         """
         planes = self.node_planes(images)
         features = self.backbone.infer(dict(img=np.ascontiguousarray(planes, np.float32)[None]))

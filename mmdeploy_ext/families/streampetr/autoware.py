@@ -106,8 +106,8 @@ class NodeMemoryHead(HeadStep):
         `data_ego_pose` (1, 4, 4) is from the vehicle, the frame of the boxes, to the map, `data_ego_pose_inv`
         its inverse. The memory is `embedding` (1, n, C), `reference_point` (1, n, 3), `timestamp` (1, n, 1),
         ages in s, `egopose` (1, n, 4, 4) and `velo` (1, n, 2), n rows, newest first. Returned are
-        all_cls_scores (1, K, Q), all_bbox_preds (1, 10, Q), and the memory after the frame: the frame's new
-        rows, then these n.
+        all_cls_scores (1, K, Q), logits, all_bbox_preds (1, 10, Q), and the memory after the frame: the
+        frame's new rows, then these n.
         """
         prev_exists = egopose.abs().sum().view(1)  # 0 for a memory that the node has zeroed, else above 0
         state = Memory(embedding, reference_point, timestamp, egopose, velo)
