@@ -392,7 +392,7 @@ def called_of_copies(part: Any, method: str) -> list[DifferingMethod]:
 
     Returns:
         An entry for each name that stands for something else in the user's module; [] if the method is a
-        library's, or has not the text of one, such as that of a fork's own head: its names have no
+        library's, or has not the code of one, such as that of a fork's own head: its names have no
         counterparts.
     """
     *_, copy = functions_behind(getattr(part, method))
