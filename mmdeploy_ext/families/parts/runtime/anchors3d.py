@@ -42,8 +42,8 @@ class AnchorRule(HeadRule):
         aligned: whether anchors lie in the middle of cells; otherwise the first and the last of a row are at
             the edges of their range.
         align_corner: whether aligned anchors lie at the corner of cells instead of their middle.
-        ranges: six numbers of each range of anchors, x, y, z of its lowest corner and of its highest, metres,
-            one range after the other.
+        ranges: six numbers of each range of anchors, x, y, z of its lowest corner and of its highest, metres
+            of the LiDAR frame, which boxes are in, too, one range after the other.
         sizes: three numbers of each size of anchors, metres, along x, y and z before the turn, one size after
             the other.
         rotations: yaws of the anchors of a cell, radians.
@@ -153,7 +153,11 @@ def anchor_grid(
 
 
 def anchor_centres(rule: AnchorRule, low: float, high: float, count: int) -> np.ndarray:
-    """Return the coordinates of `count` anchors along one axis of a range from `low` to `high`, metres."""
+    """Return the coordinates of `count` anchors along one axis of a range from `low` to `high`, metres.
+
+    A single one, as along z, is in the middle if anchors are aligned without `align_corner`, otherwise at
+    `low`.
+    """
     if not rule.aligned:
         return np.linspace(low, high, count, dtype=np.float32)
     edges = np.linspace(low, high, count + 1, dtype=np.float32)

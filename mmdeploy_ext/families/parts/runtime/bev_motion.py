@@ -152,7 +152,8 @@ def bev_rotation(degrees: float, center: Sequence[float], size: tuple[int, int])
 def rotation_ties(degrees: float, center: Sequence[float], size: tuple[int, int]) -> int:
     """Return how many cells of a rotated view have their source within `TIE_CELLS` of the edge of a cell.
 
-    Right implementations may copy one or the other there. For the arguments see `bev_rotation`.
+    Right implementations may copy one or the other there, so that a proof names the number in its notes; it
+    allows no more of a difference for it. For the arguments see `bev_rotation`.
     """
     height, width = size
     angle = math.radians(-degrees)

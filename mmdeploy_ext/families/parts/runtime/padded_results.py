@@ -52,6 +52,10 @@ def check_form(metadata: Metadata) -> None:
 
 
 def check_caps(metadata: Metadata, outputs: Arrays, results: Sequence[Scored]) -> None:
-    """Refuse (ModelFileError) results of a file with constant shapes that may lack some, naming the limit."""
+    """Refuse (ModelFileError) results of a file with constant shapes that may lack some, naming the limit.
+
+    With `--max-proposals` they may if an image has more candidates than the limit, as many lack none; with
+    `--max-candidates` see `check_cap`.
+    """
     check_all_seen(metadata, outputs, 'max_proposals', 'proposal_candidates')
     check_cap(metadata, outputs, results)
