@@ -14,9 +14,10 @@ from torch.overrides import TorchFunctionMode
 
 
 class SameBytes(TorchFunctionMode):
-    """Inside this context `FUNCTIONS` are computed in more digits and rounded once to float32.
+    """Inside this context the functions of `FUNCTIONS` have results of the same bytes on every CPU.
 
-    `torch.linspace` alone has the roundings that it has on CPUs with AVX2.
+    They are computed in more digits and rounded once to float32; `torch.linspace` alone is not, but has the
+    roundings that it has on CPUs with AVX2: of its step, then of each value.
 
     It is for float32 tensors on the CPU that need no gradient, outside of a trace: results have no gradient,
     and those of other dtypes are rounded to float32 before they get their dtype. Torch's `+ - * /` on a CPU

@@ -108,7 +108,7 @@ def fp16_modules(options: Options, family: SparseFamily) -> tuple[str, ...]:
 def overrides(graph: SparseGraph, options: Options, family: SparseFamily) -> dict[str, tuple[str, str]]:
     """Return pattern of layers -> (precision, output precision); of the patterns of a layer the last counts.
 
-    Patterns are those of `fnmatch`.
+    Patterns (`fnmatch`) are compared with node names ('conv3') and module paths ('conv_input.*').
 
     Args:
         graph: the folded graph; its first layer computes in fp16 and its last one stores fp16 in NVIDIA's

@@ -118,7 +118,11 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and what the form adds to it; see `ImageFamily.stages`."""
+    """Return the network, and what the form adds to it; see `ImageFamily.stages`.
+
+    With `fold` batch normalisation is folded into the convolutions of a copy of the model; without, the model
+    itself runs.
+    """
     raw = rule_of(model).output_names
     inputs = ('input', PROJECTION, 'scale_factor')
     chain = [Stage('network', Network(fuse(model) if fold else model), inputs, raw)]

@@ -123,6 +123,9 @@ def box_groups(head: nn.Module) -> tuple[ColumnGroup, ...]:
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of the graph in the form of the options.
 
+    That of 'raw' has the image as its one input; the others have the camera, too, and `img_shape` if the
+    model has boxes in the picture.
+
     UsageError: of 'raw' and 'decode', the model does not run on the fixed size of the options.
     """
     head = model.bbox_head
@@ -193,7 +196,10 @@ def decode_outputs(model: nn.Module, options: Options, batch: int | str) -> tupl
 
 
 def full_outputs(model: nn.Module, options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
-    """Return the contracts of the outputs of the form 'full': results, best first, with padding."""
+    """Return the contracts of the outputs of the form 'full': results, best first, with padding.
+
+    `batch` is a number, or 'B' if it is dynamic; `options` are not read.
+    """
 
     def result(name: str, dtype: str, columns: tuple[int, ...], meaning: str, unit: str = '') -> TensorSpec:
         return TensorSpec(name, dtype, (batch, 'n', *columns), meaning, unit, compare='detections')

@@ -65,6 +65,8 @@ def smallest(model: nn.Module) -> int:
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of the graph in the form of the options, 'raw' or 'full'.
 
+    That of 'raw' has the image as its one input, that of 'full' the camera, too.
+
     UsageError: of 'raw', the model does not run on the fixed size of the options.
     """
     image = image_input(options, smallest(model), 32)
@@ -98,7 +100,11 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and what the form adds to it; see `ImageFamily.stages`."""
+    """Return the network, and what the form adds to it; see `ImageFamily.stages`.
+
+    With `fold` batch normalisation is folded into the convolutions of a copy of the model; without, the model
+    itself runs.
+    """
     chain = [Stage('network', PeaksNetwork(fuse(model) if fold else model), ('input',), SMOKE_NAMES)]
     if options.form == 'full':
         inputs = ('input', 'cam2img', *SMOKE_NAMES)
@@ -124,8 +130,8 @@ class SmokeFullForm(nn.Module):
         Args:
             image: (B, 3, H, W); only its size is used.
             cam2img: (B, 4, 4), of the network input.
-            heat: (B, C, h, w) scores.
-            values: (B, 8, h, w) of boxes.
+            heat: (B, C, h, w) scores 0..1 of all cells, peaks or not.
+            values: (B, 8, h, w) of boxes, see `decoding.smoke_boxes`.
         """
         peaks = peaks_of(torch, heat, self.facts['window'])
         scores, indices = peaks.flatten(1).topk(self.facts['max_per_img'], 1)

@@ -76,7 +76,7 @@ def check_anchor_head(filename: str, key: str, head: Mapping[str, Any]) -> None:
 def flat_outputs(outputs: tuple[list[torch.Tensor], ...]) -> tuple[torch.Tensor, ...]:
     """Return what `Anchor3DHead.forward` gives as one tuple, in the order of `AnchorRule.output_names`.
 
-    `outputs` are three lists of a tensor per level.
+    That is level by level. `outputs` are three lists of a tensor per level: class scores, deltas, directions.
     """
     return tuple(tensor for level in zip(*outputs, strict=True) for tensor in level)
 

@@ -187,6 +187,9 @@ class QueryBoxes(abc.ABC):
     def other_limits(
         self, model: nn.Module, runner: Stepper, spec: GraphSpec
     ) -> Iterable[tuple[str, AbstractContextManager[None]]]:
-        """Yield titles, and contexts in which a model and `runner`, its files, decode with other limits."""
+        """Yield titles, and contexts in which a model and `runner`, its files, decode with other limits.
+
+        `spec` is not read.
+        """
         pairs = self.num_queries(model) * self.num_classes(model)
         return other_limits(model.pts_bbox_head.bbox_coder, runner.metadata.postprocess, pairs)

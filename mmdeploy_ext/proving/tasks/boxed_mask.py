@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 RESULTS, PLACE = 'masks', 'worst IoU'
 """Titles of columns in tables: number of results, and `DetectionRow.worst_iou`."""
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
+"""The bars of files in float16 or INT8, as arguments of `match_detections` and in words."""
 fit_pair = bbox2d.fit_pair
+"""(pair) -> the pair, shrunk or enlarged to a size at which its labels are legible, to be drawn."""
 SAME_LOGITS_SCORE_BAR = bbox2d.SAME_LOGITS_SCORE_BAR
 SLIVER = 1.0
 """Pixels. The mask of a box that is less wide, or less high, is sampled at one position between two rows."""

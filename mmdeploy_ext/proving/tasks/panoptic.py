@@ -33,6 +33,7 @@ __all__ = [
 RESULTS, PLACE = 'segments', 'worst IoU'
 """Titles of columns in tables: that of the number of results, and that of `DetectionRow.worst_iou`."""
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
+"""The bars of files in float16 or INT8, as arguments of `match_detections` and in words."""
 
 
 def pair_up(
