@@ -26,8 +26,8 @@ SCORE_BAR = 1e-4
 fit_pair = bbox2d.fit_pair
 """(pair) -> the pair, shrunk or enlarged to a size at which its labels are legible, to be drawn."""
 problem, half_bars, half_text = bbox3d.problem, bbox3d.half_bars, bbox3d.half_text
-"""(reference, candidate) -> why two lists cannot be compared, '' if they can; and of the `HalfBars` of files in
-float16 or INT8, the bars of `pair_up` by keyword, and that of distances in words."""
+"""(reference, candidate) -> why two lists cannot be compared, '' if they can; and of the `HalfBars` of files
+in float16 or INT8, the bars of `pair_up` by keyword, and that of distances in words."""
 pair_up = functools.partial(bbox3d.pair_up, score_bar=SCORE_BAR)
 """(reference, candidate, bars by keyword) -> `Pairing`, as `bbox3d.pair_up` pairs boxes within a class."""
 

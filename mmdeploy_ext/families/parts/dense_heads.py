@@ -482,7 +482,7 @@ class SablKind(HeadKind):
     def boxes_and_factors(
         self, head: nn.Module, rows: Rows, priors: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return boxes (A, 4) as `boxes` does, and their confidences 0..1 (A,), which are the score factors."""
+        """Return boxes (A, 4) as `boxes` does, and their confidences 0..1 (A,), the score factors."""
         return head.bbox_coder.decode(priors, [rows['bbox_cls'].contiguous(), rows['bbox_reg'].contiguous()])
 
 

@@ -86,7 +86,7 @@ The other arguments are those of `matching.match_lists`: `image`, a name for the
 `candidate`, `capacity`, the largest number of results that both engines keep, ...
 """
 fit_pair = bbox2d.fit_pair
-"""Shrinks or enlarges a `Pair`, an image and its two lists of results, to a size at which labels are legible."""
+"""Brings a `Pair`, an image and its two lists of results, to a size for drawing, smaller or larger."""
 
 
 def draw_pair(
