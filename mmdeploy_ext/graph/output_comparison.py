@@ -189,9 +189,10 @@ def _compare_outputs(
 
 
 def without_equal_gaps(reference: np.ndarray, candidate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return two arrays with 0 for their NaN and infinities, if both have the same in the same places.
+    """Return two arrays with 0 at the places of the reference's NaN and infinities, if both are equal there.
 
-    Otherwise, and if they hold no floats, or differ in dtype or shape, they are returned as they are.
+    NaN and infinities that `candidate` has elsewhere stay in it. If one of those places differs, and if the
+    arrays hold no floats, or differ in dtype or shape, they are returned as they are.
     """
     kinds = [(array.dtype, array.shape) for array in (reference, candidate)]
     if reference.dtype.kind != 'f' or kinds[0] != kinds[1]:

@@ -100,8 +100,9 @@ def module_path(node: onnx.NodeProto, modules: Collection[str] | None = None) ->
 
     Args:
         node: node of an exported file.
-        modules: paths of the model's modules; of a path in a name the result is one of them, or ''. None
-            takes the name as it is, and that in metadata is always taken so.
+        modules: paths of the model's modules; of a path in a name the result is one of them (the nearest
+            module around it if it is none itself), or ''. None takes the name as it is, with numbers of calls
+            and stages ('network'), and that in metadata is always taken so.
     """
     path, source = module_of(node)
     if source == 'metadata':

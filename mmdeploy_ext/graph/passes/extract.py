@@ -32,8 +32,8 @@ def cut(
 
     Args:
         model: the graph, which stays as it is.
-        inputs: names of tensors; None for those of the graph's inputs that the outputs need.
-        outputs: names of tensors that nodes make; None for the graph's outputs.
+        inputs: names of tensors, at least one; None for those of the graph's inputs that the outputs need.
+        outputs: names of tensors that nodes make, at least one; None for the graph's outputs.
 
     Raises:
         UsageError: an unknown tensor; an output that is also an input or that no node makes; outputs that

@@ -74,8 +74,8 @@ def name_ends(
 
     - Outputs take `output_names` in order; further ones are output_<place>. An inner tensor that has such a
       name gets another one.
-    - The axes of `dynamic`, name of an input or output -> axis -> name of the axis, take their names; axes
-      elsewhere that the exporter gave the same name as one of these change with it.
+    - The axes of `dynamic`, name of an input or new name of an output -> axis -> name of the axis, take their
+      names; axes elsewhere that the exporter gave the same name as one of these change with it.
     A second run changes nothing.
 
     The model itself stays as it is. Axes count from 0.

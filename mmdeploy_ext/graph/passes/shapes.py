@@ -31,7 +31,8 @@ def set_shapes(
 
     - `axes`, name of an axis -> size or another name, changes the axis in every input that has it.
     - `shapes`, name of an input -> its whole shape, states sizes, names of axes, or '?' for an axis without a
-      name. Names and '?' open an axis that was fixed. With None or {} either changes nothing.
+      name. Names and '?' open an axis that was fixed; `axes` does not change this input. With None or {}
+      either changes nothing.
     If all inputs have these shapes already, the result is an equal copy. Sizes that are baked into constants
     stay: a graph that was traced at one size may have an open axis and still run at that size only
     (`try_sizes` of `graph/batch_trial.py` finds that out).

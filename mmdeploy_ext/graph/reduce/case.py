@@ -159,7 +159,7 @@ def prepare(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.Mod
 def record(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, apart: bool = False) -> dict[str, Any]:
     """Return tensor name -> array of inputs and all outputs of nodes of a graph of `prepare`.
 
-    A sequence is a list.
+    A sequence is a list. Initializers are not among them.
 
     Args:
         model: the graph.
