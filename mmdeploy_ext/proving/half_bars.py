@@ -162,7 +162,7 @@ def bars_of(precision: str) -> HalfBars | None:
 
 
 def widened(groups: Sequence[ColumnGroup], precision: str) -> tuple[ColumnGroup, ...]:
-    """Return the tolerances of a tensor's columns in the contract of a file of a precision.
+    """Return the tolerances of a tensor's columns in the contract of a file of a precision, 'fp32' or 'fp16'.
 
     `groups` are those of float32, which keeps them; those of the others are in the tables of a proof, which
     goes by the bars.

@@ -59,7 +59,7 @@ def generated_dataset(folder: Path, cfg: Any, rule: VoxelRule) -> dict[str, Any]
 
 
 def plain_sample(rule: VoxelRule, sample: Sweep) -> Sweep:
-    """Return a sweep of a single point of another sweep, in range if one is, see `plain_sweep`."""
+    """Return a sweep of a single point of another sweep: the furthest in range, see `plain_sweep`."""
     return proof_samples.plain_sweep(sample, rule.point_cloud_range)
 
 

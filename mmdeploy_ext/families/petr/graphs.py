@@ -58,8 +58,9 @@ BOXES = (
 def valid_for(frames: int) -> dict[str, str]:
     """Return name of an input of a graph, or of a constant -> for how long a value of it may be used again.
 
-    The inputs are those of both contracts; the time is `FRAME`, `RIG` or `MODEL`. `frames` is F: of PETRv2
-    the positions of DL4AGX's head are those of the frame before, too.
+    The inputs are those of both contracts; the time is `FRAME`, `RIG` (until calibration or image size
+    change) or `MODEL`. `frames` is F: of PETRv2 the positions of DL4AGX's head are those of the frame before,
+    too.
     """
     per_frame = ['img', 'img_feats', 'mlvl_feats.0']
     if frames > 1:
@@ -300,7 +301,10 @@ def bound(size: Sizes) -> list[GraphSpec]:
 
 
 def for_precision(spec: GraphSpec, precision: str) -> GraphSpec:
-    """Return a contract whose outputs have the bars of a precision, see `proving/half_bars.py`."""
+    """Return a copy of a contract whose outputs have the tolerances of a precision, see `widened`.
+
+    It is 'fp32', which keeps those of the contract, or 'fp16'.
+    """
     outputs = (
         dataclasses.replace(tensor, groups=widened(tensor.groups, precision)) for tensor in spec.outputs
     )
