@@ -112,7 +112,9 @@ class SparseFamily(Family):
     def load(self, model: torch.nn.Module, path: str, weight_layout: str = 'auto') -> LoadReport:
         """Load the encoder's weights (and the rest of the model, if the file has it); see `Family.load`.
 
-        `weight_layout`, of the kernels in the file, is 'auto', 'spconv1', 'spconv2' or 'spconv2-rskc'.
+        `weight_layout`, of the kernels in the file, is 'auto', 'spconv1', 'spconv2' or 'spconv2-rskc'. The
+        report has the layouts that were found, ranges of a PTQ file and keys that nothing took; a missing key
+        raises CheckpointError.
         """
 
     def num_classes(self, model: torch.nn.Module) -> int:

@@ -29,7 +29,7 @@ class CameraDetector(MVXTwoStageDetector):
         super().__init__(**modules)
 
     def extract_img_feat(self, img: Tensor) -> list[Tensor]:
-        """Return feature maps (1, N, C, h, w) of each level, of pictures (1, N, 3, H, W)."""
+        """Return feature maps (1, N, C, h, w) of each level, of normalised pictures (1, N, 3, H, W)."""
         maps = self.img_backbone(img.flatten(0, 1))
         maps = list(maps.values()) if isinstance(maps, dict) else maps
         if self.with_img_neck:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def feature_maps(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """Return the feature maps (N, C, h, w) of each level, of pictures (N, 3, H, W).
+    """Return the feature maps (N, C, h, w) of each level, of normalised pictures (N, 3, H, W).
 
     The backbone may give a dict or a sequence of maps; a model without a neck has those of its backbone.
     """

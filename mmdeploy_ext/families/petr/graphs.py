@@ -88,7 +88,7 @@ class ExtractImgFeat(OfModel):
     """Backbone and neck."""
 
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
-        """Return the first feature map (1, N, C, h, w) of pictures (N, 3, H, W)."""
+        """Return the first feature map (1, N, C, h, w) of normalised pictures (N, 3, H, W)."""
         return (feature_maps(self.model, img)[0].unsqueeze(0),)
 
 

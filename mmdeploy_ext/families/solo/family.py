@@ -73,8 +73,8 @@ class SoloFamily(ImageFamily):
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
         """Yield entries of the methods of the head and of the detector that graphs compute themselves.
 
-        Those of the detector are there also if it is derived from no class of mmdet. Whether they differ from
-        mmdet's is not looked at here.
+        Those of the detector are there also if it is not derived from `SingleStageInstanceSegmentor`. Whether
+        they differ from mmdet's is not looked at here.
         """
         yield from followed.replaced_in(model, ['mask_head'], FOLLOWED)
         segmentor, methods = FOLLOWED[0]

@@ -113,9 +113,9 @@ class SoloFullForm(nn.Module):
     def soft_masks(self, *maps: torch.Tensor) -> SoftMasks:
         """Return the soft masks of cells.
 
-        `maps` are of `SOLOHead` the inputs of its mask convolutions, per level (B, D, ...) with twice the
-        height and width of the level; of `SOLOV2Head` kernels (B, S, E) and mask features (B, E, H4, W4); of
-        decoupled heads x masks and y masks (B, G, H4, W4).
+        `maps` are of `SOLOHead` the inputs of its mask convolutions, per level (B, channels, ...) with twice
+        the height and width of the level; of `SOLOV2Head` kernels (B, S, E) and mask features (B, E, H4, W4);
+        of decoupled heads x masks and y masks (B, G, H4, W4).
         """
         if self.kind == 'SOLOV2Head':
             return DynamicMasks(*maps)

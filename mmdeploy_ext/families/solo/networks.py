@@ -77,7 +77,7 @@ class SoloNetwork(nn.Module):
         return self.model.mask_head
 
     def levels(self, image: torch.Tensor) -> tuple[Maps, tuple[torch.Tensor, ...]]:
-        """Return the level inputs (B, D, h, w) and the neck's outputs."""
+        """Return the level inputs (B, D, h, w) and the neck's outputs, of normalised images (B, 3, H, W)."""
         pyramid = self.model.extract_feat(image)
         return self.head.resize_feats(pyramid), pyramid
 

@@ -51,7 +51,10 @@ class BorderPoints:
         self._moved, self._layer = frozenset(moved), 0
 
     def __call__(self, places: Tensor) -> Tensor:
-        """Return which points (A, P, N, 2) of the next layer are inside of their pictures (A, P, N)."""
+        """Return which points (A, P, N, 2) of the next layer are inside of their pictures (A, P, N).
+
+        Points are x, y in shares of the picture's width and height.
+        """
         inside = in_pictures(places)
         distance = torch.minimum(places.abs(), (1 - places).abs())
         is_near = (distance <= NEAR).any(-1) & ((places >= -NEAR) & (places <= 1 + NEAR)).all(-1)

@@ -77,7 +77,7 @@ class Backbone(OfModel):
     """Pictures to features."""
 
     def forward(self, img: Tensor) -> tuple[Tensor]:
-        """Return the features (1, S, C) of pictures (1, N, 3, H, W)."""
+        """Return the features (1, S, C) of normalised pictures (1, N, 3, H, W)."""
         return (feature_rows(self.model, img[0]),)
 
 

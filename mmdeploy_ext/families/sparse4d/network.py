@@ -82,7 +82,7 @@ def map_sizes(model: nn.Module, cameras: int, height: int, width: int) -> tuple[
 
 
 def feature_rows(model: nn.Module, img: Tensor) -> Tensor:
-    """Return `Pictures.rows` of pictures (N, 3, H, W)."""
+    """Return `Pictures.rows` of normalised pictures (N, 3, H, W)."""
     # each map by itself: ONNX Runtime turns it while it leaves the layout of its convolutions
     maps = [level.permute(0, 2, 3, 1).flatten(1, 2) for level in feature_maps(model, img)]
     return torch.cat(maps, 1).flatten(0, 1)[None]
@@ -100,7 +100,7 @@ def embed(encoder: nn.Module, anchor: Tensor) -> Tensor:
 
 
 def key_points(generator: nn.Module, anchor: Tensor, feature: Tensor) -> Tensor:
-    """Return the key points (A, P, 3), m, of anchors (1, A, 11) with features (1, A, C)."""
+    """Return the key points (A, P, 3), m, LiDAR frame, of anchors (1, A, 11) with features (1, A, C)."""
     shares = generator.fix_scale[None].expand(anchor.shape[1], -1, -1)
     if getattr(generator, 'learnable_fc', None) is not None:
         learned = generator.learnable_fc(feature)[0].reshape(anchor.shape[1], -1, 3)
@@ -112,7 +112,7 @@ def key_points(generator: nn.Module, anchor: Tensor, feature: Tensor) -> Tensor:
 
 
 def project(points: Tensor, lidar2img: Tensor, image_wh: Tensor) -> Tensor:
-    """Return where points (A, P, 3) are in the pictures (A, P, N, 2), in shares of their sides."""
+    """Return where points (A, P, 3) are in the pictures (A, P, N, 2): x, y in shares of width and height."""
     matrix, shift = lidar2img[:, :3, :3].flatten(0, 1), lidar2img[:, :3, 3].flatten()
     projected = torch.nn.functional.linear(points, matrix, shift).unflatten(-1, (-1, 3))
     depth = projected[..., 2:]

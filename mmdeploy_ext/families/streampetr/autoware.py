@@ -59,7 +59,7 @@ class NodeImages(ExtractImgFeat):
             self.register_buffer(name, constant, persistent=False)
 
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
-        """Return img_feats (1, N, C, h, w) of img (1, N, 3, H, W)."""
+        """Return img_feats (1, N, C, h, w) of img (1, N, 3, H, W), as the node normalises it."""
         planes = img[0]
         if self.turned:
             planes = planes.index_select(1, torch.tensor([2, 1, 0], device=img.device))
@@ -76,8 +76,8 @@ class NodePositions(RigEmbedding):
     def forward(self, img_metas_pad: Tensor, intrinsics: Tensor, img2lidar: Tensor) -> tuple[Tensor, Tensor]:
         """Return pos_embed (1, T, C), cone (1, T, 8), of intrinsics and img2lidar (1, N, 4, 4).
 
-        The cone of a token is two focal lengths and two points of its ray, see
-        `FrameSteps.position_embedding`.
+        `img2lidar` is from pixels times depth to the LiDAR frame. The cone of a token is two focal lengths
+        and two points of its ray, see `FrameSteps.position_embedding`.
 
         The input `img_metas_pad` (3,) has no effect: the size of the pictures is a constant of the graph.
         Zero times it is added so that no engine drops the input, which the node looks up by name.
@@ -105,9 +105,10 @@ class NodeMemoryHead(HeadStep):
 
         `data_ego_pose` (1, 4, 4) is from the vehicle, the frame of the boxes, to the map, `data_ego_pose_inv`
         its inverse. The memory is `embedding` (1, n, C), `reference_point` (1, n, 3), `timestamp` (1, n, 1),
-        ages in s, `egopose` (1, n, 4, 4) and `velo` (1, n, 2), n rows, newest first. Returned are
-        all_cls_scores (1, K, Q), logits, all_bbox_preds (1, 10, Q), and the memory after the frame: the
-        frame's new rows, then these n.
+        ages in s, `egopose` (1, n, 4, 4) and `velo` (1, n, 2), n rows, newest first; points and poses are in
+        the map, velocities in the vehicle's frame of their rows' origins. Returned are all_cls_scores
+        (1, K, Q), logits, all_bbox_preds (1, 10, Q), and the memory after the frame: the frame's new rows,
+        then these n.
         """
         prev_exists = egopose.abs().sum().view(1)  # 0 for a memory that the node has zeroed, else above 0
         state = Memory(embedding, reference_point, timestamp, egopose, velo)
@@ -202,7 +203,7 @@ def manifest_differences(folder: Path, limits: Sequence[float]) -> Iterator[str]
 
     Args:
         folder: folder of the files.
-        limits: `post_center_range` of the box coder in the config, m.
+        limits: `post_center_range` of the box coder in the config, m: lowest x, y, z, then highest.
 
     Raises:
         ModelFileError: the graph of the pictures or the head is missing or cannot be read; that of the

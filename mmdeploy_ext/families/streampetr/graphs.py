@@ -39,7 +39,7 @@ class ExtractImgFeat(OfModel):
     """Backbone and neck."""
 
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
-        """Return img_feats (1, N, C, h, w) of img (N, 3, H, W)."""
+        """Return img_feats (1, N, C, h, w) of img (N, 3, H, W), normalised."""
         return (self.model.extract_img_feat(img.unsqueeze(0)),)
 
 
@@ -55,7 +55,10 @@ class RigEmbedding(OfModel):
         self.tokens_per_camera = self.frustum.shape[0] // cameras
 
     def forward(self, img2lidar: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
-        """Return pos_embed (1, T, C) and cone (1, T, 8) of img2lidar and intrinsics (1, N, 4, 4)."""
+        """Return pos_embed (1, T, C) and cone (1, T, 8) of img2lidar and intrinsics (1, N, 4, 4).
+
+        `img2lidar` is from pixels of the network input times depth to the LiDAR frame.
+        """
         steps = steps_of(self.model.pts_bbox_head)
         focal = steps.focal_per_token(intrinsics, self.tokens_per_camera)
         return steps.position_embedding(img2lidar, focal, self.frustum)
@@ -110,9 +113,10 @@ class PtsHeadMemory(HeadStep):
         """Compute one frame of `img_feats` (1, N, C, h, w) and the outputs of `RigEmbedding`.
 
         The memory is `embedding` (1, n, C), `reference_point` (1, n, 3), `timestamp` (1, n, 1), `egopose`
-        (1, n, 4, 4) and `velo` (1, n, 2). `ego_motion` (1, 4, 4) is from the last LiDAR frame to this one,
-        `delta_t_s` (1,) the time since; the memory is ignored if `prev_exists` (1,) is 0. Returned are
-        all_cls_scores, all_bbox_preds, and the five tensors of the state after the frame.
+        (1, n, 4, 4) and `velo` (1, n, 2), each in the frame that the class names. `ego_motion` (1, 4, 4) is
+        from the last LiDAR frame to this one, `delta_t_s` (1,) the time since; the memory is ignored if
+        `prev_exists` (1,) is 0. Returned are all_cls_scores, all_bbox_preds, and the five tensors of the
+        state after the frame.
         """
         state = Memory(embedding, reference_point, timestamp, egopose, velo)
         outputs, _, after = self.step(img_feats, pos_embed, cone, state, ego_motion, delta_t_s, prev_exists)
@@ -143,12 +147,13 @@ class ForkFrame(HeadStep):
         ref_point: Tensor,
         velo: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Compute one frame of images (N, 3, H, W), with a memory in a global frame.
+        """Compute one frame of normalised images (N, 3, H, W), with a memory in a global frame.
 
         `img2lidar` is (1, T, 4, 4), or (1, T, depth bins, 4, 4), `intrinsic` (1, T, 2), |fx| and |fy| in 1000
         pixels, `ego_pose_inv` (1, 4, 4) from the global frame to the LiDAR's; `ego_pose` is an input that no
         operator uses. The memory is `embedding` (1, n, C), `age` (1, n, 1) s, `egopose` (1, n, 4, 4),
-        `ref_point` (1, n, 3) and `velo` (1, n, 2); it is ignored if `prev_exists` (1,) is 0.
+        `ref_point` (1, n, 3) and `velo` (1, n, 2), which is in the LiDAR frame of the row's origin; it is
+        ignored if `prev_exists` (1,) is 0.
 
         Returned are all_cls_scores, all_bbox_preds; embedding, age, egopose, ref_point and velo of the memory
         that the frame used, without the oldest of the n rows (as many as a frame adds), with points and poses

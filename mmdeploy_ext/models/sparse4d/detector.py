@@ -49,7 +49,7 @@ class Sparse4D(BaseModule):
         self.depth_branch = depth_branch and build_from_cfg(depth_branch, PLUGIN_LAYERS)
 
     def extract_feat(self, img: Tensor) -> Features:
-        """Return the feature maps of pictures (B, N, 3, H, W)."""
+        """Return the feature maps of normalised pictures (B, N, 3, H, W)."""
         maps = self.img_neck(self.img_backbone(img.flatten(0, 1)))
         return flatten_maps([level.unflatten(0, img.shape[:2]) for level in maps])
 

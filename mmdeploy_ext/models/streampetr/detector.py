@@ -133,7 +133,7 @@ class Petr3D(MVXTwoStageDetector):
         self.prev_scene_token: str | None = None
 
     def extract_img_feat(self, img: Tensor) -> Tensor:
-        """Return features (B, N, C, h, w) of images (B, N, 3, H, W)."""
+        """Return features (B, N, C, h, w) of normalised images (B, N, 3, H, W)."""
         return self._map_images(img.unsqueeze(1)).squeeze(1)
 
     def forward(self, return_loss: bool = True, **data: Any) -> Any:
