@@ -94,7 +94,10 @@ class QueryFamily(ImageFamily):
         return dict(max_per_img=postprocess.max_per_img(head), num_classes=int(head.num_classes))
 
     def sizes_choose_levels(self, model: nn.Module) -> bool:
-        """Return whether tokens of all levels become queries, each as a box of the size of its level."""
+        """Return whether tokens of all levels become queries, each as a box of the size of its level.
+
+        A proof then has a picture that one object fills.
+        """
         return bool(graphs.num_proposals(model))
 
     def ranks_queries(self, model: nn.Module) -> bool:
@@ -365,9 +368,9 @@ class QueryRegionsFamily(ImageFamily):
         return last_level_side(model.roi_head)
 
     def exaggerated(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which later stages look at every level.
+        """Return a context in which later stages look at every level; afterwards the model is as it was.
 
-        The first stage makes a third of the regions larger by `SIZE_RATIO`, and a third smaller.
+        The first stage makes sides of a third of the regions longer by `SIZE_RATIO`, and of a third shorter.
         """
         first = model.roi_head.bbox_head[0]
         return changed_outputs(first.fc_reg, _of_all_sizes(first.bbox_coder.stds))
