@@ -231,6 +231,7 @@ def followed_functions(replaced: Iterable[Replaced], table: Table) -> list[Calla
 
     Those of decorators are among them, before the functions that they wrap, see `functions_behind`. After
     them come the functions of others that they call in the place of a library's, see `called_of_others`.
+    A proof's search for code of the user that no graph has leaves them out.
     """
     live = [
         getattr(entry.part, method, None)

@@ -237,7 +237,11 @@ class SequenceFamily(Family):
 
     @abc.abstractmethod
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
-        """Return exported files on an engine, by options of `build_backend`, as a stepper."""
+        """Return exported files on an engine as a stepper.
+
+        `engine` has the arguments of `build_backend` besides the path: `engine`, the backend's name, ONNX
+        Runtime's without it, and its options.
+        """
 
     @abc.abstractmethod
     def timed_methods(self, model: torch.nn.Module) -> dict[str, list[tuple[object, str]]]:

@@ -317,7 +317,7 @@ def proposals_stage(model: nn.Module, columns: int = 5) -> Stage:
 
 
 def first_trial(model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-    """Return the stage behind the network that makes proposals alone, and its output.
+    """Return the stage behind the network that makes proposals alone, and its output's spec.
 
     It is `ImageFamily.first_trial`; no option changes it.
     """
