@@ -114,7 +114,7 @@ class SparseFamily(Family):
 
         `weight_layout`, of the kernels in the file, is 'auto', 'spconv1', 'spconv2' or 'spconv2-rskc'. The
         report has the layouts that were found, ranges of a PTQ file and keys that nothing took; a missing key
-        raises CheckpointError.
+        of the encoder raises CheckpointError.
         """
 
     def num_classes(self, model: torch.nn.Module) -> int:

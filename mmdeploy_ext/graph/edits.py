@@ -33,7 +33,8 @@ def record(model: onnx.ModelProto, command: str, arguments: Mapping[str, Any], *
         model: the edited graph.
         command: one of `REPEATED`, or another one, such as that of `quantize.py`.
         arguments: parameter -> value of the command's function, in plain JSON types.
-        packages: names of the Python packages that decide about the result; their versions are recorded.
+        packages: names, as pip has them, of the packages that decide about the result; their versions are
+            recorded.
 
     Raises:
         ModelFileError: this project exported the file, and it has no record, or one that is no JSON list.

@@ -353,7 +353,7 @@ class Proposals(nn.Module):
         Args:
             maps: all levels of each of `output_kinds` in turn: class logits (B, a, h, w), of a head with a
                 softmax (B, a*2, h, w), deltas (B, a*4, h, w), then the other kinds.
-            clip_hw: (B, 2) float32 height and width that boxes are clipped to.
+            clip_hw: (B, 2) float32 height and width, pixels of the input, that boxes are clipped to.
 
         Returns:
             dets (B, K, D + 1) box, in pixels of the network input, and score, the best first, and levels

@@ -139,7 +139,7 @@ class Boxes(nn.Module):
             maps: those of `regions.region_maps`, (B, channels, h, w) each.
             proposals: (B, K, 4) xyxy, pixels of the network input.
             present: (B, K) bool; other rows are padding.
-            clip_hw: (B, 2) float32 height and width that boxes are clipped to.
+            clip_hw: (B, 2) float32 height and width, pixels of the input, that boxes are clipped to.
             scale_factor: (B, 4) float32 `w h w h`; boxes are divided by it.
             stage_tensors: if it is a list, a dict per stage is appended to it, with `_` and the number of the
                 stage at the end of each name: `region_features` (B * K, channels, h, w), which its head

@@ -91,7 +91,7 @@ class Program:
     def fitting(self, name: str, feed: np.ndarray) -> np.ndarray:
         """Return a float feed in the float dtype that the input `name` takes; other feeds as they are.
 
-        `name` is a graph input, with a default or not.
+        `name` is a graph input, with a default or not. bfloat16 counts as no float here.
         """
         elements = {value.name: value.type.tensor_type.elem_type for value in self.index.graph.input}
         dtype = helper.tensor_dtype_to_np_dtype(elements[name]) if elements[name] else feed.dtype

@@ -209,7 +209,10 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
 
 
 def depth_plot(comparison: Comparison) -> Markup:
-    """Return an SVG of the errors of compared tensors by depth: of the whole model, and of single nodes."""
+    """Return an SVG of the errors of compared tensors by depth: of the whole model, and of single nodes.
+
+    Lines are drawn at both of `Comparison.bars` and at the depth of the first difference.
+    """
     axes = Axes(len(comparison.entries), FLOOR, CEILING)
     words = {FLOOR: 'equal', 0: '1', CEILING: 'shape'}
     parts = list(axes.grid(lambda decade: ('base', words.get(decade, f'1e{decade}'))))

@@ -136,7 +136,7 @@ def walk(
 
     Args:
         program: the graph.
-        feeds: input -> array.
+        feeds: input -> array of its dtype, see `Program.fitting`.
         references: tensor -> the values that it should have, if they are known before the walk.
         runner: runs the nodes; walks that share one do not run equal nodes on equal values again.
         lookup: returns a reference for a tensor that has none, or None; called with the walk so far, the
