@@ -213,7 +213,7 @@ class ExportedFiles:
 
     @property
     def metadata(self) -> Metadata:
-        """The metadata of the last file, which gives the outputs."""
+        """The metadata of the last file, which gives the outputs, but for PETR's contract 'dl4agx'."""
         return self.all_metadata[-1]
 
 

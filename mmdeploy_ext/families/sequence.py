@@ -80,7 +80,11 @@ class SequenceFamily(Family):
 
     @abc.abstractmethod
     def graphs(self, model: torch.nn.Module, options: Options) -> list[Graph]:
-        """Return the graphs of a contract, in the order in which a frame goes through them."""
+        """Return the graphs of a contract, in the order in which a frame goes through them.
+
+        PETR's contract 'dl4agx' is the exception: the graph of the positions, which belong to its caller, is
+        the last.
+        """
 
     def memory_spec(self, facts: Mapping[str, Any]) -> MemorySpec:
         """Return the description of the memory, from the `postprocess_facts` in a file.

@@ -260,7 +260,7 @@ def portable(size: Sizes) -> list[GraphSpec]:
 
 
 def bound(size: Sizes) -> list[GraphSpec]:
-    """Return the contracts of DL4AGX's two graphs, and of that of the positions, which its caller computes.
+    """Return the contracts of DL4AGX's two graphs, then of that of the positions, which its caller computes.
 
     Source of names, ranks and shapes: NVIDIA/DL4AGX 482b3f5, AV-Solutions/petr-trt.
     """
@@ -312,7 +312,7 @@ def for_precision(spec: GraphSpec, precision: str) -> GraphSpec:
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    """Return the three graphs of a contract."""
+    """Return the three graphs of the contract of the options, in the order of `portable` or `bound`."""
     size, folded = Sizes(model), fuse(model)
     pictures = [model.picture_size] * size.cameras * size.frames
     padding = padding_mask(pictures, (size.height, size.width), size.map_size)
