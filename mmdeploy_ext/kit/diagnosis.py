@@ -25,6 +25,9 @@ ROUNDED = 5e-3
 With TF32, which ONNX Runtime and TensorRT use by default, tensors of fifteen toys were off by 0.03 to 0.17 %
 (docs/engines.md).
 """
+EXACT = 1e-5
+"""Largest difference, relative to the largest value, that the order of sums in float32 explains: such values
+are PyTorch's, and what is wrong with them is their dtype."""
 MAX_AXES = 5
 """Tensors with more axes are not looked at in every order of their axes."""
 LAYOUTS = {
@@ -63,7 +66,8 @@ def diagnose(expected: np.ndarray, got: np.ndarray) -> str:
 
     An order of axes is that of PyTorch's axes in the output.
 
-    Of outputs that are not constant it is '' also for sides of fewer than two values or of different numbers
+    It is '' for values that are PyTorch's, such as those of an output that is wrong in its dtype alone. Of
+    outputs that are not constant it is '' also for sides of fewer than two values or of different numbers
     of values, for values that are not finite, and for outputs that are truth values, texts or complex.
 
     Args:
@@ -77,6 +81,8 @@ def diagnose(expected: np.ndarray, got: np.ndarray) -> str:
     if not (np.isfinite(expected).all() and np.isfinite(got).all()):
         return ''
     distance = ArrayDistance(got, expected)
+    if expected.shape == got.shape and distance.max_rel <= EXACT:
+        return ''
     if expected.shape == got.shape and distance.scale > 0 and distance.max_rel <= ROUNDED:
         return (
             f"within {100 * distance.max_rel:.2g} % of PyTorch's largest value everywhere, as where factors "

@@ -102,8 +102,8 @@ def random_nodes(model: onnx.ModelProto) -> list[str]:
 
     A node without a name is '#12', its position in its graph, body or function. Their results differ between
     engines, so that no number of runs shows that two of them agree. Dropout counts where it can be in
-    training mode: its third input is there and is not a constant false (in opsets 7 to 11 it has none, and
-    never draws).
+    training mode: its third input is there and is not a constant false of the same graph (in opsets 7 to 11
+    it has none, and never draws).
     """
     return [
         f'{node.name or f"#{position}"} ({node.op_type})'

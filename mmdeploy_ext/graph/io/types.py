@@ -43,7 +43,8 @@ def infer(model: onnx.ModelProto, *, strict: bool = False) -> dict[str, onnx.Typ
 
     The model is not changed, and its large initializers are not copied. An input with a default counts with
     that value: shapes that follow from it are those without another feed. With `strict`, nodes and shapes
-    that do not fit together are an error; without, what follows from them has no type.
+    that do not fit together are an error; without, what follows from them has no type. If a node is of a
+    domain that the model does not import, only types that are stated are known.
 
     Raises:
         ModelFileError: `strict`, and onnx found a node that cannot work; its message names the node.

@@ -152,7 +152,11 @@ def node_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def lines(content: dict[str, Any]) -> Iterator[str]:
-    """Yield the content that `describe` returned as lines of text, without metadata that are long tables."""
+    """Yield the content that `describe` returned as lines of text.
+
+    Of this project's metadata only `SHOWN_METADATA` are among them, of other metadata all; a value is cut off
+    behind `LONGEST_VALUE` characters.
+    """
     yield f'inputs: {_join_values(content["inputs"])}'
     yield f'outputs: {_join_values(content["outputs"])}'
     defaults = content['defaults']

@@ -204,6 +204,12 @@ def test_rounded_factors_are_told_from_values_in_another_order():
     assert diagnose(expected, np.roll(expected, 7)) == "PyTorch's values in another order"
 
 
+@pytest.mark.parametrize('expected', [np.random.default_rng(0).random((2, 3, 4)), np.zeros((2, 3))])
+def test_values_that_are_pytorchs_get_no_explanation(expected):
+    expected = expected.astype(np.float32)
+    assert diagnose(expected, expected.astype(np.float64) * (1 + 1e-7)) == ''
+
+
 def named(fault):
     return {
         'constant': (changed(dets=np.ones_like), 'dets: every value is 1, PyTorch has results'),
