@@ -51,7 +51,7 @@ COLLECTED = ('ori_shape', 'img_shape', 'pad_shape', 'scale_factor', 'flip')
 OF_DATASET = 2
 """Number of samples of the user's data set that are compared besides the generated ones."""
 EXACT = ('images', 'points', 'timestamp_s', 'camera_times_s', 'scene_token')
-"""Values that the rules promise bit for bit, but `images` of a data set that has a `picture_rtol`."""
+"""Values that have to be equal, of any dtype, but `images` of a data set that has a `picture_rtol`."""
 NEAR = ('lidar2img', 'intrinsics', 'ego_pose')
 """Matrices, which data sets keep in float32."""
 OPTIONAL = ('ego_pose', 'timestamp_s', 'camera_times_s', 'scene_token')
@@ -85,10 +85,10 @@ def compare_pictures(
         metadata: metadata of the exported file.
         files: paths of pictures of the user; if it is empty `picture` is used. Two generated ones follow.
         picture: (h, w, 3) uint8 BGR, the first sample of the proof.
-        normalisation: `mean` and `std`, or one of them, that the export was given in place of the config's;
-            None or {} keeps those of the config.
+        normalisation: `mean` and `std`, or one of them, that the export was given in place of the config's,
+            in its channel order; None or {} keeps those of the config.
         feeds: takes a picture of the pipeline and a batch size, and returns the inputs that `mm2onnx run` has
-            to make; None: inputs are not compared.
+            to make; those that both make are compared. None: inputs are not compared.
 
     Returns:
         The result, and the pictures of the pipeline, those of `files` first; [] if the result has an error or
@@ -213,9 +213,12 @@ def compare_prepared(
     their own, are left out with a note if there are others. An error of this project (`Mm2OnnxError`), or of
     the data set, is not raised, but the `error` of the result.
 
+    Numbers of `EXACT` have to be equal, of the points those inside the range to which the test pipeline cuts
+    them; matrices and the CAN bus have tolerances. NaN equals nothing.
+
     Args:
         deployment: the config and checkpoint.
-        rule: the rule in the file's metadata, by which the runtime prepares frames.
+        rule: `Metadata.preprocess` of the file, by which the runtime prepares frames.
         samples: the prepared frames or sweeps that the proof runs on.
         unit: name of a sample: 'frame' or 'sweep'.
     """
@@ -370,6 +373,9 @@ def compare_voxels(
 ) -> PreprocessingResult:
     """Compare the voxel rule in a file with the voxelisation of its model, on a generated sweep.
 
+    The attributes of the rule are compared first; only if they are equal are the voxels of the sweep, in any
+    order.
+
     Args:
         layer: mmcv's `Voxelization` of the model, in evaluation mode.
         order: order of the axes of coordinates that the model's encoder takes, 'xyz' or 'zyx'.
@@ -413,10 +419,11 @@ def _layer_rule(layer: nn.Module, order: str, in_channels: int) -> dict[str, Any
 
 
 def _generated_sweep(rule: Mapping[str, Any]) -> np.ndarray:
-    """Return points (P, D) float32 that reach every limit of a voxel rule.
+    """Return points (P, D) float32 that reach the limits of a voxel rule.
 
-    They lie on both edges of every axis and beyond them, in more voxels than the rule keeps if the grid has
-    so many, and some voxels have more points than the rule keeps. Points inside are not near the faces of
+    They lie on both edges of every axis and beyond them, in more voxels than the rule keeps if that is less
+    than about half of the grid and than `MAX_GENERATED_VOXELS`, and some voxels have more points than the
+    rule keeps. Points inside are not near the faces of
     voxels, where the last bit of float32 decides.
     """
     rng = np.random.default_rng(0)

@@ -81,9 +81,10 @@ class SparseProof(Proof):
         return sparse_file.read_sparse_file(self.deployment, path, self.ranges)
 
     def facts(self) -> dict[str, Any]:
-        """Return hash, target, options, order of axes, precision, grid and output size for the verdict.
+        """Return hash, target (`form`), options, order of axes, precision, grid and output for the verdict.
 
-        The grid is a text such as '41x1440x1440', whose axes are in the stated order: 'xyz' or 'zyx'.
+        The grid is a text such as '41x1440x1440', whose axes are in the stated order: 'xyz' or 'zyx'; the
+        output is the shape of the dense map, such as '1x256x180x180'.
         """
         file, options = self.file, self.file.export_options
         return dict(
@@ -148,7 +149,10 @@ class SparseProof(Proof):
         return sets if self.candidate else []
 
     def cases(self, sample: VoxelSet) -> tuple[list[Case], list[Pair]]:
-        """Run both sides on one set of voxels; return its case, and what the report draws of it."""
+        """Run both sides on one set of voxels; return its case, and what the report draws of it.
+
+        Sets of less than `DRAWN_VOXELS`, and those on which the file raised, are not drawn.
+        """
         reference = run_reference(self.file, sample)
         coordinates = in_order(sample.coordinates, self.file.same_order)
         start = time.perf_counter()
