@@ -70,7 +70,8 @@ def near_ties(
 
     Args:
         model: the detector.
-        run: runs the model and returns its results.
+        run: runs the model and returns its results, of any type: they are yielded as they are, such as a list
+            with an entry per image, or name -> list of rows.
         keys: names of the thresholds of overlaps or scores to move, in the `test_cfg` of the model's heads.
         choices: contexts in which the model decides ties of its own kind otherwise; it runs in each of them.
         run_moved: does what `run` does where thresholds alone are moved, and may reuse what does not depend

@@ -243,7 +243,8 @@ def arrays_and_numbers(value: Any, depth: int = 4) -> Any:
     """Return what can be compared of arrays, numbers and texts in containers, up to `depth` in each other.
 
     Of objects of the user's their attributes in `__dict__` count; of others, of classes, of `nn.Module`s and
-    of what is deeper the name of their type alone.
+    of what is deeper the name of their type alone. A mapping is two levels, as its items are pairs, and so is
+    an object of the user's.
     """
     if isinstance(value, (*PLAIN, torch.Tensor, np.ndarray)):
         return Contents().of(value)

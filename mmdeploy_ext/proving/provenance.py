@@ -115,7 +115,8 @@ def names_in_checkpoint(meta: Mapping[str, Any]) -> list[list[str]]:
 def training_notes(model: torch.nn.Module) -> list[str]:
     """Return a note if layers that compute otherwise in a training are in that mode after `eval()`; else [].
 
-    A `train` of the user's may leave layers so; a graph has them as in a test.
+    These are normalisation by statistics, and dropout. A `train` of the user's may leave layers so; a graph
+    has them as in a test.
     """
     from mmdeploy_ext.lint.check import TRAINED_LAYERS
 
@@ -407,8 +408,9 @@ def override_notes(deployment: Deployment, metadata: Metadata, subject: str = 't
 def stale_reason(recorded: Metadata, current: Metadata) -> str:
     """Return why a file has to be exported again; '' if it does not.
 
-    Class names are compared, as the config's hash has only its model and test pipeline. Overrides of the
-    config are left out: those that decide the graph are in that hash.
+    Class names are compared, as the config's hash has only its model and test pipeline, and so is the code of
+    the model's classes (`Metadata.model_classes`). Overrides of the config are left out: those that decide
+    the graph are in that hash.
 
     Args:
         recorded: the metadata of the file.

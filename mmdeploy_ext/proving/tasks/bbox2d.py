@@ -127,8 +127,8 @@ def _iou(boxes: np.ndarray, candidate_boxes: np.ndarray) -> np.ndarray:
 def fit_pair(pair: Pair) -> Pair:
     """Bring a pair to a size at which its labels are legible, before it is drawn.
 
-    Pictures wider than `LEGIBLE` shrink to it, small ones are enlarged by a whole factor; masks follow when
-    they are drawn.
+    Pictures wider than `LEGIBLE` shrink to it, small ones are enlarged by a whole factor. The results are
+    scaled along by their `scaled`; masks, and boxes beside them, stay, and masks follow when they are drawn.
     """
     import cv2
 

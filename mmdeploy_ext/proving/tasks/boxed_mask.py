@@ -22,7 +22,8 @@ RESULTS, PLACE = 'masks', 'worst IoU'
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
 """The bars of files in float16 or INT8, as arguments of `match_detections` and in words."""
 fit_pair = bbox2d.fit_pair
-"""(pair) -> the pair, shrunk or enlarged to a size at which its labels are legible, to be drawn."""
+"""(pair) -> the pair, its picture shrunk or enlarged so that labels are legible; masks and boxes stay as they
+are, and `draw_pair` resizes the masks."""
 SAME_LOGITS_SCORE_BAR = bbox2d.SAME_LOGITS_SCORE_BAR
 SLIVER = 1.0
 """Pixels. The mask of a box that is less wide, or less high, is sampled at one position between two rows."""

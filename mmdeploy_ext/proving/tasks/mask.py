@@ -86,7 +86,8 @@ The other arguments are those of `matching.match_lists`: `image`, a name for the
 `candidate`, `capacity`, the largest number of results that both engines keep, ...
 """
 fit_pair = bbox2d.fit_pair
-"""Brings a `Pair`, an image and its two lists of results, to a size for drawing, smaller or larger."""
+"""Brings the image of a `Pair` to a size for drawing, smaller or larger; masks stay, and `draw_pair` resizes
+them."""
 
 
 def draw_pair(
