@@ -29,7 +29,9 @@ class VoxelRule(JsonDataclass):
     """How points become voxels.
 
     Attributes:
-        point_cloud_range: (x, y, z, x, y, z) lower and upper bounds in metres, LiDAR frame.
+        point_cloud_range: (x, y, z, x, y, z) lower and upper bounds in metres, LiDAR frame. Points are in
+            range if they are in the `grid_size` voxels from the lower bound on. That is a rounded number, so
+            that these may end before the upper bound or behind it.
         voxel_size: (x, y, z) metres.
         max_points: points of a voxel that are used; -1 with mode 'dynamic'.
         max_voxels: later voxels are left out, as mmcv does; -1 with mode 'dynamic'.
@@ -83,7 +85,7 @@ def voxelise(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarra
     Returns:
         Features (N, D) float32, the mean of each voxel's points (in mode 'hard' of its first `max_points`),
         and coordinates (N, 4) int32, sample 0 and the axes in the rule's order. N is 0 if no point is in
-        range.
+        range. Voxels are in the order of their first points, in mode 'dynamic' sorted by z, then y, then x.
 
     Raises:
         DataError: another width than the rule's, or a value that is not finite.

@@ -186,6 +186,8 @@ class FrameDumpComparer:
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
         """Run the frame and compare the outputs `names`, of decoder layers those that the files give.
 
+        The tolerances are those of the last file; of a model with a memory `far_spec` widens them.
+
         `name` is that of the sample, `tensors` are the arrays of the dump by name, `manifest` is the content
         of its manifest.json. DataError: the dump lacks a tensor, or the frame before, or the files give
         nothing that is compared.

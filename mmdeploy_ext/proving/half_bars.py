@@ -51,7 +51,8 @@ class HalfBars:
             sizes, and of yaws in radians. Why corners: of a PointPillars in INT8, whose mAP is 0.021 lower,
             11 of 81 boxes matched with the bars of float32 for sizes and headings, and 259 of 290 by corners.
         score: largest score difference of a matched pair.
-        match_rate: smallest share of all results of a proof that are matched.
+        match_rate: smallest share of the results of a proof that are matched within these bars; of each image
+            the longer of both lists counts.
         metric: largest difference of a data-set metric in 0..1.
     """
 

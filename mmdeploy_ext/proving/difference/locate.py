@@ -81,10 +81,10 @@ def first_difference(
     Args:
         deployment: config and checkpoint.
         path: the file.
-        images: (title, (h, w, 3) uint8 BGR) of each picture, one or more for models of pictures, whose first
-            counts as the one that was traced. One input is compared, the last that `proof_inputs` makes of
-            them, of another picture, size or batch; the first may be in it. Other models ignore them and get
-            seeded numbers like the trace's.
+        images: (title, (h, w, 3) uint8 BGR) of each picture, one or more for models of pictures, also beside
+            `feeds`; the first counts as the one that was traced. One input is compared, the last that
+            `proof_inputs` makes of them, of another picture, size or batch; the first may be in it. Other
+            models ignore them and get seeded numbers like the trace's.
         feeds: name -> array of every input of the graph that has no default, in place of all inputs made
             here; None: these are used.
         bars: largest errors that are no difference; None: `findings.HALF` of a file that was exported in or

@@ -119,7 +119,8 @@ class RecordIndex:
     def named(self) -> dict[str, ReferenceTensor]:
         """Return name -> reference of all records with a name: outputs of stages, and taps.
 
-        A tap is a tensor inside a module that the module gave a name, see `core/taps.py`.
+        A tap is a tensor inside a module that the module gave a name, see `core/taps.py`. Of records of one
+        name the last counts.
         """
         return {
             name: self.reference(index, 'name')

@@ -6,6 +6,9 @@ A dynamic file gets batches of 1, 2 and 3; landscape, portrait, wide and tall in
 picture of the user, at the size that the config's rule makes of it if the graph takes that. Every file gets
 a dark and a bright picture, a plain one if PyTorch finds nothing in it, and optional inputs left out, each
 alone and all together. One input shows several faults.
+
+The images of a batch differ but for the traced input: where pictures have one size, those behind the first
+are cut, or reduced within the input if one run cannot take the cut ones.
 """
 
 from __future__ import annotations
@@ -96,7 +99,10 @@ def proof_inputs(deployment: Deployment, options: Options, images: Sequence[Pict
 
 
 def more_inputs(deployment: Deployment, options: Options, picture: Picture) -> list[ProofInput]:
-    """Return other views of a picture at the traced size, for a proof whose inputs had too few results."""
+    """Return other views of a picture at the traced size, for a proof whose inputs had too few results.
+
+    Each is an input; in a batch the images behind the first are cut or reduced.
+    """
     title, image = picture
     maker = _Inputs(deployment, options, [picture])
     views = [(titled(title, change), view) for change, view in more_views(image).items()]
@@ -104,7 +110,10 @@ def more_inputs(deployment: Deployment, options: Options, picture: Picture) -> l
 
 
 def plain_inputs(deployment: Deployment, options: Options) -> list[ProofInput]:
-    """Return an input per colour of `PLAIN`, at the traced size: a detector finds nothing in most of them."""
+    """Return an input per colour of `PLAIN`, at the traced size: a detector finds nothing in most of them.
+
+    In a batch the images behind the first are smaller, and padded.
+    """
     maker, size, inputs = _Inputs(deployment, options, []), (options.height, options.width), []
     for title, value in PLAIN.items():
         picture = title, np.full((*size, 3), value, np.uint8)
@@ -117,7 +126,7 @@ def zoomed_input(
 ) -> ProofInput:
     """Return the part of a picture in a box as an input of the traced size, which the box fills.
 
-    `box_xyxy` (4,) is in pixels of the picture.
+    `box_xyxy` (4,) is in pixels of the picture. In a batch the images behind the first are cut or reduced.
     """
     title, image_bgr = picture
     view = zoomed(image_bgr, box_xyxy, (options.height, options.width))
