@@ -86,9 +86,9 @@ def check_inference(model: onnx.ModelProto) -> Check:
 
 
 def check_interface(model: onnx.ModelProto, spec: GraphSpec) -> list[Check]:
-    """Return two checks, of inputs and outputs: whether names, dtypes, axes and defaults equal the spec.
+    """Return two checks, of inputs and outputs: whether names, dtypes, axes and their order equal the spec.
 
-    Their order counts, too.
+    Of inputs the default values have to, too.
     """
     checks = []
     for title, values in (('inputs', model.graph.input), ('outputs', model.graph.output)):

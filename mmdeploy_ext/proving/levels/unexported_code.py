@@ -96,7 +96,8 @@ def users_settings(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Return name of a module -> its settings, of modules whose class has methods of the user's code.
 
     Settings are those of `module_settings`: attributes, also plain tensors, whose names do not begin with an
-    underscore, and those of objects that a module holds; names of hooks; buffers that no checkpoint has.
+    underscore, and those of objects that a module holds; names of hooks, and of functions in the place of
+    methods; buffers that no checkpoint has.
     """
     users = {name for name, module in model.named_modules() if any(_methods(module, of_user=True))}
     return {name: entry for name, (_, entry) in module_settings(model).items() if name in users}
@@ -105,11 +106,11 @@ def users_settings(model: nn.Module) -> dict[str, dict[str, Any]]:
 def kept_attributes(
     model: nn.Module, before: Mapping[str, Mapping[str, Any]], followed: Iterable[Callable[..., Any]]
 ) -> list[UnexportedCode]:
-    """Return the attributes of modules of the user's classes that runs change, and that these classes read.
+    """Return the attributes of modules of the user's classes that runs change, and that their methods read.
 
     Those that the `followed` functions use, or libraries and this package write, are left out: they are the
     memories that the families know. Attributes whose names begin with an underscore are not seen, nor
-    buffers.
+    buffers, nor what only a property reads, or a method behind a decorator such as `auto_fp16`.
 
     Args:
         model: the model after several runs.
@@ -189,6 +190,9 @@ def _methods(module: nn.Module, of_user: bool) -> Iterator[CodeType]:
 
 
 def codes_of_methods(model: nn.Module) -> set[int]:
-    """Return the ids of the code objects of the methods of a model and its parts, and of inner functions."""
+    """Return the ids of the code objects of the methods of a model and its parts, and of inner functions.
+
+    Of a decorated method it is that of the decorator's function alone; properties have none.
+    """
     modules = model.modules()
     return {id(code) for module in modules for of_user in (True, False) for code in _methods(module, of_user)}

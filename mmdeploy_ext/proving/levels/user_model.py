@@ -212,8 +212,9 @@ def loaded_tensors(fresh: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dic
     """Return the weights that a fresh model has of a file, by PyTorch alone, and the file's kernels.
 
     `fresh` gets these weights, and loses the hooks that would be called after loading. Its layers load them,
-    which may rename or convert what older versions wrote; names are those of the model. Kernels of five axes
-    are those of the file, by its names: spconv 1 and 2 have them in other orders.
+    which may rename or convert what older versions wrote, or add what these lacked, as a BatchNorm its
+    `num_batches_tracked`; names are those of the model. Tensors of another shape than the model's are left
+    out. Kernels of five axes are those of the file, by its names: spconv 1 and 2 have them in other orders.
     """
     built = fresh.state_dict()
     kernels = {key: tensor for key, tensor in tensors.items() if tensor.ndim == KERNEL_AXES}
@@ -271,7 +272,8 @@ def weights_difference(weights: Mapping[str, torch.Tensor], expected: Mapping[st
 
     `weights` are those of the model by their names, `expected` the tensors of the file by the same names.
     Names that one of both lacks are not compared, but if they have none in common, that is the difference.
-    Tensors of the file are converted to the dtype of the model's first.
+    Tensors of the file are converted to the dtype of the model's first; values have to be equal, and NaN
+    equals nothing.
 
     Kernels of five axes may have them in another order, one of `KERNEL_ORDERS`, which is the same for all.
     Those of a single place may have any shape: spconv multiplies by their memory.

@@ -79,7 +79,8 @@ def other_values(calls: Sequence[ModuleCall], names: Sequence[str], seed: int) -
 
     One call for each tensor that alone is random, if there are several; then all of them are random; each
     value is the smallest or the largest; and floats are 0, if there are floats. The values before the zeros
-    stay between the smallest and the largest that a tensor has in any sample.
+    stay between the smallest and the largest that a tensor has in any sample (0 and 1 of one without finite
+    values); zeros may be outside.
 
     Args:
         calls: the samples, whose tensors are on the CPU.

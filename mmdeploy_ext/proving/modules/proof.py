@@ -563,7 +563,8 @@ class ModuleProof:
     def smallest_tolerances(self) -> dict[str, float]:
         """Output of floats -> difference that is allowed at least, on every input, if there is no `spec`.
 
-        The values of an input may allow more. See `ACROSS_SAMPLES`.
+        The samples so far count: {} before the first. The values of an input may allow more. See
+        `ACROSS_SAMPLES`.
         """
         return {name: ACROSS_SAMPLES * self.rtol * scale for name, scale in self.scales.items()}
 

@@ -36,8 +36,8 @@ def in_order_of(
         atol: output of floats -> difference that is allowed however small its values are; None: 0 for all.
 
     Returns:
-        The outputs as they are if their numbers of rows differ, a row has no partner (as one with NaN), or
-        the rows are in order already.
+        The outputs as they are if their numbers of rows differ, one of `names` is absent, a row has no
+        partner (as one with NaN), or the rows are in order already.
     """
     counts = {side[name].shape[:1] for side in (reference, outputs) for name in names if name in side}
     if len(counts) != 1 or any(name not in outputs or name not in reference for name in names):
