@@ -50,8 +50,8 @@ class Site:
         waiting: what uses the value of the call: 'branch' (the condition of an `if`, or what a `match`
             compares), 'guard' (an assert, an `if` that only raises, or names that nothing else reads), 'loop'
             (the condition of a `while`, or what a `for` goes through), 'counted' (a `range`, directly or by a
-            name), 'unpack' (an assignment to a tuple of names); 'handled' if it is none of these and the
-            function tests for torch.Tensor by `isinstance`; else ''.
+            name), 'unpack' (an assignment to a fixed number of names); 'handled' if it is none of these and
+            the function tests for torch.Tensor by `isinstance`; else ''.
         path: absolute path of the file.
         outer: for a line in a library or in Python's own modules, the innermost line on the way there that is
             in none of these; None if there is none behind the last line of `mmdeploy_ext` on that way.
@@ -309,5 +309,8 @@ def _taker(node: ast.AST, inner: ast.AST) -> str:
         return 'counted'
     if isinstance(node, ast.For | ast.comprehension) and inner is node.iter:
         return 'loop'
-    is_value = isinstance(node, ast.Assign) and inner is node.value
-    return 'unpack' if is_value and isinstance(node.targets[0], ast.Tuple) else ''
+    if not isinstance(node, ast.Assign) or inner not in (node.value, node.targets[0]):
+        return ''
+    target = node.targets[0]  # the place of the instruction that unpacks; calls in the value are there
+    has_rest = any(isinstance(part, ast.Starred) for part in ast.walk(target))
+    return 'unpack' if isinstance(target, ast.Tuple | ast.List) and not has_rest else ''

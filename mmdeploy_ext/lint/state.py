@@ -39,7 +39,8 @@ def _versions(module: torch.nn.Module) -> dict[str, list[tuple[int, int]]]:
 def held_tensors(module: torch.nn.Module) -> dict[int, str]:
     """Return id -> name of the tensors that a module and its submodules hold beside parameters and buffers.
 
-    They are in attributes, also nested in lists, tuples and dicts; a name is 'submodule.attribute'.
+    They are in attributes, also nested in lists, tuples and dicts; a name is 'submodule.attribute', the last
+    one of a tensor with several. A parameter that a list holds, too, is among them.
     """
     return {id(tensor): name for name, value in _attributes(module) for tensor in tensors_in(value)}
 

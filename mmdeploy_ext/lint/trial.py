@@ -141,8 +141,9 @@ def unknown_to_dynamo(
     """Return the operators of an exported program that have no translation, with their lines, each pair once.
 
     `module` is exported with the positional arguments `args`; [] if that fails. An operator is a name such as
-    'aten.det.default', never with an opset in brackets. Translations are those at `opset`. Registry and
-    decomposition are private to torch (2.13). A line is None if the program has none for the operator.
+    'aten.det.default', never with an opset in brackets; those with side effects, such as printing, are not
+    looked at. Translations are those at `opset`. Registry and decomposition are private to torch (2.13). A
+    line is None if the program has none for the operator.
     """
     from torch.onnx._internal.exporter import _dispatching, _fx_passes, _registration
 

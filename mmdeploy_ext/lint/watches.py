@@ -2,7 +2,8 @@
 
 A watch takes a call that has just been made, of any function but those that read sizes, and returns nothing:
 it adds events of the rules of `rules.py` to the recorder of the call's observer, or none. The first line of
-its docstring is what it looks for, as code or in words. `parts` alone adds no event.
+its docstring is what it looks for, as code or in words. `parts` alone adds no event. Calls and their marks
+are those of `observe.py`; the origins of sizes are reads of shapes in the run, see `record.Origins`.
 """
 
 import math
@@ -111,21 +112,24 @@ def values_to_new_tensor(call: Call) -> None:
 def iteration(call: Call) -> None:
     """`for row in t`, `len(t)`: the number of rows is fixed when it is traced.
 
-    A loop is `size-in-loop`, unless it assigns the rows to a tuple of names. `len` is `size-in-branch` in the
-    condition of an `if`, none if a guard alone uses it, else `size-to-python`.
+    A loop is `size-in-loop`, unless it assigns the rows to a fixed number of names. `len` is `size-in-branch`
+    in the condition of an `if`, none if a guard alone uses it, else `size-to-python`. If every choice counts,
+    both exceptions hold only where an error is not caught.
     """
     # frames: this, Observer.see, Observer.__torch_function__, who called unbind
     is_loop = call.name == 'unbind' and sys._getframe(3).f_code.co_name == '__iter__'
     if call.name != '__len__' and not is_loop:
         return
-    site, tensor = caller(), call.args[0]
-    if site is None or not tensor.dim() or site.waiting == ('unpack' if is_loop else 'guard'):
+    site, tensor, recorder = caller(), call.args[0], call.observer.recorder
+    if site is None or not tensor.dim():
+        return
+    is_caught = recorder.every_choice and site.caught
+    if site.waiting == ('unpack' if is_loop else 'guard') and not is_caught:
         return
     rule, detail = 'size-in-loop', 'a loop over a tensor'
     if not is_loop:
         rule = 'size-in-branch' if site.waiting == 'branch' else 'size-to-python'
         detail = 'len() of a tensor'
-    recorder = call.observer.recorder
     origins = call.observer.read_sizes(site, tensor)[0]
     recorder.add(rule, f'{detail} of {tensor.shape[0]} rows', site, origins)
 
@@ -133,8 +137,9 @@ def iteration(call: Call) -> None:
 def topk(call: Call) -> None:
     """`t.topk(min(k, t.shape[0]))`, `kthvalue`: K is fixed when it is traced.
 
-    The rule is `topk-from-size`, if K is a size, or a number that the same function compared with one; not of
-    a size whose comparison an export leaves out (`Recorder.handled`).
+    The rule is `topk-from-size`, if K is a size, or a number that the same function compared with one as in
+    `min(k, size)` (`Recorder.comparisons`, not in an `if`); not of a size whose comparison an export leaves
+    out (`Recorder.handled`).
     """
     if call.name not in ('topk', 'kthvalue'):
         return
@@ -164,7 +169,8 @@ def tensor_data(call: Call) -> None:
 def writes(call: Call) -> None:
     """`t[i] = v`, `t[a:b].add_(v)`, `t.view(-1).zero_()`: also writes into inputs and into state.
 
-    The rules are `input-written` and `state-written`, also through views; `index-put-many-ranks`,
+    The rules are `input-written` and `state-written` (of parameters and buffers alone, see
+    `state.watch_attributes` for other tensors of a module), also through views; `index-put-many-ranks`,
     `index-put-negative` and `slice-assigned` by the indices; and of a view, if it or the values depend on
     inputs, `slice-assigned` if exporters follow it, else `write-to-view`: they follow a call such as `add_`
     on a view of `Observer.parts`, and `t[i][j] = v` if all indices are numbers, both on the line of the view.
