@@ -98,7 +98,8 @@ class TemporalSelfAttention(DeformableSampler):
             position: embedding of the cells, of the same shape.
             views: (2, Q, C), the last view and the queries before the first layer of the encoder, in each of
                 its layers; without a last view `query` twice.
-            places: (2, Q, 2), where each cell looks in each view, x and y in shares of its sides.
+            places: (2, Q, 2), where each cell looks in each view, x and y in shares of its sides, below 0
+                or above 1 outside of it.
             size: rows and columns of the view.
         """
         height, width = size

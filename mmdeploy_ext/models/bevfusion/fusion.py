@@ -125,7 +125,7 @@ class BEVFusion(BaseModule):
         return tuple(name for name in SENSORS if name in self.encoders)
 
     def camera_maps(self, pictures: Tensor) -> Tensor:
-        """Return the finest map of the neck, (S, C, h, w), of pictures (S, 3, H, W)."""
+        """Return the finest map of the neck, (S, C, h, w), of normalised pictures (S, 3, H, W)."""
         camera = self.encoders['camera']
         return camera['neck'](camera['backbone'](pictures))[0]
 
@@ -142,8 +142,8 @@ class BEVFusion(BaseModule):
     def lifted(self, pictures: Tensor, depth: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return weights (S, D, h, w) and features (S, C, h, w) for `ViewTransform.pool`.
 
-        Pictures are (S, 3, H, W), normalised; depth (S, 1, H, W) metres, None for a view transform without
-        depth maps.
+        Pictures are (S, 3, H, W), normalised; depth (S, 1, H, W) metres, 0 without a point, None for a view
+        transform without depth maps.
         """
         return self.encoders['camera']['vtransform'].lift(self.camera_maps(pictures), depth)
 
@@ -236,9 +236,10 @@ class BEVFusion(BaseModule):
     def simple_test(
         self, img_metas: Sequence[Mapping[str, Any]], points: Sequence[Tensor], img: Tensor | None = None
     ) -> list[dict[str, Any]]:
-        """Return a dict per sample: 'pts_bbox' -> boxes, scores and labels, as mmdet3d's data sets take them.
+        """Return a dict per sample: 'pts_bbox' -> `boxes_3d`, `scores_3d`, `labels_3d`, on the CPU.
 
-        The arguments are those of `predictions`; metas have `box_type_3d`, too.
+        Boxes have mmdet3d 1.x's columns. The arguments are those of `predictions`; metas have `box_type_3d`,
+        too.
         """
         samples = self.heads['object'].get_bboxes(self.predictions(img, points, img_metas))
         results = []
