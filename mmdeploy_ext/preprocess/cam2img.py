@@ -67,7 +67,7 @@ def check_projection(camera: np.ndarray) -> None:
 
 
 def original(camera: np.ndarray, to_input: np.ndarray) -> np.ndarray:
-    """Return the camera (4, 4) for pixels of the picture before it is resized.
+    """Return the camera (4, 4) float64 for pixels of the picture before it is resized.
 
     `camera` is for pixels of the network input, `to_input` (3, 3) from pixels of the picture to those.
     """
@@ -75,7 +75,7 @@ def original(camera: np.ndarray, to_input: np.ndarray) -> np.ndarray:
 
 
 def unmoved(cam2img: np.ndarray, to_input: np.ndarray, scale_factor: np.ndarray) -> np.ndarray:
-    """Return a camera (4, 4) of a network input without what moved the picture in it, padding or a warp.
+    """Return a camera (4, 4) float64 of a network input without what moved the picture, padding or a warp.
 
     The picture of the result is the original times `scale_factor`, so that dividing by it gives the camera of
     the original.

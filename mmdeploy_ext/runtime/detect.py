@@ -125,8 +125,9 @@ def camera_feeds(camera: np.ndarray, prepared: PreparedImage, name: str) -> dict
 
     `camera` goes to pixels of the network input times depth; `name` is that of the input: `lidar2img`, which
     takes it for pixels of the picture before it is resized, or else `cam2img`, which takes it as it is, with
-    `unmoved_cam2img`, the same without padding or warp, beside it. `prepared` is the picture. ShapeError: the
-    graph would read it wrongly.
+    `unmoved_cam2img`, the same without padding or warp, beside it. Both inputs are float32; `unmoved_cam2img`
+    is float64, and no input: results are drawn with it. `prepared` is the picture. ShapeError: the graph
+    would read it wrongly.
     """
     if name == PROJECTION:
         lidar2img = original(camera, prepared.to_input).astype(np.float32)

@@ -154,7 +154,7 @@ class Detections(Scored):
         return self.by_class(rows_with_scores(self.bboxes_xyxy, self.scores), num_classes)
 
     def place(self, index: int) -> dict[str, Any]:
-        """Return `bbox_xyxy`, the corners of one box in pixels."""
+        """Return `bbox_xyxy`, the pixels x1 y1 x2 y2 of one box, rounded to three decimals."""
         return dict(bbox_xyxy=[round(float(value), 3) for value in self.bboxes_xyxy[index]])
 
 
@@ -326,7 +326,7 @@ def check_cap(metadata: Metadata, outputs: Arrays, results: Sequence[Scored]) ->
 
     `metadata` are those of the file, `outputs` its outputs by name, among them `candidates` (B,), and
     `results` the results per image. Greedy suppression goes from the best score down: a full list of
-    `max_per_img` lacks none.
+    `max_per_img` lacks none; below 0 this is no limit, and no list is full.
     """
     cap = metadata.options.get('max_candidates', 0)
     if not cap:

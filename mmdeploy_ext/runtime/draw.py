@@ -233,10 +233,10 @@ def _labels(
 
 
 def enlarged(image_bgr: np.ndarray, results: Scored, side: int = LEGIBLE_SIDE) -> tuple[np.ndarray, Scored]:
-    """Enlarge a small image (h, w, 3), and results in its pixels, by a whole factor: labels cover less.
+    """Enlarge a small image (h, w, 3), and boxes in its pixels, by a whole factor: labels cover less.
 
     The longer side is then `side` at most; images of more than half of `side` stay as they are. Results
-    become their `scaled`, so that masks keep their size, which `draw_instances` adapts.
+    become their `scaled`: masks, and boxes beside them, stay as they are, as `draw_instances` adapts them.
     """
     factor = side // max(image_bgr.shape[:2])
     if factor < 2:
@@ -248,7 +248,7 @@ def enlarged(image_bgr: np.ndarray, results: Scored, side: int = LEGIBLE_SIDE) -
 def pixel_box(bbox_xyxy: np.ndarray, shape: tuple[int, ...]) -> Box:
     """Round a box to pixels inside an image of a shape (h, w, ...).
 
-    `bbox_xyxy` (4,) are its corners in pixels.
+    `bbox_xyxy` (4,) is x1 y1 x2 y2 in pixels; NaN becomes 0. The last row is h - 1, the last column w - 1.
     """
     upper = np.array([shape[1] - 1, shape[0] - 1] * 2)
     return tuple(np.clip(np.nan_to_num(np.round(bbox_xyxy)), 0, upper).astype(int).tolist())
@@ -298,7 +298,7 @@ def write(
     colour: Colour = (255, 255, 255),
     thickness: int = 1,
 ) -> None:
-    """Write a line of text into a picture in place, with its lower left corner at the pixel `corner`, x, y.
+    """Write a line of text into a picture in place; its baseline begins at the pixel `corner`, x, y.
 
     `canvas` is the picture (h, w, 3) uint8 BGR, `scale` the scale of OpenCV's font, `colour` is BGR,
     `thickness` in pixels; characters beyond ASCII become question marks.

@@ -46,7 +46,7 @@ class PictureDetections3D(Detections3D):
         return dataclasses.replace(self, camera=tuple(map(tuple, rows.tolist())))
 
     def place(self, index: int) -> dict[str, Any]:
-        """Return `box`, the seven columns of the box at an index, rounded to four digits."""
+        """Return `box`, the seven columns of the box at an index, rounded to four decimals."""
         return dict(box=[round(float(value), 4) for value in self.boxes[index, :COLUMNS]])
 
 

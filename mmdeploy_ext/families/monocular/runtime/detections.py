@@ -53,7 +53,7 @@ class MonocularDetections(Scored):
     def place(self, index: int) -> dict[str, Any]:
         """Return `box`, the columns that the model gives, and, if it gives them, `attribute` and `bbox_xyxy`.
 
-        Metres, radians and m/s are rounded to four digits, pixels to three.
+        Metres, radians and m/s are rounded to four decimals, pixels to three.
         """
         place: dict[str, Any] = dict(
             box=[round(float(value), 4) for value in self.boxes[index, : self.code_size]]
