@@ -113,7 +113,7 @@ class Recorder:
         """Note that a size was compared, or tested by `bool`; `SizeInt` and `SizeFloat` call it.
 
         `origins` are those of the size, and of the other one if two were compared. `values` are the size
-        as a plain number, and what it was compared with.
+        as a plain number, and what it was compared with, if it was not tested.
         """
         site = caller()
         if site is None:
@@ -187,7 +187,10 @@ def mark_size(value: Any, origins: Origins, recorder: Recorder) -> Any:
 
 
 def origins_of(*values: Any) -> Origins:
-    """Return the origins of the marked sizes among the values, together; an empty set if there are none."""
+    """Return the origins of the marked sizes among the values, together; an empty set if there are none.
+
+    Lists and tuples among them are not looked into, see `nested.leaves`.
+    """
     return frozenset().union(*(value.origins for value in values if is_size(value)))
 
 

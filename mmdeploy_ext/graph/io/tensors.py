@@ -30,8 +30,8 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Read named tensors: an .npz file, a dump of this project, or a folder of .npy files.
 
     Returns:
-        Name -> array. A .npy file's name is its tensor's, percent-encoded ('%2F' for '/'); `path` may be one
-        such file.
+        Name -> array, of a dump read-only. A .npy file's name is its tensor's, percent-encoded ('%2F' for
+        '/'); `path` may be one such file.
 
     Raises:
         DataError: nothing there, or it cannot be read without running code in it.

@@ -112,7 +112,8 @@ def _float_constants(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorP
 def node_rows(model: onnx.ModelProto, pattern: str = '*') -> list[dict[str, Any]]:
     """Return the nodes of the main graph whose name, operator or output fits a pattern, as plain JSON types.
 
-    `pattern` has '*', '?' and '[...]' as in `fnmatch`, and counts capitals.
+    `pattern` has '*', '?' and '[...]' as in `fnmatch`, and counts capitals; of an operator it fits the name
+    without the domain, which `operator` of a row has.
 
     Returns:
         Per node `position`, `name`, `operator`, `inputs`, `outputs`, `shapes` (types of the outputs, as
