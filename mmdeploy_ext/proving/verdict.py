@@ -111,7 +111,7 @@ class Verdict:
     def num_inputs(self) -> int:
         """Number of cases, which are inputs of both engines, or of the frames of a drive, if they are more.
 
-        A second run of an input that gave other outputs is a case of its own.
+        A second run of an input that gave other outputs, or failed, is a case of its own.
         """
         return max([len(self.cases), *(row.frames for row in self.sequence)])
 

@@ -200,7 +200,7 @@ def choose_frames(tokens: Sequence[str], count: int) -> list[int]:
     """Return sample indices for a proof: the first frames of the first scenes, so that a memory is emptied.
 
     They are of at most `PROOF_SCENES` scenes, or of more if some of these have too few; of each but the last
-    there are two or more, if it has them.
+    there are two or more, if it has them. They come scene by scene, also if the data set mixes its scenes.
 
     Args:
         tokens: scene token of every sample of the data set.

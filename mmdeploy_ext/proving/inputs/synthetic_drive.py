@@ -121,7 +121,7 @@ class SyntheticDrive:
     def poses(self) -> np.ndarray:
         """Return the poses, LiDAR to global (frames, 4, 4) float64.
 
-        The car drives at 2 to 10 m/s, turns left and right, and its body pitches and rolls.
+        The car drives along y at 2 to 10 m/s, turns left and right, and its body pitches and rolls.
         """
         rng = np.random.default_rng([self.seed, 1])
         phases, step = rng.uniform(0, 2 * math.pi, 5), np.arange(self.frames) * self.period_s
@@ -216,6 +216,8 @@ class Surroundings:
 
 def rig(cameras: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return a calibrated rig of N `cameras` for a network input of `size` (H, W).
+
+    x of the LiDAR is to the right, y ahead.
 
     The pictures of nuScenes, resized to cover the input, then cut at the top and evenly at the sides.
     All have the intrinsics of the front camera if there are not six.

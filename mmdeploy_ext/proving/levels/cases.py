@@ -59,8 +59,8 @@ def run_case(
         second_runs: decides whether the input runs twice, and notes whether both runs gave the same bits.
 
     Returns:
-        A case, and a second one, judged likewise, if the second run gave other outputs; pairs of results to
-        draw.
+        A case, and a second one, judged likewise, if the second run gave other outputs or failed; pairs of
+        results to draw.
     """
     feeds, reference.engine_seconds = reference.feeds_of(backend.metadata), []
 

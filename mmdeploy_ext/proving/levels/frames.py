@@ -260,7 +260,7 @@ class SweepProof(FramesProof):
     )
 
     def cases(self, sample: Sweep) -> tuple[list[Case], list[Pair]]:
-        """Run both sides on one sweep; return its cases, and what the report draws of it."""
+        """Run both sides on one sweep, the files twice; return cases, see `run_twice`, and pairs to draw."""
         run = functools.partial(
             self.clock.run, self.engine_titles[1], functools.partial(self.runner.step, sample)
         )

@@ -1,4 +1,4 @@
-"""Runs an engine twice on an input: if the second run gives other outputs, they are judged, too."""
+"""Runs an engine twice on an input: a second run that gives other outputs, or fails, is judged, too."""
 
 from __future__ import annotations
 
