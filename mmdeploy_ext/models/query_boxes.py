@@ -104,8 +104,8 @@ class QueryBoxCoder:
     def decode_single(self, logits: Tensor, codes: Tensor) -> dict[str, Tensor]:
         """Decode logits (R, K) and box codes (R, 10) of one sample.
 
-        A code is x, y in m, log width, log length, z in m, log height, sine and cosine of the yaw, velocity
-        x, y in m/s; a class with other codes has a `boxes_of` of its own.
+        A code is x, y in m, log width, log length, z of the centre in m, log height, sine and cosine of the
+        yaw, velocity x, y in m/s; a class with other codes has a `boxes_of` of its own.
 
         Returns:
             'bboxes' (n, 9) in the LiDAR frame: centre x, y, z, width, length, height in m, yaw in rad,

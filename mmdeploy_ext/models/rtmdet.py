@@ -192,7 +192,10 @@ class CSPNeXt(BaseModule):
         self.out_indices, self.frozen_stages, self.norm_eval = tuple(out_indices), frozen_stages, norm_eval
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the maps (B, C, h, w) of `out_indices`, from fine to coarse, of images (B, 3, H, W)."""
+        """Return the maps (B, C, h, w) of `out_indices`, from fine to coarse, of images (B, 3, H, W).
+
+        Images are normalised; RTMDet's configs have BGR.
+        """
         maps = []
         for index, name in enumerate(self.layers):
             x = getattr(self, name)(x)

@@ -66,9 +66,9 @@ def decode(outputs: Arrays, settings: CenterPointSettings) -> NodeObjects:
     """Return one object for each cell that passes the settings' thresholds, best first, none suppressed.
 
     `outputs` are those of `OUTPUTS`, in this order: (1, K, H, W) logits, (1, 2, H, W) x, y within the cell,
-    (1, 1, H, W) z in m, (1, 3, H, W) logarithms of width, length, height in m, (1, 2, H, W) sine and cosine
-    of the yaw of mmdet3d 0.x, (1, 2, H, W) velocity in m/s. With has_variance, all but the heat map have
-    twice the channels; the second half are logarithms of variances.
+    (1, 1, H, W) z of the centre in m, (1, 3, H, W) logarithms of width, length, height in m, (1, 2, H, W)
+    sine and cosine of the yaw of mmdet3d 0.x, (1, 2, H, W) velocity in m/s. With has_variance, all but the
+    heat map have twice the channels; the second half are logarithms of variances.
     """
     heat = sigmoid(outputs['heatmap'][0].astype(np.float32))
     labels, scores = heat.argmax(0).reshape(-1), heat.max(0).reshape(-1)

@@ -77,7 +77,7 @@ class TransFusionBBoxCoder(BaseBBoxCoder):
     def encode(self, boxes: Tensor) -> Tensor:
         """Return the regression targets (n, code_size) of boxes (n, 7 or 9), bottom centre, m, rad, m/s.
 
-        They are x and y of the centre in cells, z in m, the logarithms of w, l, h, sine and cosine of the
+        They are x and y of the centre in cells, its z in m, the logarithms of w, l, h, sine and cosine of the
         yaw, and the velocity, as many as there are.
         """
         cell = boxes.new_tensor([size * self.out_size_factor for size in self.voxel_size[:2]])

@@ -121,7 +121,8 @@ class HeadLosses:
     def draw_centres(self, heat: Tensor, boxes: Tensor, labels: Tensor) -> None:
         """Draw the centres of boxes (G, 9) with labels (G,) into a heat map (K, X, Y); rows are x.
 
-        Boxes outside of the map, and those without width or length, are left out.
+        Boxes outside of the map, and those without width or length, are left out; as upstream, a centre less
+        than a cell before the first row or column counts as in it.
         """
         train = self.train_cfg
         step = torch.tensor(train['voxel_size'][:2]) * train['out_size_factor']

@@ -169,7 +169,7 @@ class PETRHead(BaseModule):
 
         Returns:
             'all_cls_scores' (L, 1, R, K) logits, 'all_bbox_preds' (L, 1, R, 10): x, y in m, log width, log
-            length, z in m, log height, sine and cosine of the yaw, velocity x, y in m/s.
+            length, z of the centre in m, log height, sine and cosine of the yaw, velocity x, y in m/s.
         """
         (meta,) = img_metas
         features = tap('x_proj', self.input_proj(maps[0][0]))

@@ -81,8 +81,9 @@ def query_positions(head: nn.Module) -> Tensor:
 def predict(head: nn.Module, outputs: Tensor, seconds: Tensor | float) -> tuple[Tensor, Tensor]:
     """Return logits (L, 1, R, K) and box codes (L, 1, R, 10) of the decoder's outputs (L, 1, R, C).
 
-    Codes are x, y in m, log width, log length, z in m, log height, sine and cosine of the yaw, velocity x, y
-    in m/s: `seconds` divides the displacements of PETRv2; PETR predicts velocities, for which it is 1.
+    Codes are x, y in m, log width, log length, z of the centre in m, log height, sine and cosine of the yaw,
+    velocity x, y in m/s: `seconds` divides the displacements of PETRv2; PETR predicts velocities, for which
+    it is 1.
     """
     layers = range(len(outputs))
     logits = torch.stack([head.cls_branches[layer](outputs[layer]) for layer in layers])

@@ -161,7 +161,7 @@ class PResNet(BaseModule):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the maps (B, C, H / s, W / s) of strides s = 8, 16, 32 for images (B, 3, H, W).
 
-        The sides are rounded up.
+        Images are RGB / 255; the sides of maps are rounded up.
         """
         features = F.max_pool2d(self.conv1(images), 3, 2, 1)
         maps = []

@@ -41,9 +41,10 @@ def boxes_from_ltrb(centers: Tensor, ltrb: Tensor) -> Tensor:
 def draw_heatmap(centers: Tensor, bboxes: Tensor, shape: tuple[int, int], stride: int) -> Tensor:
     """Return the map (h, w) of one image: the largest of the objects' Gaussians.
 
-    It is 1 in the cell of each centre that is inside. The radius r is the smallest distance from the centre
-    to an edge in cells, rounded up, at least 1; sigma is a sixth of the diameter 2 r + 1; outside the square
-    of the radius there is nothing. Centres are (G, 2) px, boxes (G, 4) xyxy px; the stride is in px per cell.
+    It is 1 in the cell of each centre that is inside, or less than a cell before the first row or column. The
+    radius r is the smallest distance from the centre to an edge in cells, rounded up, at least 1; sigma is a
+    sixth of the diameter 2 r + 1; outside the square of the radius there is nothing. Centres are (G, 2) px,
+    boxes (G, 4) xyxy px; the stride is in px per cell.
     """
     heatmap = centers.new_zeros(shape)
     if len(centers) == 0:

@@ -108,7 +108,10 @@ class StreamPETRHead(FrameSteps, HeadLayers):
     def loss(
         self, gt_bboxes_list: list, gt_labels_list: list, preds_dicts: dict[str, Any]
     ) -> dict[str, Tensor]:
-        """Return the losses by name, see `training.head_losses`."""
+        """Return the losses by name, see `training.head_losses`.
+
+        Per sample there are LiDARInstance3DBoxes and labels (n,) int64; `preds_dicts` is what `forward` gave.
+        """
         return training.head_losses(self, gt_bboxes_list, gt_labels_list, preds_dicts)
 
     def get_bboxes(

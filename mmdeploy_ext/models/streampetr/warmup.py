@@ -62,9 +62,9 @@ def footprint(
 ) -> Tensor:
     """Return how much each token shows of each point (n, 3) m, LiDAR frame: (n, N h w).
 
-    It is a Gaussian of `sigma` px around the projection by `lidar2img` (N, 4, 4), whose sum over the tokens
-    is 1; zeros where no camera sees the point. Centres (h w, 2) px are those of one camera's tokens, `size`
-    the image's height and width in px.
+    It is a Gaussian of `sigma` px, not much less than the distance of tokens, around the projection by
+    `lidar2img` (N, 4, 4), whose sum over the tokens is 1; zeros where no camera sees the point. Centres
+    (h w, 2) px are those of one camera's tokens, `size` the image's height and width in px.
     """
     projected = torch.einsum('kij,nj->nki', lidar2img, nn.functional.pad(points, (0, 1), value=1.0))
     depth = projected[..., 2]
