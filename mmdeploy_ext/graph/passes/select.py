@@ -54,7 +54,8 @@ def match_tensors(index: Index, pattern: str) -> list[str]:
 def matching_nodes(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> list[int]:
     """Return the positions, ascending, of the nodes whose name, operator, module or output fits a pattern.
 
-    A module is that of `modules.module_of`. Without patterns there are none.
+    A module is that of `modules.module_of`, an operator is without its domain. Without patterns there are
+    none.
 
     Raises:
         UsageError: a pattern fits none; the message names --keep-fp32 and similar names.
