@@ -112,7 +112,7 @@ def total_reasons(
 
     Args:
         cases: all cases of the proof.
-        precision: 'fp32', 'fp16' or 'int8', by whose bars the cases were judged.
+        precision: 'fp32', 'fp16', 'bf16' or 'int8', by whose bars the cases were judged.
         unit: name of one input in messages.
         found_in: name of an input with results in messages.
         advice: what the user can do if too few results were matched.

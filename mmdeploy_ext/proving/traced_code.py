@@ -361,9 +361,9 @@ def changing_state(
 
     A copy of the module, or itself if it cannot be copied, runs three times on the same inputs; what is
     stored anew in every run is no state, as long as it is equal. A run on other inputs leaves what it leaves
-    in a copy that has not run, unless a value of the first run is kept. State is what attributes of the
-    module's parts hold, unless `is_stateless` is False, and what functions and classes of the user's hold.
-    Arguments are those of `lines_of_module`.
+    in a copy that has not run, unless a value of the first run is kept; such attributes are returned only if
+    no state changes. State is what attributes of the module's parts hold, unless `is_stateless` is False, and
+    what functions and classes of the user's hold. Arguments are those of `lines_of_module`.
     """
     copy, states, drawn = copy_of(module), [], random_state()
     left_out = {code for function in followed for code in codes_in(function.__code__)}
@@ -415,8 +415,8 @@ def kept_by_first_run(
 
     Args:
         module: the module, which stays as it is, unless it cannot be copied: then it runs itself.
-        inputs: its arguments, other ones than those of its first run; they are changed a little, since those
-            of a model of frames are the same.
+        inputs: its arguments, other ones than those of its first run; tensors of floats among them, not those
+            in nested values, are changed a little, since those of a model of frames are the same.
         containers: what the user's modules held before the first run.
     """
     if not containers.changed():

@@ -73,7 +73,7 @@ class Verdict:
 
     @property
     def precision(self) -> str:
-        """'fp32', or the precision, such as 'fp16' or 'int8', by whose bars the figures are judged."""
+        """The precision, 'fp32', 'fp16', 'bf16' or 'int8', by whose bars the figures are judged."""
         return str(self.subject.get('precision') or 'fp32')
 
     @property

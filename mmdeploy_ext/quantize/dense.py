@@ -305,8 +305,8 @@ def record(model: onnx.ModelProto, quantiser: object, layers: Sequence[str]) -> 
 
     The record has the ranges of the activations; scales of weights follow from the weights. So the proof
     compares every layer, code and scale of the file with those that the checkpoint gives. NNCF cannot be
-    repeated. `quantiser` is the `DenseQuantiser` that made the model, or anything else for NNCF; `layers` are
-    the names of the layers in INT8.
+    repeated. A model that this project did not export gets no record. `quantiser` is the `DenseQuantiser`
+    that made the model, or anything else for NNCF; `layers` are the names of the layers in INT8.
     """
     if not isinstance(quantiser, DenseQuantiser):
         edits.record(model, f'{QUANTISE} --engine openvino', dict(layers=list(layers)), 'nncf')

@@ -66,7 +66,7 @@ class Calibration:
     int8_fp16_io: bool = False
 
     def resolved(self, family: SparseFamily) -> Calibration:
-        """Return these options with None replaced by the family's reference."""
+        """Return these options with None replaced as the attributes say, by values of `family.int8`."""
         reference = family.int8
         unfolded = reference.unfolded_ranges if self.int8_fp16_io else ()
         defaults = dict(add_method=reference.add_method, unfolded=unfolded, half=reference.half_ranges)

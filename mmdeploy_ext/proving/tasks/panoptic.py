@@ -1,7 +1,8 @@
 """The task of panoptic maps in a proof: segments are matched one to one, by class, number and IoU.
 
 Functions and names are those of every task, see `proving/tasks/__init__.py`. The reference is PyTorch, the
-candidate an engine; bars are the limits that a matched pair keeps.
+candidate an engine; bars are the limits that a matched pair keeps. `fit_pair` is that of `mask`: it scales
+the image and leaves the segments, which `draw_pair` resizes.
 """
 
 from __future__ import annotations
