@@ -175,7 +175,8 @@ class FramesProof(Proof):
     def preprocessing(self) -> PreprocessingResult:
         """Compare frames prepared by the rule in the last file with those of the config's test pipeline.
 
-        The voxels of its rule are compared with those of the model's own layer, if it has one.
+        They are generated, and up to two are those of a data set that the proof runs on. The voxels of the
+        rule are compared with those of the model's own layer, if it has one.
         """
         rule = self.metadata[-1].preprocess
         result = compare_prepared(self.deployment, rule, self.samples, self.unit)
@@ -357,9 +358,10 @@ class SweepProof(FramesProof):
     def nothing_to_see(self, plain: Sweep | None) -> Iterator[Case]:
         """Yield the case of a plain sample: its tensors, and its results if the reference finds nothing.
 
-        If the reference finds something, only the best score of the results is compared: cells without
-        anything in them have equal scores, and rounding decides which of them a model chooses. There is no
-        case if `plain` is None, as of a family that has no such sample.
+        A score below `bbox3d.SCORE_THR` is nothing. If the reference finds something, only the best score
+        of the results is compared: cells without anything in them have equal scores, and rounding
+        decides which of them a model chooses. There is no case if `plain` is None, as of a family that has no
+        such sample.
         """
         if plain is None:
             return
@@ -377,7 +379,7 @@ class SweepProof(FramesProof):
 def best_scores_row(expected: Detections3D, detections: Detections3D) -> DetectionRow:
     """Return the row of results of which only the best score is compared, see `MAX_EXCESS`.
 
-    `expected` are PyTorch's results, `detections` those of the files.
+    `expected` are PyTorch's results, one or more, `detections` those of the files, which may be none.
     """
     excess = float(detections.scores.max(initial=0.0)) - float(expected.scores.max())
     reason = '' if excess <= MAX_EXCESS else f'the best score is {excess:.3g} higher than that of the model'

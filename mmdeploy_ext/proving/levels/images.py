@@ -134,7 +134,8 @@ class ImageProof(Proof):
     def preprocessing(self) -> PreprocessingResult:
         """Compare pictures prepared by the rule in the file with those of the config's test pipeline.
 
-        If they are equal, what the pipeline collects of the first one is kept in `deployment.collected`.
+        They are `picture_files`, or the first sample without any, and two generated ones. If all are equal,
+        what the pipeline collects of the first one is kept in `deployment.collected`.
         """
         (file,), deployment = self.files, self.deployment
 

@@ -77,9 +77,9 @@ class InstancePairing(RowPairing):
         return Followed(queries, self.rows, ties, fault, parted and not fault)
 
     def reordered(self, state: StreamState) -> dict[str, np.ndarray] | None:
-        """Return the memory of a candidate in the order of the reference, and begin from there.
+        """Return the memory of a candidate in the order of the reference, with equal rows from there on.
 
-        None if the order is the same, or if the two hold different instances.
+        The pairs of tracks stay. None if the order is the same, or if the two hold different instances.
         """
         rows = self.rows
         if rows is None or not self.affected or (rows < 0).any():

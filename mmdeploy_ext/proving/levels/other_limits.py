@@ -60,9 +60,9 @@ STEP = 2.0
 MAX_BOXES = 2500
 """Boxes up to which a limit is raised by more than `raised` does: more outlast the rest of a proof."""
 MAX_MASK_PIXELS = 1 << 24
-"""Pixels of all masks together that a limit leaves at most, for the same reason."""
+"""Pixels of all masks together up to which it is raised so, for the same reason."""
 MAX_LAYER_BYTES = 1 << 28
-"""Bytes of a layer's outputs for all results together that a limit leaves at most.
+"""Bytes of a layer's outputs for all results together up to which it is raised so.
 
 A head holds several such outputs at a time, and each engine its own. With few candidates a model with 80
 classes has some thousands of results: where Grid R-CNN ran its layers on each of them, the process grew from
@@ -173,7 +173,7 @@ class Trials:
 
     @property
     def max_masks(self) -> int:
-        """Number of masks of the size of the picture that are compared at most."""
+        """Number of masks of the size of the picture up to which a limit is raised, see `max_results`."""
         return MAX_MASK_PIXELS // math.prod(self.image.ori_shape)
 
     @property
@@ -199,7 +199,10 @@ class Trials:
         return self.parts.computed_once(self.limits)
 
     def keep_outputs(self, reference: ImageReference) -> None:
-        """Run the reference of the picture, as it is; trials reuse what parts of the model return in it."""
+        """Run the reference of the picture, as it is; trials reuse what parts of the model return in it.
+
+        The reference's `seconds` are then without those that keeping these outputs took.
+        """
         before_s = self.parts.seconds
         with self.parts.computed_once(self.limits, reuse=False):
             _ = reference.results
