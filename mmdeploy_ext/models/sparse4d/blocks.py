@@ -231,7 +231,7 @@ class SparseBox3DKeyPointsGenerator(BaseModule):
             self.learnable_fc = nn.Linear(embed_dims, 3 * num_learnable_pts)
 
     def forward(self, anchor: Tensor, feature: Tensor) -> Tensor:
-        """Return the key points (B, A, P, 3), m, of anchors (B, A, 11) and features (B, A, C)."""
+        """Return the key points (B, A, P, 3) of anchors (B, A, 11) and features (B, A, C): LiDAR frame, m."""
         size = anchor[..., None, LOG_SIZE].exp()
         places = self.fix_scale * size
         if hasattr(self, 'learnable_fc'):

@@ -229,7 +229,7 @@ class FrameSteps:
         return logits, torch.cat([centers, codes[..., 3:]], dim=-1)
 
     def select_topk(self, cls_scores: Tensor, bbox_preds: Tensor, outs_dec: Tensor) -> Memory:
-        """Return the rows that a frame adds to the memory, the best queries first.
+        """Return the rows that a frame adds to the memory, the best queries first, with the age 0, detached.
 
         The arguments are those of the last layer without denoising queries: logits (B, Q, K), boxes
         (B, Q, 10), outputs (B, Q, C).
