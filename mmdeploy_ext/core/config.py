@@ -345,8 +345,8 @@ def _canonical(value: Any) -> str:
 def test_datasets(cfg: Any) -> Iterator[dict[str, Any]]:
     """Yield the settings of `data.test` of an `mmcv.Config`, then those of the data sets that it wraps.
 
-    These are below its key `dataset`, one in the other; of a list the first counts. Nothing is yielded if
-    there are none.
+    These are below its key `dataset`, one in the other; of a list the first counts. Those below `datasets`,
+    as mmdet's ConcatDataset has them, are left out. Nothing is yielded if there are none.
     """
     dataset = (cfg.get('data') or {}).get('test')
     while dataset:

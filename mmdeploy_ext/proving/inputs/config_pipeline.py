@@ -168,7 +168,7 @@ def _composed(
 def test_steps(cfg: Any) -> Sequence[Any]:
     """Return the steps of `data.test`, or of the data set that it wraps; else of `data.val`, `test_pipeline`.
 
-    Of a list of data sets the first counts.
+    A wrapped data set is the `dataset` of its wrapper, not one of `datasets`. Of a list the first counts.
 
     Raises:
         KeyError: the config has none.
