@@ -368,7 +368,7 @@ class PastSweep:
     Attributes:
         path: path as in the info.
         rotation: (3, 3), which points as columns are multiplied by, of the type in the info.
-        translation: (3,), metres.
+        translation: (3,), metres, likewise.
         timestamp_s: seconds, absolute.
     """
 

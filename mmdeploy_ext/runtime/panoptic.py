@@ -1,7 +1,8 @@
 """Panoptic maps without PyTorch: their segments, and the two ways in which mmdet fuses masks into a map.
 
 A pixel of a map has the class of its segment, and of a thing also its number: class + number * 1000, as in
-mmdet. A pixel of no segment has the number of classes.
+mmdet. The things of all classes are numbered together, from 1 on. A pixel of no segment has the number of
+classes.
 
 Source of the algorithms: mmdet 2.28.2 `seg_heads/panoptic_fusion_heads/maskformer_fusion_head.py`
 (`panoptic_postprocess`) and `heuristic_fusion_head.py`.

@@ -203,6 +203,7 @@ def finish(
     `kind` is the word for the samples, and the key of their entries in the JSON file, such as 'images'; by
     default it is that of the metadata. Returns the exit status: 1 if a sample could not be used.
     `entries` are those of the samples: `error`, or `drawn` and the results; `seconds` is the time of all.
+    Beside the entries the JSON file has `model`, `family`, `form` and `classes`.
     """
     kind = kind or metadata.samples
     if args.json:
@@ -279,7 +280,7 @@ def run_file(
     `cameras` is file name -> camera (4, 4), that of all others by '', as `read_cameras` returns it; it is
     empty for files that take none.
     The entry has both paths (`image`, `picture`), `height`, `width`, `milliseconds`, the number of results
-    that are `drawn`, and all `detections`.
+    that are `drawn`, and all `detections`, in pixels of the image also if the picture is enlarged.
     """
     from mmdeploy_ext.preprocess.cam2img import camera_for
     from mmdeploy_ext.preprocess.pictures import read_image
@@ -321,7 +322,8 @@ def run_all(
     Args:
         targets: file of the sample -> picture to write.
         run_sample: runs one sample and returns its entry for the JSON file.
-        kind: key of the file in an entry, such as 'image'.
+        kind: key of the file, such as 'image', in the entry of a sample that cannot be used; `run_sample`
+            gives its entries the same one.
         fail_fast: end at the first sample that cannot be used.
     """
     total, entries = len(targets), []

@@ -53,8 +53,8 @@ class Layout:
     Attributes:
         groups: (first, last + 1) offset of each group.
         buckets: B, of each group.
-        bias_group: the group whose buckets add the bias: the one in the middle, which holds the centre of a
-            kernel of odd sizes.
+        bias_group: index of the group whose buckets add the bias: the one in the middle, which holds the
+            centre of a kernel of odd sizes.
     """
 
     groups: tuple[tuple[int, int], ...]

@@ -67,7 +67,8 @@ def fp16_ends(graph: SparseGraph) -> dict[str, tuple[str, str]]:
     """Return overrides by node name as in the reference's INT8 file of BEVFusion (--int8-fp16-input-output).
 
     The first convolution computes in fp16 and stores int8, the last one computes in int8 and stores fp16; the
-    only one of a graph computes in and stores fp16. The graph has at least one.
+    only one of a graph computes in and stores fp16. The graph has at least one. An addition behind the last
+    convolution gets none.
     """
     convolutions = graph.convolutions()
     first, last = convolutions[0].name, convolutions[-1].name

@@ -41,11 +41,11 @@ HEAVY = 20
 def sparse_layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
     """Return the nodes of a sparse graph as the engine reads them, one dictionary for each.
 
-    Keys: `name`, `op_type`, `number` among the nodes of its title from 0, `inputs`, `output`, those of
-    `ATTRIBUTES` that the engine reads of the operator, with its defaults, `in_channels` and `out_channels` of
-    a convolution with a weight, and of the output the `grid`, `sites` (name of its set of active sites),
-    `shape` and `dense` of `libspconv_contract.TensorFacts`. Nodes of operators that the engine does not have
-    are left out.
+    Keys: `name`, `op_type`, `number` among the nodes of its title (`TITLES`) from 0, `inputs`, `output`, each
+    of `ATTRIBUTES` that the engine reads of the operator, with its defaults (`subm` and `inverse` are 0 or
+    1), `in_channels` and `out_channels` of a convolution with a weight, and of the output the `grid`, `sites`
+    (name of its set of active sites), `shape` and `dense` of `libspconv_contract.TensorFacts`. Nodes of
+    operators that the engine does not have are left out.
     """
     nodes = EngineParser(model.graph).nodes
     tensors = TensorWalk(model.graph, nodes, None).tensors
