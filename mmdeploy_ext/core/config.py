@@ -345,8 +345,8 @@ def _canonical(value: Any) -> str:
 def test_datasets(cfg: Any) -> Iterator[dict[str, Any]]:
     """Yield the settings of `data.test` of an `mmcv.Config`, then those of the data sets that it wraps.
 
-    These are below its key `dataset`, one in the other; of a list the first counts. Those below `datasets`,
-    as mmdet's ConcatDataset has them, are left out. Nothing is yielded if there are none.
+    These are below its key `dataset`, or `datasets` as in a `ConcatDataset`, one in the other; of a list the
+    first counts. Nothing is yielded if there are none.
     """
     dataset = (cfg.get('data') or {}).get('test')
     while dataset:
@@ -354,7 +354,7 @@ def test_datasets(cfg: Any) -> Iterator[dict[str, Any]]:
             dataset = dataset[0]
         elif isinstance(dataset, dict):
             yield dataset
-            dataset = dataset.get('dataset')
+            dataset = dataset.get('dataset') or dataset.get('datasets')
         else:
             return
 
@@ -362,8 +362,8 @@ def test_datasets(cfg: Any) -> Iterator[dict[str, Any]]:
 def test_dataset(cfg: Any) -> dict[str, Any]:
     """Return the settings of the test data set of an `mmcv.Config`, `data.test`; {} if there are none.
 
-    Those of a wrapper are those of its `dataset`, which it wraps, without the wrapper's own, such as its
-    `pipeline`; those of a list are those of the first.
+    Those of a wrapper are those of its `dataset` or `datasets`, which it wraps, without the wrapper's own,
+    such as its `pipeline`; those of a list are those of the first.
     """
     return next(reversed([*test_datasets(cfg)]), {})
 
@@ -371,8 +371,8 @@ def test_dataset(cfg: Any) -> dict[str, Any]:
 def test_pipeline(cfg: Any) -> list[dict[str, Any]]:
     """Return the steps of the test pipeline of a config, each a dict with `type`.
 
-    It is that of `data.test`: its own, or that of its `dataset`, which it wraps, of several the first one;
-    else that of `data.val` in the same way, else `test_pipeline`.
+    It is that of `data.test`: its own, or that of its `dataset` or `datasets`, which it wraps, of several the
+    first one; else that of `data.val` in the same way, else `test_pipeline`.
 
     Args:
         cfg: an `mmcv.Config`.
@@ -389,7 +389,7 @@ def test_pipeline(cfg: Any) -> list[dict[str, Any]]:
             elif dataset.get('pipeline'):
                 return dataset['pipeline']
             else:
-                dataset = dataset.get('dataset')
+                dataset = dataset.get('dataset') or dataset.get('datasets')
     pipeline = cfg.get('test_pipeline')
     if not pipeline:
         raise ConfigError(

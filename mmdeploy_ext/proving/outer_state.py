@@ -46,12 +46,12 @@ def codes_of_run(run: Callable[[], Any], counts: Callable[[CodeType], bool]) -> 
     Bodies of classes and of modules that it imports are among it. Other threads are not watched. `counts`
     tells of each code object whether it is to be returned.
     """
-    codes: dict[CodeType, bool] = {}
+    codes: dict[int, tuple[CodeType, bool]] = {}  # by id: code of two files may be equal
 
     def watch(frame: FrameType, event: str, arg: Any) -> None:
         code = frame.f_code
-        if event == 'call' and code not in codes:
-            codes[code] = counts(code)
+        if event == 'call' and id(code) not in codes:
+            codes[id(code)] = code, counts(code)
 
     previous = sys.getprofile()
     sys.setprofile(watch)
@@ -59,7 +59,7 @@ def codes_of_run(run: Callable[[], Any], counts: Callable[[CodeType], bool]) -> 
         run()
     finally:
         sys.setprofile(previous)
-    return [code for code, is_counted in codes.items() if is_counted]
+    return [code for code, is_counted in codes.values() if is_counted]
 
 
 def functions_of(codes: Iterable[CodeType]) -> list[types.FunctionType]:

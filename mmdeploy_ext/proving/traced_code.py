@@ -366,7 +366,7 @@ def changing_state(
     what functions and classes of the user's hold. Arguments are those of `lines_of_module`.
     """
     copy, states, drawn = copy_of(module), [], random_state()
-    left_out = {code for function in followed for code in codes_in(function.__code__)}
+    left_out = [code for function in followed for code in codes_in(function.__code__)]
 
     def run(observed: torch.nn.Module = copy, values: Sequence[Any] = inputs) -> None:
         with torch.no_grad(), draws_left_out(left_out):

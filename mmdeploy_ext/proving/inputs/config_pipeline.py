@@ -168,7 +168,7 @@ def _composed(
 def test_steps(cfg: Any) -> Sequence[Any]:
     """Return the steps of `data.test`, or of the data set that it wraps; else of `data.val`, `test_pipeline`.
 
-    A wrapped data set is the `dataset` of its wrapper, not one of `datasets`. Of a list the first counts.
+    Of a list of data sets, or of several that are wrapped as `datasets`, the first counts.
 
     Raises:
         KeyError: the config has none.
@@ -177,7 +177,9 @@ def test_steps(cfg: Any) -> Sequence[Any]:
         dataset = (cfg.get('data') or {}).get(section)
         while dataset is not None and not (hasattr(dataset, 'get') and dataset.get('pipeline')):
             wrapped = dataset[0] if isinstance(dataset, list | tuple) and dataset else None
-            dataset = dataset.get('dataset') if hasattr(dataset, 'get') else wrapped
+            if hasattr(dataset, 'get'):
+                wrapped = dataset.get('dataset') or dataset.get('datasets')
+            dataset = wrapped
         if dataset is not None:
             return dataset['pipeline']
     return cfg['test_pipeline']

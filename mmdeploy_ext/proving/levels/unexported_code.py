@@ -8,13 +8,16 @@ a value that a layer keeps from run to run.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import gc
 import linecache
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from mmcv import ConfigDict
 
 from mmdeploy_ext.core.foreign_functions import is_foreign
-from mmdeploy_ext.core.source_code import codes_in, source_of_code
+from mmdeploy_ext.core.source_code import codes_in, functions_behind, source_of_code
 from mmdeploy_ext.core.users_code import attributes_read, attributes_written
 from mmdeploy_ext.families.module_settings import module_settings, settings
 from mmdeploy_ext.proving.levels.user_model import first_difference
@@ -110,7 +113,7 @@ def kept_attributes(
 
     Those that the `followed` functions use, or libraries and this package write, are left out: they are the
     memories that the families know. Attributes whose names begin with an underscore are not seen, nor
-    buffers, nor what only a property reads, or a method behind a decorator such as `auto_fp16`.
+    buffers.
 
     Args:
         model: the model after several runs.
@@ -181,18 +184,40 @@ def _common(entries: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 
 
 def _methods(module: nn.Module, of_user: bool) -> Iterator[CodeType]:
-    """Yield the code of the methods of a module's classes that the user's code has, or of the others."""
+    """Yield the code of the methods of a module's classes that the user's code has, or of the others.
+
+    Those behind decorators, and what properties call, are among them.
+    """
     for base in type(module).__mro__:
         for value in vars(base).values():
-            function = getattr(value, '__func__', value)
-            if hasattr(function, '__code__') and is_foreign(function) == of_user:
-                yield from codes_in(function.__code__)
+            for function in _functions_of(value):
+                if is_foreign(function) == of_user:
+                    yield from codes_in(function.__code__)
+
+
+def _functions_of(attribute: Any) -> list[FunctionType]:
+    """Return the Python functions that an attribute of a class stands for, such as those of a decorator.
+
+    A decorator of the user's that leaves no `__wrapped__` has the function that it wraps in its closure.
+    """
+    if isinstance(attribute, property):
+        attribute = attribute.fget
+    elif isinstance(attribute, functools.cached_property):
+        attribute = attribute.func
+    waiting, functions = [attribute], []
+    while waiting:
+        for function in functions_behind(waiting.pop()):
+            if isinstance(function, FunctionType) and function not in functions:
+                functions.append(function)
+                captured = gc.get_referents(*function.__closure__ or ()) if is_foreign(function) else ()
+                waiting += [value for value in captured if isinstance(value, FunctionType)]
+    return functions
 
 
 def codes_of_methods(model: nn.Module) -> set[int]:
     """Return the ids of the code objects of the methods of a model and its parts, and of inner functions.
 
-    Of a decorated method it is that of the decorator's function alone; properties have none.
+    Those that decorators wrap and that properties call are among them.
     """
     modules = model.modules()
     return {id(code) for module in modules for of_user in (True, False) for code in _methods(module, of_user)}

@@ -8,6 +8,7 @@ import pytest
 from mmdeploy_ext.core import config
 from mmdeploy_ext.core.config import config_sha256, load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.proving.inputs.config_pipeline import test_steps as steps_of_proof
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 TOY = str(REPOSITORY / 'configs/demo/atss_toy.py')
@@ -109,15 +110,18 @@ def test_a_missing_base_elsewhere_stays_mmcvs_error(tmp_path):
         'data = dict(test=dict(type="RepeatDataset", dataset=dict(pipeline={})))',
         'data = dict(test=[dict(pipeline={}), dict(pipeline=[])])',
         'data = dict(test=[dict(dataset=dict(pipeline={}))], val=dict(pipeline=[1]))',
+        'data = dict(test=dict(type="ConcatDataset", datasets=[dict(pipeline={})]), val=dict(pipeline=[1]))',
         'data = dict(train=dict(pipeline=[1]), val=dict(pipeline={}))',
         'data = dict(train=dict())\ntest_pipeline = {}',
         'test_pipeline = {}',
     ],
-    ids=['test', 'wrapped', 'list', 'list of wrapped', 'val', 'data without', 'alone'],
+    ids=['test', 'wrapped', 'list', 'list of wrapped', 'several wrapped', 'val', 'data without', 'alone'],
 )
 def test_the_test_pipeline_is_found_wherever_it_is_kept(text, tmp_path):
     (tmp_path / 'x.py').write_text(text.format(PIPELINE))
-    assert config.test_pipeline(load_config(str(tmp_path / 'x.py'))) == PIPELINE
+    cfg = load_config(str(tmp_path / 'x.py'))
+    assert config.test_pipeline(cfg) == PIPELINE
+    assert steps_of_proof(cfg) == PIPELINE  # the proof reads configs by itself
 
 
 def test_a_config_without_a_test_pipeline_is_refused(tmp_path):

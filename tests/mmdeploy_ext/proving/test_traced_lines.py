@@ -21,7 +21,7 @@ from mmdeploy_ext.core import source_code
 from mmdeploy_ext.core.outer_containers import OuterContainers
 from mmdeploy_ext.proving.levels.frames import FramesProof
 from mmdeploy_ext.proving.levels.traced_lines import has_users_code, observed_inputs, traced_lines
-from mmdeploy_ext.proving.outer_state import Contents, UnreadableError, arrays_and_numbers
+from mmdeploy_ext.proving.outer_state import Contents, UnreadableError, arrays_and_numbers, codes_of_run
 from mmdeploy_ext.proving.traced_code import is_observed_file, lines_of_module
 from mmdeploy_ext.proving.verdict import Verdict
 
@@ -610,3 +610,16 @@ def test_a_large_tensor_that_numpy_lacks_is_compared_whole(of):
     assert before == Contents().of(of(tensor.clone()))
     tensor[2500] = 2
     assert Contents().of(of(tensor)) != before
+
+
+def test_equal_code_of_two_files_is_two_codes():
+    """Python calls code equal that has the same text at the same line, whatever file it is in."""
+    functions = []
+    for file in ('library.py', 'users.py'):
+        names = {}
+        exec(compile('def scaled(x):\n    return x * FACTOR\n', file, 'exec'), names | {'FACTOR': 2}, names)
+        functions.append(types.FunctionType(names['scaled'].__code__, {'FACTOR': 2}))
+    library, users = functions
+    assert library.__code__ == users.__code__
+    codes = codes_of_run(lambda: (library(1), users(1)), lambda code: code.co_filename == 'users.py')
+    assert [code.co_filename for code in codes] == ['users.py']

@@ -12,6 +12,7 @@ from mmdeploy_ext.core.users_code import RanCode, is_users_code, unwatched
 from mmdeploy_ext.families.module_settings import module_settings
 from mmdeploy_ext.proving.levels.unexported_code import (
     changed_settings,
+    codes_of_methods,
     kept_attributes,
     unexported_code,
     users_settings,
@@ -37,6 +38,49 @@ class Neck(torch.nn.Module):
 
     def again(self, x):
         return self.forward(x)
+"""
+
+DECORATED = """
+import functools
+import mmcv.runner
+import torch
+
+CODES = []
+
+
+def wrapped(function):
+    @functools.wraps(function)
+    def call(self):
+        return function(self)
+
+    return call
+
+
+def without_name(function):
+    def call(self):
+        return function(self)
+
+    return call
+
+
+def noted(function):
+    CODES.append(function.__code__)
+    return function
+
+
+class Neck(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    @{decorator}
+    @noted
+    def factor(self):
+        return self.calls
+
+    def forward(self, x):
+        self.__dict__['calls'] += 1
+        return x * self.factor{call}
 """
 
 
@@ -112,6 +156,32 @@ def test_values_that_a_layer_keeps_and_reads_make_inputs_decide(tmp_path, line, 
     model(torch.ones(3) * 2)
     assert [code.name for code in kept_attributes(model, before, ())] == kept
     assert kept_attributes(model, before, [type(model[1]).forward]) == []  # of a memory that a family knows
+
+
+@pytest.mark.parametrize(
+    'decorator',
+    [
+        'mmcv.runner.auto_fp16()',
+        'torch.no_grad()',
+        'functools.lru_cache(None)',
+        'wrapped',
+        'without_name',
+        'property',
+    ],
+)
+def test_a_value_that_is_read_behind_a_decorator_is_seen(tmp_path, decorator):
+    path = Path(tempfile.mkdtemp(dir=tmp_path)) / 'users_decorated.py'
+    path.write_text(DECORATED.format(decorator=decorator, call='' if decorator == 'property' else '()'))
+    spec = importlib.util.spec_from_file_location('users_decorated', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    model = module.Neck().eval()
+    model(torch.ones(3))
+    before = users_settings(model)
+    model(torch.ones(3))
+    assert [code.name for code in kept_attributes(model, before, ())] == ['Neck.calls']
+    codes = {module.Neck.forward.__code__, *module.CODES}
+    assert {id(code) for code in codes} <= codes_of_methods(model)
 
 
 def test_what_runs_unwatched_is_not_recorded(tmp_path):
