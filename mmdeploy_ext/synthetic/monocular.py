@@ -194,8 +194,9 @@ class Tables:
         """Yield the objects that are in a picture, also hidden ones, as mmdet3d's annotations.
 
         An object has `bbox` x y w h in pixels, `bbox_cam3d` (middle, length, height, width in metres, yaw in
-        radians about y), `velo_cam3d` (x, z in m/s) and `center2d` (pixels, depth in metres) in the camera's
-        frame, and its class and attribute by name and number. Objects of no class of `CLASSES`, nearer than
+        radians: 0 is along x, pi / 2 towards the camera), `velo_cam3d` (x, z of its speed over the ground,
+        m/s) and `center2d` (pixels, depth in metres) in the camera's frame, and its class and attribute by
+        name and number. Objects of no class of `CLASSES`, nearer than
         `NEAR_M` or without a `seen_box` are left out. `image` is an entry of the method `image`.
         """
         to_camera = from_global(image)

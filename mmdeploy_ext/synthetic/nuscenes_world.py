@@ -73,7 +73,7 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Drive:
-    """Poses of the ego every `STEP_S`, from 1 s before the scene on: `xy` (n, 2), `yaw` (n,)."""
+    """Poses of the ego every `STEP_S`, from 1 s before the first key frame on: `xy` (n, 2), `yaw` (n,)."""
 
     xy: np.ndarray
     yaw: np.ndarray
@@ -152,10 +152,10 @@ class World:
 
 
 def make_drive(rng: np.random.Generator, frames: int) -> Drive:
-    """Draw a drive at 0 to 5 m/s, with turns and stops, from a second before the first key frame on.
+    """Draw a drive at 0 to 5 m/s, with turns and stops.
 
-    It begins within 30 m of `START_XY` along each axis. `rng` is the random generator, `frames` the number of
-    key frames.
+    It lasts from 1 s before the first key frame to 1.5 s after the last one, and begins within 30 m of
+    `START_XY` along each axis. `rng` is the random generator, `frames` the number of key frames.
     """
     duration = frames * KEY_FRAME_S + 2
     knots = np.arange(0, duration + 2.5, 2.5)

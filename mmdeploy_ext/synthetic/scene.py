@@ -82,7 +82,8 @@ def coverage(loops: list[np.ndarray], height: int, width: int) -> np.ndarray:
     outline may lie outside of the picture.
 
     Args:
-        loops: (P, 2) points each, x and y in pixels: the outer edge, then holes.
+        loops: (P, 2) points each, x and y in pixels, (0, 0) in the middle of the first one: the outer edge,
+            then holes.
         height: H.
         width: W.
     """

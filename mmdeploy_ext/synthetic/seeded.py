@@ -237,8 +237,9 @@ def _find_step(pipeline: Sequence[Any], step_type: str) -> Any:
 def backbone_weights(cfg: Any, seed: int = 0) -> dict[str, torch.Tensor] | None:
     """Return published key -> weights of a config of which a family exports the sparse backbone alone.
 
-    Weights of the backbone depend on names; other parts of a detector are initialised with the seed, which
-    becomes torch's global seed. None if no such family claims the config.
+    Weights of the backbone depend on names, and its kernels are (k0, k1, k2, I, O), as in spconv 1; other
+    parts of a detector are initialised with the seed, which becomes torch's global seed. None if no such
+    family claims the config.
     """
     from mmdeploy_ext.families.base import BACKBONE, FAMILIES, load_families
 
@@ -257,7 +258,7 @@ def backbone_weights(cfg: Any, seed: int = 0) -> dict[str, torch.Tensor] | None:
 
 
 def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
-    """Return a detector with weights by the rule of its family, or else by that of its head.
+    """Return a detector in evaluation mode, with weights by the rule of its family, or else by its head's.
 
     Args:
         cfg: the config.

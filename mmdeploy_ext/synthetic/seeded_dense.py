@@ -313,7 +313,10 @@ def scale_corners(model: nn.Module, features: Sequence[torch.Tensor]) -> None:
 
 
 def build_student(cfg: Any) -> nn.Module:
-    """Return the detector of a config, without weights and without a teacher; `cfg` stays as it is."""
+    """Return the detector of a config in evaluation mode, without weights and without a teacher.
+
+    `cfg` stays as it is.
+    """
     from mmdet.models import build_detector
 
     from mmdeploy_ext.families.parts.detector_parts import without_teacher

@@ -201,7 +201,7 @@ def rescale(layer: nn.Module, outputs: torch.Tensor, mean: Numbers, deviation: N
     get the mean alone.
 
     Args:
-        layer: convolution or linear layer with a bias.
+        layer: convolution or linear layer with a bias; a transposed one has a group for each channel.
         outputs: (C, n), those of `outputs_of`.
         mean: mean that a channel shall have.
         deviation: standard deviation that it shall have.

@@ -43,7 +43,8 @@ def to_mmdet2_config(cfg: Any) -> Any:
     """Return a config of mmdet 3 as one of mmdet 2.28: model, test pipeline and test data set.
 
     `cfg` is what `read_mmdet3_config` returned, and the result an mmcv `Config`, too; of a detector of
-    `PLUGINS` it imports the module there. Keys that only training and mmengine's Runner read
+    `PLUGINS` it imports the module there. A data set of a type that `DATASETS` lacks becomes a CocoDataset
+    with its classes and a file `annotations.json`. Keys that only training and mmengine's Runner read
     (`optim_wrapper`, `default_hooks`, ...) are left out.
 
     Raises:

@@ -119,7 +119,8 @@ def checkpoint_grids(shapes: Shapes) -> list[int]:
 def config_grids(text: object) -> list[int]:
     """Return the grids in the text of a config; empty if it has none, no list or tuple, or different ones.
 
-    Those that are there twice have to be written in the same way. `text` of another type has none.
+    They follow `num_grids=`, without blanks, as mmcv writes it; those that are there twice have to be written
+    in the same way. `text` of another type has none.
     """
     lists = {match.group(1) for match in CONFIG_GRIDS.finditer(text)} if isinstance(text, str) else set()
     try:
