@@ -52,9 +52,11 @@ class Scored(Rows, abc.ABC):
         scores: (n,) float32 in 0..1.
         labels: (n,) int64 class indices.
         scored: whether scores mean anything; otherwise all are 1.
+        largest_score: what scores cannot exceed, but for rounding.
     """
 
     scored: ClassVar[bool] = True
+    largest_score: ClassVar[float] = 1.0
     labels: np.ndarray
 
     def above(self, score_thr: float) -> Self:
@@ -107,7 +109,9 @@ ROUNDING = 1e-3
 
 
 def check_ranges(results: Scored, num_classes: int, name: str) -> None:
-    """Refuse results with scores outside of 0..1, by more than `ROUNDING`, or with labels of no class.
+    """Refuse results with scores outside of 0 to `Scored.largest_score`, or with labels of no class.
+
+    Scores may be outside by up to `ROUNDING`.
 
     Args:
         results: results of one image, sweep or frame.
@@ -118,11 +122,11 @@ def check_ranges(results: Scored, num_classes: int, name: str) -> None:
         InferenceError: it names the score or label. A score that is NaN passes.
     """
     scores, labels = results.scores, results.labels
-    outside = scores[(scores < -ROUNDING) | (scores > 1 + ROUNDING)]
+    outside = scores[(scores < -ROUNDING) | (scores > results.largest_score + ROUNDING)]
     if len(outside):
         raise InferenceError(
-            f'{name}: {len(outside)} of {len(scores)} results have scores outside of 0..1, such as '
-            f'{outside[0]:.6g}; prove the file'
+            f'{name}: {len(outside)} of {len(scores)} results have scores outside of '
+            f'0..{results.largest_score:g}, such as {outside[0]:.6g}; prove the file'
         )
     unknown = labels[(labels < 0) | (labels >= num_classes)] if num_classes else labels[:0]
     if len(unknown):

@@ -21,7 +21,7 @@ from marking import in_suite
 from mmdeploy_ext.cli import run_app
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.config import test_pipeline as pipeline_of
-from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
+from mmdeploy_ext.core.errors import ConfigError, DataError, InferenceError, ShapeError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.evaluate import detector
 from mmdeploy_ext.families.base import find_family
@@ -33,6 +33,7 @@ from mmdeploy_ext.preprocess.cam2img import camera_for, cameras_of, check_camera
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.references import references
+from mmdeploy_ext.runtime.detections import check_ranges
 from proofs import run_cases
 from toy_monocular import KINDS, SIZE, exported, options, picture, seeded, toy
 
@@ -248,6 +249,14 @@ def test_a_pgd_without_boxes_in_the_picture_and_without_bins_of_depth_is_decoded
     ]
     assert decoded['boxes'].shape == (1, 85, 7) and set(decoded) == {'boxes', 'scores'}
     torch.testing.assert_close(decoded['scores'], torch.cat(products, 1))
+
+
+def test_scores_of_a_pgd_may_exceed_1_and_are_not_refused():
+    """They have the factor exp(-weight) of the uncertainty of the depth."""
+    box = np.zeros((1, 9), np.float32)
+    check_ranges(MonocularDetections(box, np.float32([1.2]), np.int64([0])), 3, 'pgd.onnx')
+    with pytest.raises(InferenceError, match='scores'):
+        check_ranges(MonocularDetections(box, np.float32([-0.2]), np.int64([0])), 3, 'pgd.onnx')
 
 
 def test_mm2onnx_run_takes_a_file_of_cameras_and_gives_the_boxes_of_pytorch(tmp_path, capsys):

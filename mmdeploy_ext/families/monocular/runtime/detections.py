@@ -6,7 +6,8 @@ Glossary: n results.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -31,6 +32,7 @@ class MonocularDetections(Scored):
         code_size: number of columns that the model gives: 7, or 9 with a velocity.
     """
 
+    largest_score: ClassVar[float] = math.inf
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
