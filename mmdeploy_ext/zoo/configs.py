@@ -73,7 +73,9 @@ def config_files(patterns: Sequence[str]) -> list[Path]:
     Args:
         patterns: files, folders and globs. A relative one without matches in the working folder is looked
             up below the configs of the installed mmdet, or of the library that it begins with, as in
-            'mmdet3d/second/*.py'. Without any, all configs of mmdet are returned.
+            'mmdet3d/second/*.py'. Without any, all configs of mmdet are returned. Of a folder, at any depth,
+            base configs and hidden files (parts that begin with '_' or '.') are left out; a glob takes files
+            of any name, and its `**` is one folder in the working folder, any number below installed ones.
 
     Raises:
         UsageError: a pattern matches no config, or mmdet with its configs, if they are looked up, is not
@@ -138,7 +140,7 @@ def read_configs(files: Sequence[Path], heads: Sequence[str] = ()) -> Iterator[C
 
     Such a file has no model, or none of the `heads` (class names; no names select all), or it has a
     `backend_config`, as the deployment configs of mmdeploy. A file that cannot be read belongs to the zoo if
-    no `heads` are named, since its own head is not known; its `Config` has empty parts and no digest.
+    no `heads` are named, since its own head is not known; its `Config` has '' for each part, and no digest.
     """
     for path in files:
         digest = ''
@@ -214,6 +216,7 @@ def _as_tested(value: Any) -> Any:
 def part_types(cfg: Any) -> dict[str, str]:
     """Return the class names of a model: detector, encoder, backbone, neck, head -> names joined by '+'.
 
+    Parts are entries of the model itself, heads those of the keys `HEADS`; a part that is missing is ''.
     Prefixes of keys, such as the `pts_` of mmdet3d, are ignored. Only detectors of points have an encoder.
     """
     model = cfg.model

@@ -54,7 +54,8 @@ a family from outside it is the whole package that the family is in.
 def graph_digest(model: onnx.ModelProto) -> str:
     """Return a hash of how every output is computed, and of the names and types of inputs and outputs.
 
-    Names and order of the nodes do not count, nor do names of inner tensors.
+    Types have the sizes of axes; opsets and defaults of inputs count, too. Names and order of the nodes do
+    not count, nor do names of inner tensors.
 
     Floating-point constants count by type and shape alone: seeded weights follow from runs of the network,
     and their last bits are other ones on another CPU. The code that `proof_rules` hashes decides the values.
@@ -87,10 +88,14 @@ def family_folder(family: type) -> Path:
 
     Of a module that is in no package it is the folder of its file.
     """
-    folder = Path(inspect.getfile(family)).resolve().parent
+    file = Path(inspect.getfile(family)).resolve()
+    folder = file.parent
     if folder.is_relative_to(PACKAGE):
         return folder
-    for _ in family.__module__.split('.')[2:]:
+    packages = family.__module__.split('.')
+    if file.stem != '__init__':
+        packages.pop()
+    for _ in packages[1:]:
         folder = folder.parent
     return folder
 

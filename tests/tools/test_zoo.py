@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import importlib
 import multiprocessing
 import os
 import re
@@ -345,6 +346,18 @@ def test_rules_change_with_code_and_not_with_words(tmp_path):
         (folder / 'code.py').write_text(text)
         found.append(digests.code_digest(folder, '.'))
     assert found[0] == found[1] != found[2]
+
+
+def test_code_of_a_family_from_outside_is_its_whole_package(tmp_path, monkeypatch):
+    for name in ('foreign', 'foreign/inner', 'foreign/inner/deep'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / '__init__.py').write_text('class Outside:\n    pass\n')
+    for name in ('foreign/inner/deep/family.py', 'foreign_module.py'):
+        (tmp_path / name).write_text('class Outside:\n    pass\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ('foreign', 'foreign.inner', 'foreign.inner.deep', 'foreign.inner.deep.family'):
+        assert digests.family_folder(importlib.import_module(name).Outside) == tmp_path / 'foreign', name
+    assert digests.family_folder(importlib.import_module('foreign_module').Outside) == tmp_path
 
 
 @pytest.mark.parametrize(

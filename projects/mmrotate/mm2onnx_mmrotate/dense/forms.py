@@ -98,7 +98,8 @@ class FullForm(nn.Module):
 
         Columns of dets are x, y, width, height in pixels of the originals, angle in radians and score; rows
         that an image does not have are zero with label -1. Candidates are numbers of pairs of prior and class
-        that pass the threshold, among the `nms_pre` best priors of each level.
+        that pass the threshold, among the `nms_pre` best priors of each level. With `RotatedHead.clips`
+        centres are clipped to the contents of an image, 0..size - 1.
 
         Args:
             image: (B, 3, H, W); only its size is used.
