@@ -33,7 +33,11 @@ EXISTS = 'already there with the same parameters, nothing to do'
 
 
 def staging_folder(root: Path) -> Path:
-    """Return the folder beside `root` in which it is made: `.NAME.part`; it need not exist."""
+    """Return the folder beside `root` in which it is made: `.NAME.part`; it need not exist.
+
+    If `root` is a link, it is beside the folder that the link names.
+    """
+    root = root.resolve()
     return root.with_name(f'.{root.name}.part')
 
 
@@ -41,8 +45,8 @@ def staging_folder(root: Path) -> Path:
 def locked(root: Path) -> Iterator[None]:
     """Let one process at a time make `root`, inside the block; others wait for it without a limit.
 
-    The lock is that of a file beside `root`, in a folder that is made; the file stays, the lock ends with the
-    process, too.
+    The lock is that of a file beside `root`, or beside the folder that a link there names, in a folder that
+    is made; the file stays, the lock ends with the process, too.
 
     Raises:
         DataError: see `check_replaceable`; nothing is written then.
@@ -124,9 +128,9 @@ def publish(root: Path, parameters: dict[str, Any]) -> None:
     """Write the manifest of the staging folder, with these parameters, and move the folder to `root`.
 
     The staging folder is one of `open_staging`. An older set at `root` is exchanged for it in one step and
-    removed; on a file system that cannot do so it is moved away first.
+    removed; on a file system that cannot do so it is moved away first. A link at `root` stays.
     """
-    staging = staging_folder(root)
+    staging, root = staging_folder(root), root.resolve()
     (staging / _PARAMETERS).unlink()
     files = sorted(path for path in staging.rglob('*') if path.is_file() and path.name != MANIFEST)
     hashes = {path.relative_to(staging).as_posix(): sha256_file(path) for path in files}
@@ -154,7 +158,7 @@ def make_set(
     """Make a set unless it exists already.
 
     Args:
-        root: folder of the set; it is written atomically.
+        root: folder of the set, or a link to it; it is written atomically.
         parameters: everything that decides on the content, name -> value as JSON gives it back.
         write: takes the folder, writes the files into it, and yields the number of steps that were just done.
             It has to make the folder `SHARDS` in it, with pieces that a run after an interrupted one finds

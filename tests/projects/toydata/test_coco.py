@@ -138,6 +138,19 @@ def test_a_killed_run_leaves_no_set_and_the_next_one_works(tmp_path):
     assert coco.ensure_toy_coco(root, train_images=2, val_images=2, quiet=True)
 
 
+def test_a_link_to_the_folder_stays_and_its_set_is_replaced(tmp_path):
+    few = dict(train_images=1, val_images=1, quiet=True, force=True)
+    (tmp_path / 'disk' / 'set').mkdir(parents=True)
+    link = tmp_path / 'link'
+    link.symlink_to(tmp_path / 'disk' / 'set')
+    for seed in (0, 1):
+        assert coco.ensure_toy_coco(link, seed=seed, **few)
+        manifest = json.loads((tmp_path / 'disk' / 'set' / staging.MANIFEST).read_text())
+        assert link.is_symlink() and manifest['parameters']['seed'] == seed
+    assert sorted(path.name for path in (tmp_path / 'disk').iterdir()) == ['.set.lock', 'set']
+    assert list(tmp_path.glob('.*')) == []
+
+
 def test_of_two_at_once_one_makes_the_set(tmp_path):
     few = dict(train_images=4, val_images=2, quiet=True)
     with ThreadPoolExecutor(2) as pool:
