@@ -179,7 +179,7 @@ def test_digest(cfg: Any, training_keys: Sequence[str] = ()) -> str:
 def training_keys_of(library: str) -> tuple[str, ...]:
     """Return the keys that only training reads in the configs of a library, besides `TRAINING_KEYS`.
 
-    Families declare those of their library; there are none for ''.
+    Families, of those that are registered by now, declare those of their library; there are none for ''.
     """
     registrations = registered().values() if library else ()
     declared = (key for family in registrations if family.library == library for key in family.training_keys)

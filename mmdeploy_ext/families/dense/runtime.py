@@ -64,7 +64,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
         ShapeError: of the form 'raw' outputs, or of 'decode' `level_sizes`, are missing; or the outputs are
             not of the size of the input, or of `level_sizes`.
         KeyError: other outputs are missing.
-        ModelFileError: a file of the form 'full' left out candidates, see `check_cap`.
+        ModelFileError: a file of the form 'full' left out candidates, and so maybe results, see `check_cap`.
     """
     if metadata.form == 'full':
         results = results_from_padded(outputs)

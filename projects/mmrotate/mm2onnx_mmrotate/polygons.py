@@ -62,7 +62,7 @@ def box_of_upright(xp: ModuleType, boxes: Any, version: str) -> Any:
     """Return boxes (..., 5) of upright ones (..., 4) xyxy.
 
     In `oc` the angle is pi/2, and the width is the side along y. In the others the width is the longer side;
-    the angle is 0, or a quarter turn of a box that is taller than wide.
+    the angle is 0, or of a box that is taller than wide a quarter turn: -pi/2 in `le90`, pi/2 in `le135`.
     """
     x, y = (boxes[..., 0] + boxes[..., 2]) * 0.5, (boxes[..., 1] + boxes[..., 3]) * 0.5
     width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
@@ -78,7 +78,8 @@ def box_of_upright(xp: ModuleType, boxes: Any, version: str) -> Any:
 def bounds_of_box(xp: ModuleType, boxes: Any, version: str) -> Any:
     """Return the upright bounds (..., 4) xyxy of boxes (..., 5).
 
-    For `oc`, whose angles are within a quarter, mmrotate takes sine and cosine as they are.
+    For `oc`, whose angles are to be in 0..pi/2, mmrotate takes sine and cosine as they are: the bounds of
+    other angles are too small, or exchanged.
     """
     width, height = boxes[..., 2], boxes[..., 3]
     cos, sin = xp.cos(boxes[..., 4]), xp.sin(boxes[..., 4])

@@ -51,8 +51,9 @@ def is_wrap(boxes: np.ndarray, turns: np.ndarray, version: str) -> np.ndarray:
 def read_as(boxes: np.ndarray, engine_boxes: np.ndarray, version: str) -> np.ndarray:
     """Return boxes (..., 5) in the readings of `engine_boxes` (..., 5), wherever rounding decides of two.
 
-    Boxes have the columns of `is_wrap`, and are compared index by index. Where rounding does not decide, a
-    box keeps its own reading.
+    Boxes have the columns of `is_wrap`, and are compared index by index. The numbers are those of `boxes`:
+    sides are exchanged, and whole quarter turns are added to the angle. Where rounding does not decide, a box
+    keeps its own reading.
     """
     turns = quarter_turns(boxes[..., 4], engine_boxes[..., 4])
     turns = np.where(is_wrap(boxes, turns, version), turns, 0)

@@ -38,7 +38,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Rotat
 
     Raises:
         ShapeError: as `decode_raw`, or the boxes of 'decode' are not as many as the input's size gives.
-        ModelFileError: a file of the form 'full' left out candidates, see `check_cap`.
+        ModelFileError: a file of the form 'full' left out candidates, and so maybe results, see `check_cap`.
     """
     facts = metadata.postprocess
     if metadata.form == 'full':
