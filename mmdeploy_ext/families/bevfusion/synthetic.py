@@ -28,7 +28,7 @@ SIZES_M = 0.2, 15.0
 SCORES = 0.02, 0.99
 """Range of scores of boxes of all sizes."""
 UNSUPPRESSED_SIZE_M = 1.0
-"""Size of boxes of classes without suppression."""
+"""Metres: sides of boxes that no overlap suppresses, and step of their grid if no radius does either."""
 
 
 def synthetic_outputs(
@@ -68,10 +68,10 @@ def synthetic_outputs(
 
 
 def boxes_of_all_sizes(classes: int, count: int) -> dict[str, np.ndarray]:
-    """Return outputs of the frame's graph by name: `count` boxes of all sizes, headings, classes and scores.
+    """Return outputs of the frame's graph by name: `count` boxes of all sizes, classes and scores.
 
-    Boxes have the columns of `synthetic_outputs`. `classes` is the number of classes. No box has the label
-    -1, which would drop it.
+    Boxes have the columns of `synthetic_outputs`, and any yaw from -3 to 1.5. `classes` is the number of
+    classes. No box has the label -1, which would drop it.
     """
     rng = np.random.default_rng(1)
     boxes = np.zeros((count, 9))

@@ -226,7 +226,8 @@ def companions(model: nn.Module, classes: Sequence[str]) -> dict[str, str]:
 def manifest_differences(folder: Path, model: Mapping[str, Any]) -> Iterator[str]:
     """Yield how the manifest in a folder differs from a config's model in what no result of a proof shows.
 
-    These are `trt_precision`, `max_voxel_size` and `class_names`; a manifest that cannot be read has none.
+    These are `trt_precision`, `max_voxel_size` and `class_names`; of a manifest that cannot be read all three
+    differ.
     """
     prefix = prefix_of(model)
     layer = rule_of_layer(model[f'{prefix}voxel_layer'], 0, 'zyx')

@@ -159,7 +159,7 @@ def detections(outputs: Arrays) -> Detections3D:
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Arrays) -> Detections3D:
-    """Return the boxes of a moment, best first, for a program that runs the files by itself.
+    """Return the boxes of a moment after suppression, best first, for a program that runs the files itself.
 
     `metadata` and `outputs` (see `detections`) are those of the file `frame`.
     """

@@ -121,7 +121,7 @@ def write_tables(folder: str, calibration: str, output: str) -> dict[str, int]:
 
     Returns:
         'points' and 'intervals' of the tables, points 'dropped' outside the grid, and 'engine_differs': the
-        number of points whose cell is another in CUDA-BEVFusion's float32.
+        number of points whose cell CUDA-BEVFusion computes as another, by `engine_cells`.
 
     Raises:
         ModelFileError: the export is missing, of another family, or of LiDAR alone.
