@@ -24,7 +24,7 @@ HEAD_KEYS = ('query_head', 'bbox_head', 'mask_head', 'pts_bbox_head')
 
 
 def names_of_class(registry: Any, name: Any) -> list[str]:
-    """Return `name`, then the names of the class registered by it and of its bases; else only `name`.
+    """Return `name`, then the names of the class registered by it and of its bases; without one only `name`.
 
     `registry` is one of mmcv's. Families compare names, not classes, so that a class of the user's repository
     counts as one of a library if it is derived from it, or is a copy of it with the same name.
@@ -67,14 +67,15 @@ def data_classes(kind: Any, registry: str) -> list[type]:
 def registered_class(registry: Any, name: Any) -> type | None:
     """Return the class of a name in `registry`, which is one of mmcv's, or in mmdet's registry of models.
 
-    None if neither has the name. mmdet3d's builders of detectors, backbones, necks and heads look in both, in
-    this order, so that a repository may register its own with either library. Before mmdet 2.11, beside which
-    there is no mmdet3d, mmdet has no such registry.
+    None if neither has the name, or it is that of a function. mmdet3d's builders of detectors, backbones,
+    necks and heads look in both, in this order, so that a repository may register its own with either
+    library. Before mmdet 2.11, beside which there is no mmdet3d, mmdet has no such registry.
     """
     from mmdet.models import builder
 
     models = getattr(builder, 'MODELS', None)
-    return registry.get(str(name)) or (models and models.get(str(name)))
+    registered = registry.get(str(name)) or (models and models.get(str(name)))
+    return registered if isinstance(registered, type) else None
 
 
 def nearest_base(kind: type, names: Container[str]) -> str | None:
@@ -98,7 +99,7 @@ def head_of(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def has_head(model: torch.nn.Module) -> bool:
-    """Return whether a model has one of mmdet's heads; that of a family from outside may have other parts."""
+    """Return whether a model has a head in one of `HEAD_KEYS`; one of two stages has other parts."""
     return any(getattr(model, key, None) is not None for key in HEAD_KEYS)
 
 

@@ -81,7 +81,7 @@ class DenseFamily(ImageFamily):
         """
         head = HEADS.get(detector_parts.part_cfg(cfg.model, 'bbox_head').get('type') or '')
         detector = detector_parts.detector_of(cfg)
-        if head is None or issubclass(head, QUERY_HEAD):
+        if not isinstance(head, type) or issubclass(head, QUERY_HEAD):
             return Claim.NO
         if detector is not None and not issubclass(detector, SingleStageDetector):
             return Claim.NO  # an unregistered detector is claimed: building it fails with its name

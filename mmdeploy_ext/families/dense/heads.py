@@ -63,7 +63,8 @@ PAIRS_SINCE = (2, 18)
 """First release of mmdet whose heads keep the `nms_pre` best pairs of prior and class of a level; before it
 they kept the best priors with all their classes (compared: 2.6.0, 2.10.0, 2.14.0, 2.17.0 and 2.18.0)."""
 INVERTING_CODERS = ('tblr', 'distance', 'scaled', 'bucket')
-"""Coders whose boxes may end before they begin; those of the others have sizes that are no less than zero."""
+"""Coders whose boxes may end before they begin, but for 'centre', whose boxes nothing suppresses; those of
+the others have sizes that are no less than zero."""
 
 
 def kind_of(head: nn.Module) -> HeadKind:

@@ -43,8 +43,9 @@ ROUND_DOWN = ('NASFPN',)
 
 
 def detector_of(cfg: Any) -> type | None:
-    """Return the class of the detector of a config; None if it is not registered."""
-    return DETECTORS.get(cfg.model.get('type') or '')
+    """Return the class of the detector of a config; None if it is not registered, or is a function."""
+    detector = DETECTORS.get(cfg.model.get('type') or '')
+    return detector if isinstance(detector, type) else None
 
 
 def detects(cfg: Any, classes: type | tuple[type, ...]) -> bool:

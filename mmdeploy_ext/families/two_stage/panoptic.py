@@ -63,7 +63,7 @@ def check_heads(cfg: Any, roi_head: nn.Module) -> None:
     ):
         name = (cfg.model.get(key) or {}).get('type')
         head = HEADS.get(name or '')
-        if head is None or not issubclass(head, upstream):
+        if not isinstance(head, type) or not issubclass(head, upstream):
             raise ConfigError(f'model.{key}.type={name}: expected {upstream.__name__}')
     if stages_of(roi_head) > 1:
         raise ConfigError(

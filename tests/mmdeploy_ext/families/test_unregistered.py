@@ -261,3 +261,18 @@ def test_an_mmdet_without_a_registry_of_all_models_is_asked_for_detectors_alone(
     monkeypatch.delattr(builder, 'MODELS')
     assert names_of_class(builder.DETECTORS, 'RPN')[:2] == ['RPN', 'RPN']
     assert names_of_class(builder.DETECTORS, 'NoDetector') == ['NoDetector']
+
+
+def test_a_detector_or_head_that_is_a_function_is_of_no_class(monkeypatch):
+    def own(**settings):
+        raise NotImplementedError
+
+    for registry in (builder.DETECTORS, builder.HEADS):
+        monkeypatch.setitem(registry.module_dict, 'own_function', own)
+    load_families()
+    assert names_of_class(builder.DETECTORS, 'own_function') == ['own_function']
+    model = dict(type='own_function', bbox_head=dict(type='ATSSHead'))
+    assert find_family(Config(dict(model=model))).name == 'dense'  # the head tells
+    for model in (dict(type='own_function'), dict(type='ATSS', bbox_head=dict(type='own_function'))):
+        with pytest.raises(ConfigError, match=r'own_function.* belongs to no family'):
+            find_family(Config(dict(model=model)))
