@@ -74,4 +74,4 @@ match_detections = functools.partial(
 )
 """Matches as `mask.match_detections` does, by the thresholds and bars of scores of boxes."""
 draw_pair = functools.partial(mask.draw_pair, pair_by=pair_up)
-"""Draws both engines' masks of a pair, see `bbox2d.side_by_side`."""
+"""(pair, classes, score_thr) -> a picture uint8 BGR of both engines' masks, see `bbox2d.side_by_side`."""

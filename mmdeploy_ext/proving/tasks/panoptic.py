@@ -82,7 +82,7 @@ def numbers_of_both(
 
 
 draw_pair = functools.partial(mask.draw_pair, pair_by=pair_up)
-"""Draws the segments of both engines for one image, a `results.Pair`, see `mask.draw_pair`."""
+"""(pair, classes, score_thr) -> a picture uint8 BGR of both engines' segments, see `mask.draw_pair`."""
 
 
 def match_detections(

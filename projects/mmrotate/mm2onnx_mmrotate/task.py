@@ -32,6 +32,7 @@ RESULTS, PLACE = 'rotated boxes', 'worst IoU'
 MATCHES_MANY = True
 """Thousands of results are matched within a second, see `proving.tasks`."""
 fit_pair = bbox2d.fit_pair
+"""(pair) -> the pair, shrunk or enlarged to a size at which its labels are legible, to be drawn."""
 CORNER_SHARE = 1e-5
 """Share of the longer side by which corners may differ; from 500 pixels on it is more than `CORNER_EPS`.
 
@@ -51,6 +52,7 @@ def half_bars(bars: HalfBars) -> dict[str, float]:
 
 
 half_text = matching.overlap_text
+"""(bars) -> the bar of the IoU for such files in words."""
 
 
 def pair_up(
@@ -97,10 +99,12 @@ match_detections = functools.partial(
     score_thr=0.05,
     score_bar=bbox2d.SCORE_BAR,
 )
-"""Matches rotated boxes in pixels of the same image as `matching.match_lists` does; further bars are
-`iou_bar` and `turn_bar`."""
+"""(name, reference, candidate) -> `DetectionRow` of rotated boxes in pixels of the image of this name.
+
+They are matched as `matching.match_lists` does; further bars are `iou_bar` and `turn_bar`.
+"""
 draw_pair = functools.partial(bbox2d.side_by_side, draw=draw, problem=problem, pair_by=pair_up)
-"""Draws both engines' boxes of a pair, see `bbox2d.side_by_side`."""
+"""(pair, classes, score_thr) -> a picture uint8 BGR of both engines' boxes, see `bbox2d.side_by_side`."""
 
 
 def class_iou(reference: RotatedDetections, candidate: RotatedDetections) -> np.ndarray:

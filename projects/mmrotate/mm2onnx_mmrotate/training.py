@@ -1,6 +1,7 @@
 """`python -m mm2onnx_mmrotate.training CONFIG`: `tools/train.py`, with what mmrotate 0.3.4 needs on a CPU.
 
-The patch comes before the import of mmrotate, which the config makes.
+The patch comes before the import of mmrotate, which the config makes. `after` calls it with the module; the
+decorated name takes a function that runs the module's code, too, and returns a bool.
 """
 
 import functools

@@ -33,7 +33,8 @@ class UprightPool(Pool):
         """Return features (R, channels, h, w) of boxes (R, 4) xyxy in pixels of the network input.
 
         `maps` are those of all levels (B, channels, H, W), `images` (R,) int64 the index of each box's image
-        in the batch; for `factor` see `Pool.forward`.
+        in the batch. Sides are multiplied by `factor` before pooling, not for the choice of the level; None
+        keeps them, see `Pool.forward`.
         """
         pooled = super().forward(maps, boxes, images, factor)
         layer = self.extractor.roi_layers[0]
