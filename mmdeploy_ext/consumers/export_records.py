@@ -115,7 +115,7 @@ def class_order_rules(
         words: all names that the node knows.
     """
     key = f'{prefix}class_names'
-    if not isinstance(expected, list) or names == expected:
+    if not isinstance(expected, list) or list(names) == expected:
         return
     expected = [str(name) for name in expected]
     if sorted(names) == sorted(expected):
@@ -133,7 +133,8 @@ def class_order_rules(
 def is_same(value: Any, expected: Any) -> bool:
     """Return whether two values of JSON are equal, numbers up to 1e-6 of their size, as float32 has them.
 
-    Lists are compared entry by entry; in dicts numbers have to be the same.
+    Numbers that are at most 1e-9 apart are equal, too. Lists are compared entry by entry; in dicts numbers
+    have to be the same.
     """
     if isinstance(value, list) and isinstance(expected, list):
         pairs = zip(value, expected, strict=False)

@@ -91,7 +91,11 @@ class Metadata:
         return 'sweeps' if hasattr(self.preprocess, 'voxel_size') else 'fused'
 
     def to_props(self) -> dict[str, str]:
-        """Return the `metadata_props` entries: one JSON value per field; ConfigError: one is no JSON."""
+        """Return the `metadata_props` entries: one JSON value per field.
+
+        Keys become texts. NaN and infinities are written as Python has them, which JSON lacks. ConfigError: a
+        value or key of a type that JSON has none for.
+        """
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values.update(spec=self.spec.to_json(), preprocess=self.preprocess.to_json())
         try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.consumers.autoware.parameter_file import ParameterFileError, read_parameter_file
+from mmdeploy_ext.consumers.autoware.parameter_file import NO_TEXT, ParameterFileError, read_parameter_file
 from mmdeploy_ext.consumers.export_records import (
     class_order_rules,
     distinct_records,
@@ -64,10 +64,10 @@ MODEL_FOLDER = '$(var model_path)/'
 
 
 def read_parameters(path: Path) -> tuple[dict[str, Any], list[Violation]]:
-    """Return the parameters of a file, key -> value as ROS 2 reads it, and the violations.
+    """Return the parameters of a file for all nodes, key -> value as ROS 2 reads it, and the violations.
 
-    If it has none that reach a node, or cannot be read, they are {} and one violation. ModelFileError: PyYAML
-    is not installed.
+    They are those below `ANY_NODE` and `PARAMETERS`. If it has no such keys, or cannot be read, they are {}
+    and one violation. ModelFileError: PyYAML is not installed.
     """
     try:
         content = read_parameter_file(path)
@@ -327,7 +327,7 @@ def grid_rules(
 ) -> Iterator[Violation]:
     """Yield a violation for each axis of which the node's float32 quotient has other cells than the grid.
 
-    A number of cells that is not whole is a warning.
+    That is its number of cells, rounded. Another axis whose number of cells is not whole is a warning.
 
     Args:
         file: name of the manifest.
@@ -423,8 +423,12 @@ def parameter_text(parameters: Mapping[str, Any]) -> str:
     """Return the text of a ROS 2 parameter file that gives all nodes these parameters, key -> value."""
     import yaml
 
+    class Dumper(yaml.SafeDumper):
+        """Quotes texts such as y and 09, too, which are texts to PyYAML, but not to ROS 2."""
+
+    Dumper.add_implicit_resolver('!no-text', NO_TEXT, None)
     content = {ANY_NODE: {PARAMETERS: dict(parameters)}}
-    return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100)
+    return yaml.dump(content, Dumper=Dumper, sort_keys=False, default_flow_style=None, width=100)
 
 
 def remapper_text() -> str:

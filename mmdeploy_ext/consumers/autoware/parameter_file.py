@@ -39,6 +39,9 @@ REAL = re.compile(r'[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?')
 """Words that are numbers with a point or an exponent, and such as 09, which begins as octal numbers do."""
 NOT_FINITE = {'.nan': math.nan, '.inf': math.inf, '+.inf': math.inf, '-.inf': -math.inf}
 """Word -> the number that it stands for."""
+_WORDS = sorted(TRUE_WORDS | FALSE_WORDS)
+NO_TEXT = re.compile(f'({"|".join(_WORDS)}|{INTEGER.pattern}|{REAL.pattern}|[-+]?[.](?i:inf|nan))$')
+"""Words that ROS 2 takes for a text only in quotes, beside null ones."""
 TYPE_NAMES = {bool: 'truth values', int: 'whole numbers', float: 'numbers with a point', str: 'texts'}
 """Type of a value -> its name in messages."""
 

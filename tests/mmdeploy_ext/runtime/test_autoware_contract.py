@@ -16,7 +16,8 @@ from mmdeploy_ext.cli.check_autoware_app import main
 from mmdeploy_ext.cli.graph_app import main as graph
 from mmdeploy_ext.consumers.autoware import bevformer_rules, trial
 from mmdeploy_ext.consumers.autoware.contract import check
-from mmdeploy_ext.consumers.autoware.manifest import node_cells
+from mmdeploy_ext.consumers.autoware.manifest import node_cells, parameter_text, read_parameters
+from mmdeploy_ext.consumers.export_records import class_order_rules
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.reduce import checks
 from toy_autoware import LOST, key
@@ -817,6 +818,23 @@ def test_a_damaged_bevformer_ends_in_a_violation(tmp_path):
 def test_versions_that_the_node_takes_pass(tmp_path, version):
     key(ML, 'version', version)(toy_autoware.centerpoint(tmp_path))
     assert check(tmp_path)[0] == []
+
+
+def test_a_written_text_is_read_as_that_text_by_ros_2(tmp_path):
+    names = ['CAR', 'y', 'N', 'on', '09', '1e5', '.5e3', '0X1F', '.nAn', '-.INF', 'null', '', '12:30']
+    text = parameter_text(dict(class_names=names, name='n', size=1e-5, flag=True))
+    (tmp_path / 'written.yaml').write_text(text)
+    parameters, violations = read_parameters(tmp_path / 'written.yaml')
+    assert not violations
+    assert parameters == dict(class_names=names, name='n', size=1e-5, flag=True)
+    assert 'class_names: [CAR, ' in text  # in one line, and words without need for quotes have none
+
+
+@pytest.mark.parametrize('kind', [list, tuple])
+def test_class_names_of_any_sequence_are_compared(kind):
+    assert not list(class_order_rules('manifest', kind(['CAR', 'BUS']), ['CAR', 'BUS'], 'graph'))
+    (wrong,) = class_order_rules('manifest', kind(['BUS', 'CAR']), ['CAR', 'BUS'], 'graph')
+    assert 'in another order' in wrong.message
 
 
 def test_the_quotient_is_that_of_the_node():
