@@ -79,8 +79,8 @@ class Option:
     def with_value(self, value: Any, prefix: str = '--') -> str:
         """Return the option with its value, as the user wrote it; for `prefix` see `as_typed`.
 
-        A key of a config has its value behind '='. On a command line a flag has its name alone; of one that
-        is off by default, that is so for False, too.
+        A key of a config has its value behind '='. On a command line each entry of a tuple is a word, and a
+        flag has its name alone; of one that is off by default, that is so for False, too.
         """
         if prefix != '--':
             return f'{self.as_typed(prefix)}={value!r}'
@@ -94,9 +94,9 @@ class Option:
         return self.with_value((value, values[self.pair]) if self.pair in values else value)
 
     def check(self, value: Any, prefix: str = '--') -> None:
-        """Refuse a value that the option cannot have; UsageError says which there are.
+        """Refuse a value that the user cannot choose, be it the default; UsageError says which there are.
 
-        For `prefix`, which names the option in the message, see `as_typed`.
+        A default below `minimum` is such. `prefix` names the option in the message, see `as_typed`.
         """
         typed, hint = self.with_value(value, prefix), f'; {self.hint}' if self.hint else ''
         if isinstance(value, str) and value in self.refused:

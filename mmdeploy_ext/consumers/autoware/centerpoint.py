@@ -84,8 +84,8 @@ class AutowareCenterPoint(Runtime):
                 time lag in seconds last; see `pillars.densified`.
 
         Raises:
-            DataError: points of another width, NaN or infinity, none in range, or intensities or time lags that
-                cannot be.
+            DataError: points of another width, NaN or infinity, none in range, or intensities or time lags
+                that cannot be.
             InferenceError: the engine failed, or gave NaN or infinity.
         """
         check_columns(check_points(points, self.settings.point_width), self.settings)
