@@ -68,8 +68,8 @@ class Head(JsonDataclass):
         visible: name of the output with logits (B, 1, h, w) of cells with priors; '' if every cell has some.
             Such heads (guided anchors) take one image at a time.
         visible_thr: score, after the sigmoid, from which on a cell has priors.
-        inverted: whether boxes may end before they begin. Upstream neither suppresses these nor others by
-            them.
+        inverted: whether boxes that are suppressed may end before they begin. Upstream neither suppresses
+            these nor others by them.
         maps_by_stride: whether feature maps have ceil(H / stride) rows, and columns likewise.
         peaks: side, in cells, of the square around a cell in which its score has to be the highest of the
             class, else it becomes zero; 0 keeps all scores.
