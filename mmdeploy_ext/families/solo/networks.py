@@ -220,10 +220,10 @@ class ForkNetwork(nn.Module):
     """The outputs of the fork zhangjinsong3/SOLOv2.tensorRT (790835b), in its order.
 
     SOLOv2: the scores (S, C) of every image without a batch axis, then the kernels (S, E) of every image,
-    then the mask features. Its light head: the scores (B, g, g, C) of every level, then the kernels
-    (B, E, g, g) of every level, then the mask features. Decoupled: the x masks (B, g, H4, W4) of every level,
-    then the y masks, then the scores (B, g, g, C). SOLO: the masks (B, g * g, H4, W4) of every level, then
-    the scores (B, g, g, C).
+    then the mask features. SOLOv2 that is not `graphs.fork_is_flat`: the scores (B, g, g, C) of every level,
+    then the kernels (B, E, g, g) of every level, then the mask features. Decoupled: the x masks
+    (B, g, H4, W4) of every level, then the y masks, then the scores (B, g, g, C). SOLO: the masks
+    (B, g * g, H4, W4) of every level, then the scores (B, g, g, C).
     """
 
     def __init__(self, levels: SoloNetwork, flat: bool) -> None:

@@ -182,8 +182,9 @@ def batched(outputs: Arrays, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
     - SOLO: `seg_preds_{level}` (B, g * g, H4, W4); Decoupled SOLO: `seg_preds_x_{level}` and
       `seg_preds_y_{level}` (B, g, H4, W4); and of both `cate_pred_{level}` (B, g, g, C);
     - SOLOv2: `cate_pred` (S, C) and `kernel_pred` (S, E) for one image, `cate_pred_{image}` and
-      `kernel_pred_{image}` for several; light models of SOLOv2: `cate_pred_{level}` (B, g, g, C) and
-      `kernel_pred_{level}` (B, E, g, g); and of both `seg_pred` (B, E, H4, W4).
+      `kernel_pred_{image}` for several; with `dcn_apply_to_all_conv=False`, as the light model with DCN has
+      it, `cate_pred_{level}` (B, g, g, C) and `kernel_pred_{level}` (B, E, g, g); and of both `seg_pred`
+      (B, E, H4, W4).
 
     `facts` are the entry `postprocess` of the metadata.
     """

@@ -92,8 +92,9 @@ def result(detections: InstanceBoxes) -> dict[str, Any]:
 
     `boxes_3d` are `LiDARInstance3DBoxes`, the others tensors, with a row per box; track ids, if there are
     any, are `instance_ids`. `cls_scores` (n,) are the scores before they are multiplied by centerness, in a
-    descending order of their own: entry i may be of another box than row i, unless the repair `class_scores`
-    is on. The published tracking evaluation compares them with its threshold.
+    descending order of their own: entry i may be of another box than row i, with a threshold of one that did
+    not reach it, unless the repair `class_scores` is on. The published tracking evaluation compares them with
+    its threshold.
 
     The entries are not inside `pts_bbox`, as mmdet3d has them: upstream's data set reads `img_bbox` instead,
     and both data sets take entries that are in neither.

@@ -108,7 +108,7 @@ class NodeMemoryHead(HeadStep):
         ages in s, `egopose` (1, n, 4, 4) and `velo` (1, n, 2), n rows, newest first; points and poses are in
         the map, velocities in the vehicle's frame of their rows' origins. Returned are all_cls_scores
         (1, K, Q), logits, all_bbox_preds (1, 10, Q), and the memory after the frame: the frame's new rows,
-        then these n.
+        then these n, or those that a scene starts with if `egopose` is zero.
         """
         prev_exists = egopose.abs().sum().view(1)  # 0 for a memory that the node has zeroed, else above 0
         state = Memory(embedding, reference_point, timestamp, egopose, velo)

@@ -118,8 +118,9 @@ class BankUpdate(NamedTuple):
 
     Attributes:
         ids: (1, A) int64, track ids of its rows; `NO_ID` for those without one.
-        confidence: (1, A) float32, by which rows are handed on: the score of the best class, or of a row of
-            the last frame its confidence there times the decay, if that is larger.
+        confidence: (1, A) float32, by which rows are handed on: the score of the best class, or in the first
+            M rows the confidence of the last frame's instance times the decay, if that is larger, also where
+            `mask` is 0 and these rows are no instances of that frame (not with the repair `gap`).
         kept: (M,) int64, the rows that are handed on, the most confident first.
     """
 

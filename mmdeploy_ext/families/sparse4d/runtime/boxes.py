@@ -30,7 +30,8 @@ class InstanceBoxes(Detections3D):
     Attributes:
         class_scores: (n,) float32, the scores without centerness, which the published tracking evaluation
             compares with its threshold. As published, they are in descending order of their own: entry i
-            may belong to another box than row i, unless the repair `class_scores` is on.
+            may belong to another box than row i, with a threshold to one that did not reach it, unless the
+            repair `class_scores` is on.
     """
 
     class_scores: np.ndarray | None = None
@@ -47,8 +48,8 @@ def decode(
     """Decode the outputs of the last decoder layer to boxes, best first, with z at the bottom.
 
     No NMS and no range: there is one box for each of the `max_num` instances with the best scores of a class
-    that reaches the threshold. Scores of boxes are these times the centerness; of equal ones the first row is
-    first.
+    that reaches the threshold. Scores of boxes are these times the centerness; of equal ones that with the
+    better score of a class is first, and of equal ones of these the first row.
 
     Args:
         logits: (1, A, K), before the sigmoid.
