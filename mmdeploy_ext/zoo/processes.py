@@ -106,7 +106,7 @@ class ConfigProcess:
         return MEMORY if resident_bytes(pid) > max_bytes and private_bytes(pid) > max_bytes else ''
 
     def end(self) -> None:
-        """Kill the process and what it started, but for processes with a session of their own."""
+        """Kill the process and what it started, but for processes with a session or a group of their own."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
