@@ -219,7 +219,7 @@ def check_outputs(outputs: Mapping[str, Iterable[AnyPath]], inputs: Mapping[str,
 def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # the number of none, or too large for one
         return False
     except PermissionError:  # a process of another user
         pass
@@ -343,7 +343,7 @@ def described_kind(path: AnyPath, *expected: str) -> str:
     try:
         with open(path, 'rb') as stream:
             beginning = stream.read(64)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a path with a character 0
         return ''
     if not beginning:
         return 'is empty'
@@ -437,7 +437,7 @@ def check_writable(target: str | os.PathLike[str]) -> None:
         raise UsageError(f'{target}: cannot be written ({error.strerror}); give another name') from error
     if not folder.is_dir():
         raise UsageError(f'{target}: {folder} is a file, not a folder')
-    probe = folder / f'.{target.name}.probe.{os.getpid()}.{threading.get_ident()}.part'
+    probe = folder / f'.{target.name}.probe.{threading.get_ident()}.{os.getpid()}.part'
     try:
         probe.touch()
         probe.unlink()

@@ -1,7 +1,7 @@
 """What the user's modules hold outside of models, as it was before the first run. Needs no torch.
 
-These are globals, lists, dicts, sets, attributes of classes and of objects of the user's, and the variables
-that functions share with those in them.
+These are globals, lists, dicts, sets, deques, attributes of classes and of objects of the user's, but for
+those of `__slots__`, and the variables that functions share with those in them.
 """
 
 from __future__ import annotations
@@ -79,7 +79,11 @@ class OuterContainers:
         return [('', entry) for entry in entries]
 
     def changed(self) -> list[tuple[str, Any, Any]]:
-        """Return name, container and earlier content of those that hold something else now."""
+        """Return name, container and earlier content of those that hold something else now.
+
+        That is another object, unless both are of `PLAIN` and equal, or the entries of a set in another
+        order.
+        """
         return [entry for entry in self._entries if not _are_same(_content(entry[1]), entry[2])]
 
     @contextlib.contextmanager
@@ -99,22 +103,25 @@ class OuterContainers:
                 _fill(holder, content)
 
 
-def comparable(entries: list[tuple[str, Any, Any]], content_of: Callable[[Any], Any]) -> dict[Any, Any]:
-    """Return name of a container and key -> what can be compared of the values that were not there at first.
+def comparable(
+    entries: list[tuple[str, Any, Any]], content_of: Callable[[Any], Any]
+) -> dict[tuple[str, int, str], Any]:
+    """Return name, index and key -> what can be compared of the values that were not there at first.
 
-    `entries` are those of `OuterContainers.changed`; `content_of` makes of a value what can be compared. Keys
-    are those of dicts and names of attributes, by `repr`; lists, sets and variables of functions have one for
-    all they hold, ''. A key that is gone now is not in the result.
+    `entries` are those of `OuterContainers.changed`; the index is that of a container among them, since those
+    in a list or a dict have one name. `content_of` makes of a value what can be compared. Keys are those of
+    dicts and names of attributes, by `repr`; lists, sets and variables of functions have one for all they
+    hold, ''. A key that is gone now is not in the result.
     """
     values = {}
-    for title, holder, before in entries:
+    for index, (title, holder, before) in enumerate(entries):
         content = _content(holder)
         if isinstance(content, dict) and isinstance(before, dict):
             for key, value in content.items():
                 if not _are_same(value, before.get(key, EMPTY)):
-                    values[title, repr(key)] = content_of(value)
+                    values[title, index, repr(key)] = content_of(value)
         elif not _are_same(content, before):
-            values[title, ''] = content_of(content)
+            values[title, index, ''] = content_of(content)
     return values
 
 

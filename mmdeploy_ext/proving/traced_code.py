@@ -432,7 +432,7 @@ def kept_by_first_run(
         with containers.restored():
             copy_of(module)(*copies(values))
             first = comparable(changed, arrays_and_numbers)
-    names = [title for (title, key), value in first.items() if later.get((title, key), value) != value]
+    names = [key[0] for key, value in first.items() if later.get(key, value) != value]
     return [TracedLine(name, 0, '', 'kept') for name in dict.fromkeys(names)]
 
 

@@ -12,11 +12,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
+from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError
 from mmdeploy_ext.core.files import (
     atomic_path,
     check_writable,
     read_json,
+    read_onnx,
     sha256_file,
     sha256_onnx,
     write_json,
@@ -86,6 +87,18 @@ def test_the_leftover_of_a_killed_process_is_removed_by_the_next_one(writer, tmp
     assert names(tmp_path) == [f'.target.{writer.pid}.part']
     write_json(tmp_path / 'target', [1])
     assert names(tmp_path) == ['target'] and read_json(tmp_path / 'target') == [1]
+
+
+def test_the_probe_of_a_killed_process_is_removed_by_the_next_one(tmp_path):
+    for name in ('.target.probe.140123456789012.99999999.part', '.target.probe.1.140123456789012.part'):
+        (tmp_path / name).touch()
+    write_json(tmp_path / 'target', [1])
+    assert names(tmp_path) == ['target']
+
+
+def test_a_path_with_a_character_0_is_no_onnx_file():
+    with pytest.raises(ModelFileError, match='is not a readable ONNX file'):
+        read_onnx('a\0b')
 
 
 def test_the_half_file_of_a_running_process_is_left_alone(writer, tmp_path):

@@ -505,7 +505,16 @@ FIRST_DICT = (
 )
 
 
-@pytest.mark.parametrize(('text', 'name'), [(KEEPING, 'KEPT'), (HOLDING, 'keep'), (FIRST_DICT, 'keep')])
+TWO_LEVELS = (
+    'KEPT = [{}, {}]\n\ndef keep(key, value):\n    KEPT[1].setdefault(key, 1)\n'
+    '    return KEPT[0].setdefault(key, value)\n'
+)
+
+
+@pytest.mark.parametrize(
+    ('text', 'name'),
+    [(KEEPING, 'KEPT'), (HOLDING, 'keep'), (FIRST_DICT, 'keep'), (TWO_LEVELS, 'KEPT')],
+)
 @pytest.mark.parametrize(('value', 'depends'), [('x.mean()', True), ('torch.ones(8)', False)])
 def test_what_the_very_first_run_leaves_outside_of_the_module_makes_inputs_decide(
     tmp_path, monkeypatch, text, name, value, depends
