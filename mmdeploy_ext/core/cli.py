@@ -252,8 +252,8 @@ def stderr() -> Console:
 def say(console: Console, text: str, word: str = '', colour: str = '') -> None:
     """Print `text` as one line, however long; before it `word` in a `colour` of rich, such as 'bold red'.
 
-    `console` is one of rich. With '' as the word the text stands alone. `text` is printed as it is, but for
-    the escapes of `printable`; `word` may have markup.
+    `console` is one of rich. With '' as the word the text stands alone; a word needs a colour. `text` is
+    printed as it is, but for the escapes of `printable`; `word` may have markup.
     """
     if word:
         console.print(f'[{colour}]{word}[/{colour}] ', end='')

@@ -51,7 +51,7 @@ def save_dump(
 
     Args:
         folder: made when missing, with those above it; its manifest and all its .bin files are removed first.
-        tensors: name -> array; written in C order, little endian.
+        tensors: name -> array, not of objects; written in C order, little endian.
         facts: further entries of the manifest, in plain JSON types: config, checkpoint hash, image ...
         meanings: name of a tensor -> one sentence about it; None: '' for all.
         suffixes: see `file_name`; with None nothing is added.

@@ -64,7 +64,8 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
 
     The modules are those that define `functions`, and those of the library's functions and classes that these
     call by their names or as attributes of a module, and so on; modules in `mmdeploy_ext.models` count, too.
-    Methods of `torch.Tensor` that these use by name are returned where they are the user's.
+    Methods of `torch.Tensor` that these use by name are returned where they are the user's; properties of
+    classes are not looked at.
     Of other modules that are not installed, such as those of a copy of the library in the user's repository,
     nothing is returned, nor what `mmdeploy_ext` itself put into a library.
     `functions` are functions and methods, such as a `forward`; classes among them are not followed.
@@ -147,7 +148,8 @@ def is_foreign(function: Callable[..., Any]) -> bool:
 def source_of(value: Any) -> SourceLines:
     """Return the lines of what stands in the place of a library's, with the hash of its syntax tree.
 
-    Of several functions behind each other the outermost of the user's counts. A constant has no lines: its
+    Of several functions behind each other the outermost of the user's counts, of a partial its function, of
+    an object its class. A lambda has the line that it begins at, and no hash. A constant has no lines: its
     `file` is 'value 0.5'.
     """
     if isinstance(value, functools.partial):

@@ -67,7 +67,8 @@ def model_classes(model: Any) -> tuple[ModelClass, ...]:
 def is_users_class(kind: type) -> bool:
     """Return whether a class, a base of it, or a method that was put into either, is the user's.
 
-    That is one of no installed library, see the module, and not `mmdeploy_ext`'s.
+    That is one of no installed library, see the module, and not `mmdeploy_ext`'s. A class without methods
+    that was typed at a console is not found.
     """
     return any(not entry.ours for base in kind.__mro__ for entry in _described(base))
 

@@ -181,7 +181,8 @@ def _definitions_named(path: Path, name: str) -> dict[int, Definition]:
 def source_of_class(kind: type) -> SourceLines:
     """Return the lines that define a class, the hash of which includes its methods.
 
-    If its source cannot be read, both lines are 0 and the hash is ''.
+    Of several definitions of its name in the file the last one counts, also in both ways of an `if`. If its
+    source cannot be read, both lines are 0 and the hash is ''.
     """
     path = file_of_class(kind)
     definition = None if path is None else _definition(path, kind.__qualname__)
@@ -191,8 +192,8 @@ def source_of_class(kind: type) -> SourceLines:
 def source_of_function(function: Callable[..., Any]) -> SourceLines:
     """Return the lines of a Python function, from its `def` on; its decorators are only in the hash.
 
-    Of a decorated one they are those of the decorator's wrapper. If its source cannot be read, both lines are
-    0 and the hash is ''.
+    Of a decorated one they are those of the decorator's wrapper. Of a lambda, and if its source cannot be
+    read, both lines are 0 and the hash is ''.
     """
     return source_of_code(function.__code__, module_of(function))
 
@@ -250,7 +251,8 @@ def file_of_class(kind: type) -> Path | None:
 
     It is the file of one of its methods, if it has methods in a file: another module of the same name may
     have been imported since. Those that `dataclasses` makes are in none; of a class with methods and without
-    a file at all, such as one of an interactive session, the name is one in angle brackets.
+    a file at all, such as one of an interactive session, the name is one in angle brackets; without methods,
+    it is None, too.
     """
     without_file = None
     for value in vars(kind).values():

@@ -94,8 +94,9 @@ def unwatched() -> Iterator[None]:
 def is_users_code(code: CodeType, module: str) -> bool:
     """Return whether code of a module, by its name, is neither Python's, a library's nor `mmdeploy_ext`'s.
 
-    That of a copy of a library of OpenMMLab is the user's where it is not what the library has. Code
-    without a file, such as that of `exec`, is not.
+    That of a copy of a library of OpenMMLab is the user's where it is not what the library has; so are its
+    lambdas, its comprehensions and what is outside of functions and classes, whatever they are. Code without
+    a file, such as that of `exec`, is not.
     """
     package, path = module.partition('.')[0], Path(code.co_filename)
     if package in LIBRARIES or package in sys.stdlib_module_names or code.co_filename.startswith('<'):
