@@ -28,7 +28,8 @@ def leaves(value: Any) -> Iterator[Any]:
 def without_sizes(value: Any) -> Any:
     """Return nested values with plain numbers in place of marked ones (`record.SizeInt`, `SizeFloat`).
 
-    Lists, tuples, `torch.Size`, dicts and slices are rebuilt; other subclasses stay as they are.
+    Lists, tuples, `torch.Size`, dicts (their values) and slices are rebuilt; other subclasses stay as they
+    are, with the marked numbers in them.
     """
     if isinstance(value, slice):
         return slice(*map(without_sizes, (value.start, value.stop, value.step)))
@@ -44,7 +45,7 @@ def copy_of(module: torch.nn.Module) -> torch.nn.Module:
     """
     try:
         return copy.deepcopy(module)
-    except (RuntimeError, TypeError, NotImplementedError):  # non-leaf tensors, locks, script modules
+    except (RuntimeError, TypeError, NotImplementedError):  # non-leaf tensors, locks
         return module
 
 
@@ -52,7 +53,7 @@ def copies(value: Any) -> Any:
     """Return nested lists, tuples and dicts with every tensor copied and detached; the rest is shared.
 
     Dicts of any class become plain ones, named tuples keep theirs; other subclasses of lists and tuples are
-    shared with the tensors in them.
+    shared with the tensors in them, as slices are.
     """
     if isinstance(value, torch.Tensor):
         return value.detach().clone()

@@ -237,7 +237,7 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 def unpadded(kind: type[Rows], **columns: np.ndarray) -> list[Any]:
     """Return an object of the class `kind` per image, with the rows whose label is 0 or more.
 
-    The columns are its fields, (B, n, ...).
+    The columns are its fields, (B, n, ...); n is the number of rows of each image with its padding.
     """
     images = []
     for arrays in zip(*columns.values(), strict=True):
@@ -250,7 +250,8 @@ def results_from_padded(outputs: Arrays) -> list[Detections] | list[Instances]:
     """Return the results per image of a `full` graph.
 
     Its outputs are `labels` (B, n), -1 for padding, and `dets` (B, n, 5) x1 y1 x2 y2 score; or `boxes`
-    (B, n, 4) and `scores` (B, n); or `masks` (B, n, h, w) bool and `scores`.
+    (B, n, 4) and `scores` (B, n); or `masks` (B, n, h, w) bool and `scores`. n is the number of results of
+    the image that has most, or a constant of the file.
     """
     if {'labels', 'boxes', 'scores'} <= outputs.keys():
         boxes, scores = outputs['boxes'], outputs['scores']

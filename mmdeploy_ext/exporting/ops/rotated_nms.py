@@ -62,8 +62,8 @@ rotated_nms = register(
 """(boxes, scores, iou_threshold) -> (n,) int64 indices of kept boxes, by descending score; (0,) for no boxes.
 
 Of equal scores the first row goes first. A box is kept unless a better one that is kept overlaps it by the
-threshold (above 0) or more. Boxes (N, 5) are float32 x, y, width, height, angle in radians from x towards y;
-scores (N,).
+threshold (above 0) or more. Boxes (N, 5) are float32 x and y of the centre, width, height, all in one unit,
+and angle in radians from x towards y; scores (N,), in any order.
 
 Source: mmcv 1.7.2 `nms_rotated` on the CPU."""
 
@@ -182,7 +182,8 @@ ROTATED_KEEP = register(
 """(boxes, bounds, valid, iou_threshold) -> (B, N) bool: the boxes of each image that are kept.
 
 Boxes (B, N, 5) and valid (B, N) bool are those of `rotated_keep`; bounds (B, 4, N) are left, top, right and
-bottom of the upright bounds of each box, in its unit, a little wider than the box against rounding."""
+bottom of the upright bounds of each box, in its unit, a little wider than the box against rounding; PyTorch
+does without them."""
 
 
 def rotated_keep(boxes: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
@@ -192,8 +193,9 @@ def rotated_keep(boxes: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
     `nms_rotated` on the CPU. Opset 15 or later.
 
     Args:
-        boxes: (B, N, 5) float32 x, y, width, height, angle in radians from x towards y, by descending score;
-            boxes that may not suppress each other must not overlap.
+        boxes: (B, N, 5) float32 x and y of the centre, width, height, all in one unit, and angle in radians
+            from x towards y, by descending score; those that may not suppress each other, as of two classes,
+            must not overlap or have another index in B.
         valid: (B, N) bool; other rows are no boxes, and are not kept.
         iou_threshold: above 0.
     """

@@ -6,7 +6,8 @@ from which a box is decoded. `facts` are the entry `postprocess` of the file's m
 the head under `head`; `options.POSTPROCESS` of this family lists them.
 
 Glossary: B batch, L levels, a priors of a cell, A priors of a level or of all, C classes, H, W network input
-in pixels, h, w size of a level's maps.
+in pixels, h, w size of a level's maps, n results of the image that has most (with `--max-candidates`
+constant).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A graph of the form 'full' ends with the results, one of the form 'raw' with the outputs of the head; the
 latter are decoded by `parts/runtime/anchors3d.py`, with the numbers in the file's metadata.
 
-Glossary: B batch, n results.
+Glossary: B batch, n results of a picture, of outputs of a batch those of the picture that has most.
 """
 
 from __future__ import annotations

@@ -27,8 +27,9 @@ class RotatedDetections(Scored):
     `Scored` and its base describe how results are selected, sorted and written.
 
     Attributes:
-        boxes: (n, 5) float32 x and y of the centre, width, height, in pixels of the network input or of the
-            original image, and angle in radians.
+        boxes: (n, 5) float32 x and y of the centre, width, height, and angle in radians; in pixels of the
+            network input; once they are divided by the scale factor, by `scaled` or before, of the original
+            image.
         scores: (n,) float32 in 0..1.
         labels: (n,) int64 class indices.
         version: angle version of all boxes: 'oc', 'le90' or 'le135'.
@@ -41,12 +42,12 @@ class RotatedDetections(Scored):
 
     @property
     def corners(self) -> np.ndarray:
-        """The corners (n, 4, 2) float64 of the boxes, x and y in pixels, around each box."""
+        """The corners (n, 4, 2) float64 of the boxes, x and y in pixels, in the order of `corners_of`."""
         return corners_of(self.boxes)
 
     @property
     def bboxes_xyxy(self) -> np.ndarray:
-        """The upright boxes (n, 4) float32 around the rotated ones."""
+        """The upright boxes (n, 4) float32 around the rotated ones, not clipped."""
         corners = self.corners
         return np.concatenate([corners.min(1), corners.max(1)], axis=1).astype(np.float32)
 
@@ -62,7 +63,8 @@ class RotatedDetections(Scored):
     def place(self, index: int) -> dict[str, Any]:
         """Return centre, width and height in pixels and the angle in radians, and the four corners.
 
-        They are `bbox_cxcywha`, and `corners_xy`, a list of x, y.
+        They are `bbox_cxcywha`, and `corners_xy`, a list of x, y in the order of `corners_of`; rounded to
+        three decimals, the angle to six.
         """
         *pixels, angle = self.boxes[index].tolist()
         return dict(

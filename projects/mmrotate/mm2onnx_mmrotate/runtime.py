@@ -1,6 +1,6 @@
 """Results of rotated boxes in numpy: mmrotate's suppression, and the outputs of `full` graphs.
 
-Glossary: B batch, n rows.
+Glossary: B batch, n results of the image that has most, or candidates of an image.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 def from_padded(outputs: Arrays, version: str) -> list[RotatedDetections]:
     """Return the results per image of a `full` graph.
 
-    Its outputs are `dets` (B, n, 6) x, y, width, height, angle in radians, score, and `labels` (B, n), -1
-    for padding; `version` is the angle version of the model.
+    Its outputs are `dets` (B, n, 6) x and y of the centre, width, height, in pixels of the original if
+    `scale_factor` was fed, else of the network input, angle in radians, score, best first, and `labels` (B,
+    n), -1 for padding. With `--max-candidates` n is constant. `version` is the angle version of the model.
     """
     results = []
     for dets, labels in zip(outputs['dets'], outputs['labels'], strict=True):
@@ -33,7 +34,8 @@ def sizes_of(feeds: Arrays, batch: int) -> tuple[np.ndarray, np.ndarray]:
     """Return height and width (B, 2) of the contents of a batch, pixels, and the ratios (B, 4) of its boxes.
 
     Feeds hold `input` (B, 3, height, width), and may hold `img_shape` (B or 1, 2), height and width before
-    padding, 0 for those of the input, and `scale_factor` (B or 1, 4) `w h w h`, by which boxes are divided.
+    padding, 0 for those of the input, and `scale_factor` (B or 1, 4) `w h w h`, by which boxes are divided:
+    1 by default.
     """
     img_shape = np.broadcast_to(feeds.get('img_shape', np.zeros(2, np.float32)), (batch, 2))
     content = np.where(img_shape > 0, img_shape, np.float32(feeds['input'].shape[2:]))
@@ -52,9 +54,10 @@ def best_of(scores: np.ndarray, count: int) -> np.ndarray:
 def suppressed(candidates: RotatedDetections, iou_threshold: float, max_per_img: int) -> RotatedDetections:
     """Return the candidates that greedy NMS within classes keeps, best first, `max_per_img` at most.
 
-    If that is not positive, NMS alone decides. It drops those whose IoU with a better one that is kept is
-    `iou_threshold` or more. Centres of each class are moved by its label times the largest coordinate of a
-    centre plus the largest side plus 1, rounded to float32 as in mmrotate.
+    If that is not positive, NMS alone decides. Candidates come in any order. NMS drops those whose IoU with a
+    better one that is kept is `iou_threshold` or more. For it alone centres of each class are moved by its
+    label times the largest coordinate of a centre plus the largest side plus 1, rounded to float32 as in
+    mmrotate.
     """
     candidates = candidates.best_first()
     if not len(candidates):

@@ -1,4 +1,4 @@
-"""Bilinear sampling of maps, as mmcv's kernels of regions do it.
+"""Bilinear sampling of maps, as mmcv's `rotated_feature_align` and RoIAlign do it.
 
 Glossary: B batch, C channels, n places, h, w size of a map.
 """

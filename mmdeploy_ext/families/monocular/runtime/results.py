@@ -1,6 +1,6 @@
 """Results of files whose graphs end with them, and their pictures, for FCOS3D, PGD and SMOKE alike.
 
-Glossary: B batch, n results, h, w original picture in pixels.
+Glossary: B batch, n results of the picture that has most, h, w original picture in pixels.
 """
 
 from __future__ import annotations
