@@ -1,6 +1,7 @@
 """Nested lists, tuples, dicts and slices of tensors and sizes: walked, copied, with plain sizes."""
 
 import copy
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,11 +42,13 @@ def without_sizes(value: Any) -> Any:
 def copy_of(module: torch.nn.Module) -> torch.nn.Module:
     """Return a deep copy of a module; the module itself if it cannot be copied.
 
-    That is if copying raises a RuntimeError, a TypeError or a NotImplementedError; other errors are raised.
+    That is if copying raises a RuntimeError, TypeError, NotImplementedError or PickleError; other errors are
+    raised.
     """
     try:
         return copy.deepcopy(module)
-    except (RuntimeError, TypeError, NotImplementedError):  # non-leaf tensors, locks
+    except (RuntimeError, TypeError, NotImplementedError, pickle.PickleError):
+        # non-leaf tensors, locks, functions of torch.jit.script
         return module
 
 

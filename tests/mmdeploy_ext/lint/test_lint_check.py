@@ -303,6 +303,17 @@ def test_a_number_that_counts_the_calls_is_state():
         ('self.frame += 1', ("attribute 'frame' is set",))]
 
 
+def test_a_scripted_function_that_a_module_holds_is_no_bad_input():
+    """PyTorch cannot copy it: the module itself runs then."""
+    model = Model(lambda self, x: self.halved(x) * x.sum().item())
+    model.halved = torch.jit.script(halved)
+    assert 'value-to-python' in check(model, (X,), try_exports=False).rules
+
+
+def halved(x: torch.Tensor) -> torch.Tensor:
+    return x / 2
+
+
 def test_a_module_of_two_names_is_reported_once():
     class Shared(nn.Module):
         def __init__(self):
