@@ -131,8 +131,9 @@ class StepResult:
             `all_bbox_preds` (L, 1, Q, 10); the reference in PyTorch adds `outs_dec` and the memory after the
             frame.
         detections: decoded from them.
-        was_reset: the memory was empty or emptied before this frame (first frame, scene change, time gap);
-            False of models of sweeps and of `FusedFrame`, which have none.
+        was_reset: this frame was run as a first one: the memory was empty, or `Stepper.step` emptied it; of
+            Sparse4D also after a gap of more than `max_time_interval`, with which the memory stays. False of
+            models of sweeps and of `FusedFrame`, which have no memory.
     """
 
     outputs: dict[str, np.ndarray]
@@ -160,13 +161,19 @@ class Stepper(Protocol):
 
     state: StreamState | None
     """The memory after the last frame; assigning one continues from it, None is an empty memory, and always
-    that of a model without one."""
+    that of a model of sweeps or of `FusedFrame`. PETR, which reads none either, has pose and time in it."""
 
     def reset(self) -> None:
         """Empty the memory."""
 
     def step(self, frame: Frame | Sweep) -> StepResult:
-        """Run one frame and keep the memory for the next."""
+        """Run one frame and keep the memory for the next.
+
+        LiDAR models take a `Sweep`, BEVFusion (also of cameras alone) and MVX-Net a `FusedFrame`, others a
+        `Frame`. A change of `scene_token` empties the memory first, but that of Sparse4D only in a runtime
+        with the repair `scene`. A gap of time does so only in a runtime with `max_gap_s`, never in a
+        reference in PyTorch.
+        """
 
 
 def of_rays(img_aug_matrix: np.ndarray) -> np.ndarray:

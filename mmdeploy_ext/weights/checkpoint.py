@@ -185,7 +185,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 def plain_tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Return the tensors of a state dict by their names without the `module.` that wrappers add.
 
-    `content` is key -> value; values that are no tensors are left out.
+    It is taken off the beginning of a name once, also if it is there twice. `content` is key -> value; values
+    that are no tensors are left out.
 
     CheckpointError: two keys get the same name, or a tensor cannot be a weight, since it is quantised, sparse
     or on the device `meta`, without numbers; the caller names the file.

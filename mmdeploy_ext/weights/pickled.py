@@ -80,7 +80,8 @@ class InertUnpickler(pickle.Unpickler):
 
         For every other name it is a new subclass of `StandIn`.
 
-        Its class attribute `name` is 'module.name'. Nothing is imported.
+        Its class attribute `name` is 'module.name'. Nothing is imported. Storages do not come here: torch
+        resolves their names before.
         """
         path = f'{module}.{name}'
         allowed = ALLOWED.get(path)
@@ -105,9 +106,11 @@ INERT_PICKLE = SimpleNamespace(Unpickler=InertUnpickler, load=_load, loads=_load
 def read_pickled(path: str | Path) -> dict[str, torch.Tensor]:
     """Return the state dict of a pickled module, or of a checkpoint with other objects in it.
 
-    The file at `path` is of `torch.save(model)`, of a wrapper with the model in `.module`, or of a dict with
-    `state_dict` (or `model`) beside objects. Tensors are on the CPU. Names are without the `module.` of
-    wrappers; quantisers' `_amax` are among the buffers; buffers that are not persistent are left out.
+    The file at `path` is of `torch.save(model)`, of a wrapper that is a module with the model as its child
+    `module`, or of a dict with one of these or a state dict as `state_dict` (or else `model`) beside objects,
+    or with tensors itself. Tensors are on the CPU. Names are those of `state_dict()`, without one `module.`
+    at their beginning; quantisers' `_amax` are among the buffers; buffers that are not persistent are left
+    out.
 
     Raises:
         CheckpointError: the file cannot be opened; it has no module and no state dict, or cannot be read this

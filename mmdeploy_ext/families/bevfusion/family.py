@@ -148,8 +148,9 @@ class BEVFusionFamily(SequenceFamily):
     ) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Yield title and outputs of the last graph of the contract, by the names of its spec.
 
-        These are boxes of the portable frame graph. The last graph of another contract gives the values that
-        a box coder decodes: there the outputs are those that decode to such boxes.
+        These are boxes of the portable frame graph. The last graph of another contract (the head of
+        CUDA-BEVFusion, or Autoware's node) gives the values that a box coder decodes: there the outputs are
+        those that decode to such boxes. `boxes_of` of reference and runner takes them.
         """
         head, nms = model.heads['object'], runner.metadata.postprocess['nms']
         queries, names = int(head.num_proposals), spec.output_names

@@ -53,10 +53,11 @@ def decode_by_mmdet(model: nn.Module, raw: Mapping[str, torch.Tensor]) -> dict[s
     `raw` are the outputs of the form 'raw' by name: `<name>_<level>` (B, priors of a cell * columns, h, w).
 
     Returns:
-        `boxes` (B, N, 4) x1 y1 x2 y2 in pixels of the network input, not clipped; `scores` (B, N, C); the
-        score factor (B, N) under its name if the head has one; `level_sizes`, int64, the number of priors of
-        each level, if the sizes of the maps do not follow from the strides. Priors are in the order of
-        levels, then rows, columns, and priors of a cell.
+        `boxes` (B, N, 4) x1 y1 x2 y2 in pixels of the network input, not clipped; `scores` (B, N, C) in 0..1,
+        0 in cells of a heatmap that are no peak, -1 where guided anchors place none; the score factor (B, N)
+        in 0..1 under its name, such as `centerness`, if the head has one; `level_sizes`, int64, the number of
+        priors of each level, if the sizes of the maps do not follow from the strides. Priors are in the order
+        of levels, then rows, columns, and priors of a cell.
     """
     head, kind, description = model.bbox_head, kind_of(model.bbox_head), described(model)
     generator = generator_of(head)
@@ -167,8 +168,8 @@ def interchangeable_zeros(
     If two cells of a heatmap differ by rounding, PyTorch and an engine may take different ones for the peak,
     and set the other one to zero. The result is `scores` (B, N, C), as that output: in all cells of a tie,
     each of which may be the peak, the score before any became zero, and NaN elsewhere; {} for heads without
-    peaks. Scores that reach the lowest of the `nms_pre` results of their image are left out. `feeds` hold
-    `input`.
+    peaks. A cell ties with the highest of its neighbours only. Scores that reach the lowest of the `nms_pre`
+    results of their image are left out. `feeds` hold `input`.
     """
     description = described(model)
     if not description.peaks:

@@ -15,7 +15,8 @@ def replace_by_functions(
 ) -> tuple[onnx.ModelProto, bool]:
     """Return a model in which nodes of the main graph are replaced, and whether any was.
 
-    The model stays as it is, and is returned itself if no node is replaced. Other functions of it stay.
+    The model stays as it is, and is returned itself if no node is replaced. Other functions of it stay. The
+    nodes in place of a node are those of its function: its name and `metadata_props` are lost.
 
     Args:
         model: the graph.

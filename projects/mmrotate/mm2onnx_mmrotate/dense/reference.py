@@ -1,6 +1,6 @@
 """One-stage detectors as mmrotate runs them, unpatched: what a proof compares the graphs with.
 
-Glossary: B batch.
+Glossary: B batch, N priors of all levels, C classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,8 @@ def tensors(
 ) -> dict[str, np.ndarray]:
     """Return the outputs by name of the form 'raw' or 'decode', by mmrotate's own head, priors and coder.
 
-    `feeds` hold `input`; `score_form` is the option of the file.
+    `feeds` hold `input`; `score_form` is the option of the file: with 'product' the scores of the form
+    'decode' are multiplied by the `factors`, which are left out. See `decode_by_mmrotate`.
     """
     with torch.no_grad():
         image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
@@ -84,7 +85,10 @@ def upstream_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor
 def decode_by_mmrotate(model: nn.Module, raw: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors of `decode` by mmrotate's own functions, level by level and image by image.
 
-    `raw` are the outputs of the form 'raw' by name, `<name>_<level>`.
+    `raw` are the outputs of the form 'raw' by name, `<name>_<level>`. The result has `boxes` (B, N, 5) x y of
+    the centre (not clipped), width, height in pixels of the network input, and angle in radians; `scores`
+    (B, N, C) in 0..1; and `factors` (B, N) in 0..1 if the head has some. Priors are in the order of levels,
+    then rows, columns, and priors of a cell.
     """
     head, description = last_head(model), described(last_head(model))
     kind, generator = kind_of(head), generator_of(head)
