@@ -133,7 +133,7 @@ def calibrate_norms(norms: Iterable[nn.Module], run: Callable[[], Any]) -> Any:
     """Set running statistics to those of the inputs during a run, the mean over all calls of a layer.
 
     To variances 1e-3 is added. Each normalisation has its statistics before it is applied, so that later
-    layers see normalised inputs.
+    layers see normalised inputs. It has to be called inside `torch.no_grad`.
 
     Args:
         norms: batch normalisations in evaluation mode; what they are given has more than one value per

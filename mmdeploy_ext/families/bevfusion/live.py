@@ -117,8 +117,8 @@ def _top_level(name: str) -> str:
 def build_by_repository(cfg: Any) -> nn.Module:
     """Return the model of a config by the `build_model` of the mmdet3d that is imported, without weights.
 
-    It is in evaluation mode. In `cfg.model`, in place, `pretrained`, `train_cfg` and the `init_cfg` of the
-    camera's backbone become None.
+    It is in evaluation mode. `cfg` is the repository's own config, an mmcv `ConfigDict`. In `cfg.model`, in
+    place, `pretrained`, `train_cfg` and the `init_cfg` of the camera's backbone become None.
     """
     from mmdet3d.models import build_model
 

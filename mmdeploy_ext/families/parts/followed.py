@@ -58,7 +58,8 @@ def replaced_in(detector: Any, heads: Iterable[str], followed: Followed) -> Iter
     """Yield what the graphs of an image detector compute by themselves, as `Family.replaced` does.
 
     That is methods of the detector, of the parts of its heads, of their generators of priors and box coders,
-    and functions; those of box coders are by `CODERS`, also if `followed` lacks it.
+    and functions; those of box coders are by `CODERS`, also if `followed` lacks it. An entry has the live
+    part, of functions the module, and as text the name of the class or module of upstream.
 
     Args:
         detector: the live detector.

@@ -12,9 +12,9 @@ from mmdeploy_ext.contract.stages import Graph
 def with_examples(model: nn.Module, parts: Sequence[tuple[str, nn.Module, GraphSpec]]) -> list[Graph]:
     """Return graphs of (name, module, contract) triples, with examples to trace, on the model's device.
 
-    Examples are random floats by a fixed seed, near the identity for (4, 4) matrices behind a batch or other
-    axes, and 0 for integers. The modules are set to evaluation mode and moved to the device in place. Sizes
-    in the contracts are numbers.
+    Examples are random floats in 0..1 by a fixed seed, near the identity for (4, 4) matrices behind a batch
+    or other axes, and 0 for integers. The modules are set to evaluation mode and moved to the device in
+    place. Sizes in the contracts are numbers.
     """
     device = next(model.parameters()).device
     return [

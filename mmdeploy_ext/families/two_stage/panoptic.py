@@ -92,8 +92,8 @@ def check_heads(cfg: Any, roi_head: nn.Module) -> None:
 def facts_of(model: nn.Module) -> dict[str, Any]:
     """Return name -> setting of mmdet's fusion head, as files tell them to `families/two_stage/runtime`.
 
-    The names are `num_classes`, of things and stuff together, `num_things`, `mask_thr`, `mask_overlap` and
-    `stuff_area_limit`.
+    The names are `num_classes`, of things and stuff together, `num_things`, and of `test_cfg.panoptic`
+    `mask_thr` (there `mask_thr_binary`), `mask_overlap` and `stuff_area_limit`.
     """
     fusion = model.panoptic_fusion_head
     return dict(
@@ -119,6 +119,8 @@ class PanopticNetwork(graphs.TwoStageNetwork):
         self, maps: tuple[torch.Tensor, ...], image: torch.Tensor, img_shape: torch.Tensor | None
     ) -> list[torch.Tensor]:
         """Return the tensors of `names`; the logits of stuff (B, S + 1, H4, W4) come last.
+
+        Before them are maps for regions, and logits and deltas of the head of proposals, see `output_kinds`.
 
         `maps` are those of all levels (B, channels, h, w). Of `image` (B, 3, H, W) and `img_shape`, height
         and width (B, 2) before padding or None, only a head of proposals of several stages uses any.

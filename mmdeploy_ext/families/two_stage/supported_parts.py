@@ -117,7 +117,10 @@ def result_key(detector: type) -> str:
 
 
 def result_cfg(model: nn.Module) -> Any:
-    """Return the settings by which boxes become results, of a detector without regions its proposals."""
+    """Return the settings by which boxes become results, of a detector without regions its proposals.
+
+    They are `test_cfg.panoptic` of a panoptic detector, of others that of `roi_head` or else of `rpn_head`.
+    """
     if getattr(model, 'roi_head', None) is None:
         return model.rpn_head.test_cfg
     return model.test_cfg.panoptic if isinstance(model, PANOPTIC) else model.roi_head.test_cfg

@@ -79,6 +79,8 @@ class Network(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Return the maps that regions are pooled from, and the outputs of the head of proposals.
 
+        The latter are logits and deltas, no proposals yet.
+
         `image` is (B, 3, H, W) float32 normalised.
         """
         maps = self.model.extract_feat(image)
