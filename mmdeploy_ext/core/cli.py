@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from mmdeploy_ext.core.console_streams import console_streams
+from mmdeploy_ext.core.console_streams import console_streams, drop_text
 from mmdeploy_ext.core.errors import AbsentPackageError, Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import RunFiles, check_writable, watched_run
 from mmdeploy_ext.core.printable import did_you_mean, one_line, printable
@@ -118,25 +118,37 @@ def run(
 
     Returns:
         The exit status: what `body` returns, or that of the error: its `exit_code` (`Mm2OnnxError`), 2 of a
-        package or module that cannot be found, 130 of Ctrl-C, 1 of an OSError or MemoryError. If nobody reads
-        stdout, `CLOSED_PIPE` takes the place of what `body` returns, not of the status of an error; the body
-        runs to its end all the same, so that its files are written.
+        package or module that cannot be found, 130 of Ctrl-C, 1 of an OSError or MemoryError, also if
+        stdout cannot be written, such as to a full disk. If nobody reads stdout, `CLOSED_PIPE` takes the
+        place of what `body` returns, not of the status of an error; the body runs to its end all the same, so
+        that its files are written.
 
     Raises:
         SystemExit: `--help`, or an option that the parser refuses.
         Exception: any other error of `body`, which is a fault of the program. One that the user's own code
             raised, such as the `forward` of a model, is one line, too, with exit status 1.
     """
-    with console_streams() as (out, _):
-        try:
-            status, failed = _run(body, parser, argv)
-        except SystemExit as leaving:  # --help, or a wrong option
+    status, failed = 1, False
+    try:
+        with console_streams() as (out, _):
+            try:
+                status, failed = _run(body, parser, argv)
+            except SystemExit as leaving:  # --help, or a wrong option
+                out.flush()
+                if out.unread and not leaving.code:
+                    raise SystemExit(CLOSED_PIPE) from None
+                raise
             out.flush()
-            if out.unread and not leaving.code:
-                raise SystemExit(CLOSED_PIPE) from None
-            raise
-        out.flush()
-        return CLOSED_PIPE if out.unread and not failed else status
+            return CLOSED_PIPE if out.unread and not failed else status
+    except OSError as error:  # the end of the text does not fit on a disk
+        if isinstance(error.__context__, Exception) and not isinstance(error.__context__, OSError):
+            raise  # a fault of the program before it
+        with contextlib.suppress(OSError):  # a stream without a file
+            drop_text(sys.stdout)  # else Python tries once more at its exit
+        if failed:
+            return status
+        print(f'error: stdout cannot be written: {one_line(error.strerror or error)}', file=sys.stderr)
+        return 1
 
 
 def _run(

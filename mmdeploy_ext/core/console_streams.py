@@ -60,9 +60,14 @@ class ConsoleStream:
             yield
         except BrokenPipeError:
             self.unread = True
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self._stream.fileno())
-            os.close(null)
+            drop_text(self._stream)
+
+
+def drop_text(stream: TextIO) -> None:
+    """Let what a stream of a file has not written yet, and what it will write, go to the null device."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 @contextlib.contextmanager

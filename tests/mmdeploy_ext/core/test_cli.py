@@ -351,6 +351,23 @@ def test_an_error_keeps_its_status_when_nobody_reads_the_other_stream_or_the_mes
     assert done.returncode == 2 and (done.stderr in ('error: wrong\n', None))
 
 
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='Linux has a device that is always full')
+@pytest.mark.parametrize('words', [['made'], ['--help'], ['made', 'long']])
+def test_a_stdout_on_a_full_disk_is_one_line(tmp_path, words):
+    code = (
+        'import sys\nfrom mmdeploy_ext.core import cli\nmade = cli.ArgumentParser()\n'
+        'made.add_argument("words", nargs="*")\n'
+        'def body(args):\n    print("first" * (9999 if "long" in args.words else 1))\n    return 0\n'
+        'sys.exit(cli.run(body, made))'
+    )
+    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONUNBUFFERED'}
+    settings = dict(cwd=REPOSITORY, env=environment, text=True, stderr=subprocess.PIPE)
+    with open('/dev/full', 'w') as full:
+        done = subprocess.run([sys.executable, '-c', code, *words], stdout=full, **settings)
+    assert done.returncode == 1 and 'No space left on device' in done.stderr
+    assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
+
+
 def test_help_that_nobody_reads_ends_without_a_word():
     done = unread(TABLES, '--help')
     assert (done.returncode, done.stderr) == (141, '')
