@@ -49,8 +49,8 @@ class Target:
     def save(self, model: onnx.ModelProto) -> None:
         """Write the INT8 file; a folder is made beside an older one and takes its place when it is complete.
 
-        Files of the older one that are no graphs of the family stay. ModelFileError: the model is not valid;
-        UsageError, Mm2OnnxError: it cannot be written.
+        Of the older one all files stay but graphs of the family, their weights, and those whose names the new
+        one has. ModelFileError: the model is not valid; UsageError, Mm2OnnxError: it cannot be written.
         """
         if not self.is_folder:
             files.save(model, self.output, inputs=[self.model])
@@ -66,7 +66,7 @@ def find_target(model: str, output: str | None) -> Target:
     """Return the target of a model, and check that it can be written.
 
     The model is an ONNX file, or the folder of an export of several graphs. The output is of the same kind,
-    by default with `.int8` added to its name.
+    by default beside it, with `.int8` added to its name.
 
     Raises:
         ModelFileError: a folder has neither the graph that its family quantises nor, among several, exactly
@@ -78,7 +78,8 @@ def find_target(model: str, output: str | None) -> Target:
         target = Target(source, Path(output) if output else source.with_suffix(f'{SUFFIX}.onnx'))
         files.check_targets([target.output], [source])
         return target
-    folder = Path(output) if output else source.with_name(f'{source.resolve().name}{SUFFIX}')
+    named = source if source.name not in ('', '..') else source.resolve()
+    folder = Path(output) if output else named.with_name(f'{source.resolve().name}{SUFFIX}')
     if folder.suffix == '.onnx' or folder.is_file():
         raise UsageError(f'--output {folder}: is a file; {model} is a folder of graphs, give a folder')
     if folder.resolve() == source.resolve():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import onnx
@@ -105,6 +106,15 @@ def test_a_folder_of_several_graphs_is_that_of_its_family():
     _, folder, *_ = toy_anchor3d.exported('voxels')
     target = find_target(str(folder), None)
     assert target.model.name == 'head.onnx' and [path.name for path in target.beside] == ['backbone.onnx']
+
+
+@pytest.mark.parametrize('place', ['.', '..', '../graphs'])
+def test_a_folder_by_any_name_has_its_int8_folder_beside_it(place, tmp_path, monkeypatch):
+    folder = tmp_path / 'graphs'
+    shutil.copytree(toy_anchor3d.exported('voxels')[1], folder)
+    (folder / 'inner').mkdir()
+    monkeypatch.chdir(folder / 'inner' if place == '..' else folder)
+    assert find_target(place, None).output.resolve() == tmp_path / 'graphs.int8' / 'head.onnx'
 
 
 def test_corners_judge_sizes_and_headings_where_bars_are_wide():
