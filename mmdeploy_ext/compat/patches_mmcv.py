@@ -2,9 +2,10 @@
 
 A function decorated by `patch` or `after` is a patch: it runs for each of the named modules, at its import
 or, if that was before, in `compat.apply`. Its docstring begins with the reason. It takes the module and, with
-`patch`, the function `execute`, which runs the module's code. It returns whether it changed anything; with
-`after`, None means True, and the decorated name takes both and returns a bool. A patch with
-`without_gpu=True` does nothing if torch sees a GPU; `versions` are those that it was tried with.
+`patch`, the function `execute`, which runs the module's code, or nothing if it ran before. It returns
+whether it changed anything; with `after`, None means True, and the decorated name takes both and returns a
+bool. A patch with `without_gpu=True` does nothing if torch sees a GPU; `versions` are those that it was tried
+with.
 """
 
 import functools

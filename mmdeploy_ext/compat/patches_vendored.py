@@ -2,8 +2,9 @@
 
 A function decorated by `patch` or `after` is a patch: it runs for each of the named modules, at its import
 or, if that was before, in `compat.apply`. Its docstring begins with the reason. It takes the module and, with
-`patch`, the function `execute`, which runs the module's code. It returns whether it changed anything; with
-`after`, None means True, and the decorated name takes both and returns a bool.
+`patch`, the function `execute`, which runs the module's code, or nothing if it ran before. It returns
+whether it changed anything; with `after`, None means True, and the decorated name takes both and returns a
+bool. `versions` are those that it was tried with.
 """
 
 import ast
@@ -47,8 +48,8 @@ def _release(version: str) -> Sequence[int]:
 def mmdet_version_check(module: ModuleType, execute: Execute) -> bool:
     """A copy of mmdet in a repository asserts an mmcv of its time: it sees the newest that it takes.
 
-    Other patches add what today's mmcv lacks or does otherwise. Versions before `OLDEST_MMDET`, whose
-    operators are in mmdet itself, are a ConfigError.
+    If today's is not newer, nothing changes. Other patches add what today's mmcv lacks or does otherwise.
+    Versions of mmdet before `OLDEST_MMDET`, whose operators are in mmdet itself, are a ConfigError.
     """
     import mmcv
 

@@ -6,7 +6,8 @@ sparse backbone (interpreted, so slow), boxes. A right file gives what the detec
     runtime = CudaBEVFusion('work_dirs/bevfusion')         # written with --contract cuda-bevfusion
     detections = runtime.step(FusedFrame(points, images=images, calibration=matrices)).detections
 
-Needs numpy, onnx and ONNX Runtime, no PyTorch; without numba it is slow. Glossary: K classes, Q queries.
+Needs numpy, onnx and ONNX Runtime, no PyTorch; without numba it is slow. Glossary: K classes, Q queries, N
+cameras, h, w pixels, C channels, X, Y cells of the map.
 """
 
 from __future__ import annotations
@@ -43,7 +44,12 @@ SPARSE = ('lidar.backbone.xyz', 'lidar.backbone.zyx')
 GRAPHS = (*DENSE[:3], *SPARSE, DENSE[3])
 """The `form` in the metadata of each file of an export; boxes are decoded from the outputs of the last."""
 DEPTH, POOLED, CELLS = 'depth', 'feat_in', 'cells'
-"""Tensors that are computed between the files."""
+"""Tensors that are computed between the files.
+
+Depth maps (N, 1, h, w) of the network's pictures, metres, 0 where no point is; sums of cells (1, C, X, Y);
+the cell `x * Y + y` of each point of the frustum, X * Y outside the grid, in the shape of
+`camera_depth_weights`.
+"""
 OTHER_ORDER, UNROUNDED = 'lidar (z, y, x)', 'lidar, weights of the checkpoint'
 """Names of two more maps of the LiDAR with `to_compare`, of the same shape and axes as the first one.
 
@@ -97,8 +103,9 @@ class CudaBEVFusion(FusionRuntime):
         """Detect in one moment of all sensors; the outputs include the tensors between the files.
 
         `frame` has points, prepared pictures (float32, resized and normalised by the rule of the file), and
-        as calibration the matrices `MATRICES`, see `FusedFrame`. Only the outputs of the four ordinary graphs
-        are checked for NaN and infinity.
+        as calibration the matrices `MATRICES`, (N, 4, 4), but `lidar_aug_matrix` (4, 4), see `FusedFrame`.
+        Points and boxes are in the frame that the latter leads to. Only the outputs of the four ordinary
+        graphs are checked for NaN and infinity.
 
         Raises:
             ShapeError: pictures are missing, or pictures or matrices have another shape.
@@ -164,7 +171,7 @@ def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> D
     (1, 2, Q) in m/s. The boxes have the columns and the yaw of `Detections3D`, see `in_lidar_columns`.
 
     `coder` is the entry of that name in the metadata's `postprocess`: `voxel_size` and `pc_range` in metres,
-    `out_size_factor` in voxels per cell, and the limits of `filter_boxes`.
+    `out_size_factor` in voxels per cell, and `post_center_range` and `score_threshold`, see `filter_boxes`.
 
     Source: mit-han-lab/bevfusion db75150, core/bbox/coders/transfusion_bbox_coder.py.
     """

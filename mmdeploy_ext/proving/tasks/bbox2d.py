@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 RESULTS, PLACE = 'boxes', 'worst IoU'
 """Titles of columns in tables: that of the number of results, and that of `DetectionRow.worst_iou`."""
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
-"""The bars of files in float16 or INT8, as arguments of `match_detections` and in words."""
+"""Functions of the `HalfBars` of files in float16 or INT8: these bars as keywords of `match_detections`, and
+that of the IoU in words."""
 IOU_BAR = 0.999
 """Smallest IoU of a matched pair."""
 SCORE_BAR = 1e-4
@@ -50,7 +51,10 @@ LEGIBLE = 800
 
 
 problem = functools.partial(matching.broken_boxes, 'bboxes_xyxy', 4)
-"""(reference, candidate) -> why two lists cannot be compared; '' if they can."""
+"""(reference, candidate) -> why two lists cannot be compared; '' if they can.
+
+Lists can be if they have as many boxes of 4 columns as scores and labels, and boxes and scores are finite.
+"""
 
 
 def pair_up(
@@ -58,7 +62,8 @@ def pair_up(
 ) -> Pairing:
     """Pair two lists of finite detections one to one, within a class; the nearness is the IoU.
 
-    As many pairs as possible are within the bars; the rest is paired by descending IoU, from `PAIR_IOU` on.
+    As many pairs as possible are within the bars (`matched`); the rest is paired by descending IoU, from
+    `PAIR_IOU` on (`outside`). Boxes without a partner are in neither.
 
     Args:
         reference: R boxes that PyTorch found.
@@ -79,9 +84,10 @@ match_detections = functools.partial(
 )
 """Matches the boxes of an image and returns a `DetectionRow`; `iou_bar` is passed on to `pair_up`.
 
-Boxes of a score below `score_thr` need no partner.
+Boxes of a score below `score_thr` need no partner, those of the engine below `score_thr + score_bar`.
 
-The other arguments are those of `matching.match_lists`: `image`, `reference`, `candidate`, `capacity`, ...
+The other arguments are those of `matching.match_lists`: `image`, a name for the row, `reference`,
+`candidate`, and by keyword `capacity`, the largest number of results that both engines keep, ...
 """
 
 
@@ -128,7 +134,8 @@ def fit_pair(pair: Pair) -> Pair:
     """Bring a pair to a size at which its labels are legible, before it is drawn.
 
     Pictures wider than `LEGIBLE` shrink to it, small ones are enlarged by a whole factor. The results are
-    scaled along by their `scaled`; masks, and boxes beside them, stay, and masks follow when they are drawn.
+    scaled along by their `scaled`; masks, and boxes beside them, stay, and masks follow when they are drawn,
+    without those boxes.
     """
     import cv2
 
@@ -151,7 +158,9 @@ def side_by_side(
     draw: Callable[..., np.ndarray],
     **task: Callable[..., Any],
 ) -> np.ndarray:
-    """Draw both lists of a pair side by side, with titles; results without a partner are outlined in white.
+    """Draw both lists of a pair side by side, with titles; results that differ are outlined in white.
+
+    These are results without a partner within the bars of float32, see `matching.alone`.
 
     Args:
         pair: the image and both lists.

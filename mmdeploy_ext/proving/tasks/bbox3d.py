@@ -55,7 +55,10 @@ def half_text(bars: HalfBars) -> str:
 
 
 problem = functools.partial(matching.broken_boxes, 'boxes', 9)
-"""(reference, candidate) -> why two lists cannot be compared; '' if they can."""
+"""(reference, candidate) -> why two lists cannot be compared; '' if they can.
+
+Lists can be if they have as many boxes of 9 columns as scores and labels, and boxes and scores are finite.
+"""
 
 
 def pair_up(
@@ -66,6 +69,9 @@ def pair_up(
     corner_bar: float | None = None,
 ) -> Pairing:
     """Pair two lists of finite detections one to one, within a class; the nearness is minus the distance.
+
+    Boxes outside the bars are paired up to `PAIR_DISTANCE` (`outside`). Those without a partner are neither
+    there nor in `matched`.
 
     Args:
         reference: R boxes.
@@ -212,7 +218,9 @@ def fit_pair(pair: Pair) -> Pair:
 
 
 def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
-    """Draw both engines' boxes of a pair of at least `score_thr`, those without a partner ringed in white.
+    """Draw both engines' boxes of a pair of at least `score_thr`, ringed in white if they differ.
+
+    Boxes differ that have no partner within the bars of float32, see `matching.alone`.
 
     `pair` is of `pair_of`, `classes` are names by label. Returns (h, w, 3) uint8 BGR.
     """

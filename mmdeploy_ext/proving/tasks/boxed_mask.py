@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 RESULTS, PLACE = 'masks', 'worst IoU'
 """Titles of columns in tables: number of results, and `DetectionRow.worst_iou`."""
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
-"""The bars of files in float16 or INT8, as arguments of `match_detections` and in words."""
+"""Functions of the `HalfBars` of files in float16 or INT8: these bars as keywords of `match_detections`, and
+that of the IoU in words."""
 fit_pair = bbox2d.fit_pair
 """(pair) -> the pair, its picture shrunk or enlarged so that labels are legible; masks and boxes stay as they
 are, and `draw_pair` resizes the masks."""
@@ -45,7 +46,8 @@ def pair_up(
 ) -> Pairing:
     """Pair two lists one to one, within a class; the nearness is the smaller IoU, of boxes and of masks.
 
-    The `Pairing` has the pairs within the bars, and others near enough to be the same object.
+    The `Pairing` has the pairs within the bars (`matched`), and others near enough to be the same object
+    (`outside`), but no results without a partner.
 
     Args:
         reference: boxes with masks that PyTorch found.

@@ -83,7 +83,7 @@ match_detections = functools.partial(
 """Matches the instances of an image and returns a `DetectionRow`; `iou_bar` is passed on to `pair_up`.
 
 The other arguments are those of `matching.match_lists`: `image`, a name for the row, `reference`,
-`candidate`, `capacity`, the largest number of results that both engines keep, ...
+`candidate`, and by keyword `capacity`, the largest number of results that both engines keep, ...
 """
 fit_pair = bbox2d.fit_pair
 """Brings the image of a `Pair` to a size for drawing, smaller or larger; masks stay, and `draw_pair` resizes
@@ -99,7 +99,7 @@ def draw_pair(
         pair: an image and the results of both engines for it.
         classes: names by label.
         score_thr: smallest score of what is drawn; higher than that of the matching, to keep pictures clear.
-        pair_by: pairs the results; those without a partner are marked, see `bbox2d.side_by_side`.
+        pair_by: pairs the results; those without a partner within its bars are marked.
     """
     from mmdeploy_ext.runtime.draw import draw_instances
 

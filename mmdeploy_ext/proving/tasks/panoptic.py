@@ -34,7 +34,8 @@ __all__ = [
 RESULTS, PLACE = 'segments', 'worst IoU'
 """Titles of columns in tables: that of the number of results, and that of `DetectionRow.worst_iou`."""
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
-"""The bars of files in float16 or INT8, as arguments of `match_detections` and in words."""
+"""Functions of the `HalfBars` of files in float16 or INT8: these bars as keywords of `match_detections`, and
+that of the IoU in words."""
 
 
 def pair_up(
@@ -48,7 +49,8 @@ def pair_up(
     A pair within the bars has the same id, that is class and number, in both maps. A thing that one map
     lacks is in all numbers behind it, so that these are compared without it, see `numbers_of_both`: it is one
     difference, not one for each thing behind it. With an `iou_bar` below that of float32, as for files in
-    less than float32, the numbers may differ.
+    less than float32, the numbers may differ. Pairs outside the bars have at
+    least the IoU `mask.PAIR_IOU`; segments without a partner are in no pair.
 
     Args:
         reference: segments of PyTorch's map.
