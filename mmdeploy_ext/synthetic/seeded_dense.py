@@ -5,6 +5,8 @@ few per cent of the scores pass the threshold, boxes differ between priors by am
 picture, quality maps spread around their middle.
 
 Glossary: B pictures, C channels, H, W rows and columns of a map.
+
+Functions that change weights or statistics have to be called inside `torch.no_grad`.
 """
 
 import copy

@@ -150,7 +150,7 @@ def scale_last_layers(parts: Parts, maps: torch.Tensor) -> None:
 
     The norms of backbone, neck and head are calibrated in the same run. `parts` are those of the detector,
     whose head has layers named as in `CLASS_LAYERS`; `maps` are what the backbone takes of B
-    sweeps or pictures, (B, C, H, W) or volumes.
+    sweeps or pictures, (B, C, H, W) or volumes. It has to be called inside `torch.no_grad`.
     """
     convolutions = {name: layer for name, layer in parts.head.named_modules() if isinstance(layer, nn.Conv2d)}
     score_layers = {name: layer for name, layer in convolutions.items() if re.fullmatch(CLASS_LAYERS, name)}

@@ -6,6 +6,8 @@ Regions of many sizes lie all over the calibration pictures, so that every level
 beside a large background, so that a few per cent of the pairs of region and class pass the threshold.
 
 Glossary: B pictures of H x W pixels, K regions of each.
+
+Functions that change weights or statistics have to be called inside `torch.no_grad`.
 """
 
 import dataclasses
