@@ -152,7 +152,7 @@ class ImageFamily(Family):
     def picture(self, model: torch.nn.Module, options: Options) -> TensorSpec:
         """Return the contract of the input of pictures.
 
-        A graph that takes features of pictures has that of the graph which makes them.
+        For a graph that takes features in place of pictures it is the contract of the graph that makes them.
         """
         return self.spec(model, options).inputs[0]
 
@@ -282,7 +282,10 @@ class ImageFamily(Family):
         return ResultLimit(head_of(model).test_cfg if has_head(model) else {})
 
     def limits(self, model: torch.nn.Module) -> list[Limit]:
-        """Return the limits and thresholds that a detector reads, those of earlier choices first."""
+        """Return the limits and thresholds that a detector reads, those of earlier choices first.
+
+        That of results is the last one, and left out if it limits nothing, as -1 does.
+        """
         last = self.result_limit(model)
         results = Limit(last.config, last.key, Kind.ROWS, default=last.default, available=last.available)
         limits, head = [], ''
@@ -338,6 +341,7 @@ class ImageFamily(Family):
         """Return the options of a trial: no limit of candidates is above what the model's own limits leave.
 
         A graph with a limit takes that many candidates, of which a trial with fewer of each level has less.
+        Here the options stay as they are.
         """
         return options
 

@@ -2,8 +2,7 @@
 
 The modules are in `forms.py`; `heads.py` describes a head.
 
-Glossary: B batch, A priors of all levels, n detections, H, W network input in pixels, h, w size of a level's
-maps.
+Glossary: B batch, A priors of all levels, H, W network input in pixels, h, w size of a level's maps.
 """
 
 import types

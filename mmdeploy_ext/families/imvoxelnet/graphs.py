@@ -7,7 +7,7 @@ Source of the algorithm: mmdet3d 1.0.0rc6, models/detectors/imvoxelnet.py `extra
 models/fusion_layers/point_fusion.py `point_sample`, models/dense_heads/anchor3d_head.py `get_bboxes_single`.
 
 Glossary: B batch, N voxels, X, Y, Z voxels along each axis, C channels, H, W network input in pixels, h, w
-maps of the picture, A anchors of a level, n results, K classes.
+maps of the picture, A anchors of a level, n results of the picture that has most, K classes.
 """
 
 from typing import Any
@@ -240,8 +240,8 @@ class FullForm(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Return boxes (B, A, 7) and scores (B, A, K) of anchors, and whether they are `turned` (B, A, 1).
 
-        These are 1.0 or 0.0. `logits`, `deltas` and `directions` are the outputs of the head at `level`, maps
-        (B, columns, Y, X).
+        These are 1.0 or 0.0; boxes have the yaw before that turn. Scores are in 0..1. `logits`, `deltas`
+        and `directions` are the outputs of the head at `level`, maps (B, columns, Y, X).
         """
         rule = self.rule
         logits, deltas, directions = (

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections3d import Detections3D
 
 RESULTS, PLACE = bbox3d.RESULTS, bbox3d.PLACE
+"""Titles of columns in tables: that of the number of results, and that of `DetectionRow.worst_distance`."""
 SCORE_BAR = 1e-4
 """Largest score difference of a matched pair."""
 fit_pair = bbox2d.fit_pair
@@ -35,7 +36,11 @@ pair_up = functools.partial(bbox3d.pair_up, score_bar=SCORE_BAR)
 def match_detections(
     image: str, reference: Detections3D, candidate: Detections3D, **settings: Any
 ) -> DetectionRow:
-    """Match two lists of boxes of a picture as `bbox3d.match_detections` does."""
+    """Match two lists of boxes of a picture as `bbox3d.match_detections` does.
+
+    `image` is the name of the picture, for the row; the reference is PyTorch, the candidate an engine;
+    `settings` are further keyword arguments, the bars of `pair_up` among them.
+    """
     settings.setdefault('score_bar', SCORE_BAR)
     return bbox3d.match_detections(image, reference, candidate, **settings)
 
@@ -43,6 +48,7 @@ def match_detections(
 def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
     """Return a picture (h, w, 3) uint8 BGR of both engines' boxes of at least `score_thr` side by side.
 
-    See `bbox2d.side_by_side`.
+    PyTorch is on the left; boxes without a partner are outlined in white. `pair` has the picture and both
+    lists, of `PictureDetections3D`; `classes` are names by label.
     """
     return bbox2d.side_by_side(pair, classes, score_thr, draw=draw, problem=problem, pair_by=pair_up)

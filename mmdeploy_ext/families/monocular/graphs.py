@@ -3,8 +3,8 @@
 Source of the algorithm: mmdet3d 1.0.0rc6, `get_bboxes` of models/dense_heads/{fcos_mono3d,pgd}_head.py and
 core/post_processing/box3d_nms.py `box3d_multiclass_nms`.
 
-Glossary: B batch, A cells, of a level or of all, C classes, D values of a box, K attributes, n results, H, W
-network input in pixels, h, w size of a level's maps.
+Glossary: B batch, A cells, of a level or of all, C classes, D values of a box, K attributes, n results of the
+picture that has most, H, W network input in pixels, h, w size of a level's maps.
 """
 
 from typing import Any
@@ -173,7 +173,11 @@ def raw_outputs(model: nn.Module, options: Options, batch: int | str) -> tuple[T
 
 
 def decode_outputs(model: nn.Module, options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
-    """Return the contracts of the outputs of the form 'decode': a box of every cell, its scores and so on."""
+    """Return the contracts of the outputs of the form 'decode', which all have a row of every cell.
+
+    They are boxes, scores, and, if the model has them, logits of attributes and boxes in the picture. `batch`
+    is a number, or 'B' if it is dynamic.
+    """
     head = model.bbox_head
     cells = 'A' if options.dynamic else sum(height * width for height, width in map_sizes(model, options))
     scores = 'class scores times centerness (and confidence of the depth)'

@@ -3,7 +3,8 @@
 Source of the algorithm: mmdet3d 1.0.0rc6, models/dense_heads/smoke_mono3d_head.py `get_bboxes`,
 core/bbox/coders/smoke_bbox_coder.py.
 
-Glossary: B batch, C classes, K peaks, n results, H, W network input in pixels, h, w size of the maps.
+Glossary: B batch, C classes, K peaks, n results of the picture that has most, H, W network input in
+pixels, h, w size of the maps.
 """
 
 from typing import Any

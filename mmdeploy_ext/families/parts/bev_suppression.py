@@ -3,7 +3,7 @@
 Source of the algorithm: mmdet3d 1.0.0rc6, core/post_processing/box3d_nms.py `box3d_multiclass_nms`.
 
 Glossary: B batch, A rows (of one level for `best_rows`, of all levels for `suppressed`), at least 1, C
-classes without background, n results.
+classes without background, n results of the image that has most.
 """
 
 import torch

@@ -131,7 +131,8 @@ def chosen_coder(head: nn.Module, key: str = 'model.bbox_head') -> dict[str, Any
 def bucket_settings(head: nn.Module) -> dict[str, Any]:
     """Return `type`, `buckets`, `num_buckets` and `scale_factor` of the coder of a side-aware head.
 
-    The head is one of priors or of regions; the names are those in `contract.dense_head`.
+    The head is one of priors or of regions. `num_buckets` is their number along an axis, `buckets` the number
+    of those in which a side may be; a proposal is enlarged by `scale_factor` before it is divided into them.
     """
     coder = head.bbox_coder
     return dict(

@@ -11,7 +11,8 @@ from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 WINDOWS = (1, 2, 4, 8)
-"""Divisors of the sides of an image: windows of these sizes stand for proposals that are missing."""
+"""Divisors of the sides of an image: windows of these sizes, which overlap by half, stand for proposals
+that are missing."""
 
 
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:

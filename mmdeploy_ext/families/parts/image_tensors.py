@@ -1,6 +1,6 @@
 """Contracts of the inputs and outputs of graphs of images that several families have.
 
-Glossary: B batch, H, W network input in pixels, n detections.
+Glossary: B batch, H, W network input in pixels, n detections of the image that has most.
 """
 
 from collections.abc import Callable

@@ -59,7 +59,7 @@ class LidarReference(abc.ABC):
 
     @abc.abstractmethod
     def head_outputs(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
-        """Return `tensors`, outputs of the head by name, as the arguments that its `get_bboxes` takes."""
+        """Return `tensors`, outputs of the head by name, as what `get_bboxes` takes before the metas."""
 
     def step(self, sweep: Sweep) -> StepResult:
         """Run one sweep through `simple_test`; return its boxes, best first, and outputs by name.

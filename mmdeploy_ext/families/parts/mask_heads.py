@@ -172,7 +172,10 @@ class PredictedClass(nn.Module):
 
 @contextlib.contextmanager
 def predicted_class_only(heads: Iterable[nn.Module], labels: torch.Tensor) -> Iterator[None]:
-    """Inside the block mask heads compute the class of each region alone; labels (R,) are 0 or more."""
+    """Inside the block mask heads compute the logits of one class of each region, (R, 1, m, m).
+
+    `labels` (R,) are these classes, 0 or more.
+    """
     layers = [(head, head.conv_logits) for head in heads]
     try:
         for head, layer in layers:
@@ -184,6 +187,9 @@ def predicted_class_only(heads: Iterable[nn.Module], labels: torch.Tensor) -> It
 
 
 def rows_of_class(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the values (R, 1, ...) of each region's class, of (R, C, ...); for a label (R,) of -1 any."""
+    """Return the values (R, 1, ...) of each region's class, of (R, C, ...) of all classes.
+
+    For a label (R,) of -1, padding, they are those of class 0, which nothing uses.
+    """
     rows = labels.clamp(min=0).reshape(-1, *[1] * (values.dim() - 1))
     return values.gather(1, rows.expand(-1, -1, *values.shape[2:]))

@@ -15,7 +15,8 @@ from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, Instances
 
 RegionInputs = tuple['list[torch.Tensor]', 'list[torch.Tensor]']
-"""Maps of all levels that regions are pooled from, and proposals (K, 4) of every image."""
+"""Maps of all levels that regions are pooled from, (B, channels, h, w) each, and proposals (K, 4) of every
+image: xyxy in pixels of the network input, without scores."""
 
 
 def batch_of(model: nn.Module, images: Sequence[PreparedImage]) -> torch.Tensor:

@@ -309,6 +309,10 @@ def sample_info(
     `sensor2lidar_rotation` (3, 3) and `sensor2lidar_translation` (3,) turn points of a sensor at its own time
     into the LiDAR frame of the key frame: R p + t.
 
+    Ground truth of the LiDAR has a row per annotation of any category: `gt_boxes` and `gt_velocity`;
+    `gt_names`, the detection class, or the category if it has none; the points in the box, and `valid_flag`,
+    whether there are some of LiDAR or radar.
+
     Ground truth of pictures is a list per camera, in the order of `CAMERAS`, of objects of `CLASSES` whose
     centre is ahead of the camera and that are at least a pixel wide and high in the picture; `bboxes_ignore`
     has none. `bboxes3d_cams` (n, 7) are x y z l h w in the camera frame, and the negative yaw that the devkit

@@ -106,7 +106,7 @@ class SinePositions(nn.Module):
         self.eps, self.offset = encoding.eps, encoding.offset
 
     def forward(self, level: PaddedMap) -> torch.Tensor:
-        """Return the positions (B, h * w, D) of the cells of a map."""
+        """Return the positions (B, h * w, D) of the cells of a map: those of y, then as many of x."""
         y = waves(self._along(level.rows), self.periods)
         x = waves(self._along(level.columns), self.periods)
         height, width = level.size

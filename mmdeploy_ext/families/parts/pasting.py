@@ -3,8 +3,8 @@
 Bilinear pasting is a product of three matrices per mask: weights of lines, the mask, weights of columns. A
 Loop makes one mask at a time, so that only one takes the memory of float32; the results are bool.
 
-Source of the algorithm: see `parts/runtime/pasted_masks.py`. Glossary: B batch, n detections, R masks,
-m their side, s pixels along an axis, h, w size of the result.
+Source of the algorithm: see `parts/runtime/pasted_masks.py`. Glossary: B batch, n detections of
+the image that has most, R masks, m their side, s pixels along an axis, h, w size of the result.
 """
 
 import dataclasses

@@ -201,7 +201,7 @@ def _points(*shape: int) -> torch.Tensor:
 
 PLACES = torch.arange(EXAMPLE, dtype=torch.int32)
 CELLS = torch.stack([0 * PLACES, 0 * PLACES, PLACES, PLACES], dim=1)
-"""Cells of the traced pillars (N, 4): sample 0, z 0, and y, x on the diagonal."""
+"""Numbers of the traced pillars (N,), and their cells (N, 4): sample 0, z 0, and y, x on the diagonal."""
 
 
 def hard_inputs(max_points: int, width: int) -> list[tuple[TensorSpec, torch.Tensor]]:
