@@ -24,9 +24,9 @@ def module_settings(model: nn.Module) -> dict[str, tuple[str, dict[str, Any]]]:
     """Return name of a module -> its class as text, and its settings; the model itself has the name ''.
 
     Settings are attributes with plain values and arrays, lists and dicts of these, and the same of objects
-    that modules hold, such as box coders and generators of priors. Weights, functions, attributes whose names
-    begin with an underscore, and those of `ONLY_TRAINING` are none; `hidden_settings` has those of them
-    that count.
+    that modules hold, such as box coders and generators of priors. Weights, functions and other objects that
+    can be called, attributes whose names begin with an underscore, and those of `ONLY_TRAINING` are none;
+    `hidden_settings` has those of them that count.
     """
     return {
         name: (
@@ -72,7 +72,8 @@ def settings(value: Any, depth: int = 1) -> Any:
     left out; an item of a list stays there as `...`.
 
     `depth` is one more than the number of objects, such as coders and generators of priors, that may be
-    around a setting: with 1 an object is no setting itself.
+    around a setting: with 1 an object is no setting itself. One that can be called is never one, and neither
+    is a set.
     """
     if value is None or isinstance(value, bool | int | str | bytes):
         return value

@@ -95,7 +95,8 @@ def operator_nodes(
 ) -> Iterator[tuple[onnx.NodeProto, Operator]]:
     """Yield the nodes of the domain `mm2onnx` in a model or a function, `part`, with their operators.
 
-    Nodes in bodies (If, Loop) are among them. ExportError: an operator is not registered.
+    Nodes in bodies (If, Loop) are among them, and of a model those in its functions. ExportError: an operator
+    is not registered.
     """
     for node in all_nodes(part):
         if node.domain == DOMAIN:

@@ -18,7 +18,8 @@ def linspace_of_one_step() -> Iterator[None]:
     """Inside the block a traced `torch.linspace` holds for a single step, too: its only value is the start.
 
     The block is for a trace by TorchScript in which the number of steps may be the size of an axis, that is,
-    a tensor; calls with a number are left as they are. It holds for the whole process.
+    a tensor; calls with a number are left as they are. Values are not rounded to a type of integers. It holds
+    for the whole process.
     """
     linspace = torch.linspace
 

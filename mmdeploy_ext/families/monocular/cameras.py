@@ -21,10 +21,15 @@ TRANSLATION_M = (0.3, 0.1, 0.02)
 
 
 def camera_of(image: PreparedImage) -> np.ndarray:
-    """Return the camera (4, 4) float32 of a prepared picture, for pixels of the network input."""
+    """Return the camera (4, 4) float32 of a prepared picture, for pixels of the network input.
+
+    ShapeError: `preprocess.cam2img.check_camera` refuses it.
+    """
     if image.cam2img is None:
         return generated_camera(image)
-    return image.cam2img.astype(np.float32)
+    camera = image.cam2img.astype(np.float32)
+    check_camera(camera)
+    return camera
 
 
 def generated_camera(image: PreparedImage) -> np.ndarray:
@@ -43,11 +48,9 @@ def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarra
     (B, 4, 4) float32, for pixels of the network input; and to draw with `unmoved_cam2img` (B, 4, 4) float64,
     the same without the padding or warp of the picture, see `preprocess.cam2img.unmoved`.
 
-    ShapeError: a camera that `preprocess.cam2img.check_camera` refuses.
+    ShapeError: a camera, see `camera_of`.
     """
     cameras = [camera_of(image) for image in images]
-    for camera in cameras:
-        check_camera(camera)
     unmoved_cameras = [
         unmoved(camera, image.to_input, image.scale_factor)
         for image, camera in zip(images, cameras, strict=True)

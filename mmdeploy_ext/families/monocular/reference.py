@@ -28,7 +28,7 @@ def metas(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
     """Return mmdet3d's `img_metas`: the network input counts as the original picture, with its camera.
 
     FCOS3D and PGD take no `scale_factor` of a picture that was resized: mmdet3d divides two columns by its
-    four numbers.
+    four numbers. ShapeError: a camera, see `cameras.camera_of`.
     """
     batch = metas_of(images)
     for meta, image in zip(batch, images, strict=True):
@@ -47,7 +47,7 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
 
     Each picture runs alone: of a batch mmdet3d gives the results of the first one alone if the model has
     boxes in the picture. With `rescale` such boxes are in pixels of the originals, otherwise of the network
-    input; boxes in 3D are in metres. ShapeError: a camera, see `cameras.feeds`.
+    input; boxes in 3D are in metres. ShapeError: a camera, see `cameras.camera_of`.
     """
     results = []
     for image, meta in zip(images, metas(images), strict=True):

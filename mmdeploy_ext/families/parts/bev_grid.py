@@ -53,8 +53,9 @@ def project_pillars(points: Tensor, lidar2img: Tensor, image_size: tuple[int, in
         image_size: height and width of the padded pictures, px.
 
     Returns:
-        x, y (N, Q, P, 2) in shares of the picture, also of points outside and behind the camera, and
-        (N, Q, P), True for points in front of the camera and strictly inside of its picture.
+        x, y (N, Q, P, 2) in shares of the picture, also of points outside (those behind the camera as if they
+        were `NEAREST_DEPTH` in front of it), and (N, Q, P), True for points in front of the camera and
+        strictly inside of its picture.
     """
     cameras = lidar2img.shape[0]
     projected = points.reshape(1, -1, 4) @ lidar2img.transpose(1, 2)

@@ -55,6 +55,6 @@ def note_convention(model: nn.Module, checkpoint: Checkpoint) -> None:
     without one the convention stays.
     `model` is one that `state_convention` has set.
     """
-    version = str(checkpoint.meta.get('mmdet3d_version', ''))
+    version = str(checkpoint.meta.get('mmdet3d_version') or '')
     if version and not model.states_boxes:
         model.box_convention = CONVENTIONS[0 if version.startswith('0.') else 1]

@@ -202,7 +202,8 @@ class HeadKind:
             behaves.
         limit: entry of `test_cfg` that limits the detections of an image.
         needed: entries of `test_cfg` that upstream's `get_bboxes` reads without a default.
-        unlimited: whether -1 of that limit keeps all detections; else upstream leaves out the last one.
+        unlimited: whether -1 of that limit keeps all detections; else upstream leaves out the last one, and
+            of a `topk` it fails.
     """
 
     choose_before_pairs: ClassVar[str] = 'priors'

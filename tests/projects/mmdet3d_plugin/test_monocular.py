@@ -306,6 +306,14 @@ def test_the_test_loop_takes_the_camera_of_the_network_input_from_the_meta_of_a_
     np.testing.assert_allclose(cameras.camera_of(prepared), expected.cam2img, rtol=1e-6)
 
 
+def test_a_camera_of_zeros_is_refused_before_mmdet3d_inverts_it():
+    deployment = seeded('fcos3d')
+    prepared = deployment.rule.apply(picture()[1])
+    prepared = dataclasses.replace(prepared, cam2img=np.zeros((4, 4)))
+    with pytest.raises(ShapeError, match=r'cam2img: got .* expected positive focal lengths'):
+        deployment.family.reference_detections(deployment.model, [prepared], rescale=True)
+
+
 @pytest.mark.parametrize('size', [(100, 300), (375, 1242), (301, 77)])
 def test_a_warped_picture_is_that_of_affine_resize(size):
     rule = seeded('smoke').rule

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -19,6 +20,8 @@ from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.core.errors import ConfigError, DataError, InferenceError, ShapeError
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.families.base import Claim, find_family
+from mmdeploy_ext.families.parts import box_conventions
+from mmdeploy_ext.families.parts.camera_reference import trained_convention
 from mmdeploy_ext.families.petr import runtime
 from mmdeploy_ext.families.petr.family import PETR, PETRV2
 from mmdeploy_ext.families.petr.reference import PetrReference
@@ -385,6 +388,13 @@ def test_what_the_family_adds_to_a_model_is_that_of_config_and_checkpoint(tmp_pa
         loaded = deploy.load(TOYS['petrv2'].config, path)
     (failed,) = [check for check in user_model_checks(loaded) if not check.passed]
     assert failed.detail.startswith(f'model.{name}')
+
+
+@pytest.mark.parametrize('meta', [{}, dict(mmdet3d_version=None)])
+def test_a_checkpoint_without_a_version_leaves_the_convention(meta):
+    model = SimpleNamespace(box_convention='0.17', states_boxes=False)
+    box_conventions.note_convention(model, SimpleNamespace(meta=meta))
+    assert model.box_convention == trained_convention({}, meta) == '0.17'
 
 
 @pytest.mark.parametrize('name', in_suite(TOYS, 'petr'))
