@@ -46,15 +46,15 @@ def check_flow(roi_head: nn.Module) -> None:
         raise ConfigError('model.roi_head.mask_info_flow=False: masks export with True')
 
 
-def threshold(test_cfg: Mapping[str, Any]) -> float:
+def threshold(test_cfg: Mapping[str, Any], key: str = 'rcnn') -> float:
     """Return `mask_thr_binary` of `test_cfg`, the probability that pixels of masks have to reach.
 
-    `test_cfg` is a part of the model's, such as `rcnn`. ConfigError: the entry is missing, no number, or
-    below 0, for which mmdet returns soft masks to look at.
+    `test_cfg` is the part `key` of the model's. ConfigError, which names the entry: it is missing, no number,
+    or below 0, for which mmdet returns soft masks to look at.
     """
-    value = number('rcnn.mask_thr_binary', test_cfg.get('mask_thr_binary'), float)
+    value = number(f'{key}.mask_thr_binary', test_cfg.get('mask_thr_binary'), float)
     if value < 0:
-        raise ConfigError(f'test_cfg.rcnn.mask_thr_binary={value}: expected 0 or more')
+        raise ConfigError(f'test_cfg.{key}.mask_thr_binary={value}: expected 0 or more')
     return value
 
 

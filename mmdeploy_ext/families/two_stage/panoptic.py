@@ -99,7 +99,7 @@ def facts_of(model: nn.Module) -> dict[str, Any]:
     return dict(
         num_classes=int(fusion.num_classes),
         num_things=int(fusion.num_things_classes),
-        mask_thr=threshold(result_cfg(model)),
+        mask_thr=threshold(result_cfg(model), 'panoptic'),
         mask_overlap=float(fusion.test_cfg.mask_overlap),
         stuff_area_limit=int(fusion.test_cfg.stuff_area_limit),
     )

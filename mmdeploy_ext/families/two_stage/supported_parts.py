@@ -179,4 +179,4 @@ def check_roi_head(roi_head: nn.Module, key: str = 'rcnn') -> None:
     if roi_head.with_mask:
         Regions(roi_head, 'mask', 0)  # as above
         check_flow(roi_head)
-        threshold(roi_head.test_cfg)
+        threshold(roi_head.test_cfg, key)

@@ -187,6 +187,8 @@ def test_what_cannot_be_fused_is_refused_by_name():
     for area in (None, -1, 2 * 10**9):
         wrong = dict(stuff_area_limit=area)
         refused(lambda model, wrong=wrong: model.test_cfg.panoptic.update(wrong), f'stuff_area_limit={area}:')
+    wrong_key = r'test_cfg\.panoptic\.mask_thr_binary=-1'
+    refused(lambda model: model.test_cfg.panoptic.update(mask_thr_binary=-1), wrong_key)
     refused(lambda model: model.test_cfg.update(panoptic=None), 'test_cfg.panoptic has no score_thr')
     cfg = copy.deepcopy(toy('panoptic'))
     cfg.model.test_cfg.panoptic.mask_overlap = 0  # as good as 0.0
