@@ -196,8 +196,9 @@ class Exported:
 
         Args:
             engine: settings of the engine as `engine_settings` returns them; None: ONNX Runtime on the CPU.
-            claims: further keyword arguments of `proving.ladder.prove`, such as `edited` and `asked`, see
-                `prove`.
+            claims: further keyword arguments of `proving.ladder.prove`: `edited` and `asked`, see `prove`;
+                `timed`, whether the verdict has times (True); of a sparse backbone also `ranges`,
+                `max_voxels` and `node_list`, see `SparseProof`.
 
         Returns:
             The verdict, and samples with the results of PyTorch and of the engine, to be drawn in a report.
@@ -412,7 +413,7 @@ def prove_source(
         std: as in `prove`.
         metrics: names of the data set's metrics, such as 'bbox', that both engines are evaluated by. If the
             engine cannot load the file, they are left out, and the verdict has the reason.
-        claims: further keyword arguments of `proving.ladder.prove`, such as `edited` and `asked`.
+        claims: further keyword arguments of `proving.ladder.prove`, see `Exported.prove`.
 
     Returns:
         The verdict; samples with the results of PyTorch and of the engine, to be drawn in a report; and the

@@ -27,7 +27,8 @@ def machine() -> dict[str, Any]:
     """Return the entry of a machine in the JSON file of a benchmark.
 
     The keys are `cpu`, its name, `cores`, the number that this process may use, `simd`, those of `SIMD` that
-    it has, `gpu`, the name or '' without one, `system`, `python` and `versions`, package -> version.
+    it has, `gpu`, the name of the first one or '' without one, `system`, `python` and `versions`, package ->
+    version of those that are installed.
     """
     lines: list[str] = []
     with contextlib.suppress(OSError):

@@ -93,7 +93,8 @@ def _piece(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def points_in(coordinates: np.ndarray, rule: VoxelRule) -> np.ndarray:
     """Return points (P, D) float32 inside voxels (N, 4), whose axes are in the order of the rule.
 
-    The columns are x, y, z in metres in the LiDAR's frame, then random values, 0..1.
+    There are `POINTS_PER_VOXEL` in each, all in random order. The columns are x, y, z in metres in the
+    LiDAR's frame, then random values, 0..1.
     """
     rng = np.random.default_rng(0)
     axes = coordinates[:, 1:] if rule.order == 'xyz' else coordinates[:, :0:-1]

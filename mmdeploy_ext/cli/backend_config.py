@@ -44,8 +44,8 @@ def read_settings(cfg: Any, family: Family) -> dict[str, Any]:
         the registered name of a backend, is always there, and so is `dump`, which tensors a run in PyTorch
         writes to files: None, or a dict of
 
-        - `samples`, of models of frames or sweeps `frames`: the number of the first ones; of `frames` also a
-          list of indices;
+        - `samples`, of models of frames or sweeps `frames`: the number of the first ones, 4 if the config
+          has none; of `frames` also a list of indices;
         - `tensors`: a list of their names, None for all;
         - `dir`: the folder, None for the default in the work directory.
 

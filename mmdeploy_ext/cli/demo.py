@@ -80,8 +80,9 @@ def is_video(out: Path) -> bool:
 def open_writer(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
     """Yield the function that writes the next picture, (h, w, 3) uint8 BGR, to a video or a folder `out`.
 
-    A video has `fps` frames per second and appears when it is complete; pictures of a folder, which is made
-    with its parents, are called '0000.png' and so on. ImageError: the next picture of a video has another
+    A video has `fps` frames per second and appears when it is complete, none without a picture or after an
+    exception; pictures of a folder, which is made with its parents, are called '0000.png' and so on, and are
+    written one by one. ImageError: the next picture of a video has another
     size than the first. UsageError: OpenCV cannot write the video, or not under this name.
     """
     from mmdeploy_ext.runtime.draw import write_picture

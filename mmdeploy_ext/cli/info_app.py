@@ -74,11 +74,12 @@ def describe(path: Path) -> dict[str, Any]:
     """Return path, size, hash and metadata of one file, as plain JSON types.
 
     Returns:
-        `file`, `bytes`, `sha256`, and the metadata that the file has, by the names of the fields of
-        `contract.metadata.Metadata`: `family`, `form` (of models of pictures the option --postprocess, such
-        as 'full', of others the graph's name), `options`, `preprocess` and others; and `precision`. A file of
-        a sparse backbone has `voxels`, its `form` is 'libspconv' or 'portable', and it has neither
-        `precision`, `spec`, `classes`, `preprocess` nor `postprocess`.
+        `file`, `bytes` and `sha256` of it alone, without weights beside it, and the metadata that the file
+        has, by the names of the fields of `contract.metadata.Metadata`: `family`, `form`
+        (of models of pictures the option --postprocess, such as 'full', of others the graph's name),
+        `options`, `preprocess` and others; and `precision`. A file of a sparse backbone has `voxels`, its
+        `form` is 'libspconv' or 'portable', and it has neither `precision`, `spec`, `classes`, `preprocess`
+        nor `postprocess`.
 
     Raises:
         ModelFileError: the file cannot be read, or has no metadata, or such as cannot be read.

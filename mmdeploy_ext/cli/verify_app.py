@@ -108,7 +108,8 @@ def prove_files(
         source: config and checkpoint.
         samples: samples that the proof compares on.
         engine: name of the backend (`engine`) and its options, as `options.engine_options` returns them.
-        claims: what the files are held to besides their metadata; arguments of `api.prove_source`.
+        claims: what the files are held to besides their metadata: `edited`, `asked` and others, see the
+            `claims` of `api.Exported.prove`.
     """
     verdict, pictures, deployment = prove_source(
         source,

@@ -59,7 +59,7 @@ class ClassCount:
 
 
 class PQStat(dict):
-    """Sums of all classes, by `category_id`."""
+    """`category_id` -> `ClassCount`; looking up one that is not there adds it, with zeros."""
 
     def __missing__(self, category: int) -> ClassCount:
         return self.setdefault(category, ClassCount())

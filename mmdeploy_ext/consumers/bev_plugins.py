@@ -129,7 +129,7 @@ def _bilinear(values: np.ndarray, pixels: np.ndarray) -> np.ndarray:
 
 
 KERNELS = {ROTATE: rotate, ATTENTION: attend}
-"""Plug-in -> what it computes."""
+"""Plug-in -> function of the inputs of its node, in their order, and its attributes by name."""
 
 
 class PluginBackend(Backend):
@@ -164,7 +164,7 @@ class PluginBackend(Backend):
         self.model = SteppedModel(onnx.load(self.path), KERNELS, **settings)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run all steps on input name -> array.
+        """Run all steps on input name -> array; return output name -> array.
 
         ShapeError: an input is missing, or one with a default is fed, which is a constant here.
         InferenceError: a step failed.

@@ -262,7 +262,10 @@ SCN = full_record(
     plan=PLAN,
     closed=False,
 )
-"""Check of the entry `scn` of a portable graph of sparse convolutions."""
+"""Check of the entry `scn` of a portable graph of sparse convolutions.
+
+`output_shape` is (1, C, H, W) of its map; `plan` is in the order of the axes that `order` names.
+"""
 FIELDS: dict[str, Check] = dict(
     family=text(r'[a-z][\w-]*', 'the name of a model family'),
     form=NAME,
@@ -283,7 +286,11 @@ FIELDS: dict[str, Check] = dict(
     scn=SCN,
     scn_modules=mapping(text()),
 )
-"""Entry, without its prefix -> check of its value; of `postprocess` see also `checked_facts`."""
+"""Entry, without its prefix -> check of its value; of `postprocess` see also `checked_facts`.
+
+`ranges` are those of the layers in INT8, see `sparse.ranges.Ranges`, `scn_modules` is name of a node of a
+sparse graph -> path of its module.
+"""
 COMMON_ENTRIES = (
     'family',
     'form',

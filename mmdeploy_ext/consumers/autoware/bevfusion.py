@@ -185,7 +185,8 @@ def halves(model: onnx.ModelProto, tensor: str, name: str) -> tuple[onnx.ModelPr
 def places(boxes: np.ndarray, coder: Mapping[str, Any]) -> np.ndarray:
     """Return centres (Q, 3) in metres of `bbox_pred` (10, Q), whose first rows are x, y in cells and z in m.
 
-    `coder` is that of the file's facts: `voxel_size` and `pc_range` in metres, and `out_size_factor`.
+    The cells count from the corner of the map. `coder` is that of the file's facts: `voxel_size` and
+    `pc_range` in metres, and `out_size_factor`, voxels per cell.
     """
     step = np.float32(coder['voxel_size'][:2]) * np.float32(coder['out_size_factor'])
     flat = boxes[:2] * step[:, None] + np.float32(coder['pc_range'][:2])[:, None]
@@ -196,9 +197,10 @@ def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> D
     """Return the boxes of the file's outputs within the model's own limits, best first.
 
     Args:
-        outputs: `bbox_pred` (10, Q): the centre's x, y in cells and z in metres, logarithms of length, width
-            and height in metres, sine and cosine of the yaw, velocity in m/s; `score` (Q,) in 0..1 and
-            `label_pred` (Q,).
+        outputs: `bbox_pred` (10, Q): the centre's x, y in cells from the corner of the map and z in metres,
+            logarithms of length, width and height in metres, sine and cosine of the yaw, which is that of
+            `Detections3D`, from x counter-clockwise, and the velocity along x and y in m/s; `score` (Q,) in
+            0..1 and `label_pred` (Q,).
         coder: coder of the file's facts.
     """
     values, sizes = outputs['bbox_pred'], np.exp(outputs['bbox_pred'][3:6]).T

@@ -35,7 +35,7 @@ class NodeObjects(Rows):
     Attributes:
         places: (n, 3) float32, metres, of the centres.
         sizes: (n, 3) float32, metres: length along the heading, width, height.
-        yaws: (n,) float32, radians, counter-clockwise from x.
+        yaws: (n,) float32, radians, counter-clockwise from x, not brought into one range.
         twists: (n, 2) float32, m/s, along the heading and to its left; zeros without has_twist, and of the
             nodes that publish none.
         scores: (n,) float32.
@@ -65,10 +65,11 @@ class NodeObjects(Rows):
 def decode(outputs: Arrays, settings: CenterPointSettings) -> NodeObjects:
     """Return one object for each cell that passes the settings' thresholds, best first, none suppressed.
 
-    `outputs` are those of `OUTPUTS`, in this order: (1, K, H, W) logits, (1, 2, H, W) x, y within the cell,
-    (1, 1, H, W) z of the centre in m, (1, 3, H, W) logarithms of width, length, height in m, (1, 2, H, W)
-    sine and cosine of the yaw of mmdet3d 0.x, (1, 2, H, W) velocity in m/s. With has_variance, all but the
-    heat map have twice the channels; the second half are logarithms of variances.
+    `outputs` are those of `OUTPUTS`, in this order: (1, K, H, W) logits, (1, 2, H, W) x, y of the centre in
+    cells from the lower corner of its cell, (1, 1, H, W) z of the centre in m, (1, 3, H, W) logarithms of
+    width, length, height in m, (1, 2, H, W) sine and cosine of the yaw of mmdet3d 0.x, from -y clockwise as
+    seen from above, (1, 2, H, W) velocity along x and y in m/s. With has_variance, all but the heat map have
+    twice the channels; the second half are logarithms of variances.
     """
     heat = sigmoid(outputs['heatmap'][0].astype(np.float32))
     labels, scores = heat.argmax(0).reshape(-1), heat.max(0).reshape(-1)
@@ -100,7 +101,8 @@ def passing(
 ) -> np.ndarray:
     """Return (n,) bool: whether the score reaches the threshold of the class in the bin of the distance.
 
-    A score of 0, and a distance at the last limit or beyond, do not pass.
+    A score of 0, and a distance at the last limit or beyond, do not pass; one at another limit is in the bin
+    behind it.
 
     Args:
         xy: (n, 2) centres in metres, whose distance is measured from the origin.

@@ -127,7 +127,9 @@ class AutowareCenterPoint(Runtime):
 def check_columns(points: np.ndarray, settings: CenterPointSettings) -> None:
     """Refuse points (P, D), at least one, with intensities or time lags that the node never has.
 
-    `settings` are those of the manifest: intensities are looked at if its points have 5 values.
+    These are lags outside of 0 to `LONGEST_LAG_S`, and intensities outside of 0..255, or none above 1 of
+    which some are no whole numbers: these are normalised. `settings` are those of the manifest: intensities
+    are looked at if its points have 5 values.
 
     Raises:
         DataError: with the range of the values.

@@ -95,7 +95,7 @@ class NodeContract:
 
         Returns:
             Of the last decoder layer `all_cls_scores` (1, 1, Q, K), which are logits, and `all_bbox_preds`
-            (1, 1, Q, 10), whose columns are the rows of `boxes` in `objects_of`.
+            (1, 1, Q, 10) in the LiDAR frame, whose columns are the rows of `boxes` in `objects_of`.
         """
         planes = self.node_planes(images)
         features = self.backbone.infer(dict(img=np.ascontiguousarray(planes, np.float32)[None]))
@@ -188,7 +188,8 @@ class StreamSettings:
 
     Attributes:
         class_names: K, in Autoware's words; of the manifest.
-        limits: detection_range, metres: lower x, y, z, then upper; of the manifest.
+        limits: detection_range, metres: lower x, y, z, then upper, of the centres that are published, ends
+            included; of the manifest.
         confidence: (K,) thresholds that scores have to exceed; of the node's own file, as are those below.
         yaw_norms: (K,) least length of a box's (sine, cosine) of the yaw; boxes with less are not published.
         iou: a box that overlaps a better one by more than this is dropped, also if that one is dropped, too;
@@ -224,7 +225,7 @@ def objects_of(scores: np.ndarray, boxes: np.ndarray, settings: StreamSettings) 
     Args:
         scores: (1, K, P) logits.
         boxes: (1, 10, P): x, y, z of the centre in metres, logarithms of length, width, height in m, sine and
-            cosine of the yaw, velocities.
+            cosine of the yaw, counter-clockwise from x, and velocities, which are not read.
         settings: thresholds and class names of the node.
     """
     logits, codes = scores[0].astype(np.float32), boxes[0].astype(np.float32)

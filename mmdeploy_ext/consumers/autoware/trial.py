@@ -104,7 +104,10 @@ def main() -> None:
 
 
 def try_files(paths: Sequence[Path], probes: Sequence[str]) -> str:
-    """Try each file with its probe and return what `main` prints last; print the name of each before."""
+    """Try each file, in this process, with its probe; return what `main` prints last.
+
+    Before each file its name is printed, behind `TRYING`.
+    """
     violations = []
     for path, probe in zip(paths, probes, strict=True):
         print(f'{TRYING}{path.name}', flush=True)

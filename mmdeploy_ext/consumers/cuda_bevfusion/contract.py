@@ -287,4 +287,8 @@ CONTRACTS = {'cuda-bevfusion': check}
 FILES = {'cuda-bevfusion': tuple(f'{name}.onnx' for name in (*BOUND, *SPARSE))}
 """Patterns of files by which a folder is recognised as one of a contract."""
 TABLES = {'cuda-bevfusion': write_tables}
-"""Writers of the tables that consumers need of a rig, for `graph.py write-tables`."""
+"""Name of a contract -> function that writes the tables that consumers need of a rig.
+
+`graph.py write-tables` calls it with the folder of an export, the file of a calibration and the file to
+write; it returns name -> number of what it counted, such as 'points'.
+"""
