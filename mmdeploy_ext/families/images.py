@@ -258,8 +258,9 @@ class ImageFamily(Family):
 
         A score that differs from the threshold by no more than `slack` may pass or not (proposals have no
         such threshold: there the limits of overlap and of sides may go either way). `caps` are the file's
-        limits of candidates by name of their option, see `contract.options.LIMITS`. NotImplementedError: the
-        family has no such options.
+        limits of candidates by name of their option, `max_candidates` and `max_proposals`.
+
+        NotImplementedError: the family has no such options.
         """
         raise NotImplementedError(f'{self.name}: has no files with a limit of candidates')
 
@@ -315,7 +316,7 @@ class ImageFamily(Family):
         raise NotImplementedError(f'{self.name}: makes no list before its results')
 
     def scores_of(self, model: torch.nn.Module, images: Sequence[PreparedImage], name: str) -> np.ndarray:
-        """Return the scores (n,) of the list `name` of the first image, row by row; '' names the results.
+        """Return the scores (n,), no logits, of the list `name` of the first image; '' names the results.
 
         For the list named `first` the model runs no step behind it.
         """

@@ -64,7 +64,10 @@ class HeadBoxes(nn.Module):
         self.head = head
 
     def forward(self, middle: Tensor) -> tuple[Tensor, ...]:
-        """Return `BOX_OUTPUTS` of the head's input map (1, C, X, Y), unsuppressed, see `boxes_of_map`."""
+        """Return `BOX_OUTPUTS` of the head's input map (1, C, X, Y): all boxes, of which none is suppressed.
+
+        A label is -1 where the range or the score drops the box. Boxes have the columns of mmdet3d 0.x.
+        """
         return boxes_of_map(self.head, middle)
 
 

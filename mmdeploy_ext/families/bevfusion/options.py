@@ -41,12 +41,16 @@ CLASSES = items(number(0, 1000, integer=True), 1)
 CIRCLE = full_record(classes=CLASSES, radius=number(0), most=COUNT)
 """Check of the suppression of a group of classes by `radius`, a squared distance in m2.
 
-For the other entries see `runtime.boxes.rows_after_nms`.
+`most` is the largest number of results of the group.
 """
 ROTATED = full_record(
     classes=CLASSES, most=COUNT, overlap=number(0, 1), first=maybe(COUNT), scales=items(POSITIVE, 1)
 )
-"""Check of the suppression of a group of classes by overlap, see `runtime.boxes.rows_after_nms`."""
+"""Check of the suppression of a group of classes by `overlap`, an IoU in the bird's-eye view.
+
+`scales` are factors of the sizes of each class, `first` the number of best boxes that enter (None: all), and
+`most` is the largest number of results of the group.
+"""
 
 
 def check_group(value: Any, key: str) -> None:
@@ -84,4 +88,8 @@ POSTPROCESS = open_record(
         )
     ),
 )
-"""Schema of `graphs.postprocess_facts`."""
+"""Schema of `graphs.postprocess_facts`.
+
+`queries` is the number of boxes before suppression, `uses_points` whether the cameras take depth maps of the
+LiDAR, `view` the frustum and the grid of `runtime.geometry.View`, `coder` the settings of the box coder.
+"""

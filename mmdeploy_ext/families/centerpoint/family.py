@@ -51,7 +51,7 @@ FOLLOWED = (
 def check_parts(filename: str, model: Mapping[str, Any]) -> None:
     """Refuse (ConfigError) parts of a config's `model` that are not exported.
 
-    See `LidarModels.check_parts`.
+    `filename` is that of the config; the message has it, and the key of the part.
     """
     check_points_side(filename, model, 'CenterPoint', ('CenterHead',))
 

@@ -30,7 +30,10 @@ def flat_outputs(task_outputs: tuple[list[dict[str, torch.Tensor]], ...]) -> tup
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    """Return the two graphs, see `lidar_graphs.points_and_head`."""
+    """Return the graphs 'backbone', up to the bird's-eye view, and 'head', on to `head_outputs`.
+
+    The backbone of the detector is in the latter. Options are those of the export.
+    """
     bev_meaning = "bird's-eye view of the sparse backbone"
     return points_and_head(model, options, 'centerpoint', flat_outputs, head_outputs(model), bev_meaning)
 

@@ -64,7 +64,10 @@ def rule_of(model: nn.Module) -> AnchorRule:
 
 
 def postprocess_facts(model: nn.Module) -> dict[str, Any]:
-    """Return the metadata's entry `postprocess`, see `options.POSTPROCESS`."""
+    """Return the metadata's entry `postprocess`: the attributes of an `AnchorRule` but `cells`.
+
+    Its `max_num` is called `max_per_img`.
+    """
     facts = rule_of(model).to_json()
     facts.pop('cells')
     return dict(max_per_img=facts.pop('max_num'), **facts)

@@ -50,7 +50,7 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
     """Return the results of the detector's own test path, in descending order of scores.
 
     Their camera, to draw them with, is that of the picture on disk with `rescale`, otherwise that of the
-    network input. ShapeError: a camera, see `samples.feeds`.
+    network input. ShapeError: a camera is not finite, or its last row is not 0 0 0 1.
     """
     cameras = feeds(images, rescale)['drawn_camera']
     with torch.no_grad():

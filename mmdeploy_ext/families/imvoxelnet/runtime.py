@@ -56,7 +56,9 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Pictu
     Args:
         metadata: metadata of the file: `form`, and `postprocess` with the numbers of the decoding.
         outputs: outputs of the graph by name. Of the form 'full' they are `boxes` (B, n, 7) float32, `scores`
-            (B, n) and `labels` (B, n) int64, -1 where a row is padding; of 'raw' see `anchors3d.decode`.
+            (B, n) and `labels` (B, n) int64, -1 where a row is padding; of 'raw', of each level l, maps (B,
+            anchors of a cell * values, Y, X): `cls_score_l`, logits of the classes, `bbox_pred_l`, seven
+            deltas, and `dir_cls_pred_l`, logits of both directions.
         feeds: inputs of the graph by name, of which the cameras `lidar2img` (B, 4, 4) are used, to draw
             results into the picture on disk; `drawn_camera` (B, 4, 4) replaces them.
     """
@@ -69,7 +71,10 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Pictu
 
 
 def padded_rows(outputs: Arrays) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return boxes (n, 9), scores and labels (n,) of each picture; for `outputs` see `detections`."""
+    """Return boxes (n, 9), scores and labels (n,) of each picture; velocities are 0.
+
+    `outputs` are those of the form 'full', see `detections`.
+    """
     rows = zip(outputs['boxes'], outputs['scores'], outputs['labels'], strict=True)
     return [
         (np.pad(boxes[labels >= 0], [(0, 0), (0, 2)]), scores[labels >= 0], labels[labels >= 0])

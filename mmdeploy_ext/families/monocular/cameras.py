@@ -48,7 +48,7 @@ def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarra
     (B, 4, 4) float32, for pixels of the network input; and to draw with `unmoved_cam2img` (B, 4, 4) float64,
     the same without the padding or warp of the picture, see `preprocess.cam2img.unmoved`.
 
-    ShapeError: a camera, see `camera_of`.
+    ShapeError: a camera is not finite, its last row is not 0 0 0 1, or a focal length is not positive.
     """
     cameras = [camera_of(image) for image in images]
     unmoved_cameras = [

@@ -86,7 +86,12 @@ def depth_facts(head: nn.Module) -> dict[str, Any] | None:
 
 
 def postprocess_facts(model: nn.Module) -> dict[str, Any]:
-    """Return the metadata's entry `postprocess`: all numbers by which outputs become results."""
+    """Return the metadata's entry `postprocess`: all numbers by which outputs become results.
+
+    `depth` is that of `depth_facts`, `attributes` the number of attributes, 0 of a model without such, and
+    `sides` whether the model has boxes in the picture; `dir_offset` is in radians, strides are in pixels. The
+    limits and thresholds are those of `test_cfg`; an `nms_pre` of 0 or less limits nothing.
+    """
     head, test = model.bbox_head, model.bbox_head.test_cfg
     return dict(
         num_classes=int(head.num_classes),

@@ -47,7 +47,9 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
 
     Each picture runs alone: of a batch mmdet3d gives the results of the first one alone if the model has
     boxes in the picture. With `rescale` such boxes are in pixels of the originals, otherwise of the network
-    input; boxes in 3D are in metres. ShapeError: a camera, see `cameras.camera_of`.
+    input; boxes in 3D are in metres.
+
+    ShapeError: a camera is not finite, its last row is not 0 0 0 1, or a focal length is not positive.
     """
     results = []
     for image, meta in zip(images, metas(images), strict=True):

@@ -99,7 +99,8 @@ def encode_view(
         lidar2img: (N, 4, 4), from the LiDAR to pixels of the padded pictures times depth, m.
         image_size: height and width of these pictures, px.
         last: the view before.
-        by_plugins: whether the attentions are those of `bev_plugin_operators`.
+        by_plugins: whether the attentions are operators that TensorRT has plug-ins for
+            (`bev_plugin_operators`), which compute the same, not those of `bev_attention`.
     """
     transformer, encoder, size = head.transformer, head.transformer.encoder, (head.bev_h, head.bev_w)
     maps = with_embeddings(transformer, maps)

@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 FAMILY = 'bevfusion_det'
 """Name of the family in the metadata."""
 MATRICES = 'camera_intrinsics', 'camera2lidar', 'lidar2image', 'img_aug_matrix', 'lidar_aug_matrix'
-"""Names of the matrices of a calibration, see `FusedFrame`."""
+"""Names of the matrices of a calibration.
+
+They are from the cameras to the pictures as taken, from the cameras to the LiDAR, from the LiDAR to the
+pictures as taken, from these to the pictures of the network, and from the LiDAR to the frame of the points.
+"""
 INVERTED = ('camera_intrinsics', 'camera2lidar', 'img_aug_matrix', 'lidar_aug_matrix')
 """Matrices that need an inverse."""
 LIDAR2IMAGE_RTOL = 1e-3
@@ -86,7 +90,7 @@ class FusionRuntime(Runtime):
 def frame_of_rig(
     images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: FusionRule, root: str | Path | None = None
 ) -> FusedFrame:
-    """Return one moment of a data set as the inputs of a model.
+    """Return one moment of a data set as the inputs of a model; without cameras it has the points alone.
 
     Args:
         images_bgr: its N pictures (h, w, 3) uint8 BGR, in the order of the cameras; a model without cameras

@@ -101,8 +101,10 @@ def boxes_of(
 
     Args:
         xp: numpy or torch.
-        rows: name of an output of the head -> its values in the cells, (B, A, columns); for those of
-            `bbox_pred` see `networks.decoded_maps`.
+        rows: name of an output of the head -> its values in the cells, (B, A, columns). Those of `bbox_pred`
+            begin with x and y of the cell's middle less those of the centre, pixels, depth, length, height
+            and width, m, the yaw as it is seen along the ray, rad, and maybe a velocity, m/s; what comes
+            behind them is not read.
         points: (A, 2) x and y of the middle of each cell, pixels of the network input.
         cam2img: (B, 4, 4) cameras.
         facts: entry `postprocess` of the metadata.

@@ -42,8 +42,10 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Monoc
 
     Args:
         metadata: metadata of the file: `form` and `postprocess`.
-        outputs: outputs of the graph by name, see `graphs.py` of this family; for those of the form 'full'
-            see `results.from_padded`.
+        outputs: outputs of the graph by name: for those of the form 'raw' see `decoded`, for those of
+            'decode', with B as the first axis, see `best_boxes`; those of 'full' are `boxes` (B, n, 7 or 9),
+            `scores` (B, n), `labels` (B, n), -1 where a row is padding, and, if the model has them,
+            `attributes` (B, n) and `bboxes` (B, n, 4).
         feeds: inputs of the graph by name, and what results need besides: `input` (B, 3, H, W); `cam2img`
             (B, 4, 4) float32, cameras as in `decoding`, in pixels of the network input; and, each if it is
             known, `img_shape` (B, 2), height and width before padding, to which boxes in the picture are

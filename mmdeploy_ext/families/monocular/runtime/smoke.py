@@ -39,8 +39,9 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Monoc
     Args:
         metadata: metadata of the file: `form`, and `postprocess` with the numbers of the decoding.
         outputs: outputs of the graph by name. Those of the form 'raw' are `heat` (B, C, h, w) float32, scores
-            0..1 of all cells, peaks or not, and `bbox_pred` (B, 8, h, w), for whose channels see
-            `decoding.smoke_boxes`; for those of 'full' see `results.from_padded`.
+            0..1 of all cells, peaks or not, and `bbox_pred` (B, 8, h, w), with the values of
+            `decoding.smoke_boxes`: offsets of depth and centre, logarithms of sizes, sine and cosine. Those
+            of 'full' are `boxes` (B, n, 7), `scores` (B, n) and `labels` (B, n), -1 where a row is padding.
         feeds: inputs of the graph by name, and what results need besides: `input` (B, 3, H, W); `cam2img`
             (B, 4, 4) float32, cameras as in `decoding`, in pixels of the network input; and, if results are
             to be in pixels of the original pictures, `scale_factor` (B, 4), and to draw them
