@@ -334,8 +334,8 @@ class TensorFacts:
     Attributes:
         channels: channels of a sparse tensor, or of the one that a dense tensor was made of; 0 if unknown.
         grid: cells per axis of that sparse tensor, in the file's order; () if unknown.
-        sites: name of its set of active sites, 'input' or that of the convolution that makes them: tensors
-            with the same one have their rows in the same places; '' if unknown.
+        sites: name of the set of active sites of that sparse tensor, 'input' or that of the convolution that
+            makes them: tensors with the same one have their rows in the same places; '' if unknown.
         shape: shape of a dense tensor; () of a sparse one, or if unknown.
         dense: whether it is dense.
     """

@@ -82,9 +82,10 @@ class Ranges:
 
     Attributes:
         nodes: node name -> ranges.
-        calibrator: method that chose the inputs' ranges: 'mse', 'percentile 99.99', 'max', 'checkpoint', ...
+        calibrator: method that chose the inputs' ranges: 'mse', 'percentile 99.99', 'max', 'checkpoint', ...;
+            '' if it is unknown.
         source: samples that they were measured on, in words.
-        batches: number of sweeps that were measured.
+        batches: number of sweeps that were measured, 0 if none was or it is unknown.
         graph_sha256: `graph_digest` of the graph; '' if it is unknown, then it is not compared.
         checkpoint_sha256: of the checkpoint of the graph, '' if it is unknown; for messages.
         path: path of the file that they were read from, or ''; not written.
@@ -237,7 +238,8 @@ class Ranges:
     def from_json(cls, content: Any, title: str = 'ranges') -> Ranges:
         """Return the ranges of which `content` is the `to_json`; `title` begins the messages.
 
-        Only `format`, `version` and `nodes` have to be there. UsageError: as for `load`.
+        Only `format`, `version` and `nodes` have to be there; without a `source` it is `title`. UsageError:
+        as for `load`.
         """
         if not isinstance(content, dict) or content.get('format') != FORMAT:
             raise UsageError(

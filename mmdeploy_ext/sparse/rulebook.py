@@ -54,7 +54,7 @@ class Level:
 
     @functools.cached_property
     def hash(self) -> tuple[np.ndarray, np.ndarray, np.uint64]:
-        """Hash table of the sites: slots, row of each slot, and shift, see `voxel_hash.fill`.
+        """Hash table of the sites: the key in each slot, its row, and the shift, see `voxel_hash.fill`.
 
         Raises:
             DataError: a site is there twice.

@@ -51,7 +51,7 @@ from mmdeploy_ext.synthetic.seeded_queries import (
 )
 
 RULES_BY_NAME = dict(rtdetr=rtdetr_weights, streampetr=streampetr_weights, solo=solo_weights)
-"""Family -> function that takes key -> shape and returns its weights, which do not depend on a seed."""
+"""Family -> function that takes key -> shape and returns key -> tensor; they do not depend on a seed."""
 
 LIDAR_RULES = dict(
     anchor3d=fill_lidar,
@@ -59,7 +59,8 @@ LIDAR_RULES = dict(
     mvxnet=fill_point_fusion,
     bevfusion_det=fill_fusion,
 )
-"""Family of detectors with a LiDAR -> function of (detector, config, family, seed) that fills the first."""
+"""Family of detectors with a LiDAR -> function of (detector, config, family, seed) that fills and returns
+the first."""
 
 PUBLISHED_PREFIXES = {'bevfusion': 'encoders.lidar.backbone.', 'centerpoint-det3d': 'backbone.'}
 """Family that exports a sparse backbone alone -> prefix of the backbone's keys in published checkpoints.
@@ -316,7 +317,7 @@ def run(args: argparse.Namespace, cfg_options: Mapping[str, Any] | None = None) 
 
 
 def write_seeded(config: str, out: Path, seed: int = 0, cfg_options: Mapping[str, Any] | None = None) -> None:
-    """Write a checkpoint with seeded weights; a file that exists is written over.
+    """Write a checkpoint with seeded weights, and the seed in its `meta`; a file that exists is written over.
 
     Args:
         config: path of the config.

@@ -63,7 +63,10 @@ HIGH_THRESHOLD_FACTOR = 2.0
 
 
 def regions_of(pictures: torch.Tensor) -> torch.Tensor:
-    """Return K = `REGIONS` regions (B, K, 4) float32 xyxy of each of B pictures (B, 3, H, W), in pixels."""
+    """Return K = `REGIONS` regions (B, K, 4) float32 xyxy of each of B pictures (B, 3, H, W), in pixels.
+
+    They depend on the pictures' number and size alone.
+    """
     generator, (height, width) = torch.Generator().manual_seed(0), pictures.shape[2:]
     count = len(pictures) * REGIONS
     low, high = (torch.tensor(side).log() for side in SIDES)

@@ -60,7 +60,8 @@ class Kernel:
     def convert(self, weight: torch.Tensor, layout: str) -> torch.Tensor:
         """Return `weight`, of the shape of this kernel in `layout`, in the layout of the module, contiguous.
 
-        The memory of a pointwise kernel is not permuted, whatever `layout` is.
+        The memory of a pointwise kernel is not permuted, whatever `layout` is. The result shares memory with
+        `weight` if nothing is permuted.
         """
         if self.pointwise:
             return weight.contiguous().reshape(self.shape(self.layout))

@@ -48,7 +48,10 @@ def val_images() -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run all steps; the first that fails ends the demonstration with its status."""
+    """Run all steps and return 0; the first that fails ends the demonstration with its status.
+
+    `argv` are the words of the command line, None those of `sys.argv`.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         '--out', default='work_dirs/demo', help='where the report goes (default: work_dirs/demo)'

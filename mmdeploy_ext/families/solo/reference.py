@@ -55,7 +55,8 @@ def tensors(
 ) -> dict[str, np.ndarray]:
     """Return the outputs of the form `raw` by name, of mmdet's own head, with points NMS of SOLOv2's scores.
 
-    `feeds` hold `input`; `layout` is the option of the file, 'batched' or 'fork'; `form` is not used.
+    `feeds` hold `input`; `layout` is the option of the file, 'batched' or 'fork'; `form` and other
+    options are not used.
     """
     head = model.mask_head
     with torch.no_grad():

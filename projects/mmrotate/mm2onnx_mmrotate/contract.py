@@ -14,7 +14,8 @@ ANGLE = ColumnGroup(name='angle', columns=(4,), unit='rad', atol=1e-4 * float(np
 def rotated_outputs(batch: Axis, rows: Axis) -> tuple[TensorSpec, ...]:
     """Return the contracts of `dets` and `labels`, outputs of a `full` graph.
 
-    `batch` is the number of images, `rows` that of results per image, or the letters of these axes.
+    `batch` is the number of images, `rows` a constant number of results per image, or they are the letters of
+    these axes: a dynamic one has the results of the image that has most.
     """
     boxes = (
         'x y of the centre, width, height, angle in radians (clockwise), score, in descending score order; '

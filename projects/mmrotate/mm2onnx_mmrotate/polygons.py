@@ -18,7 +18,11 @@ QUARTER_REST = float(np.pi / 2 - np.float64(np.float32(np.pi / 2)))
 
 
 def box_of_polygon(xp: ModuleType, x: Any, y: Any, version: str) -> Any:
-    """Return boxes (..., 5) of polygons whose corners are at x and y (..., 4), in order around them."""
+    """Return boxes (..., 5) of polygons whose corners are at x and y (..., 4), in order around them.
+
+    Sides are the first two of the polygon, also if it is no rectangle. The longer one is the width, and the
+    angle in the interval of the version; in `oc` it is in 0..pi/2, and the width may be the shorter one.
+    """
     edge_x, edge_y = x[..., 1] - x[..., 0], y[..., 1] - y[..., 0]
     side = xp.sqrt(edge_x * edge_x + edge_y * edge_y)
     next_x, next_y = x[..., 1] - x[..., 2], y[..., 1] - y[..., 2]

@@ -104,8 +104,8 @@ class Aerial:
 
     Attributes:
         image_bgr: (H, W, 3) uint8.
-        boxes: (n, 5) float64 cx, cy, length and width in pixels, and angle in radians, from x to y: clockwise
-            as the picture is shown.
+        boxes: (n, 5) float64 cx, cy, length and width in pixels, and angle in radians, -pi to pi from x to y:
+            clockwise as the picture is shown.
         labels: (n,) int64 indices into `CLASSES`.
     """
 
@@ -119,7 +119,7 @@ def sample(seed: int, split: str, index: int, size: tuple[int, int] = (SIDE, SID
 
     Args:
         seed: seed of the set.
-        split: 'train', 'val', or 'picture' for pictures that are in neither.
+        split: 'train', 'val', or 'picture' for pictures that are in neither; any other is a KeyError.
         index: number of the picture in its split.
         size: (H, W) in pixels.
     """
@@ -282,6 +282,8 @@ def ensure_toy_dota(
 def run(args: argparse.Namespace) -> int:
     """Make the set or the picture of the command line, and return 0.
 
+    The picture has the index 0 of the split 'picture'. `args` are those of `main`.
+
     UsageError: an option is out of range; DataError: as `ensure_toy_dota` and `write_png`.
     """
     if args.picture:
@@ -297,7 +299,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the set, or one picture of the same world; return the exit status of `cli.run`."""
+    """Make the set, or one picture of the same world; return the exit status, 0 of a success.
+
+    `argv` are the words of the command line, None those of `sys.argv`. The errors of `run` become one line on
+    stderr, with `--debug` after a traceback, and their exit status; SystemExit: `--help`, or an option that
+    the parser refuses.
+    """
     parser = cli.ArgumentParser(
         prog='python -m mm2onnx_mmrotate.synthetic', description="Generate a data set in DOTA's format."
     )

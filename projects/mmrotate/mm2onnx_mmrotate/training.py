@@ -32,7 +32,10 @@ def anchors_of_training_on_the_device(module: ModuleType) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train a detector; arguments and exit status are those of `tools/train.py`."""
+    """Train a detector; arguments and exit status are those of `tools/train.py`.
+
+    `argv` are the words of the command line, None those of `sys.argv`.
+    """
     from mmdeploy_ext.cli import train_app
 
     return train_app.main(argv)

@@ -1,6 +1,7 @@
 """The graphs of one-stage detectors of rotated boxes: their contracts, and the modules that keep them.
 
-Glossary: B batch, A priors of all levels, n results, H, W network input in pixels, h, w size of maps.
+Glossary: B batch, A priors of all levels, n results of the image that has most, H, W network input in pixels,
+h, w size of maps.
 """
 
 from torch import nn

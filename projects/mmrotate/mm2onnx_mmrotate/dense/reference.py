@@ -26,8 +26,9 @@ def tensors(
 ) -> dict[str, np.ndarray]:
     """Return the outputs by name of the form 'raw' or 'decode', by mmrotate's own head, priors and coder.
 
-    `feeds` hold `input`; `score_form` is the option of the file: with 'product' the scores of the form
-    'decode' are multiplied by the `factors`, which are left out. See `decode_by_mmrotate`.
+    `feeds` hold `input` (B, 3, H, W) float32, normalised; `score_form` is the option of the file: with
+    'product' the scores of the form 'decode' are multiplied by the `factors`, which are left out. Other
+    options have no effect. See `decode_by_mmrotate`.
     """
     with torch.no_grad():
         image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
@@ -134,8 +135,8 @@ def candidate_bounds(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return 'candidates' -> least and largest number (B,) of (prior, class) pairs that pass the threshold.
 
-    Of each level the `nms_pre` best priors count. `feeds` hold `input`; a score that is nearer to the
-    threshold than `slack` may pass or not.
+    Of each level the `nms_pre` best priors count. `feeds` hold `input` as for `tensors`; a score that differs
+    from the threshold by no more than `slack` may pass or not. Limits of the file are not used.
     """
     head = last_head(model)
     config, per_cell = thresholds(head), priors_per_cell(head)

@@ -5,7 +5,7 @@ A coder is a function of `CODERS`. It returns boxes (B, K, G, 5), and takes
 - `xp`: numpy or torch.
 - `regions`: (B, K, 1, 4) xyxy or (B, K, 1, 5) boxes.
 - `rows`: name of an output of the head -> its values (B, K, G, columns): `bbox_pred`, the deltas, and of
-  `gliding_vertex` also `fix_pred` (4 columns) and `ratio_pred` (1).
+  `gliding_vertex` also `fix_pred` (4 columns) and `ratio_pred` (1), shares in 0..1, no logits.
 - `coder`: its settings, those of `options.CODERS`.
 - `clip_hw`: (B, 2) height and width that boxes, or their centres, are clipped to; not used by all.
 
@@ -75,8 +75,8 @@ CODERS: dict[str, Callable[..., Any]] = dict(
 def midpoint_offset(xp: ModuleType, anchors: Any, deltas: Any, coder: Settings) -> Any:
     """Return boxes (B, A, 5) of anchors (A, 4) or (B, A, 4) xyxy and deltas (B, A, 6): `MidpointOffsetCoder`.
 
-    Deltas are of the upright bounds, and where the box touches their upper and their right side, in shares of
-    the side from its middle.
+    Boxes are not clipped. Deltas are of the upright bounds, and where the box touches their upper and their
+    right side, in shares of the side from its middle.
     """
     deltas = deltas * constant(coder['stds'], deltas) + constant(coder['means'], deltas)
     bound = float(np.float32(abs(np.log(coder['wh_ratio_clip']))))

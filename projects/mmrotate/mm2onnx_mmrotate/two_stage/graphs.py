@@ -6,8 +6,8 @@ are made of them.
 
 `model` is mmrotate's detector, `options` are those of the export.
 
-Glossary: B batch, K proposals of an image, C classes, G boxes per region, n results, H, W network input in
-pixels.
+Glossary: B batch, K proposals of an image, padded up to their limit, C classes, G boxes per region, n results
+of the image that has most, H, W network input in pixels.
 """
 
 import dataclasses
