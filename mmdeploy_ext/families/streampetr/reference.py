@@ -20,7 +20,7 @@ class StreamPetrReference(CameraReference):
     """The detector's own test path; its head keeps the memory in global coordinates.
 
     Another scene token empties the memory, as in upstream's code; a gap between times does not. Frames need
-    a token: None does not begin a scene.
+    a token: None is one like any other, but begins no scene in the first frame.
     """
 
     @property
