@@ -48,9 +48,10 @@ class CameraDetector(MVXTwoStageDetector):
     def forward_test(
         self, img_metas: list, img: list[Tensor], rescale: bool = False, **data: Any
     ) -> list[dict]:
-        """Return a list of one dict, 'pts_bbox' -> boxes (m), scores and labels of one frame; B is 1.
+        """Return a list of one dict, 'pts_bbox' -> a dict on the CPU, of one frame; B is 1.
 
-        Boxes are those of the head's `get_bboxes`, in the LiDAR frame.
+        It has `boxes_3d` (m), `scores_3d` and `labels_3d`, those of the head's `get_bboxes`; boxes are in the
+        LiDAR frame.
 
         The metas are [one augmentation][one sample], `img` is [one augmentation] of (1, N, 3, H, W);
         `rescale` and further `data` are not used. DataError: several augmentations.

@@ -108,8 +108,9 @@ class QueryBoxCoder:
         yaw, velocity x, y in m/s; a class with other codes has a `boxes_of` of its own.
 
         Returns:
-            'bboxes' (n, 9) in the LiDAR frame: centre x, y, z, width, length, height in m, yaw in rad,
-            velocity x, y in m/s, or length before width if the model was trained so; 'scores' (n,), falling;
+            'bboxes' (n, 9) in the LiDAR frame: centre x, y, z, width, length, height in m, yaw in rad
+            from -y clockwise, velocity x, y in m/s; of a model that was trained with boxes of mmdet3d 1.x
+            length comes before width, and the yaw is from x counter-clockwise; 'scores' (n,), falling;
             'labels' (n,). They are those of the best `max_num` pairs that pass both the range and `passing`,
             which sees the scores of all of these pairs; there may be none.
 
@@ -133,10 +134,12 @@ def decoded_samples(
 ) -> list[list[Any]]:
     """Return boxes, scores (n,) and labels (n,) of each sample, best first, from the last decoder layer.
 
-    Boxes are `box_type_3d` of the metas: x, y, z of the bottom, width, length, height in m, yaw in rad as
-    mmdet3d 0.17 has it (or as 1.x has these, if the model was trained so), velocity x, y in m/s. `outputs`
-    are those of a head: `all_cls_scores` (layers, B, R, K), logits, and `all_bbox_preds` (layers, B, R, 10),
-    codes of `coder`, for B samples.
+    Boxes are `box_type_3d` of the metas: x, y, z of the bottom, width, length, height in m, yaw in rad
+    from -y clockwise, as mmdet3d 0.17 has it, velocity x, y in m/s; of a model that was trained with boxes of
+    1.x length comes before width, and the yaw is from x counter-clockwise.
+
+    `outputs` are those of a head: `all_cls_scores` (layers, B, R, K), logits, and `all_bbox_preds` (layers,
+    B, R, 10), codes of `coder`, for B samples.
     """
     samples = []
     last = zip(outputs['all_cls_scores'][-1], outputs['all_bbox_preds'][-1], img_metas, strict=True)

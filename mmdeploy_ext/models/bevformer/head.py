@@ -120,7 +120,9 @@ class BEVFormerHead(BaseModule):
     def get_bboxes(self, outputs: dict[str, Tensor], img_metas: list[dict]) -> list[list[Any]]:
         """Return a list [boxes, scores (n,), labels (n,)] per sample, best first, of the last decoder layer.
 
-        The z of boxes is that of their bottom; for their other columns see `decoded_samples`. `outputs` are
-        what `forward` returns; `img_metas` have `box_type_3d`, the class of the boxes.
+        Columns of boxes are x, y, z of the bottom, width, length, height in m, yaw in rad from -y clockwise,
+        velocity x, y in m/s; of a model that was trained with boxes of mmdet3d 1.x length comes before width,
+        and the yaw is from x counter-clockwise. `outputs` are what `forward` returns; `img_metas` have
+        `box_type_3d`, the class of the boxes.
         """
         return decoded_samples(self.bbox_coder, outputs, img_metas)

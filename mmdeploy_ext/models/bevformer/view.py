@@ -170,8 +170,8 @@ def run_decoder(head: nn.Module, view: Tensor) -> tuple[Tensor, Tensor]:
     """Return logits (L, 1, R, K) and box codes (L, 1, R, 10) of all layers, from the view (1, Q, C).
 
     A code is x, y (m), logarithms of width and length, z of the centre (m), logarithm of the height, sine and
-    cosine of the yaw, and velocity x, y (m/s). Of a model that was trained with boxes of mmdet3d 1.x length
-    comes before width.
+    cosine of the yaw, and velocity x, y (m/s). The yaw is from -y clockwise; of a model that was trained with
+    boxes of mmdet3d 1.x it is from x counter-clockwise, and length comes before width.
     """
     transformer = head.transformer
     position, objects = head.query_embedding.weight[:, None].chunk(2, -1)  # sequence first, as mmcv has it

@@ -1,7 +1,7 @@
 """CenterPoint's head on BEVFusion's bird's-eye view, as mit-han-lab has it for cameras alone.
 
 Boxes have the columns of mmdet3d 0.x: x, y, z of the bottom's centre, width, length and height, m, yaw, rad,
-and velocity in x and y, m/s.
+from -y clockwise, and velocity in x and y, m/s.
 
 Glossary: B samples, T tasks, X, Y cells of the bird's-eye view (rows are x), Q boxes of
 a task before suppression, n boxes after it, G boxes of the ground truth of a sample.

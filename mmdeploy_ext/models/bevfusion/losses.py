@@ -70,7 +70,7 @@ class HeadLosses:
         They are `loss_heatmap`, `layer_0_loss_cls` and `layer_0_loss_bbox`. Predictions are (B, columns, Q),
         `dense_heatmap` is (B, K, X, Y). Per sample there are boxes (G, 9) of the ground truth, with labels
         (G,). Columns are those of `TransFusionHead.get_bboxes`: x, y, z of the bottom, width, length, height,
-        yaw, velocity x, y.
+        yaw from -y clockwise, velocity x, y.
         """
         values = torch.cat([predictions[name] for name in VALUES if name in predictions], 1).transpose(1, 2)
         targets = torch.zeros_like(values)

@@ -31,7 +31,10 @@ class BevNuScenesDataset(NuScenesDataset):
         """Return the dict that the pipeline starts from.
 
         Returns:
-            `can_bus` (18,) float64, see `can_bus_record`; `ego_pose` (4, 4) float32, LiDAR to global;
+            `can_bus` (18,) float64, of the car: position x, y, z in the map in m; the real part of its
+            orientation four times, as upstream has it; acceleration, rotation rate and velocity, 0 if they
+            are not known; heading in the map in rad and in degrees, from 0 to a whole turn;
+            `ego_pose` (4, 4) float32, LiDAR to global;
             `timestamp` s; `sample_idx`, `scene_token`; per camera, in the order of the info: `img_filename`,
             `lidar2img` and `intrinsics` (4, 4) float64.
 

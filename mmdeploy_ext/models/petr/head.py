@@ -206,8 +206,9 @@ class PETRHead(BaseModule):
     def get_bboxes(self, outputs: dict[str, Tensor], img_metas: list[dict]) -> list[list[Any]]:
         """Return [boxes, scores (n,), labels (n,)] of each sample, best first, from the last decoder layer.
 
-        Boxes are `box_type_3d` of the metas, in m, and their z is that of their bottom; for the other columns
-        see `query_boxes.decoded_samples`. `outputs` are those of `forward`.
+        Boxes are `box_type_3d` of the metas: x, y, z of the bottom, width, length, height in m, yaw in rad
+        from -y clockwise, velocity x, y in m/s; of a model that was trained with boxes of mmdet3d 1.x length
+        comes before width, and the yaw is from x counter-clockwise. `outputs` are those of `forward`.
         """
         return decoded_samples(self.bbox_coder, outputs, img_metas)
 

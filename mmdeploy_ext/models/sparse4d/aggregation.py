@@ -1,5 +1,8 @@
 """The aggregation of features at the key points of instances, as upstream runs it.
 
+An anchor is x, y, z of the centre (m), logarithms of length, width and height, sine and cosine of the yaw,
+and velocity in x, y and z (m/s), in the LiDAR frame.
+
 Glossary: B batch, N cameras, L levels, A instances, P key points, C channels, G groups of channels, S cells
 of all maps.
 

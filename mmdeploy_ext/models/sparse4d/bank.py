@@ -1,5 +1,9 @@
 """The memory of Sparse4D: instances of the last frame, how sure they are, and the ids of their tracks.
 
+An anchor is x, y, z of the centre (m), logarithms of length, width and height, sine and cosine of the yaw,
+and velocity in x, y and z (m/s); in kept anchors that `get` has moved, cosine and sine have changed places,
+as upstream writes them.
+
 Glossary: B batch, A instances of a frame, M of them remembered, C channels, K classes.
 
 Source of names and algorithm: HorizonRobotics/Sparse4D c41df4b, models/instance_bank.py.

@@ -56,7 +56,9 @@ class Sparse4D(BaseModule):
     def forward(self, img: Tensor, **data: Any) -> list[dict]:
         """Return a dict per sample: 'img_bbox' -> the boxes of one frame, with scores, labels and track ids.
 
-        They are the dict of `SparseBox3DDecoder.decode`.
+        They are the dict of `SparseBox3DDecoder.decode`: `boxes_3d` (n, 10), `scores_3d`, `labels_3d`,
+        `cls_scores` and `instance_ids` (n,).
+
         `img` is (B, N, 3, H, W), or a list with that of one augmentation; `data` is what
         `Sparse4DHead.forward` takes as `metas`, and may have lists of one augmentation, too.
 

@@ -63,8 +63,8 @@ class SparseBox3DDecoder:
             quality: (B, A, 2) logits of centerness and yawness.
 
         Returns:
-            `boxes_3d` (n, 10): x, y, z of the centre, length, width, height (m), yaw (radians, -pi to pi),
-            velocity x, y, z (m/s);
+            `boxes_3d` (n, 10): x, y, z of the centre, length, width, height (m), yaw (radians, -pi to pi,
+            counter-clockwise from x), velocity x, y, z (m/s);
             `scores_3d` (n,), times the centerness; `labels_3d`, `instance_ids` (n,); `cls_scores` (n,)
             without the centerness, in the order of their own, which is upstream's: row i is not of box i, and
             with a `score_threshold` some may be of boxes that are left out.

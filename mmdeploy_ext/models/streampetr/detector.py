@@ -196,8 +196,8 @@ class Petr3D(MVXTwoStageDetector):
                 may leave out: `gt_bboxes`, `gt_labels`, `centers2d`, `depths`.
 
         Returns:
-            `frame_{i}_{name}` of every frame i with losses; names as in `training.head_losses` and
-            `FocalHead.loss`.
+            `frame_{i}_{name}` of every frame i with losses, such as `frame_7_d0.loss_bbox`; names as in
+            `training.head_losses` and `FocalHead.loss`.
         """
         if self.prev_scene_token is not None:  # the memory is that of a test, such as a run's evaluation
             self.prev_scene_token = None

@@ -121,7 +121,8 @@ class SyntheticDrive:
     def poses(self) -> np.ndarray:
         """Return the poses, LiDAR to global (frames, 4, 4) float64.
 
-        The car drives along y at 2 to 10 m/s, turns left and right, and its body pitches and rolls.
+        The car drives along its own y axis at 2 to 10 m/s, turns left and right, and its body pitches and
+        rolls. A pause or a `jump_s` between frames moves it no further than `period_s` does.
         """
         rng = np.random.default_rng([self.seed, 1])
         phases, step = rng.uniform(0, 2 * math.pi, 5), np.arange(self.frames) * self.period_s
@@ -162,7 +163,8 @@ class Surroundings:
         rng: generator that `seed` starts.
         colours: (n, 3) BGR 0..255 of the blobs.
         drift: (n,) share of the width that a blob moves in each frame.
-        places, sizes: (n, 2) of the blobs: shares of the panorama's width and height, and pixels.
+        places: (n, 2) upper left corners of the blobs, in shares of the panorama's width and height.
+        sizes: (n, 2) width and height of the blobs in its pixels; the width grows by 1 % in each frame.
         panorama: (height, width, 3) uint8 of `PANORAMA`, all around the car.
     """
 
