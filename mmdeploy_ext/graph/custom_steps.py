@@ -107,7 +107,7 @@ class SteppedModel:
                 that counts, float32 if no type is stated; none may be in a body. Inputs with a default become
                 constants.
             kernels: `op_type` of such an operator, whatever its domain -> its kernel.
-            optimization: level of optimisation of the sessions, see `graph.run.Runner`.
+            optimization: of the sessions: 'none', 'basic', 'extended' or 'all', see `graph.run.Runner`.
             threads: number of threads of the sessions; 0 leaves the choice to ONNX Runtime.
 
         Raises:

@@ -57,7 +57,9 @@ class RigEmbedding(OfModel):
     def forward(self, img2lidar: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
         """Return pos_embed (1, T, C) and cone (1, T, 8) of img2lidar and intrinsics (1, N, 4, 4).
 
-        `img2lidar` is from pixels of the network input times depth to the LiDAR frame.
+        `img2lidar` is from pixels of the network input times depth to the LiDAR frame, `intrinsics` are in
+        pixels of it; columns of `cone` are |fx| and |fy| in 1000 pixels, and two far points of a token's ray,
+        relative to the range of positions.
         """
         steps = steps_of(self.model.pts_bbox_head)
         focal = steps.focal_per_token(intrinsics, self.tokens_per_camera)

@@ -3,8 +3,8 @@
 Source: mmdet 2.28.2 `roi_heads/{standard_roi_head,cascade_roi_head,grid_roi_head,test_mixins}.py`,
 `bbox_heads/bbox_head.py`, `mask_heads/grid_head.py`, `core/post_processing/bbox_nms.py`.
 
-Glossary: B batch, K proposals of an image, C classes, n detections. The points of a grid are numbered column
-by column.
+Glossary: B batch, K proposals of an image, C classes, n detections of the image that has most (with a cap
+constant). The points of a grid are numbered column by column.
 """
 
 from collections.abc import Mapping, Sequence
@@ -139,7 +139,8 @@ class Boxes(nn.Module):
             maps: those of `regions.region_maps`, (B, channels, h, w) each.
             proposals: (B, K, 4) xyxy, pixels of the network input.
             present: (B, K) bool; other rows are padding.
-            clip_hw: (B, 2) float32 height and width, pixels of the input, that boxes are clipped to.
+            clip_hw: (B, 2) float32 height and width, pixels of the input, that boxes are clipped to if
+                their head clips any.
             scale_factor: (B, 4) float32 `w h w h`; boxes are divided by it.
             stage_tensors: if it is a list, a dict per stage is appended to it, with `_` and the number of the
                 stage at the end of each name: `region_features` (B * K, channels, h, w), which its head

@@ -13,7 +13,7 @@ from mmdeploy_ext.families.parts.regions import has_masks, part_of, roi_head_of,
 from mmdeploy_ext.families.two_stage import graphs
 
 BUCKETS = 8.0
-"""By how many of its 14 buckets each side of a box is moved inwards: more than half of them."""
+"""By how many of its 14 buckets the left and the right side of a box are moved inwards: more than half."""
 
 
 def changed_proposals(head: nn.Module) -> Callable[[Any], Any]:

@@ -3,8 +3,8 @@
 Source: `roi_heads/{test_mixins,cascade_roi_head,point_rend_roi_head}.py`,
 `mask_heads/{fcn_mask_head,mask_point_head}.py`.
 
-Glossary: B batch, n detections of an image, R = B * n their regions, C classes, m side of a mask in cells,
-h side of a mask before PointRend enlarges it.
+Glossary: B batch, n rows of an image, padding among them, R = B * n their regions, C classes, m side of a
+mask in cells, h side of a mask before PointRend enlarges it.
 """
 
 from collections.abc import Sequence

@@ -3,8 +3,8 @@
 Source of the algorithm: mmdet 2.28.2 `detectors/panoptic_two_stage_segmentor.py`,
 `seg_heads/{base_semantic_head,panoptic_fpn_head}.py` and `panoptic_fusion_heads/heuristic_fusion_head.py`.
 
-Glossary: B batch, n detections, m side of a mask in the frame of the box, S classes of stuff, H, W network
-input in pixels, H4, W4 a quarter of it, h, w size of the map.
+Glossary: B batch, n detections of the image that has most, m side of a mask in the frame of the box, S
+classes of stuff, H, W network input in pixels, H4, W4 a quarter of it, h, w size of the map.
 """
 
 import contextlib

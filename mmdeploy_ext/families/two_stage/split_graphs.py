@@ -3,7 +3,7 @@
 Features and proposals, outputs of the first graph, are inputs of the second by their names. Both also give
 the tensors from which their results were made, for a proof to compare: the first the outputs of its head of
 proposals, the second, with PyTorch's own proposals as input, the features of regions and the outputs of its
-heads. Glossary: B batch, K proposals, n detections, H, W network input in pixels.
+heads. Glossary: B batch, K proposals, H, W network input in pixels.
 """
 
 import dataclasses

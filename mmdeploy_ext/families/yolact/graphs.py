@@ -47,7 +47,7 @@ from mmdeploy_ext.families.parts.image_tensors import (
 from mmdeploy_ext.families.parts.runtime.box_coders import boxes_of, scores_of
 
 HEAD_OUTPUTS = ('cls', 'reg', 'coeff')
-"""Outputs of the head, each of every level."""
+"""Outputs of the head, each of every level: logits (of softmax with the background), deltas, coefficients."""
 FULL_NAMES = ('dets', 'labels', 'masks')
 """Outputs of the graph."""
 EDGE = 1.0

@@ -138,7 +138,8 @@ class Comparison:
     """The result of a comparison.
 
     Attributes:
-        subject: what was compared, name -> text for the reader; `kind` is 'files' if it was two files.
+        subject: what was compared, name -> text for the reader; `kind` is 'files' if it was two files, and
+            `inputs` a dict of input -> shape as text.
         entries: tensors of the graph on trial in topological order.
         differences: where errors are born, in topological order.
         outputs: the entries of the graph's outputs, in its order.

@@ -77,12 +77,14 @@ class DeployContract:
 
         Args:
             images: (N, 3, H, W); if they are contiguous and of `image_dtype`, they are read in place.
-            calibration: matrices of the cameras; the position embedding is computed again only if it changes.
+            calibration: `lidar2img` and `intrinsics` (N, 4, 4) of the network input; the position embedding
+                is computed again only if they change.
             moment: the motion, from the last LiDAR frame to this one, and the time since; the memory is
                 ignored if its `prev_exists` is False.
 
         Returns:
-            `all_cls_scores` (L, 1, Q, K), logits, and `all_bbox_preds` (L, 1, Q, 10), boxes as `decode` in
+            `all_cls_scores` (L, 1, Q, K), logits, and `all_bbox_preds` (L, 1, Q, 10): x, y, z, then
+            logarithms of the sizes, sine and cosine of the heading, and velocities x, y, as `decode` in
             `model.py` takes them.
         """
         self.fed_bytes = self._calibrate(calibration)

@@ -27,8 +27,9 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Segme
     """Return the segments of each image of a batch.
 
     Args:
-        metadata: metadata of the file: `form`, and `postprocess` with what `fuse_instances` reads, and
-            `mask_thr`, the value 0..1 from which on a pixel belongs to a mask.
+        metadata: metadata of the file: `form`, and `postprocess` with `num_classes`, for the form 'raw' also
+            `num_things`, `mask_overlap` and `stuff_area_limit`, see `fuse_instances`, and `mask_thr`, the
+            value 0..1 from which on a pixel belongs to a mask.
         outputs: outputs of the graph by name: of the form 'full' `panoptic` (B, h, w) int32; of the form
             'raw' `dets` (B, n, 5) x1 y1 x2 y2 score in pixels of the original, the best first, `labels`
             (B, n) int64, -1 for padding, `masks` (B, n, m, m) 0..1 in the frame of the box, and
