@@ -223,7 +223,10 @@ class FullForm(nn.Module):
             self.register_buffer(f'anchors_{level}', anchors, persistent=False)
 
     def forward(self, *maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return boxes (B, n, 7), scores and labels (B, n) of the outputs of the network."""
+        """Return boxes (B, n, 7), scores and labels (B, n), best first; rows behind are zero, label -1.
+
+        `maps` are the outputs of the network, level by level.
+        """
         count = len(OUTPUTS)  # of a level
         levels = [
             best_rows(self.decoded(level, *maps[level * count : (level + 1) * count]), self.rule.nms_pre)

@@ -21,7 +21,7 @@ RESIDUAL = 0.25
 
 
 def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
-    """Give a newly built detector random weights of a seed, in place, and return it.
+    """Give a newly built detector random weights of a seed, in place, and return it in evaluation mode.
 
     They are fitted to generated pictures, whose mean and deviation are those of a photograph after the test
     pipeline of the config `cfg`. Factors and offsets that normalisations learn stay, see `fill_network`.

@@ -324,7 +324,10 @@ class FullForm(nn.Module):
         self.decode, self.names = Decode(model), result_names(model, 'full')
 
     def forward(self, cam2img: torch.Tensor, *sizes_and_maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the outputs of 'full', (B, n, ...); for the arguments see `DecodeForm.forward`."""
+        """Return the outputs of 'full', (B, n, ...), best first; rows behind are zero, label -1.
+
+        For the arguments see `DecodeForm.forward`.
+        """
         facts = self.decode.facts
         clip_hw, maps = clip_and_maps(facts, sizes_and_maps)
         levels = [best_rows(level, facts['nms_pre']) for level in self.decode(cam2img, clip_hw, maps)]

@@ -265,7 +265,7 @@ class HeadKind:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return class scores (A, C) and score factors (A,), by PyTorch and upstream's functions.
 
-        None stands for the factors of a kind without any.
+        Both are in 0..1, no logits. None stands for the factors of a kind without any.
         """
         factors = rows[self.factor][:, 0].sigmoid() if self.factor else None
         return class_scores(head, rows['cls_score']), factors

@@ -37,7 +37,7 @@ class Line:
 
 
 def line(content: torch.Tensor, side: int | torch.Tensor, cells: int | torch.Tensor) -> Line:
-    """Return the rows of a map, each of which is inside if the nearest row of the input is.
+    """Return the rows of a map, each of which is inside if the row of the input at its upper edge is.
 
     Args:
         content: (B,) height of the images without padding, pixels; of columns their width.
@@ -51,7 +51,7 @@ def line(content: torch.Tensor, side: int | torch.Tensor, cells: int | torch.Ten
 
 
 class PaddedMap:
-    """The rows and columns of a map (B, D, h, w), of the image or of its padding; `size` is (h, w)."""
+    """The rows and columns of a map (B, D, h, w), with which of them are padding; `size` is (h, w)."""
 
     def __init__(self, content: torch.Tensor, image: torch.Tensor, level: torch.Tensor) -> None:
         """Find the rows and columns of the padding.

@@ -124,7 +124,8 @@ def encode_points(
         coors: (N, 4) int32: sample 0, z, y, x of the pillar.
         cells: size of a pillar, and middle of the first one, (3,) metres each.
         averaged: whether a pillar's feature is the mean of its points, not the maximum.
-        fuse: takes the last features of points, and returns those that go on; None changes nothing.
+        fuse: takes the last features (P, channels) of points, and returns those that go on, which may have
+            other channels; None changes nothing.
         fused_lower_bound: lower bound of what `fuse` returns, which goes into the last maximum.
     """
     xyz, ones = points[:, :3], torch.ones_like(points[:, :1])
@@ -180,7 +181,8 @@ def points_facts(model: nn.Module) -> dict[str, str]:
 def pillars_graph(parts: Parts, family: str) -> Graph:
     """Return the graph 'backbone', the name of its file, from pillars to the bird's-eye view.
 
-    `parts` are those of the live detector, `family` is the name of the family.
+    `parts` are those of the live detector, whose encoder is set to evaluation mode; `family` is the name of
+    the family.
     """
     encoder, scatter = parts.voxel_encoder, parts.middle_encoder
     width, device = point_width(encoder), next(encoder.parameters()).device
