@@ -18,13 +18,15 @@ def intersection_area(subject, clip, points, clipped):
     """Return the area of the intersection of two convex counter-clockwise quadrilaterals (4, 2) float64.
 
     It is in the square of their unit, and wrong if they are clockwise. points, clipped (`MAX_CORNERS`, 2)
-    float64 are overwritten. By Sutherland and Hodgman: the subject is cut along each edge of the clip.
+    float64 are overwritten. By Sutherland and Hodgman: the subject is cut along each edge of the clip, and
+    nothing is left of it if the clip is a point, which has none.
     """
-    count = 4
+    count, has_edge = 4, False
     points[:4] = subject
     for edge in range(4):
         start, end = clip[edge], clip[(edge + 1) % 4]
         edge_x, edge_y = end[0] - start[0], end[1] - start[1]
+        has_edge = has_edge or edge_x != 0 or edge_y != 0
         corners = 0
         for p in range(count):
             point, previous = points[p], points[p - 1 if p else count - 1]
@@ -41,7 +43,7 @@ def intersection_area(subject, clip, points, clipped):
         count = corners
         points[:count] = clipped[:count]
     area = 0.0
-    for p in range(count if count > 2 else 0):
+    for p in range(count if count > 2 and has_edge else 0):
         following = points[(p + 1) % count]
         area += points[p, 0] * following[1] - points[p, 1] * following[0]
     return area / 2

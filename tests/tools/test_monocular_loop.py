@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.cli import test_app
-from mmdeploy_ext.compat.kitti_overlaps import OF_FIRST, OF_UNION, overlaps
+from mmdeploy_ext.compat.kitti_overlaps import OF_FIRST, OF_SECOND, OF_UNION, overlaps
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.synthetic.monocular import write_annotations
 from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
@@ -90,3 +90,9 @@ def test_overlaps_of_turned_boxes_are_those_of_kitti_without_its_cuda_kernel():
     np.testing.assert_allclose(overlaps(whole, whole), [[1, 0.5], [0.5, 1]], atol=1e-6)
     assert overlaps(turned[:1], turned[1:])[0, 0] > 0  # angles are clockwise: the long side goes down
     assert overlaps(turned[:1], turned[1:] * (1, -1, 1, 1, 1))[0, 0] == 0
+
+
+@pytest.mark.parametrize('criterion', [OF_UNION, OF_FIRST, OF_SECOND, 2])
+def test_a_box_that_is_a_point_overlaps_nothing(criterion):
+    box, points = np.array([[0, 0, 4, 2, 0.3]]), np.array([[0.5, 0, 0, 0, 0], [50, 0, 0, 0, 0.1]])
+    assert not overlaps(box, points, criterion).any() and not overlaps(points, box, criterion).any()
