@@ -92,7 +92,8 @@ def state_of_functions(
 
     These are the globals and attributes of modules of the user's that functions name, the variables of
     functions around them, defaults of arguments, and attributes of classes whose names do not begin with two
-    underscores; classes of the user's that functions name count, too.
+    underscores; classes of the user's that functions name count, too. Names are 'module.global',
+    'module.function ID' for what a function holds, and 'Class.attribute'.
 
     Args:
         functions: functions of the user's.

@@ -46,8 +46,9 @@ class PartOutputs:
         have to be made outside of it, and hooks registered before it. Without `reuse` all parts run as they
         would outside, and copies of their outputs are kept for later blocks.
 
-        `limits` are those of the detector; that of a layer inside a part is not seen: what depends on it has
-        to call the `forward` of the part's class in place of the part.
+        `limits` are those of the detector; `config` of one may be the `vars` of a part, which then runs every
+        time. That of a layer inside a part is not seen: what depends on it has to call the `forward` of the
+        part's class in place of the part.
         """
         model = self.model
         limiting = {id(limit.config) for limit in limits}

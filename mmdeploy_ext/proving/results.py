@@ -186,16 +186,17 @@ class DetectionRow:
         missing: number of those without any partner.
         extra: number of detections of the candidate without a partner, of those that are above the score
             threshold by the bar of scores or more.
-        worst_iou: smallest IoU of a pair; 1.0 when there is none, also of tasks that match by distance.
-        worst_score: largest score difference of a pair; 0.0 when there is none.
+        worst_iou: smallest IoU of a pair that counts; 1.0 when there is none, also of tasks that match by
+            distance. Pairs count if one side does as `outside` says, and no tie explains them.
+        worst_score: largest score difference of a pair that counts; 0.0 when there is none.
         passed: whether the results could be compared, nothing is missing, nothing extra, and all pairs are
             within the bars. Below float32 it is True of all that could be compared if the share of matched
             results of all cases passes, see `half_bars.accept_rate`.
         reason: what is missing, extra or outside, or why it failed otherwise; '' if nothing is wrong.
         outside: number of pairs of one class whose IoU, distance or score difference is outside the bars, of
             those whose reference is counted in `reference`, or whose candidate is as high as `extra` asks.
-        worst_distance: largest distance of a pair, of tasks that match by distance (metres of boxes in 3D),
-            0.0 when there is none; None of those that match by IoU, and of a `broken` row.
+        worst_distance: largest distance of a pair that counts, of tasks that match by distance (metres of
+            boxes in 3D), 0.0 when there is none; None of those that match by IoU, and of a `broken` row.
         broken: whether the results could not be compared at all, which fails: `reference` and
             `missing` are then all results of PyTorch, `extra` all of the engine, `worst_iou` is 0 and
             `worst_score` 1.

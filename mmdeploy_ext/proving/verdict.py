@@ -33,7 +33,8 @@ class Verdict:
     """All levels of one proof.
 
     Attributes:
-        subject: file, family, form, config, checkpoint, hashes, versions, engine: printed as they are.
+        subject: file, family, task, form, precision, config, checkpoint, hashes, versions, engine, as far as
+            the kind of files has them: printed as they are.
         graphs: level 1: the comparison of every file's graph with a fresh export.
         structure: the other checks of level 1.
         preprocessing: samples prepared by the rule in the file and by the config's test pipeline, or

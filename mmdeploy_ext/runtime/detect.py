@@ -33,9 +33,9 @@ def detect(
 ) -> Detections | Instances:
     """Return the results of a file in an image, best first, whatever its form is.
 
-    Boxes and masks are in pixels of the image, boxes in 3D in metres. The class of the results is that of the
-    family's runtime, which may be another `Scored`, such as `MonocularDetections`. `Segments` have no scores
-    of their own and are in the order of their `ids`.
+    Boxes and masks are in pixels of the image, boxes in 3D in metres, in the frame that `cam2img` is from.
+    The class of the results is that of the family's runtime, which may be another `Scored`, such as
+    `MonocularDetections`. `Segments` have no scores of their own and are in the order of their `ids`.
 
     Args:
         backend: an active session of the file.
@@ -93,15 +93,19 @@ def prepare(metadata: Metadata, image_bgr: np.ndarray, cam2img: np.ndarray | Non
 BESIDE = ('img_shape', 'scale_factor', 'border', 'orig_target_sizes', 'ori_shape')
 """Names that `make_feeds` returns besides that of the picture, for what `PreparedImage` has of it.
 
-`orig_target_sizes` is its `ori_shape` as width, height."""
+`img_shape` (B, 2) is height, width of the content before padding, `border` (B, 2) the rows of padding above
+it and the columns left of it, pixels of the network input; `scale_factor` (B, 4) `w h w h` is network input
+over original; these are float32. `ori_shape` is height, width of the original, `orig_target_sizes` (B, 2) the
+same as width, height; these are int64."""
 
 
 def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndarray]:
     """Return name -> every input that a graph may have, but proposals, for one prepared image.
 
-    Besides the picture these are `BESIDE`, and of a picture with a camera those of `camera_feeds`. By the
-    file's `metadata` each is repeated for a graph of a fixed batch; of others the batch is 1. `ori_shape`
-    alone has no axis of the batch, and is (2,), unless the graph takes one per picture.
+    Besides the picture (B, 3, H, W), named like the first input, these are `BESIDE`, and of a picture with a
+    camera those of `camera_feeds`. By the file's `metadata` each is repeated for a graph of a fixed batch B;
+    of others B is 1. `ori_shape` alone has no axis of the batch, and is (2,), unless the graph takes one per
+    picture.
     """
     image = metadata.spec.inputs[0]
     repeats = image.axes[0] if isinstance(image.axes[0], int) else 1

@@ -142,7 +142,8 @@ class Detections(Scored):
 
     Attributes:
         bboxes_xyxy: (n, 4) float32, in pixels of the network input; once they are divided by the scale
-            factor, by `scaled` or in a `full` graph, of the original image.
+            factor, by `scaled` or in a `full` graph, of the original image. Those of a model that does not
+            clip them may reach beyond the image.
     """
 
     bboxes_xyxy: np.ndarray
@@ -250,8 +251,8 @@ def results_from_padded(outputs: Arrays) -> list[Detections] | list[Instances]:
     """Return the results per image of a `full` graph.
 
     Its outputs are `labels` (B, n), -1 for padding, and `dets` (B, n, 5) x1 y1 x2 y2 score; or `boxes`
-    (B, n, 4) and `scores` (B, n); or `masks` (B, n, h, w) bool and `scores`. n is the number of results of
-    the image that has most, or a constant of the file.
+    (B, n, 4) x1 y1 x2 y2 and `scores` (B, n); or `masks` (B, n, h, w) bool and `scores`. n is the number of
+    results of the image that has most, or a constant of the file.
     """
     if {'labels', 'boxes', 'scores'} <= outputs.keys():
         boxes, scores = outputs['boxes'], outputs['scores']

@@ -46,7 +46,7 @@ class HeadRule(JsonDataclass, abc.ABC):
     @property
     @abc.abstractmethod
     def output_axes(self) -> dict[str, tuple[int | None, ...]]:
-        """The outputs of the head that are decoded: name -> axes, None for an axis of any size."""
+        """The outputs of the head that are decoded: name -> axes, None for one of any size, as the batch."""
 
     def check_outputs(self, spec: GraphSpec, path: object) -> None:
         """Refuse a rule that does not fit the head's graph; ModelFileError names the first wrong output.

@@ -67,7 +67,8 @@ class Runtime(contextlib.ExitStack):
         Args:
             engine: registered name of the backend.
             path: path of the file.
-            options: options of the backend, for example `providers`, `threads`.
+            options: options of the backend, for example `providers`, `threads`; those that it does not have
+                are set for engines that share the cores.
             build: makes the engine of its name, the path and the options, and raises the errors of
                 `build_backend`.
 

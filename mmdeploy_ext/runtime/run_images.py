@@ -141,7 +141,7 @@ def plan_pictures(
     Args:
         inputs: files and folders.
         out: folder, or a file for one image.
-        list_files: returns the files of one input; None: its images.
+        list_files: takes a list of one input and returns its files; None: its images.
         kind: kind of the inputs, for messages.
 
     Raises:

@@ -380,7 +380,8 @@ def compare_voxels(
         layer: mmcv's `Voxelization` of the model, in evaluation mode.
         order: order of the axes of coordinates that the model's encoder takes, 'xyz' or 'zyx'.
         in_channels: D.
-        rule: the voxel rule in the file's metadata, as `VoxelRule.to_json` returns it.
+        rule: the voxel rule in the file's metadata, as `VoxelRule.to_json` returns it: `point_cloud_range`,
+            `voxel_size`, `max_points`, `max_voxels`, `order`, `in_channels` and `mode`.
     """
     result = PreprocessingResult((), 'sweep', source=VOXEL_SOURCE)
     try:

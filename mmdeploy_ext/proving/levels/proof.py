@@ -73,8 +73,9 @@ class Proof(abc.ABC):
         Args:
             deployment: the config and checkpoint that the files claim to be of.
             paths: paths of the files, in the order in which a sample goes through them.
-            samples: samples of the model's kind, see `ladder.prove`.
-            engine: options of the engine, see `ladder.prove`.
+            samples: samples of the model's kind: titled pictures, frames or sweeps, or sets of voxels, see
+                `ladder.prove`.
+            engine: `engine`, the registered name of the engine's class, and its options, such as `threads`.
 
         Raises:
             ModelFileError: a file is not there, not ours, or of another model family.
@@ -138,7 +139,8 @@ class Proof(abc.ABC):
 
         Args:
             edited: whether the files were edited on purpose: then their graphs are not compared.
-            asked: option -> value that the file must have been exported with; with None nothing is demanded.
+            asked: option -> value that the last file must have been exported with; with None nothing is
+                demanded.
         """
         verdict = self.verdict
         for file in self.files:

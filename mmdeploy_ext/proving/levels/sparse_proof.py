@@ -62,9 +62,10 @@ class SparseProof(Proof):
         """Read the file.
 
         Args:
-            arguments: see `Proof`.
+            arguments: those of `Proof`: deployment, list of one path, sets of voxels, options of the engine.
             ranges: INT8 ranges that the file was exported with; None: those that it records.
-            max_voxels: see `libspconv_contract.check`; None warns about the usual number.
+            max_voxels: largest number of voxels of a sweep, by which a libspconv file is checked; None: the
+                usual one.
             node_list: path of a JSON file with the node list of NVIDIA's exporter, which that of the file
                 has to equal; '' for none.
         """

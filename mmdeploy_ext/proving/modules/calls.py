@@ -1,7 +1,8 @@
 """Calls of a module: its arguments and results as named tensors, bound to the inputs and outputs of a file.
 
 Arguments and results may be nested lists, tuples and dicts, as `torch.onnx.export` takes them; each tensor in
-them has a name: that of the argument, with index, key or attribute inside it (`images.0`).
+them has a name: that of the argument, with index, key or attribute inside it (`images.0`). Those of `*args`
+are `args.0`, `args.1` and so on, those of `**kwargs` have their own names.
 """
 
 from __future__ import annotations

@@ -167,7 +167,8 @@ def side_by_side(
         classes: names by label.
         score_thr: results below it are left out, and not counted in the titles.
         draw: `draw_detections` or a function with the same arguments.
-        task: the arguments `problem` and `pair_by` of `matching.alone`.
+        task: the arguments of `matching.alone`: `problem`, (reference, candidate) -> why they cannot be
+            compared or '', and `pair_by`, (reference, candidate) -> their `Pairing`.
 
     Returns:
         (h + strip, 2w + gap, 3) uint8 BGR.

@@ -107,7 +107,8 @@ def _nearness(reference: Detections3D, candidate: Detections3D) -> np.ndarray:
 def figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, Any], str]:
     """Return fields of a `DetectionRow` and a text on the worst pairs.
 
-    The arguments are those of `matching.iou_figures`: `worst` takes values (P,) of the pairs.
+    The arguments are those of `matching.iou_figures`: `worst` takes values (P,) of the pairs and returns the
+    largest one of the pairs that count.
     """
     distance = worst(-pairing.nearness)
     gaps = ', '.join(f'{title} {worst(gap):.2g}' for title, gap in pairing.gaps.items())

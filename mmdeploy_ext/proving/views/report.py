@@ -145,7 +145,8 @@ def histogram_bars(histogram: Sequence[int], width: float, height: float) -> lis
         height: height of the chart, pixels.
 
     Returns:
-        Per bar `x`, `y`, `width` and `height` in pixels, `count`, and `decade`, its exponent of ten.
+        Per bar `x`, `y` (of its upper left corner), `width` and `height` in pixels, `count`, and `decade`,
+        its exponent of ten.
     """
     step, largest = width / max(len(histogram), 1), math.log10(max([*histogram, 1]) + 1)
     heights = [height * math.log10(count + 1) / largest for count in histogram]

@@ -94,7 +94,7 @@ class AnchorRule(HeadRule):
 
     @property
     def output_axes(self) -> dict[str, tuple[int | None, ...]]:
-        """The outputs of the head that are decoded: name -> axes, None for an axis of any size."""
+        """The outputs of the head that are decoded: name -> axes, None for one of any size, as the batch."""
         columns = self.num_classes, self.code_size, 2
         if self.cells:
             maps = np.reshape(self.cells, (-1, 2)).tolist()
