@@ -32,10 +32,10 @@ class Stage:
         outputs: names of its outputs.
         exporter: 'torchscript' or 'dynamo' if the stage needs that one; '' takes the user's choice.
         passes: model -> (model, whether it changed), which run on the graph of all stages after the merge.
-        operators: form in which registered operators are written, see `exporting.ops.operator.operators_as`;
-            '' for the form that is chosen around the export.
         varying: outputs that a later stage takes, with as many rows (axis 1) as there are results; this axis
             is dynamic even in a graph of a fixed size.
+        operators: form in which registered operators are written, see `exporting.ops.operator.operators_as`;
+            '' for the form that is chosen around the export.
     """
 
     name: str

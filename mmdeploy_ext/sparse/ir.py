@@ -74,6 +74,7 @@ class SparseConvolution(Node):
         kernel_size, stride, padding, dilation, output_padding: numbers per axis, as the module has them; a
             submanifold convolution centres its kernel and ignores stride and padding.
         subm: whether it is submanifold: the output sites are the input sites.
+        input_spatial_shape, output_spatial_shape: grid sizes per axis.
         inverse: whether it is spconv's inverse convolution, whose output sites are the input sites of an
             earlier convolution with the same rulebook; portable files have none.
         transposed: whether it is spconv's transposed convolution, of which no file is written: libspconv's
@@ -82,7 +83,6 @@ class SparseConvolution(Node):
         rulebook: key shared by convolutions with the same neighbours (spconv's indice_key); None if it shares
             them with no other.
         activation: 'ReLU' or 'None'.
-        input_spatial_shape, output_spatial_shape: grid sizes per axis.
         input_rows, output_rows: numbers of active sites when it was traced; no engine reads them.
         output_bound: largest number of output sites that an engine makes room for; the user or the module
             sets it.

@@ -70,8 +70,8 @@ class Outcome:
             its columns there; None if no tensors were compared.
         worst_iou: smallest IoU of a pair of results, 1.0 without a pair; None for boxes in 3D, and if none
             were compared.
-        worst_distance: largest distance between the centres of a pair of boxes in 3D, m; None for others.
         worst_score: largest difference between the scores of a pair; None if no results were compared.
+        worst_distance: largest distance between the centres of a pair of boxes in 3D, m; None for others.
         seconds: CPU time of the process for export and proof, without processes that it started.
         made_from: hash of everything that decides the outcome (config, settings, code, versions of
             libraries), by which a later run sees that it would get the same one, see

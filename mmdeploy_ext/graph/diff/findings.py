@@ -113,11 +113,11 @@ class Divergence:
         born: error of the first wrong tensor, of its node alone; None if it is infinite, or if no tensor of
             the place has a reference.
         error: error of the same tensor in the whole model; None likewise.
-        record: number of what PyTorch made there, in the order in which it ran; -1 if that is not known.
         nodes: all nodes that may be at fault, in topological order.
         exact: whether `node` alone is at fault: it is the only one of `nodes`, or the only one with evidence,
             or its evidence is more than that the other graph has no such node.
         evidence: observations about the cause, for the reader.
+        record: number of what PyTorch made there, in the order in which it ran; -1 if that is not known.
     """
 
     node: str

@@ -29,11 +29,11 @@ class Rig:
     """Matrices of a batch, float32; graphs leave those at None that they do not use.
 
     Attributes:
+        img_aug_matrix: (B, N, 4, 4) original picture -> input of the network.
+        lidar_aug_matrix: (B, 4, 4) LiDAR -> augmented LiDAR.
         camera_intrinsics: (B, N, 4, 4) camera -> original picture.
         camera2lidar: (B, N, 4, 4) camera -> LiDAR, before the augmentation of points.
         lidar2image: (B, N, 4, 4) LiDAR before the augmentation -> original picture.
-        img_aug_matrix: (B, N, 4, 4) original picture -> input of the network.
-        lidar_aug_matrix: (B, 4, 4) LiDAR -> augmented LiDAR.
     """
 
     img_aug_matrix: Tensor

@@ -37,7 +37,7 @@ SETTINGS: dict[str, Check] = dict(
     ctr_clamp=number(0),
     version=VERSION,
 )
-"""Setting of a coder in the metadata -> its check."""
+"""Setting of a coder in the metadata -> its check; 0 of `norm_factor` or `ctr_clamp` (pixels) is none."""
 
 
 def settings_of(coder: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 A rectangle can be read as four boxes, a quarter turn apart, with width and height exchanged at every second
 one; the angle version of a model decides which of them it gives. Rounding decides at the ends of the interval
-of the version, and for squares.
+of the version, and for squares. `version` is a key of `WRAPS`.
 """
 
 import numpy as np

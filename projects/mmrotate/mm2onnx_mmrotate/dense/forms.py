@@ -1,5 +1,7 @@
 """The modules of one-stage detectors of rotated boxes: what a form of the graph adds to the network.
 
+`model` is mmrotate's detector, `head` its last head, `options` are those of the export.
+
 Glossary: B batch, a priors of a cell, A priors of a level or of all, C classes, L levels, H, W network input
 in pixels, h, w size of a level's maps, n results of the image that has most (with a cap constant).
 """

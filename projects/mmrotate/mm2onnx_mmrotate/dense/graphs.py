@@ -1,5 +1,7 @@
 """The graphs of one-stage detectors of rotated boxes: their contracts, and the modules that keep them.
 
+`model` is mmrotate's detector, `options` are those of the export.
+
 Glossary: B batch, A priors of all levels, n results of the image that has most, H, W network input in pixels,
 h, w size of maps.
 """

@@ -3,6 +3,8 @@
 R3Det and S2A-Net have several heads: the boxes of a head, one per cell, show the next one where to look at
 the features, and are its priors. mmrotate makes these boxes image by image, here all at once.
 
+`model` is mmrotate's detector, `head` one of its heads.
+
 Glossary: B batch, C channels, a priors of a cell, A priors of a level, H, W network input in pixels, h, w
 size of a level's maps, k taps of a kernel. Source: mmrotate 0.3.4 `models/detectors/{r3det,s2anet,utils}.py`.
 """

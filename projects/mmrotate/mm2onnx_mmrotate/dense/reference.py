@@ -1,5 +1,7 @@
 """One-stage detectors as mmrotate runs them, unpatched: what a proof compares the graphs with.
 
+`model` is mmrotate's detector.
+
 Glossary: B batch, N priors of all levels, C classes.
 """
 

@@ -1,4 +1,7 @@
-"""What the graphs read of a one-stage head of mmrotate: its kind, outputs, priors, coder and thresholds."""
+"""What the graphs read of a one-stage head of mmrotate: its kind, outputs, priors, coder and thresholds.
+
+`head` is the live module, of an exported kind; ConfigError: it is of none.
+"""
 
 import json
 from typing import Any
