@@ -191,7 +191,10 @@ class DINOHead(dense_heads.DeformableDETRHead):
     """The branches of a two-stage Deformable DETR with box refinement, and its queries."""
 
     def __init__(self, *args: Any, transformer: Mapping[str, Any], **kwargs: Any) -> None:
-        """Build it; ConfigError: one stage, no refinement, or other numbers of queries and of their boxes."""
+        """Build it by the arguments of mmdet's `DeformableDETRHead`.
+
+        ConfigError: one stage, no refinement, or other numbers of queries and of their boxes.
+        """
         for key in ('as_two_stage', 'with_box_refine'):
             if not kwargs.get(key, False):
                 raise ConfigError(f'model.bbox_head.{key}=False: expected True, as DINO has it')

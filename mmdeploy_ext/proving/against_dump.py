@@ -116,6 +116,8 @@ class ImageDumpComparer:
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
         """Compare the tensors, and results of a `full` graph; the choice among ties may be the engine's.
 
+        In less than float32 a share of the results has to match, see `half_bars.accept_rate`.
+
         `name` is that of the sample, `tensors` are the arrays of the dump by name, `manifest` is the content
         of its manifest.json. DataError: the dump lacks a tensor.
         """

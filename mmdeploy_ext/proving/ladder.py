@@ -93,7 +93,8 @@ def prove(
             nothing is demanded.
         timed: whether the verdict has times, which decide nothing; for them the engines run a model of
             pictures a few more times.
-        settings: keyword arguments of the kind of proof, see its class.
+        settings: keyword arguments of the kind of proof, see its class: `picture_files` of pictures, `bars`
+            of a drive, `ranges`, `max_voxels` and `node_list` of a backbone.
 
     Returns:
         The verdict; and samples with the results of PyTorch and of the engine, each a `Pair` to be drawn in a

@@ -291,7 +291,7 @@ class TransFusionHead(nn.Module):
     def loss(
         self, predictions: Mapping[str, Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor]
     ) -> dict[str, Tensor]:
-        """Return name -> loss of predictions of `forward`, see `HeadLosses`.
+        """Return `loss_heatmap`, `layer_0_loss_cls` and `layer_0_loss_bbox` of predictions of `forward`.
 
         Per sample there are boxes (n, 9) with the columns of `get_bboxes`, and labels (n,).
         """

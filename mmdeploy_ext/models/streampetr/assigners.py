@@ -93,7 +93,8 @@ class HungarianAssigner3D(BaseAssigner):
     ) -> AssignResult:
         """Match the queries of one sample and one decoder layer.
 
-        Predicted boxes are (Q, 10) as `normalize_bbox` writes them, logits (Q, K); ground truth is (G, 9):
+        Predicted boxes are (Q, 10): x, y, z, logarithms of the sizes, sine and cosine of the yaw, velocity,
+        as `normalize_bbox` writes them; logits (Q, K); ground truth is (G, 9):
         gravity centre, sizes, yaw, velocity, in m, rad, m/s in the LiDAR frame, and (G,) int64.
         `code_weights` (10,) are factors of the columns, None is 1 for all; `with_velo` says whether the
         velocity counts. ValueError: there are boxes to ignore.

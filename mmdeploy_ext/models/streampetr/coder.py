@@ -45,9 +45,9 @@ def denormalize_bbox(normalized: Tensor, pc_range: list[float] | Tensor | None =
 class NMSFreeCoder(QueryBoxCoder, BaseBBoxCoder):
     """The best (query, class) pairs as boxes, see `QueryBoxCoder`; codes are those of `normalize_bbox`.
 
-    Scores below `score_threshold` are dropped; None or 0 drops none. Boxes whose centre is outside of
-    `post_center_range` are dropped, too. `pc_range` is kept for the head that reads it. The arguments are
-    those of `QueryBoxCoder`.
+    There are at most `max_num`. Scores below `score_threshold` are dropped; None or 0 drops none. Boxes whose
+    centre is outside of `post_center_range` are dropped, too. `pc_range` is kept for the head that reads it.
+    The arguments are those of `QueryBoxCoder`.
     """
 
     def passing(self, scores: Tensor) -> Tensor:

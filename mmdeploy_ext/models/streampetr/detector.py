@@ -173,7 +173,8 @@ class Petr3D(MVXTwoStageDetector):
         """Return the head's outputs by name for one frame (1, N, 3, H, W).
 
         Another `scene_token` of its metas than that of the last frame starts a new stream. `data` has
-        `timestamp`, `ego_pose` and `ego_pose_inv`, and what else the head takes.
+        `timestamp` (1,) float64 s, `ego_pose`, `ego_pose_inv` (1, 4, 4), LiDAR to global and back, and what
+        else the head takes: `lidar2img` and `intrinsics` (1, N, 4, 4).
         """
         scene_token = img_metas[0]['scene_token']
         is_new = scene_token != self.prev_scene_token

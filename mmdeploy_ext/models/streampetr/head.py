@@ -37,7 +37,12 @@ class StreamPETRHead(FrameSteps, HeadLayers):
             first depth, m; the end of the range in x, `position_range[3]`, would be the next one.
         position_range: x, y, z low, then high, m: the range that normalises the points of the bins.
         normedlinear: cosine classifier.
-        with_dn, scalar, noise_scale, noise_trans, dn_weight, split: denoising queries in training.
+        with_dn: whether there are denoising queries in training, `scalar` groups of them.
+        noise_scale, noise_trans: a noised centre moves by up to (half its box + `noise_trans` m) times
+            `noise_scale` along each axis.
+        split: a box that moved by more than this share of it (Euclidean norm of the three parts) becomes
+            background.
+        dn_weight: factor of the losses of denoising queries.
         ignored: `with_position` and `depth_step`, which upstream ignores too, and `code_size`, which must be
             10. ConfigError, which names it: a value that is not supported, or a key that neither this class
             nor `HeadLayers` describes.
@@ -62,9 +67,9 @@ class StreamPETRHead(FrameSteps, HeadLayers):
 
         Metas have 'pad_shape' (and the ground truth, for denoising); data are lidar2img, intrinsics (B, N, 4,
         4), ego_pose, ego_pose_inv (B, 4, 4), timestamp (B,) float64 s, prev_exists (B,) float32, and keys
-        that are not used. Returned are all_cls_scores (L, B, Q, K) logits and all_bbox_preds (L, B, Q, 10) in
-        the columns of `coder.normalize_bbox` (m, log of sizes), both without denoising queries, and
-        dn_mask_dict (None if there are no denoising queries).
+        that are not used. Returned are all_cls_scores (L, B, Q, K) logits and all_bbox_preds (L, B, Q, 10):
+        x, y, z of the centre (m), logarithms of three sizes, sine and cosine of the yaw, velocity x, y (m/s);
+        both without denoising queries; and dn_mask_dict (None if there are no denoising queries).
         """
         if topk_indexes is not None:
             raise ConfigError(
@@ -120,8 +125,10 @@ class StreamPETRHead(FrameSteps, HeadLayers):
         """Return, per sample, boxes (n, 9) of `img_metas`' box type, scores (n,) and labels (n,), best first.
 
         The columns of boxes are those of `coder.denormalize_bbox`, x, y, z, sizes in m, yaw in rad and
-        velocity in m/s, but z is that of the bottom. `preds_dicts` is what `forward` returned, whose last
-        layer counts; `rescale` is not used.
+        velocity in m/s, as the model was trained (length, width, height, and the yaw from x counter-clockwise
+        with boxes of mmdet3d 1.x), but z is that of the bottom.
+
+        `preds_dicts` is what `forward` returned, whose last layer counts; `rescale` is not used.
         """
         results = []
         for decoded, meta in zip(self.bbox_coder.decode(preds_dicts), img_metas, strict=True):

@@ -187,8 +187,9 @@ class FrameSteps:
         query must not look; None: all look at all.
 
         Returns:
-            outs_dec (L, B, Q, C), all_cls_scores (L, B, Q, K) logits, all_bbox_preds (L, B, Q, 10) with the
-            centre in m; of the last layer alone without `all_layers`.
+            outs_dec (L, B, Q, C), all_cls_scores (L, B, Q, K) logits, all_bbox_preds (L, B, Q, 10): x, y, z
+            of the centre in m, logarithms of three sizes, sine and cosine of the yaw, velocity x, y in m/s;
+            of the last layer alone without `all_layers`.
         """
         content, position, points = self.encode_memory(memory)
         count = self.num_propagated
@@ -217,7 +218,7 @@ class FrameSteps:
     def predict(
         self, outs_dec: Tensor, reference_points: Tensor, first_layer: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Return logits (L, B, Q, K) and box codes (L, B, Q, 10) of decoder outputs (L, B, Q, C).
+        """Return logits (L, B, Q, K) and box codes (L, B, Q, 10), see `decode`, of outputs (L, B, Q, C).
 
         Every layer's centre is an offset, added before a sigmoid, to the same `reference_points` (B, Q, 3)
         relative to the range of the boxes. The outputs begin with those of the layer `first_layer`.

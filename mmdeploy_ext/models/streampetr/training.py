@@ -142,8 +142,9 @@ def head_losses(
             loss_cls, loss_bbox, split, dn_weight, with_dn, sync_cls_avg_factor, training.
         gt_bboxes_list: B LiDARInstance3DBoxes.
         gt_labels_list: B tensors (n,) int64.
-        preds_dicts: `all_cls_scores` (L, B, Q, K) logits, `all_bbox_preds` (L, B, Q, 10) in the columns of
-            `normalize_bbox`, `dn_mask_dict`: None, or the dict of `prepare_denoising` and
+        preds_dicts: `all_cls_scores` (L, B, Q, K) logits, `all_bbox_preds` (L, B, Q, 10): x, y, z (m),
+            logarithms of the sizes, sine and cosine of the yaw, velocity (m/s), as `normalize_bbox`
+            has them; `dn_mask_dict`: None, or the dict of `prepare_denoising` and
             `output_known_lbs_bboxes`, the pair (L, B, pad, ...) of logits and boxes of the denoising queries.
 
     Returns:
