@@ -28,7 +28,7 @@ class TorchBackend(Backend):
         """Keep the options.
 
         Args:
-            stages: stages in the order of execution, as `Family.stages` returns them.
+            stages: stages in the order of execution, as `ImageFamily.stages` returns them.
             spec: contract of the graph that an export of them would be.
             device: 'cpu', 'cuda', 'cuda:1' ...
         """

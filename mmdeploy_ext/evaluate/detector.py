@@ -107,7 +107,8 @@ class BackendDetector(Network):
     ) -> tuple[Sequence[torch.Tensor], Sequence[Mapping[str, Any]], list[PreparedImage]]:
         """Return the views of a batch, the metas of its images, and these as the family takes them.
 
-        `data` is that of `run`. ShapeError: test-time augmentation.
+        The views are a list of one tensor (B, 3, H, W). `data` is that of `run`. ShapeError: test-time
+        augmentation.
         """
         from mmcv.parallel import scatter_kwargs
 

@@ -100,8 +100,8 @@ def export_graph(
     Args:
         graph: one that has its ONNX model already (`graph.model`) is not exported again.
         options: options of the export, with the opset resolved.
-        keep_fp32: patterns, as of the options, of nodes that stay float32 in files of the family, beside
-            those of the options.
+        keep_fp32: patterns, as of the options, of nodes (of their names, operators, modules or outputs) that
+            stay float32 in files of the family, beside those of the options.
         example: input name -> tensor that is traced; with None or an empty dict the graph's own example.
 
     Raises:

@@ -208,7 +208,8 @@ class Family(abc.ABC):
         """Read a checkpoint into the model; return the `Checkpoint`, whose `meta` is {} if the file has none.
 
         Families of backbones return a `LoadReport` instead. `weight_layout` is that of the kernels of sparse
-        convolutions; families of detectors ignore it, also those that have some. CheckpointError: no such
+        convolutions in the file: 'auto', which finds it from their shapes, 'spconv1', 'spconv2' or
+        'spconv2-rskc'; families of detectors ignore it, also those that have some. CheckpointError: no such
         file, damaged, or of another model.
         """
         from mmdeploy_ext.weights.checkpoint import load_checkpoint

@@ -43,7 +43,8 @@ class Record:
         onnx, onnx_sha256: name of the ONNX file that it was built from, and the digest of it and its weights
             beside it (`core.files.sha256_onnx`).
         precision: `AS_GIVEN`, or 'fp16' if the build wrote float16 into the graph.
-        keep_fp32: patterns of nodes that stayed float32 in a build for 'fp16'.
+        keep_fp32: patterns of nodes (of their names, operators, modules or outputs) that stayed float32 in a
+            build for 'fp16'.
         constants: inputs of the ONNX file that are constants in the engine, as they were written: NAME or
             NAME=VALUES.
         inputs, outputs: inputs and outputs of the engine.

@@ -167,7 +167,7 @@ def aggregate(
     weights: Tensor,
     grid_sample: bool = False,
 ) -> Tensor:
-    """Return the aggregated features (B, A, C).
+    """Return the aggregated features (B, A, C), the weighted sums over points, cameras and levels.
 
     Args:
         features: (B, S, C), camera by camera, level by level, row by row.

@@ -72,9 +72,10 @@ class Operator:
         example: gives one set of input tensors that the forms can be traced with.
         traceable: the same in operators that both exporters know; None where `body` says it in ONNX.
         body: ONNX text of the operator as a local function (`onnx.parser`), which is called `name`, too.
-        shapes: gives empty outputs for given inputs; by default the traceable form does. Needed with `body`,
-            and where a size of an output depends on values.
-        reference: numpy form, for `python` nodes and tests; by default the eager form runs there.
+        shapes: takes the arguments of `eager`, attributes too, and gives empty outputs; by default the
+            traceable form does. Needed with `body`, and where a size of an output depends on values.
+        reference: numpy form, for `python` nodes and tests, with the attributes by name; by default the eager
+            form runs there.
         plugin: the TensorRT node, if an engine has a plugin for it.
 
     Raises:

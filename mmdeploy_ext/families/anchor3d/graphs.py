@@ -20,7 +20,8 @@ MEANINGS = dict(
     bbox_pred='deltas of each anchor',
     dir_cls_pred='whether a box points the other way',
 )
-"""Output of a level, see `anchors3d.OUTPUTS` -> its meaning."""
+"""Output of a level, see `anchors3d.OUTPUTS` -> its meaning. Scores, and the two values of a direction, are
+logits."""
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:

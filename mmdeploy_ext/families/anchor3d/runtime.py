@@ -29,9 +29,9 @@ class AnchorOnnx(LidarOnnx):
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Arrays) -> Detections3D:
-    """Return the boxes of a sweep, best first, in its LiDAR frame.
+    """Return the boxes of a sweep, best first, in its LiDAR frame: after NMS within classes, z at the bottom.
 
-    It is for a program that runs the file of the head by itself.
+    It is for a program that runs the file of the head by itself. `max_num` of the metadata come back at most.
 
     `metadata` and `outputs` are those of that file: per level logits of classes, deltas, and logits of
     directions, see `anchors3d.decode`.

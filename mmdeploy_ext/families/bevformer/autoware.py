@@ -65,7 +65,10 @@ def check(filename: str, rule: MultiViewRule) -> None:
 
 
 def companions(model: nn.Module) -> dict[str, str]:
-    """Return file name -> text, of the one file beside the graph: the parameters of the node."""
+    """Return file name -> text, of the one file beside the graph: the parameters of the node.
+
+    `input_width` and `input_height` are those of the pictures as they were taken, before `scale_factor`.
+    """
     head, rule = model.pts_bbox_head, model.rule
     transformer = head.transformer
     parameters: dict[str, Any] = dict(

@@ -67,9 +67,13 @@ class BevFormerFrame(nn.Module):
         Args:
             img: (N, 3, H, W), normalised pictures, padded at the bottom and on the right.
             lidar2img: (N, 4, 4), from the LiDAR's frame, m, to pixels of these pictures times depth.
-            can_bus: (18,) of `bev_motion.motion_since`.
-            bev_shift: (2,) of `bev_motion.bev_shift`.
-            bev_rotation: (2, 3) of `bev_motion.bev_rotation`.
+            can_bus: (18,) of `bev_motion.motion_since`: the record of this frame, but of position (m, along
+                the axes of the map) and heading in degrees what they changed by since the frame before.
+            bev_shift: (2,) of `bev_motion.bev_shift`: the way of the car since then, x to its right and y
+                ahead, in shares of the view's sides; a cell finds itself in the last view at its place plus
+                this.
+            bev_rotation: (2, 3) of `bev_motion.bev_rotation`, from the centre of a cell (x, y, 1), in cells
+                from the middle of the view, to its source x, y in -1..1 of the last view.
             prev_bev: (Q, 1, C), `bev_embed` of the frame before, neither turned nor moved.
             use_prev_bev: (1,) 1; 0 at the first frame of a scene, where `prev_bev` may be any finite numbers.
 

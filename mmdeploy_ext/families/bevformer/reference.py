@@ -19,7 +19,7 @@ NODE_STEPS = 4
 """Steps of float32 by which a record of Autoware's node may differ from the exact one: it computes the
 heading of a rounded quaternion."""
 OUTPUTS = ('bev_embed', 'all_cls_scores', 'all_bbox_preds')
-"""Outputs of the head that are compared."""
+"""Outputs of the head that are compared, with the shapes of the graph; the scores are logits."""
 
 
 def reference_record(frame: Frame, orientation: str = '') -> np.ndarray:

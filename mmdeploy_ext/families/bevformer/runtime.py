@@ -181,6 +181,9 @@ class BevFormerOnnx(CameraRuntime):
     def step(self, frame: Frame) -> StepResult:
         """Run a prepared frame and keep its view.
 
+        Another scene token begins a scene, a gap between times does not. Outputs have the names of the
+        portable graph, whatever contract the file has.
+
         Raises:
             ShapeError: images of another shape.
             DataError: a record or a calibration of another shape or not of finite numbers, or a record of
@@ -281,8 +284,10 @@ def frame_with_record(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: Mul
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> Detections3D:
     """Return the boxes of a frame, best first, in its LiDAR frame, for a program that runs the file itself.
 
-    Of `outputs`, by the names of the portable graph, the last layers of `all_cls_scores` (L, 1, R, K) and
-    `all_bbox_preds` (L, 1, R, 10) count, see `query_boxes.decode`; `metadata` are those of the file.
+    They are the best `max_num` pairs of query and class, of which `post_center_range` (of centres) and a
+    `score_threshold` of `metadata`, those of the file, may leave some out; there is no NMS. Of `outputs`, by
+    the names of the portable graph, the last layers of `all_cls_scores` (L, 1, R, K) logits and
+    `all_bbox_preds` (L, 1, R, 10) count, see `query_boxes.decode`.
     """
     return decode(outputs['all_cls_scores'], outputs['all_bbox_preds'], metadata.postprocess)
 

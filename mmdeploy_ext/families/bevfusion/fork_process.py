@@ -162,7 +162,8 @@ class ForkModel:
                 float32, normalised, and the matrices of `MATRICES` as `FusedFrame` has them.
 
         Returns:
-            `boxes` (n, 7 or 9), whose columns `box_convention` tells, `scores` (n,) and `labels` (n,) int64;
+            `boxes` (n, 7 or 9), z at the bottom, whose sizes and yaw `box_convention` tells, `scores` (n,)
+            and `labels` (n,) int64;
             `bev` (1, channels, X, Y) with a LiDAR, `cells` (N, D, h, w) with cameras, and `depth` (N, 1, H,
             W) of a view transform with depth maps.
         """

@@ -84,8 +84,8 @@ class DepthMaps(nn.Module):
     def forward(self, points: Tensor, *matrices: Tensor) -> Tensor:
         """Return (N, 1, height, width) metres of points (P, 3) and `DEPTH_MATRICES`, see `rig.depth_maps`.
 
-        Points are in the augmented LiDAR frame, m. The last of the matrices is (4, 4), the others are
-        (N, 4, 4).
+        Of several points in a pixel the last one counts; pixels without any are 0. Points are in the
+        augmented LiDAR frame, m. The last of the matrices is (4, 4), the others are (N, 4, 4).
         """
         rig = Rig(**{name: matrix[None] for name, matrix in zip(DEPTH_MATRICES, matrices, strict=True)})
         return self.transform.depth_maps([points], rig)[0]
@@ -115,7 +115,7 @@ def boxes_of_map(head: nn.Module, joined: Tensor) -> tuple[Tensor, ...]:
 
     A box is x, y, z of the bottom, w, l, h, yaw from -y clockwise and the velocity vx, vy, in the LiDAR's
     frame, m, rad and m/s; the label is -1 for one that the head drops by its range or score. No box is
-    suppressed.
+    suppressed, and their order is that of the queries, not of the scores.
     """
     return tuple(rows[0] for rows in head.candidates(head(joined)))
 

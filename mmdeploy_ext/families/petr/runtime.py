@@ -311,6 +311,9 @@ class PetrOnnx(CameraRuntime):
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> Detections3D:
     """Return the boxes of a frame, best first, for a program that runs the files by itself.
 
+    They are in its LiDAR frame: the best `max_num` pairs of query and class, of which `post_center_range` (of
+    centres) and a `score_threshold` of `metadata` may leave some out; there is no NMS.
+
     `metadata` and `outputs`, `all_cls_scores` (L, 1, R, K) logits and `all_bbox_preds` (L, 1, R, 10), are
     those of the head's file; of the layers the last one counts. For a file of DL4AGX's contract the outputs
     have to be named like that, see `BOUND_NAMES`.

@@ -178,7 +178,7 @@ def with_fp16_metadata(model: onnx.ModelProto, fp16_io: bool, keep_fp32: Sequenc
     Args:
         model: model in float16, which is not converted here.
         fp16_io: its inputs and outputs became float16, too.
-        keep_fp32: patterns of nodes that stayed float32.
+        keep_fp32: patterns of nodes that stayed float32; for what they fit see `matching_nodes`.
     """
     props = {entry.key: entry.value for entry in model.metadata_props}
     try:

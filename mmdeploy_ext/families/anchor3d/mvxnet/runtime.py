@@ -180,6 +180,9 @@ def frame_of_rig(
 def boxes_of_outputs(metadata: Metadata, outputs: Arrays) -> Detections3D:
     """Return the boxes of a frame, best first, for a program that runs the file of the head by itself.
 
+    They are in its LiDAR frame, after NMS within classes, z at the bottom, and `max_num` of the metadata at
+    most.
+
     `metadata` and `outputs` are those of that file: per level logits of classes, deltas, and logits of
     directions, see `anchors3d.decode`.
     """

@@ -211,6 +211,9 @@ def decode(cls_scores: np.ndarray, bbox_preds: np.ndarray, facts: Mapping[str, A
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> Detections3D:
     """Return the boxes of a frame, best first, for a program that runs the files by itself.
 
+    They are in its LiDAR frame: the best `max_num` pairs of query and class, of which `post_center_range` (of
+    centres) and a `score_threshold` of `metadata` may leave some out; there is no NMS.
+
     `metadata` and `outputs`, `all_cls_scores` and `all_bbox_preds` (see `decode`), are those of the last
     file.
     """
