@@ -122,7 +122,7 @@ def ensure_toy_panoptic(root: str | os.PathLike[str] = 'data/toy_coco', **parame
     if not (root / staging.MANIFEST).is_file():
         ensure_toy_coco(root, **parameters)
     try:
-        set_parameters = read_json(root / staging.MANIFEST)['parameters']
+        set_parameters = dict(read_json(root / staging.MANIFEST)['parameters'])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f'{root / staging.MANIFEST}: cannot be read; make the set again with --force'

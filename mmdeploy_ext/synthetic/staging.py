@@ -88,7 +88,8 @@ def is_ready(root: Path, parameters: dict[str, Any]) -> bool:
     if not (root / MANIFEST).is_file():
         return False
     manifest = read_json(root / MANIFEST)
-    if not isinstance(manifest, dict) or not {'parameters', 'sha256'} <= manifest.keys():
+    parts = [manifest.get(key) for key in ('parameters', 'sha256')] if isinstance(manifest, dict) else ()
+    if not parts or not all(isinstance(part, dict) for part in parts):
         raise DataError(f'{root / MANIFEST}: is not the manifest of a generated set; choose another folder')
     existing = manifest['parameters']
     keys = sorted(key for key in {*existing, *parameters} if existing.get(key) != parameters.get(key))
@@ -115,8 +116,9 @@ def open_staging(root: Path, parameters: dict[str, Any]) -> Path:
     """
     staging = staging_folder(root)
     marker = staging / _PARAMETERS
-    if marker.is_file() and json.loads(marker.read_text(encoding='utf-8')) == parameters:
-        return staging
+    with contextlib.suppress(ValueError):  # a marker that is no JSON is that of another run
+        if marker.is_file() and json.loads(marker.read_text(encoding='utf-8')) == parameters:
+            return staging
     if staging.exists():
         shutil.rmtree(staging)
     staging.mkdir(parents=True)

@@ -97,6 +97,23 @@ def test_a_set_that_lost_a_picture_is_found_out(tmp_path):
         coco.ensure_toy_coco(tmp_path / 'set', **few)
 
 
+@pytest.mark.parametrize('part', [1, None, [1], 'text'])
+@pytest.mark.parametrize('key', ['parameters', 'sha256'])
+def test_a_manifest_whose_entries_are_no_dicts_is_refused_by_name(tmp_path, key, part):
+    (tmp_path / staging.MANIFEST).write_text(json.dumps(dict(parameters={}, sha256={}) | {key: part}))
+    with pytest.raises(DataError, match=r'READY\.json: is not the manifest of a generated set'):
+        staging.is_ready(tmp_path, {})
+
+
+def test_leavings_whose_parameters_cannot_be_read_are_not_used(tmp_path):
+    folder = staging.open_staging(tmp_path / 'set', {'seed': 1})
+    (folder / 'PARAMETERS.json').write_bytes(b'{\xff')
+    (folder / 'stray.jpg').write_text('x')
+    assert [path.name for path in staging.open_staging(tmp_path / 'set', {'seed': 1}).iterdir()] == [
+        'PARAMETERS.json'
+    ]
+
+
 def test_an_interrupted_run_resumes_with_what_it_had(small_set, tmp_path, monkeypatch):
     monkeypatch.setattr(coco, 'SHARD', 8)
     root, made, write = tmp_path / 'set', [], coco._write_image
