@@ -314,8 +314,8 @@ class SequenceRow:
         match_rate: share of `matched` in the longer of both lists, `reference` or `matched` + `outside` +
             `extra`; below float32 `outside` counts as matched, too. None when there was nothing to match.
         match_bar: smallest rate that passes.
-        worst_distance: largest distance of a pair, metres; None if the task does not measure one.
-        worst_score: largest score difference of a pair.
+        worst_distance: largest distance of a pair that counts, metres; None if the task does not measure one.
+        worst_score: largest score difference of a pair that counts, see `DetectionRow`.
         ties: number of memory rows, and of queries if a memory is chosen anew in every frame, that differ
             between the engines because scores were equal within rounding; not errors.
         tied_frames: number of frames with a tie.

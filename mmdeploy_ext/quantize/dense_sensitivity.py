@@ -76,7 +76,7 @@ class Outputs:
         return float(np.min([difference.cosine for difference in self.by_layer.values()]))
 
     def to_json(self) -> dict[str, Any]:
-        """Return name of a compared layer -> figures of its difference, see `Difference.to_json`."""
+        """Return name of a compared layer -> dict of `cosine`, `error`, `largest_error` and `largest`."""
         return {name: difference.to_json() for name, difference in self.by_layer.items()}
 
 

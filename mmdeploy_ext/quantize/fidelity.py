@@ -74,7 +74,10 @@ class Row:
         return severity(self.local.error if self.output is None else self.output.error)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the attributes as plain JSON types, `local` as `own`, with `Difference.to_json` of each."""
+        """Return the attributes as plain JSON types, `local` as `own`.
+
+        Differences are dicts with `cosine`, `error`, `largest_error` and `largest`; `output` may be None.
+        """
         return dict(
             name=self.name,
             module=self.module,

@@ -41,7 +41,7 @@ class Assumption:
 
     Attributes:
         title: name for tables.
-        ties: see `fake_quantise`.
+        ties: where values halfway between two codes go: 'even', to the even one, or 'away' from zero.
         stored: whether a tensor is stored in int8 once, by the range of the first int8 node that reads it,
             and every int8 node that reads it rounds that again by its range; otherwise each rounds the exact
             value, as nodes in fp16 do in any case.

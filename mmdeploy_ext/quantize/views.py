@@ -133,7 +133,12 @@ def output_table(outputs: Outputs) -> Table:
 
 
 def time_text(times: Mapping[str, Any]) -> str:
-    """Return a line of text about INT8's time; `times` is what `benchmark.measure.time_files` returned."""
+    """Return a line of text about INT8's time; `times` is what `benchmark.measure.time_files` returned.
+
+    `ratio` is INT8's time over float32's, `cpu_ratio` the same of the CPU time, `float_ms` and `int8_ms` are
+    the times, all of them dicts with `median`, `q1` and `q3`; `other_load` is the share of the cores that
+    other processes used, or None, and `quiet_share` that up to which times are not doubtful.
+    """
     ratio = times['ratio']
     text = (
         f'time: {ratio["median"]:.3f} of float32 (quartiles {ratio["q1"]:.3f} to {ratio["q3"]:.3f}; '

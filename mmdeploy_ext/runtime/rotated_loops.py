@@ -16,6 +16,7 @@ import numpy as np
 from mmdeploy_ext.core.compiled import njit
 
 POINTS = 24
+"""Largest number of crossings of edges and inner corners of a pair of boxes."""
 HALF, TWO, ZERO, UNIT = np.float32(0.5), np.float32(2), np.float32(0), np.float32(1)
 SAME_ANGLE, SAME_POINT, NO_AREA = 1e-6, 1e-8, 1e-14
 """Cross product below which two points are in one direction, squared length up to which a point is the first

@@ -252,8 +252,8 @@ class PairRun:
     `spec`, `bars` and `memory` are those of `Modes`; `match` is `match_detections` of its task.
 
     Attributes:
-        worst_distance, worst_score: largest differences of matched results; the distance, in m, is None
-            before the first.
+        worst_distance, worst_score: largest differences of pairs that count, see `DetectionRow`; the
+            distance, in m, is None before the first.
         tied: `ties`, `tied_frames`, `affected_frames` and `taken_over` of `SequenceRow`, so far.
         pairing: which rows of the memory belong together; None for a memory without scores and confidences.
         outputs: specs of the outputs that are no state.

@@ -26,6 +26,7 @@ fit_pair = bbox2d.fit_pair
 """(pair) -> the pair, its picture shrunk or enlarged so that labels are legible; masks and boxes stay as they
 are, and `draw_pair` resizes the masks."""
 SAME_LOGITS_SCORE_BAR = bbox2d.SAME_LOGITS_SCORE_BAR
+"""Largest score difference of a matched pair if both sides have the same logits."""
 SLIVER = 1.0
 """Pixels. The mask of a box that is less wide, or less high, is sampled at one position between two rows."""
 SLIVER_IOU = 0.95
