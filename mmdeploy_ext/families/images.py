@@ -332,9 +332,10 @@ class ImageFamily(Family):
         return {}
 
     def trial(self, model: torch.nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-        """Return the stages behind the network, and the specs of their outputs: results, lists before them.
+        """Return the stages behind the network, and the specs of the outputs: results, lists before them.
 
-        Both are those of a graph with these options.
+        Both are those of a graph with these options; of outputs that are the network's own there are specs,
+        too.
         """
         return self.stages(model, options)[1:], self.spec(model, options).outputs
 

@@ -128,7 +128,8 @@ REPEATED: dict[str, Callable[..., onnx.ModelProto]] = {
 
 The arguments are those of the functions, as the command line gives them: `rules` are texts for `parse_rule`,
 `named` names of rules, `shapes` texts for `shapes.parse` such as 'batch=1', `opened` names of options, `io`
-'fp16' or 'fp32', `keep_fp32` patterns of nodes; those of `rename` are its parameters.
+'fp16' or 'fp32', `keep_fp32` patterns of nodes; those of `rename` are `tensors`, `nodes`, `prefix` and
+`fill`.
 
 The proof repeats the record on a fresh export and compares the graphs, so that a command which changes what
 is computed would change both sides, and go unnoticed. Therefore a command has to be equal by construction, or

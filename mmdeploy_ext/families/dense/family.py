@@ -181,7 +181,7 @@ class DenseFamily(ImageFamily):
         return [limit for limit in limits if limit.key not in kind.fixed]
 
     def trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-        """Return the stages behind the network and their outputs.
+        """Return the stages behind the network, and the specs of the file's outputs.
 
         A trial exports these alone, with other limits: batch norms of the network need not be folded.
         """

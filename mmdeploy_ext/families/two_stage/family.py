@@ -260,9 +260,10 @@ class TwoStageFamily(ImageFamily):
             return super().scores_of(model, images, name)
 
     def trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-        """Return the stages behind the network, if there is one, and their outputs.
+        """Return the stages behind the network, if there is one, and the specs of the file's outputs.
 
-        Of a graph that makes proposals and results of them the proposals are an output, too.
+        Of the form 'proposals' some of these are outputs of the network. Of a graph that makes proposals and
+        results of them the proposals are an output, too.
         """
         chain, outputs = self.stages(model, options), self.spec(model, options).outputs
         if options.form == split_graphs.REGIONS:  # has no network before it

@@ -1,6 +1,6 @@
 """The graphs of two-stage detectors: their contracts, and the chain of modules that keeps them.
 
-Glossary: B batch, K proposals of an image, H, W network input in pixels, n detections.
+Glossary: B batch, K proposals of an image, H, W network input in pixels.
 """
 
 import dataclasses

@@ -30,7 +30,8 @@ class Change:
         kind: 'attribute', 'initializer', 'wiring', 'node', 'input', 'output', 'opset', 'metadata',
             'function' or 'domain'; 'inside' for one that `compare.diff_files` adds: of a body or function, a
             default of an input, or the order of inputs or outputs.
-        where: node, tensor or key, by the left graph's name when it has one.
+        where: node (of an initializer or a wiring the one that reads it), tensor or key, by the left graph's
+            name when it has one.
         detail: what differs; the left graph is the one on trial, the right one the reference.
         left: position of the node in the left graph, None if the change is of no node, or of one that only
             the right graph has.
