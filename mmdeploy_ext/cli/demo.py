@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,7 +100,7 @@ def open_writer(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]
 def _open_video(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
     import cv2
 
-    if UNPRINTABLE.search(str(out.resolve())):  # OpenCV ends in a crash
+    if UNPRINTABLE.search(os.path.realpath(out)):  # OpenCV ends in a crash
         raise UsageError(f'--out {out}: OpenCV writes no film under a name that cannot be printed')
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.stem}.') as folder:

@@ -25,14 +25,27 @@ NEW, OLD, FACTS = 'new', 'old', 'facts.json'
 one and the names that it does not take from the old one."""
 
 
+def resolved(target: AnyPath) -> Path:
+    """Return the absolute path of a file or folder, links followed.
+
+    UsageError: a link leads back to itself.
+    """
+    try:
+        return Path(target).resolve()
+    except RuntimeError as error:
+        raise UsageError(
+            f'{target}: is a link that leads back to itself; remove it, or name another'
+        ) from error
+
+
 def check_replaceable(target: AnyPath) -> None:
     """Refuse a folder that cannot be replaced as a whole, or made if it is missing; none is made here.
 
     Raises:
-        UsageError: it is a file, the working folder or a mount point, or it, or what is beside it, cannot be
-            written.
+        UsageError: it is a file, the working folder, a mount point or a link that leads back to itself, or
+            it, or what is beside it, cannot be written.
     """
-    folder = Path(target).resolve()
+    folder = resolved(target)
     _check_kind(target)
     check_writable(folder.with_name(f'.{folder.name}.lock'))
 
@@ -45,7 +58,7 @@ def check_new_folder(folder: Path) -> None:
 
 
 def _check_kind(target: AnyPath) -> None:
-    folder = Path(target).resolve()
+    folder = resolved(target)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f'{target}: is a file, expected a folder')
     if folder.is_dir() and (folder.samefile(os.curdir) or os.path.ismount(folder)):
@@ -77,14 +90,14 @@ def replaced_folder(
         patience_s: seconds to wait for another process; 0 to try once.
 
     Raises:
-        UsageError: the folder is a file, the working folder, a mount point or cannot be written, a folder in
-            it that is to be kept cannot be moved, or another process is writing it for more than
-            `patience_s`.
+        UsageError: the folder is a file, the working folder, a mount point, a link that leads back to itself
+            or cannot be written, a folder in it that is to be kept cannot be moved, or another process is
+            writing it for more than `patience_s`.
         Mm2OnnxError: an OSError, here or in the body; `target` is as it was before, unless the message says
             where what could not be moved is. Other exceptions of the body go through.
     """
     _check_kind(target)
-    folder = Path(target).resolve()
+    folder = resolved(target)
     beside = folder.with_name(f'.{folder.name}.{os.getpid()}.part')
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -163,7 +163,11 @@ def _check_inside(folder: Path, value: str) -> None:
         raise ValueError('a path holds no NUL')
     path = PurePath(value)
     inside = not path.is_absolute() and '..' not in path.parts
-    if not inside or not (folder / path).resolve().is_relative_to(folder.resolve()):
+    try:
+        inside = inside and (folder / path).resolve().is_relative_to(folder.resolve())
+    except RuntimeError as error:
+        raise ValueError('it is a link that leads back to itself') from error
+    if not inside:
         raise ValueError('it leads out of the folder, which has to hold all files of the model')
 
 

@@ -14,6 +14,7 @@ import killed_folders
 from killed_folders import LATER, NEW, OLD, OTHERS, OUTDATED, content, replace, write
 from mmdeploy_ext.core import folders
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
+from mmdeploy_ext.synthetic import staging
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -113,6 +114,15 @@ def test_a_link_to_a_folder_stays_one(target):
     link.symlink_to(target)
     replace(link, NEW)
     assert link.is_symlink() and content(target) == NEW | OTHERS
+
+
+def test_a_link_that_leads_back_to_itself_is_refused(tmp_path):
+    link = tmp_path / 'link'
+    link.symlink_to('link')
+    for refuse in (folders.check_replaceable, lambda target: replace(target, NEW), staging.staging_folder):
+        with pytest.raises(UsageError, match='link: is a link that leads back to itself'):
+            refuse(link)
+    assert link.is_symlink()
 
 
 def test_a_process_that_is_killed_before_any_step_loses_nothing():

@@ -493,6 +493,14 @@ def linked(folder):
     (folder / HEAD).symlink_to(outside)
 
 
+def linked_to_itself(file):
+    def change(folder):
+        (folder / file).unlink(missing_ok=True)
+        (folder / file).symlink_to(file)
+
+    return change
+
+
 BOMB = 'a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: [*c, *c]'
 FROM_OUTSIDE = {
     'an operator that ONNX lacks': (
@@ -517,6 +525,8 @@ FROM_OUTSIDE = {
     'a path up': (key(ML, 'head_onnx_path', f'../x/{HEAD}'), ML, 'path'),
     'an absolute path': (key(ML, 'head_onnx_path', f'/models/{HEAD}'), ML, 'path'),
     'a link out of the folder': (linked, ML, 'path'),
+    'a file that is a link to itself': (linked_to_itself(HEAD), ML, 'path'),
+    'an engine that is a link to itself': (linked_to_itself('pts_voxel_encoder.engine'), ML, 'path'),
     'whole numbers': (key(ML, f'{M}voxel_size', [1, 1, 8]), ML, 'ros-type'),
     'zeros without a point': (key(ML, f'{M}yaw_norm_thresholds', [0, 0, 0]), ML, 'ros-type'),
     'truth values': (key(ML, f'{M}yaw_norm_thresholds', [False] * 3), ML, 'value'),
