@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path, read_json, write_json
 from mmdeploy_ext.preprocess.cam2img import square_matrix
 from mmdeploy_ext.synthetic import staging
@@ -106,10 +107,7 @@ class Tables:
         self.root = root
         names = ('sample', 'sample_data', 'calibrated_sensor', 'ego_pose', 'scene', 'sensor')
         names += ('sample_annotation', 'instance', 'category', 'attribute')
-        self.tables = {
-            name: {record['token']: record for record in read_json(root / VERSION / f'{name}.json')}
-            for name in names
-        }
+        self.tables = {name: _read_table(root / VERSION / f'{name}.json') for name in names}
         self.annotations: dict[str, list[dict[str, Any]]] = {}
         for record in self.tables['sample_annotation'].values():
             self.annotations.setdefault(record['sample_token'], []).append(record)
@@ -225,6 +223,18 @@ class Tables:
                 attribute_name=(attributes or ['None'])[0],
                 attribute_id=ATTRIBUTES.index((attributes or ['None'])[0]),
             )
+
+
+def _read_table(path: Path) -> dict[str, dict[str, Any]]:
+    """Return token -> record of a file of a table."""
+    records = read_json(path)
+    try:
+        return {record['token']: record for record in records}
+    except (KeyError, TypeError) as error:
+        raise UsageError(
+            f'{path}: is no table of nuScenes; expected a list of records with `token`. Make the set again '
+            f'with `mm2onnx synthetic nuscenes --force`'
+        ) from error
 
 
 def seen_box(

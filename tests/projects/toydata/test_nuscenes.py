@@ -13,6 +13,7 @@ from pyquaternion import Quaternion
 from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.synthetic import nuscenes as toy
 from mmdeploy_ext.synthetic import nuscenes_scene, nuscenes_sensors, nuscenes_world, staging
+from mmdeploy_ext.synthetic.monocular import Tables
 from mmdeploy_ext.synthetic.nuscenes_sensors import ray_box, render
 
 SMALL = toy.SetOptions(2, 2, 8, seed=3, image_size=(160, 90), sweeps=1)
@@ -377,3 +378,11 @@ def test_bad_options_end_with_one_line_and_status_2(tmp_path, capsys, options, m
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UsageError):
         toy.ensure_toy_nuscenes(tmp_path / 'set', toy.SetOptions(frames=0))
+
+
+@pytest.mark.parametrize('content', ['[{}]', '{"a": 1}', '5', '[1]'])
+def test_a_table_of_other_entries_is_refused_by_name(tmp_path, content):
+    (tmp_path / 'v1.0-trainval').mkdir()
+    (tmp_path / 'v1.0-trainval/sample.json').write_text(content)
+    with pytest.raises(UsageError, match=r'sample\.json: is no table of nuScenes'):
+        Tables(tmp_path)
