@@ -157,6 +157,7 @@ DEFORMABLE_AGGREGATION = register(
         plugin=Plugin('DeformableAttentionAggrPlugin', domain='custom'),
     )
 )
+"""The operator of `aggregate`, with its arguments and result."""
 
 
 def aggregate(

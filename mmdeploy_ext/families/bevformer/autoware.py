@@ -52,7 +52,10 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
 
 
 def check(filename: str, rule: MultiViewRule) -> None:
-    """Refuse pictures that the node does not prepare; ConfigError names the config and what differs."""
+    """Refuse pictures that the node does not prepare; ConfigError names the config and what differs.
+
+    `filename` is that of the config, `rule` what its test pipeline does to the pictures.
+    """
     if rule.num_cameras != node.CAMERAS:
         raise ConfigError(
             f'{filename}: --contract autoware: {rule.num_cameras} cameras; the node has {node.CAMERAS}'

@@ -91,7 +91,8 @@ class BevFormerFrame(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the outputs of `forward`, of `last` as the present frame uses it.
 
-        With `by_plugins` the attentions are operators of the plug-ins, else standard ones.
+        `img`, `lidar2img` and `can_bus` are those of `forward`, without an axis of samples. With `by_plugins`
+        the attentions are operators of the plug-ins, else standard ones.
         """
         head = self.model.pts_bbox_head
         maps = feature_maps(self.model, img)

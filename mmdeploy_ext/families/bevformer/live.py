@@ -34,6 +34,7 @@ ATTENTIONS = dict(
     MSDeformableAttention3D=FORWARD,
     CustomMSDeformableAttention=FORWARD,
 )
+"""Name of a class of upstream's attentions -> its methods that the graph computes by other code."""
 UPSTREAM = dict(
     BEVFormer=(
         'extract_feat', 'extract_img_feat', 'forward', 'forward_test', 'simple_test', 'simple_test_pts',

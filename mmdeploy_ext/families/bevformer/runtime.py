@@ -101,6 +101,11 @@ class BevFormerOnnx(CameraRuntime):
     """An exported BEVFormer with its last bird's-eye view: a `Stepper` of frames.
 
     What methods without a docstring are for is documented by `CameraRuntime`.
+
+    Attributes:
+        contract: that of the file, see `contract_of`.
+        backend: the engine with the file.
+        seconds: spent in it so far, as `network`.
     """
 
     def __init__(self, paths: Paths, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:
@@ -148,7 +153,10 @@ class BevFormerOnnx(CameraRuntime):
         Args:
             images_bgr: N images (h, w, 3) uint8 as OpenCV reads them, in the order of `rule.cameras`.
             calibration: what `rule.calibrate` returns: lidar2img and intrinsics of the network input.
-            can_bus: (18,) record of the motion, see `bev_motion.can_bus_record`.
+            can_bus: (18,) record of the motion as it is measured, not what it changed by: position in the
+                map, m (0 to 2); orientation (3 to 6), `w` of its quaternion four times or the quaternion, as
+                the model was trained; acceleration, rotation rate, velocity (7 to 15); heading in rad and in
+                degrees; see `bev_motion.motion_since` and `can_bus_record`, which makes one.
             scene_token: a change begins a scene; None leaves the scene as it was, and so does a token after
                 frames without one.
 
@@ -262,9 +270,10 @@ def place_of(record: np.ndarray) -> np.ndarray:
 def record_of_info(info: Mapping[str, Any], ego_pose: np.ndarray) -> np.ndarray:
     """Return the record (18,) of the motion of an info, by its pose of the car.
 
-    Of its `can_bus`, if it has one, come entries 7 to 15 alone, see `bev_motion.can_bus_record`. The pose is
-    `ego2global_translation` and `ego2global_rotation`; `ego_pose` (4, 4), LiDAR to global, stands for it in
-    an info without one, whose `can_bus` is not read.
+    Of its `can_bus`, if it has one, come entries 7 to 15 alone: acceleration, rotation rate and velocity,
+    which are 0 without one, see `bev_motion.can_bus_record`. The pose is `ego2global_translation` and
+    `ego2global_rotation`; `ego_pose` (4, 4), LiDAR to global, stands for it in an info without one, whose
+    `can_bus` is not read.
     """
     translation, rotation = (info.get(f'ego2global_{part}') for part in ('translation', 'rotation'))
     if translation is None or rotation is None:

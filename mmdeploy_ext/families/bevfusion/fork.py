@@ -225,7 +225,8 @@ class ForkProcess:
         fork: the repository and its config.
         folder: temporary folder of the job and of the arrays that go in and come out.
         close: ends the process; it is called at the latest when nobody has this object any more.
-        facts: facts about the repository's code, see `fork_process.ForkModel.facts`.
+        facts: `root`, `classes`, `sources`, `patches` and `box_convention` of the repository's code, see
+            `fork_process.ForkModel.facts`.
         operators: compiled operators of the repository that ran in PyTorch so far.
     """
 
@@ -307,6 +308,9 @@ def weights_of_repository(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 class RepositoryMoments(torch.utils.data.Dataset):
     """Moments of an info file as the test pipeline of a repository prepares them.
+
+    A sample has `points`, `img_metas` with `sample_idx`, and with cameras `img` and the `MATRICES` of
+    `img_metas`: each is a `DataContainer`.
 
     Args:
         ann_file: path of the info file.
