@@ -72,7 +72,8 @@ def files_of_types(folder: Path, names: Iterable[str]) -> dict[str, Path]:
     If there is none, it is the first that defines the type. `names` are those of classes, and of functions
     that return one built, such as `EfficientViT_M4`; one that no file defines is left out.
     """
-    either = '|'.join(map(re.escape, names))
+    if not (either := '|'.join(map(re.escape, names))):
+        return {}
     pattern = re.compile(rf'^(?:[ \t]*class|def) ({either})\b', re.MULTILINE)
     registering: dict[str, Path] = {}
     not_registering: dict[str, Path] = {}

@@ -18,11 +18,11 @@ The manifest is a dict: `format`; `engine` (`LIBSPCONV` if that engine alone rea
 sentence about it; `task` (that matches results; None without results); `graphs` (`KitGraph`, and
 `source_sha256`, the hash of the user's file), `cases` (what `KitCase.write` returns) and `frames`
 (`ChainedFrame`), each a list; `file` (of pictures and modules: that of the model); `memory` (`MemorySpec`,
-of a model whose last file gives it); `teacher_forced` (of frames: whether a memory is updated outside of
-the files, and PyTorch's is an input of every frame); `bars` (of pictures and modules: those of the page, {}
-without a page); `config` and `checkpoint_sha256` (of an exported model); `tolerance` and `rows` (of a module,
-see `modules.py`); `pictures` (`name` and `licence` of each); `made_with` (package -> version), `python`;
-`files` (path in the kit -> SHA-256), and `kit_sha256`, see `kit_hash`.
+of a model of frames whose last file gives it); `teacher_forced` (of frames: whether a memory is updated
+outside of the files, and PyTorch's is an input of every frame); `bars` (of pictures and modules: those of the
+page, {} without a page); `config` and `checkpoint_sha256` (of an exported model); `tolerance` and `rows` (of
+a module, see `modules.py`); `pictures` (`name` and `licence` of each); `made_with` (package -> version),
+`python`; `files` (path in the kit -> SHA-256), and `kit_sha256`, see `kit_hash`.
 """
 
 from __future__ import annotations

@@ -54,10 +54,10 @@ class Judgement:
         inputs: number of inputs whose outputs were judged.
         frames: number of frames that were judged after the files ran one after the other.
         cases: one per input and frame; of those in `sequences` only the ones with outputs of a wrong form.
-        sequences: of a model with a memory, its last file in all frames, teacher-forced, and free-running if
-            that was run.
-        first_difference: sentence about the first frame that differs, and its first tensor, its results or
-            its fault; '' if none does, or the model has no memory.
+        sequences: of an exported model with a memory, its last file in all frames, teacher-forced, and
+            free-running if that was run; [] of others, also of a module with a state.
+        first_difference: sentence about the first frame in `sequences` that differs, and its first tensor,
+            its results or its fault; '' if none does, or there are none.
         reasons: why all cases together fail.
         notes: what was not looked at.
     """

@@ -185,6 +185,7 @@ def test_a_file_at_the_root_is_a_module_of_its_own_and_a_link_to_nothing_is_pass
     (tmp_path / '__init__.py').touch()
     path.write_text('class Net:\n    pass\n')
     assert files_of_types(tmp_path, ['Net']) == {'Net': path}
+    assert files_of_types(tmp_path, []) == {}
     assert module_to_import(path, tmp_path) == 'net'
 
 

@@ -130,7 +130,7 @@ class RotatedDenseFamily(ImageFamily):
         ]
 
     def trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-        """Return the stages behind the network, and the specs of their outputs.
+        """Return the stages behind the network, and the specs of the file's outputs.
 
         The network does not run here, so that its batch normalisation is not folded, which takes a copy.
         """
