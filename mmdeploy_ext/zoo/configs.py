@@ -75,7 +75,8 @@ def config_files(patterns: Sequence[str]) -> list[Path]:
             up below the configs of the installed mmdet, or of the library that it begins with, as in
             'mmdet3d/second/*.py'. Without any, all configs of mmdet are returned. Of a folder, at any depth,
             base configs and hidden files (parts that begin with '_' or '.') are left out; a glob takes files
-            of any name, and its `**` is one folder in the working folder, any number below installed ones.
+            of any name, but in the working folder no hidden ones, and its `**` is one folder there, any
+            number below installed ones.
 
     Raises:
         UsageError: a pattern matches no config, or mmdet with its configs, if they are looked up, is not
