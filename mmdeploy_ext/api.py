@@ -481,8 +481,8 @@ def prove(
             data set with their poses and calibrations (`.pkl`, of sweeps also `.json`); models of frames take
             one such file and nothing else. If it is empty: a picture of this package, or frames and sweeps of
             the config's data set, else generated ones; the voxels that every proof of a backbone alone has.
-        frames: largest number of frames in all, or of sweeps of each of `samples`; None: 12. Models of
-            pictures ignore it: they take the first 8, and a line is printed if there are more.
+        frames: largest number of frames in all, or of sweeps (evenly chosen) of each of `samples`; None: 12.
+            Models of pictures ignore it: they take the first 8, and a line is printed if there are more.
         mean: that of the export, if one was given there; None: that of the config.
         std: that of the export, if one was given there; None: that of the config.
         cfg_options: those of the export; with None nothing is replaced.

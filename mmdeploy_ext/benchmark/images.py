@@ -187,7 +187,8 @@ class ImageBenchmark(Benchmark):
     def result(self, *measurements: Any) -> dict[str, Any]:
         """Return the content of the JSON file; the first process adds pre-processing and profiles.
 
-        `measurements` are the arguments of `Benchmark.result`.
+        `measurements` are the arguments of `Benchmark.result`: the contenders, for the one group name of a
+        contender -> its runs, and name of a contender -> result of `memory.measure`.
         """
         result = super().result(*measurements)
         if self.ranks.rank == 0:

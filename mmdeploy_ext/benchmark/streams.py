@@ -214,7 +214,7 @@ class StreamBenchmark(Benchmark):
 
         These are the result of `contract_ratio`, that of `check_bars` for the family's first contract, and
         the model and machine that the bars were set for. `runs` has the runs of the one group; `memories` is
-        the argument of that name of `Benchmark.result`.
+        the argument of that name of `Benchmark.result`, name of a contender -> result of `memory.measure`.
         """
         result = super().result(contenders, runs, *memories)
         ratio, family = contract_ratio(contenders, runs[0]), self.deployment.family

@@ -113,6 +113,8 @@ def load(args: argparse.Namespace) -> Any:
 def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.ExitStack) -> Any:
     """Return the runtime of the files of --onnx on ONNX Runtime, or of an export that is made first.
 
+    Its `detect` returns the boxes of the points of a sweep; it has `rule` and `classes`, too.
+
     Args:
         args: parsed arguments of the command line.
         deployment: what `load` returned; None if --onnx is given and --engine is onnx.
