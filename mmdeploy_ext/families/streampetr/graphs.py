@@ -1,7 +1,7 @@
 """StreamPETR's graphs: the detector's own steps behind flat tensors; `spec.py` has their contracts.
 
-Glossary: N cameras, H, W network input in pixels, h, w feature map, T = N h w tokens, C channels, n
-rows of the memory.
+Glossary: N cameras, H, W network input in pixels, h, w feature map, T = N h w tokens, C channels, n rows of
+the memory, L decoder layers in the outputs (all, or 1: the last one), Q queries, K classes.
 """
 
 import copy
@@ -84,7 +84,9 @@ class HeadStep(nn.Module):
     def step(self, *args: Tensor | Memory) -> tuple[dict[str, Tensor], Memory, Memory]:
         """Run `FrameSteps.step` with its arguments up to `prev_exists`; return what it returns.
 
-        These are the outputs by name, the memory that the frame used, and the memory after it.
+        The arguments are features, position embedding, cone, the memory of the last frame, the transform of
+        its places into this frame, the seconds since, and `prev_exists`. Returned are the outputs by name,
+        the memory that the frame used, and the memory after it.
         """
         queries = (self.tgt, self.query_pos, self.query_points)
         return steps_of(self.model.pts_bbox_head).step(*args, queries=queries, all_layers=self.all_layers)
@@ -117,8 +119,9 @@ class PtsHeadMemory(HeadStep):
         The memory is `embedding` (1, n, C), `reference_point` (1, n, 3), `timestamp` (1, n, 1), `egopose`
         (1, n, 4, 4) and `velo` (1, n, 2), each in the frame that the class names. `ego_motion` (1, 4, 4) is
         from the last LiDAR frame to this one, `delta_t_s` (1,) the time since; the memory is ignored if
-        `prev_exists` (1,) is 0. Returned are all_cls_scores, all_bbox_preds, and the five tensors of the
-        state after the frame.
+        `prev_exists` (1,) is 0. Returned are all_cls_scores (L, 1, Q, K), logits, all_bbox_preds (L, 1, Q,
+        10), codes (see `SpecFactory.predictions`), and the five tensors of the state after the frame, of n
+        rows, too.
         """
         state = Memory(embedding, reference_point, timestamp, egopose, velo)
         outputs, _, after = self.step(img_feats, pos_embed, cone, state, ego_motion, delta_t_s, prev_exists)
@@ -157,9 +160,10 @@ class ForkFrame(HeadStep):
         `ref_point` (1, n, 3) and `velo` (1, n, 2), which is in the LiDAR frame of the row's origin; it is
         ignored if `prev_exists` (1,) is 0.
 
-        Returned are all_cls_scores, all_bbox_preds; embedding, age, egopose, ref_point and velo of the memory
-        that the frame used, without the oldest of the n rows (as many as a frame adds), with points and poses
-        in its LiDAR frame, velocities in those of their rows' origins; outs_dec of the last layer.
+        Returned are all_cls_scores and all_bbox_preds as by `PtsHeadMemory`; embedding, age, egopose,
+        ref_point and velo of the memory that the frame used, without the oldest of the n rows (as many as a
+        frame adds), with points and poses in its LiDAR frame, velocities in those of their rows' origins;
+        outs_dec (1, Q, C) of the last layer.
         """
         steps = steps_of(self.model.pts_bbox_head)
         features = self.model.extract_img_feat(img.unsqueeze(0))
