@@ -130,7 +130,7 @@ class Record:
         return self.fixed is not None and self.fixed.proven
 
     def write(self, path: Path) -> None:
-        """Write the record as JSON, atomically; a missing folder is made. For errors see `write_json`."""
+        """Write the record as JSON, atomically; a folder is made. Mm2OnnxError: it cannot be written."""
         write_json(path, dataclasses.asdict(self))
 
 

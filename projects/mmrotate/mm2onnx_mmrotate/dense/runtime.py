@@ -33,8 +33,9 @@ RESULT = RotatedDetections
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[RotatedDetections]:
     """Turn the outputs of a graph of any form into rotated boxes per image, the best ones first.
 
-    `metadata` are those of the file, `outputs` and `feeds` its outputs and inputs for a batch by name, see
-    `mm2onnx_mmrotate.runtime.sizes_of`; with a `scale_factor` boxes are in pixels of the originals.
+    `metadata` are those of the file, `outputs` and `feeds` its outputs and inputs for a batch by name. Feeds
+    hold `input`, and may hold `img_shape` (B or 1, 2), height and width before padding, and `scale_factor` (B
+    or 1, 4) `w h w h`, with which boxes are in pixels of the originals, see `runtime.sizes_of`.
 
     Raises:
         ShapeError: as `decode_raw`, or the boxes of 'decode' are not as many as the input's size gives.

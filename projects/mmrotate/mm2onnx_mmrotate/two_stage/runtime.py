@@ -28,10 +28,12 @@ RESULT = RotatedDetections
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[RotatedDetections]:
-    """Return the results per image; with `scale_factor`, see `sizes_of`, in pixels of the originals.
+    """Return the results per image, the best ones first.
 
-    `metadata` are those of the file, `outputs` and `feeds` its outputs and inputs for a batch by name. A full
-    graph has divided boxes by its own input `scale_factor`; here they are as it gave them.
+    `metadata` are those of the file, `outputs` and `feeds` its outputs and inputs for a batch by name. Feeds
+    hold `input`, and may hold `img_shape` (B or 1, 2), height and width before padding, and `scale_factor` (B
+    or 1, 4) `w h w h`, with which boxes are in pixels of the originals, see `runtime.sizes_of`. A full graph
+    has divided boxes by its own input `scale_factor`; here they are as it gave them.
     """
     facts = metadata.postprocess
     if metadata.form == 'full':
