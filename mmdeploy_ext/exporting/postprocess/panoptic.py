@@ -152,7 +152,7 @@ class QueryFusion(nn.Module):
     """Every pixel belongs to the query with the highest score for it, of those that are confident.
 
     Confident is a query whose best column of classes is not the last, which is no class, and whose score
-    there exceeds `object_mask_thr`.
+    there, of a softmax over all columns, exceeds `object_mask_thr`.
 
     mmdet takes the largest score * sigmoid(value); the smallest (1 + exp(-value)) / score is the same, and is
     taken here: ONNX Runtime's Sigmoid has steps of 3e-8, so that the order of faint masks would be lost

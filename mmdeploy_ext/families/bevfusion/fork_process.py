@@ -210,7 +210,7 @@ class ForkModel:
         return {name: value.numpy() for name, value in values.items() if isinstance(value, torch.Tensor)}
 
     def boxes_of(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the boxes, scores and labels that the head makes of the values of its queries.
+        """Return `boxes`, `scores` and `labels`, as `step` has them, that the head makes of its queries.
 
         A query gets the best of its classes. Those outside of the limits of the box coder are left out, and
         those that the head's NMS drops, if its config has one.
