@@ -81,6 +81,8 @@ class Detections3D(Scored):
         boxes: (n, 9) float32 in the LiDAR frame, with the columns of mmdet3d 1.x's `LiDARInstance3DBoxes`:
             x, y, z of the bottom centre, length, width, height in metres, yaw in radians from the x axis
             counter-clockwise, and velocity vx, vy in m/s, 0 of a model that gives none.
+        scores: (n,) float32 in 0..1, best first.
+        labels: (n,) int64 class indices.
         ids: (n,) int64, track ids of a model that follows objects, -1 for none; None of other models.
     """
 
