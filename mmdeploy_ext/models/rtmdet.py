@@ -283,7 +283,7 @@ class RTMDet(SingleStageDetector):
 
 @registered_if_named(HEADS)
 class RTMDetSepBNHead(BaseDenseHead, BBoxTestMixin):
-    """Scores and distances of each level; levels may share convolutions, but have norms of their own."""
+    """Class logits and distances of each level; levels may share convolutions, but each has its own norms."""
 
     def __init__(
         self,

@@ -94,9 +94,10 @@ class BEVFormerHead(BaseModule):
         Args:
             maps: feature maps of each level (1, N, C, h, w).
             img_metas: one dict: `can_bus` (18,), the record that `bev_motion.motion_since` returns, in which
-                position and heading in degrees are changes since the last frame; `lidar2img` [N] of (4, 4);
-                and `pad_shape` [N] of (H, W, 3), the padded pictures, of which the first one's counts for
-                all; metas without it have them as `img_shape`, as upstream's padding makes it.
+                position and heading in degrees are changes since the last frame; `lidar2img` [N] of (4, 4),
+                to pixels of the padded pictures times depth; and `pad_shape` [N] of (H, W, 3), the padded
+                pictures, of which the first one's counts for all; metas without it have them as `img_shape`,
+                as upstream's padding makes it.
             prev_bev: the last bird's-eye view (Q, 1, C), not rotated; None at the first frame of a scene.
 
         Returns:

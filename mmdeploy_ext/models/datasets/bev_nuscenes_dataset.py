@@ -36,7 +36,7 @@ class BevNuScenesDataset(NuScenesDataset):
             are not known; heading in the map in rad and in degrees, from 0 to a whole turn;
             `ego_pose` (4, 4) float32, LiDAR to global;
             `timestamp` s; `sample_idx`, `scene_token`; per camera, in the order of the info: `img_filename`,
-            `lidar2img` and `intrinsics` (4, 4) float64.
+            `lidar2img` and `intrinsics` (4, 4) float64, for pixels of the pictures as they are taken.
 
         Raises:
             DataError: no camera, no scene_token, or a pose or calibration that is missing, not finite or

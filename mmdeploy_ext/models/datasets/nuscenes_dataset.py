@@ -77,9 +77,9 @@ class CustomNuScenesDataset(NuScenesDataset):
             `ego_pose`, `ego_pose_inv` (4, 4) float32: LiDAR to global and back; `timestamp` float64 s;
             `sample_idx`, `scene_token`, `frame_idx`, `prev_idx`, `next_idx`, `pts_filename`, `sweeps`;
             per camera, in the order of the info: `img_filename`, `img_timestamp` (s), `intrinsics` (4, 4)
-            float64, `extrinsics` (4, 4) float32 LiDAR to camera, `lidar2img` (4, 4) float64. In training also
-            `prev_exists` (in sequence mode the frame before belongs to the same sequence; otherwise
-            `prepare_train_data` decides) and `ann_info`.
+            float64, `extrinsics` (4, 4) float32 LiDAR to camera, `lidar2img` (4, 4) float64, to pixels of the
+            pictures as they are taken. In training also `prev_exists` (in sequence mode the frame before
+            belongs to the same sequence; otherwise `prepare_train_data` decides) and `ann_info`.
 
         Raises:
             DataError: no camera, or a pose or calibration that is missing, not finite or singular.

@@ -164,8 +164,9 @@ class PETRHead(BaseModule):
 
         Args:
             maps: feature maps of each level (1, N, in_channels, h, w), of which the first is used.
-            img_metas: one dict: `lidar2img` [N] of (4, 4), `pad_shape` and `img_shape` [N] of (H, W, 3), the
-                pictures with and without padding; for PETRv2 `timestamp` [N], see `PETRv2Head.seconds`.
+            img_metas: one dict: `lidar2img` [N] of (4, 4), from the LiDAR frame of this moment to pixels of
+                the padded pictures times depth; `pad_shape` and `img_shape` [N] of (H, W, 3), the pictures
+                with and without padding; for PETRv2 `timestamp` [N], see `PETRv2Head.seconds`.
 
         Returns:
             'all_cls_scores' (L, 1, R, K) logits, 'all_bbox_preds' (L, 1, R, 10): x, y in m, log width, log

@@ -99,7 +99,7 @@ class RTDETR(BaseDetector):
     ) -> list[list[np.ndarray]]:
         """Return mmdet's result: per image and class (n, 5) x1 y1 x2 y2 score.
 
-        Boxes are in pixels of the network input; with `rescale` of the original image.
+        Boxes are in pixels of the network input; with `rescale` of the original image. They are not clipped.
         """
         labels, boxes, scores = self.detect(img, target_sizes(img, img_metas, rescale))
         rows = torch.cat([boxes, scores[..., None]], -1)
@@ -113,7 +113,7 @@ class RTDETR(BaseDetector):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return labels (B, n), boxes (B, n, 4) xyxy and scores (B, n) of images (B, 3, H, W).
 
-        Boxes are in pixels of images of `orig_target_sizes` (B, 2), width and height.
+        Boxes are in pixels of images of `orig_target_sizes` (B, 2), width and height, and are not clipped.
         """
         logits, boxes, _ = self.decoder(self.extract_feat(img))
         return self.postprocess(logits, boxes, orig_target_sizes)

@@ -192,9 +192,9 @@ class Petr3D(MVXTwoStageDetector):
         Args:
             data: as the data loader gives it. Tensors: `img` (B, T, N, 3, H, W), `lidar2img`, `intrinsics`,
                 `extrinsics` (B, T, N, 4, 4), `timestamp` (B, T) float64, `ego_pose`, `ego_pose_inv`
-                (B, T, 4, 4), `prev_exists` (B, T); others (B, T, ...) are ignored. Lists [B][T]:
-                `gt_bboxes_3d`, `gt_labels_3d`, `img_metas`. Lists [B][T][N], which a detector without 2D head
-                may leave out: `gt_bboxes`, `gt_labels`, `centers2d`, `depths`.
+                (B, T, 4, 4), LiDAR to global and back, `prev_exists` (B, T); others (B, T, ...) are ignored.
+                Lists [B][T]: `gt_bboxes_3d`, `gt_labels_3d`, `img_metas`. Lists [B][T][N], which a detector
+                without 2D head may leave out: `gt_bboxes`, `gt_labels`, `centers2d`, `depths`.
 
         Returns:
             `frame_{i}_{name}` of every frame i with losses, such as `frame_7_d0.loss_bbox`; names as in

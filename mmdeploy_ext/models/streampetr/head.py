@@ -65,11 +65,13 @@ class StreamPETRHead(FrameSteps, HeadLayers):
     ) -> dict[str, Any]:
         """Run one frame (B, N, C, h, w) and keep the state; ConfigError: `topk_indexes` is not None.
 
-        Metas have 'pad_shape' (and the ground truth, for denoising); data are lidar2img, intrinsics (B, N, 4,
-        4), ego_pose, ego_pose_inv (B, 4, 4), timestamp (B,) float64 s, prev_exists (B,) float32, and keys
-        that are not used. Returned are all_cls_scores (L, B, Q, K) logits and all_bbox_preds (L, B, Q, 10):
-        x, y, z of the centre (m), logarithms of three sizes, sine and cosine of the yaw, velocity x, y (m/s);
-        both without denoising queries; and dn_mask_dict (None if there are no denoising queries).
+        Metas have 'pad_shape' (and the ground truth, for denoising); data are lidar2img (to pixels of the
+        padded image times depth), intrinsics (B, N, 4, 4), ego_pose, ego_pose_inv (B, 4, 4; LiDAR to global
+        and back), timestamp (B,) float64 s, prev_exists (B,) float32, and keys that are not used.
+
+        Returned are all_cls_scores (L, B, Q, K) logits and all_bbox_preds (L, B, Q, 10): x, y, z of the
+        centre (m), logarithms of three sizes, sine and cosine of the yaw, velocity x, y (m/s); both without
+        denoising queries; and dn_mask_dict (None if there are no denoising queries).
         """
         if topk_indexes is not None:
             raise ConfigError(

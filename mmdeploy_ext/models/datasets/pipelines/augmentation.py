@@ -218,7 +218,7 @@ class GlobalRotScaleTransImage:
         self.translation_std, self.reverse_angle = translation_std, reverse_angle
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Draw one change of the frame and apply it."""
+        """Draw one change of the frame and apply it; `gt_bboxes_3d` is changed in place."""
         angle = np.random.uniform(*self.rot_range)
         scale = np.random.uniform(*self.scale_ratio_range)
         shift = np.random.normal(scale=np.array(self.translation_std, dtype=np.float32), size=3)
