@@ -204,7 +204,7 @@ class Observer(TorchFunctionMode):
         inputs: the tensors whose values may change later: bit 0 of the marks is the first.
         module: the module that runs; its parameters and buffers are state.
         watches: each is called with every other call of torch.
-        every_choice: see `Recorder`.
+        every_choice: whether also what may be a choice by values or sizes is an event, see `Recorder`.
 
     Attributes:
         recorder: the events and sizes of the run.

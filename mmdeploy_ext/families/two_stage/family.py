@@ -97,9 +97,9 @@ class TwoStageFamily(ImageFamily):
         similar_names: words in the names of similar detectors.
         models: the heads of its detectors, and how such are claimed, checked and built.
         task: name of the module that matches and draws its results, see `Family`.
-        forms: see `ImageFamily`.
-        trial_rows: see `ImageFamily`.
-        makes_masks_last: see `ImageFamily`.
+        forms: how much of the post-processing its graphs may contain.
+        trial_rows: number of results of a picture for which a trial lowers thresholds, see `ImageFamily`.
+        makes_masks_last: whether masks are made of the boxes of results.
     """
 
     name: str

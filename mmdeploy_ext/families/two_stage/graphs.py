@@ -89,7 +89,8 @@ class TwoStageNetwork(nn.Module):
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """Return the maps that regions are pooled from, and the outputs of the head of proposals.
 
-        The latter are logits and deltas, no proposals yet, see `output_kinds`.
+        The latter are logits and deltas, no proposals yet; a Cascade RPN and guided anchors give more kinds,
+        see `output_kinds`.
 
         `image` is (B, 3, H, W) float32 normalised; `img_shape` (B, 2), see `TwoStageFullForm.forward`, is an
         input if several stages refine anchors, else None.

@@ -120,7 +120,8 @@ class PanopticNetwork(graphs.TwoStageNetwork):
     ) -> list[torch.Tensor]:
         """Return the tensors of `names`; the logits of stuff (B, S + 1, H4, W4) come last.
 
-        Before them are maps for regions, and logits and deltas of the head of proposals, see `output_kinds`.
+        Before them are maps for regions, and logits, deltas and the like of the head of proposals, see
+        `output_kinds`.
 
         `maps` are those of all levels (B, channels, h, w). Of `image` (B, 3, H, W) and `img_shape`, height
         and width (B, 2) before padding or None, only a head of proposals of several stages uses any.

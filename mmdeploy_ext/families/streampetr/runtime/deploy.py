@@ -116,8 +116,9 @@ class DeployContract:
         return fed
 
     def read_state(self, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
-        """Return a copy of the memory after the last frame, float32, by `FIELDS` (frames: see `state.py`).
+        """Return a copy of the memory after the last frame, float32, by `FIELDS`, (1, rows, ...) each.
 
+        It is in the LiDAR frame of that frame, but for velocities, which stay in that of their row's origin.
         Before the first frame it is zeros. Pose and time are for contracts whose memory is in other
         coordinates.
         """

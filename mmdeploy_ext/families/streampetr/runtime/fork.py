@@ -125,8 +125,9 @@ class ForkContract:
     def read_state(self, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
         """Return a copy of the memory after the last frame: field -> (1, rows, ...) float32.
 
-        It is in the LiDAR frame of that frame, but for velocities (see `state.py`), and empty before the
-        first one. `ego_pose` and `timestamp_s` are pose and time of that frame, which other contracts need.
+        It is in the LiDAR frame of that frame, but for velocities, which stay in that of their row's origin,
+        and empty before the first one. `ego_pose` and `timestamp_s` are pose and time of that frame, which
+        other contracts need.
         """
         return {field: values.copy() for field, values in self.memory.items()}
 
@@ -168,7 +169,8 @@ def expand_calibration(calibration: Calibration, spec: GraphSpec) -> dict[str, n
 def post_update(outputs: Arrays, memory: Arrays, num_new: int) -> dict[str, np.ndarray]:
     """Return the memory after a frame: its `num_new` best rows before the memory that it used, float32.
 
-    Both are in the frame's LiDAR frame, but for velocities (see `state.py`), ages in seconds.
+    Both are in the frame's LiDAR frame, but for velocities, which stay in that of their row's origin; ages
+    are in seconds.
 
     Args:
         outputs: name -> output of the graph; of `outs_dec` (1, Q, channels) there is the last layer alone.
