@@ -102,6 +102,8 @@ def test_a_sweep_of_more_voxels_than_the_maximum_gives_the_same_boxes(kind):
         ('dynamic', {'load_dim=5, use_dim=5': 'load_dim=5, use_dim=4'}, 'gives 4 values per point'),
         ('kitti', {'voxel_layer=layer': 'voxel_layer=None'}, 'has no point_cloud_range, voxel_size'),
         ('kitti', {'output_shape=[32, 32]': 'output_shape=None'}, 'has no output_shape'),
+        ('kitti', {'output_shape=[32, 32]': 'output_shape=[1, 32, 32]'}, 'expected two whole numbers'),
+        ('kitti', {'output_shape=[32, 32]': 'output_shape=32'}, 'expected two whole numbers'),
         (
             'kitti',
             {'voxel_size=[0.4, 0.4, 3.2], max_voxels': "voxel_size=[0.4, 0.4, '3.2'], max_voxels"},

@@ -278,7 +278,12 @@ def _check_pillars(filename: str, model: Mapping[str, Any]) -> None:
     scatter = f'{prefix_of(model)}middle_encoder'
     if model[scatter].get('output_shape') is None:
         raise ConfigError(f'{filename}: model.{scatter} has no output_shape (rows, columns)')
-    rows, columns = model[scatter]['output_shape']
+    shape = model[scatter]['output_shape']
+    if not isinstance(shape, list | tuple) or [type(side) for side in shape] != [int, int]:
+        raise ConfigError(
+            f'{filename}: model.{scatter}.output_shape={shape!r}, expected two whole numbers (rows, columns)'
+        )
+    rows, columns = shape
     if columns < cells[0] or rows < cells[1]:
         raise ConfigError(
             f'{filename}: model.{scatter}.output_shape={[rows, columns]} (rows, columns), but {key} makes '
