@@ -38,8 +38,8 @@ class BEVFormer(CameraDetector):
         """Return the head's outputs for one frame; another scene token than before begins a scene.
 
         `img_metas` is a list of one dict, whose `can_bus` (18,) begins with the position in metres and ends
-        with the heading in degrees, both in the map; the head reads `lidar2img` and `pad_shape`, too. `img`
-        is (1, N, 3, H, W).
+        with the heading in radians and in degrees, both in the map; what is between goes to the network as it
+        is. The head reads `lidar2img` and `pad_shape`, too. `img` is (1, N, 3, H, W).
         """
         meta, last = img_metas[0], self.prev_frame_info
         if meta['scene_token'] != last['scene_token'] or not self.video_test_mode:

@@ -112,7 +112,8 @@ def more_inputs(deployment: Deployment, options: Options, picture: Picture) -> l
 def plain_inputs(deployment: Deployment, options: Options) -> list[ProofInput]:
     """Return an input per colour of `PLAIN`, at the traced size: a detector finds nothing in most of them.
 
-    In a batch the images behind the first are cut, and so padded if the rule keeps the ratio of sides.
+    In a batch the images behind the first are cut or reduced; cut ones are padded if the rule keeps the
+    ratio of sides.
     """
     maker, size, inputs = _Inputs(deployment, options, []), (options.height, options.width), []
     for title, value in PLAIN.items():
