@@ -70,7 +70,7 @@ class Scored(Rows, abc.ABC):
         """
         entries = []
         for index, (score, label) in enumerate(zip(self.scores, self.labels, strict=True)):
-            name = classes[label] if label < len(classes) else str(label)
+            name = classes[label] if 0 <= label < len(classes) else str(label)
             entry: dict[str, Any] = dict(label=int(label), name=name)
             if self.scored:
                 entry['score'] = round(float(score), 6)

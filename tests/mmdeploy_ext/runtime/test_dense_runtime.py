@@ -251,6 +251,8 @@ def test_detections_filter_scale_and_serialise():
         dict(label=1, name='b', score=0.5, bbox_xyxy=[2.0, 4.0, 6.0, 8.0]),
         dict(label=9, name='9', score=0.25, bbox_xyxy=[1.0, 1.0, 2.0, 2.0]),
     ]
+    below = Detections(found.bboxes_xyxy, found.scores, np.array([-1, 1])).to_json(('a', 'b'))
+    assert [entry['name'] for entry in below] == ['-1', 'b']
 
 
 @pytest.mark.filterwarnings('error')
