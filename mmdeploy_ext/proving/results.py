@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 EDITED = 'edited graph'
+"""`GraphResult.by_inputs` of a graph that was edited on purpose, and so is not compared."""
 NODE_KINDS = ('node', 'attribute', 'initializer', 'wiring')
 """Kinds of differences that are at a node."""
 SHOWN = 3

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.modules.calls import FlatModule
 
 PACKAGES = Path(torch.__file__).parent, Path(__file__).parents[2]
+"""Folders of PyTorch and of this package, as they are imported."""
 LIBRARIES = tuple(os.path.join(folder, '') for package in PACKAGES for folder in (package, package.resolve()))
-"""Folders of PyTorch and of this package, as they are imported and without symbolic links."""
+"""Folders of `PACKAGES`, each also without symbolic links, as texts that end in a separator."""
 
 
 class LineRecorder(TensorRecorder):

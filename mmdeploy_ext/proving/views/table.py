@@ -32,6 +32,7 @@ MAX_REASONS = 8
 MAX_CLASSES = 6
 """Number of classes, the user's and ours each, that the console names; the JSON and the page have all."""
 TENSOR_TITLES = ('shape', 'max abs', 'max rel', 'cosine', 'tolerance', '')
+"""Titles of the columns of a tensor; that of scores' differences, the last one, stays empty."""
 
 
 def print_verdict(verdict: Verdict, console: Console) -> None:
