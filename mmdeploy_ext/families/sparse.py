@@ -30,7 +30,8 @@ class EncoderSettings:
         order: axis order of its coordinates and weights, 'xyz' or 'zyx'.
         spatial_shape: `sparse_shape` of the encoder, in that order; along z it may be one above the voxels.
         in_channels: features per voxel.
-        output_shape: (1, C, H, W) of the map that the encoder gives; None if that is not known.
+        output_shape: (1, C, H, W) of the map that the encoder gives, whose rows are along x if
+            `order` is 'xyz', along y if it is 'zyx'; None if that is not known.
     """
 
     path: str
@@ -128,6 +129,8 @@ class SparseFamily(Family):
         self, model: torch.nn.Module, features: np.ndarray, coordinates: np.ndarray
     ) -> np.ndarray:
         """Return the output (1, channels, H, W) float32 of the unpatched module on spconv, with one thread.
+
+        For its axes see `EncoderSettings.output_shape`.
 
         `features` are (N, C) float32, a row per voxel; `coordinates` (N, 4) int32 are the sample 0, then the
         voxel in the order of axes of `EncoderSettings.order`.

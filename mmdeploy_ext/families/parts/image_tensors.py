@@ -1,6 +1,7 @@
 """Contracts of the inputs and outputs of graphs of images that several families have.
 
-Glossary: B batch, H, W network input in pixels, n detections of the image that has most.
+Glossary: B batch, H, W network input in pixels, n detections of the image that has most, or a
+constant of the file.
 """
 
 from collections.abc import Callable

@@ -4,7 +4,8 @@ Bilinear pasting is a product of three matrices per mask: weights of lines, the 
 Loop makes one mask at a time, so that only one takes the memory of float32; the results are bool.
 
 Source of the algorithm: see `parts/runtime/pasted_masks.py`. Glossary: B batch, n detections of
-the image that has most, R masks, m their side, s pixels along an axis, h, w size of the result.
+the image that has most, or a constant of the file, R masks, m their side, s pixels along an axis, h, w size
+of the result.
 """
 
 import dataclasses

@@ -249,8 +249,9 @@ def refined_outputs(
 ) -> tuple[Sequence[torch.Tensor], ...]:
     """Return class logits (B, 1, h, w), deltas (B, 4, h, w) and anchors (B, A, 4) of a Cascade RPN.
 
-    Each is a list by level, of the last stage; `maps` are those of the neck. `priors` makes the anchors of
-    the first stage; refined ones are clipped to `clip_hw` (B, 2) height, width, if their coder clips.
+    Each is a list by level, of the last stage, whose deltas move the anchors; a softmax has two logits.
+    `maps` are those of the neck. `priors` makes the anchors of the first stage; refined ones are clipped to
+    `clip_hw` (B, 2) height, width, if their coder clips.
     """
     batch = maps[0].shape[0]
     anchors = [

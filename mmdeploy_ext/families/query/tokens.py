@@ -79,7 +79,7 @@ class QueryTokensForm(nn.Module):
 def stage_of(model: nn.Module) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
     """Return the stage that chooses tokens alone, and its output's spec, `SCORED_PROPOSALS` (1, K, 5).
 
-    Its inputs are `input`, `img_shape`, `memory` and a map of each level, `map_0` and so on.
+    K is Q. Its inputs are `input`, `img_shape`, `memory` and a map of each level, `map_0` and so on.
     """
     inputs = ('input', 'img_shape', MEMORY, *_map_names(model))
     return [Stage(PROPOSALS, QueryTokensForm(fuse(model)), inputs, (PROPOSALS,))], (SCORED_PROPOSALS,)

@@ -119,7 +119,8 @@ def token_rows(selection: Selection, size: torch.Tensor) -> torch.Tensor:
 def tokens_stage(model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
     """Return the stage that chooses tokens alone, and its output's spec, `SCORED_PROPOSALS` (1, K, 5).
 
-    A proof compares this choice, a list of boxes with scores, with PyTorch's before the decoder uses it.
+    K is Q. A proof compares this choice, a list of boxes with scores, with PyTorch's before the decoder uses
+    it.
     """
     network = _network(model, options, fold=True)
     return [Stage(PROPOSALS, RtDetrTokensForm(network), ('images', *MAPS), (PROPOSALS,))], (SCORED_PROPOSALS,)

@@ -146,7 +146,7 @@ def yolox(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], lev
 
 
 def centre(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
-    """`CenterNetHead`: the place in the cell and the size, in strides."""
+    """`CenterNetHead`: the place in the cell, whose first corner is the prior, and the size, in strides."""
     stride = coder['strides'][level]
     middle, half = priors / stride + rows['offset'], rows['wh'] / 2
     return xp.concatenate([middle - half, middle + half], -1) * stride

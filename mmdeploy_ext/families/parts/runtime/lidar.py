@@ -1,7 +1,7 @@
 """LiDAR detectors from points to boxes: the sparse backbone, or pillars, and the dense head on an engine.
 
 Needs numpy and ONNX Runtime, no PyTorch; without numba it is slow. Glossary: P points, D values per point, N
-voxels, M points of a voxel, C channels, H, W bird's-eye view.
+voxels, M points of a voxel, C channels, H, W rows (y) and columns (x) of the bird's-eye view.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Results of graphs that do the whole post-processing, and refusals of files whose results may lack some.
 
-Glossary: B batch, n results of the image that has most.
+Glossary: B batch, n results of the image that has most, or a constant of the file.
 """
 
 from __future__ import annotations

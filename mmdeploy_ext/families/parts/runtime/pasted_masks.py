@@ -3,8 +3,8 @@
 Source of the algorithm: mmdet 2.28.2 `mask_heads/fcn_mask_head.py` (`get_seg_masks`, `_do_paste_mask`), and
 `grid_sample` of PyTorch (bilinear, zeros outside, `align_corners=False`), all in float32.
 
-Glossary: B batch, n results of the image that has most, m side of a mask in the frame of its box, h, w size
-of the largest image.
+Glossary: B batch, n results of the image that has most, or a constant of the file, m side of a mask in the
+frame of its box, h, w size of the largest image.
 """
 
 from __future__ import annotations

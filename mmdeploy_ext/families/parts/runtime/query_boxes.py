@@ -104,7 +104,8 @@ def decode(
         facts: the `postprocess` entry of the file's metadata: `max_num`, `post_center_range` (the least x, y,
             z of a centre, then the greatest, m, ends included), `score_threshold` and `box_convention` (both
             may be missing), the mmdet3d whose boxes the model was trained with. For 0.17 the first two sizes
-            are width and length, and the yaw is another; for 1.x, and without it, they are length and width.
+            are width and length, and a yaw is -pi / 2 minus that of 1.x; for 1.x, and without it, they are
+            length and width.
         accepts: chooses scores by the threshold of the facts: `passing`, `above` or `at_least`.
         columns: the index in a code of each of its values in that order: `Z_FIFTH`, or `IN_ORDER`.
 

@@ -51,7 +51,8 @@ class ScnOnnx(contextlib.ExitStack):
         order: axis order of the coordinates that the graph takes, 'xyz' or 'zyx'.
         plan: what its rulebook has to find.
         rule: how points become voxels.
-        output_shape: (1, C, H, W).
+        output_shape: (1, C, H, W): rows along y and columns along x, of BEVFusion's encoder along x and y,
+            whatever `order` is.
         threads: number of threads of the rulebook and of the engine.
         props: `metadata_props` of the file.
         milliseconds: of the last step, by part: 'voxelise', 'rulebook', 'network'.

@@ -93,7 +93,8 @@ class TemporalInputs(NamedTuple):
     Attributes:
         temp_feature: (1, M, C) float32, features of the last frame; zeros if there is none.
         temp_anchor: (1, M, 11) float32, its anchors projected into this frame; zeros if there is none.
-        time_interval: (1,) float32, seconds since the last frame, or the default.
+        time_interval: (1,) float32, seconds since the last frame, below 0 if time runs backwards, or the
+            default.
         mask: (1,) float32, 1 if the last frame belongs to this one, else 0.
         exists: whether there is a last frame, however long ago; with the repair `gap` only one that is near.
             Without one the deploy contract runs its graph of first frames; the portable graph, one for all
