@@ -429,8 +429,9 @@ def decoded(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return boxes (B, K, G, 4) xyxy in pixels, and score factors (B, K), None but for a side-aware head.
 
-    Boxes are clipped to `clip_hw` if the head's coder clips: mmdet 1.x's and side-aware ones a pixel inside.
-    Those of a head without a regression are the regions, clipped.
+    Boxes are clipped to `clip_hw` if the head's coder clips: those of mmdet 1.x's coder and of side-aware
+    heads a pixel before the right and the bottom border. Those of a head without a regression are the
+    regions, clipped.
 
     Args:
         head: mmdet's head.
@@ -442,7 +443,7 @@ def decoded(
     if not getattr(head, 'with_reg', True):
         return clip_to(regions, clip_hw)[:, :, None], None
     settings, factors, inset = coder_of(head), None, border_inset(head)
-    if settings['type'] == 'bucket':  # clipped one pixel inside
+    if settings['type'] == 'bucket':  # clipped a pixel before the border
         rows = dict(zip(('bbox_cls', 'bbox_reg'), outputs, strict=True))
         boxes = CODERS['bucket'](torch, regions, rows, settings, 0)[:, :, None]
         factors, inset = bucket_choice(torch, rows, settings)[1], 1.0

@@ -86,8 +86,8 @@ class QueryFullForm(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return dets (B, n, 5) and labels (B, n), best first.
 
-        Columns of dets are xyxy, pixels of the originals, and the score. Rows behind the results, which only
-        Co-DETR has, are zero with label -1.
+        Columns of dets are xyxy, clipped, pixels of the originals, and the score. Rows behind the results,
+        which only Co-DETR has, are zero with label -1.
 
         Args:
             image: the input of the network, of which only the size is used.

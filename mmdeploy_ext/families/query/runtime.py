@@ -24,9 +24,11 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Segme
     """Return the segments of each image of a batch.
 
     Args:
-        metadata: metadata of the file: `form`, and `postprocess` with what `fuse_queries` reads.
-        outputs: outputs of the graph by name: of the form 'full' `panoptic` (B, h, w) int32, of the form
-            'raw' `logits` (B, Q, C + 1) and `mask_logits` (B, Q, H4, W4) float32.
+        metadata: metadata of the file: `form`, and `postprocess` with `num_classes`, for the form 'raw' also
+            `num_things`, `object_mask_thr`, `iou_thr` and `filter_low_score`, see `fuse_queries`.
+        outputs: outputs of the graph by name: of the form 'full' `panoptic` (B, h, w) int32, pixels of class
+            + 1000 * number (of things from 1 on, 0 of stuff), or of the number of classes where no segment
+            is; of the form 'raw' `logits` (B, Q, C + 1) and `mask_logits` (B, Q, H4, W4) float32.
         feeds: inputs of the graph by name, and what results need besides, for the form 'raw': `img_shape` (B
             or 1, 2) and `ori_shape` (2,), heights and widths of the images before padding and of the results,
             pixels; 0, or none in the feeds, means the input size.

@@ -30,10 +30,11 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Segme
         metadata: metadata of the file: `form`, and `postprocess` with `num_classes`, for the form 'raw' also
             `num_things`, `mask_overlap` and `stuff_area_limit`, see `fuse_instances`, and `mask_thr`, the
             value 0..1 from which on a pixel belongs to a mask.
-        outputs: outputs of the graph by name: of the form 'full' `panoptic` (B, h, w) int32; of the form
-            'raw' `dets` (B, n, 5) x1 y1 x2 y2 score in pixels of the original, the best first, `labels`
-            (B, n) int64, -1 for padding, `masks` (B, n, m, m) 0..1 in the frame of the box, and
-            `semantic_logits` (B, S + 1, H4, W4), whose last channel is no stuff. Where masks overlap, the
+        outputs: outputs of the graph by name: of the form 'full' `panoptic` (B, h, w) int32, pixels of class
+            + 1000 * number (of things from 1 on, 0 of stuff), or of the number of classes where no segment
+            is; of the form 'raw' `dets` (B, n, 5) x1 y1 x2 y2 score in pixels of the original, the best
+            first, `labels` (B, n) int64, -1 for padding, `masks` (B, n, m, m) 0..1 in the frame of the box,
+            and `semantic_logits` (B, S + 1, H4, W4), whose last channel is no stuff. Where masks overlap, the
             earlier box has the pixel.
         feeds: inputs of the graph by name, and what results need besides, for the form 'raw': `ori_shape`
             (2,), height and width of the maps of all images; and, if they are there, `img_shape` (B or 1, 2),
