@@ -127,8 +127,8 @@ def candidate_bounds(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return 'candidates' -> bounds of how many (cell, class) pairs pass the threshold after points NMS.
 
-    These are the least and the largest number, (B,) each; for the arguments see
-    `ImageFamily.candidate_bounds`.
+    These are the least and the largest number, (B,) each; a score that differs from the threshold by no more
+    than `slack` may pass or not. For the arguments see `ImageFamily.candidate_bounds`.
     """
     scores = tensors(model, feeds, 'raw')['cate_pred']
     return dict(candidates=count_bounds(scores, float(model.mask_head.test_cfg.score_thr), slack))

@@ -129,7 +129,10 @@ def scaled(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], le
 
 
 def yolo(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
-    """`YOLOBBoxCoder`: logits of the place in the cell, whose middle the anchor has; logs of size ratios."""
+    """`YOLOBBoxCoder`: logits of the place in the cell, whose middle the anchor has; logs of size ratios.
+
+    They are columns 0 to 3 of `pred_map`; objectness and classes follow.
+    """
     pred = rows['pred_map']
     place = sigmoid(xp, pred[..., :2])
     centre = (priors[:, :2] + priors[:, 2:]) * 0.5 + (place - 0.5) * coder['strides'][level]
@@ -190,7 +193,8 @@ def bucket_choice(xp: ModuleType, rows: Rows, coder: Mapping[str, Any]) -> tuple
 def bucket(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
     """`BucketingBBoxCoder`: per side its bucket, and how far left of or above its middle, in buckets.
 
-    The priors may have axes before (A, 4).
+    Of the `num_buckets` along an axis a side may be in the `buckets` of its half. The priors may have axes
+    before (A, 4).
     """
     best, _ = bucket_choice(xp, rows, coder)
     index = constant(range(coder['buckets']), best)
