@@ -32,11 +32,11 @@ def frame(data: Mapping[str, Any]) -> Sweep:
 def moments(cfg: Any, rule: VoxelRule, infos: Path, root: str | Path | None = None) -> Iterator[Sweep]:
     """Yield the sweeps of infos, with the columns and the past sweeps that the config's pipeline loads.
 
-    Of `rule` only the number of values of a point is read: all points come back. Files are looked for at
-    their paths in the infos, then below `root`, the folder of the data set, unless it is None, then below the
-    folder of `infos`. The exported file takes points, and does not record how they were read. Calibration
-    reads infos this way, too; other steps of the pipeline are not looked at. ConfigError: see `PointRule`;
-    DataError: infos or a sweep cannot be read.
+    Of `rule` only the number of values of a point is read: all points come back. Names are the `token` of the
+    infos, '' without one. Files are looked for at their paths in the infos, then below `root`, the folder of
+    the data set, unless it is None, then below the folder of `infos`. The exported file takes points, and
+    does not record how they were read. Calibration reads infos this way, too; other steps of the pipeline are
+    not looked at. ConfigError: see `PointRule`; DataError: infos or a sweep cannot be read.
     """
     sweeps = Sweeps(infos, lambda points: (points, points), point_rule(cfg, rule.in_channels), root)
     for info in sweeps.items:

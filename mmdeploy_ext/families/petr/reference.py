@@ -98,6 +98,9 @@ class PetrReference(CameraReference):
     def step(self, frame: Frame) -> StepResult:
         """Run one prepared frame through `forward_test`.
 
+        Outputs are `all_cls_scores` and `all_bbox_preds` of the head, and `img_feats` and `pos_embed` of the
+        frame.
+
         DataError: an invalid calibration or time, of PETRv2 also an invalid pose.
         ShapeError: another number of pictures than the model has cameras.
         """

@@ -190,6 +190,9 @@ class PetrOnnx(CameraRuntime):
     def step(self, frame: Frame) -> StepResult:
         """Run a prepared frame, see `Frame`.
 
+        Outputs are `all_cls_scores` and `all_bbox_preds` of the head, and `img_feats` and `pos_embed` of the
+        frame.
+
         Raises:
             ShapeError: images of another shape.
             DataError: an invalid calibration; for PETRv2 also an invalid pose or time, or pictures that are
