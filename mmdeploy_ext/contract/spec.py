@@ -133,7 +133,7 @@ class GraphSpec(JsonDataclass):
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Rebuild a spec from `to_json`."""
+        """Rebuild a spec from the dict of `to_json`, also after JSON text has made lists of its tuples."""
         return cls(
             name=content['name'],
             inputs=tuple(map(_tensor_from_json, content['inputs'])),

@@ -158,7 +158,7 @@ class SpecFactory:
         return TensorSpec(name, dtype, axes, meaning, unit, groups, unused=unused, single=single)
 
     def images(self, size: Sizes) -> TensorSpec:
-        """Return the spec of the images (N, 3, H, W)."""
+        """Return the spec of the images (N, 3, H, W); `preprocess` of the metadata makes their numbers."""
         axes = (size.cameras, 3, size.height, size.width)
         return self.tensor('img', axes, 'normalised images, padded bottom and right')
 
@@ -182,7 +182,10 @@ class SpecFactory:
         return self.tensor(name, (1, rows, *tails[field]), meaning, group.unit, (group,), dtype)
 
     def embeddings(self, size: Sizes) -> tuple[TensorSpec, TensorSpec]:
-        """Return the specs of the outputs of the position embedding's graph: `pos_embed` and `cone`."""
+        """Return the specs of the outputs of the position embedding's graph: `pos_embed` and `cone`.
+
+        `FrameSteps.position_embedding` in `models/streampetr/steps.py` has the columns of `cone`.
+        """
         axes, cone = (1, size.tokens, size.channels), (1, size.tokens, 8)
         per_token = 'per token |fx| |fy| in 1000 px and the normalised far points of its ray'
         return (
@@ -191,7 +194,12 @@ class SpecFactory:
         )
 
     def predictions(self, size: Sizes) -> tuple[TensorSpec, TensorSpec]:
-        """Return the specs of logits and box codes."""
+        """Return the specs of logits and box codes.
+
+        A code is x, y, z of the centre, logarithms of length, width, height (m), sine and cosine of the yaw
+        from the x axis counter-clockwise, velocity x, y, all in this LiDAR frame. Upstream's code calls the
+        first two sizes w and l, and so does `meaning`.
+        """
         layers = 'all decoder layers' if size.layers > 1 else 'the last decoder layer'
         shape = (size.layers, 1, size.queries)
         box = 'x y z (m, current LiDAR frame) log w log l log h sin cos (yaw) vx vy (m/s)'
@@ -263,7 +271,12 @@ def fork(size: Sizes, options: Options) -> GraphSpec:
     """Return the contract of the deployment fork's one graph, version 1.0 or 1.1.
 
     The times of the memory that it takes are minus the absolute times of the rows' origin in 1.0, and in 1.1
-    the rows' ages at this frame; those of the memory that it gives are ages in both.
+    the rows' ages at this frame; those of the memory that it gives are ages in both. Velocities stay in the
+    LiDAR frame of their rows' origin.
+
+    Tokens are camera by camera, in each row by row; all depth bins of a token have the same matrix. In
+    `runtime/fork.py`, `expand_calibration` makes the inputs of the rig, `post_update` the memory of the next
+    frame. `options` also decide about float16, see `SpecFactory.tensor`.
     """
     factory, absolute_time = SpecFactory(options), options.fork_version == '1.0'
 

@@ -102,8 +102,8 @@ class FrameSteps:
 
         img2lidar is (B, N, 4, 4) per camera, (B, T, 4, 4) per token or (B, T, D, 4, 4) per point; for focal
         (B, T, 2) and frustum (T, D, 4) see there. Returned are the embedding (B, T, C) before its gate, and
-        (B, T, 8) the code of the spatial alignment: the focal lengths and two points of the ray, normalised
-        by the position range.
+        (B, T, 8) the code of the spatial alignment: the two focal lengths, then x, y, z of the ray's points
+        at the last depth and at `CONE_BIN`, as shares of the position range.
         """
         low, high = self.position_range[:3], self.position_range[3:]
         points = (lidar_points(img2lidar, frustum) - low) / (high - low)

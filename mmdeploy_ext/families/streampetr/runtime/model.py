@@ -201,9 +201,9 @@ class StreamPetrOnnx(CameraRuntime):
 def decode(cls_scores: np.ndarray, bbox_preds: np.ndarray, facts: Mapping[str, Any]) -> Detections3D:
     """Return boxes, best first, of logits (L, 1, Q, K) and codes (L, 1, Q, 10); the last layer alone counts.
 
-    Codes are x, y, z of the centre in the LiDAR frame, m, logarithms of three sizes, sine and cosine of the
-    yaw, and velocity x, y, m/s; boxes have z at the bottom. `facts` are the entry `postprocess` of the
-    metadata: `max_num` and others, see `query_boxes.decode`.
+    Codes are x, y, z of the centre in the LiDAR frame, m, logarithms of length, width and height, sine and
+    cosine of the yaw, and velocity x, y, m/s; boxes have z at the bottom. `facts` are the entry `postprocess`
+    of the metadata: `max_num` and others, see `query_boxes.decode`.
     """
     return query_boxes.decode(cls_scores, bbox_preds, facts, query_boxes.at_least, query_boxes.IN_ORDER)
 

@@ -71,7 +71,8 @@ def _moved(memory: Arrays, transform: np.ndarray, seconds: float, time_dtype: ty
 def check_tensors(tensors: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise ShapeError, which names the tensor, for a memory that lacks one, or has another shape or NaN.
 
-    Infinity is refused, too. `shapes` is field -> shape, of all `FIELDS`.
+    Infinity is refused, too. `shapes` is field -> shape, of all `FIELDS`: `state_shapes` of the contract that
+    runs the files, see `DeployContract`.
     """
     for field in FIELDS:
         if field not in tensors:
