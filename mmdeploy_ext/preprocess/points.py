@@ -151,7 +151,7 @@ def _ordered(axes: np.ndarray, rule: VoxelRule) -> np.ndarray:
 def check_points(points: np.ndarray, width: int) -> np.ndarray:
     """Return points as contiguous (P, width) float32; P may be 0.
 
-    DataError: another width or shape, no integers or floats, or values that are not finite.
+    DataError: another width or shape, no integers or floats, or values that are not finite as float32.
     """
     points = np.asarray(points)
     if points.ndim != 2 or points.shape[1] != width or points.dtype.kind not in 'fiu':

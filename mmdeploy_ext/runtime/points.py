@@ -127,8 +127,8 @@ def _contrast(values: np.ndarray, width: int) -> float:
 def check_points(points: np.ndarray, width: int, name: str = '') -> np.ndarray:
     """Return points as a contiguous array (P, width) float32; the same one if it is that already.
 
-    It is `preprocess.points.check_points`, and refuses a sweep without points, too, by its name. Any finite
-    value passes, see `check_plausible`.
+    It is `preprocess.points.check_points`, and refuses a sweep without points, too, by its name. Any value
+    that is finite as float32 passes, see `check_plausible`.
 
     Args:
         points: (P, width) of integers or floating-point numbers, also nested lists.

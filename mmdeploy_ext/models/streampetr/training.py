@@ -10,6 +10,10 @@ Source: StreamPETR `models/dense_heads/streampetr_head.py` (`prepare_for_dn`, `l
 NaN stays NaN instead of becoming 0, so that mmcv's CheckInvalidLossHook sees it. As upstream, only samples
 with fewer boxes than the largest one have padding rows.
 
+`head` is a `StreamPETRHead` (`head.py`), built by its `HeadLayers` (`head_layers.py`). Of the configs are its
+`assigner`, such as `HungarianAssigner3D`, `loss_cls`, one of mmdet's with sigmoids, such as FocalLoss, and
+`loss_bbox`, L1Loss as a rule; `code_weights` and `match_costs` are tensors (10,).
+
 Glossary: B samples, L decoder layers, Q queries, the learned, then the propagated ones, K classes, n boxes of
 a sample, G boxes of all samples, repeated once per noise group.
 """
@@ -182,7 +186,8 @@ def layer_losses(
 ) -> tuple[Tensor, Tensor]:
     """Return classification and box loss of one decoder layer.
 
-    Logits are (B, Q, K), boxes (B, Q, 10); of each sample there are targets (n, 9) and labels (n,).
+    Logits are (B, Q, K), boxes (B, Q, 10); of each sample there are targets (n, 9) and labels (n,). Losses
+    are divided by the number of matched queries, see `classification_loss` and `box_loss`.
     """
     target_labels = labels[0].new_full(scores.shape[:2], head.num_classes)
     matched, matched_targets = [], []
@@ -234,7 +239,7 @@ def denoising_losses(head: nn.Module, mask_dict: dict) -> list[tuple[Tensor, Ten
     truth, labels = mask_dict['known'], mask_dict['labels']
     all_scores, all_boxes = mask_dict['output_known_lbs_bboxes']
     count = len(labels)
-    # the share of the cube of shifts that is a ball of radius `split`, up to a factor: the positives
+    # the positives are those whose shift, of a cube of side 2, is in the ball of radius `split`
     positives = count * POSITIVE_PART_OF_CUBE * head.split**3
     layers = []
     for scores, boxes in zip(all_scores.float(), all_boxes.float(), strict=True):

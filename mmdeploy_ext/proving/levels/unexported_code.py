@@ -68,7 +68,7 @@ def unexported_code(
 
     A function that the export ran at all is not an entry itself, its lines are. Of lines of one function that
     follow each other only the first is an entry; one that the export ran in part, as of `a if b else c`, is
-    one, too (`RanCode.lines_beside`).
+    one, too (`RanCode.lines_beside`). Functions inside of one that has an entry have none.
 
     Args:
         reference: what PyTorch's side of a proof ran.
@@ -113,7 +113,7 @@ def kept_attributes(
 
     Those that the `followed` functions use, or libraries and this package write, are left out: they are the
     memories that the families know. Attributes whose names begin with an underscore are not seen, nor
-    buffers.
+    buffers, which `users_settings` has in one entry, `buffers`.
 
     Args:
         model: the model after several runs.
@@ -217,7 +217,8 @@ def _functions_of(attribute: Any) -> list[FunctionType]:
 def codes_of_methods(model: nn.Module) -> set[int]:
     """Return the ids of the code objects of the methods of a model and its parts, and of inner functions.
 
-    Those that decorators wrap and that properties call are among them.
+    Those that decorators wrap and that properties call are among them. By these ids a caller tells what the
+    model's parts ran from the other entries of `RanCode.codes`.
     """
     modules = model.modules()
     return {id(code) for module in modules for of_user in (True, False) for code in _methods(module, of_user)}

@@ -11,7 +11,7 @@ A task module, one of these or one of the package that registers a family, has
 - `pair_up(reference, candidate, ...) -> matching.Pairing`, which pairs two lists of results by the same bars,
 - `fit_pair(pair) -> results.Pair`, which brings an image and its two lists of results, a `results.Pair`, to a
   size for drawing (masks, and boxes beside them, stay as they are: drawing resizes masks),
-- `draw_pair(pair, classes, score_thr) -> (h, w, 3) uint8 BGR`, which draws both lists,
+- `draw_pair(pair, classes, score_thr=0.3) -> (h, w, 3) uint8 BGR`, which draws both lists,
 - `RESULTS`, what results are called in tables, such as 'boxes', and `PLACE`, the title of the column with
   `DetectionRow.worst_distance` or `worst_iou`, such as 'worst IoU'.
 

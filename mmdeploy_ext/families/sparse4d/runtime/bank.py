@@ -82,7 +82,10 @@ class BankRule:
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any], repairs: Sequence[str] = ()) -> BankRule:
-        """Return the rule in the `postprocess` entry of a file's metadata, with the caller's `repairs`."""
+        """Return the rule in `facts`, the `Metadata.postprocess` of a file, with the caller's `repairs`.
+
+        `Sparse4DOnnx.metadata` is the metadata of a loaded file; other keys of `facts` are not used.
+        """
         names = [field.name for field in dataclasses.fields(cls) if field.name != 'repairs']
         return cls(**{name: facts[name] for name in names}, repairs=tuple(repairs))
 
@@ -122,7 +125,8 @@ class BankUpdate(NamedTuple):
         confidence: (1, A) float32, by which rows are handed on: the score of the best class, or in the first
             M rows the confidence of the last frame's instance times the decay, if that is larger, also where
             `mask` is 0 and these rows are no instances of that frame (not with the repair `gap`).
-        kept: (M,) int64, the rows that are handed on, the most confident first.
+        kept: (M,) int64, the rows that are handed on, the most confident first, or those that `update` was
+            given, as they are.
     """
 
     ids: np.ndarray
