@@ -67,7 +67,7 @@ class DenseBoxPostprocess(nn.Module):
                 that are no candidates.
             mlvl_factors: per level (B, A) score factors in 0..1, or None in all levels for a head without.
             clip_hw: (B or 1, 2) float32 height and width in pixels that boxes are clipped to.
-            scale_factor: (B or 1, 4) float32 `w h w h`; boxes are divided by it.
+            scale_factor: (B or 1, 4) float32 `w h w h`, input / original; boxes are divided by it.
             border: (B or 1, 2) float32 padding above and left of the image in pixels, which is subtracted
                 from boxes after they are clipped and before they are divided; with None nothing is
                 subtracted.

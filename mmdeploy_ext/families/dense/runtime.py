@@ -250,7 +250,7 @@ def postprocess_image(
         priors: decoded priors of all levels, level after level.
         level_sizes: number of priors of each level.
         clip_hw: height and width, pixels of the network input, that boxes are clipped to.
-        scale_factor: (4,) `w h w h` that boxes are divided by.
+        scale_factor: (4,) `w h w h`, input / original, that boxes are divided by.
         facts: entry `postprocess` of the file's metadata. `nms_pre` and `max_per_img` of 0 or less limit
             nothing; no entry is None. For `head.choose` and the others see `contract.dense_head.Head`.
         border: pixels of padding above and left of the image, which the boxes of some heads lose.

@@ -37,12 +37,13 @@ class RegionsNetwork(nn.Module):
         self.names = (*NAMES, 'attended', *feature_names(model)) if has_masks(model) else NAMES
 
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return class logits (B, Q, C) and boxes (B, Q, 4) xyxy, pixels of the input (B, 3, H, W).
+        """Return class logits (B, Q, C) and boxes (B, Q, 4) xyxy, pixels of the input.
 
         The logits have a column more, for the background, if scores are by a softmax. With masks also the
         queries after they have looked at each other in the last stage (B, Q, D), and the maps that regions
         are pooled from.
-        `img_shape` (B, 2) is the height and width before padding; 0 means the input size.
+        `image` is (B, 3, H, W) float32 normalised; `img_shape` (B, 2) is the height and width before padding;
+        0 means the input size.
         """
         maps = self.model.extract_feat(image)
         outputs = (*self.look(maps, clip_size(image, img_shape)), *maps)
@@ -51,7 +52,7 @@ class RegionsNetwork(nn.Module):
     def look(self, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the tensors before the maps in `forward`.
 
-        `clip_hw` (B, 2) is the height and width of the images before padding.
+        `clip_hw` (B, 2) is the height and width of the images before padding, pixels; not 0.
         """
         learned = self.model.rpn_head
         size_whwh = clip_hw.flip(1).repeat(1, 2)[:, None]
@@ -101,8 +102,14 @@ class RegionsFullForm(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Return dets (B, n, 5), labels (B, n), and masks (B, n, m, m) in the box's frame, if there are any.
 
-        `logits` (B, Q, C) may have a column more for the background; `boxes` (B, Q, 4) are xyxy, pixels of
-        the input, and are divided by `scale_factor` (B, 4); `of_masks` are the other outputs of the network.
+        Rows are the `max_per_img` best, the best first; columns of dets are xyxy, pixels of the originals,
+        and the score.
+
+        Args:
+            scale_factor: (B, 4) float32 `w h w h`, input / original, which boxes are divided by.
+            logits: (B, Q, C), which may have a column more for the background.
+            boxes: (B, Q, 4) xyxy, pixels of the input.
+            of_masks: the other outputs of the network.
         """
         scores = logits.sigmoid() if self.sigmoid else logits.softmax(2)[..., :-1]
         scores, labels, query = best_pairs(scores, self.max_per_img)

@@ -141,7 +141,7 @@ class Boxes(nn.Module):
             present: (B, K) bool; other rows are padding.
             clip_hw: (B, 2) float32 height and width, pixels of the input, that boxes are clipped to if
                 their head clips any.
-            scale_factor: (B, 4) float32 `w h w h`; boxes are divided by it.
+            scale_factor: (B, 4) float32 `w h w h`, input / original; boxes are divided by it.
             stage_tensors: if it is a list, a dict per stage is appended to it, with `_` and the number of the
                 stage at the end of each name: `region_features` (B * K, channels, h, w), which its head
                 takes, the outputs of the head (B, K, columns), see `output_names`, and behind the first stage
@@ -242,7 +242,7 @@ class Grid(nn.Module):
 
         `maps` are features of all levels, (B, channels, h, w) each. `dets` (B, n, 5) are boxes in pixels of
         the network input, and scores; `labels` (B, n) are -1 where a row is padding, which is zero in the
-        result.
+        result. `scale_factor` is `w h w h`, input / original.
         """
         images = torch.arange(dets.shape[0], device=dets.device)[:, None].expand(-1, dets.shape[1])
         boxes = dets[..., :4].flatten(0, 1)

@@ -90,8 +90,8 @@ class RegionsForm(graphs.TwoStageFullForm):
         """Return the outputs of the `full` form, and the tensors of `inner_names`, (B, K, ...).
 
         Boxes are clipped to `img_shape` (B, 2) h, w, and those of results divided by `scale_factor` (B, 4) `w
-        h w h`; `proposals` (B, K, 4) xyxy, pixels of the network input, without an area are padding;
-        `features` are those of `feature_names`: the levels that regions are pooled from.
+        h w h`, input / original; `proposals` (B, K, 4) xyxy, pixels of the network input, without an area are
+        padding; `features` are those of `feature_names`: the levels that regions are pooled from.
         """
         results, inner = self.look(features, proposals, img_shape, scale_factor)
         return *results, *inner.values()

@@ -176,7 +176,8 @@ class Sparse4DHead(BaseModule):
         Returns:
             'prediction', 'classification' and 'quality': lists with a tensor per refinement, (B, A, 11),
             (B, A, K) and (B, A, 2); the latter two have None but for the refinement
-            `num_single_frame_decoder` and the last one. 'instance_id': (B, A) int64, -1 without an id.
+            `num_single_frame_decoder` and the last one, behind the former of which the remembered instances
+            come first, see `InstanceBank.update`. 'instance_id': (B, A) int64, -1 without an id.
         """
         bank, encode, last_operation = self.instance_bank, self.anchor_encoder, len(self.layers) - 1
         feature, anchor, interval = bank.get(metas)

@@ -210,8 +210,8 @@ class RowPairing:
     def follow(self, moment: Moment, tie: float, max_error: float) -> Followed:
         """Follow the memories over a frame, and tell ties from errors; `rows` changes.
 
-        If a memory or an output that is needed is missing, or shapes differ, nothing changes, and the result
-        is `Followed()`.
+        If a memory or an output that is needed is missing, or the scores (of an `InstancePairing` the places)
+        differ in a size, nothing changes, and the result is `Followed()`. The number of layers may differ.
 
         Args:
             moment: the frame; a memory of None is that of a side without one.

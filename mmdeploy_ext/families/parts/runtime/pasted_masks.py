@@ -36,7 +36,8 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Insta
             also give `mask_scores` (B, n).
         feeds: inputs of the graph by name, and what results need besides: `ori_shape` (2,) or (B, 2), height
             and width of the masks to return, which is the size of the originals only if boxes are in their
-            pixels, and, if it is there, `scale_factor` (B or 1, 4), by which boxes were divided.
+            pixels, and, if it is there, `scale_factor` (B or 1, 4), input / original, by which
+            boxes were divided.
 
     Raises:
         ModelFileError: a file with `--max-proposals` or `--max-candidates` may have left some out, or gives
