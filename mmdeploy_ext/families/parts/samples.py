@@ -77,7 +77,7 @@ def dumped_cameras(
 
     Args:
         tensors: name -> array of the dump.
-        manifest: of the dump, which may have `scene_token`, and `frame`, its name.
+        manifest: of the dump, which may have `scene_token` ('' if it is None), and `frame`, its name.
         names: tensors that are read, of which there are `img` (N, 3, H, W), may be with an axis of samples
             before, `lidar2img` (N, 4, 4), and may be `ego_pose`, `timestamp_s` and others of a `Frame`.
         fields: further ones of a `Frame`, also in place of tensors.
@@ -92,7 +92,7 @@ def dumped_cameras(
     if 'timestamp_s' in values:
         values['timestamp_s'] = float(values['timestamp_s'][0])
     meta = dict(sample_idx=manifest.get('frame', ''))
-    scene = str(manifest.get('scene_token', ''))
+    scene = str(manifest.get('scene_token') or '')
     return camera_frame(tensors['img'], tensors['lidar2img'], meta, scene_token=scene, **(values | fields))
 
 

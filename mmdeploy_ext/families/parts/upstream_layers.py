@@ -109,10 +109,11 @@ def _windows(length: int, count: int, like: torch.Tensor) -> torch.Tensor:
     return torch.minimum(first[:, None] + steps, last[:, None])
 
 
-def merged_size(x: torch.Tensor, size: Sequence[int], mode: str) -> torch.Tensor:
+def merged_size(x: torch.Tensor, size: tuple[int, ...], mode: str) -> torch.Tensor:
     """Return a map (B, C, h, w) of another `size`, height and width, as mmcv's merge cells do.
 
-    It is enlarged, or padded with zeros and pooled.
+    It is enlarged if its height is less than that of `size`, or equal to it and its width is less; else it
+    is padded with zeros and pooled.
 
     `mode` is that of `torch.nn.functional.interpolate`, by which maps are enlarged.
     The traced sizes decide which of them happens: a level is the finer one at every size.

@@ -19,7 +19,7 @@ SWEEPS, RESIZE = 'LoadMultiViewImageFromMultiSweepsFiles', 'ResizeCropFlipImage'
 SWEEP_S, SWEEP_RANGE = 0.083, (3, 27)
 """Time from one sweep to the next, and the sweeps of which upstream takes one as the frame before."""
 DUMPED = ('img', 'lidar2img', 'ego_pose', 'timestamp_s', 'camera_times_s')
-"""Tensors of a dump from which a frame is read back."""
+"""Tensors of a dump from which a frame is read back; one of samples without pose or time lacks some."""
 GAPS_S = (0.5, 0.05, 1.7, 6.0, 0.5)
 """Seconds from frame to frame of a drive with irregular gaps, as after missing frames."""
 TURN_RAD, WAY_M = 0.25, 2.5

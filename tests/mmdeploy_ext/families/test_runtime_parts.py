@@ -31,6 +31,13 @@ def test_intrinsics_that_were_padded_with_zeros_are_refused_by_their_camera():
         frame_checks.check_calibration(Calibration(units, padded), 2)
 
 
+def test_a_last_row_that_leaves_a_matrix_no_inverse_is_refused_by_its_camera():
+    matrices = np.tile(np.eye(4), (2, 1, 1))
+    matrices[1, 0, 3] = matrices[1, 3, 0] = 1
+    with pytest.raises(DataError, match='lidar2img of camera 1 is singular'):
+        frame_checks.check_matrices('lidar2img', matrices, 2)
+
+
 @pytest.mark.parametrize('values', [[[1, 2], [3]], 'abc', [[{}]]], ids=repr)
 def test_what_is_no_array_of_numbers_is_refused_by_its_name(values):
     with pytest.raises(DataError, match='ego_pose: expected an array of numbers'):

@@ -35,7 +35,7 @@ def can_bus_record(
 
     Args:
         translation: of the car in the map, m.
-        rotation: of the car in the map, a quaternion w, x, y, z.
+        rotation: of the car in the map, a unit quaternion w, x, y, z.
         measured: a record (18,) of the CAN bus, whose entries 7 to 15 are taken; None: they are 0, as in
             scenes without a record.
 
@@ -69,7 +69,10 @@ def record_of_pose(ego_pose: np.ndarray) -> np.ndarray:
 
 
 def orientation_of(record: np.ndarray) -> str:
-    """Return how a record (18,) has the orientation, a key of `ORIENTATIONS`; '' if it is neither of them."""
+    """Return how a record (18,) has the orientation, a key of `ORIENTATIONS`; '' if it is neither of them.
+
+    Four equal numbers are 'wwww', also if they are a unit quaternion.
+    """
     four = record[3:7]
     if (four == four[0]).all():
         return 'wwww'

@@ -96,7 +96,7 @@ def check_matrices(name: str, matrices: np.ndarray, num_cameras: int) -> np.ndar
         problem = ''
         if not np.isfinite(matrix).all():
             problem = 'has NaN or infinity'
-        elif _is_singular(matrix[:3, :3]) or matrix[3, 3] == 0:
+        elif _is_singular(matrix):
             problem = 'is singular'
         if problem:
             raise DataError(f'calibration: {name} of camera {camera} {problem}: {matrix.tolist()}')
@@ -130,9 +130,13 @@ def _copied(values: Any, name: str) -> np.ndarray:
 
 
 def _is_singular(matrix: np.ndarray) -> bool:
-    """Return whether a matrix (3, 3) of pixels and depth has no inverse.
+    """Return whether a matrix (4, 4) of pixels and depth has no inverse, or 0 as its last number.
 
     Its rows of pixels are long and the row of depth is short by design, so that they are normalised first.
     """
-    lengths = np.linalg.norm(matrix, axis=1)
-    return bool((lengths < 1e-12).any() or abs(np.linalg.det(matrix / lengths[:, None])) < 1e-6)
+    linear = matrix[:3, :3]
+    lengths = np.linalg.norm(linear, axis=1)
+    if (lengths < 1e-12).any() or abs(np.linalg.det(linear / lengths[:, None])) < 1e-6 or matrix[3, 3] == 0:
+        return True
+    # of a last row 0 0 0 x this is x
+    return bool(abs(matrix[3, 3] - matrix[3, :3] @ np.linalg.solve(linear, matrix[:3, 3])) < 1e-12)

@@ -123,6 +123,7 @@ class CameraRuntime(Runtime):
         """Return the inputs of the last graph for a prepared frame, which is run and remembered.
 
         A frame that is not later than the one before begins a drive, as the first of another pass does.
+        Frames need a time.
         """
         last = self.state
         if last is not None and frame.timestamp_s <= last.timestamp_s:

@@ -18,6 +18,7 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 def top_rows(values: np.ndarray, count: int) -> np.ndarray:
     """Return the indices of the `count` largest of values (n,) in descending order; of equal ones the first.
 
-    `count` is 0 or more; they are all n if there are fewer. NaN is below all numbers.
+    Values are floats, of which NaN is below all numbers. `count` is 0 or more; if n is less, all are
+    returned.
     """
     return np.argsort(-values, kind='stable')[:count]
