@@ -16,7 +16,7 @@ CELLS = 17
 """Three of so many cells are changed, each in another way."""
 LOGIT_RANGE, HIGHEST = 8.0, 2.0
 """Logits within plus or minus the first differ by up to 0.8 in the first and the last cell; the second is
-added to the highest one of several channels, which becomes a score of 0.83 to 0.92."""
+added to the channel of several that is raised most, which becomes a score of 0.83 to 0.92."""
 FACTOR, SHIFT = 8.0, 5.0
 """Factor of outputs in some cells, and sum that is added in others, to odd channels with a minus."""
 YAW, ON = 6, 9.0
@@ -52,9 +52,10 @@ def raised_corners(logits: torch.Tensor) -> torch.Tensor:
     """Return logits (B, channels, h, w) with high scores in the first and the last cell.
 
     Trained weights rarely find anything there, so that a prior that is left out at either end would not show.
-    The first channel of the first cell and the last one of the last cell have the highest scores, which no
-    other box of the cell suppresses. Each channel of a cell is raised by another number. A single channel
-    is raised by 0, and has scores of 0.4 to 0.6 there.
+    Each channel of a cell is raised by another number: in the first cell the first one by `HIGHEST`, the last
+    one by 0, in the last cell the other way round, so that different classes are the best ones. Of many
+    channels neighbours are raised almost alike, and the logits decide between them. A single channel is
+    raised by 0, and has scores of 0.4 to 0.6 there.
     """
     raised, steps = logits.clone(), torch.linspace(0, HIGHEST, logits.shape[1]).to(logits)
     raised[..., 0, 0] = torch.tanh(logits[..., 0, 0] / LOGIT_RANGE) / 2 + steps.flip(0)

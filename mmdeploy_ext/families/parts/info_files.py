@@ -95,8 +95,8 @@ def dataset_of_files(
     """Return the config of a data set of generated files, with the config's test pipeline.
 
     It is that of `data.test` if its class is `base` or derived from it, or if it is the user's and derived
-    from no other data set of mmdet3d than `Custom3DDataset`: a data set that the user wrote or changed is to
-    be compared. Otherwise, and if the config has none, it is `default`.
+    from no other data set of mmdet or mmdet3d than `Custom3DDataset`: a data set that the user wrote or
+    changed is to be compared. Otherwise, and if the config has none, it is `default`.
 
     Args:
         cfg: config of the model.

@@ -148,7 +148,7 @@ def boxes_of_classes(result: Sequence[np.ndarray]) -> Detections:
 def instances_of_classes(
     boxes: Sequence[np.ndarray], masks: Sequence[Sequence[np.ndarray]], size: tuple[int, int]
 ) -> Instances:
-    """Return the instances of an image, masks of `size` (height, width), in descending score order.
+    """Return the instances of an image, masks of `size` (height, width), best score of a box first.
 
     `boxes` are those of each class, (n, 5) with scores, `masks` lists of their masks (height, width) bool.
     Of heads that score masks, `masks` is a pair: masks and their scores, of all classes. `size` is needed

@@ -13,7 +13,8 @@ from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.proving.inputs.head_outputs import about_limits, headings, logits, scores_about
 
 LOW = 0.001, 0.05
-"""Range of scores of wrong classes; they are distinct, as a model without a threshold keeps some of them."""
+"""Range of scores of wrong classes, for a model without a threshold, which keeps some of them: they are
+distinct. A threshold multiplies the lower end, and its half is the upper end if that is less."""
 OTHER_THRESHOLD = 0.1
 """Score threshold that a proof sets for a model without one; `synthetic_outputs` has scores about it."""
 IN_ORDER = range(10)
