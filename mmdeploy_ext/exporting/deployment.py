@@ -333,7 +333,7 @@ def load(
     classes = class_names(cfg, getattr(report, 'meta', {}), family.num_classes(model))
     model.CLASSES = classes
     model.eval()  # by itself, since the `train` of some detectors returns None
-    if any(hidden_settings(part)['methods'] for part in model.modules()):
+    if any(hidden_settings(part)['<methods>'] for part in model.modules()):
         # a function that a part holds runs the weights of this model in a copy, too; a trace takes them as
         # constants if they need no gradients
         model.requires_grad_(False)

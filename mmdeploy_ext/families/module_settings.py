@@ -41,7 +41,7 @@ def hidden_settings(module: nn.Module) -> dict[str, Any]:
     """Return what else decides what a module computes, and is neither a plain attribute nor a weight.
 
     These are the names of its hooks, those of functions in the place of methods of its class, and the buffers
-    that no checkpoint has.
+    that no checkpoint has. Keys are those of `HOOKS`, '<methods>' and '<buffers>', as no attribute is named.
     """
     attributes = vars(module)
     hooks = {name: [_name_of(hook) for hook in attributes[name].values()] for name in HOOKS}
@@ -55,7 +55,7 @@ def hidden_settings(module: nn.Module) -> dict[str, Any]:
         for name, buffer in module.named_buffers(recurse=False)
         if name in module._non_persistent_buffers_set
     }
-    return dict(hooks, methods=methods, buffers=buffers)
+    return hooks | {'<methods>': methods, '<buffers>': buffers}
 
 
 def _name_of(function: Any) -> str:

@@ -184,6 +184,15 @@ def test_a_value_that_is_read_behind_a_decorator_is_seen(tmp_path, decorator):
     assert {id(code) for code in codes} <= codes_of_methods(model)
 
 
+@pytest.mark.parametrize('name', ['methods', 'buffers'])
+def test_an_attribute_with_the_name_of_a_hidden_setting_is_a_setting(name):
+    layer = torch.nn.Identity()
+    layer.__dict__[name] = 1
+    before = module_settings(layer)
+    layer.__dict__[name] = 2
+    assert module_settings(layer) != before
+
+
 def test_what_runs_unwatched_is_not_recorded(tmp_path):
     module, code = neck(tmp_path), RanCode()
     with code.watched(), unwatched():

@@ -107,7 +107,7 @@ FAULTS = {
     ),
     'bbox_head.atss_cls.bias not as in the file': weights_moved,
     'neck._forward_hooks': lambda: after(ImageFamily, 'build', larger_maps),
-    'neck.methods.forward': lambda: after(ImageFamily, 'build', other_forward),
+    'neck.<methods>.forward': lambda: after(ImageFamily, 'build', other_forward),
     'model.test_cfg.nms.iou_threshold is 0.3, expected 0.6': lambda: wherever_it_is_called(
         core_config, 'read_config', lower_iou_threshold
     ),
@@ -127,7 +127,7 @@ def loaded_anew(monkeypatch):
 
 @pytest.mark.suite(
     'model.test_cfg.nms.iou_threshold is 0.3', 'data.test', 'bbox_head.cls_convs.0.gn.eps is 0.001',
-    'bbox_head.atss_cls.bias not as in the file', 'neck._forward_hooks', 'neck.methods.forward',
+    'bbox_head.atss_cls.bias not as in the file', 'neck._forward_hooks', 'neck.<methods>.forward',
     "its class names are read as ['cross'",
 )  # fmt: skip
 @pytest.mark.parametrize('detail', FAULTS)
