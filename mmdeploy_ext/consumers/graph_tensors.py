@@ -70,9 +70,10 @@ def shape_text(shape: Shape) -> str:
 def weight_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
     """Yield a violation for each weight of a model that cannot be read, or of which a value is NaN.
 
-    Weights are initializers and tensors in attributes, without sparse ones and those whose values are in
-    another file (external data); bfloat16 and smaller types are not searched for NaN. `file` is the name of
-    the model's file, which a violation has as its `node`, with the name of the weight as its `attribute`.
+    Weights are initializers and tensors in attributes, also of bodies and functions, without sparse ones and
+    those whose values are in another file (external data); bfloat16, smaller and complex types are not
+    searched for NaN. `file` is the name of the model's file, which a violation has as its `node`, with the
+    name of the weight as its `attribute`.
     """
     from onnx import external_data_helper, numpy_helper
 

@@ -93,11 +93,13 @@ class DenseFamily(ImageFamily):
         """Refuse what does not export, before weights load; the head is built alone.
 
         Args:
-            cfg: the config.
+            cfg: the config, an `mmcv.Config`.
             options: options of the export.
 
         Raises:
-            ConfigError: the head, a part or a setting of it; the message names file and key.
+            ConfigError: the head is of no kind, or one of mmdet's that makes its results in another way than
+                its kind (one of the user's passes), or a part or a setting of it does not export; the message
+                names file and key.
             UsageError: an option that does not fit the model, such as a size, or a batch of guided anchors.
         """
         with refused_by_name(cfg):
@@ -132,15 +134,16 @@ class DenseFamily(ImageFamily):
         detector_parts.check_max_candidates(options, available)
 
     def head(self, cfg: Any) -> nn.Module:
-        """Return the head of a config without the rest of the detector, without weights.
+        """Return the head of a config, in evaluation mode, without weights and the rest of the detector.
 
         ConfigError: it cannot be built.
         """
         return detector_parts.tested_head(cfg, 'bbox_head', detector_parts.test_cfg_of(cfg))
 
     def build(self, cfg: Any) -> nn.Module:
-        """Build mmdet's detector; of a distilled one, the student alone.
+        """Build mmdet's detector as `Family.build` does; of a distilled one, the student alone.
 
+        One whose test path is its own counts as none that is distilled, see `detector_parts.without_teacher`.
         The `init_cfg` and `pretrained` of the backbone become None in `cfg` itself, unless the backbone
         cannot be built without them; the `cfg` of a distilled one stays as it is.
         """
@@ -150,8 +153,10 @@ class DenseFamily(ImageFamily):
         return super().build(cfg)
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        """Yield entries of the methods of a live detector, of its head and coders, that graphs compute.
+        """Yield entries of what graphs compute by themselves, see `followed.replaced_in`.
 
+        It is methods of the live detector, of its head, of its generators of priors and its coders, and
+        functions of mmdet.
         Whether they differ from upstream's is not looked at here.
         """
         yield from followed.replaced_in(model, ['bbox_head'], FOLLOWED)
@@ -160,7 +165,7 @@ class DenseFamily(ImageFamily):
             yield Replaced(integral, 'Integral', ('forward',))
 
     def takes(self, model: nn.Module, options: Options, height: int, width: int) -> bool:
-        """Return whether prepared images of this size, in pixels, are large enough for a dynamic graph.
+        """Return whether inputs of this size, pixels with padding, are large enough for a dynamic graph.
 
         For heads whose maps follow the strides (`maps_by_stride`) they are if no side is below the smallest
         that the contract states, for others if none is below the largest stride.

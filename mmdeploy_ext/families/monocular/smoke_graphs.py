@@ -43,7 +43,8 @@ def postprocess_facts(model: nn.Module) -> dict[str, Any]:
     """Return the metadata's entry `postprocess`: all numbers by which outputs become results.
 
     `base_depth` has the mean and the deviation of depths, metres, `base_dims` length, height and width of
-    each class, metres; `window` is `WINDOW`, and `max_per_img` the number of `PEAKS`.
+    each class, metres; `code_size` is the number of values of a box, `window` is `WINDOW`, and `max_per_img`
+    the number of `PEAKS`.
     """
     head, coder = model.bbox_head, model.bbox_head.bbox_coder
     return dict(
@@ -130,14 +131,14 @@ class SmokeFullForm(nn.Module):
         """Return boxes (B, n, 7), scores and labels (B, n), best first; rows behind are zero, label -1.
 
         Boxes are x y z of the middle of the bottom, length, height and width, m, and yaw, rad, in the frame
-        of the camera.
+        of the camera, see `decoding`.
 
         Args:
             image: (B, 3, H, W); only its size is used.
             cam2img: (B, 4, 4), of the network input.
             heat: (B, C, h, w) scores 0..1 of all cells, peaks or not.
             values: (B, 8, h, w) of boxes, see `decoding.smoke_boxes`: offset of the depth, offsets of the
-                centre, three logarithms of sizes, sine and cosine.
+                centre, three logarithms of sizes over those of the class, sine and cosine.
         """
         peaks = peaks_of(torch, heat, self.facts['window'])
         scores, indices = peaks.flatten(1).topk(self.facts['max_per_img'], 1)

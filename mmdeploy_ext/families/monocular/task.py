@@ -4,10 +4,10 @@ Functions and names are those of every task, see `proving/tasks/__init__.py`. A 
 1), tensors (level 2) and results (level 3).
 
 Boxes (n, 9) are in the frame of the camera (x right, y down, z ahead): x, y, z of the middle of the bottom,
-sizes along x, y and z before the box is turned (length, height, width), metres, yaw about y, radians, and
-the velocity along x and z, m/s, see `decoding`. A pair has equal attributes, and boxes in the picture that
-agree. The reference is PyTorch, the candidate an engine; bars are the limits that a matched pair keeps, and
-a gap that equals its bar keeps it.
+sizes along x, y and z before the box is turned (length, height, width), metres, yaw about y, radians (0 along
+x, -pi/2 along z), and the velocity along x and z, m/s, see `decoding`. A pair has equal attributes, and
+boxes in the picture that agree. The reference is PyTorch, the candidate an engine; bars are the limits that a
+matched pair keeps, and a gap that equals its bar keeps it.
 
 Glossary: R results of the reference (rows), C of the candidate (columns), n boxes.
 """

@@ -1,8 +1,8 @@
 """From outputs of monocular heads to boxes, written once for numpy and PyTorch: `xp` is either of the two.
 
 A box is x, y, z of the middle of its bottom in metres, in the frame of the camera (x to the right, y down, z
-ahead), its sizes along x, y and z before it is turned, in metres, its yaw about y in radians, and of some
-models the velocity along x and z in m/s.
+ahead), its sizes along x, y and z before it is turned, in metres, its yaw about y in radians (0 along x,
+-pi/2 along z), and of some models the velocity along x and z in m/s.
 
 A camera is the matrix (4, 4) from its frame to pixels of the network input times depth, whose last row is 0 0
 0 1. KITTI's has a translation, nuScenes' is a matrix (3, 3) in its upper left.

@@ -20,8 +20,8 @@ class MonocularDetections(Scored):
 
     Attributes:
         boxes: (n, 9) float32: x, y, z of the middle of the bottom, m, sizes along x, y and z before the box
-            is turned, m, yaw about y in radians, and velocity along x and z, m/s, 0 if the model gives none.
-            In the frame of the camera x is to the right, y down and z ahead.
+            is turned, m, yaw about y in radians (0 along x, -pi/2 along z), and velocity along x and z, m/s,
+            0 if the model gives none. In the frame of the camera x is to the right, y down and z ahead.
         scores: (n,) float32 in 0..1; those of a PGD that predicts the uncertainty of depths may exceed 1.
         labels: (n,) int64 class indices.
         attributes: (n,) int64 index of the attribute, such as 'moving'; None of models without attributes.
