@@ -42,7 +42,7 @@ class TorchBackend(Backend):
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the stages one after the other; optional inputs that are not fed take their defaults.
 
-        What a module raises is raised as it is.
+        An output that is an input passed on shares its memory. What a module raises is raised as it is.
         """
         complete = self.spec.with_defaults(feeds)
         # torch takes no reversed axes, such as those of a picture whose channels were turned round

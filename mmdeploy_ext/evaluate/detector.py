@@ -113,9 +113,9 @@ class BackendDetector(Network):
         from mmcv.parallel import scatter_kwargs
 
         _, (data,) = scatter_kwargs((), dict(data), [-1])
+        if isinstance(data['img'], torch.Tensor):  # of a test pipeline without augmentation
+            data = {name: [value] for name, value in data.items()}
         views, metas = data['img'], data['img_metas'][0]
-        if isinstance(views, torch.Tensor):  # of a test pipeline without augmentation
-            views, metas = [views], data['img_metas']
         if len(views) != 1:
             raise ShapeError(
                 f'got {len(views)} augmentations; an exported model takes one view per image (flip=False, '

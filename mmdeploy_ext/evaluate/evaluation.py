@@ -100,7 +100,7 @@ def build_dataset(cfg: Any) -> Dataset:
 
     Its pipeline is wrapped: a sample that cannot be prepared raises a DataError that names its file, or the
     `sample_idx` of one that has no picture's file. The pipelines of data sets inside another, as mmdet's
-    ConcatDataset has them, stay as they are.
+    ConcatDataset has them, stay as they are, and so does their `test_mode`.
 
     Raises:
         DataError: its files are missing, its class is unknown or refuses them, or it has no sample.

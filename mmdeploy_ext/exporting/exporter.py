@@ -184,14 +184,16 @@ def export_module(
 ) -> onnx.ModelProto:
     """Export a module of flat tensors as it is: no spec, no merge, no clean-up. Any script may call it.
 
+    An input that no node reads is left out by the TorchScript exporter, and kept by dynamo.
+
     Args:
         module: takes `args` by position, returns a tensor or a tuple of tensors. Call `eval()` on it before:
             the dynamo exporter writes the dropout of a module in training mode.
         args: example tensors.
         exporter: 'torchscript' or 'dynamo'.
         opset: opset of the file; by default 17, or the lowest that the exporter writes if that is higher.
-        input_names: names of all inputs, by position; further ones are not used; input_0, input_1, ... by
-            default.
+        input_names: names of all inputs, by position; with more the TorchScript exporter fails, and dynamo
+            ignores the rest; input_0, input_1, ... by default.
         output_names: names of the first outputs; any other is output_<place>, its place among all, from 0. No
             two inputs or outputs may have one name.
         dynamic: input or output name -> dynamic axis -> name of its symbolic dimension, with both exporters;

@@ -57,7 +57,8 @@ def profiles_of(spec: GraphSpec, requested: Mapping[str, Profile]) -> dict[str, 
     Args:
         spec: spec of the graph.
         requested: name of an input or of an axis -> shapes, from `parse_shapes`. The sizes that one input
-            gives an axis hold for all inputs that have it, and for axes that follow from it ('M0+1').
+            gives an axis hold for all inputs that have it, and for axes that follow from it ('M0+1') and have
+            no sizes of their own, which are not compared with it. A name of both is the input's.
 
     Raises:
         UsageError: an unknown name, a shape of another rank than the input or of another size along a fixed

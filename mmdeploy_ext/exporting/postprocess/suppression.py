@@ -193,7 +193,8 @@ class Suppression:
         iou_threshold: an overlap above this suppresses.
         max_per_img: largest number of results of an image; -1 is no limit.
         class_agnostic: whether boxes suppress those of other labels.
-        suppresses: whether boxes suppress others at all; if not, only the best `max_per_img` are chosen.
+        suppresses: whether boxes suppress others at all; if not, only the best `max_per_img` are chosen. Not
+            read with `soft`.
         inverted: whether some boxes may end before they begin. Upstream never suppresses these, nor others by
             them.
         cap: number of boxes that enter, the best by score, N at most; 0 lets all in. With a cap every shape
@@ -225,7 +226,7 @@ class Suppression:
         """Return the boxes that are not suppressed.
 
         Args:
-            bboxes: (B, N, 4) xyxy.
+            bboxes: (B, N, 4) xyxy; N is not 0.
             scores: (B, N); `NO_CANDIDATE` (-1) in rows that are no candidates.
             labels: (B, N) int64, 0 or more.
             candidates: (B, N) bool; the other rows neither suppress nor are results.

@@ -66,6 +66,18 @@ def test_results_and_dumps_of_a_split_batch_are_those_of_their_samples(tmp_path)
     assert [load_dump(tmp_path / f'00000{index}')[0]['first'] for index in (4, 5)] == [[11], [12]]
 
 
+@pytest.mark.parametrize('count', [1, 2, 3])
+def test_proposals_of_a_pipeline_without_augmentation_are_those_of_each_image(tmp_path, count):
+    views = batch()
+    proposals = [torch.full((count, 5), float(image)) for image in range(3)]
+    plain = dict(img=views['img'][0], img_metas=views['img_metas'][0], proposals=proposals)
+    for data in (plain, dict(views, proposals=[proposals])):
+        _, metas, images = detector(tmp_path).prepared(data)
+        assert len(metas) == 3
+        for image, expected in zip(images, proposals, strict=True):
+            np.testing.assert_array_equal(image.proposals, expected.numpy())
+
+
 def test_augmented_images_are_refused(tmp_path):
     with pytest.raises(ShapeError, match='got 2 augmentations'):
         detector(tmp_path).run(batch(views=2), [0, 1, 2])
