@@ -71,9 +71,9 @@ def weight_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
     """Yield a violation for each weight of a model that cannot be read, or of which a value is NaN.
 
     Weights are initializers and tensors in attributes, also of bodies and functions, without sparse ones and
-    those whose values are in another file (external data); bfloat16, smaller and complex types are not
-    searched for NaN. `file` is the name of the model's file, which a violation has as its `node`, with the
-    name of the weight as its `attribute`.
+    those whose values are in another file (external data); complex types, bfloat16 and smaller ones, but for
+    float8 E5M2, are not searched for NaN. `file` is the name of the model's file, which a violation has as
+    its `node`, with the name of the weight as its `attribute`.
     """
     from onnx import external_data_helper, numpy_helper
 
