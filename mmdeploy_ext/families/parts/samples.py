@@ -79,7 +79,8 @@ def dumped_cameras(
         tensors: name -> array of the dump.
         manifest: of the dump, which may have `scene_token` ('' if it is None), and `frame`, its name.
         names: tensors that are read, of which there are `img` (N, 3, H, W), may be with an axis of samples
-            before, `lidar2img` (N, 4, 4), and may be `ego_pose`, `timestamp_s` and others of a `Frame`.
+            before, `lidar2img` (N, 4, 4), and may be `ego_pose`, `timestamp_s` (1,) and others of a
+            `Frame`.
         fields: further ones of a `Frame`, also in place of tensors.
 
     Raises:

@@ -76,6 +76,7 @@ def guided(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], le
     """`GuidedAnchorHead`: deltas of anchors whose sizes are outputs of the network.
 
     `coder['anchor_coder']` has the settings by which the sizes, the output `shape_pred`, are decoded.
+    B is 1: the boxes of further images would get the anchors of the first.
     """
     shape = rows['shape_pred']
     grown = dict(bbox_pred=xp.concatenate([xp.zeros_like(shape), shape], -1))
