@@ -159,8 +159,9 @@ class SequenceFamily(Family):
         """Yield samples, made of another one, that a usual drive or sweep does not have.
 
         The rig may come first as it was, then with changes, such as another calibration or order of cameras.
-        Those of a model with a memory are one drive, at whose end only poses and times change, such as in a
-        turn; in one of its frames the pictures have a single colour.
+        Those of a model with a memory are one drive, at whose end poses (of BEVFormer the records of motion)
+        and times change, such as in a turn, and of PETR which camera has which picture. In the frame before
+        this end the pictures have a single colour; BEVFormer's keep it.
         """
         return ()
 
