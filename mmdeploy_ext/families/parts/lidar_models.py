@@ -229,7 +229,7 @@ def check_points_side(filename: str, model: Mapping[str, Any], detector: str, he
     """Refuse (ConfigError) detectors with cameras, or with encoders or heads that are not exported.
 
     Pillars are refused, too, whose number of points does not fit the detector, or which their map has no room
-    for.
+    for, also if mmdet3d rounds the size of its own map of dynamic pillars down.
 
     Args:
         filename: of the config, for messages, which also name the key.

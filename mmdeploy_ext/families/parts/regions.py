@@ -333,7 +333,8 @@ def _semantic_cells(roi_head: nn.Module, kind: str) -> tuple[int, int]:
 def last_level_side(roi_head: nn.Module) -> float:
     """Return the side, pixels, from which on squares are pooled from the last level in the first stage.
 
-    It is 0 if all regions are pooled from all levels.
+    It is 0 if all regions are pooled from all levels, and `finest_scale` of an extractor of one level, from
+    which squares of any side are pooled.
     """
     extractor = part_of(roi_head, 'bbox_roi_extractor', 0)
     if isinstance(extractor, extractors.GenericRoIExtractor):

@@ -299,10 +299,6 @@ class TwoStageFamily(ImageFamily):
         return self.makes_proposals_first(model)
 
     def last_level_side(self, model: nn.Module) -> float:
-        """Return the side, pixels, from which on squares are pooled from the last level.
-
-        It is 0 if all regions are pooled from all levels.
-        """
         return last_level_side(model.roi_head)
 
     def finds_always(self, model: nn.Module) -> bool:
