@@ -1,7 +1,9 @@
-"""Which frames a proof takes of a data set."""
+"""Which frames a proof takes of a data set, and the scene of one that is read from a dump."""
 
+import numpy as np
 import pytest
 
+from mmdeploy_ext.families.parts.samples import dumped_cameras
 from mmdeploy_ext.proving.inputs.samples import choose_frames
 
 TOKENS = ['a'] * 5 + ['b'] * 3 + ['c'] * 4
@@ -23,3 +25,11 @@ def test_a_proof_starts_several_scenes(count, expected):
 
 def test_one_scene_is_taken_as_far_as_needed():
     assert choose_frames(['a'] * 9, 7) == list(range(7))
+
+
+def test_a_dumped_frame_without_a_scene_has_the_unknown_one():
+    tensors = dict(img=np.zeros((1, 1, 3, 4, 4)), lidar2img=np.eye(4)[None])
+    fields = dict(ego_pose=None, timestamp_s=0.0)
+    for manifest in (dict(scene_token=None), {}):
+        assert dumped_cameras(tensors, manifest, tuple(tensors), **fields).scene_token == ''
+    assert dumped_cameras(tensors, dict(scene_token='s'), tuple(tensors), **fields).scene_token == 's'
