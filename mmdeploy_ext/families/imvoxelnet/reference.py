@@ -29,7 +29,10 @@ from mmdeploy_ext.proving.tensors import ArrayDistance
 
 
 def metas(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
-    """Return mmdet3d's `img_metas` of pictures, with the cameras of the pictures on disk."""
+    """Return mmdet3d's `img_metas` of pictures, with the cameras of the pictures on disk.
+
+    ShapeError: as of `samples.feeds`.
+    """
     batch = metas_of(images)
     for meta, camera in zip(batch, feeds(images, rescale=True)['lidar2img'], strict=True):
         meta |= of_camera(camera)
