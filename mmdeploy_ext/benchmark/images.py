@@ -18,7 +18,7 @@ from mmdeploy_ext.benchmark.measure import COMPILED_FORM, Contender, Run
 from mmdeploy_ext.benchmark.ort_profile import profile_graph
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.options import IMAGE, Options
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import fold
@@ -222,6 +222,11 @@ def read_files(args: argparse.Namespace) -> tuple[list[Metadata], Options]:
         batches.append(('--samples-per-gpu', args.samples_per_gpu))
     files_metadata = [read_metadata(path) for path in args.onnx]
     for path, metadata in zip(args.onnx, files_metadata, strict=True):
+        if metadata.samples != 'images':
+            raise ModelFileError(
+                f'{path}: is a model of family {metadata.family!r}, which takes no single pictures; give a '
+                f'file of the model of {args.config}'
+            )
         if not metadata.options['dynamic']:
             sizes.append((path, (metadata.options['height'], metadata.options['width'])))
             if not metadata.options.get('dynamic_batch'):

@@ -109,6 +109,8 @@ def engine_options(settings: dict[str, Any]) -> dict[str, Any]:
 def graph_options(cfg: Any, settings: dict[str, Any], family: Family) -> Options:
     """Return the export options of a config; without `dynamic` sizes are dynamic unless it has a `shape`.
 
+    A key whose value is None counts as one that is left out.
+
     Values that the config leaves open are 0: the opset, height and width, which `deployment.resolve` replaces
     by the model's defaults.
 
@@ -125,8 +127,8 @@ def graph_options(cfg: Any, settings: dict[str, Any], family: Family) -> Options
 
     prefix, values = f'{cfg.filename}: backend_config.', dict(opset=0)
     for option in family.options:
-        if option.key in settings:
-            value = settings[option.key]
+        value = settings.get(option.key)
+        if value is not None:
             if option.choices and type(value) is float:
                 value = str(value)  # --cfg-options reads 1.1 as a number
             values[option.name] = (value,) if option.default == () and isinstance(value, str) else value
@@ -135,7 +137,6 @@ def graph_options(cfg: Any, settings: dict[str, Any], family: Family) -> Options
     if 'shape' in graph_keys(family):
         values.setdefault('dynamic', values.get('height') is None)
         values['height'], values['width'] = shared.parse_shape(values.get('height'), f'{prefix}shape')
-    values = {name: value for name, value in values.items() if value is not None}
     options = family.choose(**values)
     try:
         options.check(prefix)

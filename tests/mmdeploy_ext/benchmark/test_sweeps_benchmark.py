@@ -6,6 +6,7 @@ import pytest
 
 import toy_centerpoint
 from mmdeploy_ext.cli import benchmark_app
+from toy_atss import CHECKPOINT, CONFIG
 
 
 @pytest.fixture(scope='module')
@@ -62,3 +63,10 @@ def test_its_backbone_alone_is_measured_where_it_is_asked_for(graphs, tmp_path):
     assert run('--voxels', 100, *words) == 0
     result = json.loads(target.read_text())
     assert [entry['voxels'] for entry in result['sets']] == [100] and result['family'] != 'centerpoint'
+
+
+def test_its_files_are_no_files_of_a_model_of_pictures(graphs, capsys):
+    head = f'{graphs}/head.onnx'
+    assert benchmark_app.main([str(CONFIG), str(CHECKPOINT), '--onnx', head]) == 2
+    line = capsys.readouterr().err
+    assert f"{head}: is a model of family 'centerpoint', which takes no single pictures; " in line

@@ -224,6 +224,13 @@ def test_a_config_asks_for_float16_as_the_command_line_does():
     assert backend_config.precision(dict(inference_precision='bf16')) == 'bf16'
 
 
+def test_a_key_of_a_config_that_is_none_counts_as_one_that_is_not_there():
+    for shape in ({}, dict(shape=128)):
+        cfg, found = settings(opset_version=None, dynamic=None, keep_fp32=None, exporter='dynamo', **shape)
+        options = backend_config.graph_options(cfg, found, FAMILIES['dense'])
+        assert (options.opset, options.dynamic, options.keep_fp32) == (0, not shape, ())
+
+
 def test_a_config_that_asks_for_a_bf16_file_is_told_where_bf16_is(deployment):
     cfg, found = settings(precision='bf16')
     with pytest.raises(ConfigError, match=r"bfloat16.*inference_precision='bf16'"):
