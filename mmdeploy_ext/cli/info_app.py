@@ -112,8 +112,8 @@ def read_proof(report: str, files: Sequence[Mapping[str, Any]]) -> dict[str, Any
 
     Returns:
         `verdict` (a text such as 'proven'), `summary` (figures such as `inputs`, see `Verdict.summary`),
-        `engine` (its name, '' if the report has none), `versions` (package -> version that the proof ran
-        with) and `report`, the path of the JSON file.
+        `engine` (its backend, such as 'OnnxRuntimeBackend', '' if the report has none), `versions` (package
+        -> version that the proof ran with) and `report`, the path of the JSON file.
     """
     path = Path(report) / 'verdict.json' if Path(report).is_dir() else Path(report)
     content = read_json(path)

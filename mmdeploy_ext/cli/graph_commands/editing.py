@@ -160,8 +160,8 @@ def run_insert_outputs(args: argparse.Namespace) -> int:
     """Write a file whose outputs are also the inner tensors that `tensors` names.
 
     `args` are the parsed arguments of this command. Return 0, or 1 if --prove finds that outputs differ; the
-    file is written either way; tensors that are outputs already stay. UsageError: a name fits no tensor that a
-    node makes, or the output cannot be written.
+    file is written either way; outputs that are there already stay. UsageError: a name fits no tensor that
+    a node makes, or the output cannot be written.
     """
     from mmdeploy_ext.graph.passes.extract import insert_outputs
 
