@@ -220,13 +220,8 @@ def read_files(args: argparse.Namespace) -> tuple[list[Metadata], Options]:
         sizes.append((args.prepared, read_prepared(args.prepared).tensor.shape[1:]))
     if args.samples_per_gpu:
         batches.append(('--samples-per-gpu', args.samples_per_gpu))
-    files_metadata = [read_metadata(path) for path in args.onnx]
+    files_metadata = [_read_metadata(path) for path in args.onnx]
     for path, metadata in zip(args.onnx, files_metadata, strict=True):
-        if metadata.samples != 'images':
-            raise ModelFileError(
-                f'{path}: is a model of family {metadata.family!r}, which takes no single pictures; give a '
-                f'file of the model of {args.config}'
-            )
         if not metadata.options['dynamic']:
             sizes.append((path, (metadata.options['height'], metadata.options['width'])))
             if not metadata.options.get('dynamic_batch'):
@@ -241,6 +236,17 @@ def read_files(args: argparse.Namespace) -> tuple[list[Metadata], Options]:
     height, width = sizes[0][1] if sizes else (0, 0)
     batch = batches[0][1] if batches else 1
     return files_metadata, Options(IMAGE, height=height, width=width, batch=batch)
+
+
+def _read_metadata(path: str) -> Metadata:
+    """Read the metadata of a file of a model of pictures."""
+    metadata = read_metadata(path)
+    if metadata.samples != 'images':
+        raise ModelFileError(
+            f'{path}: is a model of family {metadata.family!r}, which takes no single pictures; give '
+            f'a file of the model of the config'
+        )
+    return metadata
 
 
 def torch_contender(
