@@ -125,7 +125,7 @@ class Deployment:
 
         It must depend on the key and on this model alone. All callers get one object, which must not be
         changed, unless it is a dict that serves them as a cache. It is computed again after a run that has
-        left something in the model, see `_state_of`.
+        left something in the model, see `_state_of`; what is written to a tensor through `.data` is not seen.
         """
         if self.shared is None:
             return compute()

@@ -69,7 +69,7 @@ def make_graph(
 
     Args:
         traced: the graph of `trace`.
-        options: options of the export.
+        options: options of the export; with `layer_precision` and no `precision` the other layers get fp16.
         family: family of the model.
         ranges: ranges of the quantisers; INT8 needs them; None for precisions without INT8. They have to be
             of this graph and these weights, which the norms of its kernels tell.

@@ -39,13 +39,13 @@ def trace(
     The next step is `sparse.fold.fold`, which takes them into the convolutions. The voxels that are traced do
     not matter but for `input_rows` and `output_rows`, their numbers. Without coordinates there is one voxel
     of zeros at the origin, as in NVIDIA's exporter for libspconv; if a stride jumps over it, a block of up to
-    4 x 4 x 4. Nodes that the result does not need are left out.
+    4 x 4 x 4. Nodes that the result does not need are left out, and so are casts between types of floats.
 
     The name of a convolution's rulebook is its module's `indice_key`; `sparse.plan.name_rulebooks` names
     those without. Weights are as in `sparse.ir`, float32.
 
-    The result of the module is the first element of a list or tuple; of a dict `spatial_features` or, without
-    that, its first dense tensor. If it is a SparseConvTensor (as of a plain SparseSequential), the graph also
+    The result of the module is the first element of a list or tuple; of a dict `spatial_features`, if that
+    is dense, else its first dense tensor. If it is a SparseConvTensor (as of a plain SparseSequential), the graph also
     has the steps that NVIDIA's exporter adds: a scatter into a dense grid, then the height axis into the
     channels, (1, C * Z, X, Y) in order 'xyz' and (1, C * Z, Y, X) in 'zyx'.
 

@@ -59,15 +59,16 @@ def check_head(filename: str, model: Mapping[str, Any]) -> None:
 def check_limits(cfg: Any) -> None:
     """Refuse (ConfigError) a `test_cfg` that the head cannot run with.
 
-    One of `READ` is missing in it, or `max_num` is below 1.
+    One of `READ` is missing in it, or `max_num` is no whole number of 1 or more.
     """
     key, test = 'model.test_cfg', test_cfg_of(cfg)
     if prefix_of(cfg.model):
         key, test = f'{key}.pts', test.get('pts') or {}
     if missing := [name for name in READ if test.get(name) is None]:
         raise ConfigError(f'{cfg.filename}: {key} has no {", ".join(missing)}, which mmdet3d reads')
-    if test['max_num'] < 1:
-        raise ConfigError(f'{cfg.filename}: {key}.max_num={test["max_num"]}, expected a positive number')
+    max_num = test['max_num']
+    if not isinstance(max_num, int) or max_num < 1:
+        raise ConfigError(f'{cfg.filename}: {key}.max_num={max_num!r}, expected a positive whole number')
 
 
 def check_parts(filename: str, model: Mapping[str, Any]) -> None:

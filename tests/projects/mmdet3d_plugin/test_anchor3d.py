@@ -218,6 +218,7 @@ def test_points_that_cannot_be_are_refused():
         ('kitti', {'use_direction_classifier=True': 'use_direction_classifier=False'}, 'use_direction'),
         ('kitti', {"'FocalLoss', use_sigmoid=True": "'CrossEntropyLoss', use_sigmoid=False"}, 'use_sigmoid'),
         ('kitti', {'max_num=40': 'max_num=-1'}, 'model.test_cfg.max_num=-1, expected'),
+        ('kitti', {'max_num=40': "max_num='40'"}, "model.test_cfg.max_num='40', expected"),
         ('shapes', {', nms_thr=0.1': ''}, 'model.test_cfg.pts has no nms_thr, which mmdet3d reads'),
         ('kitti', {'load_dim=5, use_dim=5': 'load_dim=5, use_dim=4'}, 'model.voxel_encoder.in_channels is 5'),
         ('nuscenes', {"type='HardVFE'": "type='DynamicVFE'"}, "pts_voxel_encoder.type='DynamicVFE'"),

@@ -240,7 +240,7 @@ def one_point_frame(frame: FusedFrame, limits: Sequence[float]) -> FusedFrame:
     """Return a frame of a picture of one colour and of one point, twice: with a single one mmdet3d fails.
 
     The network's input of the picture is zeros. The point is the furthest one of `frame` in the range
-    `limits`: x, y, z of the least corner, then of the greatest, m.
+    `limits`: x, y, z of the least corner, then of the greatest, m; the first of all if none is in range.
     """
     plain = proof_samples.plain_moment(frame, limits)
     return dataclasses.replace(plain, points=np.repeat(plain.points, 2, axis=0))
