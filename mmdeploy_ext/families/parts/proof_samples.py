@@ -177,9 +177,9 @@ def after_a_turn(frame: Frame) -> Frame:
 
 
 def plain_moment(frame: FusedFrame, limits: Sequence[float] | None) -> FusedFrame:
-    """Return a moment with images of 0, the mean colour, and the point that `plain_sweep` chooses by `limits`.
+    """Return a moment with images of 0, the mean colour, and the one point that `plain_sweep` chooses.
 
-    With None the model takes no points, which stay as they are.
+    `limits` is that of `plain_sweep`; None: the model takes no points, which stay as they are.
     """
     moment = frame if limits is None else plain_sweep(frame, limits)
     images = None if frame.images is None else np.zeros_like(frame.images)
