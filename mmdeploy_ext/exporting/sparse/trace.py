@@ -44,10 +44,10 @@ def trace(
     The name of a convolution's rulebook is its module's `indice_key`; `sparse.plan.name_rulebooks` names
     those without. Weights are as in `sparse.ir`, float32.
 
-    The result of the module is the first element of a list or tuple; of a dict `spatial_features`, if that
-    is dense, else its first dense tensor. If it is a SparseConvTensor (as of a plain SparseSequential), the graph also
-    has the steps that NVIDIA's exporter adds: a scatter into a dense grid, then the height axis into the
-    channels, (1, C * Z, X, Y) in order 'xyz' and (1, C * Z, Y, X) in 'zyx'.
+    The result of the module is the first element of a list or tuple; of a dict `spatial_features`, if that is
+    dense, else its first dense tensor. If it is a SparseConvTensor (as of a plain SparseSequential), the
+    graph also has the steps that NVIDIA's exporter adds: a scatter into a dense grid, then the height axis
+    into the channels, (1, C * Z, X, Y) in order 'xyz' and (1, C * Z, Y, X) in 'zyx'.
 
     While it runs, `SparseConvTensor.dense` is replaced, and torch has one thread, for the whole process.
 
