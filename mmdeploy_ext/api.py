@@ -421,8 +421,8 @@ def prove_source(
 
     Raises:
         UsageError: the file, the model or the data set of `metrics` is refused before the weights load.
-        Mm2OnnxError: a sweep or frame cannot be read, a sample cannot be run, or the file is one of several
-            graphs; its exit status is 1.
+        Mm2OnnxError: a sweep or frame cannot be read, a sample cannot be run, or, of a model of frames or
+            sweeps, the file is one of several graphs; its exit status is 1.
     """
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.proving.ladder import prove as climb
@@ -507,8 +507,8 @@ def prove(
 
     Raises:
         UsageError: the call is refused before the weights were loaded, such as a file that is not there.
-        Mm2OnnxError: a sweep or frame cannot be read, a sample cannot be run, or the file is one of several
-            graphs; its exit status is 1.
+        Mm2OnnxError: a sweep or frame cannot be read, a sample cannot be run, or, of a model of frames or
+            sweeps, the file is one of several graphs; its exit status is 1.
     """
     for name, value in dict(samples=samples, metrics=metrics).items():
         if isinstance(value, str | Path):  # whose letters would be taken for the entries
