@@ -161,7 +161,7 @@ class SequenceFamily(Family):
         The rig may come first as it was, then with changes, such as another calibration or order of cameras.
         Those of a model with a memory are one drive, at whose end poses (of BEVFormer the records of motion)
         and times change, such as in a turn, and of PETR which camera has which picture. In the frame before
-        this end the pictures have a single colour; BEVFormer's keep it.
+        this end the pictures have a single colour.
         """
         return ()
 

@@ -4,6 +4,7 @@ What the attributes and methods of the class without a docstring are for is docu
 defined first: `families/base.py`, `families/sequence.py` and `families/parts/camera_models.py`.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -208,7 +209,7 @@ class BevFormerFamily(QueryBoxes, SequenceFamily):
     def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
         frames = list(changed_drive(sample))
         yield from frames
-        yield from driven(frames[-1])
+        yield from driven(dataclasses.replace(frames[-1], images=sample.images))
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         return dict(network=[(model, 'forward_test')])
