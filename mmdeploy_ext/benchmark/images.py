@@ -150,9 +150,9 @@ class ImageBenchmark(Benchmark):
     ) -> list[Contender]:
         """Return the graph of a file on an engine, with the post-processing that its form leaves out.
 
-        `engine` is a key of `ENGINES`, `label` and `path` are those of the file in `files`; `stack` closes
-        the engine. With `--skip-refused` one batch is run here, so that an engine that cannot run the file
-        raises its error now.
+        `engine` is a key of `ENGINES` that runs files, `label` and `path` are those of the file in `files`;
+        `stack` closes the engine. With `--skip-refused` one batch is run here, so that an engine that cannot
+        run the file raises its error now.
         """
         backend = stack.enter_context(ENGINES[engine].open(path, self.threads[0]))
         contender = backend_contender(self.deployment.family, backend, engine, label, path)

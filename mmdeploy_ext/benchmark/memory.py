@@ -66,8 +66,8 @@ class Source:
     Attributes:
         config: path of the config.
         checkpoint: path of the weights.
-        cfg_options: overrides of the config.
-        threads: number of PyTorch's threads.
+        cfg_options: overrides of the config: key with dots -> value.
+        threads: number of PyTorch's threads, at least 1.
     """
 
     config: str
@@ -109,10 +109,10 @@ class Source:
 
 
 def run_graph(engine: str, path: str, threads: int, feeds: Mapping[str, np.ndarray]) -> tuple[int, object]:
-    """Run the file at `path` `RUNS` times on an engine of `registry.ENGINES`, with a number of threads.
+    """Run the file at `path` `RUNS` times on an engine, with a number of threads; 0 leaves it to the engine.
 
-    `feeds` is input name -> array; surplus ones are ignored. The kB before loading and the backend are
-    returned, as `measure` expects.
+    `engine` is a key of `registry.ENGINES` that runs files, `feeds` is input name -> array; surplus ones are
+    ignored. The kB before loading and the backend are returned, as `measure` expects.
     """
     backend = ENGINES[engine].open(path, threads)
     importlib.import_module(ENGINES[engine].package)
@@ -143,8 +143,8 @@ def measure(call: Callable[[], tuple[int, object]], name: str) -> dict[str, floa
     """Load and run a contender in a fresh process: `peak_mb` and `resident_mb`, MiB more than before loading.
 
     Args:
-        call: loads it and runs it `RUNS` times; returns the kB before loading, and the object that has to
-            stay alive. It can be pickled.
+        call: loads it and runs it `RUNS` times; returns the kB before loading, those of `reset_peak` or
+            `reset_peak_with`, and the object that has to stay alive. It can be pickled.
         name: name of the contender for the message.
 
     Raises:

@@ -341,9 +341,9 @@ def run_files(
 ) -> tuple[int, object]:
     """Run the files of a contract on an engine in a child process, for `memory.measure`.
 
-    `engine` is a key of `ENGINES`, `path` that of the file or folder; `source` and `samples` are those of
-    `run_model`. Returned are the kB of the process before the files are opened, with all libraries imported,
-    so that their memory does not count, and the object that has to stay alive.
+    `engine` is a key of `ENGINES` that runs files, `path` the path of the file or folder; `source` and
+    `samples` are those of `run_model`. Returned are the kB of the process before the files are opened, with
+    all libraries imported, so that their memory does not count, and the object that has to stay alive.
     """
     source.prepare(ENGINES[engine].package)
     from mmdeploy_ext.core.config import load_config

@@ -310,11 +310,11 @@ def measure(
         target: the float file and the INT8 file, which has been written.
         probe: inputs on which outputs are compared, and those of the float file for them.
         network: the part of the INT8 file whose outputs are compared.
-        images: the set whose first image is timed.
+        images: the set whose first item (image, frame or sweep) is timed.
 
     Returns:
         `engine`, `float_bytes`, `int8_bytes` (of the files without external data), `size_ratio` (INT8 over
-        float), `outputs` (their errors) and `time` (of the first image, by `time_files`; None with --rounds
+        float), `outputs` (their errors) and `time` (of the first item, by `time_files`; None with --rounds
         0).
     """
     from mmdeploy_ext.benchmark.measure import time_files

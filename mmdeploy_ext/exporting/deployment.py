@@ -285,7 +285,7 @@ def load(
     Args:
         config: path of the config.
         checkpoint: path of the weights.
-        cfg_options: overrides of the config; with None nothing is replaced.
+        cfg_options: overrides of the config: key with dots -> value; with None nothing is replaced.
         device: device of the model: 'cpu', 'cuda' or 'cuda:N'.
         before_weights: called with the config as it was before the model was built, the family and the model,
             before the weights are read, to refuse options; with None nothing is called.
