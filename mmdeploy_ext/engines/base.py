@@ -25,7 +25,7 @@ decodes the outputs, runs it unchecked.
 
 
 class Backend(abc.ABC):
-    """One network on one engine; a context manager.
+    """One network on one engine; a context manager. `registry.build_backend` makes one.
 
     Attributes:
         engine: name of the engine, such as 'onnxruntime', for messages and figures.
@@ -57,7 +57,7 @@ class Backend(abc.ABC):
         """
 
     def deactivate(self) -> None:
-        """Free the network; nothing happens if it is not active."""
+        """Free the network if it is active; a backend that keeps it, as that of PyTorch, does nothing."""
         return
 
     def repeat_key(self, feeds: Mapping[str, np.ndarray]) -> Hashable | None:

@@ -101,6 +101,7 @@ def default_opset(module: torch.nn.Module, exporter: str) -> int:
 def default_group_norm(module: torch.nn.Module) -> str:
     """Return 'exact', a value of the option `group_norm`, if `module.backbone` normalises by groups; else ''.
 
+    `contract.options.GROUP_NORM` tells what the values do; '' has the effect of 'operator'.
     A backbone has fifty and more group normalisations in a row; for the heads' up to five the operator is
     enough.
     """
@@ -136,7 +137,8 @@ def run(
 
     Args:
         stage: the module, the exporter, not '', and the names of its inputs and outputs; if these are fewer
-            than the tensors, the exporter names the others.
+            than the tensors, the exporter names the others. Call `compat.apply()` before the libraries of the
+            module are imported, and `eval()` on it: dynamo writes the dropout of one in training mode.
         args: example tensors, one per input.
         dynamic: input or output name -> dynamic axis -> name of its symbolic dimension. The dynamo exporter
             takes the axes of inputs alone; it finds those of outputs, and most of the names, by itself.

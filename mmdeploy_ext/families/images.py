@@ -434,8 +434,9 @@ class ImageFamily(Family):
         """Run upstream's own test path and return its detections per image.
 
         They are of the class that `detections` returns. With `rescale` boxes in a picture are in pixels of
-        the original, otherwise of the network input. Boxes in 3D are in metres in either case; of them
-        `rescale` decides the camera to draw them with. For the size of masks see the family's `feeds`.
+        the original, otherwise of the network input, without the padding above and left of the image if the
+        graph takes it as `border`. Boxes in 3D are in metres in either case; of them `rescale` decides the
+        camera to draw them with. For the size of masks see the family's `feeds`.
         """
 
     def results(

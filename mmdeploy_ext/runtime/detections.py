@@ -141,9 +141,10 @@ class Detections(Scored):
     """Boxes of one image, see `Scored` for the scores and labels.
 
     Attributes:
-        bboxes_xyxy: (n, 4) float32, in pixels of the network input; once they are divided by the scale
-            factor, by `scaled` or in a `full` graph, of the original image. Those of a model that does not
-            clip them may reach beyond the image.
+        bboxes_xyxy: (n, 4) float32, in pixels of the network input, or of the image in it if its `border`
+            (padding above and left) was subtracted; once they are divided by the scale factor, by `scaled` or
+            in a `full` graph, of the original image. Those of a model that does not clip them may reach
+            beyond the image.
     """
 
     bboxes_xyxy: np.ndarray

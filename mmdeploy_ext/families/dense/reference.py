@@ -1,6 +1,6 @@
 """Dense heads as mmdet runs them, unpatched: what a proof compares the graphs with.
 
-The heads of the models are those that `heads.described` describes; others were refused before.
+The heads of the models are those that `forms.described` describes; others were refused before.
 
 Glossary: B batch, N priors of all levels, C classes without the background, H, W network input in pixels.
 """
@@ -32,9 +32,10 @@ def tensors(
 ) -> dict[str, np.ndarray]:
     """Return the outputs by name of the form 'raw' or 'decode', by mmdet's own head, priors and box coder.
 
-    `feeds` hold `input` (B, 3, H, W) float32, normalised; `score_form` is the option of the file: with
-    'product' the scores of the form 'decode' are multiplied by the head's score factor, which is left out.
-    Other options have no effect. The outputs are those of `decode_by_mmdet`, or the maps that it takes.
+    `feeds` hold `input` (B, 3, H, W) float32, the `PreparedImage.tensor` of each image; `score_form` is the
+    option of the file: with 'product' the scores of the form 'decode' are multiplied by the head's score
+    factor, which is left out. Other options have no effect. The outputs are those of `decode_by_mmdet`, or
+    the maps that it takes.
     """
     with torch.no_grad():
         image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
@@ -90,7 +91,8 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
     """Return the results of the detector's own test path, with `deploy_nms_pre`, if set, as `nms_pre`.
 
     There is one for each of the images; with `rescale` boxes are in pixels of the originals, else of the
-    network input.
+    network input. Heads that are `bordered` subtract the padding above and left of the image in either case,
+    so that their coordinates begin at its corner, not at that of the input.
 
     Rows that are no results are left out: boxes without an area if boxes vote, for which upstream divides
     zero by zero, and those of score 0, by which upstream fills up a list of peaks. The images are of one

@@ -1,8 +1,9 @@
 """Key points at the border of a picture, where rounding decides whether they are inside of it.
 
-The operator is discontinuous there: a point just inside has up to half of its weight, one just outside has
-none. Engines round differently, and then one of them has a point that the other has not. A proof compares
-such a frame with PyTorch's own result for these points on the other side, and names them.
+The operator, `plain_kernels.deformable_aggregation`, is discontinuous there: a point just inside has up to
+half of its weight, one just outside has none. Engines round differently, and then one of them has a point
+that the other has not. A proof compares such a frame with PyTorch's own result for these points on the other
+side, and names them.
 
 Glossary: A instances, P key points of each, N cameras.
 """
@@ -82,7 +83,8 @@ def nearest_decision(
     which none is moved.
 
     Args:
-        run: runs a frame in the context `answering` of the points that it takes.
+        run: runs the frame, from the same memory each time, in the context `answering` of the points that it
+            takes.
         distance: function that returns the distance of a result from that of an engine.
     """
     points, moved = BorderPoints(), {}
