@@ -261,9 +261,10 @@ def quantisation_facts(
 ) -> dict[str, Any]:
     """Return the facts about a quantisation that are stored in the file and in the JSON.
 
-    They are `family` and `form`, `quantiser` (name and version), types of `activations` and `weights`, the
-    `method` of the ranges, number, kind and source of the `images`, the number of `layers` in INT8 and their
-    share of the weights, and the names of the `float_layers`.
+    They are `family` and `form`, `quantiser` (name and version), types of `activations` and `weights` (those
+    of ONNX Runtime's quantiser; NNCF writes activations that go below zero as int8), the `method` of the
+    ranges, number, kind and source of the `images`, the number of `layers` in INT8 and their share of the
+    weights, and the names of the `float_layers`.
 
     Args:
         args: parsed arguments of the command line.
