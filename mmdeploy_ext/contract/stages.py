@@ -27,7 +27,8 @@ class Stage:
     Attributes:
         name: what stands with a '/' before the names of its nodes and inner tensors in the merged graph; ''
             for the '/' alone.
-        module: takes its inputs as positional tensors, returns a tensor or a tuple of tensors.
+        module: takes its inputs as positional tensors, returns a tensor or a tuple of tensors; call `eval()`
+            on it before an export.
         inputs: names of its inputs: graph inputs or outputs of an earlier stage.
         outputs: names of its outputs.
         exporter: 'torchscript' or 'dynamo' if the stage needs that one; '' takes the user's choice.
