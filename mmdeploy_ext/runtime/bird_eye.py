@@ -75,8 +75,9 @@ class BoxLayer:
 def box_corners(boxes: np.ndarray) -> np.ndarray:
     """Return the corners (n, 8, 3) of boxes (n, 9): four below, then four above.
 
-    The columns of a box are x, y, z of the bottom's middle, three sizes, yaw and velocity in x and y. The
-    first two of each four corners are the front, in the direction of the yaw; the first size lies along it.
+    The columns of a box are x, y, z of the bottom's middle, three sizes, yaw and velocity in x and y, in any
+    frame whose z points up. The yaw is in radians, 0 along x and growing towards y, and the first size lies
+    along it. Each four corners are front left, front right, rear right and rear left, seen along the yaw.
     """
     boxes = np.asarray(boxes, np.float64)
     flat = bev_corners(boxes[:, [0, 1, 3, 4, 6]])[:, [0, 3, 2, 1]]

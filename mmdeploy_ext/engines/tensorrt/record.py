@@ -37,7 +37,7 @@ class Record:
 
     Attributes:
         package: 'tensorrt' or 'tensorrt-rtx'.
-        version: version of the package; no other version loads the engine.
+        version: `__version__` of the package's module; no other version loads the engine.
         architectures: GPU architectures that it was built for, e.g. (86,) for SM 8.6.
         sha256, nbytes: digest and size of the engine file.
         onnx, onnx_sha256: name of the ONNX file that it was built from, and the digest of it and its weights
@@ -185,7 +185,7 @@ def check_source(record: Record, path: str | os.PathLike[str]) -> None:
 def check_version(record: Record, package: str, version: str, path: object) -> None:
     """Refuse an engine of another package or version than those given; the EngineError names both.
 
-    `path` is the engine, for the message.
+    `version` is the `__version__` of the package's module. `path` is the engine, for the message.
     """
     if (record.package, record.version) != (package, version):
         raise EngineError(

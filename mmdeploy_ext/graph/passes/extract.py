@@ -81,7 +81,7 @@ def _check_cut(index: Index, positions: Sequence[int], starts: Sequence[str], en
 def extract(model: onnx.ModelProto, positions: Iterable[int]) -> onnx.ModelProto:
     """Return the model of some nodes: it takes what they read from others and gives what others read.
 
-    `positions` are indices of nodes in `model.graph.node`.
+    `positions` are indices of nodes in `model.graph.node`, from 0 on, none negative.
 
     - Nodes that compute constants for them (shapes, axes) become part of it; the constants are no inputs, and
       inputs with a default become constants.

@@ -63,7 +63,8 @@ class ConfigPipeline:
             resized to, by which `picture_files.sample_files` makes samples; None without `size` if no step
             has an `img_scale`.
         compose: `Compose` of the steps, of mmdet or mmdet3d.
-        dataset: the data set of `data.test` if the user's class does more than to call `compose`; else None.
+        dataset: the data set of `data.test` if the user's class does more than to call `compose`; else None,
+            also if that class could not be built here.
         note: what is said about such a class that cannot be run here; else ''.
     """
 
