@@ -134,8 +134,8 @@ def class_name_notes(deployment: Deployment) -> list[str]:
 
     Either the first source, whose names mmdet takes, has not as many as the model has classes: the file then
     has those of the first source with as many, else numbers. Or the checkpoint is the first source and has as
-    many, and the config, by whose names a data set is evaluated, has other ones, or the same ones in another
-    order.
+    many, and the config, by whose names a data set is evaluated, has as many other ones, or the same ones in
+    another order; a config with another number of names is passed over.
     """
     count = deployment.family.num_classes(deployment.model)
     sources = [(source, names) for source, names in _class_sources(deployment) if names]

@@ -216,10 +216,10 @@ def _as_fed(image: PreparedImage, deployment: Deployment, left_out: Sequence[str
 def references(
     deployment: Deployment, options: Options, images: Sequence[tuple[str, np.ndarray]]
 ) -> list[ImageReference]:
-    """Return the references of all inputs of a proof.
+    """Return the references of the inputs that `proof_inputs` makes.
 
-    `options` are those of the export; `images` are titles and pictures (H, W, 3) uint8 BGR, of which the
-    inputs are made, see `proof_inputs`.
+    `options` are those of the export; `images` are titles and pictures (H, W, 3) uint8 BGR, of which it
+    makes them.
     """
     inputs = proof_inputs(deployment, options, images)
     return [ImageReference(deployment, proof_input) for proof_input in inputs]

@@ -213,8 +213,9 @@ class Paste(nn.Module):
     ) -> tuple[torch.Tensor]:
         """Return masks (B, n, h, w) bool; h, w are the largest of `ori_shape` (B, 2) height and width.
 
-        `dets` (B, n, 5) are boxes that were divided by `scale_factor` (B, 4), input / original, and
-        scores; `box_masks` (B, n, m, m) in 0..1 are in the frame of the box, zero where a row is padding.
+        `dets` (B, n, 5) are boxes `x1 y1 x2 y2` that were divided by `scale_factor` (B, 4) `w h w h`, input /
+        original, and scores; `box_masks` (B, n, m, m) in 0..1 are in the frame of the box, zero where a row
+        is padding.
         """
         scale = scale_factor[:, None]
         boxes = dets[..., :4] * scale / scale  # as mmdet does, which rounds

@@ -24,7 +24,7 @@ from mmdeploy_ext.weights.sparse_checkpoint import load_model
 
 
 def backbone_graph(encoder: nn.Module) -> SparseGraph:
-    """Return a sparse encoder with batch normalisation folded, coordinates in its own order."""
+    """Return a sparse encoder, batch normalisation and ReLU folded, with coordinates in its own order."""
     return fold(_traced(encoder))
 
 
@@ -100,8 +100,8 @@ def model_spec(model: onnx.ModelProto, name: str) -> GraphSpec:
 def load_whole(model: nn.Module, checkpoint: Checkpoint, encoder: str) -> None:
     """Load all weights of a detector; kernels of its sparse encoder may be in any layout of spconv.
 
-    Their shapes have to tell it. The file of the checkpoint is read again. `encoder` is the name of that
-    submodule.
+    Their shapes have to tell it. The file of the checkpoint is read again. `encoder` is the path of that
+    submodule in `model`, with dots.
 
     Raises:
         CheckpointError: the file lacks weights of the model, or has others, or a layout is left open.

@@ -60,8 +60,8 @@ class Masks(nn.Module):
         """Return masks (B, n, m, m) in 0..1, and of scoring heads scores (B, n); zero where a row is padding.
 
         `maps` are those of `regions.region_maps`, (B, channels, h, w) each: levels, then those of
-        `context_names`. `dets` (B, n, 5) are boxes that were divided by `scale_factor` (B, 4), input /
-        original, and scores; `labels` (B, n) are -1 where a row is padding.
+        `context_names`. `dets` (B, n, 5) are boxes `x1 y1 x2 y2` that were divided by `scale_factor` (B, 4)
+        `w h w h`, input / original, and scores; `labels` (B, n) are -1 where a row is padding.
         """
         boxes, classes = dets[..., :4] * scale_factor[:, None], labels.flatten()
         features, logits = self._logits_of_classes(maps, boxes, classes)

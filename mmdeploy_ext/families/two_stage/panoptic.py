@@ -150,10 +150,10 @@ class RegionMapFullForm(nn.Module):
     ) -> tuple[torch.Tensor]:
         """Return the map (B, h, w) int32 of images of size `ori_shape` (2,), see `postprocess.panoptic`.
 
-        `dets` (B, n, 5) are boxes that were divided by `scale_factor` (B, 4), input / original, and scores;
-        `labels` (B, n) int64 are -1 where a row is padding; `box_masks` (B, n, m, m) are in 0..1; `semantic`
-        (B, S + 1, H4, W4) are logits, whose content has height and width `img_shape` (B, 2), pixels of the
-        input; 0: all.
+        `dets` (B, n, 5) are boxes `x1 y1 x2 y2` that were divided by `scale_factor` (B, 4) `w h w h`, input /
+        original, and scores, the best first; `labels` (B, n) int64 are -1 where a row is padding; `box_masks`
+        (B, n, m, m) are in 0..1, and zero there; `semantic` (B, S + 1, H4, W4) are logits, whose content has
+        height and width `img_shape` (B, 2), pixels of the input; 0: all.
         """
         (masks,) = self.paste(dets, scale_factor, ori_shape[None], box_masks)
         rows, columns = resizing_of(semantic, img_shape, ori_shape, RATIO)

@@ -8,7 +8,8 @@ a dark and a bright picture, a plain one if PyTorch finds nothing in it, and opt
 alone and all together. One input shows several faults.
 
 The images of a batch differ but for the traced input: where pictures have one size, those behind the first
-are cut, or reduced within the input if one run cannot take the cut ones.
+are cut, or reduced within the input if one run cannot take the cut ones. Those at index 3, 6, ... of a larger
+batch are whole again.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ class ProofInput:
 def proof_inputs(deployment: Deployment, options: Options, images: Sequence[Picture]) -> list[ProofInput]:
     """Return the inputs of a proof, the traced one first, which is made of the first picture.
 
+    Plain and zoomed pictures and those of `more_inputs` are not among them: a proof adds them.
+
     A mirrored picture is added to a single one. If all pictures have one size the second is cut: a graph that
     is right for that size only would pass.
 
@@ -101,7 +104,8 @@ def proof_inputs(deployment: Deployment, options: Options, images: Sequence[Pict
 def more_inputs(deployment: Deployment, options: Options, picture: Picture) -> list[ProofInput]:
     """Return other views of a picture at the traced size, for a proof whose inputs had too few results.
 
-    Each is an input; in a batch the images behind the first are cut or reduced.
+    Each is an input; in a batch the images behind the first are cut or reduced, but for those at index 3, 6,
+    and so on.
     """
     title, image = picture
     maker = _Inputs(deployment, options, [picture])
@@ -112,8 +116,8 @@ def more_inputs(deployment: Deployment, options: Options, picture: Picture) -> l
 def plain_inputs(deployment: Deployment, options: Options) -> list[ProofInput]:
     """Return an input per colour of `PLAIN`, at the traced size: a detector finds nothing in most of them.
 
-    In a batch the images behind the first are cut or reduced; cut ones are padded if the rule keeps the
-    ratio of sides.
+    In a batch the images behind the first are cut or reduced, but for those at index 3, 6, and so on; cut
+    ones are padded if the rule keeps the ratio of sides.
     """
     maker, size, inputs = _Inputs(deployment, options, []), (options.height, options.width), []
     for title, value in PLAIN.items():
@@ -127,7 +131,8 @@ def zoomed_input(
 ) -> ProofInput:
     """Return the part of a picture in a box as an input of the traced size, which the box fills.
 
-    `box_xyxy` (4,) is in pixels of the picture. In a batch the images behind the first are cut or reduced.
+    `box_xyxy` (4,) is in pixels of the picture. In a batch the images behind the first are cut or reduced,
+    but for those at index 3, 6, and so on.
     """
     title, image_bgr = picture
     view = zoomed(image_bgr, box_xyxy, (options.height, options.width))
@@ -136,9 +141,10 @@ def zoomed_input(
 
 
 def with_plain_picture(deployment: Deployment, case: ProofInput, plain: ProofInput) -> ProofInput:
-    """Return a batch with a plain picture in place of its second one.
+    """Return a batch with a plain picture in place of its second one, and of its size.
 
-    The batch is returned unchanged if one run cannot take these pictures together.
+    It is prepared for the input size by the rule: resized to fit and padded, or stretched. The batch is
+    returned unchanged if one run cannot take these pictures together.
 
     Args:
         deployment: config and checkpoint.
@@ -147,9 +153,9 @@ def with_plain_picture(deployment: Deployment, case: ProofInput, plain: ProofInp
     """
     (title, picture), size = plain.sources[0], case.images[1].tensor.shape[1:]
     same_shape = np.full_like(case.sources[1][1], picture.flat[0])
-    stretched = dataclasses.replace(deployment.rule, size=tuple(size)).apply(same_shape)
-    images = (case.images[0], stretched, *case.images[2:])
-    if stretched.tensor.shape[1:] != size or len(deployment.family.batches(images)) > 1:
+    prepared = dataclasses.replace(deployment.rule, size=tuple(size)).apply(same_shape)
+    images = (case.images[0], prepared, *case.images[2:])
+    if prepared.tensor.shape[1:] != size or len(deployment.family.batches(images)) > 1:
         return case
     sources = (case.sources[0], (title, same_shape), *case.sources[2:])
     return dataclasses.replace(case, images=images, sources=sources)
