@@ -8,8 +8,7 @@ a dark and a bright picture, a plain one if PyTorch finds nothing in it, and opt
 alone and all together. One input shows several faults.
 
 The images of a batch differ but for the traced input: where pictures have one size, those behind the first
-are cut, or reduced within the input if one run cannot take the cut ones. Those at index 3, 6, ... of a larger
-batch are whole again.
+are cut, or reduced within the input if one run cannot take the cut ones.
 """
 
 from __future__ import annotations
@@ -104,8 +103,7 @@ def proof_inputs(deployment: Deployment, options: Options, images: Sequence[Pict
 def more_inputs(deployment: Deployment, options: Options, picture: Picture) -> list[ProofInput]:
     """Return other views of a picture at the traced size, for a proof whose inputs had too few results.
 
-    Each is an input; in a batch the images behind the first are cut or reduced, but for those at index 3, 6,
-    and so on.
+    Each is an input; in a batch the images behind the first are cut or reduced, each to another size.
     """
     title, image = picture
     maker = _Inputs(deployment, options, [picture])
@@ -116,8 +114,8 @@ def more_inputs(deployment: Deployment, options: Options, picture: Picture) -> l
 def plain_inputs(deployment: Deployment, options: Options) -> list[ProofInput]:
     """Return an input per colour of `PLAIN`, at the traced size: a detector finds nothing in most of them.
 
-    In a batch the images behind the first are cut or reduced, but for those at index 3, 6, and so on; cut
-    ones are padded if the rule keeps the ratio of sides.
+    In a batch the images behind the first are cut or reduced, each to another size; cut ones are padded if
+    the rule keeps the ratio of sides.
     """
     maker, size, inputs = _Inputs(deployment, options, []), (options.height, options.width), []
     for title, value in PLAIN.items():
@@ -132,7 +130,7 @@ def zoomed_input(
     """Return the part of a picture in a box as an input of the traced size, which the box fills.
 
     `box_xyxy` (4,) is in pixels of the picture. In a batch the images behind the first are cut or reduced,
-    but for those at index 3, 6, and so on.
+    each to another size.
     """
     title, image_bgr = picture
     view = zoomed(image_bgr, box_xyxy, (options.height, options.width))

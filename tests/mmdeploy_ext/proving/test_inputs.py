@@ -11,7 +11,7 @@ from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.inputs.inputs import plain_inputs, proof_inputs
-from mmdeploy_ext.proving.inputs.pictures import bright, dark, filling, zoomed
+from mmdeploy_ext.proving.inputs.pictures import bright, dark, filling, part_of, zoomed
 from mmdeploy_ext.proving.references import (
     ImageReference,
     empty_reference,
@@ -301,6 +301,11 @@ def test_a_zoomed_picture_is_a_part_that_the_picture_has(picture, box, part):
     view, shown = zoomed(picture, np.array(box), (64, 96)), picture[part]
     assert view.shape == (64, 96, 3)
     assert (view.min((0, 1)) >= shown.min((0, 1))).all() and (view.max((0, 1)) <= shown.max((0, 1))).all()
+
+
+def test_no_two_images_of_a_large_batch_are_the_same_part_of_a_picture():
+    sizes = [part_of((64, 96), place) for place in range(9)]
+    assert sizes[0] == (64, 96) and len(set(sizes)) == 9
 
 
 def test_dark_and_bright_are_views_of_the_traced_picture(picture):
