@@ -343,12 +343,16 @@ def _canonical(value: Any) -> str:
 
 
 def test_datasets(cfg: Any) -> Iterator[dict[str, Any]]:
-    """Yield the settings of `data.test` of an `mmcv.Config`, then those of the data sets that it wraps.
+    """Return the settings of `data.test` of an `mmcv.Config`, then those of the data sets that it wraps.
 
     These are below its key `dataset`, or `datasets` as in a `ConcatDataset`, one in the other; of a list the
-    first counts. Nothing is yielded if there are none.
+    first counts. There may be none.
     """
-    dataset = (cfg.get('data') or {}).get('test')
+    return _wrapped((cfg.get('data') or {}).get('test'))
+
+
+def _wrapped(dataset: Any) -> Iterator[dict[str, Any]]:
+    """Yield the settings of a data set of a config, or of the first of a list, then those that it wraps."""
     while dataset:
         if isinstance(dataset, list | tuple):
             dataset = dataset[0]
@@ -382,14 +386,9 @@ def test_pipeline(cfg: Any) -> list[dict[str, Any]]:
     """
     data = cfg.get('data') or {}
     for section in ('test', 'val'):
-        dataset = data.get(section)
-        while isinstance(dataset, dict | list | tuple) and dataset:
-            if isinstance(dataset, list | tuple):
-                dataset = dataset[0]
-            elif dataset.get('pipeline'):
+        for dataset in _wrapped(data.get(section)):
+            if dataset.get('pipeline'):
                 return dataset['pipeline']
-            else:
-                dataset = dataset.get('dataset') or dataset.get('datasets')
     pipeline = cfg.get('test_pipeline')
     if not pipeline:
         raise ConfigError(

@@ -65,15 +65,14 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
     The modules are those that define `functions`, and those of the library's functions and classes that these
     call by their names or as attributes of a module, and so on; modules in `mmdeploy_ext.models` count, too.
     Methods of `torch.Tensor` that these use by name are returned where they are the user's; properties of
-    classes are not looked at.
-    Of other modules that are not installed, such as those of a copy of the library in the user's repository,
-    nothing is returned, nor what `mmdeploy_ext` itself put into a library.
+    classes are not looked at. Of other modules that are not installed, such as those of a copy of the library
+    in the user's repository, nothing is returned, nor what `mmdeploy_ext` itself put into a library.
     `functions` are functions and methods, such as a `forward`; classes among them are not followed.
     """
     foreign: dict[str, Any] = {}
     judged: set[str] = set()
     visited: set[int] = set()
-    waiting = [behind for function in functions for behind in _python_functions(function)]
+    waiting = [behind for function in functions for behind in python_functions(function)]
     tensor_methods = vars(sys.modules['torch'].Tensor) if 'torch' in sys.modules else {}
     while waiting:
         function = waiting.pop()
@@ -104,7 +103,7 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
             if isinstance(value, type):
                 waiting += _methods_of(value.__mro__, {*names, *CALLED_OF_CLASSES}, foreign)
             else:
-                waiting += _python_functions(value)
+                waiting += python_functions(value)
     return foreign
 
 
@@ -124,7 +123,7 @@ def foreign_globals(function: Any, original: Any) -> dict[str, Any]:
     visited: set[int] = set()
     waiting: list[tuple[Any, Any]] = [(function, original)]
     while waiting:
-        copy, library = (_python_functions(function)[-1] for function in waiting.pop())
+        copy, library = (python_functions(function)[-1] for function in waiting.pop())
         if id(copy) in visited or copy is library:
             continue
         visited.add(id(copy))
@@ -154,7 +153,7 @@ def source_of(value: Any) -> SourceLines:
     """
     if isinstance(value, functools.partial):
         return source_of(value.func)
-    functions = _python_functions(value)
+    functions = python_functions(value)
     if functions:
         function = next(filter(is_foreign, functions), functions[0])
         lines, first = source_of_function(function), function.__code__.co_firstlineno
@@ -213,7 +212,7 @@ def _is_from(place: ModuleType, origin: Origin, value: Any) -> bool | None:
             return None
     if isinstance(value, type):
         return (value.__module__, value.__qualname__) == (place.__name__, origin.name)
-    functions = _python_functions(value)
+    functions = python_functions(value)
     if not functions:
         return None
     is_there = resolved(functions[-1].__code__.co_filename) == resolved(str(place.__file__))
@@ -263,7 +262,7 @@ def _methods_of(order: Sequence[type], names: Iterable[str], foreign: dict[str, 
         module = sys.modules.get(owner.__module__)
         if not callable(method) or module is None or not _is_of_library(module):
             continue
-        functions = _python_functions(method)
+        functions = python_functions(method)
         is_foreign_method = any(map(is_users, functions)) if functions else is_users_value(method)
         if is_foreign_method and not _is_ours(method):
             foreign[f'{owner.__module__}.{owner.__qualname__}.{name}'] = method
@@ -286,7 +285,7 @@ def _pairs_of_copies(value: Any, expected: Any) -> list[tuple[Any, Any]] | None:
         pairs = [(method, vars(expected).get(name)) for name, method in vars(value).items()]
         pairs = [pair for pair in pairs if isinstance(pair[0], FunctionType)]
         same = source_of_class(value).sha256 == source_of_class(expected).sha256
-        return pairs if same and all(_python_functions(original) for _, original in pairs) else None
+        return pairs if same and all(python_functions(original) for _, original in pairs) else None
     functions, originals = ([*functions_behind(function)] for function in (value, expected))
     if not functions or not originals or any(map(is_users, functions[:-1])):
         return None
@@ -301,7 +300,7 @@ def is_users_value(value: Any) -> bool:
     """
     if isinstance(value, functools.partial):
         return any(map(is_users_value, (value.func, *value.args, *value.keywords.values())))
-    functions = _python_functions(value)
+    functions = python_functions(value)
     if functions:
         return any(map(is_foreign, functions))
     kind = value if isinstance(value, type) else type(value)
@@ -316,13 +315,13 @@ def _is_ours(value: Any) -> bool:
     """Return whether a function, also that of a partial, a class, or an object's is one of `mmdeploy_ext`."""
     if isinstance(value, functools.partial):
         return _is_ours(value.func)
-    functions = _python_functions(value)
+    functions = python_functions(value)
     kind = value if isinstance(value, type) else type(value)
     name = module_of(functions[0]) if functions else kind.__module__
     return name.partition('.')[0] == mmdeploy_ext.__name__
 
 
-def _python_functions(value: Any) -> list[FunctionType]:
+def python_functions(value: Any) -> list[FunctionType]:
     """Return the Python functions behind a value, not what numba compiles of one; [] if there are none."""
     # the types of functions have attributes of their names, too
     behind = functions_behind(value) if callable(value) and not isinstance(value, type) else ()

@@ -76,9 +76,9 @@ class BackendDetector(Network):
     def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
         """Run one batch; return the result of each image as mmdet's detectors give it.
 
-        That is in pixels of the original image.
-        `data` has `img`, a (B, 3, H, W) tensor per test-time augmentation, and `img_metas`, or the tensor and
-        metas themselves, and perhaps `proposals`; `indices` are those of the samples, for dumps.
+        That is in pixels of the original image. `data` has `img`, a (B, 3, H, W) tensor per test-time
+        augmentation, and `img_metas`, or the tensor and metas themselves, and perhaps `proposals`; `indices`
+        are those of the samples, for dumps.
 
         Raises:
             ShapeError: test-time augmentation, or the backend does not take the images.

@@ -139,8 +139,8 @@ class Deployment:
 
         They are `--mean` and `--std` of the command line, or those of a file's rule, in the order of the
         channels of the input; None keeps the config's. `normalisation` and, unless both are None, `rule` are
-        set; `cfg` is not changed.
-        Padding before the normalisation is normalised, too, so the rule is read again from changed steps.
+        set; `cfg` is not changed. Padding before the normalisation is normalised, too, so the rule is read
+        again from changed steps.
         """
         options = dict(mean=mean, std=std)
         self.normalisation = {name: tuple(values) for name, values in options.items() if values}

@@ -101,9 +101,8 @@ def default_opset(module: torch.nn.Module, exporter: str) -> int:
 def default_group_norm(module: torch.nn.Module) -> str:
     """Return 'exact', a value of the option `group_norm`, if `module.backbone` normalises by groups; else ''.
 
-    `contract.options.GROUP_NORM` tells what the values do; '' has the effect of 'operator'.
-    A backbone has fifty and more group normalisations in a row; for the heads' up to five the operator is
-    enough.
+    `contract.options.GROUP_NORM` tells what the values do; '' has the effect of 'operator'. A backbone has
+    fifty and more group normalisations in a row; for the heads' up to five the operator is enough.
     """
     backbone = getattr(module, 'backbone', None)
     parts = backbone.modules() if isinstance(backbone, torch.nn.Module) else ()

@@ -59,8 +59,8 @@ def check(
             where sizes may differ. With them, only sizes that really differ count as dynamic; None: all do.
         input_names: names of the arguments; by default those of `forward`.
         dynamic: sizes may differ from the example's; False leaves out what depends on sizes, and an input
-            that gives its sizes alone is an unused one. With
-            `every_choice` a call whose exception is caught stays.
+            that gives its sizes alone is an unused one. With `every_choice` a call whose exception is caught
+            stays.
         exporters: 'torchscript', 'dynamo' or both; a pitfall that all of these handle is a note or a warning,
             see `rules.Rule.otherwise`.
         opset: opset of the trial exports, see `trial.try_export`; None: the default of each exporter.

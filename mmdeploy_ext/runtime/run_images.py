@@ -278,9 +278,9 @@ def run_file(
 
     `source` is the image, `target` the picture that is written, `score_thr` the least score of what is drawn,
     `cameras` is file name -> camera (4, 4), that of all others by '', as `read_cameras` returns it; it is
-    empty for files that take none.
-    The entry has both paths (`image`, `picture`), `height`, `width`, `milliseconds`, the number of results
-    that are `drawn`, and all `detections`, in pixels of the image also if the picture is enlarged.
+    empty for files that take none. The entry has both paths (`image`, `picture`), `height`, `width`,
+    `milliseconds`, the number of results that are `drawn`, and all `detections`, in pixels of the image also
+    if the picture is enlarged.
     """
     from mmdeploy_ext.preprocess.cam2img import camera_for
     from mmdeploy_ext.preprocess.pictures import read_image

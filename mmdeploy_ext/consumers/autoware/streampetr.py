@@ -165,8 +165,8 @@ class NodeContract:
     def read_state(self, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
         """Return the memory after the last frame in its LiDAR frame, with ages, by `FIELDS`.
 
-        Velocities are in the LiDAR frame of their rows' origins.
-        `ego_pose` (4, 4), LiDAR to global, and `timestamp_s`, in seconds, are pose and time of that frame.
+        Velocities are in the LiDAR frame of their rows' origins. `ego_pose` (4, 4), LiDAR to global, and
+        `timestamp_s`, in seconds, are pose and time of that frame.
         """
         return to_local(self.memory, self._place(ego_pose), float(self._clock(timestamp_s)))
 

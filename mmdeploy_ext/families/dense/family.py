@@ -22,7 +22,7 @@ from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.building import nearest_base
+from mmdeploy_ext.families.building import nearest_base, registered_class
 from mmdeploy_ext.families.dense import graphs, reference
 from mmdeploy_ext.families.dense.heads import (
     FOLLOWED,
@@ -79,9 +79,9 @@ class DenseFamily(ImageFamily):
         which a family of a user's package may claim more of; else `check` refuses it, with the reason. The
         detector may be one that nobody has registered.
         """
-        head = HEADS.get(detector_parts.part_cfg(cfg.model, 'bbox_head').get('type') or '')
+        head = registered_class(HEADS, detector_parts.part_cfg(cfg.model, 'bbox_head').get('type'))
         detector = detector_parts.detector_of(cfg)
-        if not isinstance(head, type) or issubclass(head, QUERY_HEAD):
+        if head is None or issubclass(head, QUERY_HEAD):
             return Claim.NO
         if detector is not None and not issubclass(detector, SingleStageDetector):
             return Claim.NO  # an unregistered detector is claimed: building it fails with its name
@@ -156,8 +156,7 @@ class DenseFamily(ImageFamily):
         """Yield entries of what graphs compute by themselves, see `followed.replaced_in`.
 
         It is methods of the live detector, of its head, of its generators of priors and its coders, and
-        functions of mmdet.
-        Whether they differ from upstream's is not looked at here.
+        functions of mmdet. Whether they differ from upstream's is not looked at here.
         """
         yield from followed.replaced_in(model, ['bbox_head'], FOLLOWED)
         integral = getattr(model.bbox_head, 'integral', None)

@@ -114,8 +114,8 @@ def check_dataset(cfg: Any, dataset: Any) -> None:
 def replaced(model: nn.Module) -> Iterator[Replaced]:
     """Yield entries with the methods of a detector, its head and box coder that graphs compute themselves.
 
-    Functions of mmdet3d that these use are among them.
-    Whether they differ from upstream's is not looked at here.
+    Functions of mmdet3d that these use are among them. Whether they differ from upstream's is not looked at
+    here.
     """
     yield from replaced_of_class(model, FOLLOWED)
     yield from replaced_of_class(model.bbox_head, FOLLOWED)

@@ -17,6 +17,7 @@ from mmdeploy_ext.compat.undrawn_weights import undrawn_weights
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.suppression import number, positive
+from mmdeploy_ext.families.building import registered_class
 
 SIZED_ATTENTION = dict(
     SwinTransformer='ShiftWindowMSA',
@@ -44,8 +45,7 @@ ROUND_DOWN = ('NASFPN',)
 
 def detector_of(cfg: Any) -> type | None:
     """Return the class of the detector of a config; None if it is not registered, or is a function."""
-    detector = DETECTORS.get(cfg.model.get('type') or '')
-    return detector if isinstance(detector, type) else None
+    return registered_class(DETECTORS, cfg.model.get('type'))
 
 
 def detects(cfg: Any, classes: type | tuple[type, ...]) -> bool:

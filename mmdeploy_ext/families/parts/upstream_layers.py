@@ -93,9 +93,8 @@ def repeat_priors(module: nn.Module) -> None:
 def pooled(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Return maxima (B, C, H, W) of adaptive windows of (B, C, h, w), as PyTorch does; H <= h, W <= w.
 
-    `size` is H and W.
-    Window i of n covers rows `floor(i * h / n)` to `ceil((i + 1) * h / n) - 1`; its last row is repeated, so
-    that all windows are read with the same number of rows.
+    `size` is H and W. Window i of n covers rows `floor(i * h / n)` to `ceil((i + 1) * h / n) - 1`; its last
+    row is repeated, so that all windows are read with the same number of rows.
     """
     x = x[:, :, _windows(x.shape[2], size[0], x)].amax(3)
     return x[..., _windows(x.shape[3], size[1], x)].amax(4)

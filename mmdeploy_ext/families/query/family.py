@@ -186,8 +186,8 @@ def check_masks(cfg: Any, options: Options, check_results: Callable[[nn.Module, 
 def check_instances(head: nn.Module, fusion: nn.Module) -> None:
     """Refuse (ConfigError) heads without instances, or with fewer pairs of query and class than their limit.
 
-    A limit that is no whole number from 1 is refused, too.
-    `head` is the `panoptic_head`, `fusion` the `panoptic_fusion_head`.
+    A limit that is no whole number from 1 is refused, too. `head` is the `panoptic_head`, `fusion` the
+    `panoptic_fusion_head`.
     """
     supported_parts.check_instances(fusion)
     detector_parts.check_limit(

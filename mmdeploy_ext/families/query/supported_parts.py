@@ -141,8 +141,7 @@ def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
     """Yield entries of the methods that the graphs of a detector compute, see `Family.replaced`.
 
     They are those of the detector, of the parts of its heads, of their generators of priors and box coders,
-    and functions.
-    A proof names those of the user that differ from the versions in `replaced_methods.json`.
+    and functions. A proof names those of the user that differ from the versions in `replaced_methods.json`.
     """
     heads = ['bbox_head', 'panoptic_head', 'panoptic_fusion_head', 'rpn_head', 'roi_head']
     if is_co_detr(type(model)):

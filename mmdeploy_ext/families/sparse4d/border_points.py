@@ -77,10 +77,10 @@ def nearest_decision(
 ) -> tuple[Result, dict[Place, float]]:
     """Return the nearest result of runs with points at borders on either side, and the points that moved.
 
-    The latter are place -> distance from the border, as in `BorderPoints.distances`.
-    Points are tried one by one, the nearest to a border first, `TRIALS` at most, and stay on the other side
-    if that makes the distance smaller. The points are those of `BorderPoints.distances` of the first run, in
-    which none is moved.
+    The latter are place -> distance from the border, as in `BorderPoints.distances`. Points are tried one by
+    one, the nearest to a border first, `TRIALS` at most, and stay on the other side if that makes the
+    distance smaller. The points are those of `BorderPoints.distances` of the first run, in which none is
+    moved.
 
     Args:
         run: runs the frame, from the same memory each time, in the context `answering` of the points that it

@@ -283,9 +283,8 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the stages of the graph of `spec`: the network, and the part behind it that makes results.
 
-    With `--paste-masks` a third one pastes the masks.
-    With `fold` batch normalisation is folded into the convolutions of a copy of the model; without, the model
-    itself runs.
+    With `--paste-masks` a third one pastes the masks. With `fold` batch normalisation is folded into the
+    convolutions of a copy of the model; without, the model itself runs.
     """
     folded = fuse(model) if fold else model
     network = TwoStageNetwork(folded)

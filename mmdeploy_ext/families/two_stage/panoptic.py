@@ -27,6 +27,7 @@ from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing_of
 from mmdeploy_ext.exporting.postprocess.panoptic import InstanceFusion, map_output
 from mmdeploy_ext.exporting.postprocess.suppression import number
+from mmdeploy_ext.families.building import registered_class
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.image_feeds import feeds, grouped, one_size, pasted_size
 from mmdeploy_ext.families.parts.image_tensors import box_outputs, image_input, optional_inputs
@@ -62,8 +63,8 @@ def check_heads(cfg: Any, roi_head: nn.Module) -> None:
         ('panoptic_fusion_head', seg_heads.HeuristicFusionHead),
     ):
         name = (cfg.model.get(key) or {}).get('type')
-        head = HEADS.get(name or '')
-        if not isinstance(head, type) or not issubclass(head, upstream):
+        head = registered_class(HEADS, name)
+        if head is None or not issubclass(head, upstream):
             raise ConfigError(f'model.{key}.type={name}: expected {upstream.__name__}')
     if stages_of(roi_head) > 1:
         raise ConfigError(

@@ -424,8 +424,7 @@ def _generated_sweep(rule: Mapping[str, Any]) -> np.ndarray:
 
     They lie on both edges of every axis and beyond them, in more voxels than the rule keeps if that is less
     than about half of the grid and than `MAX_GENERATED_VOXELS`, and some voxels have more points than the
-    rule keeps. Points inside are not near the faces of
-    voxels, where the last bit of float32 decides.
+    rule keeps. Points inside are not near the faces of voxels, where the last bit of float32 decides.
     """
     rng = np.random.default_rng(0)
     low, high = np.array(rule['point_cloud_range']).reshape(2, 3)

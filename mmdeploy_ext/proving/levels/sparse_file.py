@@ -106,8 +106,8 @@ class SparseFile:
         """Precision that the file is judged as: 'int8' or 'fp16' if it is of the dialect, else as written.
 
         A file of the dialect has weights in float16; it is 'int8' if the options let any layer compute or
-        store in INT8, whatever ranges it has.
-        A portable file is exported in 'fp32'; `graph.py fp16` makes it 'fp16'.
+        store in INT8, whatever ranges it has. A portable file is exported in 'fp32'; `graph.py fp16` makes it
+        'fp16'.
         """
         if self.export_options.target == 'libspconv':
             return 'int8' if deploy.has_int8(self.export_options) else 'fp16'

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmcv import ConfigDict
 
-from mmdeploy_ext.core.foreign_functions import is_foreign
-from mmdeploy_ext.core.source_code import codes_in, functions_behind, source_of_code
+from mmdeploy_ext.core.foreign_functions import is_foreign, python_functions
+from mmdeploy_ext.core.source_code import codes_in, source_of_code
 from mmdeploy_ext.core.users_code import attributes_read, attributes_written
 from mmdeploy_ext.families.module_settings import module_settings, settings
 from mmdeploy_ext.proving.levels.user_model import first_difference
@@ -113,7 +113,7 @@ def kept_attributes(
 
     Those that the `followed` functions use, or libraries and this package write, are left out: they are the
     memories that the families know. Attributes whose names begin with an underscore are not seen, nor
-    buffers, which `users_settings` has in one entry, `buffers`.
+    buffers, which `users_settings` has in one entry that no attribute is named by.
 
     Args:
         model: the model after several runs.
@@ -204,10 +204,11 @@ def _functions_of(attribute: Any) -> list[FunctionType]:
         attribute = attribute.fget
     elif isinstance(attribute, functools.cached_property):
         attribute = attribute.func
+    attribute = getattr(attribute, '__func__', attribute)  # of a class method, which is not called itself
     waiting, functions = [attribute], []
     while waiting:
-        for function in functions_behind(waiting.pop()):
-            if isinstance(function, FunctionType) and function not in functions:
+        for function in python_functions(waiting.pop()):
+            if function not in functions:
                 functions.append(function)
                 captured = gc.get_referents(*function.__closure__ or ()) if is_foreign(function) else ()
                 waiting += [value for value in captured if isinstance(value, FunctionType)]

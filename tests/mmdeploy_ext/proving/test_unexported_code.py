@@ -193,6 +193,20 @@ def test_an_attribute_with_the_name_of_a_hidden_setting_is_a_setting(name):
     assert module_settings(layer) != before
 
 
+def test_code_of_class_methods_and_static_ones_is_found():
+    class Layer(torch.nn.Identity):
+        @classmethod
+        def of_class(cls):
+            return cls
+
+        @staticmethod
+        def of_nothing():
+            return 0
+
+    codes = {id(Layer.of_class.__func__.__code__), id(Layer.of_nothing.__code__)}
+    assert codes <= codes_of_methods(Layer())
+
+
 def test_what_runs_unwatched_is_not_recorded(tmp_path):
     module, code = neck(tmp_path), RanCode()
     with code.watched(), unwatched():

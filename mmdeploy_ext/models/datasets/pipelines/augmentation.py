@@ -102,9 +102,8 @@ class ResizeCropFlipRotImage:
         """Transform `img`, `intrinsics`, `lidar2img` and, in training, 2D boxes, centres, labels and depths.
 
         The matrices of `intrinsics` are changed in place, and `lidar2img` is made anew of them and
-        `extrinsics`.
-        An image of another size than `data_aug_conf` says raises DataError; squeezed into place, it would no
-        longer fit its intrinsics.
+        `extrinsics`. An image of another size than `data_aug_conf` says raises DataError; squeezed into
+        place, it would no longer fit its intrinsics.
         """
         expected = self.data_aug_conf['H'], self.data_aug_conf['W']
         for index, image in enumerate(results['img']):

@@ -31,6 +31,7 @@ from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.building import nearest_base, registered_class
 from mmdeploy_ext.families.dense.runtime import level_shapes
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.limits import Limit
@@ -76,11 +77,11 @@ class RotatedDenseFamily(ImageFamily):
 
     def claims(self, cfg: Any) -> Claim:
         """Return `Claim.HEAD` if the last head of a detector of mmrotate is of an exported kind, else NO."""
-        detector, (*_, key) = DETECTORS.get(cfg.model.get('type') or ''), heads_of(cfg.model)
-        head = HEADS.get(part_of(cfg.model, key).get('type') or '')
+        detector, (*_, key) = registered_class(DETECTORS, cfg.model.get('type')), heads_of(cfg.model)
+        head = registered_class(HEADS, part_of(cfg.model, key).get('type'))
         if head is None or detector is None or not issubclass(detector, RotatedBaseDetector):
             return Claim.NO
-        return Claim.HEAD if any(base.__name__ in KINDS for base in head.__mro__) else Claim.NO
+        return Claim.HEAD if nearest_base(head, KINDS) else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
         with refused_by_name(cfg):
