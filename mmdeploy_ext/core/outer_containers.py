@@ -1,7 +1,7 @@
 """What the user's modules hold outside of models, as it was before the first run. Needs no torch.
 
-These are globals, lists, dicts, sets, deques, attributes of classes and of objects of the user's, but for
-those of `__slots__`, and the variables that functions share with those in them.
+These are globals, lists, dicts, sets, deques, attributes of classes and of objects of the user's, and the
+variables that functions share with those in them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import CellType, FunctionType, ModuleType
+from types import CellType, FunctionType, MemberDescriptorType, ModuleType
 from typing import Any
 
 from mmdeploy_ext.core.source_code import is_users_file
@@ -53,13 +53,17 @@ class OuterContainers:
         if not depth or isinstance(value, PLAIN) or id(value) in self._seen:
             return
         self._seen[id(value)] = value
-        if isinstance(value, CellType | dict | list | set | deque) or self._is_users_class(value):
+        is_container = isinstance(value, CellType | dict | list | set | deque)
+        if is_container or self._is_users_class(value) or self._has_users_slots(value):
             self._add(title, value)
         for name, entry in self._inner(value):
             self._walk(f'{title}.{name}' if name else title, entry, depth - 1)
 
     def _is_users_class(self, value: Any) -> bool:
         return isinstance(value, type) and value.__module__ in self._modules
+
+    def _has_users_slots(self, value: Any) -> bool:
+        return type(value).__module__ in self._modules and bool(slot_names(type(value)))
 
     def _inner(self, value: Any) -> list[tuple[str, Any]]:
         """Return what a value holds, with the names of attributes of a class, else ''."""
@@ -74,8 +78,9 @@ class OuterContainers:
             entries = value.values()
         elif isinstance(value, list | set | deque | tuple):
             entries = value
-        elif type(value).__module__ in self._modules and hasattr(value, '__dict__'):
-            entries = [vars(value)]
+        elif type(value).__module__ in self._modules:
+            fields = [vars(value)] if hasattr(value, '__dict__') else []
+            entries = [*fields, *_slots(value).values()]
         return [('', entry) for entry in entries]
 
     def changed(self) -> list[tuple[str, Any, Any]]:
@@ -136,6 +141,29 @@ def _is_users_folder(folder: str) -> bool:
     return is_users_file(Path(folder, 'any.py'))
 
 
+def slot_names(kind: type) -> list[str]:
+    """Return the names of a class' attributes of `__slots__` and of those of its bases.
+
+    They are as `getattr` takes them: a private `__count` of a class `Memory` is `_Memory__count`.
+    """
+    return [
+        name
+        for base in kind.__mro__
+        if '__slots__' in vars(base)
+        for name, entry in vars(base).items()
+        if isinstance(entry, MemberDescriptorType)
+    ]
+
+
+def _slots(value: Any) -> dict[str, Any]:
+    """Return name -> value of the attributes of `__slots__` that an object has now."""
+    values = {}
+    for name in slot_names(type(value)):
+        with contextlib.suppress(AttributeError):  # of one that has no value yet
+            values[name] = object.__getattribute__(value, name)
+    return values
+
+
 def _content(holder: Any) -> Any:
     """Return the values that a container holds, in a container of its own."""
     if isinstance(holder, CellType):
@@ -152,7 +180,7 @@ def _content(holder: Any) -> Any:
             for key, value in holder.items()
             if not (is_module and (isinstance(value, ModuleType) or str(key).startswith('__')))
         }
-    return list(holder)
+    return list(holder) if isinstance(holder, list | set | deque) else _slots(holder)
 
 
 def _fill(holder: Any, content: Any) -> None:
@@ -162,21 +190,22 @@ def _fill(holder: Any, content: Any) -> None:
             del holder.cell_contents
         else:
             holder.cell_contents = content
-    elif isinstance(holder, type | dict):
+    elif isinstance(holder, list | set | deque):
+        holder.clear()
+        (holder.update if isinstance(holder, set) else holder.extend)(content)
+    else:
         current = _content(holder)
-        remove, put = (
-            (lambda key: delattr(holder, key), lambda key, value: setattr(holder, key, value))
-            if isinstance(holder, type)
-            else (holder.__delitem__, holder.__setitem__)
-        )
+        if isinstance(holder, dict):
+            remove, put = holder.__delitem__, holder.__setitem__
+        else:  # not by `setattr`, which a class can refuse, as frozen data classes do
+            owner = type if isinstance(holder, type) else object
+            remove = functools.partial(owner.__delattr__, holder)
+            put = functools.partial(owner.__setattr__, holder)
         for key in current.keys() - content.keys():
             remove(key)
         for key, value in content.items():
             if current.get(key, EMPTY) is not value:
                 put(key, value)
-    else:
-        holder.clear()
-        (holder.update if isinstance(holder, set) else holder.extend)(content)
 
 
 def _are_same(value: Any, earlier: Any) -> bool:

@@ -27,6 +27,7 @@ import torch
 
 from mmdeploy_ext.core.arrays import to_array
 from mmdeploy_ext.core.foreign_functions import is_users_value
+from mmdeploy_ext.core.outer_containers import slot_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -232,20 +233,17 @@ class Contents:
         """Return names and contents of the attributes of an object; [] if it has none."""
         fields = getattr(value, '__dict__', None)  # anything, of an object that answers to every name
         attributes = dict(fields) if isinstance(fields, Mapping) else {}
-        for kind in type(value).__mro__:
-            slots = vars(kind).get('__slots__', ())
-            for name in (slots,) if isinstance(slots, str) else slots:
-                if name not in ('__dict__', '__weakref__') and hasattr(value, name):
-                    attributes[name] = getattr(value, name)
+        slots = [name for name in slot_names(type(value)) if hasattr(value, name)]
+        attributes.update((name, getattr(value, name)) for name in slots)
         return [(name, self.of(entry)) for name, entry in attributes.items()]
 
 
 def arrays_and_numbers(value: Any, depth: int = 4) -> Any:
     """Return what can be compared of arrays, numbers and texts in containers, up to `depth` in each other.
 
-    Of objects of the user's their attributes in `__dict__` count; of others, of classes, of `nn.Module`s and
-    of what is deeper the name of their type alone. A mapping is two levels, as its items are pairs, and so is
-    an object of the user's.
+    Of objects of the user's their attributes count; of others, of classes, of `nn.Module`s and of what is
+    deeper the name of their type alone. A mapping is two levels, as its items are pairs, and so is an object
+    of the user's.
     """
     if isinstance(value, (*PLAIN, torch.Tensor, np.ndarray)):
         return Contents().of(value)
@@ -255,7 +253,8 @@ def arrays_and_numbers(value: Any, depth: int = 4) -> Any:
     elif isinstance(value, list | tuple | set | frozenset | deque):
         parts = value
     elif not isinstance(value, type | torch.nn.Module) and is_users_value(type(value)):
-        parts = [*getattr(value, '__dict__', {}).items()]
+        slots = [(name, getattr(value, name)) for name in slot_names(type(value)) if hasattr(value, name)]
+        parts = [*getattr(value, '__dict__', {}).items(), *slots]
     if parts is None or not depth:
         return type(value).__name__
     return [arrays_and_numbers(part, depth - 1) for part in parts]

@@ -511,9 +511,29 @@ TWO_LEVELS = (
 )
 
 
+SLOTS = (
+    'class Memory:\n    __slots__ = ("__entries",)\n'
+    '    def keep(self, key, value):\n        if not hasattr(self, "_Memory__entries"):\n'
+    '            self.__entries = {key: value}\n        return self.__entries[key]\n\n'
+    'MEMORY = [Memory()]\nkeep = MEMORY[0].keep\n'
+)
+FROZEN_SLOTS = (
+    'import dataclasses\n\n@dataclasses.dataclass(frozen=True, slots=True)\nclass Memory:\n'
+    '    entry: object = None\n\nMEMORY = Memory()\n\ndef keep(key, value):\n    if MEMORY.entry is None:\n'
+    '        object.__setattr__(MEMORY, "entry", value)\n    return MEMORY.entry\n'
+)
+
+
 @pytest.mark.parametrize(
     ('text', 'name'),
-    [(KEEPING, 'KEPT'), (HOLDING, 'keep'), (FIRST_DICT, 'keep'), (TWO_LEVELS, 'KEPT')],
+    [
+        (KEEPING, 'KEPT'),
+        (HOLDING, 'keep'),
+        (FIRST_DICT, 'keep'),
+        (TWO_LEVELS, 'KEPT'),
+        (SLOTS, 'MEMORY'),
+        (FROZEN_SLOTS, 'MEMORY'),
+    ],
 )
 @pytest.mark.parametrize(('value', 'depends'), [('x.mean()', True), ('torch.ones(8)', False)])
 def test_what_the_very_first_run_leaves_outside_of_the_module_makes_inputs_decide(
