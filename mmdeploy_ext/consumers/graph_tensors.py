@@ -71,9 +71,8 @@ def weight_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
     """Yield a violation for each weight of a model that cannot be read, or of which a value is NaN.
 
     Weights are initializers and tensors in attributes, also of bodies and functions, without sparse ones and
-    those whose values are in another file (external data); complex types, bfloat16 and smaller ones, but for
-    float8 E5M2, are not searched for NaN. `file` is the name of the model's file, which a violation has as
-    its `node`, with the name of the weight as its `attribute`.
+    those whose values are in another file (external data). `file` is the name of the model's file, which a
+    violation has as its `node`, with the name of the weight as its `attribute`.
     """
     from onnx import external_data_helper, numpy_helper
 
@@ -88,7 +87,8 @@ def weight_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
             problem = f'cannot be read: {type(error).__name__}: {error}'
             yield Violation(file, tensor.name, 'onnx', f'{file}: the weights of {tensor.name!r} {problem}')
             continue
-        if values.dtype.kind == 'f' and np.isnan(values).any():
+        is_number = values.dtype.kind in 'fcV'  # V: types that numpy lacks, such as bfloat16
+        if is_number and np.isnan(values).any():
             count = int(np.isnan(values).sum())
             message = f'{file}: {count} of {values.size} weights of {tensor.name!r} are not a number'
             yield Violation(file, tensor.name, 'not-finite', message)

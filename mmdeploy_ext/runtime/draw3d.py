@@ -213,7 +213,7 @@ def sweep_picture(
 ) -> np.ndarray:
     """Return a picture (h, w, 3) uint8 BGR of points from above, once per list of boxes, on one scale.
 
-    The views are side by side.
+    The views are side by side. The scale shows all boxes but those at infinity.
 
     Args:
         title: text above the picture.
@@ -221,8 +221,8 @@ def sweep_picture(
         layers: lists of boxes, one or more, and how they are drawn.
         classes: names by label.
     """
-    distances = [float(np.abs(layer.detections.boxes[:, :2]).max(initial=0.0)) for layer in layers]
-    extent = max(SMALLEST_EXTENT_M, *distances) + MARGIN_M
+    distances = np.concatenate([np.abs(layer.detections.boxes[:, :2]).ravel() for layer in layers])
+    extent = float(distances[np.isfinite(distances)].max(initial=SMALLEST_EXTENT_M)) + MARGIN_M
     views = [bird_eye([layer], classes, SWEEP_SIDE, extent, points=points) for layer in layers]
     return _titled(title, _grid([views]), 0.55)
 

@@ -18,6 +18,7 @@ from mmdeploy_ext.consumers.autoware import bevformer_rules, trial
 from mmdeploy_ext.consumers.autoware.contract import check
 from mmdeploy_ext.consumers.autoware.manifest import node_cells, parameter_text, read_parameters
 from mmdeploy_ext.consumers.export_records import class_order_rules
+from mmdeploy_ext.consumers.graph_tensors import weight_rules
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.reduce import checks
 from toy_autoware import LOST, key
@@ -951,3 +952,15 @@ def test_the_command_ends_with_its_verdict_and_graph_py_knows_the_folder(tmp_pat
     assert main([str(tmp_path / 'nowhere')]) == 2
     (tmp_path / HEAD).write_bytes(b'no graph')
     assert main([str(tmp_path)]) == 1 and HEAD in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'kind', ['FLOAT16', 'BFLOAT16', 'FLOAT8E4M3FN', 'FLOAT8E5M2', 'COMPLEX64', 'INT4', 'STRING']
+)
+def test_weights_that_are_not_a_number_are_found_in_every_type_that_has_them(kind):
+    has_nan = kind not in ('INT4', 'STRING')
+    values = [b'nan', b''] if kind == 'STRING' else [np.nan if has_nan else 1, 1.0]
+    weight = helper.make_tensor('w', getattr(TensorProto, kind), [2], values)
+    model = helper.make_model(helper.make_graph([], 'g', [], [], [weight]))
+    rules = [(found.attribute, found.rule) for found in weight_rules('a.onnx', model)]
+    assert rules == [('w', 'not-finite')] * has_nan

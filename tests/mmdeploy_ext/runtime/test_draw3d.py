@@ -181,7 +181,9 @@ def test_a_box_far_beyond_any_sensor_is_drawn_with_few_rings():
         assert bird_eye([layer], ['car']).any()
 
 
-@pytest.mark.parametrize(('column', 'value'), [(3, np.inf), (3, 1e38), (6, np.inf), (7, np.inf)])
+@pytest.mark.parametrize(
+    ('column', 'value'), [(0, np.inf), (1, np.nan), (3, np.inf), (3, 1e38), (6, np.inf), (7, np.inf)]
+)
 @pytest.mark.filterwarnings('ignore:invalid value', 'ignore:divide by zero', 'ignore:overflow')
 def test_a_box_whose_size_or_motion_overflowed_is_no_error_of_a_picture(column, value):
     """The exponential of a large logit is infinite; OpenCV refused such a box, and the run ended."""
