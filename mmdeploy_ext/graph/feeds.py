@@ -16,7 +16,7 @@ INDEX_INPUTS = {'Gather': 1, 'GatherElements': 1, 'GatherND': 1}
 """op_type -> position of the input that holds indices into the operator's first input."""
 SIZE_INPUTS = dict.fromkeys(('Reshape', 'Expand', 'TopK', 'Tile'), (1,))
 SIZE_INPUTS |= {'Resize': (2, 3), 'ConstantOfShape': (0,), 'Range': (0, 1, 2)}
-"""op_type -> positions of the inputs that are sizes, which may always be 1."""
+"""op_type -> positions of the inputs that are sizes; integers that feed one are 1."""
 INTEGER_END = 8
 """Integers without a known use are below this."""
 
@@ -57,7 +57,7 @@ def random_feeds(
     """Return random values for every input of a model that has to be fed.
 
     Floats are normal with mean 0 and deviation 1, booleans fair, uint8 0..255, texts 'text'; other integers
-    are 0..7, those with which a Gather indexes a constant below its size, too, and sizes are 1. An input
+    are 0..7, those with which a Gather indexes an initializer below its size, too, and sizes are 1. An input
     without a stated shape gets a scalar.
 
     Args:

@@ -42,8 +42,8 @@ class Program:
             Constant nodes give, and of what Identity nodes copy of these.
         defaults: name -> array of the initializers that are inputs, too.
         steps: positions of all other nodes.
-        static: outputs of the steps that are computed of constants and of sizes of tensors alone, and are
-            not random.
+        static: outputs of the steps that are computed of constants and of sizes of tensors alone, by no
+            operator of `RANDOM` in the main graph.
         functions: digest of the local functions, which nodes call by names that say nothing of what they do.
     """
 
@@ -156,7 +156,7 @@ class NodeRunner:
         """Run a node in its session, which stays open for the next run of the same node."""
         names = program.index.writes(position)
         feeds = {name: array for name, array in values.items() if name not in program.constants}
-        key = (id(program), position, tuple((name, str(array.dtype)) for name, array in feeds.items()))
+        key = (program, position, tuple((name, str(array.dtype)) for name, array in feeds.items()))
         if key != self._session_key:
             inputs = [
                 helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), None)

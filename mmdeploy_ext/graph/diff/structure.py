@@ -162,8 +162,9 @@ def attributes(
 ) -> dict[str, Any]:
     """Return name -> value of a node's attributes, defaults of the operator included.
 
-    Sub-graphs are left out, and what refers to an attribute of the function that the node is in. A text is
-    bytes, a tensor an array. The window of a convolution or pooling is in the form of `fill_window`.
+    Sub-graphs are left out. What refers to an attribute of the function that the node is in is left out,
+    too, so that the operator's default stands there, if it has one. A text is bytes, a tensor an array. The
+    window of a convolution or pooling is in the form of `fill_window`.
 
     Args:
         node: any node.

@@ -132,7 +132,8 @@ def walk(
     """Walk a graph whose tensors should have the values of `references`.
 
     A node that fails is no error here: its rows have the reason, and what depends on it is not computed,
-    unless a reference stands for the missing value.
+    unless a reference stands for the missing value. Indices of TopK that differ from the reference's, but
+    pick equal values, have no error.
 
     Args:
         program: the graph.

@@ -14,7 +14,7 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import output_comparison
 from mmdeploy_ext.graph.diff import compare as diff
 from mmdeploy_ext.graph.diff.align import align
-from mmdeploy_ext.graph.diff.program import Constants, Program
+from mmdeploy_ext.graph.diff.program import Constants, NodeRunner, Program
 from mmdeploy_ext.graph.diff.report import headline
 from mmdeploy_ext.graph.diff.structure import changes
 from mmdeploy_ext.graph.diff.walk import compare
@@ -499,3 +499,22 @@ def test_sparse_initializers_are_compared(tmp_path):
     assert diff.diff_files(paths[0], paths[0]).equal
     comparison = diff.diff_files(*paths)
     assert not comparison.equal and comparison.changes[0]['kind'] == 'initializer'
+
+
+def test_a_runner_takes_the_constants_of_each_graph_also_after_another_one_is_gone():
+    """The session of a node stays open; a new program may have the identity of a deleted one."""
+    constants, runner, x = Constants(), NodeRunner(), np.ones(1, np.float32)
+    program, sums = None, []
+    for addend in range(4):
+        graph = helper.make_graph(
+            [helper.make_node('Add', ['x', 'w'], ['y'])],
+            'add',
+            [helper.make_tensor_value_info('x', TensorProto.FLOAT, [1])],
+            [helper.make_tensor_value_info('y', TensorProto.FLOAT, [1])],
+            [numpy_helper.from_array(np.full(1, addend, np.float32), 'w')],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=9)
+        program = None
+        program = Program(model, constants)
+        sums += [float(array[0]) for array in runner.run(program, 0, dict(program.constants, x=x))]
+    assert sums == [1, 2, 3, 4]
