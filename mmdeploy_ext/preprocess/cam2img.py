@@ -1,7 +1,7 @@
 """Intrinsic matrices of cameras of single pictures: their form, and their file. Needs numpy alone.
 
 A camera is a matrix from the frame of the camera, in metres, to pixels times depth: (3, 3), or with a
-translation (3, 4) or (4, 4).
+translation (3, 4) or (4, 4). That of a graph with the input `lidar2img` is from the frame of the LiDAR.
 """
 
 from __future__ import annotations

@@ -318,9 +318,9 @@ def read_image(path: str | Path) -> np.ndarray:
 def list_images(paths: Iterable[str | Path]) -> list[Path]:
     """Return image files in the order of `paths`, for a folder the images in and below it, sorted.
 
-    Pipes, devices and dangling links in a folder are returned too, by suffix:
-    `read_image` refuses them, one by one. ImageError: a path is no file or folder, or a folder has no image;
-    files are returned whatever their suffix is.
+    Pipes, devices and dangling links in a folder are returned too, by suffix: `read_image` refuses them, one
+    by one. Linked folders in a folder are passed over, unlike linked files. ImageError: a path is no file or
+    folder, or a folder has no image; files are returned whatever their suffix is.
     """
     images: list[Path] = []
     for path in map(Path, paths):

@@ -21,6 +21,7 @@ from mmcv.utils import build_from_cfg
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.sparse4d.blocks import NUMBERS
 
@@ -32,12 +33,18 @@ def read_anchors(anchor: str | Sequence, count: int) -> Tensor:
     """Return the first `count` anchors of a file of numpy or of a list, or all if there are fewer.
 
     They are (A, 11) float32. A file that is absent gives `count` rows of zeros, as every checkpoint has the
-    anchors. ConfigError: the rows do not have 11 numbers each.
+    anchors. ConfigError: the file cannot be read, or the rows do not have 11 numbers each.
     """
     if isinstance(anchor, str):
         if not Path(anchor).is_file():
             return torch.zeros(count, NUMBERS)
-        anchor = np.load(anchor)
+        try:
+            anchor = np.load(anchor, allow_pickle=False)
+        except (OSError, EOFError, ValueError) as error:
+            raise ConfigError(
+                f'InstanceBank: anchor {anchor} cannot be read as an array of numpy ({one_line(error)}); '
+                f'copy it again'
+            ) from error
     anchors = torch.tensor(np.asarray(anchor)[:count], dtype=torch.float32)
     if anchors.ndim != 2 or anchors.shape[1] != NUMBERS:
         raise ConfigError(

@@ -59,8 +59,8 @@ class Sparse4D(BaseModule):
         They are the dict of `SparseBox3DDecoder.decode`: `boxes_3d` (n, 10), `scores_3d`, `labels_3d`,
         `cls_scores` and `instance_ids` (n,).
 
-        `img` is (B, N, 3, H, W), or a list with that of one augmentation; `data` is what
-        `Sparse4DHead.forward` takes as `metas`, and may have lists of one augmentation, too.
+        `img` is (B, N, 3, H, W), and `data` what `Sparse4DHead.forward` takes as `metas`. If `img` is a list
+        with that of one augmentation, every list in `data` is one, too, as [`img_metas`] has to be.
 
         Raises:
             NotImplementedError: in training mode.

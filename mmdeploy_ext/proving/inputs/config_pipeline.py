@@ -90,7 +90,7 @@ class ConfigPipeline:
         self.edges = size
         scales = (step['img_scale'] for step in _all_dicts(steps) if step.get('img_scale'))
         if size is None and (scale := next(scales, None)):
-            edge = int(max(scale[0] if isinstance(scale, list) else scale))
+            edge = int(max(scale[0] if np.ndim(scale) > 1 else scale))
             self.edges = edge, edge
         composer = functools.partial(_composed, size=size, normalisation=normalisation)
         with _without_warnings():

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.sparse4d.runtime.bank import BankRule, InstanceBank
 from mmdeploy_ext.models.sparse4d.bank import InstanceBank as TorchBank
+from mmdeploy_ext.models.sparse4d.bank import read_anchors
 from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.proving.ladder import prove
 from planted_sparse4d import BANK_FAULTS, OF_THRESHOLD
@@ -115,6 +117,16 @@ def test_every_fault_of_the_bank_is_a_difference(drive):
             found[name] = run_numpy(frames, threshold)
     assert [name for name, difference in found.items() if not difference] == []
     assert run_numpy(frames, threshold) == '', 'a fault was not undone'
+
+
+def test_a_file_of_anchors_that_is_damaged_is_named(tmp_path):
+    path = tmp_path / 'anchors.npy'
+    for content in (b'', b'version https://git-lfs.github.com/spec/v1', b'\x93NUMPY\x01\x00'):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=r'anchors\.npy cannot be read'):
+            read_anchors(str(path), A)
+    np.save(path, np.ones((A + 1, 11)))
+    assert read_anchors(str(path), A).shape == (A, 11)
 
 
 @pytest.mark.matrix

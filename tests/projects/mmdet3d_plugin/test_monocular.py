@@ -31,6 +31,7 @@ from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetectio
 from mmdeploy_ext.families.parts import mmdet_reference
 from mmdeploy_ext.preprocess.cam2img import camera_for, cameras_of, check_camera, square_matrix
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
+from mmdeploy_ext.proving.inputs.config_pipeline import ConfigPipeline
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.references import references
 from mmdeploy_ext.runtime.detections import check_ranges
@@ -401,3 +402,11 @@ def test_what_the_graphs_do_not_reproduce_is_refused_by_its_key():
     del step['down_ratio']
     with pytest.raises(ConfigError, match='down_ratio=None, expected 4'):
         seeded('smoke').family.check(cfg, options('smoke'))
+
+
+def test_a_size_of_the_warp_that_is_a_list_is_read_as_a_pair():
+    cfg = toy('smoke')
+    (step,) = steps_of(pipeline_of(cfg), 'AffineResize')
+    edges = ConfigPipeline(cfg).edges
+    step['img_scale'] = list(step['img_scale'])
+    assert ConfigPipeline(cfg).edges == edges == (max(step['img_scale']),) * 2
