@@ -153,7 +153,10 @@ def check_points(points: np.ndarray, width: int) -> np.ndarray:
 
     DataError: another width or shape, no integers or floats, or values that are not finite as float32.
     """
-    points = np.asarray(points)
+    try:
+        points = np.asarray(points)
+    except ValueError:  # lists of different lengths
+        points = np.array(None)
     if points.ndim != 2 or points.shape[1] != width or points.dtype.kind not in 'fiu':
         raise DataError(
             f'points: got {points.dtype} of shape {points.shape}, expected numbers (P, {width}): the '

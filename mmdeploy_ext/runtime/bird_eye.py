@@ -36,12 +36,12 @@ POINT_HEIGHTS = -2.0, 1.5
 
 @dataclasses.dataclass(frozen=True)
 class BoxLayer:
-    """One list of boxes of a picture, all of which are drawn.
+    """One list of boxes of a picture, which are drawn whatever their scores are.
 
     Attributes:
         title: the owner of the boxes, for the caption.
-        detections: n boxes.
-        marked: (n,) bool, the boxes to ring in white; None: no box.
+        detections: n boxes, in the frame of the view, or of the camera's matrix, that they are drawn with.
+        marked: (n,) bool, the boxes to ring or to outline in white; None: no box.
     """
 
     title: str

@@ -38,7 +38,7 @@ class BoundGraph:
         metadata: metadata of the file.
         input_names: names of its inputs.
         device: device of its buffers, 'cpu' or 'cuda'.
-        seconds: spent in all runs so far.
+        seconds: spent in all runs so far that did not fail.
     """
 
     def __init__(self, backend: OnnxRuntimeBackend) -> None:
@@ -64,10 +64,11 @@ class BoundGraph:
     def run(self, inputs: Mapping[str, OrtValue | np.ndarray], outputs: Mapping[str, OrtValue]) -> None:
         """Run the graph from and into buffers by name.
 
-        An input may be an array on the CPU, which is read in place; names that are no inputs are ignored, and
-        outputs without a buffer are left out, but computed.
-        InferenceError: ONNX Runtime failed, also for a missing input, another type or shape, or an unknown
-        output.
+        An input may be an array on the CPU, which is read in place if it is contiguous; names that are no
+        inputs are ignored, and outputs without a buffer are left out, but computed.
+
+        InferenceError: ONNX Runtime failed, also for a missing input, another type or shape, an unknown
+        output, or none.
         """
         self.binding.clear_binding_inputs()
         self.binding.clear_binding_outputs()

@@ -39,7 +39,8 @@ class Runtime(contextlib.ExitStack):
         metadata: metadata of the file whose outputs are the results.
         state: the memory; None without one.
         fed_bytes: bytes copied to the engine for the last frame, besides the images; None if not counted.
-        seconds: spent so far, by part of the model; subclasses set it, an `ImageModel` does not have it.
+        seconds: spent so far, by part of the model; subclasses that time their parts set it, others, such as
+            `ImageModel`, do not have it.
         notes: sentences about the samples so far that a reader of the results has to know.
     """
 

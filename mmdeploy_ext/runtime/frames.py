@@ -35,7 +35,7 @@ class Frame:
         timestamp_s: seconds, absolute.
         scene_token: a change means a new scene; None: unknown.
         name: name of the frame, for display and for file names.
-        image_files: one path per camera, for pictures; empty when there are none.
+        image_files: one path per camera, to draw into, '' if its file is missing; empty when none are known.
         ego_pose_inv: (4, 4) float64, the inverse as the data set has it; None: it is computed.
         can_bus: (18,) float64, a record of the car's motion as `families.parts.runtime.bev_motion` describes
             it; None: there is none, and models that need one derive it from the pose.
@@ -84,7 +84,7 @@ class FusedFrame(Sweep):
             `lidar_aug_matrix` (4, 4): camera to picture as it was taken, camera to LiDAR, LiDAR to picture as
             it was taken, that picture to the network's, and LiDAR to the frame that the points are in. Of
             MVX-Net it is the last three, of a model without cameras empty.
-        image_files: one path per camera, for pictures; empty when there are none.
+        image_files: one path per camera, to draw into, '' if its file is missing; empty when none are known.
     """
 
     images: np.ndarray | None = None

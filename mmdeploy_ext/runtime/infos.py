@@ -89,11 +89,12 @@ def find_file(
     """Return a file that infos name: `name` as it is, from the working directory, comes before all folders.
 
     Args:
-        name: path in the infos; in the folders the part from `DATA_FOLDERS` on is tried after all of it.
+        name: path in the infos; in the folders the parts from one of `DATA_FOLDERS` on are tried after all
+            of it, the longest first.
         source: the infos' file.
         root: folder of the data set; the infos' own folder is tried after it; None tries that folder alone.
         kind: kind of the file, for the message.
-        subfolder: folder below that of the data set for names without a folder.
+        subfolder: folder below each of these for names without a folder; None: there is none.
 
     Raises:
         DataError: there is no such file, or `name` is no text.
@@ -102,9 +103,8 @@ def find_file(
         raise DataError(f'{source}: the path of its {kind} is {shortened(name)}, expected a text')
     path = Path(name)
     parts = path.parts
-    below = next((parts[index:] for index, part in enumerate(parts) if part in DATA_FOLDERS), parts)
     folders = list(dict.fromkeys(Path(folder) for folder in (root, source.parent) if folder is not None))
-    places = [path, Path(*below)]
+    places = [path, *(Path(*parts[i:]) for i, part in enumerate(parts) if part in DATA_FOLDERS)]
     if subfolder and len(parts) == 1:
         places.append(subfolder / name)
     for candidate in (path, *(folder / place for folder in folders for place in places)):

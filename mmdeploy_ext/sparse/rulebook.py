@@ -66,7 +66,8 @@ class Level:
             first = int(np.flatnonzero(keys == keys[row])[0])
             raise DataError(
                 f'coordinates: rows {first} and {row} are the same voxel {self.coordinates[row].tolist()}; '
-                f'expected every voxel once: merge the points of a voxel, as voxelise() of inputs.points does'
+                f'expected every voxel once: merge the points of a voxel, as `voxelise` of preprocess.points '
+                f'does'
             )
         return slots, rows, shift
 

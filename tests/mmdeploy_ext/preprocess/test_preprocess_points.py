@@ -96,6 +96,7 @@ def test_nothing_in_range_gives_no_voxel():
     [
         (np.zeros((3, 4), np.float32), r'float32 of shape \(3, 4\), expected numbers \(P, 5\)'),
         (np.zeros(5, np.float32), r'shape \(5,\)'),
+        ([[0] * 5, [0] * 4], r'expected numbers \(P, 5\)'),
         (np.array([[0] * 5, [0, np.nan, 0, 0, 0], [0, 0, 0, np.inf, 0]]), '2 of 3 .* first row 1'),
     ],
 )
