@@ -123,7 +123,7 @@ def _read_trtexec(file: Path, spec: GraphSpec) -> dict[str, np.ndarray]:
                 array = values.astype(dtype)
             is_cut = array.dtype.kind in 'iub' and not np.array_equal(array, values)  # 0.7 is no label
             arrays[entry['name']] = values if is_cut else array
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(f'{file}: is not what trtexec --exportOutput writes: {one_line(error)}') from error
     return arrays
 

@@ -57,7 +57,8 @@ def check(
         example_inputs: tuple of its positional arguments; tensors may be nested in lists, tuples and dicts.
         other_inputs: arguments of the same structure that the graph will meet later, of other sizes
             where sizes may differ. With them, only sizes that really differ count as dynamic; None: all do.
-        input_names: names of the arguments; by default those of `forward`.
+        input_names: names of the arguments; by default those of `forward`, and 'input_N' for argument N of
+            `*args`, counted from 0.
         dynamic: sizes may differ from the example's; False leaves out what depends on sizes, and an input
             that gives its sizes alone is an unused one. With `every_choice` a call whose exception is caught
             stays.
@@ -118,7 +119,8 @@ def _tensor_names(
     """Return a name per tensor of the inputs."""
     if input_names is None:
         parameters = list(inspect.signature(module.forward).parameters.values())
-        input_names = [item.name for item in parameters if item.kind is not item.VAR_POSITIONAL]
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        input_names = [parameter.name for parameter in parameters if parameter.kind in positional]
     names = []
     for index, value in enumerate(example_inputs):
         name = input_names[index] if index < len(input_names) else f'input_{index}'

@@ -51,7 +51,7 @@ def watch_attributes(module: torch.nn.Module, recorder: Recorder) -> Iterator[No
 
     Those of its submodules count, too, and parameters that are set; each setting is an event. The value has
     to hold tensors, or be a number that replaces another one (a counter of frames; a number that is set for
-    the first time is no state).
+    the first time is no state, and a marked size is no number here).
 
     One target, `torch.nn.Module.__setattr__`, restored on exit; what is changed in other ways (an item of a
     list or dict) is found by comparing afterwards, and has no line.

@@ -28,10 +28,19 @@ INVERSES = {'inverse', 'linalg_inv', 'inv', 'inv_ex', 'linalg_inv_ex', 'pinverse
 RANDOM = {
     'rand', 'randn', 'randint', 'randperm', 'rand_like', 'randn_like', 'randint_like', 'bernoulli',
     'multinomial', 'normal', 'poisson', 'uniform_', 'normal_', 'random_', 'bernoulli_', 'exponential_',
+    'binomial', 'cauchy_', 'geometric_', 'log_normal_', 'gumbel_softmax',
 }  # fmt: skip
 """Functions that draw random numbers."""
-DROPOUTS = {'dropout', 'dropout1d', 'dropout2d', 'dropout3d', 'alpha_dropout', 'feature_alpha_dropout'}
-"""Functions that draw random numbers unless their argument `training` is False or `p` is 0."""
+DROPOUTS = {
+    **dict.fromkeys(('dropout', 'dropout1d', 'dropout2d', 'dropout3d'), (1, 'p', 0.5, 2)),
+    **dict.fromkeys(('alpha_dropout', 'feature_alpha_dropout'), (1, 'p', 0.5, 2)),
+    'scaled_dot_product_attention': (4, 'dropout_p', 0.0, 6),  # no argument is there: it has no `training`
+    'multi_head_attention_forward': (10, 'dropout_p', 0.0, 13),
+}
+"""Functions that draw random numbers, unless a probability is 0 or their argument `training` is False.
+
+Name -> position, name and default of the probability, and the position of `training`.
+"""
 INDEX_ARGUMENTS = {
     'index_put_': (1, 'indices'),
     **dict.fromkeys(('index_copy_', 'index_fill_', 'index_add_'), (2, 'index')),
@@ -296,16 +305,18 @@ def step_text(value: float) -> str:
 def operators(call: Call) -> None:
     """`t.inverse()`, `torch.rand()`, `MyFunction.apply(t)`: inverses, random numbers, own functions.
 
-    The rules are `matrix-inverse`, `random` (dropout counts in training with p above 0, `rrelu` in training),
+    The rules are `matrix-inverse`, `random` (dropout, also that of attentions, counts in training with p above
+    0, `rrelu` in training),
     `function-with-symbolic` and `function-without-symbolic`.
     """
     if call.name in INVERSES:
         matrices = next(tensors_in((call.args, call.kwargs)))
         call.add('matrix-inverse', f'{call.name} of {tuple(matrices.shape)}', through_torch=True)
-    is_training = call.argument(2, 'training', default=True)
-    draws = call.name in DROPOUTS and is_training and call.argument(1, 'p', default=0.5) > 0
-    if call.name == 'rrelu':
-        draws = call.argument(3, 'training', default=False)
+    draws = call.name == 'rrelu' and call.argument(3, 'training', default=False)
+    if call.name in DROPOUTS:
+        *probability, position = DROPOUTS[call.name]
+        is_training = call.argument(position, 'training', default=call.kwargs.get('train', True))
+        draws = is_training and call.argument(*probability) > 0  # `train` is that of torch.dropout
     if call.name in RANDOM or draws:
         call.add('random', f'{call.name} draws numbers', through_torch=True)
     if call.name == 'Function.apply':

@@ -39,7 +39,7 @@ class BEVFormer(CameraDetector):
 
         `img_metas` is a list of one dict, whose `can_bus` (18,) begins with the position in metres and ends
         with the heading in radians and in degrees, both in the map; what is between goes to the network as it
-        is. The head reads `lidar2img` and `pad_shape`, too. `img` is (1, N, 3, H, W).
+        is. The head reads `lidar2img` and `pad_shape`, too. `img` (1, N, 3, H, W) is normalised and padded.
         """
         meta, last = img_metas[0], self.prev_frame_info
         if meta['scene_token'] != last['scene_token'] or not self.video_test_mode:

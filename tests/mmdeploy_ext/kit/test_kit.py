@@ -167,6 +167,14 @@ def test_outputs_of_a_case_by_two_runs_are_refused(tmp_path, first, second, name
         read_outputs(tmp_path, '000', GraphSpec('g', (), outputs), {'dets': (2,)})
 
 
+@pytest.mark.parametrize('value', ['1' + '0' * 400, '[' * 100_000])
+def test_outputs_of_trtexec_that_no_array_holds_are_refused_by_file(tmp_path, value):
+    (tmp_path / '000.json').write_text(f'[{{"name": "dets", "dimensions": "1", "values": [{value}]}}]')
+    outputs = (TensorSpec('dets', 'float32', (1,)),)
+    with pytest.raises(DataError, match=r'000\.json: is not what trtexec --exportOutput writes'):
+        read_outputs(tmp_path, '000', GraphSpec('g', (), outputs), {})
+
+
 def test_a_case_without_outputs_fails_by_name(kit, outputs, tmp_path):
     shutil.copytree(outputs, tmp_path / 'lost')
     (tmp_path / 'lost/003.npz').unlink()

@@ -263,6 +263,46 @@ def test_a_randomised_leaky_relu_draws_in_training_alone():
     assert rules(lambda self, x: nn.functional.rrelu(x, training=True)) == {'random'}
 
 
+@pytest.mark.parametrize('draw', [
+    lambda self, x: torch.dropout(x, 0.5, train=True),
+    lambda self, x: nn.functional.dropout(x, 0.5),
+    lambda self, x: nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=0.5),
+    lambda self, x: nn.functional.gumbel_softmax(x),
+    lambda self, x: x + torch.empty_like(x).cauchy_(),
+])  # fmt: skip
+def test_functions_that_draw_are_random(draw):
+    assert rules(draw) == {'random'}
+
+
+@pytest.mark.parametrize('pass_on', [
+    lambda self, x: torch.dropout(x, 0.5, train=False),
+    lambda self, x: torch.dropout(x, 0.5, False),
+    lambda self, x: nn.functional.dropout(x, 0.0),
+    lambda self, x: nn.functional.dropout(x, training=False),
+    lambda self, x: nn.functional.alpha_dropout(x),
+    lambda self, x: nn.functional.scaled_dot_product_attention(x, x, x),
+])  # fmt: skip
+def test_dropout_that_is_off_draws_nothing(pass_on):
+    assert not rules(pass_on)
+
+
+def test_the_dropout_of_an_attention_draws_in_training_alone():
+    attention = nn.MultiheadAttention(4, 2, dropout=0.1)
+    example = (torch.rand(3, 1, 4),) * 3
+    assert 'random' in check(attention.train(), example, try_exports=False).rules
+    assert 'random' not in check(attention.eval(), example, try_exports=False).rules
+
+
+def test_further_positional_arguments_have_names_of_their_own():
+    class Further(nn.Module):
+        def forward(self, x, *rest, scale=1.0, **options):
+            return x * scale
+
+    report = check(Further(), (X, X + 1, X + 2), try_exports=False)
+    details = sorted(detail for finding in report for detail in finding.details)
+    assert details == ["input 'input_1' reaches no output", "input 'input_2' reaches no output"]
+
+
 def test_the_axis_of_a_write_by_an_index_is_no_index():
     def written(axis, index):
         return lambda self, x: (x * 1).index_fill_(axis, torch.tensor([index]), 2.0)
