@@ -305,9 +305,8 @@ def step_text(value: float) -> str:
 def operators(call: Call) -> None:
     """`t.inverse()`, `torch.rand()`, `MyFunction.apply(t)`: inverses, random numbers, own functions.
 
-    The rules are `matrix-inverse`, `random` (dropout, also that of attentions, counts in training with p above
-    0, `rrelu` in training),
-    `function-with-symbolic` and `function-without-symbolic`.
+    The rules are `matrix-inverse`, `random` (dropout, also that of attentions, counts in training with p
+    above 0, `rrelu` in training), `function-with-symbolic` and `function-without-symbolic`.
     """
     if call.name in INVERSES:
         matrices = next(tensors_in((call.args, call.kwargs)))
