@@ -102,6 +102,10 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
         _override(cfg, overrides)
         if not isinstance(cfg.get('model', {}), dict):
             raise ConfigError(f'{path}: model={cfg.model!r}, expected a dict with `type`')
+        if not isinstance(cfg.get('model', {}).get('type', ''), str | type):
+            raise ConfigError(f'{path}: model.type={cfg.model.type!r}, expected the name of a detector')
+        if not isinstance(cfg.get('data') or {}, dict):
+            raise ConfigError(f'{path}: data={cfg.data!r}, expected a dict of data sets')
         if is_config3(cfg):  # before its modules, which need mmdet 3
             raise ConfigError(_translate_first(path))
         catalogue = importlib.import_module(CATALOGUE)
@@ -382,12 +386,13 @@ def test_pipeline(cfg: Any) -> list[dict[str, Any]]:
         cfg: an `mmcv.Config`.
 
     Raises:
-        ConfigError: the config has none.
+        ConfigError: the config has none, or one that is no list of such dicts, those inside other steps too.
     """
     data = cfg.get('data') or {}
     for section in ('test', 'val'):
         for dataset in _wrapped(data.get(section)):
             if dataset.get('pipeline'):
+                _check_steps(dataset['pipeline'], f'{cfg.filename}: the pipeline of data.{section}')
                 return dataset['pipeline']
     pipeline = cfg.get('test_pipeline')
     if not pipeline:
@@ -395,4 +400,16 @@ def test_pipeline(cfg: Any) -> list[dict[str, Any]]:
             f'{cfg.filename}: has neither data.test.pipeline nor test_pipeline; '
             f'the image normalisation is taken from there'
         )
+    _check_steps(pipeline, f'{cfg.filename}: test_pipeline')
     return pipeline
+
+
+def _check_steps(steps: Any, title: str) -> None:
+    """Refuse what is no list of dicts with `type`, a text or a class; `title` names the list."""
+    if not isinstance(steps, list | tuple):
+        raise ConfigError(f'{title} is {steps!r}; expected a list of steps, each a dict with `type`')
+    for step in steps:
+        if not isinstance(step, dict) or not isinstance(step.get('type'), str | type):
+            raise ConfigError(f'{title} has the step {step!r}; expected a dict with `type`')
+        if step.get('transforms'):
+            _check_steps(step['transforms'], f'{title}: transforms of {step["type"]}')

@@ -37,9 +37,8 @@ def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
     Options of a step that are neither in `REQUIRED` nor of the rule, such as `multiscale_mode`, are not read.
 
     Raises:
-        ConfigError: a step, option or order that the rule cannot express; the message names it.
-        KeyError: a step lacks an option that it needs: `mean` or `std` of Normalize, `mean` of
-            RandomCenterCropPad, or `img_scale` of AffineResize, which has to be one (w, h).
+        ConfigError: a step, option or order that the rule cannot express, or a step that lacks an option that
+            it needs; the message names it.
     """
     values: dict[str, Any] = dict(to_rgb=False)
     order = []
@@ -47,7 +46,7 @@ def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
         kind = step.get('type')
         _check_options(step)
         if kind in READERS:
-            READERS[kind](step, values)
+            _read(step, values)
         if kind in ORDERED:
             order.append(kind)
         elif kind not in NEUTRAL:
@@ -71,6 +70,16 @@ def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
         colours = {key: values.get(key, getattr(PreprocessRule, key)) for key in ('mean', 'std', 'to_rgb')}
         values['pad_val'] = tuple(map(float, normalise(pixel, **colours)[0, 0]))
     return PreprocessRule(**values)
+
+
+def _read(step: Mapping[str, Any], values: dict[str, Any]) -> None:
+    """Set the fields of the rule that a step decides."""
+    try:
+        READERS[step['type']](step, values)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f'test pipeline step {dict(step)}: an option has a wrong type: {error}') from error
 
 
 def _check_combination(order: Sequence[str], values: Mapping[str, Any]) -> None:
@@ -176,18 +185,32 @@ def _read_resize(step: Mapping[str, Any], values: dict[str, Any]) -> None:
 
 
 def _read_affine_resize(step: Mapping[str, Any], values: dict[str, Any]) -> None:
-    values.update(resize=WARP, img_scale=tuple(map(int, step['img_scale'])))
+    values.update(resize=WARP, img_scale=tuple(map(int, _numbers(step, 'img_scale', 2))))
+
+
+def _numbers(step: Mapping[str, Any], key: str, count: int) -> tuple[float, ...]:
+    """Return the numbers of an option of a step; ConfigError if they are missing or not `count` numbers."""
+    numbers = step.get(key)
+    try:
+        array = np.asarray(numbers, np.float64)
+    except (TypeError, ValueError):
+        array = np.zeros(0)
+    if array.shape != (count,):
+        raise ConfigError(
+            f'test pipeline step {step["type"]}: {key}={numbers!r} is not understood; expected {count} numbers'
+        )
+    return tuple(array.tolist())
 
 
 def _read_normalize(step: Mapping[str, Any], values: dict[str, Any]) -> None:
-    values.update({key: tuple(map(float, step[key])) for key in ('mean', 'std')})
+    values.update({key: _numbers(step, key, 3) for key in ('mean', 'std')})
     values['to_rgb'] = bool(step.get('to_rgb', True))
 
 
 def _read_pad(step: Mapping[str, Any], values: dict[str, Any]) -> None:
     values['size_divisor'] = int(step.get('size_divisor') or 1)
     if step.get('size') is not None:
-        values['pad_size'] = tuple(map(int, step['size']))
+        values['pad_size'] = tuple(map(int, _numbers(step, 'size', 2)))
     if step.get('pad_to_square'):
         scale = values.get('img_scale')
         if scale is None or scale[0] != scale[1] or not values.get('keep_ratio'):
@@ -217,8 +240,8 @@ def _read_centre_pad(step: Mapping[str, Any], values: dict[str, Any]) -> None:
         values.update(pad_or=int(operand), pad_more=int(step.get('test_pad_add_pix', 0)))
     else:
         values['size_divisor'] = int(operand)
-    mean = step['mean'][::-1] if step.get('to_rgb') else step['mean']
-    values['pad_pixel'] = np.asarray(mean, np.float32).reshape(1, 1, 3)
+    mean = np.asarray(_numbers(step, 'mean', 3), np.float32)
+    values['pad_pixel'] = (mean[::-1] if step.get('to_rgb') else mean).reshape(1, 1, 3)
 
 
 READERS = {

@@ -94,13 +94,22 @@ OVERRIDES = {
     'unknown argument': ('model.neck.no_such=1', ['bad.py: the model cannot be built', 'no_such']),
     'a mean of one number': (
         f'{NORMALIZE}.mean=0',
-        ['bad.py: the test pipeline cannot', "TypeError: 'int' object"],
+        ['bad.py: test pipeline step Normalize: mean=0 ', 'expected 3 numbers'],
     ),
     'a deviation of zero': (
         f'{NORMALIZE}.std=0,1,1',
         ['bad.py: the test pipeline', 'std[0] is 0.0, expected'],
     ),
-    'two means': (f'{NORMALIZE}.mean=1,2', ['mean is (1.0, 2.0), expected a list of 3 values']),
+    'two means': (f'{NORMALIZE}.mean=1,2', ['step Normalize: mean=[1, 2] ', 'expected 3 numbers']),
+    'a step of text': ('data.test.pipeline.1.transforms=a,b', ['bad.py: ', 'data.test', "the step 'a'"]),
+    'a step without a type': (f'{NORMALIZE}.type=0', ['bad.py: ', 'data.test', "'type': 0", 'MultiScaleFlipAug']),
+    'a pipeline of text': ('data.test.pipeline=text', ['bad.py: the pipeline of data.test', "'text'"]),
+    'data of text': ('data=text', ["bad.py: data='text'"]),
+    'a divisor of text': (
+        'data.test.pipeline.1.transforms.3.size_divisor=many',
+        ["bad.py: test pipeline step {'type': 'Pad'", "'many'"],
+    ),
+    'a detector of several types': ('model.type=[1,2]', ['bad.py: model.type=[1, 2]']),
     'a scale of one number': ('data.test.pipeline.1.img_scale=[64]', ['img_scale=[64]; expected one width']),
     'another class count': ('model.bbox_head.num_classes=7', ['(6, 64, 3, 3) in the file, (7, 64, 3, 3) in']),
 }
