@@ -100,12 +100,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
         for note in _mistyped_keys(dict(cfg.items()), overrides or {}):
             print(printable(f'note: {note}'), file=sys.stderr)
         _override(cfg, overrides)
-        if not isinstance(cfg.get('model', {}), dict):
-            raise ConfigError(f'{path}: model={cfg.model!r}, expected a dict with `type`')
-        if not isinstance(cfg.get('model', {}).get('type', ''), str | type):
-            raise ConfigError(f'{path}: model.type={cfg.model.type!r}, expected the name of a detector')
-        if not isinstance(cfg.get('data') or {}, dict):
-            raise ConfigError(f'{path}: data={cfg.data!r}, expected a dict of data sets')
+        _check_types(cfg, path)
         if is_config3(cfg):  # before its modules, which need mmdet 3
             raise ConfigError(_translate_first(path))
         catalogue = importlib.import_module(CATALOGUE)
@@ -145,6 +140,16 @@ def read_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
             cfg = Config.fromfile(path, import_custom_modules=False)
     _override(cfg, overrides)
     return cfg
+
+
+def _check_types(cfg: Any, path: str) -> None:
+    """Refuse a `model` or `data` that is no dict, and a detector that is no name or class."""
+    if not isinstance(cfg.get('model', {}), dict):
+        raise ConfigError(f'{path}: model={cfg.model!r}, expected a dict with `type`')
+    if not isinstance(cfg.get('model', {}).get('type', ''), str | type):
+        raise ConfigError(f'{path}: model.type={cfg.model.type!r}, expected the name of a detector')
+    if not isinstance(cfg.get('data') or {}, dict):
+        raise ConfigError(f'{path}: data={cfg.data!r}, expected a dict of data sets')
 
 
 def _override(cfg: Any, overrides: Mapping[str, Any] | None) -> None:

@@ -197,7 +197,7 @@ def _numbers(step: Mapping[str, Any], key: str, count: int) -> tuple[float, ...]
         array = np.zeros(0)
     if array.shape != (count,):
         raise ConfigError(
-            f'test pipeline step {step["type"]}: {key}={numbers!r} is not understood; expected {count} numbers'
+            f'test pipeline step {step["type"]}: {key}={numbers!r} cannot be used; expected {count} numbers'
         )
     return tuple(array.tolist())
 

@@ -102,7 +102,7 @@ OVERRIDES = {
     ),
     'two means': (f'{NORMALIZE}.mean=1,2', ['step Normalize: mean=[1, 2] ', 'expected 3 numbers']),
     'a step of text': ('data.test.pipeline.1.transforms=a,b', ['bad.py: ', 'data.test', "the step 'a'"]),
-    'a step without a type': (f'{NORMALIZE}.type=0', ['bad.py: ', 'data.test', "'type': 0", 'MultiScaleFlipAug']),
+    'a step without a type': (f'{NORMALIZE}.type=0', ['bad.py: ', 'data.test', "'type': 0"]),
     'a pipeline of text': ('data.test.pipeline=text', ['bad.py: the pipeline of data.test', "'text'"]),
     'data of text': ('data=text', ["bad.py: data='text'"]),
     'a divisor of text': (
