@@ -26,12 +26,34 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path, read_json, write_json
 from mmdeploy_ext.preprocess.cam2img import square_matrix
+from mmdeploy_ext.runtime.points import read_points
 from mmdeploy_ext.synthetic import staging
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 VERSION = 'v1.0-trainval'
+TABLES = dict(
+    sample=('timestamp', 'scene_token'),
+    sample_data=(
+        'sample_token', 'ego_pose_token', 'calibrated_sensor_token', 'is_key_frame', 'filename', 'width',
+        'height',
+    ),
+    calibrated_sensor=('sensor_token', 'rotation', 'translation', 'camera_intrinsic'),
+    ego_pose=('rotation', 'translation'),
+    scene=('name',),
+    sensor=('channel',),
+    sample_annotation=(
+        'sample_token', 'instance_token', 'attribute_tokens', 'size', 'rotation', 'translation', 'prev',
+        'next',
+    ),
+    instance=('category_token',),
+    category=('name',),
+    attribute=('name',),
+)  # fmt: skip
+"""Table that is read -> keys of its records that are read, beside `token`."""
+ADVICE = 'Make the set again with `mm2onnx synthetic nuscenes --force`'
+"""End of messages about tables that are damaged."""
 CAMERAS = ('FRONT', 'FRONT_RIGHT', 'FRONT_LEFT', 'BACK', 'BACK_LEFT', 'BACK_RIGHT')
 """Cameras in the order in which mmdet3d's evaluator joins the pictures of a key frame."""
 CLASSES = {
@@ -105,9 +127,7 @@ class Tables:
     def __init__(self, root: Path) -> None:
         """Read the tables of the set at `root`; UsageError: a file of them is missing or damaged."""
         self.root = root
-        names = ('sample', 'sample_data', 'calibrated_sensor', 'ego_pose', 'scene', 'sensor')
-        names += ('sample_annotation', 'instance', 'category', 'attribute')
-        self.tables = {name: _read_table(root / VERSION / f'{name}.json') for name in names}
+        self.tables = {name: _read_table(root / VERSION / f'{name}.json', TABLES[name]) for name in TABLES}
         self.annotations: dict[str, list[dict[str, Any]]] = {}
         for record in self.tables['sample_annotation'].values():
             self.annotations.setdefault(record['sample_token'], []).append(record)
@@ -121,26 +141,31 @@ class Tables:
         """Yield the records, in the table sample_data, of the pictures of key frames.
 
         Those of scenes that are not among the names `scenes` are left out. They are in the order of the
-        scenes' names, of time, and of `CAMERAS`: six of each key frame.
+        scenes' names, of time, and of `CAMERAS`: six of each key frame, of which UsageError names
+        one that lacks a picture.
         """
         by_sample: dict[str, dict[str, dict[str, Any]]] = {}
         for record in self.tables['sample_data'].values():
             channel = self.channel(record)
             if record['is_key_frame'] and channel.startswith('CAM_'):
                 by_sample.setdefault(record['sample_token'], {})[channel] = record
-        names = {token: scene['name'] for token, scene in self.tables['scene'].items()}
-        samples = [
-            sample for sample in self.tables['sample'].values() if names[sample['scene_token']] in scenes
-        ]
-        samples.sort(key=lambda record: (names[record['scene_token']], record['timestamp']))
-        for sample in samples:
-            yield from (by_sample[sample['token']][f'CAM_{camera}'] for camera in CAMERAS)
+        samples = []
+        for sample in self.tables['sample'].values():
+            name = self.tables['scene'][sample['scene_token']]['name']
+            if name in scenes:
+                samples.append((name, sample['timestamp'], sample['token']))
+        for _, _, token in sorted(samples):
+            for camera in CAMERAS:
+                picture = by_sample.get(token, {}).get(f'CAM_{camera}')
+                if picture is None:
+                    raise UsageError(f'{self.root}: the key frame {token} has no CAM_{camera}. {ADVICE}')
+                yield picture
 
     def sweep(self, image: dict[str, Any]) -> np.ndarray:
         """Return the sweep of a picture's key frame as KITTI has it, (P, 4) float32.
 
         Its columns are x, y, z in metres, in the frame of `LIDAR_TO_CAMERA`, and the intensity from 0 to 1.
-        `image` is an entry of the method `image`.
+        `image` is an entry of the method `image`. DataError: the file of the sweep is missing or damaged.
         """
         record = next(
             record
@@ -153,7 +178,7 @@ class Tables:
         pose = self.tables['ego_pose'][record['ego_pose_token']]
         from_camera = np.linalg.inv(from_global(image)) @ LIDAR_TO_CAMERA
         to_kitti = np.linalg.inv(from_camera) @ to_parent(pose) @ to_parent(sensor)
-        points = np.fromfile(self.root / record['filename'], np.float32).reshape(-1, POINT_COLUMNS)
+        points = read_points(self.root / record['filename'], POINT_COLUMNS)
         xyz = points[:, :3] @ to_kitti[:3, :3].T + to_kitti[:3, 3]
         return np.column_stack([xyz, points[:, 3] / 255]).astype(np.float32)
 
@@ -194,8 +219,8 @@ class Tables:
         An object has `bbox` x y w h in pixels, `bbox_cam3d` (middle, length, height, width in metres, yaw in
         radians: 0 is along x, pi / 2 towards the camera), `velo_cam3d` (x, z of its speed over the ground,
         m/s) and `center2d` (pixels, depth in metres) in the camera's frame, and its class and attribute by
-        name and number. Objects of no class of `CLASSES`, nearer than
-        `NEAR_M` or without a `seen_box` are left out. `image` is an entry of the method `image`.
+        name and number. Objects of no class of `CLASSES`, nearer than `NEAR_M` or without a `seen_box` are
+        left out. `image` is an entry of the method `image`.
         """
         to_camera = from_global(image)
         intrinsic, size = np.array(image['cam_intrinsic']), (image['width'], image['height'])
@@ -225,16 +250,29 @@ class Tables:
             )
 
 
-def _read_table(path: Path) -> dict[str, dict[str, Any]]:
-    """Return token -> record of a file of a table."""
+class _Table(dict[str, dict[str, Any]]):
+    """Token -> record of the file of a table at `path`."""
+
+    path: Path
+
+    def __missing__(self, token: str) -> None:
+        raise UsageError(f'{self.path}: has no record {token}, which another table names. {ADVICE}')
+
+
+def _read_table(path: Path, keys: Sequence[str]) -> _Table:
+    """Return token -> record of a file of a table, whose records have the keys."""
     records = read_json(path)
     try:
-        return {record['token']: record for record in records}
+        table = _Table({record['token']: record for record in records})
     except (KeyError, TypeError) as error:
         raise UsageError(
-            f'{path}: is no table of nuScenes; expected a list of records with `token`. Make the set again '
-            f'with `mm2onnx synthetic nuscenes --force`'
+            f'{path}: is no table of nuScenes; expected a list of records with `token`. {ADVICE}'
         ) from error
+    for token, record in table.items():
+        if missing := [key for key in keys if key not in record]:
+            raise UsageError(f'{path}: the record {token} has no {", ".join(missing)}. {ADVICE}')
+    table.path = path
+    return table
 
 
 def seen_box(
@@ -364,6 +402,7 @@ def write_annotations(root: Path) -> dict[str, int]:
 
     Raises:
         UsageError: a table of the set is missing or damaged.
+        DataError: a sweep of the set is missing or damaged.
         Mm2OnnxError: a file cannot be written.
     """
     from nuscenes.utils import splits

@@ -3,6 +3,7 @@
 import colorsys
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -386,3 +387,37 @@ def test_a_table_of_other_entries_is_refused_by_name(tmp_path, content):
     (tmp_path / 'v1.0-trainval/sample.json').write_text(content)
     with pytest.raises(UsageError, match=r'sample\.json: is no table of nuScenes'):
         Tables(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('name', 'change', 'message'),
+    [
+        ('sample_data', lambda records: records[0].pop('filename'), 'the record .* has no filename'),
+        ('scene', lambda records: records.clear(), 'has no record .*, which another table names'),
+        ('sensor', lambda records: records.pop(0), 'has no record .*, which another table names'),
+        ('sample_data', lambda records: records.pop(0), 'the key frame .* has no CAM_FRONT'),
+    ],
+)
+def test_tables_that_do_not_fit_together_are_refused_by_name(root, tmp_path, name, change, message):
+    shutil.copytree(root / 'v1.0-trainval', tmp_path / 'v1.0-trainval')
+    path = tmp_path / f'v1.0-trainval/{name}.json'
+    records = json.loads(path.read_text())
+    change(records)
+    path.write_text(json.dumps(records))
+    with pytest.raises(UsageError, match=message):
+        list(Tables(tmp_path).pictures(['scene-0001', 'scene-0002']))
+
+
+def test_a_damaged_sweep_is_refused_by_name(root, tmp_path):
+    tables = Tables(root)
+    image = tables.image(0, next(tables.pictures(['scene-0001'])))
+    assert tables.sweep(image).shape[1] == 4
+    tables.root = tmp_path
+    with pytest.raises(DataError, match=r'LIDAR_TOP.*pcd\.bin: cannot be read'):
+        tables.sweep(image)
+    for record in tables.tables['sample_data'].values():
+        path = tmp_path / record['filename']
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b'abc')
+    with pytest.raises(DataError, match=r'LIDAR_TOP.*pcd\.bin: has 3 bytes'):
+        tables.sweep(image)
