@@ -165,15 +165,18 @@ class Tables:
         """Return the sweep of a picture's key frame as KITTI has it, (P, 4) float32.
 
         Its columns are x, y, z in metres, in the frame of `LIDAR_TO_CAMERA`, and the intensity from 0 to 1.
-        `image` is an entry of the method `image`. DataError: the file of the sweep is missing or damaged.
+        `image` is an entry of the method `image`. UsageError: the key frame has no sweep; DataError: its file
+        is missing or damaged.
         """
-        record = next(
+        records = (
             record
             for record in self.tables['sample_data'].values()
             if record['sample_token'] == image['token']
             and record['is_key_frame']
             and self.channel(record) == 'LIDAR_TOP'
         )
+        if (record := next(records, None)) is None:
+            raise UsageError(f'{self.root}: the key frame {image["token"]} has no LIDAR_TOP. {ADVICE}')
         sensor = self.tables['calibrated_sensor'][record['calibrated_sensor_token']]
         pose = self.tables['ego_pose'][record['ego_pose_token']]
         from_camera = np.linalg.inv(from_global(image)) @ LIDAR_TO_CAMERA

@@ -70,6 +70,8 @@ Weights depend on the key with this prefix.
 
 GREY, CONTRAST = 114.0, 57
 """Mean and standard deviation of the values of a photograph, which are 0 to 255."""
+LARGEST_SEED = (1 << 63) - 1
+"""Largest seed of weights: PyTorch's generators refuse larger ones, from 2^64 on."""
 SCENE_SHAPES = 12
 """Number of shapes that are tried in a scene."""
 
@@ -299,14 +301,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace, cfg_options: Mapping[str, Any] | None = None) -> int:
     """Write the checkpoint of the command line; return 0.
 
-    `args` has `config`, `out`, which must not exist yet, and `seed`, 0 or more (UsageError otherwise); for
-    other errors see `write_seeded`. `cfg_options` overrides the config: dotted key -> value; None overrides
-    nothing.
+    `args` has `config`, `out`, which must not exist yet, and `seed`, 0 to `LARGEST_SEED` (UsageError
+    otherwise); for other errors see `write_seeded`. `cfg_options` overrides the config: dotted key -> value;
+    None overrides nothing.
     """
     from mmdeploy_ext import compat
     from mmdeploy_ext.core.files import check_writable
 
     cli.check_minimums(args, seed=0)
+    if args.seed > LARGEST_SEED:
+        raise UsageError(f'--seed {args.seed}: expected at most {LARGEST_SEED}')
     check_writable(args.out)
     if args.out.exists():
         raise UsageError(f'{args.out}: is there already, and is never overwritten; give another name')

@@ -421,3 +421,6 @@ def test_a_damaged_sweep_is_refused_by_name(root, tmp_path):
         path.write_bytes(b'abc')
     with pytest.raises(DataError, match=r'LIDAR_TOP.*pcd\.bin: has 3 bytes'):
         tables.sweep(image)
+    tables.tables['sample_data'].clear()
+    with pytest.raises(UsageError, match=r'the key frame .* has no LIDAR_TOP'):
+        tables.sweep(image)

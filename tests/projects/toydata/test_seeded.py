@@ -201,6 +201,12 @@ def test_seeded_weights_are_of_the_config_with_its_overrides(tmp_path, monkeypat
     assert written == [('config.py', 3, {'custom_imports.imports': 'nets', 'a.b': 1})]
 
 
+@pytest.mark.parametrize('seed', ['-1', str(1 << 64)])
+def test_seeds_that_pytorch_refuses_are_refused_before_anything_is_built(tmp_path, capsys, seed):
+    assert seeded.main(['config.py', str(tmp_path / 'w.pth'), '--seed', seed]) == 2
+    assert f'error: --seed {seed}: expected' in capsys.readouterr().err
+
+
 def test_a_family_with_a_rule_of_its_own_gives_its_model():
     family = types.SimpleNamespace(name='outside', seeded=lambda cfg, seed: (cfg, seed))
     assert seeded.seeded_model('config', family, 3) == ('config', 3)
