@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from mmdeploy_ext.contract.precision import as_float16
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, GraphSpec, TensorSpec
@@ -143,6 +143,8 @@ def compare_merged(
 ) -> list[TensorRow]:
     """Run models one after the other, and compare the outputs of the model that was merged from them.
 
+    An input with a default is fed if an earlier model gives the tensor, else it has its default.
+
     Args:
         models: models in the order of execution.
         merged: the model that `merge` made of them.
@@ -158,12 +160,19 @@ def compare_merged(
         ModelFileError: it cannot load one of them.
         UsageError: an input is no tensor.
     """
-    feeds = random_feeds(merged, seed)
+    feeds, defaults = random_feeds(merged, seed), Index(merged).constants
     tensors: dict[str, Any] = dict(feeds)
+    for value in merged.graph.input:  # a default that one model states is that of all
+        if value.name in defaults:
+            tensors[value.name] = numpy_helper.to_array(defaults[value.name])
     produced: set[str] = set()
     for model in models:
+        index, arrays = Index(model), {}
         sources = {entry: output for output, entry in connections.items() if output in produced}
-        arrays = {name: tensors[sources.get(name, name)] for name in Index(model).inputs}
+        for value in model.graph.input:
+            source = sources.get(value.name, value.name)
+            if value.name in index.inputs or source in produced:
+                arrays[value.name] = tensors[source]
         outputs = Runner(model).run(arrays)
         tensors.update(outputs)
         produced.update(outputs)

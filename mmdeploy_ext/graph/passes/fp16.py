@@ -60,7 +60,8 @@ def to_fp16(model: onnx.ModelProto, spec: GraphSpec, keep: Sequence[str] = ()) -
             stay float32.
 
     Raises:
-        ExportError: a constant exceeds float16, or a sub-graph reads an input or output that becomes float16.
+        ExportError: a constant that a float16 node reads exceeds float16, or a sub-graph reads an input or
+            output that becomes float16.
         UsageError: a pattern in `keep` fits no node.
     """
     matching_nodes(model.graph.node, keep)

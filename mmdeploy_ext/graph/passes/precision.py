@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 
 from mmdeploy_ext.contract.metadata import PREFIX, Metadata, read_entry
@@ -19,6 +20,7 @@ from mmdeploy_ext.contract.registry import keep_fp32_of
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.io.constants import constant_value
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.output_comparison import spec_of, with_half_ends
 from mmdeploy_ext.graph.passes.fp16 import PRODUCTS, exceeds_half, to_fp16
@@ -53,7 +55,7 @@ def in_precision(
             here, since several graphs share them; see `check_patterns`.
 
     Raises:
-        ExportError: a constant exceeds float16, or a sub-graph reads an input or output that becomes float16.
+        ExportError: see `to_fp16`.
     """
     if options.precision == 'fp32':
         return model
@@ -84,7 +86,7 @@ def half(model: onnx.ModelProto, io: str, keep_fp32: Sequence[str]) -> tuple[onn
 
     Raises:
         UsageError: a pattern of `keep_fp32` fits no node.
-        ExportError: see `in_precision`.
+        ExportError: see `to_fp16`.
     """
     spec, patterns = spec_of(model), [*fp32_patterns(model), *keep_fp32]
     count = len(matching_nodes(model.graph.node, patterns))
@@ -136,15 +138,16 @@ def _beyond_half(model: onnx.ModelProto, index: Index, staged: set[int]) -> set[
 
     Neither is a product; of the nodes at `staged`, which stay float32 anyway, no walk begins.
     """
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == 'Constant' and node.attribute[0].name == 'value':
-            tensors[node.output[0]] = node.attribute[0].t
-    large = {
-        name
-        for name, tensor in tensors.items()
-        if tensor.data_type == onnx.TensorProto.FLOAT and exceeds_half(onnx.numpy_helper.to_array(tensor))
+    arrays = {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in model.graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT
     }
+    for node in model.graph.node:
+        value = constant_value(node)
+        if value is not None and value.dtype == np.float32:
+            arrays[node.output[0]] = value
+    large = {name for name, array in arrays.items() if exceeds_half(array)}
     waiting = [position for name in large for position in index.consumers(name) if position not in staged]
     beyond: set[int] = set()
     while waiting:

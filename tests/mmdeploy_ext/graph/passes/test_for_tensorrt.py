@@ -137,6 +137,11 @@ def test_what_follows_a_bound_beyond_float16_stays_float32_up_to_a_product():
     large = 'float top = {1e8}, float one = {1}, float[2,1] large = {1e6, 1}'
     model = parse(body, 'float[1,2] x', 'float[1,1] y', constants=f'<{large}>')
     assert fp32_patterns(model) == ['c', 's', 'l']  # a weight beyond float16 stays an error
+    number = 'top = Constant<value_float = 1e8>()'
+    model = parse(
+        f'{number} {body}', 'float[1,2] x', 'float[1,1] y', constants=f'<{large.partition(", ")[2]}>'
+    )
+    assert fp32_patterns(model) == ['c', 's', 'l']
 
 
 def test_a_file_has_the_float32_patterns_of_its_family_that_fit_it():

@@ -119,6 +119,25 @@ def test_a_default_is_left_out_where_another_model_gives_the_tensor_and_two_are_
     assert len(merge([parts[0], with_default(neg('p', 'z'), 1)], ['a', 'b']).graph.initializer) == 1
 
 
+def test_a_comparison_feeds_a_default_to_all_models_and_not_where_an_earlier_model_gives_the_tensor():
+    default = numpy_helper.from_array(np.full(2, 3, np.float32), 'p')
+    with_default, without = neg('p', 'y'), neg('p', 'z')
+    with_default.graph.initializer.append(default)
+    for models in ([with_default, without], [without, with_default]):
+        merged = merge(models, ['first', 'second'])
+        assert not Index(merged).inputs and is_exact(compare_merged(models, merged, {}))
+    for start, connections in (('p', {}), ('q', {'q': 'p'})):
+        models = [neg('x', start), with_default]
+        merged = merge(models, ['first', 'second'], connections=connections)
+        assert is_exact(compare_merged(models, merged, connections))
+        broken = neg('x', 'y')  # the default in place of what the first model gives
+        broken.graph.node[0].CopyFrom(helper.make_node('Mul', ['x', 'zero'], ['by_zero']))
+        broken.graph.initializer.append(numpy_helper.from_array(np.zeros(2, np.float32), 'zero'))
+        broken.graph.initializer.append(numpy_helper.from_array(np.full(2, -3, np.float32), 'value'))
+        broken.graph.node.append(helper.make_node('Add', ['by_zero', 'value'], ['y']))
+        assert not is_exact(compare_merged(models, broken, connections))
+
+
 def test_sparse_initializers_of_all_models_come_along_and_types_inside_do_not():
     models = [neg('x', 'p'), neg('p', 'z')]
     for model in models:
