@@ -19,7 +19,7 @@ from mmdeploy_ext.preprocess.cam2img import (
     unmoved,
 )
 from mmdeploy_ext.runtime.detections import check_ranges
-from mmdeploy_ext.runtime.family_runtime import results_of
+from mmdeploy_ext.runtime.family_runtime import camera_of, results_of
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
@@ -41,11 +41,12 @@ def detect(
         backend: an active session of the file.
         image_bgr: (h, w, 3) uint8 BGR.
         cam2img: (4, 4) from the camera's frame in metres, or from the LiDAR's for a file with the input
-            `lidar2img`, to pixels of the image times depth, for detectors of boxes in 3D; None for others.
+            `lidar2img`, to pixels of the image times depth, for detectors of boxes in 3D; None for others,
+            which do not use it.
 
     Raises:
         UsageError: a detector of boxes in 3D without a camera.
-        ShapeError: no such image, a camera that the graph would read wrongly, or an image of a size that the
+        ShapeError: no such image, a camera that a graph would read wrongly, or an image of a size that the
             graph does not take.
         InferenceError: the engine failed, or a score of a result is NaN, or any value of an output that is
             compared value by value, such as logits; every threshold would leave an empty list. Or a box or
@@ -53,7 +54,7 @@ def detect(
         ModelFileError: the file was exported with a limit of candidates that the image exceeds.
     """
     metadata = backend.metadata
-    if cam2img is None and (name := camera_key(metadata.spec.input_names)):
+    if cam2img is None and (name := camera_of(metadata)):
         raise UsageError(
             f'{backend.path}: takes the camera of each picture ({name}), none was named; with '
             f'`mm2onnx run` name a file by --cameras, in Python `model(image_bgr, cam2img)`'

@@ -5,7 +5,8 @@ each image of a batch, from the outputs and inputs of a file by name (`feeds` ma
 takes, such as sizes of the images) and from its metadata, whatever its form is. If its results are not boxes
 and masks, it may have `draw(image_bgr, results, classes, score_thr)`, and `RESULT`, their class, a dataclass
 of arrays and what JSON can hold, without which there are no kits. It may have `RUNNERS`: form of a file ->
-the command that draws its results, a key of `commands.RUNNERS`.
+the command that draws its results, a key of `commands.RUNNERS`; and `CAMERA`, 'cam2img', if `detections`
+reads the cameras of the pictures from `feeds` also of a form whose graph does not take them.
 
 The runtime of a family of frames or sweeps has `OPENS`, a class that runs the files of an export or a
 function that returns an object of one, called with the path and options of the engine, and
@@ -86,6 +87,17 @@ def results_of(
     if any(np.any(np.diff(entry.scores) > 0) for entry in results):
         raise ConfigError(f'{broken} gives results in another order than the best first')
     return results
+
+
+def camera_of(metadata: Metadata) -> str:
+    """Return the name of the cameras that results of a file of pictures need, '' if they need none.
+
+    It is that of the input of its graph that takes them, or else `CAMERA` of the runtime of its family.
+    `metadata` are those of the file. Errors: see `runtime_of`.
+    """
+    from mmdeploy_ext.preprocess.cam2img import camera_key
+
+    return camera_key(metadata.spec.input_names) or getattr(runtime_of(metadata.family), 'CAMERA', '')
 
 
 def has_runtime(family: str) -> bool:

@@ -51,7 +51,8 @@ class ImageModel(Runtime):
                 detectors of boxes in 3D; None for others, which do not use it.
 
         Raises:
-            ShapeError, InferenceError: the graph does not take or cannot compute the picture.
+            ShapeError, InferenceError: the graph does not take or cannot compute the picture, or a graph
+                would read `cam2img` wrongly, whether or not this one takes it.
             UsageError: a detector of boxes in 3D without `cam2img`.
             ValueError: `cam2img` has another shape, or a number that is not finite.
             ModelFileError: the file was exported with a limit of candidates that the picture exceeds.

@@ -27,7 +27,7 @@ from mmdeploy_ext.core.errors import (
 )
 from mmdeploy_ext.core.files import check_outputs, check_writable, will_write, write_json
 from mmdeploy_ext.core.printable import one_line, printable
-from mmdeploy_ext.runtime.family_runtime import check_registered, runner_of
+from mmdeploy_ext.runtime.family_runtime import camera_of, check_registered, runner_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -254,10 +254,8 @@ def check_picture_graph(path: str, metadata: Metadata) -> None:
 
 
 def check_cameras(args: argparse.Namespace, metadata: Metadata) -> None:
-    """Refuse (UsageError) a file that takes cameras without `--cameras`, and `--cameras` for another file."""
-    from mmdeploy_ext.preprocess.cam2img import camera_key
-
-    takes_cameras = bool(camera_key(metadata.spec.input_names))
+    """Refuse (UsageError) a file that needs cameras without `--cameras`, and `--cameras` for another file."""
+    takes_cameras = bool(camera_of(metadata))
     if takes_cameras and not args.cameras:
         raise UsageError(
             f'{args.model}: finds boxes in 3D and takes the camera of each picture; name a JSON file with '
