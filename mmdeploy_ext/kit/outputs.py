@@ -87,7 +87,9 @@ def _load(file: Path, name: str = '') -> dict[str, np.ndarray]:
             return {name: stored}
         with stored:  # its arrays are read here; what is no array in it are bytes
             return {output: np.asarray(stored[output]) for output in stored.files}
-    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        ValueError, OSError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
         raise DataError(f'{file}: cannot be read as arrays of numpy: {one_line(error)}') from error
 
 

@@ -41,9 +41,26 @@ VALUES_FROM_SIZES = {
 
 COUNTED_BY_VALUES = {
     'nonzero', 'argwhere', 'masked_select', 'unique', 'unique_consecutive', 'bincount', 'nms', 'batched_nms',
-    'repeat_interleave',
+    'repeat_interleave', 'to_sparse', 'to_sparse_coo', 'to_sparse_csr', 'to_sparse_csc', 'coalesce',
+    '_pack_padded_sequence',
 }  # fmt: skip
 """Functions of torch whose result has as many elements as the values of their arguments say."""
+SIZE_ARGUMENTS = {
+    **dict.fromkeys((
+        'arange', 'range', 'linspace', 'logspace', 'eye', 'zeros', 'ones', 'empty', 'rand', 'randn',
+        'randint', 'randperm', 'tril_indices', 'triu_indices',
+    ), slice(0, None)),
+    **dict.fromkeys((
+        'new_zeros', 'new_ones', 'new_empty', 'narrow', 'repeat', 'tile', 'expand', 'broadcast_to', 'view',
+        'reshape', 'unflatten', 'unfold', 'as_strided', 'resize_', 'split', 'split_with_sizes',
+        'tensor_split', 'chunk', 'interpolate', 'upsample',
+    ), slice(1, None)),
+    'full': slice(0, 1),
+    **dict.fromkeys(('new_full', 'pad', 'topk'), slice(1, 2)),
+}  # fmt: skip
+"""Function of torch that takes sizes of its result -> the positions of these, where tensors may be, too."""
+NO_SIZES = {'input', 'value', 'fill_value'}
+"""Names of arguments of these functions that give no size."""
 TENSORS = (torch.Tensor, torch.nn.Parameter)
 """Types of the tensors that are looked for among all objects, without other subclasses."""
 RAISES = {
@@ -342,6 +359,8 @@ class Observer(TorchFunctionMode):
                 mark |= Mark(counted=REGIONS)
             elif _counts_by_values(call):
                 mark |= Mark(counted=call.mark.inputs)
+            else:
+                mark |= Mark(counted=self.marks.of_all(_size_arguments(call)).inputs)
         target = call.args[0] if call.in_place and call.args else None
         if isinstance(target, torch.Tensor):
             self.marks.add(target, mark)
@@ -360,8 +379,22 @@ def _counts_by_values(call: Call) -> bool:
         return len(call.args) + len(call.kwargs) == 1
     if call.name == 'Function.apply':  # mmcv's suppression
         return 'nms' in call.args[0].__name__.lower()
+    if call.name == 'one_hot':
+        return call.argument(1, 'num_classes', default=-1) == -1
     masks = tensors_in(call.args[1:2]) if call.name == '__getitem__' else ()
     return any(mask.dtype in (torch.bool, torch.uint8) for mask in masks)
+
+
+def _size_arguments(call: Call) -> list[Any]:
+    """Return the arguments of a call that give sizes of its result: `torch.zeros(n)`, `t[:n]`."""
+    if call.name == '__getitem__':
+        indices = call.args[1:2]
+        entries = indices[0] if indices and isinstance(indices[0], tuple) else indices
+        return [entry for entry in entries if isinstance(entry, slice)]
+    if call.name not in SIZE_ARGUMENTS:
+        return []
+    others = [value for name, value in call.kwargs.items() if name not in NO_SIZES]
+    return [*call.args[SIZE_ARGUMENTS[call.name]], *others]
 
 
 @contextlib.contextmanager

@@ -18,11 +18,18 @@ from mmdeploy_ext.lint.record import is_size, origins_of, plain
 from mmdeploy_ext.lint.sites import caller
 
 TO_BOOL = {'__bool__', 'is_nonzero', 'equal', 'allclose'}
-TO_NUMBER = {'item', '__int__', '__float__', '__complex__', '__index__', 'tolist'}
+TO_NUMBER = {'item', '__int__', '__float__', '__complex__', '__index__', 'tolist', '_nnz'}
 TO_NUMPY = {'numpy', '__array__', '__dlpack__', 'untyped_storage', 'storage'}
 """Functions that make a bool, a number or an array of a tensor; names as in `Call.name`."""
 TO_TEXT = {'__format__', '__repr__', '__contains__'}
 """Functions that make texts of tensors, mostly to print them, or look for a value."""
+BY_ELEMENT = {'apply_', 'map_', 'map2_'}
+"""Functions that call a Python function with each value."""
+PARTS_BY = dict(
+    split='split_size_or_sections', chunk='chunks', tensor_split='indices_or_sections', hsplit='sections',
+    vsplit='sections', dsplit='sections',
+)  # fmt: skip
+"""Function -> name of its second argument: the number of parts or their size."""
 INVERSES = {'inverse', 'linalg_inv', 'inv', 'inv_ex', 'linalg_inv_ex', 'pinverse', 'pinv'}
 """Functions that invert matrices."""
 RANDOM = {
@@ -58,8 +65,15 @@ def values_to_python(call: Call) -> None:
     Of a tensor that depends on inputs, the rule is `value-in-loop` if a loop or a `range` uses the number,
     `value-in-branch` if it is a bool or an `if` or assert uses it, else `value-to-python`. Of one that
     depends on sizes alone it is `size-to-python`, and a bool is none unless every choice counts,
-    see `Recorder.every_choice`; then texts of tensors and `value in t` count as numbers, too.
+    see `Recorder.every_choice`; then texts of tensors and `value in t` count as numbers, too. Values that
+    `t.apply_(f)` gives to Python code are `value-to-python`, and a number of parts, as in `t.chunk(n)`, that
+    is a tensor is `value-in-loop`.
     """
+    if call.name in BY_ELEMENT and call.mark.inputs:
+        call.add('value-to-python', f'{call.name}() of values that depend on {inputs_text(call)}')
+    count = call.argument(1, PARTS_BY[call.name]) if call.name in PARTS_BY else None
+    if isinstance(count, torch.Tensor) and not count.dim() and call.observer.marks.of(count).inputs:
+        call.add('value-in-loop', f'a number of parts that depends on {inputs_text(call)}')
     is_text = call.name in TO_TEXT and call.observer.recorder.every_choice
     if call.name not in TO_BOOL and call.name not in TO_NUMBER and not is_text:
         return

@@ -175,6 +175,14 @@ def test_outputs_of_trtexec_that_no_array_holds_are_refused_by_file(tmp_path, va
         read_outputs(tmp_path, '000', GraphSpec('g', (), outputs), {})
 
 
+def test_an_array_that_is_larger_than_the_memory_by_its_header_is_refused_by_file(tmp_path):
+    (tmp_path / '000').mkdir()
+    with open(tmp_path / '000/dets.npy', 'wb') as file:
+        np.lib.format.write_array_header_1_0(file, dict(descr='<f4', fortran_order=False, shape=(10**13,)))
+    with pytest.raises(DataError, match=r'dets\.npy: cannot be read as arrays of numpy'):
+        read_outputs(tmp_path, '000', GraphSpec('g', (), (TensorSpec('dets', 'float32', (2,)),)), {})
+
+
 def test_a_case_without_outputs_fails_by_name(kit, outputs, tmp_path):
     shutil.copytree(outputs, tmp_path / 'lost')
     (tmp_path / 'lost/003.npz').unlink()

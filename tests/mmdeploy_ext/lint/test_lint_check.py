@@ -293,6 +293,12 @@ def test_the_dropout_of_an_attention_draws_in_training_alone():
     assert 'random' not in check(attention.eval(), example, try_exports=False).rules
 
 
+def test_values_that_python_code_gets_one_by_one_and_numbers_of_parts_are_findings():
+    assert rules(lambda self, x: (x * 1).apply_(lambda value: value)) == {'value-to-python'}
+    assert 'value-in-loop' in rules(lambda self, x: x.chunk(x.long().sum() + 1)[0])
+    assert not rules(lambda self, x: x.chunk(2)[0])
+
+
 def test_further_positional_arguments_have_names_of_their_own():
     class Further(nn.Module):
         def forward(self, x, *rest, scale=1.0, **options):
