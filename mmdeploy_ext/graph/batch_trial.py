@@ -25,7 +25,7 @@ from mmdeploy_ext.proving.tensors import ArrayDistance
 
 FOLDING = ('Reshape', 'Flatten')
 """Operators that can fold the batch into another axis."""
-PICKING = ('Gather', 'Slice')
+PICKING = ('Gather', 'GatherND', 'Slice')
 """Operators that can take one of the images by a constant."""
 
 
@@ -92,9 +92,10 @@ def trial_sizes(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, li
 def check_batch(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 0) -> str:
     """Refuse a graph whose constants, made for another batch, mix the images of this one or drop some.
 
-    Reshape and Flatten may fold the batch into another axis, Gather and Slice may take one image. That is a
-    fault if it shows in an output: one without an axis that grows with the batch, or one where another image
-    changes the results of the others. Nodes in the branches of If and the bodies of loops are not looked at.
+    Reshape and Flatten may fold the batch into another axis, Gather, GatherND and Slice may take one image.
+    That is a fault if it shows in an output: one without an axis that grows with the batch, or one where
+    another image changes the results of the others. No other operators are looked at, so that a mean over the
+    images passes, nor are nodes in the branches of If and the bodies of loops.
 
     Args:
         before: the graph before its batch was changed.

@@ -135,12 +135,22 @@ def diff_files(
     )
     for entry in comparison.outputs:
         if entry.state == EQUAL:
-            expected = reference_walk.free[entry.paired]
-            if expected.size == 0 and comparison.restructured:
+            expected = _arrays_of(reference_walk.free[entry.paired])
+            present = [array for array in expected if array.size]
+            if not present and comparison.restructured:
                 entry.state, entry.reason = UNKNOWN, 'is empty, which shows nothing in another structure'
-            elif expected.dtype.kind in 'fc' and expected.size and not np.isfinite(expected).any():
+            elif present and not any(map(_may_show_faults, present)):
                 entry.state, entry.reason = UNKNOWN, 'holds no finite value, which shows nothing'
     return comparison
+
+
+def _arrays_of(value: np.ndarray | list[np.ndarray]) -> list[np.ndarray]:
+    """Return the arrays of a sequence, or the one of a tensor, as a list."""
+    return value if isinstance(value, list) else [value]
+
+
+def _may_show_faults(array: np.ndarray) -> bool:
+    return array.dtype.kind not in 'fc' or bool(np.isfinite(array).any())
 
 
 def _notes_on_evidence(walks: tuple[Walk, Walk], entries: Sequence[Entry]) -> list[str]:
@@ -150,7 +160,9 @@ def _notes_on_evidence(walks: tuple[Walk, Walk], entries: Sequence[Entry]) -> li
     """
     notes, values = [], walks[1].free
     shares = [entry.tensor for entry in entries if entry.state == EQUAL and (entry.error or entry.born)]
-    shares = [name for name in shares if values[name].dtype.kind in 'biuOSU']
+    shares = [
+        name for name in shares if any(array.dtype.kind in 'biuOSU' for array in _arrays_of(values[name]))
+    ]
     if shares:
         notes.append(
             f'some integers, booleans or texts of {join_names(shares, 5)} differ: too few of them to count'

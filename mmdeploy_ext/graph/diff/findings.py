@@ -75,7 +75,7 @@ class Entry:
         op_type: operator of that node.
         module: PyTorch module that the node was exported from, '' if unknown.
         tensor: its name.
-        shape: shape as text; '-' if its node or one before it failed.
+        shape: shape as text, 'sequence' of one; '-' if its node or one before it failed.
         paired: label of the tensor that it was compared with, '' if there was none.
         how: by what the two were paired: 'structure' of two files; 'name', 'value', 'module', 'order',
             'values' or 'export' of a file and PyTorch, see `walk.ReferenceTensor`; '' without a counterpart.
@@ -204,7 +204,10 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        """Whether both have the same outputs, up to their names, numbers agree and `graph` is ''."""
+        """Whether both have the same outputs, numbers agree and `graph` is ''.
+
+        Names and order of the outputs, and the width of their types, may differ.
+        """
         return self.agreeing and not self.missing and not self.additional and not self.graph
 
     @property
@@ -235,13 +238,16 @@ def entries_of(walk: Walk, bars: Bars, module: Callable[[int], str] | None = Non
     index, entries = walk.program.index, []
     for depth, row in enumerate(walk.rows.values()):
         node, reference = index.nodes[row.position], row.reference or NO_REFERENCE
+        shape = '-' if row.shape is None else shape_text(row.shape)
+        if isinstance(walk.free.get(row.tensor), list):
+            shape = 'sequence'
         entry = Entry(
             depth=depth,
             node=index.label(row.position),
             op_type=node.op_type,
             module=reference.module or (module(row.position) if module else module_path(node)),
             tensor=row.tensor,
-            shape='-' if row.shape is None else shape_text(row.shape),
+            shape=shape,
             paired=reference.label,
             how=reference.how,
             error=finite(row.error),
@@ -382,7 +388,9 @@ def _suspects(walk: Walk, born_rtol: float) -> set[str]:
             return proven_values.get(reader.tensor, 0)
         value = walk.good[reader.tensor]
         is_right = reader.state(born_rtol) != BORN and reader.born is not None
-        return value.size if is_right and is_informative(value) else 0
+        if not is_right or not isinstance(value, np.ndarray):
+            return 0  # of a sequence, too, which shows less than its size
+        return value.size if is_informative(value) else 0
 
     for tensor, row in reversed(walk.rows.items()):
         if row.reference is not None:

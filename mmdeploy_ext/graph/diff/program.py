@@ -156,12 +156,10 @@ class NodeRunner:
         """Run a node in its session, which stays open for the next run of the same node."""
         names = program.index.writes(position)
         feeds = {name: array for name, array in values.items() if name not in program.constants}
-        key = (program, position, tuple((name, str(array.dtype)) for name, array in feeds.items()))
+        types = {name: _type_of(value) for name, value in feeds.items()}
+        key = (program, position, tuple((name, kind.SerializeToString()) for name, kind in types.items()))
         if key != self._session_key:
-            inputs = [
-                helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), None)
-                for name, array in feeds.items()
-            ]
+            inputs = [onnx.ValueInfoProto(name=name, type=kind) for name, kind in types.items()]
             outputs = [onnx.ValueInfoProto(name=name) for name in names]
             constants = [
                 numpy_helper.from_array(array, name) for name, array in values.items() if name not in feeds
@@ -175,6 +173,15 @@ class NodeRunner:
             )
             self._session, self._session_key = open_session(model, 'none', 1), key
         return self._session.run(names, feeds)
+
+
+def _type_of(value: np.ndarray | Sequence[np.ndarray]) -> onnx.TypeProto:
+    """Return the type of an array, or of a sequence; one of no arrays is taken for one of float32."""
+    if isinstance(value, np.ndarray):
+        return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(value.dtype), None)
+    dtype = value[0].dtype if value else np.dtype(np.float32)
+    element = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(dtype), None)
+    return helper.make_sequence_type_proto(element)
 
 
 def _definition(node: onnx.NodeProto) -> bytes:

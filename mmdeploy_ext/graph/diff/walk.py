@@ -39,7 +39,8 @@ class ReferenceTensor:
     """The values that a tensor should have.
 
     Attributes:
-        value: its values; of the same shape, unless it was paired by 'value', 'order' or 'module'.
+        value: its values, a list of arrays of a sequence; of the same shape, unless it was paired by 'value',
+            'order' or 'module'.
         label: name on the reference's side: of a PyTorch module, of a tensor that a model names by
             `core.taps.tap`, or of a tensor of a graph.
         module: path of the PyTorch module that made it, '' if there is none.
@@ -49,7 +50,7 @@ class ReferenceTensor:
         record: number of the tensor in the order in which the reference computed them; -1 if it has none.
     """
 
-    value: np.ndarray
+    value: np.ndarray | list[np.ndarray]
     label: str = ''
     module: str = ''
     how: str = 'name'
@@ -163,9 +164,8 @@ def walk(
                 continue
             want = _in_shape_of(reference, value)  # in its dtype: what float16 cannot hold is an error
             row.reference, result.good[tensor] = reference, want
-            if value is not None and value.dtype != want.dtype and value.dtype.kind == want.dtype.kind:
-                with np.errstate(over='ignore'):  # floats as float16, or back
-                    result.good[tensor] = want.astype(value.dtype)
+            if value is not None:
+                result.good[tensor] = _in_width_of(want, value)
             node = program.index.nodes[position]
             is_tied = value is not None and _is_tied(node, place, value, result.good, want)
             row.born, reason = (0.0, '') if is_tied else compare(value, want)
@@ -186,9 +186,15 @@ def compare(got: Any, want: Any) -> tuple[float | None, str]:
     texts and bfloat16 it is the share of values that differ, so that few of many pass a bar. Floats may be of
     another width, integers of another type. Infinite are another shape, a float against another kind, any
     difference of floats from a `want` of zeros, and NaN or infinity without the same, of the same sign, on
-    the other side. Two empty arrays are equal. It is None, with '', if one of the two is no array (a
-    sequence, or a value that is missing).
+    the other side. Two empty arrays are equal. Of sequences, which are lists of arrays, it is the largest
+    error of an array, and infinite for another number of them. It is None, with '', if one of the two is
+    neither (a value that is missing), or no array beside a sequence.
     """
+    if isinstance(got, list) and isinstance(want, list):
+        if len(got) != len(want):
+            return math.inf, f'a sequence of {len(got)}, expected one of {len(want)}'
+        errors = [compare(*pair) for pair in zip(got, want, strict=True)]
+        return max(errors, key=lambda pair: math.inf if pair[0] is None else pair[0], default=(0.0, ''))
     if not isinstance(got, np.ndarray) or not isinstance(want, np.ndarray):
         return None, ''
     if got.shape != want.shape:
@@ -237,6 +243,18 @@ def _in_shape_of(reference: ReferenceTensor, value: np.ndarray | None) -> np.nda
         return want
     is_flattened = how in ('order', 'module') and want.ndim != value.ndim and want.size == value.size
     return want.reshape(value.shape) if how == 'value' or is_flattened else want
+
+
+def _in_width_of(want: np.ndarray | list[np.ndarray], value: np.ndarray | list[np.ndarray]) -> Any:
+    """Return what is wanted in the dtype of a value, if both are of one kind: floats as float16, or back."""
+    if isinstance(want, list) and isinstance(value, list) and len(want) == len(value):
+        return [_in_width_of(*pair) for pair in zip(want, value, strict=True)]
+    if not isinstance(want, np.ndarray) or not isinstance(value, np.ndarray):
+        return want
+    if value.dtype == want.dtype or value.dtype.kind != want.dtype.kind:
+        return want
+    with np.errstate(over='ignore'):
+        return want.astype(value.dtype)
 
 
 def _is_tied(

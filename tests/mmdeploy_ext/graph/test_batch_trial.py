@@ -91,6 +91,7 @@ MIXING = {
         'Reshape_0',
     ),
     'one image is taken by Gather': ([1, 8, 4], [step('Gather', 0, axis=0)], 'Gather_0'),
+    'one image is taken by GatherND': ([1, 8, 4], [step('GatherND', [[0]])], 'GatherND_0'),
     'one image is taken by Slice': ([1, 8, 4], [step('Slice', [0], [1], [0])], 'Slice_0'),
     'one of two images is taken by Slice': ([2, 8, 4], [step('Slice', [0], [2], [0])], 'Slice_0'),
     'unfolded well, folded again by the next': (

@@ -1,6 +1,7 @@
 """Two files: what differs in structure, whatever things are called, and where their numbers part."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +215,32 @@ def test_an_output_without_a_finite_value_is_not_equal(tmp_path):
     paths = saved(tmp_path, a=parsed('a = Abs(x) b = Neg(a) v = Sqrt(b) y = Mul(v, two)'))
     comparison = diff.diff_files(*paths * 2)
     assert not comparison.equal and 'y: holds no finite value' in headline(comparison)
+
+
+SEQUENCES = """
+    <ir_version: 10, opset_import: ["": 17]>
+    g (float[2,3] x) => (float[3] y, seq(float[3]) parts) <float k = {{{k}}}, int64 place = {{{place}}}> {{
+        moved = Add(x, k) parts = SplitToSequence<axis = 0, keepdims = 0>(moved)
+        part = SequenceAt(parts, place) y = Relu(part) }}
+"""
+
+
+@pytest.mark.parametrize(('change', 'node'), [({}, ''), (dict(k=1.0), 'Add'), (dict(place=1), 'SequenceAt')])
+def test_sequences_are_compared_array_by_array(tmp_path, change, node):
+    texts = [SEQUENCES.format(**dict(k=0.0, place=0) | values) for values in ({}, change)]
+    paths = saved(tmp_path, **dict(zip('ab', map(onnx.parser.parse_model, texts), strict=True)))
+    comparison = diff.diff_files(*paths)
+    assert comparison.equal == (not node) and [entry.tensor for entry in comparison.outputs] == ['y', 'parts']
+    assert [difference.op_type for difference in comparison.differences][:1] == [node][: bool(node)]
+    assert (comparison.outputs[1].state == 'equal') == (node != 'Add')
+    assert comparison.outputs[1].shape == 'sequence'
+
+
+def test_a_sequence_of_fewer_arrays_is_no_equal_one():
+    arrays = [np.ones(3, np.float32)] * 2
+    assert compare(arrays, arrays) == (0.0, '') and compare([], []) == (0.0, '')
+    assert compare(arrays[:1], arrays) == (math.inf, 'a sequence of 1, expected one of 2')
+    assert compare(arrays, [arrays[0], arrays[0] * 2])[0] == pytest.approx(0.5)
 
 
 def test_a_threshold_that_no_input_reaches_is_equal_on_these_inputs_alone(tmp_path, capsys):
