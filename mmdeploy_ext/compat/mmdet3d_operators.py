@@ -218,7 +218,8 @@ def bev_pool_forward(
     Args:
         features: (P, C), those of one cell one behind the other.
         cells: (P, 4) row, column, depth and sample of each point.
-        lengths: (L,) points of each interval of points of one cell; together the intervals are all points.
+        lengths: (L,) points of each interval of points of one cell; together the intervals, one behind the
+            other, are all points.
         starts: (L,) first point of each interval.
         samples: number of samples of the grid.
         depth: number of cells of the grid along z.
@@ -226,6 +227,8 @@ def bev_pool_forward(
         columns: number of cells of the grid along its second axis.
     """
     grid = features.new_zeros(int(samples), int(depth), int(rows), int(columns), features.shape[1])
+    if not len(lengths):
+        return grid
     sums = torch.segment_reduce(features, 'sum', lengths=lengths.long())
     row, column, level, sample = cells[starts.long()].long().unbind(1)
     grid[sample, level, row, column] = sums

@@ -36,7 +36,7 @@ def registries(packages: Collection[str] = ()) -> Iterator[Any]:
     for name, module in list(sys.modules.items()):
         if packages and name.partition('.')[0] not in packages:
             continue
-        for value in list(vars(module).values()):
+        for value in list(getattr(module, '__dict__', {}).values()):  # None stands for a blocked import
             if type(value) in kinds:  # isinstance() asks old torch attributes, which warn
                 yield value
 

@@ -97,7 +97,7 @@ class Fork:
 
     @functools.cached_property
     def process(self) -> ForkProcess:
-        """The process that runs the model; it is started at the first access."""
+        """The process that runs the model; the first access starts it, with the `checkpoint` of then."""
         return ForkProcess(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Fork:
@@ -105,7 +105,7 @@ class Fork:
 
 
 def root_of(filename: str | None) -> Path | None:
-    """Return the repository of a config file: the working directory, or the nearest folder above the file.
+    """Return the repository of a config file: the working directory, else the nearest folder above the file.
 
     None if no such folder has the `MARK` of the repository; `filename` is None for a config without a file.
     """
@@ -119,12 +119,12 @@ def adapt(cfg: Any) -> None:
     Entry `as_read` is the config as it was. Any other config stays as it is.
 
     Raises:
-        ConfigError: a step of the test pipeline turns points (`is_train=True`), or loads augmented ones or
-            those of fewer beams, or the features of voxels are no means (`voxelize_reduce=False`). Other
-            steps are not checked here, but by `fusion_rule`.
+        ConfigError: a step of the test pipeline has no type, turns points (`is_train=True`), or loads
+            augmented ones or those of fewer beams, or the features of voxels are no means
+            (`voxelize_reduce=False`). Other steps are not checked here, but by `fusion_rule`.
     """
     root = root_of(cfg.filename)
-    if root is None or 'fork' in cfg or 'encoders' not in cfg.model:
+    if root is None or 'fork' in cfg or not cfg.model.get('encoders'):
         return
     fork = Fork(str(root), copy.deepcopy(cfg._cfg_dict.to_dict()))
     model, dataset = cfg.model, (cfg.get('data') or {}).get('test') or {}
@@ -135,14 +135,18 @@ def adapt(cfg: Any) -> None:
                 f'{cfg.filename}: model.encoders.lidar.voxelize_reduce=False; expected True, which takes the '
                 f'mean of the points of each voxel'
             )
-        lidar.backbone.type = ENCODERS.get(lidar.backbone.type, lidar.backbone.type)
+        backbone = lidar.get('backbone') or {}
+        if backbone.get('type') in ENCODERS:
+            backbone['type'] = ENCODERS[backbone['type']]
     model.encoders = {name: encoder for name, encoder in model.encoders.items() if encoder}
     cfg.model = {key: value for key, value in model.items() if key != 'loss_scale'}
-    for head in filter(None, cfg.model['heads'].values()):
+    for head in filter(None, (cfg.model.get('heads') or {}).values()):
         head.pop('train_cfg', None)  # names classes of the repository that training builds
     classes = list(dataset.get('object_classes') or cfg.get('object_classes') or ())
     cfg.class_names = classes
     steps = [dict(step) for step in dataset.get('pipeline') or cfg.get('test_pipeline') or ()]
+    if untyped := [step for step in steps if not isinstance(step.get('type'), str)]:
+        raise ConfigError(f'{cfg.filename}: a step of the test pipeline has no type: {untyped[0]}')
     fork.steps = _repository_steps(steps, has_camera=bool(camera))
     test = dict(
         type='FusionNuScenesDataset' if camera else 'NuScenesDataset',
@@ -197,7 +201,8 @@ def _repository_steps(steps: Iterable[dict[str, Any]], has_camera: bool) -> list
         if step['type'] == 'LoadPointsFromMultiSweeps':
             step['test_mode'] = True
         if step['type'] == 'Collect3D':
-            step['keys'] = [key for key in step['keys'] if key == 'points' or (has_camera and key == 'img')]
+            keys = step.get('keys') or ()
+            step['keys'] = [key for key in keys if key == 'points' or (has_camera and key == 'img')]
     return steps
 
 
@@ -214,7 +219,7 @@ def _points_step(cfg: Any, step: Mapping[str, Any]) -> list[dict[str, Any]]:
         values['use_dim'] = list(range(values['use_dim']))
     if step['type'] == 'LoadPointsFromMultiSweeps':
         values['test_mode'] = True
-        return [values] if values['sweeps_num'] else []
+        return [] if values.get('sweeps_num') == 0 else [values]
     return [values]
 
 

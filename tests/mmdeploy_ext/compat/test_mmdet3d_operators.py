@@ -126,6 +126,8 @@ def test_pooled_features_are_the_sums_of_their_cells():
         expected[sample, level, row, column] += values
     found = operators.bev_pool_forward(features, cells, lengths, starts, 2, 1, 3, 4)
     torch.testing.assert_close(found, expected)
+    nothing = [tensor[:0] for tensor in (features, cells, lengths, starts)]
+    assert not operators.bev_pool_forward(*nothing, 2, 1, 3, 4).any()
 
 
 def test_compiled_modules_can_be_imported_and_say_which_operator_they_lack():

@@ -277,3 +277,8 @@ def test_a_detector_or_head_that_is_a_function_is_of_no_class(monkeypatch):
     for model in (dict(type='own_function'), dict(type='ATSS', bbox_head=dict(type='own_function'))):
         with pytest.raises(ConfigError, match=r'own_function.* belongs to no family'):
             find_family(Config(dict(model=model)))
+
+
+def test_a_module_whose_import_is_blocked_has_no_registries(repository, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'blocked', None)
+    assert "type='UserNet'" in unregistered(read(repository))

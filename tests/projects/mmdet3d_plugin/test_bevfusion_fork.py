@@ -213,11 +213,33 @@ def test_overrides_of_a_file_are_those_of_the_config_as_it_was_read(repository):
         ({'data.test.pipeline.5.is_train': True}, 'is_train=True'),
         ({'data.test.pipeline.1.reduce_beams': 16}, 'reduce_beams=16'),
         ({'data.test.pipeline.2.load_augmented': 'mvp'}, "load_augmented='?mvp"),
+        ({'data.test.pipeline.1.type': None}, 'a step of the test pipeline has no type'),
     ],
 )
 def test_what_no_file_does_is_refused_by_its_key(repository, options, words):
     with pytest.raises(ConfigError, match=words):
         find_family(load_config(repository[1], options))
+
+
+@pytest.mark.parametrize(
+    ('key', 'words'),
+    [
+        ('model.heads', 'heads has no object'),
+        ('model.encoders', 'encoders has nothing'),
+        ('model.encoders.lidar.backbone', 'encoders.lidar has no backbone'),
+    ],
+)
+def test_a_part_that_a_config_lacks_is_named(repository, key, words):
+    cfg = load_config(repository[1], {key: None})
+    with pytest.raises(ConfigError, match=words):
+        find_family(cfg).build(cfg)
+
+
+def test_steps_have_the_defaults_of_both_libraries(repository):
+    cfg = load_config(repository[1])
+    step = next(step for step in cfg.data.test.pipeline if step.type == 'LoadPointsFromMultiSweeps')
+    del step['sweeps_num']
+    assert find_family(cfg).preprocess_rule(cfg).sweeps == 10
 
 
 def test_contracts_of_other_engines_are_refused(repository):
