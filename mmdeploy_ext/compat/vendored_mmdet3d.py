@@ -32,7 +32,7 @@ COMPILED = (
 """Last names of mmdet3d 0.x's extension modules; those that `MODULES` lacks can be imported, not called."""
 
 executed_operators: dict[str, None] = {}
-"""Operators of `MODULES` that ran in this process, in order, such as 'voxel_layer.hard_voxelize'.
+"""Operators of `MODULES` that ran in this process, by their first calls, such as 'voxel_layer.hard_voxelize'.
 
 A report names them, as their results are those of PyTorch and not of the extension.
 """

@@ -44,8 +44,8 @@ def reference_record(frame: Frame, orientation: str = '') -> np.ndarray:
 class BevFormerReference(CameraReference):
     """The detector's own test path, which keeps the last view in `prev_frame_info`.
 
-    Another scene token empties the memory, as in upstream's code, and so does None after a token; a gap
-    between times does not.
+    Another scene token empties the memory, as in upstream's code, and so do None after a token and a token
+    after None; a gap between times does not.
     """
 
     def __init__(self, model: torch.nn.Module, as_node: bool = False) -> None:

@@ -194,8 +194,8 @@ class BevFormerOnnx(CameraRuntime):
 
         Raises:
             ShapeError: images of another shape.
-            DataError: a record or a calibration of another shape or not of finite numbers, or a record of
-                another kind than the model was trained with.
+            DataError: a record, or the pose that stands for it, or a calibration of another shape or not of
+                finite numbers, or a record of another kind than the model was trained with.
             InferenceError: the network gave NaN or infinity; the next frame begins a scene then, see `reset`.
         """
         images = frame_checks.check_prepared(frame.images, self.image_shape)

@@ -49,8 +49,8 @@ class PetrReference(CameraReference):
     """The detector's own test path; of PETRv2 it gets the pictures of the last frame behind the present ones.
 
     The calibration of the last frame is moved into the present LiDAR frame here, in float64, as upstream's
-    converter of infos does. Another scene token begins a scene, as in upstream's data set, and so does None
-    after a token; a gap does not.
+    converter of infos does. Another scene token begins a scene, as in upstream's data set, and so do None
+    after a token and a token after None; a gap does not.
     """
 
     def __init__(self, model: torch.nn.Module, notes: Sequence[str] = ()) -> None:

@@ -69,7 +69,7 @@ def inner_inputs(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str) -
 
 
 def stacked(boxes: Sequence[np.ndarray]) -> np.ndarray:
-    """Return boxes (K, 4) of each image as (B, K, 4): rows that an image does not have are zero."""
+    """Return boxes of each image as (B, K, 4), K at least 1: rows that an image does not have are zero."""
     rows = max(1, *map(len, boxes))
     return np.stack([np.pad(of_image, ((0, rows - len(of_image)), (0, 0))) for of_image in boxes])
 
