@@ -214,7 +214,8 @@ def compare_prepared(
     the data set, is not raised, but the `error` of the result.
 
     Numbers of `EXACT` have to be equal, of the points those inside the range to which the test pipeline cuts
-    them; matrices and the CAN bus have tolerances. NaN equals nothing.
+    them, or inside that of the rule's voxels if that is larger: then the runtime has points that the pipeline
+    has not. Matrices and the CAN bus have tolerances. NaN equals nothing.
 
     Args:
         deployment: the config and checkpoint.
@@ -303,7 +304,8 @@ def _compare_moment(
         raise
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
         raise DataError(f'{type(error).__name__}: {error}') from error
-    takes_points = getattr(rule, 'voxels', rule) is not None
+    voxels = getattr(rule, 'voxels', rule)
+    takes_points = voxels is not None
     picture_rtol = float(getattr(dataset, 'picture_rtol', 0.0))  # of a data set that normalises otherwise
     points_range = _points_range(deployment.cfg)
     title, differences, absent = expected.name or f'moment {index}', [], []
@@ -314,7 +316,8 @@ def _compare_moment(
             absent.append(name)
             continue
         if name == 'points' and points_range is not None:  # x, y, z lowest, then highest
-            low, high = np.float32(points_range[:3]), np.float32(points_range[3:])
+            ranges = np.array([points_range, voxels.point_cloud_range], np.float32)
+            low, high = ranges[:, :3].min(axis=0), ranges[:, 3:].max(axis=0)
             value, got = (
                 cloud[((cloud[:, :3] > low) & (cloud[:, :3] < high)).all(1)] for cloud in (value, got)
             )

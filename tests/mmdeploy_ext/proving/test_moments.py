@@ -177,6 +177,22 @@ def test_a_fault_of_the_runtimes_reading_is_named(config, value, plant, monkeypa
     assert not found.passed and value in {one.name for one in found.differences}, found.text
 
 
+@pytest.mark.parametrize('margin', [4.0, -4.0])
+def test_a_pipeline_that_cuts_points_closer_than_the_voxels_reach_differs(margin):
+    one = deployment('mvxnet')
+    cfg = copy.deepcopy(one.cfg)
+    low, high = np.reshape(one.rule.voxels.point_cloud_range, (2, 3))
+    moved = [*(low - margin), *(high + margin)]
+    steps = [
+        *cfg.data.test.pipeline,
+        *(inner for step in cfg.data.test.pipeline for inner in step.get('transforms', ())),
+    ]
+    (step,) = (step for step in steps if step['type'] == 'PointsRangeFilter')
+    step['point_cloud_range'] = [float(value) for value in moved]
+    found = compare_prepared(types.SimpleNamespace(**dict(vars(one), cfg=cfg)), one.rule, (), 'frame')
+    assert {entry.name for entry in found.differences} == (set() if margin > 0 else {'points'}), found.text
+
+
 class UsersDataset(BevNuScenesDataset):
     """A data set of a repository: it reads what infos of BEVFormer alone have, and entries of its own."""
 
