@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import time
@@ -126,8 +127,14 @@ def _copied(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.clone()
     if isinstance(value, dict):
-        return {key: _copied(entry) for key, entry in value.items()}
-    return type(value)(map(_copied, value)) if isinstance(value, list | tuple) else value
+        copied = copy.copy(value)  # of its own type, whose keys may be attributes
+        for key, entry in value.items():
+            copied[key] = _copied(entry)
+        return copied
+    if isinstance(value, list | tuple):
+        make = getattr(type(value), '_make', type(value))  # of a named tuple
+        return make(map(_copied, value))
+    return value
 
 
 def content_of(value: Any) -> Iterator[Any]:
@@ -145,6 +152,7 @@ def content_of(value: Any) -> Iterator[Any]:
         yield value.shape
         yield from content_of(value.tolist())
     elif isinstance(value, dict):
+        yield len(value)
         for key, entry in value.items():
             yield key
             yield from content_of(entry)

@@ -7,6 +7,7 @@ are `args.0`, `args.1` and so on, those of `**kwargs` have their own names.
 
 from __future__ import annotations
 
+import collections
 import copy
 import dataclasses
 import inspect
@@ -149,7 +150,7 @@ def read_call(
 
     Raises:
         UsageError: a name that is no argument of the module, unless the keys are the file's inputs; arguments
-            that do not fit; or no tensor.
+            that do not fit; no tensor, or two of one name.
     """
     signature = signature_of(module)
     args, kwargs = _arguments(signature, module, sample, title, file_inputs)
@@ -167,6 +168,7 @@ def read_call(
         else:
             parts = _leaves(parameter, value)
         names += [name if isinstance(leaf, torch.Tensor) else '' for name, leaf in parts]
+    _refuse_equal(names, f'{title}: of the arguments')
     values, tree = pytree.tree_flatten(_with_tensors((bound.args, bound.kwargs)))
     call = ModuleCall(title, tuple(values), tuple(names), tree)
     if not call.tensors:
@@ -224,9 +226,21 @@ def named_results(result: Any) -> dict[str, torch.Tensor]:
     """Return name -> tensor of what a module returned; what is neither a tensor nor an array is left out.
 
     One that is returned by itself is `RESULT`; one in a tuple, list or dict has its index or key, '0' or
-    'boxes.0', also if it is the only one.
+    'boxes.0', also if it is the only one. UsageError: two have one name, as by the keys 0 and '0'.
     """
-    return {name or RESULT: leaf for name, leaf in _leaves('', result) if isinstance(leaf, torch.Tensor)}
+    tensors = [(name or RESULT, leaf) for name, leaf in _leaves('', result) if isinstance(leaf, torch.Tensor)]
+    _refuse_equal([name for name, _ in tensors], 'of the results')
+    return dict(tensors)
+
+
+def _refuse_equal(names: Sequence[str], place: str) -> None:
+    """Raise UsageError if two tensors have one name; '' stands for what is no tensor."""
+    counts = collections.Counter(filter(None, names))
+    if equal := [name for name, count in counts.items() if count > 1]:
+        raise UsageError(
+            f'{place} {counts[equal[0]]} tensors are called {equal[0]!r}, by their keys and indices joined '
+            f'with dots; let a wrapper of the module take and return tensors of different names'
+        )
 
 
 def pair_names(

@@ -113,7 +113,7 @@ def prove_module(
         path: path of the ONNX file.
         inputs: samples: a tensor, a tuple of arguments, or a dict of arguments by name, on the CPU. Those of
             a model with a state are the frames of one sequence, in order; the first has the initial state;
-            what the others have in its place is replaced.
+            what the others have in its place is replaced. A single frame does not show the state.
         spec: names all outputs of the file and their tolerances, all of them compared by their values; None:
             every output has the tolerance `rtol`.
         rtol: allowed difference of floats, 0 or more and below 1, relative to the largest absolute value of
@@ -481,6 +481,9 @@ class ModuleProof:
         First the file gets the module's state before each frame, then each side keeps its own, and then once
         more from the beginning.
         """
+        if len(self.calls) == 1:
+            reason = 'a single sample has no next frame; give two or more'
+            self.verdict.not_compared.append(f'the state: {reason}')
         runs = (('teacher-forced', True), ('free-running', False), ('free-running after a reset', False))
         for mode, is_forced in runs:
             memory: Arrays = {}
@@ -508,6 +511,8 @@ class ModuleProof:
         """Return the results of the module for a call; UsageError if it raises, or returns no tensor."""
         try:
             results = call.run(self.module)
+        except UsageError as error:
+            raise UsageError(f'{call.title}: {error}') from error
         except Exception as error:
             reason = f'{type(error).__name__}: {one_line(error)[:300]}'
             raise UsageError(f'{call.title}: {module_title(self.module)} raises {reason}') from error

@@ -1,6 +1,7 @@
 """A result without a partner is excused only where PyTorch itself, moved by rounding, does the same."""
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -260,6 +261,8 @@ def test_contents_tell_values_apart_by_type_shape_and_nesting():
         Box(2.0),
         dict(left=1),
         dict(right=1),
+        dict(left=dict(right=1), other=2),
+        dict(left=dict(right=1, other=2)),
     ]
     assert len({tuple(content_of(value)) for value in values}) == len(values)
     assert [*content_of(torch.ones(2, 2).T)] == [*content_of(np.ones((2, 2), np.float32))]
@@ -268,6 +271,38 @@ def test_contents_tell_values_apart_by_type_shape_and_nesting():
 @dataclasses.dataclass
 class Box:
     side: float
+
+
+class Features(NamedTuple):
+    fine: torch.Tensor
+    coarse: torch.Tensor
+
+
+class Attributes(dict):
+    def __getattr__(self, name):
+        return self[name]
+
+
+@pytest.mark.parametrize('kind', [Features, lambda fine, coarse: Attributes(fine=fine, coarse=coarse)])
+def test_outputs_of_parts_that_are_kept_have_the_type_that_the_part_returns(kind):
+    class Neck(torch.nn.Module):
+        def forward(self, image):
+            return kind(image, image + 1)
+
+    class Detector(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.neck = Neck()
+
+        def extract_feat(self, image):
+            return self.neck(image).coarse
+
+    model, image = Detector(), torch.zeros(2)
+    with PartOutputs(model, {}).computed_once([]):
+        for _ in range(2):  # computed, and found again
+            features = model.neck(image)
+            assert torch.equal(features.coarse, image + 1)
+            features.coarse.zero_()
 
 
 @pytest.mark.parametrize(

@@ -248,6 +248,24 @@ def test_a_frame_without_the_state_of_the_next_one_is_refused(tmp_path):
         mmdeploy_ext.prove_module(module, path, frames, state={'memory': 'kept'})
 
 
+def test_a_single_frame_shows_nothing_of_a_state(folder, net, samples):
+    options = dict(state={'memory': 'memory_out'}, fresh=False, generate=False)
+    verdict = mmdeploy_ext.prove_module(net, folder / 'm.onnx', samples[:1], **options)
+    assert any('the state: a single sample has no next frame' in line for line in verdict.not_compared)
+
+
+def test_results_and_arguments_of_one_name_are_refused(tmp_path):
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[3] x) => (float[3] y) { y = Neg(x) }'
+    )
+    onnx.save(model, path := tmp_path / 'negative.onnx')
+    x = torch.ones(3)
+    with pytest.raises(UsageError, match=r"sample 0: of the results 2 tensors are called 'a\.b'"):
+        mmdeploy_ext.prove_module(lambda x: {'a.b': x, 'a': {'b': -x}}, path, [x])
+    with pytest.raises(UsageError, match=r"sample 0: of the arguments 2 tensors are called 'x\.0'"):
+        mmdeploy_ext.prove_module(lambda x: -x[0], path, [({0: x, '0': x},)])
+
+
 def test_a_constant_that_no_input_reaches_is_found_in_the_graph(tmp_path):
     class Embedded(torch.nn.Module):
         def __init__(self):
