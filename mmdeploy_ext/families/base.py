@@ -66,8 +66,8 @@ class Family(abc.ABC):
 
     Attributes:
         name: name of the family, as the metadata keeps it.
-        task: module that matches and draws its results: a name of `proving/tasks`, or the dotted name of a
-            module that has the same functions.
+        task: module that matches and draws its results: a key of `proving.tasks.TASKS`, or the dotted name of
+            a module that has the same functions; of a backbone 'bev', whose maps are drawn and not matched.
         product: part of a model that its files hold: 'detector', or 'backbone' of one.
         samples: kind of its samples: 'images', 'frames' of cameras on a drive, 'sweeps' of a LiDAR, or
             'fused' moments of cameras, a LiDAR or both.

@@ -94,7 +94,7 @@ def calibration_set(
         calibration_frames(metadata, [])  # refuses the graph before files are looked for
         frames = evenly(camera_frames(source, metadata.preprocess, root), limit)
         return calibration_frames(metadata, frames)
-    if root is not None and Path(source).suffix != '.json':
+    if root is not None and Path(source).suffix.lower() != '.json':
         raise UsageError(f'--data-root {root}: goes with annotations (.json) or infos; {source} is neither')
     return calibration_images(metadata, evenly(image_files(source, root), limit))
 

@@ -208,10 +208,10 @@ def compare_prepared(
 ) -> PreprocessingResult:
     """Compare samples prepared by the rule and by the data set class: frames or sweeps ("moments").
 
-    They are generated ones, and up to two of the data set that a proof runs on, if it runs on one. Generated
-    ones that the class of the data set cannot read, such as one of the user's whose infos have entries of
-    their own, are left out with a note if there are others. An error of this project (`Mm2OnnxError`), or of
-    the data set, is not raised, but the `error` of the result.
+    They are generated ones, and up to two of the data set that a proof runs on, if it runs on one that has
+    `data_infos`. Generated ones that the class of the data set cannot read, such as one of the user's whose
+    infos have entries of their own, are left out with a note if there are others. An error of this project
+    (`Mm2OnnxError`), or of the data set, is not raised, but the `error` of the result.
 
     Numbers of `EXACT` have to be equal, of the points those inside the range to which the test pipeline cuts
     them, or inside that of the rule's voxels if that is larger: then the runtime has points that the pipeline

@@ -175,8 +175,8 @@ def model_difference(
 ) -> str:
     """Return which module of a model has another class or other settings than a fresh one; '' if none has.
 
-    Both are results of `module_settings`. Attributes that the fresh model lacks, which families add to a
-    model, are left out.
+    Both are results of `module_settings`. Modules and attributes that the fresh model lacks, which families
+    add to a model, are left out.
     """
     for name, (class_name, expected) in fresh.items():
         path = name or class_name.rpartition('.')[2]

@@ -53,7 +53,7 @@ def task_module(name: str, needed: Sequence[str] = NEEDED) -> ModuleType:
     """Return the module of a task.
 
     Args:
-        name: a key of `TASKS`, or the dotted name of another module, as `Family.task` states it.
+        name: a key of `TASKS`, or the dotted name of another module, as `Family.task` of detectors states it.
         needed: names that it must have.
 
     Raises:

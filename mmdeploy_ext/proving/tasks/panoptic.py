@@ -49,8 +49,8 @@ def pair_up(
     A pair within the bars has the same id, that is class and number, in both maps. A thing that one map
     lacks is in all numbers behind it, so that these are compared without it, see `numbers_of_both`: it is one
     difference, not one for each thing behind it. With an `iou_bar` below that of float32, as for files in
-    less than float32, the numbers may differ. Pairs outside the bars have at
-    least the IoU `mask.PAIR_IOU`; segments without a partner are in no pair.
+    less than float32, the numbers may differ. Pairs outside the bars have at least the IoU `mask.PAIR_IOU`;
+    segments without a partner are in no pair.
 
     Args:
         reference: segments of PyTorch's map.

@@ -10,7 +10,7 @@ import pytest
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.core.errors import DataError, ImageError, ModelFileError, UsageError
-from mmdeploy_ext.quantize.calibration_sets import calibration_images, evenly, image_files
+from mmdeploy_ext.quantize.calibration_sets import calibration_images, calibration_set, evenly, image_files
 from mmdeploy_ext.runtime.detect import prepare
 from toy_atss import PICTURE, REPO
 
@@ -35,6 +35,13 @@ def test_annotations_find_their_images_in_mmdets_layout_and_below_a_root(coco, t
     with pytest.raises(DataError, match=r'3.*3.*--data-root'):
         image_files(coco)
     assert image_files(coco, moved) == [moved / path.name for path in expected]
+
+
+def test_annotations_whose_suffix_is_in_capitals_have_a_root_too(coco, tmp_path):
+    annotations = coco.rename(tmp_path / 'VAL.JSON')
+    model = REPO / 'demo/atss_toy.onnx'
+    images = calibration_set(model, read_metadata(str(model)), annotations, tmp_path / 'val2017', 2)
+    assert [path.name for path in images.items] == ['0.png', '2.png']
 
 
 def test_annotations_with_one_image_missing_name_it(coco, tmp_path):
