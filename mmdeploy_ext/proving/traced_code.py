@@ -109,14 +109,14 @@ class TracedLine:
         code: its text without indentation; for line 0 why the stage could not be observed, '' of all that
             `by` names without a line, such as a 'state'.
         by: 'values' or 'sizes'; 'export' if the line asks whether an export runs, 'alone' if an export does
-            not run it, or not all of it; 'clock' if it reads the time, or random bytes of the system; 'thread'
-            if it hands work to a thread or a process, in which nothing is observed; 'outside' if it reads a
-            file, whether there is one, or a variable of the environment; 'state' if `file` is a class, a
-            function or a module and its attribute, or a parameter, which every run changes; 'kept' if it is
-            one that an earlier run has set, or the line sets a global; 'random' if `file` is what every run
-            draws random numbers of; 'everywhere' if it is what the user's code put between PyTorch and all
-            models; 'symbolic' if it is a function of autograd or an operator that the user's code writes into
-            graphs in a form of its own.
+            not run it, or not all of it; 'clock' if it reads the time, or random bytes of the system;
+            'thread' if it hands work to a thread or a process, in which nothing is observed; 'outside' if it
+            reads a file, whether there is one, or a variable of the environment; 'state' if `file` is a
+            class, a function or a module and its attribute, or a parameter, which every run changes; 'kept'
+            if it is one that an earlier run has set, or the line sets a global; 'random' if `file` is what
+            every run draws random numbers of; 'everywhere' if it is what the user's code put between PyTorch
+            and all models; 'symbolic' if it is a function of autograd or an operator that the user's code
+            writes into graphs in a form of its own.
     """
 
     file: str
