@@ -388,24 +388,24 @@ def test_pipeline(cfg: Any) -> list[dict[str, Any]]:
     first one; else that of `data.val` in the same way, else `test_pipeline`.
 
     Args:
-        cfg: an `mmcv.Config`.
+        cfg: an `mmcv.Config`, or a dict of such keys.
 
     Raises:
         ConfigError: the config has none, or one that is no list of such dicts, those inside other steps too.
     """
-    data = cfg.get('data') or {}
+    data, filename = cfg.get('data') or {}, getattr(cfg, 'filename', 'the config')
     for section in ('test', 'val'):
         for dataset in _wrapped(data.get(section)):
             if dataset.get('pipeline'):
-                _check_steps(dataset['pipeline'], f'{cfg.filename}: the pipeline of data.{section}')
+                _check_steps(dataset['pipeline'], f'{filename}: the pipeline of data.{section}')
                 return dataset['pipeline']
     pipeline = cfg.get('test_pipeline')
     if not pipeline:
         raise ConfigError(
-            f'{cfg.filename}: has neither data.test.pipeline nor test_pipeline; '
+            f'{filename}: has neither data.test.pipeline nor test_pipeline; '
             f'the image normalisation is taken from there'
         )
-    _check_steps(pipeline, f'{cfg.filename}: test_pipeline')
+    _check_steps(pipeline, f'{filename}: test_pipeline')
     return pipeline
 
 
