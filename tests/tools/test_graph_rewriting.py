@@ -258,6 +258,24 @@ def test_a_file_that_gave_nan_before_is_refused_with_that_reason(tmp_path, capsy
     assert 'reference is no better' in ' '.join(capsys.readouterr().out.split())
 
 
+def test_a_model_that_random_values_do_not_suit_asks_for_inputs_of_a_real_run(tmp_path, capsys):
+    path, target, inputs = tmp_path / 'split.onnx', tmp_path / 'y.onnx', tmp_path / 'in.npz'
+    lengths = helper.make_tensor_value_info('lengths', TensorProto.INT64, [2])
+    x = helper.make_tensor_value_info('x', TensorProto.FLOAT, [4])
+    y = helper.make_tensor_value_info('y', TensorProto.FLOAT, None)
+    split = helper.make_node('Split', ['x', 'lengths'], ['y', 'z'], 'split', axis=0)
+    graph = helper.make_graph([split], 'g', [x, lengths], [y])
+    onnx.save(helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid('', 17)]), path)
+    words = ['fp16', str(path), '--output', str(target)]
+    assert main(words) == 1 and not target.exists()
+    error = capsys.readouterr().err
+    assert 'split.onnx: ' in error and '--inputs' in error
+    np.savez(inputs, x=np.arange(4, dtype=np.float32), lengths=np.array([3, 1]))
+    assert main([*words, '--inputs', str(inputs)]) == 0
+    np.savez(inputs, x=np.arange(4, dtype=np.float32), lengths=np.array([3, 2]))
+    assert main([*words, '--inputs', str(inputs)]) == 1 and '--inputs' not in capsys.readouterr().err
+
+
 def test_reduce_leaves_a_folder_that_runs_and_names_the_node(tmp_path, capsys):
     path, target, found = tmp_path / 'bad.onnx', tmp_path / 'reduced', tmp_path / 'found.json'
     onnx.save(chain(24, overflow=11), path)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli.graph_commands.command import argument, output, write_json
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.core.errors import InferenceError, ModelFileError, UsageError
 from mmdeploy_ext.core.printable import escape
 
 if TYPE_CHECKING:
@@ -145,6 +145,12 @@ def finish(
         except ModelFileError as error:
             raise ModelFileError(
                 f'{args.file}: {error}; --no-proof writes the file without running it'
+            ) from error
+        except InferenceError as error:
+            if args.inputs:
+                raise
+            raise InferenceError(
+                f'{args.file}: {error}; it was run on random values: give inputs of a real run with --inputs'
             ) from error
     equal = args.no_proof or is_equal(rows)
     content = dict(file=args.file, output=args.output if equal else None, **content)
