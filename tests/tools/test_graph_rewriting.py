@@ -262,7 +262,7 @@ def test_a_model_that_random_values_do_not_suit_asks_for_inputs_of_a_real_run(tm
     path, target, inputs = tmp_path / 'split.onnx', tmp_path / 'y.onnx', tmp_path / 'in.npz'
     lengths = helper.make_tensor_value_info('lengths', TensorProto.INT64, [2])
     x = helper.make_tensor_value_info('x', TensorProto.FLOAT, [4])
-    y = helper.make_tensor_value_info('y', TensorProto.FLOAT, None)
+    y = helper.make_tensor_value_info('y', TensorProto.FLOAT, ['n'])
     split = helper.make_node('Split', ['x', 'lengths'], ['y', 'z'], 'split', axis=0)
     graph = helper.make_graph([split], 'g', [x, lengths], [y])
     onnx.save(helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid('', 17)]), path)
