@@ -83,11 +83,7 @@ def compute_signature(model: onnx.ModelProto, float_values: bool = True) -> Sign
         for function in model.functions
     }
     node_digests = _Scope(model, functions, float_values).digest_nodes(graph, tensors)
-    defaults = {sparse.values.name: dense_values(sparse) for sparse in graph.sparse_initializer}
-    names = {value.name for value in graph.input}
-    fed = (tensor for tensor in graph.initializer if tensor.name in names)
-    defaults.update((tensor.name, numpy_helper.to_array(tensor)) for tensor in fed)
-    interface = []
+    defaults, interface = _defaults(graph), []
     for value in graph.input:
         default = 'needed'
         if value.name in defaults:
@@ -189,11 +185,28 @@ class _Scope:
 
     def digest_body(self, graph: onnx.GraphProto | onnx.FunctionProto, tensors: dict[str, str]) -> str:
         """Return the digest of a body or function: what it takes by place, does, and gives."""
-        for place, name in enumerate(_names(graph.input)):
+        inputs = _names(graph.input)
+        for place, name in enumerate(inputs):
             tensors[name] = _digest('argument', str(self.depth), str(place))
         nodes = sorted(filter(None, self.digest_nodes(graph, tensors)))
+        defaults = [
+            f'default {inputs.index(name)} {_constant_digest(array, self.float_values)}'
+            for name, array in _defaults(graph).items()
+        ]
         outputs = [tensors.get(name, f'? {name}') for name in _names(graph.output)]
-        return _digest(*nodes, 'gives', str(len(graph.input)), *outputs)
+        return _digest(*nodes, *sorted(defaults), 'gives', str(len(inputs)), *outputs)
+
+
+def _defaults(graph: onnx.GraphProto | onnx.FunctionProto) -> dict[str, np.ndarray]:
+    """Return name -> value of the inputs of a graph or body that have a default; a function has none."""
+    names, defaults = set(_names(graph.input)), {}
+    for sparse in getattr(graph, 'sparse_initializer', ()):
+        if sparse.values.name in names:
+            defaults[sparse.values.name] = dense_values(sparse)
+    for tensor in getattr(graph, 'initializer', ()):
+        if tensor.name in names:
+            defaults[tensor.name] = numpy_helper.to_array(tensor)
+    return defaults
 
 
 def _without_trailing(names: Sequence[str]) -> list[str]:

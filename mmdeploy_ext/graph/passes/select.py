@@ -78,7 +78,7 @@ def match_patterns(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> 
         pattern: [
             position
             for position, node_names in enumerate(names)
-            if any(name == pattern or fnmatch.fnmatchcase(name, pattern) for name in node_names)
+            if any(name and (name == pattern or fnmatch.fnmatchcase(name, pattern)) for name in node_names)
         ]
         for pattern in patterns
     }

@@ -23,6 +23,23 @@ def in_a_branch(array=WEIGHT):
     return [helper.make_node('If', ['yes'], ['c'], then_branch=body, else_branch=body)], [yes], []
 
 
+def in_a_default_of_a_branch(array=WEIGHT):
+    nodes, *others = in_a_branch(array)
+    for branch in nodes[0].attribute:
+        branch.g.input.append(helper.make_tensor_value_info('inner', TensorProto.FLOAT, array.shape))
+    return [nodes, *others]
+
+
+def in_a_sparse_default_of_a_branch(array=WEIGHT):
+    nodes, *others = in_a_default_of_a_branch(array)
+    for branch in nodes[0].attribute:
+        (tensor,) = sparse(array)[2]
+        tensor.values.name = 'inner'
+        branch.g.ClearField('initializer')
+        branch.g.sparse_initializer.append(tensor)
+    return [nodes, *others]
+
+
 def constant_node(array=WEIGHT):
     return [helper.make_node('Constant', [], ['c'], value=numpy_helper.from_array(array))], [], []
 
@@ -58,7 +75,10 @@ def in_a_function(array=WEIGHT):
     return [helper.make_node('Made', [], ['c'], domain='own')], [], [], [function]
 
 
-FORMS = [constant, in_a_branch, constant_node, value_floats, sparse, attribute, words, in_a_function]
+FORMS = [
+    *(constant, in_a_branch, in_a_default_of_a_branch, in_a_sparse_default_of_a_branch),
+    *(constant_node, value_floats, sparse, attribute, words, in_a_function),
+]
 
 
 def model_of(nodes, initializers, sparse_initializers, functions=()):

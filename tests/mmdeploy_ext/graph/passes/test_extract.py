@@ -130,6 +130,8 @@ def test_patterns_choose_nodes_and_misses_come_with_similar_names():
     bracketed.graph.node[1].name = 'conv[0]'
     assert select_nodes(Index(bracketed), ['conv[0]']) == [1]
     assert matching_nodes(bracketed.graph.node, ['conv[0]']) == [1]
+    with pytest.raises(UsageError, match="''"):  # a node without a name or module is no node called ''
+        matching_nodes(bracketed.graph.node, [''])
 
 
 def test_sparse_graphs_are_refused():
