@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import os
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -270,10 +271,12 @@ class Proof(abc.ABC):
 def data_hashes(paths: Iterable[str | Path]) -> dict[str, dict[str, str]]:
     """Return the entry `data_sha256`: name -> hash of every file that ONNX files keep weights in.
 
-    The result is {} if there are no such files.
+    Names are paths from the folder of the ONNX file. The result is {} if there are no such files.
     """
     data_files = {
-        file for path in paths for file in files.external_files(files.read(path), Path(path).parent).values()
+        Path(os.path.relpath(file, Path(path).parent)).as_posix(): file
+        for path in paths
+        for file in files.external_files(files.read(path), Path(path).parent).values()
     }
-    hashes = {file.name: sha256_file(file) for file in sorted(data_files)}
+    hashes = {name: sha256_file(file) for name, file in sorted(data_files.items())}
     return {'data_sha256': hashes} if hashes else {}
