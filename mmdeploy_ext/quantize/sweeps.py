@@ -61,7 +61,8 @@ class PointRule:
         """Return the rule of mmdet3d's LoadPointsFromFile and LoadPointsFromMultiSweeps, steps of a pipeline.
 
         Without the first files have the `in_channels` values of the model, and the second is not looked for.
-        ConfigError: a `time_dim` other than `AGE`, or columns that a file does not have.
+        ConfigError: a `time_dim` other than `AGE`, past files of another `load_dim`, or columns that a file
+        does not have.
         """
         step_of = {step.get('type'): step for step in steps}
         file_step = step_of.get('LoadPointsFromFile')
@@ -73,6 +74,11 @@ class PointRule:
             return cls(load_dim, use_dim)
         if (column := past_step.get('time_dim', AGE)) != AGE:
             raise ConfigError(f'LoadPointsFromMultiSweeps: time_dim={column}; expected {AGE}')
+        if (past_dim := int(past_step.get('load_dim', 5))) != load_dim:
+            raise ConfigError(
+                f'LoadPointsFromMultiSweeps: load_dim={past_dim}; expected {load_dim}, that of '
+                f'LoadPointsFromFile, since all files are read alike'
+            )
         past = PastSweeps(
             max_sweeps=int(past_step.get('sweeps_num', 10)),
             pad_empty=bool(past_step.get('pad_empty_sweeps', False)),

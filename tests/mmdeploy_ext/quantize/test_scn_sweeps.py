@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.preprocess.fusion import PastSweeps
 from mmdeploy_ext.quantize.sweeps import PointRule, Sweeps
 from mmdeploy_ext.runtime.infos import read_infos
@@ -138,6 +138,23 @@ def test_the_rule_comes_from_the_pipeline():
     load = dict(type='LoadPointsFromFile', load_dim=5, use_dim=[0, 1, 2, 3])
     assert PointRule.from_pipeline([load], 5) == PointRule(5, (0, 1, 2, 3))
     assert PointRule.from_pipeline([dict(type='Other')], 4) == PointRule(4, (0, 1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ('option', 'text'),
+    [
+        (dict(time_dim=3), 'time_dim=3; expected 4'),
+        (dict(load_dim=6), 'load_dim=6; expected 5'),
+        (dict(use_dim=[0, 1, 5]), r'use_dim=\[0, 1, 5\]; expected columns of 5'),
+    ],
+)
+def test_past_sweeps_that_are_read_otherwise_are_refused_by_name(option, text):
+    steps = [
+        dict(type='LoadPointsFromFile', load_dim=5, use_dim=5),
+        dict(type='LoadPointsFromMultiSweeps', **option),
+    ]
+    with pytest.raises(ConfigError, match=f'LoadPointsFromMultiSweeps: {text}'):
+        PointRule.from_pipeline(steps, 5)
 
 
 class Harmful:
