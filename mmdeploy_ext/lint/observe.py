@@ -173,6 +173,12 @@ class Call:
     observer: Observer
 
     @property
+    def written(self) -> list[torch.Tensor]:
+        """The tensors that it writes into: `out`, and its first argument if `in_place` or `inplace=True`."""
+        targets = [self.argument(0, 'input')] if self.in_place or self.kwargs.get('inplace') is True else []
+        return [*tensors_in((targets, self.kwargs.get('out')))]
+
+    @property
     def in_place(self) -> bool:
         """Whether it writes into its first argument, by its name; `inplace=True` and `out=` do not count."""
         if self.name.endswith('__'):
@@ -228,6 +234,8 @@ class Observer(TorchFunctionMode):
         marks: what each tensor of the run depends on.
         parts: view -> how and on which line (`Site.text`) it was made, for views that are one indexing of a
             whole tensor by numbers ('select') or also by slices ('slice'), see `watches.parts`.
+        hidden: tensors inside of torch of which a result is a view, such as that of a linear layer: no code
+            outside of torch has them.
         sized: numbers of the inputs whose sizes a line outside of torch read.
         is_in_function: whether a function of autograd runs, which has its own form in a graph.
         state: id -> name of the module's parameters and buffers.
@@ -246,6 +254,7 @@ class Observer(TorchFunctionMode):
         self.inputs = list(inputs)
         self.watches = watches
         self.parts = WeakIdKeyDictionary()
+        self.hidden = WeakIdKeyDictionary()
         self.sized: set[int] = set()
         self.is_in_function = False
         state = (*module.named_buffers(), *module.named_parameters())

@@ -179,8 +179,8 @@ WRITES = (
         '`t.chunk(2)[0].mul_(2)`',
         why='The TorchScript exporter follows writes through one indexing on the same line (`t[1:] += 1`, '
         '`t[:, :2].sigmoid_()`). It loses those through an indexing on a line before (`row = t[0]`, then '
-        '`row += 1`), into a view of a view, and into what `view`, `flatten`, `unbind`, `chunk` and `t()` '
-        'return.',
+        '`row += 1`), into a view of a view, into what `view`, `flatten`, `unbind`, `chunk` and `t()` '
+        'return, and those by `F.relu(t[0], inplace=True)` and `out=t[0]`.',
         fix='`torch.where`, or `torch.cat` of new columns.',
         outcomes=dict(torchscript=WRONG_AT_ONCE, dynamo=RIGHT),
     ),

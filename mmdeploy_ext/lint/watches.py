@@ -190,38 +190,55 @@ def tensor_data(call: Call) -> None:
 
 
 def writes(call: Call) -> None:
-    """`t[i] = v`, `t[a:b].add_(v)`, `t.view(-1).zero_()`: also writes into inputs and into state.
+    """`t[i] = v`, `t[a:b].add_(v)`, `F.relu(t[0], inplace=True)`, `out=t[0]`: into inputs and state, too.
 
     The rules are `input-written` and `state-written` (of parameters and buffers alone, see
     `state.watch_attributes` for other tensors of a module), also through views; `index-put-many-ranks`,
     `index-put-negative` and `slice-assigned` by the indices; and of a view, if it or the values depend on
     inputs, `slice-assigned` if exporters follow it, else `write-to-view`: they follow a call such as `add_`
     on a view of `Observer.parts`, and `t[i][j] = v` if all indices are numbers, both on the line of the view.
+    A view of a tensor of `Observer.hidden` counts as a tensor of its own.
     """
-    if not call.in_place or not call.args or not isinstance(call.args[0], torch.Tensor):
-        return
-    target, observer = call.args[0], call.observer
-    name = call.name.strip('_')
-    base = target if target._base is None else target._base
-    for index, tensor in enumerate(observer.inputs):
-        if base is tensor:
-            call.add('input-written', f'{name} into input {index}')
-    if id(base) in observer.state:
-        call.add('state-written', f'{name} into {observer.state[id(base)]!r}')
-    if call.name == '__setitem__':
+    observer, name = call.observer, call.name.strip('_')
+    for target in call.written:
+        base = target if target._base is None else target._base
+        for index, tensor in enumerate(observer.inputs):
+            if base is tensor:
+                call.add('input-written', f'{name} into input {index}')
+        if id(base) in observer.state:
+            call.add('state-written', f'{name} into {observer.state[id(base)]!r}')
+        is_view = target._base is not None and base not in observer.hidden
+        if is_view and (call.mark.inputs or observer.marks.of(target).inputs):
+            _add_write_to_view(call, target)
+    if call.written and call.name == '__setitem__':
         _add_index_kinds(call, call.args[1])
-    if call.name in INDEX_ARGUMENTS:
+    if call.written and call.name in INDEX_ARGUMENTS:
         _add_index_kinds(call, call.argument(*INDEX_ARGUMENTS[call.name]))
-    if target._base is None or not (call.mark.inputs or observer.marks.of(target).inputs):
-        return
-    view_kind, line = observer.parts.get(target, ('', ''))
-    if line != _line_text():  # PyTorch compares the lines of both
+
+
+def _add_write_to_view(call: Call, target: torch.Tensor) -> None:
+    view_kind, line = call.observer.parts.get(target, ('', ''))
+    if (
+        line != _line_text() or not call.in_place
+    ):  # PyTorch compares the lines of both; others write elsewhere
         view_kind = ''
     is_select = view_kind == 'select' and call.name == '__setitem__' and _all_numbers(call.args[1])
     if view_kind and (call.name != '__setitem__' or is_select):
-        call.add('slice-assigned', f'{name} of a slice')
+        call.add('slice-assigned', f'{call.name.strip("_")} of a slice')
     else:
-        call.add('write-to-view', f'{name} into a view')
+        call.add('write-to-view', f'{call.name.strip("_")} into a view')
+
+
+def hidden_tensors(call: Call) -> None:
+    """Remember the tensors of which results are views, and that no argument is or is a view of."""
+    for tensor in tensors_in(call.result):
+        if tensor._base is None:
+            continue
+        arguments = [
+            entry for argument in tensors_in((call.args, call.kwargs)) for entry in (argument, argument._base)
+        ]
+        if not any(entry is tensor._base for entry in arguments):
+            call.observer.hidden[tensor._base] = True
 
 
 def parts(call: Call) -> None:
@@ -346,6 +363,7 @@ WATCHES = (
     topk,
     tensor_data,
     parts,
+    hidden_tensors,
     writes,
     float64,
     absolute_time,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from docs._pages.lint.data import BATCH, falling, more, one, other, rows
@@ -97,6 +98,20 @@ class AddsIntoView(nn.Module):
         x = x.clone()
         first, second, _ = x.unbind(1)
         first.add_(second)
+        return x
+
+
+class RectifiesSlice(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - 0.5
+        F.relu(x[:, :2], inplace=True)
+        return x
+
+
+class SumIntoRow(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone()
+        torch.add(x[:, 0], 1, out=x[:, 1])
         return x
 
 
@@ -208,6 +223,8 @@ EXAMPLES = {
             Example(module, one, other)
             for module in (
                 AddsIntoView,
+                RectifiesSlice,
+                SumIntoRow,
                 WritesFlatView,
                 AddsIntoNamedRow,
                 NumberIntoNamedRow,

@@ -1,6 +1,7 @@
 """Every rule finds its failing example and not its passing one, and the exporters do what the rule says."""
 
 import pytest
+import torch
 from exporter_outcome import expected, measure, outcome
 
 from docs._pages.lint.examples import EXAMPLES
@@ -45,6 +46,18 @@ def test_the_torchscript_exporter_does_what_the_rule_says(rule, which):
 @pytest.mark.parametrize('example', EXAMPLES['write-to-view'].more_failing)
 def test_the_torchscript_exporter_loses_each_write_into_a_view(example):
     assert outcome(example, 'torchscript') == RULES['write-to-view'].outcomes['torchscript']
+
+
+def test_a_view_of_a_tensor_that_torch_alone_has_may_be_written():
+    class Network(torch.nn.Module):
+        def forward(self, x):
+            rows = torch.nn.functional.linear(x, x.new_ones(5, 4), x.new_ones(5))
+            assert rows._base is not None
+            rows += 1
+            return torch.nn.functional.relu(rows, inplace=True)
+
+    report = check(Network(), [torch.rand(2, 3, 4, 4)], try_exports=False)
+    assert 'write-to-view' not in report.rules
 
 
 @pytest.mark.matrix
