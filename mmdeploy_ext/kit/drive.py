@@ -105,7 +105,10 @@ class DriveJudge:
         run.add(Moment(moment_frame, *outputs, *states))
 
     def finish(self) -> list[SequenceRow]:
-        """Return the judgement of each mode of which there were frames, 'teacher' first."""
+        """Return the judgement of each mode of which there were frames, 'teacher' first.
+
+        It is called once, after the last frame: each call adds the drift of the free memory to the faults.
+        """
         if self.runs['free'].bars.cosine is None:
             self._add_drift(self.runs['free'])
         return [run.finish() for run in self.runs.values() if run.series['name'] or run.faults]

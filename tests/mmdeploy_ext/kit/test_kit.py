@@ -224,6 +224,7 @@ def test_rounded_factors_are_told_from_values_in_another_order():
 def test_values_that_are_pytorchs_get_no_explanation(expected):
     expected = expected.astype(np.float32)
     assert diagnose(expected, expected.astype(np.float64) * (1 + 1e-7)) == ''
+    assert diagnose(np.ones(3, np.int64), np.ones(3, np.float32)) == ''  # the dtype alone is wrong
 
 
 def named(fault):
