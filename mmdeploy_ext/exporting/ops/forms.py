@@ -23,6 +23,9 @@ from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import all_nodes, refill
 from mmdeploy_ext.graph.io.operators import node_attributes
 
+Body = Callable[[Operator, str, dict[str, Any]], onnx.FunctionProto]
+"""(operator, name of the function, attributes) -> the function, which its caller may change."""
+
 
 def finish(model: onnx.ModelProto, exporter: str, opset: int) -> onnx.ModelProto:
     """Give every operator node of an exported model the form that `operators_as` chose.
@@ -48,9 +51,16 @@ def finish(model: onnx.ModelProto, exporter: str, opset: int) -> onnx.ModelProto
     nodes = list(operator_nodes(model))
     if not nodes:
         return model
-    form = current_form()
+    form, written = current_form(), {}
+
+    def body(operator: Operator, name: str, attributes: Mapping[str, Any]) -> onnx.FunctionProto:
+        key = operator.name, name, repr(sorted(attributes.items()))
+        if key not in written:  # an export per body, of which the shapes of the outputs need the same ones
+            written[key] = function_body(operator, name, attributes, opset, exporter)
+        return copy.deepcopy(written[key])
+
     if exporter == 'torchscript':
-        _write_output_shapes(model, opset)
+        _write_output_shapes(model, body)
     if form == 'plugin':
         for node, operator in nodes:
             plugin = operator.plugin
@@ -63,12 +73,12 @@ def finish(model: onnx.ModelProto, exporter: str, opset: int) -> onnx.ModelProto
             refill(node, attribute=[helper.make_attribute(name, value) for name, value in fields.items()])
             _import(model, helper.make_opsetid(plugin.domain, 1))
     if form == 'python':
-        return _with_functions(model, opset, lambda *args: python_body(*args, opset))
-    model = _with_functions(model, opset, lambda *args: function_body(*args, opset, exporter))
+        return _with_functions(model, lambda *args: python_body(*args, opset))
+    model = _with_functions(model, body)
     return model if form == 'function' else to_standard(model)
 
 
-def _write_output_shapes(model: onnx.ModelProto, opset: int) -> None:
+def _write_output_shapes(model: onnx.ModelProto, body: Body) -> None:
     """Write those shapes of the model's outputs that follow from the standard form of its operators.
 
     TorchScript infers no shape behind a node that is not of ONNX, and invents names for all of its axes; the
@@ -78,7 +88,7 @@ def _write_output_shapes(model: onnx.ModelProto, opset: int) -> None:
     for value in slim.graph.output:
         value.type.tensor_type.ClearField('shape')
     slim.graph.ClearField('value_info')
-    slim = _with_functions(slim, opset, lambda *args: function_body(*args, opset, 'torchscript'))
+    slim = _with_functions(slim, body)
     inferred = types.infer(to_standard(slim))
     for value in model.graph.output:
         stated = value.type.tensor_type.shape.dim
@@ -115,12 +125,10 @@ def to_standard(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def _with_functions(
-    model: onnx.ModelProto, opset: int, body: Callable[[Operator, str, dict[str, Any]], onnx.FunctionProto]
-) -> onnx.ModelProto:
+def _with_functions(model: onnx.ModelProto, body: Body) -> onnx.ModelProto:
     """Add one function per operator and set of attributes; that of a second set is called e.g. `Nms2`.
 
-    `body(operator, name of the function, attributes)` returns the function. Nodes of this domain in a
+    Nodes of this domain in a
     function, whose text calls other operators, get functions, too.
     """
     names: dict[tuple[str, str], str] = {}
@@ -132,7 +140,7 @@ def _name_functions(
     model: onnx.ModelProto,
     part: onnx.ModelProto | onnx.FunctionProto,
     names: dict[tuple[str, str], str],
-    body: Callable[[Operator, str, dict[str, Any]], onnx.FunctionProto],
+    body: Body,
 ) -> None:
     """Rename the operator nodes of the model or of a function of it, and add to the model what they call."""
     for node, operator in list(operator_nodes(part)):
