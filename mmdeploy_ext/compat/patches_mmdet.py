@@ -14,7 +14,6 @@ import importlib.util
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,36 +25,57 @@ RARELY_USED = {
     'torchvision.ops.roi_align': ('torch._dynamo', 'torch._dynamo.utils'),
     'mmdet.models.dense_heads.paa_head': ('sklearn', 'sklearn.mixture'),
     'nuscenes.nuscenes': ('sklearn', 'sklearn.metrics'),
+    'mmdet.core.bbox.assigners.hungarian_assigner': ('scipy', 'scipy.optimize'),
+    'mmdet.core.bbox.assigners.mask_hungarian_assigner': ('scipy', 'scipy.optimize'),
+    'mmdet.core.visualization.image': (
+        *('matplotlib', 'matplotlib.pyplot', 'matplotlib.collections', 'matplotlib.patches'),
+    ),
+    'mmdet3d.core.visualizer.show_result': ('trimesh',),
+    'mmdet3d.datasets.lyft_dataset': ('pandas',),
 }
-"""Module -> a package and the module of it that it imports."""
+"""Module -> a package, and the modules of it that it imports beside or instead of the package."""
 
 
 class _LazyModule(ModuleType):
-    """A module whose functions and classes are rarely called: it is imported by the first call."""
+    """A module whose functions and classes are rarely called: it is imported by the first call.
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
+    While the code that imports it runs, each name is a function that makes the call; from then on a name that
+    is looked up in the module is that of the real one.
+    """
+
+    is_stand_in = True
+
+    def __getattr__(self, name: str) -> Any:
         if name.startswith('__'):
             raise AttributeError(name)
-        return lambda *args, **kwargs: getattr(importlib.import_module(self.__name__), name)(*args, **kwargs)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return getattr(importlib.import_module(self.__name__), name)(*args, **kwargs)
+
+        return call if self.is_stand_in else getattr(importlib.import_module(self.__name__), name)
 
 
-@patch(*RARELY_USED, versions='torchvision 0.28.0, mmdet 2.28.2, nuscenes-devkit 1.2.0')
+@patch(*RARELY_USED, versions='torchvision 0.28.0, mmdet 2.28.2, mmdet3d 1.0.0rc6, nuscenes-devkit 1.2.0')
 def libraries_that_few_models_call(module: ModuleType, execute: Execute) -> bool:
     """Half of the start of a tool, 4 of 8.5 s, went into torch._dynamo and sklearn, for a function each.
 
-    The modules of `RARELY_USED` import stand-ins of them, which import the package at the first call.
+    The modules of `RARELY_USED` import stand-ins of these and of others, which import the package at the
+    first call.
     """
-    package, name = RARELY_USED[module.__name__]
+    package, *inner = names = RARELY_USED[module.__name__]
     if package in sys.modules or importlib.util.find_spec(package) is None:
         execute()
         return False
-    stubs = _LazyModule(package), _LazyModule(name)
-    setattr(stubs[0], name.rpartition('.')[2], stubs[1])
-    sys.modules.update(zip((package, name), stubs, strict=True))
+    stubs = {name: _LazyModule(name) for name in names}
+    for name in inner:
+        setattr(stubs[package], name.rpartition('.')[2], stubs[name])
+    sys.modules.update(stubs)
     try:
         execute()
     finally:
-        del sys.modules[package], sys.modules[name]
+        for name, stub in stubs.items():
+            del sys.modules[name]
+            stub.is_stand_in = False
     return True
 
 

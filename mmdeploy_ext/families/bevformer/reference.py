@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import torch
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
-from scipy.spatial.transform import Rotation
 
 from mmdeploy_ext.consumers.autoware import bevformer as node
 from mmdeploy_ext.core.taps import collect_taps, tap
@@ -32,6 +31,8 @@ def reference_record(frame: Frame, orientation: str = '') -> np.ndarray:
     record = record_of(frame, orientation)
     if frame.can_bus is not None:
         return record
+    from scipy.spatial.transform import Rotation  # takes half a second to import
+
     axes = frame.ego_pose[:3, :3].astype(np.float64)
     car = Rotation.from_matrix(np.stack([axes[:, 1], -axes[:, 0], axes[:, 2]], 1))
     heading = np.arctan2(axes[1, 1], axes[0, 1]) % (2 * np.pi)

@@ -7,7 +7,6 @@ grid of voxels, so that voxels are behind it, beyond all edges of the picture, a
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from mmdeploy_ext.families.parts import image_feeds
 from mmdeploy_ext.families.parts.generated_cameras import drawn_intrinsics, numbers_of_pixels
@@ -36,6 +35,8 @@ def original_camera(image: PreparedImage) -> np.ndarray:
 
 def generated_camera(image: PreparedImage) -> np.ndarray:
     """Return a camera (4, 4) float32 of a picture on disk, which its prepared pixels and its scale decide."""
+    from scipy.spatial.transform import Rotation  # takes half a second to import
+
     numbers = numbers_of_pixels(image)
     height, width = np.divide(image.tensor.shape[1:], image.scale_factor[1::-1])
     intrinsics, pose = drawn_intrinsics(numbers, height, width, FOCAL, STRETCH), np.eye(4)

@@ -14,7 +14,6 @@ from mmdet.core.bbox.match_costs import FocalLossCost
 from mmdet3d.core import draw_heatmap_gaussian, gaussian_radius
 from mmdet3d.core.bbox.iou_calculators import BboxOverlaps3D
 from mmdet3d.models.builder import build_loss
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mmdeploy_ext.core.errors import ConfigError
@@ -102,6 +101,8 @@ class HeadLosses:
         Predictions are those of a batch, of which `sample` is an index; boxes (G, 9) and labels (G,) are the
         ground truth of this sample.
         """
+        from scipy.optimize import linear_sum_assignment  # takes half a second to import
+
         values = (predictions[name][sample : sample + 1].detach() for name in VALUES if name in predictions)
         predicted = self.coder.boxes(*values)[0]
         rule = self.train_cfg['assigner']

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
@@ -68,6 +67,8 @@ class SetLoss:
 
         Boxes are cxcywh in 0..1.
         """
+        from scipy.optimize import linear_sum_assignment  # takes half a second to import
+
         pairs = []
         images = zip(logits.sigmoid(), boxes, objects.boxes, objects.labels, strict=True)
         for scores, predicted, targets, labels in images:

@@ -12,7 +12,6 @@ from mmdet.core.bbox.builder import BBOX_ASSIGNERS
 from mmdet.core.bbox.match_costs import build_match_cost
 from mmdet.core.bbox.match_costs.builder import MATCH_COST
 from mmdet.core.bbox.transforms import bbox_cxcywh_to_xyxy
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mmdeploy_ext.models.catalogue import registered_if_named
@@ -27,6 +26,8 @@ def match(cost: Tensor) -> tuple[Tensor, Tensor]:
 
     The cost is (num_pred, num_gt); NaN and +inf count as 100, -inf as -100, as upstream has it.
     """
+    from scipy.optimize import linear_sum_assignment  # takes half a second to import
+
     finite = torch.nan_to_num(cost.detach(), nan=WORST_COST, posinf=WORST_COST, neginf=-WORST_COST)
     rows, columns = linear_sum_assignment(finite.cpu().numpy())
     return torch.from_numpy(rows).to(cost.device), torch.from_numpy(columns).to(cost.device)

@@ -1,5 +1,6 @@
 """Every patch: the failure without it, the success with it, and nothing where it is not needed."""
 
+import functools
 import importlib.util
 import os
 import pickle
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mmdeploy_ext import compat
-from mmdeploy_ext.compat import patches_mmcv, patches_spconv
+from mmdeploy_ext.compat import patches_mmcv, patches_mmdet, patches_spconv
 from mmdeploy_ext.compat.import_hook import PATCHES, Patches, patched
 from rank_processes import run_ranks
 
@@ -217,16 +218,35 @@ def test_regions_without_numbers_are_named_in_place_of_an_internal_assertion(out
 
 CODES['start'] = (
     'import sys, mmdet.models; from mmdet.models.dense_heads import paa_head\n'
-    'print({"torch._dynamo", "sklearn"} & set(sys.modules))\n'
+    'from mmdet.core.bbox.assigners import hungarian_assigner\n'
+    'from mmdet.core.visualization import image\n'
+    'print({"torch._dynamo", "sklearn", "scipy", "matplotlib"} & set(sys.modules))\n'
+    'print(hungarian_assigner.linear_sum_assignment([[2, 1], [1, 3]])[1].tolist(), image.plt.cm.jet(0)[2],\n'
+    '      image.Polygon([(0, 0), (1, 0), (0, 2)]).get_xy().max())\n'
     'print(sys.modules["torchvision.ops.roi_align"].is_compile_supported("meta"))\n'
     'print(type(paa_head.skm.GaussianMixture(2)).__module__)')
 
 
 def test_libraries_that_few_models_call_are_imported_when_they_are_called(outputs):
     bare, patched = outputs['start']
-    found = bare.splitlines()[-2:]
-    assert found[0] in ('True', 'False') and found[1] == 'sklearn.mixture._gaussian_mixture'
-    assert 'torch._dynamo' in bare and patched.splitlines()[-3:] == ['set()', *found]
+    found = bare.splitlines()[-3:]
+    assert found[0] == '[1, 0] 0.5 2.0'
+    assert found[1] in ('True', 'False') and found[2] == 'sklearn.mixture._gaussian_mixture'
+    assert 'torch._dynamo' in bare and patched.splitlines()[-4:] == ['set()', *found]
+
+
+def test_what_draws_and_reads_tables_is_imported_when_its_names_are_looked_up(monkeypatch):
+    import pandas
+    pytest.importorskip('mmdet3d')
+    from mmdet3d.datasets import lyft_dataset
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'pandas']:
+        monkeypatch.delitem(sys.modules, name)
+    module = types.ModuleType(lyft_dataset.__name__)
+    run = functools.partial(exec, 'import pandas as pd', vars(module))
+    assert patches_mmdet.libraries_that_few_models_call(module, run)
+    assert 'pandas' not in sys.modules and module.pd is not pandas
+    monkeypatch.setitem(sys.modules, 'pandas', pandas)
+    assert module.pd.DataFrame is pandas.DataFrame and not hasattr(module.pd, '__missing__')
 
 
 RANK_0 = ('import os\n'
