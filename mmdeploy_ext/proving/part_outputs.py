@@ -140,7 +140,8 @@ def _copied(value: Any) -> Any:
 def content_of(value: Any) -> Iterator[Any]:
     """Yield what distinguishes a value: hashes of tensors and arrays, `repr` of everything else.
 
-    Of containers and dataclasses it is that of their entries and fields.
+    Of containers and dataclasses it is that of their entries and fields. An object without a `repr` of its
+    own differs from all others, and from itself in another call.
     """
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
@@ -164,5 +165,5 @@ def content_of(value: Any) -> Iterator[Any]:
         for field in dataclasses.fields(value):
             yield field.name
             yield from content_of(getattr(value, field.name))
-    else:
-        yield repr(value)
+    else:  # `object` gives its address, which a later object may have
+        yield object() if type(value).__repr__ is object.__repr__ else repr(value)

@@ -268,6 +268,15 @@ def test_contents_tell_values_apart_by_type_shape_and_nesting():
     assert [*content_of(torch.ones(2, 2).T)] == [*content_of(np.ones((2, 2), np.float32))]
 
 
+def test_an_object_that_does_not_tell_what_it_holds_equals_no_other():
+    class Holder:
+        pass
+
+    holder = Holder()
+    assert [*content_of(holder)] != [*content_of(holder)]
+    assert [*content_of(Holder)] == [*content_of(Holder)]
+
+
 @dataclasses.dataclass
 class Box:
     side: float
