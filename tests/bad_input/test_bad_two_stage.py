@@ -12,6 +12,7 @@ from mmdeploy_ext.cli.options import parse_cfg_options
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.evaluate import evaluation
+from mmdeploy_ext.families.two_stage.models import heads_of
 from toy_two_stage import toy, write_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -84,3 +85,27 @@ def test_masks_are_not_evaluated_of_results_that_have_none(bench):
     results = [[np.float32([[4, 4, 40, 40, 0.9]])] * 6]
     with pytest.raises(ConfigError, match='--eval'):
         evaluation.evaluate(cfg, evaluation.build_dataset(cfg), results, ['segm'])
+
+
+@pytest.mark.parametrize(
+    ('override', 'words'),
+    [
+        ('model.test_cfg.rpn=none', ("model.test_cfg.rpn='none': expected a dict of settings",)),
+        ('model.roi_head.bbox_head=None', ('model.roi_head.bbox_head is missing', 'StandardRoIHead')),
+        (
+            'model.rpn_head.bbox_coder.target_stds=0.5',
+            ('DeltaXYWHBBoxCoder.target_stds=0.5: expected four numbers',),
+        ),
+    ],
+)
+def test_an_entry_of_another_kind_is_named(override, words, bench):
+    bench.refuses('export', *words, config=MASKS, checkpoint=CHECKPOINT, more=f'--cfg-options {override}')
+
+
+@pytest.mark.parametrize('entry', [dict(test_cfg=0.5), dict(rpn_head='RPNHead')])
+def test_a_head_and_settings_that_are_no_dicts_are_named(entry):
+    cfg = load_config(str(MASKS))
+    ((key, value),) = entry.items()
+    cfg._cfg_dict.model[key] = value
+    with pytest.raises(ConfigError, match=f'model.{key}={value!r}: expected a dict'):
+        heads_of(cfg)

@@ -9,7 +9,8 @@ Glossary: B batch, a priors of a cell, A priors of a level, C classes, h, w size
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+import numbers
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -93,7 +94,7 @@ def delta(coder: Any) -> dict[str, Any]:
     pixels.
     """
     clamp = dict(ctr_clamp=coder.ctr_clamp) if coder.add_ctr_clamp else {}
-    return dict(type='delta', means=list(coder.means), stds=list(coder.stds), wh_ratio_clip=0.016, **clamp)
+    return dict(type='delta', **_means_and_stds(coder), wh_ratio_clip=0.016, **clamp)
 
 
 def legacy_delta(coder: Any) -> dict[str, Any]:
@@ -101,8 +102,17 @@ def legacy_delta(coder: Any) -> dict[str, Any]:
 
     The further entry `pixel`, 1, says that boxes are a pixel larger than their corners are apart.
     """
-    settings = dict(means=list(coder.means), stds=list(coder.stds), wh_ratio_clip=0.016)
-    return dict(settings, type='delta', pixel=1.0)
+    return dict(_means_and_stds(coder), wh_ratio_clip=0.016, type='delta', pixel=1.0)
+
+
+def _means_and_stds(coder: Any) -> dict[str, list[float]]:
+    """Return `means` and `stds` of a coder of deltas; ConfigError: one is no list of four numbers."""
+    settings = {}
+    for name, values in (('means', coder.means), ('stds', coder.stds)):
+        settings[name] = list(values) if isinstance(values, Iterable) else []
+        if len(settings[name]) != 4 or not all(isinstance(value, numbers.Real) for value in settings[name]):
+            raise ConfigError(f'{type(coder).__name__}.target_{name}={values!r}: expected four numbers')
+    return settings
 
 
 CODERS: dict[type, Callable[[Any], dict[str, Any]]] = {

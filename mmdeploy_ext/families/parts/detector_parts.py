@@ -247,11 +247,14 @@ def check_settings(test_cfg: Mapping[str, Any] | None, key: str, needed: Sequenc
     """Refuse (ConfigError) a `test_cfg` without settings that upstream reads and has no default for.
 
     Args:
-        test_cfg: the settings of a head; None or empty if the config has none for it.
+        test_cfg: the settings of a head; None or empty if the config has none for it; anything else that is
+            no dict is refused, too.
         key: their key in the config, for the message.
         needed: names of the settings, of which none may be missing or None.
         reader: name of the class that reads them, for the message.
     """
+    if test_cfg and not isinstance(test_cfg, Mapping):
+        raise ConfigError(f'{key}={test_cfg!r}: expected a dict of settings')
     if missing := [name for name in needed if (test_cfg or {}).get(name) is None]:
         raise ConfigError(
             f'{key} has no {", ".join(missing)}, which {reader} reads; expected {", ".join(needed)}'
@@ -307,8 +310,14 @@ def check_smallest(strides: Iterable[int], options: Options) -> None:
 
 
 def test_cfg_of(cfg: Any) -> Any:
-    """Return `test_cfg` of a config, which earlier mmdet has beside the model; {} if it has none."""
-    return cfg.model.get('test_cfg') or cfg.get('test_cfg') or {}
+    """Return `test_cfg` of a config, which earlier mmdet has beside the model; {} if it has none.
+
+    ConfigError: it is no dict.
+    """
+    test_cfg = cfg.model.get('test_cfg') or cfg.get('test_cfg') or {}
+    if not isinstance(test_cfg, Mapping):
+        raise ConfigError(f'model.test_cfg={test_cfg!r}: expected a dict of settings')
+    return test_cfg
 
 
 def tested_head(
@@ -322,7 +331,10 @@ def tested_head(
     `test_cfg` is None if the config has none for this head; `build` is the function of the library that
     builds heads.
     """
-    content = dict(copy.deepcopy(cfg.model.get(key) or {}), train_cfg=None, test_cfg=test_cfg)
+    entry = cfg.model.get(key) or {}
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f'model.{key}={entry!r}: expected a dict')
+    content = dict(copy.deepcopy(entry), train_cfg=None, test_cfg=test_cfg)
     return built_head(content, f'model.{key}', build)
 
 

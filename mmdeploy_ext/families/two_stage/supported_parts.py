@@ -150,12 +150,14 @@ def check_roi_head(roi_head: nn.Module, key: str = 'rcnn') -> None:
     """Refuse (ConfigError) a head of regions, a part of it, or settings that the graph does not repeat.
 
     Args:
-        roi_head: a live head with a bbox_head, as those of mmdet's detectors have.
+        roi_head: a live head, without weights.
         key: key of its settings in the config's `test_cfg`, see `result_key`.
     """
     name = type(roi_head).__name__
     if not isinstance(roi_head, ROI_HEADS):
         raise ConfigError(f'model.roi_head.type={name}: no head of regions that is exported')
+    if not roi_head.with_bbox:
+        raise ConfigError(f'model.roi_head.bbox_head is missing; {name} exports with one')
     needed = boxes.NEEDED if points_of(roi_head) is None else (*boxes.NEEDED, *masks.POINT_SETTINGS)
     check_settings(roi_head.test_cfg, f'model.test_cfg.{key}', needed, name)
     boxes.thresholds(roi_head.test_cfg, key)

@@ -64,8 +64,8 @@ class YolactFamily(ImageFamily):
         return Claim.DETECTOR if detector_parts.detects(cfg, detectors.YOLACT) else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
-        test_cfg = detector_parts.test_cfg_of(cfg)
         with refused_by_name(cfg):
+            test_cfg = detector_parts.test_cfg_of(cfg)
             head = detector_parts.tested_head(cfg, 'bbox_head', test_cfg)
             _check_type('bbox_head', head, dense_heads.YOLACTHead)
             if chosen_coder(head)['type'] == 'tblr':
