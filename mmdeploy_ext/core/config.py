@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdeploy_ext.core.commands import command
-from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.core.errors import ConfigError, Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import will_read
 from mmdeploy_ext.core.printable import printable
 from mmdeploy_ext.core.user_modules import (
@@ -75,6 +75,23 @@ def refused_by_name(cfg: Any) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(f'{cfg.filename}: {error}') from error
+
+
+@contextlib.contextmanager
+def refused_values(cfg: Any, part: str) -> Iterator[None]:
+    """Let an error of Python in the block, such as that of a text for a number, be a ConfigError.
+
+    It names the file of `cfg`, an `mmcv.Config`, and the `part` of it that is read there. Errors of this
+    package stay as they are.
+    """
+    try:
+        yield
+    except Mm2OnnxError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f'{cfg.filename}: {part} cannot be read: {type(error).__name__}: {error}; correct its values'
+        ) from error
 
 
 def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:

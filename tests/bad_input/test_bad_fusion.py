@@ -17,6 +17,9 @@ from mmdeploy_ext.families.bevfusion.runtime.boxes import suppress
 from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES, check_calibration, checked_inputs
 from mmdeploy_ext.runtime.detections3d import Detections3D
 
+REPOSITORY = Path(__file__).resolve().parents[2]
+FUSION, VIEW = 'BEVFusion/bevfusion_toy', 'BEVFormer/bevformer_toy'
+CODER = 'model.pts_bbox_head.bbox_coder.'
 GOLDEN = Path(__file__).resolve().parents[3] / 'shared/golden/bevfusion/state_dict_swint.json'
 
 
@@ -200,3 +203,23 @@ def test_swin_t_has_the_parameters_of_the_checkpoints():
         if name not in sparse and list(state[name].shape) != facts['shape']
     ]  # fmt: skip
     assert sparse and not other
+
+
+@pytest.mark.parametrize(
+    ('config', 'override', 'words'),
+    [
+        (FUSION, {'data.test.pipeline.3.mean': -1}, 'test pipeline, or what model.encoders'),
+        (FUSION, {'model.encoders.lidar.voxelize.voxel_size': 'text'}, 'encoders.lidar can'),
+        (FUSION, {'model.heads.object.common_heads': -1}, 'common_heads has no vel'),
+        (VIEW, {'data.test.pipeline.1.std': 'text'}, 'test pipeline cannot be read'),
+        (VIEW, {CODER + 'post_center_range': 0.5}, 'range=0.5: expected six numbers'),
+        (VIEW, {CODER + 'max_num': 'text'}, "max_num='text': expected a whole number"),
+    ],
+)
+def test_a_value_of_another_kind_is_named_by_its_file_and_part(config, override, words):
+    cfg = load_config(str(REPOSITORY / f'projects/configs/{config}.py'), override)
+    family = find_family(cfg)
+    with pytest.raises(ConfigError, match=words) as caught:
+        family.check(cfg, family.choose())
+        family.preprocess_rule(cfg)
+    assert str(caught.value).startswith(str(cfg.filename))

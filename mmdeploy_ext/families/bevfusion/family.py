@@ -313,5 +313,6 @@ def check_model(cfg: Any) -> None:
             f'{name}.encoders.lidar.backbone.type={encoder_type!r}; expected BEVFusionSparseEncoder, whose '
             f'axes are x, y, z'
         )
-    if 'vel' not in (model.heads.object.get('common_heads') or {}):
+    branches = model.heads.object.get('common_heads') or {}
+    if not isinstance(branches, Mapping) or 'vel' not in branches:
         raise ConfigError(f'{name}.heads.object.common_heads has no vel; boxes in the files have velocities')

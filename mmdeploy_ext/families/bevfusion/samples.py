@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.config import refused_values, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES, NO_POINTS, frame_of_rig
 from mmdeploy_ext.families.parts import proof_samples
@@ -32,15 +32,19 @@ HIDDEN_POINTS = 500
 def fusion_rule(cfg: Any) -> FusionRule:
     """Return the rule by which pictures and points become the inputs of a config's model.
 
-    A pipeline that the rule cannot express, or without its steps, raises ConfigError.
+    A pipeline that the rule cannot express, without its steps, or with values that cannot be read raises
+    ConfigError.
     """
     encoders = cfg.model.encoders
-    views = _views(cfg, encoders.camera) if encoders.get('camera') else None
+    with refused_values(cfg, 'the test pipeline, or what model.encoders has of pictures'):
+        views = _views(cfg, encoders.camera) if encoders.get('camera') else None
     if not encoders.get('lidar'):
         return FusionRule(views, None)
-    channels = int(encoders.lidar.backbone.in_channels)
-    voxels = rule_of_layer(encoders.lidar.voxelize, channels, 'xyz')
-    return FusionRule(views, voxels, **_loading(cfg, channels))
+    with refused_values(cfg, 'model.encoders.lidar'):
+        channels = int(encoders.lidar.backbone.in_channels)
+        voxels = rule_of_layer(encoders.lidar.voxelize, channels, 'xyz')
+    with refused_values(cfg, 'the test pipeline'):
+        return FusionRule(views, voxels, **_loading(cfg, channels))
 
 
 def _loading(cfg: Any, width: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from mmdet3d.models.builder import MODELS
 from torch import nn
 
 from mmdeploy_ext.contract.spec import GraphSpec
-from mmdeploy_ext.core.config import refused_by_name, test_pipeline
+from mmdeploy_ext.core.config import refused_by_name, refused_values, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights, nearest_base
@@ -112,6 +112,8 @@ class CameraModels:
                 f'expected {", ".join(str(self.needed_settings[key]) for key in wrong)}, as in the published '
                 'configs'
             )
+        with refused_by_name(cfg):
+            _check_coder(self.head_of(cfg).get('bbox_coder') or {}, f'model.{self.head_key}.bbox_coder')
         if self.check_further:
             self.check_further(cfg)
 
@@ -133,15 +135,30 @@ class CameraModels:
     def preprocess_rule(self, cfg: Any) -> MultiViewRule:
         """Return the rule by which the config's test pipeline prepares the pictures of all cameras.
 
-        ConfigError: `num_cams` is no whole number above 0, there is no test pipeline, or the rule cannot
-        express a step or the order of the steps.
+        ConfigError: `num_cams` is no whole number above 0, there is no test pipeline, a value of it cannot be
+        read, or the rule cannot express a step or the order of the steps.
         """
         cameras = self.camera_settings(cfg).get('num_cams', DEFAULT_CAMERAS)
         if type(cameras) is not int or cameras < 1:
             raise ConfigError(f'{cfg.filename}: num_cams={cameras!r}, expected a number of cameras')
-        steps = self.camera_steps(cfg)
-        with refused_by_name(cfg):
-            return multiview_rule(steps, cameras)
+        with refused_values(cfg, 'the test pipeline'):
+            steps = self.camera_steps(cfg)
+            with refused_by_name(cfg):
+                return multiview_rule(steps, cameras)
+
+
+def _check_coder(coder: Mapping[str, Any], key: str) -> None:
+    """Refuse (ConfigError) ranges that are no six numbers, and a limit of results below 1; `key` names it."""
+    for name in ('pc_range', 'post_center_range'):
+        values = coder.get(name)
+        if name not in coder or (values is None and name == 'pc_range'):  # it may be the head's
+            continue
+        is_list = isinstance(values, list | tuple) and len(values) == 6
+        if not is_list or not all(isinstance(value, int | float) for value in values):
+            raise ConfigError(f'{key}.{name}={values!r}: expected six numbers, in metres')
+    limit = coder.get('max_num', 1)
+    if type(limit) is not int or limit < 1:
+        raise ConfigError(f'{key}.max_num={limit!r}: expected a whole number of at least 1')
 
 
 class QueryBoxes(abc.ABC):
