@@ -4,10 +4,11 @@ import copy
 import re
 
 import onnx
-from onnx import version_converter
+from onnx import helper, numpy_helper, version_converter
 
 from mmdeploy_ext.core.errors import ExportError, ModelFileError, UsageError
 from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.io.constants import constant_value
 from mmdeploy_ext.graph.io.files import is_large
 from mmdeploy_ext.graph.io.index import bodies, join_names, node_label, operator_name
 from mmdeploy_ext.graph.io.operators import defaults_of, opsets_of, schema_of
@@ -25,6 +26,11 @@ SAME_AXIS_OTHER_MEANING = {True: ('Softmax', 'LogSoftmax'), False: ('Hardmax',)}
 
 Going below it refuses Hardmax, and going above it flattens what Softmax and LogSoftmax read (onnx 1.23).
 """
+PLACES_SINCE = 11
+"""The first opset in which Resize states where its samples lie; by default that is another place than before.
+
+Going above it the converter leaves the default (onnx 1.23), so that the places are stated here.
+"""
 
 
 def convert_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
@@ -32,8 +38,8 @@ def convert_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
 
     Other domains stay as they are, and so does the model itself: the result is a copy, also if it is in this
     opset already. The converter does not compare results, so compare the outputs; what it is known to change
-    is refused, see `SAME_AXIS_OTHER_MEANING`. It does not enter bodies and functions: operators there whose
-    inputs or attributes differ between the two opsets are refused.
+    is refused, see `SAME_AXIS_OTHER_MEANING`, or put right, see `PLACES_SINCE`. It does not enter bodies and
+    functions: operators there whose inputs or attributes differ between the two opsets are refused.
 
     Raises:
         UsageError: an opset before `OLDEST`, or one that the installed onnx does not know.
@@ -51,6 +57,7 @@ def convert_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
         return copy.deepcopy(model)
     _check_bodies(model, before, version)
     _check_axes(model, before, version)
+    _check_resizes(model, before, version)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     try:  # without large weights: one message holds 2 GiB
         result = version_converter.convert_version(types.skeleton(model), version)
@@ -60,6 +67,8 @@ def convert_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
     for tensor in result.graph.initializer:
         if tensor.name in weights:
             tensor.CopyFrom(weights[tensor.name])
+    if before < PLACES_SINCE <= version:
+        _state_places(result)
     _check_converted(result, version)
     return result
 
@@ -81,6 +90,49 @@ def _check_axes(model: onnx.ModelProto, before: int, version: int) -> None:
                     f'works along axis {axis}, before opset {ONE_AXIS_SINCE} along all axes from {axis} on; '
                     f'the converter keeps the axis, so that the results would differ; export again'
                 )
+
+
+def _check_resizes(model: onnx.ModelProto, before: int, version: int) -> None:
+    """Refuse a Resize of mode 'nearest' that makes an axis smaller, or whose scales are no constant.
+
+    Before `PLACES_SINCE` it rounds down where an axis grows and up where one shrinks; later it rounds all
+    axes alike.
+    """
+    if not before < PLACES_SINCE <= version:
+        return
+    graph = model.graph
+    places = [place for place, node in enumerate(graph.node) if operator_name(node) == 'Resize']
+    names = {graph.node[place].input[1] for place in places}
+    unfed = names - {value.name for value in graph.input}
+    scales = {
+        tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name in unfed
+    }
+    scales |= {node.output[0]: constant_value(node) for node in graph.node if names.intersection(node.output)}
+    for position in places:
+        node = graph.node[position]
+        if _mode(node) == b'nearest':
+            array = scales.get(node.input[1])
+            if array is None or (array < 1).any():
+                label = node_label(graph.node, position)
+                raise ExportError(
+                    f'opset {before} to {version}: the Resize {label} makes an axis smaller in mode nearest, '
+                    f'or its scales are no constant: from opset {PLACES_SINCE} on it would take other '
+                    f'values; export again'
+                )
+
+
+def _state_places(model: onnx.ModelProto) -> None:
+    """State in each Resize where its samples lie before `PLACES_SINCE`, in place; the converter does not."""
+    for node in model.graph.node:
+        if operator_name(node) == 'Resize':
+            settings = dict(coordinate_transformation_mode='asymmetric')
+            if _mode(node) == b'nearest':
+                settings['nearest_mode'] = 'floor'
+            node.attribute.extend(helper.make_attribute(*setting) for setting in settings.items())
+
+
+def _mode(resize: onnx.NodeProto) -> bytes:
+    return next((entry.s for entry in resize.attribute if entry.name == 'mode'), b'nearest')
 
 
 def _check_bodies(model: onnx.ModelProto, before: int, version: int) -> None:

@@ -173,6 +173,35 @@ def test_an_axis_of_another_meaning_is_refused(operator, opset, target):
         holds(lambda model: convert_opset(model, target), parse(f'y = {operator}<axis = {axis}>(x)', opset))
 
 
+def resized(operator, mode, scale, opset, *, fed=False):
+    size = int(5 * scale)
+    inputs = 'float[1,1,5,5] x' + (', float[4] s' if fed else '')
+    constants = f'<float[4] s = {{1, 1, {scale}, {scale}}}>'
+    return parse(
+        f'y = {operator}<mode = "{mode}">(x, s)', opset, inputs, f'float[1,1,{size},{size}] y', constants
+    )
+
+
+@pytest.mark.parametrize('target', [11, 13, 17, 20])
+@pytest.mark.parametrize(
+    ('operator', 'mode', 'scale', 'opset'),
+    [
+        *(('Upsample', mode, scale, 9) for mode in ('nearest', 'linear') for scale in (1.5, 2, 2.7)),
+        *(('Resize', mode, scale, 10) for mode in ('nearest', 'linear') for scale in (1.5, 2, 2.7)),
+        ('Resize', 'linear', 0.5, 10),
+    ],
+)
+def test_a_resize_of_an_old_opset_takes_its_samples_at_the_same_places(operator, mode, scale, opset, target):
+    model = resized(operator, mode, scale, opset)
+    holds(lambda model: convert_opset(model, target), model, exact=False)
+
+
+@pytest.mark.parametrize(('scale', 'fed'), [(0.5, False), (2, True)])
+def test_a_resize_to_the_nearest_that_shrinks_or_may_shrink_an_axis_is_refused(scale, fed):
+    with pytest.raises(ExportError, match=r'the Resize #0 .* makes an axis smaller in mode nearest, or its'):
+        convert_opset(resized('Resize', 'nearest', scale, 10, fed=fed), 11)
+
+
 @pytest.mark.parametrize('opset', [0, 6, 9999])
 def test_opsets_that_onnx_does_not_know_are_refused(opset):
     with pytest.raises(UsageError, match='converts to opsets 7 to'):
