@@ -275,8 +275,8 @@ def weights_difference(weights: Mapping[str, torch.Tensor], expected: Mapping[st
     Tensors of the file are converted to the dtype of the model's first; values have to be equal, and NaN
     equals nothing.
 
-    Kernels of five axes may have them in another order, one of `KERNEL_ORDERS`, which is the same for all.
-    Those of a single place may have any shape: spconv multiplies by their memory.
+    Kernels of five axes may have them in another order, one of `KERNEL_ORDERS`, the same for all that are not
+    as in the file. Those of a single place may have any shape: spconv multiplies by their memory.
     """
     orders, differing = KERNEL_ORDERS, []
     shared = [key for key in expected if key in weights]
