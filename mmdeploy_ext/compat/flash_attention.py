@@ -6,6 +6,7 @@ kernel (`FlashAttention` of flash_attn 1.0, and copies of it) that holds no weig
 Glossary: B batch, T queries, S keys, H heads, D channels of a head.
 """
 
+import contextlib
 import inspect
 from typing import Any
 
@@ -53,12 +54,14 @@ def plain_attention(
 def calls_kernel(kind: type) -> bool:
     """Return whether the code of the `forward` of a class of modules names a kernel of `KERNELS`.
 
-    Functions that it calls are not looked into.
+    A function that a decorator wraps is looked into, those that it calls are not.
     """
-    code = getattr(inspect.unwrap(kind.forward), '__code__', None)
-    for cell in getattr(kind.forward, '__closure__', None) or ():
-        code = getattr(cell.cell_contents, '__code__', code)  # mmcv's auto_fp16 keeps no `__wrapped__`
-    return code is not None and bool(set(KERNELS) & set(code.co_names))
+    functions = [inspect.unwrap(kind.forward)]
+    for cell in getattr(kind.forward, '__closure__', None) or ():  # mmcv's auto_fp16 keeps no `__wrapped__`
+        with contextlib.suppress(ValueError):  # of a name that has no value yet
+            functions.append(cell.cell_contents)
+    codes = [getattr(function, '__code__', None) for function in functions]
+    return any(code is not None and not set(KERNELS).isdisjoint(code.co_names) for code in codes)
 
 
 def use_plain_attention(model: nn.Module) -> list[str]:

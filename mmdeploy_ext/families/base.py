@@ -221,9 +221,9 @@ class Family(abc.ABC):
     def load_weights(self, model: torch.nn.Module, checkpoint: Checkpoint) -> None:
         """Put a checkpoint into the model; every key has to be accounted for.
 
-        Keys that begin with one of `ignored_prefixes` may be missing, unexpected, of any type and not finite;
-        `load_strict` has the few others that may be missing or unexpected. CheckpointError: others are, or
-        shapes or types differ, or weights are not finite.
+        Keys that begin with one of `ignored_prefixes` may be missing, unexpected, of any type and not finite,
+        but not of another shape; `load_strict` has the few others that may be missing or unexpected.
+        CheckpointError: others are, or shapes or types differ, or weights are not finite.
         """
         from mmdeploy_ext.weights.checkpoint import load_strict
 

@@ -140,6 +140,19 @@ def test_a_module_around_a_kernel_computes_without_it():
     torch.testing.assert_close(model[1](q, kv)[0], q)
 
 
+def test_a_kernel_is_found_beside_a_function_of_the_closure():
+    def packed(keys):
+        return keys
+
+    class Attention(nn.Module):
+        def forward(self, q, kv):
+            return flash_attn_unpadded_kvpacked_func(q, packed(kv), later), None
+
+    assert flash_attention.calls_kernel(Attention) and not flash_attention.calls_kernel(nn.Linear)
+    later = False
+    assert flash_attention.calls_kernel(Attention)
+
+
 def test_a_model_with_a_scripted_module_has_no_kernel_to_replace():
     model = nn.Sequential(torch.jit.script(nn.Linear(2, 2)))
     assert flash_attention.use_plain_attention(model) == []
