@@ -53,7 +53,8 @@ SIZE_ARGUMENTS = {
     **dict.fromkeys((
         'new_zeros', 'new_ones', 'new_empty', 'narrow', 'repeat', 'tile', 'expand', 'broadcast_to', 'view',
         'reshape', 'unflatten', 'unfold', 'as_strided', 'resize_', 'split', 'split_with_sizes',
-        'tensor_split', 'chunk', 'interpolate', 'upsample',
+        'tensor_split', 'chunk', 'interpolate', 'upsample', 'adaptive_avg_pool1d', 'adaptive_avg_pool2d',
+        'adaptive_avg_pool3d', 'adaptive_max_pool1d', 'adaptive_max_pool2d', 'adaptive_max_pool3d',
     ), slice(1, None)),
     'full': slice(0, 1),
     **dict.fromkeys(('new_full', 'pad', 'topk'), slice(1, 2)),
@@ -236,6 +237,7 @@ class Observer(TorchFunctionMode):
             whole tensor by numbers ('select') or also by slices ('slice'), see `watches.parts`.
         hidden: tensors inside of torch of which a result is a view, such as that of a linear layer: no code
             outside of torch has them.
+        squeezed: tensors whose number of axes follows from values, see `watches.ranks`.
         sized: numbers of the inputs whose sizes a line outside of torch read.
         is_in_function: whether a function of autograd runs, which has its own form in a graph.
         state: id -> name of the module's parameters and buffers.
@@ -255,6 +257,7 @@ class Observer(TorchFunctionMode):
         self.watches = watches
         self.parts = WeakIdKeyDictionary()
         self.hidden = WeakIdKeyDictionary()
+        self.squeezed = WeakIdKeyDictionary()
         self.sized: set[int] = set()
         self.is_in_function = False
         state = (*module.named_buffers(), *module.named_parameters())

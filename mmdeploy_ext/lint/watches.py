@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mmdeploy_ext.lint.nested import leaves, tensors_in
-from mmdeploy_ext.lint.observe import Call
+from mmdeploy_ext.lint.observe import REGIONS, Call
 from mmdeploy_ext.lint.record import is_size, origins_of, plain
 from mmdeploy_ext.lint.sites import caller
 
@@ -26,10 +26,11 @@ TO_TEXT = {'__format__', '__repr__', '__contains__'}
 BY_ELEMENT = {'apply_', 'map_', 'map2_'}
 """Functions that call a Python function with each value."""
 PARTS_BY = dict(
-    split='split_size_or_sections', chunk='chunks', tensor_split='indices_or_sections', hsplit='sections',
-    vsplit='sections', dsplit='sections',
+    split='split_size_or_sections', chunk='chunks', tensor_split='indices_or_sections',
 )  # fmt: skip
 """Function -> name of its second argument: the number of parts or their size."""
+RANKS = {'dim', 'ndimension', 'ndim.__get__'}
+"""Functions that give the number of axes."""
 INVERSES = {'inverse', 'linalg_inv', 'inv', 'inv_ex', 'linalg_inv_ex', 'pinverse', 'pinv'}
 """Functions that invert matrices."""
 RANDOM = {
@@ -83,6 +84,8 @@ def values_to_python(call: Call) -> None:
             call.add('size-to-python', f'{call.name.strip("_")}() of a tensor made of sizes', sizes=True)
         return
     site = caller()
+    if site is None and call.observer.recorder.every_choice:  # an `nn.ModuleList` takes an index for itself
+        site = caller(through_torch=True)
     if site is None:
         return
     if site.waiting in ('loop', 'counted'):
@@ -137,11 +140,13 @@ def iteration(call: Call) -> None:
 
     A loop is `size-in-loop`, unless it assigns the rows to a fixed number of names. `len` is `size-in-branch`
     in the condition of an `if`, none if a guard alone uses it, else `size-to-python`. If every choice counts,
-    both exceptions hold only where an error is not caught.
+    both exceptions hold only where an error is not caught, and `t.unbind()`, `t.chunk(n)` and the like are
+    loops, too, unless sizes that follow from values are those of another axis than the first.
     """
     # frames: this, Observer.see, Observer.__torch_function__, who called unbind
     is_loop = call.name == 'unbind' and sys._getframe(3).f_code.co_name == '__iter__'
     if call.name != '__len__' and not is_loop:
+        _add_parts(call)
         return
     site, tensor, recorder = caller(), call.args[0], call.observer.recorder
     if site is None or not tensor.dim():
@@ -155,6 +160,34 @@ def iteration(call: Call) -> None:
         detail = 'len() of a tensor'
     origins = call.observer.read_sizes(site, tensor)[0]
     recorder.add(rule, f'{detail} of {tensor.shape[0]} rows', site, origins)
+
+
+def _add_parts(call: Call) -> None:
+    """Note a call whose number of results follows from a size, if every choice counts."""
+    recorder, tensor = call.observer.recorder, call.argument(0, 'input')
+    if not recorder.every_choice or call.name not in ('unbind', *PARTS_BY) or not tensor.dim():
+        return
+    if isinstance(call.argument(1, PARTS_BY.get(call.name, '')), list | tuple):
+        return  # sizes or places of parts, one each
+    site, position = caller(), 1 if call.name == 'unbind' else 2
+    if site is None or (site.waiting == 'unpack' and not site.caught):
+        return
+    axis = plain(call.argument(position, 'dim', default=0)) % tensor.dim()
+    if not axis or not call.observer.marks.of(tensor).counted:
+        origins = call.observer.read_sizes(site, tensor)[axis]
+        recorder.add('size-in-loop', f'{call.name}() of a tensor of {tensor.shape[axis]} rows', site, origins)
+
+
+def ranks(call: Call) -> None:
+    """`t.nonzero().squeeze().dim()`: a number of axes that follows from values, as the number of rows does.
+
+    The rule is `value-in-branch`, if every choice counts.
+    """
+    if call.name == 'squeeze' and call.mark.counted & ~REGIONS:
+        if isinstance(call.result, torch.Tensor) and call.argument(1, 'dim') is None:
+            call.observer.squeezed[call.result] = True
+    elif call.name in RANKS and call.argument(0, 'input') in call.observer.squeezed:
+        call.add('value-in-branch', f'a number of axes that depends on {inputs_text(call)}')
 
 
 def topk(call: Call) -> None:
@@ -360,6 +393,7 @@ WATCHES = (
     values_to_numpy,
     values_to_new_tensor,
     iteration,
+    ranks,
     topk,
     tensor_data,
     parts,
