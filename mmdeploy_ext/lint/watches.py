@@ -84,8 +84,8 @@ def values_to_python(call: Call) -> None:
             call.add('size-to-python', f'{call.name.strip("_")}() of a tensor made of sizes', sizes=True)
         return
     site = caller()
-    if site is None and call.observer.recorder.every_choice:  # an `nn.ModuleList` takes an index for itself
-        site = caller(through_torch=True)
+    if site is None and call.observer.recorder.every_choice and call.name not in TO_BOOL:
+        site = caller(through_torch=True)  # an `nn.ModuleList` takes an index for itself
     if site is None:
         return
     if site.waiting in ('loop', 'counted'):

@@ -309,6 +309,7 @@ FAILING = (
             'x = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.ReLU()])[(x.max() > 9).long()](x)',
             'values',
         ),
+        ('torch.distributions.Categorical(probs=x.softmax(-1))', None),
         ('x = x + torch.stack(x[x[..., 0] > 9].unbind(-1)).sum()', None),
         ('a, b = x.flatten()[:2].unbind(); x = x * a / a', None),
         ('if (x > 9).nonzero()[:, :1].squeeze(1).dim() == 0: x = x * 2', None),
