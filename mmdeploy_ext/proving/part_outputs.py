@@ -140,8 +140,9 @@ def _copied(value: Any) -> Any:
 def content_of(value: Any) -> Iterator[Any]:
     """Yield what distinguishes a value: hashes of tensors and arrays, `repr` of everything else.
 
-    Of containers and dataclasses it is that of their entries and fields. An object without a `repr` of its
-    own differs from all others, and from itself in another call.
+    Of containers and dataclasses it is that of their entries and fields. Another object without a `repr` of
+    its own, or with tensors or arrays as attributes, which a `repr` shortens, differs from all others, and
+    from itself in another call.
     """
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
@@ -165,5 +166,14 @@ def content_of(value: Any) -> Iterator[Any]:
         for field in dataclasses.fields(value):
             yield field.name
             yield from content_of(getattr(value, field.name))
-    else:  # `object` gives its address, which a later object may have
-        yield object() if type(value).__repr__ is object.__repr__ else repr(value)
+    else:
+        yield repr(value) if _is_told_by_repr(value) else object()
+
+
+def _is_told_by_repr(value: Any) -> bool:
+    """Return whether `repr` tells an object from others; that of `object` has an address, used again later."""
+    if type(value).__repr__ is object.__repr__:
+        return False
+    attributes = getattr(value, '__dict__', None)
+    entries = attributes.values() if isinstance(attributes, dict) else ()
+    return not any(isinstance(entry, torch.Tensor | np.ndarray) for entry in entries)

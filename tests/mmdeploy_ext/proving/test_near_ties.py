@@ -268,13 +268,28 @@ def test_contents_tell_values_apart_by_type_shape_and_nesting():
     assert [*content_of(torch.ones(2, 2).T)] == [*content_of(np.ones((2, 2), np.float32))]
 
 
-def test_an_object_that_does_not_tell_what_it_holds_equals_no_other():
-    class Holder:
-        pass
+class Holder:
+    pass
 
-    holder = Holder()
-    assert [*content_of(holder)] != [*content_of(holder)]
-    assert [*content_of(Holder)] == [*content_of(Holder)]
+
+class Padded:
+    def __init__(self):
+        self.tensor = torch.zeros(3, 2000)
+
+    def __repr__(self):
+        return repr(self.tensor)  # the corners alone
+
+
+class Named:
+    def __repr__(self):
+        return 'a name'
+
+
+@pytest.mark.parametrize(
+    ('value', 'is_told'), [(Holder(), False), (Padded(), False), (Named(), True), (Holder, True)]
+)
+def test_an_object_whose_repr_does_not_tell_what_it_holds_equals_no_other(value, is_told):
+    assert ([*content_of(value)] == [*content_of(value)]) == is_told
 
 
 @dataclasses.dataclass
