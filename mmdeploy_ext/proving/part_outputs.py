@@ -171,7 +171,7 @@ def content_of(value: Any) -> Iterator[Any]:
 
 
 def _is_told_by_repr(value: Any) -> bool:
-    """Return whether `repr` tells an object from others; that of `object` has an address, used again later."""
+    """Return whether `repr` tells an object from others; that of `object` is an address, which recurs."""
     if type(value).__repr__ is object.__repr__:
         return False
     attributes = getattr(value, '__dict__', None)
