@@ -51,7 +51,10 @@ def check_replaceable(target: AnyPath) -> None:
 
 
 def check_new_folder(folder: Path) -> None:
-    """Refuse (UsageError) a folder to write that is a file, or has anything in it."""
+    """Refuse (UsageError) a folder to write that is a file or beneath one, or has anything in it."""
+    above = next((parent for parent in folder.parents if parent.exists()), folder.parent)
+    if above.is_file():
+        raise UsageError(f'{folder}: {above} is a file; name a new folder')
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         got = 'is not empty' if folder.is_dir() else 'is a file'
         raise UsageError(f'{folder}: {got}; name a new folder')

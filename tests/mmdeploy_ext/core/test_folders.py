@@ -47,6 +47,16 @@ def test_a_new_folder_is_made_with_those_above_it(tmp_path):
     assert content(tmp_path / 'a') == {f'b/graphs/{name}': text for name, text in NEW.items()}
 
 
+@pytest.mark.parametrize(('name', 'reason'), [
+    ('file', 'file: is a file'), ('file/a/b', 'file is a file'), ('full', 'full: is not empty'),
+])  # fmt: skip
+def test_a_new_folder_that_cannot_be_one_is_refused(tmp_path, name, reason):
+    write(tmp_path, {'file': '', 'full/notes.txt': ''})
+    with pytest.raises(UsageError, match=f'{reason}.*name a new folder'):
+        folders.check_new_folder(tmp_path / name)
+    folders.check_new_folder(tmp_path / 'a/b')
+
+
 def test_a_failure_leaves_the_old_folder_and_nothing_else(target, renames):
     with pytest.raises(ZeroDivisionError), folders.replaced_folder(target) as new:
         write(new, NEW)

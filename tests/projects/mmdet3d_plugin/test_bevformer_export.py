@@ -279,6 +279,12 @@ def test_a_record_has_the_real_part_of_the_orientation_four_times():
     assert can_bus_record((0, 0, 0), (half, 0, 0, -half))[17] == pytest.approx(270)
 
 
+@pytest.mark.parametrize('measured', [np.zeros(7), np.full(18, np.nan), np.zeros((18, 1))])
+def test_a_record_of_other_numbers_is_refused(measured):
+    with pytest.raises(DataError, match=r'can_bus of an info: got .*, expected 18 finite numbers'):
+        can_bus_record((0, 0, 0), (1, 0, 0, 0), measured)
+
+
 def test_a_pose_stands_for_a_record():
     pose = np.eye(4)
     pose[:3, 3] = 10, 20, 1.8

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mmdeploy_ext.core.errors import DataError
+
 CAN_BUS = 18
 """Numbers of a record of the car's motion, see `motion_since`."""
 YAW_RAD, YAW_DEG = 16, 17
@@ -42,10 +44,19 @@ def can_bus_record(
     Returns:
         (18,) float64. Entries 3 to 6 are w, w, w, w, not the quaternion: upstream's data set assigns it to
         four numbers, which takes its real part for each, and the published weights were trained so.
+
+    Raises:
+        DataError: `measured` is no record of finite numbers.
     """
     record = np.zeros(CAN_BUS)
     if measured is not None:
-        record[7:16] = np.asarray(measured, np.float64)[7:16]
+        measured = np.asarray(measured, np.float64)
+        if measured.shape != (CAN_BUS,) or not np.isfinite(measured[7:16]).all():
+            raise DataError(
+                f'can_bus of an info: got {measured.tolist()}, expected {CAN_BUS} finite numbers; take the '
+                f'entry out if the record is not known'
+            )
+        record[7:16] = measured[7:16]
     w, x, y, z = (float(number) for number in rotation)
     record[:3], record[3:7] = translation, w
     degrees = math.degrees(math.atan2(2 * (w * z + x * y), w * w + x * x - y * y - z * z))
