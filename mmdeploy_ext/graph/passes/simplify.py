@@ -17,6 +17,7 @@ import onnx.inliner
 from onnx import helper
 
 from mmdeploy_ext.core.errors import ExportError
+from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.graph.io.files import is_large
 from mmdeploy_ext.graph.io.index import refill
 from mmdeploy_ext.graph.io.operators import node_attributes, random_nodes
@@ -44,7 +45,8 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     The model stays as it is.
 
     Raises:
-        ExportError: onnxscript made a constant of a random operator, or dropped one that nothing needs.
+        ExportError: onnxscript failed on the model, made a constant of a random operator, or dropped one that
+            nothing needs.
     """
     from onnxscript import optimizer
 
@@ -55,8 +57,12 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
         del result.graph.initializer[place]
     for _ in range(len(model.graph.node)):
         before = len(result.graph.node)
-        with suppress_output():
-            result = optimizer.optimize(result, **FOLDING_LIMITS)
+        try:
+            with suppress_output():
+                result = optimizer.optimize(result, **FOLDING_LIMITS)
+        except Exception as error:
+            reason = f'{type(error).__name__}: {one_line(error)[:300]}'
+            raise ExportError(f'onnxscript failed on the model ({reason}); is it valid ONNX?') from error
         if len(result.graph.node) == before:
             break
     result.graph.initializer.extend(model.graph.initializer[place] for place in places)

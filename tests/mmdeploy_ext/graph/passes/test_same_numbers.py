@@ -130,6 +130,13 @@ def test_a_file_that_others_wrote_keeps_its_numbers(change):
     holds(change, files.load(WEIGHTS / FOREIGN), exact=False)
 
 
+def test_a_model_that_onnxscript_cannot_write_is_refused_in_words():
+    model = parse('y = LeakyRelu<alpha = 0.5>(x)')
+    model.graph.node[0].attribute[0].ClearField('type')
+    with pytest.raises(ExportError, match='onnxscript failed on the model'):
+        fold(model)
+
+
 def test_an_opset_is_written_that_was_asked_for_and_metadata_stays():
     result = holds(
         lambda model: convert_opset(model, 18), parse('m = ReduceMean<axes = [1]>(x) \n y = Sub(x, m)')
