@@ -203,6 +203,8 @@ def multiview_rule(pipeline: Sequence[Mapping[str, Any]], num_cameras: int = 6) 
 
     Raises:
         ConfigError: a step or order that the rule cannot express; the message names it.
+        KeyError, TypeError, ValueError, ZeroDivisionError: a step is no dict with a `type`, or an option is
+            of another kind.
     """
     steps, order = {}, []
     for step in _flat_steps(pipeline):

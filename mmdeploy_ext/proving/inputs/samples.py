@@ -155,6 +155,7 @@ def proof_samples(
     Raises:
         ConfigError, DataError: one of `paths` cannot be read, or a data set of them is damaged.
         DataError: the data set for a model with a memory, also that of the config, does not name scenes.
+        UsageError: one of `paths` is a pipe or a device.
     """
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.evaluate.loop import DatasetFrames, scene_tokens
