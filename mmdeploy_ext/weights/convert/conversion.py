@@ -20,10 +20,13 @@ FOREIGN_SUFFIXES = ('.py', '.json', '.onnx', '.safetensors')
 def model_tensors(cfg: Any) -> Tensors:
     """Return the state dict of the model of `cfg`, mmcv's `Config`, on PyTorch's meta device.
 
-    Its tensors have shapes and types without values. ConfigError: the model cannot be built.
+    Its tensors have shapes and types without values. ConfigError: the config has no model, or one that cannot
+    be built.
     """
     from mmdet.models import build_detector
 
+    if not isinstance(cfg.get('model'), dict):
+        raise ConfigError(f'{cfg.filename}: model={cfg.get("model")!r}, expected a dict with `type`')
     model = cfg.model.copy()
     model.pop('pretrained', None)
     try:

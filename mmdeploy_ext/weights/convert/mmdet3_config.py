@@ -190,10 +190,12 @@ def _parse_values(path: str, text: object) -> dict[str, Any]:
 
 
 def _parse_value(node: ast.expr) -> Any:
-    """Return a value of literals and `dict(...)`."""
-    is_dict_call = isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'dict' and not node.args
-    if is_dict_call and all(keyword.arg for keyword in node.keywords):
-        return {keyword.arg: _parse_value(keyword.value) for keyword in node.keywords}
+    """Return a value of literals, `dict(key=...)` and `dict({'a.key': ...})`."""
+    if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'dict':
+        if not node.args and all(keyword.arg for keyword in node.keywords):
+            return {keyword.arg: _parse_value(keyword.value) for keyword in node.keywords}
+        if [*map(type, node.args)] == [ast.Dict] and not node.keywords:
+            return _parse_value(node.args[0])
     if isinstance(node, ast.Dict) and all(node.keys):
         pairs = zip(node.keys, node.values, strict=True)
         return {_parse_value(key): _parse_value(value) for key, value in pairs}
@@ -209,15 +211,31 @@ def config_text(cfg: Any) -> str:
 
     ConfigError: it holds a value whose text is no literal of Python, such as an object or an infinite number.
     """
+    from mmcv import Config
+
+    values = _plain(cfg._cfg_dict)
     try:
-        text = cfg.pretty_text
-        _parse_values(str(cfg.filename), text)
+        text = Config(_with_escapes(values)).pretty_text
+        if _parse_values(str(cfg.filename), text) != values:
+            raise ValueError('its text gives other values')
     except Exception as error:  # of yapf, for values that are no Python
         raise ConfigError(
             f'{cfg.filename}: holds values that cannot be written as a config ({type(error).__name__}); '
             f'expected plain ones: finite numbers, texts, lists, dicts'
         ) from error
     return text
+
+
+def _with_escapes(value: Any) -> Any:
+    r"""Return nested dicts with escapes in their texts, such as `it\'s`: mmcv only puts quotes around them.
+
+    Those of lists and tuples it escapes itself, unless a list has only dicts.
+    """
+    if isinstance(value, dict):
+        return {key: _with_escapes(inner) for key, inner in value.items()}
+    if isinstance(value, list) and all(isinstance(inner, dict) for inner in value):
+        return [_with_escapes(inner) for inner in value]
+    return repr(f'"{value}')[2:-1] if isinstance(value, str) else value
 
 
 def _run_config(path: Path, users: tuple[Path, ...] = ()) -> dict[str, Any]:

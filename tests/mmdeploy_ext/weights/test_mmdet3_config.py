@@ -181,6 +181,12 @@ def test_a_value_that_a_config_cannot_hold_as_text_is_refused_by_file(value):
         config_text(cfg)
 
 
+@pytest.mark.parametrize('text', ["it's", 'C:\\new', 'two\nlines', '"quoted"', '\'both\' "quotes"', 'plain'])
+def test_texts_with_quotes_and_backslashes_are_read_as_they_were(text):
+    values = dict(model=dict(name=text, parts=[dict(name=text)], names=[text], pair=(text, 1)))
+    assert Config.fromstring(config_text(Config(values)), '.py').model == values['model']
+
+
 def test_a_config_of_mmdet_2_is_not_translated():
     cfg = Config.fromfile(mmdet_config('atss/atss_r50_fpn_1x_coco.py'))
     with pytest.raises(ConfigError, match=r'is no config of mmdet 3'):
@@ -232,11 +238,19 @@ def test_the_config_that_a_checkpoint_keeps_is_read_as_data(tmp_path):
     assert to_mmdet2_config(kept).pretty_text == to_mmdet2_config(cfg).pretty_text
 
 
+def test_a_checkpoint_may_keep_keys_that_are_no_names(tmp_path):
+    values = dict(optim_wrapper=dict(custom_keys={'backbone.norm': dict(decay_mult=0.0)}))
+    path = checkpoint_with(tmp_path / 'epoch_12.pth', Config(values).pretty_text)
+    assert "dict({'backbone.norm'" in path.read_bytes().decode('latin-1')
+    assert read_mmdet3_config(path).optim_wrapper == values['optim_wrapper']
+
+
 @pytest.mark.parametrize(('text', 'message'), [
     ("import os\n", 'line 1 is no `name = value`'),
     ("a = open('x', 'w')\n", 'malformed node'),
     ("a = dict(b=[__import__('os')])\n", 'malformed node'),
     ("a = dict(**{'b': 1})\n", 'malformed node'),
+    ("a = dict([('b', 1)])\n", 'malformed node'),
     ('a = {[]: 1}\n', 'unhashable'),
     ('a = (\n', 'never closed'),
     ('', r'keeps no config in meta\.cfg'),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmcv import Config
 
-from mmdeploy_ext.core.errors import CheckpointError
+from mmdeploy_ext.core.errors import CheckpointError, ConfigError
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_strict
 from mmdeploy_ext.weights.convert.mmdet3 import convert
 from mmdeploy_ext.weights.convert.mmdet3_model import to_mmdet2_model
@@ -96,3 +96,9 @@ def test_an_unconverted_file_is_refused_with_the_command(name):
     command = r'names of mmdet 3 .*: python tools/convert/mmdet3\.py epoch_12\.pth OUT\.pth --config CONFIG'
     with pytest.raises(CheckpointError, match=command):
         load_strict(torch.nn.Linear(1, 1), source)
+
+
+def test_a_config_without_a_model_is_refused_by_its_file():
+    cfg = Config(dict(total_epochs=1), cfg_text='total_epochs', filename='config2.py')
+    with pytest.raises(ConfigError, match=r'^config2\.py: model=None, expected a dict with `type`'):
+        convert(Checkpoint('epoch_12.pth', {'a': torch.zeros(1)}, {}), cfg)
