@@ -39,9 +39,9 @@ class NetworkCalibration(NamedTuple):
             `demo/toy.jpg`.
         exposures: whether a dark and a bright scene are added. In networks whose outputs grow with the light
             (no normalisation of the picture, SiLU) their scores would be exactly 1, which gives no order.
-        residual: scale of the last normalisation of every residual block. With 1.0 the network amplifies
-            rounding: PyTorch's own float32 is up to 4e-5 of scale off float64 on R50 at 608x608, and two
-            engines' errors add up to the bar of 1e-4; with 0.25 it is 5e-6 there and 2e-5 on R101.
+        residual: scale of the last normalisation of residual blocks, see `fill_network`. With 1.0 the network
+            amplifies rounding: PyTorch's own float32 is up to 4e-5 of scale off float64 on R50 at 608x608,
+            and two engines' errors add up to the bar of 1e-4; with 0.25 it is 5e-6 there and 2e-5 on R101.
         shift: mean of the normalised values of the neck and of inverted residual blocks; with 0 their norms
             stay. Around 0 every ReLU of NAS-FPN's 7 stages bends: float32 is 9.2e-5 of scale off float64.
         size: height and width of the pictures, pixels.

@@ -1,4 +1,7 @@
-"""Steps of the seeded rule for layers of any network: draw weights, calibrate norms, rescale outputs."""
+"""Steps of the seeded rule for layers of any network: draw weights, calibrate norms, rescale outputs.
+
+Functions that change weights or statistics have to be called inside `torch.no_grad`.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,13 +36,14 @@ def fill_network(model: nn.Module, seed: int, residual: float) -> None:
     """Draw the weights of a network in place.
 
     They are those of convolutions, linear layers, attention and embeddings, and biases of the first two;
-    normalisations keep theirs, apart from L2 norms and the last one of each residual block. As
-    `rescale`, it has to be called inside `torch.no_grad`.
+    normalisations keep theirs, apart from L2 norms and those that `residual` is of. Other parameters stay.
 
     Args:
         model: the network, of layers of mmcv and mmdet.
         seed: seed of the weights.
-        residual: weight of the last normalisation of every residual block of convolutions.
+        residual: weight of the last normalisation of the residual blocks of mmdet's ResNet and Darknet, of
+            classes derived from theirs, and of inverted residual blocks with a shortcut. Blocks of other
+            classes, such as RTMDet's or DLA's, keep theirs.
     """
     generator = torch.Generator().manual_seed(seed)
     _draw_weights(model, generator)
@@ -107,7 +111,7 @@ def _gates_of(module: nn.Module) -> list[nn.Module]:
 
 
 def _residual_norms(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the last normalisation of every residual block of convolutions."""
+    """Yield the last normalisation of the residual blocks that `fill_network` names."""
     from mmdet.models.backbones.darknet import ResBlock
     from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 
@@ -133,7 +137,7 @@ def calibrate_norms(norms: Iterable[nn.Module], run: Callable[[], Any]) -> Any:
     """Set running statistics to those of the inputs during a run, the mean over all calls of a layer.
 
     To variances 1e-3 is added. Each normalisation has its statistics before it is applied, so that later
-    layers see normalised inputs. It has to be called inside `torch.no_grad`.
+    layers see normalised inputs.
 
     Args:
         norms: batch normalisations in evaluation mode; what they are given has more than one value per

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 SWEEPS = 3
 """Number of generated sweeps for statistics."""
 RESIDUAL = 0.1
-"""Scale of the last normalisation of every residual block; see `seeded_dense.NetworkCalibration`."""
+"""Scale of the last normalisation of residual blocks; see `seeded_dense.NetworkCalibration`."""
 EMPTY_LOGIT, BEST_LOGIT = -5.0, 0.0
 """Highest logit of an empty map, and the logit that `BEST_ANCHORS` of each sweep exceed, in all channels
 together."""
@@ -185,13 +185,14 @@ def raise_scores(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rescale a layer of scores so that each channel's highest logit of an empty map is `EMPTY_LOGIT`.
 
-    The `count` best of each sweep exceed `BEST_LOGIT`, as far as `MAX_LOGITS` allow.
+    The `count` best of each sweep are not below `BEST_LOGIT`, as far as `MAX_LOGITS` allow. It has to be
+    called inside `torch.no_grad`.
 
     Args:
-        layer: layer with a bias.
+        layer: convolution of maps, with a bias.
         outputs: (C, B, n) of B sweeps, at n positions.
         empty: (C, m) of an empty map, at m positions.
-        count: number of the best positions of a sweep; n / `CELLS_PER_BEST` are taken if that is less.
+        count: number of the best positions of a sweep; n / `CELLS_PER_BEST`, at least one, if that is less.
 
     Returns:
         Factor and summand (C, 1) by which the outputs change; the factor is negative in channels whose lowest

@@ -75,7 +75,7 @@ def check_replaceable(root: Path) -> None:
 
 
 def is_ready(root: Path, parameters: dict[str, Any]) -> bool:
-    """Return whether `root` is a finished set with these parameters; False if nothing is there.
+    """Return whether `root` is a finished set with these parameters; False if it is missing or empty.
 
     Files are looked for, their hashes are not computed. `parameters` are name -> value as JSON gives it back:
     lists, no tuples.
@@ -243,7 +243,7 @@ def make_pictures(args: argparse.Namespace, ensure: Callable[..., bool], **setti
 def write_jpeg(path: Path, image: np.ndarray, quality: int) -> None:
     """Write a picture (H, W, 3) uint8 BGR with a quality of 0..100.
 
-    DataError: OpenCV cannot encode it; OSError: the file cannot be written.
+    DataError: a side is longer than 65,500 pixels; OSError: the file cannot be written.
     """
     done, encoded = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:

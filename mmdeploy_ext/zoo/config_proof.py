@@ -62,7 +62,7 @@ class Settings:
         size: (H, W) of the traced input in pixels, rounded up to the next size that the network takes.
         picture: title and picture (h, w, 3) uint8 BGR that the proof begins with.
         seeded: builds the detector with seeded weights from a config and its family.
-        engine: name of the engine's class (`engine`) and its options, as `proving.ladder.prove` takes them.
+        engine: what `engines.registry.engine_settings` returns, as `proving.ladder.prove` takes it.
         export_kinds: those of `EXPORT_KINDS` to export and to prove.
         sweeps: number of generated sweeps on which models of sweeps are proven.
     """

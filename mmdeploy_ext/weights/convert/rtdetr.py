@@ -43,7 +43,7 @@ class Source:
     """The tensors of a file.
 
     Attributes:
-        tensors: name in the file -> tensor.
+        tensors: name in the file, without the `module.` of wrappers in a .pth or .bin -> tensor.
         origin: their origin in words, such as 'EMA weights (ema.module)'.
     """
 
