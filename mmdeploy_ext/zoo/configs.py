@@ -1,5 +1,6 @@
 """The configs of a zoo: those of the installed libraries, or of the user's folders, and what they contain."""
 
+import contextlib
 import dataclasses
 import glob
 import hashlib
@@ -89,10 +90,10 @@ def config_files(patterns: Sequence[str]) -> list[Path]:
         matches = [Path(path) for path in glob.glob(pattern)]
         if pattern and not matches and not Path(pattern).is_absolute():
             library, _, rest = pattern.partition('/')
-            if rest and has_configs(library):
-                matches = sorted(installed_folder(library).glob(rest))
-            else:
-                matches = sorted(installed_folder().glob(pattern))
+            named = bool(rest) and has_configs(library)
+            folder, rest = (installed_folder(library), rest) if named else (installed_folder(), pattern)
+            with contextlib.suppress(NotImplementedError, ValueError, IndexError):  # '/a', 'a**', '.'
+                matches = list(folder.glob(rest))
         leaves = [
             file for path in sorted(matches) for file in (_leaf_configs(path) if path.is_dir() else [path])
         ]

@@ -189,9 +189,9 @@ def run_all(
 ) -> Iterator[list[Record]]:
     """Yield the records of each group of configs as soon as they are known.
 
-    `jobs` processes, one or more, run at a time; a group has at least one config.
-    The configs of a group are the same model to test, of which only the first is proven. A process that
-    exceeds one of the limits is killed. `ConfigProcess` says what is written below `out`.
+    `jobs` processes, one or more, run at a time; a group has at least one config. The configs of a group are
+    the same model to test, of which only the first is proven. A process that exceeds one of the limits is
+    killed. `ConfigProcess` says what is written below `out`.
     """
     for name in ('records', 'logs'):
         (out / name).mkdir(parents=True, exist_ok=True)

@@ -494,7 +494,8 @@ def test_configs_of_mmdet3d_are_known_by_the_name_of_the_library(tmp_path):
         'mmdet3d/second/hv_second_secfpn_6x8_80e_kitti-3d-car.py',
         'mmdet3d/second/hv_second_secfpn_fp16_6x8_80e_kitti-3d-car.py',
     ]
-    for pattern in ('second/*kitti-3d-car.py', 'code/x.py', 'no.module/x.py', ''):
+    damaged = ('mmdet3d//second/*.py', 'mmdet3d/.', '**y', 'mmdet3d/a**')
+    for pattern in ('second/*kitti-3d-car.py', 'code/x.py', 'no.module/x.py', '', *damaged):
         with pytest.raises(UsageError, match='fits no config'):
             configs.config_files([pattern])
     one, *others = configs.read_configs(configs.config_files(['mmdet3d/pointpillars/*fpn_sbn-all*nus-3d.py']))

@@ -58,8 +58,10 @@ def boxes_of_deltas(xp: ModuleType, priors: Any, rows: Rows, coder: Settings, le
     """Return boxes (B, A, 5) x, y, width, height in pixels, and angle in radians, which priors become.
 
     Deltas are moves in sizes of the prior, along its sides with `proj_xy` and else along x and y, logarithms
-    of the ratios of sizes, and an angle that is added. The sum ends in the interval of the version, see
-    `norm_angle`; in 'oc' it stays as it is, and so does an angle that is `replaced`. Boxes are not clipped.
+    of the ratios of sizes, and an angle that is added, with a `norm_factor` in units of that times pi. The
+    sum ends in the interval of the version, see `norm_angle`; in 'oc' it stays as it is, and so does an angle
+    that is `replaced`. With `edge_swap` the width is the longer side: where sides are exchanged for that, a
+    quarter turn is added to the sum. Boxes are not clipped.
 
     Args:
         xp: numpy or torch.

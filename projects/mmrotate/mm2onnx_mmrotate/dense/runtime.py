@@ -76,8 +76,9 @@ def decode_raw(outputs: Arrays, height: int, width: int, facts: Mapping[str, Any
         facts: the `postprocess` entry of the file's metadata.
 
     Returns:
-        `boxes` (B, A, 5), `scores` (B, A, C) in 0..1, of a sigmoid or softmax by the head, and the score
-        `factors` (B, A) if the head has some.
+        `boxes` (B, A, 5) in pixels of the input, not clipped, with the angle in radians, `scores` (B, A, C)
+        in 0..1, of a sigmoid or softmax by the head, and the score `factors` (B, A) in 0..1 if the head has
+        some.
 
     Raises:
         ShapeError: a feature map is missing, or is not of the size that H and W give, or has other channels.

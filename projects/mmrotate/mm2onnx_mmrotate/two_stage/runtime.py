@@ -56,7 +56,8 @@ def decode_raw(outputs: Arrays, clip_hw: np.ndarray, facts: Mapping[str, Any]) -
         facts: the `postprocess` entry of the file's metadata.
 
     Returns:
-        `boxes` (B, K, G, 5) and `scores` (B, K, C).
+        `boxes` (B, K, G, 5) in pixels of the input, with the angle in radians, and `scores` (B, K, C) in
+        0..1, without the background.
     """
     coder, regions = facts['coder'], outputs['regions'][:, :, None]
     boxes = CODERS[coder['type']](np, regions, outputs, coder, clip_hw.astype(np.float32))
