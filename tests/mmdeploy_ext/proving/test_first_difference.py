@@ -1,6 +1,7 @@
 """Faults of seven kinds in files of three families: each is found at its node."""
 
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
@@ -74,6 +75,19 @@ def subjects(tmp_path_factory):
     return get
 
 
+@pytest.fixture(scope='module')
+def found_by(subjects):
+    """Return (family, fault) -> node of the fault, and what the search finds, with a fresh export or not."""
+
+    @functools.cache
+    def find(family, fault, fresh=True):
+        model, search, example = subjects(family)
+        broken, node = toy_faults.plant(model, family, fault, example)
+        return node, search.compare(broken, fresh)
+
+    return find
+
+
 @pytest.mark.suite('True-atss', 'False-streampetr')
 @pytest.mark.parametrize(
     ('fresh', 'family'),
@@ -105,10 +119,8 @@ def test_a_right_export_is_equal(subjects, family, fresh):
         *((family, 'weight') for family in FAMILIES),
     ),
 )
-def test_a_planted_fault_is_found_at_its_node(subjects, family, fault):
-    model, search, example = subjects(family)
-    broken, node = toy_faults.plant(model, family, fault, example)
-    found = search.compare(broken)
+def test_a_planted_fault_is_found_at_its_node(found_by, family, fault):
+    node, found = found_by(family, fault)
     assert not found.equal
     assert found.first.node == node
     assert found.first.exact
@@ -124,11 +136,9 @@ def test_a_planted_fault_is_found_at_its_node(subjects, family, fault):
         *(('atss', fault) for fault in ('weight', 'frozen')),
     ),
 )
-def test_it_is_found_without_a_fresh_export(subjects, family, fault):
+def test_it_is_found_without_a_fresh_export(found_by, family, fault):
     """What is left when the exporter itself is at fault: names, values and places."""
-    model, search, example = subjects(family)
-    broken, node = toy_faults.plant(model, family, fault, example)
-    found = search.compare(broken, fresh=False)
+    node, found = found_by(family, fault, fresh=False)
     assert not found.equal
     assert found.first.node == node
 
@@ -162,10 +172,8 @@ def test_a_fault_of_the_exporter_is_told_from_one_of_the_file(subjects, fault):
     assert not found.changes
 
 
-def test_errors_behind_the_first_are_passed_on_not_born(subjects):
-    model, search, example = subjects('atss')
-    broken, node = toy_faults.plant(model, 'atss', 'weight', example)
-    found = search.compare(broken)
+def test_errors_behind_the_first_are_passed_on_not_born(found_by):
+    node, found = found_by('atss', 'weight')
     states = [entry.state for entry in found.entries]
     assert states.count('born here') == 1
     assert states.count('passed on') > 100
