@@ -164,9 +164,10 @@ def read_configs(files: Sequence[Path], heads: Sequence[str] = ()) -> Iterator[C
 def test_digest(cfg: Any, training_keys: Sequence[str] = ()) -> str:
     """Return a hash of `model`, `data.test` and `test_cfg` without keys that only training reads, and paths.
 
-    `test_cfg` is taken whole, and a class of `SAME_IN_TESTS` counts as the other one. Configs with equal
-    hashes are the same model to export and to test, wherever their data are. `training_keys` are further
-    keys of the model that only training reads.
+    `test_cfg` is taken whole, and a class of `SAME_IN_TESTS` counts as the other one. The names of modules of
+    the user that the config imports (`custom_imports`, `plugin_dir`) count, too. Configs with equal hashes
+    are the same model to export and to test, wherever their data are. `training_keys` are further keys of the
+    model that only training reads.
     """
     test = (cfg.get('data') or {}).get('test') or {}
     content = [
@@ -174,6 +175,10 @@ def test_digest(cfg: Any, training_keys: Sequence[str] = ()) -> str:
         _without(test, (*TRAINING_KEYS, *PATH_KEYS)),
         cfg.get('test_cfg'),
     ]
+    if cfg.get('custom_imports'):
+        content.append(dict(custom_imports=cfg.custom_imports))
+    if cfg.get('plugin'):
+        content.append(dict(plugin_dir=cfg.get('plugin_dir') or str(Path(cfg.filename).parent)))
     text = json.dumps(content, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -150,6 +150,19 @@ def test_configs_that_differ_in_anything_else_are_not(other):
     assert configs.test_digest(cfg) != before
 
 
+@pytest.mark.parametrize(('key', 'one', 'other'), [
+    ('custom_imports', dict(imports=['one.heads']), dict(imports=['other.heads'])),
+    ('plugin_dir', 'one/plugin/', 'other/plugin/'),
+])
+def test_configs_of_other_code_of_the_user_are_not_the_same_model(key, one, other):
+    cfg = load_config(f'{REPOSITORY}/configs/demo/atss_toy.py')
+    digests = [configs.test_digest(cfg)]
+    for value in (one, other):
+        cfg.merge_from_dict({'plugin': key == 'plugin_dir', key: value})
+        digests.append(configs.test_digest(cfg))
+    assert len(set(digests)) == 3
+
+
 def test_a_family_names_keys_of_its_librarys_configs_that_only_training_reads(monkeypatch):
     cfg = load_config(f'{REPOSITORY}/configs/demo/atss_toy.py')
     registration = Registration(
