@@ -212,6 +212,8 @@ def test_swin_t_has_the_parameters_of_the_checkpoints():
         (FUSION, {'model.encoders.lidar.voxelize.voxel_size': 'text'}, 'encoders.lidar can'),
         (FUSION, {'model.heads.object.common_heads': -1}, 'common_heads has no vel'),
         (VIEW, {'data.test.pipeline.1.std': 'text'}, 'test pipeline cannot be read'),
+        (FUSION, {'model.encoders.camera': -1}, 'model cannot be read: AttributeError'),
+        (VIEW, {CODER[:-1]: 'text'}, 'bbox_coder cannot be read: AttributeError'),
         (VIEW, {CODER + 'post_center_range': 0.5}, 'range=0.5: expected six numbers'),
         (VIEW, {CODER + 'max_num': 'text'}, "max_num='text': expected a whole number"),
     ],
@@ -223,3 +225,10 @@ def test_a_value_of_another_kind_is_named_by_its_file_and_part(config, override,
         family.check(cfg, family.choose())
         family.preprocess_rule(cfg)
     assert str(caught.value).startswith(str(cfg.filename))
+
+
+def test_a_head_whose_type_is_no_text_belongs_to_no_family():
+    cfg = load_config(str(REPOSITORY / f'projects/configs/{VIEW}.py'))
+    cfg._cfg_dict.model.pts_bbox_head.type = ['BEVFormerHead']
+    with pytest.raises(ConfigError, match='belongs to no family'):
+        find_family(cfg)

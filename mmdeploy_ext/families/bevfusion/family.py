@@ -18,6 +18,7 @@ from mmdeploy_ext.consumers.cuda_bevfusion.cuda import GRAPHS as CUDA_FILES
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.core.config import refused_values
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
 from mmdeploy_ext.core.model_classes import ModelClass
 from mmdeploy_ext.families.base import Claim
@@ -292,6 +293,11 @@ def check_cuda(cfg: Any) -> None:
 
 def check_model(cfg: Any) -> None:
     """Raise ConfigError, which names file and key, for detectors whose parts are not exported."""
+    with refused_values(cfg, 'model'):
+        _check_parts(cfg)
+
+
+def _check_parts(cfg: Any) -> None:
     model, name = cfg.model, f'{cfg.filename}: model'
     try:
         check_parts(model.get('encoders') or {}, model.get('fuser'), model.get('heads') or {})

@@ -42,9 +42,11 @@ def is_one_of(types: Sequence[str], part: Mapping[str, Any]) -> bool:
 
     A class counts as its nearest base of a name in the `catalogue`, itself included: one that is derived
     from PETRHead counts as that, but PETRv2Head, which the catalogue has, too, does not. A type that is not
-    registered counts by its name.
+    registered counts by its name, and one that is no text is none of them.
     """
     name = part.get('type')
+    if not isinstance(name, str):
+        return False
     for registry in (MMDET_MODELS, MODELS):
         if inspect.isclass(kind := registry.module_dict.get(name)):
             return (nearest_base(kind, MODULES) or name) in types
@@ -112,7 +114,7 @@ class CameraModels:
                 f'expected {", ".join(str(self.needed_settings[key]) for key in wrong)}, as in the published '
                 'configs'
             )
-        with refused_by_name(cfg):
+        with refused_by_name(cfg), refused_values(cfg, f'model.{self.head_key}.bbox_coder'):
             _check_coder(self.head_of(cfg).get('bbox_coder') or {}, f'model.{self.head_key}.bbox_coder')
         if self.check_further:
             self.check_further(cfg)
@@ -138,7 +140,8 @@ class CameraModels:
         ConfigError: `num_cams` is no whole number above 0, there is no test pipeline, a value of it cannot be
         read, or the rule cannot express a step or the order of the steps.
         """
-        cameras = self.camera_settings(cfg).get('num_cams', DEFAULT_CAMERAS)
+        with refused_values(cfg, f'model.{self.head_key}'):
+            cameras = self.camera_settings(cfg).get('num_cams', DEFAULT_CAMERAS)
         if type(cameras) is not int or cameras < 1:
             raise ConfigError(f'{cfg.filename}: num_cams={cameras!r}, expected a number of cameras')
         with refused_values(cfg, 'the test pipeline'):
