@@ -232,6 +232,9 @@ def multiview_rule(pipeline: Sequence[Mapping[str, Any]], num_cameras: int = 6) 
     pad = steps.get(STEPS[2], {})
     if pad.get('pad_val', 0) != 0:
         raise ConfigError(f'test pipeline step {STEPS[2]}: pad_val={pad["pad_val"]}; expected 0')
+    divisor = pad.get('size_divisor') or 1
+    if not isinstance(divisor, int | float) or divisor < 1 or divisor % 1:
+        raise ConfigError(f'test pipeline step {STEPS[2]}: size_divisor={divisor!r}; expected a whole number')
     pad_size = tuple(map(int, pad['size'])) if pad.get('size') else None
     if pad_size and (len(pad_size) != 2 or pad_size[0] < sizes['size'][0] or pad_size[1] < sizes['size'][1]):
         raise ConfigError(
@@ -242,7 +245,7 @@ def multiview_rule(pipeline: Sequence[Mapping[str, Any]], num_cameras: int = 6) 
         mean=tuple(map(float, norm['mean'])),
         std=tuple(map(float, norm['std'])),
         to_rgb=bool(norm.get('to_rgb', True)),
-        size_divisor=int(pad.get('size_divisor') or 1),
+        size_divisor=int(divisor),
         pad_size=pad_size,
         num_cameras=num_cameras,
         cameras=CAMERAS if num_cameras == len(CAMERAS) else (),

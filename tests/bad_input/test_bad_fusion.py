@@ -211,6 +211,7 @@ def test_swin_t_has_the_parameters_of_the_checkpoints():
         (FUSION, {'data.test.pipeline.3.mean': -1}, 'test pipeline, or what model.encoders'),
         (FUSION, {'model.encoders.lidar.voxelize.voxel_size': 'text'}, 'encoders.lidar can'),
         (FUSION, {'model.heads.object.common_heads': -1}, 'common_heads has no vel'),
+        (VIEW, {'data.test.pipeline.2.transforms.1.size_divisor': 32.5}, '=32.5; expected a whole'),
         (VIEW, {'data.test.pipeline.1.std': 'text'}, 'test pipeline cannot be read'),
         (FUSION, {'model.encoders.camera': -1}, 'model cannot be read: AttributeError'),
         (VIEW, {CODER[:-1]: 'text'}, 'bbox_coder cannot be read: AttributeError'),

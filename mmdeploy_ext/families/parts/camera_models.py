@@ -117,7 +117,8 @@ class CameraModels:
         with refused_by_name(cfg), refused_values(cfg, f'model.{self.head_key}.bbox_coder'):
             _check_coder(self.head_of(cfg).get('bbox_coder') or {}, f'model.{self.head_key}.bbox_coder')
         if self.check_further:
-            self.check_further(cfg)
+            with refused_values(cfg, f'model.{self.head_key}'):
+                self.check_further(cfg)
 
     def build(self, cfg: Any) -> nn.Module:
         """Return the model of a config, without weights, in evaluation mode; it has `input_sizes`.
