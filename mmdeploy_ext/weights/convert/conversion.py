@@ -95,3 +95,23 @@ def save_checkpoint(
         except RuntimeError as error:  # torch raises it when a write fails
             cause = root_cause(error)
             raise cause if isinstance(cause, OSError) else OSError(f'torch: {error}') from error
+
+
+def escaped_text(cfg: Any) -> str:
+    r"""Return mmcv's text of `cfg`, its `Config`, with escapes in the config's texts, such as `it\'s`.
+
+    mmcv itself only puts quotes around them, so that a backslash would be read as something else, and an
+    apostrophe as the end. Errors are those of yapf, for values that are no Python.
+    """
+    from mmcv import Config
+
+    return Config(_with_escapes(cfg._cfg_dict)).pretty_text
+
+
+def _with_escapes(value: Any) -> Any:
+    """Return nested dicts with escapes in their texts; in lists and tuples of others mmcv escapes them."""
+    if isinstance(value, dict):
+        return {key: _with_escapes(inner) for key, inner in value.items()}
+    if isinstance(value, list) and all(isinstance(inner, dict) for inner in value):
+        return [_with_escapes(inner) for inner in value]
+    return repr(f'"{value}')[2:-1] if isinstance(value, str) else value

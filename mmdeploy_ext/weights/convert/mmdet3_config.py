@@ -16,6 +16,7 @@ from typing import Any
 from mmdeploy_ext.core.config import is_config3
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
+from mmdeploy_ext.weights.convert.conversion import escaped_text
 from mmdeploy_ext.weights.convert.mmdet3_model import PLUGINS, parts, to_mmdet2_model, without_scope
 from mmdeploy_ext.weights.convert.mmdet3_pipeline import to_mmdet2_pipeline
 
@@ -211,12 +212,9 @@ def config_text(cfg: Any) -> str:
 
     ConfigError: it holds a value whose text is no literal of Python, such as an object or an infinite number.
     """
-    from mmcv import Config
-
-    values = _plain(cfg._cfg_dict)
     try:
-        text = Config(_with_escapes(values)).pretty_text
-        if _parse_values(str(cfg.filename), text) != values:
+        text = escaped_text(cfg)
+        if _parse_values(str(cfg.filename), text) != _plain(cfg._cfg_dict):
             raise ValueError('its text gives other values')
     except Exception as error:  # of yapf, for values that are no Python
         raise ConfigError(
@@ -224,18 +222,6 @@ def config_text(cfg: Any) -> str:
             f'expected plain ones: finite numbers, texts, lists, dicts'
         ) from error
     return text
-
-
-def _with_escapes(value: Any) -> Any:
-    r"""Return nested dicts with escapes in their texts, such as `it\'s`: mmcv only puts quotes around them.
-
-    Those of lists and tuples it escapes itself, unless a list has only dicts.
-    """
-    if isinstance(value, dict):
-        return {key: _with_escapes(inner) for key, inner in value.items()}
-    if isinstance(value, list) and all(isinstance(inner, dict) for inner in value):
-        return [_with_escapes(inner) for inner in value]
-    return repr(f'"{value}')[2:-1] if isinstance(value, str) else value
 
 
 def _run_config(path: Path, users: tuple[Path, ...] = ()) -> dict[str, Any]:

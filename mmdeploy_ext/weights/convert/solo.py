@@ -108,7 +108,7 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any) -> tuple[Conv
     converted = convert(checkpoint, cfg)
     conversion.check_numbers(source, converted.state_dict, converted.model_tensors)
     try:
-        text = converted.cfg.pretty_text
+        text = conversion.escaped_text(converted.cfg)
     except Exception as error:  # of yapf, which cannot parse values that are not literals
         raise ConfigError(
             f'{cfg.filename}: holds values that cannot be written as a config ({type(error).__name__}); '

@@ -14,7 +14,7 @@ from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.families.solo.family import check_grids
 from mmdeploy_ext.weights.checkpoint import load_checkpoint, load_strict
-from mmdeploy_ext.weights.convert.solo import convert
+from mmdeploy_ext.weights.convert.solo import convert, convert_file
 from mmdeploy_ext.weights.convert.solo_names import converted_names, original_name
 from model_shapes import model_shapes
 
@@ -123,6 +123,13 @@ def test_values_and_facts_are_carried_over(tmp_path):
     assert 'num_grids=[24, 20, 14, 10, 8]' in config  # SOLOv2's layers do not tell them
     # the original's towers have 32 groups, whatever a config says
     assert load_config(str(tmp_path / 'out.py')).model.mask_head.norm_cfg.num_groups == 32
+
+
+def test_texts_of_the_config_are_written_as_they_are(tmp_path):
+    source, cfg, folder = toy_original(tmp_path / 'in.pth'), load_config(TOY), "C:\\new\\it's"
+    cfg.data.test.img_prefix = folder
+    converted, config = convert_file(source, tmp_path / 'out.pth', cfg)
+    assert converted.changes and load_config(str(config)).data.test.img_prefix == folder
 
 
 def test_counters_of_batch_norm_may_be_missing(tmp_path):
