@@ -1,11 +1,11 @@
 """Small PointPillars, SECOND and SSN with anchors, exported once; sweeps are the tiny CenterPoint's."""
 
-import functools
 import tempfile
 from pathlib import Path
 
 import torch
 
+from made_once import made_once
 from mmdeploy_ext.runtime.frames import Sweep
 from toy_centerpoint import register, sweep
 from toy_spread import spread_out
@@ -178,7 +178,7 @@ def seeded_model(family, cfg):
     return model
 
 
-@functools.cache
+@made_once
 def exported(kind='kitti'):
     """Return (deployment, folder of graphs, config, checkpoint), made once per process."""
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401

@@ -1,12 +1,12 @@
 """A CenterPoint of a few thousand weights on a grid of 32 x 32 x 8 voxels, exported once; sweeps for it."""
 
-import functools
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from made_once import made_once
 from mmdeploy_ext.runtime.frames import Sweep
 from toy_spread import spread_out
 
@@ -177,7 +177,7 @@ SPREAD = dict(
 """Output of the head -> deviations and means of its channels, see `toy_spread.spread_out`."""
 
 
-@functools.cache
+@made_once
 def exported(variant='sparse', contract='deploy'):
     """Return (deployment, folder of graphs, config, checkpoint), made once per process."""
     from mmdeploy_ext.core.config import load_config

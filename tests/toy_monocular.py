@@ -1,9 +1,9 @@
 """The toys of FCOS3D, PGD and SMOKE with seeded weights."""
 
-import functools
 
 import numpy as np
 
+from made_once import made_once
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import export_files
@@ -22,7 +22,7 @@ def toy(kind='smoke'):
     return load_config(CONFIG.format(kind))
 
 
-@functools.cache
+@made_once
 def seeded(kind='smoke'):
     """Return the deployment of a toy with seeded weights."""
     cfg = toy(kind)

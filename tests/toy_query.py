@@ -2,13 +2,13 @@
 
 import copy
 import dataclasses
-import functools
 
 import numpy as np
 import onnxruntime
 import torch
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+from made_once import made_once
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.base import FAMILIES, find_family
@@ -124,7 +124,7 @@ def region_toy(kind):
     return cfg
 
 
-@functools.cache
+@made_once
 def seeded(kind='plain'):
     """Return a toy with seeded weights; tests that change it work on a copy."""
     cfg = toy(kind)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+from made_once import made_once
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -95,7 +96,7 @@ ALTERED = dict(fast=_given, rpn=_proposals_alone, double=_double, generic=_gener
 """Kinds that differ from a Faster R-CNN in a part of it."""
 
 
-@functools.cache
+@made_once
 def seeded(kind='faster'):
     """Return a toy with seeded weights; tests that change it work on a copy."""
     cfg = toy(kind)

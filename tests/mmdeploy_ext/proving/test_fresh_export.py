@@ -314,7 +314,8 @@ def test_the_verdict_of_an_edited_file_counts_its_inputs(tmp_path, capsys, path,
         patch.setattr(ladder, 'prove', level_1_alone)
         status, out, content = verdict_of(tmp_path, capsys, target)
     assert status == 1 and 'NOT PROVEN: graph: 1 node differs from a fresh export: unread' in out
-    status, out, content = verdict_of(tmp_path, capsys, target, '--edited')
+    with samples_alone():
+        status, out, content = verdict_of(tmp_path, capsys, target, '--edited')
     assert status == 0 and f'PROVEN ON {len(content["cases"])} INPUTS (edited graph)' in out
     assert content['verdict'].endswith('inputs (edited graph)')
 

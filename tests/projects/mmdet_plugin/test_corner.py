@@ -11,6 +11,7 @@ import torch
 from mmcv.ops import CornerPool
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+from made_once import made_once
 from marking import in_suite
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.exporter import default_opset
@@ -31,7 +32,7 @@ LEAST = dict(corner=20, centripetal=12)
 OPTIONS = options_of(family='corner')
 
 
-@functools.cache
+@made_once
 def seeded(kind='corner'):
     return seeded_model(toy(kind), FAMILY).eval()
 
