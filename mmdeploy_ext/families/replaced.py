@@ -38,6 +38,7 @@ from mmdeploy_ext.core.source_code import (
     source_of_class,
     source_of_function,
 )
+from mmdeploy_ext.core.users_code import attributes_written
 from mmdeploy_ext.families.building import data_class, data_classes
 
 TABLE = 'replaced_methods.json'
@@ -57,6 +58,8 @@ DIGITS = 16
 """Number of hexadecimal digits of a hash in a table."""
 SAMPLES_3D = ('prepare_test_data', 'get_data_info')
 """Methods of mmdet3d's data sets that make test samples, with their cameras, beside those of mmdet's."""
+SAMPLING = ('__init__', '__getitem__', 'pre_pipeline', 'load_annotations', *SAMPLES_3D)
+"""Methods of data sets of mmdet and mmdet3d that decide what is in a test sample."""
 LIBRARY_MODULES = ('mmdet.', 'mmdet3d.', 'mmdeploy_ext.')
 """Beginnings of the names of modules of libraries with data sets and steps, and of copies of these."""
 ACCESS = ('__call__', '_call_impl', '_wrapped_call_impl', '__getattribute__', '__getattr__')
@@ -277,7 +280,7 @@ def differing_steps(steps: Iterable[Mapping[str, Any]], table: Table) -> list[Di
         functions = {method: value for method, value in attributes if isinstance(value, FunctionType)}
         released = table.get(f'mmdet.{name}', {})
         foreign = {method: value for method, value in functions.items() if is_foreign(value)}
-        copied = {method for method, value in foreign.items() if value.__module__.startswith('mmdet3d.')}
+        copied = {method for method, value in foreign.items() if module_of(value).startswith('mmdet3d.')}
         for method, function in foreign.items():
             hashes = released.get(function.__name__, ())
             is_followed = method in copied or _differing_source(function, hashes) is None
@@ -324,10 +327,10 @@ def differing_datasets(settings: Iterable[Mapping[str, Any]], table: Table) -> l
         functions = {
             name: value
             for name, value in methods
-            if isinstance(value, FunctionType) and not value.__module__.startswith('mmdet3d.')
+            if isinstance(value, FunctionType) and not module_of(value).startswith('mmdet3d.')
         }
         for name, function in functions.items():
-            is_passed_on = name == '__init__' and not _changes_pipeline(function)
+            is_passed_on = name == '__init__' and not _changes_sample(function)
             if (
                 is_foreign(function)
                 and not is_passed_on
@@ -348,6 +351,38 @@ def differing_loader() -> list[DifferingMethod]:
     from mmdet.datasets.builder import build_dataloader
 
     return called_of_others([build_dataloader])
+
+
+def differing_library_datasets(settings: Iterable[Mapping[str, Any]]) -> list[DifferingMethod]:
+    """Return the user's functions in the place of methods of a library's data set that make a test sample.
+
+    A plugin put them there, whatever class of the user's is derived from the data set; methods of the user's
+    own classes are not among them.
+
+    Args:
+        settings: those of a config's data set, and of the data sets that it wraps.
+    """
+    differing: dict[str, DifferingMethod] = {}
+    for kind in filter(None, (data_class(dataset.get('type'), 'DATASETS') for dataset in settings)):
+        for base in kind.__mro__:
+            if not base.__module__.startswith(LIBRARY_MODULES):
+                continue
+            methods = {
+                name: getattr(vars(base).get(name), '__func__', vars(base).get(name)) for name in SAMPLING
+            }
+            for name, function in methods.items():
+                if not isinstance(function, FunctionType) or not is_foreign(function):
+                    continue
+                # not those of a copy of mmdet3d in the user's repository
+                if module_of(function).partition('.')[0] != base.__module__.partition('.')[0]:
+                    method = f'{base.__name__}.{name}'
+                    differing[method] = _described(method, source_of_function(function), base.__module__)
+    return list(differing.values())
+
+
+def _changes_sample(function: FunctionType) -> bool:
+    """Return whether the `__init__` of a data set changes the pipeline or the class of boxes of samples."""
+    return 'box_type_3d' in attributes_written(function.__code__) or _changes_pipeline(function)
 
 
 def _changes_pipeline(function: FunctionType) -> bool:

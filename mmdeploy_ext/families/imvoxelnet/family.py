@@ -76,6 +76,7 @@ class ImVoxelNetFamily(ImageFamily):
 
     def check(self, cfg: Any, options: Options) -> None:
         self.check_parts(cfg.filename, cfg.model)
+        detector_parts.check_box_type(cfg, 'LiDAR')
         with refused_by_name(cfg):
             detector_parts.check_rotated_limits(detector_parts.test_cfg_of(cfg), 'max_num')
             for step in steps_of(test_pipeline(cfg), *MOVED):

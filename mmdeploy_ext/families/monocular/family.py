@@ -91,6 +91,7 @@ def check_detector(cfg: Any, options: Options, check_head: Callable[[Any, nn.Mod
     `check_head` refuses (ConfigError) what graphs do not reproduce of a built head, or of the pipeline of the
     config: it takes the config and the head.
     """
+    detector_parts.check_box_type(cfg, 'Camera')
     with refused_by_name(cfg):
         test_cfg = detector_parts.test_cfg_of(cfg)
         head = detector_parts.tested_head(cfg, 'bbox_head', test_cfg, builder.build_head)

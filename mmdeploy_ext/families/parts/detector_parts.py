@@ -15,6 +15,7 @@ from torch import nn
 
 from mmdeploy_ext.compat.undrawn_weights import undrawn_weights
 from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.core.config import test_datasets
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.suppression import number, positive
 from mmdeploy_ext.families.building import registered_class
@@ -354,3 +355,18 @@ def built_head(
     except Exception as error:
         reason = error if isinstance(error, ConfigError) else f'{type(error).__name__}: {error}'
         raise ConfigError(f'{key} cannot be built: {reason}') from error
+
+
+def check_box_type(cfg: Any, expected: str) -> None:
+    """Refuse (ConfigError) a data set whose samples have another class of boxes than the results of a graph.
+
+    A head of mmdet3d suppresses boxes as the class in the metas of a sample shows them from above.
+    `expected` is 'LiDAR' or 'Camera', in any case of letters; a data set without the key has its own class.
+    """
+    for settings in test_datasets(cfg):
+        given = settings.get('box_type_3d', expected)
+        if str(given).lower() != expected.lower():
+            raise ConfigError(
+                f'{cfg.filename}: data.test.box_type_3d={given!r}; files of this model make and suppress '
+                f'boxes of {expected!r}, expected that'
+            )

@@ -15,6 +15,7 @@ import copy
 import dataclasses
 import pickle
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,10 @@ from mmdeploy_ext.core.config import test_dataset, test_pipeline
 from mmdeploy_ext.core.errors import DataError, Mm2OnnxError, root_cause
 from mmdeploy_ext.core.model_classes import is_users_class
 from mmdeploy_ext.core.printable import one_line
-from mmdeploy_ext.evaluate.evaluation import build_dataset
+from mmdeploy_ext.evaluate.evaluation import build_dataset, build_loader, loader_errors
 from mmdeploy_ext.evaluate.loop import DatasetFrames
 from mmdeploy_ext.families.building import data_class
+from mmdeploy_ext.families.parts.samples import only
 from mmdeploy_ext.preprocess import pictures, points
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.proving.inputs.config_pipeline import ConfigPipeline
@@ -35,12 +37,13 @@ from mmdeploy_ext.proving.results import PreprocessingDifference, PreprocessingR
 from mmdeploy_ext.runtime import detect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from torch import nn
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.families.sequence import SequenceFamily
     from mmdeploy_ext.runtime.frames import Frame, Sweep
 
     Feeds = Callable[[PreparedImage, int], Mapping[str, np.ndarray]]
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
 
 COLLECTED = ('ori_shape', 'img_shape', 'pad_shape', 'scale_factor', 'flip')
 """Values that a config's `Collect` may collect beside the tensor; those that it does not are not compared."""
+BOX_TYPE = 'box_type_3d'
+"""Key of the class of boxes in the metas of a sample."""
 OF_DATASET = 2
 """Number of samples of the user's data set that are compared besides the generated ones."""
 EXACT = ('images', 'points', 'timestamp_s', 'camera_times_s', 'scene_token')
@@ -290,14 +295,7 @@ def _compare_moment(
     Of those of `OPTIONAL` a value of None says that the samples of the data set do not have it.
     """
     family, infos = deployment.family, folder / 'moment.pkl'
-    try:
-        content = dict(infos=[dataset.data_infos[index]], metadata=dict(version=''))
-        infos.write_bytes(pickle.dumps(content))  # before the sample is read, which may change it
-        (expected,) = DatasetFrames(family, dataset, [index])
-    except Mm2OnnxError:
-        raise
-    except Exception as error:  # a user's class raises what it likes
-        raise UnreadError(type(dataset).__name__, error) from error
+    expected, data = _read_sample(family, dataset, index, infos)
     try:
         (moment,) = family.moments(deployment.cfg, rule, infos, getattr(dataset, 'data_root', None))
     except Mm2OnnxError:
@@ -323,7 +321,42 @@ def _compare_moment(
             )
         if texts := _differing_values(got, value, rtol):
             differences.append(PreprocessingDifference(title, name, *texts))
+    if texts := _differing_boxes(data):
+        differences.append(PreprocessingDifference(title, BOX_TYPE, *texts))
     return title, differences, absent
+
+
+def _differing_boxes(data: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return what files and a data set give as the class of boxes, if it is another; else None.
+
+    A head makes its boxes of the class in the metas of a sample, `data` of the test loader, and suppresses
+    them as this class shows them from above. That of a copy of mmdet3d in a repository counts as mmdet3d's.
+    """
+    from mmdet3d.core.bbox import LiDARInstance3DBoxes
+
+    meta = only(data.get('img_metas', {}), 'img_metas')
+    kind = meta.get(BOX_TYPE, LiDARInstance3DBoxes) if isinstance(meta, Mapping) else LiDARInstance3DBoxes
+    is_derived = issubclass(kind, LiDARInstance3DBoxes)
+    if kind is LiDARInstance3DBoxes or (kind.__name__ == LiDARInstance3DBoxes.__name__ and not is_derived):
+        return None
+    return LiDARInstance3DBoxes.__name__, f'{kind.__module__}.{kind.__qualname__}'
+
+
+def _read_sample(
+    family: SequenceFamily, dataset: Any, index: int, infos: Path
+) -> tuple[Any, Mapping[str, Any]]:
+    """Return a sample of a data set as a frame or sweep, and as its loader gives it; write its info."""
+    try:
+        content = dict(infos=[dataset.data_infos[index]], metadata=dict(version=''))
+        infos.write_bytes(pickle.dumps(content))  # before the sample is read, which may change it
+        with loader_errors():
+            (data,) = build_loader(dataset, [index], workers_per_gpu=0)
+            expected = family.frame(data)
+    except Mm2OnnxError:
+        raise
+    except Exception as error:  # a user's class raises what it likes
+        raise UnreadError(type(dataset).__name__, error) from error
+    return expected, data
 
 
 def _points_range(cfg: Any) -> Sequence[float] | None:

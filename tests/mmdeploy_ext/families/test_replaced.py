@@ -16,6 +16,7 @@ from torch import nn
 import toy_query
 from mmdeploy_ext.compat.older_mmdet import OlderModule
 from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families import replaced
 from mmdeploy_ext.families.base import FAMILIES, LAYERS_FOLDER, find_family, load_families
 from mmdeploy_ext.families.parts.regions import check_extractor
@@ -617,3 +618,52 @@ def test_a_method_of_the_users_data_set_that_makes_a_test_sample_is_named(monkey
         cfg.data.test.type = kind.__name__
         names[kind] = [method.name for method in find_family(cfg).differing_steps(cfg)]
     assert names == {PicturesOfAPackage: [], BrighterPictures: ['BrighterPictures.pre_pipeline']}
+
+
+def wrapped(original):
+    @functools.wraps(original)
+    def with_fewer_sweeps(self, argument):
+        changed = original(self, argument)
+        if len(changed['sweeps']) == 4:
+            changed['sweeps'] = changed['sweeps'][:1]
+        return changed
+
+    return with_fewer_sweeps
+
+
+@pytest.mark.parametrize(
+    'owner, method',
+    [
+        ('mmdet3d.datasets.NuScenesDataset', 'get_data_info'),
+        ('mmdet3d.datasets.pipelines.LoadPointsFromMultiSweeps', '__call__'),
+    ],
+)
+def test_a_wrapper_around_a_method_of_mmdet3d_that_makes_a_sample_is_named(owner, method, monkeypatch):
+    module, _, name = owner.rpartition('.')
+    kind = getattr(importlib.import_module(module), name)
+    cfg = load_config(f'{REPO}/projects/configs/Autoware/centerpoint_pillar_toy.py')
+    assert not find_family(cfg).differing_steps(cfg)
+    monkeypatch.setattr(kind, method, wrapped(getattr(kind, method)))
+    assert [found.name for found in find_family(cfg).differing_steps(cfg)] == [f'{name}.{method}']
+
+
+def test_a_data_set_of_pictures_with_boxes_of_its_own_class_is_named():
+    class OwnBoxes(CustomDataset):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            self.box_type_3d = dict
+
+    assert replaced._changes_sample(OwnBoxes.__init__)
+    assert not replaced._changes_sample(CustomDataset.pre_pipeline)
+
+
+@pytest.mark.parametrize(
+    'config, boxes', [('Monocular/fcos3d_toy', 'LiDAR'), ('ImVoxelNet/imvoxelnet_toy', 'Camera')]
+)
+def test_boxes_of_another_class_than_those_of_a_graph_are_refused(config, boxes):
+    cfg = load_config(f'{REPO}/projects/configs/{config}.py')
+    family = find_family(cfg)
+    family.check(cfg, family.choose())
+    cfg.data.test.box_type_3d = boxes
+    with pytest.raises(ConfigError, match=f"data.test.box_type_3d='{boxes}'"):
+        family.check(cfg, family.choose())

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mmdet.datasets import DATASETS
-from mmdet3d.datasets import KittiDataset
+from mmdet3d.core.bbox import LiDARInstance3DBoxes
+from mmdet3d.datasets import KittiDataset, NuScenesDataset
 from mmdet3d.datasets.builder import DATASETS as DATASETS_3D
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
@@ -281,3 +282,34 @@ def test_a_users_data_set_of_kitti_is_compared(monkeypatch):
     assert compare('mvxnet').passed
     found = compare_prepared(one, one.rule, (), 'frame')
     assert not found.error and {entry.name for entry in found.differences} == {'lidar2image'}
+
+
+class WideBoxes(LiDARInstance3DBoxes):
+    @property
+    def bev(self):
+        bev = super().bev.clone()
+        bev[:, 2:4].clamp_(min=1.0)
+        return bev
+
+
+class SweepsWithWideBoxes(NuScenesDataset):
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.box_type_3d = WideBoxes
+
+
+@pytest.mark.parametrize(
+    'settings, kind',
+    [
+        (dict(box_type_3d='Camera'), 'CameraInstance3DBoxes'),
+        (dict(type='SweepsWithWideBoxes'), 'test_moments.WideBoxes'),
+    ],
+)
+def test_boxes_of_another_class_than_those_of_files_are_a_difference(settings, kind, monkeypatch):
+    monkeypatch.setitem(DATASETS.module_dict, 'SweepsWithWideBoxes', SweepsWithWideBoxes)
+    one = copy.deepcopy(deployment('centerpoint'))
+    one.cfg.data.test.update(settings)
+    found = compare_prepared(one, type(one.rule).from_json(one.rule.to_json()), (), 'frame')
+    assert not found.passed and not found.error
+    assert {difference.name for difference in found.differences} == {'box_type_3d'}
+    assert all(difference.expected.endswith(kind) for difference in found.differences)
