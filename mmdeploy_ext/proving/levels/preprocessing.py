@@ -28,7 +28,6 @@ from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.evaluate.evaluation import build_dataset, build_loader, loader_errors
 from mmdeploy_ext.evaluate.loop import DatasetFrames
 from mmdeploy_ext.families.building import data_class
-from mmdeploy_ext.families.parts.samples import only
 from mmdeploy_ext.preprocess import pictures, points
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.proving.inputs.config_pipeline import ConfigPipeline
@@ -332,9 +331,12 @@ def _differing_boxes(data: Mapping[str, Any]) -> tuple[str, str] | None:
     A head makes its boxes of the class in the metas of a sample, `data` of the test loader, and suppresses
     them as this class shows them from above. That of a copy of mmdet3d in a repository counts as mmdet3d's.
     """
+    from mmcv.parallel import DataContainer
     from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
-    meta = only(data.get('img_metas', {}), 'img_metas')
+    meta = data.get('img_metas', {})
+    while isinstance(meta, DataContainer | list | tuple):  # of one sample, as `family.frame` has found
+        meta = meta.data if isinstance(meta, DataContainer) else meta[0]
     kind = meta.get(BOX_TYPE, LiDARInstance3DBoxes) if isinstance(meta, Mapping) else LiDARInstance3DBoxes
     is_derived = issubclass(kind, LiDARInstance3DBoxes)
     if kind is LiDARInstance3DBoxes or (kind.__name__ == LiDARInstance3DBoxes.__name__ and not is_derived):
