@@ -19,6 +19,7 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.files import check_writable
+from mmdeploy_ext.weights.convert.conversion import escaped_text
 
 READ_ENTRIES = (
     'model', 'data.train', 'optimizer', 'optimizer_config', 'lr_config', 'runner', 'checkpoint_config',
@@ -148,7 +149,7 @@ def train(args: argparse.Namespace) -> int:
     copy = folder / Path(args.config).name
     check_writable(copy)
     folder.mkdir(parents=True, exist_ok=True)
-    text = cfg.pretty_text  # seconds of a long config: once; before the build, which writes into it
+    text = escaped_text(cfg)  # seconds of a long config: once; before the build, which writes into it
     copy.write_text(text, encoding='utf-8') if copy.suffix == '.py' else cfg.dump(str(copy))
     timestamp = time.strftime('%Y%m%d_%H%M%S')
     logger = get_root_logger(log_file=str(folder / f'{timestamp}.log'), log_level=cfg.log_level)

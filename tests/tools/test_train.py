@@ -1,11 +1,13 @@
 """tools/train.py: one short run of mmdet's loop, and options that are refused."""
 
 import pytest
+from mmcv import Config
 
 from mmdeploy_ext.synthetic.coco import ensure_toy_coco
 from train_tool import REPOSITORY, load_tool, train
 
 CONFIG = 'configs/demo/atss_toy.py'
+NOTE = r"it's\new"
 
 
 @pytest.fixture(scope='module')
@@ -16,7 +18,7 @@ def trained(tmp_path_factory):
             for key, value in (('ann_file', f'annotations/instances_{part}2017.json'),
                                ('img_prefix', f'{part}2017/'))]
     words = ['runner.max_epochs=1', 'evaluation.interval=1', 'checkpoint_config.interval=1',
-             'data.workers_per_gpu=0', 'data.persistent_workers=False', *data]
+             'data.workers_per_gpu=0', 'data.persistent_workers=False', f'note={NOTE}', *data]
     assert train(CONFIG, '--work-dir', folder / 'run', '--seed', '1', '--cfg-options', *words) == 0
     return folder / 'run'
 
@@ -26,6 +28,7 @@ def test_a_run_leaves_log_config_and_checkpoint_and_evaluates(trained):
     log = next(trained.glob('*.log')).read_text()
     assert 'seed: 1' in log
     assert 'Epoch(val) [1][2]' in log
+    assert Config.fromfile(trained / 'atss_toy.py').note == NOTE
 
 
 def test_a_published_checkpoint_is_plain_data_with_the_same_weights(trained, tmp_path):
@@ -52,7 +55,7 @@ def test_a_published_checkpoint_is_plain_data_with_the_same_weights(trained, tmp
     ([CONFIG, '--launcher', 'rocket'], 'rocket'),
     ([CONFIG, '--cfg-options', 'epochs'], '--cfg-options epochs: expected key=value'),
     (['configs/_base_/models/atss_toy.py'], 'atss_toy.py: has no data.train, optimizer, '),
-    ([CONFIG, '--cfg-options', 'data=1'], 'atss_toy.py: has no data.train, which'),
+    ([CONFIG, '--cfg-options', 'data=1'], 'atss_toy.py: data=1, expected a dict'),
 ])
 def test_bad_options_end_with_one_line_and_status_2(words, message, capsys, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
