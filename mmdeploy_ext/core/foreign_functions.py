@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 CALLED_OF_CLASSES = ('__init__', '__call__', 'forward')
 """Methods that run without their name where a class, an object or a function of autograd is called."""
+BOX_TYPE = 'box_type_3d'
+"""Key of the metas of a sample by which heads of mmdet3d find the class of their boxes."""
 PLAIN = (bool, int, float, str, tuple, type(None))
 """Types of constants of a module that are compared."""
 
@@ -64,9 +66,10 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
 
     The modules are those that define `functions`, and those of the library's functions and classes that these
     call by their names or as attributes of a module, and so on; modules in `mmdeploy_ext.models` count, too.
-    Methods of `torch.Tensor` that these use by name are returned where they are the user's; properties of
-    classes are not looked at. Of other modules that are not installed, such as those of a copy of the library
-    in the user's repository, nothing is returned, nor what `mmdeploy_ext` itself put into a library.
+    Methods of `torch.Tensor` that these use by name are returned where they are the user's, and so are those
+    methods and properties of mmdet3d's boxes that a head uses. Of other modules that are not installed, such
+    as those of a copy of the library in the user's repository, nothing is returned, nor what `mmdeploy_ext`
+    itself put into a library.
     `functions` are functions and methods, such as a `forward`; classes among them are not followed.
     """
     foreign: dict[str, Any] = {}
@@ -89,6 +92,8 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
             for name in names & tensor_methods.keys()
             if is_users_value(tensor_methods[name])
         }
+        for kind in _box_classes(names):
+            waiting += _methods_of(kind.__mro__, {*names, '__init__'}, foreign)
         cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
         if '__class__' in cells:  # a method that calls `super()`
             waiting += _methods_of(cells['__class__'].cell_contents.__mro__[1:], names, foreign)
@@ -250,7 +255,9 @@ def _bound_by(node: ast.AST) -> Iterator[tuple[str, Origin]]:
 
 
 def _methods_of(order: Sequence[type], names: Iterable[str], foreign: dict[str, Any]) -> list[Any]:
-    """Return the methods of these names that classes of a library have; the first class that has one counts.
+    """Return the methods and properties of these names that classes of a library have.
+
+    The first class that has one counts.
 
     Those that are not the library's are put into `foreign`.
     """
@@ -258,6 +265,7 @@ def _methods_of(order: Sequence[type], names: Iterable[str], foreign: dict[str, 
     for name in names:
         owner = next((base for base in order if name in vars(base)), object)
         value = vars(owner).get(name)
+        value = value.fget if isinstance(value, property) else value
         method = getattr(value, '__func__', value)
         module = sys.modules.get(owner.__module__)
         if not callable(method) or module is None or not _is_of_library(module):
@@ -268,6 +276,15 @@ def _methods_of(order: Sequence[type], names: Iterable[str], foreign: dict[str, 
             foreign[f'{owner.__module__}.{owner.__qualname__}.{name}'] = method
         methods += functions
     return methods
+
+
+def _box_classes(names: set[str]) -> list[type]:
+    """Return mmdet3d's classes of boxes, if a function with these names in its code gets one by `BOX_TYPE`."""
+    module = sys.modules.get('mmdet3d.core.bbox.structures')
+    if module is None or BOX_TYPE not in names:
+        return []
+    kinds = (getattr(module, f'{frame}Instance3DBoxes', None) for frame in ('LiDAR', 'Camera', 'Depth'))
+    return [kind for kind in kinds if kind is not None]
 
 
 def _pairs_of_copies(value: Any, expected: Any) -> list[tuple[Any, Any]] | None:

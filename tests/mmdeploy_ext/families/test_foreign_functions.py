@@ -116,3 +116,24 @@ def test_a_step_of_a_plugin_under_the_name_of_a_librarys_is_named(monkeypatch):
 def test_functions_of_packages_and_of_this_project_are_not_foreign():
     assert differing() == set()
     assert foreign_functions([around, len, Resize.__call__, BaseDenseHead.get_bboxes]) == {}
+
+
+def test_a_property_and_the_construction_of_boxes_that_a_head_makes_are_named(monkeypatch):
+    from mmdet3d.core.bbox.structures import BaseInstance3DBoxes, LiDARInstance3DBoxes
+    from mmdet3d.models.dense_heads import Anchor3DHead, CenterHead
+
+    heads = [Anchor3DHead.get_bboxes_single, CenterHead.get_task_detections]
+    assert not foreign_functions(heads)
+    original, construct = LiDARInstance3DBoxes.bev.fget, BaseInstance3DBoxes.__init__
+    wide = property(lambda self: original(self) * (1 if len(self.tensor) < 5000 else 2))
+    monkeypatch.setattr(LiDARInstance3DBoxes, 'bev', wide)
+    monkeypatch.setattr(BaseInstance3DBoxes, '__init__', lambda *args, **keys: construct(*args, **keys))
+    monkeypatch.setattr(
+        LiDARInstance3DBoxes, 'corners', property(lambda self: None)
+    )  # which no head asks for
+    for head in heads:
+        named = {name.rpartition('.structures.')[2] for name in foreign_functions([head])}
+        assert named == {
+            'lidar_box3d.LiDARInstance3DBoxes.bev',
+            'base_box3d.BaseInstance3DBoxes.__init__',
+        }
