@@ -279,7 +279,7 @@ def _methods_of(order: Sequence[type], names: Iterable[str], foreign: dict[str, 
 
 
 def _box_classes(names: set[str]) -> list[type]:
-    """Return mmdet3d's classes of boxes, if a function with these names in its code gets one by `BOX_TYPE`."""
+    """Return mmdet3d's classes of boxes if a function with these names in its code gets one by `BOX_TYPE`."""
     module = sys.modules.get('mmdet3d.core.bbox.structures')
     if module is None or BOX_TYPE not in names:
         return []
