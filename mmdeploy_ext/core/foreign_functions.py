@@ -23,6 +23,7 @@ import mmdeploy_ext
 from mmdeploy_ext.core.model_classes import LIBRARIES, is_users
 from mmdeploy_ext.core.source_code import (
     SourceLines,
+    changed_defaults,
     codes_in,
     file_of_class,
     functions_behind,
@@ -67,9 +68,10 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
     The modules are those that define `functions`, and those of the library's functions and classes that these
     call by their names or as attributes of a module, and so on; modules in `mmdeploy_ext.models` count, too.
     Methods of `torch.Tensor` that these use by name are returned where they are the user's, and so are those
-    methods and properties of mmdet3d's boxes that a head uses. Of other modules that are not installed, such
-    as those of a copy of the library in the user's repository, nothing is returned, nor what `mmdeploy_ext`
-    itself put into a library.
+    methods and properties of mmdet3d's boxes that a head uses. Default values of a function that are not what
+    its definition states are returned as its `__defaults__`, argument -> value. Of other modules that are not
+    installed, such as those of a copy of the library in the user's repository, nothing is returned, nor what
+    `mmdeploy_ext` itself put into a library.
     `functions` are functions and methods, such as a `forward`; classes among them are not followed.
     """
     foreign: dict[str, Any] = {}
@@ -83,6 +85,8 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
         if id(function) in visited or module is None or not _is_of_library(module):
             continue
         visited.add(id(function))
+        if defaults := changed_defaults(function):
+            foreign[f'{module.__name__}.{function.__qualname__}.__defaults__'] = defaults
         codes = list(codes_in(function.__code__))
         names = {name for code in codes for name in code.co_names}
         # its texts, too: mmcv's `batched_nms` calls the function of the name in its text `nms`
@@ -153,8 +157,8 @@ def source_of(value: Any) -> SourceLines:
     """Return the lines of what stands in the place of a library's, with the hash of its syntax tree.
 
     Of several functions behind each other the outermost of the user's counts, of a partial its function, of
-    an object its class. A lambda has the line that it begins at, and no hash. A constant has no lines: its
-    `file` is 'value 0.5'.
+    an object its class. A lambda has the line that it begins at, and no hash. A constant, or a dict such as
+    that of changed defaults, has no lines: its `file` is 'value 0.5'.
     """
     if isinstance(value, functools.partial):
         return source_of(value.func)
@@ -164,7 +168,7 @@ def source_of(value: Any) -> SourceLines:
         lines, first = source_of_function(function), function.__code__.co_firstlineno
         is_lambda = function.__name__ == '<lambda>'
         return dataclasses.replace(lines, first=first, last=first) if is_lambda else lines
-    if isinstance(value, PLAIN):
+    if isinstance(value, (*PLAIN, dict)):
         return SourceLines(f'value {value!r}', 0, 0, '')
     return source_of_class(value if isinstance(value, type) else type(value))
 

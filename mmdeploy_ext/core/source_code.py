@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import CodeType, ModuleType
+    from types import CodeType, FunctionType, ModuleType
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 DISTRIBUTIONS = {
@@ -200,11 +200,53 @@ def source_of_function(function: Callable[..., Any]) -> SourceLines:
 
 def source_of_code(code: CodeType, module_name: str) -> SourceLines:
     """Return the lines of the code object of a function of a module, as `source_of_function` does."""
+    return _lines(module_name, Path(code.co_filename), _definition_of_code(code))
+
+
+def _definition_of_code(code: CodeType) -> Definition | None:
     path = Path(code.co_filename)
     definition = _definition(path, code.co_firstlineno)
     if definition is None or definition.name != code.co_name:  # the file has changed since it was imported
         definition = _definition(path, code.co_qualname)
-    return _lines(module_name, path, definition)
+    return definition
+
+
+def changed_defaults(function: FunctionType) -> dict[str, Any]:
+    """Return argument -> default value of a function, of those that are not what its definition states.
+
+    A plugin may assign `function.__defaults__`, or write into a dict that is a default. An argument whose
+    default has been taken away is not among them, nor is one whose default is stated as anything but a
+    literal or a `dict(...)` of literals. Without a source that can be read there are none.
+    """
+    definition = _definition_of_code(function.__code__)
+    if not isinstance(definition, ast.FunctionDef | ast.AsyncFunctionDef):
+        return {}
+    arguments = definition.args
+    positional = [*arguments.posonlyargs, *arguments.args]
+    with_default = positional[len(positional) - len(arguments.defaults) :]
+    stated = [*zip(with_default, arguments.defaults, strict=True)]
+    stated += [*zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+    expressions = {argument.arg: expression for argument, expression in stated if expression is not None}
+    defaults, code = function.__defaults__ or (), function.__code__
+    names = code.co_varnames[: code.co_argcount][code.co_argcount - len(defaults) :]
+    live = {**dict(zip(names, defaults, strict=True)), **(function.__kwdefaults__ or {})}
+    return {
+        name: value
+        for name, value in live.items()
+        if name not in expressions or _is_other_literal(value, expressions[name])
+    }
+
+
+def _is_other_literal(value: Any, expression: ast.expr) -> bool:
+    """Return whether an expression is a literal, or a `dict(...)` of such, of another value."""
+    try:
+        if isinstance(expression, ast.Call) and getattr(expression.func, 'id', '') == 'dict':
+            literal = {str(entry.arg): ast.literal_eval(entry.value) for entry in expression.keywords}
+        else:
+            literal = ast.literal_eval(expression)
+    except ValueError:
+        return False
+    return repr(literal) != repr(value)
 
 
 def is_as_installed(code: CodeType, package: str) -> bool:

@@ -33,6 +33,7 @@ from mmdeploy_ext.core.model_classes import is_users
 from mmdeploy_ext.core.source_code import (
     DECORATORS,
     SourceLines,
+    changed_defaults,
     functions_behind,
     module_of,
     source_of_class,
@@ -477,14 +478,18 @@ def _described(name: str, source: SourceLines, upstream: str) -> DifferingMethod
 
 
 def _differing_source(method: Any, hashes: Sequence[str]) -> SourceLines | None:
-    """Return the source of a method that has none of these hashes; None if it has one of them."""
+    """Return the source of a method that has none of these hashes; None if it has one of them.
+
+    Of one that has, but with other default values than its definition states, these are returned.
+    """
     functions = list(functions_behind(method))
     if not functions:
         return SourceLines('' if method is None else f'a {type(method).__name__}', 0, 0, '')
     for function in functions:
         source = source_of_function(function)
         if source.sha256[:DIGITS] in hashes:
-            return None
+            defaults = changed_defaults(function)
+            return source_of(defaults) if defaults else None
         if module_of(function) not in DECORATORS or function is functions[-1]:
             return source
     return None

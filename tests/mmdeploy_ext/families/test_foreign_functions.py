@@ -13,6 +13,7 @@ from mmdet.datasets.pipelines import Resize
 from mmdet.models.dense_heads import ATSSHead, base_dense_head, yolo_head
 
 from mmdeploy_ext.core.foreign_functions import foreign_functions
+from mmdeploy_ext.core.source_code import changed_defaults
 from mmdeploy_ext.exporting import deployment
 from toy_atss import CHECKPOINT, CONFIG
 
@@ -106,6 +107,30 @@ def test_a_copy_of_a_method_that_means_something_else_by_the_same_name_is_named(
     for names, expected in (({}, []), ({name: value}, [f'users_head.{name}'])):
         monkeypatch.setattr(loaded.model.bbox_head, '__class__', head_of(names))
         assert [entry.name for entry in loaded.differing_methods(any_size=False)] == expected
+
+
+def test_other_default_values_of_a_librarys_function_are_named(monkeypatch):
+    monkeypatch.setattr(nms.batched_nms, '__defaults__', (True,))
+    assert 'mmcv.ops.nms.batched_nms.__defaults__' in differing()
+    monkeypatch.setattr(nms.batched_nms, '__defaults__', (False,))
+    assert differing() == set()
+    method = BaseDenseHead._bbox_post_process
+    monkeypatch.setattr(method, '__defaults__', (*method.__defaults__[:-1], 'other'))
+    assert 'ATSSHead._bbox_post_process' in differing()
+
+
+def test_defaults_are_compared_with_the_literals_of_the_definition(tmp_path, monkeypatch):
+    (tmp_path / 'defaults_of_mine.py').write_text(
+        'import math\n\ndef f(a, b=-1, c=(1, 2.0), d=math.inf, *, e="e", g=dict(k=None), h):\n    return a\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    function = importlib.import_module('defaults_of_mine').f
+    assert changed_defaults(function) == {}
+    function.__defaults__ = (-1, (1, 2), 3.0)
+    function.__kwdefaults__['g']['k'] = 1
+    function.__kwdefaults__['h'] = 0
+    assert changed_defaults(function) == {'c': (1, 2), 'g': {'k': 1}, 'h': 0}
+    assert changed_defaults(eval('lambda x=1: x')) == {}
 
 
 def test_a_step_of_a_plugin_under_the_name_of_a_librarys_is_named(monkeypatch):
