@@ -78,7 +78,6 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
     judged: set[str] = set()
     visited: set[int] = set()
     waiting = [behind for function in functions for behind in python_functions(function)]
-    tensor_methods = vars(sys.modules['torch'].Tensor) if 'torch' in sys.modules else {}
     while waiting:
         function = waiting.pop()
         module = sys.modules.get(module_of(function))
@@ -91,11 +90,7 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
         names = {name for code in codes for name in code.co_names}
         # its texts, too: mmcv's `batched_nms` calls the function of the name in its text `nms`
         names |= {text for code in codes for text in code.co_consts if isinstance(text, str)}
-        foreign |= {
-            f'torch.Tensor.{name}': tensor_methods[name]
-            for name in names & tensor_methods.keys()
-            if is_users_value(tensor_methods[name])
-        }
+        foreign |= _users_tensor_methods(names)
         for kind in _box_classes(names):
             waiting += _methods_of(kind.__mro__, {*names, '__init__'}, foreign)
         cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
@@ -114,6 +109,12 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
             else:
                 waiting += python_functions(value)
     return foreign
+
+
+def _users_tensor_methods(names: set[str]) -> dict[str, Any]:
+    methods = vars(sys.modules['torch'].Tensor) if 'torch' in sys.modules else {}
+    users = (name for name in names & methods.keys() if is_users_value(methods[name]))
+    return {f'torch.Tensor.{name}': methods[name] for name in users}
 
 
 def foreign_globals(function: Any, original: Any) -> dict[str, Any]:
