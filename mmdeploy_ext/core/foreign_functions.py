@@ -86,10 +86,7 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
         visited.add(id(function))
         if defaults := changed_defaults(function):
             foreign[f'{module.__name__}.{function.__qualname__}.__defaults__'] = defaults
-        codes = list(codes_in(function.__code__))
-        names = {name for code in codes for name in code.co_names}
-        # its texts, too: mmcv's `batched_nms` calls the function of the name in its text `nms`
-        names |= {text for code in codes for text in code.co_consts if isinstance(text, str)}
+        names = _names_in(function)
         foreign |= _users_tensor_methods(names)
         for kind in _box_classes(names):
             waiting += _methods_of(kind.__mro__, {*names, '__init__'}, foreign)
@@ -109,6 +106,16 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
             else:
                 waiting += python_functions(value)
     return foreign
+
+
+def _names_in(function: FunctionType) -> set[str]:
+    """Return the names in the code of a function, and its texts.
+
+    mmcv's `batched_nms` calls the function of the name in its text `nms`.
+    """
+    codes = list(codes_in(function.__code__))
+    texts = {text for code in codes for text in code.co_consts if isinstance(text, str)}
+    return texts.union(*(code.co_names for code in codes))
 
 
 def _users_tensor_methods(names: set[str]) -> dict[str, Any]:
