@@ -95,10 +95,9 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
             waiting += _methods_of(cells['__class__'].cell_contents.__mro__[1:], names, foreign)
         for place, name, value in _bound_values(module, names):
             key = f'{place.__name__}.{name}'
-            if key not in judged:
-                judged.add(key)
-                if not _belongs(place, name, value):
-                    foreign[key] = value
+            if key not in judged and not _belongs(place, name, value):
+                foreign[key] = value
+            judged.add(key)
             if key in foreign or name not in names:
                 continue
             if isinstance(value, type):
