@@ -101,9 +101,9 @@ class NodeBoxHead(nn.Module):
 def boxes_of_node(head: nn.Module, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return `bbox_pred` (10, Q), `score` (Q,) and `label_pred` (Q,) of the input map (1, C, X, Y) of a head.
 
-    What they hold is told by `MEANINGS`. `label_pred` is the class of the peak that the query was made of,
-    and `score` is of this class, see `TransFusionHead.scores`, also if the refined query has a larger
-    probability of another.
+    What they hold is told by `MEANINGS`; the velocity is along x and y, m/s. `label_pred` is the class of the
+    peak that the query was made of, also if the refined query has a larger probability of another. `score` is
+    the product of two probabilities of this class, that of the peak in the heat map and that of the query.
     """
     values = head(joined)
     return node_boxes(values)[0], head.scores(values).amax(1)[0], values['query_labels'][0]
@@ -112,7 +112,7 @@ def boxes_of_node(head: nn.Module, joined: Tensor) -> tuple[Tensor, Tensor, Tens
 def node_boxes(values: Mapping[str, Tensor]) -> Tensor:
     """Return `bbox_pred` (B, 10, Q) in the node's convention, of the values that a head's `forward` returns.
 
-    These are `center`, `height`, `dim`, `rot` and `vel`, (B, channels, Q) each.
+    These are `center`, `height`, `dim`, `rot` and `vel`, (B, channels, Q), see `TransFusionHead.forward`.
 
     The model has width, length, height and a yaw' from -y clockwise, as mmdet3d 0.x; the node length, width,
     height and yaw = -yaw' - pi / 2: sine = -cosine', cosine = -sine'.
@@ -123,7 +123,10 @@ def node_boxes(values: Mapping[str, Tensor]) -> Tensor:
 
 
 def graphs(model: nn.Module) -> list[Graph]:
-    """Return a list of one graph, from voxels to the node's values of boxes."""
+    """Return a list of one graph, from voxels to the node's values of boxes.
+
+    `model` is a `BEVFusion` with a `TransFusionHead` that `check` accepts.
+    """
     sparse = backbone_graph(model.encoders['lidar'].encoder)
     voxels, queries = model.encoders['lidar'].voxel_layer, model.heads['object'].num_proposals
     point_values = int(model.encoders['lidar'].in_channels)
@@ -212,7 +215,10 @@ def runner_output_specs() -> tuple[TensorSpec, ...]:
 
 
 def check(cfg: Any) -> None:
-    """Raise ConfigError, which names file and key, for a model that the node does not run."""
+    """Raise ConfigError, which names file and key, for a model that the node does not run.
+
+    `cfg` is the `mmcv.Config` of a `BEVFusion`.
+    """
     prefix = f'{cfg.filename}: --contract autoware: model.'
     if cfg.model.encoders.get('camera'):
         raise ConfigError(f'{prefix}encoders.camera: the files of LiDAR alone are written; leave cameras out')
@@ -237,12 +243,12 @@ def check(cfg: Any) -> None:
 
 
 def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
-    """Return name -> value of the parameters in the node's manifest, for a model that `check` accepts.
+    """Return name -> value of the parameters in the node's manifest.
 
     The parameters are class names, ranges, sizes of voxels and cells, the least, usual and largest number of
     voxels, the limits of points and proposals, whether points have an intensity, and `CAMERA_PARAMETERS`.
-    `classes` are the names of the classes, in the order of the labels; those that the node does not know are
-    logged as a warning.
+    `model` is that of `graphs`, `classes` the names of the classes in the order of the labels; those that the
+    node does not know are logged as a warning.
     """
     voxels, coder = model.encoders['lidar'].voxel_layer, model.heads['object'].bbox_coder
     point_range, voxel_size = (

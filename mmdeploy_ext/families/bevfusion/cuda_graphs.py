@@ -68,7 +68,8 @@ class BoxValueHead(nn.Module):
         """Return the outputs that `HEAD` names, (1, channels, Q) each, of the input map (1, C, X, Y).
 
         The yaw is counted from -y, clockwise, and the centre from the corner of the map: they are not in the
-        columns of `Detections3D` before `cuda_bevfusion.cuda.detections` has decoded them.
+        columns of `Detections3D` before `cuda_bevfusion.cuda.detections` has decoded them. `score` is that of
+        `TransFusionHead.scores`.
         """
         values = self.head(middle)
         return self.head.scores(values), *(values[name] for name in ('rot', 'dim', 'center', 'height', 'vel'))
