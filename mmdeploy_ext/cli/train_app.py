@@ -19,7 +19,6 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.files import check_writable
-from mmdeploy_ext.weights.convert.conversion import escaped_text
 
 READ_ENTRIES = (
     'model', 'data.train', 'optimizer', 'optimizer_config', 'lr_config', 'runner', 'checkpoint_config',
@@ -143,6 +142,7 @@ def train(args: argparse.Namespace) -> int:
     from mmdet.utils import collect_env, get_root_logger
 
     from mmdeploy_ext.evaluate.evaluation import dataset_builder
+    from mmdeploy_ext.weights.convert.conversion import escaped_text
 
     cfg = load_train_config(args)
     folder = Path(cfg.work_dir)

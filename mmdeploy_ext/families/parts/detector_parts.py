@@ -310,13 +310,14 @@ def check_smallest(strides: Iterable[int], options: Options) -> None:
         )
 
 
-def test_cfg_of(cfg: Any) -> Any:
+def test_cfg_of(cfg: Any, *, may_be_list: bool = False) -> Any:
     """Return `test_cfg` of a config, which earlier mmdet has beside the model; {} if it has none.
 
-    ConfigError: it is no dict.
+    ConfigError: it is no dict, nor a list where it may be one, as that of Co-DETR is.
     """
     test_cfg = cfg.model.get('test_cfg') or cfg.get('test_cfg') or {}
-    if not isinstance(test_cfg, Mapping):
+    is_list = may_be_list and isinstance(test_cfg, list | tuple)
+    if not isinstance(test_cfg, Mapping) and not is_list:
         raise ConfigError(f'model.test_cfg={test_cfg!r}: expected a dict of settings')
     return test_cfg
 

@@ -68,7 +68,8 @@ class QueryFamily(ImageFamily):
 
     def check(self, cfg: Any, options: Options) -> None:
         with refused_by_name(cfg):
-            key, test_cfg = supported_parts.head_key(cfg), detector_parts.test_cfg_of(cfg)
+            key = supported_parts.head_key(cfg)
+            test_cfg = detector_parts.test_cfg_of(cfg, may_be_list=key == 'query_head')
             if key == 'query_head':
                 supported_parts.check_co_detr(cfg.model, test_cfg)
                 test_cfg = test_cfg[0]
