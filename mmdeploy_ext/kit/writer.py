@@ -91,9 +91,9 @@ def write_kit(
     Args:
         out: the folder, which appears whole or not at all; it has to be new or empty.
         path: path of the file or folder, for messages.
-        write_contents: writes files and cases into a folder and returns entries of the manifest: `graphs`,
-            `cases` and `frames`; `title` and `origin`, a sentence, of the model; `pictures`; and what else
-            `judge` needs.
+        write_contents: writes files and cases into a folder and returns the entries of the manifest that
+            the docstring of `kit/contents.py` describes, but for those that are added here: `format`,
+            `made_with`, `python`, `files` and `kit_sha256`.
         opens: takes the path of a file and returns a function that runs it here, from inputs to outputs by
             name.
 

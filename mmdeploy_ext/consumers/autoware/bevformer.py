@@ -95,8 +95,8 @@ def relative(record: np.ndarray, last: np.ndarray | None) -> np.ndarray:
 
     Args:
         record: record (18,) of this frame, as `absolute` returns it.
-        last: that of the frame before, absolute as well; None at the first frame of a scene, whose
-            differences are 0.
+        last: that of the frame before, absolute as well, of which only position and heading in degrees are
+            read; None at the first frame of a scene, whose differences are 0.
     """
     changed = record.copy()
     for entries in (POSITION, YAW_DEG):

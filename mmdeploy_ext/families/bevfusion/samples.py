@@ -193,9 +193,10 @@ def _with_hidden_points(points: np.ndarray, cameras: np.ndarray, rng: np.random.
 
 
 def dumped(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> FusedFrame:
-    """Return a dumped frame as the model got it; `tensors` are by name, `manifest` may name the `frame`.
+    """Return a dumped frame as the model got it; `manifest` may name the `frame`.
 
-    DataError: a tensor is missing; a model with cameras, whose dumps have `cells`, needs more of them.
+    `tensors` are by name, in the shapes and types of a `FusedFrame` and its calibration. DataError: a
+    tensor is missing; a model with cameras, whose dumps have `cells`, needs more of them.
     """
     names = ['points', 'images', *MATRICES] if 'cells' in tensors else ['points']
     check_dumped(tensors, names)

@@ -44,7 +44,10 @@ def moments(cfg: Any, rule: VoxelRule, infos: Path, root: str | Path | None = No
 
 
 def dumped_frame(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Sweep:
-    """Return the sweep of a dump, whose tensors are by name; DataError: it has no `points`."""
+    """Return the sweep of a dump, whose `manifest` may name the `frame`.
+
+    `tensors` are by name, of which `points` (P, V) float32 are read. DataError: there are none.
+    """
     check_dumped(tensors, ['points'])
     return Sweep(np.ascontiguousarray(tensors['points']), str(manifest.get('frame', '')))
 

@@ -35,7 +35,7 @@ def engine_notes(
         model: the graph on trial.
         feeds: input -> array, by its names.
         walk: the node-by-node run of the model on these feeds.
-        bars: an error of an output up to `bars.free` is no difference.
+        bars: an error of an output, see `walk.compare`, up to `bars.free` is no difference.
 
     Returns:
         A sentence for each output that differs, or the error if ONNX Runtime cannot run the model.
@@ -67,9 +67,9 @@ def diff_files(
         path: the file on trial.
         feeds: input -> array, by the reference's names; None takes random ones, from `seed`.
         seed: seed of the random inputs.
-        rtol: error of one node, relative to the largest value of a tensor, above which the node is at fault;
-            the bar of the whole model is no less; None takes those of `Bars`, or of `HALF` if one is float16,
-            see `Program.is_half`.
+        rtol: error of one node, relative to the largest value of a tensor of floats, of others the share of
+            values that differ (`walk.compare`), above which the node is at fault; the bar of the whole model
+            is no less; None takes those of `Bars`, or of `HALF` if one is float16, see `Program.is_half`.
 
     Returns:
         The comparison. An output that agrees is 'unknown', and so not equal, if the reference's is of floats

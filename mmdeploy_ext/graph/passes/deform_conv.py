@@ -106,7 +106,8 @@ def replace_deform_conv(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
     - DeformConv(X (B, C, H, W), W (D, C / group, kh, kw), offset, bias, mask), the last two or not ->
       GridSample at all K places of each cell, (B * G, C / G, K * h, w), times the mask, and Conv of 1x1 over
       C * K channels. Places and samples are float32, also those of a float16 node.
-    - Not fired: float64, sub-graphs, volumes, a weight of which a size is not known. They stay as they are.
+    - Not fired: float64, sub-graphs, local functions, volumes, a weight of which a size is not known. They
+      stay as they are.
 
     Any size and batch work, also dynamic ones. The result is the same up to rounding: GridSample takes places
     as shares of a side, whose last bit is worth some 1e-7 * W pixels. In memory at a time: the samples of all
@@ -123,7 +124,7 @@ def replace_deform_conv(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
 
 
 def is_replaced(node: onnx.NodeProto, tensor_types: Mapping[str, onnx.TypeProto]) -> bool:
-    """Return whether a node, not of a sub-graph, is a DeformConv that `replace_deform_conv` replaces.
+    """Return whether `node`, of the main graph, is a DeformConv that `replace_deform_conv` replaces.
 
     `tensor_types` is tensor name -> type, as `types.infer` gives them.
     """

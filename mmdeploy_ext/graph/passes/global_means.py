@@ -27,8 +27,8 @@ def split_global_means(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
 
     Each becomes a ReduceMean for every axis from `FIRST_AXIS` on, the last axis first; the last node has its
     name and output. A node stays as it is if the rank of its input cannot be inferred, as behind an operator
-    that ONNX does not know, or if it is in a sub-graph. The model stays as it is, and is returned itself if
-    nothing changed.
+    that ONNX does not know, or if it is in a sub-graph or a local function. The model stays as it is, and is
+    returned itself if nothing changed.
     """
     pools = [node for node in model.graph.node if operator_name(node) == 'GlobalAveragePool']
     inferred = types.infer(model) if pools else {}

@@ -27,7 +27,8 @@ def replace_grid_sample(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
     - GridSample(X (N, C, H, W), grid (N, h, w, 2)), bilinear, zeros outside, corners not aligned ->
       four GatherElements over the flattened map, weighted; positions outside have weight 0.
     - Not fired: other modes and paddings, corners aligned, volumes (N, C, D, H, W), other types than float32,
-      and sub-graphs. They stay as they are. A type or rank that cannot be inferred counts as float32 and 4.
+      sub-graphs and local functions. They stay as they are. A type or rank that cannot be inferred counts as
+      float32 and 4.
 
     Any shape without a size of 0 works, also a dynamic one. The result is the same up to rounding (float32)
     for a finite grid; a NaN in it is an error of the engine, infinity gives NaN. The model stays as it is;

@@ -37,8 +37,8 @@ def replace_group_norm(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
       over W first, then over what is left of the group. It is for float32: nodes of float16 are replaced,
       too, and cannot hold squares of values above 255.
     - A node stays as it is if its scale or bias is another one or no constant, if its input is reshaped to
-      another shape or is (N, C), which has no rows, or if it is in a sub-graph. An input of unknown rank
-      counts as (N, C, ..., W).
+      another shape or is (N, C), which has no rows, or if it is in a sub-graph or a local function. An
+      input of unknown rank counts as (N, C, ..., W).
 
     The model stays as it is, and is returned itself if nothing changed.
     """

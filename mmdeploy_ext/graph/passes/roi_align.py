@@ -151,7 +151,7 @@ def replace_roi_align(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
     - RoiAlign(X (B, C, H, W), boxes (R, 4), images (R,)), mode 'avg' -> a Loop over the samples of a
       cell, each four gathers of (R, h, w, C), weighted; what a region has no sample for has
       weight 0. Computed in float32.
-    - Not fired: mode 'max', before opset 16, sub-graphs. They stay as they are.
+    - Not fired: mode 'max', before opset 16, sub-graphs, local functions. They stay as they are.
 
     Any shape works, also a dynamic one. The result is the same up to rounding. In memory at a time:
     some tensors (R, h, w, C), and the map with its channels last. The model stays as it is, and is returned
@@ -166,7 +166,7 @@ def replace_roi_align(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
 
 
 def is_replaced(node: onnx.NodeProto, opset: int) -> bool:
-    """Return whether a node, not of a sub-graph, is a RoiAlign that `replace_roi_align` replaces.
+    """Return whether `node`, of the main graph, is a RoiAlign that `replace_roi_align` replaces.
 
     `opset` is that of the graph, for ONNX's own domain.
     """

@@ -138,9 +138,10 @@ def moments(cfg: Any, rule: FusionRule, infos: Path, root: str | Path | None = N
 
 
 def dumped(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> FusedFrame:
-    """Return a dumped frame as the model got it; `tensors` are by name, `manifest` may name the `frame`.
+    """Return a dumped frame as the model got it; `manifest` may name the `frame`.
 
-    DataError: a tensor is missing.
+    `tensors` are by name, in the shapes and types of a `FusedFrame` and its calibration. DataError: a
+    tensor is missing.
     """
     check_dumped(tensors, ['points', 'images', *CAMERA])
     return FusedFrame(
