@@ -46,7 +46,8 @@ NO_REFERENCE = ReferenceTensor(np.empty(0), how='')
 class Bars:
     """The errors above which values differ, relative to the largest value of a tensor.
 
-    Of integers, booleans, texts and bfloat16 it is the share of values that differ, see `walk.compare`.
+    Of integers, booleans, texts and bfloat16 the error is the share of values that differ, see
+    `walk.compare`.
 
     Attributes:
         born: for the result of one node that was fed with the reference's values.
