@@ -36,7 +36,7 @@ class Kind(enum.Enum):
     SHARE = enum.auto()
     """Another share, 0..1, such as what a pixel of a mask has to reach."""
     COVERED = enum.auto()
-    """The share of a mask, 0..1, that better ones may cover."""
+    """The share of a mask, 0..1, that better ones may cover, without those left out for it."""
     NUMBER = enum.auto()
     """Any positive number, whole or not."""
     SIDE = enum.auto()

@@ -153,8 +153,8 @@ def fuse_instances(
         labels: (n,) classes of the instances.
         semantic: (S + 1, h, w) logits of stuff; the last class is no stuff.
         facts: post-processing of the model: `num_classes` C, `num_things` (the first classes are things),
-            `mask_overlap` (largest share of an instance that better ones may cover), `stuff_area_limit`
-            (least pixels of a class of stuff).
+            `mask_overlap` (largest share of an instance that better ones may cover, without those that are
+            left out for it), `stuff_area_limit` (least pixels of a class of stuff).
     """
     classes, things = facts['num_classes'], facts['num_things']
     panoptic = (semantic.argmax(0) + things).astype(np.int32)

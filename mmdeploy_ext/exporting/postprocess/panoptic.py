@@ -207,8 +207,8 @@ class InstanceFusion(nn.Module):
         """Read the settings from `facts`, the metadata's entry `postprocess`.
 
         Its keys are `num_classes` (of things and of stuff), `num_things`, and mmdet's `mask_overlap` (the
-        largest share of a mask that better ones may cover) and `stuff_area_limit` (the least pixels of a
-        segment of stuff).
+        largest share of a mask that better ones may cover, without those left out for it) and
+        `stuff_area_limit` (the least pixels of a class of stuff).
 
         ConfigError: there are `OFFSET` classes or more.
         """

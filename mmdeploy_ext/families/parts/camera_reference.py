@@ -16,7 +16,8 @@ from mmdeploy_ext.runtime.frames import Frame, StepResult
 def trained_convention(cfg: Any, meta: Mapping[str, Any]) -> str:
     """Return the version of mmdet3d, '0.17' or '1.x', whose boxes a model was trained with.
 
-    It is what `box_conventions` finds, by other code. `cfg` is the config, `meta` that of the checkpoint.
+    It is what `box_conventions` finds, by other code. `cfg` is the whole config, `meta` that of the
+    checkpoint.
     """
     is_old = str(meta.get('mmdet3d_version') or '0').split('.')[0] == '0'
     return cfg.get('box_convention') or ('0.17' if is_old else '1.x')
@@ -65,7 +66,7 @@ class CameraReference(abc.ABC):
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
         """Return the boxes, best first, that the head's own `get_bboxes` decodes from its outputs.
 
-        `outputs` are name -> array, of one sample.
+        `outputs` are name -> array (L, 1, Q, columns) of the L decoder layers and Q queries of one sample.
         """
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
         meta = dict(box_type_3d=LiDARInstance3DBoxes)

@@ -2,7 +2,9 @@
 
 Source: `roi_heads/{standard,cascade,htc,scnet,mask_scoring}_roi_head.py`.
 
-Glossary: B batch, n boxes of an image, R = B * n their regions, C classes, m side of a mask in cells.
+Glossary: B batch, n boxes of an image, R = B * n their regions, C classes, m side of a mask in cells, h
+side of a mask head's logits: m, but of PointRend smaller, before its points enlarge the mask; H, W size of a
+map.
 """
 
 import contextlib
@@ -21,7 +23,7 @@ from mmdeploy_ext.families.parts.regions import RegionBranch, Regions, part_of, 
 NormedConv2d = mmdet_module('mmdet.models.utils').NormedConv2d
 
 FeaturesAndLogits = tuple[torch.Tensor, list[torch.Tensor]]
-"""Features of regions (R, ...), and logits (R, C or 1, m, m) of every mask head (`heads_of`)."""
+"""Features of regions (R, ...), and logits (R, C or 1, h, h) of every mask head (`heads_of`)."""
 
 
 def heads_of(roi_head: nn.Module) -> list[nn.Module]:
@@ -86,7 +88,7 @@ class StagedMaskHeads(nn.Module):
         """Return the features that the head of the last stage takes, and the logits of every stage.
 
         `maps` are those of `regions.region_maps`: the features of the levels that regions are pooled from (B,
-        channels, h, w), then those of whole images that HTC and SCNet add; boxes (B, n, 4) are xyxy in pixels
+        channels, H, W), then those of whole images that HTC and SCNet add; boxes (B, n, 4) are xyxy in pixels
         of the network input.
         """
         features = [branch.features(maps, boxes) for branch in self.branches]
@@ -174,7 +176,8 @@ class PredictedClass(nn.Module):
 def predicted_class_only(heads: Iterable[nn.Module], labels: torch.Tensor) -> Iterator[None]:
     """Inside the block mask heads compute the logits of one class of each region, (R, 1, m, m).
 
-    `labels` (R,) are these classes, 0 or more.
+    `labels` (R,) are these classes, 0 or more. The heads have a `conv_logits` of all classes: no
+    class-agnostic ones, and none of PointRend.
     """
     layers = [(head, head.conv_logits) for head in heads]
     try:
