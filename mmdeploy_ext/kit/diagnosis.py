@@ -66,9 +66,10 @@ def diagnose(expected: np.ndarray, got: np.ndarray) -> str:
 
     An order of axes is that of PyTorch's axes in the output.
 
-    It is '' for values that are PyTorch's, such as those of an output that is wrong in its dtype alone. Of
-    outputs that are not constant it is '' also for sides of fewer than two values or of different numbers
-    of values, for values that are not finite, and for outputs that are truth values, texts or complex.
+    An output counts as constant (`is_constant`) if PyTorch's is not. Of others it is '' for values that are
+    PyTorch's, such as those of an output that is wrong in its dtype alone, for sides of fewer than two values
+    or of different numbers of values, for values that are not finite, and for outputs that are truth values,
+    texts or complex.
 
     Args:
         expected: PyTorch's tensor.
@@ -150,7 +151,7 @@ def with_mixed_up_images(
         references: PyTorch's results of each image.
         candidates: the engine's.
         match: takes the title of an image, its reference and a candidate, and returns their row: that is
-            `match_detections` of the task, see `proving/tasks`.
+            `match_detections` of the task with its keywords, see `proving/tasks`.
     """
     named = []
     for index, row in enumerate(rows):

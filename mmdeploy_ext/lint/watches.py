@@ -2,8 +2,10 @@
 
 A watch takes a call that has just been made, of any function but those that read sizes, and returns nothing:
 it adds events of the rules of `rules.py` to the recorder of the call's observer, or none. The first line of
-its docstring is what it looks for, as code or in words. `parts` alone adds no event. Calls and their marks
-are those of `observe.py`; the origins of sizes are reads of shapes in the run, see `record.Origins`.
+its docstring is what it looks for, as code or in words. `parts` and `hidden_tensors` add no event. Calls and
+their marks are those of `observe.py`; the origins of sizes are reads of shapes in the run, see
+`record.Origins`. If every choice counts (`Recorder.every_choice`), a rule about sizes becomes the one of
+`record.OF_VALUES` where the sizes follow from values.
 """
 
 import math
@@ -67,8 +69,8 @@ def values_to_python(call: Call) -> None:
     `value-in-branch` if it is a bool or an `if` or assert uses it, else `value-to-python`. Of one that
     depends on sizes alone it is `size-to-python`, and a bool is none unless every choice counts,
     see `Recorder.every_choice`; then texts of tensors and `value in t` count as numbers, too. Values that
-    `t.apply_(f)` gives to Python code are `value-to-python`, and a number of parts, as in `t.chunk(n)`, that
-    is a tensor is `value-in-loop`.
+    `t.apply_(f)` gives to Python code are `value-to-python`, and a number of parts, as in `t.chunk(n)`, is
+    `value-in-loop`, if it is a tensor without axes; both if they depend on inputs.
     """
     if call.name in BY_ELEMENT and call.mark.inputs:
         call.add('value-to-python', f'{call.name}() of values that depend on {inputs_text(call)}')
@@ -213,7 +215,10 @@ def topk(call: Call) -> None:
 
 
 def tensor_data(call: Call) -> None:
-    """`t.data`, read or written: `tensor-data` if it depends on inputs, else `parameter-data`."""
+    """`t.data`, read or written: `tensor-data` if `t` or what is written depends on inputs.
+
+    Else the rule is `parameter-data`.
+    """
     if call.name not in ('data.__get__', 'data.__set__'):
         return
     if call.mark.inputs:
@@ -228,8 +233,9 @@ def writes(call: Call) -> None:
     The rules are `input-written` and `state-written` (of parameters and buffers alone, see
     `state.watch_attributes` for other tensors of a module), also through views; `index-put-many-ranks`,
     `index-put-negative` and `slice-assigned` by the indices; and of a view, if it or the values depend on
-    inputs, `slice-assigned` if exporters follow it, else `write-to-view`: they follow a call such as `add_`
-    on a view of `Observer.parts`, and `t[i][j] = v` if all indices are numbers, both on the line of the view.
+    inputs, `slice-assigned` if exporters follow it, else `write-to-view`: they follow a call such as `add_`,
+    but neither `inplace=True` nor `out=`, on a view of `Observer.parts`, and `t[i][j] = v` if all indices are
+    numbers, both on the line of the view.
     A view of a tensor of `Observer.hidden` counts as a tensor of its own.
     """
     observer, name = call.observer, call.name.strip('_')
@@ -336,8 +342,8 @@ def _has_float64(values: Any) -> bool:
 def absolute_time(call: Call) -> None:
     """Large numbers become float32 or float16: times and positions lose their last digits.
 
-    The rule is `absolute-time`, if a float64 or int64 tensor that depends on inputs becomes one of float32 or
-    float16 of the same shape, and holds `LARGEST_EXACT` or more.
+    The rule is `absolute-time`, if the first argument, float64 or int64, becomes float32 or float16 of the
+    same shape and holds `LARGEST_EXACT` or more, and some argument depends on inputs, as `x` of `t.to(x)`.
     """
     if not call.mark.inputs or not call.args or not isinstance(call.args[0], torch.Tensor):
         return
@@ -369,8 +375,9 @@ def step_text(value: float) -> str:
 def operators(call: Call) -> None:
     """`t.inverse()`, `torch.rand()`, `MyFunction.apply(t)`: inverses, random numbers, own functions.
 
-    The rules are `matrix-inverse`, `random` (dropout, also that of attentions, counts in training with p
-    above 0, `rrelu` in training), `function-with-symbolic` and `function-without-symbolic`.
+    The rules are `matrix-inverse`, `random` (dropout counts in training with p above 0, also that of
+    `F.multi_head_attention_forward`; that of `F.scaled_dot_product_attention` whenever p is above 0; `rrelu`
+    in training), `function-with-symbolic` and `function-without-symbolic`.
     """
     if call.name in INVERSES:
         matrices = next(tensors_in((call.args, call.kwargs)))

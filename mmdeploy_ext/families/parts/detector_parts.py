@@ -108,7 +108,8 @@ def smallest(head: Any, stride: int, rounded: bool = False) -> int:
     """Return the smallest side of an input, pixels, for a built head whose largest stride is `stride`.
 
     Version 1 of mmcv's deformable convolution refuses maps that are smaller than its kernel; a level whose
-    size is rounded down (`rounded`, see `round_down`) is empty below its stride.
+    size is rounded down (`rounded`, see `round_down`) is empty below its stride. `head` may be a whole
+    detector, if its other parts have such convolutions on levels of these strides, too.
     """
     from mmcv.ops import DeformConv2d
 
@@ -127,16 +128,16 @@ def map_sizes(
     levels: int,
     options: Options,
 ) -> list[tuple[int, int]]:
-    """Return height and width of the maps of each level at the size of an export; 0, 0 if that is dynamic.
+    """Return height and width of the maps of each level at the size of `options`; 0, 0 if that is dynamic.
 
     They are kept for later calls with the same model and size, whatever the other arguments are.
 
     Args:
         model: the detector.
         network: from the detector and images (1, 3, H, W) to maps (1, columns, h, w), first those of one
-            output, level by level.
+            output, or the features, level by level.
         levels: number of levels.
-        options: of the export.
+        options: of the export, or an object with `dynamic`, `height` and `width` alone, for another size.
 
     Raises:
         UsageError: the model does not take the size.
@@ -192,7 +193,7 @@ def check(model: Mapping[str, Any], options: Options) -> None:
 def check_grid_sample(name: str, options: Options) -> None:
     """Refuse (UsageError) an opset that is outside of `GRID_SAMPLE_OPSETS`.
 
-    `name` is that of the part that needs it, for the message.
+    `name` is that of the part or model that needs it, for the message.
     """
     low, high = GRID_SAMPLE_OPSETS
     if not low <= options.opset <= high:
@@ -252,7 +253,7 @@ def check_settings(test_cfg: Mapping[str, Any] | None, key: str, needed: Sequenc
             no dict is refused, too.
         key: their key in the config, for the message.
         needed: names of the settings, of which none may be missing or None.
-        reader: name of the class that reads them, for the message.
+        reader: what reads them, for the message: name of a class, also of a user's, or 'Class.method'.
     """
     if test_cfg and not isinstance(test_cfg, Mapping):
         raise ConfigError(f'{key}={test_cfg!r}: expected a dict of settings')
@@ -265,7 +266,7 @@ def check_settings(test_cfg: Mapping[str, Any] | None, key: str, needed: Sequenc
 def check_limit(key: str, limit: Any, available: int) -> None:
     """Refuse (ConfigError) a limit of results that is no whole number from 1 to `available`.
 
-    It is the entry `key` of `test_cfg`.
+    `limit` is the entry `key` of `test_cfg`, or what upstream takes where there is none.
     """
     if type(limit) is not int or not 0 < limit <= available:  # True is an int, too
         raise ConfigError(f'model.test_cfg.{key}={limit}; expected 1 to {available}, as many as there are')

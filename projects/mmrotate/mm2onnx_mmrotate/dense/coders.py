@@ -10,8 +10,9 @@ not clipped, and the angle in radians; it takes
 - `coder`: its settings, those of `options.CODERS`.
 - `level`: index of the level, for settings that every level has.
 
-`facts` are the metadata's entry `postprocess`: `facts['head']` has the fields of `head.RotatedHead`,
-`facts['coder']` the settings of the coder and its `type`.
+`facts` are the metadata's entry `postprocess`, or `settings.facts_of` an inner head, which has none there:
+`facts['head']` has the fields of `head.RotatedHead`, `facts['coder']` the settings of the coder and its
+`type`.
 
 Glossary: B images, A priors of a level, C classes. Source: mmrotate 0.3.4 `core/bbox/coder`, and the
 `_get_bboxes_single` of the heads.
