@@ -28,7 +28,7 @@ class SeenViews:
 
     Attributes:
         cells: (V, H W, C), V views, each row by row.
-        places: (V, Q, 2), x and y in shares of the sides of a view.
+        places: (V, Q, 2), x and y in shares of the sides of a view, below 0 or above 1 outside of it.
         size: H and W.
     """
 
@@ -80,8 +80,9 @@ def attend_views(module: nn.Module, query: Tensor, position: Tensor, views: Seen
         module: the attention.
         query: (1, Q, C), `position` not added.
         position: embedding of the cells, of the same shape.
-        views: the last view and the present one, and where each cell looks in both; without a last one the
-            cells are the query twice.
+        views: the last view, turned as in `bev_queries.LastView`, and the queries before the first layer of
+            the encoder, in each of its layers; without a last view `query` twice. Where each cell looks in
+            both.
     """
     both = torch.cat([views.cells[:1], query + position], -1)
     return module.output_proj(sample_views(module, both, views).mean(0).t()[None])

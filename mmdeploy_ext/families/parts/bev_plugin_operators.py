@@ -125,7 +125,7 @@ def attend_views(module: nn.Module, query: Tensor, position: Tensor, views: Seen
         module: the attention, whose number of heads and linear layers are used.
         query: (1, Q, C), `position` not added.
         position: embedding of the cells, of the same shape.
-        views: the last view and the present one, and where each cell looks in both.
+        views: as in `bev_attention.attend_views`.
     """
     both = torch.cat([views.cells[:1], query + position], -1)
     per_view = (module.num_heads, 2, -1)

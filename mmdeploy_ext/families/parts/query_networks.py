@@ -313,7 +313,7 @@ class DeformableNetwork(QueryNetwork):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return boxes (B, Q, 4) and logits (B, Q) of the tokens with the best `token_scores`, best first.
 
-        Boxes are cxcywh, shares of the image without its padding. `memory` (B, S, D) are the tokens of the
+        Boxes are cxcywh, shares of the part of `content_size`. `memory` (B, S, D) are the tokens of the
         encoder, `levels` the padding of each map, and `keep` is the result of `tokens_inside`.
         """
         head = self.head

@@ -1,7 +1,7 @@
 """Tokens that become queries, as a list of their own: behind a decoder most of their faults are hidden.
 
-A two-stage Deformable DETR, DINO and Co-DINO score all tokens of the encoder; the boxes of the best are what
-queries begin with. mmdet's transformer is watched as it chooses them, and its decoder does not run.
+A two-stage Deformable DETR, H-DETR, DINO and Co-DINO score all tokens of the encoder; the boxes of the best
+are what queries begin with. mmdet's transformer is watched as it chooses them, and its decoder does not run.
 
 Glossary: B batch, H, W network input in pixels, S tokens of all levels, Q queries, D embedding, h, w size of
 a map.
@@ -59,13 +59,14 @@ class QueryTokensForm(nn.Module):
     ) -> tuple[torch.Tensor]:
         """Return boxes xyxy with a score 0..1 (B, Q, 5) of the tokens with the best scores, best first.
 
-        A box is in shares of the image without its padding, times width and height of the whole input: of an
-        image that is not padded these are its pixels. The score is that of the best class, in a Deformable
-        DETR that of the first one.
+        A box is in shares of the part of `content_size`, the image without its padding or, of some Co-DETR,
+        with it, times width and height of the whole input: if there is no padding these are its pixels. The
+        score is that of the best class, in a Deformable DETR or H-DETR that of the first one.
 
         Args:
             image: (B, 3, H, W); only its size is used.
-            img_shape: (B, 2) height and width of the images before padding; 0 means the input size.
+            img_shape: (B, 2) height and width of the images before padding, as `content_size` takes them; 0
+                means the input size.
             memory: (B, S, D) tokens of the encoder.
             maps: input maps (B, D, h, w) of the transformer, level by level; only their sizes are used.
         """
@@ -122,7 +123,7 @@ class TransformerRecord(TorchFunctionMode):
         maps: its inputs (B, D, h, w).
         memory: (S, B, D), the result of its encoder.
         best: results of `topk`, the last of which is the choice of tokens.
-        boxes: (B, Q, 4) cxcywh, shares of the image without its padding, an input of its decoder.
+        boxes: (B, Q, 4) cxcywh, shares of the part of `content_size`, an input of its decoder.
     """
 
     def __init__(self) -> None:

@@ -144,7 +144,7 @@ class SparseReference:
 
 
 def run_reference(file: SparseFile, voxels: VoxelSet) -> SparseReference:
-    """Run the unpatched model on spconv, one thread, and watch its convolutions."""
+    """Run the unpatched model on spconv, by `run_encoder` on one thread, and watch its convolutions."""
     family, model = file.deployment.family, file.deployment.model
     with watched_layers(family.encoder(model), layer_sources(file.traced)) as layers:
         start = time.perf_counter()
@@ -175,9 +175,10 @@ class DialectRunner:
         self.plan = plan_of(self.graph)
 
     def run(self, features: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
-        """Return the dense map of features (N, C) and coordinates (N, 4), axes in the file's order.
+        """Return the dense map (1, C, H, W) of voxels: features (N, C) float32, coordinates (N, 4) integers.
 
-        The outputs of all nodes are kept for `layers`.
+        Coordinates are the sample, 0, and the axes in the file's order, see `SparseFile.same_order`. The
+        outputs of all nodes are kept for `layers`.
         """
         self.voxels = features, coordinates
         self.layer_values: dict[str, np.ndarray] = {}
@@ -229,7 +230,7 @@ class PortableRunner:
             self.layer_engine = ScnOnnx(path, threads=self.engine.threads)
 
     def run(self, features: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
-        """Return the dense map of features (N, C) and coordinates (N, 4), axes in the file's order."""
+        """Return the dense map of voxels, as `DialectRunner.run` takes them."""
         self.features = features
         return self.engine.step(voxels=(features, coordinates))
 
