@@ -83,6 +83,14 @@ def judged(model):
     roi_head.mask_iou_head = dict(type='MaskIoUHead', num_classes=CLASSES, roi_feat_size=14, **sizes)
 
 
+def coarse(model):
+    """Give it PointRend's head of coarse masks alone, which has no last convolution."""
+    sizes = dict(in_channels=CHANNELS, conv_out_channels=CHANNELS, fc_out_channels=CHANNELS)
+    model.roi_head.mask_head = dict(
+        type='CoarseMaskHead', num_classes=CLASSES, num_fcs=2, num_convs=1, roi_feat_size=14, **sizes
+    )
+
+
 def points(model):
     """Make a PointRend."""
     model.type, roi_head = 'PointRend', model.roi_head
@@ -231,6 +239,7 @@ PARTS = dict(
     scnet=scnet,
     legacy=legacy,
     judged=judged,
+    coarse=coarse,
     points=points,
     grid=grid,
     seesaw=seesaw,

@@ -78,12 +78,14 @@ class Masks(nn.Module):
         self, maps: Sequence[torch.Tensor], boxes: torch.Tensor, classes: torch.Tensor
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return features of regions, and the logits (R, 1, m, m) of each one's class by every stage."""
-        if self.points is None and self.by_class:
+        has_last_layer = all(hasattr(head, 'conv_logits') for head in self.heads)  # not CoarseMaskHead's
+        if self.points is None and self.by_class and has_last_layer:
             with predicted_class_only(self.heads, classes.clamp(min=0)):
                 return self.logits(maps, boxes)
         features, logits = self.logits(maps, boxes)
         if self.points is None:
-            return features, logits
+            of_classes = [rows_of_class(tensor, classes) for tensor in logits] if self.by_class else logits
+            return features, of_classes
         of_class = rows_of_class(logits[0], classes) if self.by_class else logits[0]
         return features, [self.points(maps, boxes, logits[0], of_class, classes)]
 

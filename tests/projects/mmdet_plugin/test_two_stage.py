@@ -55,7 +55,7 @@ def same(kind, model, outputs, prepared, least=1, ties=0):
 
 
 @pytest.mark.suite(
-    'staged', 'scnet', 'htc', 'guided', 'judged', 'grid', 'points', 'legacy', 'moved', 'double', 'sabl',
+    'staged', 'scnet', 'htc', 'guided', 'judged', 'grid', 'coarse', 'points', 'legacy', 'moved', 'double', 'sabl',
     'rpn', 'fast',
 )  # fmt: skip
 @pytest.mark.parametrize(
