@@ -154,9 +154,10 @@ def benchmark_of(family: Family, args: argparse.Namespace) -> type[Benchmark]:
 
 
 def is_portable(path: str) -> bool:
-    """Return whether the file at `path` is a sparse backbone alone, in standard operators.
+    """Return whether the file at `path` is an export of a sparse backbone alone, in standard operators.
 
-    A folder, and a path where nothing is, are none. ModelFileError: the file cannot be read.
+    A folder, a path where nothing is, and the file `backbone` of a whole detector are none. ModelFileError:
+    the file cannot be read.
     """
     from mmdeploy_ext.contract.metadata import PREFIX, read_props
 
@@ -201,7 +202,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 measured, 1 failed, 2 refused before the weights were read.
+    """Run the tool and return its exit status: 0 measured, 1 failed, 2 refused before weights were loaded.
 
     `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
     option that the parser refuses, which is status 2.

@@ -63,10 +63,10 @@ class DenseBoxPostprocess(nn.Module):
 
         Args:
             mlvl_bboxes: per level (B, A, 4) float32 xyxy, pixels, not clipped.
-            mlvl_scores: per level (B, A, C) class scores in 0..1, of a sigmoid or softmax, or -1 of priors
-                that are no candidates.
+            mlvl_scores: per level (B, A, C) class scores in 0..1, or -1 of priors that are no candidates.
             mlvl_factors: per level (B, A) score factors in 0..1, or None in all levels for a head without.
-            clip_hw: (B or 1, 2) float32 height and width in pixels that boxes are clipped to.
+            clip_hw: (B or 1, 2) float32 height and width in pixels, border included, that boxes are clipped
+                to; not read without `clip_border`.
             scale_factor: (B or 1, 4) float32 `w h w h`, input / original; boxes are divided by it.
             border: (B or 1, 2) float32 padding above and left of the image in pixels, which is subtracted
                 from boxes after they are clipped and before they are divided; with None nothing is
@@ -74,9 +74,9 @@ class DenseBoxPostprocess(nn.Module):
 
         Returns:
             dets (B, n, 5) float32 x1 y1 x2 y2 score in descending order of scores, labels (B, n) int64; n is
-            the largest number of results of an image in the batch (with a cap: a constant); rows that an
-            image does not have are zero with label -1. With a cap also (B,) int64, the number of candidates,
-            of which the cap may have left out some.
+            the largest number of results of an image in the batch, before the voting, which may lose some
+            (with a cap: a constant); rows that an image does not have are zero with label -1. With a cap also
+            (B,) int64, the number of candidates, of which the cap may have left out some.
         """
         mlvl = zip(mlvl_bboxes, mlvl_scores, mlvl_factors, strict=True)
         levels = [self._choose(*level) for level in mlvl]

@@ -4,8 +4,8 @@ The network is mmdet's own detector; `heads.py` describes its head. Source of th
 `models/dense_heads/base_dense_head.py`, and the heads' own files.
 
 Glossary: B batch, a priors of a cell, A priors of a level or of all, C classes, L levels, H, W network input
-in pixels, h, w size of a level's maps, n detections of the image that has most (with `max_candidates`
-constant).
+in pixels, h, w size of a level's maps, n detections of the image that has most, before the
+voting of `Head.votes`, which may lose some (with `max_candidates` constant).
 """
 
 import dataclasses

@@ -49,6 +49,7 @@ def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.
     """Return a picture (h, w, 3) uint8 BGR of both engines' boxes of at least `score_thr` side by side.
 
     PyTorch is on the left; boxes without a partner within the bars of float32 are outlined in white. `pair`
-    has the picture and both lists, of `PictureDetections3D`; `classes` are names by label.
+    has the picture and both lists, `PictureDetections3D` of `runtime.py` with their camera; `classes` are
+    names by label.
     """
     return bbox2d.side_by_side(pair, classes, score_thr, draw=draw, problem=problem, pair_by=pair_up)
