@@ -28,7 +28,10 @@ RARELY_USED = {
     'mmdet.core.bbox.assigners.hungarian_assigner': ('scipy', 'scipy.optimize'),
     'mmdet.core.bbox.assigners.mask_hungarian_assigner': ('scipy', 'scipy.optimize'),
     'mmdet.core.visualization.image': (
-        *('matplotlib', 'matplotlib.pyplot', 'matplotlib.collections', 'matplotlib.patches'),
+        'matplotlib',
+        'matplotlib.pyplot',
+        'matplotlib.collections',
+        'matplotlib.patches',
     ),
     'mmdet3d.core.visualizer.show_result': ('trimesh',),
     'mmdet3d.datasets.lyft_dataset': ('pandas',),

@@ -71,8 +71,8 @@ def foreign_functions(functions: Iterable[Any]) -> dict[str, Any]:
     methods and properties of mmdet3d's boxes that a head uses. Default values of a function that are not what
     its definition states are returned as its `__defaults__`, argument -> value. Of other modules that are not
     installed, such as those of a copy of the library in the user's repository, nothing is returned, nor what
-    `mmdeploy_ext` itself put into a library.
-    `functions` are functions and methods, such as a `forward`; classes among them are not followed.
+    `mmdeploy_ext` itself put into a library. `functions` are functions and methods, such as a `forward`;
+    classes among them are not followed.
     """
     foreign: dict[str, Any] = {}
     judged: set[str] = set()

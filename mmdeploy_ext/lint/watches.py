@@ -235,8 +235,8 @@ def writes(call: Call) -> None:
     `index-put-negative` and `slice-assigned` by the indices; and of a view, if it or the values depend on
     inputs, `slice-assigned` if exporters follow it, else `write-to-view`: they follow a call such as `add_`,
     but neither `inplace=True` nor `out=`, on a view of `Observer.parts`, and `t[i][j] = v` if all indices are
-    numbers, both on the line of the view.
-    A view of a tensor of `Observer.hidden` counts as a tensor of its own.
+    numbers, both on the line of the view. A view of a tensor of `Observer.hidden` counts as a tensor of its
+    own.
     """
     observer, name = call.observer, call.name.strip('_')
     for target in call.written:

@@ -128,8 +128,7 @@ def to_standard(model: onnx.ModelProto) -> onnx.ModelProto:
 def _with_functions(model: onnx.ModelProto, body: Body) -> onnx.ModelProto:
     """Add one function per operator and set of attributes; that of a second set is called e.g. `Nms2`.
 
-    Nodes of this domain in a
-    function, whose text calls other operators, get functions, too.
+    Nodes of this domain in a function, whose text calls other operators, get functions, too.
     """
     names: dict[tuple[str, str], str] = {}
     _name_functions(model, model, names, body)
