@@ -43,7 +43,7 @@ def rotated_nms(boxes: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def bev_corners(boxes: np.ndarray) -> np.ndarray:
-    """Return the corners x, y (n, 4, 2) of boxes (n, 5), in the order from x to y around each box.
+    """Return the corners x, y (n, 4, 2) float64 of boxes (n, 5), in the order from x to y around each box.
 
     Boxes have the columns of `rotated_nms`, and corners their unit. The first corner is the one towards
     positive x and y before the box is turned; with one negative side the order is the other one.

@@ -1,8 +1,8 @@
 """Parts of synthetic outputs of a head: scores near thresholds, headings near -pi and pi.
 
 Values are so far from the thresholds that rounding decides nothing, and scores are distinct: both engines
-have to give the same boxes. Scores are so if thresholds are below `HIGH` and no two of them are nearer than
-`SHARES` are.
+have to give the same boxes. Scores are so if thresholds are below `HIGH` and above 1.2e-4, and no two of them
+are nearer than `SHARES` are.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def headings(count: int, rng: np.random.Generator, ends: Sequence[float] = (np.p
 def scores_about(thresholds: Sequence[float], count: int, rng: np.random.Generator) -> np.ndarray:
     """Return scores (count,) in random order, below and above each of `thresholds` that is inside 0..1.
 
-    8 are near each of them, near 0.1 if none is inside; the rest is spread over `HIGH`. Of a `count` below 8
-    for each threshold only the first ones are there.
+    8 are near each of them, near 0.1 if none is inside; the rest is spread over `HIGH`. All are clipped to
+    1e-4..0.99. Of a `count` below 8 for each threshold only the first ones are there.
     """
     inner = [value for value in thresholds if 0 < value < 1] or [0.1]
     about = [value * (1 + sign * share) for value in inner for share in SHARES for sign in (-1, 1)]

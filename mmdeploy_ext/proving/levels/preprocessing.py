@@ -217,9 +217,11 @@ def compare_prepared(
     infos have entries of their own, are left out with a note if there are others. An error of this project
     (`Mm2OnnxError`), or of the data set, is not raised, but the `error` of the result.
 
-    Numbers of `EXACT` have to be equal, of the points those inside the range to which the test pipeline cuts
-    them, or inside that of the rule's voxels if that is larger: then the runtime has points that the pipeline
-    has not. Matrices and the CAN bus have tolerances. NaN equals nothing.
+    Only what the model reads is compared: neither `unread_fields` of its family nor the points of a rule
+    without voxels. Numbers of `EXACT` have to be equal, of the points those inside the range to which the
+    test pipeline cuts them, if it does, or inside that of the rule's voxels if that is larger: then the
+    runtime has points that the pipeline has not. Matrices and the CAN bus have tolerances. NaN equals
+    nothing.
 
     Args:
         deployment: the config and checkpoint.
