@@ -92,8 +92,8 @@ def replaced_of_class(part: Any, followed: Iterable[tuple[Any, tuple[str, ...]]]
     """Yield one entry with the methods of a live part; none if it has no followed class.
 
     They are those of the nearest of the followed classes that it is derived from, whether its own class
-    changes them or not. A class of the same name counts, too: that of a copy of the library in the user's
-    repository, but no class of torch.
+    changes them or not; of a class that `followed` has twice, those of its last pair. A class of the same
+    name counts, too: that of a copy of the library in the user's repository, but no class of torch.
     """
     methods = {kind.__name__: names for kind, names in followed if not isinstance(kind, OlderModule)}
     for base in type(part).__mro__:
@@ -198,9 +198,10 @@ class DifferingMethod:
 def differing_methods(replaced: Iterable[Replaced], table: Table) -> list[DifferingMethod]:
     """Return those of the methods `replaced` of a model that have none of their hashes in a table, each once.
 
-    With those of a part are the user's hooks of it, its methods of `ACCESS` that are the user's, and what its
-    copies of the library's methods use, see `called_of_copies`. After them come the functions of others that
-    the methods call, see `called_of_others`. ConfigError: the table has no such class.
+    Those that a part lacks, and those whose default values were changed, are among them. With those of a
+    part are the user's hooks of it, its methods of `ACCESS` that are the user's, and what its copies of the
+    library's methods use, see `called_of_copies`. After them come the functions of others that the methods
+    call, see `called_of_others`. ConfigError: the table has no such class.
     """
     differing: dict[str, DifferingMethod] = {}
     entries = list(replaced)
@@ -258,11 +259,12 @@ def differing_steps(steps: Iterable[Mapping[str, Any]], table: Table) -> list[Di
     """Return the steps of a test pipeline that have a library's name, and are the user's or call its code.
 
     The rule in a file follows the library's steps, so that the samples of a proof judge others. Methods of a
-    step in a copy of mmdet count unless the table has them; those in a copy of mmdet3d do not count.
-    `Compose` is compared with the steps; after them come the user's methods by which steps read files.
+    step in a copy of mmdet, and those that a plugin put into a library's step, count unless the table has
+    them; those in a copy of mmdet3d do not count. `Compose` is compared with the steps; after them come the
+    user's methods by which steps read files.
 
     Args:
-        steps: the steps that a rule knows by their names.
+        steps: the steps that a rule knows by their names, or all that `is_library_step` knows.
         table: 'mmdet.Resize' and others -> method -> hashes of the versions that the rule follows.
     """
     differing: dict[str, DifferingMethod] = {}
@@ -358,7 +360,7 @@ def differing_library_datasets(settings: Iterable[Mapping[str, Any]]) -> list[Di
     """Return the user's functions in the place of methods of a library's data set that make a test sample.
 
     A plugin put them there, whatever class of the user's is derived from the data set; methods of the user's
-    own classes are not among them.
+    own classes, and of a copy of the library, are not among them.
 
     Args:
         settings: those of a config's data set, and of the data sets that it wraps.
@@ -374,7 +376,7 @@ def differing_library_datasets(settings: Iterable[Mapping[str, Any]]) -> list[Di
             for name, function in methods.items():
                 if not isinstance(function, FunctionType) or not is_foreign(function):
                     continue
-                # not those of a copy of mmdet3d in the user's repository
+                # not those of a copy of the library in the user's repository
                 if module_of(function).partition('.')[0] != base.__module__.partition('.')[0]:
                     method = f'{base.__name__}.{name}'
                     differing[method] = _described(method, source_of_function(function), base.__module__)
@@ -410,9 +412,10 @@ def _changes_pipeline(function: FunctionType) -> bool:
 
 
 def called_of_others(functions: Iterable[Any]) -> list[DifferingMethod]:
-    """Return what `functions` of a library call or use in the place of a library's, see `foreign_functions`.
+    """Return what functions call or use in the place of a library's, see `foreign_functions`.
 
-    They count as methods that differ: neither the code of `functions` nor that of a graph shows them.
+    They count as methods that differ: neither the code of `functions` nor that of a graph shows them. Those
+    of the user's among `functions` are passed over.
     """
     return [
         _described(name, source_of(value), name.rpartition('.')[0])
@@ -424,7 +427,8 @@ def called_of_copies(part: Any, method: str) -> list[DifferingMethod]:
     """Return what a user's copy of a library's method has where the library's has something else.
 
     Args:
-        part: live part of the user's model, whose class is derived from one of a library or of this package.
+        part: live part of the user's model, whose class is derived from one of a library or of this package;
+            of a class, as `Replaced` has it for a static method, nothing is returned.
         method: name of a method that a table follows.
 
     Returns:
@@ -568,6 +572,9 @@ def folder_of(family: object) -> Path:
 
 def hash_of(method: Any) -> str:
     """Return the hash of a method as tables have it; decorators of `DECORATORS` do not count.
+
+    It is that of the syntax tree, see `code_sha256`: comments and docstrings do not count. It is '' if the
+    source cannot be read.
 
     ValueError: it is no function written in Python.
     """

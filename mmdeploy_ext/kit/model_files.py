@@ -50,8 +50,8 @@ def copy_model(path: str | Path, folder: Path, graph: KitGraph) -> dict[str, str
 
     Args:
         path: path of the user's file, beside which its external data lies.
-        folder: folder of the kit.
-        graph: to which the copy belongs; its `file` is the path of the copy in the kit.
+        folder: folder of the kit, which exists.
+        graph: to which the copy belongs; its `file` is the name of the copy, directly in the folder.
 
     Returns:
         A dict of `source_sha256`, the hash of the user's file, without its external data.

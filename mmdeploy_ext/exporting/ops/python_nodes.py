@@ -64,7 +64,8 @@ def python_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     An operator's `reference` is called with numpy arrays and attributes, or else its eager form with tensors.
     Operators that the model does not use are not registered with ONNX Runtime.
 
-    ONNX Runtime has one thread within an operator. `model` was exported inside `operators_as('python')`.
+    ONNX Runtime has one thread within an operator. `model` was exported inside `operators_as('python')`,
+    which is in `exporting/ops/operator.py`.
 
     Raises:
         EngineError: onnxruntime-extensions is not installed; a node's operator is not registered here, does
