@@ -80,7 +80,7 @@ class OuterContainers:
             entries = value
         elif type(value).__module__ in self._modules:
             fields = [vars(value)] if hasattr(value, '__dict__') else []
-            entries = [*fields, *_slots(value).values()]
+            entries = [*fields, *slot_values(value).values()]
         return [('', entry) for entry in entries]
 
     def changed(self) -> list[tuple[str, Any, Any]]:
@@ -155,7 +155,7 @@ def slot_names(kind: type) -> list[str]:
     ]
 
 
-def _slots(value: Any) -> dict[str, Any]:
+def slot_values(value: Any) -> dict[str, Any]:
     """Return name -> value of the attributes of `__slots__` that an object has now."""
     values = {}
     for name in slot_names(type(value)):
@@ -180,7 +180,7 @@ def _content(holder: Any) -> Any:
             for key, value in holder.items()
             if not (is_module and (isinstance(value, ModuleType) or str(key).startswith('__')))
         }
-    return list(holder) if isinstance(holder, list | set | deque) else _slots(holder)
+    return list(holder) if isinstance(holder, list | set | deque) else slot_values(holder)
 
 
 def _fill(holder: Any, content: Any) -> None:

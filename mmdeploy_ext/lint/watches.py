@@ -42,8 +42,10 @@ RANDOM = {
 }  # fmt: skip
 """Functions that draw random numbers."""
 DROPOUTS = {
-    **dict.fromkeys(('dropout', 'dropout1d', 'dropout2d', 'dropout3d'), (1, 'p', 0.5, 2)),
-    **dict.fromkeys(('alpha_dropout', 'feature_alpha_dropout'), (1, 'p', 0.5, 2)),
+    **dict.fromkeys(
+        ('dropout', 'dropout1d', 'dropout2d', 'dropout3d', 'alpha_dropout', 'feature_alpha_dropout'),
+        (1, 'p', 0.5, 2),
+    ),
     'scaled_dot_product_attention': (4, 'dropout_p', 0.0, 6),  # no argument is there: it has no `training`
     'multi_head_attention_forward': (10, 'dropout_p', 0.0, 13),
 }
@@ -238,8 +240,8 @@ def writes(call: Call) -> None:
     numbers, both on the line of the view. A view of a tensor of `Observer.hidden` counts as a tensor of its
     own.
     """
-    observer, name = call.observer, call.name.strip('_')
-    for target in call.written:
+    observer, name, written = call.observer, call.name.strip('_'), call.written
+    for target in written:
         base = target if target._base is None else target._base
         for index, tensor in enumerate(observer.inputs):
             if base is tensor:
@@ -249,35 +251,33 @@ def writes(call: Call) -> None:
         is_view = target._base is not None and base not in observer.hidden
         if is_view and (call.mark.inputs or observer.marks.of(target).inputs):
             _add_write_to_view(call, target)
-    if call.written and call.name == '__setitem__':
+    if written and call.name == '__setitem__':
         _add_index_kinds(call, call.args[1])
-    if call.written and call.name in INDEX_ARGUMENTS:
+    if written and call.name in INDEX_ARGUMENTS:
         _add_index_kinds(call, call.argument(*INDEX_ARGUMENTS[call.name]))
 
 
 def _add_write_to_view(call: Call, target: torch.Tensor) -> None:
+    name = call.name.strip('_')
     view_kind, line = call.observer.parts.get(target, ('', ''))
-    if (
-        line != _line_text() or not call.in_place
-    ):  # PyTorch compares the lines of both; others write elsewhere
+    # PyTorch compares the lines of both; `inplace=True` writes on a line of torch's own
+    if line != _line_text() or not call.in_place:
         view_kind = ''
     is_select = view_kind == 'select' and call.name == '__setitem__' and _all_numbers(call.args[1])
     if view_kind and (call.name != '__setitem__' or is_select):
-        call.add('slice-assigned', f'{call.name.strip("_")} of a slice')
+        call.add('slice-assigned', f'{name} of a slice')
     else:
-        call.add('write-to-view', f'{call.name.strip("_")} into a view')
+        call.add('write-to-view', f'{name} into a view')
 
 
 def hidden_tensors(call: Call) -> None:
     """Remember the tensors of which results are views, and that no argument is or is a view of."""
-    for tensor in tensors_in(call.result):
-        if tensor._base is None:
-            continue
-        arguments = [
-            entry for argument in tensors_in((call.args, call.kwargs)) for entry in (argument, argument._base)
-        ]
-        if not any(entry is tensor._base for entry in arguments):
-            call.observer.hidden[tensor._base] = True
+    views = [tensor for tensor in tensors_in(call.result) if tensor._base is not None]
+    arguments = [*tensors_in((call.args, call.kwargs))] if views else []
+    known = {id(entry) for argument in arguments for entry in (argument, argument._base)}
+    for view in views:
+        if id(view._base) not in known:
+            call.observer.hidden[view._base] = True
 
 
 def parts(call: Call) -> None:

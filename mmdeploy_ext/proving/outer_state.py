@@ -27,7 +27,7 @@ import torch
 
 from mmdeploy_ext.core.arrays import to_array
 from mmdeploy_ext.core.foreign_functions import is_users_value
-from mmdeploy_ext.core.outer_containers import slot_names
+from mmdeploy_ext.core.outer_containers import slot_names, slot_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -253,8 +253,7 @@ def arrays_and_numbers(value: Any, depth: int = 4) -> Any:
     elif isinstance(value, list | tuple | set | frozenset | deque):
         parts = value
     elif not isinstance(value, type | torch.nn.Module) and is_users_value(type(value)):
-        slots = [(name, getattr(value, name)) for name in slot_names(type(value)) if hasattr(value, name)]
-        parts = [*getattr(value, '__dict__', {}).items(), *slots]
+        parts = [*getattr(value, '__dict__', {}).items(), *slot_values(value).items()]
     if parts is None or not depth:
         return type(value).__name__
     return [arrays_and_numbers(part, depth - 1) for part in parts]

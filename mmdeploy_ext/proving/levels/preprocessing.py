@@ -23,6 +23,7 @@ import numpy as np
 
 from mmdeploy_ext.core.config import test_dataset, test_pipeline
 from mmdeploy_ext.core.errors import DataError, Mm2OnnxError, root_cause
+from mmdeploy_ext.core.foreign_functions import BOX_TYPE
 from mmdeploy_ext.core.model_classes import is_users_class
 from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.evaluate.evaluation import build_dataset, build_loader, loader_errors
@@ -50,8 +51,6 @@ if TYPE_CHECKING:
 
 COLLECTED = ('ori_shape', 'img_shape', 'pad_shape', 'scale_factor', 'flip')
 """Values that a config's `Collect` may collect beside the tensor; those that it does not are not compared."""
-BOX_TYPE = 'box_type_3d'
-"""Key of the class of boxes in the metas of a sample."""
 OF_DATASET = 2
 """Number of samples of the user's data set that are compared besides the generated ones."""
 EXACT = ('images', 'points', 'timestamp_s', 'camera_times_s', 'scene_token')
