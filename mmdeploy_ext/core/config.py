@@ -414,7 +414,7 @@ def test_pipeline(cfg: Any) -> list[dict[str, Any]]:
     for section in ('test', 'val'):
         for dataset in _wrapped(data.get(section)):
             if dataset.get('pipeline'):
-                _check_steps(dataset['pipeline'], f'{filename}: the pipeline of data.{section}')
+                check_steps(dataset['pipeline'], f'{filename}: the pipeline of data.{section}')
                 return dataset['pipeline']
     pipeline = cfg.get('test_pipeline')
     if not pipeline:
@@ -422,16 +422,19 @@ def test_pipeline(cfg: Any) -> list[dict[str, Any]]:
             f'{filename}: has neither data.test.pipeline nor test_pipeline; '
             f'the image normalisation is taken from there'
         )
-    _check_steps(pipeline, f'{filename}: test_pipeline')
+    check_steps(pipeline, f'{filename}: test_pipeline')
     return pipeline
 
 
-def _check_steps(steps: Any, title: str) -> None:
-    """Refuse what is no list of dicts with `type`, a text or a class; `title` names the list."""
+def check_steps(steps: Any, title: str) -> None:
+    """Refuse (ConfigError) a pipeline that is no list of dicts with `type`, a text or a class.
+
+    Those inside other steps (`transforms`) count, too; `title` names the pipeline in the message.
+    """
     if not isinstance(steps, list | tuple):
         raise ConfigError(f'{title} is {steps!r}; expected a list of steps, each a dict with `type`')
     for step in steps:
         if not isinstance(step, dict) or not isinstance(step.get('type'), str | type):
             raise ConfigError(f'{title} has the step {step!r}; expected a dict with `type`')
         if step.get('transforms'):
-            _check_steps(step['transforms'], f'{title}: transforms of {step["type"]}')
+            check_steps(step['transforms'], f'{title}: transforms of {step["type"]}')

@@ -30,6 +30,7 @@ from mmcv.parallel import DataContainer
 
 import mmdeploy_ext
 from mmdeploy_ext.core import plain_pickle
+from mmdeploy_ext.core.config import check_steps
 from mmdeploy_ext.core.errors import ConfigError, InferenceError
 from mmdeploy_ext.core.user_modules import user_folders
 from mmdeploy_ext.families.bevfusion.cuda_graphs import transform_of
@@ -144,9 +145,9 @@ def adapt(cfg: Any) -> None:
         head.pop('train_cfg', None)  # names classes of the repository that training builds
     classes = list(dataset.get('object_classes') or cfg.get('object_classes') or ())
     cfg.class_names = classes
-    steps = [dict(step) for step in dataset.get('pipeline') or cfg.get('test_pipeline') or ()]
-    if untyped := [step for step in steps if not isinstance(step.get('type'), str)]:
-        raise ConfigError(f'{cfg.filename}: a step of the test pipeline has no type: {untyped[0]}')
+    pipeline = dataset.get('pipeline') or cfg.get('test_pipeline') or []
+    check_steps(pipeline, f'{cfg.filename}: the test pipeline')
+    steps = [dict(step) for step in pipeline]
     fork.steps = _repository_steps(steps, has_camera=bool(camera))
     test = dict(
         type='FusionNuScenesDataset' if camera else 'NuScenesDataset',

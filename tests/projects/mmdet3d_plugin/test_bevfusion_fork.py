@@ -213,7 +213,7 @@ def test_overrides_of_a_file_are_those_of_the_config_as_it_was_read(repository):
         ({'data.test.pipeline.5.is_train': True}, 'is_train=True'),
         ({'data.test.pipeline.1.reduce_beams': 16}, 'reduce_beams=16'),
         ({'data.test.pipeline.2.load_augmented': 'mvp'}, "load_augmented='?mvp"),
-        ({'data.test.pipeline.1.type': None}, 'a step of the test pipeline has no type'),
+        ({'data.test.pipeline.1.type': None}, 'the test pipeline has the step .*expected a dict with `type`'),
     ],
 )
 def test_what_no_file_does_is_refused_by_its_key(repository, options, words):
