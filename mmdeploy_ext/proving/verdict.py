@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         SequenceRow,
     )
     from mmdeploy_ext.proving.traced_code import TracedLine
+    from mmdeploy_ext.proving.untraced import Untraced
 
 
 @dataclasses.dataclass
@@ -54,6 +55,8 @@ class Verdict:
             backbone those of one run; {} if none were measured.
         reasons: why the proof as a whole fails beyond single rows, e.g. that nothing at all was matched.
         notes: what the reader should know that is no failure.
+        untraced: what a graph cannot show of the user's code; no failure.
+        unreached: limits of the contract that no input reached, a line each; no failure.
     """
 
     subject: dict[str, Any]
@@ -71,6 +74,8 @@ class Verdict:
     differing_methods: list[DifferingMethod] = dataclasses.field(default_factory=list)
     traced_lines: list[TracedLine] = dataclasses.field(default_factory=list)
     unexported_code: list[UnexportedCode] = dataclasses.field(default_factory=list)
+    untraced: list[Untraced] = dataclasses.field(default_factory=list)
+    unreached: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def precision(self) -> str:

@@ -53,6 +53,10 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
     for row in verdict.metrics:
         values = f'PyTorch {row.reference:.4f}, ONNX {row.candidate:.4f}, {row.difference_text}'
         console.print(f'{_mark(row.passed)} {escape(row.name)}: {values}')
+    for line in [entry.text for entry in verdict.untraced][:MAX_REASONS]:
+        console.print(f'untraced: {escape(line)}', soft_wrap=True)
+    for line in verdict.unreached:
+        console.print(f'unreached: {escape(line)}', soft_wrap=True)
     for note in verdict.notes:
         console.print(f'note: {escape(note)}', soft_wrap=True)
     colour = 'bold green' if verdict.passed else 'bold red'
