@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# What dist_test_pth.sh and dist_test_onnx.sh share; the engine is the config's backend_config.
+# What dist_test_pth.sh (--torch) and dist_test_onnx.sh (--onnx) share.
 set -u
+ENGINE=$1
+shift
 if [ $# -lt 3 ] || ! [[ "$3" =~ ^[1-9][0-9]*$ ]]; then
     echo "error: usage: dist_test_{pth,onnx}.sh CONFIG CHECKPOINT NPROC [options of tools/test.py]; got: $*" >&2
     exit 2
@@ -14,7 +16,7 @@ if [ -z "${PYTHON:-}" ]; then
 fi
 NNODES=${NNODES:-1} NODE_RANK=${NODE_RANK:-0} MASTER_ADDR=${MASTER_ADDR:-127.0.0.1}
 if [ "$NNODES" = 1 ] && [ "$NPROC" = 1 ]; then
-    exec "$PYTHON" "$ROOT/tools/test.py" "$CONFIG" "$CHECKPOINT" --launcher none "$@"
+    exec "$PYTHON" "$ROOT/tools/test.py" "$CONFIG" "$CHECKPOINT" "$ENGINE" --launcher none "$@"
 fi
 # torchrun would pin every process to one thread; share the cores instead.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( $(nproc) / NPROC > 0 ? $(nproc) / NPROC : 1 ))}
@@ -30,7 +32,7 @@ trap 'SIGNAL=TERM; kill -TERM "$RUN" 2>/dev/null' TERM
 trap 'SIGNAL=HUP; kill -TERM "$RUN" 2>/dev/null' HUP
 TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM "$PYTHON" -m torch.distributed.run --nnodes "$NNODES" --node_rank "$NODE_RANK" \
     --master_addr "$MASTER_ADDR" --master_port "$PORT" --nproc_per_node "$NPROC" "$ROOT/tools/test.py" "$CONFIG" \
-    "$CHECKPOINT" --launcher pytorch "$@" &
+    "$CHECKPOINT" "$ENGINE" --launcher pytorch "$@" &
 RUN=$!
 [ -z "$SIGNAL" ] || kill -TERM "$RUN"
 wait "$RUN"

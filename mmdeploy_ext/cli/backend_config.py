@@ -9,7 +9,7 @@ from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.core.files import check_writable
 from mmdeploy_ext.engines import BACKENDS
-from mmdeploy_ext.engines.registry import check_engine
+from mmdeploy_ext.engines.registry import DEFAULT, check_engine
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options
@@ -36,8 +36,11 @@ def graph_keys(family: Family) -> tuple[str, ...]:
     return (*keys, 'memory') if family.memory else keys
 
 
-def read_settings(cfg: Any, family: Family) -> dict[str, Any]:
+def read_settings(cfg: Any, family: Family, onnx: bool | None = None) -> dict[str, Any]:
     """Return the `backend_config` of mmcv's config `cfg`, of a model of a family; without one PyTorch runs.
+
+    `onnx` chooses over the config: True runs the exported file, by ONNX Runtime if the config names PyTorch
+    or nothing, False runs PyTorch. Keys of the engine that does not run are dropped.
 
     Returns:
         The keys of the config. Values about the graph are not checked here, but by `graph_options`. `type`,
@@ -56,22 +59,40 @@ def read_settings(cfg: Any, family: Family) -> dict[str, Any]:
         UsageError: `threads` is no whole number of 0 or more.
     """
     prefix = f'{cfg.filename}: backend_config'
-    settings = cfg.get('backend_config') or dict(type='TorchBackend')
+    settings = cfg.get('backend_config') or {}
     if not isinstance(settings, dict):
         raise ConfigError(f'{prefix}={settings!r}, expected a dict with `type`')
     settings = dict(settings)
+    if not settings or ('type' not in settings and onnx is not None):
+        settings['type'] = 'TorchBackend'
     kind = settings.get('type')
     if not isinstance(kind, str) or kind not in BACKENDS:
         raise ConfigError(f'{prefix}.type={kind!r}, expected one of {", ".join(BACKENDS)}')
     keys = {*graph_keys(family), *BACKENDS[kind].keys}
+    if onnx is not None:  # one config and one command line may serve both runs
+        keys |= {*BACKENDS['TorchBackend'].keys, *(DEFAULT.keys if kind == 'TorchBackend' else ())}
     if unknown := settings.keys() - {'type', *keys}:
         raise ConfigError(f'{prefix} has unknown keys {sorted(unknown)}; {kind} takes {sorted(keys)}')
     if isinstance(settings.get('providers'), str):
         settings['providers'] = [settings['providers']]
     settings['dump'] = _read_dump(f'{prefix}.dump', settings.get('dump'), family)
-    if kind != 'TorchBackend':
-        check_engine(kind, engine_options(settings))
+    if onnx is not None:
+        settings = _of_chosen_side(settings, onnx, family)
+    if settings['type'] != 'TorchBackend':
+        check_engine(settings['type'], engine_options(settings))
     return settings
+
+
+def _of_chosen_side(settings: dict[str, Any], onnx: bool, family: Family) -> dict[str, Any]:
+    kind = settings['type']
+    if onnx != BACKENDS[kind].files:
+        kind = DEFAULT.backend if onnx else 'TorchBackend'
+    kept = {key: settings[key] for key in (*graph_keys(family), *BACKENDS[kind].keys) if key in settings}
+    kept['type'] = kind
+    kept['dump'] = None if onnx else settings['dump']
+    if onnx and settings['dump'] and settings['dump']['dir']:
+        kept.setdefault('dump_dir', settings['dump']['dir'])
+    return kept
 
 
 def _read_dump(prefix: str, dump: Any, family: Family) -> dict[str, Any] | None:

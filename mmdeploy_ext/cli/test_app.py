@@ -1,6 +1,7 @@
-"""`test.py`: mmdet's test loop over PyTorch or an ONNX engine, chosen by the config's `backend_config`.
+"""`test.py`: mmdet's test loop over PyTorch or an ONNX engine.
 
-Of a model there are two configs, X_pth.py and X_onnx.py; below, the `_pth` run is that in PyTorch.
+`--torch`, `--onnx` or the config's `backend_config` choose the engine. Below, the `_pth` run is that in
+PyTorch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.config import load_config, test_datasets
 from mmdeploy_ext.core.errors import ModelFileError, UsageError, after_weights
 from mmdeploy_ext.core.files import atomic_path, check_writable, read_json, sha256_onnx, write_json
-from mmdeploy_ext.engines import BACKENDS
+from mmdeploy_ext.engines import BACKENDS, title_of
 from mmdeploy_ext.families.base import DETECTOR, find_family
 
 if TYPE_CHECKING:
@@ -41,10 +42,19 @@ SEEN_FILES = 'exported_files.json'
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; options of mmdet 2.28's test.py have their names and meaning."""
     parser = cli.ArgumentParser(
-        description='Evaluate a detector with PyTorch (X_pth.py) or an ONNX engine (X_onnx.py).'
+        description='Evaluate a detector with PyTorch, or its exported file with an ONNX engine.'
     )
     shared.add_model_arguments(parser, device='auto')
     add = cli.adder(parser)
+    engine = parser.add_mutually_exclusive_group()
+    cli.add(engine, '--torch', "run PyTorch, whatever the config's backend_config says")
+    cli.add(
+        engine,
+        '--onnx FILE',
+        'run the exported file or folder FILE; without FILE it is exported into WORK_DIR if it is not there',
+        nargs='?',
+        const='',
+    )
     add('--eval METRIC...', 'metrics of the data set, e.g. bbox')
     add('--eval-options KEY=VALUE...', 'arguments of dataset.evaluate()')
     add('--out FILE', 'write the results, .pkl or .pickle', writes='{}')
@@ -117,6 +127,9 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
         reason = f'these models are drawn by {tool(family.used_by[""].split()[0])}'
         shared.refuse_options(args, build_parser(), ('show_dir', 'show_score_thr'), reason)
     tested = kind(cfg, family, args, work_dir)
+    if ranks.rank == 0:
+        print(f'engine: {engine_text(cfg, tested)}', flush=True)
+    ranks.gather()
     dataset = evaluation.build_dataset(cfg)
     check_dataset(cfg, tested, family, dataset)
     if args.eval:
@@ -126,10 +139,22 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     with after_weights():
         with open_network(deployment, tested, ranks) as network:
             if network is None:
+                if ranks.rank == 0:
+                    print(f'{title_of(tested.settings["type"])} ({tested.target}): not evaluated')
                 return 1
             results = run_dataset(network, cfg, dataset, ranks, args.tmpdir, args.gpu_collect)
         status = finish(deployment, tested, args, dataset, results, ranks.size) if ranks.rank == 0 else 0
         return ranks.gather(status)[0]
+
+
+def engine_text(cfg: Any, tested: TestedModel) -> str:
+    """Return the engine that runs, for the first line, and how to run the other one if nobody chose it."""
+    kind = tested.settings['type']
+    if kind != 'TorchBackend':
+        return f'{title_of(kind)}, file: {tested.target}'
+    if tested.args.torch or cfg.get('backend_config'):
+        return 'PyTorch'
+    return f'PyTorch, as {cfg.filename} has no backend_config; --onnx runs the exported file'
 
 
 @contextlib.contextmanager
@@ -195,6 +220,11 @@ def export_if_stale(deployment: Deployment, tested: TestedModel) -> None:
         reason = stale_reason(exported.metadata, expected[-1])
         if len(exported.paths) != len(expected):
             reason = f'incomplete: {len(exported.paths)} of {len(expected)} graphs'
+        if reason and tested.args.onnx:
+            raise ModelFileError(
+                f'{target}: is {reason}; --onnx FILE takes an export of this config and checkpoint; export '
+                f'it again, or type --onnx without FILE'
+            )
         if not reason:
             edits = check_unedited(deployment, tested, exported)
             print(f'{target}: up to date{edits}', flush=True)
@@ -297,6 +327,8 @@ def finish(
 ) -> int:
     """Write results, evaluate, keep the metrics and print the difference of the engines.
 
+    The last line that it prints names the engine.
+
     Args:
         deployment: the PyTorch model and its config.
         tested: settings and work directory of the run.
@@ -313,7 +345,7 @@ def finish(
     import pickle
 
     from mmdeploy_ext.evaluate import evaluation
-    from mmdeploy_ext.proving.levels.metrics import keep_metrics
+    from mmdeploy_ext.proving.levels.metrics import keep_metrics, summary
 
     if args.out:
         with atomic_path(args.out) as temporary:
@@ -324,15 +356,20 @@ def finish(
         eval_options.setdefault('jsonfile_prefix', str(tested.work_dir / 'results'))
         dataset.format_results(results, **eval_options)
         print(f'formatted results: {eval_options["jsonfile_prefix"]}*')
-    if not args.eval:
-        return 0
     settings = tested.settings
+    source = deployment.config if settings['type'] == 'TorchBackend' else tested.target
+    engine = f'{title_of(settings["type"])} ({source}, samples: {len(dataset)})'
+    if not args.eval:
+        print(f'{engine}: not evaluated, --eval METRIC does')
+        return 0
     facts = dict(model_facts(deployment), **run_facts(deployment), samples=len(dataset), processes=processes)
     facts['memory'] = settings.get('memory', 'keep')
     facts['evaluation'] = evaluation.settings_text(deployment.cfg, args.eval, eval_options)
     metrics = evaluation.evaluate(deployment.cfg, dataset, results, args.eval, eval_options)
     precision = backend_config.precision(settings)
-    return 0 if keep_metrics(tested.work_dir, settings['type'], metrics, facts, precision) else 1
+    agrees = keep_metrics(tested.work_dir, settings['type'], metrics, facts, precision)
+    print(f'{engine}: {summary(metrics)}')
+    return 0 if agrees else 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.core.dump import DumpWriter
     from mmdeploy_ext.evaluate.loop import Network
     from mmdeploy_ext.exporting.deployment import Deployment
@@ -45,8 +46,9 @@ class TestedModel(abc.ABC):
         args: parsed arguments of the command line of `test.py`.
         work_dir: folder that the `_pth` and the `_onnx` run share.
         settings: key -> value of the config's `backend_config`, as `backend_config.read_settings` returns it.
-        options: options of the export; resolved once `check` has run.
-        target: file or folder of the exported model: `onnx_file` of the settings, else one in `work_dir`.
+        options: options of the export, those of the file that `--onnx` names; resolved once `check` has run.
+        target: file or folder of the exported model: that of `--onnx`, `onnx_file` of the settings, else one
+            in `work_dir`.
         unit: key of `backend_config.dump` with what is dumped: 'samples', a number of them, or 'frames', a
             number or a list of indices.
     """
@@ -60,11 +62,26 @@ class TestedModel(abc.ABC):
         `check_targets` of `backend_config`, and `file_suffix`.
         """
         self.args, self.work_dir = args, work_dir
-        self.settings = backend_config.read_settings(cfg, family)
+        onnx = False if args.torch else None if args.onnx is None else True
+        self.settings = backend_config.read_settings(cfg, family, onnx)
         self.options = backend_config.graph_options(cfg, self.settings, family)
         backend_config.check_targets(self.settings, work_dir)
         default = work_dir / f'{work_dir.name}_{self.file_suffix()}'
-        self.target = str(self.settings.get('onnx_file') or default)
+        self.target = args.onnx or str(self.settings.get('onnx_file') or default)
+        if args.onnx:
+            self.options = self._options_of_file(family)
+            self.settings['precision'] = self.options.get('precision', 'fp32')
+
+    def _options_of_file(self, family: Family) -> Options:
+        from mmdeploy_ext.exporting.files import read_files
+        from mmdeploy_ext.proving.fresh_export import option_errors
+
+        metadata = read_files(self.target).metadata
+        metadata.require(self.target, family.name)
+        options = family.exported_options(metadata.options, self.target)
+        with option_errors(self.target):
+            options.check()
+        return options
 
     def check(self, cfg: Any, family: Family, model: Any) -> None:
         """Complete the options by the model; refuse, before the weights load, what cannot be exported.
@@ -77,7 +94,7 @@ class TestedModel(abc.ABC):
 
         try:
             self.options = deploy.check_options(self.options, cfg, family, model)
-            if self.settings['type'] != 'TorchBackend':
+            if self.settings['type'] != 'TorchBackend' and not self.args.onnx:
                 check_output(self.target, self.options, family, 'onnx_file=')
         except UsageError as error:
             raise ConfigError(f'{cfg.filename}: backend_config: {error}') from error

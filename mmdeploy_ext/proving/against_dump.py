@@ -68,7 +68,10 @@ def check_dump(comparer: DumpComparer, deployment: Deployment, folder: Path) -> 
     """
     agrees, samples = True, list_samples(folder)
     if not samples:
-        print(f'no dump in {folder}: run the _pth config first to have its tensors compared')
+        print(
+            f'no dump in {folder}: to have its tensors compared, first run it with --torch --cfg-options '
+            f'backend_config.dump={{}}'
+        )
     for sample in samples:
         tensors, manifest = load_dump(sample)
         try:

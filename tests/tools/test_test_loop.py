@@ -13,7 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 from marking import in_suite
-from mmdeploy_ext.cli import graph_app, test_app
+from mmdeploy_ext.cli import backend_config, graph_app, test_app
 from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.files import read_json
 from rank_processes import run_ranks
@@ -251,6 +251,76 @@ def test_two_processes_give_the_metrics_of_one(work_dir, data, tmp_path, config,
     assert [code for code, *_ in run_ranks(tmp_path, [by_hand, by_hand])] == [0, 0]
     assert read_json(work_dir / f'metrics_{name}.json')['processes'] == 2
     assert metrics(work_dir, name) == alone
+
+
+def test_the_command_line_chooses_the_engine_over_the_config(work_dir, data, capsys):
+    def run(config, *words, status=0):
+        line = ['--eval=bbox', '--work-dir', str(work_dir), '--cfg-options', *data]
+        assert test_app.main([config, CHECKPOINT, *words, *line]) == status
+        captured = capsys.readouterr()
+        lines = captured.out.splitlines()
+        return lines[0], lines[-1], captured.err
+
+    pth_metrics = (work_dir / 'metrics_pth.json').read_text()
+    first, last, _ = run(CONFIG, '--onnx')
+    exported = work_dir / 'atss_toy_full.onnx'
+    assert first == f'engine: ONNX Runtime, file: {exported}'
+    score = f'bbox_mAP {metrics(work_dir, "onnx")["bbox_mAP"]:.4f}'
+    assert last == f'ONNX Runtime ({exported}, samples: {SAMPLES}): {score}'
+    assert (work_dir / 'metrics_pth.json').read_text() == pth_metrics
+
+    existing = exported.rename(work_dir / 'mine.onnx')
+    first, last, _ = run(CONFIG, '--onnx', str(existing))
+    assert first.endswith(str(existing)) and last.endswith(score) and not exported.exists()
+    data.append('model.test_cfg.score_thr=0.2')
+    content = existing.read_bytes()
+    assert 'mine.onnx: is stale: another config' in run(CONFIG, '--onnx', str(existing), status=1)[2]
+    assert existing.read_bytes() == content, 'a file that the user names is never replaced'
+    data.pop()
+
+    for config, words in ((ONNX, ['--torch']), (CONFIG, [])):
+        (work_dir / 'metrics_pth.json').unlink()
+        first, last, _ = run(config, *words)
+        assert first.startswith('engine: PyTorch') and last.startswith('PyTorch (') and last.endswith(score)
+        assert metrics(work_dir, 'pth') == json.loads(pth_metrics)['metrics']
+
+
+@pytest.mark.parametrize(
+    ('settings', 'onnx', 'expected'),
+    [
+        (None, True, dict(type='OnnxRuntimeBackend', dump=None)),
+        (dict(threads=2, dump={}), True, dict(type='OnnxRuntimeBackend', threads=2, dump=None)),
+        (
+            dict(type='TorchBackend', dump=dict(dir='d'), postprocess='raw'),
+            True,
+            dict(type='OnnxRuntimeBackend', dump=None, dump_dir='d', postprocess='raw'),
+        ),
+        (dict(type='OpenVinoBackend', threads=2), True, dict(type='OpenVinoBackend', threads=2, dump=None)),
+        (dict(type='TensorRtBackend', device=3), False, dict(type='TorchBackend', dump=None)),
+    ],
+)
+def test_the_settings_of_the_engine_that_runs(settings, onnx, expected, monkeypatch):
+    from mmcv import Config
+
+    from mmdeploy_ext.families.base import FAMILIES
+
+    monkeypatch.setattr(backend_config, 'check_engine', lambda *_: None)  # installed or not
+
+    cfg = Config(dict(backend_config=settings) if settings else {})
+    assert backend_config.read_settings(cfg, FAMILIES['dense'], onnx) == expected
+
+
+@pytest.mark.parametrize(
+    ('script', 'option'), [('dist_test_pth.sh', '--torch'), ('dist_test_onnx.sh', '--onnx')]
+)
+@pytest.mark.parametrize('processes', [1, 2])
+def test_the_scripts_run_the_engine_of_their_name(script, option, processes):
+    command = ['bash', str(REPO / 'tools' / script), 'c.py', 'c.pth', str(processes), '--eval', 'bbox']
+    environment = dict(os.environ, PYTHON='echo', PORT='29500')
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    words = done.stdout.split()
+    launcher = 'none' if processes == 1 else 'pytorch'
+    assert words[-7:] == ['c.py', 'c.pth', option, '--launcher', launcher, '--eval', 'bbox']
 
 
 @pytest.mark.matrix

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import io
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -43,6 +44,8 @@ NO_METRICS = (
 """Reason why there is no metric, and what to do."""
 NO_VALUES = 'every metric is NaN or -1 on both sides, as the data set has no object of these classes'
 """Reason why nothing was compared although the evaluator gives metrics."""
+HEADLINE = re.compile(r'(^|[/_])(NDS|mAP|AP|PQ|AMOTA|mAP_0\.\d+|Overall_3D(_AP\d+)?_moderate)$')
+"""Metrics that a summary shows: of COCO, VOC, LVIS, nuScenes, panoptic maps, indoor sets and KITTI."""
 METRIC_BAR = 0.0005
 """Largest difference of a data-set metric in 0..1 between the engines."""
 
@@ -123,6 +126,12 @@ def metric_table(rows: Sequence[MetricRow], engine: str) -> Table:
     return table
 
 
+def summary(metrics: Mapping[str, float]) -> str:
+    """Return 'name value' of the headline metrics, such as NDS and mAP; without one of the first metric."""
+    names = [name for name in metrics if HEADLINE.search(name)] or list(metrics)[:1]
+    return ', '.join(f'{name} {metrics[name]:.4f}' for name in names) or 'no metric'
+
+
 def keep_metrics(
     folder: Path, kind: str, metrics: Mapping[str, float], facts: Mapping[str, Any], precision: str
 ) -> bool:
@@ -152,7 +161,7 @@ def keep_metrics(
         if not metrics:
             print(f'no metric: {NO_METRICS}')
         if kind != 'TorchBackend':
-            print(f'PyTorch metrics are not known: run the _pth config to have {reference_path}')
+            print(f'PyTorch metrics are not known: run it with --torch to have {reference_path}')
         return True
     reference = read_json(reference_path)
     reference = reference if isinstance(reference, dict) else {}
@@ -168,7 +177,7 @@ def keep_metrics(
     is_whole = {'config', 'processes', 'made'} <= reference.keys() and isinstance(values, dict)
     if not is_whole or not all(isinstance(value, int | float) for value in values.values()):
         raise UsageError(
-            f'{reference_path}: is not what the run in PyTorch writes; delete it, run the _pth config again'
+            f'{reference_path}: is not what the run in PyTorch writes; delete it, run it with --torch again'
         )
     rows = metric_rows(values, metrics, metric_bar(precision))
     if not rows:
@@ -176,8 +185,8 @@ def keep_metrics(
         return False
     cli.stdout().print(metric_table(rows, title_of(kind)))
     print(
-        f'PyTorch: {reference["config"]}, {reference["processes"]} process(es), {reference["made"]} '
-        f'({reference_path}); this run: {target}'
+        f'PyTorch ({reference["config"]}, processes: {reference["processes"]}, {reference["made"]}, '
+        f'{reference_path}): {summary(values)}'
     )
     equal = all(row.passed for row in rows)
     if equal and not any(map(has_value, rows)):
