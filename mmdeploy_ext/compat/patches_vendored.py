@@ -60,7 +60,7 @@ def mmdet_version_check(module: ModuleType, execute: Execute) -> bool:
         oldest = '.'.join(map(str, OLDEST_MMDET))
         raise ConfigError(
             f'{folder}: is mmdet {version[1]}; expected {oldest} or newer: put the modules of your own '
-            f'beside such a version, and name them with --cfg-options custom_imports.imports=MODULE'
+            f'beside such a version, and name them in custom_imports of the config'
         )
     newest = _string_constants(module).get('mmcv_maximum_version', mmcv.__version__)
     if _release(mmcv.__version__) <= _release(newest):

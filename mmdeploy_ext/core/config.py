@@ -70,11 +70,26 @@ def mmdet3d_config(relative: str) -> str:
 
 @contextlib.contextmanager
 def refused_by_name(cfg: Any) -> Iterator[None]:
-    """Let messages of each ConfigError in the block begin with the file name of `cfg`, an `mmcv.Config`."""
+    """Let messages of each ConfigError in the block begin with the file name of `cfg`, an `mmcv.Config`.
+
+    They name `model.test_cfg`; the message has the config's own key of it.
+    """
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f'{cfg.filename}: {error}') from error
+        message = str(error).replace('model.test_cfg', test_cfg_key(cfg))
+        raise ConfigError(f'{cfg.filename}: {message}') from error
+
+
+def test_cfg_key(cfg: Any) -> str:
+    """Return the key of a config's settings of tests, which may be in the model or beside it."""
+    is_beside = cfg.get('test_cfg') and not (cfg.get('model') or {}).get('test_cfg')
+    return 'test_cfg' if is_beside else 'model.test_cfg'
+
+
+def cfg_options(values: Mapping[str, Any]) -> str:
+    """Return the words that set these values (dotted key -> value), for the end of a message."""
+    return '--cfg-options ' + shlex.join(f'{key}={value}' for key, value in values.items())
 
 
 @contextlib.contextmanager
@@ -350,13 +365,15 @@ def _import_plugins(cfg: Any, path: str) -> None:
 
 
 def config_sha256(cfg: Any) -> str:
-    """Return a SHA-256 (hexadecimal) of what decides a graph: the model and the test pipeline.
+    """Return a SHA-256 (hexadecimal) of what decides a graph: the model, its test settings and pipeline.
 
     Schedules and the paths of data sets are not in it; a path in the model's config, such as one of
     pretrained weights, is. `cfg` is an `mmcv.Config`, or a dict of such keys that has a test pipeline;
     ConfigError: a config that has none.
     """
     decisive = {'model': cfg.get('model'), 'pipeline': test_pipeline(cfg)}
+    if cfg.get('test_cfg'):  # beside the model
+        decisive['test_cfg'] = cfg['test_cfg']
     return hashlib.sha256(_canonical(decisive).encode()).hexdigest()
 
 
@@ -374,17 +391,19 @@ def test_datasets(cfg: Any) -> Iterator[dict[str, Any]]:
     These are below its key `dataset`, or `datasets` as in a `ConcatDataset`, one in the other; of a list the
     first counts. There may be none.
     """
-    return _wrapped((cfg.get('data') or {}).get('test'))
+    return (dataset for _, dataset in _wrapped(cfg, 'test'))
 
 
-def _wrapped(dataset: Any) -> Iterator[dict[str, Any]]:
-    """Yield the settings of a data set of a config, or of the first of a list, then those that it wraps."""
+def _wrapped(cfg: Any, section: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield key and settings of a data set in `data`, of a list the first, then of those that it wraps."""
+    key, dataset = f'data.{section}', (cfg.get('data') or {}).get(section)
     while dataset:
         if isinstance(dataset, list | tuple):
-            dataset = dataset[0]
+            key, dataset = f'{key}.0', dataset[0]
         elif isinstance(dataset, dict):
-            yield dataset
-            dataset = dataset.get('dataset') or dataset.get('datasets')
+            yield key, dataset
+            name = 'dataset' if dataset.get('dataset') else 'datasets'
+            key, dataset = f'{key}.{name}', dataset.get(name)
         else:
             return
 
@@ -410,12 +429,17 @@ def test_pipeline(cfg: Any) -> list[dict[str, Any]]:
     Raises:
         ConfigError: the config has none, or one that is no list of such dicts, those inside other steps too.
     """
-    data, filename = cfg.get('data') or {}, getattr(cfg, 'filename', 'the config')
+    return keyed_test_pipeline(cfg)[1]
+
+
+def keyed_test_pipeline(cfg: Any) -> tuple[str, list[dict[str, Any]]]:
+    """Return the key of the `test_pipeline` of a config, such as 'data.test.pipeline', and its steps."""
+    filename = getattr(cfg, 'filename', 'the config')
     for section in ('test', 'val'):
-        for dataset in _wrapped(data.get(section)):
+        for key, dataset in _wrapped(cfg, section):
             if dataset.get('pipeline'):
                 check_steps(dataset['pipeline'], f'{filename}: the pipeline of data.{section}')
-                return dataset['pipeline']
+                return f'{key}.pipeline', dataset['pipeline']
     pipeline = cfg.get('test_pipeline')
     if not pipeline:
         raise ConfigError(
@@ -423,7 +447,7 @@ def test_pipeline(cfg: Any) -> list[dict[str, Any]]:
             f'the image normalisation is taken from there'
         )
     check_steps(pipeline, f'{filename}: test_pipeline')
-    return pipeline
+    return 'test_pipeline', pipeline
 
 
 def check_steps(steps: Any, title: str) -> None:

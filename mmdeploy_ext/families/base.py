@@ -143,7 +143,7 @@ class Family(abc.ABC):
         refusals = [self.missing_option_message(name, content) for name in values if name not in names]
         refusals += [f'{name} is missing' for name in names if name not in values]
         if refusals:
-            raise ModelFileError(f'{path}: its options fit no export: {refusals[0]}; export it again')
+            raise ModelFileError(f'{path}: export it again; its options fit no export: {refusals[0]}')
         return self.choose(**values)
 
     def missing_option_message(self, name: str, values: Mapping[str, Any]) -> str:
@@ -435,7 +435,7 @@ def find_family(cfg: Any, product: str = '') -> Family:
     if cfg.get('test_cfg') and cfg.model.get('test_cfg'):  # mmdet refuses it without their names
         raise ConfigError(
             f'{cfg.filename}: has test_cfg, beside the model, and model.test_cfg; expected one of them: the '
-            f'names of overrides begin as the config has it, such as --cfg-options test_cfg.rpn.nms_pre=1000'
+            f'keys of overrides begin as those of the config'
         )
     load_families('')
     best = _closest(cfg, product)

@@ -32,7 +32,13 @@ from mmdeploy_ext.contract.precision import with_half_features
 from mmdeploy_ext.contract.registry import options_of
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph, Stage
-from mmdeploy_ext.core.config import refused_by_name, replaced_entry, test_datasets, test_pipeline
+from mmdeploy_ext.core.config import (
+    keyed_test_pipeline,
+    refused_by_name,
+    replaced_entry,
+    test_datasets,
+    test_pipeline,
+)
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import LAYERS_FOLDER, Family
 from mmdeploy_ext.families.building import build_without_weights, has_head, head_of
@@ -119,9 +125,9 @@ class ImageFamily(Family):
         return build_without_weights(cfg, build_detector, 'backbone')
 
     def preprocess_rule(self, cfg: Any) -> PreprocessRule:
-        pipeline = test_pipeline(cfg)
+        key, pipeline = keyed_test_pipeline(cfg)
         with refused_by_name(cfg):
-            return rule_from_pipeline(pipeline)
+            return rule_from_pipeline(pipeline, key)
 
     def differing_steps(self, cfg: Any) -> list[DifferingMethod]:
         table = table_of(LAYERS_FOLDER)

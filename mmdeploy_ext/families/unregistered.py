@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmdeploy_ext.core.config import cfg_options
+
 MOST_FILES = 20_000
 """Largest number of Python files that are searched for a class."""
 LISTED = 3
@@ -178,10 +180,12 @@ def unregistered(cfg: Any, failures: Mapping[str, str] | None = None) -> str:
                 f'{listed}: registered by no imported module; {definitions}: its {package} is not imported, '
                 f'since the families for such models need that of {Path(imported).parent}'
             )
-    modules = ','.join(dict.fromkeys(module_to_import(files[name], folder) for name in names))
+    imports = (cfg.get('custom_imports') or {}).get('imports') or []
+    imports = [imports] if isinstance(imports, str) else list(imports)
+    modules = dict.fromkeys([*imports, *(module_to_import(files[name], folder) for name in names)])
     return (
-        f'{listed}: registered by no imported module; {definitions}: run{in_folder} with --cfg-options '
-        f'custom_imports.imports={modules}, or write custom_imports into the config'
+        f'{listed}: registered by no imported module; {definitions}: write custom_imports into the config, '
+        f'or run{in_folder} with {cfg_options({"custom_imports.imports": ",".join(modules)})}'
     )
 
 

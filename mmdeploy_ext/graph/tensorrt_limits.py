@@ -243,7 +243,7 @@ class _Rules:
             if k > LARGEST_K:
                 return (
                     f'K={k}, and TensorRT sorts {LARGEST_K} at most: export with a smaller --max-candidates, '
-                    f'nms_pre or max_per_img (--cfg-options model.test_cfg.nms_pre=1000), or another form'
+                    f'nms_pre or max_per_img of test_cfg, or another form'
                 )
         if operator == 'Split' and any(node.input[1:]) and node.input[1] not in self.constants:
             return (

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mmdeploy_ext.core.config import cfg_options
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.preprocess.pictures import RESIZERS, WARP, PreprocessRule, normalise
 
@@ -29,12 +30,14 @@ REQUIRED = {
 """Options that have to keep these values, the defaults of mmdet and mmdet3d."""
 
 
-def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
+def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]], key: str = '') -> PreprocessRule:
     """Read the rule out of an mmdet 2.x test pipeline, `MultiScaleFlipAug` included.
 
     The padding's value is that after normalisation, in the order of the network's channels. The `img_scale`
     of `MultiScaleFlipAug`, or its lack of one, counts in place of that of Resize; AffineResize has its own.
     Options of a step that are neither in `REQUIRED` nor of the rule, such as `multiscale_mode`, are not read.
+
+    `key` is that of the pipeline in the config; with '' messages advise no option.
 
     Raises:
         ConfigError: a step, option or order that the rule cannot express, or a step that lacks an option that
@@ -42,7 +45,7 @@ def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
     """
     values: dict[str, Any] = dict(to_rgb=False)
     order = []
-    for step in _flat_steps(pipeline, values):
+    for step in _flat_steps(pipeline, values, key):
         kind = step.get('type')
         _check_options(step)
         if kind in READERS:
@@ -108,26 +111,29 @@ def steps_of(pipeline: Sequence[Mapping[str, Any]], *kinds: str) -> Iterator[Map
         yield from steps_of(step.get('transforms', ()), *kinds)
 
 
-def _flat_steps(pipeline: Sequence[Mapping[str, Any]], values: dict[str, Any]) -> list[Mapping[str, Any]]:
+def _flat_steps(
+    pipeline: Sequence[Mapping[str, Any]], values: dict[str, Any], key: str
+) -> list[Mapping[str, Any]]:
     steps: list[Mapping[str, Any]] = []
     for index, step in enumerate(pipeline):
         if step.get('type') != 'MultiScaleFlipAug':
-            key = FLIPS.get(step.get('type'), '')
-            if step.get(key):
+            option = FLIPS.get(step.get('type'), '')
+            if step.get(option):
                 raise ConfigError(
-                    f'test pipeline step {step["type"]}: {key}={step[key]} outside of '
+                    f'test pipeline step {step["type"]}: {option}={step[option]} outside of '
                     f'MultiScaleFlipAug flips pictures at random; expected 0'
                 )
             steps.append(step)
             continue
+        step_key = f'{key}.{index}' if key else ''
         if step.get('flip'):
+            advice = f', with {cfg_options({f"{step_key}.flip": False})}' if key else ''
             raise ConfigError(
                 f'test pipeline step MultiScaleFlipAug: flip={step["flip"]} is test-time augmentation, which '
-                f'is no part of an exported file; leave it out, with --cfg-options '
-                f'data.test.pipeline.{index}.flip=False'
+                f'is no part of an exported file; leave it out{advice}'
             )
         if step.get('img_scale') is not None:
-            values['img_scale'] = _single_scale(step['img_scale'], f'data.test.pipeline.{index}.img_scale')
+            values['img_scale'] = _single_scale(step['img_scale'], step_key)
         elif step.get('scale_factor', 1.0) not in (1.0, [1.0], (1.0,)):
             raise ConfigError(
                 f'test pipeline step MultiScaleFlipAug: scale_factor={step["scale_factor"]} cannot be '
@@ -151,17 +157,17 @@ def _check_options(step: Mapping[str, Any]) -> None:
 
 
 def _single_scale(img_scale: Any, key: str = '') -> tuple[int, int]:
-    """Return the one scale (w, h) of an option; the message says how to set it if its `key` is known."""
+    """Return the one scale (w, h) of a step; the message says how to set it if the step's `key` is known."""
     if not isinstance(img_scale, list | tuple) or not img_scale:
         raise ConfigError(f'test pipeline: img_scale={img_scale!r}; expected one width and height')
     scales = [img_scale] if isinstance(img_scale[0], int | float) else list(img_scale)
     if np.shape(scales[0]) != (2,):
         raise ConfigError(f'test pipeline: img_scale={img_scale!r}; expected one width and height')
     if len(scales) != 1:
-        command = f', with --cfg-options "{key}=({scales[0][0]},{scales[0][1]})"' if key else ''
+        advice = f', with {cfg_options({f"{key}.img_scale": tuple(scales[0])})}' if key else ''
         raise ConfigError(
             f'test pipeline: img_scale={img_scale} has {len(scales)} scales; an exported file has one '
-            f'(test-time augmentation is no part of it): choose one{command}'
+            f'(test-time augmentation is no part of it): choose one{advice}'
         )
     return int(scales[0][0]), int(scales[0][1])
 

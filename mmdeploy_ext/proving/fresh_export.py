@@ -46,7 +46,7 @@ def option_errors(path: str) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        raise ModelFileError(f'{path}: its options fit no export: {error}; export it again') from error
+        raise ModelFileError(f'{path}: export it again; its options fit no export: {error}') from error
 
 
 @dataclasses.dataclass(frozen=True)

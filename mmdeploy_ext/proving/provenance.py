@@ -8,10 +8,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import shlex
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.config import test_dataset
+from mmdeploy_ext.core.config import cfg_options, test_dataset
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.families.building import data_class
 from mmdeploy_ext.proving.results import Check
@@ -262,6 +261,8 @@ def _differing_settings(cfg: Any, overrides: Mapping[str, Any]) -> str:
     One within a part that a later override replaces has no effect: mmcv drops it.
     """
     cfg = cfg.get('as_read', cfg)  # overrides are of the config before a family translated it
+    if not _changes_export(cfg, overrides):  # together: `_delete_` alone would take away what follows it
+        return ''
     keys = list(overrides)
     in_effect = {
         key: overrides[key]
@@ -270,21 +271,20 @@ def _differing_settings(cfg: Any, overrides: Mapping[str, Any]) -> str:
     }
     settings = {key: _like(setting_at(cfg, key), value) for key, value in in_effect.items()}
     differing_keys = [
-        key for key, value in in_effect.items() if settings[key] != value and _changes_export(cfg, key, value)
+        key
+        for key, value in in_effect.items()
+        if settings[key] != value and _changes_export(cfg, {key: value})
     ]
-    if not differing_keys:
-        return ''
     differing = '; '.join(
         f'{key}: the file says {overrides[key]}, the config '
         f'{"has no such key" if settings[key] is _MISSING else settings[key]}'
         for key in differing_keys
     )
-    words = shlex.join(f'{key}={value}' for key, value in overrides.items())
-    return f'{differing[:300]}; where that is meant, give --cfg-options {words}'
+    return f'{differing[:300]}; where that is meant, give {cfg_options(overrides)}'
 
 
-def _changes_export(cfg: Any, key: str, value: Any) -> bool:
-    """Return whether an override changes what is exported: the model or its test pipeline, and no path.
+def _changes_export(cfg: Any, overrides: Mapping[str, Any]) -> bool:
+    """Return whether overrides change what is exported: the model or its test pipeline, and no path.
 
     One that the config has no place for counts as such.
     """
@@ -292,7 +292,7 @@ def _changes_export(cfg: Any, key: str, value: Any) -> bool:
 
     changed = copy.deepcopy(cfg)
     try:
-        changed.merge_from_dict({key: value})
+        changed.merge_from_dict(copy.deepcopy(dict(overrides)))
     except (KeyError, TypeError):  # a list is shorter, or a number is in the place of a dict
         return True
     return config_sha256(changed) != config_sha256(cfg)

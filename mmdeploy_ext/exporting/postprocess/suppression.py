@@ -6,12 +6,13 @@ Glossary: B batch, N boxes, n result rows, A rows and D columns of a table.
 import dataclasses
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmdeploy_ext.core.config import cfg_options
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.json_dataclass import JsonDataclass
 from mmdeploy_ext.exporting.ops.nms import batched_nms, class_offsets, nms_of_sorted
@@ -22,6 +23,10 @@ GROUPS = 32
 """Groups of labels that NMS goes through one after the other if the number of results has no limit: a box is
 compared with all better ones that were kept. Measured for 6130 of 8400 boxes of YOLOX-s, ONNX Runtime, one
 thread: 25 of 293 ms with one group, 5.2 with 8, 3.3 with 32, 3.4 with 64."""
+NMS_ARGUMENTS = ('iou_threshold', 'class_agnostic', 'split_thr')
+SOFT_NMS_ARGUMENTS = ('method', 'sigma', 'min_score')
+SOFT_NMS_IOU = 0.3
+"""The `iou_threshold` of mmcv's `soft_nms` where a config has none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +67,7 @@ class SoftNmsConfig(NmsConfig):
     min_score: float = 1e-3
 
 
-def nms_config(test_cfg: Mapping[str, Any], soft: bool = False, key: str = 'model.test_cfg') -> NmsConfig:
+def nms_config(test_cfg: Mapping[str, Any], soft: bool = False, key: str = 'model.test_cfg.nms') -> NmsConfig:
     """Read an mmdet `test_cfg`; with `soft` the type `soft_nms` is read, too, as a `SoftNmsConfig`.
 
     `nms.iou_threshold` is required; `score_thr` is 0 by default, `nms_pre` and `max_per_img` are -1, which is
@@ -71,31 +76,31 @@ def nms_config(test_cfg: Mapping[str, Any], soft: bool = False, key: str = 'mode
     Args:
         test_cfg: `test_cfg` of a head.
         soft: whether the caller's graph has a form of `soft_nms`.
-        key: key of `test_cfg` in the config, for the option that messages advise; they call the settings
+        key: key of `nms` in the config, for the option that messages advise; they call the settings
             `test_cfg.NAME`.
 
     Raises:
         ConfigError: an NMS type or option that the graph does not reproduce, or a value that is no number or
             out of range; with `soft_nms` also `max_per_img` without a limit.
     """
-    if not isinstance(test_cfg.get('nms') or {}, Mapping):
-        raise ConfigError(f'test_cfg.nms={test_cfg["nms"]!r}: expected a dict of type and iou_threshold')
-    nms = dict(test_cfg.get('nms') or {})
+    given = test_cfg.get('nms') or {}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f'test_cfg.nms={given!r}: expected a dict of type and iou_threshold')
+    nms = nms_arguments(given)
     nms_type = nms.pop('type', 'nms')
-    decay = _decay(nms) if soft and nms_type == 'soft_nms' else None
-    if nms_type != 'nms' and decay is None:
+    is_soft = soft and nms_type == 'soft_nms'
+    if nms_type != 'nms' and not is_soft:
         raise ConfigError(
-            f"test_cfg.nms.type={nms_type!r} has no ONNX form that gives the same detections; expected 'nms' "
-            f'({_plain_nms(key, test_cfg)})'
+            f'test_cfg.nms.type={nms_type!r} has no ONNX form that gives the same detections; expected '
+            f"'nms'{_advice(key, given, 'nms', NMS_ARGUMENTS)}"
         )
-    iou_threshold = nms.pop('iou_threshold', None)
-    class_agnostic = bool(nms.pop('class_agnostic', False))
-    nms.pop('split_thr', None)
-    if iou_threshold is None or nms:
+    names = (*NMS_ARGUMENTS, *SOFT_NMS_ARGUMENTS) if is_soft else NMS_ARGUMENTS
+    if nms.get('iou_threshold') is None or not set(nms) <= set(names):
         raise ConfigError(
-            f'test_cfg.nms: got {dict(test_cfg.get("nms") or {})}; expected iou_threshold, and only '
-            f'class_agnostic and split_thr beside it ({_plain_nms(key, test_cfg)})'
+            f'test_cfg.nms: got {dict(given)}; expected iou_threshold, and only '
+            f'{", ".join(names[1:])} beside it{_advice(key, given, nms_type, names)}'
         )
+    decay = _decay(nms) if is_soft else None
     limits = {name: test_cfg.get(name, -1) for name in ('nms_pre', 'max_per_img')}
     if test_cfg.get('deploy_nms_pre') is not None:
         limits['nms_pre'] = test_cfg['deploy_nms_pre']
@@ -105,34 +110,50 @@ def nms_config(test_cfg: Mapping[str, Any], soft: bool = False, key: str = 'mode
         limits[name] = int(value)
     settings = dict(
         score_thr=number('score_thr', test_cfg.get('score_thr', 0.0), float),
-        iou_threshold=number('nms.iou_threshold', iou_threshold, float),
-        class_agnostic=class_agnostic,
+        iou_threshold=number('nms.iou_threshold', nms['iou_threshold'], float),
+        class_agnostic=bool(nms.get('class_agnostic', False)),
         **limits,
     )
     if not 0 <= settings['iou_threshold'] <= 1:  # ONNX Runtime takes no other
-        raise ConfigError(f'test_cfg.nms.iou_threshold={iou_threshold}: expected 0 to 1')
+        raise ConfigError(f'test_cfg.nms.iou_threshold={nms["iou_threshold"]}: expected 0 to 1')
     if decay is None:
         return NmsConfig(**settings)
     positive('max_per_img (with soft_nms)', limits['max_per_img'])
     return SoftNmsConfig(**settings, **decay)
 
 
-def _plain_nms(key: str, test_cfg: Mapping[str, Any]) -> str:
-    """Return the option that replaces a config's suppression by plain NMS of the same threshold."""
-    threshold = (test_cfg.get('nms') or {}).get('iou_threshold', 0.5)
-    values = {'_delete_': True, 'type': 'nms', 'iou_threshold': threshold}
-    return f'--cfg-options {" ".join(f"{key}.nms.{name}={value}" for name, value in values.items())}'
+def nms_arguments(nms: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `test_cfg.nms` with `iou_threshold`, which mmcv's functions also take as `iou_thr`."""
+    if 'iou_thr' not in nms:
+        return dict(nms)
+    if 'iou_threshold' in nms:
+        raise ConfigError(f'test_cfg.nms: got {dict(nms)}; expected iou_thr or iou_threshold, not both')
+    return {'iou_threshold' if name == 'iou_thr' else name: value for name, value in nms.items()}
 
 
-def _decay(nms: dict[str, Any]) -> dict[str, Any]:
-    """Remove the settings that only `soft_nms` has from `test_cfg.nms`, and return them."""
-    decay = dict(method=nms.pop('method', SoftNmsConfig.method))
+def _advice(key: str, given: Mapping[str, Any], nms_type: str, names: Sequence[str]) -> str:
+    """Return the option that leaves all but `names` out of `test_cfg.nms`, '' if it has no threshold.
+
+    The other values are repeated, a threshold under its own name.
+    """
+    values = {name: value for name, value in given.items() if name in (*names, 'iou_thr')}
+    if given.get('type') == 'soft_nms' and not {'iou_thr', 'iou_threshold'} & set(given):
+        values['iou_threshold'] = SOFT_NMS_IOU
+    if values.get('iou_thr', values.get('iou_threshold')) is None:
+        return ''
+    values = {'_delete_': True, 'type': nms_type, **values}
+    return ': ' + cfg_options({f'{key}.{name}': value for name, value in values.items()})
+
+
+def _decay(nms: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that only `soft_nms` has."""
+    decay = dict(method=nms.get('method', SoftNmsConfig.method))
     if decay['method'] not in list(SOFT_NMS):
         raise ConfigError(
             f'test_cfg.nms.method={decay["method"]!r}: expected one of {", ".join(sorted(SOFT_NMS))}'
         )
     for key in ('sigma', 'min_score'):
-        decay[key] = number(f'nms.{key}', nms.pop(key, getattr(SoftNmsConfig, key)), float)
+        decay[key] = number(f'nms.{key}', nms.get(key, getattr(SoftNmsConfig, key)), float)
     if decay['sigma'] <= 0 or decay['min_score'] < 0:
         raise ConfigError(f'test_cfg.nms: got {decay}; expected a positive sigma, min_score of 0 or more')
     return decay

@@ -12,6 +12,7 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec
+from mmdeploy_ext.core.config import test_cfg_key
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.anchor3d.graphs import graphs, postprocess_facts
 from mmdeploy_ext.families.anchor3d.reference import AnchorReference
@@ -61,7 +62,7 @@ def check_limits(cfg: Any) -> None:
 
     One of `READ` is missing in it, or `max_num` is no whole number of 1 or more.
     """
-    key, test = 'model.test_cfg', test_cfg_of(cfg)
+    key, test = test_cfg_key(cfg), test_cfg_of(cfg)
     if prefix_of(cfg.model):
         key, test = f'{key}.pts', test.get('pts') or {}
     if missing := [name for name in READ if test.get(name) is None]:

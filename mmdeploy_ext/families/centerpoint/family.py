@@ -20,6 +20,7 @@ from mmdeploy_ext.consumers.autoware.centerpoint import AutowareCenterPoint
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.core.config import test_cfg_key
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class
@@ -80,7 +81,8 @@ class CenterPointFamily(SweepMethods, SequenceFamily):
         nms_type = (test_cfg_of(cfg).get('pts') or {}).get('nms_type')
         if nms_type not in NMS_TYPES:
             raise ConfigError(
-                f'{cfg.filename}: model.test_cfg.pts.nms_type={nms_type!r}, expected {" or ".join(NMS_TYPES)}'
+                f'{cfg.filename}: {test_cfg_key(cfg)}.pts.nms_type={nms_type!r}, expected '
+                f'{" or ".join(NMS_TYPES)}'
             )
         if options.contract == AUTOWARE:
             autoware.check(cfg.filename, cfg.model)

@@ -99,7 +99,8 @@ def suppression(test_cfg: Mapping[str, Any]) -> Suppression:
 
     ConfigError names what ONNX has no form of.
     """
-    config = nms_config(dict(test_cfg, nms=test_cfg.get('nms') or test_cfg.get('nms_cfg')), soft=True)
+    key = 'nms' if test_cfg.get('nms') else 'nms_cfg'
+    config = nms_config(dict(test_cfg, nms=test_cfg.get(key)), soft=True, key=f'model.test_cfg.{key}')
     return Suppression(
         config.iou_threshold,
         config.max_per_img,

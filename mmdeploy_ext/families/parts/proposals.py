@@ -24,6 +24,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     Suppression,
     clip_to,
     gather_rows,
+    nms_arguments,
     nms_config,
     number,
     positive,
@@ -96,6 +97,8 @@ def check_head(head: nn.Module) -> None:
     positive('rpn.max_per_img', settings_of(head).get('max_per_img'))
     if is_guided(head):
         positive('rpn.nms_post', head.test_cfg.get('nms_post'))
+        if mmdet_release() >= NMS_ENTRY_SINCE:  # its get_bboxes reads the entry itself
+            number('rpn.nms.iou_threshold', head.test_cfg.nms.get('iou_threshold'), float)
     smallest_side(head)
     facts_of(head)
 
@@ -127,7 +130,8 @@ def suppression_entries(head: nn.Module, iou_threshold: float, max_per_img: int)
     """
     if mmdet_release() < NMS_ENTRY_SINCE:
         return {'nms_thr': iou_threshold, limit_entry(head): max_per_img}
-    return dict(nms=dict(head.test_cfg.nms, iou_threshold=iou_threshold), max_per_img=max_per_img)
+    nms = dict(nms_arguments(head.test_cfg.nms), iou_threshold=iou_threshold)
+    return dict(nms=nms, max_per_img=max_per_img)
 
 
 def limits_of_head(head: nn.Module, name: str) -> list[Limit]:
@@ -147,7 +151,7 @@ def thresholds(head: nn.Module) -> NmsConfig:
 
     ConfigError: a type or setting of the suppression that the graph does not reproduce.
     """
-    return nms_config(dict(settings_of(head), score_thr=0.0), key='model.test_cfg.rpn')
+    return nms_config(dict(settings_of(head), score_thr=0.0), key='model.test_cfg.rpn.nms')
 
 
 def smallest_side(head: nn.Module) -> float:

@@ -122,4 +122,5 @@ def suppression_of(head: nn.Module) -> NmsConfig | None:
     """
     if not head.test_cfg.get('nms'):
         return None
-    return nms_config(dict(head.test_cfg, max_per_img=max_per_img(head)), soft=True)
+    test_cfg = dict(head.test_cfg, max_per_img=max_per_img(head))
+    return nms_config(test_cfg, soft=True, key='model.test_cfg.0.nms')  # a list, of Co-DETR

@@ -14,6 +14,7 @@ from mmdet.core.mask import utils as mask_utils
 from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import missing_class, mmdet_module
+from mmdeploy_ext.core.config import cfg_options
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.building import nearest_base
 from mmdeploy_ext.families.parts import detector_parts, followed
@@ -190,7 +191,7 @@ def check_co_detr(model: Mapping[str, Any], test_cfg: Any) -> None:
     if (module := model.get('eval_module', 'detr')) != 'detr':
         raise ConfigError(
             f'model.eval_module={module!r}: results of the heads that train Co-DETR are not exported; '
-            f"expected 'detr', those of query_head: --cfg-options model.eval_module=detr"
+            f"expected 'detr', those of query_head: {cfg_options({'model.eval_module': 'detr'})}"
         )
     for key in CO_DETR_MASKS:
         if model.get(key):

@@ -79,7 +79,7 @@ def thresholds(test_cfg: Mapping[str, Any], key: str = 'rcnn') -> NmsConfig:
     Panoptic FPN.
     ConfigError: a type or setting of the suppression that the graph does not reproduce.
     """
-    return nms_config(test_cfg, soft=True, key=f'model.test_cfg.{key}')
+    return nms_config(test_cfg, soft=True, key=f'model.test_cfg.{key}.nms')
 
 
 def output_names(head: nn.Module) -> tuple[str, ...]:

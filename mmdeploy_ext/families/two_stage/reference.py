@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.exporting.postprocess.suppression import nms_arguments
 from mmdeploy_ext.families.parts.mmdet_reference import (
     RegionInputs,
     batch_of,
@@ -199,7 +200,7 @@ def _needed_proposals(
     The graph counts by `proposals.needed`; this is other code, so that a fault there shows.
     """
     outputs, settings = head(maps), settings_of(head)
-    iou_threshold, max_per_img = settings['nms']['iou_threshold'], settings['max_per_img']
+    iou_threshold, max_per_img = nms_arguments(settings['nms'])['iou_threshold'], settings['max_per_img']
 
     def counts(iou_threshold: float, step: float, max_per_img: int) -> np.ndarray:
         cfg = copy.deepcopy(head.test_cfg)

@@ -39,7 +39,7 @@ SAME = (
 """Facts of a run that have to be equal for its metrics to be compared."""
 NO_METRICS = (
     'the evaluator gave none, as it does where nothing was detected in any image; use a trained checkpoint '
-    'and a data set of its classes, and a lower model.test_cfg.score_thr if there is one'
+    'and a data set of its classes, and a lower score_thr in its test_cfg if there is one'
 )
 """Reason why there is no metric, and what to do."""
 NO_VALUES = 'every metric is NaN or -1 on both sides, as the data set has no object of these classes'

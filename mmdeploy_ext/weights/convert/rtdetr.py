@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mmdeploy_ext.core.config import cfg_options
 from mmdeploy_ext.core.distinct import check_distinct
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
 from mmdeploy_ext.weights.checkpoint import listed, naming, plain_tensors, read_content
@@ -121,8 +122,8 @@ def convert(source: Source, cfg: Any) -> Converted:
     if head is not None and head.dim() and len(head) != len(model_tensors[CLASS_HEAD]):
         raise CheckpointError(
             f'{CLASS_HEAD}: the file has {len(head)} classes, {cfg.filename} has '
-            f'{len(model_tensors[CLASS_HEAD])}; give --cfg-options model.decoder.num_classes={len(head)}; '
-            f'the config that uses it needs the same, and the classes of its data set'
+            f'{len(model_tensors[CLASS_HEAD])}; the config that uses it needs the same, and the classes of '
+            f'its data set; give {cfg_options({"model.decoder.num_classes": len(head)})}'
         )
     _remove_unused(tensors, model_tensors, notes)
     _complete(tensors, model_tensors, notes)

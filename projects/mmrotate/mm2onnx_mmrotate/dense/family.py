@@ -27,7 +27,7 @@ from mm2onnx_mmrotate.suppression import KEEPS_ALL
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.contract.stages import Stage
-from mmdeploy_ext.core.config import refused_by_name, test_pipeline
+from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.families.base import Claim
@@ -99,7 +99,7 @@ class RotatedDenseFamily(ImageFamily):
         detector_parts.check_max_candidates(options, largest_num_candidates(facts, config.nms_pre, options))
 
     def preprocess_rule(self, cfg: Any) -> PreprocessRule:
-        return preprocess_rule(test_pipeline(cfg))
+        return preprocess_rule(cfg)
 
     def seeded(self, cfg: Any, seed: int) -> nn.Module:
         return seeded_detector(self.build(cfg), cfg, seed)

@@ -23,7 +23,7 @@ from mm2onnx_mmrotate.two_stage.proposals import least_side
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.contract.stages import Stage
-from mmdeploy_ext.core.config import refused_by_name, test_pipeline
+from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
@@ -109,7 +109,7 @@ class RotatedTwoStageFamily(ImageFamily):
         return seeded_detector(self.build(cfg), cfg, seed)
 
     def preprocess_rule(self, cfg: Any) -> PreprocessRule:
-        return preprocess_rule(test_pipeline(cfg))
+        return preprocess_rule(cfg)
 
     def num_classes(self, model: nn.Module) -> int:
         return int(heads.last_head(model.roi_head).num_classes)
