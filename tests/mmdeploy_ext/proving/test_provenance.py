@@ -24,6 +24,7 @@ from toy_atss import CONFIG
 
 ABSENT = {'model.test_cfg.nms.class_agnostic': True}
 OTHER = {'model.test_cfg.score_thr': 0.3}
+REPLACED = {f'model.test_cfg.nms.{key}': value for key, value in dict(_delete_=True, iou_thr=0.7).items()}
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,7 @@ OTHER = {'model.test_cfg.score_thr': 0.3}
             {'model.test_cfg': dict(score_thr=0.05)} | ABSENT,
             'model.test_cfg.nms.class_agnostic: the file says',
         ),
+        (REPLACED, 'model.test_cfg.nms._delete_: the file says True'),
     ],
 )
 def test_an_override_that_the_config_lacks_is_not_taken_from_the_file(overrides, detail):
