@@ -9,9 +9,10 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdeploy_ext.consumers.autoware import bevformer as node
 from mmdeploy_ext.core.taps import collect_taps, tap
 from mmdeploy_ext.families.bevformer.runtime import record_of
+from mmdeploy_ext.families.bevformer.samples import given_record
 from mmdeploy_ext.families.parts.camera_reference import CameraReference
 from mmdeploy_ext.families.parts.lidar_parts import watching
-from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS, TIE_CELLS, YAW_DEG, rotation_ties
+from mmdeploy_ext.families.parts.runtime.bev_motion import TIE_CELLS, YAW_DEG, rotation_ties
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 
 NODE_STEPS = 4
@@ -22,24 +23,13 @@ OUTPUTS = ('bev_embed', 'all_cls_scores', 'all_bbox_preds')
 
 
 def reference_record(frame: Frame, orientation: str = '') -> np.ndarray:
-    """Return the record of the car's motion (18,) as `record_of` does, that of a pose by other code.
+    """Return `given_record` of a frame, if `record_of` does not refuse it.
 
-    By the same code a runner with a wrong one would agree with itself. Of a pose, entries 3 to 6 are the real
-    part of the orientation four times, as upstream's data set makes them. `orientation` is the kind of
+    By the runner's code a runner with a wrong record would agree with itself. `orientation` is the kind of
     records that the model was trained with, '' any; for it, and the DataError, see `record_of`.
     """
-    record = record_of(frame, orientation)
-    if frame.can_bus is not None:
-        return record
-    from scipy.spatial.transform import Rotation  # takes half a second to import
-
-    axes = frame.ego_pose[:3, :3].astype(np.float64)
-    car = Rotation.from_matrix(np.stack([axes[:, 1], -axes[:, 0], axes[:, 2]], 1))
-    heading = np.arctan2(axes[1, 1], axes[0, 1]) % (2 * np.pi)
-    record = np.zeros(CAN_BUS)
-    record[:3], record[3:7] = frame.ego_pose[:3, 3], np.cos(car.magnitude() / 2)
-    record[16:] = heading, np.rad2deg(heading)
-    return record
+    record_of(frame, orientation)
+    return given_record(frame)
 
 
 class BevFormerReference(CameraReference):
@@ -129,7 +119,7 @@ class BevFormerReference(CameraReference):
         The node rounds positions and headings to float32, which decides ties of the rotation.
         """
         orientation = self.model.can_bus_orientation
-        record = reference_record(frame, orientation).copy()
+        record = reference_record(frame, orientation)
         if not self.as_node:
             return record
         rounded = node.trained_record(node.absolute(node.motion_of(record, orientation)), orientation)

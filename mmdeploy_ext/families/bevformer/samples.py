@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.families.bevformer.runtime import place_of, record_of
+from mmdeploy_ext.families.bevformer.runtime import place_of
 from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS, YAW_DEG, YAW_RAD, orientation_of
 from mmdeploy_ext.families.parts.samples import camera_frame, check_given, dumped_cameras, only
 from mmdeploy_ext.runtime.frames import Frame
@@ -26,6 +26,9 @@ WAYS = (
 )
 """Name of a frame, metres along x and y of the map since the frame before, and the heading in degrees, None
 for that of the frame before. The second turn is of 188 degrees as numbers, and of 172 the other way."""
+MEASURED = np.linspace(-1.1, 1.4, 9)
+"""Acceleration, rotation rate and velocity of the first of these frames, no two alike and none 0: a record
+without them, or with them in another order, is another one. Those of frame n are n times as large."""
 DUMPED = ('img', 'lidar2img', 'can_bus')
 """Tensors of a dump from which a frame is read back."""
 
@@ -57,6 +60,25 @@ def frame(data: Mapping[str, Any]) -> Frame:
     )
 
 
+def given_record(frame: Frame) -> np.ndarray:
+    """Return the record (18,) float64 of a frame as upstream's data set makes it, by no code of the runtime.
+
+    It is the `can_bus` of the frame, in a new array; of a frame without one it is that of its pose, whose
+    entries 3 to 6 are the real part of the orientation four times. Neither is checked.
+    """
+    if frame.can_bus is not None:
+        return np.array(frame.can_bus, np.float64)
+    from scipy.spatial.transform import Rotation  # takes half a second to import
+
+    axes = np.array(frame.ego_pose, np.float64)[:3, :3]
+    car = Rotation.from_matrix(np.stack([axes[:, 1], -axes[:, 0], axes[:, 2]], 1))
+    heading = np.arctan2(axes[1, 1], axes[0, 1]) % (2 * np.pi)
+    record = np.zeros(CAN_BUS)
+    record[:3], record[3:7] = frame.ego_pose[:3, 3], np.cos(car.magnitude() / 2)
+    record[16:] = heading, np.rad2deg(heading)
+    return record
+
+
 def can_bus_entry(rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Return what an info of BEVFormer has beside those of mmdet3d: `can_bus` (18,), drawn by a generator.
 
@@ -69,10 +91,10 @@ def driven(frame: Frame) -> Iterator[Frame]:
     """Yield the next frames of a drive, whose car moves along an axis of the map exactly, turns, or stands.
 
     Pictures, rig and `ego_pose` stay those of `frame`: the record `can_bus` has the motion, which begins at
-    `record_of` the frame. A direction that is computed by a quotient fails where a way has no share along an
-    axis, and a heading that crosses 0 degrees changes by almost a whole turn.
+    `given_record` of the frame. A direction that is computed by a quotient fails where a way has no share
+    along an axis, and a heading that crosses 0 degrees changes by almost a whole turn.
     """
-    record = record_of(frame)
+    record = given_record(frame)
     for step, (name, x, y, heading) in enumerate(WAYS, start=1):
         record = record.copy()
         record[:2] += x, y
@@ -81,7 +103,7 @@ def driven(frame: Frame) -> Iterator[Frame]:
         half = record[YAW_RAD] / 2
         quaternion = np.array([np.cos(half), 0, 0, np.sin(half)])
         record[3:7] = quaternion if orientation_of(record) == 'wxyz' else quaternion[0]
-        record[13] = step  # a velocity, m/s, as a record of the CAN bus has it
+        record[7:16] = step * MEASURED
         yield dataclasses.replace(
             frame, name=name, can_bus=record, timestamp_s=frame.timestamp_s + 0.5 * step
         )

@@ -34,9 +34,20 @@ def metas(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
     ShapeError: as of `samples.feeds`.
     """
     batch = metas_of(images)
-    for meta, camera in zip(batch, feeds(images, rescale=True)['lidar2img'], strict=True):
-        meta |= of_camera(camera)
+    for meta, image, fed in zip(batch, images, feeds(images, rescale=True)['lidar2img'], strict=True):
+        meta |= of_camera(fed if image.cam2img is None else camera_on_disk(image))
     return batch
+
+
+def camera_on_disk(image: PreparedImage) -> np.ndarray:
+    """Return the camera (4, 4) float32 of a picture on disk, which `image` has for the network input.
+
+    A runner undoes resize and padding by other code, see `preprocess.cam2img.original`.
+    """
+    camera, (top, left) = np.array(image.cam2img, np.float64), image.border
+    camera[0] = (camera[0] - left * camera[2]) / image.scale_factor[0]
+    camera[1] = (camera[1] - top * camera[2]) / image.scale_factor[1]
+    return camera.astype(np.float32)
 
 
 def of_camera(lidar2img: np.ndarray) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from mmdeploy_ext.families.parts.lidar_parts import watching
 from mmdeploy_ext.families.parts.runtime import frame_checks
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.petr.graphs import frames_of
-from mmdeploy_ext.families.petr.runtime import camera_times, memory_of
+from mmdeploy_ext.families.petr.runtime import camera_times
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 
 
@@ -76,15 +76,19 @@ class PetrReference(CameraReference):
 
     @property
     def state(self) -> StreamState | None:
-        """What is kept of the last frame, None before the first; see `runtime.memory_of`.
+        """What is kept of the last frame, None before the first, as `runtime.memory_of` describes it.
 
         Its pictures are not in it: DataError if a state is assigned to PETRv2; PETR, which reads
         none, only forgets its last frame.
         """
         if self._last is None:
             return None
-        maps = self._maps if self.frames > 1 else None
-        return memory_of(self._last, self._last.scene_token or '', maps)
+        last, tensors = self._last, {}
+        if self.frames > 1:
+            lidar2img = np.array(last.lidar2img, np.float64)
+            tensors = dict(img_feats=self._maps, lidar2img=lidar2img, camera_times_s=picture_times(last))
+        pose = np.eye(4) if last.ego_pose is None else np.array(last.ego_pose, np.float64)
+        return StreamState(tensors, pose, float(last.timestamp_s or 0.0), last.scene_token or '')
 
     @state.setter
     def state(self, state: StreamState | None) -> None:

@@ -13,7 +13,7 @@ from mmdeploy_ext.families.streampetr.live import memory_of, set_memory, tap_geo
 from mmdeploy_ext.families.streampetr.runtime.state import FIELDS, to_global, to_local
 from mmdeploy_ext.models.streampetr.memory import Memory
 from mmdeploy_ext.preprocess.cameras import Calibration
-from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState, invert_pose
+from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 
 
 class StreamPetrReference(CameraReference):
@@ -78,7 +78,9 @@ class StreamPetrReference(CameraReference):
 
     def _data(self, frame: Frame) -> dict[str, Any]:
         """Return the frame in the form of the test loader: one augmentation of one sample."""
-        inverse = invert_pose(frame.ego_pose) if frame.ego_pose_inv is None else frame.ego_pose_inv
+        inverse = frame.ego_pose_inv
+        if inverse is None:
+            inverse = np.linalg.inv(np.asarray(frame.ego_pose, np.float64))
         matrices = dict(
             lidar2img=frame.lidar2img,
             intrinsics=frame.intrinsics,

@@ -4,16 +4,18 @@ BEVFormer's repository calls its data set `CustomNuScenesDataset`, as StreamPETR
 their own configs, so that this one has another name.
 """
 
+import math
 from typing import Any
 
+import numpy as np
 from mmdet.datasets import DATASETS
 from mmdet3d.datasets import NuScenesDataset
+from pyquaternion import Quaternion
 
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.families.parts.runtime.bev_motion import can_bus_record
 from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.models.datasets.nuscenes_dataset import camera_inputs, lidar_to_global
+from mmdeploy_ext.models.datasets.nuscenes_dataset import camera_inputs, lidar_to_global, read_calibration
 
 
 @registered_if_named(DATASETS)
@@ -39,8 +41,8 @@ class BevNuScenesDataset(NuScenesDataset):
             `lidar2img` and `intrinsics` (4, 4) float64, for pixels of the pictures as they are taken.
 
         Raises:
-            DataError: no camera, no scene_token, or a pose or calibration that is missing, not finite or
-                singular.
+            DataError: no camera, no scene_token, a pose or calibration that is missing, not finite or
+                singular, or a `can_bus` that is not 18 finite numbers.
         """
         info = self.data_infos[index]
         name = f'{self.ann_file}: sample {info["token"]}'
@@ -52,10 +54,29 @@ class BevNuScenesDataset(NuScenesDataset):
             scene_token=info['scene_token'],
             timestamp=info['timestamp'] / 1e6,
             ego_pose=lidar_to_global(info, name),
-            can_bus=can_bus_record(
-                info['ego2global_translation'], info['ego2global_rotation'], info.get('can_bus')
-            ),
+            can_bus=motion_of_car(info, name),
             img_filename=cameras['img_filename'],
             lidar2img=cameras['lidar2img'],
             intrinsics=cameras['intrinsics'],
         )
+
+
+def motion_of_car(info: dict[str, Any], sample: str) -> np.ndarray:
+    """Return the `can_bus` (18,) of `get_data_info`; `sample` names the info in messages.
+
+    The runtime makes the same of an info by other code, and a proof compares both.
+
+    Raises:
+        DataError: of `read_calibration`.
+    """
+    record = np.zeros(18)
+    if info.get('can_bus') is not None:
+        record[:] = read_calibration(info, 'can_bus', sample, (18,))
+    rotation = Quaternion(info['ego2global_rotation'])
+    record[:3], record[3:7] = info['ego2global_translation'], rotation.real
+    ahead = rotation.rotate([1.0, 0.0, 0.0])
+    degrees = math.atan2(ahead[1], ahead[0]) / math.pi * 180
+    if degrees < 0:
+        degrees += 360
+    record[-2], record[-1] = degrees / 180 * math.pi, degrees
+    return record

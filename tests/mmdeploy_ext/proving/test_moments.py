@@ -27,7 +27,7 @@ from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.proving.levels.preprocessing import compare_prepared
 from mmdeploy_ext.runtime import infos
 from mmdeploy_ext.runtime.frames import invert_pose
-from planting import altered, arguments, result
+from planting import altered, arguments, replaced, result
 from projects.configs import nuscenes_fusion
 from toy_atss import REPO
 
@@ -176,6 +176,39 @@ def test_a_fault_of_the_runtimes_reading_is_named(config, value, plant, monkeypa
     plant(monkeypatch)
     found = compare(config)
     assert not found.passed and value in {one.name for one in found.differences}, found.text
+
+
+RECORD = 'mmdeploy_ext.families.parts.runtime.bev_motion:can_bus_record'
+CAMERA = 'mmdeploy_ext.families.anchor3d.mvxnet.runtime:camera_matrices'
+VELOCITY_FIRST = [*range(7), 13, 14, 15, 10, 11, 12, 7, 8, 9, 16, 17]
+WRONG_BY_ITSELF = {
+    'nothing measured': (
+        'bevformer', 'can_bus', RECORD, result(lambda record, *_: record * ~np.isin(range(18), range(7, 16)))
+    ),
+    'velocity first': ('bevformer', 'can_bus', RECORD, result(lambda record, *_: record[VELOCITY_FIRST])),
+    'a heading below 0': (
+        'bevformer',
+        'can_bus',
+        RECORD,
+        result(lambda record, *_: record - (record[17] > 180) * np.r_[np.zeros(16), 2 * np.pi, 360]),
+    ),
+    'rows for columns': (
+        'mvxnet', 'lidar2image', CAMERA, arguments(lambda camera, to_input: (camera.T, to_input))
+    ),
+    'no scale': (
+        'mvxnet', 'img_aug_matrix', CAMERA, arguments(lambda camera, to_input: (camera, np.eye(3)))
+    ),
+}  # fmt: skip
+"""What is wrong -> config, value, and a function of the runtime that is wrong wherever it is called."""
+
+
+@pytest.mark.parametrize('fault', WRONG_BY_ITSELF)
+def test_a_data_set_of_ours_has_no_fault_of_the_runtime(fault):
+    config, value, place, make = WRONG_BY_ITSELF[fault]
+    deployment(config)
+    with replaced(place, make):
+        found = compare(config)
+    assert {one.name for one in found.differences} == {value}, found.text
 
 
 @pytest.mark.parametrize('margin', [4.0, -4.0])

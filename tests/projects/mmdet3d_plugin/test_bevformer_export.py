@@ -198,6 +198,20 @@ def first_rig(original):
     return step
 
 
+def record_with(change):
+    checked = runtime.check_record
+    return lambda record: change(checked(record))
+
+
+WRONG_RECORDS = {
+    'nothing measured': record_with(lambda record: record * ~np.isin(range(18), range(7, 16))),
+    'velocity first': record_with(
+        lambda record: record[[*range(7), 13, 14, 15, 10, 11, 12, 7, 8, 9, 16, 17]]
+    ),
+    'a heading below 0': record_with(
+        lambda record: record - (record[17] > 180) * np.r_[np.zeros(16), 2 * np.pi, 360]
+    ),
+}
 runtime_decode = runtime.decode
 rotation, shift, since = bev_motion.bev_rotation, bev_motion.bev_shift, bev_motion.motion_since
 project, attend_cameras = bev_grid.project_pillars, bev_attention.attend_cameras
@@ -225,6 +239,7 @@ FAULTS = {
         (runtime, 'record_of_pose'),
         lambda pose: np.r_[record_of_pose(pose)[:16], -record_of_pose(pose)[16:] % (2 * np.pi, 360)],
     ),
+    **{f'record: {name}': ((runtime, 'check_record'), wrong) for name, wrong in WRONG_RECORDS.items()},
     'boxes as they were trained': (
         (runtime, 'decode'),
         lambda *given: runtime_decode(*given[:2], {**given[2], 'box_convention': '1.x'}),
@@ -309,6 +324,19 @@ def test_records_of_another_kind_than_the_model_was_trained_with_are_refused(dep
     np.testing.assert_array_equal(runtime.record_of(other, 'wxyz'), quaternion)
     with pytest.raises(DataError, match='trained with a unit quaternion'):
         runtime.record_of(frame, 'wxyz')
+
+
+@pytest.mark.parametrize('name', WRONG_RECORDS)
+def test_pytorch_gets_the_record_that_a_frame_has_whatever_the_runner_makes_of_it(deployment, paths, name):
+    record = np.r_[RECORD[:16], np.radians(300), 300]
+    frame = dataclasses.replace(next(iter(drive(deployment, 1))), can_bus=record)
+    steppers = (
+        deployment.family.runner(paths, dict(engine='OnnxRuntimeBackend')),
+        deployment.family.reference(deployment.model),
+    )
+    with mock.patch.object(runtime, 'check_record', WRONG_RECORDS[name]):
+        got, expected = (stepper.step(frame).outputs['bev_embed'] for stepper in steppers)
+    assert np.abs(got - expected).max() > 0.01
 
 
 @pytest.mark.parametrize('key', ['box_convention', 'can_bus_orientation'])

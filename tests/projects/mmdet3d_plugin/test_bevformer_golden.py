@@ -27,6 +27,7 @@ from mmdeploy_ext.families.parts.bev_grid import (
 from mmdeploy_ext.families.parts.bev_queries import LastView, encode_view
 from mmdeploy_ext.families.parts.runtime.bev_motion import YAW_DEG, bev_rotation, bev_shift, motion_since
 from mmdeploy_ext.models.bevformer.view import run_encoder
+from mmdeploy_ext.models.datasets.bev_nuscenes_dataset import motion_of_car
 from mmdeploy_ext.models.query_boxes import QueryBoxCoder
 
 MODELS = 'projects/configs/_base_/models/bevformer_{}.py'
@@ -119,6 +120,16 @@ def test_rotations_copy_the_cells_that_torchvision_copies():
         source, is_inside = rotated_cells(matrix, side, side)
         cells = np.where(is_inside, source, -1)
         assert (cells != stored[name]).sum() <= NEAR_TIES.get(name, 0), name
+
+
+def test_the_data_set_makes_the_records_of_upstreams():
+    stored = arrays('inputs.npz')
+    for frame in range(8):
+        record = stored[f'f{frame}_can_bus_raw']
+        info = {key: stored[f'f{frame}_{key}'] for key in ('ego2global_translation', 'ego2global_rotation')}
+        info['can_bus'] = np.r_[np.ones(7), record[7:16], 1, 1]
+        np.testing.assert_allclose(motion_of_car(info, 'info'), record, rtol=1e-12)
+        assert info['can_bus'][0] == 1  # the info stays as it is
 
 
 def test_pillars_that_the_samples_cannot_be_shared_among_are_refused():

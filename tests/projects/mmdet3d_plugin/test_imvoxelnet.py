@@ -208,6 +208,15 @@ def test_a_camera_of_a_picture_is_given_back_as_it_was():
     assert np.array_equal(meta['scale_factor'], prepared.scale_factor)
 
 
+def test_pytorch_gets_the_camera_of_a_picture_whatever_a_runner_makes_of_it(monkeypatch):
+    deployment, (_, image) = seeded(), picture()
+    prepared = deployment.rule.apply(image).with_camera(PROJECTION)
+    monkeypatch.setattr(samples, 'original', lambda camera, to_input: camera)
+    (meta,), fed = reference.metas([prepared]), deployment.family.feeds([prepared], rescale=True)
+    assert np.array_equal(meta['lidar2img'], PROJECTION.astype(np.float32))
+    assert not np.allclose(meta['lidar2img'], fed['lidar2img'][0], rtol=0.01)
+
+
 def test_mm2onnx_run_takes_a_file_of_cameras_and_gives_the_boxes_of_pytorch(tmp_path, capsys):
     _, image = picture()
     file, photo = exported(tmp_path / 'm.onnx', image), tmp_path / 'a.png'

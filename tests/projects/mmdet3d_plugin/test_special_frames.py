@@ -62,6 +62,12 @@ def test_a_heading_crosses_0_degrees_whatever_it_was_before(heading):
     assert min(np.diff(headings)) < -180
 
 
+def test_no_two_numbers_of_a_drive_that_the_can_bus_measures_are_alike():
+    for one in bevformer_samples.driven(next(iter(drive(1)))):
+        measured = one.can_bus[7:16]
+        assert len(set(measured)) == 9 and np.abs(measured).min() > 0.1
+
+
 def test_a_drive_goes_back_in_time_by_more_than_frames_belong_together():
     (frame,) = drive(1)
     times = [one.timestamp_s for one in sparse4d_samples.driven(frame)]

@@ -18,7 +18,7 @@ from pyquaternion import Quaternion
 
 from mmdeploy_ext.core.config import refused_by_name, test_dataset, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, DataError
-from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, camera_matrices, frame_of_rig
+from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, frame_of_rig
 from mmdeploy_ext.families.parts import proof_samples
 from mmdeploy_ext.families.parts.info_files import dataset_of_files
 from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only, picture_files
@@ -117,8 +117,19 @@ def frame(data: Mapping[str, Any]) -> FusedFrame:
         np.ascontiguousarray(points.cpu().numpy(), np.float32),
         str(meta.get('sample_idx', '')),
         images=np.ascontiguousarray(image.reshape(1, *image.shape[-3:]), np.float32),
-        calibration=camera_matrices(np.asarray(meta['lidar2img']), to_input),
+        calibration=_calibration(np.asarray(meta['lidar2img']), to_input),
         image_files=picture_files(meta),
+    )
+
+
+def _calibration(lidar2image: np.ndarray, to_input: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the calibration of a frame as the runtime's `camera_matrices` does, by other code."""
+    (scale_x, skew_x, left), (skew_y, scale_y, top) = to_input[:2]
+    img_aug = [[scale_x, skew_x, 0, left], [skew_y, scale_y, 0, top], [0, 0, 1, 0], [0, 0, 0, 1]]
+    return dict(
+        lidar2image=np.float32(lidar2image)[None],
+        img_aug_matrix=np.float32(img_aug)[None],
+        lidar_aug_matrix=np.eye(4, dtype=np.float32),
     )
 
 
@@ -170,7 +181,7 @@ def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
             _crowded(sweep.points, rule, rng),
             f'generated frame {index}',
             images=prepared.tensor[None],
-            calibration=camera_matrices(lidar2image, prepared.to_input),
+            calibration=_calibration(lidar2image, prepared.to_input),
         )
 
 
@@ -234,7 +245,7 @@ def changed_cameras(frame: FusedFrame) -> Iterator[FusedFrame]:
             to_input[:2, 2] -= 7.0, 5.0
         else:
             to_input[0] = [-to_input[0, 0], 0.0, width - to_input[0, 2]]
-        yield dataclasses.replace(frame, calibration=camera_matrices(lidar2image, to_input), name=name)
+        yield dataclasses.replace(frame, calibration=_calibration(lidar2image, to_input), name=name)
 
 
 def one_point_frame(frame: FusedFrame, limits: Sequence[float]) -> FusedFrame:
