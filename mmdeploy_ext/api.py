@@ -470,6 +470,7 @@ def prove(
     metrics: Sequence[str] = (),
     edited: bool = False,
     asked: Mapping[str, Any] | None = None,
+    library: str | None = None,
 ) -> Verdict:
     """Prove that an exported file is the model of a config and a checkpoint, as `mm2onnx verify` does.
 
@@ -499,6 +500,8 @@ def prove(
         edited: whether the file was edited on purpose: then inputs alone decide, its graph is not compared.
         asked: name of an option of `export` -> value that the file must have been exported with, or it is not
             proven; with None nothing is demanded.
+        library: 'installed': where the repository's own copy of mmdet, mmdet3d, mmseg or mmcv did not run,
+            claim against the installed one; None: such a file is not proven.
 
     Returns:
         The verdict: `verdict.passed`, whether graph, tensors and results agree within the bars of
@@ -534,7 +537,7 @@ def prove(
     if source.family.samples != 'images':
         check_engine_kind(settings['engine'], inference_precision)
     proof_samples = Samples(source.family, [str(path) for path in samples], frames)
-    claims = dict(edited=edited, asked=dict(asked or {}))
+    claims = dict(edited=edited, asked=dict(asked or {}), library=library)
     options = dict(mean=mean, std=std, metrics=metrics)
     verdict, _, _ = prove_source(source, str(onnx_file), proof_samples, settings, **options, **claims)
     return verdict

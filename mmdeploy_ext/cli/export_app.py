@@ -16,6 +16,7 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.commands import command, tool
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError, after_weights
 from mmdeploy_ext.core.files import will_write
+from mmdeploy_ext.core.user_modules import libraries_not_run, not_run_text
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind
 from mmdeploy_ext.families.base import DETECTOR, Family
@@ -71,6 +72,7 @@ def build_parser(only_check: bool = False) -> argparse.ArgumentParser:
     add('--verify', 'prove the file; exit status 1 when it is not')
     add('--show', "draw both engines' detections to OUTPUT_FILE.png and print the graph")
     shared.add_proof_arguments(parser)
+    shared.add_library_argument(parser)
     shared.add_report_arguments(parser)
     cli.add_debug_option(parser)
     return parser
@@ -145,6 +147,9 @@ class Export:
         self.check_family()
         self.options = self.family.choose(**values)
         self.options.check(names=values)
+        if not_run := libraries_not_run(self.source.cfg):
+            advice = '' if args.library else '; a proof of it takes --library installed'
+            print(not_run_text(not_run) + advice)
         if getattr(args, 'check', False):
             return print_exports(self.source.cfg, self.family, self.options)
         if args.verify:
@@ -176,7 +181,7 @@ class Export:
         args.output_file = args.output_file or family.default_output(Path(args.config).stem, self.options)
         exported = self.write(samples)
         if args.verify:
-            verdict, pictures = exported.prove(self.engine, **self.claims)
+            verdict, pictures = exported.prove(self.engine, library=args.library, **self.claims)
             return proof.show(verdict, pictures, exported.deployment, args)
         name, *words = *self.proof_command(), *shared.proof_words(args)
         print(f'NOT PROVEN: nothing was compared. Prove it with\n  {command(name)} {shlex.join(words)}')

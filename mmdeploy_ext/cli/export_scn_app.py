@@ -57,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--max-voxels N', 'most voxels of a sweep, for the contract', type=int)
     add('--node-list JSON', 'stored node list of another exporter that the file has to equal')
     add('--threads N', 'of ONNX Runtime (default: it decides)', 0)
+    shared.add_library_argument(parser)
     shared.add_report_arguments(parser)
     cli.add_debug_option(parser)
     parser.set_defaults(device='cpu', frames=None, eval=None, mean=None, std=None, show=False)

@@ -117,12 +117,12 @@ def add_normalisation_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def proof_words(args: argparse.Namespace) -> list[str]:
-    """Return the options that a later proof needs again, as words: --mean, --std and --cfg-options.
+    """Return the options that a later proof needs again, as words: --mean, --std, --library, --cfg-options.
 
     `args.cfg_options` are the pairs as typed, not parsed. Those of `args` that are None, empty or missing are
     left out.
     """
-    words: list[str] = []
+    words = ['--library', args.library] if args.library else []
     for name in ('mean', 'std', 'cfg_options'):
         if values := getattr(args, name, None):
             words += [f'--{name.replace("_", "-")}', *map(str, values)]
@@ -268,6 +268,16 @@ def parse_shape(shape: Any, option: str = '--shape') -> tuple[int, int]:
     if not all(type(size) is int and size > 0 for size in sizes):  # a config may have True
         raise UsageError(f'{text}: expected positive sizes in pixels')
     return sizes[0], sizes[-1]
+
+
+def add_library_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --library, None or 'installed', to a parser."""
+    cli.add(
+        parser,
+        '--library',
+        "where the repository's own copy of a library does not run, claim against the installed one",
+        choices=('installed',),
+    )
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:

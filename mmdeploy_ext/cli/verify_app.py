@@ -57,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     shared.add_normalisation_arguments(group)
     shared.add_declared(group, EXPORT_OPTIONS)
     shared.add_proof_arguments(parser)
+    shared.add_library_argument(parser)
     shared.add_report_arguments(parser)
     cli.add_debug_option(parser)
     return parser
@@ -119,6 +120,7 @@ def prove_files(
         mean=args.mean,
         std=args.std,
         metrics=args.eval or (),
+        library=args.library,
         **claims,
     )
     return proof.show(verdict, pictures, deployment, args)

@@ -14,10 +14,11 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import CodeType, FrameType
+from typing import Any
 
 from mmdeploy_ext.core.commands import CHECKOUT
 from mmdeploy_ext.core.errors import ConfigError, root_cause
@@ -48,6 +49,39 @@ def is_older_copy(folder: Path, library: str) -> bool:
     return major is not None and major < FITTING_VERSIONS[library].start
 
 
+def libraries_not_run(cfg: Any) -> dict[str, str]:
+    """Return the repository's own copies of libraries that did not run -> the installed library that did.
+
+    Both are named with their versions: {'mmdet3d 0.17.2': 'mmdet3d 1.0.0rc6'}. A copy that would be imported
+    by the owner of `cfg`, an `mmcv.Config`, counts if this process imported the library from elsewhere; newer
+    copies read no such configs. A `fork` of the config runs its copy in a process of its own.
+    """
+    filename = getattr(cfg, 'filename', None)
+    if not filename or cfg.get('fork'):
+        return {}
+    not_run = {}
+    for library, fitting in {'mmcv': range(2), **FITTING_VERSIONS}.items():
+        for folder in user_folders(filename):
+            major = _major_version(folder / library)
+            if major is None or major >= fitting.stop:
+                continue
+            module = sys.modules.get(library)
+            file = getattr(module, '__file__', None)
+            if file and not _is_of(Path(file), folder, library):
+                own = f'{library} {_version(folder / library)}'.strip()
+                not_run[own] = f'{library} {getattr(module, "__version__", "")}'.strip()
+            break
+    return not_run
+
+
+def not_run_text(not_run: Mapping[str, str]) -> str:
+    """Return the sentence about `libraries_not_run`; '' if everything ran."""
+    return '; '.join(
+        f"the repository's own {own} did not run: the installed {installed} ran in its place"
+        for own, installed in not_run.items()
+    )
+
+
 def _major_version(package_folder: Path) -> int | None:
     """Return the major version of a package, None if the folder is no package.
 
@@ -55,11 +89,17 @@ def _major_version(package_folder: Path) -> int | None:
     """
     if not (package_folder / '__init__.py').is_file():
         return None
+    number = re.match(r'\d+', _version(package_folder))
+    return int(number[0]) if number else 0
+
+
+def _version(package_folder: Path) -> str:
     files = [package_folder / name for name in ('version.py', '__init__.py')]
-    files = [file for file in files if file.is_file()]
-    texts = (file.read_text(encoding='utf-8') for file in files)
-    versions = (re.search(r'^__version__\s*=\s*[\'"](\d+)', text, re.MULTILINE) for text in texts)
-    return next((int(version[1]) for version in versions if version), 0)
+    for file in files:
+        text = file.read_text(encoding='utf-8') if file.is_file() else ''
+        if found := re.search(r'^__version__\s*=\s*[\'"]([^\'"]+)', text, re.MULTILINE):
+            return found[1]
+    return ''
 
 
 @contextlib.contextmanager
@@ -107,13 +147,17 @@ def named_imports(path: str, key: str, names: Sequence[str]) -> Iterator[None]:
         package = cause.name.partition('.')[0]
         spec = _spec_of(package) if cause.name != package else None
         if spec is not None:
-            folders = spec.submodule_search_locations or [spec.origin]
-            advice = f'{package} is {", ".join(map(str, folders))}, which has no such module'
+            folders = ', '.join(map(str, spec.submodule_search_locations or [spec.origin]))
+            version = getattr(sys.modules.get(package), '__version__', '')
+            advice = (
+                f'{package} {version} is {folders}, which has no such module: change the import to what this '
+                f'version has'
+            )
         elif package in {str(name).partition('.')[0] for name in names}:
             advice = f'the folder that {package} is in has to be on PYTHONPATH: PYTHONPATH=FOLDER COMMAND'
         else:
             advice = f'a module of {key} imports it: install it for {sys.executable}'
-        raise ConfigError(f'{path}: {key}={list(names)}: {cause}; {advice}') from error
+        raise ConfigError(f'{path}: {key}={list(names)}: {cause}{users_line(cause)}; {advice}') from error
 
 
 def parsed_config(path: str) -> ast.Module:

@@ -74,6 +74,7 @@ def prove(
     *,
     edited: bool = False,
     asked: Mapping[str, Any] | None = None,
+    library: str | None = None,
     timed: bool = True,
     **settings: Any,
 ) -> tuple[Verdict, list[Any]]:
@@ -91,6 +92,8 @@ def prove(
         edited: whether the files were edited on purpose: then only inputs decide, not their graphs.
         asked: name of an option of the export -> value that the file must have been exported with; with None
             nothing is demanded.
+        library: 'installed': where a repository's own copy of a library did not run, claim against the
+            installed one; None: such a file is not proven.
         timed: whether the verdict has times, which decide nothing; for them the engines run a model of
             pictures a few more times.
         settings: keyword arguments of the kind of proof, see its class: `picture_files` of pictures, `bars`
@@ -107,6 +110,7 @@ def prove(
     """
     proof = open_proof(deployment, paths, samples, engine, **settings)
     proof.timed = timed
+    proof.verdict.against_installed = library == 'installed'
     proof.check(edited, asked)
     with contextlib.ExitStack() as stack:
         try:

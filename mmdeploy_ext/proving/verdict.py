@@ -57,6 +57,8 @@ class Verdict:
         notes: what the reader should know that is no failure.
         untraced: what a graph cannot show of the user's code; no failure.
         unreached: limits of the contract that no input reached, a line each; no failure.
+        libraries_not_run: the repository's own copy of a library, with its version -> the installed one.
+        against_installed: whether the claim is one against the installed libraries (`--library installed`).
     """
 
     subject: dict[str, Any]
@@ -76,6 +78,8 @@ class Verdict:
     unexported_code: list[UnexportedCode] = dataclasses.field(default_factory=list)
     untraced: list[Untraced] = dataclasses.field(default_factory=list)
     unreached: list[str] = dataclasses.field(default_factory=list)
+    libraries_not_run: dict[str, str] = dataclasses.field(default_factory=dict)
+    against_installed: bool = False
 
     @property
     def precision(self) -> str:
@@ -96,7 +100,11 @@ class Verdict:
         claim = 'PROVEN' if self.precision == 'fp32' else f'WITHIN {self.precision.upper()} BARS'
         if not self.passed:
             return f'NOT {claim}'
-        return f'{claim} {on_inputs(self.num_inputs)} ({self.by_inputs})' if self.by_inputs else claim
+        if self.by_inputs:
+            claim = f'{claim} {on_inputs(self.num_inputs)} ({self.by_inputs})'
+        if self.libraries_not_run:
+            claim = f'{claim} against the installed {" and ".join(self.libraries_not_run.values())}'
+        return claim
 
     @property
     def by_inputs(self) -> str:
@@ -141,7 +149,10 @@ class Verdict:
     @property
     def failures(self) -> list[str]:
         """Every reason why the proof fails; empty if it passes."""
-        reasons = [f'graph: {graph.text}' for graph in self.graphs if not graph.passed]
+        reasons = []
+        if not self.against_installed:
+            reasons += [f"the repository's own {own} did not run" for own in self.libraries_not_run]
+        reasons += [f'graph: {graph.text}' for graph in self.graphs if not graph.passed]
         if not self.graphs:
             reasons.append('the graph was not compared with a fresh export')
         reasons += self.reasons

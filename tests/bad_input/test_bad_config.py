@@ -35,7 +35,7 @@ CASES = {
         LEAF + "custom_imports = dict(imports=['mmdet.no_such_heads'])\n",
         [
             "bad.py: custom_imports=['mmdet.no_such_heads']: No module named 'mmdet.no_such_heads'",
-            'mmdet is /',
+            'mmdet 2.28.2 is /',
             'which has no such module',
         ],
     ),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.core.model_classes import changed_classes
+from mmdeploy_ext.core.user_modules import libraries_not_run
 from mmdeploy_ext.core.versions import other_copies, versions, versions_with_places
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.signature import count_nodes
@@ -96,7 +97,8 @@ class Proof(abc.ABC):
                 checkpoint_sha256=deployment.checkpoint_sha256,
                 proven_with=versions_with_places(),
                 python=platform.python_version(),
-            )
+            ),
+            libraries_not_run=libraries_not_run(deployment.cfg),
         )
         self.pictures: list[Any] = []
         self.overlooked: list[str] | None = None

@@ -46,6 +46,10 @@ def next_command(verdict: Verdict) -> str:
         again = export_command(subject, f'{file.removesuffix(".onnx")}_raw.onnx', form='raw')
         return f'{again}   # is it the network or the post-processing?'
     words = [*model.values(), file, *_override_words(subject.get('options', {}))]
+    if verdict.libraries_not_run and not verdict.against_installed:
+        installed = ' and '.join(verdict.libraries_not_run.values())
+        words += ['--library', 'installed']
+        return f'{command("verify")} {shlex.join(words)}   # prove it against the installed {installed}'
     words += ['--report', 'work_dirs/report']
     return f'{command("verify")} {shlex.join(words)}   # figures and pictures of every comparison'
 

@@ -10,6 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from mmdeploy_ext.core.user_modules import not_run_text
 from mmdeploy_ext.proving.levels.drive_run import error_ratio
 from mmdeploy_ext.proving.results import first_lines
 from mmdeploy_ext.proving.tasks import task_module
@@ -37,6 +38,8 @@ TENSOR_TITLES = ('shape', 'max abs', 'max rel', 'cosine', 'tolerance', '')
 
 def print_verdict(verdict: Verdict, console: Console) -> None:
     """Print a verdict on a console of 120 columns or more."""
+    if verdict.libraries_not_run:
+        console.print(f'[red]{escape(not_run_text(verdict.libraries_not_run))}[/red]', soft_wrap=True)
     if verdict.graphs:
         colour = 'red' if any(not graph.passed for graph in verdict.graphs) else 'green'
         console.print(f'[{colour}]graph:[/{colour}] {escape(verdict.graph_text)}', soft_wrap=True)
