@@ -56,12 +56,10 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
     for row in verdict.metrics:
         values = f'PyTorch {row.reference:.4f}, ONNX {row.candidate:.4f}, {row.difference_text}'
         console.print(f'{_mark(row.passed)} {escape(row.name)}: {values}')
-    for line in [entry.text for entry in verdict.untraced][:MAX_REASONS]:
-        console.print(f'untraced: {escape(line)}', soft_wrap=True)
-    for line in verdict.unreached:
-        console.print(f'unreached: {escape(line)}', soft_wrap=True)
-    for note in verdict.notes:
-        console.print(f'note: {escape(note)}', soft_wrap=True)
+    untraced = [entry.text for entry in verdict.untraced][:MAX_REASONS]
+    for title, lines in dict(untraced=untraced, unreached=verdict.unreached, note=verdict.notes).items():
+        for line in lines:
+            console.print(f'{title}: {escape(line)}', soft_wrap=True)
     colour = 'bold green' if verdict.passed else 'bold red'
     console.print(f'[{colour}]{escape(last_line(verdict))}[/{colour}]', soft_wrap=True)
     console.print(f'next: {escape(next_command(verdict))}', soft_wrap=True)
