@@ -23,7 +23,6 @@ pytest_plugins = [
     'one_run',
     'one_thread',
     'opened_once',
-    'other_tests',
     'report_messages',
     'resume',
     'short_stack',

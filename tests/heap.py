@@ -23,16 +23,6 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope='module')
-def small_heap() -> None:
-    """Keep the objects of earlier tests out of searches through all of them, as each observed run makes one.
-
-    In a process that has run a hundred files they are millions, and half a second of each test.
-    """
-    gc.collect()
-    gc.freeze()
-
-
-@pytest.fixture(scope='module')
 def without_garbage() -> Iterator[None]:
     """Search for no garbage: for tests that read the syntax trees of all files, millions of objects.
 

@@ -9,12 +9,12 @@ from unittest import mock
 
 from marking import in_suite
 from mmdeploy_ext.proving.ladder import open_proof, prove
+from mmdeploy_ext.proving.levels.attempts import attempt
 from mmdeploy_ext.proving.levels.cases import judge_outputs, run_case
 from mmdeploy_ext.proving.levels.drive import DriveProof, Shifted
 from mmdeploy_ext.proving.levels.drive_run import Modes
 from mmdeploy_ext.proving.levels.frames import SweepProof
 from mmdeploy_ext.proving.levels.other_limits import Trials
-from mmdeploy_ext.proving.levels.run_twice import SecondRuns, attempt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -68,9 +68,8 @@ def refuted(deployment: Any, paths: Any, samples: Any, engine: Any = None) -> Ve
 
 def run_cases(known: Iterable[ImageReference], backend: Backend) -> Iterator[Case]:
     """Yield the cases of levels 2 and 3: who wants the first that fails need not run the rest."""
-    second_runs = SecondRuns()
     for reference in known:
-        yield from run_case(reference, backend, second_runs)[0]
+        yield run_case(reference, backend)[0]
 
 
 def run_pair(

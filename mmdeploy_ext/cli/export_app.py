@@ -242,9 +242,9 @@ def _show(
     import onnx
     import onnx.printer
 
+    from mmdeploy_ext.proving.levels.attempts import attempt
     from mmdeploy_ext.proving.levels.cases import judge_outputs
     from mmdeploy_ext.proving.levels.exported_file import open_file
-    from mmdeploy_ext.proving.levels.run_twice import attempt
     from mmdeploy_ext.proving.references import references
     from mmdeploy_ext.runtime.draw import write_picture
 

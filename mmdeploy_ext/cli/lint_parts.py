@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.lint.nested import without_sizes
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
+from mmdeploy_ext.proving.inputs.pictures import other_view
 from mmdeploy_ext.proving.inputs.samples import read_images
-from mmdeploy_ext.proving.levels.traced_lines import observed_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 
 Feeds = dict[str, torch.Tensor]
 """Name of a tensor -> its values: the inputs of a graph, and the outputs of the stages that have run."""
+
+LARGER = 128
+"""Pixels by which a second picture is higher, so that sizes differ; a multiple of what any part asks for.
+
+It is wider by twice as many.
+"""
 
 
 class Upstream(torch.nn.Module):
@@ -102,6 +109,30 @@ def parts_of(
         yield Part(f'{family.name}: simple_test', Upstream(deployment.model), ('img',), *inputs)
     else:
         yield from _stages(deployment, options, runs)
+
+
+def observed_inputs(
+    deployment: Deployment, options: Options, image_bgr: np.ndarray
+) -> list[dict[str, np.ndarray]]:
+    """Return the inputs of two runs of a model of pictures, by name.
+
+    They are a picture, and another view of it, which is larger if sizes are dynamic. `border` (B, 2), the
+    pixels of padding above and to the left of each picture, is among them, also if it is zero.
+
+    Args:
+        deployment: the model.
+        options: options of the export, with height and width resolved, pixels.
+        image_bgr: the picture (h, w, 3) uint8.
+    """
+    family, runs = deployment.family, []
+    larger = LARGER if options.dynamic else 0
+    for view, extra in ((image_bgr, 0), (other_view(image_bgr), larger)):
+        size = options.height + extra, options.width + 2 * extra
+        image = deploy.prepare_fixed(deployment.rule, view, *size)
+        feeds = family.feeds([image], rescale=True)
+        feeds.setdefault('border', np.zeros((1, 2), np.float32))  # left out of feeds where it is zero
+        runs.append(feeds | family.inner_inputs(deployment.model, feeds, options.form))
+    return runs
 
 
 def _stages(deployment: Deployment, options: Options, runs: Sequence[Feeds]) -> Iterator[Part]:

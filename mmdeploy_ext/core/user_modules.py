@@ -22,8 +22,7 @@ from typing import Any
 
 from mmdeploy_ext.core.commands import CHECKOUT
 from mmdeploy_ext.core.errors import ConfigError, root_cause
-from mmdeploy_ext.core.source_code import is_installed
-from mmdeploy_ext.core.users_code import is_users_code
+from mmdeploy_ext.core.source_code import is_installed, is_users_file
 
 PACKAGE = CHECKOUT / 'mmdeploy_ext'
 MACHINERY = (
@@ -343,12 +342,12 @@ def users_line(error: BaseException) -> str:
 def _places(error: BaseException) -> tuple[list[tuple[CodeType, int]], list[tuple[CodeType, int]]]:
     """Return the lines on the way of an error: those of users' code, and all that are not `MACHINERY`."""
     places = [
-        (frame.f_code, line, str(frame.f_globals.get('__name__', '')))
+        (frame.f_code, line)
         for frame, line in traceback.walk_tb(error.__traceback__)
         if not _is_machinery(frame.f_code.co_filename)
     ]
-    users = [(code, line) for code, line, module in places if is_users_code(code, module)]
-    return users, [(code, line) for code, line, _ in places]
+    users = [place for place in places if is_users_file(Path(place[0].co_filename).resolve())]
+    return users, places
 
 
 def _raised_in(error: BaseException, places: Sequence[tuple[CodeType, int]]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 from mmdeploy_ext.core.errors import InferenceError, ShapeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Callable, Mapping
 
     import numpy as np
 
@@ -59,16 +59,6 @@ class Backend(abc.ABC):
     def deactivate(self) -> None:
         """Free the network if it is active; a backend that keeps it, as that of PyTorch, does nothing."""
         return
-
-    def repeat_key(self, feeds: Mapping[str, np.ndarray]) -> Hashable | None:
-        """Return what of the feeds decides what a run leaves behind for later ones, as a key.
-
-        If one run of a key, repeated, gave the same bits, any other of that key does, unless the network
-        draws random numbers. None: nothing is known of repeated runs, as with several threads or a device.
-
-        `feeds` is input name -> array, of all inputs: an optional one that is not fed has its default there.
-        """
-        return None
 
     def select_inputs(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the feeds that are inputs of the active network, the arrays themselves.

@@ -15,7 +15,7 @@ from mmdeploy_ext.engines.base import Backend
 from mmdeploy_ext.engines.runs import note_run
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
     import onnxruntime
@@ -193,13 +193,6 @@ class OnnxRuntimeBackend(Backend):
         self.seconds += time.perf_counter() - start
         note_run(self.path, feeds, outputs)
         return outputs
-
-    def repeat_key(self, feeds: Mapping[str, np.ndarray]) -> Hashable | None:
-        if self.providers != ['CPUExecutionProvider'] or self.threads != 1:
-            return None
-        if not self.plan_memory:
-            return ()
-        return frozenset((name, array.shape) for name, array in feeds.items())  # each has a plan of its own
 
     def deactivate(self) -> None:
         """Close the session; nothing happens if none is open."""

@@ -1,6 +1,5 @@
 """From config and checkpoint to an ONNX file: what `pytorch2onnx.py` and the `_onnx` configs call."""
 
-import contextlib
 import copy
 import dataclasses
 import functools
@@ -19,10 +18,9 @@ from mmdeploy_ext.contract.schema import Mismatch
 from mmdeploy_ext.core.config import load_config, test_dataset, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, EngineError, Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.core.model_classes import ModelClass, files_of_users_classes
-from mmdeploy_ext.core.outer_containers import OuterContainers
+from mmdeploy_ext.core.model_classes import ModelClass
 from mmdeploy_ext.core.printable import shortened
-from mmdeploy_ext.core.users_code import RanCode
+from mmdeploy_ext.exporting.code_warnings import CodeWarning
 from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_group_norm, default_opset
 from mmdeploy_ext.families.base import DETECTOR, Family, find_family
 from mmdeploy_ext.families.building import data_class
@@ -57,14 +55,12 @@ class Deployment:
             `fallback_on_stride`.
         loaded_settings: `module_settings` of the model as it was loaded: runs fill memories and count on, and
             make tensors of lists. None of a model that `load` did not make.
-        outer_containers: what the user's modules held before the model ran; None of a model that `load` did
-            not make.
         normalisation: `mean` and `std`, or one of them, which replace the config's, see `normalise_with`; {}
             for none.
         collected: entries that the config's test pipeline collects of a picture, for PyTorch's test path; {}
             until a proof has run that pipeline.
         exports: the last exports of this model: (name of a graph, options) -> graph, see `cache_export`.
-        exported_code: the user's code that exports of this model ran, see `watching_exports`.
+        code_warnings: what PyTorch warned of in the user's code in exports of this model.
         shared: what proofs of several files of this model have in common, see `share`; None: nothing is kept,
             since there is one proof.
     """
@@ -84,11 +80,10 @@ class Deployment:
     loaded_settings: dict[str, tuple[str, dict[str, Any]]] | None = dataclasses.field(
         default=None, repr=False
     )
-    outer_containers: OuterContainers | None = dataclasses.field(default=None, repr=False)
     normalisation: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     collected: dict[str, Any] = dataclasses.field(default_factory=dict)
     exports: dict[Any, onnx.ModelProto] = dataclasses.field(default_factory=dict, init=False, repr=False)
-    exported_code: RanCode = dataclasses.field(default_factory=RanCode, init=False, repr=False)
+    code_warnings: list[CodeWarning] = dataclasses.field(default_factory=list, init=False, repr=False)
     shared: dict[Hashable, Any] | None = dataclasses.field(default=None, repr=False)
 
     def cache_export(self, key: Any, model: onnx.ModelProto) -> onnx.ModelProto:
@@ -102,23 +97,6 @@ class Deployment:
         while len(self.exports) > CACHED_EXPORTS:
             del self.exports[next(iter(self.exports))]
         return model
-
-    @functools.cached_property
-    def may_run_users_code(self) -> bool:
-        """Whether a class of the model, or a module that its config imports, may be the user's."""
-        imports = (self.cfg.get('custom_imports') or {}).get('imports') or []
-        names = [imports] if isinstance(imports, str) else imports
-        named = bool(self.cfg.get('plugin')) or any(not name.startswith('mmdeploy_ext.') for name in names)
-        return named or bool(files_of_users_classes(self.model))
-
-    def watching_exports(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the user's code that runs is recorded as that of exports.
-
-        Models of pictures are left out: their proofs do not compare it.
-        """
-        if self.family.samples == 'images' or not self.may_run_users_code:
-            return contextlib.nullcontext()
-        return self.exported_code.watched()
 
     def share(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         """Return what `compute` returns, which runs once for equal keys if several proofs share it.
@@ -325,7 +303,6 @@ def load(
         load_checkpoint(checkpoint)  # raises the error about the path
     unbuilt = copy.deepcopy(cfg)
     model = family.build(cfg)
-    outer_containers = OuterContainers()
     settings = family.settings(cfg, model)
     if before_weights is not None:
         before_weights(unbuilt, family, model)
@@ -351,7 +328,6 @@ def load(
         report=report,
         unbuilt_cfg=unbuilt,
         loaded_settings=module_settings(model),
-        outer_containers=outer_containers,
     )
 
 

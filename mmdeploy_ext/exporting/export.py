@@ -14,7 +14,6 @@ from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.core.files import atomic_path
-from mmdeploy_ext.core.users_code import unwatched
 from mmdeploy_ext.exporting import exporter
 from mmdeploy_ext.exporting.ops import deform_conv, replaced_modules  # noqa: F401  (they register themselves)
 from mmdeploy_ext.exporting.ops.forms import finish
@@ -54,7 +53,7 @@ def export_stages(
     for stage in stages:
         args = tuple(tensors[name] for name in stage.inputs)
         if has_open_axes or stage is not stages[-1]:  # of fixed outputs that no stage reads nothing is needed
-            with torch.no_grad(), unwatched():  # which is no export
+            with torch.no_grad():
                 outputs = stage.module(*args)
             outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
             tensors.update(zip(stage.outputs, outputs, strict=True))

@@ -7,7 +7,6 @@ import inspect
 import io
 import re
 import types
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -20,6 +19,7 @@ from mmdeploy_ext import compat
 from mmdeploy_ext.contract.stages import DEFAULT_OPSET, Stage
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.caught_errors import check_no_error_is_caught
+from mmdeploy_ext.exporting.code_warnings import tracer_warnings
 from mmdeploy_ext.exporting.dynamo import decomposed_where_needed, translations_read_once
 from mmdeploy_ext.exporting.node_values import listed_values
 from mmdeploy_ext.exporting.ops.activation_checkpoints import without_checkpoints
@@ -150,11 +150,9 @@ def run(
         ExportError: the exporter failed, for whatever reason; the message names the stage.
     """
     try:
-        # warnings of the exporters are left out: the proof finds what they warn of
         is_dynamic = any(dynamic.get(name) for name in stage.inputs)
         sizes = sizes_traced(stage.module) if is_dynamic else contextlib.nullcontext()
-        with suppress_output(), warnings.catch_warnings(), patched_libraries(), torch.no_grad(), sizes:
-            warnings.simplefilter('ignore')
+        with suppress_output(), tracer_warnings(), patched_libraries(), torch.no_grad(), sizes:
             if stage.exporter == 'dynamo':
                 table = translations()
                 for library_operator in LIBRARY_OPERATORS:

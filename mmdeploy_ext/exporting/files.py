@@ -17,6 +17,7 @@ from mmdeploy_ext.core.files import check_writable, will_write
 from mmdeploy_ext.core.folders import check_replaceable, replaced_folder
 from mmdeploy_ext.core.versions import versions
 from mmdeploy_ext.exporting import export
+from mmdeploy_ext.exporting.code_warnings import recorded_warnings
 from mmdeploy_ext.exporting.deployment import Deployment, rule_of
 from mmdeploy_ext.families.base import FAMILIES, Family
 from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
@@ -143,7 +144,8 @@ def export_graphs(
         example = {name: tensor.to(device) for name, tensor in example.items()}
         for stage in graph.stages:
             stage.module.eval().to(device)
-        model = export_graph(graph, options, family.keep_fp32, example)
+        with recorded_warnings(deployment.code_warnings):
+            model = export_graph(graph, options, family.keep_fp32, example)
         exported.append((model, make_metadata(deployment, options, graph)))
     check_patterns([model for model, _ in exported], options.keep_fp32)
     return exported
@@ -169,8 +171,7 @@ def export_files(
         Mm2OnnxError: a file cannot be written; an older export stays.
     """
     start = time.perf_counter()
-    with deployment.watching_exports():
-        exported = export_graphs(deployment, options, images)
+    exported = export_graphs(deployment, options, images)
     if deployment.family.one_file(options):
         ((model, metadata),) = exported
         export.save(model, output, metadata)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import dis
 import functools
 import inspect
 import json
@@ -39,7 +40,6 @@ from mmdeploy_ext.core.source_code import (
     source_of_class,
     source_of_function,
 )
-from mmdeploy_ext.core.users_code import attributes_written
 from mmdeploy_ext.families.building import data_class, data_classes
 
 TABLE = 'replaced_methods.json'
@@ -385,7 +385,10 @@ def differing_library_datasets(settings: Iterable[Mapping[str, Any]]) -> list[Di
 
 def _changes_sample(function: FunctionType) -> bool:
     """Return whether the `__init__` of a data set changes the pipeline or the class of boxes of samples."""
-    return 'box_type_3d' in attributes_written(function.__code__) or _changes_pipeline(function)
+    writes = [
+        entry.argval for entry in dis.get_instructions(function.__code__) if entry.opname == 'STORE_ATTR'
+    ]
+    return 'box_type_3d' in writes or _changes_pipeline(function)
 
 
 def _changes_pipeline(function: FunctionType) -> bool:

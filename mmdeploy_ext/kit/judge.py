@@ -25,7 +25,7 @@ from mmdeploy_ext.kit.diagnosis import (
 from mmdeploy_ext.kit.drive import DriveJudge
 from mmdeploy_ext.kit.outputs import check_kit, has_outputs, read_outputs
 from mmdeploy_ext.proving import full_form, half_bars, results
-from mmdeploy_ext.proving.levels.run_twice import FAILURES
+from mmdeploy_ext.proving.levels.attempts import FAILURES
 from mmdeploy_ext.proving.modules.row_order import in_order_of
 from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.proving.tensors import compare_tensors, failed_row

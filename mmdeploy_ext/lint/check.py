@@ -1,6 +1,5 @@
 """Observe a module once and report what an export of it will get wrong."""
 
-import contextlib
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,17 +10,8 @@ import torch
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.printable import one_line
-from mmdeploy_ext.lint.c_code import sizes_in_c_are_recorded
 from mmdeploy_ext.lint.nested import copies, copy_of, leaves, tensors_in
-from mmdeploy_ext.lint.observe import (
-    Observer,
-    arrays_tell_sizes,
-    as_exporting,
-    compiled_functions_carry_marks,
-    functions_carry_marks,
-    numbers_of_scripts_are_recorded,
-    threads_are_recorded,
-)
+from mmdeploy_ext.lint.observe import Observer, as_exporting, functions_carry_marks
 from mmdeploy_ext.lint.record import Recorder
 from mmdeploy_ext.lint.report import Report, make_report
 from mmdeploy_ext.lint.rules import EXPORTERS, check_exporters
@@ -45,7 +35,6 @@ def check(
     opset: int | None = None,
     try_exports: bool = True,
     name: str = '',
-    every_choice: bool = False,
 ) -> Report:
     """Report what an export of a module will get wrong, with the lines of code and what to write instead.
 
@@ -60,14 +49,12 @@ def check(
         input_names: names of the arguments; by default those of `forward`, and 'input_N' for argument N of
             `*args`, counted from 0.
         dynamic: sizes may differ from the example's; False leaves out what depends on sizes, and an input
-            that gives its sizes alone is an unused one. With `every_choice` a call whose exception is caught
-            stays.
+            that gives its sizes alone is an unused one.
         exporters: 'torchscript', 'dynamo' or both; a pitfall that all of these handle is a note or a warning,
             see `rules.Rule.otherwise`.
         opset: opset of the trial exports, see `trial.try_export`; None: the default of each exporter.
         try_exports: also export with each exporter; its errors are in the report with their lines.
         name: name of the module, in the report; '' for that of its class.
-        every_choice: also report what may be meant so, see `record.Recorder`; for a proof.
 
     Returns:
         The report, whose `findings` have the worst first; there are none if nothing was noticed.
@@ -87,14 +74,14 @@ def check(
         raise UsageError('lint: example_inputs hold no tensor; expected the arguments of forward')
     names = _tensor_names(module, example_inputs, input_names)
     attributes = held_tensors(module)
-    observer, outputs = _observe(module, example_inputs, every_choice)
+    observer, outputs = _observe(module, example_inputs)
     recorder = observer.recorder
     if not dynamic:
         fixed = frozenset(recorder.sizes)
     elif other_inputs is None:
         fixed = frozenset()
     else:
-        fixed = recorder.fixed_sizes(_observe(module, other_inputs, every_choice)[0].recorder)
+        fixed = recorder.fixed_sizes(_observe(module, other_inputs)[0].recorder)
     _add_inputs(observer, outputs, attributes, module, example_inputs)
     _add_outputs(recorder, outputs)
     trained = [part for part in module.modules() if part.training and isinstance(part, TRAINED_LAYERS)]
@@ -129,7 +116,7 @@ def _tensor_names(
     return names
 
 
-def _observe(module: torch.nn.Module, inputs: Sequence[Any], every_choice: bool) -> tuple[Observer, Any]:
+def _observe(module: torch.nn.Module, inputs: Sequence[Any]) -> tuple[Observer, Any]:
     """Run a copy of the module on copies of the inputs, watched, as if it was exported.
 
     Code for exports (`if torch.onnx.is_in_onnx_export()`) may need sizes that are tensors, and fail; then the
@@ -141,10 +128,10 @@ def _observe(module: torch.nn.Module, inputs: Sequence[Any], every_choice: bool)
     """
     try:
         with as_exporting():
-            return _observe_once(module, inputs, every_choice)
+            return _observe_once(module, inputs)
     except Exception:
         try:
-            return _observe_once(module, inputs, every_choice)
+            return _observe_once(module, inputs)
         except Exception:
             try:
                 _run(module, copies(list(inputs)))
@@ -159,24 +146,17 @@ def _observe(module: torch.nn.Module, inputs: Sequence[Any], every_choice: bool)
             raise
 
 
-def _observe_once(module: torch.nn.Module, inputs: Sequence[Any], every_choice: bool) -> tuple[Observer, Any]:
+def _observe_once(module: torch.nn.Module, inputs: Sequence[Any]) -> tuple[Observer, Any]:
     observed, args = copy_of(module), copies(list(inputs))
-    observer = Observer(list(tensors_in(args)), observed, WATCHES, every_choice)
+    observer = Observer(list(tensors_in(args)), observed, WATCHES)
     with (
         warnings.catch_warnings(),
         torch.no_grad(),
         watch_attributes(observed, observer.recorder),
         functions_carry_marks(observer),
-        contextlib.ExitStack() as stack,
         observer,
     ):
         warnings.simplefilter('ignore')  # of the model's own code
-        if every_choice:
-            stack.enter_context(arrays_tell_sizes(observer.recorder))
-            stack.enter_context(threads_are_recorded(observer.recorder))
-            stack.enter_context(numbers_of_scripts_are_recorded(observer))
-            stack.enter_context(compiled_functions_carry_marks(observer))
-            stack.enter_context(sizes_in_c_are_recorded(observer.recorder))
         outputs = observed(*args)
     return observer, outputs
 

@@ -32,16 +32,7 @@ CONVERSIONS = (
     '__int__', '__float__', '__index__', '__ceil__', '__floor__', '__round__', '__trunc__', 'bit_length',
     'bit_count', 'is_integer', 'as_integer_ratio', 'to_bytes', 'hex',
 )  # fmt: skip
-TEXTS = ('__hash__', '__str__', '__repr__', '__format__')
-"""Methods of numbers that the recorder is told of, in these four groups; see `Recorder`."""
-OF_VALUES = {
-    'size-to-python': 'value-to-python',
-    'size-in-branch': 'value-in-branch',
-    'size-in-loop': 'value-in-loop',
-}
-"""Rule about sizes -> the one about values that it is if the sizes follow from values."""
-ROWS = 'by regions: '
-"""Beginning of the details of events that are about the number of regions."""
+"""Methods of numbers that the recorder is told of, in these three groups; see `Recorder`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,18 +63,9 @@ class Recorder:
             branch, loop or guard, such as that in `min(k, size)`, and not `handled`; for top-k.
         handled: origins of sizes whose comparison is no branch, loop or guard either, but in a function that
             tests for torch.Tensor by `isinstance`: in an export it takes other code.
-        every_choice: whether comparisons whose result has a name or picks a number, sizes that become texts,
-            keys or arrays, and guards whose exception is caught are events, too, and sizes that follow from
-            values count as values.
-        of_values: origins of the sizes that follow from values, such as the number of rows of `nonzero`; the
-            observer adds them, and those of `of_regions`.
-        of_regions: origins of the numbers of regions, which a graph may have another of.
     """
 
-    def __init__(self, every_choice: bool = False) -> None:
-        self.every_choice = every_choice
-        self.of_values: set[tuple[str, int, int]] = set()
-        self.of_regions: set[tuple[str, int, int]] = set()
+    def __init__(self) -> None:
         self.events: list[Event] = []
         self.sizes: dict[tuple[str, int, int], int] = {}
         self.comparisons: list[tuple[str, list[Any], Origins]] = []
@@ -95,10 +77,6 @@ class Recorder:
 
         `site` is None for the module or an input as a whole, `origins` if the event does not depend on sizes.
         """
-        if origins and rule in OF_VALUES and not self.of_values.isdisjoint(origins):
-            rule, origins = OF_VALUES[rule], None
-        elif origins and rule in OF_VALUES and not self.of_regions.isdisjoint(origins):
-            rule, detail, origins = OF_VALUES[rule], f'{ROWS}{detail}', None
         self.events.append(Event(rule, site, detail, origins))
 
     def read_sizes(self, site: Site, shape: tuple[int, ...]) -> list[Origins]:
@@ -122,11 +100,7 @@ class Recorder:
             self.handled |= origins
         if not site.waiting:  # min(k, size): a guard or a branch chooses no number
             self.comparisons.append((f'{site.file} {site.function}', values, origins))
-        is_of_values = not self.of_values.isdisjoint(origins)
-        decides = self.every_choice and (
-            site.caught or site.waiting in ('', 'unpack') or (site.waiting == 'handled' and is_of_values)
-        )
-        if decides or site.waiting in ('branch', 'loop', 'counted'):
+        if site.waiting in ('branch', 'loop', 'counted'):
             rule = 'size-in-loop' if site.waiting in ('loop', 'counted') else 'size-in-branch'
             numbers, verb = ' and '.join(map(str, values[:2])), 'compared' if len(values) > 1 else 'tested'
             self.add(rule, f'size {numbers} {verb}', site, origins)
@@ -134,13 +108,10 @@ class Recorder:
     def converted(self, origins: Origins, name: str) -> None:
         """Note that a size became a plain number in Python; `name` is that of the method or function.
 
-        If every choice counts, so do texts and keys (`TEXTS`), and conversions in a guard whose exception is
-        caught; else neither. `origins` are those of the size.
+        `origins` are those of the size. A conversion that only a guard reads is no event.
         """
-        if name in TEXTS and not self.every_choice:
-            return
         site = caller()
-        if site is not None and (site.waiting != 'guard' or (self.every_choice and site.caught)):
+        if site is not None and site.waiting != 'guard':
             self.add('size-to-python', f'{name.strip("_")}() of a size', site, origins)
 
     def changed_in_place(self, origins: Origins) -> None:
@@ -213,7 +184,7 @@ def _method(number_type: type, name: str) -> Callable[..., Any]:
         numbers, origins = [plain(self), *map(plain, operands)], origins_of(self, *operands)
         if name in COMPARISONS:
             self.recorder.compared(origins, numbers)
-        elif name in CONVERSIONS or name in TEXTS:
+        elif name in CONVERSIONS:
             self.recorder.converted(self.origins, name)
         result = plain_method(*numbers)
         if result is NotImplemented and any(isinstance(operand, list | tuple | str) for operand in operands):
@@ -234,7 +205,7 @@ def _in_place_method(name: str) -> Callable[..., Any]:
 
 
 for _marked_type, _number_type in ((SizeInt, int), (SizeFloat, float)):
-    for _name in (*ARITHMETIC, *COMPARISONS, *CONVERSIONS, *TEXTS):
+    for _name in (*ARITHMETIC, *COMPARISONS, *CONVERSIONS):
         if hasattr(_number_type, _name):
             setattr(_marked_type, _name, _method(_number_type, _name))
     for _name in IN_PLACE:

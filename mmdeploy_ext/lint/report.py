@@ -155,7 +155,7 @@ def _rank(site: Site | None) -> tuple[bool, ...]:
     """Return the rank of a site among those of one line: the one that says most has the lowest."""
     if site is None:
         return (True,)
-    return (False, site.via is None, site.outer is None, not site.caught, site.waiting == 'guard')
+    return (False, site.via is None, site.waiting == 'guard')
 
 
 MAX_DETAILS = 2

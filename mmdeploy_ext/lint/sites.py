@@ -13,17 +13,12 @@ from types import FrameType
 
 import torch
 
-from mmdeploy_ext.core.source_code import PACKAGE_FOLDERS, PYTHON, is_in_package, is_ours, is_typed
+from mmdeploy_ext.core.source_code import PACKAGE_FOLDERS, is_in_package, is_typed
 
 MACHINERY = str(Path(__file__).parent)
 """Folder of the linter, whose frames, without those of its subfolders, are passed over."""
 TORCH = str(Path(torch.__file__).parent)
 """Folder of torch."""
-UNCAUGHT = {
-    'ImportError', 'ModuleNotFoundError', 'AttributeError', 'NameError', 'NotImplementedError', 'OSError',
-    'FileNotFoundError', 'StopIteration', 'KeyboardInterrupt',
-}  # fmt: skip
-"""Exceptions that no value and no size of a tensor raises."""
 THIN = tuple(
     os.path.join(TORCH, *part.split('/'))
     for part in (
@@ -52,12 +47,6 @@ class Site:
             (the condition of a `while`, or what a `for` goes through), 'counted' (a `range`, directly or by a
             name), 'unpack' (an assignment to a fixed number of names); 'handled' if it is none of these and
             the function tests for torch.Tensor by `isinstance`; else ''.
-        path: absolute path of the file.
-        outer: for a line in a library or in Python's own modules, the innermost line on the way there that is
-            in none of these; None if there is none behind the last line of `mmdeploy_ext` on that way.
-        caught: whether a `try` or a `suppress` around the line, or around a call that led there, goes on
-            after an exception that values or sizes may raise; only outside of libraries, and as for `outer`
-            behind the last line of `mmdeploy_ext`.
     """
 
     file: str
@@ -67,9 +56,6 @@ class Site:
     library: bool = False
     via: Site | None = dataclasses.field(default=None, compare=False)
     waiting: str = ''
-    path: str = dataclasses.field(default='', compare=False)
-    outer: Site | None = dataclasses.field(default=None, compare=False)
-    caught: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def text(self) -> str:
@@ -128,60 +114,7 @@ def _site_of(frame: FrameType) -> Site:
         line, _, column, _ = positions[frame.f_lasti // 2]  # of the running instruction
         if line is not None and column is not None:
             waiting = _waiting_at(file, line, column)
-    outer, caught = _users_frames(frame)
-    return dataclasses.replace(
-        _plain_site(frame), library=_is_library(file), via=via, waiting=waiting, outer=outer, caught=caught
-    )
-
-
-def _users_frames(frame: FrameType) -> tuple[Site | None, bool]:
-    """Return `Site.outer` and `Site.caught` of the line that a frame is at."""
-    innermost, outer, caught = frame, None, False
-    walked: FrameType | None = frame
-    while walked is not None and not is_ours(Path(_file(walked))):
-        if not _is_installed(_file(walked)):
-            if outer is None and walked is not innermost and _is_installed(_file(innermost)):
-                outer = _plain_site(walked)
-            caught = caught or _is_caught(_file(walked), walked.f_lineno)
-        walked = walked.f_back
-    return outer, caught
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_installed(file: str) -> bool:
-    return _is_library(file) or Path(file).is_relative_to(PYTHON) or file.startswith((TORCH + os.sep, '<'))
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_caught(file: str, line: int) -> bool:
-    """Return whether the code of a function goes on if an exception is raised at a line of it."""
-    tree, caught = _tree(file), False
-    nodes = [] if tree is None else [tree]
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            caught = False
-        if isinstance(node, ast.Try) and any(_covers_line(step, line) for step in node.body):
-            caught = caught or any(map(_catches, node.handlers))
-        if isinstance(node, ast.With) and any('suppress' in ast.unparse(item) for item in node.items):
-            caught = True
-        nodes += [child for child in ast.iter_child_nodes(node) if _covers_line(child, line)]
-    return caught
-
-
-def _covers_line(node: ast.AST, line: int) -> bool:
-    if not hasattr(node, 'lineno'):
-        return any(_covers_line(part, line) for part in ast.iter_child_nodes(node))
-    return node.lineno <= line <= node.end_lineno
-
-
-def _catches(handler: ast.ExceptHandler) -> bool:
-    """Return whether code goes on after a handler of exceptions that values or sizes may raise."""
-    if isinstance(handler.body[-1], ast.Raise):
-        return False
-    kind = handler.type
-    kinds = kind.elts if isinstance(kind, ast.Tuple) else [kind]
-    return any(kind is None or ast.unparse(kind).rpartition('.')[2] not in UNCAUGHT for kind in kinds)
+    return dataclasses.replace(_plain_site(frame), library=_is_library(file), via=via, waiting=waiting)
 
 
 def _plain_site(frame: FrameType) -> Site:
@@ -190,7 +123,7 @@ def _plain_site(frame: FrameType) -> Site:
 
 @functools.lru_cache(maxsize=4096)
 def site_at(file: str, line: int, function: str = '') -> Site:
-    """Return a line of a file, which is a path, as a site, without what a call tells: `via`, `outer`, ...
+    """Return a line of a file, which is a path, as a site, without `via` and `waiting`.
 
     `function` is the name of the function that the line is in; '' if it is not known. A file that cannot be
     read, or has no such line, gives a site without code.
@@ -204,7 +137,6 @@ def site_at(file: str, line: int, function: str = '') -> Site:
         function,
         linecache.getline(file, line).strip(),
         _is_library(file),
-        path=os.path.abspath(file),
     )
 
 

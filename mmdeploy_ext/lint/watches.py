@@ -4,8 +4,7 @@ A watch takes a call that has just been made, of any function but those that rea
 it adds events of the rules of `rules.py` to the recorder of the call's observer, or none. The first line of
 its docstring is what it looks for, as code or in words. `parts` and `hidden_tensors` add no event. Calls and
 their marks are those of `observe.py`; the origins of sizes are reads of shapes in the run, see
-`record.Origins`. If every choice counts (`Recorder.every_choice`), a rule about sizes becomes the one of
-`record.OF_VALUES` where the sizes follow from values.
+`record.Origins`.
 """
 
 import math
@@ -14,8 +13,8 @@ from typing import Any
 
 import torch
 
-from mmdeploy_ext.lint.nested import leaves, tensors_in
-from mmdeploy_ext.lint.observe import REGIONS, Call
+from mmdeploy_ext.lint.nested import tensors_in
+from mmdeploy_ext.lint.observe import Call
 from mmdeploy_ext.lint.record import is_size, origins_of, plain
 from mmdeploy_ext.lint.sites import caller
 
@@ -23,16 +22,12 @@ TO_BOOL = {'__bool__', 'is_nonzero', 'equal', 'allclose'}
 TO_NUMBER = {'item', '__int__', '__float__', '__complex__', '__index__', 'tolist', '_nnz'}
 TO_NUMPY = {'numpy', '__array__', '__dlpack__', 'untyped_storage', 'storage'}
 """Functions that make a bool, a number or an array of a tensor; names as in `Call.name`."""
-TO_TEXT = {'__format__', '__repr__', '__contains__'}
-"""Functions that make texts of tensors, mostly to print them, or look for a value."""
 BY_ELEMENT = {'apply_', 'map_', 'map2_'}
 """Functions that call a Python function with each value."""
 PARTS_BY = dict(
     split='split_size_or_sections', chunk='chunks', tensor_split='indices_or_sections',
 )  # fmt: skip
 """Function -> name of its second argument: the number of parts or their size."""
-RANKS = {'dim', 'ndimension', 'ndim.__get__'}
-"""Functions that give the number of axes."""
 INVERSES = {'inverse', 'linalg_inv', 'inv', 'inv_ex', 'linalg_inv_ex', 'pinverse', 'pinv'}
 """Functions that invert matrices."""
 RANDOM = {
@@ -69,27 +64,22 @@ def values_to_python(call: Call) -> None:
 
     Of a tensor that depends on inputs, the rule is `value-in-loop` if a loop or a `range` uses the number,
     `value-in-branch` if it is a bool or an `if` or assert uses it, else `value-to-python`. Of one that
-    depends on sizes alone it is `size-to-python`, and a bool is none unless every choice counts,
-    see `Recorder.every_choice`; then texts of tensors and `value in t` count as numbers, too. Values that
-    `t.apply_(f)` gives to Python code are `value-to-python`, and a number of parts, as in `t.chunk(n)`, is
-    `value-in-loop`, if it is a tensor without axes; both if they depend on inputs.
+    depends on sizes alone it is `size-to-python`, and a bool is none. Values that `t.apply_(f)` gives to
+    Python code are `value-to-python`, and a number of parts, as in `t.chunk(n)`, is `value-in-loop`, if it is
+    a tensor without axes; both if they depend on inputs.
     """
     if call.name in BY_ELEMENT and call.mark.inputs:
         call.add('value-to-python', f'{call.name}() of values that depend on {inputs_text(call)}')
     count = call.argument(1, PARTS_BY[call.name]) if call.name in PARTS_BY else None
     if isinstance(count, torch.Tensor) and not count.dim() and call.observer.marks.of(count).inputs:
         call.add('value-in-loop', f'a number of parts that depends on {inputs_text(call)}')
-    is_text = call.name in TO_TEXT and call.observer.recorder.every_choice
-    if call.name not in TO_BOOL and call.name not in TO_NUMBER and not is_text:
+    if call.name not in TO_BOOL and call.name not in TO_NUMBER:
         return
     if not call.mark.inputs:
-        every_choice = call.observer.recorder.every_choice
-        if call.mark.origins and (call.name in TO_NUMBER or every_choice):
+        if call.mark.origins and call.name in TO_NUMBER:
             call.add('size-to-python', f'{call.name.strip("_")}() of a tensor made of sizes', sizes=True)
         return
     site = caller()
-    if site is None and call.observer.recorder.every_choice and call.name not in TO_BOOL:
-        site = caller(through_torch=True)  # an `nn.ModuleList` takes an index for itself
     if site is None:
         return
     if site.waiting in ('loop', 'counted'):
@@ -105,34 +95,16 @@ def values_to_python(call: Call) -> None:
 
 
 def values_to_numpy(call: Call) -> None:
-    """`.numpy()`, `np.f(t)` of a tensor that depends on inputs: `value-to-numpy`.
-
-    Of any other tensor it is `size-to-python`, if every choice counts: its sizes go to numpy, too.
-    """
-    if call.name not in TO_NUMPY:
-        return
-    if call.mark.inputs:
+    """`.numpy()`, `np.f(t)` of a tensor that depends on inputs: `value-to-numpy`."""
+    if call.name in TO_NUMPY and call.mark.inputs:
         call.add('value-to-numpy', f'values that depend on {inputs_text(call)} go to numpy')
-        return
-    observer, site = call.observer, caller()
-    if observer.recorder.every_choice and site is not None and isinstance(call.args[0], torch.Tensor):
-        origins = call.mark.origins.union(*observer.read_sizes(site, call.args[0]))
-        observer.recorder.add('size-to-python', 'sizes go to numpy', site, origins)
 
 
 def values_to_new_tensor(call: Call) -> None:
     """`torch.tensor([a.max(), b.max()])`: takes numbers out of tensors on its way.
 
     The rule is `value-to-python`, if one of these depends on inputs; a single tensor as the argument is none.
-    Of a list of sizes it is `size-to-python`, if every choice counts: a trace has them as numbers.
     """
-    recorder = call.observer.recorder
-    if call.name in ('tensor', 'as_tensor', 'new_tensor') and recorder.every_choice:
-        data = call.args[1] if call.name == 'new_tensor' and call.args[1:] else call.argument(0, 'data')
-        site = caller()
-        if isinstance(data, list | tuple) and call.mark.origins and site is not None:
-            origins = origins_of(*leaves(data))
-            recorder.add('size-to-python', f'torch.{call.name}() of several sizes', site, origins)
     if call.name not in ('tensor', 'as_tensor') or not call.mark.inputs:
         return
     if not isinstance(call.argument(0, 'data'), torch.Tensor):
@@ -143,55 +115,23 @@ def iteration(call: Call) -> None:
     """`for row in t`, `len(t)`: the number of rows is fixed when it is traced.
 
     A loop is `size-in-loop`, unless it assigns the rows to a fixed number of names. `len` is `size-in-branch`
-    in the condition of an `if`, none if a guard alone uses it, else `size-to-python`. If every choice counts,
-    both exceptions hold only where an error is not caught, and `t.unbind()`, `t.chunk(n)` and the like are
-    loops, too, unless sizes that follow from values are those of another axis than the first.
+    in the condition of an `if`, none if a guard alone uses it, else `size-to-python`.
     """
     # frames: this, Observer.see, Observer.__torch_function__, who called unbind
     is_loop = call.name == 'unbind' and sys._getframe(3).f_code.co_name == '__iter__'
     if call.name != '__len__' and not is_loop:
-        _add_parts(call)
         return
-    site, tensor, recorder = caller(), call.args[0], call.observer.recorder
+    site, tensor = caller(), call.args[0]
     if site is None or not tensor.dim():
         return
-    is_caught = recorder.every_choice and site.caught
-    if site.waiting == ('unpack' if is_loop else 'guard') and not is_caught:
+    if site.waiting == ('unpack' if is_loop else 'guard'):
         return
     rule, detail = 'size-in-loop', 'a loop over a tensor'
     if not is_loop:
         rule = 'size-in-branch' if site.waiting == 'branch' else 'size-to-python'
         detail = 'len() of a tensor'
     origins = call.observer.read_sizes(site, tensor)[0]
-    recorder.add(rule, f'{detail} of {tensor.shape[0]} rows', site, origins)
-
-
-def _add_parts(call: Call) -> None:
-    """Note a call whose number of results follows from a size, if every choice counts."""
-    recorder, tensor = call.observer.recorder, call.argument(0, 'input')
-    if not recorder.every_choice or call.name not in ('unbind', *PARTS_BY) or not tensor.dim():
-        return
-    if isinstance(call.argument(1, PARTS_BY.get(call.name, '')), list | tuple):
-        return  # sizes or places of parts, one each
-    site, position = caller(), 1 if call.name == 'unbind' else 2
-    if site is None or (site.waiting == 'unpack' and not site.caught):
-        return
-    axis = plain(call.argument(position, 'dim', default=0)) % tensor.dim()
-    if not axis or not call.observer.marks.of(tensor).counted:
-        origins = call.observer.read_sizes(site, tensor)[axis]
-        recorder.add('size-in-loop', f'{call.name}() of a tensor of {tensor.shape[axis]} rows', site, origins)
-
-
-def ranks(call: Call) -> None:
-    """`t.nonzero().squeeze().dim()`: a number of axes that follows from values, as the number of rows does.
-
-    The rule is `value-in-branch`, if every choice counts.
-    """
-    if call.name == 'squeeze' and call.mark.counted & ~REGIONS:
-        if isinstance(call.result, torch.Tensor) and call.argument(1, 'dim') is None:
-            call.observer.squeezed[call.result] = True
-    elif call.name in RANKS and call.argument(0, 'input') in call.observer.squeezed:
-        call.add('value-in-branch', f'a number of axes that depends on {inputs_text(call)}')
+    call.observer.recorder.add(rule, f'{detail} of {tensor.shape[0]} rows', site, origins)
 
 
 def topk(call: Call) -> None:
@@ -400,7 +340,6 @@ WATCHES = (
     values_to_numpy,
     values_to_new_tensor,
     iteration,
-    ranks,
     topk,
     tensor_data,
     parts,

@@ -17,6 +17,7 @@ from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError
 from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import files
+from mmdeploy_ext.exporting.code_warnings import recorded_warnings
 from mmdeploy_ext.graph import edits, signature
 from mmdeploy_ext.graph.output_comparison import with_half_ends
 from mmdeploy_ext.graph.passes.shapes import fixed_spec
@@ -111,7 +112,7 @@ def of_graph(
     def export() -> onnx.ModelProto:
         if graph is None:
             raise ModelFileError(f'the model has no graph {metadata.form!r} with the options in the file')
-        with deployment.watching_exports():
+        with recorded_warnings(deployment.code_warnings):
             return files.export_graph(graph, export_options, deployment.family.keep_fp32)
 
     return _made_once(deployment, export_options, metadata, export)

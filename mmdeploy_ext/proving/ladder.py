@@ -118,10 +118,13 @@ def prove(
         except LoadError as error:  # the graph that level 1 has just judged is one that nothing can run
             proof.verdict.reasons.append(one_line(error)[:MAX_MESSAGE_LENGTH])
             return proof.verdict, []
+        first = None
         for make_inputs in (proof.inputs, proof.more_inputs):
             inputs = make_inputs()
             for sample in tracked(inputs, len(inputs), 'proving'):
                 proof.run(sample)
+                first = sample if first is None else first
+        if first is not None:
+            proof.run_again(first)
         proof.conclude()
-        proof.verdict.unexported_code = proof.unexported_code()
     return proof.verdict, proof.pictures

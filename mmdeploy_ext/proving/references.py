@@ -10,7 +10,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch.utils._pytree import tree_leaves
 
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.limits import changed, with_few_rows
 from mmdeploy_ext.proving.inputs.inputs import (
@@ -68,12 +71,14 @@ class ImageReference:
         images: its images; if optional inputs are left out, the values of these are the defaults.
         feeds: name -> input of a file, or fact for the post-processing; more than some forms need.
         seconds: how long the model's test path took; 0.0 before it ran.
+        sums: `output_sums` of that run.
         engine_seconds: how long each run of the last file took.
     """
 
     def __init__(self, deployment: Deployment, proof_input: ProofInput) -> None:
         self.deployment, self.input, self.seconds = deployment, proof_input, 0.0
         self.engine_seconds: list[float] = []
+        self.sums: dict[str, list[float]] = {}
         self.images = tuple(_as_fed(image, deployment, proof_input.left_out) for image in proof_input.images)
         family, model = deployment.family, deployment.model
         feeds = family.feeds(self.images, proof_input.rescale)
@@ -90,7 +95,8 @@ class ImageReference:
         ConfigError: they are results of another number of images, or of a type without scores.
         """
         start = time.perf_counter()
-        results = self._results()
+        with output_sums(self.deployment.model) as self.sums:
+            results = self._results()
         self.seconds = time.perf_counter() - start
         return results
 
@@ -176,6 +182,45 @@ class ImageReference:
         """
         self._computed.clear()
         self._parts.outputs.clear()
+
+
+@contextlib.contextmanager
+def output_sums(model: torch.nn.Module) -> Iterator[dict[str, list[float]]]:
+    """Collect, for each child of a model, the sums of the absolute values of the tensors that it returns.
+
+    What is behind a child may hide that it changes: a normalisation removes any factor.
+    """
+    sums: dict[str, list[float]] = {name: [] for name, _ in model.named_children()}
+
+    def hook_of(name: str) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, inputs: Any, outputs: Any) -> None:
+            for value in tree_leaves(outputs):
+                if isinstance(value, torch.Tensor) and value.is_floating_point():
+                    sums[name].append(float(value.abs().sum(dtype=torch.float64)))
+
+        return hook
+
+    hooks = [child.register_forward_hook(hook_of(name)) for name, child in model.named_children()]
+    try:
+        yield sums
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def changed_children(first: dict[str, list[float]], again: dict[str, list[float]]) -> list[str]:
+    """Return the names of the children whose `output_sums` differ between two runs of one input.
+
+    There are none if one of the runs called no child, such as that of a model in another process.
+    """
+    if not any(first.values()) or not any(again.values()):
+        return []
+    names = []
+    for name, sums in first.items():
+        is_near = len(sums) == len(again[name]) and np.allclose(sums, again[name], DEFAULT_RTOL, 0, True)
+        if not is_near:
+            names.append(name)
+    return names
 
 
 def shared_reference(deployment: Deployment, proof_input: ProofInput) -> ImageReference:

@@ -20,8 +20,6 @@ Measured on demo/toy.jpg: 14 to 300 per input with the toys, 100 to 300 with see
 """
 MIN_INPUTS = 3
 """Minimum number of inputs (frames, sweeps) with a matched result; all inputs if there are fewer."""
-SECOND_RUN = ', run again'
-"""End of the name of a case whose outputs differ bit for bit from those of the first run."""
 MAX_LOW_ALONE_SHARE = 0.005
 """Largest share of results below the score threshold of level 3 that may lack a partner."""
 ALLOWED_LOW_ALONE = 2
@@ -124,8 +122,7 @@ def total_reasons(
         return [f'nothing was found in any {found_in}, so nothing was matched: {advice}']
     if not rows or not all(case.passed for case in cases):  # failed cases say more of what is wrong
         return []
-    first_runs = [case for case in cases if not case.name.endswith(SECOND_RUN)]
-    reasons = too_few([sum(row.matched for row in case.detections) for case in first_runs], unit, advice)
+    reasons = too_few([sum(row.matched for row in case.detections) for case in cases], unit, advice)
     reasons += tie_reasons(cases)
     if precision == 'fp32':
         reasons += lone_low_results(sum(row.low for row in rows), sum(row.low_alone for row in rows))

@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import inspect
+import sysconfig
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.core.source_code import is_users_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+
+    from mmdeploy_ext.exporting.code_warnings import CodeWarning
+
+SWITCHES = ('is_in_onnx_export', 'is_tracing')
+"""Functions by which code computes something else in an export than elsewhere."""
+OPENMMLAB = ('mmcv', 'mmdet', 'mmdet3d', 'mmseg')
+"""Packages that repositories have copies of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,3 +40,53 @@ class Untraced:
     def text(self) -> str:
         """The line of the verdict."""
         return f'{self.subject}: {self.reason}'
+
+
+def warning_lines(records: Iterable[CodeWarning]) -> list[Untraced]:
+    """Return a line for each warning; those in files of a copied OpenMMLab package are one line."""
+    lines, copied = [], collections.Counter()
+    for record in records:
+        if folder := copied_package(record.file):
+            copied[folder] += 1
+        else:
+            lines.append(Untraced(f'{shown(record.file)}:{record.line}', f'PyTorch {record.text}'))
+    for folder, count in copied.items():
+        reason = f'a copy of {folder.name}, of which PyTorch warns {count} times'
+        lines.append(Untraced(f'{shown(folder)}/', reason))
+    return lines
+
+
+def export_switches(model: torch.nn.Module) -> list[Untraced]:
+    """Return a line for each of the user's classes in a model whose source names one of `SWITCHES`."""
+    lines = []
+    for kind in dict.fromkeys(kind for part in model.modules() for kind in type(part).__mro__):
+        try:
+            file = inspect.getfile(kind)
+            if not is_users_file(Path(file).resolve()) or copied_package(file):
+                continue
+            source, first = inspect.getsourcelines(kind)
+        except (OSError, TypeError):  # built in, or typed at a console
+            continue
+        asked = [f'{name}()' for name in SWITCHES if f'{name}(' in ''.join(source)]
+        if asked:
+            subject = f'{kind.__qualname__} ({shown(file)}:{first})'
+            lines.append(Untraced(subject, f'asks {" and ".join(asked)}'))
+    return lines
+
+
+def copied_package(file: str) -> Path | None:
+    """Return the folder of the copy of an OpenMMLab package that a file is in, if the library has the file.
+
+    A file of the repository's own in such a folder is in no copy.
+    """
+    for folder in Path(file).parents:
+        if folder.name in OPENMMLAB and (folder / '__init__.py').is_file():
+            installed = Path(sysconfig.get_path('purelib'), Path(file).relative_to(folder.parent))
+            return folder if installed.is_file() else None
+    return None
+
+
+def shown(path: str | Path) -> str:
+    """Return a path as text, relative to the working folder if it is below it."""
+    path = Path(path)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -16,7 +16,6 @@ from mmdeploy_ext.proving.results import SHOWN
 if TYPE_CHECKING:
     from mmdeploy_ext.core.model_classes import ModelClass
     from mmdeploy_ext.families.replaced import DifferingMethod
-    from mmdeploy_ext.proving.levels.unexported_code import UnexportedCode
     from mmdeploy_ext.proving.results import (
         Case,
         Check,
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
         PreprocessingResult,
         SequenceRow,
     )
-    from mmdeploy_ext.proving.traced_code import TracedLine
     from mmdeploy_ext.proving.untraced import Untraced
 
 
@@ -44,10 +42,6 @@ class Verdict:
         model_classes: classes of the model that no installed library has: the user's, and ours.
         differing_methods: methods of the model whose code differs from that which the graphs compute in their
             place; equal graphs prove nothing then, and inputs decide.
-        traced_lines: lines of the user's code that choose by values or sizes; a graph has one of their ways,
-            and inputs decide.
-        unexported_code: the user's code that PyTorch's side ran and no export, and values that the user's
-            layers keep; inputs decide.
         trials: level 3 of exports of the post-processing with other limits.
         sequence: level 4; empty for models that are not proven on a drive (PETR is, without a memory).
         metrics: level 5; empty when no data set was evaluated.
@@ -74,8 +68,6 @@ class Verdict:
     trials: list[Case] = dataclasses.field(default_factory=list)
     model_classes: list[ModelClass] = dataclasses.field(default_factory=list)
     differing_methods: list[DifferingMethod] = dataclasses.field(default_factory=list)
-    traced_lines: list[TracedLine] = dataclasses.field(default_factory=list)
-    unexported_code: list[UnexportedCode] = dataclasses.field(default_factory=list)
     untraced: list[Untraced] = dataclasses.field(default_factory=list)
     unreached: list[str] = dataclasses.field(default_factory=list)
     libraries_not_run: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -108,25 +100,16 @@ class Verdict:
 
     @property
     def by_inputs(self) -> str:
-        """Why inputs decide in place of graphs: edits, methods that differ, other code; '' if none."""
+        """Why inputs decide in place of graphs: edits, methods that differ; '' if none."""
         reasons = [graph.by_inputs for graph in self.graphs if graph.by_inputs]
         reasons += [f'{method.name} differs' for method in self.differing_methods[:SHOWN]]
         if len(self.differing_methods) > SHOWN:
             reasons.append(f'{len(self.differing_methods) - SHOWN} more methods differ')
-        reasons += [line.reason for line in self.traced_lines[:SHOWN]]
-        if len(self.traced_lines) > SHOWN:
-            reasons.append(f'{len(self.traced_lines) - SHOWN} more lines choose so')
-        reasons += [code.reason for code in self.unexported_code[:SHOWN]]
-        if len(self.unexported_code) > SHOWN:
-            reasons.append(f'{len(self.unexported_code) - SHOWN} more parts of the code are so')
         return ', '.join(dict.fromkeys(reasons))
 
     @property
     def num_inputs(self) -> int:
-        """Number of cases, which are inputs of both engines, or of the frames of a drive, if they are more.
-
-        A second run of an input that gave other outputs, or failed, is a case of its own.
-        """
+        """Number of cases (inputs of both engines), or of the frames of a drive if they are more."""
         return max([len(self.cases), *(row.frames for row in self.sequence)])
 
     @property
@@ -222,10 +205,6 @@ class Verdict:
                 plain['text'] = difference.text
         for method, entry in zip(self.differing_methods, content['differing_methods'], strict=True):
             entry['text'] = method.text
-        for line, entry in zip(self.traced_lines, content['traced_lines'], strict=True):
-            entry['text'] = line.text
-        for code, entry in zip(self.unexported_code, content['unexported_code'], strict=True):
-            entry['text'] = code.text
         if self.preprocessing is not None:
             content['preprocessing'].update(text=self.preprocessing.text, passed=self.preprocessing.passed)
         for entry in content['metrics']:

@@ -32,7 +32,7 @@ from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference, detect
 from mmdeploy_ext.families.bevfusion.runtime import model as runtime
 from mmdeploy_ext.families.parts.lidar_parts import watching
 from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.proving.levels.run_twice import attempt
+from mmdeploy_ext.proving.levels.attempts import attempt
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame
 

@@ -16,13 +16,7 @@ from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.engines import title_of
 from mmdeploy_ext.proving import full_form, half_bars
-from mmdeploy_ext.proving.levels.run_twice import (
-    FAILURES,
-    SecondRuns,
-    attempt,
-    failed_detections,
-    run_twice,
-)
+from mmdeploy_ext.proving.levels.attempts import FAILURES, attempt, failed_detections
 from mmdeploy_ext.proving.references import options_besides_form
 from mmdeploy_ext.proving.results import Case, DetectionRow, Pair
 from mmdeploy_ext.proving.tasks import task_module
@@ -48,19 +42,15 @@ TIMED_S = 3.0
 """Seconds after which there are no more runs, as the times are only informative."""
 
 
-def run_case(
-    reference: ImageReference, backend: Backend, second_runs: SecondRuns
-) -> tuple[list[Case], list[Pair]]:
-    """Run an engine on one input, twice if need be, and compare tensors and results with the reference.
+def run_case(reference: ImageReference, backend: Backend) -> tuple[Case, list[Pair]]:
+    """Run an engine on one input, and compare tensors and results with the reference.
 
     Args:
-        reference: PyTorch's side of the input; its `engine_seconds` become those of these runs.
+        reference: PyTorch's side of the input; its `engine_seconds` become those of this run.
         backend: the engine with the file, active.
-        second_runs: decides whether the input runs twice, and notes whether both runs gave the same bits.
 
     Returns:
-        A case, and a second one, judged likewise, if the second run gave other outputs or failed; pairs of
-        results to draw.
+        The case, and pairs of results to draw.
     """
     feeds, reference.engine_seconds = reference.feeds_of(backend.metadata), []
 
@@ -70,14 +60,7 @@ def run_case(
         reference.engine_seconds.append(time.perf_counter() - start)
         return outputs
 
-    judge = functools.partial(judge_outputs, reference, backend)
-    key = backend.repeat_key(backend.metadata.spec.with_defaults(feeds))
-    if not second_runs.are_needed(key):
-        case, pairs = judge(attempt(run))
-        return [case], pairs
-    cases, pairs = run_twice(run, judge)
-    second_runs.note(key, equal=len(cases) == 1)
-    return cases, pairs
+    return judge_outputs(reference, backend, attempt(run))
 
 
 def judge_outputs(

@@ -203,6 +203,9 @@ class DriveProof(FramesProof):
             self.pictures.append(bbox3d.pair_of(sample, self.deployment.rule, title, *sides))
         self.count += 1
 
+    def run_again(self, sample: Frame) -> None:
+        """Do nothing: `Modes.finish` runs the first frame again."""
+
     def conclude(self) -> None:
         """Judge the drive; for files in float32 add cases of synthetic outputs and of special frames."""
         self.decided |= self.modes.decided

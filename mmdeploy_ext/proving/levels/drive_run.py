@@ -22,9 +22,9 @@ import numpy as np
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.proving import half_bars
+from mmdeploy_ext.proving.levels.attempts import Clock, attempt
 from mmdeploy_ext.proving.levels.instance_rows import InstancePairing
 from mmdeploy_ext.proving.levels.memory_rows import Followed, Moment, RowPairing
-from mmdeploy_ext.proving.levels.run_twice import Clock, attempt
 from mmdeploy_ext.proving.results import SequenceRow
 from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.proving.tensors import compare_tensors, same_bits
@@ -117,8 +117,8 @@ class Modes:
     `PairRun.can_take_over` allows; after that its frames are compared without decisions.
 
     Attributes:
-        first: the first frame, and the result of the candidate 'teacher' for it, or None if it failed or
-            there is none; None before the first frame.
+        first: the first frame, and the results of the reference and of the candidate 'teacher' for it, or
+            None if that failed or there is none; None before the first frame.
         decided: name of a frame at which a candidate equalled a decision -> the ties of this, in words.
         before: state of the reference before the next frame; None: its memory is empty.
         clock: measures the times of the engines.
@@ -158,7 +158,7 @@ class Modes:
             stepper.reset()
         self.before: StreamState | None = None
         self.decided: dict[str, str] = {}
-        self.first: tuple[Frame, StepResult | None] | None = None
+        self.first: tuple[Frame, StepResult, StepResult | None] | None = None
 
     def add(self, frame: Frame) -> tuple[StepResult, dict[str, StepResult]]:
         """Run one frame on all sides; return the reference's result, and mode -> result of those that ran."""
@@ -178,13 +178,13 @@ class Modes:
                     candidate.state = snapshot(after)
                 elif (state := self.runs[mode].reordered(candidate.state)) is not None:
                     candidate.state = state
-        self.first = self.first or (frame, results.get('teacher'))
+        self.first = self.first or (frame, expected, results.get('teacher'))
         self.before = after
         return expected, results
 
     def finish(self) -> dict[str, SequenceRow]:
         """Return mode -> the judgement of its candidate; 'teacher' runs the first frame again before that."""
-        if self.first is not None and self.first[1] is not None and not self.runs['teacher'].stopped:
+        if self.first is not None and self.first[2] is not None and not self.runs['teacher'].stopped:
             self._run_again(*self.first)
         return {mode: run.finish() for mode, run in self.runs.items()}
 
@@ -220,19 +220,30 @@ class Modes:
         self.runs[mode], self.decided[moment.frame.name] = run_as_decided, decision.text
         return True
 
-    def _run_again(self, frame: Frame, first: StepResult) -> None:
+    def _run_again(self, frame: Frame, expected: StepResult, got: StepResult) -> None:
         """Run the first frame again after the last; outputs with other bits must be within the bars."""
-        run, min_cosine = self.runs['teacher'], self.runs['teacher'].bars.cosine
         self.candidates['teacher'].reset()
         second = self._step('teacher', frame)
-        if second is None or same_bits(first.outputs, second.outputs):
+        if second is not None:
+            self._compare_runs('engine', frame.name, got, second)
+        self.reference.reset()
+        self._compare_runs('model', frame.name, expected, self.reference.step(frame))
+
+    def _compare_runs(self, side: str, name: str, first: StepResult, second: StepResult) -> None:
+        if same_bits(first.outputs, second.outputs):
             return
+        run, min_cosine = self.runs['teacher'], self.runs['teacher'].bars.cosine
         compared = tuple(tensor for tensor in run.outputs if tensor.name in first.outputs)
-        sides = ({tensor.name: side.outputs[tensor.name] for tensor in compared} for side in (first, second))
+        sides = (
+            {tensor.name: result.outputs[tensor.name] for tensor in compared} for result in (first, second)
+        )
         for row in compare_tensors(*sides, GraphSpec('', (), compared)):
             near = min_cosine is not None and not half_bars.out_of_bars(row, min_cosine)
             if not row.passed and not near:
-                run.faults[f'a second run of the same frame gives another {row.tensor}'].append(frame.name)
+                fault = (
+                    f'the {side} gives another {row.tensor} when the first frame is run again after a reset'
+                )
+                run.faults[fault].append(name)
 
 
 def snapshot(state: StreamState | None) -> StreamState | None:

@@ -14,9 +14,9 @@ from mmdeploy_ext.contract.metadata import least_precision
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.core.users_code import RanCode
 from mmdeploy_ext.engines import title_of
 from mmdeploy_ext.proving import fresh_export, half_bars
+from mmdeploy_ext.proving.levels.attempts import Clock, attempt, failed_detections
 from mmdeploy_ext.proving.levels.exported_file import (
     ExportedFile,
     check_file,
@@ -27,10 +27,7 @@ from mmdeploy_ext.proving.levels.exported_file import (
 )
 from mmdeploy_ext.proving.levels.preprocessing import compare_prepared, compare_voxels
 from mmdeploy_ext.proving.levels.proof import Proof
-from mmdeploy_ext.proving.levels.run_twice import Clock, attempt, failed_detections, run_twice
 from mmdeploy_ext.proving.levels.synthetic import cases_of_family, match_all
-from mmdeploy_ext.proving.levels.traced_lines import has_users_code, traced_lines_of_graphs
-from mmdeploy_ext.proving.levels.unexported_code import kept_attributes, unexported_code, users_settings
 from mmdeploy_ext.proving.near_ties import near_ties
 from mmdeploy_ext.proving.provenance import companion_checks
 from mmdeploy_ext.proving.results import Case, Check, DetectionRow, Pair
@@ -39,15 +36,13 @@ from mmdeploy_ext.proving.tensors import compare_tensors
 
 if TYPE_CHECKING:
     import contextlib
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import TensorSpec
     from mmdeploy_ext.contract.stages import Graph
-    from mmdeploy_ext.proving.levels.unexported_code import UnexportedCode
     from mmdeploy_ext.proving.results import GraphResult, PreprocessingResult
-    from mmdeploy_ext.proving.traced_code import TracedLine
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Stepper, StepResult, Sweep
 
@@ -69,9 +64,6 @@ class FramesProof(Proof):
         clock: seconds of both sides, by the names in `engine_titles`; unused by `DriveProof`,
             the proof of models with a memory.
         engine_titles: title of PyTorch, and of the engine, in the table of times.
-        reference_code: the user's code that PyTorch's side ran.
-        first_settings: `users_settings` of the model after the first sample; None before, and if there is no
-            code of the user's.
     """
 
     unit = 'frame'
@@ -80,8 +72,6 @@ class FramesProof(Proof):
         """Read the files as `Proof` does; for float16 files the engine gets the options of `proof_engine`."""
         super().__init__(*arguments)
         self.engine = engine_options(self.files, self.kind, self.engine)
-        self.reference_code = RanCode()
-        self.first_settings: dict[str, dict[str, Any]] | None = None
 
     @property
     def metadata(self) -> list[Metadata]:
@@ -130,8 +120,7 @@ class FramesProof(Proof):
         A conversion to float16 after the export, which files record, is not in them.
         """
         options = fresh_export.options_of_export(self.export_options, self.metadata[0])
-        with self.deployment.watching_exports():
-            graphs = self.deployment.family.graphs(self.deployment.model, options)
+        graphs = self.deployment.family.graphs(self.deployment.model, options)
         return {graph.name: graph for graph in graphs}
 
     def expected(self, file: ExportedFile) -> tuple[fresh_export.FreshExport, Any, GraphSpec | None]:
@@ -164,14 +153,6 @@ class FramesProof(Proof):
                 )
         return checks
 
-    def traced_lines(self) -> list[TracedLine]:
-        if not has_users_code(self.deployment.model):
-            return []
-        options = fresh_export.options_of_export(self.export_options, self.metadata[0])
-        followed = self.deployment.family.followed_functions(self.deployment.model)
-        containers = self.deployment.outer_containers
-        return traced_lines_of_graphs(self.graphs.values(), options.exporter, followed, containers)
-
     def preprocessing(self) -> PreprocessingResult:
         """Compare frames prepared by the rule in the last file with those of the config's test pipeline.
 
@@ -200,30 +181,7 @@ class FramesProof(Proof):
         self.clock = Clock()
         self.engine_titles = f'PyTorch ({self.unit})', f'{self.verdict.subject["engine"]} ({self.unit})'
         self.reference: Stepper = family.reference_of(model, self.export_options)
-        if self.deployment.may_run_users_code:
-            self.reference.step = self.watched_step(self.reference.step)
         self.runner = self.open_runner(stack)
-
-    def watched_step(self, step: Callable[[Any], StepResult]) -> Callable[[Any], StepResult]:
-        """Return a `step` of PyTorch's side by which the user's code that runs is recorded."""
-
-        def watched(sample: Any) -> StepResult:
-            with self.reference_code.watched():
-                result = step(sample)
-            if self.first_settings is None:
-                self.first_settings = users_settings(self.deployment.model)
-            return result
-
-        return watched
-
-    def unexported_code(self) -> list[UnexportedCode]:
-        changed = super().unexported_code()
-        if self.first_settings is None:
-            return changed
-        model, exported = self.deployment.model, self.deployment.exported_code
-        followed = self.deployment.family.followed_functions(model)
-        attributes = kept_attributes(model, self.first_settings, followed)
-        return [*unexported_code(self.reference_code, exported, followed), *attributes, *changed]
 
     def open_runner(self, stack: contextlib.ExitStack) -> Stepper:
         """Return a stepper that runs the files on the engine, whose sessions are closed with the stack."""
@@ -261,14 +219,14 @@ class SweepProof(FramesProof):
     )
 
     def cases(self, sample: Sweep) -> tuple[list[Case], list[Pair]]:
-        """Run both sides on one sweep, the files twice; return cases, see `run_twice`, and pairs to draw."""
+        """Run both sides on one sweep; return its case, and what the report draws of it."""
         run = functools.partial(
             self.clock.run, self.engine_titles[1], functools.partial(self.runner.step, sample)
         )
         expected = self.clock.run(self.engine_titles[0], lambda: self.reference.step(sample))
         self.first = self.first or sample
-        judge = functools.partial(self.judge, sample, expected)
-        return run_twice(run, judge, lambda result: result.outputs)
+        case, pairs = self.judge(sample, expected, attempt(run))
+        return [case], pairs
 
     def run_both(self, sweep: Sweep) -> tuple[StepResult, StepResult | Exception]:
         """Return the result of the reference, and that of the files or the exception that they raised."""

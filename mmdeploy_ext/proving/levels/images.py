@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.core.source_code import is_ours
-from mmdeploy_ext.core.users_code import RanCode
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import make_metadata
-from mmdeploy_ext.families.images import run_stage
 from mmdeploy_ext.proving import fresh_export
 from mmdeploy_ext.proving.inputs.inputs import more_inputs, proof_inputs
 from mmdeploy_ext.proving.levels.cases import run_case, timing
@@ -27,15 +22,12 @@ from mmdeploy_ext.proving.levels.exported_file import (
 )
 from mmdeploy_ext.proving.levels.other_limits import NothingPasses, Trial, Trials
 from mmdeploy_ext.proving.levels.preprocessing import compare_pictures
-from mmdeploy_ext.proving.levels.proof import Proof
-from mmdeploy_ext.proving.levels.run_twice import SecondRuns
-from mmdeploy_ext.proving.levels.traced_lines import has_users_code, observed_inputs, traced_lines
-from mmdeploy_ext.proving.levels.unexported_code import codes_of_methods, unexported_code
+from mmdeploy_ext.proving.levels.proof import AGAIN, Proof
 from mmdeploy_ext.proving.provenance import normalisation_notes
 from mmdeploy_ext.proving.references import (
     ImageReference,
+    changed_children,
     empty_reference,
-    options_besides_form,
     reference_with_empty_image,
     shared_reference,
     zoomed_reference,
@@ -45,15 +37,14 @@ from mmdeploy_ext.proving.totals import count_ties, tie_reasons, too_many_ties
 if TYPE_CHECKING:
     import contextlib
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     import numpy as np
 
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.inputs.inputs import ProofInput
-    from mmdeploy_ext.proving.levels.unexported_code import UnexportedCode
     from mmdeploy_ext.proving.results import Case, Check, GraphResult, Pair, PreprocessingResult
-    from mmdeploy_ext.proving.traced_code import TracedLine
 
 
 class ImageProof(Proof):
@@ -68,7 +59,6 @@ class ImageProof(Proof):
         first: PyTorch's side of the first input.
         empty: PyTorch's side of a plain picture in which it finds nothing; None if there is none.
         prepared: PyTorch's sides of inputs that were computed before their turn.
-        second_runs: which inputs run a second time.
     """
 
     max_drawn = 8
@@ -154,55 +144,12 @@ class ImageProof(Proof):
             self.deployment.collected = dict(by_pipeline[0].collected)
         return result
 
-    def traced_lines(self) -> list[TracedLine]:
-        """Observe the stages on the traced picture and on another view of it, larger for a file of any size.
-
-        If the batch is open, the other view is there twice. Return [] for a model without code of the user.
-        """
-        deployment, (file,) = self.deployment, self.files
-        if not has_users_code(deployment.model):
-            return []
-        family = deployment.family
-        options = fresh_export.options_of_export(self.export_options, file.metadata)
-        has_open_batch = bool(options.dynamic or options.get('dynamic_batch', False))
-        runs = observed_inputs(deployment, options, self.samples[0][1], 2 if has_open_batch else 1)
-        chain = family.stages(deployment.model, options, fold=False)
-        containers = deployment.outer_containers
-        return traced_lines(chain, runs, options.exporter, has_open_batch, containers=containers)
-
-    def unexported_code(self) -> list[UnexportedCode]:
-        """Add methods and lines of the model's classes that the stages of another package's family leave out.
-
-        The families of this package name the methods that they follow instead. Nothing is added for a file
-        with an output that is not compared by its values.
-        """
-        deployment, metadata = self.deployment, self.files[0].metadata
-        family, model, options = deployment.family, deployment.model, self.export_options
-        tensors = all(tensor.compare == 'values' for tensor in metadata.spec.outputs)
-        if is_ours(Path(inspect.getfile(type(family))).resolve()) or not tensors:
-            return super().unexported_code()
-        reference, export = RanCode(), RanCode()
-        options = fresh_export.options_of_export(options, metadata)
-        feeds = observed_inputs(deployment, options, self.samples[0][1])[0]
-        with reference.watched():
-            options_of_form = options_besides_form(deployment, metadata)
-            family.reference_tensors(model, feeds, metadata.form, **options_of_form)
-        with export.watched():
-            for stage in family.stages(model, options, fold=False):
-                feeds |= run_stage(stage, feeds)
-        reference.codes = {
-            key: reference.codes[key] for key in reference.codes.keys() & codes_of_methods(model)
-        }
-        followed = family.followed_functions(model)
-        return [*super().unexported_code(), *unexported_code(reference, export, followed)]
-
     def start(self, stack: contextlib.ExitStack) -> None:
         """Open the file on the engine; it is closed with the stack."""
         (file,), self.first, self.empty = self.files, None, None
         self.prepared: list[ImageReference] = []
         options = {key: value for key, value in self.engine.items() if key != 'engine'}
         self.backend = stack.enter_context(build_backend(self.kind, file.path, **options))
-        self.second_runs = SecondRuns()
         self.verdict.subject['precision'] = self.backend.computes_in or file.metadata.precision
 
     def inputs(self) -> list[ProofInput | Trial]:
@@ -273,15 +220,22 @@ class ImageProof(Proof):
             super().run(sample)
 
     def cases(self, sample: ProofInput) -> tuple[list[Case], list[Pair]]:
-        """Run both engines on one input; return its cases, and pairs of results to draw."""
+        """Run both engines on one input; return its case, and pairs of results to draw."""
         prepared = (reference for reference in self.prepared if reference.input is sample)
         reference = next(prepared, None) or ImageReference(self.deployment, sample)
         self.first = self.first or reference
-        cases = run_case(reference, self.backend, self.second_runs)
+        case, pairs = run_case(reference, self.backend)
         for results in reference.results:
             self.check_matching(results)
         reference.forget()
-        return cases
+        return [case], pairs
+
+    def run_again(self, sample: ProofInput) -> None:
+        again = ImageReference(self.deployment, sample)
+        self.prepared = [again]
+        super().run_again(sample)
+        if names := changed_children(self.first.sums, again.sums):
+            self.verdict.reasons.append(f'{AGAIN} (state that runs change): outputs of {", ".join(names)}')
 
     def timing(self) -> dict[str, float]:
         """Return median milliseconds on the first input by title; {} if a case failed.

@@ -28,7 +28,7 @@ from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import files
 from mmdeploy_ext.families.limits import Kind, changed, lowered, raised, with_few_rows
 from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.proving.levels.run_twice import FAILURES, failed_detections
+from mmdeploy_ext.proving.levels.attempts import FAILURES, failed_detections
 from mmdeploy_ext.proving.near_ties import near_ties
 from mmdeploy_ext.proving.part_outputs import PartOutputs, content_of
 from mmdeploy_ext.proving.results import Case

@@ -23,7 +23,6 @@ import numpy as np
 
 from mmdeploy_ext.core.config import test_dataset, test_pipeline
 from mmdeploy_ext.core.errors import DataError, Mm2OnnxError, root_cause
-from mmdeploy_ext.core.foreign_functions import BOX_TYPE
 from mmdeploy_ext.core.model_classes import is_users_class
 from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.evaluate.evaluation import build_dataset, build_loader, loader_errors
@@ -322,7 +321,7 @@ def _compare_moment(
         if texts := _differing_values(got, value, rtol):
             differences.append(PreprocessingDifference(title, name, *texts))
     if texts := _differing_boxes(data):
-        differences.append(PreprocessingDifference(title, BOX_TYPE, *texts))
+        differences.append(PreprocessingDifference(title, 'box_type_3d', *texts))
     return title, differences, absent
 
 
@@ -338,7 +337,9 @@ def _differing_boxes(data: Mapping[str, Any]) -> tuple[str, str] | None:
     meta = data.get('img_metas', {})
     while isinstance(meta, DataContainer | list | tuple):  # of one sample, as `family.frame` has found
         meta = meta.data if isinstance(meta, DataContainer) else meta[0]
-    kind = meta.get(BOX_TYPE, LiDARInstance3DBoxes) if isinstance(meta, Mapping) else LiDARInstance3DBoxes
+    kind = LiDARInstance3DBoxes
+    if isinstance(meta, Mapping):
+        kind = meta.get('box_type_3d', kind)
     is_derived = issubclass(kind, LiDARInstance3DBoxes)
     if kind is LiDARInstance3DBoxes or (kind.__name__ == LiDARInstance3DBoxes.__name__ and not is_derived):
         return None

@@ -20,12 +20,12 @@ from mmdeploy_ext.core.versions import other_copies, versions, versions_with_pla
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.signature import count_nodes
 from mmdeploy_ext.proving import half_bars
-from mmdeploy_ext.proving.levels.unexported_code import changed_settings
 from mmdeploy_ext.proving.levels.user_model import user_model_checks
 from mmdeploy_ext.proving.provenance import asked_checks, hash_checks
 from mmdeploy_ext.proving.results import EDITED, GraphResult
 from mmdeploy_ext.proving.tasks.blind_spots import blind_spots
 from mmdeploy_ext.proving.totals import ADVICE_FOR_IMAGES, total_reasons
+from mmdeploy_ext.proving.untraced import export_switches, warning_lines
 from mmdeploy_ext.proving.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from mmdeploy_ext.exporting.deployment import Deployment
-    from mmdeploy_ext.proving.levels.unexported_code import UnexportedCode
     from mmdeploy_ext.proving.results import Case, Check, PreprocessingResult
-    from mmdeploy_ext.proving.traced_code import TracedLine
+
+AGAIN = 'the model gives other results when the first input is run again at the end'
+"""Reason why a proof fails whose first input does not give the same at the end."""
 
 
 class Proof(abc.ABC):
@@ -166,7 +167,8 @@ class Proof(abc.ABC):
             for file in self.files
         ]
         verdict.differing_methods = self.deployment.differing_methods(any(open_axes))
-        verdict.traced_lines = self.traced_lines()
+        verdict.untraced += warning_lines(self.deployment.code_warnings)
+        verdict.untraced += export_switches(self.deployment.model)
         verdict.structure += user_model_checks(self.deployment)
         verdict.structure += asked_checks(self.files[-1].options, asked or {})
         verdict.notes += [
@@ -180,23 +182,6 @@ class Proof(abc.ABC):
     def add_notes(self, notes: Iterable[str]) -> None:
         """Add the notes that the verdict does not have: of several files each note is there once."""
         self.verdict.notes += [note for note in notes if note not in self.verdict.notes]
-
-    def traced_lines(self) -> list[TracedLine]:
-        """Return the lines of the user's code that choose by values or sizes, see `traced_lines.py`.
-
-        Here there are none: a backbone alone is not run under observation.
-        """
-        return []
-
-    def unexported_code(self) -> list[UnexportedCode]:
-        """Return the user's code that PyTorch's side ran and no export, after all inputs ran.
-
-        Here these are only settings that PyTorch's side has changed: it is not watched.
-        """
-        deployment = self.deployment
-        if not deployment.loaded_settings or not deployment.may_run_users_code:
-            return []
-        return changed_settings(deployment.model, deployment.loaded_settings)
 
     @abc.abstractmethod
     def start(self, stack: contextlib.ExitStack) -> None:
@@ -220,10 +205,20 @@ class Proof(abc.ABC):
         """Run both engines on one input; a subclass with a `run` of its own may do without this.
 
         Returns:
-            One case, or two if a second run of the engine differed or failed; and what the report draws of
-            them, each a `Pair`.
+            Cases, and what the report draws of them, each a `Pair`.
         """
         raise NotImplementedError
+
+    def run_again(self, sample: Any) -> None:
+        """Run both sides on the first input once more, after all others.
+
+        If they agreed the first time and no longer do, a run changes what later runs compute.
+        """
+        if not all(case.passed for case in self.verdict.cases[:1]):
+            return
+        failures = [failure for case in self.cases(sample)[0] for failure in case.failures]
+        if failures:
+            self.verdict.reasons.append(f'{AGAIN} (state that runs change): {failures[0]}')
 
     def conclude(self) -> None:
         """Judge what single inputs cannot show: that nothing was compared, or too little was matched.

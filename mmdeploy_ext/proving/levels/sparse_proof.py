@@ -12,9 +12,9 @@ from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.exporting.sparse_backbone import has_precision
 from mmdeploy_ext.proving.inputs.voxel_sets import in_order, proof_sets
 from mmdeploy_ext.proving.levels import sparse_file
+from mmdeploy_ext.proving.levels.attempts import attempt
 from mmdeploy_ext.proving.levels.preprocessing import compare_voxels
 from mmdeploy_ext.proving.levels.proof import Proof
-from mmdeploy_ext.proving.levels.run_twice import attempt
 from mmdeploy_ext.proving.levels.sparse_layers import (
     DialectRunner,
     PortableRunner,

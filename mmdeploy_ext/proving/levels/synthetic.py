@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.proving.levels.run_twice import attempt, failed_detections
+from mmdeploy_ext.proving.levels.attempts import attempt, failed_detections
 from mmdeploy_ext.proving.results import Case, DetectionRow
 from mmdeploy_ext.proving.tasks import bbox3d
 from mmdeploy_ext.proving.tasks.matching import with_reason

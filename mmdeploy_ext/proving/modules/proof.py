@@ -17,9 +17,9 @@ from mmdeploy_ext.core.arrays import to_array
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.core.outer_containers import OuterContainers
 from mmdeploy_ext.core.printable import one_line, shape_text
 from mmdeploy_ext.core.versions import versions
+from mmdeploy_ext.exporting.code_warnings import CodeWarning, recorded_warnings
 from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.program import Alignment, Constants, Program
 from mmdeploy_ext.graph.diff.structure import Change, changes
@@ -57,7 +57,7 @@ from mmdeploy_ext.proving.tensors import (
     failed_row,
     same_bits,
 )
-from mmdeploy_ext.proving.traced_code import TracedLine, lines_of_module
+from mmdeploy_ext.proving.untraced import export_switches, warning_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -185,7 +185,6 @@ class ModuleProof:
         file_outputs: names of the outputs of the file.
         file_inputs: input of the file without a default -> what the file states of it.
         model, runner: the ONNX model, and what runs it.
-        containers: what the user's modules held before the first run of the module here.
         calls: the calls that the samples stand for, in their order.
         verdict: the results so far.
         inputs: input of the file -> name of the module's tensor.
@@ -216,7 +215,6 @@ class ModuleProof:
 
         Arguments and errors are those of `prove_module`; `samples` are its `inputs`.
         """
-        self.containers = OuterContainers()  # before the very first run
         self.module, self.path, self.spec, self.rtol, self.seed = module, path, spec, rtol, seed
         self.state, self.rows = state, rows
         if not 0 <= rtol < 1:
@@ -342,35 +340,22 @@ class ModuleProof:
             reason = f'the file was written by {made_by}' if fresh else 'not asked for'
             verdict.not_compared.append(f'the graph with a fresh export: {reason}')
             return
+        warnings: list[CodeWarning] = []
         try:
-            model = self._export()
+            with recorded_warnings(warnings):
+                model = self._export()
         except Mm2OnnxError as error:
             verdict.not_compared.append(f'the graph with a fresh export: {one_line(error)[:300]}')
             return
+        verdict.untraced += warning_lines(warnings)
+        if isinstance(self.module, torch.nn.Module):
+            verdict.untraced += export_switches(self.module)
         if compute_signature(self.model).equals(compute_signature(model)):
             verdict.graph = f'equal to a fresh export ({count_nodes(self.model):,} nodes)'
             verdict.graph_equal = True
-            verdict.traced_lines = self._traced_lines()
             return
         verdict.graph, wrong = _compare_nodes(self.model, model)
         verdict.reasons += wrong
-
-    def _traced_lines(self) -> list[TracedLine]:
-        """Return what the graph has as its example had it, see `traced_code.py`."""
-        first = self.calls[0]
-        resized_call = self._resized_everywhere()
-        module = FlatModule(self.module, first, self.inputs, self.outputs).eval()
-        inputs, other_inputs = (
-            [call.tensors[name].clone() for name in self.inputs.values()]
-            for call in (first, resized_call or first)
-        )
-        exporter = 'dynamo' if self._is_by_dynamo() else 'torchscript'
-        try:
-            return lines_of_module(
-                module, inputs, other_inputs, exporter, resized_call is not None, containers=self.containers
-            )
-        except Exception as error:  # the code may do with a watched size what no plain number minds
-            return [TracedLine('the module', 0, f'{type(error).__name__}: {one_line(error)}'[:200], 'values')]
 
     def _is_by_dynamo(self) -> bool:
         """Return whether PyTorch's dynamo exporter wrote the file."""

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mmdeploy_ext.proving.results import first_lines
-from mmdeploy_ext.proving.views.table import figure, print_structure
+from mmdeploy_ext.proving.views.table import figure, print_structure, untraced_texts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,8 +25,8 @@ def print_module_verdict(verdict: ModuleVerdict, console: Console) -> None:
     """Print a verdict on a console of 120 columns or more."""
     if verdict.graph:
         console.print(f'graph: {escape(verdict.graph)}', soft_wrap=True)
-    for line in verdict.traced_lines:
-        console.print(f'inputs decide: {escape(line.text)}', soft_wrap=True)
+    for line in untraced_texts(verdict.untraced):
+        console.print(f'untraced: {escape(line)}', soft_wrap=True)
     print_structure(verdict.structure, console)
     if verdict.cases:
         console.print(module_table(verdict.cases))

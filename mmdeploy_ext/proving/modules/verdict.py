@@ -10,10 +10,7 @@ from mmdeploy_ext.proving.verdict import plain_json
 
 if TYPE_CHECKING:
     from mmdeploy_ext.proving.results import Case, Check
-    from mmdeploy_ext.proving.traced_code import TracedLine
-
-SHOWN = 3
-"""Largest number of lines that choose in a claim."""
+    from mmdeploy_ext.proving.untraced import Untraced
 
 
 @dataclasses.dataclass
@@ -26,8 +23,7 @@ class ModuleVerdict:
         graph: sentence about the comparison of the file's graph with a fresh export of the module; ''
             if it was not compared.
         graph_equal: whether the graph is that of a fresh export, which computes the same for every input.
-        traced_lines: lines of the user's code that choose by values or sizes, and state that changes; a graph
-            has one of their ways, so that inputs decide.
+        untraced: what a graph cannot show of the user's code; no failure.
         cases: one per input; of a sequence three per frame: with the module's state, with the file's own, and
             with its own once more from the start. Each has a row per output, two if a second run of the file
             gave other bits, but none for outputs that are empty on both sides, and a single one if the file
@@ -43,7 +39,7 @@ class ModuleVerdict:
     structure: list[Check] = dataclasses.field(default_factory=list)
     graph: str = ''
     graph_equal: bool = False
-    traced_lines: list[TracedLine] = dataclasses.field(default_factory=list)
+    untraced: list[Untraced] = dataclasses.field(default_factory=list)
     cases: list[Case] = dataclasses.field(default_factory=list)
     reasons: list[str] = dataclasses.field(default_factory=list)
     location: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -68,16 +64,11 @@ class ModuleVerdict:
     def title(self) -> str:
         """The claim: 'NOT PROVEN', 'PROVEN', or 'PROVEN ON n INPUTS' with the number of cases.
 
-        The last one is that of a graph that is not that of a fresh export, or of code with `traced_lines`; if
-        the graph is that of a fresh export, reasons of at most `SHOWN` of these lines follow in brackets.
+        The last one is that of a graph that is not that of a fresh export.
         """
         if not self.proven:
             return 'NOT PROVEN'
-        if self.graph_equal and not self.traced_lines:
-            return 'PROVEN'
-        claim = f'PROVEN {on_inputs(len(self.cases))}'
-        reasons = '; '.join(line.reason for line in self.traced_lines[:SHOWN])
-        return f'{claim} ({reasons})' if self.graph_equal else claim
+        return 'PROVEN' if self.graph_equal else f'PROVEN {on_inputs(len(self.cases))}'
 
     @property
     def worst_relative_error(self) -> float | None:

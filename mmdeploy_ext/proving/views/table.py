@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mmdeploy_ext.proving.results import Case, Check, DetectionRow, SequenceRow
+    from mmdeploy_ext.proving.untraced import Untraced
     from mmdeploy_ext.proving.verdict import Verdict
 
 MAX_ROWS = 20
@@ -56,7 +57,7 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
     for row in verdict.metrics:
         values = f'PyTorch {row.reference:.4f}, ONNX {row.candidate:.4f}, {row.difference_text}'
         console.print(f'{_mark(row.passed)} {escape(row.name)}: {values}')
-    untraced = [entry.text for entry in verdict.untraced][:MAX_REASONS]
+    untraced = untraced_texts(verdict.untraced)
     for title, lines in dict(untraced=untraced, unreached=verdict.unreached, note=verdict.notes).items():
         for line in lines:
             console.print(f'{title}: {escape(line)}', soft_wrap=True)
@@ -80,7 +81,7 @@ def code_lines(verdict: Verdict) -> list[str]:
 
     Inputs decide about code of which the comparison of graphs shows nothing.
 
-    They are `Verdict.model_classes`, `differing_methods`, `traced_lines` and `unexported_code`.
+    They are `Verdict.model_classes` and `differing_methods`.
     """
     users = [entry for entry in verdict.model_classes if not entry.ours]
     ours = [entry.name for entry in verdict.model_classes if entry.ours]
@@ -96,15 +97,15 @@ def code_lines(verdict: Verdict) -> list[str]:
     if len(methods) > MAX_REASONS:
         count = len(methods) - MAX_REASONS
         lines.append(f'inputs decide: {count} more methods differ; the JSON file has them all')
-    lines += [f'inputs decide: {line.text}' for line in verdict.traced_lines[:MAX_REASONS]]
-    if len(verdict.traced_lines) > MAX_REASONS:
-        count = len(verdict.traced_lines) - MAX_REASONS
-        lines.append(f'inputs decide: {count} more lines choose so; the JSON file has them all')
-    lines += [f'inputs decide: {code.text}' for code in verdict.unexported_code[:MAX_REASONS]]
-    if len(verdict.unexported_code) > MAX_REASONS:
-        count = len(verdict.unexported_code) - MAX_REASONS
-        lines.append(f'inputs decide: {count} more parts of the code are so; the JSON file has them all')
     return lines
+
+
+def untraced_texts(untraced: Sequence[Untraced]) -> list[str]:
+    """Return the texts about what a graph cannot show, at most `MAX_REASONS` and a count."""
+    texts = [entry.text for entry in untraced[:MAX_REASONS]]
+    if len(untraced) > MAX_REASONS:
+        texts.append(f'{len(untraced) - MAX_REASONS} more; the JSON file has them all')
+    return texts
 
 
 def verdict_table(verdict: Verdict) -> Table:

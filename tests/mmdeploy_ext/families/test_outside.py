@@ -131,20 +131,6 @@ def test_a_proof_fails_by_a_matching_that_overlooks_differences(exported, monkey
     assert not verdict.passed and 'overlooks other circles' in verdict.reasons[-1]
 
 
-def test_a_method_of_the_model_that_the_stages_of_a_family_leave_out_is_named(exported, monkeypatch):
-    from circles.family import Network
-
-    def forward(self, images):
-        features = self.model.body(images)
-        return self.model.heat(features).sigmoid(), self.model.radius(features)
-
-    _, folder = exported
-    monkeypatch.setattr(Network, 'forward', forward)
-    verdict = mmdeploy_ext.prove(CONFIG, folder / 'circles.pth', folder / 'm.onnx', asked=dict(radius='log'))
-    assert verdict.passed and verdict.title.startswith('PROVEN ON 5 INPUTS')
-    assert [code.name for code in verdict.unexported_code] == ['CircleNet.forward']
-
-
 @pytest.mark.parametrize(
     ('results', 'expected'),
     [

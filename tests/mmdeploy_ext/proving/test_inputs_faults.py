@@ -21,9 +21,7 @@ from conditional_faults import (
 from graph_behind import Behind, Right
 from marking import in_suite
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.proving.levels.cases import run_case
-from mmdeploy_ext.proving.levels.run_twice import SecondRuns
-from mmdeploy_ext.proving.totals import SECOND_RUN, total_reasons
+from mmdeploy_ext.proving.totals import total_reasons
 from proofs import run_cases, run_once
 
 
@@ -86,7 +84,7 @@ def planted(path, folder, change, family):
 
 @pytest.mark.suite('atss-dynamic', 'atss-fixed')
 @pytest.mark.parametrize(('family', 'dynamic'), FILES)
-def test_the_right_files_pass_with_far_more_than_the_least_matched(runs_twice, known, family, dynamic):
+def test_the_right_files_pass_with_far_more_than_the_least_matched(known, family, dynamic):
     path, inputs = known(family, dynamic)
     cases = judge(path, inputs)
     assert all(case.passed for case in cases) and not total_reasons(cases)
@@ -190,53 +188,6 @@ def test_a_file_that_is_wrong_in_one_place_only_is_found(known, tmp_path, family
     path, inputs = known(family)
     with build_backend('OnnxRuntimeBackend', planted(path, tmp_path, change, family)) as backend:
         assert first_failed(backend, inputs)
-
-
-class Alternating:
-    """An engine whose every second run is wrong."""
-
-    def __init__(self, backend):
-        self.backend, self.runs = backend, 0
-        self.metadata, self.computes_in = backend.metadata, ''
-
-    def repeat_key(self, feeds):
-        return self.backend.repeat_key(feeds)
-
-    def infer(self, feeds):
-        self.runs += 1
-        outputs = self.backend.infer(feeds)
-        outputs['dets'] = outputs['dets'] * np.float32(1 if self.runs % 2 else 0.9)
-        return outputs
-
-
-def test_every_input_runs_twice_and_a_second_run_that_is_wrong_is_a_failed_case_of_its_own(runs_twice, known):
-    path, inputs = known('atss')
-    with build_backend('OnnxRuntimeBackend', path) as backend:
-        first, second = run_case(inputs[0], Alternating(backend), SecondRuns())[0]
-    assert first.passed and not second.passed
-    assert second.name == first.name + SECOND_RUN
-
-
-@pytest.mark.suite('True-True-of each shape', 'True-False-of one shape')
-@pytest.mark.parametrize(
-    'plan_memory, dynamic, runs',
-    [(True, False, 'of one shape'), (True, True, 'of each shape'), (False, True, 'of all')],
-)
-def test_one_thread_of_a_cpu_repeats_the_first_input_until_one_differs(
-    runs_twice, known, plan_memory, dynamic, runs
-):
-    path, inputs = known('atss', dynamic)
-    inputs, options = inputs[:6], dict(threads=1, plan_memory=plan_memory)
-    with build_backend('OnnxRuntimeBackend', path, **options) as backend:
-        second_runs, shapes, counts = SecondRuns(), [], []
-        for reference in inputs:
-            run_case(reference, backend, second_runs)
-            shape = reference.feeds[backend.spec.input_names[0]].shape
-            shapes.append(shape if runs == 'of each shape' else ())
-            counts.append(len(reference.engine_seconds))
-        assert counts == [1 if shape in shapes[:index] else 2 for index, shape in enumerate(shapes)]
-        second_runs, engine = SecondRuns(), Alternating(backend)
-        assert [len(run_case(inputs[0], engine, second_runs)[0]) for _ in range(2)] == [2, 2]
 
 
 def test_references_are_computed_once_however_many_files_are_judged(known, monkeypatch):

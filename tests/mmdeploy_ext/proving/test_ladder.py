@@ -115,7 +115,7 @@ def test_more_pictures_are_taken_where_ties_are_too_large_a_share(deployment, fi
 
 @pytest.mark.suite('full')
 @pytest.mark.parametrize('form', in_suite(FORMS, 'full', 'raw'))
-def test_an_honest_export_is_proven_at_other_sizes_and_batch_2(runs_twice, deployment, files, images, form):
+def test_an_honest_export_is_proven_at_other_sizes_and_batch_2(deployment, files, images, form):
     verdict, pictures = prove(deployment, files[form], images)
     assert verdict.proven, verdict.to_json()
     assert sum(row.reference for case in verdict.cases for row in case.detections) >= 50

@@ -25,8 +25,6 @@ from mmdeploy_ext.proving.modules.table import module_table
 from mmdeploy_ext.proving.results import Case
 from mmdeploy_ext.proving.tensors import compare_named, failed_row
 
-pytestmark = pytest.mark.usefixtures('small_heap')
-
 MODULE = """
 import torch
 

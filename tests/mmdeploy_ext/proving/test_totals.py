@@ -9,7 +9,7 @@ from mmdeploy_ext.proving.half_bars import CPU, bars_of, proof_engine
 from mmdeploy_ext.proving.levels.exported_file import ExportedFile, engine_options
 from mmdeploy_ext.proving.results import Case, DetectionRow
 from mmdeploy_ext.proving.tensors import compare_named
-from mmdeploy_ext.proving.totals import MIN_INPUTS, MIN_MATCHED, SECOND_RUN, too_few, total_reasons
+from mmdeploy_ext.proving.totals import MIN_INPUTS, MIN_MATCHED, too_few, total_reasons
 
 
 def case(matched, name='other image', passed=True, low=0, alone=0):
@@ -47,13 +47,6 @@ def test_one_matched_result_in_a_proof_with_images_is_no_proof():
     (reason,) = total_reasons([case(1), case(0), case(0)])
     assert reason.startswith('only 1 results were matched, in 1 of 3 inputs') and '--images' in reason
     assert total_reasons([case(4), case(4), case(4)]) == []
-
-
-def test_a_second_run_is_no_other_input():
-    runs = [case(20), case(20, 'other image' + SECOND_RUN), case(20, 'dark'), case(20, 'dark' + SECOND_RUN)]
-    assert total_reasons(runs) == []
-    few = [case(20), case(20, 'other image' + SECOND_RUN), case(0, 'dark'), case(0, 'bright')]
-    assert 'in 1 of 3 inputs' in total_reasons(few)[0]
 
 
 def test_nothing_compared_and_nothing_found_are_said_as_such():

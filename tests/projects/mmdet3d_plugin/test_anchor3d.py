@@ -48,7 +48,7 @@ IN_SUITE = 'pointpillars', 'second', 'mvx', 'shapes', 'dynamic', 'dynamic_voxels
 
 @pytest.mark.suite('second', 'dynamic_voxels', 'pointpillars', 'mvx')
 @pytest.mark.parametrize('kind', in_suite(toy_anchor3d.KINDS, *IN_SUITE))
-def test_both_files_are_proven_on_sweeps_that_were_not_traced(runs_twice, kind):
+def test_both_files_are_proven_on_sweeps_that_were_not_traced(kind):
     deployment, folder, *_ = toy_anchor3d.exported(kind)
     verdict, _ = prove(deployment, paths_of(folder), sweeps(3), ENGINE)
     assert verdict.proven, verdict.reasons

@@ -128,7 +128,7 @@ def test_the_tables_pool_what_the_cells_say_where_all_cameras_look_at_one_place(
 
 @pytest.mark.matrix  # in the suite: the whole proof of such files (test_bevfusion_fork.py)
 @pytest.mark.parametrize(('exporter', 'proof'), [('torchscript', prove), ('dynamo', prove)])
-def test_the_files_are_proven_on_frames_of_other_rigs(runs_twice, known, frames, tmp_path, exporter, proof):
+def test_the_files_are_proven_on_frames_of_other_rigs(known, frames, tmp_path, exporter, proof):
     paths = toy_bevfusion.export(known, tmp_path, exporter=exporter)
     verdict, _ = proof(known, paths, frames)
     assert verdict.passed, verdict.reasons

@@ -35,7 +35,7 @@ def sweeps(count):
     return [Sweep(toy_centerpoint.sweep(seed, 300 + 100 * seed), f'sweep {seed}') for seed in range(count)]
 
 
-def test_both_files_are_proven_on_sweeps_that_were_not_traced(runs_twice, toy):
+def test_both_files_are_proven_on_sweeps_that_were_not_traced(toy):
     deployment, folder, *_ = toy
     verdict, _ = prove(deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'))
     assert verdict.proven, verdict.reasons

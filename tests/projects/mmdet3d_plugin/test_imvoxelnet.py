@@ -43,14 +43,14 @@ PROJECTION = np.array(
         ('raw', {}),
     ),
 )
-def test_a_file_is_proven(runs_twice, form, values, tmp_path):
+def test_a_file_is_proven(form, values, tmp_path):
     file = exported(tmp_path / 'm.onnx', picture()[1], form=form, **values)
     verdict, _ = prove(seeded(), file, [picture()])
     assert verdict.proven, verdict.reasons
     assert verdict.summary()['matched'] > 100
 
 
-def test_results_of_a_right_file_pass(runs_twice, tmp_path):
+def test_results_of_a_right_file_pass(tmp_path):
     file = exported(tmp_path / 'm.onnx', picture()[1], dynamic=True)
     with build_backend('OnnxRuntimeBackend', file) as backend:
         assert all(case.passed for case in run_cases(known(), backend))

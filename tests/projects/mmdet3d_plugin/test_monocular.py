@@ -48,7 +48,7 @@ FORMS = [
 
 
 @pytest.mark.parametrize(('kind', 'form'), in_suite(FORMS, ('smoke', 'full')))
-def test_a_file_of_any_size_is_proven(runs_twice, kind, form, tmp_path):
+def test_a_file_of_any_size_is_proven(kind, form, tmp_path):
     file = exported(kind, tmp_path / 'm.onnx', form=form, dynamic=True)
     verdict, _ = prove(seeded(kind), file, [picture()])
     assert verdict.proven, verdict.reasons

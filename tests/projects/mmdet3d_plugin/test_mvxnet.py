@@ -36,7 +36,7 @@ def paths_of(folder):
     return [str(Path(folder) / f'{name}.onnx') for name in ('voxels', 'backbone', 'head')]
 
 
-def test_three_files_are_proven_on_frames_of_other_cameras_and_sizes(runs_twice):
+def test_three_files_are_proven_on_frames_of_other_cameras_and_sizes():
     deployment, folder, *_ = toy_mvxnet.exported()
     verdict, _ = prove(deployment, paths_of(folder), toy_mvxnet.frames(deployment, 3), ENGINE)
     assert verdict.proven, verdict.reasons
