@@ -494,11 +494,15 @@ def test_an_unknown_mode_is_refused():
         run_pair(ToyStepper(), ToyStepper(), SHORT, SPEC, 'both', memory=MEMORY)
 
 
-def test_a_frame_that_gives_another_result_when_it_runs_again_is_found():
+@pytest.mark.parametrize('side', ['engine', 'model'])
+def test_a_first_frame_that_gives_another_result_when_it_runs_again_is_found(side):
     def alter(stepper, frame, result):
         factor = 1.01 if stepper.count == len(SHORT) else 1.0
         return dataclasses.replace(result, outputs=scaled(result.outputs, 'all_cls_scores', factor))
 
-    rows = both(altered(alter))
-    expected = f'a second run of the same frame gives another all_cls_scores, first at {SHORT[0].name}'
+    rows = both(altered(alter)) if side == 'engine' else both(ToyStepper, reference=altered(alter))
+    expected = (
+        f'the {side} gives another all_cls_scores when the first frame is run again after a reset, '
+        f'first at {SHORT[0].name}'
+    )
     assert rows['teacher'].reasons == (expected,) and rows['free'].passed
