@@ -30,7 +30,7 @@ class CodeWarning:
     Attributes:
         file: absolute path.
         line: number of the line.
-        text: what PyTorch warns of, or the function that was called.
+        text: what PyTorch warns of, or which function is called.
     """
 
     file: str
@@ -70,7 +70,7 @@ def tracer_warnings() -> Iterator[None]:
         yield
     for warning in caught:
         text = str(warning.message).partition(' might cause')[0]
-        _record(warning.filename, warning.lineno, f'warns "{text} ..."')
+        _record(warning.filename, warning.lineno, f'PyTorch warns "{text} ..."')
 
 
 def _noted(function: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -78,7 +78,7 @@ def _noted(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     def noted(*args: Any, **kwargs: Any) -> Any:
         if torch.jit.is_tracing():
             caller = sys._getframe(1)
-            _record(caller.f_code.co_filename, caller.f_lineno, f'does not warn of {name}()')
+            _record(caller.f_code.co_filename, caller.f_lineno, f'calls {name}(), of which PyTorch does not warn')
         return function(*args, **kwargs)
 
     return noted

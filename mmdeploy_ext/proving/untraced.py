@@ -45,11 +45,11 @@ class Untraced:
 def warning_lines(records: Iterable[CodeWarning]) -> list[Untraced]:
     """Return a line for each warning; those in files of a copied OpenMMLab package are one line."""
     lines, copied = [], collections.Counter()
-    for record in records:
+    for record in sorted(records, key=lambda record: (record.file, record.line)):
         if folder := copied_package(record.file):
             copied[folder] += 1
         else:
-            lines.append(Untraced(f'{shown(record.file)}:{record.line}', f'PyTorch {record.text}'))
+            lines.append(Untraced(f'{shown(record.file)}:{record.line}', record.text))
     for folder, count in copied.items():
         reason = f'a copy of {folder.name}, of which PyTorch warns {count} times'
         lines.append(Untraced(f'{shown(folder)}/', reason))

@@ -70,11 +70,11 @@ def test_values_that_decide_and_code_for_exports_are_named_with_their_lines(verd
     verdict = verdict_on('AskingNeck')
     assert verdict.title == 'PROVEN'
     assert [line.text for line in verdict.untraced] == [
-        'users_necks.py:12: PyTorch does not warn of equal()',
         'users_necks.py:10: PyTorch warns "Converting a tensor to a Python boolean ..."',
+        'users_necks.py:12: calls equal(), of which PyTorch does not warn',
         'AskingNeck (users_necks.py:6): asks is_in_onnx_export()',
     ]
-    assert verdict.to_json()['untraced'][0]['subject'] == 'users_necks.py:12'
+    assert verdict.to_json()['untraced'][1]['subject'] == 'users_necks.py:12'
 
 
 def test_a_neck_that_multiplies_by_the_number_of_its_calls_is_not_proven(verdict_on):
@@ -108,8 +108,8 @@ def test_functions_and_methods_that_do_not_warn_are_recorded_once_and_only_while
         export_module(Silent().eval(), [torch.ones(2)])
         export_module(Silent().eval(), [torch.ones(2)])
     assert [line.reason for line in warning_lines(records)] == [
-        'PyTorch does not warn of is_nonzero()',
-        'PyTorch does not warn of allclose()',
+        'calls is_nonzero(), of which PyTorch does not warn',
+        'calls allclose(), of which PyTorch does not warn',
     ]
     export_module(Silent().eval(), [torch.ones(2)])
     assert len(records) == 2
