@@ -78,7 +78,9 @@ def _noted(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     def noted(*args: Any, **kwargs: Any) -> Any:
         if torch.jit.is_tracing():
             caller = sys._getframe(1)
-            _record(caller.f_code.co_filename, caller.f_lineno, f'calls {name}(), of which PyTorch does not warn')
+            _record(
+                caller.f_code.co_filename, caller.f_lineno, f'calls {name}(), of which PyTorch does not warn'
+            )
         return function(*args, **kwargs)
 
     return noted
