@@ -196,8 +196,8 @@ class Exported:
 
         Args:
             engine: settings of the engine as `engine_settings` returns them; None: ONNX Runtime on the CPU.
-            claims: further keyword arguments of `proving.ladder.prove`: `edited` and `asked`, see `prove`;
-                `timed`, whether the verdict has times (True); of a sparse backbone also `ranges`,
+            claims: further keyword arguments of `proving.ladder.prove`: `edited`, `asked`, `strict`, see
+                `prove`; `timed`, whether the verdict has times (True); of a sparse backbone also `ranges`,
                 `max_voxels` and `node_list`, see `SparseProof`.
 
         Returns:
@@ -471,6 +471,7 @@ def prove(
     edited: bool = False,
     asked: Mapping[str, Any] | None = None,
     library: str | None = None,
+    strict: bool = False,
 ) -> Verdict:
     """Prove that an exported file is the model of a config and a checkpoint, as `mm2onnx verify` does.
 
@@ -502,6 +503,7 @@ def prove(
             proven; with None nothing is demanded.
         library: 'installed': where the repository's own copy of mmdet, mmdet3d, mmseg or mmcv did not run,
             claim against the installed one; None: such a file is not proven.
+        strict: whether what a graph cannot show of the user's code (`verdict.untraced`) is a failure.
 
     Returns:
         The verdict: `verdict.passed`, whether graph, tensors and results agree within the bars of
@@ -537,7 +539,7 @@ def prove(
     if source.family.samples != 'images':
         check_engine_kind(settings['engine'], inference_precision)
     proof_samples = Samples(source.family, [str(path) for path in samples], frames)
-    claims = dict(edited=edited, asked=dict(asked or {}), library=library)
+    claims = dict(edited=edited, asked=dict(asked or {}), library=library, strict=strict)
     options = dict(mean=mean, std=std, metrics=metrics)
     verdict, _, _ = prove_source(source, str(onnx_file), proof_samples, settings, **options, **claims)
     return verdict

@@ -175,7 +175,7 @@ def judged(deployment: Any, file: str, model: Model) -> tuple[Any, str]:
     names = deployment.family.names_of(deployment.family.choose(opset=0, **model.options))
     paths = [str(Path(file) / f'{name}.onnx') for name in names] or [file]
     verdict, _ = prove(deployment, paths, model.samples(), dict(engine='OnnxRuntimeBackend'))
-    differing = [method.text for method in verdict.differing_methods]
+    differing = [entry.text for entry in verdict.untraced]
     return verdict, '; '.join([last_line(verdict)[:160], *differing])
 
 

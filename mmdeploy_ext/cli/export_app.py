@@ -116,13 +116,15 @@ class Export:
         """
         args = self.args
         self.engine, values = shared.engine_options(args), shared.graph_values(args)
-        for name in ('report', 'json', 'frames'):
-            if getattr(args, name) is not None and not args.verify:
+        for name in ('report', 'json', 'frames', 'strict'):
+            if getattr(args, name) not in (None, False) and not args.verify:
                 raise UsageError(f'--{name} {getattr(args, name)}: goes with --verify')
         if not args.verify and not args.show:
             reason = 'goes with --verify; the export itself runs no engine'
             shared.refuse_options(args, build_parser(), ENGINE_OPTIONS, reason)
         check_normalisation(args.mean, args.std)
+        if args.strict:
+            self.claims['strict'] = True
         return {'opset': 0, **values}
 
     def run(self) -> int:

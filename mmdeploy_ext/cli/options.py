@@ -211,11 +211,12 @@ def graph_values(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_proof_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --frames and the options of the engine that proves the file to a parser.
+    """Add --strict, --frames and the options of the engine that proves the file to a parser.
 
-    The latter are --engine, --providers, --threads and --inference-precision.
+    The last are --engine, --providers, --threads and --inference-precision.
     """
     add = cli.adder(parser)
+    add('--strict', "a line 'untraced' of the verdict is a failure, too")
     add(
         '--frames N',
         "frames or sweeps of a proof: of the config's data.test when it is there, else a synthetic "

@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     check_family(args, source.family, engine)
     samples = Samples(source.family, args.images or (), args.frames)
     typed = shared.option_values(args, EXPORT_OPTIONS)
-    return prove_files(args, source, samples, engine, edited=args.edited, asked=typed)
+    return prove_files(args, source, samples, engine, edited=args.edited, asked=typed, strict=args.strict)
 
 
 def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any]) -> None:

@@ -15,10 +15,6 @@ from typing import Any
 TRIED = (2, 28)
 """The release that families and models are written for."""
 
-CHANGES = ((2, 10), (2, 11), (2, 12), (2, 13), (2, 14), (2, 15), (2, 17), (2, 18))
-"""Releases since which graphs of a model of mmdet compute otherwise than before: those that families compare
-`mmdet_release()` with."""
-
 
 class OlderModule:
     """A module of an mmdet older than 2.28, or one that it lacks: missing names are empty classes.
@@ -29,15 +25,6 @@ class OlderModule:
 
     def __init__(self, name: str) -> None:
         self._name = name
-
-    def imported(self) -> ModuleType | None:
-        """Return the module itself, whose functions are compared by their code; None if mmdet lacks it."""
-        try:
-            return importlib.import_module(self._name)
-        except ModuleNotFoundError as error:
-            if not f'{self._name}.'.startswith(f'{error.name}.'):
-                raise
-            return None
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith('__'):
@@ -72,12 +59,6 @@ def release_of(version: str) -> tuple[int, int]:
     """Return the first two numbers of a version of mmdet, such as (2, 14) of '2.14.0'."""
     major, minor = version.split('.')[:2]
     return int(major), int(minor)
-
-
-def computes_alike(release: tuple[int, int], other_release: tuple[int, int]) -> bool:
-    """Return whether graphs compute the same for models of two releases of mmdet, by `CHANGES`."""
-    first, last = sorted((release, other_release))
-    return not any(first < change <= last for change in CHANGES)
 
 
 def mmdet_module(name: str) -> ModuleType | OlderModule:

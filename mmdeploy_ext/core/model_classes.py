@@ -1,33 +1,21 @@
 """The classes of a model that no installed library defines. Needs no torch.
 
 These are classes of modules and of their attributes: box coders, generators of priors, voxel layers.
-Installed libraries are here mmcv, mmdet, mmdet3d and mmsegmentation, except files of these four that were
-edited, the packages `LIBRARIES`, and Python's own. Classes of any other package count as the user's.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
+import hashlib
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.json_dataclass import JsonDataclass
-from mmdeploy_ext.core.source_code import (
-    OURS,
-    file_of_class,
-    is_installed,
-    is_ours,
-    module_of,
-    source_of_class,
-    source_of_function,
-)
+from mmdeploy_ext.core.source_code import file_of, is_copied, is_ours, is_users, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-
-LIBRARIES = ('torch', 'torchvision', 'numpy', 'addict', 'spconv', 'cumm', 'builtins')
-"""Packages whose classes are left out, beside the four of OpenMMLab and those of Python itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,138 +23,113 @@ class ModelClass(JsonDataclass):
     """A class of a model that no installed library defines.
 
     Attributes:
-        name: qualified name of the class; `ATSSHead.get_bboxes` if a plugin replaced that method of a
-            library's class.
+        name: qualified name of the class.
         file: path of the file that defines it, relative to the folder that it was imported from.
-        sha256: hash of its normalised source; '' if that cannot be read.
+        sha256: hash of that file; '' if it cannot be read.
         ours: whether it is a class of `mmdeploy_ext`, not of the user.
+        line: number of its first line; 0 if that cannot be read, and in the metadata of a file.
     """
 
     name: str
     file: str
     sha256: str
     ours: bool
+    line: int = dataclasses.field(default=0, compare=False)
+
+    @property
+    def place(self) -> str:
+        """Where it is defined, such as `plugin/head.py:120`."""
+        return f'{self.file}:{self.line}' if self.line else self.file
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all fields but the line, which moves with what stands above it."""
+        return dict(name=self.name, file=self.file, sha256=self.sha256, ours=self.ours)
 
 
 def model_classes(model: Any) -> tuple[ModelClass, ...]:
-    """Return the classes of a model that no installed library has, in the order in which modules appear.
+    """Return the classes of a `torch.nn.Module` that no installed library has, bases among them, each once.
 
-    Base classes are among them, and methods of a library's class that a plugin replaced; each occurs once.
-
-    Args:
-        model: a `torch.nn.Module`.
+    They come in the order in which modules appear.
     """
-    classes: dict[type, list[ModelClass]] = {}
-    for kind in classes_of(model):
-        for base in kind.__mro__:
-            if base not in classes:
-                classes[base] = list(_described(base))
-    return tuple(dict.fromkeys(entry for entries in classes.values() for entry in entries))
+    kinds = ((kind, file_of(kind)) for kind in classes_of(model))
+    return tuple(
+        ModelClass(kind.__qualname__, *_file_facts(kind, file), place_of(kind)[1])
+        for kind, file in kinds
+        if file is not None and (is_users(kind) or is_ours(file.resolve()))
+    )
 
 
-def is_users_class(kind: type) -> bool:
-    """Return whether a class, a base of it, or a method that was put into either, is the user's.
+def _file_facts(kind: type, file: Path) -> tuple[str, str, bool]:
+    digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ''
+    return place_of(kind)[0], digest, is_ours(file.resolve())
 
-    That is one of no installed library, see the module, and not `mmdeploy_ext`'s. A class without methods
-    that was typed at a console is not found.
+
+def classes_of(model: Any) -> dict[type, None]:
+    """Return the classes, and their bases, of the modules of a model and of their attributes, each once."""
+    return dict.fromkeys(base for _, part in parts_of(model) for base in type(part).__mro__)
+
+
+def parts_of(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield path and object of each module of a model, and of each attribute of one.
+
+    Of an attribute that is a list or a tuple its entries are yielded; dicts and attributes of attributes are
+    not looked at.
     """
-    return any(not entry.ours for base in kind.__mro__ for entry in _described(base))
-
-
-def classes_of(model: Any) -> Iterator[type]:
-    """Yield the classes of the modules of a model and of their attributes, each as often as it occurs.
-
-    Attributes are those of the object itself (`vars`). Of a list or a tuple the classes of its entries are
-    yielded; entries of dicts and attributes of attributes are not looked at. `model` is a `torch.nn.Module`.
-    """
-    for module in model.modules():
-        yield type(module)
-        for value in vars(module).values():
+    for path, module in model.named_modules():
+        yield path, module
+        for name, value in vars(module).items():
             several = value if isinstance(value, list | tuple) else [value]
-            yield from (type(entry) for entry in several)
+            yield from ((f'{path}.{name}'.lstrip('.'), entry) for entry in several)
 
 
 def files_of_users_classes(model: Any) -> set[Path]:
-    """Return the files, absolute, that define the user's classes among those of a `torch.nn.Module`.
+    """Return the files, absolute, that define the user's classes in a `torch.nn.Module`."""
+    return {file.resolve() for kind in classes_of(model) if is_users(kind) and (file := file_of(kind))}
 
-    They are those of `model_classes` that are not `ours`. Methods of a library's class that a plugin
-    replaced are in the plugin's file.
+
+def is_users_class(kind: type) -> bool:
+    """Return whether a class or a base of it is the user's, see `is_users`."""
+    return any(is_users(base) for base in kind.__mro__)
+
+
+def users_class(kind: type) -> str:
+    """Return name and place of a class, such as `MyResize (plugin/steps.py:12)`, or of the user's base of it.
+
+    '' unless it is the user's; a library's class in a copy of the library is not.
     """
-    files = set()
-    for base in dict.fromkeys(base for kind in classes_of(model) for base in kind.__mro__):
-        if all(entry.ours for entry in _described(base)):
-            continue
-        path = file_of_class(base)
-        if is_installed(base.__module__.partition('.')[0], path):
-            replaced = _replaced_functions(base).values()
-            files.update(Path(function.__code__.co_filename) for function in replaced)
-        else:
-            files.add(path)
-    return {file.resolve() for file in files}
+    owner = next((base for base in kind.__mro__ if is_users(base) and not is_copied(base)), None)
+    return '' if owner is None else f'{owner.__name__} ({_place(owner)})'
 
 
-def _described(kind: type) -> Iterator[ModelClass]:
-    """Yield the entry of a class; of a library's class those of its replaced methods, if there are any."""
-    package = kind.__module__.partition('.')[0]
-    if package in sys.stdlib_module_names or package in LIBRARIES:
-        return
-    path = file_of_class(kind)
-    if path is None:
-        return
-    if is_installed(package, path):
-        for name, function in _replaced_functions(kind).items():
-            source = source_of_function(function)
-            yield ModelClass(f'{kind.__qualname__}.{name}', source.file, source.sha256, ours=False)
-        return
-    source = source_of_class(kind)
-    yield ModelClass(kind.__qualname__, source.file, source.sha256, is_ours(path.resolve()))
+def users_method(kind: type, name: str) -> str:
+    """Return class, name and place of a method of `kind`, such as `Head.get_bboxes (plugin/head.py:120)`.
 
-
-def _replaced_functions(kind: type) -> dict[str, Any]:
-    """Return name -> function of the methods of a library's class that the user's code has replaced.
-
-    Those that `mmdeploy_ext` itself replaced are left out; they are in `compat`.
+    '' unless the user's code defines it; a library's class in a copy of the library does not count as such.
     """
-    functions = {}
-    for name, value in vars(kind).items():
-        function = getattr(value, '__func__', value)
-        if hasattr(function, '__code__') and module_of(function) != kind.__module__ and is_users(function):
-            functions[name] = function
-    return functions
+    owner = next((base for base in kind.__mro__ if name in vars(base)), None)
+    if owner is None or is_copied(owner):
+        return ''
+    value = vars(owner)[name]
+    function = inspect.unwrap(getattr(value, '__func__', value))
+    defined = function if inspect.isfunction(function) else owner
+    if not is_users(owner) and not is_users(defined):
+        return ''
+    place = _place(defined)
+    return f'{owner.__name__}.{name} ({place})'
 
 
-def is_users(function: Any) -> bool:
-    """Return whether a Python function is of no installed library, see the module, and not `mmdeploy_ext`'s.
-
-    One of any other package, installed or not, counts as the user's.
-    """
-    package = module_of(function).partition('.')[0]
-    if package in (*LIBRARIES, OURS.name) or package in sys.stdlib_module_names:
-        return False
-    return not is_installed(package, Path(function.__code__.co_filename))
+def _place(defined: Any) -> str:
+    file, line = place_of(defined)
+    return f'{file}:{line}'
 
 
-def changed_classes(exported: Iterable[Mapping[str, Any]], present: Iterable[ModelClass]) -> list[str]:
-    """Return a sentence for each class that has changed since a file was exported; [] if none has.
-
-    A class has changed if it is in one of the two alone, or if its hash differs: one whose source can be read
-    on neither side has not.
+def changed_files(exported: Iterable[Mapping[str, Any]], present: Iterable[ModelClass]) -> list[str]:
+    """Return the files of the user's classes that are others than when a file was exported.
 
     Args:
         exported: entries of the file's metadata, see `ModelClass.to_json`.
         present: the classes of the model in this process.
     """
-    before = {(entry['name'], entry['file']): entry['sha256'] for entry in exported}
-    after = {(entry.name, entry.file): entry.sha256 for entry in present}
-    lines = []
-    for key in dict.fromkeys([*after, *before]):
-        name, file = key
-        if key not in before:
-            lines.append(f'{name} ({file}) is a class of this model, and was none when the file was exported')
-        elif key not in after:
-            lines.append(f'{name} ({file}) was a class of the model when the file was exported, and is none')
-        elif before[key] != after[key]:
-            lines.append(
-                f'{name} ({file}) was {before[key][:12]} when the file was exported, and is {after[key][:12]}'
-            )
-    return lines
+    before = {entry['file']: entry['sha256'] for entry in exported if not entry['ours']}
+    after = {entry.file: entry.sha256 for entry in present if not entry.ours}
+    return sorted(file for file in {*before, *after} if before.get(file) != after.get(file))

@@ -25,7 +25,6 @@ from mmdeploy_ext.exporting.exporter import check_operators, check_opset, defaul
 from mmdeploy_ext.families.base import DETECTOR, Family, find_family
 from mmdeploy_ext.families.building import data_class
 from mmdeploy_ext.families.module_settings import hidden_settings, module_settings
-from mmdeploy_ext.families.replaced import DifferingMethod
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
@@ -132,15 +131,6 @@ class Deployment:
     def model_classes(self) -> tuple[ModelClass, ...]:
         """The classes of the model that no installed library has."""
         return self.family.model_classes(self.model)
-
-    def differing_methods(self, any_size: bool) -> list[DifferingMethod]:
-        """Return methods of the model and steps of its pipeline that differ from the code that files follow.
-
-        Graphs and rule compute these by themselves, as known versions of the libraries do; [] if the model
-        and the pipeline are of such versions. `any_size` is whether the graphs have open axes.
-        """
-        family = self.family
-        return [*family.differing_methods(self.model, any_size), *family.differing_steps(self.cfg)]
 
     @property
     def replaced_kernels(self) -> list[str]:

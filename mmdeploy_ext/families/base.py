@@ -8,7 +8,7 @@ import functools
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -23,19 +23,6 @@ from mmdeploy_ext.core.user_modules import import_failure
 from mmdeploy_ext.families.building import has_head, head_of
 from mmdeploy_ext.families.missing_kernels import missing_operators
 from mmdeploy_ext.families.nearest import refusal
-from mmdeploy_ext.families.replaced import (
-    DifferingMethod,
-    Followed,
-    Replaced,
-    Table,
-    as_imported,
-    differing_methods,
-    folder_of,
-    followed_functions,
-    older_tables,
-    replaced_layers,
-    table_of,
-)
 
 if TYPE_CHECKING:  # --help and messages about what is missing come without any of these
     import numpy as np
@@ -83,9 +70,10 @@ class Family(abc.ABC):
             its runtime names none (see `runtime.family_runtime.runner_of`); '' for all others.
         exports: the models that it exports, and its page, for the message about a detector of no family.
         similar_names: words in the names of similar detectors and heads, for the same message.
-        followed: classes of the installed libraries or of this package, or modules of functions, and the
-            names of the methods that its graphs compute by themselves; see `replaced`.
-        followed_before: the same of methods that only an older mmdet has, or calls in a test.
+        untraced: names of methods that its graphs or runtime compute by themselves, of any part of a model:
+            before a dot may stand a pattern of the part's path, as in 'bbox_head.forward', or the name of a
+            class that it is or derives from; '.forward' is of the model itself. A verdict names those of
+            the user.
         compared_with_own_kernels: names of classes of layers or heads that need an operator without a CPU
             kernel in its library, so that a proof compares with a kernel of the family's package.
     """
@@ -103,8 +91,7 @@ class Family(abc.ABC):
     used_by: ClassVar[Mapping[str, str]] = {'': 'graph show {file}'}
     exports: ClassVar[str] = ''
     similar_names: ClassVar[tuple[str, ...]] = ()
-    followed: ClassVar[Followed] = ()
-    followed_before: ClassVar[Followed] = ()
+    untraced: ClassVar[tuple[str, ...]] = ()
     compared_with_own_kernels: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -307,50 +294,11 @@ class Family(abc.ABC):
         """Return the classes of a model that no installed library defines: the user's, and ours."""
         return model_classes(model)
 
-    def replaced(self, model: torch.nn.Module) -> Iterable[Replaced]:
-        """Return entries of methods of a live model's parts, or functions, that graphs compute by themselves.
-
-        They are returned whether the user changed them or not: `differing_methods` compares them. If one of
-        them is no version that the table in the family's folder has, the verdict says so, and the inputs
-        decide.
-        """
-        return ()
-
-    def differing_methods(self, model: torch.nn.Module, any_size: bool = False) -> list[DifferingMethod]:
-        """Return the methods that a graph replaces and that differ from the versions that it follows.
-
-        `any_size` is whether the graph has open axes, which replaces more layers.
-        """
-        return differing_methods(*self._followed_methods(model, any_size))
-
-    def followed_functions(self, model: torch.nn.Module, any_size: bool = False) -> list[Callable[..., Any]]:
-        """Return the live Python functions that `differing_methods` compares, with those of their decorators.
-
-        Functions of the user that these call in the place of a library's are among them.
-        """
-        return followed_functions(*self._followed_methods(model, any_size))
-
-    def _followed_methods(self, model: torch.nn.Module, any_size: bool) -> tuple[list[Replaced], Table]:
-        """Return the methods that a graph replaces, and the table of their versions."""
-        table = {**table_of(LAYERS_FOLDER), **table_of(folder_of(self))}
-        entries = [*replaced_layers(model, any_size), *self.replaced(model)]
-        return as_imported(entries, table, older_tables(folder_of(self)))
-
-    def differing_steps(self, cfg: Any) -> list[DifferingMethod]:
-        """Return what of the user's code makes a test sample of a config in another way than its rule.
-
-        These are steps of the pipeline, methods and functions in a library's steps, methods of a data set of
-        pictures, and functions in the loader of its samples.
-        """
-        return []
-
     def postprocess_facts(self, model: torch.nn.Module) -> dict[str, Any]:
         """Return the metadata's entry `postprocess`, name -> value: decoding of the outputs, memory."""
         return {}
 
 
-LAYERS_FOLDER = Path(__file__).parent / 'parts'
-"""Folder with the table of layers that every export replaces."""
 UPSTREAM_LAYERS = 'mmdeploy_ext.families.parts.upstream_layers'
 """Module that registers the replacements of layers of mmcv and mmdet in exported copies, for every family."""
 

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.model_classes import users_method
 from mmdeploy_ext.core.user_modules import users_line
 from mmdeploy_ext.families.unregistered import unregistered
 
 if TYPE_CHECKING:
     import torch
 
+SAMPLING = ('__getitem__', 'pre_pipeline', 'prepare_test_img', 'prepare_test_data', 'get_data_info')
+"""Methods of data sets of mmdet and mmdet3d that decide what is in a test sample."""
 NOT_REGISTERED = 'is not in the'
 """What mmcv says of a type that no registry has."""
 HEAD_KEYS = ('query_head', 'bbox_head', 'mask_head', 'pts_bbox_head')
@@ -62,6 +65,18 @@ def data_classes(kind: Any, registry: str) -> list[type]:
     builders = filter(None, (sys.modules.get('mmdet3d.datasets.builder'), builder))
     classes = (vars(module)[registry].get(str(kind)) for module in builders)
     return [registered for registered in classes if isinstance(registered, type)]
+
+
+def makes_samples(dataset: type) -> bool:
+    """Return whether the user's code in a class of data sets decides what is in a test sample.
+
+    An `__init__` of the user's does if it has a `pipeline` of its own, which it may change.
+    """
+    if any(users_method(dataset, name) for name in SAMPLING):
+        return True
+    code = getattr(dataset.__init__, '__code__', None)
+    names = (*code.co_names, *code.co_varnames) if code else ()
+    return 'pipeline' in names and bool(users_method(dataset, '__init__'))
 
 
 def registered_class(registry: Any, name: Any) -> type | None:

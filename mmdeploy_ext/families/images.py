@@ -32,26 +32,13 @@ from mmdeploy_ext.contract.precision import with_half_features
 from mmdeploy_ext.contract.registry import options_of
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph, Stage
-from mmdeploy_ext.core.config import (
-    keyed_test_pipeline,
-    refused_by_name,
-    replaced_entry,
-    test_datasets,
-    test_pipeline,
-)
+from mmdeploy_ext.core.config import keyed_test_pipeline, refused_by_name, replaced_entry
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.base import LAYERS_FOLDER, Family
+from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.families.building import build_without_weights, has_head, head_of
 from mmdeploy_ext.families.limits import Kind, Limit, limits_of
-from mmdeploy_ext.families.replaced import (
-    DifferingMethod,
-    differing_datasets,
-    differing_loader,
-    differing_steps,
-    table_of,
-)
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
-from mmdeploy_ext.preprocess.pipeline_rule import KNOWN, rule_from_pipeline, steps_of
+from mmdeploy_ext.preprocess.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.family_runtime import results_of
 
@@ -74,6 +61,13 @@ class ResultLimit:
     key: str = 'max_per_img'
     default: int = -1
     available: int = sys.maxsize
+
+
+LAYERS = (
+    'ShiftWindowMSA.forward', 'SpatialReductionAttention.forward', 'AdaptivePadding.forward',
+    'Conv2dAdaptivePadding.forward', 'CornerPool.forward', 'BFP.forward',
+)  # fmt: skip
+"""Methods of layers that exports compute by themselves, some of them at any size alone."""
 
 
 class ImageFamily(Family):
@@ -103,6 +97,15 @@ class ImageFamily(Family):
     makes_masks_last: ClassVar[bool] = False
     first: ClassVar[str] = ''
     first_task: ClassVar[str] = 'bbox2d'
+    untraced = (
+        '.forward', 'forward_test', 'simple_test', 'simple_test_bboxes', 'simple_test_rpn',
+        'simple_test_mask', 'get_bboxes', '_get_bboxes', '_get_bboxes_single', 'get_bboxes_single',
+        '_bbox_post_process',
+        '_bboxes_nms', '_bbox_decode', 'anchor_center', 'decode_heatmap', 'score_voting', 'get_anchors',
+        '_get_guided_anchors_single', 'get_sampled_approxs', 'get_points', '_get_points_single', 'decode',
+        'grid_priors', 'grid_anchors', '_resize', 'deform_sampling',
+        *LAYERS,
+    )  # fmt: skip
     lowest_share: ClassVar[float] = 0.0
     shares_network: ClassVar[bool] = False
 
@@ -128,11 +131,6 @@ class ImageFamily(Family):
         key, pipeline = keyed_test_pipeline(cfg)
         with refused_by_name(cfg):
             return rule_from_pipeline(pipeline, key)
-
-    def differing_steps(self, cfg: Any) -> list[DifferingMethod]:
-        table = table_of(LAYERS_FOLDER)
-        steps = differing_steps(steps_of(test_pipeline(cfg), *KNOWN), table)
-        return [*steps, *differing_datasets(test_datasets(cfg), table), *differing_loader()]
 
     @abc.abstractmethod
     def spec(self, model: torch.nn.Module, options: Options) -> GraphSpec:

@@ -27,17 +27,7 @@ from mmdeploy_ext.contract.options import DRIVE, Option, Options
 from mmdeploy_ext.contract.registry import options_of
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
-from mmdeploy_ext.core.config import test_datasets, test_pipeline
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.base import LAYERS_FOLDER, Family
-from mmdeploy_ext.families.replaced import (
-    DifferingMethod,
-    differing_library_datasets,
-    differing_steps,
-    is_library_step,
-    table_of,
-)
-from mmdeploy_ext.preprocess.pipeline_rule import steps_of
+from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, Stepper, Sweep
 
@@ -139,23 +129,6 @@ class SequenceFamily(Family):
         a file with them; None of a model without voxels.
         """
         return None
-
-    def differing_steps(self, cfg: Any) -> list[DifferingMethod]:
-        """Return the user's steps with a name of mmdet's or mmdet3d's, which rules follow.
-
-        Methods and functions of the user that a library's step of such a name has or calls are returned, too,
-        and those in the place of methods of a library's data set. Steps of other names, and methods of the
-        user's own data sets, are compared by the moments of a data set alone.
-        """
-        try:
-            steps = list(steps_of(test_pipeline(cfg)))
-        except ConfigError:  # without a pipeline
-            return []
-        library_steps = [step for step in steps if is_library_step(str(step.get('type')))]
-        return [
-            *differing_steps(library_steps, table_of(LAYERS_FOLDER)),
-            *differing_library_datasets(test_datasets(cfg)),
-        ]
 
     def crowded_sweeps(self, rule: Any, options: Options) -> Iterable[Sweep]:
         """Return sweeps, as points alone, some of whose voxels have more points than a rule takes.

@@ -13,7 +13,7 @@ import torch
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.model_classes import files_of_users_classes
-from mmdeploy_ext.core.source_code import file_of_class, is_in_package
+from mmdeploy_ext.core.source_code import file_of, is_in_package
 from mmdeploy_ext.exporting.caught_errors import check_no_error_is_caught
 from mmdeploy_ext.lint.check import check
 from mmdeploy_ext.lint.nested import tensors_in
@@ -104,7 +104,7 @@ def _untraceable(part: torch.nn.Module, error: Exception) -> str:
     place = f'{lines[-1].filename}:{lines[-1].lineno} `{lines[-1].line}`' if lines else str(part)
     kind, reason = type(part), f'{type(error).__name__}: {one_line(error)}'
     return (
-        f'--dynamic-export: {kind.__name__} ({file_of_class(kind)}) cannot be traced, where sizes are '
+        f'--dynamic-export: {kind.__name__} ({file_of(kind)}) cannot be traced, where sizes are '
         f'tensors: {place}: {reason}; export a fixed --shape, change the line, or use --exporter dynamo'
     )
 
@@ -132,7 +132,7 @@ def _refusal(
     decides = f'; it decides by sizes in {", ".join(lines[:LISTED])}{rest}' if lines else ''
     (height, width), (other_height, other_width) = sides
     return (
-        f'--dynamic-export: {type(part).__name__} ({file_of_class(type(part))}), traced at {height}x{width}, '
+        f'--dynamic-export: {type(part).__name__} ({file_of(type(part))}), traced at {height}x{width}, '
         f'{failure} at {other_height}x{other_width}{decides}; export a fixed --shape, or change these lines '
         f'(mm2onnx lint shows all)'
     )

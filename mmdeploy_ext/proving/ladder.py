@@ -76,6 +76,7 @@ def prove(
     asked: Mapping[str, Any] | None = None,
     library: str | None = None,
     timed: bool = True,
+    strict: bool = False,
     **settings: Any,
 ) -> tuple[Verdict, list[Any]]:
     """Prove the files of one export.
@@ -96,6 +97,7 @@ def prove(
             installed one; None: such a file is not proven.
         timed: whether the verdict has times, which decide nothing; for them the engines run a model of
             pictures a few more times.
+        strict: whether what a graph cannot show of the user's code (`Verdict.untraced`) is a failure.
         settings: keyword arguments of the kind of proof, see its class: `picture_files` of pictures, `bars`
             of a drive, `ranges`, `max_voxels` and `node_list` of a backbone.
 
@@ -112,12 +114,14 @@ def prove(
     proof.timed = timed
     proof.verdict.against_installed = library == 'installed'
     proof.check(edited, asked)
+    verdict = proof.verdict
     with contextlib.ExitStack() as stack:
+        stack.callback(_add_about_code, proof, strict)
         try:
             proof.start(stack)
         except LoadError as error:  # the graph that level 1 has just judged is one that nothing can run
-            proof.verdict.reasons.append(one_line(error)[:MAX_MESSAGE_LENGTH])
-            return proof.verdict, []
+            verdict.reasons.append(one_line(error)[:MAX_MESSAGE_LENGTH])
+            return verdict, []
         first = None
         for make_inputs in (proof.inputs, proof.more_inputs):
             inputs = make_inputs()
@@ -127,4 +131,14 @@ def prove(
         if first is not None:
             proof.run_again(first)
         proof.conclude()
-    return proof.verdict, proof.pictures
+    return verdict, proof.pictures
+
+
+def _add_about_code(proof: Proof, strict: bool) -> None:
+    """Add what `strict` makes a failure, and to a failed verdict the files of the user's that changed."""
+    verdict = proof.verdict
+    if strict:
+        verdict.reasons += [f'untraced: {entry.text}' for entry in verdict.untraced]
+    if proof.changed_files and not verdict.passed:
+        changed = ', '.join(dict.fromkeys(proof.changed_files))
+        verdict.notes.append(f'changed since the export: {changed}')

@@ -5,18 +5,27 @@ from __future__ import annotations
 import collections
 import dataclasses
 import inspect
+import os
+import sys
 import sysconfig
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.source_code import is_users_file
+from mmdeploy_ext.core.config import test_datasets, test_pipeline
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.model_classes import parts_of, users_class, users_method
+from mmdeploy_ext.core.source_code import copied_libraries, is_users_file
+from mmdeploy_ext.families.building import data_class, makes_samples
+from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
-    import torch
+    from torch import nn
 
     from mmdeploy_ext.exporting.code_warnings import CodeWarning
+    from mmdeploy_ext.families.base import Family
 
 SWITCHES = ('is_in_onnx_export', 'is_tracing')
 """Functions by which code computes something else in an export than elsewhere."""
@@ -42,6 +51,48 @@ class Untraced:
         return f'{self.subject}: {self.reason}'
 
 
+def untraced_methods(family: Family, model: nn.Module, cfg: Any) -> list[Untraced]:
+    """Return the user's methods that a graph computes by itself, and steps and data sets, each once.
+
+    A copy of a library in the user's folder has one line for all of its classes.
+
+    Args:
+        family: that of the model.
+        model: the live model.
+        cfg: its config, an `mmcv.Config`.
+    """
+    libraries = copied_libraries().items()
+    copies = {f'{package} {sys.modules[package].__version__}': folder for package, folder in libraries}
+    copies |= getattr(model, 'copied_libraries', {})  # that run in a process of their own
+    lines = [
+        Untraced(f'{title} of {os.path.relpath(folder)}', 'its methods are compared by their results')
+        for title, folder in copies.items()
+    ]
+    for path, part in parts_of(model):
+        kind = type(part)
+        names = [path, *(base.__name__ for base in kind.__mro__)]
+        for entry in family.untraced:
+            place, dot, name = entry.rpartition('.')
+            is_of_part = not dot or any(fnmatchcase(one, place) for one in names)
+            if is_of_part and (method := users_method(kind, name)):
+                lines.append(Untraced(method, 'compared by its results'))
+    by = 'pictures' if family.samples == 'images' else 'samples'
+    lines += [Untraced(name, f'compared by {by}') for name in _users_data(cfg)]
+    return list(dict.fromkeys(lines))
+
+
+def _users_data(cfg: Any) -> Iterator[str]:
+    """Yield the user's steps of the test pipeline, and data sets with a way of their own to make samples."""
+    try:
+        steps = list(steps_of(test_pipeline(cfg)))
+    except ConfigError:  # without a pipeline
+        steps = []
+    kinds = [data_class(step.get('type'), 'PIPELINES') for step in steps]
+    datasets = (data_class(dataset.get('type'), 'DATASETS') for dataset in test_datasets(cfg))
+    kinds += [kind for kind in datasets if kind is not None and makes_samples(kind)]
+    yield from filter(None, (users_class(kind) for kind in kinds if kind is not None))
+
+
 def warning_lines(records: Iterable[CodeWarning]) -> list[Untraced]:
     """Return a line for each warning; those in files of a copied OpenMMLab package are one line."""
     lines, copied = [], collections.Counter()
@@ -56,7 +107,7 @@ def warning_lines(records: Iterable[CodeWarning]) -> list[Untraced]:
     return lines
 
 
-def export_switches(model: torch.nn.Module) -> list[Untraced]:
+def export_switches(model: nn.Module) -> list[Untraced]:
     """Return a line for each of the user's classes in a model whose source names one of `SWITCHES`."""
     lines = []
     for kind in dict.fromkeys(kind for part in model.modules() for kind in type(part).__mro__):

@@ -11,11 +11,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.printable import on_inputs
-from mmdeploy_ext.proving.results import SHOWN
 
 if TYPE_CHECKING:
     from mmdeploy_ext.core.model_classes import ModelClass
-    from mmdeploy_ext.families.replaced import DifferingMethod
     from mmdeploy_ext.proving.results import (
         Case,
         Check,
@@ -40,8 +38,6 @@ class Verdict:
             voxels by the rule and by the layer of the model; None if nothing was compared.
         cases: levels 2 and 3.
         model_classes: classes of the model that no installed library has: the user's, and ours.
-        differing_methods: methods of the model whose code differs from that which the graphs compute in their
-            place; equal graphs prove nothing then, and inputs decide.
         trials: level 3 of exports of the post-processing with other limits.
         sequence: level 4; empty for models that are not proven on a drive (PETR is, without a memory).
         metrics: level 5; empty when no data set was evaluated.
@@ -67,7 +63,6 @@ class Verdict:
     preprocessing: PreprocessingResult | None = None
     trials: list[Case] = dataclasses.field(default_factory=list)
     model_classes: list[ModelClass] = dataclasses.field(default_factory=list)
-    differing_methods: list[DifferingMethod] = dataclasses.field(default_factory=list)
     untraced: list[Untraced] = dataclasses.field(default_factory=list)
     unreached: list[str] = dataclasses.field(default_factory=list)
     libraries_not_run: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -100,11 +95,8 @@ class Verdict:
 
     @property
     def by_inputs(self) -> str:
-        """Why inputs decide in place of graphs: edits, methods that differ; '' if none."""
+        """Why inputs decide in place of graphs: edits; '' if none."""
         reasons = [graph.by_inputs for graph in self.graphs if graph.by_inputs]
-        reasons += [f'{method.name} differs' for method in self.differing_methods[:SHOWN]]
-        if len(self.differing_methods) > SHOWN:
-            reasons.append(f'{len(self.differing_methods) - SHOWN} more methods differ')
         return ', '.join(dict.fromkeys(reasons))
 
     @property
@@ -203,8 +195,8 @@ class Verdict:
             entry.update(text=graph.text, passed=graph.passed)
             for difference, plain in zip(graph.differences, entry['differences'], strict=True):
                 plain['text'] = difference.text
-        for method, entry in zip(self.differing_methods, content['differing_methods'], strict=True):
-            entry['text'] = method.text
+        for untraced, entry in zip(self.untraced, content['untraced'], strict=True):
+            entry['text'] = untraced.text
         if self.preprocessing is not None:
             content['preprocessing'].update(text=self.preprocessing.text, passed=self.preprocessing.passed)
         for entry in content['metrics']:

@@ -2,8 +2,8 @@
 
 mmdet computes masks of windows, the batch of windows and paddings as Python numbers, which a trace keeps as
 those of the traced picture. The classes here compute the same from the sizes of their inputs; they take the
-places of mmdet's in exports whose sizes or batch are dynamic. A part whose methods are not mmdet's is named
-by the verdict, as other replaced methods are (`families/replaced.py`, `SIZED_LAYERS`).
+places of mmdet's in exports whose sizes or batch are dynamic. Parts are known by
+the name of their class.
 
 Glossary: B batch, h, w height and width of a map, L = h * w tokens, C channels, M side of a window.
 """

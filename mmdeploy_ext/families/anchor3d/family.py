@@ -7,7 +7,7 @@ defined first: `families/base.py`, `families/sequence.py` and `families/parts/li
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mmdet3d.models import builder, dense_heads
+from mmdet3d.models import builder
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
@@ -39,13 +39,6 @@ DETECTORS = ('VoxelNet', 'MVXFasterRCNN', 'SASSD', DYNAMIC_DETECTOR)
 """Detectors that export."""
 READ = ('use_rotate_nms', 'nms_thr', 'max_num')
 """Entries of `test_cfg` that mmdet3d reads without a default."""
-FOLLOWED = (
-    *lidar_models.FOLLOWED,
-    *((getattr(dense_heads, name), ('get_bboxes', 'get_bboxes_single')) for name in HEADS),
-    *anchor_heads.FOLLOWED,
-)
-"""Classes and modules of mmdet3d, and their methods and functions whose results the graphs compute by other
-code; the coder is last."""
 
 
 def check_head(filename: str, model: Mapping[str, Any]) -> None:
@@ -81,7 +74,7 @@ def check_parts(filename: str, model: Mapping[str, Any]) -> None:
     check_head(filename, model)
 
 
-MODELS = LidarModels(check_parts, FOLLOWED)
+MODELS = LidarModels(check_parts)
 
 
 class AnchorFamily(SweepMethods, SequenceFamily):
@@ -93,8 +86,8 @@ class AnchorFamily(SweepMethods, SequenceFamily):
         'Anchor3DHead', 'FreeAnchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'PartAggregationROIHead',
         'PointRCNNRoIHead', 'SSD3DHead', 'VoteHead', 'H3DRoIHead', 'SASSD',
     )  # fmt: skip
+    untraced = (*lidar_models.UNTRACED, *anchor_heads.UNTRACED)
     build, preprocess_rule = MODELS.build, MODELS.preprocess_rule
-    replaced, followed = MODELS.replaced, FOLLOWED
     graphs, reference = staticmethod(graphs), staticmethod(AnchorReference)
     postprocess_facts = staticmethod(postprocess_facts)
 

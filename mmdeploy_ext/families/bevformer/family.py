@@ -7,6 +7,7 @@ defined first: `families/base.py`, `families/sequence.py` and `families/parts/ca
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,9 +19,9 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.model_classes import users_method
 from mmdeploy_ext.families.bevformer import autoware
 from mmdeploy_ext.families.bevformer.graphs import BEV, FORM, graphs, spec
-from mmdeploy_ext.families.bevformer.live import FOLLOWED, check_parts, replaced
 from mmdeploy_ext.families.bevformer.options import PORTABLE, RECORDED
 from mmdeploy_ext.families.bevformer.reference import BevFormerReference
 from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx, frame_with_record
@@ -36,6 +37,7 @@ from mmdeploy_ext.families.parts.proof_samples import changed_drive
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.parts.runtime.rig_frames import moments
 from mmdeploy_ext.families.sequence import FRAME_BARS, SequenceFamily
+from mmdeploy_ext.models.bevformer.head import BEVFormerHead
 from mmdeploy_ext.models.bevformer.transformer import BEVFormerLayer
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
@@ -55,6 +57,33 @@ def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
     return MemorySpec(
         tensors=tensors, outputs=dict(bev_embed='bev_embed'), needed=PREDICTIONS, per_query=PREDICTIONS
     )
+
+
+LOOPED = (
+    ('', ('forward', 'get_bev_features')),
+    ('encoder', ('forward', 'get_reference_points', 'point_sampling')),
+    ('encoder.layers.?', ('forward',)),
+    ('decoder', ('forward',)),
+)
+"""Parts of the transformer that our head goes through by itself, and their methods, which nothing calls."""
+
+
+def check_parts(filename: str, model: nn.Module) -> None:
+    """Refuse (ConfigError) methods of the user's in this package's head that neither graph nor PyTorch calls.
+
+    `filename` is that of the config, for the message.
+    """
+    if not isinstance(model.pts_bbox_head, BEVFormerHead):
+        return
+    for path, part in model.pts_bbox_head.transformer.named_modules():
+        for place, methods in LOOPED:
+            for found in (users_method(type(part), method) for method in methods if fnmatch(path, place)):
+                if found:
+                    raise ConfigError(
+                        f'{filename}: {found} is never called: BEVFormerHead of mm2onnx goes through the '
+                        f'layers of encoder and decoder by itself; use a head of your own code, by '
+                        f'custom_imports'
+                    )
 
 
 def check_encoder(filename: str, transformer: Mapping[str, Any]) -> None:
@@ -110,6 +139,13 @@ class BevFormerFamily(QueryBoxes, SequenceFamily):
         NODE_GRAPH: 'check {folder}',
         '': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video',
     }
+    untraced = (
+        '.forward', 'forward_test', 'simple_test', 'simple_test_pts', '.extract_feat', '.extract_img_feat',
+        'pts_bbox_head.forward', 'get_bboxes', 'decode', 'decode_single', '*transformer.forward',
+        'get_bev_features', '*transformer.encoder.forward', 'get_reference_points', 'point_sampling',
+        '*transformer.decoder.forward', '*encoder.layers.?.forward', '*attentions.?.forward',
+        '*deformable_attention.forward', 'grid_mask.forward',
+    )  # fmt: skip
     samples, memory = 'frames', True
     of_config = OF_CONFIG
     files = (FORM,)
@@ -120,7 +156,6 @@ class BevFormerFamily(QueryBoxes, SequenceFamily):
     ignored_prefixes = ('pts_bbox_head.code_weights',)
     claims, preprocess_rule = MODELS.claims, MODELS.preprocess_rule
     reference, memory_spec = staticmethod(BevFormerReference), staticmethod(memory_spec)
-    replaced, followed = staticmethod(replaced), FOLLOWED
     frame, moments = staticmethod(frame), staticmethod(functools.partial(moments, frame_of=frame_with_record))
     dumped_frame = staticmethod(dumped_frame)
 

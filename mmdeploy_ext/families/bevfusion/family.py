@@ -5,7 +5,7 @@ defined first: `families/base.py` and `families/sequence.py`. A config of mit-ha
 of it has a `fork`: the code of that repository then runs as the reference, in another process, see `fork.py`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +23,6 @@ from mmdeploy_ext.core.errors import CheckpointError, ConfigError
 from mmdeploy_ext.core.model_classes import ModelClass
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.bevfusion import autoware, cuda_graphs
-from mmdeploy_ext.families.bevfusion.followed_code import differing_code
 from mmdeploy_ext.families.bevfusion.fork import (
     SPARSE_ENCODER,
     Fork,
@@ -51,13 +50,8 @@ from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.proof_samples import changed_rigs, crowded, plain_moment
 from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
-from mmdeploy_ext.families.replaced import DifferingMethod, Followed, Replaced, replaced_of_class
 from mmdeploy_ext.families.sequence import SequenceFamily
-from mmdeploy_ext.models.bevfusion.center_head import BEVFusionCenterHead
-from mmdeploy_ext.models.bevfusion.coder import TransFusionBBoxCoder
-from mmdeploy_ext.models.bevfusion.fusion import SENSORS, BEVFusion, check_parts
-from mmdeploy_ext.models.bevfusion.head import TransFusionHead
-from mmdeploy_ext.models.bevfusion.view_transform import ViewTransform
+from mmdeploy_ext.models.bevfusion.fusion import SENSORS, check_parts
 from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame, Stepper, Sweep
@@ -67,15 +61,6 @@ CAMERAS = 6
 """Number of cameras in the graphs of CUDA-BEVFusion."""
 READ = dict(lidar=('voxelize', 'backbone'), camera=('backbone', 'vtransform'))
 """Sensor -> parts of its encoder that every model has."""
-
-FOLLOWED: Followed = (
-    (BEVFusion, ('forward', 'forward_test', 'simple_test', 'predictions', 'camera_view', 'lidar_view')),
-    (ViewTransform, ('pool',)),
-    (TransFusionHead, ('get_bboxes', 'suppress')),
-    (BEVFusionCenterHead, ('get_bboxes', '_decoded', '_suppressed', 'suppress')),
-    (TransFusionBBoxCoder, ('decode',)),
-)
-"""Classes of this package, and methods of them whose results the graphs compute by other code."""
 
 
 class BEVFusionFamily(SequenceFamily):
@@ -94,7 +79,10 @@ class BEVFusionFamily(SequenceFamily):
     postprocess_facts = staticmethod(postprocess_facts)
     frame, result, moments = staticmethod(frame), staticmethod(result), staticmethod(moments)
     dumped_frame, generated_sweeps = staticmethod(dumped), staticmethod(generated)
-    followed = FOLLOWED
+    untraced = (
+        '.forward', 'forward_test', 'simple_test', 'predictions', 'camera_view', 'lidar_view',
+        '*vtransform.pool', 'get_bboxes', 'suppress', 'decode',
+    )  # fmt: skip
     compared = ('cells', 'depth', 'bev')
 
     def claims(self, cfg: Any) -> Claim:
@@ -194,16 +182,6 @@ class BEVFusionFamily(SequenceFamily):
         ours = [entry for entry in classes if entry.ours and entry.name != Fork.__name__]
         return *repository_classes, *ours
 
-    def differing_methods(self, model: nn.Module, any_size: bool = False) -> list[DifferingMethod]:
-        if model.fork:
-            return differing_code(model.fork.process.facts['sources'])
-        return super().differing_methods(model, any_size)
-
-    def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        parts = [*model.modules(), getattr(model.heads['object'], 'bbox_coder', None)]
-        for part in parts:
-            yield from replaced_of_class(part, FOLLOWED)
-
     def reference(self, model: nn.Module) -> Stepper:
         if model.fork and model.fork.checkpoint:
             return ForkReference(model)
@@ -222,6 +200,7 @@ class BEVFusionFamily(SequenceFamily):
         model = build_without_weights(cfg, build_model)
         model.fork = cfg.get('fork')
         if model.fork:
+            model.copied_libraries = dict(mmdet3d=Path(model.fork.root) / 'mmdet3d')
             take_layers(model)
         return model
 

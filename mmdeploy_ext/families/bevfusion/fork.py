@@ -231,7 +231,7 @@ class ForkProcess:
         fork: the repository and its config.
         folder: temporary folder of the job and of the arrays that go in and come out.
         close: ends the process; it is called at the latest when nobody has this object any more.
-        facts: `root`, `classes`, `sources`, `patches` and `box_convention` of the repository's code, see
+        facts: `root`, `classes`, `patches` and `box_convention` of the repository's code, see
             `fork_process.ForkModel.facts`.
         operators: compiled operators of the repository that ran in PyTorch so far.
     """

@@ -24,17 +24,15 @@ import os
 import pickle
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.compat.vendored_mmdet3d import executed_operators, stand_in_for_operators
-from mmdeploy_ext.core.model_classes import classes_of, model_classes
-from mmdeploy_ext.core.source_code import sources_of_module
+from mmdeploy_ext.core.model_classes import model_classes
 from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES
 
 compat.apply()
@@ -112,43 +110,19 @@ class ForkModel:
             transform.dtransform.register_forward_pre_hook(keep_depth)
 
     def facts(self) -> dict[str, Any]:
-        """Return the model's classes and sources, the patches for it, and the convention of its boxes.
+        """Return the model's classes, the patches for it, and the convention of its boxes.
 
         Returns:
-            `root`, path of the repository; `classes`, entries of `ModelClass`; `sources`, file -> qualified
-            name -> hash, first and last line; `patches`, each with name and reason, those that changed
-            something since the repository was imported; `box_convention`.
+            `root`, path of the repository; `classes`, entries of `ModelClass`; `patches`, each with name and
+            reason, those that changed something since the repository was imported; `box_convention`.
         """
         patches = [patch for patch in compat.effective() if patch not in self.general]
         return dict(
             root=str(self.root),
             classes=[entry.to_json() for entry in model_classes(self.model)],
-            sources=dict(self._sources()),
             patches=[dict(name=patch.name, reason=patch.reason) for patch in patches],
             box_convention=box_convention(),
         )
-
-    def _sources(self) -> Iterator[tuple[str, dict[str, tuple[str, int, int]]]]:
-        """Yield file and definitions of each module of the repository that the code of the model reaches.
-
-        These are the modules of its classes, and those of what they import by name.
-        """
-        waiting = [sys.modules.get(model_class.__module__) for model_class in classes_of(self.model)]
-        modules: dict[str, ModuleType] = {}
-        while waiting:
-            module = waiting.pop()
-            file = getattr(module, '__file__', None) or ''
-            in_repository = file.endswith('.py') and Path(file).resolve().is_relative_to(self.root)
-            if module is None or module.__name__ in modules or not in_repository:
-                continue
-            modules[module.__name__] = module
-            for value in vars(module).values():
-                name = getattr(value, '__module__', None) if callable(value) else None
-                waiting.append(value if isinstance(value, ModuleType) else sys.modules.get(str(name)))
-        for _, module in sorted(modules.items()):
-            sources = sources_of_module(module)
-            file = sources['<module>'].file
-            yield file, {name: (entry.sha256, entry.first, entry.last) for name, entry in sources.items()}
 
     def weight_shapes(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return name -> shape of each tensor that a checkpoint of the model has; `arrays` are not used."""

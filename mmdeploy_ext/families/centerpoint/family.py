@@ -8,11 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mmdet3d.core.bbox.coders import CenterPointBBoxCoder
-from mmdet3d.core.bbox.structures import utils as box_utils
-from mmdet3d.core.post_processing import box3d_nms
 from mmdet3d.models.builder import DETECTORS
-from mmdet3d.models.dense_heads import CenterHead
 from torch import nn
 
 from mmdeploy_ext.consumers.autoware.centerpoint import GRAPHS as AUTOWARE_FILES
@@ -39,15 +35,6 @@ from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.runtime.frames import Stepper, Sweep
 
-FOLLOWED = (
-    *lidar_models.FOLLOWED,
-    (CenterHead, ('get_bboxes', 'get_task_detections')),
-    (box3d_nms, ('nms_bev', 'circle_nms')),
-    (box_utils, ('xywhr2xyxyr',)),
-    (CenterPointBBoxCoder, ('decode', '_topk', '_gather_feat', '_transpose_and_gather_feat')),
-)
-"""Classes and modules of mmdet3d -> names of their methods and functions that an export computes itself."""
-
 
 def check_parts(filename: str, model: Mapping[str, Any]) -> None:
     """Refuse (ConfigError) parts of a config's `model` that are not exported.
@@ -57,7 +44,7 @@ def check_parts(filename: str, model: Mapping[str, Any]) -> None:
     check_points_side(filename, model, 'CenterPoint', ('CenterHead',))
 
 
-MODELS = LidarModels(check_parts, FOLLOWED)
+MODELS = LidarModels(check_parts)
 
 
 class CenterPointFamily(SweepMethods, SequenceFamily):
@@ -67,8 +54,11 @@ class CenterPointFamily(SweepMethods, SequenceFamily):
     exports = 'CenterPoint of points with CenterHead (mmdeploy_ext/families/centerpoint/README.md)'
     similar_names = ('CenterHead', 'Anchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'TransFusion')
     used_by: ClassVar[Mapping[str, str]] = {**SweepMethods.used_by, AUTOWARE_FILES[-1]: 'check {folder}'}
+    untraced = (
+        *lidar_models.UNTRACED, 'get_bboxes', 'get_task_detections', 'decode', '_topk', '_gather_feat',
+        '_transpose_and_gather_feat',
+    )  # fmt: skip
     build, preprocess_rule = MODELS.build, MODELS.preprocess_rule
-    replaced, followed = MODELS.replaced, FOLLOWED
     reference = staticmethod(CenterPointReference)
     postprocess_facts = staticmethod(postprocess_facts)
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from mmdet.models.utils import gaussian_target
 from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
@@ -24,31 +23,12 @@ from mmdeploy_ext.families.corner import graphs
 from mmdeploy_ext.families.corner.graphs import FEWEST_CORNERS, PAIRS, suppression, thresholds
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.limits import Kind, Limit
-from mmdeploy_ext.families.parts import detector_parts, followed, image_feeds, mmdet_reference
+from mmdeploy_ext.families.parts import detector_parts, image_feeds, mmdet_reference
 from mmdeploy_ext.families.parts.exaggerated import changed_forward
-from mmdeploy_ext.families.replaced import Replaced
 
 dense_heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
 HEADS = (dense_heads.CentripetalHead, dense_heads.CornerHead)
 """Heads that export."""
-METHODS = (
-    'simple_test',
-    'simple_test_bboxes',
-    'get_bboxes',
-    '_get_bboxes_single',
-    '_bboxes_nms',
-    'decode_heatmap',
-)
-"""Methods of heads that the graph computes by itself."""
-MAP_FUNCTIONS = ('get_local_maximum', 'get_topk_from_heatmap', 'transpose_and_gather_feat', 'gather_feat')
-"""Functions of maps of corners that the graph computes by itself."""
-FOLLOWED = (
-    (detectors.CornerNet, followed.DETECTOR_METHODS),
-    *((head, METHODS) for head in HEADS),
-    (gaussian_target, MAP_FUNCTIONS),
-    *followed.FUNCTIONS,
-)
-"""Classes and modules of mmdet, and the methods that the graph computes, as `Family.followed` has them."""
 CLOSER, BAND = 4.0, 3
 """Divisor of the shifts in every second band of rows, and rows of a band: pairs of corners as close as that
 make boxes so small that their central region has another size."""
@@ -69,13 +49,9 @@ class CornerFamily(ImageFamily):
     similar_names = ('CornerNet', 'CornerHead', 'CentripetalHead')
     task = 'bbox2d'
     forms = ('full',)
-    followed = FOLLOWED
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(image_feeds.feeds)
     reference_detections = staticmethod(mmdet_reference.box_detections)
-
-    def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        return followed.replaced_in(model, ['bbox_head'], FOLLOWED)
 
     def claims(self, cfg: Any) -> Claim:
         """Claim every CornerNet; `check` refuses those with other heads, by the key."""

@@ -25,8 +25,6 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import nearest_base, registered_class
 from mmdeploy_ext.families.dense import graphs, reference
 from mmdeploy_ext.families.dense.heads import (
-    FOLLOWED,
-    FOLLOWED_BEFORE,
     KINDS,
     QUERY_HEAD,
     check_library_head,
@@ -40,14 +38,13 @@ from mmdeploy_ext.families.dense.heads import (
 from mmdeploy_ext.families.dense.runtime import level_shapes
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.limits import Limit
-from mmdeploy_ext.families.parts import detector_parts, followed, image_feeds
+from mmdeploy_ext.families.parts import detector_parts, image_feeds
 from mmdeploy_ext.families.parts.exaggerated import (
     changed_forward,
     exaggerated_cells,
     exchanged,
     raised_corners,
 )
-from mmdeploy_ext.families.replaced import Replaced
 
 BOX_OUTPUTS = ('bbox_pred', 'bbox_reg', 'shape_pred', 'wh', 'offset')
 """Outputs of heads that hold only positions and sizes of boxes."""
@@ -64,7 +61,7 @@ class DenseFamily(ImageFamily):
     task = 'bbox2d'
     forms = ('full', 'decode', 'raw')
     ignored_prefixes = ('teacher_model.',)
-    followed, followed_before = FOLLOWED, FOLLOWED_BEFORE
+    untraced = (*ImageFamily.untraced, '*integral.forward')
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(image_feeds.feeds)
     reference_tensors = staticmethod(reference.tensors)
@@ -151,17 +148,6 @@ class DenseFamily(ImageFamily):
             cfg = copy.deepcopy(cfg)  # a shallow copy shares its content
             cfg.model = student
         return super().build(cfg)
-
-    def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        """Yield entries of what graphs compute by themselves, see `followed.replaced_in`.
-
-        It is methods of the live detector, of its head, of its generators of priors and its coders, and
-        functions of mmdet. Whether they differ from upstream's is not looked at here.
-        """
-        yield from followed.replaced_in(model, ['bbox_head'], FOLLOWED)
-        integral = getattr(model.bbox_head, 'integral', None)
-        if integral is not None:  # of GFL, whatever class a user gives it
-            yield Replaced(integral, 'Integral', ('forward',))
 
     def takes(self, model: nn.Module, options: Options, height: int, width: int) -> bool:
         """Return whether inputs of this size, pixels with padding, are large enough for a dynamic graph.

@@ -14,10 +14,10 @@ from mmdeploy_ext.compat.older_mmdet import mmdet_module, mmdet_release
 from mmdeploy_ext.compat.older_priors import LevelPoints
 from mmdeploy_ext.contract.dense_head import Head
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.source_code import is_in_library, source_of_function
+from mmdeploy_ext.core.model_classes import users_method
+from mmdeploy_ext.core.source_code import is_in_library
 from mmdeploy_ext.exporting.postprocess.suppression import NmsConfig, nms_config, positive
 from mmdeploy_ext.families.building import nearest_base
-from mmdeploy_ext.families.parts import followed
 from mmdeploy_ext.families.parts.dense_heads import KINDS, HeadKind, compares_products
 from mmdeploy_ext.families.parts.detector_parts import check_settings
 
@@ -40,25 +40,6 @@ METHODS = (
     'score_voting',
 )
 """Methods of heads that the graphs compute by themselves."""
-FOLLOWED = (
-    (detectors.SingleStageDetector, followed.DETECTOR_METHODS),
-    *((kind.upstream, METHODS) for kind in KINDS.values()),
-    (dense_heads.SABLRetinaHead, (*METHODS, 'get_anchors')),
-    (Integral, ('forward',)),
-    *followed.GENERATORS,
-    *followed.CODERS,
-    *followed.FUNCTIONS,
-)
-"""Classes and modules of mmdet, and the methods that the graphs compute, as `Family.followed` has them."""
-FOLLOWED_BEFORE = (
-    *(
-        (kind.upstream, ('_get_bboxes', 'get_bboxes_single', 'get_points', '_get_points_single'))
-        for kind in KINDS.values()
-    ),
-    (dense_heads.GuidedAnchorHead, ('get_anchors', '_get_guided_anchors_single', 'get_sampled_approxs')),
-    *followed.BEFORE,
-)
-"""Methods that an mmdet before 2.18 has around its dense heads, beside those of `FOLLOWED`."""
 PAIRS_SINCE = (2, 18)
 """First release of mmdet whose heads keep the `nms_pre` best pairs of prior and class of a level; before it
 they kept the best priors with all their classes (compared: 2.6.0, 2.10.0, 2.14.0, 2.17.0 and 2.18.0)."""
@@ -163,10 +144,10 @@ def thresholds(head: nn.Module) -> NmsConfig:
     except ConfigError as error:
         if is_upstream:
             raise
-        source = source_of_function(get_bboxes)
+        method = users_method(type(head), 'get_bboxes') or get_bboxes.__qualname__
         raise ConfigError(
-            f'{error}; the graphs would compute that in place of {get_bboxes.__qualname__} ({source.file} '
-            f'line {source.first}): one that works otherwise needs a family of its own (docs/own-family.md)'
+            f'{error}; the graphs would compute that in place of {method}: one that works otherwise needs a '
+            f'family of its own (docs/own-family.md)'
         ) from error
     if kind.limit == 'topk':  # the best cells, without a suppression
         topk = positive('topk', test_cfg['topk'])

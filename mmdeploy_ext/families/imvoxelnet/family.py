@@ -11,9 +11,7 @@ from typing import Any
 import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelines
 import torch
 from mmdet3d.core.bbox import LiDARInstance3DBoxes, bbox3d2result
-from mmdet3d.core.bbox.structures import utils
-from mmdet3d.models import builder, dense_heads, detectors
-from mmdet3d.models.fusion_layers import point_fusion
+from mmdet3d.models import builder, detectors
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
@@ -27,22 +25,13 @@ from mmdeploy_ext.families.imvoxelnet.runtime import COLUMNS
 from mmdeploy_ext.families.imvoxelnet.seeded import seeded_detector
 from mmdeploy_ext.families.limits import Kind, Limit
 from mmdeploy_ext.families.missing_kernels import missing_operators
-from mmdeploy_ext.families.parts import anchor_heads, detector_parts
-from mmdeploy_ext.families.parts.anchor_heads import PER_CLASS_HEAD, check_anchor_head
+from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.anchor_heads import PER_CLASS_HEAD, UNTRACED, check_anchor_head
 from mmdeploy_ext.families.parts.exaggerated import changed_outputs, turned_on
 from mmdeploy_ext.families.parts.samples import only
-from mmdeploy_ext.families.replaced import Replaced, replaced_functions, replaced_of_class
 from mmdeploy_ext.preprocess.cam2img import PROJECTION
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 
-FOLLOWED = (
-    (detectors.ImVoxelNet, ('forward_test', 'simple_test', 'extract_feat')),
-    (dense_heads.Anchor3DHead, ('get_bboxes', 'get_bboxes_single')),
-    (point_fusion, ('point_sample',)),
-    (utils, ('points_cam2img', 'get_proj_mat_by_coord_type')),
-    *anchor_heads.FOLLOWED,
-)
-"""Classes and functions of mmdet3d, and the methods that the graphs compute, see `Family.followed`."""
 READ = ('nms_pre', 'score_thr')
 """Limits in `test_cfg` that the head reads besides `max_num` and `nms_thr`; it reads no `min_bbox_size`."""
 FRAME, HEAD = 'LIDAR', 'Anchor3DHead'
@@ -59,8 +48,8 @@ class ImVoxelNetFamily(ImageFamily):
     exports = 'ImVoxelNet (mmdeploy_ext/families/imvoxelnet/README.md)'
     similar_names = ('ImVoxel',)
     forms = ('full', 'raw')
+    untraced = ('.forward', 'forward_test', 'simple_test', '.extract_feat', *UNTRACED)
     tie_keys = ('nms_thr', 'score_thr')
-    followed = FOLLOWED
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
@@ -103,12 +92,6 @@ class ImVoxelNetFamily(ImageFamily):
 
     def seeded(self, cfg: Any, seed: int) -> nn.Module:
         return seeded_detector(self.build(cfg), cfg, seed)
-
-    def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        head = model.bbox_head
-        for part in (model, head, head.anchor_generator, head.bbox_coder):
-            yield from replaced_of_class(part, FOLLOWED)
-        yield from replaced_functions(FOLLOWED)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         return graphs.postprocess_facts(model)

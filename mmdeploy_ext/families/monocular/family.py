@@ -4,16 +4,12 @@ What the attributes and methods of the classes without a docstring are for is do
 defined first: `families/base.py` and `families/images.py`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelines
 import torch
-from mmdet3d.core.bbox.coders import FCOS3DBBoxCoder, PGDBBoxCoder, SMOKECoder
-from mmdet3d.core.bbox.structures import utils as box_utils
-from mmdet3d.core.post_processing import box3d_nms
 from mmdet3d.models import builder, dense_heads, detectors
-from mmdet3d.models.dense_heads.anchor_free_mono3d_head import AnchorFreeMono3DHead
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
@@ -26,37 +22,8 @@ from mmdeploy_ext.families.limits import Kind, Limit
 from mmdeploy_ext.families.monocular import cameras, graphs, reference, smoke_graphs
 from mmdeploy_ext.families.monocular.seeded import seeded_detector
 from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.replaced import Replaced, replaced_functions, replaced_of_class
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.runtime.detections import rows_with_scores
-
-DETECTOR_METHODS = ('forward_test', 'simple_test')
-HEAD_METHODS = (
-    'forward',
-    'forward_single',
-    'get_bboxes',
-    '_get_bboxes_single',
-    'get_points',
-    '_get_points_single',
-)
-"""Methods that the graphs compute by themselves, of detectors and of heads."""
-FOLLOWED = (
-    (detectors.FCOSMono3D, DETECTOR_METHODS),
-    (detectors.SMOKEMono3D, DETECTOR_METHODS),
-    (detectors.SingleStageMono3DDetector, DETECTOR_METHODS),
-    (dense_heads.PGDHead, HEAD_METHODS),
-    (dense_heads.FCOSMono3DHead, HEAD_METHODS),
-    (dense_heads.SMOKEMono3DHead, ('forward', 'forward_single', 'get_bboxes', 'decode_heatmap')),
-    (AnchorFreeMono3DHead, ('forward_single',)),
-    (PGDBBoxCoder, ('decode', 'decode_2d', 'decode_prob_depth', 'decode_yaw')),
-    (FCOS3DBBoxCoder, ('decode', 'decode_yaw')),
-    (SMOKECoder, ('decode', '_decode_depth', '_decode_location', '_decode_dimension', '_decode_orientation')),
-    (box3d_nms, ('box3d_multiclass_nms', 'nms_bev')),
-    (box_utils, ('points_img2cam', 'limit_period', 'xywhr2xyxyr')),
-)
-"""Classes and modules of mmdet3d, and their methods and functions that the graphs compute, see
-`Family.followed`."""
-
 
 READ = ('nms_pre', 'score_thr', 'max_per_img')
 """Limits in `test_cfg` that heads of FCOS3D and PGD read besides `nms_thr`; they read no `min_bbox_size`."""
@@ -112,18 +79,6 @@ def check_dataset(cfg: Any, dataset: Any) -> None:
         )
 
 
-def replaced(model: nn.Module) -> Iterator[Replaced]:
-    """Yield entries with the methods of a detector, its head and box coder that graphs compute themselves.
-
-    Functions of mmdet3d that these use are among them. Whether they differ from upstream's is not looked at
-    here.
-    """
-    yield from replaced_of_class(model, FOLLOWED)
-    yield from replaced_of_class(model.bbox_head, FOLLOWED)
-    yield from replaced_of_class(model.bbox_head.bbox_coder, FOLLOWED)
-    yield from replaced_functions(FOLLOWED)
-
-
 def mmdet3d_result(detections: Any, num_classes: int) -> dict[str, Any]:
     """Return what mmdet3d's monocular detectors return for a picture, of `MonocularDetections`.
 
@@ -163,7 +118,10 @@ class MonocularMethods:
 
     similar_names = ('Mono3D', 'FCOS3D', 'PGD', 'SMOKE', 'MonoFlex')
     task = 'mmdeploy_ext.families.monocular.task'
-    followed, replaced = FOLLOWED, staticmethod(replaced)
+    untraced = (
+        *ImageFamily.untraced, 'bbox_head.forward', 'forward_single', 'decode_2d', 'decode_prob_depth',
+        'decode_yaw', '_decode_depth', '_decode_location', '_decode_dimension', '_decode_orientation',
+    )  # fmt: skip
     feeds, result = staticmethod(cameras.feeds), staticmethod(mmdet3d_result)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)

@@ -6,17 +6,12 @@ from typing import Any
 import torch
 from mmdet.core.anchor.builder import ANCHOR_GENERATORS
 from mmdet.core.bbox.builder import BBOX_CODERS
-from mmdet3d.core import anchor as anchors
-from mmdet3d.core.bbox.coders import DeltaXYZWLHRBBoxCoder
-from mmdet3d.core.bbox.structures import utils as box_utils
-from mmdet3d.core.post_processing import box3d_nms
 from mmdet3d.models.builder import HEADS
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.building import names_of_class, nearest_base
 from mmdeploy_ext.families.parts.runtime.anchors3d import AnchorRule
-from mmdeploy_ext.families.replaced import Followed
 
 PER_CLASS = 'AlignedAnchor3DRangeGeneratorPerCls'
 """Anchor generator of heads in which classes have maps of their own."""
@@ -26,20 +21,12 @@ PER_CLASS_HEAD = 'ShapeAwareHead'
 """Head of SSN, in which classes have maps of their own."""
 CODER = 'DeltaXYZWLHRBBoxCoder'
 """The one box coder that the runtime repeats."""
-ANCHOR_METHODS = (
-    'grid_anchors',
-    'single_level_grid_anchors',
-    'multi_cls_grid_anchors',
-    'anchors_single_range',
-)
-"""Methods of generators of anchors that `AnchorRule` repeats."""
-FOLLOWED: Followed = (
-    *((getattr(anchors, name), ANCHOR_METHODS) for name in GENERATORS),
-    (box3d_nms, ('box3d_multiclass_nms', 'nms_bev', 'nms_normal_bev')),
-    (box_utils, ('limit_period', 'xywhr2xyxyr')),
-    (DeltaXYZWLHRBBoxCoder, ('decode',)),
-)
-"""Classes and modules of mmdet3d that `AnchorRule` and the suppression repeat; coder last."""
+
+UNTRACED = (
+    'get_bboxes', 'get_bboxes_single', 'decode', 'grid_anchors', 'single_level_grid_anchors',
+    'multi_cls_grid_anchors', 'anchors_single_range',
+)  # fmt: skip
+"""Methods of heads, coders and generators that `AnchorRule` and the suppression repeat."""
 
 
 def check_anchor_head(filename: str, key: str, head: Mapping[str, Any]) -> None:

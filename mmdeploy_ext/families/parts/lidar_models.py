@@ -11,9 +11,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mmdet3d.models import build_model, detectors, middle_encoders, voxel_encoders
+from mmdet3d.models import build_model
 from mmdet3d.models.builder import DETECTORS, HEADS
-from mmdet3d.models.voxel_encoders import utils as voxel_utils
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
@@ -33,31 +32,17 @@ from mmdeploy_ext.families.parts.pillars import (
 )
 from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
 from mmdeploy_ext.families.parts.voxel_grid import grid_size, rule_of_layer
-from mmdeploy_ext.families.replaced import Followed, Replaced, replaced_functions, replaced_of_class
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.proving.levels.synthetic import limit_between
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Stepper
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_strict
 
-DETECTOR_METHODS = (
-    'forward',
-    'forward_test',
-    'simple_test',
-    'simple_test_pts',
-    'extract_feat',
-    'extract_pts_feat',
-    'voxelize',
-)
-"""Methods of detectors around their parts, in a test on one sweep."""
-FOLLOWED = (
-    *((kind, DETECTOR_METHODS) for kind in (detectors.MVXTwoStageDetector, detectors.CenterPoint)),
-    *((kind, DETECTOR_METHODS) for kind in (detectors.VoxelNet, detectors.DynamicVoxelNet, detectors.SASSD)),
-    *((getattr(voxel_encoders, name), ('forward',)) for name in (*ENCODERS, DYNAMIC_ENCODER, *MEANS)),
-    (middle_encoders.PointPillarsScatter, ('forward', 'forward_single', 'forward_batch')),
-    (voxel_utils, ('get_paddings_indicator',)),
-)
-"""Classes and modules of mmdet3d, and the methods and functions that graphs and runtimes compute."""
+UNTRACED = (
+    '.forward', 'forward_test', 'simple_test', 'simple_test_pts', '.extract_feat', 'extract_pts_feat',
+    'voxelize', '*voxel_encoder.forward', 'forward_batch', 'forward_single',
+)  # fmt: skip
+"""Methods of detectors, encoders of voxels and scatterers that graphs and runtimes compute."""
 COLUMNS = dict(LoadPointsFromFile=[0, 1, 2], LoadPointsFromMultiSweeps=[0, 1, 2, 4])
 """Step that loads points -> columns that it keeps if the config names none."""
 DYNAMIC_DETECTOR = 'DynamicVoxelNet'
@@ -81,7 +66,6 @@ class LidarModels:
     """
 
     check_parts: Callable[[str, Mapping[str, Any]], None]
-    followed: Followed
 
     def check(self, cfg: Any, options: Options, family: str) -> None:
         """Refuse (ConfigError, UsageError) parts, pipelines and options that are not exported, by name.
@@ -117,20 +101,6 @@ class LidarModels:
         if cfg.model[f'{prefix}middle_encoder'].type != SCATTER:
             return find_family(cfg, BACKBONE).preprocess_rule(cfg)
         return rule_of_layer(cfg.model[f'{prefix}voxel_layer'], points_width(cfg.model)[1], 'zyx')
-
-    def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        """Yield entries of the followed methods of a live detector, its parts, anchor generator and coder.
-
-        Files or runtimes compute them by other code; functions of mmdet3d that they use are among them.
-        Whether they differ from upstream's is not looked at here.
-        """
-        parts = parts_of(model)
-        generator = getattr(parts.head, 'anchor_generator', None)
-        for part in (model, parts.voxel_encoder, parts.middle_encoder, parts.head, generator):
-            yield from replaced_of_class(part, self.followed)
-        coder, methods = self.followed[-1]
-        yield Replaced(parts.head.bbox_coder, coder.__name__, methods)
-        yield from replaced_functions(self.followed)
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:

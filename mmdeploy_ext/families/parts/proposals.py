@@ -47,25 +47,6 @@ HEADS = (heads.GARPNHead, heads.CascadeRPNHead, heads.RPNHead)
 """Heads of proposals that export."""
 NEEDED = ('nms', 'max_per_img', 'min_bbox_size')
 """Settings of `test_cfg.rpn` that these heads read without a default."""
-METHODS = (
-    'simple_test_rpn',
-    'get_bboxes',
-    '_get_bboxes_single',
-    '_bbox_post_process',
-    'get_anchors',
-    '_get_guided_anchors_single',
-)
-"""Methods of heads of proposals that the graphs compute by themselves."""
-STAGE_METHODS = (
-    'forward',
-    'forward_single',
-    'anchor_offset',
-    'get_anchors',
-    'refine_bboxes',
-    'get_bboxes',
-    '_get_bboxes_single',
-)
-"""The same of the stages of a Cascade RPN."""
 NMS_ENTRY_SINCE = (2, 10)
 """First release of mmdet whose heads of proposals read `nms` and `max_per_img` of `test_cfg.rpn` (compared:
 2.6.0 to 2.10.0); see `settings_of`."""

@@ -35,8 +35,6 @@ EXTRACTORS = {
 """Extractors that are exported -> their methods that the graphs compute by themselves."""
 MOVING_LAYERS = (DeformRoIPoolPack, ModulatedDeformRoIPoolPack)
 """Layers that move the cells of a region before they are pooled."""
-REGION_LAYERS = tuple((layer, ('forward',)) for layer in (RoIAlign, SimpleRoIAlign, *MOVING_LAYERS))
-"""Layers that read regions -> their method that the graphs compute by themselves."""
 
 
 # --- the head of regions of a detector ------------------------------------------------------------------

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
-from mmcv.ops import CornerPool, deform_conv2d
+from mmcv.ops import deform_conv2d
 from mmcv.ops.merge_cells import BaseMergeCell
 from mmdet.models.necks import BFP
 from torch import nn
@@ -22,7 +21,6 @@ from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.model_classes import is_users
 from mmdeploy_ext.exporting.fold import PREPARATIONS
 from mmdeploy_ext.exporting.ops.deform_conv import CALLERS, LeadingOffsets
-from mmdeploy_ext.families.replaced import LAYERS, SIZED_LAYERS
 
 TOODHead = mmdet_module('mmdet.models.dense_heads').TOODHead
 AdaptivePadding = mmdet_module('mmdet.models.utils.transformer').AdaptivePadding
@@ -167,18 +165,6 @@ def run_as_torch_layer(module: nn.Module) -> None:
         module.forward = functools.partial(cls.__mro__[1].forward, module)
 
 
-LAYERS += [
-    (BaseMergeCell, ('_resize',)),
-    (BFP, ('forward',)),
-    (TOODHead, ('deform_sampling',)),
-    (Conv2dAdaptivePadding, ('forward',)),
-    (CornerPool, ('forward',)),
-]
-SIZED_LAYERS += [
-    (AdaptivePadding, ('forward', 'get_pad_shape')),
-    (ShiftWindowMSA, ('forward', 'window_partition', 'window_reverse')),
-    (SpatialReductionAttention, ('forward',)),
-]
 PREPARATIONS += [
     spell_out_leading_offsets,
     resize_by_integers,

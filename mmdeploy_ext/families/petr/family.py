@@ -32,7 +32,6 @@ from mmdeploy_ext.families.petr.graphs import (
     predictions,
     valid_for,
 )
-from mmdeploy_ext.families.petr.live import FOLLOWED, replaced
 from mmdeploy_ext.families.petr.options import DL4AGX
 from mmdeploy_ext.families.petr.reference import PetrReference, pipeline_settings
 from mmdeploy_ext.families.petr.runtime import (
@@ -96,6 +95,11 @@ class PetrFamily(QueryBoxes, SequenceFamily):
     used_by: ClassVar[Mapping[str, str]] = {
         '': 'video {config} {checkpoint} --onnx {folder} --out work_dirs/video'
     }
+    untraced = (
+        '.forward', 'forward_test', 'simple_test', 'simple_test_pts', '.extract_feat', '.extract_img_feat',
+        'pts_bbox_head.forward', 'position_embeding', 'get_bboxes', 'pts_bbox_head.transformer.forward',
+        'decode', 'decode_single', 'grid_mask.forward',
+    )  # fmt: skip
     samples, memory = 'frames', True
     of_config = OF_CONFIG
     files = PORTABLE_FILES
@@ -107,7 +111,6 @@ class PetrFamily(QueryBoxes, SequenceFamily):
     bars_of = 'the portable contract on a CPU'
     ignored_prefixes = ('pts_bbox_head.code_weights',)
     reference = staticmethod(PetrReference)
-    replaced, followed = staticmethod(replaced), FOLLOWED
     moments = staticmethod(moments)
     dumped_frame = staticmethod(functools.partial(dumped_cameras, names=DUMPED))
     graphs = staticmethod(graphs)

@@ -24,7 +24,6 @@ from mmdeploy_ext.families.parts.camera_graphs import feature_maps, map_shapes
 from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.parts.runtime.query_boxes import output_specs
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
-from mmdeploy_ext.families.petr.live import run_decoder
 from mmdeploy_ext.families.petr.options import DL4AGX, FRAME, MODEL, RIG
 from mmdeploy_ext.families.petr.runtime import (
     BOUND_NAMES,
@@ -325,3 +324,28 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
         names, specs = PORTABLE_FILES, portable(size)
     specs = [for_precision(spec, options.precision) for spec in specs]
     return with_examples(model, list(zip(names, modules, specs, strict=True)))
+
+
+def run_decoder(
+    live_head: nn.Module, tokens: Tensor, positions: Tensor, query_pos: Tensor, padding: Tensor | None
+) -> Tensor:
+    """Return the outputs (L, 1, R, C) of a head's decoder.
+
+    Tokens and their positions are (F N, C, h, w), the queries' positions (R, C); `padding` (F N, h, w) is
+    True where a token shows no picture, None if none does so. L are layers, R queries, C channels, F frames,
+    N cameras, and h, w is the size of a map.
+    """
+    tokens, positions = (x.permute(0, 2, 3, 1).flatten(0, 2).unsqueeze(1) for x in (tokens, positions))
+    query_pos = query_pos.unsqueeze(1)
+    padding = None if padding is None else padding.flatten().unsqueeze(0)
+    decoder, start = live_head.transformer.decoder, torch.zeros_like(query_pos)
+    outputs = decoder(
+        query=start,
+        key=tokens,
+        value=tokens,
+        key_pos=positions,
+        query_pos=query_pos,
+        key_padding_mask=padding,
+        reg_branch=None,
+    )
+    return outputs.transpose(1, 2)

@@ -53,8 +53,8 @@ class QueryFamily(ImageFamily):
     exports = 'DETR, Deformable DETR, DINO and Co-DINO (mmdeploy_ext/families/query/README.md)'
     similar_names = ('DETRHead', 'DeformableDETR', 'DINO', 'CoDETR', 'Transformer')
     task = 'bbox2d'
-    followed, replaced = supported_parts.FOLLOWED, staticmethod(supported_parts.replaced_methods)
     forms = ('full',)
+    untraced = (*ImageFamily.untraced, *supported_parts.UNTRACED)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(image_feeds.feeds)
     reference_detections = staticmethod(box_detections)
@@ -212,8 +212,8 @@ class QueryMasksFamily(ImageFamily):
     exports = 'Mask2Former, its instances (mmdeploy_ext/families/query/README.md)'
     similar_names = ('Mask2Former', 'MaskFormer')
     task = 'mask'
-    followed, replaced = supported_parts.FOLLOWED, staticmethod(supported_parts.replaced_methods)
     forms = ('full',)
+    untraced = (*ImageFamily.untraced, *supported_parts.UNTRACED)
     spec, stages = staticmethod(graphs.masks_spec), staticmethod(graphs.masks_stages)
     feeds, batches = staticmethod(image_feeds.mask_feeds), staticmethod(image_feeds.batches)
     reference_detections = staticmethod(reference.instances)
@@ -251,8 +251,8 @@ class QueryPanopticFamily(ImageFamily):
     exports = 'Mask2Former, its panoptic maps (mmdeploy_ext/families/query/README.md)'
     similar_names = ('Mask2Former', 'MaskFormer')
     task = 'panoptic'
-    followed, replaced = supported_parts.FOLLOWED, staticmethod(supported_parts.replaced_methods)
     forms = ('full', 'raw')
+    untraced = (*ImageFamily.untraced, *supported_parts.UNTRACED)
     tie_keys = (*ImageFamily.tie_keys, 'object_mask_thr', 'iou_thr')
     spec, stages = staticmethod(graphs.panoptic_spec), staticmethod(graphs.panoptic_stages)
     feeds, batches = staticmethod(image_feeds.mask_feeds), staticmethod(image_feeds.batches)
@@ -316,8 +316,8 @@ class QueryRegionsFamily(ImageFamily):
     similar_names: tuple[str, ...]
     task: str
     with_masks: bool
-    followed, replaced = supported_parts.FOLLOWED, staticmethod(supported_parts.replaced_methods)
     forms = ('full',)
+    untraced = (*ImageFamily.untraced, *supported_parts.UNTRACED)
     spec, stages = staticmethod(graphs.regions_spec), staticmethod(graphs.regions_stages)
     reference_detections = staticmethod(reference.regions)
 

@@ -4,29 +4,24 @@ A class that is derived from one of these exports, too; if it overrides a method
 themselves, the inputs of a proof decide, not the graph. Any other part is refused by its name.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmcv.cnn.bricks import transformer as bricks
 from mmcv.ops import multi_scale_deform_attn as deformable
-from mmdet.core.bbox import transforms
-from mmdet.core.mask import utils as mask_utils
 from torch import nn
 
-from mmdeploy_ext.compat.older_mmdet import missing_class, mmdet_module
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.config import cfg_options
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.building import nearest_base
-from mmdeploy_ext.families.parts import detector_parts, followed
+from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.dense_heads import chosen_coder
 from mmdeploy_ext.families.parts.regions import (
-    EXTRACTORS,
-    REGION_LAYERS,
     check_extractor,
     part_of,
     stages_of,
 )
-from mmdeploy_ext.families.replaced import Replaced
 from mmdeploy_ext.models import dino
 
 heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
@@ -87,67 +82,18 @@ PARTS = (
     positional_encoding.SinePositionalEncoding,
 )
 """Parts of a transformer and its head that the graphs compute; they run its other layers."""
-METHODS = (
-    'simple_test',
-    'simple_test_bboxes',
-    'forward',
-    'forward_single',
-    'get_bboxes',
-    '_get_bboxes_single',
-    'forward_head',
-    'instance_postprocess',
-    'panoptic_postprocess',
-    'simple_test_rpn',
-    '_decode_init_proposals',
-    '_bbox_forward',
-    '_mask_forward',
-    'refine_bboxes',
-    'regress_by_class',
-    'get_seg_masks',
-    'gen_encoder_output_proposals',
-    'get_proposal_pos_embed',
-    'get_reference_points',
-    'get_valid_ratio',
-)
-"""Methods that the graphs compute by themselves, of each class that has them."""
-FOLLOWED = (
-    *((kind, followed.DETECTOR_METHODS) for kind in (*DETECTORS, *MASK_DETECTORS, *REGION_DETECTORS)),
-    *((kind, METHODS) for kind in (*HEADS, *TRANSFORMERS.values(), *PARTS)),
-    *((kind, METHODS) for kind in MASK_HEADS),
-    *((decoder, METHODS) for decoders in MASK_HEADS.values() for decoder in decoders),
-    (seg_heads.MaskFormerFusionHead, METHODS),
-    *((kind, METHODS) for kind in REGION_PARTS.values()),
-    *EXTRACTORS.items(),
-    *REGION_LAYERS,
-    (followed.anchors.MlvlPointGenerator, ('single_level_grid_priors', '_meshgrid')),
-    *followed.CODERS,
-    *followed.FUNCTIONS,
-    *followed.MASK_FUNCTIONS,
-    (transforms, ('bbox_cxcywh_to_xyxy', 'bbox2roi')),
-    (transformer, ('inverse_sigmoid',)),
-    (mask_utils, ('mask2bbox',)),
-)
-"""Classes of mmdet and mmcv, modules of functions, and the methods that the graphs compute by themselves."""
-REPOSITORIES_FOLLOWED = (
-    (missing_class(CO_DETR), (*followed.DETECTOR_METHODS, 'extract_feat', 'simple_test_query_head')),
-    (missing_class(CO_DINO_HEAD), METHODS),
-    *((missing_class(name), (*METHODS, 'gen_sineembed_for_position')) for name in CO_DETR_PARTS),
-    (missing_class(QUERY_ROI_HEAD), METHODS),
-    (missing_class('HybridBranchDeformableDETRHead'), METHODS),
-)
-"""The same of Co-DETR 2665352, QueryInst 5c245e6 and H-DETR 8c8836c, which are no installed libraries."""
 
 
-def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
-    """Yield entries of the methods that the graphs of a detector compute, see `Family.replaced`.
-
-    They are those of the detector, of the parts of its heads, of their generators of priors and box coders,
-    and functions. A proof names those of the user that differ from the versions in `replaced_methods.json`.
-    """
-    heads = ['bbox_head', 'panoptic_head', 'panoptic_fusion_head', 'rpn_head', 'roi_head']
-    if is_co_detr(type(model)):
-        heads = ['query_head']
-    return followed.replaced_in(model, heads, (*REPOSITORIES_FOLLOWED, *FOLLOWED))
+UNTRACED = (
+    '.extract_feat', 'simple_test_query_head', '*head.forward', 'forward_single', 'forward_head',
+    'instance_postprocess', 'panoptic_postprocess', '_decode_init_proposals', '_bbox_forward',
+    '_mask_forward', 'refine_bboxes', 'regress_by_class', 'get_seg_masks', 'gen_encoder_output_proposals',
+    'get_proposal_pos_embed', 'get_reference_points', 'get_valid_ratio', 'gen_sineembed_for_position',
+    'roi_rescale', 'map_roi_levels', '*pixel_decoder.forward', '*transformer.forward',
+    '*transformer.?ncoder.forward', '*transformer.?ecoder.forward', '*layers.?.forward',
+    '*attentions.?.forward', '*positional_encoding.forward', '*roi_extractor*.forward',
+)  # fmt: skip
+"""Methods that the graphs compute by themselves beside those of `ImageFamily`, see `Family.untraced`."""
 
 
 def kind_of(head: nn.Module) -> str:

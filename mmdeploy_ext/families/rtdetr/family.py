@@ -4,7 +4,7 @@ What the attributes and methods of `RtDetrFamily` without a docstring are for is
 defined first: `families/base.py` and `families/images.py`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,20 +21,17 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.limits import Kind, Limit
-from mmdeploy_ext.families.parts import detector_parts, followed
+from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.image_tensors import PROPOSALS
 from mmdeploy_ext.families.parts.mmdet_reference import boxes_of_classes
-from mmdeploy_ext.families.replaced import Replaced
 from mmdeploy_ext.families.rtdetr import graphs, reference, runtime
 from mmdeploy_ext.models.rtdetr.decoder import RTDETRDecoder
-from mmdeploy_ext.models.rtdetr.detector import MAX_PER_IMG, RTDETR, STRIDE
+from mmdeploy_ext.models.rtdetr.detector import MAX_PER_IMG, STRIDE
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.runtime.detections import Detections
 
 PARTS = ('backbone', 'encoder', 'decoder', 'postprocess', 'extract_feat')
 """Attributes of a detector that the graph runs."""
-FOLLOWED = ((RTDETR, (*followed.DETECTOR_METHODS, 'detect')),)
-"""The class of the detector, and its methods that the graph computes by itself."""
 
 
 class RtDetrFamily(ImageFamily):
@@ -45,6 +42,7 @@ class RtDetrFamily(ImageFamily):
     similar_names = ('RTDETR', 'RTDetrV2', 'HybridEncoder')
     task = 'bbox2d'
     forms = ('full', 'raw')
+    untraced = (*ImageFamily.untraced, '.detect')
     shares_network = True
     first = PROPOSALS
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
@@ -52,15 +50,6 @@ class RtDetrFamily(ImageFamily):
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
     choose_as = staticmethod(reference.choose_as)
-
-    followed = FOLLOWED
-
-    def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        """Yield one entry: the detector with those of its methods that the graph computes by itself.
-
-        The graph runs the detector's parts as they are.
-        """
-        return followed.replaced_of_class(model, FOLLOWED)
 
     def build(self, cfg: Any) -> nn.Module:
         """Build the detector; ConfigError: a class of the user's lacks a part that the graph runs."""

@@ -5,11 +5,9 @@ defined first: `families/base.py` and `families/images.py`.
 """
 
 import dataclasses
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from mmdet.core.utils import misc
 from mmdet.models.builder import HEADS
 from torch import nn
 
@@ -22,8 +20,7 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.limits import Limit
-from mmdeploy_ext.families.parts import detector_parts, followed, image_feeds
-from mmdeploy_ext.families.replaced import Replaced
+from mmdeploy_ext.families.parts import detector_parts, image_feeds
 from mmdeploy_ext.families.solo import graphs, reference
 from mmdeploy_ext.families.solo.networks import LEVELS
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -34,16 +31,6 @@ from mmdeploy_ext.weights.convert.solo_names import original_head
 dense_heads = mmdet_module('mmdet.models.dense_heads')
 segmentors = mmdet_module('mmdet.models.detectors.single_stage_instance_seg')
 mask_matrix_nms = mmdet_module('mmdet.core').mask_matrix_nms
-METHODS = ('simple_test', 'resize_feats', 'forward', 'get_results', '_get_results_single')
-"""Methods of heads that the graphs compute by themselves."""
-FOLLOWED = (
-    (segmentors.SingleStageInstanceSegmentor, (*followed.DETECTOR_METHODS, 'format_results')),
-    *((getattr(dense_heads, name), METHODS) for name in LEVELS),
-    (mmdet_module('mmdet.models.dense_heads.solov2_head').MaskFeatModule, ('forward',)),
-    (sys.modules[mask_matrix_nms.__module__], ('mask_matrix_nms',)),
-    (misc, ('center_of_mass', 'generate_coordinate')),
-)
-"""Classes of mmdet and modules of functions, and the methods that the graphs compute by themselves."""
 LIMITING = ('score_thr', 'mask_thr', 'filter_thr', 'nms_pre', 'max_per_img', 'sigma')
 """Numbers in `test_cfg` that SOLO reads."""
 NO_SCORE = 1 - 2.0**-20
@@ -58,6 +45,10 @@ class SoloFamily(ImageFamily):
     similar_names = ('SOLO', 'MaskRCNN', 'MaskHead', 'CondInst', 'PointRend', 'Panoptic')
     task = 'mask'
     forms = ('full', 'raw')
+    untraced = (
+        *ImageFamily.untraced, '.format_results', 'mask_head.forward', 'mask_head.mask_feature_head.forward',
+        'resize_feats', 'get_results', '_get_results_single',
+    )  # fmt: skip
     trial_rows = 100  # masks take most of the time
     lowest_share = 0.2  # masks are made of all cells that pass, before candidates are chosen
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
@@ -67,19 +58,6 @@ class SoloFamily(ImageFamily):
     interchangeable_zeros = staticmethod(reference.interchangeable_zeros)
     rounded_choices = staticmethod(reference.rounded_choices)
     candidate_bounds = staticmethod(reference.candidate_bounds)
-
-    followed = FOLLOWED
-
-    def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        """Yield entries of the methods of the head and of the detector that graphs compute themselves.
-
-        Those of the detector are there also if it is not derived from `SingleStageInstanceSegmentor`. Whether
-        they differ from mmdet's is not looked at here.
-        """
-        yield from followed.replaced_in(model, ['mask_head'], FOLLOWED)
-        segmentor, methods = FOLLOWED[0]
-        if not list(followed.replaced_of_class(model, FOLLOWED[:1])):
-            yield Replaced(model, segmentor.__name__, methods)
 
     def full_size(self, image: PreparedImage) -> tuple[int, int]:
         """Return height and width, pixels: those of the input, rounded up to multiples of 8.

@@ -33,7 +33,6 @@ from mmdeploy_ext.families.parts.runtime.rig_frames import moments
 from mmdeploy_ext.families.parts.samples import dumped_cameras
 from mmdeploy_ext.families.sequence import FRAME_BARS, SequenceFamily
 from mmdeploy_ext.families.sparse4d.graphs import FEATURES, graphs
-from mmdeploy_ext.families.sparse4d.live import FOLLOWED, replaced
 from mmdeploy_ext.families.sparse4d.network import map_sizes
 from mmdeploy_ext.families.sparse4d.options import DEPLOY
 from mmdeploy_ext.families.sparse4d.reference import Sparse4DReference
@@ -144,6 +143,15 @@ class Sparse4DFamily(SequenceFamily):
     used_by: ClassVar[Mapping[str, str]] = {
         '': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video'
     }
+    untraced = (
+        '.extract_feat', '.forward', 'forward_test', 'simple_test', 'head.forward', 'graph_model',
+        'post_process', 'decode', 'decode_box', 'head.instance_bank.get', 'head.instance_bank.update',
+        'cache', 'head.instance_bank.reset', 'get_instance_id', 'update_instance_id', '_get_weights',
+        'project_points',
+        'head.anchor_encoder.forward', 'DeformableFeatureAggregation.forward',
+        'SparseBox3DRefinementModule.forward', 'MultiheadAttention.forward', 'anchor_projection',
+        '*kps_generator.forward', 'grid_mask.forward',
+    )  # fmt: skip
     samples, memory = 'frames', True
     of_config = OF_CONFIG
     files = (PORTABLE,)
@@ -154,7 +162,6 @@ class Sparse4DFamily(SequenceFamily):
     unread_fields = ('intrinsics', 'scene_token')
     ignored_prefixes = ('depth_branch.', 'head.instance_bank.anchor_handler.')
     reference, memory_spec = staticmethod(Sparse4DReference), staticmethod(memory_spec)
-    replaced, followed = staticmethod(replaced), FOLLOWED
     frame, moments, result = staticmethod(frame), staticmethod(moments), staticmethod(result)
     preprocess_rule = MODELS.preprocess_rule
     dumped_frame = staticmethod(functools.partial(dumped_cameras, names=DUMPED))

@@ -29,7 +29,7 @@ from mmdeploy_ext.families.parts.stream_samples import stream_frame
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.streampetr import autoware
 from mmdeploy_ext.families.streampetr.graphs import graphs
-from mmdeploy_ext.families.streampetr.live import FOLLOWED, check_parts, is_ours, replaced
+from mmdeploy_ext.families.streampetr.live import HEAD_METHODS, check_parts, is_ours
 from mmdeploy_ext.families.streampetr.reference import StreamPetrReference
 from mmdeploy_ext.families.streampetr.runtime.model import StreamPetrOnnx
 from mmdeploy_ext.families.streampetr.samples import (
@@ -105,6 +105,11 @@ class StreamPetrFamily(QueryBoxes, SequenceFamily):
         NODE_FILES[-1]: 'check {folder}',
         '': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video',
     }
+    untraced = (
+        *HEAD_METHODS[1:], 'pts_bbox_head.forward', '.forward', 'forward_test', 'simple_test',
+        'simple_test_pts', 'prepare_location', 'forward_roi_head', 'decode', 'decode_single',
+        'grid_mask.forward',
+    )  # fmt: skip
     samples, memory = 'frames', True
     of_config = OF_CONFIG
     files = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
@@ -122,7 +127,6 @@ class StreamPetrFamily(QueryBoxes, SequenceFamily):
     bars_of = 'the deploy contract of R50 at 704x256 on a CPU, where the convolutions are most of the time'
     claims, preprocess_rule = MODELS.claims, MODELS.preprocess_rule
     reference, memory_spec = staticmethod(StreamPetrReference), staticmethod(memory_spec)
-    replaced, followed = staticmethod(replaced), FOLLOWED
     frame, moments = staticmethod(stream_frame), staticmethod(moments)
     dump_tensors, dumped_frame = staticmethod(dump_tensors), staticmethod(dumped_frame)
 

@@ -22,10 +22,6 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.families.replaced import Followed, Replaced, replaced_parts
-from mmdeploy_ext.models.streampetr.coder import NMSFreeCoder
-from mmdeploy_ext.models.streampetr.detector import Petr3D
-from mmdeploy_ext.models.streampetr.head import StreamPETRHead
 from mmdeploy_ext.models.streampetr.memory import Memory
 from mmdeploy_ext.models.streampetr.steps import FrameSteps, tap_memory
 
@@ -40,43 +36,6 @@ HEAD_METHODS = (
     'get_bboxes',
 )
 """Methods of the head that the graphs and the runtime compute by themselves."""
-DETECTOR_METHODS = (
-    'forward',
-    'forward_test',
-    'simple_test',
-    'simple_test_pts',
-    'prepare_location',
-    'forward_roi_head',
-)
-"""The same of the detector."""
-CODER_METHODS = ('decode', 'decode_single')
-"""The same of the box coder. Of a user's model `check_parts` requires those of the head alone."""
-FOLLOWED: Followed = (
-    (StreamPETRHead, ('forward', 'reset_memory', 'embed_positions', '_state', '_outputs', 'get_bboxes')),
-    (Petr3D, ('forward', 'forward_test', 'simple_test', 'run_frame')),
-    (NMSFreeCoder, (*CODER_METHODS, 'boxes_of', 'passing')),
-)
-"""This package's classes, and methods of them that the graphs compute by other code."""
-UPSTREAM = dict(
-    Petr3D=DETECTOR_METHODS,
-    StreamPETRHead=HEAD_METHODS,
-    NMSFreeCoder=CODER_METHODS,
-    GridMask=('forward',),
-)
-"""The same of upstream's classes, by name."""
-FUNCTIONS = dict(
-    StreamPETRHead=(
-        'pos2posemb3d',
-        'pos2posemb1d',
-        'nerf_positional_encoding',
-        'topk_gather',
-        'transform_reference_points',
-        'memory_refresh',
-    ),
-    Petr3D=('locations',),
-    NMSFreeCoder=('denormalize_bbox',),
-)
-"""Class of upstream -> functions that its Python module uses, and that the graphs compute by other code."""
 LAYERS = (
     'transformer',
     'cls_branches',
@@ -227,16 +186,3 @@ def tap_geometry(model: nn.Module, lidar2img: Tensor, intrinsics: Tensor, images
         return
     tap('img', images)
     steps_of(model.pts_bbox_head).embed_positions(lidar2img, intrinsics, images.shape[-2:])
-
-
-def replaced(model: nn.Module) -> Iterator[Replaced]:
-    """Yield entries of the methods that graphs compute by other code, also of a user's model.
-
-    They are of the detector, its head, box coder and grid mask; of a user's part there are also entries of
-    functions of its module. See `Family.replaced`.
-    """
-    head = model.pts_bbox_head
-    parts = {head: 'StreamPETRHead', model: 'Petr3D', head.bbox_coder: 'NMSFreeCoder'}
-    if hasattr(model, 'grid_mask'):  # of training; upstream's draws a number in a test, too
-        parts[model.grid_mask] = 'GridMask'
-    return replaced_parts(parts, is_ours(head), FOLLOWED, UPSTREAM, FUNCTIONS)

@@ -35,8 +35,6 @@ from mmdeploy_ext.families.parts.regions import (
 )
 from mmdeploy_ext.families.parts.runtime.box_coders import softmax
 
-METHODS = ('get_bboxes', 'regress_by_class', 'refine_bboxes')
-"""Methods of box heads that the graphs compute by themselves."""
 HEADS = (bbox_heads.BBoxHead, bbox_heads.SABLHead)
 """Box heads that export."""
 INVERTING_CODERS = ('tblr', 'bucket')

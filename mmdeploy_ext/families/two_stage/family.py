@@ -8,7 +8,7 @@ those that are laid over a semantic map.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,6 @@ from mmdeploy_ext.families.parts import (
 )
 from mmdeploy_ext.families.parts.image_tensors import box_outputs
 from mmdeploy_ext.families.parts.regions import has_masks, last_level_side, roi_head_of
-from mmdeploy_ext.families.replaced import Followed, Replaced
 from mmdeploy_ext.families.two_stage import (
     boxes,
     candidate_limits,
@@ -45,10 +44,8 @@ from mmdeploy_ext.families.two_stage import (
 from mmdeploy_ext.families.two_stage.exaggerated import exaggerated, exaggerated_proposals
 from mmdeploy_ext.families.two_stage.models import TwoStageModels, check_two_stage, heads_of
 from mmdeploy_ext.families.two_stage.supported_parts import (
-    FOLLOWED,
-    FOLLOWED_BEFORE,
     PANOPTIC,
-    replaced_methods,
+    UNTRACED,
     result_cfg,
 )
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -116,7 +113,7 @@ class TwoStageFamily(ImageFamily):
     first_list, inner_lists = staticmethod(reference.proposals_alone), staticmethod(reference.proposals_among)
     first_trial = staticmethod(graphs.first_trial)
     exaggerated_first = staticmethod(exaggerated_proposals)
-    followed_before = FOLLOWED_BEFORE
+    untraced = (*ImageFamily.untraced, *UNTRACED)
     inner_inputs, choose_as = staticmethod(reference.inner_inputs), staticmethod(reference.choose_as)
 
     def spec(self, model: nn.Module, options: Options) -> GraphSpec:
@@ -144,14 +141,6 @@ class TwoStageFamily(ImageFamily):
     def picture(self, model: nn.Module, options: Options) -> TensorSpec:
         """Return the contract of the pictures, also for a graph of regions, which has no such input."""
         return graphs.spec(model, options).inputs[0]
-
-    @property
-    def followed(self) -> Followed:
-        """Classes of the installed libraries, and the methods of them that the graphs compute."""
-        return self.models.followed
-
-    def replaced(self, model: nn.Module) -> Iterable[Replaced]:
-        return self.models.replaced(model)
 
     def claims(self, cfg: Any) -> Claim:
         return self.models.claims(cfg)
@@ -349,14 +338,13 @@ class TwoStagePanopticFamily(ImageFamily):
     task = 'panoptic'
     trial_rows = FEW_ROWS
     forms = ('full', 'raw')
+    untraced = (*ImageFamily.untraced, *UNTRACED)
     tie_keys = (*ImageFamily.tie_keys, 'score_thr', 'mask_overlap')
     spec, stages = staticmethod(panoptic.spec), staticmethod(panoptic.stages)
     feeds = staticmethod(panoptic.feeds_with_size)
     batches = staticmethod(panoptic.batches_of_one_size)
     reference_detections = staticmethod(reference.segments)
     reference_tensors = staticmethod(reference.tensors)
-    followed, followed_before = FOLLOWED, FOLLOWED_BEFORE
-    replaced = staticmethod(replaced_methods)
     first, first_list = graphs.PROPOSALS, staticmethod(reference.proposals_alone)
     first_trial = staticmethod(graphs.first_trial)
     exaggerated_first = staticmethod(exaggerated_proposals)

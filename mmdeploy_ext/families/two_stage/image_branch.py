@@ -7,8 +7,8 @@ differs is what its parts are called.
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelines
 from mmdet.models.builder import DETECTORS
@@ -19,11 +19,8 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights, names_of_class
-from mmdeploy_ext.families.replaced import Followed, Replaced, replaced_of_class
 from mmdeploy_ext.families.two_stage.family import TwoStageFamily
 from mmdeploy_ext.families.two_stage.models import TwoStageModels
-from mmdeploy_ext.families.two_stage.supported_parts import FOLLOWED as FOLLOWED_BY_TWO_STAGE
-from mmdeploy_ext.families.two_stage.supported_parts import replaced_methods
 
 PREFIX = 'img_'
 """What the keys of the parts, and of their settings in `test_cfg`, begin with."""
@@ -31,8 +28,6 @@ PARTS = ('backbone', 'neck', 'rpn_head', 'roi_head')
 """Parts of a two-stage detector of mmdet."""
 KEYS = re.compile(r'\b(model|test_cfg)\.(?=(backbone|neck|rpn_head|roi_head|rpn|rcnn)\b)')
 """What stands in messages before a key that has the prefix here: a part, or its settings."""
-DETECTOR = (detectors.ImVoteNet, ('forward', 'forward_test', 'simple_test_img_only', 'extract_img_feat'))
-"""The class of the detector, and its methods in a test on one picture without points."""
 
 
 class ImageBranchModels(TwoStageModels):
@@ -41,8 +36,6 @@ class ImageBranchModels(TwoStageModels):
     The model is the user's own, with the names that mmdet has for its parts as further attributes, see
     `with_further_names`.
     """
-
-    followed: ClassVar[Followed] = (DETECTOR, *FOLLOWED_BY_TWO_STAGE)
 
     def claims(self, cfg: Any) -> Claim:
         """Return `Claim.DETECTOR` for an ImVoteNet with both heads of pictures and no branch of points."""
@@ -59,14 +52,6 @@ class ImageBranchModels(TwoStageModels):
             super().check(as_two_stage(cfg), options)
         except UsageError as error:
             raise type(error)(KEYS.sub(rf'\g<0>{PREFIX}', str(error))) from error
-
-    def replaced(self, model: nn.Module) -> Iterable[Replaced]:
-        """Yield entries of the methods of the detector and of its heads that graphs compute themselves.
-
-        Whether they differ from upstream's is not looked at here.
-        """
-        yield from replaced_of_class(model, (DETECTOR,))
-        yield from replaced_methods(model)
 
     def build(self, cfg: Any) -> nn.Module:
         """Build the user's detector without weights, and give its parts mmdet's names besides.

@@ -25,8 +25,6 @@ from mmdeploy_ext.families.parts.mask_heads import (
 )
 from mmdeploy_ext.families.parts.regions import sampled
 
-POINT_METHODS = ('_mask_point_forward_test', '_get_fine_grained_point_feats')
-"""Methods of a PointRend head that the graphs compute by themselves."""
 POINT_SETTINGS = ('subdivision_steps', 'subdivision_num_points', 'scale_factor')
 """Settings of `test_cfg.rcnn` that a PointRend head reads without a default."""
 

@@ -1,8 +1,7 @@
 """mmdet's detectors that two-stage families take: which configs are theirs or refused, and the models."""
 
 import dataclasses
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 from mmdet.models import build_detector
 from mmdet.models.builder import DETECTORS
@@ -13,14 +12,11 @@ from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.parts import detector_parts, mask_heads, pasting, proposals
-from mmdeploy_ext.families.replaced import Followed, Replaced
 from mmdeploy_ext.families.two_stage import candidate_limits, split_graphs
 from mmdeploy_ext.families.two_stage.supported_parts import (
     DETECTOR_CLASSES,
-    FOLLOWED,
     check_detector,
     check_roi_head,
-    replaced_methods,
     result_key,
 )
 
@@ -82,7 +78,6 @@ class TwoStageModels:
 
     proposes: bool = True
     with_masks: bool = False
-    followed: ClassVar[Followed] = FOLLOWED
 
     def claims(self, cfg: Any) -> Claim:
         """Return `HEAD` for detectors of mmdet with the same heads (`proposes`, `with_masks`), else `NO`."""
@@ -107,10 +102,3 @@ class TwoStageModels:
     def with_further_names(self, model: nn.Module) -> nn.Module:
         """Return the model itself, whose parts have mmdet's names already."""
         return model
-
-    def replaced(self, model: nn.Module) -> Iterable[Replaced]:
-        """Yield entries of the methods of the detector and of its heads that graphs compute themselves.
-
-        Whether they differ from upstream's is not looked at here.
-        """
-        return replaced_methods(model)

@@ -1,21 +1,16 @@
 """The parts of two-stage detectors that export: classes of mmdet 2.28.2 whose methods the graphs repeat."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from mmdet.core.bbox import transforms
-from mmdet.core.post_processing import merge_augs
 from mmdet.models.builder import DETECTORS
 from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.parts import followed, proposals
 from mmdeploy_ext.families.parts.detector_parts import check_settings
 from mmdeploy_ext.families.parts.mask_heads import check_flow, points_of, threshold
 from mmdeploy_ext.families.parts.regions import (
-    EXTRACTORS,
-    REGION_LAYERS,
     Regions,
     check_extractor,
     context_names,
@@ -23,7 +18,6 @@ from mmdeploy_ext.families.parts.regions import (
     part_of,
     stages_of,
 )
-from mmdeploy_ext.families.replaced import Replaced
 from mmdeploy_ext.families.two_stage import boxes, masks
 
 detectors, roi_heads = mmdet_module('mmdet.models.detectors'), mmdet_module('mmdet.models.roi_heads')
@@ -34,17 +28,6 @@ PANOPTIC = detectors.TwoStagePanopticSegmentor
 """The class of detectors whose results are panoptic maps."""
 DETECTOR_CLASSES = (detectors.TridentFasterRCNN, PANOPTIC, detectors.TwoStageDetector, detectors.RPN)
 """Detectors that the graphs follow."""
-ROI_METHODS = (
-    'simple_test',
-    'simple_test_bboxes',
-    '_bbox_forward',
-    'simple_test_mask',
-    '_mask_forward',
-    '_fuse_glbctx',
-    'merge_trident_bboxes',
-    *masks.POINT_METHODS,
-)
-"""Methods of heads of regions that the graphs compute by themselves."""
 ROI_HEADS = (
     roi_heads.HybridTaskCascadeRoIHead,
     roi_heads.SCNetRoIHead,
@@ -58,54 +41,17 @@ ROI_HEADS = (
     roi_heads.StandardRoIHead,
 )
 """Heads of regions that the graphs follow."""
-FOLLOWED = (
-    *(
-        (kind, (*followed.DETECTOR_METHODS, 'extract_feat'))
-        for kind in (*DETECTOR_CLASSES, detectors.FastRCNN)
-    ),
-    (PANOPTIC, (*followed.DETECTOR_METHODS, 'extract_feat', 'simple_test_mask')),
-    *((kind, proposals.METHODS) for kind in proposals.HEADS),
-    (dense_heads.StageCascadeRPNHead, proposals.STAGE_METHODS),
-    *((kind, ROI_METHODS) for kind in ROI_HEADS),
-    *EXTRACTORS.items(),
-    *REGION_LAYERS,
-    *followed.GENERATORS,
-    *((kind, boxes.METHODS) for kind in boxes.HEADS),
-    (boxes.HEADS[1], (*boxes.METHODS, 'bbox_pred_split')),
-    (mask_heads.FCNMaskHead, ('get_seg_masks',)),
-    (mask_heads.MaskIoUHead, ('get_mask_scores',)),
-    (mask_heads.MaskPointHead, ('get_roi_rel_points_test',)),
-    (mask_heads.GridHead, ('forward', 'get_bboxes', 'calc_sub_regions')),
-    (seg_heads.PanopticFPNHead, ('forward', 'simple_test')),
-    (seg_heads.HeuristicFusionHead, ('simple_test', '_lay_masks')),
-    *followed.CODERS,
-    *followed.FUNCTIONS,
-    *followed.MASK_FUNCTIONS,
-    (transforms, ('bbox2roi',)),
-    (merge_augs, ('merge_aug_masks',)),
-)
-"""Classes of mmdet and their methods, modules and their functions, that the graphs compute by themselves.
-
-A class that an older mmdet lacks is an empty one, see `compat/older_mmdet.py`.
-"""
-
-FOLLOWED_BEFORE = (
-    *((kind, ('_get_bboxes',)) for kind in proposals.HEADS),
-    *followed.BEFORE,
-)
-"""Methods that an mmdet before 2.18 has in place of some of `FOLLOWED`."""
 
 
-def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
-    """Yield entries of the methods that the graphs of a detector compute, see `Family.replaced`.
-
-    Whether they differ from upstream's is not looked at here.
-    """
-    heads = 'rpn_head', 'roi_head', 'semantic_head', 'panoptic_fusion_head'
-    yield from followed.replaced_in(model, heads, FOLLOWED)
-    rpn_head = getattr(model, 'rpn_head', None)
-    if proposals.is_users_own(rpn_head):
-        yield Replaced(rpn_head, dense_heads.RPNHead.__name__, proposals.METHODS)
+UNTRACED = (
+    '.extract_feat', '.simple_test_img_only', '.extract_img_feat', '_bbox_forward', '_mask_forward',
+    '_fuse_glbctx', 'merge_trident_bboxes', '_mask_point_forward_test', '_get_fine_grained_point_feats',
+    'regress_by_class', 'refine_bboxes', 'bbox_pred_split', 'get_seg_masks', 'get_mask_scores',
+    'get_roi_rel_points_test', 'calc_sub_regions', '_lay_masks', 'roi_rescale', 'map_roi_levels',
+    'anchor_offset', 'rpn_head.stages.?.forward', 'rpn_head.stages.?.forward_single',
+    'roi_head.grid_head.forward', 'semantic_head.forward', '*roi_extractor*.forward', '*roi_layers.?.forward',
+)  # fmt: skip
+"""Methods that the graphs compute by themselves beside those of `ImageFamily`, see `Family.untraced`."""
 
 
 def result_key(detector: type) -> str:

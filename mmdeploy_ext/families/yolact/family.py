@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from mmdet.core.post_processing import bbox_nms
 from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
@@ -18,30 +17,16 @@ from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.parts import detector_parts, followed, image_feeds
+from mmdeploy_ext.families.parts import detector_parts, image_feeds
 from mmdeploy_ext.families.parts.dense_heads import chosen_coder
 from mmdeploy_ext.families.parts.exaggerated import changed_forward, exaggerated_cells
 from mmdeploy_ext.families.parts.mmdet_reference import instances_of_classes, metas_of, tested
-from mmdeploy_ext.families.replaced import Replaced
 from mmdeploy_ext.families.yolact import graphs
 from mmdeploy_ext.families.yolact.graphs import MASK_THR, thresholds
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Instances
 
 dense_heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
-FOLLOWED = (
-    (detectors.YOLACT, followed.DETECTOR_METHODS),
-    (dense_heads.YOLACTHead, ('simple_test', 'simple_test_bboxes', 'get_bboxes', '_get_bboxes_single')),
-    (
-        dense_heads.YOLACTProtonet,
-        ('simple_test', 'forward', 'crop', 'sanitize_coordinates', 'get_seg_masks'),
-    ),
-    *followed.GENERATORS,
-    *followed.CODERS,
-    *followed.FUNCTIONS,
-    (bbox_nms, ('fast_nms',)),
-)
-"""Classes and modules of mmdet, and the methods that the graph computes, as `Family.followed` has them."""
 
 
 class YolactFamily(ImageFamily):
@@ -52,12 +37,11 @@ class YolactFamily(ImageFamily):
     similar_names = ('YOLACT', 'Protonet')
     task = 'boxed_mask'
     forms = ('full',)
-    followed = FOLLOWED
+    untraced = (
+        *ImageFamily.untraced, 'mask_head.forward', 'crop', 'sanitize_coordinates', 'get_seg_masks',
+    )  # fmt: skip
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     batches = staticmethod(image_feeds.batches)
-
-    def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        return followed.replaced_in(model, ['bbox_head', 'mask_head'], FOLLOWED)
 
     def claims(self, cfg: Any) -> Claim:
         """Claim every YOLACT; `check` refuses those with other heads, by the key."""

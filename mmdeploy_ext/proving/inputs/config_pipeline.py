@@ -20,9 +20,7 @@ import numpy as np
 
 from mmdeploy_ext.core.config import test_dataset
 from mmdeploy_ext.core.printable import one_line
-from mmdeploy_ext.families.base import LAYERS_FOLDER
-from mmdeploy_ext.families.building import data_class
-from mmdeploy_ext.families.replaced import differing_datasets, table_of
+from mmdeploy_ext.families.building import data_class, makes_samples
 from mmdeploy_ext.proving.inputs.users_dataset import UsersDataset
 
 if TYPE_CHECKING:
@@ -131,11 +129,7 @@ def _users_dataset(cfg: Any, composer: Composer) -> tuple[UsersDataset | None, s
     """Return the data set of `data.test` if its class is the user's and makes pictures, and a note on it."""
     settings = test_dataset(cfg)
     kind = data_class(settings.get('type'), 'DATASETS')
-    if (
-        kind is None
-        or not settings.get('pipeline')
-        or not differing_datasets([settings], table_of(LAYERS_FOLDER))
-    ):
+    if kind is None or not settings.get('pipeline') or not makes_samples(kind):
         return None, ''
     try:
         return UsersDataset(kind, copy.deepcopy(settings), composer, BOXES), ''

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.core.model_classes import changed_classes
+from mmdeploy_ext.core.model_classes import changed_files
 from mmdeploy_ext.core.user_modules import libraries_not_run
 from mmdeploy_ext.core.versions import other_copies, versions, versions_with_places
 from mmdeploy_ext.graph.io import files
@@ -25,7 +25,7 @@ from mmdeploy_ext.proving.provenance import asked_checks, hash_checks
 from mmdeploy_ext.proving.results import EDITED, GraphResult
 from mmdeploy_ext.proving.tasks.blind_spots import blind_spots
 from mmdeploy_ext.proving.totals import ADVICE_FOR_IMAGES, total_reasons
-from mmdeploy_ext.proving.untraced import export_switches, warning_lines
+from mmdeploy_ext.proving.untraced import export_switches, untraced_methods, warning_lines
 from mmdeploy_ext.proving.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Proof(abc.ABC):
             drive has a share of its own.
         max_drawn: largest number of `pictures` in the report.
         files: what `read` returned for each path.
+        changed_files: files of the user's classes that are others than when the files were exported.
         verdict: the results so far.
         overlooked: what the matching of the family's task overlooks, see `check_matching`; None if nobody has
             looked, or no results told.
@@ -102,6 +103,7 @@ class Proof(abc.ABC):
             libraries_not_run=libraries_not_run(deployment.cfg),
         )
         self.pictures: list[Any] = []
+        self.changed_files: list[str] = []
         self.overlooked: list[str] | None = None
 
     @property
@@ -159,14 +161,11 @@ class Proof(abc.ABC):
                 dataclasses.replace(check, name=f'{prefix}{check.name}')
                 for check in (*self.checks(file), *hashes)
             ]
-            notes += changed_classes(file.model_classes, self.deployment.model_classes)
+            self.changed_files += changed_files(file.model_classes, self.deployment.model_classes)
             self.add_notes(notes)
         verdict.model_classes = list(self.deployment.model_classes)
-        open_axes = [
-            file.options.get('dynamic', False) or file.options.get('dynamic_batch', False)
-            for file in self.files
-        ]
-        verdict.differing_methods = self.deployment.differing_methods(any(open_axes))
+        family, model, cfg = self.deployment.family, self.deployment.model, self.deployment.cfg
+        verdict.untraced += untraced_methods(family, model, cfg)
         verdict.untraced += warning_lines(self.deployment.code_warnings)
         verdict.untraced += export_switches(self.deployment.model)
         verdict.structure += user_model_checks(self.deployment)

@@ -77,26 +77,16 @@ def print_structure(checks: Sequence[Check], console: Console) -> None:
 
 
 def code_lines(verdict: Verdict) -> list[str]:
-    """Return lines about classes of the model that no library has, and about why inputs decide.
-
-    Inputs decide about code of which the comparison of graphs shows nothing.
-
-    They are `Verdict.model_classes` and `differing_methods`.
-    """
+    """Return lines about classes of the model that no installed library has."""
     users = [entry for entry in verdict.model_classes if not entry.ours]
     ours = [entry.name for entry in verdict.model_classes if entry.ours]
-    lines = [f'class: {entry.name} of {entry.file} ({entry.sha256[:12]})' for entry in users[:MAX_CLASSES]]
+    lines = [f'class: {entry.name} ({entry.place})' for entry in users[:MAX_CLASSES]]
     if len(users) > MAX_CLASSES:
         count = len(users) - MAX_CLASSES
         lines.append(f'class: {count} more that no installed library has; the JSON file has them all')
     if ours:
         suffix = f' and {len(ours) - MAX_CLASSES} more' if len(ours) > MAX_CLASSES else ''
         lines.append(f'our implementation: {", ".join(ours[:MAX_CLASSES])}{suffix}')
-    methods = verdict.differing_methods
-    lines += [f'inputs decide: {method.text}' for method in methods[:MAX_REASONS]]
-    if len(methods) > MAX_REASONS:
-        count = len(methods) - MAX_REASONS
-        lines.append(f'inputs decide: {count} more methods differ; the JSON file has them all')
     return lines
 
 

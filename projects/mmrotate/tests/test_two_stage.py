@@ -225,9 +225,3 @@ def test_what_mmrotate_cannot_run_is_refused_by_name(change, message):
     family = find_family(cfg)
     with pytest.raises(ConfigError, match=message):
         family.check(cfg, family.choose())
-
-
-@pytest.mark.parametrize('kind', KINDS)
-def test_the_installed_methods_are_those_that_the_graphs_follow(kind):
-    family = find_family(toy(kind))
-    assert family.differing_methods(family.build(toy(kind))) == []

@@ -1,7 +1,6 @@
 """Copies of mmdet in research repositories: what they lack and what they refuse, by modules like theirs."""
 
 import importlib.util
-import json
 import math
 import sys
 import types
@@ -283,61 +282,6 @@ def test_proposals_of_an_older_mmdet_have_its_overlap_and_limit(monkeypatch, ver
     changed = dict(test_cfg, **proposals.suppression_entries(head, 0.4, 5))
     head.test_cfg = ConfigDict(changed)
     assert (proposals.thresholds(head).iou_threshold, proposals.thresholds(head).max_per_img) == (0.4, 5)
-
-
-OLD_HEAD = '''
-class OldHead:
-    def get_bboxes(self, boxes):
-        return self._get_bboxes(boxes)
-    def _get_bboxes(self, boxes):
-        return boxes[:{number}]
-'''
-
-
-@pytest.fixture
-def old_heads(tmp_path):
-    """Return number -> a head whose `_get_bboxes` has it."""
-    heads = {}
-    for number in (1, 2, 3):
-        spec = importlib.util.spec_from_file_location(f'old_head_{number}', tmp_path / f'head_{number}.py')
-        (tmp_path / f'head_{number}.py').write_text(OLD_HEAD.format(number=number))
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        heads[number] = module.OldHead()
-    return heads
-
-
-@pytest.mark.parametrize(('version', 'number', 'differing'), [
-    ('2.11.0', 1, []), ('2.11.0', 3, ['OldHead._get_bboxes']),  # 3: a line of the user's
-    ('2.12.0', 2, []), ('2.13.0', 2, []), ('2.13.0', 1, ['OldHead._get_bboxes']),
-    ('2.11.0', 2, ['OldHead._get_bboxes']),  # of 2.12, whose graph is another one
-    ('2.18.0', 1, ['OldHead.get_bboxes']), ('2.28.2', 1, ['OldHead.get_bboxes']), ('2.20.0', 3, [])])
-def test_methods_of_an_older_mmdet_are_those_of_its_release(
-        monkeypatch, tmp_path, old_heads, version, number, differing):
-    from mmdeploy_ext.families import replaced
-
-    digests = {key: replaced.hash_of(type(head)._get_bboxes) for key, head in old_heads.items()}
-    around = replaced.hash_of(type(old_heads[1]).get_bboxes)
-    (tmp_path / replaced.OLDER_TABLE).write_text(json.dumps(dict(
-        releases=['2.11.0', '2.12.0', '2.13.0', '2.20.0'], methods=dict(OldHead=dict(
-            get_bboxes={around: '2.11.0-2.13.0', 'another': '2.20.0'},
-            _get_bboxes={digests[1]: '2.11.0', digests[2]: '2.12.0-2.13.0'})))))
-    monkeypatch.setattr(mmdet, '__version__', version)
-    table = dict(OldHead=dict(get_bboxes=['of 2.28' if number < 3 else around]))  # 3: as in 2.28
-    entries = [replaced.Replaced(old_heads[number], 'OldHead', ('get_bboxes', 'simple_test'))]
-    imported = replaced.as_imported(entries, table, replaced.older_tables(tmp_path))
-    assert [method.name for method in replaced.differing_methods(*imported)] == differing
-
-
-def test_every_release_that_a_graph_looks_at_is_one_since_which_it_computes_otherwise():
-    from mmdeploy_ext.families.dense import heads
-    from mmdeploy_ext.families.parts import dense_heads, proposals
-    from mmdeploy_ext.families.two_stage import boxes
-
-    releases = {heads.PAIRS_SINCE, dense_heads.YOLO_UNLIMITED_SINCE, dense_heads.GFL_CODER_SINCE}
-    releases |= {proposals.NMS_ENTRY_SINCE, proposals.STRICTLY_LONGER_SINCE, proposals.AS_LONG_AGAIN}
-    releases |= {boxes.PADDING_RELEASES[0], boxes.PADDING_RELEASES[1], dense_heads.CLASS_SCORES_SINCE}
-    assert releases <= {*older_mmdet.CHANGES}
 
 
 @pytest.mark.parametrize(('version', 'padding'), [

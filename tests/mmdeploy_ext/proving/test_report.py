@@ -16,7 +16,6 @@ from rich.console import Console
 from mmdeploy_ext.cli import command
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.model_classes import ModelClass
-from mmdeploy_ext.families.replaced import DifferingMethod
 from mmdeploy_ext.proving.results import (
     Case,
     Check,
@@ -30,6 +29,7 @@ from mmdeploy_ext.proving.results import (
 from mmdeploy_ext.proving.tasks.bbox2d import match_detections
 from mmdeploy_ext.proving.tasks.bev import draw_bev
 from mmdeploy_ext.proving.tensors import compare_tensors
+from mmdeploy_ext.proving.untraced import Untraced
 from mmdeploy_ext.proving.verdict import Verdict
 from mmdeploy_ext.proving.views import report
 from mmdeploy_ext.proving.views.commands import next_command
@@ -101,7 +101,7 @@ def failed() -> Verdict:
     verdict.notes.append(EVIL)
     verdict.reasons.append(EVIL)
     verdict.model_classes = [ModelClass(EVIL, EVIL, 64 * 'a', False), ModelClass('RTDETR', 'r.py', '', True)]
-    verdict.differing_methods = [DifferingMethod(f'{EVIL}.forward', EVIL, 7, 9, 'ATSSHead')]
+    verdict.untraced = [Untraced(f'{EVIL}.forward', EVIL)]
     return verdict
 
 
@@ -232,24 +232,25 @@ def test_text_from_outside_is_escaped(tmp_path, pictures):
     assert len(re.findall('<script', text)) == 1 and len(re.findall('</script', text)) == 1
 
 
-def test_page_and_console_say_whose_classes_the_model_has_and_which_methods_differ(tmp_path):
+def test_page_and_console_say_whose_classes_the_model_has_and_which_methods_no_graph_shows(tmp_path):
     verdict, output = proven(), io.StringIO()
-    verdict.model_classes = [ModelClass(f'Mine{index}', 'plugin/a.py', 64 * 'b', False) for index in range(9)]
+    classes = [ModelClass(f'Mine{index}', 'plugin/a.py', 64 * 'b', False, 7) for index in range(9)]
+    verdict.model_classes = classes
     verdict.model_classes.append(ModelClass('RTDETR', 'mmdeploy_ext/models/a.py', 64 * 'c', True))
-    verdict.differing_methods = [DifferingMethod('Mine0.forward', 'plugin/a.py', 7, 9, 'ATSSHead')]
-    sentence = 'Mine0.forward differs from the one this export follows (plugin/a.py lines 7-9)'
+    verdict.untraced = [Untraced('Mine0.get_bboxes (plugin/a.py:9)', 'compared by its results')]
+    sentence = 'Mine0.get_bboxes (plugin/a.py:9): compared by its results'
     print_verdict(verdict, Console(file=output, width=120))
     lines = output.getvalue().splitlines()
     assert [line for line in lines if line.startswith('class: Mine')] == [
-        f'class: Mine{index} of plugin/a.py (bbbbbbbbbbbb)' for index in range(6)
+        f'class: Mine{index} (plugin/a.py:7)' for index in range(6)
     ]
     for line in (
         'class: 3 more that no installed library has; the JSON file has them all',
         'our implementation: RTDETR',
-        f'inputs decide: {sentence}',
+        f'untraced: {sentence}',
     ):
         assert line in lines
-    assert lines[-2].startswith('PROVEN ON 2 INPUTS (Mine0.forward differs) toy.onnx equals')
+    assert lines[-2].startswith('PROVEN toy.onnx equals')
     text = Page(report.write_report(verdict, [], [], tmp_path).read_text(encoding='utf-8')).text
     assert 'Mine8' in text and sentence in text and 'our implementation' in text
 
@@ -321,7 +322,7 @@ def test_both_views_name_mm2onnx_where_that_was_started():
 
 def test_a_failed_verdict_names_every_reason_and_keeps_odd_text():
     lines = printed(failed())
-    assert lines[1] == f'class: {EVIL} of {EVIL} (aaaaaaaaaaaa)' and lines[2] == 'our implementation: RTDETR'
+    assert lines[1] == f'class: {EVIL} ({EVIL})' and lines[2] == 'our implementation: RTDETR'
     assert f'FAILED structure: {EVIL}: {EVIL}' in lines
     assert lines[-2].startswith(f'NOT PROVEN: {EVIL}; structure: {EVIL}; ')
     for part in (

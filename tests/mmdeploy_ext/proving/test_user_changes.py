@@ -5,8 +5,8 @@ from user_changes import FOLLOWED, NOT_PROVEN
 
 EXPECTED = {
     'neck': (FOLLOWED, 'PROVEN '),
-    'box coder': (NOT_PROVEN, 'MyBoxCoderOfPoints.decode differs from the one this export follows ('),
-    'post-processing': (NOT_PROVEN, 'MyPostProcessingOfPoints.simple_test_pts differs from the one'),
+    'box coder': (NOT_PROVEN, 'MyBoxCoderOfPoints.decode ('),
+    'post-processing': (NOT_PROVEN, 'MyPostProcessingOfPoints.simple_test_pts ('),
 }
 
 

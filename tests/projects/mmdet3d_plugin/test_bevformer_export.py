@@ -12,7 +12,7 @@ from mmdet.models.utils.transformer import DetrTransformerDecoderLayer
 from marking import in_suite
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.exporting import deployment as deploy
-from mmdeploy_ext.families.bevformer import graphs, live, runtime
+from mmdeploy_ext.families.bevformer import family, graphs, runtime
 from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx
 from mmdeploy_ext.families.parts import bev_attention, bev_grid, bev_queries
 from mmdeploy_ext.families.parts.runtime import bev_motion
@@ -106,12 +106,12 @@ def test_a_layer_of_the_users_that_the_graph_computes_by_itself_is_named(paths, 
 
 def test_a_layer_that_our_head_never_calls_is_refused(tmp_path):
     model = toy.load(tmp_path).model
-    live.check_parts('toy.py', model)
+    family.check_parts('toy.py', model)
     model.pts_bbox_head.transformer.encoder.layers[1].__class__ = Halved
     with pytest.raises(
         ConfigError, match=r'toy.py: Halved.forward \(.*\) is never called: .* of your own code'
     ):
-        live.check_parts('toy.py', model)
+        family.check_parts('toy.py', model)
 
 
 def test_cells_between_two_cells_are_counted_as_ties():

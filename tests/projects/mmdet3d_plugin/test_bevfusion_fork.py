@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import importlib
-import json
 import subprocess
 import sys
 import tempfile
@@ -20,9 +19,8 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, InferenceError
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.bevfusion import followed_code, fork, live
+from mmdeploy_ext.families.bevfusion import fork, live
 from mmdeploy_ext.families.bevfusion.fork import Fork
-from mmdeploy_ext.families.replaced import DIGITS
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.provenance import settings_check
 
@@ -132,14 +130,12 @@ def test_a_repository_leaves_nothing_behind_and_can_be_imported_again(fails, tmp
         assert sys.path == paths and NECKS.module_dict == types
 
 
-def test_a_verdict_names_the_classes_of_the_repository_and_that_inputs_decide(verdict):
+def test_a_verdict_names_the_classes_of_the_repository_and_its_copy_of_mmdet3d(verdict):
     names = [(entry.name, entry.file, entry.ours) for entry in verdict.model_classes]
     assert names[0] == ('BEVFusion', 'mmdet3d/models/fusion_models/bevfusion.py', False)
     assert any(name == 'TransFusionHead' and ours for name, _, ours in names)
-    assert verdict.title.startswith('PROVEN ON ') and 'differs' in verdict.title
-    assert {method.file for method in verdict.differing_methods} >= {
-        'mmdet3d/models/fusion_models/bevfusion.py'
-    }
+    (copied,) = verdict.untraced
+    assert copied.subject.startswith('mmdet3d of ') and copied.reason.startswith('its methods are compared')
 
 
 def test_weights_are_written_in_the_layout_of_the_repositorys_spconv(toy, monkeypatch):
@@ -284,49 +280,3 @@ def test_a_process_that_ended_between_two_calls_is_named(tmp_path):
     with pytest.raises(InferenceError, match=r'its_folder: .* ended with status 3'):
         ended.call('step', {})
     fork.end_process(ended.process, ended.folder)
-
-
-def digest(letter):
-    return letter * DIGITS
-
-
-def sources(**files):
-    """Return sources of files, given without .py: name of a function -> letter of its hash."""
-    return {
-        f'{file}.py': {name: (digest(letter), 1, 9) for name, letter in names.items()}
-        for file, names in files.items()
-    }
-
-
-@pytest.mark.parametrize(
-    ('files', 'names'),
-    [
-        (dict(a=dict(f='a', g='b')), []),
-        (dict(a=dict(f='c')), []),
-        (dict(a=dict(f='c', loss='x')), []),
-        (dict(a=dict(f='c', h='x')), ['h']),
-        (dict(a=dict(f='x', g='b')), ['f']),
-        (dict(a=dict(g='b')), ['f']),
-        (dict(b=dict(f='a')), ['b.py']),
-    ],
-)
-def test_code_that_differs_is_named_by_the_nearest_version(monkeypatch, tmp_path, files, names):
-    table = tmp_path / 'table.json'
-    first = dict(f=digest('a'), g=digest('b'))
-    table.write_text(json.dumps({'1': {'a.py': first}, '2': {'a.py': dict(f=digest('c'))}}))
-    monkeypatch.setattr(followed_code, 'TABLE', table)
-    assert [method.name for method in followed_code.differing_code(sources(**files))] == names
-
-
-def test_the_table_has_the_versions_that_the_page_names():
-    table = json.loads(followed_code.TABLE.read_text())
-    assert sorted(table) == ['326653d', 'db75150']
-    assert all('TransFusionHead.get_bboxes' in files[HEAD] for files in table.values())
-
-
-def test_the_command_that_adds_a_version_imports_the_libraries_and_names_a_config_that_is_missing(tmp_path):
-    missing = str(tmp_path / 'missing.py')
-    run = subprocess.run(
-        [sys.executable, '-m', followed_code.__name__, 'version', missing], capture_output=True, text=True
-    )
-    assert run.returncode == 1 and f'ConfigError: {missing}: no such config file' in run.stderr

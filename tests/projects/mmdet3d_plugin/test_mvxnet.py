@@ -45,7 +45,7 @@ def test_three_files_are_proven_on_frames_of_other_cameras_and_sizes():
     assert tensors == {FEATURES, 'bev', 'cls_score_0', 'bbox_pred_0', 'dir_cls_pred_0'}
     spec = read_metadata(paths_of(folder)[0]).spec
     assert spec.input_names == ['img', 'lidar2image', 'img_aug_matrix', 'points', 'rows', 'coors']
-    assert verdict.differing_methods == []
+    assert verdict.untraced == []
 
 
 # ---- frames

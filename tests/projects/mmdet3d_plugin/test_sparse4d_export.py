@@ -6,7 +6,6 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from marking import in_suite
 from mmdeploy_ext.core.config import load_config
@@ -17,6 +16,7 @@ from mmdeploy_ext.families.sparse4d.family import MODELS
 from mmdeploy_ext.families.sparse4d.runtime import bank, model
 from mmdeploy_ext.proving.inputs.synthetic_drive import SyntheticDrive, synthetic_drive
 from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.proving.untraced import untraced_methods
 from proofs import OF_OTHER_CONTRACTS, prove_samples, refuted
 from toy_frames import SPARSE4D as toy
 
@@ -38,12 +38,17 @@ def test_one_graph_is_proven_as_a_stream(deployment, paths):
     assert verdict.summary()['matched'] >= 300
 
 
-@pytest.mark.parametrize('name', ['anchor_encoder', 'instance_bank', 'layers.0.kps_generator', 'layers.4'])
-def test_a_part_that_is_derived_from_nothing_known_is_named(deployment, monkeypatch, name):
-    differing = deployment.family.differing_methods
-    assert differing(deployment.model) == []
-    monkeypatch.setattr(deployment.model.head.get_submodule(name), '__class__', type('Own', (nn.Module,), {}))
-    assert {method.name.partition('.')[0] for method in differing(deployment.model)} == {'Own'}
+@pytest.mark.parametrize(
+    ('name', 'method'),
+    [('anchor_encoder', 'forward'), ('instance_bank', 'update'), ('layers.4', 'project_points')],
+)
+def test_a_method_of_the_users_that_the_graph_computes_is_named(deployment, monkeypatch, name, method):
+    part = deployment.model.head.get_submodule(name)
+    own = type('Own', (type(part),), {method: lambda self: None})
+    assert untraced_methods(deployment.family, deployment.model, deployment.cfg) == []
+    monkeypatch.setattr(part, '__class__', own)
+    (found,) = untraced_methods(deployment.family, deployment.model, deployment.cfg)
+    assert found.subject.startswith(f'Own.{method} (')
 
 
 @pytest.mark.parametrize(

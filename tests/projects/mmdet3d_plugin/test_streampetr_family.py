@@ -17,7 +17,6 @@ from mmdeploy_ext.core.errors import ConfigError, DataError, UsageError
 from mmdeploy_ext.core.taps import collect_taps
 from mmdeploy_ext.exporting.deployment import check_options
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.streampetr import live
 from mmdeploy_ext.families.streampetr.family import StreamPetrFamily
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from projects.configs.nuscenes_stream import image_augmentation
@@ -226,11 +225,3 @@ def test_dumped_matrices_are_the_frames(reference, frames):
     per_camera = torch.from_numpy(frames[0].lidar2img).repeat_interleave(len(per_token) // 6, 0)
     identity = torch.eye(4, dtype=torch.float64).expand_as(per_token)
     torch.testing.assert_close(per_token @ per_camera, identity, atol=1e-4, rtol=0)
-
-
-def test_a_users_mask_of_training_is_compared_with_upstreams():
-    model = toy.build()
-    assert 'GridMask' not in {entry.upstream for entry in live.replaced(model)}  # ours draws nothing in tests
-    model.grid_mask = torch.nn.Identity()
-    (mask,) = (entry for entry in live.replaced(model) if entry.upstream == 'GridMask')
-    assert mask.part is model.grid_mask and mask.methods == ('forward',)

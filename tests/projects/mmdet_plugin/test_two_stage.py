@@ -16,6 +16,7 @@ from mmdeploy_ext.exporting.exporter import check_operators, default_opset
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.parts.regions import Pool
 from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
+from mmdeploy_ext.proving.untraced import untraced_methods
 from mmdeploy_ext.synthetic.seeded import seeded_model
 from toy_two_stage import (
     KINDS,
@@ -247,15 +248,15 @@ def test_a_box_head_without_a_column_of_the_background_is_refused_by_its_layer(m
         find_family(cfg).check(cfg, options_of('faster'))
 
 
-def test_of_a_detector_with_a_test_method_of_its_own_inputs_decide(monkeypatch):
+def test_of_a_detector_with_a_test_method_of_its_own_the_method_is_named(monkeypatch):
     own = type('Own', (DETECTORS.get('FasterRCNN'),), dict(simple_test=lambda self: None))
     monkeypatch.setitem(DETECTORS.module_dict, 'Own', own)
     cfg = toy()
     cfg.model.type = 'Own'
     family = find_family(cfg)
     family.check(cfg, options_of('faster'))
-    (method,) = family.differing_methods(family.build(cfg))
-    assert method.name == 'Own.simple_test'
+    (method,) = untraced_methods(family, family.build(cfg), cfg)
+    assert method.subject.startswith('Own.simple_test (')
 
 
 def test_sizes_and_opsets_that_do_not_fit_are_usage_errors():

@@ -4,20 +4,17 @@ What the attributes and methods of `MvxNetFamily` without a docstring are for is
 defined first: `families/base.py`, `families/sequence.py` and `families/parts/lidar_models.py`.
 """
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelines
-from mmdet3d.models import builder, detectors, fusion_layers, voxel_encoders
-from mmdet3d.models.fusion_layers import point_fusion
+from mmdet3d.models import builder
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.anchor3d.family import FOLLOWED as FOLLOWED_BY_ANCHORS
-from mmdeploy_ext.families.anchor3d.family import HEADS, check_head, check_limits
+from mmdeploy_ext.families.anchor3d.family import check_head, check_limits
 from mmdeploy_ext.families.anchor3d.graphs import postprocess_facts
 from mmdeploy_ext.families.anchor3d.mvxnet.graphs import graphs
 from mmdeploy_ext.families.anchor3d.mvxnet.reference import MvxNetReference
@@ -35,9 +32,8 @@ from mmdeploy_ext.families.anchor3d.mvxnet.samples import (
 from mmdeploy_ext.families.anchor3d.synthetic import synthetic_outputs
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class
-from mmdeploy_ext.families.parts import anchor_heads
+from mmdeploy_ext.families.parts import anchor_heads, lidar_models
 from mmdeploy_ext.families.parts.lidar_models import (
-    DETECTOR_METHODS,
     LidarModels,
     load_weights,
     other_limits,
@@ -48,7 +44,6 @@ from mmdeploy_ext.families.parts.lidar_models import (
 from mmdeploy_ext.families.parts.lidar_parts import parts_of
 from mmdeploy_ext.families.parts.proof_samples import crowded
 from mmdeploy_ext.families.parts.samples import result
-from mmdeploy_ext.families.replaced import Replaced, replaced_of_class
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.runtime.frames import FusedFrame, Stepper, Sweep
@@ -63,19 +58,6 @@ PARTS = dict(
 """Key of a part -> the class that is exported, and its registry; None: not what is derived from it."""
 NOT_EXPORTED = ('pts_fusion_layer', 'img_rpn_head', 'img_roi_head')
 """Keys of parts that change the results, and of which there are none in MVX-Net."""
-FUNCTIONS = ('point_sample', 'apply_3d_transformation', 'points_cam2img', 'get_proj_mat_by_coord_type')
-"""Functions of the module of `PointFusion` that the graphs follow."""
-FOLLOWED = (
-    (detectors.DynamicMVXFasterRCNN, (*DETECTOR_METHODS, 'extract_img_feat')),
-    (voxel_encoders.DynamicVFE, ('forward', 'map_voxel_center_to_point')),
-    (fusion_layers.PointFusion, ('forward', 'obtain_mlvl_feats', 'sample_single')),
-    (point_fusion, FUNCTIONS),
-    *(entry for entry in FOLLOWED_BY_ANCHORS if entry[0].__name__ in HEADS),
-    *anchor_heads.FOLLOWED,
-)
-"""Classes of mmdet3d, and methods of them whose results the graphs compute by other code; coder last.
-
-`MvxNetFamily.replaced` yields those of a model, whether or not the user has changed them."""
 
 
 def check_encoder(filename: str, model: Mapping[str, Any]) -> None:
@@ -126,7 +108,7 @@ def check_parts(filename: str, model: Mapping[str, Any]) -> None:
     check_head(filename, model)
 
 
-MODELS = LidarModels(check_parts, FOLLOWED)
+MODELS = LidarModels(check_parts)
 
 
 class MvxNetFamily(SequenceFamily):
@@ -139,7 +121,10 @@ class MvxNetFamily(SequenceFamily):
     used_by: ClassVar[Mapping[str, str]] = {'': 'run {file} INFOS.pkl'}
     files = MvxNetOnnx.graphs
     samples = 'fused'
-    followed = FOLLOWED
+    untraced = (
+        *lidar_models.UNTRACED, *anchor_heads.UNTRACED, '.extract_img_feat', 'map_voxel_center_to_point',
+        'obtain_mlvl_feats', 'sample_single', '*fusion_layer.forward',
+    )  # fmt: skip
     graphs, reference = staticmethod(graphs), staticmethod(MvxNetReference)
     result, postprocess_facts = staticmethod(result), staticmethod(postprocess_facts)
     build = MODELS.build
@@ -177,14 +162,6 @@ class MvxNetFamily(SequenceFamily):
     def preprocess_rule(self, cfg: Any) -> FusionRule:
         check_parts(cfg.filename, cfg.model)
         return fusion_rule(cfg, points_width(cfg.model)[1])
-
-    def replaced(self, model: nn.Module) -> Iterable[Replaced]:
-        yield from MODELS.replaced(model)
-        fusion = parts_of(model).voxel_encoder.fusion_layer
-        yield from replaced_of_class(fusion, FOLLOWED)
-        module = sys.modules[type(fusion).__module__]
-        if module is not point_fusion:  # a copy in the user's repository
-            yield Replaced(module, point_fusion.__name__, FUNCTIONS)
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         return MvxNetOnnx(paths, **engine)

@@ -16,7 +16,7 @@ from mmrotate.models.dense_heads import CSLRRetinaHead, RotatedRetinaHead
 from mmrotate.models.detectors import RotatedBaseDetector
 from torch import nn
 
-from mm2onnx_mmrotate.dense import followed, graphs, reference
+from mm2onnx_mmrotate.dense import graphs, reference
 from mm2onnx_mmrotate.dense.kinds import KINDS, kind_of
 from mm2onnx_mmrotate.dense.networks import last_head
 from mm2onnx_mmrotate.dense.seeded import seeded_detector
@@ -68,7 +68,10 @@ class RotatedDenseFamily(ImageFamily):
     forms = ('full', 'decode', 'raw')
     tie_keys = ('iou_thr',)
     compared_with_own_kernels = ('RotatedRepPointsHead', 'OrientedRepPointsHead', 'SAMRepPointsHead')
-    followed, replaced = followed.FOLLOWED, staticmethod(followed.replaced)
+    untraced = (
+        *ImageFamily.untraced, 'filter_bboxes', 'refine_bboxes', 'points2rotrect', 'get_offset', 'rotate_arf',
+        'distance2obb',
+    )  # fmt: skip
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(image_feeds.feeds)
     reference_tensors = staticmethod(reference.tensors)

@@ -18,7 +18,7 @@ from torch import nn
 from mm2onnx_mmrotate.pipeline import preprocess_rule
 from mm2onnx_mmrotate.reference import compiled_suppression
 from mm2onnx_mmrotate.suppression import KEEPS_ALL, rotated_nms_config
-from mm2onnx_mmrotate.two_stage import followed, graphs, heads, reference
+from mm2onnx_mmrotate.two_stage import graphs, heads, reference
 from mm2onnx_mmrotate.two_stage.proposals import least_side
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import TensorSpec
@@ -72,7 +72,10 @@ class RotatedTwoStageFamily(ImageFamily):
     first, first_task = graphs.PROPOSALS, task
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(image_feeds.feeds)
-    followed, replaced = followed.FOLLOWED, staticmethod(followed.replaced)
+    untraced = (
+        *ImageFamily.untraced, '.extract_feat', '_bbox_forward', 'regress_by_class', 'map_roi_levels',
+        '*roi_extractor*.forward',
+    )  # fmt: skip
     reference_detections = staticmethod(reference.detections)
     first_list = staticmethod(reference.proposals_alone)
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from mmcv import Config
 from mmdet.models.backbones.pvt import SpatialReductionAttention
 from mmdet.models.backbones.swin import ShiftWindowMSA
 from mmdet.models.utils.transformer import AdaptivePadding
@@ -12,9 +13,9 @@ from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.ops.backbone_attention import SIZED, sizes_traced
 from mmdeploy_ext.exporting.ops.replaced_modules import keep_position_bias
-from mmdeploy_ext.families.base import FAMILIES, LAYERS_FOLDER
+from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.replaced import differing_methods, replaced_layers, table_of
+from mmdeploy_ext.proving.untraced import untraced_methods
 
 SIZES = [(4, 4), (8, 4), (9, 15), (3, 2), (1, 1), (16, 5)]
 """(h, w) of maps, in windows of 4: one window, several, and parts of windows."""
@@ -63,15 +64,11 @@ def test_a_map_is_padded_as_mmdet_pads_it(size, kernel, stride):
 
 
 def test_attention_of_the_user_is_named_where_the_graph_replaces_it(monkeypatch):
-    def methods(any_size):
-        layers = replaced_layers(torch.nn.ModuleList([module]), any_size)
-        return [method.name for method in differing_methods(layers, table_of(LAYERS_FOLDER))]
-
-    assert FAMILIES['dense']  # which registers the layers
     module = ShiftWindowMSA(8, 2, window_size=4)
-    assert methods(True) == []
+    assert untraced_methods(FAMILIES['dense'], module, Config({})) == []
     monkeypatch.setattr(ShiftWindowMSA, 'forward', lambda self, query, hw_shape: query)
-    assert methods(True) == ['ShiftWindowMSA.forward'] and methods(False) == []
+    (method,) = untraced_methods(FAMILIES['dense'], module, Config({}))
+    assert method.subject.startswith('ShiftWindowMSA.forward (')
 
 
 @pytest.mark.parametrize('padding', [AdaptivePadding(4, 4, padding='same'), AdaptivePadding(1, 2)])

@@ -1,0 +1,156 @@
+"""Methods, steps and data sets of the user's that a graph does not show are named, and judged by results."""
+
+import importlib
+import sys
+import types
+
+import pytest
+from torch import nn
+
+from mmdeploy_ext import api
+from mmdeploy_ext.core import source_code
+from mmdeploy_ext.proving.untraced import untraced_methods
+from toy_atss import REPO
+
+PLUGIN = """
+from mmdet.datasets import PIPELINES, CocoDataset
+from mmdet.datasets.builder import DATASETS
+from mmdet.datasets.pipelines import Resize
+from mmdet.models.builder import HEADS
+from mmdet.models.dense_heads import ATSSHead
+
+SCALE = 1.0
+
+
+@HEADS.register_module()
+class MyHead(ATSSHead):
+    def get_bboxes(self, *args, **kwargs):
+        return [(boxes * SCALE, labels) for boxes, labels in super().get_bboxes(*args, **kwargs)]
+
+
+@PIPELINES.register_module()
+class MyResize(Resize):
+    pass
+
+
+@DATASETS.register_module()
+class MyData(CocoDataset):
+    def prepare_test_img(self, index):
+        return super().prepare_test_img(index)
+
+
+@DATASETS.register_module()
+class MyNames(CocoDataset):
+    CLASSES = ('disc',)
+"""
+HEAD = 'MyHead.get_bboxes (untraced_plugin.py:13): compared by its results'
+
+
+@pytest.fixture(scope='module')
+def plugin(tmp_path_factory):
+    """The plugin's module, whose folder is on the path."""
+    folder = tmp_path_factory.mktemp('plugin')
+    (folder / 'untraced_plugin.py').write_text(PLUGIN)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    yield importlib.import_module('untraced_plugin')
+    sys.path.remove(str(folder))
+
+
+@pytest.fixture(scope='module')
+def exported(plugin, tmp_path_factory):
+    """The demo's toy with a head of the user's, exported."""
+    folder = tmp_path_factory.mktemp('export')
+    (folder / 'config.py').write_text(
+        f"_base_ = ['{REPO}/configs/demo/atss_toy.py']\n"
+        "custom_imports = dict(imports=['untraced_plugin'])\n"
+        "model = dict(bbox_head=dict(type='MyHead'))\n"
+    )
+    checkpoint = REPO / 'demo' / 'checkpoints' / 'atss_toy.pth'
+    return api.export(folder / 'config.py', checkpoint, folder / 'm.onnx')
+
+
+def test_a_method_of_the_user_is_named_and_strict_makes_it_a_failure(exported):
+    verdict, _ = exported.prove(strict=True)
+    assert [entry.text for entry in verdict.untraced] == [HEAD]
+    assert verdict.title == 'NOT PROVEN' and verdict.failures == [f'untraced: {HEAD}']
+    verdict.reasons.clear()
+    assert verdict.title == 'PROVEN', 'without --strict'
+    (entry,) = [entry for entry in verdict.model_classes if not entry.ours]
+    assert (entry.name, entry.place) == ('MyHead', 'untraced_plugin.py:12')
+
+
+def test_a_changed_method_is_not_proven_by_its_results_and_its_file_is_named(exported, plugin, monkeypatch):
+    monkeypatch.setattr(plugin, 'SCALE', 1.02)
+    vars(exported.deployment).pop('model_classes', None)
+    with open(plugin.__file__, 'a') as file:
+        file.write('SCALE = 1.02\n')
+    verdict, _ = exported.prove()
+    assert verdict.title == 'NOT PROVEN' and not any('untraced' in reason for reason in verdict.failures)
+    assert 'changed since the export: untraced_plugin.py' in verdict.notes
+
+
+def test_steps_and_data_sets_of_the_user_are_named(plugin):
+    inner = dict(type='MultiScaleFlipAug', transforms=[dict(type='MyResize')])
+    steps = [dict(type='LoadImageFromFile'), inner]
+    cfg = types.SimpleNamespace(data=dict(test=dict(type='MyData', pipeline=steps)))
+    cfg.get = lambda key, default=None: getattr(cfg, key, default)
+    cfg.filename = 'config.py'
+    family = types.SimpleNamespace(untraced=(), samples='images')
+    texts = [entry.text for entry in untraced_methods(family, nn.Identity(), cfg)]
+    assert texts == [
+        'MyResize (untraced_plugin.py:18): compared by pictures',
+        'MyData (untraced_plugin.py:23): compared by pictures',
+    ]
+    cfg.data['test'].update(type='MyNames', pipeline=steps[:1])
+    assert untraced_methods(family, nn.Identity(), cfg) == []
+
+
+class Part(nn.Module):
+    def forward(self, x):
+        return x
+
+    def decode(self, x):
+        return x
+
+
+def test_a_pattern_before_a_dot_is_of_the_path_of_a_part_and_other_names_of_any_part():
+    cfg = types.SimpleNamespace(get=lambda key, default=None: default, filename='config.py')
+
+    def found(*untraced):
+        family = types.SimpleNamespace(untraced=untraced, samples='images')
+        return [entry.subject.split(' ')[0] for entry in untraced_methods(family, model, cfg)]
+
+    model = nn.Sequential(Part())
+    assert found('decode') == ['Part.decode']
+    assert found('0.forward') == found('?.forward') == ['Part.forward']
+    assert found('.forward') == found('1.forward') == found('encode') == []
+
+
+def test_a_copy_of_mmdet_has_one_line_and_what_was_added_to_it_its_own(tmp_path, monkeypatch):
+    import mmdet
+
+    copy, installed = tmp_path / 'copy' / 'mmdet', tmp_path / 'installed' / 'mmdet'
+    for folder, text in ((copy, 'class Head: ...\nclass Added: ...\n'), (installed, 'class Head: ...\n')):
+        folder.mkdir(parents=True)
+        (folder / '__init__.py').touch()
+        (folder / 'head.py').write_text(text)
+    others = source_code._installed_files
+    monkeypatch.setattr(
+        source_code, '_installed_files', lambda name: (installed, {}) if name == 'mmdet' else others(name)
+    )
+    monkeypatch.setattr(mmdet, '__file__', str(copy / '__init__.py'))
+    monkeypatch.chdir(tmp_path)
+    code = compile('def decode(self): ...', str(copy / 'head.py'), 'exec')
+    kinds = []
+    for name in ('Head', 'Added'):
+        names = {'__name__': 'mmdet.head'}
+        exec(code, names)
+        names['decode'].__qualname__ = f'{name}.decode'
+        kinds.append(type(name, (nn.Module,), dict(__module__='mmdet.head', decode=names['decode'])))
+    model = nn.Sequential(*(kind() for kind in kinds))
+    cfg = types.SimpleNamespace(get=lambda key, default=None: default, filename='config.py')
+    family = types.SimpleNamespace(untraced=('decode',), samples='images')
+    first, second = [entry.text for entry in untraced_methods(family, model, cfg)]
+    assert first == f'mmdet {mmdet.__version__} of copy/mmdet: its methods are compared by their results'
+    assert second == 'Added.decode (mmdet/head.py:1): compared by its results'
