@@ -2,7 +2,7 @@
 
 A copy of mmdet3d 0.x has the name of the installed mmdet3d and registers types that this has registered. Both
 are put aside while the copy is imported and its model is built; then the layers of `LAYERS` take the places
-of ours. All else the graphs compute by this package's code, see `followed_code.py`.
+of ours. All else the graphs compute by this package's code.
 
 Glossary: B batch, C channels, Q queries, T cells of the map that the queries look at.
 """
