@@ -89,7 +89,7 @@ class Export:
         source: config and checkpoint, once `run` has read them.
         family: the family that claims the config.
         options: options of the export.
-        claims: further arguments of `proving.ladder.prove`, by which the proof judges the file; none but
+        claims: further arguments of `proving.ladder.prove`, by which the proof judges the file: `strict`, and
             those that a subclass sets.
         args: parsed arguments of the command line.
         only: name of the one family that the tool is for; '' for all.
@@ -116,15 +116,16 @@ class Export:
         """
         args = self.args
         self.engine, values = shared.engine_options(args), shared.graph_values(args)
-        for name in ('report', 'json', 'frames', 'strict'):
-            if getattr(args, name) not in (None, False) and not args.verify:
+        if args.strict and not args.verify:
+            raise UsageError('--strict: goes with --verify')
+        for name in ('report', 'json', 'frames'):
+            if getattr(args, name) is not None and not args.verify:
                 raise UsageError(f'--{name} {getattr(args, name)}: goes with --verify')
         if not args.verify and not args.show:
             reason = 'goes with --verify; the export itself runs no engine'
             shared.refuse_options(args, build_parser(), ENGINE_OPTIONS, reason)
         check_normalisation(args.mean, args.std)
-        if args.strict:
-            self.claims['strict'] = True
+        self.claims['strict'] = args.strict
         return {'opset': 0, **values}
 
     def run(self) -> int:

@@ -61,8 +61,6 @@ class LidarModels:
     Attributes:
         check_parts: function that refuses (ConfigError) detectors with parts that are not exported: it takes
             the file name of a config and its `model`, and its message names the key of the part.
-        followed: classes and modules of mmdet3d, and the names of their methods and functions that graphs and
-            runtimes compute themselves; the box coder is last.
     """
 
     check_parts: Callable[[str, Mapping[str, Any]], None]

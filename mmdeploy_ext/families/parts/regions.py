@@ -28,11 +28,8 @@ from mmdeploy_ext.exporting.postprocess.suppression import clip_to
 from mmdeploy_ext.families.parts.dense_heads import border_inset, bucket_settings, chosen_coder, clips
 from mmdeploy_ext.families.parts.runtime.box_coders import CODERS, bucket_choice
 
-EXTRACTORS = {
-    extractors.SingleRoIExtractor: ('forward', 'map_roi_levels', 'roi_rescale'),
-    extractors.GenericRoIExtractor: ('forward', 'roi_rescale'),
-}
-"""Extractors that are exported -> their methods that the graphs compute by themselves."""
+EXTRACTORS = (extractors.SingleRoIExtractor, extractors.GenericRoIExtractor)
+"""Extractors that are exported."""
 MOVING_LAYERS = (DeformRoIPoolPack, ModulatedDeformRoIPoolPack)
 """Layers that move the cells of a region before they are pooled."""
 
@@ -119,7 +116,7 @@ def check_extractor(extractor: nn.Module) -> None:
     A class of the user that is derived from one of `EXTRACTORS` is not refused: if it overrides methods that
     the graph computes by itself, a proof decides on inputs.
     """
-    if not isinstance(extractor, tuple(EXTRACTORS)):
+    if not isinstance(extractor, EXTRACTORS):
         exported = ', '.join(extractor_class.__name__ for extractor_class in EXTRACTORS)
         raise ConfigError(
             f'{type(extractor).__name__}: no extractor of regions that is exported ({exported})'

@@ -3,7 +3,7 @@
 A user's head is one that is not derived from this package's `StreamPETRHead`, which is called ours.
 exiawsh/StreamPETR and the repositories made from it have our head's layers under the same names. Their
 `forward` computes a frame in global coordinates, and keeps the memory in five attributes. The graphs run the
-layers, and compute the methods and functions of `replaced` by themselves.
+layers, and compute what is around them by themselves.
 
 Source: exiawsh/StreamPETR 95f6470 (names and what they compute, no code).
 

@@ -73,7 +73,6 @@ class TwoStageModels:
     Attributes:
         proposes: whether the detectors have an `rpn_head`; otherwise proposals are an input.
         with_masks: whether their `roi_head` has a `mask_head`.
-        followed: classes of libraries and names of their methods that the graphs compute, see `Family`.
     """
 
     proposes: bool = True
