@@ -244,7 +244,9 @@ def verdict_of(tmp_path, capsys, *words):
     return status, capsys.readouterr().out, read_json(found)
 
 
-def level_1_alone(deployment, paths, samples, engine, *, edited=False, asked=None, strict=False, **settings):
+def level_1_alone(
+    deployment, paths, samples, engine, *, edited=False, asked=None, library=None, strict=False, **settings
+):
     """Stand for `ladder.prove` where level 1 refuses a file, whatever its inputs give."""
     return ladder.open_proof(deployment, paths, samples, engine, **settings).check(edited, asked), []
 
