@@ -190,14 +190,14 @@ class Exported:
     sparse_graph: SparseGraph | None = dataclasses.field(default=None, repr=False)
 
     def prove(self, engine: Mapping[str, Any] | None = None, **claims: Any) -> tuple[Verdict, list[Pair]]:
-        """Prove the files with the model in memory.
+        """Prove the files, as they were written, with the model in memory.
 
         A family that cannot be proven has to be refused before, by `check_provable`.
 
         Args:
             engine: settings of the engine as `engine_settings` returns them; None: ONNX Runtime on the CPU.
-            claims: further keyword arguments of `proving.ladder.prove`: `edited`, `asked`, `strict`, see
-                `prove`; `timed`, whether the verdict has times (True); of a sparse backbone also `ranges`,
+            claims: further keyword arguments of `proving.ladder.prove`: `asked`, `strict`, see `prove`;
+                `timed`, whether the verdict has times (True); of a sparse backbone also `ranges`,
                 `max_voxels` and `node_list`, see `SparseProof`.
 
         Returns:
@@ -215,7 +215,9 @@ class Exported:
                 picture, path = self.traced
                 samples = [picture, *(samples if self.sample_files else ())]
                 claims['picture_files'] = [path, *self.sample_files]
-            verdict, pictures = climb(self.deployment, self.files, samples, engine or {}, **claims)
+            verdict, pictures = climb(
+                self.deployment, self.files, samples, engine or {}, written=True, **claims
+            )
         if origin:
             verdict.notes.append(f'frames: {origin}')
         return verdict, pictures

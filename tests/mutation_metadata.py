@@ -32,7 +32,7 @@ def metadata(draft: Draft) -> tuple[str, str]:
         entry.value += ' '
         return key, f'{NOTE}not a key of ours'
     if key == 'edits' and not content:
-        content, path = [dict(command='simplify', arguments=[], versions={})], 'an edit that was not made'
+        content, path = ['simplify'], 'an edit that was not made'
     else:
         content, path = _changed(draft, content, '')
     entry.value = json.dumps(content)
@@ -116,7 +116,7 @@ def edits(draft: Draft) -> tuple[str, str]:
     entry = draft.pick(entry for entry in draft.model.metadata_props if entry.key == f'{PREFIX}edits')
     name = draft.pick(EDITS)
     command, arguments = EDITS[name]
-    record = json.dumps([*_read(entry.value), dict(command=command, arguments=arguments, versions={})])
+    record = json.dumps([*_read(entry.value), command])
     detail = 'recorded'
     if command == 'replace':
         detail = draft.pick(('recorded', 'recorded, one node has it', 'recorded and run'))

@@ -273,17 +273,17 @@ def settings(**changes: Callable) -> Make:
 
 
 def folding(change: Callable[[torch.nn.Module], None]) -> Callable[[], contextlib.AbstractContextManager]:
-    """Return a fault of the folding: it works on a copy of the model to which `change` was done."""
-    return lambda: _all_replaced([('mmdeploy_ext.exporting.fold:fuse', _of_changed(change))])
+    """Return a fault of the export: it works on a copy of the model to which `change` was done."""
+    return lambda: _all_replaced([('mmdeploy_ext.exporting.copy:prepared', _of_changed(change))])
 
 
 def _of_changed(change: Callable[[torch.nn.Module], None]) -> Make:
     def make(original: Callable) -> Callable:
-        def fuse(model: torch.nn.Module) -> torch.nn.Module:
+        def prepared(model: torch.nn.Module) -> torch.nn.Module:
             model = copy.deepcopy(model)
             change(model)
             return original(model)
 
-        return fuse
+        return prepared
 
     return make

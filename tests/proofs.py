@@ -32,9 +32,11 @@ LATE_S = 1.6e9 + 20 * 60
 """Seconds: a time stamp of these days, twenty minutes into a drive."""
 
 
-def check_files(deployment: Any, paths: Any, samples: Any = (), edited: bool = False) -> Verdict:
+def check_files(
+    deployment: Any, paths: Any, samples: Any = (), edited: bool = False, written: bool = False
+) -> Verdict:
     """Return level 1 alone."""
-    return open_proof(deployment, paths, samples).check(edited)
+    return open_proof(deployment, paths, samples).check(edited, written=written)
 
 
 @contextlib.contextmanager

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import unittest.mock
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.graph import signature
 from mmdeploy_ext.proving import ladder
 
 if TYPE_CHECKING:
@@ -63,31 +60,6 @@ def stop_at_graph(proof: Any) -> None:
         return graph
 
     proof.graph = stopping
-
-
-@contextlib.contextmanager
-def unexplained_graphs() -> Iterator[None]:
-    """Inside the block graphs are told apart, and what differs is not looked for: two thirds of the time."""
-
-    compute, known = signature.compute_signature, collections.deque(maxlen=8)
-
-    def remembered(model: Any) -> signature.Signature:
-        for other, digests in known:
-            if other is model:
-                return digests
-        known.append((model, compute(model)))
-        return known[-1][1]
-
-    def shortened(
-        model: Any, reference: Any, signatures: tuple[signature.Signature, signature.Signature] | None = None
-    ) -> list[signature.GraphDifference]:
-        mine, other = signatures or (remembered(model), remembered(reference))
-        return [] if mine.equals(other) else [signature.GraphDifference('node', 'graph', '', 'differs')]
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(unittest.mock.patch.object(signature, 'differences', shortened))
-        stack.enter_context(unittest.mock.patch.object(signature, 'compute_signature', remembered))
-        yield
 
 
 @contextlib.contextmanager

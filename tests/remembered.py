@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ASKED = 'reference_detections', 'reference_tensors', 'candidate_bounds', 'interchangeable_zeros'
 """Methods of a family that run the unpatched model and read nothing of the file on trial."""
-CACHED_EXPORTS = 32
+CACHED_SIGNATURES = 32
 
 
 def digest(value: Any) -> Any:
@@ -96,12 +96,12 @@ def signed_once() -> Iterator[None]:
     """Inside the block the signature of a graph of the same bytes is computed once."""
     compute = signature.compute_signature
 
-    @functools.lru_cache(CACHED_EXPORTS)
-    def of_content(content: bytes, *given: bool) -> signature.Signature:
-        return compute(onnx.load_from_string(content), *given)
+    @functools.lru_cache(CACHED_SIGNATURES)
+    def of_content(content: bytes) -> signature.Signature:
+        return compute(onnx.load_from_string(content))
 
-    def once(model: onnx.ModelProto, *given: bool) -> signature.Signature:
-        return of_content(model.SerializeToString(deterministic=True), *given)
+    def once(model: onnx.ModelProto) -> signature.Signature:
+        return of_content(model.SerializeToString(deterministic=True))
 
     signature.compute_signature = once
     try:
@@ -143,7 +143,7 @@ def loaded_once() -> Iterator[None]:
     time: options are checked, the file is read, its graph compared and run. `signed_once` and `read_once` are
     part of it.
     """
-    load, kept, make = deploy.load, deploy.CACHED_EXPORTS, images.proof_inputs
+    load, make = deploy.load, images.proof_inputs
 
     def once(config, checkpoint, cfg_options=None, device='cpu', before_weights=None, *kind, **named):
         def read():
@@ -168,9 +168,9 @@ def loaded_once() -> Iterator[None]:
             INPUTS[key] = deployment.model, make(deployment, options, samples)
         return list(INPUTS[key][1])
 
-    deploy.load, deploy.CACHED_EXPORTS, images.proof_inputs = once, CACHED_EXPORTS, inputs_once
+    deploy.load, images.proof_inputs = once, inputs_once
     try:
         with signed_once(), read_once():
             yield
     finally:
-        deploy.load, deploy.CACHED_EXPORTS, images.proof_inputs = load, kept, make
+        deploy.load, images.proof_inputs = load, make

@@ -82,13 +82,9 @@ class SeededToy:
         self, fault: Change, deployment: deploy.Deployment, folder: Path, **options: Any
     ) -> Verdict:
         """Return the verdict on an export that a fault was planted into, over four frames."""
-        deployment.exports.clear()
-        try:
-            with replaced(*fault):
-                files = self.export(deployment, folder, **options)
-                return refuted(deployment, files, synthetic_drive(4, deployment.rule))
-        finally:
-            deployment.exports.clear()
+        with replaced(*fault):
+            files = self.export(deployment, folder, **options)
+            return refuted(deployment, files, synthetic_drive(4, deployment.rule))
 
 
 BEVFORMER = SeededToy('bevformer', 'projects/configs/BEVFormer/bevformer_toy.py')

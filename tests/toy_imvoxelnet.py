@@ -37,5 +37,4 @@ def exported(path, image, **values):
     deployment, chosen = seeded(), options(**values)
     traced = [deploy.prepare_fixed(deployment.rule, image, *SIZE)]
     (file,), _ = export_files(deployment, chosen, str(path), traced)
-    deployment.exports.clear()
     return file

@@ -1,6 +1,5 @@
 """The toys of FCOS3D, PGD and SMOKE with seeded weights."""
 
-
 import numpy as np
 
 from made_once import made_once
@@ -53,5 +52,4 @@ def exported(kind, path, **values):
     deployment, chosen = seeded(kind), options(kind, **values)
     traced = [deploy.prepare_fixed(deployment.rule, picture()[1], *SIZE)]
     (file,), _ = export_files(deployment, chosen, str(path), traced)
-    deployment.exports.clear()
     return file

@@ -139,7 +139,7 @@ def outcome(
     verdict, words = judged(deployment, file, model)
     if not verdict.passed:
         return Outcome(change, NOT_PROVEN, words)
-    return Outcome(change, ON_INPUTS if verdict.by_inputs else FOLLOWED, words)
+    return Outcome(change, ON_INPUTS if verdict.untraced else FOLLOWED, words)
 
 
 def export(deployment: Any, model: Model, path: Path) -> str:

@@ -21,7 +21,7 @@ from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES
 from mmdeploy_ext.exporting import deployment as deploy
-from mmdeploy_ext.exporting import fold
+from mmdeploy_ext.exporting.copy import fused
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.graph.io.tensors import CANNOT_READ
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
@@ -139,7 +139,7 @@ class ImageBenchmark(Benchmark):
         """
         models = {BASELINE: self.deployment.model}
         if self.args.fuse_conv_bn:
-            models[FUSED] = fold.fuse(self.deployment.model)
+            models[FUSED] = fused(self.deployment.model)
         return [
             torch_contender(self.deployment.family, model, name, stack.enter_context(NetworkClock(model)))
             for name, model in models.items()
@@ -174,7 +174,7 @@ class ImageBenchmark(Benchmark):
         """Return a function that runs the contender on the first batch; it is called in a child process."""
         batch = self.prepare()
         if not ENGINES[contender.engine].files:
-            changes = {FUSED: fold.fuse, f'{COMPILED} {COMPILED_FORM}': compiled.compiled_in_child}
+            changes = {FUSED: fused, f'{COMPILED} {COMPILED_FORM}': compiled.compiled_in_child}
             return functools.partial(run_model, self.source(), batch, changes.get(contender.name))
         feeds = self.deployment.family.feeds(batch, rescale=True)
         return functools.partial(memory.run_graph, contender.engine, contender.file, self.threads[0], feeds)

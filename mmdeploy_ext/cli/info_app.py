@@ -170,7 +170,7 @@ def overview(model: str, files: Sequence[Mapping[str, Any]], proof: Mapping[str,
         made_from=f'{last["config"]} (sha256 {last["config_sha256"][:HASH_DIGITS]}), checkpoint '
         f'{last["checkpoint_sha256"][:HASH_DIGITS]}',
         made_with=' '.join(f'{name} {version}' for name, version in last['versions'].items()),
-        edited='; '.join(edit['command'] for file in files for edit in file.get('edits', ())),
+        edited='; '.join(edit for file in files for edit in file.get('edits', ())),
         proof=proof_text(proof),
         run=f'mm2onnx run {model} {sample}' if 'spec' in last else '',
     )

@@ -10,6 +10,7 @@ import torch
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.lint.nested import without_sizes
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.pictures import other_view
@@ -139,7 +140,7 @@ def _stages(deployment: Deployment, options: Options, runs: Sequence[Feeds]) -> 
     """Yield the stages of all graphs, each run on `runs`, or on the example of its graph."""
     family, model = deployment.family, deployment.model
     family.check(deployment.cfg, options)
-    for graph in family.graphs(model, options):
+    for graph in family.graphs(prepared(model), options):
         graph_runs = runs or [dict(graph.example)]
         for stage in graph.stages:
             stage.module.eval().to(next(model.parameters()).device)

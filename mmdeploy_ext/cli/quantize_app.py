@@ -173,7 +173,7 @@ def run(args: argparse.Namespace) -> int:
         layers = layers_in_int8(graph, network, layers)
         facts = quantisation_facts(args, metadata, graph, layers, images)
         result = finish_model(graph, network, facts)
-        record(result, quantiser, layers)
+        record(result, quantiser)
         target.save(result)
         measured = measure(args, target, probe, network, images)
         show(args, target, facts, measured, ranked, exclusion)

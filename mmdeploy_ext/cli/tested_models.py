@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.against_dump import DumpComparer
-    from mmdeploy_ext.proving.fresh_export import FreshExport
+    from mmdeploy_ext.proving.fresh_export import Export
 
 
 class TestedModel(abc.ABC):
@@ -135,7 +135,7 @@ class TestedModel(abc.ABC):
         return []
 
     @abc.abstractmethod
-    def fresh_exports(self, deployment: Deployment, recorded: Sequence[Metadata]) -> list[FreshExport]:
+    def fresh_exports(self, deployment: Deployment, recorded: Sequence[Metadata]) -> list[Export]:
         """Return fresh exports of `deployment` for files that are there, with the metadata `recorded`."""
 
     @abc.abstractmethod
@@ -169,14 +169,14 @@ class ImageModel(TestedModel):
         writes none.
         """
         from mmdeploy_ext.evaluate.detector import TorchDetector
+        from mmdeploy_ext.exporting.copy import fused
         from mmdeploy_ext.exporting.files import make_metadata
-        from mmdeploy_ext.exporting.fold import fuse
 
         options = self.options.replace(precision='fp32', fp16_io=False, keep_fp32=())
         metadata = make_metadata(deployment, options)
-        stages = deployment.family.stages(deployment.model, options, fold=self.args.fuse_conv_bn)
         device = str(next(deployment.model.parameters()).device)
-        model = fuse(deployment.model) if self.args.fuse_conv_bn else deployment.model
+        model = fused(deployment.model) if self.args.fuse_conv_bn else deployment.model
+        stages = deployment.family.stages(model, options)
         with build_backend('TorchBackend', stages, metadata.spec, device=device) as backend:
             network = self._network(deployment, backend, metadata, dump)
             show, network.show = network.show, None
@@ -202,12 +202,12 @@ class ImageModel(TestedModel):
         size = self.options.height, self.options.width
         return [deploy.prepare_fixed(deployment.rule, picture, *size)]
 
-    def fresh_exports(self, deployment: Deployment, recorded: Sequence[Metadata]) -> list[FreshExport]:
+    def fresh_exports(self, deployment: Deployment, recorded: Sequence[Metadata]) -> list[Export]:
         from mmdeploy_ext.preprocess.pictures import read_image
         from mmdeploy_ext.proving.fresh_export import of_images
 
         picture = read_image(DEFAULT_PICTURE)
-        return [of_images(deployment, self.options, metadata, picture) for metadata in recorded]
+        return [of_images(deployment, self.options, picture) for _ in recorded]
 
     @contextlib.contextmanager
     def on_engine(
@@ -242,9 +242,9 @@ class FrameModel(TestedModel):
 
         `dump` writes the tensors of samples; None writes none.
         """
-        from mmdeploy_ext.exporting.fold import fuse
+        from mmdeploy_ext.exporting.copy import fused
 
-        model = fuse(deployment.model) if self.args.fuse_conv_bn else deployment.model
+        model = fused(deployment.model) if self.args.fuse_conv_bn else deployment.model
         yield self._network(deployment, deployment.family.reference(model), dump)
 
     def _network(self, deployment: Deployment, stepper: Any, dump: DumpWriter | None = None) -> Network:
@@ -254,14 +254,10 @@ class FrameModel(TestedModel):
         model = deployment.model if dump is not None else None  # which would keep the weights in memory
         return FrameDetector(stepper, deployment.family, dump, model, keep)
 
-    def fresh_exports(self, deployment: Deployment, recorded: Sequence[Metadata]) -> list[FreshExport]:
-        from mmdeploy_ext.proving.fresh_export import of_graph, options_of_export
+    def fresh_exports(self, deployment: Deployment, recorded: Sequence[Metadata]) -> list[Export]:
+        from mmdeploy_ext.proving.fresh_export import of_graph
 
-        options = options_of_export(self.options, recorded[0])
-        graphs = {graph.name: graph for graph in deployment.family.graphs(deployment.model, options)}
-        return [
-            of_graph(deployment, self.options, metadata, graphs.get(metadata.form)) for metadata in recorded
-        ]
+        return [of_graph(deployment, self.options, metadata.form) for metadata in recorded]
 
     @contextlib.contextmanager
     def on_engine(

@@ -52,8 +52,7 @@ class Metadata:
             to the folder it was imported from), `sha256` of its normalised source, and whether it is `ours`;
             and methods of library classes that a plugin replaced.
         rules: number of the graph rules that the file was written by, see `GRAPH_RULES`.
-        edits: commands that changed the graph after the export, in order: each a dict of `command`,
-            `arguments` and the `versions` of packages that did it.
+        edits: names of the commands that changed the graph after the export, in order.
     """
 
     family: str
@@ -69,12 +68,12 @@ class Metadata:
     versions: dict[str, str]
     model_classes: tuple[dict[str, Any], ...] = ()
     rules: int = GRAPH_RULES
-    edits: tuple[dict[str, Any], ...] = ()
+    edits: tuple[str, ...] = ()
 
     @property
     def precision(self) -> str:
         """What the file computes in: 'fp32', 'fp16', or 'int8' after it was quantised."""
-        if any(edit['command'].startswith('quantize') for edit in self.edits):
+        if any(edit.startswith('quantize') for edit in self.edits):
             return 'int8'
         return str(self.options.get('precision') or 'fp32')
 

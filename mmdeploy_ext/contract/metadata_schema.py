@@ -201,8 +201,6 @@ MODEL_CLASS = full_record(
     name=NAME, file=NAME, sha256=text('(?:[0-9a-f]{64})?', '64 hexadecimal digits, or nothing'), ours=FLAG
 )
 """Check of an entry of `Metadata.model_classes`."""
-EDIT = full_record(command=NAME, arguments=mapping(anything), versions=mapping(text()))
-"""Check of an entry of `Metadata.edits`."""
 
 # The plan of a graph of sparse convolutions numbers its levels of active sites from 0, which is the input: a
 # table pairs the sites of two levels, or of one, for convolutions, and a scatter puts those of a level into a
@@ -281,7 +279,7 @@ FIELDS: dict[str, Check] = dict(
     versions=mapping(text()),
     model_classes=items(MODEL_CLASS),
     rules=number(1, 10**6, integer=True),
-    edits=items(EDIT),
+    edits=items(NAME),
     ranges=mapping(anything),
     scn=SCN,
     scn_modules=mapping(text()),

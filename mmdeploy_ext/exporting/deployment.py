@@ -3,12 +3,11 @@
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 
 from mmdeploy_ext.compat import plain_kernels
@@ -28,9 +27,6 @@ from mmdeploy_ext.families.module_settings import hidden_settings, module_settin
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
-
-CACHED_EXPORTS = 4
-"""Exported graphs that a `Deployment` keeps: as many as the portable contract has of any model."""
 
 
 @dataclasses.dataclass
@@ -58,10 +54,7 @@ class Deployment:
             for none.
         collected: entries that the config's test pipeline collects of a picture, for PyTorch's test path; {}
             until a proof has run that pipeline.
-        exports: the last exports of this model: (name of a graph, options) -> graph, see `cache_export`.
         code_warnings: what PyTorch warned of in the user's code in exports of this model.
-        shared: what proofs of several files of this model have in common, see `share`; None: nothing is kept,
-            since there is one proof.
     """
 
     cfg: Any
@@ -81,35 +74,7 @@ class Deployment:
     )
     normalisation: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     collected: dict[str, Any] = dataclasses.field(default_factory=dict)
-    exports: dict[Any, onnx.ModelProto] = dataclasses.field(default_factory=dict, init=False, repr=False)
     code_warnings: list[CodeWarning] = dataclasses.field(default_factory=list, init=False, repr=False)
-    shared: dict[Hashable, Any] | None = dataclasses.field(default=None, repr=False)
-
-    def cache_export(self, key: Any, model: onnx.ModelProto) -> onnx.ModelProto:
-        """Keep an export in `exports` for a proof that may follow, and return `model`, the exported graph.
-
-        The graph must not be changed afterwards. `key` is (name of the graph, options of the export). Older
-        exports than the last `CACHED_EXPORTS` are dropped: of the six graphs of CUDA-BEVFusion the first two,
-        which a proof makes again.
-        """
-        self.exports[key] = model
-        while len(self.exports) > CACHED_EXPORTS:
-            del self.exports[next(iter(self.exports))]
-        return model
-
-    def share(self, key: Hashable, compute: Callable[[], Any]) -> Any:
-        """Return what `compute` returns, which runs once for equal keys if several proofs share it.
-
-        It must depend on the key and on this model alone. All callers get one object, which must not be
-        changed, unless it is a dict that serves them as a cache. It is computed again after a run that has
-        left something in the model, see `_state_of`; what is written to a tensor through `.data` is not seen.
-        """
-        if self.shared is None:
-            return compute()
-        key = key, _state_of(self.model)
-        if key not in self.shared:
-            self.shared[key] = compute()
-        return self.shared[key]
 
     def normalise_with(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
         """Replace the config's mean and std by `mean` and `std`, three pixel values each.
@@ -319,24 +284,6 @@ def load(
         unbuilt_cfg=unbuilt,
         loaded_settings=module_settings(model),
     )
-
-
-def _state_of(model: torch.nn.Module) -> tuple[Any, ...]:
-    """Return what changes if a run leaves something in a model: in weights, or in attributes of its parts.
-
-    A tensor counts by its object and by how often torch changed it in place, a container by its length.
-    """
-    state: list[Any] = []
-    for part in model.modules():
-        for name, value in vars(part).items():
-            if isinstance(value, torch.Tensor):
-                state.append((id(value), value._version))
-            elif isinstance(value, bool | int | float | str):
-                state.append((name, value))
-            elif isinstance(value, Sized):
-                state.append((name, len(value)))
-    state += [(id(tensor), tensor._version) for tensor in (*model.parameters(), *model.buffers())]
-    return tuple(state)
 
 
 def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Module) -> Options:

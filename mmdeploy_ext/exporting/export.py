@@ -51,6 +51,7 @@ def export_stages(
     has_open_axes = options.get('dynamic', False) or options.get('dynamic_batch', False)
     parts = []
     for stage in stages:
+        stage.module.eval()  # torch.onnx.export sets the mode that it found, in all parts
         args = tuple(tensors[name] for name in stage.inputs)
         if has_open_axes or stage is not stages[-1]:  # of fixed outputs that no stage reads nothing is needed
             with torch.no_grad():

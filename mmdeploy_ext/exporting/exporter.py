@@ -18,7 +18,6 @@ import torch
 from mmdeploy_ext import compat
 from mmdeploy_ext.contract.stages import DEFAULT_OPSET, Stage
 from mmdeploy_ext.core.errors import ExportError, UsageError
-from mmdeploy_ext.exporting.caught_errors import check_no_error_is_caught
 from mmdeploy_ext.exporting.code_warnings import tracer_warnings
 from mmdeploy_ext.exporting.dynamo import decomposed_where_needed, translations_read_once
 from mmdeploy_ext.exporting.node_values import listed_values
@@ -40,7 +39,7 @@ OPSETS = {'torchscript': (11, 20), 'dynamo': (18, 20)}
 for 11)."""
 STACK_TRACE = 'pkg.torch.onnx.stack_trace'
 """Metadata of a node that the dynamo exporter writes: paths and lines of the source files that call it. They
-are left out, so that a file holds no source text and has the same bytes in every folder."""
+are left out, so that a file holds no source text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +238,6 @@ def _export_torchscript(
     from torch.onnx._internal.torchscript_exporter import utils  # which takes a fifth of a second
 
     stream = io.BytesIO()
-    check_no_error_is_caught(stage.module, args)
     # where it fails, the exporter prints the graph: a million letters for a detector
     without_graph = mock.patch.object(torch._C, '_jit_onnx_log', lambda *_: None)
     split_lists = functools.partial(_split_where_needed, utils._split_tensor_list_constants)

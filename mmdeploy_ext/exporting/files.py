@@ -18,6 +18,7 @@ from mmdeploy_ext.core.folders import check_replaceable, replaced_folder
 from mmdeploy_ext.core.versions import versions
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.code_warnings import recorded_warnings
+from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.deployment import Deployment, rule_of
 from mmdeploy_ext.families.base import FAMILIES, Family
 from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
@@ -135,7 +136,7 @@ def export_graphs(
     family, exported = deployment.family, []
     device = next(deployment.model.parameters()).device
     inputs = family.example(images, options)
-    for graph in family.graphs(deployment.model, options):
+    for graph in family.graphs(prepared(deployment.model), options):
         example = graph.example
         if not example:  # optional inputs that no picture gives have their defaults
             arrays = {name: array for name, array in inputs.items() if name in graph.spec.input_names}
@@ -143,7 +144,7 @@ def export_graphs(
             example = {name: torch.from_numpy(array) for name, array in arrays.items()}
         example = {name: tensor.to(device) for name, tensor in example.items()}
         for stage in graph.stages:
-            stage.module.eval().to(device)
+            stage.module.to(device)
         with recorded_warnings(deployment.code_warnings):
             model = export_graph(graph, options, family.keep_fp32, example)
         exported.append((model, make_metadata(deployment, options, graph)))
@@ -157,7 +158,7 @@ def export_files(
     """Export a model and write its file, or its folder of graphs.
 
     Args:
-        deployment: the model; its `exports` get the graphs.
+        deployment: the model.
         options: with opset and size resolved, as `export_graphs` takes them.
         output: path of the file if the export is `Family.one_file`, else of the folder, which may get one
             graph alone. Files of an older export of the family there are replaced at once.
@@ -179,8 +180,6 @@ def export_files(
     else:
         companions = deployment.family.companions(deployment.model, options)
         paths = _write_folder(exported, Path(output), companions)
-    for model, metadata in exported:
-        deployment.cache_export((metadata.form, options), model)
     return paths, time.perf_counter() - start
 
 

@@ -161,12 +161,8 @@ class ImageFamily(Family):
         return self.spec(model, options).inputs[0]
 
     @abc.abstractmethod
-    def stages(self, model: torch.nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-        """Return the chain of modules whose composition is the graph.
-
-        With `fold` batch normalisation is folded into the convolutions of a copy (export); without, the model
-        itself runs (the `_pth` configs).
-        """
+    def stages(self, model: torch.nn.Module, options: Options) -> list[Stage]:
+        """Return the chain of modules whose composition is the graph. They run parts of the model itself."""
 
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
         """Batch prepared images of one size into graph inputs, and what the runtime needs of them besides.
@@ -379,7 +375,7 @@ class ImageFamily(Family):
         self, model: torch.nn.Module, options: Options, feeds: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
         """Return the network's outputs by name, as the stages of `trial` take them, by the model's layers."""
-        network, *_ = self.stages(model, options, fold=False)
+        network, *_ = self.stages(model, options)
         return run_stage(network, feeds)
 
     def exaggerated(self, model: torch.nn.Module) -> contextlib.AbstractContextManager[None]:

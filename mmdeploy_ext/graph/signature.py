@@ -1,10 +1,13 @@
 """Whether two models are the same graph, and so compute the same for every input. Needs no torch.
 
 Every tensor gets a digest of how it is computed: of the operator, its attributes bit for bit, and the digests
-of what it reads, down to the inputs (by name) and the constants (by type, shape and bytes, however they are
-stored). Two models are the same graph when their nodes have the same digests, each as often, and their
-inputs, defaults, outputs and opsets agree. Inner names and the order of nodes do not count. Two draws of a
-random operator have one digest, so that proofs refuse such models (`io.operators.random_nodes`).
+of what it reads, down to the inputs (by name), constants of integers, booleans and texts (by type, shape and
+value), and those of floats (by type and shape). Two models have the same structure when their nodes have the
+same digests, each as often, and their inputs, outputs and opsets agree. Then both are walked from the outputs
+backwards, argument by argument, and the constants of floats that meet have to be equal within `TOLERANCE`:
+the last bits of what an exporter computes differ between machines. Inner names and the order of nodes do not
+count. Two draws of a random operator have one digest, so that proofs refuse such models
+(`io.operators.random_nodes`).
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import collections
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,25 +24,28 @@ from onnx import numpy_helper
 
 from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.program import Constants, Program
-from mmdeploy_ext.graph.diff.structure import attributes, changes, exact_text
+from mmdeploy_ext.graph.diff.structure import attributes, changes, constant_change, exact_text
 from mmdeploy_ext.graph.io.constants import array_bytes, constant_value, dense_values
 from mmdeploy_ext.graph.io.index import all_nodes, bodies, node_label
 from mmdeploy_ext.graph.io.modules import module_path
 from mmdeploy_ext.graph.io.operators import opsets_of, schema_of
+from mmdeploy_ext.proving.tensors import ArrayDistance
 
 IGNORED_CHANGES = ('metadata',)
 """Kinds of changes that do not make another graph."""
 ANY_NUMBER = onnx.defs.OpSchema.FormalParameterOption.Variadic
 """Option of the last output of an operator that may have any number of outputs."""
+TOLERANCE = 1e-6
+"""Largest difference of two constants of floats, over the largest value; float16 may be a neighbour."""
 UNLIKE = 'is not the same as in the reference'
 """Detail of a node, an input or an output if no difference of its own explains why the signatures differ."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """What two graphs are compared by: they are the same if `equals` says so.
+    """The structure of a graph, without the values of its constants of floats.
 
-    `==` compares inner names and the order of nodes, too.
+    `==` compares inner names and the order of nodes, too; `equals` does not.
 
     Attributes:
         nodes: digest of a node and all that it is computed from -> number of such nodes.
@@ -54,7 +61,7 @@ class Signature:
     node_digests: tuple[str, ...]
 
     def equals(self, other: Signature) -> bool:
-        """Return whether both are of the same graph; both have to be made with the same `float_values`."""
+        """Return whether both graphs have the same structure."""
         return self.nodes == other.nodes and self.interface == other.interface
 
     @property
@@ -63,18 +70,12 @@ class Signature:
         return sum(self.nodes.values())
 
 
-def compute_signature(model: onnx.ModelProto, float_values: bool = True) -> Signature:
-    """Return the signature of a model.
+def compute_signature(model: onnx.ModelProto) -> Signature:
+    """Return the signature of a model, whose external data is loaded and whose nodes are in order.
 
     What the model computes does not depend on names inside of it, on metadata, on how a constant is stored,
-    or on whether an attribute that has its default is stated; these do not count. Bits count: 0.0 and -0.0
-    are two constants.
-
-    Args:
-        model: the model, with its external data loaded and its nodes in order.
-        float_values: False: floating-point and complex constants count by type and shape alone, so that a
-            network with other weights has the same signature. Tensors in attributes count by value all the
-            same.
+    or on whether an attribute that has its default is stated; these do not count. Tensors in attributes count
+    by value.
     """
     graph = model.graph
     tensors = {value.name: _digest('input', value.name) for value in graph.input}
@@ -82,12 +83,12 @@ def compute_signature(model: onnx.ModelProto, float_values: bool = True) -> Sign
         (function.domain or 'ai.onnx', function.name, function.overload): function
         for function in model.functions
     }
-    node_digests = _Scope(model, functions, float_values).digest_nodes(graph, tensors)
+    node_digests = _Scope(model, functions).digest_nodes(graph, tensors)
     defaults, interface = _defaults(graph), []
     for value in graph.input:
         default = 'needed'
         if value.name in defaults:
-            default = _constant_digest(defaults[value.name], float_values)
+            default = _constant_digest(defaults[value.name])
         interface.append(f'input {_typed(value)} {default}')
     interface += [f'output {_typed(value)} {tensors.get(value.name)}' for value in graph.output]
     # the opset of a domain that no node is of decides nothing
@@ -110,14 +111,12 @@ class _Scope:
     Attributes:
         opsets: states the opsets that the nodes are of.
         functions: the model's local functions by domain, name and overload.
-        float_values: whether the values of floating-point constants count.
         depth: how many bodies it is inside of.
         shapes: digest of a constant -> its shape, of all scopes.
     """
 
     opsets: onnx.ModelProto | onnx.FunctionProto
     functions: Mapping[tuple[str, str, str], onnx.FunctionProto]
-    float_values: bool
     depth: int = 0
     shapes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
@@ -133,7 +132,7 @@ class _Scope:
         return [self._digest_node(node, tensors) for node in graph.node]
 
     def _digest_constant(self, array: np.ndarray) -> str:
-        digest = _constant_digest(array, self.float_values)
+        digest = _constant_digest(array)
         self.shapes[digest] = array.shape
         return digest
 
@@ -190,7 +189,7 @@ class _Scope:
             tensors[name] = _digest('argument', str(self.depth), str(place))
         nodes = sorted(filter(None, self.digest_nodes(graph, tensors)))
         defaults = [
-            f'default {inputs.index(name)} {_constant_digest(array, self.float_values)}'
+            f'default {inputs.index(name)} {_constant_digest(array)}'
             for name, array in _defaults(graph).items()
         ]
         outputs = [tensors.get(name, f'? {name}') for name in _names(graph.output)]
@@ -225,10 +224,10 @@ def _digest(*parts: str) -> str:
     return digest.hexdigest()
 
 
-def _constant_digest(array: np.ndarray, float_values: bool) -> str:
-    """Return the digest of a constant: its type, shape and bytes, the latter of floats only if they count."""
+def _constant_digest(array: np.ndarray) -> str:
+    """Return the digest of a constant: of its type and shape, and of its values unless they are floats."""
     is_integer = array.dtype.name.startswith(('int', 'uint'))  # int4, which numpy lacks, is no np.integer
-    if not (float_values or is_integer or array.dtype in (np.bool_, object)):
+    if not is_integer and array.dtype not in (np.bool_, object):
         return _digest('constant', str(array.dtype), str(array.shape))
     values = hashlib.blake2b(array_bytes(array), digest_size=16).hexdigest()
     return _digest('constant', str(array.dtype), str(array.shape), values)
@@ -268,23 +267,20 @@ class GraphDifference:
         return f'{self.where}{module}{nodes}: {self.detail}'
 
 
-def differences(
-    model: onnx.ModelProto, reference: onnx.ModelProto, signatures: tuple[Signature, Signature] | None = None
-) -> list[GraphDifference]:
+def differences(model: onnx.ModelProto, reference: onnx.ModelProto) -> list[GraphDifference]:
     """Return the differences of a model from a reference, nodes first; [] if the graph is the same.
 
-    The list is not empty if the signatures differ, but it may lack a difference that is inside of a body or
-    function when there are others. `signatures` are those of `model` and of `reference`, if they are computed
-    already; None if not.
+    It may lack a difference that is inside of a body or function when there are others.
     """
-    signature, expected = signatures or (compute_signature(model), compute_signature(reference))
+    signature, expected = compute_signature(model), compute_signature(reference)
     if signature.equals(expected):
-        return []
+        return _constants_that_differ(model, reference)
     constants = Constants()
     program, expected_program = Program(model, constants), Program(reference, constants)
     groups: dict[tuple[str, ...], list[GraphDifference]] = {}
     for change in changes(program, expected_program, align(program, expected_program)):
-        if change.kind in IGNORED_CHANGES:
+        is_rounding = change.size is not None and change.size <= TOLERANCE
+        if change.kind in IGNORED_CHANGES or is_rounding:
             continue
         graph, position = (
             (program, change.left) if change.left is not None else (expected_program, change.right)
@@ -295,6 +291,105 @@ def differences(
         groups.setdefault((change.kind, change.detail, node), []).append(difference)
     explained = [dataclasses.replace(group[0], more=len(group) - 1) for group in groups.values()]
     return explained or _unexplained(model, signature, expected)
+
+
+class _Names:
+    """The tensors of a graph, body or function by name: constants, and nodes with their labels."""
+
+    def __init__(
+        self,
+        graph: onnx.GraphProto | onnx.FunctionProto,
+        model: onnx.ModelProto,
+        outer: _Names | None = None,
+    ) -> None:
+        self.graph, self.model, self.outer = graph, model, outer
+        self.constants = {tensor.name: tensor for tensor in getattr(graph, 'initializer', ())}
+        self.constants |= {entry.values.name: entry for entry in getattr(graph, 'sparse_initializer', ())}
+        self.makers = {name: place for place, node in enumerate(graph.node) for name in node.output if name}
+        self.inner: dict[int, list[_Names]] = {}
+
+    def of(self, name: str) -> _Names | None:
+        """Return the scope, this one or one around it, that makes a tensor; None for inputs."""
+        scope: _Names | None = self
+        while scope is not None and name not in scope.constants and name not in scope.makers:
+            scope = scope.outer
+        return scope
+
+    def value(self, name: str) -> np.ndarray | None:
+        """Return the value of a constant; None for another tensor."""
+        if name in self.makers:
+            return constant_value(self.graph.node[self.makers[name]])
+        constant = self.constants[name]
+        if isinstance(constant, onnx.SparseTensorProto):
+            return dense_values(constant)
+        return numpy_helper.to_array(constant)
+
+    def called(self, place: int) -> list[_Names]:
+        """Return the scopes of the bodies of a node, by the names of its attributes, and of its function."""
+        if place not in self.inner:
+            node = self.graph.node[place]
+            attributes = sorted(node.attribute, key=lambda entry: entry.name)
+            found = [_Names(body, self.model, self) for body in bodies(onnx.NodeProto(attribute=attributes))]
+            key = node.domain, node.op_type, node.overload
+            for entry in self.model.functions:
+                if (entry.domain, entry.name, entry.overload) == key:
+                    found.append(_Names(entry, self.model))
+            self.inner[place] = found
+        return self.inner[place]
+
+
+def _constants_that_differ(model: onnx.ModelProto, reference: onnx.ModelProto) -> list[GraphDifference]:
+    """Return a difference for each constant of floats of two models of one structure that is not close.
+
+    Those of the first nodes come first.
+    """
+    scopes = _Names(model.graph, model), _Names(reference.graph, reference)
+    outputs = [_names(scope.graph.output) for scope in scopes]
+    waiting = [(*pair, *scopes, -1) for pair in zip(*outputs, strict=True)]  # -1: no node reads it
+    details: dict[Any, str] = {}
+    readers: dict[Any, set[int]] = {}
+    while waiting:
+        name, mate, inner, other_inner, reader = waiting.pop()
+        scope, other = inner.of(name), other_inner.of(mate)
+        if scope is None or other is None:
+            continue
+        key = id(scope), name, id(other), mate
+        is_new = key not in readers
+        readers.setdefault(key, set()).add(reader)
+        if not is_new:
+            continue
+        value, expected = scope.value(name), other.value(mate)
+        if value is not None and expected is not None:
+            if not _is_close(value, expected):
+                details[key] = f'{name}: {constant_change(value, expected)[0]}'
+            continue
+        place, other_place = scope.makers[name], other.makers[mate]
+        if scope is scopes[0]:  # what is in a body is told by the node around it
+            reader = place
+        inputs = zip(scope.graph.node[place].input, other.graph.node[other_place].input, strict=False)
+        waiting += [(*names, scope, other, reader) for names in inputs if all(names)]
+        for pair in zip(scope.called(place), other.called(other_place), strict=True):
+            ends = zip(*(_names(entry.graph.output) for entry in pair), strict=True)
+            waiting += [(*names, *pair, reader) for names in ends]
+    found, nodes = [], model.graph.node
+    for key in sorted(details, key=lambda key: min(readers[key])):
+        first, more = min(readers[key]), len(readers[key]) - 1
+        where = node_label(nodes, first) if first >= 0 else 'graph'
+        module = module_path(nodes[first]) if first >= 0 else ''
+        found.append(GraphDifference('initializer', where, module, details[key], more))
+    return found
+
+
+def _is_close(value: np.ndarray, expected: np.ndarray) -> bool:
+    """Return whether two constants of one type and shape are equal, floats within `TOLERANCE`."""
+    if np.array_equal(value, expected):
+        return True
+    distance = ArrayDistance(value, expected)
+    allowed: Any = TOLERANCE * distance.scale
+    if value.dtype == np.float16:
+        steps = np.spacing(np.abs(expected)).ravel().astype(np.float64)
+        allowed = np.fmax(steps, allowed)
+    return bool((distance.differences <= allowed).all())
 
 
 def _unexplained(model: onnx.ModelProto, signature: Signature, expected: Signature) -> list[GraphDifference]:

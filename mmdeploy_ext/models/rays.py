@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmdeploy_ext.exporting.same_bytes import power
-
 MIN_DEPTH = 1e-5
 """Smallest depth in m by which pixels are multiplied."""
 
@@ -61,7 +59,7 @@ def sine_encoding(values: Tensor, num_feats: int) -> Tensor:
     Numbers are shares of a range, 0..1 inside of it, or ages in seconds. Pair j has the frequency
     10000 ** (-2 j / num_feats).
     """
-    periods = power(10000.0, 2 * np.arange(num_feats // 2) / num_feats)
+    periods = 10000.0 ** (2 * np.arange(num_feats // 2) / num_feats)
     angles = values * (2 * math.pi) / torch.tensor(periods.tolist(), device=values.device)
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 

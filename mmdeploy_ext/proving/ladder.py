@@ -73,6 +73,7 @@ def prove(
     engine: Mapping[str, Any] | None = None,
     *,
     edited: bool = False,
+    written: bool = False,
     asked: Mapping[str, Any] | None = None,
     library: str | None = None,
     timed: bool = True,
@@ -91,6 +92,7 @@ def prove(
         engine: `engine`, the name of the engine's class, and its options, as `engine_settings` returns them;
             None: ONNX Runtime on the CPU.
         edited: whether the files were edited on purpose: then only inputs decide, not their graphs.
+        written: whether the export has just written the files: then their graphs are not compared.
         asked: name of an option of the export -> value that the file must have been exported with; with None
             nothing is demanded.
         library: 'installed': where a repository's own copy of a library did not run, claim against the
@@ -113,7 +115,7 @@ def prove(
     proof = open_proof(deployment, paths, samples, engine, **settings)
     proof.timed = timed
     proof.verdict.against_installed = library == 'installed'
-    proof.check(edited, asked)
+    proof.check(edited, asked, written)
     verdict = proof.verdict
     with contextlib.ExitStack() as stack:
         stack.callback(_add_about_code, proof, strict)

@@ -24,7 +24,7 @@ from mmdeploy_ext.proving.inputs.inputs import (
     zoomed_input,
 )
 from mmdeploy_ext.proving.near_ties import near_ties
-from mmdeploy_ext.proving.part_outputs import PartOutputs, content_of
+from mmdeploy_ext.proving.part_outputs import PartOutputs
 from mmdeploy_ext.runtime.detections import Rows, bounding_box
 from mmdeploy_ext.runtime.panoptic import OFFSET, Segments
 
@@ -47,19 +47,6 @@ LARGEST_OBJECT, FILLED = 0.5, 0.6
 search if the model's last level tells none (`ImageFamily.last_level_side`)."""
 ZOOMS = 8
 """Largest number of parts that are zoomed until PyTorch finds an object that fills one."""
-
-OF_A_FILE = (
-    'filename',
-    'ori_filename',
-    'ori_shape',
-    'img_shape',
-    'pad_shape',
-    'batch_input_shape',
-    'scale_factor',
-    'border',
-)
-"""Entries of `Deployment.collected` that decide nothing: the path of a picture that a proof has written and
-removed, and sizes, which are those of each input in `mmdet_reference.metas_of`."""
 
 
 class ImageReference:
@@ -223,21 +210,6 @@ def changed_children(first: dict[str, list[float]], again: dict[str, list[float]
     return names
 
 
-def shared_reference(deployment: Deployment, proof_input: ProofInput) -> ImageReference:
-    """Return the reference of an input: a new one, or that of an equal input if `deployment.shared` keeps it.
-
-    Proofs of the files of one model share it so; a deployment of a single proof keeps none.
-    """
-    key = 'reference', *_content_of_pictures(deployment, proof_input)
-    return deployment.share(key, lambda: ImageReference(deployment, proof_input))
-
-
-def _content_of_pictures(deployment: Deployment, *inputs: ProofInput) -> list[Hashable]:
-    """Return what PyTorch's results of inputs depend on beside the model, as part of a key."""
-    collected = {name: value for name, value in deployment.collected.items() if name not in OF_A_FILE}
-    return [*content_of((inputs, collected))]
-
-
 def options_besides_form(deployment: Deployment, metadata: Metadata) -> dict[str, Any]:
     """Return the options of a file's export as keyword arguments of `ImageFamily.reference_tensors`.
 
@@ -274,17 +246,11 @@ def empty_reference(deployment: Deployment, options: Options) -> tuple[ImageRefe
     """Return the reference of a plain picture in which PyTorch finds nothing, and '', or None and the reason.
 
     A plain picture with results is not used: all its cells have equal scores, so that rounding decides which
-    of them are the best. Files of one model and size share the search, see `Deployment.share`.
+    of them are the best.
     """
     if deployment.family.finds_always(deployment.model):
         return None, 'the model gives results of every picture: an empty list was not compared'
-    plain = plain_inputs(deployment, options)
-    key = 'empty', *_content_of_pictures(deployment, *plain)
-    return deployment.share(key, lambda: _find_empty(deployment, plain))
-
-
-def _find_empty(deployment: Deployment, inputs: Sequence[ProofInput]) -> tuple[ImageReference | None, str]:
-    """Return what `empty_reference` does, given the plain pictures as inputs."""
+    inputs = plain_inputs(deployment, options)
     counts = {}
     for plain in inputs:
         reference, (title, _) = ImageReference(deployment, plain), plain.sources[0]
@@ -329,24 +295,13 @@ def zoomed_reference(
     Most objects are small and belong to the finer levels of a pyramid: a wrong last level does not show in
     them. `ZOOMS` parts around objects at most are tried until an object is large enough for the last level,
     or fills `FILLED` of the picture if `ImageFamily.last_level_side` is 0, or its square no smaller than the
-    input; if none is, the one with the largest object is returned. Files of one model and size share the
-    search, see `Deployment.share`. None if PyTorch finds no object in the traced picture, or only such as
-    fill more than `LARGEST_OBJECT` of it.
+    input; if none is, the one with the largest object is returned. None if PyTorch finds no object in the
+    traced picture, or only such as fill more than `LARGEST_OBJECT` of it.
 
     Args:
         deployment: config and checkpoint.
         options: options of the file.
         traced: the reference of the traced input, the one that the exporter saw.
-    """
-    pictures = _content_of_pictures(deployment, traced.input)
-    key = 'zoomed', options.height, options.width, options.batch, *pictures
-    return deployment.share(key, lambda: _find_zoomed(deployment, options, traced))
-
-
-def _find_zoomed(deployment: Deployment, options: Options, traced: ImageReference) -> ImageReference | None:
-    """Return the reference of the part of the traced picture that an object fills best; None without objects.
-
-    The arguments are those of `zoomed_reference`.
     """
     source, family, model = traced.input.sources[0], deployment.family, deployment.model
     height, width = source[1].shape[:2]

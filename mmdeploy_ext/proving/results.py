@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.tensors import TensorRow
 
 
-EDITED = 'edited graph'
-"""`GraphResult.by_inputs` of a graph that was edited on purpose, and so is not compared."""
+AS_WRITTEN, EDITED, QUANTIZED = 'as written', 'edited, not compared', 'quantized, not compared'
+"""Reasons why a graph is not compared with a fresh export: it has just been exported, the user says that it
+was edited on purpose, or it is INT8, which is judged by its outputs."""
 NODE_KINDS = ('node', 'attribute', 'initializer', 'wiring')
 """Kinds of differences that are at a node."""
 SHOWN = 3
@@ -40,41 +41,34 @@ class GraphResult:
         nodes: number of nodes of the main graph that are no Constant.
         equal: whether it is the graph of a fresh export, which computes the same for every input.
         differences: from the fresh export; there are some if both were compared and are not equal.
-        by_inputs: why inputs decide in place of the graph: `EDITED`, or the rules of recorded edits, which
-            were applied to the fresh export as well, to which the graph is equal then; '' if the graph
-            decides.
-        note: commands that changed both graphs, or packages whose other version may explain a difference.
-        error: why there is no fresh export to compare with.
+        left_out: why it is not compared, `AS_WRITTEN`, `EDITED` or `QUANTIZED`; '' if it has to be.
+        error: why it cannot be compared.
     """
 
     name: str
     nodes: int
     equal: bool
     differences: tuple[GraphDifference, ...] = ()
-    by_inputs: str = ''
-    note: str = ''
+    left_out: str = ''
     error: str = ''
 
     @property
     def passed(self) -> bool:
-        """Whether the graph is equal, or was `EDITED` and is judged by inputs alone."""
-        return self.equal or self.by_inputs == EDITED
+        """Whether the graph is equal, or need not be compared."""
+        return self.equal or bool(self.left_out)
 
     @property
     def text(self) -> str:
         """The first line of the verdict.
 
         If it differs, this says how many nodes (or places) do, and lists the first differences, of which one
-        node may have several. Rules by which inputs decide are in the title of the verdict.
+        node may have several.
         """
         name = f'{self.name}: ' if self.name else ''
-        note = f'; {self.note}' if self.note else ''
         if self.equal:
             result = f'equal to a fresh export ({self.nodes:,} nodes)'
-        elif self.by_inputs == EDITED:
-            result = f'not compared, inputs alone decide ({self.by_inputs}, {self.nodes:,} nodes)'
-        elif self.error:
-            result = f'no fresh export to compare with: {self.error}'
+        elif self.left_out or self.error:
+            result = self.left_out or self.error
         else:
             places = {entry.where for entry in self.differences}
             count = len(places) + sum(entry.more for entry in self.differences)
@@ -82,7 +76,7 @@ class GraphResult:
             differ = f'{kind} differs' if count == 1 else f'{kind}s differ'
             texts = [entry.text for entry in self.differences]
             result = f'{count} {differ} from a fresh export: {first_lines(texts)}'
-        return f'{name}{result}{note}'
+        return f'{name}{result}'
 
 
 def first_lines(texts: Sequence[str], limit: int = SHOWN) -> str:

@@ -10,8 +10,6 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.printable import on_inputs
-
 if TYPE_CHECKING:
     from mmdeploy_ext.core.model_classes import ModelClass
     from mmdeploy_ext.proving.results import (
@@ -80,29 +78,13 @@ class Verdict:
 
     @property
     def title(self) -> str:
-        """The claim: 'PROVEN', or 'WITHIN FP16 BARS' of a precision, with 'NOT' if the proof failed.
-
-        If inputs decide in place of a graph, a claim without 'NOT' has their number and the reason.
-        """
+        """The claim: 'PROVEN', or 'WITHIN FP16 BARS' of a precision, with 'NOT' if the proof failed."""
         claim = 'PROVEN' if self.precision == 'fp32' else f'WITHIN {self.precision.upper()} BARS'
         if not self.passed:
             return f'NOT {claim}'
-        if self.by_inputs:
-            claim = f'{claim} {on_inputs(self.num_inputs)} ({self.by_inputs})'
         if self.libraries_not_run:
             claim = f'{claim} against the installed {" and ".join(self.libraries_not_run.values())}'
         return claim
-
-    @property
-    def by_inputs(self) -> str:
-        """Why inputs decide in place of graphs: edits; '' if none."""
-        reasons = [graph.by_inputs for graph in self.graphs if graph.by_inputs]
-        return ', '.join(dict.fromkeys(reasons))
-
-    @property
-    def num_inputs(self) -> int:
-        """Number of cases (inputs of both engines), or of the frames of a drive if they are more."""
-        return max([len(self.cases), *(row.frames for row in self.sequence)])
 
     @property
     def graph_text(self) -> str:
@@ -110,8 +92,10 @@ class Verdict:
         failed = [graph.text for graph in self.graphs if not graph.passed]
         if failed or len(self.graphs) == 1:
             return '; '.join(failed or [self.graphs[0].text])
+        if len(reasons := {graph.left_out for graph in self.graphs}) == 1 and '' not in reasons:
+            return reasons.pop()
         nodes = sum(graph.nodes for graph in self.graphs)
-        remarks = [graph.text for graph in self.graphs if graph.by_inputs or graph.note]
+        remarks = [graph.text for graph in self.graphs if graph.left_out]
         same = sum(graph.equal for graph in self.graphs)
         summary = f'{same} of {len(self.graphs)} graphs equal to fresh exports ({nodes:,} nodes)'
         return '; '.join([summary, *remarks])
@@ -183,9 +167,9 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types; NaN and infinity, which JSON has not, become null.
 
-        They are `verdict`, which is `title` in small letters, `by_inputs`, `summary`, and all attributes.
+        They are `verdict`, which is `title` in small letters, `summary`, and all attributes.
         """
-        first = dict(verdict=self.title.lower(), by_inputs=self.by_inputs, summary=self.summary())
+        first = dict(verdict=self.title.lower(), summary=self.summary())
         content = first | dataclasses.asdict(self)
         content['cases'] = [case.to_json() for case in self.cases]
         content['trials'] = [trial.to_json() for trial in self.trials]

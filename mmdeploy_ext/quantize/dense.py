@@ -174,15 +174,6 @@ class DenseQuantiser:
         )
         return network
 
-    def used_ranges(self, layers: Sequence[str]) -> dict[str, Range]:
-        """Return the ranges of what these layers, and the nodes behind them that stay INT8, read and write.
-
-        Constants, and tensors whose range is not finite, have none.
-        """
-        nodes = self._int8_nodes(layers)
-        names = dict.fromkeys(name for node in nodes for name in (*node.input, *node.output))
-        return {name: self.ranges[name] for name in names if name in self.ranges}
-
     def _int8_nodes(self, layers: Sequence[str]) -> list[onnx.NodeProto]:
         names = set(self.graph.int8_nodes(layers))
         return [node for node in self.graph.network.graph.node if node.name in names]
@@ -300,42 +291,7 @@ def check_weights(graph: DenseGraph, path: object) -> None:
         )
 
 
-def record(model: onnx.ModelProto, quantiser: object, layers: Sequence[str]) -> None:
-    """Record in an INT8 model, in place, how its layers were quantised, so that a proof can repeat it.
-
-    The record has the ranges of the activations; scales of weights follow from the weights. So the proof
-    compares every layer, code and scale of the file with those that the checkpoint gives. NNCF cannot be
-    repeated. A model that this project did not export gets no record. `quantiser` is the `DenseQuantiser`
-    that made the model, or anything else for NNCF; `layers` are the names of the layers in INT8.
-    """
-    if not isinstance(quantiser, DenseQuantiser):
-        edits.record(model, f'{QUANTISE} --engine openvino', dict(layers=list(layers)), 'nncf')
-        return
-    used = quantiser.used_ranges(layers).items()
-    ranges = {name: [np.asarray(end).item() for end in ends] for name, ends in used}
-    arguments = dict(layers=list(layers), ranges=ranges, reduce_range=quantiser.reduce_range)
-    edits.record(model, QUANTISE, arguments, 'onnxruntime')
-
-
-def quantise_again(
-    model: onnx.ModelProto, layers: Sequence[str], ranges: Mapping[str, Sequence[float]], reduce_range: bool
-) -> onnx.ModelProto:
-    """Return a float model with these layers in INT8, as the record of an INT8 file states it; see `record`.
-
-    `ranges` is tensor -> its smallest and largest value, `reduce_range` whether weights have 7 bits.
-
-    Raises:
-        ModelFileError, UsageError: see `DenseGraph`.
-        KeyError: the model lacks a layer.
-        InferenceError: a range is not finite.
-        ValueError: a range is missing.
-    """
-    for name, ends in ranges.items():
-        if not np.isfinite(ends).all():
-            raise InferenceError(f'the range of {name!r} is {list(ends)}, expected finite numbers')
-    graph = DenseGraph(model)
-    quantiser = DenseQuantiser(graph, reduce_range)
-    quantiser.ranges = {
-        name: tuple(np.asarray(end, np.float32) for end in ends) for name, ends in ranges.items()
-    }
-    return finish_model(graph, quantiser.network(layers), facts={})
+def record(model: onnx.ModelProto, quantiser: object) -> None:
+    """Record in a model, in place, that it was quantised: by a `DenseQuantiser`, or else by NNCF."""
+    is_ours = isinstance(quantiser, DenseQuantiser)
+    edits.record(model, QUANTISE if is_ours else f'{QUANTISE} --engine openvino')

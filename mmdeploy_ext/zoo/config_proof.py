@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx
+
 from mmdeploy_ext.compat.plain_kernels import MMCV_MODULES
 from mmdeploy_ext.contract.registry import registered
 from mmdeploy_ext.core.config import load_config
@@ -132,7 +134,6 @@ def prove_config(
             outcome = _with_origin(outcome, made_from)
         record = dataclasses.replace(record, **{kind: outcome})
         keep(record)
-        deployment.exports.clear()
     return record
 
 
@@ -166,7 +167,6 @@ def _deploy(config: Config, cfg: Any, settings: Settings) -> deploy.Deployment:
         classes=model.CLASSES,
         rule=rule,
         settings=family.settings(cfg, model),
-        shared={} if len(settings.export_kinds) > 1 else None,  # the proofs of both files
     )
 
 
@@ -222,10 +222,10 @@ def _prove_export(
         rules = proof_rules(family)
         with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
             paths, _ = export_files(deployment, options, str(Path(folder, name)), traced)
-            digest = export_digest([*deployment.exports.values()][-len(paths) :])
+            digest = export_digest([onnx.load(path) for path in paths])
             if earlier is not None and (earlier.digest, earlier.rules) == (digest, rules):
                 return earlier
-            verdict, pairs = prove(deployment, paths, samples, settings.engine, timed=False)
+            verdict, pairs = prove(deployment, paths, samples, settings.engine, written=True, timed=False)
     except Exception as error:
         return dataclasses.replace(outcome_of_error(error), seconds=time.process_time() - start)
     seconds = time.process_time() - start

@@ -60,7 +60,7 @@ def graph_digest(model: onnx.ModelProto) -> str:
     Floating-point constants count by type and shape alone: seeded weights follow from runs of the network,
     and their last bits are other ones on another CPU. The code that `proof_rules` hashes decides the values.
     """
-    graph = compute_signature(model, float_values=False)
+    graph = compute_signature(model)
     lines = [*graph.interface, *(f'{count} {digest}' for digest, count in sorted(graph.nodes.items()))]
     return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
 

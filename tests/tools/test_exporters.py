@@ -207,8 +207,8 @@ def test_an_input_that_the_export_froze_is_found(exporter, tmp_path, monkeypatch
     prepared = deploy.prepare_fixed(deployment.rule, image, 256, 320)
     kept = torch.from_numpy(np.array(family.feeds([prepared], False)['input']))
 
-    def frozen_stages(model, options, fold=True):
-        (network,) = stages(model, options, fold)
+    def frozen_stages(model, options):
+        (network,) = stages(model, options)
         return [dataclasses.replace(network, module=Frozen(network.module, kept))]
 
     with monkeypatch.context() as patch:

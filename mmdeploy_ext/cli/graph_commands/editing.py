@@ -196,8 +196,7 @@ def run_rename(args: argparse.Namespace) -> int:
     tensors, nodes = dict(args.tensor), dict(args.node)
     model = _load(args)
     after = rename(model, tensors, nodes, prefix=args.prefix, fill=args.name_nodes)
-    arguments = dict(tensors=tensors, nodes=nodes, prefix=args.prefix, fill=args.name_nodes)
-    edits.record(after, 'rename', arguments)
+    edits.record(after, 'rename')
     return _finish(args, model, after, renamed=tensors)
 
 
@@ -223,8 +222,8 @@ def run_set_shape(args: argparse.Namespace) -> int:
     from mmdeploy_ext.graph.passes import shapes
 
     model = _load(args)
-    after, opened = shapes.with_fixed_metadata(shapes.set_by_text(model, args.shapes))
-    edits.record(after, 'set-shape', dict(shapes=args.shapes, opened=opened))
+    after = shapes.with_fixed_metadata(shapes.set_by_text(model, args.shapes))
+    edits.record(after, 'set-shape')
     facts = {}
     if not args.no_trial:
         sizes = batch_trial.try_sizes(model, after, seed=args.seed)

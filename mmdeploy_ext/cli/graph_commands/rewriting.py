@@ -65,7 +65,7 @@ def run_replace(args: argparse.Namespace) -> int:
             print(printable(f'  {reason}'))
     content = [dict(rule=report.rule, count=report.count, kept=list(report.reasons)) for report in reports]
     if any(report.count for report in reports):
-        edits.record(model, 'replace', dict(rules=texts, named=args.named))
+        edits.record(model, 'replace')
     return proving.finish(args, before, model, dict(rules=content))
 
 
@@ -92,15 +92,15 @@ def run_simplify(args: argparse.Namespace) -> int:
     """
     from mmdeploy_ext.graph.passes.simplify import simplify
 
-    return _shrink(args, 'simplify', simplify, 'onnxslim')
+    return _shrink(args, 'simplify', simplify)
 
 
-def _shrink(args: argparse.Namespace, command: str, change: object, *packages: str) -> int:
+def _shrink(args: argparse.Namespace, command: str, change: object) -> int:
     from mmdeploy_ext.graph import edits
 
     model = proving.begin(args)
     result = change(model)
-    edits.record(result, command, {}, *packages)
+    edits.record(result, command)
     sizes = [len(model.graph.node), len(result.graph.node)]
     print(f'{args.file}: {sizes[0]} nodes, {sizes[1]} are left')
     before, after = (
@@ -133,7 +133,7 @@ def run_opset(args: argparse.Namespace) -> int:
 
     model = proving.begin(args)
     result, before = convert_opset(model, args.opset), opsets_of(model)['']
-    edits.record(result, 'convert-opset', dict(opset=args.opset), 'onnx')
+    edits.record(result, 'convert-opset')
     sizes = f'{len(model.graph.node)} nodes to {len(result.graph.node)}'
     print(f'{args.file}: opset {before} to {args.opset}, {sizes}')
     return proving.finish(args, model, result, dict(opset_before=before, opset_after=args.opset))
@@ -169,7 +169,7 @@ def run_fp16(args: argparse.Namespace) -> int:
     patterns = list(dict.fromkeys((*family_patterns(model), *args.keep_fp32)))
     result, float_nodes = half(model, args.io, patterns)
     result = with_fp16_metadata(result, args.io == 'fp16', patterns)
-    edits.record(result, 'fp16', dict(io=args.io, keep_fp32=patterns))
+    edits.record(result, 'fp16')
     before, after = (
         sum(node.op_type == 'Cast' for node in nodes) for nodes in (model.graph.node, result.graph.node)
     )

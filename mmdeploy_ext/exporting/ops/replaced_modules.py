@@ -1,4 +1,4 @@
-"""Modules of mmcv and mmdet that are replaced in the copy that is exported; see `fold.PREPARATIONS`."""
+"""Modules of mmcv and mmdet that are replaced in the copy that is exported; see `copy.PREPARATIONS`."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.core.errors import ExportError
-from mmdeploy_ext.exporting.fold import PREPARATIONS
+from mmdeploy_ext.exporting.copy import PREPARATIONS
 
 STEPS = 12
 """The maximum runs over 2 ** 12 cells, so maps may have sides of 4,096: 16,384 pixels at stride 4."""

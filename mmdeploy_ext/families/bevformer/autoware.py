@@ -19,7 +19,6 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.bevformer.graphs import DeployedFrame, deployed_spec, spec, with_sampling
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
@@ -46,7 +45,7 @@ class NodeFrame(DeployedFrame):
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
     """Return the one graph."""
-    module = NodeFrame(fuse(model), tuple(model.input_sizes[1:]), by_plugins=False)
+    module = NodeFrame(model, tuple(model.input_sizes[1:]), by_plugins=False)
     contract = deployed_spec(spec(model, options), 'autoware')
     return [with_sampling(*with_examples(model, [(node.GRAPH, module, contract)]), options)]
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.bevformer.options import TRT_PLUGIN
 from mmdeploy_ext.families.parts.bev_grid import rotate_view
 from mmdeploy_ext.families.parts.bev_plugin_operators import rotation_in_graph, turn_view
@@ -226,11 +225,11 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
     """Return the one graph of the contract that the options name, `trt-plugin` or `portable`."""
     _, height, width = model.input_sizes
     if options.contract == TRT_PLUGIN:
-        module = DeployedFrame(fuse(model), (height, width), by_plugins=True)
+        module = DeployedFrame(model, (height, width), by_plugins=True)
         (graph,) = with_examples(model, [(FORM, module, deployed_spec(spec(model, options)))])
         stages = [dataclasses.replace(stage, operators='plugin') for stage in graph.stages]
         return [dataclasses.replace(graph, make=lambda: stages)]
-    module = BevFormerFrame(fuse(model), (height, width))
+    module = BevFormerFrame(model, (height, width))
     return [with_sampling(*with_examples(model, [(FORM, module, spec(model, options))]), options)]
 
 

@@ -34,7 +34,6 @@ from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph, Stage
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.parts.sparse_graph import backbone_graph
 from mmdeploy_ext.families.parts.voxel_grid import rule_of_layer
@@ -142,7 +141,7 @@ def graphs(model: nn.Module) -> list[Graph]:
     spec = GraphSpec(f'bevfusion/{node.LIDAR}', inputs, outputs)
     stage = Stage(
         'dense',
-        NodeDenseHead(fuse(model)).eval(),
+        NodeDenseHead(model).eval(),
         (BEV,),
         tuple(spec.output_names),
         passes=(functools.partial(with_encoder, sparse=sparse, spec=spec),),

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from mmdeploy_ext.consumers.cuda_bevfusion.cuda import CELLS, DEPTH, OTHER_ORDER, POOLED, SPARSE, UNROUNDED
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.bevfusion.graphs import transform_of
 from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.parts.sparse_graph import backbone_graph, model_spec
@@ -78,12 +77,11 @@ class BoxValueHead(nn.Module):
 def graphs(model: nn.Module, cameras: int) -> list[Graph]:
     """Return the graphs of a detector for `cameras` cameras, in the order of `cuda_bevfusion.cuda.GRAPHS`.
 
-    It is not the order in which they run: `fuser` comes before the LiDAR's files. The detector stays as it
-    is: dense graphs run a copy in evaluation mode with folded normalisations. Those of `SPARSE` are finished
-    files, one for each order of the coordinates. Results decoded from the outputs of the last graph are
-    matched, and the outputs of the other dense graphs are compared value by value.
+    It is not the order in which they run: `fuser` comes before the LiDAR's files. Those of `SPARSE` are
+    finished files, one for each order of the coordinates. Results decoded from the outputs of the last graph
+    are matched, and the outputs of the other dense graphs are compared value by value.
     """
-    folded, sparse = fuse(model), backbone_graph(model.encoders['lidar'].encoder)
+    sparse = backbone_graph(model.encoders['lidar'].encoder)
     sizes = _sizes(model, cameras, sparse.output_shape)
     camera_outputs = dict(
         camera_feature='channels last', camera_depth_weights='of the bins of depth; they add up to 1'
@@ -91,14 +89,14 @@ def graphs(model: nn.Module, cameras: int) -> list[Graph]:
     view_outputs = dict(feat_out='what the cameras see from above')
     fuser_outputs = dict(middle="bird's-eye view of both sensors")
     parts = [
-        _graph('camera.backbone', CameraBackbone(folded), sizes, ('img', 'depth'), camera_outputs),
-        _graph('camera.vtransform', transform_of(folded).downsample, sizes, (POOLED,), view_outputs),
-        _graph('fuser', Fuser(folded), sizes, ('camera', 'lidar'), fuser_outputs),
+        _graph('camera.backbone', CameraBackbone(model), sizes, ('img', 'depth'), camera_outputs),
+        _graph('camera.vtransform', transform_of(model).downsample, sizes, (POOLED,), view_outputs),
+        _graph('fuser', Fuser(model), sizes, ('camera', 'lidar'), fuser_outputs),
     ]
     for name in SPARSE:
         file = libspconv.to_onnx(reorder(sparse, name.rpartition('.')[2]))
         parts.append(Graph(name, None, model_spec(file, f'bevfusion/{name}'), {}, file))
-    head = BoxValueHead(folded.heads['object'])
+    head = BoxValueHead(model.heads['object'])
     return [*parts, _graph('head.bbox', head, sizes, ('middle',), HEAD, 'detections')]
 
 

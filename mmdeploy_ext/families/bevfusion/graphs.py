@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.parts.sparse_graph import portable_graph
 from mmdeploy_ext.models.bevfusion.rig import Rig
@@ -178,7 +177,7 @@ def graphs(model: nn.Module, options: Options, cameras: int = 6) -> list[Graph]:
     )
     outputs = (TensorSpec(name, *facts, compare='detections') for name, facts in facts_of_outputs.items())
     inputs = (specs[name] for name in frame_inputs(model))
-    return [*parts, _graph('frame', FrameNetwork(fuse(model)), inputs, outputs)]
+    return [*parts, _graph('frame', FrameNetwork(model), inputs, outputs)]
 
 
 def _graph(

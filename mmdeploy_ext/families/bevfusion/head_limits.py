@@ -22,7 +22,6 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.exporting import files
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.bevfusion.autoware import NodeBoxHead
 from mmdeploy_ext.families.bevfusion.cuda_graphs import HEAD
 from mmdeploy_ext.families.bevfusion.cuda_graphs import BoxValueHead as CudaHead
@@ -115,14 +114,13 @@ def exported_boxes(model: nn.Module, options: Options, middle: Tensor) -> Detect
     No box is suppressed: that comes after the graph, and is left out here.
     """
     head, coder = model.heads['object'], postprocess_facts(model)['coder']
-    fused = fuse(head)
     if options.contract == CUDA:
-        outputs = _exported(CudaHead(fused), tuple(HEAD), options, middle)
+        outputs = _exported(CudaHead(head), tuple(HEAD), options, middle)
         return cuda_runtime.detections(outputs, coder)
     if options.contract == AUTOWARE:
-        outputs = _exported(NodeBoxHead(fused), NODE_OUTPUTS, options, middle)
+        outputs = _exported(NodeBoxHead(head), NODE_OUTPUTS, options, middle)
         return autoware_runtime.detections(outputs, coder)
-    return runtime.detections(_exported(HeadBoxes(fused), BOX_OUTPUTS, options, middle))
+    return runtime.detections(_exported(HeadBoxes(head), BOX_OUTPUTS, options, middle))
 
 
 def _exported(

@@ -32,7 +32,6 @@ from mmdeploy_ext.consumers.autoware.manifest import (
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.parts.lidar_graphs import DenseHead, head_spec
 from mmdeploy_ext.families.parts.lidar_parts import parts_of, prefix_of
 from mmdeploy_ext.families.parts.pillars import SCATTER
@@ -96,7 +95,7 @@ def graphs(model: nn.Module) -> list[Graph]:
         GraphSpec(f'centerpoint/{node.ENCODER}', (points,), (pillars,)),
         dict(input_features=example),
     )
-    head = DenseHead(fuse(model), node_outputs).eval()
+    head = DenseHead(model, node_outputs).eval()
     shape = (1, node.CHANNELS, int(parts.middle_encoder.ny), int(parts.middle_encoder.nx))
     spatial = TensorSpec(SPATIAL, 'float32', shape, 'pillars on the map, zeros elsewhere')
     outputs = {name: MEANINGS[name] for name in OUTPUTS}

@@ -19,7 +19,6 @@ from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.exporting.postprocess.suppression import (
     NO_CANDIDATE,
@@ -250,14 +249,10 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     return GraphSpec('corner/full', inputs, box_outputs(batch, rows))
 
 
-def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and the post-processing after it; see `ImageFamily.stages`.
-
-    With `fold` batch normalisation is folded into the convolutions of a copy of the model; without, the model
-    itself runs.
-    """
+def stages(model: nn.Module, options: Options) -> list[Stage]:
+    """Return the network, and the post-processing after it; see `ImageFamily.stages`."""
     inputs = ('input', 'scale_factor', 'border', *MAP_NAMES)
     return [
-        Stage('network', CornerNetwork(fuse(model) if fold else model), ('input',), MAP_NAMES),
+        Stage('network', CornerNetwork(model), ('input',), MAP_NAMES),
         Stage('postprocess', CornerFullForm(model.bbox_head), inputs, FULL_NAMES),
     ]

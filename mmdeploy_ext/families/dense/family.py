@@ -173,9 +173,9 @@ class DenseFamily(ImageFamily):
     def trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
         """Return the stages behind the network, and the specs of the file's outputs.
 
-        A trial exports these alone, with other limits: batch norms of the network need not be folded.
+        A trial exports these alone, with other limits.
         """
-        return graphs.stages(model, options, fold=False)[1:], graphs.spec(model, options).outputs
+        return graphs.stages(model, options)[1:], graphs.spec(model, options).outputs
 
     def trial_options(self, model: nn.Module, options: Options) -> Options:
         head = model.bbox_head

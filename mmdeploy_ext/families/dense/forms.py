@@ -24,7 +24,7 @@ from mmdeploy_ext.families.dense import heads
 from mmdeploy_ext.families.dense.heads import facts_of, generator_of, kind_of, thresholds
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.dense_graphs import FULL_NAMES
-from mmdeploy_ext.families.parts.dense_heads import rows_of, same_priors
+from mmdeploy_ext.families.parts.dense_heads import rows_of
 from mmdeploy_ext.families.parts.runtime.box_coders import boxes_of, factors_of, peaks_of, scores_of
 
 
@@ -89,7 +89,7 @@ class Decode(nn.Module):
     def __init__(self, head: nn.Module) -> None:
         """Copy the generator of the priors and keep the settings; none of the head's layers is used."""
         super().__init__()
-        self.priors = same_priors(generator_of(head))
+        self.priors = generator_of(head)
         self.facts = facts_of(head)
         self.outputs = heads.described(head).outputs
 

@@ -13,7 +13,6 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ConfigError, UsageError
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.dense.forms import (
     DecodeForm,
     DenseFullForm,
@@ -158,13 +157,9 @@ def _check_stride(model: nn.Module) -> None:
         )
 
 
-def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the stages of the graph: the network, and what the form of the options adds to it.
-
-    With `fold` batch normalisation is folded into the convolutions of a copy of the network; without, the
-    model itself runs.
-    """
-    network, head = fuse(model) if fold else model, described(model)
+def stages(model: nn.Module, options: Options) -> list[Stage]:
+    """Return the stages of the graph: the network, and what the form of the options adds to it."""
+    network, head = model, described(model)
     return dense_graphs.form_stages(
         dense_graphs.RawNetwork(network, raw_names(model), flat_outputs),
         raw_names(model),

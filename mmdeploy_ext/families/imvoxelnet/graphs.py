@@ -19,10 +19,8 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
-from mmdeploy_ext.exporting.same_bytes import SameBytes
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.anchor_heads import anchor_rule, flat_outputs
 from mmdeploy_ext.families.parts.bev_suppression import best_rows, padded, suppressed
@@ -53,7 +51,7 @@ FULL_NAMES = ('boxes', 'scores', 'labels')
 
 def voxel_points(model: nn.Module) -> torch.Tensor:
     """Return x, y, z (N, 3) of the middles of all voxels, metres; x changes fastest, then y, then z."""
-    with torch.no_grad(), SameBytes():
+    with torch.no_grad():
         (anchors,) = model.prior_generator.grid_anchors([model.n_voxels[::-1]], device='cpu')
     return anchors[:, :3]
 
@@ -120,15 +118,11 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     return GraphSpec('imvoxelnet/full', inputs, outputs)
 
 
-def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and what the form adds to it; see `ImageFamily.stages`.
-
-    With `fold` batch normalisation is folded into the convolutions of a copy of the model; without, the model
-    itself runs.
-    """
+def stages(model: nn.Module, options: Options) -> list[Stage]:
+    """Return the network, and what the form adds to it; see `ImageFamily.stages`."""
     raw = rule_of(model).output_names
     inputs = ('input', PROJECTION, 'scale_factor')
-    chain = [Stage('network', Network(fuse(model) if fold else model), inputs, raw)]
+    chain = [Stage('network', Network(model), inputs, raw)]
     if options.form == 'full':
         chain.append(Stage('postprocess', FullForm(model), raw, FULL_NAMES))
     return chain

@@ -17,7 +17,6 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
 from mmdeploy_ext.families.monocular.networks import PointsNetwork, output_names, raw_names
 from mmdeploy_ext.families.monocular.runtime import decoding
@@ -223,15 +222,11 @@ def full_outputs(model: nn.Module, options: Options, batch: int | str) -> tuple[
     return tuple(tensors[name] for name in result_names(model, 'full'))
 
 
-def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and what the form adds to it; see `ImageFamily.stages`.
-
-    With `fold` batch normalisation is folded into the convolutions of a copy of the model; without, the model
-    itself runs.
-    """
+def stages(model: nn.Module, options: Options) -> list[Stage]:
+    """Return the network, and what the form adds to it; see `ImageFamily.stages`."""
     head = model.bbox_head
     raw = raw_names(head)
-    chain = [Stage('network', PointsNetwork(fuse(model) if fold else model), ('input',), raw)]
+    chain = [Stage('network', PointsNetwork(model), ('input',), raw)]
     sizes = ('input', 'img_shape') if head.pred_bbox2d else ()
     if options.form != 'raw':
         form = DecodeForm(model) if options.form == 'decode' else FullForm(model)

@@ -16,7 +16,6 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
 from mmdeploy_ext.families.monocular.graphs import BOX, camera_input
@@ -105,13 +104,9 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     return GraphSpec('smoke/full', (image, camera_input(batch)), outputs)
 
 
-def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and what the form adds to it; see `ImageFamily.stages`.
-
-    With `fold` batch normalisation is folded into the convolutions of a copy of the model; without, the model
-    itself runs.
-    """
-    chain = [Stage('network', PeaksNetwork(fuse(model) if fold else model), ('input',), SMOKE_NAMES)]
+def stages(model: nn.Module, options: Options) -> list[Stage]:
+    """Return the network, and what the form adds to it; see `ImageFamily.stages`."""
+    chain = [Stage('network', PeaksNetwork(model), ('input',), SMOKE_NAMES)]
     if options.form == 'full':
         inputs = ('input', 'cam2img', *SMOKE_NAMES)
         chain.append(Stage('postprocess', SmokeFullForm(model), inputs, FULL_NAMES))

@@ -6,7 +6,6 @@ Source: `models/dense_heads`, the file of each head, and `core/bbox/coder`.
 Glossary: B batch, a priors of a cell, A priors of a level, C classes, h, w size of a level's maps.
 """
 
-import copy
 import dataclasses
 import inspect
 import numbers
@@ -23,7 +22,6 @@ from mmdeploy_ext.compat.older_priors import DistanceCoder
 from mmdeploy_ext.contract.dense_head import Head, factor_head
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import number, positive
-from mmdeploy_ext.exporting.same_bytes import SameBytes
 from mmdeploy_ext.models.rtmdet import RTMDetSepBNHead
 
 heads, coders = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.core.bbox.coder')
@@ -64,23 +62,6 @@ def compares_products() -> bool:
 def rows_of(tensor: torch.Tensor, columns: int) -> torch.Tensor:
     """Return a map (B, a*columns, h, w) as rows (B, A, columns), in the order of its priors; A is h*w*a."""
     return tensor.permute(0, 2, 3, 1).reshape(tensor.shape[0], -1, columns)
-
-
-def same_priors(generator: Any) -> Any:
-    """Return a shallow copy of a generator of priors, whose anchors are the same bytes on every machine.
-
-    Its `base_anchors` are computed anew; generators of points have none. Anchors of a user's generator that
-    are not those of its `gen_base_anchors` stay as they are.
-    """
-    priors = copy.copy(generator)
-    if hasattr(priors, 'base_anchors'):
-        with SameBytes():  # roots of the ratios
-            anchors = priors.gen_base_anchors()
-        shapes = [[level.shape for level in levels] for levels in (anchors, priors.base_anchors)]
-        pairs = zip(anchors, priors.base_anchors, strict=False)
-        if shapes[0] == shapes[1] and all(torch.allclose(*pair, rtol=1e-6, atol=1e-5) for pair in pairs):
-            priors.base_anchors = anchors
-    return priors
 
 
 # --- box coders -----------------------------------------------------------------------------------------

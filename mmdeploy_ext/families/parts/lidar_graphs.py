@@ -14,7 +14,6 @@ from torch import nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.parts.lidar_parts import parts_of
 from mmdeploy_ext.families.parts.pillars import has_pillars, pillars_graph
 from mmdeploy_ext.families.parts.sparse_graph import portable_graph
@@ -72,7 +71,7 @@ def points_and_head(
     Raises:
         ValueError: the head does not give as many tensors as `outputs` names.
     """
-    points, head = points_graph(model, options, family), DenseHead(fuse(model), flatten)
+    points, head = points_graph(model, options, family), DenseHead(model, flatten)
     bev = TensorSpec('bev', 'float32', points.spec.outputs[0].axes, bev_meaning)
     return [points, head_graph(head, head_spec(f'{family}/head', head, bev, outputs))]
 

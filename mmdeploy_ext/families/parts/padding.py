@@ -11,12 +11,10 @@ Glossary: B batch, h, w size of a map, n = h or w, D embedding, S tokens of all 
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import nn
 
 from mmdeploy_ext.exporting.postprocess.sizes import length
-from mmdeploy_ext.exporting.same_bytes import SameBytes, power
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +85,8 @@ def waves(values: torch.Tensor, periods: torch.Tensor) -> torch.Tensor:
 
 
 def periods(features: int, temperature: float) -> torch.Tensor:
-    """Return the periods (features / 2,) of an encoding, powers of the temperature.
-
-    They are the same bytes on every machine.
-    """
-    exponents = np.arange(0, features, 2, dtype=np.float32) / np.float32(features)
-    return torch.from_numpy(power(temperature, exponents))
+    """Return the periods (features / 2,) of an encoding, powers of the temperature."""
+    return temperature ** (torch.arange(0, features, 2) / features)
 
 
 class SinePositions(nn.Module):
@@ -126,7 +120,7 @@ class PaddedSinePositions(SinePositions):
 
     def __init__(self, encoding: nn.Module) -> None:
         super().__init__(encoding)
-        with torch.no_grad(), SameBytes():
+        with torch.no_grad():
             zero = torch.zeros(1)
             if self.normalize:
                 zero = (zero + self.offset) / (zero + self.eps) * self.scale

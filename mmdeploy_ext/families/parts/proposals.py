@@ -38,7 +38,6 @@ from mmdeploy_ext.families.parts.dense_heads import (
     clips,
     plain_head,
     rows_of,
-    same_priors,
 )
 from mmdeploy_ext.families.parts.runtime.box_coders import CODERS, boxes_of, scores_of
 
@@ -318,7 +317,7 @@ class Proposals(nn.Module):
         super().__init__()
         self.trimmed, self.cap = trimmed, cap
         self.config, self.smallest = thresholds(head), self.least_side(head)
-        self.priors, self.facts = same_priors(generator_of(head)), self.facts_of_head(head)
+        self.priors, self.facts = generator_of(head), self.facts_of_head(head)
         self.kinds = output_kinds(head)
 
     def decode(self, rows: dict[str, torch.Tensor], priors: torch.Tensor, level: int) -> torch.Tensor:

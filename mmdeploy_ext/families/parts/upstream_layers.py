@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.model_classes import is_users
-from mmdeploy_ext.exporting.fold import PREPARATIONS
+from mmdeploy_ext.exporting.copy import PREPARATIONS
 from mmdeploy_ext.exporting.ops.deform_conv import CALLERS, LeadingOffsets
 
 TOODHead = mmdet_module('mmdet.models.dense_heads').TOODHead

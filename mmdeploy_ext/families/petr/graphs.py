@@ -9,7 +9,6 @@ C channels, L decoder layers, R queries, K classes. A box code is x, y (m), loga
 sine and cosine of the yaw, and velocity x, y (m/s).
 """
 
-import copy
 import dataclasses
 
 import torch
@@ -18,8 +17,6 @@ from torch import Tensor, nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
-from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.exporting.same_bytes import SameBytes
 from mmdeploy_ext.families.parts.camera_graphs import feature_maps, map_shapes
 from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.parts.runtime.query_boxes import output_specs
@@ -125,9 +122,9 @@ class Head(OfModel):
 
     def __init__(self, model: nn.Module, padding: Tensor) -> None:
         super().__init__(model)
-        device = model.pts_bbox_head.reference_points.weight.device
-        head = copy.deepcopy(model.pts_bbox_head).cpu()
-        with torch.no_grad(), SameBytes():
+        head = model.pts_bbox_head
+        device = head.reference_points.weight.device
+        with torch.no_grad():
             constants = dict(sine_part=embed_counts(head, padding), queries=query_positions(head))
         for name, values in constants.items():
             self.register_buffer(name, values.detach().to(device), persistent=False)
@@ -312,15 +309,15 @@ def for_precision(spec: GraphSpec, precision: str) -> GraphSpec:
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
     """Return the three graphs of the contract of the options, in the order of `portable` or `bound`."""
-    size, folded = Sizes(model), fuse(model)
+    size = Sizes(model)
     pictures = [model.picture_size] * size.cameras * size.frames
     padding = padding_mask(pictures, (size.height, size.width), size.map_size)
-    embedding = PositionEmbedding(folded, (size.height, size.width), size.map_size)
+    embedding = PositionEmbedding(model, (size.height, size.width), size.map_size)
     if options.contract == DL4AGX:
-        modules = [BoundFeatures(folded), BoundHead(folded, padding), embedding]
+        modules = [BoundFeatures(model), BoundHead(model, padding), embedding]
         names, specs = bound_files(size.frames), bound(size)
     else:
-        modules = [ExtractImgFeat(folded), embedding, PtsHead(folded, padding)]
+        modules = [ExtractImgFeat(model), embedding, PtsHead(model, padding)]
         names, specs = PORTABLE_FILES, portable(size)
     specs = [for_precision(spec, options.precision) for spec in specs]
     return with_examples(model, list(zip(names, modules, specs, strict=True)))

@@ -12,7 +12,6 @@ from torch import nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.panoptic import map_output
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.image_tensors import (
@@ -80,13 +79,9 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     return GraphSpec(f'query/{options.form}', inputs, box_outputs(batch, max_per_img(query_head(model))))
 
 
-def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and the part of the form behind it; see `ImageFamily.stages`.
-
-    With `fold` batch normalisation is folded into the convolutions of a copy of the model; without, the model
-    itself runs.
-    """
-    network = NETWORKS[kind_of(query_head(model))](fuse(model) if fold else model)
+def stages(model: nn.Module, options: Options) -> list[Stage]:
+    """Return the network, and the part of the form behind it; see `ImageFamily.stages`."""
+    network = NETWORKS[kind_of(query_head(model))](model)
     passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
     inputs = ('input', 'img_shape', 'scale_factor', *NAMES)
     return [
@@ -109,30 +104,19 @@ def masks_spec(model: nn.Module, options: Options) -> GraphSpec:
     return GraphSpec('query_masks/full', inputs, mask_outputs(batch, rows))
 
 
-def masks_stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and the post-processing after it; see `ImageFamily.stages`.
-
-    With `fold` batch normalisation is folded into the convolutions of a copy of the model; without, the model
-    itself runs.
-    """
+def masks_stages(model: nn.Module, options: Options) -> list[Stage]:
+    """Return the network, and the post-processing after it; see `ImageFamily.stages`."""
     form = masks.MasksFullForm(model.panoptic_fusion_head)
     inputs = 'img_shape', 'ori_shape', *masks.NAMES
-    return [mask_network(model, options, fold), Stage('postprocess', form, inputs, masks.MASKS_FULL)]
+    return [mask_network(model, options), Stage('postprocess', form, inputs, masks.MASKS_FULL)]
 
 
-def mask_network(model: nn.Module, options: Options, fold: bool) -> Stage:
-    """Return the stage that gives logits of classes and of masks.
-
-    With `fold` batch normalisations are folded into convolutions of a copy; without, the model itself runs.
-    The stage takes any size, but for a Mask2Former with `fold` and without `--dynamic-export`: that of the
-    options.
-    """
-    folded = fuse(model) if fold else model
+def mask_network(model: nn.Module, options: Options) -> Stage:
+    """Return the stage that gives logits of classes and of masks, for any size."""
     if not attends_inside_masks(model.panoptic_head):
-        return Stage('network', masks.MaskFormerNetwork(folded), ('input', 'img_shape'), masks.NAMES)
-    size = None if options.dynamic or not fold else (options.height, options.width)
+        return Stage('network', masks.MaskFormerNetwork(model), ('input', 'img_shape'), masks.NAMES)
     passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
-    return Stage('network', masks.Mask2FormerNetwork(folded, size), ('input',), masks.NAMES, passes=passes)
+    return Stage('network', masks.Mask2FormerNetwork(model), ('input',), masks.NAMES, passes=passes)
 
 
 def panoptic_spec(model: nn.Module, options: Options) -> GraphSpec:
@@ -156,13 +140,9 @@ def panoptic_spec(model: nn.Module, options: Options) -> GraphSpec:
     return GraphSpec('query_panoptic/raw', inputs, outputs)
 
 
-def panoptic_stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and for `full` the fusion of the masks behind it; see `ImageFamily.stages`.
-
-    With `fold` batch normalisation is folded into the convolutions of a copy of the model; without, the model
-    itself runs.
-    """
-    network = mask_network(model, options, fold)
+def panoptic_stages(model: nn.Module, options: Options) -> list[Stage]:
+    """Return the network, and for `full` the fusion of the masks behind it; see `ImageFamily.stages`."""
+    network = mask_network(model, options)
     if options.form == 'raw':
         return [network]
     form = masks.QueryMapFullForm(model.panoptic_fusion_head)
@@ -182,15 +162,13 @@ def regions_spec(model: nn.Module, options: Options) -> GraphSpec:
     return GraphSpec('query_regions/full', inputs, outputs)
 
 
-def regions_stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+def regions_stages(model: nn.Module, options: Options) -> list[Stage]:
     """Return the network, and the part of the form behind it; see `ImageFamily.stages`.
 
     With `--paste-masks` a stage `paste` follows, which puts the masks into the original pictures; else they
-    stay in the frames of their boxes. With `fold` batch normalisation is folded into the convolutions of a
-    copy of the model; without, the model itself runs.
+    stay in the frames of their boxes.
     """
-    folded = fuse(model) if fold else model
-    network, form = regions.RegionsNetwork(folded), regions.RegionsFullForm(folded)
+    network, form = regions.RegionsNetwork(model), regions.RegionsFullForm(model)
     chain = [
         Stage('network', network, ('input', 'img_shape'), network.names),
         Stage('postprocess', form, ('scale_factor', *network.names), form.names),

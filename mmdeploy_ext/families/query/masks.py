@@ -27,7 +27,6 @@ from mmdeploy_ext.exporting.postprocess.panoptic import QueryFusion
 from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.exporting.postprocess.soft_masks import pick_rows
 from mmdeploy_ext.exporting.postprocess.suppression import number
-from mmdeploy_ext.exporting.same_bytes import SameBytes
 from mmdeploy_ext.families.parts.image_tensors import clip_size
 from mmdeploy_ext.families.parts.padding import PaddedMap, PaddedSinePositions, SinePositions, tokens_of
 from mmdeploy_ext.families.parts.query_networks import (
@@ -106,26 +105,12 @@ class MaskFormerNetwork(nn.Module):
 class Mask2FormerNetwork(nn.Module):
     """`Mask2FormerHead` behind flat tensors; to this head padding is no different from the image."""
 
-    def __init__(self, model: nn.Module, size: tuple[int, int] | None) -> None:
-        """Keep the detector.
-
-        `size` is H, W of a graph of one size, whose positions are constants: they are computed here, the same
-        bytes on every machine. None: the graph takes any size.
-        """
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         head = model.panoptic_head
         encodings = head.pixel_decoder.postional_encoding, head.decoder_positional_encoding
         self.encodings = nn.ModuleList(SinePositions(encoding) for encoding in encodings)
-        self.fixed = size is not None
-        if size is not None:
-            with torch.no_grad():
-                image = next(model.parameters()).new_zeros((1, 3, *size))
-                levels = self.levels(image, self.projected(model.extract_feat(image)))
-            with SameBytes():
-                for user, encoding in enumerate(self.encodings):
-                    for index, level in enumerate(levels):
-                        self.register_buffer(f'place_{user}_{index}', encoding(level), persistent=False)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return class logits (B, Q, C + 1) and mask logits (B, Q, H4, W4) of normalised (B, 3, H, W)."""
@@ -146,15 +131,6 @@ class Mask2FormerNetwork(nn.Module):
         content = hw(image).to(image)[None]
         return [PaddedMap(content, image, tensor) for tensor in maps]
 
-    def level_positions(self, user: int, index: int, level: PaddedMap) -> torch.Tensor:
-        """Return the positions (1, h * w, D) of the level with an index.
-
-        `user` is 0 for those that the encoder uses, 1 for those of the decoder.
-        """
-        if self.fixed:
-            return self.get_buffer(f'place_{user}_{index}')
-        return self.encodings[user](level)
-
     def pixels(
         self, maps: Sequence[torch.Tensor], projected: Sequence[torch.Tensor], levels: Sequence[PaddedMap]
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -169,7 +145,7 @@ class Mask2FormerNetwork(nn.Module):
         look = functools.partial(attend_tokens, keep=keep, sizes=[level.size for level in levels])
         embeds = decoder.level_encoding.weight
         position = torch.cat(
-            [embeds[index] + self.level_positions(0, index, level) for index, level in enumerate(levels)], 1
+            [embeds[index] + self.encodings[0](level) for index, level in enumerate(levels)], 1
         )
         reference = reference_points(levels, ratios)
         memory = encode_points(decoder.encoder, tokens_of(projected), position, reference, look)
@@ -197,7 +173,7 @@ class Mask2FormerNetwork(nn.Module):
             tokens_of([head.decoder_input_projs[index](source)]) + head.level_embed.weight[index]
             for index, source in enumerate(sources)
         ]
-        keys = [tokens + self.level_positions(1, index, levels[index]) for index, tokens in enumerate(values)]
+        keys = [tokens + self.encodings[1](levels[index]) for index, tokens in enumerate(values)]
         places = head.query_embed.weight[None]
         query = head.query_feat.weight[None].expand(features.shape[0], -1, -1)
         for layer_index, layer in enumerate(head.transformer_decoder.layers):

@@ -20,7 +20,6 @@ from torch.overrides import TorchFunctionMode
 from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import replaced_entry
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.families.parts.image_tensors import PROPOSALS, SCORED_PROPOSALS
 from mmdeploy_ext.families.parts.mmdet_reference import boxes_of_classes, metas_of, tested
@@ -83,7 +82,7 @@ def stage_of(model: nn.Module) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
     K is Q. Its inputs are `input`, `img_shape`, `memory` and a map of each level, `map_0` and so on.
     """
     inputs = ('input', 'img_shape', MEMORY, *_map_names(model))
-    return [Stage(PROPOSALS, QueryTokensForm(fuse(model)), inputs, (PROPOSALS,))], (SCORED_PROPOSALS,)
+    return [Stage(PROPOSALS, QueryTokensForm(model), inputs, (PROPOSALS,))], (SCORED_PROPOSALS,)
 
 
 def inputs_of(model: nn.Module, images: Sequence[PreparedImage]) -> dict[str, np.ndarray]:

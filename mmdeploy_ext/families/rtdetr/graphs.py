@@ -6,7 +6,6 @@ Glossary: B batch, C classes, Q queries, H, W network input in pixels.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +15,7 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ShapeError
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.sizes import hw
-from mmdeploy_ext.exporting.same_bytes import SameBytes
 from mmdeploy_ext.families.parts.image_tensors import PROPOSALS, SCORED_PROPOSALS
 from mmdeploy_ext.families.rtdetr.runtime import SIZES, STRIDES, target_sizes
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
@@ -57,36 +54,8 @@ class RtDetrNetwork(nn.Module):
         return outputs if self.with_tokens else outputs[:2]
 
 
-class ConstantTensors(nn.Module):
-    """Tensors in place of a module that computes them from the size of its input alone."""
-
-    def __init__(self, *tensors: torch.Tensor) -> None:
-        """Keep the tensors as buffers, so that constants of the graph are named after the module."""
-        super().__init__()
-        for index, tensor in enumerate(tensors):
-            self.register_buffer(f'constant{index}', tensor)
-
-    def forward(self, _: Any) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """Return the one tensor, or all of them."""
-        tensors = tuple(self.buffers())
-        return tensors if len(tensors) > 1 else tensors[0]
-
-
-def with_fixed_size(model: nn.Module, height: int, width: int) -> None:
-    """Let a copy made by `fuse` hold positions and anchors of one size, the same bytes on every machine.
-
-    For files that are simplified: onnxslim would fold their sines and logarithms differently on each CPU.
-    """
-    device = next(model.parameters()).device
-    maps = [torch.empty(1, 1, height // stride, width // stride) for stride in STRIDES]
-    with torch.no_grad(), SameBytes():
-        position, anchors = model.encoder.position(maps[-1]), model.decoder.anchors(maps)
-    model.encoder.position = ConstantTensors(position).to(device)
-    model.decoder.anchors = ConstantTensors(*anchors).to(device)
-
-
 def separate_branches(model: nn.Module) -> None:
-    """Let the RepVGG blocks of a copy made by `fuse` run both branches, which they keep beside the sum."""
+    """Let the RepVGG blocks of an exported copy run both branches, which they keep beside the sum."""
     for module in model.modules():
         if isinstance(module, RepVggBlock):
             module.conv = None
@@ -122,8 +91,7 @@ def tokens_stage(model: nn.Module, options: Options) -> tuple[list[Stage], tuple
     K is Q. A proof compares this choice, a list of boxes with scores, with PyTorch's before the decoder uses
     it.
     """
-    network = _network(model, options, fold=True)
-    return [Stage(PROPOSALS, RtDetrTokensForm(network), ('images', *MAPS), (PROPOSALS,))], (SCORED_PROPOSALS,)
+    return [Stage(PROPOSALS, RtDetrTokensForm(model), ('images', *MAPS), (PROPOSALS,))], (SCORED_PROPOSALS,)
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
@@ -177,29 +145,16 @@ def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarra
     return {'images': np.stack([image.tensor for image in images]), SIZES: target_sizes(sizes)}
 
 
-def _network(model: nn.Module, options: Options, fold: bool) -> nn.Module:
-    """Return the detector; an export gets a copy with what the options fold."""
-    network = fuse(model) if fold else model
-    if fold and not options.fuse:
-        separate_branches(network)
-    if fold and options.simplify and not options.dynamic:
-        with_fixed_size(network, options.height, options.width)
-    return network
-
-
-def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and for `full` the post-processing after it; see `ImageFamily.stages`.
-
-    With `fold` batch normalisation is folded into the convolutions of a copy of the model; without, the model
-    itself runs.
-    """
-    network = _network(model, options, fold)
+def stages(model: nn.Module, options: Options) -> list[Stage]:
+    """Return the network, and for `full` the post-processing after it; see `ImageFamily.stages`."""
+    if not options.fuse:
+        separate_branches(model)
     passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
     if options.form == 'raw':
         return [
-            Stage('network', RtDetrNetwork(network, with_tokens=True), ('images',), RAW_NAMES, passes=passes)
+            Stage('network', RtDetrNetwork(model, with_tokens=True), ('images',), RAW_NAMES, passes=passes)
         ]
     return [
-        Stage('network', RtDetrNetwork(network, with_tokens=False), ('images',), HEADS, passes=passes),
+        Stage('network', RtDetrNetwork(model, with_tokens=False), ('images',), HEADS, passes=passes),
         Stage('postprocess', model.postprocess, (*HEADS, SIZES), FULL_NAMES),
     ]

@@ -13,7 +13,6 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.mask import MaskPostprocess, mask_config
 from mmdeploy_ext.exporting.postprocess.soft_masks import DynamicMasks, LevelMasks, ProductMasks, SoftMasks
 from mmdeploy_ext.families.building import nearest_base
@@ -200,14 +199,10 @@ def _fork_outputs(head: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
     return tuple(outputs)
 
 
-def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and for `full` the post-processing after it; see `ImageFamily.stages`.
-
-    With `fold` batch normalisation is folded into the convolutions of a copy of the model; without, the model
-    itself runs.
-    """
+def stages(model: nn.Module, options: Options) -> list[Stage]:
+    """Return the network, and for `full` the post-processing after it; see `ImageFamily.stages`."""
     head = model.mask_head
-    levels = LEVELS[kind(head)](fuse(model) if fold else model)
+    levels = LEVELS[kind(head)](model)
     if options.form == 'raw' and options.layout == 'fork':
         names = fork_names(head, options.batch)
         return [Stage('network', ForkNetwork(levels, fork_is_flat(head)), ('input',), names)]

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
 from mmdeploy_ext.families.sparse4d.network import Pictures, Remembered, feature_rows, map_sizes, run_head
@@ -223,15 +222,14 @@ def specs(model: nn.Module, options: Options) -> dict[str, GraphSpec]:
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    """Return the graphs of the contract that the options name; the model is folded first, see `fuse`."""
+    """Return the graphs of the contract that the options name."""
     by_name, size, sampled = specs(model, options), model.input_sizes, options.grid_sample == 'operator'
-    fused = fuse(model)
-    modules: Sequence[tuple[str, nn.Module]] = [(PORTABLE, PortableFrame(fused, size, sampled))]
+    modules: Sequence[tuple[str, nn.Module]] = [(PORTABLE, PortableFrame(model, size, sampled))]
     if options.contract == DEPLOY:
         modules = [
-            (BACKBONE, Backbone(fused)),
-            (FIRST, FirstFrame(fused)),
-            (NEXT, NextFrame(fused)),
+            (BACKBONE, Backbone(model)),
+            (FIRST, FirstFrame(model)),
+            (NEXT, NextFrame(model)),
         ]
     contract_graphs = with_examples(model, [(name, module, by_name[name]) for name, module in modules])
     sizes, starts = (values.to(next(model.parameters()).device) for values in map_sizes(model, *size))

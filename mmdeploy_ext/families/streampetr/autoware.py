@@ -26,7 +26,6 @@ from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
 from mmdeploy_ext.families.streampetr import spec
 from mmdeploy_ext.families.streampetr.graphs import (
@@ -121,9 +120,9 @@ class NodeMemoryHead(HeadStep):
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
     """Return the three graphs, in the order of `streampetr_rules.FILES`."""
-    size, folded = spec.sizes(model, *model.input_sizes, layers='last'), fuse(model)
-    positions = NodePositions(folded, size.cameras, size.height, size.width)
-    modules = NodeImages(folded, options.node_images), positions, NodeMemoryHead(folded, all_layers=False)
+    size = spec.sizes(model, *model.input_sizes, layers='last')
+    positions = NodePositions(model, size.cameras, size.height, size.width)
+    modules = NodeImages(model, options.node_images), positions, NodeMemoryHead(model, all_layers=False)
     return with_examples(model, list(zip(node.FILES, modules, specs(size, options), strict=True)))
 
 

@@ -4,7 +4,6 @@ Glossary: N cameras, H, W network input in pixels, h, w feature map, T = N h w t
 the memory, L decoder layers in the outputs (all, or 1: the last one), Q queries, K classes.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,8 +11,6 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.stages import Graph
-from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.exporting.same_bytes import SameBytes
 from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
 from mmdeploy_ext.families.streampetr import spec
@@ -22,11 +19,9 @@ from mmdeploy_ext.models.streampetr.memory import Memory
 
 
 def _constants(model: nn.Module, compute: Callable[[nn.Module], Sequence[Tensor]]) -> list[Tensor]:
-    """Return the tensors that `compute` makes of a copy of the head, with the same bytes on every machine."""
-    head = model.pts_bbox_head
-    device = head.coords_d.device
-    with torch.no_grad(), SameBytes():
-        return [rows.detach().clone().to(device) for rows in compute(copy.deepcopy(head).cpu())]
+    """Return the tensors that `compute` makes of the head."""
+    with torch.no_grad():
+        return [rows.clone() for rows in compute(model.pts_bbox_head)]
 
 
 def _register_frustum(module: nn.Module, cameras: int, height: int, width: int) -> None:
@@ -213,21 +208,21 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
 
     `autoware.py` makes those of the contract 'autoware'.
 
-    `model` is the detector, whose batch normalisation is folded in a copy. Of `options` the contract, the
+    `model` is the detector. Of `options` the contract, the
     version of the fork, and whether all decoder layers or the last one give outputs, choose the modules; for
     what decides about their inputs and outputs see `spec.py`.
     """
-    size, folded = spec.sizes(model, *model.input_sizes, options.layers), fuse(model)
+    size = spec.sizes(model, *model.input_sizes, options.layers)
     camera = (size.cameras, size.height, size.width)
     all_layers = options.layers == 'all'
     if options.contract == 'fork':
         module_class = ForkFrame10 if options.fork_version == '1.0' else ForkFrame
-        parts = [('fork', module_class(folded, all_layers, *camera), spec.fork(size, options))]
+        parts = [('fork', module_class(model, all_layers, *camera), spec.fork(size, options))]
     else:
         modules = (
-            ExtractImgFeat(folded),
-            RigEmbedding(folded, *camera),
-            PtsHeadMemory(folded, all_layers),
+            ExtractImgFeat(model),
+            RigEmbedding(model, *camera),
+            PtsHeadMemory(model, all_layers),
         )
         contracts = spec.extract_img_feat, spec.position_embedding, spec.pts_head_memory
         parts = [

@@ -122,14 +122,11 @@ class TwoStageFamily(ImageFamily):
             return split_graphs.spec(model, options)
         return graphs.spec(model, options)
 
-    def stages(self, model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-        """Return the stages of the form of the options.
-
-        With `fold` batch normalisation is folded into convolutions of a copy; without, the model itself runs.
-        """
+    def stages(self, model: nn.Module, options: Options) -> list[Stage]:
+        """Return the stages of the form of the options."""
         if options.form in split_graphs.FORMS:
-            return split_graphs.stages(model, options, fold)
-        return graphs.stages(model, options, fold)
+            return split_graphs.stages(model, options)
+        return graphs.stages(model, options)
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
         """Return the one graph of the form; that of regions is traced on seeded features and proposals."""

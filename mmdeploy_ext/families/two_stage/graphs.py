@@ -13,9 +13,8 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.dense_heads import clips, same_priors
+from mmdeploy_ext.families.parts.dense_heads import clips
 from mmdeploy_ext.families.parts.image_tensors import (
     PROPOSALS,
     SCORED_PROPOSALS,
@@ -84,7 +83,7 @@ class TwoStageNetwork(nn.Module):
         super().__init__()
         self.model = model
         self.names = (*feature_names(model), *proposal_names(model))
-        self.priors = same_priors(generator_of(model.rpn_head)) if proposes(model) else None
+        self.priors = generator_of(model.rpn_head) if proposes(model) else None
 
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """Return the maps that regions are pooled from, and the outputs of the head of proposals.
@@ -280,15 +279,13 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     return GraphSpec(f'two_stage/{options.form}', inputs, outputs)
 
 
-def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+def stages(model: nn.Module, options: Options) -> list[Stage]:
     """Return the stages of the graph of `spec`: the network, and the part behind it that makes results.
 
-    With `--paste-masks` a third one pastes the masks. With `fold` batch normalisation is folded into the
-    convolutions of a copy of the model; without, the model itself runs.
+    With `--paste-masks` a third one pastes the masks.
     """
-    folded = fuse(model) if fold else model
-    network = TwoStageNetwork(folded)
-    form = TwoStageFullForm(folded, options.get('max_proposals', 0), options.get('max_candidates', 0))
+    network = TwoStageNetwork(model)
+    form = TwoStageFullForm(model, options.get('max_proposals', 0), options.get('max_candidates', 0))
     inputs = ('input', 'img_shape', 'scale_factor')
     inputs += network.names if proposes(model) else (PROPOSALS, *network.names)
     outputs = tuple(spec(model, options).output_names)

@@ -23,7 +23,6 @@ from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing_of
 from mmdeploy_ext.exporting.postprocess.panoptic import InstanceFusion, map_output
 from mmdeploy_ext.exporting.postprocess.suppression import number
@@ -188,14 +187,9 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     )
 
 
-def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, the part that looks at regions, and for `full` the fusion behind both.
-
-    With `fold` batch normalisation is folded into the convolutions of a copy of the model; without, the model
-    itself runs.
-    """
-    folded = fuse(model) if fold else model
-    network, regions = PanopticNetwork(folded), graphs.TwoStageFullForm(folded)
+def stages(model: nn.Module, options: Options) -> list[Stage]:
+    """Return the network, the part that looks at regions, and for `full` the fusion behind both."""
+    network, regions = PanopticNetwork(model), graphs.TwoStageFullForm(model)
     inputs = ('input', 'img_shape', 'scale_factor', *network.names[:-1])
     first = Stage('network', network, graphs.network_inputs(model), network.names)
     if options.form == 'raw':
@@ -205,7 +199,7 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
     return [
         first,
         Stage('regions', regions, inputs, outputs, varying=outputs),
-        Stage('fusion', RegionMapFullForm(folded), fused, ('panoptic',)),
+        Stage('fusion', RegionMapFullForm(model), fused, ('panoptic',)),
     ]
 
 

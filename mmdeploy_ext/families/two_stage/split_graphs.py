@@ -19,7 +19,6 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ConfigError, UsageError
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.parts.proposals import is_guided, is_staged, smallest_side
 from mmdeploy_ext.families.parts.regions import context_names, feature_names, grid_of
 from mmdeploy_ext.families.two_stage import graphs
@@ -200,21 +199,16 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     return GraphSpec(f'two_stage/{options.form}', inputs, outputs)
 
 
-def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the stages of one of the two graphs, that of the form of the options.
-
-    With `fold` batch normalisation is folded into the convolutions of a copy of the model; without, the model
-    itself runs.
-    """
-    folded = fuse(model) if fold else model
+def stages(model: nn.Module, options: Options) -> list[Stage]:
+    """Return the stages of one of the two graphs, that of the form of the options."""
     if options.form == REGIONS:
         names = (*graphs.spec(model, options).output_names, *inner_names(model, options))
         inputs = ('img_shape', 'scale_factor', 'proposals', *feature_names(model))
-        return [Stage('regions', RegionsForm(folded), inputs, names)]
-    network = graphs.TwoStageNetwork(folded)
+        return [Stage('regions', RegionsForm(model), inputs, names)]
+    network = graphs.TwoStageNetwork(model)
     return [
         Stage('network', network, ('input',), network.names),
-        graphs.proposals_stage(folded, columns=4),
+        graphs.proposals_stage(model, columns=4),
     ]
 
 

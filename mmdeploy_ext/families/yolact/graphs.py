@@ -17,7 +17,6 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.ops.nms import pairwise_iou
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing
 from mmdeploy_ext.exporting.postprocess.sizes import hw, limit
@@ -35,7 +34,6 @@ from mmdeploy_ext.families.parts.dense_heads import (
     clips,
     plain_head,
     rows_of,
-    same_priors,
 )
 from mmdeploy_ext.families.parts.image_tensors import (
     box_outputs,
@@ -122,7 +120,7 @@ class YolactFullForm(nn.Module):
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
-        self.priors, self.config = same_priors(head.prior_generator), thresholds(head.test_cfg)
+        self.priors, self.config = head.prior_generator, thresholds(head.test_cfg)
         description = plain_head(head)
         self.facts = dict(coder=chosen_coder(head), head=description.to_json())
         columns = [columns for _, columns in description.outputs]
@@ -222,13 +220,9 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     return GraphSpec('yolact/full', inputs, (*box_outputs(batch, rows), masks))
 
 
-def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and the post-processing after it; see `ImageFamily.stages`.
-
-    With `fold` batch normalisation is folded into the convolutions of a copy of the network; without, the
-    model runs as it is.
-    """
-    network = YolactNetwork(fuse(model) if fold else model)
+def stages(model: nn.Module, options: Options) -> list[Stage]:
+    """Return the network, and the post-processing after it; see `ImageFamily.stages`."""
+    network = YolactNetwork(model)
     inputs = ('input', 'img_shape', 'scale_factor', 'ori_shape', *network.names)
     return [
         Stage('network', network, ('input',), network.names),

@@ -36,7 +36,7 @@ class Change:
         left: position of the node in the left graph, None if the change is of no node, or of one that only
             the right graph has.
         right: position of the node in the right graph, likewise.
-        size: of a changed initializer of numbers, of equal shape and dtype, the largest change over the
+        size: of a changed initializer of floats, of equal shape and dtype, the largest change over the
             largest value on the right, if that is not 0; else None.
     """
 
@@ -108,7 +108,7 @@ def _input_change(
     if array is not None and expected is not None:
         if array is expected:
             return None
-        detail, size = _constant_change(array, expected)
+        detail, size = constant_change(array, expected)
         return 'initializer', f'{name}: {detail}', size
     is_computed = array is None and expected is None
     if is_computed and (pairs.tensors.get(name) == mate if name else not mate):
@@ -133,7 +133,7 @@ def _with_producer(program: Program, name: str) -> str:
     return f'{text} ({node.op_type})' if node.name else text
 
 
-def _constant_change(array: np.ndarray, expected: np.ndarray) -> tuple[str, float | None]:
+def constant_change(array: np.ndarray, expected: np.ndarray) -> tuple[str, float | None]:
     """Return how two constants differ, and the largest change over the largest value of the reference."""
     if array.shape != expected.shape or array.dtype != expected.dtype:
         sides = [f'{side.dtype} {shape_text(side.shape)}' for side in (array, expected)]
@@ -152,7 +152,7 @@ def _constant_change(array: np.ndarray, expected: np.ndarray) -> tuple[str, floa
         detail += f' ({_short(array)}, reference {_short(expected)})'
     elif np.array_equal(np.sort(array, axis=None), np.sort(expected, axis=None)):
         detail += '; they are the same values in another order (transposed?)'
-    return detail, distance.max_rel if distance.scale else None
+    return detail, distance.max_rel if distance.scale and array.dtype.kind == 'f' else None
 
 
 def attributes(

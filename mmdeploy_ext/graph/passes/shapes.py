@@ -146,7 +146,7 @@ def _infer_outputs(model: onnx.ModelProto, new_sizes: Mapping[str, int | str]) -
     )
 
 
-def with_fixed_metadata(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+def with_fixed_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model with other input shapes than it was exported with, with metadata that fit it.
 
     An export of pictures of any size whose axes are all fixed now has the spec, the options and the rule of
@@ -154,19 +154,18 @@ def with_fixed_metadata(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[s
     fixed) loses the metadata of this project, which would describe another graph. A model whose inputs are as
     its metadata state, or that has none or damaged ones, comes back as it is.
 
-    `model` is what `set_shapes` made. The second of the result are the options of `OPEN` that were on and are
-    turned off in the new metadata; [] if these are as they were, or dropped.
+    `model` is what `set_shapes` made.
     """
     props = {entry.key: entry.value for entry in model.metadata_props}
     if f'{PREFIX}preprocess' not in props:
-        return model, []
+        return model
     try:
         metadata = Metadata.from_props(props)
     except ModelFileError:
-        return model, []
+        return model
     shapes = types.shapes(model.graph.input)
     if _has_inputs(metadata.spec, shapes):
-        return model, []
+        return model
     options, opened = metadata.options, [name for name in OPEN if metadata.options.get(name)]
     image = shapes.get(metadata.spec.inputs[0].name) or ()
     is_fixed = len(image) == 4 and all(isinstance(size, int) for size in image)
@@ -182,9 +181,9 @@ def with_fixed_metadata(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[s
                 metadata, spec=spec, options=dict(options, **changes), preprocess=rule
             )
             onnx.helper.set_model_props(result, {**props, **fixed.to_props()})
-            return result, opened
+            return result
     drop_metadata(result)
-    return result, []
+    return result
 
 
 def fixed_spec(spec: GraphSpec, size: tuple[int, int, int], outputs: Mapping[str, Shape | None]) -> GraphSpec:

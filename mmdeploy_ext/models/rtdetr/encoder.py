@@ -15,7 +15,6 @@ from mmdet.models.builder import NECKS
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.same_bytes import power
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.rtdetr.layers import ACTIVATIONS, ConvNorm, RepVggBlock, SelfAttention
 
@@ -51,7 +50,7 @@ class PositionEmbedding(nn.Module):
         """
         height, width = features.shape[2], features.shape[3]
         slow, fast = (width, height) if self.layout == 'original' else (height, width)
-        omega = power(TEMPERATURE, -(np.arange(self.quarter) / max(self.quarter, 1)))
+        omega = TEMPERATURE ** -(np.arange(self.quarter) / max(self.quarter, 1))
         omega = torch.tensor(omega.tolist(), device=features.device)
         lines = [
             torch.arange(size, device=features.device).to(torch.float32)[:, None] * omega

@@ -8,11 +8,11 @@ Glossary: B batch, C channels, h, w map size, T tokens, D embedding.
 import itertools
 from typing import Any, Self
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from mmdeploy_ext.exporting.fold import Folded, fold_pair
 from mmdeploy_ext.exporting.ops.attention import multi_head
 
 ACTIVATIONS = {'relu': nn.ReLU, 'silu': nn.SiLU, 'gelu': nn.GELU, '': nn.Identity}
@@ -130,15 +130,18 @@ class RepVggBlock(nn.Module):
         return self.act(self.conv1(features) + self.conv2(features))
 
     def reparameterise(self) -> None:
-        """Add `conv`, the sum of both branches; batch normalisation may be folded already."""
-        if self.conv is None:
-            like = self.conv1.conv
-            conv = nn.Conv2d(like.in_channels, like.out_channels, 3, padding=1).to(like.weight)
-            self.folded().put_into(conv)
-            self.conv = conv
+        """Add `conv`, the sum of both branches as one 3x3 convolution."""
+        if self.conv is not None:
+            return
+        (weight, bias), (small, small_bias) = (_folded(branch) for branch in (self.conv1, self.conv2))
+        self.conv = nn.Conv2d(weight.shape[1], len(weight), 3, padding=1).to(weight)
+        self.conv.weight = nn.Parameter(weight + F.pad(small, (1, 1, 1, 1)))
+        self.conv.bias = nn.Parameter(bias + small_bias)
 
-    def folded(self) -> Folded:
-        """Return the sum of both branches as one 3x3 convolution."""
-        large, small = (fold_pair(branch.conv, branch.norm) for branch in (self.conv1, self.conv2))
-        padded = np.pad(small.weight, ((0, 0), (0, 0), (1, 1), (1, 1)))
-        return Folded(large.weight + padded, large.bias + small.bias)
+
+def _folded(branch: ConvNorm) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the weight and bias of a convolution with its batch normalisation folded in."""
+    conv, norm = branch.conv, branch.norm
+    return fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )

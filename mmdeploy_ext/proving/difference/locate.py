@@ -18,6 +18,7 @@ from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
 from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.compare import engine_notes
@@ -63,7 +64,7 @@ class Subject:
 
     stages: Sequence[Stage]
     feeds: dict[str, np.ndarray]
-    fresh_export: fresh_export.FreshExport | None
+    fresh_export: fresh_export.Export | None
     title: str
     beside: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -119,10 +120,12 @@ def first_difference(
     outputs = {value.name for value in model.graph.output}
     comparison.missing = [name for name in metadata.spec.output_names if name not in outputs]
     if fresh:
-        graph = fresh_export.compare_with_fresh_export(model, metadata, subject.fresh_export)
-        comparison.graph = '' if graph.passed else graph.text
-        if graph.note or graph.by_inputs:
-            comparison.notes.append(graph.text)
+        if metadata.edits:
+            commands = ', '.join(metadata.edits)
+            comparison.notes.append(f'edited by {commands}: not compared with a fresh export')
+        else:
+            graph = fresh_export.compare_with_fresh_export(model, subject.fresh_export)
+            comparison.graph = '' if graph.passed else graph.text
     comparison.notes += _upstream_notes(deployment, metadata, subject, search, bars)
     if metadata.checkpoint_sha256 != deployment.checkpoint_sha256:
         comparison.notes.append('the file says that it was made from another checkpoint')
@@ -164,9 +167,9 @@ def _subject_of_images(
     arrays = family.feeds(unseen_input.images, rescale=True)
     arrays |= family.inner_inputs(deployment.model, arrays, options.form)
     return Subject(
-        family.stages(deployment.model, options),
+        family.stages(prepared(deployment.model), options),
         {name: arrays[name] for name in metadata.spec.input_names if name in arrays},
-        fresh_export.of_images(deployment, options, metadata, images[0][1]),
+        fresh_export.of_images(deployment, options, images[0][1]),
         f'{unseen_input.name} ({unseen_input.sources[0][0]})',
         arrays,
     )
@@ -177,7 +180,7 @@ def _subject_of_graph(
 ) -> Subject:
     """Return the subject of one file of a sequence family, which takes no pictures."""
     options = deployment.family.exported_options(metadata.options)
-    graphs = {graph.name: graph for graph in deployment.family.graphs(deployment.model, options)}
+    graphs = {graph.name: graph for graph in deployment.family.graphs(prepared(deployment.model), options)}
     graph = graphs.get(metadata.form)
     if graph is None or graph.module is None:
         comparable = ', '.join(name for name, graph in graphs.items() if graph.module) or 'none'
@@ -188,7 +191,7 @@ def _subject_of_graph(
     stage = Stage('', graph.module, tuple(graph.spec.input_names), tuple(graph.spec.output_names))
     examples = enumerate(graph.example.items())
     feeds = {name: unseen(tensor.cpu().numpy(), index) for index, (name, tensor) in examples}
-    fresh = fresh_export.of_graph(deployment, options, metadata, graph)
+    fresh = fresh_export.of_graph(deployment, options, metadata.form)
     return Subject([stage], feeds, fresh, 'seeded numbers like those of the trace')
 
 
@@ -263,7 +266,7 @@ class Search:
     def _export(self) -> tuple[Program, Walk, set[str]] | str:
         """A fresh export, walked, and its tensors that are wrong or unproven; or why there is none."""
         try:
-            program = Program(self.subject.fresh_export.export(), self.constants)
+            program = Program(self.subject.fresh_export(), self.constants)
         except Mm2OnnxError as error:
             return one_line(error)
         result = self._walk(program, dict(self.named))

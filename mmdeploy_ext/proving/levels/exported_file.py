@@ -12,7 +12,6 @@ from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.checks import is_sparse
 from mmdeploy_ext.proving import half_bars
-from mmdeploy_ext.proving.fresh_export import compare_with_fresh_export
 from mmdeploy_ext.proving.levels.sparse_file import check_dialect
 from mmdeploy_ext.proving.levels.structure import check_structure
 from mmdeploy_ext.proving.provenance import class_name_notes, override_notes, provenance, training_notes
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.exporting.deployment import Deployment
-    from mmdeploy_ext.proving.fresh_export import FreshExport
-    from mmdeploy_ext.proving.results import Check, GraphResult
+    from mmdeploy_ext.proving.results import Check
 
 ROUNDED = (
     'sparse files have float16 weights, as their engine takes them: PyTorch ran with the same, and what they '
@@ -65,6 +63,11 @@ class ExportedFile:
         return self.metadata.options
 
     @property
+    def edits(self) -> Sequence[str]:
+        """Commands that changed it after its export."""
+        return self.metadata.edits
+
+    @property
     def hashes(self) -> dict[str, str]:
         """'checkpoint' and 'config' -> hash of that which it was made of, see `Metadata`."""
         return dict(checkpoint=self.metadata.checkpoint_sha256, config=self.metadata.config_sha256)
@@ -98,9 +101,8 @@ def engine_options(
     return half_bars.proof_engine(kind, engine) if is_half else dict(engine)
 
 
-def compare_graph(file: ExportedFile, fresh: FreshExport) -> GraphResult:
-    """Compare the graph of a file with a fresh export; `fresh`, made for this file, exports on demand."""
-    return compare_with_fresh_export(file.model, file.metadata, fresh, file.name)
+INTERFACE_EDITS = {'fp16', 'set-shape'}
+"""Commands that change types or sizes of inputs and outputs, and with them the contract in the metadata."""
 
 
 def check_file(
@@ -112,12 +114,14 @@ def check_file(
         deployment: the config and checkpoint that the file claims to be of.
         file: the file.
         rule: the rule by which samples become its input.
-        contract: its contract; None if the model has no graph of its name.
+        contract: that of its export; None if the model has no graph of its name.
 
     Returns:
         The checks, and notes for the reader of the verdict.
     """
     notes: list[str] = []
+    if INTERFACE_EDITS & {*file.edits}:
+        contract = file.metadata.spec
     if is_sparse(file.model):
         checks, warnings = check_dialect(file.path, file.model)
         notes = [*warnings, ROUNDED]

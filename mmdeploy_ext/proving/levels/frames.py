@@ -20,7 +20,6 @@ from mmdeploy_ext.proving.levels.attempts import Clock, attempt, failed_detectio
 from mmdeploy_ext.proving.levels.exported_file import (
     ExportedFile,
     check_file,
-    compare_graph,
     engine_options,
     notes_on_export,
     open_file,
@@ -119,24 +118,17 @@ class FramesProof(Proof):
 
         A conversion to float16 after the export, which files record, is not in them.
         """
-        options = fresh_export.options_of_export(self.export_options, self.metadata[0])
-        graphs = self.deployment.family.graphs(self.deployment.model, options)
+        graphs = self.deployment.family.graphs(self.deployment.model, self.export_options)
         return {graph.name: graph for graph in graphs}
 
-    def expected(self, file: ExportedFile) -> tuple[fresh_export.FreshExport, Any, GraphSpec | None]:
-        """Return fresh export, preprocessing rule and contract (None if unknown) of a file, in this order."""
-        graph = self.graphs.get(file.name)
-        fresh = fresh_export.of_graph(self.deployment, self.export_options, file.metadata, graph)
-        contract = fresh_export.contract_after(graph.spec, file.metadata) if graph else None
-        return fresh, self.deployment.rule, contract
-
     def graph(self, file: ExportedFile) -> GraphResult:
-        return compare_graph(file, self.expected(file)[0])
+        export = fresh_export.of_graph(self.deployment, self.export_options, file.name)
+        return fresh_export.compare_with_fresh_export(file.model, export, file.name)
 
     def checks(self, file: ExportedFile) -> list[Check]:
         """Return the checks of a file; with the last file also those of the text files beside the graphs."""
-        _, rule, contract = self.expected(file)
-        checks, notes = check_file(self.deployment, file, rule, contract)
+        graph = self.graphs.get(file.name)
+        checks, notes = check_file(self.deployment, file, self.deployment.rule, graph.spec if graph else None)
         self.add_notes(notes)
         return [*checks, *self.companion_checks(file)] if file is self.files[-1] else checks
 
@@ -301,7 +293,7 @@ class SweepProof(FramesProof):
             return
         yield from cases_of_family(family, model, self.reference, self.runner, self.metadata[-1].spec)
         if self.first is not None:
-            options = fresh_export.options_of_export(self.export_options, self.metadata[0])
+            options = self.export_options
             heads = family.heads_with_other_limits(model, options, self.reference, self.first)
             for title, expected, detections in heads:
                 yield Case(title, '', False, detections=(match_all(expected, detections),))

@@ -15,7 +15,6 @@ from mmdeploy_ext.proving.levels.cases import run_case, timing
 from mmdeploy_ext.proving.levels.exported_file import (
     ExportedFile,
     check_file,
-    compare_graph,
     engine_options,
     notes_on_export,
     open_file,
@@ -29,7 +28,6 @@ from mmdeploy_ext.proving.references import (
     changed_children,
     empty_reference,
     reference_with_empty_image,
-    shared_reference,
     zoomed_reference,
 )
 from mmdeploy_ext.proving.totals import count_ties, tie_reasons, too_many_ties
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.inputs.inputs import ProofInput
     from mmdeploy_ext.proving.results import Case, Check, GraphResult, Pair, PreprocessingResult
@@ -104,19 +101,13 @@ class ImageProof(Proof):
             **file.facts,
         )
 
-    def expected(self, file: ExportedFile) -> tuple[fresh_export.FreshExport, Any, GraphSpec]:
-        """Return the fresh export, the rule of pictures, and the contract that the file must keep."""
-        deployment, options = self.deployment, self.export_options
-        fresh = fresh_export.of_images(deployment, options, file.metadata, self.samples[0][1])
-        exported = make_metadata(deployment, fresh_export.options_of_export(options, file.metadata))
-        contract = fresh_export.contract_after(exported.spec, file.metadata)
-        return fresh, deploy.rule_of(deployment, options), contract
-
     def graph(self, file: ExportedFile) -> GraphResult:
-        return compare_graph(file, self.expected(file)[0])
+        export = fresh_export.of_images(self.deployment, self.export_options, self.samples[0][1])
+        return fresh_export.compare_with_fresh_export(file.model, export)
 
     def checks(self, file: ExportedFile) -> list[Check]:
-        _, rule, contract = self.expected(file)
+        contract = make_metadata(self.deployment, self.export_options).spec
+        rule = deploy.rule_of(self.deployment, self.export_options)
         checks, notes = check_file(self.deployment, file, rule, contract)
         self.add_notes(notes)
         return checks
@@ -162,7 +153,7 @@ class ImageProof(Proof):
         """
         deployment, options = self.deployment, self.export_options
         inputs, note = list(proof_inputs(deployment, options, self.samples)), ''
-        traced, with_other_limits = shared_reference(deployment, inputs[0]), self._trials()
+        traced, with_other_limits = ImageReference(deployment, inputs[0]), self._trials()
         inputs[0] = traced.input
         self.prepared.append(traced)
         if with_other_limits:

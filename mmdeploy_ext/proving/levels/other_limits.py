@@ -111,7 +111,7 @@ class Trials:
         self.title, image_bgr = picture
         self.image = deploy.prepare_fixed(deployment.rule, image_bgr, options.height, options.width)
         self.file, self.threads = file, threads
-        self.parts = PartOutputs(deployment.model, deployment.share('outputs of parts', dict))
+        self.parts = PartOutputs(deployment.model, {})
         self._outputs_of_file: dict[Hashable, dict[str, np.ndarray]] = {}
 
     def fitting_trials(self, *, finds_nothing: bool) -> list[Trial]:
@@ -273,8 +273,7 @@ class Trials:
             return {}, available, metadata
         device = next(deployment.model.parameters()).device
         example = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-        key = 'export', trial, *content_of((self.limit_values, inputs, outputs, sorted(options.items())))
-        model = deployment.share(key, lambda: files.export_graph(graph, options, (), example))
+        model = files.export_graph(graph, options, (), example)
         return Runner(model, optimization='basic', threads=self.threads).run(arrays), available, metadata
 
     def _network_outputs(
@@ -352,10 +351,7 @@ class Trial(abc.ABC):
         Where PyTorch's network runs, nothing depends on the file: files of equal `Trials.content` have the
         same case.
         """
-        trials = self.trials
-        if trials.runs_file:
-            return self._case()
-        return trials.deployment.share(('case', type(self), *trials.content), self._case)
+        return self._case()
 
     def _case(self) -> Case:
         shape = 'x'.join(map(str, (1, *self.trials.image.tensor.shape)))

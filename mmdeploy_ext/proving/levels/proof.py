@@ -20,9 +20,10 @@ from mmdeploy_ext.core.versions import other_copies, versions, versions_with_pla
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.signature import count_nodes
 from mmdeploy_ext.proving import half_bars
+from mmdeploy_ext.proving.fresh_export import not_compared
 from mmdeploy_ext.proving.levels.user_model import user_model_checks
 from mmdeploy_ext.proving.provenance import asked_checks, hash_checks
-from mmdeploy_ext.proving.results import EDITED, GraphResult
+from mmdeploy_ext.proving.results import GraphResult
 from mmdeploy_ext.proving.tasks.blind_spots import blind_spots
 from mmdeploy_ext.proving.totals import ADVICE_FOR_IMAGES, total_reasons
 from mmdeploy_ext.proving.untraced import export_switches, untraced_methods, warning_lines
@@ -140,20 +141,22 @@ class Proof(abc.ABC):
         model; for a backbone they alone are compared.
         """
 
-    def check(self, edited: bool = False, asked: Mapping[str, Any] | None = None) -> Verdict:
+    def check(
+        self, edited: bool = False, asked: Mapping[str, Any] | None = None, written: bool = False
+    ) -> Verdict:
         """Judge level 1 of every file, and return the verdict so far.
 
         Args:
             edited: whether the files were edited on purpose: then their graphs are not compared.
             asked: option -> value that the last file must have been exported with; with None nothing is
                 demanded.
+            written: whether the export has just written the files: then their graphs are not compared.
         """
         verdict = self.verdict
         for file in self.files:
-            if edited:
-                graph = GraphResult(file.name, count_nodes(file.model), False, by_inputs=EDITED)
-            else:
-                graph = self.graph(file)
+            nodes = count_nodes(file.model)
+            graph = not_compared(file.name, nodes, file.edits, edited=edited, written=written)
+            graph = graph or self.graph(file)
             hashes, notes = hash_checks(self.deployment, file.hashes, graph.equal)
             prefix = f'{file.name}: ' if file.name else ''
             verdict.graphs.append(graph)

@@ -23,11 +23,11 @@ from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError
 from mmdeploy_ext.core.violations import WARNING, errors
 from mmdeploy_ext.exporting import sparse_backbone as deploy
-from mmdeploy_ext.graph import edits, signature
+from mmdeploy_ext.graph import signature
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.checks import is_sparse
 from mmdeploy_ext.graph.signature import GraphDifference
-from mmdeploy_ext.proving.fresh_export import differing_facts, rules_text
+from mmdeploy_ext.proving.fresh_export import differing_facts
 from mmdeploy_ext.proving.levels.structure import check_inference, check_not_random, check_written
 from mmdeploy_ext.proving.results import SHOWN, Check, GraphResult, first_lines
 from mmdeploy_ext.quantize.calibrators import weight_amax
@@ -84,6 +84,11 @@ class SparseFile:
     def options(self) -> dict[str, Any]:
         """Options that the file was exported with."""
         return read_fact(self.model, self.path, 'options')
+
+    @property
+    def edits(self) -> list[str]:
+        """Commands that changed it after its export."""
+        return read_fact(self.model, self.path, 'edits')
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -170,24 +175,13 @@ def read_sparse_file(deployment: Deployment, path: str, ranges: Ranges | None) -
 
 
 def compare_graph(file: SparseFile) -> GraphResult:
-    """Compare the graph of a file with the graph that its model gives.
-
-    If they are equal, `by_inputs` of the result names the rules of recorded edits that inputs have to judge.
-    """
-    commands, rules = read_fact(file.model, file.path, 'edits'), ''
+    """Compare the graph of a file with the graph that its model gives."""
     if file.export_options.target == 'libspconv':
-        graph_differences = dialect_differences(file.path, file.model, file.expected)
-        reason = 'a command of graph.py, none of which changes files of this dialect; export it again'
-        graph_differences += [
-            GraphDifference('metadata', f'edits: {edit["command"]}', '', reason) for edit in commands
-        ]
+        found = dialect_differences(file.path, file.model, file.expected)
     else:
-        fresh = edits.repeat(portable.to_onnx(file.expected, form=file.export_options.form), commands)
-        graph_differences = signature.differences(file.model, fresh) or differing_facts(file.model, fresh)
-        if not graph_differences:
-            rules = rules_text(commands)
-    nodes = signature.count_nodes(file.model)
-    return GraphResult('', nodes, not graph_differences, tuple(graph_differences), by_inputs=rules)
+        fresh = portable.to_onnx(file.expected, form=file.export_options.form)
+        found = differing_facts(file.model, fresh) or signature.differences(file.model, fresh)
+    return GraphResult('', signature.count_nodes(file.model), not found, tuple(found))
 
 
 def dialect_differences(path: str, model: onnx.ModelProto, expected: SparseGraph) -> list[GraphDifference]:

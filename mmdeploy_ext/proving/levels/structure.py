@@ -27,10 +27,9 @@ def check_structure(model: onnx.ModelProto, metadata: Metadata) -> list[Check]:
     The graph is compared with a fresh export elsewhere, see `fresh_export.py`.
     """
     opset = metadata.options['opset']
-    for edit in metadata.edits:
-        if edit['command'] == 'convert-opset':
-            opset = edit['arguments'].get('opset')
     opsets = [entry.version for entry in model.opset_import if entry.domain in ('', 'ai.onnx')]
+    if 'convert-opset' in metadata.edits:
+        opset = opsets[0]
     # a file that holds float16 and does not say so would be judged by the bars of float32
     claimed, precision = metadata.options.get('precision') or 'fp32', written_precision(model)
     return [

@@ -26,7 +26,7 @@ from mmdeploy_ext.graph.diff.structure import Change, changes
 from mmdeploy_ext.graph.io.files import load
 from mmdeploy_ext.graph.io.operators import opsets_of
 from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.graph.signature import compute_signature, count_nodes, differences
+from mmdeploy_ext.graph.signature import count_nodes, differences
 from mmdeploy_ext.proving.levels.structure import check_not_random, check_valid, unreached_inputs
 from mmdeploy_ext.proving.modules.calls import (
     FileTensor,
@@ -350,7 +350,7 @@ class ModuleProof:
         verdict.untraced += warning_lines(warnings)
         if isinstance(self.module, torch.nn.Module):
             verdict.untraced += export_switches(self.module)
-        if compute_signature(self.model).equals(compute_signature(model)):
+        if not differences(self.model, model):
             verdict.graph = f'equal to a fresh export ({count_nodes(self.model):,} nodes)'
             verdict.graph_equal = True
             return

@@ -53,7 +53,7 @@ def run(family, model, form, batch=2):
     tensors = feeds(batch)
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, 'topk', topk_by_index)
-        for stage in family.stages(model, family.choose(height=128, width=160, form=form), fold=False):
+        for stage in family.stages(model, family.choose(height=128, width=160, form=form)):
             outputs = stage.module(*[tensors[name] for name in stage.inputs])
             tensors.update(zip(stage.outputs, outputs, strict=True))
     return {name: tensor.numpy() for name, tensor in tensors.items()}

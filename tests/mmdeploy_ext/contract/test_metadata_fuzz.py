@@ -81,7 +81,7 @@ def raw_props(model):
         for value in model.graph.output
     ]
     changed = {'spec': dict(spec, name='dense/raw', inputs=[image], outputs=outputs), 'form': 'raw'}
-    changed['edits'] = [dict(command='fold', arguments={}, versions={})]
+    changed['edits'] = ['fold']
     return props | {f'mm2onnx.{key}': json.dumps(value) for key, value in changed.items()}
 
 
@@ -180,7 +180,7 @@ def test_no_metadata_of_a_runner_are_a_traceback(picture, tmp_path, capsys):
         ('versions', ('onnx',), 1, 'mm2onnx.versions: onnx is 1, expected a text'),
         ('classes', (), 'car', "mm2onnx.classes: is 'car', expected a list"),
         ('rules', (), 0, 'mm2onnx.rules: is 0, expected a whole number of at least 1'),
-        ('edits', (), [dict(command='x', arguments={})], "mm2onnx.edits: [0] has no 'versions'"),
+        ('edits', (), [dict(command='x')], "mm2onnx.edits: [0] is {'command': 'x'}, expected"),
         ('form', (), 'full', "the graph of mm2onnx.form 'full' has no 'dets'"),
     ],
 )

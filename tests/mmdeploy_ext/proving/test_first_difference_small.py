@@ -12,7 +12,6 @@ from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.report import headline
 from mmdeploy_ext.proving.difference.locate import Search, Subject, unseen
 from mmdeploy_ext.proving.difference.record import record_stages
-from mmdeploy_ext.proving.fresh_export import FreshExport
 
 OUTPUTS = ('y', 'z')
 
@@ -37,7 +36,7 @@ def searched(module, outputs):
         return export_module(module, (torch.rand(5, 4),), opset=17, input_names=('x',), output_names=outputs)
 
     feeds = dict(x=np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32))
-    subject = Subject([Stage('', module, ('x',), outputs)], feeds, FreshExport(export), 'seeded numbers')
+    subject = Subject([Stage('', module, ('x',), outputs)], feeds, export, 'seeded numbers')
     return export(), Search(subject, findings.Bars())
 
 

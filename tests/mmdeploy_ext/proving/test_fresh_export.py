@@ -1,8 +1,6 @@
 """Level 1 holds a file to a fresh export, edits of ours included."""
 
-import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -54,11 +52,10 @@ def infer_picture(backend):
     return backend.infer(backend.select_inputs(feeds))
 
 
-def moved(tensor, ulps):
-    """Move the first value of a tensor by units in the last place."""
+def moved(tensor, share):
+    """Move the first value of a tensor by a share of its largest one."""
     array = numpy_helper.to_array(tensor).copy()
-    first = array.reshape(-1)
-    first[0] += np.float32(ulps) * np.spacing(np.abs(first[0]))
+    array.reshape(-1)[0] += np.float32(share) * np.abs(array).max()
     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
 
 
@@ -93,16 +90,28 @@ def test_group_normalisation_is_exact_by_default_where_the_backbone_has_it(deplo
 
 
 @pytest.mark.matrix
-def test_every_constant_of_the_network_is_held_to_the_bit(deployment, path, tmp_path):
+def test_every_constant_of_the_network_is_held_to_rounding(deployment, path, tmp_path):
     model = onnx.load(path)
-    parameters = [value for value in model.graph.initializer if value.name.startswith('network/model.')]
+    parameters = [value for value in model.graph.initializer if value.data_type == onnx.TensorProto.FLOAT]
     assert len(parameters) > 60
     for value in parameters[::9]:
         kept = value.SerializeToString()
-        moved(value, 1)
+        moved(value, 1e-5)
         graph = judged(deployment, model, tmp_path)
         assert not graph.passed and value.name in graph.text, value.name
         value.ParseFromString(kept)
+        moved(value, 1e-7)
+        assert judged(deployment, model, tmp_path).passed, value.name
+        value.ParseFromString(kept)
+
+
+def test_exchanged_weights_of_equal_shapes_are_named(deployment, path, tmp_path):
+    model = onnx.load(path)
+    one, two = [value for value in model.graph.initializer if 'fpn_convs' in value.name][:4:2]
+    assert one.dims == two.dims
+    one.raw_data, two.raw_data = two.raw_data, one.raw_data
+    graph = judged(deployment, model, tmp_path)
+    assert not graph.passed and one.name in graph.text and two.name in graph.text
 
 
 def test_differences_are_named_by_node_module_and_value(deployment, path, tmp_path):
@@ -115,12 +124,18 @@ def test_differences_are_named_by_node_module_and_value(deployment, path, tmp_pa
     assert 'pads: [0, 0, 2, 2], reference [1, 1, 1, 1]' in graph.text
 
 
-def test_an_edited_file_is_judged_by_inputs_only_when_that_is_asked_for(deployment, path, tmp_path):
+def test_an_edited_file_is_not_compared_when_that_is_asked_for(deployment, path, tmp_path):
     model = onnx.load(path)
     model.graph.node[3].op_type = 'Sigmoid' if model.graph.node[3].op_type == 'Relu' else 'Relu'
     assert not judged(deployment, model, tmp_path).passed
     graph = judged(deployment, model, tmp_path, edited=True)
-    assert graph.passed and not graph.equal and 'inputs alone decide (edited graph' in graph.text
+    assert graph.passed and not graph.equal and graph.text == 'edited, not compared'
+
+
+def test_a_file_that_was_just_written_is_not_compared_with_itself(deployment, path, monkeypatch):
+    monkeypatch.setattr(deployed_files, 'export_graphs', None)
+    verdict = check_files(deployment, path, [('picture', read_image(PICTURE))], written=True)
+    assert verdict.graphs[0].passed and verdict.graphs[0].text == 'as written'
 
 
 def test_the_hash_of_a_class_that_is_none_is_refused(path, tmp_path):
@@ -144,33 +159,23 @@ EDITS = {
 
 
 @pytest.mark.suite('set-shape', 'replace')
-@pytest.mark.parametrize('command', in_suite(EDITS, 'fold', 'replace', 'rename', 'set-shape'))
-def test_commands_of_ours_are_recorded_and_done_again_on_the_fresh_export(
-    deployment, raw_path, tmp_path, command
-):
+@pytest.mark.parametrize('command', in_suite(EDITS, 'replace', 'set-shape'))
+def test_commands_of_ours_are_recorded_and_have_to_be_accepted(deployment, raw_path, tmp_path, command):
     name, *options = EDITS[command]
     target = str(tmp_path / 'edited.onnx')
     assert graph_app.main([name, raw_path, '--output', target, *options]) == 0
+    assert read_metadata(target).edits == (command,)
     model = onnx.load(target)
-    (entry,) = json.loads(next(e.value for e in model.metadata_props if e.key == f'{PREFIX}edits'))
-    assert entry['command'] == command
     graph = judged(deployment, model, tmp_path)
-    assert graph.equal, graph.text
-    by_inputs = 'replace: y = Relu(x) -> y = Clip(x, 0.0)' if command == 'replace' else ''
-    assert graph.by_inputs == by_inputs
-    moved(max(model.graph.initializer, key=lambda value: len(value.raw_data)), 1)
-    assert not judged(deployment, model, tmp_path).passed
-    if command not in ('rename', 'fold'):  # these leave this graph the same graph
-        bare = onnx.load(target)
-        helper.set_model_props(bare, {e.key: e.value for e in bare.metadata_props} | {f'{PREFIX}edits': '[]'})
-        assert not judged(deployment, bare, tmp_path).passed
+    assert not graph.passed
+    assert graph.text == f'edited by graph {command}: give --edited to compare the outputs alone'
+    assert judged(deployment, model, tmp_path, edited=True).text == 'edited, not compared'
 
 
 def test_a_file_whose_sizes_were_fixed_is_one_of_that_size(deployment, raw_path, tmp_path):
     target = str(tmp_path / 'fixed.onnx')
     assert graph_app.main(['set-shape', raw_path, 'input=2x3x128x160', '--no-trial', '--output', target]) == 0
-    verdict = check_files(deployment, target, [('picture', read_image(PICTURE))])
-    assert verdict.graphs[0].note == 'both after set-shape'
+    verdict = check_files(deployment, target, [('picture', read_image(PICTURE))], edited=True)
     assert all(check.passed for check in verdict.structure), verdict.structure
     assert verdict.subject['shape'] == 'fixed' and verdict.preprocessing.passed
     with OnnxRuntimeBackend(target) as backend:
@@ -194,16 +199,6 @@ def test_a_graph_that_no_export_gives_has_no_metadata_of_ours(raw_path, tmp_path
         read_metadata(target)
 
 
-def test_a_command_that_nobody_can_do_again_is_named(deployment, path, tmp_path):
-    model = onnx.load(path)
-    edit = dict(command='by hand', arguments={}, versions={})
-    helper.set_model_props(
-        model, {**{e.key: e.value for e in model.metadata_props}, f'{PREFIX}edits': json.dumps([edit])}
-    )
-    graph = judged(deployment, model, tmp_path)
-    assert not graph.passed and "the command 'by hand' cannot be done again" in graph.text
-
-
 @pytest.fixture(scope='module')
 def int8(path, tmp_path_factory):
     target = str(tmp_path_factory.mktemp('int8') / 'm.int8.onnx')
@@ -213,27 +208,10 @@ def int8(path, tmp_path_factory):
 
 
 @pytest.mark.matrix
-def test_an_int8_file_is_quantised_again_and_compared_code_by_code(deployment, int8, tmp_path):
-    model = onnx.load(int8)
-    graph = judged(deployment, model, tmp_path)
-    assert graph.equal and 'both after quantize' in graph.text
-    kinds = {np.dtype(np.int8): 1, np.dtype(np.float32): np.float32(1.01)}
-    for kind, change in kinds.items():  # a code of a weight, a scale
-        tensor = next(
-            value for value in model.graph.initializer if numpy_helper.to_array(value).dtype == kind
-        )
-        kept, array = tensor.SerializeToString(), numpy_helper.to_array(tensor).copy()
-        first = array.reshape(-1)
-        first[0] = first[0] ^ 1 if kind.kind == 'i' else first[0] * change
-        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-        assert not judged(deployment, model, tmp_path).passed, tensor.name
-        tensor.ParseFromString(kept)
-
-
-@pytest.mark.matrix
 def test_an_int8_file_is_within_bars_and_never_proven(tmp_path, capsys, int8):
     status, out, content = verdict_of(tmp_path, capsys, int8)
     assert status == 0 and '\nWITHIN INT8 BARS ' in out and 'PROVEN' not in out
+    assert out.startswith('graph: quantized, not compared\n')
     assert content['subject']['precision'] == 'int8'
 
 
@@ -301,7 +279,7 @@ def test_another_hash_is_a_note_where_the_graph_is_the_same(tmp_path, capsys, pa
     assert status == 0 and 'note: the file was made from another checkpoint' in out
 
 
-def test_the_verdict_of_an_edited_file_counts_its_inputs(tmp_path, capsys, path, monkeypatch):
+def test_an_edited_file_is_proven_by_its_outputs(tmp_path, capsys, path, monkeypatch):
     model = onnx.load(path)
     model.graph.node.append(helper.make_node('Neg', ['input'], ['unread'], name='unread'))
     target = str(tmp_path / 'm.onnx')
@@ -312,8 +290,8 @@ def test_the_verdict_of_an_edited_file_counts_its_inputs(tmp_path, capsys, path,
     assert status == 1 and 'NOT PROVEN: graph: 1 node differs from a fresh export: unread' in out
     with samples_alone():
         status, out, content = verdict_of(tmp_path, capsys, target, '--edited')
-    assert status == 0 and f'PROVEN ON {len(content["cases"])} INPUTS (edited graph)' in out
-    assert content['verdict'].endswith('inputs (edited graph)')
+    assert status == 0 and out.startswith('graph: edited, not compared')
+    assert content['verdict'] == 'proven'
 
 
 def test_the_number_of_the_rules_is_in_the_file(path):
@@ -321,20 +299,16 @@ def test_the_number_of_the_rules_is_in_the_file(path):
     assert props[f'{PREFIX}rules'] == str(GRAPH_RULES) and props[f'{PREFIX}edits'] == '[]'
 
 
-def test_the_fresh_export_of_a_proof_is_made_once(deployment, path, monkeypatch):
-    def refuse(*_, **__):
-        raise AssertionError('exported again')
+def test_the_options_of_a_file_decide_what_is_exported_afresh(deployment, tmp_path, monkeypatch):
+    path, options = export_toy(deployment, tmp_path / 'raw.onnx', form='raw'), []
+    export = deployed_files.export_graphs
 
-    monkeypatch.setattr(deployed_files, 'export_graphs', refuse)
+    def watched(*given):
+        options.append(given[1])
+        return export(*given)
+
+    monkeypatch.setattr(deployed_files, 'export_graphs', watched)
     verdict = check_files(deployment, path, [('picture', read_image(PICTURE))])
     assert verdict.graphs[0].equal
-
-
-def test_the_options_of_a_file_decide_what_is_exported_afresh(deployment, tmp_path):
-    path = export_toy(deployment, tmp_path / 'raw.onnx', form='raw')
-    other = dataclasses.replace(deployment)
-    verdict = check_files(other, path, [('picture', read_image(PICTURE))])
-    assert verdict.graphs[0].equal
     asked = dict(form='raw', opset=17, height=256, width=320, dynamic=True)
-    assert list(other.exports) == [('raw', other.family.choose(**asked))]
-    assert Path(path).is_file()
+    assert options == [deployment.family.choose(**asked)]

@@ -1,13 +1,10 @@
 """The inputs of a proof set off what they are named after, whatever the model, and take what is given."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
 import toy_rtdetr
 import toy_solo
-from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.inputs.inputs import plain_inputs, proof_inputs
@@ -17,7 +14,6 @@ from mmdeploy_ext.proving.references import (
     empty_reference,
     object_boxes,
     reference_with_empty_image,
-    shared_reference,
     zoomed_reference,
 )
 from mmdeploy_ext.runtime.detections import Detections, Instances
@@ -193,15 +189,6 @@ def test_the_last_level_decides_of_a_zoomed_picture_and_of_no_other(picture):
             )[0]
         changed.append(len(right) != len(wrong) or not np.array_equal(right.masks, wrong.masks))
     assert changed == [*(False for _ in references), True]
-    deployment.shared = {}  # as for the two files of a config of the zoo
-    first = zoomed_reference(deployment, chosen, references[0])
-    references[0].results = []  # a search would look at them
-    again = zoomed_reference(deployment, chosen, references[0])
-    for reference in (first, again):
-        assert np.array_equal(reference.images[0].tensor, zoomed.images[0].tensor)
-    other_size = options(deployment, dynamic=False).replace(height=chosen.height // 2)
-    with pytest.raises(IndexError):
-        zoomed_reference(deployment, other_size, references[0])
 
 
 def test_a_search_for_an_object_that_fills_a_picture_takes_few_proposals(picture, monkeypatch):
@@ -230,38 +217,6 @@ def test_a_search_for_an_object_that_fills_a_picture_takes_few_proposals(picture
     (alone,) = deployment.family.plain.reference_detections(*arguments)
     (results,) = zoomed.results  # of all proposals, with masks
     assert counts[0] > 7 and np.array_equal(results.masks, alone.masks)
-
-
-def test_files_of_a_model_share_a_reference_until_a_run_leaves_something_in_the_model(deployments, picture):
-    deployment, other = deployments['atss'], picture[:, ::-1]
-    chosen = options(deployment, height=64, width=96)
-    plain = plain_inputs(deployment, chosen)[0]
-    traced, mirrored = (proof_inputs(deployment, chosen, [('a', image)])[0] for image in (picture, other))
-    assert shared_reference(deployment, traced) is not shared_reference(deployment, traced)
-    shared = dataclasses.replace(deployment, shared={})  # as for the two files of a config of the zoo
-    first = shared_reference(shared, traced)
-    assert shared_reference(shared, dataclasses.replace(traced)) is first
-    for changed in (plain, mirrored, dataclasses.replace(traced, rescale=True)):
-        assert shared_reference(shared, changed) is not first
-    model = shared.model
-    statistics = next(model.buffers())
-    with replaced_entry(vars(model), 'calls', 1):
-        assert shared_reference(shared, traced) is not first
-    assert shared_reference(shared, traced) is first
-    with replaced_entry(shared.collected, 'flip', True):
-        assert shared_reference(shared, traced) is not first
-    with replaced_entry(shared.collected, 'filename', 'of the second file'):
-        assert shared_reference(shared, traced) is first
-    statistics.add_(0)
-    assert shared_reference(shared, traced) is not first
-
-
-def test_plain_pictures_are_searched_once_for_the_files_of_a_model(deployments):
-    shared = dataclasses.replace(deployments['atss'], shared={})
-    chosen = options(shared, height=64, width=96)
-    first, _ = empty_reference(shared, chosen)
-    assert empty_reference(shared, chosen.replace(dynamic=False))[0] is first
-    assert empty_reference(shared, chosen.replace(height=96))[0] is not first
 
 
 def test_objects_are_the_results_that_pytorch_is_sure_of_and_no_stuff():

@@ -13,13 +13,12 @@ from mmdeploy_ext.cli import verify_app
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.graph.signature import compute_signature
+from mmdeploy_ext.graph.signature import differences
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving import totals
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.provenance import override_notes
 from proofs import check_files, prove_samples, samples_alone
-from remembered import LOADED
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
 
 FORMS = ('full', 'decode', 'raw')
@@ -179,8 +178,9 @@ def test_a_weight_fault_is_named_by_the_structure_check(deployment, files, image
 def test_a_change_of_any_parameter_is_another_graph(files, step):
     """One constant at a time, from a single number to the largest kernel."""
     model = onnx.load(files['full'])
-    right = compute_signature(model)
-    parameters = [value for value in model.graph.initializer if value.name.startswith('network/model.')]
+    right = onnx.load(files['full'])
+    parameters = [value for value in model.graph.initializer if value.name.startswith('network/')]
+    parameters = [value for value in parameters if value.data_type == onnx.TensorProto.FLOAT]
     assert len(parameters) > 60
     parameters.sort(key=lambda value: numpy_helper.to_array(value).size)
     assert numpy_helper.to_array(parameters[0]).size == 1
@@ -188,9 +188,9 @@ def test_a_change_of_any_parameter_is_another_graph(files, step):
         array = numpy_helper.to_array(value)
         kept = value.SerializeToString()
         value.CopyFrom(numpy_helper.from_array((array * 1.05 + 1e-3).astype(array.dtype), value.name))
-        assert not compute_signature(model).equals(right), value.name
+        assert differences(model, right), value.name
         value.ParseFromString(kept)
-    assert compute_signature(model).equals(right)
+    assert not differences(model, right)
 
 
 @pytest.mark.parametrize(
@@ -234,8 +234,6 @@ def test_options_of_the_command_line_reach_a_file_that_is_proven_later(tmp_path,
     command += options
     assert export_app.main(command) == 0, capsys.readouterr().out
     assert (tmp_path / 'm.onnx.png').is_file() == ('--show' in options)
-    for known in LOADED.values():
-        known.exports.clear()  # as in another process: the model is exported again
     asked = options if '--mean' in options else []
     if '--cfg-options' in options:  # a file with settings that the config does not have has to be asked for
         asked = options[:2]
@@ -265,7 +263,7 @@ def test_a_file_of_another_checkpoint_is_not_proven(deployment, files):
     import copy
 
     other = dataclasses.replace(deployment, checkpoint_sha256='0' * 64, model=copy.deepcopy(deployment.model))
-    other.model.bbox_head.atss_cls.bias.data += 1e-6
+    other.model.bbox_head.atss_cls.bias.data += 1e-4
     verdict = check_files(other, files['full'], [('picture', read_image(PICTURE))])
     assert not verdict.graphs[0].passed and 'atss_cls.bias' in verdict.graphs[0].text
     failed = [check.name for check in verdict.structure if not check.passed]

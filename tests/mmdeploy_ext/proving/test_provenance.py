@@ -4,12 +4,11 @@ import dataclasses
 
 import onnx
 import pytest
-from onnx import TensorProto, helper
 
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
-from mmdeploy_ext.graph.edits import judged_by_inputs, record, repeat
+from mmdeploy_ext.graph.edits import record
 from mmdeploy_ext.proving.provenance import (
     asked_checks,
     companion_checks,
@@ -18,8 +17,6 @@ from mmdeploy_ext.proving.provenance import (
     stale_reason,
     unequal_entries,
 )
-from mmdeploy_ext.proving.results import Case, Check, GraphResult, PreprocessingResult
-from mmdeploy_ext.proving.verdict import Verdict
 from toy_atss import CONFIG
 
 ABSENT = {'model.test_cfg.nms.class_agnostic': True}
@@ -93,27 +90,12 @@ def test_a_fact_that_is_none_is_there_and_true_is_not_one(written, detail):
     assert unequal_entries(written, dict(limit=1, nms=None)) == detail
 
 
-@pytest.mark.parametrize('arguments', [dict(tensors=3), dict(prefix=[1]), dict(nodes={'#0': None})])
-def test_damaged_arguments_of_a_record_are_no_traceback(arguments):
-    node = helper.make_node('Relu', ['x'], ['y'], name='relu')
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in 'xy']
-    model = helper.make_model(helper.make_graph([node], 'g', ends[:1], ends[1:]))
-    with pytest.raises(ModelFileError, match=r'mm2onnx\.edits'):
-        repeat(model, [dict(command='rename', arguments=arguments, versions={})])
-
-
-@pytest.mark.parametrize('entry', [{}, 'fold', dict(command=['fold']), dict(command='fold')])
-def test_a_damaged_entry_of_a_record_is_no_traceback(entry):
-    with pytest.raises(ModelFileError, match=r'mm2onnx\.edits'):
-        repeat(onnx.ModelProto(), [entry])
-
-
 @pytest.mark.parametrize('content', ['{"command": "fold"}', '"fold"', '7', '['])
 def test_a_record_that_is_no_list_is_refused(content):
     model = onnx.ModelProto()
     onnx.helper.set_model_props(model, {'mm2onnx.family': '"atss"', 'mm2onnx.edits': content})
     with pytest.raises(ModelFileError, match=r'damaged mm2onnx\.edits'):
-        record(model, 'fold', {})
+        record(model, 'fold')
 
 
 def test_a_text_beside_the_graphs_that_is_no_utf8_is_told_so(tmp_path):
@@ -126,20 +108,3 @@ def test_spaces_in_which_a_text_beside_the_graphs_differs_are_shown(tmp_path):
     (tmp_path / 'a.yaml').write_text('thr: 1')
     details = [companion_checks(tmp_path, {'a.yaml': text})[0].detail for text in ('thr: 1 \n', 'thr: 1\n')]
     assert details == ["'thr: 1', expected 'thr: 1 '", 'has another number of lines, or ends otherwise']
-
-
-def test_a_rule_that_was_typed_weakens_the_verdict_and_one_that_is_exact_does_not():
-    def edit(*rules, named=()):
-        return dict(command='replace', arguments=dict(rules=list(rules), named=list(named)), versions={})
-
-    rule = 'y = Relu(x) -> y = Clip(x, 0.0, 20.0)'
-    simplified = dict(command='simplify', arguments={}, versions={})
-    assert judged_by_inputs([simplified, edit(named=['grid-sample', 'hard-swish'])]) == []
-    reasons = judged_by_inputs([edit(rule), edit(named=['double-cast'])])
-    assert reasons == [f'replace: {rule}', 'replace: double-cast']
-    graph = GraphResult('', 9, True, by_inputs=', '.join(reasons[:1]), note='both after replace')
-    verdict = Verdict({}, graphs=[graph], structure=[Check('x', True)], cases=[Case('other', '1', False)] * 5)
-    verdict.preprocessing = PreprocessingResult(('a.jpg',))
-    assert verdict.title == f'PROVEN ON 5 INPUTS (replace: {rule})'
-    assert graph.text == 'equal to a fresh export (9 nodes); both after replace'
-    assert not dataclasses.replace(graph, equal=False).passed

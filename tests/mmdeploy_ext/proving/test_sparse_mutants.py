@@ -1,7 +1,5 @@
 """Faults of sparse backbones' files that random mutants showed: what the graph alone does not hold."""
 
-import json
-
 import numpy as np
 import onnx
 import pytest
@@ -12,8 +10,6 @@ from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.sparse_backbone import export_file
 from mmdeploy_ext.families.base import BACKBONE
-from mmdeploy_ext.graph.edits import record
-from mmdeploy_ext.graph.passes.named_rules import replace_all
 from mmdeploy_ext.proving.levels.sparse_file import compare_graph, read_sparse_file
 
 
@@ -33,14 +29,6 @@ def exported(deployment, folder, target):
 def judged(deployment, path, model):
     onnx.save(model, path)
     return compare_graph(read_sparse_file(deployment, path, None))
-
-
-def test_a_recorded_command_is_no_excuse_in_the_libspconv_dialect(deployment, tmp_path):
-    path, model = exported(deployment, tmp_path, 'libspconv')
-    assert judged(deployment, path, model).equal
-    entry = next(entry for entry in model.metadata_props if entry.key == 'mm2onnx.edits')
-    entry.value = json.dumps([dict(command='simplify', arguments={}, versions={})])
-    assert 'edits: simplify' in judged(deployment, path, model).text
 
 
 def test_a_function_in_a_file_of_the_libspconv_dialect_is_a_difference(deployment, tmp_path):
@@ -71,12 +59,3 @@ def test_weights_beside_a_portable_file_are_read_and_compared(deployment, tmp_pa
     for values, equal in ((right, True), (np.flip(right), False)):
         (tmp_path / 'bias.data').write_bytes(values.tobytes())
         assert compare_graph(read_sparse_file(deployment, path, None)).equal is equal
-
-
-def test_a_rule_that_was_typed_leaves_a_portable_file_to_its_inputs(deployment, tmp_path):
-    path, model = exported(deployment, tmp_path, 'portable')
-    rule = 'y = Relu(x) -> y = Clip(x, 0.0, 20.0)'
-    edited, _ = replace_all(model, [rule], [])
-    record(edited, 'replace', dict(rules=[rule], named=[]))
-    result = judged(deployment, path, edited)
-    assert result.equal and result.by_inputs == f'replace: {rule}'

@@ -5,15 +5,12 @@ import re
 import shutil
 
 import numpy as np
-import onnx
 import pytest
-from onnx import numpy_helper
 
 import toy_anchor3d
 from mmdeploy_ext.cli.quantize_app import main
 from mmdeploy_ext.contract.metadata import least_precision, read_metadata
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.tasks.bbox3d import match_detections
 from mmdeploy_ext.quantize.dense_target import find_target
@@ -59,29 +56,13 @@ def test_the_head_is_quantised_and_the_points_side_stays(made):
     assert all(figures['cosine'] > 0.99 for figures in report['outputs'].values())
 
 
-def test_ranges_are_those_of_what_the_other_graph_gives(made, drive):
-    folder, int8, _ = made
-    (edit,) = read_metadata(paths_of(int8)[1]).edits
-    with AnchorOnnx(folder) as runtime:
-        maps = [runtime.step(Sweep(sweep(seed, 400 + 100 * seed))).outputs['bev'] for seed in range(COUNT)]
-    assert edit['arguments']['ranges']['bev'] == pytest.approx([np.min(maps), np.max(maps)], rel=1e-6)
-
-
-def test_it_is_within_the_bars_of_int8_and_a_changed_code_is_not(made, tmp_path):
+def test_it_is_within_the_bars_of_int8(made):
     deployment, *_ = toy_anchor3d.exported()
     _, int8, _ = made
     drive = [Sweep(sweep(seed, 500), f'sweep {seed}') for seed in (11, 12)]
     verdict, _ = prove(deployment, paths_of(int8), drive, ENGINE)
     assert verdict.passed and not verdict.proven, verdict.reasons
     assert sum(row.matched for case in verdict.cases for row in case.detections) >= 20
-    changed = onnx.load(paths_of(int8)[1])
-    codes = max((one for one in changed.graph.initializer if one.data_type == 3), key=lambda one: one.dims[0])
-    values = numpy_helper.to_array(codes).copy()
-    values.flat[0] = -values.flat[0] - 1
-    codes.CopyFrom(numpy_helper.from_array(values, codes.name))
-    onnx.save(changed, tmp_path / 'head.onnx')
-    verdict, _ = prove(deployment, [paths_of(int8)[0], str(tmp_path / 'head.onnx')], drive, ENGINE)
-    assert not verdict.passed and codes.name in str(verdict.graphs)
 
 
 REFUSED = {

@@ -38,7 +38,7 @@ class CircleFamily(ImageFamily):
         radius = TensorSpec('radius', 'float32', (batch, 1, *cells), options.radius)
         return GraphSpec('circles/raw', (images,), (heat, radius))
 
-    def stages(self, model, options, fold=True):
+    def stages(self, model, options):
         return [Stage('network', Network(model, options.radius), ('images',), ('heat', 'radius'))]
 
     def reference_tensors(self, model, feeds, form, radius, **others):

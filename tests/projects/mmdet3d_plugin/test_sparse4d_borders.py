@@ -90,9 +90,7 @@ def test_a_graph_with_a_wider_border_is_proven_if_rounding_explains_it(
         return ((places > 1.5 * place) & (places < 1 - 1.5 * place)).all(-1)
 
     drive = [moved_to(reference, frames[0], place)[0], *frames[1:]]
-    deployment.exports.clear()
     with mock.patch.object(deformable_aggregation, '_in_pictures', wider):
         verdict, _ = prove(deployment, SPARSE4D.export(deployment, tmp_path), drive)
-    deployment.exports.clear()
     notes = [note for note in verdict.notes if 'from the border of camera 0' in note]
     assert verdict.passed == bool(notes) == (place == ROUNDING), verdict.reasons

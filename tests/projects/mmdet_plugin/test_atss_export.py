@@ -224,7 +224,7 @@ def test_img_shape_and_scale_factor_really_are_inputs(deployment, files):
 @pytest.mark.parametrize('shape', [(1, 3, 128, 192), (2, 3, 128, 160), (1, 1, 128, 160)])
 def test_a_wrong_shape_gives_the_same_error_on_both_engines(deployment, files, shape):
     options = options_for(form='full', dynamic=False)
-    stages = deployment.family.stages(deployment.model, options, fold=False)
+    stages = deployment.family.stages(deployment.model, options)
     spec = deployment.family.spec(deployment.model, options)
     messages = set()
     path = files(form='full', dynamic=False)
@@ -240,7 +240,7 @@ def test_a_wrong_shape_gives_the_same_error_on_both_engines(deployment, files, s
 def test_the_torch_backend_runs_the_same_chain(deployment, form):
     options = options_for(form=form, dynamic=True)
     family, images = deployment.family, [prepared(deployment, 1), prepared(deployment, 2)]
-    stages = family.stages(deployment.model, options, fold=False)
+    stages = family.stages(deployment.model, options)
     feeds = family.feeds(images, True)
     with build_backend('TorchBackend', stages, deployment.family.spec(deployment.model, options)) as backend:
         outputs = backend.infer({name: feeds[name] for name in backend.spec.input_names})

@@ -9,7 +9,6 @@ import onnxruntime
 import pytest
 import torch
 from dense_heads import BORDERS, CONFIGS, HEADS, ONE_IMAGE, by_mmdet, detector, make_head, random_outputs
-from mmdet.core.anchor import AnchorGenerator
 from mmdet.models import HEADS as REGISTERED
 from mmdet.models.dense_heads import GFLHead
 
@@ -24,7 +23,6 @@ from mmdeploy_ext.exporting.deployment import check_options
 from mmdeploy_ext.families.dense import heads, reference, runtime
 from mmdeploy_ext.families.dense.family import largest_num_candidates
 from mmdeploy_ext.families.dense.forms import DecodeForm, DenseFullForm, decode_names, raw_names
-from mmdeploy_ext.families.parts.dense_heads import same_priors
 from mmdeploy_ext.proving import full_form
 
 SIZE = (128, 192)
@@ -411,14 +409,6 @@ def test_an_objectness_within_rounding_of_its_threshold_may_pass_or_not(monkeypa
 def test_a_threshold_of_objectness_that_is_no_number_is_refused(conf_thr):
     with pytest.raises(ConfigError, match=f'test_cfg.conf_thr={conf_thr!r}: expected a number'):
         heads.described(make_head('YOLOV3Head', conf_thr=conf_thr))
-
-
-def test_anchors_that_a_users_generator_has_of_its_own_stay():
-    generator = AnchorGenerator([8, 16], [0.5, 1.0], scales=[4])
-    made = same_priors(generator).base_anchors
-    assert all(one is not other for one, other in zip(made, generator.base_anchors, strict=True))
-    generator.base_anchors = [level * 1.25 for level in generator.base_anchors]
-    assert same_priors(generator).base_anchors is generator.base_anchors
 
 
 def test_settings_that_a_get_bboxes_of_one_s_own_does_not_read_are_refused_with_its_line():

@@ -89,7 +89,6 @@ def deployment_of(tmp_path_factory):
 
 def verdict_of(deployment, path):
     """Return the verdict on a file that is exported by the code as it is now, any size and batch."""
-    deployment.exports.clear()
     options = deployment.family.choose(height=SIZE[0], width=SIZE[1], opset=17, dynamic=True)
     picture = deploy.prepare_fixed(deployment.rule, IMAGES[0][1], *SIZE)
     export_files(deployment, options, str(path), [picture])

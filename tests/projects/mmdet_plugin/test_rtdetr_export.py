@@ -13,7 +13,7 @@ import toy_rtdetr
 from mmdeploy_ext.core.dump import save_dump
 from mmdeploy_ext.core.errors import ConfigError, ShapeError, UsageError
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.rtdetr import runtime
 from mmdeploy_ext.preprocess.pictures import read_image
@@ -412,7 +412,7 @@ def test_the_detector_refuses_sizes_that_it_would_get_wrong(toy):
 def test_re_parameterised_blocks_are_the_blocks(toy):
     images = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        wanted, got = toy.model.extract_feat(images), fuse(toy.model).extract_feat(images)
+        wanted, got = toy.model.extract_feat(images), prepared(toy.model).extract_feat(images)
     for one, two in zip(wanted, got, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=2e-5)
 

@@ -72,13 +72,13 @@ def test_the_position_embeddings_differ_for_non_square_maps_only():
 @pytest.mark.matrix  # in the suite: the blocks themselves (test_rtdetr_export.py)
 def test_re_parameterised_blocks_change_nothing(run):
     """In float64, where a fold that is right changes nothing: in float32 kernels and threads do."""
-    from mmdeploy_ext.exporting.fold import fuse
+    from mmdeploy_ext.exporting.copy import prepared
 
     case, model, _ = run
-    measured = golden.compare('r18vd', case, golden.run_model(fuse(model), 'r18vd', case))
+    measured = golden.compare('r18vd', case, golden.run_model(prepared(model), 'r18vd', case))
     assert measured['logits'] > 0, 'nothing was fused'
     double, image = copy.deepcopy(model).double(), golden.golden_image('r18vd', case).double()
     with torch.no_grad():
-        maps, fused = (one.encoder(one.backbone(image)) for one in (double, fuse(double)))
+        maps, fused = (one.encoder(one.backbone(image)) for one in (double, prepared(double)))
     for before, after in zip(maps, fused, strict=True):
         assert 0 < (after - before).abs().max() <= 1e-12

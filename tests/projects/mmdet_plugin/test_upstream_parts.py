@@ -17,7 +17,7 @@ import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.families.parts.upstream_layers import RepeatedPriors, pooled
 
 SEEN, UNSEEN = (1, 64, 96), ((2, 88, 56), (1, 130, 201), (3, 64, 64))
@@ -65,7 +65,7 @@ def check(part, channels, strides=(8, 16, 32, 64), most=1e-5, times=1):
             for one in range(count)
         ),
     )
-    stage = Stage('part', fuse(part), tuple(names), tuple(tensor.name for tensor in contract.outputs))
+    stage = Stage('part', prepared(part), tuple(names), tuple(tensor.name for tensor in contract.outputs))
     options = FAMILY.choose(opset=19, dynamic=True)
     model = export.export_stages([stage], dict(zip(names, maps, strict=True)), contract, options)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])

@@ -59,7 +59,7 @@ def test_eager_results_of_every_image_are_those_of_simple_test(rescale):
 def test_a_proof_has_boxes_at_the_limit_of_a_size(clip):
     model, prepared = seeded(), pictures(1)
     with FAMILY.exaggerated(model):
-        stages = FAMILY.stages(model, OPTIONS, fold=False)
+        stages = FAMILY.stages(model, OPTIONS)
         stages[1].module.facts['coder']['wh_ratio_clip'] = clip
         wanted = FAMILY.reference_detections(model, prepared, True)
         (row,) = rows(run_stages(stages, FAMILY.feeds(prepared, True)), wanted)

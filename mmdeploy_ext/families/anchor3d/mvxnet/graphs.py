@@ -17,7 +17,6 @@ from torch.nn.functional import grid_sample
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.anchor3d.graphs import head_outputs
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, FAMILY, FEATURES, PICTURE
 from mmdeploy_ext.families.parts.anchor_heads import flat_outputs
@@ -141,7 +140,7 @@ def voxels_spec(width: int, channels: int) -> GraphSpec:
 
 
 def voxels_graph(model: nn.Module) -> Graph:
-    """Return the graph from picture and points to voxels; batch norms of the picture are folded in a copy."""
+    """Return the graph from picture and points to voxels."""
     parts, device = parts_of(model), next(model.parameters()).device
     spec = voxels_spec(point_width(parts.voxel_encoder), int(parts.middle_encoder.in_channels))
     random = torch.Generator().manual_seed(0)
@@ -153,7 +152,7 @@ def voxels_graph(model: nn.Module) -> Graph:
         **{tensor.name: value for tensor, value in dynamic_inputs(point_width(parts.voxel_encoder))},
     }
     example = {name: value.to(device) for name, value in example.items()}
-    return Graph('voxels', VoxelFeatures(fuse(model)).eval().to(device), spec, example)
+    return Graph('voxels', VoxelFeatures(model).eval().to(device), spec, example)
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:

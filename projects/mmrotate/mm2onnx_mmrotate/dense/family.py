@@ -138,7 +138,7 @@ class RotatedDenseFamily(ImageFamily):
 
         The network does not run here, so that its batch normalisation is not folded, which takes a copy.
         """
-        return graphs.stages(model, options, fold=False)[1:], graphs.spec(model, options).outputs
+        return graphs.stages(model, options)[1:], graphs.spec(model, options).outputs
 
     def trial_options(self, model: nn.Module, options: Options) -> Options:
         head = last_head(model)

@@ -18,7 +18,7 @@ from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.sizes import hw, limit
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
 from mmdeploy_ext.families.parts.dense_graphs import FULL_NAMES
-from mmdeploy_ext.families.parts.dense_heads import rows_of, same_priors
+from mmdeploy_ext.families.parts.dense_heads import rows_of
 
 
 class Decode(nn.Module):
@@ -28,7 +28,7 @@ class Decode(nn.Module):
         """Keep the generator of the priors, and the settings; none of the head's layers is used."""
         super().__init__()
         self.facts, self.outputs = facts_of(head), described(head).outputs
-        self.priors = same_priors(generator_of(head))
+        self.priors = generator_of(head)
 
     def forward(
         self, *raw: torch.Tensor

@@ -16,7 +16,6 @@ from mm2onnx_mmrotate.dense.settings import described, facts_of, priors_per_cell
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.parts import dense_graphs, detector_parts
 from mmdeploy_ext.families.parts.image_tensors import (
     image_input,
@@ -93,13 +92,9 @@ def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
     return detector_parts.map_sizes(model, flat_outputs, num_levels(model), options)
 
 
-def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and what the form of the options adds to it, see `ImageFamily.stages`.
-
-    With `fold` batch normalisation is folded into the convolutions of a copy; without, the model runs as it
-    is.
-    """
-    network = fuse(model) if fold else model
+def stages(model: nn.Module, options: Options) -> list[Stage]:
+    """Return the network, and what the form of the options adds to it, see `ImageFamily.stages`."""
+    network = model
     return dense_graphs.form_stages(
         dense_graphs.RawNetwork(network, raw_names(model), flat_outputs),
         raw_names(model),

@@ -20,8 +20,8 @@ from mm2onnx_mmrotate.dense.kinds import kind_of
 from mm2onnx_mmrotate.dense.settings import described, facts_of, generator_of
 from mm2onnx_mmrotate.sampling import bilinear_rows
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.fold import PREPARATIONS
-from mmdeploy_ext.families.parts.dense_heads import rows_of, same_priors
+from mmdeploy_ext.exporting.copy import PREPARATIONS
+from mmdeploy_ext.families.parts.dense_heads import rows_of
 
 Maps = list[torch.Tensor]
 """A tensor (B, columns, h, w) of each level."""
@@ -108,7 +108,7 @@ def decoded(
     if rois is not None:
         rows['rois'] = rows_of(rois[level], 5)
         return coders.boxes_of(torch, facts_of(head), rows, None, level)
-    priors = same_priors(generator_of(head)).single_level_grid_priors(
+    priors = generator_of(head).single_level_grid_priors(
         deltas.shape[-2:], level, dtype=deltas.dtype, device=deltas.device
     )
     return coders.boxes_of(torch, facts_of(head), rows, priors, level)

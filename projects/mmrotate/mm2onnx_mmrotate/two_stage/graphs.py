@@ -24,7 +24,6 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.ops.nms import NMS_SCORE_THRESHOLD
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.image_tensors import (
@@ -227,16 +226,11 @@ def _raw_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
     )
 
 
-def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and the part of the form behind it.
-
-    With `fold` batch normalisation is folded into the convolutions of a copy; without, the model runs as it
-    is.
-    """
-    folded = fuse(model) if fold else model
-    network = Network(folded)
+def stages(model: nn.Module, options: Options) -> list[Stage]:
+    """Return the network, and the part of the form behind it."""
+    network = Network(model)
     inputs = ('input', 'img_shape', 'scale_factor', *network.names)
-    form = Form(folded, options.form)
+    form = Form(model, options.form)
     if options.form != 'full':  # boxes stay in pixels of the input
         form, inputs = WithoutScale(form), ('input', 'img_shape', *network.names)
     return [

@@ -17,7 +17,7 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.ops import deform_conv
 from mmdeploy_ext.exporting.ops.deform_conv import (
     LeadingOffsets,
@@ -146,7 +146,7 @@ class Pyramid(nn.Module):
 def test_dyhead_of_mmdet_exports_and_equals_itself_on_other_sizes():
     torch.manual_seed(0)
     module = Pyramid().eval()
-    model = graph_of(fuse(module), 19, image(0, 1, 16, 16, 24), ('p3', 'p4', 'p5'))
+    model = graph_of(prepared(module), 19, image(0, 1, 16, 16, 24), ('p3', 'p4', 'p5'))
     assert_equal_on_unseen(module, model, [image(1, 1, 16, 32, 24), image(2, 2, 16, 13, 21)])
 
 
@@ -186,6 +186,6 @@ def test_a_head_that_calls_the_function_is_found_because_its_family_says_so(monk
         type='AnchorGenerator', ratios=[1.0], octave_base_scale=8, scales_per_octave=1, strides=[8]
     )
     head = TOODHead(3, 8, stacked_convs=2, feat_channels=32, anchor_generator=settings)
-    assert has_deform_conv(head) and fuse(head).deform_sampling is upstream_layers.sample_sides
+    assert has_deform_conv(head) and prepared(head).deform_sampling is upstream_layers.sample_sides
     monkeypatch.setattr(deform_conv, 'CALLERS', [])
     assert not has_deform_conv(head)
