@@ -30,6 +30,7 @@ from mmdeploy_ext.proving.references import (
     reference_with_empty_image,
     zoomed_reference,
 )
+from mmdeploy_ext.proving.results import AS_WRITTEN
 from mmdeploy_ext.proving.totals import count_ties, tie_reasons, too_many_ties
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ class ImageProof(Proof):
 
     def _trials(self) -> Trials | None:
         """Return the common part of the trials; None without any, or if the graph is of no fresh export."""
-        if not all(graph.equal for graph in self.verdict.graphs):
+        if not all(graph.equal or graph.left_out == AS_WRITTEN for graph in self.verdict.graphs):
             return None
         model = self.files[0].model if self.verdict.precision == 'fp32' else None
         threads = int(self.engine.get('threads', 0))
