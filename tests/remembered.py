@@ -14,7 +14,8 @@ import onnx
 
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.graph import signature
-from mmdeploy_ext.proving.levels import images, user_model
+from mmdeploy_ext.proving import weights
+from mmdeploy_ext.proving.levels import images
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,27 +113,20 @@ def signed_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def read_once() -> Iterator[None]:
-    """Inside the block PyTorch and mmcv read a checkpoint and a config once for the checks of proofs."""
-    config_by_mmcv, content_by_torch = user_model.config_by_mmcv, user_model.content_by_torch
-    configs, contents = {}, {}
-
-    def config_once(path, overrides):
-        key = _file(path), repr(overrides)
-        if key not in configs:
-            configs[key] = config_by_mmcv(path, overrides)
-        return copy.deepcopy(configs[key])
+    """Inside the block a checkpoint is read once for the checks of proofs."""
+    read_content, contents = weights.read_content, {}
 
     def content_once(path):
         key = _file(path)
         if key not in contents:
-            contents[key] = content_by_torch(path)
+            contents[key] = read_content(path)
         return contents[key]
 
-    user_model.config_by_mmcv, user_model.content_by_torch = config_once, content_once
+    weights.read_content = content_once
     try:
         yield
     finally:
-        user_model.config_by_mmcv, user_model.content_by_torch = config_by_mmcv, content_by_torch
+        weights.read_content = read_content
 
 
 @contextlib.contextmanager

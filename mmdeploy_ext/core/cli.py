@@ -8,12 +8,12 @@ import functools
 import importlib.util
 import os
 import re
+import select
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
-from mmdeploy_ext.core.console_streams import console_streams, drop_text
 from mmdeploy_ext.core.errors import AbsentPackageError, Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import RunFiles, check_writable, watched_run
 from mmdeploy_ext.core.printable import did_you_mean, one_line, printable
@@ -119,44 +119,46 @@ def run(
     Returns:
         The exit status: what `body` returns, or that of the error: its `exit_code` (`Mm2OnnxError`), 2 of a
         package or module that cannot be found, 130 of Ctrl-C, 1 of an OSError or MemoryError, also if
-        stdout cannot be written, such as to a full disk. If nobody reads stdout, `CLOSED_PIPE` takes the
-        place of what `body` returns, not of the status of an error; the body runs to its end all the same, so
-        that its files are written.
+        stdout cannot be written, such as to a full disk, `CLOSED_PIPE` if its reader has closed it: the body
+        ends at the next line that it prints.
 
     Raises:
         SystemExit: `--help`, or an option that the parser refuses.
         Exception: any other error of `body`, which is a fault of the program. One that the user's own code
             raised, such as the `forward` of a model, is one line, too, with exit status 1.
     """
-    status, failed = 1, False
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):  # what an encoding lacks is written as an escape
+            stream.reconfigure(errors='backslashreplace')
     try:
-        with console_streams() as (out, _):
-            try:
-                status, failed = _run(body, parser, argv)
-            except SystemExit as leaving:  # --help, or a wrong option
-                out.flush()
-                if out.unread and not leaving.code:
-                    raise SystemExit(CLOSED_PIPE) from None
-                raise
-            out.flush()
-            return CLOSED_PIPE if out.unread and not failed else status
-    except OSError as error:  # the end of the text does not fit on a disk
-        if isinstance(error.__context__, Exception) and not isinstance(error.__context__, OSError):
-            raise  # a fault of the program before it
+        try:
+            return _run(body, parser, argv)
+        finally:
+            if sys.stdout is not None:  # as in a program started with a closed one
+                sys.stdout.flush()
+    except OSError as error:
         with contextlib.suppress(OSError):  # a stream without a file
-            drop_text(sys.stdout)  # else Python tries once more at its exit
-        if failed:
-            return status
+            # else Python tries to write the rest at its exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return CLOSED_PIPE
         print(f'error: stdout cannot be written: {one_line(error.strerror or error)}', file=sys.stderr)
         return 1
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Return whether a stream is a pipe that its reader has closed."""
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _run(
     body: Callable[[argparse.Namespace], int],
     parser: argparse.ArgumentParser | Callable[[], argparse.ArgumentParser],
     argv: Sequence[str] | None,
-) -> tuple[int, bool]:
-    """Return the exit status, and whether it is that of an error."""
+) -> int:
+    """Return the exit status; BrokenPipeError: nobody reads stdout."""
     args = argparse.Namespace(debug='--debug' in (sys.argv if argv is None else argv))
     try:
         parser = parser if isinstance(parser, argparse.ArgumentParser) else parser()
@@ -165,15 +167,17 @@ def _run(
             check_files(run_files, parser, args)
             if getattr(args, 'json', None):
                 check_writable(args.json)
-            return body(args), False
+            return body(args)
     except KeyboardInterrupt:
         status, message = 130, 'interrupted'
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
+            raise
         status, message = _status_and_message(error)
         if getattr(args, 'debug', False):
             traceback.print_exc()
     print(printable(f'error: {message}'), file=sys.stderr)
-    return status, True
+    return status
 
 
 def _status_and_message(error: Exception) -> tuple[int, str]:
@@ -182,7 +186,7 @@ def _status_and_message(error: Exception) -> tuple[int, str]:
         return 2, _not_installed(error)
     if isinstance(error, (Mm2OnnxError, OSError, MemoryError)):
         message = one_line(error) or type(error).__name__
-        if isinstance(error, BrokenPipeError):  # of another pipe than stdout and stderr, see `ConsoleStream`
+        if isinstance(error, BrokenPipeError):  # of another pipe than stdout
             message += ': a process that this one was writing to has ended; --debug shows where'
         return error.exit_code if isinstance(error, Mm2OnnxError) else 1, message
     if place := _place_in_users_code(error):

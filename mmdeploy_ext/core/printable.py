@@ -9,11 +9,6 @@ LONGEST = 200
 """Characters of a name or value from a file that a message shows; quotes count."""
 UNPRINTABLE = re.compile('[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
 """Control characters, which a terminal would obey; marks that turn or break a line; surrogates."""
-STYLE = r'\x1b\[[0-9;]*[A-HJKSTfm]|\x1b\[\?25[hl]'
-"""Sequences that consoles and progress bars write on purpose: colours; moving and hiding the cursor; erasing
-and scrolling lines."""
-NOT_OUTPUT = re.compile(f'{STYLE}|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]')
-"""One of these sequences, or a control character or surrogate that `writable` replaces."""
 
 
 def printable(text: object) -> str:
@@ -56,16 +51,6 @@ def one_line(message: object) -> str:
 def shape_text(shape: Iterable[object]) -> str:
     """Return a shape, with sizes or letters of axes, as text: '1x80xHxW', or 'scalar' for ()."""
     return 'x'.join(map(str, shape)) or 'scalar'
-
-
-def writable(text: str, encoding: str | None) -> str:
-    """Return a text in a form that a stream of an encoding can write; None stands for UTF-8.
-
-    Tabs, ends of lines, the sequences of `STYLE` and marks of text direction stay; other control characters,
-    surrogates and what the encoding lacks become escapes. LookupError: the encoding is unknown.
-    """
-    text = NOT_OUTPUT.sub(lambda match: match[0] if len(match[0]) > 1 else _escaped(match), text)
-    return text.encode(encoding or 'utf-8', 'backslashreplace').decode(encoding or 'utf-8')
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -23,7 +23,6 @@ from mmdeploy_ext.exporting.code_warnings import CodeWarning
 from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_group_norm, default_opset
 from mmdeploy_ext.families.base import DETECTOR, Family, find_family
 from mmdeploy_ext.families.building import data_class
-from mmdeploy_ext.families.module_settings import hidden_settings, module_settings
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
@@ -48,8 +47,6 @@ class Deployment:
             `LoadReport` about it.
         unbuilt_cfg: `cfg` before the model was built, for which mmcv takes entries out, such as
             `fallback_on_stride`.
-        loaded_settings: `module_settings` of the model as it was loaded: runs fill memories and count on, and
-            make tensors of lists. None of a model that `load` did not make.
         normalisation: `mean` and `std`, or one of them, which replace the config's, see `normalise_with`; {}
             for none.
         collected: entries that the config's test pipeline collects of a picture, for PyTorch's test path; {}
@@ -69,9 +66,6 @@ class Deployment:
     settings: Any = None
     report: Any = None
     unbuilt_cfg: Any = None
-    loaded_settings: dict[str, tuple[str, dict[str, Any]]] | None = dataclasses.field(
-        default=None, repr=False
-    )
     normalisation: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     collected: dict[str, Any] = dataclasses.field(default_factory=dict)
     code_warnings: list[CodeWarning] = dataclasses.field(default_factory=list, init=False, repr=False)
@@ -265,7 +259,8 @@ def load(
     classes = class_names(cfg, getattr(report, 'meta', {}), family.num_classes(model))
     model.CLASSES = classes
     model.eval()  # by itself, since the `train` of some detectors returns None
-    if any(hidden_settings(part)['<methods>'] for part in model.modules()):
+    attributes = ((part, *entry) for part in model.modules() for entry in vars(part).items())
+    if any(callable(value) and callable(getattr(type(part), name, None)) for part, name, value in attributes):
         # a function that a part holds runs the weights of this model in a copy, too; a trace takes them as
         # constants if they need no gradients
         model.requires_grad_(False)
@@ -282,7 +277,6 @@ def load(
         settings=settings,
         report=report,
         unbuilt_cfg=unbuilt,
-        loaded_settings=module_settings(model),
     )
 
 

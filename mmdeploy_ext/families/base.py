@@ -216,28 +216,6 @@ class Family(abc.ABC):
 
         load_strict(model, checkpoint, self.ignored_prefixes)
 
-    def checkpoint_weights(self, model: torch.nn.Module) -> Mapping[str, torch.Tensor]:
-        """Return name -> weight of a built model as a checkpoint of the user's code has them.
-
-        Here they are those of the model; kernels of sparse convolutions may have another layout there.
-        """
-        return model.state_dict()
-
-    def expected_settings(self, cfg: Any, meta: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return name -> right value of attributes that `build` and `load` add to a model for inference.
-
-        Graphs and reference both read them; so a proof compares them with these values, which are computed by
-        other code, of the config as mmcv reads it, and of the `meta` of the checkpoint, {} if it has none.
-        """
-        return {}
-
-    def with_further_names(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Give the parts of a model the further names that `build` adds, and return it.
-
-        The model was built by its class alone, as the user's code builds it, not by `build`.
-        """
-        return model
-
     def config_sha256(self, cfg: Any) -> str:
         """Return a hash of the model and the test pipeline of the config, which decide the graph.
 

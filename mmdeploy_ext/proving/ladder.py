@@ -4,9 +4,9 @@ How a verdict comes about, from the top:
 
 1. `open_proof` chooses the kind of `Proof` (levels/proof.py) by what the model takes, and reads the files.
 2. `Proof.check` is level 1: each graph against a fresh export (fresh_export.py), the structure of each file
-   (levels/structure.py), its metadata against config and checkpoint (provenance.py), the model of both
-   engines against config, class and checkpoint (levels/user_model.py), and samples prepared by the rule in
-   the file against those of the config's own pipeline (levels/preprocessing.py).
+   (levels/structure.py), its metadata against config and checkpoint (provenance.py), the weights of the
+   model against the checkpoint (weights.py), and samples prepared by the rule in the file against those of
+   the config's own pipeline (levels/preprocessing.py).
 3. `Proof.inputs` makes the inputs of both engines (inputs/). Each runs through PyTorch and through the file;
    tensors are compared (level 2, tensors.py) and results are matched (level 3, tasks/matching.py); models
    with a memory run a drive (level 4, levels/drive_run.py). Each input becomes a `Case` (results.py).

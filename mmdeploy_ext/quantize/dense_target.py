@@ -12,7 +12,7 @@ from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.core.files import check_writable
-from mmdeploy_ext.core.folders import check_replaceable, replaced_folder, resolved
+from mmdeploy_ext.core.folders import check_replaceable, replaced_folder
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.quantize.calibration_sets import IMAGE_INPUT, quantised_graph
 from mmdeploy_ext.quantize.dense_layers import is_quantised
@@ -82,7 +82,7 @@ def find_target(model: str, output: str | None) -> Target:
     folder = Path(output) if output else named.with_name(f'{source.resolve().name}{SUFFIX}')
     if folder.suffix == '.onnx' or folder.is_file():
         raise UsageError(f'--output {folder}: is a file; {model} is a folder of graphs, give a folder')
-    if resolved(folder) == source.resolve():
+    if folder.resolve() == source.resolve():
         raise UsageError(f'--output {folder}: is the input; it is never overwritten, give another name')
     paths = sorted(source.glob('*.onnx'))
     metadata_of = {path: read_metadata(str(path)) for path in paths}

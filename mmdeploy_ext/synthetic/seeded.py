@@ -344,7 +344,11 @@ def write_seeded(config: str, out: Path, seed: int = 0, cfg_options: Mapping[str
     if weights is None:
         family = find_family(cfg, DETECTOR) if names or 'bbox_head' not in cfg.get('model', ()) else None
         model = seeded_model(cfg, family, seed)
-        weights = model.state_dict() if family is None else family.checkpoint_weights(model)
+        weights = model.state_dict()
+        if getattr(model, 'fork', None):  # a repository of BEVFusion, whose kernels may have another layout
+            from mmdeploy_ext.families.bevfusion.fork import weights_of_repository
+
+            weights = weights_of_repository(model)
     save_checkpoint(out, weights, dict(seed=seed))
 
 

@@ -20,7 +20,6 @@ from rich.progress import Progress
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.core.files import check_writable, read_json, sha256_file, write_json
-from mmdeploy_ext.core.folders import exchange, resolved
 
 MANIFEST = 'READY.json'
 """File that is written last into a finished folder: `parameters`, and `sha256`, file name -> its hash."""
@@ -37,7 +36,7 @@ def staging_folder(root: Path) -> Path:
 
     If `root` is a link, it is beside the folder that the link names.
     """
-    root = resolved(root)
+    root = root.resolve()
     return root.with_name(f'.{root.name}.part')
 
 
@@ -53,7 +52,7 @@ def locked(root: Path) -> Iterator[None]:
         UsageError: the folder of `root` cannot be written.
     """
     check_replaceable(root)
-    root = resolved(root)  # '.' has no name
+    root = root.resolve()  # '.' has no name
     lock = root.with_name(f'.{root.name}.lock')
     check_writable(lock)
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -129,22 +128,19 @@ def open_staging(root: Path, parameters: dict[str, Any]) -> Path:
 def publish(root: Path, parameters: dict[str, Any]) -> None:
     """Write the manifest of the staging folder, with these parameters, and move the folder to `root`.
 
-    The staging folder is one of `open_staging`. An older set at `root` is exchanged for it in one step and
-    removed; on a file system that cannot do so it is moved away first. A link at `root` stays.
+    The staging folder is one of `open_staging`. An older set at `root` is moved away first and
+    removed then. A link at `root` stays.
     """
-    staging, root = staging_folder(root), resolved(root)
+    staging, root = staging_folder(root), root.resolve()
     (staging / _PARAMETERS).unlink()
     files = sorted(path for path in staging.rglob('*') if path.is_file() and path.name != MANIFEST)
     hashes = {path.relative_to(staging).as_posix(): sha256_file(path) for path in files}
     write_json(staging / MANIFEST, {'parameters': parameters, 'sha256': hashes})
     outdated = root.with_name(f'.{root.name}.old')
     shutil.rmtree(outdated, ignore_errors=True)
-    if root.exists() and exchange(staging, root):
-        staging.rename(outdated)
-    else:
-        if root.exists():
-            root.rename(outdated)
-        staging.rename(root)
+    if root.exists():
+        root.rename(outdated)
+    staging.rename(root)
     shutil.rmtree(outdated, ignore_errors=True)
 
 
@@ -178,7 +174,7 @@ def make_set(
         UsageError: without `force`, a set whose manifest is no JSON.
         Mm2OnnxError, OSError: a file cannot be written.
     """
-    if resolved(root) == Path.cwd():
+    if root.resolve() == Path.cwd():
         raise DataError(f'{root}: is the working directory, which a finished set would replace; name another')
     with locked(root):
         if force:

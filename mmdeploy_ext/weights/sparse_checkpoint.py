@@ -50,6 +50,7 @@ class LoadReport:
         rest: whether the model's other weights are 'loaded' or 'absent'; '' if it has no others.
         unused: keys of the file that belong neither to the backbone, with its quantisers, nor to the model's
             other weights.
+        encoder: path of the backbone in the model; '' if the model is the backbone.
     """
 
     path: str
@@ -60,6 +61,7 @@ class LoadReport:
     ranges: dict[str, np.ndarray]
     rest: str = ''
     unused: tuple[str, ...] = ()
+    encoder: str = ''
 
     def summary(self) -> str:
         """Return the report in one line, without `unused`."""
@@ -142,7 +144,7 @@ def load_model(
     if other_parameters:
         rest = 'loaded' if other_weights else 'absent'
     unused = tuple(key for key in source.weights if key not in used and key not in other_weights)
-    return dataclasses.replace(report, rest=rest, unused=unused)
+    return dataclasses.replace(report, rest=rest, unused=unused, encoder=encoder)
 
 
 def _load_backbone(source: Source, module: nn.Module, weight_layout: str) -> tuple[LoadReport, set[str]]:

@@ -33,8 +33,6 @@ from mmdeploy_ext.zoo.records import (
 
 POLL_S = 0.2
 """Seconds between two looks at the processes."""
-KEPT_SHARE = 0.5
-"""Share of its limit of memory up to which a process keeps memory that it frees."""
 LOG_LINES = 12
 """Last lines of its output that the record of a failed process has."""
 
@@ -61,11 +59,8 @@ class ConfigProcess:
     `is_done.value` is whether the process has written its record.
     """
 
-    def __init__(self, config: Config, settings: Settings, out: Path, limits: Limits) -> None:
-        """Start the process with the settings of the run.
-
-        `limits` decide here how much freed memory the process keeps; it is `exceeded_limit` that checks them.
-        """
+    def __init__(self, config: Config, settings: Settings, out: Path) -> None:
+        """Start the process with the settings of the run."""
         self.config, self.log = config, out / 'logs' / f'{config.slug}.txt'
         self.record_path = record_path(config, out)
         self.unfinished_path = self.record_path.with_suffix('.unfinished')
@@ -74,17 +69,17 @@ class ConfigProcess:
             path.unlink(missing_ok=True)
         context = multiprocessing.get_context('fork')  # the libraries take seconds to import
         self.is_done = context.Value('b', False, lock=False)  # a killed process would keep a lock
-        self.process = context.Process(target=self._run, args=(settings, limits))
+        self.process = context.Process(target=self._run, args=(settings,))
         self.process.start()
         self.start_s = time.monotonic()
 
-    def _run(self, settings: Settings, limits: Limits) -> None:
+    def _run(self, settings: Settings) -> None:
         """Prove the config; runs in the child."""
         import torch
 
         os.setsid()
         torch.set_num_threads(1)
-        keep_freed_memory(int(KEPT_SHARE * limits.gigabytes * 2**30))
+        keep_freed_memory()
         log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(log, stream)
@@ -201,7 +196,7 @@ def run_all(
         while waiting or running:
             while waiting and len(running) < jobs:
                 config, *same_models = waiting.pop(0)
-                running.append((ConfigProcess(config, settings, out, limits), same_models))
+                running.append((ConfigProcess(config, settings, out), same_models))
             time.sleep(POLL_S)
             for entry in list(running):
                 job, same_models = entry

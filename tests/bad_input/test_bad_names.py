@@ -1,11 +1,9 @@
 """Names from files: whatever they hold, they are printed as one line, or the file is refused by them."""
 
-import io
 import json
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,6 @@ from hypothesis import strategies as st
 
 import metadata_fuzz as fuzz
 from mmdeploy_ext.cli import graph_app, info_app, run_app
-from mmdeploy_ext.core.console_streams import ConsoleStream
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.printable import UNPRINTABLE, escape, printable, shortened
 from mmdeploy_ext.exporting.deployment import class_names
@@ -64,20 +61,6 @@ def test_a_value_is_short_whatever_it_holds():
         bomb = (bomb, bomb)
     for value in (bomb, 'x' * 10**6, 10**4000, [NASTY] * 10**5, {NASTY: bomb}):
         assert len(shortened(value)) < 300 and not UNPRINTABLE.search(shortened(value))
-
-
-@given(TEXTS, st.sampled_from(['utf-8', 'ascii', 'latin-1', 'cp1252']))
-def test_what_a_tool_writes_is_taken_by_any_stream(text, encoding):
-    stream, before = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline=''), sys.stdout
-    sys.stdout = stream
-    try:
-        ConsoleStream('stdout').write(f'\x1b[1;31m{text}\x1b[0m\r\x1b[K\n')
-    finally:
-        sys.stdout = before
-    stream.flush()
-    written = stream.buffer.getvalue().decode(encoding)
-    assert written.startswith('\x1b[1;31m') and written.endswith('\x1b[0m\r\x1b[K\n')
-    assert not re.search('\x1b(?!\\[)|[\x00-\x08\x7f-\x9f]', written)
 
 
 @pytest.fixture(scope='module')

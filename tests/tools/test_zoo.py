@@ -257,7 +257,7 @@ def test_a_process_that_dies_at_once_leaves_nothing_of_an_earlier_run(tmp_path, 
     records.Record('one.py', {}, fixed=records.Outcome(True)).write(unfinished)
     monkeypatch.setattr(processes.ConfigProcess, '_run', lambda *_: os._exit(3))
     settings = types.SimpleNamespace(export_kinds=('fixed',))
-    job = processes.ConfigProcess(config, settings, tmp_path, processes.Limits())
+    job = processes.ConfigProcess(config, settings, tmp_path)
     job.process.join()
     record = job.record('')
     assert (record.fixed.reason, record.fixed.why) == (records.CRASH, 'exit status 3')
@@ -272,7 +272,7 @@ def test_a_process_that_dies_at_once_keeps_the_outcome_that_the_run_leaves_out(t
     earlier.write(processes.record_path(config, tmp_path))
     monkeypatch.setattr(processes.ConfigProcess, '_run', lambda *_: os._exit(3))
     settings = types.SimpleNamespace(export_kinds=('dynamic',))
-    job = processes.ConfigProcess(config, settings, tmp_path, processes.Limits())
+    job = processes.ConfigProcess(config, settings, tmp_path)
     job.process.join()
     record = job.record('')
     assert record.fixed == proven and record.dynamic.reason == records.CRASH
@@ -289,7 +289,7 @@ def test_a_process_that_dies_after_its_work_keeps_its_record(tmp_path, monkeypat
     stdout = types.SimpleNamespace(flush=lambda: os._exit(3))
     monkeypatch.setattr(processes, 'sys', types.SimpleNamespace(stdout=stdout))
     settings = types.SimpleNamespace(export_kinds=('fixed',))
-    job = processes.ConfigProcess(config, settings, tmp_path, processes.Limits())
+    job = processes.ConfigProcess(config, settings, tmp_path)
     job.process.join()
     assert job.process.exitcode == 3 and job.record(limit) == finished
     assert records.read_record(job.record_path) == finished

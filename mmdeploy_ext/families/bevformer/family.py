@@ -29,7 +29,6 @@ from mmdeploy_ext.families.bevformer.samples import can_bus_entry, driven, dumpe
 from mmdeploy_ext.families.bevformer.seeded import bevformer_weights, for_view
 from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention, stated
 from mmdeploy_ext.families.parts.camera_models import OF_CONFIG, CameraModels, QueryBoxes
-from mmdeploy_ext.families.parts.camera_reference import trained_convention
 from mmdeploy_ext.families.parts.detector_parts import part_cfg
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.options import AUTOWARE
@@ -193,10 +192,6 @@ class BevFormerFamily(QueryBoxes, SequenceFamily):
         model.rule = self.preprocess_rule(cfg)  # for `autoware.companions`
         model.can_bus_orientation = stated(cfg, 'can_bus_orientation', RECORDED) or RECORDED[0]
         return model
-
-    def expected_settings(self, cfg: Any, meta: Mapping[str, Any]) -> Mapping[str, Any]:
-        orientation = cfg.get('can_bus_orientation') or RECORDED[0]
-        return dict(box_convention=trained_convention(cfg, meta), can_bus_orientation=orientation)
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
         super().load_weights(model, checkpoint)

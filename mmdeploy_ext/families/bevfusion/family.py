@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mmdet3d.models import build_model
-from torch import Tensor, nn
+from torch import nn
 
 from mmdeploy_ext.consumers.autoware.bevfusion import GRAPHS as AUTOWARE_FILES
 from mmdeploy_ext.consumers.autoware.bevfusion import AutowareBEVFusion
@@ -29,7 +29,6 @@ from mmdeploy_ext.families.bevfusion.fork import (
     ForkReference,
     RepositoryMoments,
     adapt,
-    weights_of_repository,
     with_truth,
 )
 from mmdeploy_ext.families.bevfusion.graphs import graphs, postprocess_facts, transform_of
@@ -217,9 +216,6 @@ class BEVFusionFamily(SequenceFamily):
             load_whole(model, checkpoint, SPARSE_ENCODER)
         else:
             super().load_weights(model, checkpoint)
-
-    def checkpoint_weights(self, model: nn.Module) -> Mapping[str, Tensor]:
-        return weights_of_repository(model) if model.fork else super().checkpoint_weights(model)
 
     def num_classes(self, model: nn.Module) -> int:
         return int(model.heads['object'].num_classes)

@@ -13,16 +13,6 @@ from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, StepResult
 
 
-def trained_convention(cfg: Any, meta: Mapping[str, Any]) -> str:
-    """Return the version of mmdet3d, '0.17' or '1.x', whose boxes a model was trained with.
-
-    It is what `box_conventions` finds, by other code. `cfg` is the whole config, `meta` that of the
-    checkpoint.
-    """
-    is_old = str(meta.get('mmdet3d_version') or '0').split('.')[0] == '0'
-    return cfg.get('box_convention') or ('0.17' if is_old else '1.x')
-
-
 class CameraReference(abc.ABC):
     """The test path of the user's detector or of ours, unpatched; subclasses keep its memory.
 

@@ -19,7 +19,6 @@ from mmdeploy_ext.core.config import test_dataset, test_pipeline
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention
 from mmdeploy_ext.families.parts.camera_models import OF_CONFIG, CameraModels, QueryBoxes
-from mmdeploy_ext.families.parts.camera_reference import trained_convention
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
@@ -33,7 +32,7 @@ from mmdeploy_ext.families.petr.graphs import (
     valid_for,
 )
 from mmdeploy_ext.families.petr.options import DL4AGX
-from mmdeploy_ext.families.petr.reference import PetrReference, pipeline_settings
+from mmdeploy_ext.families.petr.reference import PetrReference
 from mmdeploy_ext.families.petr.runtime import (
     PORTABLE_FILES,
     PetrOnnx,
@@ -133,9 +132,6 @@ class PetrFamily(QueryBoxes, SequenceFamily):
         model.picture_size = tuple(self.preprocess_rule(cfg).size)  # height and width without padding
         model.start_gap_s = start_gap_s(test_pipeline(cfg))
         return model
-
-    def expected_settings(self, cfg: Any, meta: Mapping[str, Any]) -> Mapping[str, Any]:
-        return dict(box_convention=trained_convention(cfg, meta), **pipeline_settings(cfg))
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
         super().load_weights(model, checkpoint)

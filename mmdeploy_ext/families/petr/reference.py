@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
-from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import DataError, ShapeError
 from mmdeploy_ext.core.taps import collect_taps, tap
 from mmdeploy_ext.families.parts.camera_reference import CameraReference
@@ -18,21 +17,6 @@ from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.petr.graphs import frames_of
 from mmdeploy_ext.families.petr.runtime import camera_times
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
-
-
-def pipeline_settings(cfg: Any) -> dict[str, Any]:
-    """Return `picture_size` and `start_gap_s` as the test pipeline of a config has them.
-
-    These are height and width of the pictures without padding, pixels, and the seconds that stand for the gap
-    before the first frame. `PetrFamily.build` reads them by other code, see `Family.expected_settings`.
-    """
-    steps = {step['type']: step for step in test_pipeline(cfg)}
-    resize = next(steps[name] for name in ('ResizeCropFlipImage', 'ResizeCropFlipRotImage') if name in steps)
-    sweep_range = steps.get('LoadMultiViewImageFromMultiSweepsFiles', {}).get('sweep_range', (3, 27))
-    return dict(
-        picture_size=tuple(resize['data_aug_conf']['final_dim']),
-        start_gap_s=float(np.mean(sweep_range)) * 0.083,
-    )
 
 
 def picture_times(frame: Frame) -> np.ndarray:

@@ -145,9 +145,6 @@ class TwoStageFamily(ImageFamily):
     def build(self, cfg: Any) -> nn.Module:
         return self.models.build(cfg)
 
-    def with_further_names(self, model: nn.Module) -> nn.Module:
-        return self.models.with_further_names(model)
-
     def check(self, cfg: Any, options: Options) -> None:
         self.models.check(cfg, options)
 

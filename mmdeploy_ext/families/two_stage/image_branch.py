@@ -33,8 +33,7 @@ KEYS = re.compile(r'\b(model|test_cfg)\.(?=(backbone|neck|rpn_head|roi_head|rpn|
 class ImageBranchModels(TwoStageModels):
     """mmdet3d's `ImVoteNet` without its branch of points.
 
-    The model is the user's own, with the names that mmdet has for its parts as further attributes, see
-    `with_further_names`.
+    The model is the user's own, with the names that mmdet has for its parts as further attributes.
     """
 
     def claims(self, cfg: Any) -> Claim:
@@ -58,15 +57,8 @@ class ImageBranchModels(TwoStageModels):
 
         ConfigError: it cannot be built.
         """
-        return self.with_further_names(build_without_weights(cfg, build_detector, f'{PREFIX}backbone'))
-
-    def with_further_names(self, model: nn.Module) -> nn.Module:
-        """Give a live ImVoteNet the attributes of mmdet's two-stage detectors; return it.
-
-        `backbone`, `neck`, `rpn_head` and `roi_head` are the parts themselves, and `extract_feat` is its
-        `extract_img_feat`. None of them is registered with the module a second time: its weights keep their
-        names, and its test path runs as before.
-        """
+        model = build_without_weights(cfg, build_detector, f'{PREFIX}backbone')
+        # not registered with the module a second time: its weights keep their names
         for part in PARTS:
             vars(model)[part] = getattr(model, f'{PREFIX}{part}', None)
         vars(model)['extract_feat'] = model.extract_img_feat

@@ -97,7 +97,3 @@ class TwoStageModels:
         built without them.
         """
         return build_without_weights(cfg, build_detector, 'backbone')
-
-    def with_further_names(self, model: nn.Module) -> nn.Module:
-        """Return the model itself, whose parts have mmdet's names already."""
-        return model

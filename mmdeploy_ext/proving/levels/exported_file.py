@@ -14,7 +14,7 @@ from mmdeploy_ext.graph.io.checks import is_sparse
 from mmdeploy_ext.proving import half_bars
 from mmdeploy_ext.proving.levels.sparse_file import check_dialect
 from mmdeploy_ext.proving.levels.structure import check_structure
-from mmdeploy_ext.proving.provenance import class_name_notes, override_notes, provenance, training_notes
+from mmdeploy_ext.proving.provenance import class_name_notes, override_notes, provenance
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -137,4 +137,4 @@ def notes_on_export(deployment: Deployment, metadata: Metadata) -> list[str]:
     """
     subject = 'the files were' if deployment.family.files else 'the file was'
     overrides = override_notes(deployment, metadata, subject)
-    return [*overrides, *class_name_notes(deployment), *training_notes(deployment.model)]
+    return [*overrides, *class_name_notes(deployment)]

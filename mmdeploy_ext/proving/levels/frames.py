@@ -245,7 +245,6 @@ class SweepProof(FramesProof):
         task = self.deployment.family.task
         settings = self.bars.of_task(task) if self.bars else {}
         row = task_module(task).match_detections('boxes', *sides, near_ties=ties, **settings)
-        self.check_matching(expected.detections)
         if not self.fullest or len(expected.detections) > len(self.fullest[1]):
             self.fullest = sweep, expected.detections
         title = f'{sweep.name or "sweep"}, {len(sweep.points)} points'

@@ -21,13 +21,12 @@ from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.signature import count_nodes
 from mmdeploy_ext.proving import half_bars
 from mmdeploy_ext.proving.fresh_export import not_compared
-from mmdeploy_ext.proving.levels.user_model import user_model_checks
 from mmdeploy_ext.proving.provenance import asked_checks, hash_checks
 from mmdeploy_ext.proving.results import GraphResult
-from mmdeploy_ext.proving.tasks.blind_spots import blind_spots
 from mmdeploy_ext.proving.totals import ADVICE_FOR_IMAGES, total_reasons
 from mmdeploy_ext.proving.untraced import export_switches, untraced_methods, warning_lines
 from mmdeploy_ext.proving.verdict import Verdict
+from mmdeploy_ext.proving.weights import weights_checks
 
 if TYPE_CHECKING:
     import contextlib
@@ -53,8 +52,6 @@ class Proof(abc.ABC):
         files: what `read` returned for each path.
         changed_files: files of the user's classes that are others than when the files were exported.
         verdict: the results so far.
-        overlooked: what the matching of the family's task overlooks, see `check_matching`; None if nobody has
-            looked, or no results told.
         pictures: samples with the results of both engines, to be drawn in the report, each a `Pair`.
         timed: whether `conclude` puts the times of both engines into the verdict, see `timing`.
     """
@@ -105,7 +102,6 @@ class Proof(abc.ABC):
         )
         self.pictures: list[Any] = []
         self.changed_files: list[str] = []
-        self.overlooked: list[str] | None = None
 
     @property
     def kind(self) -> str:
@@ -171,7 +167,7 @@ class Proof(abc.ABC):
         verdict.untraced += untraced_methods(family, model, cfg)
         verdict.untraced += warning_lines(self.deployment.code_warnings)
         verdict.untraced += export_switches(self.deployment.model)
-        verdict.structure += user_model_checks(self.deployment)
+        verdict.structure += weights_checks(self.deployment)
         verdict.structure += asked_checks(self.files[-1].options, asked or {})
         verdict.notes += [
             f'{package} {versions()[package]} was imported from {folder}, not from the installed distribution'
@@ -242,23 +238,8 @@ class Proof(abc.ABC):
         """
         return {}
 
-    def check_matching(self, results: Any) -> None:
-        """Look whether the family's task tells other results from these, those of one image, sweep or frame.
-
-        Later calls look again only while no results told, as empty ones do not. Drives and backbones do not
-        look.
-        """
-        if self.overlooked is None:
-            self.overlooked = blind_spots(self.deployment.family.task, results)
-
     def reasons(self) -> list[str]:
-        """Return why the proof fails beyond single cases; [] if the verdict has a reason already.
-
-        That the matching overlooks differences is returned in any case, and alone.
-        """
-        if self.overlooked:
-            task, overlooked = self.deployment.family.task, ', '.join(self.overlooked)
-            return [f'the matching of task {task!r} overlooks {overlooked}; correct its match_detections']
+        """Return why the proof fails beyond single cases; [] if the verdict has a reason already."""
         verdict, words = self.verdict, (self.unit, self.found_in, self.advice)
         return [] if verdict.reasons else total_reasons(verdict.cases, verdict.precision, *words)
 

@@ -18,13 +18,13 @@ from mmdeploy_ext.contract import registry
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.options import Option
 from mmdeploy_ext.contract.schema import full_record
-from mmdeploy_ext.core.errors import ConfigError, ModelFileError
+from mmdeploy_ext.core.errors import ConfigError, DataError, ModelFileError
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.half_bars import HalfBars
 from mmdeploy_ext.proving.tasks import task_module
-from mmdeploy_ext.proving.tasks.blind_spots import blind_spots
+from mmdeploy_ext.proving.tasks.check import check_task
 from mmdeploy_ext.runtime import run_images
 from mmdeploy_ext.runtime.family_runtime import results_of, runtime_of
 
@@ -110,25 +110,16 @@ def test_the_same_by_functions(exported):
         (dict(score_bar=9.0), ['other scores']),
     ],
 )
-def test_a_matching_that_overlooks_differences_is_refused(exported, monkeypatch, edits, expected):
+def test_a_matching_that_overlooks_differences_is_told(exported, monkeypatch, edits, expected):
     from circles import task
     from circles.runtime import Circles
 
     monkeypatch.setattr(task, 'match_detections', functools.partial(task.match_detections, **edits))
     places = np.array([[9, 9, 2], [40, 30, 5]], np.float32)
     results = Circles(places, np.array([0.9, 0.6], np.float32), np.array([0, 1]))
-    assert blind_spots('circles.task', results) == expected
-    assert blind_spots('circles.task', results[:0]) is None
-
-
-def test_a_proof_fails_by_a_matching_that_overlooks_differences(exported, monkeypatch):
-    from circles import task
-
-    _, folder = exported
-    careless = functools.partial(task.match_detections, pixel_bar=1e9)
-    monkeypatch.setattr(task, 'match_detections', careless)
-    verdict = mmdeploy_ext.prove(CONFIG, folder / 'circles.pth', folder / 'm.onnx', asked=dict(radius='log'))
-    assert not verdict.passed and 'overlooks other circles' in verdict.reasons[-1]
+    assert check_task('circles.task', results, ['circles']) == expected
+    with pytest.raises(DataError, match='give some that count'):
+        check_task('circles.task', results[:0])
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from mmdeploy_ext.families import base
 from mmdeploy_ext.families.base import find_family, load_families
 from mmdeploy_ext.families.building import build_without_weights, names_of_class
 from mmdeploy_ext.families.unregistered import files_of_types, module_to_import, unregistered
-from mmdeploy_ext.proving.levels import user_model
 
 BACKBONE = """
 from mmdet.models import builder
@@ -200,24 +199,6 @@ def test_a_backbone_that_reads_pretrained_is_built_without_weights(monkeypatch, 
     cfg = Config(dict(model=dict(type='RPN', backbone=dict(type='Net', depth=18, **given), rpn_head=None)))
     build = lambda model, test_cfg: BACKBONES.build(model.backbone)  # noqa: E731
     assert type(build_without_weights(cfg, build, 'backbone')) is Net
-
-
-def test_a_backbone_that_reads_its_init_cfg_when_it_is_built_reads_none_in_a_proof_either(monkeypatch):
-    class Net(nn.Module):
-        def __init__(self, init_cfg=None):
-            super().__init__()
-            assert init_cfg is None, 'that is a URL'
-
-    monkeypatch.setitem(BACKBONES.module_dict, 'Net', Net)
-    backbone = dict(type='Net', init_cfg=dict(type='Pretrained', checkpoint='https://nowhere/net.pth'))
-    cfg = Config(dict(model=dict(type='Detector', backbone=backbone)))
-
-    class Detector(nn.Module):
-        def __init__(self, backbone, train_cfg, test_cfg):
-            super().__init__()
-            self.net = BACKBONES.build(backbone)
-
-    assert type(user_model.built_by_class(Detector, cfg).net) is Net
 
 
 def test_a_backbone_that_demands_its_init_cfg_is_built_with_it_and_reads_no_file(monkeypatch):

@@ -267,7 +267,7 @@ def test_a_file_of_another_checkpoint_is_not_proven(deployment, files):
     verdict = check_files(other, files['full'], [('picture', read_image(PICTURE))])
     assert not verdict.graphs[0].passed and 'atss_cls.bias' in verdict.graphs[0].text
     failed = [check.name for check in verdict.structure if not check.passed]
-    assert failed == ['made from this checkpoint', 'weights as in the checkpoint']
+    assert failed == ['made from this checkpoint', 'weights of atss_toy.pth']
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_a_file_of_another_checkpoint_is_not_proven(deployment, files):
             'classes',
             None,
             'classes as in checkpoint, data set or config',
-            "names: the file has 1, the checkpoint 6; label 0: the file says 'none', the checkpoint ",
+            "names: the file has 1, expected 6; label 0: the file says 'none', expected ",
         ),
         ('postprocess', dict(score_thr=0.9), 'post-processing as in the config', 'score_thr: the file says'),
     ],

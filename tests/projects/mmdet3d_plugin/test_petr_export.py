@@ -17,19 +17,17 @@ import toy_frames
 from marking import in_suite
 from mmdeploy_ext.contract.metadata import Metadata, read_props
 from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.core.config import test_pipeline as pipeline_of
 from mmdeploy_ext.core.errors import ConfigError, DataError, InferenceError, ShapeError
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.families.base import Claim, find_family
 from mmdeploy_ext.families.parts import box_conventions
-from mmdeploy_ext.families.parts.camera_reference import trained_convention
 from mmdeploy_ext.families.petr import runtime
 from mmdeploy_ext.families.petr.family import PETR, PETRV2
 from mmdeploy_ext.families.petr.reference import PetrReference
 from mmdeploy_ext.families.petr.runtime import PetrOnnx
 from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.proving.ladder import prove
-from mmdeploy_ext.proving.levels.user_model import user_model_checks
-from planting import replaced, result
 
 TOYS = dict(petr=toy_frames.PETR, petrv2=toy_frames.PETRV2)
 ENGINE = dict(engine='OnnxRuntimeBackend')
@@ -363,38 +361,24 @@ def test_a_fault_in_our_own_code_is_not_proven(deployments, tmp_path, fault):
     assert not any('structure' in reason for reason in verdict.reasons)
 
 
-SHARED = {
-    'start_gap_s': ('mmdeploy_ext.families.petr.samples:start_gap_s', result(lambda gap, *_: gap * 1.05)),
-    'box_convention': (
-        'mmdeploy_ext.families.parts.box_conventions:note_convention',
-        lambda original: lambda model, checkpoint: None,
-    ),
-    'picture_size': (
-        'mmdeploy_ext.preprocess.cameras:multiview_rule',
-        result(lambda rule, *_: dataclasses.replace(rule, size=rule.size[::-1])),
-    ),
-}
-"""Attribute that a family adds to a model -> a fault that graphs and reference share."""
-
-
-@pytest.mark.matrix
-@pytest.mark.parametrize('name', SHARED)
-def test_what_the_family_adds_to_a_model_is_that_of_config_and_checkpoint(tmp_path, deployments, name):
+def test_what_the_family_adds_to_a_model_is_that_of_config_and_checkpoint(tmp_path, deployments):
     path = str(tmp_path / 'toy.pth')
     weights = deployments['petrv2'].model.state_dict()
     torch.save(dict(state_dict=weights, meta=dict(mmdet3d_version='1.0.0rc6')), path)
-    assert all(check.passed for check in user_model_checks(deploy.load(TOYS['petrv2'].config, path)))
-    with replaced(*SHARED[name]):
-        loaded = deploy.load(TOYS['petrv2'].config, path)
-    (failed,) = [check for check in user_model_checks(loaded) if not check.passed]
-    assert failed.detail.startswith(f'model.{name}')
+    loaded = deploy.load(TOYS['petrv2'].config, path)
+    steps = {step['type']: step for step in pipeline_of(loaded.cfg)}
+    sweeps = steps.get('LoadMultiViewImageFromMultiSweepsFiles', {}).get('sweep_range', (3, 27))
+    assert loaded.model.box_convention == '1.x'
+    assert loaded.model.start_gap_s == pytest.approx(np.mean(sweeps) * 0.083)
+    (resize,) = (step for name, step in steps.items() if name.startswith('ResizeCropFlip'))
+    assert loaded.model.picture_size == tuple(resize['data_aug_conf']['final_dim'])
 
 
 @pytest.mark.parametrize('meta', [{}, dict(mmdet3d_version=None)])
 def test_a_checkpoint_without_a_version_leaves_the_convention(meta):
     model = SimpleNamespace(box_convention='0.17', states_boxes=False)
     box_conventions.note_convention(model, SimpleNamespace(meta=meta))
-    assert model.box_convention == trained_convention({}, meta) == '0.17'
+    assert model.box_convention == '0.17'
 
 
 @pytest.mark.parametrize('name', in_suite(TOYS, 'petr'))

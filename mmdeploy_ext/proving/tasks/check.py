@@ -1,0 +1,52 @@
+"""What the matching of a task overlooks: a check for authors of tasks, which no proof runs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.proving.tasks import task_module
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+def check_task(task: str, results: Any, compared: Sequence[str] = ()) -> list[str]:
+    """Return the differences of results that the matching of a task calls equal, such as 'other scores'.
+
+    The results are matched with themselves, changed: without the best one, with scores of a tenth less, with
+    other labels, and with other values in each array that is named. A test of a task expects [].
+
+    Args:
+        task: a name of `TASKS`, or the dotted name of a module.
+        results: results of one image, sweep or frame: a data class of arrays with a row per result, `scores`
+            and `labels` among them, see `Scored`.
+        compared: names of further arrays, of floats or truths, that the matching has to compare.
+
+    DataError: the results are not matched with themselves, such as none.
+    """
+    match = task_module(task).match_detections
+    results = results[np.argsort(-results.scores, kind='stable')]
+    if not match('unchanged', results, results).matched:
+        raise DataError('these results are not matched with themselves; give some that count')
+    overlooked = []
+    for name, changed in _changed(results, compared):
+        with contextlib.suppress(ValueError, TypeError, LookupError, ArithmeticError):  # not called equal
+            if match('changed', results, changed).passed:
+                overlooked.append(name)
+    return overlooked
+
+
+def _changed(results: Any, compared: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the name of a change and the results with it."""
+    yield 'a missing result', results[1:]
+    yield 'other scores', dataclasses.replace(results, scores=results.scores * np.float32(0.9))
+    yield 'other labels', dataclasses.replace(results, labels=results.labels + 1)
+    for name in compared:
+        values = getattr(results, name)
+        other = ~values if values.dtype.kind == 'b' else (values * 1.25 + 1).astype(values.dtype)
+        yield f'other {name}', dataclasses.replace(results, **{name: other})

@@ -1,0 +1,52 @@
+"""The model of a proof has the weights of its checkpoint, by name."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from mmdeploy_ext.proving.weights import differing_weights, weights_checks
+from mmdeploy_ext.weights.sparse_checkpoint import LoadReport
+from toy_atss import load_toy
+
+
+def test_a_weight_that_is_not_that_of_the_checkpoint_is_named():
+    loaded = load_toy()
+    (check,) = weights_checks(loaded)
+    assert check.passed and check.name == 'weights of atss_toy.pth'
+    other = dataclasses.replace(loaded, model=copy.deepcopy(loaded.model))
+    other.model.bbox_head.atss_cls.bias.data += 1e-6
+    (check,) = weights_checks(other)
+    assert not check.passed and check.detail == 'bbox_head.atss_cls.bias differs'
+
+
+@pytest.mark.parametrize(
+    ('tensors', 'detail'),
+    [
+        (dict(a=torch.ones(2, dtype=torch.float16), old=torch.zeros(3)), ''),
+        (dict(a=torch.ones(2), b=torch.ones(2)), 'b differs'),
+        (dict(a=torch.ones(3), b=torch.ones(2)), 'a and 1 more differ'),
+        (dict(c=torch.ones(2)), 'no tensor has the name of a weight of the model, such as a'),
+    ],
+)
+def test_tensors_of_a_file_are_compared_by_name(tensors, detail):
+    assert differing_weights(dict(a=torch.ones(2), b=torch.zeros(2)), tensors) == detail
+
+
+def test_kernels_of_sparse_convolutions_may_have_another_order_of_axes():
+    kernel = torch.rand(3, 3, 3, 2, 4)
+    weights = dict(kernel=kernel.permute(4, 0, 1, 2, 3))
+    assert differing_weights(weights, dict(kernel=kernel)) == ''
+    assert differing_weights(weights, dict(kernel=kernel + 1e-6)) == 'kernel differs'
+
+
+def test_a_backbone_may_have_another_place_in_its_file(tmp_path):
+    loaded, path = load_toy(), tmp_path / 'backbone.pth'
+    weights = loaded.model.backbone.state_dict()
+    torch.save({f'encoders.lidar.{name}': tensor for name, tensor in weights.items()}, path)
+    report = LoadReport(str(path), 'state dict', 'encoders.lidar.', {}, (), {}, encoder='backbone')
+    loaded = dataclasses.replace(loaded, checkpoint=str(path), report=report)
+    assert [check.passed for check in weights_checks(loaded)] == [True]
+    folded = dataclasses.replace(loaded, report=dataclasses.replace(report, folded=('norm',)))
+    assert weights_checks(folded) == []
