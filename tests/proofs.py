@@ -14,7 +14,6 @@ from mmdeploy_ext.proving.levels.cases import judge_outputs, run_case
 from mmdeploy_ext.proving.levels.drive import DriveProof, Shifted
 from mmdeploy_ext.proving.levels.drive_run import Modes
 from mmdeploy_ext.proving.levels.frames import SweepProof
-from mmdeploy_ext.proving.levels.other_limits import Trials
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -43,12 +42,11 @@ def check_files(
 def samples_alone() -> Iterator[None]:
     """Inside the block proofs run on what is made of the given pictures, frames or sweeps alone.
 
-    A proof has further inputs, of limits and of special rigs, which take most of its time.
+    A proof has further inputs, of limits of voxels and of special rigs, which take most of its time.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(DriveProof, 'run_special_frames', lambda _: None))
-        stack.enter_context(mock.patch.object(SweepProof, 'at_limits', lambda _: iter(())))
-        stack.enter_context(mock.patch.object(Trials, 'fitting_trials', lambda *_, **__: []))
+        stack.enter_context(mock.patch.object(SweepProof, 'unusual_sweeps', lambda _: iter(())))
         yield
 
 

@@ -27,7 +27,7 @@ def first_reason(verdict: Verdict) -> str:
             return f'{check.name}: {check.detail}'
     if verdict.preprocessing is not None and not verdict.preprocessing.passed:
         return f'preprocessing: {verdict.preprocessing.text}'
-    for case in (*verdict.cases, *verdict.trials):
+    for case in verdict.cases:
         if not case.passed:
             return f'input: {case.name}'
     for row in verdict.sequence:

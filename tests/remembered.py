@@ -55,7 +55,7 @@ class Remembering:
             return method
 
         def ask(model: Any, *given: Any, **options: Any) -> Any:
-            limits = repr([(limit.name, limit.value) for limit in self.plain.limits(model)])
+            limits = repr([getattr(part, 'test_cfg', None) for part in model.modules()])
             key = name, id(model), self._open, limits, digest(given), digest(options)
             if key not in self._known:
                 self._known[key] = model, method(model, *given, **options)  # the model keeps its id
@@ -66,10 +66,6 @@ class Remembering:
     def raised_result_limit(self, model: Any) -> contextlib.AbstractContextManager[None]:
         """See `ImageFamily.raised_result_limit`."""
         return self._inside('raised_result_limit', model)
-
-    def without_masks(self, model: Any) -> contextlib.AbstractContextManager[None]:
-        """See `ImageFamily.without_masks`."""
-        return self._inside('without_masks', model)
 
     @contextlib.contextmanager
     def _inside(self, name: str, model: Any) -> Iterator[None]:

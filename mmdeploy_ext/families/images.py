@@ -5,13 +5,9 @@ Terms of its methods:
 - form: how much of the post-processing a graph has, an option of the export (`--postprocess`);
 - stage: one of the modules whose chain is the graph: the first is the network, those behind it are the
   post-processing;
-- feeds: the inputs of a graph by name, and what the runtime needs of the pictures besides;
-- list: the rows that upstream's test path has at one of its steps, per image, such as proposals; the list of
-  the results has the name '';
-- trial: the post-processing, exported with other limits, that a proof runs on the network's outputs for one
-  picture; see `proving/levels/other_limits.py`.
+- feeds: the inputs of a graph by name, and what the runtime needs of the pictures besides.
 
-Glossary: B batch, H, W network input in pixels, n rows of a list.
+Glossary: B batch, H, W network input in pixels.
 """
 
 from __future__ import annotations
@@ -36,7 +32,6 @@ from mmdeploy_ext.core.config import keyed_test_pipeline, refused_by_name, repla
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.families.building import build_without_weights, has_head, head_of
-from mmdeploy_ext.families.limits import Kind, Limit, limits_of
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.preprocess.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.detections import Detections, Instances
@@ -77,26 +72,11 @@ class ImageFamily(Family):
         forms: how much of the post-processing its graphs may contain.
         tie_keys: names of thresholds of overlaps and scores in the `test_cfg` of heads, at which rounding
             decides whether there is a result; see `proving/near_ties.py`.
-        trial_rows: number of results of a picture for which a trial lowers thresholds of scores, so that
-            every threshold decides some; it may have fewer.
-        makes_masks_last: whether masks are made of the boxes of results, so that these are the same without
-            masks, see `without_masks`.
-        first: name of the list that the results are made from, such as proposals or the tokens that become
-            queries; '' if there is none.
-        first_task: module that matches the rows of that list, see `Family.task`.
-        lowest_share: factor of thresholds of scores in a trial that chooses few candidates: 0
-            lets every row pass; more if much is computed of each row before candidates are chosen.
-        shares_network: whether the reference runs the same modules as the network, so that only a file shows
-            what the export makes of them.
     """
 
     samples = 'images'
     forms: ClassVar[tuple[str, ...]] = ()
     tie_keys: ClassVar[tuple[str, ...]] = ('iou_threshold',)
-    trial_rows: ClassVar[int] = 400
-    makes_masks_last: ClassVar[bool] = False
-    first: ClassVar[str] = ''
-    first_task: ClassVar[str] = 'bbox2d'
     untraced = (
         '.forward', 'forward_test', 'simple_test', 'simple_test_bboxes', 'simple_test_rpn',
         'simple_test_mask', 'get_bboxes', '_get_bboxes', '_get_bboxes_single', 'get_bboxes_single',
@@ -106,8 +86,6 @@ class ImageFamily(Family):
         'grid_priors', 'grid_anchors', '_resize', 'deform_sampling',
         *LAYERS,
     )  # fmt: skip
-    lowest_share: ClassVar[float] = 0.0
-    shares_network: ClassVar[bool] = False
 
     @property
     def options(self) -> tuple[Option, ...]:
@@ -282,115 +260,6 @@ class ImageFamily(Family):
         """Return the entry that limits the number of results per image."""
         return ResultLimit(head_of(model).test_cfg if has_head(model) else {})
 
-    def limits(self, model: torch.nn.Module) -> list[Limit]:
-        """Return the limits and thresholds that a detector reads, those of earlier choices first.
-
-        That of results is the last one, and left out if it limits nothing, as -1 does.
-        """
-        last = self.result_limit(model)
-        results = Limit(last.config, last.key, Kind.ROWS, default=last.default, available=last.available)
-        limits, head = [], ''
-        for limit in limits_of(model):
-            if limit.is_same_entry(results):
-                head = limit.head
-            else:
-                limits.append(limit)
-        if results.leaves_out:
-            limits.append(dataclasses.replace(results, head=head))
-        return limits
-
-    def lists(
-        self, model: torch.nn.Module, images: Sequence[PreparedImage], rescale: bool
-    ) -> dict[str, Sequence[Any]]:
-        """Return name -> list of each image, as upstream's test path makes them; '' names the results.
-
-        For `rescale` see `reference_detections`.
-        """
-        return {'': self.reference_detections(model, images, rescale)}
-
-    def first_list(self, model: torch.nn.Module, images: Sequence[PreparedImage]) -> Sequence[Any]:
-        """Return the list named `first`, per image, without what comes after it.
-
-        NotImplementedError: the family has no such list.
-        """
-        raise NotImplementedError(f'{self.name}: makes no list before its results')
-
-    def scores_of(self, model: torch.nn.Module, images: Sequence[PreparedImage], name: str) -> np.ndarray:
-        """Return the scores (n,), no logits, of the list `name` of the first image; '' names the results.
-
-        For the list named `first` the model runs no step behind it.
-        """
-        if name and name == self.first:
-            return self.first_list(model, images)[0].scores
-        return self.lists(model, images, rescale=True)[name][0].scores
-
-    def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Return name -> list, without the results, of the outputs of a graph of `trial` or `first_trial`.
-
-        `outputs` are by name and of one image.
-        """
-        return {}
-
-    def trial(self, model: torch.nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-        """Return the stages behind the network, and the specs of the outputs: results, lists before them.
-
-        Both are those of a graph with these options; of outputs that are the network's own there are specs,
-        too.
-        """
-        return self.stages(model, options)[1:], self.spec(model, options).outputs
-
-    def trial_options(self, model: torch.nn.Module, options: Options) -> Options:
-        """Return the options of a trial: no limit of candidates is above what the model's own limits leave.
-
-        A graph with a limit takes that many candidates, of which a trial with fewer of each level has less.
-        Here the options stay as they are.
-        """
-        return options
-
-    def first_trial(
-        self, model: torch.nn.Module, options: Options
-    ) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-        """Return the stages behind the network that make the list named `first`, and their outputs' specs.
-
-        NotImplementedError: the family has no such list.
-        """
-        raise NotImplementedError(f'{self.name}: makes no list before its results')
-
-    def most_first_rows(self, model: torch.nn.Module, options: Options) -> int:
-        """Return how many rows the list named `first` can have at the size of the options; here no limit."""
-        return sys.maxsize
-
-    def bytes_per_result(self, model: torch.nn.Module) -> int:
-        """Return the bytes of the largest output that a layer behind the choice of results has for one.
-
-        0 if no layer runs on results; masks are not meant, whose size is that of the picture.
-        """
-        return 0
-
-    def first_inputs(self, model: torch.nn.Module, images: Sequence[PreparedImage]) -> dict[str, np.ndarray]:
-        """Return name -> what `first_trial` takes besides the inputs of the graph and `network_outputs`."""
-        return {}
-
-    def network_outputs(
-        self, model: torch.nn.Module, options: Options, feeds: Mapping[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
-        """Return the network's outputs by name, as the stages of `trial` take them, by the model's layers."""
-        network, *_ = self.stages(model, options)
-        return run_stage(network, feeds)
-
-    def exaggerated(self, model: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which heads give some boxes that trained weights rarely do.
-
-        These reach far beyond the image, end before they begin, or turn by more than a turn; no picture shows
-        otherwise how they are decoded and clipped. The context changes outputs of layers, so that the
-        reference and the graph that is exported inside it have the same; here it changes nothing.
-        """
-        return contextlib.nullcontext()
-
-    def exaggerated_first(self, model: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
-        """Return the same context for runs that end with the list named `first`."""
-        return self.exaggerated(model)
-
     def ranks_queries(self, model: torch.nn.Module) -> bool:
         """Return whether the best tokens become queries with learned contents, the first query the best one.
 
@@ -399,28 +268,6 @@ class ImageFamily(Family):
         whose scores are 1.2e-6 of themselves apart, exchanged by another number of threads, moved 91 of 97
         boxes out of the bars.
         """
-        return False
-
-    def sizes_choose_levels(self, model: torch.nn.Module) -> bool:
-        """Return whether the size of an object decides on which level of a pyramid it is looked at or found.
-
-        A proof then has a picture that an object fills: others rarely reach the last level.
-        """
-        return False
-
-    def without_masks(self, model: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the model gives results without masks; used if `makes_masks_last`."""
-        return contextlib.nullcontext()
-
-    def last_level_side(self, model: torch.nn.Module) -> float:
-        """Return the side, pixels of the input, from which on the last level looks at squares.
-
-        0 if there is no such side.
-        """
-        return 0.0
-
-    def finds_always(self, model: torch.nn.Module) -> bool:
-        """Return whether a detector gives its best results for every picture, however low their scores."""
         return False
 
     def results_left_out(self, options: Mapping[str, Any]) -> str:
@@ -473,18 +320,3 @@ class ImageFamily(Family):
         runtime raises is raised as it is.
         """
         return results_of(self.name, metadata, outputs, feeds)
-
-
-def run_stage(stage: Stage, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the outputs of a stage by name, computed by PyTorch on the device of its parameters.
-
-    `feeds` have its inputs by name.
-    """
-    import torch
-
-    parameter = next(stage.module.parameters(), None)
-    device = torch.device('cpu') if parameter is None else parameter.device
-    with torch.no_grad():
-        outputs = stage.module(*(torch.from_numpy(feeds[name]).to(device) for name in stage.inputs))
-    outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
-    return {name: output.cpu().numpy() for name, output in zip(stage.outputs, outputs, strict=True)}

@@ -15,9 +15,7 @@ Terms of its methods:
 from __future__ import annotations
 
 import abc
-import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -25,7 +23,7 @@ import numpy as np
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import DRIVE, Option, Options
 from mmdeploy_ext.contract.registry import options_of
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -158,47 +156,6 @@ class SequenceFamily(Family):
     def ignores_places(self, options: Options) -> bool:
         """Return whether files with these options give the same results anywhere on the map."""
         return False
-
-    def synthetic_outputs(
-        self, model: torch.nn.Module, runner: Stepper, spec: GraphSpec
-    ) -> Iterable[tuple[str, Mapping[str, np.ndarray]]]:
-        """Yield titles and outputs of the last file that reach the limits of what follows it.
-
-        `spec` is the contract of that file.
-
-        The reference and the runner have a method `boxes_of` that takes them. A file of boxes needs none.
-        """
-        return ()
-
-    def with_limit(
-        self, model: torch.nn.Module, runner: Stepper, detections: Detections3D
-    ) -> AbstractContextManager[int]:
-        """Lower the number of results that a model and its files keep, while the context lasts.
-
-        `detections` are results of the reference with the model's own limit: the context gives a limit that
-        cuts off some of them, of all results or of each group that the model limits by itself; 0 if the limit
-        stays.
-        """
-        return contextlib.nullcontext(0)
-
-    def other_limits(
-        self, model: torch.nn.Module, runner: Stepper, spec: GraphSpec
-    ) -> Iterable[tuple[str, AbstractContextManager[Any]]]:
-        """Yield titles, and contexts in which a model and its files have other limits of boxes or scores.
-
-        In each of them `synthetic_outputs`, which are those of the model's own limits, are compared again.
-        """
-        return ()
-
-    def heads_with_other_limits(
-        self, model: torch.nn.Module, options: Options, reference: Stepper, sample: Sweep
-    ) -> Iterable[tuple[str, Detections3D, Detections3D | Exception]]:
-        """Yield titles and results of a head with other limits that are constants of a graph.
-
-        These are PyTorch's, and those of an export with `options`, or the exception that it raised; both are
-        of the same map of a sample.
-        """
-        return ()
 
     @abc.abstractmethod
     def frame(self, data: Mapping[str, Any]) -> Frame | Sweep:

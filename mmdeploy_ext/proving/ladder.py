@@ -30,6 +30,7 @@ from mmdeploy_ext.proving.levels.drive import DriveProof
 from mmdeploy_ext.proving.levels.frames import SweepProof
 from mmdeploy_ext.proving.levels.images import ImageProof
 from mmdeploy_ext.proving.levels.sparse_proof import SparseProof
+from mmdeploy_ext.proving.unreached import unreached
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -133,6 +134,7 @@ def prove(
         if first is not None:
             proof.run_again(first)
         proof.conclude()
+        verdict.unreached = unreached(proof.limits(), verdict.cases, proof.samples_option)
     return verdict, proof.pictures
 
 

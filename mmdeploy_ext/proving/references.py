@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_leaves
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.limits import changed, with_few_rows
 from mmdeploy_ext.proving.inputs.inputs import (
     BATCHES,
     plain_inputs,
@@ -24,7 +23,6 @@ from mmdeploy_ext.proving.inputs.inputs import (
     zoomed_input,
 )
 from mmdeploy_ext.proving.near_ties import near_ties
-from mmdeploy_ext.proving.part_outputs import PartOutputs
 from mmdeploy_ext.runtime.detections import Rows, bounding_box
 from mmdeploy_ext.runtime.panoptic import OFFSET, Segments
 
@@ -40,13 +38,8 @@ if TYPE_CHECKING:
 
 SURE = 0.5
 """Smallest score of a result that counts as an object, as a share of the picture's best score."""
-PARTS = (1.0, 0.7)
-"""Shares of the sides of an object's box in a zoomed picture: the complete box, then the middle of it."""
-LARGEST_OBJECT, FILLED = 0.5, 0.6
-"""Largest share of a picture that an object fills before it is zoomed, and the share afterwards that ends the
-search if the model's last level tells none (`ImageFamily.last_level_side`)."""
-ZOOMS = 8
-"""Largest number of parts that are zoomed until PyTorch finds an object that fills one."""
+LARGEST_OBJECT = 0.5
+"""Largest share of a picture that an object fills which is zoomed."""
 
 
 class ImageReference:
@@ -71,9 +64,8 @@ class ImageReference:
         feeds = family.feeds(self.images, proof_input.rescale)
         self.feeds = {name: array for name, array in feeds.items() if name not in proof_input.left_out}
         self._computed: dict[Hashable, Any] = {}
-        self._parts = PartOutputs(model, {})
         choices = family.rounded_choices(model)
-        self._ties = near_ties(model, self._results, family.tie_keys, choices, self._results_of_parts)
+        self._ties = near_ties(model, self._results, family.tie_keys, choices)
 
     @functools.cached_property
     def results(self) -> list[Any]:
@@ -86,29 +78,6 @@ class ImageReference:
             results = self._results()
         self.seconds = time.perf_counter() - start
         return results
-
-    @functools.cached_property
-    def objects(self) -> list[Any]:
-        """The results per image, without masks if the model makes these of its boxes, which is faster."""
-        family, model = self.deployment.family, self.deployment.model
-        if not family.makes_masks_last:
-            return self.results
-        with family.without_masks(model):
-            return self._results()
-
-    def objects_of_few_rows(self) -> list[Any]:
-        """Return what `objects` are with `FEW_ROWS` rows of the list `ImageFamily.first`: much faster.
-
-        These are proposals, or the tokens that become queries. The result is `objects` if there is no such
-        list, as of dense heads, or if it is no longer anyway.
-        """
-        family, model = self.deployment.family, self.deployment.model
-        fewer = with_few_rows(family.limits(model), family.first)
-        if not fewer:
-            return self.objects
-        without_masks = family.without_masks(model) if family.makes_masks_last else contextlib.nullcontext()
-        with changed(fewer), without_masks:
-            return self._results()
 
     @functools.cached_property
     def longer(self) -> list[Any]:
@@ -138,11 +107,6 @@ class ImageReference:
             )
         return results
 
-    def _results_of_parts(self) -> list[Any]:
-        """Return the results; parts of the model that had equal inputs in an earlier call do not run."""
-        with self._parts.computed_once(self.deployment.family.limits(self.deployment.model)):
-            return self._results()
-
     def compute(self, method: Callable[..., Any], *arguments: Hashable, **options: Hashable) -> Any:
         """Return the result of a method of the family, such as `reference_tensors`, for these feeds.
 
@@ -163,12 +127,8 @@ class ImageReference:
         return {name: self.feeds[name] for name in metadata.spec.input_names if name in self.feeds}
 
     def forget(self) -> None:
-        """Free what `compute` and parts of the model gave; it is large, and computed again when needed.
-
-        Results of the whole model and `feeds` are kept.
-        """
+        """Free what `compute` gave, which is large, and is computed again when needed."""
         self._computed.clear()
-        self._parts.outputs.clear()
 
 
 @contextlib.contextmanager
@@ -246,17 +206,17 @@ def empty_reference(deployment: Deployment, options: Options) -> tuple[ImageRefe
     """Return the reference of a plain picture in which PyTorch finds nothing, and '', or None and the reason.
 
     A plain picture with results is not used: all its cells have equal scores, so that rounding decides which
-    of them are the best.
+    of them are the best. One that is full of results ends the search: the model has the best of any picture.
     """
-    if deployment.family.finds_always(deployment.model):
-        return None, 'the model gives results of every picture: an empty list was not compared'
+    counts, limit = {}, deployment.family.postprocess_facts(deployment.model).get('max_per_img')
     inputs = plain_inputs(deployment, options)
-    counts = {}
     for plain in inputs:
         reference, (title, _) = ImageReference(deployment, plain), plain.sources[0]
-        counts[title] = sum(map(len, reference.objects))
+        counts[title] = sum(map(len, reference.results))
         if not counts[title]:
             return reference, ''
+        if counts[title] == limit:
+            break
     listed = ', '.join(f'{count} in a {title} one' for title, count in counts.items())
     return None, f'PyTorch finds something in plain pictures ({listed}): an empty list was not compared'
 
@@ -287,40 +247,22 @@ def reference_with_empty_image(
     return None
 
 
-def zoomed_reference(
-    deployment: Deployment, options: Options, traced: ImageReference
-) -> ImageReference | None:
-    """Return the reference of a part of the traced picture that an object fills.
+def zoomed_on_object(deployment: Deployment, options: Options, traced: ImageReference) -> ProofInput | None:
+    """Return the part of the traced picture in the box of its largest object, as an input that it fills.
 
-    Most objects are small and belong to the finer levels of a pyramid: a wrong last level does not show in
-    them. `ZOOMS` parts around objects at most are tried until an object is large enough for the last level,
-    or fills `FILLED` of the picture if `ImageFamily.last_level_side` is 0, or its square no smaller than the
-    input; if none is, the one with the largest object is returned. None if PyTorch finds no object in the
-    traced picture, or only such as fill more than `LARGEST_OBJECT` of it.
-
-    Args:
-        deployment: config and checkpoint.
-        options: options of the file.
-        traced: the reference of the traced input, the one that the exporter saw.
+    None if no size of a region chooses its level of a pyramid, the last of which small objects never reach,
+    or if PyTorch finds no object in the traced picture, or only such as fill more than `LARGEST_OBJECT`.
     """
-    source, family, model = traced.input.sources[0], deployment.family, deployment.model
+    if not any(hasattr(part, 'map_roi_levels') for part in deployment.model.modules()):
+        return None
+    source = traced.input.sources[0]
     height, width = source[1].shape[:2]
-    min_area = family.last_level_side(model) ** 2 / (options.height * options.width)
-    min_area = min_area if 0 < min_area < 1 else FILLED
     boxes = object_boxes(traced.results[0], traced.input.images[0].img_shape)
-    boxes = sorted((box for box in boxes if _area(box) <= LARGEST_OBJECT), key=_area, reverse=True)
-    largest, best = -1.0, None
-    for part, box in itertools.islice(itertools.product(PARTS, boxes), ZOOMS):
-        centre, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 * part
-        view = np.concatenate([centre - half, centre + half]) * (width, height, width, height)
-        reference = ImageReference(deployment, zoomed_input(deployment, options, source, view))
-        objects = object_boxes(reference.objects_of_few_rows()[0], reference.images[0].ori_shape)
-        area = max(map(_area, objects), default=0.0)
-        if area > largest:
-            largest, best = area, reference
-        if area >= min_area:
-            break
-    return best
+    fitting = [box for box in boxes if _area(box) <= LARGEST_OBJECT]
+    if not fitting:
+        return None
+    view = max(fitting, key=_area) * (width, height, width, height)
+    return zoomed_input(deployment, options, source, view)
 
 
 def object_boxes(results: Any, size: tuple[int, int]) -> np.ndarray:

@@ -230,7 +230,8 @@ class Case:
         input_shape: shape of the input, or of each, as text: '1x3x608x608'; '' if it has none.
         traced: whether the exporter saw this input.
         tensors: level 2 rows (empty for forms whose outputs are results).
-        detections: level 3 rows, one per image; of a trial of other limits one per list of its image.
+        detections: level 3 rows, one per image.
+        counts: name of a limit -> the most of what it limits that the input had, see `unreached.py`.
     """
 
     name: str
@@ -238,6 +239,7 @@ class Case:
     traced: bool
     tensors: tuple[TensorRow, ...] = ()
     detections: tuple[DetectionRow, ...] = ()
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def passed(self) -> bool:

@@ -36,7 +36,6 @@ class Verdict:
             voxels by the rule and by the layer of the model; None if nothing was compared.
         cases: levels 2 and 3.
         model_classes: classes of the model that no installed library has: the user's, and ours.
-        trials: level 3 of exports of the post-processing with other limits.
         sequence: level 4; empty for models that are not proven on a drive (PETR is, without a memory).
         metrics: level 5; empty when no data set was evaluated.
         timing_ms: title of PyTorch's side, and of the engine's -> median milliseconds of its runs, of a
@@ -59,7 +58,6 @@ class Verdict:
     sequence: list[SequenceRow] = dataclasses.field(default_factory=list)
     graphs: list[GraphResult] = dataclasses.field(default_factory=list)
     preprocessing: PreprocessingResult | None = None
-    trials: list[Case] = dataclasses.field(default_factory=list)
     model_classes: list[ModelClass] = dataclasses.field(default_factory=list)
     untraced: list[Untraced] = dataclasses.field(default_factory=list)
     unreached: list[str] = dataclasses.field(default_factory=list)
@@ -127,7 +125,7 @@ class Verdict:
         cases = self.cases
         if not all(row.passed for row in self.sequence):
             cases = cases[1:]  # the first case was made of the sequence, whose reasons are listed below
-        for case in (*cases, *self.trials):
+        for case in cases:
             reasons += case.failures
         for row in self.sequence:
             reasons += [f'{row.title}: {reason}' for reason in row.reasons]
@@ -141,7 +139,7 @@ class Verdict:
         (`checks_failed` ...); of results `reference`, `matched`, `missing`, `extra` and `ties`. Of all rows
         `worst_rel` and `worst_score`, which are differences, are the largest, `worst_iou` is the smallest;
         they are None if nothing was compared. `histogram` is the sum of those of all tensors, [] without
-        any. Trials are not counted.
+        any.
         """
         tensors = [row for case in self.cases for row in case.tensors]
         images = [row for case in self.cases for row in case.detections]
@@ -172,7 +170,6 @@ class Verdict:
         first = dict(verdict=self.title.lower(), summary=self.summary())
         content = first | dataclasses.asdict(self)
         content['cases'] = [case.to_json() for case in self.cases]
-        content['trials'] = [trial.to_json() for trial in self.trials]
         for row, entry in zip(self.sequence, content['sequence'], strict=True):
             entry.update(passed=row.passed, title=row.title)
         for graph, entry in zip(self.graphs, content['graphs'], strict=True):

@@ -259,7 +259,7 @@ def _failures(verdict: Verdict) -> list[str]:
     """Return a line for each check that failed, those of the graph first."""
     lines = [graph.text for graph in verdict.graphs if not graph.passed]
     lines += [f'{check.name}: {check.detail}' for check in verdict.structure if not check.passed]
-    for case in (*verdict.cases, *verdict.trials):
+    for case in verdict.cases:
         if case.passed:
             continue
         wrong_rows = (row for row in case.tensors if not row.passed and row.max_rel)

@@ -59,7 +59,7 @@ class Outcome:
         rules: hash of the code that judged it, see `digests.proof_rules`; likewise.
         shape: (H, W) of the network's input, pixels; (0, 0) of models of sweeps, and after an error.
         inputs: number of cases of the proof (`Verdict.cases`), not of inputs of the graph: pictures, batches
-            or sweeps that both engines ran, and synthetic outputs that both decoded.
+            or sweeps that both engines ran.
         reference: number of PyTorch's detections, in all samples, of at least the score from which on a proof
             needs a partner for each (`matching.match_lists`, `score_thr`).
         matched: number of these that have a partner in ONNX Runtime's results, see `matching.match_lists`.

@@ -11,13 +11,11 @@ from mmdet3d.models import builder
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.config import test_cfg_key
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.anchor3d.graphs import graphs, postprocess_facts
 from mmdeploy_ext.families.anchor3d.reference import AnchorReference
 from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx
-from mmdeploy_ext.families.anchor3d.synthetic import synthetic_outputs
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.parts import anchor_heads, lidar_models
@@ -107,11 +105,6 @@ class AnchorFamily(SweepMethods, SequenceFamily):
 
     def crowded_sweeps(self, rule: VoxelRule, options: Options) -> Iterable[Sweep]:
         return crowded(rule)
-
-    def synthetic_outputs(
-        self, model: nn.Module, runner: Stepper, spec: GraphSpec
-    ) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        return synthetic_outputs(runner.box_rule, spec)
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         return AnchorOnnx(paths, **engine)

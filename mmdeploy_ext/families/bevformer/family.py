@@ -205,9 +205,6 @@ class BevFormerFamily(QueryBoxes, SequenceFamily):
         model.load_state_dict(for_view(weights, max(head.bev_h, head.bev_w)))
         return model
 
-    def num_queries(self, model: nn.Module) -> int:
-        return int(model.pts_bbox_head.query_embedding.num_embeddings)
-
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
         return generated_dataset(
             folder, cfg, dict(type='BevNuScenesDataset'), views=rule, entries=can_bus_entry

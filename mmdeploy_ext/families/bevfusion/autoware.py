@@ -82,21 +82,6 @@ class NodeDenseHead(OfModel):
         return boxes_of_node(self.model.heads['object'], self.model.joined([bev]))
 
 
-class NodeBoxHead(nn.Module):
-    """From the input map of the head to the node's values of boxes.
-
-    No file has it: a proof exports the head alone with it, see `head_limits.exported_boxes`.
-    """
-
-    def __init__(self, head: nn.Module) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(self, middle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the outputs of `NodeDenseHead` for the input map (1, C, X, Y) of the head."""
-        return boxes_of_node(self.head, middle)
-
-
 def boxes_of_node(head: nn.Module, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return `bbox_pred` (10, Q), `score` (Q,) and `label_pred` (Q,) of the input map (1, C, X, Y) of a head.
 

@@ -16,7 +16,7 @@ from mmdeploy_ext.consumers.autoware.bevfusion import GRAPHS as AUTOWARE_FILES
 from mmdeploy_ext.consumers.autoware.bevfusion import AutowareBEVFusion
 from mmdeploy_ext.consumers.cuda_bevfusion.cuda import GRAPHS as CUDA_FILES
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import refused_values
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
@@ -32,18 +32,11 @@ from mmdeploy_ext.families.bevfusion.fork import (
     with_truth,
 )
 from mmdeploy_ext.families.bevfusion.graphs import graphs, postprocess_facts, transform_of
-from mmdeploy_ext.families.bevfusion.head_limits import heads_with_other_limits
 from mmdeploy_ext.families.bevfusion.live import DEPTH_KERNEL, take_layers
 from mmdeploy_ext.families.bevfusion.options import AUTOWARE, CUDA, PORTABLE
 from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference, CudaReference
 from mmdeploy_ext.families.bevfusion.runtime.model import is_cuda, opened
 from mmdeploy_ext.families.bevfusion.samples import dumped, frame, fusion_rule, generated, moments
-from mmdeploy_ext.families.bevfusion.synthetic import (
-    SPREAD_IN_RANGE,
-    boxes_of_all_sizes,
-    synthetic_outputs,
-    values_of_boxes,
-)
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.proof_samples import changed_rigs, crowded, plain_moment
@@ -52,7 +45,6 @@ from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.models.bevfusion.fusion import SENSORS, check_parts
 from mmdeploy_ext.preprocess.fusion import FusionRule
-from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame, Stepper, Sweep
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
@@ -130,33 +122,6 @@ class BEVFusionFamily(SequenceFamily):
     def plain_sample(self, rule: FusionRule, sample: FusedFrame) -> FusedFrame:
         limits = None if rule.voxels is None else rule.voxels.point_cloud_range
         return plain_moment(sample, limits)
-
-    def synthetic_outputs(
-        self, model: nn.Module, runner: Stepper, spec: GraphSpec
-    ) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        """Yield title and outputs of the last graph of the contract, by the names of its spec.
-
-        These are boxes of the portable frame graph. The last graph of another contract (the head of
-        CUDA-BEVFusion, or Autoware's node) gives the values that a box coder decodes: there the outputs are
-        those that decode to such boxes. `boxes_of` of reference and runner takes them.
-        """
-        head, nms = model.heads['object'], runner.metadata.postprocess['nms']
-        queries, names = int(head.num_proposals), spec.output_names
-        if 'boxes' in names:
-            queries = int(next(tensor for tensor in spec.outputs if tensor.name == 'boxes').axes[0])
-            yield from synthetic_outputs(nms, self.num_classes(model), queries)
-            if model.fork and nms is None:
-                yield 'boxes of all sizes and scores', boxes_of_all_sizes(self.num_classes(model), queries)
-            return
-        of_node, classes = 'bbox_pred' in names, self.num_classes(model)
-        for title, outputs in synthetic_outputs(nms, classes, queries, SPREAD_IN_RANGE):
-            yield title, values_of_boxes(outputs, head.bbox_coder, classes, of_node)
-
-    def heads_with_other_limits(
-        self, model: nn.Module, options: Options, reference: Stepper, sample: FusedFrame
-    ) -> Iterable[tuple[str, Detections3D, Detections3D | Exception]]:
-        # the head of a repository's model has the same weights as that of this package's model
-        return heads_with_other_limits(model, options, BEVFusionReference(model), sample)
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
         if options.contract == AUTOWARE:

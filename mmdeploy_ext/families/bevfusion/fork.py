@@ -37,7 +37,6 @@ from mmdeploy_ext.families.bevfusion.cuda_graphs import transform_of
 from mmdeploy_ext.families.bevfusion.graphs import TABLES
 from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference, detections
 from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES
-from mmdeploy_ext.families.bevfusion.synthetic import values_of_boxes
 from mmdeploy_ext.models import catalogue
 from mmdeploy_ext.proving.near_ties import DRAWS, ROUNDING
 from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -65,6 +64,8 @@ PICTURE_STEPS = 'LoadMultiViewImageFromFiles', 'ImageAug3D', 'ImageNormalize'
 """Steps of test pipelines that read and change pictures."""
 IMAGE_KEYS = 'type', 'final_dim', 'resize_lim', 'bot_pct_lim'
 """Keys of ImageAug3D that this package's step takes; the other keys are for training."""
+OUT_OF_RANGE_M = 1e3
+"""What is added to the height of boxes that a coder has to drop, metres."""
 BEAMS = 32
 """Beams of nuScenes' LiDAR; a repository's loader drops points if it has to keep fewer."""
 CONVENTIONS = {
@@ -425,7 +426,7 @@ class ForkReference(BEVFusionReference):
         head = self.model.heads['object']
         if 'boxes' not in outputs or not hasattr(head, 'prediction_heads'):
             return super().boxes_of(outputs)
-        values = values_of_boxes(outputs, head.bbox_coder, head.num_classes, of_node=False)
+        values = values_of_boxes(outputs, head.bbox_coder, head.num_classes)
         return self._detections(self.process.call('boxes_of', values))
 
     def _detections(self, results: Mapping[str, np.ndarray]) -> Detections3D:
@@ -476,3 +477,24 @@ def _graphs_note(fork: Fork) -> str:
 
 NAMES = dict(bboxes='boxes', scores='scores', labels='labels')
 """Key of the argument of `detections` -> name of the array in the results of `ForkModel.step`."""
+
+
+def values_of_boxes(outputs: Mapping[str, np.ndarray], coder: Any, classes: int) -> dict[str, np.ndarray]:
+    """Return outputs of a head by name, each (1, columns, Q), that decode to boxes of the frame's graph.
+
+    A box with the label -1 is put far above the range of the coder, which then drops it.
+
+    Args:
+        outputs: `boxes` (Q, 9), `scores` and `labels` of the frame's graph.
+        coder: box coder of the head.
+        classes: number of classes.
+    """
+    boxes, scores = outputs['boxes'].astype(np.float64), outputs['scores']
+    dropped, labels = outputs['labels'] < 0, outputs['labels'].clip(min=0)
+    step, low = (np.array(values[:2]) for values in (coder.voxel_size, coder.pc_range))
+    centres = (boxes[:, :2] - low) / (step * coder.out_size_factor)
+    middle = boxes[:, 2] + boxes[:, 5] / 2 + np.where(dropped, OUT_OF_RANGE_M, 0.0)
+    sizes, sine, cosine = np.log(boxes[:, 3:6]), np.sin(boxes[:, 6]), np.cos(boxes[:, 6])
+    values = dict(rot=[sine, cosine], dim=sizes.T, reg=centres.T, height=[middle], vel=boxes[:, 7:].T)
+    score = np.eye(classes, dtype=np.float32)[labels].T * scores
+    return dict(score=score[None], **{name: np.float32(rows)[None] for name, rows in values.items()})

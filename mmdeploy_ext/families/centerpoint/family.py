@@ -14,7 +14,7 @@ from torch import nn
 from mmdeploy_ext.consumers.autoware.centerpoint import GRAPHS as AUTOWARE_FILES
 from mmdeploy_ext.consumers.autoware.centerpoint import AutowareCenterPoint
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import test_cfg_key
 from mmdeploy_ext.core.errors import ConfigError
@@ -24,7 +24,6 @@ from mmdeploy_ext.families.centerpoint import autoware
 from mmdeploy_ext.families.centerpoint.graphs import graphs, postprocess_facts
 from mmdeploy_ext.families.centerpoint.reference import CenterPointReference, NodeReference
 from mmdeploy_ext.families.centerpoint.runtime import NMS_TYPES, CenterPointOnnx
-from mmdeploy_ext.families.centerpoint.synthetic import synthetic_outputs
 from mmdeploy_ext.families.parts import lidar_models
 from mmdeploy_ext.families.parts.detector_parts import test_cfg_of
 from mmdeploy_ext.families.parts.lidar_models import LidarModels, check_points_side
@@ -102,12 +101,6 @@ class CenterPointFamily(SweepMethods, SequenceFamily):
             # the order of their first points: in a sweep for the node both orders are the same
             return (in_order_of_columns(sweep, rule) for sweep in sweeps)
         return sweeps
-
-    def synthetic_outputs(
-        self, model: nn.Module, runner: Stepper, spec: GraphSpec
-    ) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        # Autoware's node has a rule of its own
-        return synthetic_outputs(runner.box_rule, spec) if hasattr(runner, 'box_rule') else ()
 
     def num_classes(self, model: nn.Module) -> int:
         return sum(model.pts_bbox_head.num_classes)

@@ -12,7 +12,7 @@ Glossary: K classes of a task, H, W heat map, n boxes.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -57,11 +57,6 @@ class BoxRule(HeadRule):
             keeps all.
     """
 
-    limit: ClassVar[str] = 'post_max_size'
-    """Name of the attribute that limits the number of results."""
-    candidates: ClassVar[tuple[str, ...]] = ('max_num', 'pre_max_size')
-    """Names of the attributes that limit the number of boxes before NMS."""
-
     num_classes: tuple[int, ...]
     voxel_size: tuple[float, float]
     pc_origin: tuple[float, float]
@@ -95,10 +90,6 @@ class BoxRule(HeadRule):
             for name in (*VALUES, 'heatmap')
         }
         return {name: (None, channels[name], None, None) for name in self.output_names}
-
-    def groups(self, labels: np.ndarray) -> np.ndarray:
-        """Return the task of each label (n,); `limit` holds for each task."""
-        return np.searchsorted(np.cumsum(self.num_classes), labels, side='right')
 
 
 def decode(outputs: Mapping[str, np.ndarray], rule: BoxRule) -> Detections3D:

@@ -4,9 +4,8 @@ What the attributes of `DenseFamily` and its methods without a docstring are for
 defined first: `families/base.py` and `families/images.py`.
 """
 
-import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmdet.models.builder import HEADS
@@ -16,8 +15,6 @@ from torch import nn
 
 from mmdeploy_ext.contract.dense_head import PRIOR_CHOICES
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import TensorSpec
-from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import capped
@@ -28,7 +25,6 @@ from mmdeploy_ext.families.dense.heads import (
     KINDS,
     QUERY_HEAD,
     check_library_head,
-    described,
     facts_of,
     generator_of,
     json_of,
@@ -37,19 +33,7 @@ from mmdeploy_ext.families.dense.heads import (
 )
 from mmdeploy_ext.families.dense.runtime import level_shapes
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
-from mmdeploy_ext.families.limits import Limit
 from mmdeploy_ext.families.parts import detector_parts, image_feeds
-from mmdeploy_ext.families.parts.exaggerated import (
-    changed_forward,
-    exaggerated_cells,
-    exchanged,
-    raised_corners,
-)
-
-BOX_OUTPUTS = ('bbox_pred', 'bbox_reg', 'shape_pred', 'wh', 'offset')
-"""Outputs of heads that hold only positions and sizes of boxes."""
-LOGIT_OUTPUTS = ('cls_score', 'centerness', 'objectness', 'iou_pred')
-"""Outputs of heads that become scores, by a sigmoid unless the head applies another activation."""
 
 
 class DenseFamily(ImageFamily):
@@ -162,55 +146,6 @@ class DenseFamily(ImageFamily):
     def result_limit(self, model: nn.Module) -> ResultLimit:
         """Return the entry of `test_cfg` that limits results: `topk` of heads of peaks or `max_per_img`."""
         return ResultLimit(model.bbox_head.test_cfg, kind_of(model.bbox_head).limit)
-
-    def limits(self, model: nn.Module) -> list[Limit]:
-        """Return the limits that the head reads: heads that find peaks of heat maps read `topk` alone."""
-        kind, limits = kind_of(model.bbox_head), super().limits(model)
-        if kind.limit == 'topk':
-            return [limit for limit in limits if limit.key == kind.limit]
-        return [limit for limit in limits if limit.key not in kind.fixed]
-
-    def trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-        """Return the stages behind the network, and the specs of the file's outputs.
-
-        A trial exports these alone, with other limits.
-        """
-        return graphs.stages(model, options)[1:], graphs.spec(model, options).outputs
-
-    def trial_options(self, model: nn.Module, options: Options) -> Options:
-        head = model.bbox_head
-        return detector_parts.with_available_candidates(
-            options,
-            lambda: largest_num_candidates(head, facts_of(head), graphs.feature_shapes(model, options)),
-        )
-
-    @contextlib.contextmanager
-    def exaggerated(self, model: nn.Module) -> Iterator[None]:
-        """Inside the block the head gives some extreme boxes, and high scores at both ends of every level.
-
-        The outputs of its `forward` are changed, for the reference and for a graph that is exported inside:
-        those of `BOX_OUTPUTS`, and those of `LOGIT_OUTPUTS` if scores are sigmoids of them. Others stay.
-        """
-        head = model.bbox_head
-        kind, description, num_levels = kind_of(head), described(head), len(generator_of(head).strides)
-        coder = kind.coder(head)
-
-        def change(outputs: Any) -> Any:
-            output_names = [name for name in description.names for _ in range(num_levels)]
-            changes = {}
-            for name, maps in zip(output_names, kind.flatten(kind.tested(head, outputs)), strict=True):
-                if name in BOX_OUTPUTS:
-                    changes[id(maps)] = exaggerated_cells(maps, coder)
-                elif name in LOGIT_OUTPUTS and description.activation == 'sigmoid':
-                    changes[id(maps)] = raised_corners(maps)
-            return exchanged(outputs, changes)
-
-        with changed_forward(head, change):
-            yield
-
-    def finds_always(self, model: nn.Module) -> bool:
-        """Return True for heads that find peaks of heat maps, which apply no threshold to the best ones."""
-        return kind_of(model.bbox_head).limit == 'topk'
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """Return name -> setting that files tell: thresholds, and what `facts_of` returns of the head.

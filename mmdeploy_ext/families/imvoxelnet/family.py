@@ -4,8 +4,7 @@ What the attributes and methods of the class without a docstring are for is docu
 first: `families/base.py` and `families/images.py`.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelines
@@ -23,11 +22,9 @@ from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.imvoxelnet import graphs, reference, samples
 from mmdeploy_ext.families.imvoxelnet.runtime import COLUMNS
 from mmdeploy_ext.families.imvoxelnet.seeded import seeded_detector
-from mmdeploy_ext.families.limits import Kind, Limit
 from mmdeploy_ext.families.missing_kernels import missing_operators
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.anchor_heads import PER_CLASS_HEAD, UNTRACED, check_anchor_head
-from mmdeploy_ext.families.parts.exaggerated import changed_outputs, turned_on
 from mmdeploy_ext.families.parts.samples import only
 from mmdeploy_ext.preprocess.cam2img import PROJECTION
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
@@ -98,22 +95,6 @@ class ImVoxelNetFamily(ImageFamily):
 
     def num_classes(self, model: nn.Module) -> int:
         return int(model.bbox_head.num_classes)
-
-    def limits(self, model: nn.Module) -> list[Limit]:
-        *limits, results = [limit for limit in super().limits(model) if limit.key in (*READ, 'max_num')]
-        return [*limits, Limit(model.bbox_head.test_cfg, 'nms_thr', Kind.OVERLAP), results]
-
-    @contextlib.contextmanager
-    def exaggerated(self, model: nn.Module) -> Iterator[None]:
-        """Inside the block two of three columns of cells have boxes that are turned by more than a turn."""
-        head = model.bbox_head
-
-        def change(outputs: Any) -> Any:
-            scores, boxes, *directions = outputs
-            return scores, [turned_on(level, int(head.box_code_size)) for level in boxes], *directions
-
-        with changed_outputs(head, change):
-            yield
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
         return ResultLimit(model.bbox_head.test_cfg, 'max_num')

@@ -18,7 +18,6 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights, registered_class
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
-from mmdeploy_ext.families.limits import Kind, Limit
 from mmdeploy_ext.families.monocular import cameras, graphs, reference, smoke_graphs
 from mmdeploy_ext.families.monocular.seeded import seeded_detector
 from mmdeploy_ext.families.parts import detector_parts
@@ -145,10 +144,6 @@ class PointsFamily(MonocularMethods, ImageFamily):
     def check(self, cfg: Any, options: Options) -> None:
         check_detector(cfg, options, check_points_head)
 
-    def limits(self, model: nn.Module) -> list[Limit]:
-        *limits, results = [limit for limit in super().limits(model) if limit.key in READ]
-        return [*limits, Limit(model.bbox_head.test_cfg, 'nms_thr', Kind.OVERLAP), results]
-
     def result_limit(self, model: nn.Module) -> ResultLimit:
         return ResultLimit(model.bbox_head.test_cfg)
 
@@ -180,7 +175,3 @@ class SmokeFamily(MonocularMethods, ImageFamily):
 
     def check(self, cfg: Any, options: Options) -> None:
         check_detector(cfg, options, check_smoke_head)
-
-    def limits(self, model: nn.Module) -> list[Limit]:
-        """Return []: mmdet3d reads no entry of SMOKE's `test_cfg`."""
-        return []

@@ -4,33 +4,26 @@
 become boxes without NMS derive from beside `SequenceFamily`.
 """
 
-import abc
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from mmdet.models.builder import MODELS as MMDET_MODELS
 from mmdet3d.models import build_model
 from mmdet3d.models.builder import MODELS
 from torch import nn
 
-from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.config import refused_by_name, refused_values, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights, nearest_base
 from mmdeploy_ext.families.parts.detector_parts import part_cfg
-from mmdeploy_ext.families.parts.query_limits import other_limits, synthetic_outputs
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.models.catalogue import MODULES, register_named
 from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
-from mmdeploy_ext.runtime.frames import Stepper
 
-Z_AFTER_TWO_SIZES = (0, 1, 3, 4, 2, 5, 6, 7, 8, 9)
-"""For each number of a box code its index in `query_limits.IN_ORDER`: the centre's z follows two sizes."""
 OF_CONFIG = "size and cameras are the config's"
 """`Family.of_config` of such a family."""
 DEFAULT_CAMERAS = 6
@@ -165,21 +158,11 @@ def _check_coder(coder: Mapping[str, Any], key: str) -> None:
         raise ConfigError(f'{key}.max_num={limit!r}: expected a whole number of at least 1')
 
 
-class QueryBoxes(abc.ABC):
-    """What a family has beside `SequenceFamily` if its best pairs of query and class become boxes.
-
-    Attributes:
-        columns: of the model's box code: for each of its ten numbers the index in x, y, z, logarithms of
-            three sizes, sine and cosine of the yaw, velocity in x and y.
-    """
+class QueryBoxes:
+    """What a family has beside `SequenceFamily` if its best pairs of query and class become boxes."""
 
     compared = PREDICTIONS
-    columns: ClassVar[Sequence[int]] = Z_AFTER_TWO_SIZES
     result = staticmethod(result)
-
-    @abc.abstractmethod
-    def num_queries(self, model: nn.Module) -> int:
-        """Return the number of queries in the outputs of the head."""
 
     def box_facts(self, model: nn.Module) -> dict[str, Any]:
         """Return the entries of `postprocess_facts` that all families of such boxes have.
@@ -194,23 +177,3 @@ class QueryBoxes(abc.ABC):
             score_threshold=coder.score_threshold,
             num_classes=self.num_classes(model),
         )
-
-    def synthetic_outputs(
-        self, model: nn.Module, runner: Stepper, spec: GraphSpec
-    ) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        """Yield titles and outputs of the head by name that reach the limits of decoding them.
-
-        The limits are those of the metadata of `runner`, the files on an engine; `spec` is not used.
-        """
-        queries, classes = self.num_queries(model), self.num_classes(model)
-        return synthetic_outputs(runner.metadata.postprocess, queries, classes, self.columns)
-
-    def other_limits(
-        self, model: nn.Module, runner: Stepper, spec: GraphSpec
-    ) -> Iterable[tuple[str, AbstractContextManager[None]]]:
-        """Yield titles, and contexts in which a model and `runner`, its files, decode with other limits.
-
-        `spec` is not read.
-        """
-        pairs = self.num_queries(model) * self.num_classes(model)
-        return other_limits(model.pts_bbox_head.bbox_coder, runner.metadata.postprocess, pairs)

@@ -272,18 +272,6 @@ def check_limit(key: str, limit: Any, available: int) -> None:
         raise ConfigError(f'model.test_cfg.{key}={limit}; expected 1 to {available}, as many as there are')
 
 
-def with_available_candidates(options: Options, count: Callable[[], int]) -> Options:
-    """Return options whose `max_candidates`, if it is on, is not above the number of candidates.
-
-    A graph with lowered limits has fewer candidates than the option lets in.
-
-    `count` returns the number of candidates; it is called only if the option is on.
-    """
-    if not options.get('max_candidates'):
-        return options
-    return options.replace(max_candidates=min(options.max_candidates, count()))
-
-
 def check_rotated_limits(test_cfg: Mapping[str, Any], max_key: str) -> None:
     """Refuse (ConfigError) a `test_cfg` without the limits of mmdet3d's rotated suppression, or for another.
 

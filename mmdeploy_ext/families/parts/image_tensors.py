@@ -92,14 +92,6 @@ def results_and_candidates(
 
 PROPOSALS = 'proposals'
 """Name of the tensor and of the list of boxes that results are made from."""
-SCORED_PROPOSALS = TensorSpec(
-    PROPOSALS,
-    'float32',
-    (1, 'K', 5),
-    'x1 y1 x2 y2 score; rows that an image does not have are zero',
-    compare='detections',
-)
-"""The list of boxes that results are made from, as a proof compares it."""
 
 Axis = int | str
 """The size of an axis, or the letter of a dynamic one."""

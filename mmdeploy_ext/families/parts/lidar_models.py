@@ -1,14 +1,12 @@
-"""The LiDAR detectors that families export, how they are built, and their limits.
+"""The LiDAR detectors that families export, and how they are built.
 
-`LidarModels` is what a family asks about its detectors. `load_weights`, `voxel_layer`, `with_limit`,
-`other_limits` and `timed_methods` are methods of `SequenceFamily` for them; families of points alone have
-them by `SweepMethods`, others assign those that they need.
+`LidarModels` is what a family asks about its detectors. `load_weights`, `voxel_layer` and `timed_methods` are
+methods of `SequenceFamily` for them; families of points alone have them by `SweepMethods`, others assign
+those that they need.
 """
 
-import contextlib
 import dataclasses
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmdet3d.models import build_model
@@ -16,8 +14,7 @@ from mmdet3d.models.builder import DETECTORS, HEADS
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec
-from mmdeploy_ext.core.config import replaced_entry, test_pipeline
+from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import BACKBONE, find_family
 from mmdeploy_ext.families.building import build_without_weights, names_of_class
@@ -33,9 +30,6 @@ from mmdeploy_ext.families.parts.pillars import (
 from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
 from mmdeploy_ext.families.parts.voxel_grid import grid_size, rule_of_layer
 from mmdeploy_ext.preprocess.points import VoxelRule
-from mmdeploy_ext.proving.levels.synthetic import limit_between
-from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.runtime.frames import Stepper
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_strict
 
 UNTRACED = (
@@ -49,9 +43,6 @@ DYNAMIC_DETECTOR = 'DynamicVoxelNet'
 """The detector whose voxels hold all their points."""
 SPARSE_ENCODERS = dict(SASSD='SparseEncoderSASSD')
 """Detector -> its sparse encoder, which in training gives more than a map; others have a SparseEncoder."""
-FEW_CANDIDATES, MANY_CANDIDATES = 19, 700
-"""Boxes that lowered limits of candidates let through at most, fewer than other limits do, and that raised
-limits let through at least, if the smallest map has so many cells."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,47 +109,6 @@ def voxel_layer(model: nn.Module) -> tuple[nn.Module, str, int]:
     return parts.voxel_layer, 'zyx', width_of_points(parts)
 
 
-@contextlib.contextmanager
-def with_limit(model: nn.Module, runner: Stepper, detections: Detections3D) -> Iterator[int]:
-    """Inside the block model and files keep fewer results: a limit that cuts off some of `detections`.
-
-    These are results that the model's own limit lets through. The limit holds for each of the rule's
-    `groups`, such as a task of CenterPoint, and is what the context gives; 0 if the model's own limit stays,
-    as for files of a node that have no such rule.
-    """
-    box_rule, limit = getattr(runner, 'box_rule', None), 0
-    if box_rule is not None:  # nodes of Autoware have none
-        limit = limit_between(detections, box_rule.groups(detections.labels))
-    with _with_limits(model, runner, {box_rule.limit: limit} if limit else {}):
-        yield limit
-
-
-def other_limits(
-    model: nn.Module, runner: Stepper, spec: GraphSpec
-) -> Iterator[tuple[str, contextlib.AbstractContextManager[None]]]:
-    """Yield title and context of trials with fewer candidates, with more results, and with more of both.
-
-    There are none for a node of Autoware, whose runner has no such limits. `spec` is the contract of the
-    head's file, for the sizes of its maps.
-    """
-    box_rule = getattr(runner, 'box_rule', None)
-    if box_rule is None:
-        return
-    cells = min(math.prod(tensor.axes[2:]) for tensor in spec.outputs)  # mmdet3d chooses in each class
-    limits = {name: getattr(box_rule, name) for name in box_rule.candidates}
-    limits = {name: limit for name, limit in limits.items() if limit and limit > 0}
-    for name, limit in limits.items():
-        lowered = min(FEW_CANDIDATES, limit)
-        yield f'{name} {lowered}', _with_limits(model, runner, {name: lowered})
-    result_limit = getattr(box_rule, box_rule.limit)
-    raised = {} if result_limit is None else {box_rule.limit: _raised(result_limit)}
-    yield f'{box_rule.limit} raised', _with_limits(model, runner, raised)
-    raised |= {name: _raised(limit) for name, limit in limits.items()}
-    if 'max_num' in limits:
-        raised['max_num'] = min(raised['max_num'], cells)
-    yield 'all limits raised', _with_limits(model, runner, raised)
-
-
 def timed_methods(model: nn.Module) -> dict[str, list[tuple[object, str]]]:
     """Return the methods, (owner, name), whose time is that of `backbone` and of `boxes`."""
     parts = parts_of(model)
@@ -172,25 +122,6 @@ def timed_methods(model: nn.Module) -> dict[str, list[tuple[object, str]]]:
 def is_dynamic(model: Mapping[str, Any]) -> bool:
     """Return whether the voxels of a config's model hold all their points."""
     return DYNAMIC_DETECTOR in names_of_class(DETECTORS, model.get('type'))
-
-
-@contextlib.contextmanager
-def _with_limits(model: nn.Module, runner: Stepper, limits: Mapping[str, int]) -> Iterator[None]:
-    """Let the head of a model and its files have other limits, by name, inside the block."""
-    head, box_rule = parts_of(model).head, getattr(runner, 'box_rule', None)
-    with contextlib.ExitStack() as stack:
-        for name, limit in limits.items():
-            settings = head.test_cfg if name in head.test_cfg else vars(head.bbox_coder)
-            stack.enter_context(replaced_entry(settings, name, limit))
-        if limits:
-            runner.box_rule = dataclasses.replace(box_rule, **limits)
-            stack.callback(setattr, runner, 'box_rule', box_rule)
-        yield
-
-
-def _raised(limit: int) -> int:
-    """Return a limit that lets more boxes through, but not so many that suppression takes long."""
-    return max(MANY_CANDIDATES, limit + max(limit // 10, 1))
 
 
 def check_points_side(filename: str, model: Mapping[str, Any], detector: str, heads: Sequence[str]) -> None:

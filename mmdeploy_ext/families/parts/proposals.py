@@ -29,7 +29,6 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     number,
     positive,
 )
-from mmdeploy_ext.families.limits import Kind, Limit, entries_of
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.dense_heads import (
     KINDS,
@@ -112,18 +111,6 @@ def suppression_entries(head: nn.Module, iou_threshold: float, max_per_img: int)
         return {'nms_thr': iou_threshold, limit_entry(head): max_per_img}
     nms = dict(nms_arguments(head.test_cfg.nms), iou_threshold=iou_threshold)
     return dict(nms=nms, max_per_img=max_per_img)
-
-
-def limits_of_head(head: nn.Module, name: str) -> list[Limit]:
-    """Return the limits and thresholds in a proposal head's `test_cfg`.
-
-    `name` is their `Limit.list`, such as 'proposals': the name of the list of rows that they limit.
-    """
-    limits = entries_of(head.test_cfg, 'rpn', name)
-    if mmdet_release() >= NMS_ENTRY_SINCE:
-        return limits
-    last = Limit(head.test_cfg, limit_entry(head), Kind.ROWS, 'rpn', name)
-    return [*(limit for limit in limits if not limit.is_same_entry(last)), last]
 
 
 def thresholds(head: nn.Module) -> NmsConfig:

@@ -325,18 +325,6 @@ def _semantic_cells(roi_head: nn.Module, kind: str) -> tuple[int, int]:
     return tuple(larger // side for larger, side in zip(semantic, size, strict=True))
 
 
-def last_level_side(roi_head: nn.Module) -> float:
-    """Return the side, pixels, from which on squares are pooled from the last level in the first stage.
-
-    It is 0 if all regions are pooled from all levels, and `finest_scale` of an extractor of one level, from
-    which squares of any side are pooled.
-    """
-    extractor = part_of(roi_head, 'bbox_roi_extractor', 0)
-    if isinstance(extractor, extractors.GenericRoIExtractor):
-        return 0.0
-    return float(extractor.finest_scale * 2 ** (extractor.num_inputs - 1))
-
-
 class Regions(nn.Module):
     """Features of the regions of a batch, by an extractor, added context, and shared layers."""
 

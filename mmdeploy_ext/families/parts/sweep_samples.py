@@ -84,5 +84,3 @@ class SweepMethods:
     load_weights = staticmethod(lidar_models.load_weights)
     voxel_layer = staticmethod(lidar_models.voxel_layer)
     timed_methods = staticmethod(lidar_models.timed_methods)
-    with_limit = staticmethod(lidar_models.with_limit)
-    other_limits = staticmethod(lidar_models.other_limits)

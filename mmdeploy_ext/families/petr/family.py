@@ -142,9 +142,6 @@ class PetrFamily(QueryBoxes, SequenceFamily):
         model.load_state_dict(petr_weights(model.state_dict(), f'{seed}:' if seed else ''))
         return model
 
-    def num_queries(self, model: nn.Module) -> int:
-        return int(model.pts_bbox_head.num_query)
-
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
         ours = dict(collect_keys=[]) if 'collect_keys' in test_dataset(cfg) else {}
         return generated_dataset(folder, cfg, dict(ours, type='CustomNuScenesDataset'), views=rule)

@@ -4,32 +4,23 @@ What the attributes and methods of the classes without a docstring are for is do
 defined first: `families/base.py` and `families/images.py`.
 """
 
-import contextlib
 import copy
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from mmdet.models.builder import DETECTORS
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import TensorSpec
-from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
-from mmdeploy_ext.families.limits import Kind, Limit
 from mmdeploy_ext.families.parts import detector_parts, image_feeds, pasting
-from mmdeploy_ext.families.parts.exaggerated import changed_outputs
-from mmdeploy_ext.families.parts.image_tensors import PROPOSALS
 from mmdeploy_ext.families.parts.mask_heads import threshold
-from mmdeploy_ext.families.parts.mmdet_reference import box_detections, boxes_of_classes
+from mmdeploy_ext.families.parts.mmdet_reference import box_detections
 from mmdeploy_ext.families.parts.query_networks import query_head
-from mmdeploy_ext.families.parts.regions import last_level_side
 from mmdeploy_ext.families.query import (
     graphs,
     masks,
@@ -37,13 +28,8 @@ from mmdeploy_ext.families.query import (
     reference,
     regions,
     supported_parts,
-    tokens,
 )
 from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.runtime.detections import Detections
-
-SIZE_RATIO = 4.0
-"""Factor by which widths and heights of some regions become larger, and of others smaller."""
 
 
 class QueryFamily(ImageFamily):
@@ -58,7 +44,6 @@ class QueryFamily(ImageFamily):
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(image_feeds.feeds)
     reference_detections = staticmethod(box_detections)
-    first = PROPOSALS
 
     def claims(self, cfg: Any) -> Claim:
         co_detr = supported_parts.is_co_detr(detector_parts.detector_of(cfg))
@@ -94,22 +79,10 @@ class QueryFamily(ImageFamily):
         head = query_head(model)
         return dict(max_per_img=postprocess.max_per_img(head), num_classes=int(head.num_classes))
 
-    def sizes_choose_levels(self, model: nn.Module) -> bool:
-        """Return whether tokens of all levels become queries, each as a box of the size of its level.
-
-        A proof then has a picture that one object fills.
-        """
-        return bool(graphs.num_proposals(model))
-
     def ranks_queries(self, model: nn.Module) -> bool:
         head = query_head(model)
         mixed = getattr(head.transformer, 'mixed_selection', False)
         return bool(mixed or supported_parts.kind_of(head) in ('DINOHead', supported_parts.CO_DINO_HEAD))
-
-    def finds_always(self, model: nn.Module) -> bool:
-        # the best pairs have no threshold, but those of Co-DETR, which may also be suppressed
-        test_cfg = query_head(model).test_cfg
-        return not (hasattr(model, 'query_head') and (test_cfg.get('nms') or test_cfg.get('score_thr')))
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
         head = query_head(model)
@@ -119,41 +92,6 @@ class QueryFamily(ImageFamily):
             default=postprocess.max_per_img(head),
             available=int(head.num_query) if suppressed else postprocess.pairs(head),
         )
-
-    def limits(self, model: nn.Module) -> list[Limit]:
-        """Return the limits of the head of queries, after the number of tokens that become queries.
-
-        That number is left out if queries are learned, or chosen by the `forward` of a user's transformer.
-        Heads that only train Co-DETR give no results.
-        """
-        test_cfg = query_head(model).test_cfg
-        nms = test_cfg.get('nms')
-        limits = [limit for limit in super().limits(model) if limit.config is test_cfg or limit.config is nms]
-        transformer = query_head(model).transformer
-        if not tokens.chooses_tokens(transformer):
-            return limits
-        queries = Limit(vars(transformer), tokens.LIMIT, Kind.ROWS, list=PROPOSALS, of_list_alone=True)
-        return [queries, *limits]
-
-    def most_first_rows(self, model: nn.Module, options: Options) -> int:
-        return graphs.count_tokens(model, options.height, options.width)
-
-    def first_list(self, model: nn.Module, images: Sequence[PreparedImage]) -> Sequence[Detections]:
-        return tokens.chosen_boxes(model, images)
-
-    def first_trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-        return tokens.stage_of(model)
-
-    def first_inputs(self, model: nn.Module, images: Sequence[PreparedImage]) -> dict[str, np.ndarray]:
-        """Return the transformer's input maps and the tokens of mmdet's own encoder, by name."""
-        return tokens.inputs_of(model, images)
-
-    def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Return `PROPOSALS` -> the tokens of the one image that become queries, a `Detections`.
-
-        {} if the graph does not give them.
-        """
-        return {PROPOSALS: boxes_of_classes(outputs[PROPOSALS])} if PROPOSALS in outputs else {}
 
 
 def claim_of_masks(cfg: Any, fuses: bool) -> Claim:
@@ -231,9 +169,6 @@ class QueryMasksFamily(ImageFamily):
         limit = masks.max_per_image(model.panoptic_fusion_head)
         return dict(max_per_img=limit, num_classes=self.num_classes(model))
 
-    def finds_always(self, model: nn.Module) -> bool:
-        return True  # the best pairs of query and class have no threshold
-
     def result_limit(self, model: nn.Module) -> ResultLimit:
         head, fusion = model.panoptic_head, model.panoptic_fusion_head
         return ResultLimit(
@@ -271,32 +206,8 @@ class QueryPanopticFamily(ImageFamily):
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         return masks.facts_of(model.panoptic_fusion_head)
 
-    def limits(self, model: nn.Module) -> list[Limit]:
-        config = model.panoptic_fusion_head.test_cfg
-        return [
-            Limit(config, 'object_mask_thr', Kind.SCORE, default=0.8),
-            Limit(config, 'iou_thr', Kind.SHARE, default=0.8),
-            Limit(config, 'filter_low_score', Kind.SWITCH, default=False),
-        ]
-
     def result_limit(self, model: nn.Module) -> ResultLimit:
         return ResultLimit({})
-
-
-def _of_all_sizes(stds: Sequence[float]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a function that changes deltas (..., 4): every third box becomes larger, every third smaller.
-
-    `stds` are those of the coder that decodes the deltas.
-    """
-
-    def change(deltas: torch.Tensor) -> torch.Tensor:
-        thirds = torch.arange(deltas[..., 0].numel(), device=deltas.device) % 3
-        log_ratios = (1 - thirds).to(deltas) * math.log(SIZE_RATIO)
-        changed = deltas.reshape(-1, 4).clone()
-        changed[:, 2:] += log_ratios[:, None] / deltas.new_tensor(stds[2:])
-        return changed.reshape(deltas.shape)
-
-    return change
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -355,26 +266,8 @@ class QueryRegionsFamily(ImageFamily):
         facts = dict(max_per_img=int(test_cfg.max_per_img), num_classes=self.num_classes(model))
         return dict(facts, mask_thr=threshold(test_cfg)) if self.with_masks else facts
 
-    def finds_always(self, model: nn.Module) -> bool:
-        return True  # the best pairs of query and class have no threshold
-
     def result_limit(self, model: nn.Module) -> ResultLimit:
         return ResultLimit(model.roi_head.test_cfg, available=regions.pairs(model))
-
-    def sizes_choose_levels(self, model: nn.Module) -> bool:
-        """Return True: queries look at regions on the level of their size."""
-        return True
-
-    def last_level_side(self, model: nn.Module) -> float:
-        return last_level_side(model.roi_head)
-
-    def exaggerated(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which later stages look at every level; afterwards the model is as it was.
-
-        The first stage makes sides of a third of the regions longer by `SIZE_RATIO`, and of a third shorter.
-        """
-        first = model.roi_head.bbox_head[0]
-        return changed_outputs(first.fc_reg, _of_all_sizes(first.bbox_coder.stds))
 
 
 QUERY_REGIONS = QueryRegionsFamily(

@@ -19,7 +19,6 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     Suppression,
     nms_config,
 )
-from mmdeploy_ext.families.limits import NO_SUPPRESSION
 from mmdeploy_ext.families.parts.query_networks import content_size, query_head
 from mmdeploy_ext.models.rtdetr.boxes import cxcywh_to_xyxy
 
@@ -66,7 +65,7 @@ class QueryFullForm(nn.Module):
             config = suppression_of(head)
             self.score_thr = float(head.test_cfg.get('score_thr', 0))
             self.suppress = Suppression(
-                config.iou_threshold if config else NO_SUPPRESSION,
+                config.iou_threshold if config else 1.0,  # of no use without suppression
                 self.count,
                 class_agnostic=bool(config and config.class_agnostic),
                 suppresses=config is not None,

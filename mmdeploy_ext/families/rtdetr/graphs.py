@@ -15,12 +15,8 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ShapeError
-from mmdeploy_ext.exporting.postprocess.sizes import hw
-from mmdeploy_ext.families.parts.image_tensors import PROPOSALS, SCORED_PROPOSALS
-from mmdeploy_ext.families.rtdetr.runtime import SIZES, STRIDES, target_sizes
+from mmdeploy_ext.families.rtdetr.runtime import SIZES, target_sizes
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
-from mmdeploy_ext.models.rtdetr.boxes import cxcywh_to_xyxy
-from mmdeploy_ext.models.rtdetr.decoder import Selection
 from mmdeploy_ext.models.rtdetr.detector import STRIDE
 from mmdeploy_ext.models.rtdetr.layers import RepVggBlock
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -29,8 +25,6 @@ RAW_NAMES = ('logits', 'boxes', 'tokens')
 """Outputs of a graph in the form `raw`."""
 FULL_NAMES = ('labels', 'boxes', 'scores')
 """Outputs of a graph in the form `full`."""
-MAPS = tuple(f'map_{level}' for level in range(len(STRIDES)))
-"""Inputs of the stage that chooses tokens: the maps of the encoder."""
 HEADS = ('pred_logits', 'pred_boxes')
 """Outputs of the network in the form `full`."""
 
@@ -59,39 +53,6 @@ def separate_branches(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, RepVggBlock):
             module.conv = None
-
-
-class RtDetrTokensForm(nn.Module):
-    """The choice of the tokens that become queries, from the maps of the encoder."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.decoder = model.decoder
-
-    def forward(self, images: torch.Tensor, *maps: torch.Tensor) -> tuple[torch.Tensor]:
-        """Return one tensor, boxes with scores (B, Q, 5) xyxy, in pixels of the input, best first.
-
-        Of `images` (B, 3, H, W) only the size is used; `maps` are those of the encoder, named `MAPS`.
-        """
-        return (token_rows(self.decoder.select(self.decoder.project(maps)), hw(images)),)
-
-
-def token_rows(selection: Selection, size: torch.Tensor) -> torch.Tensor:
-    """Return the selected tokens as boxes with scores (B, Q, 5) xyxy, in pixels.
-
-    `size` (2,) is height and width of the picture that they fill.
-    """
-    corners = cxcywh_to_xyxy(selection.boxes_logit.sigmoid()) * size.to(selection.logits).flip(0).repeat(2)
-    return torch.cat([corners, selection.logits.sigmoid().amax(2, keepdim=True)], 2)
-
-
-def tokens_stage(model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-    """Return the stage that chooses tokens alone, and its output's spec, `SCORED_PROPOSALS` (1, K, 5).
-
-    K is Q. A proof compares this choice, a list of boxes with scores, with PyTorch's before the decoder uses
-    it.
-    """
-    return [Stage(PROPOSALS, RtDetrTokensForm(model), ('images', *MAPS), (PROPOSALS,))], (SCORED_PROPOSALS,)
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
-from mmdeploy_ext.families.parts.mmdet_reference import box_detections, boxes_of_classes
+from mmdeploy_ext.families.parts.mmdet_reference import box_detections
 from mmdeploy_ext.families.rtdetr import graphs
-from mmdeploy_ext.families.rtdetr.graphs import RAW_NAMES, token_rows
+from mmdeploy_ext.families.rtdetr.graphs import RAW_NAMES
 from mmdeploy_ext.families.rtdetr.runtime import check_tokens
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections
@@ -81,18 +81,6 @@ def maps_of(model: nn.Module, images: Sequence[PreparedImage]) -> list[torch.Ten
     """Return the maps (B, D, h, w) of the encoder, the finest first; D is the width of its embedding."""
     with torch.no_grad():
         return list(model.extract_feat(_to_model(model, np.stack([image.tensor for image in images]))))
-
-
-def chosen_tokens(model: nn.Module, images: Sequence[PreparedImage]) -> list[Detections]:
-    """Return the tokens that the decoder chooses as its queries, per image, as boxes of class 0.
-
-    They are in pixels of the input, with the score 0..1 of the best class, best first; see
-    `graphs.token_rows`.
-    """
-    with torch.no_grad():
-        selection = model.decoder.select(model.decoder.project(maps_of(model, images)))
-        rows = token_rows(selection, torch.tensor(images[0].tensor.shape[1:]))
-    return [boxes_of_classes([of_image]) for of_image in rows.cpu().numpy()]
 
 
 def tied_selection(

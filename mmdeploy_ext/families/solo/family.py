@@ -4,7 +4,6 @@ What the attributes and methods of `SoloFamily` without a docstring are for is d
 defined first: `families/base.py` and `families/images.py`.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +18,6 @@ from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.limits import Limit
 from mmdeploy_ext.families.parts import detector_parts, image_feeds
 from mmdeploy_ext.families.solo import graphs, reference
 from mmdeploy_ext.families.solo.networks import LEVELS
@@ -31,10 +29,6 @@ from mmdeploy_ext.weights.convert.solo_names import original_head
 dense_heads = mmdet_module('mmdet.models.dense_heads')
 segmentors = mmdet_module('mmdet.models.detectors.single_stage_instance_seg')
 mask_matrix_nms = mmdet_module('mmdet.core').mask_matrix_nms
-LIMITING = ('score_thr', 'mask_thr', 'filter_thr', 'nms_pre', 'max_per_img', 'sigma')
-"""Numbers in `test_cfg` that SOLO reads."""
-NO_SCORE = 1 - 2.0**-20
-"""Threshold of the score of a class that only scores within 1e-6 of 1 exceed."""
 
 
 class SoloFamily(ImageFamily):
@@ -49,8 +43,6 @@ class SoloFamily(ImageFamily):
         *ImageFamily.untraced, '.format_results', 'mask_head.forward', 'mask_head.mask_feature_head.forward',
         'resize_feats', 'get_results', '_get_results_single',
     )  # fmt: skip
-    trial_rows = 100  # masks take most of the time
-    lowest_share = 0.2  # masks are made of all cells that pass, before candidates are chosen
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds, batches = staticmethod(image_feeds.mask_feeds), staticmethod(image_feeds.batches)
     reference_tensors = staticmethod(reference.tensors)
@@ -65,13 +57,6 @@ class SoloFamily(ImageFamily):
         A 0 in the inputs `img_shape` and `ori_shape` of a graph stands for them.
         """
         return tuple(-(-side // 8) * 8 for side in image.tensor.shape[1:])
-
-    def limits(self, model: nn.Module) -> list[Limit]:
-        limits = [limit for limit in super().limits(model) if limit.key in LIMITING]
-        return [
-            dataclasses.replace(limit, never=NO_SCORE) if limit.key == 'score_thr' else limit
-            for limit in limits
-        ]
 
     def claims(self, cfg: Any) -> Claim:
         names = names_of_class(HEADS, detector_parts.part_cfg(cfg.model, 'mask_head').get('type'))

@@ -8,11 +8,10 @@ an instance in 11 columns; `runtime/bank.py` describes it, and what happens afte
 `max_time_interval` seconds. The published model reads no scene token; its `REPAIRS` have one that does.
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +20,7 @@ from torch import nn
 
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec
+from mmdeploy_ext.contract.spec import ColumnGroup
 from mmdeploy_ext.core.config import replaced_entry, test_dataset, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
@@ -244,46 +243,5 @@ class Sparse4DFamily(SequenceFamily):
     def ignores_places(self, options: Options) -> bool:
         return True  # the bank composes poses in float64
 
-    def synthetic_outputs(
-        self, model: nn.Module, runner: Stepper, spec: GraphSpec
-    ) -> Iterable[tuple[str, Mapping[str, np.ndarray]]]:
-        facts = runner.metadata.postprocess
-        count, classes = int(facts['num_instances']), int(facts['num_classes'])
-        rng = np.random.default_rng(0)
-        anchor = rng.standard_normal((1, count, COLUMNS)).astype(np.float32)
-        anchor[..., :2] *= 30  # x, y in metres
-        quality = np.zeros((1, count, 2), np.float32)  # logits of centerness and of yaw quality
-        for title, low, high in (('all scores distinct', -3.0, 3.0), ('nothing', -9.0, -6.0)):
-            logits = rng.permutation(np.linspace(low, high, count * classes)).reshape(1, count, classes)
-            quality[..., 0] = rng.permutation(np.linspace(-2, 2, count))
-            yield (
-                title,
-                dict(
-                    pred_class_score=logits.astype(np.float32),
-                    pred_anchor=anchor,
-                    pred_quality_score=quality.copy(),
-                    pred_instance_feature=np.zeros((1, count, 1), np.float32),
-                ),
-            )
-
-    def other_limits(
-        self, model: nn.Module, runner: Stepper, spec: GraphSpec
-    ) -> Iterable[tuple[str, contextlib.AbstractContextManager[None]]]:
-        coder, facts = model.head.decoder, runner.metadata.postprocess
-        half = max(int(coder.num_output) // 2, 1)
-        threshold = None if coder.score_threshold else 0.4
-        yield f'at most {half} boxes', _with_limit(coder, facts, 'num_output', 'max_num', half)
-        yield (
-            f'score_threshold {threshold}',
-            _with_limit(coder, facts, 'score_threshold', 'score_threshold', threshold),
-        )
-
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         return dict(network=[(model, 'extract_feat'), (model.head, 'forward')])
-
-
-@contextlib.contextmanager
-def _with_limit(coder: Any, facts: dict[str, Any], attribute: str, name: str, value: Any) -> Iterator[None]:
-    """Set a limit in the coder of a model and in the facts of its files while the context lasts."""
-    with replaced_entry(vars(coder), attribute, value), replaced_entry(facts, name, value):
-        yield

@@ -22,7 +22,6 @@ from mmdeploy_ext.families.parts.detector_parts import part_cfg
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import after_a_turn, changed_drive
-from mmdeploy_ext.families.parts.query_limits import IN_ORDER
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.parts.runtime.rig_frames import moments
 from mmdeploy_ext.families.parts.stream_samples import stream_frame
@@ -113,7 +112,6 @@ class StreamPetrFamily(QueryBoxes, SequenceFamily):
     samples, memory = 'frames', True
     of_config = OF_CONFIG
     files = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
-    columns = IN_ORDER
     measured = ('deploy', 'fork')
     ignored_prefixes = ('img_roi_head.', 'pts_bbox_head.code_weights', 'pts_bbox_head.match_costs')
     dump_suffixes = DUMP_SUFFIXES
@@ -145,9 +143,6 @@ class StreamPetrFamily(QueryBoxes, SequenceFamily):
         rule = self.preprocess_rule(cfg)
         model.image_norm = rule.mean, rule.std, rule.to_rgb  # for `autoware.NodeImages`
         return model
-
-    def num_queries(self, model: nn.Module) -> int:
-        return int(model.pts_bbox_head.num_query) + int(model.pts_bbox_head.num_propagated)
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
         default = dict(type='CustomNuScenesDataset', collect_keys=[])  # these are collected to train a model

@@ -196,17 +196,6 @@ def _of_best_class(head: nn.Module, boxes: torch.Tensor, scores: torch.Tensor) -
     return boxes.gather(2, best[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]
 
 
-def grid_bytes(roi_head: nn.Module | None) -> int:
-    """Return the bytes of the largest output of a layer of Grid R-CNN's head for one box; 0: there is none.
-
-    Its layers halve the sides of the pooled region, and `deconv1` doubles them again.
-    """
-    head = grid_of(roi_head)
-    if head is None:
-        return 0
-    return int(head.deconv1.out_channels * head.roi_feat_size**2 * head.deconv1.weight.element_size())
-
-
 class Grid(nn.Module):
     """The maps of points of every detection of Grid R-CNN, and the box that they vote for.
 

@@ -3,7 +3,6 @@
 Glossary: B batch, K proposals of an image, H, W network input in pixels.
 """
 
-import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +16,6 @@ from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.dense_heads import clips
 from mmdeploy_ext.families.parts.image_tensors import (
     PROPOSALS,
-    SCORED_PROPOSALS,
     box_outputs,
     clip_size,
     image_input,
@@ -42,7 +40,7 @@ from mmdeploy_ext.families.parts.regions import (
     roi_head_of,
     stages_of,
 )
-from mmdeploy_ext.families.two_stage.boxes import Boxes, Grid, last_head, thresholds
+from mmdeploy_ext.families.two_stage.boxes import Boxes, Grid, thresholds
 from mmdeploy_ext.families.two_stage.candidate_limits import COUNTS, rows_of
 from mmdeploy_ext.families.two_stage.masks import Masks
 from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
@@ -207,21 +205,20 @@ class TwoStageFullForm(nn.Module):
 class ProposalsForm(nn.Module):
     """The part behind the network that makes proposals alone."""
 
-    def __init__(self, model: nn.Module, columns: int) -> None:
-        """Keep the settings; `columns` is 5 for proposals with scores, 4 without."""
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.proposals, self.columns = proposals_of(model.rpn_head), columns
+        self.proposals = proposals_of(model.rpn_head)
 
     def forward(
         self, image: torch.Tensor, img_shape: torch.Tensor, *maps: torch.Tensor
     ) -> tuple[torch.Tensor]:
-        """Return proposals (B, K, columns) of the head's outputs, xyxy in pixels of the network input.
+        """Return proposals (B, K, 4) of the head's outputs, xyxy in pixels of the network input.
 
         Rows that an image does not have are zero.
         `maps` are these outputs alone, by `proposal_names`; for the others see `TwoStageFullForm.forward`.
         """
         dets, *_ = self.proposals(maps, clip_size(image, img_shape))
-        return (tap(PROPOSALS, dets[..., : self.columns]),)
+        return (tap(PROPOSALS, dets[..., :4]),)
 
 
 def with_area(boxes: torch.Tensor) -> torch.Tensor:
@@ -235,12 +232,6 @@ def clips_proposals(model: nn.Module) -> bool:
         return False
     head = model.rpn_head
     return any(clips(stage) for stage in (head.stages if is_staged(head) else [head]))
-
-
-def clips_results(roi_head: nn.Module) -> bool:
-    """Return whether the last head of regions clips boxes to the image; see `clips_regions`."""
-    head = last_head(roi_head)
-    return clips(head) if getattr(head, 'with_reg', True) else True
 
 
 def clips_regions(model: nn.Module) -> bool:
@@ -296,28 +287,7 @@ def stages(model: nn.Module, options: Options) -> list[Stage]:
     return with_pasting(chain, options, threshold(result_cfg(model))) if has_masks(model) else chain
 
 
-def with_proposals(
-    chain: list[Stage], outputs: tuple[TensorSpec, ...]
-) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-    """Return stages and the contracts of their outputs, changed so that the proposals are an output, too.
-
-    `chain` begins with the stage of a `TwoStageFullForm`, whose module is set to show them.
-    """
-    regions, *rest = chain
-    regions.module.shows_proposals = True
-    regions = dataclasses.replace(regions, outputs=(*regions.outputs, PROPOSALS))
-    return [regions, *rest], (*outputs, SCORED_PROPOSALS)
-
-
-def proposals_stage(model: nn.Module, columns: int = 5) -> Stage:
-    """Return the stage behind the network that makes proposals alone; for `columns` see `ProposalsForm`."""
+def proposals_stage(model: nn.Module) -> Stage:
+    """Return the stage behind the network that makes proposals alone."""
     inputs = ('input', 'img_shape', *proposal_names(model))
-    return Stage(PROPOSALS, ProposalsForm(model, columns), inputs, (PROPOSALS,))
-
-
-def first_trial(model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-    """Return the stage behind the network that makes proposals alone, and its output's spec.
-
-    It is `ImageFamily.first_trial`; no option changes it.
-    """
-    return [proposals_stage(model)], (SCORED_PROPOSALS,)
+    return Stage(PROPOSALS, ProposalsForm(model), inputs, (PROPOSALS,))

@@ -44,8 +44,6 @@ RATIO, MULTIPLE = 4, 32
 """Pixels of the input per pixel of the logits; sides of an input at which maps of all levels fit."""
 SEMANTIC = 'semantic_logits'
 """The output of the network with the logits of stuff."""
-INSTANCES = 'instances'
-"""The list of boxes whose masks are laid over each other."""
 LARGEST_AREA = 10**9
 """Pixels; no picture has as many."""
 TIE_SCORE = 1e-6

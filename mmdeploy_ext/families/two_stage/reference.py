@@ -17,19 +17,15 @@ from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.exporting.postprocess.suppression import nms_arguments
 from mmdeploy_ext.families.parts.mmdet_reference import (
     RegionInputs,
-    batch_of,
     metas_of_images,
-    recorded,
     tested,
 )
 from mmdeploy_ext.families.parts.proposals import settings_of, suppression_entries
 from mmdeploy_ext.families.parts.regions import feature_names, flat, part_of
-from mmdeploy_ext.families.two_stage import graphs
 from mmdeploy_ext.families.two_stage.boxes import output_names
 from mmdeploy_ext.families.two_stage.graphs import proposal_names
 from mmdeploy_ext.families.two_stage.split_graphs import PROPOSALS, REGIONS
 from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.runtime.panoptic import Segments
 
 EDGE = 1e-4
@@ -236,46 +232,6 @@ def all_boxes(roi_head: nn.Module, **test_cfg: Any) -> Iterator[None]:
     changed.update(max_per_img=10**9, **test_cfg)
     with without_masks(roi_head), replaced_entry(vars(roi_head), 'test_cfg', changed):
         yield
-
-
-def rows_of_proposals(proposals: Sequence[torch.Tensor]) -> list[Detections]:
-    """Return proposals with scores (K, 5) of every image as boxes of one class."""
-    arrays = (boxes.cpu().numpy() for boxes in proposals)
-    return [Detections(rows[:, :4], rows[:, 4], np.zeros(len(rows), np.int64)) for rows in arrays]
-
-
-def proposals_alone(model: nn.Module, images: Sequence[PreparedImage]) -> list[Detections]:
-    """Return the proposals of each image by mmdet's head of proposals, in pixels of the network input."""
-    with torch.no_grad():
-        maps = model.extract_feat(batch_of(model, images).contiguous())
-        metas = metas_of_images(images, rescale=True)
-        return rows_of_proposals(model.rpn_head.simple_test_rpn(maps, metas))
-
-
-@contextlib.contextmanager
-def recorded_proposals(model: nn.Module) -> Iterator[list[Detections]]:
-    """Inside the block the proposals of mmdet's test path are added to a list, which is the context.
-
-    They are in pixels of the network input.
-    """
-    rows: list[Detections] = []
-
-    def record(result: Sequence[torch.Tensor], *_: Any) -> None:
-        rows.extend(rows_of_proposals(result))
-
-    with recorded(model.rpn_head, 'simple_test_rpn', record):
-        yield rows
-
-
-def proposals_among(outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return the proposals among the outputs of a trial of one image, by name; {} if there are none."""
-    image_proposals = outputs.get(graphs.PROPOSALS)
-    # an input has 4 columns, and so has the output of a graph that ends with it
-    if image_proposals is None or image_proposals.shape[-1] == 4:
-        return {}
-    (rows,) = image_proposals
-    rows = rows[rows.any(axis=1)]  # the others are padding; a score may round to 0
-    return {graphs.PROPOSALS: Detections(rows[:, :4], rows[:, 4], np.zeros(len(rows), np.int64))}
 
 
 def maps_of(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, ...]:

@@ -208,7 +208,7 @@ def stages(model: nn.Module, options: Options) -> list[Stage]:
     network = graphs.TwoStageNetwork(model)
     return [
         Stage('network', network, ('input',), network.names),
-        graphs.proposals_stage(model, columns=4),
+        graphs.proposals_stage(model),
     ]
 
 

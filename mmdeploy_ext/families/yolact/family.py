@@ -4,8 +4,7 @@ What the attributes and methods of `YolactFamily` without a docstring are for is
 defined first: `families/base.py` and `families/images.py`.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts, image_feeds
 from mmdeploy_ext.families.parts.dense_heads import chosen_coder
-from mmdeploy_ext.families.parts.exaggerated import changed_forward, exaggerated_cells
 from mmdeploy_ext.families.parts.mmdet_reference import instances_of_classes, metas_of, tested
 from mmdeploy_ext.families.yolact import graphs
 from mmdeploy_ext.families.yolact.graphs import MASK_THR, thresholds
@@ -67,18 +65,6 @@ class YolactFamily(ImageFamily):
             mask_head = detector_parts.built_head(cfg.model.get('mask_head') or {}, 'model.mask_head')
             _check_type('mask_head', mask_head, dense_heads.YOLACTProtonet)
         detector_parts.check(cfg.model, options)
-
-    @contextlib.contextmanager
-    def exaggerated(self, model: nn.Module) -> Iterator[None]:
-        """Inside the block the head gives some boxes at the limit of a size, and far beyond the image."""
-        coder = chosen_coder(model.bbox_head)
-
-        def change(outputs: Any) -> Any:
-            scores, boxes, coefficients = outputs
-            return scores, [exaggerated_cells(level, coder) for level in boxes], coefficients
-
-        with changed_forward(model.bbox_head, change):
-            yield
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         config = thresholds(model.bbox_head.test_cfg)

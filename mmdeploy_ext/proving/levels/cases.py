@@ -21,6 +21,7 @@ from mmdeploy_ext.proving.references import options_besides_form
 from mmdeploy_ext.proving.results import Case, DetectionRow, Pair
 from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.proving.tensors import compare_tensors, without_ties
+from mmdeploy_ext.proving.unreached import counts_of_images
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -101,7 +102,8 @@ def judge_outputs(
     if bars and not rows:
         rows = _cosines_of_results(family.task, expected, results, bars)
     pairs = _pictures(reference, results, title_of(type(backend).__name__))
-    return dataclasses.replace(case, tensors=rows, detections=detections), pairs
+    counts = counts_of_images(expected, outputs)
+    return dataclasses.replace(case, tensors=rows, detections=detections, counts=counts), pairs
 
 
 def match_images(

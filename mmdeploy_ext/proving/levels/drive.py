@@ -14,7 +14,6 @@ import numpy as np
 from mmdeploy_ext.proving import half_bars
 from mmdeploy_ext.proving.levels.drive_run import FULL_DRIVE, NOTHING_FOUND, Modes, default_bars
 from mmdeploy_ext.proving.levels.frames import FramesProof
-from mmdeploy_ext.proving.levels.synthetic import cases_of_family
 from mmdeploy_ext.proving.results import Case, DetectionRow
 from mmdeploy_ext.proving.tasks import bbox3d
 from mmdeploy_ext.proving.totals import too_few
@@ -149,6 +148,7 @@ class DriveProof(FramesProof):
         first: the first frame; None before it ran.
         decided: see `Modes.decided`, of all frames, special ones, too.
         count: number of frames that ran.
+        most_results: the most results that PyTorch had of a frame.
         shape: shape of the first frame's pictures, as text.
     """
 
@@ -172,7 +172,7 @@ class DriveProof(FramesProof):
             self.memory = self.memory.judged_by(self.spec)
         runners = dict(teacher=self.open_runner(stack), free=self.runner)
         self.modes = self._modes(runners, self.bars)
-        self.count, self.shape = 0, ''
+        self.count, self.most_results, self.shape = 0, 0, ''
 
     def _modes(self, candidates: Mapping[str, Stepper], bars: DriveBars) -> Modes:
         task = self.deployment.family.task
@@ -194,6 +194,7 @@ class DriveProof(FramesProof):
             sample = with_moment(sample, self.count)
         self.first = self.first or sample
         expected, results = self.modes.add(sample)
+        self.most_results = max(self.most_results, len(expected.detections))
         self.shape = self.shape or 'x'.join(map(str, sample.images.shape))
         if self.count in self.drawn_frames and 'free' in results:
             title = (
@@ -207,16 +208,14 @@ class DriveProof(FramesProof):
         """Do nothing: `Modes.finish` runs the first frame again."""
 
     def conclude(self) -> None:
-        """Judge the drive; for files in float32 add cases of synthetic outputs and of special frames."""
+        """Judge the drive; for files in float32 add the case of special frames."""
         self.decided |= self.modes.decided
         rows = self.modes.finish()
         self.verdict.sequence = list(rows.values())
-        self.verdict.cases = [_case(rows['teacher'], self.shape)]
+        case = _case(rows['teacher'], self.shape)
+        self.verdict.cases = [dataclasses.replace(case, counts=self.counts_of(self.most_results))]
         super().conclude()
         if self.verdict.precision == 'fp32':
-            family, model = self.deployment.family, self.deployment.model
-            spec = self.metadata[-1].spec
-            self.verdict.cases += cases_of_family(family, model, self.reference, self.runner, spec)
             self.run_special_frames()
 
     def run_special_frames(self) -> None:

@@ -26,12 +26,12 @@ from mmdeploy_ext.proving.levels.exported_file import (
 )
 from mmdeploy_ext.proving.levels.preprocessing import compare_prepared, compare_voxels
 from mmdeploy_ext.proving.levels.proof import Proof
-from mmdeploy_ext.proving.levels.synthetic import cases_of_family, match_all
 from mmdeploy_ext.proving.near_ties import near_ties
 from mmdeploy_ext.proving.provenance import companion_checks
 from mmdeploy_ext.proving.results import Case, Check, DetectionRow, Pair
 from mmdeploy_ext.proving.tasks import bbox3d, task_module
 from mmdeploy_ext.proving.tensors import compare_tensors
+from mmdeploy_ext.proving.unreached import count_voxels
 
 if TYPE_CHECKING:
     import contextlib
@@ -65,7 +65,7 @@ class FramesProof(Proof):
         engine_titles: title of PyTorch, and of the engine, in the table of times.
     """
 
-    unit = 'frame'
+    unit, samples_option = 'frame', '--frames'
 
     def __init__(self, *arguments: Any) -> None:
         """Read the files as `Proof` does; for float16 files the engine gets the options of `proof_engine`."""
@@ -183,6 +183,23 @@ class FramesProof(Proof):
             stack.callback(owner.close)
         return runner
 
+    def limits(self) -> dict[str, Any]:
+        rule = self.metadata[-1].preprocess
+        voxels = getattr(rule, 'voxels', rule)
+        return {**self.metadata[-1].postprocess, 'max_voxels': getattr(voxels, 'max_voxels', -1)}
+
+    def counts_of(self, results: int, sweep: Sweep | None = None) -> dict[str, int]:
+        """Return name of a limit -> how many a sample has: results, and voxels of a sweep.
+
+        Of a head with `post_max_size`, which holds for each of its tasks, the results of all tasks count.
+        """
+        limits = self.limits()
+        counts = {'post_max_size' if 'post_max_size' in limits else 'max_num': results}
+        if sweep is not None and limits['max_voxels'] > 0:
+            rule = self.metadata[-1].preprocess
+            counts['max_voxels'] = count_voxels(sweep.points, getattr(rule, 'voxels', rule))
+        return counts
+
     def timing(self) -> dict[str, float]:
         return self.clock.medians(*self.engine_titles)
 
@@ -199,13 +216,10 @@ class SweepProof(FramesProof):
 
     Attributes:
         first: the first sample, whose camera pictures are used with crowded sweeps, too.
-        fullest: the sample, special ones included, with the most results so far, and the reference's results
-            of it; samples for which the engine failed do not count.
     """
 
     unit = found_in = 'sweep'
     first: Sweep | None = None
-    fullest: tuple[Sweep, Detections3D] | None = None
     advice = (
         'use sweeps with objects that this model finds, more of them (--frames), and a trained checkpoint'
     )
@@ -245,8 +259,6 @@ class SweepProof(FramesProof):
         task = self.deployment.family.task
         settings = self.bars.of_task(task) if self.bars else {}
         row = task_module(task).match_detections('boxes', *sides, near_ties=ties, **settings)
-        if not self.fullest or len(expected.detections) > len(self.fullest[1]):
-            self.fullest = sweep, expected.detections
         title = f'{sweep.name or "sweep"}, {len(sweep.points)} points'
         pair = bbox3d.pair_of(sweep, self.deployment.rule, title, *sides)
         return dataclasses.replace(case, detections=(row,)), [pair]
@@ -256,7 +268,8 @@ class SweepProof(FramesProof):
 
         A `result` that is an exception makes a failed case.
         """
-        case = Case(sweep.name, 'x'.join(map(str, sweep.points.shape)), False)
+        counts = self.counts_of(len(expected.detections), sweep)
+        case = Case(sweep.name, 'x'.join(map(str, sweep.points.shape)), False, counts=counts)
         if isinstance(result, Exception):
             row = failed_detections(sweep.name, expected.detections, result)
             return dataclasses.replace(case, detections=(row,))
@@ -269,18 +282,17 @@ class SweepProof(FramesProof):
         return half_bars.bars_of(self.verdict.precision)
 
     def conclude(self) -> None:
-        """Judge all cases; then add those of limits that samples do not reach, which are judged singly."""
+        """Judge all cases; then add those of unusual sweeps, which are judged singly."""
         super().conclude()
-        self.verdict.cases += self.at_limits()
+        self.verdict.cases += self.unusual_sweeps()
 
-    def at_limits(self) -> Iterator[Case]:
-        """Yield cases of crowded, special and plain sweeps, and, in float32, of the decoding and its limits.
+    def unusual_sweeps(self) -> Iterator[Case]:
+        """Yield cases of crowded, special and plain sweeps.
 
-        The latter are synthetic outputs, heads with other limits, and a lower limit. Only the tensors of
-        crowded sweeps are compared: they are unlike anything that a model was trained on, so that all results
-        may have the same score.
+        Only the tensors of crowded sweeps are compared: they are unlike anything that a model was trained on,
+        so that all results may have the same score.
         """
-        family, model, rule = self.deployment.family, self.deployment.model, self.deployment.rule
+        family, rule = self.deployment.family, self.deployment.rule
         for crowd in family.crowded_sweeps(rule, self.export_options):
             sweep = dataclasses.replace(self.first or crowd, points=crowd.points, name=crowd.name)
             yield self.judge_tensors(sweep, *self.run_both(sweep))
@@ -288,21 +300,6 @@ class SweepProof(FramesProof):
             for special in family.special_samples(rule, self.first):
                 yield self.judge(special, *self.run_both(special))[0]
             yield from self.nothing_to_see(family.plain_sample(rule, self.first))
-        if self.bars:  # in less than float32 the results that are left depend on their order
-            return
-        yield from cases_of_family(family, model, self.reference, self.runner, self.metadata[-1].spec)
-        if self.first is not None:
-            options = self.export_options
-            heads = family.heads_with_other_limits(model, options, self.reference, self.first)
-            for title, expected, detections in heads:
-                yield Case(title, '', False, detections=(match_all(expected, detections),))
-        if not self.fullest:
-            return
-        sweep, detections = self.fullest
-        with family.with_limit(model, self.runner, detections) as limit:
-            if limit:
-                titled = dataclasses.replace(sweep, name=f'{sweep.name or "sweep"}, at most {limit} results')
-                yield self.judge(titled, *self.run_both(sweep))[0]
 
     def nothing_to_see(self, plain: Sweep | None) -> Iterator[Case]:
         """Yield the case of a plain sample: its tensors, and its results if the reference finds nothing.

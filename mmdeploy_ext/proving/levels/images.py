@@ -19,7 +19,6 @@ from mmdeploy_ext.proving.levels.exported_file import (
     notes_on_export,
     open_file,
 )
-from mmdeploy_ext.proving.levels.other_limits import NothingPasses, Trial, Trials
 from mmdeploy_ext.proving.levels.preprocessing import compare_pictures
 from mmdeploy_ext.proving.levels.proof import AGAIN, Proof
 from mmdeploy_ext.proving.provenance import normalisation_notes
@@ -28,10 +27,9 @@ from mmdeploy_ext.proving.references import (
     changed_children,
     empty_reference,
     reference_with_empty_image,
-    zoomed_reference,
+    zoomed_on_object,
 )
-from mmdeploy_ext.proving.results import AS_WRITTEN
-from mmdeploy_ext.proving.totals import count_ties, tie_reasons, too_many_ties
+from mmdeploy_ext.proving.totals import count_ties, too_many_ties
 
 if TYPE_CHECKING:
     import contextlib
@@ -55,7 +53,6 @@ class ImageProof(Proof):
         export_options: options of the file's export, from its metadata.
         backend: the engine with the file, active.
         first: PyTorch's side of the first input.
-        empty: PyTorch's side of a plain picture in which it finds nothing; None if there is none.
         prepared: PyTorch's sides of inputs that were computed before their turn.
     """
 
@@ -138,57 +135,37 @@ class ImageProof(Proof):
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """Open the file on the engine; it is closed with the stack."""
-        (file,), self.first, self.empty = self.files, None, None
+        (file,), self.first = self.files, None
         self.prepared: list[ImageReference] = []
         options = {key: value for key, value in self.engine.items() if key != 'engine'}
         self.backend = stack.enter_context(build_backend(self.kind, file.path, **options))
         self.verdict.subject['precision'] = self.backend.computes_in or file.metadata.precision
 
-    def inputs(self) -> list[ProofInput | Trial]:
-        """Return inputs made of the pictures, a plain one, and trials with other limits.
+    def inputs(self) -> list[ProofInput]:
+        """Return inputs made of the pictures, a plain one, and one that an object fills.
 
-        A picture that an object fills is added if the sizes of regions choose levels of a pyramid. A plain
-        picture in which PyTorch finds nothing is an input, and takes a place in a batch of three, if there is
-        one. The trials, which export what follows the network again, are added if the file's graph equals
-        that of a fresh export.
+        The last is there if the sizes of regions choose levels of a pyramid. A plain picture in which PyTorch
+        finds nothing is an input, and takes a place in a batch of three, if there is one.
         """
         deployment, options = self.deployment, self.export_options
-        inputs, note = list(proof_inputs(deployment, options, self.samples)), ''
-        traced, with_other_limits = ImageReference(deployment, inputs[0]), self._trials()
+        inputs = list(proof_inputs(deployment, options, self.samples))
+        traced = ImageReference(deployment, inputs[0])
         inputs[0] = traced.input
         self.prepared.append(traced)
-        if with_other_limits:
-            with_other_limits.keep_outputs(traced)
-        if not deployment.family.results_left_out(self.files[0].options):
-            if deployment.family.sizes_choose_levels(deployment.model):
-                zoomed = zoomed_reference(deployment, options, traced)
-                if zoomed:
-                    self.prepared.append(zoomed)
-                    inputs.append(zoomed.input)
-            self.empty, note = empty_reference(deployment, options)
-        if self.empty:
-            self.prepared.append(self.empty)
-            batch = reference_with_empty_image(deployment, inputs, self.empty.input)
-            if batch:
-                index, reference = batch
-                inputs[index] = reference.input
-                self.prepared.append(reference)
-            inputs.append(self.empty.input)
-        trials: list[Trial] = []
-        if with_other_limits:
-            trials = with_other_limits.fitting_trials(finds_nothing=self.empty is not None)
-        if note and not any(isinstance(trial, NothingPasses) for trial in trials):
+        if deployment.family.results_left_out(self.files[0].options):
+            return inputs
+        if zoomed := zoomed_on_object(deployment, options, traced):
+            inputs.append(zoomed)
+        empty, note = empty_reference(deployment, options)
+        if empty is None:
             self.verdict.notes.append(note)
-        return [*inputs, *trials]
-
-    def _trials(self) -> Trials | None:
-        """Return the common part of the trials; None without any, or if the graph is of no fresh export."""
-        if not all(graph.equal or graph.left_out == AS_WRITTEN for graph in self.verdict.graphs):
-            return None
-        model = self.files[0].model if self.verdict.precision == 'fp32' else None
-        threads = int(self.engine.get('threads', 0))
-        trials = Trials(self.deployment, self.export_options, self.samples[0], model, threads)
-        return trials if trials.has_trials else None
+            return inputs
+        self.prepared.append(empty)
+        if batch := reference_with_empty_image(deployment, inputs, empty.input):
+            index, reference = batch
+            inputs[index] = reference.input
+            self.prepared.append(reference)
+        return [*inputs, empty.input]
 
     def more_inputs(self) -> Sequence[ProofInput]:
         """Return up to ten other views of the first picture if nothing failed but too many results are ties.
@@ -203,13 +180,6 @@ class ImageProof(Proof):
         ties, total = count_ties(cases)
         self.verdict.notes.append(f'{ties} of {total} results were ties: more pictures were taken')
         return more_inputs(self.deployment, self.export_options, self.samples[0])
-
-    def run(self, sample: ProofInput | Trial) -> None:
-        """Run a trial, or both engines on an input, and add the results to the verdict."""
-        if isinstance(sample, Trial):
-            self.verdict.trials.append(sample.case())
-        else:
-            super().run(sample)
 
     def cases(self, sample: ProofInput) -> tuple[list[Case], list[Pair]]:
         """Run both engines on one input; return its case, and pairs of results to draw."""
@@ -235,9 +205,9 @@ class ImageProof(Proof):
         passed = all(case.passed for case in self.verdict.cases)
         return timing(self.first, self.backend) if passed else {}
 
-    def reasons(self) -> list[str]:
-        """Return why the proof fails beyond single cases; ties with other limits are judged by themselves."""
-        return super().reasons() or tie_reasons(self.verdict.trials)
+    def limits(self) -> dict[str, Any]:
+        (file,) = self.files
+        return {**file.metadata.postprocess, **file.options}
 
     def notes(self) -> list[str]:
         notes = [

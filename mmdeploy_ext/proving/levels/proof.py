@@ -46,6 +46,7 @@ class Proof(abc.ABC):
         unit: name of one input in messages.
         found_in: word for what has results, 'image' or 'sweep', in the message that nothing was found.
         advice: what the user can do if too few results were matched.
+        samples_option: option of the command line that gives other samples.
         by_rate: whether `conclude` judges results of files in less than float32 by the share that matched; a
             drive has a share of its own.
         max_drawn: largest number of `pictures` in the report.
@@ -59,6 +60,7 @@ class Proof(abc.ABC):
     unit: ClassVar[str] = 'input'
     found_in: ClassVar[str] = 'image'
     advice: ClassVar[str] = ADVICE_FOR_IMAGES
+    samples_option: ClassVar[str] = '--images'
     by_rate: ClassVar[bool] = True
     max_drawn: ClassVar[int] = 4
     timed: bool = True
@@ -230,6 +232,10 @@ class Proof(abc.ABC):
         verdict.reasons += self.reasons()
         verdict.notes += self.notes()
         self.pictures = self.pictures[: self.max_drawn]
+
+    def limits(self) -> dict[str, Any]:
+        """Return name -> limit of the contract, among other facts; {} if no case counts what is limited."""
+        return {}
 
     def timing(self) -> dict[str, float]:
         """Return title of PyTorch's side, and of the engine's -> milliseconds of a run; {} if not measured.

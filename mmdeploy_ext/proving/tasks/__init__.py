@@ -22,8 +22,6 @@ To prove files of float16 or INT8 it needs
 
 It may have
 
-- `MATCHES_MANY`, True if thousands of results are matched within a second; a proof that raises the limits of
-  candidates then lets as many results in (`levels/other_limits.py`),
 - `SAME_LOGITS_SCORE_BAR`, the `score_bar` of `match_detections` if both sides decode the same logits.
 
 `mask` is the task of instance masks without boxes, `boxed_mask` that of boxes with masks.

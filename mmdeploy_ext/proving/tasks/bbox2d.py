@@ -34,8 +34,6 @@ SCORE_BAR = 1e-4
 """Largest score difference of a matched pair."""
 SAME_LOGITS_SCORE_BAR = 1e-5
 """Largest score difference of a matched pair if both sides have the same logits."""
-MATCHES_MANY = True
-"""Thousands of boxes are matched in a moment."""
 CORNER_EPS = 5e-3
 """Pixels. Boxes that agree this closely in x are only compared in y, and the other way round; if they agree
 in both, their IoU is 1. A sliver at a border has no area to measure, and its corners are rounded as those of

@@ -101,12 +101,11 @@ def untraced_texts(untraced: Sequence[Untraced]) -> list[str]:
 def verdict_table(verdict: Verdict) -> Table:
     """Return the table: the lines of every case, each level with its own headings.
 
-    A tensor has one line per group of columns that is compared by itself (`TensorRow`), an image one line; of
-    a trial each list of its image has one (`DetectionRow`).
+    A tensor has one line per group of columns that is compared by itself (`TensorRow`), an image one line.
     Of a case with more than `MAX_ROWS` lines, and of all cases if they have more than `MAX_LINES` together,
-    only the worst line of each kind is shown. Trials come behind the cases.
+    only the worst line of each kind is shown.
     """
-    cases = [*verdict.cases, *verdict.trials]
+    cases = verdict.cases
     tensors = any(case.tensors for case in cases)
     boxes = [row for case in cases for row in case.detections]
     kinds = [kind for kind, used in (('tensor', tensors), ('image', boxes)) if used]
@@ -193,9 +192,6 @@ def last_line(verdict: Verdict) -> str:
             figures.append(f'{tensors} tensor comparisons')
         if matched:
             figures.append(f'{matched} matched detections')
-        if verdict.trials:
-            rows = sum(row.matched for case in verdict.trials for row in case.detections)
-            figures.append(f'{rows} more with other limits')
         inputs = f'{len(verdict.cases)} inputs'
         if verdict.sequence:
             free = verdict.sequence[-1]

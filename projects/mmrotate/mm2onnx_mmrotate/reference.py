@@ -11,7 +11,6 @@ from torch import nn
 
 from mm2onnx_mmrotate.detections import RotatedDetections
 from mmdeploy_ext.core.config import replaced_entry
-from mmdeploy_ext.exporting.ops.rotated_nms import rotated_nms
 from mmdeploy_ext.families.parts.mmdet_reference import metas_of, tested
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 
@@ -38,23 +37,6 @@ def rotated_boxes_of_classes(result: Sequence[np.ndarray], version: str) -> Rota
     labels = np.repeat(np.arange(len(result), dtype=np.int64), [len(boxes) for boxes in result])
     order = np.argsort(-rows[:, 5], kind='stable')
     return RotatedDetections(rows[order, :5], rows[order, 5], labels[order], version)
-
-
-def compiled_suppression() -> contextlib.AbstractContextManager[None]:
-    """Return a context in which mmrotate's suppression runs as compiled loops in place of mmcv's kernel.
-
-    Both keep the same boxes, to the last bit of every IoU; of 5,000 boxes the loops take 0.012 s of CPU time,
-    mmcv's kernel 1.6 s. It is replaced where this module calls it, in the context `equal_scores_by_index`,
-    which `rotated_detections` enters. No result that a file is compared with is made in it: proofs choose
-    limits of their trials by the scores that are left.
-    """
-
-    def keep_best(
-        boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float
-    ) -> tuple[None, torch.Tensor]:
-        return None, rotated_nms(boxes, scores, iou_threshold)
-
-    return replaced_entry(globals(), 'nms_rotated', keep_best)
 
 
 @contextlib.contextmanager

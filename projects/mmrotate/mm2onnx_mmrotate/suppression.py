@@ -21,12 +21,6 @@ from mmdeploy_ext.exporting.postprocess.suppression import capped, gather_rows, 
 
 LIMITS = ('nms_pre', 'max_per_img')
 """Entries of `test_cfg` that limit numbers of boxes."""
-KEEPS_ALL = 2.0
-"""A threshold that no overlap reaches: mmcv's suppression begins at its threshold, not above it.
-
-The IoU of two equal boxes is 1 or the number below, by rounding. Measured with the RoI Transformer, R-50, at
-64x96 pixels, whose 30 regions without a size have equal boxes of each class: with a threshold of 1 two
-engines keep 90 different ones of 813."""
 
 
 @dataclasses.dataclass(frozen=True)

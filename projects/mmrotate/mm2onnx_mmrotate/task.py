@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.tasks.matching import Pairing
 
 RESULTS, PLACE = 'rotated boxes', 'worst IoU'
-MATCHES_MANY = True
-"""Thousands of results are matched within a second, see `proving.tasks`."""
 fit_pair = bbox2d.fit_pair
 """(pair) -> the pair, shrunk or enlarged to a size at which its labels are legible, to be drawn."""
 CORNER_SHARE = 1e-5

@@ -1,7 +1,6 @@
 """Two-stage detectors of rotated boxes: graphs against mmrotate's own test path, and what is refused."""
 
 import functools
-import types
 
 import numpy as np
 import pytest
@@ -9,16 +8,13 @@ import torch
 from two_stage_toys import KINDS, toy
 
 import mm2onnx_mmrotate  # noqa: F401 registers the families
-from mm2onnx_mmrotate import task
 from mm2onnx_mmrotate.polygons import bounds_of_box, box_of_polygon, box_of_upright
 from mm2onnx_mmrotate.reference import equal_scores_by_index, rotated_boxes_of_classes
 from mm2onnx_mmrotate.two_stage.coders import midpoint_offset
 from mm2onnx_mmrotate.two_stage.heads import midpoint_settings
-from mm2onnx_mmrotate.two_stage.reference import boxes_of_rows, proposals_alone
 from mm2onnx_mmrotate.two_stage.runtime import detections
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.synthetic.seeded import seeded_model, seeded_picture
 
 VERSIONS = ('le90', 'le135', 'oc')
@@ -158,18 +154,6 @@ def test_midpoint_offsets_become_mmrotates_boxes(version):
     deltas = torch.randn(2000, 6, generator=generator)
     found = midpoint_offset(torch, anchors, deltas[None], midpoint_settings(coder))[0]
     torch.testing.assert_close(found, coder.decode(anchors, deltas), rtol=1e-5, atol=2e-4)
-
-
-def test_proposals_are_compared_by_the_angle_version_of_their_head():
-    ends = -np.pi / 4 + 2e-4, 0.75 * np.pi - 1e-4
-    right, found = (torch.tensor([[50.0, 60.0, 40.0, 20.0, angle, 0.9]]) for angle in ends)
-    head = types.SimpleNamespace(version='le135', simple_test_rpn=lambda maps, metas: [right])
-    model = types.SimpleNamespace(
-        rpn_head=head, extract_feat=lambda images: [], parameters=lambda: iter([right])
-    )
-    image = PreparedImage(np.zeros((3, 64, 64), np.float32), (64, 64), np.ones(4, np.float32), (64, 64))
-    (reference,) = proposals_alone(model, [image])
-    assert task.match_detections('', reference, boxes_of_rows(found.numpy())).passed
 
 
 def test_two_angle_versions_in_a_head_are_refused():

@@ -267,7 +267,6 @@ def test_proposals_of_an_older_mmdet_have_its_overlap_and_limit(monkeypatch, ver
     from mmcv import ConfigDict
     from mmdet.models import build_head
 
-    from mmdeploy_ext.families.limits import Kind
     from mmdeploy_ext.families.parts import proposals
 
     monkeypatch.setattr(mmdet, '__version__', version)
@@ -277,8 +276,6 @@ def test_proposals_of_an_older_mmdet_have_its_overlap_and_limit(monkeypatch, ver
     head = build_head(dict(type=kind, in_channels=1, feat_channels=1, train_cfg=None, test_cfg=test_cfg))
     config = proposals.thresholds(head)
     assert (proposals.limit_entry(head), config.iou_threshold, config.max_per_img) == expected
-    limits = [limit.key for limit in proposals.limits_of_head(head, 'proposals') if limit.kind is Kind.ROWS]
-    assert limits[-1] == expected[0]
     changed = dict(test_cfg, **proposals.suppression_entries(head, 0.4, 5))
     head.test_cfg = ConfigDict(changed)
     assert (proposals.thresholds(head).iou_threshold, proposals.thresholds(head).max_per_img) == (0.4, 5)

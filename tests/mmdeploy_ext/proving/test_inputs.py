@@ -1,7 +1,11 @@
 """The inputs of a proof set off what they are named after, whatever the model, and take what is given."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
+from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 
 import toy_rtdetr
 import toy_solo
@@ -14,7 +18,7 @@ from mmdeploy_ext.proving.references import (
     empty_reference,
     object_boxes,
     reference_with_empty_image,
-    zoomed_reference,
+    zoomed_on_object,
 )
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.panoptic import OFFSET, Segments
@@ -163,6 +167,7 @@ def test_given_pictures_of_a_fixed_file_have_its_size(deployments, picture):
     assert other.images[0].img_shape == (256, 192)
 
 
+LAYER = dict(type='RoIAlign', output_size=7, sampling_ratio=2)
 EXTRACTOR = 'mmdet.models.roi_heads.roi_extractors.single_level_roi_extractor:SingleRoIExtractor'
 WITHOUT_LAST = (
     f'{EXTRACTOR}.map_roi_levels',
@@ -178,8 +183,7 @@ def test_the_last_level_decides_of_a_zoomed_picture_and_of_no_other(picture):
     chosen = options(deployment, dynamic=False)
     inputs = proof_inputs(deployment, chosen, [('a', picture)])
     references = [ImageReference(deployment, one) for one in inputs]
-    zoomed = zoomed_reference(deployment, chosen, references[0])
-    assert deployment.family.sizes_choose_levels(deployment.model)
+    zoomed = ImageReference(deployment, zoomed_on_object(deployment, chosen, references[0]))
     changed = []
     for reference in (*references, zoomed):
         (right,) = reference.results
@@ -189,34 +193,6 @@ def test_the_last_level_decides_of_a_zoomed_picture_and_of_no_other(picture):
             )[0]
         changed.append(len(right) != len(wrong) or not np.array_equal(right.masks, wrong.masks))
     assert changed == [*(False for _ in references), True]
-
-
-def test_a_search_for_an_object_that_fills_a_picture_takes_few_proposals(picture, monkeypatch):
-    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-    from mmdeploy_ext.families import limits
-
-    paths = 'configs/demo/mask_rcnn_toy.py', 'demo/checkpoints/mask_rcnn_toy.pth'
-    deployment = deploy.load(*(str(REPO / path) for path in paths))
-    chosen, counts = options(deployment, dynamic=False), []
-    (traced, *_) = proof_inputs(deployment, chosen, [('a', picture)])
-    reference = ImageReference(deployment, traced)
-    assert len(reference.results[0])
-    head = deployment.model.roi_head
-    simple_test = head.simple_test
-
-    def counted(maps, proposals, *args, **kwargs):
-        counts.extend(map(len, proposals))
-        return simple_test(maps, proposals, *args, **kwargs)
-
-    monkeypatch.setattr(limits, 'FEW_ROWS', 7)
-    monkeypatch.setattr(head, 'simple_test', counted)
-    zoomed = zoomed_reference(deployment, chosen, reference)
-    assert counts and set(counts) == {7}
-    counts.clear()
-    arguments = deployment.model, zoomed.images, zoomed.input.rescale
-    (alone,) = deployment.family.plain.reference_detections(*arguments)
-    (results,) = zoomed.results  # of all proposals, with masks
-    assert counts[0] > 7 and np.array_equal(results.masks, alone.masks)
 
 
 def test_objects_are_the_results_that_pytorch_is_sure_of_and_no_stuff():
@@ -236,12 +212,14 @@ def test_segments_are_results_that_any_caller_may_scale():
     assert segments.scaled(np.full(4, 2.0)) is segments  # their masks are of the original size
 
 
-def test_a_picture_without_objects_is_not_zoomed(deployments, picture):
+def test_a_picture_is_zoomed_if_sizes_of_regions_choose_levels_and_there_is_an_object(deployments, picture):
     chosen = options(deployments['rtdetr'], dynamic=False)
     (traced, *_) = proof_inputs(deployments['rtdetr'], chosen, [('a', picture)])
     reference = ImageReference(deployments['rtdetr'], traced)
+    assert zoomed_on_object(deployments['rtdetr'], chosen, reference) is None
     reference.results = [one[:0] for one in reference.results]
-    assert zoomed_reference(deployments['rtdetr'], chosen, reference) is None
+    deployment = SimpleNamespace(model=torch.nn.Sequential(SingleRoIExtractor(LAYER, 1, [4])))
+    assert zoomed_on_object(deployment, chosen, reference) is None
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """A result without a partner is excused only where PyTorch itself, moved by rounding, does the same."""
 
 import dataclasses
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,13 +10,11 @@ from mmcv.ops import batched_nms
 from mmdeploy_ext.proving.near_ties import (
     ROUNDING,
     TIE_IOU,
-    near_ties,
     other_layer_rounding,
     other_rounding,
     with_moved_thresholds,
     with_other_rounding,
 )
-from mmdeploy_ext.proving.part_outputs import PartOutputs, content_of
 from mmdeploy_ext.proving.results import Case
 from mmdeploy_ext.proving.tasks.bbox2d import match_detections
 from mmdeploy_ext.proving.totals import total_reasons
@@ -211,122 +208,6 @@ def test_runs_are_made_until_all_is_explained_and_no_more_where_nothing_is(expla
 
     row = match_detections('a.jpg', whole, rest, near_ties=runs)
     assert (len(made), row.ties, row.missing) == (asked, ties, 1 - ties)
-
-
-class Detector(torch.nn.Module):
-    """A network whose runs are counted, and a head with a threshold."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.head, self.runs = torch.nn.Conv2d(1, 1, 1), Head(), 0
-
-    def extract_feat(self, image):
-        self.runs += 1
-        return self.conv(image)
-
-    def found(self):
-        with torch.no_grad():
-            feature = float(self.extract_feat(torch.ones(1, 1, 1, 1)))
-        return feature, self.head.test_cfg['nms']['iou_threshold']
-
-
-def test_the_network_runs_once_for_all_moved_thresholds_and_again_for_other_rounding():
-    model = Detector()
-    parts = PartOutputs(model, {})
-
-    def found_again():
-        with parts.computed_once([]):
-            return model.found()
-
-    runs = near_ties(model, model.found, run_moved=found_again)
-    (feature, lower), (same_feature, higher) = next(runs), next(runs)
-    assert model.runs == 1 and feature == same_feature
-    assert (lower, higher) == (THRESHOLD - TIE_IOU, THRESHOLD + TIE_IOU)
-    _, threshold = next(runs)
-    assert model.runs == 2 and threshold == THRESHOLD
-
-
-def test_contents_tell_values_apart_by_type_shape_and_nesting():
-    values = [
-        np.zeros(2, np.float32),
-        np.zeros(2, np.int32),
-        np.zeros((2, 1), np.float32),
-        torch.zeros(()),
-        np.zeros((0, 4)),
-        np.array([None, 1]),
-        np.array([None, 2]),
-        [[1], [2]],
-        [[1, 2], []],
-        Box(1.0),
-        Box(2.0),
-        dict(left=1),
-        dict(right=1),
-        dict(left=dict(right=1), other=2),
-        dict(left=dict(right=1, other=2)),
-    ]
-    assert len({tuple(content_of(value)) for value in values}) == len(values)
-    assert [*content_of(torch.ones(2, 2).T)] == [*content_of(np.ones((2, 2), np.float32))]
-
-
-class Holder:
-    pass
-
-
-class Padded:
-    def __init__(self):
-        self.tensor = torch.zeros(3, 2000)
-
-    def __repr__(self):
-        return repr(self.tensor)  # the corners alone
-
-
-class Named:
-    def __repr__(self):
-        return 'a name'
-
-
-@pytest.mark.parametrize(
-    ('value', 'is_told'), [(Holder(), False), (Padded(), False), (Named(), True), (Holder, True)]
-)
-def test_an_object_whose_repr_does_not_tell_what_it_holds_equals_no_other(value, is_told):
-    assert ([*content_of(value)] == [*content_of(value)]) == is_told
-
-
-@dataclasses.dataclass
-class Box:
-    side: float
-
-
-class Features(NamedTuple):
-    fine: torch.Tensor
-    coarse: torch.Tensor
-
-
-class Attributes(dict):
-    def __getattr__(self, name):
-        return self[name]
-
-
-@pytest.mark.parametrize('kind', [Features, lambda fine, coarse: Attributes(fine=fine, coarse=coarse)])
-def test_outputs_of_parts_that_are_kept_have_the_type_that_the_part_returns(kind):
-    class Neck(torch.nn.Module):
-        def forward(self, image):
-            return kind(image, image + 1)
-
-    class Detector(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.neck = Neck()
-
-        def extract_feat(self, image):
-            return self.neck(image).coarse
-
-    model, image = Detector(), torch.zeros(2)
-    with PartOutputs(model, {}).computed_once([]):
-        for _ in range(2):  # computed, and found again
-            features = model.neck(image)
-            assert torch.equal(features.coarse, image + 1)
-            features.coarse.zero_()
 
 
 @pytest.mark.parametrize(

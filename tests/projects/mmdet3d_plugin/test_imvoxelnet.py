@@ -103,20 +103,6 @@ def volume_with(change):
     )
 
 
-def test_a_proof_has_boxes_that_are_turned_by_more_than_a_turn():
-    deployment, chosen = seeded(), options(form='raw')
-    model, family = deployment.model, deployment.family
-    feeds = family.feeds([deploy.prepare_fixed(deployment.rule, picture()[1], *SIZE)], True)
-    usual = family.network_outputs(model, chosen, feeds)['bbox_pred_0']
-    with family.exaggerated(model):
-        others = family.network_outputs(model, chosen, feeds)['bbox_pred_0']
-        results = family.reference_detections(model, known()[0].images, False)
-    gap = (others - usual).reshape(-1, model.bbox_head.box_code_size, *usual.shape[2:])
-    assert np.abs(gap[:, 6]).max() > 2 * np.pi and not np.delete(gap, 6, 1).any()
-    expected = [image.boxes[:, 6] for image in family.reference_detections(model, known()[0].images, False)]
-    assert not np.array_equal(results[0].boxes[:, 6], expected[0])
-
-
 def limits(**values):
     """Return a patch of the thresholds of suppression."""
 

@@ -55,17 +55,6 @@ def test_eager_results_of_every_image_are_those_of_simple_test(rescale):
     same(run_stages(FAMILY.stages(seeded(), OPTIONS), feeds), pictures(3), rescale)
 
 
-@pytest.mark.parametrize('clip', [0.016, 0.02])
-def test_a_proof_has_boxes_at_the_limit_of_a_size(clip):
-    model, prepared = seeded(), pictures(1)
-    with FAMILY.exaggerated(model):
-        stages = FAMILY.stages(model, OPTIONS)
-        stages[1].module.facts['coder']['wh_ratio_clip'] = clip
-        wanted = FAMILY.reference_detections(model, prepared, True)
-        (row,) = rows(run_stages(stages, FAMILY.feeds(prepared, True)), wanted)
-    assert row.passed == (clip == 0.016)
-
-
 @pytest.mark.parametrize('exporter', ['torchscript', pytest.param('dynamo', marks=pytest.mark.matrix)])
 def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(exporter):
     chosen = options_of(family='yolact', dynamic=True, exporter=exporter)

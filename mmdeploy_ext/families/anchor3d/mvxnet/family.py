@@ -12,7 +12,6 @@ from mmdet3d.models import builder
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.anchor3d.family import check_head, check_limits
 from mmdeploy_ext.families.anchor3d.graphs import postprocess_facts
@@ -29,17 +28,14 @@ from mmdeploy_ext.families.anchor3d.mvxnet.samples import (
     moments,
     one_point_frame,
 )
-from mmdeploy_ext.families.anchor3d.synthetic import synthetic_outputs
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.parts import anchor_heads, lidar_models
 from mmdeploy_ext.families.parts.lidar_models import (
     LidarModels,
     load_weights,
-    other_limits,
     points_width,
     voxel_layer,
-    with_limit,
 )
 from mmdeploy_ext.families.parts.lidar_parts import parts_of
 from mmdeploy_ext.families.parts.proof_samples import crowded
@@ -129,7 +125,6 @@ class MvxNetFamily(SequenceFamily):
     result, postprocess_facts = staticmethod(result), staticmethod(postprocess_facts)
     build = MODELS.build
     load_weights, voxel_layer = staticmethod(load_weights), staticmethod(voxel_layer)
-    with_limit, other_limits = staticmethod(with_limit), staticmethod(other_limits)
     frame, moments, dumped_frame = staticmethod(frame), staticmethod(moments), staticmethod(dumped)
     generated_sweeps, generated_dataset = staticmethod(generated), staticmethod(generated_dataset)
 
@@ -144,11 +139,6 @@ class MvxNetFamily(SequenceFamily):
 
     def num_classes(self, model: nn.Module) -> int:
         return int(parts_of(model).head.num_classes)
-
-    def synthetic_outputs(
-        self, model: nn.Module, runner: Stepper, spec: GraphSpec
-    ) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        return synthetic_outputs(runner.box_rule, spec)
 
     def crowded_sweeps(self, rule: FusionRule, options: Options) -> Iterable[Sweep]:
         return crowded(rule.voxels)

@@ -14,7 +14,7 @@ level, n anchors or boxes.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -63,11 +63,6 @@ class AnchorRule(HeadRule):
             whose ranges share the map of their level.
     """
 
-    limit: ClassVar[str] = 'max_num'
-    """Name of the attribute that limits the number of results."""
-    candidates: ClassVar[tuple[str, ...]] = ('nms_pre',)
-    """Names of the attributes that limit the number of boxes before NMS."""
-
     num_classes: int
     code_size: int
     levels: int
@@ -107,10 +102,6 @@ class AnchorRule(HeadRule):
             for level in range(self.levels)
             for name, count in zip(OUTPUTS, columns, strict=True)
         }
-
-    def groups(self, labels: np.ndarray) -> np.ndarray:
-        """Return (n,) zeros: `limit` holds for the results of all labels (n,) together."""
-        return np.zeros(len(labels), np.int64)
 
 
 def anchors_of(rule: AnchorRule, level: int, height: int, width: int) -> np.ndarray:

@@ -4,29 +4,22 @@ What the attributes and methods of the class without a docstring are for is docu
 defined first: `families/images.py` and `families/base.py` of mm2onnx.
 """
 
-import contextlib
 import copy
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from mmdet.models.builder import DETECTORS, HEADS
 from mmrotate.models.dense_heads import CSLRRetinaHead, RotatedRetinaHead
 from mmrotate.models.detectors import RotatedBaseDetector
 from torch import nn
 
 from mm2onnx_mmrotate.dense import graphs, reference
-from mm2onnx_mmrotate.dense.kinds import KINDS, kind_of
+from mm2onnx_mmrotate.dense.kinds import KINDS
 from mm2onnx_mmrotate.dense.networks import last_head
 from mm2onnx_mmrotate.dense.seeded import seeded_detector
-from mm2onnx_mmrotate.dense.settings import described, facts_of, generator_of, thresholds
+from mm2onnx_mmrotate.dense.settings import facts_of, thresholds
 from mm2onnx_mmrotate.pipeline import preprocess_rule
-from mm2onnx_mmrotate.reference import compiled_suppression
-from mm2onnx_mmrotate.suppression import KEEPS_ALL
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import TensorSpec
-from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import capped
@@ -34,18 +27,9 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import nearest_base, registered_class
 from mmdeploy_ext.families.dense.runtime import level_shapes
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
-from mmdeploy_ext.families.limits import Limit
 from mmdeploy_ext.families.parts import detector_parts, image_feeds
-from mmdeploy_ext.families.parts.exaggerated import (
-    changed_forward,
-    exaggerated_cells,
-    exchanged,
-    raised_corners,
-)
-from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
+from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
-BOX_OUTPUTS, LOGIT_OUTPUTS = ('bbox_pred', 'angle_pred', 'pts_pred'), ('cls_score', 'centerness')
-"""Outputs that hold only places, sizes and angles of boxes, and outputs that become scores by a sigmoid."""
 UNREAD = ('min_bbox_size',)
 """Entries of `test_cfg` that no head reads."""
 
@@ -53,12 +37,8 @@ UNREAD = ('min_bbox_size',)
 class RotatedDenseFamily(ImageFamily):
     """mmrotate's one-stage detectors.
 
-    Of the methods that `ImageFamily` describes, here `scores_of` returns the scores of the first image's
-    results by PyTorch, `result_limit` the entry of `test_cfg` that limits their number, and
-    `results_left_out` why those of a file with such options are not compared, or ''. A trial is an export,
-    in a proof, of what is behind the network, with other limits: `trial_options` returns its options, whose
-    limit of candidates is not above what the model's own limits leave. `exaggerated` is a context in which
-    the last head gives some boxes far beyond the image.
+    `result_limit` returns the entry of `test_cfg` that limits the number of results, and `results_left_out`
+    why those of a file with such options are not compared, or ''.
     """
 
     name = 'rotated_dense'
@@ -116,52 +96,8 @@ class RotatedDenseFamily(ImageFamily):
     def num_classes(self, model: nn.Module) -> int:
         return int(last_head(model).num_classes)
 
-    def scores_of(self, model: nn.Module, images: Sequence[PreparedImage], name: str) -> np.ndarray:
-        with compiled_suppression():
-            return super().scores_of(model, images, name)
-
     def result_limit(self, model: nn.Module) -> ResultLimit:
         return ResultLimit(last_head(model).test_cfg)
-
-    def limits(self, model: nn.Module) -> list[Limit]:
-        """Return the limits that are read: those of the last head."""
-        settings = last_head(model).test_cfg
-        read = {id(settings), id(settings['nms'])}
-        return [
-            dataclasses.replace(limit, head='', keeps_all=KEEPS_ALL)
-            for limit in super().limits(model)
-            if id(limit.config) in read and limit.key not in UNREAD
-        ]
-
-    def trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-        """Return the stages behind the network, and the specs of the file's outputs.
-
-        The network does not run here, so that its batch normalisation is not folded, which takes a copy.
-        """
-        return graphs.stages(model, options)[1:], graphs.spec(model, options).outputs
-
-    def trial_options(self, model: nn.Module, options: Options) -> Options:
-        head = last_head(model)
-        return detector_parts.with_available_candidates(
-            options, lambda: largest_num_candidates(facts_of(head), thresholds(head).nms_pre, options)
-        )
-
-    @contextlib.contextmanager
-    def exaggerated(self, model: nn.Module) -> Iterator[None]:
-        head = last_head(model)
-        names = [name for name in described(head).names for _ in generator_of(head).strides]
-
-        def change(outputs: Any) -> Any:
-            changes = {}
-            for name, maps in zip(names, kind_of(head).flatten(outputs), strict=False):
-                if name in BOX_OUTPUTS:
-                    changes[id(maps)] = exaggerated_cells(maps)
-                elif name in LOGIT_OUTPUTS and described(head).activation == 'sigmoid':
-                    changes[id(maps)] = raised_corners(maps)
-            return exchanged(outputs, changes)
-
-        with changed_forward(head, change):
-            yield
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """Return the metadata's entry `postprocess`: thresholds, limits, and the settings of the last head.

@@ -1,50 +1,27 @@
 """The family of two-stage detectors of rotated boxes: which configs it claims and refuses.
 
 What the attributes and methods of the class without a docstring are for is documented where they are
-defined first: `families/images.py` and `families/base.py` of mm2onnx. The list named `first` is that of the
-proposals; a trial, of a proof, exports what is behind the network once more, with other limits: `first_trial`
-the choice of the proposals alone, `trial` all of it, with the proposals as one more output.
+defined first: `families/images.py` and `families/base.py` of mm2onnx.
 """
 
-import contextlib
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from mm2onnx_mmrotate.pipeline import preprocess_rule
-from mm2onnx_mmrotate.reference import compiled_suppression
-from mm2onnx_mmrotate.suppression import KEEPS_ALL, rotated_nms_config
+from mm2onnx_mmrotate.suppression import rotated_nms_config
 from mm2onnx_mmrotate.two_stage import graphs, heads, reference
 from mm2onnx_mmrotate.two_stage.proposals import least_side
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import TensorSpec
-from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
-from mmdeploy_ext.families.limits import Limit, entries_of
 from mmdeploy_ext.families.parts import detector_parts, image_feeds
-from mmdeploy_ext.families.parts.exaggerated import FACTOR, changed_outputs, exaggerated_cells
-from mmdeploy_ext.families.parts.mmdet_reference import recorded
-from mmdeploy_ext.families.parts.proposals import facts_of, generator_of, thresholds
-from mmdeploy_ext.families.parts.regions import part_of
-from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
-
-
-def _exaggerated_regions(outputs: Any) -> Any:
-    """Return outputs of a head of boxes with larger deltas in a quarter of the rows, by signs of two of them.
-
-    The rows of a graph may have another order than those of mmrotate, so that no index can choose them.
-    """
-    scores, deltas, *shares = outputs
-    far = (deltas[:, :1] > 0) & (deltas[:, 1:2] > 0)
-    return scores, torch.where(far, deltas * FACTOR, deltas), *shares
-
+from mmdeploy_ext.families.parts.proposals import generator_of, thresholds
+from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
 UNREAD = ('nms_pre', 'min_bbox_size')
 """Entries of `test_cfg.rcnn` that no head reads."""
@@ -53,13 +30,7 @@ UNREAD = ('nms_pre', 'min_bbox_size')
 class RotatedTwoStageFamily(ImageFamily):
     """mmrotate's detectors that propose regions and look at each of them.
 
-    Of the methods that `ImageFamily` describes, here `lists` returns the results ('') and the proposals of
-    each image by PyTorch, `inner_lists` the proposals among the outputs of a trial of one image, and
-    `scores_of` the scores of one of these lists for the first image. `result_limit` returns the entry of
-    `test_cfg` that limits the number of results, `limits` all limits and thresholds that a detector reads.
-    `exaggerated_first` is the context `exaggerated` for proposals alone. Sizes choose the level that a region
-    is pooled from; `last_level_side` is the side of squares, pixels of the input, from which on it is the
-    last.
+    `result_limit` returns the entry of `test_cfg` that limits the number of results.
     """
 
     name = 'rotated_two_stage'
@@ -69,7 +40,6 @@ class RotatedTwoStageFamily(ImageFamily):
     forms = graphs.FORMS
     tie_keys = ('iou_thr', 'iou_threshold')
     keep_fp32 = ('proposals/*', 'regions/*')  # boxes in float16 are half a pixel coarse
-    first, first_task = graphs.PROPOSALS, task
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(image_feeds.feeds)
     untraced = (
@@ -77,7 +47,6 @@ class RotatedTwoStageFamily(ImageFamily):
         '*roi_extractor*.forward',
     )  # fmt: skip
     reference_detections = staticmethod(reference.detections)
-    first_list = staticmethod(reference.proposals_alone)
 
     def claims(self, cfg: Any) -> Claim:
         """Claim every config of mmrotate's two-stage detectors."""
@@ -138,71 +107,5 @@ class RotatedTwoStageFamily(ImageFamily):
             proposals=thresholds(model.rpn_head).to_json(),
         )
 
-    def scores_of(self, model: nn.Module, images: Sequence[PreparedImage], name: str) -> np.ndarray:
-        with compiled_suppression():
-            return super().scores_of(model, images, name)
-
     def result_limit(self, model: nn.Module) -> ResultLimit:
         return ResultLimit(model.roi_head.test_cfg)
-
-    def limits(self, model: nn.Module) -> list[Limit]:
-        of_proposals = entries_of(model.rpn_head.test_cfg, 'rpn', graphs.PROPOSALS)
-        return of_proposals + [
-            dataclasses.replace(limit, head='rcnn', keeps_all=KEEPS_ALL)
-            for limit in super().limits(model)
-            if limit.key not in UNREAD and not any(map(limit.is_same_entry, of_proposals))
-        ]
-
-    def lists(
-        self, model: nn.Module, images: Sequence[PreparedImage], rescale: bool
-    ) -> dict[str, Sequence[Any]]:
-        rows: list[Any] = []
-
-        def record(result: Sequence[Any], *_: Any) -> None:
-            rows.extend(reference.rows_of_proposals(result, model.rpn_head.version))
-
-        with recorded(model.rpn_head, 'simple_test_rpn', record):
-            return super().lists(model, images, rescale) | {graphs.PROPOSALS: rows}
-
-    def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        proposals = outputs.get(graphs.PROPOSALS)
-        if proposals is None:
-            return {}
-        (rows,) = proposals
-        rows = rows[rows.any(axis=1)]  # the others are padding; a score may round to 0
-        return {graphs.PROPOSALS: reference.boxes_of_rows(rows)}
-
-    def trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-        chain, outputs = self.stages(model, options), self.spec(model, options).outputs
-        return graphs.with_proposals(chain[1:], outputs)
-
-    def first_trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-        spec = graphs.scored_proposals(heads.is_oriented(model.rpn_head))
-        return [graphs.proposals_stage(model)], (spec,)
-
-    @contextlib.contextmanager
-    def exaggerated(self, model: nn.Module) -> Iterator[None]:
-        """Inside the block heads give extreme boxes, see `ImageFamily`; of regions, those of the last stage.
-
-        Others would be pooled by the next one.
-        """
-        head = heads.last_head(model.roi_head)
-        with self.exaggerated_first(model), changed_outputs(head, _exaggerated_regions):
-            yield
-
-    def exaggerated_first(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
-        head = model.rpn_head
-        coder = None if heads.is_oriented(head) else facts_of(head)['coder']
-
-        def change(outputs: Any) -> Any:
-            scores, deltas = outputs
-            return scores, [exaggerated_cells(level, coder) for level in deltas]
-
-        return changed_outputs(head, change)
-
-    def sizes_choose_levels(self, model: nn.Module) -> bool:
-        return True
-
-    def last_level_side(self, model: nn.Module) -> float:
-        extractor = part_of(model.roi_head, 'bbox_roi_extractor', 0)
-        return float(extractor.finest_scale * 2 ** (extractor.num_inputs - 1))

@@ -10,8 +10,6 @@ Glossary: B batch, K proposals of an image, padded up to their limit, C classes,
 of the image that has most, H, W network input in pixels.
 """
 
-import dataclasses
-
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +26,6 @@ from mmdeploy_ext.exporting.ops.nms import NMS_SCORE_THRESHOLD
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.image_tensors import (
     PROPOSALS,
-    SCORED_PROPOSALS,
     clip_size,
     image_input,
     optional_inputs,
@@ -249,31 +246,3 @@ class WithoutScale(nn.Module):
     def forward(self, image: Tensor, img_shape: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs of the form; see `Form.forward`."""
         return self.form(image, img_shape, torch.ones_like(img_shape).repeat(1, 2), *maps)
-
-
-def with_proposals(
-    chain: list[Stage], outputs: tuple[TensorSpec, ...]
-) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-    """Return stages and the contracts of their outputs, changed so that the proposals are an output, too.
-
-    `chain` has the stage of a form alone, whose module is changed in place.
-    """
-    (stage,) = chain
-    form = stage.module.form if isinstance(stage.module, WithoutScale) else stage.module
-    form.shows_proposals = True
-    with_list = dataclasses.replace(stage, outputs=(*stage.outputs, PROPOSALS))
-    return [with_list], (*outputs, scored_proposals(form.boxes.oriented))
-
-
-def scored_proposals(oriented: bool) -> TensorSpec:
-    """Return the contract of the list of proposals, of upright or rotated boxes."""
-    if not oriented:
-        return SCORED_PROPOSALS
-    meaning = 'x y width height angle score; rows that an image does not have are zero'
-    return dataclasses.replace(SCORED_PROPOSALS, axes=(1, 'K', 6), meaning=meaning)
-
-
-def proposals_stage(model: nn.Module) -> Stage:
-    """Return the stage behind the network that makes proposals alone."""
-    inputs = ('input', 'img_shape', *proposal_names(model))
-    return Stage(PROPOSALS, ProposalsForm(model), inputs, (PROPOSALS,))

@@ -1,0 +1,245 @@
+"""Limits of rows, for each kind of head: one is lowered and the others are opened, so that it decides.
+
+Both sides have the same limits, as `--cfg-options` gives them. The file is proven as any other; a file whose
+graph has one row less is not. A user's proof shows such a fault only where a picture reaches the limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import re
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+
+import toy_anchor3d
+import toy_centerpoint
+import toy_corner
+import toy_query
+import toy_two_stage
+import toy_yolact
+from mmdeploy_ext.cli import export_app
+from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families.base import find_family, load_families
+from mmdeploy_ext.families.parts.lidar_parts import parts_of
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.references import references
+from mmdeploy_ext.proving.tasks import bbox3d
+from mmdeploy_ext.proving.totals import lone_low_results
+from mmdeploy_ext.runtime.family_runtime import runtime_of
+from mmdeploy_ext.runtime.frames import Sweep
+from mmdeploy_ext.synthetic.seeded import seeded_model
+from mmdeploy_ext.zoo.configs import without_augmentation
+from proofs import run_once
+from toy_atss import PICTURE, REPO
+
+PICTURES = [('toy.jpg', read_image(PICTURE))]
+SIZE = dict(height=96, width=128, opset=17)
+
+
+def trained(name):
+    """Return a toy of configs/demo with its trained weights."""
+    load_families()
+    return deploy.load(
+        str(REPO / f'configs/demo/{name}_toy.py'), str(REPO / f'demo/checkpoints/{name}_toy.pth')
+    )
+
+
+def seeded(cfg):
+    """Return a toy with seeded weights."""
+    without_augmentation(cfg)
+    family = find_family(cfg)
+    model = seeded_model(cfg, family).eval()
+    model.CLASSES = deploy.class_names(cfg, {}, family.num_classes(model))
+    return deploy.Deployment(
+        cfg=cfg, config='toy.py', cfg_options={}, family=family, model=model, checkpoint='seeded',
+        checkpoint_sha256='0' * 64, classes=model.CLASSES, rule=family.preprocess_rule(cfg),
+    )  # fmt: skip
+
+
+@functools.cache
+def load(name):
+    make = {
+        'rpn': lambda: seeded(toy_two_stage.toy('rpn')),
+        'detr': lambda: seeded(toy_query.toy('detr')),
+        'mask2former': lambda: seeded(toy_query.toy('instances')),
+        'sparse_rcnn': lambda: seeded(toy_query.toy('regions')),
+        'yolact': lambda: seeded(toy_yolact.toy()),
+        'corner': lambda: seeded(toy_corner.toy()),
+    }
+    return make.get(name, lambda: trained(name))()
+
+
+DENSE = dict(score_thr=0.001, nms_pre=3000, max_per_img=1000)
+RPN = dict(nms_pre=3000, max_per_img=1000)
+RCNN = dict(score_thr=0.001, max_per_img=1000)
+SOLO = dict(score_thr=0.01, filter_thr=0.001, nms_pre=500, max_per_img=100)
+YOLACT = dict(score_thr=0.001, nms_pre=1000, top_k=100, max_per_img=20)
+HEADS = {
+    'atss': {'bbox_head.test_cfg': (DENSE, dict(nms_pre=20, max_per_img=10))},
+    'retinanet': {'bbox_head.test_cfg': (DENSE, dict(nms_pre=20, max_per_img=10))},
+    'mask_rcnn': {
+        'rpn_head.test_cfg': (RPN, dict(nms_pre=3, max_per_img=50)),
+        'roi_head.test_cfg': (RCNN, dict(max_per_img=10)),
+    },
+    'rpn': {'rpn_head.test_cfg': (RPN, dict(nms_pre=20, max_per_img=50))},
+    'deformable_detr': {'bbox_head.test_cfg': ({}, dict(max_per_img=10))},
+    'detr': {'bbox_head.test_cfg': ({}, dict(max_per_img=10))},
+    'rtdetr': {'postprocess': ({}, dict(max_per_img=10))},
+    'sparse_rcnn': {'roi_head.test_cfg': ({}, dict(max_per_img=10))},
+    'mask2former': {'panoptic_fusion_head.test_cfg': ({}, dict(max_per_image=10))},
+    'solov2': {'mask_head.test_cfg': (SOLO, dict(nms_pre=3, max_per_img=2))},
+    'decoupled_solo': {'mask_head.test_cfg': (SOLO, dict(nms_pre=10, max_per_img=5))},
+    'yolact': {'bbox_head.test_cfg': (YOLACT, dict(nms_pre=3, top_k=5, max_per_img=10))},
+    'corner': {
+        'bbox_head.test_cfg': (dict(corner_topk=60, max_per_img=200), dict(corner_topk=34, max_per_img=10))
+    },
+}
+"""Toy -> settings of a part of the model -> values that open its limits, and values that lower one each."""
+CASES = [
+    (name, settings, key)
+    for name, parts in HEADS.items()
+    for settings, (_, lowered) in parts.items()
+    for key in lowered
+]
+
+
+def settings_of(model, path):
+    """Return the live settings at a path: a `test_cfg`, or the attributes of a module."""
+    found = functools.reduce(getattr, path.split('.'), model)
+    return found if isinstance(found, dict) else vars(found)
+
+
+@contextlib.contextmanager
+def changed(entries, **values):
+    """Inside the block settings have other values."""
+    with contextlib.ExitStack() as stack:
+        for key, value in values.items():
+            stack.enter_context(replaced_entry(entries, key, value))
+        yield
+
+
+@contextlib.contextmanager
+def one_row_less(family, entries, key):
+    """Inside the block what is exported has a limit that is one lower than the model's."""
+    family = getattr(family, 'plain', family)  # behind one that remembers results
+
+    def wrong(method):
+        def made(*args, **named):
+            with changed(entries, **{key: entries[key] - 1}):
+                return copy.deepcopy(method(*args, **named))  # modules may read it when they run
+
+        return made
+
+    with contextlib.ExitStack() as stack:
+        for name in ('spec', 'stages', 'postprocess_facts'):
+            stack.enter_context(mock.patch.object(family, name, wrong(getattr(family, name)), create=True))
+        yield
+
+
+def export(deployment, path):
+    options = deployment.family.choose(**SIZE)
+    traced = deploy.prepare_fixed(deployment.rule, PICTURES[0][1], options.height, options.width)
+    export_files(deployment, options, str(path), [traced])
+    deployment.exports.clear()
+    return str(path), options
+
+
+def refuted(known, file):
+    """Return why a file is not proven on some inputs, [] if it is."""
+    with build_backend('OnnxRuntimeBackend', file) as backend:
+        cases = list(run_once(known, backend))
+    rows = [row for case in cases for row in case.detections]
+    alone = lone_low_results(sum(row.low for row in rows), sum(row.low_alone for row in rows))
+    return [reason for case in cases for reason in case.failures] + alone
+
+
+def name_of(case):
+    name, settings, key = case
+    return f'{name}-{settings.split("_")[0]}-{key}'
+
+
+IN_SUITE = (
+    'atss-bbox-nms_pre',
+    'retinanet-bbox-max_per_img',
+    'mask_rcnn-rpn-nms_pre',
+    'deformable_detr-bbox-max_per_img',
+    'rtdetr-postprocess-max_per_img',
+    'solov2-mask-max_per_img',
+    'yolact-bbox-top_k',
+    'corner-bbox-max_per_img',
+)
+"""A case of each kind of head; each takes some seconds."""
+
+
+@pytest.mark.suite(*IN_SUITE)
+@pytest.mark.parametrize('case', CASES, ids=name_of)
+def test_a_lowered_limit_is_proven_and_one_row_less_is_not(case, tmp_path):
+    name, path, key = case
+    deployment = load(name)
+    with contextlib.ExitStack() as stack:
+        for settings, (opened, _) in HEADS[name].items():
+            stack.enter_context(changed(settings_of(deployment.model, settings), **opened))
+        entries = settings_of(deployment.model, path)
+        stack.enter_context(changed(entries, **{key: HEADS[name][path][1][key]}))
+        file, options = export(deployment, tmp_path / 'right.onnx')
+        known = references(deployment, options, PICTURES)
+        assert refuted(known, file) == []
+        with one_row_less(deployment.family, entries, key):
+            file, _ = export(deployment, tmp_path / 'wrong.onnx')
+        assert refuted(known, file)
+
+
+@functools.cache
+def outputs_of(name):
+    """Return a LiDAR toy, its reference, and outputs of the head for a sweep."""
+    deployment, *_ = toy_anchor3d.exported(name) if name == 'pointpillars' else toy_centerpoint.exported(name)
+    reference = deployment.family.reference(deployment.model)
+    points = toy_centerpoint.sweep(0, 1200)[:, : reference.width]
+    outputs = reference.step(Sweep(points)).outputs
+    return deployment, reference, {name: outputs[name] for name in outputs if name[-1].isdigit()}
+
+
+@pytest.mark.suite('pointpillars-max_num-5')
+@pytest.mark.parametrize(
+    ('name', 'key', 'limit'),
+    [
+        ('pointpillars', 'nms_pre', 20),
+        ('pointpillars', 'max_num', 5),
+        ('oblong', 'max_num', 20),
+        ('oblong', 'post_max_size', 3),
+    ],
+    ids=str,
+)
+def test_a_lowered_limit_of_a_runtime_is_that_of_the_head_and_one_row_less_is_not(name, key, limit):
+    deployment, reference, outputs = outputs_of(name)
+    model, family = deployment.model, deployment.family
+    head = parts_of(model).head
+    with changed(head.test_cfg if key in head.test_cfg else vars(head.bbox_coder), **{key: limit}):
+        expected, facts = reference.boxes_of(outputs), family.postprocess_facts(model)
+    assert facts[key] == limit
+    for less in (0, 1):
+        metadata = SimpleNamespace(postprocess=dict(facts, **{key: limit - less}))
+        boxes = runtime_of(family.name).boxes_of_outputs(metadata, outputs)
+        row = bbox3d.match_detections('boxes', expected, boxes)
+        assert (row.passed and not row.low_alone) == (not less)
+
+
+def test_other_limits_by_cfg_options_are_proven_and_named_if_no_input_reaches_them(tmp_path, capsys):
+    """The same from the command line, with raised limits."""
+    words = [str(REPO / 'configs/demo/atss_toy.py'), str(REPO / 'demo/checkpoints/atss_toy.pth')]
+    words += ['--output-file', str(tmp_path / 'm.onnx'), '--shape', '128', '160', '--verify', '--cfg-options']
+    limits = [
+        'model.test_cfg.score_thr=0.02',
+        'model.test_cfg.nms_pre=2000',
+        'model.test_cfg.max_per_img=900',
+    ]
+    assert export_app.main([*words, *limits]) == 0
+    assert re.search(r'unreached: max_per_img 900 \(most found \d+\): reach it with --images, or lower it by',
+                     capsys.readouterr().out)  # fmt: skip

@@ -1,0 +1,39 @@
+"""Limits that no input of a proof reached are named, with the most that any input had."""
+
+import dataclasses
+
+import numpy as np
+
+from mmdeploy_ext.preprocess.points import VoxelRule, voxelise
+from mmdeploy_ext.proving.results import Case
+from mmdeploy_ext.proving.unreached import count_voxels, counts_of_images, unreached
+from mmdeploy_ext.runtime.detections import Detections
+from mmdeploy_ext.runtime.panoptic import Segments
+
+
+def test_a_limit_is_named_if_something_was_counted_and_less_than_it():
+    cases = [
+        Case('a', '', False, counts=dict(max_per_img=97, max_candidates=40)),
+        Case('b', '', False, counts=dict(max_per_img=3)),
+    ]
+    limits = dict(max_per_img=100, max_candidates=40, nms_pre=1000, score_thr=0.5, type='full')
+    assert unreached(limits, cases, '--images') == [
+        'max_per_img 100 (most found 97): reach it with --images, or lower it by --cfg-options on both sides'
+    ]
+    assert unreached(dict(max_per_img=-1), cases, '--images') == unreached({}, cases, '--images') == []
+
+
+def test_results_and_candidates_of_the_image_with_the_most_count_and_segments_do_not():
+    few, more = (Detections(np.zeros((n, 4), np.float32), np.ones(n), np.zeros(n, np.int64)) for n in (2, 5))
+    assert counts_of_images([few, more], {}) == dict(max_per_img=5)
+    segments = Segments(np.zeros((1, 4, 4), bool), np.ones(1), np.zeros(1, int), np.array([3]))
+    assert counts_of_images([segments], dict(candidates=np.array([7, 9]))) == dict(max_candidates=9)
+
+
+def test_voxels_are_counted_without_their_limit():
+    points = np.random.default_rng(0).uniform(-2, 2, (200, 4)).astype(np.float32)
+    rule = VoxelRule((-1.0, -1.0, -1.0, 1.0, 1.0, 1.0), (0.5, 0.5, 0.5), 5, 10**6, 'zyx', 4)
+    count = len(voxelise(points, rule)[0])
+    assert count_voxels(points, rule) == count > 10
+    assert count_voxels(points, dataclasses.replace(rule, max_voxels=3)) == count
+    assert count_voxels(points[:0], rule) == 0
