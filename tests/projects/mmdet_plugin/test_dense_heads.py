@@ -255,8 +255,7 @@ FAULTS = {
 
 
 REPEATED = 'the threshold', 'the order of classes', 'the IoU'
-"""Faults of the matrix; the same comparison refuses the others. One of the threshold is in the suite
-(`test_other_limits.py`)."""
+"""Faults of the matrix; the same comparison refuses the others."""
 
 
 @pytest.mark.suite(
@@ -380,16 +379,6 @@ def test_a_file_of_any_size_is_not_traced_with_a_size_that_it_refuses():
     check_options(options.replace(height=257), cfg, dense_heads.FAMILY, model)
     with pytest.raises(UsageError, match=r'--shape 256 320: a file of any size takes .* 257 pixels'):
         check_options(options, cfg, dense_heads.FAMILY, model)
-
-
-def test_the_number_of_peaks_is_all_that_limits_results_of_centernet():
-    class Detector(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.bbox_head = make_head('CenterNetHead')
-
-    limits = dense_heads.FAMILY.limits(Detector())
-    assert [limit.key for limit in limits] == ['topk']
 
 
 def test_an_objectness_within_rounding_of_its_threshold_may_pass_or_not(monkeypatch):

@@ -20,8 +20,7 @@ CASES = [
     *(('detr', fault) for fault in EVERY if fault != 'classes as queries'),
     *(('plain', fault) for fault in EVERY | DEFORMABLE),
     ('refine', 'reference points of another level'),
-    # in the suite: faults of tokens in proof/test_other_limits.py
-    *(pytest.param('two_stage', fault, marks=pytest.mark.matrix) for fault in TWO_STAGE),
+    *(('two_stage', fault) for fault in TWO_STAGE),
 ]
 
 
