@@ -126,14 +126,15 @@ def changed(entries, **values):
 
 
 @contextlib.contextmanager
-def one_row_less(family, entries, key):
+def one_row_less(family, path, key):
     """Inside the block what is exported has a limit that is one lower than the model's."""
     family = getattr(family, 'plain', family)  # behind one that remembers results
 
     def wrong(method):
-        def made(*args, **named):
+        def made(model, *args):  # the model or the copy that is exported
+            entries = settings_of(model, path)
             with changed(entries, **{key: entries[key] - 1}):
-                return copy.deepcopy(method(*args, **named))  # modules may read it when they run
+                return copy.deepcopy(method(model, *args))  # modules may read it when they run
 
         return made
 
@@ -147,7 +148,6 @@ def export(deployment, path):
     options = deployment.family.choose(**SIZE)
     traced = deploy.prepare_fixed(deployment.rule, PICTURES[0][1], options.height, options.width)
     export_files(deployment, options, str(path), [traced])
-    deployment.exports.clear()
     return str(path), options
 
 
@@ -186,12 +186,12 @@ def test_a_lowered_limit_is_proven_and_one_row_less_is_not(case, tmp_path):
     with contextlib.ExitStack() as stack:
         for settings, (opened, _) in HEADS[name].items():
             stack.enter_context(changed(settings_of(deployment.model, settings), **opened))
-        entries = settings_of(deployment.model, path)
-        stack.enter_context(changed(entries, **{key: HEADS[name][path][1][key]}))
+        lowered = HEADS[name][path][1][key]
+        stack.enter_context(changed(settings_of(deployment.model, path), **{key: lowered}))
         file, options = export(deployment, tmp_path / 'right.onnx')
         known = references(deployment, options, PICTURES)
         assert refuted(known, file) == []
-        with one_row_less(deployment.family, entries, key):
+        with one_row_less(deployment.family, path, key):
             file, _ = export(deployment, tmp_path / 'wrong.onnx')
         assert refuted(known, file)
 
