@@ -20,7 +20,7 @@ from mmdeploy_ext.proving.levels import images
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ASKED = 'reference_detections', 'reference_tensors', 'candidate_bounds', 'interchangeable_zeros'
+ASKED = 'reference_detections', 'reference_tensors', 'candidate_bounds'
 """Methods of a family that run the unpatched model and read nothing of the file on trial."""
 CACHED_SIGNATURES = 32
 
@@ -37,6 +37,11 @@ def digest(value: Any) -> Any:
     return digest(vars(value)) if hasattr(value, '__dataclass_fields__') else value
 
 
+def is_substituted(part: Any) -> bool:
+    """Return whether a method of a part returns what `substitution.substituted` has put in."""
+    return any(getattr(value, '__name__', '') == 'substitute' for value in vars(part).values())
+
+
 class Remembering:
     """A family that answers `ASKED` once per model and input; the rest is the family's.
 
@@ -45,7 +50,7 @@ class Remembering:
     """
 
     def __init__(self, family: Any) -> None:
-        self.plain, self._known, self._open = family, {}, ()
+        self.plain, self._known = family, {}
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith('__'):
@@ -55,28 +60,15 @@ class Remembering:
             return method
 
         def ask(model: Any, *given: Any, **options: Any) -> Any:
+            if any(is_substituted(part) for part in model.modules()):
+                return method(model, *given, **options)
             limits = repr([getattr(part, 'test_cfg', None) for part in model.modules()])
-            key = name, id(model), self._open, limits, digest(given), digest(options)
+            key = name, id(model), limits, digest(given), digest(options)
             if key not in self._known:
                 self._known[key] = model, method(model, *given, **options)  # the model keeps its id
             return self._known[key][1]
 
         return ask
-
-    def raised_result_limit(self, model: Any) -> contextlib.AbstractContextManager[None]:
-        """See `ImageFamily.raised_result_limit`."""
-        return self._inside('raised_result_limit', model)
-
-    @contextlib.contextmanager
-    def _inside(self, name: str, model: Any) -> Iterator[None]:
-        """Enter a context of the family; answers that are given inside are remembered apart."""
-        before = self._open
-        with getattr(self.plain, name)(model):
-            self._open = (*before, name)
-            try:
-                yield
-            finally:
-                self._open = before
 
 
 LOADED: dict[Any, deploy.Deployment] = {}

@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 import torch
-
 from mmdeploy_ext.proving.near_ties import ROUNDING, other_layer_rounding
+
 from mmdeploy_ext.synthetic.seeded import normalised_photograph, seeded_picture
 
 HEIGHT, WIDTH = 320, 448

@@ -4,13 +4,13 @@ import functools
 
 import numpy as np
 import torch
+from mmdeploy_ext.proving.near_ties import with_other_rounding
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from made_once import made_once
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.proving.near_ties import with_other_rounding
 from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.synthetic.seeded import seeded_model, seeded_scene
 from toy_atss import REPO

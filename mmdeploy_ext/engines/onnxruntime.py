@@ -46,6 +46,7 @@ class OnnxRuntimeBackend(Backend):
     Attributes:
         session: the open session; None before `activate` or `open_session`, and after `deactivate`.
         seconds: time of all runs so far.
+        inner: name -> array of `inner_tensors`, of the last run.
     """
 
     engine = 'onnxruntime'
@@ -60,6 +61,7 @@ class OnnxRuntimeBackend(Backend):
         spinning: str = 'always',
         plan_memory: bool = True,
         round_fp16: bool = False,
+        inner_tensors: Sequence[str] = (),
     ) -> None:
         """Keep the options; ConfigError: a `spinning` or `graph_optimization` that there is not.
 
@@ -77,6 +79,7 @@ class OnnxRuntimeBackend(Backend):
                 process of more than 4 GB gets the memory back between two runs, for PyTorch's own.
             round_fp16: round every value that a float16 graph stores, as a GPU does and ONNX Runtime's CPU
                 does not (see `graph/passes/round_half.py`); for proofs, it is slower.
+            inner_tensors: names of inner tensors of the graph that each run puts into `inner`.
         """
         for name, value, choices in (
             ('spinning', spinning, SPINNING),
@@ -88,6 +91,7 @@ class OnnxRuntimeBackend(Backend):
         self.path, self.threads = str(path), threads
         self.graph_optimization, self.profile_prefix = graph_optimization, profile_prefix
         self.spinning, self.plan_memory, self.round_fp16 = spinning, plan_memory, round_fp16
+        self.inner_tensors, self.inner = tuple(inner_tensors), {}
         self.session: onnxruntime.InferenceSession | None = None
         self.seconds = 0.0
 
@@ -131,7 +135,8 @@ class OnnxRuntimeBackend(Backend):
         self.metadata = Metadata.from_props(self.session.get_modelmeta().custom_metadata_map, self.path)
         self.spec = self.metadata.spec
         inputs = [*self.session.get_inputs(), *self.session.get_overridable_initializers()]
-        check_graph(self.spec, _tensors(inputs), _tensors(self.session.get_outputs()), self.path)
+        outputs = [value for value in self.session.get_outputs() if value.name not in self.inner_tensors]
+        check_graph(self.spec, _tensors(inputs), _tensors(outputs), self.path)
 
     def open_session(self) -> None:
         """Open the session without reading the file's metadata, for files that need not have any.
@@ -161,13 +166,7 @@ class OnnxRuntimeBackend(Backend):
                 f'{self.path}: its path is not UTF-8, and ONNX Runtime opens no such file; rename it'
             ) from error
         try:
-            source = self.path
-            if self.round_fp16:
-                import onnx
-
-                from mmdeploy_ext.graph.passes.round_half import round_half
-
-                source = round_half(onnx.load(self.path)).SerializeToString()
+            source = self._changed_model() if self.round_fp16 or self.inner_tensors else self.path
             self.session = onnxruntime.InferenceSession(
                 source,
                 self._options(),
@@ -177,6 +176,18 @@ class OnnxRuntimeBackend(Backend):
         except Exception as error:
             raise LoadError(f'{self.path}: ONNX Runtime cannot load it: {error}') from error
         check_active(self.providers, self.session.get_providers())
+
+    def _changed_model(self) -> bytes:
+        """Return the file with roundings if `round_fp16`, and with `inner_tensors` as further outputs."""
+        import onnx
+
+        model = onnx.load(self.path)
+        if self.round_fp16:
+            from mmdeploy_ext.graph.passes.round_half import round_half
+
+            model = round_half(model)
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.inner_tensors)
+        return model.SerializeToString()
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the session, for `record_runs` of `runs.py` too; add its time to `seconds`.
@@ -191,6 +202,7 @@ class OnnxRuntimeBackend(Backend):
         except Exception as error:
             raise InferenceError(f'{self.path}: ONNX Runtime failed to run it: {error}') from error
         self.seconds += time.perf_counter() - start
+        self.inner = {name: outputs.pop(name) for name in self.inner_tensors}
         note_run(self.path, feeds, outputs)
         return outputs
 

@@ -13,11 +13,9 @@ Glossary: B batch, H, W network input in pixels.
 from __future__ import annotations
 
 import abc
-import contextlib
 import dataclasses
 import functools
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -26,12 +24,12 @@ from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.options import FORM, IMAGE, Option, Options
 from mmdeploy_ext.contract.precision import with_half_features
 from mmdeploy_ext.contract.registry import options_of
-from mmdeploy_ext.contract.spec import DEFAULT_RTOL, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph, Stage
-from mmdeploy_ext.core.config import keyed_test_pipeline, refused_by_name, replaced_entry
+from mmdeploy_ext.core.config import keyed_test_pipeline, refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Family
-from mmdeploy_ext.families.building import build_without_weights, has_head, head_of
+from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.preprocess.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.detections import Detections, Instances
@@ -39,23 +37,6 @@ from mmdeploy_ext.runtime.family_runtime import results_of
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclasses.dataclass(frozen=True)
-class ResultLimit:
-    """The entry of a detector's settings that limits the number of results per image.
-
-    Attributes:
-        config: the settings with the entry: the `test_cfg` of a head, or attributes of a module.
-        key: key of the limit, whose value is -1 if the number is unlimited.
-        default: value if the key is missing.
-        available: largest possible number of results.
-    """
-
-    config: dict[str, Any]
-    key: str = 'max_per_img'
-    default: int = -1
-    available: int = sys.maxsize
 
 
 LAYERS = (
@@ -70,13 +51,13 @@ class ImageFamily(Family):
 
     Attributes:
         forms: how much of the post-processing its graphs may contain.
-        tie_keys: names of thresholds of overlaps and scores in the `test_cfg` of heads, at which rounding
-            decides whether there is a result; see `proving/near_ties.py`.
+        max_alone_share: largest share of the results of a proof that may lack a partner end to end, see
+            `proving/totals.py`.
     """
 
     samples = 'images'
     forms: ClassVar[tuple[str, ...]] = ()
-    tie_keys: ClassVar[tuple[str, ...]] = ('iou_threshold',)
+    max_alone_share: ClassVar[float] = 0.005
     untraced = (
         '.forward', 'forward_test', 'simple_test', 'simple_test_bboxes', 'simple_test_rpn',
         'simple_test_mask', 'get_bboxes', '_get_bboxes', '_get_bboxes_single', 'get_bboxes_single',
@@ -185,49 +166,54 @@ class ImageFamily(Family):
         """
         return {}
 
-    def choose_as(
-        self,
-        model: torch.nn.Module,
-        feeds: Mapping[str, np.ndarray],
-        outputs: Mapping[str, np.ndarray],
-        reference: Mapping[str, np.ndarray],
-        ties_rtol: float = DEFAULT_RTOL,
-    ) -> dict[str, np.ndarray]:
-        """Return the outputs of the reference, with the engine's choices among ties.
+    def borders(self, model: torch.nn.Module) -> dict[str, Callable[[list[Any]], Mapping[str, Any]]]:
+        """Return path of a method of the user's model -> function that names what its calls returned.
 
-        Engines round differently: one may choose other rows of almost equal scores than PyTorch does. A
-        family that can follow such a choice computes the reference again with it; here it stays as it is.
-
-        Args:
-            model: unpatched.
-            feeds: inputs of the graph by name.
-            outputs: outputs of the engine, by name; they show what it chose.
-            reference: outputs of the same names, by PyTorch in another run or in a dump.
-            ties_rtol: scores are a tie if they differ by no more than this share of the largest one; a family
-                whose choices are others states what it is a share of.
-        """
-        return dict(reference)
-
-    def interchangeable_zeros(
-        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], **options: Any
-    ) -> dict[str, np.ndarray]:
-        """Return output name -> values that engine or reference may have zeros in place of, because of ties.
-
-        Of two scores that are almost equal one becomes zero, and rounding decides which. The values have the
-        shape of the output: where there is a tie, the score before it became zero; elsewhere NaN. A proof
-        takes zero and this score for equal. If the tie decides whether there is a result, that would hide a
-        wrong one: then a family returns NaN, unless its `rounded_choices` gives the results of the other
-        choice. `options` are those of `reference_tensors`.
+        The function takes what each call returned, and gives name of a file's tensor -> the tensor. A proof
+        compares those that the file has. Rows that a top-k chose are left out: engines may have them in
+        another order.
         """
         return {}
 
-    def rounded_choices(self, model: torch.nn.Module) -> Iterable[contextlib.AbstractContextManager[None]]:
-        """Return contexts in which upstream's test path decides ties otherwise, besides those of `tie_keys`.
+    def substitutes(self, model: torch.nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Return path of a method of the user's model -> what it returns by the tensors of a file.
 
-        A proof computes the results in each if a result of an engine has no partner, see
-        `proving/near_ties.py`.
+        The paths and values are those of `proving.substitution.substituted`. `tensors` are the outputs of the
+        file and the tensors at the borders of its stages, by name. {}: they cannot be put in.
         """
-        return ()
+        return {}
+
+    def expected_tensors(
+        self,
+        model: torch.nn.Module,
+        feeds: Mapping[str, np.ndarray],
+        tensors: Mapping[str, np.ndarray],
+        form: str,
+        **options: Any,
+    ) -> dict[str, np.ndarray] | None:
+        """Return the right outputs of a graph whose stages begin with the tensors of the file, by name.
+
+        Of stages whose results jump where tensors round, such as the choice of a direction, each is judged by
+        itself so. `tensors` are as of `substitutes`, the others as of `reference_tensors`, whose outputs are
+        right if this is None.
+        """
+        return None
+
+    def inner_results(
+        self, model: torch.nn.Module, tensors: Mapping[str, np.ndarray], images: Sequence[PreparedImage]
+    ) -> list[tuple[Detections, Detections]]:
+        """Return for each image boxes between stages, by the user's code and those of a file; or [].
+
+        The user's code makes them of the tensors of the file before, such as proposals of its maps.
+        """
+        return []
+
+    def in_order(self, outputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Return the outputs of a graph with rows that a top-k chose in an order that scores do not decide.
+
+        Here they stay as they are.
+        """
+        return outputs
 
     def candidate_bounds(
         self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], slack: float, **caps: int
@@ -241,34 +227,6 @@ class ImageFamily(Family):
         NotImplementedError: the family has no such options.
         """
         raise NotImplementedError(f'{self.name}: has no files with a limit of candidates')
-
-    @contextlib.contextmanager
-    def raised_result_limit(self, model: torch.nn.Module) -> Iterator[None]:
-        """Let upstream's test path give up to twice as many results per image: those that were cut off, too.
-
-        The number is `ResultLimit.available` at most, and stays as it is if it is unlimited.
-        """
-        limit = self.result_limit(model)
-        maximum = limit.config.get(limit.key, limit.default)
-        if maximum <= 0:
-            yield
-            return
-        with replaced_entry(limit.config, limit.key, min(2 * maximum, limit.available)):
-            yield
-
-    def result_limit(self, model: torch.nn.Module) -> ResultLimit:
-        """Return the entry that limits the number of results per image."""
-        return ResultLimit(head_of(model).test_cfg if has_head(model) else {})
-
-    def ranks_queries(self, model: torch.nn.Module) -> bool:
-        """Return whether the best tokens become queries with learned contents, the first query the best one.
-
-        Rounding then exchanges the contents of two tokens of nearly equal scores, which moves all results, as
-        queries attend to each other. Measured with H-DETR's mixed selection and seeded weights: two tokens
-        whose scores are 1.2e-6 of themselves apart, exchanged by another number of threads, moved 91 of 97
-        boxes out of the bars.
-        """
-        return False
 
     def results_left_out(self, options: Mapping[str, Any]) -> str:
         """Return why a proof does not compare the results of a file with these options; '' if it does."""

@@ -337,7 +337,7 @@ class _Judge:
         """Match the results of every image with PyTorch's, after the post-processing of the runtime."""
         metadata, task = self.graphs[case.graph].metadata, self.manifest['task']
         module, settings = task_module(task), self.bars.of_task(task) if self.bars else {}
-        runtime, capacity = runtime_of(metadata.family), metadata.postprocess.get('max_per_img')
+        runtime = runtime_of(metadata.family)
 
         def candidates_of(outputs: Mapping[str, np.ndarray]) -> list[Any]:
             if hasattr(runtime, 'boxes_of_outputs'):
@@ -349,7 +349,7 @@ class _Judge:
             return candidates
 
         def match(title: str, reference: Any, candidate: Any) -> results.DetectionRow:
-            return module.match_detections(title, reference, candidate, capacity=capacity, **settings)
+            return module.match_detections(title, reference, candidate, **settings)
 
         def is_equal(outputs: Mapping[str, np.ndarray]) -> bool:
             try:

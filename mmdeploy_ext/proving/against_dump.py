@@ -14,8 +14,7 @@ from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.proving import half_bars
-from mmdeploy_ext.proving.levels.cases import compare_with_ties
-from mmdeploy_ext.proving.references import options_besides_form
+from mmdeploy_ext.proving.levels.cases import compare_outputs
 from mmdeploy_ext.proving.results import Case
 from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.proving.tensors import TensorRow, compare_tensors
@@ -117,7 +116,7 @@ class ImageDumpComparer:
     deployment: Deployment
 
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
-        """Compare the tensors, and results of a `full` graph; the choice among ties may be the engine's.
+        """Compare the tensors, and results of a `full` graph.
 
         In less than float32 a share of the results has to match, see `half_bars.accept_rate`.
 
@@ -134,17 +133,15 @@ class ImageDumpComparer:
         both = (dumped, outputs) if backend.metadata.form == 'full' else ()
         results = [family.detections(backend.metadata, side, {**tensors, **feeds}) for side in both]
         pairs = zip(*results, strict=True)
-        capacity = backend.metadata.postprocess.get('max_per_img')
         settings = bars.of_task(family.task) if bars else {}
         match = task_module(family.task).match_detections
-        detections = tuple(match(name, *pair, capacity=capacity, **settings) for pair in pairs)
+        detections = tuple(match(name, *pair, **settings) for pair in pairs)
         shape = 'x'.join(map(str, feeds[backend.spec.input_names[0]].shape))
-        case = Case(name, shape, False, self._compare_tensors(feeds, dumped, outputs, bars), detections)
+        case = Case(name, shape, False, self._compare_tensors(dumped, outputs, bars), detections)
         return half_bars.accept_rate([case], bars)[0][0] if bars else case
 
     def _compare_tensors(
         self,
-        feeds: Mapping[str, np.ndarray],
         dumped: Mapping[str, np.ndarray],
         outputs: Mapping[str, np.ndarray],
         bars: half_bars.HalfBars | None,
@@ -154,9 +151,7 @@ class ImageDumpComparer:
         if not valued:
             return ()
         expected = {name: dumped[name] for name in valued}
-        options = options_besides_form(self.deployment, self.backend.metadata)
-        zeros = self.deployment.family.interchangeable_zeros(self.deployment.model, feeds, **options)
-        return compare_with_ties(self.deployment, feeds, expected, outputs, zeros, spec, bars)
+        return compare_outputs(self.deployment.family, expected, outputs, spec, bars)
 
 
 class FrameDumpComparer:

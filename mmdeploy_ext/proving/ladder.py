@@ -125,12 +125,10 @@ def prove(
         except LoadError as error:  # the graph that level 1 has just judged is one that nothing can run
             verdict.reasons.append(one_line(error)[:MAX_MESSAGE_LENGTH])
             return verdict, []
-        first = None
-        for make_inputs in (proof.inputs, proof.more_inputs):
-            inputs = make_inputs()
-            for sample in tracked(inputs, len(inputs), 'proving'):
-                proof.run(sample)
-                first = sample if first is None else first
+        first, inputs = None, proof.inputs()
+        for sample in tracked(inputs, len(inputs), 'proving'):
+            proof.run(sample)
+            first = sample if first is None else first
         if first is not None:
             proof.run_again(first)
         proof.conclude()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from mmdeploy_ext.proving.inputs.inputs import (
     with_plain_picture,
     zoomed_input,
 )
-from mmdeploy_ext.proving.near_ties import near_ties
+from mmdeploy_ext.proving.substitution import observed
 from mmdeploy_ext.runtime.detections import Rows, bounding_box
 from mmdeploy_ext.runtime.panoptic import OFFSET, Segments
 
@@ -52,6 +51,7 @@ class ImageReference:
         feeds: name -> input of a file, or fact for the post-processing; more than some forms need.
         seconds: how long the model's test path took; 0.0 before it ran.
         sums: `output_sums` of that run.
+        borders: path of a method -> what it returned in that run, one for each call; see `Family.borders`.
         engine_seconds: how long each run of the last file took.
     """
 
@@ -60,12 +60,11 @@ class ImageReference:
         self.engine_seconds: list[float] = []
         self.sums: dict[str, list[float]] = {}
         self.images = tuple(_as_fed(image, deployment, proof_input.left_out) for image in proof_input.images)
-        family, model = deployment.family, deployment.model
+        family = deployment.family
         feeds = family.feeds(self.images, proof_input.rescale)
         self.feeds = {name: array for name, array in feeds.items() if name not in proof_input.left_out}
         self._computed: dict[Hashable, Any] = {}
-        choices = family.rounded_choices(model)
-        self._ties = near_ties(model, self._results, family.tie_keys, choices)
+        self.borders: dict[str, list[Any]] = {}
 
     @functools.cached_property
     def results(self) -> list[Any]:
@@ -73,28 +72,15 @@ class ImageReference:
 
         ConfigError: they are results of another number of images, or of a type without scores.
         """
-        start = time.perf_counter()
-        with output_sums(self.deployment.model) as self.sums:
-            results = self._results()
-        self.seconds = time.perf_counter() - start
+        family, model = self.deployment.family, self.deployment.model
+        with observed(model, family.borders(model)) as self.borders, output_sums(model) as self.sums:
+            start = time.perf_counter()
+            results = self.run()
+            self.seconds = time.perf_counter() - start
         return results
 
-    @functools.cached_property
-    def longer(self) -> list[Any]:
-        """The results with a higher limit of their number: a tie may decide which is the last one."""
-        with self.deployment.family.raised_result_limit(self.deployment.model):
-            return self._results()
-
-    @property
-    def near_ties(self) -> Iterator[list[Any]]:
-        """Results with thresholds moved by rounding, other choices of ties, other rounding of layers.
-
-        Each is computed when it is first needed.
-        """
-        self._ties, results = itertools.tee(self._ties)
-        return results
-
-    def _results(self) -> list[Any]:
+    def run(self) -> list[Any]:
+        """Run the user's test path, and return what `results` keeps."""
         family, model = self.deployment.family, self.deployment.model
         results = family.reference_detections(model, self.images, self.input.rescale)
         method = f'reference_detections of family {family.name!r}'
@@ -127,8 +113,9 @@ class ImageReference:
         return {name: self.feeds[name] for name in metadata.spec.input_names if name in self.feeds}
 
     def forget(self) -> None:
-        """Free what `compute` gave, which is large, and is computed again when needed."""
+        """Free what `compute` gave, which is large, and is computed again when needed; and `borders`."""
         self._computed.clear()
+        self.borders = {}
 
 
 @contextlib.contextmanager

@@ -182,7 +182,7 @@ class DetectionRow:
         extra: number of detections of the candidate without a partner, of those that are above the score
             threshold by the bar of scores or more.
         worst_iou: smallest IoU of a pair that counts; 1.0 when there is none, also of tasks that match by
-            distance. Pairs count if one side does as `outside` says, and no tie explains them.
+            distance. Pairs count if one side does as `outside` says.
         worst_score: largest score difference of a pair that counts; 0.0 when there is none.
         passed: whether the results could be compared, nothing is missing, nothing extra, and all pairs are
             within the bars. Below float32 it is True of all that could be compared if the share of matched
@@ -198,10 +198,9 @@ class DetectionRow:
         low: number of results of both sides below the score threshold, which are judged over the whole proof;
             of the candidate's also those above it by less than the bar of scores.
         low_alone: number of those without a partner within the bars.
-        ties: number of results of either side without a partner within the bars that PyTorch itself has, or
-            lacks, with other rounding, see `near_ties.py`; they count in none of `missing`, `extra` and
-            `outside`. If one decision of rounding explains all of them, it is
-            `matching.ONE_DECISION` at most. Ties at the cut of two full lists do not count.
+        alone: a line for each result without a partner within the bars, of those that count; of many the
+            first.
+        excused: a line for each pair of results that are one choice among equal scores.
     """
 
     image: str
@@ -218,7 +217,8 @@ class DetectionRow:
     broken: bool = False
     low: int = 0
     low_alone: int = 0
-    ties: int = 0
+    alone: tuple[str, ...] = ()
+    excused: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,6 +231,11 @@ class Case:
         traced: whether the exporter saw this input.
         tensors: level 2 rows (empty for forms whose outputs are results).
         detections: level 3 rows, one per image.
+        substituted: rows of the results that the user's test path makes of the file's own tensors, against
+            those of the file, one per image; () if the tensors cannot be put in.
+        inner: rows of boxes between the stages of the file, such as proposals, against those that the user's
+            code makes of the file's tensors before; a few may lack a partner.
+        notes: what the reader should know that is no failure.
         counts: name of a limit -> the most of what it limits that the input had, see `unreached.py`.
     """
 
@@ -239,6 +244,9 @@ class Case:
     traced: bool
     tensors: tuple[TensorRow, ...] = ()
     detections: tuple[DetectionRow, ...] = ()
+    substituted: tuple[DetectionRow, ...] = ()
+    inner: tuple[DetectionRow, ...] = ()
+    notes: tuple[str, ...] = ()
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
@@ -247,12 +255,14 @@ class Case:
 
         Outputs that cannot be compared have a row that fails.
         """
-        return all(row.passed for row in (*self.tensors, *self.detections))
+        return all(row.passed for row in (*self.tensors, *self.detections, *self.substituted, *self.inner))
 
     @property
     def failures(self) -> list[str]:
         """A line for each row that failed: name of the case, of the tensor or image, and the reason."""
         rows = [(row.tensor, row) for row in self.tensors] + [(row.image, row) for row in self.detections]
+        rows += [(row.image, row) for row in self.inner]
+        rows += [(f"{row.image}, by the file's own tensors", row) for row in self.substituted]
         return [f'{self.name}: {title}: {row.reason}' for title, row in rows if not row.passed]
 
     def to_json(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.printable import on_inputs, shape_text
 
 HISTOGRAM_DECADES = (-12, 0)
@@ -276,32 +276,6 @@ def _compare_output(
         reason = f'columns {uncovered} belong to no column group of the spec, so nothing compares them'
         rows.append(failed_row(tensor.name, reason, reference))
     return rows
-
-
-def without_ties(
-    reference: Mapping[str, np.ndarray],
-    outputs: Mapping[str, np.ndarray],
-    ties: Mapping[str, np.ndarray],
-    rtol: float = DEFAULT_RTOL,
-) -> dict[str, np.ndarray]:
-    """Return the outputs with the reference's value wherever a tie made only one of both sides zero.
-
-    Args:
-        reference: name -> output of PyTorch.
-        outputs: name -> output of the engine.
-        ties: name -> the value that the side that is not zero must have there, NaN where there is no tie, as
-            `ImageFamily.interchangeable_zeros` returns them.
-        rtol: largest difference from that value, relative to the largest reference value.
-    """
-    adjusted = dict(outputs)
-    for name, tie in ties.items():
-        expected, got = reference.get(name), outputs.get(name)
-        if expected is not None and got is not None and got.shape == expected.shape == tie.shape:
-            one_zero = (expected == 0) != (got == 0)
-            nonzero = np.where(expected == 0, got, expected)
-            near = np.abs(nonzero - tie) <= rtol * np.abs(expected).max(initial=0)
-            adjusted[name] = np.where(one_zero & near, expected, got)
-    return adjusted
 
 
 def _incomparable(reference: np.ndarray | None, candidate: np.ndarray | None) -> str:

@@ -136,14 +136,14 @@ class Verdict:
 
         Counts are `inputs`, `sequence_frames`, `unseen_inputs` (that were not traced), `checks`, `tensors`
         and `images` (rows of level 2 and of level 3), and how many of the last three failed
-        (`checks_failed` ...); of results `reference`, `matched`, `missing`, `extra` and `ties`. Of all rows
+        (`checks_failed` ...); of results `reference`, `matched`, `missing` and `extra`. Of all rows
         `worst_rel` and `worst_score`, which are differences, are the largest, `worst_iou` is the smallest;
         they are None if nothing was compared. `histogram` is the sum of those of all tensors, [] without
         any.
         """
         tensors = [row for case in self.cases for row in case.tensors]
         images = [row for case in self.cases for row in case.detections]
-        names = 'reference', 'matched', 'missing', 'extra', 'ties'
+        names = 'reference', 'matched', 'missing', 'extra'
         histograms = (row.histogram for row in tensors if row.histogram)
         return dict(
             inputs=len(self.cases),

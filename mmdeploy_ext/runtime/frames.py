@@ -141,21 +141,6 @@ class StepResult:
     was_reset: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Decision:
-    """The result of a step in which a stepper decided ties of rounding otherwise than by itself.
-
-    Attributes:
-        result: result of the step.
-        state: the memory after it.
-        text: the ties, for a reader.
-    """
-
-    result: StepResult
-    state: StreamState
-    text: str
-
-
 class Stepper(Protocol):
     """A streaming or LiDAR model on any engine: state in, state out, one frame at a time."""
 

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ from mmdeploy_ext.families.bevfusion.graphs import TABLES
 from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference, detections
 from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES
 from mmdeploy_ext.models import catalogue
-from mmdeploy_ext.proving.near_ties import DRAWS, ROUNDING
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
 from mmdeploy_ext.weights.sparse_layouts import decide_layouts, find_kernels
@@ -254,21 +253,17 @@ class ForkProcess:
         self.close = weakref.finalize(self, end_process, self.process, self.folder)
         self.facts = self._answer()
 
-    def call(
-        self, method: str, arrays: Mapping[str, np.ndarray], rounding: tuple[int, float] | None = None
-    ) -> dict[str, np.ndarray]:
+    def call(self, method: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the result of a method of `fork_process.ForkModel`: name -> array.
 
         `method` is a key of `fork_process.REQUESTS`; the docstring of that method has the names in `arrays`,
-        its arguments, and those in the result. `rounding` are the arguments seed and size of
-        `proving.near_ties.other_rounding`, which changes the roundings of the model's layers in this call;
-        None changes nothing.
+        its arguments, and those in the result.
 
         InferenceError: the repository's code raised, or its process ended; so it is when the process starts.
         """
         inputs, outputs = (Path(self.folder.name, name) for name in ('input.npz', 'output.npz'))
         np.savez(inputs, **arrays)
-        request = dict(method=method, input=str(inputs), output=str(outputs), rounding=rounding)
+        request = dict(method=method, input=str(inputs), output=str(outputs))
         with contextlib.suppress(BrokenPipeError):  # of a process that ended, which `_answer` tells
             print(json.dumps(request), file=self.process.stdin, flush=True)
         self.operators = self._answer()['operators']
@@ -396,21 +391,12 @@ class ForkReference(BEVFusionReference):
 
         Invalid frames raise what they raise in `BEVFusionReference`. InferenceError: see `ForkProcess.call`.
         """
-        return self._step(frame)
-
-    def near_ties(self, frame: FusedFrame) -> Iterator[Detections3D]:
-        """Yield the model's boxes of a frame with other roundings of its layers, see `near_ties.DRAWS`."""
-        for seed in range(DRAWS):
-            for size in (ROUNDING, -ROUNDING):
-                yield self._step(frame, (seed, size)).detections
-
-    def _step(self, frame: FusedFrame, rounding: tuple[int, float] | None = None) -> StepResult:
         images, cloud = self._inputs(frame)
         arrays = {name: frame.calibration[name] for name in MATRICES if name in frame.calibration}
         arrays['points'] = frame.points if cloud is None else cloud[0].cpu().numpy()
         if images is not None:
             arrays['images'] = images[0].cpu().numpy()
-        results = self.process.call('step', arrays, rounding)
+        results = self.process.call('step', arrays)
         outputs = {name: results[name] for name in ('bev', 'depth', 'cells') if name in results}
         if 'cells' in outputs:
             tables = transform_of(self.model).pool_tables(torch.from_numpy(outputs['cells']))

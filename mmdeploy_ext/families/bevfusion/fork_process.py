@@ -17,7 +17,6 @@ the bird's-eye view, P points, V values per point, K classes, Q queries.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
@@ -286,11 +285,7 @@ def run(fork: ForkModel, request: Mapping[str, Any]) -> dict[str, Any]:
 
     Returned are `operators`, the names of the compiled operators whose stand-ins ran so far.
     """
-    from mmdeploy_ext.proving.near_ties import other_rounding
-
-    with np.load(request['input']) as arrays, contextlib.ExitStack() as stack:
-        if request.get('rounding'):
-            stack.enter_context(other_rounding(fork.model, *request['rounding']))
+    with np.load(request['input']) as arrays:
         np.savez(request['output'], **REQUESTS[request['method']](fork, dict(arrays)))
     return dict(operators=list(executed_operators))
 

@@ -5,7 +5,6 @@ defined first: `families/base.py` and `families/images.py`. `result_limit` tells
 `test_cfg` limits the results of an image.
 """
 
-import inspect
 from typing import Any
 
 from torch import nn
@@ -16,8 +15,8 @@ from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.corner import graphs
-from mmdeploy_ext.families.corner.graphs import PAIRS, suppression, thresholds
-from mmdeploy_ext.families.images import ImageFamily, ResultLimit
+from mmdeploy_ext.families.corner.graphs import suppression, thresholds
+from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts, image_feeds, mmdet_reference
 
 dense_heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
@@ -34,6 +33,7 @@ class CornerFamily(ImageFamily):
     task = 'bbox2d'
     forms = ('full',)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
+    substitutes, borders = staticmethod(graphs.substitutes), staticmethod(graphs.borders)
     feeds = staticmethod(image_feeds.feeds)
     reference_detections = staticmethod(mmdet_reference.box_detections)
 
@@ -55,13 +55,3 @@ class CornerFamily(ImageFamily):
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         return dict(thresholds(model.bbox_head.test_cfg), num_classes=self.num_classes(model))
-
-    def result_limit(self, model: nn.Module) -> ResultLimit:
-        """Return the limit of results, of which there are at most as many as pairs that mmdet's head keeps.
-
-        That number is read from the head, the default of its `num_dets`, not from the code of the graph,
-        unless there is no such default: a proof raises the limit up to it.
-        """
-        pairs = inspect.signature(model.bbox_head.decode_heatmap).parameters.get('num_dets')
-        available = pairs.default if pairs and isinstance(pairs.default, int) else PAIRS
-        return ResultLimit(model.bbox_head.test_cfg, available=available)

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -67,12 +68,41 @@ def corner_maps(head: nn.Module, maps: Sequence[torch.Tensor]) -> list[torch.Ten
 
     `maps` are the levels (B, channels, h, w) of the backbone's features.
     """
-    outputs = [levels[-1] for levels in head(maps)]
+    return last_level(head, head(maps))
+
+
+def last_level(head: nn.Module, outputs: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
+    """Return the maps of the last level of what `forward` of a head returned, by `MAP_NAMES`."""
+    outputs = [levels[-1] for levels in outputs]
     if head.with_corner_emb:
         first_heat, last_heat, first_pairing, last_pairing, first_offset, last_offset = outputs
     else:
         first_heat, last_heat, first_offset, last_offset, _, _, first_pairing, last_pairing = outputs
     return [first_heat, first_offset, first_pairing, last_heat, last_offset, last_pairing]
+
+
+def substitutes(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return what the head's `forward` returns by the maps of a file, see `ImageFamily.substitutes`."""
+    if any(name not in tensors for name in MAP_NAMES):
+        return {}
+    like = next(model.parameters())
+    first_heat, first_offset, first_pairing, last_heat, last_offset, last_pairing = (
+        [torch.from_numpy(np.array(tensors[name])).to(like)] for name in MAP_NAMES
+    )
+    outputs = first_heat, last_heat, first_pairing, last_pairing, first_offset, last_offset
+    if not model.bbox_head.with_corner_emb:
+        guides = [None], [None]
+        outputs = first_heat, last_heat, first_offset, last_offset, *guides, first_pairing, last_pairing
+    return {'extract_feat': None, 'bbox_head.forward': outputs}
+
+
+def borders(model: nn.Module) -> dict[str, Any]:
+    """Return the border of the head, its last level, see `ImageFamily.borders`."""
+
+    def last(calls: list[Any]) -> dict[str, Any]:
+        return dict(zip(MAP_NAMES, last_level(model.bbox_head, calls[0]), strict=True))
+
+    return {'bbox_head.forward': last}
 
 
 def thresholds(test_cfg: Mapping[str, Any]) -> dict[str, float]:

@@ -21,6 +21,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import nearest_base, registered_class
 from mmdeploy_ext.families.dense import graphs, reference
+from mmdeploy_ext.families.dense.forms import raw_names
 from mmdeploy_ext.families.dense.heads import (
     KINDS,
     QUERY_HEAD,
@@ -32,7 +33,7 @@ from mmdeploy_ext.families.dense.heads import (
     thresholds,
 )
 from mmdeploy_ext.families.dense.runtime import level_shapes
-from mmdeploy_ext.families.images import ImageFamily, ResultLimit
+from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts, image_feeds
 
 
@@ -51,7 +52,8 @@ class DenseFamily(ImageFamily):
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
     candidate_bounds = staticmethod(reference.candidate_bounds)
-    interchangeable_zeros = staticmethod(reference.interchangeable_zeros)
+    substitutes = staticmethod(reference.substitutes)
+    expected_tensors = staticmethod(reference.expected_tensors)
 
     def claims(self, cfg: Any) -> Claim:
         """Claim every config of a one-stage detector with a registered dense head, but for heads of queries.
@@ -143,9 +145,14 @@ class DenseFamily(ImageFamily):
             return super().takes(model, options, height, width)
         return min(height, width) >= max(int(stride[0]) for stride in generator_of(model.bbox_head).strides)
 
-    def result_limit(self, model: nn.Module) -> ResultLimit:
-        """Return the entry of `test_cfg` that limits results: `topk` of heads of peaks or `max_per_img`."""
-        return ResultLimit(model.bbox_head.test_cfg, kind_of(model.bbox_head).limit)
+    def borders(self, model: nn.Module) -> dict[str, Any]:
+        kind = kind_of(model.bbox_head)
+
+        def named(calls: list[Any]) -> dict[str, Any]:
+            outputs = kind.flatten(kind.tested(model.bbox_head, calls[0]))
+            return dict(zip(raw_names(model), outputs, strict=True))
+
+        return {'bbox_head.forward': named}
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """Return name -> setting that files tell: thresholds, and what `facts_of` returns of the head.

@@ -6,7 +6,6 @@ Glossary: B batch, N priors of all levels, C classes without the background, H, 
 """
 
 import contextlib
-import functools
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,9 +22,6 @@ from mmdeploy_ext.families.parts.mmdet_reference import box_detections
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, count_bounds
 
-TIE = 1e-5
-"""Largest difference of two scores that engines may round to a tie, relative to the batch's largest score."""
-
 
 def tensors(
     model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, score_form: str = 'separate', **_: Any
@@ -41,10 +37,17 @@ def tensors(
         image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
         outputs = dict(zip(raw_names(model), flat_outputs(model, image), strict=True))
         if form != 'raw':
-            outputs = decode_by_mmdet(model, outputs)
-            factor = described(model).factor
-            if score_form == 'product' and factor:
-                outputs['scores'] = outputs['scores'] * outputs.pop(factor)[..., None]
+            return _decoded(model, outputs, score_form)
+    return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+
+
+def _decoded(
+    model: nn.Module, raw: Mapping[str, torch.Tensor], score_form: str = 'separate', **_: Any
+) -> dict[str, np.ndarray]:
+    """Return the outputs of the form 'decode' of the maps of a head, see `tensors`."""
+    outputs, factor = decode_by_mmdet(model, raw), described(model).factor
+    if score_form == 'product' and factor:
+        outputs['scores'] = outputs['scores'] * outputs.pop(factor)[..., None]
     return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
 
 
@@ -162,33 +165,32 @@ def candidate_bounds(
     return dict(candidates=tuple(counts))
 
 
-def interchangeable_zeros(
-    model: nn.Module, feeds: Mapping[str, np.ndarray], **_: Any
-) -> dict[str, np.ndarray]:
-    """Return the scores of ties between neighbouring cells that are no results.
+def substitutes(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return what the head's `forward` returns by the maps of a file; nothing else reads the features."""
+    maps = raw_maps(model, tensors)
+    outputs = maps and kind_of(model.bbox_head).unflatten(model.bbox_head, list(maps.values()))
+    return {'extract_feat': None, 'bbox_head.forward': outputs} if outputs else {}
 
-    If two cells of a heatmap differ by rounding, PyTorch and an engine may take different ones for the peak,
-    and set the other one to zero. The result is `scores` (B, N, C), as that output: in all cells of a tie,
-    each of which may be the peak, the score before any became zero, and NaN elsewhere; {} for heads without
-    peaks. A cell ties with the highest of its neighbours only. Scores that reach the lowest of the `nms_pre`
-    results of their image are left out. `feeds` hold `input`.
-    """
-    description = described(model)
-    if not description.peaks:
+
+def expected_tensors(
+    model: nn.Module,
+    feeds: Mapping[str, np.ndarray],
+    tensors: Mapping[str, np.ndarray],
+    form: str,
+    **options: Any,
+) -> dict[str, np.ndarray] | None:
+    """Return the tensors of the form `decode` by mmdet's functions, of the maps of the file."""
+    maps = raw_maps(model, tensors)
+    if form != 'decode' or not maps:
+        return None
+    with torch.no_grad():
+        return _decoded(model, maps, **options)
+
+
+def raw_maps(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Return the maps of a head among the tensors of a file by name, in the order of `raw_names`; or {}."""
+    names = raw_names(model)
+    if any(name not in tensors for name in names):
         return {}
-    maps = torch.from_numpy(tensors(model, feeds, 'raw')[f'{description.scores}_0'])
-    scores = torch.from_numpy(tensors(model, feeds, 'decode')['scores']).flatten(1)
-    topk = min(thresholds(model.bbox_head).nms_pre, scores.shape[1])
-    lowest_result = scores.topk(topk).values[:, -1].view(-1, 1, 1, 1)
-    edge, (height, width) = description.peaks // 2, maps.shape[2:]
-    padded = torch.nn.functional.pad(maps, [edge] * 4, value=-1.0)
-    windows = [
-        padded[..., row : row + height, column : column + width]
-        for row in range(description.peaks)
-        for column in range(description.peaks)
-        if (row, column) != (edge, edge)
-    ]
-    highest_neighbour = functools.reduce(torch.maximum, windows)
-    tied = ((highest_neighbour - maps).abs() <= TIE * maps.max()) & (maps < lowest_result)
-    tied_scores = torch.where(tied, maps, torch.full_like(maps, torch.nan))
-    return dict(scores=tied_scores.flatten(2).transpose(1, 2).numpy())
+    device = next(model.parameters()).device
+    return {name: torch.from_numpy(np.array(tensors[name])).to(device) for name in names}

@@ -18,7 +18,7 @@ from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights, names_of_class
-from mmdeploy_ext.families.images import ImageFamily, ResultLimit
+from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.imvoxelnet import graphs, reference, samples
 from mmdeploy_ext.families.imvoxelnet.runtime import COLUMNS
 from mmdeploy_ext.families.imvoxelnet.seeded import seeded_detector
@@ -46,12 +46,10 @@ class ImVoxelNetFamily(ImageFamily):
     similar_names = ('ImVoxel',)
     forms = ('full', 'raw')
     untraced = ('.forward', 'forward_test', 'simple_test', '.extract_feat', *UNTRACED)
-    tie_keys = ('nms_thr', 'score_thr')
+    expected_tensors = staticmethod(reference.expected_tensors)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
-    rounded_choices = staticmethod(reference.rounded_choices)
-    choose_as = staticmethod(reference.choose_as)
     feeds = staticmethod(samples.feeds)
 
     def claims(self, cfg: Any) -> Claim:
@@ -95,9 +93,6 @@ class ImVoxelNetFamily(ImageFamily):
 
     def num_classes(self, model: nn.Module) -> int:
         return int(model.bbox_head.num_classes)
-
-    def result_limit(self, model: nn.Module) -> ResultLimit:
-        return ResultLimit(model.bbox_head.test_cfg, 'max_num')
 
     def result(self, detections: Any, num_classes: int) -> dict[str, Any]:
         """Return what mmdet3d's detector returns for a picture: `boxes_3d`, `scores_3d` and `labels_3d`."""

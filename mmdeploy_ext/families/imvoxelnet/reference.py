@@ -134,30 +134,25 @@ def projected_in(order: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) ->
         yield
 
 
-def rounded_choices(model: nn.Module) -> Iterator[contextlib.AbstractContextManager[None]]:
-    """Yield a context for each of `ORDERS`, in which voxels half-way between cells may take the other one."""
-    yield from map(projected_in, ORDERS)
-
-
-def choose_as(
+def expected_tensors(
     model: nn.Module,
     feeds: Mapping[str, np.ndarray],
     outputs: Mapping[str, np.ndarray],
-    reference: Mapping[str, np.ndarray],
-    ties_rtol: float = DEFAULT_RTOL,
+    form: str,
+    **_: Any,
 ) -> dict[str, np.ndarray]:
-    """Return the reference, or mmdet3d's outputs in one of `ORDERS` that are nearer to the engine's.
+    """Return mmdet3d's outputs, its projection added up as it is, or in one of `ORDERS` that are nearer.
 
     The orders are tried one after the other, until the largest error, over the largest value of its tensor,
-    is at most `ties_rtol`; the nearest outputs so far are returned, also if they are not that near. If an
-    output is missing or of another shape, it is the reference. See `ImageFamily.choose_as`.
+    is at most `DEFAULT_RTOL`; the nearest outputs so far are returned, also if they are not that near. If an
+    output is missing or of another shape, they are those of mmdet3d as it is.
     """
-    nearest = dict(reference)
-    if any(name not in outputs or outputs[name].shape != array.shape for name, array in reference.items()):
+    nearest = tensors(model, feeds, form)
+    if any(name not in outputs or outputs[name].shape != array.shape for name, array in nearest.items()):
         return nearest  # the comparison states it
     error = _worst_error(outputs, nearest)
     for order in ORDERS:
-        if error <= ties_rtol:
+        if error <= DEFAULT_RTOL:
             break
         with projected_in(order):
             candidate = tensors(model, feeds, 'raw')

@@ -17,7 +17,7 @@ from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights, registered_class
-from mmdeploy_ext.families.images import ImageFamily, ResultLimit
+from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.monocular import cameras, graphs, reference, smoke_graphs
 from mmdeploy_ext.families.monocular.seeded import seeded_detector
 from mmdeploy_ext.families.parts import detector_parts
@@ -124,6 +124,8 @@ class MonocularMethods:
     feeds, result = staticmethod(cameras.feeds), staticmethod(mmdet3d_result)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
+    substitutes, borders = staticmethod(reference.substitutes), staticmethod(reference.borders)
+    expected_tensors = staticmethod(reference.expected_tensors)
     build, seeded, check_dataset = staticmethod(build), staticmethod(seeded), staticmethod(check_dataset)
 
 
@@ -133,9 +135,7 @@ class PointsFamily(MonocularMethods, ImageFamily):
     name = 'monocular'
     exports = 'FCOS3D and PGD (mmdeploy_ext/families/monocular/README.md)'
     forms = ('full', 'decode', 'raw')
-    tie_keys = ('nms_thr', 'score_thr')
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    choose_as = staticmethod(reference.choose_as)
     postprocess_facts = staticmethod(graphs.postprocess_facts)
 
     def claims(self, cfg: Any) -> Claim:
@@ -143,9 +143,6 @@ class PointsFamily(MonocularMethods, ImageFamily):
 
     def check(self, cfg: Any, options: Options) -> None:
         check_detector(cfg, options, check_points_head)
-
-    def result_limit(self, model: nn.Module) -> ResultLimit:
-        return ResultLimit(model.bbox_head.test_cfg)
 
 
 def check_smoke_head(cfg: Any, head: nn.Module) -> None:
@@ -166,7 +163,6 @@ class SmokeFamily(MonocularMethods, ImageFamily):
     name = 'smoke'
     exports = 'SMOKE (mmdeploy_ext/families/monocular/README.md)'
     forms = ('full', 'raw')
-    tie_keys = ()
     spec, stages = staticmethod(smoke_graphs.spec), staticmethod(smoke_graphs.stages)
     postprocess_facts = staticmethod(smoke_graphs.postprocess_facts)
 

@@ -11,17 +11,14 @@ import torch
 from mmdet3d.core.bbox import Box3DMode, CameraInstance3DBoxes
 from torch import nn
 
-from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.families.monocular import cameras
-from mmdeploy_ext.families.monocular.networks import SMOKE_NAMES, output_names
+from mmdeploy_ext.families.monocular.networks import SMOKE_NAMES, output_names, raw_names
 from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
 from mmdeploy_ext.families.monocular.smoke_graphs import STRIDE
 from mmdeploy_ext.families.parts.mmdet_reference import metas_of, tested
 from mmdeploy_ext.preprocess.pictures import PreparedImage
-
-SAME_TURN = 1e-3
-"""Radians by which two yaws that differ by half a turn may differ besides."""
+from mmdeploy_ext.proving.substitution import PerCall
 
 
 def metas(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
@@ -175,49 +172,77 @@ def _before_suppression(
     return rows
 
 
-def choose_as(
+def outputs_of(model: nn.Module, given: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
+    """Return what the head's `forward` returns by the tensors of a file; () if some are missing.
+
+    An output that the head does not have is None at each level, as there.
+    """
+    head, like = model.bbox_head, next(model.parameters())
+    is_smoke = not hasattr(head, 'scales')
+    if any(name not in given for name in (SMOKE_NAMES if is_smoke else raw_names(head))):
+        return ()
+
+    def level(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.array(given[name])).to(like)
+
+    if is_smoke:
+        return tuple([level(name)] for name in SMOKE_NAMES)
+    levels = range(len(head.strides))
+    return tuple(
+        [level(f'{name}_{index}') if name in output_names(head) else None for index in levels]
+        for name in outputs_in_order(head)
+    )
+
+
+def substitutes(model: nn.Module, given: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return what the head's `forward` returns, picture by picture, as `detections` runs them."""
+    outputs = outputs_of(model, given)
+    if not outputs:
+        return {}
+    count = len(next(level for levels in outputs for level in levels if level is not None))
+    calls = (
+        tuple(
+            [None if level is None else level[index : index + 1] for level in levels] for levels in outputs
+        )
+        for index in range(count)
+    )
+    return {'extract_feat': None, 'bbox_head.forward': PerCall(calls)}
+
+
+def expected_tensors(
     model: nn.Module,
     feeds: Mapping[str, np.ndarray],
-    outputs: Mapping[str, np.ndarray],
-    reference: Mapping[str, np.ndarray],
-    ties_rtol: float = DEFAULT_RTOL,
-) -> dict[str, np.ndarray]:
-    """Return the reference with the yaws of 'decode' turned as the engine's, if rounding decides about it.
+    given: Mapping[str, np.ndarray],
+    form: str,
+    **_: Any,
+) -> dict[str, np.ndarray] | None:
+    """Return the outputs of the form `decode` of the maps of the file.
 
-    A yaw jumps by half a turn if the angle that the head outputs is at the end of its interval, or if both
-    directions have the same logit. Here `ties_rtol` is a share of half a turn, or of the largest logit of all
-    directions. See `ImageFamily.choose_as`.
+    A yaw jumps by half a turn where its two directions have the same logit, or at the end of its interval.
     """
-    followed_reference = dict(reference)
-    yaws, expected = outputs.get('boxes'), reference.get('boxes')
-    if yaws is None or expected is None or yaws.shape != expected.shape:
-        return followed_reference
-    gap = np.abs(yaws[..., 6] - expected[..., 6])
-    flipped = np.abs(gap - np.pi) < SAME_TURN
-    flipped |= np.abs(gap - 2 * np.pi) < SAME_TURN
-    if not flipped.any():
-        return followed_reference
-    raw, head = tensors(model, feeds, 'raw'), model.bbox_head
-    rows = {
-        name: np.concatenate(
-            [
-                raw[f'{name}_{level}']
-                .transpose(0, 2, 3, 1)
-                .reshape(len(gap), -1, raw[f'{name}_{level}'].shape[1])
-                for level in range(len(head.strides))
-            ],
-            1,
-        )
-        for name in output_names(head)
-        if name in ('bbox_pred', 'dir_cls_pred')
-    }
-    turns = (rows['bbox_pred'][..., 6] - head.dir_offset) / np.pi
-    is_tie = np.abs(turns - np.rint(turns)) < ties_rtol
-    if 'dir_cls_pred' in rows:
-        directions = rows['dir_cls_pred']
-        scale = np.abs(directions).max()
-        is_tie |= np.abs(directions[..., 0] - directions[..., 1]) <= ties_rtol * scale
-    followed_reference['boxes'] = expected.copy()
-    follow = flipped & is_tie
-    followed_reference['boxes'][..., 6][follow] = yaws[..., 6][follow]
-    return followed_reference
+    outputs = outputs_of(model, given) if form == 'decode' else ()
+    if not outputs:
+        return None
+    with torch.no_grad():
+        raw = dict(zip(outputs_in_order(model.bbox_head), outputs, strict=True))
+        return {name: array.cpu().numpy() for name, array in decoded_by_mmdet3d(model, raw, feeds).items()}
+
+
+def borders(model: nn.Module) -> dict[str, Any]:
+    """Return the border of the head, see `ImageFamily.borders`; it runs picture by picture."""
+    head = model.bbox_head
+    names = outputs_in_order(head) if hasattr(head, 'scales') else SMOKE_NAMES
+
+    def named(calls: list[Any]) -> dict[str, torch.Tensor]:
+        images = [
+            {
+                f'{name}_{index}' if hasattr(head, 'scales') else name: level
+                for name, levels in zip(names, call, strict=True)
+                for index, level in enumerate(levels)
+                if level is not None
+            }
+            for call in calls
+        ]
+        return {name: torch.cat([image[name] for image in images]) for name in images[0]}
+
+    return {'bbox_head.forward': named}

@@ -9,7 +9,7 @@ Glossary: B batch, a priors of a cell, A priors of a level, C classes, h, w size
 import dataclasses
 import inspect
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -38,6 +38,8 @@ YOLO_UNLIMITED_SINCE = (2, 17)
 level with the best objectness (compared: 2.6.0, 2.10.0, 2.14.0, 2.16.0 and 2.17.0)."""
 GFL_CODER_SINCE = (2, 18)
 """First release of mmdet whose `GFLHead` decodes by its coder (compared: 2.6.0, 2.14.0, 2.17.0, 2.18.0)."""
+PAIR_OF_OUTPUTS_SINCE = (2, 18)
+"""First release of mmdet whose VFNet and RepPoints return two outputs in a test."""
 CLASS_SCORES_SINCE = (2, 10)
 """First release of mmdet whose `multiclass_nms` surely compares class scores with the threshold: that of 2.7
 and 2.8 compares their products with the score factors, those of 2.6, 2.9 and 2.10 class scores (compared),
@@ -240,6 +242,15 @@ class HeadKind:
         """Return the outputs of `tested`, output by output and level by level."""
         return [level for levels in outputs for level in levels]
 
+    def unflatten(self, head: nn.Module, maps: Sequence[torch.Tensor]) -> Any:
+        """Return what `forward` of the head returns, of the maps that `flatten` gives.
+
+        None: an older mmdet returns other outputs, of which these maps are made.
+        """
+        count = len(self.describe(head).outputs)
+        levels = len(maps) // count
+        return tuple(list(maps[index * levels : (index + 1) * levels]) for index in range(count))
+
     def maps(self, head: nn.Module, maps: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """Return the outputs (B, a*columns, h, w) of one level by name as they are before they are decoded.
 
@@ -306,6 +317,11 @@ class GFocalKind(GflKind):
         scores, boxes = outputs
         return [level[:, : head.num_classes] for level in scores], boxes
 
+    def unflatten(self, head: nn.Module, maps: Sequence[torch.Tensor]) -> Any:
+        scores, boxes = super().unflatten(head, maps)
+        further = int(head.cls_out_channels) - int(head.num_classes)  # no label stands for it
+        return [torch.nn.functional.pad(level, (0, 0, 0, 0, 0, further)) for level in scores], boxes
+
     def scores(self, head: nn.Module, rows: Rows, priors: torch.Tensor) -> tuple[torch.Tensor, None]:
         return rows['cls_score'], None
 
@@ -315,6 +331,9 @@ class VfnetKind(HeadKind):
 
     def tested(self, head: nn.Module, outputs: Any) -> Any:
         return outputs[0], outputs[-1]
+
+    def unflatten(self, head: nn.Module, maps: Sequence[torch.Tensor]) -> Any:
+        return super().unflatten(head, maps) if mmdet_release() >= PAIR_OF_OUTPUTS_SINCE else None
 
 
 class ToodKind(HeadKind):
@@ -350,6 +369,9 @@ class RepPointsKind(HeadKind):
             return outputs
         scores, _, points = outputs
         return scores, [head.points2bbox(level) for level in points]
+
+    def unflatten(self, head: nn.Module, maps: Sequence[torch.Tensor]) -> Any:
+        return super().unflatten(head, maps) if mmdet_release() >= PAIR_OF_OUTPUTS_SINCE else None
 
     def coder(self, head: nn.Module) -> dict[str, Any]:
         return dict(type='scaled', strides=list(head.point_strides), around_points=True)
@@ -466,6 +488,10 @@ class SablKind(HeadKind):
         scores, buckets = outputs
         return [*scores, *(logits for logits, _ in buckets), *(offsets for _, offsets in buckets)]
 
+    def unflatten(self, head: nn.Module, maps: Sequence[torch.Tensor]) -> Any:
+        scores, logits, offsets = super().unflatten(head, maps)
+        return scores, list(zip(logits, offsets, strict=True))
+
     def boxes(self, head: nn.Module, level: int, rows: Rows, priors: torch.Tensor) -> torch.Tensor:
         return self.boxes_and_factors(head, rows, priors)[0]
 
@@ -574,6 +600,15 @@ class CenterNetKind(HeadKind):
 
     def generator(self, head: nn.Module) -> Any:
         return MlvlPointGenerator([CENTERNET_STRIDE], offset=0.0)
+
+    def unflatten(self, head: nn.Module, maps: Sequence[torch.Tensor]) -> Any:
+        """Return what `forward` of the head returns, of the maps that `flatten` gives.
+
+        None: an older mmdet returns other outputs, of which these maps are made.
+        """
+        count = len(self.describe(head).outputs)
+        levels = len(maps) // count
+        return tuple(list(maps[index * levels : (index + 1) * levels]) for index in range(count))
 
     def maps(self, head: nn.Module, maps: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         return dict(maps, heatmap=get_local_maximum(maps['heatmap'], head.test_cfg.local_maximum_kernel))

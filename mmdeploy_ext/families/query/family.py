@@ -6,27 +6,27 @@ defined first: `families/base.py` and `families/images.py`.
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from mmdet.models.builder import DETECTORS
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.images import ImageFamily, ResultLimit
+from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts, image_feeds, pasting
 from mmdeploy_ext.families.parts.mask_heads import threshold
 from mmdeploy_ext.families.parts.mmdet_reference import box_detections
-from mmdeploy_ext.families.parts.query_networks import query_head
+from mmdeploy_ext.families.parts.query_networks import NAMES, query_head
 from mmdeploy_ext.families.query import (
     graphs,
     masks,
     postprocess,
     reference,
-    regions,
     supported_parts,
 )
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -75,23 +75,54 @@ class QueryFamily(ImageFamily):
     def build(self, cfg: Any) -> nn.Module:
         return super().build(copy.deepcopy(cfg))  # `DETRHead` writes a tensor into its config
 
+    def borders(self, model: nn.Module) -> dict[str, Any]:
+        if graphs.num_proposals(model):
+            return {}
+
+        def last(calls: list[Any]) -> dict[str, Any]:
+            sides = [side[-1] for side in calls[0][:2]]
+            return {
+                name: side if isinstance(side, torch.Tensor) and side.dim() == 3 else side[-1]
+                for name, side in zip(NAMES, sides, strict=True)
+            }
+
+        return {f'{_head_name(model)}.forward': last}
+
+    def substitutes(self, model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        if any(name not in tensors for name in NAMES) or not hasattr(model, 'bbox_head'):
+            return {}
+        like = next(model.parameters())
+        logits, boxes = (torch.from_numpy(np.array(tensors[name])).to(like)[None] for name in NAMES)
+        plain = supported_parts.kind_of(query_head(model)) == 'DETRHead'
+        outputs = ([logits], [boxes]) if plain else (logits, boxes, None, None)
+        return {'extract_feat': None, 'bbox_head.forward': outputs}
+
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         head = query_head(model)
         return dict(max_per_img=postprocess.max_per_img(head), num_classes=int(head.num_classes))
 
-    def ranks_queries(self, model: nn.Module) -> bool:
-        head = query_head(model)
-        mixed = getattr(head.transformer, 'mixed_selection', False)
-        return bool(mixed or supported_parts.kind_of(head) in ('DINOHead', supported_parts.CO_DINO_HEAD))
 
-    def result_limit(self, model: nn.Module) -> ResultLimit:
-        head = query_head(model)
-        suppressed = hasattr(model, 'query_head') and head.test_cfg.get('nms')
-        return ResultLimit(
-            head.test_cfg,
-            default=postprocess.max_per_img(head),
-            available=int(head.num_query) if suppressed else postprocess.pairs(head),
-        )
+def _head_name(model: nn.Module) -> str:
+    """Return the name of the head of queries in a detector."""
+    return 'query_head' if hasattr(model, 'query_head') else 'bbox_head'
+
+
+def substitutes_of_masks(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return what the head of masks returns by the tensors of a file, see `ImageFamily.substitutes`."""
+    if any(name not in tensors for name in masks.NAMES):
+        return {}
+    like = next(model.parameters())
+    outputs = tuple([torch.from_numpy(np.array(tensors[name])).to(like)] for name in masks.NAMES)
+    return {'extract_feat': None, 'panoptic_head.forward': outputs}
+
+
+def borders_of_masks(model: nn.Module) -> dict[str, Any]:
+    """Return the border of the head of masks, its last layer, see `ImageFamily.borders`."""
+
+    def last(calls: list[Any]) -> dict[str, Any]:
+        return dict(zip(masks.NAMES, (layers[-1] for layers in calls[0]), strict=True))
+
+    return {'panoptic_head.forward': last}
 
 
 def claim_of_masks(cfg: Any, fuses: bool) -> Claim:
@@ -155,6 +186,7 @@ class QueryMasksFamily(ImageFamily):
     spec, stages = staticmethod(graphs.masks_spec), staticmethod(graphs.masks_stages)
     feeds, batches = staticmethod(image_feeds.mask_feeds), staticmethod(image_feeds.batches)
     reference_detections = staticmethod(reference.instances)
+    substitutes, borders = staticmethod(substitutes_of_masks), staticmethod(borders_of_masks)
 
     def claims(self, cfg: Any) -> Claim:
         return claim_of_masks(cfg, fuses=False)
@@ -169,15 +201,6 @@ class QueryMasksFamily(ImageFamily):
         limit = masks.max_per_image(model.panoptic_fusion_head)
         return dict(max_per_img=limit, num_classes=self.num_classes(model))
 
-    def result_limit(self, model: nn.Module) -> ResultLimit:
-        head, fusion = model.panoptic_head, model.panoptic_fusion_head
-        return ResultLimit(
-            fusion.test_cfg,
-            'max_per_image',
-            default=masks.max_per_image(fusion),
-            available=int(head.num_queries) * int(head.num_classes),
-        )
-
 
 class QueryPanopticFamily(ImageFamily):
     """mmdet's detectors whose queries have masks, fused into a panoptic map."""
@@ -188,11 +211,11 @@ class QueryPanopticFamily(ImageFamily):
     task = 'panoptic'
     forms = ('full', 'raw')
     untraced = (*ImageFamily.untraced, *supported_parts.UNTRACED)
-    tie_keys = (*ImageFamily.tie_keys, 'object_mask_thr', 'iou_thr')
     spec, stages = staticmethod(graphs.panoptic_spec), staticmethod(graphs.panoptic_stages)
     feeds, batches = staticmethod(image_feeds.mask_feeds), staticmethod(image_feeds.batches)
     reference_tensors = staticmethod(reference.mask_tensors)
     reference_detections = staticmethod(reference.segments)
+    substitutes, borders = staticmethod(substitutes_of_masks), staticmethod(borders_of_masks)
 
     def claims(self, cfg: Any) -> Claim:
         return claim_of_masks(cfg, fuses=True)
@@ -205,9 +228,6 @@ class QueryPanopticFamily(ImageFamily):
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         return masks.facts_of(model.panoptic_fusion_head)
-
-    def result_limit(self, model: nn.Module) -> ResultLimit:
-        return ResultLimit({})
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -265,9 +285,6 @@ class QueryRegionsFamily(ImageFamily):
         test_cfg = model.roi_head.test_cfg
         facts = dict(max_per_img=int(test_cfg.max_per_img), num_classes=self.num_classes(model))
         return dict(facts, mask_thr=threshold(test_cfg)) if self.with_masks else facts
-
-    def result_limit(self, model: nn.Module) -> ResultLimit:
-        return ResultLimit(model.roi_head.test_cfg, available=regions.pairs(model))
 
 
 QUERY_REGIONS = QueryRegionsFamily(

@@ -15,7 +15,7 @@ from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.suppression import positive
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class
-from mmdeploy_ext.families.images import ImageFamily, ResultLimit
+from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.rtdetr import graphs, reference, runtime
 from mmdeploy_ext.models.rtdetr.detector import MAX_PER_IMG, STRIDE
@@ -38,7 +38,7 @@ class RtDetrFamily(ImageFamily):
     feeds = staticmethod(graphs.feeds)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
-    choose_as = staticmethod(reference.choose_as)
+    substitutes, in_order = staticmethod(reference.substitutes), staticmethod(reference.in_order)
 
     def build(self, cfg: Any) -> nn.Module:
         """Build the detector; ConfigError: a class of the user's lacks a part that the graph runs."""
@@ -104,7 +104,3 @@ class RtDetrFamily(ImageFamily):
 
     def num_classes(self, model: nn.Module) -> int:
         return int(model.decoder.num_classes)
-
-    def result_limit(self, model: nn.Module) -> ResultLimit:
-        pairs = int(model.decoder.num_queries) * int(model.decoder.num_classes)
-        return ResultLimit(vars(model.postprocess), available=pairs)

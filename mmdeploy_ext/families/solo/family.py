@@ -47,9 +47,9 @@ class SoloFamily(ImageFamily):
     feeds, batches = staticmethod(image_feeds.mask_feeds), staticmethod(image_feeds.batches)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
-    interchangeable_zeros = staticmethod(reference.interchangeable_zeros)
-    rounded_choices = staticmethod(reference.rounded_choices)
     candidate_bounds = staticmethod(reference.candidate_bounds)
+    substitutes, borders = staticmethod(reference.substitutes), staticmethod(reference.borders)
+    expected_tensors = staticmethod(reference.expected_tensors)
 
     def full_size(self, image: PreparedImage) -> tuple[int, int]:
         """Return height and width, pixels: those of the input, rounded up to multiples of 8.

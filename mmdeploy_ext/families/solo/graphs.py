@@ -77,6 +77,11 @@ def fork_names(head: nn.Module, batch: int = 1) -> tuple[str, ...]:
     return tuple(f'{name}_{level}' for name in (*masks, 'cate_pred') for level in levels)
 
 
+def logit_names(head: nn.Module) -> tuple[str, ...]:
+    """Return the names of the class logits of each level, of which `cate_pred` is made."""
+    return tuple(f'cate_logits_{level}' for level in range(head.num_levels))
+
+
 def mask_stride(head: nn.Module) -> int:
     """Return pixels of the input per pixel of the soft masks."""
     return int(getattr(head, 'mask_stride', 4))
@@ -207,19 +212,19 @@ def stages(model: nn.Module, options: Options) -> list[Stage]:
         names = fork_names(head, options.batch)
         return [Stage('network', ForkNetwork(levels, fork_is_flat(head)), ('input',), names)]
     if options.form == 'raw':
-        names = RAW_NAMES[kind(head)]
+        names = (*RAW_NAMES[kind(head)], *logit_names(head))
         return [Stage('network', BatchedNetwork(levels, names), ('input',), names)]
     if isinstance(levels, SoloLevels):
         names = ('cate_pred', *(f'mask_feat_{level}' for level in range(head.num_levels)))
         network = SoloFeatures(levels)
     else:
         names = RAW_NAMES[kind(head)]
-        network = BatchedNetwork(levels, names)
+        network = BatchedNetwork(levels, (*names, *logit_names(head)))
     outputs = ('masks', 'scores', 'labels')
     if options.max_candidates:
         outputs += ('candidates',)
     form = SoloFullForm(levels.head, options.max_candidates)
     return [
-        Stage('network', network, ('input',), names),
+        Stage('network', network, ('input',), (*names, *logit_names(head))),
         Stage('postprocess', form, ('img_shape', 'ori_shape', *names), outputs),
     ]

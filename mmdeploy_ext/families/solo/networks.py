@@ -82,7 +82,7 @@ class SoloNetwork(nn.Module):
         return self.head.resize_feats(pyramid), pyramid
 
     def category(self, features: torch.Tensor, grid: int) -> torch.Tensor:
-        """Return the scores (B, C, g, g) of a level of SOLO or Decoupled SOLO, after the points NMS.
+        """Return the class logits (B, C, g, g) of a level of SOLO or Decoupled SOLO.
 
         `features` (B, D, h, w) is the input map of the level, `grid` is g.
         """
@@ -90,7 +90,7 @@ class SoloNetwork(nn.Module):
             if index == self.head.cls_down_index:
                 features = resize(features, grid)
             features = layer(features)
-        return points_nms(self.head.conv_cls(features))
+        return self.head.conv_cls(features)
 
     def soft_masks(self, logits: torch.Tensor, first_level: torch.Tensor) -> torch.Tensor:
         """Return probabilities at H4 x W4, twice the size of the first level: sigmoid first, then resize.
@@ -105,32 +105,32 @@ class SoloLevels(SoloNetwork):
     """`SOLOHead`: categories and soft masks of every cell, level by level."""
 
     def forward(self, image: torch.Tensor) -> tuple[Maps, Maps]:
-        """Return per level scores (B, C, g, g) and soft masks (B, g * g, H4, W4)."""
+        """Return per level class logits (B, C, g, g) and soft masks (B, g * g, H4, W4)."""
         inputs, _ = self.levels(image)
-        scores, features = self.features(inputs)
+        logits, features = self.features(inputs)
         masks = [
             self.soft_masks(conv(level), inputs[0])
             for conv, level in zip(self.head.conv_mask_list, features, strict=True)
         ]
-        return scores, masks
+        return logits, masks
 
     def features(self, inputs: Maps) -> tuple[Maps, Maps]:
-        """Return per level scores (B, C, g, g) and the inputs of mask convolutions (B, channels, 2h, 2w)."""
-        scores, features = [], []
+        """Return per level logits (B, C, g, g) and the inputs of mask convolutions (B, channels, 2h, 2w)."""
+        logits, features = [], []
         for level, grid in zip(inputs, self.head.num_grids, strict=True):
             hidden = run_tower(self.head.mask_convs, torch.cat([level, self.coordinates(level)], 1))
             features.append(F.interpolate(hidden, scale_factor=UPSAMPLING, mode='bilinear'))
-            scores.append(self.category(level, grid))
-        return scores, features
+            logits.append(self.category(level, grid))
+        return logits, features
 
 
 class DecoupledLevels(SoloNetwork):
     """`DecoupledSOLOHead` and `DecoupledSOLOLightHead`: categories and soft columns and rows."""
 
     def forward(self, image: torch.Tensor) -> tuple[Maps, Maps, Maps]:
-        """Return per level scores (B, C, g, g) and soft masks in x and in y (B, g, H4, W4)."""
+        """Return per level class logits (B, C, g, g) and soft masks in x and in y (B, g, H4, W4)."""
         inputs, _ = self.levels(image)
-        scores, masks_x, masks_y = [], [], []
+        logits, masks_x, masks_y = [], [], []
         for index, (level, grid) in enumerate(zip(inputs, self.head.num_grids, strict=True)):
             hidden_x, hidden_y = (
                 F.interpolate(hidden, scale_factor=UPSAMPLING, mode='bilinear')
@@ -138,8 +138,8 @@ class DecoupledLevels(SoloNetwork):
             )
             masks_x.append(self.soft_masks(self.head.conv_mask_list_x[index](hidden_x), inputs[0]))
             masks_y.append(self.soft_masks(self.head.conv_mask_list_y[index](hidden_y), inputs[0]))
-            scores.append(self.category(level, grid))
-        return scores, masks_x, masks_y
+            logits.append(self.category(level, grid))
+        return logits, masks_x, masks_y
 
     def towers(self, level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the hidden maps for x and for y (B, channels, h, w) of the input (B, D, h, w) of a level."""
@@ -163,14 +163,14 @@ class SoloV2Levels(SoloNetwork):
     """`SOLOV2Head`: categories and kernels of every cell, one mask feature map."""
 
     def forward(self, image: torch.Tensor) -> tuple[Maps, Maps, torch.Tensor]:
-        """Return per level scores (B, C, g, g) and kernels (B, E, g, g); the mask features (B, E, H4, W4)."""
+        """Return per level logits (B, C, g, g) and kernels (B, E, g, g); the mask features (B, E, H4, W4)."""
         inputs, pyramid = self.levels(image)
-        scores, kernels = [], []
+        logits, kernels = [], []
         for level, grid in zip(inputs, self.head.num_grids, strict=True):
             placed = resize(torch.cat([level, self.coordinates(level)], 1), grid)
             kernels.append(self.head.conv_kernel(run_tower(self.head.kernel_convs, placed)))
-            scores.append(points_nms(self.head.conv_cls(run_tower(self.head.cls_convs, placed[:, :-2]))))
-        return scores, kernels, self.mask_features(pyramid)
+            logits.append(self.head.conv_cls(run_tower(self.head.cls_convs, placed[:, :-2])))
+        return logits, kernels, self.mask_features(pyramid)
 
     def mask_features(self, pyramid: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the mask features (B, E, H4, W4) of the neck's maps; after a ReLU they are not negative."""
@@ -206,13 +206,16 @@ class BatchedNetwork(nn.Module):
         self.names = tuple(names)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Run the network on (B, 3, H, W) float32 normalised images."""
-        scores, *rest = self.levels(image)
+        """Run the network on (B, 3, H, W) float32 normalised images; return the tensors of `names`.
+
+        Behind those of the form are the class logits (B, C, g, g) of each level.
+        """
+        logits, *rest = self.levels(image)
         if isinstance(self.levels, SoloV2Levels):
             flat = (flat_cells(rest[0]), rest[1])
         else:
             flat = tuple(torch.cat(maps, dim=1) for maps in rest)
-        outputs = (flat_cells(scores), *flat)
+        outputs = (flat_cells([points_nms(level) for level in logits]), *flat, *logits)
         return tuple(tap(name, tensor) for name, tensor in zip(self.names, outputs, strict=True))
 
 
@@ -234,7 +237,8 @@ class ForkNetwork(nn.Module):
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run the network on (B, 3, H, W) float32 normalised images."""
-        scores, *rest = self.levels(image)
+        logits, *rest = self.levels(image)
+        scores = [points_nms(level) for level in logits]
         if self.flat:
             return (*flat_cells(scores).unbind(0), *flat_cells(rest[0]).unbind(0), rest[1])
         last = [level.permute(0, 2, 3, 1) for level in scores]
@@ -251,7 +255,8 @@ class SoloFeatures(nn.Module):
         self.levels = levels
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return scores (B, S, C) and per level (B, channels, 2h, 2w)."""
+        """Return scores (B, S, C), per level (B, channels, 2h, 2w), and class logits (B, C, g, g)."""
         inputs, _ = self.levels.levels(image)
-        scores, features = self.levels.features(inputs)
-        return (tap('cate_pred', flat_cells(scores)), *features)
+        logits, features = self.levels.features(inputs)
+        scores = flat_cells([points_nms(level) for level in logits])
+        return (tap('cate_pred', scores), *features, *logits)

@@ -6,48 +6,19 @@ Source of the algorithm: mmdet 2.28.2 `models/dense_heads/{solo_head,solov2_head
 Glossary: B batch, C classes, g grid of a level.
 """
 
-import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.families.parts.mmdet_reference import instances_of_classes, metas_of, tested
-from mmdeploy_ext.families.solo.graphs import RAW_NAMES, fork_is_flat, fork_names, kind
-from mmdeploy_ext.families.solo.networks import flat_cells, points_nms
+from mmdeploy_ext.families.solo.graphs import RAW_NAMES, fork_is_flat, fork_names, kind, logit_names
+from mmdeploy_ext.families.solo.networks import flat_cells, points_nms, resize
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Instances, count_bounds
-
-TIE = 1e-4
-"""Scores of neighbouring cells whose ratio is this close to 1 are a tie: an engine's rounding decides.
-
-It is the bar of raw tensors. Rounding changes low scores of full-size heads with seeded weights by up to
-3.7e-4 of themselves (`tests/matrix/test_solo_matrix.py`), and a pair 1.3e-5 apart did change places.
-"""
-PIXEL_TIES = (1e-6, -1e-6, 1e-5, -1e-5)
-"""How far the threshold of soft masks is moved: values that close to it may be on either side.
-
-Engines' soft masks differ by some 1e-6. Measured: one pixel of SOLOv2 light with DCN changes two of 1400
-scores by 1.4e-3, pixels of SOLOv2 R101 one mask of 1400 to IoU 0.9948; PyTorch's own results change in the
-same places, the first with 1e-5 and not with 1e-6 (`tests/matrix/test_solo_matrix.py`).
-"""
-FEW_TIES = 4
-FEW_TIES_SHARE = 0.01
-"""Ties at scores above the threshold that are excused in one input: four, or 1 % of the scores that pass.
-
-Of 310,000 seeded scores, some 2000 of them above the threshold, 1 to 3 are one side of a tie (SOLO R50, two
-neighbours at 0.15271, 4.7e-7 apart). Many are no rounding: maps of a constant picture, or a model that died.
-"""
-SIGMOID_TIE = 3e-7
-"""Scores that are this close are a tie, too: ONNX Runtime's sigmoid moves each of them by up to 1.5e-7.
-
-Measured against float64 on the CPU (1.31.1): its steps are 3e-8 at every score, so that it is off by 3e-4 of
-a score of 5e-4 and by 2.5e-3 of one of 6e-5. A pair 6.4e-9 apart at 5.6e-5 did change places.
-"""
 
 
 def tensors(
@@ -73,53 +44,6 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
         of_image = instances_of_classes(*result, tuple(image.ori_shape))
         instances.append(Instances(of_image.masks.astype(bool), of_image.scores, of_image.labels))
     return instances
-
-
-def interchangeable_zeros(
-    model: nn.Module, feeds: Mapping[str, np.ndarray], layout: str = 'batched', **_: Any
-) -> dict[str, np.ndarray]:
-    """Return scores of cells in whose points NMS there is a tie; see `ImageFamily.interchangeable_zeros`.
-
-    They are those before it, all others NaN. PyTorch and an engine may give such a cell its score or zero.
-    Below the threshold no result depends on it; above it few ties are excused, see `FEW_TIES`, and the
-    results are judged with `rounded_choices`.
-    """
-    head, ties, passing = model.mask_head, 0, 0
-    logits: list[torch.Tensor] = []
-    with torch.no_grad():
-        image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
-        with head.conv_cls.register_forward_hook(lambda *call: logits.append(call[2])):
-            _by_mmdet(head, model.extract_feat(image))
-        before = [level.sigmoid() for level in logits]  # per level (B, C, g, g), before points NMS
-        levels = [torch.where(_tied(scores), scores, torch.full_like(scores, torch.nan)) for scores in before]
-    over = [scores >= head.test_cfg.score_thr for scores in before]
-    for scores, over_threshold in zip(before, over, strict=True):
-        ties += int((over_threshold & _tied(scores)).sum())
-        passing += int((over_threshold & (scores >= _rivals(scores))).sum())
-    if ties > max(FEW_TIES, FEW_TIES_SHARE * passing):
-        levels = [level.masked_fill(mask, torch.nan) for level, mask in zip(levels, over, strict=True)]
-    if layout == 'fork' and fork_is_flat(head):
-        of_images = flat_cells(levels).unbind(0)
-        named = dict(zip(fork_names(head, len(of_images))[: len(of_images)], of_images, strict=True))
-    elif layout == 'fork':
-        named = {f'cate_pred_{index}': level.permute(0, 2, 3, 1) for index, level in enumerate(levels)}
-    else:
-        named = dict(cate_pred=flat_cells(levels))
-    return {name: tensor.cpu().numpy() for name, tensor in named.items()}
-
-
-def rounded_choices(model: nn.Module) -> Iterator[contextlib.AbstractContextManager[None]]:
-    """Yield contexts in which ties are decided otherwise; see `ImageFamily.rounded_choices`.
-
-    Points NMS with ties kept and with ties dropped; and the threshold of soft masks moved by
-    rounding: a pixel more or less changes a small mask's IoU with another, and with it the decay of matrix
-    NMS.
-    """
-    head = model.mask_head
-    for keep in (True, False):
-        yield _ties_decided(head, keep)
-    for move in PIXEL_TIES:
-        yield replaced_entry(head.test_cfg, 'mask_thr', head.test_cfg.mask_thr + move)
 
 
 def candidate_bounds(
@@ -169,29 +93,69 @@ def _by_mmdet(head: nn.Module, pyramid: Sequence[torch.Tensor]) -> tuple[Any, ..
     return outputs[-1], *outputs[:-1]
 
 
-def _rivals(cells: torch.Tensor) -> torch.Tensor:
-    """Return (B, C, g, g): the largest neighbour above, left or above left; -inf in the first corner."""
-    padded = torch.nn.functional.pad(cells, (1, 0, 1, 0), value=-torch.inf)
-    above, left, corner = padded[:, :, :-1, 1:], padded[:, :, 1:, :-1], padded[:, :, :-1, :-1]
-    return torch.maximum(torch.maximum(above, left), corner)
+def borders(model: nn.Module) -> dict[str, Any]:
+    """Return the borders of the head, see `ImageFamily.borders`: the class logits, and SOLOv2's kernels."""
+    head = model.mask_head
+
+    def outputs(calls: list[Any]) -> dict[str, torch.Tensor]:
+        if kind(head) == 'SOLOV2Head':
+            return dict(kernel_pred=flat_cells(calls[0][0]), seg_pred=calls[0][2])
+        return {
+            name: torch.cat(list(levels), dim=1)
+            for name, levels in zip(RAW_NAMES[kind(head)][1:], calls[0][:-1], strict=True)
+        }
+
+    return {
+        'mask_head.conv_cls.forward': lambda calls: dict(zip(logit_names(head), calls, strict=True)),
+        'mask_head.forward': outputs,
+    }
 
 
-def _tied(scores: torch.Tensor) -> torch.Tensor:
-    """Return (B, C, g, g) bool: scores that equal their rival to rounding."""
-    return (scores - _rivals(scores)).abs() <= TIE * scores + SIGMOID_TIE
+def substitutes(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return what the head's `forward` returns by the tensors of a file, see `ImageFamily.substitutes`.
 
-
-@contextlib.contextmanager
-def _ties_decided(head: nn.Module, keep: bool) -> Iterator[None]:
-    """Inside the block logits of ties equal their rival, which keeps them, or fall just below it.
-
-    Of a chain of ties, in which a rival is a tie itself, the second one is kept and the third may not be.
+    Scores of SOLO and Decoupled SOLO are those of the file's logits by mmdet's own sigmoid and points NMS,
+    which are in `forward` there; of SOLO the last convolution of masks is PyTorch's.
     """
+    head, like = model.mask_head, next(model.parameters())
+    given = {name: torch.from_numpy(np.array(array)).to(like) for name, array in tensors.items()}
+    if any(name not in given for name in logit_names(head)):
+        return {}
+    logits = [given[name] for name in logit_names(head)]
+    grids = [int(grid) for grid in head.num_grids]
+    rest = [given[name] for name in RAW_NAMES[kind(head)][1:] if name in given]
+    scores = [points_nms(level) for level in logits]
+    if kind(head) == 'SOLOV2Head' and len(rest) == 2:
+        cells = rest[0].transpose(1, 2).split([grid**2 for grid in grids], 2)
+        kernels = [level.unflatten(2, (grid, grid)) for level, grid in zip(cells, grids, strict=True)]
+        return {'extract_feat': None, 'mask_head.forward': (kernels, logits, rest[1])}
+    if rest and kind(head) != 'SOLOV2Head':
+        rows = [grid**2 for grid in grids] if kind(head) == 'SOLOHead' else grids
+        return {
+            'extract_feat': None,
+            'mask_head.forward': (*(list(masks.split(rows, 1)) for masks in rest), scores),
+        }
+    features = [given[name] for level in range(len(grids)) if (name := f'mask_feat_{level}') in given]
+    if len(features) < len(grids):
+        return {}
+    size = tuple(features[0].shape[2:])
+    masks = [
+        resize(conv(level).sigmoid(), size)
+        for conv, level in zip(head.conv_mask_list, features, strict=True)
+    ]
+    return {'extract_feat': None, 'mask_head.forward': (masks, scores)}
 
-    def decide(module: nn.Module, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
-        rivals = _rivals(logits)
-        moved = torch.maximum(logits, rivals) if keep else rivals - TIE * rivals.abs().clamp(min=1)
-        return torch.where(_tied(logits.sigmoid()), moved, logits)
 
-    with head.conv_cls.register_forward_hook(decide):
-        yield
+def expected_tensors(
+    model: nn.Module,
+    feeds: Mapping[str, np.ndarray],
+    given: Mapping[str, np.ndarray],
+    form: str,
+    **options: Any,
+) -> dict[str, np.ndarray] | None:
+    """Return the outputs of the form `raw`, scores by points NMS of the logits of the file."""
+    head = model.mask_head
+    if form != 'raw' or any(name not in given for name in logit_names(head)):
+        return None
+    levels = [points_nms(torch.from_numpy(np.array(given[name]))) for name in logit_names(head)]
+    return dict(tensors(model, feeds, form, **options), cate_pred=flat_cells(levels).numpy())

@@ -9,9 +9,8 @@ import torch
 from mmdeploy_ext.core.taps import collect_taps, tap
 from mmdeploy_ext.families.parts.lidar_parts import watching
 from mmdeploy_ext.families.parts.runtime import frame_checks
-from mmdeploy_ext.families.sparse4d.border_points import BorderPoints, nearest_decision
 from mmdeploy_ext.families.sparse4d.runtime.boxes import InstanceBoxes
-from mmdeploy_ext.runtime.frames import Decision, Frame, StepResult, StreamState
+from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 
 CACHED = ('cached_feature', 'cached_anchor', 'confidence')
 """Attributes of the live bank that are its memory, besides the ids."""
@@ -40,7 +39,6 @@ class Sparse4DReference:
             if kind == 'refine'
         ]
         self.first_refinement = refinements[self.head.num_single_frame_decoder - 1]
-        self._points = BorderPoints()
         self.reset()
 
     def reset(self) -> None:
@@ -89,40 +87,6 @@ class Sparse4DReference:
             (result,) = self.head.post_process(dict(tensors, instance_id=ids))
         return boxes_of_result(result)
 
-    def decided_as(
-        self, frame: Frame, before: StreamState | None, outputs: Mapping[str, np.ndarray]
-    ) -> Decision | None:
-        """Return the result with points at borders of pictures on that side which is nearest to `outputs`.
-
-        See `proving.levels.drive_run.Modes`; `before` is the state before `frame`, which was the last one of
-        `step`. Near is a small sum of differences over `PREDICTIONS`. None if no point is at a border, or if
-        none is on another side. The memory stays as it is.
-        """
-        if not self._points.distances:
-            return None
-        after = self.state
-
-        def run(points: BorderPoints) -> tuple[StepResult, StreamState]:
-            self.state = before
-            return self._run(frame, points), self.state
-
-        def distance(run: tuple[StepResult, StreamState]) -> float:
-            pairs = [(run[0].outputs[name], outputs[name]) for name in PREDICTIONS.values()]
-            return sum(float(np.abs(expected - got).sum()) for expected, got in pairs)
-
-        try:
-            (result, state), moved = nearest_decision(run, distance)
-        finally:
-            self.state = after
-        if not moved:
-            return None
-        texts = [
-            f'key point {point} of instance {instance} in layer {layer} is {shares:.1g} of a side from the '
-            f'border of camera {camera}'
-            for (layer, instance, point, camera), shares in moved.items()
-        ]
-        return Decision(result, state, ', '.join(texts))
-
     def step(self, frame: Frame) -> StepResult:
         """Run one prepared frame; outputs, of the last refinement, for A instances (batch 1).
 
@@ -136,10 +100,6 @@ class Sparse4DReference:
         Raises:
             DataError: an invalid pose or time, before anything is run.
         """
-        self._points = BorderPoints()
-        return self._run(frame, self._points)
-
-    def _run(self, frame: Frame, points: BorderPoints) -> StepResult:
         frame_checks.check_pose(frame.ego_pose)
         frame_checks.check_time(frame.timestamp_s)
         was_empty = self.bank.cached_anchor is None
@@ -156,7 +116,7 @@ class Sparse4DReference:
             projection_mat=projection,
             image_wh=projection.new_tensor([[[width, height]] * len(frame.images)]),
         )
-        with torch.no_grad(), collect_taps() as taps, points.answering(), watching(hooks) as outputs:
+        with torch.no_grad(), collect_taps() as taps, watching(hooks) as outputs:
             results = self.model(images[None], **sample)
         self._scene = frame.scene_token or ''
         was_reset = was_empty or not bool(self.bank.mask[0])

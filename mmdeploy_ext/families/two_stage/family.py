@@ -18,7 +18,7 @@ from mmdeploy_ext.contract.stages import Graph, Stage
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.images import ImageFamily, ResultLimit
+from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import (
     detector_parts,
     image_feeds,
@@ -96,7 +96,11 @@ class TwoStageFamily(ImageFamily):
     reference_detections = staticmethod(mmdet_reference.detections)
     candidate_bounds = staticmethod(reference.candidate_bounds)
     untraced = (*ImageFamily.untraced, *UNTRACED)
-    inner_inputs, choose_as = staticmethod(reference.inner_inputs), staticmethod(reference.choose_as)
+    inner_inputs = staticmethod(reference.inner_inputs)
+    expected_tensors = staticmethod(reference.expected_tensors)
+    substitutes, borders = staticmethod(reference.substitutes), staticmethod(reference.borders)
+    inner_results = staticmethod(reference.inner_results)
+    max_alone_share = 0.01
 
     def spec(self, model: nn.Module, options: Options) -> GraphSpec:
         """Return the contract of the form of the options: of one graph, or of one of two."""
@@ -186,12 +190,6 @@ class TwoStageFamily(ImageFamily):
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         return facts_of(model, self.num_classes(model))
 
-    def result_limit(self, model: nn.Module) -> ResultLimit:
-        """Return the entry that limits the results, of proposals alone by the name that mmdet reads."""
-        if roi_head_of(model) is None:
-            return ResultLimit(result_cfg(model), proposals.limit_entry(model.rpn_head))
-        return ResultLimit(result_cfg(model))
-
 
 TWO_STAGE = TwoStageFamily(
     name='two_stage',
@@ -224,13 +222,14 @@ class TwoStagePanopticFamily(ImageFamily):
     task = 'panoptic'
     forms = ('full', 'raw')
     untraced = (*ImageFamily.untraced, *UNTRACED)
-    tie_keys = (*ImageFamily.tie_keys, 'score_thr', 'mask_overlap')
     spec, stages = staticmethod(panoptic.spec), staticmethod(panoptic.stages)
     feeds = staticmethod(panoptic.feeds_with_size)
     batches = staticmethod(panoptic.batches_of_one_size)
     reference_detections = staticmethod(reference.segments)
     reference_tensors = staticmethod(reference.tensors)
-    rounded_choices = staticmethod(panoptic.rounded_choices)
+    substitutes, borders = staticmethod(reference.panoptic_substitutes), staticmethod(reference.borders)
+    inner_results = staticmethod(reference.inner_results)
+    max_alone_share = 0.01
 
     def claims(self, cfg: Any) -> Claim:
         """Return `DETECTOR` for panoptic two-stage detectors of mmdet, else `NO`."""
@@ -249,6 +248,3 @@ class TwoStagePanopticFamily(ImageFamily):
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """Return name -> setting of the instances, the proposals and the fusion that files tell."""
         return facts_of(model, self.num_classes(model)) | panoptic.facts_of(model)
-
-    def result_limit(self, model: nn.Module) -> ResultLimit:
-        return ResultLimit(result_cfg(model))

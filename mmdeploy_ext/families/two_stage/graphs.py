@@ -280,6 +280,8 @@ def stages(model: nn.Module, options: Options) -> list[Stage]:
     inputs = ('input', 'img_shape', 'scale_factor')
     inputs += network.names if proposes(model) else (PROPOSALS, *network.names)
     outputs = tuple(spec(model, options).output_names)
+    if proposes(model) and roi_head_of(model) is not None:
+        form.shows_proposals, outputs = True, (*outputs, PROPOSALS)
     chain = [
         Stage('network', network, network_inputs(model), network.names),
         Stage('regions', form, inputs, outputs),

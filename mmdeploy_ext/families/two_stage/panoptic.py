@@ -7,8 +7,7 @@ Glossary: B batch, n detections of the image that has most, m side of a mask in 
 classes of stuff, H, W network input in pixels, H4, W4 a quarter of it, h, w size of the map.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
-from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing_of
@@ -29,7 +27,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import number
 from mmdeploy_ext.families.building import registered_class
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.image_feeds import feeds, grouped, one_size, pasted_size
-from mmdeploy_ext.families.parts.image_tensors import box_outputs, image_input, optional_inputs
+from mmdeploy_ext.families.parts.image_tensors import PROPOSALS, box_outputs, image_input, optional_inputs
 from mmdeploy_ext.families.parts.mask_heads import side_of, threshold
 from mmdeploy_ext.families.parts.pasting import Paste
 from mmdeploy_ext.families.parts.proposals import smallest_input
@@ -190,13 +188,14 @@ def stages(model: nn.Module, options: Options) -> list[Stage]:
     network, regions = PanopticNetwork(model), graphs.TwoStageFullForm(model)
     inputs = ('input', 'img_shape', 'scale_factor', *network.names[:-1])
     first = Stage('network', network, graphs.network_inputs(model), network.names)
+    regions.shows_proposals = True
     if options.form == 'raw':
-        return [first, Stage('regions', regions, inputs, ('dets', 'labels', 'masks'))]
+        return [first, Stage('regions', regions, inputs, ('dets', 'labels', 'masks', PROPOSALS))]
     outputs = ('dets', 'labels', 'box_masks')
     fused = ('img_shape', 'scale_factor', 'ori_shape', *outputs, SEMANTIC)
     return [
         first,
-        Stage('regions', regions, inputs, outputs, varying=outputs),
+        Stage('regions', regions, inputs, (*outputs, PROPOSALS), varying=outputs),
         Stage('fusion', RegionMapFullForm(model), fused, ('panoptic',)),
     ]
 
@@ -214,32 +213,3 @@ def feeds_with_size(images: Sequence[PreparedImage], rescale: bool) -> dict[str,
     """
     sizes = [pasted_size(image, rescale=True) for image in images]
     return dict(feeds(images, rescale=True), ori_shape=one_size(sizes, 'maps'))
-
-
-def other_order(scores: torch.Tensor) -> torch.Tensor:
-    """Return the order (n,) of scores (n,) from the best down, but in each run of ties from the worst up.
-
-    Of equal scores the last comes first. A run goes on as long as the next score is within `TIE_SCORE`.
-    """
-    order = torch.argsort(-scores, stable=True)
-    group = (-scores[order].diff() > TIE_SCORE).cumsum(0)
-    group = torch.cat([torch.zeros_like(order[:1]), group])
-    return order[torch.argsort(group * len(scores) - torch.arange(len(scores), device=scores.device))]
-
-
-def rounded_choices(model: nn.Module) -> Iterator[contextlib.AbstractContextManager[None]]:
-    """Yield a context in which mmdet's fusion decides ties of the scores of instances the other way round.
-
-    Rounding decides them, so that an engine's map may be that of either order.
-    """
-    simple_test = model.panoptic_fusion_head.simple_test
-
-    def laid_otherwise(
-        dets: torch.Tensor, labels: torch.Tensor, masks: torch.Tensor, *rest: torch.Tensor
-    ) -> torch.Tensor:
-        order = other_order(dets[:, 4])
-        dets = dets[order].clone()
-        dets[:, 4] = torch.linspace(1, 0.5, len(dets)).to(dets)  # mmdet sorts them again
-        return simple_test(dets, labels[order], masks[order], *rest)
-
-    yield replaced_entry(vars(model.panoptic_fusion_head), 'simple_test', laid_otherwise)

@@ -39,6 +39,7 @@ class YolactFamily(ImageFamily):
         *ImageFamily.untraced, 'mask_head.forward', 'crop', 'sanitize_coordinates', 'get_seg_masks',
     )  # fmt: skip
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
+    substitutes, borders = staticmethod(graphs.substitutes), staticmethod(graphs.borders)
     batches = staticmethod(image_feeds.batches)
 
     def claims(self, cfg: Any) -> Claim:

@@ -24,7 +24,6 @@ from mmdeploy_ext.proving.inputs.pictures import (
     cut,
     dark,
     filling,
-    more_views,
     other_view,
     part_of,
     titled,
@@ -72,7 +71,7 @@ class ProofInput:
 def proof_inputs(deployment: Deployment, options: Options, images: Sequence[Picture]) -> list[ProofInput]:
     """Return the inputs of a proof, the traced one first, which is made of the first picture.
 
-    Plain and zoomed pictures and those of `more_inputs` are not among them: a proof adds them.
+    Plain and zoomed pictures are not among them: a proof adds them.
 
     A mirrored picture is added to a single one. If all pictures have one size the second is cut: a graph that
     is right for that size only would pass.
@@ -98,17 +97,6 @@ def proof_inputs(deployment: Deployment, options: Options, images: Sequence[Pict
     if options.dynamic and maker.sizes.larger:  # than the traced one in both directions
         cases.append(maker.fixed('other size, batch 2', [images[1], images[0]], maker.sizes.larger))
     return cases
-
-
-def more_inputs(deployment: Deployment, options: Options, picture: Picture) -> list[ProofInput]:
-    """Return other views of a picture at the traced size, for a proof whose inputs had too few results.
-
-    Each is an input; in a batch the images behind the first are cut or reduced, each to another size.
-    """
-    title, image = picture
-    maker = _Inputs(deployment, options, [picture])
-    views = [(titled(title, change), view) for change, view in more_views(image).items()]
-    return [maker.fixed('one more image', [view] * options.batch) for view in views]
 
 
 def plain_inputs(deployment: Deployment, options: Options) -> list[ProofInput]:

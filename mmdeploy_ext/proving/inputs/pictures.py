@@ -67,27 +67,6 @@ def zoomed(image_bgr: np.ndarray, box_xyxy: np.ndarray, size: tuple[int, int]) -
     return cv2.resize(image_bgr[y1:y2, x1:x2], size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
-def more_views(image_bgr: np.ndarray) -> dict[str, np.ndarray]:
-    """Return title of a change -> the changed picture, up to ten."""
-    height, width = image_bgr.shape[:2]
-    rows, columns = max(height // 4, 1), max(width // 4, 1)
-    contrast = np.clip((image_bgr.astype(np.float64) - 128) * 1.4 + 128, 0, 255)
-    small = cv2.resize(image_bgr, (max(width // 2, 1), max(height // 2, 1)), interpolation=cv2.INTER_AREA)
-    views = {
-        'mirrored': image_bgr[:, ::-1],
-        'upside down': image_bgr[::-1],
-        'turned by 180 degrees': image_bgr[::-1, ::-1],
-        'without its left': image_bgr[:, columns:],
-        'without its right': image_bgr[:, :-columns],
-        'without its top': image_bgr[rows:],
-        'without its bottom': image_bgr[:-rows],
-        'with more contrast': contrast.astype(np.uint8),
-        'with red and blue exchanged': image_bgr[..., ::-1],
-        'at half the size': small,
-    }
-    return {change: np.ascontiguousarray(view) for change, view in views.items() if view.size}
-
-
 def filling(image_bgr: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return a picture with the ratio of sides of an input (H, W), so that no part of it is only padding.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import statistics
 import time
 from typing import TYPE_CHECKING
@@ -14,13 +15,15 @@ from typing import TYPE_CHECKING
 from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.engines import title_of
 from mmdeploy_ext.proving import full_form, half_bars
 from mmdeploy_ext.proving.levels.attempts import FAILURES, attempt, failed_detections
 from mmdeploy_ext.proving.references import options_besides_form
 from mmdeploy_ext.proving.results import Case, DetectionRow, Pair
-from mmdeploy_ext.proving.tasks import task_module
-from mmdeploy_ext.proving.tensors import compare_tensors, without_ties
+from mmdeploy_ext.proving.substitution import choices_among, substituted, without_limits
+from mmdeploy_ext.proving.tasks import bbox2d, task_module
+from mmdeploy_ext.proving.tensors import compare_named, compare_tensors
 from mmdeploy_ext.proving.unreached import counts_of_images
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.engines import Backend
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.families.images import ImageFamily
     from mmdeploy_ext.proving.half_bars import HalfBars
     from mmdeploy_ext.proving.references import ImageReference
     from mmdeploy_ext.proving.tensors import TensorRow
@@ -83,8 +86,9 @@ def judge_outputs(
     try:
         if isinstance(outputs, Exception):
             raise outputs
+        tensors = {**outputs, **getattr(backend, 'inner', {})}
         rows = (
-            *_compare_tensors(reference, metadata, outputs, bars),
+            *_compare_tensors(reference, metadata, tensors, bars),
             *full_form.shape_rows(outputs, metadata.spec),
             *_contract_rows(reference, metadata, outputs, bars),
         )
@@ -98,39 +102,95 @@ def judge_outputs(
         titles = [title for title, _ in proof_input.sources]
         failed = (failed_detections(*pair, error) for pair in zip(titles, expected, strict=True))
         return dataclasses.replace(case, tensors=rows, detections=tuple(failed)), []
-    detections = match_images(reference, metadata, results, bars)
+    detections = match_images(reference, results, bars)
     if bars and not rows:
         rows = _cosines_of_results(family.task, expected, results, bars)
+    substituted_rows, inner_rows, notes = (), (), ()
+    if not bars:
+        rows = (*rows, *border_rows(reference, getattr(backend, 'inner', {})))
+        substituted_rows, notes = match_substituted(reference, tensors, results)
+        inner_rows = match_inner(reference, tensors)
     pairs = _pictures(reference, results, title_of(type(backend).__name__))
     counts = counts_of_images(expected, outputs)
-    return dataclasses.replace(case, tensors=rows, detections=detections, counts=counts), pairs
+    case = dataclasses.replace(case, tensors=rows, detections=detections, substituted=substituted_rows)
+    return dataclasses.replace(case, inner=inner_rows, counts=counts, notes=notes), pairs
 
 
 def match_images(
-    reference: ImageReference, metadata: Metadata, results: Sequence[Any], bars: HalfBars | None
+    reference: ImageReference, results: Sequence[Any], bars: HalfBars | None
 ) -> tuple[DetectionRow, ...]:
     """Return level 3 of one case: the results of every image, matched with the reference's.
 
     Args:
         reference: PyTorch's results of the case.
-        metadata: metadata of the file.
         results: the file's results of each image.
         bars: the bars of float16 or INT8; None for float32.
     """
-    titles = [title for title, _ in reference.input.sources]
-    capacity = metadata.postprocess.get('max_per_img')
+    titles, task = [title for title, _ in reference.input.sources], reference.deployment.family.task
+    settings = bars.of_task(task) if bars else {}
+    match = functools.partial(task_module(task).match_detections, **settings)
+    return tuple(itertools.starmap(match, zip(titles, reference.results, results, strict=True)))
+
+
+def border_rows(reference: ImageReference, tensors: Mapping[str, np.ndarray]) -> tuple[TensorRow, ...]:
+    """Compare the file's tensors at the borders of its stages with what the user's methods returned.
+
+    `tensors` are those of the file, of which `Family.borders` are compared, as far as the file has them.
+    """
+    expected: dict[str, np.ndarray] = {}
+    for path, named in reference.deployment.family.borders(reference.deployment.model).items():
+        if calls := reference.borders.get(path):
+            outputs = {name: tensor for name, tensor in named(calls).items() if name in tensors}
+            expected |= {name: tensor.detach().cpu().numpy() for name, tensor in outputs.items()}
+    return tuple(compare_named(expected, {name: tensors[name] for name in expected}, DEFAULT_RTOL))
+
+
+def match_substituted(
+    reference: ImageReference, tensors: Mapping[str, np.ndarray], results: Sequence[Any]
+) -> tuple[tuple[DetectionRow, ...], tuple[str, ...]]:
+    """Match the file's results one to one with those that the user's test path makes of the file's tensors.
+
+    Args:
+        reference: PyTorch's side of the input.
+        tensors: outputs of the file, and those at the borders of its stages, by name.
+        results: the file's results of each image.
+
+    Returns:
+        A row for each image; without any the tensors cannot be put in, and level 3 alone decides. Notes: why
+        the user's code did not take them, and results that are a choice among equal scores.
+    """
     family, model = reference.deployment.family, reference.deployment.model
-    task, settings = family.task, bars.of_task(family.task) if bars else {}
-    if family.ranks_queries(model):
-        settings = dict(settings, ranked=True)
-    match = functools.partial(task_module(task).match_detections, capacity=capacity, **settings)
+    task, given = task_module(family.task), family.substitutes(model, tensors)
+    if not given:
+        return (), ()
+
+    def run() -> list[Any]:
+        with substituted(model, given):
+            return reference.run()
+
+    def run_without_limits(index: int) -> Any:
+        with without_limits(model):
+            return run()[index]
+
+    try:
+        expected = run()
+    except Exception as error:  # the user's code may read what the file does not have
+        return (), (f"the user's code does not take the file's tensors: {one_line(error)[:200]}",)
+    rows, titles = [], [title for title, _ in reference.input.sources]
+    for index, (title, *sides) in enumerate(zip(titles, expected, results, strict=True)):
+        tied = choices_among(*sides, functools.partial(run_without_limits, index))
+        rows.append(task.match_detections(title, *sides, tied=tied, **getattr(task, 'ONE_TO_ONE', {})))
+    notes = (f'{row.image}: one of equal scores: {line}' for row in rows for line in row.excused)
+    return tuple(rows), tuple(notes)
+
+
+def match_inner(reference: ImageReference, tensors: Mapping[str, np.ndarray]) -> tuple[DetectionRow, ...]:
+    """Match boxes between the stages of a file with those of the user's code, see `Family.inner_results`."""
+    family, titles = reference.deployment.family, [title for title, _ in reference.input.sources]
+    sides = family.inner_results(reference.deployment.model, tensors, reference.images)
     return tuple(
-        match(
-            *sides,
-            beyond=lambda index=index: reference.longer[index],
-            near_ties=lambda index=index: (images[index] for images in reference.near_ties),
-        )
-        for index, sides in enumerate(zip(titles, reference.results, results, strict=True))
+        bbox2d.match_detections(f'proposals of {title}', *pair, **bbox2d.ONE_TO_ONE)
+        for title, pair in zip(titles, sides, strict=False)
     )
 
 
@@ -169,43 +229,36 @@ def _cosines_of_results(
 def _compare_tensors(
     reference: ImageReference,
     metadata: Metadata,
-    outputs: Mapping[str, np.ndarray],
+    tensors: Mapping[str, np.ndarray],
     bars: HalfBars | None,
 ) -> tuple[TensorRow, ...]:
-    """Return level 2 of one case; forms that give detections have none."""
+    """Return level 2 of one case; forms that give detections have none.
+
+    `tensors` are the outputs of the file, and those at the borders of its stages.
+    """
     if all(tensor.compare != 'values' for tensor in metadata.spec.outputs):
         return ()
-    family, feeds = reference.deployment.family, reference.feeds
+    family, model = reference.deployment.family, reference.deployment.model
     options = options_besides_form(reference.deployment, metadata)
-    expected = reference.compute(family.reference_tensors, metadata.form, **options)
-    zeros = reference.compute(family.interchangeable_zeros, **options)
-    return compare_with_ties(reference.deployment, feeds, expected, outputs, zeros, metadata.spec, bars)
+    outputs = {name: tensors[name] for name in metadata.spec.output_names if name in tensors}
+    expected = family.expected_tensors(model, reference.feeds, tensors, metadata.form, **options)
+    if expected is None:
+        expected = reference.compute(family.reference_tensors, metadata.form, **options)
+    return compare_outputs(family, expected, outputs, metadata.spec, bars)
 
 
-def compare_with_ties(
-    deployment: Deployment,
-    feeds: Mapping[str, np.ndarray],
+def compare_outputs(
+    family: ImageFamily,
     expected: Mapping[str, np.ndarray],
     outputs: Mapping[str, np.ndarray],
-    zeros: Mapping[str, np.ndarray],
     spec: GraphSpec,
     bars: HalfBars | None,
 ) -> tuple[TensorRow, ...]:
-    """Compare tensors; the choice among equal scores, and which of tied values is 0, may be the engine's.
+    """Compare tensors, name -> array of PyTorch and of the engine; rows that a top-k chose in any order.
 
-    Args:
-        deployment: config and checkpoint.
-        feeds: name -> input.
-        expected: name -> PyTorch's output.
-        outputs: name -> the engine's output.
-        zeros: name -> value that PyTorch's or the engine's output has to have where a tie made that of the
-            other 0, see `without_ties`.
-        spec: spec of the graph.
-        bars: bars of float16 or INT8; None for float32.
+    `spec` is that of the graph, `bars` are those of float16 or INT8; None for float32.
     """
-    choice_rtol, rtol = (half_bars.CHOICE_RTOL, half_bars.RTOL) if bars else (DEFAULT_RTOL, DEFAULT_RTOL)
-    expected = deployment.family.choose_as(deployment.model, feeds, outputs, expected, choice_rtol)
-    rows = compare_tensors(expected, without_ties(expected, outputs, zeros, rtol), spec)
+    rows = compare_tensors(family.in_order(expected), family.in_order(outputs), spec)
     return tuple(bars.judge(rows) if bars else rows)
 
 

@@ -13,7 +13,6 @@ stepper is a model on an engine that runs frame by frame and keeps its memory.
 from __future__ import annotations
 
 import collections
-import copy
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
@@ -109,17 +108,13 @@ class Modes:
     A candidate that raises one of `FAILURES` at a frame is stopped, which is its reason to fail; the others
     go on. Other exceptions end the run, and so do all of the reference.
 
-    A reference whose results jump where rounding decides has a method `decided_as(frame, before, outputs)`,
-    of its memory before the frame and the candidate's outputs by name. It returns a `Decision`, its own
-    result with its ties decided as in those outputs, or None if there is no tie to decide. Where a candidate
-    is beyond the tolerances of float32, its frame is compared with that; if they are equal, a free candidate
-    goes on with the memory that the reference had after the frame by its own decision, as often as
-    `PairRun.can_take_over` allows; after that its frames are compared without decisions.
+    The results of the candidate 'teacher' also have to be those that the reference's own head makes of the
+    candidate's outputs, one to one, in float32.
 
     Attributes:
         first: the first frame, and the results of the reference and of the candidate 'teacher' for it, or
             None if that failed or there is none; None before the first frame.
-        decided: name of a frame at which a candidate equalled a decision -> the ties of this, in words.
+        substituted: number of results that the reference's head made of the candidate's outputs.
         before: state of the reference before the next frame; None: its memory is empty.
         clock: measures the times of the engines.
         runs: mode -> `PairRun`, which judges it.
@@ -157,7 +152,7 @@ class Modes:
         for stepper in (reference, *candidates.values()):
             stepper.reset()
         self.before: StreamState | None = None
-        self.decided: dict[str, str] = {}
+        self.substituted, self.one_to_one = 0, getattr(task_module(task), 'ONE_TO_ONE', {})
         self.first: tuple[Frame, StepResult, StepResult | None] | None = None
 
     def add(self, frame: Frame) -> tuple[StepResult, dict[str, StepResult]]:
@@ -172,9 +167,10 @@ class Modes:
                 candidate.state = snapshot(self.before)
             got = self._step(mode, frame)
             if got is not None:
-                was_decided = self._judge(mode, Moment(frame, expected, got, after, candidate.state))
+                self.runs[mode].add(Moment(frame, expected, got, after, candidate.state))
+                self._substitute(mode, frame, got)
                 results[mode] = got
-                if was_decided or self.runs[mode].takes_over():
+                if self.runs[mode].takes_over():
                     candidate.state = snapshot(after)
                 elif (state := self.runs[mode].reordered(candidate.state)) is not None:
                     candidate.state = state
@@ -196,29 +192,17 @@ class Modes:
         self.runs[mode].stopped = f'{frame.name}: the candidate failed: {one_line(result)[:200]}'
         return None
 
-    def _judge(self, mode: str, moment: Moment) -> bool:
-        """Judge one frame of a mode; return whether a decision was what it had to equal."""
+    def _substitute(self, mode: str, frame: Frame, got: StepResult) -> None:
+        """Match the results of a candidate with those that the reference's own head makes of its outputs."""
         run = self.runs[mode]
-        can_decide = (
-            hasattr(self.reference, 'decided_as')
-            and run.bars.cosine is None
-            and run.can_take_over(len(run.series['name']))
-        )
-        run_as_decided = copy.deepcopy(run) if can_decide else None
-        run.add(moment)
-        if run_as_decided is None or run.is_near:
-            return False
-        decision = self.reference.decided_as(moment.frame, self.before, moment.got.outputs)
-        if decision is None:
-            return False
-        run_as_decided.add(
-            dataclasses.replace(moment, expected=decision.result, expected_state=decision.state)
-        )
-        if not run_as_decided.is_near:
-            return False
-        run_as_decided.take_over()
-        self.runs[mode], self.decided[moment.frame.name] = run_as_decided, decision.text
-        return True
+        if mode != 'teacher' or run.bars.cosine is not None or not hasattr(self.reference, 'boxes_of'):
+            return
+        expected = self.reference.boxes_of(got.outputs)
+        row = run.match(frame.name, expected, got.detections, **self.one_to_one)
+        self.substituted += row.matched
+        if not row.passed:
+            fault = "the user's head makes other results of the file's own outputs"
+            run.faults[fault].append(f'{frame.name} ({row.reason})')
 
     def _run_again(self, frame: Frame, expected: StepResult, got: StepResult) -> None:
         """Run the first frame again after the last; outputs with other bits must be within the bars."""
@@ -276,7 +260,6 @@ class PairRun:
         series: see `SequenceRow.series`.
         totals: counts of `DetectionRow`, of all frames.
         parted: whether in the last frame only a tie decided which rows are kept, with equal results.
-        is_near: whether in the last frame nothing failed, and each tensor was within its tolerance.
     """
 
     def __init__(
@@ -304,13 +287,12 @@ class PairRun:
         self.tied = dict(ties=0, tied_frames=0, affected_frames=0, taken_over=0)
         self.worst_distance: float | None = None
         self.last: tuple[str, float] | None = None
-        self.worst_score, self.parted, self.is_near = 0.0, False, True
+        self.worst_score, self.parted = 0.0, False
 
     def add(self, moment: Moment) -> None:
         """Judge one frame; `moment` has the results of both sides for it, and their memories after it."""
         frame, last = moment.frame, self.last
         name = frame.name or f'frame {len(self.series["name"])}'
-        faults = self._count_faults()
         self.last = frame.scene_token, frame.timestamp_s
         same_scene = last is not None and last[0] == frame.scene_token
         self.series['gap_s'].append(round(frame.timestamp_s - last[1], 6) if same_scene else None)
@@ -321,10 +303,8 @@ class PairRun:
         self._check_reset(moment, name)
         followed = self._follow(moment, name)
         self.series['ties'].append(followed.ties)
-        is_equal = self._compare_tensors(moment, followed, name)
-        is_matched = self._match_detections(moment, name)
-        self.parted = is_matched and followed.parted
-        self.is_near = is_equal and is_matched and self._count_faults() == faults
+        self._compare_tensors(moment, followed, name)
+        self.parted = self._match_detections(moment, name) and followed.parted
 
     def takes_over(self) -> bool:
         """Return whether a free candidate goes on with the reference's memory after the frame that was added.
@@ -365,9 +345,6 @@ class PairRun:
         tensors = self.pairing.reordered(state)
         return None if tensors is None else dataclasses.replace(state, tensors=tensors)
 
-    def _count_faults(self) -> int:
-        return sum(map(len, self.faults.values()))
-
     def _check_reset(self, moment: Moment, name: str) -> None:
         """Check that both or neither emptied their memories, which have the frame's pose and time."""
         frame, sides = moment.frame, ('reference', 'candidate')
@@ -400,11 +377,10 @@ class PairRun:
         self.tied['affected_frames'] += followed.rows is not None and self.pairing.affected
         return followed
 
-    def _compare_tensors(self, moment: Moment, followed: Followed, name: str) -> bool:
+    def _compare_tensors(self, moment: Moment, followed: Followed, name: str) -> None:
         """Compare outputs and memory, the candidate's queries and rows in the reference's order.
 
-        Return whether all are within their tolerances, though a free run need not keep them. Queries and rows
-        without a partner are left out.
+        Queries and rows without a partner are left out.
         """
         expected, got = moment.expected.outputs, moment.got.outputs
         if self.names is None:
@@ -428,7 +404,6 @@ class PairRun:
         rows += self._compare_memory(moment, followed.rows)
         for row in rows:
             self.tensors.add(row, name, len(self.series['name']))
-        return all(row.passed for row in rows)
 
     def _compare_memory(self, moment: Moment, rows: np.ndarray | None) -> list[TensorRow]:
         """Compare the memories after a frame; `rows` are those of `Followed`."""

@@ -26,7 +26,6 @@ from mmdeploy_ext.proving.levels.exported_file import (
 )
 from mmdeploy_ext.proving.levels.preprocessing import compare_prepared, compare_voxels
 from mmdeploy_ext.proving.levels.proof import Proof
-from mmdeploy_ext.proving.near_ties import near_ties
 from mmdeploy_ext.proving.provenance import companion_checks
 from mmdeploy_ext.proving.results import Case, Check, DetectionRow, Pair
 from mmdeploy_ext.proving.tasks import bbox3d, task_module
@@ -251,17 +250,23 @@ class SweepProof(FramesProof):
         case = self.judge_tensors(sweep, expected, result)
         if isinstance(result, Exception):
             return case, []
-        sides, model = (expected.detections, result.detections), self.deployment.model
-        if hasattr(self.reference, 'near_ties'):  # of a model in another process
-            ties = functools.partial(self.reference.near_ties, sweep)
-        else:
-            ties = functools.partial(near_ties, model, lambda: self.reference.step(sweep).detections)
+        sides = expected.detections, result.detections
         task = self.deployment.family.task
         settings = self.bars.of_task(task) if self.bars else {}
-        row = task_module(task).match_detections('boxes', *sides, near_ties=ties, **settings)
+        row = task_module(task).match_detections('boxes', *sides, **settings)
+        case = dataclasses.replace(case, detections=(row,), substituted=self.substituted(result))
         title = f'{sweep.name or "sweep"}, {len(sweep.points)} points'
         pair = bbox3d.pair_of(sweep, self.deployment.rule, title, *sides)
-        return dataclasses.replace(case, detections=(row,)), [pair]
+        return case, [pair]
+
+    def substituted(self, result: StepResult) -> tuple[DetectionRow, ...]:
+        """Match the file's boxes with those that the user's head makes of its outputs; () below float32."""
+        if self.bars or not hasattr(self.reference, 'boxes_of'):
+            return ()
+        expected = self.reference.boxes_of(result.outputs)
+        task = task_module(self.deployment.family.task)
+        settings = getattr(task, 'ONE_TO_ONE', {})
+        return (task.match_detections('boxes', expected, result.detections, **settings),)
 
     def judge_tensors(self, sweep: Sweep, expected: StepResult, result: StepResult | Exception) -> Case:
         """Return level 2 of one sweep, by the results of PyTorch and of the files, see `judge`.

@@ -9,8 +9,8 @@ from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import make_metadata
-from mmdeploy_ext.proving import fresh_export
-from mmdeploy_ext.proving.inputs.inputs import more_inputs, proof_inputs
+from mmdeploy_ext.proving import fresh_export, half_bars
+from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.levels.cases import run_case, timing
 from mmdeploy_ext.proving.levels.exported_file import (
     ExportedFile,
@@ -29,7 +29,7 @@ from mmdeploy_ext.proving.references import (
     reference_with_empty_image,
     zoomed_on_object,
 )
-from mmdeploy_ext.proving.totals import count_ties, too_many_ties
+from mmdeploy_ext.proving.substitution import border_names
 
 if TYPE_CHECKING:
     import contextlib
@@ -138,8 +138,16 @@ class ImageProof(Proof):
         (file,), self.first = self.files, None
         self.prepared: list[ImageReference] = []
         options = {key: value for key, value in self.engine.items() if key != 'engine'}
+        if self.takes_inner_tensors():
+            options['inner_tensors'] = border_names(file.model)
         self.backend = stack.enter_context(build_backend(self.kind, file.path, **options))
         self.verdict.subject['precision'] = self.backend.computes_in or file.metadata.precision
+
+    def takes_inner_tensors(self) -> bool:
+        """Return whether the engine gives the file's own tensors: ONNX Runtime on the CPU, in float32."""
+        if self.kind != 'OnnxRuntimeBackend' or self.files[0].metadata.precision != 'fp32':
+            return False
+        return self.engine.get('providers') in (None, half_bars.CPU, [half_bars.CPU], (half_bars.CPU,))
 
     def inputs(self) -> list[ProofInput]:
         """Return inputs made of the pictures, a plain one, and one that an object fills.
@@ -166,20 +174,6 @@ class ImageProof(Proof):
             inputs[index] = reference.input
             self.prepared.append(reference)
         return [*inputs, empty.input]
-
-    def more_inputs(self) -> Sequence[ProofInput]:
-        """Return up to ten other views of the first picture if nothing failed but too many results are ties.
-
-        Else []. Too many are a larger share than the bar allows, and five pictures may have too few results
-        for a share: one decision of a suppression changes a result on either side, 0.4 % of 500. The bar is
-        then applied to the results of all pictures.
-        """
-        cases = self.verdict.cases
-        if not (self.verdict.passed and too_many_ties(cases)):
-            return []
-        ties, total = count_ties(cases)
-        self.verdict.notes.append(f'{ties} of {total} results were ties: more pictures were taken')
-        return more_inputs(self.deployment, self.export_options, self.samples[0])
 
     def cases(self, sample: ProofInput) -> tuple[list[Case], list[Pair]]:
         """Run both engines on one input; return its case, and pairs of results to draw."""
@@ -214,6 +208,19 @@ class ImageProof(Proof):
             *normalisation_notes(self.deployment),
             *notes_on_export(self.deployment, self.files[0].metadata),
         ]
+        notes += self.substitution_notes()
         if left_out := self.deployment.family.results_left_out(self.files[0].options):
             notes.append(left_out)
         return notes
+
+    def substitution_notes(self) -> list[str]:
+        """Return whether the file's own tensors were put in, and results that are a choice among equals."""
+        cases = self.verdict.cases
+        if self.verdict.precision != 'fp32':
+            return []
+        notes = list(dict.fromkeys(note for case in cases for note in case.notes))
+        if matched := sum(row.matched for case in cases for row in case.substituted):
+            text = f"the user's test path gives {matched} results of the file's own tensors, one to one"
+        else:
+            text = "the file's own tensors were not put into the user's code: results end to end decide"
+        return [text, *notes]

@@ -23,7 +23,12 @@ from mmdeploy_ext.proving import half_bars
 from mmdeploy_ext.proving.fresh_export import not_compared
 from mmdeploy_ext.proving.provenance import asked_checks, hash_checks
 from mmdeploy_ext.proving.results import GraphResult
-from mmdeploy_ext.proving.totals import ADVICE_FOR_IMAGES, total_reasons
+from mmdeploy_ext.proving.totals import (
+    ADVICE_FOR_IMAGES,
+    MAX_ALONE_SHARE,
+    accept_few_alone,
+    total_reasons,
+)
 from mmdeploy_ext.proving.untraced import export_switches, untraced_methods, warning_lines
 from mmdeploy_ext.proving.verdict import Verdict
 from mmdeploy_ext.proving.weights import weights_checks
@@ -191,10 +196,6 @@ class Proof(abc.ABC):
         """Return the inputs of both engines: the samples, unless a subclass makes others of them."""
         return self.samples
 
-    def more_inputs(self) -> Collection[Any]:
-        """Return further inputs if those of `inputs` were too few to judge by; called once, after them."""
-        return ()
-
     def run(self, sample: Any) -> None:
         """Run both engines on one input and add the results to the verdict."""
         cases, pictures = self.cases(sample)
@@ -228,6 +229,10 @@ class Proof(abc.ABC):
         verdict = self.verdict
         if self.by_rate and verdict.precision != 'fp32':
             half_bars.judge_match_rate(verdict, bool(self.engine.get('round_fp16')))
+        elif self.by_rate:
+            share = getattr(self.deployment.family, 'max_alone_share', MAX_ALONE_SHARE)
+            verdict.cases, alone = accept_few_alone(verdict.cases, share)
+            verdict.notes += [f'without a partner end to end: {line}' for line in alone]
         verdict.timing_ms = self.timing() if self.timed else {}
         verdict.reasons += self.reasons()
         verdict.notes += self.notes()

@@ -2,12 +2,11 @@
 
 A task module, one of these or one of the package that registers a family, has
 
-- `match_detections(image, reference, candidate, *, capacity=None, score_bar=..., ...) -> DetectionRow`, which
-  judges the results of one image: `image` is its name, `reference` what PyTorch found, `candidate` what an
-  engine found (`Detections`, `Detections3D`, `Instances` or a panoptic map), `capacity` the largest number of
-  results of the detector; the other keywords are the limits of a pair that counts as equal, in this package
-  called bars, the score threshold, and what excuses ties. `matching.match_lists` explains them; `ranked` is
-  given for models only of which `ImageFamily.ranks_queries` is true,
+- `match_detections(image, reference, candidate, *, score_bar=..., ...) -> DetectionRow`, which judges the
+  results of one image: `image` is its name, `reference` what PyTorch found, `candidate` what an engine found
+  (`Detections`, `Detections3D`, `Instances` or a panoptic map); the keywords are the limits of a pair that
+  counts as equal, in this package called bars, the score threshold, and `tied`. `matching.match_lists`
+  explains them,
 - `pair_up(reference, candidate, ...) -> matching.Pairing`, which pairs two lists of results by the same bars,
 - `fit_pair(pair) -> results.Pair`, which brings an image and its two lists of results, a `results.Pair`, to a
   size for drawing (masks, and boxes beside them, stay as they are: drawing resizes masks),
@@ -22,6 +21,7 @@ To prove files of float16 or INT8 it needs
 
 It may have
 
+- `ONE_TO_ONE`, arguments of `match_detections` for results that two codes make of one file's tensors,
 - `SAME_LOGITS_SCORE_BAR`, the `score_bar` of `match_detections` if both sides decode the same logits.
 
 `mask` is the task of instance masks without boxes, `boxed_mask` that of boxes with masks.

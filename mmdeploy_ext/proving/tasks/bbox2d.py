@@ -32,6 +32,8 @@ IOU_BAR = 0.999
 """Smallest IoU of a matched pair."""
 SCORE_BAR = 1e-4
 """Largest score difference of a matched pair."""
+ONE_TO_ONE = dict(iou_bar=0.9999, score_bar=1e-5, score_thr=0.0)
+"""Arguments of `match_detections` for results of one file's tensors, by two codes."""
 SAME_LOGITS_SCORE_BAR = 1e-5
 """Largest score difference of a matched pair if both sides have the same logits."""
 CORNER_EPS = 5e-3
@@ -85,7 +87,7 @@ match_detections = functools.partial(
 Boxes of a score below `score_thr` need no partner, those of the engine below `score_thr + score_bar`.
 
 The other arguments are those of `matching.match_lists`: `image`, a name for the row, `reference`,
-`candidate`, and by keyword `capacity`, the largest number of results that both engines keep, ...
+`candidate`, ...
 """
 
 

@@ -39,6 +39,8 @@ SCORE_BAR = 1e-3
 """Largest score difference of a matched pair."""
 SIZE_BAR, YAW_BAR, VELOCITY_BAR = 0.01, 0.01, 0.01
 """Largest differences of size (metres), yaw (radians, modulo a turn) and velocity (m/s) of a matched pair."""
+ONE_TO_ONE = dict(distance_bar=1e-4, corner_bar=1e-4, score_bar=1e-5, score_thr=0.0)
+"""Arguments of `match_detections` for results of one file's tensors, by two codes."""
 PAIR_DISTANCE = 1.0
 """Metres; largest distance of two boxes outside the bars that count as one object, which differs too much; a
 row fails with that pair. Of boxes farther apart, one is missing and the other extra."""

@@ -25,6 +25,8 @@ that of the IoU in words."""
 fit_pair = bbox2d.fit_pair
 """(pair) -> the pair, its picture shrunk or enlarged so that labels are legible; masks and boxes stay as they
 are, and `draw_pair` resizes the masks."""
+ONE_TO_ONE = dict(mask.ONE_TO_ONE, box_bar=bbox2d.ONE_TO_ONE['iou_bar'])
+"""Arguments of `match_detections` for results of one file's tensors, by two codes."""
 SAME_LOGITS_SCORE_BAR = bbox2d.SAME_LOGITS_SCORE_BAR
 """Largest score difference of a matched pair if both sides have the same logits."""
 SLIVER = 1.0
@@ -44,6 +46,7 @@ def pair_up(
     candidate: Instances,
     iou_bar: float = mask.IOU_BAR,
     score_bar: float = bbox2d.SCORE_BAR,
+    box_bar: float | None = None,
 ) -> Pairing:
     """Pair two lists one to one, within a class; the nearness is the smaller IoU, of boxes and of masks.
 
@@ -53,13 +56,15 @@ def pair_up(
     Args:
         reference: boxes with masks that PyTorch found.
         candidate: boxes with masks that the engine found.
-        iou_bar: smallest IoU of masks. If it is at least `mask.IOU_BAR`, boxes have `bbox2d.IOU_BAR`, else
-            boxes have this bar, too. If the box of the reference is a sliver, see `SLIVER`, its mask
+        iou_bar: smallest IoU of masks. If the box of the reference is a sliver, see `SLIVER`, its mask
             has the bar `SLIVER_IOU` if that is lower.
         score_bar: largest difference of scores, and of the scores of masks; a list without these has zeros.
+        box_bar: smallest IoU of boxes; None: `bbox2d.IOU_BAR` if `iou_bar` is at least `mask.IOU_BAR`, else
+            that bar.
     """
     boxes, masks = bbox2d.class_iou(reference, candidate), mask.class_iou(reference, candidate)
-    box_bar = bbox2d.IOU_BAR if iou_bar >= mask.IOU_BAR else iou_bar
+    if box_bar is None:
+        box_bar = bbox2d.IOU_BAR if iou_bar >= mask.IOU_BAR else iou_bar
     sides = reference.bboxes_xyxy[:, 2:] - reference.bboxes_xyxy[:, :2]
     mask_bars = np.where(sides.min(1, initial=np.inf) < SLIVER, min(iou_bar, SLIVER_IOU), iou_bar)
     near = (boxes >= box_bar) & (masks >= mask_bars[:, None])

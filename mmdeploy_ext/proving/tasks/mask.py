@@ -28,10 +28,12 @@ RESULTS, PLACE = 'masks', 'worst IoU'
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
 """Functions of the `HalfBars` of files in float16 or INT8: these bars as keywords of `match_detections`, and
 that of the IoU in words."""
-IOU_BAR = 0.995
+IOU_BAR = 0.98
 """Smallest mask IoU of a matched pair, in float32."""
 SCORE_BAR = 1e-3
-"""Largest score difference of a matched pair, in float32."""
+"""Largest score difference of a matched pair, in float32: scores are means over the pixels of masks."""
+ONE_TO_ONE = dict(iou_bar=IOU_BAR, score_bar=1e-5, score_thr=0.0)
+"""Arguments of `match_detections` for results of one file's tensors, by two codes."""
 FLIPPED_PIXELS = 2
 """Overlapping masks that differ in no more pixels count as equal: values at the threshold round to either
 side."""
@@ -83,7 +85,7 @@ match_detections = functools.partial(
 """Matches the instances of an image and returns a `DetectionRow`; `iou_bar` is passed on to `pair_up`.
 
 The other arguments are those of `matching.match_lists`: `image`, a name for the row, `reference`,
-`candidate`, and by keyword `capacity`, the largest number of results that both engines keep, ...
+`candidate`, ...
 """
 fit_pair = bbox2d.fit_pair
 """Brings the image of a `Pair` to a size for drawing, smaller or larger; masks stay, and `draw_pair` resizes

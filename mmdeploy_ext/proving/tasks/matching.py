@@ -1,8 +1,7 @@
 """One-to-one matching of two lists of results, whatever "near" means to the task.
 
-Every task matches by `match_lists`: `pair_lists` pairs two lists, and results without a partner are counted,
-or excused as ties of rounding (`_tally`). The reference is PyTorch, the candidate an engine; bars are the
-limits that a matched pair keeps.
+Every task matches by `match_lists`: `pair_lists` pairs two lists, and results without a partner are counted.
+The reference is PyTorch, the candidate an engine; bars are the limits that a matched pair keeps.
 
 Glossary: R reference results (rows), C candidate results (columns).
 """
@@ -10,18 +9,15 @@ Glossary: R reference results (rows), C candidate results (columns).
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmdeploy_ext.proving.results import DetectionRow
-from mmdeploy_ext.proving.totals import ALLOWED_UNPAIRED, MAX_UNPAIRED_SHARE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from mmdeploy_ext.proving.half_bars import HalfBars
     from mmdeploy_ext.proving.results import Pair
@@ -45,21 +41,8 @@ class Pairing:
     outside: dict[int, int]
 
 
-NearTies = Iterator[tuple[set[int], set[int], bool]]
-"""For each run of PyTorch with other rounding: rows of the reference that it lacks, columns of the candidate
-that it has, and whether its list equals the candidate's completely."""
-ONE_DECISION = 2
-"""Number of results that one decision of rounding changes: one is lost and one gained.
-
-If one run of PyTorch with other rounding gives the candidate's list completely, and no more results than this
-have no partner, at most this many count as ties, although others have moved, too, as queries attend to each
-other. Measured with the trained BEVFusion toy: in one of 120
-frames two peaks differ by 4e-7 of themselves, the engine takes the other one, and four boxes of eight move by
-2 to 6 mm, as in two of 24 runs of PyTorch.
-"""
-PATIENCE = 20
-"""After so many runs of the reference in a row that explain no further result, there are no more runs. That
-is enough for its thresholds, its choices of ties, and some runs with other rounding."""
+MAX_LISTED = 20
+"""Number of results without a partner of which a row keeps a line each."""
 
 
 def overlap_bars(bars: HalfBars) -> dict[str, float]:
@@ -98,10 +81,7 @@ def match_lists(
     figures: Callable[..., tuple[dict[str, float], str]] = iou_figures,
     score_thr: float,
     score_bar: float,
-    capacity: int | None = None,
-    beyond: Callable[[], Any] | None = None,
-    near_ties: Callable[[], Iterable[Any]] | None = None,
-    ranked: bool = False,
+    tied: Callable[[Any, Any], list[tuple[int, int]]] | None = None,
     **bars: float | None,
 ) -> DetectionRow:
     """Match two lists of results one to one, within a class, whatever their order.
@@ -111,17 +91,12 @@ def match_lists(
     just below it. Every candidate of at least `score_thr + score_bar` needs a partner among all reference
     results, those below included. So a score that crosses the threshold by rounding is no false alarm.
 
-    A list that was cut off at `capacity` may have swapped results of equal score at the cut. If both lists
-    are exactly that long, results without a partner whose score is within `score_bar` of the last one of
-    their list are ties, as many on either side: neither missing nor extra. So are two results of that score
-    that overlap, if `beyond` has the candidate's. Without `capacity` no tie at a cut is excused.
-
     Results of lower scores are only counted (`low`, `low_alone`); `totals` judges them together.
 
     Args:
         image: name for the row.
-        reference: results of the unpatched model, an object with `scores` (R,).
-        candidate: results of the engine on trial, an object with `scores` (C,).
+        reference: results of the unpatched model, an object with `scores` (R,) and `labels` (R,).
+        candidate: results of the engine on trial, an object with `scores` (C,) and `labels` (C,).
         problem: function of the task: (reference, candidate) -> why two lists cannot be compared at all, ''
             if they can.
         pair_by: function of the task: (reference, candidate, score_bar=..., **bars) -> their `Pairing`.
@@ -129,15 +104,9 @@ def match_lists(
             arguments and results are those of `iou_figures`.
         score_thr: score from which on results need a partner, see above.
         score_bar: largest score difference of a matched pair.
-        capacity: largest number of results that both engines keep (`max_per_img`, `max_num`); None: no limit.
-        beyond: returns the reference's list without that limit, or with a larger one. If it is given, a tie
-            at the cut is excused only if the candidate's result is in that list, too.
-        near_ties: returns the reference's lists of runs with other rounding, see `near_ties.py`. A result
-            without a partner is excused if one of these lists lacks (of the reference) or has it (of the
-            candidate), unless too many have none (`ALLOWED_UNPAIRED`, `MAX_UNPAIRED_SHARE`). None: no such
-            result is excused.
-        ranked: whether one decision of rounding may move all results (`ImageFamily.ranks_queries`). Then a
-            list of `near_ties` that equals the candidate's completely excuses any number of results.
+        tied: returns which of the results without a partner within the bars, given as two lists of indices,
+            of the reference and of the candidate, are one choice among equal scores; these count as matched,
+            and the row lists them as `excused`. None: none are.
         bars: further keyword arguments of `pair_by`.
 
     Returns:
@@ -146,36 +115,75 @@ def match_lists(
     if why := problem(reference, candidate):
         count, candidate_count = len(reference.scores), len(candidate.scores)
         return DetectionRow(image, count, 0, count, candidate_count, 0.0, 1.0, False, why, broken=True)
-    pair = functools.partial(pair_by, score_bar=score_bar, **bars)
+    pairing = pair_by(reference, candidate, score_bar=score_bar, **bars)
+    needed, surplus = reference.scores >= score_thr, candidate.scores >= score_thr + score_bar
+    choices: list[tuple[int, int]] = []
 
-    def with_near_ties() -> NearTies:
-        for rounded in near_ties():
-            lost = set(range(len(reference.scores))) - set(pair(reference, rounded).matched)
-            gained = set(pair(rounded, candidate).matched.values())
-            yield lost, gained, len(gained) == len(candidate.scores) == len(rounded.scores)
+    def without_partner() -> tuple[list[int], list[int], dict[int, int]]:
+        """Return rows, columns, and pairs outside the bars, of those that count and are no choice."""
+        rows, columns = (set(side) for side in zip(*choices, strict=True)) if choices else (set(), set())
+        near = {
+            row: column
+            for row, column in pairing.outside.items()
+            if row not in rows and column not in columns
+        }
+        rows |= {*pairing.matched, *near}
+        columns |= {*pairing.matched.values(), *near.values()}
+        return (
+            [row for row in np.flatnonzero(needed).tolist() if row not in rows],
+            [column for column in np.flatnonzero(surplus).tolist() if column not in columns],
+            {row: column for row, column in near.items() if needed[row] or surplus[column]},
+        )
 
-    pairing = pair(reference, candidate)
-    counts, pairs = _tally(
-        pairing,
-        (reference.scores, candidate.scores),
-        (score_thr, score_bar, capacity),
-        beyond and (lambda: pair(beyond(), candidate).matched.values()),
-        near_ties and with_near_ties,
-        ranked,
-    )
+    missing, extra, outside = without_partner()
+    if tied and (missing or extra or outside):
+        choices = tied([*missing, *outside], [*extra, *outside.values()])
+        missing, extra, outside = without_partner()
 
     all_pairs = [*pairing.matched.items(), *pairing.outside.items()]
-    counting = [index for index, (row, _) in enumerate(all_pairs) if row in pairs]
+    counting = [
+        index
+        for index, (row, column) in enumerate(all_pairs)
+        if (needed[row] or surplus[column]) and (row in pairing.matched or row in outside)
+    ]
 
     def worst(values: np.ndarray, default: float = 0.0) -> float:
         return float(values[counting].max()) if counting else default
 
     measured, text = figures(pairing, worst)
+    counts = dict(missing=len(missing), extra=len(extra), outside=len(outside))
     reasons = [f'{counts[key]} {key}' for key in ('missing', 'extra') if counts[key]]
-    if outside := counts['outside']:
-        reasons.append(f'{outside} pair{"s" if outside > 1 else ""} outside the bars ({text})')
-    fields = {'worst_iou': 1.0, 'worst_score': worst(pairing.gaps['score']), **counts, **measured}
-    return DetectionRow(image, **fields, passed=not reasons, reason=', '.join(reasons))
+    if outside:
+        reasons.append(f'{len(outside)} pair{"s" if len(outside) > 1 else ""} outside the bars ({text})')
+    low, candidate_low = ~needed, ~surplus
+    low_count = int(low.sum() + candidate_low.sum())
+    low_paired = sum(int(low[row]) + int(candidate_low[column]) for row, column in pairing.matched.items())
+    nearest = dict(zip([*pairing.matched, *pairing.outside], pairing.nearness.tolist(), strict=True))
+    lines = [f'{_one(reference, row)} of PyTorch, alone' for row in missing]
+    lines += [f'{_one(candidate, column)} of the file, alone' for column in extra]
+    lines += [
+        f'{_one(reference, row)} of PyTorch, nearest {_one(candidate, column)}, {abs(nearest[row]):.6g}'
+        for row, column in outside.items()
+    ]
+    ties = [f'{_one(reference, row)} or {_one(candidate, column)}' for row, column in choices]
+    fields = dict(worst_iou=1.0, worst_score=worst(pairing.gaps['score'])) | counts | measured
+    return DetectionRow(
+        image,
+        reference=int(needed.sum()),
+        matched=sum(bool(needed[row]) for row in pairing.matched) + len(choices),
+        **fields,
+        low=low_count,
+        low_alone=low_count - low_paired,
+        passed=not reasons,
+        reason=', '.join(reasons),
+        alone=tuple(lines[:MAX_LISTED]),
+        excused=tuple(ties),
+    )
+
+
+def _one(results: Any, index: int) -> str:
+    """Return label and score of one of the results, in words."""
+    return f'class {int(results.labels[index])} at {float(results.scores[index]):.6f}'
 
 
 def pair_lists(
@@ -301,124 +309,6 @@ def nearest_pairs(nearness: np.ndarray, matched: dict[int, int], floor: float) -
             pairs[row] = column
             paired_columns.add(column)
     return pairs
-
-
-def _tally(
-    pairing: Pairing,
-    scores: tuple[np.ndarray, np.ndarray],
-    limits: tuple[float, float, int | None],
-    beyond: Callable[[], Iterable[int]] | None,
-    near_ties: Callable[[], NearTies] | None,
-    ranked: bool,
-) -> tuple[dict[str, int], dict[int, int]]:
-    """Return the counts of a `DetectionRow`, and row -> column of the pairs that count.
-
-    Args:
-        pairing: the pairs of both lists.
-        scores: scores of the reference (R,) and of the candidate (C,).
-        limits: `score_thr`, `score_bar` and `capacity` of `match_lists`.
-        beyond: returns the candidates (columns) that match a result of the reference if its list is not cut
-            off at `capacity`; only these are excused as ties at the cut. None: scores alone tell ties.
-        near_ties: returns `NearTies`, whose rows and columns are excused. It is called only if some results
-            have no partner, and, unless the results are `ranked`, not more than `MAX_UNPAIRED_SHARE` allows.
-            None: nothing is excused.
-        ranked: that of `match_lists`.
-    """
-    (reference, candidate), (score_thr, score_bar, capacity) = scores, limits
-    needed, surplus = reference >= score_thr, candidate >= score_thr + score_bar
-    partner = {**pairing.matched, **pairing.outside}
-    paired_columns = set(partner.values())
-    missing = [row for row in np.flatnonzero(needed) if row not in partner]
-    extra = [column for column in np.flatnonzero(surplus) if column not in paired_columns]
-    matched, outside = (
-        {row: column for row, column in pairs.items() if needed[row] or surplus[column]}
-        for pairs in (pairing.matched, pairing.outside)
-    )
-    if capacity and len(reference) == len(candidate) == capacity:
-        missing, extra, outside = _without_ties(missing, extra, outside, scores, score_bar, beyond)
-    alone, explains_all = len(missing) + len(extra) + 2 * len(outside), False
-    are_few = alone <= max(ALLOWED_UNPAIRED, MAX_UNPAIRED_SHARE * (needed.sum() + surplus.sum()))
-    if near_ties and alone and (are_few or ranked):
-        is_one_decision = ranked or len(missing) + len(extra) <= ONE_DECISION
-        odd = {*missing, *outside}, {*extra, *outside.values()}
-        rows, columns, explains_all = _unexplained(*odd, near_ties(), is_one_decision)
-        if not (are_few or explains_all):
-            rows, columns = odd
-        missing = [row for row in missing if row in rows]
-        extra = [column for column in extra if column in columns]
-        outside = {row: column for row, column in outside.items() if row in rows or column in columns}
-    still_alone = len(missing) + len(extra) + 2 * len(outside)
-    low, candidate_low = ~needed, ~surplus
-    low_count = int(low.sum() + candidate_low.sum())
-    low_paired = sum(int(low[row]) + int(candidate_low[column]) for row, column in pairing.matched.items())
-    counts = dict(
-        reference=int(needed.sum()),
-        matched=sum(bool(needed[row]) for row in pairing.matched),
-        missing=len(missing),
-        extra=len(extra),
-        outside=len(outside),
-        low=low_count,
-        low_alone=low_count - low_paired,
-        ties=min(alone, ONE_DECISION) if explains_all else alone - still_alone,
-    )
-    return counts, matched | outside
-
-
-def _unexplained(
-    rows: set[int], columns: set[int], near_ties: NearTies, is_one_decision: bool
-) -> tuple[set[int], set[int], bool]:
-    """Return the rows that no run lacks, the columns that no run has, and whether one decision explains all.
-
-    There are no more runs once all are explained, or after `PATIENCE` runs that explain no further one.
-    """
-    idle_runs = 0
-    for lost, gained, is_complete in near_ties:
-        if is_complete and is_one_decision:
-            return set(), set(), True
-        count = len(rows) + len(columns)
-        rows, columns = rows - lost, columns - gained
-        idle_runs = 0 if len(rows) + len(columns) < count else idle_runs + 1
-        if idle_runs == PATIENCE or not (rows or columns):
-            break
-    return rows, columns, False
-
-
-def _without_ties(
-    missing: list[int],
-    extra: list[int],
-    outside: dict[int, int],
-    scores: tuple[np.ndarray, np.ndarray],
-    score_bar: float,
-    beyond: Callable[[], Iterable[int]] | None,
-) -> tuple[list[int], list[int], dict[int, int]]:
-    """Return `missing`, `extra` and `outside` without ties at the cut of two full lists.
-
-    As many are left out on either side. Of pairs outside the bars only `beyond` tells a tie: an engine may
-    keep the one of two results that overlap, and have equal scores, and PyTorch the other. Measured with
-    UniFormer-S and seeded weights in a portrait picture: five boxes without width at its right border, of
-    equal scores to 1e-8, are the last of 20, the engine has five others of them, and four pairs overlap by
-    half and more.
-    """
-    cuts = [float(side.min()) for side in scores]
-    if abs(cuts[0] - cuts[1]) > score_bar:
-        return missing, extra, outside
-
-    def ties(indices: Iterable[int], side: int) -> list[int]:
-        return [index for index in indices if scores[side][index] - cuts[side] <= score_bar]
-
-    tied, tied_extra, swapped = ties(missing, 0), ties(extra, 1), {}
-    if beyond is not None:
-        swapped = {row: column for row, column in outside.items() if ties([row], 0) and ties([column], 1)}
-        if swapped or (tied and tied_extra):
-            in_longer_list = set(beyond())
-            tied_extra = [column for column in tied_extra if column in in_longer_list]
-            swapped = {row: column for row, column in swapped.items() if column in in_longer_list}
-    excused = min(len(tied), len(tied_extra))
-    return (
-        [row for row in missing if row not in tied[:excused]],
-        [column for column in extra if column not in tied_extra[:excused]],
-        {row: column for row, column in outside.items() if row not in swapped},
-    )
 
 
 def with_reason(row: DetectionRow, reason: str) -> DetectionRow:

@@ -8,7 +8,7 @@ the image and leaves the segments, which `draw_pair` resizes.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,11 +17,11 @@ from mmdeploy_ext.proving.tasks.mask import fit_pair
 from mmdeploy_ext.runtime.panoptic import OFFSET
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.proving.results import DetectionRow
     from mmdeploy_ext.proving.tasks.matching import Pairing
     from mmdeploy_ext.runtime.panoptic import Segments
 
 __all__ = [
+    'ONE_TO_ONE',
     'PLACE',
     'RESULTS',
     'draw_pair',
@@ -31,6 +31,8 @@ __all__ = [
     'match_detections',
     'pair_up',
 ]
+ONE_TO_ONE = mask.ONE_TO_ONE
+"""Arguments of `match_detections` for results of one file's tensors, by two codes."""
 RESULTS, PLACE = 'segments', 'worst IoU'
 """Titles of columns in tables: that of the number of results, and that of `DetectionRow.worst_iou`."""
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
@@ -85,14 +87,5 @@ def numbers_of_both(
 
 draw_pair = functools.partial(mask.draw_pair, pair_by=pair_up)
 """(pair, classes, score_thr) -> a picture uint8 BGR of both engines' segments, see `mask.draw_pair`."""
-
-
-def match_detections(
-    image: str, reference: Segments, candidate: Segments, *, capacity: int | None = None, **settings: Any
-) -> DetectionRow:
-    """Match the segments of two maps, `reference` of PyTorch and `candidate` of an engine.
-
-    `image` is the name of the row, `settings` are further arguments of `mask.match_detections`. `capacity` is
-    ignored: segments have equal scores, so that all would be ties at a limit of results.
-    """
-    return mask.match_detections(image, reference, candidate, pair_by=pair_up, **settings)
+match_detections = functools.partial(mask.match_detections, pair_by=pair_up)
+"""Matches the segments of two maps as `mask.match_detections` does."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from typing import TYPE_CHECKING, Any
@@ -170,10 +171,13 @@ def _case_lines(case: Case, brief: bool) -> list[tuple[str, ...]]:
     ):
         figures = figure(row.max_abs), figure(row.max_rel), cosine_text(row.cosine), figure(row.tolerance)
         lines.append((_name(row.tensor, count), row.shape, *figures, '', _mark(row.passed)))
-    for row, count in _representatives(case.detections, _detection_badness, brief):
+    title = "{}, by the file's tensors"
+    named = [dataclasses.replace(row, image=title.format(row.image)) for row in case.substituted]
+    for row, count in (
+        *_representatives(case.detections, _detection_badness, brief),
+        *_representatives(named, _detection_badness, brief),
+    ):
         matched = f'{row.matched} +{row.outside} off' if row.outside else str(row.matched)
-        if row.ties:
-            matched += f' ({row.ties} ties)'
         counts = str(row.reference), matched, str(row.missing), str(row.extra)
         place = f'{row.worst_iou:.6f}' if row.worst_distance is None else figure(row.worst_distance)
         cells = _name(row.image, count), *counts, place, figure(row.worst_score)

@@ -26,7 +26,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import nearest_base, registered_class
 from mmdeploy_ext.families.dense.runtime import level_shapes
-from mmdeploy_ext.families.images import ImageFamily, ResultLimit
+from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts, image_feeds
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
@@ -37,8 +37,7 @@ UNREAD = ('min_bbox_size',)
 class RotatedDenseFamily(ImageFamily):
     """mmrotate's one-stage detectors.
 
-    `result_limit` returns the entry of `test_cfg` that limits the number of results, and `results_left_out`
-    why those of a file with such options are not compared, or ''.
+    `results_left_out` returns why the results of a file with such options are not compared, or ''.
     """
 
     name = 'rotated_dense'
@@ -46,7 +45,6 @@ class RotatedDenseFamily(ImageFamily):
     similar_names = ('Rotated', 'R3Det', 'S2A', 'Oriented', 'KFIoU', 'CSL')
     task = 'mm2onnx_mmrotate.task'
     forms = ('full', 'decode', 'raw')
-    tie_keys = ('iou_thr',)
     compared_with_own_kernels = ('RotatedRepPointsHead', 'OrientedRepPointsHead', 'SAMRepPointsHead')
     untraced = (
         *ImageFamily.untraced, 'filter_bboxes', 'refine_bboxes', 'points2rotrect', 'get_offset', 'rotate_arf',
@@ -56,7 +54,8 @@ class RotatedDenseFamily(ImageFamily):
     feeds = staticmethod(image_feeds.feeds)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
-    candidate_bounds, choose_as = staticmethod(reference.candidate_bounds), staticmethod(reference.choose_as)
+    candidate_bounds = staticmethod(reference.candidate_bounds)
+    expected_tensors = staticmethod(reference.expected_tensors)
 
     def claims(self, cfg: Any) -> Claim:
         """Return `Claim.HEAD` if the last head of a detector of mmrotate is of an exported kind, else NO."""
@@ -95,9 +94,6 @@ class RotatedDenseFamily(ImageFamily):
 
     def num_classes(self, model: nn.Module) -> int:
         return int(last_head(model).num_classes)
-
-    def result_limit(self, model: nn.Module) -> ResultLimit:
-        return ResultLimit(last_head(model).test_cfg)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """Return the metadata's entry `postprocess`: thresholds, limits, and the settings of the last head.

@@ -42,23 +42,22 @@ def tensors(
     return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
 
 
-def choose_as(
+def expected_tensors(
     model: nn.Module,
     feeds: Mapping[str, np.ndarray],
     outputs: Mapping[str, np.ndarray],
-    reference: Mapping[str, np.ndarray],
-    *_: float,
+    form: str,
+    **options: Any,
 ) -> dict[str, np.ndarray]:
-    """Return the reference with boxes of `decode` in the engine's readings, where rounding decides of two.
+    """Return `tensors`, boxes of `decode` in the engine's readings, where rounding decides of two.
 
     Readings are the ways to write a rectangle, which are quarter turns apart; `readings.py` has the bars
-    within which rounding decides. `outputs` are the engine's by name, `reference` those of `tensors`; see
-    `ImageFamily.choose_as`. `feeds` and the bar of ties that may follow are not used.
+    within which rounding decides. `outputs` are the engine's by name.
     """
-    tensors, boxes = dict(reference), outputs.get('boxes')
-    if boxes is not None and boxes.shape == np.shape(reference.get('boxes')):
-        tensors['boxes'] = read_as(reference['boxes'], boxes, version_of(last_head(model)))
-    return tensors
+    expected, boxes = tensors(model, feeds, form, **options), outputs.get('boxes')
+    if boxes is not None and boxes.shape == np.shape(expected.get('boxes')):
+        expected['boxes'] = read_as(expected['boxes'], boxes, version_of(last_head(model)))
+    return expected
 
 
 def upstream_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:

@@ -18,7 +18,7 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.images import ImageFamily, ResultLimit
+from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts, image_feeds
 from mmdeploy_ext.families.parts.proposals import generator_of, thresholds
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
@@ -28,17 +28,13 @@ UNREAD = ('nms_pre', 'min_bbox_size')
 
 
 class RotatedTwoStageFamily(ImageFamily):
-    """mmrotate's detectors that propose regions and look at each of them.
-
-    `result_limit` returns the entry of `test_cfg` that limits the number of results.
-    """
+    """mmrotate's detectors that propose regions and look at each of them."""
 
     name = 'rotated_two_stage'
     exports = 'two-stage detectors of rotated boxes (projects/mmrotate/README.md)'
     similar_names = ('RotatedFasterRCNN', 'OrientedRCNN', 'RoITransformer', 'GlidingVertex', 'ReDet')
     task = 'mm2onnx_mmrotate.task'
     forms = graphs.FORMS
-    tie_keys = ('iou_thr', 'iou_threshold')
     keep_fp32 = ('proposals/*', 'regions/*')  # boxes in float16 are half a pixel coarse
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(image_feeds.feeds)
@@ -106,6 +102,3 @@ class RotatedTwoStageFamily(ImageFamily):
             angle_version=coder['version'],
             proposals=thresholds(model.rpn_head).to_json(),
         )
-
-    def result_limit(self, model: nn.Module) -> ResultLimit:
-        return ResultLimit(model.roi_head.test_cfg)

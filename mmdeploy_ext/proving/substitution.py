@@ -1,0 +1,158 @@
+"""The post-processing by itself: the user's test path on the tensors of a file, and its results.
+
+A file has tensors with names at the borders of its stages, such as the maps of a dense head. Put in the place
+of what the user's modules return, they have to give the results of the file, one to one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import operator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    import onnx
+
+TIE = 1e-6
+"""Largest difference of two scores that may change places at a cut, or in a suppression."""
+LIMITS = dict(nms_pre=1 << 30, max_per_img=1 << 30, iou_threshold=1.0, nms_thr=1.0, max_num=1 << 30)
+"""Entries of the `test_cfg` of heads -> the values with which nothing is cut off or suppressed."""
+
+
+class PerCall(list):
+    """Outputs of one method, one for each call, such as those of the stages of a cascade."""
+
+
+@contextlib.contextmanager
+def substituted(model: torch.nn.Module, outputs: Mapping[str, Any]) -> Iterator[None]:
+    """Inside the block methods of a live model return the given outputs in place of their own.
+
+    Args:
+        model: the model; afterwards it is as before.
+        outputs: path of a method, such as 'bbox_head.forward' -> what it returns, a copy at each call; one
+            after the other of a `PerCall`. A method with None returns None, and need not be called.
+
+    Raises:
+        ConfigError: a method was not called, or more often than there are outputs.
+    """
+    calls = dict.fromkeys(outputs, 0)
+
+    def method(path: str, given: Any) -> Any:
+        def substitute(*args: Any, **kwargs: Any) -> Any:
+            index, calls[path] = calls[path], calls[path] + 1
+            if isinstance(given, PerCall) and index >= len(given):
+                raise ConfigError(f'{path}() was called {index + 1} times, expected {len(given)}')
+            return copy.deepcopy(given[index] if isinstance(given, PerCall) else given)
+
+        return substitute
+
+    with contextlib.ExitStack() as stack:
+        for path, given in outputs.items():
+            part, name = _owner(model, path)
+            stack.enter_context(replaced_entry(vars(part), name, method(path, given)))
+        yield
+    unused = [path for path, given in outputs.items() if given is not None and not calls[path]]
+    if unused:
+        raise ConfigError(f'the test path did not call {", ".join(unused)}()')
+
+
+@contextlib.contextmanager
+def observed(model: torch.nn.Module, paths: Iterable[str]) -> Iterator[dict[str, list[Any]]]:
+    """Yield path of a method -> copies of what it returned inside the block, one for each call."""
+    results: dict[str, list[Any]] = {path: [] for path in paths}
+    with contextlib.ExitStack() as stack:
+        for path, kept in results.items():
+            part, name = _owner(model, path)
+            watched = functools.partial(_keep, getattr(part, name), kept)
+            stack.enter_context(replaced_entry(vars(part), name, watched))
+        yield results
+
+
+def _keep(method: Callable[..., Any], results: list[Any], *args: Any, **kwargs: Any) -> Any:
+    result = method(*args, **kwargs)
+    results.append(copy.deepcopy(result))
+    return result
+
+
+def _owner(model: torch.nn.Module, path: str) -> tuple[Any, str]:
+    """Return the part of a model whose method a path names, and the name of the method."""
+    owner, _, name = path.rpartition('.')
+    return operator.attrgetter(owner)(model) if owner else model, name
+
+
+@contextlib.contextmanager
+def without_limits(model: torch.nn.Module) -> Iterator[None]:
+    """Inside the block heads cut off and suppress nothing, as far as their `test_cfg` decides it."""
+    with contextlib.ExitStack() as stack:
+        for config in _configs(model):
+            for key in LIMITS.keys() & config.keys():
+                stack.enter_context(replaced_entry(config, key, LIMITS[key]))
+        yield
+
+
+def _configs(model: torch.nn.Module) -> list[dict[str, Any]]:
+    """Return the `test_cfg` of all parts of a model, and the dicts in them, each once."""
+    found: dict[int, dict[str, Any]] = {}
+    waiting = [getattr(part, 'test_cfg', None) for part in model.modules()]
+    while waiting:
+        config = waiting.pop()
+        if isinstance(config, dict) and id(config) not in found:
+            found[id(config)] = config
+            waiting += config.values()
+    return list(found.values())
+
+
+def border_names(model: onnx.ModelProto) -> list[str]:
+    """Return the inner tensors of a file at the borders of its stages: a tensor inside of one has a '/'."""
+    outputs = {value.name for value in model.graph.output}
+    names = (name for node in model.graph.node for name in node.output)
+    return [name for name in names if name and '/' not in name and name not in outputs]
+
+
+def choices_among(reference: Any, candidate: Any, run: Callable[[], Any]) -> Callable[..., Any]:
+    """Return the argument `tied` of `matching.match_lists` for results of one file's tensors.
+
+    Two results are a choice if their scores differ by `TIE` at most, and PyTorch has the file's one, too, of
+    the same score, when nothing is cut off or suppressed.
+
+    Args:
+        reference: results of PyTorch, with `scores` and `labels`.
+        candidate: results of the file.
+        run: returns the results of PyTorch for the same image without limits.
+    """
+
+    def tied(rows: list[int], columns: list[int]) -> list[tuple[int, int]]:
+        near = [
+            (row, column)
+            for row in rows
+            for column in columns
+            if abs(float(reference.scores[row]) - float(candidate.scores[column])) <= TIE
+        ]
+        every = run() if near else None
+        pairs: dict[int, int] = {}
+        for row, column in near:
+            if row not in pairs and column not in pairs.values() and _has(every, candidate, column):
+                pairs[row] = column
+        return list(pairs.items())
+
+    return tied
+
+
+def _has(every: Any, results: Any, index: int) -> bool:
+    """Return whether one of `results` is among `every`: its class, its score, and the place of its box."""
+    same = (every.labels == results.labels[index]) & (np.abs(every.scores - results.scores[index]) <= TIE)
+    for name, room in (('bboxes_xyxy', 1e-2), ('boxes', 1e-3)):
+        boxes = getattr(results, name, None)
+        if boxes is not None:
+            same &= (np.abs(getattr(every, name) - boxes[index]) <= room).all(1)
+    return bool(same.any())
