@@ -1,13 +1,15 @@
 """What a seeded one-stage detector finds in seeded pictures, by mmdet's own test path, and how calm it is."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
 import torch
-from mmdeploy_ext.proving.near_ties import ROUNDING, other_layer_rounding
 
 from mmdeploy_ext.synthetic.seeded import normalised_photograph, seeded_picture
 
+ROUNDING = 2e-7
+"""Relative change of each output of a layer: up to three units in the last place of float32."""
 HEIGHT, WIDTH = 320, 448
 SEEDS = (7, 8)
 CHANGES = (0, ROUNDING), (0, -ROUNDING), (1, ROUNDING)
@@ -51,13 +53,29 @@ def find(model, cfg, height=HEIGHT, width=WIDTH):
     return [Found(np.concatenate(result), sum(len(rows) > 0 for rows in result)) for result in results]
 
 
+@contextlib.contextmanager
+def other_layer_rounding(model, seed, size):
+    """Change outputs of convolutions and linear layers by up to `size` of themselves, seeded by `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def change(module, inputs, output):
+        noise = torch.rand(output.shape, generator=generator).mul_(2 * size).sub_(size)
+        return output + output * noise.to(output)
+
+    with contextlib.ExitStack() as hooks:
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+                hooks.enter_context(layer.register_forward_hook(change))
+        yield
+
+
 def amplified(model, cfg, height=HEIGHT, width=WIDTH):
     """Return how far the head's outputs move, of their largest value, where layers round otherwise.
 
-    In float64, with changes of up to `near_ties.ROUNDING` of each layer's output: the same on every CPU. The
+    In float64, with changes of up to `ROUNDING` of each layer's output: the same on every CPU. The
     model is float64 afterwards. Sigmoids keep their rounding: what theirs does to a score follows from the
-    formula of a head, not from weights. TOOD's scores are roots of a product of two of them, so that the
-    1.5e-7 of `near_ties.SIGMOID_ROUNDING` on a score of 2e-6 is 7.7e-5 of the largest root.
+    formula of a head, not from weights. TOOD's scores are roots of a product of two of them, so that 1.5e-7
+    on a score of 2e-6 is 7.7e-5 of the largest root.
     """
     deviation, offset = normalised_photograph(cfg)
     picture = (seeded_picture(SEEDS[0], height, width) * deviation + offset).double()

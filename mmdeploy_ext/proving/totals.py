@@ -23,13 +23,13 @@ ALLOWED_LOW_ALONE = 2
 """Number of such results that may always lack a partner: on each side one whose partner is just below the
 threshold of its list, or behind its cut."""
 MAX_ALONE_SHARE = 0.005
-"""Largest share of the results of both sides, of all inputs end to end, that may lack a partner.
+"""Largest share of the results, of all inputs end to end, that may lack a partner on either side.
 
 Engines round differently, and a decision that depends on it changes a result on either side. The rest of the
 proof does not depend on it: tensors are compared, and results by the file's own tensors are, one to one.
 """
 ALLOWED_ALONE = 2
-"""Number of such results of each side that may always lack a partner."""
+"""Number of results of each side that may always lack a partner."""
 ADVICE_FOR_IMAGES = (
     'use images with objects that this model finds (--input-img, --test-img, --images), and a trained '
     'checkpoint'
@@ -62,7 +62,7 @@ def accept_few_alone(
     Args:
         cases: all cases of a proof in float32; rows that could not be compared fail as before, and so do
             those by the file's own tensors.
-        share: largest share of the results of both sides.
+        share: largest share of the results of PyTorch.
 
     Returns:
         The cases, and a line for each result without a partner that is accepted; the unchanged cases and []
@@ -71,9 +71,11 @@ def accept_few_alone(
     lines: list[str] = []
     for field, largest in (('detections', share), ('inner', MAX_ALONE_SHARE)):
         rows = [row for case in cases for row in getattr(case, field) if not row.broken]
-        alone = sum(row.missing + row.extra + 2 * row.outside for row in rows)
-        total = sum(row.reference + row.matched + row.outside + row.extra for row in rows)
-        if not alone or alone > max(2 * ALLOWED_ALONE, largest * total):
+        missing, extra, outside, total = (
+            sum(getattr(row, key) for row in rows) for key in ('missing', 'extra', 'outside', 'reference')
+        )
+        alone = max(missing, extra) + outside
+        if not alone or alone > max(ALLOWED_ALONE, largest * total):
             continue
         for case in cases:
             lines += [f'{case.name}: {line}' for row in getattr(case, field) for line in row.alone]

@@ -1,8 +1,7 @@
-"""The family of detectors of corners: which configs it claims and refuses, and what a proof changes.
+"""The family of detectors of corners: which configs it claims and refuses.
 
 What the attributes and methods of `CornerFamily` without a docstring are for is documented where they are
-defined first: `families/base.py` and `families/images.py`. `result_limit` tells a proof which entry of
-`test_cfg` limits the results of an image.
+defined first: `families/base.py` and `families/images.py`.
 """
 
 from typing import Any

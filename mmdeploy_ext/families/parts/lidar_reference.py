@@ -49,9 +49,9 @@ class LidarReference(abc.ABC):
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
         """Return the boxes, best first, that the head's own `get_bboxes` makes of its outputs.
 
-        `outputs` are name -> array (1, ...).
+        `outputs` are name -> array (1, ...), of which those of `output_names` are read.
         """
-        tensors = {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
+        tensors = {name: torch.from_numpy(np.array(outputs[name])).to(self.device) for name in self.output_names}
         meta = dict(box_type_3d=LiDARInstance3DBoxes)
         with torch.no_grad():
             ((boxes, scores, labels),) = self.parts.head.get_bboxes(*self.head_outputs(tensors), [meta])

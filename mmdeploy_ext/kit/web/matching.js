@@ -39,9 +39,8 @@ function boxesWithMasks(reference, candidate, bars) {
  * @param candidate those of the engine.
  * @param task name of the rules, see `TASKS`.
  * @param bars of the manifest.
- * @param capacity number of results that the model gives at most, or null.
  */
-export function matchResults(reference, candidate, task, bars, capacity) {
+export function matchResults(reference, candidate, task, bars) {
   const problem = incomparable(reference, candidate);
   if (problem) {
     const [missing, extra] = [reference.scores.length, candidate.scores.length];
@@ -73,7 +72,7 @@ export function matchResults(reference, candidate, task, bars, capacity) {
   );
   const matched = maximumMatching(allowed, nearness, reference.scores);
   const outside = nearestPairs(nearness, matched, bars.pair_iou);
-  const counts = tally({ matched, outside }, reference.scores, candidate.scores, bars, capacity);
+  const counts = tally({ matched, outside }, reference.scores, candidate.scores, bars);
   const worst = (matrix) => counts.pairs.map(([row, column]) => matrix[row][column]);
   const worstIou = Math.min(1, ...worst(nearness));
   const worstScore = Math.max(0, ...worst(scores));
@@ -139,17 +138,14 @@ function nearestPairs(nearness, matched, floor) {
   return pairs;
 }
 
-function tally({ matched, outside }, reference, candidate, bars, capacity) {
+function tally({ matched, outside }, reference, candidate, bars) {
   const isNeeded = (row) => reference[row] >= bars.score_thr;
   const isSurplus = (column) => candidate[column] >= bars.score_thr + bars.score_bar;
   const counts = ([row, column]) => isNeeded(row) || isSurplus(column);
   const partner = new Map([...matched, ...outside]);
   const columns = new Set(partner.values());
-  let missing = indicesWhere(reference, (_, row) => isNeeded(row) && !partner.has(row));
-  let extra = indicesWhere(candidate, (_, column) => isSurplus(column) && !columns.has(column));
-  if (capacity && reference.length === candidate.length && reference.length === capacity) {
-    [missing, extra] = withoutTies(missing, extra, reference, candidate, bars.score_bar);
-  }
+  const missing = indicesWhere(reference, (_, row) => isNeeded(row) && !partner.has(row));
+  const extra = indicesWhere(candidate, (_, column) => isSurplus(column) && !columns.has(column));
   const low = (row) => !isNeeded(row);
   const otherLow = (column) => !isSurplus(column);
   const lowCount =
@@ -166,19 +162,6 @@ function tally({ matched, outside }, reference, candidate, bars, capacity) {
     low_alone: lowCount - lowPaired,
     pairs: [...partner].filter(counts),
   };
-}
-
-/** Return what is missing and extra without ties at the cut of two full lists, as many on either side. */
-function withoutTies(missing, extra, reference, candidate, bar) {
-  const [cut, otherCut] = [reference, candidate].map((scores) => Math.min(...scores));
-  if (Math.abs(cut - otherCut) > bar) return [missing, extra];
-  const tied = missing.filter((row) => reference[row] - cut <= bar);
-  const tiedExtra = extra.filter((column) => candidate[column] - otherCut <= bar);
-  const excused = Math.min(tied.length, tiedExtra.length);
-  return [
-    missing.filter((row) => !tied.slice(0, excused).includes(row)),
-    extra.filter((column) => !tiedExtra.slice(0, excused).includes(column)),
-  ];
 }
 
 const bestFirst = (scores) => [...scores.keys()].sort((a, b) => scores[b] - scores[a]);

@@ -28,6 +28,7 @@ from mmdeploy_ext.proving.levels.preprocessing import compare_prepared, compare_
 from mmdeploy_ext.proving.levels.proof import Proof
 from mmdeploy_ext.proving.provenance import companion_checks
 from mmdeploy_ext.proving.results import Case, Check, DetectionRow, Pair
+from mmdeploy_ext.proving.substitution import choices_among, without_limits
 from mmdeploy_ext.proving.tasks import bbox3d, task_module
 from mmdeploy_ext.proving.tensors import compare_tensors
 from mmdeploy_ext.proving.unreached import count_voxels
@@ -263,10 +264,16 @@ class SweepProof(FramesProof):
         """Match the file's boxes with those that the user's head makes of its outputs; () below float32."""
         if self.bars or not hasattr(self.reference, 'boxes_of'):
             return ()
-        expected = self.reference.boxes_of(result.outputs)
+        sides = self.reference.boxes_of(result.outputs), result.detections
         task = task_module(self.deployment.family.task)
+
+        def run_without_limits() -> Any:
+            with without_limits(self.deployment.model):
+                return self.reference.boxes_of(result.outputs)
+
         settings = getattr(task, 'ONE_TO_ONE', {})
-        return (task.match_detections('boxes', expected, result.detections, **settings),)
+        tied = choices_among(*sides, run_without_limits)
+        return (task.match_detections('boxes', *sides, tied=tied, **settings),)
 
     def judge_tensors(self, sweep: Sweep, expected: StepResult, result: StepResult | Exception) -> Case:
         """Return level 2 of one sweep, by the results of PyTorch and of the files, see `judge`.

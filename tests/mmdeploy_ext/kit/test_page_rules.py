@@ -98,22 +98,19 @@ def generated_pair(random, task):
 def test_generated_results_are_matched_as_in_python(page, task):
     random = np.random.default_rng(1)
     pairs = [generated_pair(random, task) for _ in range(60)]
-    capacities = [random.choice([None, len(pair[0])]) for pair in pairs]
     match = task_module(task).match_detections
-    expected = [counts(match('', *pair, capacity=size)) for pair, size in zip(pairs, capacities, strict=True)]
+    expected = [counts(match('', *pair)) for pair in pairs]
     answer = in_page(
         page,
         """
             const { matchResults } = await import('kit/matching.js');
             const { resultsOfKit } = await import('kit/results.js');
-            return pairs.map((pair, index) => {
-                const capacity = task === 'panoptic' ? null : capacities[index];
-                const row = matchResults(...pair.map(resultsOfKit), task, bars, capacity);
+            return pairs.map((pair) => {
+                const row = matchResults(...pair.map(resultsOfKit), task, bars);
                 return counts.map((name) => row[name]);
             });
         """,
         pairs=[list(map(result_arrays, pair)) for pair in pairs],
-        capacities=capacities,
         task=task,
         bars=bars_of(task),
         counts=COUNTS,

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.proving.against_dump import FrameDumpComparer, ImageDumpComparer
+from mmdeploy_ext.proving.against_dump import FrameDumpComparer
 
 NAMES = dict(batched='cate_pred', fork='cate_pred_0')
 """Layout -> name of the output with the scores."""
@@ -26,25 +26,6 @@ class Family:
 
     def interchangeable_zeros(self, model, feeds, layout='batched', **_):
         return {NAMES[layout]: np.float32([[0.5, 0.5, np.nan]])}
-
-
-@pytest.mark.parametrize('layout', NAMES)
-def test_ties_of_a_dump_are_ties_in_every_layout(layout):
-    name = NAMES[layout]
-    scores = TensorSpec(name, 'float32', (1, 3), groups=(ColumnGroup(rtol=1e-4),))
-    metadata = SimpleNamespace(
-        form='raw', precision='fp32', postprocess={}, options=dict(form='raw', layout=layout)
-    )
-    backend = SimpleNamespace(
-        spec=GraphSpec('solo/raw', (TensorSpec('input', 'float32', (1, 1)),), (scores,)),
-        metadata=metadata,
-        computes_in='',
-        infer=lambda feeds: {name: np.float32([[0.5, 0, 0.9]])},
-    )
-    comparer = ImageDumpComparer(backend, SimpleNamespace(family=Family(), model=None))
-    dump = dict(input=np.zeros((1, 1), np.float32))
-    assert comparer.compare('000000', dump | {name: np.float32([[0, 0.5, 0.9]])}, {}).passed
-    assert not comparer.compare('000000', dump | {name: np.float32([[0, 0.5, 0]])}, {}).passed
 
 
 def test_a_frame_behind_one_that_the_files_refuse_is_not_compared():

@@ -66,44 +66,6 @@ def test_a_higher_box_with_the_same_bottom_has_another_centre():
     assert match_detections('f', reference, candidate).worst_distance == pytest.approx(0.0, abs=1e-5)
 
 
-def moved(detections, count, by=0.02):
-    for row in range(count):
-        detections = changed(detections, row, 0, by)
-    return detections
-
-
-def test_one_decision_of_rounding_that_moves_others_is_one():
-    """The engine's list is what PyTorch gives in one of its runs with other rounding."""
-    reference, candidate = make(), moved(make(), 4)
-    row = match_detections('f', reference, candidate, near_ties=lambda: [reference, moved(make(), 4)])
-    assert row.passed and row.ties == 2
-
-
-@pytest.mark.parametrize(
-    ('runs', 'passed', 'ties'),
-    [
-        ([moved(make(), 4, -0.02)], False, 0),  # to the other side
-        (
-            [moved(make(), 2), changed(changed(make(), 2, 0, 0.02), 3, 0, 0.02)],
-            True,
-            8,
-        ),  # decisions of two runs
-        ([rows(moved(make(), 4), slice(11))], True, 8),  # a box less
-    ],
-)
-def test_what_no_single_run_gives_in_whole_counts_by_results(runs, passed, ties):
-    row = match_detections('f', make(), moved(make(), 4), near_ties=lambda: runs)
-    assert (row.passed, row.ties) == (passed, ties)
-
-
-def test_more_lost_than_one_decision_loses_counts_by_results():
-    reference = make()
-    row = match_detections(
-        'f', reference, rows(reference, slice(3, 12)), near_ties=lambda: [rows(reference, slice(3, 12))]
-    )
-    assert row.passed and row.ties == 3
-
-
 def faint(count=12):
     """Return boxes of which every second score is below the threshold of level 3."""
     found = make(count)
@@ -158,17 +120,6 @@ def test_the_threshold_counts_and_a_score_at_it_is_no_alarm():
     scores = scores.copy()
     scores[1] = 0.0995
     assert match_detections('f', reference, dataclasses.replace(reference, scores=scores)).passed
-
-
-def test_ties_at_the_cut_are_excused_only_for_full_lists():
-    pool = make(13)
-    scores = pool.scores.copy()
-    scores[11:] = scores[11]
-    pool = dataclasses.replace(pool, scores=scores)
-    one, two = rows(pool, list(range(12))), rows(pool, [*range(11), 12])
-    assert match_detections('f', one, two, capacity=12).passed
-    assert not match_detections('f', one, two).passed
-    assert not match_detections('f', one, two, capacity=20).passed
 
 
 @pytest.mark.parametrize('kind', ['nan', 'shape', 'labels'])

@@ -1,4 +1,4 @@
-"""Instances are matched by class and mask IoU; planted faults fail; ties of points NMS are excused."""
+"""Instances are matched by class and mask IoU; planted faults fail."""
 
 import cv2
 import numpy as np
@@ -7,7 +7,6 @@ import pytest
 from mmdeploy_ext.proving.results import Pair
 from mmdeploy_ext.proving.tasks import boxed_mask, panoptic
 from mmdeploy_ext.proving.tasks.mask import class_iou, draw_pair, fit_pair, match_detections
-from mmdeploy_ext.proving.tensors import without_ties
 from mmdeploy_ext.runtime.detections import Instances, bounding_box, run_lengths
 from mmdeploy_ext.runtime.draw import draw_instances
 from mmdeploy_ext.runtime.panoptic import Segments
@@ -102,23 +101,6 @@ def test_iou_is_that_of_pixels_within_a_class():
     two = discs((40, 30, 20, 0.9, 0))
     overlap = (one.masks[0] & two.masks[0]).sum() / (one.masks[0] | two.masks[0]).sum()
     np.testing.assert_allclose(class_iou(one, two), [[overlap], [-1]])
-
-
-def test_ties_alone_are_excused_and_only_where_one_side_is_zero():
-    reference = np.array([0.05, 0.0, 0.05, 0.05, 0.3], np.float32)
-    candidate = np.array([0.0, 0.05, 0.04, 0.0, 0.0], np.float32)
-    ties = np.array([0.05, 0.05, 0.05, np.nan, np.nan], np.float32)
-    got = without_ties(dict(a=reference), dict(a=candidate, b=candidate), dict(a=ties))
-    np.testing.assert_array_equal(got['a'], np.array([0.05, 0.0, 0.04, 0.0, 0.0], np.float32))
-    np.testing.assert_array_equal(got['b'], candidate)
-
-
-@pytest.mark.parametrize('value', [0.04, 0.99, np.nan, np.inf])
-def test_the_other_side_of_a_tie_has_to_be_its_score(value):
-    candidate = np.array([value, 0.3], np.float32)
-    reference, ties = np.array([0.0, 0.3], np.float32), np.array([0.05, np.nan], np.float32)
-    got = without_ties(dict(a=reference), dict(a=candidate), dict(a=ties))
-    np.testing.assert_array_equal(got['a'], candidate)
 
 
 def test_the_picture_shows_both_sides_and_marks_what_differs():

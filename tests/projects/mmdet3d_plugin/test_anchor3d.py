@@ -51,7 +51,7 @@ IN_SUITE = 'pointpillars', 'second', 'mvx', 'shapes', 'dynamic', 'dynamic_voxels
 def test_both_files_are_proven_on_sweeps_that_were_not_traced(kind):
     deployment, folder, *_ = toy_anchor3d.exported(kind)
     verdict, _ = prove(deployment, paths_of(folder), sweeps(3), ENGINE)
-    assert verdict.proven, verdict.reasons
+    assert verdict.proven, verdict.failures
     assert sum(row.matched for case in verdict.cases for row in case.detections) >= 30
     names = {row.tensor for case in verdict.cases for row in case.tensors}
     levels = 2 if kind in ('nuscenes', 'mvx') else 1

@@ -176,8 +176,3 @@ def test_what_is_not_exported_is_refused_by_the_name_of_the_entry(said):
     with pytest.raises(ConfigError, match=said) as refused:
         find_family(cfg).check(cfg, OPTIONS)
     assert cfg.filename in str(refused.value) and '\n' not in str(refused.value)
-
-
-def test_the_number_of_pairs_that_a_proof_raises_the_limit_to_is_not_that_of_the_graph(monkeypatch):
-    monkeypatch.setattr('mmdeploy_ext.families.corner.family.PAIRS', 500)
-    assert FAMILY.result_limit(seeded('corner')).available == 1000

@@ -180,18 +180,6 @@ def test_co_detr_suppresses_as_many_of_the_best_pairs_as_it_has_queries(model, n
     assert labels[0].tolist() == [*classes.tolist(), *[-1] * (6 - count)] and dets.shape == (1, 6, 5)
 
 
-@pytest.mark.parametrize(('test_cfg', 'per_query'), [
-    (dict(max_per_img=6), False), (dict(max_per_img=6, score_thr=0.4), False),
-    (dict(max_per_img=6, nms=dict(type='nms', iou_threshold=0.3)), True)])
-def test_a_co_detr_with_a_suppression_has_a_result_per_query_at_most(model, test_cfg, per_query):
-    from mmdeploy_ext.families.query.family import QueryFamily
-
-    detector = CoDETR(model, test_cfg)
-    head, family = detector.query_head, QueryFamily()
-    available = head.num_query * (1 if per_query else head.num_classes)
-    assert family.result_limit(detector).available == available
-
-
 @pytest.mark.parametrize(('change', 'message'), [
     (dict(eval_module='two-stage'), "model.eval_module='two-stage': .* expected 'detr'"),
     (dict(query_head=dict(type='CoDeformDETRHead')), "query_head.type='CoDeformDETRHead'.*CoDINOHead"),

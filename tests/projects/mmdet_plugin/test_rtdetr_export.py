@@ -10,14 +10,12 @@ import pytest
 import torch
 
 import toy_rtdetr
-from mmdeploy_ext.core.dump import save_dump
 from mmdeploy_ext.core.errors import ConfigError, ShapeError, UsageError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.rtdetr import runtime
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.against_dump import ImageDumpComparer, check_dump
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime import detect
@@ -213,76 +211,6 @@ def test_runtimes_of_both_forms_give_the_detectors_detections(toy, full, raw):
     rows = np.concatenate(result)
     assert np.array_equal(np.sort(rows[:, 4]), np.sort(wanted.scores))
 
-
-# ---- ties in the selection of queries
-
-def chosen_outputs(deployment, feeds, change):
-    family, model = deployment.family, deployment.model
-    reference = family.reference_tensors(model, feeds, 'raw')
-    tokens = change(reference['tokens'].copy())
-    outputs = family.reference_tensors(model, feeds, 'raw', torch.from_numpy(tokens))
-    return family.choose_as(model, feeds, outputs, reference), outputs
-
-
-def test_ties_in_the_selection_are_ties_and_other_choices_are_not(toy):
-    feeds = {'images': np.random.default_rng(1).random((1, 3, 128, 160), np.float32)}
-    level = copy.copy(toy)
-    level.model = copy.deepcopy(toy.model)
-    for parameter in level.model.decoder.enc_score_head.parameters():
-        parameter.data.zero_()  # now all tokens tie
-
-    def others(tokens):
-        free = sorted(set(range(20 * 16 + 10 * 8 + 5 * 4)) - set(tokens[0].tolist()))
-        tokens[0, :5] = free[:5]
-        return tokens
-
-    def order(tokens):
-        return tokens[:, ::-1].copy()
-
-    for change in (order, others):
-        reference, outputs = chosen_outputs(level, feeds, change)
-        for name, array in outputs.items():
-            np.testing.assert_allclose(reference[name], array, rtol=0, atol=2e-5)
-        reference, outputs = chosen_outputs(toy, feeds, change)
-        assert not np.array_equal(reference['tokens'], outputs['tokens'])
-    twice, outputs = chosen_outputs(level, feeds, lambda tokens: np.zeros_like(tokens))
-    assert not np.array_equal(twice['tokens'], outputs['tokens'])
-
-
-def dumped_and_compared(deployment, backend, folder, feeds, tensors):
-    facts = {key: getattr(deployment, key) for key in ('config_sha256', 'checkpoint_sha256')}
-    save_dump(folder / '000000', {**feeds, **tensors}, facts)
-    return check_dump(ImageDumpComparer(backend, deployment), deployment, folder)
-
-
-@pytest.mark.matrix  # in the suite: ties above, dumps in test_rtdetr_loop.py
-def test_a_dump_is_compared_with_ties_as_ties_and_nothing_else_as_harmless(toy, raw, folder):
-    level = copy.copy(toy)
-    level.model = copy.deepcopy(toy.model)
-    for parameter in level.model.decoder.enc_score_head.parameters():
-        parameter.data.zero_()  # all tokens tie
-    files = {'toy': (toy, raw), 'level': (level, toy_rtdetr.export_toy(level, folder / 'x.onnx', form='raw'))}
-    feeds = {'images': np.random.default_rng(3).random((1, 3, 128, 160), np.float32)}
-    agreed = {}
-    for name, (deployment, path) in files.items():
-
-        def reference(tokens=None, deployment=deployment):
-            tokens = None if tokens is None else torch.from_numpy(tokens)
-            return deployment.family.reference_tensors(deployment.model, feeds, 'raw', tokens)
-
-        with build_backend('OnnxRuntimeBackend', path, threads=1) as backend:
-            chosen = backend.infer(feeds)['tokens']
-            order = reference(chosen[:, ::-1].copy())
-            moved = {**order, 'boxes': order['boxes'] + np.float32(0.01)}
-            free = np.array([sorted(set(range(420)) - set(chosen[0].tolist()))[:60]])
-            for kind, tensors in (('same', reference(chosen)), ('order', order), ('moved', moved),
-                                  ('others', reference(free))):
-                agreed[name, kind] = dumped_and_compared(
-                    deployment, backend, folder / f'{name}_{kind}', feeds, tensors)
-    assert agreed == {
-        ('toy', 'same'): True, ('toy', 'order'): False, ('toy', 'moved'): False, ('toy', 'others'): False,
-        ('level', 'same'): True, ('level', 'order'): True, ('level', 'moved'): False,
-        ('level', 'others'): True}
 
 
 # ---- bad input

@@ -12,7 +12,6 @@ from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.graph.tensorrt_limits import find_refusals
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.tasks.mask import match_detections
-from mmdeploy_ext.proving.tensors import without_ties
 from proofs import check_files
 from toy_solo import GRIDS, HEADS, TRACED, load_toy, options_for, picture, prepared
 
@@ -55,47 +54,23 @@ def run(deployment, path, images):
 
 
 def check_tensors(deployment, metadata, feeds, outputs):
-    """Compare with unpatched mmdet to 1e-4 of the scale, but for ties of the points NMS."""
+    """Compare with unpatched mmdet to 1e-4 of the scale."""
     family, layout = deployment.family, metadata.options['layout']
     reference = family.reference_tensors(deployment.model, feeds, 'raw', layout=layout)
     assert list(reference) == list(outputs) == metadata.spec.output_names
-    zeros = family.interchangeable_zeros(deployment.model, feeds, layout=layout)
-    excused = without_ties(reference, outputs, zeros)
     for name, wanted in reference.items():
-        assert excused[name].shape == wanted.shape
-        assert np.abs(excused[name] - wanted).max() <= 1e-4 * np.abs(wanted).max(), name
+        assert outputs[name].shape == wanted.shape
+        assert np.abs(outputs[name] - wanted).max() <= 1e-4 * np.abs(wanted).max(), name
 
 
 def check_instances(deployment, metadata, feeds, outputs, images):
-    """Compare with mmdet's own `get_results` ten times as closely as the proof; enough are compared.
-
-    Of the toy SOLOv2 one soft pixel is at the threshold to 1e-6: with one thread ONNX Runtime sets it and
-    PyTorch does not, which moves two scores by 1e-3 and 1e-4 (matrix NMS), as it moves PyTorch's own.
-    """
+    """Compare with mmdet's own `get_results`; enough are compared."""
     family, model = deployment.family, deployment.model
-
-    @functools.cache
-    def rounded():
-        found = []
-        for choice in family.rounded_choices(model):
-            with choice:
-                found.append(family.reference_detections(model, images, True))
-        return found
-
     expected = family.reference_detections(model, images, True)
     found = family.detections(metadata, outputs, feeds)
-    rows = [
-        match_detections(
-            'image',
-            *pair,
-            score_bar=1e-4,
-            near_ties=lambda index=index: [results[index] for results in rounded()],
-        )
-        for index, pair in enumerate(zip(expected, found, strict=True))
-    ]
+    rows = [match_detections('image', *pair) for pair in zip(expected, found, strict=True)]
     assert all(row.passed for row in rows), rows
     assert min(row.matched for row in rows) >= 25
-    assert all(row.worst_iou >= 0.995 and row.worst_score <= 1e-4 and row.ties <= 4 for row in rows), rows
 
 
 @pytest.mark.matrix

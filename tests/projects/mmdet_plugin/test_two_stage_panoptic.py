@@ -204,19 +204,3 @@ def test_a_cascade_of_proposals_clips_its_anchors_to_the_image():
     feeds = dict(input=np.zeros((1, 3, 64, 64), np.float32), img_shape=np.float32([[48, 56]]))
     anchors = run_stages(FAMILY.stages(model, options)[:1], feeds)['rpn_prior_0']
     assert anchors.min() == 0 and anchors[..., 2].max() == 56 and anchors[..., 3].max() == 48
-
-
-def test_instances_of_the_same_score_are_laid_the_other_way_round_and_no_others():
-    scores = torch.tensor([0.7, 0.9, 0.9, 0.8, 0.8 - 3e-7, 0.8 - 1e-3])
-    assert forms.other_order(scores).tolist() == [2, 1, 4, 3, 5, 0]
-    assert forms.other_order(scores[:0]).tolist() == []
-    fusion, (choice,) = seeded('panoptic').panoptic_fusion_head, forms.rounded_choices(seeded('panoptic'))
-    masks, stuff = torch.zeros(2, 8, 8), torch.zeros(6, 8, 8)
-    masks[0, :6], masks[1, 4:] = 1, 1
-    for last, changes in ((0.9, True), (0.8, False)):
-        dets = torch.tensor([[0, 0, 8, 6, 0.9], [0, 4, 8, 8, last]])
-        right = fusion.simple_test(dets, torch.tensor([1, 2]), masks, stuff.clone())
-        with choice if last == 0.9 else next(forms.rounded_choices(seeded('panoptic'))):
-            other = fusion.simple_test(dets, torch.tensor([1, 2]), masks, stuff.clone())
-        assert (right % 1000)[5, 0] == 1 and (other % 1000)[5, 0] == (2 if changes else 1)
-    assert 'simple_test' not in vars(fusion)

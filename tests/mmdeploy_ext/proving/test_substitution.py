@@ -1,0 +1,208 @@
+"""The user's test path on a file's own tensors: what is put in, what is excused, and planted faults."""
+
+import contextlib
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.proving.results import Case, DetectionRow
+from mmdeploy_ext.proving.substitution import (
+    PerCall,
+    choices_among,
+    observed,
+    substituted,
+    without_limits,
+)
+from mmdeploy_ext.proving.tasks.bbox2d import ONE_TO_ONE, match_detections
+from mmdeploy_ext.proving.totals import accept_few_alone
+from mmdeploy_ext.runtime.detections import Detections
+from toy_atss import PICTURE, REPO
+
+
+class Head(torch.nn.Module):
+    test_cfg = dict(nms_pre=3, nms=dict(iou_threshold=0.5), score_thr=0.1)
+
+    def forward(self, value):
+        return [value + 1]
+
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = Head()
+
+    def features(self, image):
+        return image * 2
+
+    def forward(self, image):
+        outputs = self.head(self.features(image))
+        outputs.append('changed')
+        return outputs
+
+
+def test_methods_return_copies_of_what_is_given_and_are_as_before_afterwards():
+    model, image = Model(), torch.ones(1)
+    given = {'features': None, 'head.forward': [torch.zeros(1)]}
+    with substituted(model, given):
+        assert model(image) == model(image) == [torch.zeros(1), 'changed']
+    assert given['head.forward'] == [torch.zeros(1)]
+    assert model(image) == [torch.full((1,), 3.0), 'changed']
+    assert 'forward' not in vars(model.head) and 'features' not in vars(model)
+
+
+def test_outputs_of_single_calls_come_one_after_the_other_and_no_more():
+    model = Model()
+    with substituted(model, {'head.forward': PerCall([['first'], ['second']])}):
+        assert [model(torch.ones(1))[0] for _ in range(2)] == ['first', 'second']
+        with pytest.raises(ConfigError, match='called 3 times, expected 2'):
+            model(torch.ones(1))
+
+
+def test_a_method_that_the_test_path_does_not_call_is_said():
+    with pytest.raises(ConfigError, match=r'did not call head.forward\(\)'):
+        with substituted(Model(), {'head.forward': []}):
+            pass
+
+
+def test_results_are_observed_as_they_were_returned():
+    model = Model()
+    with observed(model, ['head.forward', 'features']) as results:
+        model(torch.ones(1))
+    assert results == {'head.forward': [[torch.full((1,), 3.0)]], 'features': [torch.full((1,), 2.0)]}
+
+
+def test_limits_are_lifted_inside_alone():
+    model = Model()
+    before = repr(Head.test_cfg)
+    with without_limits(model):
+        assert Head.test_cfg['nms_pre'] > 10**6 and Head.test_cfg['nms']['iou_threshold'] == 1.0
+        assert Head.test_cfg['score_thr'] == 0.1
+    assert repr(Head.test_cfg) == before
+
+
+def boxes(*rows):
+    rows = np.float32(rows)
+    return Detections(rows[:, :4], rows[:, 4], np.zeros(len(rows), np.int64))
+
+
+FIRST, SECOND = (0, 0, 40, 40), (100, 100, 150, 160)
+
+
+@pytest.mark.parametrize(
+    ('score', 'every', 'passed'),
+    [
+        (0.5000005, [FIRST, SECOND], True),  # PyTorch has both, and took the other one
+        (0.50001, [FIRST, SECOND], False),  # no tie
+        (0.5000005, [FIRST], False),  # PyTorch has no such box
+    ],
+)
+def test_a_choice_among_equal_scores_is_listed_and_nothing_else_is_excused(score, every, passed):
+    reference, candidate = boxes((*FIRST, 0.5)), boxes((*SECOND, score))
+    without_limits = boxes(*((*box, 0.5) for box in every))
+    tied = choices_among(reference, candidate, lambda: without_limits)
+    row = match_detections('a', reference, candidate, tied=tied, **ONE_TO_ONE)
+    assert row.passed == passed and len(row.excused) == passed
+    assert (row.missing, row.extra) == (not passed, not passed)
+
+
+def test_a_box_that_moved_is_no_choice_although_its_score_is_the_same():
+    reference, candidate = boxes((*FIRST, 0.5)), boxes((0, 0, 40, 40.5, 0.5))
+    tied = choices_among(reference, candidate, lambda: reference)
+    row = match_detections('a', reference, candidate, tied=tied, **ONE_TO_ONE)
+    assert not row.passed and row.outside == 1 and 'nearest class 0' in row.alone[0]
+
+
+def row_of(reference, missing=0, **fields):
+    matched = reference - missing
+    return DetectionRow(
+        'a', reference, matched, missing, 0, 1.0, 0.0, not missing, alone=('one',) * missing, **fields
+    )
+
+
+@pytest.mark.parametrize(
+    ('total', 'missing', 'share', 'accepted'),
+    [
+        (100, 2, 0.005, True),
+        (100, 3, 0.005, False),
+        (2000, 10, 0.005, True),
+        (2000, 11, 0.005, False),
+        (2000, 20, 0.01, True),
+    ],
+)
+def test_few_results_without_a_partner_are_accepted_and_listed(total, missing, share, accepted):
+    cases = [Case('dark', '', False, (), (row_of(total, missing),)), Case('bright', '', False)]
+    got, lines = accept_few_alone(cases, share)
+    assert all(case.passed for case in got) == accepted
+    assert lines == (['dark: one'] * missing if accepted else [])
+
+
+def test_results_that_cannot_be_compared_and_those_of_the_files_tensors_are_never_accepted():
+    broken = dataclasses.replace(row_of(100, 1), broken=True)
+    for fields in (dict(detections=(broken, row_of(400, 1))), dict(substituted=(row_of(100, 1),))):
+        got, _ = accept_few_alone([Case('dark', '', False, **fields)])
+        assert not got[0].passed
+
+
+OPENED = dict(atss=dict(nms_pre=20, score_thr=0.001, max_per_img=1000), retinanet=dict(max_per_img=1000))
+"""Toy -> settings with which a limit is reached and no other hides it."""
+
+
+@pytest.fixture(scope='module')
+def toy():
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+
+    config, checkpoint = f'{REPO}/configs/demo/{{}}_toy.py', f'{REPO}/demo/checkpoints/{{}}_toy.pth'
+    return lambda name: deploy.load(config.format(name), checkpoint.format(name))
+
+
+def proven(deployment, path, fault):
+    """Return the verdict on a file that was exported with a fault in its settings, which is not compared."""
+    family, image = deployment.family, read_image(PICTURE)
+    options = deploy.resolve(
+        family.choose(height=256, width=256, dynamic=True), deployment.model, deployment.rule
+    )
+    traced = deploy.prepare_fixed(deployment.rule, image, 256, 256)
+    with fault:
+        export_files(deployment, options, str(path), [traced])
+    return prove(deployment, str(path), [('toy.jpg', image)], edited=True, timed=False)[0]
+
+
+@pytest.mark.parametrize(
+    ('name', 'part', 'change'),
+    [
+        ('atss', lambda model: model.bbox_head.test_cfg, None),
+        ('atss', lambda model: model.bbox_head.test_cfg, lambda cfg: dict(nms_pre=cfg.nms_pre - 1)),
+        (
+            'retinanet',
+            lambda model: model.bbox_head.test_cfg,
+            lambda cfg: dict(score_thr=cfg.score_thr * 1.02),
+        ),
+        (
+            'mask_rcnn',
+            lambda model: model.roi_head.test_cfg,
+            lambda cfg: dict(nms=dict(cfg.nms, iou_threshold=cfg.nms.iou_threshold + 0.01)),
+        ),
+    ],
+    ids=['right', 'nms_pre', 'score_thr', 'iou_threshold'],
+)
+def test_a_changed_limit_shows_in_the_results_of_the_files_tensors(toy, tmp_path, name, part, change):
+    deployment = toy(name)
+    cfg = part(deployment.model)
+    with contextlib.ExitStack() as stack:
+        for key, value in OPENED.get(name, {}).items():  # on both sides
+            stack.enter_context(replaced_entry(cfg, key, value))
+        fault = contextlib.ExitStack()
+        for key, value in (change(cfg) if change else {}).items():
+            fault.enter_context(replaced_entry(cfg, key, value))
+        fault.close() if not change else None
+        verdict = proven(deployment, tmp_path / 'm.onnx', fault)
+    rows = [row for case in verdict.cases for row in case.substituted]
+    assert rows and all(row.passed for row in rows) == (change is None), verdict.failures
