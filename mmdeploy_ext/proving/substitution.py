@@ -27,6 +27,8 @@ TIE = 1e-6
 """Largest difference of two scores that may change places at a cut, or in a suppression."""
 LIMITS = dict(nms_pre=1 << 30, max_per_img=1 << 30, iou_threshold=1.0, nms_thr=1.0, max_num=1 << 30)
 """Entries of the `test_cfg` of heads -> the values with which nothing is cut off or suppressed."""
+DOUBLED = ('topk', 'topK', 'corner_topk', 'max_per_image', 'post_max_size')
+"""Further entries, limits that are doubled: there may be no more."""
 
 
 class PerCall(list):
@@ -95,8 +97,10 @@ def without_limits(model: torch.nn.Module) -> Iterator[None]:
     """Inside the block heads cut off and suppress nothing, as far as their `test_cfg` decides it."""
     with contextlib.ExitStack() as stack:
         for config in _configs(model):
-            for key in LIMITS.keys() & config.keys():
-                stack.enter_context(replaced_entry(config, key, LIMITS[key]))
+            doubled = {key: 2 * config[key] for key in DOUBLED if type(config.get(key)) is int}
+            for key, value in {**doubled, **LIMITS}.items():
+                if key in config:
+                    stack.enter_context(replaced_entry(config, key, value))
         yield
 
 
@@ -122,8 +126,9 @@ def border_names(model: onnx.ModelProto) -> list[str]:
 def choices_among(reference: Any, candidate: Any, run: Callable[[], Any]) -> Callable[..., Any]:
     """Return the argument `tied` of `matching.match_lists` for results of one file's tensors.
 
-    Two results are a choice if their scores differ by `TIE` at most, and PyTorch has the file's one, too, of
-    the same score, when nothing is cut off or suppressed.
+    Two results are a choice if their scores differ by `TIE` at most, and both are the last of lists of one
+    length and at other places, so that a cut decided, or PyTorch has the file's one, too, of the same score,
+    when nothing is cut off or suppressed.
 
     Args:
         reference: results of PyTorch, with `scores` and `labels`.
@@ -131,17 +136,31 @@ def choices_among(reference: Any, candidate: Any, run: Callable[[], Any]) -> Cal
         run: returns the results of PyTorch for the same image without limits.
     """
 
-    def tied(rows: list[int], columns: list[int]) -> list[tuple[int, int]]:
+    def tied(
+        missing: list[int], extra: list[int], outside: Mapping[int, int]
+    ) -> list[tuple[int, int]]:
         near = [
             (row, column)
-            for row in rows
-            for column in columns
+            for row in (*missing, *outside)
+            for column in (*extra, *outside.values())
             if abs(float(reference.scores[row]) - float(candidate.scores[column])) <= TIE
         ]
-        every = run() if near else None
+        is_cut = len(reference.scores) == len(candidate.scores)
+        last = [float(side.scores.min(initial=np.inf)) + TIE for side in (reference, candidate)]
+        at_cut = [
+            pair
+            for pair in near
+            if is_cut
+            and outside.get(pair[0]) != pair[1]
+            and reference.scores[pair[0]] <= last[0]
+            and candidate.scores[pair[1]] <= last[1]
+        ]
+        every = run() if len(at_cut) < len(near) else None
         pairs: dict[int, int] = {}
         for row, column in near:
-            if row not in pairs and column not in pairs.values() and _has(every, candidate, column):
+            if row in pairs or column in pairs.values():
+                continue
+            if (row, column) in at_cut or _has(every, candidate, column):
                 pairs[row] = column
         return list(pairs.items())
 

@@ -40,6 +40,8 @@ the bar of scores above. Those of lower scores, of all pictures together, are ju
 """
 SCORE_BAR = 1e-4
 """Largest score difference of a matched pair."""
+ONE_TO_ONE = dict(distance_bar=1e-3, other_bar=1e-3, score_bar=1e-5, score_thr=0.0)
+"""Arguments of `match_detections` for results of one file's tensors, by two codes."""
 PIXEL_BAR = 0.1
 """Largest difference, pixels, of the boxes of a pair in the picture."""
 

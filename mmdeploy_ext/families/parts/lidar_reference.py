@@ -51,7 +51,8 @@ class LidarReference(abc.ABC):
 
         `outputs` are name -> array (1, ...), of which those of `output_names` are read.
         """
-        tensors = {name: torch.from_numpy(np.array(outputs[name])).to(self.device) for name in self.output_names}
+        arrays = {name: np.array(outputs[name]) for name in self.output_names}
+        tensors = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
         meta = dict(box_type_3d=LiDARInstance3DBoxes)
         with torch.no_grad():
             ((boxes, scores, labels),) = self.parts.head.get_bboxes(*self.head_outputs(tensors), [meta])

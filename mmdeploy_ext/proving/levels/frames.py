@@ -318,7 +318,8 @@ class SweepProof(FramesProof):
 
         A score below `bbox3d.SCORE_THR` is nothing. If the reference finds something, only the best score
         of the results is compared: cells without anything in them have equal scores, and rounding
-        decides which of them a model chooses. There is no case if `plain` is None, as of a family that has no
+        decides which of them a model chooses. For the same reason the boxes that the user's head makes of the
+        file's outputs are not matched. There is no case if `plain` is None, as of a family that has no
         such sample.
         """
         if plain is None:
@@ -331,7 +332,7 @@ class SweepProof(FramesProof):
                 case = dataclasses.replace(case, detections=(row,))
             yield case
         else:
-            yield self.judge(plain, expected, result)[0]
+            yield dataclasses.replace(self.judge(plain, expected, result)[0], substituted=())
 
 
 def best_scores_row(expected: Detections3D, detections: Detections3D) -> DetectionRow:

@@ -81,7 +81,7 @@ def match_lists(
     figures: Callable[..., tuple[dict[str, float], str]] = iou_figures,
     score_thr: float,
     score_bar: float,
-    tied: Callable[[Any, Any], list[tuple[int, int]]] | None = None,
+    tied: Callable[..., list[tuple[int, int]]] | None = None,
     **bars: float | None,
 ) -> DetectionRow:
     """Match two lists of results one to one, within a class, whatever their order.
@@ -104,9 +104,10 @@ def match_lists(
             arguments and results are those of `iou_figures`.
         score_thr: score from which on results need a partner, see above.
         score_bar: largest score difference of a matched pair.
-        tied: returns which of the results without a partner within the bars, given as two lists of indices,
-            of the reference and of the candidate, are one choice among equal scores; these count as matched,
-            and the row lists them as `excused`. None: none are.
+        tied: returns which results without a partner within the bars are one choice among equal scores, as
+            pairs of a row and a column; these count as matched, and the row lists them as `excused`. Its
+            arguments are the rows and the columns without any partner, and row -> column of the pairs outside
+            the bars. None: there are no choices.
         bars: further keyword arguments of `pair_by`.
 
     Returns:
@@ -137,7 +138,7 @@ def match_lists(
 
     missing, extra, outside = without_partner()
     if tied and (missing or extra or outside):
-        choices = tied([*missing, *outside], [*extra, *outside.values()])
+        choices = tied(missing, extra, outside)
         missing, extra, outside = without_partner()
 
     all_pairs = [*pairing.matched.items(), *pairing.outside.items()]

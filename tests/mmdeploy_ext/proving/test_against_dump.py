@@ -1,6 +1,5 @@
 """Dumps of images: which options of the file the family gets. Dumps of frames: what a refused one leaves."""
 
-import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,23 +8,6 @@ import pytest
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.proving.against_dump import FrameDumpComparer
-
-NAMES = dict(batched='cate_pred', fork='cate_pred_0')
-"""Layout -> name of the output with the scores."""
-
-
-@dataclasses.dataclass
-class Family:
-    task: str = 'mask'
-
-    def exported_options(self, content):
-        return dict(content)
-
-    def choose_as(self, model, feeds, outputs, expected, ties_rtol):
-        return expected
-
-    def interchangeable_zeros(self, model, feeds, layout='batched', **_):
-        return {NAMES[layout]: np.float32([[0.5, 0.5, np.nan]])}
 
 
 def test_a_frame_behind_one_that_the_files_refuse_is_not_compared():

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from toy_atss import PICTURE, REPO
 
 
 class Head(torch.nn.Module):
-    test_cfg = dict(nms_pre=3, nms=dict(iou_threshold=0.5), score_thr=0.1)
+    test_cfg: ClassVar = dict(nms_pre=3, nms=dict(iou_threshold=0.5), score_thr=0.1)
 
     def forward(self, value):
         return [value + 1]
@@ -67,9 +68,9 @@ def test_outputs_of_single_calls_come_one_after_the_other_and_no_more():
 
 
 def test_a_method_that_the_test_path_does_not_call_is_said():
-    with pytest.raises(ConfigError, match=r'did not call head.forward\(\)'):
-        with substituted(Model(), {'head.forward': []}):
-            pass
+    refused = pytest.raises(ConfigError, match=r'did not call head.forward\(\)')
+    with refused, substituted(Model(), {'head.forward': []}):
+        pass
 
 
 def test_results_are_observed_as_they_were_returned():
@@ -105,12 +106,23 @@ FIRST, SECOND = (0, 0, 40, 40), (100, 100, 150, 160)
     ],
 )
 def test_a_choice_among_equal_scores_is_listed_and_nothing_else_is_excused(score, every, passed):
-    reference, candidate = boxes((*FIRST, 0.5)), boxes((*SECOND, score))
-    without_limits = boxes(*((*box, 0.5) for box in every))
+    last = (300, 300, 340, 350, 0.2)
+    reference, candidate = boxes((*FIRST, 0.5), last), boxes((*SECOND, score), last)
+    without_limits = boxes(last, *((*box, 0.5) for box in every))
     tied = choices_among(reference, candidate, lambda: without_limits)
     row = match_detections('a', reference, candidate, tied=tied, **ONE_TO_ONE)
     assert row.passed == passed and len(row.excused) == passed
     assert (row.missing, row.extra) == (not passed, not passed)
+
+
+def test_the_last_of_two_full_lists_may_be_a_choice_at_the_cut():
+    higher = (300, 300, 340, 350, 0.7)
+    reference, candidate = boxes(higher, (*FIRST, 0.5)), boxes(higher, (*SECOND, 0.5))
+    tied = choices_among(reference, candidate, lambda: reference)
+    assert match_detections('a', reference, candidate, tied=tied, **ONE_TO_ONE).excused
+    longer = boxes(higher, (*SECOND, 0.5), (*FIRST, 0.4))
+    tied = choices_among(reference, longer, lambda: reference)
+    assert not match_detections('a', reference, longer, tied=tied, **ONE_TO_ONE).passed
 
 
 def test_a_box_that_moved_is_no_choice_although_its_score_is_the_same():
