@@ -33,7 +33,7 @@ def key_of(backend):
         return None
     options = (backend.threads, backend.graph_optimization, backend.spinning, backend.plan_memory)
     content = hashlib.blake2b(path.read_bytes()).digest()
-    return content, *options, backend.round_fp16, *backend.providers
+    return content, *options, backend.round_fp16, backend.inner_tensors, *backend.providers
 
 
 @pytest.fixture(autouse=True)

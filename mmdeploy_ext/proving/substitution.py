@@ -128,7 +128,7 @@ def choices_among(reference: Any, candidate: Any, run: Callable[[], Any]) -> Cal
 
     Two results are a choice if their scores differ by `TIE` at most, and both are the last of lists of one
     length and at other places, so that a cut decided, or PyTorch has the file's one, too, of the same score,
-    when nothing is cut off or suppressed.
+    when nothing is cut off or suppressed. Whichever it is may suppress one more result, of a lower score.
 
     Args:
         reference: results of PyTorch, with `scores` and `labels`.
@@ -138,7 +138,7 @@ def choices_among(reference: Any, candidate: Any, run: Callable[[], Any]) -> Cal
 
     def tied(
         missing: list[int], extra: list[int], outside: Mapping[int, int]
-    ) -> list[tuple[int, int]]:
+    ) -> list[tuple[int | None, int | None]]:
         near = [
             (row, column)
             for row in (*missing, *outside)
@@ -162,9 +162,32 @@ def choices_among(reference: Any, candidate: Any, run: Callable[[], Any]) -> Cal
                 continue
             if (row, column) in at_cut or _has(every, candidate, column):
                 pairs[row] = column
-        return list(pairs.items())
+        choices: list[tuple[int | None, int | None]] = list(pairs.items())
+        for row, column in pairs.items():  # each may suppress another one, or no longer
+            others = {*missing, *outside} - pairs.keys(), {*extra, *outside.values()} - {*pairs.values()}
+            for side, alone in zip((reference, candidate), others, strict=True):
+                index = next((index for index in sorted(alone) if follows(side, index, row, column)), None)
+                if index is not None:
+                    choices.append((index, None) if side is reference else (None, index))
+        return list(dict.fromkeys(choices))
+
+    def follows(side: Any, index: int, row: int, column: int) -> bool:
+        """Return whether a choice decides on another result: of the same class, with a lower score."""
+        if side.labels[index] != reference.labels[row]:
+            return False
+        lower = side.scores[index] < min(reference.scores[row], candidate.scores[column])
+        return bool(lower) and _overlap(side, index, (reference, row), (candidate, column))
 
     return tied
+
+
+def _overlap(side: Any, index: int, *chosen: tuple[Any, int]) -> bool:
+    """Return whether the box of a result meets one of the chosen boxes; False of results without boxes."""
+    if getattr(side, 'bboxes_xyxy', None) is None:
+        return False
+    box = side.bboxes_xyxy[index]
+    others = [results.bboxes_xyxy[other] for results, other in chosen]
+    return any((np.minimum(box[2:], other[2:]) > np.maximum(box[:2], other[:2])).all() for other in others)
 
 
 def _has(every: Any, results: Any, index: int) -> bool:

@@ -264,7 +264,8 @@ def _failures(verdict: Verdict) -> list[str]:
             continue
         wrong_rows = (row for row in case.tensors if not row.passed and row.max_rel)
         tensors = ', '.join(f'{row.tensor} {row.max_rel:.1e}' for row in wrong_rows)
-        different = [row for row in case.detections if not row.passed]
+        rows = *case.detections, *case.inner, *case.substituted
+        different = [row for row in rows if not row.passed]
         reasons = ', '.join(dict.fromkeys(row.reason for row in different if row.reason))
         line = f'{case.name} {case.input_shape}: {tensors} {len(different)} images differ'
         lines.append(f'{line} ({reasons})' if reasons else line)

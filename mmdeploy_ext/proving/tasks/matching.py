@@ -81,7 +81,7 @@ def match_lists(
     figures: Callable[..., tuple[dict[str, float], str]] = iou_figures,
     score_thr: float,
     score_bar: float,
-    tied: Callable[..., list[tuple[int, int]]] | None = None,
+    tied: Callable[..., list[tuple[int | None, int | None]]] | None = None,
     **bars: float | None,
 ) -> DetectionRow:
     """Match two lists of results one to one, within a class, whatever their order.
@@ -105,7 +105,8 @@ def match_lists(
         score_thr: score from which on results need a partner, see above.
         score_bar: largest score difference of a matched pair.
         tied: returns which results without a partner within the bars are one choice among equal scores, as
-            pairs of a row and a column; these count as matched, and the row lists them as `excused`. Its
+            pairs of a row and a column, or follow from one (the other is None). They are listed as `excused`,
+            and pairs count as matched. Its
             arguments are the rows and the columns without any partner, and row -> column of the pairs outside
             the bars. None: there are no choices.
         bars: further keyword arguments of `pair_by`.
@@ -118,7 +119,7 @@ def match_lists(
         return DetectionRow(image, count, 0, count, candidate_count, 0.0, 1.0, False, why, broken=True)
     pairing = pair_by(reference, candidate, score_bar=score_bar, **bars)
     needed, surplus = reference.scores >= score_thr, candidate.scores >= score_thr + score_bar
-    choices: list[tuple[int, int]] = []
+    choices: list[tuple[int | None, int | None]] = []
 
     def without_partner() -> tuple[list[int], list[int], dict[int, int]]:
         """Return rows, columns, and pairs outside the bars, of those that count and are no choice."""
@@ -166,12 +167,17 @@ def match_lists(
         f'{_one(reference, row)} of PyTorch, nearest {_one(candidate, column)}, {abs(nearest[row]):.6g}'
         for row, column in outside.items()
     ]
-    ties = [f'{_one(reference, row)} or {_one(candidate, column)}' for row, column in choices]
+    ties = [
+        ' or '.join(
+            _one(side, index) for side, index in ((reference, row), (candidate, column)) if index is not None
+        )
+        for row, column in choices
+    ]
     fields = dict(worst_iou=1.0, worst_score=worst(pairing.gaps['score'])) | counts | measured
     return DetectionRow(
         image,
         reference=int(needed.sum()),
-        matched=sum(bool(needed[row]) for row in pairing.matched) + len(choices),
+        matched=sum(bool(needed[row]) for row in pairing.matched) + sum(None not in pair for pair in choices),
         **fields,
         low=low_count,
         low_alone=low_count - low_paired,

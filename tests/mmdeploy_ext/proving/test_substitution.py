@@ -218,3 +218,14 @@ def test_a_changed_limit_shows_in_the_results_of_the_files_tensors(toy, tmp_path
         verdict = proven(deployment, tmp_path / 'm.onnx', fault)
     rows = [row for case in verdict.cases for row in case.substituted]
     assert rows and all(row.passed for row in rows) == (change is None), verdict.failures
+
+
+def test_a_choice_may_suppress_one_more_result_that_overlaps_it():
+    near, last = (0, 0, 44, 40), (300, 300, 340, 350, 0.1)
+    reference = boxes((*FIRST, 0.5), last)
+    for box, passed in ((near, True), ((200, 0, 244, 40), False)):
+        candidate = boxes((*SECOND, 0.5), (*box, 0.3), last)
+        every = boxes((*FIRST, 0.5), (*SECOND, 0.5), (*near, 0.3), last)
+        tied = choices_among(reference, candidate, lambda every=every: every)
+        row = match_detections('a', reference, candidate, tied=tied, **ONE_TO_ONE)
+        assert row.passed == passed and len(row.excused) == 1 + passed
