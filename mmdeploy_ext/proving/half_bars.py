@@ -34,9 +34,7 @@ COSINE = 0.999
 METRIC = 1e-3
 """Largest difference of a data-set metric in 0..1."""
 RTOL, ATOL = 3e-2, 3e-2
-"""Tolerances of tables and near ties, relative to the largest value and absolute; `out_of_bars` decides."""
-CHOICE_RTOL = 1e-2
-"""Difference of scores, relative to the largest, up to which a top-k may have them in another order."""
+"""Tolerances of tables, relative to the largest value and absolute; `out_of_bars` decides."""
 
 
 @dataclasses.dataclass(frozen=True)
