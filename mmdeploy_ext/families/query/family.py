@@ -117,7 +117,12 @@ def substitutes_of_masks(model: nn.Module, tensors: Mapping[str, np.ndarray]) ->
 
 
 def borders_of_masks(model: nn.Module) -> dict[str, Any]:
-    """Return the border of the head of masks, its last layer, see `ImageFamily.borders`."""
+    """Return the border of the head of masks, its last layer, see `ImageFamily.borders`.
+
+    {} where queries look inside their masks alone: pixels at the threshold of a mask decide what they see.
+    """
+    if supported_parts.attends_inside_masks(model.panoptic_head):
+        return {}
 
     def last(calls: list[Any]) -> dict[str, Any]:
         return dict(zip(masks.NAMES, (layers[-1] for layers in calls[0]), strict=True))
