@@ -29,7 +29,7 @@ from mmdeploy_ext.exporting.model import (
 )
 from mmdeploy_ext.families.base import BACKBONE, DETECTOR, Family
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
-from mmdeploy_ext.proving.inputs.samples import Samples, read_images
+from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples, read_images
 from mmdeploy_ext.proving.tasks import task_module
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Exported:
             Mm2OnnxError: a file or a sample cannot be read, or a sample cannot be run; its exit status is 1.
                 What a file does wrong is in the verdict.
         """
-        inputs = Samples(self.deployment.family, (), traced=self.picture)
+        inputs = Samples(self.deployment.family, (), traced=self.picture).of(self.deployment)
         return prove_on(self.deployment, self.files, inputs, engine or {}, written=True, **claims)
 
 
@@ -254,16 +254,16 @@ def prove_files(
         cfg = deployment.unbuilt_cfg
         evaluation.check_evaluation(cfg, evaluation.build_dataset(cfg), metrics)
     load_weights(deployment)
-    rows = []
+    chosen, rows = inputs.of(deployment), []
     with after_weights(), contextlib.suppress(LoadError):  # the proof reports a file that cannot be loaded
         rows = _metrics(deployment, files, metadata, metrics, engine) if metrics else []
-    verdict, pairs = prove_on(deployment, files, inputs, engine, **claims)
+    verdict, pairs = prove_on(deployment, files, chosen, engine, **claims)
     verdict.metrics.extend(rows)
     return verdict, pairs
 
 
 def prove_on(
-    deployment: Model, files: Sequence[str], inputs: Samples, engine: Mapping[str, Any], **claims: Any
+    deployment: Model, files: Sequence[str], chosen: ChosenSamples, engine: Mapping[str, Any], **claims: Any
 ) -> tuple[Verdict, list[Pair]]:
     """Prove the files of a model with its weights on samples, with exit status 1 for errors.
 
@@ -271,13 +271,12 @@ def prove_on(
     """
     from mmdeploy_ext.proving import ladder
 
+    if chosen.files:
+        claims['picture_files'] = chosen.files
     with after_weights():
-        samples, origin = inputs.of(deployment)
-        if inputs.files:
-            claims['picture_files'] = inputs.files
-        verdict, pairs = ladder.prove(deployment, files, samples, engine, **claims)
-    if origin:
-        verdict.notes.append(f'frames: {origin}')
+        verdict, pairs = ladder.prove(deployment, files, chosen.samples, engine, **claims)
+    if chosen.origin:
+        verdict.notes.append(f'frames: {chosen.origin}')
     return verdict, pairs
 
 

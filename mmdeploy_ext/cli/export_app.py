@@ -114,6 +114,7 @@ def run(args: argparse.Namespace, only: str = '') -> int:
     check_output(output, options, family)
     load_weights(deployment)
 
+    chosen = inputs.of(deployment) if args.verify else None
     with after_weights():
         image = inputs.pictures[0][1] if inputs.pictures else None
         files, seconds = export_detector(deployment, options, output, image)
@@ -126,7 +127,7 @@ def run(args: argparse.Namespace, only: str = '') -> int:
         print_proof_command('verify', [args.config, args.checkpoint, output], args)
         return 0
     claims = dict(library=args.library, strict=args.strict)
-    verdict, pairs = prove_on(deployment, files, inputs, engine, written=True, **claims)
+    verdict, pairs = prove_on(deployment, files, chosen, engine, written=True, **claims)
     return proof.show(verdict, pairs, deployment, args)
 
 

@@ -127,6 +127,7 @@ def run(args: argparse.Namespace) -> int:
     check_output(output, options, family)
     load_weights(deployment)
 
+    chosen = inputs.of(deployment) if args.verify else None
     with after_weights():
         print(deployment.report.summary())
         int8_ranges = find_ranges(args, deployment, options)
@@ -142,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
         print_proof_command('export-backbone', words, args)
         return 0
     claims |= dict(written=True, ranges=int8_ranges)
-    verdict, pairs = prove_on(deployment, [output], inputs, engine, **claims)
+    verdict, pairs = prove_on(deployment, [output], chosen, engine, **claims)
     return proof.show(verdict, pairs, deployment, args)
 
 

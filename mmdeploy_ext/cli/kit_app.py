@@ -151,12 +151,12 @@ def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
     inputs = Samples(deployment.family, args.samples or (), args.frames, '--samples')
     build(deployment, args.mean, args.std)
     load_weights(deployment)
-    samples, origin = inputs.of(deployment)
-    licence = args.licence or (NOT_STATED if args.samples or 'data.test' in origin else GENERATED)
+    chosen = inputs.of(deployment)
+    licence = args.licence or (NOT_STATED if args.samples or 'data.test' in chosen.origin else GENERATED)
     inputs_of_backbones = ', '.join(args.samples or ['synthetic voxels'])
-    names = [name for name, _ in inputs.pictures] or [origin or inputs_of_backbones]
+    names = [name for name, _ in inputs.pictures] or [chosen.origin or inputs_of_backbones]
     pictures = [dict(name=name, licence=licence) for name in names]
-    return write_detector_kit(deployment, args.onnx_file, samples, args.out, pictures)
+    return write_detector_kit(deployment, args.onnx_file, chosen.samples, args.out, pictures)
 
 
 def write_of_module(args: argparse.Namespace) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmdeploy_ext.core.errors import ConfigError, DataError, UsageError, after_weights
 from mmdeploy_ext.core.files import IMAGE_SUFFIXES
@@ -52,6 +52,20 @@ def read_images(paths: Iterable[str | Path], limit: int = MAX_IMAGES) -> list[tu
     return [(file.name, read_image(file)) for file in picture_files(paths, limit)]
 
 
+class ChosenSamples(NamedTuple):
+    """Samples of a proof as `ladder.prove` takes them.
+
+    Attributes:
+        samples: pictures with their names, frames, sweeps or voxels.
+        origin: words on where frames and sweeps are from; '' for pictures and voxels.
+        files: paths of the pictures.
+    """
+
+    samples: Collection[Any]
+    origin: str = ''
+    files: Sequence[Path] = ()
+
+
 class Samples:
     """The samples of a proof: pictures are read at once, frames and sweeps by `of`, when there is a model.
 
@@ -93,16 +107,12 @@ class Samples:
         self.pictures = read_images(self.files, len(self.files))
         self.count = 0 if takes_pictures else check_paths(family, paths, frames, option)
 
-    def of(self, deployment: Model) -> tuple[Collection[Any], str]:
-        """Return the samples, see `ladder.prove`, and a text about the source of frames and sweeps.
-
-        The text is '' for pictures and for voxels of a backbone. The errors of `proof_samples` have exit
-        status 1: the weights are loaded.
-        """
+    def of(self, deployment: Model) -> ChosenSamples:
+        """Return the samples; errors have exit status 1: the weights are loaded."""
         if self.pictures:
-            return self.pictures, ''
+            return ChosenSamples(self.pictures, files=self.files)
         with after_weights():
-            return proof_samples(deployment, self.count, self.paths)
+            return ChosenSamples(*proof_samples(deployment, self.count, self.paths))
 
 
 def check_paths(
