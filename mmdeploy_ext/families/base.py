@@ -352,7 +352,7 @@ def _import(registration: Registration) -> None:
 
 
 def _type_names(cfg: Any) -> set[str]:
-    """Return the types of a detector and its heads, but for the one of proposals, and names of their bases."""
+    """Return the types of a detector and its heads (not of proposals), and the names of their bases."""
     heads = [part for key, part in cfg.model.items() if str(key).endswith('head') and key != 'rpn_head']
     types = [str(part.get('type')) for part in (cfg.model, *heads) if isinstance(part, Mapping)]
     names = set(types)

@@ -157,6 +157,8 @@ def refuse_other_settings(cfg: Any, overrides: Mapping[str, Any], path: object) 
 
 def _differing_settings(cfg: Any, overrides: Mapping[str, Any]) -> str:
     """Return which overrides change the model or the test pipeline of a config, and the remedy; else ''."""
+    if not overrides:
+        return ''
     cfg = cfg.get('as_read', cfg)  # overrides are of the config before a family translated it
     changed = copy.deepcopy(cfg)
     with contextlib.suppress(KeyError, TypeError):  # a list is shorter, or a number is in the place of a dict
