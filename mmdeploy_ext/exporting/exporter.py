@@ -7,7 +7,7 @@ import inspect
 import io
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 from unittest import mock
@@ -20,13 +20,16 @@ from mmdeploy_ext.contract.stages import DEFAULT_OPSET, Stage
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.code_warnings import tracer_warnings
 from mmdeploy_ext.exporting.dynamo import decomposed_where_needed, translations_read_once
-from mmdeploy_ext.exporting.node_values import listed_values
-from mmdeploy_ext.exporting.ops.activation_checkpoints import without_checkpoints
 from mmdeploy_ext.exporting.ops.backbone_attention import sizes_traced
-from mmdeploy_ext.exporting.ops.empty_writes import without_empty_writes
-from mmdeploy_ext.exporting.ops.linspace import linspace_of_its_type, linspace_of_one_step
 from mmdeploy_ext.exporting.ops.operator import translations
-from mmdeploy_ext.exporting.ops.unbatched_pooling import with_a_batch
+from mmdeploy_ext.exporting.torch_patches import (
+    linspace_of_its_type,
+    linspace_of_one_step,
+    listed_values,
+    with_a_batch,
+    without_checkpoints,
+    without_empty_writes,
+)
 from mmdeploy_ext.graph.io.operators import opsets_of
 from mmdeploy_ext.graph.passes.interface import check_axes, name_ends
 from mmdeploy_ext.graph.passes.simplify import suppress_output
@@ -49,14 +52,14 @@ class LibraryOperator:
     Attributes:
         title: the operator of PyTorch or of another library, and that of ONNX, for messages.
         opset: the first that has the ONNX operator.
-        inside: takes a module and returns whether it uses the operator.
+        types: names of classes of modules that use the operator, and so do those derived from them.
         patch: returns a context that is open during every export.
         translations: operator -> function, the dynamo exporter's `custom_translation_table`, if it needs one.
     """
 
     title: tuple[str, str]
     opset: int
-    inside: Callable[[torch.nn.Module], bool]
+    types: Collection[str]
     patch: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
     translations: Mapping[Any, Callable[..., Any]] = dataclasses.field(default_factory=dict)
 
@@ -77,7 +80,8 @@ def patched_libraries() -> Iterator[None]:
 
 def operators_of(module: torch.nn.Module) -> list[LibraryOperator]:
     """Return the `LIBRARY_OPERATORS` that a module uses."""
-    return [operator for operator in LIBRARY_OPERATORS if operator.inside(module)]
+    names = {base.__name__ for part in module.modules() for base in type(part).__mro__}
+    return [operator for operator in LIBRARY_OPERATORS if names.intersection(operator.types)]
 
 
 def check_operators(module: torch.nn.Module, opset: int) -> None:

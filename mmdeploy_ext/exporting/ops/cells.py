@@ -255,6 +255,6 @@ LIBRARY_OPERATORS.append(
     LibraryOperator(
         title=('points in cells', "ScatterElements with reduction 'max'"),
         opset=18,  # the first with the reduction 'max'
-        inside=lambda module: any(isinstance(part, LastInCell | CellTables) for part in module.modules()),
+        types=('LastInCell', 'CellTables'),
     )
 )

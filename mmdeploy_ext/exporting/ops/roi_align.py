@@ -153,6 +153,6 @@ LIBRARY_OPERATORS.append(
         title=('RoIAlign', 'RoiAlign with half_pixel'),
         # the first whose RoiAlign has a coordinate mode, which all graphs state; a lower one is refused
         opset=16,
-        inside=lambda module: any(isinstance(part, RoIAlign) for part in module.modules()),
+        types=('RoIAlign',),
     )
 )

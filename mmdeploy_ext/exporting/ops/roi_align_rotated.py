@@ -249,6 +249,6 @@ LIBRARY_OPERATORS.append(
     LibraryOperator(
         title=('RoIAlignRotated', 'Shape with a range'),
         opset=15,
-        inside=lambda module: any(isinstance(part, RoIAlignRotated) for part in module.modules()),
+        types=('RoIAlignRotated',),
     )
 )

@@ -267,5 +267,5 @@ def has_dynamic_pillars(module: nn.Module) -> bool:
 
 
 LIBRARY_OPERATORS.append(
-    LibraryOperator(('dynamic pillars', 'ScatterElements with max'), OPSET, has_dynamic_pillars)
+    LibraryOperator(('dynamic pillars', 'ScatterElements with max'), OPSET, DYNAMIC_ENCODERS)
 )
