@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     """
     cli.wait_passively()
     compat.apply()
-    from mmdeploy_ext.exporting.exporter import check_opset
+    from mmdeploy_ext.exporting.export import check_opset
     from mmdeploy_ext.exporting.model import build, load_weights, read_config
     from mmdeploy_ext.lint.report import print_report
     from mmdeploy_ext.lint.rules import EXPORTERS

@@ -279,7 +279,7 @@ def resolve_opset(options: Options, model: torch.nn.Module) -> Options:
 
     UsageError: an opset that the exporter cannot write, or that lacks an operator of the model.
     """
-    from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_opset
+    from mmdeploy_ext.exporting.export import check_operators, check_opset, default_opset
 
     if 'opset' not in options:
         return options
@@ -394,7 +394,7 @@ def resolve(options: Options, model: torch.nn.Module, rule: PreprocessRule) -> O
         height, width = rule.resized_shape(1, 1) if is_stretched else (short_edge, long_edge)
         changes['height'], changes['width'] = rule.size or rule.padded_shape(height, width)
     if options.get('group_norm') == '' and options.precision == 'fp32':
-        from mmdeploy_ext.exporting.exporter import default_group_norm
+        from mmdeploy_ext.exporting.export import default_group_norm
 
         changes['group_norm'] = default_group_norm(model)
     return options.replace(**changes)

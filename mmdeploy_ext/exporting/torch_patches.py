@@ -146,7 +146,7 @@ def linspace_of_its_type() -> Iterator[None]:
 
 @contextlib.contextmanager
 def with_a_batch() -> Iterator[None]:
-    """Inside the block, pooling (`POOLED_AXES`) gives maps (C, ...) a batch of one, and takes it off its result.
+    """Inside the block, pooling (`POOLED_AXES`) gives maps (C, ...) a batch of one and takes it off again.
 
     PyTorch takes (C, ...) and (B, C, ...). Its exporter takes the first axis for the batch: it writes nodes
     that no engine loads, or, of adaptive pooling in two axes, others that pool one axis only. The block holds

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mmdeploy_ext.exporting.exporter import LIBRARY_OPERATORS, LibraryOperator
-from mmdeploy_ext.exporting.ops.operator import Operator, register
+from mmdeploy_ext.exporting.ops.operator import LIBRARY_OPERATORS, LibraryOperator, Operator, register
 
 
 def _eager(cells: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tensor:

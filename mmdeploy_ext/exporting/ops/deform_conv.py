@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mmdeploy_ext.compat.import_hook import patched
-from mmdeploy_ext.exporting.exporter import LIBRARY_OPERATORS, LibraryOperator
+from mmdeploy_ext.exporting.ops.operator import LIBRARY_OPERATORS, LibraryOperator
 
 MIN_OPSET = 19
 """The first opset with DeformConv."""

@@ -9,7 +9,6 @@ import torch
 from onnx import helper, inliner
 
 from mmdeploy_ext.core.errors import ExportError
-from mmdeploy_ext.exporting.exporter import export_module
 from mmdeploy_ext.exporting.ops.operator import (
     DOMAIN,
     Operator,
@@ -215,11 +214,12 @@ def _exported(
     operator: Operator, name: str, attributes: Mapping[str, Any], opset: int, exporter: str
 ) -> onnx.FunctionProto:
     """Return the graph of the traceable form as a function; initializers become constants."""
+    from mmdeploy_ext.exporting.export import export_module  # which calls `finish`
+
     with operators_as('standard'):
         model = export_module(
             _Traceable(operator, attributes).eval(),
             operator.example(),
-            finish=finish,
             exporter=exporter,
             opset=opset,
             input_names=tuple(operator.inputs),

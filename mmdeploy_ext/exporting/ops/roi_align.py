@@ -14,8 +14,7 @@ import torch
 from mmcv.ops import RoIAlign, roi_align
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.exporter import LIBRARY_OPERATORS, LibraryOperator
-from mmdeploy_ext.exporting.ops.operator import Operator, register
+from mmdeploy_ext.exporting.ops.operator import LIBRARY_OPERATORS, LibraryOperator, Operator, register
 
 
 def _eager(

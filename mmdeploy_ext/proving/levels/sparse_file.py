@@ -18,7 +18,7 @@ import numpy as np
 
 from mmdeploy_ext.contract.metadata import PREFIX, check_entries, entries_of, read_entry
 from mmdeploy_ext.contract.metadata_schema import options_of_backbone
-from mmdeploy_ext.contract.precision import written_precision
+from mmdeploy_ext.contract.spec import written_precision
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError
 from mmdeploy_ext.core.violations import WARNING, errors

@@ -18,8 +18,8 @@ from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.copy import prepared
-from mmdeploy_ext.exporting.exporter import operators_of
 from mmdeploy_ext.exporting.ops.deform_conv import LeadingOffsets, standard_deform_conv
+from mmdeploy_ext.exporting.ops.operator import operators_of
 from mmdeploy_ext.families.parts import upstream_layers
 
 FUNCTIONS = (DeformConv2dFunction, ModulatedDeformConv2dFunction)
