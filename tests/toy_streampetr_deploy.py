@@ -29,7 +29,15 @@ def deployment() -> Model:
     cfg = Config(dict(model=toy.model_cfg(), test_pipeline=test_pipeline(image)))
     classes = tuple(f'class {label}' for label in range(toy.NUM_CLASSES))
     return Model(
-        cfg, 'toy.py', {}, StreamPetrFamily(), model, 'toy.pth', 'd' * 64, classes, exported.RULE
+        config='toy.py',
+        checkpoint='toy.pth',
+        cfg_options={},
+        cfg=cfg,
+        family=StreamPetrFamily(),
+        model=model,
+        rule=exported.RULE,
+        classes=classes,
+        checkpoint_sha256='d' * 64,
     )
 
 

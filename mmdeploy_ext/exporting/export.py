@@ -249,7 +249,7 @@ def run(
                 model = _export_dynamo(stage, args, dynamic, opset, table, multiples or {})
             else:
                 model = _export_torchscript(stage, args, dynamic, opset)
-            return finish(model, stage.exporter, opset)
+            return finish(model, stage.exporter, opset, export_module)
     except Exception as error:
         later_opset = re.search(r'Support for this operator was added in version (\d+)', str(error))
         advice = f': --opset-version {later_opset[1]}' if later_opset else ''
