@@ -16,189 +16,57 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext import compat
-from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import LoadError, ModelFileError, UsageError, after_weights
+from mmdeploy_ext.core.errors import LoadError, UsageError, after_weights
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind, engine_settings
-from mmdeploy_ext.families.base import BACKBONE, DETECTOR, FAMILIES, Family, find_family
+from mmdeploy_ext.exporting.model import (
+    Model,
+    build,
+    check_options,
+    load_weights,
+    prepare_fixed,
+    read_config,
+)
+from mmdeploy_ext.families.base import BACKBONE, DETECTOR, Family
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
-from mmdeploy_ext.proving.inputs.samples import Samples, read_images
+from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples, read_images
 from mmdeploy_ext.proving.tasks import task_module
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.proving.results import MetricRow, Pair
     from mmdeploy_ext.proving.verdict import Verdict
-    from mmdeploy_ext.sparse.ir import SparseGraph
-    from mmdeploy_ext.sparse.ranges import Ranges
-
-    Check = Callable[[Any, Family, Any], None]
-    """Function that is called with the config, the family and the built model before the weights are read.
-
-    It returns nothing; a UsageError that it raises ends the loading.
-    """
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSource:
-    """A config and a checkpoint before the weights are loaded, and the family that exports them.
-
-    Attributes:
-        config: path of the config.
-        checkpoint: path of the weights.
-        cfg_options: key of the config, with dots for nested ones -> value that replaces its own.
-        device: device of PyTorch: 'cpu', 'cuda' or 'cuda:N'.
-        cfg: mmcv's `Config` with `cfg_options` applied, and adapted by the family (`Family.adapt`).
-        family: the family that claims the config.
-        weight_layout: axis order of the kernels of a sparse backbone in the checkpoint: 'spconv1', 'spconv2',
-            'spconv2-rskc', or 'auto', which finds it from their shapes. For a family of `BACKBONE`, `load`
-            refuses another value with a UsageError; families of detectors ignore it.
-    """
-
-    config: str
-    checkpoint: str
-    cfg_options: dict[str, Any]
-    device: str
-    cfg: Any
-    family: Family
-    weight_layout: str = 'auto'
-
-    @classmethod
-    def read(
-        cls,
-        config: str | Path,
-        checkpoint: str | Path,
-        cfg_options: Mapping[str, Any] | None = None,
-        device: str = 'cpu',
-        *,
-        product: str = DETECTOR,
-        weight_layout: str = 'auto',
-        file: str = '',
-    ) -> ModelSource:
-        """Read the config and find the family that claims most of its model, after `compat.apply()`.
-
-        The latter is for the whole process: it lets the versions of mmcv, mmdet and mmdet3d that are
-        installed work with this PyTorch, by patches of single functions that are made when their modules are
-        imported.
-        The family that is found adapts the config (`Family.adapt`).
-
-        Args:
-            config: path of the config.
-            checkpoint: path of the weights, which are not read yet.
-            cfg_options: key, with dots for nested ones, -> value that replaces that of the config; with None
-                nothing is replaced.
-            device: device of PyTorch: 'cpu', 'cuda' or 'cuda:N'.
-            product: the part of the model that is exported, `DETECTOR` or `BACKBONE` of `families.base`, if
-                `file` does not decide.
-            weight_layout: the attribute of that name.
-            file: path of an exported file. If the family in its metadata claims the config, its product
-                replaces `product`. A file that is '', a folder, or not readable decides nothing.
-
-        Raises:
-            ConfigError: the config cannot be read, or no family claims it. The checkpoint is not looked at.
-        """
-        compat.apply()
-        cfg_options = dict(cfg_options or {})
-        cfg = load_config(str(config), cfg_options)
-        family_of_file = _family_of(cfg, file) if file else None
-        family = find_family(cfg, family_of_file.product if family_of_file else product)
-        return cls(str(config), str(checkpoint), cfg_options, device, cfg, family, weight_layout)
-
-    def load(
-        self,
-        check: Check | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-    ) -> Deployment:
-        """Return the model, on `device`, with its weights and its family, as a `Deployment`.
-
-        `check`, if there is one, is called before the weights are read. `mean` and `std` are those of
-        `export`, which the caller has checked by `check_normalisation`; here they are not.
-
-        Raises:
-            UsageError: what `check` raised; `mean` or `std` of a model that takes no single pictures; a
-                ConfigError, CheckpointError or EngineError about the config, the checkpoint or the device.
-        """
-        from mmdeploy_ext.exporting import deployment as deploy
-
-        mean, std = (None if values is None else [*map(float, values)] for values in (mean, std))
-        for name, values in dict(mean=mean, std=std).items():
-            if values and self.family.samples != 'images':
-                raise UsageError(
-                    f'{name}={values}: goes with models of single pictures; family '
-                    f'{self.family.name!r} normalises as its config states: leave {name} out'
-                )
-        deployment = deploy.load(
-            self.config,
-            self.checkpoint,
-            self.cfg_options,
-            self.device,
-            check,
-            weight_layout=self.weight_layout,
-            read=(self.cfg, self.family),
-        )
-        deployment.normalise_with(mean, std)
-        return deployment
-
-
-def _family_of(cfg: Any, path: str) -> Family | None:
-    """Return the family in the metadata of a file; None if it is unknown or does not claim the config."""
-    from mmdeploy_ext.contract.metadata import read_entry
-    from mmdeploy_ext.graph.io.files import read
-
-    family = None
-    if Path(path).is_file() and cfg.get('model'):
-        with contextlib.suppress(ModelFileError):  # the proof reads the whole file and reports the error
-            props = {entry.key: entry.value for entry in read(path).metadata_props}
-            family = FAMILIES.get(read_entry(props, 'family', path))
-    return family if family is not None and family.claims(cfg) else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What an export wrote.
+    """What `export` wrote.
 
     Attributes:
         files: paths of the graphs, in the order in which a sample goes through them.
         options: the options of the export, with values in place of those that were left open.
         seconds: wall-clock time of exporting and writing, without building the model and loading its weights.
         deployment: the model in PyTorch, with its weights.
-        traced: ((file name, picture), path) of the picture that was traced, (h, w, 3) uint8 BGR; None for
-            models of frames and sweeps.
-        samples: a pair, as `Samples.of` returns it: what `prove` compares on besides `traced`, and some words
-            on where frames and sweeps are from ('' for pictures and voxels). Pictures are (file name,
-            (h, w, 3) uint8 BGR), and are left out without `sample_files`; for other detectors they are
-            `runtime.frames.Frame`s or `Sweep`s, for a backbone alone `VoxelSet`s. None: only `traced`, or the
-            default samples of a family of frames or sweeps.
-        sample_files: paths of the pictures in `samples`; empty if the user named none, or for frames and
-            sweeps.
-        sparse_graph: what the file of a sparse backbone holds; None for other families.
+        picture: path of the picture that was traced; '': one of this package.
     """
 
     files: list[str]
     options: Options
     seconds: float
-    deployment: Deployment
-    traced: tuple[tuple[str, Any], str | Path] | None = dataclasses.field(default=None, repr=False)
-    samples: tuple[Collection[Any], str] | None = dataclasses.field(default=None, repr=False)
-    sample_files: Sequence[Path] = ()
-    sparse_graph: SparseGraph | None = dataclasses.field(default=None, repr=False)
+    deployment: Model
+    picture: str | Path = ''
 
     def prove(self, engine: Mapping[str, Any] | None = None, **claims: Any) -> tuple[Verdict, list[Pair]]:
         """Prove the files, as they were written, with the model in memory.
 
-        A family that cannot be proven has to be refused before, by `check_provable`.
-
         Args:
             engine: settings of the engine as `engine_settings` returns them; None: ONNX Runtime on the CPU.
-            claims: further keyword arguments of `proving.ladder.prove`: `asked`, `strict`, see `prove`;
-                `timed`, whether the verdict has times (True); of a sparse backbone also `ranges`,
-                `max_voxels` and `node_list`, see `SparseProof`.
+            claims: further keyword arguments of `proving.ladder.prove`: `asked`, `strict`, see `prove`.
 
         Returns:
             The verdict, and samples with the results of PyTorch and of the engine, to be drawn in a report.
@@ -207,20 +75,8 @@ class Exported:
             Mm2OnnxError: a file or a sample cannot be read, or a sample cannot be run; its exit status is 1.
                 What a file does wrong is in the verdict.
         """
-        from mmdeploy_ext.proving.ladder import prove as climb
-
-        with after_weights():
-            samples, origin = self.samples or Samples(self.deployment.family, ()).of(self.deployment)
-            if self.traced is not None:
-                picture, path = self.traced
-                samples = [picture, *(samples if self.sample_files else ())]
-                claims['picture_files'] = [path, *self.sample_files]
-            verdict, pictures = climb(
-                self.deployment, self.files, samples, engine or {}, written=True, **claims
-            )
-        if origin:
-            verdict.notes.append(f'frames: {origin}')
-        return verdict, pictures
+        inputs = Samples(self.deployment.family, (), traced=self.picture).of(self.deployment)
+        return prove_on(self.deployment, self.files, inputs, engine or {}, written=True, **claims)
 
 
 def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
@@ -255,80 +111,32 @@ def check_provable(family: Family) -> None:
         runtime_of(family.name)
 
 
-def export_source(
-    source: ModelSource,
-    output_file: str,
-    options: Options,
-    *,
-    samples: Samples | None = None,
-    picture: str | Path = '',
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    before_weights: Callable[[], None] = lambda: None,
-    ranges: Callable[[Deployment, Options], Ranges | None] = lambda *_: None,
-) -> Exported:
-    """Export the model of a config that was read; a backbone if the source's family is one of backbones.
+def export_detector(
+    deployment: Model, options: Options, output: str, image_bgr: np.ndarray | None
+) -> tuple[list[str], float]:
+    """Export a model with its weights; return the paths of its graphs, and the seconds that it took.
 
     Args:
-        source: config, checkpoint and family.
-        output_file: the `.onnx` file or the folder to write; '' is refused.
-        options: options of the export; opset 0 and size 0 x 0 (pixels) are replaced by the model's defaults.
-        samples: samples for a call of `Exported.prove` that follows. They are chosen before the export, and
-            files of sweeps are read; the frames of a data set are read when they are proven on. With None
-            that call has the picture that is traced alone, or the default samples of a family of frames or
-            sweeps.
-        picture: path of the picture that is traced; '': one of this package.
-        mean: as in `export`.
-        std: as in `export`.
-        before_weights: called without arguments after the model was built, before its weights are read.
-        ranges: of a sparse backbone, called with the `Deployment` and the resolved options after the weights
-            were read; returns the ranges of layers in INT8, which have to fit the names of the graph's nodes
-            and the norms of their kernels, or None for files without such. Other families ignore it.
-
-    Returns:
-        The files, the options and the model.
+        deployment: the model.
+        options: options of the export, as `check_options` returned them.
+        output: the `.onnx` file or the folder to write.
+        image_bgr: the picture that is traced, (h, w, 3) uint8; None for models of frames and sweeps.
 
     Raises:
-        UsageError: as `export`, and what `before_weights` raises. After the weights were loaded, with exit
-            status 1: a backbone or neck of the user's own that keeps the sizes it was traced at and is
-            exported with `dynamic` by 'torchscript'; a pattern of `keep_fp32` that fits no node; a file of
-            `samples` with sweeps or frames that cannot be read; ranges of a sparse backbone that are missing,
-            or of other weights.
+        UsageError: a backbone or neck of the user's own keeps the sizes it was traced at, and `dynamic` is
+            exported by 'torchscript'; or a pattern of `keep_fp32` fits no node.
         ExportError: as `export`.
     """
-    from mmdeploy_ext.exporting import deployment as deploy
-    from mmdeploy_ext.exporting.files import check_output, export_files
+    from mmdeploy_ext.exporting.files import export_files
     from mmdeploy_ext.lint.dynamic_sizes import check_dynamic_parts
 
-    family, resolved = source.family, [options]
-    picture = picture or DEFAULT_PICTURE
-    traced = (read_images([picture], 1)[0], picture) if family.samples == 'images' else None
-
-    def check(cfg: Any, family: Family, model: Any) -> None:
-        before_weights()
-        resolved[0] = deploy.check_options(options, cfg, family, model)
-        check_output(output_file, resolved[0], family)
-
-    deployment, options = source.load(check, mean, std), resolved[0]
-    with after_weights():
-        if family.samples == 'images' and options.dynamic and options.exporter == 'torchscript':
-            picture_spec = family.picture(deployment.model, options)
-            check_dynamic_parts(deployment.model, picture_spec.multiple, picture_spec.smallest)
-        proof_samples = samples.of(deployment) if samples else None
-        images, graph = [], None
-        if traced is not None:
-            image = traced[0][1]
-            images = [deploy.prepare_fixed(deployment.rule, image, options.height, options.width)]
-        if family.product == BACKBONE:
-            from mmdeploy_ext.exporting.sparse_backbone import export_file
-
-            backbone_ranges = ranges(deployment, options)
-            graph, seconds = export_file(deployment, options, output_file, backbone_ranges)
-            files = [output_file]
-        else:
-            files, seconds = export_files(deployment, options, output_file, images)
-    sample_files = samples.files if samples and samples.paths else ()
-    return Exported(files, options, seconds, deployment, traced, proof_samples, sample_files, graph)
+    images = []
+    if image_bgr is not None:
+        images = [prepare_fixed(deployment.rule, image_bgr, options.height, options.width)]
+        if options.dynamic and options.exporter == 'torchscript':
+            picture = deployment.family.picture(deployment.model, options)
+            check_dynamic_parts(deployment.model, picture.multiple, picture.smallest)
+    return export_files(deployment, options, output, images)
 
 
 def export(
@@ -345,8 +153,7 @@ def export(
 ) -> Exported:
     """Export a detector to ONNX, as `mm2onnx export` does; nothing is compared, see `prove`.
 
-    A sparse backbone alone is exported by `mm2onnx export-backbone`, or by `export_source` from a source of
-    that product.
+    A sparse backbone alone is exported by `mm2onnx export-backbone`.
 
     Args:
         config: path of an mmcv 1.x config. Modules of its `custom_imports` are imported.
@@ -384,42 +191,51 @@ def export(
             that fits no node.
         ExportError: the exporter failed, or wrote something other than what was asked for.
     """
+    from mmdeploy_ext.exporting.files import check_output
+
     check_normalisation(mean, std)
-    source = ModelSource.read(config, checkpoint, cfg_options, device)
-    export_options = source.family.choose(**{'opset': 0, **options})
+    deployment = read_config(config, checkpoint, cfg_options, device)
+    family = deployment.family
+    export_options = family.choose(**{'opset': 0, **options})
     export_options.check(names=options)
-    output = str(output_file) or source.family.default_output(Path(config).stem, export_options)
-    return export_source(source, output, export_options, picture=picture, mean=mean, std=std)
+    output = str(output_file) or family.default_output(Path(config).stem, export_options)
+    image_bgr = read_images([picture or DEFAULT_PICTURE], 1)[0][1] if family.samples == 'images' else None
+    build(deployment, mean, std)
+    export_options = check_options(export_options, deployment.unbuilt_cfg, family, deployment.model)
+    check_output(output, export_options, family)
+    load_weights(deployment)
+    with after_weights():
+        files, seconds = export_detector(deployment, export_options, output, image_bgr)
+    return Exported(files, export_options, seconds, deployment, picture)
 
 
-def prove_source(
-    source: ModelSource,
+def prove_files(
+    deployment: Model,
     onnx_file: str,
-    samples: Samples,
+    inputs: Samples,
     engine: dict[str, Any],
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     metrics: Sequence[str] = (),
     **claims: Any,
-) -> tuple[Verdict, list[Pair], Deployment]:
-    """Prove files that were exported earlier.
+) -> tuple[Verdict, list[Pair]]:
+    """Load a model whose config was read, and prove files that were exported earlier.
 
     Args:
-        source: config, checkpoint and family.
+        deployment: what `read_config` returned.
         onnx_file: the file, or the folder of the graphs of one model.
-        samples: the samples to compare on.
+        inputs: the samples to compare on.
         engine: settings of the engine, as `engine_settings` returns them: `engine`, the name of its backend,
             and keyword arguments of `build_backend` such as `threads`.
         mean: as in `prove`.
         std: as in `prove`.
         metrics: names of the data set's metrics, such as 'bbox', that both engines are evaluated by. If the
             engine cannot load the file, they are left out, and the verdict has the reason.
-        claims: further keyword arguments of `proving.ladder.prove`, see `Exported.prove`.
+        claims: further keyword arguments of `proving.ladder.prove`: `edited`, `asked` and others.
 
     Returns:
-        The verdict; samples with the results of PyTorch and of the engine, to be drawn in a report; and the
-        model in PyTorch.
+        The verdict, and samples with the results of PyTorch and of the engine, to be drawn in a report.
 
     Raises:
         UsageError: the file, the model or the data set of `metrics` is refused before the weights load.
@@ -427,31 +243,41 @@ def prove_source(
             sweeps, the file is one of several graphs; its exit status is 1.
     """
     from mmdeploy_ext.evaluate import evaluation
-    from mmdeploy_ext.proving.ladder import prove as climb
 
-    family = source.family
+    family = deployment.family
     files, metadata = _read(family, onnx_file)
-
-    def check(cfg: Any, family: Family, model: object) -> None:
-        check_provable(family)
-        if metadata is not None:
-            metadata.require(onnx_file, family.name, getattr(family, 'forms', ()))
-        if metrics:
-            evaluation.check_evaluation(cfg, evaluation.build_dataset(cfg), metrics)
-
-    deployment = source.load(check, mean, std)
-    proof_samples, origin = samples.of(deployment)
-    if family.samples == 'images':
-        claims['picture_files'] = samples.files
-    with after_weights():
-        rows = []
-        with contextlib.suppress(LoadError):  # the proof reports a file that the engine cannot load
-            rows = _metrics(deployment, files, metadata, metrics, engine) if metrics else []
-        verdict, pictures = climb(deployment, files, proof_samples, engine, **claims)
-    if origin:
-        verdict.notes.append(f'frames: {origin}')
+    build(deployment, mean, std)
+    check_provable(family)
+    if metadata is not None:
+        metadata.require(onnx_file, family.name, getattr(family, 'forms', ()))
+    if metrics:
+        cfg = deployment.unbuilt_cfg
+        evaluation.check_evaluation(cfg, evaluation.build_dataset(cfg), metrics)
+    load_weights(deployment)
+    chosen, rows = inputs.of(deployment), []
+    with after_weights(), contextlib.suppress(LoadError):  # the proof reports a file that cannot be loaded
+        rows = _metrics(deployment, files, metadata, metrics, engine) if metrics else []
+    verdict, pairs = prove_on(deployment, files, chosen, engine, **claims)
     verdict.metrics.extend(rows)
-    return verdict, pictures, deployment
+    return verdict, pairs
+
+
+def prove_on(
+    deployment: Model, files: Sequence[str], chosen: ChosenSamples, engine: Mapping[str, Any], **claims: Any
+) -> tuple[Verdict, list[Pair]]:
+    """Prove the files of a model with its weights on samples, with exit status 1 for errors.
+
+    `claims` are further keyword arguments of `proving.ladder.prove`.
+    """
+    from mmdeploy_ext.proving import ladder
+
+    if chosen.files:
+        claims['picture_files'] = chosen.files
+    with after_weights():
+        verdict, pairs = ladder.prove(deployment, files, chosen.samples, engine, **claims)
+    if chosen.origin:
+        verdict.notes.append(f'frames: {chosen.origin}')
+    return verdict, pairs
 
 
 def prove(
@@ -521,8 +347,9 @@ def prove(
         if isinstance(value, str | Path):  # whose letters would be taken for the entries
             raise UsageError(f'{name}={str(value)!r}: expected a list, [{str(value)!r}]')
     check_normalisation(mean, std)
-    source = ModelSource.read(config, checkpoint, cfg_options, device, file=str(onnx_file))
-    if source.family.product == BACKBONE:
+    deployment = read_config(config, checkpoint, cfg_options, device, file=str(onnx_file))
+    family = deployment.family
+    if family.product == BACKBONE:
         of_detectors = dict(
             metrics=list(metrics),
             engine='' if engine == 'onnxruntime' else engine,
@@ -538,12 +365,22 @@ def prove(
     settings = engine_settings(
         engine, threads=threads, providers=providers, inference_precision=inference_precision
     )
-    if source.family.samples != 'images':
+    if family.samples != 'images':
         check_engine_kind(settings['engine'], inference_precision)
-    proof_samples = Samples(source.family, [str(path) for path in samples], frames)
-    claims = dict(edited=edited, asked=dict(asked or {}), library=library, strict=strict)
-    options = dict(mean=mean, std=std, metrics=metrics)
-    verdict, _, _ = prove_source(source, str(onnx_file), proof_samples, settings, **options, **claims)
+    inputs = Samples(family, [str(path) for path in samples], frames)
+    verdict, _ = prove_files(
+        deployment,
+        str(onnx_file),
+        inputs,
+        settings,
+        mean=mean,
+        std=std,
+        metrics=metrics,
+        edited=edited,
+        asked=dict(asked or {}),
+        library=library,
+        strict=strict,
+    )
     return verdict
 
 
@@ -567,7 +404,7 @@ def _read(family: Family, path: str) -> tuple[list[str], Metadata | None]:
 
 
 def _metrics(
-    deployment: Deployment,
+    deployment: Model,
     paths: Sequence[str],
     metadata: Metadata,
     metrics: Sequence[str],

@@ -20,7 +20,7 @@ from onnx import numpy_helper
 
 from mmdeploy_ext.contract.metadata import PREFIX, read_metadata
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.proving.inputs.samples import proof_samples
 from mmdeploy_ext.proving.inputs.sizes import fits
@@ -32,7 +32,7 @@ from mutation_metadata import NOTED
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
     from mutation_toys import Toy
     from mutations import Export, Mutant
 
@@ -209,7 +209,7 @@ def same_results(toy: Toy, right: Path, mutant: Path, count: int) -> bool:
     return len(compared) == count and all(compared)
 
 
-def _kind(deployment: Deployment) -> str:
+def _kind(deployment: Model) -> str:
     if deployment.family.product == BACKBONE:
         return 'voxels'
     return 'images' if deployment.family.samples == 'images' else 'frames'
@@ -220,7 +220,7 @@ def _bits(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[Any, ...]]:
     return {name: (array.dtype, array.shape, array.tobytes()) for name, array in listed.items()}
 
 
-def _of_images(deployment: Deployment, path: Path, count: int) -> Iterator[Mapping[str, np.ndarray]]:
+def _of_images(deployment: Model, path: Path, count: int) -> Iterator[Mapping[str, np.ndarray]]:
     """Yield outputs of generated pictures of several sizes."""
     family, random = deployment.family, np.random.default_rng(0)
     options = family.exported_options(read_metadata(str(path)).options)
@@ -235,7 +235,7 @@ def _of_images(deployment: Deployment, path: Path, count: int) -> Iterator[Mappi
             yield backend.infer({name: feeds[name] for name in backend.spec.input_names if name in feeds})
 
 
-def _of_frames(deployment: Deployment, path: Path, count: int) -> Iterator[Mapping[str, np.ndarray]]:
+def _of_frames(deployment: Model, path: Path, count: int) -> Iterator[Mapping[str, np.ndarray]]:
     """Yield outputs and results of generated frames or sweeps."""
     from mmdeploy_ext.exporting.files import read_files
 
@@ -251,7 +251,7 @@ def _of_frames(deployment: Deployment, path: Path, count: int) -> Iterator[Mappi
             yield {**step.outputs, **vars(step.detections)}
 
 
-def _of_voxels(deployment: Deployment, path: Path, count: int) -> Iterator[Mapping[str, np.ndarray]]:
+def _of_voxels(deployment: Model, path: Path, count: int) -> Iterator[Mapping[str, np.ndarray]]:
     """Yield the dense maps of random voxels."""
     subject, random = read_sparse_file(deployment, str(path), None), np.random.default_rng(0)
     dialect = subject.export_options.target == 'libspconv'

@@ -24,7 +24,7 @@ import toy_scn_family
 import toy_two_stage
 import toy_yolact
 from mmdeploy_ext.cli import check_autoware_app, export_app, export_scn_app, verify_app
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.families.base import BACKBONE, load_families
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving import ladder
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.proving.verdict import Verdict
 
-    Model = tuple[str, str]
+    ModelPaths = tuple[str, str]
 
 SWEEPS = (100, 400, 1200, 3000, 3000, 3000)
 """Points of the sweeps of the tiny LiDAR models; with 3000 most voxels are full."""
@@ -66,29 +66,26 @@ class Record:
         verdict: of its proof.
     """
 
-    deployment: Deployment | None = None
+    deployment: Model | None = None
     verdict: Verdict | None = None
 
 
 @contextlib.contextmanager
 def recorded() -> Iterator[Record]:
     """Record what a tool loads and finds inside the block, and let it print nothing."""
-    record, load, prove = Record(), deploy.load, ladder.prove
+    record, prove = Record(), ladder.prove
 
-    def loaded(*args: Any, **named: Any) -> Deployment:
-        record.deployment = load(*args, **named)
-        return record.deployment
-
-    def proven(*args: Any, **named: Any) -> tuple[Verdict, list[Any]]:
-        record.verdict, pictures = prove(*args, **named)
+    def proven(deployment: Model, *args: Any, **named: Any) -> tuple[Verdict, list[Any]]:
+        record.deployment = deployment
+        record.verdict, pictures = prove(deployment, *args, **named)
         return record.verdict, pictures
 
-    deploy.load, ladder.prove = loaded, proven
+    ladder.prove = proven
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield record
     finally:
-        deploy.load, ladder.prove = load, prove
+        ladder.prove = prove
 
 
 @functools.cache
@@ -117,14 +114,14 @@ class Toy:
     """
 
     name: str
-    model: Callable[[Path], Model]
+    model: Callable[[Path], ModelPaths]
     options: tuple[str, ...] = ()
     samples: Callable[[Path], Sequence[str]] = lambda folder: ()
     folder: bool = False
     overrides: tuple[str, ...] = ()
 
     @property
-    def files(self) -> Model:
+    def files(self) -> ModelPaths:
         """Config and checkpoint, written once."""
         return _model_of(self)
 
@@ -184,13 +181,13 @@ class Toy:
             verify_app.run(args)
         return record
 
-    def load(self) -> Deployment:
+    def load(self) -> Model:
         """Return the model, loaded anew."""
         register()
         overrides = verify_app.shared.parse_cfg_options(list(self.overrides))
         return deploy.load(*self.files, overrides)
 
-    def reference(self, deployment: Deployment) -> list[np.ndarray]:
+    def reference(self, deployment: Model) -> list[np.ndarray]:
         """Return what the unpatched PyTorch model gives for some inputs."""
         family, model = deployment.family, deployment.model
         if family.samples == 'images':
@@ -209,7 +206,7 @@ class Toy:
         return [np.asarray(array).tobytes() for array in self.reference(self.load())]
 
 
-def picture_results(deployment: Deployment) -> list[np.ndarray]:
+def picture_results(deployment: Model) -> list[np.ndarray]:
     """Return results of two pictures in pixels of the original, and tensors of the network if it has any."""
     family, model, picture = deployment.family, deployment.model, read_image(PICTURE)
     sizes = ((256, 320), (320, 256))
@@ -223,7 +220,7 @@ def picture_results(deployment: Deployment) -> list[np.ndarray]:
 
 
 @functools.cache
-def _model_of(toy: Toy) -> Model:
+def _model_of(toy: Toy) -> ModelPaths:
     return toy.model(folder_of(toy.name))
 
 
@@ -277,12 +274,12 @@ class SparseToy(Toy):
         """Return the file, whose name has the order of its coordinates."""
         return folder / 'backbone.xyz.onnx'
 
-    def load(self) -> Deployment:
+    def load(self) -> Model:
         """Return the backbone, loaded anew."""
         register()
         return deploy.load(*self.files, product=BACKBONE)
 
-    def reference(self, deployment: Deployment) -> list[np.ndarray]:
+    def reference(self, deployment: Model) -> list[np.ndarray]:
         """Return the maps of the sets of voxels that every proof runs."""
         settings = deployment.settings
         sets = proof_sets(settings.spatial_shape, settings.in_channels)[2:]
@@ -290,16 +287,16 @@ class SparseToy(Toy):
         return [run(voxels.features, voxels.coordinates) for voxels in sets]
 
 
-def trained(config: str, checkpoint: str = '') -> Callable[[Path], Model]:
+def trained(config: str, checkpoint: str = '') -> Callable[[Path], ModelPaths]:
     """Return what names a config of the repository and its trained checkpoint."""
     path = REPO / 'demo/checkpoints' / f'{checkpoint or Path(config).stem}.pth'
     return lambda folder: (str(REPO / config), str(path))
 
 
-def seeded(cfg_of: Callable[..., Any], *kind: str) -> Callable[[Path], Model]:
+def seeded(cfg_of: Callable[..., Any], *kind: str) -> Callable[[Path], ModelPaths]:
     """Return what writes a config whose pictures are small, and a checkpoint with seeded weights."""
 
-    def write(folder: Path) -> Model:
+    def write(folder: Path) -> ModelPaths:
         config, checkpoint = write_small(cfg_of(*kind), folder), folder / 'seeded.pth'
         write_seeded(config, checkpoint)
         return config, str(checkpoint)
@@ -317,7 +314,7 @@ def write_small(cfg: Any, folder: Path) -> str:
     return toy_two_stage.write_config(cfg, folder / 'm.py')
 
 
-def faster_rcnn(folder: Path) -> Model:
+def faster_rcnn(folder: Path) -> ModelPaths:
     """Write a Faster R-CNN with the weights of the trained Mask R-CNN."""
     checkpoint = torch.load(REPO / 'demo/checkpoints/mask_rcnn_toy.pth', map_location='cpu')
     weights = {key: value for key, value in checkpoint['state_dict'].items() if 'mask_head' not in key}
@@ -325,7 +322,7 @@ def faster_rcnn(folder: Path) -> Model:
     return toy_two_stage.write_config(toy_two_stage.toy('faster'), folder / 'm.py'), str(folder / 'm.pth')
 
 
-def tiny_centerpoint(variant: str) -> Callable[[Path], Model]:
+def tiny_centerpoint(variant: str) -> Callable[[Path], ModelPaths]:
     """Return what writes a tiny CenterPoint of `toy_centerpoint`."""
     return lambda folder: toy_centerpoint.exported(variant)[2:]
 

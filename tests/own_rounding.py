@@ -47,7 +47,7 @@ def main():
     compat.apply()
     torch.set_num_threads(1)
     from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.exporting import deployment as deploy
+    from mmdeploy_ext.exporting import model as deploy
     from mmdeploy_ext.families.base import DETECTOR, find_family, load_families
     from mmdeploy_ext.preprocess import DEFAULT_PICTURE
     from mmdeploy_ext.proving.inputs import pictures

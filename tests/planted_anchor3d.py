@@ -368,12 +368,12 @@ def _moved_origin(original: Callable, cells: float) -> Callable:
 planted(
     'class names are sorted',
     'second',
-    ('mmdeploy_ext.exporting.deployment:class_names', result(lambda names, *_: tuple(sorted(names)))),
+    ('mmdeploy_ext.exporting.model:class_names', result(lambda names, *_: tuple(sorted(names)))),
     shared=True,
 )
 planted(
     'the last class name comes first',
     'pillars mvx',
-    ('mmdeploy_ext.exporting.deployment:class_names', result(lambda names, *_: (names[-1], *names[:-1]))),
+    ('mmdeploy_ext.exporting.model:class_names', result(lambda names, *_: (names[-1], *names[:-1]))),
     shared=True,
 )

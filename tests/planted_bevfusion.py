@@ -545,6 +545,6 @@ planted(
 planted(
     'class names are sorted',
     TOY,
-    ('mmdeploy_ext.exporting.deployment:class_names', result(lambda names, *_: tuple(sorted(names)))),
+    ('mmdeploy_ext.exporting.model:class_names', result(lambda names, *_: tuple(sorted(names)))),
     shared=True,
 )

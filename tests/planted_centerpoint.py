@@ -248,7 +248,7 @@ planted(
     'class names are sorted',
     TOY,
     (
-        'mmdeploy_ext.exporting.deployment:class_names',
+        'mmdeploy_ext.exporting.model:class_names',
         result(lambda names, *_: tuple(sorted(names, reverse=True))),
     ),
     shared=True,
@@ -256,6 +256,6 @@ planted(
 planted(
     "the first task's class names come last",
     TOY,
-    ('mmdeploy_ext.exporting.deployment:class_names', result(lambda names, *_: (*names[1:], names[0]))),
+    ('mmdeploy_ext.exporting.model:class_names', result(lambda names, *_: (*names[1:], names[0]))),
     shared=True,
 )

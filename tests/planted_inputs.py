@@ -21,7 +21,7 @@ APPLY, RESIZED, CV2 = (
     f'{PICTURES}:PreprocessRule.resized_shape',
     f'{PICTURES}:resize_cv2',
 )
-NORMALISE, NAMES = f'{PICTURES}:normalise', 'mmdeploy_ext.exporting.deployment:class_names'
+NORMALISE, NAMES = f'{PICTURES}:normalise', 'mmdeploy_ext.exporting.model:class_names'
 
 
 def rule(**changes: Callable) -> Change:

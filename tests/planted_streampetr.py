@@ -470,7 +470,7 @@ planted(
 planted(
     'class names are sorted',
     FAMILY,
-    ('mmdeploy_ext.exporting.deployment:class_names', result(lambda names, *_: tuple(sorted(names)))),
+    ('mmdeploy_ext.exporting.model:class_names', result(lambda names, *_: tuple(sorted(names)))),
     shared=True,
 )
 

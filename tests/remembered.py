@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.graph import signature
 from mmdeploy_ext.proving import weights
 from mmdeploy_ext.proving.levels import images
@@ -71,7 +71,7 @@ class Remembering:
         return ask
 
 
-LOADED: dict[Any, deploy.Deployment] = {}
+LOADED: dict[Any, deploy.Model] = {}
 INPUTS: dict[Any, tuple[Any, ...]] = {}
 
 
@@ -119,7 +119,7 @@ def read_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def loaded_once() -> Iterator[None]:
-    """Inside the block a config and a checkpoint are loaded once; each caller gets a `Deployment` of its own.
+    """Inside the block `load` reads a config and a checkpoint once; each caller gets a `Model` of its own.
 
     The model is the same object: for tests that change no model. What decides about a file is done each
     time: options are checked, the file is read, its graph compared and run. `signed_once` and `read_once` are
@@ -127,20 +127,14 @@ def loaded_once() -> Iterator[None]:
     """
     load, make = deploy.load, images.proof_inputs
 
-    def once(config, checkpoint, cfg_options=None, device='cpu', before_weights=None, *kind, **named):
-        def read():
-            return load(config, checkpoint, cfg_options, device, before_weights, *kind, **named)
-
+    def once(config, checkpoint, cfg_options=None, device='cpu', **named):
         if not Path(config).is_file() or not Path(checkpoint).is_file():
-            return read()
-        key = _file(config), _file(checkpoint), repr((cfg_options, device, kind, named))
+            return load(config, checkpoint, cfg_options, device, **named)
+        key = _file(config), _file(checkpoint), repr((cfg_options, device, named))
         if key not in LOADED:
-            LOADED[key] = read()
+            LOADED[key] = load(config, checkpoint, cfg_options, device, **named)
             if LOADED[key].family.samples == 'images':
                 LOADED[key].family = Remembering(LOADED[key].family)
-        elif before_weights is not None:
-            known = LOADED[key]
-            before_weights(known.cfg, known.family, known.model)
         return copy.copy(LOADED[key])
 
     def inputs_once(deployment, options, samples):

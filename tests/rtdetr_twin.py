@@ -13,7 +13,7 @@ from mmdeploy_ext.models.rtdetr.backbone import STAGE_BLOCKS
 from mmdeploy_ext.weights.convert import rtdetr_names as names
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
 
 ROW_MAJOR = {'model.encoder.position_layout': 'row_major'}
 """What transformers 5 has."""
@@ -25,7 +25,7 @@ def require_transformers() -> Any:
     return pytest.importorskip('transformers', reason=reason)
 
 
-def twin(deployment: Deployment) -> torch.nn.Module:
+def twin(deployment: Model) -> torch.nn.Module:
     """Return transformers' model of the same sizes and weights; every key is taken."""
     transformers, cfg = require_transformers(), deployment.cfg.model
     backbone, encoder, decoder = cfg.backbone, cfg.encoder, cfg.decoder
@@ -73,7 +73,7 @@ def as_transformers(
     return result
 
 
-def differences(deployment: Deployment, theirs: torch.nn.Module, shape: tuple[int, ...]) -> dict[str, float]:
+def differences(deployment: Model, theirs: torch.nn.Module, shape: tuple[int, ...]) -> dict[str, float]:
     """Return the largest differences of logits and boxes, relative to the largest value of transformers.
 
     Queries are the tokens that transformers selects, which may differ from ours by ties only.

@@ -372,9 +372,9 @@ def exporter_calls(name: str) -> list[ast.Call]:
     return [call for call in named if ast.unparse(call.func) in aliases]
 
 
-def test_only_exporter_py_calls_the_exporter_of_torch():
+def test_only_export_py_calls_the_exporter_of_torch():
     callers = [name for name in tracked('.py') if name.startswith(PARTS) and exporter_calls(name)]
-    assert callers == ['mmdeploy_ext/exporting/exporter.py']
+    assert callers == ['mmdeploy_ext/exporting/export.py']
 
 
 def test_every_call_of_the_exporter_says_which_one():

@@ -26,7 +26,7 @@ LAYERS = (
     ('weights',),
     ('exporting',),
     ('families',),
-    ('exporting.deployment', 'exporting.files', 'exporting.sparse_backbone'),
+    ('exporting.model', 'exporting.files', 'exporting.sparse_backbone'),
     ('evaluate',),
     ('quantize',),
     ('lint',),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 
@@ -14,14 +14,14 @@ CHECKPOINT = str(REPO / 'demo/checkpoints/atss_toy.pth')
 PICTURE = REPO / 'demo/toy.jpg'
 
 
-def load_toy() -> deploy.Deployment:
+def load_toy() -> deploy.Model:
     """Return the trained toy model."""
     import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
     return deploy.load(CONFIG, CHECKPOINT)
 
 
-def export_toy(deployment: deploy.Deployment, path: Path, **options) -> str:
+def export_toy(deployment: deploy.Model, path: Path, **options) -> str:
     """Export the toy model, dynamic unless told otherwise, to `path`."""
     given = {'dynamic': True, 'opset': 17, 'height': 256, 'width': 320, **options}
     options = deployment.family.choose(**given)

@@ -5,7 +5,7 @@ import pprint
 import torch
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import find_family
 from projects.configs.nuscenes_fusion import test_pipeline

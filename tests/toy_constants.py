@@ -13,7 +13,7 @@ if __name__ == '__main__':
 
 import onnx  # noqa: E402
 
-from mmdeploy_ext.exporting import deployment as deploy  # noqa: E402
+from mmdeploy_ext.exporting import model as deploy  # noqa: E402
 from mmdeploy_ext.graph.io.index import all_tensors  # noqa: E402
 
 IMAGES = {

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.synthetic.seeded import write_seeded
@@ -37,13 +37,13 @@ class SeededToy:
     name: str
     config: str
 
-    def load(self, folder: Path) -> deploy.Deployment:
+    def load(self, folder: Path) -> deploy.Model:
         """Return the toy with its weights, which are written into a folder."""
         path = folder / 'toy.pth'
         write_seeded(self.config, str(path))
         return deploy.load(self.config, str(path))
 
-    def export(self, deployment: deploy.Deployment, folder: Path, **options: Any) -> list[str]:
+    def export(self, deployment: deploy.Model, folder: Path, **options: Any) -> list[str]:
         """Export the toy by options of its family; return the paths of its files."""
         chosen = deploy.resolve_opset(deployment.family.choose(opset=0, **options), deployment.model)
         return export_files(deployment, chosen, str(folder / self.name))[0]
@@ -69,17 +69,17 @@ class SeededToy:
         """Return fixtures of a module: the loaded toy, which has to be named `deployment`, and its files."""
 
         @pytest.fixture(scope='module')
-        def deployment(tmp_path_factory: pytest.TempPathFactory) -> deploy.Deployment:
+        def deployment(tmp_path_factory: pytest.TempPathFactory) -> deploy.Model:
             return self.load(tmp_path_factory.mktemp(self.name))
 
         @pytest.fixture(scope='module')
-        def paths(deployment: deploy.Deployment, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+        def paths(deployment: deploy.Model, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
             return self.export(deployment, tmp_path_factory.mktemp('export'), **options)
 
         return deployment, paths
 
     def verdict_with(
-        self, fault: Change, deployment: deploy.Deployment, folder: Path, **options: Any
+        self, fault: Change, deployment: deploy.Model, folder: Path, **options: Any
     ) -> Verdict:
         """Return the verdict on an export that a fault was planted into, over four frames."""
         with replaced(*fault):

@@ -3,7 +3,7 @@
 import functools
 
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.synthetic.seeded import seeded_model
@@ -18,7 +18,7 @@ def seeded():
     family = find_family(cfg)
     model = seeded_model(cfg, family).eval()
     model.CLASSES = deploy.class_names(cfg, {}, family.num_classes(model))
-    return deploy.Deployment(
+    return deploy.Model(
         cfg=cfg, config=CONFIG, cfg_options={}, family=family, model=model, checkpoint='seeded',
         checkpoint_sha256='0' * 64, classes=model.CLASSES, rule=family.preprocess_rule(cfg),
     )  # fmt: skip

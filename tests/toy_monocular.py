@@ -4,7 +4,7 @@ import numpy as np
 
 from made_once import made_once
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.synthetic.scene import make_scene
@@ -28,7 +28,7 @@ def seeded(kind='smoke'):
     family = find_family(cfg)
     model = seeded_model(cfg, family).eval()
     model.CLASSES = deploy.class_names(cfg, {}, family.num_classes(model))
-    return deploy.Deployment(
+    return deploy.Model(
         cfg=cfg, config=CONFIG.format(kind), cfg_options={}, family=family, model=model, checkpoint='seeded',
         checkpoint_sha256='0' * 64, classes=model.CLASSES, rule=family.preprocess_rule(cfg),
     )  # fmt: skip

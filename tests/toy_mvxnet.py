@@ -76,7 +76,7 @@ def frames(deployment, count):
 def exported(**words):
     """Return (deployment, folder of graphs, config, checkpoint), made once per process."""
     from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.exporting import deployment as deploy
+    from mmdeploy_ext.exporting import model as deploy
     from mmdeploy_ext.exporting.files import export_files
     from mmdeploy_ext.families.base import find_family
 

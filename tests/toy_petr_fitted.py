@@ -18,7 +18,7 @@ from toy_atss import REPO
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
 
 TRAINED, PREFIX = REPO / 'demo/checkpoints/stream_petr_toy.pth', 'img_backbone.'
 STD = IMG_NORM['std']
@@ -61,7 +61,7 @@ def solve(features: np.ndarray, goals: np.ndarray) -> tuple[torch.Tensor, torch.
     return torch.from_numpy(weights[:-1].T), torch.from_numpy(weights[-1])
 
 
-def fit(deployment: Deployment, infos: Sequence[dict[str, Any]], frames: Sequence[Any]) -> None:
+def fit(deployment: Model, infos: Sequence[dict[str, Any]], frames: Sequence[Any]) -> None:
     """Fit the last branches of a toy with seeded weights to the frames of a data set and their infos."""
     take_backbone(deployment.model)
     head, classes = deployment.model.pts_bbox_head, list(deployment.classes)

@@ -9,7 +9,7 @@ import torch
 from mmdeploy_ext.cli import test_app
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.preprocess.pictures import read_image
@@ -31,13 +31,13 @@ def write_checkpoint(path: Path, config: str = CONFIG, overrides: dict | None = 
     return str(path)
 
 
-def load_toy(folder: Path, overrides: dict | None = None, config: str = CONFIG) -> deploy.Deployment:
+def load_toy(folder: Path, overrides: dict | None = None, config: str = CONFIG) -> deploy.Model:
     """Return the seeded model of a config."""
     checkpoint = write_checkpoint(folder / 'seeded.pth', config, overrides)
     return deploy.load(config, checkpoint, overrides)
 
 
-def export_toy(deployment: deploy.Deployment, path: Path, **options) -> str:
+def export_toy(deployment: deploy.Model, path: Path, **options) -> str:
     """Export, dynamic unless told otherwise, to `path`."""
     given = {'dynamic': True, 'opset': 17, 'height': 192, 'width': 256, **options}
     options = deployment.family.choose(**given)

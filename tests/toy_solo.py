@@ -9,7 +9,7 @@ import torch
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import load_config, mmdet_config
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.synthetic import coco
 from mmdeploy_ext.synthetic.seeded_by_name import solo_weights
@@ -53,7 +53,7 @@ MASK_GAIN, KERNEL_GAIN, CLASS_GAIN = 3.0, 4.0, 3.0
 """Small heads give weak outputs; with these some hundred candidates pass, with masks of all sizes."""
 
 
-def load_toy(name: str, folder, changes: dict | None = None) -> deploy.Deployment:
+def load_toy(name: str, folder, changes: dict | None = None) -> deploy.Model:
     """Return a small model with seeded weights; `changes` are more config options."""
     import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
@@ -82,7 +82,7 @@ def picture(index: int, height: int = 150, width: int = 200):
     return coco.sample(3, 'picture', index, (height, width))[0]
 
 
-def prepared(deployment: deploy.Deployment, index: int, size: tuple[int, int] = TRACED, **shape: int):
+def prepared(deployment: deploy.Model, index: int, size: tuple[int, int] = TRACED, **shape: int):
     """Return a picture prepared for an input of a size."""
     return deploy.prepare_fixed(deployment.rule, picture(index, **shape), *size)
 

@@ -14,7 +14,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
 
 FAR_M = 62.0
 """Metres; anchors that are no object stand here, beyond the ranges of the evaluation."""
@@ -25,7 +25,7 @@ LEARNED_FRAMES = 6
 RIDGE = 1e-3
 
 
-def follow(deployment: Deployment, infos: Sequence[dict[str, Any]], frames: Sequence[Any]) -> None:
+def follow(deployment: Model, infos: Sequence[dict[str, Any]], frames: Sequence[Any]) -> None:
     """Change the weights of a toy so that it follows what it sees in the first frame of each scene.
 
     Args:
@@ -72,7 +72,7 @@ def follow(deployment: Deployment, infos: Sequence[dict[str, Any]], frames: Sequ
 
 
 def fit(
-    deployment: Deployment, frames: Sequence[Any], firsts: Sequence[int], refinement: Any, goal: np.ndarray
+    deployment: Model, frames: Sequence[Any], firsts: Sequence[int], refinement: Any, goal: np.ndarray
 ) -> None:
     """Fit the last layer of the classes of a refinement to logits (A, K) of the anchors."""
     stepper, layer, seen, goals = (

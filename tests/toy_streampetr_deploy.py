@@ -1,4 +1,4 @@
-"""The toy StreamPETR as a `Deployment`, and its exports, for tests of the tools around a streaming model."""
+"""The toy StreamPETR as a `Model`, and its exports, for tests of the tools around a streaming model."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from mmcv import Config
 
 import toy_streampetr as toy
 import toy_streampetr_export as exported
-from mmdeploy_ext.exporting.deployment import Deployment
 from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.exporting.model import Model
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.proving.inputs.synthetic_drive import SyntheticDrive, synthetic_drive
 from projects.configs.nuscenes_stream import image_augmentation, test_pipeline
 
 
 @functools.cache
-def deployment() -> Deployment:
+def deployment() -> Model:
     """Return the seeded toy as if it came from a config and a checkpoint."""
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
     from mmdeploy_ext.families.streampetr.family import StreamPetrFamily
@@ -28,8 +28,16 @@ def deployment() -> Deployment:
     image = image_augmentation((toy.HEIGHT, toy.WIDTH), (0.5, 0.6), source=exported.RULE.source)
     cfg = Config(dict(model=toy.model_cfg(), test_pipeline=test_pipeline(image)))
     classes = tuple(f'class {label}' for label in range(toy.NUM_CLASSES))
-    return Deployment(
-        cfg, 'toy.py', {}, StreamPetrFamily(), model, 'toy.pth', 'd' * 64, classes, exported.RULE
+    return Model(
+        config='toy.py',
+        checkpoint='toy.pth',
+        cfg_options={},
+        cfg=cfg,
+        family=StreamPetrFamily(),
+        model=model,
+        rule=exported.RULE,
+        classes=classes,
+        checkpoint_sha256='d' * 64,
     )
 
 

@@ -72,7 +72,7 @@ class Model:
 
 def outcomes(name: str, folder: Path, titles: tuple[str, ...] = ()) -> Iterator[Outcome]:
     """Yield what becomes of the changes of a model; `titles` chooses some."""
-    from mmdeploy_ext.exporting import deployment as deploy
+    from mmdeploy_ext.exporting import model as deploy
 
     model = MODELS[name]
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def outcomes(name: str, folder: Path, titles: tuple[str, ...] = ()) -> Iterator[
 def changed(change: Change, plugin: str, config: str, checkpoint: str, folder: Path) -> Callable[[], Any]:
     """Return what loads the changed model, whose new weights are those that it was built with."""
     from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.exporting import deployment as deploy
+    from mmdeploy_ext.exporting import model as deploy
     from mmdeploy_ext.families.base import find_family
 
     path = folder / f'{plugin}_config.py'
@@ -144,7 +144,7 @@ def outcome(
 
 def export(deployment: Any, model: Model, path: Path) -> str:
     """Export a model to a file, or to a folder of graphs; return its path."""
-    from mmdeploy_ext.exporting import deployment as deploy
+    from mmdeploy_ext.exporting import model as deploy
     from mmdeploy_ext.exporting.files import export_files
 
     chosen = deployment.family.choose(opset=0, **model.options)
@@ -160,7 +160,7 @@ def pictures(deployment: Any, options: Any) -> list[Any]:
     """Return the picture that is traced, of models of pictures."""
     if deployment.family.samples != 'images':
         return []
-    from mmdeploy_ext.exporting import deployment as deploy
+    from mmdeploy_ext.exporting import model as deploy
     from mmdeploy_ext.preprocess.pictures import read_image
     from toy_atss import PICTURE
 

@@ -20,9 +20,9 @@ from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES
-from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.copy import fused
 from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.exporting.model import build, load_weights, prepare_fixed, read_config, resolve
 from mmdeploy_ext.graph.io.tensors import CANNOT_READ
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.preprocess.pictures import PreparedImage, list_images, read_image
@@ -82,14 +82,12 @@ class ImageBenchmark(Benchmark):
             print(f'{len(paths)} images were given, the first {MAX_IMAGES} are used')
         self.images = [read_image(path) for path in paths[:MAX_IMAGES]]
 
-        def refuse_other_files(cfg: Any, family: ImageFamily, _model: Any) -> None:
-            for path, metadata in zip(args.onnx, files_metadata, strict=True):
-                metadata.require(path, family.name)
-                refuse_other_settings(cfg, metadata.options.get('cfg_options', {}), path)
-
-        self.deployment = deploy.load(
-            args.config, args.checkpoint, args.cfg_options, args.device, refuse_other_files
-        )
+        self.deployment = read_config(args.config, args.checkpoint, args.cfg_options, args.device)
+        for path, metadata in zip(args.onnx, files_metadata, strict=True):
+            metadata.require(path, self.deployment.family.name)
+            refuse_other_settings(self.deployment.cfg, metadata.options.get('cfg_options', {}), path)
+        build(self.deployment)
+        load_weights(self.deployment)
         self.notes = [
             f'{path} was made from another checkpoint than {args.checkpoint}'
             for path, metadata in zip(args.onnx, files_metadata, strict=True)
@@ -98,7 +96,7 @@ class ImageBenchmark(Benchmark):
         if files_metadata:
             rule = files_metadata[0].preprocess
             self.deployment.normalise_with(rule.mean, rule.std)
-        self.options = deploy.resolve(self.options, self.deployment.model, self.deployment.rule)
+        self.options = resolve(self.options, self.deployment.model, self.deployment.rule)
         self.batch = self.options.batch
         forms, stems = [metadata.form for metadata in files_metadata], [Path(path).stem for path in args.onnx]
         self.files = short_labels(args.onnx, forms, stems)
@@ -109,7 +107,7 @@ class ImageBenchmark(Benchmark):
         for form in EXPORTED_FORMS:
             if form in deployment.family.forms:
                 options = deployment.family.choose(**{**self.options, 'form': form, 'opset': 0})
-                options = deploy.resolve(options, deployment.model, deployment.rule)
+                options = resolve(options, deployment.model, deployment.rule)
                 paths[form] = str(Path(folder) / f'{form}.onnx')
                 _, seconds = export_files(deployment, options, paths[form], [self.prepare()[0]])
                 print(f'{form}: exported in {seconds:.1f} s', file=sys.stderr)
@@ -121,7 +119,7 @@ class ImageBenchmark(Benchmark):
             return [self.prepared] * self.batch
         size = self.options.height, self.options.width
         pictures = [self.images[(start + index) % len(self.images)] for index in range(self.batch)]
-        return [deploy.prepare_fixed(self.deployment.rule, picture, *size) for picture in pictures]
+        return [prepare_fixed(self.deployment.rule, picture, *size) for picture in pictures]
 
     def groups(self) -> list[list[list[PreparedImage]]]:
         """Return one group, whose samples are the batches of all images.

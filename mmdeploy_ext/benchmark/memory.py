@@ -95,17 +95,15 @@ class Source:
         `change` takes the model and returns the one that is run; None changes nothing.
         """
         self.prepare()
-        from mmdeploy_ext.exporting.deployment import load
+        from mmdeploy_ext.exporting.model import build, load_weights, read_config
 
-        baselines_kb = []
-
-        def record(_cfg: object, _family: object, model: torch.nn.Module) -> None:
-            baselines_kb.append(reset_peak_with(model))
-
-        deployment = load(self.config, self.checkpoint, self.cfg_options, before_weights=record)
+        deployment = read_config(self.config, self.checkpoint, self.cfg_options)
+        build(deployment)
+        baseline_kb = reset_peak_with(deployment.model)
+        load_weights(deployment)
         if change:
             deployment.model = change(deployment.model)
-        return baselines_kb[0], deployment
+        return baseline_kb, deployment
 
 
 def run_graph(engine: str, path: str, threads: int, feeds: Mapping[str, np.ndarray]) -> tuple[int, object]:

@@ -25,8 +25,8 @@ from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.openvino import compiled
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT
+from mmdeploy_ext.exporting import model as models
 from mmdeploy_ext.exporting import sparse_backbone as deploy
-from mmdeploy_ext.exporting.deployment import load
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.graph.io.files import read as load_model
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mmdeploy_ext.benchmark.base import Runs
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
 
 DEFAULT_SIZES = (5000, 20000, 60000, 120000)
 """Numbers of voxels of the generated scenes."""
@@ -83,15 +83,12 @@ class SparseBenchmark(Benchmark):
             ScnOnnx(path, threads=1).close()  # raises an error for other files
         self.files = dict(portable=args.onnx[0]) if args.onnx else {}
         self.sweeps: list[VoxelSet] = []
-
-        def read_sweeps(cfg: Any, family: Any, model: Any) -> None:
-            rule, settings = family.preprocess_rule(cfg), family.settings(cfg, model)
-            for path in args.sweep:
-                self.sweeps += sweep_sets(path, rule, cfg, settings, limit=1)
-
-        self.deployment = load(
-            args.config, args.checkpoint, args.cfg_options, before_weights=read_sweeps, product=BACKBONE
-        )
+        self.deployment = models.read_config(args.config, args.checkpoint, args.cfg_options, product=BACKBONE)
+        models.build(self.deployment)
+        rule, cfg, settings = self.deployment.rule, self.deployment.cfg, self.deployment.settings
+        for path in args.sweep:
+            self.sweeps += sweep_sets(path, rule, cfg, settings, limit=1)
+        models.load_weights(self.deployment)
         self.graph = fold(deploy.trace(self.deployment), 'fp32')
         self.scenes = synthetic_sets(self.deployment, args.voxels or DEFAULT_SIZES)
 
@@ -224,7 +221,7 @@ class SparseBenchmark(Benchmark):
         )
 
 
-def synthetic_sets(deployment: Deployment, sizes: Sequence[int]) -> list[VoxelSet]:
+def synthetic_sets(deployment: Model, sizes: Sequence[int]) -> list[VoxelSet]:
     """Return a set of voxels for each number of them in `sizes`, smallest first, with random features.
 
     The voxels are on pieces of ground and wall, in the grid of the encoder of the `deployment`. Numbers for
@@ -239,7 +236,7 @@ def synthetic_sets(deployment: Deployment, sizes: Sequence[int]) -> list[VoxelSe
     return list(sets.values())
 
 
-def export_seconds(deployment: Deployment) -> dict[str, float]:
+def export_seconds(deployment: Model) -> dict[str, float]:
     """Return target of an export, 'libspconv' or 'portable', -> seconds that it takes, with tracing.
 
     `deployment` is a sparse backbone; the files are written to a temporary folder.
@@ -314,7 +311,7 @@ def run_spconv(source: memory.Source, voxels: VoxelSet) -> tuple[int, object]:
     voxel, which loads all libraries, less those of the weights, and the object that has to stay alive.
     """
     source.prepare()
-    deployment = load(source.config, source.checkpoint, source.cfg_options, product=BACKBONE)
+    deployment = models.load(source.config, source.checkpoint, source.cfg_options, product=BACKBONE)
     family, model = deployment.family, deployment.model
     family.run_encoder(model, voxels.features[:1], voxels.coordinates[:1])
     baseline_kb = memory.reset_peak_with(model)

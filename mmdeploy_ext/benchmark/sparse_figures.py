@@ -24,7 +24,7 @@ from mmdeploy_ext.sparse.rulebook import build
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.preprocess.points import VoxelRule
     from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet
     from mmdeploy_ext.sparse.ir import SparseGraph, Triple
@@ -263,7 +263,7 @@ def voxelise_ms(rule: VoxelRule, voxels: VoxelSet) -> dict[str, float]:
     return {name: repeated(run, MIN_ROUNDS)['median'] for name, run in runs.items()}
 
 
-def racing_spconv(deployment: Deployment, voxels: VoxelSet, cores: int) -> dict[str, Any]:
+def racing_spconv(deployment: Model, voxels: VoxelSet, cores: int) -> dict[str, Any]:
     """Run spconv on voxels with as many threads as `cores`, with which its kernels race.
 
     The entries that are returned are `threads`, `voxels`, their number, `runs`, `worst_rel`, the largest

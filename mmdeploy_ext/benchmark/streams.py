@@ -32,8 +32,8 @@ from mmdeploy_ext.benchmark.clocks import PartClock
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.registry import BASELINE, COMPILED, DEFAULT, ENGINES
-from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import export_files, read_files
+from mmdeploy_ext.exporting.model import build, load_weights, read_config, resolve_opset
 from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.proving.inputs.voxel_sets import points_of
 from mmdeploy_ext.runtime.frames import Sweep
@@ -90,18 +90,15 @@ class StreamBenchmark(Benchmark):
         self.files = short_labels(args.onnx, contracts)
         sweeps: list[tuple[str, np.ndarray]] = []
 
-        def read_sweeps(cfg: Any, family: Any, _model: Any) -> None:
-            rule = family.preprocess_rule(cfg)
-            voxels = getattr(rule, 'voxels', rule)
-            if args.sweep and voxels is None:
-                raise UsageError(f'--sweep {args.sweep[0]}: {args.config} takes pictures alone')
-            for path in args.sweep:
-                sweeps.extend(points_of(path, cfg, voxels, limit=1))
-
-        self.deployment = deploy.load(
-            args.config, args.checkpoint, args.cfg_options, args.device, read_sweeps
-        )
+        self.deployment = read_config(args.config, args.checkpoint, args.cfg_options, args.device)
+        build(self.deployment)
         rule, family = self.deployment.rule, self.deployment.family
+        voxels = getattr(rule, 'voxels', rule)
+        if args.sweep and voxels is None:
+            raise UsageError(f'--sweep {args.sweep[0]}: {args.config} takes pictures alone')
+        for path in args.sweep:
+            sweeps.extend(points_of(path, self.deployment.cfg, voxels, limit=1))
+        load_weights(self.deployment)
         if family.memory:
             drive = list(synthetic_drive(max(DRIVE_FRAMES, len(args.sweep)), rule, scenes=1))
         else:
@@ -122,7 +119,7 @@ class StreamBenchmark(Benchmark):
         for contract in family.measured or (family.choose(opset=0).contract,):
             files[contract] = str(Path(folder) / (f'{contract}.onnx' if contract == 'fork' else contract))
             options = family.choose(contract=contract, opset=0)
-            options = deploy.resolve_opset(options, self.deployment.model)
+            options = resolve_opset(options, self.deployment.model)
             export_files(self.deployment, options, files[contract])
         return files
 

@@ -144,7 +144,7 @@ def graph_options(cfg: Any, settings: dict[str, Any], family: Family) -> Options
         ConfigError: an unknown value, or options that have no effect together.
         UsageError: a `shape` that is not one or two positive whole numbers.
     """
-    from mmdeploy_ext.exporting.exporter import check_opset
+    from mmdeploy_ext.exporting.export import check_opset
 
     prefix, values = f'{cfg.filename}: backend_config.', dict(opset=0)
     for option in family.options:

@@ -1,4 +1,4 @@
-"""`pytorch2onnx.py`: export a detector, and prove it with `--verify`. `export_scn.py` derives from it."""
+"""`pytorch2onnx.py`: export a detector, and prove it with `--verify`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import functools
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.api import Exported, ModelSource, check_normalisation, check_provable, export_source
+from mmdeploy_ext.api import check_normalisation, check_provable, export_detector, prove_on
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import proof
 from mmdeploy_ext.core import cli
@@ -19,7 +19,8 @@ from mmdeploy_ext.core.files import will_write
 from mmdeploy_ext.core.user_modules import libraries_not_run, not_run_text
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind
-from mmdeploy_ext.families.base import DETECTOR, Family
+from mmdeploy_ext.exporting.model import Model, build, check_options, load_weights, read_config
+from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.samples import Samples
 from mmdeploy_ext.proving.tasks import task_module
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.families.base import Family
 
 
 IMAGE_OPTIONS = ('input_img', 'mean', 'std', 'show')
@@ -78,153 +79,98 @@ def build_parser(only_check: bool = False) -> argparse.ArgumentParser:
     return parser
 
 
-class Export:
-    """One export from the command line, and its proof; `run` does both.
+def run(args: argparse.Namespace, only: str = '') -> int:
+    """Export, and prove with --verify; with --check print what would be exported.
 
-    Attributes:
-        product: the part of the model that is exported: DETECTOR or BACKBONE of `families.base`.
-        samples_option: option that names samples of the proof, for messages.
-        weight_layout: layout of the kernels in the checkpoint of a sparse backbone; 'auto' finds it.
-        engine: name of the backend (`engine`) by which the proof runs the file, and the backend's options.
-        source: config and checkpoint, once `run` has read them.
-        family: the family that claims the config.
-        options: options of the export.
-        claims: further arguments of `proving.ladder.prove`, by which the proof judges the file: `strict`, and
-            those that a subclass sets.
-        args: parsed arguments of the command line.
-        only: name of the one family that the tool is for; '' for all.
+    `only` names the one family that the tool takes; '' takes all. Returns 0 exported, checked or proven, 1
+    not proven.
     """
+    from mmdeploy_ext.exporting.files import check_output
 
-    product: ClassVar[str] = DETECTOR
-    samples_option: ClassVar[str] = '--test-img'
-    weight_layout = 'auto'
-    engine: dict[str, Any]
-    family: Family
-    options: Options
+    cli.wait_passively()
+    engine, values = shared.engine_options(args), {'opset': 0, **shared.graph_values(args)}
+    check_arguments(args)
+    cfg_options = shared.parse_cfg_options(args.cfg_options)
+    proof.check_report_targets(args)
 
-    def __init__(self, args: argparse.Namespace, only: str = '') -> None:
-        """Keep the arguments; `only` names the one family that the tool is for."""
-        self.args, self.only = args, only
-        self.claims: dict[str, Any] = {}
+    deployment = read_config(args.config, args.checkpoint or '', cfg_options, args.device)
+    family = deployment.family
+    check_family(args, family, engine, only)
+    options = family.choose(**values)
+    options.check(names=values)
+    print_libraries_not_run(deployment.cfg, args)
+    if args.check:
+        return print_exports(deployment, options)
+    if args.verify:
+        check_provable(family)
+    output = args.output_file or family.default_output(Path(args.config).stem, options)
+    picture = args.input_img or DEFAULT_PICTURE
+    inputs = Samples(family, args.test_img or [], args.frames, '--test-img', traced=picture)
 
-    def values(self) -> dict[str, Any]:
-        """Return name -> value of the options on the command line, after checks that need no config.
+    build(deployment, args.mean, args.std)
+    if args.show:
+        will_write('--show', [f'{output}.png'])
+    options = check_options(options, deployment.unbuilt_cfg, family, deployment.model)
+    check_output(output, options, family)
+    load_weights(deployment)
 
-        Opset 0 stands for the model's default. `engine` is set to what --engine and its options say.
-        UsageError: options that do not go together, or values that are out of range. EngineError: the engine
-        is not here, see `options.engine_options`.
-        """
-        args = self.args
-        self.engine, values = shared.engine_options(args), shared.graph_values(args)
-        if args.strict and not args.verify:
-            raise UsageError('--strict: goes with --verify')
-        for name in ('report', 'json', 'frames'):
-            if getattr(args, name) is not None and not args.verify:
-                raise UsageError(f'--{name} {getattr(args, name)}: goes with --verify')
-        if not args.verify and not args.show:
-            reason = 'goes with --verify; the export itself runs no engine'
-            shared.refuse_options(args, build_parser(), ENGINE_OPTIONS, reason)
-        check_normalisation(args.mean, args.std)
-        self.claims['strict'] = args.strict
-        return {'opset': 0, **values}
+    chosen = inputs.of(deployment) if args.verify else None
+    with after_weights():
+        image = inputs.pictures[0][1] if inputs.pictures else None
+        files, seconds = export_detector(deployment, options, output, image)
+    print(f'{output}: {_title(family, options, len(files))}, exported in {seconds:.1f} s')
+    if args.show:
+        with after_weights():
+            _show(deployment, files[0], inputs.pictures[0], engine)
 
-    def run(self) -> int:
-        """Export, and prove with --verify; with --check print what would be exported.
-
-        Return the exit status: 0 exported, checked or proven, 1 not proven. UsageError: options that do not
-        go together or with the model; further errors are those of config, checkpoint and export.
-        """
-        cli.wait_passively()
-        args, values = self.args, self.values()
-        cfg_options = shared.parse_cfg_options(args.cfg_options)
-        proof.check_report_targets(args)
-        self.source = ModelSource.read(
-            args.config,
-            args.checkpoint or '',
-            cfg_options,
-            args.device,
-            product=self.product,
-            weight_layout=self.weight_layout,
-        )
-        self.family = self.source.family
-        self.check_family()
-        self.options = self.family.choose(**values)
-        self.options.check(names=values)
-        if not_run := libraries_not_run(self.source.cfg):
-            advice = '' if args.library else '; a proof of it takes --library installed'
-            print(not_run_text(not_run) + advice)
-        if getattr(args, 'check', False):
-            return print_exports(self.source.cfg, self.family, self.options)
-        if args.verify:
-            check_provable(self.family)
-        return self.export(Samples(self.family, args.test_img or [], args.frames, self.samples_option))
-
-    def check_family(self) -> None:
-        """Raise UsageError for a family that the tool is not for, and arguments that it does not have.
-
-        EngineError: the engine does not run models of frames or sweeps, and the family is one.
-        """
-        args, family = self.args, self.family
-        if self.only and family.name != self.only:
-            raise UsageError(
-                f'{args.config}: is a config of family {family.name!r}, expected {self.only!r}; '
-                f'use {tool("export")} for it'
-            )
-        if family.samples != 'images':
-            reason = f'family {family.name!r} has no such option; {family.of_config}'
-            shared.refuse_options(args, build_parser(), IMAGE_OPTIONS, reason)
-            check_engine_kind(self.engine['engine'], self.engine.get('inference_precision'))
-
-    def export(self, samples: Samples) -> int:
-        """Write the files; with --verify prove them on the samples, else print the command that does.
-
-        Returns the exit status: 0 written, or proven; 1 not proven.
-        """
-        args, family = self.args, self.family
-        args.output_file = args.output_file or family.default_output(Path(args.config).stem, self.options)
-        exported = self.write(samples)
-        if args.verify:
-            verdict, pictures = exported.prove(self.engine, library=args.library, **self.claims)
-            return proof.show(verdict, pictures, exported.deployment, args)
-        name, *words = *self.proof_command(), *shared.proof_words(args)
-        print(f'NOT PROVEN: nothing was compared. Prove it with\n  {command(name)} {shlex.join(words)}')
+    if not args.verify:
+        print_proof_command('verify', [args.config, args.checkpoint, output], args)
         return 0
+    claims = dict(library=args.library, strict=args.strict)
+    verdict, pairs = prove_on(deployment, files, chosen, engine, written=True, **claims)
+    return proof.show(verdict, pairs, deployment, args)
 
-    def check(self) -> None:
-        """Refuse a picture of --show that is a file of another option, before the weights load.
 
-        UsageError: this run reads the file, or another option writes it.
-        """
-        if self.args.show:
-            will_write('--show', [f'{self.args.output_file}.png'])
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise UsageError for options that do not go together, or a mean or std that is none."""
+    if args.strict and not args.verify:
+        raise UsageError('--strict: goes with --verify')
+    for name in ('report', 'json', 'frames'):
+        if getattr(args, name) is not None and not args.verify:
+            raise UsageError(f'--{name} {getattr(args, name)}: goes with --verify')
+    if not args.verify and not args.show:
+        reason = 'goes with --verify; the export itself runs no engine'
+        shared.refuse_options(args, build_parser(), ENGINE_OPTIONS, reason)
+    check_normalisation(args.mean, args.std)
 
-    def write(self, samples: Samples) -> Exported:
-        """Write the files, and print what they are; with --show also the graph, and a picture.
 
-        `samples` are those of the proof, which are read if --verify is given.
-        """
-        args = self.args
-        exported = export_source(
-            self.source,
-            args.output_file,
-            self.options,
-            samples=samples if args.verify else None,
-            picture=args.input_img or '',
-            mean=args.mean,
-            std=args.std,
-            before_weights=self.check,
+def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any], only: str) -> None:
+    """Raise UsageError for a family that the tool is not for, and arguments that it does not have.
+
+    EngineError: the engine does not run models of frames or sweeps, and the family is one.
+    """
+    if only and family.name != only:
+        raise UsageError(
+            f'{args.config}: is a config of family {family.name!r}, expected {only!r}; '
+            f'use {tool("export")} for it'
         )
-        files = exported.files
-        title = _title(self.family, exported.options, len(files))
-        print(f'{args.output_file}: {title}, exported in {exported.seconds:.1f} s')
-        if args.show:
-            with after_weights():
-                _show(exported.deployment, files[0], exported.traced[0], self.engine)
-        return exported
+    if family.samples != 'images':
+        reason = f'family {family.name!r} has no such option; {family.of_config}'
+        shared.refuse_options(args, build_parser(), IMAGE_OPTIONS, reason)
+        check_engine_kind(engine['engine'], engine.get('inference_precision'))
 
-    def proof_command(self) -> list[str]:
-        """Return the name of the command that proves the files, and its words without `proof_words`."""
-        return ['verify', self.args.config, self.args.checkpoint, self.args.output_file]
+
+def print_libraries_not_run(cfg: Any, args: argparse.Namespace) -> None:
+    """Print which libraries of the user's repository do not run, if there are any."""
+    if not_run := libraries_not_run(cfg):
+        advice = '' if args.library else '; a proof of it takes --library installed'
+        print(not_run_text(not_run) + advice)
+
+
+def print_proof_command(name: str, words: list[str], args: argparse.Namespace) -> None:
+    """Print that nothing was proven, and the command of this name that does it."""
+    words = [*words, *shared.proof_words(args)]
+    print(f'NOT PROVEN: nothing was compared. Prove it with\n  {command(name)} {shlex.join(words)}')
 
 
 def _title(family: Family, options: Options, count: int) -> str:
@@ -238,9 +184,7 @@ def _title(family: Family, options: Options, count: int) -> str:
     return f'{family.name}/{options.form}, {numbers}, {shape}'
 
 
-def _show(
-    deployment: Deployment, path: str, image: tuple[str, np.ndarray], engine: Mapping[str, Any]
-) -> None:
+def _show(deployment: Model, path: str, image: tuple[str, np.ndarray], engine: Mapping[str, Any]) -> None:
     """Print the graph and draw both engines' detections beside the file."""
     import onnx
     import onnx.printer
@@ -267,10 +211,10 @@ def _show(
         print(f'detections side by side: {picture}')
 
 
-def print_exports(cfg: Any, family: Family, options: Options) -> int:
+def print_exports(deployment: Model, options: Options) -> int:
     """Print a table of the exports of a config, in each form, fixed and dynamic; needs no weights.
 
-    `cfg` is mmcv's config, `options` are those of the requested export.
+    `options` are those of the requested export.
 
     Returns:
         0: the config and the options allow the requested export.
@@ -282,13 +226,12 @@ def print_exports(cfg: Any, family: Family, options: Options) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from mmdeploy_ext.exporting import deployment as deploy
-
-    model = family.build(cfg)
-    options = deploy.check_options(options, cfg, family, model)
+    build(deployment)
+    family, cfg, model = deployment.family, deployment.unbuilt_cfg, deployment.model
+    options = check_options(options, cfg, family, model)
     console = Console(width=150)
     console.print(f'{cfg.filename}: family {family.name}', highlight=False)
-    rule = ', '.join(f'{key} {value}' for key, value in family.preprocess_rule(cfg).to_json().items())
+    rule = ', '.join(f'{key} {value}' for key, value in deployment.rule.to_json().items())
     for title, value in {**_part_types(cfg), 'preprocessing': rule}.items():
         console.print(f'  {title:14} {value}', highlight=False)
     table = Table(title='exports')
@@ -319,13 +262,11 @@ def _part_types(cfg: Any) -> dict[str, str]:
 
 def _export_row(cfg: Any, family: Family, model: Any, options: Options) -> tuple[str, ...]:
     """Return the row of an export: form, size, opset, inputs and outputs, or why it is refused."""
-    from mmdeploy_ext.exporting import deployment as deploy
-
     size = f'{options.get("height")} x {options.get("width")}' if 'height' in options else ''
     title = options.get('form', ''), f'{SIZES.get(options.get("dynamic"), "")} {size}'.strip()
     try:
         options.check()
-        options = deploy.check_options(options, cfg, family, model)
+        options = check_options(options, cfg, family, model)
         graphs = family.graphs(model, options)
     except Mm2OnnxError as error:
         return *title, '', '', str(error)
@@ -353,4 +294,4 @@ def main(argv: Sequence[str] | None = None, only: str = '') -> int:
     """
     only_check = '--check' in (sys.argv[1:] if argv is None else argv)
     build = functools.partial(shared.parser_for, functools.partial(build_parser, only_check), argv)
-    return cli.run(lambda args: Export(args, only).run(), build, argv)
+    return cli.run(lambda args: run(args, only), build, argv)

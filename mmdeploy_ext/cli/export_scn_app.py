@@ -6,24 +6,24 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.api import Exported, export_source
+from mmdeploy_ext.api import check_provable, prove_files, prove_on
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.cli import ranges
-from mmdeploy_ext.cli.export_app import Export
+from mmdeploy_ext.cli import proof, ranges
+from mmdeploy_ext.cli.export_app import print_libraries_not_run, print_proof_command
 from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.errors import UsageError, after_weights
 from mmdeploy_ext.core.files import will_write
 from mmdeploy_ext.core.printable import shape_text
+from mmdeploy_ext.exporting.model import Model, build, check_options, load_weights, read_config
 from mmdeploy_ext.families.base import BACKBONE
+from mmdeploy_ext.proving.inputs.samples import Samples
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.exporting.deployment import Deployment
-    from mmdeploy_ext.proving.inputs.samples import Samples
     from mmdeploy_ext.sparse.ranges import Ranges
 
 PRECISIONS = ('fp16', 'int8')
@@ -86,124 +86,117 @@ def parse_layer_precision(entries: Sequence[str]) -> tuple[tuple[str, str, str],
     return tuple(precisions)
 
 
-class BackboneExport(Export):
-    """An export of a sparse backbone.
+def run(args: argparse.Namespace) -> int:
+    """Export, and prove with --verify; with --verify-only prove the file that is there.
 
-    Attributes:
-        typed_options: options of the export on the command line, which a file has to have with --verify-only.
+    Returns 0 exported or proven, 1 not proven.
     """
+    from mmdeploy_ext.exporting.files import check_output
+    from mmdeploy_ext.exporting.sparse_backbone import export_file
+    from mmdeploy_ext.sparse.libspconv_contract import order_of_name
 
-    typed_options: dict[str, Any]
-    product = BACKBONE
-    samples_option = '--input'
+    cli.wait_passively()
+    engine, typed = shared.engine_options(args), check_arguments(args)
+    cfg_options = shared.parse_cfg_options(args.cfg_options)
+    proof.check_report_targets(args)
 
-    def values(self) -> dict[str, Any]:
-        """Return name -> value of the given options of a backbone, after checks that need no config.
+    layout = args.weight_layout
+    deployment = read_config(
+        args.config, args.checkpoint, cfg_options, product=BACKBONE, weight_layout=layout
+    )
+    family = deployment.family
+    options = family.choose(**{'order': order_of_name(args.output_file or ''), **typed})
+    options.check(names=[*typed, 'order'])
+    print_libraries_not_run(deployment.cfg, args)
+    if args.verify:
+        check_provable(family)
+    inputs = Samples(family, args.test_img, option='--input')
+    claims = dict(max_voxels=args.max_voxels, node_list=args.node_list or '', library=args.library)
+    if args.verify_only:
+        claims |= dict(ranges=args.loaded_ranges, edited=args.edited)
+        claims['asked'] = json.loads(json.dumps(typed))  # tuples are lists in a file
+        verdict, pairs = prove_files(deployment, args.output_file, inputs, engine, **claims)
+        return proof.show(verdict, pairs, deployment, args)
 
-        `order` is that of --order, else of the name of the output, '' if it has none. Ranges of --ranges are
-        read to `args.loaded_ranges`, and what the proof holds the file to is put into `claims`. UsageError:
-        options that do not go together, values out of range, or a file of --ranges or --node-list that is
-        missing or cannot be read. DataError: --calibrate has no sweeps.
-        """
-        from mmdeploy_ext.sparse.libspconv_contract import order_of_name
+    args.output_file = output = args.output_file or family.default_output(Path(args.config).stem, options)
+    build(deployment)
+    check_order(output, options)
+    if args.calibrate:
+        will_write('--calibrate', [f'{output}.ranges.json'])
+    options = check_options(options, deployment.unbuilt_cfg, family, deployment.model)
+    check_output(output, options, family)
+    load_weights(deployment)
 
-        args = self.args
-        self.engine, self.weight_layout = shared.engine_options(args), args.weight_layout
-        self.claims = dict(max_voxels=args.max_voxels, node_list=args.node_list or '')
-        values = shared.option_values(args, choices.SPARSE)
-        if 'layer_precision' in values:
-            values['layer_precision'] = parse_layer_precision(values['layer_precision'])
-        cli.check_minimums(args, max_voxels=1)
-        _check_proof(args)
-        self.typed_options = values
-        for name in ('ranges', 'calibrate'):
-            path = getattr(args, name)
-            if path and not (args.precision or args.layer_precision):
-                raise UsageError(f'--{name} {path}: goes with --precision or --layer-precision')
-        ranges.check(args)
-        return {'order': order_of_name(args.output_file or ''), **values}
-
-    def export(self, samples: Samples) -> int:
-        """Write the file, and with `--verify` prove it; or with `--verify-only` prove that which is there.
-
-        `samples` are those of the proof. Return the exit status: 0 written or proven, 1 not proven.
-        """
-        if not self.args.verify_only:
-            return super().export(samples)
-        from mmdeploy_ext.cli.verify_app import prove_files
-
-        self.args.onnx_file = self.args.output_file
-        typed = json.loads(json.dumps(self.typed_options))  # tuples are lists in a file
-        claims = dict(self.claims, ranges=self.args.loaded_ranges, edited=self.args.edited, asked=typed)
-        return prove_files(self.args, self.source, samples, self.engine, **claims)
-
-    def check(self) -> None:
-        """Raise UsageError if the name of the file says another order, or the file of ranges is an input.
-
-        The file of ranges is what --calibrate writes; it may not be what another option writes, either.
-        """
-        from mmdeploy_ext.sparse.libspconv_contract import order_of_name
-
-        path = self.args.output_file
-        if (order := order_of_name(path)) not in ('', self.options.order):
-            raise UsageError(
-                f'--output-file {path}: the name says {order}, the order is {self.options.order}; correct '
-                f'the name or give --order {order}'
-            )
-        super().check()
-        if self.args.calibrate:
-            will_write('--calibrate', [f'{path}.ranges.json'])
-
-    def write(self, samples: Samples) -> Exported:
-        """Write the file, and print what it is; `samples` are read if `--verify` is given."""
-        path = self.args.output_file
-        exported = export_source(
-            self.source,
-            path,
-            self.options,
-            samples=samples if self.args.verify else None,
-            before_weights=self.check,
-            ranges=self.ranges,
-        )
-        graph, options = exported.sparse_graph, exported.options
-        print(
-            f'{path}: {options.target}, {options.order}, {len(graph.convolutions())} convolutions, '
-            f'output {shape_text(graph.output_shape)}, exported in {exported.seconds:.1f} s'
-        )
-        return exported
-
-    def ranges(self, deployment: Deployment, options: Options) -> Ranges | None:
-        """Return the ranges to write: of --ranges, measured by --calibrate, or of the checkpoint.
-
-        The report of the weights is printed before. None: the options name no precision, or one without int8
-        and there are no ranges. UsageError: a layer is int8, and there are none.
-        """
-        from mmdeploy_ext.exporting.sparse_backbone import has_int8, has_precision
-
+    chosen = inputs.of(deployment) if args.verify else None
+    with after_weights():
         print(deployment.report.summary())
-        int8_ranges = None
-        if has_precision(options):
-            target = f'{self.args.output_file}.ranges.json'
-            int8_ranges = ranges.find(self.args, deployment, target, int8_fp16_io=options.int8_fp16_io)
-        if int8_ranges is None and has_int8(options):
-            raise UsageError(
-                'int8 needs a range for every layer, and the checkpoint has none: give sweeps by '
-                '--calibrate, or the file of an earlier calibration by --ranges'
-            )
-        self.claims['ranges'] = int8_ranges
-        return int8_ranges
+        int8_ranges = find_ranges(args, deployment, options)
+        graph, seconds = export_file(deployment, options, output, int8_ranges)
+    print(
+        f'{output}: {options.target}, {options.order}, {len(graph.convolutions())} convolutions, '
+        f'output {shape_text(graph.output_shape)}, exported in {seconds:.1f} s'
+    )
 
-    def proof_command(self) -> list[str]:
-        """Return the name of the command that proves the file, and its words without `options.proof_words`.
+    if not args.verify:
+        words = [args.config, args.checkpoint, '--output-file', output, '--verify-only']
+        words += ['--weight-layout', layout] if layout != 'auto' else []
+        print_proof_command('export-backbone', words, args)
+        return 0
+    claims |= dict(written=True, ranges=int8_ranges)
+    verdict, pairs = prove_on(deployment, [output], chosen, engine, **claims)
+    return proof.show(verdict, pairs, deployment, args)
 
-        `--verify-only` is among them.
-        """
-        args = self.args
-        words = ['export-backbone', args.config, args.checkpoint]
-        words += ['--output-file', args.output_file, '--verify-only']
-        if args.weight_layout != 'auto':
-            words += ['--weight-layout', args.weight_layout]
-        return words
+
+def check_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Return name -> value of the given options of the graph, after checks that need no config.
+
+    Ranges of --ranges are read to `args.loaded_ranges`. UsageError: options that do not go together, values
+    out of range, or a file of --ranges or --node-list that cannot be read. DataError: --calibrate has no
+    sweeps.
+    """
+    values = shared.option_values(args, choices.SPARSE)
+    if 'layer_precision' in values:
+        values['layer_precision'] = parse_layer_precision(values['layer_precision'])
+    cli.check_minimums(args, max_voxels=1)
+    _check_proof(args)
+    for name in ('ranges', 'calibrate'):
+        path = getattr(args, name)
+        if path and not (args.precision or args.layer_precision):
+            raise UsageError(f'--{name} {path}: goes with --precision or --layer-precision')
+    ranges.check(args)
+    return values
+
+
+def check_order(output: str, options: Options) -> None:
+    """Raise UsageError if the name of the file says another order than the options."""
+    from mmdeploy_ext.sparse.libspconv_contract import order_of_name
+
+    order = order_of_name(output)
+    if order not in ('', options.order):
+        raise UsageError(
+            f'--output-file {output}: the name says {order}, the order is {options.order}; correct '
+            f'the name or give --order {order}'
+        )
+
+
+def find_ranges(args: argparse.Namespace, deployment: Model, options: Options) -> Ranges | None:
+    """Return the ranges to write: of --ranges, measured by --calibrate, or of the checkpoint.
+
+    None: the options name no precision, or one without int8 and there are no ranges. UsageError: a layer is
+    int8, and there are none.
+    """
+    from mmdeploy_ext.exporting.sparse_backbone import has_int8, has_precision
+
+    int8_ranges = None
+    if has_precision(options):
+        target = f'{args.output_file}.ranges.json'
+        int8_ranges = ranges.find(args, deployment, target, int8_fp16_io=options.int8_fp16_io)
+    if int8_ranges is None and has_int8(options):
+        raise UsageError(
+            'int8 needs a range for every layer, and the checkpoint has none: give sweeps by '
+            '--calibrate, or the file of an earlier calibration by --ranges'
+        )
+    return int8_ranges
 
 
 def _check_proof(args: argparse.Namespace) -> None:
@@ -234,4 +227,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
     option that the parser refuses, which is status 2.
     """
-    return cli.run(lambda args: BackboneExport(args).run(), build_parser(), argv)
+    return cli.run(run, build_parser(), argv)

@@ -140,22 +140,23 @@ def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
     those of `build_parser`, with `onnx_file`, `config`, `checkpoint` and `out`. UsageError: --frames of a
     model of pictures, or --mean or --std of any other.
     """
-    from mmdeploy_ext.api import ModelSource
+    from mmdeploy_ext.exporting.model import build, load_weights, read_config
     from mmdeploy_ext.kit.writer import write_detector_kit
     from mmdeploy_ext.proving.inputs.samples import Samples
 
     overrides = shared.parse_cfg_options(args.cfg_options)
-    source = ModelSource.read(args.config, args.checkpoint, overrides, args.device, file=args.onnx_file)
-    if args.frames and source.family.samples == 'images':
+    deployment = read_config(args.config, args.checkpoint, overrides, args.device, file=args.onnx_file)
+    if args.frames and deployment.family.samples == 'images':
         raise UsageError('--frames: goes with models of frames and sweeps only')
-    inputs = Samples(source.family, args.samples or (), args.frames, '--samples')
-    deployment = source.load(mean=args.mean, std=args.std)
-    samples, origin = inputs.of(deployment)
-    licence = args.licence or (NOT_STATED if args.samples or 'data.test' in origin else GENERATED)
+    inputs = Samples(deployment.family, args.samples or (), args.frames, '--samples')
+    build(deployment, args.mean, args.std)
+    load_weights(deployment)
+    chosen = inputs.of(deployment)
+    licence = args.licence or (NOT_STATED if args.samples or 'data.test' in chosen.origin else GENERATED)
     inputs_of_backbones = ', '.join(args.samples or ['synthetic voxels'])
-    names = [name for name, _ in inputs.pictures] or [origin or inputs_of_backbones]
+    names = [name for name, _ in inputs.pictures] or [chosen.origin or inputs_of_backbones]
     pictures = [dict(name=name, licence=licence) for name in names]
-    return write_detector_kit(deployment, args.onnx_file, samples, args.out, pictures)
+    return write_detector_kit(deployment, args.onnx_file, chosen.samples, args.out, pictures)
 
 
 def write_of_module(args: argparse.Namespace) -> dict[str, Any]:

@@ -93,21 +93,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def load(args: argparse.Namespace) -> Any:
-    """Return the `Deployment` of config and checkpoint, whose model detects in LiDAR sweeps, on the CPU.
+    """Return the `Model` of config and checkpoint, whose model detects in LiDAR sweeps, on the CPU.
 
     `args` are those of `build_parser`; `config`, `checkpoint` and `cfg_options` are read.
 
     ConfigError: the model needs pictures. It is raised before the checkpoint is read.
     """
     compat.apply()
-    from mmdeploy_ext.exporting import deployment as deploy
-
-    def check(cfg: Any, family: Any, model: object) -> None:
-        if family.samples != 'sweeps':
-            raise ConfigError(f'{args.config}: family {family.name!r} takes no LiDAR sweep alone')
+    from mmdeploy_ext.exporting.model import build, load_weights, read_config
 
     overrides = shared.parse_cfg_options(args.cfg_options)
-    return deploy.load(args.config, args.checkpoint, overrides, 'cpu', check)
+    deployment = read_config(args.config, args.checkpoint, overrides)
+    family = deployment.family
+    if family.samples != 'sweeps':
+        raise ConfigError(f'{args.config}: family {family.name!r} takes no LiDAR sweep alone')
+    build(deployment)
+    load_weights(deployment)
+    return deployment
 
 
 def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.ExitStack) -> Any:
@@ -125,11 +127,11 @@ def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.Ex
 
     folder = args.onnx
     if not folder:
-        from mmdeploy_ext.exporting import deployment as deploy
         from mmdeploy_ext.exporting.files import export_files
+        from mmdeploy_ext.exporting.model import resolve_opset
 
         folder = str(EXPORT_FOLDER)
-        options = deploy.resolve_opset(deployment.family.choose(opset=0), deployment.model)
+        options = resolve_opset(deployment.family.choose(opset=0), deployment.model)
         _, seconds = export_files(deployment, options, folder)
         print(f'{folder}: exported in {seconds:.1f} s')
     opens = runtime_of(read_metadata(files_of(folder, GRAPHS)[-1]).family).OPENS

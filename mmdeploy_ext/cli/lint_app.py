@@ -14,8 +14,7 @@ from mmdeploy_ext.core.files import write_json
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from mmdeploy_ext.exporting.deployment import Deployment
-    from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.lint.report import Report
 
 BOTH = 'both'
@@ -71,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
     """
     cli.wait_passively()
     compat.apply()
-    from mmdeploy_ext.exporting import deployment as deploy
-    from mmdeploy_ext.exporting.exporter import check_opset
+    from mmdeploy_ext.exporting.export import check_opset
+    from mmdeploy_ext.exporting.model import build, load_weights, read_config
     from mmdeploy_ext.lint.report import print_report
     from mmdeploy_ext.lint.rules import EXPORTERS
 
@@ -81,13 +80,12 @@ def run(args: argparse.Namespace) -> int:
         check_opset(args.opset_version, exporter)
     height, width = shared.parse_shape(args.shape)
     cfg_options = shared.parse_cfg_options(args.cfg_options)
-
-    def check(_cfg: object, family: Family, _model: object) -> None:
-        if family.samples != 'images':
-            reason = 'streaming and LiDAR models do not have it; their config decides on graphs and sizes'
-            shared.refuse_options(args, build_parser(), IMAGE_OPTIONS, reason)
-
-    deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device, check)
+    deployment = read_config(args.config, args.checkpoint, cfg_options, args.device)
+    if deployment.family.samples != 'images':
+        reason = 'streaming and LiDAR models do not have it; their config decides on graphs and sizes'
+        shared.refuse_options(args, build_parser(), IMAGE_OPTIONS, reason)
+    build(deployment)
+    load_weights(deployment)
     reports: list[Report] = []
     with after_weights():
         for report in lint(deployment, args, exporters, (height, width)):
@@ -100,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def lint(
-    deployment: Deployment, args: argparse.Namespace, exporters: Sequence[str], shape: tuple[int, int]
+    deployment: Model, args: argparse.Namespace, exporters: Sequence[str], shape: tuple[int, int]
 ) -> Iterator[Report]:
     """Yield a report of each part, see `lint_parts.parts_of`.
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.copy import prepared
+from mmdeploy_ext.exporting.model import prepare_fixed, resolve
 from mmdeploy_ext.lint.nested import without_sizes
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.pictures import other_view
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
 
 Feeds = dict[str, torch.Tensor]
 """Name of a tensor -> its values: the inputs of a graph, and the outputs of the stages that have run."""
@@ -73,7 +73,7 @@ class Part:
 
 
 def parts_of(
-    deployment: Deployment, options: Options, picture: str | None = None, upstream: bool = False
+    deployment: Model, options: Options, picture: str | None = None, upstream: bool = False
 ) -> Iterator[Part]:
     """Yield the parts in the order in which a frame goes through them.
 
@@ -97,7 +97,7 @@ def parts_of(
         raise UsageError(
             f'{deployment.config}: family {family.name!r} has no simple_test of one image to observe'
         )
-    options = deploy.resolve(options, deployment.model, deployment.rule)
+    options = resolve(options, deployment.model, deployment.rule)
     runs: list[Feeds] = []
     if takes_images:
         ((_, image),) = read_images([picture or DEFAULT_PICTURE], 1)
@@ -113,7 +113,7 @@ def parts_of(
 
 
 def observed_inputs(
-    deployment: Deployment, options: Options, image_bgr: np.ndarray
+    deployment: Model, options: Options, image_bgr: np.ndarray
 ) -> list[dict[str, np.ndarray]]:
     """Return the inputs of two runs of a model of pictures, by name.
 
@@ -129,14 +129,14 @@ def observed_inputs(
     larger = LARGER if options.dynamic else 0
     for view, extra in ((image_bgr, 0), (other_view(image_bgr), larger)):
         size = options.height + extra, options.width + 2 * extra
-        image = deploy.prepare_fixed(deployment.rule, view, *size)
+        image = prepare_fixed(deployment.rule, view, *size)
         feeds = family.feeds([image], rescale=True)
         feeds.setdefault('border', np.zeros((1, 2), np.float32))  # left out of feeds where it is zero
         runs.append(feeds | family.inner_inputs(deployment.model, feeds, options.form))
     return runs
 
 
-def _stages(deployment: Deployment, options: Options, runs: Sequence[Feeds]) -> Iterator[Part]:
+def _stages(deployment: Model, options: Options, runs: Sequence[Feeds]) -> Iterator[Part]:
     """Yield the stages of all graphs, each run on `runs`, or on the example of its graph."""
     family, model = deployment.family, deployment.model
     family.check(deployment.cfg, options)

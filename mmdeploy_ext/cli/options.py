@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdeploy_ext.contract.options import Option
-from mmdeploy_ext.contract.precision import PRECISIONS
+from mmdeploy_ext.contract.options import PRECISIONS, Option
 from mmdeploy_ext.contract.registry import detector_options
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
@@ -192,7 +191,7 @@ def graph_values(args: argparse.Namespace) -> dict[str, Any]:
     --skip-postprocess gives `form` 'raw'. UsageError: options that contradict each other, an opset that the
     exporter does not write, or a --shape of more than two numbers or of one below 1.
     """
-    from mmdeploy_ext.exporting.exporter import check_opset
+    from mmdeploy_ext.exporting.export import check_opset
 
     values = option_values(args, detector_options())
     if args.skip_postprocess:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.proving.results import Pair
     from mmdeploy_ext.proving.verdict import Verdict
 
@@ -32,7 +32,7 @@ def check_report_targets(args: argparse.Namespace) -> None:
         check_writable(Path(args.report) / 'report.html')
 
 
-def show(verdict: Verdict, pictures: Sequence[Pair], deployment: Deployment, args: argparse.Namespace) -> int:
+def show(verdict: Verdict, pictures: Sequence[Pair], deployment: Model, args: argparse.Namespace) -> int:
     """Write a verdict as JSON and report, and print its table; return the exit status: 0 passed, 1 not.
 
     A verdict below float32 passes within the bars of its precision; its title does not say PROVEN then.
@@ -64,7 +64,7 @@ def show(verdict: Verdict, pictures: Sequence[Pair], deployment: Deployment, arg
     return 0 if verdict.passed else 1
 
 
-def draw_pairs(pictures: Sequence[Pair], deployment: Deployment) -> np.ndarray:
+def draw_pairs(pictures: Sequence[Pair], deployment: Model) -> np.ndarray:
     """Draw up to four samples, one per row, with both engines' detections: (h, w, 3) uint8 BGR.
 
     `pictures` are the results of both engines on samples, at least one; of samples of one image, by the

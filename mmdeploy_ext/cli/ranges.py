@@ -11,7 +11,7 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.quantize import METHODS
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.sparse.ranges import Ranges
 
 LAYOUTS = ('auto', 'spconv1', 'spconv2', 'spconv2-rskc')
@@ -69,7 +69,7 @@ def check(args: argparse.Namespace) -> None:
     args.loaded_ranges = Ranges.load(args.ranges) if args.ranges else None
 
 
-def find(args: argparse.Namespace, deployment: Deployment, target: str, **fields: Any) -> Ranges | None:
+def find(args: argparse.Namespace, deployment: Model, target: str, **fields: Any) -> Ranges | None:
     """Return the ranges of `--ranges`, those that `--calibrate` measures and writes, or of the checkpoint.
 
     None: the options name no ranges, and the checkpoint has none. `--fp16-ranges` rounds them to float16,

@@ -17,7 +17,7 @@ from mmdeploy_ext.quantize import METHODS, PERCENTILE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.sparse.ranges import Ranges
 
 DEFAULT_OUTPUT = 'ranges.json'
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     check(args)
     cli.wait_passively()
     compat.apply()
-    from mmdeploy_ext.exporting.deployment import load
+    from mmdeploy_ext.exporting.model import load
 
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     deployment = load(
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _ranges(args: argparse.Namespace, deployment: Deployment) -> Ranges:
+def _ranges(args: argparse.Namespace, deployment: Model) -> Ranges:
     """Return the ranges of --ranges, of --calibrate, or of the checkpoint; measured ones are written."""
     int8_ranges = ranges.find(
         args,
@@ -141,7 +141,7 @@ def _ranges(args: argparse.Namespace, deployment: Deployment) -> Ranges:
     return int8_ranges
 
 
-def _compare(args: argparse.Namespace, deployment: Deployment, int8_ranges: Ranges) -> None:
+def _compare(args: argparse.Namespace, deployment: Model, int8_ranges: Ranges) -> None:
     """Compare int8 and fp16 with fp32 on the sweeps of --fidelity, and show what is found."""
     from mmdeploy_ext.exporting import sparse_backbone as deploy
     from mmdeploy_ext.quantize import views

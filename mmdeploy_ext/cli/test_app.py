@@ -19,11 +19,10 @@ from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli.tested_models import FrameModel, ImageModel, TestedModel, check_dataset
 from mmdeploy_ext.core import cli, distributed
 from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.config import load_config, test_datasets
+from mmdeploy_ext.core.config import test_datasets
 from mmdeploy_ext.core.errors import ModelFileError, UsageError, after_weights
 from mmdeploy_ext.core.files import atomic_path, check_writable, read_json, sha256_onnx, write_json
 from mmdeploy_ext.engines import BACKENDS, title_of
-from mmdeploy_ext.families.base import DETECTOR, find_family
 
 if TYPE_CHECKING:
     import argparse
@@ -32,8 +31,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.core.distributed import Ranks
     from mmdeploy_ext.core.dump import DumpWriter
     from mmdeploy_ext.evaluate.loop import Network
-    from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.exporting.files import ExportedFiles
+    from mmdeploy_ext.exporting.model import Model
 
 SEEN_FILES = 'exported_files.json'
 """File of the work directory: path of an ONNX file that is what an export makes -> its hash."""
@@ -111,17 +110,18 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     """Evaluate on the processes of the run, which end with one exit status."""
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.evaluate.loop import run_dataset
-    from mmdeploy_ext.exporting import deployment as deploy
+    from mmdeploy_ext.exporting.model import build, load_weights, read_config
 
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     shared.parse_cfg_options(args.eval_options, '--eval-options')
-    cfg = load_config(args.config, cfg_options)
+    device = resolve_device(args.device)
+    deployment = read_config(args.config, args.checkpoint, cfg_options, device)
+    cfg, family = deployment.cfg, deployment.family
     if args.out:
         check_writable(args.out)
     work_dir = Path(
         args.work_dir or cfg.get('work_dir') or f'work_dirs/{evaluation.work_dir_name(args.config)}'
     )
-    family = find_family(cfg, DETECTOR)
     kind = ImageModel if family.samples == 'images' else FrameModel
     if family.samples != 'images':
         reason = f'these models are drawn by {tool(family.used_by[""].split()[0])}'
@@ -134,8 +134,9 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     check_dataset(cfg, tested, family, dataset)
     if args.eval:
         evaluation.check_evaluation(cfg, dataset, args.eval)
-    device = resolve_device(args.device)
-    deployment = deploy.load(args.config, args.checkpoint, cfg_options, device, tested.check)
+    build(deployment)
+    tested.check(deployment)
+    load_weights(deployment)
     with after_weights():
         with open_network(deployment, tested, ranks) as network:
             if network is None:
@@ -158,7 +159,7 @@ def engine_text(cfg: Any, tested: TestedModel) -> str:
 
 
 @contextlib.contextmanager
-def open_network(deployment: Deployment, tested: TestedModel, ranks: Ranks) -> Iterator[Network | None]:
+def open_network(deployment: Model, tested: TestedModel, ranks: Ranks) -> Iterator[Network | None]:
     """Yield the model on the engine of its config; None when it disagrees with the dump of the `_pth` run.
 
     `deployment` is the PyTorch model, `tested` its settings and files, `ranks` the processes of the run.
@@ -192,7 +193,7 @@ def threads_per_process() -> int:
     return max(len(os.sched_getaffinity(0)) // int(os.environ.get('LOCAL_WORLD_SIZE', 1)), 1)
 
 
-def export_if_stale(deployment: Deployment, tested: TestedModel) -> None:
+def export_if_stale(deployment: Model, tested: TestedModel) -> None:
     """Export unless the files are there and have the metadata that a new export would have.
 
     That is, among others, the same config, checkpoint, options, versions and classes. Files that this loop
@@ -236,7 +237,7 @@ def export_if_stale(deployment: Deployment, tested: TestedModel) -> None:
     print(f'{target}: was {reason}; exported in {seconds:.1f} s', flush=True)
 
 
-def check_unedited(deployment: Deployment, tested: TestedModel, exported: ExportedFiles) -> str:
+def check_unedited(deployment: Model, tested: TestedModel, exported: ExportedFiles) -> str:
     """Refuse files whose graphs are not those of a fresh export, and return what commands changed them.
 
     These are commands that the files record, such as '; quantize after its export', else ''. Files with the
@@ -274,7 +275,7 @@ def _remember(tested: TestedModel, exported: ExportedFiles) -> None:
     write_json(tested.work_dir / SEEN_FILES, hashes)
 
 
-def _dump(deployment: Deployment, tested: TestedModel, first: bool) -> DumpWriter | None:
+def _dump(deployment: Model, tested: TestedModel, first: bool) -> DumpWriter | None:
     """Return the writer of the config's dump, or None; the first rank prints what is written."""
     from mmdeploy_ext.core.dump import DumpWriter
 
@@ -289,7 +290,7 @@ def _dump(deployment: Deployment, tested: TestedModel, first: bool) -> DumpWrite
     return DumpWriter(folder, facts, samples, dump['tensors'])
 
 
-def model_facts(deployment: Deployment) -> dict[str, str]:
+def model_facts(deployment: Model) -> dict[str, str]:
     """Return `config`, a file name, `config_sha256` and `checkpoint_sha256`.
 
     These are facts about the model in a dump and in a file of metrics.
@@ -301,10 +302,10 @@ def model_facts(deployment: Deployment) -> dict[str, str]:
     )
 
 
-def run_facts(deployment: Deployment) -> dict[str, str]:
+def run_facts(deployment: Model) -> dict[str, str]:
     """Return `code_sha256` and `dataset_sha256`, facts about a run that decide its metrics, too.
 
-    They are of the source of the model's classes, see `Deployment.model_classes`, and of the settings of
+    They are of the source of the model's classes, see `Model.model_classes`, and of the settings of
     `data.test` but its pipeline, which `config_sha256` has.
     """
     classes = [entry.to_json() for entry in deployment.model_classes]
@@ -318,7 +319,7 @@ def run_facts(deployment: Deployment) -> dict[str, str]:
 
 
 def finish(
-    deployment: Deployment,
+    deployment: Model,
     tested: TestedModel,
     args: argparse.Namespace,
     dataset: Any,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.core.dump import DumpWriter
     from mmdeploy_ext.evaluate.loop import Network
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.against_dump import DumpComparer
@@ -83,17 +83,17 @@ class TestedModel(abc.ABC):
             options.check()
         return options
 
-    def check(self, cfg: Any, family: Family, model: Any) -> None:
+    def check(self, deployment: Model) -> None:
         """Complete the options by the model; refuse, before the weights load, what cannot be exported.
 
-        `cfg` is mmcv's config, `family` the one that exports the model, `model` the model without weights.
         ConfigError: the options do not go with the model, or the file or folder cannot be written.
         """
-        from mmdeploy_ext.exporting import deployment as deploy
         from mmdeploy_ext.exporting.files import check_output
+        from mmdeploy_ext.exporting.model import check_options
 
+        cfg, family = deployment.unbuilt_cfg, deployment.family
         try:
-            self.options = deploy.check_options(self.options, cfg, family, model)
+            self.options = check_options(self.options, cfg, family, deployment.model)
             if self.settings['type'] != 'TorchBackend' and not self.args.onnx:
                 check_output(self.target, self.options, family, 'onnx_file=')
         except UsageError as error:
@@ -108,13 +108,13 @@ class TestedModel(abc.ABC):
         """Return the end of the name of the file or folder in the work directory."""
 
     @abc.abstractmethod
-    def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> AbstractContextManager[Network]:
+    def in_torch(self, deployment: Model, dump: DumpWriter | None) -> AbstractContextManager[Network]:
         """Return a context manager that yields the model of `deployment` in PyTorch, for the loop.
 
         `dump` writes its tensors, unless it is None.
         """
 
-    def expected_metadata(self, deployment: Deployment) -> list[Metadata]:
+    def expected_metadata(self, deployment: Model) -> list[Metadata]:
         """Return the metadata of the files that an export of `deployment` would write, in their order.
 
         An export that is there already is stale if it has others.
@@ -124,23 +124,23 @@ class TestedModel(abc.ABC):
         graphs = deployment.family.graphs(deployment.model, self.options)
         return [make_metadata(deployment, self.options, graph) for graph in graphs]
 
-    def export(self, deployment: Deployment) -> float:
+    def export(self, deployment: Model) -> float:
         """Export the model of `deployment` to `target`; return the seconds that it took."""
         from mmdeploy_ext.exporting.files import export_files
 
         return export_files(deployment, self.options, self.target, self.example_images(deployment))[1]
 
-    def example_images(self, deployment: Deployment) -> list[PreparedImage]:
+    def example_images(self, deployment: Model) -> list[PreparedImage]:
         """Return the images that an export of `deployment` traces; [] if the graphs have examples."""
         return []
 
     @abc.abstractmethod
-    def fresh_exports(self, deployment: Deployment, recorded: Sequence[Metadata]) -> list[Export]:
+    def fresh_exports(self, deployment: Model, recorded: Sequence[Metadata]) -> list[Export]:
         """Return fresh exports of `deployment` for files that are there, with the metadata `recorded`."""
 
     @abc.abstractmethod
     def on_engine(
-        self, deployment: Deployment, engine: Mapping[str, Any]
+        self, deployment: Model, engine: Mapping[str, Any]
     ) -> AbstractContextManager[tuple[Network, DumpComparer]]:
         """Return a context manager that yields the exported model on its engine, and what compares a dump.
 
@@ -162,7 +162,7 @@ class ImageModel(TestedModel):
         return dict(form=self.options.form)
 
     @contextlib.contextmanager
-    def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> Iterator[Network]:
+    def in_torch(self, deployment: Model, dump: DumpWriter | None) -> Iterator[Network]:
         """Yield the model in PyTorch, by its own test path; the stages of the export give dumped tensors.
 
         Both run in float32, whatever the precision of the file is. `dump` writes the tensors of samples; None
@@ -183,7 +183,7 @@ class ImageModel(TestedModel):
             yield TorchDetector(model, network, show)
 
     def _network(
-        self, deployment: Deployment, backend: Backend, metadata: Metadata, dump: DumpWriter | None = None
+        self, deployment: Model, backend: Backend, metadata: Metadata, dump: DumpWriter | None = None
     ) -> Network:
         from mmdeploy_ext.evaluate.detector import BackendDetector, Show
 
@@ -193,16 +193,16 @@ class ImageModel(TestedModel):
             show = Show(Path(folder), metadata.family, metadata.classes, self.args.show_score_thr)
         return BackendDetector(backend, deployment.family, metadata, dump, show)
 
-    def example_images(self, deployment: Deployment) -> list[PreparedImage]:
+    def example_images(self, deployment: Model) -> list[PreparedImage]:
         """Return the demo's picture, prepared by the rule of `deployment` in the size of the options."""
-        from mmdeploy_ext.exporting import deployment as deploy
+        from mmdeploy_ext.exporting.model import prepare_fixed
         from mmdeploy_ext.preprocess.pictures import read_image
 
         picture = read_image(DEFAULT_PICTURE)
         size = self.options.height, self.options.width
-        return [deploy.prepare_fixed(deployment.rule, picture, *size)]
+        return [prepare_fixed(deployment.rule, picture, *size)]
 
-    def fresh_exports(self, deployment: Deployment, recorded: Sequence[Metadata]) -> list[Export]:
+    def fresh_exports(self, deployment: Model, recorded: Sequence[Metadata]) -> list[Export]:
         from mmdeploy_ext.preprocess.pictures import read_image
         from mmdeploy_ext.proving.fresh_export import of_images
 
@@ -211,7 +211,7 @@ class ImageModel(TestedModel):
 
     @contextlib.contextmanager
     def on_engine(
-        self, deployment: Deployment, engine: Mapping[str, Any]
+        self, deployment: Model, engine: Mapping[str, Any]
     ) -> Iterator[tuple[Network, DumpComparer]]:
         """Yield the file on its engine, with the post-processing that its form leaves out, and its comparer.
 
@@ -237,7 +237,7 @@ class FrameModel(TestedModel):
         return 'fork.onnx' if self.options.contract == 'fork' else self.options.contract
 
     @contextlib.contextmanager
-    def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> Iterator[Network]:
+    def in_torch(self, deployment: Model, dump: DumpWriter | None) -> Iterator[Network]:
         """Yield the PyTorch model itself, of which the exported graphs are parts.
 
         `dump` writes the tensors of samples; None writes none.
@@ -247,21 +247,21 @@ class FrameModel(TestedModel):
         model = fused(deployment.model) if self.args.fuse_conv_bn else deployment.model
         yield self._network(deployment, deployment.family.reference(model), dump)
 
-    def _network(self, deployment: Deployment, stepper: Any, dump: DumpWriter | None = None) -> Network:
+    def _network(self, deployment: Model, stepper: Any, dump: DumpWriter | None = None) -> Network:
         from mmdeploy_ext.evaluate.detector import FrameDetector
 
         keep = self.settings.get('memory') != 'reset'
         model = deployment.model if dump is not None else None  # which would keep the weights in memory
         return FrameDetector(stepper, deployment.family, dump, model, keep)
 
-    def fresh_exports(self, deployment: Deployment, recorded: Sequence[Metadata]) -> list[Export]:
+    def fresh_exports(self, deployment: Model, recorded: Sequence[Metadata]) -> list[Export]:
         from mmdeploy_ext.proving.fresh_export import of_graph
 
         return [of_graph(deployment, self.options, metadata.form) for metadata in recorded]
 
     @contextlib.contextmanager
     def on_engine(
-        self, deployment: Deployment, engine: Mapping[str, Any]
+        self, deployment: Model, engine: Mapping[str, Any]
     ) -> Iterator[tuple[Network, DumpComparer]]:
         """Yield the files on their engine, for the loop, and what compares them with a dump.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.api import ModelSource, check_normalisation, prove_source
+from mmdeploy_ext.api import check_normalisation, prove_files
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import proof
 from mmdeploy_ext.contract.options import FORM, MAX_CANDIDATES, MAX_PROPOSALS, OPSET
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.engines.registry import check_engine_kind
+from mmdeploy_ext.exporting.model import read_config
 from mmdeploy_ext.families.base import BACKBONE, Family
 from mmdeploy_ext.proving.inputs.samples import Samples
 
@@ -74,11 +75,22 @@ def run(args: argparse.Namespace) -> int:
     engine = shared.engine_options(args)
     proof.check_report_targets(args)
     cfg_options = shared.parse_cfg_options(args.cfg_options)
-    source = ModelSource.read(args.config, args.checkpoint, cfg_options, args.device, file=args.onnx_file)
-    check_family(args, source.family, engine)
-    samples = Samples(source.family, args.images or (), args.frames)
-    typed = shared.option_values(args, EXPORT_OPTIONS)
-    return prove_files(args, source, samples, engine, edited=args.edited, asked=typed, strict=args.strict)
+    deployment = read_config(args.config, args.checkpoint, cfg_options, args.device, file=args.onnx_file)
+    check_family(args, deployment.family, engine)
+    verdict, pairs = prove_files(
+        deployment,
+        args.onnx_file,
+        Samples(deployment.family, args.images or (), args.frames),
+        engine,
+        mean=args.mean,
+        std=args.std,
+        metrics=args.eval or (),
+        edited=args.edited,
+        asked=shared.option_values(args, EXPORT_OPTIONS),
+        library=args.library,
+        strict=args.strict,
+    )
+    return proof.show(verdict, pairs, deployment, args)
 
 
 def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any]) -> None:
@@ -96,34 +108,6 @@ def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any
     if family.product == BACKBONE:
         shared.refuse_options(args, parser, DETECTOR_OPTIONS, 'sparse backbones do not have it')
     check_engine_kind(engine['engine'], engine.get('inference_precision'))
-
-
-def prove_files(
-    args: argparse.Namespace, source: ModelSource, samples: Samples, engine: dict[str, Any], **claims: Any
-) -> int:
-    """Prove files that were exported earlier, and show the verdict; return 0 if it passed, 1 if not.
-
-    Args:
-        args: parsed arguments of the command line; read are `onnx_file`, `mean`, `std`, `eval`, and those
-            that `proof.show` takes.
-        source: config and checkpoint.
-        samples: samples that the proof compares on.
-        engine: name of the backend (`engine`) and its options, as `options.engine_options` returns them.
-        claims: what the files are held to besides their metadata: `edited`, `asked` and others, see the
-            `claims` of `api.Exported.prove`.
-    """
-    verdict, pictures, deployment = prove_source(
-        source,
-        args.onnx_file,
-        samples,
-        engine,
-        mean=args.mean,
-        std=args.std,
-        metrics=args.eval or (),
-        library=args.library,
-        **claims,
-    )
-    return proof.show(verdict, pictures, deployment, args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -156,10 +156,10 @@ def load_steppers(
     steppers: dict[str, Stepper] = {}
     classes: tuple[str, ...] = ()
     if 'torch' in engines:
-        from mmdeploy_ext.exporting import deployment as deploy
+        from mmdeploy_ext.exporting.model import load
 
         overrides = shared.parse_cfg_options(args.cfg_options)
-        deployment = deploy.load(args.config, args.checkpoint, overrides, args.device)
+        deployment = load(args.config, args.checkpoint, overrides, args.device)
         steppers['torch'], classes = family.reference(deployment.model), deployment.classes
     if 'onnx' in engines:
         from mmdeploy_ext.exporting.files import read_files

@@ -311,6 +311,8 @@ GROUP_NORM = Option(
     key='group_norm',
     only_with=('precision', 'fp32'),
 )
+PRECISIONS = ('fp32', 'fp16', 'bf16')
+"""What an engine may compute in (`--inference-precision`); a file has one of the first two."""
 PRECISION = Option(
     'precision',
     'fp32',

@@ -42,6 +42,7 @@ class Registration:
     library: str = ''
     training_keys: tuple[str, ...] = ()
     keep_fp32: tuple[str, ...] = ()
+    claims: tuple[str, ...] = ()
 
     def load_family(self) -> Any:
         """Import the family, and return it: an instance of the class that `family` names, or what it names.
@@ -100,6 +101,7 @@ def register_family(
     library: str = '',
     training_keys: tuple[str, ...] = (),
     keep_fp32: tuple[str, ...] = (),
+    claims: tuple[str, ...] = (),
 ) -> None:
     """Make a family known to every command and function.
 
@@ -127,13 +129,24 @@ def register_family(
         keep_fp32: patterns ('*', '?', '[...]') of nodes that stay float32 in its float16 files, besides those
             of every family; one fits a node by its name, operator, module or an output, see
             `graph.passes.select.match_patterns`. Those that fit no node of a file are left out.
+        claims: names of classes; the family is imported for configs whose detector or head is one of them, or
+            derived from one. (): for configs that no family with such names claims, and, without a `library`,
+            for all.
 
     Raises:
         ConfigError: another family has the name, the name or `family` is not of that form, or the default of
             an option is none of its choices.
     """
     registration = Registration(
-        name, family, tuple(options), postprocess, runtime, library, tuple(training_keys), tuple(keep_fp32)
+        name,
+        family,
+        tuple(options),
+        postprocess,
+        runtime,
+        library,
+        tuple(training_keys),
+        tuple(keep_fp32),
+        tuple(claims),
     )
     if not re.fullmatch(r'[a-z][\w-]*', name):
         raise ConfigError(

@@ -1,15 +1,24 @@
 """The copy of a model that is exported, with parts in the form that exporters take; the model itself stays.
 
-Batch normalisation is folded by PyTorch's own exporters, which run it in evaluation mode.
+Some modules of mmcv and mmdet are replaced in the copy, see `REPLACED`; families add to `PREPARATIONS`. Batch
+normalisation is folded by PyTorch's own exporters, which run it in evaluation mode.
 """
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
 from torch.nn.utils.weight_norm import WeightNorm
+
+from mmdeploy_ext.core.errors import ExportError
+
+STEPS = 12
+"""The maximum runs over 2 ** 12 cells, so maps may have sides of 4,096: 16,384 pixels at stride 4."""
+AXES = dict(bottom=(2, 1), top=(2, -1), right=(3, 1), left=(3, -1))
+"""Mode of mmcv's corner pooling -> the axis of (B, C, h, w), and 1 if the maximum runs along it, else -1."""
 
 
 @runtime_checkable
@@ -20,7 +29,95 @@ class Summed(Protocol):
         """Make `conv`, which computes the sum of the branches; they stay beside it. It is called once."""
 
 
-PREPARATIONS: list[Callable[[nn.Module], None]] = []
+class SamePadding(nn.Conv2d):
+    """A convolution whose output has `ceil(size / stride)` cells.
+
+    It pads both ends of an axis alike, or the last one by one cell more. It replaces mmcv 1.7.2's
+    `Conv2dAdaptivePadding`, which divides sizes as floats and rounds up; in a trace of TorchScript that
+    becomes a division of integers, which rounds down. Here all numbers are integers, so that a graph is right
+    for every size.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the convolution of maps (B, C, h, w).
+
+        Raises:
+            ExportError: along an axis the kernel covers more than one cell but fewer than the stride has;
+                upstream's padding is then cut off at 0 for some sizes, which is not repeated here.
+        """
+        sides = [self._padding(x.shape[2 + axis], axis) for axis in (1, 0)]
+        padded = nn.functional.pad(x, [pixels for side in sides for pixels in side])
+        return nn.functional.conv2d(
+            padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups
+        )
+
+    def _padding(self, size: int, axis: int) -> tuple[int, int]:
+        """Return the pixels before and after the map, of the height (axis 0) or the width."""
+        stride, reach = self.stride[axis], (self.kernel_size[axis] - 1) * self.dilation[axis]
+        if stride == 1 or reach == 0:
+            total = reach
+        elif reach < stride - 1:
+            raise ExportError(
+                f'a convolution that pads by its input: kernel {self.kernel_size}, stride {stride}'
+            )
+        else:
+            total = reach - (size - 1) % stride
+        return total // 2, total - total // 2
+
+
+class CornerMaximum(nn.Module):
+    """`mmcv.ops.CornerPool` in standard operators: the largest value so far along an axis.
+
+    ONNX has no CumMax. Every step takes the larger one of a map and of itself, moved twice as far as the step
+    before.
+
+    Attributes:
+        mode: a key of `AXES`.
+    """
+
+    mode: str
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the maxima of maps `x` (B, C, h, w), of the same shape; no side is above 4,096 (`STEPS`)."""
+        axis, along = AXES[self.mode]
+        for step in range(STEPS):
+            moved = 2**step
+            before, behind = (moved, 0) if along > 0 else (0, moved)
+            sides = (before, behind, 0, 0) if axis == 3 else (0, 0, before, behind)
+            padded, size = nn.functional.pad(x, sides, value=float('-inf')), x.shape[axis]
+            x = torch.maximum(x, padded.narrow(axis, 0 if along > 0 else moved, size))
+        return x
+
+
+REPLACED = dict(Conv2dAdaptivePadding=SamePadding, CornerPool=CornerMaximum)
+"""Name of a class of mmcv -> the class that replaces it."""
+
+
+def replace_class(module: nn.Module) -> None:
+    """Change the class of `module` alone, in place, if `REPLACED` has one for the name of its class."""
+    if kind := REPLACED.get(type(module).__name__):
+        module.__class__ = kind
+
+
+def keep_position_bias(module: nn.Module) -> None:
+    """Add the buffer `relative_position_bias` to `module`, if it is a window attention (Swin).
+
+    It holds (M, T, T), M heads and T tokens of a window: the rows that the module looks up in
+    `relative_position_bias_table` (rows, M) by T * T indices, which may be in one axis. Modules without such
+    a table, or without its indices, stay as they are. The exporter folds the lookup, and the structure check
+    compares the constant with this buffer.
+    """
+    table = getattr(module, 'relative_position_bias_table', None)
+    index = getattr(module, 'relative_position_index', None)
+    if not isinstance(table, torch.Tensor) or not isinstance(index, torch.Tensor) or table.ndim != 2:
+        return
+    tokens = math.isqrt(index.numel())
+    if tokens**2 == index.numel():
+        bias = table[index.flatten()].t().reshape(-1, tokens, tokens).contiguous()
+        module.register_buffer('relative_position_bias', bias.detach())
+
+
+PREPARATIONS: list[Callable[[nn.Module], None]] = [replace_class, keep_position_bias]
 """Functions that prepare every module of a copy for the export; each skips modules of other types.
 
 The modules of this package and of projects that define such functions append them.

@@ -19,7 +19,7 @@ from mmdeploy_ext.core.versions import versions
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.code_warnings import recorded_warnings
 from mmdeploy_ext.exporting.copy import prepared
-from mmdeploy_ext.exporting.deployment import Deployment, rule_of
+from mmdeploy_ext.exporting.model import Model, rule_of
 from mmdeploy_ext.families.base import FAMILIES, Family
 from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -55,7 +55,7 @@ def check_output(output: str, options: Options, family: Family, option: str = '-
     will_write(option.strip(' ='), paths)
 
 
-def make_metadata(deployment: Deployment, options: Options, graph: Graph | None = None) -> Metadata:
+def make_metadata(deployment: Model, options: Options, graph: Graph | None = None) -> Metadata:
     """Return the metadata of the file of a graph.
 
     Args:
@@ -116,7 +116,7 @@ def export_graph(
 
 
 def export_graphs(
-    deployment: Deployment, options: Options, images: Sequence[PreparedImage] = ()
+    deployment: Model, options: Options, images: Sequence[PreparedImage] = ()
 ) -> list[tuple[onnx.ModelProto, Metadata]]:
     """Export all graphs of a model, in the order in which a sample goes through them.
 
@@ -153,7 +153,7 @@ def export_graphs(
 
 
 def export_files(
-    deployment: Deployment, options: Options, output: str, images: Sequence[PreparedImage] = ()
+    deployment: Model, options: Options, output: str, images: Sequence[PreparedImage] = ()
 ) -> tuple[list[str], float]:
     """Export a model and write its file, or its folder of graphs.
 

@@ -15,8 +15,8 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.core.versions import versions
-from mmdeploy_ext.exporting.deployment import Deployment
 from mmdeploy_ext.exporting.files import plain_options
+from mmdeploy_ext.exporting.model import Model
 from mmdeploy_ext.families.sparse import SparseFamily
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import SparseConvolution, SparseGraph
@@ -24,7 +24,7 @@ from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.ranges import Ranges
 
 
-def trace(deployment: Deployment) -> SparseGraph:
+def trace(deployment: Model) -> SparseGraph:
     """Return the graph of the deployment's encoder in the encoder's axis order, BatchNorm and Relu as nodes.
 
     ConfigError: the encoder gives another shape than the config says; ExportError, ShapeError: as
@@ -128,7 +128,7 @@ def overrides(graph: SparseGraph, options: Options, family: SparseFamily) -> dic
     return precisions
 
 
-def metadata_props(deployment: Deployment, options: Options, ranges: Ranges | None = None) -> dict[str, str]:
+def metadata_props(deployment: Model, options: Options, ranges: Ranges | None = None) -> dict[str, str]:
     """Return the metadata of the file of an export, key with `PREFIX` -> JSON text.
 
     Engines do not read them; the tools and runtimes of this package do.
@@ -156,7 +156,7 @@ def metadata_props(deployment: Deployment, options: Options, ranges: Ranges | No
 
 
 def write_file(
-    deployment: Deployment, graph: SparseGraph, options: Options, path: str, ranges: Ranges | None = None
+    deployment: Model, graph: SparseGraph, options: Options, path: str, ranges: Ranges | None = None
 ) -> None:
     """Write a graph to a file, atomically, with the metadata of `metadata_props`.
 
@@ -185,7 +185,7 @@ def write_file(
 
 
 def export_file(
-    deployment: Deployment, options: Options, path: str, ranges: Ranges | None = None
+    deployment: Model, options: Options, path: str, ranges: Ranges | None = None
 ) -> tuple[SparseGraph, float]:
     """Trace, fold and write a backbone; return the graph that was written and the seconds it took.
 

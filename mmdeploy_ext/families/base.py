@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import enum
 import functools
 import importlib
@@ -14,13 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from mmdeploy_ext.compat.older_mmdet import lacks_part_of_mmdet
 from mmdeploy_ext.contract.options import Option, Options
-from mmdeploy_ext.contract.registry import detector_options, keep_fp32_of, registered
+from mmdeploy_ext.contract.registry import Registration, detector_options, keep_fp32_of, registered
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.core.model_classes import ModelClass, model_classes
 from mmdeploy_ext.core.user_modules import import_failure
-from mmdeploy_ext.families.building import has_head, head_of
+from mmdeploy_ext.families.building import has_head, head_of, names_of_class
 from mmdeploy_ext.families.missing_kernels import missing_operators
 from mmdeploy_ext.families.nearest import refusal
 
@@ -136,9 +137,11 @@ class Family(abc.ABC):
     def missing_option_message(self, name: str, values: Mapping[str, Any]) -> str:
         """Return the message about an option that the family lacks, and the imported families that have it.
 
-        If no family has such an option, the message names those of this one. `values` are name ->
+        Families of libraries that were not imported are left out. If no family has such an option, the
+        message names those of this one. `values` are name ->
         value of the options that were chosen or are in a file, `name` is one of them.
         """
+        load_families('')
         families = [family for family in FAMILIES.values() if family.product == self.product]
         owners = sorted(
             family.name for family in families if name in [entry.name for entry in family.options]
@@ -314,19 +317,53 @@ def load_families(library: str | None = None) -> None:
     """Import the families that were registered with a library, see `contract.registry.register_family`.
 
     `library` is its import name, such as 'mmdet3d'; '' stands for the families that name none, such as those
-    of mmdet; None for all families whose library can be imported. A family that needs a part of mmdet which
-    the imported copy is too old to have is left out, and is in `LEFT_OUT`; another error of its import, such
-    as that of a library which is named and not installed, is raised.
+    of mmdet; None for all families whose library can be imported.
     """
     for registration in registered().values():
-        needed = registration.library
-        if needed == library or (library is None and not (needed and library_failure(needed))):
-            try:
-                FAMILIES.get(registration.name)
-            except (ImportError, AttributeError) as error:
-                if not lacks_part_of_mmdet(error):
-                    raise
-                LEFT_OUT[registration.name] = import_failure(error)
+        if library in (None, registration.library):
+            _import(registration)
+
+
+def load_candidates(cfg: Any) -> None:
+    """Import the families whose registration names the detector of a config, its head, or a base of them.
+
+    Families that name none and need no library are imported, too.
+    """
+    names = _type_names(cfg)
+    for registration in registered().values():
+        needs_nothing = not registration.claims and not registration.library
+        if needs_nothing or names & set(registration.claims):
+            _import(registration)
+
+
+def _import(registration: Registration) -> None:
+    """Import a family unless its library cannot be imported.
+
+    One that needs a part of mmdet which the imported copy is too old to have is put into `LEFT_OUT`.
+    """
+    if registration.library and library_failure(registration.library):
+        return
+    try:
+        FAMILIES.get(registration.name)
+    except (ImportError, AttributeError) as error:
+        if not lacks_part_of_mmdet(error):
+            raise
+        LEFT_OUT[registration.name] = import_failure(error)
+
+
+def _type_names(cfg: Any) -> set[str]:
+    """Return the types of a detector and its heads (not of proposals), and the names of their bases."""
+    heads = [part for key, part in cfg.model.items() if str(key).endswith('head') and key != 'rpn_head']
+    types = [str(part.get('type')) for part in (cfg.model, *heads) if isinstance(part, Mapping)]
+    names = set(types)
+    with contextlib.suppress(ImportError, AttributeError):  # of an older copy: its families say so
+        from mmdet.models import builder
+
+        builders = filter(None, (sys.modules.get('mmdet3d.models.builder'), builder))
+        for registry in [vars(module)[kind] for module in builders for kind in ('DETECTORS', 'HEADS')]:
+            for name in types:
+                names.update(names_of_class(registry, name))
+    return names
 
 
 @functools.cache
@@ -344,8 +381,8 @@ def library_failure(library: str) -> str:
 def find_family(cfg: Any, product: str = '') -> Family:
     """Return the family that claims most of the model of a config, which it adapts in place (`Family.adapt`).
 
-    Families that were registered with a library, such as mmdet3d, are imported only if none of the others, or
-    of those that are imported, claims the model.
+    Families are asked that are imported, or whose registration names the detector or its head; the others
+    only if none of these claims the model.
 
     Args:
         cfg: the config.
@@ -363,9 +400,9 @@ def find_family(cfg: Any, product: str = '') -> Family:
             f'{cfg.filename}: has test_cfg, beside the model, and model.test_cfg; expected one of them: the '
             f'keys of overrides begin as those of the config'
         )
-    load_families('')
+    load_candidates(cfg)
     best = _closest(cfg, product)
-    if not best:  # libraries that take seconds to import are left to the configs that need them
+    if not best:
         load_families()
         best = _closest(cfg, product)
     if len(best) > 1:

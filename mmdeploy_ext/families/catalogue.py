@@ -30,6 +30,7 @@ register_family(
     postprocess=anchor3d.POSTPROCESS,
     runtime='mmdeploy_ext.families.anchor3d.runtime',
     library=MMDET3D,
+    claims=('VoxelNet', 'MVXFasterRCNN', 'SASSD', 'DynamicVoxelNet'),
 )
 register_family(
     'bevformer',
@@ -38,6 +39,7 @@ register_family(
     postprocess=bevformer.POSTPROCESS,
     runtime='mmdeploy_ext.families.bevformer.runtime',
     library=MMDET3D,
+    claims=('BEVFormerHead',),
 )
 register_family('bevfusion', 'mmdeploy_ext.families.sparse_backbone.family:BEVFUSION', library=MMDET3D)
 register_family(
@@ -47,6 +49,7 @@ register_family(
     postprocess=bevfusion_det.POSTPROCESS,
     runtime='mmdeploy_ext.families.bevfusion.runtime.model',
     library=MMDET3D,
+    claims=('BEVFusion',),
 )
 register_family(
     'centerpoint',
@@ -55,6 +58,7 @@ register_family(
     postprocess=centerpoint.POSTPROCESS,
     runtime='mmdeploy_ext.families.centerpoint.runtime',
     library=MMDET3D,
+    claims=('CenterPoint',),
 )
 register_family(
     'centerpoint-det3d',
@@ -66,6 +70,7 @@ register_family(
     'mmdeploy_ext.families.corner.family:CornerFamily',
     postprocess=query.POSTPROCESS,
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
+    claims=('CornerNet',),
 )
 register_family(
     'dense',
@@ -73,6 +78,7 @@ register_family(
     options=dense.OPTIONS,
     postprocess=dense.POSTPROCESS,
     runtime='mmdeploy_ext.families.dense.runtime',
+    claims=('BaseDenseHead',),
 )
 register_family(
     'imvoxelnet',
@@ -80,6 +86,7 @@ register_family(
     postprocess=imvoxelnet.POSTPROCESS,
     runtime='mmdeploy_ext.families.imvoxelnet.runtime',
     library=MMDET3D,
+    claims=('ImVoxelNet',),
 )
 register_family(
     'monocular',
@@ -87,6 +94,7 @@ register_family(
     postprocess=monocular.POSTPROCESS,
     runtime='mmdeploy_ext.families.monocular.runtime.fcos3d',
     library=MMDET3D,
+    claims=('FCOSMono3DHead',),
 )
 register_family(
     'mvxnet',
@@ -95,6 +103,7 @@ register_family(
     postprocess=anchor3d.POSTPROCESS,
     runtime='mmdeploy_ext.families.anchor3d.mvxnet.runtime',
     library=MMDET3D,
+    claims=('DynamicMVXFasterRCNN',),
 )
 register_family(
     'petr',
@@ -103,6 +112,7 @@ register_family(
     postprocess=petr.POSTPROCESS,
     runtime='mmdeploy_ext.families.petr.runtime',
     library=MMDET3D,
+    claims=('PETRHead',),
 )
 register_family(
     'petrv2',
@@ -111,6 +121,7 @@ register_family(
     postprocess=petr.POSTPROCESS,
     runtime='mmdeploy_ext.families.petr.runtime',
     library=MMDET3D,
+    claims=('PETRv2Head',),
 )
 register_family(
     'query',
@@ -118,6 +129,7 @@ register_family(
     options=query.OPTIONS,
     postprocess=query.POSTPROCESS,
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
+    claims=('DETR', 'DeformableDETR', 'DINO', 'CoDETR'),
 )
 register_family(
     'query_masks',
@@ -125,6 +137,7 @@ register_family(
     options=query.OPTIONS,
     postprocess=query.POSTPROCESS,
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
+    claims=('MaskFormer',),
 )
 register_family(
     'query_panoptic',
@@ -133,6 +146,7 @@ register_family(
     postprocess=query.PANOPTIC_POSTPROCESS,
     runtime='mmdeploy_ext.families.query.runtime',
     keep_fp32=query.PANOPTIC_KEEP_FP32,
+    claims=('MaskFormer',),
 )
 register_family(
     'query_regions',
@@ -140,6 +154,7 @@ register_family(
     postprocess=query.POSTPROCESS,
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
     keep_fp32=query.REGION_KEEP_FP32,
+    claims=('SparseRCNN', 'QueryInst'),
 )
 register_family(
     'query_regions_masks',
@@ -148,6 +163,7 @@ register_family(
     postprocess=query.REGION_MASK_POSTPROCESS,
     runtime='mmdeploy_ext.families.parts.runtime.pasted_masks',
     keep_fp32=query.REGION_KEEP_FP32,
+    claims=('SparseRCNN', 'QueryInst'),
 )
 register_family(
     'rtdetr',
@@ -156,6 +172,7 @@ register_family(
     postprocess=rtdetr.POSTPROCESS,
     runtime='mmdeploy_ext.families.rtdetr.runtime',
     keep_fp32=rtdetr.KEEP_FP32,
+    claims=('RTDETR',),
 )
 register_family(
     'smoke',
@@ -163,6 +180,7 @@ register_family(
     postprocess=monocular.SMOKE_POSTPROCESS,
     runtime='mmdeploy_ext.families.monocular.runtime.smoke',
     library=MMDET3D,
+    claims=('SMOKEMono3DHead',),
 )
 register_family(
     'solo',
@@ -170,6 +188,7 @@ register_family(
     options=solo.OPTIONS,
     postprocess=solo.POSTPROCESS,
     runtime='mmdeploy_ext.families.solo.runtime',
+    claims=('SOLOHead', 'DecoupledSOLOHead', 'DecoupledSOLOLightHead', 'SOLOV2Head'),
 )
 register_family(
     'sparse4d',
@@ -178,6 +197,7 @@ register_family(
     postprocess=sparse4d.POSTPROCESS,
     runtime='mmdeploy_ext.families.sparse4d.runtime.model',
     library=MMDET3D,
+    claims=('Sparse4D', 'Sparse4DHead'),
 )
 register_family(
     'sparse-encoder', 'mmdeploy_ext.families.sparse_backbone.family:SPARSE_ENCODER', library=MMDET3D
@@ -189,6 +209,7 @@ register_family(
     postprocess=streampetr.POSTPROCESS,
     runtime='mmdeploy_ext.families.streampetr.runtime.model',
     library=MMDET3D,
+    claims=('StreamPETRHead', 'StreamPETRHeadPTH', 'StreamPETRHeadONNX'),
 )
 register_family(
     'two_stage',
@@ -197,6 +218,7 @@ register_family(
     postprocess=two_stage.POSTPROCESS,
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
     keep_fp32=two_stage.KEEP_FP32,
+    claims=('TwoStageDetector', 'RPN'),
 )
 register_family(
     'two_stage_image_branch',
@@ -206,6 +228,7 @@ register_family(
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
     keep_fp32=two_stage.KEEP_FP32,
     library=MMDET3D,
+    claims=('ImVoteNet',),
 )
 register_family(
     'two_stage_masks',
@@ -214,6 +237,7 @@ register_family(
     postprocess=two_stage.MASK_POSTPROCESS,
     runtime='mmdeploy_ext.families.parts.runtime.pasted_masks',
     keep_fp32=two_stage.KEEP_FP32,
+    claims=('TwoStageDetector', 'RPN'),
 )
 register_family(
     'two_stage_panoptic',
@@ -221,6 +245,7 @@ register_family(
     postprocess=two_stage.PANOPTIC_POSTPROCESS,
     runtime='mmdeploy_ext.families.two_stage.runtime.panoptic',
     keep_fp32=two_stage.PANOPTIC_KEEP_FP32,
+    claims=('TwoStagePanopticSegmentor',),
 )
 register_family(
     'two_stage_regions',
@@ -228,10 +253,12 @@ register_family(
     postprocess=two_stage.POSTPROCESS,
     runtime='mmdeploy_ext.families.two_stage.runtime.regions',
     keep_fp32=two_stage.KEEP_FP32,
+    claims=('TwoStageDetector', 'RPN'),
 )
 register_family(
     'yolact',
     'mmdeploy_ext.families.yolact.family:YolactFamily',
     postprocess=yolact.POSTPROCESS,
     runtime='mmdeploy_ext.families.yolact.runtime',
+    claims=('YOLACT',),
 )

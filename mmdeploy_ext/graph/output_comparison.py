@@ -8,8 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mmdeploy_ext.contract.precision import as_float16
-from mmdeploy_ext.contract.spec import DEFAULT_RTOL, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL, GraphSpec, TensorSpec, as_float16
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.feeds import common_feeds, random_feeds
 from mmdeploy_ext.graph.io import types

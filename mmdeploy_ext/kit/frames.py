@@ -33,7 +33,7 @@ from mmdeploy_ext.proving.levels.drive_run import snapshot
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.proving.levels.frames import FramesProof
     from mmdeploy_ext.runtime.frames import Frame, Sweep
 
@@ -45,7 +45,7 @@ Others may begin so, too, such as `prev_exists` of StreamPETR.
 
 
 def write_frames(
-    deployment: Deployment, paths: Sequence[str], samples: Collection[Any], folder: Path
+    deployment: Model, paths: Sequence[str], samples: Collection[Any], folder: Path
 ) -> dict[str, Any]:
     """Write the files and their cases into the folder of a kit; return their entries of the manifest.
 

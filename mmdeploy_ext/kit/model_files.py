@@ -14,11 +14,11 @@ from mmdeploy_ext.proving.provenance import facts_checks
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.kit.contents import KitGraph
 
 
-def check_facts(deployment: Deployment, path: str | Path, metadata: Metadata, rule: Any) -> None:
+def check_facts(deployment: Model, path: str | Path, metadata: Metadata, rule: Any) -> None:
     """Refuse a file whose classes, preparation or post-processing are not the model's.
 
     The page of a kit and all runners read these from the file, so that no comparison of arrays shows them.

@@ -25,12 +25,12 @@ from mmdeploy_ext.kit.voxels import open_interpreted, write_voxels
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.kit.local_run import Run
 
 
 def write_detector_kit(
-    deployment: Deployment,
+    deployment: Model,
     path: str,
     samples: Collection[Any],
     out: str | Path,

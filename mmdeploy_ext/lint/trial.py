@@ -13,8 +13,7 @@ import torch
 
 from mmdeploy_ext.core.errors import ExportError, root_cause
 from mmdeploy_ext.core.printable import one_line
-from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.exporting.exporter import OPSETS, default_opset, patched_libraries
+from mmdeploy_ext.exporting.export import OPSETS, default_opset, export_module, patched_libraries
 from mmdeploy_ext.lint.nested import copies, copy_of, tensors_in
 from mmdeploy_ext.lint.record import Event
 from mmdeploy_ext.lint.sites import TORCH, Site, site_at

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec
     from mmdeploy_ext.engines import Backend
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.runtime.frames import Stepper
 
 FAR = 1e-5
@@ -49,7 +49,7 @@ class DumpComparer(Protocol):
         """
 
 
-def check_dump(comparer: DumpComparer, deployment: Deployment, folder: Path) -> bool:
+def check_dump(comparer: DumpComparer, deployment: Model, folder: Path) -> bool:
     """Run an engine over the samples of a dump; print one line per sample, and return whether none differs.
 
     Samples that cannot be compared, such as those of another config or checkpoint, count as not different,
@@ -113,7 +113,7 @@ class ImageDumpComparer:
     """
 
     backend: Backend
-    deployment: Deployment
+    deployment: Model
 
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
         """Compare the tensors, and results of a `full` graph.
@@ -161,7 +161,7 @@ class FrameDumpComparer:
     either.
     """
 
-    def __init__(self, stepper: Stepper, metadata: Sequence[Metadata], deployment: Deployment) -> None:
+    def __init__(self, stepper: Stepper, metadata: Sequence[Metadata], deployment: Model) -> None:
         """Keep what runs and what is compared.
 
         `names` and `spec` are then the outputs that are compared, those of `SequenceFamily.compared` or else

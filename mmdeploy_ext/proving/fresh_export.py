@@ -14,10 +14,10 @@ from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.contract.metadata_schema import OF_SPARSE_GRAPHS
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError
 from mmdeploy_ext.core.printable import one_line
-from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import files
 from mmdeploy_ext.exporting.code_warnings import recorded_warnings
 from mmdeploy_ext.exporting.copy import prepared
+from mmdeploy_ext.exporting.model import prepare_fixed
 from mmdeploy_ext.graph import signature
 from mmdeploy_ext.graph.signature import GraphDifference
 from mmdeploy_ext.proving.results import AS_WRITTEN, EDITED, QUANTIZED, GraphResult
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import onnx
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
 
     Export = Callable[[], onnx.ModelProto]
 
@@ -44,7 +44,7 @@ def option_errors(path: str) -> Iterator[None]:
         raise ModelFileError(f'{path}: export it again; its options fit no export: {error}') from error
 
 
-def of_images(deployment: Deployment, options: Options, image_bgr: np.ndarray) -> Export:
+def of_images(deployment: Model, options: Options, image_bgr: np.ndarray) -> Export:
     """Return the function that exports a file that takes single pictures, with the options in its metadata.
 
     `image_bgr` (h, w, 3) uint8 is traced at the height and width of the options, also for a file of any size;
@@ -52,13 +52,13 @@ def of_images(deployment: Deployment, options: Options, image_bgr: np.ndarray) -
     """
 
     def export() -> onnx.ModelProto:
-        traced = deploy.prepare_fixed(deployment.rule, image_bgr, options.height, options.width)
+        traced = prepare_fixed(deployment.rule, image_bgr, options.height, options.width)
         return files.export_graphs(deployment, options, [traced])[0][0]
 
     return export
 
 
-def of_graph(deployment: Deployment, options: Options, name: str) -> Export:
+def of_graph(deployment: Model, options: Options, name: str) -> Export:
     """Return the function that exports one graph of a model of frames or sweeps, by its name.
 
     The function raises a ModelFileError if the model has no such graph with these options.

@@ -35,7 +35,7 @@ from mmdeploy_ext.proving.unreached import unreached
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.proving.levels.proof import Proof
     from mmdeploy_ext.proving.verdict import Verdict
 
@@ -46,7 +46,7 @@ MAX_MESSAGE_LENGTH = 500
 
 
 def open_proof(
-    deployment: Deployment,
+    deployment: Model,
     paths: str | Sequence[str],
     samples: Collection[Any] = (),
     engine: Mapping[str, Any] | None = None,
@@ -68,7 +68,7 @@ def open_proof(
 
 
 def prove(
-    deployment: Deployment,
+    deployment: Model,
     paths: str | Sequence[str],
     samples: Collection[Any] = (),
     engine: Mapping[str, Any] | None = None,

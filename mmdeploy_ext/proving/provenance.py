@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.spec import GraphSpec
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
 
 
 def provenance(
-    deployment: Deployment, metadata: Metadata, rule: Any, contract: GraphSpec | None
+    deployment: Model, metadata: Metadata, rule: Any, contract: GraphSpec | None
 ) -> list[Check]:
     """Check that the metadata of a file agree with this config and checkpoint, but for their hashes.
 
@@ -48,7 +48,7 @@ def provenance(
     ]
 
 
-def facts_checks(deployment: Deployment, metadata: Metadata, rule: Any) -> list[Check]:
+def facts_checks(deployment: Model, metadata: Metadata, rule: Any) -> list[Check]:
     """Check what runners read from the metadata of a file: preprocessing, class names, post-processing.
 
     The arguments are those of `provenance`.
@@ -63,7 +63,7 @@ def facts_checks(deployment: Deployment, metadata: Metadata, rule: Any) -> list[
     ]
 
 
-def class_names_check(deployment: Deployment, names: Sequence[str]) -> Check:
+def class_names_check(deployment: Model, names: Sequence[str]) -> Check:
     """Compare the class names in a file with those of the model, see `deployment.class_names`."""
     differing = [
         f'label {label}: the file says {got!r}, expected {name!r}'
@@ -75,7 +75,7 @@ def class_names_check(deployment: Deployment, names: Sequence[str]) -> Check:
     return Check('classes as in checkpoint, data set or config', not differing, '; '.join(differing)[:300])
 
 
-def class_name_notes(deployment: Deployment) -> list[str]:
+def class_name_notes(deployment: Model) -> list[str]:
     """Return a note if the names of a checkpoint do not fit the model, or are not those of the config.
 
     A data set is evaluated by the names of the config; names of another number there are passed over.
@@ -157,6 +157,8 @@ def refuse_other_settings(cfg: Any, overrides: Mapping[str, Any], path: object) 
 
 def _differing_settings(cfg: Any, overrides: Mapping[str, Any]) -> str:
     """Return which overrides change the model or the test pipeline of a config, and the remedy; else ''."""
+    if not overrides:
+        return ''
     cfg = cfg.get('as_read', cfg)  # overrides are of the config before a family translated it
     changed = copy.deepcopy(cfg)
     with contextlib.suppress(KeyError, TypeError):  # a list is shorter, or a number is in the place of a dict
@@ -234,7 +236,7 @@ def unequal_entries(recorded: Mapping[str, Any], expected: Mapping[str, Any], so
     )[:300]
 
 
-def normalisation_notes(deployment: Deployment) -> list[str]:
+def normalisation_notes(deployment: Model) -> list[str]:
     """Return notes on `--mean` and `--std`, if they replace those of the config."""
     config_rule = deployment.family.preprocess_rule(deployment.cfg)
     return [
@@ -245,7 +247,7 @@ def normalisation_notes(deployment: Deployment) -> list[str]:
     ]
 
 
-def override_notes(deployment: Deployment, metadata: Metadata, subject: str = 'the file was') -> list[str]:
+def override_notes(deployment: Model, metadata: Metadata, subject: str = 'the file was') -> list[str]:
     """Return a note on the overrides of the config that a file was exported with; `subject` begins it.
 
     It also has those that PyTorch ran with; [] if there are neither.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.inputs.inputs import ProofInput
 
@@ -55,7 +55,7 @@ class ImageReference:
         engine_seconds: how long each run of the last file took.
     """
 
-    def __init__(self, deployment: Deployment, proof_input: ProofInput) -> None:
+    def __init__(self, deployment: Model, proof_input: ProofInput) -> None:
         self.deployment, self.input, self.seconds = deployment, proof_input, 0.0
         self.engine_seconds: list[float] = []
         self.sums: dict[str, list[float]] = {}
@@ -157,7 +157,7 @@ def changed_children(first: dict[str, list[float]], again: dict[str, list[float]
     return names
 
 
-def options_besides_form(deployment: Deployment, metadata: Metadata) -> dict[str, Any]:
+def options_besides_form(deployment: Model, metadata: Metadata) -> dict[str, Any]:
     """Return the options of a file's export as keyword arguments of `ImageFamily.reference_tensors`.
 
     That method takes the form, which is left out here, as an argument of its own.
@@ -166,7 +166,7 @@ def options_besides_form(deployment: Deployment, metadata: Metadata) -> dict[str
     return {name: value for name, value in options.items() if name != 'form'}
 
 
-def _as_fed(image: PreparedImage, deployment: Deployment, left_out: Sequence[str]) -> PreparedImage:
+def _as_fed(image: PreparedImage, deployment: Model, left_out: Sequence[str]) -> PreparedImage:
     """Return an image with all values that the config's test pipeline collects.
 
     Optional inputs in `left_out` have the defaults of the contract.
@@ -178,7 +178,7 @@ def _as_fed(image: PreparedImage, deployment: Deployment, left_out: Sequence[str
 
 
 def references(
-    deployment: Deployment, options: Options, images: Sequence[tuple[str, np.ndarray]]
+    deployment: Model, options: Options, images: Sequence[tuple[str, np.ndarray]]
 ) -> list[ImageReference]:
     """Return the references of the inputs that `proof_inputs` makes.
 
@@ -189,7 +189,7 @@ def references(
     return [ImageReference(deployment, proof_input) for proof_input in inputs]
 
 
-def empty_reference(deployment: Deployment, options: Options) -> tuple[ImageReference | None, str]:
+def empty_reference(deployment: Model, options: Options) -> tuple[ImageReference | None, str]:
     """Return the reference of a plain picture in which PyTorch finds nothing, and '', or None and the reason.
 
     A plain picture with results is not used: all its cells have equal scores, so that rounding decides which
@@ -209,7 +209,7 @@ def empty_reference(deployment: Deployment, options: Options) -> tuple[ImageRefe
 
 
 def reference_with_empty_image(
-    deployment: Deployment, inputs: Sequence[ProofInput], plain: ProofInput
+    deployment: Model, inputs: Sequence[ProofInput], plain: ProofInput
 ) -> tuple[int, ImageReference] | None:
     """Return the index of a batch of three, and its reference with a plain picture in the middle.
 
@@ -234,7 +234,7 @@ def reference_with_empty_image(
     return None
 
 
-def zoomed_on_object(deployment: Deployment, options: Options, traced: ImageReference) -> ProofInput | None:
+def zoomed_on_object(deployment: Model, options: Options, traced: ImageReference) -> ProofInput | None:
     """Return the part of the traced picture in the box of its largest object, as an input that it fills.
 
     None if no size of a region chooses its level of a pyramid, the last of which small objects never reach,

@@ -13,13 +13,13 @@ from mmdeploy_ext.weights.checkpoint import read_content
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
 
 KERNEL_AXES = 5
 """Axes of a kernel of a sparse convolution, whose order versions of spconv disagree about."""
 
 
-def weights_checks(deployment: Deployment) -> list[Check]:
+def weights_checks(deployment: Model) -> list[Check]:
     """Compare the weights of the model with those of the same names in the checkpoint.
 
     Names that only one of both has are left out: layers rename what older versions wrote, and a missing or

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.families.sparse import SparseFamily
     from mmdeploy_ext.quantize.calibrators import Calibrator
     from mmdeploy_ext.sparse.ir import SparseGraph
@@ -74,7 +74,7 @@ class Calibration:
         return dataclasses.replace(self, **missing)
 
 
-def calibrate(deployment: Deployment, source: str | Path, options: Calibration) -> Ranges:
+def calibrate(deployment: Model, source: str | Path, options: Calibration) -> Ranges:
     """Return the ranges of a backbone, measured on the sweeps of `source`, a path.
 
     `Sweeps` tells what these hold; `deployment` is that of the backbone. For the errors see
@@ -98,7 +98,7 @@ def calibrate(deployment: Deployment, source: str | Path, options: Calibration) 
 
 
 def config_sweeps(
-    deployment: Deployment, source: str | Path, order: str, limit: int = 0, root: str = ''
+    deployment: Model, source: str | Path, order: str, limit: int = 0, root: str = ''
 ) -> Sweeps:
     """Return the sweeps of a source, loaded and voxelised as in the config of a backbone's deployment.
 
@@ -119,7 +119,7 @@ def config_sweeps(
     return Sweeps(source, voxels, rule, root or None, limit, order)
 
 
-def checkpoint_ranges(deployment: Deployment, half: bool | None = None) -> Ranges | None:
+def checkpoint_ranges(deployment: Model, half: bool | None = None) -> Ranges | None:
     """Return the ranges in the checkpoint of a deployment (NVIDIA's PTQ files have some), None without any.
 
     `half` is that of `Calibration`. UsageError: some ranges are missing; ExportError, ShapeError: the model

@@ -21,8 +21,8 @@ from mmdeploy_ext.contract.registry import registered
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.versions import versions
-from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.exporting.model import Model, check_options, class_names, prepare_fixed, resolve_opset
 from mmdeploy_ext.families.base import DETECTOR, Family, find_family
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.zoo.configs import Config, library_of, without_augmentation
@@ -142,7 +142,7 @@ def _with_origin(outcome: Outcome, made_from: str) -> Outcome:
     return dataclasses.replace(outcome, made_from='' if outcome.reason == MEMORY else made_from)
 
 
-def _deploy(config: Config, cfg: Any, settings: Settings) -> deploy.Deployment:
+def _deploy(config: Config, cfg: Any, settings: Settings) -> Model:
     family = find_family(cfg, DETECTOR)
     rule = family.preprocess_rule(cfg)
     if _takes_pictures(family):
@@ -151,12 +151,12 @@ def _deploy(config: Config, cfg: Any, settings: Settings) -> deploy.Deployment:
         family.check(cfg, family.choose(opset=0))
     model = settings.seeded(cfg, family)
     model.eval()  # by itself, since the `train` of some detectors returns None
-    model.CLASSES = deploy.class_names(cfg, meta={}, num_classes=family.num_classes(model))
+    model.CLASSES = class_names(cfg, meta={}, num_classes=family.num_classes(model))
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(key.encode())
         digest.update(tensor.numpy().tobytes())
-    return deploy.Deployment(
+    return Model(
         cfg=cfg,
         config=config.path,
         cfg_options={},
@@ -183,7 +183,7 @@ def _image_options(family: Family, size: tuple[int, int], dynamic: bool) -> Opti
     return family.choose(opset=0, height=size[0], width=size[1], dynamic=dynamic)
 
 
-def choose_options(deployment: deploy.Deployment, size: tuple[int, int], dynamic: bool) -> Options:
+def choose_options(deployment: Model, size: tuple[int, int], dynamic: bool) -> Options:
     """Return the options of an export at a size (H, W), rounded up to multiples that the network takes.
 
     `dynamic` exports take any size and batch. If the size is refused, sides below `MIN_SIDE` are increased to
@@ -195,16 +195,16 @@ def choose_options(deployment: deploy.Deployment, size: tuple[int, int], dynamic
         return _options_at(deployment, tuple(max(MIN_SIDE, side) for side in size), dynamic)
 
 
-def _options_at(deployment: deploy.Deployment, size: tuple[int, int], dynamic: bool) -> Options:
+def _options_at(deployment: Model, size: tuple[int, int], dynamic: bool) -> Options:
     family, model = deployment.family, deployment.model
-    options = deploy.resolve_opset(_image_options(family, size, dynamic), model)
+    options = resolve_opset(_image_options(family, size, dynamic), model)
     multiple = family.picture(model, options).multiple
     height, width = (-(-side // multiple) * multiple for side in size)
-    return deploy.check_options(options.replace(height=height, width=width), deployment.cfg, family, model)
+    return check_options(options.replace(height=height, width=width), deployment.cfg, family, model)
 
 
 def _prove_export(
-    deployment: deploy.Deployment, settings: Settings, dynamic: bool, earlier: Outcome | None
+    deployment: Model, settings: Settings, dynamic: bool, earlier: Outcome | None
 ) -> Outcome:
     """Return the outcome of one export; the earlier one if the graph and the rules of the proof are equal."""
     start = time.process_time()
@@ -213,10 +213,10 @@ def _prove_export(
         if _takes_pictures(family):
             options = choose_options(deployment, settings.size, dynamic)
             shape, name = (options.height, options.width), 'model.onnx'
-            traced = [deploy.prepare_fixed(rule, settings.picture[1], *shape)]
+            traced = [prepare_fixed(rule, settings.picture[1], *shape)]
             samples = [settings.picture]
         else:
-            options = deploy.resolve_opset(family.choose(opset=0), deployment.model)
+            options = resolve_opset(family.choose(opset=0), deployment.model)
             shape, name, traced = (0, 0), 'model', ()
             samples = list(family.generated_sweeps(rule, settings.sweeps))
         rules = proof_rules(family)

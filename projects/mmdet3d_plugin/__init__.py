@@ -1,3 +1,3 @@
-"""The 3D families, as an mmdet3d plugin (`plugin=True` with `plugin_dir`, or `custom_imports`)."""
+"""Models and data sets of 3D, as an mmdet3d plugin (`plugin=True` with `plugin_dir`, or `custom_imports`)."""
 
-from mmdeploy_ext.families import mmdet3d_plugin  # noqa: F401
+import mmdeploy_ext.models.mmdet3d  # noqa: F401

@@ -8,7 +8,7 @@ import rtdetr_golden as golden
 import toy_rtdetr
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.inputs.pictures import other_view
 from mmdeploy_ext.proving.ladder import prove

@@ -11,7 +11,7 @@ import streampetr_seeded as seeded
 import toy_streampetr_deploy as toy
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.proving import ladder

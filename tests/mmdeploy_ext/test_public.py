@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import mmdeploy_ext
-from mmdeploy_ext.api import ModelSource
+from mmdeploy_ext import api
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.exporting.model import Model, build
 from mmdeploy_ext.families.base import BACKBONE
 
 PUBLIC = {'Family', 'export', 'open_model', 'prove', 'prove_module', 'register_family'}
@@ -77,8 +78,7 @@ def test_a_text_for_a_list_is_refused_by_its_name(name, value):
 )
 def test_what_backbones_do_not_have_is_refused_by_prove_as_by_the_command(monkeypatch, name, value):
     family = SimpleNamespace(name='bevfusion', samples='sweeps', product=BACKBONE)
-    source = ModelSource('no.py', 'no.pth', {}, 'cpu', None, family)
-    monkeypatch.setattr(ModelSource, 'read', lambda *_, **__: source)
+    monkeypatch.setattr(api, 'read_config', lambda *_, **__: Model('no.py', 'no.pth', {}, None, family))
     with pytest.raises(UsageError, match=rf'{name}=.*: sparse backbones do not have it'):
         mmdeploy_ext.prove('no.py', 'no.pth', 'no.onnx', **{name: value})
 
@@ -86,9 +86,9 @@ def test_what_backbones_do_not_have_is_refused_by_prove_as_by_the_command(monkey
 @pytest.mark.parametrize('name', ['mean', 'std'])
 def test_a_normalisation_of_frames_is_refused_before_anything_is_loaded(name):
     family = SimpleNamespace(name='bevformer', samples='frames')
-    source = ModelSource('no.py', 'no.pth', {}, 'cpu', None, family)
+    model = Model('no.py', 'no.pth', {}, None, family)
     with pytest.raises(UsageError, match=rf'{name}=.*pictures; family .bevformer. normalises'):
-        source.load(lambda *_: None, **{'mean': None, 'std': None, name: [1.0, 2.0, 3.0]})
+        build(model, **{name: [1.0, 2.0, 3.0]})
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,12 @@ import torch
 import toy_scn_family
 import toy_seeded as seeded
 from marking import in_suite
-from mmdeploy_ext.api import ModelSource, export_source
 from mmdeploy_ext.cli import info_app
 from mmdeploy_ext.cli.export_scn_app import main
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting import sparse_backbone as deploy
-from mmdeploy_ext.exporting.deployment import load
+from mmdeploy_ext.exporting.model import load
 from mmdeploy_ext.families.base import BACKBONE, find_family
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.levels.sparse_file import compare_node_lists
@@ -163,8 +162,8 @@ def test_two_exports_are_equal_and_leave_the_model_as_it_was(deployment, tmp_pat
 
 def test_the_function_writes_the_file_that_the_command_writes(models, tmp_path):
     by_function, by_command = tmp_path / 'function.onnx', tmp_path / 'command.onnx'
-    source = ModelSource.read(*models['bevfusion'], product=BACKBONE)
-    assert export_source(source, str(by_function), source.family.choose()).files == [str(by_function)]
+    model = load(*models['bevfusion'], product=BACKBONE)
+    deploy.export_file(model, model.family.choose(), str(by_function))
     assert export(*models['bevfusion'], '--output-file', by_command) == 0
     assert by_function.read_bytes() == by_command.read_bytes()
 

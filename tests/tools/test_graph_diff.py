@@ -62,7 +62,7 @@ def test_padding_before_the_normalisation_is_that_of_the_mean_in_the_file(tmp_pa
     monkeypatch.setattr('mmdeploy_ext.proving.difference.locate.first_difference', stopped)
     assert main(['diff', *model, path]) != 0
     monkeypatch.setattr(
-        'mmdeploy_ext.benchmark.images.deploy.resolve',
+        'mmdeploy_ext.benchmark.images.resolve',
         lambda options, model, rule: stopped(types.SimpleNamespace(rule=rule)),
     )
     assert benchmark_app.main([*model, '--onnx', path]) != 0

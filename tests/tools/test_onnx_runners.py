@@ -16,7 +16,7 @@ import torch
 from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families import mmdet_plugin  # noqa: F401  (registers the families)
 from mmdeploy_ext.families.base import FAMILIES, find_family

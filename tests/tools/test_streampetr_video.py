@@ -162,7 +162,8 @@ def test_a_file_in_the_place_of_the_folder_is_refused(place, tmp_path, capsys, n
 
 def test_files_with_other_classes_than_the_checkpoint_are_refused(monkeypatch):
     """Boxes of both engines are drawn with one list of names."""
-    from mmdeploy_ext.exporting import deployment, files
+    from mmdeploy_ext.exporting import files
+    from mmdeploy_ext.exporting import model as models
 
     args = SimpleNamespace(
         config='c.py', checkpoint='c.pth', onnx='folder', cfg_options=None,
@@ -171,7 +172,7 @@ def test_files_with_other_classes_than_the_checkpoint_are_refused(monkeypatch):
     model = SimpleNamespace(model=None, classes=('car', 'bus'))
     exported = SimpleNamespace(paths=[], metadata=SimpleNamespace(classes=('bus', 'car')))
     family = SimpleNamespace(reference=lambda model: 'torch', runner=lambda paths, options: 'onnx')
-    monkeypatch.setattr(deployment, 'load', lambda *args: model)
+    monkeypatch.setattr(models, 'load', lambda *args: model)
     monkeypatch.setattr(files, 'read_files', lambda path: exported)
     with pytest.raises(ConfigError, match=r'folder.*bus, car.*c\.pth.*car, bus'):
         video_app.load_steppers(args, ['torch', 'onnx'], family)

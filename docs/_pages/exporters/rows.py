@@ -96,11 +96,11 @@ class Export:
             root: of the repository.
             picture: what models of single images are traced and run with.
         """
-        from mmdeploy_ext.exporting import deployment as deploy
+        from mmdeploy_ext.exporting.model import load
         from mmdeploy_ext.preprocess.pictures import read_image
         from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
 
-        self.deployment = deploy.load(str(root / model.config), str(root / model.checkpoint))
+        self.deployment = load(str(root / model.config), str(root / model.checkpoint))
         self.of_images = self.deployment.family.samples == 'images'
         rule = self.deployment.rule
         self.samples: list[Any] = (
@@ -109,8 +109,8 @@ class Export:
 
     def write(self, form: str, exporter: str, opset: int, folder: Path) -> list[str]:
         """Export, with dynamic axes where the family has them; return the files."""
-        from mmdeploy_ext.exporting import deployment as deploy
         from mmdeploy_ext.exporting.files import export_files
+        from mmdeploy_ext.exporting.model import resolve
 
         deployment, name = self.deployment, f'{form}-{exporter}-{opset}'
         choose = functools.partial(deployment.family.choose, exporter=exporter, opset=opset)
@@ -120,14 +120,14 @@ class Export:
             path = str(folder / (f'{name}.onnx' if form == 'fork' else name))
             return export_files(deployment, options, path)[0]
         path = str(folder / f'{name}.onnx')
-        options = deploy.resolve(choose(form=form, dynamic=True), deployment.model, deployment.rule)
+        options = resolve(choose(form=form, dynamic=True), deployment.model, deployment.rule)
         deployment.family.check(deployment.cfg, options)
         export_files(deployment, options, path, [self._prepared(options)])
         return [path]
 
     def _prepared(self, options: Options) -> PreparedImage:
         """Return the picture in the size of an export."""
-        from mmdeploy_ext.exporting.deployment import prepare_fixed
+        from mmdeploy_ext.exporting.model import prepare_fixed
 
         return prepare_fixed(self.deployment.rule, self.samples[0][1], options.height, options.width)
 

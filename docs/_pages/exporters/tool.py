@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext import compat
 
     compat.apply()
-    from mmdeploy_ext.exporting.exporter import check_opset
+    from mmdeploy_ext.exporting.export import check_opset
 
     cli.check_minimums(args, rounds=1)
     for exporter in args.exporters:

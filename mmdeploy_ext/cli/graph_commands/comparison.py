@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.cli.graph_commands.command import Commands, argument, write_json
@@ -129,7 +129,7 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     cli.wait_passively()
     compat.apply()
     from mmdeploy_ext.contract.metadata import read_metadata
-    from mmdeploy_ext.exporting import deployment as deploy
+    from mmdeploy_ext.exporting.model import build, load_weights, read_config
     from mmdeploy_ext.graph.diff.findings import HALF, Bars
     from mmdeploy_ext.graph.io.tensors import load_tensors
     from mmdeploy_ext.proving.difference.locate import first_difference
@@ -141,14 +141,15 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     images = read_images(args.images or [DEFAULT_PICTURE])
     feeds = load_tensors(args.input) if args.input else None
 
-    def check(cfg: Any, family: Any, model: object) -> None:
-        metadata.require(path, family.name)
-        refuse_other_settings(cfg, metadata.options.get('cfg_options', {}), path)
-        if args.images and family.samples != 'images':
-            raise UsageError('--images: goes with image models; give others real inputs with --input')
-
-    deployment = deploy.load(config, checkpoint, cfg_options, before_weights=check)
-    if deployment.family.samples == 'images':
+    deployment = read_config(config, checkpoint, cfg_options)
+    takes_pictures = deployment.family.samples == 'images'
+    metadata.require(path, deployment.family.name)
+    refuse_other_settings(deployment.cfg, metadata.options.get('cfg_options', {}), path)
+    if args.images and not takes_pictures:
+        raise UsageError('--images: goes with image models; give others real inputs with --input')
+    build(deployment)
+    load_weights(deployment)
+    if takes_pictures:
         deployment.normalise_with(metadata.preprocess.mean, metadata.preprocess.std)
     default = HALF if metadata.options.get('precision') == 'fp16' else Bars()
     with after_weights():

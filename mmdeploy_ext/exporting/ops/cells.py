@@ -11,8 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mmdeploy_ext.exporting.exporter import LIBRARY_OPERATORS, LibraryOperator
-from mmdeploy_ext.exporting.ops.operator import Operator, register
+from mmdeploy_ext.exporting.ops.operator import LIBRARY_OPERATORS, LibraryOperator, Operator, register
 
 
 def _eager(cells: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tensor:
@@ -255,6 +254,6 @@ LIBRARY_OPERATORS.append(
     LibraryOperator(
         title=('points in cells', "ScatterElements with reduction 'max'"),
         opset=18,  # the first with the reduction 'max'
-        inside=lambda module: any(isinstance(part, LastInCell | CellTables) for part in module.modules()),
+        types=('LastInCell', 'CellTables'),
     )
 )

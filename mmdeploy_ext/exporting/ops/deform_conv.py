@@ -14,24 +14,15 @@ from typing import Any
 import torch
 
 from mmdeploy_ext.compat.import_hook import patched
-from mmdeploy_ext.exporting.exporter import LIBRARY_OPERATORS, LibraryOperator
+from mmdeploy_ext.exporting.ops.operator import LIBRARY_OPERATORS, LibraryOperator
 
 MIN_OPSET = 19
 """The first opset with DeformConv."""
 MODULE = 'mmcv.ops'
 """Looked up in `sys.modules`: without its import no model has its convolutions, and mmcv may be missing."""
-CALLERS: list[type[torch.nn.Module]] = []
-"""Modules that call the function `mmcv.ops.deform_conv2d`; families add theirs."""
-
-
-def has_deform_conv(module: torch.nn.Module) -> bool:
-    """Return whether the module contains one of mmcv's deformable convolutions, or one of `CALLERS`.
-
-    Every `SAConv2d` counts, also one that was made without `use_deform`.
-    """
-    ops = sys.modules.get(MODULE)
-    kinds = ops and (ops.DeformConv2d, ops.ModulatedDeformConv2d, ops.SAConv2d, *CALLERS)
-    return bool(kinds) and any(isinstance(child, kinds) for child in module.modules())
+CALLERS = ['DeformConv2d', 'ModulatedDeformConv2d', 'SAConv2d']
+"""Classes of mmcv's deformable convolutions, and of modules that call the function `mmcv.ops.deform_conv2d`,
+which families add. Every `SAConv2d` counts, also one that was made without `use_deform`."""
 
 
 class LeadingOffsets(torch.nn.Module):
@@ -208,7 +199,7 @@ LIBRARY_OPERATORS.append(
     LibraryOperator(
         ('deformable convolutions', 'DeformConv'),
         MIN_OPSET,
-        has_deform_conv,
+        CALLERS,
         standard_deform_conv,
         {torch.ops.mm2onnx.deform_conv.default: _translate},
     )

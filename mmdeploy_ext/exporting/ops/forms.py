@@ -1,6 +1,7 @@
 """The forms of operator nodes after the export: standard operators, local functions, Python, plugins."""
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -9,7 +10,6 @@ import torch
 from onnx import helper, inliner
 
 from mmdeploy_ext.core.errors import ExportError
-from mmdeploy_ext.exporting.exporter import export_module
 from mmdeploy_ext.exporting.ops.operator import (
     DOMAIN,
     Operator,
@@ -27,7 +27,9 @@ Body = Callable[[Operator, str, dict[str, Any]], onnx.FunctionProto]
 """(operator, name of the function, attributes) -> the function, which its caller may change."""
 
 
-def finish(model: onnx.ModelProto, exporter: str, opset: int) -> onnx.ModelProto:
+def finish(
+    model: onnx.ModelProto, exporter: str, opset: int, export_module: Callable[..., onnx.ModelProto]
+) -> onnx.ModelProto:
     """Give every operator node of an exported model the form that `operators_as` chose.
 
     - No node of the domain `mm2onnx`: the model is returned as it is.
@@ -40,6 +42,7 @@ def finish(model: onnx.ModelProto, exporter: str, opset: int) -> onnx.ModelProto
         model: model as the exporter wrote it; it is changed.
         exporter: exporter that wrote it, 'torchscript' or 'dynamo'.
         opset: opset of the model.
+        export_module: `export.export_module`, by which traceable forms are exported.
 
     Returns:
         `model`; in the forms 'standard' and 'plugin' a new one if it has local functions to inline.
@@ -52,11 +55,12 @@ def finish(model: onnx.ModelProto, exporter: str, opset: int) -> onnx.ModelProto
     if not nodes:
         return model
     form, written = current_form(), {}
+    export = functools.partial(export_module, exporter=exporter, opset=opset)
 
     def body(operator: Operator, name: str, attributes: Mapping[str, Any]) -> onnx.FunctionProto:
         key = operator.name, name, repr(sorted(attributes.items()))
         if key not in written:  # an export per body, of which the shapes of the outputs need the same ones
-            written[key] = function_body(operator, name, attributes, opset, exporter)
+            written[key] = function_body(operator, name, attributes, opset, export)
         return copy.deepcopy(written[key])
 
     if exporter == 'torchscript':
@@ -177,7 +181,11 @@ class _Traceable(torch.nn.Module):
 
 
 def function_body(
-    operator: Operator, name: str, attributes: Mapping[str, Any], opset: int, exporter: str
+    operator: Operator,
+    name: str,
+    attributes: Mapping[str, Any],
+    opset: int,
+    export: Callable[..., onnx.ModelProto],
 ) -> onnx.FunctionProto:
     """Return the local function `mm2onnx.<name>` that does what the operator does.
 
@@ -189,14 +197,14 @@ def function_body(
         name: name of the function.
         attributes: attribute -> value, of the node that calls it.
         opset: opset of the model.
-        exporter: exporter of the traceable form, 'torchscript' or 'dynamo'.
+        export: `export.export_module` with exporter and opset, for the traceable form.
 
     Raises:
         ExportError: the text cannot be parsed, or defines another operator; or the traceable form cannot be
             exported.
     """
     if operator.body is None:
-        return _exported(operator, name, attributes, opset, exporter)
+        return _exported(operator, name, attributes, export)
     text = f'<opset_import: ["": {opset}], domain: "{DOMAIN}">\n{operator.body}'
     try:
         function = onnx.parser.parse_function(text)
@@ -212,16 +220,13 @@ def function_body(
 
 
 def _exported(
-    operator: Operator, name: str, attributes: Mapping[str, Any], opset: int, exporter: str
+    operator: Operator, name: str, attributes: Mapping[str, Any], export: Callable[..., onnx.ModelProto]
 ) -> onnx.FunctionProto:
     """Return the graph of the traceable form as a function; initializers become constants."""
     with operators_as('standard'):
-        model = export_module(
+        model = export(
             _Traceable(operator, attributes).eval(),
             operator.example(),
-            finish=finish,
-            exporter=exporter,
-            opset=opset,
             input_names=tuple(operator.inputs),
             output_names=operator.outputs,
             dynamic={

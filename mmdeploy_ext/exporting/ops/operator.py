@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -291,3 +291,33 @@ def _schema(operator: Operator) -> onnx.defs.OpSchema:
             for name, letter in attribute_letters(operator).items()
         ],
     )
+
+
+@dataclass(frozen=True)
+class LibraryOperator:
+    """An operator that needs a certain opset to export, and may need a patch; its module registers it.
+
+    Attributes:
+        title: the operator of PyTorch or of another library, and that of ONNX, for messages.
+        opset: the first that has the ONNX operator.
+        types: names of classes of modules that use the operator, and so do those derived from them.
+        patch: returns a context that is open during every export.
+        translations: operator -> function, the dynamo exporter's `custom_translation_table`, if it needs one.
+    """
+
+    title: tuple[str, str]
+    opset: int
+    types: Collection[str]
+    patch: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    translations: Mapping[Any, Callable[..., Any]] = field(default_factory=dict)
+
+
+LIBRARY_OPERATORS: list[LibraryOperator] = []
+"""Operators whose patches, of those that have one, hold in every export; modules of `ops` and families add
+those that they need."""
+
+
+def operators_of(module: torch.nn.Module) -> list[LibraryOperator]:
+    """Return the `LIBRARY_OPERATORS` that a module uses."""
+    names = {base.__name__ for part in module.modules() for base in type(part).__mro__}
+    return [operator for operator in LIBRARY_OPERATORS if names.intersection(operator.types)]

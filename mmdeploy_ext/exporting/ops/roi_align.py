@@ -14,8 +14,7 @@ import torch
 from mmcv.ops import RoIAlign, roi_align
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.exporter import LIBRARY_OPERATORS, LibraryOperator
-from mmdeploy_ext.exporting.ops.operator import Operator, register
+from mmdeploy_ext.exporting.ops.operator import LIBRARY_OPERATORS, LibraryOperator, Operator, register
 
 
 def _eager(
@@ -153,6 +152,6 @@ LIBRARY_OPERATORS.append(
         title=('RoIAlign', 'RoiAlign with half_pixel'),
         # the first whose RoiAlign has a coordinate mode, which all graphs state; a lower one is refused
         opset=16,
-        inside=lambda module: any(isinstance(part, RoIAlign) for part in module.modules()),
+        types=('RoIAlign',),
     )
 )

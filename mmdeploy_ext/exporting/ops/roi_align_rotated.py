@@ -18,8 +18,7 @@ from mmcv.ops import RoIAlignRotated
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.exporter import LIBRARY_OPERATORS, LibraryOperator
-from mmdeploy_ext.exporting.ops.operator import Operator, register
+from mmdeploy_ext.exporting.ops.operator import LIBRARY_OPERATORS, LibraryOperator, Operator, register
 
 GEOMETRY = (
     'centre_x',
@@ -249,6 +248,6 @@ LIBRARY_OPERATORS.append(
     LibraryOperator(
         title=('RoIAlignRotated', 'Shape with a range'),
         opset=15,
-        inside=lambda module: any(isinstance(part, RoIAlignRotated) for part in module.modules()),
+        types=('RoIAlignRotated',),
     )
 )

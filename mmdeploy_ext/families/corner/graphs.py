@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import nn
 
-import mmdeploy_ext.exporting.ops.replaced_modules  # noqa: F401 - what CornerPool becomes
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.contract.stages import Stage

@@ -17,7 +17,7 @@ from torch import nn
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
-from mmdeploy_ext.exporting.exporter import LIBRARY_OPERATORS, LibraryOperator
+from mmdeploy_ext.exporting.ops.operator import LIBRARY_OPERATORS, LibraryOperator
 from mmdeploy_ext.families.parts.lidar_parts import Parts, parts_of
 from mmdeploy_ext.families.parts.runtime.lidar import DYNAMIC_INPUTS, INPUTS, PILLARS
 
@@ -267,5 +267,5 @@ def has_dynamic_pillars(module: nn.Module) -> bool:
 
 
 LIBRARY_OPERATORS.append(
-    LibraryOperator(('dynamic pillars', 'ScatterElements with max'), OPSET, has_dynamic_pillars)
+    LibraryOperator(('dynamic pillars', 'ScatterElements with max'), OPSET, DYNAMIC_ENCODERS)
 )

@@ -172,4 +172,4 @@ PREPARATIONS += [
     repeat_priors,
     run_as_torch_layer,
 ]
-CALLERS.append(TOODHead)
+CALLERS.append('TOODHead')

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.graph.diff.walk import Walk
 
 MAX_PAIRED_BY_PLACE = 24
@@ -70,7 +70,7 @@ class Subject:
 
 
 def first_difference(
-    deployment: Deployment,
+    deployment: Model,
     path: str,
     images: Sequence[tuple[str, np.ndarray]] = (),
     feeds: Mapping[str, np.ndarray] | None = None,
@@ -133,7 +133,7 @@ def first_difference(
 
 
 def subject_of(
-    deployment: Deployment,
+    deployment: Model,
     metadata: Metadata,
     images: Sequence[tuple[str, np.ndarray]] = (),
     feeds: Mapping[str, np.ndarray] | None = None,
@@ -159,7 +159,7 @@ def subject_of(
 
 
 def _subject_of_images(
-    deployment: Deployment, metadata: Metadata, images: Sequence[tuple[str, np.ndarray]]
+    deployment: Model, metadata: Metadata, images: Sequence[tuple[str, np.ndarray]]
 ) -> Subject:
     family, options = deployment.family, deployment.family.exported_options(metadata.options)
     inputs = proof_inputs(deployment, options, images)
@@ -176,7 +176,7 @@ def _subject_of_images(
 
 
 def _subject_of_graph(
-    deployment: Deployment, metadata: Metadata, images: Sequence[tuple[str, np.ndarray]]
+    deployment: Model, metadata: Metadata, images: Sequence[tuple[str, np.ndarray]]
 ) -> Subject:
     """Return the subject of one file of a sequence family, which takes no pictures."""
     options = deployment.family.exported_options(metadata.options)
@@ -325,7 +325,7 @@ def _references_from(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -
 
 
 def _upstream_notes(
-    deployment: Deployment, metadata: Metadata, subject: Subject, search: Search, bars: findings.Bars
+    deployment: Model, metadata: Metadata, subject: Subject, search: Search, bars: findings.Bars
 ) -> list[str]:
     """Return notes on outputs of the exported modules that differ from the unpatched model's.
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.model import prepare_fixed, rule_of
 from mmdeploy_ext.proving.inputs.pictures import (
     bright,
     cut,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 Picture = tuple[str, np.ndarray]
@@ -68,7 +68,7 @@ class ProofInput:
     left_out: tuple[str, ...] = ()
 
 
-def proof_inputs(deployment: Deployment, options: Options, images: Sequence[Picture]) -> list[ProofInput]:
+def proof_inputs(deployment: Model, options: Options, images: Sequence[Picture]) -> list[ProofInput]:
     """Return the inputs of a proof, the traced one first, which is made of the first picture.
 
     Plain and zoomed pictures are not among them: a proof adds them.
@@ -99,7 +99,7 @@ def proof_inputs(deployment: Deployment, options: Options, images: Sequence[Pict
     return cases
 
 
-def plain_inputs(deployment: Deployment, options: Options) -> list[ProofInput]:
+def plain_inputs(deployment: Model, options: Options) -> list[ProofInput]:
     """Return an input per colour of `PLAIN`, at the traced size: a detector finds nothing in most of them.
 
     In a batch the images behind the first are cut or reduced, each to another size; cut ones are padded if
@@ -113,7 +113,7 @@ def plain_inputs(deployment: Deployment, options: Options) -> list[ProofInput]:
 
 
 def zoomed_input(
-    deployment: Deployment, options: Options, picture: Picture, box_xyxy: np.ndarray
+    deployment: Model, options: Options, picture: Picture, box_xyxy: np.ndarray
 ) -> ProofInput:
     """Return the part of a picture in a box as an input of the traced size, which the box fills.
 
@@ -126,7 +126,7 @@ def zoomed_input(
     return _Inputs(deployment, options, []).fixed('zoomed, an object fills it', pictures)
 
 
-def with_plain_picture(deployment: Deployment, case: ProofInput, plain: ProofInput) -> ProofInput:
+def with_plain_picture(deployment: Model, case: ProofInput, plain: ProofInput) -> ProofInput:
     """Return a batch with a plain picture in place of its second one, and of its size.
 
     It is prepared for the input size by the rule: resized to fit and padded, or stretched. The batch is
@@ -157,7 +157,7 @@ class _Inputs:
         optional: names of the optional inputs.
     """
 
-    def __init__(self, deployment: Deployment, options: Options, images: list[Picture]) -> None:
+    def __init__(self, deployment: Model, options: Options, images: list[Picture]) -> None:
         self.deployment, self.options, self.images = deployment, options, images
         self.size = options.height, options.width
         self.sizes = other_sizes(deployment, options) if options.dynamic else None
@@ -202,7 +202,7 @@ class _Inputs:
 
     def _prepare(self, pictures: Sequence[Picture], size: tuple[int, int]) -> tuple[PreparedImage, ...]:
         rule = self.deployment.rule
-        return tuple(deploy.prepare_fixed(rule, picture, *size) for _, picture in pictures)
+        return tuple(prepare_fixed(rule, picture, *size) for _, picture in pictures)
 
     def _smaller(self, image_bgr: np.ndarray, size: tuple[int, int], place: int) -> PreparedImage:
         """Return an image whose content takes a part of the input; `place` is its index in the batch."""
@@ -247,7 +247,7 @@ class _Inputs:
 
     def by_rule(self, pictures: Sequence[Picture]) -> list[ProofInput]:
         """Return every picture of the user at the size that the config's rule makes of it."""
-        rule, cases = deploy.rule_of(self.deployment, self.options), []
+        rule, cases = rule_of(self.deployment, self.options), []
         for index, (title, picture) in enumerate(pictures):
             image = rule.apply(picture)
             size = image.tensor.shape[1:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmdeploy_ext.core.errors import ConfigError, DataError, UsageError, after_weights
 from mmdeploy_ext.core.files import IMAGE_SUFFIXES
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.families.base import Family
 
 MAX_IMAGES = 8
@@ -52,6 +52,20 @@ def read_images(paths: Iterable[str | Path], limit: int = MAX_IMAGES) -> list[tu
     return [(file.name, read_image(file)) for file in picture_files(paths, limit)]
 
 
+class ChosenSamples(NamedTuple):
+    """Samples of a proof as `ladder.prove` takes them.
+
+    Attributes:
+        samples: pictures with their names, frames, sweeps or voxels.
+        origin: words on where frames and sweeps are from; '' for pictures and voxels.
+        files: paths of the pictures.
+    """
+
+    samples: Collection[Any]
+    origin: str = ''
+    files: Sequence[Path] = ()
+
+
 class Samples:
     """The samples of a proof: pictures are read at once, frames and sweeps by `of`, when there is a model.
 
@@ -63,7 +77,13 @@ class Samples:
     """
 
     def __init__(
-        self, family: Family, paths: Sequence[str], frames: int | None = None, option: str = '--images'
+        self,
+        family: Family,
+        paths: Sequence[str],
+        frames: int | None = None,
+        option: str = '--images',
+        *,
+        traced: str | Path = '',
     ) -> None:
         """Refuse invalid samples, before the weights load.
 
@@ -73,6 +93,7 @@ class Samples:
                 of the config's data set, or generated ones if that is missing.
             frames: largest number of frames or sweeps; None: `DEFAULT_FRAMES`.
             option: option that named the files, for messages.
+            traced: picture that comes before those of `paths`; '': none.
 
         Raises:
             ImageError: a picture is missing or cannot be read.
@@ -80,20 +101,18 @@ class Samples:
         """
         takes_pictures = family.samples == 'images'
         self.paths = paths
-        self.files = picture_files(paths or [DEFAULT_PICTURE]) if takes_pictures else []
-        self.pictures = read_images(self.files)
+        self.files = picture_files([traced], 1) if traced and takes_pictures else []
+        if takes_pictures and (paths or not traced):
+            self.files += picture_files(paths or [DEFAULT_PICTURE])
+        self.pictures = read_images(self.files, len(self.files))
         self.count = 0 if takes_pictures else check_paths(family, paths, frames, option)
 
-    def of(self, deployment: Deployment) -> tuple[Collection[Any], str]:
-        """Return the samples, see `ladder.prove`, and a text about the source of frames and sweeps.
-
-        The text is '' for pictures and for voxels of a backbone. The errors of `proof_samples` have exit
-        status 1: the weights are loaded.
-        """
+    def of(self, deployment: Model) -> ChosenSamples:
+        """Return the samples; errors have exit status 1: the weights are loaded."""
         if self.pictures:
-            return self.pictures, ''
+            return ChosenSamples(self.pictures, files=self.files)
         with after_weights():
-            return proof_samples(deployment, self.count, self.paths)
+            return ChosenSamples(*proof_samples(deployment, self.count, self.paths))
 
 
 def check_paths(
@@ -139,9 +158,7 @@ def _has_cameras(family: Family) -> bool:
     return family.memory or family.samples == 'fused'
 
 
-def proof_samples(
-    deployment: Deployment, count: int, paths: Sequence[str] = ()
-) -> tuple[Collection[Any], str]:
+def proof_samples(deployment: Model, count: int, paths: Sequence[str] = ()) -> tuple[Collection[Any], str]:
     """Return frames or sweeps to prove on, and a text about their source, which is '' for a backbone.
 
     Of a backbone they are `VoxelSet`s; frames are prepared for the network, see `runtime.frames`.

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
 
 STRIDE = 32
 """Pixels. The pipelines of most configs pad to it; an odd multiple of it is no multiple of 64 or 128."""
@@ -57,7 +57,7 @@ class InputSizes:
     step: int = STRIDE
 
 
-def other_sizes(deployment: Deployment, options: Options) -> InputSizes:
+def other_sizes(deployment: Model, options: Options) -> InputSizes:
     """Return the sizes for a file with these options, which are sizes that it takes, see `ImageFamily.takes`.
 
     `unaligned` is one when it is padded. A graph that takes none that is near is given one it does not take.
@@ -88,7 +88,7 @@ def other_sizes(deployment: Deployment, options: Options) -> InputSizes:
     )
 
 
-def fits(deployment: Deployment, options: Options, size: Size) -> bool:
+def fits(deployment: Model, options: Options, size: Size) -> bool:
     """Return whether a dynamic file with these options takes an input of a size."""
     image = deployment.family.picture(deployment.model, options)
     aligned = not any(side % image.multiple for side in size)

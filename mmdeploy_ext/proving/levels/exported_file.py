@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import onnx
 
     from mmdeploy_ext.contract.spec import GraphSpec
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.proving.results import Check
 
 ROUNDED = (
@@ -106,7 +106,7 @@ INTERFACE_EDITS = {'fp16', 'set-shape'}
 
 
 def check_file(
-    deployment: Deployment, file: ExportedFile, rule: Any, contract: GraphSpec | None
+    deployment: Model, file: ExportedFile, rule: Any, contract: GraphSpec | None
 ) -> tuple[list[Check], list[str]]:
     """Check that a file is valid, and that its metadata agree with contract, config and options.
 
@@ -130,7 +130,7 @@ def check_file(
     return [*checks, *provenance(deployment, file.metadata, rule, contract)], notes
 
 
-def notes_on_export(deployment: Deployment, metadata: Metadata) -> list[str]:
+def notes_on_export(deployment: Model, metadata: Metadata) -> list[str]:
     """Return notes on an export and its model, none of which is a failure.
 
     `metadata` are those of its last file.

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import make_metadata
+from mmdeploy_ext.exporting.model import check_options, rule_of
 from mmdeploy_ext.proving import fresh_export, half_bars
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.levels.cases import run_case, timing
@@ -80,7 +80,7 @@ class ImageProof(Proof):
             )
         with fresh_export.option_errors(path):
             self.export_options.check()
-            deploy.check_options(self.export_options, deployment.cfg, family, deployment.model)
+            check_options(self.export_options, deployment.cfg, family, deployment.model)
         return file
 
     def facts(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class ImageProof(Proof):
 
     def checks(self, file: ExportedFile) -> list[Check]:
         contract = make_metadata(self.deployment, self.export_options).spec
-        rule = deploy.rule_of(self.deployment, self.export_options)
+        rule = rule_of(self.deployment, self.export_options)
         checks, notes = check_file(self.deployment, file, rule, contract)
         self.add_notes(notes)
         return checks

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.families.sequence import SequenceFamily
     from mmdeploy_ext.runtime.frames import Frame, Sweep
 
@@ -206,7 +206,7 @@ def _differing_bits(got: np.ndarray, expected: np.ndarray) -> tuple[str, str] | 
 
 
 def compare_prepared(
-    deployment: Deployment, rule: Any, samples: Collection[Any], unit: str
+    deployment: Model, rule: Any, samples: Collection[Any], unit: str
 ) -> PreprocessingResult:
     """Compare samples prepared by the rule and by the data set class: frames or sweeps ("moments").
 
@@ -274,7 +274,7 @@ def _notes_on_generated(cfg: Any, generated: Mapping[str, Any]) -> Iterator[str]
         yield f'without {kind.__name__} of data.test, whose files are of another kind'
 
 
-def _generated_moments(deployment: Deployment, generated: Mapping[str, Any]) -> Iterator[tuple[Any, int]]:
+def _generated_moments(deployment: Model, generated: Mapping[str, Any]) -> Iterator[tuple[Any, int]]:
     """Yield the data set of generated files, and the index of each of its samples."""
     cfg = copy.deepcopy(deployment.cfg)
     classes = generated.get('classes') or list(deployment.classes)
@@ -287,7 +287,7 @@ def _generated_moments(deployment: Deployment, generated: Mapping[str, Any]) -> 
 
 
 def _compare_moment(
-    deployment: Deployment, rule: Any, dataset: Any, index: int, folder: Path
+    deployment: Model, rule: Any, dataset: Any, index: int, folder: Path
 ) -> tuple[str, list[PreprocessingDifference], list[str]]:
     """Return the name of a sample of a data set, its differing values that the model uses, and absent ones.
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import contextlib
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.proving.results import Case, Check, PreprocessingResult
 
 AGAIN = 'the model gives other results when the first input is run again at the end'
@@ -72,7 +72,7 @@ class Proof(abc.ABC):
 
     def __init__(
         self,
-        deployment: Deployment,
+        deployment: Model,
         paths: Sequence[str],
         samples: Collection[Any],
         engine: Mapping[str, Any],

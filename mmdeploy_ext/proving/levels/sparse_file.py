@@ -18,7 +18,7 @@ import numpy as np
 
 from mmdeploy_ext.contract.metadata import PREFIX, check_entries, entries_of, read_entry
 from mmdeploy_ext.contract.metadata_schema import options_of_backbone
-from mmdeploy_ext.contract.precision import written_precision
+from mmdeploy_ext.contract.spec import written_precision
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError
 from mmdeploy_ext.core.violations import WARNING, errors
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import onnx
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.sparse.ir import SparseGraph
 
 UNCOMPARED = ('about', 'ir_version', 'onnx_package')
@@ -70,7 +70,7 @@ class SparseFile:
         name: name of the graph, which `Proof.read` demands: '', as the model is one file.
     """
 
-    deployment: Deployment
+    deployment: Model
     path: str
     model: onnx.ModelProto
     export_options: Options
@@ -134,7 +134,7 @@ def file_options(model: onnx.ModelProto, path: str) -> dict[str, Any]:
     return read_fact(model, path, 'options')
 
 
-def read_sparse_file(deployment: Deployment, path: str, ranges: Ranges | None) -> SparseFile:
+def read_sparse_file(deployment: Model, path: str, ranges: Ranges | None) -> SparseFile:
     """Read a file and make the graphs that it is compared with.
 
     Args:
@@ -292,7 +292,7 @@ def check_portable(model: onnx.ModelProto) -> list[Check]:
     return [check_written(model), check_inference(model), standard, check_not_random(model)]
 
 
-def weight_ranges_check(deployment: Deployment, traced: SparseGraph, ranges: Ranges) -> Check:
+def weight_ranges_check(deployment: Model, traced: SparseGraph, ranges: Ranges) -> Check:
     """Check the ranges of all weights, which must be those of the folded or the unfolded kernels.
 
     If the checkpoint has ranges (of a quantised training), those are right, too, and so are all these rounded

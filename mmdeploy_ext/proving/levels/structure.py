@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from mmdeploy_ext.contract.precision import written_precision
+from mmdeploy_ext.contract.spec import written_precision
 from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.graph.io.index import reads
 from mmdeploy_ext.graph.io.operators import random_nodes

@@ -171,7 +171,7 @@ def toy(tmp_path_factory):
     import torch
 
     from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.exporting import deployment as deploy
+    from mmdeploy_ext.exporting import model as deploy
     from mmdeploy_ext.families.base import find_family
     from mmdeploy_ext.synthetic.seeded import fill_seeded
 

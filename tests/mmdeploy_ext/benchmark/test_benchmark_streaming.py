@@ -87,14 +87,10 @@ def benchmark_of_sweeps(rule, monkeypatch, weights):
         warmup=0, max_iter=30, repeat_num=1, spare_rounds=0,
     )  # fmt: skip
     family = SimpleNamespace(memory=True, preprocess_rule=lambda cfg: rule)
-    deployment = SimpleNamespace(rule=rule, family=family)
-
-    def load(config, checkpoint, options, device, before_weights):
-        before_weights({}, family, None)
-        weights()
-        return deployment
-
-    monkeypatch.setattr(streams.deploy, 'load', load)
+    deployment = SimpleNamespace(cfg={}, rule=rule, family=family)
+    monkeypatch.setattr(streams, 'read_config', lambda *_: deployment)
+    monkeypatch.setattr(streams, 'build', lambda _: None)
+    monkeypatch.setattr(streams, 'load_weights', lambda _: weights())
     return benchmark
 
 

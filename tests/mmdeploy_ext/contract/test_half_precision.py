@@ -12,13 +12,13 @@ import toy_solo
 from marking import in_suite
 from mmdeploy_ext.cli import backend_config, export_app, verify_app
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.contract.precision import with_half_features, written_precision
+from mmdeploy_ext.contract.spec import with_half_features, written_precision
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import export
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_graphs
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.graph.passes.fp16 import to_fp16

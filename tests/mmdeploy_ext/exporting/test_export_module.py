@@ -16,9 +16,8 @@ from torch.onnx._internal.torchscript_exporter import utils
 
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.dynamo import translations_read_once
-from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.exporting.exporter import _split_where_needed
-from mmdeploy_ext.exporting.node_values import listed_values
+from mmdeploy_ext.exporting.export import _split_where_needed, export_module
+from mmdeploy_ext.exporting.torch_patches import listed_values
 from mmdeploy_ext.graph.passes.interface import name_ends
 from toy_atss import load_toy
 

@@ -5,6 +5,7 @@ from mmcv import Config
 
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families import base
 from mmdeploy_ext.families.base import BACKBONE, DETECTOR, FAMILIES, Claim, find_family, load_families
 from mmdeploy_ext.families.nearest import part_types, refusal
 
@@ -84,3 +85,31 @@ def test_two_families_with_equal_claims_are_an_error(monkeypatch):
         find_family(cfg)
     monkeypatch.setattr(Twin, 'claims', lambda self, cfg: Claim.DETECTOR)
     assert find_family(cfg).name == 'twin'
+
+
+@pytest.mark.parametrize(
+    ('config', 'imported'),
+    [
+        ('configs/demo/atss_toy.py', {'dense'}),
+        ('configs/demo/rtdetr_toy.py', {'rtdetr'}),
+        ('configs/demo/solov2_toy.py', {'solo'}),
+        ('projects/configs/BEVFusion/centerpoint_toy.py', {'centerpoint'}),
+    ],
+)
+def test_families_of_other_heads_are_not_imported(config, imported, monkeypatch):
+    monkeypatch.setattr(base, 'FAMILIES', base.Families())
+    find_family(load_config(config), DETECTOR)
+    assert set(base.FAMILIES) == imported
+
+
+def test_a_class_of_the_users_gets_the_family_of_its_base(monkeypatch):
+    from mmdet.models.builder import DETECTORS, HEADS
+
+    monkeypatch.setattr(base, 'FAMILIES', base.Families())
+    cfg = load_config('configs/demo/atss_toy.py')
+    for registry, part in ((DETECTORS, cfg.model), (HEADS, cfg.model.bbox_head)):
+        name = f'My{part.type}'
+        monkeypatch.setitem(registry.module_dict, name, type(name, (registry.get(part.type),), {}))
+        part.type = name
+    assert find_family(cfg).name == 'dense'
+    assert set(base.FAMILIES) == {'dense'}

@@ -103,6 +103,7 @@ def test_a_copy_of_mmdet_that_cannot_be_imported_is_named_with_the_line_that_fai
     with pytest.raises(ConfigError, match='is too old for the families'):
         find_family(Config(dict(model=dict(type='OfNoFile'))))
     monkeypatch.delitem(sys.modules, 'mmdet.models')
+    monkeypatch.setattr(mmdet, '__path__', [])
     with pytest.raises(ConfigError, match=r'mmdet cannot be imported: ModuleNotFound.*own_ext.*or build,'):
         find_family(read(repository, 'UserDetector'))
 

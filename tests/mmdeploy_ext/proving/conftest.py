@@ -5,7 +5,7 @@ import functools
 import pytest
 
 from conditional_faults import SIZES
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.references import references

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 import toy_faults
 from marking import in_suite
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_graphs, make_metadata
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.program import Program

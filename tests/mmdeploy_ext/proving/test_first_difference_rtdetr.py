@@ -5,7 +5,7 @@ import pytest
 import toy_faults
 import toy_rtdetr
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_graphs
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.report import print_comparison

@@ -24,7 +24,7 @@ import toy_yolact
 from mmdeploy_ext.cli import export_app
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import find_family, load_families
 from mmdeploy_ext.families.parts.lidar_parts import parts_of
@@ -57,7 +57,7 @@ def seeded(cfg):
     family = find_family(cfg)
     model = seeded_model(cfg, family).eval()
     model.CLASSES = deploy.class_names(cfg, {}, family.num_classes(model))
-    return deploy.Deployment(
+    return deploy.Model(
         cfg=cfg, config='toy.py', cfg_options={}, family=family, model=model, checkpoint='seeded',
         checkpoint_sha256='0' * 64, classes=model.CLASSES, rule=family.preprocess_rule(cfg),
     )  # fmt: skip

@@ -181,7 +181,7 @@ def test_a_difference_names_picture_value_both_sides_and_how_many():
 def test_given_mean_and_deviation_are_those_of_the_pipeline():
     given = dict(mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
     for cfg in (TOY, OTHERS['yolox'], CORNER, OTHERS['mask2former']):
-        deployment = toy_atss.deploy.Deployment(
+        deployment = toy_atss.deploy.Model(
             **dict.fromkeys(('config', 'checkpoint', 'checkpoint_sha256', 'classes', 'model'), ''),
             cfg=cfg,
             cfg_options={},

@@ -10,7 +10,7 @@ import torch
 
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, EngineError
-from mmdeploy_ext.exporting.deployment import check_device, class_names
+from mmdeploy_ext.exporting.model import check_device, class_names
 from mmdeploy_ext.weights.checkpoint import (
     IgnoredObject,
     ignored_getattr,

@@ -11,7 +11,7 @@ from mmdet.models.utils.transformer import DetrTransformerDecoderLayer
 
 from marking import in_suite
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.families.bevformer import family, graphs, runtime
 from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx
 from mmdeploy_ext.families.parts import bev_attention, bev_grid, bev_queries

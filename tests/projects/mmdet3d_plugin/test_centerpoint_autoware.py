@@ -124,7 +124,7 @@ def sine_first(original):
 @pytest.mark.suite('sine_first')
 @pytest.mark.parametrize('fault', [unswapped, turned, sine_first])
 def test_boxes_of_another_convention_in_the_graph_are_refused(toy, tmp_path, fault):
-    from mmdeploy_ext.exporting import deployment as deploy
+    from mmdeploy_ext.exporting import model as deploy
     from mmdeploy_ext.exporting.files import export_files
 
     deployment = deploy.load(*toy[2:])

@@ -18,9 +18,9 @@ from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, InferenceError, UsageError
 from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
-from mmdeploy_ext.exporting import deployment as deploy
-from mmdeploy_ext.exporting.deployment import check_options
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.exporting.model import check_options
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.proving import totals
 from mmdeploy_ext.proving.ladder import open_proof, prove

@@ -132,7 +132,7 @@ def corner(original):
 
 @pytest.mark.parametrize('fault', in_suite([transposed, without_mask, corner], corner))
 def test_a_fault_in_our_own_part_is_not_proven_by_inputs(toy, tmp_path, monkeypatch, fault):
-    from mmdeploy_ext.exporting import deployment as deploy
+    from mmdeploy_ext.exporting import model as deploy
     from mmdeploy_ext.exporting.files import export_files
 
     _, _, config, checkpoint = toy

@@ -17,7 +17,7 @@ from marking import in_suite
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, ModelFileError, ShapeError
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.anchor3d.mvxnet import graphs
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, FEATURES, MvxNetOnnx, sort_voxels

@@ -19,7 +19,7 @@ from mmdeploy_ext.contract.metadata import Metadata, read_props
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.core.config import test_pipeline as pipeline_of
 from mmdeploy_ext.core.errors import ConfigError, DataError, InferenceError, ShapeError
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.families.base import Claim, find_family
 from mmdeploy_ext.families.parts import box_conventions
 from mmdeploy_ext.families.petr import runtime

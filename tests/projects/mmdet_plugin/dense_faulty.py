@@ -7,7 +7,7 @@ import numpy as np
 from onnx import numpy_helper
 
 from mmdeploy_ext.core.config import load_config, mmdet_config
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.graph.io.constants import constant_value
 from mmdeploy_ext.preprocess.pictures import read_image

@@ -17,7 +17,7 @@ from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, ShapeError, UsageError
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_files, export_graphs
 from mmdeploy_ext.exporting.ops.deform_conv import MIN_OPSET
 from mmdeploy_ext.families.base import FAMILIES, find_family
@@ -289,8 +289,10 @@ def test_exporting_leaves_the_model_untouched_and_trainable(deployment):
 def check(opset=17, cfg_options=SMALL, checkpoint=None, **changes):
     options = options_for(opset=opset, **changes)
     options.check()
-    hook = functools.partial(deploy.check_options, options)
-    deploy.load(PUBLISHED, str(checkpoint), copy.deepcopy(cfg_options), before_weights=hook)
+    model = deploy.read_config(PUBLISHED, str(checkpoint), copy.deepcopy(cfg_options))
+    deploy.build(model)
+    deploy.check_options(options, model.unbuilt_cfg, model.family, model.model)
+    deploy.load_weights(model)
 
 
 def test_a_pipeline_that_stretches_without_a_scale_is_traced_at_640_pixels():

@@ -14,8 +14,8 @@ import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from made_once import made_once
 from marking import in_suite
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.exporter import default_opset
-from mmdeploy_ext.exporting.ops.replaced_modules import AXES, replace_class
+from mmdeploy_ext.exporting.copy import AXES, replace_class
+from mmdeploy_ext.exporting.export import default_opset
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.corner import graphs
 from mmdeploy_ext.families.parts.runtime.padded_results import detections

@@ -19,7 +19,7 @@ from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.exporting.deployment import check_options
+from mmdeploy_ext.exporting.model import check_options
 from mmdeploy_ext.families.dense import heads, reference, runtime
 from mmdeploy_ext.families.dense.family import largest_num_candidates
 from mmdeploy_ext.families.dense.forms import DecodeForm, DenseFullForm, decode_names, raw_names

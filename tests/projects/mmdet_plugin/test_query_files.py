@@ -12,7 +12,7 @@ from two_stage_faulty import iou_left_out, points_a_cell_off
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import toy_query
 import toy_two_stage
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.two_stage.family import TwoStageFamily
 from mmdeploy_ext.preprocess.pictures import read_image

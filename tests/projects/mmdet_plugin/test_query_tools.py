@@ -11,7 +11,7 @@ import toy_query
 from instances_json import decoded
 from mmdeploy_ext.cli import graph_app
 from mmdeploy_ext.core.errors import EngineError
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.graph.tensorrt_limits import check_limits, find_refusals
 from mmdeploy_ext.preprocess.pictures import read_image

@@ -12,7 +12,7 @@ from mmdet.models.builder import DETECTORS, HEADS, build_roi_extractor
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.exporting.exporter import check_operators, default_opset
+from mmdeploy_ext.exporting.export import check_operators, default_opset
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.parts.regions import Pool
 from mmdeploy_ext.families.two_stage.supported_parts import result_cfg

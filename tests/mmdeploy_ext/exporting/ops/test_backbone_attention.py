@@ -11,8 +11,8 @@ from mmdet.models.utils.transformer import AdaptivePadding
 
 from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.core.errors import ExportError, UsageError
+from mmdeploy_ext.exporting.copy import keep_position_bias
 from mmdeploy_ext.exporting.ops.backbone_attention import SIZED, sizes_traced
-from mmdeploy_ext.exporting.ops.replaced_modules import keep_position_bias
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.proving.untraced import untraced_methods

@@ -18,12 +18,8 @@ from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.copy import prepared
-from mmdeploy_ext.exporting.ops import deform_conv
-from mmdeploy_ext.exporting.ops.deform_conv import (
-    LeadingOffsets,
-    has_deform_conv,
-    standard_deform_conv,
-)
+from mmdeploy_ext.exporting.ops.deform_conv import LeadingOffsets, standard_deform_conv
+from mmdeploy_ext.exporting.ops.operator import operators_of
 from mmdeploy_ext.families.parts import upstream_layers
 
 FUNCTIONS = (DeformConv2dFunction, ModulatedDeformConv2dFunction)
@@ -176,16 +172,15 @@ def test_failing_export_undoes_the_patch_and_names_the_stage():
 
 
 def test_only_mmcvs_deformable_convolutions_are_found():
-    assert has_deform_conv(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(DeformConv2dPack(8, 8, 3))))
-    assert has_deform_conv(ModulatedDeformConv2dPack(8, 8, 3))
-    assert not has_deform_conv(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
+    nested = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(DeformConv2dPack(8, 8, 3)))
+    for module in (nested, ModulatedDeformConv2dPack(8, 8, 3)):
+        assert [operator.opset for operator in operators_of(module)] == [19]
+    assert not operators_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
 
 
-def test_a_head_that_calls_the_function_is_found_because_its_family_says_so(monkeypatch):
+def test_a_head_that_calls_the_function_is_found():
     settings = dict(
         type='AnchorGenerator', ratios=[1.0], octave_base_scale=8, scales_per_octave=1, strides=[8]
     )
     head = TOODHead(3, 8, stacked_convs=2, feat_channels=32, anchor_generator=settings)
-    assert has_deform_conv(head) and prepared(head).deform_sampling is upstream_layers.sample_sides
-    monkeypatch.setattr(deform_conv, 'CALLERS', [])
-    assert not has_deform_conv(head)
+    assert operators_of(head) and prepared(head).deform_sampling is upstream_layers.sample_sides

@@ -264,7 +264,7 @@ def test_expanding_twice_changes_nothing(own):
 
 def test_a_model_without_operator_nodes_is_returned_as_it_is(own):
     plain = export_limits(own, 'standard')
-    assert forms.finish(plain, 'torchscript', 18) is plain
+    assert forms.finish(plain, 'torchscript', 18, export_module) is plain
 
 
 # ---- mistakes
@@ -274,7 +274,7 @@ def test_a_node_of_no_registered_operator_is_named():
     node = onnx.helper.make_node('Nothing', ['x'], ['y'], name='n1', domain=DOMAIN)
     model = onnx.helper.make_model(onnx.helper.make_graph([node], 'g', [], []))
     with pytest.raises(ExportError, match=r"'n1'.*mm2onnx\.Nothing.*GreedyKeep"):
-        forms.finish(model, 'torchscript', 18)
+        forms.finish(model, 'torchscript', 18, export_module)
 
 
 @pytest.mark.parametrize(('change', 'message'), [
@@ -295,7 +295,7 @@ def test_an_incomplete_operator_is_refused(own, change, message):
 def test_a_body_that_is_not_the_operator_is_refused(own, body, message):
     wrong = dataclasses.replace(own, traceable=None, body=body, shapes=lambda x, limit, steps: x)
     with pytest.raises(ExportError, match=message):
-        forms.function_body(wrong, 'SoftLimit', {}, 18, 'torchscript')
+        forms.function_body(wrong, 'SoftLimit', {}, 18, export_module)
 
 
 def test_one_name_is_one_operator(own):

@@ -1,0 +1,420 @@
+"""A model of a config and a checkpoint: `read_config`, `build` and `load_weights`, or `load` for all three.
+
+What can be refused by the config alone is refused between the first two, what needs the module before the
+weights are read. Until `build` torch is not imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext import compat
+from mmdeploy_ext.core.config import load_config, test_dataset, test_pipeline
+from mmdeploy_ext.core.errors import ConfigError, EngineError, Mm2OnnxError, ModelFileError, UsageError
+from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.core.printable import shortened
+from mmdeploy_ext.families.base import DETECTOR, FAMILIES, Family, find_family
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    import torch
+
+    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.core.model_classes import ModelClass
+    from mmdeploy_ext.exporting.code_warnings import CodeWarning
+    from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
+
+
+@dataclasses.dataclass
+class Model:
+    """A model that is exported or compared, as far as it was read.
+
+    Attributes:
+        config: path of the config.
+        checkpoint: path of the weights.
+        cfg_options: overrides of the config: key with dots -> value.
+        cfg: mmcv's config, overrides applied, adapted by the family.
+        family: family of the model.
+        device: device of PyTorch: 'cpu', 'cuda' or 'cuda:N'.
+        weight_layout: layout of the kernels of a sparse backbone in the checkpoint; 'auto' finds it.
+        model: upstream's model in evaluation mode, since `build`; with its weights since `load_weights`.
+        rule: how a sample becomes the input, of `Family.preprocess_rule`; of images a `PreprocessRule`.
+        settings: what `Family.settings` returned; None for most families.
+        unbuilt_cfg: `cfg` before `build`: mmcv takes entries out of it, such as `fallback_on_stride`.
+        normalisation: `mean` and `std`, or one of them, which replace the config's, see `normalise_with`.
+        classes: names by label, since `load_weights`; () for a backbone.
+        checkpoint_sha256: digest of the checkpoint, since `load_weights`.
+        report: what `Family.load` returned: the checkpoint; of a sparse backbone a `LoadReport`.
+        collected: entries that the config's test pipeline collects of a picture, once a proof has run it.
+        code_warnings: what PyTorch warned of in the user's code in exports of this model.
+    """
+
+    config: str
+    checkpoint: str
+    cfg_options: dict[str, Any]
+    cfg: Any
+    family: Family
+    device: str = 'cpu'
+    weight_layout: str = 'auto'
+    model: Any = None
+    rule: Any = None
+    settings: Any = None
+    unbuilt_cfg: Any = None
+    normalisation: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    checkpoint_sha256: str = ''
+    report: Any = None
+    collected: dict[str, Any] = dataclasses.field(default_factory=dict)
+    code_warnings: list[CodeWarning] = dataclasses.field(default_factory=list, init=False, repr=False)
+
+    def normalise_with(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+        """Replace the config's mean and std, three pixel values each in the input's order of channels.
+
+        None keeps the config's. `normalisation` and `rule` are set, `cfg` stays. Padding before the
+        normalisation is normalised, too, so the rule is read again from changed steps.
+        """
+        from mmdeploy_ext.preprocess.pipeline_rule import steps_of
+
+        given = dict(mean=mean, std=std)
+        self.normalisation = {name: tuple(values) for name, values in given.items() if values}
+        if self.normalisation:
+            cfg = copy.deepcopy(self.cfg)
+            for step in steps_of(test_pipeline(cfg), 'Normalize', 'RandomCenterCropPad'):
+                step.update(self.normalisation)
+            self.rule = dataclasses.replace(self.family.preprocess_rule(cfg), **self.normalisation)
+
+    @functools.cached_property
+    def model_classes(self) -> tuple[ModelClass, ...]:
+        """The classes of the model that no installed library has."""
+        return self.family.model_classes(self.model)
+
+    @property
+    def replaced_kernels(self) -> list[str]:
+        """Sentences about modules of the model that compute without the compiled operators they name."""
+        from mmdeploy_ext.compat import plain_kernels
+
+        return plain_kernels.notes_on(self.model)
+
+    @property
+    def config_sha256(self) -> str:
+        """The digest of the config's entries that decide what the model computes."""
+        return self.family.config_sha256(self.cfg)
+
+
+def read_config(
+    config: str | Path,
+    checkpoint: str | Path = '',
+    cfg_options: Mapping[str, Any] | None = None,
+    device: str = 'cpu',
+    *,
+    product: str = DETECTOR,
+    weight_layout: str = 'auto',
+    file: str = '',
+) -> Model:
+    """Read a config and find its family, after `compat.apply()`; the checkpoint is not looked at.
+
+    Args:
+        config: path of the config.
+        checkpoint: path of the weights.
+        cfg_options: overrides of the config: key with dots -> value.
+        device: device of PyTorch: 'cpu', 'cuda' or 'cuda:N'.
+        product: part of the model that is exported, if `file` does not decide: DETECTOR or BACKBONE.
+        weight_layout: layout of the kernels of a sparse backbone in the checkpoint: 'auto', 'spconv1',
+            'spconv2' or 'spconv2-rskc'.
+        file: path of an exported file; if its family claims the config, its product replaces `product`.
+
+    Raises:
+        ConfigError: the config cannot be read, or no family claims it.
+    """
+    compat.apply()
+    cfg_options = dict(cfg_options or {})
+    cfg = load_config(str(config), cfg_options)
+    family_of_file = _family_of(cfg, file) if file else None
+    family = find_family(cfg, family_of_file.product if family_of_file else product)
+    return Model(str(config), str(checkpoint), cfg_options, cfg, family, device, weight_layout)
+
+
+def _family_of(cfg: Any, path: str) -> Family | None:
+    """Return the family in the metadata of a file; None if it is unknown or does not claim the config."""
+    from mmdeploy_ext.contract.metadata import read_entry
+    from mmdeploy_ext.graph.io.files import read
+
+    family = None
+    if Path(path).is_file() and cfg.get('model'):
+        with contextlib.suppress(ModelFileError):  # the proof reads the whole file and reports the error
+            props = {entry.key: entry.value for entry in read(path).metadata_props}
+            family = FAMILIES.get(read_entry(props, 'family', path))
+    return family if family is not None and family.claims(cfg) else None
+
+
+def build(deployment: Model, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
+    """Build the module of a model that was read, and its preprocessing rule; weights are not read.
+
+    Args:
+        deployment: what `read_config` returned.
+        mean: replaces the config's, for pictures alone: three pixel values in the input's channel order.
+        std: the same of the standard deviation.
+
+    Raises:
+        EngineError: there is no such device, see `check_device`.
+        ConfigError: the model cannot be built, or the exported file cannot describe its test pipeline.
+        CheckpointError: there is no such checkpoint.
+        UsageError: `mean` or `std` of a model that takes no single pictures.
+    """
+    from mmdeploy_ext.weights.checkpoint import load_checkpoint
+
+    family, cfg = deployment.family, deployment.cfg
+    mean, std = (None if values is None else [*map(float, values)] for values in (mean, std))
+    for name, values in dict(mean=mean, std=std).items():
+        if values and family.samples != 'images':
+            raise UsageError(
+                f'{name}={values}: goes with models of single pictures; family '
+                f'{family.name!r} normalises as its config states: leave {name} out'
+            )
+    check_device(deployment.device)
+    deployment.rule = _checked_rule(cfg, family)
+    if deployment.checkpoint and not Path(deployment.checkpoint).is_file():
+        load_checkpoint(deployment.checkpoint)  # raises the error about the path
+    deployment.unbuilt_cfg = copy.deepcopy(cfg)
+    deployment.model = family.build(cfg)
+    deployment.settings = family.settings(cfg, deployment.model)
+    deployment.normalise_with(mean, std)
+
+
+def _checked_rule(cfg: Any, family: Family) -> Any:
+    """Return the preprocessing rule of a config; ConfigError: a file cannot describe it."""
+    from mmdeploy_ext.contract.metadata_schema import preprocess as check_rule
+    from mmdeploy_ext.contract.schema import Mismatch
+
+    try:
+        rule = family.preprocess_rule(cfg)
+        check_rule(rule.to_json(), '')
+    except Mm2OnnxError as error:
+        if isinstance(error, ConfigError) and not str(error).startswith(f'{cfg.filename}:'):
+            raise ConfigError(f'{cfg.filename}: {error}') from error
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        cause = error if isinstance(error, Mismatch) else f'{type(error).__name__}: {error}'
+        raise ConfigError(
+            f'{cfg.filename}: the test pipeline cannot be described by the exported file: {cause}; correct it'
+        ) from error
+    return rule
+
+
+def load_weights(deployment: Model) -> None:
+    """Read the checkpoint into a model that was built, strictly, and move it to its device.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or is of another model.
+        ConfigError, UsageError: see `class_names`.
+    """
+    family, model = deployment.family, deployment.model
+    deployment.report = family.load(model, deployment.checkpoint, deployment.weight_layout)
+    meta = getattr(deployment.report, 'meta', {})
+    deployment.classes = class_names(deployment.cfg, meta, family.num_classes(model))
+    deployment.checkpoint_sha256 = sha256_file(deployment.checkpoint)
+    model.CLASSES = deployment.classes
+    model.eval()  # by itself, since the `train` of some detectors returns None
+    attributes = ((part, *entry) for part in model.modules() for entry in vars(part).items())
+    if any(callable(value) and callable(getattr(type(part), name, None)) for part, name, value in attributes):
+        # a function that a part holds runs the weights of this model in a copy, too; a trace takes them as
+        # constants if they need no gradients
+        model.requires_grad_(False)
+    deployment.model = model.to(check_device(deployment.device))
+
+
+def load(
+    config: str | Path,
+    checkpoint: str | Path,
+    cfg_options: Mapping[str, Any] | None = None,
+    device: str = 'cpu',
+    *,
+    product: str = DETECTOR,
+    weight_layout: str = 'auto',
+) -> Model:
+    """Return a model with its weights: `read_config`, `build` and `load_weights`."""
+    deployment = read_config(
+        config, checkpoint, cfg_options, device, product=product, weight_layout=weight_layout
+    )
+    build(deployment)
+    load_weights(deployment)
+    return deployment
+
+
+def check_device(device: str) -> torch.device:
+    """Return the device of PyTorch that `device` names: 'cpu', 'cuda' (the current GPU) or 'cuda:N'.
+
+    EngineError: it is no CPU or GPU in torch's words, torch sees no GPU, or GPU N is not on this machine.
+    """
+    import torch
+
+    try:
+        parsed = torch.device(device)
+    except RuntimeError:
+        parsed = None
+    if parsed is None or parsed.type not in ('cpu', 'cuda'):
+        raise EngineError(f"--device {device}: expected 'cpu', 'cuda' or 'cuda:N'")
+    if parsed.type == 'cuda' and not torch.cuda.is_available():
+        raise EngineError(f'--device {device}: this torch {torch.__version__} sees no GPU; use --device cpu')
+    if parsed.type == 'cuda' and (parsed.index or 0) >= torch.cuda.device_count():
+        raise EngineError(
+            f'--device {device}: torch sees {torch.cuda.device_count()} GPU(s), numbered from cuda:0 on'
+        )
+    return parsed
+
+
+def resolve_opset(options: Options, model: torch.nn.Module) -> Options:
+    """Return export options with the opset that the file of `model` gets.
+
+    Opset 0, the user's default, becomes `exporter.default_opset`. Options without an opset (sparse graphs)
+    are returned as they are; options that fix it, since their graphs leave out what would need another one,
+    get the fixed opset.
+
+    UsageError: an opset that the exporter cannot write, or that lacks an operator of the model.
+    """
+    from mmdeploy_ext.exporting.export import check_operators, check_opset, default_opset
+
+    if 'opset' not in options:
+        return options
+    if 'opset' in options.fixed:
+        return options.replace(opset=options.fixed['opset'][1])
+    opset = options.opset or default_opset(model, options.exporter)
+    check_opset(opset, options.exporter)
+    check_operators(model, opset)
+    return options.replace(opset=opset)
+
+
+def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
+    """Return the names of the classes by label.
+
+    Args:
+        cfg: mmcv's config.
+        meta: the checkpoint's `meta`, which may have `CLASSES`.
+        num_classes: number of classes of the model.
+
+    Returns:
+        The first list or tuple of `num_classes` names among `CLASSES` of `meta`; `classes` of `data.test`
+        (of the data set that `test_dataset` reads), names or the path of a file with one on each line;
+        `classes` and `class_names` of the config; and `CLASSES` of the data set's class. If none fits:
+        'class 0', 'class 1', ...
+
+    Raises:
+        ConfigError: the config's data set names a file of classes, `meta` has no fitting list, and the file
+            cannot be read.
+        UsageError: a name cannot be encoded as UTF-8.
+    """
+    from mmcv import list_from_file
+
+    from mmdeploy_ext.families.building import data_class
+
+    dataset = test_dataset(cfg)
+    dataset_class = data_class(dataset.get('type'), 'DATASETS')
+    listed = dataset.get('classes')
+    candidates = (
+        meta.get('CLASSES'),
+        listed,
+        cfg.get('classes'),
+        cfg.get('class_names'),
+        getattr(dataset_class, 'CLASSES', None),
+    )
+    for names in candidates:
+        if names is listed and isinstance(names, str):  # a file; not read if `meta` has the names
+            try:
+                names = list_from_file(names)
+            except (OSError, UnicodeError) as error:
+                raise ConfigError(
+                    f'data.test.classes={names!r}: this file of class names cannot be read ({error}); '
+                    f'correct the path, or give the names themselves'
+                ) from error
+        if isinstance(names, list | tuple) and len(names) == num_classes:
+            break
+    else:
+        return tuple(f'class {index}' for index in range(num_classes))
+    names = tuple(map(str, names))
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f'the class name {shortened(name)} has half a character, expected text; correct CLASSES of '
+                f"the checkpoint's meta, or classes of the config"
+            ) from error
+    return names
+
+
+def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Module) -> Options:
+    """Return the options of an export with what the user left open filled in by `resolve`.
+
+    Values that no model can have were refused by `Options.check` before, when the command line, config or
+    file was read.
+
+    Args:
+        options: options of the export.
+        cfg: mmcv's config of the model.
+        family: family of the model.
+        model: upstream's model; its weights do not matter.
+
+    Raises:
+        UsageError: names an option that this model cannot have, or a height or width below the least with
+            which a file of any size can be traced.
+        ConfigError: the family cannot export a setting of the config.
+    """
+    resolved = resolve(options, model, family.preprocess_rule(cfg))
+    family.check(cfg, resolved)
+    if family.samples == 'images' and resolved.dynamic:
+        smallest = family.picture(model, resolved).smallest
+        if min(resolved.height, resolved.width) < smallest:
+            raise UsageError(
+                f'--shape {resolved.height} {resolved.width}: a file of any size takes sides of at least '
+                f'{smallest} pixels for this model, and is traced with a size that it takes'
+            )
+    return resolved
+
+
+def resolve(options: Options, model: torch.nn.Module, rule: PreprocessRule) -> Options:
+    """Return the options with values in place of those that the user left open.
+
+    Opset 0 becomes that of `resolve_opset` for `model`, which also says what it raises. Height and width 0
+    become the size, in pixels, of a padded picture of the config's test pipeline, which `rule` states: of a
+    landscape picture that fills the test scale if the pipeline keeps its ratio, and of one of 640 x 640 if it
+    has no scale. `group_norm` '' of a float32 file becomes that of `default_group_norm`. Options that lack
+    one of these stay without it; `rule` may be that of other samples if they have no height.
+    """
+    options, changes = resolve_opset(options, model), {}
+    if options.get('height') == 0 and options.width == 0:
+        long_edge, short_edge = max(rule.img_scale or (640, 640)), min(rule.img_scale or (640, 640))
+        is_stretched = rule.img_scale is not None and not rule.keep_ratio
+        height, width = rule.resized_shape(1, 1) if is_stretched else (short_edge, long_edge)
+        changes['height'], changes['width'] = rule.size or rule.padded_shape(height, width)
+    if options.get('group_norm') == '' and options.precision == 'fp32':
+        from mmdeploy_ext.exporting.export import default_group_norm
+
+        changes['group_norm'] = default_group_norm(model)
+    return options.replace(**changes)
+
+
+def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, width: int) -> PreparedImage:
+    """Prepare `image_bgr`, (h, w, 3) uint8, for an input of exactly `height` x `width` pixels.
+
+    The image is resized to fit and padded, or resized to just that size if `rule` does not keep the ratio, or
+    warped about its middle, scaled by the widths (`resize` of `rule`). `rule` decides about the rest:
+    interpolation, colours, normalisation.
+    """
+    return dataclasses.replace(rule, size=(height, width)).apply(image_bgr)
+
+
+def rule_of(deployment: Model, options: Options) -> Any:
+    """Return the rule by which samples become the input of a file with these options.
+
+    It is the model's; if the options have a `dynamic` that is off, its `size` is their height and width.
+    """
+    if options.get('dynamic', True):
+        return deployment.rule
+    return dataclasses.replace(deployment.rule, size=(options.height, options.width))

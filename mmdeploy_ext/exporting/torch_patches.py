@@ -1,0 +1,178 @@
+"""Patches of PyTorch 2.13 for its exporters, each a context manager; all of them hold for the whole process.
+
+- `without_checkpoints`: backbones of research repositories call `torch.utils.checkpoint` whenever their
+  config says so, in tests, too; its reentrant form is one operator of Python to a trace.
+- `without_empty_writes`: Swin's masks write into no element: of a map that is one window wide, the columns
+  before the last window are none. The TorchScript exporter fails on such a write.
+- `linspace_of_one_step`, `linspace_of_its_type`: of `torch.linspace` with as many steps as an axis has, the
+  TorchScript exporter divides the interval by the number of steps less one, so that the only value of a
+  single step is 0 / 0: mmcv's `GeneralizedAttention` gave NaN for a map whose keys are one row or one column.
+  From a start or to an end that is no whole number it makes float64, which no GridSample takes.
+- `with_a_batch`: the TorchScript exporter does not know pooling of maps without an axis for the batch.
+- `listed_values`: an iterator of pybind11 ends with a C++ exception, which takes 25 microseconds in a process
+  that has loaded PyTorch alone, and more with each library. The TorchScript exporter reads inputs or outputs
+  of each node several times: a fifth of its CPU seconds.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch.utils import checkpoint
+
+from mmdeploy_ext.compat.import_hook import patched
+
+POOLED_AXES = {
+    f'{kind}_pool{axes}d': axes
+    for kind in ('avg', 'max', 'adaptive_avg', 'adaptive_max')
+    for axes in (1, 2, 3)
+}
+"""Function of `torch.nn.functional` -> number of axes that it pools."""
+
+
+class _DirectCall:
+    """Stands for `CheckpointFunction`: it calls the function that it was given."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], _preserve_rng_state: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+@contextlib.contextmanager
+def without_checkpoints() -> Iterator[None]:
+    """Inside the block functions under a reentrant checkpoint are called directly."""
+    with mock.patch.object(checkpoint, 'CheckpointFunction', _DirectCall):
+        yield
+
+
+@contextlib.contextmanager
+def without_empty_writes() -> Iterator[None]:
+    """Inside the block, `tensor[index] = value` with an index of no element leaves nothing in a trace.
+
+    The exporter makes a Reshape with a side of 0 of it, and fails with an internal assertion. The block is
+    for a trace by TorchScript in which all sizes but the batch are fixed; it holds for the whole process.
+    No index may be empty for the traced batch alone: that write would be lost for other batches, too.
+
+    A mask, positions or a bound that are computed from values may select elements for other inputs: such a
+    write is traced in any case. So is one into a tensor that has no elements itself, and, outside of a trace,
+    one by tensors.
+    """
+    write = torch.Tensor.__setitem__
+
+    def write_elements(tensor: torch.Tensor, index: Any, value: Any) -> None:
+        if _is_fixed(index):
+            state = torch._C._get_tracing_state()
+            torch._C._set_tracing_state(None)  # the reading is for this decision alone
+            try:
+                if tensor.numel() > 0 and tensor[index].numel() == 0:
+                    return
+            finally:
+                torch._C._set_tracing_state(state)
+        write(tensor, index, value)
+
+    with mock.patch.object(torch.Tensor, '__setitem__', write_elements):
+        yield
+
+
+def _is_fixed(index: Any) -> bool:
+    """Return whether an index selects the same elements for all inputs of the traced sizes and batch."""
+    if isinstance(index, torch.Tensor):
+        return not _depends_on_values(index)
+    if isinstance(index, slice):
+        return _is_fixed((index.start, index.stop, index.step))
+    return all(map(_is_fixed, index)) if isinstance(index, tuple | list) else True
+
+
+def _depends_on_values(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor of the trace is made of more than sizes and constants."""
+    if torch._C._get_tracing_state() is None:
+        return True
+    nodes, value_names = [torch._C._get_value_trace(tensor).node()], set()
+    while nodes:
+        node = nodes.pop()
+        if node.kind() == 'prim::Param':
+            return True
+        if node.kind() != 'aten::size':
+            inputs = {value.debugName(): value for value in node.inputs()}
+            nodes += [inputs[name].node() for name in inputs.keys() - value_names]
+            value_names |= inputs.keys()
+    return False
+
+
+@contextlib.contextmanager
+def linspace_of_one_step() -> Iterator[None]:
+    """Inside the block a traced `torch.linspace` holds for a single step, too: its only value is the start.
+
+    The block is for a trace by TorchScript in which the number of steps may be the size of an axis, that is,
+    a tensor; calls with a number are left as they are. Values are not rounded to a type of integers. It holds
+    for the whole process.
+    """
+    linspace = torch.linspace
+
+    def divided(start: Any, end: Any, steps: Any, **options: Any) -> torch.Tensor:
+        if not isinstance(steps, torch.Tensor):
+            return linspace(start, end, steps, **options)
+        dtype = options.pop('dtype', None) or torch.get_default_dtype()
+        step = (end - start) / torch.clamp(steps - 1, min=1)
+        return torch.arange(steps, **options).to(dtype) * step + start
+
+    with mock.patch.object(torch, 'linspace', divided):
+        yield
+
+
+@contextlib.contextmanager
+def linspace_of_its_type() -> Iterator[None]:
+    """Inside the block a traced `torch.linspace` from or to a float is a constant of the type it is given.
+
+    The block is for a trace by TorchScript of a fixed size, in which the number of steps may be the size of
+    an axis, that is, a tensor; calls with a number are left as they are. It holds for the whole process.
+    """
+    linspace = torch.linspace
+
+    def constant(start: Any, end: Any, steps: Any, **options: Any) -> torch.Tensor:
+        dtype = options.get('dtype') or torch.get_default_dtype()
+        if not isinstance(steps, torch.Tensor) or not any(isinstance(value, float) for value in (start, end)):
+            return linspace(start, end, steps, **options)
+        values = linspace(start, float(end), int(steps), **options)
+        return torch.tensor(values.tolist(), dtype=dtype, device=values.device)
+
+    with mock.patch.object(torch, 'linspace', constant):
+        yield
+
+
+@contextlib.contextmanager
+def with_a_batch() -> Iterator[None]:
+    """Inside the block, pooling (`POOLED_AXES`) gives maps (C, ...) a batch of one and takes it off again.
+
+    PyTorch takes (C, ...) and (B, C, ...). Its exporter takes the first axis for the batch: it writes nodes
+    that no engine loads, or, of adaptive pooling in two axes, others that pool one axis only. The block holds
+    for the whole process.
+    """
+
+    def batched(pool: Callable[..., Any], axes: int) -> Callable[..., Any]:
+        @functools.wraps(pool)
+        def pooled(input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            if input.dim() != axes + 1:
+                return pool(input, *args, **kwargs)
+            result = pool(input[None], *args, **kwargs)
+            return tuple(part[0] for part in result) if isinstance(result, tuple) else result[0]
+
+        return pooled
+
+    with patched(F, **{name: batched(getattr(F, name), axes) for name, axes in POOLED_AXES.items()}):
+        yield
+
+
+@contextlib.contextmanager
+def listed_values() -> Iterator[None]:
+    """Inside the block `inputs()` and `outputs()` of a node iterate over a list, in the same order."""
+    with patched(
+        torch._C.Node,
+        inputs=lambda node: iter([node.inputsAt(index) for index in range(node.inputsSize())]),
+        outputs=lambda node: iter([node.outputsAt(index) for index in range(node.outputsSize())]),
+    ):
+        yield
