@@ -39,7 +39,7 @@ import metadata_fuzz  # noqa: E402
 import picture_faults  # noqa: E402
 import toy_stream_files  # noqa: E402
 from mmdeploy_ext.cli.command import main as mm2onnx  # noqa: E402
-from mutation_toys import TOYS  # noqa: E402
+from toys import TOYS  # noqa: E402
 
 MOST_CPU_SECONDS, MOST_MEMORY_KB = 30, 1 << 20
 """Of one command; memory in KiB, beside what this process has taken to import PyTorch and to export."""

@@ -268,7 +268,7 @@ ENTRIES = (
     Entry(r'make test(-fast|-matrix|-rotate)?$', why='suite'),
     Entry(r'make lint$', why='ruff'),
     Entry(r'python -m pytest ', why='suite'),
-    Entry(r'python tests/(mutation_run|fault_run|mutation_table|toy_kits)\.py ', why='suite'),
+    Entry(r'python tests/toy_kits\.py ', why='suite'),
     Entry(r'make demo(-stream|-lidar|-fusion)?$', why='steps'),
     Entry(r'make site$', why='site', test='tests/test_site.py::test_no_link_and_no_anchor_dangles'),
     Entry(

@@ -16,6 +16,8 @@ ABOUT_EXPORTS = (
     'tests/mmdeploy_ext/proving/test_ladder.py',
     'tests/mmdeploy_ext/proving/test_nothing_found.py',
     'tests/mmdeploy_ext/proving/test_head_limits.py',
+    'tests/mmdeploy_ext/proving/test_faults.py',
+    'tests/mmdeploy_ext/proving/test_changed_lines.py',
 )
 """but for these, which are about the export itself, export twice to have the same, or plant a fault in it."""
 

@@ -37,13 +37,12 @@ from mmdeploy_ext.cli import graph_app, kit_app  # noqa: E402
 from mmdeploy_ext.core.config import load_config, mmdet_config  # noqa: E402
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError  # noqa: E402
 from mmdeploy_ext.synthetic.seeded import write_seeded  # noqa: E402
-from mutation_toys import PROJECTS, TOYS, Toy, in_folder, seeded  # noqa: E402
-from planted_toys import FAULT_TOYS  # noqa: E402
+from toys import MORE_TOYS, PROJECTS, TOYS, Toy, in_folder, seeded, wide_sweeps  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mutation_toys import Model
+    from toys import Model
 
 FRAMES = 4
 """Frames or sweeps of a kit of several files."""
@@ -66,9 +65,9 @@ def _deformable() -> Any:
 class SampledToy(Toy):
     """A toy whose deformable convolutions are written in operators that every engine has."""
 
-    def export(self, folder: Path, **options: Any) -> Path:
+    def export(self, folder: Path) -> Path:
         """Write the file, and replace DeformConv in it; return the path of the second one."""
-        path, sampled = super().export(folder, **options), folder / 'sampled.onnx'
+        path, sampled = super().export(folder), folder / 'sampled.onnx'
         graph_app.main(['replace', str(path), '--named', 'deform-conv', '--output', str(sampled)])
         return sampled
 
@@ -121,7 +120,7 @@ def _rtmdet() -> Any:
 
 def _sweeps(name: str, written: Callable[[str], Any], kind: str) -> Toy:
     """Return a tiny detector of sweeps."""
-    return Toy(name, lambda folder: written(kind)[2:], (), FAULT_TOYS['pillars'].samples, folder=True)
+    return Toy(name, lambda folder: written(kind)[2:], (), wide_sweeps, folder=True)
 
 
 CAMERA = ('--dynamic-export', '--shape', '192', '352')
@@ -134,13 +133,13 @@ SEEDED = (
     *('ssd', 'centernet', 'faster_rcnn', 'cascade_rcnn', 'yolact', 'cornernet', 'detr', 'dino', 'queryinst'),
     *('mask2former', 'mask2former_panoptic', 'solo', 'second', 'mvx'),
 )
-"""Names of `FAULT_TOYS`."""
+"""Names of `MORE_TOYS`."""
 EVERY = (
     *(Toy(name, TOYS[name].model) for name in FIXED),
     *(Toy(f'{name}_any_size', TOYS[name].model, ('--dynamic-export',)) for name in ANY_SIZE),
     Toy('atss_deformable', seeded(_deformable), DEFORMABLE),
     SampledToy('atss_deformable_sampled', seeded(_deformable), DEFORMABLE),
-    *(FAULT_TOYS[name] for name in SEEDED),
+    *(MORE_TOYS[name] for name in SEEDED),
     *(_seeded(name, f'Monocular/{name}_toy.py', *CAMERA) for name in ('fcos3d', 'pgd', 'smoke')),
     in_folder('pointpillars', 'PointPillars/pointpillars_toy.py'),
     in_folder('bevformer', 'BEVFormer/bevformer_toy.py'),

@@ -38,11 +38,6 @@ class CountingNeck(FPN):
 """
 
 
-@pytest.fixture(scope='module', autouse=True)
-def _loaded_once():
-    """Replace the fixture of this folder: a model whose results are remembered runs no second time."""
-
-
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('repository')

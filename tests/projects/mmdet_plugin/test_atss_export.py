@@ -423,7 +423,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.matrix  # in the suite: scores and coders of test_dense_heads.py and test_dense_faults.py
+@pytest.mark.matrix  # in the suite: scores and coders of test_dense_heads.py
 @pytest.mark.parametrize(('variant', 'form'), [(variant, form) for variant in VARIANTS for form in FORMS])
 def test_other_scores_and_coders_are_proven(tmp_path, variant, form):
     deployment = load(tmp_path, {**SMALL, **VARIANTS[variant]})

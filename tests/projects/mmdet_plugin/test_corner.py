@@ -1,8 +1,7 @@
-"""CornerNet and CentripetalNet against mmdet's own `get_bboxes`: eager, exported, faults, what is refused."""
+"""CornerNet and CentripetalNet against mmdet's own `get_bboxes`: eager, exported, what is refused."""
 
 import copy
 import dataclasses
-import functools
 import itertools
 import types
 
@@ -17,11 +16,9 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.copy import AXES, replace_class
 from mmdeploy_ext.exporting.export import default_opset
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.families.corner import graphs
 from mmdeploy_ext.families.parts.runtime.padded_results import detections
 from mmdeploy_ext.proving.tasks.bbox2d import match_detections
 from mmdeploy_ext.synthetic.seeded import seeded_model
-from planting import altered
 from toy_corner import KINDS, toy
 from toy_query import exported, images, options_of, run_stages
 
@@ -81,75 +78,6 @@ def test_pooling_by_steps_is_that_of_mmcv(mode, size):
     wanted = pool(x)
     replace_class(pool)
     assert torch.equal(pool(x), wanted)
-
-
-def corners(**change):
-    """Return a fault of the best corners: name of an attribute -> what is made of it."""
-
-    def faulty(right):
-        def best(*given):
-            found = right(*given)
-            return dataclasses.replace(
-                found, **{name: of(getattr(found, name)) for name, of in change.items()}
-            )
-
-        return best
-
-    return altered(graphs, 'best_corners', faulty)
-
-
-def settings(**change):
-    return altered(graphs, 'thresholds', lambda right: lambda given: dict(right(given), **change))
-
-
-EVERY = {
-    'corners grouped across classes': corners(labels=lambda one: one * 0),
-    'corners of another peak': corners(points=lambda points: points.roll(1, 1)),
-    'half a cell off': corners(points=lambda points: points + 0.5),
-    'peaks of a larger window': settings(local_maximum_kernel=7),
-    'fewer corners': settings(corner_topk=40),
-    'border left in': altered(
-        graphs.CornerFullForm,
-        'forward',
-        lambda right: lambda self, image, scale, border, *maps: right(self, image, scale, border * 0, *maps),
-    ),
-    'scores of the first corner alone': corners(scores=lambda one: one * torch.tensor([1.0, 0.9]).repeat(50)),
-    'suppressed for good': altered(
-        graphs, 'suppression', lambda right: lambda given: dataclasses.replace(right(given), soft=None)
-    ),
-}
-FAULTS = [
-    *(('corner', name, fault) for name, fault in EVERY.items()),
-    ('corner', 'another distance', settings(distance_threshold=0.3)),
-    ('centripetal', 'another share', settings(distance_threshold=0.2)),
-    ('centripetal', 'shifts that are no exponentials', corners(pairing=lambda pairing: (1 + pairing).log())),
-    ('centripetal', 'one size of regions', altered(graphs, 'CENTRAL', lambda right: (1.5, 1.5))),
-]
-IN_SUITE = 'border left in', 'shifts that are no exponentials'
-"""Faults of the suite; the same comparison of results refuses the others."""
-
-
-@functools.cache
-def reference(kind):
-    return FAMILY.reference_detections(seeded(kind), pictures(2), True)
-
-
-def judged(kind):
-    outputs = run_stages(FAMILY.stages(seeded(kind), OPTIONS), FAMILY.feeds(pictures(2), True))
-    return all(row.passed for row in rows(outputs, reference(kind)))
-
-
-@pytest.mark.parametrize(
-    ('kind', 'fault'),
-    [
-        pytest.param(kind, fault, id=name, marks=[] if name in IN_SUITE else [pytest.mark.matrix])
-        for kind, name, fault in FAULTS
-    ],
-)
-def test_a_planted_fault_is_refused(kind, fault, monkeypatch):
-    reference(kind)  # before the fault
-    fault(monkeypatch)
-    assert not judged(kind)
 
 
 def test_without_pairs_results_are_empty():

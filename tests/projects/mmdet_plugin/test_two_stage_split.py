@@ -8,20 +8,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from two_stage_faulty import (
-    deviation_of_proposals,
-    deviation_of_the_second_stage,
-    features_of_the_first_image,
-    features_of_the_second_stage,
-    not_aligned,
-    proposals_of_the_first_image,
-    sampling_ratio,
-    scale_of_a_level,
-    shifted_levels,
-    smaller_limit_of_proposals,
-    swapped_classes,
-    unclipped,
-)
 
 from marking import in_suite
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
@@ -189,48 +175,6 @@ def test_a_file_of_proposals_says_that_it_gives_no_detections(kind):
     metadata.form = 'proposals'
     with pytest.raises(ModelFileError, match='feed its outputs, by their names, to the file of form regions'):
         family_of(kind).detections(metadata, {}, {})
-
-
-REGION_FAULTS = {
-    not_aligned: ('faster', 'region_features_0'),
-    sampling_ratio: ('faster', 'region_features_0'),
-    scale_of_a_level: ('faster', 'region_features_0'),
-    shifted_levels: ('faster', 'region_features_0'),
-    features_of_the_first_image: ('faster', 'region_features_0'),
-    swapped_classes: ('faster', 'cls_score_0'),
-    deviation_of_the_second_stage: ('cascade', 'regions_2'),
-    features_of_the_second_stage: ('cascade', 'region_features_1'),
-}
-"""Fault -> kind, and the first tensor that differs."""
-BY_RESULTS = not_aligned, sampling_ratio, shifted_levels
-"""Faults of the matrix: in the suite results show them (`test_two_stage_faults.py`), this tensor others."""
-
-
-@pytest.mark.parametrize(
-    'plant',
-    in_suite(REGION_FAULTS, *(plant for plant in REGION_FAULTS if plant not in BY_RESULTS)),
-    ids=lambda plant: plant.__name__,
-)
-def test_a_fault_of_the_second_graph_is_told_by_the_tensor_in_which_it_is(plant):
-    kind, name = REGION_FAULTS[plant]
-    stages = family_of(kind).stages(seeded(kind), options_of(kind, form='regions', batch=2))
-    plant(stages[-1].module)
-    rows = rows_of(kind, 'regions', run_stages(stages, feeds_of(kind, 'regions')))
-    assert next(row.tensor for row in rows if not row.passed) == name
-
-
-@pytest.mark.parametrize(
-    'plant',
-    [proposals_of_the_first_image, deviation_of_proposals, smaller_limit_of_proposals, unclipped],
-    ids=lambda plant: plant.__name__,
-)
-@pytest.mark.parametrize('kind', ['faster', pytest.param('mask', marks=pytest.mark.matrix)])
-def test_a_fault_of_the_first_graph_is_told_by_what_mmdets_heads_make_of_its_proposals(kind, plant):
-    stages = family_of(kind).stages(seeded(kind), options_of(kind, form='proposals', batch=2))
-    plant(stages[-1].module)
-    outputs = run_stages(stages, feeds_of(kind, 'proposals'))
-    assert all(row.passed for row in rows_of(kind, 'proposals', outputs))
-    assert not all(row.passed for row in results_of(kind, 'proposals', outputs))
 
 
 def test_a_layer_of_the_head_of_proposals_with_other_weights_is_told_by_its_tensors():

@@ -1,0 +1,550 @@
+"""Faults that people make: none of the files is proven, and the right files beside them are.
+
+Each fault is tried as if the file were edited on purpose, so that the comparison with a fresh export does not
+decide: `CHECKS` says that the checks of the file's surroundings find it, `OUTPUTS` that they do not and the
+outputs differ. `FILE` are faults that no input need show: they are differences from a fresh export.
+"""
+
+import dataclasses
+import functools
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper, numpy_helper
+
+import toy_centerpoint
+import toy_streampetr_deploy
+from marking import in_suite
+from mmdeploy_ext.core.errors import Mm2OnnxError
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families.base import load_families
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.runtime.frames import Sweep
+from planting import arguments, replaced, result
+from proofs import check_files, samples_alone
+from toy_atss import CHECKPOINT, PICTURE, REPO
+from toy_faults import constant, give, node_of, set_attribute
+
+CHECKS, OUTPUTS, FILE = 'checks', 'outputs', 'file'
+PICTURES = [('toy.jpg', read_image(PICTURE)[::2, ::2])]
+SIZE = dict(height=128, width=160)
+
+
+class Right:
+    """A model and its right files.
+
+    Attributes:
+        deployment: config and checkpoint.
+        paths: of the graphs.
+        samples: what proofs run on.
+    """
+
+    def __init__(self, deployment, paths, samples):
+        self.deployment, self.paths, self.samples = deployment, paths, samples
+
+    @functools.cached_property
+    def unfinished(self):
+        """What the checks alone say of the right files: that nothing was compared."""
+        return self.checked(self.deployment, self.paths)
+
+    def checked(self, deployment, paths, edited=True):
+        return set(check_files(deployment, paths, self.samples(), edited).failures)
+
+    def found_by(self, deployment, paths):
+        """Return what refuses files first, '' if they are proven."""
+        try:
+            if self.checked(deployment, paths) != self.unfinished:
+                return CHECKS
+            with samples_alone():
+                verdict, _ = prove(deployment, paths, self.samples(), edited=True, timed=False)
+        except Mm2OnnxError:  # the file cannot be read, or is of another model
+            return CHECKS
+        if not verdict.passed:
+            return OUTPUTS
+        return FILE if self.checked(deployment, paths, edited=False) != self.unfinished else ''
+
+
+def load(name, changes=None, checkpoint=None):
+    load_families()
+    path = checkpoint or REPO / f'demo/checkpoints/{name}_toy.pth'
+    return deploy.load(str(REPO / f'configs/demo/{name}_toy.py'), str(path), changes or {})
+
+
+def export(deployment, path, **options):
+    """Export a model of pictures, any size and batch."""
+    options = deployment.family.choose(dynamic=True, opset=17, **SIZE, **options)
+    picture = deploy.prepare_fixed(deployment.rule, PICTURES[0][1], options.height, options.width)
+    export_files(deployment, options, str(path), [picture])
+    return [str(path)]
+
+
+def of_pictures(folder, name, **options):
+    deployment = load(name)
+    path = folder / f'{name}{len(options)}.onnx'
+    return Right(deployment, export(deployment, path, **options), lambda: PICTURES)
+
+
+def of_frames(folder):
+    paths = toy_streampetr_deploy.export(folder)
+    return Right(toy_streampetr_deploy.deployment(), paths, lambda: toy_streampetr_deploy.drive(3))
+
+
+def of_sweeps(folder):
+    from mmdeploy_ext.exporting.files import read_files
+
+    deployment, files, *_ = toy_centerpoint.exported('pillars')
+    sweeps = [Sweep(toy_centerpoint.sweep(0, 400), 'sweep')]
+    return Right(deployment, read_files(str(files)).paths, lambda: sweeps)
+
+
+@pytest.fixture(scope='session')
+def right(tmp_path_factory):
+    """Return name -> right files, exported once."""
+    folder = tmp_path_factory.mktemp('right')
+    make = {'atss raw': lambda: of_pictures(folder, 'atss', form='raw')}
+    make |= dict(streampetr=lambda: of_frames(folder), centerpoint=lambda: of_sweeps(folder))
+    return functools.cache(lambda name: make.get(name, lambda: of_pictures(folder, name))())
+
+
+RIGHT = (
+    'atss', 'atss raw', 'mask_rcnn', 'retinanet', 'yolox', 'solov2', 'deformable_detr', 'streampetr',
+    'centerpoint',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('name', in_suite(RIGHT, 'atss', 'atss raw', 'mask_rcnn', 'streampetr'))
+def test_the_right_files_are_proven(right, name):
+    one = right(name)
+    with samples_alone():
+        verdict, _ = prove(one.deployment, one.paths, one.samples(), timed=False)
+    assert verdict.passed, verdict.failures
+    assert verdict.title == 'PROVEN'
+
+
+# --- the file is right, the config is another -----------------------------------------------------------
+
+STEPS = 'data.test.pipeline.1.transforms'
+SETTINGS = {
+    'another score threshold': ('atss', {'model.test_cfg.score_thr': 0.1}),
+    'another IoU of the suppression': ('atss', {'model.test_cfg.nms.iou_threshold': 0.5}),
+    'another number of results': ('atss', {'model.test_cfg.max_per_img': 50}),
+    'another number of candidates': ('atss', {'model.test_cfg.nms_pre': 500}),
+    'one suppression for all classes': ('atss', {'model.test_cfg.nms.class_agnostic': True}),
+    'another mean': ('atss', {f'{STEPS}.2.mean': [120.0, 116.28, 103.53]}),
+    'another deviation': ('atss', {f'{STEPS}.2.std': [1.0, 1.0, 1.0]}),
+    'RGB for BGR': ('atss', {f'{STEPS}.2.to_rgb': False}),
+    'the shape is not kept': ('atss', {f'{STEPS}.0.keep_ratio': False}),
+    'another scale': ('atss', {'data.test.pipeline.1.img_scale': (640, 512)}),
+    'another padding': ('atss', {f'{STEPS}.3.size_divisor': 64}),
+    'deviations of another coder': ('atss', {'model.bbox_head.bbox_coder.target_stds': [0.2, 0.2, 0.1, 0.1]}),
+    'anchors of twice the size': ('atss', {'model.bbox_head.anchor_generator.octave_base_scale': 8}),
+    'strides of another pyramid': ('atss', {'model.bbox_head.anchor_generator.strides': [4, 8, 16, 32, 64]}),
+    'another threshold of masks': ('mask_rcnn', {'model.test_cfg.rcnn.mask_thr_binary': 0.6}),
+    'fewer proposals': ('mask_rcnn', {'model.test_cfg.rpn.max_per_img': 50}),
+    'another kernel of the matrix': ('solov2', {'model.test_cfg.kernel': 'linear'}),
+}
+"""What is wrong -> toy, and settings of the config that the file is compared with."""
+SETTINGS_OF_THE_MATRIX = (
+    'another deviation',
+    'another padding',
+    'fewer proposals',
+    'another kernel of the matrix',
+)
+
+
+@pytest.mark.parametrize('fault', in_suite(SETTINGS, *(SETTINGS.keys() - SETTINGS_OF_THE_MATRIX)))
+def test_a_file_of_another_config_is_not_proven(right, fault):
+    name, changes = SETTINGS[fault]
+    one = right(name)
+    assert one.found_by(load(name, changes), one.paths)
+
+
+# --- the file is right, the checkpoint is another -------------------------------------------------------
+
+
+def another_epoch(checkpoint):
+    """Weights of one training step more."""
+    torch.manual_seed(0)
+    for value in checkpoint['state_dict'].values():
+        if value.is_floating_point():
+            value += 1e-2 * value.abs().mean() * torch.randn_like(value)
+
+
+def one_layer_left_out(checkpoint):
+    """A layer that was not read keeps the weights that it was built with."""
+    checkpoint['state_dict']['neck.fpn_convs.0.conv.weight'].normal_(0, 0.02)
+
+
+def statistics_of_another_run(checkpoint):
+    checkpoint['state_dict']['backbone.layer1.0.bn1.running_var'].mul_(1.1)
+
+
+def names_swapped(checkpoint):
+    names = list(checkpoint['meta']['CLASSES'])
+    checkpoint['meta']['CLASSES'] = (names[1], names[0], *names[2:])
+
+
+CHECKPOINTS = dict(
+    another_epoch=another_epoch,
+    one_layer_left_out=one_layer_left_out,
+    statistics_of_another_run=statistics_of_another_run,
+    names_swapped=names_swapped,
+)
+
+
+@pytest.mark.parametrize('fault', CHECKPOINTS)
+def test_a_file_of_another_checkpoint_is_not_proven(right, tmp_path, fault):
+    checkpoint = torch.load(CHECKPOINT, map_location='cpu')
+    CHECKPOINTS[fault](checkpoint)
+    torch.save(checkpoint, tmp_path / 'other.pth')
+    one = right('atss')
+    assert one.found_by(load('atss', checkpoint=tmp_path / 'other.pth'), one.paths)
+
+
+# --- the file was edited --------------------------------------------------------------------------------
+
+
+def store(tensor, array):
+    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
+
+
+def weight(part, change):
+    """Change the first initializer whose name has a part."""
+
+    def plant(model):
+        tensor = next(one for one in model.graph.initializer if part in one.name)
+        store(tensor, change(numpy_helper.to_array(tensor)))
+
+    return plant
+
+
+def number(old, new, part=''):
+    """Change every constant that is a number or a row of numbers, of nodes whose name has a part."""
+
+    def plant(model):
+        graph = model.graph
+        constants = [one for one in graph.node if one.op_type == 'Constant' and part in one.name]
+        tensors = [*(one.attribute[0].t for one in constants), *graph.initializer]
+        tensors = [one for one in tensors if one.data_type and np.prod(one.dims) == np.size(old)]
+        arrays = [numpy_helper.to_array(tensor) for tensor in tensors]
+        found = [np.allclose(array.ravel(), old, rtol=1e-6, atol=0) for array in arrays]
+        assert any(found), f'no constant is {old}'
+        for tensor, array, is_old in zip(tensors, arrays, found, strict=True):
+            if is_old:
+                store(tensor, np.asarray(new, array.dtype).reshape(array.shape))
+
+    return plant
+
+
+def rename(graph, names, inputs=True, outputs=True):
+    """Rename what nodes read and write."""
+    for one in graph.node:
+        for values in [one.input] * inputs + [one.output] * outputs:
+            values[:] = [names.get(value, value) for value in values]
+
+
+def behind(name, *nodes, **constants):
+    """Nodes, which read `X` and write `Y`, between the tensor of a name and those that read it."""
+
+    def plant(model):
+        graph = model.graph
+        given = any(value.name == name for value in graph.input)
+        names = dict(X=name if given else f'right/{name}', Y=f'wrong/{name}' if given else name)
+        rename(graph, {name: names['Y' if given else 'X']}, inputs=given, outputs=not given)
+        made = [onnx.NodeProto.FromString(one.SerializeToString()) for one in nodes]
+        for one in made:
+            one.input[:] = [names.get(value, value) for value in one.input]
+            one.output[:] = [names.get(value, value) for value in one.output]
+        makers = [place + 1 for place, one in enumerate(graph.node) if names['X'] in one.output]
+        place = 0 if given else makers[0]
+        for one in reversed(made):
+            graph.node.insert(place, one)
+        for key, value in constants.items():
+            graph.initializer.append(numpy_helper.from_array(np.asarray(value), key))
+
+    return plant
+
+
+def node(kind, inputs, outputs=('Y',), **attributes):
+    return helper.make_node(kind, inputs.split(), list(outputs), **attributes)
+
+
+OF_THE_FIRST_IMAGE = (
+    node('Gather', 'X zero', ['first']),
+    node('Shape', 'X', ['shape']),
+    node('Expand', 'first shape'),
+)
+HALVES = node('Split', 'X', ['left', 'right'], axis=-1), node('Concat', 'right left', axis=-1)
+NONE_OF_IT = node('Mul', 'X nothing', ['none']), node('Add', 'none frozen')
+
+
+def frozen(name, value):
+    """An input still reaches the outputs, times zero; what counts is a constant."""
+    return behind(name, *NONE_OF_IT, nothing=np.float32(0), frozen=np.float32(value))
+
+
+def of_the_first_image(name):
+    return behind(name, *OF_THE_FIRST_IMAGE, zero=np.int64([0]))
+
+
+def cut_off(name, value):
+    """What reads an input reads a constant instead."""
+
+    def plant(model):
+        rename(model.graph, {name: 'instead'}, outputs=False)
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(value), 'instead'))
+
+    return plant
+
+
+def swapped(first, second):
+    return lambda model: rename(model.graph, {first: second, second: first})
+
+
+def attribute(operator, name, value):
+    """Change an attribute of all nodes of an operator."""
+
+    def plant(model):
+        nodes = [one for one in model.graph.node if one.op_type == operator]
+        assert nodes
+        for one in nodes:
+            set_attribute(one, name, value)
+
+    return plant
+
+
+def another_operator(model):
+    node_of(model, 'network/backbone/layer2/layer2.0/relu/Relu').op_type = 'LeakyRelu'
+
+
+def turned_kernel(model):
+    found = node_of(model, 'network/neck/fpn_convs.1/conv/Conv')
+    give(model, found, 1, constant(model, found.input[1]).swapaxes(-1, -2))
+
+
+def metadata(key, change):
+    """Change an entry of the metadata."""
+
+    def plant(model):
+        entry = next(one for one in model.metadata_props if one.key == f'mm2onnx.{key}')
+        value = json.loads(entry.value)
+        entry.value = json.dumps(change(value))
+
+    return plant
+
+
+def entry_renamed(model):
+    entry = next(one for one in model.metadata_props if one.key == 'mm2onnx.preprocess')
+    entry.key = 'mm2onnx.preprocessing'
+
+
+def another_dtype(model):
+    behind('labels', node('Cast', 'X', to=onnx.TensorProto.INT32))(model)
+    next(one for one in model.graph.output if one.name == 'labels').type.tensor_type.elem_type = 6
+
+
+def another_opset(model):
+    model.opset_import[0].version = 16
+
+
+EDITS = {
+    'a number changed': ('atss', number(0.05, 0.2), OUTPUTS),
+    'IoU of the suppression': ('atss', number(0.6, 0.5), OUTPUTS),
+    'a kernel turned': ('atss', turned_kernel, OUTPUTS),
+    'a layer scaled': ('atss', weight('atss_cls.weight', lambda one: one * np.float32(1.02)), OUTPUTS),
+    'classes swapped': ('atss', weight('atss_cls.weight', lambda one: one[[1, 0, 2, 3, 4, 5]]), OUTPUTS),
+    'deviations of another coder': ('atss', number([0.1, 0.1, 0.2, 0.2], [0.2, 0.2, 0.1, 0.1]), OUTPUTS),
+    'a stride of 15': ('atss', number(16.0, 15.0, 'decode'), OUTPUTS),
+    'sigmoid twice': ('atss', behind('cls_score_1', node('Sigmoid', 'X')), OUTPUTS),
+    'the last level but one is silent': (
+        'atss',
+        behind('cls_score_3', node('Sub', 'X low'), low=np.float32(20)),
+        OUTPUTS,
+    ),
+    'every image is the first': ('atss', of_the_first_image('input'), OUTPUTS),
+    'the size of the first image': ('atss', of_the_first_image('img_shape'), OUTPUTS),
+    'the size of the export': ('atss', frozen('img_shape', [[128, 160]]), OUTPUTS),
+    'another operator': ('atss', another_operator, OUTPUTS),
+    'a resize of the other pixel': ('atss', attribute('Resize', 'nearest_mode', b'ceil'), OUTPUTS),
+    'rows in ascending order': (
+        'atss',
+        behind('dets', node('Slice', 'X last end axis back'), last=[-1], end=[-(2**31)], axis=[1], back=[-1]),
+        OUTPUTS,
+    ),
+    'labels from 1': ('atss', behind('labels', node('Add', 'X one'), one=np.int64(1)), OUTPUTS),
+    'another type': ('atss', another_dtype, CHECKS),
+    'another opset': ('atss', another_opset, CHECKS),
+    'an input without use': ('atss', cut_off('scale_factor', [[1, 1, 1, 1]]), CHECKS),
+    'noise': (
+        'atss',
+        behind('cls_score_0', node('RandomNormalLike', 'X', ['noise'], scale=1e-9), node('Add', 'X noise')),
+        CHECKS,
+    ),
+    'an entry renamed': ('atss', entry_renamed, CHECKS),
+    'names of classes in the file': ('atss', metadata('classes', lambda one: [*one[1:], one[0]]), CHECKS),
+    'mean in the file': ('atss', metadata('preprocess', lambda one: one | dict(mean=[0, 0, 0])), CHECKS),
+    'threshold in the file': (
+        'atss raw', metadata('postprocess', lambda one: one | dict(score_thr=0.1)), CHECKS
+    ),
+    'levels exchanged': ('atss raw', swapped('cls_score_3', 'cls_score_4'), OUTPUTS),
+    'a level less': ('atss raw', lambda model: model.graph.output.pop(4), CHECKS),
+    'a candidate less': ('atss', number(1000, 999), FILE),
+    'a weight rounded': ('atss', weight('atss_reg.weight', lambda one: one * np.float32(1.00002)), FILE),
+    'regions of two samples': ('mask_rcnn', attribute('RoiAlign', 'sampling_ratio', 2), OUTPUTS),
+    'regions not aligned': (
+        'mask_rcnn',
+        attribute('RoiAlign', 'coordinate_transformation_mode', b'output_half_pixel'),
+        OUTPUTS,
+    ),
+    'masks of the next class': (
+        'mask_rcnn',
+        weight('conv_logits.weight', lambda one: np.roll(one, 1, 0)),
+        OUTPUTS,
+    ),
+    'masks with their halves exchanged': ('mask_rcnn', behind('masks', *HALVES), OUTPUTS),
+    'masks pasted by another threshold': (
+        'mask_rcnn',
+        metadata('postprocess', lambda one: one | dict(mask_thr=0.4)),
+        CHECKS,
+    ),
+    'rows of anchors': ('retinanet', number(64.0, 60.0, 'decode'), OUTPUTS),
+    'another order of classes': (
+        'solov2', weight('conv_cls.weight', lambda one: np.roll(one, 1, 0)), OUTPUTS
+    ),
+    'samples of the nearest cell': ('deformable_detr', attribute('GridSample', 'mode', b'nearest'), OUTPUTS),
+    'samples at the border': ('deformable_detr', attribute('GridSample', 'align_corners', 1), OUTPUTS),
+}  # fmt: skip
+"""What is wrong -> name of the right file, what plants it, and what finds it."""
+EDITS_OF_THE_MATRIX = (
+    'IoU of the suppression', 'the size of the first image', 'another operator', 'regions of two samples',
+    'masks of the next class', 'masks with their halves exchanged', 'rows of anchors',
+    'another order of classes', 'samples of the nearest cell', 'samples at the border', 'a weight rounded',
+    'labels from 1',
+)  # fmt: skip
+
+
+def planted(one, folder, plant, graph=0):
+    """Return paths of the right files, one of which has a fault."""
+    paths = [shutil.copy(path, folder) for path in one.paths]
+    model = onnx.load(paths[graph])
+    plant(model)
+    onnx.save(model, paths[graph])
+    return list(map(str, paths))
+
+
+@pytest.mark.parametrize('fault', in_suite(EDITS, *(EDITS.keys() - EDITS_OF_THE_MATRIX)))
+def test_an_edited_file_is_not_proven(right, tmp_path, fault):
+    name, plant, found_by = EDITS[fault]
+    one = right(name)
+    assert one.found_by(one.deployment, planted(one, tmp_path, plant)) == found_by
+
+
+# --- the exporter has a fault ---------------------------------------------------------------------------
+
+
+POSTPROCESS = 'mmdeploy_ext.exporting.postprocess.bbox2d:DenseBoxPostprocess.forward'
+
+
+def weighed_before_the_threshold(self, boxes, scores, factors, *others):
+    scores = [score * factor[..., None] for score, factor in zip(scores, factors, strict=True)]
+    return self, boxes, scores, [torch.ones_like(factor) for factor in factors], *others
+
+
+def rescaled_before_the_clipping(self, boxes, scores, factors, clip, scale, *others):
+    boxes = [level / scale[:, None] for level in boxes]
+    return self, boxes, scores, factors, clip, torch.ones_like(scale), *others
+
+
+def without_factors(self, boxes, scores, factors, *others):
+    return self, boxes, scores, [torch.ones_like(factor) for factor in factors], *others
+
+
+EXPORTERS = {
+    'scores weighed before the threshold': ('atss', POSTPROCESS, arguments(weighed_before_the_threshold)),
+    'boxes rescaled before they are clipped': ('atss', POSTPROCESS, arguments(rescaled_before_the_clipping)),
+    'objectness left out': ('yolox', POSTPROCESS, arguments(without_factors)),
+    'one suppression for all classes': (
+        'yolox',
+        'mmdeploy_ext.families.dense.heads:thresholds',
+        result(lambda found, *_: dataclasses.replace(found, class_agnostic=True)),
+    ),
+    'offsets scaled': (
+        'deformable_detr',
+        'mmdeploy_ext.exporting.ops.attention:sampling_locations',
+        arguments(lambda points, offsets, shapes: (points, 1.05 * offsets, shapes)),
+    ),
+}
+"""What is wrong -> toy, the function of the exporter that is wrong, and how."""
+
+
+@pytest.mark.parametrize('fault', in_suite(EXPORTERS, 'scores weighed before the threshold'))
+def test_a_file_of_a_wrong_exporter_is_not_proven(right, tmp_path, fault):
+    name, place, make = EXPORTERS[fault]
+    one = right(name)
+    with replaced(place, make):
+        paths = export(one.deployment, tmp_path / 'm.onnx')
+    assert one.found_by(one.deployment, paths)
+
+
+# --- cameras, time and memory ---------------------------------------------------------------------------
+
+STALE = node('Mul', 'X nothing', ['none']), node('Add', 'none pre_memory_velo')
+STREAMS = {
+    'cameras swapped': (0, behind('img', node('Gather', 'X order'), order=[1, 0, 2, 3, 4, 5])),
+    'the first camera for all': (0, of_the_first_image('img')),
+    'a matrix transposed': (1, behind('img2lidar', node('Transpose', 'X', perm=[0, 1, 3, 2]))),
+    'matrices of the export': (1, cut_off('img2lidar', np.tile(np.eye(4), (1, 6, 1, 1)))),
+    'motion of the car left out': (2, frozen('ego_motion', np.eye(4)[None])),
+    'time of the export': (2, frozen('delta_t_s', [0.5])),
+    'a memory that is never emptied': (2, frozen('prev_exists', [1.0])),
+    'a memory of the frame before': (2, behind('post_memory_velo', *STALE, nothing=np.float32(0))),
+    'boxes of other queries': (
+        2, behind('all_bbox_preds', node('Gather', 'X order', axis=2), order=[*range(1, 20), 0])
+    ),
+}  # fmt: skip
+"""What is wrong -> number of the graph, and what plants it."""
+IN_SUITE = (
+    'cameras swapped',
+    'time of the export',
+    'a memory that is never emptied',
+    'a memory of the frame before',
+)
+
+
+@pytest.mark.parametrize('fault', in_suite(STREAMS, *IN_SUITE))
+def test_a_stream_with_a_fault_is_not_proven(right, tmp_path, fault):
+    graph, plant = STREAMS[fault]
+    one = right('streampetr')
+    assert one.found_by(one.deployment, planted(one, tmp_path, plant, graph))
+
+
+# --- points ---------------------------------------------------------------------------------------------
+
+POINTS = {
+    'range shifted': {'[-6.4, -6.4, -1.6, 6.4, 6.4, 1.6]': '[-6.4, -6.4, -1.2, 6.4, 6.4, 2.0]'},
+    'larger cells': {'max_num_points=4': 'max_num_points=8'},
+    'boxes of another centre': {'out_size_factor=2': 'out_size_factor=1'},
+    'another IoU': {'nms_thr=0.2': 'nms_thr=0.3'},
+}
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('fault', POINTS)
+def test_files_of_another_grid_are_not_proven(right, tmp_path, fault):
+    one = right('centerpoint')
+    config = toy_centerpoint.write_config(tmp_path, words=toy_centerpoint.PILLARS | POINTS[fault])
+    assert one.found_by(deploy.load(config, one.deployment.checkpoint), one.paths)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('graph', [0, 1])
+def test_axes_of_a_grid_that_are_swapped_are_not_proven(right, tmp_path, graph):
+    one = right('centerpoint')
+    plant = behind('bev', node('Transpose', 'X', perm=[0, 1, 3, 2]))
+    assert one.found_by(one.deployment, planted(one, tmp_path, plant, graph)) == OUTPUTS
