@@ -20,7 +20,7 @@ import toy_centerpoint
 import toy_streampetr_deploy
 from marking import in_suite
 from mmdeploy_ext.core.errors import Mm2OnnxError
-from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import load_families
 from mmdeploy_ext.preprocess.pictures import read_image
