@@ -10,30 +10,30 @@ from mmdeploy_ext.proving import ladder
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mmdeploy_ext.proving.verdict import Verdict
+    from mmdeploy_ext.proving.findings import Results
 
 
 class Refused(Exception):
     """A proof has failed; the message is the first reason."""
 
 
-def first_reason(verdict: Verdict) -> str:
-    """Return what fails first in a verdict that may not be complete; '' where everything passed so far."""
-    for graph in verdict.graphs:
+def first_reason(results: Results) -> str:
+    """Return what fails first of what was compared so far; '' where everything passed."""
+    for graph in results.graphs:
         if not graph.passed:
             return f'graph: {graph.text}'
-    for check in verdict.structure:
+    for check in results.checks:
         if not check.passed:
             return f'{check.name}: {check.detail}'
-    if verdict.preprocessing is not None and not verdict.preprocessing.passed:
-        return f'preprocessing: {verdict.preprocessing.text}'
-    for case in verdict.cases:
+    if results.preprocessing is not None and not results.preprocessing.passed:
+        return f'preprocessing: {results.preprocessing.text}'
+    for case in results.cases:
         if not case.passed:
             return f'input: {case.name}'
-    for row in verdict.sequence:
+    for row in results.sequence:
         if not row.passed:
             return f'sequence: {row.title}'
-    return '; '.join(verdict.reasons)
+    return '; '.join(results.reasons)
 
 
 def stop_at_reason(proof: Any, method: str) -> None:
@@ -41,7 +41,7 @@ def stop_at_reason(proof: Any, method: str) -> None:
     run = getattr(proof, method)
 
     def stopping(*args: Any) -> Any:
-        result, reason = run(*args), first_reason(proof.verdict)
+        result, reason = run(*args), first_reason(proof.results)
         if reason:
             raise Refused(reason)
         return result
