@@ -243,6 +243,7 @@ def prove_files(
             sweeps, the file is one of several graphs; its exit status is 1.
     """
     from mmdeploy_ext.evaluate import evaluation
+    from mmdeploy_ext.proving.findings import metric_finding
 
     family = deployment.family
     files, metadata = _read(family, onnx_file)
@@ -258,7 +259,7 @@ def prove_files(
     with after_weights(), contextlib.suppress(LoadError):  # the proof reports a file that cannot be loaded
         rows = _metrics(deployment, files, metadata, metrics, engine) if metrics else []
     verdict, pairs = prove_on(deployment, files, chosen, engine, **claims)
-    verdict.metrics.extend(rows)
+    verdict.findings.extend(map(metric_finding, rows))
     return verdict, pairs
 
 

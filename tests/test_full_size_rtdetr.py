@@ -12,6 +12,7 @@ import rtdetr_golden as golden
 import toy_rtdetr
 from mmdeploy_ext.engines import build_backend
 from proofs import check_files
+from verdicts import checks_of, graphs_of
 
 
 @pytest.fixture(scope='module')
@@ -38,4 +39,4 @@ def test_the_graph_is_that_of_a_fresh_export(r18):
     deployment, path = r18
     other = dataclasses.replace(deployment)
     verdict = check_files(other, path, [('picture', np.zeros((64, 64, 3), np.uint8))])
-    assert [check for check in (*verdict.graphs, *verdict.structure) if not check.passed] == []
+    assert [check for check in (*graphs_of(verdict), *checks_of(verdict)) if not check.passed] == []

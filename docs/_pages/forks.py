@@ -234,12 +234,6 @@ def measure(row: dict[str, Any], checkouts: Path, work: Path) -> dict[str, Any]:
         summary = content['summary']
         figures['verdict'] = last_line(text, 'PROVEN', 'NOT PROVEN').replace(str(output), output.name)
         figures.update({name: summary[name] for name in PROVEN if name in summary})
-        figures['worst_distance'] = None
-        boxes = [rows for case in content['cases'] for rows in case['detections']]
-        with_distance = [rows for rows in boxes if rows.get('worst_distance') is not None]
-        if compared := content['sequence'] or with_distance:
-            for name in ('worst_distance', 'worst_score'):  # of boxes in 3D, matched by distance
-                figures[name] = max(rows[name] for rows in compared)
     return result
 
 

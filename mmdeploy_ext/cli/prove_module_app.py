@@ -47,9 +47,8 @@ def run(args: argparse.Namespace) -> int:
     Samples are those of `--inputs` (a .npz file each, arrays by name), then those of `--samples`, of tensors
     or arrays; all are in memory at once. Names in a dict are those of the module's arguments or of the
     file's inputs. A file is proven if every output on every input, generated ones too, is within the
-    tolerance, and no attribute or constant of the graph differs by more than rounding from those of a fresh
-    export that has the same nodes. A graph that is another one, or is not compared, is no failure: inputs
-    decide then. The details are in docs/prove-module.md.
+    tolerance. A graph that is another one than a fresh export's is no failure, and the verdict says so. The
+    details are in docs/prove-module.md.
 
     Raises:
         UsageError: neither --inputs nor --samples is given; the module, its function or a sample cannot be
@@ -66,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.core.files import write_json
     from mmdeploy_ext.proving.modules.loading import make_module, make_samples, read_samples
     from mmdeploy_ext.proving.modules.proof import prove_module
-    from mmdeploy_ext.proving.modules.table import print_module_verdict
+    from mmdeploy_ext.proving.views.table import print_verdict
 
     compat.apply()  # patches mmcv and others as they are imported, which the file of the user may do
     samples = read_samples(args.inputs or ())
@@ -86,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.json:
         write_json(args.json, verdict.to_json())
-    print_module_verdict(verdict, cli.stdout())
+    print_verdict(verdict, cli.stdout())
     return 0 if verdict.proven else 1
 
 

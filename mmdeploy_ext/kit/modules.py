@@ -35,7 +35,7 @@ class _RecordingProof(ModuleProof):
     @property
     def graph_spec(self) -> GraphSpec:
         """Names, dtypes and axes of the file, with the tolerances of the proof."""
-        first, smallest = self.comparisons[0], self.smallest_tolerances
+        first, smallest = self.comparisons[0], self.smallest
 
         def tensor(value: Any, array: Any) -> TensorSpec:
             of_file = FileTensor.of(value, self.path)
@@ -91,13 +91,13 @@ def write_module_kit(
             `prove_module`.
         ModelFileError: see `prove_module`.
     """
-    proof = _RecordingProof(module, str(path), list(inputs), None, rtol, dict(state or {}), tuple(rows), seed)
+    proof = _RecordingProof(module, str(path), list(inputs), rtol, dict(state or {}), tuple(rows), seed)
     proof.compare_samples()
     if generate and not state:
         proof.compare_generated()
     verdict = proof.conclude()
-    if not verdict.proven:
-        failures = '; '.join(verdict.failures[:3])
+    if wrong := [finding.line for finding in verdict.of('outputs') if not finding.passed]:
+        failures = '; '.join(wrong[:3])
         raise UsageError(f'{path}: does not compute what the module computes here: {failures}')
     return write_kit(out, str(path), functools.partial(_write_contents, proof, pictures))
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.contract.spec import ColumnGroup
+    from mmdeploy_ext.proving.findings import Results
     from mmdeploy_ext.proving.results import Case, DetectionRow
     from mmdeploy_ext.proving.tensors import TensorRow
     from mmdeploy_ext.proving.verdict import Verdict
@@ -210,15 +211,15 @@ def accept_rate(cases: Sequence[Case], bars: HalfBars) -> tuple[list[Case], str]
     return [dataclasses.replace(case, detections=tuple(map(accepted, case.detections))) for case in cases], ''
 
 
-def judge_match_rate(verdict: Verdict, rounded: bool) -> None:
-    """Judge the results of all inputs of a verdict together; change its cases, add reasons and notes.
+def judge_match_rate(results: Results, verdict: Verdict, rounded: bool) -> None:
+    """Judge the results of all inputs of a proof together; change its cases, add reasons and notes.
 
     `rounded` is whether `proof_engine` rounded the values of float16, which is a note, too.
     """
     bars = bars_of(verdict.precision) or BARS
-    verdict.cases, reason = accept_rate(verdict.cases, bars)
+    results.cases, reason = accept_rate(results.cases, bars)
     if reason:
-        verdict.reasons.append(reason)
+        results.reasons.append(reason)
     verdict.notes.append(
         f'{verdict.precision}: judged by bars of its own, which are not those of float32: '
         f'{bars.text(str(verdict.subject.get("task")))}'

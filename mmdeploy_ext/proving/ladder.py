@@ -115,16 +115,13 @@ def prove(
     """
     proof = open_proof(deployment, paths, samples, engine, **settings)
     proof.timed = timed
-    proof.verdict.against_installed = library == 'installed'
     proof.check(edited, asked, written)
-    verdict = proof.verdict
     with contextlib.ExitStack() as stack:
-        stack.callback(_add_about_code, proof, strict)
         try:
             proof.start(stack)
         except LoadError as error:  # the graph that level 1 has just judged is one that nothing can run
-            verdict.reasons.append(one_line(error)[:MAX_MESSAGE_LENGTH])
-            return verdict, []
+            proof.results.reasons.append(one_line(error)[:MAX_MESSAGE_LENGTH])
+            return proof.finish(library, strict), []
         first, inputs = None, proof.inputs()
         for sample in tracked(inputs, len(inputs), 'proving'):
             proof.run(sample)
@@ -132,15 +129,5 @@ def prove(
         if first is not None:
             proof.run_again(first)
         proof.conclude()
-        verdict.unreached = unreached(proof.limits(), verdict.cases, proof.samples_option)
-    return verdict, proof.pictures
-
-
-def _add_about_code(proof: Proof, strict: bool) -> None:
-    """Add what `strict` makes a failure, and to a failed verdict the files of the user's that changed."""
-    verdict = proof.verdict
-    if strict:
-        verdict.reasons += [f'untraced: {entry.text}' for entry in verdict.untraced]
-    if proof.changed_files and not verdict.passed:
-        changed = ', '.join(dict.fromkeys(proof.changed_files))
-        verdict.notes.append(f'changed since the export: {changed}')
+        proof.verdict.unreached = unreached(proof.limits(), proof.results.cases, proof.samples_option)
+    return proof.finish(library, strict), proof.pictures

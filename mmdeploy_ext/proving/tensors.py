@@ -14,9 +14,6 @@ import numpy as np
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.printable import on_inputs, shape_text
 
-HISTOGRAM_DECADES = (-12, 0)
-"""First and last power of ten of |difference| / scale in a row's histogram, see `TensorRow.histogram`."""
-
 
 @dataclasses.dataclass(frozen=True)
 class TensorRow:
@@ -35,8 +32,6 @@ class TensorRow:
         passed: whether it is finite, of the same shape and dtype, not empty, within tolerance, and not all
             zero unless the reference is.
         reason: why it failed; empty when passed.
-        histogram: counts of log10(|difference| / scale) in bins of one decade from -12 to 0 (13 counts: the
-            first one is "equal or below 1e-12"); () if nothing could be compared.
         at: name of the frame of these figures, if a row stands for the worst of a sequence.
         norm_ratio: norm of the candidate's values over that of the reference's, which the cosine does not
             see; None also for a reference of zeros that the candidate differs from.
@@ -50,7 +45,6 @@ class TensorRow:
     tolerance: float | None
     passed: bool
     reason: str = ''
-    histogram: tuple[int, ...] = ()
     at: str = ''
     norm_ratio: float | None = None
 
@@ -140,16 +134,6 @@ class ArrayDistance:
         sides = self._array, self._reference
         largest = max(float(np.abs(side).max(initial=0)) for side in sides)
         return sides if largest == 0 else (sides[0] / largest, sides[1] / largest)
-
-    @property
-    def histogram(self) -> tuple[int, ...]:
-        """Counts of log10(difference / scale) per decade; see `TensorRow.histogram`."""
-        low, high = HISTOGRAM_DECADES
-        with np.errstate(divide='ignore'):
-            relative = self.differences / self.scale if self.scale > 0 else np.sign(self.differences)
-            decades = np.ceil(np.log10(relative))
-        index = np.clip(decades, low, high).astype(np.int64) - low
-        return tuple(np.bincount(index, minlength=high - low + 1).tolist())
 
 
 def compare_tensors(
@@ -329,7 +313,6 @@ def _compare_group(name: str, group: ColumnGroup, reference: np.ndarray, candida
         *figures,
         not reason,
         reason,
-        distance.histogram,
         norm_ratio=norm_ratio,
     )
 

@@ -1,73 +1,92 @@
-"""The result of a proof as plain data: the table, the JSON file and the report page are three views of it.
-
-The levels of a proof are 1 the graph and the metadata of a file, 2 tensors, 3 results, 4 a drive frame by
-frame, 5 metrics of a data set; `results.py` has their rows.
-"""
+"""The verdict of a proof as plain data: the console, the JSON file and the report page are views of it."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from mmdeploy_ext.core.model_classes import ModelClass
-    from mmdeploy_ext.proving.results import (
-        Case,
-        Check,
-        GraphResult,
-        MetricRow,
-        PreprocessingResult,
-        SequenceRow,
-    )
-    from mmdeploy_ext.proving.untraced import Untraced
+LEVELS = 'file', 'surroundings', 'outputs', 'metrics'
+"""What a finding is about: graphs; metadata, preprocessing and weights; tensors and results; a data set."""
+REQUIRED = dict(
+    file='the graph was not compared with a fresh export',
+    surroundings='the file was not checked',
+    outputs='nothing was compared',
+)
+"""Level without which nothing is proven -> the failure of a verdict that has no finding of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One comparison.
+
+    Attributes:
+        level: one of `LEVELS`.
+        subject: what was compared, such as 'other size, batch 2 1x3x320x448: cls_score_0'; '' of what is
+            said about the proof as a whole.
+        passed: whether it was as it has to be.
+        text: why it failed, or what was found.
+        figures: what was measured. Of a tensor they are `tensor`, `max_abs`, `max_rel`, `cosine` and
+            `tolerance`, of results `image`, `reference`, `matched`, `missing`, `extra`, `worst_iou` and so
+            on, as in `results.DetectionRow`; of those by the file's own tensors `substituted` in place of
+            `image`, of boxes between stages `inner`. All have `case`, the number of the input, its name
+            `input`, `input_shape` and `traced`.
+    """
+
+    level: str
+    subject: str
+    passed: bool
+    text: str = ''
+    figures: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def line(self) -> str:
+        """Subject and text."""
+        return ': '.join(filter(None, (self.subject, self.text)))
 
 
 @dataclasses.dataclass
 class Verdict:
-    """All levels of one proof.
+    """The result of one proof.
 
     Attributes:
-        subject: file, family, task, form, precision, config, checkpoint, hashes, versions, engine, as far as
-            the kind of files has them: printed as they are.
-        graphs: level 1: the comparison of every file's graph with a fresh export.
-        structure: the other checks of level 1.
-        preprocessing: samples prepared by the rule in the file and by the config's test pipeline, or
-            voxels by the rule and by the layer of the model; None if nothing was compared.
-        cases: levels 2 and 3.
-        model_classes: classes of the model that no installed library has: the user's, and ours.
-        sequence: level 4; empty for models that are not proven on a drive (PETR is, without a memory).
-        metrics: level 5; empty when no data set was evaluated.
-        timing_ms: title of PyTorch's side, and of the engine's -> median milliseconds of its runs, of a
-            backbone those of one run; {} if none were measured.
-        reasons: why the proof as a whole fails beyond single rows, e.g. that nothing at all was matched.
-        notes: what the reader should know that is no failure.
-        untraced: what a graph cannot show of the user's code; no failure.
+        subject: file, family, task, precision, config, checkpoint, hashes, versions, engine, as far as the
+            kind of files has them: printed as they are.
+        findings: every comparison.
+        untraced: what a graph cannot show of the user's code, a line each; no failure.
         unreached: limits of the contract that no input reached, a line each; no failure.
-        libraries_not_run: the repository's own copy of a library, with its version -> the installed one.
-        against_installed: whether the claim is one against the installed libraries (`--library installed`).
+        notes: what the reader should know that is no failure.
+        timing_ms: title of PyTorch's side, and of the engine's -> median milliseconds of its runs; {} if none
+            were measured.
+        model_classes: classes of the model that no installed library has, a line each.
+        series: 'teacher-forced' or 'free-running' -> figures of each frame of a drive,
+            `results.SequenceRow.series`.
     """
 
     subject: dict[str, Any]
-    structure: list[Check] = dataclasses.field(default_factory=list)
-    cases: list[Case] = dataclasses.field(default_factory=list)
-    metrics: list[MetricRow] = dataclasses.field(default_factory=list)
-    timing_ms: dict[str, float] = dataclasses.field(default_factory=dict)
-    reasons: list[str] = dataclasses.field(default_factory=list)
-    notes: list[str] = dataclasses.field(default_factory=list)
-    sequence: list[SequenceRow] = dataclasses.field(default_factory=list)
-    graphs: list[GraphResult] = dataclasses.field(default_factory=list)
-    preprocessing: PreprocessingResult | None = None
-    model_classes: list[ModelClass] = dataclasses.field(default_factory=list)
-    untraced: list[Untraced] = dataclasses.field(default_factory=list)
+    findings: list[Finding] = dataclasses.field(default_factory=list)
+    untraced: list[str] = dataclasses.field(default_factory=list)
     unreached: list[str] = dataclasses.field(default_factory=list)
-    libraries_not_run: dict[str, str] = dataclasses.field(default_factory=dict)
-    against_installed: bool = False
+    notes: list[str] = dataclasses.field(default_factory=list)
+    timing_ms: dict[str, float] = dataclasses.field(default_factory=dict)
+    model_classes: list[str] = dataclasses.field(default_factory=list)
+    series: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def precision(self) -> str:
         """The precision, 'fp32', 'fp16', 'bf16' or 'int8', by whose bars the figures are judged."""
         return str(self.subject.get('precision') or 'fp32')
+
+    @property
+    def failures(self) -> list[str]:
+        """Every reason why the proof fails; empty if it passes."""
+        absent = [text for level, text in REQUIRED.items() if not self.of(level)]
+        return [finding.line for finding in self.findings if not finding.passed] + absent
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything passed, and something was compared at each level."""
+        return not self.failures
 
     @property
     def proven(self) -> bool:
@@ -80,86 +99,42 @@ class Verdict:
         claim = 'PROVEN' if self.precision == 'fp32' else f'WITHIN {self.precision.upper()} BARS'
         if not self.passed:
             return f'NOT {claim}'
-        if self.libraries_not_run:
-            claim = f'{claim} against the installed {" and ".join(self.libraries_not_run.values())}'
+        if not_run := self.subject.get('libraries_not_run'):
+            claim = f'{claim} against the installed {" and ".join(not_run.values())}'
         return claim
 
-    @property
-    def graph_text(self) -> str:
-        """Level 1 of the graphs, in one line."""
-        failed = [graph.text for graph in self.graphs if not graph.passed]
-        if failed or len(self.graphs) == 1:
-            return '; '.join(failed or [self.graphs[0].text])
-        if len(reasons := {graph.left_out for graph in self.graphs}) == 1 and '' not in reasons:
-            return reasons.pop()
-        nodes = sum(graph.nodes for graph in self.graphs)
-        remarks = [graph.text for graph in self.graphs if graph.left_out]
-        same = sum(graph.equal for graph in self.graphs)
-        summary = f'{same} of {len(self.graphs)} graphs equal to fresh exports ({nodes:,} nodes)'
-        return '; '.join([summary, *remarks])
+    def of(self, level: str) -> list[Finding]:
+        """Return the findings of a level."""
+        return [finding for finding in self.findings if finding.level == level]
 
-    @property
-    def passed(self) -> bool:
-        """Whether everything passed, and something was compared at all, on an input that was not traced."""
-        return not self.failures
-
-    @property
-    def failures(self) -> list[str]:
-        """Every reason why the proof fails; empty if it passes."""
-        reasons = []
-        if not self.against_installed:
-            reasons += [f"the repository's own {own} did not run" for own in self.libraries_not_run]
-        reasons += [f'graph: {graph.text}' for graph in self.graphs if not graph.passed]
-        if not self.graphs:
-            reasons.append('the graph was not compared with a fresh export')
-        reasons += self.reasons
-        reasons += [f'structure: {check.name}' for check in self.structure if not check.passed]
-        if not self.structure:
-            reasons.append('structure was not checked')
-        if self.preprocessing is None:
-            reasons.append("preprocessing was not compared with the config's test pipeline")
-        elif not self.preprocessing.passed:
-            reasons.append(f'preprocessing: {self.preprocessing.text}')
-        if all(case.traced for case in self.cases):
-            reasons.append('no input that the exporter did not see was compared')
-        cases = self.cases
-        if not all(row.passed for row in self.sequence):
-            cases = cases[1:]  # the first case was made of the sequence, whose reasons are listed below
-        for case in cases:
-            reasons += case.failures
-        for row in self.sequence:
-            reasons += [f'{row.title}: {reason}' for reason in row.reasons]
-        return reasons + [f'{row.name}: {row.difference_text}' for row in self.metrics if not row.passed]
+    def with_figure(self, name: str) -> list[Finding]:
+        """Return the findings that have a figure, e.g. 'tensor' or 'image'."""
+        return [finding for finding in self.findings if name in finding.figures]
 
     def summary(self) -> dict[str, Any]:
-        """Return the figures of all cases together.
+        """Return the figures of all findings together; the largest and smallest are None without any."""
+        inputs = {f.figures['case']: f.figures['traced'] for f in self.with_figure('case')}
+        images = [finding.figures for finding in self.with_figure('image')]
+        frames = [finding.figures['frames'] for finding in self.with_figure('frames')]
 
-        Counts are `inputs`, `sequence_frames`, `unseen_inputs` (that were not traced), `checks`, `tensors`
-        and `images` (rows of level 2 and of level 3), and how many of the last three failed
-        (`checks_failed` ...); of results `reference`, `matched`, `missing` and `extra`. Of all rows
-        `worst_rel` and `worst_score`, which are differences, are the largest, `worst_iou` is the smallest;
-        they are None if nothing was compared. `histogram` is the sum of those of all tensors, [] without
-        any.
-        """
-        tensors = [row for case in self.cases for row in case.tensors]
-        images = [row for case in self.cases for row in case.detections]
-        names = 'reference', 'matched', 'missing', 'extra'
-        histograms = (row.histogram for row in tensors if row.histogram)
+        def figures(kind: str, name: str) -> list[float]:
+            values = (finding.figures.get(name) for finding in self.with_figure(kind))
+            return [value for value in values if value is not None]
+
         return dict(
-            inputs=len(self.cases),
-            sequence_frames=max((row.frames for row in self.sequence), default=0),
-            unseen_inputs=sum(not case.traced for case in self.cases),
-            checks=len(self.structure),
-            checks_failed=sum(not check.passed for check in self.structure),
-            tensors=len(tensors),
-            tensors_failed=sum(not row.passed for row in tensors),
-            worst_rel=max((row.max_rel for row in tensors if row.max_rel is not None), default=None),
-            images=len(images),
-            images_failed=sum(not row.passed for row in images),
-            **{name: sum(getattr(row, name) for row in images) for name in names},
-            worst_iou=min((row.worst_iou for row in images), default=None),
-            worst_score=max((row.worst_score for row in images), default=None),
-            histogram=[sum(column) for column in zip(*histograms, strict=True)],
+            inputs=len(inputs),
+            unseen_inputs=sum(not traced for traced in inputs.values()),
+            sequence_frames=max(frames, default=0),
+            checks=len(self.of('surroundings')),
+            failed=len(self.failures),
+            **{
+                name: sum(entry[name] for entry in images)
+                for name in ('reference', 'matched', 'missing', 'extra')
+            },
+            worst_rel=max(figures('tensor', 'max_rel'), default=None),
+            worst_iou=min(figures('image', 'worst_iou'), default=None),
+            worst_distance=max(figures('image', 'worst_distance'), default=None),
+            worst_score=max(figures('image', 'worst_score'), default=None),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -168,21 +143,7 @@ class Verdict:
         They are `verdict`, which is `title` in small letters, `summary`, and all attributes.
         """
         first = dict(verdict=self.title.lower(), summary=self.summary())
-        content = first | dataclasses.asdict(self)
-        content['cases'] = [case.to_json() for case in self.cases]
-        for row, entry in zip(self.sequence, content['sequence'], strict=True):
-            entry.update(passed=row.passed, title=row.title)
-        for graph, entry in zip(self.graphs, content['graphs'], strict=True):
-            entry.update(text=graph.text, passed=graph.passed)
-            for difference, plain in zip(graph.differences, entry['differences'], strict=True):
-                plain['text'] = difference.text
-        for untraced, entry in zip(self.untraced, content['untraced'], strict=True):
-            entry['text'] = untraced.text
-        if self.preprocessing is not None:
-            content['preprocessing'].update(text=self.preprocessing.text, passed=self.preprocessing.passed)
-        for entry in content['metrics']:
-            entry['difference'] = abs(entry['candidate'] - entry['reference'])
-        return plain_json(content)
+        return plain_json(first | dataclasses.asdict(self))
 
 
 def plain_json(value: Any) -> Any:

@@ -235,38 +235,19 @@ def _prove_export(
 def _figures(verdict: Verdict, pairs: Sequence[Pair]) -> dict[str, Any]:
     """Return the fields of an `Outcome` that tell the result of a proof, given what `prove` returned."""
     summary = verdict.summary()
-    rows = [row for case in verdict.cases for row in case.detections]
-    distances = [row.worst_distance for row in rows if row.worst_distance is not None]
     failure = {}
     if not verdict.proven:
-        failure = dict(reason=NOT_PROVEN, why='; '.join(_failures(verdict))[:MAX_CHARACTERS])
+        failure = dict(reason=NOT_PROVEN, why='; '.join(verdict.failures)[:MAX_CHARACTERS])
     return dict(
         proven=verdict.proven,
         inputs=summary['inputs'],
         reference=summary['reference'],
         matched=summary['matched'],
-        fewest=min((row.reference for row in rows), default=0),
+        fewest=min((finding.figures['reference'] for finding in verdict.with_figure('image')), default=0),
         classes=len({int(label) for pair in pairs for label in getattr(pair.reference, 'labels', ())}),
         worst_rel=summary['worst_rel'],
-        worst_iou=None if distances else summary['worst_iou'],
+        worst_iou=summary['worst_iou'],
         worst_score=summary['worst_score'],
-        worst_distance=max(distances, default=None),
+        worst_distance=summary['worst_distance'],
         **failure,
     )
-
-
-def _failures(verdict: Verdict) -> list[str]:
-    """Return a line for each check that failed, those of the graph first."""
-    lines = [graph.text for graph in verdict.graphs if not graph.passed]
-    lines += [f'{check.name}: {check.detail}' for check in verdict.structure if not check.passed]
-    for case in verdict.cases:
-        if case.passed:
-            continue
-        wrong_rows = (row for row in case.tensors if not row.passed and row.max_rel)
-        tensors = ', '.join(f'{row.tensor} {row.max_rel:.1e}' for row in wrong_rows)
-        rows = *case.detections, *case.inner, *case.substituted
-        different = [row for row in rows if not row.passed]
-        reasons = ', '.join(dict.fromkeys(row.reason for row in different if row.reason))
-        line = f'{case.name} {case.input_shape}: {tensors} {len(different)} images differ'
-        lines.append(f'{line} ({reasons})' if reasons else line)
-    return lines + list(verdict.reasons)

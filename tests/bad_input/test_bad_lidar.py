@@ -14,6 +14,7 @@ from mmdeploy_ext.runtime.points import read_points
 from mmdeploy_ext.zoo import records
 from mmdeploy_ext.zoo.configs import installed_folder
 from toy_centerpoint import sweep
+from verdicts import cases_of, matched_of
 
 ENGINE = dict(engine='OnnxRuntimeBackend')
 ROI_AWARE = 'RoI-aware pooling (mmcv.ops.RoIAwarePool3d), not implemented on CPU'
@@ -77,8 +78,8 @@ def test_a_sweep_of_more_voxels_than_the_maximum_gives_the_same_boxes(kind):
     assert kind == 'dynamic' or len(voxelise(points, deployment.rule)[0]) == limit
     paths = [str(folder / f'{name}.onnx') for name in ('backbone', 'head')]
     verdict, _ = prove(deployment, paths, [Sweep(points, 'full')], ENGINE)
-    assert all(case.passed for case in verdict.cases)
-    assert sum(row.matched for case in verdict.cases for row in case.detections) >= 3
+    assert all(case.passed for case in cases_of(verdict))
+    assert matched_of(verdict) >= 3
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from mmdeploy_ext.preprocess.pictures import list_images, read_image
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.synthetic import coco
 from mmdeploy_ext.synthetic.seeded import fill_seeded, normalised_deviation
+from verdicts import matched_of
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1800)]
 REPO = Path(__file__).resolve().parents[2]
@@ -71,8 +72,8 @@ def export_and_prove(deployment, pictures, folder, engine='OnnxRuntimeBackend', 
     export_files(deployment, options, str(path), [traced])
     verdict, _ = prove(deployment, str(path), pictures[:2], dict(engine=engine))
     path.unlink()
-    assert verdict.proven, verdict.reasons or verdict.to_json()
-    matched = sum(row.matched for case in verdict.cases for row in case.detections)
+    assert verdict.proven, verdict.failures or verdict.to_json()
+    matched = matched_of(verdict)
     assert matched >= 50 or options.score_form == 'product'
     return options
 

@@ -17,6 +17,7 @@ from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.frames import FusedFrame, invert_pose
 from mmdeploy_ext.runtime.infos import RigFrame
 from real_nuscenes import NUSCENES
+from verdicts import cases_of, graphs_of
 
 SCENE = NUSCENES / 'scene-0061'
 
@@ -50,10 +51,10 @@ def test_a_real_key_frame_is_proven_with_seeded_weights(tmp_path, contract):
     paths = toy_bevfusion.export(deployment, tmp_path / 'files', contract=contract)
     verdict, _ = prove(deployment, paths, [frame])
     print(contract, verdict.summary())
-    for case in verdict.cases:
+    for case in cases_of(verdict):
         print(*case.tensors, *case.detections, sep='\n')
-    assert all(graph.passed for graph in verdict.graphs)
-    assert all(case.passed for case in verdict.cases) and verdict.summary()['matched'] >= 10
+    assert all(graph.passed for graph in graphs_of(verdict))
+    assert all(case.passed for case in cases_of(verdict)) and verdict.summary()['matched'] >= 10
 
 
 @pytest.mark.matrix
@@ -69,5 +70,5 @@ def test_its_lidar_alone_is_proven_for_autoware(tmp_path):
     paths = toy_bevfusion.export(deployment, tmp_path / 'files', contract='autoware')
     verdict, _ = prove(deployment, paths, [FusedFrame(points, 'scene-0061')])
     print(verdict.summary())
-    assert verdict.graphs[0].passed and all(case.passed for case in verdict.cases)
-    assert len(verdict.cases) > 1 and verdict.summary()['matched'] >= 10
+    assert graphs_of(verdict)[0].passed and all(case.passed for case in cases_of(verdict))
+    assert len(cases_of(verdict)) > 1 and verdict.summary()['matched'] >= 10

@@ -12,6 +12,7 @@ from mmdeploy_ext.cli import test_app, verify_app
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.proving.half_bars import BARS, METRIC
 from mmdeploy_ext.synthetic.coco import ensure_toy_coco
+from verdicts import cases_of, sequence_of
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(3600)]
 REPO = Path(__file__).resolve().parents[2]
@@ -55,10 +56,10 @@ def prove(config, checkpoint, path, folder, *options):
     assert verify_app.main([config, checkpoint, str(path), '--json', str(report), *options]) == 0
     verdict = read_json(report)
     assert verdict['verdict'] == 'within fp16 bars'
-    rows = [row for case in verdict['cases'] for row in case['tensors'] if row['cosine'] is not None]
-    worst = min(row['cosine'] for row in rows)
+    rows = [row for case in cases_of(verdict) for row in case.tensors if row.cosine is not None]
+    worst = min(row.cosine for row in rows)
     assert worst >= BARS.cosine
-    found = verdict['sequence'][-1] if verdict['sequence'] else verdict['summary']
+    found = vars(sequence_of(verdict)[-1]) if sequence_of(verdict) else verdict['summary']
     near = found.get('outside', 0)  # pairs whose size, yaw or velocity differs by more than 0.01
     return f'{worst:.6f} | {found["matched"] + near} of {found["reference"]}, {near} of them near'
 

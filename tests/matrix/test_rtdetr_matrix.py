@@ -12,6 +12,7 @@ from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.inputs.pictures import other_view
 from mmdeploy_ext.proving.ladder import prove
+from verdicts import cases_of
 
 pytestmark = pytest.mark.matrix
 
@@ -52,17 +53,17 @@ def test_the_graph_is_proven(deployment, exported, engine):
     if engine == 'OpenVinoBackend':
         pytest.importorskip('openvino', reason='openvino is an optional extra: pip install openvino')
     verdict, _ = prove(deployment, exported, [('toy', read_image(toy_rtdetr.PICTURE))], dict(engine=engine))
-    rows = [row for case in verdict.cases for row in case.tensors]
+    rows = [row for case in cases_of(verdict) for row in case.tensors]
     worst = max((row.max_rel or 0.0 for row in rows), default=0.0)
-    print(f'{"proven" if verdict.proven else verdict.reasons}, {len(verdict.cases)} inputs, {worst:.1e}')
-    assert verdict.proven, verdict.reasons
+    print(f'{"proven" if verdict.proven else verdict.failures}, {len(cases_of(verdict))} inputs, {worst:.1e}')
+    assert verdict.proven, verdict.failures
 
 
 def test_r34_is_proven(tmp_path):
     deployment = toy_rtdetr.load_toy(tmp_path, config=golden.config_of('r34vd'))
     path = toy_rtdetr.export_toy(deployment, tmp_path / 'r34.onnx', form='raw', **SIZE)
     verdict, _ = prove(deployment, path, [('toy', read_image(toy_rtdetr.PICTURE))])
-    assert verdict.proven, verdict.reasons
+    assert verdict.proven, verdict.failures
 
 
 def test_r101_differs_from_itself_by_more_than_the_bar_and_the_file_is_as_near_to_float64(tmp_path):

@@ -20,6 +20,7 @@ from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.proving.levels.drive_run import FULL_DRIVE, SHORT_DRIVE
 from mmdeploy_ext.proving.levels.frames import output_spec
 from proofs import run_far
+from verdicts import sequence_of
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(3600)]
 CONFIG = 'projects/configs/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py'
@@ -54,7 +55,7 @@ def prove(checkpoint, paths, infos, bars):
     frames, title = proof_samples(deployment, bars.frames)
     assert title == f'{bars.frames} of {bars.frames} frames of data.test'
     verdict, _ = ladder.prove(deployment, paths, frames, bars=bars)
-    for row in verdict.sequence:
+    for row in sequence_of(verdict):
         print(row.title, row.matched, row.reference, row.worst_distance, row.worst_score, row.ties)
         print({tensor.tensor: tensor.max_abs for tensor in row.tensors})
     return verdict
@@ -66,7 +67,7 @@ def test_four_real_key_frames_are_proven(contract, checkpoint, exported, tmp_pat
     infos = real_nuscenes.scene_0103(tmp_path)
     verdict = prove(checkpoint, exported[contract], infos, bars)
     assert verdict.proven, verdict.failures
-    assert all(row.frames == 4 and row.matched > 40 for row in verdict.sequence)
+    assert all(row.frames == 4 and row.matched > 40 for row in sequence_of(verdict))
 
 
 @pytest.mark.parametrize('contract', ['deploy', 'fork'])
@@ -75,7 +76,7 @@ def test_real_poses_and_calibrations_of_81_key_frames_are_proven(contract, check
     infos = real_nuscenes.mini_val(tmp_path)
     verdict = prove(checkpoint, exported[contract], infos, bars)
     assert verdict.proven, verdict.failures
-    assert all((row.frames, row.resets) == (81, 1) for row in verdict.sequence)
+    assert all((row.frames, row.resets) == (81, 1) for row in sequence_of(verdict))
 
 
 @pytest.mark.parametrize('contract', ['deploy', 'fork'])
@@ -84,7 +85,7 @@ def test_a_hundred_frames_of_the_full_size_model_are_proven(contract, checkpoint
     drive = synthetic_drive(FULL_DRIVE.frames, deployment.rule)
     verdict, _ = ladder.prove(deployment, exported[contract], drive, bars=FULL_DRIVE)
     assert verdict.proven, verdict.failures
-    teacher, free = verdict.sequence
+    teacher, free = sequence_of(verdict)
     assert (free.frames, free.resets, free.time_jumps) == (100, 2, 1) and free.match_rate >= 0.999
     assert not any(tensor.reason for tensor in teacher.tensors)
 
@@ -94,7 +95,7 @@ def test_a_hundred_frames_of_the_toy_are_proven(contract, tmp_path):
     paths = toy.export(tmp_path, contract=contract)
     verdict, _ = ladder.prove(toy.deployment(), paths, toy.drive(100), bars=FULL_DRIVE)
     assert verdict.proven, verdict.failures
-    assert verdict.sequence[1].resets == 2 and verdict.sequence[1].time_jumps == 1
+    assert sequence_of(verdict)[1].resets == 2 and sequence_of(verdict)[1].time_jumps == 1
 
 
 def test_twenty_minutes_far_out_are_as_exact_as_the_first_frames(tmp_path):

@@ -27,6 +27,7 @@ from mmdeploy_ext.sparse.ir import differences
 from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.ranges import from_amax
 from scn_files import NODES, node_of, set_attribute
+from verdicts import cases_of, checks_of, graphs_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -99,15 +100,15 @@ def test_a_file_is_proven_on_voxels_that_no_exporter_saw(
     verdict = json.loads(found.read_text())
     said = 'proven' if target == 'portable' else 'within fp16 bars'
     assert verdict['verdict'] == said and verdict['summary']['unseen_inputs'] >= 5
-    names = {row['tensor'].split()[0] for case in verdict['cases'] for row in case['tensors']}
+    names = {row.tensor.split()[0] for case in cases_of(verdict) for row in case.tensors}
     assert 'dense' in names
     assert len(names - {'dense'}) == {'bevfusion': 21, 'second': 9}[net]
-    exact = [row for case in verdict['cases'] for row in case['tensors'] if row['tolerance']][-1]
-    assert exact['max_rel'] < 1e-5
+    exact = [row for case in cases_of(verdict) for row in case.tensors if row.tolerance][-1]
+    assert exact.max_rel < 1e-5
     capsys.readouterr()
     assert info_app.main([str(path), '--report', str(found)]) == 0
     shown = ' '.join(capsys.readouterr().out.split())
-    assert f'{said} ({len(verdict["cases"])} inputs' in shown and f'order {order}' in shown
+    assert f'{said} ({len(cases_of(verdict))} inputs' in shown and f'order {order}' in shown
 
 
 def test_a_portable_file_can_have_plain_tables(models, tmp_path, capsys):
@@ -278,8 +279,8 @@ def test_a_planted_fault_is_found_by_structure_and_by_figures(deployment, tmp_pa
     FAULTS[fault](model)
     onnx.save_model(model, path)
     verdict, _ = prove(deployment, path)
-    assert not verdict.passed and not verdict.graphs[0].passed
-    assert verdict.reasons or not all(case.passed for case in verdict.cases)
+    assert not verdict.passed and not graphs_of(verdict)[0].passed
+    assert verdict.failures or not all(case.passed for case in cases_of(verdict))
 
 
 def test_the_first_wrong_layer_is_named(deployment, tmp_path):
@@ -291,7 +292,7 @@ def test_the_first_wrong_layer_is_named(deployment, tmp_path):
     verdict, _ = prove(deployment, path)
     wrong = [
         row
-        for case in verdict.cases
+        for case in cases_of(verdict)
         if case.name.startswith('random')
         for row in case.tensors
         if not row.passed
@@ -307,8 +308,8 @@ def test_the_first_wrong_layer_of_a_portable_file_is_named(deployment, tmp_path)
     stored.raw_data = np.roll(onnx.numpy_helper.to_array(stored), 1).tobytes()
     onnx.save_model(model, path)
     verdict, _ = prove(deployment, path)
-    assert all(check.passed for check in verdict.structure)  # the same values, in another order
-    for case in verdict.cases:
+    assert all(check.passed for check in checks_of(verdict))  # the same values, in another order
+    for case in cases_of(verdict):
         wrong = [row.tensor for row in case.tensors if not row.passed]
         assert not wrong if case.name == 'no voxel' else wrong[0].startswith('conv5 ')
 
@@ -509,8 +510,8 @@ def test_points_become_voxels_of_the_proof(models, tmp_path, capsys):
         tmp_path / 'v.json',
     ]
     assert export(*words, '--input', tmp_path / 's.bin') == 0, capsys.readouterr()
-    case = json.loads((tmp_path / 'v.json').read_text())['cases'][-1]
-    assert case['name'] == 's.bin: 500 points' and int(case['input_shape'].split('x')[0]) > 100
+    case = cases_of(json.loads((tmp_path / 'v.json').read_text()))[-1]
+    assert case.name == 's.bin: 500 points' and int(case.input_shape.split('x')[0]) > 100
 
 
 # ---- full size

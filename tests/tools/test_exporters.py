@@ -22,6 +22,7 @@ from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.graph.passes.deform_conv import replace_deform_conv
 from mmdeploy_ext.preprocess.pictures import read_image
 from proofs import prove_samples
+from verdicts import cases_of, checks_of
 
 REPO = Path(__file__).resolve().parents[2]
 PAGE = f'# Title\n\n{exporters_page.BEGIN}\n{{}}\n{exporters_page.END}\nafter\n'
@@ -218,9 +219,9 @@ def test_an_input_that_the_export_froze_is_found(exporter, tmp_path, monkeypatch
         )
     verdict, _ = prove_samples(deployment, path, [('toy', image)], dict(threads=1))
     assert not verdict.proven
-    assert {check.name: check.passed for check in verdict.structure}['every input reaches an output']
-    assert all(case.passed for case in verdict.cases if case.traced)
-    unseen = [case for case in verdict.cases if not case.traced]
+    assert {check.name: check.passed for check in checks_of(verdict)}['every input reaches an output']
+    assert all(case.passed for case in cases_of(verdict) if case.traced)
+    unseen = [case for case in cases_of(verdict) if not case.traced]
     assert unseen and not any(case.passed for case in unseen)
 
 

@@ -11,6 +11,7 @@ from mmdeploy_ext.cli import check_autoware_app, export_app, test_app, verify_ap
 from mmdeploy_ext.core.dump import list_samples
 from mmdeploy_ext.core.files import read_json
 from toy_atss import REPO
+from verdicts import cases_of
 
 FRAMES = 4
 PRINTED = 'printed.txt'
@@ -146,7 +147,7 @@ def test_an_export_is_proven_and_reported(data, tmp_path, capsys):
     assert 'tools/demo/lidar_demo.py SWEEP.bin' in said
     content = read_json(report / 'verdict.json')
     assert content['verdict'] == 'proven'
-    names = [case['name'] for case in content['cases']]
+    names = [case.name for case in cases_of(content)]
     assert len(names) > 4 and any('more candidates than are compared' in name for name in names)
     assert 'data:image/jpeg' in (report / 'report.html').read_text()
 

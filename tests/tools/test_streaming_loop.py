@@ -13,6 +13,7 @@ from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.files import read_json
 from rank_processes import run_ranks
 from toy_atss import REPO
+from verdicts import findings_of
 
 CONFIG = str(REPO / 'projects/configs/StreamPETR/stream_petr_toy.py')
 PTH, ONNX = (CONFIG.replace('.py', f'_{name}.py') for name in ('pth', 'onnx'))
@@ -209,7 +210,7 @@ def test_verify_compares_the_metrics_too(onnx_run, data, tmp_path):
     assert verify_app.main([CONFIG, CHECKPOINT, folder, *options, '--cfg-options', *data]) == 0
     verdict = read_json(tmp_path / 'verdict.json')
     assert verdict['verdict'] == 'proven'
-    compared = {row['name']: row['difference'] for row in verdict['metrics']}
+    compared = {row.subject: abs(row.candidate - row.reference) for row in findings_of(verdict, 'metrics')}
     assert compared['pts_bbox_NuScenes/NDS'] <= 5e-4 and compared['pts_bbox_NuScenes/mAP'] <= 5e-4
 
 

@@ -203,12 +203,7 @@ def count_nodes(path: str) -> int:
 def _prove(export: Export, row: Row, paths: Sequence[str]) -> None:
     verdict = export.prove(paths)
     row.proven = verdict.proven
-    failed = [
-        *verdict.reasons,
-        *(f'{check.name}: {check.detail}' for check in verdict.structure if not check.passed),
-    ]
-    failed += [f'{case.name}: tensors or detections differ' for case in verdict.cases if not case.passed]
-    row.reason = '' if row.proven else '; '.join(failed) or 'not proven'
+    row.reason = '; '.join(verdict.failures)
 
 
 def _time(export: Export, files_of_rows: Sequence[tuple[Row, Sequence[str]]], rounds: int) -> None:

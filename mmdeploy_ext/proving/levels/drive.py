@@ -208,9 +208,9 @@ class DriveProof(FramesProof):
     def conclude(self) -> None:
         """Judge the drive; for files in float32 add the case of special frames."""
         rows = self.modes.finish()
-        self.verdict.sequence = list(rows.values())
+        self.results.sequence = list(rows.values())
         case = _case(rows['teacher'], self.shape)
-        self.verdict.cases = [dataclasses.replace(case, counts=self.counts_of(self.most_results))]
+        self.results.cases = [dataclasses.replace(case, counts=self.counts_of(self.most_results))]
         super().conclude()
         if self.verdict.precision == 'fp32':
             self.run_special_frames()
@@ -236,9 +236,9 @@ class DriveProof(FramesProof):
         if modes.first is None:
             return
         row = modes.finish()['teacher']
-        self.verdict.cases.append(dataclasses.replace(_case(row, self.shape), name=SPECIAL))
+        self.results.cases.append(dataclasses.replace(_case(row, self.shape), name=SPECIAL))
         reasons = (reason for reason in row.reasons if reason != NOTHING_FOUND)
-        self.verdict.reasons += [f'{SPECIAL}: {reason}' for reason in reasons]
+        self.results.reasons += [f'{SPECIAL}: {reason}' for reason in reasons]
 
     def timing(self) -> dict[str, float]:
         return dict(
@@ -247,12 +247,12 @@ class DriveProof(FramesProof):
 
     def reasons(self) -> list[str]:
         """Return why too few results were matched; if rows of level 4 fail, their own reasons are enough."""
-        if not all(row.passed for row in self.verdict.sequence):
+        if not all(row.passed for row in self.results.sequence):
             return []
-        return too_few(self.verdict.sequence[0].series['matched'], self.unit, self.advice)
+        return too_few(self.results.sequence[0].series['matched'], self.unit, self.advice)
 
     def notes(self) -> list[str]:
-        row, bars, notes = self.verdict.sequence[-1], self.bars, []
+        row, bars, notes = self.results.sequence[-1], self.bars, []
         if bars.frames < FULL_DRIVE.frames and row.frames < FULL_DRIVE.frames:
             notes.append(f'{row.frames} frames ran; a claim about drift needs {FULL_DRIVE.frames} (--frames)')
         if not row.resets:

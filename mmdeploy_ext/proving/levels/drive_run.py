@@ -496,7 +496,7 @@ class WorstRows:
     (`TensorRow.tensor`).
 
     Attributes:
-        worst: tensor -> its worst row, with the name of its frame as `at` and the sum of all histograms.
+        worst: tensor -> its worst row, with the name of its frame as `at`.
         failed: tensor -> names of the frames at which it fails.
         series: 'errors' -> tensor -> its largest absolute difference at each frame, in the order of the
             frames, None at frames where it was not or could not be compared; 'ratios' -> the same over the
@@ -534,10 +534,8 @@ class WorstRows:
             self.failed.setdefault(row.tensor, []).append(name)
         row = dataclasses.replace(row, passed=passed, reason=reason, at=name)
         if worst := self.worst.get(row.tensor):
-            both = worst.histogram, row.histogram
-            histogram = tuple(map(sum, zip(*both, strict=True))) if all(both) else both[0] or both[1]
             is_worse = (not row.passed, error_ratio(row)) > (not worst.passed, error_ratio(worst))
-            row = dataclasses.replace(row if is_worse else worst, histogram=histogram)
+            row = row if is_worse else worst
         self.worst[row.tensor] = row
 
     def text_of(self, tensor: str, index: int) -> str:

@@ -296,7 +296,7 @@ class SweepProof(FramesProof):
     def conclude(self) -> None:
         """Judge all cases; then add those of unusual sweeps, which are judged singly."""
         super().conclude()
-        self.verdict.cases += self.unusual_sweeps()
+        self.results.cases += self.unusual_sweeps()
 
     def unusual_sweeps(self) -> Iterator[Case]:
         """Yield cases of crowded, special and plain sweeps.

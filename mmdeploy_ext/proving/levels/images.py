@@ -189,14 +189,14 @@ class ImageProof(Proof):
         self.prepared = [again]
         super().run_again(sample)
         if names := changed_children(self.first.sums, again.sums):
-            self.verdict.reasons.append(f'{AGAIN} (state that runs change): outputs of {", ".join(names)}')
+            self.results.reasons.append(f'{AGAIN} (state that runs change): outputs of {", ".join(names)}')
 
     def timing(self) -> dict[str, float]:
         """Return median milliseconds on the first input by title; {} if a case failed.
 
         The title of PyTorch's says that its post-processing is timed, too, the engine's that its graph is.
         """
-        passed = all(case.passed for case in self.verdict.cases)
+        passed = all(case.passed for case in self.results.cases)
         return timing(self.first, self.backend) if passed else {}
 
     def limits(self) -> dict[str, Any]:
@@ -214,13 +214,13 @@ class ImageProof(Proof):
         return notes
 
     def substitution_notes(self) -> list[str]:
-        """Return whether the file's own tensors were put in, and results that are a choice among equals."""
-        cases = self.verdict.cases
+        """Return that the file's own tensors were not put in, and results that are a choice among equals."""
+        cases = self.results.cases
         if self.verdict.precision != 'fp32':
             return []
         notes = list(dict.fromkeys(note for case in cases for note in case.notes))
-        if matched := sum(row.matched for case in cases for row in case.substituted):
-            text = f"the user's test path gives {matched} results of the file's own tensors, one to one"
-        else:
-            text = "the file's own tensors were not put into the user's code: results end to end decide"
-        return [text, *notes]
+        if not any(row.matched for case in cases for row in case.substituted):
+            notes.insert(
+                0, "the file's own tensors were not put into the user's code: results end to end decide"
+            )
+        return notes

@@ -20,6 +20,7 @@ from mmdeploy_ext.core.versions import other_copies, versions, versions_with_pla
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.signature import count_nodes
 from mmdeploy_ext.proving import half_bars
+from mmdeploy_ext.proving.findings import Results, library_findings
 from mmdeploy_ext.proving.fresh_export import not_compared
 from mmdeploy_ext.proving.provenance import asked_checks, hash_checks
 from mmdeploy_ext.proving.results import GraphResult
@@ -30,13 +31,14 @@ from mmdeploy_ext.proving.totals import (
     total_reasons,
 )
 from mmdeploy_ext.proving.untraced import export_switches, untraced_methods, warning_lines
-from mmdeploy_ext.proving.verdict import Verdict
+from mmdeploy_ext.proving.verdict import Finding, Verdict
 from mmdeploy_ext.proving.weights import weights_checks
 
 if TYPE_CHECKING:
     import contextlib
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
+    from mmdeploy_ext.core.model_classes import ModelClass
     from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.proving.results import Case, Check, PreprocessingResult
 
@@ -57,7 +59,8 @@ class Proof(abc.ABC):
         max_drawn: largest number of `pictures` in the report.
         files: what `read` returned for each path.
         changed_files: files of the user's classes that are others than when the files were exported.
-        verdict: the results so far.
+        results: what was compared so far.
+        verdict: what is claimed; it has the results once the proof is over.
         pictures: samples with the results of both engines, to be drawn in the report, each a `Pair`.
         timed: whether `conclude` puts the times of both engines into the verdict, see `timing`.
     """
@@ -104,9 +107,10 @@ class Proof(abc.ABC):
                 checkpoint_sha256=deployment.checkpoint_sha256,
                 proven_with=versions_with_places(),
                 python=platform.python_version(),
+                libraries_not_run=libraries_not_run(deployment.cfg),
             ),
-            libraries_not_run=libraries_not_run(deployment.cfg),
         )
+        self.results = Results()
         self.pictures: list[Any] = []
         self.changed_files: list[str] = []
 
@@ -146,8 +150,8 @@ class Proof(abc.ABC):
 
     def check(
         self, edited: bool = False, asked: Mapping[str, Any] | None = None, written: bool = False
-    ) -> Verdict:
-        """Judge level 1 of every file, and return the verdict so far.
+    ) -> None:
+        """Compare every file's graph, metadata and preprocessing.
 
         Args:
             edited: whether the files were edited on purpose: then their graphs are not compared.
@@ -155,34 +159,33 @@ class Proof(abc.ABC):
                 demanded.
             written: whether the export has just written the files: then their graphs are not compared.
         """
-        verdict = self.verdict
+        verdict, results = self.verdict, self.results
         for file in self.files:
             nodes = count_nodes(file.model)
             graph = not_compared(file.name, nodes, file.edits, edited=edited, written=written)
             graph = graph or self.graph(file)
             hashes, notes = hash_checks(self.deployment, file.hashes, graph.equal)
             prefix = f'{file.name}: ' if file.name else ''
-            verdict.graphs.append(graph)
-            verdict.structure += [
+            results.graphs.append(graph)
+            results.checks += [
                 dataclasses.replace(check, name=f'{prefix}{check.name}')
                 for check in (*self.checks(file), *hashes)
             ]
             self.changed_files += changed_files(file.model_classes, self.deployment.model_classes)
             self.add_notes(notes)
-        verdict.model_classes = list(self.deployment.model_classes)
+        verdict.model_classes = class_lines(self.deployment.model_classes)
         family, model, cfg = self.deployment.family, self.deployment.model, self.deployment.cfg
-        verdict.untraced += untraced_methods(family, model, cfg)
-        verdict.untraced += warning_lines(self.deployment.code_warnings)
-        verdict.untraced += export_switches(self.deployment.model)
-        verdict.structure += weights_checks(self.deployment)
-        verdict.structure += asked_checks(self.files[-1].options, asked or {})
+        untraced = untraced_methods(family, model, cfg)
+        untraced += warning_lines(self.deployment.code_warnings) + export_switches(model)
+        verdict.untraced += [entry.text for entry in untraced]
+        results.checks += weights_checks(self.deployment)
+        results.checks += asked_checks(self.files[-1].options, asked or {})
         verdict.notes += [
             f'{package} {versions()[package]} was imported from {folder}, not from the installed distribution'
             for package, folder in other_copies().items()
         ]
         verdict.notes += self.deployment.replaced_kernels
-        verdict.preprocessing = self.preprocessing()
-        return verdict
+        results.preprocessing = self.preprocessing()
 
     def add_notes(self, notes: Iterable[str]) -> None:
         """Add the notes that the verdict does not have: of several files each note is there once."""
@@ -197,9 +200,9 @@ class Proof(abc.ABC):
         return self.samples
 
     def run(self, sample: Any) -> None:
-        """Run both engines on one input and add the results to the verdict."""
+        """Run both engines on one input and keep the results."""
         cases, pictures = self.cases(sample)
-        self.verdict.cases += cases
+        self.results.cases += cases
         self.pictures += pictures
 
     def cases(self, sample: Any) -> tuple[list[Case], list[Any]]:
@@ -215,32 +218,51 @@ class Proof(abc.ABC):
 
         If they agreed the first time and no longer do, a run changes what later runs compute.
         """
-        if not all(case.passed for case in self.verdict.cases[:1]):
+        if not all(case.passed for case in self.results.cases[:1]):
             return
         failures = [failure for case in self.cases(sample)[0] for failure in case.failures]
         if failures:
-            self.verdict.reasons.append(f'{AGAIN} (state that runs change): {failures[0]}')
+            self.results.reasons.append(f'{AGAIN} (state that runs change): {failures[0]}')
 
     def conclude(self) -> None:
         """Judge what single inputs cannot show: that nothing was compared, or too little was matched.
 
         Times and notes are added to the verdict, and `pictures` are cut to `max_drawn`.
         """
-        verdict = self.verdict
+        verdict, results = self.verdict, self.results
         if self.by_rate and verdict.precision != 'fp32':
-            half_bars.judge_match_rate(verdict, bool(self.engine.get('round_fp16')))
+            half_bars.judge_match_rate(results, verdict, bool(self.engine.get('round_fp16')))
         elif self.by_rate:
             share = getattr(self.deployment.family, 'max_alone_share', MAX_ALONE_SHARE)
-            verdict.cases, alone = accept_few_alone(verdict.cases, share)
+            results.cases, alone = accept_few_alone(results.cases, share)
             verdict.notes += [f'without a partner end to end: {line}' for line in alone]
         verdict.timing_ms = self.timing() if self.timed else {}
-        verdict.reasons += self.reasons()
+        results.reasons += self.reasons()
         verdict.notes += self.notes()
         self.pictures = self.pictures[: self.max_drawn]
 
     def limits(self) -> dict[str, Any]:
         """Return name -> limit of the contract, among other facts; {} if no case counts what is limited."""
         return {}
+
+    def finish(self, library: str | None, strict: bool) -> Verdict:
+        """Make findings of the results, and return the verdict.
+
+        Args:
+            library: 'installed': the claim may be one against installed libraries that ran in place of the
+                repository's own; None: it may not.
+            strict: whether what a graph cannot show of the user's code is a failure.
+        """
+        verdict = self.verdict
+        verdict.findings += library_findings(verdict.subject['libraries_not_run'], library == 'installed')
+        self.results.add_to(verdict)
+        if strict:
+            findings = (Finding('surroundings', 'untraced', False, text) for text in verdict.untraced)
+            verdict.findings += findings
+        if self.changed_files and not verdict.passed:
+            changed = ', '.join(dict.fromkeys(self.changed_files))
+            verdict.notes.append(f'changed since the export: {changed}')
+        return verdict
 
     def timing(self) -> dict[str, float]:
         """Return title of PyTorch's side, and of the engine's -> milliseconds of a run; {} if not measured.
@@ -250,13 +272,21 @@ class Proof(abc.ABC):
         return {}
 
     def reasons(self) -> list[str]:
-        """Return why the proof fails beyond single cases; [] if the verdict has a reason already."""
-        verdict, words = self.verdict, (self.unit, self.found_in, self.advice)
-        return [] if verdict.reasons else total_reasons(verdict.cases, verdict.precision, *words)
+        """Return why the proof fails beyond single cases; [] if there is a reason already."""
+        results, words = self.results, (self.unit, self.found_in, self.advice)
+        return [] if results.reasons else total_reasons(results.cases, self.verdict.precision, *words)
 
     def notes(self) -> list[str]:
         """Return notes for the reader of the verdict, none of which is a failure."""
         return []
+
+
+def class_lines(classes: Iterable[ModelClass]) -> list[str]:
+    """Return a line for each class of a model that no installed library has, the user's first."""
+    lines = {False: [], True: []}
+    for entry in classes:
+        lines[entry.ours].append(f'{entry.name} ({entry.place})')
+    return [*lines[False], *(f'{line}, our implementation' for line in lines[True])]
 
 
 def data_hashes(paths: Iterable[str | Path]) -> dict[str, dict[str, str]]:

@@ -139,7 +139,7 @@ class SparseProof(Proof):
         runner_class = DialectRunner if dialect else PortableRunner
         runner = attempt(lambda: runner_class(self.file, int(self.engine.get('threads', 0))))
         if isinstance(runner, Exception):
-            self.verdict.reasons.append(f'the file cannot be run: {one_line(runner)[:300]}')
+            self.results.reasons.append(f'the file cannot be run: {one_line(runner)[:300]}')
         else:
             self.candidate = runner
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -62,20 +62,15 @@ def _line_of_user() -> str:
     return ''
 
 
-def locate(module: FlatModule, model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return where the first difference between a file and its module arises.
+def locate(module: FlatModule, model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> str:
+    """Return where the first difference between a file and its module arises, in one line.
+
+    '' if each node gives what its part of the module gives from the same inputs.
 
     Args:
         module: takes and returns the tensors of the file, on the CPU.
         model: the file.
         feeds: input of the file -> array, on which the two differ; all inputs, in the order of the module.
-
-    Returns:
-        `node`, `op_type` and `tensor` of the graph, `module` and `line` of PyTorch ('' if unknown; the module
-        itself is '' too, and of a path with a `model` in it what follows counts), `error`, the relative error
-        that this node adds, or the whole one of its tensor if that is not known, None if neither is finite,
-        and `evidence`, a list of sentences; {} if each node gives what its part of the module gives from the
-        same inputs.
     """
     inputs, outputs = list(feeds), [value.name for value in model.graph.output]
     stage, bars = Stage('', module, tuple(inputs), tuple(outputs)), Bars()
@@ -87,13 +82,13 @@ def locate(module: FlatModule, model: onnx.ModelProto, feeds: Mapping[str, np.nd
     search = Search(subject, bars, RecordIndex(recorder, weights, bars.born))
     first = search.compare(model, fresh=False).first
     if first is None:
-        return {}
-    return dict(
-        node=first.node,
-        op_type=first.op_type,
-        tensor=first.tensor,
-        module=first.module.removeprefix('module').removeprefix('.'),
-        line=recorder.lines[first.record] if first.record >= 0 else '',
-        error=first.born if first.born is not None else first.error,
-        evidence=first.evidence,
-    )
+        return ''
+    parts = [f'node {first.node} ({first.op_type}), tensor {first.tensor}']
+    if part := first.module.removeprefix('module').removeprefix('.'):
+        parts.append(f'module {part}')
+    if first.record >= 0 and recorder.lines[first.record]:
+        parts.append(recorder.lines[first.record])
+    error = first.born if first.born is not None else first.error
+    if error is not None:
+        parts.append(f'relative error {error:.2e}')
+    return ', '.join([*parts, *first.evidence[:1]])

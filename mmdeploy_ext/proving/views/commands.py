@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 
 
 def next_command(verdict: Verdict) -> str:
-    """Return the command to run next: one that uses the files if the verdict passed, else one that helps."""
+    """Return the command to run next: one that uses the files if the verdict passed, else one that helps.
+
+    '' after the proof of a module.
+    """
     subject = verdict.subject
+    if 'module' in subject:
+        return ''
     model, file = _model_of(subject), subject.get('file', 'MODEL.onnx')
     family = FAMILIES.get(subject.get('family'))
     if verdict.passed:
@@ -33,10 +38,13 @@ def next_command(verdict: Verdict) -> str:
         quoted = {name: shlex.quote(str(value)) for name, value in values.items()}
         name, _, words = words.partition(' ')
         return f'{command(name)} {words.format(**quoted)}'
-    if not all(check.passed for check in (*verdict.structure, *verdict.graphs)):
+    failed = [finding for finding in verdict.findings if not finding.passed]
+    not_run = [finding.figures['installed'] for finding in failed if 'installed' in finding.figures]
+    others = ('preprocessing', 'untraced')
+    if any(f.level in ('file', 'surroundings') and f.subject not in others for f in failed) and not not_run:
         return f'{export_command(subject, file)}   # export it again'
-    failed = [row for case in verdict.cases for row in case.detections if not row.passed]
-    limits = [candidates_needed(row.reason) for row in failed]  # of each failed row, by option
+    failed = [finding for finding in failed if 'image' in finding.figures]
+    limits = [candidates_needed(finding.text) for finding in failed]  # of each failed row, by option
     if limits and all(limits):
         names = [name for options in limits for name in options]
         larger = {name: max(options.get(name, 0) for options in limits) for name in names}
@@ -46,8 +54,8 @@ def next_command(verdict: Verdict) -> str:
         again = export_command(subject, f'{file.removesuffix(".onnx")}_raw.onnx', form='raw')
         return f'{again}   # is it the network or the post-processing?'
     words = [*model.values(), file, *_override_words(subject.get('options', {}))]
-    if verdict.libraries_not_run and not verdict.against_installed:
-        installed = ' and '.join(verdict.libraries_not_run.values())
+    if not_run:
+        installed = ' and '.join(not_run)
         words += ['--library', 'installed']
         return f'{command("verify")} {shlex.join(words)}   # prove it against the installed {installed}'
     words += ['--report', 'work_dirs/report']

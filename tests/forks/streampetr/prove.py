@@ -143,8 +143,7 @@ def seeded_checkpoint(path):
 def judged(deployment, paths, frames):
     """Return what the ladder says of files."""
     verdict, _ = ladder.prove(deployment, paths, frames, bars=SHORT_DRIVE)
-    methods = [method.text for method in verdict.untraced]
-    return dict(title=verdict.title, methods=methods, reasons=verdict.failures)
+    return dict(title=verdict.title, methods=verdict.untraced, reasons=verdict.failures)
 
 
 def main():

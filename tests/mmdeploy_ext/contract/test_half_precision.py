@@ -27,6 +27,7 @@ from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
 from proofs import check_files, prove_samples
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
+from verdicts import cases_of, checks_of
 
 KEEP = '*/bbox_head/*'
 
@@ -129,9 +130,9 @@ def test_a_second_conversion_changes_nothing(files):
 @pytest.mark.parametrize('name', in_suite(['full', 'kept', 'ends'], 'full'))
 def test_a_verdict_is_within_bars_and_never_proven(deployment, files, name, proof):
     verdict, _ = proof(deployment, files[name], images())
-    assert verdict.passed and not verdict.proven, verdict.reasons
+    assert verdict.passed and not verdict.proven, verdict.failures
     assert verdict.title == 'WITHIN FP16 BARS'
-    cosines = [row.cosine for case in verdict.cases for row in case.tensors]
+    cosines = [row.cosine for case in cases_of(verdict) for row in case.tensors]
     assert cosines and min(cosines) >= 0.999
     assert any('not those of float32' in note for note in verdict.notes)
     assert any('was rounded' in note for note in verdict.notes)
@@ -145,7 +146,7 @@ def test_float16_that_a_file_does_not_own_up_to_is_not_proven(deployment, files,
     onnx.save(model, path)
     verdict = check_files(deployment, path, images())
     assert not verdict.passed
-    assert any(check.name == 'precision' and not check.passed for check in verdict.structure)
+    assert any(check.name == 'precision' and not check.passed for check in checks_of(verdict))
 
 
 def test_a_fault_in_a_float16_file_is_found(deployment, files, tmp_path):
@@ -158,7 +159,7 @@ def test_a_fault_in_a_float16_file_is_found(deployment, files, tmp_path):
     onnx.save(model, path)
     verdict, _ = prove_samples(deployment, path, images())
     assert not verdict.passed and verdict.title == 'NOT WITHIN FP16 BARS'
-    assert any('below 0.999' in row.reason for case in verdict.cases for row in case.tensors)
+    assert any('below 0.999' in row.reason for case in cases_of(verdict) for row in case.tensors)
 
 
 def shared_peaks(path, wanted, feeds):
@@ -262,8 +263,8 @@ def test_verify_tells_bf16_of_openvino_by_option(deployment, tmp_path):
     assert verify_app.main([CONFIG, CHECKPOINT, path, *engine]) in (0, 1)
     verdict = read_json(target)
     assert verdict['verdict'].removeprefix('not ') == 'within bf16 bars'
-    rows = [row for case in verdict['cases'] for row in case['tensors']]
-    assert max(row['max_rel'] for row in rows) > 1e-3, 'it computed in float32'
+    rows = [row for case in cases_of(verdict) for row in case.tensors]
+    assert max(row.max_rel for row in rows) > 1e-3, 'it computed in float32'
 
 
 def test_an_inference_precision_that_there_is_not_is_refused():

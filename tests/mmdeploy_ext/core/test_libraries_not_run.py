@@ -23,6 +23,6 @@ def test_a_copy_that_did_not_run_is_said_first_and_its_file_is_not_proven(tmp_pa
     assert capsys.readouterr().out.startswith(NOT_RUN)
     verdict = read_json('v.json')
     assert verdict['verdict'] == 'not proven'
-    assert verdict['libraries_not_run'] == {'mmdet3d 0.17.2': 'mmdet3d 1.0.0rc6'}
+    assert verdict['subject']['libraries_not_run'] == {'mmdet3d 0.17.2': 'mmdet3d 1.0.0rc6'}
     assert verify_app.main(['a.py', checkpoint, 'graphs', '--library', 'installed', *proof]) == 0
     assert read_json('v.json')['verdict'] == 'proven against the installed mmdet3d 1.0.0rc6'

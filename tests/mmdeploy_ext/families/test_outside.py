@@ -27,6 +27,7 @@ from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.proving.tasks.check import check_task
 from mmdeploy_ext.runtime import run_images
 from mmdeploy_ext.runtime.family_runtime import results_of, runtime_of
+from verdicts import cases_of
 
 OUTSIDE = Path(__file__).resolve().parents[2] / 'outside_package'
 CONFIG = str(OUTSIDE / 'config.py')
@@ -149,7 +150,7 @@ def test_weights_that_a_family_calls_unused_and_a_checkpoint_lacks_prove_nothing
     monkeypatch.setattr(type(FAMILIES['circles']), 'ignored_prefixes', ('radius.',))
     made = mmdeploy_ext.export(CONFIG, folder / 'without.pth', folder / 'without.onnx', height=64, width=64)
     verdict = mmdeploy_ext.prove(CONFIG, folder / 'without.pth', made.files[0])
-    failures = [failure for case in verdict.cases for failure in case.failures]
+    failures = [failure for case in cases_of(verdict) for failure in case.failures]
     assert not verdict.passed and 'NaN' in failures[0]
 
 

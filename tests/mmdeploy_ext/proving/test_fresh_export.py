@@ -21,6 +21,7 @@ from mmdeploy_ext.proving import ladder
 from mmdeploy_ext.runtime.detect import make_feeds, prepare
 from proofs import check_files, samples_alone
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
+from verdicts import checks_of, graphs_of, preprocessing_of
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +44,7 @@ def judged(deployment, model, tmp_path, **options):
     target = str(tmp_path / 'judged.onnx')
     onnx.save(model, target)
     verdict = check_files(deployment, target, [('picture', read_image(PICTURE))], **options)
-    return verdict.graphs[0]
+    return graphs_of(verdict)[0]
 
 
 def infer_picture(backend):
@@ -120,7 +121,7 @@ def test_differences_are_named_by_node_module_and_value(deployment, path, tmp_pa
     next(entry for entry in node.attribute if entry.name == 'pads').ints[:] = [0, 0, 2, 2]
     graph = judged(deployment, model, tmp_path)
     assert graph.text.startswith('1 node differs from a fresh export: ')
-    assert node.name in graph.text and 'atss_cls' in graph.differences[0].module
+    assert node.name in graph.text and 'atss_cls' in graph.differences[0]
     assert 'pads: [0, 0, 2, 2], reference [1, 1, 1, 1]' in graph.text
 
 
@@ -135,7 +136,7 @@ def test_an_edited_file_is_not_compared_when_that_is_asked_for(deployment, path,
 def test_a_file_that_was_just_written_is_not_compared_with_itself(deployment, path, monkeypatch):
     monkeypatch.setattr(deployed_files, 'export_graphs', None)
     verdict = check_files(deployment, path, [('picture', read_image(PICTURE))], written=True)
-    assert verdict.graphs[0].passed and verdict.graphs[0].text == 'as written'
+    assert graphs_of(verdict)[0].passed and graphs_of(verdict)[0].text == 'as written'
 
 
 def test_the_hash_of_a_class_that_is_none_is_refused(path, tmp_path):
@@ -176,8 +177,8 @@ def test_a_file_whose_sizes_were_fixed_is_one_of_that_size(deployment, raw_path,
     target = str(tmp_path / 'fixed.onnx')
     assert graph_app.main(['set-shape', raw_path, 'input=2x3x128x160', '--no-trial', '--output', target]) == 0
     verdict = check_files(deployment, target, [('picture', read_image(PICTURE))], edited=True)
-    assert all(check.passed for check in verdict.structure), verdict.structure
-    assert verdict.subject['shape'] == 'fixed' and verdict.preprocessing.passed
+    assert all(check.passed for check in checks_of(verdict)), checks_of(verdict)
+    assert verdict.subject['shape'] == 'fixed' and preprocessing_of(verdict).passed
     with OnnxRuntimeBackend(target) as backend:
         shape = {name: array.shape for name, array in infer_picture(backend).items()}['cls_score_0']
     assert shape[0] == 2
@@ -211,7 +212,7 @@ def int8(path, tmp_path_factory):
 def test_an_int8_file_is_within_bars_and_never_proven(tmp_path, capsys, int8):
     status, out, content = verdict_of(tmp_path, capsys, int8)
     assert status == 0 and '\nWITHIN INT8 BARS ' in out and 'PROVEN' not in out
-    assert out.startswith('graph: quantized, not compared\n')
+    assert out.startswith('file           quantized, not compared\n')
     assert content['subject']['precision'] == 'int8'
 
 
@@ -226,7 +227,9 @@ def level_1_alone(
     deployment, paths, samples, engine, *, edited=False, asked=None, library=None, strict=False, **settings
 ):
     """Stand for `ladder.prove` where level 1 refuses a file, whatever its inputs give."""
-    return ladder.open_proof(deployment, paths, samples, engine, **settings).check(edited, asked), []
+    proof = ladder.open_proof(deployment, paths, samples, engine, **settings)
+    proof.check(edited, asked)
+    return proof.finish(library, strict), []
 
 
 def test_a_file_that_was_exported_with_another_threshold_is_refused_by_the_name_of_the_setting(
@@ -242,7 +245,7 @@ def test_a_file_that_was_exported_with_another_threshold_is_refused_by_the_name_
     assert '--cfg-options model.test_cfg.score_thr=0.3' in out
     with samples_alone():
         status, out, _ = verdict_of(tmp_path, capsys, path, '--cfg-options', 'model.test_cfg.score_thr=0.3')
-    assert status == 0 and out.startswith('graph: equal to a fresh export')
+    assert status == 0 and out.startswith('file           equal to a fresh export')
 
 
 @pytest.mark.matrix
@@ -276,7 +279,7 @@ def test_another_hash_is_a_note_where_the_graph_is_the_same(tmp_path, capsys, pa
     target = str(tmp_path / 'm.onnx')
     onnx.save(model, target)
     status, out, _ = verdict_of(tmp_path, capsys, target)
-    assert status == 0 and 'note: the file was made from another checkpoint' in out
+    assert status == 0 and 'the file was made from another checkpoint' in out
 
 
 def test_an_edited_file_is_proven_by_its_outputs(tmp_path, capsys, path, monkeypatch):
@@ -290,7 +293,7 @@ def test_an_edited_file_is_proven_by_its_outputs(tmp_path, capsys, path, monkeyp
     assert status == 1 and 'NOT PROVEN: graph: 1 node differs from a fresh export: unread' in out
     with samples_alone():
         status, out, content = verdict_of(tmp_path, capsys, target, '--edited')
-    assert status == 0 and out.startswith('graph: edited, not compared')
+    assert status == 0 and out.startswith('file           edited, not compared')
     assert content['verdict'] == 'proven'
 
 
@@ -309,6 +312,6 @@ def test_the_options_of_a_file_decide_what_is_exported_afresh(deployment, tmp_pa
 
     monkeypatch.setattr(deployed_files, 'export_graphs', watched)
     verdict = check_files(deployment, path, [('picture', read_image(PICTURE))])
-    assert verdict.graphs[0].equal
+    assert graphs_of(verdict)[0].equal
     asked = dict(form='raw', opset=17, height=256, width=320, dynamic=True)
     assert options == [deployment.family.choose(**asked)]

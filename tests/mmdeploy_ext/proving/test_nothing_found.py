@@ -43,12 +43,13 @@ def test_boxes_where_pytorch_finds_nothing_are_refused(tmp_path):
     with replaced(place, result(from_nothing)), contextlib.ExitStack() as stack:
         export_files(deployment, options, path, [traced])
         proof = open_proof(deployment, path, PICTURES)
-        assert proof.check().graphs[0].equal
+        proof.check()
+        assert proof.results.graphs[0].equal
         proof.start(stack)
         inputs = proof.inputs()
         for one in (inputs[0], inputs[-1]):
             proof.run(one)
-    right, wrong = proof.verdict.cases
+    right, wrong = proof.results.cases
     assert right.passed and not wrong.passed
     assert wrong.name == 'plain picture, nothing found' and wrong.detections[0].reason == '100 extra'
 

@@ -25,6 +25,7 @@ from mmdeploy_ext.proving.levels.preprocessing import compare_pictures
 from mmdeploy_ext.runtime import detect
 from mmdeploy_ext.zoo import configs
 from proofs import check_files
+from verdicts import checks_of, graphs_of, preprocessing_of
 
 PICTURE = read_image(toy_atss.PICTURE)
 SIZES = (None, (256, 320), (608, 608), (320, 192))
@@ -303,11 +304,11 @@ def test_a_whole_proof_has_the_line_and_names_other_copies_of_packages(tmp_path,
     assert (
         f'onnxslim 9.9.9 was imported from {tmp_path}/onnxslim, not from the installed' in verdict.notes[-1]
     )
-    assert verdict.preprocessing.text == "equal to the config's test pipeline at 256x320 (3 pictures)"
+    assert preprocessing_of(verdict).text == "equal to the config's test pipeline at 256x320 (3 pictures)"
     with FAULTS['to_rgb inverted']():
         verdict = check_files(deployment, path, samples)
-    assert all(check.passed for check in verdict.structure) and verdict.graphs[0].equal
-    assert not verdict.passed and verdict.preprocessing.differences
+    assert all(check.passed for check in checks_of(verdict)) and graphs_of(verdict)[0].equal
+    assert not verdict.passed and preprocessing_of(verdict).differences
 
 
 def dataset_config(kind):

@@ -15,6 +15,7 @@ from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.proving.inputs.samples import Samples, check_paths, proof_samples
 from toy_atss import REPO
+from verdicts import cases_of
 
 MEMORY = types.SimpleNamespace(memory=True, samples='frames')
 SWEEPS = types.SimpleNamespace(memory=False, samples='sweeps')
@@ -111,7 +112,7 @@ def test_a_lidar_model_is_proven_on_the_sweeps_at_hand(toy, folder, tmp_path, ca
     words = [config, checkpoint, str(graphs), '--images', str(folder), '--json', str(tmp_path / 'v.json')]
     assert verify_app.main(words) == 0
     content = read_json(tmp_path / 'v.json')
-    names = [case['name'] for case in content['cases']]
+    names = [case.name for case in cases_of(content)]
     assert content['verdict'] == 'proven' and names[:3] == ['0.bin', '1.bin', '2.bin']
     assert names[3] == 'more voxels and points than count'
     assert any('at most' in name for name in names[4:])
@@ -134,7 +135,7 @@ def test_the_command_that_an_unproven_export_suggests_works_without_a_data_set(t
     assert verify_app.main([*suggested, '--frames', '2']) == 0
     said = capsys.readouterr().out
     assert '2 generated sweeps are used, since there is no data set' in said
-    assert 'note: frames: generated sweeps' in said
+    assert 'frames: generated sweeps' in said
 
 
 @pytest.mark.parametrize('target', in_suite(['libspconv', 'portable'], 'portable'))
@@ -150,7 +151,7 @@ def test_a_sparse_backbone_is_proven_by_verify_too(target, tmp_path, capsys):
     report = str(tmp_path / 'v.json')
     words = [config, checkpoint, path, '--images', str(tmp_path / 'sweep.bin'), '--json', report]
     assert verify_app.main(words) == 0
-    assert read_json(report)['cases'][-1]['name'] == 'sweep.bin: 2000 points'
+    assert cases_of(read_json(report))[-1].name == 'sweep.bin: 2000 points'
     for option in (['--eval', 'bbox'], ['--device', 'cuda'], ['--providers', 'CPUExecutionProvider']):
         assert verify_app.main([config, checkpoint, path, *option]) == 2
         assert f'{option[0]}: sparse backbones do not have it' in capsys.readouterr().err

@@ -26,6 +26,7 @@ from mmdeploy_ext.proving.tasks.bbox2d import ONE_TO_ONE, match_detections
 from mmdeploy_ext.proving.totals import accept_few_alone
 from mmdeploy_ext.runtime.detections import Detections
 from toy_atss import PICTURE, REPO
+from verdicts import cases_of
 
 
 class Head(torch.nn.Module):
@@ -216,7 +217,7 @@ def test_a_changed_limit_shows_in_the_results_of_the_files_tensors(toy, tmp_path
             fault.enter_context(replaced_entry(cfg, key, value))
         fault.close() if not change else None
         verdict = proven(deployment, tmp_path / 'm.onnx', fault)
-    rows = [row for case in verdict.cases for row in case.substituted]
+    rows = [row for case in cases_of(verdict) for row in case.substituted]
     assert rows and all(row.passed for row in rows) == (change is None), verdict.failures
 
 

@@ -30,6 +30,7 @@ from mmdeploy_ext.zoo import configs
 from proofs import check_files, prove_samples
 from toy_atss import REPO
 from toy_centerpoint import sweep
+from verdicts import cases_of, graphs_of, matched_of
 
 ENGINE = dict(engine='OnnxRuntimeBackend')
 
@@ -52,8 +53,8 @@ def test_both_files_are_proven_on_sweeps_that_were_not_traced(kind):
     deployment, folder, *_ = toy_anchor3d.exported(kind)
     verdict, _ = prove(deployment, paths_of(folder), sweeps(3), ENGINE)
     assert verdict.proven, verdict.failures
-    assert sum(row.matched for case in verdict.cases for row in case.detections) >= 30
-    names = {row.tensor for case in verdict.cases for row in case.tensors}
+    assert matched_of(verdict) >= 30
+    names = {row.tensor for case in cases_of(verdict) for row in case.tensors}
     levels = 2 if kind in ('nuscenes', 'mvx') else 1
     assert {read_metadata(path).spec.name.split('/')[0] for path in paths_of(folder)} == {'anchor3d'}
     assert names == {'bev', *(f'{name}_{level}' for name in runtime.OUTPUTS for level in range(levels))}
@@ -91,8 +92,8 @@ def test_nothing_needs_torchscript(tmp_path, kind):
     options = deploy.resolve_opset(deployment.family.choose(opset=0, exporter='dynamo'), deployment.model)
     paths, _ = export_files(deployment, options, str(tmp_path / 'graphs'))
     verdict, _ = prove(deployment, paths, sweeps(2), ENGINE)
-    assert all(graph.passed for graph in verdict.graphs)
-    assert all(case.passed for case in verdict.cases)
+    assert all(graph.passed for graph in graphs_of(verdict))
+    assert all(case.passed for case in cases_of(verdict))
 
 
 @pytest.mark.parametrize(('mode', 'distance'), [('max', True), ('avg', False)])
@@ -153,7 +154,7 @@ def test_a_fault_in_our_own_post_processing_is_not_proven(monkeypatch, name):
     deployment, folder, *_ = toy_anchor3d.exported('kitti')
     monkeypatch.setattr(runtime, name, changed(name))
     verdict, _ = prove_samples(deployment, paths_of(folder), sweeps(1), ENGINE)
-    assert not all(row.passed for case in verdict.cases for row in case.detections)
+    assert not all(row.passed for case in cases_of(verdict) for row in case.detections)
 
 
 def inside(points):
@@ -184,7 +185,7 @@ def test_a_fault_at_a_limit_that_samples_do_not_reach_is_not_proven(monkeypatch,
     monkeypatch.setattr(owner, function, staticmethod(changed) if isinstance(owner, type) else changed)
     deployment, folder, *_ = toy_anchor3d.exported()
     verdict, _ = prove(deployment, paths_of(folder), sweeps(3), ENGINE)
-    assert not verdict.passed and all(case.passed for case in verdict.cases[:3])
+    assert not verdict.passed and all(case.passed for case in cases_of(verdict)[:3])
 
 
 def test_a_changed_weight_is_refused_and_the_file_named(tmp_path):
@@ -197,7 +198,7 @@ def test_a_changed_weight_is_refused_and_the_file_named(tmp_path):
             weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
         onnx.save(model, tmp_path / path.name)
     verdict = check_files(deployment, paths_of(tmp_path))
-    assert [graph.name for graph in verdict.graphs if not graph.passed] == ['head']
+    assert [graph.name for graph in graphs_of(verdict) if not graph.passed] == ['head']
 
 
 def test_points_that_cannot_be_are_refused():

@@ -14,6 +14,7 @@ from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
 from planting import arguments, result
 from proofs import OF_OTHER_CONTRACTS
 from toy_frames import BEVFORMER as toy
+from verdicts import graphs_of
 
 HERE, LOOP = 'mmdeploy_ext.families.bevformer.autoware', 'mmdeploy_ext.consumers.autoware.bevformer'
 
@@ -33,7 +34,7 @@ def folder(paths, tmp_path):
 @pytest.mark.parametrize('proof', OF_OTHER_CONTRACTS)
 def test_the_file_is_proven_through_the_nodes_record(deployment, paths, proof):
     verdict, _ = proof(deployment, paths, synthetic_drive(4, deployment.rule))
-    assert verdict.passed, verdict.reasons
+    assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] >= 400
     assert any('rounded to float32' in note for note in verdict.notes)
 
@@ -156,4 +157,4 @@ FAULTS = {
 @pytest.mark.parametrize('fault', FAULTS)
 def test_a_fault_is_not_proven(deployment, tmp_path, fault):
     verdict = toy.verdict_with(FAULTS[fault], deployment, tmp_path, contract='autoware')
-    assert verdict.graphs[0].equal and not verdict.passed
+    assert graphs_of(verdict)[0].equal and not verdict.passed

@@ -16,6 +16,7 @@ from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
 from planting import arguments, result
 from proofs import OF_OTHER_CONTRACTS
 from toy_frames import BEVFORMER as toy
+from verdicts import cases_of, graphs_of
 
 HERE = 'mmdeploy_ext.families.parts.bev_plugin_operators'
 
@@ -26,9 +27,9 @@ deployment, paths = toy.fixtures(contract='trt-plugin')
 @pytest.mark.parametrize('proof', OF_OTHER_CONTRACTS)
 def test_the_file_is_proven_through_the_plugins(deployment, paths, proof):
     verdict, _ = proof(deployment, paths, synthetic_drive(4, deployment.rule))
-    assert verdict.passed, verdict.reasons
+    assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] >= 400
-    compared = {row.tensor.split(' ')[0] for row in verdict.sequence[0].tensors}
+    compared = {row.tensor.split(' ')[0] for row in cases_of(verdict)[0].tensors}
     assert {'all_cls_scores', 'all_bbox_preds'} <= compared
 
 
@@ -146,4 +147,4 @@ FAULTS = {
 @pytest.mark.parametrize('fault', in_suite(FAULTS, 'int32 shapes where int64 is read'))
 def test_a_fault_in_the_graph_is_not_proven(deployment, tmp_path, fault):
     verdict = toy.verdict_with(FAULTS[fault], deployment, tmp_path, contract='trt-plugin')
-    assert verdict.graphs[0].equal and not verdict.passed
+    assert graphs_of(verdict)[0].equal and not verdict.passed

@@ -26,6 +26,7 @@ from mmdeploy_ext.proving.views.commands import next_command
 from mmdeploy_ext.runtime.frames import FusedFrame
 from planting import arguments, replaced, result
 from proofs import OF_OTHER_CONTRACTS, check_files, refuted
+from verdicts import cases_of, checks_of, graphs_of
 
 AUTOWARE = dict(contract='autoware')
 HERE = 'mmdeploy_ext.families.bevfusion.autoware'
@@ -60,7 +61,7 @@ def test_the_file_is_proven_through_the_plug_ins_in_numpy(known, folder, frames,
     verdict, _ = proof(known, [file(folder)], frames)
     assert verdict.proven, verdict.failures
     assert verdict.summary()['matched'] >= 60
-    assert {row.tensor for row in verdict.cases[0].tensors} == {bevfusion.BEV}
+    assert {row.tensor for row in cases_of(verdict)[0].tensors} == {bevfusion.BEV}
     assert next_command(verdict) == f'python tools/deployment/check_autoware.py {folder}'
 
 
@@ -105,7 +106,7 @@ def test_a_fault_in_what_is_exported_is_refused(known, frames, tmp_path, fault):
     own = dataclasses.replace(known)  # with exports of its own
     with replaced(*FAULTS[fault]):
         verdict = refuted(own, toy_bevfusion.export(own, tmp_path, **AUTOWARE), frames[:1])
-    assert verdict.graphs[0].passed and not verdict.cases[0].passed
+    assert graphs_of(verdict)[0].passed and not cases_of(verdict)[0].passed
 
 
 AROUND = {
@@ -127,7 +128,7 @@ AROUND = {
 def test_a_fault_around_the_file_is_refused(known, folder, frames, fault):
     with replaced(*AROUND[fault]):
         verdict = refuted(known, [file(folder)], frames[:1])
-    assert verdict.graphs[0].passed and not verdict.cases[0].passed
+    assert graphs_of(verdict)[0].passed and not cases_of(verdict)[0].passed
 
 
 def moved(model, name):
@@ -151,7 +152,7 @@ def test_a_changed_file_is_refused_by_name(known, folder, frames, tmp_path, chan
     model = onnx.load(file(folder))
     change(model, name)
     onnx.save(model, file(tmp_path))
-    (graph,) = check_files(known, file(tmp_path), frames).graphs
+    (graph,) = graphs_of(check_files(known, file(tmp_path), frames))
     assert not graph.passed and name in graph.text
 
 
@@ -159,7 +160,7 @@ def test_a_manifest_of_another_model_is_refused(known, folder, frames, tmp_path)
     for path in folder.iterdir():
         text = path.read_bytes()
         (tmp_path / path.name).write_bytes(text.replace(b'out_size_factor: 8', b'out_size_factor: 4'))
-    checks = check_files(known, [file(tmp_path)], frames).structure
+    checks = checks_of(check_files(known, [file(tmp_path)], frames))
     (failed,) = [check for check in checks if not check.passed]
     assert 'ml_package_bevfusion_lidar.param.yaml' in f'{failed.name} {failed.detail}'
 

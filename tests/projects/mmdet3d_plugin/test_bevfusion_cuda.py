@@ -16,7 +16,8 @@ from mmdeploy_ext.consumers.cuda_bevfusion.contract import check
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.families.bevfusion.runtime import geometry
 from planting import arguments, replaced, result, when_traced
-from proofs import OF_OTHER_CONTRACTS, refuted
+from proofs import OF_OTHER_CONTRACTS, check_files, refuted
+from verdicts import cases_of, graphs_of
 
 CONTRACT = dict(contract='cuda-bevfusion')
 GOLDEN = Path(__file__).resolve().parents[4] / 'shared/golden/bevfusion/contract.json'
@@ -47,8 +48,8 @@ def paths(folder):
 @pytest.mark.parametrize('proof', OF_OTHER_CONTRACTS)
 def test_the_files_are_proven_on_frames_of_other_rigs(known, folder, frames, proof):
     verdict, _ = proof(known, paths(folder), frames[1:])
-    assert verdict.passed, verdict.reasons
-    assert verdict.summary()['matched'] >= 30 and len(verdict.cases[0].tensors) == 10
+    assert verdict.passed, verdict.failures
+    assert verdict.summary()['matched'] >= 30 and len(cases_of(verdict)[0].tensors) == 10
 
 
 def last_lost(tables, *_):
@@ -92,7 +93,7 @@ IN_RUNTIME = {
 def test_a_fault_between_the_files_is_refused(known, folder, frames, fault):
     with replaced(*IN_RUNTIME[fault]):
         verdict = refuted(known, paths(folder), frames[1:])
-    assert all(graph.passed for graph in verdict.graphs) and not verdict.cases[0].passed
+    assert all(graph.passed for graph in graphs_of(verdict)) and not cases_of(verdict)[0].passed
 
 
 TRACED = {
@@ -123,7 +124,7 @@ def test_a_fault_in_what_is_traced_is_refused(known, frames, tmp_path, fault):
     place, make = TRACED[fault]
     with replaced(place, lambda original: when_traced(lambda _, *args: make(original)(*args))(original)):
         verdict = refuted(known, toy_bevfusion.export(known, tmp_path, **CONTRACT), frames[:1])
-    assert all(graph.passed for graph in verdict.graphs) and not verdict.cases[0].passed
+    assert all(graph.passed for graph in graphs_of(verdict)) and not cases_of(verdict)[0].passed
 
 
 def changed(path, change):
@@ -142,13 +143,11 @@ def weaker(model):
 @pytest.mark.matrix
 @pytest.mark.parametrize('name', in_suite(['fuser', 'lidar.backbone.zyx'], 'fuser'))
 def test_other_weights_in_one_file_are_refused(known, folder, tmp_path, name):
-    from mmdeploy_ext.proving.ladder import open_proof
-
     for path in paths(folder):
         (tmp_path / Path(path).name).write_bytes(Path(path).read_bytes())
     changed(tmp_path / f'{name}.onnx', weaker)
-    verdict = open_proof(known, paths(tmp_path)).check()
-    assert [graph.name for graph in verdict.graphs if not graph.passed] == [name]
+    verdict = check_files(known, paths(tmp_path))
+    assert [graph.name for graph in graphs_of(verdict) if not graph.passed] == [name]
 
 
 def test_names_shapes_and_types_are_those_of_the_contract():

@@ -14,6 +14,7 @@ from mmdeploy_ext.models.bevfusion.rig import Rig
 from mmdeploy_ext.proving.ladder import prove
 from planting import arguments, replaced, result, when_traced
 from proofs import refuted
+from verdicts import cases_of, graphs_of
 
 HERE = 'mmdeploy_ext.families.bevfusion'
 VIEW = 'mmdeploy_ext.models.bevfusion.view_transform:ViewTransform'
@@ -131,7 +132,7 @@ def test_the_tables_pool_what_the_cells_say_where_all_cameras_look_at_one_place(
 def test_the_files_are_proven_on_frames_of_other_rigs(known, frames, tmp_path, exporter, proof):
     paths = toy_bevfusion.export(known, tmp_path, exporter=exporter)
     verdict, _ = proof(known, paths, frames)
-    assert verdict.passed, verdict.reasons
+    assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] >= 60
 
 
@@ -148,8 +149,8 @@ def test_points_of_another_type_are_converted_for_every_file(known, frames, tmp_
 def test_a_fault_in_our_own_code_is_refused_by_the_frames(known, frames, tmp_path, fault):
     with planted(fault):
         verdict = refuted(known, toy_bevfusion.export(known, tmp_path), frames[1:2])
-    assert all(graph.passed for graph in verdict.graphs), 'the fresh export does not have the fault'
-    assert not all(case.passed for case in verdict.cases)
+    assert all(graph.passed for graph in graphs_of(verdict)), 'the fresh export does not have the fault'
+    assert not all(case.passed for case in cases_of(verdict))
 
 
 SWIN = dict(
@@ -169,5 +170,5 @@ def test_other_parts_are_proven(frames, tmp_path, variant, contract):
     changes = toy_bevfusion.merged(toy_bevfusion.CHANGES, VARIANTS[variant])
     known = toy_bevfusion.toy(tmp_path, **changes)
     verdict, _ = prove(known, toy_bevfusion.export(known, tmp_path / 'files', contract=contract), frames)
-    assert verdict.passed, verdict.reasons
+    assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] >= 60

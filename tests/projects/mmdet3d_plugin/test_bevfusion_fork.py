@@ -23,6 +23,7 @@ from mmdeploy_ext.families.bevfusion import fork, live
 from mmdeploy_ext.families.bevfusion.fork import Fork, weights_of_repository
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.provenance import settings_check
+from verdicts import cases_of, preprocessing_of
 
 HEAD = 'mmdet3d/models/heads/bbox/transfusion.py'
 QUERY_LAYERS = tuple(path for path in live.LAYERS if path.startswith('heads.'))
@@ -59,9 +60,9 @@ def verdict(toy):
 
 
 def test_the_files_equal_what_the_code_of_the_repository_gives(verdict, repository):
-    assert verdict.passed, verdict.reasons
+    assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] >= 30
-    assert verdict.preprocessing.passed and len(verdict.preprocessing.samples) == 2
+    assert preprocessing_of(verdict).passed and preprocessing_of(verdict).samples == 2
     text = ' '.join(verdict.notes)
     assert f'the reference is the code of {repository[0]}' in text
     assert 'boxes are those of mmdet3d 1.x (columns l, w, h' in text
@@ -89,7 +90,7 @@ def test_the_graphs_run_the_layers_of_the_repository_and_the_installed_mmdet3d_s
 @pytest.mark.matrix
 def test_a_changed_layer_goes_into_the_graphs(changed, tmp_path):
     verdict = proof_of((changed, toy_bevfusion.export(changed, tmp_path)))
-    assert verdict.passed, verdict.reasons
+    assert verdict.passed, verdict.failures
     assert any('the graphs run its layers decoder.backbone' in note for note in verdict.notes)
 
 
@@ -131,11 +132,11 @@ def test_a_repository_leaves_nothing_behind_and_can_be_imported_again(fails, tmp
 
 
 def test_a_verdict_names_the_classes_of_the_repository_and_its_copy_of_mmdet3d(verdict):
-    names = [(entry.name, entry.file, entry.ours) for entry in verdict.model_classes]
-    assert names[0] == ('BEVFusion', 'mmdet3d/models/fusion_models/bevfusion.py', False)
-    assert any(name == 'TransFusionHead' and ours for name, _, ours in names)
+    lines = verdict.model_classes
+    assert lines[0].startswith('BEVFusion (mmdet3d/models/fusion_models/bevfusion.py')
+    assert any(line.startswith('TransFusionHead (') and 'our implementation' in line for line in lines)
     (copied,) = verdict.untraced
-    assert copied.subject.startswith('mmdet3d of ') and copied.reason.startswith('its methods are compared')
+    assert copied.startswith('mmdet3d of ') and 'its methods are compared' in copied
 
 
 def test_weights_are_written_in_the_layout_of_the_repositorys_spconv(toy, monkeypatch):
@@ -166,7 +167,7 @@ def test_weights_are_written_in_the_layout_of_the_repositorys_spconv(toy, monkey
 def test_a_changed_line_of_the_repository_is_not_proven(toy, tmp_path, change):
     verdict = proof_of(toy, toy_bevfusion_fork.repository(tmp_path, change))
     assert not verdict.passed
-    assert any(not case.passed for case in verdict.cases)
+    assert any(not case.passed for case in cases_of(verdict))
 
 
 @pytest.mark.parametrize('convention', ['0.x', '1.x'])
@@ -253,7 +254,7 @@ def test_points_that_the_repository_prepares_otherwise_are_not_proven(toy, tmp_p
     )
     assert changed != datasets
     verdict = proof_of(toy, toy_bevfusion_fork.repository(tmp_path, datasets=changed))
-    assert not verdict.passed and not verdict.preprocessing.passed
+    assert not verdict.passed and not preprocessing_of(verdict).passed
 
 
 @pytest.mark.matrix

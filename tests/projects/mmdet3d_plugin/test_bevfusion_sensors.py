@@ -18,6 +18,7 @@ from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.infos import RigFrame
 from planting import arguments, replaced, result, when_traced
 from proofs import refuted
+from verdicts import cases_of
 
 FILES = dict(camera=['rig', 'frame'], lidar=['lidar', 'frame'], centers=['rig', 'frame'])
 
@@ -46,7 +47,7 @@ def test_one_sensor_is_exported_in_its_files_and_proven(toys, files, tmp_path, s
     assert [path.rsplit('/', 1)[1] for path in paths] == [f'{name}.onnx' for name in FILES[sensor]]
     frames = list(toy.family.generated_sweeps(toy.rule, 3))
     verdict, _ = prove(toy, paths, frames)
-    assert verdict.passed, verdict.reasons
+    assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] >= 30
     with OPENS(Path(paths[0]).parent) as runtime:
         found = runtime.step(frames[0])
@@ -122,7 +123,7 @@ def test_a_fault_of_one_sensor_is_refused(toys, files, tmp_path, fault):
         frames = list(toy.family.generated_sweeps(toy.rule, 1))
         paths = toy_bevfusion.export(toy, tmp_path) if traced else files(sensor)
         verdict = refuted(toy, paths, frames)
-    assert not all(case.passed for case in verdict.cases)
+    assert not all(case.passed for case in cases_of(verdict))
 
 
 @pytest.mark.parametrize('sensor', ['camera', 'lidar'])

@@ -22,6 +22,7 @@ from mmdeploy_ext.runtime.frames import Sweep
 from planting import arguments, replaced, result
 from proofs import OF_OTHER_CONTRACTS, check_files, refuted
 from toy_autoware import key
+from verdicts import cases_of, graphs_of, matched_of
 
 AUTOWARE = dict(contract='autoware')
 HERE, RUNTIME = 'mmdeploy_ext.families.centerpoint.autoware', 'mmdeploy_ext.consumers.autoware'
@@ -63,10 +64,10 @@ def copied(folder, place):
 def test_the_folder_is_proven_through_the_nodes_loop(toy, proof):
     deployment, folder, *_ = toy
     verdict, _ = proof(deployment, paths(folder), sweeps(2), dict(engine='OnnxRuntimeBackend'))
-    assert verdict.proven, verdict.reasons
+    assert verdict.proven, verdict.failures
     assert next_command(verdict) == f'python tools/deployment/check_autoware.py {folder}'
-    assert sum(row.matched for case in verdict.cases for row in case.detections) >= 10
-    assert {row.tensor for row in verdict.cases[0].tensors} == {
+    assert matched_of(verdict) >= 10
+    assert {row.tensor for row in cases_of(verdict)[0].tensors} == {
         *('pillar_features', 'spatial_features'),
         *boxes.OUTPUTS,
     }
@@ -136,7 +137,7 @@ def test_boxes_of_another_convention_in_the_graph_are_refused(toy, tmp_path, fau
         except ModelFileError as error:  # sizes and angles of two conventions
             assert 'of synthetic boxes' in str(error)
             return
-    assert not verdict.proven and not verdict.cases[0].passed
+    assert not verdict.proven and not cases_of(verdict)[0].passed
 
 
 def shifted(found, *_):
@@ -183,7 +184,7 @@ def test_a_fault_between_the_files_is_refused(toy, fault):
     deployment, folder, *_ = toy
     with replaced(*IN_THE_NODE[fault]):
         verdict = refuted(deployment, paths(folder), sweeps(1, 1), dict(engine='OnnxRuntimeBackend'))
-    assert all(graph.passed for graph in verdict.graphs) and not verdict.cases[0].passed
+    assert all(graph.passed for graph in graphs_of(verdict)) and not cases_of(verdict)[0].passed
 
 
 M = 'model_params.'
@@ -205,7 +206,7 @@ def test_a_manifest_that_was_edited_is_refused(toy, tmp_path, edit):
     copied(folder, tmp_path)
     key(ML, *EDITED[edit])(tmp_path)
     verdict = refuted(deployment, paths(tmp_path), sweeps(1), dict(engine='OnnxRuntimeBackend'))
-    assert not verdict.proven and not verdict.cases[0].passed
+    assert not verdict.proven and not cases_of(verdict)[0].passed
 
 
 def test_a_manifest_that_the_node_rejects_is_refused_by_key(toy, tmp_path):
@@ -231,7 +232,7 @@ def test_a_changed_weight_is_refused_and_the_file_named(toy, tmp_path):
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     onnx.save(model, paths(tmp_path)[1])
     verdict = check_files(deployment, paths(tmp_path))
-    assert [graph.name for graph in verdict.graphs if not graph.passed] == ['pts_backbone_neck_head']
+    assert [graph.name for graph in graphs_of(verdict) if not graph.passed] == ['pts_backbone_neck_head']
 
 
 BAD_POINTS = {

@@ -46,7 +46,7 @@ PROJECTION = np.array(
 def test_a_file_is_proven(form, values, tmp_path):
     file = exported(tmp_path / 'm.onnx', picture()[1], form=form, **values)
     verdict, _ = prove(seeded(), file, [picture()])
-    assert verdict.proven, verdict.reasons
+    assert verdict.proven, verdict.failures
     assert verdict.summary()['matched'] > 100
 
 
@@ -171,7 +171,7 @@ def test_a_file_is_proven_in_whatever_order_pytorch_adds_up_projections(form, or
     file = exported(tmp_path / 'm.onnx', picture()[1], form=form, dynamic=True)
     with reference.projected_in(order):
         verdict, _ = prove(seeded(), file, [picture()])
-    assert verdict.proven, verdict.reasons
+    assert verdict.proven, verdict.failures
 
 
 @pytest.mark.parametrize('order', reference.ORDERS)

@@ -28,6 +28,7 @@ from mmdeploy_ext.preprocess.points import assigned
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.infos import read_frames
 from proofs import prove_samples
+from verdicts import cases_of, graphs_of, matched_of
 
 ENGINE = dict(engine='OnnxRuntimeBackend')
 
@@ -39,9 +40,9 @@ def paths_of(folder):
 def test_three_files_are_proven_on_frames_of_other_cameras_and_sizes():
     deployment, folder, *_ = toy_mvxnet.exported()
     verdict, _ = prove(deployment, paths_of(folder), toy_mvxnet.frames(deployment, 3), ENGINE)
-    assert verdict.proven, verdict.reasons
-    assert sum(row.matched for case in verdict.cases for row in case.detections) >= 100
-    tensors = {row.tensor for case in verdict.cases for row in case.tensors}
+    assert verdict.proven, verdict.failures
+    assert matched_of(verdict) >= 100
+    tensors = {row.tensor for case in cases_of(verdict) for row in case.tensors}
     assert tensors == {FEATURES, 'bev', 'cls_score_0', 'bbox_pred_0', 'dir_cls_pred_0'}
     spec = read_metadata(paths_of(folder)[0]).spec
     assert spec.input_names == ['img', 'lidar2image', 'img_aug_matrix', 'points', 'rows', 'coors']
@@ -202,9 +203,9 @@ def test_a_fault_in_our_own_graph_is_not_proven(monkeypatch, tmp_path, name):
     options = deploy.resolve_opset(deployment.family.choose(opset=0), deployment.model)
     paths, _ = export_files(deployment, options, str(tmp_path / 'graphs'))
     verdict, _ = prove_samples(deployment, paths, toy_mvxnet.frames(deployment, 3), ENGINE)
-    assert all(graph.passed for graph in verdict.graphs)  # a fresh export has the fault, too
+    assert all(graph.passed for graph in graphs_of(verdict))  # a fresh export has the fault, too
     assert not verdict.proven
-    assert any(not row.passed for case in verdict.cases for row in case.tensors)
+    assert any(not row.passed for case in cases_of(verdict) for row in case.tensors)
 
 
 # ---- bad input

@@ -17,6 +17,7 @@ from mmdeploy_ext.families.parts.runtime import frame_checks
 from mmdeploy_ext.families.parts.runtime.bev_motion import YAW_DEG, record_of_pose
 from mmdeploy_ext.families.sparse4d import samples as sparse4d_samples
 from mmdeploy_ext.preprocess.cameras import Calibration
+from mmdeploy_ext.proving.findings import Results
 from mmdeploy_ext.proving.inputs.synthetic_drive import SyntheticDrive
 from mmdeploy_ext.proving.levels.drive import DriveProof
 from mmdeploy_ext.proving.levels.drive_run import DriveBars
@@ -116,8 +117,9 @@ def test_a_file_that_fails_on_a_special_frame_is_not_proven_though_nothing_is_fo
     proof.deployment, proof.first, proof.export_options = SimpleNamespace(family=family, rule=None), frame, {}
     proof.reference, proof.runner, proof.spec, proof.memory = ToyStepper(logit=-99), candidate, SPEC, MEMORY
     proof.bars, proof.decided, proof.shape, proof.verdict = DriveBars(), {}, '', Verdict({})
+    proof.results = Results()
     proof.run_special_frames()
-    assert bool(proof.verdict.reasons) == reasons, proof.verdict.reasons
+    assert bool(proof.results.reasons) == reasons, proof.results.reasons
 
 
 class WithoutMemory(ToyStepper):
@@ -137,6 +139,7 @@ def test_frames_without_pose_time_and_scene_run_where_nothing_is_kept():
     runners = dict(teacher=WithoutMemory(), free=WithoutMemory())
     proof.modes = proof._modes(runners, DriveBars(frames=3, resets=0))
     proof.first, proof.count, proof.shape, proof.drawn_frames = None, 0, '', set()
+    proof.most_results = 0
     for frame in SyntheticDrive(3, (32, 64)):
         moment = dict(ego_pose=None, timestamp_s=None, scene_token=None)
         proof.run(dataclasses.replace(frame, **moment))

@@ -21,6 +21,7 @@ from mmdeploy_ext.proving.ladder import prove
 from planting import replaced
 from proofs import OF_OTHER_CONTRACTS, check_files, refuted
 from toy_autoware import key
+from verdicts import checks_of, graphs_of, sequence_of
 
 HERE, LOOP = 'mmdeploy_ext.families.streampetr.autoware', 'mmdeploy_ext.consumers.autoware.streampetr'
 CLASSES = (
@@ -65,8 +66,8 @@ def paths(folder):
 @pytest.mark.parametrize('proof', OF_OTHER_CONTRACTS)
 def test_the_files_are_proven_frame_by_frame_with_a_reset(toy, folder, proof):
     verdict, _ = proof(toy, paths(folder), deployed.drive(12))
-    assert verdict.proven, verdict.reasons
-    teacher, free = verdict.sequence
+    assert verdict.proven, verdict.failures
+    teacher, free = sequence_of(verdict)
     assert teacher.resets >= 1 and free.matched == free.reference >= 200
 
 
@@ -107,8 +108,8 @@ IN_THE_LOOP = {
 def test_a_fault_in_the_loop_is_refused(toy, folder, fault):
     with replaced(*IN_THE_LOOP[fault]):
         verdict = refuted(toy, paths(folder), deployed.drive(12))
-    assert all(graph.passed for graph in verdict.graphs)
-    assert not verdict.proven and not all(row.passed for row in verdict.sequence)
+    assert all(graph.passed for graph in graphs_of(verdict))
+    assert not verdict.proven and not all(row.passed for row in sequence_of(verdict))
 
 
 def inverse_for_pose(original):
@@ -138,11 +139,11 @@ def test_a_fault_in_the_graph_is_refused(toy, tmp_path, fault, drive):
         deployed.export(tmp_path, contract='autoware', opset=17)
     if fault is rows_for_columns:
         verdict, _ = prove(toy, paths(tmp_path / 'deploy'), drive)
-        assert not all(row.passed for row in verdict.sequence)
+        assert not all(row.passed for row in sequence_of(verdict))
     else:
         verdict = check_files(toy, paths(tmp_path / 'deploy'))
         assert main([str(tmp_path / 'deploy')]) == 1  # the probe of the memory needs no PyTorch
-    assert [graph.name for graph in verdict.graphs if not graph.passed] == ['simplify_pts_head_memory']
+    assert [graph.name for graph in graphs_of(verdict) if not graph.passed] == ['simplify_pts_head_memory']
 
 
 def planes_as_they_come(original):
@@ -157,14 +158,15 @@ def test_pictures_in_the_order_of_another_node_are_refused(toy, tmp_path):
     with replaced(f'{HERE}:NodeImages.forward', planes_as_they_come):
         deployed.export(tmp_path, contract='autoware', opset=17)
         verdict = refuted(toy, paths(tmp_path / 'deploy'), deployed.drive(6))
-    assert all(graph.passed for graph in verdict.graphs) and not all(row.passed for row in verdict.sequence)
+    assert all(graph.passed for graph in graphs_of(verdict))
+    assert not all(row.passed for row in sequence_of(verdict))
 
 
 @pytest.mark.matrix
 def test_a_file_for_nodes_that_feed_rgb_is_proven_and_turns_nothing(toy, folder, tmp_path):
     deployed.export(tmp_path, contract='autoware', opset=17, node_images='rgb')
     verdict, _ = prove(toy, paths(tmp_path / 'deploy'), deployed.drive(6))
-    assert verdict.proven, verdict.reasons
+    assert verdict.proven, verdict.failures
     ours, other = (len(onnx.load(paths(place)[0]).graph.node) for place in (tmp_path / 'deploy', folder))
     assert ours < other
     with pytest.raises(UsageError, match=r'--node-images.*--contract'):
@@ -202,7 +204,7 @@ def test_another_norm_is_changed_in_the_graph(toy, folder, tmp_path, monkeypatch
     added = [sum(node.op_type == kind for node in ours) for kind in ('Mul', 'Add')]
     assert added == [1 + sum(node.op_type == kind for node in other) for kind in ('Mul', 'Add')]
     verdict, _ = prove(own, paths(target), deployed.drive(6))
-    assert verdict.proven, verdict.reasons
+    assert verdict.proven, verdict.failures
 
 
 def test_the_first_frame_and_a_frame_after_a_reset_are_alike(folder, drive):
@@ -269,13 +271,13 @@ def test_thresholds_of_another_number_of_classes_are_refused():
 def test_another_manifest_is_told(toy, folder, tmp_path):
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    assert [one for one in check_files(toy, paths(tmp_path)).structure if not one.passed] == []
+    assert [one for one in checks_of(check_files(toy, paths(tmp_path))) if not one.passed] == []
     key('ml_package_camera_streampetr.param.yaml', 'model_params.num_proposals', 5400)(tmp_path)
     assert main([str(tmp_path)]) == 1
-    (told,) = [check for check in check_files(toy, paths(tmp_path)).structure if not check.passed]
+    (told,) = [check for check in checks_of(check_files(toy, paths(tmp_path))) if not check.passed]
     assert 'ml_package_camera_streampetr.param.yaml as the export writes it' in told.name
     (tmp_path / 'ml_package_camera_streampetr.param.yaml').unlink()
-    (told,) = [check for check in check_files(toy, paths(tmp_path)).structure if not check.passed]
+    (told,) = [check for check in checks_of(check_files(toy, paths(tmp_path))) if not check.passed]
     assert told.detail == 'is not there'
 
 

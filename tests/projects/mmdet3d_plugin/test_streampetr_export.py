@@ -21,6 +21,7 @@ from mmdeploy_ext.families.streampetr.runtime.model import StreamPetrOnnx
 from mmdeploy_ext.families.streampetr.runtime.state import to_local
 from mmdeploy_ext.runtime.frames import Frame
 from proofs import check_files
+from verdicts import checks_of, graphs_of
 
 CONFIG = 'projects/configs/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py'
 BOX = np.array([5e-3] * 3 + [1e-3] * 7)
@@ -47,7 +48,7 @@ def failed_checks(path):
     """Return what level 1 of the proof finds wrong with a file, whose model was loaded again."""
     other = dataclasses.replace(deployed.deployment())
     verdict = check_files(other, [path])
-    return [check for check in (*verdict.graphs, *verdict.structure) if not check.passed]
+    return [check for check in (*graphs_of(verdict), *checks_of(verdict)) if not check.passed]
 
 
 def test_the_files_are_what_their_specs_say_and_hold_the_models_weights(paths):

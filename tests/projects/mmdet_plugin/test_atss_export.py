@@ -407,7 +407,7 @@ def test_attention_of_the_user_is_named_for_a_file_of_any_size(tmp_path, monkeyp
     monkeypatch.setattr(ShiftWindowMSA, 'forward', lambda *arguments: forward(*arguments) * (1 + 1e-6))
     deployment = load(tmp_path, with_transformer('Swin'))
     verdict, _ = proof_of(deployment, tmp_path / 'any.onnx', form='raw', dynamic=True)
-    assert verdict.proven and verdict.untraced[0].subject.startswith('ShiftWindowMSA.forward (')
+    assert verdict.proven and verdict.untraced[0].startswith('ShiftWindowMSA.forward (')
 
 
 SOFTMAX = dict(_delete_=True, type='CrossEntropyLoss', use_sigmoid=False)

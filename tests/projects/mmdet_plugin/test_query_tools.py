@@ -21,6 +21,7 @@ from mmdeploy_ext.runtime.detections import Instances
 from mmdeploy_ext.synthetic.seeded import write_seeded
 from toy_atss import PICTURE, REPO
 from toy_two_stage import write_config
+from verdicts import cases_of, graphs_of
 
 SIZE = (192, 256)
 MASKS = ('instances', 'regions_masks', 'yolact')
@@ -103,6 +104,6 @@ def test_half_precision_finds_the_regions_of_queries(made, tmp_path, converted_l
         picture = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), *SIZE)
         export_files(deployment, options, half, [picture])
     verdict, _ = prove(deployment, half, [('toy.jpg', read_image(PICTURE))], {})
-    assert all(graph.passed for graph in verdict.graphs)
-    rows = [row for case in verdict.cases for row in case.detections]
+    assert all(graph.passed for graph in graphs_of(verdict))
+    rows = [row for case in cases_of(verdict) for row in case.detections]
     assert sum(row.matched for row in rows) == sum(row.reference for row in rows) > 100

@@ -20,6 +20,7 @@ from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime import detect
 from proofs import check_files
+from verdicts import cases_of, checks_of, graphs_of, matched_of
 
 
 @pytest.fixture(scope='module')
@@ -44,14 +45,14 @@ def raw(toy, folder):
 
 def proof(deployment, path):
     verdict, _ = prove(deployment, path, [('toy', read_image(toy_rtdetr.PICTURE))], dict(threads=1))
-    assert verdict.cases and all(case.detections for case in verdict.cases)
+    assert cases_of(verdict) and all(case.detections for case in cases_of(verdict))
     return verdict
 
 
 def test_the_full_graph_is_proven_at_other_sizes_and_batches(toy, full):
     verdict = proof(toy, full)
-    assert verdict.proven, verdict.reasons
-    assert sum(row.matched for case in verdict.cases for row in case.detections) >= 200
+    assert verdict.proven, verdict.failures
+    assert matched_of(verdict) >= 200
     model = onnx.load(full)
     assert [value.name for value in model.graph.input] == ['images', 'orig_target_sizes']
     assert [value.name for value in model.graph.output] == ['labels', 'boxes', 'scores']
@@ -60,8 +61,8 @@ def test_the_full_graph_is_proven_at_other_sizes_and_batches(toy, full):
 @pytest.mark.matrix  # in the suite: its detections below, and its tensors in test_rtdetr_golden.py
 def test_the_raw_graph_is_proven_tensor_by_tensor(toy, raw):
     verdict = proof(toy, raw)
-    assert verdict.proven, verdict.reasons
-    assert {row.tensor.split(' ')[0] for case in verdict.cases for row in case.tensors} == {
+    assert verdict.proven, verdict.failures
+    assert {row.tensor.split(' ')[0] for case in cases_of(verdict) for row in case.tensors} == {
         'logits', 'boxes', 'tokens'}
 
 
@@ -72,7 +73,8 @@ def test_a_wrong_graph_is_not_proven(toy, raw, folder):
     values = onnx.numpy_helper.to_array(weight) + np.float32(0.01)
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     onnx.save(model, folder / 'wrong.onnx')
-    (graph,) = check_files(toy, str(folder / 'wrong.onnx'), [('toy', read_image(toy_rtdetr.PICTURE))]).graphs
+    pictures = [('toy', read_image(toy_rtdetr.PICTURE))]
+    (graph,) = graphs_of(check_files(toy, str(folder / 'wrong.onnx'), pictures))
     assert not graph.passed
 
 
@@ -95,13 +97,13 @@ def square(toy, folder):
 
 
 def test_a_fixed_square_graph_is_that_of_a_fresh_export(toy, square):
-    assert check_files(toy, square, [('toy', read_image(toy_rtdetr.PICTURE))]).graphs[0].equal
+    assert graphs_of(check_files(toy, square, [('toy', read_image(toy_rtdetr.PICTURE))]))[0].equal
 
 
 @pytest.mark.matrix  # in the suite: a wrong weight, above
 def test_a_fixed_square_graph_that_reads_height_before_width_is_not_proven(toy, square, folder):
     turned = read_in_place_of(onnx.load(square), 'orig_target_sizes', np.array([1, 0]), folder, turned=1)
-    cases = proof(toy, turned).cases
+    cases = cases_of(proof(toy, turned))
     passed = [case.name for case in cases if case.passed]  # those whose picture is square, too
     assert len(cases) == 6 and passed == ['traced input', 'zoomed, an object fills it']
 
@@ -109,7 +111,7 @@ def test_a_fixed_square_graph_that_reads_height_before_width_is_not_proven(toy, 
 @pytest.mark.matrix  # in the suite of ATSS: proof/test_ladder.py
 def test_a_graph_that_gives_a_batch_the_size_of_its_first_image_is_not_proven(toy, full, folder):
     first = read_in_place_of(onnx.load(full), 'orig_target_sizes', np.array([0]), folder, turned=0)
-    assert {case.name for case in proof(toy, first).cases if not case.passed} == {
+    assert {case.name for case in cases_of(proof(toy, first)) if not case.passed} == {
         'W > 2H, batch 2', 'portrait, batch 3', 'other size, batch 2'}
 
 
@@ -117,8 +119,8 @@ def test_a_graph_that_gives_a_batch_the_size_of_its_first_image_is_not_proven(to
 def test_a_graph_that_answers_for_fewer_images_is_not_proven(toy, full, folder):
     picture = np.zeros((1, 3, 192, 256), np.float32)
     verdict = proof(toy, read_in_place_of(onnx.load(full), 'images', picture, folder))
-    assert 'every input reaches an output' in {check.name for check in verdict.structure if not check.passed}
-    batch = next(case for case in verdict.cases if case.name == 'other size, batch 2')
+    assert 'every input reaches an output' in {check.name for check in checks_of(verdict) if not check.passed}
+    batch = next(case for case in cases_of(verdict) if case.name == 'other size, batch 2')
     assert 'got results of 1 images, expected 2' in batch.detections[0].reason
 
 
@@ -144,8 +146,8 @@ def test_a_batch_stays_dynamic_where_the_size_is_fixed(toy, folder, form):
         for value in (*onnx.load(path).graph.input, *onnx.load(path).graph.output)}
     assert shapes['images'] == ['B', 3, 192, 256] and shapes['boxes'] == ['B', 60, 4]
     verdict = proof(toy, path)
-    assert verdict.proven, verdict.reasons
-    assert [case.input_shape for case in verdict.cases if case.name == 'batch of 2'] == ['2x3x192x256']
+    assert verdict.proven, verdict.failures
+    assert [case.input_shape for case in cases_of(verdict) if case.name == 'batch of 2'] == ['2x3x192x256']
     with build_backend('OnnxRuntimeBackend', path) as backend, pytest.raises(ShapeError, match='fixed shape'):
         backend.infer({'images': np.zeros((1, 3, 256, 256), np.float32),
                        **({'orig_target_sizes': np.array([[9, 9]])} if form == 'full' else {})})
@@ -178,7 +180,7 @@ def test_a_graph_of_gathers_has_no_grid_sample_and_gives_the_same(toy, raw, fold
     path = toy_rtdetr.export_toy(toy, folder / 'gather.onnx', form='raw', grid_sample='gather')
     kinds = [{node.op_type for node in onnx.load(file).graph.node} for file in (raw, path)]
     assert 'GridSample' in kinds[0] and 'GridSample' not in kinds[1]
-    assert check_files(toy, path, [('toy', read_image(toy_rtdetr.PICTURE))]).graphs[0].equal
+    assert graphs_of(check_files(toy, path, [('toy', read_image(toy_rtdetr.PICTURE))]))[0].equal
     feeds = {'images': np.random.default_rng(0).random((2, 3, 128, 160), np.float32)}
     reference = toy.family.reference_tensors(toy.model, feeds, 'raw')
     with build_backend('OnnxRuntimeBackend', path, threads=1) as backend:
@@ -191,7 +193,7 @@ def test_a_graph_of_gathers_has_no_grid_sample_and_gives_the_same(toy, raw, fold
 def test_a_graph_of_gathers_is_proven(toy, folder):
     path = toy_rtdetr.export_toy(toy, folder / 'gather.onnx', form='raw', grid_sample='gather')
     verdict = proof(toy, path)
-    assert verdict.proven, verdict.reasons
+    assert verdict.proven, verdict.failures
 
 
 def test_runtimes_of_both_forms_give_the_detectors_detections(toy, full, raw):

@@ -19,6 +19,7 @@ from mmdeploy_ext.synthetic.seeded import write_seeded
 from proofs import check_files, run_once
 from toy_atss import REPO
 from toy_two_stage import toy, write_config
+from verdicts import checks_of, graphs_of
 
 PICTURE = read_image(Path(REPO) / 'demo/toy.jpg')
 SIZE = (192, 256)
@@ -117,5 +118,5 @@ def test_a_size_that_no_box_is_clipped_to_is_an_input_of_no_use(tmp_path, form, 
         head.bbox_coder.clip_border = False
     known = Known(tmp_path, write_config(cfg, tmp_path / 'm.py'))
     verdict = check_files(known.deployment, known.path(form), [('toy.jpg', PICTURE)])
-    assert verdict.graphs[0].passed and all(check.passed for check in verdict.structure)
+    assert graphs_of(verdict)[0].passed and all(check.passed for check in checks_of(verdict))
     assert open_file(known.path(form)).metadata.spec.tensor('img_shape').unused == unused
