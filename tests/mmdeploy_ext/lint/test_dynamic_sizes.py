@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmdeploy_ext.core.errors import ExportError, UsageError
-from mmdeploy_ext.exporting.export import export_module
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.lint.dynamic_sizes import check_dynamic_parts
 
 BACKBONES = """
@@ -66,23 +65,6 @@ def test_a_backbone_that_fails_while_it_is_traced_is_refused_with_the_line(backb
 
     with pytest.raises(UsageError, match=r'Rounded .* cannot be traced.*`return .*round.*TypeError'):
         check_dynamic_parts(Detector(Rounded()))
-
-
-@pytest.mark.parametrize('export', [False, True])
-def test_an_error_of_pytorch_that_is_caught_is_refused_since_the_tracer_dies_of_it(backbones, export):
-    class Tried(backbones.Fixed):
-        def forward(self, x):
-            try:
-                return (self.conv(x).view(1, 7, 11),)
-            except RuntimeError:
-                return (self.conv(x),)
-
-    if export:
-        with pytest.raises(ExportError, match=r'test_dynamic_sizes.py:\d+ catches what torch.Tensor.view'):
-            export_module(Tried().eval(), (torch.ones(1, 3, 8, 8),))
-    else:
-        with pytest.raises(UsageError, match=r'test_dynamic_sizes.py:\d+ catches what torch.Tensor.view'):
-            check_dynamic_parts(Detector(Tried()))
 
 
 class Detector(nn.Module):

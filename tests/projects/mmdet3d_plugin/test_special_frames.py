@@ -136,7 +136,8 @@ def test_frames_without_pose_time_and_scene_run_where_nothing_is_kept():
     proof.reference, proof.spec, proof.memory = WithoutMemory(), SPEC, MemorySpec(needed=MEMORY.needed)
     runners = dict(teacher=WithoutMemory(), free=WithoutMemory())
     proof.modes = proof._modes(runners, DriveBars(frames=3, resets=0))
-    proof.first, proof.count, proof.shape, proof.drawn_frames = None, 0, '', set()
+    proof.first, proof.count, proof.most_results, proof.shape = None, 0, 0, ''
+    proof.drawn_frames = set()
     for frame in SyntheticDrive(3, (32, 64)):
         moment = dict(ego_pose=None, timestamp_s=None, scene_token=None)
         proof.run(dataclasses.replace(frame, **moment))
