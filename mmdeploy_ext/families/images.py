@@ -174,6 +174,10 @@ class ImageFamily(Family):
         """
         return {}
 
+    def unjudged(self, model: torch.nn.Module) -> str:
+        """Return which tensors of `substitutes` are not among `borders`, and why; '' if there are none."""
+        return ''
+
     def substitutes(self, model: torch.nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Return path of a method of the user's model -> what it returns by the tensors of a file.
 

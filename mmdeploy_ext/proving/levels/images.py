@@ -219,6 +219,8 @@ class ImageProof(Proof):
         if self.verdict.precision != 'fp32':
             return []
         notes = list(dict.fromkeys(note for case in cases for note in case.notes))
+        if unjudged := self.deployment.family.unjudged(self.deployment.model):
+            notes.append(unjudged)
         if matched := sum(row.matched for case in cases for row in case.substituted):
             text = f"the user's test path gives {matched} results of the file's own tensors, one to one"
         else:
