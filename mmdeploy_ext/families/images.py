@@ -50,8 +50,8 @@ class ImageFamily(Family):
 
     Attributes:
         forms: how much of the post-processing its graphs may contain.
-        max_alone_share: largest share of the results of a proof that may lack a partner end to end, see
-            `proving/totals.py`.
+        max_alone_share: largest share of the results of a proof that may lack a partner end to end, if the
+            file's own tensors give the file's results one to one, see `proving/totals.py`.
     """
 
     samples = 'images'
@@ -173,6 +173,10 @@ class ImageFamily(Family):
         another order.
         """
         return {}
+
+    def unjudged(self, model: torch.nn.Module) -> str:
+        """Return which tensors of `substitutes` are not among `borders`, and why; '' if there are none."""
+        return ''
 
     def substitutes(self, model: torch.nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Return path of a method of the user's model -> what it returns by the tensors of a file.

@@ -117,17 +117,34 @@ def substitutes_of_masks(model: nn.Module, tensors: Mapping[str, np.ndarray]) ->
 
 
 def borders_of_masks(model: nn.Module) -> dict[str, Any]:
-    """Return the border of the head of masks, its last layer, see `ImageFamily.borders`.
+    """Return the border of the head of masks, see `ImageFamily.borders`.
 
-    {} where queries look inside their masks alone: pixels at the threshold of a mask decide what they see.
+    It is the head's last layer, or the pixel decoder, where queries look inside their masks alone.
     """
     if supported_parts.attends_inside_masks(model.panoptic_head):
-        return {}
+        names = masks.pixel_names(model.panoptic_head)
+
+        def pixels(calls: list[Any]) -> dict[str, Any]:
+            features, sources = calls[0]
+            return dict(zip(names, (features, *sources), strict=True))
+
+        return {'panoptic_head.pixel_decoder.forward': pixels}
 
     def last(calls: list[Any]) -> dict[str, Any]:
         return dict(zip(masks.NAMES, (layers[-1] for layers in calls[0]), strict=True))
 
     return {'panoptic_head.forward': last}
+
+
+def unjudged_of_masks(model: nn.Module) -> str:
+    """Return which outputs of the head are not compared by themselves, see `ImageFamily.unjudged`."""
+    if not supported_parts.attends_inside_masks(model.panoptic_head):
+        return ''
+    return (
+        f'the tensors {" and ".join(masks.NAMES)} were not compared by themselves but by their results: '
+        f'queries look inside their masks alone, so that a pixel at the threshold of a mask, which rounds, '
+        f'changes them'
+    )
 
 
 def claim_of_masks(cfg: Any, fuses: bool) -> Claim:
@@ -192,6 +209,7 @@ class QueryMasksFamily(ImageFamily):
     feeds, batches = staticmethod(image_feeds.mask_feeds), staticmethod(image_feeds.batches)
     reference_detections = staticmethod(reference.instances)
     substitutes, borders = staticmethod(substitutes_of_masks), staticmethod(borders_of_masks)
+    unjudged = staticmethod(unjudged_of_masks)
 
     def claims(self, cfg: Any) -> Claim:
         return claim_of_masks(cfg, fuses=False)
@@ -221,6 +239,7 @@ class QueryPanopticFamily(ImageFamily):
     reference_tensors = staticmethod(reference.mask_tensors)
     reference_detections = staticmethod(reference.segments)
     substitutes, borders = staticmethod(substitutes_of_masks), staticmethod(borders_of_masks)
+    unjudged = staticmethod(unjudged_of_masks)
 
     def claims(self, cfg: Any) -> Claim:
         return claim_of_masks(cfg, fuses=True)

@@ -105,18 +105,22 @@ def masks_spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def masks_stages(model: nn.Module, options: Options) -> list[Stage]:
-    """Return the network, and the post-processing after it; see `ImageFamily.stages`."""
+    """Return the networks, and the post-processing after them; see `ImageFamily.stages`."""
     form = masks.MasksFullForm(model.panoptic_fusion_head)
     inputs = 'img_shape', 'ori_shape', *masks.NAMES
-    return [mask_network(model, options), Stage('postprocess', form, inputs, masks.MASKS_FULL)]
+    return [*mask_networks(model, options), Stage('postprocess', form, inputs, masks.MASKS_FULL)]
 
 
-def mask_network(model: nn.Module, options: Options) -> Stage:
-    """Return the stage that gives logits of classes and of masks, for any size."""
+def mask_networks(model: nn.Module, options: Options) -> list[Stage]:
+    """Return the stages that give logits of classes and of masks, for any size."""
     if not attends_inside_masks(model.panoptic_head):
-        return Stage('network', masks.MaskFormerNetwork(model), ('input', 'img_shape'), masks.NAMES)
+        return [Stage('network', masks.MaskFormerNetwork(model), ('input', 'img_shape'), masks.NAMES)]
     passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
-    return Stage('network', masks.Mask2FormerNetwork(model), ('input',), masks.NAMES, passes=passes)
+    names = masks.pixel_names(model.panoptic_head)
+    return [
+        Stage('network', masks.Mask2FormerPixels(model), ('input',), names, passes=passes),
+        Stage('queries', masks.Mask2FormerQueries(model), ('input', *names), masks.NAMES),
+    ]
 
 
 def panoptic_spec(model: nn.Module, options: Options) -> GraphSpec:
@@ -141,12 +145,12 @@ def panoptic_spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def panoptic_stages(model: nn.Module, options: Options) -> list[Stage]:
-    """Return the network, and for `full` the fusion of the masks behind it; see `ImageFamily.stages`."""
-    network = mask_network(model, options)
+    """Return the networks, and for `full` the fusion of the masks behind them; see `ImageFamily.stages`."""
+    networks = mask_networks(model, options)
     if options.form == 'raw':
-        return [network]
+        return networks
     form = masks.QueryMapFullForm(model.panoptic_fusion_head)
-    return [network, Stage('fusion', form, ('img_shape', 'ori_shape', *masks.NAMES), ('panoptic',))]
+    return [*networks, Stage('fusion', form, ('img_shape', 'ori_shape', *masks.NAMES), ('panoptic',))]
 
 
 def regions_spec(model: nn.Module, options: Options) -> GraphSpec:

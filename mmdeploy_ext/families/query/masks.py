@@ -102,34 +102,29 @@ class MaskFormerNetwork(nn.Module):
         return decoder.mask_feature(features), memory
 
 
-class Mask2FormerNetwork(nn.Module):
-    """`Mask2FormerHead` behind flat tensors; to this head padding is no different from the image."""
+class Mask2FormerPixels(nn.Module):
+    """Backbone and pixel decoder of `Mask2FormerHead`, to which padding is no different from the image."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        head = model.panoptic_head
-        encodings = head.pixel_decoder.postional_encoding, head.decoder_positional_encoding
-        self.encodings = nn.ModuleList(SinePositions(encoding) for encoding in encodings)
+        self.encoding = SinePositions(model.panoptic_head.pixel_decoder.postional_encoding)
 
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return class logits (B, Q, C + 1) and mask logits (B, Q, H4, W4) of normalised (B, 3, H, W)."""
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return `pixel_names` of normalised images (B, 3, H, W).
+
+        They are the features (B, D, H4, W4) of masks, and the maps (B, D, h, w) that queries look at, coarse
+        to fine.
+        """
         maps = self.model.extract_feat(image)
         projected = self.projected(maps)
-        levels = self.levels(image, projected)
-        sources, features = self.pixels(maps, projected, levels)
-        outputs = self.decode(sources, features, levels)
-        return tuple(tap(name, tensor) for name, tensor in zip(NAMES, outputs, strict=True))
+        sources, features = self.pixels(maps, projected, levels_of(image, projected))
+        return features, *sources
 
     def projected(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return the inputs of the encoder, coarse to fine, (B, D, h, w), of the maps of the backbone."""
         convs = self.model.panoptic_head.pixel_decoder.input_convs
         return [conv(maps[-1 - index]) for index, conv in enumerate(convs)]
-
-    def levels(self, image: torch.Tensor, maps: Sequence[torch.Tensor]) -> list[PaddedMap]:
-        """Return the rows and columns of maps; no cell is padding."""
-        content = hw(image).to(image)[None]
-        return [PaddedMap(content, image, tensor) for tensor in maps]
 
     def pixels(
         self, maps: Sequence[torch.Tensor], projected: Sequence[torch.Tensor], levels: Sequence[PaddedMap]
@@ -145,7 +140,7 @@ class Mask2FormerNetwork(nn.Module):
         look = functools.partial(attend_tokens, keep=keep, sizes=[level.size for level in levels])
         embeds = decoder.level_encoding.weight
         position = torch.cat(
-            [embeds[index] + self.encodings[0](level) for index, level in enumerate(levels)], 1
+            [embeds[index] + self.encoding(level) for index, level in enumerate(levels)], 1
         )
         reference = reference_points(levels, ratios)
         memory = encode_points(decoder.encoder, tokens_of(projected), position, reference, look)
@@ -161,19 +156,28 @@ class Mask2FormerNetwork(nn.Module):
             pyramid.append(decoder.output_convs[index](lateral + finer))
         return pyramid[: decoder.num_outs], decoder.mask_feature(pyramid[-1])
 
-    def decode(
-        self, sources: Sequence[torch.Tensor], features: torch.Tensor, levels: Sequence[PaddedMap]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return class logits and mask logits after the last layer.
 
-        `sources` and `features` are the results of `pixels`, `levels` the rows and columns of the sources.
+class Mask2FormerQueries(nn.Module):
+    """The queries of `Mask2FormerHead`, which look at maps inside their masks."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.encoding = SinePositions(model.panoptic_head.decoder_positional_encoding)
+
+    def forward(
+        self, image: torch.Tensor, features: torch.Tensor, *sources: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return class logits (B, Q, C + 1) and mask logits (B, Q, H4, W4) after the last layer.
+
+        `features` and `sources` are those of `Mask2FormerPixels`; of `image`, its input, the size is used.
         """
-        head = self.model.panoptic_head
+        head, levels = self.model.panoptic_head, levels_of(image, sources)
         values = [
             tokens_of([head.decoder_input_projs[index](source)]) + head.level_embed.weight[index]
             for index, source in enumerate(sources)
         ]
-        keys = [tokens + self.encodings[1](levels[index]) for index, tokens in enumerate(values)]
+        keys = [tokens + self.encoding(levels[index]) for index, tokens in enumerate(values)]
         places = head.query_embed.weight[None]
         query = head.query_feat.weight[None].expand(features.shape[0], -1, -1)
         for layer_index, layer in enumerate(head.transformer_decoder.layers):
@@ -190,7 +194,8 @@ class Mask2FormerNetwork(nn.Module):
 
             query = run_layer(layer, query, dict(self_attn=among_themselves(places), cross_attn=look))
         normed = head.transformer_decoder.post_norm(query)
-        return head.cls_embed(normed), masks_of(head.mask_embed(normed), features)
+        outputs = head.cls_embed(normed), masks_of(head.mask_embed(normed), features)
+        return tuple(tap(name, tensor) for name, tensor in zip(NAMES, outputs, strict=True))
 
     def _outside(self, query: torch.Tensor, features: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
         """Return (B, 1, Q, h * w) bool: cells outside of the mask of a query; none if it is empty."""
@@ -199,6 +204,17 @@ class Mask2FormerNetwork(nn.Module):
         masks = F.interpolate(masks, source.shape[-2:], mode='bilinear', align_corners=False)
         inside = (masks.sigmoid() >= 0.5).to(masks.dtype).flatten(2)
         return ((inside < 0.5) & (inside.amax(2, True) > 0.5))[:, None]
+
+
+def pixel_names(head: nn.Module) -> tuple[str, ...]:
+    """Return the names of the outputs of `Mask2FormerPixels`."""
+    return 'mask_features', *(f'pixels_{index}' for index in range(head.pixel_decoder.num_outs))
+
+
+def levels_of(image: torch.Tensor, maps: Sequence[torch.Tensor]) -> list[PaddedMap]:
+    """Return the rows and columns of maps; no cell is padding."""
+    content = hw(image).to(image)[None]
+    return [PaddedMap(content, image, tensor) for tensor in maps]
 
 
 def masks_of(embedded: torch.Tensor, features: torch.Tensor) -> torch.Tensor:

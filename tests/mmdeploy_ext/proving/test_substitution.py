@@ -141,19 +141,22 @@ def row_of(reference, missing=0, **fields):
 
 
 @pytest.mark.parametrize(
-    ('total', 'missing', 'share', 'accepted'),
+    ('total', 'missing', 'share', 'substituted', 'accepted'),
     [
-        (100, 2, 0.005, True),
-        (100, 3, 0.005, False),
-        (2000, 10, 0.005, True),
-        (2000, 11, 0.005, False),
-        (2000, 20, 0.01, True),
+        (100, 2, 0.005, (), True),
+        (100, 3, 0.005, (), False),
+        (2000, 10, 0.005, (), True),
+        (2000, 11, 0.005, (), False),
+        (2000, 20, 0.01, (row_of(2000),), True),
+        (2000, 20, 0.01, (row_of(2000, 1),), False),
+        (2000, 20, 0.01, (), False),
     ],
 )
-def test_few_results_without_a_partner_are_accepted_and_listed(total, missing, share, accepted):
-    cases = [Case('dark', '', False, (), (row_of(total, missing),)), Case('bright', '', False)]
+def test_few_results_without_a_partner_are_accepted_and_listed(total, missing, share, substituted, accepted):
+    rows = dict(detections=(row_of(total, missing),), substituted=substituted)
+    cases = [Case('dark', '', False, **rows), Case('bright', '', False)]
     got, lines = accept_few_alone(cases, share)
-    assert all(case.passed for case in got) == accepted
+    assert all(row.passed for case in got for row in case.detections) == accepted
     assert lines == (['dark: one'] * missing if accepted else [])
 
 
