@@ -188,7 +188,7 @@ def test_the_last_level_decides_of_a_zoomed_picture_and_of_no_other(picture):
     for reference in (*references, zoomed):
         (right,) = reference.results
         with replaced(*WITHOUT_LAST):
-            wrong = deployment.family.plain.reference_detections(  # which remembers nothing
+            wrong = deployment.family.reference_detections(
                 deployment.model, reference.images, reference.input.rescale
             )[0]
         changed.append(len(right) != len(wrong) or not np.array_equal(right.masks, wrong.masks))
