@@ -221,7 +221,7 @@ class ImageProof(Proof):
         notes = list(dict.fromkeys(note for case in cases for note in case.notes))
         if unjudged := self.deployment.family.unjudged(self.deployment.model):
             notes.append(unjudged)
-        if not any(row.matched for case in cases for row in case.substituted):
+        if not any(case.substituted for case in cases):
             notes.insert(
                 0, "the file's own tensors were not put into the user's code: results end to end decide"
             )

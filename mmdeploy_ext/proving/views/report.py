@@ -12,7 +12,14 @@ from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.proving.tasks.bev import draw_bev
 from mmdeploy_ext.proving.views.commands import next_command
 from mmdeploy_ext.proving.views.drift_plot import drift_plot, match_strip
-from mmdeploy_ext.proving.views.table import cosine_text, figure, last_line, level_lines, short
+from mmdeploy_ext.proving.views.table import (
+    cosine_text,
+    figure,
+    last_line,
+    level_lines,
+    short,
+    told_below,
+)
 from mmdeploy_ext.runtime.draw import encode_jpeg, encode_png
 
 if TYPE_CHECKING:
@@ -54,6 +61,7 @@ def render(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[str]) -
         summary=verdict.summary(),
         claim=last_line(verdict),
         levels=list(level_lines(verdict)),
+        reasons=told_below(verdict),
         next_command=next_command(verdict),
         drives=[dict(title=title, **sequence_plots(title, rows)) for title, rows in verdict.series.items()],
         inputs=inputs_of(verdict),
