@@ -23,7 +23,7 @@ from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.preprocess.points import VoxelRule
 
 PREFIX = 'mm2onnx.'
-GRAPH_RULES = 6
+GRAPH_RULES = 7
 """Number of the rules by which files are written; a new one whenever the same model gives another graph, or
 metadata of another form. Files of another number are refused: there is one way to read a file."""
 Rule = PreprocessRule | cameras.MultiViewRule | VoxelRule | FusionRule

@@ -16,7 +16,7 @@ from docs._pages.exporters import page as exporters_page
 from docs._pages.exporters import tool as exporters_tool
 from docs._pages.exporters.rows import MODELS, Row
 from marking import in_suite
-from mmdeploy_ext.exporting import dynamo, exporter
+from mmdeploy_ext.exporting import dynamo, export
 from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.graph.passes.deform_conv import replace_deform_conv
@@ -235,7 +235,7 @@ def no_torchscript(monkeypatch):
     def gone(*args, **kwargs):
         raise AssertionError('TorchScript was asked')
 
-    monkeypatch.setattr(exporter, '_export_torchscript', gone)
+    monkeypatch.setattr(export, '_export_torchscript', gone)
     monkeypatch.setattr(torch.jit, 'trace', gone)
 
 
