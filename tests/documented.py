@@ -299,32 +299,13 @@ ENTRIES = (
         run=True,
         matrix=True,
     ),
+    Entry(r'mm2onnx export \$CONFIG \$CKPT --output-file work_dirs/full.onnx --verify$', run=True),
+    Entry(r'mm2onnx verify \$CONFIG \$CKPT work_dirs/full.onnx$', run=True),
     Entry(
-        r'python tools/deployment/verify.py .*work_dirs/changed.onnx --report',
-        run=True,
-        matrix=True,
-        status=1,
+        r'mm2onnx verify \$CONFIG \$CKPT work_dirs/changed.onnx( --edited)?$', run=True, matrix=True, status=1
     ),
     Entry(
-        r'python tools/deployment/verify.py .*work_dirs/faster.onnx --report',
-        run=True,
-        matrix=True,
-        status=1,
-    ),
-    Entry(
-        r'python tools/deployment/verify.py .*work_dirs/(faster.onnx --edited|few.onnx)$',
-        run=True,
-        matrix=True,
-        status=1,
-    ),
-    Entry(r'python tools/deployment/verify.py .*work_dirs/few.onnx --cfg-options', run=True, matrix=True),
-    Entry(EXPORT + TOY + r'--output-file work_dirs/few.onnx --cfg-options', run=True, matrix=True),
-    Entry(r'python tools/onnx/graph.py replace work_dirs/full.onnx .*faster.onnx$', run=True, matrix=True),
-    Entry(
-        r'python tools/onnx/graph.py diff \$CONFIG \$CKPT work_dirs/faster.onnx',
-        run=True,
-        matrix=True,
-        status=1,
+        r'mm2onnx (export|verify) \$CONFIG \$CKPT .*work_dirs/few.onnx --cfg-options', run=True, matrix=True
     ),
     Entry(
         r'python tools/onnx/graph.py diff '
