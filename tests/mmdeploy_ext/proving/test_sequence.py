@@ -60,7 +60,7 @@ def test_the_same_engine_twice_differs_by_nothing():
     assert row.passed and row.ties == 0 and all(tensor.max_abs == 0 for tensor in row.tensors)
 
 
-def test_the_worst_error_is_named_with_its_frame_and_the_histogram_counts_all_frames():
+def test_the_worst_error_is_named_with_its_frame():
     def alter(stepper, frame, result):
         factor = 1.0 + 2e-5 * (stepper.count == 7)
         return dataclasses.replace(result, outputs=scaled(result.outputs, 'all_cls_scores', factor))
@@ -68,7 +68,6 @@ def test_the_worst_error_is_named_with_its_frame_and_the_histogram_counts_all_fr
     row = both(altered(alter))['teacher']
     worst = next(tensor for tensor in row.tensors if tensor.tensor == 'all_cls_scores')
     assert row.passed and worst.at == SHORT[7].name and 0 < worst.max_abs < 1e-3
-    assert sum(worst.histogram) == 12 * 2 * 12 * 3
     assert [value > 0 for value in row.series['errors']['all_cls_scores']] == [i == 7 for i in range(12)]
 
 

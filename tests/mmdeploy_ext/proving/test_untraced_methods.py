@@ -23,27 +23,27 @@ SCALE = 1.0
 
 
 @HEADS.register_module()
-class MyHead(ATSSHead):
+class ScaledHead(ATSSHead):
     def get_bboxes(self, *args, **kwargs):
         return [(boxes * SCALE, labels) for boxes, labels in super().get_bboxes(*args, **kwargs)]
 
 
 @PIPELINES.register_module()
-class MyResize(Resize):
+class OwnResize(Resize):
     pass
 
 
 @DATASETS.register_module()
-class MyData(CocoDataset):
+class OwnData(CocoDataset):
     def prepare_test_img(self, index):
         return super().prepare_test_img(index)
 
 
 @DATASETS.register_module()
-class MyNames(CocoDataset):
+class OwnNames(CocoDataset):
     CLASSES = ('disc',)
 """
-HEAD = 'MyHead.get_bboxes (untraced_plugin.py:13): compared by its results'
+HEAD = 'ScaledHead.get_bboxes (untraced_plugin.py:13): compared by its results'
 
 
 @pytest.fixture(scope='module')
@@ -64,7 +64,7 @@ def exported(plugin, tmp_path_factory):
     (folder / 'config.py').write_text(
         f"_base_ = ['{REPO}/configs/demo/atss_toy.py']\n"
         "custom_imports = dict(imports=['untraced_plugin'])\n"
-        "model = dict(bbox_head=dict(type='MyHead'))\n"
+        "model = dict(bbox_head=dict(type='ScaledHead'))\n"
     )
     checkpoint = REPO / 'demo' / 'checkpoints' / 'atss_toy.pth'
     return api.export(folder / 'config.py', checkpoint, folder / 'm.onnx')
@@ -74,7 +74,7 @@ def test_a_method_of_the_user_is_named_and_strict_makes_it_a_failure(exported):
     verdict, _ = exported.prove(strict=True)
     assert verdict.untraced == [HEAD]
     assert verdict.title == 'NOT PROVEN' and verdict.failures == [f'untraced: {HEAD}']
-    assert verdict.model_classes == ['MyHead (untraced_plugin.py:12)']
+    assert verdict.model_classes == ['ScaledHead (untraced_plugin.py:12)']
 
 
 def test_a_changed_method_is_not_proven_by_its_results_and_its_file_is_named(exported, plugin, monkeypatch):
@@ -89,18 +89,18 @@ def test_a_changed_method_is_not_proven_by_its_results_and_its_file_is_named(exp
 
 
 def test_steps_and_data_sets_of_the_user_are_named(plugin):
-    inner = dict(type='MultiScaleFlipAug', transforms=[dict(type='MyResize')])
+    inner = dict(type='MultiScaleFlipAug', transforms=[dict(type='OwnResize')])
     steps = [dict(type='LoadImageFromFile'), inner]
-    cfg = types.SimpleNamespace(data=dict(test=dict(type='MyData', pipeline=steps)))
+    cfg = types.SimpleNamespace(data=dict(test=dict(type='OwnData', pipeline=steps)))
     cfg.get = lambda key, default=None: getattr(cfg, key, default)
     cfg.filename = 'config.py'
     family = types.SimpleNamespace(untraced=(), samples='images')
     texts = [entry.text for entry in untraced_methods(family, nn.Identity(), cfg)]
     assert texts == [
-        'MyResize (untraced_plugin.py:18): compared by pictures',
-        'MyData (untraced_plugin.py:23): compared by pictures',
+        'OwnResize (untraced_plugin.py:18): compared by pictures',
+        'OwnData (untraced_plugin.py:23): compared by pictures',
     ]
-    cfg.data['test'].update(type='MyNames', pipeline=steps[:1])
+    cfg.data['test'].update(type='OwnNames', pipeline=steps[:1])
     assert untraced_methods(family, nn.Identity(), cfg) == []
 
 
