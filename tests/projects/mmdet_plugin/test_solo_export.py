@@ -14,7 +14,7 @@ from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.tasks.mask import match_detections
 from proofs import check_files
 from toy_solo import GRIDS, HEADS, TRACED, load_toy, options_for, picture, prepared
-from verdicts import matched_of
+from verdicts import graphs_of, matched_of
 
 OPSETS = {'solov2_light_dcn': 19}
 MATRIX = pytest.mark.matrix
@@ -163,12 +163,12 @@ def test_a_fixed_file_of_the_dynamo_exporter_is_proven(models, files, name):
 def test_a_change_of_the_mask_convolutions_in_the_post_processing_is_found(models, files, tmp_path):
     deployment, path = models('solo'), files('solo', form='full', dynamic=True)
     model = onnx.load(path)
-    assert check_files(deployment, path, [('picture', picture(0))]).graphs[0].equal
+    assert graphs_of(check_files(deployment, path, [('picture', picture(0))]))[0].equal
     weight = next(value for value in model.graph.initializer if value.name == 'postprocess/convs.0.weight')
     array = onnx.numpy_helper.to_array(weight)
     weight.CopyFrom(onnx.numpy_helper.from_array(np.nextafter(array, np.float32(9)), weight.name))
     onnx.save(model, tmp_path / 'm.onnx')
-    (graph,) = check_files(deployment, str(tmp_path / 'm.onnx'), [('picture', picture(0))]).graphs
+    (graph,) = graphs_of(check_files(deployment, str(tmp_path / 'm.onnx'), [('picture', picture(0))]))
     assert not graph.passed and weight.name in graph.text
 
 
