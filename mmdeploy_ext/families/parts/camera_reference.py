@@ -58,7 +58,7 @@ class CameraReference(abc.ABC):
 
         `outputs` are name -> array (L, 1, Q, columns) of the L decoder layers and Q queries of one sample.
         """
-        tensors = {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
+        tensors = {name: torch.from_numpy(np.array(value, order='C')) for name, value in outputs.items()}
         meta = dict(box_type_3d=LiDARInstance3DBoxes)
         with torch.no_grad():
             ((boxes, scores, labels),) = self.head.get_bboxes(tensors, [meta])

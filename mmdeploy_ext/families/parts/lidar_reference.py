@@ -51,7 +51,7 @@ class LidarReference(abc.ABC):
 
         `outputs` are name -> array (1, ...), of which those of `output_names` are read.
         """
-        arrays = {name: np.array(outputs[name]) for name in self.output_names}
+        arrays = {name: np.array(outputs[name], order='C') for name in self.output_names}
         tensors = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
         meta = dict(box_type_3d=LiDARInstance3DBoxes)
         with torch.no_grad():

@@ -261,8 +261,13 @@ class SweepProof(FramesProof):
         return case, [pair]
 
     def substituted(self, result: StepResult) -> tuple[DetectionRow, ...]:
-        """Match the file's boxes with those that the user's head makes of its outputs; () below float32."""
+        """Match the file's boxes with those that the user's head makes of its outputs.
+
+        () below float32, and of a contract whose outputs are not the head's own.
+        """
         if self.bars or not hasattr(self.reference, 'boxes_of'):
+            return ()
+        if not {*getattr(self.reference, 'output_names', ())} <= result.outputs.keys():
             return ()
         sides = self.reference.boxes_of(result.outputs), result.detections
         task = task_module(self.deployment.family.task)
