@@ -51,6 +51,7 @@ MAX_EXCESS = 0.3
 
 A TransFusion with random weights chooses other cells of equal score there, which then get other scores.
 """
+NOT_PUT_IN = "outputs of the files are not the head's own, and were not put into it: boxes end to end decide"
 
 
 class FramesProof(Proof):
@@ -268,6 +269,7 @@ class SweepProof(FramesProof):
         if self.bars or not hasattr(self.reference, 'boxes_of'):
             return ()
         if not {*getattr(self.reference, 'output_names', ())} <= result.outputs.keys():
+            self.add_notes([NOT_PUT_IN])
             return ()
         sides = self.reference.boxes_of(result.outputs), result.detections
         task = task_module(self.deployment.family.task)
