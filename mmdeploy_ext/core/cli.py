@@ -14,9 +14,15 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
-from mmdeploy_ext.core.errors import AbsentPackageError, Mm2OnnxError, UsageError
+from mmdeploy_ext.core.errors import (
+    AbsentPackageError,
+    Mm2OnnxError,
+    UsageError,
+    did_you_mean,
+    one_line,
+    printable,
+)
 from mmdeploy_ext.core.files import RunFiles, check_writable, watched_run
-from mmdeploy_ext.core.printable import did_you_mean, one_line, printable
 from mmdeploy_ext.core.source_code import is_ours, is_users_file
 
 if TYPE_CHECKING:

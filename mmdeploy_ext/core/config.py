@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from mmdeploy_ext.core.commands import command
-from mmdeploy_ext.core.errors import ConfigError, Mm2OnnxError, UsageError
+from mmdeploy_ext.core.errors import ConfigError, Mm2OnnxError, UsageError, printable
 from mmdeploy_ext.core.files import will_read
-from mmdeploy_ext.core.printable import printable
 from mmdeploy_ext.core.user_modules import (
     find_modules,
     import_failure,

@@ -15,8 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError
-from mmdeploy_ext.core.printable import printable
+from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError, printable
 
 if TYPE_CHECKING:
     import onnx

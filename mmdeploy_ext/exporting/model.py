@@ -15,9 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.core.config import load_config, test_dataset, test_pipeline
-from mmdeploy_ext.core.errors import ConfigError, EngineError, Mm2OnnxError, ModelFileError, UsageError
+from mmdeploy_ext.core.errors import (
+    ConfigError,
+    EngineError,
+    Mm2OnnxError,
+    ModelFileError,
+    UsageError,
+    shortened,
+)
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.core.printable import shortened
 from mmdeploy_ext.families.base import DETECTOR, FAMILIES, Family, find_family
 
 if TYPE_CHECKING:

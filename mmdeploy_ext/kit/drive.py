@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.contract.memory import MemorySpec
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import one_line
 from mmdeploy_ext.proving.levels.attempts import FAILURES
 from mmdeploy_ext.proving.levels.drive_run import MODES, Moment, PairRun, default_bars
 from mmdeploy_ext.proving.results import MODE_TITLES

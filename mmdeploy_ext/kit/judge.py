@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError, UsageError
-from mmdeploy_ext.core.printable import on_inputs, one_line
+from mmdeploy_ext.core.errors import DataError, UsageError, on_inputs, one_line
 from mmdeploy_ext.kit.contents import ChainedFrame, KitCase, KitGraph, read_manifest
 from mmdeploy_ext.kit.diagnosis import (
     diagnose,

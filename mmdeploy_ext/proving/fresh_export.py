@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.contract.metadata_schema import OF_SPARSE_GRAPHS
-from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError, one_line
 from mmdeploy_ext.exporting import files
 from mmdeploy_ext.exporting.code_warnings import recorded_warnings
 from mmdeploy_ext.exporting.copy import prepared

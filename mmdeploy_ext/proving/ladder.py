@@ -23,8 +23,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.cli import tracked
-from mmdeploy_ext.core.errors import LoadError
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import LoadError, one_line
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.proving.levels.drive import DriveProof
 from mmdeploy_ext.proving.levels.frames import SweepProof

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.core.printable import on_inputs, shape_text
+from mmdeploy_ext.core.errors import on_inputs, shape_text
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli.graph_commands.command import Commands, argument, output, write_json
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.errors import UsageError, printable
 from mmdeploy_ext.core.files import check_writable
-from mmdeploy_ext.core.printable import printable
 
 if TYPE_CHECKING:
     import argparse

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli.graph_commands.command import argument, output, write_json
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import InferenceError, ModelFileError, UsageError
-from mmdeploy_ext.core.printable import escape
+from mmdeploy_ext.core.errors import InferenceError, ModelFileError, UsageError, escape
 
 if TYPE_CHECKING:
     import argparse

@@ -4,8 +4,7 @@ import argparse
 
 from mmdeploy_ext.cli.graph_commands import proving
 from mmdeploy_ext.cli.graph_commands.command import Commands, argument
-from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.printable import printable
+from mmdeploy_ext.core.errors import UsageError, printable
 
 COMMANDS = Commands()
 TOLERANCE = 1e-4

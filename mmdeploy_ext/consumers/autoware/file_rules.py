@@ -12,8 +12,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.consumers.graph_tensors import GraphTensors, Shape, shape_text, weight_rules
-from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import ModelFileError, one_line
 from mmdeploy_ext.core.violations import WARNING, Violation
 
 if TYPE_CHECKING:

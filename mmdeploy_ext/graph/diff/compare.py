@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 
-from mmdeploy_ext.core.errors import InferenceError, Mm2OnnxError, UsageError
-from mmdeploy_ext.core.printable import shape_text
+from mmdeploy_ext.core.errors import InferenceError, Mm2OnnxError, UsageError, shape_text
 from mmdeploy_ext.graph import run, signature
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mmdeploy_ext.core.printable import shape_text
+from mmdeploy_ext.core.errors import shape_text
 from mmdeploy_ext.graph.diff.program import Alignment, Program
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.constants import array_bytes

@@ -14,9 +14,8 @@ from pathlib import Path
 import onnx
 from onnx import numpy_helper
 
-from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.core.errors import ModelFileError, shape_text, shortened
 from mmdeploy_ext.core.files import EXPORT_AGAIN, AnyPath
-from mmdeploy_ext.core.printable import shape_text, shortened
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import all_nodes, all_tensors, node_label, reads, writes
 

@@ -15,8 +15,7 @@ import onnx
 from google.protobuf.message import Message
 
 from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import ModelFileError, UsageError
-from mmdeploy_ext.core.printable import did_you_mean
+from mmdeploy_ext.core.errors import ModelFileError, UsageError, did_you_mean
 
 _DRAWS = ('RandomNormal', 'RandomNormalLike', 'RandomUniform', 'RandomUniformLike')
 RANDOM = ('Bernoulli', 'Multinomial', *_DRAWS)

@@ -16,8 +16,7 @@ import onnx
 import onnx.inliner
 from onnx import helper
 
-from mmdeploy_ext.core.errors import ExportError
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import ExportError, one_line
 from mmdeploy_ext.graph.io.files import is_large
 from mmdeploy_ext.graph.io.index import refill
 from mmdeploy_ext.graph.io.operators import node_attributes, random_nodes

@@ -16,8 +16,7 @@ import torch
 
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.stages import Stage
-from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError, one_line
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.config import test_dataset
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import one_line
 from mmdeploy_ext.families.building import data_class, makes_samples
 from mmdeploy_ext.proving.inputs.users_dataset import UsersDataset
 

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
-from mmdeploy_ext.core.errors import ShapeError
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import ShapeError, one_line
 from mmdeploy_ext.engines import title_of
 from mmdeploy_ext.proving import full_form, half_bars
 from mmdeploy_ext.proving.levels.attempts import FAILURES, attempt, failed_detections

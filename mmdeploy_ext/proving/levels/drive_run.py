@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import one_line
 from mmdeploy_ext.proving import half_bars
 from mmdeploy_ext.proving.levels.attempts import Clock, attempt
 from mmdeploy_ext.proving.levels.instance_rows import InstancePairing

@@ -15,9 +15,8 @@ import torch
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.arrays import to_array
 from mmdeploy_ext.core.cli import tracked
-from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
+from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError, one_line, shape_text
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.core.printable import one_line, shape_text
 from mmdeploy_ext.core.versions import versions
 from mmdeploy_ext.exporting.code_warnings import CodeWarning, recorded_warnings
 from mmdeploy_ext.graph.io.files import load
