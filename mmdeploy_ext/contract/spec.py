@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError, shape_text
-from mmdeploy_ext.core.json_dataclass import JsonDataclass
+from mmdeploy_ext.core.files import JsonDataclass
 
 if TYPE_CHECKING:
     import onnx

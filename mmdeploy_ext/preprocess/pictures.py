@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import ImageError, ShapeError
-from mmdeploy_ext.core.files import IMAGE_SUFFIXES, will_read
-from mmdeploy_ext.core.json_dataclass import JsonDataclass
+from mmdeploy_ext.core.files import IMAGE_SUFFIXES, JsonDataclass, will_read
 from mmdeploy_ext.preprocess.cam2img import square_matrix
 from mmdeploy_ext.preprocess.image_headers import is_cut_png, size_in_header
 from mmdeploy_ext.preprocess.pillow_resize import resize_pillow

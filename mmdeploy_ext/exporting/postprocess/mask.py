@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.json_dataclass import JsonDataclass
+from mmdeploy_ext.core.files import JsonDataclass
 from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE
 from mmdeploy_ext.exporting.postprocess.mask_resize import resize_and_threshold
 from mmdeploy_ext.exporting.postprocess.sizes import limit

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmdeploy_ext.core.config import cfg_options
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.json_dataclass import JsonDataclass
+from mmdeploy_ext.core.files import JsonDataclass
 from mmdeploy_ext.exporting.ops.nms import batched_nms, class_offsets, nms_of_sorted
 from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE, SOFT_NMS
 from mmdeploy_ext.exporting.postprocess.sizes import limit
