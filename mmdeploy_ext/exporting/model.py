@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import torch
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.core.model_classes import ModelClass
+    from mmdeploy_ext.core.source_code import ModelClass
     from mmdeploy_ext.exporting.code_warnings import CodeWarning
     from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 

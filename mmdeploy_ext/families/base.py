@@ -19,7 +19,7 @@ from mmdeploy_ext.contract.registry import Registration, detector_options, keep_
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
-from mmdeploy_ext.core.model_classes import ModelClass, model_classes
+from mmdeploy_ext.core.source_code import ModelClass, model_classes
 from mmdeploy_ext.core.user_modules import import_failure
 from mmdeploy_ext.families.building import has_head, head_of, names_of_class
 from mmdeploy_ext.families.missing_kernels import missing_operators

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.model_classes import users_method
+from mmdeploy_ext.core.source_code import users_method
 from mmdeploy_ext.core.user_modules import users_line
 from mmdeploy_ext.families.unregistered import unregistered
 

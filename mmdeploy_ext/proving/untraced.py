@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.config import test_datasets, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.model_classes import parts_of, users_class, users_method
-from mmdeploy_ext.core.source_code import copied_libraries, is_users_file
+from mmdeploy_ext.core.source_code import copied_libraries, is_users_file, parts_of, users_class, users_method
 from mmdeploy_ext.families.building import data_class, makes_samples
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 

@@ -20,7 +20,7 @@ from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import refused_values
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
-from mmdeploy_ext.core.model_classes import ModelClass
+from mmdeploy_ext.core.source_code import ModelClass
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.bevfusion import autoware, cuda_graphs
 from mmdeploy_ext.families.bevfusion.fork import (

@@ -23,7 +23,7 @@ import numpy as np
 
 from mmdeploy_ext.core.config import test_dataset, test_pipeline
 from mmdeploy_ext.core.errors import DataError, Mm2OnnxError, one_line, root_cause
-from mmdeploy_ext.core.model_classes import is_users_class
+from mmdeploy_ext.core.source_code import is_users_class
 from mmdeploy_ext.evaluate.evaluation import build_dataset, build_loader, loader_errors
 from mmdeploy_ext.evaluate.loop import DatasetFrames
 from mmdeploy_ext.families.building import data_class

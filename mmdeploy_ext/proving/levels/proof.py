@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.core.model_classes import changed_files
+from mmdeploy_ext.core.source_code import changed_files
 from mmdeploy_ext.core.user_modules import libraries_not_run
 from mmdeploy_ext.core.versions import other_copies, versions, versions_with_places
 from mmdeploy_ext.graph.io import files
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import contextlib
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from mmdeploy_ext.core.model_classes import ModelClass
+    from mmdeploy_ext.core.source_code import ModelClass
     from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.proving.results import Case, Check, PreprocessingResult
 
