@@ -11,8 +11,7 @@ from mmdeploy_ext.core.errors import ConfigError, EngineError, InferenceError, L
 from mmdeploy_ext.core.files import check_onnx_size
 from mmdeploy_ext.core.heap import resident_bytes
 from mmdeploy_ext.core.session_options import GRAPH_OPTIMIZATION, providers_with_options
-from mmdeploy_ext.engines.base import Backend
-from mmdeploy_ext.engines.runs import note_run
+from mmdeploy_ext.engines.base import Backend, note_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
