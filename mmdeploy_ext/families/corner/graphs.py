@@ -19,12 +19,12 @@ from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.exporting.postprocess.suppression import (
     NO_CANDIDATE,
     SoftNmsConfig,
     Suppression,
     gather_rows,
+    hw,
     nms_config,
     number,
     positive,

@@ -19,7 +19,7 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess
-from mmdeploy_ext.exporting.postprocess.sizes import hw, length
+from mmdeploy_ext.exporting.postprocess.suppression import hw, length
 from mmdeploy_ext.families.dense import heads
 from mmdeploy_ext.families.dense.heads import facts_of, generator_of, kind_of, thresholds
 from mmdeploy_ext.families.parts import detector_parts

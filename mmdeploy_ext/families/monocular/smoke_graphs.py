@@ -16,8 +16,7 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.postprocess.sizes import hw
-from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
+from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, hw
 from mmdeploy_ext.families.monocular.graphs import BOX, camera_input
 from mmdeploy_ext.families.monocular.networks import SMOKE_NAMES, PeaksNetwork
 from mmdeploy_ext.families.monocular.runtime import decoding

@@ -10,8 +10,7 @@ import torch
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import TensorSpec
-from mmdeploy_ext.exporting.postprocess.sizes import hw
-from mmdeploy_ext.exporting.postprocess.suppression import capped
+from mmdeploy_ext.exporting.postprocess.suppression import capped, hw
 
 
 def image_input(

@@ -20,11 +20,12 @@ from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.nms import pairwise_iou
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing
-from mmdeploy_ext.exporting.postprocess.sizes import hw, limit
 from mmdeploy_ext.exporting.postprocess.suppression import (
     NO_CANDIDATE,
     clip_to,
     gather_rows,
+    hw,
+    limit,
     number,
     positive,
 )
