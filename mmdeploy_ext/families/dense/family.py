@@ -21,7 +21,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import nearest_base, registered_class
 from mmdeploy_ext.families.dense import graphs, reference
-from mmdeploy_ext.families.dense.forms import raw_names
+from mmdeploy_ext.families.dense.graphs import raw_names
 from mmdeploy_ext.families.dense.heads import (
     KINDS,
     QUERY_HEAD,

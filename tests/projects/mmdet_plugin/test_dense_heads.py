@@ -23,7 +23,7 @@ from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.model import check_options
 from mmdeploy_ext.families.dense import heads, reference, runtime
 from mmdeploy_ext.families.dense.family import largest_num_candidates
-from mmdeploy_ext.families.dense.forms import DecodeForm, DenseFullForm, decode_names, raw_names
+from mmdeploy_ext.families.dense.graphs import DecodeForm, DenseFullForm, decode_names, raw_names
 from mmdeploy_ext.proving import full_form
 
 SIZE = (128, 192)

@@ -16,7 +16,7 @@ from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.dense import runtime
 from mmdeploy_ext.families.dense.family import DenseFamily
-from mmdeploy_ext.families.dense.forms import DenseFullForm, raw_names
+from mmdeploy_ext.families.dense.graphs import DenseFullForm, raw_names
 
 STRIDES = (8, 16, 32)
 CLASSES = 5
