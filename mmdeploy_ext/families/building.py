@@ -177,7 +177,7 @@ def build_without_weights(
     ConfigError: it cannot be built; the message names the file, the reason and, if a line of a user's code
     raised it, that line.
     """
-    from mmdeploy_ext.compat.flash_attention import use_plain_attention
+    from mmdeploy_ext.compat.plain_kernels import use_plain_attention
 
     model_cfg = cfg.model.copy()
     model_cfg.pop('pretrained', None)
