@@ -192,10 +192,10 @@ def load(path: str) -> onnx.ModelProto:
 
     ModelFileError: it cannot be read, or has a graph of the libspconv dialect, which ONNX Runtime cannot run.
     """
-    from mmdeploy_ext.graph.io import checks, files
+    from mmdeploy_ext.graph.io import files
 
     model = files.load(path)
-    checks.check_ordinary(model)
+    files.check_ordinary(model)
     return model
 
 

@@ -179,7 +179,7 @@ def _plugin_rules(file: str, graph: onnx.ModelProto) -> Iterator[Violation]:
     from onnx import TensorProto
 
     from mmdeploy_ext.graph.io import types
-    from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS
+    from mmdeploy_ext.graph.io.files import DEFAULT_DOMAINS
     from mmdeploy_ext.graph.io.index import all_nodes
 
     plugin_nodes = [node for node in all_nodes(graph) if node.domain not in DEFAULT_DOMAINS]

@@ -58,7 +58,7 @@ def trial_rules(graphs: Sequence[tuple[Path, onnx.ModelProto, str]]) -> list[Vio
     Args:
         graphs: path, model, and `LOAD` or a probe. Files with operators of plug-ins are left out.
     """
-    from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS
+    from mmdeploy_ext.graph.io.files import DEFAULT_DOMAINS
     from mmdeploy_ext.graph.io.index import all_nodes
     from mmdeploy_ext.graph.reduce.checks import run_limited
 

@@ -97,7 +97,7 @@ def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
 
 
 def _file_rules(name: str, model: onnx.ModelProto) -> Iterator[Violation]:
-    from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS, is_sparse
+    from mmdeploy_ext.graph.io.files import DEFAULT_DOMAINS, is_sparse
 
     if is_sparse(model):
         yield Violation('', '', 'other-dialect', 'holds sparse convolutions; expected ordinary ONNX')

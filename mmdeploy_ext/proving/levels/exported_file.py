@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.graph.io import files
-from mmdeploy_ext.graph.io.checks import is_sparse
+from mmdeploy_ext.graph.io.files import is_sparse
 from mmdeploy_ext.proving import half_bars
 from mmdeploy_ext.proving.levels.sparse_file import check_dialect
 from mmdeploy_ext.proving.levels.structure import check_structure

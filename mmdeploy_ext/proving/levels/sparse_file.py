@@ -25,7 +25,7 @@ from mmdeploy_ext.core.violations import WARNING, errors
 from mmdeploy_ext.exporting import sparse_backbone as deploy
 from mmdeploy_ext.graph import signature
 from mmdeploy_ext.graph.io import files
-from mmdeploy_ext.graph.io.checks import is_sparse
+from mmdeploy_ext.graph.io.files import is_sparse
 from mmdeploy_ext.graph.signature import GraphDifference
 from mmdeploy_ext.proving.fresh_export import differing_facts
 from mmdeploy_ext.proving.levels.structure import check_inference, check_not_random, check_written
