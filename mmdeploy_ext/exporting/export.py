@@ -46,7 +46,7 @@ from mmdeploy_ext.exporting.torch_patches import (
     without_empty_writes,
 )
 from mmdeploy_ext.graph.io.files import is_sparse
-from mmdeploy_ext.graph.io.operators import opsets_of
+from mmdeploy_ext.graph.io.index import opsets_of
 from mmdeploy_ext.graph.passes.global_means import split_global_means
 from mmdeploy_ext.graph.passes.interface import apply_spec, check_axes, name_ends
 from mmdeploy_ext.graph.passes.merge import concatenate

@@ -26,9 +26,8 @@ from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.program import Constants, Program
 from mmdeploy_ext.graph.diff.structure import attributes, changes, constant_change, exact_text
 from mmdeploy_ext.graph.io.constants import array_bytes, constant_value, dense_values
-from mmdeploy_ext.graph.io.index import all_nodes, bodies, node_label
+from mmdeploy_ext.graph.io.index import all_nodes, bodies, node_label, opsets_of, schema_of
 from mmdeploy_ext.graph.io.modules import module_path
-from mmdeploy_ext.graph.io.operators import opsets_of, schema_of
 from mmdeploy_ext.proving.tensors import ArrayDistance
 
 IGNORED_CHANGES = ('metadata',)

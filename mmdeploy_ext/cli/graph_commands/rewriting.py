@@ -127,7 +127,7 @@ def run_opset(args: argparse.Namespace) -> int:
     see `graph.passes.opset.convert_opset`.
     """
     from mmdeploy_ext.graph import edits
-    from mmdeploy_ext.graph.io.operators import opsets_of
+    from mmdeploy_ext.graph.io.index import opsets_of
     from mmdeploy_ext.graph.passes.opset import convert_opset
 
     model = proving.begin(args)

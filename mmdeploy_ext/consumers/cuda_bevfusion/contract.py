@@ -147,8 +147,7 @@ def _type_rules(value: onnx.ValueInfoProto) -> Iterator[Violation]:
 
 
 def _node_rules(model: onnx.ModelProto, standard_domains: tuple[str, ...]) -> Iterator[Violation]:
-    from mmdeploy_ext.graph.io.index import all_nodes
-    from mmdeploy_ext.graph.io.operators import node_attributes
+    from mmdeploy_ext.graph.io.index import all_nodes, node_attributes
 
     for node in all_nodes(model):
         if node.domain in standard_domains:

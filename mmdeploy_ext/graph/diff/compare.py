@@ -21,8 +21,7 @@ from mmdeploy_ext.graph.diff.structure import Change, changes
 from mmdeploy_ext.graph.diff.walk import EQUAL, UNKNOWN, ReferenceTensor, Walk, compare, walk
 from mmdeploy_ext.graph.feeds import check_feeds, random_feeds
 from mmdeploy_ext.graph.io import files
-from mmdeploy_ext.graph.io.index import join_names
-from mmdeploy_ext.graph.io.operators import random_nodes
+from mmdeploy_ext.graph.io.index import join_names, random_nodes
 
 
 def engine_notes(

@@ -18,8 +18,7 @@ from onnx import helper
 
 from mmdeploy_ext.core.errors import ExportError, one_line
 from mmdeploy_ext.graph.io.files import is_large
-from mmdeploy_ext.graph.io.index import refill
-from mmdeploy_ext.graph.io.operators import node_attributes, random_nodes
+from mmdeploy_ext.graph.io.index import node_attributes, random_nodes, refill
 
 FOLDING_LIMITS = dict(input_size_limit=8192, output_size_limit=512 * 512)
 """Largest numbers of elements of tensors that folding reads and writes (onnxscript's names of them).

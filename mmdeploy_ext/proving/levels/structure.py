@@ -10,8 +10,7 @@ from onnx import numpy_helper
 
 from mmdeploy_ext.contract.spec import written_precision
 from mmdeploy_ext.core.errors import one_line
-from mmdeploy_ext.graph.io.index import reads
-from mmdeploy_ext.graph.io.operators import random_nodes
+from mmdeploy_ext.graph.io.index import random_nodes, reads
 from mmdeploy_ext.proving.results import Check
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.core.versions import versions
 from mmdeploy_ext.exporting.code_warnings import CodeWarning, recorded_warnings
 from mmdeploy_ext.graph.io.files import load
-from mmdeploy_ext.graph.io.operators import opsets_of
+from mmdeploy_ext.graph.io.index import opsets_of
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.graph.signature import count_nodes, differences
 from mmdeploy_ext.proving.findings import case_findings, check_finding
