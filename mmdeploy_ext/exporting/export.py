@@ -48,9 +48,9 @@ from mmdeploy_ext.exporting.torch_patches import (
 from mmdeploy_ext.graph.io.files import is_sparse
 from mmdeploy_ext.graph.io.index import opsets_of
 from mmdeploy_ext.graph.passes.global_means import split_global_means
-from mmdeploy_ext.graph.passes.interface import apply_spec, check_axes, name_ends
 from mmdeploy_ext.graph.passes.merge import concatenate
 from mmdeploy_ext.graph.passes.norms import replace_group_norm
+from mmdeploy_ext.graph.passes.rename import apply_spec, check_axes, name_ends
 from mmdeploy_ext.graph.passes.simplify import simplify, suppress_output
 
 OPSETS = {'torchscript': (11, 20), 'dynamo': (18, 20)}
