@@ -103,7 +103,7 @@ def check_provable(family: Family) -> None:
         ConfigError: one of them is missing.
     """
     from mmdeploy_ext.families.images import ImageFamily
-    from mmdeploy_ext.runtime.family_runtime import runtime_of
+    from mmdeploy_ext.runtime.detect import runtime_of
 
     if family.product == DETECTOR:
         task_module(family.task)

@@ -31,8 +31,8 @@ from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.preprocess.pipeline_rule import rule_from_pipeline
+from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.detections import Detections, Instances
-from mmdeploy_ext.runtime.family_runtime import results_of
 
 if TYPE_CHECKING:
     import torch

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.contract.registry import detector_options
 from mmdeploy_ext.core.commands import command
 from mmdeploy_ext.families.base import FAMILIES, Family
+from mmdeploy_ext.runtime.detect import runner_of
 from mmdeploy_ext.runtime.detections import candidates_needed
-from mmdeploy_ext.runtime.family_runtime import runner_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
