@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmdeploy_ext.contract.schema import FLAG, NAME, SIZE, Check, Mismatch, exactly, items, number, one_of
-from mmdeploy_ext.contract.stages import DEFAULT_OPSET
+from mmdeploy_ext.contract.spec import DEFAULT_OPSET
 from mmdeploy_ext.core.errors import UsageError
 
 

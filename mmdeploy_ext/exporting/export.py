@@ -21,8 +21,7 @@ import torch
 from mmdeploy_ext import compat
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec
-from mmdeploy_ext.contract.stages import DEFAULT_OPSET, Stage
+from mmdeploy_ext.contract.spec import DEFAULT_OPSET, GraphSpec, Stage
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.exporting.code_warnings import tracer_warnings

@@ -23,8 +23,7 @@ import numpy as np
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.options import FORM, IMAGE, Option, Options
 from mmdeploy_ext.contract.registry import options_of
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec, with_half_features
-from mmdeploy_ext.contract.stages import Graph, Stage
+from mmdeploy_ext.contract.spec import Graph, GraphSpec, Stage, TensorSpec, with_half_features
 from mmdeploy_ext.core.config import keyed_test_pipeline, refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Family

@@ -13,8 +13,7 @@ from torch import nn
 
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Graph, Stage
+from mmdeploy_ext.contract.spec import Graph, GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim

@@ -15,8 +15,7 @@ from mmdet.models.dense_heads import GFLHead
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from marking import in_suite
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting import export

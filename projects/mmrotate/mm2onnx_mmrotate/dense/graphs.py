@@ -14,8 +14,7 @@ from mm2onnx_mmrotate.dense.kinds import kind_of
 from mm2onnx_mmrotate.dense.networks import flat_outputs, last_head, num_levels, raw_names
 from mm2onnx_mmrotate.dense.settings import described, facts_of, priors_per_cell, thresholds
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.families.parts import dense_graphs, detector_parts
 from mmdeploy_ext.families.parts.image_tensors import (
     image_input,
