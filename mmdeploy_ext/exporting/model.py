@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.core.source_code import ModelClass
-    from mmdeploy_ext.exporting.code_warnings import CodeWarning
+    from mmdeploy_ext.exporting.export import CodeWarning
     from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 
 

@@ -14,8 +14,8 @@ from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.contract.metadata_schema import OF_SPARSE_GRAPHS
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError, one_line
 from mmdeploy_ext.exporting import files
-from mmdeploy_ext.exporting.code_warnings import recorded_warnings
 from mmdeploy_ext.exporting.copy import prepared
+from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.exporting.model import prepare_fixed
 from mmdeploy_ext.graph import signature
 from mmdeploy_ext.graph.signature import GraphDifference

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from mmdeploy_ext.exporting.code_warnings import CodeWarning
+    from mmdeploy_ext.exporting.export import CodeWarning
     from mmdeploy_ext.families.base import Family
 
 SWITCHES = ('is_in_onnx_export', 'is_tracing')
