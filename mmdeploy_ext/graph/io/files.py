@@ -106,7 +106,7 @@ def external_files(model: onnx.ModelProto, folder: Path) -> dict[str, Path]:
 
 def _load_external(model: onnx.ModelProto, path: Path) -> None:
     files = external_files(model, path.parent)
-    for name, file in items():
+    for name, file in files.items():
         if not file.is_file():
             raise ModelFileError(
                 f'{path}: the weights of {name!r} are in {file}, which is not there; put that file beside '
@@ -117,7 +117,7 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
     try:
         external_data.load_external_data_for_model(model, os.fspath(path.parent))
     except CANNOT_READ as error:
-        names = ', '.join(sorted({file.name for file in values()}))
+        names = ', '.join(sorted({file.name for file in files.values()}))
         raise ModelFileError(
             f'{path}: its external data ({names}) cannot be read; was it cut short, or is it of another '
             f'model? ({error})'
