@@ -18,6 +18,7 @@ from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.exporting.model import prepare_fixed
 from mmdeploy_ext.graph import signature
+from mmdeploy_ext.graph.io.index import count_nodes
 from mmdeploy_ext.graph.signature import GraphDifference
 from mmdeploy_ext.proving.results import AS_WRITTEN, EDITED, QUANTIZED, GraphResult
 from mmdeploy_ext.quantize.dense import QUANTISE
@@ -107,7 +108,7 @@ def compare_with_fresh_export(model: onnx.ModelProto, export: Export, name: str 
         export: returns the fresh export of the same model.
         name: name of the graph of a model of frames or sweeps, which the result has, too; else ''.
     """
-    nodes = signature.count_nodes(model)
+    nodes = count_nodes(model)
     try:
         fresh = export()
     except Mm2OnnxError as error:

@@ -209,8 +209,7 @@ def read_entries(graph: onnx.ModelProto) -> set[int]:
     """
     from onnx import numpy_helper
 
-    from mmdeploy_ext.graph.io.constants import constant_value
-    from mmdeploy_ext.graph.io.index import all_nodes
+    from mmdeploy_ext.graph.io.index import all_nodes, constant_value
 
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
     nodes = list(all_nodes(graph))

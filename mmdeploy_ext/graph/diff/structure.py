@@ -11,8 +11,14 @@ from onnx import helper, numpy_helper
 from mmdeploy_ext.core.errors import shape_text
 from mmdeploy_ext.graph.diff.program import Alignment, Program
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.constants import array_bytes
-from mmdeploy_ext.graph.io.index import all_nodes, defaults_of, fill_window, operator_name, opsets_of
+from mmdeploy_ext.graph.io.index import (
+    all_nodes,
+    array_bytes,
+    defaults_of,
+    fill_window,
+    operator_name,
+    opsets_of,
+)
 from mmdeploy_ext.proving.tensors import ArrayDistance
 
 LONGEST_VALUE = 60

@@ -8,10 +8,10 @@ from onnx import helper, numpy_helper, version_converter
 
 from mmdeploy_ext.core.errors import ExportError, ModelFileError, UsageError
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.constants import constant_value
 from mmdeploy_ext.graph.io.files import is_large
 from mmdeploy_ext.graph.io.index import (
     bodies,
+    constant_value,
     defaults_of,
     join_names,
     node_label,

@@ -18,7 +18,7 @@ from mmdeploy_ext.core.source_code import changed_files
 from mmdeploy_ext.core.user_modules import libraries_not_run
 from mmdeploy_ext.core.versions import other_copies, versions, versions_with_places
 from mmdeploy_ext.graph.io import files
-from mmdeploy_ext.graph.signature import count_nodes
+from mmdeploy_ext.graph.io.index import count_nodes
 from mmdeploy_ext.proving import half_bars
 from mmdeploy_ext.proving.findings import Results, library_findings
 from mmdeploy_ext.proving.fresh_export import not_compared

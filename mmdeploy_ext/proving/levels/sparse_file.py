@@ -26,6 +26,7 @@ from mmdeploy_ext.exporting import sparse_backbone as deploy
 from mmdeploy_ext.graph import signature
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.files import is_sparse
+from mmdeploy_ext.graph.io.index import count_nodes
 from mmdeploy_ext.graph.signature import GraphDifference
 from mmdeploy_ext.proving.fresh_export import differing_facts
 from mmdeploy_ext.proving.levels.structure import check_inference, check_not_random, check_written
@@ -181,7 +182,7 @@ def compare_graph(file: SparseFile) -> GraphResult:
     else:
         fresh = portable.to_onnx(file.expected, form=file.export_options.form)
         found = differing_facts(file.model, fresh) or signature.differences(file.model, fresh)
-    return GraphResult('', signature.count_nodes(file.model), not found, tuple(found))
+    return GraphResult('', count_nodes(file.model), not found, tuple(found))
 
 
 def dialect_differences(path: str, model: onnx.ModelProto, expected: SparseGraph) -> list[GraphDifference]:

@@ -20,9 +20,9 @@ from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.core.versions import versions
 from mmdeploy_ext.exporting.export import CodeWarning, recorded_warnings
 from mmdeploy_ext.graph.io.files import load
-from mmdeploy_ext.graph.io.index import opsets_of
+from mmdeploy_ext.graph.io.index import count_nodes, opsets_of
 from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.graph.signature import count_nodes, differences
+from mmdeploy_ext.graph.signature import differences
 from mmdeploy_ext.proving.findings import case_findings, check_finding
 from mmdeploy_ext.proving.levels.structure import check_not_random, check_valid, unreached_inputs
 from mmdeploy_ext.proving.modules.calls import (
