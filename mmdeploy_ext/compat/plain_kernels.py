@@ -1,13 +1,15 @@
 """Operators of mmcv and of research repositories with CUDA kernels alone, in PyTorch.
 
-The repositories are InternImage, FlashInternImage, Sparse4D and Deformable DETR. The operators have
+The repositories are InternImage, FlashInternImage, Sparse4D, Deformable DETR, and those with a module around
+a kernel of flash_attn (`FlashAttention` of flash_attn 1.0, and copies of it), which holds no weights. The operators have
 gradients; those of mmcv are of 1.7.2.
 
 CARAFE: https://arxiv.org/abs/1905.02188; deformable pooling of regions: https://arxiv.org/abs/1703.06211 and
 https://arxiv.org/abs/1811.11168; DCNv3: https://arxiv.org/abs/2211.05778; DCNv4:
 https://arxiv.org/abs/2401.06197.
 
-Glossary: B batch, C channels, R regions; h, w rows and columns of a map, or of the cells of a region.
+Glossary: B batch, C channels, R regions; h, w rows and columns of a map, or of the cells of a region;
+of attention T queries, S keys, H heads, D channels of a head.
 """
 
 import contextlib

@@ -6,6 +6,8 @@ import argparse
 import contextlib
 import functools
 import importlib.util
+import io
+import logging
 import os
 import re
 import select
@@ -311,6 +313,18 @@ def progress(title: str, total: int | None = None, *columns: Any) -> Iterator[Ca
     console = stderr()
     with Progress(*all_columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         yield functools.partial(bar.update, bar.add_task(title, total=total))
+
+
+@contextlib.contextmanager
+def suppress_output() -> Iterator[None]:
+    """Keep what Python code prints on stdout, and all log lines, off the console during the body."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def add(parser: Any, names: str, text: str = '', default: Any = None, **settings: Any) -> argparse.Action:

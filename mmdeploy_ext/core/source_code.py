@@ -1,4 +1,4 @@
-"""The file and line that define a class or function, whose it is, and which of a model are the user's. Needs no torch."""
+"""Where a class or function is defined, whose it is, and which classes of a model are the user's."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ class OnnxRuntimeBackend(Backend):
         return content
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the session, for `record_runs` of `runs.py` too; add its time to `seconds`.
+        """Run the session, for `record_runs` too; add its time to `seconds`.
 
         InferenceError: it is not open, or ONNX Runtime failed.
         """

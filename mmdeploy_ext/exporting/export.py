@@ -27,6 +27,7 @@ from mmdeploy_ext import compat
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import DEFAULT_OPSET, GraphSpec, Stage
+from mmdeploy_ext.core.cli import suppress_output
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.core.source_code import is_users_file
@@ -55,7 +56,7 @@ from mmdeploy_ext.graph.passes.global_means import split_global_means
 from mmdeploy_ext.graph.passes.merge import concatenate
 from mmdeploy_ext.graph.passes.norms import replace_group_norm
 from mmdeploy_ext.graph.passes.rename import apply_spec, check_axes, name_ends
-from mmdeploy_ext.graph.passes.simplify import simplify, suppress_output
+from mmdeploy_ext.graph.passes.simplify import simplify
 
 OPSETS = {'torchscript': (11, 20), 'dynamo': (18, 20)}
 """Exporter -> first and last opset that it really writes in torch 2.13 (measured; dynamo writes 18 if asked

@@ -71,7 +71,7 @@ class PreparedImage:
         (top, left), (ratio_w, ratio_h) = self.border, self.scale_factor[:2].astype(np.float64)
         return np.array([[ratio_w, 0, left], [0, ratio_h, top], [0, 0, 1]])
 
-    def with_camera(self, cam2img: np.ndarray) -> 'PreparedImage':
+    def with_camera(self, cam2img: np.ndarray) -> PreparedImage:
         """Return this with the camera of the network input, given that of the original picture, (4, 4)."""
         return dataclasses.replace(self, cam2img=square_matrix(self.to_input) @ cam2img)
 

@@ -1,4 +1,20 @@
-"""One picture through a file of any form: preparation, the graph, and the runtime of its family."""
+"""One picture through a file of any form: preparation, the graph, and the runtime of its family.
+
+The runtime of a family of images has `detections(metadata, outputs, feeds)`, which returns the results of
+each image of a batch, from the outputs and inputs of a file by name (`feeds` may have more than the graph
+takes, such as sizes of the images) and from its metadata, whatever its form is. If its results are not boxes
+and masks, it may have `draw(image_bgr, results, classes, score_thr)`, and `RESULT`, their class, a dataclass
+of arrays and what JSON can hold, without which there are no kits. It may have `RUNNERS`: form of a file ->
+the command that draws its results, a key of `commands.RUNNERS`; and `CAMERA`, 'cam2img', if `detections`
+reads the cameras of the pictures from `feeds` also of a form whose graph does not take them.
+
+The runtime of a family of frames or sweeps has `OPENS`, a class that runs the files of an export or a
+function that returns an object of one, called with the path and options of the engine, and
+`boxes_of_outputs(metadata, outputs)`, which returns the boxes of a frame, best first, from the metadata and
+the outputs of the last file; it runs no file. If one of these graphs is fed by the others and has the layers
+that `quantize.py` puts in INT8, `QUANTISED` is its name, and `feeds` of the class returns its inputs for a
+sample.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,11 @@
-"""The graphs of dense heads: their contracts, and the chain of modules that keeps them.
+"""The graphs of dense heads: their contracts, and the modules that a form adds behind mmdet's detector.
 
-The modules are in `forms.py`; `heads.py` describes a head.
+`heads.py` describes a head. Source of the algorithm: mmdet 2.28.2 `models/dense_heads/base_dense_head.py`,
+and the heads' own files.
 
-Glossary: B batch, A priors of all levels, H, W network input in pixels, h, w size of a level's maps.
+Glossary: B batch, a priors of a cell, A priors of a level or of all, C classes, L levels, H, W network input
+in pixels, h, w size of a level's maps, n detections of the image that has most, before the
+voting of `Head.votes`, which may lose some (with `max_candidates` constant).
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
-"""Contracts of the inputs and outputs of graphs of images that several families have.
+"""Inputs and outputs of graphs of images that several families have, and prepared pictures as feeds.
 
-Glossary: B batch, H, W network input in pixels, n detections of the image that has most, or a
+Glossary: B batch, K proposals, H, W network input in pixels, n detections of the image that has most, or a
 constant of the file.
 """
 

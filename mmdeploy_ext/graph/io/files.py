@@ -1,6 +1,9 @@
 """Reading and writing ONNX files: damaged ones are refused by name, files are checked and written atomically.
 
-Needs onnx and numpy only.
+Needs onnx and numpy only. Where a check takes `name`, it is the file that the model is from, for the message.
+
+The libspconv dialect: NVIDIA's libspconv, an engine of sparse convolutions, reads files in ONNX's format
+whose operators and attributes are its own, and which are no valid ONNX.
 """
 
 import contextlib

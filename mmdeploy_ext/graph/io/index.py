@@ -1,4 +1,4 @@
-"""An index of the nodes that write and read every tensor of a graph; lookups suggest similar names.
+"""An index of the nodes that write and read every tensor of a graph, their operators and constants.
 
 A node is named by its position in `graph.node`, because names may be missing or shared; people write its name
 or '#12'. Needs onnx only.
@@ -482,5 +482,5 @@ def constants_to_initializers(graph: onnx.GraphProto, data_type: int | None = No
 
 
 def count_nodes(model: onnx.ModelProto) -> int:
-    """Return how many nodes of the main graph are no Constant, as `Signature.size` of graph/signature has it."""
+    """Return how many nodes of the main graph are no Constant, as `Signature.size` counts."""
     return sum(node.op_type != 'Constant' for node in model.graph.node)

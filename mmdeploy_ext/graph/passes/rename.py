@@ -1,4 +1,4 @@
-"""Other names for tensors and nodes.
+"""Other names for tensors and nodes; the inputs, outputs and axes that a spec states or a caller named.
 
 `onnx.compose.add_prefix` puts one prefix before every name; onnx-ir renames by setting a name, and what it
 writes is another file (see `graph.io.index`).
