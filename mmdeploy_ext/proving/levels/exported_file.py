@@ -12,8 +12,8 @@ from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.files import is_sparse
 from mmdeploy_ext.proving import half_bars
+from mmdeploy_ext.proving.file_checks import check_structure
 from mmdeploy_ext.proving.levels.sparse_file import check_dialect
-from mmdeploy_ext.proving.levels.structure import check_structure
 from mmdeploy_ext.proving.provenance import class_name_notes, override_notes, provenance
 
 if TYPE_CHECKING:

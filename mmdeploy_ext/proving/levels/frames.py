@@ -15,7 +15,7 @@ from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.engines import title_of
-from mmdeploy_ext.proving import fresh_export, half_bars
+from mmdeploy_ext.proving import file_checks, half_bars
 from mmdeploy_ext.proving.levels.attempts import Clock, attempt, failed_detections
 from mmdeploy_ext.proving.levels.exported_file import (
     ExportedFile,
@@ -107,7 +107,7 @@ class FramesProof(Proof):
                     f'{file.path}: is of another export than {first.path} (options differ); export again'
                 )
         options = self.deployment.family.exported_options(first.options, first.path)
-        with fresh_export.option_errors(first.path):
+        with file_checks.option_errors(first.path):
             options.check()
         return options
 
@@ -121,8 +121,8 @@ class FramesProof(Proof):
         return {graph.name: graph for graph in graphs}
 
     def graph(self, file: ExportedFile) -> GraphResult:
-        export = fresh_export.of_graph(self.deployment, self.export_options, file.name)
-        return fresh_export.compare_with_fresh_export(file.model, export, file.name)
+        export = file_checks.of_graph(self.deployment, self.export_options, file.name)
+        return file_checks.compare_with_fresh_export(file.model, export, file.name)
 
     def checks(self, file: ExportedFile) -> list[Check]:
         """Return the checks of a file; with the last file also those of the text files beside the graphs."""

@@ -9,7 +9,7 @@ from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting.files import make_metadata
 from mmdeploy_ext.exporting.model import check_options, rule_of
-from mmdeploy_ext.proving import fresh_export, half_bars
+from mmdeploy_ext.proving import file_checks, half_bars
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.levels.cases import run_case, timing
 from mmdeploy_ext.proving.levels.exported_file import (
@@ -78,7 +78,7 @@ class ImageProof(Proof):
                 f'{path}: says that its form is {metadata.form!r} and that it was exported as '
                 f'{self.export_options.form!r}; export it again'
             )
-        with fresh_export.option_errors(path):
+        with file_checks.option_errors(path):
             self.export_options.check()
             check_options(self.export_options, deployment.cfg, family, deployment.model)
         return file
@@ -100,8 +100,8 @@ class ImageProof(Proof):
         )
 
     def graph(self, file: ExportedFile) -> GraphResult:
-        export = fresh_export.of_images(self.deployment, self.export_options, self.samples[0][1])
-        return fresh_export.compare_with_fresh_export(file.model, export)
+        export = file_checks.of_images(self.deployment, self.export_options, self.samples[0][1])
+        return file_checks.compare_with_fresh_export(file.model, export)
 
     def checks(self, file: ExportedFile) -> list[Check]:
         contract = make_metadata(self.deployment, self.export_options).spec

@@ -20,8 +20,8 @@ from mmdeploy_ext.core.versions import other_copies, versions, versions_with_pla
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.index import count_nodes
 from mmdeploy_ext.proving import half_bars
+from mmdeploy_ext.proving.file_checks import not_compared
 from mmdeploy_ext.proving.findings import Results, library_findings
-from mmdeploy_ext.proving.fresh_export import not_compared
 from mmdeploy_ext.proving.provenance import asked_checks, hash_checks
 from mmdeploy_ext.proving.results import GraphResult
 from mmdeploy_ext.proving.totals import (

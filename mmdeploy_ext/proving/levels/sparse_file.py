@@ -28,8 +28,7 @@ from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.files import is_sparse
 from mmdeploy_ext.graph.io.index import count_nodes
 from mmdeploy_ext.graph.signature import GraphDifference
-from mmdeploy_ext.proving.fresh_export import differing_facts
-from mmdeploy_ext.proving.levels.structure import check_inference, check_not_random, check_written
+from mmdeploy_ext.proving.file_checks import check_inference, check_not_random, check_written, differing_facts
 from mmdeploy_ext.proving.results import SHOWN, Check, GraphResult, first_lines
 from mmdeploy_ext.quantize.calibrators import weight_amax
 from mmdeploy_ext.quantize.sparse_calibration import checkpoint_ranges

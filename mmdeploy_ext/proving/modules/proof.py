@@ -23,8 +23,8 @@ from mmdeploy_ext.graph.io.files import load
 from mmdeploy_ext.graph.io.index import count_nodes, opsets_of
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.graph.signature import differences
+from mmdeploy_ext.proving.file_checks import check_not_random, check_valid, unreached_inputs
 from mmdeploy_ext.proving.findings import case_findings, check_finding
-from mmdeploy_ext.proving.levels.structure import check_not_random, check_valid, unreached_inputs
 from mmdeploy_ext.proving.modules.calls import (
     FileTensor,
     FlatModule,
