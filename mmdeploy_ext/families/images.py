@@ -50,7 +50,7 @@ class ImageFamily(Family):
     Attributes:
         forms: how much of the post-processing its graphs may contain.
         max_alone_share: largest share of the results of a proof that may lack a partner end to end, if the
-            file's own tensors give the file's results one to one, see `proving/totals.py`.
+            file's own tensors give the file's results one to one, see `proving/tasks/matching.py`.
     """
 
     samples = 'images'

@@ -16,7 +16,7 @@ from mmdeploy_ext.proving.levels.drive_run import FULL_DRIVE, NOTHING_FOUND, Mod
 from mmdeploy_ext.proving.levels.frames import FramesProof
 from mmdeploy_ext.proving.results import Case, DetectionRow
 from mmdeploy_ext.proving.tasks import bbox3d
-from mmdeploy_ext.proving.totals import too_few
+from mmdeploy_ext.proving.tasks.matching import too_few
 from mmdeploy_ext.runtime.frames import invert_pose
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ from mmdeploy_ext.proving.levels.instance_rows import InstancePairing
 from mmdeploy_ext.proving.levels.memory_rows import Followed, Moment, RowPairing
 from mmdeploy_ext.proving.results import SequenceRow
 from mmdeploy_ext.proving.tasks import task_module
+from mmdeploy_ext.proving.tasks.matching import lone_low_results
 from mmdeploy_ext.proving.tensors import compare_tensors, same_bits
-from mmdeploy_ext.proving.totals import lone_low_results
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

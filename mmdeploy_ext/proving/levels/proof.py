@@ -24,7 +24,7 @@ from mmdeploy_ext.proving.file_checks import not_compared
 from mmdeploy_ext.proving.findings import Results, library_findings
 from mmdeploy_ext.proving.provenance import asked_checks, hash_checks
 from mmdeploy_ext.proving.results import GraphResult
-from mmdeploy_ext.proving.totals import (
+from mmdeploy_ext.proving.tasks.matching import (
     ADVICE_FOR_IMAGES,
     MAX_ALONE_SHARE,
     accept_few_alone,
