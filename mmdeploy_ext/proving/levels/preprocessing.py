@@ -30,7 +30,7 @@ from mmdeploy_ext.families.building import data_class
 from mmdeploy_ext.preprocess import pictures, points
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.proving.inputs.config_pipeline import ConfigPipeline
-from mmdeploy_ext.proving.inputs.picture_files import sample_files
+from mmdeploy_ext.proving.inputs.pictures import sample_files
 from mmdeploy_ext.proving.results import PreprocessingDifference, PreprocessingResult
 from mmdeploy_ext.runtime import detect
 
