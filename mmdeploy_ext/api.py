@@ -243,7 +243,7 @@ def prove_files(
             sweeps, the file is one of several graphs; its exit status is 1.
     """
     from mmdeploy_ext.evaluate import evaluation
-    from mmdeploy_ext.proving.findings import metric_finding
+    from mmdeploy_ext.proving.verdict import metric_finding
 
     family = deployment.family
     files, metadata = _read(family, onnx_file)

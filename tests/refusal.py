@@ -10,7 +10,7 @@ from mmdeploy_ext.proving import ladder
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mmdeploy_ext.proving.findings import Results
+    from mmdeploy_ext.proving.verdict import Results
 
 
 class Refused(Exception):

@@ -24,7 +24,6 @@ from mmdeploy_ext.graph.io.index import count_nodes, opsets_of
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.graph.signature import differences
 from mmdeploy_ext.proving.file_checks import check_not_random, check_valid, unreached_inputs
-from mmdeploy_ext.proving.findings import case_findings, check_finding
 from mmdeploy_ext.proving.modules.calls import (
     FileTensor,
     FlatModule,
@@ -48,7 +47,7 @@ from mmdeploy_ext.proving.modules.row_order import in_order_of
 from mmdeploy_ext.proving.results import Case, Check
 from mmdeploy_ext.proving.tensors import ArrayDistance, compare_named, failed_row, same_bits
 from mmdeploy_ext.proving.untraced import export_switches, warning_lines
-from mmdeploy_ext.proving.verdict import Finding, Verdict
+from mmdeploy_ext.proving.verdict import Finding, Verdict, case_findings, check_finding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -17,12 +17,11 @@ from mmdeploy_ext.families.parts.runtime import frame_checks
 from mmdeploy_ext.families.parts.runtime.bev_motion import YAW_DEG, record_of_pose
 from mmdeploy_ext.families.sparse4d import samples as sparse4d_samples
 from mmdeploy_ext.preprocess.cameras import Calibration
-from mmdeploy_ext.proving.findings import Results
 from mmdeploy_ext.proving.inputs.synthetic_drive import SyntheticDrive
 from mmdeploy_ext.proving.levels.drive import DriveProof
 from mmdeploy_ext.proving.levels.drive_run import DriveBars
 from mmdeploy_ext.proving.levels.frames import best_scores_row
-from mmdeploy_ext.proving.verdict import Verdict
+from mmdeploy_ext.proving.verdict import Results, Verdict
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame
 from toy_stepper import MEMORY, SPEC, ToyStepper
