@@ -29,8 +29,7 @@ from mmdeploy_ext.proving.tasks.bev import draw_bev
 from mmdeploy_ext.proving.tensors import compare_tensors
 from mmdeploy_ext.proving.verdict import Results, Verdict, library_findings, metric_finding
 from mmdeploy_ext.proving.views import report
-from mmdeploy_ext.proving.views.commands import next_command
-from mmdeploy_ext.proving.views.table import print_verdict
+from mmdeploy_ext.proving.views.table import next_command, print_verdict
 from mmdeploy_ext.runtime.detections import Detections
 
 EVIL = '<script>alert("1")</script> & "Müller\'s" [red]'
