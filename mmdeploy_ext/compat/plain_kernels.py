@@ -1,8 +1,8 @@
 """Operators of mmcv and of research repositories with CUDA kernels alone, in PyTorch.
 
 The repositories are InternImage, FlashInternImage, Sparse4D, Deformable DETR, and those with a module around
-a kernel of flash_attn (`FlashAttention` of flash_attn 1.0, and copies of it), which holds no weights. The operators have
-gradients; those of mmcv are of 1.7.2.
+a kernel of flash_attn (`FlashAttention` of flash_attn 1.0, and copies of it), which holds no weights. The
+operators have gradients; those of mmcv are of 1.7.2.
 
 CARAFE: https://arxiv.org/abs/1905.02188; deformable pooling of regions: https://arxiv.org/abs/1703.06211 and
 https://arxiv.org/abs/1811.11168; DCNv3: https://arxiv.org/abs/2211.05778; DCNv4:

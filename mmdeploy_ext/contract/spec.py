@@ -1,4 +1,4 @@
-"""The contract of a graph: names, dtypes, axes, meaning, state pairs, tolerances; and the modules that keep it.
+"""The contract of a graph: names, dtypes, axes, meaning, state pairs, tolerances; and modules that keep it.
 
 A model family states it once, mostly in its `graphs.py`; export, dump, backends, verification, the report
 and the tables in the READMEs read this one object. Needs numpy only.

@@ -1,4 +1,4 @@
-"""Comparison 1 of a proof: is the graph of a file that of a fresh export of the same model?
+"""Comparison 1 of a proof: is the graph of a file that of a fresh export, valid, and as spec and options say?
 
 Equal graphs compute the same for every input. The fresh export is made with the options in the file's
 metadata. A file that commands changed after its export is not compared, see `not_compared`.
@@ -149,7 +149,7 @@ def _parsed(text: str | None) -> object:
 def check_structure(model: onnx.ModelProto, metadata: Metadata) -> list[Check]:
     """Return the checks of a file that need no model: validity, opset, precision, interface, operators.
 
-    The graph is compared with a fresh export elsewhere, see `fresh_export.py`.
+    The graph is compared with a fresh export by `compare_with_fresh_export`.
     """
     opset = metadata.options['opset']
     opsets = [entry.version for entry in model.opset_import if entry.domain in ('', 'ai.onnx')]

@@ -1,4 +1,4 @@
-"""Views of the pictures of a proof: mirrored, cut, dark, bright, zoomed, with the ratio of an input.
+"""Pictures of a proof: files of the user and generated ones; mirrored, cut, dark, bright, zoomed views of them.
 
 Pictures, `image_bgr`, are (height, width, 3) uint8 in the order blue, green, red.
 """

@@ -24,8 +24,9 @@ from mmdeploy_ext.proving.levels.exported_file import (
     notes_on_export,
     open_file,
 )
-from mmdeploy_ext.proving.levels.preprocessing import compare_prepared, compare_voxels
 from mmdeploy_ext.proving.levels.proof import Proof
+from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
+from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
 from mmdeploy_ext.proving.provenance import companion_checks
 from mmdeploy_ext.proving.results import Case, Check, DetectionRow, Pair
 from mmdeploy_ext.proving.substitution import choices_among, without_limits

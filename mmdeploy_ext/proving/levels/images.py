@@ -19,8 +19,8 @@ from mmdeploy_ext.proving.levels.exported_file import (
     notes_on_export,
     open_file,
 )
-from mmdeploy_ext.proving.levels.preprocessing import compare_pictures
 from mmdeploy_ext.proving.levels.proof import AGAIN, Proof
+from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
 from mmdeploy_ext.proving.provenance import normalisation_notes
 from mmdeploy_ext.proving.references import (
     ImageReference,

@@ -13,7 +13,6 @@ from mmdeploy_ext.exporting.sparse_backbone import has_precision
 from mmdeploy_ext.proving.inputs.voxel_sets import in_order, proof_sets
 from mmdeploy_ext.proving.levels import sparse_file
 from mmdeploy_ext.proving.levels.attempts import attempt
-from mmdeploy_ext.proving.levels.preprocessing import compare_voxels
 from mmdeploy_ext.proving.levels.proof import Proof
 from mmdeploy_ext.proving.levels.sparse_layers import (
     DialectRunner,
@@ -21,6 +20,7 @@ from mmdeploy_ext.proving.levels.sparse_layers import (
     layer_rows,
     run_reference,
 )
+from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
 from mmdeploy_ext.proving.provenance import settings_check
 from mmdeploy_ext.proving.results import Case, Check, Pair
 from mmdeploy_ext.proving.tensors import compare_named, failed_row

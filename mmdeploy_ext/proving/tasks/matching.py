@@ -1,4 +1,4 @@
-"""One-to-one matching of two lists of results, whatever "near" means to the task.
+"""One-to-one matching of two lists of results, whatever "near" means to the task; judgement of all together.
 
 Every task matches by `match_lists`: `pair_lists` pairs two lists, and results without a partner are counted.
 The reference is PyTorch, the candidate an engine; bars are the limits that a matched pair keeps.
@@ -416,9 +416,7 @@ def too_few(matched: Sequence[int], unit: str, advice: str) -> list[str]:
     ]
 
 
-def accept_few_alone(
-    cases: Sequence[Case], share: float = MAX_ALONE_SHARE
-) -> tuple[list[Case], list[str]]:
+def accept_few_alone(cases: Sequence[Case], share: float = MAX_ALONE_SHARE) -> tuple[list[Case], list[str]]:
     """Let rows of results pass if over all cases few results have no partner end to end.
 
     Args:
@@ -447,8 +445,7 @@ def accept_few_alone(
             lines += [f'{case.name}: {line}' for row in getattr(case, field) for line in row.alone]
         accepted = [tuple(map(_accepted, getattr(case, field))) for case in cases]
         cases = [
-            dataclasses.replace(case, **{field: rows})
-            for case, rows in zip(cases, accepted, strict=True)
+            dataclasses.replace(case, **{field: rows}) for case, rows in zip(cases, accepted, strict=True)
         ]
     return list(cases), lines
 

@@ -1,4 +1,4 @@
-"""The verdict on the console: a line per level, what failed, the claim, and what to do next."""
+"""The verdict on the console: a line per level, what failed, the claim, and the command to run next."""
 
 from __future__ import annotations
 
