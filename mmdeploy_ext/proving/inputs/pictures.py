@@ -1,4 +1,4 @@
-"""Pictures of a proof: files of the user and generated ones; mirrored, cut, dark, bright, zoomed views of them.
+"""Pictures of a proof: files of the user, generated ones, and views: mirrored, cut, dark, bright, zoomed.
 
 Pictures, `image_bgr`, are (height, width, 3) uint8 in the order blue, green, red.
 """

@@ -199,7 +199,7 @@ def _contract_rows(
     outputs: Mapping[str, np.ndarray],
     bars: HalfBars | None,
 ) -> list[TensorRow]:
-    """Return failing rows for what a `full` graph's contract promises besides results, see `tensors.shape_rows`."""
+    """Return failing rows for what a `full` graph's contract promises besides results, see `shape_rows`."""
     if 'labels' not in metadata.spec.output_names:
         return []
     family, model = reference.deployment.family, reference.deployment.model

@@ -21,7 +21,7 @@ from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.index import count_nodes
 from mmdeploy_ext.proving import half_bars
 from mmdeploy_ext.proving.file_checks import not_compared
-from mmdeploy_ext.proving.provenance import asked_checks, hash_checks
+from mmdeploy_ext.proving.provenance import asked_checks, hash_checks, weights_checks
 from mmdeploy_ext.proving.results import GraphResult
 from mmdeploy_ext.proving.tasks.matching import (
     ADVICE_FOR_IMAGES,
@@ -31,7 +31,6 @@ from mmdeploy_ext.proving.tasks.matching import (
 )
 from mmdeploy_ext.proving.untraced import export_switches, untraced_methods, warning_lines
 from mmdeploy_ext.proving.verdict import Finding, Results, Verdict, library_findings
-from mmdeploy_ext.proving.weights import weights_checks
 
 if TYPE_CHECKING:
     import contextlib
