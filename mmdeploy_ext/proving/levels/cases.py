@@ -16,13 +16,19 @@ from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.errors import ShapeError, one_line
 from mmdeploy_ext.engines import title_of
-from mmdeploy_ext.proving import half_bars, tensors
+from mmdeploy_ext.proving import half_bars
 from mmdeploy_ext.proving.levels.attempts import FAILURES, attempt, failed_detections
 from mmdeploy_ext.proving.references import options_besides_form
 from mmdeploy_ext.proving.results import Case, DetectionRow, Pair
 from mmdeploy_ext.proving.substitution import choices_among, substituted, without_limits
 from mmdeploy_ext.proving.tasks import bbox2d, task_module
-from mmdeploy_ext.proving.tensors import compare_named, compare_tensors
+from mmdeploy_ext.proving.tensors import (
+    compare_named,
+    compare_tensors,
+    count_rows,
+    order_rows,
+    shape_rows,
+)
 from mmdeploy_ext.proving.unreached import counts_of_images
 
 if TYPE_CHECKING:
@@ -88,7 +94,7 @@ def judge_outputs(
         tensors = {**outputs, **getattr(backend, 'inner', {})}
         rows = (
             *_compare_tensors(reference, metadata, tensors, bars),
-            *tensors.shape_rows(outputs, metadata.spec),
+            *shape_rows(outputs, metadata.spec),
             *_contract_rows(reference, metadata, outputs, bars),
         )
         if family.results_left_out(metadata.options):
@@ -203,11 +209,11 @@ def _contract_rows(
     if 'labels' not in metadata.spec.output_names:
         return []
     family, model = reference.deployment.family, reference.deployment.model
-    rows = tensors.order_rows(outputs, family.num_classes(model))
+    rows = order_rows(outputs, family.num_classes(model))
     if limits := {name: metadata.options[name] for name in LIMITS if metadata.options.get(name)}:
         slack = bars.score if bars else DEFAULT_RTOL
         bounds = reference.compute(family.candidate_bounds, slack, **limits)
-        rows += tensors.count_rows(outputs, bounds)
+        rows += count_rows(outputs, bounds)
     return rows
 
 

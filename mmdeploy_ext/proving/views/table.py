@@ -45,8 +45,8 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
             console.print(f'{title if index == 0 else "":{WIDTH}} {escape(text)}', soft_wrap=True)
     colour = 'bold green' if verdict.passed else 'bold red'
     console.print(f'[{colour}]{escape(last_line(verdict))}[/{colour}]', soft_wrap=True)
-    if command := next_command(verdict):
-        console.print(f'next: {escape(command)}', soft_wrap=True)
+    if following := next_command(verdict):
+        console.print(f'next: {escape(following)}', soft_wrap=True)
 
 
 def told_below(verdict: Verdict) -> list[str]:
