@@ -24,10 +24,10 @@ from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess
 from mmdeploy_ext.exporting.postprocess.suppression import hw, length
 from mmdeploy_ext.families.dense import heads
 from mmdeploy_ext.families.dense.heads import facts_of, generator_of, kind_of, thresholds
-from mmdeploy_ext.families.parts import dense_graphs, detector_parts
-from mmdeploy_ext.families.parts.dense_graphs import FULL_NAMES
+from mmdeploy_ext.families.parts import detector_parts, image_graphs
 from mmdeploy_ext.families.parts.dense_heads import rows_of
-from mmdeploy_ext.families.parts.image_tensors import (
+from mmdeploy_ext.families.parts.image_graphs import (
+    FULL_NAMES,
     box_outputs,
     image_input,
     optional_inputs,
@@ -113,7 +113,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 def _decode_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
     head, priors_per_cell = described(model), generator_of(model.bbox_head).num_base_priors
-    batch, priors = dense_graphs.prior_axes(priors_per_cell, feature_shapes(model, options), options)
+    batch, priors = image_graphs.prior_axes(priors_per_cell, feature_shapes(model, options), options)
     meaning = f'class score times {head.factor}' if options.score_form == 'product' else 'class scores, 0..1'
     shape = (batch, priors, int(model.bbox_head.num_classes))
     boxes = 'x1 y1 x2 y2 per prior, level by level, not clipped'
@@ -137,7 +137,7 @@ def _raw_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
     if head.activation == 'none':
         meanings['cls_score'] = ('class scores, 0..1', '')
     shapes = feature_shapes(model, options)
-    return dense_graphs.raw_outputs(head.outputs, meanings, generator.num_base_priors, shapes, options)
+    return image_graphs.raw_outputs(head.outputs, meanings, generator.num_base_priors, shapes, options)
 
 
 def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
@@ -164,8 +164,8 @@ def _check_stride(model: nn.Module) -> None:
 def stages(model: nn.Module, options: Options) -> list[Stage]:
     """Return the stages of the graph: the network, and what the form of the options adds to it."""
     network, head = model, described(model)
-    return dense_graphs.form_stages(
-        dense_graphs.RawNetwork(network, raw_names(model), flat_outputs),
+    return image_graphs.form_stages(
+        image_graphs.RawNetwork(network, raw_names(model), flat_outputs),
         raw_names(model),
         options,
         decode=lambda: (DecodeForm(model, options.score_form == 'product'), decode_names(model, options)),

@@ -23,7 +23,7 @@ from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.anchor_heads import anchor_rule, flat_outputs
 from mmdeploy_ext.families.parts.bev_suppression import best_rows, padded, suppressed
 from mmdeploy_ext.families.parts.dense_heads import rows_of
-from mmdeploy_ext.families.parts.image_tensors import image_input
+from mmdeploy_ext.families.parts.image_graphs import image_input
 from mmdeploy_ext.families.parts.runtime.anchors3d import (
     OUTPUTS,
     AnchorRule,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmdeploy_ext.families.parts import image_tensors
+from mmdeploy_ext.families.parts import image_graphs
 from mmdeploy_ext.families.parts.generated_cameras import drawn_intrinsics, numbers_of_pixels
 from mmdeploy_ext.preprocess.cam2img import check_camera, unmoved
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -55,6 +55,6 @@ def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarra
         unmoved(camera, image.to_input, image.scale_factor)
         for image, camera in zip(images, cameras, strict=True)
     ]
-    batch = image_tensors.feeds(images, rescale)
+    batch = image_graphs.feeds(images, rescale)
     batch.pop('border', None)
     return batch | dict(cam2img=np.stack(cameras), unmoved_cam2img=np.stack(unmoved_cameras))

@@ -22,7 +22,7 @@ from mmdeploy_ext.families.monocular.runtime import decoding
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.bev_suppression import best_rows, padded, suppressed
 from mmdeploy_ext.families.parts.dense_heads import rows_of
-from mmdeploy_ext.families.parts.image_tensors import clip_size, image_input, optional_inputs
+from mmdeploy_ext.families.parts.image_graphs import clip_size, image_input, optional_inputs
 
 RAW_MEANINGS = dict(
     cls_score=('class logits', 'logit'),

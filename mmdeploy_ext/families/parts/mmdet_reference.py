@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.core.config import replaced_entry
-from mmdeploy_ext.families.parts.image_tensors import pasted_size, proposals_of
+from mmdeploy_ext.families.parts.image_graphs import pasted_size, proposals_of
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, Instances
 

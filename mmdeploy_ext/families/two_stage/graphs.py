@@ -13,7 +13,7 @@ from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.dense_heads import clips
-from mmdeploy_ext.families.parts.image_tensors import (
+from mmdeploy_ext.families.parts.image_graphs import (
     PROPOSALS,
     box_outputs,
     clip_size,

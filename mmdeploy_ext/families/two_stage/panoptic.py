@@ -25,7 +25,7 @@ from mmdeploy_ext.exporting.postprocess.panoptic import InstanceFusion, map_outp
 from mmdeploy_ext.exporting.postprocess.suppression import number
 from mmdeploy_ext.families.building import registered_class
 from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.image_tensors import (
+from mmdeploy_ext.families.parts.image_graphs import (
     PROPOSALS,
     box_outputs,
     feeds,

@@ -36,7 +36,7 @@ from mmdeploy_ext.families.parts.dense_heads import (
     plain_head,
     rows_of,
 )
-from mmdeploy_ext.families.parts.image_tensors import (
+from mmdeploy_ext.families.parts.image_graphs import (
     box_outputs,
     clip_size,
     image_input,

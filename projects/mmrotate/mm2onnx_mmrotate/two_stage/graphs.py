@@ -23,7 +23,7 @@ from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.nms import NMS_SCORE_THRESHOLD
 from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.image_tensors import (
+from mmdeploy_ext.families.parts.image_graphs import (
     PROPOSALS,
     clip_size,
     image_input,

@@ -33,7 +33,7 @@ from mmdeploy_ext.exporting.ops.nms import nms_of_sorted
 from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.families.dense import runtime
 from mmdeploy_ext.families.dense.graphs import DenseFullForm
-from mmdeploy_ext.families.parts.dense_graphs import FULL_NAMES
+from mmdeploy_ext.families.parts.image_graphs import FULL_NAMES
 from mmdeploy_ext.graph.tensorrt_limits import find_refusals
 
 SIZE = (64, 96)
