@@ -97,7 +97,7 @@ def check_provable(family: Family) -> None:
 
     A family of detectors needs a task, the module that matches and draws its results (`proving.tasks`), and a
     family of pictures a runtime, the module that finishes in numpy what its graphs compute
-    (`runtime.family_runtime`), unless its class has a method `detections` that does so.
+    (`runtime.detect`), unless its class has a method `detections` that does so.
 
     Raises:
         ConfigError: one of them is missing.

@@ -68,7 +68,7 @@ class Family(abc.ABC):
         exported_by: command of `core/commands.py` that writes its files.
         used_by: form, or of a folder of graphs the name of the last one -> the command that uses a proven
             file, as it is typed behind `mm2onnx`, with {file}, {folder} of it, {config} and {checkpoint}, if
-            its runtime names none (see `runtime.family_runtime.runner_of`); '' for all others.
+            its runtime names none (see `runtime.detect.runner_of`); '' for all others.
         exports: the models that it exports, and its page, for the message about a detector of no family.
         similar_names: words in the names of similar detectors and heads, for the same message.
         untraced: names of methods that its graphs or runtime compute by themselves, of any part of a model:

@@ -44,7 +44,7 @@ def generated_camera(image: PreparedImage) -> np.ndarray:
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
     """Return the inputs of a batch of pictures of one size by name, and what the runtime needs of them.
 
-    They are those of `image_feeds.feeds`, with `rescale` also `scale_factor`, without `border`; `cam2img`
+    They are those of `image_graphs.feeds`, with `rescale` also `scale_factor`, without `border`; `cam2img`
     (B, 4, 4) float32, for pixels of the network input; and to draw with `unmoved_cam2img` (B, 4, 4) float64,
     the same without the padding or warp of the picture, see `preprocess.cam2img.unmoved`.
 

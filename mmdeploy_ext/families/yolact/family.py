@@ -72,7 +72,7 @@ class YolactFamily(ImageFamily):
         return dict(config, num_classes=self.num_classes(model), mask_thr=MASK_THR)
 
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-        """Return the inputs of `image_feeds.feeds`, and `ori_shape` (2,) int64, height and width of masks.
+        """Return the inputs of `image_graphs.feeds`, and `ori_shape` (2,) int64, height and width of masks.
 
         `scale_factor` is among them only with `rescale`. Masks are of the original size whatever `rescale`
         says. ShapeError: the images have several.
