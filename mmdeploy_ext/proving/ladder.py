@@ -29,7 +29,7 @@ from mmdeploy_ext.proving.levels.drive import DriveProof
 from mmdeploy_ext.proving.levels.frames import SweepProof
 from mmdeploy_ext.proving.levels.images import ImageProof
 from mmdeploy_ext.proving.levels.sparse_proof import SparseProof
-from mmdeploy_ext.proving.unreached import unreached
+from mmdeploy_ext.proving.open_points import unreached
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

@@ -18,6 +18,7 @@ from mmdeploy_ext.core.errors import ShapeError, one_line
 from mmdeploy_ext.engines import title_of
 from mmdeploy_ext.proving import half_bars
 from mmdeploy_ext.proving.levels.attempts import FAILURES, attempt, failed_detections
+from mmdeploy_ext.proving.open_points import counts_of_images
 from mmdeploy_ext.proving.references import options_besides_form
 from mmdeploy_ext.proving.results import Case, DetectionRow, Pair
 from mmdeploy_ext.proving.substitution import choices_among, substituted, without_limits
@@ -29,7 +30,6 @@ from mmdeploy_ext.proving.tensors import (
     order_rows,
     shape_rows,
 )
-from mmdeploy_ext.proving.unreached import counts_of_images
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -25,6 +25,7 @@ from mmdeploy_ext.proving.levels.exported_file import (
     open_file,
 )
 from mmdeploy_ext.proving.levels.proof import Proof
+from mmdeploy_ext.proving.open_points import count_voxels
 from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
 from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
 from mmdeploy_ext.proving.provenance import companion_checks
@@ -32,7 +33,6 @@ from mmdeploy_ext.proving.results import Case, Check, DetectionRow, Pair
 from mmdeploy_ext.proving.substitution import choices_among, without_limits
 from mmdeploy_ext.proving.tasks import bbox3d, task_module
 from mmdeploy_ext.proving.tensors import compare_tensors
-from mmdeploy_ext.proving.unreached import count_voxels
 
 if TYPE_CHECKING:
     import contextlib

@@ -21,6 +21,7 @@ from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.index import count_nodes
 from mmdeploy_ext.proving import half_bars
 from mmdeploy_ext.proving.file_checks import not_compared
+from mmdeploy_ext.proving.open_points import export_switches, untraced_methods, warning_lines
 from mmdeploy_ext.proving.provenance import asked_checks, hash_checks, weights_checks
 from mmdeploy_ext.proving.results import GraphResult
 from mmdeploy_ext.proving.tasks.matching import (
@@ -29,7 +30,6 @@ from mmdeploy_ext.proving.tasks.matching import (
     accept_few_alone,
     total_reasons,
 )
-from mmdeploy_ext.proving.untraced import export_switches, untraced_methods, warning_lines
 from mmdeploy_ext.proving.verdict import Finding, Results, Verdict, library_findings
 
 if TYPE_CHECKING:

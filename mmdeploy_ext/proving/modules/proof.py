@@ -44,9 +44,9 @@ from mmdeploy_ext.proving.modules.generated import (
 )
 from mmdeploy_ext.proving.modules.location import locate
 from mmdeploy_ext.proving.modules.row_order import in_order_of
+from mmdeploy_ext.proving.open_points import export_switches, warning_lines
 from mmdeploy_ext.proving.results import Case, Check
 from mmdeploy_ext.proving.tensors import ArrayDistance, compare_named, failed_row, same_bits
-from mmdeploy_ext.proving.untraced import export_switches, warning_lines
 from mmdeploy_ext.proving.verdict import Finding, Verdict, case_findings, check_finding
 
 if TYPE_CHECKING:
