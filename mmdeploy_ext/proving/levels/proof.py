@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.core.source_code import changed_files
+from mmdeploy_ext.core.source_code import changed_files, other_copies, versions, versions_with_places
 from mmdeploy_ext.core.user_modules import libraries_not_run
-from mmdeploy_ext.core.versions import other_copies, versions, versions_with_places
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.index import count_nodes
 from mmdeploy_ext.proving import half_bars

@@ -17,7 +17,7 @@ from mmdeploy_ext.core.arrays import to_array
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError, one_line, shape_text
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.core.versions import versions
+from mmdeploy_ext.core.source_code import versions
 from mmdeploy_ext.exporting.export import CodeWarning, recorded_warnings
 from mmdeploy_ext.graph.io.files import load
 from mmdeploy_ext.graph.io.index import count_nodes, opsets_of
