@@ -281,10 +281,6 @@ def written_precision(model: onnx.ModelProto) -> str:
     return 'fp16' if any(tensor.data_type == TensorProto.FLOAT16 for tensor in tensors) else 'fp32'
 
 
-DEFAULT_OPSET = 17
-"""LayerNormalization is one operator from 17 on, and TensorRT 10 gets GridSample of 20 wrong."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One module of the chain that a graph is made of.

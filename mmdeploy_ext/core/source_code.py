@@ -1,4 +1,4 @@
-"""Where a class or function is defined, whose it is, and the versions of the packages that an export needs."""
+"""Where a class or function is defined, whose it is, and versions of the packages that an export needs."""
 
 from __future__ import annotations
 

@@ -8,12 +8,12 @@ import contextvars
 import dataclasses
 from typing import TYPE_CHECKING, Self
 
-import numpy as np
-
 from mmdeploy_ext.core.errors import InferenceError, ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    import numpy as np
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.spec import GraphSpec
@@ -135,6 +135,8 @@ def is_recording() -> bool:
 def note_run(path: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
     """Add a run of the file at a path to those that are recorded; inputs and outputs are arrays by name."""
     if (runs := _runs.get()) is not None:
+        import numpy as np
+
         copies = ({name: np.array(array) for name, array in side.items()} for side in (inputs, outputs))
         runs.append(Run(path, *copies))
 

@@ -25,8 +25,8 @@ import torch
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import DEFAULT_OPSET, GraphSpec, Stage
+from mmdeploy_ext.contract.options import DEFAULT_OPSET, Options
+from mmdeploy_ext.contract.spec import GraphSpec, Stage
 from mmdeploy_ext.core.cli import suppress_output
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.core.files import atomic_path

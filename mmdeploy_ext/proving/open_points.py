@@ -1,4 +1,4 @@
-"""What a verdict names beside its claim and judges nowhere: code that no graph shows, limits that no input met.
+"""What a verdict names beside its claim: code of the user that no graph shows, limits that no input reached.
 
 A fault of a limit that no input reached does not show in the results of a proof. The test suite looks for
 such faults, with lowered and raised limits for each kind of head.
