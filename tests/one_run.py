@@ -9,10 +9,10 @@ FOLDERS = (
     'tests/projects',
     *(f'tests/mmdeploy_ext/{name}' for name in ('contract', 'proving', 'quantize')),
 )
-CASES = 'mmdeploy_ext.proving.levels.cases'
+PICTURES = 'mmdeploy_ext.proving.pictures'
 
 
 @pytest.fixture(autouse=True)
 def _timed_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.node.nodeid.startswith(FOLDERS) and CASES in sys.modules:
-        monkeypatch.setattr(sys.modules[CASES], 'TIMED_RUNS', 1)
+    if request.node.nodeid.startswith(FOLDERS) and PICTURES in sys.modules:
+        monkeypatch.setattr(sys.modules[PICTURES], 'TIMED_RUNS', 1)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from marking import in_suite
-from mmdeploy_ext.proving.ladder import open_proof, prove
+from mmdeploy_ext.proving import drive, frames
+from mmdeploy_ext.proving.backbone import check_backbone
+from mmdeploy_ext.proving.ladder import kind_of, prove
 from mmdeploy_ext.proving.levels.attempts import attempt
-from mmdeploy_ext.proving.levels.cases import judge_outputs, run_case
-from mmdeploy_ext.proving.levels.drive import DriveProof, Shifted
 from mmdeploy_ext.proving.levels.drive_run import Modes
-from mmdeploy_ext.proving.levels.frames import SweepProof
+from mmdeploy_ext.proving.pictures import check_pictures, judge_outputs, run_case
+from mmdeploy_ext.proving.proof import Claims, finish
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -31,13 +32,26 @@ LATE_S = 1.6e9 + 20 * 60
 """Seconds: a time stamp of these days, twenty minutes into a drive."""
 
 
+CHECKS = dict(images=check_pictures, voxels=check_backbone)
+"""Level 1 by the kind of a model's inputs, see `kind_of`; of all others it is `check_frames`."""
+
+
 def check_files(
     deployment: Any, paths: Any, samples: Any = (), edited: bool = False, written: bool = False
 ) -> Verdict:
     """Return level 1 alone."""
-    proof = open_proof(deployment, paths, samples)
-    proof.check(edited, written=written)
-    return proof.finish(None, False)
+    return level_1_alone(deployment, paths, samples, edited=edited, written=written)[0]
+
+
+def level_1_alone(
+    deployment: Any, paths: Any, samples: Any, engine: Any = None, *, asked: Any = None, **claims: Any
+) -> tuple[Verdict, list[Any]]:
+    """Stand for `ladder.prove` where level 1 refuses files, whatever their inputs give."""
+    listed = [str(path) for path in (paths if isinstance(paths, list | tuple) else [paths])]
+    settings = {name: claims.pop(name) for name in claims.keys() - vars(Claims()).keys()}
+    check = CHECKS.get(kind_of(deployment.family), frames.check_frames)
+    claims = Claims(asked=asked or {}, **claims)
+    return finish(check(deployment, listed, samples, engine or {}, claims, **settings)), []
 
 
 @contextlib.contextmanager
@@ -47,8 +61,8 @@ def samples_alone() -> Iterator[None]:
     A proof has further inputs, of limits of voxels and of special rigs, which take most of its time.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(DriveProof, 'run_special_frames', lambda _: None))
-        stack.enter_context(mock.patch.object(SweepProof, 'unusual_sweeps', lambda _: iter(())))
+        stack.enter_context(mock.patch.object(drive, 'special_frames', lambda *_: ([], [])))
+        stack.enter_context(mock.patch.object(frames, 'unusual_cases', lambda *_: iter(())))
         yield
 
 
@@ -141,4 +155,4 @@ def run_far(
     Returns:
         The free-running comparison; its tensors have the tolerances of the spec as their scale.
     """
-    return run_pair(at_home, Shifted(far_away, offset_m, offset_s), frames, spec, 'free', **settings)
+    return run_pair(at_home, drive.Shifted(far_away, offset_m, offset_s), frames, spec, 'free', **settings)

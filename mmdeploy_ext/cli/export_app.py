@@ -190,8 +190,8 @@ def _show(deployment: Model, path: str, image: tuple[str, np.ndarray], engine: M
     import onnx.printer
 
     from mmdeploy_ext.proving.levels.attempts import attempt
-    from mmdeploy_ext.proving.levels.cases import judge_outputs
-    from mmdeploy_ext.proving.levels.exported_file import open_file
+    from mmdeploy_ext.proving.pictures import judge_outputs
+    from mmdeploy_ext.proving.proof import open_file
     from mmdeploy_ext.proving.references import references
     from mmdeploy_ext.runtime.draw import write_picture
 

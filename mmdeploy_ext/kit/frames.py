@@ -26,15 +26,18 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.base import record_runs
 from mmdeploy_ext.kit.contents import ArrayFolder, ChainedFrame, KitCase, KitGraph
 from mmdeploy_ext.kit.model_files import check_facts, copy_model
-from mmdeploy_ext.proving.ladder import open_proof
-from mmdeploy_ext.proving.levels.drive import NearOrigin
+from mmdeploy_ext.proving.drive import NearOrigin
+from mmdeploy_ext.proving.frames import open_sides, read_files
 from mmdeploy_ext.proving.levels.drive_run import snapshot
+from mmdeploy_ext.proving.proof import engine_class, engine_options
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.exporting.model import Model
-    from mmdeploy_ext.proving.levels.frames import FramesProof
+    from mmdeploy_ext.proving.frames import Sides
+    from mmdeploy_ext.proving.proof import ExportedFile
     from mmdeploy_ext.runtime.frames import Frame, Sweep
 
 BEFORE = 'prev_'
@@ -66,18 +69,19 @@ def write_frames(
         ModelFileError: see `ladder.prove`.
     """
     family = deployment.family
-    proof = open_proof(deployment, paths, samples)
-    if between := family.runner_output_specs(deployment.model, proof.export_options):
+    files, options = read_files(deployment, paths)
+    if between := family.runner_output_specs(deployment.model, options):
         names = ', '.join(tensor.name for tensor in between)
         raise UsageError(
             f'{Path(paths[0]).parent}: between its files the runner computes {names}, which no file does; '
             f'kits are of the default contract of a family: export it without --contract'
         )
-    for file in proof.files:
+    for file in files:
         check_facts(deployment, file.path, file.metadata, deployment.rule)
     with contextlib.ExitStack() as stack:
-        proof.start(stack)
-        writer = _FramesWriter(proof, folder)
+        engine = engine_options(files, engine_class({}), {})
+        sides = open_sides(deployment, files, options, engine, stack)
+        writer = _FramesWriter(sides, files, options, folder)
         frames = NearOrigin(samples) if family.memory else samples
         for index, sample in enumerate(tracked(frames, len(frames), 'PyTorch')):
             writer.add(index, sample)
@@ -88,7 +92,7 @@ def write_frames(
         )
     contents = dict(graphs=writer.entries, cases=writer.cases, frames=writer.frames, teacher_forced=False)
     if family.memory:
-        memory = family.memory_spec(proof.metadata[-1].postprocess)
+        memory = family.memory_spec(sides.metadata.postprocess)
         if writer.keeps_memory:
             contents['memory'] = memory.to_json()
         else:
@@ -107,17 +111,21 @@ class _FramesWriter:
             of its further cases end with a number; a single file that keeps no memory has no frames.
     """
 
-    def __init__(self, proof: FramesProof, folder: Path) -> None:
-        self.proof, self.folder = proof, ArrayFolder(folder)
+    def __init__(
+        self, sides: Sides, files: Sequence[ExportedFile], options: Options, folder: Path
+    ) -> None:
+        self.sides, self.folder = sides, ArrayFolder(folder)
+        graphs = sides.deployment.family.graphs(sides.deployment.model, options)
+        self._modules = {graph.name: graph.module for graph in graphs}
         self.graphs: dict[str, KitGraph] = {}
         self.entries: list[dict[str, Any]] = []
-        for file in proof.files:
+        for file in files:
             name = Path(file.path).name
             self.graphs[name] = KitGraph(file.name, name, file.metadata, file.metadata.spec)
             self.entries.append(
                 self.graphs[name].to_json() | copy_model(file.path, folder, self.graphs[name])
             )
-        self.keeps_memory = bool(proof.metadata[-1].spec.state)
+        self.keeps_memory = bool(sides.metadata.spec.state)
         self.cases: list[dict[str, Any]] = []
         self.frames: list[dict[str, Any]] = []
         self._outputs: dict[str, np.ndarray] = {}
@@ -126,15 +134,15 @@ class _FramesWriter:
 
     def add(self, index: int, sample: Frame | Sweep) -> None:
         """Run a frame through PyTorch and through the files, and write its cases; `index` counts frames."""
-        proof = self.proof
-        has_memory = proof.deployment.family.memory
+        sides = self.sides
+        has_memory = sides.deployment.family.memory
         if has_memory:
-            proof.runner.state = snapshot(self._memory)
-        expected = proof.reference.step(sample)
+            sides.runner.state = snapshot(self._memory)
+        expected = sides.reference.step(sample)
         with record_runs() as runs:
-            result = proof.runner.step(sample)
+            result = sides.runner.step(sample)
         if has_memory:
-            self._memory = snapshot(proof.reference.state)
+            self._memory = snapshot(sides.reference.state)
         title = sample.name or f'frame {index}'
         steps, reference = [], {**self._by_modules, **expected.outputs}
         number_of_runs: collections.Counter[str] = collections.Counter()
@@ -196,17 +204,17 @@ class _FramesWriter:
         """Return the outputs of the module that was exported as a graph, computed by PyTorch."""
         import torch
 
-        exported = self.proof.graphs[graph.name]
-        if exported.module is None:
+        module = self._modules[graph.name]
+        if module is None:
             return {}
         arguments = (inputs[name] for name in graph.spec.input_names)
-        device = next(self.proof.deployment.model.parameters()).device
+        device = next(self.sides.deployment.model.parameters()).device
         tensors = (
             torch.from_numpy(array.astype(np.float32) if array.dtype == np.float16 else array).to(device)
             for array in arguments
         )
         with torch.no_grad():
-            results = exported.module(*tensors)
+            results = module(*tensors)
         results = results if isinstance(results, list | tuple) else (results,)
         return {
             name: result.cpu().numpy() for name, result in zip(graph.spec.output_names, results, strict=True)

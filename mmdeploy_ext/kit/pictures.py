@@ -13,7 +13,7 @@ from mmdeploy_ext.kit.contents import MODEL, ArrayFolder, KitCase, KitGraph
 from mmdeploy_ext.kit.model_files import check_facts, copy_model
 from mmdeploy_ext.kit.page import write_page
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
-from mmdeploy_ext.proving.ladder import open_proof
+from mmdeploy_ext.proving.pictures import read_picture_file
 from mmdeploy_ext.proving.references import ImageReference, options_besides_form
 
 if TYPE_CHECKING:
@@ -44,10 +44,9 @@ def write_pictures(
             classes, preparation or post-processing than those of the model.
         ModelFileError: see `ladder.prove`.
     """
-    proof = open_proof(deployment, path, samples)
-    (file,) = proof.files
-    check_facts(deployment, path, file.metadata, rule_of(deployment, proof.export_options))
-    inputs = proof_inputs(deployment, proof.export_options, list(samples))
+    file, options = read_picture_file(deployment, path)
+    check_facts(deployment, path, file.metadata, rule_of(deployment, options))
+    inputs = proof_inputs(deployment, options, list(samples))
     graph = KitGraph('model', MODEL, file.metadata, file.metadata.spec)
     entry = graph.to_json() | copy_model(path, folder, graph)
     entries, arrays = [], ArrayFolder(folder)

@@ -19,7 +19,7 @@ from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.graph.io.files import is_sparse
 from mmdeploy_ext.kit.contents import LIBSPCONV, ArrayFolder, KitCase, KitGraph
 from mmdeploy_ext.proving.inputs.voxel_sets import in_order, proof_sets
-from mmdeploy_ext.proving.ladder import open_proof
+from mmdeploy_ext.proving.levels.sparse_file import read_sparse_file
 from mmdeploy_ext.proving.levels.sparse_layers import HALF_RTOL
 from mmdeploy_ext.sparse import engine, libspconv
 
@@ -52,7 +52,7 @@ def write_voxels(
         UsageError: a file of the portable form, or an INT8 file without samples.
         ModelFileError: see `ladder.prove`.
     """
-    file = open_proof(deployment, path, samples).file
+    file = read_sparse_file(deployment, path, None)
     if not is_sparse(file.model):
         raise UsageError(
             f'{path}: is a backbone alone, in the portable form; kits are of detectors, and of backbones for '

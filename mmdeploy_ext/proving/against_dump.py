@@ -14,7 +14,7 @@ from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.proving import half_bars
-from mmdeploy_ext.proving.levels.cases import compare_outputs
+from mmdeploy_ext.proving.pictures import compare_outputs
 from mmdeploy_ext.proving.results import Case
 from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.proving.tensors import TensorRow, compare_tensors

@@ -1,17 +1,16 @@
-"""The proof of exported files: `prove` runs all levels, whatever the model takes.
+"""The proof of exported files: `prove` chooses the proof of what the model takes.
 
 How a verdict comes about, from the top:
 
-1. `open_proof` chooses the kind of `Proof` (levels/proof.py) by what the model takes, and reads the files.
-2. `Proof.check` is level 1: each graph against a fresh export (fresh_export.py), the structure of each file
-   (levels/structure.py), its metadata against config and checkpoint (provenance.py), the weights of the
-   model against the checkpoint (weights.py), and samples prepared by the rule in the file against those of
-   the config's own pipeline (levels/preprocessing.py).
-3. `Proof.inputs` makes the inputs of both engines (inputs/). Each runs through PyTorch and through the file;
-   tensors are compared (level 2, tensors.py) and results are matched (level 3, tasks/matching.py); models
-   with a memory run a drive (level 4, levels/drive_run.py). Each input becomes a `Case` (results.py).
-4. `Proof.conclude` judges all cases together (totals.py, half_bars.py).
-5. The `Verdict` (verdict.py) decides the exit status; views/ shows it.
+1. Level 1 (proof.py): each graph against a fresh export (file_checks.py), the structure of each file
+   (file_checks.py), its metadata against config and checkpoint (provenance.py), the weights of the
+   model against the checkpoint (provenance.py), and samples prepared by the rule in the file against those of
+   the config's own pipeline (preprocessing/).
+2. Each input (inputs/) runs through PyTorch and through the file; tensors are compared (level 2, tensors.py)
+   and results are matched (level 3, tasks/matching.py); models with a memory run a drive (level 4,
+   levels/drive_run.py). Each input becomes a `Case` (results.py).
+3. All cases are judged together (tasks/matching.py, half_bars.py).
+4. The `Verdict` (verdict.py) decides the exit status; views/ shows it.
 
 `mm2onnx verify --eval` adds level 5 (levels/metrics.py), and difference/ finds the first tensor in which a
 file differs from PyTorch.
@@ -19,51 +18,36 @@ file differs from PyTorch.
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.cli import tracked
-from mmdeploy_ext.core.errors import LoadError, one_line
 from mmdeploy_ext.families.base import BACKBONE
-from mmdeploy_ext.proving.levels.drive import DriveProof
-from mmdeploy_ext.proving.levels.frames import SweepProof
-from mmdeploy_ext.proving.levels.images import ImageProof
-from mmdeploy_ext.proving.levels.sparse_proof import SparseProof
-from mmdeploy_ext.proving.open_points import unreached
+from mmdeploy_ext.proving.backbone import prove_backbone
+from mmdeploy_ext.proving.drive import prove_frames
+from mmdeploy_ext.proving.frames import prove_sweeps
+from mmdeploy_ext.proving.pictures import prove_pictures
+from mmdeploy_ext.proving.proof import Claims
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from mmdeploy_ext.exporting.model import Model
-    from mmdeploy_ext.proving.levels.proof import Proof
     from mmdeploy_ext.proving.verdict import Verdict
 
-PROOFS = dict(images=ImageProof, drive=DriveProof, sweeps=SweepProof, fused=SweepProof, voxels=SparseProof)
-"""Kind of the inputs of a model, see `open_proof` -> class of the proof of its files."""
-MAX_MESSAGE_LENGTH = 500
-"""Length to which an engine's message about a file that it cannot load is cut."""
+PROOFS = dict(
+    images=prove_pictures,
+    drive=prove_frames,
+    sweeps=prove_sweeps,
+    fused=prove_sweeps,
+    voxels=prove_backbone,
+)
+"""Kind of the inputs of a model, see `kind_of` -> proof of its files."""
 
 
-def open_proof(
-    deployment: Model,
-    paths: str | Sequence[str],
-    samples: Collection[Any] = (),
-    engine: Mapping[str, Any] | None = None,
-    **settings: Any,
-) -> Proof:
-    """Read the files and return their proof, which has not run yet.
-
-    The kind of the proof is `Family.samples`; 'drive' for models with a memory, 'voxels' for backbones.
-    `deployment`, `paths`, `samples`, `engine` and `settings`, and the errors, are those of `prove`.
-    """
-    listed = [str(path) for path in (paths if isinstance(paths, list | tuple) else [paths])]
-    family = deployment.family
-    kind = family.samples
+def kind_of(family: Any) -> str:
+    """Return what models of a family take: 'drive' with a memory, 'voxels' if backbones, else its samples."""
     if family.product == BACKBONE:
-        kind = 'voxels'
-    elif family.memory:
-        kind = 'drive'
-    return PROOFS[kind](deployment, listed, samples, engine or {}, **settings)
+        return 'voxels'
+    return 'drive' if family.memory else family.samples
 
 
 def prove(
@@ -100,8 +84,8 @@ def prove(
         timed: whether the verdict has times, which decide nothing; for them the engines run a model of
             pictures a few more times.
         strict: whether what a graph cannot show of the user's code (`Verdict.untraced`) is a failure.
-        settings: keyword arguments of the kind of proof, see its class: `picture_files` of pictures, `bars`
-            of a drive, `ranges`, `max_voxels` and `node_list` of a backbone.
+        settings: keyword arguments of the kind of proof: `picture_files` of pictures, `bars` of a drive,
+            `ranges`, `max_voxels` and `node_list` of a backbone.
 
     Returns:
         The verdict; and samples with the results of PyTorch and of the engine, each a `Pair` to be drawn in a
@@ -112,21 +96,7 @@ def prove(
             those of one export.
         UsageError: the engine is not installed, or has no such option.
     """
-    proof = open_proof(deployment, paths, samples, engine, **settings)
-    proof.timed = timed
-    proof.check(edited, asked, written)
-    with contextlib.ExitStack() as stack:
-        try:
-            proof.start(stack)
-        except LoadError as error:  # the graph that level 1 has just judged is one that nothing can run
-            proof.results.reasons.append(one_line(error)[:MAX_MESSAGE_LENGTH])
-            return proof.finish(library, strict), []
-        first, inputs = None, proof.inputs()
-        for sample in tracked(inputs, len(inputs), 'proving'):
-            proof.run(sample)
-            first = sample if first is None else first
-        if first is not None:
-            proof.run_again(first)
-        proof.conclude()
-        proof.verdict.unreached = unreached(proof.limits(), proof.results.cases, proof.samples_option)
-    return proof.finish(library, strict), proof.pictures
+    listed = [str(path) for path in (paths if isinstance(paths, list | tuple) else [paths])]
+    claims = Claims(edited, written, asked or {}, library, timed, strict)
+    proof = PROOFS[kind_of(deployment.family)]
+    return proof(deployment, listed, samples, dict(engine or {}), claims, **settings)

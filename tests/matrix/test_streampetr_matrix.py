@@ -15,10 +15,10 @@ from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.proving import ladder
+from mmdeploy_ext.proving.frames import output_spec
 from mmdeploy_ext.proving.inputs.samples import proof_samples
 from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.proving.levels.drive_run import FULL_DRIVE, SHORT_DRIVE
-from mmdeploy_ext.proving.levels.frames import output_spec
 from proofs import run_far
 from verdicts import sequence_of
 

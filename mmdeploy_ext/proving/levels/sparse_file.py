@@ -67,7 +67,7 @@ class SparseFile:
             compared with the model's, too.
         ranges: the check that the ranges of the weights follow from the weights; None if the file records
             none, or `read_sparse_file` was given them.
-        name: name of the graph, which `Proof.read` demands: '', as the model is one file.
+        name: name of the graph: '', as the model is one file.
     """
 
     deployment: Model

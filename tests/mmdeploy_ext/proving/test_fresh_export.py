@@ -19,7 +19,7 @@ from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving import ladder
 from mmdeploy_ext.runtime.detect import make_feeds, prepare
-from proofs import check_files, samples_alone
+from proofs import check_files, level_1_alone, samples_alone
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
 from verdicts import checks_of, graphs_of, preprocessing_of
 
@@ -221,15 +221,6 @@ def verdict_of(tmp_path, capsys, *words):
     found = tmp_path / 'verdict.json'
     status = verify_app.main([CONFIG, CHECKPOINT, *words, '--json', str(found)])
     return status, capsys.readouterr().out, read_json(found)
-
-
-def level_1_alone(
-    deployment, paths, samples, engine, *, edited=False, asked=None, library=None, strict=False, **settings
-):
-    """Stand for `ladder.prove` where level 1 refuses a file, whatever its inputs give."""
-    proof = ladder.open_proof(deployment, paths, samples, engine, **settings)
-    proof.check(edited, asked)
-    return proof.finish(library, strict), []
 
 
 def test_a_file_that_was_exported_with_another_threshold_is_refused_by_the_name_of_the_setting(

@@ -8,10 +8,12 @@ import torch
 from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.ladder import open_proof
+from mmdeploy_ext.proving.pictures import open_backend, picture_inputs, read_picture_file, run_case
 from mmdeploy_ext.proving.references import empty_reference
 from planting import replaced, result
+from proofs import check_files
 from toy_atss import PICTURE, REPO, load_toy
+from verdicts import graphs_of
 
 PICTURES = [('toy.jpg', read_image(PICTURE))]
 
@@ -42,14 +44,11 @@ def test_boxes_where_pytorch_finds_nothing_are_refused(tmp_path):
     place = 'mmdeploy_ext.exporting.postprocess.bbox2d:DenseBoxPostprocess.forward'
     with replaced(place, result(from_nothing)), contextlib.ExitStack() as stack:
         export_files(deployment, options, path, [traced])
-        proof = open_proof(deployment, path, PICTURES)
-        proof.check()
-        assert proof.results.graphs[0].equal
-        proof.start(stack)
-        inputs = proof.inputs()
-        for one in (inputs[0], inputs[-1]):
-            proof.run(one)
-    right, wrong = proof.results.cases
+        assert graphs_of(check_files(deployment, path, PICTURES))[0].equal
+        file, options = read_picture_file(deployment, path)
+        backend = stack.enter_context(open_backend({}, file))
+        inputs, _ = picture_inputs(deployment, file, options, PICTURES)
+        right, wrong = (run_case(reference, backend)[0] for reference in (inputs[0], inputs[-1]))
     assert right.passed and not wrong.passed
     assert wrong.name == 'plain picture, nothing found' and wrong.detections[0].reason == '100 extra'
 

@@ -22,10 +22,10 @@ from mmdeploy_ext.evaluate.loop import DatasetFrames
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.streampetr.runtime import model
 from mmdeploy_ext.preprocess.cameras import multiview_rule
+from mmdeploy_ext.proving.drive import SPECIAL, NearOrigin
+from mmdeploy_ext.proving.frames import output_spec
 from mmdeploy_ext.proving.ladder import prove
-from mmdeploy_ext.proving.levels.drive import SPECIAL, NearOrigin
 from mmdeploy_ext.proving.levels.drive_run import DriveBars, default_bars
-from mmdeploy_ext.proving.levels.frames import output_spec
 from mmdeploy_ext.proving.views.table import last_line, print_verdict
 from mmdeploy_ext.runtime.frames import relative_motion
 from projects.configs.nuscenes_stream import image_augmentation, stream_data

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import onnx
 
-from mmdeploy_ext.proving.levels.proof import data_hashes
+from mmdeploy_ext.proving.proof import data_hashes
 
 DEMO = Path(__file__).resolve().parents[3] / 'demo/atss_toy.onnx'
 

@@ -1,7 +1,6 @@
 """The rule of a sparse backbone's file is compared with mmcv's own voxelisation of the config."""
 
 import dataclasses
-import types
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from mmcv.ops import Voxelization
 import toy_centerpoint
 from mmdeploy_ext.preprocess import points as inputs
 from mmdeploy_ext.preprocess.points import VoxelRule
-from mmdeploy_ext.proving.levels.frames import FramesProof
+from mmdeploy_ext.proving.frames import compare_preparation
 from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
 
 RULE = VoxelRule((-6.0, -6.0, -2.0, 6.0, 6.0, 2.0), (0.5, 0.5, 0.5), 5, 300, 'xyz', 5)
@@ -74,11 +73,8 @@ def test_the_rule_of_a_detectors_file_is_compared_with_its_own_layer():
     """Moments of a proof have fewer voxels than the rule lets through."""
     deployment = toy_centerpoint.exported('sparse')[0]
     rule = deployment.rule
-    given = types.SimpleNamespace(deployment=deployment, samples=[], unit='sweep')
     for limit, passes in ((rule.max_voxels, True), (rule.max_voxels - 1, False)):
-        given.metadata = [
-            types.SimpleNamespace(preprocess=dataclasses.replace(rule, max_voxels=limit)),
-        ]
-        result = FramesProof.preprocessing(given)
+        changed = dataclasses.replace(rule, max_voxels=limit)
+        result = compare_preparation(deployment, changed, [], 'sweep')
         assert result.passed is passes, result.text
     assert 'max_voxels: got 599, expected 600' in result.text

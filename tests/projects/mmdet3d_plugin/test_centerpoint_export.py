@@ -22,7 +22,8 @@ from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.exporting.model import check_options
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.proving.ladder import open_proof, prove
+from mmdeploy_ext.proving.frames import judge_sweep, open_sides, read_files
+from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.tasks import matching
 from mmdeploy_ext.runtime.frames import Sweep
 from proofs import OF_OTHER_CONTRACTS, prove_samples
@@ -135,11 +136,10 @@ def test_a_sweep_that_the_engine_refuses_is_a_failed_case(toy):
 
     sweep = sweeps(1)[0]
     expected = deployment.family.reference(deployment.model).step(sweep)
-    proof = open_proof(deployment, paths_of(folder), [sweep])
     with contextlib.ExitStack() as stack:
-        proof.start(stack)
-        proof.runner = Refusing()
-        (case,), pictures = proof.cases(sweep)
+        sides = open_sides(deployment, *read_files(deployment, paths_of(folder)), {}, stack)
+        sides.runner = Refusing()
+        case, pictures = judge_sweep(sides, sweep, *sides.run(sweep))
     assert not pictures and not case.passed
     assert case.detections[0].missing == len(expected.detections)
 

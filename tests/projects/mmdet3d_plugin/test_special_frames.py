@@ -1,8 +1,8 @@
 """Moments in which one thing of the rig changes: what is kept of a rig has to look at every matrix."""
 
 import dataclasses
+import functools
 import itertools
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,11 +17,10 @@ from mmdeploy_ext.families.parts.runtime import frame_checks
 from mmdeploy_ext.families.parts.runtime.bev_motion import YAW_DEG, record_of_pose
 from mmdeploy_ext.families.sparse4d import samples as sparse4d_samples
 from mmdeploy_ext.preprocess.cameras import Calibration
+from mmdeploy_ext.proving.drive import SPECIAL, special_frames, with_moment
+from mmdeploy_ext.proving.frames import best_scores_row
 from mmdeploy_ext.proving.inputs.synthetic_drive import SyntheticDrive
-from mmdeploy_ext.proving.levels.drive import DriveProof
-from mmdeploy_ext.proving.levels.drive_run import DriveBars
-from mmdeploy_ext.proving.levels.frames import best_scores_row
-from mmdeploy_ext.proving.verdict import Results, Verdict
+from mmdeploy_ext.proving.levels.drive_run import DriveBars, Modes
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame
 from toy_stepper import MEMORY, SPEC, ToyStepper
@@ -109,16 +108,9 @@ class Blind(ToyStepper):
 @pytest.mark.parametrize(('candidate', 'reasons'), [(Blind(), True), (ToyStepper(logit=-99), False)])
 def test_a_file_that_fails_on_a_special_frame_is_not_proven_though_nothing_is_found(candidate, reasons):
     (frame,) = SyntheticDrive(1, (32, 64))
-    family = SimpleNamespace(
-        task='bbox3d', ignores_places=lambda _: False, special_samples=lambda *_: changed_drive(frame)
-    )
-    proof = object.__new__(DriveProof)
-    proof.deployment, proof.first, proof.export_options = SimpleNamespace(family=family, rule=None), frame, {}
-    proof.reference, proof.runner, proof.spec, proof.memory = ToyStepper(logit=-99), candidate, SPEC, MEMORY
-    proof.bars, proof.decided, proof.shape, proof.verdict = DriveBars(), {}, '', Verdict({})
-    proof.results = Results()
-    proof.run_special_frames()
-    assert bool(proof.results.reasons) == reasons, proof.results.reasons
+    modes_of = functools.partial(Modes, ToyStepper(logit=-99), spec=SPEC, memory=MEMORY)
+    (case,), found = special_frames(changed_drive(frame), candidate, modes_of, DriveBars(), '')
+    assert case.name == SPECIAL and bool(found) == reasons, found
 
 
 class WithoutMemory(ToyStepper):
@@ -132,19 +124,16 @@ class WithoutMemory(ToyStepper):
 
 
 def test_frames_without_pose_time_and_scene_run_where_nothing_is_kept():
-    proof, family = object.__new__(DriveProof), SimpleNamespace(task='bbox3d')
-    proof.deployment = SimpleNamespace(family=family)
-    proof.reference, proof.spec, proof.memory = WithoutMemory(), SPEC, MemorySpec(needed=MEMORY.needed)
     runners = dict(teacher=WithoutMemory(), free=WithoutMemory())
-    proof.modes = proof._modes(runners, DriveBars(frames=3, resets=0))
-    proof.first, proof.count, proof.shape, proof.drawn_frames = None, 0, '', set()
-    proof.most_results = 0
-    for frame in SyntheticDrive(3, (32, 64)):
-        moment = dict(ego_pose=None, timestamp_s=None, scene_token=None)
-        proof.run(dataclasses.replace(frame, **moment))
-    rows = proof.modes.finish()
+    memory, bars = MemorySpec(needed=MEMORY.needed), DriveBars(frames=3, resets=0)
+    modes = Modes(WithoutMemory(), runners, SPEC, memory=memory, bars=bars)
+    moment = dict(ego_pose=None, timestamp_s=None, scene_token=None)
+    for index, frame in enumerate(SyntheticDrive(3, (32, 64))):
+        modes.add(with_moment(dataclasses.replace(frame, **moment), index))
+    rows = modes.finish()
     assert all(row.passed and row.series['gap_s'] == [None, 0.5, 0.5] for row in rows.values()), rows
-    assert proof.first.timestamp_s == 0.0 and (proof.first.ego_pose == np.eye(4)).all()
+    first = modes.first[0]
+    assert first.timestamp_s == 0.0 and (first.ego_pose == np.eye(4)).all()
 
 
 def test_a_plain_sweep_has_one_point_and_that_is_in_range():

@@ -13,7 +13,7 @@ from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.difference.locate import subject_of
-from mmdeploy_ext.proving.levels.exported_file import open_file
+from mmdeploy_ext.proving.proof import open_file
 from mmdeploy_ext.proving.references import references
 from mmdeploy_ext.synthetic.seeded import write_seeded
 from proofs import check_files, run_once

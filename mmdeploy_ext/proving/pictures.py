@@ -1,10 +1,11 @@
-"""Levels 2 and 3 of pictures: an engine's tensors and results against those of the unpatched model.
+"""The proof of a file of a model of pictures: graph, tensors and results, on the traced input and on others.
 
-The reference side of an input is computed once for all files.
+`prove_pictures` reads from top to bottom; what follows it are the comparisons of one input.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -14,15 +15,45 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
-from mmdeploy_ext.core.errors import ShapeError, one_line
-from mmdeploy_ext.engines import title_of
-from mmdeploy_ext.proving import half_bars
+from mmdeploy_ext.core.cli import tracked
+from mmdeploy_ext.core.errors import LoadError, ModelFileError, ShapeError, one_line
+from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.engines import build_backend, title_of
+from mmdeploy_ext.exporting.files import make_metadata
+from mmdeploy_ext.exporting.model import check_options, rule_of
+from mmdeploy_ext.proving import file_checks, half_bars
+from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.levels.attempts import FAILURES, attempt, failed_detections
-from mmdeploy_ext.proving.open_points import counts_of_images
-from mmdeploy_ext.proving.references import options_besides_form
+from mmdeploy_ext.proving.open_points import counts_of_images, unreached
+from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
+from mmdeploy_ext.proving.proof import (
+    AGAIN,
+    check_contents,
+    check_graph,
+    check_model,
+    compare_again,
+    engine_class,
+    engine_options,
+    finish,
+    judge_results,
+    not_loaded,
+    notes_on_export,
+    open_file,
+    start,
+)
+from mmdeploy_ext.proving.provenance import normalisation_notes
+from mmdeploy_ext.proving.references import (
+    ImageReference,
+    changed_children,
+    empty_reference,
+    options_besides_form,
+    reference_with_empty_image,
+    zoomed_on_object,
+)
 from mmdeploy_ext.proving.results import Case, DetectionRow, Pair
-from mmdeploy_ext.proving.substitution import choices_among, substituted, without_limits
+from mmdeploy_ext.proving.substitution import border_names, choices_among, substituted, without_limits
 from mmdeploy_ext.proving.tasks import bbox2d, task_module
+from mmdeploy_ext.proving.tasks.matching import total_reasons
 from mmdeploy_ext.proving.tensors import (
     compare_named,
     compare_tensors,
@@ -33,22 +64,186 @@ from mmdeploy_ext.proving.tensors import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
     from typing import Any
 
     import numpy as np
 
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.engines import Backend
+    from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.families.images import ImageFamily
+    from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.half_bars import HalfBars
-    from mmdeploy_ext.proving.references import ImageReference
+    from mmdeploy_ext.proving.inputs.inputs import ProofInput
+    from mmdeploy_ext.proving.proof import Claims, ExportedFile, Proof
     from mmdeploy_ext.proving.tensors import TensorRow
+    from mmdeploy_ext.proving.verdict import Verdict
 
+MAX_DRAWN = 8
+"""Largest number of pictures in the report."""
 TIMED_RUNS = 3
 """Runs of each engine, those of the proof included, from which on its median time needs no more."""
 TIMED_S = 3.0
 """Seconds after which there are no more runs, as the times are only informative."""
+
+
+def prove_pictures(
+    deployment: Model,
+    paths: Sequence[str],
+    pictures: Sequence[tuple[str, np.ndarray]],
+    engine: Mapping[str, Any],
+    claims: Claims,
+    picture_files: Sequence[str | Path] = (),
+) -> tuple[Verdict, list[Pair]]:
+    """Prove one file on (title, BGR picture); the first counts as the one that was traced.
+
+    `picture_files` are the paths of the pictures, if they were read from files; for the rest see
+    `ladder.prove`.
+    """
+    proof = check_pictures(deployment, paths, pictures, engine, claims, picture_files)
+    (file,), results, verdict = proof.files, proof.results, proof.verdict
+    with contextlib.ExitStack() as stack:
+        try:
+            backend = stack.enter_context(open_backend(proof.engine, file))
+        except LoadError as error:
+            return not_loaded(proof, error)
+        verdict.subject['precision'] = backend.computes_in or file.metadata.precision
+
+        inputs, notes = picture_inputs(deployment, file, proof.options, pictures)
+        verdict.notes += notes
+        first = None
+        for entry in tracked(inputs, len(inputs), 'proving'):
+            reference = entry if isinstance(entry, ImageReference) else ImageReference(deployment, entry)
+            first = first or reference
+            case, pairs = run_case(reference, backend)
+            reference.forget()
+            results.cases.append(case)
+            proof.pairs += pairs
+        again = ImageReference(deployment, first.input)
+        compare_again(proof, lambda: run_case(again, backend)[0])
+        if names := changed_children(first.sums, again.sums):
+            results.reasons.append(f'{AGAIN} (state that runs change): outputs of {", ".join(names)}')
+
+        judge_results(proof)
+        if claims.timed and all(case.passed for case in results.cases):
+            verdict.timing_ms = timing(first, backend)
+    if not results.reasons:
+        results.reasons += total_reasons(results.cases, verdict.precision)
+    verdict.notes += [*normalisation_notes(deployment), *notes_on_export(deployment, file.metadata)]
+    if verdict.precision == 'fp32':
+        verdict.notes += substitution_notes(deployment, results.cases)
+    if left_out := deployment.family.results_left_out(file.options):
+        verdict.notes.append(left_out)
+    verdict.unreached = unreached({**file.metadata.postprocess, **file.options}, results.cases, '--images')
+    return finish(proof), proof.pairs[:MAX_DRAWN]
+
+
+def check_pictures(
+    deployment: Model,
+    paths: Sequence[str],
+    pictures: Sequence[tuple[str, np.ndarray]],
+    engine: Mapping[str, Any],
+    claims: Claims,
+    picture_files: Sequence[str | Path] = (),
+) -> Proof:
+    """Read the file of a proof, and do its level 1; the arguments are those of `prove_pictures`."""
+    file, options = read_picture_file(deployment, paths[0])
+    kind = engine_class(engine)
+    shape = 'dynamic' if file.options['dynamic'] else 'fixed'
+    if shape == 'fixed' and file.options.get('dynamic_batch'):
+        shape = 'dynamic batch, fixed size'
+    facts = dict(
+        file_sha256=sha256_file(file.path),
+        form=file.metadata.form,
+        shape=shape,
+        engine=kind,
+        **file.facts,
+    )
+    proof = start(deployment, [file], options, engine_options([file], kind, engine), claims, facts)
+    check_contents(proof, file, rule_of(deployment, options), make_metadata(deployment, options).spec)
+    export = file_checks.of_images(deployment, options, pictures[0][1])
+    check_graph(proof, file, lambda: file_checks.compare_with_fresh_export(file.model, export))
+    check_model(proof)
+
+    def feeds(image: PreparedImage, batch: int) -> Mapping[str, np.ndarray]:
+        return deployment.family.feeds([image] * batch, rescale=True)
+
+    proof.results.preprocessing, by_pipeline = compare_pictures(
+        deployment.cfg, file.metadata, picture_files, pictures[0][1], deployment.normalisation, feeds
+    )
+    if by_pipeline:
+        deployment.collected = dict(by_pipeline[0].collected)
+    return proof
+
+
+def read_picture_file(deployment: Model, path: str) -> tuple[ExportedFile, Options]:
+    """Read a file, and the options of its export.
+
+    ModelFileError: missing, not ours, or of a form or options that the model does not have.
+    """
+    file, family = open_file(path), deployment.family
+    metadata = file.metadata
+    metadata.require(path, family.name, family.forms)
+    options = family.exported_options(metadata.options, path)
+    if options.form != metadata.form:
+        raise ModelFileError(
+            f'{path}: says that its form is {metadata.form!r} and that it was exported as '
+            f'{options.form!r}; export it again'
+        )
+    with file_checks.option_errors(path):
+        options.check()
+        check_options(options, deployment.cfg, family, deployment.model)
+    return file, options
+
+
+def open_backend(engine: Mapping[str, Any], file: ExportedFile) -> Backend:
+    """Return the engine with a file, not active yet.
+
+    ONNX Runtime on the CPU gives the file's own tensors at the borders of its stages, too, in float32.
+    """
+    kind, options = engine_class(engine), {key: value for key, value in engine.items() if key != 'engine'}
+    on_cpu = options.get('providers') in (None, half_bars.CPU, [half_bars.CPU], (half_bars.CPU,))
+    if kind == 'OnnxRuntimeBackend' and on_cpu and file.metadata.precision == 'fp32':
+        options['inner_tensors'] = border_names(file.model)
+    return build_backend(kind, file.path, **options)
+
+
+def picture_inputs(
+    deployment: Model, file: ExportedFile, options: Options, pictures: Sequence[tuple[str, np.ndarray]]
+) -> tuple[list[ProofInput | ImageReference], list[str]]:
+    """Return inputs made of the pictures, a plain one, and one that an object fills; and notes.
+
+    The last is there if the sizes of regions choose levels of a pyramid. A plain picture in which PyTorch
+    finds nothing is an input, and takes a place in a batch of three, if there is one. Where PyTorch has run
+    already, the reference stands for the input.
+    """
+    inputs = list(proof_inputs(deployment, options, pictures))
+    traced = ImageReference(deployment, inputs[0])
+    if deployment.family.results_left_out(file.options):
+        return [traced, *inputs[1:]], []
+    if zoomed := zoomed_on_object(deployment, options, traced):
+        inputs.append(zoomed)
+    empty, note = empty_reference(deployment, options)
+    if empty is None:
+        return [traced, *inputs[1:]], [note]
+    known = {0: traced}
+    if batch := reference_with_empty_image(deployment, inputs, empty.input):
+        index, reference = batch
+        known[index] = reference
+    return [*(known.get(index, one) for index, one in enumerate(inputs)), empty], []
+
+
+def substitution_notes(deployment: Model, cases: Sequence[Case]) -> list[str]:
+    """Return that the file's own tensors were not put in, and results that are a choice among equals."""
+    notes = list(dict.fromkeys(note for case in cases for note in case.notes))
+    if unjudged := deployment.family.unjudged(deployment.model):
+        notes.append(unjudged)
+    if any(case.substituted for case in cases):
+        return notes
+    return ["the file's own tensors were not put into the user's code: results end to end decide", *notes]
 
 
 def run_case(reference: ImageReference, backend: Backend) -> tuple[Case, list[Pair]]:

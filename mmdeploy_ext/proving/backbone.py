@@ -1,0 +1,195 @@
+"""The proof of a sparse backbone's file: structure, then every layer and the dense map against spconv."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.cli import tracked
+from mmdeploy_ext.core.commands import tool
+from mmdeploy_ext.core.errors import one_line
+from mmdeploy_ext.core.files import read_json, sha256_file
+from mmdeploy_ext.exporting.sparse_backbone import has_precision
+from mmdeploy_ext.proving.inputs.voxel_sets import in_order, proof_sets
+from mmdeploy_ext.proving.levels import sparse_file
+from mmdeploy_ext.proving.levels.attempts import attempt
+from mmdeploy_ext.proving.levels.sparse_layers import (
+    DialectRunner,
+    PortableRunner,
+    layer_rows,
+    run_reference,
+)
+from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
+from mmdeploy_ext.proving.proof import add_checks, check_graph, check_model, compare_again, finish, start
+from mmdeploy_ext.proving.provenance import settings_check
+from mmdeploy_ext.proving.results import Case, Pair
+from mmdeploy_ext.proving.tasks.matching import total_reasons
+from mmdeploy_ext.proving.tensors import compare_named, failed_row
+from mmdeploy_ext.sparse.libspconv import to_node_list
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+
+    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet
+    from mmdeploy_ext.proving.levels.sparse_file import SparseFile
+    from mmdeploy_ext.proving.levels.sparse_layers import SparseReference
+    from mmdeploy_ext.proving.proof import Claims, Proof
+    from mmdeploy_ext.proving.tensors import TensorRow
+    from mmdeploy_ext.proving.verdict import Verdict
+    from mmdeploy_ext.sparse.ranges import Ranges
+
+    Runner = DialectRunner | PortableRunner
+
+DRAWN_VOXELS = 500
+"""Minimum number of voxels of an input that is drawn in the report."""
+MAX_DRAWN = 16
+"""Largest number of inputs in the report."""
+
+
+def prove_backbone(
+    deployment: Model,
+    paths: Sequence[str],
+    samples: Sequence[VoxelSet],
+    engine: Mapping[str, Any],
+    claims: Claims,
+    **settings: Any,
+) -> tuple[Verdict, list[Pair]]:
+    """Prove one file, of the target 'libspconv' or 'portable', on synthetic and on real voxels.
+
+    `samples` are sets of real voxels, with coordinates in the model's order of axes. Of the engine's options
+    `threads` is taken. For `settings` see `check_backbone`, for the rest `ladder.prove`.
+    """
+    proof = check_backbone(deployment, paths, samples, engine, claims, **settings)
+    (file,), results, timing = proof.files, proof.results, {}
+    dialect = file.export_options.target == 'libspconv'
+    runner_class = DialectRunner if dialect else PortableRunner
+    runner = attempt(lambda: runner_class(file, int(proof.engine.get('threads', 0))))
+    if isinstance(runner, Exception):
+        results.reasons.append(f'the file cannot be run: {one_line(runner)[:300]}')
+        return finish(proof), []
+
+    settings = deployment.settings
+    sets = [*proof_sets(settings.spatial_shape, settings.in_channels), *samples]
+    for voxels in tracked(sets, len(sets), 'proving'):
+        case, pairs, times = run_voxels(file, runner, voxels)
+        results.cases.append(case)
+        proof.pairs += pairs
+        timing = times or timing
+    compare_again(proof, lambda: run_voxels(file, runner, sets[0])[0])
+    if claims.timed:
+        proof.verdict.timing_ms = timing
+    if not results.reasons:
+        results.reasons += total_reasons(results.cases, proof.verdict.precision)
+    return finish(proof), proof.pairs[::-1][:MAX_DRAWN]
+
+
+def check_backbone(
+    deployment: Model,
+    paths: Sequence[str],
+    samples: Sequence[VoxelSet],
+    engine: Mapping[str, Any],
+    claims: Claims,
+    *,
+    ranges: Ranges | None = None,
+    max_voxels: int | None = None,
+    node_list: str = '',
+) -> Proof:
+    """Read the file, make the graphs that it is compared with, and do level 1.
+
+    Args:
+        deployment: see `prove_backbone`, also for what is not named here.
+        paths: the path of the file.
+        samples: not read.
+        engine: options of the engine.
+        claims: what was asked for.
+        ranges: INT8 ranges that the file was exported with; None: those that it records.
+        max_voxels: largest number of voxels of a sweep, by which a libspconv file is checked; None: the usual
+            one.
+        node_list: path of a JSON file with the node list of NVIDIA's exporter, which that of the file has to
+            equal; '' for none.
+    """
+    file = sparse_file.read_sparse_file(deployment, paths[0], ranges)
+    options = file.export_options
+    facts = dict(
+        file_sha256=sha256_file(file.path),
+        form=options.target,
+        options=dict(options.to_json(), cfg_options=deployment.cfg_options),
+        order=options.order,
+        precision=file.precision,
+        grid='x'.join(map(str, file.expected.spatial_shape)),
+        output='x'.join(map(str, file.expected.output_shape)),
+    )
+    proof = start(deployment, [file], options, engine, claims, facts)
+    notes, checks = proof.verdict.notes, []
+    if options.target == 'libspconv':
+        checks, warnings = sparse_file.check_dialect(file.path, file.model, max_voxels)
+        notes += warnings
+    else:
+        checks = sparse_file.check_portable(file.model)
+    if has_precision(options):
+        notes.append(
+            f'layers are compared in float32: what int8 does to the values is measured by {tool("calibrate")}'
+        )
+    overrides = file.options.get('cfg_options') or {}
+    checks += [
+        settings_check(deployment.unbuilt_cfg or deployment.cfg, overrides),
+        sparse_file.metadata_check(file),
+        *([] if file.ranges is None else [file.ranges]),
+    ]
+    if node_list:
+        expected, name = read_json(node_list), Path(node_list).name
+        checks += sparse_file.compare_node_lists(to_node_list(file.model), expected, name)
+    add_checks(proof, file, checks)
+    check_graph(proof, file, lambda: sparse_file.compare_graph(file))
+    check_model(proof)
+    rule, settings = sparse_file.read_fact(file.model, file.path, 'voxels'), deployment.settings
+    layer = deployment.family.voxel_layer(deployment.model)
+    proof.results.preprocessing = compare_voxels(layer, settings.order, settings.in_channels, rule)
+    return proof
+
+
+def run_voxels(
+    file: SparseFile, runner: Runner, sample: VoxelSet
+) -> tuple[Case, list[Pair], dict[str, float]]:
+    """Run both sides on one set of voxels; return its case, what the report draws of it, and times by side.
+
+    Sets of less than `DRAWN_VOXELS`, and those on which the file raised, are not drawn, and have no times.
+    """
+    reference = run_reference(file, sample)
+    coordinates = in_order(sample.coordinates, file.same_order)
+    start_s = time.perf_counter()
+    dense = attempt(lambda: runner.run(sample.features, coordinates))
+    milliseconds = (time.perf_counter() - start_s) * 1e3
+    rows = dense
+    if not isinstance(dense, Exception):
+        rows = attempt(lambda: _tensor_rows(file, runner, reference, dense, coordinates))
+    is_failure = isinstance(rows, Exception)
+    if is_failure:
+        reason = f'the {runner.failure}: {one_line(rows)[:200]}'
+        rows = [failed_row('dense map', reason, reference.dense)]
+    shape = 'x'.join(map(str, sample.features.shape))
+    case = Case(sample.name, shape, sample.traced, tuple(rows))
+    if is_failure or len(sample.features) < DRAWN_VOXELS:
+        return case, [], {}
+    title = f'{sample.name}, {len(sample.features)} voxels'
+    pair = Pair(title, None, reference.dense[0], dense[0], runner.title)
+    return case, [pair], {'spconv, one thread': reference.milliseconds, runner.timed: milliseconds}
+
+
+def _tensor_rows(
+    file: SparseFile,
+    runner: Runner,
+    reference: SparseReference,
+    dense: np.ndarray,
+    coordinates: np.ndarray,
+) -> list[TensorRow]:
+    """Compare the outputs of every layer for one input, and the dense maps."""
+    rows = []
+    for layer in runner.layers(coordinates) if len(coordinates) else ():
+        rows += layer_rows(reference, layer, file.same_order, runner.rtol)
+    rows += compare_named({'dense map': reference.dense}, {'dense map': dense}, runner.rtol, 'scn')
+    return rows + runner.more_rows(reference)

@@ -1,0 +1,321 @@
+"""The proof of files of models with a memory, `prove_frames`: one pass over a drive in two modes.
+
+Teacher-forced, the file gets PyTorch's memory before every frame; free-running, it goes on with its own
+(`levels/drive_run.py`). A stepper is a model on an engine that runs frame by frame and keeps its memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.cli import tracked
+from mmdeploy_ext.core.errors import LoadError
+from mmdeploy_ext.proving import half_bars
+from mmdeploy_ext.proving.frames import (
+    MAX_DRAWN,
+    check_frames,
+    counts_of,
+    limits,
+    notes_on_sides,
+    open_runner,
+    open_sides,
+    times_of,
+)
+from mmdeploy_ext.proving.levels.drive_run import FULL_DRIVE, NOTHING_FOUND, Modes, default_bars
+from mmdeploy_ext.proving.open_points import unreached
+from mmdeploy_ext.proving.proof import finish, not_loaded
+from mmdeploy_ext.proving.results import Case, DetectionRow
+from mmdeploy_ext.proving.tasks import bbox3d
+from mmdeploy_ext.proving.tasks.matching import too_few
+from mmdeploy_ext.runtime.frames import invert_pose
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+
+    from mmdeploy_ext.contract.memory import MemorySpec
+    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.proving.levels.drive_run import DriveBars
+    from mmdeploy_ext.proving.proof import Claims, Proof
+    from mmdeploy_ext.proving.results import Pair, SequenceRow
+    from mmdeploy_ext.proving.verdict import Verdict
+    from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
+
+ADVICE = 'use a drive with objects that this model finds, a longer one (--frames), and a trained checkpoint'
+"""What the user can do if too few results of a drive were matched."""
+SPECIAL = 'frames with one thing of the rig changed, and of one colour'
+"""Title of the case of `special_frames`."""
+FAR = dict(offset_m=(7e5, 4e6, 500.0), turn_rad=0.7)
+"""A place as in UTM coordinates, where float32 has steps of a quarter of a metre, and another heading."""
+FRAME_S = 0.5
+"""Seconds between frames whose data set has no times, as between key frames of nuScenes."""
+NEAR_M = 100.0
+"""Metres: scenes that begin this near to the origin stay where they are."""
+
+
+def prove_frames(
+    deployment: Model,
+    paths: Sequence[str],
+    frames: Collection[Frame],
+    engine: Mapping[str, Any],
+    claims: Claims,
+    bars: DriveBars | None = None,
+) -> tuple[Verdict, list[Pair]]:
+    """Prove files on the frames of a drive, read once; scenes far from the map's origin are moved to it.
+
+    `bars` None takes `default_bars`; for the rest see `ladder.prove`.
+    """
+    proof = check_frames(deployment, paths, frames, engine, claims)
+    family, results, verdict = deployment.family, proof.results, proof.verdict
+    bars = bars or default_bars(verdict.precision)
+    with contextlib.ExitStack() as stack:
+        try:
+            sides = open_sides(deployment, proof.files, proof.options, proof.engine, stack)
+            teacher = open_runner(deployment, proof.files, proof.engine, stack)
+        except LoadError as error:
+            return not_loaded(proof, error)
+        memory = family.memory_spec(sides.metadata.postprocess)
+        if verdict.precision != 'fp32':
+            memory = memory.judged_by(sides.spec)
+        modes_of = functools.partial(Modes, sides.reference, spec=sides.spec, memory=memory, task=family.task)
+        modes = modes_of(dict(teacher=teacher, free=sides.runner), bars=bars)
+        drive = NearOrigin(frames)
+
+        drawn = drawn_frames(len(drive))
+        first, most_results, shape = None, 0, ''
+        for index, frame in enumerate(tracked(drive, len(drive), 'proving')):
+            if not memory.tensors:
+                frame = with_moment(frame, index)
+            expected, by_mode = modes.add(frame)
+            first, shape = first or frame, shape or 'x'.join(map(str, frame.images.shape))
+            most_results = max(most_results, len(expected.detections))
+            if index in drawn and 'free' in by_mode:
+                title = f'{frame.name or f"frame {index}"}, free-running, frame {index + 1} of the drive'
+                detections = expected.detections, by_mode['free'].detections
+                proof.pairs.append(bbox3d.pair_of(frame, deployment.rule, title, *detections))
+
+        results.sequence = list(modes.finish().values())
+        case = _case(results.sequence[0], shape)
+        counts = counts_of(sides.metadata, most_results)
+        results.cases.append(dataclasses.replace(case, counts=counts))
+        if claims.timed:
+            medians = modes.clock.medians('reference', 'free').values()
+            verdict.timing_ms = dict(zip(times_of(proof, 'frame'), medians, strict=False))
+        if all(row.passed for row in results.sequence):  # rows that fail have reasons of their own
+            results.reasons += too_few(results.sequence[0].series['matched'], 'frame', ADVICE)
+        verdict.notes += notes_on_drive(proof, modes, bars, memory)
+        verdict.notes += [*notes_on_sides(sides), *drive.notes]
+
+        if verdict.precision == 'fp32' and first is not None:
+            ignores_places = family.ignores_places(proof.options)
+            runner = Shifted(sides.runner, **FAR) if ignores_places else sides.runner
+            samples = family.special_samples(deployment.rule, first)
+            cases, reasons = special_frames(samples, runner, modes_of, bars, shape)
+            results.cases += cases
+            results.reasons += reasons
+    verdict.unreached = unreached(limits(sides.metadata), results.cases, '--frames')
+    return finish(proof), proof.pairs[:MAX_DRAWN]
+
+
+def drawn_frames(total: int) -> set[int]:
+    """Return the indices of the frames of a drive that the report draws, in the middle of equal parts."""
+    parts = 2 * MAX_DRAWN
+    return {min(part * total // parts, total - 1) for part in range(1, parts, 2)}
+
+
+def special_frames(
+    frames: Iterable[Frame],
+    runner: Stepper,
+    modes_of: Callable[..., Modes],
+    bars: DriveBars,
+    shape: str,
+) -> tuple[list[Case], list[str]]:
+    """Judge frames that no drive has: with one part of the rig changed, or pictures of one colour.
+
+    They may begin with the rig as it was, and end with other poses and times. They are one teacher-forced
+    drive, which may be without any detection.
+
+    Args:
+        frames: the frames.
+        runner: the files; files whose results must not depend on the place run them at `FAR`, the reference
+            near the origin.
+        modes_of: makes `Modes` of the runner and bars.
+        bars: those of the drive.
+        shape: shape of the pictures, as text.
+
+    Returns:
+        The case, or none if there are no frames, and the reasons why it fails.
+    """
+    modes = modes_of(dict(teacher=runner), bars=dataclasses.replace(bars, frames=1, resets=0))
+    for frame in frames:
+        modes.add(frame)
+    if modes.first is None:
+        return [], []
+    row = modes.finish()['teacher']
+    case = dataclasses.replace(_case(row, shape), name=SPECIAL)
+    return [case], [f'{SPECIAL}: {reason}' for reason in row.reasons if reason != NOTHING_FOUND]
+
+
+def notes_on_drive(proof: Proof, modes: Modes, bars: DriveBars, memory: MemorySpec) -> list[str]:
+    """Return notes on what the drive could not show, and on bars below float32."""
+    row, notes = proof.results.sequence[-1], []
+    if bars.frames < FULL_DRIVE.frames and row.frames < FULL_DRIVE.frames:
+        notes.append(f'{row.frames} frames ran; a claim about drift needs {FULL_DRIVE.frames} (--frames)')
+    if not row.resets:
+        notes.append('no scene changed in these frames, so that the reset was not shown')
+    if bars.cosine is not None:
+        notes.append(
+            f'judged by bars that are not those of float32: {half_bars.tensor_text(bars.cosine)}, '
+            f'{100 * bars.match_rate:g} % of the results matched within {bars.distance_m} m and score '
+            f'{bars.score}; pairs that are only near count as matched'
+        )
+        if memory.confidence:
+            notes.append('which instances are handed on, and the ids of their tracks, were not compared')
+        if proof.engine.get('round_fp16'):
+            notes.append(half_bars.ROUNDED)
+    if count := modes.substituted:
+        notes.append(f"the user's head gives {count} results of the file's own outputs, one to one")
+    return notes
+
+
+class NearOrigin:
+    """Frames; scenes that begin beyond `NEAR_M` of the map's origin are moved to begin within a metre of it.
+
+    Nothing else changes; a position in `can_bus` stays, too. A model's results do not depend on the place on
+    the map, but the published one keeps its memory in float32 and in global coordinates. Two kilometres from
+    the origin, where nuScenes was recorded, that is an error of some millimetres per frame in every file and
+    in PyTorch itself, which would hide the errors that a proof looks for. Whole metres are subtracted, so
+    that a pose in float32 keeps all of its digits.
+
+    Attributes:
+        frames: the frames before they are moved.
+        moved_m: the farthest that a scene was moved so far, metres.
+    """
+
+    def __init__(self, frames: Collection[Frame]) -> None:
+        self.frames, self.moved_m = frames, 0.0
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield the frames, moved."""
+        scene, offset = None, np.zeros(3)
+        for index, frame in enumerate(self.frames):
+            if index == 0 or frame.scene_token != scene:
+                scene, offset = frame.scene_token, self._offset(frame)
+            if offset.any():
+                pose = np.array(frame.ego_pose, np.float64)
+                pose[:3, 3] -= offset
+                inverse = None if frame.ego_pose_inv is None else invert_pose(pose)
+                frame = dataclasses.replace(frame, ego_pose=pose, ego_pose_inv=inverse)
+            yield frame
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def notes(self) -> list[str]:
+        """That scenes were moved, for the reader of the verdict; [] if none was."""
+        if not self.moved_m:
+            return []
+        return [
+            f'scenes up to {self.moved_m / 1e3:.1f} km out were moved to the origin of the map: no model '
+            f"knows where it is, and PyTorch's memory (float32, global) is coarser with the distance"
+        ]
+
+    def _offset(self, frame: Frame) -> np.ndarray:
+        """Return the offset (3,) in metres that is subtracted from a scene that begins with a frame."""
+        if np.shape(frame.ego_pose) != (4, 4):
+            return np.zeros(3)  # the models refuse such a pose with a message
+        place = np.round(np.asarray(frame.ego_pose, np.float64)[:3, 3])
+        distance = float(np.linalg.norm(place))
+        if not distance > NEAR_M:
+            return np.zeros(3)
+        self.moved_m = max(self.moved_m, distance)
+        return place
+
+
+class Shifted:
+    """A stepper that runs frames at another place on the map and at another time.
+
+    Its `state` is at the place and time of the frames. Poses and `timestamp_s` alone are moved, not
+    `camera_times_s`, `can_bus` or the tensors of a state, so that a memory in the map does not fit there. An
+    engine that computes absolute places in float32 gives wrong results far from the origin.
+
+    Attributes:
+        stepper: the engine that runs.
+        place: (4, 4) float64, from the map of the frames to that on which the engine runs.
+        offset_s: seconds that are added to the time.
+    """
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        offset_m: tuple[float, float, float],
+        offset_s: float = 0.0,
+        turn_rad: float = 0.0,
+    ) -> None:
+        """Keep the engine; places are turned about the vertical axis first, then `offset_m` is added."""
+        self.stepper, self.place, self.offset_s = stepper, np.eye(4), offset_s
+        sine, cosine = np.sin(turn_rad), np.cos(turn_rad)
+        self.place[:2, :2] = [[cosine, -sine], [sine, cosine]]
+        self.place[:3, 3] = offset_m
+
+    @property
+    def state(self) -> StreamState | None:
+        """The memory after the last frame, with pose and time of that frame; None if it is empty."""
+        state = self.stepper.state
+        return None if state is None else self._moved(state, -1)
+
+    @state.setter
+    def state(self, state: StreamState | None) -> None:
+        self.stepper.state = None if state is None else self._moved(state, 1)
+
+    def reset(self) -> None:
+        """Empty the memory."""
+        self.stepper.reset()
+
+    def step(self, frame: Frame) -> StepResult:
+        """Run a frame at the other place, and return the result as the engine gives it, not moved back."""
+        moved = self._moved(frame, 1)
+        inverse = None if frame.ego_pose_inv is None else invert_pose(moved.ego_pose)
+        return self.stepper.step(dataclasses.replace(moved, ego_pose_inv=inverse))
+
+    def _moved(self, posed: Any, sign: int) -> Any:
+        """Return a frame or a state with its pose and time moved there (`sign` 1), or back (-1)."""
+        pose = (self.place if sign > 0 else invert_pose(self.place)) @ np.asarray(posed.ego_pose, np.float64)
+        return dataclasses.replace(posed, ego_pose=pose, timestamp_s=posed.timestamp_s + sign * self.offset_s)
+
+
+def with_moment(frame: Frame, index: int) -> Frame:
+    """Return a frame with a pose, a time and a scene: its own, or others if its data set has none.
+
+    Only for models that read none of them. The pose is that of a car at the origin, and the frames, of which
+    it is the one at `index` of the drive, are `FRAME_S` apart in one scene.
+    """
+    moment = dict(ego_pose=np.eye(4), timestamp_s=index * FRAME_S, scene_token='')
+    absent = {name: value for name, value in moment.items() if getattr(frame, name) is None}
+    return dataclasses.replace(frame, **absent) if absent else frame
+
+
+def _case(row: SequenceRow, shape: str) -> Case:
+    """Return levels 2 and 3 of a row of teacher-forced frames: the worst of every tensor, and all results."""
+    passed = row.match_rate is None or row.match_rate >= row.match_bar
+    detections = DetectionRow(
+        f'all {row.frames} frames',
+        row.reference,
+        row.matched,
+        row.missing,
+        row.extra,
+        worst_iou=1.0,
+        worst_score=row.worst_score,
+        passed=passed,
+        reason='' if passed else f'{row.missing} missing, {row.extra} extra, {row.outside} outside the bars',
+        outside=row.outside,
+        worst_distance=row.worst_distance,
+        low=row.low,
+        low_alone=row.low_alone,
+    )
+    return Case(f'{row.title}, {row.frames} frames', shape, False, row.tensors, (detections,))

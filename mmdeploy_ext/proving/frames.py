@@ -1,0 +1,399 @@
+"""The proof of files of sweeps, `prove_sweeps`, and what it shares with that of drives (`drive.py`).
+
+A stepper is a model on an engine that runs one sample at a time. Level 2 compares tensors, level 3 results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.contract.metadata import least_precision
+from mmdeploy_ext.contract.spec import GraphSpec
+from mmdeploy_ext.core.cli import tracked
+from mmdeploy_ext.core.errors import LoadError, ModelFileError
+from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.engines import title_of
+from mmdeploy_ext.proving import file_checks, half_bars
+from mmdeploy_ext.proving.levels.attempts import Clock, attempt, failed_detections
+from mmdeploy_ext.proving.open_points import count_voxels, unreached
+from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
+from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
+from mmdeploy_ext.proving.proof import (
+    add_checks,
+    check_contents,
+    check_graph,
+    check_model,
+    compare_again,
+    engine_class,
+    engine_options,
+    finish,
+    judge_results,
+    not_loaded,
+    notes_on_export,
+    open_file,
+    start,
+)
+from mmdeploy_ext.proving.provenance import companion_checks
+from mmdeploy_ext.proving.results import Case, Check, DetectionRow, Pair
+from mmdeploy_ext.proving.substitution import choices_among, without_limits
+from mmdeploy_ext.proving.tasks import bbox3d, task_module
+from mmdeploy_ext.proving.tasks.matching import total_reasons
+from mmdeploy_ext.proving.tensors import compare_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.spec import TensorSpec
+    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.proving.proof import Claims, ExportedFile, Proof
+    from mmdeploy_ext.proving.results import PreprocessingResult
+    from mmdeploy_ext.proving.verdict import Verdict
+    from mmdeploy_ext.runtime.detections3d import Detections3D
+    from mmdeploy_ext.runtime.frames import Stepper, StepResult, Sweep
+
+ADVICE = 'use sweeps with objects that this model finds, more of them (--frames), and a trained checkpoint'
+"""What the user can do if too few results of sweeps were matched."""
+MAX_DRAWN = 4
+"""Largest number of sweeps, or of frames of a drive, in the report."""
+MAX_EXCESS = 0.3
+"""By how much the best score may exceed PyTorch's for a sweep without anything in it.
+
+A TransFusion with random weights chooses other cells of equal score there, which then get other scores.
+"""
+
+
+@dataclasses.dataclass
+class Sides:
+    """PyTorch and the files of one export, sample by sample.
+
+    Attributes:
+        deployment: the model.
+        metadata: those of the last file.
+        reference: PyTorch's side.
+        runner: the files on their engine.
+        spec: outputs and state of all files together.
+        bars: bars of half precision or INT8; None for float32.
+    """
+
+    deployment: Model
+    metadata: Metadata
+    reference: Stepper
+    runner: Stepper
+    spec: GraphSpec
+    bars: half_bars.HalfBars | None
+
+    def run(self, sweep: Sweep) -> tuple[StepResult, StepResult | Exception]:
+        """Return the result of PyTorch, and that of the files or the exception that they raised."""
+        return self.reference.step(sweep), attempt(functools.partial(self.runner.step, sweep))
+
+
+def prove_sweeps(
+    deployment: Model,
+    paths: Sequence[str],
+    sweeps: Collection[Sweep],
+    engine: Mapping[str, Any],
+    claims: Claims,
+) -> tuple[Verdict, list[Pair]]:
+    """Prove files on sweeps, or on `FusedFrame`s, which have prepared pictures of cameras, too.
+
+    None of them was traced: the exporter sees random numbers. For the arguments see `ladder.prove`.
+    """
+    proof = check_frames(deployment, paths, sweeps, engine, claims, 'sweep')
+    results, verdict = proof.results, proof.verdict
+    with contextlib.ExitStack() as stack:
+        try:
+            sides = open_sides(deployment, proof.files, proof.options, proof.engine, stack)
+        except LoadError as error:
+            return not_loaded(proof, error)
+        clock, titles = Clock(), times_of(proof, 'sweep')
+
+        def run(sweep: Sweep) -> tuple[Case, list[Pair]]:
+            expected = clock.run(titles[0], lambda: sides.reference.step(sweep))
+            result = attempt(lambda: clock.run(titles[1], lambda: sides.runner.step(sweep)))
+            return judge_sweep(sides, sweep, expected, result)
+
+        first = None
+        for sweep in tracked(sweeps, len(sweeps), 'proving'):
+            case, pairs = run(sweep)
+            results.cases.append(case)
+            proof.pairs += pairs
+            first = first or sweep
+        if first is not None:
+            compare_again(proof, lambda: run(first)[0])
+
+        judge_results(proof)
+        verdict.timing_ms = clock.medians(*titles) if claims.timed else {}
+        if not results.reasons:
+            results.reasons += total_reasons(results.cases, verdict.precision, 'sweep', 'sweep', ADVICE)
+        verdict.notes += notes_on_sides(sides)
+        results.cases += unusual_cases(sides, proof.options, first)
+    verdict.unreached = unreached(limits(sides.metadata), results.cases, '--frames')
+    return finish(proof), proof.pairs[:MAX_DRAWN]
+
+
+def check_frames(
+    deployment: Model,
+    paths: Sequence[str],
+    samples: Collection[Any],
+    engine: Mapping[str, Any],
+    claims: Claims,
+    unit: str = 'frame',
+) -> Proof:
+    """Read the files of frames or sweeps, and do their level 1.
+
+    `unit` is the name of one sample in messages; the other arguments are those of `ladder.prove`.
+    """
+    files, options = read_files(deployment, paths)
+    kind, family = engine_class(engine), deployment.family
+    facts = dict(
+        files={Path(path).name: sha256_file(path)[:16] for path in paths},
+        contract=files[-1].options.get('contract', ''),
+        precision=least_precision([file.metadata for file in files]),
+        engine=title_of(kind),
+        **files[-1].facts,
+    )
+    proof = start(deployment, files, options, engine_options(files, kind, engine), claims, facts)
+    specs = {graph.name: graph.spec for graph in family.graphs(deployment.model, options)}
+    for file in files:
+        check_contents(proof, file, deployment.rule, specs.get(file.name))
+        if file is files[-1]:
+            add_checks(proof, file, companions_checks(deployment, options, Path(file.path).parent))
+        export = file_checks.of_graph(deployment, options, file.name)
+        compare = functools.partial(file_checks.compare_with_fresh_export, file.model, export, file.name)
+        check_graph(proof, file, compare)
+    check_model(proof)
+    rule = files[-1].metadata.preprocess
+    proof.results.preprocessing = compare_preparation(deployment, rule, samples, unit)
+    return proof
+
+
+def read_files(deployment: Model, paths: Sequence[str]) -> tuple[list[ExportedFile], Options]:
+    """Read the files of one export, and the options that all of them record.
+
+    ModelFileError: a file is missing, not ours or of another family; or the options differ between the files,
+    or fit no export.
+    """
+    files = []
+    for path in paths:
+        file = open_file(path)
+        file.metadata.require(path, deployment.family.name)
+        files.append(dataclasses.replace(file, name=file.metadata.form))
+    first = files[0]
+    for file in files:
+        if file.options != first.options:
+            raise ModelFileError(
+                f'{file.path}: is of another export than {first.path} (options differ); export again'
+            )
+    options = deployment.family.exported_options(first.options, first.path)
+    with file_checks.option_errors(first.path):
+        options.check()
+    return files, options
+
+
+def companions_checks(deployment: Model, options: Options, folder: Path) -> list[Check]:
+    """Return the checks of the text files in the folder of the graphs."""
+    family = deployment.family
+    checks = list(companion_checks(folder, family.companions(deployment.model, options)))
+    if not checks or not all(check.passed for check in checks):
+        return checks
+    if differences := family.companion_differences(folder, deployment.cfg):
+        checks.append(Check('texts beside the graphs as in the config', False, '; '.join(differences)))
+    return checks
+
+
+def compare_preparation(
+    deployment: Model, rule: Any, samples: Collection[Any], unit: str
+) -> PreprocessingResult:
+    """Compare frames prepared by the rule in the last file with those of the config's test pipeline.
+
+    They are generated, and up to two are those of a data set that the proof runs on. The voxels of the rule
+    are compared with those of the model's own layer, if it has one.
+    """
+    result = compare_prepared(deployment, rule, samples, unit)
+    layer = deployment.family.voxel_layer(deployment.model)
+    if layer is None or result.error:
+        return result
+    voxels = compare_voxels(*layer, getattr(rule, 'voxels', rule).to_json())
+    differences = *result.differences, *voxels.differences
+    return dataclasses.replace(result, differences=differences, error=voxels.error)
+
+
+def open_sides(
+    deployment: Model,
+    files: Sequence[ExportedFile],
+    options: Options,
+    engine: Mapping[str, Any],
+    stack: contextlib.ExitStack,
+) -> Sides:
+    """Open PyTorch's side and the files on the engine; a ModelFileError names graphs without a file.
+
+    `files` and `options` are those of `read_files`; whatever has to be closed is entered into the stack.
+    """
+    family, model = deployment.family, deployment.model
+    names = {file.name for file in files}
+    if absent := [f'{one.name}.onnx' for one in family.graphs(model, options) if one.name not in names]:
+        raise ModelFileError(
+            f'{Path(files[0].path).parent}: has no {", ".join(absent)}; the files of one export belong '
+            f'together: export it again'
+        )
+    metadata = [file.metadata for file in files]
+    return Sides(
+        deployment,
+        metadata[-1],
+        family.reference_of(model, options),
+        open_runner(deployment, files, engine, stack),
+        output_spec(metadata, family.runner_output_specs(model, options)),
+        half_bars.bars_of(least_precision(metadata)),
+    )
+
+
+def open_runner(
+    deployment: Model, files: Sequence[ExportedFile], engine: Mapping[str, Any], stack: contextlib.ExitStack
+) -> Stepper:
+    """Return a stepper that runs the files on the engine, whose sessions are closed with the stack."""
+    runner = deployment.family.runner([file.path for file in files], engine)
+    owner = getattr(runner, 'runtime', runner)
+    if hasattr(owner, 'close'):
+        stack.callback(owner.close)
+    return runner
+
+
+def output_spec(metadata: Sequence[Metadata], between: Sequence[TensorSpec] = ()) -> GraphSpec:
+    """Return one spec with the outputs and the state of all files of an export.
+
+    Args:
+        metadata: metadata of each file.
+        between: specs of further outputs, which the runner computes between the files.
+    """
+    specs = [entry.spec for entry in metadata]
+    outputs = {tensor.name: tensor for spec in specs for tensor in spec.outputs}
+    outputs |= {tensor.name: tensor for tensor in between}
+    state = tuple(pair for spec in specs for pair in spec.state)
+    return GraphSpec(' + '.join(spec.name for spec in specs), (), tuple(outputs.values()), state)
+
+
+def times_of(proof: Proof, unit: str) -> tuple[str, str]:
+    """Return the titles of PyTorch, and of the engine, in the table of times."""
+    return f'PyTorch ({unit})', f'{proof.verdict.subject["engine"]} ({unit})'
+
+
+def notes_on_sides(sides: Sides) -> list[str]:
+    """Return the notes on the files, and those of the reference."""
+    notes = notes_on_export(sides.deployment, sides.metadata)
+    return [*notes, *getattr(sides.reference, 'notes', ())]
+
+
+def limits(metadata: Metadata) -> dict[str, Any]:
+    """Return name -> limit of the contract, among other facts."""
+    voxels = getattr(metadata.preprocess, 'voxels', metadata.preprocess)
+    return {**metadata.postprocess, 'max_voxels': getattr(voxels, 'max_voxels', -1)}
+
+
+def counts_of(metadata: Metadata, results: int, sweep: Sweep | None = None) -> dict[str, int]:
+    """Return name of a limit -> how many a sample has: results, and voxels of a sweep.
+
+    Of a head with `post_max_size`, which holds for each of its tasks, the results of all tasks count.
+    """
+    known, rule = limits(metadata), metadata.preprocess
+    counts = {'post_max_size' if 'post_max_size' in known else 'max_num': results}
+    if sweep is not None and known['max_voxels'] > 0:
+        counts['max_voxels'] = count_voxels(sweep.points, getattr(rule, 'voxels', rule))
+    return counts
+
+
+def judge_sweep(
+    sides: Sides, sweep: Sweep, expected: StepResult, result: StepResult | Exception
+) -> tuple[Case, list[Pair]]:
+    """Return levels 2 and 3 of one sweep, and its picture, or [] if the engine failed.
+
+    `expected` is the result of PyTorch; `result` that of the files, or the exception that they raised.
+    """
+    case = judge_tensors(sides, sweep, expected, result)
+    if isinstance(result, Exception):
+        return case, []
+    detections = expected.detections, result.detections
+    task = sides.deployment.family.task
+    settings = sides.bars.of_task(task) if sides.bars else {}
+    row = task_module(task).match_detections('boxes', *detections, **settings)
+    case = dataclasses.replace(case, detections=(row,), substituted=match_substituted(sides, result))
+    title = f'{sweep.name or "sweep"}, {len(sweep.points)} points'
+    return case, [bbox3d.pair_of(sweep, sides.deployment.rule, title, *detections)]
+
+
+def judge_tensors(sides: Sides, sweep: Sweep, expected: StepResult, result: StepResult | Exception) -> Case:
+    """Return level 2 of one sweep, see `judge_sweep`; a `result` that is an exception makes a failed case."""
+    counts = counts_of(sides.metadata, len(expected.detections), sweep)
+    case = Case(sweep.name, 'x'.join(map(str, sweep.points.shape)), False, counts=counts)
+    if isinstance(result, Exception):
+        return dataclasses.replace(
+            case, detections=(failed_detections(sweep.name, expected.detections, result),)
+        )
+    rows = compare_tensors(expected.outputs, result.outputs, sides.spec)
+    return dataclasses.replace(case, tensors=tuple(sides.bars.judge(rows) if sides.bars else rows))
+
+
+def match_substituted(sides: Sides, result: StepResult) -> tuple[DetectionRow, ...]:
+    """Match the file's boxes with those that the user's head makes of its outputs; () below float32."""
+    if sides.bars or not hasattr(sides.reference, 'boxes_of'):
+        return ()
+    detections = sides.reference.boxes_of(result.outputs), result.detections
+    task = task_module(sides.deployment.family.task)
+
+    def run_without_limits() -> Any:
+        with without_limits(sides.deployment.model):
+            return sides.reference.boxes_of(result.outputs)
+
+    tied = choices_among(*detections, run_without_limits)
+    return (task.match_detections('boxes', *detections, tied=tied, **getattr(task, 'ONE_TO_ONE', {})),)
+
+
+def unusual_cases(sides: Sides, options: Options, first: Sweep | None) -> Iterator[Case]:
+    """Yield cases of crowded, special and plain sweeps, made with the camera pictures of the first sample.
+
+    Only the tensors of crowded sweeps are compared: they are unlike anything that a model was trained on, so
+    that all results may have the same score.
+    """
+    family, rule = sides.deployment.family, sides.deployment.rule
+    for crowd in family.crowded_sweeps(rule, options):
+        sweep = dataclasses.replace(first or crowd, points=crowd.points, name=crowd.name)
+        yield judge_tensors(sides, sweep, *sides.run(sweep))
+    if first is None:
+        return
+    for special in family.special_samples(rule, first):
+        yield judge_sweep(sides, special, *sides.run(special))[0]
+    if (plain := family.plain_sample(rule, first)) is not None:
+        yield nothing_to_see(sides, plain)
+
+
+def nothing_to_see(sides: Sides, plain: Sweep) -> Case:
+    """Return the case of a plain sample: its tensors, and its results if the reference finds nothing.
+
+    A score below `bbox3d.SCORE_THR` is nothing. If the reference finds something, only the best score of the
+    results is compared: cells without anything in them have equal scores, and rounding decides which of them
+    a model chooses. For the same reason the boxes that the user's head makes of the file's outputs are not
+    matched.
+    """
+    expected, result = sides.run(plain)
+    if not len(expected.detections.above(bbox3d.SCORE_THR)):
+        return dataclasses.replace(judge_sweep(sides, plain, expected, result)[0], substituted=())
+    case = judge_tensors(sides, plain, expected, result)
+    if isinstance(result, Exception):
+        return case
+    row = best_scores_row(expected.detections, result.detections)
+    return dataclasses.replace(case, detections=(row,))
+
+
+def best_scores_row(expected: Detections3D, detections: Detections3D) -> DetectionRow:
+    """Return the row of results of which only the best score is compared, see `MAX_EXCESS`.
+
+    `expected` are PyTorch's results, one or more, `detections` those of the files, which may be none.
+    """
+    excess = float(detections.scores.max(initial=0.0)) - float(expected.scores.max())
+    reason = '' if excess <= MAX_EXCESS else f'the best score is {excess:.3g} higher than that of the model'
+    return DetectionRow('best score', 0, 0, 0, 0, 1.0, max(excess, 0.0), not reason, reason)

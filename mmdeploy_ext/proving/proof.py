@@ -1,0 +1,329 @@
+"""What all proofs share: files with their metadata, level 1 of each, and the judgement of all results.
+
+`pictures.py`, `frames.py`, `drive.py` and `backbone.py` have the proofs, each a function that reads from top
+to bottom; `ladder.prove` chooses one. Files of sparse backbones have other metadata, see
+`levels/sparse_file.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.contract.metadata import Metadata, read_metadata
+from mmdeploy_ext.core.errors import one_line
+from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.core.source_code import changed_files, other_copies, versions, versions_with_places
+from mmdeploy_ext.core.user_modules import libraries_not_run
+from mmdeploy_ext.graph.io import files as graph_files
+from mmdeploy_ext.graph.io.files import is_sparse
+from mmdeploy_ext.graph.io.index import count_nodes
+from mmdeploy_ext.proving import half_bars
+from mmdeploy_ext.proving.file_checks import check_structure, not_compared
+from mmdeploy_ext.proving.levels.sparse_file import check_dialect
+from mmdeploy_ext.proving.open_points import export_switches, untraced_methods, warning_lines
+from mmdeploy_ext.proving.provenance import (
+    asked_checks,
+    class_name_notes,
+    hash_checks,
+    override_notes,
+    provenance,
+    weights_checks,
+)
+from mmdeploy_ext.proving.tasks.matching import MAX_ALONE_SHARE, accept_few_alone
+from mmdeploy_ext.proving.verdict import Finding, Results, Verdict, library_findings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    import onnx
+
+    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.spec import GraphSpec
+    from mmdeploy_ext.core.source_code import ModelClass
+    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.proving.results import Case, Check, GraphResult
+
+AGAIN = 'the model gives other results when the first input is run again at the end'
+"""Reason why a proof fails whose first input does not give the same at the end."""
+INTERFACE_EDITS = {'fp16', 'set-shape'}
+"""Commands that change types or sizes of inputs and outputs, and with them the contract in the metadata."""
+MAX_MESSAGE_LENGTH = 500
+"""Length to which an engine's message about a file that it cannot load is cut."""
+ROUNDED = (
+    'sparse files have float16 weights, as their engine takes them: PyTorch ran with the same, and what they '
+    'do to its map is a row of its own; what the engine itself rounds is not shown here'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportedFile:
+    """A file with `Metadata`.
+
+    Attributes:
+        path: its path.
+        model: its content, with its weights.
+        metadata: what the export, and commands that changed it later, wrote into it, already checked.
+        name: name of its graph, for a model of frames or sweeps; else ''.
+    """
+
+    path: str
+    model: onnx.ModelProto
+    metadata: Metadata
+    name: str = ''
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Entries of the verdict's subject about the export of the file."""
+        options = self.options
+        return dict(
+            options=options,
+            opset=options['opset'],
+            exporter=options['exporter'],
+            exported_with=self.metadata.versions,
+        )
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Options of its export; converting it to float16 and fixing its sizes change them, INT8 does not."""
+        return self.metadata.options
+
+    @property
+    def edits(self) -> Sequence[str]:
+        """Commands that changed it after its export."""
+        return self.metadata.edits
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """'checkpoint' and 'config' -> hash of that which it was made of, see `Metadata`."""
+        return dict(checkpoint=self.metadata.checkpoint_sha256, config=self.metadata.config_sha256)
+
+    @property
+    def model_classes(self) -> Sequence[Mapping[str, Any]]:
+        """Classes of the model that no installed library has, at the export: `ModelClass.to_json` of each."""
+        return self.metadata.model_classes
+
+
+@dataclasses.dataclass(frozen=True)
+class Claims:
+    """What a proof is asked to claim; the attributes are the arguments of `ladder.prove`."""
+
+    edited: bool = False
+    written: bool = False
+    asked: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    library: str | None = None
+    timed: bool = True
+    strict: bool = False
+
+
+@dataclasses.dataclass
+class Proof:
+    """What a proof knows and has found so far.
+
+    Attributes:
+        deployment: the config and checkpoint that the files claim to be of.
+        files: the files, each with the attributes of `ExportedFile` but for `metadata` and `facts`.
+        options: options of their export.
+        engine: `engine`, the registered name of the engine's class, and its options, such as `threads`.
+        claims: what was asked for.
+        verdict: what is claimed; it has the results once the proof is over.
+        results: what was compared so far.
+        pairs: samples with the results of both engines, to be drawn in the report.
+        changed_files: files of the user's classes that are others than when the files were exported.
+    """
+
+    deployment: Model
+    files: Sequence[Any]
+    options: Options
+    engine: dict[str, Any]
+    claims: Claims
+    verdict: Verdict
+    results: Results = dataclasses.field(default_factory=Results)
+    pairs: list[Any] = dataclasses.field(default_factory=list)
+    changed_files: list[str] = dataclasses.field(default_factory=list)
+
+    def add_notes(self, notes: Iterable[str]) -> None:
+        """Add the notes that the verdict does not have: of several files each note is there once."""
+        self.verdict.notes += [note for note in notes if note not in self.verdict.notes]
+
+
+def open_file(path: str) -> ExportedFile:
+    """Read an ONNX file and its metadata.
+
+    Raises:
+        ModelFileError: missing, corrupt, weights cut short or not there, or not written by mm2onnx.
+    """
+    metadata = read_metadata(path)
+    return ExportedFile(path, graph_files.load(path), metadata)
+
+
+def engine_class(engine: Mapping[str, Any]) -> str:
+    """Return the registered name of the engine's class; 'OnnxRuntimeBackend' if the options name none."""
+    return str(engine.get('engine', 'OnnxRuntimeBackend'))
+
+
+def engine_options(
+    exported_files: Iterable[ExportedFile], kind: str, engine: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the options of an engine for files: those of `half_bars.proof_engine` if one has float16.
+
+    A file counts that was exported in float16 or converted to it, also if it was quantised afterwards: what
+    is not in INT8 is float16 then. `kind` is the registered name of the engine, `engine` are the options that
+    were given.
+    """
+    is_half = any(file.options.get('precision') == 'fp16' for file in exported_files)
+    return half_bars.proof_engine(kind, engine) if is_half else dict(engine)
+
+
+def start(
+    deployment: Model,
+    files: Sequence[Any],
+    options: Options,
+    engine: Mapping[str, Any],
+    claims: Claims,
+    facts: Mapping[str, Any],
+) -> Proof:
+    """Return the proof of files that have been read; `facts` are those of the subject of the verdict."""
+    paths = [file.path for file in files]
+    subject = dict(
+        file=paths[0] if len(paths) == 1 else str(Path(paths[-1]).parent),
+        **data_hashes(paths),
+        family=deployment.family.name,
+        task=deployment.family.task,
+        **facts,
+        config=deployment.config,
+        checkpoint=deployment.checkpoint,
+        config_sha256=deployment.config_sha256,
+        checkpoint_sha256=deployment.checkpoint_sha256,
+        proven_with=versions_with_places(),
+        python=platform.python_version(),
+        libraries_not_run=libraries_not_run(deployment.cfg),
+    )
+    return Proof(deployment, files, options, dict(engine), claims, Verdict(subject))
+
+
+def data_hashes(paths: Iterable[str | Path]) -> dict[str, dict[str, str]]:
+    """Return the entry `data_sha256`: name -> hash of every file that ONNX files keep weights in.
+
+    Names are paths from the folder of the ONNX file. The result is {} if there are no such files.
+    """
+    data_files = {
+        Path(os.path.relpath(file, Path(path).parent)).as_posix(): file
+        for path in paths
+        for file in graph_files.external_files(graph_files.read(path), Path(path).parent).values()
+    }
+    hashes = {name: sha256_file(file) for name, file in sorted(data_files.items())}
+    return {'data_sha256': hashes} if hashes else {}
+
+
+def check_graph(proof: Proof, file: Any, compare: Callable[[], GraphResult]) -> None:
+    """Compare the graph of a file with a fresh export by `compare`, and its hashes with the model's."""
+    nodes, claims = count_nodes(file.model), proof.claims
+    graph = not_compared(file.name, nodes, file.edits, edited=claims.edited, written=claims.written)
+    graph = graph or compare()
+    proof.results.graphs.append(graph)
+    hashes, notes = hash_checks(proof.deployment, file.hashes, graph.equal)
+    add_checks(proof, file, hashes)
+    proof.add_notes(notes)
+    proof.changed_files += changed_files(file.model_classes, proof.deployment.model_classes)
+
+
+def add_checks(proof: Proof, file: Any, checks: Iterable[Check]) -> None:
+    """Add checks of a file; with several files they begin with its name."""
+    prefix = f'{file.name}: ' if file.name else ''
+    proof.results.checks += [dataclasses.replace(check, name=f'{prefix}{check.name}') for check in checks]
+
+
+def check_contents(proof: Proof, file: ExportedFile, rule: Any, contract: GraphSpec | None) -> None:
+    """Check that a file is valid, and that its metadata agree with contract, config and options.
+
+    Args:
+        proof: the proof.
+        file: the file.
+        rule: the rule by which samples become its input.
+        contract: that of its export; None if the model has no graph of its name.
+    """
+    if INTERFACE_EDITS & {*file.edits}:
+        contract = file.metadata.spec
+    if is_sparse(file.model):
+        checks, warnings = check_dialect(file.path, file.model)
+        proof.add_notes([*warnings, ROUNDED])
+    else:
+        checks = check_structure(file.model, file.metadata)
+    add_checks(proof, file, [*checks, *provenance(proof.deployment, file.metadata, rule, contract)])
+
+
+def check_model(proof: Proof) -> None:
+    """Check the weights of the model and what was asked for; name what a graph cannot show of its code."""
+    deployment, verdict = proof.deployment, proof.verdict
+    verdict.model_classes = class_lines(deployment.model_classes)
+    untraced = untraced_methods(deployment.family, deployment.model, deployment.cfg)
+    untraced += warning_lines(deployment.code_warnings) + export_switches(deployment.model)
+    verdict.untraced += [entry.text for entry in untraced]
+    proof.results.checks += weights_checks(deployment)
+    proof.results.checks += asked_checks(proof.files[-1].options, proof.claims.asked)
+    verdict.notes += [
+        f'{package} {versions()[package]} was imported from {folder}, not from the installed distribution'
+        for package, folder in other_copies().items()
+    ]
+    verdict.notes += deployment.replaced_kernels
+
+
+def class_lines(classes: Iterable[ModelClass]) -> list[str]:
+    """Return a line for each class of a model that no installed library has, the user's first."""
+    lines = {False: [], True: []}
+    for entry in classes:
+        lines[entry.ours].append(f'{entry.name} ({entry.place})')
+    return [*lines[False], *(f'{line}, our implementation' for line in lines[True])]
+
+
+def compare_again(proof: Proof, run: Callable[[], Case]) -> None:
+    """Run the first input once more by `run`, after all others.
+
+    If both sides agreed the first time and no longer do, a run changes what later runs compute.
+    """
+    if all(case.passed for case in proof.results.cases[:1]) and (failures := run().failures):
+        proof.results.reasons.append(f'{AGAIN} (state that runs change): {failures[0]}')
+
+
+def judge_results(proof: Proof) -> None:
+    """Judge the results of all inputs together: a few may have no partner; below float32 a rate decides."""
+    results, verdict = proof.results, proof.verdict
+    if verdict.precision != 'fp32':
+        half_bars.judge_match_rate(results, verdict, bool(proof.engine.get('round_fp16')))
+        return
+    share = getattr(proof.deployment.family, 'max_alone_share', MAX_ALONE_SHARE)
+    results.cases, alone = accept_few_alone(results.cases, share)
+    verdict.notes += [f'without a partner end to end: {line}' for line in alone]
+
+
+def notes_on_export(deployment: Model, metadata: Metadata) -> list[str]:
+    """Return notes on an export and its model, none of which is a failure.
+
+    `metadata` are those of its last file.
+    """
+    subject = 'the files were' if deployment.family.files else 'the file was'
+    overrides = override_notes(deployment, metadata, subject)
+    return [*overrides, *class_name_notes(deployment)]
+
+
+def not_loaded(proof: Proof, error: Exception) -> tuple[Verdict, list[Any]]:
+    """End a proof whose engine cannot load a file: level 1 has judged a graph that nothing can run."""
+    proof.results.reasons.append(one_line(error)[:MAX_MESSAGE_LENGTH])
+    return finish(proof), []
+
+
+def finish(proof: Proof) -> Verdict:
+    """Make findings of the results, and return the verdict."""
+    verdict, claims = proof.verdict, proof.claims
+    verdict.findings += library_findings(verdict.subject['libraries_not_run'], claims.library == 'installed')
+    proof.results.add_to(verdict)
+    if claims.strict:
+        verdict.findings += (Finding('surroundings', 'untraced', False, text) for text in verdict.untraced)
+    if proof.changed_files and not verdict.passed:
+        changed = ', '.join(dict.fromkeys(proof.changed_files))
+        verdict.notes.append(f'changed since the export: {changed}')
+    return verdict
