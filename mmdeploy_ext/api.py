@@ -97,13 +97,13 @@ def check_provable(family: Family) -> None:
 
     A family of detectors needs a task, the module that matches and draws its results (`proving.tasks`), and a
     family of pictures a runtime, the module that finishes in numpy what its graphs compute
-    (`runtime.family_runtime`), unless its class has a method `detections` that does so.
+    (`runtime.detect`), unless its class has a method `detections` that does so.
 
     Raises:
         ConfigError: one of them is missing.
     """
     from mmdeploy_ext.families.images import ImageFamily
-    from mmdeploy_ext.runtime.family_runtime import runtime_of
+    from mmdeploy_ext.runtime.detect import runtime_of
 
     if family.product == DETECTOR:
         task_module(family.task)
@@ -243,7 +243,7 @@ def prove_files(
             sweeps, the file is one of several graphs; its exit status is 1.
     """
     from mmdeploy_ext.evaluate import evaluation
-    from mmdeploy_ext.proving.findings import metric_finding
+    from mmdeploy_ext.proving.verdict import metric_finding
 
     family = deployment.family
     files, metadata = _read(family, onnx_file)

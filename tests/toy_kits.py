@@ -24,7 +24,7 @@ if __name__ == '__main__':
 
 from mmdeploy_ext import compat  # noqa: E402
 from mmdeploy_ext.core import cli  # noqa: E402
-from mmdeploy_ext.core.printable import one_line  # noqa: E402
+from mmdeploy_ext.core.errors import one_line  # noqa: E402
 
 compat.apply()
 

@@ -12,7 +12,7 @@ import torch
 
 import toy_streampetr as toy
 from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.contract.spec import Stage
 from mmdeploy_ext.exporting.export import export_stages
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.preprocess.cameras import MultiViewRule

@@ -66,12 +66,12 @@ from mmdeploy_ext.families.base import DETECTOR, find_family, load_families
 replaced = []
 if len(sys.argv) > 1:
     from mmdeploy_ext.cli.options import parse_cfg_options
-    from mmdeploy_ext.compat.flash_attention import notes_on
+    from mmdeploy_ext.compat.plain_kernels import flash_attention_notes
     from mmdeploy_ext.core.config import load_config
     cfg = load_config(sys.argv[1], parse_cfg_options(sys.argv[2:]))
     family = find_family(cfg, DETECTOR)
     model = family.build(cfg)
-    if notes_on(model):
+    if flash_attention_notes(model):
         replaced.append('flash_attention')
     if getattr(model, 'fork', None):
         replaced += [patch['name'] for patch in model.fork.process.facts['patches']]

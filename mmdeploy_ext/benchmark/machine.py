@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mmdeploy_ext.core.versions import versions
+from mmdeploy_ext.core.source_code import versions
 from mmdeploy_ext.engines.registry import gpu_name
 
 SIMD = ('avx2', 'avx_vnni', 'avx512f', 'avx512_vnni', 'avx512_bf16', 'avx512_fp16', 'amx_int8', 'amx_bf16')

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import ImageError, UsageError
-from mmdeploy_ext.core.printable import UNPRINTABLE
+from mmdeploy_ext.core.errors import UNPRINTABLE, ImageError, UsageError
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT, title_of
 
 if TYPE_CHECKING:

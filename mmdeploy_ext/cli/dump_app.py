@@ -12,9 +12,8 @@ import numpy as np
 
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.dump import MANIFEST, list_samples, load_dump, load_manifest
-from mmdeploy_ext.core.errors import DataError, UsageError
+from mmdeploy_ext.core.errors import DataError, UsageError, escape, shape_text
 from mmdeploy_ext.core.files import write_json
-from mmdeploy_ext.core.printable import escape, shape_text
 
 RTOL = 1e-4
 """Tolerance of tensors of floats but those of float64, as a share of the largest absolute value of the first

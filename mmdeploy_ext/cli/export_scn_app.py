@@ -12,9 +12,8 @@ from mmdeploy_ext.cli import proof, ranges
 from mmdeploy_ext.cli.export_app import print_libraries_not_run, print_proof_command
 from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError, after_weights
+from mmdeploy_ext.core.errors import UsageError, after_weights, shape_text
 from mmdeploy_ext.core.files import will_write
-from mmdeploy_ext.core.printable import shape_text
 from mmdeploy_ext.exporting.model import Model, build, check_options, load_weights, read_config
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.proving.inputs.samples import Samples

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.metadata import PREFIX, check_entries
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import DataError, ModelFileError
+from mmdeploy_ext.core.errors import DataError, ModelFileError, escape, printable
 from mmdeploy_ext.core.files import read_json, sha256_file, write_json
-from mmdeploy_ext.core.printable import escape, printable
 from mmdeploy_ext.runtime.exported import model_files
 
 if TYPE_CHECKING:

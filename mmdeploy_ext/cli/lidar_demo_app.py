@@ -14,8 +14,8 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import ConfigError, UsageError, after_weights
 from mmdeploy_ext.core.files import check_writable
+from mmdeploy_ext.runtime.detect import runtime_of
 from mmdeploy_ext.runtime.exported import export_files as files_of
-from mmdeploy_ext.runtime.family_runtime import runtime_of
 from mmdeploy_ext.runtime.run_images import PICTURE_SUFFIXES
 
 if TYPE_CHECKING:

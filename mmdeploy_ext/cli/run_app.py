@@ -15,8 +15,8 @@ from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import DataError, ModelFileError, UsageError, named
 from mmdeploy_ext.runtime import run_images
+from mmdeploy_ext.runtime.detect import check_registered, has_runtime, runner_of, runtime_of
 from mmdeploy_ext.runtime.exported import Runtime, model_files
-from mmdeploy_ext.runtime.family_runtime import check_registered, has_runtime, runner_of, runtime_of
 
 if TYPE_CHECKING:
     import argparse

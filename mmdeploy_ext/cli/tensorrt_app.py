@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli.options import refuse_options
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.errors import UsageError, one_line
 from mmdeploy_ext.core.files import atomic_path, check_writable, write_json
-from mmdeploy_ext.core.printable import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

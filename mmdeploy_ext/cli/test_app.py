@@ -250,7 +250,7 @@ def check_unedited(deployment: Model, tested: TestedModel, exported: ExportedFil
         ModelFileError: the graph of a file is another one, or cannot be exported again.
     """
     from mmdeploy_ext.graph.io import files
-    from mmdeploy_ext.proving.fresh_export import compare_with_fresh_export
+    from mmdeploy_ext.proving.file_checks import compare_with_fresh_export
 
     record = tested.work_dir / SEEN_FILES
     known_hashes = read_json(record) if record.is_file() else {}

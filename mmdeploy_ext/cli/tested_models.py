@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.against_dump import DumpComparer
-    from mmdeploy_ext.proving.fresh_export import Export
+    from mmdeploy_ext.proving.file_checks import Export
 
 
 class TestedModel(abc.ABC):
@@ -74,7 +74,7 @@ class TestedModel(abc.ABC):
 
     def _options_of_file(self, family: Family) -> Options:
         from mmdeploy_ext.exporting.files import read_files
-        from mmdeploy_ext.proving.fresh_export import option_errors
+        from mmdeploy_ext.proving.file_checks import option_errors
 
         metadata = read_files(self.target).metadata
         metadata.require(self.target, family.name)
@@ -204,7 +204,7 @@ class ImageModel(TestedModel):
 
     def fresh_exports(self, deployment: Model, recorded: Sequence[Metadata]) -> list[Export]:
         from mmdeploy_ext.preprocess.pictures import read_image
-        from mmdeploy_ext.proving.fresh_export import of_images
+        from mmdeploy_ext.proving.file_checks import of_images
 
         picture = read_image(DEFAULT_PICTURE)
         return [of_images(deployment, self.options, picture) for _ in recorded]
@@ -255,7 +255,7 @@ class FrameModel(TestedModel):
         return FrameDetector(stepper, deployment.family, dump, model, keep)
 
     def fresh_exports(self, deployment: Model, recorded: Sequence[Metadata]) -> list[Export]:
-        from mmdeploy_ext.proving.fresh_export import of_graph
+        from mmdeploy_ext.proving.file_checks import of_graph
 
         return [of_graph(deployment, self.options, metadata.form) for metadata in recorded]
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.errors import UsageError, one_line
 from mmdeploy_ext.core.files import check_writable, write_json
-from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.samples import read_images
 from mmdeploy_ext.zoo.records import EXPORT_KINDS, Outcome, summary_line, zoo_content

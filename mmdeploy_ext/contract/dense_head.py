@@ -28,7 +28,7 @@ from mmdeploy_ext.contract.schema import (
     record,
     text,
 )
-from mmdeploy_ext.core.json_dataclass import JsonDataclass
+from mmdeploy_ext.core.files import JsonDataclass
 
 PRIOR_CHOICES = ('priors', 'class_priors', 'factor_priors')
 """Values of `Head.choose` by which priors remain with all their classes."""

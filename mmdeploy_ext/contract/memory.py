@@ -9,7 +9,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, Self
 
 from mmdeploy_ext.contract.spec import ColumnGroup
-from mmdeploy_ext.core.json_dataclass import JsonDataclass
+from mmdeploy_ext.core.files import JsonDataclass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

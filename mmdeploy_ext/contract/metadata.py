@@ -14,9 +14,8 @@ from mmdeploy_ext.contract.registry import registered
 from mmdeploy_ext.contract.schema import Check, Mismatch
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import ConfigError, LoadError, ModelFileError
+from mmdeploy_ext.core.errors import ConfigError, LoadError, ModelFileError, printable, shape_text, shortened
 from mmdeploy_ext.core.files import AnyPath, read_onnx
-from mmdeploy_ext.core.printable import printable, shape_text, shortened
 from mmdeploy_ext.preprocess import cameras
 from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.preprocess.pictures import PreprocessRule

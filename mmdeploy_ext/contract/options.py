@@ -13,8 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmdeploy_ext.contract.schema import FLAG, NAME, SIZE, Check, Mismatch, exactly, items, number, one_of
-from mmdeploy_ext.contract.stages import DEFAULT_OPSET
 from mmdeploy_ext.core.errors import UsageError
+
+DEFAULT_OPSET = 17
+"""LayerNormalization is one operator from 17 on, and TensorRT 10 gets GridSample of 20 wrong."""
 
 
 @dataclasses.dataclass(frozen=True)

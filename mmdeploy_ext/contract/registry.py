@@ -120,7 +120,7 @@ def register_family(
         postprocess: check of `postprocess` in the metadata of its files, which is what
             `Family.postprocess_facts` returned, see `mmdeploy_ext.contract.schema`; None: anything passes.
         runtime: module, without PyTorch, that turns the outputs of its files into results, see
-            `mmdeploy_ext.runtime.family_runtime`; '' if the family overrides `detections`.
+            `mmdeploy_ext.runtime.detect`; '' if the family overrides `detections`.
         library: import name of a library that the family needs and that takes long to import, such as
             'mmdet3d': the family is imported only for configs that no family without a library claims, and
             left out if the library cannot be imported.

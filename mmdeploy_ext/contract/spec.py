@@ -1,4 +1,4 @@
-"""The contract of a graph: names, dtypes, axes, meaning, state pairs and tolerances.
+"""The contract of a graph: names, dtypes, axes, meaning, state pairs, tolerances; and modules that keep it.
 
 A model family states it once, mostly in its `graphs.py`; export, dump, backends, verification, the report
 and the tables in the READMEs read this one object. Needs numpy only.
@@ -7,17 +7,21 @@ and the tables in the READMEs read this one object. Needs numpy only.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import ShapeError
-from mmdeploy_ext.core.json_dataclass import JsonDataclass
-from mmdeploy_ext.core.printable import shape_text
+from mmdeploy_ext.core.errors import ShapeError, shape_text
+from mmdeploy_ext.core.files import JsonDataclass
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     import onnx
+    import torch
+
 
 DEFAULT_RTOL = 1e-4
 """Tolerance relative to the largest absolute reference value of a column group."""
@@ -275,3 +279,67 @@ def written_precision(model: onnx.ModelProto) -> str:
                 bodies += [entry.g] if entry.HasField('g') else entry.graphs
                 tensors += [entry.t] if entry.HasField('t') else ()
     return 'fp16' if any(tensor.data_type == TensorProto.FLOAT16 for tensor in tensors) else 'fp32'
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One module of the chain that a graph is made of.
+
+    Each is exported by itself; the graphs are merged by the names of tensors.
+
+    Attributes:
+        name: what stands with a '/' before the names of its nodes and inner tensors in the merged graph; ''
+            for the '/' alone.
+        module: takes its inputs as positional tensors, returns a tensor or a tuple of tensors; call `eval()`
+            on it before an export.
+        inputs: names of its inputs: graph inputs or outputs of an earlier stage.
+        outputs: names of its outputs.
+        exporter: 'torchscript' or 'dynamo' if the stage needs that one; '' takes the user's choice.
+        passes: model -> (model, whether it changed), which run on the graph of all stages after the merge.
+        varying: outputs that a later stage takes, with as many rows (axis 1) as there are results; this axis
+            is dynamic even in a graph of a fixed size.
+        operators: form in which registered operators are written, see `exporting.ops.operator.operators_as`;
+            '' for the form that is chosen around the export.
+    """
+
+    name: str
+    module: torch.nn.Module
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    exporter: str = ''
+    passes: tuple[Callable[[onnx.ModelProto], tuple[onnx.ModelProto, bool]], ...] = ()
+    varying: tuple[str, ...] = ()
+    operators: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """One graph of a model, before it is exported.
+
+    Attributes:
+        name: the metadata's `form`; file stem in a folder of graphs, e.g. 'pts_head_memory'.
+        module: takes the spec's inputs as positional tensors, returns a tuple in the order of its outputs;
+            None if there is a `model`, or if `make` gives the modules.
+        spec: its contract.
+        example: input name -> tensor that is traced; empty if samples are traced, or if there is a `model`.
+        model: the finished graph of a part that no exporter of torch can trace, which counts in place of all
+            modules; or None.
+        make: returns the chain of modules that the graph is made of, which then counts in place of `module`;
+            None if there is no such chain.
+    """
+
+    name: str
+    module: torch.nn.Module | None
+    spec: GraphSpec
+    example: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    model: onnx.ModelProto | None = None
+    make: Callable[[], Sequence[Stage]] | None = None
+
+    @functools.cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the chain of modules; it is empty for a finished graph."""
+        if self.make is not None:
+            return tuple(self.make())
+        if self.module is None:
+            return ()
+        return (Stage('', self.module, tuple(self.spec.input_names), tuple(self.spec.output_names)),)

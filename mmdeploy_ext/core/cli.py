@@ -6,6 +6,8 @@ import argparse
 import contextlib
 import functools
 import importlib.util
+import io
+import logging
 import os
 import re
 import select
@@ -14,9 +16,15 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
-from mmdeploy_ext.core.errors import AbsentPackageError, Mm2OnnxError, UsageError
+from mmdeploy_ext.core.errors import (
+    AbsentPackageError,
+    Mm2OnnxError,
+    UsageError,
+    did_you_mean,
+    one_line,
+    printable,
+)
 from mmdeploy_ext.core.files import RunFiles, check_writable, watched_run
-from mmdeploy_ext.core.printable import did_you_mean, one_line, printable
 from mmdeploy_ext.core.source_code import is_ours, is_users_file
 
 if TYPE_CHECKING:
@@ -305,6 +313,18 @@ def progress(title: str, total: int | None = None, *columns: Any) -> Iterator[Ca
     console = stderr()
     with Progress(*all_columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         yield functools.partial(bar.update, bar.add_task(title, total=total))
+
+
+@contextlib.contextmanager
+def suppress_output() -> Iterator[None]:
+    """Keep what Python code prints on stdout, and all log lines, off the console during the body."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def add(parser: Any, names: str, text: str = '', default: Any = None, **settings: Any) -> argparse.Action:

@@ -49,7 +49,7 @@ RUNNERS = {
 }
 """Name of a further command -> script that runs a file on pictures and draws its results.
 
-Each is for the files of some families and forms, see `runtime.family_runtime`; `mm2onnx run` takes all files.
+Each is for the files of some families and forms, see `runtime.detect`; `mm2onnx run` takes all files.
 """
 CHECKOUT = Path(__file__).resolve().parents[2]
 """Folder that the package is in, without links: the root of a checkout, with `tools/`, or site-packages."""

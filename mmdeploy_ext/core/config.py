@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from mmdeploy_ext.core.commands import command
-from mmdeploy_ext.core.errors import ConfigError, Mm2OnnxError, UsageError
+from mmdeploy_ext.core.errors import ConfigError, Mm2OnnxError, UsageError, printable
 from mmdeploy_ext.core.files import will_read
-from mmdeploy_ext.core.printable import printable
 from mmdeploy_ext.core.user_modules import (
     find_modules,
     import_failure,
@@ -462,3 +461,19 @@ def check_steps(steps: Any, title: str) -> None:
             raise ConfigError(f'{title} has the step {step!r}; expected a dict with `type`')
         if step.get('transforms'):
             check_steps(step['transforms'], f'{title}: transforms of {step["type"]}')
+
+
+def types_of(part: Any, prefix: str = '') -> Iterator[tuple[str, str]]:
+    """Yield key and name of each `type`, if it is a text, in values of a config: `model.neck.type`, `FPN`.
+
+    `prefix` is the key of `part`.
+    """
+    start = f'{prefix}.' if prefix else ''
+    if isinstance(part, dict):
+        if isinstance(part.get('type'), str):
+            yield f'{start}type', part['type']
+        for key, value in part.items():
+            yield from types_of(value, f'{start}{key}')
+    elif isinstance(part, list | tuple):
+        for index, value in enumerate(part):
+            yield from types_of(value, f'{start}{index}')

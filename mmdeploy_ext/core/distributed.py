@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from mmdeploy_ext.core.errors import Mm2OnnxError, RankError, UsageError
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import Mm2OnnxError, RankError, UsageError, one_line
 
 JOIN_TIMEOUT = datetime.timedelta(minutes=10)
 """How long processes wait for each other at the start: what can fail on one of them comes after it."""

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import ConfigError, DataError
+from mmdeploy_ext.core.errors import ConfigError, DataError, shape_text, shortened
 from mmdeploy_ext.core.files import atomic_path, read_json, write_json
-from mmdeploy_ext.core.printable import shape_text, shortened
 
 MANIFEST = 'manifest.json'
 UNSAFE = re.compile(r'[%/\\:*?"<>|\x00-\x1f\x7f-\x9f\ud800-\udfff]')

@@ -1,17 +1,28 @@
-"""The file and line that define a class or function, and whose it is. Needs no torch."""
+"""Where a class or function is defined, whose it is, and versions of the packages that an export needs."""
 
 from __future__ import annotations
 
 import ast
 import base64
+import contextlib
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
 import inspect
+import json
 import os
 import sys
+import urllib.parse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import mmdeploy_ext
+from mmdeploy_ext.core.files import JsonDataclass
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
 
 DISTRIBUTIONS = {
     'mmcv': ('mmcv-full', 'mmcv'),
@@ -213,3 +224,192 @@ def _sha256_urlsafe(file: str, _modified_ns: int) -> str:
     """Return the hash of a file as the RECORD of a wheel has it."""
     digest = hashlib.sha256(Path(file).read_bytes()).digest()
     return base64.urlsafe_b64encode(digest).rstrip(b'=').decode()
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelClass(JsonDataclass):
+    """A class of a model that no installed library defines.
+
+    Attributes:
+        name: qualified name of the class.
+        file: path of the file that defines it, relative to the folder that it was imported from.
+        sha256: hash of that file; '' if it cannot be read.
+        ours: whether it is a class of `mmdeploy_ext`, not of the user.
+        line: number of its first line; 0 if that cannot be read, and in the metadata of a file.
+    """
+
+    name: str
+    file: str
+    sha256: str
+    ours: bool
+    line: int = dataclasses.field(default=0, compare=False)
+
+    @property
+    def place(self) -> str:
+        """Where it is defined, such as `plugin/head.py:120`."""
+        return f'{self.file}:{self.line}' if self.line else self.file
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all fields but the line, which moves with what stands above it."""
+        return dict(name=self.name, file=self.file, sha256=self.sha256, ours=self.ours)
+
+
+def model_classes(model: Any) -> tuple[ModelClass, ...]:
+    """Return the classes of a `torch.nn.Module` that no installed library has, bases among them, each once.
+
+    They come in the order in which modules appear.
+    """
+    kinds = ((kind, file_of(kind)) for kind in classes_of(model))
+    return tuple(
+        ModelClass(kind.__qualname__, *_file_facts(kind, file), place_of(kind)[1])
+        for kind, file in kinds
+        if file is not None and (is_users(kind) or is_ours(file.resolve()))
+    )
+
+
+def _file_facts(kind: type, file: Path) -> tuple[str, str, bool]:
+    digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ''
+    return place_of(kind)[0], digest, is_ours(file.resolve())
+
+
+def classes_of(model: Any) -> dict[type, None]:
+    """Return the classes, and their bases, of the modules of a model and of their attributes, each once."""
+    return dict.fromkeys(base for _, part in parts_of(model) for base in type(part).__mro__)
+
+
+def parts_of(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield path and object of each module of a model, and of each attribute of one.
+
+    Of an attribute that is a list or a tuple its entries are yielded; dicts and attributes of attributes are
+    not looked at.
+    """
+    for path, module in model.named_modules():
+        yield path, module
+        for name, value in vars(module).items():
+            several = value if isinstance(value, list | tuple) else [value]
+            yield from ((f'{path}.{name}'.lstrip('.'), entry) for entry in several)
+
+
+def files_of_users_classes(model: Any) -> set[Path]:
+    """Return the files, absolute, that define the user's classes in a `torch.nn.Module`."""
+    return {file.resolve() for kind in classes_of(model) if is_users(kind) and (file := file_of(kind))}
+
+
+def is_users_class(kind: type) -> bool:
+    """Return whether a class or a base of it is the user's, see `is_users`."""
+    return any(is_users(base) for base in kind.__mro__)
+
+
+def users_class(kind: type) -> str:
+    """Return name and place of a class, such as `MyResize (plugin/steps.py:12)`, or of the user's base of it.
+
+    '' unless it is the user's; a library's class in a copy of the library is not.
+    """
+    owner = next((base for base in kind.__mro__ if is_users(base) and not is_copied(base)), None)
+    return '' if owner is None else f'{owner.__name__} ({_place(owner)})'
+
+
+def users_method(kind: type, name: str) -> str:
+    """Return class, name and place of a method of `kind`, such as `Head.get_bboxes (plugin/head.py:120)`.
+
+    '' unless the user's code defines it; a library's class in a copy of the library does not count as such.
+    """
+    owner = next((base for base in kind.__mro__ if name in vars(base)), None)
+    if owner is None or is_copied(owner):
+        return ''
+    value = vars(owner)[name]
+    function = inspect.unwrap(getattr(value, '__func__', value))
+    defined = function if inspect.isfunction(function) else owner
+    if not is_users(owner) and not is_users(defined):
+        return ''
+    place = _place(defined)
+    return f'{owner.__name__}.{name} ({place})'
+
+
+def _place(defined: Any) -> str:
+    file, line = place_of(defined)
+    return f'{file}:{line}'
+
+
+def changed_files(exported: Iterable[Mapping[str, Any]], present: Iterable[ModelClass]) -> list[str]:
+    """Return the files of the user's classes that are others than when a file was exported.
+
+    Args:
+        exported: entries of the file's metadata, see `ModelClass.to_json`.
+        present: the classes of the model in this process.
+    """
+    before = {entry['file']: entry['sha256'] for entry in exported if not entry['ours']}
+    after = {entry.file: entry.sha256 for entry in present if not entry.ours}
+    return sorted(file for file in {*before, *after} if before.get(file) != after.get(file))
+
+
+PACKAGES = {
+    'torch': 'torch',
+    'mmcv-full': 'mmcv',
+    'mmdet': 'mmdet',
+    'mmdet3d': 'mmdet3d',
+    'onnx': 'onnx',
+    'onnxruntime': 'onnxruntime',
+    'onnxslim': 'onnxslim',
+}
+"""Distribution -> the module that it installs."""
+
+
+def versions() -> dict[str, str]:
+    """Return 'mm2onnx' and each distribution of `PACKAGES` that is imported or installed -> its version.
+
+    That of an imported module is its own: another copy than the installed one may have been imported.
+    Packages that are neither imported nor installed have no entry.
+    """
+    by_package = {'mm2onnx': mmdeploy_ext.__version__}
+    for package, module in PACKAGES.items():
+        version = getattr(sys.modules.get(module), '__version__', None)
+        if version is None and (distribution := _distribution(package)) is not None:
+            version = distribution.version
+        if version is not None:
+            by_package[package] = str(version)
+    return by_package
+
+
+def other_copies() -> dict[str, str]:
+    """Return distribution -> folder of its module, if one is imported that is not of the installed one.
+
+    The checkout of an editable install is the installed one, also of one by a link (`.egg-link`). A module
+    that is imported without any installed distribution is listed.
+    """
+    folders = {}
+    for package, module in PACKAGES.items():
+        file = getattr(sys.modules.get(module), '__file__', None)
+        if file is None:
+            continue
+        folder, distribution = Path(file).resolve().parent, _distribution(package)
+        if distribution is None or folder not in _possible_folders(distribution, module):
+            folders[package] = str(folder)
+    return folders
+
+
+def versions_with_places() -> dict[str, str]:
+    """Return `versions`; behind the version of a module of `other_copies` stands its folder in brackets."""
+    folders = other_copies()
+    return {
+        package: f'{version} ({folders[package]})' if package in folders else version
+        for package, version in versions().items()
+    }
+
+
+def _distribution(package: str) -> importlib.metadata.Distribution | None:
+    """Return the distribution of a package, which may have the name of its module: mmcv with operators."""
+    for name in (package, PACKAGES[package]):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.distribution(name)
+    return None
+
+
+def _possible_folders(distribution: importlib.metadata.Distribution, module: str) -> list[Path]:
+    """Return the folders that may hold a module of a distribution; an editable one is in its checkout."""
+    folders = [Path(str(distribution.locate_file(module)))]
+    origin = json.loads(distribution.read_text('direct_url.json') or '{}')
+    if origin.get('dir_info', {}).get('editable'):
+        checkout = Path(urllib.parse.unquote(urllib.parse.urlparse(origin['url']).path))
+        folders += [checkout / module, checkout / 'src' / module]
+    return [folder.resolve() for folder in folders]

@@ -9,8 +9,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import ConfigError, one_line
 
 SUFFIXES = '.yaml', '.yml'
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import abc
+import contextlib
+import contextvars
+import dataclasses
 from typing import TYPE_CHECKING, Self
 
 from mmdeploy_ext.core.errors import InferenceError, ShapeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import numpy as np
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.spec import GraphSpec
+
 
 FEED_CHECKS: dict[str, Callable[[Metadata, Mapping[str, np.ndarray]], None]] = {}
 """Name of a family -> check of sizes that its graphs cannot take, although their contract allows them.
@@ -103,3 +107,46 @@ class Backend(abc.ABC):
 
     def __exit__(self, *_: object) -> None:
         self.deactivate()
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a file.
+
+    Attributes:
+        path: path of the file.
+        inputs: name -> copy of what it was fed.
+        outputs: name -> copy of what it gave.
+    """
+
+    path: str
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+
+
+_runs: contextvars.ContextVar[list[Run] | None] = contextvars.ContextVar('mm2onnx_runs', default=None)
+
+
+def is_recording() -> bool:
+    """Return whether a block of `record_runs` is open, in this thread."""
+    return _runs.get() is not None
+
+
+def note_run(path: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+    """Add a run of the file at a path to those that are recorded; inputs and outputs are arrays by name."""
+    if (runs := _runs.get()) is not None:
+        import numpy as np
+
+        copies = ({name: np.array(array) for name, array in side.items()} for side in (inputs, outputs))
+        runs.append(Run(path, *copies))
+
+
+@contextlib.contextmanager
+def record_runs() -> Iterator[list[Run]]:
+    """Record the runs inside the block: a list to which each run is appended; an inner block has its own."""
+    runs: list[Run] = []
+    token = _runs.set(runs)
+    try:
+        yield runs
+    finally:
+        _runs.reset(token)

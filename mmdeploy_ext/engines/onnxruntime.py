@@ -11,8 +11,7 @@ from mmdeploy_ext.core.errors import ConfigError, EngineError, InferenceError, L
 from mmdeploy_ext.core.files import check_onnx_size
 from mmdeploy_ext.core.heap import resident_bytes
 from mmdeploy_ext.core.session_options import GRAPH_OPTIMIZATION, providers_with_options
-from mmdeploy_ext.engines.base import Backend
-from mmdeploy_ext.engines.runs import note_run
+from mmdeploy_ext.engines.base import Backend, note_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -193,7 +192,7 @@ class OnnxRuntimeBackend(Backend):
         return content
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the session, for `record_runs` of `runs.py` too; add its time to `seconds`.
+        """Run the session, for `record_runs` too; add its time to `seconds`.
 
         InferenceError: it is not open, or ONNX Runtime failed.
         """

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.core.errors import ConfigError, EngineError, InferenceError, LoadError
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import ConfigError, EngineError, InferenceError, LoadError, one_line
 from mmdeploy_ext.engines.base import Backend
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ from mmdeploy_ext.engines.base import Backend
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.contract.spec import GraphSpec
-    from mmdeploy_ext.contract.stages import Stage
+    from mmdeploy_ext.contract.spec import GraphSpec, Stage
 
 
 class TorchBackend(Backend):

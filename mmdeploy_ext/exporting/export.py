@@ -3,13 +3,18 @@
 No other file calls torch.onnx.export.
 """
 
+from __future__ import annotations
+
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import inspect
 import io
 import re
+import sys
 import types
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +25,12 @@ import torch
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec
-from mmdeploy_ext.contract.stages import DEFAULT_OPSET, Stage
+from mmdeploy_ext.contract.options import DEFAULT_OPSET, Options
+from mmdeploy_ext.contract.spec import GraphSpec, Stage
+from mmdeploy_ext.core.cli import suppress_output
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.core.files import atomic_path
-from mmdeploy_ext.exporting.code_warnings import tracer_warnings
+from mmdeploy_ext.core.source_code import is_users_file
 from mmdeploy_ext.exporting.dynamo import decomposed_where_needed, translations_read_once
 from mmdeploy_ext.exporting.ops import deform_conv  # noqa: F401 - it registers itself
 from mmdeploy_ext.exporting.ops.backbone_attention import sizes_traced
@@ -45,13 +50,13 @@ from mmdeploy_ext.exporting.torch_patches import (
     without_checkpoints,
     without_empty_writes,
 )
-from mmdeploy_ext.graph.io.checks import is_sparse
-from mmdeploy_ext.graph.io.operators import opsets_of
+from mmdeploy_ext.graph.io.files import is_sparse
+from mmdeploy_ext.graph.io.index import opsets_of
 from mmdeploy_ext.graph.passes.global_means import split_global_means
-from mmdeploy_ext.graph.passes.interface import apply_spec, check_axes, name_ends
 from mmdeploy_ext.graph.passes.merge import concatenate
 from mmdeploy_ext.graph.passes.norms import replace_group_norm
-from mmdeploy_ext.graph.passes.simplify import simplify, suppress_output
+from mmdeploy_ext.graph.passes.rename import apply_spec, check_axes, name_ends
+from mmdeploy_ext.graph.passes.simplify import simplify
 
 OPSETS = {'torchscript': (11, 20), 'dynamo': (18, 20)}
 """Exporter -> first and last opset that it really writes in torch 2.13 (measured; dynamo writes 18 if asked
@@ -403,3 +408,76 @@ def _export_dynamo(
         for node in graph.all_nodes():
             node.metadata_props.pop(STACK_TRACE, None)
     return program.model_proto
+
+
+SILENT = ('equal', 'allclose', 'is_nonzero')
+"""Functions that give a plain bool of a tensor's values, of which the tracer does not warn."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CodeWarning:
+    """A line of the user's code at which a trace keeps what held for the traced example.
+
+    Attributes:
+        file: absolute path.
+        line: number of the line.
+        text: what PyTorch warns of, or which function is called.
+    """
+
+    file: str
+    line: int
+    text: str
+
+
+_collected: contextvars.ContextVar[list[CodeWarning] | None] = contextvars.ContextVar(
+    'warnings', default=None
+)
+
+
+@contextlib.contextmanager
+def recorded_warnings(records: list[CodeWarning]) -> Iterator[None]:
+    """Add the warnings of all exports inside the block to `records`, each once."""
+    token = _collected.set(records)
+    try:
+        yield
+    finally:
+        _collected.reset(token)
+
+
+@contextlib.contextmanager
+def tracer_warnings() -> Iterator[None]:
+    """Around one export: hide all warnings, and record those about the user's code.
+
+    The functions of `SILENT` are wrapped, not seen by a `TorchFunctionMode`: under a mode PyTorch chooses
+    another code path for attention, and reports the mode's line as the one that it warns of.
+    """
+    with warnings.catch_warnings(record=True) as caught, contextlib.ExitStack() as stack:
+        warnings.simplefilter('ignore')
+        warnings.simplefilter('always', torch.jit.TracerWarning)
+        for owner in (torch, torch.Tensor):
+            for name in SILENT:
+                noted = _noted(getattr(owner, name), name)
+                stack.enter_context(mock.patch.object(owner, name, noted))
+        yield
+    for warning in caught:
+        text = str(warning.message).partition(' might cause')[0]
+        _record(warning.filename, warning.lineno, f'PyTorch warns "{text} ..."')
+
+
+def _noted(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        if torch.jit.is_tracing():
+            caller = sys._getframe(1)
+            _record(
+                caller.f_code.co_filename, caller.f_lineno, f'calls {name}(), of which PyTorch does not warn'
+            )
+        return function(*args, **kwargs)
+
+    return noted
+
+
+def _record(file: str, line: int, text: str) -> None:
+    records, entry = _collected.get(), CodeWarning(file, line, text)
+    if records is not None and entry not in records and is_users_file(Path(file).resolve()):
+        records.append(entry)

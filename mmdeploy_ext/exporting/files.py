@@ -11,14 +11,14 @@ import torch
 
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.contract.spec import Graph
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.core.files import check_writable, will_write
 from mmdeploy_ext.core.folders import check_replaceable, replaced_folder
-from mmdeploy_ext.core.versions import versions
+from mmdeploy_ext.core.source_code import versions
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.exporting.code_warnings import recorded_warnings
 from mmdeploy_ext.exporting.copy import prepared
+from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.exporting.model import Model, rule_of
 from mmdeploy_ext.families.base import FAMILIES, Family
 from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision

@@ -15,9 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.core.config import load_config, test_dataset, test_pipeline
-from mmdeploy_ext.core.errors import ConfigError, EngineError, Mm2OnnxError, ModelFileError, UsageError
+from mmdeploy_ext.core.errors import (
+    ConfigError,
+    EngineError,
+    Mm2OnnxError,
+    ModelFileError,
+    UsageError,
+    shortened,
+)
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.core.printable import shortened
 from mmdeploy_ext.families.base import DETECTOR, FAMILIES, Family, find_family
 
 if TYPE_CHECKING:
@@ -27,8 +33,8 @@ if TYPE_CHECKING:
     import torch
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.core.model_classes import ModelClass
-    from mmdeploy_ext.exporting.code_warnings import CodeWarning
+    from mmdeploy_ext.core.source_code import ModelClass
+    from mmdeploy_ext.exporting.export import CodeWarning
     from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 
 

@@ -19,7 +19,7 @@ from mmdeploy_ext.contract.registry import Registration, detector_options, keep_
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
-from mmdeploy_ext.core.model_classes import ModelClass, model_classes
+from mmdeploy_ext.core.source_code import ModelClass, model_classes
 from mmdeploy_ext.core.user_modules import import_failure
 from mmdeploy_ext.families.building import has_head, head_of, names_of_class
 from mmdeploy_ext.families.missing_kernels import missing_operators
@@ -68,7 +68,7 @@ class Family(abc.ABC):
         exported_by: command of `core/commands.py` that writes its files.
         used_by: form, or of a folder of graphs the name of the last one -> the command that uses a proven
             file, as it is typed behind `mm2onnx`, with {file}, {folder} of it, {config} and {checkpoint}, if
-            its runtime names none (see `runtime.family_runtime.runner_of`); '' for all others.
+            its runtime names none (see `runtime.detect.runner_of`); '' for all others.
         exports: the models that it exports, and its page, for the message about a detector of no family.
         similar_names: words in the names of similar detectors and heads, for the same message.
         untraced: names of methods that its graphs or runtime compute by themselves, of any part of a model:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.model_classes import users_method
+from mmdeploy_ext.core.source_code import users_method
 from mmdeploy_ext.core.user_modules import users_line
 from mmdeploy_ext.families.unregistered import unregistered
 
@@ -177,7 +177,7 @@ def build_without_weights(
     ConfigError: it cannot be built; the message names the file, the reason and, if a line of a user's code
     raised it, that line.
     """
-    from mmdeploy_ext.compat.flash_attention import use_plain_attention
+    from mmdeploy_ext.compat.plain_kernels import use_plain_attention
 
     model_cfg = cfg.model.copy()
     model_cfg.pop('pretrained', None)

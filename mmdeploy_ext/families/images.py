@@ -23,16 +23,15 @@ import numpy as np
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.options import FORM, IMAGE, Option, Options
 from mmdeploy_ext.contract.registry import options_of
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec, with_half_features
-from mmdeploy_ext.contract.stages import Graph, Stage
+from mmdeploy_ext.contract.spec import Graph, GraphSpec, Stage, TensorSpec, with_half_features
 from mmdeploy_ext.core.config import keyed_test_pipeline, refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.preprocess.pipeline_rule import rule_from_pipeline
+from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.detections import Detections, Instances
-from mmdeploy_ext.runtime.family_runtime import results_of
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +50,7 @@ class ImageFamily(Family):
     Attributes:
         forms: how much of the post-processing its graphs may contain.
         max_alone_share: largest share of the results of a proof that may lack a partner end to end, if the
-            file's own tensors give the file's results one to one, see `proving/totals.py`.
+            file's own tensors give the file's results one to one, see `proving/tasks/matching.py`.
     """
 
     samples = 'images'

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from mmdeploy_ext.core.config import test_pipeline
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.printable import did_you_mean
+from mmdeploy_ext.core.errors import ConfigError, did_you_mean
 from mmdeploy_ext.families.unregistered import missing_types, registered_names, unregistered
 
 PARTS = ('head', 'decoder', 'transformer', 'middle_encoder', 'lidar_encoder')

@@ -23,8 +23,7 @@ import numpy as np
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import DRIVE, Option, Options
 from mmdeploy_ext.contract.registry import options_of
-from mmdeploy_ext.contract.spec import TensorSpec
-from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.contract.spec import Graph, TensorSpec
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, Stepper, Sweep

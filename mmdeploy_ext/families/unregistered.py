@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdeploy_ext.core.config import cfg_options
+from mmdeploy_ext.core.config import cfg_options, types_of
 
 MOST_FILES = 20_000
 """Largest number of Python files that are searched for a class."""
@@ -41,22 +41,6 @@ def registries(packages: Collection[str] = ()) -> Iterator[Any]:
         for value in list(getattr(module, '__dict__', {}).values()):  # None stands for a blocked import
             if type(value) in kinds:  # isinstance() asks old torch attributes, which warn
                 yield value
-
-
-def types_of(part: Any, prefix: str = '') -> Iterator[tuple[str, str]]:
-    """Yield key and name of each `type`, if it is a text, in values of a config: `model.neck.type`, `FPN`.
-
-    `prefix` is the key of `part`.
-    """
-    start = f'{prefix}.' if prefix else ''
-    if isinstance(part, dict):
-        if isinstance(part.get('type'), str):
-            yield f'{start}type', part['type']
-        for key, value in part.items():
-            yield from types_of(value, f'{start}{key}')
-    elif isinstance(part, list | tuple):
-        for index, value in enumerate(part):
-            yield from types_of(value, f'{start}{index}')
 
 
 def python_files(folder: Path) -> Iterator[Path]:

@@ -14,9 +14,8 @@ from onnx import TensorProto, helper
 
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError, ShapeError
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS
-from mmdeploy_ext.graph.io.index import Index
-from mmdeploy_ext.graph.io.operators import node_attributes
+from mmdeploy_ext.graph.io.files import DEFAULT_DOMAINS
+from mmdeploy_ext.graph.io.index import Index, node_attributes
 from mmdeploy_ext.graph.part import part
 from mmdeploy_ext.graph.run import open_session
 

@@ -7,7 +7,7 @@ same digests, each as often, and their inputs, outputs and opsets agree. Then bo
 backwards, argument by argument, and the constants of floats that meet have to be equal within `TOLERANCE`:
 the last bits of what an exporter computes differ between machines. Inner names and the order of nodes do not
 count. Two draws of a random operator have one digest, so that proofs refuse such models
-(`io.operators.random_nodes`).
+(`io.index.random_nodes`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,17 @@ from onnx import numpy_helper
 from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.program import Constants, Program
 from mmdeploy_ext.graph.diff.structure import attributes, changes, constant_change, exact_text
-from mmdeploy_ext.graph.io.constants import array_bytes, constant_value, dense_values
-from mmdeploy_ext.graph.io.index import all_nodes, bodies, node_label
+from mmdeploy_ext.graph.io.index import (
+    all_nodes,
+    array_bytes,
+    bodies,
+    constant_value,
+    dense_values,
+    node_label,
+    opsets_of,
+    schema_of,
+)
 from mmdeploy_ext.graph.io.modules import module_path
-from mmdeploy_ext.graph.io.operators import opsets_of, schema_of
 from mmdeploy_ext.proving.tensors import ArrayDistance
 
 IGNORED_CHANGES = ('metadata',)
@@ -97,11 +104,6 @@ def compute_signature(model: onnx.ModelProto) -> Signature:
     interface += sorted(f'opset {domain} {version}' for domain, version in opsets if domain in domains)
     nodes = collections.Counter(filter(None, node_digests))
     return Signature(nodes, tuple(interface), tensors, tuple(node_digests))
-
-
-def count_nodes(model: onnx.ModelProto) -> int:
-    """Return how many nodes of the main graph are no Constant, as `Signature.size` without its digests."""
-    return sum(node.op_type != 'Constant' for node in model.graph.node)
 
 
 @dataclasses.dataclass(frozen=True)

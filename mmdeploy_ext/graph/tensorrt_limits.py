@@ -18,10 +18,8 @@ from mmdeploy_ext.contract.registry import options_of
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS, check_ordinary
-from mmdeploy_ext.graph.io.constants import constant_value
-from mmdeploy_ext.graph.io.index import all_graphs, join_names
-from mmdeploy_ext.graph.io.operators import opsets_of
+from mmdeploy_ext.graph.io.files import DEFAULT_DOMAINS, check_ordinary
+from mmdeploy_ext.graph.io.index import all_graphs, constant_value, join_names, opsets_of
 from mmdeploy_ext.graph.passes import deform_conv, roi_align
 
 TURING = 75

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.printable import shape_text
+from mmdeploy_ext.core.errors import shape_text
 from mmdeploy_ext.proving.tensors import ArrayDistance
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.contract.memory import MemorySpec
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import one_line
 from mmdeploy_ext.proving.levels.attempts import FAILURES
 from mmdeploy_ext.proving.levels.drive_run import MODES, Moment, PairRun, default_bars
 from mmdeploy_ext.proving.results import MODE_TITLES
 from mmdeploy_ext.proving.tasks import task_module
-from mmdeploy_ext.runtime.family_runtime import runtime_of
+from mmdeploy_ext.runtime.detect import runtime_of
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 
 if TYPE_CHECKING:

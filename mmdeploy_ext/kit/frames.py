@@ -23,7 +23,7 @@ import numpy as np
 
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.engines.runs import record_runs
+from mmdeploy_ext.engines.base import record_runs
 from mmdeploy_ext.kit.contents import ArrayFolder, ChainedFrame, KitCase, KitGraph
 from mmdeploy_ext.kit.model_files import check_facts, copy_model
 from mmdeploy_ext.proving.drive import NearOrigin

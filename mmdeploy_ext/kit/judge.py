@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError, UsageError
-from mmdeploy_ext.core.printable import on_inputs, one_line
+from mmdeploy_ext.core.errors import DataError, UsageError, on_inputs, one_line
 from mmdeploy_ext.kit.contents import ChainedFrame, KitCase, KitGraph, read_manifest
 from mmdeploy_ext.kit.diagnosis import (
     diagnose,
@@ -24,13 +23,13 @@ from mmdeploy_ext.kit.diagnosis import (
 )
 from mmdeploy_ext.kit.drive import DriveJudge
 from mmdeploy_ext.kit.outputs import check_kit, has_outputs, read_outputs
-from mmdeploy_ext.proving import full_form, half_bars, results
+from mmdeploy_ext.proving import half_bars, results, tensors
 from mmdeploy_ext.proving.levels.attempts import FAILURES
 from mmdeploy_ext.proving.modules.row_order import in_order_of
 from mmdeploy_ext.proving.tasks import task_module
+from mmdeploy_ext.proving.tasks.matching import lone_low_results
 from mmdeploy_ext.proving.tensors import compare_tensors, failed_row
-from mmdeploy_ext.proving.totals import lone_low_results
-from mmdeploy_ext.runtime.family_runtime import results_of, runtime_of
+from mmdeploy_ext.runtime.detect import results_of, runtime_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -129,7 +128,7 @@ def promised_rows(metadata: Metadata, arrays: Mapping[str, np.ndarray]) -> list[
     """
     if metadata.samples != 'images' or 'labels' not in metadata.spec.output_names:
         return []
-    return full_form.order_rows(arrays, metadata.postprocess.get('num_classes') or len(metadata.classes))
+    return tensors.order_rows(arrays, metadata.postprocess.get('num_classes') or len(metadata.classes))
 
 
 def judge(kit: str | Path, outputs: str | Path, *, told: str = '', precision: str | None = None) -> Judgement:

@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.errors import EngineError, InferenceError, Mm2OnnxError, UsageError
+from mmdeploy_ext.core.errors import EngineError, InferenceError, Mm2OnnxError, UsageError, one_line
 from mmdeploy_ext.core.folders import check_new_folder
-from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.engines import registry
 from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
 from mmdeploy_ext.kit.contents import LIBSPCONV, KitGraph, read_manifest

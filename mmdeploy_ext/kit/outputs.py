@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import DataError, one_line
 from mmdeploy_ext.kit.contents import KIT_HASH, name_of_stem
 
 if TYPE_CHECKING:

@@ -20,8 +20,7 @@ from mmdeploy_ext.core.files import atomic_path, external_locations
 from mmdeploy_ext.core.folders import replaced_folder
 from mmdeploy_ext.kit import web_library
 from mmdeploy_ext.kit.contents import MANIFEST, read_manifest
-from mmdeploy_ext.proving import totals
-from mmdeploy_ext.proving.tasks import bbox2d, boxed_mask, mask, task_module
+from mmdeploy_ext.proving.tasks import bbox2d, boxed_mask, mask, matching, task_module
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +48,7 @@ def bars_of(task: str | None) -> dict[str, float]:
     those of results below the score threshold.
     """
     bars = dict(
-        rtol=DEFAULT_RTOL, low_alone=totals.ALLOWED_LOW_ALONE, low_alone_share=totals.MAX_LOW_ALONE_SHARE
+        rtol=DEFAULT_RTOL, low_alone=matching.ALLOWED_LOW_ALONE, low_alone_share=matching.MAX_LOW_ALONE_SHARE
     )
     if task not in TASKS:
         return bars

@@ -16,7 +16,7 @@ import numpy as np
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.graph.io.checks import is_sparse
+from mmdeploy_ext.graph.io.files import is_sparse
 from mmdeploy_ext.kit.contents import LIBSPCONV, ArrayFolder, KitCase, KitGraph
 from mmdeploy_ext.proving.inputs.voxel_sets import in_order, proof_sets
 from mmdeploy_ext.proving.levels.sparse_file import read_sparse_file

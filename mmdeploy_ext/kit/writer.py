@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import write_json
 from mmdeploy_ext.core.folders import check_new_folder
-from mmdeploy_ext.core.versions import versions
+from mmdeploy_ext.core.source_code import versions
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.kit.contents import FORMAT, KIT_HASH, MANIFEST, hashes_of, kit_hash, write_lines
 from mmdeploy_ext.kit.engine_files import write_engine_files

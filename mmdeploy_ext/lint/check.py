@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import UsageError, one_line
 from mmdeploy_ext.lint.nested import copies, copy_of, leaves, tensors_in
 from mmdeploy_ext.lint.observe import Observer, as_exporting, functions_carry_marks
 from mmdeploy_ext.lint.record import Recorder

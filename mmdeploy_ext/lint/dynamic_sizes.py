@@ -12,8 +12,7 @@ import torch
 
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.model_classes import files_of_users_classes
-from mmdeploy_ext.core.source_code import file_of, is_in_package
+from mmdeploy_ext.core.source_code import file_of, files_of_users_classes, is_in_package
 from mmdeploy_ext.lint.check import check
 from mmdeploy_ext.lint.nested import tensors_in
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from mmdeploy_ext.core.errors import ExportError, root_cause
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import ExportError, one_line, root_cause
 from mmdeploy_ext.exporting.export import OPSETS, default_opset, export_module, patched_libraries
 from mmdeploy_ext.lint.nested import copies, copy_of, tensors_in
 from mmdeploy_ext.lint.record import Event

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 from unittest import mock
 
+from mmdeploy_ext.core.config import types_of
 from mmdeploy_ext.families.building import nearest_base
-from mmdeploy_ext.families.unregistered import registries, types_of
+from mmdeploy_ext.families.unregistered import registries
 
 Class = TypeVar('Class', bound=type)
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
-from mmdeploy_ext.core.json_dataclass import JsonDataclass
+from mmdeploy_ext.core.files import JsonDataclass
 from mmdeploy_ext.preprocess.pictures import next_multiples, normalise, resize_cv2
 from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
 

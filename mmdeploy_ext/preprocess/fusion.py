@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mmdeploy_ext.core.json_dataclass import JsonDataclass
+from mmdeploy_ext.core.files import JsonDataclass
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.preprocess.points import VoxelRule

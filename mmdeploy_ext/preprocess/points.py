@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import ConfigError, DataError
-from mmdeploy_ext.core.json_dataclass import JsonDataclass
+from mmdeploy_ext.core.files import JsonDataclass
 
 MODES = ('hard', 'dynamic')
 """Ways to make voxels: of the first points of the first voxels, or of all points."""

@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.commands import tool
+from mmdeploy_ext.core.errors import one_line
 from mmdeploy_ext.core.files import read_json, sha256_file
-from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.exporting.sparse_backbone import has_precision
 from mmdeploy_ext.proving.inputs.voxel_sets import in_order, proof_sets
 from mmdeploy_ext.proving.levels import sparse_file
 from mmdeploy_ext.proving.levels.attempts import attempt
-from mmdeploy_ext.proving.levels.preprocessing import compare_voxels
 from mmdeploy_ext.proving.levels.sparse_layers import (
     DialectRunner,
     PortableRunner,
     layer_rows,
     run_reference,
 )
+from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
 from mmdeploy_ext.proving.proof import add_checks, check_graph, check_model, compare_again, finish, start
 from mmdeploy_ext.proving.provenance import settings_check
 from mmdeploy_ext.proving.results import Case, Pair
+from mmdeploy_ext.proving.tasks.matching import total_reasons
 from mmdeploy_ext.proving.tensors import compare_named, failed_row
-from mmdeploy_ext.proving.totals import total_reasons
 from mmdeploy_ext.sparse.libspconv import to_node_list
 
 if TYPE_CHECKING:

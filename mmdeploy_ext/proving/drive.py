@@ -27,11 +27,11 @@ from mmdeploy_ext.proving.frames import (
     times_of,
 )
 from mmdeploy_ext.proving.levels.drive_run import FULL_DRIVE, NOTHING_FOUND, Modes, default_bars
+from mmdeploy_ext.proving.open_points import unreached
 from mmdeploy_ext.proving.proof import finish, not_loaded
 from mmdeploy_ext.proving.results import Case, DetectionRow
 from mmdeploy_ext.proving.tasks import bbox3d
-from mmdeploy_ext.proving.totals import too_few
-from mmdeploy_ext.proving.unreached import unreached
+from mmdeploy_ext.proving.tasks.matching import too_few
 from mmdeploy_ext.runtime.frames import invert_pose
 
 if TYPE_CHECKING:

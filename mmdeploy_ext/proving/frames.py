@@ -17,9 +17,11 @@ from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.errors import LoadError, ModelFileError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.engines import title_of
-from mmdeploy_ext.proving import fresh_export, half_bars
+from mmdeploy_ext.proving import file_checks, half_bars
 from mmdeploy_ext.proving.levels.attempts import Clock, attempt, failed_detections
-from mmdeploy_ext.proving.levels.preprocessing import compare_prepared, compare_voxels
+from mmdeploy_ext.proving.open_points import count_voxels, unreached
+from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
+from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
 from mmdeploy_ext.proving.proof import (
     add_checks,
     check_contents,
@@ -39,9 +41,8 @@ from mmdeploy_ext.proving.provenance import companion_checks
 from mmdeploy_ext.proving.results import Case, Check, DetectionRow, Pair
 from mmdeploy_ext.proving.substitution import choices_among, without_limits
 from mmdeploy_ext.proving.tasks import bbox3d, task_module
+from mmdeploy_ext.proving.tasks.matching import total_reasons
 from mmdeploy_ext.proving.tensors import compare_tensors
-from mmdeploy_ext.proving.totals import total_reasons
-from mmdeploy_ext.proving.unreached import count_voxels, unreached
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -165,8 +166,8 @@ def check_frames(
         check_contents(proof, file, deployment.rule, specs.get(file.name))
         if file is files[-1]:
             add_checks(proof, file, companions_checks(deployment, options, Path(file.path).parent))
-        export = fresh_export.of_graph(deployment, options, file.name)
-        compare = functools.partial(fresh_export.compare_with_fresh_export, file.model, export, file.name)
+        export = file_checks.of_graph(deployment, options, file.name)
+        compare = functools.partial(file_checks.compare_with_fresh_export, file.model, export, file.name)
         check_graph(proof, file, compare)
     check_model(proof)
     rule = files[-1].metadata.preprocess
@@ -192,7 +193,7 @@ def read_files(deployment: Model, paths: Sequence[str]) -> tuple[list[ExportedFi
                 f'{file.path}: is of another export than {first.path} (options differ); export again'
             )
     options = deployment.family.exported_options(first.options, first.path)
-    with fresh_export.option_errors(first.path):
+    with file_checks.option_errors(first.path):
         options.check()
     return files, options
 

@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.contract.spec import ColumnGroup
-    from mmdeploy_ext.proving.findings import Results
     from mmdeploy_ext.proving.results import Case, DetectionRow
     from mmdeploy_ext.proving.tensors import TensorRow
-    from mmdeploy_ext.proving.verdict import Verdict
+    from mmdeploy_ext.proving.verdict import Results, Verdict
 
 COSINE = 0.999
 """Smallest cosine of every output with PyTorch's; `norm_bar` follows from it."""

@@ -2,14 +2,14 @@
 
 How a verdict comes about, from the top:
 
-1. Level 1 (proof.py): each graph against a fresh export (fresh_export.py), the structure of each file
-   (levels/structure.py), its metadata against config and checkpoint (provenance.py), the weights of the
-   model against the checkpoint (weights.py), and samples prepared by the rule in the file against those of
-   the config's own pipeline (levels/preprocessing.py).
+1. Level 1 (proof.py): each graph against a fresh export (file_checks.py), the structure of each file
+   (file_checks.py), its metadata against config and checkpoint (provenance.py), the weights of the
+   model against the checkpoint (provenance.py), and samples prepared by the rule in the file against those of
+   the config's own pipeline (preprocessing/).
 2. Each input (inputs/) runs through PyTorch and through the file; tensors are compared (level 2, tensors.py)
    and results are matched (level 3, tasks/matching.py); models with a memory run a drive (level 4,
    levels/drive_run.py). Each input becomes a `Case` (results.py).
-3. All cases are judged together (totals.py, half_bars.py).
+3. All cases are judged together (tasks/matching.py, half_bars.py).
 4. The `Verdict` (verdict.py) decides the exit status; views/ shows it.
 
 `mm2onnx verify --eval` adds level 5 (levels/metrics.py), and difference/ finds the first tensor in which a

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING
 from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.cli import tracked
-from mmdeploy_ext.core.errors import LoadError, ModelFileError, ShapeError
+from mmdeploy_ext.core.errors import LoadError, ModelFileError, ShapeError, one_line
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.engines import build_backend, title_of
 from mmdeploy_ext.exporting.files import make_metadata
 from mmdeploy_ext.exporting.model import check_options, rule_of
-from mmdeploy_ext.proving import fresh_export, full_form, half_bars
+from mmdeploy_ext.proving import file_checks, half_bars
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.levels.attempts import FAILURES, attempt, failed_detections
-from mmdeploy_ext.proving.levels.preprocessing import compare_pictures
+from mmdeploy_ext.proving.open_points import counts_of_images, unreached
+from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
 from mmdeploy_ext.proving.proof import (
     AGAIN,
     check_contents,
@@ -53,9 +53,14 @@ from mmdeploy_ext.proving.references import (
 from mmdeploy_ext.proving.results import Case, DetectionRow, Pair
 from mmdeploy_ext.proving.substitution import border_names, choices_among, substituted, without_limits
 from mmdeploy_ext.proving.tasks import bbox2d, task_module
-from mmdeploy_ext.proving.tensors import compare_named, compare_tensors
-from mmdeploy_ext.proving.totals import total_reasons
-from mmdeploy_ext.proving.unreached import counts_of_images, unreached
+from mmdeploy_ext.proving.tasks.matching import total_reasons
+from mmdeploy_ext.proving.tensors import (
+    compare_named,
+    compare_tensors,
+    count_rows,
+    order_rows,
+    shape_rows,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -159,8 +164,8 @@ def check_pictures(
     )
     proof = start(deployment, [file], options, engine_options([file], kind, engine), claims, facts)
     check_contents(proof, file, rule_of(deployment, options), make_metadata(deployment, options).spec)
-    export = fresh_export.of_images(deployment, options, pictures[0][1])
-    check_graph(proof, file, lambda: fresh_export.compare_with_fresh_export(file.model, export))
+    export = file_checks.of_images(deployment, options, pictures[0][1])
+    check_graph(proof, file, lambda: file_checks.compare_with_fresh_export(file.model, export))
     check_model(proof)
 
     def feeds(image: PreparedImage, batch: int) -> Mapping[str, np.ndarray]:
@@ -188,7 +193,7 @@ def read_picture_file(deployment: Model, path: str) -> tuple[ExportedFile, Optio
             f'{path}: says that its form is {metadata.form!r} and that it was exported as '
             f'{options.form!r}; export it again'
         )
-    with fresh_export.option_errors(path):
+    with file_checks.option_errors(path):
         options.check()
         check_options(options, deployment.cfg, family, deployment.model)
     return file, options
@@ -284,7 +289,7 @@ def judge_outputs(
         tensors = {**outputs, **getattr(backend, 'inner', {})}
         rows = (
             *_compare_tensors(reference, metadata, tensors, bars),
-            *full_form.shape_rows(outputs, metadata.spec),
+            *shape_rows(outputs, metadata.spec),
             *_contract_rows(reference, metadata, outputs, bars),
         )
         if family.results_left_out(metadata.options):
@@ -395,15 +400,15 @@ def _contract_rows(
     outputs: Mapping[str, np.ndarray],
     bars: HalfBars | None,
 ) -> list[TensorRow]:
-    """Return failing rows for what a `full` graph's contract promises besides results, see `full_form.py`."""
+    """Return failing rows for what a `full` graph's contract promises besides results, see `shape_rows`."""
     if 'labels' not in metadata.spec.output_names:
         return []
     family, model = reference.deployment.family, reference.deployment.model
-    rows = full_form.order_rows(outputs, family.num_classes(model))
+    rows = order_rows(outputs, family.num_classes(model))
     if limits := {name: metadata.options[name] for name in LIMITS if metadata.options.get(name)}:
         slack = bars.score if bars else DEFAULT_RTOL
         bounds = reference.compute(family.candidate_bounds, slack, **limits)
-        rows += full_form.count_rows(outputs, bounds)
+        rows += count_rows(outputs, bounds)
     return rows
 
 

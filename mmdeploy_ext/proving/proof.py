@@ -14,30 +14,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
+from mmdeploy_ext.core.errors import one_line
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.core.model_classes import changed_files
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.source_code import changed_files, other_copies, versions, versions_with_places
 from mmdeploy_ext.core.user_modules import libraries_not_run
-from mmdeploy_ext.core.versions import other_copies, versions, versions_with_places
 from mmdeploy_ext.graph.io import files as graph_files
-from mmdeploy_ext.graph.io.checks import is_sparse
-from mmdeploy_ext.graph.signature import count_nodes
+from mmdeploy_ext.graph.io.files import is_sparse
+from mmdeploy_ext.graph.io.index import count_nodes
 from mmdeploy_ext.proving import half_bars
-from mmdeploy_ext.proving.findings import Results, library_findings
-from mmdeploy_ext.proving.fresh_export import not_compared
+from mmdeploy_ext.proving.file_checks import check_structure, not_compared
 from mmdeploy_ext.proving.levels.sparse_file import check_dialect
-from mmdeploy_ext.proving.levels.structure import check_structure
+from mmdeploy_ext.proving.open_points import export_switches, untraced_methods, warning_lines
 from mmdeploy_ext.proving.provenance import (
     asked_checks,
     class_name_notes,
     hash_checks,
     override_notes,
     provenance,
+    weights_checks,
 )
-from mmdeploy_ext.proving.totals import MAX_ALONE_SHARE, accept_few_alone
-from mmdeploy_ext.proving.untraced import export_switches, untraced_methods, warning_lines
-from mmdeploy_ext.proving.verdict import Finding, Verdict
-from mmdeploy_ext.proving.weights import weights_checks
+from mmdeploy_ext.proving.tasks.matching import MAX_ALONE_SHARE, accept_few_alone
+from mmdeploy_ext.proving.verdict import Finding, Results, Verdict, library_findings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -46,7 +43,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import GraphSpec
-    from mmdeploy_ext.core.model_classes import ModelClass
+    from mmdeploy_ext.core.source_code import ModelClass
     from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.proving.results import Case, Check, GraphResult
 

@@ -236,7 +236,7 @@ class Case:
         inner: rows of boxes between the stages of the file, such as proposals, against those that the user's
             code makes of the file's tensors before; a few may lack a partner.
         notes: what the reader should know that is no failure.
-        counts: name of a limit -> the most of what it limits that the input had, see `unreached.py`.
+        counts: name of a limit -> the most of what it limits that the input had, see `open_points.py`.
     """
 
     name: str

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
+from mmdeploy_ext.core.cli import suppress_output
 from mmdeploy_ext.core.errors import DataError, ExportError, InferenceError, Mm2OnnxError, ModelFileError
 from mmdeploy_ext.graph import edits
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import reads, refill
 from mmdeploy_ext.graph.passes.fp16 import PRODUCTS
-from mmdeploy_ext.graph.passes.simplify import suppress_output
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.quantize import DENSE_METHODS, PERCENTILE, tracked
 from mmdeploy_ext.quantize.calibrators import make_calibrator

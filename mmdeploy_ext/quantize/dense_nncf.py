@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import onnx
 
+from mmdeploy_ext.core.cli import suppress_output
 from mmdeploy_ext.core.errors import EngineError, InferenceError
-from mmdeploy_ext.graph.passes.simplify import suppress_output
 from mmdeploy_ext.quantize import tracked
 from mmdeploy_ext.quantize.dense import INFERRED_KEY
 

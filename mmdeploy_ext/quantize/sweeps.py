@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.config import test_pipeline
-from mmdeploy_ext.core.errors import ConfigError, DataError
-from mmdeploy_ext.core.printable import shortened
+from mmdeploy_ext.core.errors import ConfigError, DataError, shortened
 from mmdeploy_ext.preprocess.fusion import AGE, PastSweeps
 from mmdeploy_ext.runtime.infos import INFOS, find_file, past_sweeps, read_infos, seconds_of
 from mmdeploy_ext.runtime.points import check_plausible, read_points

@@ -14,7 +14,7 @@ import numpy as np
 from mmdeploy_ext.contract.metadata import damaged
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.core.json_dataclass import JsonDataclass
+from mmdeploy_ext.core.files import JsonDataclass
 from mmdeploy_ext.runtime.detections import Scored
 
 if TYPE_CHECKING:

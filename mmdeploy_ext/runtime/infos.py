@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core import plain_pickle
-from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.core.errors import LONGEST, DataError, printable, shortened
 from mmdeploy_ext.core.files import check_regular
-from mmdeploy_ext.core.printable import LONGEST, printable, shortened
 from mmdeploy_ext.runtime.frames import invert_pose, not_rigid
 
 if TYPE_CHECKING:

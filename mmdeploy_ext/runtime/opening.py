@@ -8,9 +8,8 @@ from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
 from mmdeploy_ext.preprocess.cam2img import square_matrix
-from mmdeploy_ext.runtime.detect import detect
+from mmdeploy_ext.runtime.detect import detect, runtime_of
 from mmdeploy_ext.runtime.exported import Runtime, model_files
-from mmdeploy_ext.runtime.family_runtime import runtime_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -24,10 +24,11 @@ from mmdeploy_ext.core.errors import (
     ShapeError,
     UsageError,
     named,
+    one_line,
+    printable,
 )
 from mmdeploy_ext.core.files import check_outputs, check_writable, will_write, write_json
-from mmdeploy_ext.core.printable import one_line, printable
-from mmdeploy_ext.runtime.family_runtime import camera_of, check_registered, runner_of
+from mmdeploy_ext.runtime.detect import camera_of, check_registered, runner_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence

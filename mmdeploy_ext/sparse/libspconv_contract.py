@@ -24,8 +24,7 @@ import numpy as np
 import onnx
 
 from mmdeploy_ext.core.violations import ERROR, WARNING, Violation
-from mmdeploy_ext.graph.io.checks import is_sparse
-from mmdeploy_ext.graph.io.files import read
+from mmdeploy_ext.graph.io.files import is_sparse, read
 from mmdeploy_ext.graph.io.types import type_name
 from mmdeploy_ext.sparse import libspconv_measured
 from mmdeploy_ext.sparse.ir import ORDERS

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import ExportError
-from mmdeploy_ext.core.json_dataclass import JsonDataclass
+from mmdeploy_ext.core.files import JsonDataclass
 from mmdeploy_ext.sparse.ir import Add, BatchNorm, Relu, ScatterDense, SparseConvolution, Transpose
 
 if TYPE_CHECKING:

@@ -1,5 +1,7 @@
 """Safe reading of checkpoints, and loading of models in which every key has to fit."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import re
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmdeploy_ext.compat import numpy_checkpoint_globals
+from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.core.distinct import check_distinct
 from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.core.files import described_kind
@@ -381,3 +384,28 @@ def misfits(
     ]
     parts = {'shapes differ for': shapes, 'missing keys': missing, 'unexpected keys': unexpected}
     return '; '.join(f'{title} {listed(keys)}' for title, keys in parts.items() if keys)
+
+
+DRAWING = (
+    'uniform_', 'normal_', 'trunc_normal_', 'xavier_uniform_', 'xavier_normal_',
+    'kaiming_uniform_', 'kaiming_normal_', 'orthogonal_', 'sparse_',
+)  # fmt: skip
+"""Functions of `torch.nn.init` that draw the values of a weight."""
+
+
+@contextlib.contextmanager
+def undrawn_weights() -> Iterator[None]:
+    """Inside the block modules are built without drawing their weights by `torch.nn.init`: see `DRAWING`.
+
+    These functions leave a weight as it is, of arbitrary values as a rule; constants, and what a module draws
+    by other functions, are set. Drawing takes most of the time of building a module.
+    """
+    from torch.nn import init
+
+    with patched(init, **dict.fromkeys(DRAWING, _undrawn)):
+        yield
+
+
+def _undrawn(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    """Return a tensor as it is, in place of a function of `torch.nn.init`."""
+    return tensor

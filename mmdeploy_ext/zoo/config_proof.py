@@ -20,7 +20,7 @@ from mmdeploy_ext.compat.plain_kernels import MMCV_MODULES
 from mmdeploy_ext.contract.registry import registered
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.versions import versions
+from mmdeploy_ext.core.source_code import versions
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.exporting.model import Model, check_options, class_names, prepare_fixed, resolve_opset
 from mmdeploy_ext.families.base import DETECTOR, Family, find_family

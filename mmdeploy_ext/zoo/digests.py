@@ -9,7 +9,7 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.core.versions import versions
+from mmdeploy_ext.core.source_code import versions
 from mmdeploy_ext.graph.signature import compute_signature
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import pytest
 
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.proving.untraced import untraced_methods
+from mmdeploy_ext.proving.open_points import untraced_methods
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RETINA, YOLOX = (f"_base_ = ['{REPOSITORY}/configs/demo/{name}_toy.py']\n" for name in ('retinanet', 'yolox'))

@@ -16,8 +16,7 @@ import pytest
 import picture_faults
 from mmdeploy_ext.cli import run_app
 from mmdeploy_ext.core.errors import ImageError
-from mmdeploy_ext.preprocess.image_headers import size_in_header
-from mmdeploy_ext.preprocess.pictures import list_images, read_image
+from mmdeploy_ext.preprocess.pictures import list_images, read_image, size_in_header
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODEL = str(REPOSITORY / 'demo/atss_toy.onnx')

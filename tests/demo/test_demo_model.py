@@ -3,7 +3,7 @@
 import onnx
 
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.graph.passes.interface import apply_spec
+from mmdeploy_ext.graph.passes.rename import apply_spec
 from toy_atss import REPO, export_toy, load_toy
 
 SHIPPED = REPO / 'demo/atss_toy.onnx'

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from docs._pages.exporters.rows import EXPORTERS, MODELS, Row
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.errors import UsageError, one_line
 from mmdeploy_ext.core.files import atomic_path, check_writable
-from mmdeploy_ext.core.printable import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -28,8 +28,7 @@ from docs._pages.modules.models import MODELS, PUBLISHED, Model, published_model
 from mmdeploy_ext import compat, prove_module
 from mmdeploy_ext.cli.tensorrt_table import insert_table
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
-from mmdeploy_ext.core.errors import Mm2OnnxError
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import Mm2OnnxError, one_line
 from mmdeploy_ext.proving.modules.proof import ModuleProof
 
 if TYPE_CHECKING:

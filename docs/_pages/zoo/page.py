@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from docs._pages.zoo import kinds, readme
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.errors import UsageError, one_line
 from mmdeploy_ext.core.files import atomic_path, read_json, write_json
 from mmdeploy_ext.core.pages import template
-from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.zoo.records import (
     MEMORY,
     TIME,

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli.graph_commands.command import Commands, argument, output, write_json
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.errors import UsageError, escape
 from mmdeploy_ext.core.files import check_writable
-from mmdeploy_ext.core.printable import escape
 from mmdeploy_ext.core.violations import ERROR, WARNING, errors
 
 if TYPE_CHECKING:

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli.graph_commands.command import Commands, argument, output, write_json
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.errors import UsageError, printable
 from mmdeploy_ext.core.files import check_writable
-from mmdeploy_ext.core.printable import printable
 
 if TYPE_CHECKING:
     import argparse
@@ -123,7 +122,7 @@ def run_draw(args: argparse.Namespace) -> int:
     """
     from pathlib import Path
 
-    from mmdeploy_ext.graph.io import checks, files
+    from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.graph.show.draw import draw
     from mmdeploy_ext.sparse.show import draw_sparse
 
@@ -132,13 +131,13 @@ def run_draw(args: argparse.Namespace) -> int:
         raise UsageError('--depth: goes with --node')
     check_writable(args.output)
     model, title = files.read_shapes(args.file), Path(args.file).name
-    if checks.is_sparse(model):
+    if files.is_sparse(model):
         if args.node is not None:
             raise UsageError(f'--node {args.node}: {args.file} is a sparse graph, which is drawn as a whole')
         draw_sparse(model, args.output, title)
         drawn = len(model.graph.node)
     else:
-        checks.check_order(model, args.file)
+        files.check_order(model, args.file)
         title += f': around {args.node}' if args.node else ''
         depth = 3 if args.depth is None else args.depth
         drawn = draw(model, args.output, title=title, node=args.node, depth=depth)

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli.graph_commands.command import argument, output, write_json
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import InferenceError, ModelFileError, UsageError
-from mmdeploy_ext.core.printable import escape
+from mmdeploy_ext.core.errors import InferenceError, ModelFileError, UsageError, escape
 
 if TYPE_CHECKING:
     import argparse
@@ -193,10 +192,10 @@ def load(path: str) -> onnx.ModelProto:
 
     ModelFileError: it cannot be read, or has a graph of the libspconv dialect, which ONNX Runtime cannot run.
     """
-    from mmdeploy_ext.graph.io import checks, files
+    from mmdeploy_ext.graph.io import files
 
     model = files.load(path)
-    checks.check_ordinary(model)
+    files.check_ordinary(model)
     return model
 
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.cli.graph_commands import proving
 from mmdeploy_ext.cli.graph_commands.command import Commands, argument, output, write_json
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import ShapeError, UsageError
-from mmdeploy_ext.core.printable import printable
+from mmdeploy_ext.core.errors import ShapeError, UsageError, printable
 
 if TYPE_CHECKING:
     import argparse

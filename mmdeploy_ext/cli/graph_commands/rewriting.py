@@ -4,8 +4,7 @@ import argparse
 
 from mmdeploy_ext.cli.graph_commands import proving
 from mmdeploy_ext.cli.graph_commands.command import Commands, argument
-from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.printable import printable
+from mmdeploy_ext.core.errors import UsageError, printable
 
 COMMANDS = Commands()
 TOLERANCE = 1e-4
@@ -128,7 +127,7 @@ def run_opset(args: argparse.Namespace) -> int:
     see `graph.passes.opset.convert_opset`.
     """
     from mmdeploy_ext.graph import edits
-    from mmdeploy_ext.graph.io.operators import opsets_of
+    from mmdeploy_ext.graph.io.index import opsets_of
     from mmdeploy_ext.graph.passes.opset import convert_opset
 
     model = proving.begin(args)

@@ -179,7 +179,7 @@ def _plugin_rules(file: str, graph: onnx.ModelProto) -> Iterator[Violation]:
     from onnx import TensorProto
 
     from mmdeploy_ext.graph.io import types
-    from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS
+    from mmdeploy_ext.graph.io.files import DEFAULT_DOMAINS
     from mmdeploy_ext.graph.io.index import all_nodes
 
     plugin_nodes = [node for node in all_nodes(graph) if node.domain not in DEFAULT_DOMAINS]
@@ -209,8 +209,7 @@ def read_entries(graph: onnx.ModelProto) -> set[int]:
     """
     from onnx import numpy_helper
 
-    from mmdeploy_ext.graph.io.constants import constant_value
-    from mmdeploy_ext.graph.io.index import all_nodes
+    from mmdeploy_ext.graph.io.index import all_nodes, constant_value
 
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
     nodes = list(all_nodes(graph))

@@ -31,7 +31,7 @@ from mmdeploy_ext.consumers.autoware.manifest import (
 from mmdeploy_ext.consumers.autoware.trial import LOAD, trial_rules
 from mmdeploy_ext.consumers.graph_tensors import graph_tensors
 from mmdeploy_ext.contract.schema import COUNT, FLAG, NAME, PIXELS, POSITIVE, exactly, items, number
-from mmdeploy_ext.core.printable import shortened
+from mmdeploy_ext.core.errors import shortened
 from mmdeploy_ext.core.violations import WARNING, Violation, errors
 
 if TYPE_CHECKING:

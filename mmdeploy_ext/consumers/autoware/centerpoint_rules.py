@@ -44,7 +44,7 @@ from mmdeploy_ext.contract.schema import (
     one_of,
     text,
 )
-from mmdeploy_ext.core.printable import shortened
+from mmdeploy_ext.core.errors import shortened
 from mmdeploy_ext.core.violations import WARNING, Violation, errors
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.consumers.graph_tensors import GraphTensors, Shape, shape_text, weight_rules
-from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import ModelFileError, one_line
 from mmdeploy_ext.core.violations import WARNING, Violation
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def read_graph(path: Path) -> tuple[onnx.ModelProto | None, list[Violation]]:
 def _model_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
     from onnx import checker, shape_inference
 
-    from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS
+    from mmdeploy_ext.graph.io.files import DEFAULT_DOMAINS
     from mmdeploy_ext.graph.io.index import all_nodes
 
     opsets = [entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS]
@@ -216,7 +215,7 @@ def operator_rules(
     """
     from onnx import TensorProto
 
-    from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS
+    from mmdeploy_ext.graph.io.files import DEFAULT_DOMAINS
     from mmdeploy_ext.graph.io.index import all_nodes
 
     for node in all_nodes(model):

@@ -23,8 +23,7 @@ from mmdeploy_ext.consumers.export_records import (
     value_rules,
 )
 from mmdeploy_ext.contract.schema import Mismatch, either, exactly, items, number, one_of
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.printable import shortened
+from mmdeploy_ext.core.errors import ConfigError, shortened
 from mmdeploy_ext.core.violations import WARNING, Violation, errors
 
 if TYPE_CHECKING:

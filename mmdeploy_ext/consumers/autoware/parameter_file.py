@@ -14,8 +14,7 @@ import re
 import stat
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import ModelFileError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

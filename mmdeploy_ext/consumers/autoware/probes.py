@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.consumers.graph_tensors import shape_of
-from mmdeploy_ext.core.errors import Mm2OnnxError
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import Mm2OnnxError, one_line
 from mmdeploy_ext.core.violations import WARNING, Violation
 
 if TYPE_CHECKING:

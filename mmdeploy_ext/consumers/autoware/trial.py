@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.consumers.graph_tensors import GraphTensors, graph_tensors, shape_text
-from mmdeploy_ext.core.errors import Mm2OnnxError
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import Mm2OnnxError, one_line
 from mmdeploy_ext.core.violations import Violation
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def trial_rules(graphs: Sequence[tuple[Path, onnx.ModelProto, str]]) -> list[Vio
     Args:
         graphs: path, model, and `LOAD` or a probe. Files with operators of plug-ins are left out.
     """
-    from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS
+    from mmdeploy_ext.graph.io.files import DEFAULT_DOMAINS
     from mmdeploy_ext.graph.io.index import all_nodes
     from mmdeploy_ext.graph.reduce.checks import run_limited
 

@@ -97,7 +97,7 @@ def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
 
 
 def _file_rules(name: str, model: onnx.ModelProto) -> Iterator[Violation]:
-    from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS, is_sparse
+    from mmdeploy_ext.graph.io.files import DEFAULT_DOMAINS, is_sparse
 
     if is_sparse(model):
         yield Violation('', '', 'other-dialect', 'holds sparse convolutions; expected ordinary ONNX')
@@ -147,8 +147,7 @@ def _type_rules(value: onnx.ValueInfoProto) -> Iterator[Violation]:
 
 
 def _node_rules(model: onnx.ModelProto, standard_domains: tuple[str, ...]) -> Iterator[Violation]:
-    from mmdeploy_ext.graph.io.index import all_nodes
-    from mmdeploy_ext.graph.io.operators import node_attributes
+    from mmdeploy_ext.graph.io.index import all_nodes, node_attributes
 
     for node in all_nodes(model):
         if node.domain in standard_domains:

@@ -24,7 +24,7 @@ from torch import Tensor
 from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.exporting.ops.operator import Operator, Plugin, register
-from mmdeploy_ext.exporting.postprocess.sizes import length
+from mmdeploy_ext.exporting.postprocess.suppression import length
 
 
 def multi_head(

@@ -20,8 +20,7 @@ from mmdeploy_ext.exporting.ops.operator import (
 )
 from mmdeploy_ext.exporting.ops.python_nodes import python_body
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.index import all_nodes, refill
-from mmdeploy_ext.graph.io.operators import node_attributes
+from mmdeploy_ext.graph.io.index import all_nodes, node_attributes, refill
 
 Body = Callable[[Operator, str, dict[str, Any]], onnx.FunctionProto]
 """(operator, name of the function, attributes) -> the function, which its caller may change."""

@@ -22,8 +22,7 @@ from mmdeploy_ext.exporting.ops.operator import (
     attribute_values,
     operator_of,
 )
-from mmdeploy_ext.graph.io.index import all_nodes
-from mmdeploy_ext.graph.io.operators import node_attributes
+from mmdeploy_ext.graph.io.index import all_nodes, node_attributes
 
 if TYPE_CHECKING:
     import onnxruntime

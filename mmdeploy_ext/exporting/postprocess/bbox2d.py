@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from mmdeploy_ext.contract.dense_head import PRIOR_CHOICES, Head
-from mmdeploy_ext.exporting.postprocess.sizes import limit
 from mmdeploy_ext.exporting.postprocess.suppression import (
     NO_CANDIDATE,
     NmsConfig,
     Suppression,
     clip_to,
     gather_rows,
+    limit,
 )
 from mmdeploy_ext.families.parts.runtime.box_coders import VOTE_SPREAD, VOTES_ABOVE
 

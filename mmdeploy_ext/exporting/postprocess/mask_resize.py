@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmdeploy_ext.exporting.ops.operator import Operator, register
-from mmdeploy_ext.exporting.postprocess.sizes import hw
+from mmdeploy_ext.exporting.postprocess.suppression import hw
 
 PIECES = 8
 """Bands of rows that are resized one after the other: only the boolean result is ever whole."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.contract.spec import Graph
 from mmdeploy_ext.families.parts.anchor_heads import anchor_rule, flat_outputs
 from mmdeploy_ext.families.parts.lidar_graphs import DenseHead, points_and_head
 from mmdeploy_ext.families.parts.lidar_parts import parts_of

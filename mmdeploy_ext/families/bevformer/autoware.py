@@ -16,7 +16,7 @@ from mmdeploy_ext.consumers.autoware.bevformer import TRAINED_ORDER
 from mmdeploy_ext.consumers.autoware.manifest import parameter_text, value_differences
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.contract.spec import Graph
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.bevformer.graphs import DeployedFrame, deployed_spec, spec, with_sampling

@@ -16,10 +16,9 @@ from torch import nn
 from mmdeploy_ext.consumers.autoware.bevformer_rules import GRAPH as NODE_GRAPH
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, TensorSpec
-from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.contract.spec import ColumnGroup, Graph, TensorSpec
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.model_classes import users_method
+from mmdeploy_ext.core.source_code import users_method
 from mmdeploy_ext.families.bevformer import autoware
 from mmdeploy_ext.families.bevformer.graphs import BEV, FORM, graphs, spec
 from mmdeploy_ext.families.bevformer.options import PORTABLE, RECORDED

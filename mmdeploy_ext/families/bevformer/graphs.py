@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.bevformer.options import TRT_PLUGIN
 from mmdeploy_ext.families.parts.bev_grid import rotate_view
 from mmdeploy_ext.families.parts.bev_plugin_operators import rotation_in_graph, turn_view

@@ -304,4 +304,4 @@ def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> D
 QUANTISED = FAMILY
 """Name of the graph whose layers `quantize.py` puts in INT8."""
 OPENS = BevFormerOnnx
-"""Class that opens an export, see `mmdeploy_ext/runtime/family_runtime.py`."""
+"""Class that opens an export, see `mmdeploy_ext/runtime/detect.py`."""

@@ -31,8 +31,7 @@ from mmdeploy_ext.consumers.autoware.manifest import (
     value_differences,
 )
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Graph, Stage
+from mmdeploy_ext.contract.spec import Graph, GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.parts.sparse_graph import backbone_graph

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdeploy_ext.consumers.cuda_bevfusion.cuda import CELLS, DEPTH, OTHER_ORDER, POOLED, SPARSE, UNROUNDED
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.bevfusion.graphs import transform_of
 from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.parts.sparse_graph import backbone_graph, model_spec

@@ -16,11 +16,10 @@ from mmdeploy_ext.consumers.autoware.bevfusion import GRAPHS as AUTOWARE_FILES
 from mmdeploy_ext.consumers.autoware.bevfusion import AutowareBEVFusion
 from mmdeploy_ext.consumers.cuda_bevfusion.cuda import GRAPHS as CUDA_FILES
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import TensorSpec
-from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.contract.spec import Graph, TensorSpec
 from mmdeploy_ext.core.config import refused_values
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
-from mmdeploy_ext.core.model_classes import ModelClass
+from mmdeploy_ext.core.source_code import ModelClass
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.bevfusion import autoware, cuda_graphs
 from mmdeploy_ext.families.bevfusion.fork import (

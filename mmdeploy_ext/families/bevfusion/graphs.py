@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.parts.sparse_graph import portable_graph
 from mmdeploy_ext.models.bevfusion.rig import Rig

@@ -21,8 +21,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.compat.vendored_mmdet3d import stand_in_for_operators
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import ConfigError, one_line
 from mmdeploy_ext.families.unregistered import registries
 
 PACKAGE = 'mmdet3d'

@@ -29,8 +29,7 @@ from mmdeploy_ext.consumers.autoware.manifest import (
     remapper_text,
     value_differences,
 )
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts.lidar_graphs import DenseHead, head_spec
 from mmdeploy_ext.families.parts.lidar_parts import parts_of, prefix_of

@@ -14,8 +14,7 @@ from torch import nn
 from mmdeploy_ext.consumers.autoware.centerpoint import GRAPHS as AUTOWARE_FILES
 from mmdeploy_ext.consumers.autoware.centerpoint import AutowareCenterPoint
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import TensorSpec
-from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.contract.spec import Graph, TensorSpec
 from mmdeploy_ext.core.config import test_cfg_key
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.contract.spec import Graph
 from mmdeploy_ext.families.centerpoint.runtime import VALUES, BoxRule
 from mmdeploy_ext.families.parts.lidar_graphs import points_and_head
 from mmdeploy_ext.families.parts.pillars import points_facts

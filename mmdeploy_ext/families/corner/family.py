@@ -16,7 +16,7 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.corner import graphs
 from mmdeploy_ext.families.corner.graphs import suppression, thresholds
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.parts import detector_parts, image_feeds, mmdet_reference
+from mmdeploy_ext.families.parts import detector_parts, image_graphs, mmdet_reference
 
 dense_heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
 HEADS = (dense_heads.CentripetalHead, dense_heads.CornerHead)
@@ -33,7 +33,7 @@ class CornerFamily(ImageFamily):
     forms = ('full',)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     substitutes, borders = staticmethod(graphs.substitutes), staticmethod(graphs.borders)
-    feeds = staticmethod(image_feeds.feeds)
+    feeds = staticmethod(image_graphs.feeds)
     reference_detections = staticmethod(mmdet_reference.box_detections)
 
     def claims(self, cfg: Any) -> Claim:

@@ -15,23 +15,22 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec
-from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.contract.spec import GraphSpec, Stage
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.exporting.postprocess.suppression import (
     NO_CANDIDATE,
     SoftNmsConfig,
     Suppression,
     gather_rows,
+    hw,
     nms_config,
     number,
     positive,
 )
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.dense_heads import peak_window, rows_of
-from mmdeploy_ext.families.parts.image_tensors import box_outputs, image_input, optional_inputs
+from mmdeploy_ext.families.parts.image_graphs import box_outputs, image_input, optional_inputs
 from mmdeploy_ext.families.parts.runtime.box_coders import peaks_of
 
 STRIDE = 4

@@ -21,7 +21,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import nearest_base, registered_class
 from mmdeploy_ext.families.dense import graphs, reference
-from mmdeploy_ext.families.dense.forms import raw_names
+from mmdeploy_ext.families.dense.graphs import raw_names
 from mmdeploy_ext.families.dense.heads import (
     KINDS,
     QUERY_HEAD,
@@ -34,7 +34,7 @@ from mmdeploy_ext.families.dense.heads import (
 )
 from mmdeploy_ext.families.dense.runtime import level_shapes
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.parts import detector_parts, image_feeds
+from mmdeploy_ext.families.parts import detector_parts, image_graphs
 
 
 class DenseFamily(ImageFamily):
@@ -48,7 +48,7 @@ class DenseFamily(ImageFamily):
     ignored_prefixes = ('teacher_model.',)
     untraced = (*ImageFamily.untraced, '*integral.forward')
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    feeds = staticmethod(image_feeds.feeds)
+    feeds = staticmethod(image_graphs.feeds)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
     candidate_bounds = staticmethod(reference.candidate_bounds)

@@ -16,7 +16,7 @@ from torch import nn
 
 from mmdeploy_ext.contract.dense_head import PRIOR_CHOICES
 from mmdeploy_ext.core.config import replaced_entry
-from mmdeploy_ext.families.dense.forms import described, flat_outputs, raw_names
+from mmdeploy_ext.families.dense.graphs import described, flat_outputs, raw_names
 from mmdeploy_ext.families.dense.heads import generator_of, kind_of, thresholds
 from mmdeploy_ext.families.parts.mmdet_reference import box_detections
 from mmdeploy_ext.preprocess.pictures import PreparedImage

@@ -16,16 +16,14 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.postprocess.sizes import hw
-from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
+from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, hw
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.anchor_heads import anchor_rule, flat_outputs
 from mmdeploy_ext.families.parts.bev_suppression import best_rows, padded, suppressed
 from mmdeploy_ext.families.parts.dense_heads import rows_of
-from mmdeploy_ext.families.parts.image_tensors import image_input
+from mmdeploy_ext.families.parts.image_graphs import image_input
 from mmdeploy_ext.families.parts.runtime.anchors3d import (
     OUTPUTS,
     AnchorRule,

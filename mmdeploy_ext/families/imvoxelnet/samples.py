@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmdeploy_ext.families.parts import image_feeds
+from mmdeploy_ext.families.parts import image_graphs
 from mmdeploy_ext.families.parts.generated_cameras import drawn_intrinsics, numbers_of_pixels
 from mmdeploy_ext.preprocess.cam2img import check_projection, original
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -57,7 +57,7 @@ def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarra
     cameras = np.stack([original_camera(image) for image in images])
     for camera in cameras:
         check_projection(camera)
-    batch = image_feeds.feeds(images, rescale=True)
+    batch = image_graphs.feeds(images, rescale=True)
     ratios = batch['scale_factor']
     drawn = cameras.astype(np.float64)
     if not rescale:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmdeploy_ext.families.parts import image_feeds
+from mmdeploy_ext.families.parts import image_graphs
 from mmdeploy_ext.families.parts.generated_cameras import drawn_intrinsics, numbers_of_pixels
 from mmdeploy_ext.preprocess.cam2img import check_camera, unmoved
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -44,7 +44,7 @@ def generated_camera(image: PreparedImage) -> np.ndarray:
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
     """Return the inputs of a batch of pictures of one size by name, and what the runtime needs of them.
 
-    They are those of `image_feeds.feeds`, with `rescale` also `scale_factor`, without `border`; `cam2img`
+    They are those of `image_graphs.feeds`, with `rescale` also `scale_factor`, without `border`; `cam2img`
     (B, 4, 4) float32, for pixels of the network input; and to draw with `unmoved_cam2img` (B, 4, 4) float64,
     the same without the padding or warp of the picture, see `preprocess.cam2img.unmoved`.
 
@@ -55,6 +55,6 @@ def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarra
         unmoved(camera, image.to_input, image.scale_factor)
         for image, camera in zip(images, cameras, strict=True)
     ]
-    batch = image_feeds.feeds(images, rescale)
+    batch = image_graphs.feeds(images, rescale)
     batch.pop('border', None)
     return batch | dict(cam2img=np.stack(cameras), unmoved_cam2img=np.stack(unmoved_cameras))

@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
 from mmdeploy_ext.families.monocular.networks import PointsNetwork, output_names, raw_names
@@ -23,7 +22,7 @@ from mmdeploy_ext.families.monocular.runtime import decoding
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.bev_suppression import best_rows, padded, suppressed
 from mmdeploy_ext.families.parts.dense_heads import rows_of
-from mmdeploy_ext.families.parts.image_tensors import clip_size, image_input, optional_inputs
+from mmdeploy_ext.families.parts.image_graphs import clip_size, image_input, optional_inputs
 
 RAW_MEANINGS = dict(
     cls_score=('class logits', 'logit'),

@@ -13,17 +13,15 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.postprocess.sizes import hw
-from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
+from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, hw
 from mmdeploy_ext.families.monocular.graphs import BOX, camera_input
 from mmdeploy_ext.families.monocular.networks import SMOKE_NAMES, PeaksNetwork
 from mmdeploy_ext.families.monocular.runtime import decoding
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.dense_heads import rows_of
-from mmdeploy_ext.families.parts.image_tensors import image_input
+from mmdeploy_ext.families.parts.image_graphs import image_input
 from mmdeploy_ext.families.parts.runtime.box_coders import peaks_of
 
 FULL_NAMES = ('boxes', 'scores', 'labels')

@@ -36,7 +36,7 @@ fit_pair = bbox2d.fit_pair
 """(pair) -> the pair, shrunk or enlarged to a size at which its labels are legible, to be drawn."""
 SCORE_THR = 0.05
 """Score from which on every result of the reference needs a partner; one of the candidate needs it from
-the bar of scores above. Those of lower scores, of all pictures together, are judged by `proving/totals.py`.
+the bar of scores above. Those of lower scores, of all pictures together, are judged by `matching.py`.
 """
 SCORE_BAR = 1e-4
 """Largest score difference of a matched pair."""

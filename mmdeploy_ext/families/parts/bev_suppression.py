@@ -11,8 +11,7 @@ import torch
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.rotated_nms import rotated_keep
 from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE
-from mmdeploy_ext.exporting.postprocess.sizes import limit
-from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
+from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, limit
 
 
 def best_rows(level: dict[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:

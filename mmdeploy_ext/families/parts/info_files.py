@@ -16,7 +16,7 @@ import numpy as np
 from pyquaternion import Quaternion
 
 from mmdeploy_ext.core.config import test_dataset, test_pipeline
-from mmdeploy_ext.core.model_classes import is_users_class
+from mmdeploy_ext.core.source_code import is_users_class
 from mmdeploy_ext.families.building import data_class
 from mmdeploy_ext.models import catalogue
 from mmdeploy_ext.preprocess.cameras import CAMERAS

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.parts.lidar_parts import parts_of
 from mmdeploy_ext.families.parts.pillars import has_pillars, pillars_graph
 from mmdeploy_ext.families.parts.sparse_graph import portable_graph

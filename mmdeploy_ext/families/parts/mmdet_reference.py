@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.core.config import replaced_entry
-from mmdeploy_ext.families.parts.image_feeds import pasted_size, proposals_of
+from mmdeploy_ext.families.parts.image_graphs import pasted_size, proposals_of
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, Instances
 
@@ -46,7 +46,7 @@ def metas_of(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
 def metas_of_images(images: Sequence[PreparedImage], rescale: bool) -> list[dict[str, Any]]:
     """Return `metas_of` images for a test path that pastes masks.
 
-    With `rescale` their `ori_shape` is `image_feeds.pasted_size`, without it that of the original, which
+    With `rescale` their `ori_shape` is `image_graphs.pasted_size`, without it that of the original, which
     mmdet then multiplies by the ratio.
     """
     metas = metas_of(images)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from mmdeploy_ext.exporting.postprocess.sizes import length
+from mmdeploy_ext.exporting.postprocess.suppression import length
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import TensorSpec
-from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.contract.spec import Stage, TensorSpec
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.operator import Operator, register

@@ -15,8 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.exporting.ops.operator import LIBRARY_OPERATORS, LibraryOperator
 from mmdeploy_ext.families.parts.lidar_parts import Parts, parts_of
 from mmdeploy_ext.families.parts.runtime.lidar import DYNAMIC_INPUTS, INPUTS, PILLARS

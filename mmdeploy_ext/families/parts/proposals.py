@@ -17,13 +17,13 @@ from torch import nn
 from mmdeploy_ext.compat.older_mmdet import mmdet_module, mmdet_release
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.source_code import is_in_library
-from mmdeploy_ext.exporting.postprocess.sizes import limit
 from mmdeploy_ext.exporting.postprocess.suppression import (
     NO_CANDIDATE,
     NmsConfig,
     Suppression,
     clip_to,
     gather_rows,
+    limit,
     nms_arguments,
     nms_config,
     number,

@@ -22,8 +22,8 @@ from torch import nn
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.attention import attend_tokens, multi_head
-from mmdeploy_ext.exporting.postprocess.sizes import hw
-from mmdeploy_ext.families.parts.image_tensors import clip_size
+from mmdeploy_ext.exporting.postprocess.suppression import hw
+from mmdeploy_ext.families.parts.image_graphs import clip_size
 from mmdeploy_ext.families.parts.padding import PaddedMap, SinePositions, periods, tokens_of, waves
 
 if TYPE_CHECKING:

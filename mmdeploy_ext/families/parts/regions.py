@@ -23,8 +23,7 @@ from torch.nn import functional
 from mmdeploy_ext.compat.plain_kernels import bins_of
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.roi_align import check_layer, pool_level
-from mmdeploy_ext.exporting.postprocess.sizes import hw
-from mmdeploy_ext.exporting.postprocess.suppression import clip_to
+from mmdeploy_ext.exporting.postprocess.suppression import clip_to, hw
 from mmdeploy_ext.families.parts.dense_heads import border_inset, bucket_settings, chosen_coder, clips
 from mmdeploy_ext.families.parts.runtime.box_coders import CODERS, bucket_choice
 

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.options import SPARSE_FORM, Options
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import CheckpointError, UsageError
 from mmdeploy_ext.exporting.sparse.trace import trace
 from mmdeploy_ext.models.sparse_backbone.model import axes

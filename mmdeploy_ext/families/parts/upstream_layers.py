@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
-from mmdeploy_ext.core.model_classes import is_users
+from mmdeploy_ext.core.source_code import is_users
 from mmdeploy_ext.exporting.copy import PREPARATIONS
 from mmdeploy_ext.exporting.ops.deform_conv import CALLERS, LeadingOffsets
 

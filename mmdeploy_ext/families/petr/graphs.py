@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.parts.camera_graphs import feature_maps, map_shapes
 from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.parts.runtime.query_boxes import output_specs

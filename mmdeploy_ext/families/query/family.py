@@ -18,7 +18,7 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.parts import detector_parts, image_feeds, pasting
+from mmdeploy_ext.families.parts import detector_parts, image_graphs, pasting
 from mmdeploy_ext.families.parts.mask_heads import threshold
 from mmdeploy_ext.families.parts.mmdet_reference import box_detections
 from mmdeploy_ext.families.parts.query_networks import NAMES, query_head
@@ -42,7 +42,7 @@ class QueryFamily(ImageFamily):
     forms = ('full',)
     untraced = (*ImageFamily.untraced, *supported_parts.UNTRACED)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    feeds = staticmethod(image_feeds.feeds)
+    feeds = staticmethod(image_graphs.feeds)
     reference_detections = staticmethod(box_detections)
 
     def claims(self, cfg: Any) -> Claim:
@@ -206,7 +206,7 @@ class QueryMasksFamily(ImageFamily):
     forms = ('full',)
     untraced = (*ImageFamily.untraced, *supported_parts.UNTRACED)
     spec, stages = staticmethod(graphs.masks_spec), staticmethod(graphs.masks_stages)
-    feeds, batches = staticmethod(image_feeds.mask_feeds), staticmethod(image_feeds.batches)
+    feeds, batches = staticmethod(image_graphs.mask_feeds), staticmethod(image_graphs.batches)
     reference_detections = staticmethod(reference.instances)
     substitutes, borders = staticmethod(substitutes_of_masks), staticmethod(borders_of_masks)
     unjudged = staticmethod(unjudged_of_masks)
@@ -235,7 +235,7 @@ class QueryPanopticFamily(ImageFamily):
     forms = ('full', 'raw')
     untraced = (*ImageFamily.untraced, *supported_parts.UNTRACED)
     spec, stages = staticmethod(graphs.panoptic_spec), staticmethod(graphs.panoptic_stages)
-    feeds, batches = staticmethod(image_feeds.mask_feeds), staticmethod(image_feeds.batches)
+    feeds, batches = staticmethod(image_graphs.mask_feeds), staticmethod(image_graphs.batches)
     reference_tensors = staticmethod(reference.mask_tensors)
     reference_detections = staticmethod(reference.segments)
     substitutes, borders = staticmethod(substitutes_of_masks), staticmethod(borders_of_masks)
@@ -299,7 +299,7 @@ class QueryRegionsFamily(ImageFamily):
         pasting.check(mask_thr, options)
 
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-        make_feeds = image_feeds.feeds_with_sizes if self.with_masks else image_feeds.feeds
+        make_feeds = image_graphs.feeds_with_sizes if self.with_masks else image_graphs.feeds
         return make_feeds(images, rescale)
 
     def num_classes(self, model: nn.Module) -> int:

@@ -24,10 +24,9 @@ from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.attention import attend_tokens
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing_of
 from mmdeploy_ext.exporting.postprocess.panoptic import QueryFusion
-from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.exporting.postprocess.soft_masks import pick_rows
-from mmdeploy_ext.exporting.postprocess.suppression import number
-from mmdeploy_ext.families.parts.image_tensors import clip_size
+from mmdeploy_ext.exporting.postprocess.suppression import hw, number
+from mmdeploy_ext.families.parts.image_graphs import clip_size
 from mmdeploy_ext.families.parts.padding import PaddedMap, PaddedSinePositions, SinePositions, tokens_of
 from mmdeploy_ext.families.parts.query_networks import (
     among_themselves,

@@ -15,7 +15,7 @@ from torch import nn
 
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
-from mmdeploy_ext.families.parts.image_tensors import clip_size
+from mmdeploy_ext.families.parts.image_graphs import clip_size
 from mmdeploy_ext.families.parts.mask_heads import predicted_class_only
 from mmdeploy_ext.families.parts.query_networks import attend_to
 from mmdeploy_ext.families.parts.regions import Regions, decoded, feature_names, has_masks, stages_of

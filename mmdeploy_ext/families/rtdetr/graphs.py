@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.families.rtdetr.runtime import SIZES, target_sizes
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample

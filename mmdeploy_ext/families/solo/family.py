@@ -18,7 +18,7 @@ from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.parts import detector_parts, image_feeds
+from mmdeploy_ext.families.parts import detector_parts, image_graphs
 from mmdeploy_ext.families.solo import graphs, reference
 from mmdeploy_ext.families.solo.networks import LEVELS
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -44,7 +44,7 @@ class SoloFamily(ImageFamily):
         'resize_feats', 'get_results', '_get_results_single',
     )  # fmt: skip
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    feeds, batches = staticmethod(image_feeds.mask_feeds), staticmethod(image_feeds.batches)
+    feeds, batches = staticmethod(image_graphs.mask_feeds), staticmethod(image_graphs.batches)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
     candidate_bounds = staticmethod(reference.candidate_bounds)

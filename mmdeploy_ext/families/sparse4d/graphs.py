@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
 from mmdeploy_ext.families.sparse4d.network import Pictures, Remembered, feature_rows, map_sizes, run_head

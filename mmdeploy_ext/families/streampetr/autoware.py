@@ -24,8 +24,7 @@ from mmdeploy_ext.consumers.autoware import streampetr_rules as node
 from mmdeploy_ext.consumers.autoware.manifest import MODEL_PREFIX, parameter_text, value_differences
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
 from mmdeploy_ext.families.streampetr import spec
 from mmdeploy_ext.families.streampetr.graphs import (

@@ -14,8 +14,7 @@ from torch import nn
 from mmdeploy_ext.consumers.autoware.streampetr_rules import FILES as NODE_FILES
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, TensorSpec
-from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.contract.spec import ColumnGroup, Graph, TensorSpec
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts.camera_models import OF_CONFIG, CameraModels, QueryBoxes
 from mmdeploy_ext.families.parts.detector_parts import part_cfg

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.contract.spec import Graph
 from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
 from mmdeploy_ext.families.streampetr import spec

@@ -13,19 +13,12 @@ from torch import nn
 
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Graph, Stage
+from mmdeploy_ext.contract.spec import Graph, GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.parts import (
-    detector_parts,
-    image_feeds,
-    mask_heads,
-    mmdet_reference,
-    proposals,
-)
+from mmdeploy_ext.families.parts import detector_parts, image_graphs, mask_heads, mmdet_reference, proposals
 from mmdeploy_ext.families.parts.regions import has_masks, roi_head_of
 from mmdeploy_ext.families.two_stage import (
     boxes,
@@ -148,10 +141,10 @@ class TwoStageFamily(ImageFamily):
         an image does not have are zero.
         """
         if self.models.with_masks:
-            return image_feeds.feeds_with_sizes(images, rescale)
-        feeds = image_feeds.feeds(images, rescale)
+            return image_graphs.feeds_with_sizes(images, rescale)
+        feeds = image_graphs.feeds(images, rescale)
         if not self.models.proposes:
-            feeds['proposals'] = reference.stacked([image_feeds.proposals_of(image) for image in images])
+            feeds['proposals'] = reference.stacked([image_graphs.proposals_of(image) for image in images])
         return feeds
 
     def num_classes(self, model: nn.Module) -> int:

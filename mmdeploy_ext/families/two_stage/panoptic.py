@@ -17,8 +17,7 @@ from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing_of
@@ -26,8 +25,16 @@ from mmdeploy_ext.exporting.postprocess.panoptic import InstanceFusion, map_outp
 from mmdeploy_ext.exporting.postprocess.suppression import number
 from mmdeploy_ext.families.building import registered_class
 from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.image_feeds import feeds, grouped, one_size, pasted_size
-from mmdeploy_ext.families.parts.image_tensors import PROPOSALS, box_outputs, image_input, optional_inputs
+from mmdeploy_ext.families.parts.image_graphs import (
+    PROPOSALS,
+    box_outputs,
+    feeds,
+    grouped,
+    image_input,
+    one_size,
+    optional_inputs,
+    pasted_size,
+)
 from mmdeploy_ext.families.parts.mask_heads import side_of, threshold
 from mmdeploy_ext.families.parts.pasting import Paste
 from mmdeploy_ext.families.parts.proposals import smallest_input

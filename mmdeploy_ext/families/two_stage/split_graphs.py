@@ -16,8 +16,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.parts.proposals import is_guided, is_staged, smallest_side
 from mmdeploy_ext.families.parts.regions import context_names, feature_names, grid_of

@@ -16,7 +16,7 @@ from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.parts import detector_parts, image_feeds
+from mmdeploy_ext.families.parts import detector_parts, image_graphs
 from mmdeploy_ext.families.parts.dense_heads import chosen_coder
 from mmdeploy_ext.families.parts.mmdet_reference import instances_of_classes, metas_of, tested
 from mmdeploy_ext.families.yolact import graphs
@@ -40,7 +40,7 @@ class YolactFamily(ImageFamily):
     )  # fmt: skip
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     substitutes, borders = staticmethod(graphs.substitutes), staticmethod(graphs.borders)
-    batches = staticmethod(image_feeds.batches)
+    batches = staticmethod(image_graphs.batches)
 
     def claims(self, cfg: Any) -> Claim:
         """Claim every YOLACT; `check` refuses those with other heads, by the key."""
@@ -72,12 +72,12 @@ class YolactFamily(ImageFamily):
         return dict(config, num_classes=self.num_classes(model), mask_thr=MASK_THR)
 
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-        """Return the inputs of `image_feeds.feeds`, and `ori_shape` (2,) int64, height and width of masks.
+        """Return the inputs of `image_graphs.feeds`, and `ori_shape` (2,) int64, height and width of masks.
 
         `scale_factor` is among them only with `rescale`. Masks are of the original size whatever `rescale`
         says. ShapeError: the images have several.
         """
-        return image_feeds.mask_feeds(images, rescale) | image_feeds.feeds(images, rescale)
+        return image_graphs.mask_feeds(images, rescale) | image_graphs.feeds(images, rescale)
 
     def reference_detections(
         self, model: nn.Module, images: Sequence[PreparedImage], rescale: bool

@@ -15,16 +15,16 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.nms import pairwise_iou
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing
-from mmdeploy_ext.exporting.postprocess.sizes import hw, limit
 from mmdeploy_ext.exporting.postprocess.suppression import (
     NO_CANDIDATE,
     clip_to,
     gather_rows,
+    hw,
+    limit,
     number,
     positive,
 )
@@ -36,7 +36,7 @@ from mmdeploy_ext.families.parts.dense_heads import (
     plain_head,
     rows_of,
 )
-from mmdeploy_ext.families.parts.image_tensors import (
+from mmdeploy_ext.families.parts.image_graphs import (
     box_outputs,
     clip_size,
     image_input,

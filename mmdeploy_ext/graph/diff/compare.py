@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 
-from mmdeploy_ext.core.errors import InferenceError, Mm2OnnxError, UsageError
-from mmdeploy_ext.core.printable import shape_text
+from mmdeploy_ext.core.errors import InferenceError, Mm2OnnxError, UsageError, shape_text
 from mmdeploy_ext.graph import run, signature
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align
@@ -22,8 +21,7 @@ from mmdeploy_ext.graph.diff.structure import Change, changes
 from mmdeploy_ext.graph.diff.walk import EQUAL, UNKNOWN, ReferenceTensor, Walk, compare, walk
 from mmdeploy_ext.graph.feeds import check_feeds, random_feeds
 from mmdeploy_ext.graph.io import files
-from mmdeploy_ext.graph.io.index import join_names
-from mmdeploy_ext.graph.io.operators import random_nodes
+from mmdeploy_ext.graph.io.index import join_names, random_nodes
 
 
 def engine_notes(

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.core.printable import shape_text
+from mmdeploy_ext.core.errors import shape_text
 from mmdeploy_ext.graph.diff.program import SHAPE_READERS, Program
 from mmdeploy_ext.graph.diff.structure import ONLY_HERE, Change
 from mmdeploy_ext.graph.diff.walk import (

@@ -9,10 +9,16 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mmdeploy_ext.core.errors import InferenceError
-from mmdeploy_ext.core.printable import one_line
-from mmdeploy_ext.graph.io.constants import array_bytes, constant_value, dense_values
-from mmdeploy_ext.graph.io.index import RANDOM, Index, bodies, operator_name
+from mmdeploy_ext.core.errors import InferenceError, one_line
+from mmdeploy_ext.graph.io.index import (
+    RANDOM,
+    Index,
+    array_bytes,
+    bodies,
+    constant_value,
+    dense_values,
+    operator_name,
+)
 from mmdeploy_ext.graph.run import open_session
 
 SHAPE_READERS = ('Shape', 'Size')

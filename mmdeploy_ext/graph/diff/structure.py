@@ -8,12 +8,17 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mmdeploy_ext.core.printable import shape_text
+from mmdeploy_ext.core.errors import shape_text
 from mmdeploy_ext.graph.diff.program import Alignment, Program
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.constants import array_bytes
-from mmdeploy_ext.graph.io.index import all_nodes, operator_name
-from mmdeploy_ext.graph.io.operators import defaults_of, fill_window, opsets_of
+from mmdeploy_ext.graph.io.index import (
+    all_nodes,
+    array_bytes,
+    defaults_of,
+    fill_window,
+    operator_name,
+    opsets_of,
+)
 from mmdeploy_ext.proving.tensors import ArrayDistance
 
 LONGEST_VALUE = 60

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from mmdeploy_ext.core.errors import InferenceError
-from mmdeploy_ext.core.printable import shape_text
+from mmdeploy_ext.core.errors import InferenceError, shape_text
 from mmdeploy_ext.graph.diff.program import OUTPUT_TIES, NodeRunner, Program
 from mmdeploy_ext.proving.tensors import ArrayDistance
 

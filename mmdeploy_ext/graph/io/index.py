@@ -1,4 +1,4 @@
-"""An index of the nodes that write and read every tensor of a graph; lookups suggest similar names.
+"""An index of the nodes that write and read every tensor of a graph, their operators and constants.
 
 A node is named by its position in `graph.node`, because names may be missing or shared; people write its name
 or '#12'. Needs onnx only.
@@ -9,14 +9,17 @@ that nothing was done to, and 0.9 s for both ways where an index takes 0.25 s.
 
 import collections
 import copy
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import onnx
 from google.protobuf.message import Message
+from onnx import AttributeProto, helper, numpy_helper
 
 from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import ModelFileError, UsageError
-from mmdeploy_ext.core.printable import did_you_mean
+from mmdeploy_ext.core.errors import ModelFileError, UsageError, did_you_mean
 
 _DRAWS = ('RandomNormal', 'RandomNormalLike', 'RandomUniform', 'RandomUniformLike')
 RANDOM = ('Bernoulli', 'Multinomial', *_DRAWS)
@@ -290,3 +293,194 @@ class Index:
         varying = [value.name for value in self.graph.input]
         varying += [name for position in random for name in self.writes(position)]
         return set(range(len(self.nodes))) - {*random, *self.descendants(varying)}
+
+
+WEIGHTS = {'Conv': 1, 'ConvInteger': 1, 'ConvTranspose': 1, 'DeformConv': 1, 'QLinearConv': 3}
+"""Operator of a convolution -> place of the input whose shape (D, C, *kernel) states the kernel."""
+
+LEFT_OUT = {'ConvTranspose': 'output_padding', 'AveragePool': 'dilations', 'LpPool': 'dilations'}
+"""Operator -> attribute that its canonical form lacks at the default.
+
+PyTorch's TorchScript exporter writes the others and leaves these out, so that the digests of its files, which
+the records of the zoo hold, are those of the attributes as they stand in the file.
+"""
+
+
+def opsets_of(model: onnx.ModelProto | onnx.FunctionProto) -> dict[str, int]:
+    """Return domain -> version of the opset that a model or function imports; ONNX's own domain is ''."""
+    return {'' if entry.domain == 'ai.onnx' else entry.domain: entry.version for entry in model.opset_import}
+
+
+def schema_of(node: onnx.NodeProto, opsets: Mapping[str, int]) -> onnx.defs.OpSchema | None:
+    """Return the schema of a node's operator in these opsets (domain -> version), None when ONNX has none.
+
+    A domain that `opsets` lacks counts as version 1.
+    """
+    domain = '' if node.domain == 'ai.onnx' else node.domain
+    return _schema(node.op_type, domain, opsets.get(domain, 1))
+
+
+@functools.cache
+def _schema(op_type: str, domain: str, version: int) -> onnx.defs.OpSchema | None:
+    try:
+        return onnx.defs.get_schema(op_type, version, domain)
+    except onnx.defs.SchemaError:
+        return None
+
+
+def node_attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """Return name -> value in Python of the attributes of a node; texts are bytes."""
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def defaults_of(node: onnx.NodeProto, opsets: Mapping[str, int]) -> dict[str, Any]:
+    """Return name -> default value of the attributes of a node's operator that have one, whatever it states.
+
+    `opsets` is domain -> version, as `opsets_of` returns it. Texts are bytes. {} for an operator without a
+    schema.
+    """
+    schema = schema_of(node, opsets)
+    entries = [entry.default_value for entry in schema.attributes.values()] if schema else []
+    return {entry.name: helper.get_attribute_value(entry) for entry in entries if entry.name}
+
+
+def fill_window(
+    values: dict[str, Any],
+    node: onnx.NodeProto,
+    opsets: Mapping[str, int],
+    shape_of_constant: Callable[[str], Sequence[int] | None],
+) -> None:
+    """Bring the attributes that describe the window of a convolution or pooling into one form, in place.
+
+    The schemas have no default for kernel, strides, dilations and pads, because its length is the rank of the
+    kernel; the specification of the operators has it in words. Defaults are added, but for those of
+    `LEFT_OUT`, which are removed if they are stated, and for pads where `auto_pad` or `output_shape` decides.
+
+    Args:
+        values: attributes of the node by name, with the defaults of `defaults_of`; changed in place.
+        node: any node; one without a window, or whose rank nothing shows, stays as it is.
+        opsets: domain -> version, as `opsets_of` returns it.
+        shape_of_constant: returns the shape of a tensor that is a constant, and None for any other.
+    """
+    schema = schema_of(node, opsets)
+    if schema is None or 'strides' not in schema.attributes:
+        return
+    kernel, place = values.get('kernel_shape'), WEIGHTS.get(node.op_type, len(node.input))
+    if kernel is None and place < len(node.input):
+        kernel = list(shape_of_constant(node.input[place]) or ())[2:]
+    if not kernel:
+        return
+    rank = len(kernel)
+    defaults = dict(kernel_shape=kernel, strides=[1] * rank, dilations=[1] * rank, output_padding=[0] * rank)
+    if 'output_shape' not in values and values.get('auto_pad') == b'NOTSET':  # else they state the padding
+        defaults['pads'] = [0] * (2 * rank)
+    left_out = LEFT_OUT.get(node.op_type, '')
+    for name in schema.attributes.keys() & defaults.keys() - {left_out}:
+        values.setdefault(name, defaults[name])
+    if left_out and values.get(left_out) == defaults[left_out]:
+        del values[left_out]
+
+
+def random_nodes(model: onnx.ModelProto) -> list[str]:
+    """Return the nodes whose results are random, also of bodies and functions, as 'name (operator)'.
+
+    A node without a name is '#12', its position in its graph, body or function. Their results differ between
+    engines, so that no number of runs shows that two of them agree. Dropout counts where it can be in
+    training mode: its third input is there and is not a constant false of the same graph (in opsets 7 to 11
+    it has none, and never draws).
+    """
+    return [
+        f'{node.name or f"#{position}"} ({node.op_type})'
+        for graph in all_graphs(model)
+        for position, node in enumerate(graph.node)
+        if node.op_type in RANDOM or (node.op_type == 'Dropout' and _may_train(node, graph))
+    ]
+
+
+def _may_train(dropout: onnx.NodeProto, graph: onnx.GraphProto | onnx.FunctionProto) -> bool:
+    if len(dropout.input) < 3 or not dropout.input[2]:
+        return False
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in getattr(graph, 'initializer', ())}
+    constants.update((node.output[0], constant_value(node)) for node in graph.node if node.output)
+    training = constants.get(dropout.input[2])
+    inputs = {value if isinstance(value, str) else value.name for value in graph.input}
+    return training is None or dropout.input[2] in inputs or bool(np.any(training))
+
+
+ATTRIBUTE_DTYPES = {
+    **dict.fromkeys((AttributeProto.FLOAT, AttributeProto.FLOATS), np.float32),
+    **dict.fromkeys((AttributeProto.INT, AttributeProto.INTS), np.int64),
+}
+"""Type of a Constant node's attribute that is no tensor -> dtype of the values."""
+
+
+def dense_values(sparse: onnx.SparseTensorProto) -> np.ndarray:
+    """Return a sparse tensor as a dense array, 0 where it has no value.
+
+    Its indices (N,) are places in the flat array, or (N, rank) coordinates.
+    """
+    values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+    array = np.zeros(tuple(sparse.dims), values.dtype)
+    if indices.ndim == 1:
+        array.reshape(-1)[indices] = values
+    else:
+        array[tuple(indices.T)] = values
+    return array
+
+
+def constant_value(node: onnx.NodeProto) -> np.ndarray | None:
+    """Return the value of a Constant node, whichever attribute has it; None for another node.
+
+    None also if it has not exactly one attribute, or one that is an argument of the function around it. Texts
+    are an array of objects, bytes or str.
+    """
+    if node.op_type != 'Constant' or node.domain not in ('', 'ai.onnx') or len(node.attribute) != 1:
+        return None
+    (attribute,) = node.attribute
+    if attribute.ref_attr_name:
+        return None
+    value = helper.get_attribute_value(attribute)
+    if attribute.type == AttributeProto.TENSOR:
+        return numpy_helper.to_array(value)
+    if attribute.type == AttributeProto.SPARSE_TENSOR:
+        return dense_values(value)
+    return np.asarray(value, ATTRIBUTE_DTYPES.get(attribute.type, object))
+
+
+def array_bytes(array: np.ndarray) -> bytes:
+    """Return bytes that equal those of another array of the same dtype and shape only if all elements do.
+
+    Elements are equal if their bits are: 0.0 and -0.0 differ.
+
+    Of an array of objects, which are texts, `tobytes` would give their addresses. A text counts alike as str
+    and as bytes in UTF-8: ONNX's tensors and attributes give one or the other.
+    """
+    if array.dtype != object:
+        return array.tobytes()
+    return repr([text if isinstance(text, bytes) else text.encode() for text in array.ravel()]).encode()
+
+
+def constants_to_initializers(graph: onnx.GraphProto, data_type: int | None = None) -> None:
+    """Turn the Constant nodes of a graph into initializers, in place; constants of strings stay nodes.
+
+    Bodies of the graph stay as they are. With `data_type`, a `TensorProto.DataType`, only the constants of
+    that type become initializers; None: all do.
+    """
+    initializers = {}
+    for node in graph.node:
+        value = constant_value(node)
+        if value is None or value.dtype == object:
+            continue
+        (attribute,) = node.attribute
+        is_tensor = attribute.type == AttributeProto.TENSOR
+        tensor = copy.copy(attribute.t if is_tensor else numpy_helper.from_array(value))
+        tensor.name = node.output[0]
+        if data_type in (None, tensor.data_type):
+            initializers[tensor.name] = tensor
+    graph.initializer.extend(initializers.values())
+    refill(graph, node=[node for node in graph.node if initializers.keys().isdisjoint(node.output)])
+
+
+def count_nodes(model: onnx.ModelProto) -> int:
+    """Return how many nodes of the main graph are no Constant, as `Signature.size` counts."""
+    return sum(node.op_type != 'Constant' for node in model.graph.node)

@@ -14,8 +14,7 @@ import onnx
 from onnx import TensorProto
 
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.index import operator_name
-from mmdeploy_ext.graph.io.operators import node_attributes, opsets_of
+from mmdeploy_ext.graph.io.index import node_attributes, operator_name, opsets_of
 from mmdeploy_ext.graph.passes.functions import replace_by_functions
 
 DOMAIN = 'mm2onnx.deform_conv'

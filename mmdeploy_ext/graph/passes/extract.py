@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import onnx
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.graph.io.checks import check_ordinary
+from mmdeploy_ext.graph.io.files import check_ordinary
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.part import drop_metadata, part
 from mmdeploy_ext.graph.passes.select import match_tensors

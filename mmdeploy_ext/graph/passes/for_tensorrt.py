@@ -17,8 +17,7 @@ from onnx import helper, numpy_helper
 
 from mmdeploy_ext.contract.metadata import PREFIX, Metadata
 from mmdeploy_ext.contract.spec import GraphSpec
-from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.printable import shape_text
+from mmdeploy_ext.core.errors import UsageError, shape_text
 from mmdeploy_ext.graph import output_comparison
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import all_graphs, did_you_mean, free_name, refill, writes

@@ -26,9 +26,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ExportError
-from mmdeploy_ext.graph.io.constants import constants_to_initializers
-from mmdeploy_ext.graph.io.index import bodies, captured, refill
-from mmdeploy_ext.graph.io.operators import opsets_of, schema_of
+from mmdeploy_ext.graph.io.index import (
+    bodies,
+    captured,
+    constants_to_initializers,
+    opsets_of,
+    refill,
+    schema_of,
+)
 from mmdeploy_ext.graph.io.types import infer
 from mmdeploy_ext.graph.passes.select import match_patterns, matching_nodes
 

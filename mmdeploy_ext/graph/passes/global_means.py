@@ -14,8 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.index import Index, claim_name, operator_name, refill
-from mmdeploy_ext.graph.io.operators import opsets_of
+from mmdeploy_ext.graph.io.index import Index, claim_name, operator_name, opsets_of, refill
 from mmdeploy_ext.graph.passes.norms import AXES_ARE_FED
 
 FIRST_AXIS, SMALLEST_RANK = 2, 4

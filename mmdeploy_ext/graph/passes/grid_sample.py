@@ -14,8 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.index import operator_name, refill
-from mmdeploy_ext.graph.io.operators import node_attributes
+from mmdeploy_ext.graph.io.index import node_attributes, operator_name, refill
 
 SUPPORTED = dict(mode=(b'linear', b'bilinear'), padding_mode=(b'zeros',), align_corners=(0,))
 """Attribute of GridSample -> values with which it is replaced, the default first."""

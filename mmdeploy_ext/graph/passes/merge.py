@@ -11,9 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 import onnx
 
 from mmdeploy_ext.core.errors import ExportError, UsageError
-from mmdeploy_ext.graph.io.checks import check_ordinary
-from mmdeploy_ext.graph.io.index import all_nodes, did_you_mean, free_name, refill
-from mmdeploy_ext.graph.io.operators import opsets_of
+from mmdeploy_ext.graph.io.files import check_ordinary
+from mmdeploy_ext.graph.io.index import all_nodes, did_you_mean, free_name, opsets_of, refill
 from mmdeploy_ext.graph.io.types import shape, text
 from mmdeploy_ext.graph.part import drop_metadata
 from mmdeploy_ext.graph.passes.rename import rename_nodes, rename_tensors

@@ -19,9 +19,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.constants import constant_value
-from mmdeploy_ext.graph.io.index import claim_name, operator_name, refill
-from mmdeploy_ext.graph.io.operators import opsets_of
+from mmdeploy_ext.graph.io.index import claim_name, constant_value, operator_name, opsets_of, refill
 
 AXES_ARE_FED = 18
 """The first opset in which the axes of ReduceMean are an input."""

@@ -8,10 +8,17 @@ from onnx import helper, numpy_helper, version_converter
 
 from mmdeploy_ext.core.errors import ExportError, ModelFileError, UsageError
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.constants import constant_value
 from mmdeploy_ext.graph.io.files import is_large
-from mmdeploy_ext.graph.io.index import bodies, join_names, node_label, operator_name
-from mmdeploy_ext.graph.io.operators import defaults_of, opsets_of, schema_of
+from mmdeploy_ext.graph.io.index import (
+    bodies,
+    constant_value,
+    defaults_of,
+    join_names,
+    node_label,
+    operator_name,
+    opsets_of,
+    schema_of,
+)
 
 OLDEST = 7
 """The first opset that the converter's adapters are written for."""

@@ -1,4 +1,4 @@
-"""Other names for tensors and nodes.
+"""Other names for tensors and nodes; the inputs, outputs and axes that a spec states or a caller named.
 
 `onnx.compose.add_prefix` puts one prefix before every name; onnx-ir renames by setting a name, and what it
 writes is another file (see `graph.io.index`).
@@ -6,12 +6,17 @@ writes is another file (see `graph.io.index`).
 
 import collections
 import copy
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import onnx
+from onnx import helper, numpy_helper
 
-from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.graph.io.index import Index, all_graphs, bodies, writes
+from mmdeploy_ext.contract.spec import GraphSpec
+from mmdeploy_ext.core.errors import ExportError, UsageError
+from mmdeploy_ext.graph.io.index import Index, all_graphs, all_nodes, bodies, claim_name, refill, writes
 from mmdeploy_ext.graph.part import drop_metadata
 
 
@@ -161,3 +166,148 @@ def _name_nodes(index: Index) -> None:
                 name = f'{node.op_type}_{position}_{number}'
             node.name = name
             used.add(name)
+
+
+def apply_spec(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
+    """Return a model with the spec's inputs and outputs, in its order.
+
+    - An input that the exporter dropped because nothing uses it is put back.
+    - An input with a default gets an initializer of that value, of size 1 along dynamic axes, which feeding
+      overrides.
+    - Declared shapes are the spec's, with its names of dynamic axes.
+
+    The model stays as it is. That the graph's own types agree with the spec's is not checked.
+
+    Raises:
+        ExportError: the graph takes a tensor that the spec does not have, or no node or initializer gives an
+            output of the spec.
+    """
+    result = copy.deepcopy(model)
+    graph = result.graph
+    extra = [value.name for value in graph.input if value.name not in spec.input_names]
+    produced = {name for node in graph.node for name in node.output}
+    produced.update(tensor.name for tensor in graph.initializer)
+    absent = [name for name in spec.output_names if name not in produced]
+    if extra or absent:
+        raise ExportError(
+            f'{spec.name}: the graph and its spec differ: inputs that the spec lacks {extra}, outputs '
+            f'that the graph lacks {absent}'
+        )
+    inputs, outputs = (
+        [
+            helper.make_tensor_value_info(
+                tensor.name,
+                helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)),
+                list(tensor.axes),
+                doc_string=tensor.meaning,
+            )
+            for tensor in tensors
+        ]
+        for tensors in (spec.inputs, spec.outputs)
+    )
+    defaults = {}
+    for tensor in spec.inputs:
+        if tensor.default is not None:
+            shape = [axis if isinstance(axis, int) else 1 for axis in tensor.axes]
+            values = np.full(shape, tensor.default, tensor.dtype)
+            defaults[tensor.name] = numpy_helper.from_array(values, tensor.name)
+    for place in reversed(range(len(graph.initializer))):
+        if graph.initializer[place].name in defaults:
+            del graph.initializer[place]
+    graph.initializer.extend(defaults.values())
+    refill(graph, input=inputs, output=outputs)
+    result.ir_version = max(result.ir_version, 4)
+    return result
+
+
+def name_ends(
+    model: onnx.ModelProto, output_names: Sequence[str], dynamic: Mapping[str, Mapping[int, str]]
+) -> onnx.ModelProto:
+    """Return a model with the same names of outputs and varying axes, whichever exporter wrote it.
+
+    - Outputs take `output_names` in order; further ones are output_<place>. An inner tensor that has such a
+      name gets another one.
+    - The axes of `dynamic`, name of an input or new name of an output -> axis -> name of the axis, take their
+      names; axes elsewhere that the exporter gave the same name as one of these change with it.
+    A second run changes nothing.
+
+    The model itself stays as it is. Axes count from 0.
+
+    Raises:
+        UsageError: a name or an axis that the graph lacks, more names than outputs, or one name twice.
+    """
+    result = copy.deepcopy(model)
+    graph = result.graph
+    prefix, count = f'output_names {list(output_names)}', len(graph.output)
+    if len(output_names) > count:
+        raise UsageError(f'{prefix}: {len(output_names)} names, and the module returns {count} tensors')
+    names = [*output_names, *(f'output_{place}' for place in range(len(output_names), count))]
+    inputs = [value.name for value in graph.input]
+    if repeated := sorted(name for name in set(names) if (inputs + names).count(name) > 1):
+        raise UsageError(f'{prefix}: {", ".join(repeated)} would be the name of two ends')
+    _name_outputs(result, names)
+    ends = {value.name: value for value in (*graph.input, *graph.output)}
+    unknown = sorted(dynamic.keys() - ends.keys())
+    if unknown:
+        raise UsageError(f'dynamic names {", ".join(unknown)}: expected one of {", ".join(ends)}')
+    letters: dict[str, str] = {}
+    for name, axes in dynamic.items():
+        dims = ends[name].type.tensor_type.shape.dim
+        _check_axes(name, axes, len(dims))
+        for axis, letter in axes.items():
+            if dims[axis].dim_param.isidentifier():
+                letters.setdefault(dims[axis].dim_param, letter)
+    _name_sizes(result, letters)
+    for name, axes in dynamic.items():  # last, since a new name may be an old one of another axis
+        for axis, letter in axes.items():
+            ends[name].type.tensor_type.shape.dim[axis].dim_param = letter
+    return result
+
+
+def check_axes(inputs: Mapping[str, Any], dynamic: Mapping[str, Mapping[int, str]]) -> None:
+    """Raise UsageError for axes that the example inputs lack, before an exporter meets them.
+
+    `inputs` is name -> example tensor, `dynamic` name -> axis, from 0 -> name of the axis. Names that are no
+    inputs, and inputs without a shape, are not looked at.
+    """
+    for name, axes in dynamic.items():
+        if hasattr(inputs.get(name), 'shape'):
+            _check_axes(name, axes, len(inputs[name].shape))
+
+
+def _check_axes(name: str, axes: Mapping[int, str], count: int) -> None:
+    for axis in axes:
+        if not 0 <= axis < count:
+            raise UsageError(f'dynamic axis {axis} of {name}: the tensor has {count} axes, 0 to {count - 1}')
+
+
+def _name_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
+    """Rename the outputs of a model, in order and in place; inner tensors make room for the names."""
+    graph = model.graph
+    used = {value.name for value in graph.input}
+    for place, value in enumerate(graph.output):  # a tensor that is two outputs, or an input too, is copied
+        if value.name in used:
+            copied = f'{value.name}_copy_{place}'
+            graph.node.append(helper.make_node('Identity', [value.name], [copied], name=copied))
+            value.name = copied
+        used.add(value.name)
+    new_names = {value.name: name for value, name in zip(graph.output, names, strict=True)}
+    used = {name for node in all_nodes(model) for name in writes(node)}.union(new_names.values())
+    used.update(value.name for value in (*graph.input, *graph.initializer))
+    for name in names:
+        if name not in new_names:
+            new_names[name] = claim_name(name, used)
+    rename_tensors(graph, lambda name: new_names.get(name, name))
+
+
+def _name_sizes(model: onnx.ModelProto, letters: Mapping[str, str]) -> None:
+    """Replace names of sizes, old -> new in `letters`, inside of expressions too ('2*s77')."""
+    if all(old == new for old, new in letters.items()):
+        return
+    pattern = re.compile(rf'\b({"|".join(map(re.escape, letters))})\b')
+    for graph in all_graphs(model):
+        for value in (*graph.input, *graph.output, *getattr(graph, 'value_info', ())):
+            if isinstance(value, onnx.ValueInfoProto):  # a function has names alone
+                for dim in value.type.tensor_type.shape.dim:
+                    if dim.dim_param:
+                        dim.dim_param = pattern.sub(lambda match: letters[match[1]], dim.dim_param)

@@ -21,8 +21,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.graph.io.index import did_you_mean
-from mmdeploy_ext.graph.io.operators import defaults_of, opsets_of, schema_of
+from mmdeploy_ext.graph.io.index import defaults_of, did_you_mean, opsets_of, schema_of
 from mmdeploy_ext.graph.io.types import infer
 from mmdeploy_ext.graph.passes.pattern_text import Rule
 

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 import onnx
 from onnx import helper
 
-from mmdeploy_ext.graph.io.index import operator_name
-from mmdeploy_ext.graph.io.operators import opsets_of
+from mmdeploy_ext.graph.io.index import operator_name, opsets_of
 from mmdeploy_ext.graph.passes.functions import replace_by_functions
 
 DOMAIN = 'mm2onnx.roi_align'

@@ -10,7 +10,7 @@ from mmdeploy_ext.contract.metadata import PREFIX, Metadata
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.checks import check_ordinary
+from mmdeploy_ext.graph.io.files import check_ordinary
 from mmdeploy_ext.graph.io.index import Index, all_graphs, did_you_mean
 from mmdeploy_ext.graph.part import drop_metadata
 

@@ -6,21 +6,16 @@ If, and draws Bernoulli and Dropout. What could be lost is set aside before and 
 for.
 """
 
-import contextlib
 import copy
-import io
-import logging
-from collections.abc import Iterator
 
 import onnx
 import onnx.inliner
 from onnx import helper
 
-from mmdeploy_ext.core.errors import ExportError
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.cli import suppress_output
+from mmdeploy_ext.core.errors import ExportError, one_line
 from mmdeploy_ext.graph.io.files import is_large
-from mmdeploy_ext.graph.io.index import refill
-from mmdeploy_ext.graph.io.operators import node_attributes, random_nodes
+from mmdeploy_ext.graph.io.index import node_attributes, random_nodes, refill
 
 FOLDING_LIMITS = dict(input_size_limit=8192, output_size_limit=512 * 512)
 """Largest numbers of elements of tensors that folding reads and writes (onnxscript's names of them).
@@ -128,15 +123,3 @@ def _check_random(result: onnx.ModelProto, model: onnx.ModelProto, library: str)
             f'{library} made a constant of random operators, or dropped some: of {before} are left {after}; '
             f'take those out that nothing needs, or leave the file as it is'
         )
-
-
-@contextlib.contextmanager
-def suppress_output() -> Iterator[None]:
-    """Keep what Python code prints on stdout, and all log lines, off the console during the body."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(disabled)

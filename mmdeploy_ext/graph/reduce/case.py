@@ -16,8 +16,7 @@ from onnx import helper, numpy_helper
 
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError
 from mmdeploy_ext.graph.io import files, types
-from mmdeploy_ext.graph.io.constants import constants_to_initializers
-from mmdeploy_ext.graph.io.index import Index, refill
+from mmdeploy_ext.graph.io.index import Index, constants_to_initializers, refill
 from mmdeploy_ext.graph.io.tensors import load_tensors, save_tensors
 from mmdeploy_ext.graph.part import part
 from mmdeploy_ext.graph.run import Runner

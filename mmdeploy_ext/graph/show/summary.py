@@ -15,7 +15,7 @@ import onnx
 from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.graph import flops
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.checks import is_sparse
+from mmdeploy_ext.graph.io.files import is_sparse
 from mmdeploy_ext.graph.io.index import all_graphs, join_names, operator_name
 
 SHOWN_METADATA = ('family', 'form', 'config', 'config_sha256', 'checkpoint_sha256', 'target')

@@ -20,8 +20,7 @@ from mmcv.runner.base_module import BaseModule
 from mmcv.utils import build_from_cfg
 from torch import Tensor, nn
 
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import ConfigError, one_line
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.sparse4d.blocks import NUMBERS
 

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.contract.stages import Stage
-from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.contract.spec import Stage
+from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError, one_line
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align
@@ -27,7 +26,7 @@ from mmdeploy_ext.graph.diff.program import Constants, NodeRunner, Program
 from mmdeploy_ext.graph.diff.structure import changes
 from mmdeploy_ext.graph.diff.walk import ReferenceTensor, compare, walk
 from mmdeploy_ext.graph.io import files
-from mmdeploy_ext.proving import fresh_export
+from mmdeploy_ext.proving import file_checks
 from mmdeploy_ext.proving.difference.pair import RecordIndex
 from mmdeploy_ext.proving.difference.record import record_stages
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
@@ -64,7 +63,7 @@ class Subject:
 
     stages: Sequence[Stage]
     feeds: dict[str, np.ndarray]
-    fresh_export: fresh_export.Export | None
+    fresh_export: file_checks.Export | None
     title: str
     beside: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -124,7 +123,7 @@ def first_difference(
             commands = ', '.join(metadata.edits)
             comparison.notes.append(f'edited by {commands}: not compared with a fresh export')
         else:
-            graph = fresh_export.compare_with_fresh_export(model, subject.fresh_export)
+            graph = file_checks.compare_with_fresh_export(model, subject.fresh_export)
             comparison.graph = '' if graph.passed else graph.text
     comparison.notes += _upstream_notes(deployment, metadata, subject, search, bars)
     if metadata.checkpoint_sha256 != deployment.checkpoint_sha256:
@@ -169,7 +168,7 @@ def _subject_of_images(
     return Subject(
         family.stages(prepared(deployment.model), options),
         {name: arrays[name] for name in metadata.spec.input_names if name in arrays},
-        fresh_export.of_images(deployment, options, images[0][1]),
+        file_checks.of_images(deployment, options, images[0][1]),
         f'{unseen_input.name} ({unseen_input.sources[0][0]})',
         arrays,
     )
@@ -191,7 +190,7 @@ def _subject_of_graph(
     stage = Stage('', graph.module, tuple(graph.spec.input_names), tuple(graph.spec.output_names))
     examples = enumerate(graph.example.items())
     feeds = {name: unseen(tensor.cpu().numpy(), index) for index, (name, tensor) in examples}
-    fresh = fresh_export.of_graph(deployment, options, metadata.form)
+    fresh = file_checks.of_graph(deployment, options, metadata.form)
     return Subject([stage], feeds, fresh, 'seeded numbers like those of the trace')
 
 

@@ -23,7 +23,7 @@ from mmdeploy_ext.graph.io.modules import plain_path
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from mmdeploy_ext.contract.stages import Stage
+    from mmdeploy_ext.contract.spec import Stage
 
 NOT_COPIED = (
     'detach',

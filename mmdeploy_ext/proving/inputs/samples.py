@@ -7,9 +7,8 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mmdeploy_ext.core.errors import ConfigError, DataError, UsageError, after_weights
+from mmdeploy_ext.core.errors import ConfigError, DataError, UsageError, after_weights, one_line
 from mmdeploy_ext.core.files import IMAGE_SUFFIXES
-from mmdeploy_ext.core.printable import one_line
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 
 if TYPE_CHECKING:

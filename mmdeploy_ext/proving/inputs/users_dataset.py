@@ -1,6 +1,6 @@
 """Test pictures by a data set class of the user's, without its annotations.
 
-Nothing of `mmdeploy_ext/preprocess` is called here, as in `config_pipeline.py`.
+Nothing of `mmdeploy_ext/preprocess` is called here, as in `ConfigPipeline`.
 """
 
 from __future__ import annotations

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import one_line
 from mmdeploy_ext.proving import half_bars
 from mmdeploy_ext.proving.levels.attempts import Clock, attempt
 from mmdeploy_ext.proving.levels.instance_rows import InstancePairing
 from mmdeploy_ext.proving.levels.memory_rows import Followed, Moment, RowPairing
 from mmdeploy_ext.proving.results import SequenceRow
 from mmdeploy_ext.proving.tasks import task_module
+from mmdeploy_ext.proving.tasks.matching import lone_low_results
 from mmdeploy_ext.proving.tensors import compare_tensors, same_bits
-from mmdeploy_ext.proving.totals import lone_low_results
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

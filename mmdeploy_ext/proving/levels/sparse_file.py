@@ -25,10 +25,10 @@ from mmdeploy_ext.core.violations import WARNING, errors
 from mmdeploy_ext.exporting import sparse_backbone as deploy
 from mmdeploy_ext.graph import signature
 from mmdeploy_ext.graph.io import files
-from mmdeploy_ext.graph.io.checks import is_sparse
+from mmdeploy_ext.graph.io.files import is_sparse
+from mmdeploy_ext.graph.io.index import count_nodes
 from mmdeploy_ext.graph.signature import GraphDifference
-from mmdeploy_ext.proving.fresh_export import differing_facts
-from mmdeploy_ext.proving.levels.structure import check_inference, check_not_random, check_written
+from mmdeploy_ext.proving.file_checks import check_inference, check_not_random, check_written, differing_facts
 from mmdeploy_ext.proving.results import SHOWN, Check, GraphResult, first_lines
 from mmdeploy_ext.quantize.calibrators import weight_amax
 from mmdeploy_ext.quantize.sparse_calibration import checkpoint_ranges
@@ -181,7 +181,7 @@ def compare_graph(file: SparseFile) -> GraphResult:
     else:
         fresh = portable.to_onnx(file.expected, form=file.export_options.form)
         found = differing_facts(file.model, fresh) or signature.differences(file.model, fresh)
-    return GraphResult('', signature.count_nodes(file.model), not found, tuple(found))
+    return GraphResult('', count_nodes(file.model), not found, tuple(found))
 
 
 def dialect_differences(path: str, model: onnx.ModelProto, expected: SparseGraph) -> list[GraphDifference]:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import UsageError, one_line
 from mmdeploy_ext.graph.io.tensors import CANNOT_READ
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.contract.spec import Stage
 from mmdeploy_ext.graph.diff.findings import Bars
 from mmdeploy_ext.proving.difference.locate import Search, Subject
 from mmdeploy_ext.proving.difference.pair import RecordIndex

@@ -15,17 +15,15 @@ import torch
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.arrays import to_array
 from mmdeploy_ext.core.cli import tracked
-from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
+from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError, one_line, shape_text
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.core.printable import one_line, shape_text
-from mmdeploy_ext.core.versions import versions
-from mmdeploy_ext.exporting.code_warnings import CodeWarning, recorded_warnings
+from mmdeploy_ext.core.source_code import versions
+from mmdeploy_ext.exporting.export import CodeWarning, recorded_warnings
 from mmdeploy_ext.graph.io.files import load
-from mmdeploy_ext.graph.io.operators import opsets_of
+from mmdeploy_ext.graph.io.index import count_nodes, opsets_of
 from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.graph.signature import count_nodes, differences
-from mmdeploy_ext.proving.findings import case_findings, check_finding
-from mmdeploy_ext.proving.levels.structure import check_not_random, check_valid, unreached_inputs
+from mmdeploy_ext.graph.signature import differences
+from mmdeploy_ext.proving.file_checks import check_not_random, check_valid, unreached_inputs
 from mmdeploy_ext.proving.modules.calls import (
     FileTensor,
     FlatModule,
@@ -46,10 +44,10 @@ from mmdeploy_ext.proving.modules.generated import (
 )
 from mmdeploy_ext.proving.modules.location import locate
 from mmdeploy_ext.proving.modules.row_order import in_order_of
+from mmdeploy_ext.proving.open_points import export_switches, warning_lines
 from mmdeploy_ext.proving.results import Case, Check
 from mmdeploy_ext.proving.tensors import ArrayDistance, compare_named, failed_row, same_bits
-from mmdeploy_ext.proving.untraced import export_switches, warning_lines
-from mmdeploy_ext.proving.verdict import Finding, Verdict
+from mmdeploy_ext.proving.verdict import Finding, Verdict, case_findings, check_finding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -10,13 +10,13 @@ from mmdeploy_ext.core.files import atomic_path, write_json
 from mmdeploy_ext.core.pages import embedded_json, template
 from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.proving.tasks.bev import draw_bev
-from mmdeploy_ext.proving.views.commands import next_command
 from mmdeploy_ext.proving.views.drift_plot import drift_plot, match_strip
 from mmdeploy_ext.proving.views.table import (
     cosine_text,
     figure,
     last_line,
     level_lines,
+    next_command,
     short,
     told_below,
 )

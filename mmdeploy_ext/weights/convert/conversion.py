@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
-from mmdeploy_ext.compat.undrawn_weights import undrawn_weights
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError, root_cause
 from mmdeploy_ext.core.files import atomic_path, check_outputs, check_writable
-from mmdeploy_ext.weights.checkpoint import check_finite, check_types, misfits
+from mmdeploy_ext.weights.checkpoint import check_finite, check_types, misfits, undrawn_weights
 
 Tensors = dict[str, torch.Tensor]
 """Name -> tensor, as in a state dict."""

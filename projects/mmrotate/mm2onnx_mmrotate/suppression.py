@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.json_dataclass import JsonDataclass
+from mmdeploy_ext.core.files import JsonDataclass
 from mmdeploy_ext.exporting.ops.nms import BELOW_ALL
 from mmdeploy_ext.exporting.ops.rotated_nms import rotated_keep
 from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE
-from mmdeploy_ext.exporting.postprocess.sizes import limit
-from mmdeploy_ext.exporting.postprocess.suppression import capped, gather_rows, number
+from mmdeploy_ext.exporting.postprocess.suppression import capped, gather_rows, limit, number
 
 LIMITS = ('nms_pre', 'max_per_img')
 """Entries of `test_cfg` that limit numbers of boxes."""

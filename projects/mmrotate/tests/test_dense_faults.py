@@ -13,7 +13,7 @@ import torch
 import mmdeploy_ext
 from mm2onnx_mmrotate import angles, suppression
 from mm2onnx_mmrotate.dense import coders, forms, networks
-from mmdeploy_ext.proving.untraced import untraced_methods
+from mmdeploy_ext.proving.open_points import untraced_methods
 
 SIZE = dict(height=160, width=192)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmdeploy_ext.compat import flash_attention
+from mmdeploy_ext.compat import plain_kernels
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 START = f"""
@@ -107,7 +107,7 @@ def test_plain_attention_is_the_slow_one(causal, masked, scale):
     generator = torch.Generator().manual_seed(0)
     q, kv = (torch.randn(shape, generator=generator) for shape in ((2, 3, 2, 4), (2, 5, 2, 2, 4)))
     mask = torch.tensor([[1, 1, 1, 0, 1], [1, 0, 1, 1, 0]]).bool() if masked else None
-    found = flash_attention.plain_attention(q, kv, scale, causal, mask)
+    found = plain_kernels.plain_attention(q, kv, scale, causal, mask)
     torch.testing.assert_close(found.double(), slow_attention(q, kv, scale or 0.5, causal, mask))
 
 
@@ -132,9 +132,9 @@ class OtherArguments(nn.Module):
 
 def test_a_module_around_a_kernel_computes_without_it():
     model = nn.Sequential(nn.Linear(2, 2), FlashAttention())
-    assert flash_attention.use_plain_attention(model) == ['FlashAttention']
-    assert flash_attention.use_plain_attention(model) == []
-    (note,) = flash_attention.notes_on(model)
+    assert plain_kernels.use_plain_attention(model) == ['FlashAttention']
+    assert plain_kernels.use_plain_attention(model) == []
+    (note,) = plain_kernels.flash_attention_notes(model)
     assert 'FlashAttention computes by operators of PyTorch' in note
     q, kv = torch.ones(1, 2, 1, 4), torch.ones(1, 3, 2, 1, 4)
     torch.testing.assert_close(model[1](q, kv)[0], q)
@@ -148,17 +148,17 @@ def test_a_kernel_is_found_beside_a_function_of_the_closure():
         def forward(self, q, kv):
             return flash_attn_unpadded_kvpacked_func(q, packed(kv), later), None
 
-    assert flash_attention.calls_kernel(Attention) and not flash_attention.calls_kernel(nn.Linear)
+    assert plain_kernels.calls_kernel(Attention) and not plain_kernels.calls_kernel(nn.Linear)
     later = False
-    assert flash_attention.calls_kernel(Attention)
+    assert plain_kernels.calls_kernel(Attention)
 
 
 def test_a_model_with_a_scripted_module_has_no_kernel_to_replace():
     model = nn.Sequential(torch.jit.script(nn.Linear(2, 2)))
-    assert flash_attention.use_plain_attention(model) == []
-    assert flash_attention.notes_on(model) == []
+    assert plain_kernels.use_plain_attention(model) == []
+    assert plain_kernels.flash_attention_notes(model) == []
 
 
 def test_a_module_with_other_arguments_is_refused_by_name():
     with pytest.raises(ValueError, match=r'OtherArguments.forward'):
-        flash_attention.use_plain_attention(OtherArguments())
+        plain_kernels.use_plain_attention(OtherArguments())

@@ -17,7 +17,7 @@ from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import make_metadata
 from mmdeploy_ext.runtime import run_images
-from mmdeploy_ext.runtime.family_runtime import runner_of
+from mmdeploy_ext.runtime.detect import runner_of
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 DEMO = REPOSITORY / 'demo/atss_toy.onnx'

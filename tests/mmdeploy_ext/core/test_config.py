@@ -8,7 +8,7 @@ import pytest
 from mmdeploy_ext.core import config
 from mmdeploy_ext.core.config import config_sha256, load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.proving.inputs.config_pipeline import test_steps as steps_of_proof
+from mmdeploy_ext.proving.preprocessing.pictures import test_steps as steps_of_proof
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 TOY = str(REPOSITORY / 'configs/demo/atss_toy.py')

@@ -9,8 +9,7 @@ import pytest
 from torch import nn
 
 from mmdeploy_ext.core import source_code
-from mmdeploy_ext.core.model_classes import changed_files, model_classes, users_method
-from mmdeploy_ext.core.source_code import is_installed
+from mmdeploy_ext.core.source_code import changed_files, is_installed, model_classes, users_method
 
 PLUGIN = '''
 """A plugin."""

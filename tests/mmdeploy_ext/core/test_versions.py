@@ -8,7 +8,7 @@ import types
 import onnx
 import pytest
 
-from mmdeploy_ext.core import versions as core
+from mmdeploy_ext.core import source_code as core
 
 
 def test_imported_modules_of_the_installed_distributions_have_its_version_and_no_path():

@@ -20,8 +20,7 @@ from torch import nn
 from mmdeploy_ext.cli import options
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.options import IMAGE, Options
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.errors import (
     ConfigError,
     EngineError,

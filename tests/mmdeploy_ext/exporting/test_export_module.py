@@ -18,7 +18,7 @@ from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.dynamo import translations_read_once
 from mmdeploy_ext.exporting.export import _split_where_needed, export_module
 from mmdeploy_ext.exporting.torch_patches import listed_values
-from mmdeploy_ext.graph.passes.interface import name_ends
+from mmdeploy_ext.graph.passes.rename import name_ends
 from toy_atss import load_toy
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -26,7 +26,7 @@ from mmdeploy_ext.proving.half_bars import HalfBars
 from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.proving.tasks.check import check_task
 from mmdeploy_ext.runtime import run_images
-from mmdeploy_ext.runtime.family_runtime import results_of, runtime_of
+from mmdeploy_ext.runtime.detect import results_of, runtime_of
 from verdicts import cases_of
 
 OUTSIDE = Path(__file__).resolve().parents[2] / 'outside_package'

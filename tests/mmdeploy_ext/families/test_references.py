@@ -10,7 +10,7 @@ import toy_two_stage
 import toy_yolact
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.proving.untraced import untraced_methods
+from mmdeploy_ext.proving.open_points import untraced_methods
 from toy_atss import REPO
 
 

@@ -9,7 +9,7 @@ import toy_streampetr_deploy as deployed
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.streampetr import live
 from mmdeploy_ext.models.streampetr import steps
-from mmdeploy_ext.proving.untraced import untraced_methods
+from mmdeploy_ext.proving.open_points import untraced_methods
 
 
 @pytest.fixture(scope='module')

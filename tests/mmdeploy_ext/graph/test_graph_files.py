@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from mmdeploy_ext.core.errors import DataError, ModelFileError, UsageError
 from mmdeploy_ext.graph.feeds import random_feeds
-from mmdeploy_ext.graph.io import checks, files, tensors
+from mmdeploy_ext.graph.io import files, tensors
 from mmdeploy_ext.graph.run import run
 from mmdeploy_ext.graph.show.summary import describe
 from toy_graphs import conv_net, model_of, random_graph, same, steps
@@ -153,18 +153,18 @@ def graph_with(*edits):
 
 def test_a_cycle_is_named_node_by_node():
     with pytest.raises(ModelFileError, match=r'to_b.*to_c.*to_d.*to_b'):
-        checks.check_order(graph_with(('to_b', 'd')))
+        files.check_order(graph_with(('to_b', 'd')))
 
 
 def test_nodes_out_of_order_and_tensors_from_nowhere_are_named():
     with pytest.raises(ModelFileError, match=r"to_c .Neg..*'d'.*to_d"):
-        checks.check_order(graph_with(('to_c', 'd'), ('to_d', 'a')))
+        files.check_order(graph_with(('to_c', 'd'), ('to_d', 'a')))
     with pytest.raises(ModelFileError, match=r"to_c .Neg..*'nothing'"):
-        checks.check_order(graph_with(('to_c', 'nothing')))
+        files.check_order(graph_with(('to_c', 'nothing')))
     model = graph_with()
     model.graph.output[0].name = 'other'
     with pytest.raises(ModelFileError, match='no node gives the outputs other'):
-        checks.check_order(model)
+        files.check_order(model)
 
 
 @settings(max_examples=10, deadline=None)

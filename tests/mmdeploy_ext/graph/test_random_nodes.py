@@ -5,8 +5,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from mmdeploy_ext.graph.io.index import RANDOM, Index
-from mmdeploy_ext.graph.io.operators import random_nodes
+from mmdeploy_ext.graph.io.index import RANDOM, Index, random_nodes
 from toy_engines import parse
 
 

@@ -11,7 +11,6 @@ from hypothesis.extra import numpy as hnp
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.evaluate.evaluation import settings_text
-from mmdeploy_ext.proving.findings import case_findings
 from mmdeploy_ext.proving.levels import metrics as dataset
 from mmdeploy_ext.proving.results import Case
 from mmdeploy_ext.proving.tensors import (
@@ -22,7 +21,7 @@ from mmdeploy_ext.proving.tensors import (
     is_equal,
     is_exact,
 )
-from mmdeploy_ext.proving.verdict import Verdict
+from mmdeploy_ext.proving.verdict import Verdict, case_findings
 
 SPEC = GraphSpec(
     'toy/raw',

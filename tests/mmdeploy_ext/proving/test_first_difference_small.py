@@ -6,7 +6,7 @@ import torch
 from onnx import numpy_helper
 
 import toy_faults
-from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.contract.spec import Stage
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.report import headline

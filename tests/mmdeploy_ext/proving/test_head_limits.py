@@ -31,8 +31,8 @@ from mmdeploy_ext.families.parts.lidar_parts import parts_of
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.references import references
 from mmdeploy_ext.proving.tasks import bbox3d
-from mmdeploy_ext.proving.totals import lone_low_results
-from mmdeploy_ext.runtime.family_runtime import runtime_of
+from mmdeploy_ext.proving.tasks.matching import lone_low_results
+from mmdeploy_ext.runtime.detect import runtime_of
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.synthetic.seeded import seeded_model
 from mmdeploy_ext.zoo.configs import without_augmentation

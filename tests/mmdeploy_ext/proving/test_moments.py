@@ -24,7 +24,7 @@ from mmdeploy_ext.families.parts.runtime import rig_frames
 from mmdeploy_ext.models.datasets.bev_nuscenes_dataset import BevNuScenesDataset
 from mmdeploy_ext.preprocess import cameras, fusion
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
-from mmdeploy_ext.proving.levels.preprocessing import compare_prepared
+from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
 from mmdeploy_ext.runtime import infos
 from mmdeploy_ext.runtime.frames import invert_pose
 from planting import altered, arguments, replaced, result

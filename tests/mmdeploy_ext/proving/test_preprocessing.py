@@ -19,9 +19,8 @@ from mmdeploy_ext.core.config import test_pipeline as steps_of_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.preprocess import pictures, pipeline_rule
 from mmdeploy_ext.preprocess.pictures import PreprocessRule, read_image
-from mmdeploy_ext.proving.inputs.config_pipeline import ConfigPipeline
-from mmdeploy_ext.proving.inputs.picture_files import landscape_size, portrait_size
-from mmdeploy_ext.proving.levels.preprocessing import compare_pictures
+from mmdeploy_ext.proving.inputs.pictures import landscape_size, portrait_size
+from mmdeploy_ext.proving.preprocessing.pictures import ConfigPipeline, compare_pictures
 from mmdeploy_ext.runtime import detect
 from mmdeploy_ext.zoo import configs
 from proofs import check_files

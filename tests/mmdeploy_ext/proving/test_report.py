@@ -15,7 +15,6 @@ from rich.console import Console
 
 from mmdeploy_ext.cli import command
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.proving.findings import Results, library_findings, metric_finding
 from mmdeploy_ext.proving.results import (
     Case,
     Check,
@@ -28,10 +27,9 @@ from mmdeploy_ext.proving.results import (
 from mmdeploy_ext.proving.tasks.bbox2d import match_detections
 from mmdeploy_ext.proving.tasks.bev import draw_bev
 from mmdeploy_ext.proving.tensors import compare_tensors
-from mmdeploy_ext.proving.verdict import Verdict
+from mmdeploy_ext.proving.verdict import Results, Verdict, library_findings, metric_finding
 from mmdeploy_ext.proving.views import report
-from mmdeploy_ext.proving.views.commands import next_command
-from mmdeploy_ext.proving.views.table import print_verdict
+from mmdeploy_ext.proving.views.table import next_command, print_verdict
 from mmdeploy_ext.runtime.detections import Detections
 
 EVIL = '<script>alert("1")</script> & "Müller\'s" [red]'

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from test_report import EVIL, Page
 
-from mmdeploy_ext.proving.findings import Results
 from mmdeploy_ext.proving.inputs.synthetic_drive import SyntheticDrive
 from mmdeploy_ext.proving.levels.drive_run import DriveBars
 from mmdeploy_ext.proving.results import Case, Check, GraphResult, Pair, PreprocessingResult
-from mmdeploy_ext.proving.verdict import Verdict
+from mmdeploy_ext.proving.verdict import Results, Verdict
 from mmdeploy_ext.proving.views import report
 from mmdeploy_ext.proving.views.drift_plot import drift_plot, match_shares, match_strip
 from proofs import run_modes

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.proving.levels.structure import (
+from mmdeploy_ext.proving.file_checks import (
     check_inputs_used,
     check_interface,
     check_structure,

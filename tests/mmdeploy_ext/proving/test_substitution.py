@@ -23,7 +23,7 @@ from mmdeploy_ext.proving.substitution import (
     without_limits,
 )
 from mmdeploy_ext.proving.tasks.bbox2d import ONE_TO_ONE, match_detections
-from mmdeploy_ext.proving.totals import accept_few_alone
+from mmdeploy_ext.proving.tasks.matching import accept_few_alone
 from mmdeploy_ext.runtime.detections import Detections
 from toy_atss import PICTURE, REPO
 from verdicts import cases_of

@@ -8,8 +8,8 @@ import pytest
 from mmdeploy_ext.proving.half_bars import CPU, bars_of, proof_engine
 from mmdeploy_ext.proving.proof import ExportedFile, engine_options
 from mmdeploy_ext.proving.results import Case, DetectionRow
+from mmdeploy_ext.proving.tasks.matching import MIN_INPUTS, MIN_MATCHED, too_few, total_reasons
 from mmdeploy_ext.proving.tensors import compare_named
-from mmdeploy_ext.proving.totals import MIN_INPUTS, MIN_MATCHED, too_few, total_reasons
 
 
 def case(matched, name='other image', passed=True, low=0, alone=0):

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 
 from mmdeploy_ext.preprocess.points import VoxelRule, voxelise
+from mmdeploy_ext.proving.open_points import count_voxels, counts_of_images, unreached
 from mmdeploy_ext.proving.results import Case
-from mmdeploy_ext.proving.unreached import count_voxels, counts_of_images, unreached
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.runtime.panoptic import Segments
 

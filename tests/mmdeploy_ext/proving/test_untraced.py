@@ -4,9 +4,8 @@ import pytest
 import torch
 
 import mmdeploy_ext
-from mmdeploy_ext.exporting.code_warnings import recorded_warnings
-from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.proving.untraced import copied_package, warning_lines
+from mmdeploy_ext.exporting.export import export_module, recorded_warnings
+from mmdeploy_ext.proving.open_points import copied_package, warning_lines
 from toy_atss import CHECKPOINT, CONFIG, PICTURE
 
 NECKS = """import torch

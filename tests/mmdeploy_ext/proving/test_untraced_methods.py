@@ -9,7 +9,7 @@ from torch import nn
 
 from mmdeploy_ext import api
 from mmdeploy_ext.core import source_code
-from mmdeploy_ext.proving.untraced import untraced_methods
+from mmdeploy_ext.proving.open_points import untraced_methods
 from toy_atss import REPO
 
 PLUGIN = """

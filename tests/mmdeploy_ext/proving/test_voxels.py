@@ -10,7 +10,7 @@ import toy_centerpoint
 from mmdeploy_ext.preprocess import points as inputs
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.proving.frames import compare_preparation
-from mmdeploy_ext.proving.levels.preprocessing import compare_voxels
+from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
 
 RULE = VoxelRule((-6.0, -6.0, -2.0, 6.0, 6.0, 2.0), (0.5, 0.5, 0.5), 5, 300, 'xyz', 5)
 

@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 
-from mmdeploy_ext.proving.weights import differing_weights, weights_checks
+from mmdeploy_ext.proving.provenance import differing_weights, weights_checks
 from mmdeploy_ext.weights.sparse_checkpoint import LoadReport
 from toy_atss import load_toy
 

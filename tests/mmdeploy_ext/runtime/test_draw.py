@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.runtime import draw
+from mmdeploy_ext.runtime.detect import runtime_of
 from mmdeploy_ext.runtime.detections import Detections
-from mmdeploy_ext.runtime.family_runtime import runtime_of
 
 GREY = np.full((300, 400, 3), 127, np.uint8)
 

@@ -22,7 +22,7 @@ from mmdeploy_ext.core.errors import ConfigError, DataError, EngineError, ModelF
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.bevfusion.autoware import MANIFEST
 from mmdeploy_ext.proving.ladder import prove
-from mmdeploy_ext.proving.views.commands import next_command
+from mmdeploy_ext.proving.views.table import next_command
 from mmdeploy_ext.runtime.frames import FusedFrame
 from planting import arguments, replaced, result
 from proofs import OF_OTHER_CONTRACTS, check_files, refuted

@@ -17,7 +17,7 @@ from mmdeploy_ext.core.errors import ConfigError, DataError, ModelFileError, Usa
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.centerpoint.runtime import CenterPointOnnx
 from mmdeploy_ext.preprocess import points as inputs
-from mmdeploy_ext.proving.views.commands import next_command
+from mmdeploy_ext.proving.views.table import next_command
 from mmdeploy_ext.runtime.frames import Sweep
 from planting import arguments, replaced, result
 from proofs import OF_OTHER_CONTRACTS, check_files, refuted

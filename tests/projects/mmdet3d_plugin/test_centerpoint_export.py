@@ -22,9 +22,9 @@ from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.exporting.model import check_options
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.proving import totals
 from mmdeploy_ext.proving.frames import judge_sweep, open_sides, read_files
 from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.proving.tasks import matching
 from mmdeploy_ext.runtime.frames import Sweep
 from proofs import OF_OTHER_CONTRACTS, prove_samples
 from toy_atss import REPO
@@ -202,7 +202,7 @@ def test_a_first_sweep_that_gives_something_else_at_the_end_is_not_proven(toy, m
 
 def test_sweeps_with_hardly_a_box_are_no_proof(toy, monkeypatch):
     deployment, folder, *_ = toy
-    monkeypatch.setattr(totals, 'MIN_MATCHED', 10_000)
+    monkeypatch.setattr(matching, 'MIN_MATCHED', 10_000)
     verdict, _ = prove_samples(deployment, paths_of(folder), sweeps(1), dict(engine='OnnxRuntimeBackend'))
     assert all(case.passed for case in cases_of(verdict)) and not verdict.proven
     assert 'in 1 of 1 sweeps; a proof wants 10000 or more' in verdict.failures[0]

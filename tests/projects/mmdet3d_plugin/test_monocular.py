@@ -30,10 +30,10 @@ from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetectio
 from mmdeploy_ext.families.parts import mmdet_reference
 from mmdeploy_ext.preprocess.cam2img import camera_for, cameras_of, check_camera, square_matrix
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
-from mmdeploy_ext.proving.inputs.config_pipeline import ConfigPipeline
 from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.proving.open_points import untraced_methods
+from mmdeploy_ext.proving.preprocessing.pictures import ConfigPipeline
 from mmdeploy_ext.proving.references import references
-from mmdeploy_ext.proving.untraced import untraced_methods
 from mmdeploy_ext.runtime.detections import check_ranges
 from mmdeploy_ext.runtime.opening import open_model
 from proofs import run_cases

@@ -15,16 +15,15 @@ from mmdet.models.dense_heads import GFLHead
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from marking import in_suite
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.model import check_options
 from mmdeploy_ext.families.dense import heads, reference, runtime
 from mmdeploy_ext.families.dense.family import largest_num_candidates
-from mmdeploy_ext.families.dense.forms import DecodeForm, DenseFullForm, decode_names, raw_names
-from mmdeploy_ext.proving import full_form
+from mmdeploy_ext.families.dense.graphs import DecodeForm, DenseFullForm, decode_names, raw_names
+from mmdeploy_ext.proving import tensors
 
 SIZE = (128, 192)
 CLIPS = (121.0, 180.0)
@@ -104,7 +103,7 @@ def test_boxes_that_nothing_votes_for_are_padding_behind_the_others():
     with torch.no_grad():
         dets, labels = form(*inputs(form, raw, clips, scales))[:2]
     assert (labels == -1).any() and (labels >= 0).any()
-    assert full_form.order_rows(dict(dets=dets.numpy(), labels=labels.numpy()), dense_heads.CLASSES) == []
+    assert tensors.order_rows(dict(dets=dets.numpy(), labels=labels.numpy()), dense_heads.CLASSES) == []
 
 
 def test_a_limit_that_no_image_reaches_changes_nothing(head):

@@ -11,7 +11,7 @@ import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.families.solo.family import SoloFamily, check_grids
-from mmdeploy_ext.proving.views.commands import export_command
+from mmdeploy_ext.proving.views.table import export_command
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 PAGE = Path(__file__).resolve().parents[3] / 'mmdeploy_ext/families/solo/README.md'

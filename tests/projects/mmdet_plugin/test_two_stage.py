@@ -16,7 +16,7 @@ from mmdeploy_ext.exporting.export import check_operators, default_opset
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.parts.regions import Pool
 from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
-from mmdeploy_ext.proving.untraced import untraced_methods
+from mmdeploy_ext.proving.open_points import untraced_methods
 from mmdeploy_ext.synthetic.seeded import seeded_model
 from toy_two_stage import (
     KINDS,

@@ -16,8 +16,8 @@ from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.graph.passes.roi_align import replace_roi_align
 from mmdeploy_ext.graph.tensorrt_limits import find_refusals
-from mmdeploy_ext.proving.full_form import count_rows
 from mmdeploy_ext.proving.tasks import task_module
+from mmdeploy_ext.proving.tensors import count_rows
 from mmdeploy_ext.runtime.detections import candidates_needed
 from toy_two_stage import SIZE, family_of, images, options_of, seeded, toy
 

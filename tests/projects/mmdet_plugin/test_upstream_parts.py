@@ -14,8 +14,7 @@ from mmdet.models.necks.nasfcos_fpn import NASFCOS_FPN
 from torch import nn
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.families.parts.upstream_layers import RepeatedPriors, pooled

@@ -15,8 +15,7 @@ from torch import nn
 from torch.nn.functional import grid_sample
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.anchor3d.graphs import head_outputs
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, FAMILY, FEATURES, PICTURE
 from mmdeploy_ext.families.parts.anchor_heads import flat_outputs

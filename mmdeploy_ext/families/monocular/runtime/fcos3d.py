@@ -36,7 +36,7 @@ __all__ = ['detections', 'draw']
 RESULT = MonocularDetections
 """The class of the results of a picture, as which a kit reads them back."""
 CAMERA = 'cam2img'
-"""Name of the cameras, which results of every form need: see `runtime/family_runtime.py`."""
+"""Name of the cameras, which results of every form need: see `runtime/detect.py`."""
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[MonocularDetections]:

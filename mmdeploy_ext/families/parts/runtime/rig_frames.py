@@ -9,9 +9,9 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import InferenceError
-from mmdeploy_ext.engines.runs import record_runs
+from mmdeploy_ext.engines.base import record_runs
+from mmdeploy_ext.runtime.detect import runtime_of
 from mmdeploy_ext.runtime.exported import Runtime, check_finite
-from mmdeploy_ext.runtime.family_runtime import runtime_of
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.runtime.infos import read_frames
 

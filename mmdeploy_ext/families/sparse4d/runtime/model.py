@@ -216,7 +216,7 @@ def read_constants(head: str | Path, spec: GraphSpec) -> dict[str, np.ndarray]:
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> InstanceBoxes:
-    """Return the boxes of a frame's outputs; see `mmdeploy_ext/runtime/family_runtime.py`.
+    """Return the boxes of a frame's outputs; see `mmdeploy_ext/runtime/detect.py`.
 
     `outputs` have those of `PREDICTIONS` but for the features. Without `instance_id`, which the bank gives,
     instances are numbered by their rows. Boxes are those of `step`; only their `class_scores` are in
@@ -230,4 +230,4 @@ def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> I
 QUANTISED = PORTABLE
 """Name of the graph whose layers `quantize.py` puts in INT8; of `deploy` it is the one of pictures alone."""
 OPENS = Sparse4DOnnx
-"""Class that opens an export, see `mmdeploy_ext/runtime/family_runtime.py`."""
+"""Class that opens an export, see `mmdeploy_ext/runtime/detect.py`."""

@@ -27,7 +27,7 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import nearest_base, registered_class
 from mmdeploy_ext.families.dense.runtime import level_shapes
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.parts import detector_parts, image_feeds
+from mmdeploy_ext.families.parts import detector_parts, image_graphs
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
 UNREAD = ('min_bbox_size',)
@@ -51,7 +51,7 @@ class RotatedDenseFamily(ImageFamily):
         'distance2obb',
     )  # fmt: skip
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    feeds = staticmethod(image_feeds.feeds)
+    feeds = staticmethod(image_graphs.feeds)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
     candidate_bounds = staticmethod(reference.candidate_bounds)

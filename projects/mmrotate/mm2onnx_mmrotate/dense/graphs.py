@@ -14,10 +14,9 @@ from mm2onnx_mmrotate.dense.kinds import kind_of
 from mm2onnx_mmrotate.dense.networks import flat_outputs, last_head, num_levels, raw_names
 from mm2onnx_mmrotate.dense.settings import described, facts_of, priors_per_cell, thresholds
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Stage
-from mmdeploy_ext.families.parts import dense_graphs, detector_parts
-from mmdeploy_ext.families.parts.image_tensors import (
+from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.families.parts import detector_parts, image_graphs
+from mmdeploy_ext.families.parts.image_graphs import (
     image_input,
     optional_inputs,
     results_and_candidates,
@@ -61,7 +60,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 def _decode_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
     head = last_head(model)
     shapes = feature_shapes(model, options)
-    batch, priors = dense_graphs.prior_axes(priors_per_cell(head), shapes, options)
+    batch, priors = image_graphs.prior_axes(priors_per_cell(head), shapes, options)
     factor = described(head).factor
     scores = f'class score times {factor}' if options.score_form == 'product' else 'class scores, 0..1'
     meaning = 'x y width height and angle per prior, level by level, not clipped'
@@ -81,7 +80,7 @@ def _raw_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
         if 'angles' in coder:
             meanings['angle_pred'] = meanings['angle_cls']
     outputs = described(head).outputs
-    return dense_graphs.raw_outputs(outputs, meanings, priors_per_cell(head), shapes, options)
+    return image_graphs.raw_outputs(outputs, meanings, priors_per_cell(head), shapes, options)
 
 
 def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
@@ -95,8 +94,8 @@ def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
 def stages(model: nn.Module, options: Options) -> list[Stage]:
     """Return the network, and what the form of the options adds to it, see `ImageFamily.stages`."""
     network = model
-    return dense_graphs.form_stages(
-        dense_graphs.RawNetwork(network, raw_names(model), flat_outputs),
+    return image_graphs.form_stages(
+        image_graphs.RawNetwork(network, raw_names(model), flat_outputs),
         raw_names(model),
         options,
         decode=lambda: (DecodeForm(model, options.score_form == 'product'), decode_names(model, options)),

@@ -19,7 +19,7 @@ from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.parts import detector_parts, image_feeds
+from mmdeploy_ext.families.parts import detector_parts, image_graphs
 from mmdeploy_ext.families.parts.proposals import generator_of, thresholds
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
@@ -37,7 +37,7 @@ class RotatedTwoStageFamily(ImageFamily):
     forms = graphs.FORMS
     keep_fp32 = ('proposals/*', 'regions/*')  # boxes in float16 are half a pixel coarse
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    feeds = staticmethod(image_feeds.feeds)
+    feeds = staticmethod(image_graphs.feeds)
     untraced = (
         *ImageFamily.untraced, '.extract_feat', '_bbox_forward', 'regress_by_class', 'map_roi_levels',
         '*roi_extractor*.forward',

@@ -15,7 +15,7 @@ from mmdeploy_ext.exporting.copy import keep_position_bias
 from mmdeploy_ext.exporting.ops.backbone_attention import SIZED, sizes_traced
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.proving.untraced import untraced_methods
+from mmdeploy_ext.proving.open_points import untraced_methods
 
 SIZES = [(4, 4), (8, 4), (9, 15), (3, 2), (1, 1), (16, 5)]
 """(h, w) of maps, in windows of 4: one window, several, and parts of windows."""

@@ -13,8 +13,7 @@ from torch import nn
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.contract.options import IMAGE, Options
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.copy import prepared

@@ -10,8 +10,7 @@ from mmcv import ops
 from torch import nn
 
 from mmdeploy_ext.contract.options import IMAGE, Options
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.ops.nms import AT_ONCE, BELOW_ALL, batched_nms, class_offsets
 from mmdeploy_ext.runtime.detections import nms as numpy_nms

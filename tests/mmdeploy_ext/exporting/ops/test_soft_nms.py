@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.options import IMAGE, Options
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE, SOFT_NMS
 

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ExportError
-from mmdeploy_ext.graph.passes.interface import apply_spec, name_ends
+from mmdeploy_ext.graph.passes.rename import apply_spec, name_ends
 
 IMAGE = TensorSpec('input', 'float32', ('B', 2), 'the picture')
 SCALE = TensorSpec('scale', 'float32', ('B', 2), default=3.0)

@@ -1,7 +1,9 @@
-"""Pictures as the config's own test pipeline prepares them: mmdet's `Compose`, from the file on disk.
+"""Are pictures prepared by the rule in a file as the config's own test pipeline prepares them?
 
-Nothing of `mmdeploy_ext/preprocess` is called here: a fault in it would be on both sides of a proof. What an
-export changes about the pipeline (one size, another normalisation) is changed in a copy of its steps.
+They are compared to the bit, both from the same file on disk, and read by the reader that `mm2onnx run` uses.
+`ConfigPipeline` is mmdet's `Compose` and calls nothing of `mmdeploy_ext/preprocess`: a fault in it would be
+on both sides. What an export changes about the pipeline (one size, another normalisation) is changed in a
+copy of its steps.
 
 Glossary: H, W height and width of the network input in pixels; h, w of a picture.
 """
@@ -13,24 +15,172 @@ import copy
 import dataclasses
 import functools
 import sys
+import tempfile
 import warnings
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmdeploy_ext.core.config import test_dataset
-from mmdeploy_ext.core.printable import one_line
+from mmdeploy_ext.core.errors import one_line
 from mmdeploy_ext.families.building import data_class, makes_samples
+from mmdeploy_ext.preprocess import pictures
+from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.proving.inputs.pictures import sample_files
 from mmdeploy_ext.proving.inputs.users_dataset import UsersDataset
+from mmdeploy_ext.proving.results import PreprocessingDifference, PreprocessingResult
+from mmdeploy_ext.runtime import detect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
 
+    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.proving.inputs.users_dataset import Composer
 
     Step = Any
     """The dict of a step, or a callable that mmdet's `Compose` takes as one."""
+    Feeds = Callable[[PreparedImage, int], Mapping[str, np.ndarray]]
+    """Takes a prepared picture and a batch size; returns name of an input -> array."""
+
+
+COLLECTED = ('ori_shape', 'img_shape', 'pad_shape', 'scale_factor', 'flip')
+"""Values that a config's `Collect` may collect beside the tensor; those that it does not are not compared."""
+
+
+def compare_pictures(
+    cfg: Any,
+    metadata: Metadata,
+    files: Sequence[str | Path],
+    picture: np.ndarray,
+    normalisation: Mapping[str, Sequence[float]] | None = None,
+    feeds: Feeds | None = None,
+) -> tuple[PreprocessingResult, list[PreparedImage]]:
+    """Prepare pictures by the rule in a file and by the config's test pipeline, and compare the results.
+
+    Args:
+        cfg: the config, overrides applied.
+        metadata: metadata of the exported file.
+        files: paths of pictures of the user; if it is empty `picture` is used. Two generated ones follow.
+        picture: (h, w, 3) uint8 BGR, the first sample of the proof.
+        normalisation: `mean` and `std`, or one of them, that the export was given in place of the config's,
+            in its channel order; None or {} keeps those of the config.
+        feeds: takes a picture of the pipeline and a batch size, and returns the inputs that `mm2onnx run` has
+            to make; those that both make are compared. None: inputs are not compared.
+
+    Returns:
+        The result, and the pictures of the pipeline, those of `files` first; [] if the result has an error or
+        a difference.
+    """
+    options = metadata.options
+    size = None if options['dynamic'] else (options['height'], options['width'])
+    changes = [f'at {size[0]}x{size[1]}'] if size else []
+    if normalisation:
+        changes.append(f'with {" and ".join(f"--{name}" for name in normalisation)}')
+    result = PreprocessingResult((), note=' '.join(changes))
+    differences: list[PreprocessingDifference] = []
+    prepared = []
+    try:
+        pipeline = ConfigPipeline(cfg, size, normalisation)
+        with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
+            samples = sample_files(files, picture, pipeline.edges, Path(folder))
+            axes = metadata.spec.inputs[0].axes
+            takes_pictures = len(axes) == 4 and axes[1] == 3  # else it is a graph of regions
+            for sample in samples:
+                expected, metas = _pipeline_values(pipeline, sample)
+                image_bgr = pictures.read_image(sample)
+                if takes_pictures:  # as `mm2onnx run` prepares it
+                    image = detect.prepare(metadata, image_bgr)
+                else:
+                    image = metadata.preprocess.apply(image_bgr)
+                differences += _compare_values(sample.name, _rule_values(image), expected)
+                prepared.append(_as_prepared(expected, metas))
+                if feeds:
+                    fed = detect.make_feeds(image, metadata)
+                    pipeline_feeds = feeds(prepared[-1], len(next(iter(fed.values()))))
+                    names = [
+                        name for name in metadata.spec.input_names if name in fed and name in pipeline_feeds
+                    ]
+                    sides = (
+                        {f'input {name}': side[name] for name in names} for side in (fed, pipeline_feeds)
+                    )
+                    differences += _compare_values(sample.name, *sides)
+    except Exception as error:  # mmdet's steps, OpenCV and a damaged rule raise what they like
+        text = f'{type(error).__name__}: {one_line(error)[:300]}'
+        return dataclasses.replace(result, error=text), []
+    names = tuple(sample.name for sample in samples)
+    note = ', '.join(filter(None, (result.note, pipeline.note)))
+    result = dataclasses.replace(result, note=note, samples=names, differences=tuple(differences))
+    return result, prepared if result.passed else []
+
+
+def _rule_values(image: PreparedImage) -> dict[str, Any]:
+    """Return the values of a picture that a rule prepared, by the names of mmdet's pipelines."""
+    return dict(
+        tensor=image.tensor,
+        ori_shape=image.ori_shape,
+        img_shape=image.img_shape,
+        pad_shape=image.tensor.shape[1:],
+        scale_factor=image.scale_factor,
+        border=image.border,
+        flip=False,
+    )
+
+
+def _pipeline_values(pipeline: ConfigPipeline, file: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Return the values of a picture that are compared, by the names of `_rule_values`, and all collected."""
+    picture = pipeline(file)
+    values = {name: picture.metas[name] for name in COLLECTED if name in picture.metas}
+    for name in ('ori_shape', 'img_shape', 'pad_shape'):
+        if name in values:
+            values[name] = tuple(values[name][:2])
+    if 'scale_factor' in values:  # a number without Resize
+        values['scale_factor'] = np.broadcast_to(np.asarray(values['scale_factor'], np.float32), 4)
+    border = picture.metas.get('border', (0, 0, 0, 0))  # top, bottom, left, right
+    return dict(values, tensor=picture.tensor, border=(int(border[0]), int(border[2]))), picture.metas
+
+
+def _as_prepared(values: Mapping[str, Any], metas: Mapping[str, Any]) -> PreparedImage:
+    """Return the picture of a pipeline as a proof feeds it; shapes that are not collected are the input's."""
+    size = values['tensor'].shape[1:]
+    return PreparedImage(
+        tensor=values['tensor'],
+        img_shape=values.get('img_shape', size),
+        scale_factor=np.array(values.get('scale_factor', np.ones(4)), np.float32),
+        ori_shape=values.get('ori_shape', size),
+        border=values['border'],
+        collected=metas,
+    )
+
+
+def _compare_values(
+    sample: str, got: Mapping[str, Any], expected: Mapping[str, Any]
+) -> Iterator[PreprocessingDifference]:
+    """Yield how the values of a sample differ from `expected`; arrays are compared by their bits."""
+    for name, value in expected.items():
+        if isinstance(value, np.ndarray):
+            texts = _differing_bits(np.asarray(got[name]), value)
+        else:
+            texts = None if got[name] == value else (str(got[name]), str(value))
+        if texts:
+            yield PreprocessingDifference(sample, name, *texts)
+
+
+def _differing_bits(got: np.ndarray, expected: np.ndarray) -> tuple[str, str] | None:
+    """Return texts about both arrays; None if they are equal to the bit."""
+    if (got.dtype, got.shape) != (expected.dtype, expected.shape):
+        return tuple(f'{side.dtype} {"x".join(map(str, side.shape))}' for side in (got, expected))
+    bits = (np.ascontiguousarray(side).view(f'u{side.itemsize}') for side in (got, expected))
+    differs = np.not_equal(*bits)
+    if not differs.any():
+        return None
+    index = tuple(int(axis) for axis in np.argwhere(differs)[0])
+    with np.errstate(invalid='ignore'):
+        largest = float(np.abs(np.subtract(got, expected, dtype=np.float64)).max())
+    count = f'{int(differs.sum()):,} of {differs.size:,} values differ, by {largest:.3g} at most'
+    return f'{got[index]:.7g} at {list(index)} ({count})', f'{expected[index]:.7g}'
+
 
 BOXES = np.array([[1.0, 1.0, 9.0, 9.0]], np.float32)
 """Proposals (1, 4) for `LoadProposals`, which a data set would give; they change no picture."""

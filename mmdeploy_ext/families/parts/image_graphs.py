@@ -1,0 +1,331 @@
+"""Inputs, outputs and stages of graphs of images that several families have, and prepared pictures as feeds.
+
+Glossary: B batch, a priors of a cell, A priors of all levels, K proposals, H, W network input in pixels, h, w
+size of a level's maps, n detections of the image that has most, or a constant of the file.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.contract.spec import Stage, TensorSpec
+from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.exporting.postprocess.suppression import capped, hw
+from mmdeploy_ext.preprocess.pictures import PreparedImage
+
+
+def image_input(
+    options: Options, smallest: int, multiple: int, padded: str = 'bottom and right'
+) -> TensorSpec:
+    """Return `input` (B, 3, H, W); a dynamic file takes any batch, and the sizes that the arguments allow.
+
+    Args:
+        options: options of the export.
+        smallest: least height and width, pixels.
+        multiple: number of which height and width have to be multiples; 1 allows all.
+        padded: on which sides of images padding is, for the description.
+    """
+    size = ('B', 3, 'H', 'W') if options.dynamic else (options.batch, 3, options.height, options.width)
+    meaning = f'normalised images, padded {padded}'
+    return TensorSpec('input', 'float32', size, meaning, smallest=smallest, multiple=multiple)
+
+
+def optional_inputs(batch: int | str, clips: bool, bordered: bool = False) -> tuple[TensorSpec, ...]:
+    """Return `img_shape`, which no operator uses unless boxes are clipped (`clips`), and `scale_factor`.
+
+    With `bordered` also `border`: boxes lose the padding. `batch` is a number, or 'B' if it is dynamic.
+    """
+    size = 'height and width before padding, which boxes are clipped to; 0 means the input size'
+    ratios = 'w h w h ratios, input / original; boxes are divided by it'
+    padding = 'rows of padding above the image and columns left of it, which boxes lose'
+    inputs = (
+        TensorSpec('img_shape', 'float32', (batch, 2), size, 'pixel', default=0.0, unused=not clips),
+        TensorSpec('scale_factor', 'float32', (batch, 4), ratios, default=1.0),
+        TensorSpec('border', 'float32', (batch, 2), padding, 'pixel', default=0.0),
+    )
+    return inputs if bordered else inputs[:2]
+
+
+def box_outputs(batch: int | str, rows: int | str) -> tuple[TensorSpec, ...]:
+    """Return `dets` and `labels` of a `full` graph.
+
+    `batch` and `rows`, results per image, are numbers, or letters if they are dynamic.
+    """
+    boxes = (
+        'x1 y1 x2 y2 score in descending score order; pixels of the network input, of the original image '
+        'when scale_factor is fed; padded with zeros'
+    )
+    labels = 'class indices; -1 where dets is padding'
+    return (
+        TensorSpec('dets', 'float32', (batch, rows, 5), boxes, compare='detections'),
+        TensorSpec('labels', 'int64', (batch, rows), labels, compare='detections'),
+    )
+
+
+def results_and_candidates(
+    results: Callable[[int | str, int | str], tuple[TensorSpec, ...]],
+    options: Options,
+    *limits: int,
+    pairs: str = 'prior',
+) -> tuple[TensorSpec, ...]:
+    """Return the outputs of a `full` graph whose options may limit the candidates that enter a suppression.
+
+    Args:
+        results: returns the outputs of the results, given the size or the letter of the axes of images and
+            of results per image, as `box_outputs` does.
+        options: of the export.
+        limits: of the head, on candidates or results of an image; those of 0 or below limit nothing.
+        pairs: what is paired with a class to be a candidate.
+
+    Returns:
+        The outputs of `results`; with `--max-candidates` the number of results of an image is constant, the
+        smallest of that option and `limits`, and `candidates` has the number of candidates of each image
+        before the option cuts some off: of dense heads those that `nms_pre` leaves, of SOLO's all.
+    """
+    batch, cap = 'B' if options.dynamic else options.batch, options.max_candidates
+    if not cap:
+        return results(batch, 'n')
+    meaning = f'({pairs}, class) pairs over the score threshold; more than {cap}: the rest was cut off'
+    candidates = TensorSpec('candidates', 'int64', (batch,), meaning, compare='detections')
+    return (*results(batch, capped(cap, *limits)), candidates)
+
+
+PROPOSALS = 'proposals'
+"""Name of the tensor and of the list of boxes that results are made from."""
+
+Axis = int | str
+"""The size of an axis, or the letter of a dynamic one."""
+
+
+def mask_inputs(
+    batch: Axis, zero: str = '0 means those of the input, up to a multiple of 8'
+) -> tuple[TensorSpec, ...]:
+    """Return `img_shape` and `ori_shape`; `zero` is the meaning of a size of 0.
+
+    `batch` is a number, or 'B' if it is dynamic.
+    """
+    content = f'height and width before padding, which masks are cropped to; {zero}'
+    original = f'height and width of the original images, which masks are resized to; {zero}'
+    return (
+        TensorSpec('img_shape', 'float32', (batch, 2), content, 'pixel', default=0.0),
+        TensorSpec('ori_shape', 'int64', (2,), original, 'pixel', default=0),
+    )
+
+
+def mask_outputs(batch: Axis, rows: Axis) -> tuple[TensorSpec, ...]:
+    """Return `masks`, `scores` and `labels` of a `full` graph; for `batch` and `rows` see `box_outputs`."""
+    pixels, order = 'pixels of the instances at ori_shape', 'in descending order; padded with zeros'
+    labels = 'class indices; -1 where a row is padding'
+    return (
+        TensorSpec('masks', 'bool', (batch, rows, 'h', 'w'), pixels, compare='detections'),
+        TensorSpec('scores', 'float32', (batch, rows), order, compare='detections'),
+        TensorSpec('labels', 'int64', (batch, rows), labels, compare='detections'),
+    )
+
+
+def clip_size(image: torch.Tensor, img_shape: torch.Tensor) -> torch.Tensor:
+    """Return height and width (B, 2) of the images without padding, to which boxes are clipped.
+
+    `img_shape` is that; 0 means the size of `image`, the input.
+    """
+    return torch.where(img_shape > 0, img_shape, hw(image).to(img_shape)[None])
+
+
+WINDOWS = (1, 2, 4, 8)
+"""Divisors of the sides of an image: windows of these sizes, which overlap by half, stand for proposals
+that are missing."""
+
+
+def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
+    """Return the inputs of a batch of pictures of one size, name -> float32 array.
+
+    They are `input` (B, 3, H, W), normalised, `img_shape` (B, 2) height and width before padding, `border`
+    (B, 2) rows of padding above and columns left of the image if there are any, and with `rescale`
+    `scale_factor` (B, 4) `w h w h`, input / original, which boxes are divided by. Sizes are in pixels.
+    """
+    batch = dict(
+        input=np.stack([image.tensor for image in images]),
+        img_shape=np.asarray([image.img_shape for image in images], np.float32),
+    )
+    if any(any(image.border) for image in images):
+        batch['border'] = np.asarray([image.border for image in images], np.float32)
+    if rescale:
+        batch['scale_factor'] = np.stack([image.scale_factor for image in images]).astype(np.float32)
+    return batch
+
+
+def mask_feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
+    """Return `input` and `img_shape` as `feeds` does, and `ori_shape` (2,) int64 height and width in pixels.
+
+    Masks have that size, the original one, whatever `rescale` says. ShapeError: the images have several.
+    """
+    return dict(
+        input=np.stack([image.tensor for image in images]),
+        img_shape=np.asarray([image.img_shape for image in images], np.float32),
+        ori_shape=one_size((tuple(image.ori_shape) for image in images), 'masks'),
+    )
+
+
+def one_size(sizes: Iterable[tuple[int, int]], results: str) -> np.ndarray:
+    """Return the one size (2,) int64, height and width, that all images of a batch have, at least one image.
+
+    ShapeError: there are several sizes; `results` is the word for what has that size, in the message.
+    """
+    different = sorted(set(sizes))
+    if len(different) > 1:
+        raise ShapeError(
+            f'ori_shape: the images of a batch have the original sizes {different}; {results} of one batch '
+            f'have one size: run them one by one (samples_per_gpu=1)'
+        )
+    return np.asarray(different[0], np.int64)
+
+
+def batches(images: Sequence[PreparedImage]) -> list[list[int]]:
+    """Return lists of indices of images that one run may take, one list of each original size.
+
+    The network inputs of all images are of one size.
+    """
+    return grouped([tuple(image.ori_shape) for image in images])
+
+
+def grouped(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Return groups of the indices of equal sizes, in the order of the first index of each group."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, size in enumerate(sizes):
+        groups.setdefault(size, []).append(index)
+    return list(groups.values())
+
+
+def proposals_of(image: PreparedImage) -> np.ndarray:
+    """Return the proposals (K, 4) float32 of an image, or windows of several sizes all over its content.
+
+    They are xyxy in pixels of the network input.
+    """
+    if image.proposals is not None:
+        return image.proposals[:, :4].astype(np.float32)
+    windows = []
+    for divisor in WINDOWS:
+        steps = np.arange(2 * divisor - 1) / (2 * divisor)
+        low = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
+        windows.append(np.concatenate([low, low + 1 / divisor], 1))
+    height, width = image.img_shape
+    return (np.concatenate(windows) * [width, height, width, height]).astype(np.float32)
+
+
+def pasted_size(image: PreparedImage, rescale: bool) -> tuple[int, int]:
+    """Return height and width, pixels, of the image that masks are pasted into.
+
+    With `rescale` it is the original, or, along a side on which that is larger, the content of the input
+    divided by its ratio: if the content or its ratio is not fed, boxes reach beyond the original, and mmdet
+    raises if one lies outside of the image that it is pasted into. Without `rescale` it is the original
+    multiplied by the ratio, rounded.
+    """
+    if rescale:
+        content = np.round(np.divide(image.img_shape, image.scale_factor[1::-1]))
+        return tuple(int(side) for side in np.maximum(image.ori_shape, content))
+    return tuple(int(side) for side in np.round(np.multiply(image.ori_shape, image.scale_factor[1::-1])))
+
+
+def feeds_with_sizes(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
+    """Return the inputs of `feeds`, and `ori_shape` (B, 2) int64, the `pasted_size` of every image.
+
+    `scale_factor` is among them only with `rescale`.
+    """
+    sizes = [pasted_size(image, rescale) for image in images]
+    return dict(feeds(images, rescale), ori_shape=np.asarray(sizes, np.int64))
+
+
+FULL_NAMES = ('dets', 'labels', 'candidates')
+"""Outputs of the `full` form; the last with `--max-candidates` alone."""
+
+
+class RawNetwork(nn.Module):
+    """The layers of the upstream detector; parameters keep their names below `model.`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        names: tuple[str, ...],
+        outputs: Callable[[nn.Module, torch.Tensor], Sequence[torch.Tensor]],
+    ) -> None:
+        """Keep the detector, and `outputs`, which runs it on images and returns the tensors `names`."""
+        super().__init__()
+        self.model, self.names, self.outputs = model, names, outputs
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the outputs of the head (B, a*columns, h, w) of normalised images (B, 3, H, W) float32."""
+        outputs = self.outputs(self.model, image)
+        return tuple(tap(name, tensor) for name, tensor in zip(self.names, outputs, strict=True))
+
+
+def form_stages(
+    network: nn.Module,
+    names: tuple[str, ...],
+    options: Options,
+    *,
+    decode: Callable[[], tuple[nn.Module, tuple[str, ...]]],
+    full: Callable[[], nn.Module],
+    extra_inputs: tuple[str, ...] = (),
+) -> list[Stage]:
+    """Return the network, and what the form of the options adds to it.
+
+    Args:
+        network: takes images, and returns the tensors `names`.
+        names: of the outputs of the network, which the form takes.
+        options: of the export.
+        decode: makes the module of the form `decode`, and the names of its outputs.
+        full: makes the module of the form `full`, whose outputs are `FULL_NAMES`.
+        extra_inputs: names of the inputs of `full` between `scale_factor` and the outputs of the network.
+    """
+    chain = [Stage('network', network, ('input',), names)]
+    if options.form == 'decode':
+        module, outputs = decode()
+        chain.append(Stage('decode', module, names, outputs))
+    elif options.form == 'full':
+        inputs = ('input', 'img_shape', 'scale_factor', *extra_inputs, *names)
+        outputs = FULL_NAMES if options.max_candidates else FULL_NAMES[:2]
+        chain.append(Stage('postprocess', full(), inputs, outputs))
+    return chain
+
+
+def raw_outputs(
+    outputs: Sequence[tuple[str, int]],
+    meanings: Mapping[str, tuple[str, str]],
+    priors_per_cell: Sequence[int],
+    map_sizes: Sequence[tuple[int, int]],
+    options: Options,
+) -> tuple[TensorSpec, ...]:
+    """Return the contracts of the form `raw`, output by output, then level by level.
+
+    Args:
+        outputs: name and columns per prior of each output of the head.
+        meanings: name of an output -> its meaning and unit.
+        priors_per_cell: number of priors of a cell, of each level.
+        map_sizes: (h, w) of each level; not read for a file of any size.
+        options: of the export.
+    """
+    batch, specs = 'B' if options.dynamic else options.batch, []
+    for name, columns in outputs:
+        meaning, unit = meanings[name]
+        for level, count in enumerate(priors_per_cell):
+            size = (f'h{level}', f'w{level}') if options.dynamic else map_sizes[level]
+            axes = (batch, columns * count, *size)
+            specs.append(TensorSpec(f'{name}_{level}', 'float32', axes, f'{meaning}, level {level}', unit))
+    return tuple(specs)
+
+
+def prior_axes(
+    priors_per_cell: Sequence[int], map_sizes: Sequence[tuple[int, int]], options: Options
+) -> tuple[int | str, int | str]:
+    """Return the sizes of the axes of images and of priors of the form `decode`, B and A if they are dynamic.
+
+    For the arguments see `raw_outputs`.
+    """
+    if options.dynamic:
+        return 'B', 'A'
+    levels = zip(map_sizes, priors_per_cell, strict=True)
+    return options.batch, sum(height * width * count for (height, width), count in levels)

@@ -1,0 +1,252 @@
+"""Are frames and sweeps prepared by the rule in a file as the data set class prepares them?
+
+The class runs the test pipeline; the rule prepares samples as the runtime reads the same info
+(`SequenceFamily.moments`). The reference side calls nothing of `mmdeploy_ext/preprocess`: a fault in it would
+be on both sides.
+
+Glossary: P points of D values.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.config import test_dataset, test_pipeline
+from mmdeploy_ext.core.errors import DataError, Mm2OnnxError, one_line, root_cause
+from mmdeploy_ext.core.source_code import is_users_class
+from mmdeploy_ext.evaluate.evaluation import build_dataset, build_loader, loader_errors
+from mmdeploy_ext.evaluate.loop import DatasetFrames
+from mmdeploy_ext.families.building import data_class
+from mmdeploy_ext.proving.results import PreprocessingDifference, PreprocessingResult
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.sequence import SequenceFamily
+    from mmdeploy_ext.runtime.frames import Frame, Sweep
+
+OF_DATASET = 2
+"""Number of samples of the user's data set that are compared besides the generated ones."""
+EXACT = ('images', 'points', 'timestamp_s', 'camera_times_s', 'scene_token')
+"""Values that have to be equal, of any dtype, but `images` of a data set that has a `picture_rtol`."""
+NEAR = ('lidar2img', 'intrinsics', 'ego_pose')
+"""Matrices, which data sets keep in float32."""
+OPTIONAL = ('ego_pose', 'timestamp_s', 'camera_times_s', 'scene_token')
+"""Values that a data set may lack, see `Frame`."""
+MATRIX_RTOL = 2e-6
+"""Tolerance of matrices, relative to the largest value: three products of float32."""
+RECORD_RTOL = 1e-9
+"""Tolerance of a record of the CAN bus, relative to its largest value, metres in the map: float64."""
+READABLE = 'prove where the file data.test.ann_file is: its samples are compared then'
+"""What to do about a data set that cannot read generated infos."""
+
+
+def compare_prepared(
+    deployment: Model, rule: Any, samples: Collection[Any], unit: str
+) -> PreprocessingResult:
+    """Compare samples prepared by the rule and by the data set class: frames or sweeps ("moments").
+
+    They are generated ones, and up to two of the data set that a proof runs on, if it runs on one that has
+    `data_infos`. Generated ones that the class of the data set cannot read, such as one of the user's whose
+    infos have entries of their own, are left out with a note if there are others. An error of this project
+    (`Mm2OnnxError`), or of the data set, is not raised, but the `error` of the result.
+
+    Only what the model reads is compared: neither `unread_fields` of its family nor the points of a rule
+    without voxels. Numbers of `EXACT` have to be equal, of the points those inside the range to which the
+    test pipeline cuts them, if it does, or inside that of the rule's voxels if that is larger: then the
+    runtime has points that the pipeline has not. Matrices and the CAN bus have tolerances. NaN equals
+    nothing.
+
+    Args:
+        deployment: the config and checkpoint.
+        rule: `Metadata.preprocess` of the file, by which the runtime prepares frames.
+        samples: the prepared frames or sweeps that the proof runs on.
+        unit: name of a sample: 'frame' or 'sweep'.
+    """
+    compared: list[tuple[str, list[PreprocessingDifference], list[str]]] = []
+    error, notes = '', []
+    of_dataset = []
+    if isinstance(samples, DatasetFrames) and hasattr(samples.dataset, 'data_infos'):
+        count = len(samples.indices)
+        positions = (0, count // 2) if count > OF_DATASET else range(count)
+        of_dataset = [(samples.dataset, samples.indices[position]) for position in positions]
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            generated = deployment.family.generated_dataset(folder, deployment.cfg, deployment.rule)
+            notes += _notes_on_generated(deployment.cfg, generated)
+            try:
+                for dataset, index in _generated_moments(deployment, generated):
+                    compared.append(_compare_moment(deployment, rule, dataset, index, folder))
+            except UnreadError as unread:
+                if not of_dataset:
+                    raise DataError(f'{unread} for generated infos; {READABLE}') from unread
+                notes.append(f'without generated {unit}s ({one_line(unread)})')
+            for dataset, index in of_dataset:
+                compared.append(_compare_moment(deployment, rule, dataset, index, folder))
+    except Mm2OnnxError as raised:
+        error = one_line(raised)[:300]
+    titles = tuple(title for title, _, _ in compared)
+    differences = tuple(difference for _, of_moment, _ in compared for difference in of_moment)
+    if absent := dict.fromkeys(name for _, _, missing in compared for name in missing):
+        notes.append(f'without {", ".join(absent)}, which samples of the data set lack')
+    return PreprocessingResult(titles, unit, differences, ', '.join(notes), error)
+
+
+class UnreadError(Mm2OnnxError):
+    """A data set whose class, `kind`, raised an `error` of its own when it was built or read."""
+
+    def __init__(self, kind: str, error: BaseException) -> None:
+        reason = f'{type(error).__name__}: {one_line(error)}' if str(error) else type(error).__name__
+        super().__init__(f'{kind} of data.test raised {reason[:150]}')
+
+
+def _notes_on_generated(cfg: Any, generated: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what generated moments are compared without: augmentation, and a data set of the user's."""
+    if generated['pipeline'] != test_pipeline(cfg):
+        yield 'without test-time augmentation'
+    kind = data_class(test_dataset(cfg).get('type'), 'DATASETS')
+    if kind not in (None, data_class(generated['type'], 'DATASETS')) and is_users_class(kind):
+        yield f'without {kind.__name__} of data.test, whose files are of another kind'
+
+
+def _generated_moments(deployment: Model, generated: Mapping[str, Any]) -> Iterator[tuple[Any, int]]:
+    """Yield the data set of generated files, and the index of each of its samples."""
+    cfg = copy.deepcopy(deployment.cfg)
+    classes = generated.get('classes') or list(deployment.classes)
+    cfg.data = dict(cfg.get('data') or {}, test=dict(generated, classes=classes))
+    try:
+        dataset = build_dataset(cfg)
+    except Exception as error:  # a user's class raises what it likes
+        raise UnreadError(str(generated['type']), root_cause(error)) from error
+    yield from ((dataset, index) for index in range(len(dataset)))
+
+
+def _compare_moment(
+    deployment: Model, rule: Any, dataset: Any, index: int, folder: Path
+) -> tuple[str, list[PreprocessingDifference], list[str]]:
+    """Return the name of a sample of a data set, its differing values that the model uses, and absent ones.
+
+    Of those of `OPTIONAL` a value of None says that the samples of the data set do not have it.
+    """
+    family, infos = deployment.family, folder / 'moment.pkl'
+    expected, data = _read_sample(family, dataset, index, infos)
+    try:
+        (moment,) = family.moments(deployment.cfg, rule, infos, getattr(dataset, 'data_root', None))
+    except Mm2OnnxError:
+        raise
+    except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+        raise DataError(f'{type(error).__name__}: {error}') from error
+    voxels = getattr(rule, 'voxels', rule)
+    takes_points = voxels is not None
+    picture_rtol = float(getattr(dataset, 'picture_rtol', 0.0))  # of a data set that normalises otherwise
+    points_range = _points_range(deployment.cfg)
+    title, differences, absent = expected.name or f'moment {index}', [], []
+    for name, value, got, rtol in _moment_values(expected, moment, picture_rtol):
+        if name in family.unread_fields or (name == 'points' and not takes_points):
+            continue
+        if value is None and got is not None and name in OPTIONAL:
+            absent.append(name)
+            continue
+        if name == 'points' and points_range is not None:  # x, y, z lowest, then highest
+            ranges = np.array([points_range, voxels.point_cloud_range], np.float32)
+            low, high = ranges[:, :3].min(axis=0), ranges[:, 3:].max(axis=0)
+            value, got = (
+                cloud[((cloud[:, :3] > low) & (cloud[:, :3] < high)).all(1)] for cloud in (value, got)
+            )
+        if texts := _differing_values(got, value, rtol):
+            differences.append(PreprocessingDifference(title, name, *texts))
+    if texts := _differing_boxes(data):
+        differences.append(PreprocessingDifference(title, 'box_type_3d', *texts))
+    return title, differences, absent
+
+
+def _differing_boxes(data: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return what files and a data set give as the class of boxes, if it is another; else None.
+
+    A head makes its boxes of the class in the metas of a sample, `data` of the test loader, and suppresses
+    them as this class shows them from above. That of a copy of mmdet3d in a repository counts as mmdet3d's.
+    """
+    from mmcv.parallel import DataContainer
+    from mmdet3d.core.bbox import LiDARInstance3DBoxes
+
+    meta = data.get('img_metas', {})
+    while isinstance(meta, DataContainer | list | tuple):  # of one sample, as `family.frame` has found
+        meta = meta.data if isinstance(meta, DataContainer) else meta[0]
+    kind = LiDARInstance3DBoxes
+    if isinstance(meta, Mapping):
+        kind = meta.get('box_type_3d', kind)
+    is_derived = issubclass(kind, LiDARInstance3DBoxes)
+    if kind is LiDARInstance3DBoxes or (kind.__name__ == LiDARInstance3DBoxes.__name__ and not is_derived):
+        return None
+    return LiDARInstance3DBoxes.__name__, f'{kind.__module__}.{kind.__qualname__}'
+
+
+def _read_sample(
+    family: SequenceFamily, dataset: Any, index: int, infos: Path
+) -> tuple[Any, Mapping[str, Any]]:
+    """Return a sample of a data set as a frame or sweep, and as its loader gives it; write its info."""
+    try:
+        content = dict(infos=[dataset.data_infos[index]], metadata=dict(version=''))
+        infos.write_bytes(pickle.dumps(content))  # before the sample is read, which may change it
+        with loader_errors():
+            (data,) = build_loader(dataset, [index], workers_per_gpu=0)
+            expected = family.frame(data)
+    except Mm2OnnxError:
+        raise
+    except Exception as error:  # a user's class raises what it likes
+        raise UnreadError(type(dataset).__name__, error) from error
+    return expected, data
+
+
+def _points_range(cfg: Any) -> Sequence[float] | None:
+    """Return the range to which a test pipeline cuts points; None if it does not."""
+    steps = list(test_pipeline(cfg))
+    steps += [inner for step in steps for inner in step.get('transforms', ())]
+    ranges = (step['point_cloud_range'] for step in steps if step.get('type') == 'PointsRangeFilter')
+    return next(ranges, None)
+
+
+def _moment_values(
+    expected: Frame | Sweep, moment: Frame | Sweep, picture_rtol: float
+) -> Iterator[tuple[str, Any, Any, float]]:
+    """Yield name, value by the pipeline, value by the rule and relative tolerance of all that is prepared."""
+    for names, rtol in ((EXACT, 0.0), (NEAR, MATRIX_RTOL), (('can_bus',), RECORD_RTOL)):
+        for name in names:
+            if name in vars(expected):
+                tolerance = picture_rtol if name == 'images' else rtol
+                yield name, getattr(expected, name), getattr(moment, name), tolerance
+    calibration: Mapping[str, np.ndarray] = getattr(expected, 'calibration', {})
+    for name, matrix in calibration.items():
+        yield name, matrix, moment.calibration.get(name), MATRIX_RTOL
+
+
+def _differing_values(got: Any, expected: Any, rtol: float) -> tuple[str, str] | None:
+    """Return texts about both values; None if they are equal within `rtol` of the largest value.
+
+    The largest value is that of each matrix. Arrays of another dtype may be equal; NaN equals nothing.
+    """
+    if not isinstance(expected, np.ndarray):
+        return None if got == expected else (repr(got), repr(expected))
+    if not isinstance(got, np.ndarray) or got.shape != expected.shape:
+        shape = got.shape if isinstance(got, np.ndarray) else None
+        return f'shape {shape}', f'shape {expected.shape}'
+    gap = np.abs(got.astype(np.float64) - expected.astype(np.float64))
+    if not gap.size:
+        return None
+    axes = (-2, -1) if expected.ndim > 2 else None
+    scale = np.abs(expected).max(axis=axes, keepdims=True) if rtol else 0.0
+    wrong = ~(gap <= rtol * scale)
+    if not wrong.any():
+        return None
+    index = tuple(int(axis) for axis in np.unravel_index(np.argmax(np.where(wrong, gap, -1)), gap.shape))
+    count = f'{wrong.sum()} of {wrong.size} values differ'
+    return f'{got[index]:.7g} at {list(index)} ({count})', f'{expected[index]:.7g}'
