@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from marking import in_suite
+from mmdeploy_ext.engines.base import attempt
 from mmdeploy_ext.proving import drive, frames
 from mmdeploy_ext.proving.backbone import check_backbone
 from mmdeploy_ext.proving.ladder import kind_of, prove
-from mmdeploy_ext.proving.levels.attempts import attempt
 from mmdeploy_ext.proving.levels.drive_run import Modes
 from mmdeploy_ext.proving.pictures import check_pictures, judge_outputs, run_case
 from mmdeploy_ext.proving.proof import Claims, finish

@@ -189,7 +189,7 @@ def _show(deployment: Model, path: str, image: tuple[str, np.ndarray], engine: M
     import onnx
     import onnx.printer
 
-    from mmdeploy_ext.proving.levels.attempts import attempt
+    from mmdeploy_ext.engines.base import attempt
     from mmdeploy_ext.proving.pictures import judge_outputs
     from mmdeploy_ext.proving.proof import open_file
     from mmdeploy_ext.proving.references import references

@@ -1,4 +1,4 @@
-"""The interface of an engine: activate, infer, deactivate; it imports no engine."""
+"""The interface of an engine, which imports none; runs: their errors, times, and records of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import abc
 import contextlib
 import contextvars
 import dataclasses
-from typing import TYPE_CHECKING, Self
+import statistics
+import time
+from typing import TYPE_CHECKING, Any, Self
 
 from mmdeploy_ext.core.errors import InferenceError, ShapeError
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec
 
 
+FAILURES = (ValueError, LookupError, RuntimeError, ArithmeticError)
+"""Errors of an engine, or of decoding its outputs, that make a failed case and do not end the proof."""
 FEED_CHECKS: dict[str, Callable[[Metadata, Mapping[str, np.ndarray]], None]] = {}
 """Name of a family -> check of sizes that its graphs cannot take, although their contract allows them.
 
@@ -150,3 +154,39 @@ def record_runs() -> Iterator[list[Run]]:
         yield runs
     finally:
         _runs.reset(token)
+
+
+def attempt(run: Callable[[], Any]) -> Any:
+    """Return the result of a run, or the exception that it raises if that is one of `FAILURES`."""
+    try:
+        return run()
+    except FAILURES as error:
+        return error
+
+
+class Clock:
+    """Counts the seconds of runs, by the engine that runs.
+
+    Attributes:
+        seconds: name of an engine, any text -> seconds of each of its runs.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+
+    def run(self, engine: str, run: Callable[[], Any]) -> Any:
+        """Call `run` and add its seconds to those of the engine; a run that raises does not count."""
+        start = time.perf_counter()
+        result = run()
+        self.seconds.setdefault(engine, []).append(time.perf_counter() - start)
+        return result
+
+    def medians(self, *engines: str) -> dict[str, float]:
+        """Return engine -> median milliseconds if all of `engines` ran, else {}.
+
+        The first run does not count if there are others: it computes what later ones reuse.
+        """
+        if not all(engine in self.seconds for engine in engines):
+            return {}
+        runs = {engine: self.seconds[engine][1:] or self.seconds[engine] for engine in engines}
+        return {engine: round(statistics.median(seconds) * 1e3, 2) for engine, seconds in runs.items()}

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from mmdeploy_ext.compat.older_mmdet import lacks_part_of_mmdet
+from mmdeploy_ext.compat.patches_vendored import lacks_part_of_mmdet
 from mmdeploy_ext.contract.options import Option, Options
 from mmdeploy_ext.contract.registry import Registration, detector_options, keep_fp32_of, registered
 from mmdeploy_ext.core.commands import tool

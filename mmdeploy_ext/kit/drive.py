@@ -17,7 +17,7 @@ import numpy as np
 
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.core.errors import one_line
-from mmdeploy_ext.proving.levels.attempts import FAILURES
+from mmdeploy_ext.engines.base import FAILURES
 from mmdeploy_ext.proving.levels.drive_run import MODES, Moment, PairRun, default_bars
 from mmdeploy_ext.proving.results import MODE_TITLES
 from mmdeploy_ext.proving.tasks import task_module

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, UsageError, on_inputs, one_line
+from mmdeploy_ext.engines.base import FAILURES
 from mmdeploy_ext.kit.contents import ChainedFrame, KitCase, KitGraph, read_manifest
 from mmdeploy_ext.kit.diagnosis import (
     diagnose,
@@ -24,7 +25,6 @@ from mmdeploy_ext.kit.diagnosis import (
 from mmdeploy_ext.kit.drive import DriveJudge
 from mmdeploy_ext.kit.outputs import check_kit, has_outputs, read_outputs
 from mmdeploy_ext.proving import half_bars, results, tensors
-from mmdeploy_ext.proving.levels.attempts import FAILURES
 from mmdeploy_ext.proving.modules.row_order import in_order_of
 from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.proving.tasks.matching import lone_low_results

@@ -20,7 +20,7 @@ from mmdet.models.builder import DETECTORS, HEADS
 from mmdet.models.utils.builder import TRANSFORMER
 from torch import nn
 
-from mmdeploy_ext.compat.older_mmdet import mmdet_module
+from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import registered_if_named
 

@@ -24,7 +24,7 @@ from mmdet.models.detectors import SingleStageDetector
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmdeploy_ext.compat.older_mmdet import mmdet_module
+from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import registered_if_named
 

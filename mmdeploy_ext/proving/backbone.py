@@ -10,10 +10,10 @@ from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import one_line
 from mmdeploy_ext.core.files import read_json, sha256_file
+from mmdeploy_ext.engines.base import attempt
 from mmdeploy_ext.exporting.sparse_backbone import has_precision
 from mmdeploy_ext.proving.inputs.voxel_sets import in_order, proof_sets
 from mmdeploy_ext.proving.levels import sparse_file
-from mmdeploy_ext.proving.levels.attempts import attempt
 from mmdeploy_ext.proving.levels.sparse_layers import (
     DialectRunner,
     PortableRunner,

@@ -17,8 +17,8 @@ from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.errors import LoadError, ModelFileError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.engines import title_of
+from mmdeploy_ext.engines.base import Clock, attempt
 from mmdeploy_ext.proving import file_checks, half_bars
-from mmdeploy_ext.proving.levels.attempts import Clock, attempt, failed_detections
 from mmdeploy_ext.proving.open_points import count_voxels, unreached
 from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
 from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
@@ -38,7 +38,7 @@ from mmdeploy_ext.proving.proof import (
     start,
 )
 from mmdeploy_ext.proving.provenance import companion_checks
-from mmdeploy_ext.proving.results import Case, Check, DetectionRow, Pair
+from mmdeploy_ext.proving.results import Case, Check, DetectionRow, Pair, failed_detections
 from mmdeploy_ext.proving.substitution import choices_among, without_limits
 from mmdeploy_ext.proving.tasks import bbox3d, task_module
 from mmdeploy_ext.proving.tasks.matching import total_reasons

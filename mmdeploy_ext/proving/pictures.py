@@ -19,11 +19,11 @@ from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.errors import LoadError, ModelFileError, ShapeError, one_line
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.engines import build_backend, title_of
+from mmdeploy_ext.engines.base import FAILURES, attempt
 from mmdeploy_ext.exporting.files import make_metadata
 from mmdeploy_ext.exporting.model import check_options, rule_of
 from mmdeploy_ext.proving import file_checks, half_bars
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
-from mmdeploy_ext.proving.levels.attempts import FAILURES, attempt, failed_detections
 from mmdeploy_ext.proving.open_points import counts_of_images, unreached
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
 from mmdeploy_ext.proving.proof import (
@@ -50,7 +50,7 @@ from mmdeploy_ext.proving.references import (
     reference_with_empty_image,
     zoomed_on_object,
 )
-from mmdeploy_ext.proving.results import Case, DetectionRow, Pair
+from mmdeploy_ext.proving.results import Case, DetectionRow, Pair, failed_detections
 from mmdeploy_ext.proving.substitution import border_names, choices_among, substituted, without_limits
 from mmdeploy_ext.proving.tasks import bbox2d, task_module
 from mmdeploy_ext.proving.tasks.matching import total_reasons

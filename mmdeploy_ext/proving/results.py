@@ -11,6 +11,8 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.core.errors import one_line
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -399,3 +401,12 @@ class Pair:
     engine: str = 'ONNX Runtime'
     lidar2img: np.ndarray | None = None
     points: np.ndarray | None = None
+
+
+def failed_detections(title: str, expected: Any, error: Exception) -> DetectionRow:
+    """Return the row of an image, sweep or frame, `title`, for which an error was raised, not detections.
+
+    `expected` are PyTorch's detections, all of which are missing.
+    """
+    reason = f'no detections: {one_line(error)[:200]}'
+    return DetectionRow(title, len(expected), 0, len(expected), 0, 0.0, 1.0, False, reason, broken=True)

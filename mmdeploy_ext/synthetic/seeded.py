@@ -122,7 +122,7 @@ def _shift_norms(model: nn.Module, shift: float) -> None:
 
     With a mean of 0 each of the 50 layers of a MobileNetV2 makes rounding a fifth larger.
     """
-    from mmdeploy_ext.compat.older_mmdet import mmdet_module
+    from mmdeploy_ext.compat.patches_vendored import mmdet_module
 
     block = mmdet_module('mmdet.models.utils').InvertedResidual
     blocks = [part for part in model.modules() if isinstance(part, block)]

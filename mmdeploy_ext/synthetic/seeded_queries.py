@@ -82,7 +82,7 @@ HEADS = ('query_head', 'bbox_head', 'panoptic_head')
 
 def is_query(model: nn.Module) -> bool:
     """Return whether the head of a detector, an attribute of `HEADS`, is one of queries (DETR, masks)."""
-    from mmdeploy_ext.compat.older_mmdet import mmdet_module
+    from mmdeploy_ext.compat.patches_vendored import mmdet_module
 
     mmdet_heads = mmdet_module('mmdet.models.dense_heads')
     heads = (getattr(model, name, None) for name in HEADS)
@@ -91,7 +91,7 @@ def is_query(model: nn.Module) -> bool:
 
 def is_regional(model: nn.Module) -> bool:
     """Return whether the queries of a detector have regions, as in Sparse R-CNN: its boxes are learned."""
-    from mmdeploy_ext.compat.older_mmdet import mmdet_module
+    from mmdeploy_ext.compat.patches_vendored import mmdet_module
 
     head = mmdet_module('mmdet.models.dense_heads').EmbeddingRPNHead
     return isinstance(getattr(model, 'rpn_head', None), head)

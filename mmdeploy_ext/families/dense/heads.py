@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from mmdeploy_ext.compat.older_mmdet import mmdet_module, mmdet_release
 from mmdeploy_ext.compat.older_priors import LevelPoints
+from mmdeploy_ext.compat.patches_vendored import mmdet_module, mmdet_release
 from mmdeploy_ext.contract.dense_head import Head
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.source_code import is_in_library, users_method

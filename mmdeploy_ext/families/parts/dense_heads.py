@@ -17,8 +17,8 @@ from mmdet.core.anchor.anchor_generator import SSDAnchorGenerator
 from mmdet.core.post_processing import bbox_nms
 from torch import nn
 
-from mmdeploy_ext.compat.older_mmdet import mmdet_module, mmdet_release
 from mmdeploy_ext.compat.older_priors import DistanceCoder
+from mmdeploy_ext.compat.patches_vendored import mmdet_module, mmdet_release
 from mmdeploy_ext.contract.dense_head import Head, factor_head
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import number, positive

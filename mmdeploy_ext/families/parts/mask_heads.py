@@ -15,7 +15,7 @@ import torch
 from mmdet.models.roi_heads import mask_heads
 from torch import nn
 
-from mmdeploy_ext.compat.older_mmdet import mmdet_module
+from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import number
 from mmdeploy_ext.families.parts.regions import RegionBranch, Regions, part_of, stages_of

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.compat.older_mmdet import mmdet_module, mmdet_release
+from mmdeploy_ext.compat.patches_vendored import mmdet_module, mmdet_release
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.source_code import is_in_library
 from mmdeploy_ext.exporting.postprocess.suppression import (

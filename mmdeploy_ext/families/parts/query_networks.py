@@ -19,7 +19,7 @@ import torch
 from mmcv.cnn.bricks.transformer import TransformerLayerSequence
 from torch import nn
 
-from mmdeploy_ext.compat.older_mmdet import mmdet_module
+from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.attention import attend_tokens, multi_head
 from mmdeploy_ext.exporting.postprocess.suppression import hw

@@ -17,7 +17,7 @@ from mmdet.models.necks import BFP
 from torch import nn
 from torch.nn import functional
 
-from mmdeploy_ext.compat.older_mmdet import mmdet_module
+from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.core.source_code import is_users
 from mmdeploy_ext.exporting.copy import PREPARATIONS
 from mmdeploy_ext.exporting.ops.deform_conv import CALLERS, LeadingOffsets

@@ -11,7 +11,7 @@ from mmcv.cnn.bricks import transformer as bricks
 from mmcv.ops import multi_scale_deform_attn as deformable
 from torch import nn
 
-from mmdeploy_ext.compat.older_mmdet import mmdet_module
+from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.core.config import cfg_options
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.building import nearest_base

@@ -10,7 +10,7 @@ from typing import Any
 from mmdet.models.builder import HEADS
 from torch import nn
 
-from mmdeploy_ext.compat.older_mmdet import mmdet_module
+from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError

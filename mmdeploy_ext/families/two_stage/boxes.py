@@ -14,7 +14,7 @@ import torch
 from mmdet.models.roi_heads import bbox_heads
 from torch import nn
 
-from mmdeploy_ext.compat.older_mmdet import mmdet_release
+from mmdeploy_ext.compat.patches_vendored import mmdet_release
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import (
     NO_CANDIDATE,

@@ -15,7 +15,7 @@ import torch
 from mmdet.models.builder import HEADS
 from torch import nn
 
-from mmdeploy_ext.compat.older_mmdet import mmdet_module
+from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.errors import ConfigError

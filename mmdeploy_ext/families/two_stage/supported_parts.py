@@ -6,7 +6,7 @@ from typing import Any
 from mmdet.models.builder import DETECTORS
 from torch import nn
 
-from mmdeploy_ext.compat.older_mmdet import mmdet_module
+from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts.detector_parts import check_settings
 from mmdeploy_ext.families.parts.mask_heads import check_flow, points_of, threshold

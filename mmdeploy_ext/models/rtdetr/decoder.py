@@ -18,7 +18,7 @@ from mmcv.runner import BaseModule
 from mmdet.models.builder import HEADS
 from torch import nn
 
-from mmdeploy_ext.compat.older_mmdet import mmdet_module
+from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.models.catalogue import registered_if_named

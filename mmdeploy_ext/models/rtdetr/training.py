@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 
-from mmdeploy_ext.compat.older_mmdet import mmdet_module
+from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.rtdetr.boxes import cxcywh_to_xyxy, paired_iou, xyxy_to_cxcywh
 from mmdeploy_ext.models.rtdetr.decoder import RTDETRDecoder, Selection

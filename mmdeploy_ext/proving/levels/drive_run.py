@@ -20,8 +20,8 @@ import numpy as np
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import one_line
+from mmdeploy_ext.engines.base import Clock, attempt
 from mmdeploy_ext.proving import half_bars
-from mmdeploy_ext.proving.levels.attempts import Clock, attempt
 from mmdeploy_ext.proving.levels.instance_rows import InstancePairing
 from mmdeploy_ext.proving.levels.memory_rows import Followed, Moment, RowPairing
 from mmdeploy_ext.proving.results import SequenceRow

@@ -7,8 +7,8 @@ import types
 
 import pytest
 
-from mmdeploy_ext.compat import PATCHES, older_mmdet
-from mmdeploy_ext.compat.older_mmdet import mmdet_module
+from mmdeploy_ext.compat import PATCHES, patches_vendored
+from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
 
 torch = pytest.importorskip('torch')
@@ -237,7 +237,7 @@ def test_a_library_that_a_module_of_an_older_mmdet_needs_is_named(monkeypatch):
     def missing(name):
         raise ModuleNotFoundError("No module named 'timm'", name='timm')
 
-    monkeypatch.setattr(older_mmdet, 'importlib', types.SimpleNamespace(import_module=missing))
+    monkeypatch.setattr(patches_vendored, 'importlib', types.SimpleNamespace(import_module=missing))
     with pytest.raises(ModuleNotFoundError, match='timm'):
         _ = mmdet_module('mmdet.models.backbones').Swin
 
