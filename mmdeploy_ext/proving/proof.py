@@ -311,8 +311,8 @@ def notes_on_export(deployment: Model, metadata: Metadata) -> list[str]:
 
 
 def not_loaded(proof: Proof, error: Exception) -> tuple[Verdict, list[Any]]:
-    """End a proof whose engine cannot load a file: level 1 has judged a graph that nothing can run."""
-    proof.results.reasons.append(one_line(error)[:MAX_MESSAGE_LENGTH])
+    """End a proof whose engine cannot load a file; that is the first reason, whatever the checks found."""
+    proof.verdict.findings.append(Finding('outputs', '', False, one_line(error)[:MAX_MESSAGE_LENGTH]))
     return finish(proof), []
 
 

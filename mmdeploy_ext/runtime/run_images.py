@@ -28,7 +28,6 @@ from mmdeploy_ext.core.errors import (
     printable,
 )
 from mmdeploy_ext.core.files import check_outputs, check_writable, will_write, write_json
-from mmdeploy_ext.runtime.detect import camera_of, check_registered, runner_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -224,6 +223,8 @@ def check_file(path: str, metadata: Metadata, runner: str) -> None:
 
     It says so if the family of the file is not registered here. For `runner` see `main`.
     """
+    from mmdeploy_ext.runtime.detect import check_registered, runner_of
+
     check_registered(metadata.family)
     expected = runner_of(metadata.family, metadata.form)
     if not expected or expected != runner:
@@ -256,6 +257,8 @@ def check_picture_graph(path: str, metadata: Metadata) -> None:
 
 def check_cameras(args: argparse.Namespace, metadata: Metadata) -> None:
     """Refuse (UsageError) a file that needs cameras without `--cameras`, and `--cameras` for another file."""
+    from mmdeploy_ext.runtime.detect import camera_of
+
     takes_cameras = bool(camera_of(metadata))
     if takes_cameras and not args.cameras:
         raise UsageError(

@@ -40,7 +40,7 @@ def test_the_page_shows_the_package_and_its_code_is_under_100_lines():
     for path in [*files, OUTSIDE / 'pyproject.toml']:
         assert f'\n{path.read_text(encoding="utf-8")}```' in page, path.name
     lines = [line for path in files if path.name != 'model.py' for line in path.read_text().splitlines()]
-    assert len([line for line in lines if line.strip()]) == 99 and '99 lines' in page
+    assert len([line for line in lines if line.strip()]) == 98 and '98 lines' in page
 
 
 def write_checkpoint(path):
