@@ -289,7 +289,7 @@ def weights_checks(deployment: Model) -> list[Check]:
     """Compare the weights of the model with those of the same names in the checkpoint.
 
     Names that only one of both has are left out: layers rename what older versions wrote, and a missing or
-    further weight was refused when the checkpoint was loaded. A file of a backbone with folded norms, or a
+    further weight was refused when the checkpoint was loaded. So are the weights that inference does not use. A file of a backbone with folded norms, or a
     pickled module, has other weights; neither has a check, nor has a model that no file is of.
     """
     import torch
@@ -305,6 +305,8 @@ def weights_checks(deployment: Model) -> list[Check]:
         for name, tensor in content.get('state_dict', content).items()
         if isinstance(tensor, torch.Tensor)
     }
+    unused = deployment.family.ignored_prefixes
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(unused)}
     if getattr(report, 'prefix', None) is not None:  # of a backbone, which may have another place in its file
         place = f'{report.encoder}.' if report.encoder else ''
         tensors = {place + name.removeprefix(report.prefix): tensor for name, tensor in tensors.items()}
