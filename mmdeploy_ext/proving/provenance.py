@@ -289,8 +289,9 @@ def weights_checks(deployment: Model) -> list[Check]:
     """Compare the weights of the model with those of the same names in the checkpoint.
 
     Names that only one of both has are left out: layers rename what older versions wrote, and a missing or
-    further weight was refused when the checkpoint was loaded. So are the weights that inference does not use. A file of a backbone with folded norms, or a
-    pickled module, has other weights; neither has a check, nor has a model that no file is of.
+    further weight was refused when the checkpoint was loaded. So are weights that inference does not use. A
+    file of a backbone with folded norms, or a pickled module, has other weights; neither has a check, nor has
+    a model that no file is of.
     """
     import torch
 
