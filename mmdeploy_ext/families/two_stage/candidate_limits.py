@@ -74,14 +74,6 @@ def check_proposals(head: nn.Module, options: Options) -> None:
         raise UsageError(f'--max-proposals {options.max_proposals}: {type(head).__name__} exports without')
 
 
-def fitting(heads: Mapping[str, nn.Module], options: Options) -> Options:
-    """Return options whose limits are no more than what the heads leave; `heads` are those of `check`."""
-    for name in ('max_proposals', 'max_candidates'):  # as many candidates as the proposals before them give
-        if options.get(name):
-            options = options.replace(**{name: min(options[name], _available(heads, options)[name])})
-    return options
-
-
 def _available(heads: Mapping[str, nn.Module], options: Options) -> dict[str, int]:
     """Return option -> how many boxes can enter the suppression that it limits."""
     rpn_head, roi_head = heads['rpn_head'], heads.get('roi_head')
